@@ -1,0 +1,30 @@
+"""Run LSTM networks described in YAML over sequences in HDF5, and see every gate.
+
+The public names are loaded when they are first used, so that importing the package, and
+``lstm-cli --help``, cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lstm_cli.errors import LstmCliError
+
+if TYPE_CHECKING:
+    from lstm_cli.api import Model, build, load
+
+__version__ = "0.1.0"
+
+__all__ = ["LstmCliError", "Model", "__version__", "build", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "build", "load"):
+        from lstm_cli import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

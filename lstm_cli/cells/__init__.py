@@ -1,0 +1,26 @@
+"""Recurrent cells, each written once as its equations."""
+
+from lstm_cli.cells.activations import FORMULAS, Activation
+from lstm_cli.cells.cell import Cell, Gate, Parameter, Step
+from lstm_cli.cells.gru import GRU
+from lstm_cli.cells.lstm import LSTM
+from lstm_cli.cells.rnn import RNN
+from lstm_cli.cells.tracing import CellGraph, Stage, trace
+
+__all__ = [
+    "CELLS",
+    "FORMULAS",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Activation",
+    "Cell",
+    "CellGraph",
+    "Gate",
+    "Parameter",
+    "Stage",
+    "Step",
+    "trace",
+]
+
+CELLS: dict[str, type[Cell]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}

@@ -1,0 +1,140 @@
+"""Activation functions, as equations: ONNX's set for recurrent operators, and TMVA's two more.
+
+Where a branch is needed, the comparison is put so that NaN takes the branch that keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lstm_cli.cells.expression import Value, clip, exp, log1p, select, sigmoid, tanh
+from lstm_cli.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How one activation is computed, and the defaults of its parameters (None: it has none)."""
+
+    function: Callable[..., Value]
+    alpha: float | None = None
+    beta: float | None = None
+
+
+def _identity(x: Value) -> Value:
+    return x
+
+
+def _relu(x: Value) -> Value:
+    return select(x < 0, 0.0, x)
+
+
+def _leaky_relu(x: Value, alpha: float) -> Value:
+    return select(x < 0, alpha * x, x)
+
+
+def _thresholded_relu(x: Value, alpha: float) -> Value:
+    return select(x <= alpha, 0.0, x)
+
+
+def _elu(x: Value, alpha: float) -> Value:
+    return select(x < 0, alpha * (exp(select(x < 0, x, 0.0)) - 1.0), x)
+
+
+def _affine(x: Value, alpha: float, beta: float) -> Value:
+    return alpha * x + beta
+
+
+def _scaled_tanh(x: Value, alpha: float, beta: float) -> Value:
+    return alpha * tanh(beta * x)
+
+
+def _hard_sigmoid(x: Value, alpha: float, beta: float) -> Value:
+    return clip(alpha * x + beta, 0.0, 1.0)
+
+
+def _absolute(x: Value) -> Value:
+    return select(x < 0, -x, x)
+
+
+def _softsign(x: Value) -> Value:
+    # 1 / (1/|x| + 1) for large |x| would save infinity / infinity; x is finite in practice.
+    return x / (1.0 + _absolute(x))
+
+
+def _softplus(x: Value) -> Value:
+    return log1p(exp(-_absolute(x))) + _relu(x)
+
+
+def _gauss(x: Value) -> Value:
+    return exp(-(x * x))
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "sigmoid": Formula(sigmoid),
+    "tanh": Formula(tanh),
+    "relu": Formula(_relu),
+    "identity": Formula(_identity),
+    "affine": Formula(_affine, alpha=1.0, beta=0.0),
+    "elu": Formula(_elu, alpha=1.0),
+    "hard_sigmoid": Formula(_hard_sigmoid, alpha=0.2, beta=0.5),
+    "leaky_relu": Formula(_leaky_relu, alpha=0.01),
+    "scaled_tanh": Formula(_scaled_tanh, alpha=1.0, beta=1.0),
+    "softplus": Formula(_softplus),
+    "softsign": Formula(_softsign),
+    "thresholded_relu": Formula(_thresholded_relu, alpha=1.0),
+    "symmrelu": Formula(_absolute),
+    "gauss": Formula(_gauss),
+}
+"""Names and defaults: ONNX operators LSTM/GRU/RNN, opset 14; TMVA's ``SYMMRELU`` and ``GAUSS``."""
+
+SYNONYMS: Mapping[str, str] = {"linear": "identity", "none": "identity"}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An element-wise activation with its parameters filled in; call it on a value.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, or a parameter that this activation does not have.
+    """
+
+    name: str
+    alpha: float | None = None
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        name = SYNONYMS.get(self.name, self.name)
+        formula = FORMULAS.get(name)
+        if formula is None:
+            guess = nearest(self.name, [*FORMULAS, *SYNONYMS])
+            raise ConfigError(
+                f"{self.name!r} is not an activation",
+                expected="one of " + ", ".join(sorted(FORMULAS)),
+                hint=f"did you mean `{guess}`?" if guess else None,
+            )
+        object.__setattr__(self, "name", name)
+        for key in ("alpha", "beta"):
+            given, default = getattr(self, key), getattr(formula, key)
+            if given is not None and default is None:
+                raise ConfigError(f"the activation {name} has no {key}", found=f"{key}: {given:g}")
+            object.__setattr__(self, key, default if given is None else float(given))
+
+    def __call__(self, x: Value) -> Value:
+        parameters = [value for value in (self.alpha, self.beta) if value is not None]
+        return FORMULAS[self.name].function(x, *parameters)
+
+    def __str__(self) -> str:
+        formula = FORMULAS[self.name]
+        changed = [
+            f"{key}={getattr(self, key):g}"
+            for key in ("alpha", "beta")
+            if getattr(self, key) != getattr(formula, key)
+        ]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+SIGMOID = Activation("sigmoid")
+TANH = Activation("tanh")

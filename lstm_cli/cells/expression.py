@@ -1,0 +1,197 @@
+"""Symbols for a cell's equations: the small graph every generated engine is emitted from.
+
+An `Expression` is one node. Called with expressions, the functions here build nodes; called
+with NumPy arrays, they compute. So a cell's equations, written once, do both. Equal nodes are
+one object, which makes common subexpressions shared without a pass of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+Value: TypeAlias = Any
+"""A NumPy array or an `Expression`: what the equations are written in."""
+
+Number: TypeAlias = float | int
+
+
+class Expression:
+    """One node: an operation on other nodes, a named symbol, or a constant.
+
+    Attributes
+    ----------
+    op
+        ``symbol``, ``constant``, or a key of `OPERATIONS`.
+    args
+        The nodes it reads.
+    payload
+        A symbol's name, a constant's value, else None.
+    """
+
+    __slots__ = ("__weakref__", "args", "op", "payload")
+    __array_ufunc__ = None  # an array on the left of an operator defers to this class
+
+    op: str
+    args: tuple[Expression, ...]
+    payload: str | float | None
+
+    def __new__(
+        cls, op: str, args: tuple[Expression, ...] = (), payload: str | float | None = None
+    ) -> Expression:
+        key = (op, tuple(map(id, args)), repr(payload))
+        node = _NODES.get(key)
+        if node is None:
+            node = super().__new__(cls)
+            node.op, node.args, node.payload = op, args, payload
+            _NODES[key] = node
+        return node
+
+    def __add__(self, other: Expression | Number) -> Expression:
+        return Expression("add", (self, lift(other)))
+
+    def __radd__(self, other: Number) -> Expression:
+        return Expression("add", (lift(other), self))
+
+    def __sub__(self, other: Expression | Number) -> Expression:
+        return Expression("subtract", (self, lift(other)))
+
+    def __rsub__(self, other: Number) -> Expression:
+        return Expression("subtract", (lift(other), self))
+
+    def __mul__(self, other: Expression | Number) -> Expression:
+        return Expression("multiply", (self, lift(other)))
+
+    def __rmul__(self, other: Number) -> Expression:
+        return Expression("multiply", (lift(other), self))
+
+    def __truediv__(self, other: Expression | Number) -> Expression:
+        return Expression("divide", (self, lift(other)))
+
+    def __rtruediv__(self, other: Number) -> Expression:
+        return Expression("divide", (lift(other), self))
+
+    def __neg__(self) -> Expression:
+        return Expression("negative", (self,))
+
+    def __lt__(self, other: Expression | Number) -> Expression:
+        return Expression("less", (self, lift(other)))
+
+    def __le__(self, other: Expression | Number) -> Expression:
+        return Expression("less_equal", (self, lift(other)))
+
+    def __repr__(self) -> str:
+        if self.op in ("symbol", "constant"):
+            return str(self.payload)
+        return f"{self.op}({', '.join(map(repr, self.args))})"
+
+
+_NODES: WeakValueDictionary[tuple[str, tuple[int, ...], str], Expression] = WeakValueDictionary()
+
+
+def symbol(name: str) -> Expression:
+    """A named input of the graph."""
+    return Expression("symbol", payload=name)
+
+
+def lift(value: Expression | Number) -> Expression:
+    """A number as a constant node; a node as it is."""
+    return value if isinstance(value, Expression) else Expression("constant", payload=float(value))
+
+
+def _sigmoid(x: Value) -> Value:
+    # exp(-x) may overflow to infinity, and 1 / infinity is the 0 that is wanted.
+    with np.errstate(over="ignore"):
+        return 1.0 / (1.0 + np.exp(-x))
+
+
+OPERATIONS: Mapping[str, Callable[..., Value]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "negative": np.negative,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "exp": np.exp,
+    "log1p": np.log1p,
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "select": np.where,
+    "clip": np.clip,
+}
+"""What each operation computes. NaN passes through all of them; `select` takes either side."""
+
+
+def _apply(op: str, *values: Value) -> Value:
+    if any(isinstance(value, Expression) for value in values):
+        return Expression(op, tuple(lift(value) for value in values))
+    return OPERATIONS[op](*values)
+
+
+def exp(x: Value) -> Value:
+    """e to the power of `x`."""
+    return _apply("exp", x)
+
+
+def log1p(x: Value) -> Value:
+    """log(1 + x), accurate for small `x`."""
+    return _apply("log1p", x)
+
+
+def tanh(x: Value) -> Value:
+    """Hyperbolic tangent."""
+    return _apply("tanh", x)
+
+
+def sigmoid(x: Value) -> Value:
+    """Logistic function 1 / (1 + exp(-x)), saturating without a warning."""
+    return _apply("sigmoid", x)
+
+
+def select(condition: Value, yes: Value, no: Value) -> Value:
+    """`yes` where `condition` holds, else `no`; the side not taken does not matter."""
+    return _apply("select", condition, yes, no)
+
+
+def clip(x: Value, low: Number, high: Number) -> Value:
+    """`x` limited to [low, high]; NaN stays NaN."""
+    return _apply("clip", x, low, high)
+
+
+def topological(roots: Iterable[Expression]) -> list[Expression]:
+    """Every node below `roots`, each once, arguments before what reads them."""
+    order: dict[Expression, None] = {}
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, expanded = stack.pop()
+        if node in order:
+            continue
+        if expanded:
+            order[node] = None
+        else:
+            stack.append((node, True))
+            stack.extend((arg, False) for arg in reversed(node.args))
+    return list(order)
+
+
+def evaluate(roots: Mapping[str, Expression], symbols: Mapping[str, Value]) -> dict[str, Value]:
+    """The value of every root, given the value of every symbol.
+
+    Raises
+    ------
+    KeyError
+        A symbol of the graph has no value.
+    """
+    values: dict[Expression, Value] = {}
+    for node in topological(roots.values()):
+        if node.op == "symbol":
+            values[node] = symbols[str(node.payload)]
+        elif node.op == "constant":
+            values[node] = node.payload
+        else:
+            values[node] = OPERATIONS[node.op](*(values[arg] for arg in node.args))
+    return {name: values[root] for name, root in roots.items()}

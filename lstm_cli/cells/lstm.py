@@ -1,0 +1,104 @@
+"""The LSTM cell: two states, eight weight matrices, four biases, a function for each gate.
+
+Hochreiter and Schmidhuber 1997; forget gate, Gers et al. 2000; peepholes, Gers et al. 2002;
+projection, Sak et al. 2014; coupled gates, Greff et al. 2017.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lstm_cli.cells.activations import TANH, Activation
+from lstm_cli.cells.cell import Cell, Gate, Parameter, Step
+from lstm_cli.cells.expression import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM(Cell):
+    """Long short-term memory with states h (output) and c (cell).
+
+    Attributes
+    ----------
+    cell_activation
+        Of c on its way out.
+    peepholes
+        Gates i and f see the old c, o the new one, each through a vector of its own.
+    projection_size
+        h is W_hr (o * act(c)) of this many features P; None leaves h at H.
+    coupled_input_forget
+        f = 1 - i.
+    use_forget_gate
+        False is the LSTM before 2000: c = c + i g.
+    """
+
+    cell_activation: Activation = TANH
+    peepholes: bool = False
+    projection_size: int | None = None
+    coupled_input_forget: bool = False
+    use_forget_gate: bool = True
+
+    kind = "lstm"
+    states = ("h", "c")
+    gates = (
+        Gate("i", "input", "input_gate"),
+        Gate("f", "forget", "forget_gate"),
+        Gate("g", "candidate", "candidate_value"),
+        Gate("o", "output", "output_gate"),
+    )
+
+    @property
+    def output_size(self) -> int:
+        return self.projection_size or self.hidden_size
+
+    @property
+    def peephole_gates(self) -> tuple[str, ...]:
+        return ("i", "f", "o") if self.peepholes else ()
+
+    def _extra_parameters(self) -> tuple[Parameter, ...]:
+        H, P = self.hidden_size, self.projection_size
+        found = []
+        if self.peepholes:
+            found.append(
+                Parameter("peephole", "peepholes", "(3H,)", (3 * H,), self.peephole_gates, "p")
+            )
+        if P is not None:
+            found.append(Parameter("weight_hr", "projection", "(P, H)", (P, H), (), "W_hr"))
+        return tuple(found)
+
+    def input_gate(self, step: Step, a: Value, c_prev: Value) -> Value:
+        """How much of the candidate enters: i = σ(W_i x + U_i h_prev + b_i [+ p_i c_prev])."""
+        if self.peepholes:
+            a = a + step.p["i"] * c_prev
+        return step.record("i", self.recurrent_activation(self.pre(a)))
+
+    def forget_gate(self, step: Step, a: Value, c_prev: Value, i: Value) -> Value:
+        """How much of c stays: f = σ(W_f x + U_f h_prev + b_f [+ p_f c_prev]), 1 - i, or 1."""
+        if not self.use_forget_gate:
+            return None
+        if self.coupled_input_forget:
+            return step.record("f", 1.0 - i)
+        if self.peepholes:
+            a = a + step.p["f"] * c_prev
+        return step.record("f", self.recurrent_activation(self.pre(a)))
+
+    def candidate_value(self, step: Step, a: Value) -> Value:
+        """What may enter: g = tanh(W_g x + U_g h_prev + b_g)."""
+        return step.record("g", self.activation(self.pre(a)))
+
+    def output_gate(self, step: Step, a: Value, c: Value) -> Value:
+        """How much of c shows: o = σ(W_o x + U_o h_prev + b_o [+ p_o c])."""
+        if self.peepholes:
+            a = a + step.p["o"] * c
+        return step.record("o", self.recurrent_activation(self.pre(a)))
+
+    def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
+        """c = f c_prev + i g; h = o tanh(c), projected if the cell projects."""
+        h_prev, c_prev = states
+        x, u = step.x, step.recurrent(h_prev, self.letters)
+        i = self.input_gate(step, x["i"] + u["i"], c_prev)
+        f = self.forget_gate(step, x["f"] + u["f"], c_prev, i)
+        g = self.candidate_value(step, x["g"] + u["g"])
+        c = i * g + (c_prev if f is None else f * c_prev)
+        o = self.output_gate(step, x["o"] + u["o"], c)
+        h = o * self.cell_activation(c)
+        return (h if self.projection_size is None else step.project(h)), c

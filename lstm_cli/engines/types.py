@@ -1,0 +1,214 @@
+"""What an engine takes and gives: layer specifications, batches, and the engine protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_cli.cells import Activation, Cell, Parameter
+
+Array: TypeAlias = NDArray[Any]
+State: TypeAlias = tuple[Array, Array | None]
+"""(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
+
+DIRECTIONS = ("forward", "reverse")
+
+
+@dataclass(frozen=True)
+class RecurrentSpec:
+    """A recurrent layer.
+
+    Attributes
+    ----------
+    index
+        Place in the config's list of layers, the ``<k>`` of weight names.
+    input_size
+        Features D it reads.
+    cells
+        One cell a direction: forward, or forward and reverse.
+    return_sequences
+        Every step's output, or the last one's only.
+    stateful
+        Row j of a batch continues row j of the one before.
+    dropout, recurrent_dropout
+        Rates, used in training only.
+    """
+
+    index: int
+    input_size: int
+    cells: tuple[Cell, ...]
+    return_sequences: bool = True
+    stateful: bool = False
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    forget_bias: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        return self.cells[0].kind
+
+    @property
+    def hidden_size(self) -> int:
+        return self.cells[0].hidden_size
+
+    @property
+    def directions(self) -> int:
+        return len(self.cells)
+
+    @property
+    def output_size(self) -> int:
+        return self.directions * self.cells[0].output_size
+
+    def prefix(self, direction: int) -> str:
+        """Where this direction's tensors are stored, such as ``layers.0.reverse.``."""
+        return f"layers.{self.index}." + ("reverse." if direction else "")
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Stored name of every tensor to what it is, forward direction first."""
+        return {
+            self.prefix(d) + p.name: p
+            for d, cell in enumerate(self.cells)
+            for p in cell.parameters(self.input_size)
+        }
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """A dense layer, on every step alike; `activation` None is softmax over the units."""
+
+    index: int
+    input_size: int
+    units: int
+    activation: Activation | None
+    kind: ClassVar[str] = "dense"
+
+    @property
+    def output_size(self) -> int:
+        return self.units
+
+    @property
+    def activation_name(self) -> str:
+        return "softmax" if self.activation is None else str(self.activation)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Stored name of every tensor to what it is."""
+        F, D = self.units, self.input_size
+        return {
+            f"layers.{self.index}.weight": Parameter(
+                "weight", "matrix", "(units, D)", (F, D), (), "W"
+            ),
+            f"layers.{self.index}.bias": Parameter("bias", "bias", "(units,)", (F,), (), "b"),
+        }
+
+
+@dataclass(frozen=True)
+class DropoutSpec:
+    """Dropout, the identity outside training."""
+
+    index: int
+    input_size: int
+    rate: float
+    kind: ClassVar[str] = "dropout"
+
+    @property
+    def output_size(self) -> int:
+        return self.input_size
+
+    def parameters(self) -> dict[str, Parameter]:
+        """No tensors."""
+        return {}
+
+
+@dataclass(frozen=True)
+class FlattenSpec:
+    """(N, T, F) to (N, steps * F); sequences shorter than `steps` are padded with zeros."""
+
+    index: int
+    input_size: int
+    steps: int
+    kind: ClassVar[str] = "flatten"
+
+    @property
+    def output_size(self) -> int:
+        return self.steps * self.input_size
+
+    def parameters(self) -> dict[str, Parameter]:
+        """No tensors."""
+        return {}
+
+
+LayerSpec: TypeAlias = RecurrentSpec | DenseSpec | DropoutSpec | FlattenSpec
+
+
+@dataclass
+class LayerResult:
+    """What one layer gave.
+
+    Attributes
+    ----------
+    output
+        (N, T, F), or (N, F) after the steps are gone. Padded steps hold 0.
+    state
+        Final states of a recurrent layer.
+    kept
+        What was asked to be kept: by direction and name, (N, T, H) or (N, T, P). Steps past
+        a sequence's end hold 0.
+    logits
+        A last dense layer's values before its softmax or sigmoid, where asked for.
+    seconds
+        Time by part, such as ``input projection`` and ``recurrence``.
+    """
+
+    output: Array
+    state: State | None = None
+    kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    logits: Array | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Computes layers on one device. Explicit, passed along; there is no global one."""
+
+    name: str
+    device: str
+    dtype: str
+    threads: int | None
+
+    def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
+        """Weights of one layer as this engine wants them, made once and used for every batch."""
+
+    def forward(
+        self,
+        spec: LayerSpec,
+        prepared: Any,
+        x: Array,
+        lengths: Array | None,
+        state: State | None = None,
+        *,
+        keep: bool = False,
+    ) -> LayerResult:
+        """One layer over a batch.
+
+        Parameters
+        ----------
+        x
+            (N, T, D), or (N, D) for a dense or dropout layer after the steps are gone.
+        lengths
+            (N,) valid steps; None if all T are.
+        state
+            Initial (h, c); None is zeros.
+        keep
+            Keep gates and states of every step, and a dense layer's logits.
+        """
+
+    def to_host(self, array: Array) -> Array:
+        """The array in NumPy's memory."""
+
+
+Layers: TypeAlias = Sequence[LayerSpec]
+SUPPORTED_DTYPES = ("float32", "float64")
+FLOAT32 = np.dtype(np.float32)

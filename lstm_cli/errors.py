@@ -1,0 +1,125 @@
+"""What can go wrong, said in one form: what, expected, found, where, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes
+    ----------
+    what
+        One sentence without a full stop; names the key, gate or dataset.
+    expected, found
+        The two sides, where they are not already in `what`.
+    where
+        Places, one a line: ``configs/mine.yaml line 9``, ``/test/inputs in words.h5``.
+    hint
+        The command or key that mends it.
+    """
+
+    what: str
+    expected: str | None = None
+    found: str | None = None
+    where: tuple[str, ...] = ()
+    hint: str | None = None
+
+    def lines(self) -> list[str]:
+        """The problem as plain text: `what`, then indented details."""
+        details = [self.what]
+        if self.expected is not None:
+            details.append(f"  expected {self.expected}")
+        if self.found is not None:
+            details.append(f"  found {self.found}")
+        details.extend(f"  {place}" for place in self.where)
+        return details
+
+
+class LstmCliError(Exception):
+    """Base of all errors this package raises on purpose.
+
+    Carries one or more `problems`; `exit_code` is what the command line exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str | Sequence[Problem],
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        where: str | Iterable[str] = (),
+        hint: str | None = None,
+    ) -> None:
+        if isinstance(what, str):
+            places = (where,) if isinstance(where, str) else tuple(where)
+            self.problems: tuple[Problem, ...] = (Problem(what, expected, found, places, hint),)
+        else:
+            self.problems = tuple(what)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for problem in self.problems:
+            lines += problem.lines()
+        lines += [f"hint: {hint}" for hint in self.hints]
+        return "\n".join(lines)
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """Every problem's hint, each once, in order."""
+        return tuple(dict.fromkeys(p.hint for p in self.problems if p.hint is not None))
+
+
+class UsageError(LstmCliError):
+    """The command or call itself is wrong."""
+
+    exit_code = 2
+
+
+class DataError(LstmCliError):
+    """The sequences cannot be used: missing, malformed, or unfit for the config."""
+
+    exit_code = 3
+
+
+class ConfigError(LstmCliError):
+    """The config is wrong."""
+
+    exit_code = 4
+
+
+class WeightsError(LstmCliError):
+    """The weights cannot be read, or do not fit the config."""
+
+    exit_code = 4
+
+
+class DeviceError(LstmCliError):
+    """The device or engine asked for cannot be used here."""
+
+    exit_code = 5
+
+
+class MissingExtraError(DeviceError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, purpose: str, module: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {module}, which is not installed",
+            hint=f"pip install 'lstm-cli[{extra}]'",
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was most likely meant to be, or None."""
+    names = list(known)
+    folded = {candidate.lower(): candidate for candidate in reversed(names)}
+    match = get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    return folded[match[0]] if match else None

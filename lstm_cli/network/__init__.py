@@ -1,0 +1,1 @@
+"""Networks: layers, initial weights, and the forward pass through all of them."""

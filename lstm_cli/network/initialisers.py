@@ -1,0 +1,111 @@
+"""Initial weights: each gate's matrix is drawn as the matrix it is, not as a slice of a stack.
+
+Glorot and Bengio 2010; He et al. 2015; Saxe et al. 2014 (orthogonal). `xavier`,
+`xavier_uniform`, `gauss`, `uniform`, `zero` and `identity` are TMVA's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_cli.cells import Parameter
+from lstm_cli.engines.types import Layers, RecurrentSpec
+
+Matrix = NDArray[np.float64]
+Scheme = Callable[[np.random.Generator, int, int], Matrix]
+
+
+def _uniform(rng: np.random.Generator, rows: int, columns: int, limit: float) -> Matrix:
+    return rng.uniform(-limit, limit, (rows, columns))
+
+
+def _xavier(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    """A Gaussian of sigma sqrt(6 / (rows + columns)), cut at 2 sigma."""
+    drawn = rng.standard_normal((rows, columns))
+    while (outside := np.abs(drawn) > 2).any():
+        drawn[outside] = rng.standard_normal(int(outside.sum()))
+    return np.asarray(drawn * np.sqrt(6 / (rows + columns)))
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    drawn = rng.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(drawn)
+    q = q * np.sign(np.diag(r))
+    return np.asarray(q if rows >= columns else q.T)
+
+
+def _glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return _uniform(rng, rows, columns, np.sqrt(6 / (rows + columns)))
+
+
+def _glorot_normal(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return np.asarray(rng.standard_normal((rows, columns)) * np.sqrt(2 / (rows + columns)))
+
+
+def _he_uniform(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return _uniform(rng, rows, columns, np.sqrt(6 / columns))
+
+
+def _gauss(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return np.asarray(rng.standard_normal((rows, columns)) * np.sqrt(2 / columns))
+
+
+def _uniform_by_columns(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return _uniform(rng, rows, columns, np.sqrt(2 / columns))
+
+
+def _zero(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return np.zeros((rows, columns))
+
+
+def _identity(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
+    return np.eye(rows, columns)
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "glorot_uniform": _glorot_uniform,
+    "glorot_normal": _glorot_normal,
+    "he_uniform": _he_uniform,
+    "he_normal": _gauss,
+    "orthogonal": _orthogonal,
+    "uniform": _uniform_by_columns,
+    "xavier": _xavier,
+    "xavier_uniform": _glorot_uniform,
+    "gauss": _gauss,
+    "zero": _zero,
+    "identity": _identity,
+}
+"""Names of `model.init.scheme`: a generator, rows and columns to one gate's matrix."""
+
+
+def _tensor(parameter: Parameter, scheme: Scheme, rng: np.random.Generator) -> Matrix:
+    """One stored tensor: matrices by `scheme`, block by block; vectors zero."""
+    if len(parameter.shape) == 1:
+        return np.zeros(parameter.shape)
+    blocks = max(len(parameter.blocks), 1)
+    rows, columns = parameter.shape[0] // blocks, parameter.shape[1]
+    return np.concatenate([scheme(rng, rows, columns) for _ in range(blocks)])
+
+
+def initialise(
+    layers: Layers, scheme: str = "glorot_uniform", seed: int = 0, dtype: str = "float32"
+) -> dict[str, NDArray[Any]]:
+    """Weights for every layer, by stored name.
+
+    Every tensor has a generator of its own, seeded by `seed` and its name, so that changing
+    one layer leaves the others' weights alone. Draws are made in float64 and then rounded.
+    """
+    weights: dict[str, NDArray[Any]] = {}
+    for spec in layers:
+        for name, parameter in spec.parameters().items():
+            rng = np.random.default_rng([seed, *name.encode()])
+            value = _tensor(parameter, SCHEMES[scheme], rng)
+            if isinstance(spec, RecurrentSpec) and parameter.name == "bias" and spec.kind == "lstm":
+                forget = parameter.blocks.index("f")
+                value.reshape(len(parameter.blocks), -1)[forget] = spec.forget_bias
+            weights[name] = value.astype(dtype)
+    return weights
