@@ -43,7 +43,8 @@ class Problem:
 class LstmCliError(Exception):
     """Base of all errors this package raises on purpose.
 
-    Carries one or more `problems`; `exit_code` is what the command line exits with.
+    Carries one or more `problems`, with a `headline` over several; `exit_code` is what the
+    command line exits with.
     """
 
     exit_code = 1
@@ -56,18 +57,24 @@ class LstmCliError(Exception):
         found: str | None = None,
         where: str | Iterable[str] = (),
         hint: str | None = None,
+        headline: str | None = None,
     ) -> None:
         if isinstance(what, str):
             places = (where,) if isinstance(where, str) else tuple(where)
             self.problems: tuple[Problem, ...] = (Problem(what, expected, found, places, hint),)
         else:
             self.problems = tuple(what)
+        several = len(self.problems) > 1
+        self.headline = headline or (f"{len(self.problems)} problems" if several else None)
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines: list[str] = []
+        lines: list[str] = [] if self.headline is None else [self.headline]
         for problem in self.problems:
-            lines += problem.lines()
+            own = problem.lines()
+            lines += own if self.headline is None else ["", *(f"  {line}" for line in own)]
+        if self.headline is not None and self.hints:
+            lines.append("")
         lines += [f"hint: {hint}" for hint in self.hints]
         return "\n".join(lines)
 

@@ -29,7 +29,7 @@ class Parameter:
     name
         Name within its layer and direction, such as ``weight_ih``.
     role
-        What it is, in words.
+        What one gate's part of it is, in words.
     formula, shape
         The shape in letters, such as ``(4H, D)``, and in numbers.
     blocks
@@ -132,22 +132,20 @@ class Cell(ABC):
         G, H, D, P = len(self.gates), self.hidden_size, input_size, self.output_size
         rows = "H" if G == 1 else f"{G}H"
         letters, reads = self.letters, "P" if P != H else "H"
-        several = "es" if G > 1 else ""
-        matrices = "matrices" if G > 1 else "matrix"
         found = [
-            Parameter("weight_ih", f"input {matrices}", f"({rows}, D)", (G * H, D), letters, "W"),
+            Parameter("weight_ih", "input matrix", f"({rows}, D)", (G * H, D), letters, "W"),
             Parameter(
-                "weight_hh", f"recurrent {matrices}", f"({rows}, {reads})", (G * H, P), letters, "U"
+                "weight_hh", "recurrent matrix", f"({rows}, {reads})", (G * H, P), letters, "U"
             ),
         ]
         if self.recurrent_bias:
             names = (("bias_ih", "input", "b"), ("bias_hh", "recurrent", "b_h"))
             found += [
-                Parameter(n, f"{which} bias{several}", f"({rows},)", (G * H,), letters, s)
+                Parameter(n, f"{which} bias", f"({rows},)", (G * H,), letters, s)
                 for n, which, s in names
             ]
         else:
-            found.append(Parameter("bias", f"bias{several}", f"({rows},)", (G * H,), letters, "b"))
+            found.append(Parameter("bias", "bias", f"({rows},)", (G * H,), letters, "b"))
         return (*found, *self._extra_parameters())
 
     def _extra_parameters(self) -> tuple[Parameter, ...]:

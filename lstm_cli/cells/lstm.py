@@ -59,7 +59,7 @@ class LSTM(Cell):
         found = []
         if self.peepholes:
             found.append(
-                Parameter("peephole", "peepholes", "(3H,)", (3 * H,), self.peephole_gates, "p")
+                Parameter("peephole", "peephole", "(3H,)", (3 * H,), self.peephole_gates, "p")
             )
         if P is not None:
             found.append(Parameter("weight_hr", "projection", "(P, H)", (P, H), (), "W_hr"))

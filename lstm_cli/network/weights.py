@@ -116,14 +116,15 @@ def _unwanted(
 def _misshapen(name: str, spec: LayerSpec, parameter: Parameter, found: tuple[int, ...]) -> Misfit:
     expected, gates = parameter.shape, len(parameter.blocks)
     mark, why = _difference(parameter, found)
-    what = f"{name} is {shape_text(found)}, expected {shape_text(expected)}"
-    if gates:
-        what += f" ({gate_names(parameter)})"
+    verb = "together are" if gates > 1 else "is"
+    what = f"{name}: {gate_names(parameter)} {verb} {shape_text(found)}, "
+    what += f"expected {shape_text(expected)} = {parameter.formula}"
     if gates and mark in "HDP" and found[0] % gates == 0:
         # As many gates on both sides: speak of one gate's matrix, as people write it down.
         one, other = (shape_text((size[0] // gates, *size[1:])) for size in (found, expected))
-        verb = "are" if gates > 1 else "is"
-        what = f"{gate_names(parameter)} {verb} {one}, expected {other}"
+        verb = verb.removeprefix("together ")
+        formula = parameter.formula.replace(f"{gates}H", "H")
+        what = f"{name}: {gate_names(parameter)} {verb} {one}, expected {other} = {formula}"
     return Misfit(name, spec.index, expected, found, mark, f"{what}{why}")
 
 

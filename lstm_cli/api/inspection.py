@@ -1,0 +1,119 @@
+"""Config, weights and data side by side: all shapes, and every misfit at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lstm_cli.api.fit import data_problems, weights_problems
+from lstm_cli.api.shapes import LayerShapes, network_shapes
+from lstm_cli.config import Config
+from lstm_cli.data import DataOptions, open_data
+from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError
+from lstm_cli.formats import native
+from lstm_cli.network.weights import merge_biases
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes
+    ----------
+    name, config
+        The config's name and file.
+    weights, data
+        The weights file and the data that were compared, if any.
+    layers
+        Shapes of every layer.
+    parameters, bytes
+        Of the whole network.
+    weights_problems, data_problems
+        What does not fit.
+    """
+
+    name: str
+    config: str
+    weights: str | None
+    data: str | None
+    layers: tuple[LayerShapes, ...]
+    parameters: int
+    bytes: int
+    weights_problems: tuple[Problem, ...]
+    data_problems: tuple[Problem, ...]
+
+    def error(self) -> LstmCliError | None:
+        """The misfits as an error: of the weights if they have any, else of the data."""
+        problems = (*self.weights_problems, *self.data_problems)
+        if not problems:
+            return None
+        sides = [self.weights] if self.weights_problems else []
+        sides += [self.data] if self.data_problems else []
+        count = f"{len(problems)} misfit{'s' if len(problems) > 1 else ''}"
+        headline = f"{count} between {self.config} and {' and '.join(map(str, sides))}"
+        kind = WeightsError if self.weights_problems else DataError
+        return kind(problems, headline=headline)
+
+
+def inspect(
+    config: Config,
+    weights: str | Path | None,
+    data: Sequence[str],
+    options: DataOptions,
+    *,
+    itemsize: int = 4,
+    batch: int = 64,
+) -> Inspection:
+    """Shapes of a config, compared with a weights file and data where they are given.
+
+    Raises
+    ------
+    WeightsError, DataError
+        A file cannot be read at all; a misfit is no exception but part of the result.
+    """
+    found, wrong_weights = None, []
+    if weights is not None:
+        tensors = native.read(weights).tensors
+        wrong_weights = weights_problems(config, tensors, str(weights))
+        merged = merge_biases(config.specs, tensors)
+        found = {name: value.shape for name, value in merged.items()}
+    description, steps, wrong_data = None, config.model.steps, []
+    if data:
+        with open_data(data, options) as dataset:
+            wrong_data = data_problems(config, dataset)
+            description = f"{', '.join(data)}: {dataset.description}"
+            batch, steps = min(batch, dataset.count), dataset.max_steps
+    layers = network_shapes(config, itemsize, batch=batch, steps=steps, found=found)
+    return Inspection(
+        config.name,
+        config.source,
+        None if weights is None else str(weights),
+        description,
+        layers,
+        sum(layer.parameters for layer in layers),
+        sum(layer.bytes for layer in layers),
+        tuple(wrong_weights),
+        tuple(wrong_data),
+    )
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a weights file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+def stored_tensors(path: str | Path) -> tuple[StoredTensor, ...] | None:
+    """What a weights file without a config holds; None if it carries one."""
+    file = native.read(path)
+    if file.config is not None:
+        return None
+    return tuple(
+        StoredTensor(name, value.shape, str(value.dtype), value.nbytes)
+        for name, value in sorted(file.tensors.items())
+    )

@@ -1,0 +1,289 @@
+"""A dataset through a model, batch by batch: results to files, metrics, and where time went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from lstm_cli import __version__
+from lstm_cli.api.model import Model
+from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
+from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
+from lstm_cli.engines.types import DenseSpec
+from lstm_cli.errors import DataError
+from lstm_cli.network.network import Result, ends_sequence
+from lstm_cli.training.metrics import Metrics
+
+AUTO_BYTES = 16 << 20
+"""What ``--batch-size auto`` lets the widest layer's values over a batch take."""
+
+StateShape = tuple[int, int, int, int | None]
+"""Layer index, directions, features of h, features of c or None."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Files of a run: results, every gate's values, and initial states to read."""
+
+    output: Path | None = None
+    gates: Path | None = None
+    state: Path | None = None
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The first value of the outputs that is NaN or infinite, and how many sequences have any."""
+
+    sequences: int
+    first: int
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did.
+
+    Attributes
+    ----------
+    sequences, steps
+        How many, over all files; steps are valid ones.
+    output_shape
+        Of `outputs`, with T as it stands in the file or None where lengths vary.
+    timings
+        Rows of the table of timings.
+    seconds
+        The whole of reading, computing and writing.
+    metrics
+        By name; empty without targets.
+    loss
+        The loss that the metrics' ``loss`` is.
+    notes
+        What a user should know: targets that were not used, and why.
+    not_finite
+        Outputs that are NaN or infinite; None if there are none.
+    """
+
+    sequences: int
+    steps: int
+    output_shape: tuple[int | str, ...]
+    timings: tuple[TimingRow, ...]
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    loss: str | None = None
+    notes: tuple[str, ...] = ()
+    not_finite: NotFinite | None = None
+
+
+def state_shapes(model: Model) -> list[StateShape]:
+    """What a results file holds of each recurrent layer's states."""
+    shapes: list[StateShape] = []
+    for spec in model.network.recurrent:
+        sizes = spec.cells[0].state_sizes
+        shapes.append((spec.index, spec.directions, sizes[0], (*sizes, None)[1]))
+    return shapes
+
+
+def loss_of(model: Model) -> tuple[str, bool]:
+    """The loss to measure with, and whether the config names it; else the last layer tells."""
+    if model.config.train is not None and model.config.train.loss is not None:
+        return model.config.train.loss, True
+    last = model.network.layers[-1]
+    name = last.activation_name if isinstance(last, DenseSpec) else ""
+    return {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}.get(name, "mse"), False
+
+
+def fitting_batch(model: Model, data: Dataset) -> int:
+    """A batch size whose widest layer fills `AUTO_BYTES`, 1 to 1024."""
+    width = max(max(spec.input_size, spec.output_size) for spec in model.network.layers)
+    row = width * max(data.max_steps, 1) * np.dtype(model.network.engine.dtype).itemsize
+    return int(min(max(AUTO_BYTES // row, 1), 1024))
+
+
+def run_dataset(
+    model: Model,
+    data: Dataset,
+    *,
+    batch_size: int = 64,
+    files: RunFiles = RunFiles(),
+    progress: Callable[[int], None] | None = None,
+) -> RunReport:
+    """The forward pass over a dataset.
+
+    Parameters
+    ----------
+    batch_size
+        Sequences computed together; no result depends on it, unless layers are stateful.
+    files
+        Where results go, and initial states come from.
+    progress
+        Called after every batch with the number of sequences done.
+
+    Raises
+    ------
+    DataError, LstmCliError
+        The data cannot be read or does not fit; a file cannot be written.
+    """
+    return _Run(model, data, batch_size, files, progress).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        model: Model,
+        data: Dataset,
+        batch_size: int,
+        files: RunFiles,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.model, self.data, self.batch_size = model, data, batch_size
+        self.files, self.progress = files, progress
+        self.watch = Stopwatch()
+        self.notes: list[str] = []
+        self.bad_sequences, self.first_bad = 0, -1
+        self.metrics, self.loss_is_named = self._metrics()
+        self.stack = ExitStack()
+        self.writer: ResultWriter | None = None
+        self.gates: GateWriter | None = None
+        self.states: StateReader | None = None
+
+    def _metrics(self) -> tuple[Metrics | None, bool]:
+        network = self.model.network
+        loss, named = loss_of(self.model)
+        if self.data.targets is None:
+            return None, named
+        metrics = Metrics(
+            loss,
+            per_step=network.returns_sequences,
+            features=network.output_size,
+            name=self.data.targets.name,
+        )
+        return metrics, named
+
+    def run(self) -> RunReport:
+        begun = perf_counter()
+        with self.stack:
+            self._open()
+            file = -1
+            for batch in self._batches():
+                if batch.file != file:
+                    self.model.reset_state()
+                    file = batch.file
+                self._one(batch)
+                if self.progress is not None:
+                    self.progress(len(batch.x))
+            with self.watch.section("write") if self.writer else ExitStack():
+                self.stack.close()  # renames the results: they are whole
+        seconds = perf_counter() - begun
+        return self._report(seconds)
+
+    def _open(self) -> None:
+        network, shapes = self.model.network, state_shapes(self.model)
+        dtype = network.engine.dtype
+        attributes = {
+            "lstm_cli_version": __version__,
+            "config": self.model.config.to_yaml(),
+            "weights_sha256": self.model.weights_sha256,
+        }
+        if self.files.state is not None:
+            reader = StateReader(self.files.state, shapes, self.data.count)
+            self.states = self.stack.enter_context(reader)
+        if self.files.output is not None:
+            writer = ResultWriter(
+                self.files.output,
+                self.data,
+                features=network.output_size,
+                per_step=network.returns_sequences,
+                dtype=dtype,
+                attributes=attributes,
+                states=shapes,
+            )
+            self.writer = self.stack.enter_context(writer)
+        if self.files.gates is not None:
+            gates = GateWriter(self.files.gates, self.data, dtype=dtype, attributes=attributes)
+            self.gates = self.stack.enter_context(gates)
+
+    def _batches(self) -> Iterator[Batch]:
+        batches = self.data.batches(
+            self.batch_size,
+            self.model.network.engine.dtype,
+            targets=self.metrics is not None,
+            keep_rows=self.model.stateful,
+        )
+        while True:
+            begun = perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.watch.add("read", perf_counter() - begun, nbytes=batch.nbytes)
+            yield batch
+
+    def _one(self, batch: Batch) -> None:
+        keep = self.gates is not None or self.metrics is not None
+        result = self.model.run(batch.x, batch.lengths, self._initial(batch), keep=keep)
+        rows, steps = batch.x.shape[:2]
+        positions = rows * steps if batch.lengths is None else int(batch.lengths.sum())
+        for spec in self.model.network.layers:
+            self.watch.layer(spec, result.seconds[spec.index], positions)
+            if ends_sequence(spec):
+                positions = rows
+        if self.metrics is not None:
+            self._measure(self.metrics, batch, result)
+        self._note_not_finite(batch, result.outputs)
+        self._write(batch, result)
+
+    def _initial(self, batch: Batch) -> list[Any] | None:
+        if self.states is None or (self.model.stateful and self.model.carries_state):
+            return None
+        read = self.states.read(batch.first, len(batch.x))
+        return [read[spec.index] for spec in self.model.network.recurrent]
+
+    def _measure(self, metrics: Metrics, batch: Batch, result: Result) -> None:
+        begun = perf_counter()
+        try:
+            if batch.targets is not None:
+                metrics.update(result.outputs, result.logits, batch.targets, batch.lengths)
+        except DataError as error:
+            if self.loss_is_named:
+                raise
+            self.metrics = None
+            self.notes.append(f"the targets were not used: {error.problems[0].what}")
+        self.watch.add("metrics", perf_counter() - begun)
+
+    def _note_not_finite(self, batch: Batch, outputs: Any) -> None:
+        finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
+        if not finite.all():
+            if self.bad_sequences == 0:
+                self.first_bad = batch.first + int(np.argmin(finite))
+            self.bad_sequences += int((~finite).sum())
+
+    def _write(self, batch: Batch, result: Result) -> None:
+        if self.writer is not None:
+            with self.watch.section("write"):
+                layers = [spec.index for spec in self.model.network.recurrent]
+                states = dict(zip(layers, result.state, strict=True))
+                self.writer.write(batch, result.outputs, states)
+        if self.gates is not None:
+            with self.watch.section("write gates"):
+                self.gates.write(batch, result.kept)
+
+    def _report(self, seconds: float) -> RunReport:
+        network, data = self.model.network, self.data
+        steps: tuple[int | str, ...] = ()
+        if network.returns_sequences:
+            steps = ("T",) if data.varying else (data.max_steps,)
+        return RunReport(
+            data.count,
+            data.total_steps,
+            (data.count, *steps, network.output_size),
+            timing_rows(self.watch, network.layers, seconds, data.count),
+            seconds,
+            self.metrics.result() if self.metrics is not None else {},
+            self.metrics.loss if self.metrics is not None else None,
+            tuple(self.notes),
+            NotFinite(self.bad_sequences, self.first_bad) if self.bad_sequences else None,
+        )

@@ -1,0 +1,95 @@
+"""The one place that prints: tables and data to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import rich.console
+
+
+class Console:
+    """Standard output and standard error of a command.
+
+    Parameters
+    ----------
+    as_json
+        One JSON document on stdout and nothing else there.
+    quiet
+        No progress and no messages.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    @cached_property
+    def _out(self) -> rich.console.Console:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(highlight=False)
+
+    @cached_property
+    def _err(self) -> rich.console.Console:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=True, highlight=False)
+
+    def show(self, *renderables: Any) -> None:
+        """Tables and text on stdout; nothing where JSON is wanted."""
+        if not self.as_json:
+            for renderable in renderables:
+                self._out.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+
+    def document(self, value: Any) -> None:
+        """The JSON document on stdout, if JSON is wanted."""
+        if self.as_json:
+            print_json(value)
+
+    def note(self, text: str) -> None:
+        """A message on stderr."""
+        if not self.quiet:
+            self._err.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """A bar on stderr, if that is a terminal, for work that takes longer than a moment."""
+        if self.quiet or not self._err.is_terminal:
+            yield lambda done: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), Remaining(compact=True))
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done: bar.advance(task, done)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    import click
+
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types: dataclasses as objects, NaN and infinity as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path | bytes) else value

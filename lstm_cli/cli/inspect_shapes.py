@@ -1,0 +1,92 @@
+"""``lstm-cli inspect-shapes``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstm_cli.cli import units
+from lstm_cli.cli.console import Console
+from lstm_cli.cli.options import (
+    ModelOptions,
+    batch_option,
+    data_options,
+    external_option,
+    model_options,
+    output_options,
+)
+
+if TYPE_CHECKING:
+    from lstm_cli.api.inspection import Inspection
+
+ITEM_BYTES = {"float64": 8, "bfloat16": 2, "float16": 2}
+
+EPILOG = """\b
+Examples:
+  lstm-cli inspect-shapes configs/japanese-vowels.yaml
+  lstm-cli inspect-shapes config.yaml data.h5 --weights old.safetensors
+  lstm-cli inspect-shapes model.safetensors"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("config_path", metavar="CONFIG")
+@click.argument("data_paths", metavar="[DATA]...", nargs=-1)
+@batch_option
+@output_options
+@external_option
+@model_options
+def command(
+    *,
+    config_path: str,
+    data_paths: tuple[str, ...],
+    batch_size: int | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    allow_external: bool,
+    options: ModelOptions,
+) -> None:
+    """Show every matrix and vector of every gate, and say what does not fit.
+
+    Role, formula, shape, parameters, bytes and stored name of each; what each layer makes per
+    step and per batch. With --weights or DATA: every misfit at once, with both shapes and
+    where each side came from. Exits 4 if the weights do not fit, 3 if the data does not.
+    """
+    from lstm_cli.api.inspection import inspect, stored_tensors
+    from lstm_cli.cli.tables import stored_table
+    from lstm_cli.formats import native
+
+    console = Console(as_json=as_json, quiet=quiet)
+    if native.is_native(config_path) and (bare := stored_tensors(config_path)) is not None:
+        console.show(stored_table(config_path, bare))
+        console.note(f"note: {config_path} carries no config, so these are its tensors as stored")
+        console.document({"weights": config_path, "tensors": bare})
+        return
+    config = options.config(config_path)
+    inspection = inspect(
+        config,
+        options.weights_of(config_path) or config.weights,
+        data_paths,
+        data_options(config, allow_external),
+        itemsize=ITEM_BYTES.get(options.dtype, 4),
+        batch=batch_size or 64,
+    )
+    console.show(*_report(inspection))
+    console.document(inspection)
+    error = inspection.error()
+    if error is not None:
+        raise error
+
+
+def _report(inspection: Inspection) -> list[Any]:
+    from lstm_cli.cli.tables import block_table, flow_table
+
+    compared = inspection.weights is not None
+    nbytes = units.size(inspection.bytes)
+    lines: list[Any] = [f"{inspection.name} · {inspection.parameters:,} parameters, {nbytes}"]
+    lines += [f"weights {inspection.weights}"] if compared else []
+    lines += [f"data {inspection.data}"] if inspection.data is not None else []
+    for layer in inspection.layers:
+        lines += ["", block_table(layer, compared=compared), flow_table(layer)]
+    return lines

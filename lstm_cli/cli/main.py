@@ -1,0 +1,118 @@
+"""The group of commands, each loaded only when it is used, and the one way out of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+import click
+
+from lstm_cli import __version__
+from lstm_cli.errors import LstmCliError, nearest
+
+COMMANDS: Mapping[str, str] = {
+    "run": "Forward pass over sequences: shapes, timings, metrics, results.",
+    "inspect-shapes": "Every matrix of every gate, and what does not fit.",
+    "bench": "Speed over a grid of sizes, side by side with peers.",
+    "data": "What an HDF5 file holds, and what to put in the config.",
+    "devices": "Engines and devices that can be used here.",
+    "schema": "JSON Schema of the config, for editors.",
+}
+"""Names and one-line helps; ``lstm-cli --help`` needs no more than this."""
+
+EPILOG = """\b
+Example:
+  lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
+
+Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 config or weights,
+5 device, engine or missing extra, 130 interrupted."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, from the module of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"lstm_cli.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As Click's own, with the nearest name where there is no such command."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            guess = nearest(name, COMMANDS)
+            more = f" Did you mean {guess}?" if guess else ""
+            ctx.fail(f"{name!r} is not a command.{more}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lstm-cli")
+def cli() -> None:
+    """Run LSTM networks over sequences, and see every gate.
+
+    CONFIG is a YAML file that describes the layers, or a weights file that carries its config.
+    DATA is an HDF5 file, or a group in one: FILE.h5:/group.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Nothing but ``--debug`` shows a traceback."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        # A command returns its exit code; --help and --version return 0.
+        code = cli.main(args, prog_name="lstm-cli", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        return _misused(error)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # What reads our output has gone; give the interpreter somewhere to flush the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--debug" in args:
+            raise
+        return _failed(error)
+
+
+def _misused(error: click.ClickException) -> int:
+    """Say what is wrong with the arguments, and where the right ones are listed."""
+    click.echo(f"error: {error.format_message().rstrip('.')}", err=True)
+    ctx = getattr(error, "ctx", None)
+    path = ctx.command_path if ctx is not None else "lstm-cli"
+    click.echo(f"hint: {path} --help lists what it takes", err=True)
+    return error.exit_code
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong in the form that all errors have."""
+    if isinstance(error, LstmCliError):
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        click.echo(f"error: not enough memory: {error}", err=True)
+        click.echo("hint: a smaller --batch-size needs less", err=True)
+        return 1
+    click.echo(f"error: {type(error).__name__}: {error}", err=True)
+    click.echo("hint: this is a fault in lstm-cli; --debug shows where", err=True)
+    return 1

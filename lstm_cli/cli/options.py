@@ -1,0 +1,186 @@
+"""Options that several commands share, and what they make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lstm_cli.api import Model
+    from lstm_cli.config import Config
+    from lstm_cli.data import DataOptions
+    from lstm_cli.engines.types import Engine
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What builds a model: the options that `model_options` adds to a command."""
+
+    weights: Path | None
+    device: str
+    engine: str
+    dtype: str
+    threads: int | None
+    seed: int | None
+    overrides: tuple[str, ...]
+
+    def config(self, path: str) -> Config:
+        """The config of a YAML or weights file, with --set and --seed."""
+        from lstm_cli.api.build import read_config
+
+        return read_config(path, self.overrides, self.seed)
+
+    def create_engine(self) -> Engine:
+        """The engine asked for."""
+        from lstm_cli.engines.selection import create_engine
+
+        return create_engine(self.engine, self.device, self.dtype, self.threads)
+
+    def weights_of(self, path: str) -> str | Path | None:
+        """--weights, or the weights file that CONFIG itself is."""
+        from lstm_cli.formats import native
+
+        if self.weights is not None:
+            return self.weights
+        return path if native.is_native(path) else None
+
+    def model(self, path: str, config: Config) -> Model:
+        """The model, its weights fitted to the config."""
+        from lstm_cli.api.build import assemble
+
+        return assemble(config, self.create_engine(), self.weights_of(path))
+
+
+def _all(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+device_options = _all(
+    click.option(
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Where to compute."
+    ),
+    click.option(
+        "--engine",
+        default="auto",
+        metavar="auto|reference|jit|cuda",
+        help="What computes; auto takes the fastest that can be used.",
+    ),
+    click.option(
+        "--dtype",
+        default="float32",
+        metavar="float32|float64|...",
+        help="Numbers to compute in.  [default: float32]",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="At most so many threads; default: what the cgroup grants, else the cores.",
+    ),
+)
+
+config_options = _all(
+    click.option("--weights", type=FILE, help="Weights file; wins over the config's own."),
+    click.option("--seed", type=click.IntRange(min=0), help="Overrides every seed in the config."),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the config: --set model.layers.0.hidden_size=64.",
+    ),
+)
+
+output_options = _all(
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", is_flag=True, help="No progress and no messages."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+
+external_option = click.option(
+    "--allow-external",
+    is_flag=True,
+    help="Follow links and storage outside the file, and read shapes that look like bombs.",
+)
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that build a model, handed to the command as one `ModelOptions`, ``options``."""
+
+    def gathered(
+        *,
+        weights: Path | None,
+        device: str,
+        engine: str,
+        dtype: str,
+        threads: int | None,
+        seed: int | None,
+        overrides: tuple[str, ...],
+        **others: Any,
+    ) -> Any:
+        options = ModelOptions(weights, device, engine, dtype, threads, seed, overrides)
+        return function(options=options, **others)
+
+    gathered.__doc__ = function.__doc__
+    return _all(config_options, device_options)(gathered)
+
+
+def batch_size(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """A number of sequences, or None for ``auto``."""
+    if value == "auto":
+        return None
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither auto nor a number above 0")
+
+
+batch_option = click.option(
+    "--batch-size",
+    default="64",
+    callback=batch_size,
+    metavar="N|auto",
+    help="Sequences computed together.  [default: 64]",
+)
+
+
+def data_options(config: Config, allow_external: bool) -> DataOptions:
+    """How the config says to read the data."""
+    from lstm_cli.data import DataOptions, Window
+
+    data = config.data
+    window = data.window and Window(data.window.length, data.window.stride, data.window.horizon)
+    return DataOptions(
+        inputs=data.inputs,
+        targets=data.targets,
+        lengths=data.lengths,
+        offsets=data.offsets,
+        mask=data.mask,
+        layout=data.layout,
+        window=window,
+        features=config.model.input_size,
+        where=config.where("data"),
+        allow_external=allow_external,
+    )
+
+
+def check_apart(**paths: Path | None) -> None:
+    """Raise UsageError if two of the files to write are one."""
+    given = [(name, path.absolute()) for name, path in paths.items() if path is not None]
+    for k, (name, path) in enumerate(given):
+        for other, same in given[:k]:
+            if path == same:
+                raise UsageError(f"--{other} and --{name} name the same file", found=str(path))

@@ -1,0 +1,183 @@
+"""``lstm-cli run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstm_cli.cli import units
+from lstm_cli.cli.console import Console
+from lstm_cli.cli.options import (
+    FILE,
+    ModelOptions,
+    batch_option,
+    check_apart,
+    data_options,
+    external_option,
+    model_options,
+    output_options,
+)
+
+if TYPE_CHECKING:
+    from lstm_cli.api import Model
+    from lstm_cli.api.shapes import LayerShapes
+    from lstm_cli.api.stream import RunReport
+    from lstm_cli.data import Dataset
+
+EPILOG = """\b
+Examples:
+  lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
+  lstm-cli run model.safetensors events.h5 --output results.h5
+  lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json"""
+
+METRIC_NAMES = {"accuracy": "accuracy", "auc": "AUC", "mse": "MSE", "mae": "MAE"}
+LOSS_NAMES = {
+    "cross_entropy": "cross-entropy",
+    "binary_cross_entropy": "binary cross-entropy",
+    "huber": "Huber loss",
+}
+
+
+@click.command(epilog=EPILOG)
+@click.argument("config_path", metavar="CONFIG")
+@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
+@click.option("--output", type=FILE, help="Write outputs and final states to this HDF5 file.")
+@click.option("--gates", type=FILE, help="Write every gate's value of every step to this file.")
+@click.option("--state", type=FILE, help="Initial states from an earlier results file.")
+@batch_option
+@output_options
+@external_option
+@model_options
+def command(
+    *,
+    config_path: str,
+    data_paths: tuple[str, ...],
+    output: Path | None,
+    gates: Path | None,
+    state: Path | None,
+    batch_size: int | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    allow_external: bool,
+    options: ModelOptions,
+) -> None:
+    """Run a network over sequences.
+
+    Builds the network, runs the forward pass over DATA, and shows every gate's shapes, where
+    the time went, and metrics where the data has targets. Several DATA are one dataset.
+    """
+    from lstm_cli.api.fit import check_data
+    from lstm_cli.api.shapes import network_shapes
+    from lstm_cli.api.stream import RunFiles, fitting_batch, run_dataset
+    from lstm_cli.data import open_data
+
+    check_apart(output=output, gates=gates, state=state)
+    console = Console(as_json=as_json, quiet=quiet)
+    config = options.config(config_path)
+    with open_data(data_paths, data_options(config, allow_external)) as data:
+        check_data(config, data)
+        model = options.model(config_path, config)
+        shapes = network_shapes(config)
+        console.show(*_head(model, data, shapes))
+        size = batch_size or fitting_batch(model, data)
+        with console.progress(data.count, "sequences") as progress:
+            report = run_dataset(
+                model,
+                data,
+                batch_size=size,
+                files=RunFiles(output, gates, state),
+                progress=progress,
+            )
+        _notes(console, report)
+        console.show(*_tail(report, output, gates))
+        console.document(_document(model, data, shapes, report, output, gates))
+
+
+def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[Any]:
+    from lstm_cli.cli.tables import gate_tables, other_layer
+
+    engine = model.network.engine
+    threads = f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
+    machine = ", ".join((engine.device, engine.name, engine.dtype, threads))
+    digest = f", sha256 {model.weights_sha256[:6]}…" if not model.weights_are_random else ""
+    lines: list[Any] = [
+        f"{model.config.name} · {data.description} · {machine}",
+        f"weights {model.weights_name} ({model.network.parameter_count:,} parameters{digest})",
+    ]
+    for layer in shapes:
+        for table in gate_tables(layer) or [other_layer(layer)]:
+            lines += ["", table]
+    return lines
+
+
+def _notes(console: Console, report: RunReport) -> None:
+    for note in report.notes:
+        console.note(f"note: {note}")
+    if report.not_finite is not None:
+        bad = report.not_finite
+        console.note(
+            f"warning: the outputs of {bad.sequences} of {report.sequences} sequences hold NaN or "
+            f"infinity, first sequence {bad.first}; lstm-cli data says whether the inputs do"
+        )
+
+
+def _tail(report: RunReport, output: Path | None, gates: Path | None) -> list[Any]:
+    from lstm_cli.cli.tables import timing_table
+
+    parts = [
+        f"{METRIC_NAMES[name]} {value:.4g}"
+        for name, value in report.metrics.items()
+        if name in METRIC_NAMES
+    ]
+    if report.loss in LOSS_NAMES and report.metrics:
+        parts.append(f"{LOSS_NAMES[report.loss]} {report.metrics['loss']:.4g}")
+    written = f" → {output}" if output is not None else ""
+    parts.append(f"outputs {units.shape(report.output_shape)}{written}")
+    if gates is not None:
+        parts.append(f"gates → {gates}")
+    return ["", timing_table(report.timings), "", " · ".join(parts)]
+
+
+def _document(
+    model: Model,
+    data: Dataset,
+    shapes: tuple[LayerShapes, ...],
+    report: RunReport,
+    output: Path | None,
+    gates: Path | None,
+) -> dict[str, Any]:
+    engine = model.network.engine
+    return {
+        "model": {
+            "name": model.config.name,
+            "config": model.config.source,
+            "parameters": model.network.parameter_count,
+            "weights": model.weights_name,
+            "weights_sha256": model.weights_sha256,
+        },
+        "data": {
+            "sequences": data.count,
+            "steps": data.total_steps,
+            "min_steps": data.min_steps,
+            "max_steps": data.max_steps,
+            "features": data.features,
+            "layout": data.layout,
+        },
+        "layers": shapes,
+        "timings": report.timings,
+        "metrics": report.metrics,
+        "notes": report.notes,
+        "not_finite": report.not_finite,
+        "device": engine.device,
+        "engine": engine.name,
+        "dtype": engine.dtype,
+        "threads": engine.threads,
+        "output": {
+            "path": output,
+            "shape": report.output_shape,
+            "gates": gates,
+        },
+    }

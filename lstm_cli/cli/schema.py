@@ -1,0 +1,39 @@
+"""``lstm-cli schema``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lstm_cli.cli.console import plain, print_json
+from lstm_cli.cli.options import FILE
+from lstm_cli.errors import LstmCliError
+
+EPILOG = """\b
+Example:
+  lstm-cli schema --output lstm-cli.schema.json
+then, in the first line of a config:
+  # yaml-language-server: $schema=lstm-cli.schema.json"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--output", type=FILE, help="Write to this file instead of stdout.")
+@click.option("--json", is_flag=True, expose_value=False, help="It always is JSON.")
+@click.option("--quiet", is_flag=True, expose_value=False, help="No progress and no messages.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def command(*, output: Path | None) -> None:
+    """JSON Schema of the config: editors complete and check with it."""
+    import json
+
+    from lstm_cli.config import json_schema
+
+    if output is None:
+        print_json(json_schema())
+        return
+    try:
+        output.write_text(json.dumps(plain(json_schema()), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise LstmCliError(
+            f"the schema cannot be written to {output}", found=error.strerror
+        ) from None

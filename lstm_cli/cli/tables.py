@@ -1,0 +1,149 @@
+"""Result dataclasses as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lstm_cli.cli import units
+
+if TYPE_CHECKING:
+    from lstm_cli.api.inspection import StoredTensor
+    from lstm_cli.api.shapes import Block, DirectionShapes, LayerShapes
+    from lstm_cli.api.timing import TimingRow
+    from lstm_cli.engines.selection import EngineStatus
+
+
+def plain_table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
+    """A table without lines: a bold first heading, dim ones after it, numbers to the right."""
+    right = set(numbers)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
+    table.add_column(title, header_style="bold", overflow="fold")
+    for column in columns:
+        justify = "right" if column in right else "left"
+        table.add_column(column, header_style="dim", justify=justify, overflow="fold")
+    return table
+
+
+def engines_table(statuses: Sequence[EngineStatus]) -> Table:
+    """Engines: device, whether usable, dtypes, and with what or why not."""
+    table = plain_table("engine", "device", "usable", "dtypes", "")
+    for s in statuses:
+        usable = "yes" if s.usable else "no"
+        table.add_row(s.engine, s.device, usable, ", ".join(s.dtypes), s.detail)
+    return table
+
+
+def gate_tables(layer: LayerShapes) -> list[Table]:
+    """Every gate's shapes in a recurrent layer; directions that are alike share a table."""
+    tables = []
+    for _, group in groupby(layer.directions, key=lambda d: (d.gates, d.states)):
+        alike = list(group)
+        tables.append(_gate_table(layer, alike[0], [d.direction for d in alike]))
+    return tables
+
+
+def _gate_table(layer: LayerShapes, first: DirectionShapes, directions: Sequence[str]) -> Table:
+    columns = ("", "W input", "U recurrent", "b", "activation", "per step")
+    table = plain_table(f"layer {layer.index}  {layer.title}", *columns)
+    if len(layer.directions) > 1:
+        table.add_row(f"[dim]{' and '.join(directions)}[/dim]")
+    for gate in first.gates:
+        table.add_row(
+            gate.name,
+            gate.letter,
+            *(units.shape(s) for s in (gate.W, gate.U, gate.b)),
+            gate.activation,
+            units.shape(gate.per_step),
+        )
+    words = {"h": "output", "c": "cell"}
+    for name, shape in first.states.items():
+        table.add_row(f"{words[name]} state", name, "", "", "", "", units.shape(shape))
+    return table
+
+
+def other_layer(layer: LayerShapes) -> Table:
+    """A dense, dropout or flatten layer: its tensors and what it gives."""
+    table = plain_table(f"layer {layer.index}  {layer.title}", "", "shape", "per batch")
+    for block in layer.blocks:
+        table.add_row(block.role, block.symbol, units.shape(block.shape))
+    output = layer.flows[-1]
+    table.add_row(output.name, "", "", units.shape(output.per_batch))
+    return table
+
+
+def timing_table(rows: Sequence[TimingRow]) -> Table:
+    """Where the time went."""
+    columns = ("calls", "total", "share", "p50", "p95", "rate")
+    table = plain_table("time", *columns, numbers=columns)
+    for row in rows:
+        last = row.name == "all"
+        table.add_row(
+            f"  {row.name}" if row.part else row.name,
+            "" if last else str(row.calls),
+            units.seconds(row.seconds),
+            "" if row.part else f"{row.share * 100:.0f} %",
+            "" if last else units.seconds(row.p50),
+            "" if last else units.seconds(row.p95),
+            _rate(row),
+            style="bold" if last else ("dim" if row.part else ""),
+        )
+    return table
+
+
+def _rate(row: TimingRow) -> str:
+    if row.sequences is not None:
+        return f"{units.significant(row.sequences)} sequences/s"
+    if row.gflops is not None:
+        return f"{units.significant(row.gflops)} GFLOP/s"
+    return f"{units.size(row.gbytes * 1e9)}/s" if row.gbytes is not None else ""
+
+
+def block_table(layer: LayerShapes, *, compared: bool) -> Table:
+    """Every matrix and vector of every gate of a layer, beside a weights file's if compared."""
+    columns = ("role", "formula", "shape", "parameters", "bytes", "stored as")
+    if compared:
+        columns = ("role", "formula", "config", "weights file", "", "stored as")
+    table = plain_table(
+        f"layer {layer.index}  {layer.title}", *columns, numbers=("parameters", "bytes")
+    )
+    for block in layer.blocks:
+        sides = _compared(block) if compared else _sizes(block)
+        style = "red" if block.mark else ""
+        table.add_row(block.symbol, block.role, block.formula, *sides, block.stored, style=style)
+    if not compared and layer.blocks:
+        total = f"{layer.parameters:,}"
+        table.add_row("all", "", "", "", total, units.size(layer.bytes), "", style="bold")
+    return table
+
+
+def _sizes(block: Block) -> tuple[str, str, str]:
+    return units.shape(block.shape), f"{block.parameters:,}", units.size(block.bytes)
+
+
+def _compared(block: Block) -> tuple[str, str, str]:
+    found = "-" if block.found is None else units.shape(block.found)
+    return units.shape(block.shape), found, f"✗ {block.mark}" if block.mark else ""
+
+
+def flow_table(layer: LayerShapes) -> Table:
+    """The values a layer makes, per step and per batch."""
+    table = plain_table("  activations", "per step", "per batch", "bytes", numbers=("bytes",))
+    for flow in layer.flows:
+        nbytes = units.size(flow.bytes) if flow.bytes is not None else ""
+        shapes = (units.shape(flow.per_step), units.shape(flow.per_batch))
+        table.add_row(f"  {flow.name}", *shapes, nbytes)
+    return table
+
+
+def stored_table(name: str, tensors: Sequence[StoredTensor]) -> Table:
+    """The tensors of a weights file, as stored."""
+    table = plain_table(name, "shape", "dtype", "bytes", numbers=("bytes",))
+    for tensor in tensors:
+        table.add_row(
+            tensor.name, units.shape(tensor.shape), tensor.dtype, units.size(tensor.bytes)
+        )
+    return table

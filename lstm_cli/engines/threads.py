@@ -1,0 +1,54 @@
+"""How many threads may be used here: what the cgroup grants, else the physical cores."""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def default_threads() -> int:
+    """Threads to use where none are asked for, at least 1."""
+    allowed = _allowed()
+    quota = _cgroup_quota()
+    if quota is not None:
+        return max(1, min(len(allowed), quota))
+    return max(1, _physical_cores(allowed))
+
+
+def _allowed() -> set[int]:
+    """The processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _cgroup_quota() -> int | None:
+    """Processors' worth of time the cgroup grants, rounded up; None if it sets no limit."""
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            quota = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        return ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):
+        return None  # cgroup v2 writes "max" for no limit
+
+
+def _physical_cores(allowed: set[int]) -> int:
+    """Cores among `allowed`, hardware threads of one core counted once."""
+    cores = set()
+    for processor in allowed:
+        try:
+            siblings = _TOPOLOGY / f"cpu{processor}/topology/thread_siblings_list"
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            return len(allowed)
+    return len(cores)
