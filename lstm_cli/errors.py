@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -69,14 +70,18 @@ class LstmCliError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines: list[str] = [] if self.headline is None else [self.headline]
+        if self.headline is None:
+            lines = [line for problem in self.problems for line in problem.lines()]
+            return "\n".join(lines + [f"hint: {hint}" for hint in self.hints])
+        # A hint of one problem stands with it, one that several share at the end.
+        given = Counter(problem.hint for problem in self.problems)
+        shared = [hint for hint in self.hints if given[hint] > 1 or len(self.problems) == 1]
+        lines = [self.headline]
         for problem in self.problems:
-            own = problem.lines()
-            lines += own if self.headline is None else ["", *(f"  {line}" for line in own)]
-        if self.headline is not None and self.hints:
-            lines.append("")
-        lines += [f"hint: {hint}" for hint in self.hints]
-        return "\n".join(lines)
+            lines += ["", *(f"  {line}" for line in problem.lines())]
+            if problem.hint is not None and problem.hint not in shared:
+                lines.append(f"  hint: {problem.hint}")
+        return "\n".join(lines + ([""] if shared else []) + [f"hint: {hint}" for hint in shared])
 
     @property
     def hints(self) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lstm_cli import config as configs
 from lstm_cli.api.fit import check_weights
 from lstm_cli.api.model import Model
@@ -111,12 +113,15 @@ def assemble(
         name = f"random, seed {config.init_seed}"
         return Model(Network(config.specs, drawn, engine), config, name)
     if isinstance(source, Mapping):
-        return Model(_network(config, source, engine, "weights given"), config, "given")
+        arrays = {name: np.asarray(value) for name, value in source.items()}
+        return Model(_network(config, arrays, engine, None), config, "given")
     file = native.read(source)
     network = _network(config, file.tensors, engine, str(source))
     return Model(network, config, str(source), file.sha256)
 
 
-def _network(config: Config, tensors: Mapping[str, Array], engine: Engine, name: str) -> Network:
-    check_weights(config, tensors, name)
+def _network(
+    config: Config, tensors: Mapping[str, Array], engine: Engine, file: str | None
+) -> Network:
+    check_weights(config, tensors, file)
     return Network(config.specs, tensors, engine)

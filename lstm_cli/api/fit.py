@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.config import Config
-from lstm_cli.data import Dataset
 from lstm_cli.engines.types import Array, DenseSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.errors import DataError, Problem, WeightsError
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
+
+if TYPE_CHECKING:
+    from lstm_cli.data import Dataset
 
 
 def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]:
@@ -38,8 +41,15 @@ def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]
     return tuple(places)
 
 
-def weights_problems(config: Config, tensors: Mapping[str, Array], name: str) -> list[Problem]:
-    """Every misfit between a config and a weights file, each side with its origin."""
+def weights_problems(
+    config: Config, tensors: Mapping[str, Array], file: str | None
+) -> list[Problem]:
+    """Every misfit between a config and weights, each side with its origin.
+
+    `file` is what the weights were read from; None if they were given as arrays.
+    """
+    name = file or "the weights given"
+    hint = f"lstm-cli inspect-shapes {file} shows what the file holds" if file else None
     merged = merge_biases(config.specs, tensors)
     wanted = expected_tensors(config.specs)
     problems = []
@@ -52,14 +62,13 @@ def weights_problems(config: Config, tensors: Mapping[str, Array], name: str) ->
             places += (f"{misfit.found} is {misfit.name} in {name}",)
         else:
             places += (f"not in {name}",)
-        hint = f"lstm-cli inspect-shapes {name} shows what the file holds"
         problems.append(Problem(misfit.what, where=places, hint=hint))
     return problems
 
 
-def check_weights(config: Config, tensors: Mapping[str, Array], name: str) -> None:
+def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:
     """Raise WeightsError naming every misfit between a config and weights."""
-    problems = weights_problems(config, tensors, name)
+    problems = weights_problems(config, tensors, file)
     if problems:
         raise WeightsError(problems)
 

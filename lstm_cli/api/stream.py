@@ -212,6 +212,7 @@ class _Run:
             self.batch_size,
             self.model.network.engine.dtype,
             targets=self.metrics is not None,
+            per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
         )
         while True:

@@ -62,14 +62,23 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="lstm-cli")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run LSTM networks over sequences, and see every gate.
 
     CONFIG is a YAML file that describes the layers, or a weights file that carries its config.
     DATA is an HDF5 file, or a group in one: FILE.h5:/group.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
