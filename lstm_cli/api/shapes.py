@@ -20,6 +20,10 @@ Shape = tuple[int | str, ...]
 """A shape in which the batch N and the steps T may stay letters."""
 
 
+PARTS = {"W": "from x", "U": "from h", "b": "bias", "b_h": "recurrent bias", "p": "peephole"}
+"""A parameter's symbol to what its block of one gate is called."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One matrix or vector of one gate, and where it is stored.
@@ -54,7 +58,10 @@ class GateShapes:
 
 @dataclass(frozen=True)
 class Flow:
-    """A value that the forward pass makes: its shape at one step and over a batch, and bytes."""
+    """A value that the forward pass makes: its shape at one step and over a batch.
+
+    `bytes` are those of the batch, both directions together; None where N or T is not known.
+    """
 
     name: str
     per_step: Shape
@@ -194,7 +201,11 @@ def _blocks(
     found: Mapping[str, tuple[int, ...]] | None,
     wrong: Mapping[str, Misfit],
 ) -> Iterator[Block]:
-    names = {gate.letter: gate.name for gate in spec.cells[0].gates} if _recurrent(spec) else {}
+    gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
+    names = {
+        gate.letter: f"{gate.name} gate" if gate.method.endswith("_gate") else gate.name
+        for gate in gates
+    }
     for stored, parameter in spec.parameters().items():
         pieces = parameter.blocks or ("",)
         rows = parameter.shape[0] // len(pieces)
@@ -205,7 +216,7 @@ def _blocks(
             size = _product(shape)
             yield Block(
                 f"{parameter.symbol}_{letter}" if letter else parameter.symbol,
-                f"{names[letter]}, {parameter.role}" if letter else parameter.role,
+                f"{names[letter]}, {PARTS[parameter.symbol]}" if letter else parameter.role,
                 parameter.formula.replace(f"{len(pieces)}H", "H"),
                 shape,
                 size,
@@ -214,10 +225,6 @@ def _blocks(
                 _piece(there, len(pieces), mark),
                 mark,
             )
-
-
-def _recurrent(spec: LayerSpec) -> bool:
-    return isinstance(spec, RecurrentSpec)
 
 
 def _piece(there: tuple[int, ...] | None, pieces: int, mark: str | None) -> tuple[int, ...] | None:
@@ -230,20 +237,21 @@ def _piece(there: tuple[int, ...] | None, pieces: int, mark: str | None) -> tupl
 
 
 def _flows(spec: LayerSpec, N: int | str, T: int | str, itemsize: int) -> Iterator[Flow]:
-    def flow(name: str, *features: int, steps: int | str = T) -> Flow:
+    def flow(name: str, *features: int, steps: int | str = T, copies: int = 1) -> Flow:
         over = (N, steps, *features) if steps != 0 else (N, *features)
         known = [size for size in over if isinstance(size, int)]
-        nbytes = _product(tuple(known)) * itemsize if len(known) == len(over) else None
-        return Flow(name, (N, *features), over, nbytes)
+        size = _product(tuple(known)) * itemsize * copies if len(known) == len(over) else None
+        return Flow(name, (N, *features), over, size)
 
     yield flow("input", spec.input_size)
     if isinstance(spec, RecurrentSpec):
-        cell = spec.cells[0]
+        cell, n = spec.cells[0], spec.directions
+        each = ", each direction" if n > 1 else ""
         for gate in cell.gates:
             if _gate_function(cell, gate.letter) != "unused":
-                yield flow(f"{gate.name} {gate.letter}", cell.hidden_size)
+                yield flow(f"{gate.name} {gate.letter}{each}", cell.hidden_size, copies=n)
         for name, size in zip(cell.states, cell.state_sizes, strict=True):
-            yield flow(f"state {name}", size)
+            yield flow(f"state {name}{each}", size, copies=n)
     steps = 0 if ends_sequence(spec) else T
     yield flow("output", spec.output_size, steps=steps)
 

@@ -59,7 +59,7 @@ def command(
 
     console = Console(as_json=as_json, quiet=quiet)
     if native.is_native(config_path) and (bare := stored_tensors(config_path)) is not None:
-        console.show(stored_table(config_path, bare))
+        console.show(config_path, stored_table(bare))
         console.note(f"note: {config_path} carries no config, so these are its tensors as stored")
         console.document({"weights": config_path, "tensors": bare})
         return
@@ -80,7 +80,7 @@ def command(
 
 
 def _report(inspection: Inspection) -> list[Any]:
-    from lstm_cli.cli.tables import block_table, flow_table
+    from lstm_cli.cli.tables import block_table, flow_table, heading
 
     compared = inspection.weights is not None
     nbytes = units.size(inspection.bytes)
@@ -88,5 +88,6 @@ def _report(inspection: Inspection) -> list[Any]:
     lines += [f"weights {inspection.weights}"] if compared else []
     lines += [f"data {inspection.data}"] if inspection.data is not None else []
     for layer in inspection.layers:
-        lines += ["", block_table(layer, compared=compared), flow_table(layer)]
+        blocks = [block_table(layer, compared=compared), ""] if layer.blocks else []
+        lines += ["", heading(layer), *blocks, flow_table(layer)]
     return lines

@@ -97,7 +97,7 @@ def command(
 
 
 def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[Any]:
-    from lstm_cli.cli.tables import gate_tables, other_layer
+    from lstm_cli.cli.tables import gate_tables, heading, other_layer
 
     engine = model.network.engine
     threads = f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
@@ -108,8 +108,7 @@ def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[
         f"weights {model.weights_name} ({model.network.parameter_count:,} parameters{digest})",
     ]
     for layer in shapes:
-        for table in gate_tables(layer) or [other_layer(layer)]:
-            lines += ["", table]
+        lines += ["", heading(layer), *(gate_tables(layer) or [other_layer(layer)])]
     return lines
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from lstm_cli.cli import units
 
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
     from lstm_cli.engines.selection import EngineStatus
 
 
-def plain_table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
-    """A table without lines: a bold first heading, dim ones after it, numbers to the right."""
+def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
+    """A table without lines: dim headings, numbers to the right, nothing cut without a mark."""
     right = set(numbers)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
-    table.add_column(title, header_style="bold", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        justify = "right" if column in right else "left"
+        justify: Literal["left", "right"] = "right" if column in right else "left"
         table.add_column(column, header_style="dim", justify=justify, overflow="fold")
     return table
+
+
+def heading(layer: LayerShapes) -> Text:
+    """The line above a layer's tables."""
+    return Text(f"layer {layer.index}  {layer.title}", style="bold")
 
 
 def engines_table(statuses: Sequence[EngineStatus]) -> Table:
@@ -42,16 +47,15 @@ def gate_tables(layer: LayerShapes) -> list[Table]:
     tables = []
     for _, group in groupby(layer.directions, key=lambda d: (d.gates, d.states)):
         alike = list(group)
-        tables.append(_gate_table(layer, alike[0], [d.direction for d in alike]))
+        one = len(layer.directions) == 1
+        title = "gate" if one else f"gate, {' and '.join(d.direction for d in alike)}"
+        tables.append(_gate_table(title, alike[0]))
     return tables
 
 
-def _gate_table(layer: LayerShapes, first: DirectionShapes, directions: Sequence[str]) -> Table:
-    columns = ("", "W input", "U recurrent", "b", "activation", "per step")
-    table = plain_table(f"layer {layer.index}  {layer.title}", *columns)
-    if len(layer.directions) > 1:
-        table.add_row(f"[dim]{' and '.join(directions)}[/dim]")
-    for gate in first.gates:
+def _gate_table(title: str, direction: DirectionShapes) -> Table:
+    table = plain_table(title, "", "W input", "U recurrent", "b", "activation", "per step")
+    for gate in direction.gates:
         table.add_row(
             gate.name,
             gate.letter,
@@ -59,19 +63,18 @@ def _gate_table(layer: LayerShapes, first: DirectionShapes, directions: Sequence
             gate.activation,
             units.shape(gate.per_step),
         )
-    words = {"h": "output", "c": "cell"}
-    for name, shape in first.states.items():
-        table.add_row(f"{words[name]} state", name, "", "", "", "", units.shape(shape))
+    words = {"h": "output state", "c": "cell state"}
+    for name, shape in direction.states.items():
+        table.add_row(words[name], name, "", "", "", "", units.shape(shape))
     return table
 
 
 def other_layer(layer: LayerShapes) -> Table:
     """A dense, dropout or flatten layer: its tensors and what it gives."""
-    table = plain_table(f"layer {layer.index}  {layer.title}", "", "shape", "per batch")
+    table = plain_table("tensor", "", "shape")
     for block in layer.blocks:
         table.add_row(block.role, block.symbol, units.shape(block.shape))
-    output = layer.flows[-1]
-    table.add_row(output.name, "", "", units.shape(output.per_batch))
+    table.add_row("output", "y", units.shape(layer.flows[-1].per_batch))
     return table
 
 
@@ -104,19 +107,19 @@ def _rate(row: TimingRow) -> str:
 
 def block_table(layer: LayerShapes, *, compared: bool) -> Table:
     """Every matrix and vector of every gate of a layer, beside a weights file's if compared."""
-    columns = ("role", "formula", "shape", "parameters", "bytes", "stored as")
+    stored = f"stored under layers.{layer.index}."
+    columns = ("", "role", "formula", "shape", "parameters", "bytes", stored)
     if compared:
-        columns = ("role", "formula", "config", "weights file", "", "stored as")
-    table = plain_table(
-        f"layer {layer.index}  {layer.title}", *columns, numbers=("parameters", "bytes")
-    )
+        columns = ("", "role", "formula", "config", "weights file", "misfit", stored)
+    table = plain_table(*columns, numbers=("parameters", "bytes"))
     for block in layer.blocks:
         sides = _compared(block) if compared else _sizes(block)
         style = "red" if block.mark else ""
-        table.add_row(block.symbol, block.role, block.formula, *sides, block.stored, style=style)
-    if not compared and layer.blocks:
+        place = block.stored.removeprefix(f"layers.{layer.index}.")
+        table.add_row(block.symbol, block.role, block.formula, *sides, place, style=style)
+    if not compared:
         total = f"{layer.parameters:,}"
-        table.add_row("all", "", "", "", total, units.size(layer.bytes), "", style="bold")
+        table.add_row("", "all", "", "", total, units.size(layer.bytes), "", style="bold")
     return table
 
 
@@ -131,17 +134,17 @@ def _compared(block: Block) -> tuple[str, str, str]:
 
 def flow_table(layer: LayerShapes) -> Table:
     """The values a layer makes, per step and per batch."""
-    table = plain_table("  activations", "per step", "per batch", "bytes", numbers=("bytes",))
+    table = plain_table("activation", "per step", "per batch", "bytes", numbers=("bytes",))
     for flow in layer.flows:
         nbytes = units.size(flow.bytes) if flow.bytes is not None else ""
         shapes = (units.shape(flow.per_step), units.shape(flow.per_batch))
-        table.add_row(f"  {flow.name}", *shapes, nbytes)
+        table.add_row(flow.name, *shapes, nbytes)
     return table
 
 
-def stored_table(name: str, tensors: Sequence[StoredTensor]) -> Table:
+def stored_table(tensors: Sequence[StoredTensor]) -> Table:
     """The tensors of a weights file, as stored."""
-    table = plain_table(name, "shape", "dtype", "bytes", numbers=("bytes",))
+    table = plain_table("tensor", "shape", "dtype", "bytes", numbers=("bytes",))
     for tensor in tensors:
         table.add_row(
             tensor.name, units.shape(tensor.shape), tensor.dtype, units.size(tensor.bytes)

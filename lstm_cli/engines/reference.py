@@ -33,6 +33,11 @@ PROJECTION_BYTES = 4 << 20
 """Input projections are held for a run of steps of about this size, not for all of them."""
 
 
+THREADED_PRODUCT = 2e7
+"""Multiply-adds below which a product is left to one thread: waking others costs more, and
+much more where the cores are shared."""
+
+
 @dataclass(frozen=True)
 class _DenseWeights:
     weight: Array  # (units, D)
@@ -103,21 +108,23 @@ class ReferenceEngine:
         keep: bool = False,
     ) -> LayerResult:
         """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
-        with self._blas_threads(), np.errstate(all="ignore"):
+        with self._blas_threads(_product_size(spec, x)), np.errstate(all="ignore"):
             if isinstance(spec, RecurrentSpec):
                 return self._recurrent(spec, prepared, x, lengths, state, keep)
             if isinstance(spec, DenseSpec):
                 return _dense(spec, prepared, x, lengths, keep)
             return LayerResult(_flatten(spec, x) if isinstance(spec, FlattenSpec) else x)
 
-    def _blas_threads(self) -> Any:
+    def _blas_threads(self, size: float) -> Any:
+        """Limit BLAS to this engine's threads, or to one where they would only wait."""
         if self.threads is None:
             return nullcontext()
         if self._blas is None:
             from threadpoolctl import ThreadpoolController
 
             self._blas = ThreadpoolController()
-        return self._blas.limit(limits=self.threads, user_api="blas")
+        threads = self.threads if size >= THREADED_PRODUCT else 1
+        return self._blas.limit(limits=threads, user_api="blas")
 
     def _recurrent(
         self,
@@ -144,6 +151,14 @@ class ReferenceEngine:
         h = np.stack([final[0] for final in finals], axis=1)  # (N, directions, P)
         c = np.stack([f[1] for f in finals], axis=1) if len(finals[0]) > 1 else None
         return LayerResult(output, (h, c), kept, seconds=seconds)
+
+
+def _product_size(spec: LayerSpec, x: Array) -> float:
+    """Multiply-adds of the product that a layer makes most often."""
+    if isinstance(spec, RecurrentSpec):
+        cell = spec.cells[0]
+        return float(len(x) * len(cell.gates) * cell.hidden_size * cell.output_size)
+    return float(x.size * spec.output_size) if isinstance(spec, DenseSpec) else 0.0
 
 
 def _initial(

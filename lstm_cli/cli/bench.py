@@ -1,0 +1,166 @@
+"""``lstm-cli bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstm_cli.cli.console import Console
+from lstm_cli.cli.options import FILE, device_options, output_options
+from lstm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lstm_cli.bench import Size
+    from lstm_cli.engines.types import LayerSpec
+
+EPILOG = """\b
+Examples:
+  lstm-cli bench --against torch --against onnxruntime
+  lstm-cli bench --hidden 64,100,256 --batch 1,32 --steps 100 --features 12
+  lstm-cli bench configs/japanese-vowels.yaml --batch 64 --steps 29
+  lstm-cli bench --save before.json    # and later: --compare before.json"""
+
+
+class Numbers(click.ParamType):
+    """Whole numbers with commas between them: ``32,100,256``."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).replace(" ", "").split(",")
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of numbers above 0, such as 32,100", param, ctx)
+        return tuple(map(int, parts))
+
+
+NUMBERS = Numbers()
+
+
+@click.command(epilog=EPILOG)
+@click.argument("config_path", metavar="[CONFIG]", required=False)
+@click.option("--hidden", type=NUMBERS, help="Units H, a list.")
+@click.option("--batch", type=NUMBERS, help="Sequences N, a list.")
+@click.option("--steps", type=NUMBERS, help="Steps T, a list.")
+@click.option("--features", type=NUMBERS, help="Features D, a list; default: as many as units.")
+@click.option("--against", multiple=True, metavar="torch|onnxruntime", help="Measure this too.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds a size; default: by time.")
+@click.option("--save", type=FILE, help="Save the timings as a baseline.")
+@click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of weights and inputs.")
+@output_options
+@device_options
+def command(
+    *,
+    config_path: str | None,
+    hidden: tuple[int, ...] | None,
+    batch: tuple[int, ...] | None,
+    steps: tuple[int, ...] | None,
+    features: tuple[int, ...] | None,
+    against: tuple[str, ...],
+    rounds: int | None,
+    save: Path | None,
+    baseline: Path | None,
+    overrides: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    device: str,
+    engine: str,
+    dtype: str,
+    threads: int | None,
+) -> None:
+    """Measure forward speed over a grid of sizes.
+
+    One LSTM layer of every combination of the lists, or the layers of CONFIG. Peers named with
+    --against get the same weights and inputs; their outputs are compared before anything is
+    timed, and rounds are interleaved, so that a ratio holds when the machine's speed drifts.
+    """
+    from lstm_cli import bench
+    from lstm_cli.engines.selection import create_engine
+
+    console = Console(as_json=as_json, quiet=quiet)
+    peers = [bench.peer(name) for name in against]
+    before = bench.load_baseline(baseline) if baseline is not None else None
+    sizes, layers_of = _work(config_path, overrides, hidden, batch, steps, features)
+    made = create_engine(engine, device, dtype, threads)
+    with console.progress(len(sizes), "sizes") as advance:
+        results = bench.measure(
+            sizes,
+            layers_of,
+            made,
+            peers,
+            rounds=rounds,
+            seed=seed,
+            progress=lambda done, total, size: advance(min(done, 1)),
+        )
+    here = bench.machine(made.threads, peers)
+    gates = bench.by_gate(layers_of(sizes[-1]), sizes[-1], made.threads, made.dtype, seed)
+    comparison = bench.compare(results, before, here) if before is not None else None
+    from lstm_cli.cli.bench_tables import bench_report
+
+    console.show(*bench_report(results, gates, here, made, comparison))
+    for note in comparison.notes if comparison is not None else ():
+        console.note(f"note: {note}")
+    if save is not None:
+        bench.save_baseline(save, results, here)
+        console.note(f"saved to {save}")
+    console.document(
+        {
+            "device": made.device,
+            "engine": made.name,
+            "dtype": made.dtype,
+            "threads": made.threads,
+            "machine": here,
+            "results": [
+                {**vars(result), "ahead_of_best": result.ahead_of_best} for result in results
+            ],
+            "geometric_mean": bench.geometric_mean(results),
+            "gates": gates,
+            "comparison": comparison,
+        }
+    )
+
+
+def _work(
+    config_path: str | None,
+    overrides: tuple[str, ...],
+    hidden: tuple[int, ...] | None,
+    batch: tuple[int, ...] | None,
+    steps: tuple[int, ...] | None,
+    features: tuple[int, ...] | None,
+) -> tuple[tuple[Size, ...], Callable[[Size], tuple[LayerSpec, ...]]]:
+    """Sizes to measure, and the layers of one."""
+    from lstm_cli import bench
+
+    if config_path is None:
+        if overrides:
+            raise UsageError("--set changes a CONFIG, and there is none")
+        if (hidden, batch, steps, features) == (None, None, None, None):
+            return bench.DEFAULT_SIZES, bench.one_lstm
+        sizes = bench.grid(hidden or (128,), batch or (32,), steps or (100,), features)
+        return sizes, bench.one_lstm
+    from lstm_cli.api.build import read_config
+
+    config = read_config(config_path, overrides)
+    fixed = [name for name, given in (("--hidden", hidden), ("--features", features)) if given]
+    if fixed:
+        raise UsageError(
+            f"{' and '.join(fixed)} cannot be chosen for a config, which fixes its sizes",
+            hint="--set model.layers.0.hidden_size=64 changes the config",
+        )
+    specs = config.specs
+    widths = [spec.hidden_size for spec in specs if spec.kind in ("lstm", "gru", "rnn")]
+    T = steps or (config.model.steps or 100,)
+    sizes = bench.grid((max(widths, default=1),), batch or (1, 32), T, (specs[0].input_size,))
+    return sizes, lambda size: specs
