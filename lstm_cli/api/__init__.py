@@ -1,6 +1,6 @@
 """What composes the parts, for Python users and for the commands."""
 
-from lstm_cli.api.build import build, load
+from lstm_cli.api.assembly import build, load
 from lstm_cli.api.model import Model
 
 __all__ = ["Model", "build", "load"]

@@ -23,8 +23,8 @@ class Inspection:
     ----------
     name, config
         The config's name and file.
-    weights, data
-        The weights file and the data that were compared, if any.
+    weights, data, data_paths
+        The weights file that was compared, what the data holds and where it is, if any.
     layers
         Shapes of every layer.
     parameters, bytes
@@ -37,6 +37,7 @@ class Inspection:
     config: str
     weights: str | None
     data: str | None
+    data_paths: tuple[str, ...]
     layers: tuple[LayerShapes, ...]
     parameters: int
     bytes: int
@@ -49,9 +50,9 @@ class Inspection:
         if not problems:
             return None
         sides = [self.weights] if self.weights_problems else []
-        sides += [self.data] if self.data_problems else []
+        sides += [", ".join(self.data_paths)] if self.data_problems else []
         count = f"{len(problems)} misfit{'s' if len(problems) > 1 else ''}"
-        headline = f"{count} between {self.config} and {' and '.join(map(str, sides))}"
+        headline = f"{count} between {self.config} and {' and '.join(filter(None, sides))}"
         kind = WeightsError if self.weights_problems else DataError
         return kind(problems, headline=headline)
 
@@ -82,7 +83,7 @@ def inspect(
     if data:
         with open_data(data, options) as dataset:
             wrong_data = data_problems(config, dataset)
-            description = f"{', '.join(data)}: {dataset.description}"
+            description = dataset.description
             batch, steps = min(batch, dataset.count), dataset.max_steps
     layers = network_shapes(config, itemsize, batch=batch, steps=steps, found=found)
     return Inspection(
@@ -90,6 +91,7 @@ def inspect(
         config.source,
         None if weights is None else str(weights),
         description,
+        tuple(data),
         layers,
         sum(layer.parameters for layer in layers),
         sum(layer.bytes for layer in layers),

@@ -190,11 +190,11 @@ class _Run:
             "weights_sha256": self.model.weights_sha256,
         }
         if self.files.state is not None:
-            reader = StateReader(self.files.state, shapes, self.data.count)
+            reader = StateReader(str(self.files.state), shapes, self.data.count)
             self.states = self.stack.enter_context(reader)
         if self.files.output is not None:
             writer = ResultWriter(
-                self.files.output,
+                str(self.files.output),
                 self.data,
                 features=network.output_size,
                 per_step=network.returns_sequences,
@@ -204,7 +204,7 @@ class _Run:
             )
             self.writer = self.stack.enter_context(writer)
         if self.files.gates is not None:
-            gates = GateWriter(self.files.gates, self.data, dtype=dtype, attributes=attributes)
+            gates = GateWriter(str(self.files.gates), self.data, dtype=dtype, attributes=attributes)
             self.gates = self.stack.enter_context(gates)
 
     def _batches(self) -> Iterator[Batch]:

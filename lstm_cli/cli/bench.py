@@ -25,7 +25,7 @@ Examples:
   lstm-cli bench --save before.json    # and later: --compare before.json"""
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
     """Whole numbers with commas between them: ``32,100,256``."""
 
     name = "N,N,..."
@@ -150,7 +150,8 @@ def _work(
             return bench.DEFAULT_SIZES, bench.one_lstm
         sizes = bench.grid(hidden or (128,), batch or (32,), steps or (100,), features)
         return sizes, bench.one_lstm
-    from lstm_cli.api.build import read_config
+    from lstm_cli.api.assembly import read_config
+    from lstm_cli.engines.types import RecurrentSpec
 
     config = read_config(config_path, overrides)
     fixed = [name for name, given in (("--hidden", hidden), ("--features", features)) if given]
@@ -160,7 +161,7 @@ def _work(
             hint="--set model.layers.0.hidden_size=64 changes the config",
         )
     specs = config.specs
-    widths = [spec.hidden_size for spec in specs if spec.kind in ("lstm", "gru", "rnn")]
+    widths = [spec.hidden_size for spec in specs if isinstance(spec, RecurrentSpec)]
     T = steps or (config.model.steps or 100,)
     sizes = bench.grid((max(widths, default=1),), batch or (1, 32), T, (specs[0].input_size,))
     return sizes, lambda size: specs

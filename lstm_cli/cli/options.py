@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class ModelOptions:
 
     def config(self, path: str) -> Config:
         """The config of a YAML or weights file, with --set and --seed."""
-        from lstm_cli.api.build import read_config
+        from lstm_cli.api.assembly import read_config
 
         return read_config(path, self.overrides, self.seed)
 
@@ -56,7 +56,7 @@ class ModelOptions:
 
     def model(self, path: str, config: Config) -> Model:
         """The model, its weights fitted to the config."""
-        from lstm_cli.api.build import assemble
+        from lstm_cli.api.assembly import assemble
 
         return assemble(config, self.create_engine(), self.weights_of(path))
 
@@ -162,7 +162,8 @@ def data_options(config: Config, allow_external: bool) -> DataOptions:
     from lstm_cli.data import DataOptions, Window
 
     data = config.data
-    window = data.window and Window(data.window.length, data.window.stride, data.window.horizon)
+    cut = data.window
+    window = Window(cut.length, cut.stride, cut.horizon) if cut is not None else None
     return DataOptions(
         inputs=data.inputs,
         targets=data.targets,
@@ -177,10 +178,12 @@ def data_options(config: Config, allow_external: bool) -> DataOptions:
     )
 
 
-def check_apart(**paths: Path | None) -> None:
-    """Raise UsageError if two of the files to write are one."""
-    given = [(name, path.absolute()) for name, path in paths.items() if path is not None]
-    for k, (name, path) in enumerate(given):
-        for other, same in given[:k]:
-            if path == same:
-                raise UsageError(f"--{other} and --{name} name the same file", found=str(path))
+def check_apart(*, data: Sequence[str] = (), **paths: Path | None) -> None:
+    """Raise UsageError if a file to write is also another one's, or one of the data files."""
+    taken = {Path(path).resolve(): "DATA" for path in data}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        other = taken.setdefault(path.resolve(), f"--{name}")
+        if other != f"--{name}":
+            raise UsageError(f"{other} and --{name} name the same file", found=str(path))

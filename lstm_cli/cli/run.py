@@ -78,6 +78,7 @@ def command(
     console = Console(as_json=as_json, quiet=quiet)
     config = options.config(config_path)
     with open_data(data_paths, data_options(config, allow_external)) as data:
+        check_apart(output=output, gates=gates, data=data.paths)
         check_data(config, data)
         model = options.model(config_path, config)
         shapes = network_shapes(config)
@@ -104,8 +105,9 @@ def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[
     machine = ", ".join((engine.device, engine.name, engine.dtype, threads))
     digest = f", sha256 {model.weights_sha256[:6]}…" if not model.weights_are_random else ""
     lines: list[Any] = [
-        f"{model.config.name} · {data.description} · {machine}",
+        f"{model.config.name} · {data.description}",
         f"weights {model.weights_name} ({model.network.parameter_count:,} parameters{digest})",
+        f"computed on {machine}",
     ]
     for layer in shapes:
         lines += ["", heading(layer), *(gate_tables(layer) or [other_layer(layer)])]

@@ -67,7 +67,7 @@ def read(path: str | Path) -> WeightsFile:
     from safetensors import SafetensorError, deserialize
 
     try:
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as error:
         raise WeightsError(
             f"{path} is not a safetensors file",

@@ -119,7 +119,7 @@ def _misshapen(name: str, spec: LayerSpec, parameter: Parameter, found: tuple[in
     verb = "together are" if gates > 1 else "is"
     what = f"{name}: {gate_names(parameter)} {verb} {shape_text(found)}, "
     what += f"expected {shape_text(expected)} = {parameter.formula}"
-    if gates and mark in "HDP" and found[0] % gates == 0:
+    if gates and set(mark.split(", ")) <= set("HDP") and found[0] % gates == 0:
         # As many gates on both sides: speak of one gate's matrix, as people write it down.
         one, other = (shape_text((size[0] // gates, *size[1:])) for size in (found, expected))
         verb = verb.removeprefix("together ")

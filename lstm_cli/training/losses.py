@@ -42,13 +42,13 @@ def mse(outputs: Array, targets: Array) -> Array:
 
 def mae(outputs: Array, targets: Array) -> Array:
     """Absolute error: (rows, F)."""
-    return np.abs(outputs - targets)
+    return np.asarray(np.abs(outputs - targets))
 
 
 def huber(outputs: Array, targets: Array) -> Array:
     """Huber 1964 with delta 1: half the square up to 1, then |error| - 1/2: (rows, F)."""
     error = np.abs(outputs - targets)
-    return np.where(error <= 1, 0.5 * error**2, error - 0.5)
+    return np.asarray(np.where(error <= 1, 0.5 * error**2, error - 0.5))
 
 
 ELEMENTWISE: Mapping[str, Callable[[Array, Array], Array]] = {

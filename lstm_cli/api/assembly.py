@@ -55,7 +55,7 @@ def build(
     """
     resolved = read_config(config, seed=seed)
     if weights is None and _carries_config(config):
-        weights = config  # type: ignore[assignment]  # a path, as _carries_config has seen
+        weights = config
     return assemble(resolved, create_engine(engine, device, dtype, threads), weights)
 
 

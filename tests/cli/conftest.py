@@ -1,0 +1,86 @@
+"""Running commands as a user does, and small files to run them on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from lstm_cli.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout."""
+        return json.loads(self.out)
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def lstm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command in this process, in a terminal of 100 columns without colour."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Outcome(code, out, err)
+
+    return run
+
+
+CONFIG = """\
+model:
+  input_size: 5
+  layers:
+    - {type: lstm, hidden_size: 7, bidirectional: true}
+    - {type: gru, hidden_size: 6}
+    - {type: dense, units: 3}
+  init: {seed: 4}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A bidirectional lstm, a gru and a dense layer, on 5 features."""
+    path = tmp_path / "net.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+LENGTHS = (4, 9, 1, 0, 6, 9, 3)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Seven ragged sequences of 5 features, dense, NaN in the padding."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((len(LENGTHS), max(LENGTHS), 5)).astype(np.float32)
+    for row, length in zip(x, LENGTHS, strict=True):
+        row[length:] = np.nan
+    path = tmp_path / "words.h5"
+    with h5py.File(path, "w") as file:
+        file["inputs"] = x
+        file["lengths"] = np.array(LENGTHS)
+    return path

@@ -1,0 +1,244 @@
+"""``lstm-cli run`` as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import lstm_cli
+
+VOWELS = "data/japanese-vowels.h5:/test"
+VOWELS_CONFIG = "configs/japanese-vowels.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch, request):
+    monkeypatch.chdir(Path(request.config.rootpath))
+
+
+def read(path):
+    with h5py.File(path) as file:
+        found = {}
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+        return found, dict(file.attrs)
+
+
+def test_readme_command_shows_shapes_timings_and_metrics(lstm):
+    outcome = lstm("run", VOWELS_CONFIG, VOWELS)
+    assert outcome.code == 0
+    assert outcome.err == ""
+    text = outcome.out
+    assert "370 sequences, 7–29 steps, 12 features (concatenated)" in text
+    assert "weights random, seed 0 (46,109 parameters)" in text
+    for gate in ("input", "forget", "candidate", "output"):
+        line = next(line for line in text.splitlines() if line.startswith(f"{gate}  "))
+        assert "(100, 12)" in line
+        assert "(100, 100)" in line
+    for row in ("read", "layer 0 lstm", "  input projection", "  recurrence", "layer 1 dense"):
+        assert any(line.startswith(row) for line in text.splitlines()), row
+    assert "accuracy" in text
+    assert "cross-entropy" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_json_is_the_only_thing_on_stdout(lstm):
+    outcome = lstm("run", VOWELS_CONFIG, VOWELS, "--json")
+    document = outcome.json
+    keys = {"model", "layers", "timings", "metrics", "device", "engine", "output"}
+    assert keys <= set(document)
+    assert document["model"]["parameters"] == 46109
+    assert document["layers"][0]["directions"][0]["gates"][1]["W"] == [100, 12]
+    assert document["output"]["shape"] == [370, 9]
+    assert document["engine"] == "reference"
+    assert set(document["metrics"]) == {"loss", "accuracy"}
+
+
+def test_metrics_are_those_of_the_outputs(lstm, tmp_path):
+    out = tmp_path / "out.h5"
+    document = lstm("run", VOWELS_CONFIG, VOWELS, "--output", out, "--json").json
+    found, _ = read(out)
+    with h5py.File("data/japanese-vowels.h5") as file:
+        targets = file["test/targets"][()]
+    p = found["outputs"][np.arange(370), targets].astype(np.float64)
+    assert document["metrics"]["loss"] == pytest.approx(-np.log(p).mean(), rel=1e-5)
+    accuracy = (found["outputs"].argmax(1) == targets).mean()
+    assert document["metrics"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_results_are_those_of_the_python_interface(lstm, config, data, tmp_path):
+    out = tmp_path / "out.h5"
+    assert lstm("run", config, data, "--output", out, "--batch-size", 3).code == 0
+    with h5py.File(data) as file:
+        x, lengths = file["inputs"][()], file["lengths"][()]
+    result = lstm_cli.build(config).run(x, lengths)
+    found, attributes = read(out)
+    np.testing.assert_allclose(found["outputs"], result.outputs, atol=1e-6)
+    np.testing.assert_array_equal(found["lengths"], lengths)
+    np.testing.assert_allclose(found["state/0/h"], result.state[0][0], atol=1e-6)
+    np.testing.assert_allclose(found["state/0/c"], result.state[0][1], atol=1e-6)
+    np.testing.assert_allclose(found["state/1/h"], result.state[1][0], atol=1e-6)
+    assert "state/1/c" not in found
+    assert found["state/0/h"].shape == (7, 2, 7)
+    assert (found["outputs"][3] == 0).all()
+    assert {"lstm_cli_version", "config", "weights_sha256"} <= set(attributes)
+
+
+@pytest.mark.parametrize("size", ["1", "2", "100", "auto"])
+def test_no_result_depends_on_the_batch_size(lstm, config, data, tmp_path, size):
+    lstm("run", config, data, "--output", tmp_path / "a.h5")
+    lstm("run", config, data, "--output", tmp_path / "b.h5", "--batch-size", size)
+    a, b = read(tmp_path / "a.h5")[0], read(tmp_path / "b.h5")[0]
+    assert set(a) == set(b)
+    for name, value in a.items():
+        np.testing.assert_allclose(b[name], value, atol=1e-6)
+
+
+def test_states_of_a_results_file_continue_the_sequences(lstm, tmp_path):
+    config = tmp_path / "net.yaml"
+    config.write_text("model: {input_size: 2, layers: [{type: lstm, hidden_size: 3}]}")
+    x = np.random.default_rng(1).standard_normal((4, 10, 2)).astype(np.float32)
+    for name, part in (("all", x), ("first", x[:, :6]), ("second", x[:, 6:])):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["inputs"] = part
+        given = ["--state", tmp_path / "first.out"] if name == "second" else []
+        outcome = lstm(
+            "run",
+            config,
+            tmp_path / f"{name}.h5",
+            "--output",
+            tmp_path / f"{name}.out",
+            "--batch-size",
+            3,
+            *given,
+        )
+        assert outcome.code == 0, outcome.err
+    whole, second = read(tmp_path / "all.out")[0], read(tmp_path / "second.out")[0]
+    np.testing.assert_allclose(second["outputs"], whole["outputs"][:, 6:], atol=1e-6)
+    np.testing.assert_allclose(second["state/0/c"], whole["state/0/c"], atol=1e-6)
+
+
+def test_states_of_another_network_are_refused(lstm, config, data, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("model: {input_size: 5, layers: [{type: lstm, hidden_size: 4}]}")
+    lstm("run", other, data, "--output", tmp_path / "s.h5")
+    outcome = lstm("run", config, data, "--state", tmp_path / "s.h5")
+    assert outcome.code == 3
+    assert "s.h5" in outcome.err
+
+
+def test_gates_are_written_and_satisfy_the_equations(lstm, tmp_path, data):
+    config = tmp_path / "net.yaml"
+    config.write_text("model: {input_size: 5, layers: [{type: lstm, hidden_size: 4}]}")
+    gates = tmp_path / "gates.h5"
+    assert lstm("run", config, data, "--gates", gates, "--batch-size", 2).code == 0
+    found, _ = read(gates)
+    i, f, g, o, h, c = (found[f"layers/0/forward/{name}"] for name in "ifgohc")
+    assert i.shape == (7, 9, 4)
+    np.testing.assert_allclose(c[1, 1:], f[1, 1:] * c[1, :-1] + i[1, 1:] * g[1, 1:], atol=1e-6)
+    np.testing.assert_allclose(h[1], o[1] * np.tanh(c[1]), atol=1e-6)
+    assert (i[2, 1:] == 0).all()
+
+
+def test_stateful_rows_continue_from_batch_to_batch(lstm, tmp_path):
+    layers = "[{type: lstm, hidden_size: 3, stateful: true}]"
+    config = tmp_path / "net.yaml"
+    config.write_text(f"model: {{input_size: 2, layers: {layers}}}")
+    x = np.random.default_rng(1).standard_normal((6, 5, 2)).astype(np.float32)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["inputs"] = x
+    out = tmp_path / "out.h5"
+    assert lstm("run", config, tmp_path / "x.h5", "--output", out, "--batch-size", 3).code == 0
+    model = lstm_cli.build(
+        {"model": {"input_size": 2, "layers": [{"type": "lstm", "hidden_size": 3}]}}
+    )
+    whole = model.run(np.concatenate([x[:3], x[3:]], axis=1))
+    found, _ = read(out)
+    np.testing.assert_allclose(found["outputs"][3:], whole.outputs[:, 5:], atol=1e-6)
+    # Another file starts anew.
+    both = tmp_path / "both.h5"
+    paths = [tmp_path / "x.h5", tmp_path / "x.h5"]
+    lstm("run", config, *paths, "--output", both, "--batch-size", 3)
+    twice, _ = read(both)
+    np.testing.assert_array_equal(twice["outputs"][:6], twice["outputs"][6:])
+
+
+def test_several_files_are_one_dataset(lstm, config, data, tmp_path):
+    out = tmp_path / "out.h5"
+    outcome = lstm("run", config, data, data, "--output", out)
+    assert "14 sequences" in outcome.out
+    found, _ = read(out)
+    np.testing.assert_array_equal(found["outputs"][:7], found["outputs"][7:])
+
+
+def test_a_weights_file_runs_alone(lstm, config, data, tmp_path):
+    model = lstm_cli.build(config, seed=9)
+    model.save(tmp_path / "model.safetensors")
+    first = lstm("run", tmp_path / "model.safetensors", data, "--output", tmp_path / "a.h5")
+    assert first.code == 0
+    assert "weights random" not in first.out
+    lstm("run", config, data, "--seed", 9, "--output", tmp_path / "b.h5")
+    a, b = read(tmp_path / "a.h5")[0], read(tmp_path / "b.h5")[0]
+    np.testing.assert_array_equal(a["outputs"], b["outputs"])
+
+
+def test_set_and_dtype_reach_the_network(lstm, config, data):
+    outcome = lstm(
+        "run",
+        config,
+        data,
+        "--set",
+        "model.layers.1.hidden_size=11",
+        "--dtype",
+        "float64",
+        "--json",
+    )
+    document = outcome.json
+    assert document["dtype"] == "float64"
+    assert document["layers"][1]["directions"][0]["gates"][0]["U"] == [11, 11]
+
+
+def test_targets_that_do_not_fit_are_noted_unless_a_loss_was_named(lstm, config, data):
+    with h5py.File(data, "a") as file:
+        file["targets"] = np.arange(7) % 3
+    outcome = lstm("run", config, data)
+    assert outcome.code == 0
+    assert "targets were not used" in outcome.err
+    named = lstm("run", config, data, "--set", "train.loss=mse")
+    assert named.code == 3
+    assert "words.h5:/targets" in named.err
+
+
+def test_not_finite_outputs_are_said(lstm, config, data):
+    with h5py.File(data, "a") as file:
+        file["inputs"][1, 0, 0] = np.nan
+    outcome = lstm("run", config, data)
+    assert outcome.code == 0
+    assert "1 of 7 sequences" in outcome.err
+    assert "first sequence 1" in outcome.err
+    assert lstm("run", config, data, "--quiet").err == ""
+
+
+def test_sunspots_windows(lstm):
+    outcome = lstm("run", "configs/sunspots.yaml", "data/sunspots.h5", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["output"]["shape"] == [289, 1]
+    assert {"loss", "mse", "mae"} == set(outcome.json["metrics"])
+
+
+def test_tmva_network(lstm):
+    outcome = lstm("run", "configs/tmva-time.yaml", "data/tmva-time.h5:/test", "--json")
+    assert set(outcome.json["metrics"]) == {"loss", "accuracy", "auc"}
+
+
+def test_every_option(lstm):
+    outcome = lstm("run", "configs/every-option.yaml", VOWELS)
+    assert outcome.code == 0, outcome.err
+    for direction in ("gate, forward", "gate, reverse"):
+        assert direction in outcome.out
