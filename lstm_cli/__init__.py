@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lstm_cli.errors import LstmCliError
+from lstm_cli.version import __version__
 
 if TYPE_CHECKING:
     from lstm_cli.api import Model, build, load
 
-__version__ = "0.1.0"
 
 __all__ = ["LstmCliError", "Model", "__version__", "build", "load"]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli import __version__
 from lstm_cli.api.model import Model
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
@@ -19,6 +18,7 @@ from lstm_cli.engines.types import DenseSpec
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import Result, ends_sequence
 from lstm_cli.training.metrics import Metrics
+from lstm_cli.version import __version__
 
 AUTO_BYTES = 16 << 20
 """What ``--batch-size auto`` lets the widest layer's values over a batch take."""

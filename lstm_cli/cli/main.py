@@ -9,8 +9,8 @@ from importlib import import_module
 
 import click
 
-from lstm_cli import __version__
 from lstm_cli.errors import LstmCliError, nearest
+from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli import __version__
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.version import __version__
 
 SUFFIX = ".safetensors"
 

@@ -1,0 +1,17 @@
+"""The YAML config: schema, loading, overrides, and errors that know their line."""
+
+from lstm_cli.config.config import Config, from_mapping, from_text, load
+from lstm_cli.config.schema import INIT_SCHEMES, DataSection, ModelSection, json_schema
+from lstm_cli.config.train import TrainSection
+
+__all__ = [
+    "INIT_SCHEMES",
+    "Config",
+    "DataSection",
+    "ModelSection",
+    "TrainSection",
+    "from_mapping",
+    "from_text",
+    "json_schema",
+    "load",
+]

@@ -1,0 +1,256 @@
+"""A config, from a file, a text or a mapping, checked whole and resolved to layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from lstm_cli.config.files import read_text
+from lstm_cli.config.layers import LAYERS, Layer, Section
+from lstm_cli.config.messages import explain, value_at
+from lstm_cli.config.overrides import apply_overrides, apply_seed
+from lstm_cli.config.places import Places, Report
+from lstm_cli.config.plain import plain
+from lstm_cli.config.resolve import check_size, resolve
+from lstm_cli.config.schema import DataSection, Document, ModelSection
+from lstm_cli.config.structure import Sketch, check
+from lstm_cli.config.train import TrainSection
+from lstm_cli.config.words import shown
+from lstm_cli.config.yaml12 import Parsed, dump, parse
+from lstm_cli.engines.types import LayerSpec
+from lstm_cli.errors import ConfigError
+
+Sound = TypeVar("Sound", bound=Section)
+EXAMPLE = "the smallest config: model: {input_size: 12, layers: [{type: lstm, hidden_size: 100}]}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A network and all that is said about its data and training, checked.
+
+    Two configs are equal if they describe the same thing, wherever they were written and
+    whatever weights they name.
+
+    Attributes
+    ----------
+    name
+        Stem of the file: what the model is called.
+    source
+        File name as given, for messages.
+    model, data, train
+        The sections as written, with defaults; `train` is None if there is none.
+    specs
+        The layers, resolved: sizes, cells, activations per direction.
+    weights
+        Path of the weights, with the config's folder in front if it was relative.
+    folder
+        What relative paths of the config begin from; None is the working directory.
+    """
+
+    name: str
+    source: str = field(compare=False)
+    model: ModelSection
+    data: DataSection
+    train: TrainSection | None
+    specs: tuple[LayerSpec, ...]
+    weights: Path | None = field(compare=False)
+    folder: Path | None = field(compare=False)
+    places: Places = field(compare=False, repr=False)
+
+    @property
+    def init_scheme(self) -> str:
+        """Name of the initialisation of weights that are not loaded."""
+        return self.model.init.scheme
+
+    @property
+    def init_seed(self) -> int:
+        """Seed of that initialisation."""
+        return self.model.init.seed
+
+    @property
+    def validation(self) -> float | str | None:
+        """``train.validation``: a share, or ``FILE.h5:/group`` found from the config's folder."""
+        found = None if self.train is None else self.train.validation
+        if isinstance(found, str) and self.folder is not None:
+            return os.path.join(self.folder, found)
+        return found
+
+    def where(self, *path: str | int) -> str:
+        """Where a value, or its nearest ancestor that is written, stands.
+
+        Returns
+        -------
+        ``configs/mine.yaml line 9``, ``--set model.steps=10``, or ``config`` for a dict.
+        """
+        return self.places.where(path)
+
+    def to_yaml(self) -> str:
+        """The config as resolved, without `weights`; `from_text` reads it back as an equal one."""
+        return dump({name: values for name, values in self._written().items() if values})
+
+    def with_train(self, train: Mapping[str, Any]) -> Config:
+        """The same network, with another section `train`, checked against it.
+
+        Raises
+        ------
+        ConfigError
+            With every problem at once.
+        """
+        changed = from_mapping({**self._written(), "train": train})
+        return replace(self, train=changed.train, places=changed.places)
+
+    def _written(self) -> dict[str, Any]:
+        sections = {"model": self.model, "data": self.data, "train": self.train}
+        return {
+            name: section.model_dump(exclude_none=True)
+            for name, section in sections.items()
+            if section is not None
+        }
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Config:
+    """Read a YAML config.
+
+    Parameters
+    ----------
+    overrides
+        ``dotted.key=value``, later ones win; a list element is ``model.layers.0.units``.
+    seed
+        Replaces every seed of the config.
+
+    Raises
+    ------
+    ConfigError
+        With every problem at once.
+    """
+    path = Path(path)
+    return from_text(read_text(path), str(path), path.parent, overrides, seed)
+
+
+def from_text(
+    text: str,
+    name: str,
+    folder: Path | None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+) -> Config:
+    """Read a config from YAML text, such as a weights file carries.
+
+    Parameters
+    ----------
+    name
+        What errors call the text: a file's name.
+    folder
+        What relative paths begin from; None is the working directory.
+
+    Raises
+    ------
+    ConfigError
+        With every problem at once.
+    """
+    return _assemble(parse(text, name), Path(name).stem, name, folder, overrides, seed)
+
+
+def from_mapping(
+    mapping: Mapping[str, Any], overrides: Sequence[str] = (), seed: int | None = None
+) -> Config:
+    """Read a config from a mapping, as the Python interface takes.
+
+    Raises
+    ------
+    ConfigError
+        With every problem at once.
+    """
+    return _assemble(Parsed(plain(mapping)), "config", "config", None, overrides, seed)
+
+
+def _assemble(
+    parsed: Parsed,
+    name: str,
+    source: str,
+    folder: Path | None,
+    overrides: Sequence[str],
+    seed: int | None,
+) -> Config:
+    report = Report(Places(source, parsed.lines))
+    report.problems.extend(parsed.problems)
+    raw = _sections(parsed.value, source)
+    apply_overrides(raw, overrides, report)
+    if seed is not None:
+        apply_seed(raw, seed, report)
+    document = _validate(raw, report)
+    specs = resolve(document.model)
+    check_size(specs, report)
+    _raise_if_any(report)
+    weights = None if document.weights is None else (folder or Path()) / document.weights
+    return Config(
+        name=name,
+        source=source,
+        model=document.model,
+        data=document.data,
+        train=document.train,
+        specs=specs,
+        weights=weights,
+        folder=folder,
+        places=report.places,
+    )
+
+
+def _sections(value: Any, source: str) -> dict[Any, Any]:
+    """The top level; a section with nothing in it counts as left out."""
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{source} is empty" if value is None else f"{source} is no config",
+            expected="a mapping with the key model",
+            found=None if value is None else shown(value),
+            where=source,
+            hint=EXAMPLE,
+        )
+    return {key: section for key, section in value.items() if section is not None}
+
+
+def _validate(raw: dict[Any, Any], report: Report) -> Document:
+    """The document, or an error with all that the schema and the structure have against it."""
+    try:
+        document = Document.model_validate(raw)
+    except ValidationError as error:
+        explain(error, raw, report)
+        check(_salvage(raw), report)
+        raise ConfigError(report.problems) from None
+    model = document.model
+    check(Sketch(model.layers, model.steps is not None, document.train), report)
+    _raise_if_any(report)
+    return document
+
+
+def _salvage(raw: dict[Any, Any]) -> Sketch:
+    """What of a faulty document is sound enough for its structure to be checked."""
+    layers = value_at(raw, ("model", "layers"))
+    return Sketch(
+        [_sound_layer(layer) for layer in layers] if isinstance(layers, list) else [],
+        value_at(raw, ("model", "steps")) is not None,
+        _sound(TrainSection, raw.get("train")),
+    )
+
+
+def _sound_layer(layer: Any) -> Layer | None:
+    kind = layer.get("type") if isinstance(layer, dict) else None
+    schema = LAYERS.get(kind) if isinstance(kind, str) else None
+    return None if schema is None else _sound(schema, layer)
+
+
+def _sound(schema: type[Sound], value: Any) -> Sound | None:
+    try:
+        return schema.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def _raise_if_any(report: Report) -> None:
+    if report.problems:
+        raise ConfigError(report.problems)

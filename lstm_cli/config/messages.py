@@ -1,0 +1,274 @@
+"""What pydantic found, said in our own words: path, expected, found, where, hint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from lstm_cli.config.layers import LAYERS, Section
+from lstm_cli.config.options import OWN_ERROR
+from lstm_cli.config.places import KeyPath, Report, spell
+from lstm_cli.config.schema import (
+    DataSection,
+    Document,
+    InitSection,
+    ModelSection,
+    WindowSection,
+)
+from lstm_cli.config.train import OPTIMIZERS, SCHEDULES, TrainSection
+from lstm_cli.config.words import an, did_you_mean, either, flow, shown
+from lstm_cli.errors import nearest
+
+SECTIONS: dict[KeyPath, tuple[type[Section], str]] = {
+    (): (Document, "a config"),
+    ("model",): (ModelSection, "model"),
+    ("model", "init"): (InitSection, "model.init"),
+    ("data",): (DataSection, "data"),
+    ("data", "window"): (WindowSection, "data.window"),
+    ("train",): (TrainSection, "train"),
+}
+KINDS: dict[KeyPath, tuple[Mapping[str, type[Section]], str]] = {
+    ("model", "layers"): (LAYERS, "layer"),
+    ("train", "optimizer"): (OPTIMIZERS, "optimizer"),
+    ("train", "schedule"): (SCHEDULES, "schedule"),
+}
+ELSEWHERE = {
+    "units": "hidden_size", "hidden_size": "units", "size": "hidden_size", "lr": "learning_rate",
+    "eps": "epsilon", "alpha": "rho", "features": "input_size", "input_dim": "input_size",
+    "max_norm": "clip_norm", "clipnorm": "clip_norm", "clipvalue": "clip_value", "name": "type",
+    "optimiser": "optimizer", "go_backwards": "bidirectional", "p": "rate", "gamma": "factor",
+    "step_size": "every", "use_peepholes": "peepholes", "proj_size": "projection_size",
+}  # fmt: skip
+"""What other programs, or other sections, call it."""
+
+
+def explain(error: ValidationError, raw: Any, report: Report) -> None:
+    """Add every finding of `error`, about the plain values `raw`, to `report`."""
+    findings = error.errors(include_url=False)
+    misspelt = _misspelt(findings, raw)
+    for finding in findings:
+        path = _user_path(finding["loc"])
+        if finding["type"] == OWN_ERROR:
+            _own(path, finding.get("ctx", {}), report)
+        elif finding["type"] in ("extra_forbidden", "invalid_key"):
+            _unknown_key(path, raw, report)
+        elif finding["type"] == "missing":
+            if path not in misspelt:
+                _missing(path, raw, report)
+        elif finding["type"].startswith("union_tag"):
+            _unknown_kind(path, value_at(raw, path), report)
+        else:
+            _wrong_value(path, finding["type"], raw, report)
+
+
+def _misspelt(findings: Sequence[Mapping[str, Any]], raw: Any) -> set[KeyPath]:
+    """Paths of keys that an unknown key stands for: `units` where there is a `unit`."""
+    found = set()
+    for finding in findings:
+        if finding["type"] == "extra_forbidden":
+            path = _user_path(finding["loc"])
+            owner, _ = _owner(path[:-1], raw)
+            guess = nearest(str(path[-1]), owner.model_fields) or ELSEWHERE.get(str(path[-1]))
+            found.add((*path[:-1], guess or ""))
+    return found
+
+
+def value_at(raw: Any, path: KeyPath) -> Any:
+    """The value at a path, None if there is none."""
+    for key in path:
+        try:
+            raw = raw[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
+
+
+def _kind_path(path: KeyPath) -> KeyPath | None:
+    """The part of `path` that leads to a value with a `type`: a layer, or the optimiser."""
+    size = 3 if path[:2] == ("model", "layers") else 2
+    prefix = path[:2] if len(path) >= size else ()
+    return path[:size] if prefix in KINDS else None
+
+
+def _user_path(loc: KeyPath) -> KeyPath:
+    """The path without the tag that pydantic puts in after a value with a `type`."""
+    prefix = _kind_path(loc)
+    return loc if prefix is None else (*prefix, *loc[len(prefix) + 1 :])
+
+
+def _owner(path: KeyPath, raw: Any) -> tuple[type[Section], str]:
+    """The schema of the mapping at `path`, and what it is called."""
+    if path in SECTIONS:
+        return SECTIONS[path]
+    kinds, noun = KINDS[path[:2]]
+    value = value_at(raw, path)
+    name = value if isinstance(value, str) else value["type"]
+    return kinds[name], f"{an(name)} {noun}"
+
+
+def _own(path: KeyPath, said: Mapping[str, Any], report: Report) -> None:
+    path = (*path, *said["path"])
+    report.add(
+        path,
+        f"{spell(path)} {said['what']}",
+        expected=said["expected"],
+        found=said["found"],
+        hint=said["hint"],
+    )
+
+
+def _unknown_key(path: KeyPath, raw: Any, report: Report) -> None:
+    owner, noun = _owner(path[:-1], raw)
+    key, known = path[-1], list(owner.model_fields)
+    hint = did_you_mean(key, known)
+    if hint is None and ELSEWHERE.get(str(key)) in known:
+        hint = f"here it is called `{ELSEWHERE[str(key)]}`"
+    hint = hint or _belongs_elsewhere(key, path) or f"keys: {', '.join(known)}"
+    report.add(path, f"{spell(path)} is not a key of {noun}", hint=hint)
+
+
+def _belongs_elsewhere(key: str | int, path: KeyPath) -> str | None:
+    """A hint if `key` is known, but in another section."""
+    for section, (owner, noun) in SECTIONS.items():
+        if section != path[:-1] and key in owner.model_fields:
+            return f"`{key}` belongs to {noun if section else 'the top level'}"
+    return None
+
+
+def _missing(path: KeyPath, raw: Any, report: Report) -> None:
+    owner, _ = _owner(path[:-1], raw)
+    field = owner.model_fields[str(path[-1])]
+    report.add(
+        path,
+        f"{spell(path)} is missing",
+        expected=_expected(owner, str(path[-1])),
+        hint=f"add `{path[-1]}: {flow(field.examples[0])}`" if field.examples else None,
+    )
+
+
+def _unknown_kind(path: KeyPath, value: Any, report: Report) -> None:
+    kinds, noun = KINDS[path[:2]]
+    given = value if isinstance(value, str) else value.get("type")
+    if isinstance(value, dict) and "type" not in value:
+        what = f"{spell((*path, 'type'))} is missing"
+        hint = f"add `type: {next(iter(kinds))}`"
+        report.add((*path, "type"), what, expected=either(kinds), hint=hint)
+        return
+    at = path if isinstance(value, str) else (*path, "type")
+    report.add(
+        at,
+        f"{spell(at)} names no {noun}",
+        expected=either(kinds),
+        found=shown(given),
+        hint=did_you_mean(given, kinds),
+    )
+
+
+def _wrong_value(path: KeyPath, kind: str, raw: Any, report: Report) -> None:
+    value = value_at(raw, path)
+    if _kind_path(path) == path:
+        _no_mapping(path, value, report)
+        return
+    if path in SECTIONS:
+        what = f"{spell(path)} is no mapping"
+        report.add(path, what, expected="keys and values", found=shown(value))
+        return
+    owner, _ = _owner(path[:-1], raw)
+    fragment = _fragment(owner, str(path[-1]))
+    if kind.endswith(("_type", "_from_float")):
+        what = "has a value of the wrong type"
+    elif kind in ("literal_error", "enum"):
+        what = "has an unknown value"
+    else:
+        what = "is too short" if kind.endswith("too_short") else "is out of range"
+    report.add(
+        path,
+        f"{spell(path)} {what}",
+        expected=_describe(fragment),
+        found=shown(value),
+        hint=_mend(str(path[-1]), value, fragment),
+    )
+
+
+def _no_mapping(path: KeyPath, value: Any, report: Report) -> None:
+    kinds, noun = KINDS[path[:2]]
+    name = value if isinstance(value, str) and value in kinds else next(iter(kinds))
+    required = {
+        key: field.examples[0]
+        for key, field in kinds[name].model_fields.items()
+        if field.is_required() and field.examples
+    }
+    report.add(
+        path,
+        f"{spell(path)} is no {noun}",
+        expected="a mapping with the key type",
+        found=shown(value),
+        hint=f"write {flow({'type': name, **required})}",
+    )
+
+
+def _fragment(owner: type[Section], key: str) -> dict[str, Any]:
+    """The JSON Schema of one key, without the null of an optional one."""
+    fragment: dict[str, Any] = owner.model_json_schema()["properties"][key]
+    choices = [c for c in fragment.get("anyOf", []) if c.get("type") != "null"]
+    return choices[0] if len(choices) == 1 else fragment
+
+
+def _expected(owner: type[Section], key: str) -> str:
+    return _describe(_fragment(owner, key))
+
+
+def _describe(fragment: Mapping[str, Any]) -> str:
+    """What a JSON Schema asks for, in words."""
+    if "enum" in fragment or "const" in fragment:
+        return either(fragment.get("enum") or [fragment["const"]])
+    nouns = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "a text",
+        "array": "a list",
+    }
+    noun = nouns.get(fragment.get("type", ""), "a mapping")
+    return noun + _bounds(fragment)
+
+
+def _bounds(fragment: Mapping[str, Any]) -> str:
+    bounds = (
+        ("minimum", "at least"),
+        ("exclusiveMinimum", "above"),
+        ("maximum", "at most"),
+        ("exclusiveMaximum", "below"),
+    )
+    said = [f"{words} {fragment[key]}" for key, words in bounds if key in fragment]
+    if fragment.get("minItems") or fragment.get("minLength"):
+        said.append("not empty")
+    return f", {' and '.join(said)}" if said else ""
+
+
+TRUTH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def _mend(key: str, value: Any, fragment: Mapping[str, Any]) -> str | None:
+    """A hint how to write what was probably meant."""
+    kind = fragment.get("type")
+    if isinstance(value, str):
+        if kind == "boolean" and value.lower() in TRUTH:
+            return f"write `{key}: {TRUTH[value.lower()]}`"
+        if kind in ("integer", "number") and (number := _number_in(value)) is not None:
+            return f"write `{key}: {number}`, without quotes or separators"
+        return did_you_mean(value, map(str, fragment.get("enum", ())))
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return f"write `{key}: {value:.0f}`" if abs(value) < 1e15 else None
+    if kind == "string" and isinstance(value, bool | int | float):
+        return f"write `{key}: '{shown(value)}'`, with quotes, if that is the name"
+    return None
+
+
+def _number_in(text: str) -> str | None:
+    """The number in a text such as ``1_000`` or ``"12"``, as YAML 1.2 has it."""
+    plain = text.strip().replace("_", "").replace(",", "")
+    digits = plain.lstrip("+-").replace(".", "", 1)
+    return plain if digits.isascii() and digits.isdigit() and len(digits) < 20 else None

@@ -1,0 +1,181 @@
+"""Options that may be written in more than one way, as types of the schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from lstm_cli.cells import FORMULAS, Activation
+from lstm_cli.config.places import KeyPath
+from lstm_cli.config.words import did_you_mean, either, shown
+from lstm_cli.errors import ConfigError
+
+OWN_ERROR = "lstm_cli"
+"""Type of the errors raised here; their context holds a `Problem`'s parts, in our words."""
+
+EXPECTED_ACTIVATION = "a name such as tanh, or {name, alpha, beta}"
+
+
+def refuse(
+    what: str,
+    *,
+    expected: str | None = None,
+    found: str | None = None,
+    hint: str | None = None,
+    path: KeyPath = (),
+) -> NoReturn:
+    """Reject a value from within a pydantic validator.
+
+    Parameters
+    ----------
+    what
+        Continues a sentence that begins with the path: ``has an unknown value``.
+    path
+        Where in the value the fault is.
+    """
+    context = {"what": what, "expected": expected, "found": found, "hint": hint, "path": path}
+    raise PydanticCustomError(OWN_ERROR, "{what}", context)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, which booleans are not."""
+    # A whole number beyond the floats is refused as well: isfinite would raise.
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1000
+    return isinstance(value, float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class BareName:
+    """Marks a field whose mapping may be written as its type's name alone."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._expand, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(self.names)}, handler(schema)]}
+
+    def _expand(self, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class ActivationOption:
+    """Marks a field as one or more activations, read by `parse`."""
+
+    parse: Callable[[Any], Any]
+    schema: dict[str, Any] = field(hash=False)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(written)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return dict(self.schema)
+
+
+def parse_directions(value: Any) -> tuple[Activation, ...]:
+    """A recurrent layer's activation: one for both directions, or forward and reverse."""
+    if not isinstance(value, list):
+        return (_activation(value, ()),)
+    if len(value) != 2:
+        refuse(
+            "is a list that is no pair",
+            expected="two activations: forward and reverse",
+            found=shown(value),
+        )
+    return tuple(_activation(item, (index,)) for index, item in enumerate(value))
+
+
+def parse_dense(value: Any) -> Activation | Literal["softmax"]:
+    """A dense layer's activation; softmax, which is not element-wise, stays a word."""
+    if value in ("softmax", {"name": "softmax"}):
+        return "softmax"
+    return _activation(value, ())
+
+
+def written(value: Any) -> Any:
+    """What was parsed, as it is written in YAML."""
+    if isinstance(value, tuple):
+        return [written(v) for v in value] if len(value) > 1 else written(value[0])
+    if not isinstance(value, Activation):
+        return value
+    parameters = {"alpha": value.alpha, "beta": value.beta}
+    if value == Activation(value.name):
+        return value.name
+    return {"name": value.name, **{k: v for k, v in parameters.items() if v is not None}}
+
+
+def _activation(value: Any, path: KeyPath) -> Activation:
+    keys = {"name": value} if isinstance(value, str) else value
+    if not isinstance(keys, dict):
+        refuse("is no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
+    for key in keys:
+        if key not in ("name", "alpha", "beta"):
+            refuse(
+                "is not a key of an activation",
+                hint=did_you_mean(key, ("name", "alpha", "beta")) or "keys: name, alpha, beta",
+                path=(*path, key),
+            )
+    for key in ("alpha", "beta"):
+        if key in keys and not is_number(keys[key]):
+            found = shown(keys[key])
+            refuse("is no number", expected="a finite number", found=found, path=(*path, key))
+    name = keys.get("name")
+    if not isinstance(name, str):
+        refuse("names no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
+    return _known(name, keys, path)
+
+
+def _known(name: str, keys: dict[str, Any], path: KeyPath) -> Activation:
+    if name == "softmax":
+        refuse(
+            "is softmax, which only a dense layer has",
+            expected=either(sorted(FORMULAS)),
+            hint="add a last layer {type: dense, units: …, activation: softmax}",
+            path=path,
+        )
+    try:
+        return Activation(name, keys.get("alpha"), keys.get("beta"))
+    except ConfigError as error:
+        fault = error.problems[0]
+        # Activation names the fault in its own sentence, which continues after the path.
+        refuse(
+            f"does not fit: {fault.what}",
+            expected=fault.expected,
+            found=fault.found,
+            hint=fault.hint,
+            path=path,
+        )
+
+
+_NUMBER = {"type": "number"}
+_NAMED = {
+    "type": "object",
+    "properties": {"name": {"enum": sorted(FORMULAS)}, "alpha": _NUMBER, "beta": _NUMBER},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+_ONE = {"anyOf": [{"enum": sorted(FORMULAS)}, _NAMED]}
+_PAIR = {"type": "array", "items": _ONE, "minItems": 2, "maxItems": 2}
+
+Directions = ActivationOption(parse_directions, {"anyOf": [*_ONE["anyOf"], _PAIR]})
+DenseActivation = ActivationOption(
+    parse_dense, {"anyOf": [{"enum": [*sorted(FORMULAS), "softmax"]}, _NAMED]}
+)

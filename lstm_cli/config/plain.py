@@ -1,0 +1,42 @@
+"""A mapping from Python code as plain values, like those that YAML gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from lstm_cli.config.yaml12 import MAX_DEPTH
+from lstm_cli.errors import ConfigError
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value with mappings as dict, tuples as list, paths as text, NumPy scalars as numbers.
+
+    Raises
+    ------
+    ConfigError
+        Nested too deeply, as what contains itself is.
+    """
+    if depth > MAX_DEPTH:
+        raise ConfigError(
+            "config is nested too deeply",
+            expected=f"at most {MAX_DEPTH} levels",
+            hint="look for a dict that contains itself",
+        )
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    # NumPy's numbers, and arrays of one, know how to become Python's.
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _key(key: Any) -> str | int:
+    """A key as YAML would give it: a whole number, else text."""
+    number = key.item() if getattr(key, "shape", None) == () else key
+    if isinstance(number, int) and not isinstance(number, bool):
+        return number
+    return str(key)

@@ -1,0 +1,103 @@
+"""A checked config's layers as the specifications that engines take."""
+
+from __future__ import annotations
+
+from math import prod
+
+from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
+from lstm_cli.config.layers import (
+    DenseLayer,
+    DropoutLayer,
+    FlattenLayer,
+    GRULayer,
+    Layer,
+    LSTMLayer,
+    RNNLayer,
+)
+from lstm_cli.config.places import Report
+from lstm_cli.config.schema import ModelSection
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
+
+MAX_PARAMETERS = 2**40
+
+
+def resolve(model: ModelSection) -> tuple[LayerSpec, ...]:
+    """The layers in order, each reading what the one before it gives.
+
+    The config must have passed `lstm_cli.config.structure.check`.
+    """
+    specs: list[LayerSpec] = []
+    size = model.input_size
+    for index, layer in enumerate(model.layers):
+        spec = _spec(index, layer, size, model.steps or 1)
+        specs.append(spec)
+        size = spec.output_size
+    return tuple(specs)
+
+
+def check_size(specs: tuple[LayerSpec, ...], report: Report) -> None:
+    """Refuse a network that no machine holds, before anything is allocated."""
+    total = sum(prod(p.shape) for spec in specs for p in spec.parameters().values())
+    if total > MAX_PARAMETERS:
+        report.add(
+            ("model", "layers"),
+            "model.layers need more parameters than any machine holds",
+            expected=f"at most {MAX_PARAMETERS:,}",
+            found=f"{total:,}",
+            hint="look for a slip in hidden_size, units, input_size or steps",
+        )
+
+
+def _spec(index: int, layer: Layer, size: int, steps: int) -> LayerSpec:
+    if isinstance(layer, DenseLayer):
+        activation = None if layer.activation == "softmax" else layer.activation
+        return DenseSpec(index, size, layer.units, activation)
+    if isinstance(layer, DropoutLayer):
+        return DropoutSpec(index, size, layer.rate)
+    if isinstance(layer, FlattenLayer):
+        return FlattenSpec(index, size, steps)
+    return _recurrent(index, layer, size)
+
+
+def _recurrent(index: int, layer: LSTMLayer | GRULayer | RNNLayer, size: int) -> RecurrentSpec:
+    directions = 2 if layer.bidirectional else 1
+    return RecurrentSpec(
+        index,
+        size,
+        tuple(_cell(layer, direction) for direction in range(directions)),
+        return_sequences=layer.return_sequences,
+        stateful=layer.stateful,
+        dropout=layer.dropout,
+        recurrent_dropout=layer.recurrent_dropout,
+        forget_bias=layer.forget_bias if isinstance(layer, LSTMLayer) else 1.0,
+    )
+
+
+def _cell(layer: LSTMLayer | GRULayer | RNNLayer, direction: int) -> Cell:
+    activation = _of(layer.activation, direction)
+    if isinstance(layer, LSTMLayer):
+        return LSTM(
+            hidden_size=layer.hidden_size,
+            clip=layer.clip,
+            activation=activation,
+            recurrent_activation=_of(layer.recurrent_activation, direction),
+            cell_activation=_of(layer.cell_activation or layer.activation, direction),
+            peepholes=layer.peepholes,
+            projection_size=layer.projection_size,
+            coupled_input_forget=layer.coupled_input_forget,
+            use_forget_gate=layer.forget_gate,
+        )
+    if isinstance(layer, GRULayer):
+        return GRU(
+            hidden_size=layer.hidden_size,
+            clip=layer.clip,
+            activation=activation,
+            recurrent_activation=_of(layer.recurrent_activation, direction),
+            reset_after=layer.reset_after,
+        )
+    return RNN(hidden_size=layer.hidden_size, clip=layer.clip, activation=activation)
+
+
+def _of(option: tuple[Activation, ...], direction: int) -> Activation:
+    """The direction's own activation, or the one that both share."""
+    return option[min(direction, len(option) - 1)]

@@ -1,0 +1,212 @@
+"""What must fit between the keys of a config: layers in a row, options that exclude each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lstm_cli.cells import Activation
+from lstm_cli.config.layers import DenseLayer, FlattenLayer, Layer, LSTMLayer, RecurrentLayer
+from lstm_cli.config.places import KeyPath, Report, spell
+from lstm_cli.config.train import SGD, TrainSection
+from lstm_cli.config.words import an
+
+LAYERS: KeyPath = ("model", "layers")
+FINAL = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
+"""What each classification loss wants the last layer to end in."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """As much of a config as has passed the schema.
+
+    Attributes
+    ----------
+    layers
+        None where a layer did not pass.
+    has_steps
+        Whether ``model.steps`` is given at all.
+    """
+
+    layers: Sequence[Layer | None]
+    has_steps: bool
+    train: TrainSection | None = None
+
+
+def check(sketch: Sketch, report: Report) -> None:
+    """Add everything that does not fit together to `report`."""
+    for index, layer in enumerate(sketch.layers):
+        if isinstance(layer, RecurrentLayer):
+            _check_pairs(index, layer, report)
+        if isinstance(layer, LSTMLayer):
+            _check_forget_gate(index, layer, report)
+        if isinstance(layer, FlattenLayer) and not sketch.has_steps:
+            _check_steps_given(index, report)
+    _check_steps_remain(sketch.layers, report)
+    if sketch.train is not None:
+        _check_train(sketch.train, report)
+        if sketch.layers and sketch.layers[-1] is not None:
+            _check_last(sketch.layers, sketch.train, report)
+
+
+def _check_pairs(index: int, layer: RecurrentLayer, report: Report) -> None:
+    if layer.bidirectional:
+        return
+    for key in ("activation", "recurrent_activation", "cell_activation"):
+        if len(getattr(layer, key, None) or ()) > 1:
+            path = (*LAYERS, index, key)
+            report.add(
+                path,
+                f"{spell(path)} is a pair, but the layer has one direction",
+                expected="one activation",
+                found="two",
+                hint="give one activation, or set `bidirectional: true`",
+            )
+
+
+def _check_forget_gate(index: int, layer: LSTMLayer, report: Report) -> None:
+    if layer.coupled_input_forget and not layer.forget_gate:
+        path = (*LAYERS, index, "forget_gate")
+        report.add(
+            path,
+            f"{spell(path)} is false, but coupled_input_forget computes that gate as 1 - i",
+            also=[(*LAYERS, index, "coupled_input_forget")],
+            hint="remove one of the two",
+        )
+
+
+def _check_steps_given(index: int, report: Report) -> None:
+    report.add(
+        (*LAYERS, index),
+        f"{spell((*LAYERS, index))} flattens, but model.steps is missing",
+        expected="the number of steps T that are flattened",
+        hint="add `steps: 10` to model",
+    )
+
+
+def _check_steps_remain(layers: Sequence[Layer | None], report: Report) -> None:
+    ended_by: int | None = None
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, RecurrentLayer | FlattenLayer):
+            continue
+        if ended_by is not None:
+            _report_no_steps(layers[ended_by], ended_by, index, layer.type, report)
+        elif isinstance(layer, FlattenLayer) or not layer.return_sequences:
+            ended_by = index
+
+
+def _report_no_steps(
+    ender: Layer | None, ended_by: int, index: int, kind: str, report: Report
+) -> None:
+    path: KeyPath = (*LAYERS, ended_by)
+    reads = f"but {spell((*LAYERS, index))}, {an(kind)} layer, reads every step"
+    if isinstance(ender, FlattenLayer):
+        what, hint = "flattens the steps away", "put the flatten layer after all recurrent ones"
+    else:
+        path = (*path, "return_sequences")
+        what, hint = "is false", f"set `return_sequences: true` in layer {ended_by}"
+    report.add(path, f"{spell(path)} {what}, {reads}", also=[(*LAYERS, index)], hint=hint)
+
+
+def _check_last(layers: Sequence[Layer | None], train: TrainSection, report: Report) -> None:
+    wanted = FINAL.get(train.loss)
+    if wanted is None:
+        return
+    index, last = len(layers) - 1, layers[-1]
+    path: KeyPath = (*LAYERS, index)
+    if not isinstance(last, DenseLayer):
+        kind = last.type if last is not None else "none"
+        found = f"{spell(path)} is {an(kind)} layer"
+    elif (ends := _name(last.activation)) != wanted:
+        path = (*path, "activation")
+        found = f"{spell(path)} is {ends}"
+    else:
+        _check_classes(last, index, train, report)
+        return
+    report.add(
+        path,
+        f"train.loss is {train.loss}, which wants {an(wanted)} at the end",
+        expected=f"a last layer that is dense, with activation {wanted}",
+        found=found,
+        also=[("train", "loss")],
+        hint=f"end with {{type: dense, units: …, activation: {wanted}}}, or train with loss: mse",
+    )
+
+
+def _name(activation: Activation | str) -> str:
+    return activation if isinstance(activation, str) else activation.name
+
+
+def _check_classes(last: DenseLayer, index: int, train: TrainSection, report: Report) -> None:
+    units: KeyPath = (*LAYERS, index, "units")
+    if train.loss == "cross_entropy" and last.units == 1:
+        report.add(
+            units,
+            f"{spell(units)} is 1, and a softmax over one unit is always 1",
+            expected="a unit for each class",
+            hint="set units, or use a sigmoid and loss: binary_cross_entropy",
+        )
+    weights = train.class_weights
+    if train.loss == "cross_entropy" and isinstance(weights, list) and len(weights) != last.units:
+        report.add(
+            ("train", "class_weights"),
+            "train.class_weights does not weight every class",
+            expected=f"{last.units} weights, as many as {spell(units)}",
+            found=str(len(weights)),
+            also=[units],
+        )
+
+
+def _check_train(train: TrainSection, report: Report) -> None:
+    _check_loss_options(train, report)
+    _check_monitor(train, report)
+    schedule, optimizer = train.schedule, train.optimizer
+    if schedule.warmup_steps and schedule.warmup_epochs:
+        report.add(
+            ("train", "schedule", "warmup_steps"),
+            "train.schedule has both warmup_steps and warmup_epochs",
+            also=[("train", "schedule", "warmup_epochs")],
+            hint="remove one of the two",
+        )
+    if isinstance(optimizer, SGD) and optimizer.nesterov and not optimizer.momentum:
+        report.add(
+            ("train", "optimizer", "nesterov"),
+            "train.optimizer.nesterov needs momentum",
+            expected="momentum above 0",
+            found="0",
+            hint="add `momentum: 0.9`",
+        )
+
+
+def _check_loss_options(train: TrainSection, report: Report) -> None:
+    if train.loss in FINAL:
+        return
+    for key in ("class_weights", "label_smoothing"):
+        if getattr(train, key):
+            report.add(
+                ("train", key),
+                f"train.{key} needs classes, which the loss {train.loss} has not",
+                expected=f"loss: {' or '.join(FINAL)}",
+                also=[("train", "loss")],
+                hint=f"remove train.{key}, or change train.loss",
+            )
+
+
+def _check_monitor(train: TrainSection, report: Report) -> None:
+    if train.monitor is None:
+        return
+    metric = train.monitor.removeprefix("val_")
+    if metric != train.monitor and train.validation is None:
+        report.add(
+            ("train", "monitor"),
+            f"train.monitor is {train.monitor}, but nothing is held out",
+            hint="add `validation: 0.1`",
+        )
+    of_classes, of_values = metric in ("accuracy", "auc"), metric in ("mse", "mae")
+    if (of_classes and train.loss not in FINAL) or (of_values and train.loss in FINAL):
+        report.add(
+            ("train", "monitor"),
+            f"train.monitor is {train.monitor}, which the loss {train.loss} does not come with",
+            expected="loss, accuracy or auc" if of_values else "loss, mse or mae",
+            also=[("train", "loss")],
+        )

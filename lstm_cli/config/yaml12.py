@@ -1,0 +1,279 @@
+"""YAML text to plain values, the line of every one, and all that is wrong with it as YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from lstm_cli.config.places import KeyPath, spell
+from lstm_cli.config.resolver import MAP, MERGE, SEQ, Dumper, implicit_resolvers, scalar
+from lstm_cli.config.words import short
+from lstm_cli.errors import ConfigError, Problem
+
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
+MAX_CHARACTERS = 1 << 20
+
+
+@dataclass
+class Parsed:
+    """What a text holds.
+
+    Attributes
+    ----------
+    value
+        dicts, lists, strings, numbers, booleans and None.
+    lines
+        Line of each path, counted from 1: of the key in a mapping, of the item in a list.
+    problems
+        Duplicate keys, foreign tags: what does not keep the rest from being read.
+    """
+
+    value: Any
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def parse(text: str, source: str) -> Parsed:
+    """Read one YAML document.
+
+    Raises
+    ------
+    ConfigError
+        The text is not YAML, nests too deeply, or grows too large by its aliases.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(
+            f"{source} is too large for a config",
+            expected=f"at most {MAX_CHARACTERS:,} characters",
+            found=f"{len(text):,}",
+            where=source,
+            hint="sequences belong in an HDF5 file, given as DATA",
+        )
+    builder = _Builder(source)
+    node = _compose(text, source)
+    value = None if node is None else builder.build(node, ())
+    return Parsed(value, builder.lines, builder.problems)
+
+
+def dump(value: Any) -> str:
+    """Plain values as YAML that `parse` reads back unchanged."""
+    return str(
+        yaml.dump(
+            value,
+            Dumper=Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            width=88,
+            default_flow_style=None,
+        )
+    )
+
+
+class _TooDeep(yaml.MarkedYAMLError):
+    """Collections nested in one another without end."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only, typed by YAML 1.2, to a bounded depth."""
+
+    yaml_implicit_resolvers = implicit_resolvers()
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        # Composing recurses: without a bound, a line of brackets ends in a RecursionError.
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _TooDeep(problem="nested too deeply", problem_mark=mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def _compose(text: str, source: str) -> Node | None:
+    try:
+        loader = _Loader(text)
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, source) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{source} holds a character that YAML does not allow",
+            found=f"character {error.character:#x}",
+            where=f"{source} line {line}",
+            hint="write it as an escape in double quotes, or remove it",
+        ) from None
+    except (ValueError, OverflowError):
+        # PyYAML lets an escape such as "\UFFFFFFFF", which is no character, fall through.
+        raise ConfigError(
+            f"{source} is not valid YAML",
+            found="an escape that stands for no character",
+            where=source,
+            hint='look for \\U in strings with double quotes: "..."',
+        ) from None
+
+
+ADVICE: tuple[tuple[str, str, str | None], ...] = (
+    (r"mapping values are not allowed", "one `key: value` a line", "quote text that holds `: `"),
+    (r"character '\\t'", "spaces", "indent with spaces, not with tabs"),
+    (r"could not find expected ':'", "`key: value`", None),
+    (r"<block end>", "the indentation of the lines above", "indent sibling keys alike"),
+    (r"expected ',' or ('.')", "`,` or a closing bracket", "close the bracket opened above"),
+    (r"<stream end>|end of stream", "the rest of what was begun", "close what was opened"),
+    (r"another document", "one document", "remove the line `---` in the middle"),
+    (r"undefined alias", "an alias (`*name`) after its anchor (`&name`)", None),
+    (r"nested too deeply", f"at most {MAX_DEPTH} levels", None),
+)
+"""What PyYAML says (a pattern), what was expected, and how to mend it."""
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
+    said = " ".join(str(error.problem or error.context or "").split())
+    said = short(said.removeprefix("but "))
+    mark = error.problem_mark or error.context_mark
+    place = source if mark is None else f"{source} line {mark.line + 1}, column {mark.column + 1}"
+    advice = (entry[1:] for entry in ADVICE if re.search(entry[0], said))
+    expected, hint = next(advice, (None, None))
+    what = f"{source} is not valid YAML" + (f": {said}" if said else "")
+    return ConfigError(what, expected=expected, where=place, hint=hint)
+
+
+class _Builder:
+    """Turns nodes into values; aliases are expanded, and counted."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.lines: dict[KeyPath, int] = {}
+        self.problems: list[Problem] = []
+        self.values = 0
+
+    def build(self, node: Node, path: KeyPath) -> Any:
+        self._count(node, len(path))
+        if isinstance(node, MappingNode) and node.tag == MAP:
+            return self._mapping(node, path)
+        if isinstance(node, SequenceNode) and node.tag == SEQ:
+            return self._sequence(node, path)
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, path)
+        return self._foreign_tag(node, path)
+
+    def _count(self, node: Node, depth: int) -> None:
+        self.values += 1
+        if self.values > MAX_VALUES or depth > MAX_DEPTH:
+            raise ConfigError(
+                f"{self.source} grows too large when its aliases are expanded",
+                expected=f"at most {MAX_VALUES:,} values, {MAX_DEPTH} levels deep",
+                where=self._place(node),
+                hint="look for an alias that contains itself, and for aliases of aliases",
+            )
+
+    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str | int, Any]:
+        built: dict[str | int, Any] = {}
+        first: dict[str | int, Node] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == MERGE:
+                continue
+            key = self._key(key_node, path)
+            if key in first:
+                self._duplicate((*path, key), first[key], key_node)
+            else:
+                first[key] = key_node
+                self._entry(built, key, (key_node, value_node), path)
+        for key_node, value_node in self._merged(node, path):
+            key = self._key(key_node, path)
+            if key not in built:
+                self._entry(built, key, (key_node, value_node), path)
+        return built
+
+    def _entry(
+        self,
+        built: dict[str | int, Any],
+        key: str | int,
+        nodes: tuple[Node, Node],
+        path: KeyPath,
+    ) -> None:
+        self.lines[(*path, key)] = nodes[0].start_mark.line + 1
+        built[key] = self.build(nodes[1], (*path, key))
+
+    def _merged(
+        self, node: MappingNode, path: KeyPath, depth: int = 0
+    ) -> Iterator[tuple[Node, Node]]:
+        """Entries that ``<<: *anchor`` or ``<<: [*one, *two]`` brings in, the nearest first."""
+        for key_node, value_node in node.value:
+            if key_node.tag != MERGE:
+                continue
+            is_list = isinstance(value_node, SequenceNode)
+            for source in value_node.value if is_list else [value_node]:
+                self._count(source, depth)
+                if not isinstance(source, MappingNode):
+                    self._problem(key_node, f"{spell(path)} merges what is no mapping")
+                    continue
+                yield from ((k, v) for k, v in source.value if k.tag != MERGE)
+                yield from self._merged(source, path, depth + 1)
+
+    def _sequence(self, node: SequenceNode, path: KeyPath) -> list[Any]:
+        built = []
+        for index, item in enumerate(node.value):
+            self.lines[(*path, index)] = item.start_mark.line + 1
+            built.append(self.build(item, (*path, index)))
+        return built
+
+    def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
+        try:
+            # A lone surrogate cannot be written to any file or terminal.
+            node.value.encode()
+            return scalar(node.tag, node.value)
+        except UnicodeEncodeError:
+            self._problem(node, f"{spell(path)} holds half a character (a lone surrogate)")
+            return node.value.encode(errors="replace").decode()
+        except ValueError:
+            return self._foreign_tag(node, path)
+
+    def _foreign_tag(self, node: Node, path: KeyPath) -> None:
+        self._problem(
+            node,
+            f"{spell(path)} has a tag that does not fit its value",
+            expected="plain YAML, without tags",
+            found=short(str(node.tag).replace("tag:yaml.org,2002:", "!!")),
+            hint="remove the tag, the word that begins with !",
+        )
+
+    def _key(self, node: Node, path: KeyPath) -> str | int:
+        """A mapping's key: text, or a whole number (a class); others count as their text."""
+        if not isinstance(node, ScalarNode):
+            self._problem(node, f"{spell(path)} has a key that is a collection", expected="a word")
+            return f"line {node.start_mark.line + 1}"
+        value = self._scalar(node, path)
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        return str(node.value)
+
+    def _duplicate(self, path: KeyPath, first: Node, second: Node) -> None:
+        self.problems.append(
+            Problem(
+                f"{spell(path)} is given twice",
+                where=(self._place(first), self._place(second)),
+                hint="keep one of the two",
+            )
+        )
+
+    def _problem(
+        self,
+        node: Node,
+        what: str,
+        expected: str | None = None,
+        found: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problems.append(Problem(what, expected, found, (self._place(node),), hint))
+
+    def _place(self, node: Node) -> str:
+        return f"{self.source} line {node.start_mark.line + 1}"

@@ -1,0 +1,176 @@
+"""Whatever stands in a config: either it is one, or a ConfigError says what is wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from lstm_cli.config import Config, from_mapping, from_text, load
+from lstm_cli.errors import ConfigError
+
+SOUND = """\
+model:
+  input_size: 12
+  steps: 5
+  init: {scheme: orthogonal, seed: 4}
+  layers:
+    - &first {type: lstm, hidden_size: 3, bidirectional: true, activation: [tanh, relu]}
+    - type: gru
+      hidden_size: 0x1F
+      clip: 1e-3
+      recurrent_activation: {name: hard_sigmoid, alpha: .2}
+    - {<<: *first, peepholes: true, projection_size: 2}
+    - {type: flatten}
+    - {type: dropout, rate: 0.5}
+    - {type: dense, units: 9, activation: softmax}
+weights: "../data/a\\u00e9.safetensors"
+data: {inputs: x, window: {length: 3, stride: 2}, layout: series}
+train:
+  loss: cross_entropy
+  optimizer: {type: sgd, momentum: 0.9, nesterov: true}
+  schedule: {type: cosine, warmup_epochs: 2}
+  class_weights: {0: 1.5, b: 2}
+  validation: words.h5:/test
+  monitor: val_loss
+"""
+
+PIECES = [
+    "", " ", "\n", "\t", ":", ": ", "- ", "[", "]", "{", "}", ",", "&a", "*a", "*first", "!",
+    "!!int ",
+    "!!python/name:os.system ", "|", ">", "'", '"', "#", "%", "@", "`", "?", "<<", "---", "...",
+    "~", "null", "true", "yes", "-1", "0", "1e999", ".nan", "9" * 400, "1_0", "é",
+    "\u2028", "\0", "\ufeff",
+    '"\\ud800"', '"\\x00"', '"\\e[2J"', "lstm", "model", "layers", "type", "softmax",
+    "%YAML 1.2\n---\n",
+]  # fmt: skip
+
+
+def config_or_error(read: Callable[[], Config]) -> bool:
+    """Whether it is a config; an error must be a whole one, that can be printed anywhere."""
+    try:
+        config = read()
+    except ConfigError as caught:
+        error = caught
+    else:
+        assert from_text(config.to_yaml(), config.source, None) == config
+        return True
+    assert error.problems
+    assert str(error).encode()
+    assert all(problem.what and problem.where for problem in error.problems)
+    return False
+
+
+def mutated(text: str, chance: random.Random) -> str:
+    """The text with a few characters or lines replaced, moved, doubled or cut out."""
+    for _ in range(chance.randint(1, 3)):
+        begin = chance.randrange(len(text) + 1)
+        end = min(len(text), begin + chance.choice([0, 1, 1, 2, 5, 20]))
+        other = chance.randrange(len(text) + 1)
+        new = chance.choice([*PIECES, text[other : other + 9], text[begin:end] * 2])
+        text = text[:begin] + new + text[end:]
+    return text
+
+
+def test_the_unchanged_text_is_sound() -> None:
+    assert config_or_error(lambda: from_text(SOUND, "a.yaml", None))
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_mutated_configs(start: int) -> None:
+    chance = random.Random(start)
+    sound = sum(
+        config_or_error(lambda: from_text(mutated(SOUND, chance), "a.yaml", None))
+        for _ in range(80)
+    )
+    assert sound < 80, "mutations must break something"
+
+
+@seed(7)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(PIECES), max_size=12).map("".join)))
+def test_any_text(text: str) -> None:
+    config_or_error(lambda: from_text(text, "a.yaml", None))
+
+
+@seed(8)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.text(max_size=40), max_size=3), st.integers(-(2**70), 2**70))
+def test_any_override(overrides: list[str], number: int) -> None:
+    config_or_error(lambda: from_text(SOUND, "a.yaml", None, overrides, number))
+
+
+PATHS = st.lists(
+    st.sampled_from(
+        ["model", "layers", "0", "1", "9", "type", "train", "optimizer", "class_weights", "data",
+         "window", "init", "seed", "activation", "name", "steps", "weights", "", "x"]
+    ),
+    min_size=1,
+    max_size=5,
+).map(".".join)  # fmt: skip
+
+
+@seed(9)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.builds("{}={}".format, PATHS, st.sampled_from(PIECES)), max_size=3))
+def test_any_value_at_known_paths(overrides: list[str]) -> None:
+    config_or_error(lambda: from_text(SOUND, "a.yaml", None, overrides))
+
+
+KEYS = st.one_of(
+    st.sampled_from(
+        ["model", "input_size", "layers", "type", "hidden_size", "units", "activation", "name",
+         "alpha", "train", "loss", "optimizer", "schedule", "class_weights", "data", "window",
+         "validation", "normalize", "init", "seed", "weights", "steps"]
+    ),
+    st.text(max_size=3),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.tuples(st.integers()),
+)  # fmt: skip
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.binary(max_size=2),
+    st.sampled_from(["lstm", "dense", "mse", "sgd", "tanh", "softmax", 10**400, 1j, object(), {1}]),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=20,
+)
+
+
+@seed(10)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_mapping(mapping: dict[Any, Any]) -> None:
+    config_or_error(lambda: from_mapping(mapping))
+
+
+@seed(11)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(KEYS, VALUES, max_size=4), st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_layer_and_training(layer: dict[Any, Any], train: dict[Any, Any]) -> None:
+    kinds = ["lstm", "gru", "rnn", "dense", "dropout", "flatten"]
+    layers = [{**layer, "type": kind} for kind in kinds] + [layer]
+    model = {"input_size": 3, "layers": layers}
+    config_or_error(lambda: from_mapping({"model": model, "train": {"loss": "mse", **train}}))
+
+
+@pytest.mark.parametrize("start", range(40))
+def test_any_bytes(tmp_path: Path, start: int) -> None:
+    chance = random.Random(start)
+    path = tmp_path / "a.yaml"
+    heads = [b"", b"\x89HDF", b"PK", b"\xff\xfe", b"\xef\xbb\xbf", b"model:\n  "]
+    path.write_bytes(chance.choice(heads) + chance.randbytes(chance.randrange(200)))
+    config_or_error(lambda: load(path))

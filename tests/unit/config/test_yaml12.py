@@ -1,0 +1,181 @@
+"""YAML 1.2's scalars, lines, and what is refused before the schema sees it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from lstm_cli.config.yaml12 import dump, parse
+from lstm_cli.errors import ConfigError
+
+NAME = "a.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E+2", 100.0),
+        ("-.5", -0.5),
+        ("3.", 3.0),
+        ("010", 10),
+        ("-7", -7),
+        ("+7", 7),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("1_000", "1_000"),
+        ("0b11", "0b11"),
+        ("1:30", "1:30"),
+        ("190:20:30", "190:20:30"),
+        ("2024-01-02", "2024-01-02"),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("on", "on"),
+        ("off", "off"),
+        ("true", True),
+        ("FALSE", False),
+        ("tRUE", "tRUE"),
+        ("~", None),
+        ("null", None),
+        ("", None),
+        ("nUll", "nUll"),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        ("inf", "inf"),
+        ("1e", "1e"),
+        (".", "."),
+        ("'12'", "12"),
+        ('"true"', "true"),
+        ("!!str 12", "12"),
+        ("!!float 12", 12.0),
+        ("=", "="),
+    ],
+)
+def test_scalars_follow_the_core_schema_of_yaml_1_2(text: str, value: object) -> None:
+    found = parse(f"key: {text}\n", NAME).value["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_nan_is_a_number() -> None:
+    assert math.isnan(parse(".NaN", NAME).value)
+
+
+@pytest.mark.parametrize("text", ["yes", "0o17", "1_000", "010", "1e-3", "true", "~", "", "é\n ü"])
+def test_dumped_strings_come_back_as_strings(text: str) -> None:
+    assert parse(dump({"key": text}), NAME).value == {"key": text}
+
+
+def test_every_key_and_item_knows_its_line() -> None:
+    text = "a:\n  b: 1\n  c:\n    - x\n    - {d: 2,\n       e: 3}\n"
+    lines = parse(text, NAME).lines
+    assert lines == {
+        ("a",): 1,
+        ("a", "b"): 2,
+        ("a", "c"): 3,
+        ("a", "c", 0): 4,
+        ("a", "c", 1): 5,
+        ("a", "c", 1, "d"): 5,
+        ("a", "c", 1, "e"): 6,
+    }
+
+
+def test_a_duplicate_key_names_both_lines_and_the_rest_is_read() -> None:
+    parsed = parse("a:\n  b: 1\n  c: 2\n  b: 3\nd: 4\n", NAME)
+    (problem,) = parsed.problems
+    assert problem.what == "a.b is given twice"
+    assert problem.where == ("a.yaml line 2", "a.yaml line 4")
+    assert parsed.value == {"a": {"b": 1, "c": 2}, "d": 4}
+
+
+def test_merge_keys_bring_in_what_is_not_given() -> None:
+    text = "one: &one {a: 1, b: 2}\ntwo: &two {b: 3, c: 4}\nall: {<<: [*one, *two], a: 9}\n"
+    parsed = parse(text, NAME)
+    assert parsed.value["all"] == {"a": 9, "b": 2, "c": 4}
+    assert parsed.lines["all", "c"] == 2
+    assert parsed.lines["all", "a"] == 3
+
+
+def test_merging_no_mapping_is_a_problem() -> None:
+    (problem,) = parse("a: {<<: 3}", NAME).problems
+    assert "merges what is no mapping" in problem.what
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: !!python/object/apply:os.system [ls]", "a: !!int x", "a: !mine {b: 1}", "!!set {a}"],
+)
+def test_tags_are_problems(text: str) -> None:
+    (problem,) = parse(text, NAME).problems
+    assert problem.found is not None
+    assert problem.found.startswith("!")
+    assert problem.where == ("a.yaml line 1",)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "expected"),
+    [
+        ("a: 1\nb: c: d", "a.yaml line 2, column 5", "one `key: value` a line"),
+        ("a:\n\t- b", "a.yaml line 2, column 1", "spaces"),
+        ("a: [1, 2", "a.yaml line 1, column 9", "`,` or a closing bracket"),
+        ("a:\n  - 1\n b: 2", "a.yaml line 3, column 2", "the indentation of the lines above"),
+        ('a: "b', "a.yaml line 1, column 6", "the rest of what was begun"),
+        ("a: *b", "a.yaml line 1, column 4", "an alias (`*name`) after its anchor (`&name`)"),
+        ("--- 1\n--- 2", "a.yaml line 2, column 1", "one document"),
+    ],
+)
+def test_a_syntax_error_has_line_column_and_what_was_expected(
+    text: str, place: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, NAME)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith("a.yaml is not valid YAML")
+    assert problem.where == (place,)
+    assert problem.expected == expected
+
+
+@pytest.mark.parametrize("text", ["a: \x01", '"\\UFFFFFFFF"', "%YAML 9.9\n---\na", "a: \ud800"])
+def test_what_pyyaml_chokes_on_is_a_config_error(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(text, NAME)
+
+
+def test_half_a_character_is_a_problem_and_never_reaches_a_message() -> None:
+    parsed = parse('a: "\\ud800"', NAME)
+    assert "lone surrogate" in parsed.problems[0].what
+    parsed.value["a"].encode()
+
+
+LAUGHS = "a: &a [" + "x, " * 9 + "]\n" + "".join(
+    f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)  # fmt: skip
+MERGE_LAUGHS = "a: &a {<<: [*a, *a, *a]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LAUGHS, MERGE_LAUGHS, "a: &a [*a]", "[" * 3000, "{a: " * 3000, "- " * 3000],
+    ids=["laughs", "merged laughs", "cycle", "brackets", "braces", "dashes"],
+)
+def test_growth_is_bounded(text: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(ConfigError, match=r"too large|too deeply"):
+        parse(text, NAME)
+    assert time.perf_counter() - began < 10
+
+
+def test_an_alias_used_twice_is_fine() -> None:
+    assert parse("a: &a [1]\nb: [*a, *a]", NAME).value["b"] == [[1], [1]]
+
+
+def test_a_huge_text_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ConfigError, match="too large"):
+        parse("#" * (1 << 20) + "#", NAME)
+
+
+def test_integers_beyond_pythons_limit_on_digits_are_read() -> None:
+    assert parse("9" * 5000, NAME).value == math.inf
