@@ -25,6 +25,10 @@ Examples:
   lstm-cli bench --save before.json    # and later: --compare before.json"""
 
 
+BUSY = 0.2
+"""Cores in use by other programs above which timings are called into question."""
+
+
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
     """Whole numbers with commas between them: ``32,100,256``."""
 
@@ -94,7 +98,7 @@ def command(
     before = bench.load_baseline(baseline) if baseline is not None else None
     sizes, layers_of = _work(config_path, overrides, hidden, batch, steps, features)
     made = create_engine(engine, device, dtype, threads)
-    with console.progress(len(sizes), "sizes") as advance:
+    with console.progress(len(sizes), "sizes") as advance, bench.watch_others() as others:
         results = bench.measure(
             sizes,
             layers_of,
@@ -110,6 +114,12 @@ def command(
     from lstm_cli.cli.bench_tables import bench_report
 
     console.show(*bench_report(results, gates, here, made, comparison))
+    if others.cores is not None and others.cores > BUSY:
+        console.note(
+            f"warning: other programs used {others.cores:.1f} cores meanwhile; these figures, "
+            "and ratios to peers whose threads wait for each other most of all, are not to be "
+            "trusted"
+        )
     for note in comparison.notes if comparison is not None else ():
         console.note(f"note: {note}")
     if save is not None:
@@ -128,6 +138,7 @@ def command(
             "geometric_mean": bench.geometric_mean(results),
             "gates": gates,
             "comparison": comparison,
+            "cores_used_by_others": others.cores,
         }
     )
 

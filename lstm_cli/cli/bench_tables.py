@@ -88,16 +88,10 @@ def _skipped(results: Sequence[SizeResult]) -> list[str]:
 
 def gate_table(costs: Sequence[GateCost], size: str) -> Table:
     """Where a step's time goes, gate by gate."""
-    table = plain_table(
-        f"by gate, reference engine, {size}",
-        "layer",
-        "part",
-        "time",
-        "share",
-        numbers=("layer", "time", "share"),
-    )
+    title = f"by gate, reference engine, {size}"
+    table = plain_table(title, "layer", "part", "time", "share", numbers=("time", "share"))
     for cost in costs:
-        name = f"{cost.name} {cost.gate}" if cost.name != cost.gate else cost.name
+        name = f"{cost.name} {cost.gate}" if cost.gate else "all gates"
         share = f"{cost.share * 100:.0f} %"
         table.add_row(name, str(cost.layer), cost.part, units.seconds(cost.seconds), share)
     return table

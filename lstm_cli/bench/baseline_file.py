@@ -1,0 +1,176 @@
+"""The baseline file: JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from lstm_cli.bench.baseline import Baseline, BaselineSize
+from lstm_cli.bench.host import Machine
+from lstm_cli.bench.results import SizeResult, Timing
+from lstm_cli.bench.sizes import Size
+from lstm_cli.errors import LstmCliError
+
+SCHEMA = 1
+"""Version of the file's layout."""
+
+_HINT = "lstm-cli bench --save FILE writes a baseline"
+
+
+class BaselineError(LstmCliError):
+    """A baseline cannot be read or written."""
+
+
+def save_baseline(path: str | Path, results: Sequence[SizeResult], machine: Machine) -> None:
+    """Write a baseline: to a temporary name first, renamed when it is whole.
+
+    Raises
+    ------
+    BaselineError
+        The folder is not there, not writable, or full.
+    """
+    path = Path(path)
+    sizes = [asdict(BaselineSize(r.size, r.layers, r.timings)) for r in results]
+    document = {"schema": SCHEMA, "machine": asdict(machine), "sizes": sizes}
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.parent / (f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BaselineError(
+            f"the baseline cannot be written to {path}", found=_reason(error)
+        ) from None
+
+
+def load_baseline(path: str | Path) -> Baseline:
+    """Read a baseline.
+
+    Raises
+    ------
+    BaselineError
+        Missing, unreadable, no baseline, or of a later layout.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BaselineError(
+            f"the baseline {path} cannot be read", found=_reason(error), hint=_HINT
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _no_baseline(path, f"no JSON: {error}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if type(schema) is not int:
+        raise _no_baseline(path, "no schema")
+    if schema != SCHEMA:
+        raise BaselineError(
+            f"the baseline {path} is written in another layout",
+            expected=f"schema {SCHEMA}",
+            found=f"schema {schema}",
+            hint=_HINT,
+        )
+    try:
+        return _baseline(document)
+    except KeyError as error:
+        raise _no_baseline(path, f"no {error.args[0]}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_baseline(path, str(error)) from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _no_baseline(path: Path, found: str) -> BaselineError:
+    return BaselineError(
+        f"{path} is not a baseline",
+        expected="the JSON that --save writes",
+        found=found,
+        hint=_HINT,
+    )
+
+
+def _baseline(document: Any) -> Baseline:
+    """The document as records; KeyError, TypeError or ValueError where it is none."""
+    top = _mapping(document, "the document")
+    kept = _mapping(top["machine"], "machine")
+    versions = _mapping(kept["versions"], "versions")
+    machine = Machine(
+        _text(kept, "processor"),
+        _count(kept, "cores"),
+        _count(kept, "threads"),
+        _text(kept, "system"),
+        {name: _text(versions, name) for name in versions},
+    )
+    return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")))
+
+
+def _size(value: Any) -> BaselineSize:
+    entry = _mapping(value, "an entry of sizes")
+    numbers = _mapping(entry["size"], "size")
+    size = Size(*(_count(numbers, key) for key in ("hidden", "batch", "steps", "features")))
+    timings = tuple(_timing(timing) for timing in _list(entry, "timings"))
+    return BaselineSize(size, _text(entry, "layers"), timings)
+
+
+def _timing(value: Any) -> Timing:
+    entry = _mapping(value, "an entry of timings")
+    return Timing(
+        _text(entry, "name"),
+        _text(entry, "title"),
+        _positive(entry, "median"),
+        _positive(entry, "p95"),
+        _count(entry, "calls"),
+        _number(entry, "gflops"),
+    )
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is no mapping")
+    return value
+
+
+def _list(entry: dict[str, Any], key: str) -> list[Any]:
+    value = entry[key]
+    if not isinstance(value, list) or not value:
+        raise TypeError(f"{key} is no list of entries")
+    return value
+
+
+def _text(entry: dict[str, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is no text: {value!r}")
+    return value
+
+
+def _count(entry: dict[str, Any], key: str) -> int:
+    value = entry[key]
+    if type(value) is not int or not 0 < value < 2**53:
+        raise ValueError(f"{key} is no count: {value!r}")
+    return value
+
+
+def _number(entry: dict[str, Any], key: str) -> float:
+    value = entry[key]
+    if type(value) not in (int, float) or not isfinite(value) or value < 0:
+        raise ValueError(f"{key} is no number to measure by: {value!r}")
+    return float(value)
+
+
+def _positive(entry: dict[str, Any], key: str) -> float:
+    value = _number(entry, key)
+    if value == 0:
+        raise ValueError(f"{key} is zero")
+    return value

@@ -1,0 +1,117 @@
+"""What a benchmark ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+from lstm_cli.bench.peers import Peer
+from lstm_cli.engines.threads import default_threads
+
+_CPUINFO = Path("/proc/cpuinfo")
+_STAT = Path("/proc/stat")
+_NOT_WORK = (3, 4, 7)
+"""Columns of /proc/stat that are no program's here: idle, waiting for a disk, stolen."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Processor and software.
+
+    Attributes
+    ----------
+    processor
+        Its model, ``AMD EPYC 9654``; the architecture where the system does not tell.
+    cores
+        Logical processors of the machine.
+    threads
+        Threads each contestant used.
+    system
+        ``Linux x86_64``.
+    versions
+        By package: Python, NumPy, lstm-cli, and the peers.
+    """
+
+    processor: str
+    cores: int
+    threads: int
+    system: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def machine(threads: int | None = None, peers: Sequence[Peer] = ()) -> Machine:
+    """This machine; `threads` None: what is used by default."""
+    import numpy as np
+
+    from lstm_cli.version import __version__
+
+    versions = {
+        "lstm-cli": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+    return Machine(
+        _processor(),
+        os.cpu_count() or 1,
+        threads or default_threads(),
+        f"{platform.system()} {platform.machine()}",
+        versions | {peer.name: peer.version for peer in peers},
+    )
+
+
+def _processor() -> str:
+    """The processor's model, from where Linux keeps it, else from the standard library."""
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+@dataclass
+class OtherWork:
+    """What other programs did meanwhile.
+
+    Attributes
+    ----------
+    cores
+        Cores' worth of time they took; None until it is known, or where the system does not
+        tell. Much above 0.2, threads that wait for each other lose whole time slices, and
+        ratios mislead.
+    """
+
+    cores: float | None = None
+
+
+@contextmanager
+def watch_others() -> Iterator[OtherWork]:
+    """Fills in, when it ends, how busy other programs were inside."""
+    found = OtherWork()
+    begun, before = perf_counter(), _others()
+    try:
+        yield found
+    finally:
+        after, spent = _others(), perf_counter() - begun
+        if before is not None and after is not None and spent > 0:
+            found.cores = max(0.0, (after - before) / spent)
+
+
+def _others() -> float | None:
+    """Seconds of processor time that other programs have had, since some moment."""
+    try:
+        columns = _STAT.read_text().split("\n", 1)[0].split()[1:9]
+        ticks = os.sysconf("SC_CLK_TCK")
+        busy = sum(int(n) for k, n in enumerate(columns) if k not in _NOT_WORK)
+    except (OSError, ValueError, AttributeError):  # not Linux
+        return None
+    own = os.times()
+    return busy / ticks - own.user - own.system

@@ -1,0 +1,39 @@
+"""Other frameworks to measure against, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+from lstm_cli.bench.peers.base import Peer, Run, Unsupported
+from lstm_cli.errors import UsageError, nearest
+
+__all__ = ["PEERS", "Peer", "Run", "Unsupported", "peer"]
+
+PEERS = ("torch", "onnxruntime")
+"""Names that `peer` knows."""
+
+_SYNONYMS = {"pytorch": "torch", "onnx": "onnxruntime", "ort": "onnxruntime"}
+
+
+def peer(name: str) -> Peer:
+    """The peer of that name.
+
+    Raises
+    ------
+    UsageError
+        No peer has that name.
+    DeviceError
+        Its package is not installed, or cannot be loaded.
+    """
+    if name == "torch":
+        from lstm_cli.bench.peers.torch_peer import TorchPeer
+
+        return TorchPeer()
+    if name == "onnxruntime":
+        from lstm_cli.bench.peers.onnxruntime_peer import OnnxRuntimePeer
+
+        return OnnxRuntimePeer()
+    guess = _SYNONYMS.get(name.lower()) or nearest(name, PEERS)
+    raise UsageError(
+        f"{name!r} is not something to measure against",
+        expected=" or ".join(PEERS),
+        hint=f"did you mean `{guess}`?" if guess else None,
+    )

@@ -1,0 +1,86 @@
+"""What a peer is, and what peers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from importlib import import_module
+from typing import Any, Protocol, TypeAlias
+
+from lstm_cli.bench.sizes import Size
+from lstm_cli.cells import Cell
+from lstm_cli.engines.types import Array, Layers
+from lstm_cli.errors import DeviceError, LstmCliError
+
+Run: TypeAlias = Callable[[Array], Array]
+"""(N, T, D) to (N, T, F), or (N, F) if the network does not return sequences."""
+
+
+class Unsupported(LstmCliError):  # noqa: N818 - it says what it is
+    """A peer has no words for this network, or for its dtype."""
+
+
+class Peer(Protocol):
+    """Another framework.
+
+    Attributes
+    ----------
+    name, title, version
+        ``torch``, ``PyTorch 2.13.0``, ``2.13.0``.
+    """
+
+    name: str
+    title: str
+    version: str
+
+    def prepare(
+        self, layers: Layers, weights: Mapping[str, Array], size: Size, threads: int
+    ) -> AbstractContextManager[Run]:
+        """The network in this framework, in the weights' dtype, on `threads` threads.
+
+        What is global in the framework is put back when the context ends.
+
+        Raises
+        ------
+        Unsupported
+            On entering: the framework cannot express the network.
+        """
+
+
+def load_package(module: str, peer: str, install: str) -> Any:
+    """Import a package a peer needs.
+
+    Raises
+    ------
+    DeviceError
+        It is not installed, or cannot be loaded.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise _broken(module, peer, error) from None
+        raise DeviceError(
+            f"bench --against {peer} needs the package {module}, which is not installed",
+            hint=install,
+        ) from None
+    except (ImportError, OSError) as error:
+        raise _broken(module, peer, error) from None
+
+
+def _broken(module: str, peer: str, error: Exception) -> DeviceError:
+    return DeviceError(
+        f"bench --against {peer} needs the package {module}, which cannot be loaded",
+        found=str(error),
+    )
+
+
+def dtype_of(weights: Mapping[str, Array]) -> str:
+    """The dtype that the weights are in, ``float32`` or ``float64``."""
+    return next((value.dtype.name for value in weights.values()), "float32")
+
+
+def activations(cell: Cell) -> dict[str, str]:
+    """A cell's activations by the key that sets them in a config."""
+    keys = ("recurrent_activation", "activation", "cell_activation")
+    return {key: str(getattr(cell, key)) for key in keys if hasattr(cell, key)}

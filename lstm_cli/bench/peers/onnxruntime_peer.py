@@ -1,0 +1,64 @@
+"""ONNX Runtime: one model, built in memory from ONNX's LSTM, GRU and RNN operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.bench.peers.base import Run, Unsupported, dtype_of, load_package
+from lstm_cli.bench.sizes import Size
+from lstm_cli.engines.types import Array, Layers
+
+_INSTALL = "pip install 'lstm-cli[test]'"
+_SILENT = 4  # its log level for fatal errors only: what fails is reported here
+
+
+class OnnxRuntimePeer:
+    """ONNX Runtime on the CPU.
+
+    Raises
+    ------
+    DeviceError
+        ``onnxruntime`` or ``onnx``, which builds the model, is not installed.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        self._runtime = load_package("onnxruntime", self.name, _INSTALL)
+        load_package("onnx", self.name, _INSTALL)
+        self.version = str(self._runtime.__version__)
+        self.title = f"ONNX Runtime {self.version}"
+
+    @contextmanager
+    def prepare(
+        self, layers: Layers, weights: Mapping[str, Array], size: Size, threads: int
+    ) -> Iterator[Run]:
+        """See `lstm_cli.bench.peers.base.Peer`."""
+        if dtype_of(weights) != "float32":
+            raise Unsupported(f"ONNX Runtime has no recurrent layers in {dtype_of(weights)}")
+        from lstm_cli.bench.peers.onnx_model import build_model
+
+        model = build_model(layers, weights, size)
+        session = self._session(model, threads)
+
+        def run(x: Array) -> Array:
+            return np.asarray(session.run(None, {"x": x})[0])
+
+        yield run
+
+    def _session(self, model: bytes, threads: int) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        try:
+            return self._runtime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its classes share no base of their own
+            reason = str(error).rpartition(" : ")[2]
+            raise Unsupported(f"ONNX Runtime does not take the network: {reason}") from None

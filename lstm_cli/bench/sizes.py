@@ -1,0 +1,84 @@
+"""What is measured: sizes, and the layers and work that belong to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from lstm_cli.cells import LSTM
+from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
+from lstm_cli.errors import UsageError
+from lstm_cli.network.flops import layer_flops
+from lstm_cli.network.network import ends_sequence
+
+
+@dataclass(frozen=True)
+class Size:
+    """One point of a grid: units H, sequences N, steps T, features D."""
+
+    hidden: int
+    batch: int
+    steps: int
+    features: int
+
+    def __str__(self) -> str:
+        text = f"{self.hidden} × {self.batch} × {self.steps}"
+        return text if self.features == self.hidden else f"{text}, D {self.features}"
+
+
+def grid(
+    hidden: Sequence[int],
+    batch: Sequence[int],
+    steps: Sequence[int],
+    features: Sequence[int] | None = None,
+) -> tuple[Size, ...]:
+    """Every combination, each once, the last list varying fastest; no `features`: D = H.
+
+    Raises
+    ------
+    UsageError
+        A number below 1, or an empty list.
+    """
+    lists = {"hidden": hidden, "batch": batch, "steps": steps, "features": features}
+    for name, numbers in lists.items():
+        if numbers is not None and (not numbers or min(numbers) < 1):
+            raise UsageError(
+                f"the list of {name} does not name sizes",
+                expected="whole numbers of at least 1",
+                found=", ".join(map(str, numbers)) or "an empty list",
+                hint=f"--{name} 128",
+            )
+    sizes = (
+        Size(H, N, T, D)
+        for H, N, T in product(hidden, batch, steps)
+        for D in ((H,) if features is None else features)
+    )
+    return tuple(dict.fromkeys(sizes))
+
+
+DEFAULT_SIZES = grid((32, 100, 128, 256), (1, 32), (100,))
+"""Small and large, one sequence and many, and 100, which no vector length divides."""
+
+
+def one_lstm(size: Size) -> tuple[LayerSpec, ...]:
+    """One LSTM layer of the size: what is measured where no config is given."""
+    return (RecurrentSpec(0, size.features, (LSTM(hidden_size=size.hidden),)),)
+
+
+def describe(layers: Layers) -> str:
+    """Layers in a few words, so that results of other layers are not taken for these.
+
+    ``lstm 12 → 100, dense 100 → 9``
+    """
+    return ", ".join(f"{spec.kind} {spec.input_size} → {spec.output_size}" for spec in layers)
+
+
+def flops(layers: Layers, size: Size) -> float:
+    """Floating-point operations of all matrix products over a batch of full-length sequences."""
+    total, positions = 0.0, size.batch * size.steps
+    for spec in layers:
+        total += sum(layer_flops(spec, positions).values())
+        if ends_sequence(spec):
+            positions = size.batch
+    return total

@@ -1,0 +1,74 @@
+"""Engines and peers that cost nothing and tell what was asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstm_cli.bench import Size, Unsupported
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.network.network import Network
+
+Twist = Callable[[Any], Any]
+
+
+class FakePeer:
+    """Computes with the reference engine, then lets `twist` spoil the outputs."""
+
+    version = "0.0"
+
+    def __init__(
+        self, name: str = "fake", twist: Twist | None = None, refuses: str | None = None
+    ) -> None:
+        self.name, self.title = name, f"Fake {name}"
+        self.twist, self.refuses = twist, refuses
+        self.calls: list[str] = []
+        self.asked: list[tuple[Size, int]] = []
+        self.open = False
+
+    @contextmanager
+    def prepare(
+        self, layers: Any, weights: Mapping[str, Any], size: Size, threads: int
+    ) -> Iterator[Callable[[Any], Any]]:
+        if self.refuses:
+            raise Unsupported(self.refuses)
+        self.asked.append((size, threads))
+        dtype = next(iter(weights.values())).dtype.name
+        net = Network(layers, weights, ReferenceEngine(dtype))
+
+        def run(x: Any) -> Any:
+            self.calls.append(self.name)
+            y = net.run(x).outputs
+            return y if self.twist is None else self.twist(y)
+
+        self.open = True
+        try:
+            yield run
+        finally:
+            self.open = False
+
+
+@pytest.fixture
+def fake_peer() -> type[FakePeer]:
+    return FakePeer
+
+
+@pytest.fixture
+def engine() -> ReferenceEngine:
+    return ReferenceEngine("float64")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short samples and no pauses: these tests do not look at the clock."""
+    monkeypatch.setattr("lstm_cli.bench.rounds.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("lstm_cli.bench.rounds.SAMPLE_SECONDS", 1e-6)

@@ -1,0 +1,181 @@
+"""Who is timed, who is not, and what the results say."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from lstm_cli.bench import (
+    Agreement,
+    Size,
+    SizeResult,
+    Timing,
+    geometric_mean,
+    harness,
+    measure,
+    one_lstm,
+)
+from lstm_cli.bench.harness import agreement, random_weights
+from lstm_cli.bench.rounds import Samples
+from lstm_cli.cells import LSTM
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.errors import UsageError
+
+SIZE = Size(hidden=5, batch=3, steps=4, features=2)
+
+
+def run(engine, *peers, **options):
+    (result,) = measure([SIZE], one_lstm, engine, peers, rounds=3, seconds=0.01, **options)
+    return result
+
+
+def test_a_peer_that_agrees_is_timed_and_has_a_ratio(engine, fake_peer):
+    peer = fake_peer("twin")
+    result = run(engine, peer)
+    assert [t.name for t in result.timings] == ["lstm-cli", "twin"]
+    assert result.timings[0].title == "lstm-cli (reference, float64)"
+    assert result.timings[1].title == "Fake twin"
+    assert result.agreements == {"twin": Agreement(0.0, 1e-10, True)}
+    assert result.ratios["twin"] > 0
+    assert result.ahead_of_best == result.ratios["twin"]
+    assert result.skipped == {}
+    assert result.layers == "lstm 2 → 5"
+    assert all(t.calls >= 3 and 0 < t.median <= t.p95 for t in result.timings)
+
+
+@pytest.mark.parametrize(
+    ("twist", "difference"),
+    [
+        (lambda y: y + 1e-3, pytest.approx(1e-3)),
+        (lambda y: y[:, ::-1], None),
+        (lambda y: y[:, -1], float("inf")),
+        (lambda y: np.where(y == y.max(), np.nan, y), pytest.approx(np.nan, nan_ok=True)),
+    ],
+    ids=["shifted", "reversed", "another shape", "NaN"],
+)
+def test_a_peer_that_disagrees_has_a_difference_and_no_ratio(engine, fake_peer, twist, difference):
+    wrong, right = fake_peer("wrong", twist), fake_peer("right")
+    result = run(engine, wrong, right)
+    assert [t.name for t in result.timings] == ["lstm-cli", "right"]
+    assert list(result.ratios) == ["right"]
+    assert not result.agreements["wrong"].ok
+    assert difference is None or result.agreements["wrong"].difference == difference
+    assert wrong.calls == ["wrong"], "it was called again after it had disagreed"
+
+
+def test_a_peer_that_cannot_is_skipped_with_its_reason(engine, fake_peer):
+    result = run(engine, fake_peer("poor", refuses="layer 0: no peepholes"))
+    assert result.skipped == {"poor": "layer 0: no peepholes"}
+    assert result.agreements == {}
+    assert result.ahead_of_best is None
+
+
+def test_a_peer_that_breaks_is_skipped_with_the_first_line_of_its_error(engine, fake_peer):
+    def breaks(_):
+        raise RuntimeError("out of memory\nat 0x1234")
+
+    result = run(engine, fake_peer("frail", breaks))
+    assert result.skipped == {"frail": "it failed: out of memory"}
+    assert [t.name for t in result.timings] == ["lstm-cli"]
+
+
+def test_a_peer_that_breaks_while_it_is_prepared_is_skipped_too(engine, fake_peer):
+    class Frail(fake_peer):
+        @contextmanager
+        def prepare(self, *_):
+            raise MemoryError
+            yield
+
+    assert run(engine, Frail("frail")).skipped == {"frail": "it failed: MemoryError"}
+
+
+def test_peers_get_the_engines_threads_and_are_closed(fake_peer):
+    peer = fake_peer()
+    run(ReferenceEngine("float32", threads=1), peer)
+    assert peer.asked == [(SIZE, 1)]
+    assert not peer.open
+
+
+def test_a_peer_asked_for_twice_runs_once(engine, fake_peer):
+    assert len(run(engine, fake_peer(), fake_peer()).timings) == 2
+
+
+def test_a_device_that_peers_do_not_use_is_not_compared(engine, fake_peer):
+    engine.device = "cuda:0"
+    result = run(engine, fake_peer())
+    assert "cuda:0" in result.skipped["fake"]
+    assert len(result.timings) == 1
+
+
+def test_no_peers_means_our_timings_alone(engine):
+    result = run(engine)
+    assert [t.name for t in result.timings] == ["lstm-cli"]
+    assert result.ratios == {}
+
+
+def test_ratios_are_taken_within_rounds(engine, fake_peer, monkeypatch):
+    # Ours and theirs slow down together: medians of the columns would say 4.
+    seconds = np.array([[1.0, 3.0], [2.0, 8.0], [10.0, 30.0], [4.0, 12.0], [2.0, 6.0]])
+    monkeypatch.setattr(harness, "interleave", lambda *_: Samples(seconds, (2, 1)))
+    result = run(engine, fake_peer("twin"))
+    ours, theirs = result.timings
+    assert result.ratios == {"twin": 3.0}
+    assert (ours.median, ours.calls, theirs.median, theirs.calls) == (2.0, 10, 8.0, 5)
+    assert ours.p95 == pytest.approx(8.8)  # between 4 and 10, at 0.8 of the way
+    work = 4 * 5 * (2 + 5) * 2 * 12
+    assert ours.gflops == pytest.approx(work / 2.0 / 1e9)
+    assert theirs.gflops == pytest.approx(work / 8.0 / 1e9)
+
+
+def test_progress_is_told_before_each_size(engine):
+    told = []
+    other = Size(3, 1, 2, 3)
+    results = measure(
+        [SIZE, other],
+        one_lstm,
+        engine,
+        rounds=1,
+        seconds=0.001,
+        progress=lambda *news: told.append(news),
+    )
+    assert told == [(0, 2, SIZE), (1, 2, other)]
+    assert [result.size for result in results] == [SIZE, other]
+
+
+def test_the_size_does_not_overrule_the_layers_own_features(engine):
+    layers = (RecurrentSpec(0, 7, (LSTM(hidden_size=3),)),)
+    (result,) = measure([SIZE], lambda _: layers, engine, rounds=1, seconds=0.001)
+    assert result.layers == "lstm 7 → 3"
+
+
+def test_no_rounds_are_refused(engine):
+    with pytest.raises(UsageError, match="at least 1 round"):
+        measure([SIZE], one_lstm, engine, rounds=0)
+
+
+def test_weights_repeat_with_the_seed_and_hide_nothing():
+    layers = (RecurrentSpec(0, 2, (LSTM(hidden_size=3, peepholes=True),) * 2),)
+    first, again = (random_weights(layers, 5, "float32") for _ in range(2))
+    other = random_weights(layers, 6, "float32")
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name])
+        assert len(np.unique(value)) == value.size
+        assert not np.array_equal(value, other[name])
+
+
+def test_a_difference_is_absolute_up_to_one_and_relative_above():
+    assert agreement([0.5, 0.1], [0.5, 0.1003], 1e-3) == Agreement(pytest.approx(3e-4), 1e-3, True)
+    assert agreement([100.0], [100.05], 1e-3).difference == pytest.approx(5e-4)
+    assert not agreement([0.0], [0.0011], 1e-3).ok
+
+
+def result_with(**ratios):
+    return SizeResult(SIZE, "", (Timing("lstm-cli", "", 1.0, 1.0, 1, 1.0),), ratios)
+
+
+def test_the_geometric_mean_is_over_the_best_peers_of_the_sizes_that_have_one():
+    results = [result_with(a=2.0, b=5.0), result_with(), result_with(a=9.0, b=0.5)]
+    assert geometric_mean(results) == pytest.approx(1.0)
+    assert geometric_mean([result_with(a=2.0), result_with(a=8.0)]) == pytest.approx(4.0)
+    assert geometric_mean([result_with()]) is None

@@ -1,0 +1,63 @@
+"""The machine: what it is, and who else uses it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lstm_cli.bench import host, machine, watch_others
+
+
+def test_this_machine_has_a_processor_and_versions(fake_peer):
+    found = machine(threads=3, peers=[fake_peer("twin")])
+    assert found.threads == 3
+    assert found.cores >= 1
+    assert found.processor.strip()
+    assert found.versions["twin"] == "0.0"
+    assert set(found.versions) == {"lstm-cli", "python", "numpy", "twin"}
+
+
+def test_the_processor_is_read_from_where_linux_keeps_it(tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel\t\t: 17\nmodel name\t: Fast 9000 @ 4: GHz\n")
+    monkeypatch.setattr(host, "_CPUINFO", path)
+    assert machine().processor == "Fast 9000 @ 4: GHz"
+    monkeypatch.setattr(host, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert machine().processor == "riscv64"
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Two seconds pass, in which this process takes 1.5 s of its processors' time."""
+    path = tmp_path / "stat"
+    monkeypatch.setattr(host, "_STAT", path)
+    monkeypatch.setattr("os.sysconf", lambda name: 100, raising=False)
+    clock, own = iter([10.0, 12.0]), iter([(7.0, 1.0), (8.25, 1.25)])
+    monkeypatch.setattr(host, "perf_counter", lambda: next(clock))
+
+    def times():
+        user, system = next(own)
+        return SimpleNamespace(user=user, system=system)
+
+    monkeypatch.setattr("os.times", times)
+    return path
+
+
+def test_others_work_is_what_this_process_did_not_do(system):
+    #                          user nice system idle iowait irq softirq steal
+    system.write_text("cpu  1000 20 300 9000 50 1 2 70 600 0\ncpu0 1 2 3 4\n")
+    with watch_others() as others:
+        assert others.cores is None
+        system.write_text("cpu  1190 30 340 9999 99 6 7 99 700 0\ncpu0 1 2 3 4\n")
+    # 2.5 s of work in all, 1.5 s of it ours: 1 s in 2 s.
+    assert others.cores == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu  a b\n"])
+def test_a_system_that_does_not_tell_is_no_error(system, text):
+    if text is not None:
+        system.write_text(text)
+    with watch_others() as others:
+        pass
+    assert others.cores in (None, 0.0)

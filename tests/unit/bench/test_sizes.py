@@ -1,0 +1,72 @@
+"""The grid, and the work that a size is."""
+
+import pytest
+
+from lstm_cli.bench import DEFAULT_SIZES, Size, grid, one_lstm
+from lstm_cli.bench.sizes import describe, flops
+from lstm_cli.cells import GRU, LSTM, Activation
+from lstm_cli.engines.types import DenseSpec, FlattenSpec, RecurrentSpec
+from lstm_cli.errors import UsageError
+
+
+def test_the_grid_is_every_combination_and_the_features_follow_the_units():
+    assert grid([5, 3], [1, 7], [11]) == (
+        Size(5, 1, 11, 5),
+        Size(5, 7, 11, 5),
+        Size(3, 1, 11, 3),
+        Size(3, 7, 11, 3),
+    )
+
+
+def test_features_are_a_list_of_their_own_and_repetitions_fall_away():
+    assert grid([5, 5], [2], [3], [4, 6]) == (Size(5, 2, 3, 4), Size(5, 2, 3, 6))
+
+
+@pytest.mark.parametrize(
+    ("lists", "name"), [(([0], [1], [1]), "hidden"), (([1], [], [1]), "batch")]
+)
+def test_a_grid_of_nothing_is_refused_by_name(lists, name):
+    with pytest.raises(UsageError, match=f"--{name}"):
+        grid(*lists)
+
+
+def test_the_default_grid_has_a_size_that_no_vector_divides():
+    assert any(size.hidden % 16 for size in DEFAULT_SIZES)
+    assert len(set(DEFAULT_SIZES)) == len(DEFAULT_SIZES)
+
+
+def test_a_size_names_its_features_only_where_they_differ():
+    assert str(Size(32, 1, 100, 32)) == "32 × 1 × 100"
+    assert str(Size(32, 1, 100, 12)) == "32 × 1 × 100, D 12"
+
+
+def test_flops_of_one_lstm_by_hand():
+    # 4 gates of H = 3 units, each unit reads D = 2 and H = 3; 5 x 7 steps; multiply and add.
+    size = Size(3, 5, 7, 2)
+    assert flops(one_lstm(size), size) == 4 * 3 * (2 + 3) * 2 * 35
+
+
+def test_after_the_last_step_only_sequences_count():
+    size = Size(3, 5, 7, 2)
+    layers = (
+        RecurrentSpec(0, 2, (GRU(hidden_size=3),) * 2, return_sequences=False),
+        DenseSpec(1, 6, 4, Activation("relu")),
+    )
+    recurrent = 2 * 3 * 3 * (2 + 3) * 2 * 35
+    assert flops(layers, size) == recurrent + 4 * 6 * 2 * 5
+
+
+def test_flops_of_a_projection_and_of_a_dense_layer_after_flatten():
+    size = Size(3, 5, 7, 2)
+    layers = (
+        RecurrentSpec(0, 2, (LSTM(hidden_size=3, projection_size=2),)),
+        FlattenSpec(1, 2, 7),
+        DenseSpec(2, 14, 4, None),
+    )
+    step = 4 * 3 * (2 + 2) + 2 * 3
+    assert flops(layers, size) == step * 2 * 35 + 14 * 4 * 2 * 5
+
+
+def test_layers_in_words():
+    layers = (RecurrentSpec(0, 2, (GRU(hidden_size=3),) * 2), DenseSpec(1, 6, 4, None))
+    assert describe(layers) == "gru 2 → 6, dense 6 → 4"
