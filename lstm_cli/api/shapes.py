@@ -115,7 +115,7 @@ def _options(spec: RecurrentSpec) -> Iterator[str]:
 
 
 def _cell_options(cell: Cell) -> Iterator[str]:
-    if cell.output_size != cell.hidden_size:
+    if cell.projects:
         yield f"{cell.hidden_size} units projected to {cell.output_size}"
     if cell.peephole_gates:
         yield "peepholes"

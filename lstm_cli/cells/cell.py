@@ -114,6 +114,11 @@ class Cell(ABC):
         return ()
 
     @property
+    def projects(self) -> bool:
+        """Whether h is a projection of the unprojected output."""
+        return False
+
+    @property
     def state_sizes(self) -> tuple[int, ...]:
         """Features of each state, in the order of `states`."""
         return (self.output_size, *(self.hidden_size for _ in self.states[1:]))
@@ -131,7 +136,7 @@ class Cell(ABC):
         """The stored tensors of one direction that reads D = `input_size` features."""
         G, H, D, P = len(self.gates), self.hidden_size, input_size, self.output_size
         rows = "H" if G == 1 else f"{G}H"
-        letters, reads = self.letters, "P" if P != H else "H"
+        letters, reads = self.letters, "P" if self.projects else "H"
         found = [
             Parameter("weight_ih", "input matrix", f"({rows}, D)", (G * H, D), letters, "W"),
             Parameter(

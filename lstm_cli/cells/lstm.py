@@ -51,6 +51,10 @@ class LSTM(Cell):
         return self.projection_size or self.hidden_size
 
     @property
+    def projects(self) -> bool:
+        return self.projection_size is not None
+
+    @property
     def peephole_gates(self) -> tuple[str, ...]:
         return ("i", "f", "o") if self.peepholes else ()
 
@@ -101,4 +105,4 @@ class LSTM(Cell):
         c = i * g + (c_prev if f is None else f * c_prev)
         o = self.output_gate(step, x["o"] + u["o"], c)
         h = o * self.cell_activation(c)
-        return (h if self.projection_size is None else step.project(h)), c
+        return (step.project(h) if self.projects else h), c

@@ -105,7 +105,7 @@ class Pass:
                 key = f"{gate} input"
                 self.seconds[key] = self.seconds.get(key, 0.0) + perf_counter() - begun
         z += w.bias
-        return z.reshape(run, N, -1)
+        return z.reshape(run, N, len(w.bias))
 
     def _order(self, N: int, T: int) -> Array | None:
         """Time index (T, N) that turns each sequence round within its length; None: forward."""

@@ -58,7 +58,7 @@ def read(path: str | Path) -> WeightsFile:
     path = Path(path)
     try:
         data = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise WeightsError(
             f"the weights file {path} cannot be read",
             found=_reason(error),
@@ -79,8 +79,8 @@ def read(path: str | Path) -> WeightsFile:
     return WeightsFile(path, tensors, _config(data), hashlib.sha256(data).hexdigest())
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _reason(error: OSError | ValueError) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def _array(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
@@ -91,7 +91,14 @@ def _array(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
             expected="one of " + ", ".join(_DTYPES),
             where=str(path),
         )
-    values = np.frombuffer(bytes(entry["data"]), code).reshape(entry["shape"])
+    try:
+        values = np.frombuffer(bytes(entry["data"]), code).reshape(entry["shape"])
+    except ValueError as error:
+        raise WeightsError(
+            f"{name} has a shape that no array can have",
+            found=f"{entry['shape']}: {error}",
+            where=str(path),
+        ) from None
     if entry["dtype"] == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values
@@ -102,7 +109,7 @@ def _config(data: bytes) -> str | None:
     import json
 
     size = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     config = metadata.get("config")
     return config if isinstance(config, str) else None
 

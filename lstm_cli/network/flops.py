@@ -13,7 +13,7 @@ def layer_flops(spec: LayerSpec, positions: int) -> dict[str, float]:
     if isinstance(spec, RecurrentSpec):
         cell, H = spec.cells[0], spec.hidden_size
         stacked = len(cell.gates) * H
-        projection = cell.output_size * H if cell.output_size != H else 0
+        projection = cell.output_size * H if cell.projects else 0
         per_step = 2.0 * spec.directions * positions
         return {
             "input projection": per_step * stacked * spec.input_size,

@@ -11,6 +11,7 @@ import numpy as np
 
 from lstm_cli.engines.types import (
     Array,
+    DropoutSpec,
     Engine,
     FlattenSpec,
     Layers,
@@ -18,7 +19,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     State,
 )
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, WeightsError
 from lstm_cli.network.weights import fit_weights
 
 
@@ -72,7 +73,7 @@ class Network:
         self.layers = tuple(layers)
         self.engine = engine
         fitted = fit_weights(self.layers, weights)
-        self._weights = {name: value.astype(engine.dtype) for name, value in fitted.items()}
+        self._weights = {name: _cast(name, v, engine.dtype) for name, v in fitted.items()}
         for value in self._weights.values():
             value.setflags(write=False)
         self._prepared = [engine.prepare(spec, self._weights) for spec in self.layers]
@@ -143,7 +144,9 @@ class Network:
                 _check_steps(spec, y, lengths)
             given = states.get(spec.index)
             result = self.engine.forward(spec, prepared, y, lengths, given, keep=keep)
-            y, logits = result.output, result.logits
+            y = result.output
+            if not isinstance(spec, DropoutSpec):  # which is the identity here
+                logits = result.logits
             seconds[spec.index] = result.seconds
             if result.state is not None:
                 finals.append(result.state)
@@ -156,8 +159,8 @@ class Network:
         return Result(y, finals, kept, logits, seconds)
 
     def _checked(self, x: Any, lengths: Any) -> tuple[Array, Array | None]:
-        x = np.asarray(x)
         D = self.input_size
+        x = _array(x, "the inputs", f"real numbers of shape (N, T, {D})")
         if x.ndim != 3 or x.dtype.kind not in "fiub":
             raise DataError(
                 "the inputs are not a batch of sequences",
@@ -171,20 +174,24 @@ class Network:
                 expected=f"(N, T, {D})",
                 found=str(x.shape),
             )
-        x = x.astype(self.engine.dtype, copy=False)
-        if lengths is None:
-            return x, None
-        n = _checked_lengths(lengths, x.shape)
-        if (n == x.shape[1]).all():
-            return x, n
-        padding = (np.arange(x.shape[1]) >= n[:, None])[:, :, None]
-        return np.where(padding, np.zeros((), x.dtype), x), n
+        n = None if lengths is None else _checked_lengths(lengths, x.shape)
+        if n is not None and (n < x.shape[1]).any():
+            padding = (np.arange(x.shape[1]) >= n[:, None])[:, :, None]
+            x = np.where(padding, np.zeros((), x.dtype), x)
+        with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
+            return x.astype(self.engine.dtype, copy=False), n
 
     def _states(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
         """Initial states by layer index, checked."""
         if state is None:
             return {}
         specs = self.recurrent
+        if not isinstance(state, Sequence) or isinstance(state, str):
+            raise DataError(
+                "the initial states are no list",
+                expected=f"{len(specs)} entries (h, c), one for each recurrent layer",
+                found=type(state).__name__,
+            )
         if len(state) != len(specs):
             raise DataError(
                 "the initial states do not fit the network",
@@ -195,6 +202,20 @@ class Network:
         return {s.index: checked_state(s, given, N) for s, given in pairs if given is not None}
 
 
+def _cast(name: str, value: Array, dtype: str) -> Array:
+    """A weight in the engine's dtype, a copy; it must fit."""
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise WeightsError(
+            f"{name} holds values beyond {dtype}",
+            expected=f"at most {np.finfo(dtype).max:g}",
+            found=f"{np.abs(value).max():g}",
+            hint="--dtype float64",
+        )
+    return cast
+
+
 def ends_sequence(spec: LayerSpec) -> bool:
     """Whether the layer turns (N, T, F) into (N, F)."""
     return isinstance(spec, FlattenSpec) or (
@@ -203,7 +224,7 @@ def ends_sequence(spec: LayerSpec) -> bool:
 
 
 def _checked_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
-    n = np.asarray(lengths)
+    n = _array(lengths, "lengths", f"integers of shape ({shape[0]},)")
     N, T, _ = shape
     if n.shape != (N,) or (n.size and n.dtype.kind not in "iu"):
         raise DataError(
@@ -249,11 +270,22 @@ def checked_state(spec: RecurrentSpec, given: Any, N: int) -> State:
 def _checked_part(spec: RecurrentSpec, name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if value is None:
         return np.zeros(shape)
-    array = np.asarray(value)
-    if array.shape != shape:
+    what = f"initial state {name} of layer {spec.index} ({spec.kind})"
+    array = _array(value, what)
+    if array.shape != shape or array.dtype.kind not in "fiub":
         raise DataError(
-            f"initial state {name} of layer {spec.index} ({spec.kind}) does not fit",
-            expected=f"{shape}, that is (N, directions, features)",
-            found=str(array.shape),
+            f"{what} does not fit",
+            expected=f"real numbers {shape}, that is (N, directions, features)",
+            found=f"{array.dtype} {array.shape}",
         )
     return array
+
+
+def _array(value: Any, what: str, expected: str = "an array") -> Array:
+    """`value` in NumPy's memory, from a GPU's too."""
+    if hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):
+        value = value.get()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} cannot be read", expected=expected, found=str(error)) from None

@@ -75,7 +75,8 @@ def merge_biases(layers: Layers, tensors: Mapping[str, Array]) -> dict[str, Arra
         if name not in merged and all(part in merged for part in pair):
             first, second = (merged[part] for part in pair)
             if first.shape == second.shape:
-                merged[name] = first + second
+                wide = np.result_type(first, second, np.float32)  # halves may overflow
+                merged[name] = first.astype(wide) + second
                 for part in pair:
                     del merged[part]
     return merged

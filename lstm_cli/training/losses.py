@@ -15,12 +15,14 @@ from lstm_cli.engines.types import Array
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")
 
 
+@np.errstate(all="ignore")  # what is not finite shows in the loss
 def log_softmax(logits: Array) -> Array:
     """Logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
+@np.errstate(all="ignore")  # what is not finite shows in the loss
 def cross_entropy(logits: Array, targets: Array) -> Array:
     """-log p of the class (targets (rows,)), or - sum t log p (targets (rows, F)): (rows,)."""
     logs = log_softmax(logits)
@@ -29,6 +31,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     return np.asarray(-(targets * logs).sum(axis=-1))
 
 
+@np.errstate(all="ignore")  # what is not finite shows in the loss
 def binary_cross_entropy(logits: Array, targets: Array) -> Array:
     """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), without overflow: (rows, F)."""
     # max(a, 0) - a t + log(1 + exp(-|a|)) is the same sum, rearranged.

@@ -69,12 +69,15 @@ class Metrics:
         counted = self._counted(outputs.shape, lengths)
         rows = outputs[counted].astype(np.float64)
         wanted = targets[counted]
-        if self.loss in ("cross_entropy", "binary_cross_entropy"):
-            if logits is None:
+        if self.loss == "cross_entropy" and wanted.ndim == 1:
+            wanted = self._classes(wanted)
+        with np.errstate(all="ignore"):  # what is not finite shows in the figures
+            if self.loss not in ("cross_entropy", "binary_cross_entropy"):
+                self._regress(rows, wanted.astype(np.float64))
+            elif logits is not None:
+                self._classify(logits[counted].astype(np.float64), wanted)
+            else:
                 raise DataError(f"{self.loss} wants a dense layer at the end")
-            self._classify(logits[counted].astype(np.float64), wanted)
-        else:
-            self._regress(rows, wanted.astype(np.float64))
 
     def result(self) -> dict[str, float]:
         """Metrics by name; empty if nothing was counted."""
@@ -101,7 +104,7 @@ class Metrics:
         if self.loss == "cross_entropy" and targets.ndim == rank and targets.shape[-1] == 1:
             targets = targets[..., 0]
         if self.loss == "cross_entropy" and targets.shape == shape[:-1]:
-            return self._classes(targets)
+            return targets
         if targets.ndim == rank - 1 and self.features == 1:
             targets = targets[..., None]
         if targets.shape != shape:
