@@ -178,20 +178,46 @@ def topological(roots: Iterable[Expression]) -> list[Expression]:
     return list(order)
 
 
-def evaluate(roots: Mapping[str, Expression], symbols: Mapping[str, Value]) -> dict[str, Value]:
-    """The value of every root, given the value of every symbol.
+class Program:
+    """Expressions made ready to be computed many times.
 
-    Raises
-    ------
-    KeyError
-        A symbol of the graph has no value.
+    Parameters
+    ----------
+    roots
+        What to compute, by name.
     """
-    values: dict[Expression, Value] = {}
-    for node in topological(roots.values()):
-        if node.op == "symbol":
-            values[node] = symbols[str(node.payload)]
-        elif node.op == "constant":
-            values[node] = node.payload
-        else:
-            values[node] = OPERATIONS[node.op](*(values[arg] for arg in node.args))
-    return {name: values[root] for name, root in roots.items()}
+
+    def __init__(self, roots: Mapping[str, Expression]) -> None:
+        order = topological(roots.values())
+        place = {node: k for k, node in enumerate(order)}
+        self._roots = {name: place[root] for name, root in roots.items()}
+        self._symbols = [(k, str(n.payload)) for k, n in enumerate(order) if n.op == "symbol"]
+        self._constants = [(k, n.payload) for k, n in enumerate(order) if n.op == "constant"]
+        self._operations = [
+            (k, OPERATIONS[n.op], [place[arg] for arg in n.args])
+            for k, n in enumerate(order)
+            if n.op in OPERATIONS
+        ]
+        self._size = len(order)
+
+    def __call__(self, symbols: Mapping[str, Value]) -> dict[str, Value]:
+        """The value of every root.
+
+        Raises
+        ------
+        KeyError
+            A symbol of the expressions has no value.
+        """
+        values: list[Value] = [None] * self._size
+        for k, name in self._symbols:
+            values[k] = symbols[name]
+        for k, constant in self._constants:
+            values[k] = constant
+        for k, operation, args in self._operations:
+            values[k] = operation(*[values[arg] for arg in args])
+        return {name: values[k] for name, k in self._roots.items()}
+
+
+def evaluate(roots: Mapping[str, Expression], symbols: Mapping[str, Value]) -> dict[str, Value]:
+    """The value of every root, given the value of every symbol, once; see `Program`."""
+    return Program(roots)(symbols)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.steps import DirectionWeights, NumpyStep, ProfiledStep
+from lstm_cli.engines.backpropagation import PassTape
+from lstm_cli.engines.steps import DirectionWeights, NumpyStep, ProfiledStep, TrainingStep
 from lstm_cli.engines.types import Array, State
 
 PROJECTION_BYTES = 4 << 20
@@ -16,7 +18,7 @@ PROJECTION_BYTES = 4 << 20
 
 
 def initial_states(
-    cell: Cell, state: State | None, direction: int, N: int, dtype: str
+    cell: Cell, state: State | None, direction: int, N: int, dtype: DTypeLike
 ) -> tuple[Array, ...]:
     """The direction's initial states, each (N, size)."""
     given = state or (None, None)
@@ -38,10 +40,14 @@ class Pass:
         lengths: Array | None,
         *,
         reverse: bool,
-        by_gate: bool,
+        by_gate: bool = False,
+        training: bool = False,
+        mask: Array | None = None,
     ) -> None:
         self.cell, self.weights, self.lengths = cell, weights, lengths
         self.reverse, self.by_gate = reverse, by_gate
+        self.training, self.mask = training, mask
+        self.tape: PassTape | None = None
         self.ended: Array | None = None  # (T, N, 1), True past a sequence's end
         self.kept: dict[str, Array] = {}
         self.seconds: dict[str, float] = {"input projection": 0.0, "recurrence": 0.0}
@@ -57,12 +63,16 @@ class Pass:
         xt = x.transpose(1, 0, 2) if order is None else x[np.arange(N), order]  # (T, N, D)
         out = np.zeros((T, N, self.cell.output_size), x.dtype) if sequences else None
         history: dict[str, list[Array]] = {}
+        if self.training:
+            self.tape = PassTape(xt, order, self.ended, states=[states])
         begun = perf_counter()
         for t, states in enumerate(  # noqa: B020 - each step's states are the next one's start
             self.cell.forward(self._steps(xt, history if keep else None), states)
         ):
             if out is not None:
                 out[t] = states[0]
+            if self.tape is not None:
+                self.tape.states.append(states)
             if keep:
                 for name, value in zip(self.cell.states, states, strict=True):
                     history.setdefault(f"state {name}", []).append(value)
@@ -81,14 +91,23 @@ class Pass:
         T, N, _ = xt.shape
         rows = self.weights.weight_ih.shape[0]
         run = max(1, PROJECTION_BYTES // max(1, N * rows * xt.itemsize))
-        kind = ProfiledStep if self.by_gate else NumpyStep
         for first in range(0, T, run):
             begun = perf_counter()
             z = self._project(xt[first : first + run])
             self.seconds["input projection"] += perf_counter() - begun
             for time, z_t in enumerate(z, first):
                 ended = None if self.ended is None else self.ended[time]
-                yield kind(self.weights, z_t, ended, history, self.seconds)
+                yield self._step(z_t, ended, history)
+
+    def _step(
+        self, z: Array, ended: Array | None, history: dict[str, list[Array]] | None
+    ) -> NumpyStep:
+        if self.tape is not None:
+            step = TrainingStep(self.weights, z, ended, history, self.seconds, mask=self.mask)
+            self.tape.steps.append(step)
+            return step
+        kind = ProfiledStep if self.by_gate else NumpyStep
+        return kind(self.weights, z, ended, history, self.seconds)
 
     def _project(self, part: Array) -> Array:
         """W_ih x + b for a run of steps: (run, N, gates * H)."""

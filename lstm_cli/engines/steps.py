@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines.types import Array
 
 
@@ -147,3 +148,53 @@ class ProfiledStep(NumpyStep):
         chosen = super().select(new, old)
         self._spent("states")
         return chosen
+
+
+class TrainingStep(NumpyStep):
+    """A step that keeps what its backward step needs, and applies recurrent dropout.
+
+    Attributes
+    ----------
+    mask
+        (N, P) what the vector of each recurrent product is multiplied by, the same in all
+        steps (Gal and Ghahramani 2016); None without dropout.
+    reads
+        The vector that each product read, in order.
+    """
+
+    def __init__(
+        self,
+        weights: DirectionWeights,
+        z: Array,
+        ended: Array | None,
+        history: dict[str, list[Array]] | None,
+        seconds: dict[str, float],
+        *,
+        mask: Array | None = None,
+    ) -> None:
+        super().__init__(weights, z, ended, history, seconds)
+        self.mask = mask
+        self.reads: list[Array] = []
+        self._parts: dict[str, Array] = {}
+
+    def recurrent(self, vector: Array, gates: tuple[str, ...]) -> Mapping[str, Array]:
+        """U `vector` for `gates`, after dropout."""
+        if self.mask is not None:
+            vector = vector * self.mask
+        self.reads.append(vector)
+        parts = super().recurrent(vector, gates)
+        self._parts |= {f"h_{gate}": part for gate, part in parts.items()}
+        return parts
+
+    def project(self, vector: Array) -> Array:
+        """W_hr `vector`."""
+        self.reads.append(vector)
+        projected = super().project(vector)
+        self._parts[PROJECTED] = projected
+        return projected
+
+    def symbols(self, states: Mapping[str, Array]) -> dict[str, Array]:
+        """The value of every symbol of the cell's graph, from the states before this step."""
+        known = {f"x_{gate}": part for gate, part in self.x.items()} | self._parts
+        known |= {f"p_{gate}": vector for gate, vector in self.p.items()}
+        return known | {f"{name}_prev": value for name, value in states.items()}

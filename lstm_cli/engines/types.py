@@ -144,6 +144,40 @@ class FlattenSpec:
 LayerSpec: TypeAlias = RecurrentSpec | DenseSpec | DropoutSpec | FlattenSpec
 
 
+@dataclass(frozen=True)
+class TrainingPass:
+    """A forward pass that a backward pass will follow.
+
+    Attributes
+    ----------
+    seed, update
+        Of dropout: equal numbers give equal masks.
+    """
+
+    seed: int = 0
+    update: int = 0
+
+    def mask(self, spec: LayerSpec, part: int, shape: tuple[int, ...], rate: float) -> Array:
+        """What to multiply by: 0 with probability `rate`, else 1 / (1 - rate), in float32.
+
+        From a generator that counts (Philox), by seed, layer, part and update, so that a mask
+        depends on nothing that was drawn before.
+        """
+        counter = [0, 0, spec.index << 8 | part, self.update]
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
+        kept = generator.random(shape, np.float32) >= rate
+        return np.asarray(kept * np.float32(1 / (1 - rate)), np.float32)
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Derivatives of the loss: for the layer's input, weights by stored name, initial states."""
+
+    x: Array
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    state: State | None = None
+
+
 @dataclass
 class LayerResult:
     """What one layer gave.
@@ -161,6 +195,8 @@ class LayerResult:
         A last dense layer's values before its softmax or sigmoid, where asked for.
     seconds
         Time by part, such as ``input projection`` and ``recurrence``.
+    tape
+        What the engine's `backward` needs, where the pass was for training.
     """
 
     output: Array
@@ -168,6 +204,7 @@ class LayerResult:
     kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     logits: Array | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    tape: Any = None
 
 
 class Engine(Protocol):
@@ -190,6 +227,7 @@ class Engine(Protocol):
         state: State | None = None,
         *,
         keep: bool = False,
+        training: TrainingPass | None = None,
     ) -> LayerResult:
         """One layer over a batch.
 
@@ -203,6 +241,29 @@ class Engine(Protocol):
             Initial (h, c); None is zeros.
         keep
             Keep gates and states of every step, and a dense layer's logits.
+        training
+            Apply dropout, and keep what `backward` needs.
+        """
+
+    def backward(
+        self,
+        spec: LayerSpec,
+        prepared: Any,
+        tape: Any,
+        d_output: Array,
+        *,
+        d_logits: bool = False,
+    ) -> LayerGradients:
+        """Derivatives of the loss through one layer.
+
+        Parameters
+        ----------
+        tape
+            Of the forward pass.
+        d_output
+            Derivative for the layer's output, in its shape.
+        d_logits
+            `d_output` is for a dense layer's values before the activation.
         """
 
     def to_host(self, array: Array) -> Array:

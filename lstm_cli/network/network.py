@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -74,9 +74,7 @@ class Network:
         self.engine = engine
         fitted = fit_weights(self.layers, weights)
         self._weights = {name: _cast(name, v, engine.dtype) for name, v in fitted.items()}
-        for value in self._weights.values():
-            value.setflags(write=False)
-        self._prepared = [engine.prepare(spec, self._weights) for spec in self.layers]
+        self._prepare()
 
     @property
     def weights(self) -> Mapping[str, Array]:
@@ -134,14 +132,12 @@ class Network:
         DataError
             Shapes that do not fit the network.
         """
-        x, lengths = self._checked(x, lengths)
-        states = self._states(state, len(x))
+        x, lengths = self.check(x, lengths)
+        states = self.check_state(state, len(x))
         finals: list[State] = []
         kept, seconds, logits = {}, {}, None
         y = x
-        for spec, prepared in zip(self.layers, self._prepared, strict=True):
-            if isinstance(spec, FlattenSpec):
-                _check_steps(spec, y, lengths)
+        for spec, prepared in self.prepared():
             given = states.get(spec.index)
             result = self.engine.forward(spec, prepared, y, lengths, given, keep=keep)
             y = result.output
@@ -152,13 +148,32 @@ class Network:
                 finals.append(result.state)
             if result.kept:
                 kept[spec.index] = result.kept
-        if y.ndim == 2:
-            empty = np.full(len(y), x.shape[1] == 0) if lengths is None else lengths == 0
-            if empty.any():
-                y = np.where(empty[:, None], np.zeros((), y.dtype), y)
+        y = self.without_empty(y, x.shape[1], lengths)
         return Result(y, finals, kept, logits, seconds)
 
-    def _checked(self, x: Any, lengths: Any) -> tuple[Array, Array | None]:
+    def prepared(self) -> Iterator[tuple[LayerSpec, Any]]:
+        """Every layer with its weights as the engine wants them."""
+        return zip(self.layers, self._prepared, strict=True)
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Compute with these tensors from now on; names and shapes as `weights` has them."""
+        self._weights = {name: np.asarray(weights[name]).view() for name in self._weights}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        for value in self._weights.values():
+            value.setflags(write=False)
+        self._prepared = [self.engine.prepare(spec, self._weights) for spec in self.layers]
+
+    def without_empty(self, y: Array, steps: int, lengths: Array | None) -> Array:
+        """Outputs (N, F) with 0 for the sequences of length 0; others as they are."""
+        if y.ndim == 3:
+            return y
+        empty = np.full(len(y), steps == 0) if lengths is None else lengths == 0
+        return np.where(empty[:, None], np.zeros((), y.dtype), y) if empty.any() else y
+
+    def check(self, x: Any, lengths: Any) -> tuple[Array, Array | None]:
+        """Inputs in the engine's dtype with 0 in the padding, and lengths; see `run`."""
         D = self.input_size
         x = _array(x, "the inputs", f"real numbers of shape (N, T, {D})")
         if x.ndim != 3 or x.dtype.kind not in "fiub":
@@ -175,14 +190,17 @@ class Network:
                 found=str(x.shape),
             )
         n = None if lengths is None else _checked_lengths(lengths, x.shape)
+        for spec in self.layers:
+            if isinstance(spec, FlattenSpec):
+                _check_steps(spec, x, n)
         if n is not None and (n < x.shape[1]).any():
             padding = (np.arange(x.shape[1]) >= n[:, None])[:, :, None]
             x = np.where(padding, np.zeros((), x.dtype), x)
         with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
             return x.astype(self.engine.dtype, copy=False), n
 
-    def _states(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
-        """Initial states by layer index, checked."""
+    def check_state(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
+        """Initial states by layer index; see `run`."""
         if state is None:
             return {}
         specs = self.recurrent
