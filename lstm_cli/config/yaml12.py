@@ -63,12 +63,14 @@ def parse(text: str, source: str) -> Parsed:
 
 def dump(value: Any) -> str:
     """Plain values as YAML that `parse` reads back unchanged."""
+    # Unicode's own line breaks would be folded as if they were ours, so they are escaped.
+    breaks = any(mark in repr(value) for mark in (r"\x85", r"\u2028", r"\u2029"))
     return str(
         yaml.dump(
             value,
             Dumper=Dumper,
             sort_keys=False,
-            allow_unicode=True,
+            allow_unicode=not breaks,
             width=88,
             default_flow_style=None,
         )
