@@ -54,8 +54,21 @@ def huber(outputs: Array, targets: Array) -> Array:
     return np.asarray(np.where(error <= 1, 0.5 * error**2, error - 0.5))
 
 
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a)), without overflow."""
+    e = np.exp(-np.abs(a))
+    return np.asarray(np.where(a >= 0, 1, e) / (1 + e))
+
+
 ELEMENTWISE: Mapping[str, Callable[[Array, Array], Array]] = {
     "mse": mse,
     "mae": mae,
     "huber": huber,
 }
+
+DERIVATIVES: Mapping[str, Callable[[Array, Array], Array]] = {
+    "mse": lambda outputs, targets: 2 * (outputs - targets),
+    "mae": lambda outputs, targets: np.sign(outputs - targets),
+    "huber": lambda outputs, targets: np.clip(outputs - targets, -1, 1),
+}
+"""Of each element's loss for the output."""

@@ -7,6 +7,7 @@ import numpy as np
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
+from lstm_cli.training.targets import Targets
 
 
 def area_under_curve(scores: Array, positive: Array) -> float | None:
@@ -40,7 +41,8 @@ class Metrics:
     """
 
     def __init__(self, loss: str, *, per_step: bool, features: int, name: str) -> None:
-        self.loss, self.per_step, self.features, self.name = loss, per_step, features, name
+        self.loss, self.features = loss, features
+        self.targets = Targets(loss, per_step, features, name)
         self.count = 0
         self._sums: dict[str, float] = {}
         self._scores: list[Array] = []
@@ -65,12 +67,8 @@ class Metrics:
         DataError
             Targets that do not fit the outputs.
         """
-        targets = self._fitting(targets, outputs.shape)
-        counted = self._counted(outputs.shape, lengths)
+        counted, wanted = self.targets.counted(targets, outputs.shape, lengths)
         rows = outputs[counted].astype(np.float64)
-        wanted = targets[counted]
-        if self.loss == "cross_entropy" and wanted.ndim == 1:
-            wanted = self._classes(wanted)
         with np.errstate(all="ignore"):  # what is not finite shows in the figures
             if self.loss not in ("cross_entropy", "binary_cross_entropy"):
                 self._regress(rows, wanted.astype(np.float64))
@@ -90,55 +88,6 @@ class Metrics:
                 means["auc"] = auc
         return means
 
-    def _counted(self, shape: tuple[int, ...], lengths: Array | None) -> Array:
-        """Which rows count: (N, T) per step, else (N,)."""
-        if lengths is None:
-            return np.ones(shape[:-1], bool)
-        if self.per_step:
-            return np.asarray(np.arange(shape[1]) < lengths[:, None])
-        return np.asarray(lengths > 0)
-
-    def _fitting(self, targets: Array, shape: tuple[int, ...]) -> Array:
-        """Targets as (N, [T]) classes or (N, [T], F) values."""
-        rank = len(shape)
-        if self.loss == "cross_entropy" and targets.ndim == rank and targets.shape[-1] == 1:
-            targets = targets[..., 0]
-        if self.loss == "cross_entropy" and targets.shape == shape[:-1]:
-            return targets
-        if targets.ndim == rank - 1 and self.features == 1:
-            targets = targets[..., None]
-        if targets.shape != shape:
-            raise DataError(
-                f"the targets {self.name} do not fit the network's outputs",
-                expected=f"{shape}, the shape of the outputs"
-                + (f", or classes {shape[:-1]}" if self.loss == "cross_entropy" else ""),
-                found=f"{targets.shape} in a batch of {shape[0]}",
-                hint=self._shape_hint(targets, shape),
-            )
-        return targets
-
-    def _shape_hint(self, targets: Array, shape: tuple[int, ...]) -> str | None:
-        if self.per_step and targets.ndim < len(shape):
-            return (
-                "one target a sequence wants `return_sequences: false` in the last recurrent layer"
-            )
-        if not self.per_step and targets.ndim > len(shape):
-            return "one target a step wants `return_sequences: true` in the last recurrent layer"
-        if targets.ndim == len(shape) - 1 and targets.dtype.kind in "iu":
-            return "class targets want a softmax at the end and `train.loss: cross_entropy`"
-        return None
-
-    def _classes(self, targets: Array) -> Array:
-        wrong = (targets < 0) | (targets >= self.features) | (targets != np.floor(targets))
-        if wrong.any():
-            raise DataError(
-                f"{self.name} holds a class that the network does not have",
-                expected=f"whole numbers 0 to {self.features - 1}: the last layer has "
-                f"{self.features} units",
-                found=f"{targets[wrong][0]}",
-            )
-        return targets.astype(np.int64)
-
     def _add(self, name: str, values: Array) -> None:
         # Means are over rows; a row's features are averaged first.
         self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
@@ -153,12 +102,6 @@ class Metrics:
                 self._score(logits[:, 1] - logits[:, 0], classes == 1)
             return
         values = targets.astype(np.float64)
-        if ((values < 0) | (values > 1)).any():
-            raise DataError(
-                f"{self.name} holds values that binary_cross_entropy does not take",
-                expected="0 to 1",
-                found=f"{values.min():g} to {values.max():g}",
-            )
         self._add("loss", losses.binary_cross_entropy(logits, values).mean(axis=-1))
         self._add("accuracy", ((logits > 0) == (values > 0.5)).mean(axis=-1))
         if self.features == 1:

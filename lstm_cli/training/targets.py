@@ -1,0 +1,110 @@
+"""Targets as a loss takes them: fitted to the outputs, and only what counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What targets a network with this loss takes.
+
+    Attributes
+    ----------
+    loss
+        One of `lstm_cli.training.losses.LOSSES`.
+    per_step
+        Whether the network returns sequences.
+    features
+        Features F of its output.
+    name
+        The targets' name, for errors.
+    """
+
+    loss: str
+    per_step: bool
+    features: int
+    name: str
+
+    def counted(
+        self, targets: Array, shape: tuple[int, ...], lengths: Array | None
+    ) -> tuple[Array, Array]:
+        """Which rows of outputs of `shape` count, and the targets of those.
+
+        Returns
+        -------
+        Rows (N, T) or (N,), True where a step or sequence counts; and for them either classes
+        (rows,) int64 or values (rows, F).
+
+        Raises
+        ------
+        DataError
+            Targets of another shape, a class that there is not, a value that the loss does not
+            take.
+        """
+        fitted = self._fitting(targets, shape)
+        rows = self._rows(shape, lengths)
+        wanted = fitted[rows]
+        if self.loss == "cross_entropy" and wanted.ndim == 1:
+            wanted = self._classes(wanted)
+        if self.loss == "binary_cross_entropy" and ((wanted < 0) | (wanted > 1)).any():
+            raise DataError(
+                f"{self.name} holds values that binary_cross_entropy does not take",
+                expected="0 to 1",
+                found=f"{wanted.min():g} to {wanted.max():g}",
+            )
+        return rows, wanted
+
+    def _rows(self, shape: tuple[int, ...], lengths: Array | None) -> Array:
+        """Which rows count: (N, T) per step, else (N,)."""
+        if lengths is None:
+            return np.ones(shape[:-1], bool)
+        if self.per_step:
+            return np.asarray(np.arange(shape[1]) < lengths[:, None])
+        return np.asarray(lengths > 0)
+
+    def _fitting(self, targets: Array, shape: tuple[int, ...]) -> Array:
+        """Targets as (N, [T]) classes or (N, [T], F) values."""
+        rank = len(shape)
+        if self.loss == "cross_entropy" and targets.ndim == rank and targets.shape[-1] == 1:
+            targets = targets[..., 0]
+        if self.loss == "cross_entropy" and targets.shape == shape[:-1]:
+            return targets
+        if targets.ndim == rank - 1 and self.features == 1:
+            targets = targets[..., None]
+        if targets.shape != shape:
+            raise DataError(
+                f"the targets {self.name} do not fit the network's outputs",
+                expected=f"{shape}, the shape of the outputs"
+                + (f", or classes {shape[:-1]}" if self.loss == "cross_entropy" else ""),
+                found=f"{targets.shape} in a batch of {shape[0]}",
+                hint=self._shape_hint(targets, shape),
+            )
+        return targets
+
+    def _shape_hint(self, targets: Array, shape: tuple[int, ...]) -> str | None:
+        if self.per_step and targets.ndim < len(shape):
+            return (
+                "one target a sequence wants `return_sequences: false` in the last recurrent layer"
+            )
+        if not self.per_step and targets.ndim > len(shape):
+            return "one target a step wants `return_sequences: true` in the last recurrent layer"
+        if targets.ndim == len(shape) - 1 and targets.dtype.kind in "iu":
+            return "class targets want a softmax at the end and `train.loss: cross_entropy`"
+        return None
+
+    def _classes(self, targets: Array) -> Array:
+        wrong = (targets < 0) | (targets >= self.features) | (targets != np.floor(targets))
+        if wrong.any():
+            raise DataError(
+                f"{self.name} holds a class that the network does not have",
+                expected=f"whole numbers 0 to {self.features - 1}: the last layer has "
+                f"{self.features} units",
+                found=f"{targets[wrong][0]}",
+            )
+        return targets.astype(np.int64)
