@@ -1,0 +1,49 @@
+"""Sequences from HDF5 files, and results into them. HDF5 itself is loaded with the first file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lstm_cli.data.dataset import Dataset, open_data
+    from lstm_cli.data.gates import GateWriter
+    from lstm_cli.data.inspection import describe
+    from lstm_cli.data.report import FileReport, GroupReport, StoredReport
+    from lstm_cli.data.results import ResultWriter
+    from lstm_cli.data.states import StateReader
+    from lstm_cli.data.types import Batch, DataOptions, TargetInfo, Window
+
+__all__ = [
+    "Batch",
+    "DataOptions",
+    "Dataset",
+    "FileReport",
+    "GateWriter",
+    "GroupReport",
+    "ResultWriter",
+    "StateReader",
+    "StoredReport",
+    "TargetInfo",
+    "Window",
+    "describe",
+    "open_data",
+]
+
+_MODULES = {
+    "dataset": ("Dataset", "open_data"),
+    "gates": ("GateWriter",),
+    "inspection": ("describe",),
+    "report": ("FileReport", "GroupReport", "StoredReport"),
+    "results": ("ResultWriter",),
+    "states": ("StateReader",),
+    "types": ("Batch", "DataOptions", "TargetInfo", "Window"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,112 @@
+"""Layout concatenated: inputs (sum T, D) one after the other, with lengths or offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.labels import stored_names
+from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table
+from lstm_cli.data.links import Folder
+from lstm_cli.data.ragged import Lengths, check_lengths, check_total, pad, starts_of
+from lstm_cli.data.roles import Roles
+from lstm_cli.data.storage import Stored
+from lstm_cli.data.targets import FlatTargets, find_targets
+from lstm_cli.data.types import Array, DataOptions, Targets
+from lstm_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """Frames of all sequences in one dataset; RETURNN's and CURRENNT's files too."""
+
+    folder: Folder
+    stored: Stored
+    lengths: Lengths
+    starts: Lengths
+    targets: Targets | None
+    found: dict[str, str]
+    name: str = "concatenated"
+    padded: bool = False
+
+    @property
+    def inputs(self) -> str:
+        return self.stored.where
+
+    @property
+    def count(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def features(self) -> int:
+        return self.stored.shape[1] if self.stored.rank == 2 else 1
+
+    @property
+    def steps(self) -> int:
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def dtype(self) -> str:
+        return str(self.stored.dtype)
+
+    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+        rows = self.stored.read(slice(int(self.starts[start]), int(self.starts[stop])))
+        rows = rows.reshape(len(rows), self.features)
+        return pad(rows, self.lengths[start:stop], steps, dtype), rows.nbytes
+
+    def roles(self) -> dict[str, str]:
+        return self.found
+
+    def sequence_names(self) -> list[str] | None:
+        return stored_names(self.folder, self.count)
+
+
+def open_concatenated(
+    folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
+) -> Concatenated:
+    """The concatenated layout of a group.
+
+    Raises
+    ------
+    DataError
+        Nothing divides the rows, or lengths, offsets or targets do not fit.
+    """
+    if inputs.rank not in (1, 2) or inputs.vlen:
+        raise DataError(
+            f"{inputs.where} has shape {inputs.shape}",
+            expected="inputs (sum T, D) in the concatenated layout",
+            found=str(inputs.shape),
+            where=options.places(inputs.where),
+        )
+    lengths, table = _lengths(folder, roles, inputs, options)
+    starts = starts_of(lengths)
+    found = find_targets(folder, options)
+    targets = None if found is None else FlatTargets.of(found, lengths, starts, table, options)
+    paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
+    return Concatenated(folder, inputs, lengths, starts, targets, paths)
+
+
+def _lengths(
+    folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
+) -> tuple[Lengths, Lengths | None]:
+    """The lengths (N,), and the whole table where the file has one."""
+    told: dict[str, Lengths] = {}
+    table = None
+    if roles.lengths is not None:
+        name, places = roles.lengths.where, options.places(roles.lengths.where, inputs.where)
+        table = lengths_table(roles.lengths, options)
+        told[name] = table[:, 0]
+        check_lengths(told[name], name, places, None)
+        check_total(told[name], inputs.shape[0], name, inputs.where, places)
+    if roles.offsets is not None:
+        told[roles.offsets.where] = lengths_of_offsets(roles.offsets, inputs.shape[0], options)
+    lengths = agreed(told, options)
+    if lengths is None:
+        raise DataError(
+            f"nothing says where the sequences of {inputs.where} begin",
+            expected="lengths (N,) or offsets (N + 1,) beside inputs (sum T, D)",
+            where=options.places(folder.where),
+            hint="--set data.lengths=NAME",
+        )
+    return lengths, table

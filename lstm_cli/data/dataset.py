@@ -1,0 +1,287 @@
+"""The data of one run: the sequences of one or several files, read in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.agreement import need_alike
+from lstm_cli.data.files import Hdf5File
+from lstm_cli.data.labels import class_labels
+from lstm_cli.data.links import Folder
+from lstm_cli.data.ragged import Lengths
+from lstm_cli.data.recognise import open_layout
+from lstm_cli.data.types import MAX_BATCH_BYTES, Batch, DataOptions, Layout, TargetInfo
+from lstm_cli.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file adds: its sequences, and the number of the first of them."""
+
+    file: Hdf5File
+    folder: Folder
+    layout: Layout
+    reason: str
+    first: int
+
+    @property
+    def class_labels(self) -> list[str] | None:
+        """Labels of the classes, if the file has them."""
+        targets = self.layout.targets
+        key = None if targets is None else targets.info.name.rpartition("/")[2]
+        return class_labels(self.folder, self.file.root, key)
+
+
+class Dataset:
+    """Sequences of one or several files, in the order given. Made by `open_data`.
+
+    Attributes
+    ----------
+    count, features
+        Sequences N over all files, and features D.
+    layout
+        One of ``dense, concatenated, vlen, groups, series``.
+    min_steps, max_steps, total_steps
+        Valid steps of the shortest and longest sequence, and of all together.
+    varying
+        The lengths vary, or the files give them.
+    padded
+        Results are written as (N, T, F): dense inputs, and windows of a series.
+    input_names
+        Where the inputs stand, one a file, such as ``words.h5:/test/inputs``.
+    starts
+        Number of the first sequence, and the count, of each file.
+    paths
+        The files.
+    """
+
+    def __init__(self, parts: Sequence[Part], options: DataOptions, files: ExitStack) -> None:
+        self._parts = tuple(parts)
+        self._files = files
+        layouts = [part.layout for part in parts]
+        need_alike(layouts, options)
+        self.count = sum(layout.count for layout in layouts)
+        self.features = layouts[0].features
+        self.layout = layouts[0].name
+        self.padded = layouts[0].padded
+        self.max_steps = max(layout.steps for layout in layouts)
+        self.min_steps = min(_shortest(layout) for layout in layouts)
+        self.total_steps = sum(_total(layout) for layout in layouts)
+        told = any(layout.lengths is not None for layout in layouts)
+        self.varying = told or self.min_steps != self.max_steps
+        self.input_names = tuple(layout.inputs for layout in layouts)
+        self.starts = tuple((part.first, part.layout.count) for part in parts)
+        self.paths = tuple(part.file.path for part in parts)
+        self.reasons = tuple(part.reason for part in parts)
+
+    @property
+    def input_name(self) -> str:
+        """Where the first file's inputs stand."""
+        return self.input_names[0]
+
+    @property
+    def dtype(self) -> str:
+        """Type of the first file's inputs as stored."""
+        return self._parts[0].layout.dtype
+
+    @cached_property
+    def targets(self) -> TargetInfo | None:
+        """What the targets are, or None; a file whose shapes allow both goes with the others."""
+        infos = [p.layout.targets.info for p in self._parts if p.layout.targets is not None]
+        told = [info for info in infos if info.per_step is not None]
+        return next(iter(told + infos), None)
+
+    @property
+    def description(self) -> str:
+        """In a line: ``370 sequences, 7–29 steps, 12 features (concatenated)``."""
+        kind = "window" if self.layout == "series" and self.padded else "sequence"
+        low, high = self.min_steps, self.max_steps
+        steps = _counted(high, "step") if low == high else f"{low}–{high} steps"
+        return (
+            f"{_counted(self.count, kind)}, {steps}, {_counted(self.features, 'feature')} "
+            f"({self.layout})"
+        )
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """Names of all sequences, or None if a file does not name them."""
+        names: list[str] = []
+        for part in self._parts:
+            own = part.layout.sequence_names()
+            if own is None:
+                return None
+            names += own
+        return names
+
+    @cached_property
+    def class_labels(self) -> list[str] | None:
+        """Labels of the classes; DataError if two files differ."""
+        labels: list[str] | None = None
+        for part in self._parts:
+            own = part.class_labels
+            if own is not None and labels is not None and own != labels:
+                raise DataError(
+                    f"{part.file.path} labels its classes otherwise than the files before it",
+                    expected=", ".join(labels),
+                    found=", ".join(own),
+                    where=self.paths,
+                )
+            labels = own if labels is None else labels
+        return labels
+
+    def lengths(self, first: int = 0, count: int | None = None) -> Lengths:
+        """(count,) int64 valid steps of consecutive sequences, by default of all."""
+        whole = [_lengths(part.layout) for part in self._parts]
+        joined = whole[0] if len(whole) == 1 else np.concatenate(whole)
+        return joined[first : None if count is None else first + count]
+
+    def roles(self) -> dict[str, str]:
+        """Path of every dataset used in the first file, and what it was taken for."""
+        return self._parts[0].layout.roles()
+
+    def batches(
+        self,
+        size: int,
+        dtype: DTypeLike,
+        *,
+        targets: bool = True,
+        per_step: bool | None = None,
+        max_bytes: int = MAX_BATCH_BYTES,
+        keep_rows: bool = False,
+    ) -> Iterator[Batch]:
+        """Batches in order; none holds sequences of two files.
+
+        Parameters
+        ----------
+        size
+            Sequences in a batch, at most.
+        dtype
+            Of the inputs, and of targets that are values.
+        targets
+            Read them too.
+        per_step
+            Take targets as one a step, where their shape allows both (`TargetInfo.per_step` is
+            None); otherwise without effect.
+        max_bytes
+            Split a batch whose padded inputs would take more.
+        keep_rows
+            Never split: stateful layers continue row by row.
+
+        Raises
+        ------
+        DataError
+            A file is damaged.
+        """
+        if size < 1:
+            raise UsageError("a batch holds at least one sequence", found=f"size {size}")
+        dtype = np.dtype(dtype)
+        if self.targets is not None and self.targets.per_step is not None:
+            per_step = self.targets.per_step
+        for number, part in enumerate(self._parts):
+            step_bytes = self.features * dtype.itemsize
+            bound = None if keep_rows else max_bytes // step_bytes
+            start = 0
+            while start < part.layout.count:
+                stop = _stop(part.layout, start, size, bound)
+                yield _batch(part, number, start, stop, dtype, targets, per_step)
+                start = stop
+
+    def close(self) -> None:
+        """Close all files."""
+        self._files.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Dataset:
+    """Open one or several DATA arguments as one dataset; a context manager.
+
+    Parameters
+    ----------
+    paths
+        ``FILE.h5`` or ``FILE.h5:/group``, each.
+    options
+        Names, layout and window, where they are not to be found out.
+
+    Raises
+    ------
+    DataError
+        A file is missing, damaged or refused, holds no layout, or does not go with the others.
+    """
+    options = options or DataOptions()
+    if isinstance(paths, str) or not paths:
+        raise UsageError("no data", expected="a list of at least one file", found=repr(paths))
+    with ExitStack() as files:
+        parts: list[Part] = []
+        first = 0
+        for path in paths:
+            file = Hdf5File(path, allow_external=options.allow_external)
+            files.callback(file.close)
+            layout, reason = open_layout(file.folder, options)
+            parts.append(Part(file, file.folder, layout, reason, first))
+            first += layout.count
+        return Dataset(parts, options, files.pop_all())
+
+
+def _batch(
+    part: Part,
+    file: int,
+    start: int,
+    stop: int,
+    dtype: DTypeLike,
+    targets: bool,
+    per_step: bool | None,
+) -> Batch:
+    layout = part.layout
+    lengths = None if layout.lengths is None else layout.lengths[start:stop]
+    T = max(1, layout.steps if lengths is None else int(lengths.max()))
+    x, nbytes = layout.read(start, stop, T, dtype)
+    y = None
+    if targets and layout.targets is not None:
+        y, more = layout.targets.read(start, stop, T, dtype, per_step)
+        nbytes += more
+    if lengths is None and layout.steps == 0:
+        lengths = np.zeros(stop - start, np.int64)
+    if lengths is not None and (lengths == T).all():
+        lengths = None
+    return Batch(x, lengths, y, part.first + start, file, nbytes)
+
+
+def _stop(layout: Layout, start: int, size: int, bound: int | None) -> int:
+    """End of the batch that starts at `start`: N x T padded steps at most `bound`, if given."""
+    stop = min(start + size, layout.count)
+    if bound is None:
+        return stop
+    if layout.lengths is None:
+        return min(stop, start + max(1, bound // max(1, layout.steps)))
+    longest = np.maximum.accumulate(np.maximum(layout.lengths[start:stop], 1))
+    padded = longest * np.arange(1, stop - start + 1)
+    return start + max(1, int(np.searchsorted(padded, bound, side="right")))
+
+
+def _lengths(layout: Layout) -> Lengths:
+    if layout.lengths is None:
+        return np.full(layout.count, layout.steps, np.int64)
+    return layout.lengths
+
+
+def _shortest(layout: Layout) -> int:
+    return layout.steps if layout.lengths is None else int(layout.lengths.min(initial=layout.steps))
+
+
+def _total(layout: Layout) -> int:
+    return layout.count * layout.steps if layout.lengths is None else int(layout.lengths.sum())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

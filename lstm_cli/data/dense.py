@@ -1,0 +1,113 @@
+"""Layout dense: inputs (N, T, D), with lengths (N,) or a mask (N, T) where sequences vary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.labels import stored_names
+from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, lengths_table
+from lstm_cli.data.links import Folder
+from lstm_cli.data.ragged import Lengths, cast, check_lengths, clear_padding
+from lstm_cli.data.roles import Roles
+from lstm_cli.data.storage import Stored
+from lstm_cli.data.targets import DenseTargets, find_targets
+from lstm_cli.data.types import Array, DataOptions, Targets
+from lstm_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Sequences that stand padded in the file."""
+
+    folder: Folder
+    stored: Stored
+    lengths: Lengths | None
+    targets: Targets | None
+    found: dict[str, str]
+    name: str = "dense"
+    padded: bool = True
+
+    @property
+    def inputs(self) -> str:
+        return self.stored.where
+
+    @property
+    def count(self) -> int:
+        return self.stored.shape[0]
+
+    @property
+    def features(self) -> int:
+        return self.stored.shape[2]
+
+    @property
+    def steps(self) -> int:
+        if self.lengths is None or self.stored.shape[1] == 0:
+            return self.stored.shape[1]
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def dtype(self) -> str:
+        return str(self.stored.dtype)
+
+    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+        """The first `steps` steps only: padding common to a batch is never read."""
+        values = self.stored.read((slice(start, stop), slice(0, steps)))
+        x = cast(values, dtype)
+        if x.shape[1] < steps:
+            x = np.zeros((len(x), steps, x.shape[2]), dtype)
+        elif self.lengths is not None:
+            # Reading made a copy, but a cast that changes nothing hands that same copy on.
+            x = clear_padding(x, self.lengths[start:stop])
+        return x, values.nbytes
+
+    def roles(self) -> dict[str, str]:
+        return self.found
+
+    def sequence_names(self) -> list[str] | None:
+        return stored_names(self.folder, self.count)
+
+
+def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions) -> Dense:
+    """The dense layout of a group.
+
+    Raises
+    ------
+    DataError
+        Shapes, lengths, mask or targets do not fit together.
+    """
+    if inputs.rank != 3 or inputs.vlen:
+        raise DataError(
+            f"{inputs.where} has shape {inputs.shape}",
+            expected="inputs (N, T, D) in the dense layout",
+            found=str(inputs.shape),
+            where=options.places(inputs.where),
+            hint="--set data.layout=... names another layout",
+        )
+    N, T, _ = inputs.shape
+    lengths = _lengths(roles, N, T, options)
+    found = find_targets(folder, options)
+    targets = None if found is None else DenseTargets.of(found, N, T, lengths, options)
+    paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
+    return Dense(folder, inputs, lengths, targets, paths)
+
+
+def _lengths(roles: Roles, N: int, T: int, options: DataOptions) -> Lengths | None:
+    told: dict[str, Lengths] = {}
+    if roles.lengths is not None:
+        told[roles.lengths.where] = lengths_table(roles.lengths, options)[:, 0]
+    if roles.offsets is not None and roles.lengths is None and roles.mask is None:
+        raise DataError(
+            f"{roles.offsets.where} does not go with inputs (N, T, D)",
+            expected="lengths (N,) or mask (N, T) in the dense layout",
+            found=f"offsets {roles.offsets.shape}",
+            where=options.places(roles.offsets.where),
+        )
+    if roles.mask is not None:
+        told[roles.mask.where] = lengths_of_mask(roles.mask, N, T, options)
+    for name, lengths in told.items():
+        check_count(lengths, N, name, options)
+        check_lengths(lengths, name, options.places(name), T)
+    return agreed(told, options)

@@ -1,0 +1,186 @@
+"""Opening a file: the DATA argument, and what is said when it is no HDF5."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from contextlib import suppress
+from typing import Any
+
+import h5py
+
+from lstm_cli.data.guard import Guard
+from lstm_cli.data.links import Folder
+from lstm_cli.data.storage import H5_ERRORS, printable, reading
+from lstm_cli.errors import DataError
+
+CHUNK_CACHE_BYTES = 64 << 20
+"""Held per dataset that is being read, so that a chunk is unpacked once and not once a batch."""
+
+
+def split_argument(argument: str) -> tuple[str, str]:
+    """File and group of a DATA argument; the group is ``/`` if none is named.
+
+    Splits at the last ``:/``, never after a drive letter, and not at all where a file of the
+    whole name exists.
+    """
+    at = argument.rfind(":/")
+    drive = at == 1 and argument[0].isalpha()
+    if at <= 0 or drive or os.path.isfile(argument):
+        return argument, "/"
+    return argument[:at], argument[at + 1 :]
+
+
+class Hdf5File:
+    """A file open for reading, as a context manager.
+
+    Parameters
+    ----------
+    argument
+        ``FILE.h5`` or ``FILE.h5:/group``.
+    allow_external
+        Follow what leads out of the file.
+
+    Attributes
+    ----------
+    folder
+        The group that was named, or the root.
+    root
+        The root group.
+
+    Raises
+    ------
+    DataError
+        It is missing, no HDF5, damaged, locked, or has no such group.
+    """
+
+    def __init__(self, argument: str, *, allow_external: bool = False) -> None:
+        self.path, group = split_argument(argument)
+        _need_readable(self.path)
+        self._handle = _open(self.path)
+        try:
+            self.root = Folder(self._handle, self.path, "/", self._guard(allow_external))
+            self.folder = _group(self.root, group)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; a damaged one may fail here too, which helps no one."""
+        with suppress(*H5_ERRORS):
+            self._handle.close()
+
+    def _guard(self, allow_external: bool) -> Guard:
+        with reading(self.path):
+            _, size_bytes = self._handle.id.get_create_plist().get_sizes()
+        return Guard(self.path, allow_external=allow_external, size_bytes=size_bytes)
+
+    def __enter__(self) -> Hdf5File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _need_readable(path: str) -> None:
+    """Raise DataError for all that can be told without HDF5."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _missing(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise DataError(f"{printable(path)} is {kind}", expected="an HDF5 file", where=path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _need_hdf5(path, head, status.st_size)
+
+
+def _missing(path: str, error: Exception) -> DataError:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return _unreadable(path, error)
+    file, _, group = path.rpartition(":")
+    hint = f"{file}:/{group} names a group of {file}" if os.path.isfile(file) else None
+    return DataError(
+        f"{printable(path)} does not exist", expected="an HDF5 file", where=path, hint=hint
+    )
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    denied = isinstance(error, PermissionError)
+    return DataError(
+        f"{printable(path)} cannot be opened",
+        expected="an HDF5 file that may be read",
+        found=getattr(error, "strerror", None) or printable(str(error)),
+        where=path,
+        hint=f"chmod u+r {path}" if denied else None,
+    )
+
+
+def _need_hdf5(path: str, head: bytes, size: int) -> None:
+    if size == 0:
+        raise DataError(f"{path} is empty", expected="an HDF5 file", found="0 bytes", where=path)
+    if re.match(rb"CDF[\x01\x02\x05]", head):
+        raise DataError(
+            f"{path} is NetCDF-3 (classic), which is not HDF5",
+            expected="HDF5 or NetCDF-4",
+            found=f"a file that begins with {head[:4]!r}",
+            where=path,
+            hint=f"nccopy -k nc4 {path} {os.path.splitext(path)[0]}.h5",
+        )
+    if not h5py.is_hdf5(path):
+        raise DataError(
+            f"{path} is no HDF5 file",
+            expected="an HDF5 file",
+            found=f"a file that begins with {head!r}",
+            where=path,
+        )
+
+
+def _open(path: str) -> Any:
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
+    except BlockingIOError as error:
+        raise DataError(
+            f"{path} is locked: another program has it open for writing",
+            expected="a file nobody writes to",
+            found=printable(str(error)),
+            where=path,
+            hint="close the other program, or set HDF5_USE_FILE_LOCKING=FALSE",
+        ) from error
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{path} is damaged or truncated",
+            expected="an intact HDF5 file",
+            found=printable(str(error)),
+            where=path,
+            hint="copy or make the file again",
+        ) from error
+
+
+def _group(root: Folder, path: str) -> Folder:
+    found = root.find(path)
+    if isinstance(found, Folder):
+        return found
+    where = f"{root.file}:{printable(path)}"
+    if found is None:
+        inside = ", ".join(printable(name) for name in root.names()[:10])
+        raise DataError(
+            f"{where} does not exist",
+            expected="a group of the file",
+            found=f"/ holds {inside}" if inside else "an empty file",
+            where=where,
+            hint=f"lstm-cli data {root.file}",
+        )
+    parent, _, name = path.rpartition("/")
+    raise DataError(
+        f"{where} is a dataset",
+        expected="a group that holds one",
+        found=f"shape {found.shape}",
+        where=where,
+        hint=f"{root.file}:{parent or '/'} with --set data.inputs={name}",
+    )

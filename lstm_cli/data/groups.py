@@ -1,0 +1,251 @@
+"""Layout groups: one child group, or one child dataset, for each sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.links import Folder
+from lstm_cli.data.ragged import Lengths, pad
+from lstm_cli.data.roles import INPUTS, OTHER_ROLES, contents
+from lstm_cli.data.storage import Stored, need_numeric
+from lstm_cli.data.targets import (
+    cast_targets,
+    find_targets,
+)
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, TargetKind, Targets
+from lstm_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A group each: results are written back a group each.
+
+    Attributes
+    ----------
+    names
+        Of the children, in natural order.
+    paths
+        Of each one's inputs, relative to the folder.
+    """
+
+    folder: Folder
+    names: list[str]
+    paths: list[str]
+    features: int
+    lengths: Lengths
+    dtype: str
+    targets: Targets | None
+    name: str = "groups"
+    padded: bool = False
+
+    @property
+    def inputs(self) -> str:
+        return f"{self.folder.where.rstrip('/')}/{self.paths[0]}"
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
+    def steps(self) -> int:
+        return int(self.lengths.max(initial=0))
+
+    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+        x = np.zeros((stop - start, steps, self.features), dtype)
+        nbytes = 0
+        for row, path in enumerate(self.paths[start:stop]):
+            values = self.folder.again(path)
+            values = values.reshape(-1, self.features)
+            nbytes += values.nbytes
+            with np.errstate(all="ignore"):
+                x[row, : len(values)] = values
+        return x, nbytes
+
+    def roles(self) -> dict[str, str]:
+        base = self.folder.path.rstrip("/")
+        roles = {f"{base}/{path}": "inputs" for path in self.paths}
+        if isinstance(self.targets, GroupTargets):
+            roles |= {f"{base}/{path}": "targets" for path in self.targets.paths}
+        return roles
+
+    def sequence_names(self) -> list[str] | None:
+        return self.names
+
+
+@dataclass(frozen=True)
+class GroupTargets:
+    """Beside each sequence's inputs: one a sequence or one a step."""
+
+    folder: Folder
+    paths: list[str]
+    info: TargetInfo
+    lengths: Lengths
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        values = [self.folder.again(path) for path in self.paths[start:stop]]
+        nbytes = sum(value.nbytes for value in values)
+        by_step = per_step if self.info.per_step is None else self.info.per_step
+        if not by_step:
+            return cast_targets(np.stack(values), self.info, dtype), nbytes
+        rows = cast_targets(np.concatenate(values), self.info, dtype)
+        return pad(rows, self.lengths[start:stop], steps, rows.dtype), nbytes
+
+
+@dataclass(frozen=True)
+class Child:
+    """What opening needs to know of one sequence's dataset, without holding it open."""
+
+    path: str
+    where: str
+    shape: tuple[int, ...]
+    dtype: str
+    integral: bool
+    vlen: bool
+
+    @classmethod
+    def of(cls, stored: Stored, path: str) -> Child:
+        """Of an open dataset, at `path` in the folder of all sequences."""
+        shape, dtype = stored.shape, str(stored.dtype)
+        return cls(path, stored.where, shape, dtype, stored.integral, stored.vlen)
+
+
+def open_groups(folder: Folder, options: DataOptions) -> Groups:
+    """The groups layout of a group.
+
+    Raises
+    ------
+    DataError
+        A child holds no (T, D) inputs, or the children differ in features or targets.
+    """
+    names, inputs, found = _children(folder, options)
+    first = inputs[0]
+    for other in inputs:
+        if other.shape[1:] != first.shape[1:]:
+            raise _mixed(first, other, options)
+    lengths = np.array([child.shape[0] for child in inputs], np.int64)
+    features = first.shape[1] if len(first.shape) == 2 else 1
+    targets = group_targets(folder, found, lengths, options)
+    paths = [child.path for child in inputs]
+    return Groups(folder, names, paths, features, lengths, first.dtype, targets)
+
+
+def _children(
+    folder: Folder, options: DataOptions
+) -> tuple[list[str], list[Child], list[Child | None]]:
+    """Names, inputs and targets of the sequences; each child is opened once."""
+    names: list[str] = []
+    inputs: list[Child] = []
+    targets: list[Child | None] = []
+    usual = list(INPUTS) if options.inputs is None else [options.inputs]
+    for name in folder.names():
+        child = folder.folder(name)
+        if child is None:
+            continue
+        names.append(name)
+        inputs.append(_inputs_of(child, name, usual, options))
+        found = find_targets(child, options)
+        path = "" if found is None else found.stored.path.removeprefix(f"{child.path}/")
+        targets.append(None if found is None else Child.of(found.stored, f"{name}/{path}"))
+    if names:
+        return names, inputs, targets
+    stored = {name: folder.dataset(name) for name in folder.names() if name not in OTHER_ROLES}
+    plain = {name: found for name, found in stored.items() if found is not None}
+    if not plain:
+        raise DataError(
+            f"{folder.where} holds no sequences",
+            expected="a group or a dataset for each sequence in the groups layout",
+            found=contents(folder),
+            where=options.places(folder.where),
+        )
+    inputs = [_child(found, name, options) for name, found in plain.items()]
+    return list(plain), inputs, [None] * len(plain)
+
+
+def _inputs_of(child: Folder, name: str, usual: list[str], options: DataOptions) -> Child:
+    """A child group's inputs. The name that hits is moved to the front, for the next child."""
+    for own in usual:
+        found = child.dataset(own)
+        if found is not None:
+            usual.insert(0, usual.pop(usual.index(own)))
+            return _child(found, f"{name}/{own}", options)
+    raise DataError(
+        f"{child.where} holds no inputs",
+        expected=f"a dataset {' or '.join(usual[:3])} in each group",
+        found=contents(child),
+        where=options.places(child.where),
+    )
+
+
+def _child(stored: Stored, path: str, options: DataOptions) -> Child:
+    need_numeric(stored, "inputs", options.places(stored.where))
+    if stored.rank not in (1, 2) or stored.vlen:
+        raise DataError(
+            f"{stored.where} has shape {stored.shape}",
+            expected="inputs (T, D) for each sequence in the groups layout",
+            found=str(stored.shape),
+            where=options.places(stored.where),
+        )
+    return Child.of(stored, path)
+
+
+def _mixed(first: Child, other: Child, options: DataOptions) -> DataError:
+    return DataError(
+        f"sequences differ in features: {first.where} has shape {first.shape}, "
+        f"{other.where} has shape {other.shape}",
+        expected=f"(T, {', '.join(map(str, first.shape[1:]))})",
+        found=str(other.shape),
+        where=options.places(first.where, other.where),
+    )
+
+
+def group_targets(
+    folder: Folder, found: list[Child | None], lengths: Lengths, options: DataOptions
+) -> GroupTargets | None:
+    """Targets of all children, alike in shape and type; None if none has any.
+
+    Raises
+    ------
+    DataError
+        Some have none, or they differ.
+    """
+    children = [child for child in found if child is not None]
+    if not children:
+        return None
+    if len(children) < len(found):
+        raise DataError(
+            f"{len(found) - len(children)} of {len(found)} sequences have no targets",
+            expected="targets in every group, or in none",
+            found=f"{children[0].where}, but none in sequence {found.index(None)}",
+            where=options.places(folder.where),
+        )
+    first = children[0]
+    pairs = list(zip(children, lengths.tolist(), strict=True))
+    rest = first.shape[1:]
+    by_step = all(c.shape[:1] == (T,) and c.shape[1:] == rest for c, T in pairs)
+    by_sequence = len(first.shape) <= 1 and all(c.shape == first.shape for c in children)
+    for child, T in pairs:
+        fits = (by_step or by_sequence) and len(rest) <= 1 and not child.vlen
+        if not fits or child.integral != first.integral:
+            raise _unlike(first, child, T, options)
+    # Whole numbers (T,) are classes, one a step; real ones may also be (K,).
+    per_step = None if by_step and by_sequence and not first.integral else by_step
+    shape = rest if per_step else first.shape
+    kind: TargetKind = "class" if first.integral and shape == () else "values"
+    info = TargetInfo(first.where, kind, shape, per_step, first.dtype)
+    return GroupTargets(folder, [child.path for child in children], info, lengths)
+
+
+def _unlike(first: Child, child: Child, T: int, options: DataOptions) -> DataError:
+    return DataError(
+        f"targets {child.where} have shape {child.shape} and type {child.dtype}, "
+        f"{first.where} shape {first.shape} and type {first.dtype}",
+        expected=f"one a step ({T}, ...) in every group, or one shape and type in all",
+        found=str(child.shape),
+        where=options.places(first.where, child.where),
+        hint="--set data.targets=NAME chooses another dataset",
+    )

@@ -1,0 +1,191 @@
+"""What an HDF5 file holds, which layout it was taken for, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+
+from lstm_cli.data.dataset import Dataset, Part
+from lstm_cli.data.files import Hdf5File
+from lstm_cli.data.links import Folder
+from lstm_cli.data.recognise import open_layout, parts_of
+from lstm_cli.data.report import FileReport, GroupReport, StoredReport
+from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS
+from lstm_cli.data.statistics import gather, input_problems, target_problems
+from lstm_cli.data.storage import Stored
+from lstm_cli.data.types import DataOptions
+from lstm_cli.errors import DataError, Problem
+
+MAX_DEPTH = 16
+SHOWN_NAMES = 5
+USUAL = {
+    "inputs": INPUTS,
+    "targets": TARGETS,
+    "lengths": LENGTHS,
+    "offsets": OFFSETS,
+    "mask": MASK,
+}
+
+
+def describe(path: str, options: DataOptions | None = None) -> FileReport:
+    """Look a file, or a group of it, through from end to end.
+
+    Parameters
+    ----------
+    path
+        ``FILE.h5`` or ``FILE.h5:/group``.
+    options
+        As for `open_data`.
+
+    Raises
+    ------
+    DataError
+        The file cannot be opened at all. What is wrong inside it stands in the report.
+    """
+    options = options or DataOptions()
+    with Hdf5File(path, allow_external=options.allow_external) as file:
+        problems: list[Problem] = []
+        groups: list[GroupReport] = []
+        roles: dict[str, str] = {}
+        keys: dict[str, str] = {}
+        for folder in _holders(file.folder, options):
+            try:
+                groups.append(_group(file, folder, options, roles, problems))
+            except DataError as error:
+                problems += error.problems
+        datasets = tuple(_stored(file.folder, roles, problems))
+        if groups:
+            keys = _unusual(roles, groups[0], file.path)
+        return FileReport(
+            file.path,
+            os.path.getsize(file.path),
+            _format(file),
+            datasets,
+            tuple(groups),
+            tuple(dict.fromkeys(problems)),
+            _suggestion(groups, keys),
+        )
+
+
+def _holders(folder: Folder, options: DataOptions) -> list[Folder]:
+    """The groups to look into: the parts of a data set, or the group itself."""
+    try:
+        open_layout(folder, options)
+    except DataError:
+        return parts_of(folder, options) or [folder]
+    return [folder]
+
+
+def _group(
+    file: Hdf5File,
+    folder: Folder,
+    options: DataOptions,
+    roles: dict[str, str],
+    problems: list[Problem],
+) -> GroupReport:
+    """Read one group through; adds to `roles` and `problems`."""
+    layout, reason = open_layout(folder, options)
+    roles |= layout.roles()
+    dataset = Dataset([Part(file, folder, layout, reason, 0)], options, ExitStack())
+    statistics = gather(dataset)
+    problems += input_problems(dataset, statistics)
+    problems += target_problems(dataset, statistics)
+    lengths = dataset.lengths()
+    labels, names = dataset.class_labels, dataset.names
+    return GroupReport(
+        folder.where,
+        layout.name,
+        reason,
+        dataset.count,
+        dataset.features,
+        (dataset.min_steps, float(np.median(lengths)), dataset.max_steps),
+        dataset.total_steps,
+        dataset.dtype,
+        dataset.targets,
+        None if names is None else tuple(names[:SHOWN_NAMES]),
+        None if labels is None else tuple(labels),
+        dict(sorted(statistics.classes.items())),
+    )
+
+
+def _stored(top: Folder, roles: dict[str, str], problems: list[Problem]) -> Iterator[StoredReport]:
+    """Every dataset below `top`, each group once whatever links lead to it."""
+    seen: set[tuple[int, int]] = set()
+    todo = [top]
+    while todo:
+        folder = todo.pop()
+        try:
+            identity, names = folder.identity(), folder.names()
+        except DataError as error:
+            problems += error.problems
+            continue
+        if identity in seen or folder.path.count("/") > MAX_DEPTH:
+            continue
+        seen.add(identity)
+        below: list[Folder] = []
+        for name in names:
+            path = f"{folder.path.rstrip('/')}/{name}"
+            try:
+                found = folder.find(name)
+                if isinstance(found, Folder):
+                    below.append(found)
+                elif found is not None:
+                    yield _report(found, roles.get(path, ""))
+            except DataError as error:
+                problems += error.problems
+                yield StoredReport(path, (), "?", None, None, 0, "refused")
+        todo += reversed(below)
+
+
+def _report(stored: Stored, role: str) -> StoredReport:
+    chunks, compression, nbytes = stored.storage()
+    dtype = f"rows of {stored.dtype}" if stored.vlen else str(stored.dtype)
+    return StoredReport(stored.path, stored.shape, dtype, chunks, compression, nbytes, role)
+
+
+def _format(file: Hdf5File) -> str:
+    try:
+        netcdf = file.root.attribute("_NCProperties") is not None
+    except DataError:
+        netcdf = False
+    return "NetCDF-4 (an HDF5 file)" if netcdf else "HDF5"
+
+
+def _unusual(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, str]:
+    """Keys for a config's ``data``: the datasets that do not bear a usual name."""
+    base = group.name.removeprefix(f"{file}:").rstrip("/")
+    keys: dict[str, str] = {}
+    for path, role in roles.items():
+        name = path.removeprefix(f"{base}/")
+        if group.layout == "groups":
+            name = name.rpartition("/")[2]
+        if role in USUAL and name not in USUAL[role] and not name.startswith("targets/data/"):
+            keys.setdefault(role, name)
+    return keys
+
+
+def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
+    """YAML for the first group: input size, a last layer for its targets, names to set."""
+    if not groups:
+        return ""
+    group = groups[0]
+    lines = ["model:", f"  input_size: {group.features}", "  layers:"]
+    targets = group.targets
+    sequences = str(targets is not None and targets.per_step is True).lower()
+    lines.append(f"    - {{type: lstm, hidden_size: 100, return_sequences: {sequences}}}")
+    loss = "mse"
+    if targets is not None and targets.kind == "class" and group.class_counts:
+        units = len(group.class_labels or ()) or max(group.class_counts) + 1
+        lines.append(f"    - {{type: dense, units: {units}, activation: softmax}}")
+        loss = "cross_entropy"
+    elif targets is not None:
+        units = targets.shape[0] if targets.shape else 1
+        lines.append(f"    - {{type: dense, units: {units}}}")
+    if keys:
+        lines += ["data:", *(f"  {role}: {name}" for role, name in keys.items())]
+    if targets is not None:
+        lines += ["train:", f"  loss: {loss}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,127 @@
+"""Lengths of sequences from what the file has: lengths, offsets or a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_cli.data.ragged import Lengths, check_lengths, whole_numbers
+from lstm_cli.data.storage import Stored, need_numeric
+from lstm_cli.data.types import DataOptions
+from lstm_cli.errors import DataError
+
+MASK_BLOCK_BYTES = 16 << 20
+"""A mask is turned into lengths in blocks of about this size."""
+
+
+def lengths_table(stored: Stored, options: DataOptions) -> Lengths:
+    """(N, columns) lengths: column 0 the inputs', further ones RETURNN's targets'."""
+    places = options.places(stored.where)
+    need_numeric(stored, "lengths", places)
+    if stored.rank not in (1, 2) or (stored.rank == 2 and stored.shape[1] == 0):
+        raise DataError(
+            f"{stored.where} has shape {stored.shape}",
+            expected="lengths (N,), or (N, 1 + targets)",
+            found=str(stored.shape),
+            where=places,
+        )
+    table = whole_numbers(stored.read(), stored.where, places)
+    return table.reshape(len(table), -1) if table.size else np.zeros((0, 1), np.int64)
+
+
+def lengths_of_offsets(stored: Stored, rows: int, options: DataOptions) -> Lengths:
+    """(N,) lengths from offsets (N+1,), which begin at 0 and end at `rows`."""
+    places = options.places(stored.where)
+    need_numeric(stored, "offsets", places)
+    if stored.rank != 1 or stored.shape[0] == 0:
+        raise DataError(
+            f"{stored.where} has shape {stored.shape}",
+            expected="offsets (N + 1,)",
+            found=str(stored.shape),
+            where=places,
+        )
+    offsets = whole_numbers(stored.read(), stored.where, places)
+    if offsets[0] != 0 or offsets[-1] != rows:
+        raise DataError(
+            f"the offsets run from {offsets[0]} to {offsets[-1]}",
+            expected=f"0 to {rows}, the rows of the inputs",
+            found=f"{offsets[0]} to {offsets[-1]} in {stored.where}",
+            where=places,
+        )
+    lengths = np.diff(offsets)
+    check_lengths(lengths, stored.where, places, rows)
+    return lengths
+
+
+def lengths_of_mask(stored: Stored, N: int, T: int, options: DataOptions) -> Lengths:
+    """(N,) lengths from a mask (N, T), read in blocks.
+
+    Raises
+    ------
+    DataError
+        Another shape, or a step that is left out before one that is not.
+    """
+    places = options.places(stored.where)
+    need_numeric(stored, "mask", places)
+    shape = (*stored.shape[:2], *(size for size in stored.shape[2:] if size != 1))
+    if shape != (N, T):
+        raise DataError(
+            f"{stored.where} has shape {stored.shape}",
+            expected=f"mask (N, T) = {(N, T)}",
+            found=str(stored.shape),
+            where=places,
+        )
+    lengths = np.empty(N, np.int64)
+    block = max(1, MASK_BLOCK_BYTES // max(1, T * stored.dtype.itemsize))
+    for start in range(0, N, block):
+        kept = stored.read(slice(start, start + block)).reshape(-1, T) != 0
+        lengths[start : start + block] = kept.sum(axis=1)
+        _refuse_holes(kept, start, stored.where, places)
+    return lengths
+
+
+def _refuse_holes(kept: NDArray[np.bool_], start: int, where: str, places: tuple[str, ...]) -> None:
+    holes = (~kept[:, :-1] & kept[:, 1:]).any(axis=1)
+    if holes.any():
+        n = int(np.argmax(holes))
+        step = int(np.argmin(kept[n]))
+        raise DataError(
+            f"the mask of sequence {start + n} has a hole at step {step}",
+            expected="valid steps first, then padding",
+            found=f"a valid step after step {step} in {where}",
+            where=places,
+        )
+
+
+def check_count(lengths: Lengths, N: int, name: str, options: DataOptions) -> None:
+    """Raise DataError unless there is one length a sequence."""
+    if len(lengths) != N:
+        raise DataError(
+            f"{name} has {len(lengths)} lengths for {N} sequences",
+            expected=f"({N},)",
+            found=f"({len(lengths)},)",
+            where=options.places(name),
+        )
+
+
+def agreed(told: dict[str, Lengths], options: DataOptions) -> Lengths | None:
+    """The lengths that all sources tell; DataError if two differ."""
+    names = list(told)
+    for other in names[1:]:
+        a, b = told[names[0]], told[other]
+        if len(a) != len(b):
+            raise DataError(
+                f"{names[0]} and {other} disagree",
+                expected=f"{len(a)} sequences, as {names[0]} says",
+                found=f"{len(b)} in {other}",
+                where=options.places(names[0], other),
+            )
+        if (a != b).any():
+            n = int(np.argmax(a != b))
+            raise DataError(
+                f"{names[0]} and {other} disagree on sequence {n}",
+                expected=f"{a[n]} steps, as {names[0]} says",
+                found=f"{b[n]} in {other}",
+                where=options.places(names[0], other),
+            )
+    return told[names[0]] if names else None

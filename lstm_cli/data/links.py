@@ -1,0 +1,190 @@
+"""Groups of an HDF5 file, walked link by link, so that nothing leads out of the file unseen.
+
+HDF5 follows soft and external links by itself, also in the middle of a path; checking the last
+component alone is not enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5l, h5o
+
+from lstm_cli.data.guard import Guard
+from lstm_cli.data.storage import Stored, printable, read_attribute, reading
+from lstm_cli.data.types import Array
+from lstm_cli.errors import DataError
+
+MAX_LINKS = 32
+"""Soft links followed for one path; more is taken for a circle."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A group of an open file.
+
+    Attributes
+    ----------
+    file
+        The file as the user named it.
+    path
+        Of the group in the file, such as ``/test``.
+    """
+
+    group: Any
+    file: str
+    path: str
+    guard: Guard
+
+    @property
+    def where(self) -> str:
+        """File and path as the DATA argument writes them, such as ``words.h5:/test``."""
+        return f"{self.file}:{printable(self.path)}"
+
+    def find(self, name: str) -> Folder | Stored | None:
+        """What stands under `name`, which may be a path; None if nothing does.
+
+        Raises
+        ------
+        DataError
+            The way leads out of the file or in a circle, or the dataset is refused.
+        """
+        path = _join(self.path, name)
+        where = f"{self.file}:{printable(path)}"
+        with reading(where):
+            found = self._walk(name, where)
+        if isinstance(found, h5py.Dataset):
+            return Stored(found, path, where, self.guard)
+        if isinstance(found, h5py.Group):
+            return Folder(found, self.file, path, self.guard)
+        return None
+
+    def dataset(self, name: str) -> Stored | None:
+        """The dataset under `name`, or None."""
+        found = self.find(name)
+        return found if isinstance(found, Stored) else None
+
+    def folder(self, name: str) -> Folder | None:
+        """The group under `name`, or None; a dataset there is not looked at."""
+        path = _join(self.path, name)
+        where = f"{self.file}:{printable(path)}"
+        with reading(where):
+            found = self._walk(name, where)
+        if not isinstance(found, h5py.Group):
+            return None
+        return Folder(found, self.file, path, self.guard)
+
+    def again(self, name: str) -> Array:
+        """All values of a dataset that `find` has let pass before."""
+        with reading(f"{self.file}:{printable(_join(self.path, name))}"):
+            return np.asarray(self.group[name][...])
+
+    def names(self) -> list[str]:
+        """Names of all links in the group, in natural order."""
+        with reading(self.where):
+            return natural_order(self.group)
+
+    def members(self) -> Iterator[Folder | Stored]:
+        """What can be opened, in natural order; what is refused or broken is left out."""
+        for name in self.names():
+            try:
+                found = self.find(name)
+            except DataError:
+                continue
+            if found is not None:
+                yield found
+
+    def attribute(self, name: str) -> Any:
+        """An attribute's value, or None."""
+        return read_attribute(self.group, name, self.where, self.guard)
+
+    def identity(self) -> tuple[int, int]:
+        """Equal for two paths to one group."""
+        with reading(self.where):
+            info = h5o.get_info(self.group.id)
+            return int(info.fileno), int(info.addr)
+
+    def _walk(self, path: str, where: str) -> Any:
+        """Follow `path` one component at a time; None if it leads nowhere."""
+        here = self.group.file["/"] if path.startswith("/") else self.group
+        todo = deque(_components(path))
+        followed = 0
+        while todo:
+            name = todo.popleft()
+            if not isinstance(here, h5py.Group):
+                return None
+            link = self._link(here, name, where)
+            if link is None:
+                return None
+            if link.soft is None:
+                here = here[name]
+                continue
+            followed += 1
+            if followed > MAX_LINKS:
+                raise _refused(where, f"soft links in a circle, at {printable(name)}", None)
+            if link.soft.startswith("/"):
+                here = here.file["/"]
+            todo.extendleft(reversed(_components(link.soft)))
+        return here
+
+    def _link(self, group: Any, name: str, where: str) -> _Link | None:
+        """How `name` is linked in `group`; None if it is not. Refuses what leaves the file."""
+        raw = name.encode("utf-8", "surrogateescape")
+        links = group.id.links
+        if not links.exists(raw):
+            return None
+        kind = links.get_info(raw).type
+        if kind == h5l.TYPE_SOFT:
+            return _Link(links.get_val(raw).decode("utf-8", "surrogateescape"))
+        if kind != h5l.TYPE_HARD and not self.guard.allow_external:
+            found = f"{printable(name)}, an external link"
+            if kind == h5l.TYPE_EXTERNAL:
+                file, path = (part.decode(errors="replace") for part in links.get_val(raw))
+                found += f" to {printable(file)}:{printable(path)}"
+            raise _refused(where, found, "--allow-external follows it, if you trust the file")
+        return _Link(None)
+
+
+@dataclass(frozen=True)
+class _Link:
+    soft: str | None
+    """The path a soft link names."""
+
+
+def _refused(where: str, found: str, hint: str | None) -> DataError:
+    return DataError(
+        f"{where} leads out of the file" if hint else f"{where} leads nowhere",
+        expected="links within the file",
+        found=found,
+        where=where,
+        hint=hint,
+    )
+
+
+def _components(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _join(folder: str, name: str) -> str:
+    parts = _components(name) if name.startswith("/") else _components(folder) + _components(name)
+    return "/" + "/".join(parts)
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted with numbers by their value: ``seq2`` before ``seq10``."""
+
+    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+        parts = re.split(r"([0-9]+)", name)
+        # Digits stand at odd places; compare them by length first, so that no number is too long.
+        return [
+            (k % 2, len(part.lstrip("0")) if k % 2 else 0, part.lstrip("0") if k % 2 else part)
+            for k, part in enumerate(parts)
+        ], name
+
+    return sorted(names, key=key)

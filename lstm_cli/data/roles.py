@@ -1,0 +1,113 @@
+"""Which dataset of a group plays which part: found by the config's name, or by the usual ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lstm_cli.data.links import Folder
+from lstm_cli.data.storage import Stored
+from lstm_cli.data.types import DataOptions
+from lstm_cli.errors import DataError, nearest
+
+INPUTS = ("inputs", "x", "X", "data", "features", "sequences")
+LENGTHS = ("lengths", "seqLengths", "sequence_lengths")
+OFFSETS = ("offsets",)
+MASK = ("mask",)
+TARGETS = ("targets", "labels", "y", "targetClasses", "targetPatterns")
+NAMES = ("names", "seqTags")
+CLASSES = ("classes", "class_names")
+OTHER_ROLES = frozenset(LENGTHS + OFFSETS + MASK + TARGETS + NAMES + CLASSES)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The datasets of one group by the part they play; targets are found later."""
+
+    inputs: Stored | None = None
+    lengths: Stored | None = None
+    offsets: Stored | None = None
+    mask: Stored | None = None
+
+    @property
+    def divided(self) -> Stored | None:
+        """What divides flat rows into sequences."""
+        return self.lengths or self.offsets
+
+    def paths(self) -> dict[str, str]:
+        """Path in the file to part."""
+        parts = ("inputs", "lengths", "offsets", "mask")
+        stored = {part: getattr(self, part) for part in parts}
+        return {found.path: part for part, found in stored.items() if found is not None}
+
+
+def find_roles(folder: Folder, options: DataOptions, *, forced_inputs: bool = True) -> Roles:
+    """Find the datasets of `folder`.
+
+    Raises
+    ------
+    DataError
+        A configured name is missing (for inputs only with `forced_inputs`), or one leads out
+        of the file.
+    """
+    return Roles(
+        find_role(folder, options, "inputs", INPUTS, required=forced_inputs),
+        find_role(folder, options, "lengths", LENGTHS),
+        find_role(folder, options, "offsets", OFFSETS),
+        find_role(folder, options, "mask", MASK),
+    )
+
+
+def find_role(
+    folder: Folder,
+    options: DataOptions,
+    role: str,
+    usual: tuple[str, ...],
+    *,
+    required: bool = True,
+) -> Stored | None:
+    """The dataset configured for `role`, or the first that bears a usual name.
+
+    Raises
+    ------
+    DataError
+        The configured one is `required` and not there.
+    """
+    configured: str | None = getattr(options, role)
+    if configured is None:
+        return first_dataset(folder, usual)
+    found = folder.dataset(configured)
+    if found is None and required:
+        raise missing(folder, configured, role, options)
+    return found
+
+
+def first_dataset(folder: Folder, names: tuple[str, ...]) -> Stored | None:
+    """The first of `names` that is a dataset."""
+    for name in names:
+        found = folder.dataset(name)
+        if found is not None:
+            return found
+    return None
+
+
+def missing(folder: Folder, name: str, role: str, options: DataOptions) -> DataError:
+    """The error for a configured dataset that is not there."""
+    near = nearest(name, folder.names())
+    return DataError(
+        f"{folder.where} holds no dataset {name}",
+        expected=f"the {role}, as data.{role} says",
+        found=contents(folder),
+        where=options.places(folder.where),
+        hint=f"--set data.{role}={near}" if near else f"lstm-cli data {folder.file}",
+    )
+
+
+def contents(folder: Folder) -> str:
+    """What the group holds, in a line: ``frames (5687, 12), lengths (370,)``."""
+    members = [
+        f"group {found.path.rpartition('/')[2]}"
+        if isinstance(found, Folder)
+        else f"{found.path.rpartition('/')[2]} {found.shape}"
+        for found, _ in zip(folder.members(), range(8), strict=False)
+    ]
+    return ", ".join(members) or "nothing that can be read"

@@ -1,0 +1,256 @@
+"""One HDF5 dataset, checked before it is read; every failure of HDF5 becomes a DataError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from math import prod
+from types import EllipsisType
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+from h5py import h5d, h5z
+
+from lstm_cli.data.guard import Guard
+from lstm_cli.data.types import Array
+from lstm_cli.errors import DataError
+
+Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
+
+H5_ERRORS = (
+    OSError,
+    KeyError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    SystemError,
+)
+"""What h5py is known to raise on damaged files. Caught around calls of h5py alone."""
+
+HEAP_REFERENCE_BYTES = 16
+"""What a value of variable length takes where it stands: its length and its place in the heap."""
+
+BOMB_BYTES = 64 << 20
+"""Below this a shape may declare what it likes: it fits in memory."""
+BOMB_RATIO = 4
+"""Above it, at least one chunk in so many must exist."""
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what h5py raises into a DataError that names `where`."""
+    try:
+        yield
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{where} cannot be read",
+            expected="intact HDF5",
+            found=" ".join(printable(str(error)).split()) or type(error).__name__,
+            where=where,
+            hint="the file may be damaged: copy or make it again",
+        ) from error
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal cannot show, such as bytes that are no UTF-8."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+class Stored:
+    """A dataset that is safe to read.
+
+    Parameters
+    ----------
+    dataset
+        The h5py dataset.
+    where
+        File and path, for errors.
+    guard
+        What the file is allowed: virtual and external storage, any shape.
+
+    Attributes
+    ----------
+    path
+        Within its file.
+    shape, dtype
+        As stored; a variable-length dataset has the dtype of its elements.
+    vlen
+        Each element is a row of its own length.
+    nbytes
+        Bytes the shape declares.
+
+    Raises
+    ------
+    DataError
+        It is refused, damaged, or compressed with a filter that is not installed.
+    """
+
+    def __init__(self, dataset: Any, path: str, where: str, guard: Guard) -> None:
+        self._dataset = dataset
+        self._guard = guard
+        self.path = path
+        self.where = where
+        with reading(where):
+            self.shape: tuple[int, ...] = (0,) if dataset.shape is None else tuple(dataset.shape)
+            dtype: np.dtype[Any] = dataset.dtype
+            base = h5py.check_vlen_dtype(dtype)
+            self.vlen = base is not None
+            self.text = h5py.check_string_dtype(dtype) is not None
+            self.dtype = np.dtype(dtype if base is None else base)
+            width = HEAP_REFERENCE_BYTES if dtype.kind == "O" else dtype.itemsize
+            self.nbytes = prod(self.shape) * width
+            plist = dataset.id.get_create_plist()
+            if not guard.allow_external:
+                _refuse_foreign(plist, where)
+                _refuse_bomb(dataset, self.nbytes, where)
+            _need_filters(plist, where)
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def numeric(self) -> bool:
+        """Integers, booleans or real numbers."""
+        return self.dtype.kind in "iufb" and not self.text
+
+    @property
+    def integral(self) -> bool:
+        """Integers or booleans."""
+        return self.dtype.kind in "iub"
+
+    def read(self, selection: Selection = ...) -> Array:
+        """The values selected, in the stored dtype."""
+        with reading(self.where):
+            if self.vlen or self.dtype.kind == "O":
+                self._guard.check_heap(self.where, rows=self.vlen)
+            return np.asarray(self._dataset[selection])
+
+    def blocks(self, start: int, count: int, stride: int, block: int) -> Array:
+        """`count` runs of `block` rows, `stride` apart, one after the other."""
+        with reading(self.where):
+            pick = h5py.MultiBlockSlice(start=start, count=count, stride=stride, block=block)
+            return np.asarray(self._dataset[pick])
+
+    def attribute(self, name: str) -> Any:
+        """An attribute's value, or None."""
+        return read_attribute(self._dataset, name, self.where, self._guard)
+
+    def storage(self) -> tuple[tuple[int, ...] | None, str | None, int]:
+        """Chunk shape, name of the compression, and bytes it takes in the file."""
+        with reading(self.where):
+            names = [name for _, name in _filters(self._dataset.id.get_create_plist())]
+            return (
+                self._dataset.chunks,
+                ", ".join(names) or None,
+                int(self._dataset.id.get_storage_size()),
+            )
+
+
+def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
+    """A number, text, or array of them that stands in an attribute; None for anything else."""
+    with reading(where):
+        if name not in holder.attrs:
+            return None
+        # Other types than these crash HDF5 where they are damaged.
+        dtype = holder.attrs.get_id(name).dtype
+        text = h5py.check_string_dtype(dtype)
+        if text is None and dtype.kind not in "iufbSU":
+            return None
+        if text is not None and text.length is None:
+            guard.check_heap(where, rows=False)
+        return holder.attrs[name]
+
+
+def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
+    """Raise DataError unless `stored` holds integers or real numbers."""
+    if not stored.numeric:
+        raise DataError(
+            f"{role} {stored.where} does not hold numbers",
+            expected="integers or real numbers",
+            found=f"type {_type_name(stored)}",
+            where=places,
+            hint=f"--set data.{role}=NAME chooses another dataset",
+        )
+
+
+def _type_name(stored: Stored) -> str:
+    kinds = {"c": "complex", "S": "string", "O": "object or string", "V": "compound or opaque"}
+    return f"{printable(str(stored.dtype))} ({kinds.get(stored.dtype.kind, 'unsupported')})"
+
+
+def _refuse_foreign(plist: Any, where: str) -> None:
+    if plist.get_layout() == h5d.VIRTUAL:
+        kind = "a virtual dataset: its values stand in other datasets"
+    elif plist.get_external_count():
+        name = plist.get_external(0)[0].decode(errors="replace")
+        kind = f"external storage: its values stand in {printable(name)}"
+    else:
+        return
+    raise DataError(
+        f"{where} is {kind}",
+        expected="values stored in the dataset itself",
+        where=where,
+        hint="--allow-external reads it, if you trust the file",
+    )
+
+
+def _refuse_bomb(dataset: Any, declared: int, where: str) -> None:
+    if declared <= BOMB_BYTES:
+        return
+    held, of = _allocated(dataset, declared)
+    if held * BOMB_RATIO >= of:
+        return
+    raise DataError(
+        f"{where} declares far more than the file stores",
+        expected=f"storage for shape {tuple(dataset.shape)}, {declared:,} bytes",
+        found=f"{held:,} of {of:,} " + ("chunks" if dataset.chunks else "bytes"),
+        where=where,
+        hint="--allow-external reads it, if you trust the file",
+    )
+
+
+def _allocated(dataset: Any, declared: int) -> tuple[int, int]:
+    """What is stored and what the shape declares, in chunks or in bytes."""
+    if dataset.chunks is None:
+        return int(dataset.id.get_storage_size()), declared
+    sizes = zip(dataset.shape, dataset.chunks, strict=True)
+    return int(dataset.id.get_num_chunks()), prod(-(-size // chunk) for size, chunk in sizes)
+
+
+def _filters(plist: Any) -> list[tuple[int, str]]:
+    found = [plist.get_filter(k) for k in range(plist.get_nfilters())]
+    return [(code, printable(name.decode(errors="replace"))) for code, _, _, name in found]
+
+
+def _need_filters(plist: Any, where: str) -> None:
+    if plist.get_layout() != h5d.CHUNKED:
+        return
+    for code, name in _filters(plist):
+        if not _filter_available(code):
+            raise DataError(
+                f"{where} is compressed with a filter that is not installed",
+                expected="a filter HDF5 can load",
+                found=f"filter {code}" + (f", {name}" if name else ""),
+                where=where,
+                hint="pip install hdf5plugin",
+            )
+
+
+def _filter_available(code: int) -> bool:
+    if h5z.filter_avail(code):
+        return True
+    try:
+        # Importing it registers its filters.
+        import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return bool(h5z.filter_avail(code))

@@ -1,0 +1,223 @@
+"""Targets of a group: finding them, what they are, and reading them by sequence or by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.links import Folder
+from lstm_cli.data.ragged import Lengths, cast, clear_padding, pad
+from lstm_cli.data.roles import TARGETS, missing
+from lstm_cli.data.storage import Stored, need_numeric
+from lstm_cli.data.types import Array, DataOptions, TargetInfo
+from lstm_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class FoundTargets:
+    """The dataset of the targets.
+
+    Attributes
+    ----------
+    key
+        Its name under RETURNN's ``targets/data``.
+    column
+        Its column in RETURNN's ``seqLengths``.
+    """
+
+    stored: Stored
+    key: str | None = None
+    column: int | None = None
+
+
+def find_targets(folder: Folder, options: DataOptions) -> FoundTargets | None:
+    """The targets as configured, or under a usual name; None if the group has none.
+
+    Raises
+    ------
+    DataError
+        The configured dataset is missing or not numeric, or several could be meant.
+    """
+    if options.targets is not None:
+        return _configured(folder, options.targets, options)
+    for name in TARGETS:
+        found = folder.find(name)
+        if isinstance(found, Stored) and found.numeric:
+            return FoundTargets(found)
+        if isinstance(found, Folder):
+            keyed = _returnn(found, options)
+            if keyed is not None:
+                return keyed
+    return None
+
+
+def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets:
+    found = folder.find(name)
+    if isinstance(found, Folder):
+        keyed = _returnn(found, options)
+        if keyed is not None:
+            return keyed
+    if not isinstance(found, Stored):
+        raise missing(folder, name, "targets", options)
+    need_numeric(found, "targets", options.places(found.where))
+    path, _, key = name.strip("/").rpartition("/")
+    if path.endswith("targets/data"):
+        group = folder.folder(path.removesuffix("/data"))
+        keys = [] if group is None else _keys(group)
+        return FoundTargets(found, key, 1 + keys.index(key) if key in keys else None)
+    return FoundTargets(found)
+
+
+def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
+    """RETURNN's targets: ``classes``, or the only one under ``data``."""
+    data = group.folder("data")
+    keys = _keys(group)
+    if data is None or not keys:
+        return None
+    key = "classes" if "classes" in keys else keys[0]
+    if len(keys) > 1 and key != "classes":
+        raise DataError(
+            f"{data.where} holds several targets",
+            expected="one, or one called classes",
+            found=", ".join(keys),
+            where=options.places(data.where),
+            hint=f"--set data.targets=targets/data/{keys[0]}",
+        )
+    stored = data.dataset(key)
+    if stored is None:
+        return None
+    need_numeric(stored, "targets", options.places(stored.where))
+    return FoundTargets(stored, key, 1 + keys.index(key))
+
+
+def _keys(group: Folder) -> list[str]:
+    """Names under ``data``, sorted as the further columns of seqLengths are."""
+    data = group.folder("data")
+    return [] if data is None else sorted(data.names())
+
+
+def target_info(stored: Stored, shape: tuple[int, ...], per_step: bool | None) -> TargetInfo:
+    """What the targets are, from the shape of one."""
+    kind = "class" if stored.integral and shape == () else "values"
+    return TargetInfo(
+        stored.where, "class" if kind == "class" else "values", shape, per_step, str(stored.dtype)
+    )
+
+
+def cast_targets(values: Array, info: TargetInfo, dtype: DTypeLike) -> Array:
+    """As int64 if they may be class indices, else as `dtype`."""
+    return cast(values, np.int64 if info.kind == "class" else dtype)
+
+
+def misfit(stored: Stored, expected: str, options: DataOptions) -> DataError:
+    """The error for targets whose shape fits neither sequences nor steps."""
+    return DataError(
+        f"targets {stored.where} have shape {stored.shape}, which does not fit the inputs",
+        expected=expected,
+        found=str(stored.shape),
+        where=options.places(stored.where),
+        hint="--set data.targets=NAME chooses another dataset",
+    )
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """(N,), (N, K), (N, T) or (N, T, K)."""
+
+    stored: Stored
+    info: TargetInfo
+    lengths: Lengths | None
+
+    @classmethod
+    def of(
+        cls, found: FoundTargets, N: int, T: int, lengths: Lengths | None, options: DataOptions
+    ) -> DenseTargets:
+        """Raises DataError if the shape fits neither sequences nor steps."""
+        stored = found.stored
+        shape, rank = stored.shape, stored.rank
+        expected = f"(N,), (N, K), (N, T) or (N, T, K) with N = {N}, T = {T}"
+        if rank not in (1, 2, 3) or shape[0] != N or (rank == 3 and shape[1] != T) or stored.vlen:
+            raise misfit(stored, expected, options)
+        if rank == 3:
+            info = target_info(stored, shape[2:], True)
+        elif rank == 2 and shape[1] == T and stored.integral:
+            info = target_info(stored, (), True)
+        else:
+            # Real numbers (N, T) may also be (N, K): the network's output decides.
+            per_step = None if rank == 2 and shape[1] == T else False
+            info = target_info(stored, shape[1:], per_step)
+        return cls(stored, info, lengths)
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        by_step = per_step if self.info.per_step is None else self.info.per_step
+        if not by_step:
+            values = self.stored.read(slice(start, stop))
+            return cast_targets(values, self.info, dtype), values.nbytes
+        values = self.stored.read((slice(start, stop), slice(0, steps)))
+        y = cast_targets(values, self.info, dtype)
+        if y.shape[1] < steps:
+            y = np.zeros((len(y), steps, *y.shape[2:]), y.dtype)
+        elif self.lengths is not None:
+            y = clear_padding(y, self.lengths[start:stop])
+        return y, values.nbytes
+
+
+@dataclass(frozen=True)
+class FlatTargets:
+    """One a sequence, (N, ...), or one a step, (sum T, ...), beside concatenated inputs."""
+
+    stored: Stored
+    info: TargetInfo
+    lengths: Lengths
+    starts: Lengths
+
+    @classmethod
+    def of(
+        cls,
+        found: FoundTargets,
+        lengths: Lengths,
+        starts: Lengths,
+        table: Lengths | None,
+        options: DataOptions,
+    ) -> FlatTargets:
+        """Raises DataError if there are neither N nor sum T of them."""
+        stored, N, rows = found.stored, len(lengths), int(starts[-1])
+        expected = f"one a sequence ({N}, ...) or one a step ({rows}, ...)"
+        if stored.rank not in (1, 2) or stored.shape[0] not in (N, rows) or stored.vlen:
+            raise misfit(stored, expected, options)
+        by_step, by_sequence = stored.shape[0] == rows, stored.shape[0] == N
+        if found.column is not None and table is not None and found.column < table.shape[1]:
+            own = table[:, found.column]
+            by_step, by_sequence = bool((own == lengths).all()), bool((own == 1).all())
+            if not by_step and not by_sequence:
+                raise _own_lengths(found, own, lengths, options)
+        per_step = None if by_step and by_sequence else by_step
+        return cls(stored, target_info(stored, stored.shape[1:], per_step), lengths, starts)
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        by_step = per_step if self.info.per_step is None else self.info.per_step
+        if not by_step:
+            values = self.stored.read(slice(start, stop))
+            return cast_targets(values, self.info, dtype), values.nbytes
+        values = self.stored.read(slice(int(self.starts[start]), int(self.starts[stop])))
+        dtype = np.int64 if self.info.kind == "class" else dtype
+        return pad(values, self.lengths[start:stop], steps, dtype), values.nbytes
+
+
+def _own_lengths(
+    found: FoundTargets, own: Lengths, lengths: Lengths, options: DataOptions
+) -> DataError:
+    n = int(np.argmax(own != lengths))
+    return DataError(
+        f"targets {found.stored.where} have lengths of their own: sequence {n} has "
+        f"{lengths[n]} steps and {own[n]} targets",
+        expected="one target a step, or one a sequence",
+        found=f"{own[n]} for {lengths[n]} steps",
+        where=options.places(found.stored.where),
+    )

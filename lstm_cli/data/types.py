@@ -1,0 +1,194 @@
+"""What the data folder takes and gives: options, windows, batches, facts about targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array: TypeAlias = NDArray[Any]
+TargetKind: TypeAlias = Literal["class", "values"]
+
+LAYOUTS = ("dense", "concatenated", "vlen", "groups", "series")
+MAX_BATCH_BYTES = 256 << 20
+"""Padded inputs of one batch take no more than this, unless rows must be kept together."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a series is cut.
+
+    Attributes
+    ----------
+    length, stride
+        Steps in a window, and from one window's start to the next one's.
+    horizon
+        A window's target stands this many steps after its last one.
+    """
+
+    length: int
+    stride: int = 1
+    horizon: int = 1
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the config and the command line say about the data; None is found out.
+
+    Attributes
+    ----------
+    inputs, targets, lengths, offsets, mask
+        Names of datasets, relative to the group (in the groups layout: to each child group).
+    layout
+        One of `LAYOUTS`.
+    window
+        Cut a series.
+    features
+        The config's input size: how many features a flat row of the vlen layout holds, where
+        the file does not say it.
+    where
+        Where names and layout were set, such as ``configs/mine.yaml line 12``, for errors.
+    allow_external
+        Follow external links, virtual datasets and external storage, and believe any shape.
+    """
+
+    inputs: str | None = None
+    targets: str | None = None
+    lengths: str | None = None
+    offsets: str | None = None
+    mask: str | None = None
+    layout: str | None = None
+    window: Window | None = None
+    features: int | None = None
+    where: str | None = None
+    allow_external: bool = False
+
+    def places(self, *more: str) -> tuple[str, ...]:
+        """Places to name in an error: those given, then where the options were set."""
+        return more if self.where is None else (*more, self.where)
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What the targets are, as far as the file tells.
+
+    Attributes
+    ----------
+    name
+        Such as ``words.h5:/test/targets``.
+    kind
+        ``class``: integers without a further axis, which may be class indices. Else ``values``.
+    shape
+        Of one target: ``()`` or ``(K,)``.
+    per_step
+        One a step, one a sequence, or None where the shape allows both.
+    dtype
+        As stored.
+    """
+
+    name: str
+    kind: TargetKind
+    shape: tuple[int, ...]
+    per_step: bool | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive sequences of one file.
+
+    Attributes
+    ----------
+    x
+        (N, T, D), C-contiguous; T is at least 1, padding is 0.
+    lengths
+        (N,) int64 valid steps; None if all T are.
+    targets
+        (N,), (N, K), (N, T) or (N, T, K), or None; int64 if they may be class indices, else of
+        the dtype of `x`. Padded steps hold 0.
+    first
+        Number of the first sequence in the whole dataset.
+    file
+        Number of the file.
+    nbytes
+        Bytes the file's own types take for what was read.
+    """
+
+    x: Array
+    lengths: NDArray[np.int64] | None
+    targets: Array | None
+    first: int
+    file: int
+    nbytes: int
+
+    @property
+    def count(self) -> int:
+        """Sequences N."""
+        return int(self.x.shape[0])
+
+
+class Targets(Protocol):
+    """Targets of one file."""
+
+    @property
+    def info(self) -> TargetInfo:
+        """What they are."""
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        """Targets of sequences start to stop, steps padded to `steps`, and the bytes read.
+
+        `per_step` decides where the shape allows both.
+        """
+
+
+class Layout(Protocol):
+    """The sequences of one file, in whichever form it holds them."""
+
+    @property
+    def name(self) -> str:
+        """One of `LAYOUTS`."""
+
+    @property
+    def inputs(self) -> str:
+        """Where the inputs stand, such as ``words.h5:/test/inputs``."""
+
+    @property
+    def count(self) -> int:
+        """Sequences N."""
+
+    @property
+    def features(self) -> int:
+        """Features D."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the longest sequence."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """(N,); None if every sequence has `steps`."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the inputs, as stored."""
+
+    @property
+    def targets(self) -> Targets | None:
+        """What belongs to the sequences, if anything does."""
+
+    @property
+    def padded(self) -> bool:
+        """Results are written as (N, T, F)."""
+
+    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+        """Inputs (n, steps, D) of sequences start to stop, padding 0, and the bytes read."""
+
+    def roles(self) -> dict[str, str]:
+        """Path in the file of every dataset used, and what it was taken for."""
+
+    def sequence_names(self) -> list[str] | None:
+        """Names the file gives its sequences."""

@@ -1,0 +1,212 @@
+"""Layout vlen: inputs (N,) of rows of variable length, each T x D values one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.labels import stored_names
+from lstm_cli.data.lengths import check_count, lengths_table
+from lstm_cli.data.links import Folder
+from lstm_cli.data.ragged import Lengths, check_lengths, pad, starts_of
+from lstm_cli.data.roles import Roles
+from lstm_cli.data.storage import Stored
+from lstm_cli.data.targets import (
+    FlatTargets,
+    FoundTargets,
+    cast_targets,
+    find_targets,
+    misfit,
+    target_info,
+)
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
+from lstm_cli.errors import DataError
+
+SCAN_BYTES = 16 << 20
+"""Read together, about, when sizes are found out: they can be known only by reading."""
+
+
+@dataclass(frozen=True)
+class Vlen:
+    """Rows of variable length; D is known from an attribute, the lengths or the config."""
+
+    folder: Folder
+    stored: Stored
+    features: int
+    lengths: Lengths
+    targets: Targets | None
+    found: dict[str, str]
+    name: str = "vlen"
+    padded: bool = False
+
+    @property
+    def inputs(self) -> str:
+        return self.stored.where
+
+    @property
+    def count(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def dtype(self) -> str:
+        return str(self.stored.dtype)
+
+    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+        rows = _joined(self.stored, self.stored.read(slice(start, stop)))
+        frames = rows.reshape(-1, self.features)
+        return pad(frames, self.lengths[start:stop], steps, dtype), rows.nbytes
+
+    def roles(self) -> dict[str, str]:
+        return self.found
+
+    def sequence_names(self) -> list[str] | None:
+        return stored_names(self.folder, self.count)
+
+
+def open_vlen(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions) -> Vlen:
+    """The vlen layout of a group.
+
+    Raises
+    ------
+    DataError
+        The rows are no multiple of the features, or nothing says how many features there are.
+    """
+    if not inputs.vlen or inputs.rank != 1:
+        raise DataError(
+            f"{inputs.where} has shape {inputs.shape} and type {inputs.dtype}",
+            expected="inputs (N,) of variable-length rows in the vlen layout",
+            found=str(inputs.shape),
+            where=options.places(inputs.where),
+        )
+    sizes = _sizes(inputs)
+    told = None
+    if roles.lengths is not None:
+        told = lengths_table(roles.lengths, options)[:, 0]
+        check_count(told, len(sizes), roles.lengths.where, options)
+        check_lengths(told, roles.lengths.where, options.places(roles.lengths.where), None)
+    D = _features(folder, inputs, sizes, told, options)
+    lengths = _lengths(inputs, sizes, D, options)
+    if told is not None and (told != lengths).any():
+        raise _disagree(inputs, told, lengths, options)
+    found = find_targets(folder, options)
+    targets = None if found is None else _targets(found, lengths, options)
+    paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
+    return Vlen(folder, inputs, D, lengths, targets, paths)
+
+
+def _sizes(stored: Stored) -> Lengths:
+    """(N,) values in each row."""
+    sizes = np.zeros(stored.shape[0], np.int64)
+    start, block = 0, 16
+    while start < len(sizes):
+        rows = stored.read(slice(start, start + block))
+        stop = start + len(rows)
+        sizes[start:stop] = [np.size(row) for row in rows]
+        mean = int(sizes[start:stop].mean()) * stored.dtype.itemsize
+        start, block = stop, min(4 * block, max(1, SCAN_BYTES // max(1, mean)))
+    return sizes
+
+
+def _features(
+    folder: Folder, inputs: Stored, sizes: Lengths, told: Lengths | None, options: DataOptions
+) -> int:
+    """D: from an attribute, from lengths beside the rows, or from the config."""
+    for name in ("features", "input_size"):
+        for value in (inputs.attribute(name), folder.attribute(name)):
+            D = _positive(value)
+            if D is not None:
+                return D
+    if told is not None and (told > 0).any():
+        n = int(np.argmax(told > 0))
+        return max(1, int(sizes[n]) // int(told[n]))
+    if options.features is not None:
+        return options.features
+    raise DataError(
+        f"nothing says how many features a step of {inputs.where} has",
+        expected="an attribute `features`, a dataset `lengths`, or model.input_size",
+        found=f"rows of {sizes.min(initial=0)} to {sizes.max(initial=0)} values",
+        where=options.places(inputs.where),
+        hint="--set model.input_size=D",
+    )
+
+
+def _positive(value: Any) -> int | None:
+    """A whole number above 0 that stands in an attribute, or None."""
+    if value is None or np.size(value) != 1:
+        return None
+    number = np.asarray(value).reshape(-1)[0]
+    return int(number) if isinstance(number, np.integer) and number > 0 else None
+
+
+def _lengths(inputs: Stored, sizes: Lengths, D: int, options: DataOptions) -> Lengths:
+    if (sizes % D).any():
+        n = int(np.argmax(sizes % D != 0))
+        raise DataError(
+            f"row {n} of {inputs.where} has {sizes[n]} values, no multiple of {D} features",
+            expected=f"T × {D} values",
+            found=str(sizes[n]),
+            where=options.places(inputs.where),
+        )
+    return sizes // D
+
+
+def _disagree(inputs: Stored, told: Lengths, lengths: Lengths, options: DataOptions) -> DataError:
+    n = int(np.argmax(told != lengths))
+    return DataError(
+        f"sequence {n} has length {told[n]}, but its row holds {lengths[n]} steps",
+        expected=f"{told[n]} steps",
+        found=f"{lengths[n]} in {inputs.where}",
+        where=options.places(inputs.where),
+    )
+
+
+def _joined(stored: Stored, rows: Array) -> Array:
+    """Rows of variable length as one flat array."""
+    return np.concatenate([np.empty(0, stored.dtype), *(np.ravel(row) for row in rows)])
+
+
+def _targets(found: FoundTargets, lengths: Lengths, options: DataOptions) -> Targets:
+    """One a sequence, or rows of variable length with one a step."""
+    stored = found.stored
+    if not stored.vlen:
+        if stored.rank not in (1, 2) or stored.shape[0] != len(lengths):
+            raise misfit(stored, f"({len(lengths)},) or ({len(lengths)}, K)", options)
+        info = target_info(stored, stored.shape[1:], False)
+        return FlatTargets(stored, info, lengths, starts_of(lengths))
+    if stored.rank != 1 or stored.shape[0] != len(lengths):
+        raise misfit(stored, f"({len(lengths)},) rows", options)
+    sizes = _sizes(stored)
+    K = int(sizes.sum()) // max(1, int(lengths.sum()))
+    if K < 1 or (sizes != lengths * K).any():
+        n = int(np.argmax(sizes != lengths * max(1, K)))
+        raise DataError(
+            f"sequence {n} has {lengths[n]} steps and {sizes[n]} target values",
+            expected="T × K values in each row",
+            found=f"{sizes[n]} in {stored.where}",
+            where=options.places(stored.where),
+        )
+    shape = () if K == 1 else (K,)
+    return VlenTargets(stored, target_info(stored, shape, True), lengths)
+
+
+@dataclass(frozen=True)
+class VlenTargets:
+    """One a step, in rows of variable length."""
+
+    stored: Stored
+    info: TargetInfo
+    lengths: Lengths
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        rows = _joined(self.stored, self.stored.read(slice(start, stop)))
+        values = cast_targets(rows, self.info, dtype).reshape(-1, *self.info.shape)
+        return pad(values, self.lengths[start:stop], steps, values.dtype), rows.nbytes

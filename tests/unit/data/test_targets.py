@@ -1,0 +1,233 @@
+"""Targets of every form reach the batch they belong to."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from lstm_cli.data import DataOptions, open_data
+from lstm_cli.errors import DataError
+
+from .conftest import write_vlen
+
+
+def batches_of(path, size=4, options=None, **more):
+    with open_data([path], options) as data:
+        return data.targets, list(data.batches(size, np.float64, **more))
+
+
+def check_per_sequence(batches, expected):
+    np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), expected)
+
+
+def check_per_step(batches, steps):
+    for batch in batches:
+        assert batch.targets.shape[:2] == batch.x.shape[:2]
+        for row, got in enumerate(batch.targets):
+            true = steps[batch.first + row]
+            np.testing.assert_array_equal(got[: len(true)], true)
+            assert not got[len(true) :].any(), "padded targets are 0"
+
+
+@pytest.mark.parametrize("layout", ["dense", "concatenated", "vlen"])
+def test_classes_and_values(make, truth, layout):
+    path = make(layout)
+    with h5py.File(path, "a") as file:
+        file["targets"] = truth.classes
+        file["y"] = truth.values
+    info, batches = batches_of(path)
+    assert (info.kind, info.shape, info.per_step) == ("class", (), False)
+    assert batches[0].targets.dtype == np.int64
+    check_per_sequence(batches, truth.classes)
+    info, batches = batches_of(path, options=DataOptions(targets="y"))
+    assert (info.kind, info.shape, info.per_step) == ("values", (3,), False)
+    check_per_sequence(batches, truth.values)
+
+
+@pytest.mark.parametrize("layout", ["dense", "concatenated", "vlen", "groups"])
+@pytest.mark.parametrize("width", [None, 2])
+@pytest.mark.parametrize("dtype", ["float64", "int32"])
+def test_one_a_step(make, truth, layout, width, dtype):
+    path = make(layout)
+    steps = [np.round(9 * s).astype(dtype) for s in truth.steps]
+    steps = steps if width else [s[:, 0] for s in steps]
+    with h5py.File(path, "a") as file:
+        if layout == "dense":
+            padded = np.full((11, 9, *steps[0].shape[1:]), 77, dtype)
+            for row, step in zip(padded, steps, strict=True):
+                row[: len(step)] = step
+            file["targets"] = padded
+        elif layout == "concatenated":
+            file["targets"] = np.concatenate(steps)
+        elif layout == "groups":
+            for n, step in enumerate(steps):
+                file[f"seq{n}/targets"] = step
+    if layout == "vlen":
+        write_vlen(path, "targets", steps, np.dtype(dtype).type)
+    info, batches = batches_of(path, per_step=True)
+    expected = None if (layout, width, dtype) == ("dense", None, "float64") else True
+    assert info.per_step is expected
+    assert info.kind == ("class" if dtype == "int32" and width is None else "values")
+    check_per_step(batches, steps)
+
+
+def test_groups_with_one_a_sequence(make, truth):
+    path = make("groups")
+    with h5py.File(path, "a") as file:
+        for n in range(11):
+            file[f"seq{n}/targets"] = truth.classes[n]
+    info, batches = batches_of(path)
+    assert (info.kind, info.per_step) == ("class", False)
+    check_per_sequence(batches, truth.classes)
+
+
+def test_groups_with_values(make, truth):
+    path = make("groups")
+    with h5py.File(path, "a") as file:
+        for n in range(11):
+            file[f"seq{n}/targets"] = truth.values[n]
+    info, batches = batches_of(path)
+    assert (info.kind, info.shape, info.per_step) == ("values", (3,), False)
+    check_per_sequence(batches, truth.values)
+
+
+def test_groups_of_which_one_has_none(make):
+    path = make("groups")
+    with h5py.File(path, "a") as file:
+        for n in range(10):
+            file[f"seq{n}/targets"] = n
+    with pytest.raises(DataError, match="1 of 11 sequences have no targets"):
+        open_data([path])
+
+
+def test_ambiguous_real_numbers(write):
+    """(N, 4) beside (N, 4, D): the network's output decides."""
+    y = np.random.default_rng(0).normal(size=(3, 4))
+    path = write(inputs=np.ones((3, 4, 2)), targets=y, lengths=[2, 4, 1])
+    info, whole = batches_of(path)
+    assert info.per_step is None
+    np.testing.assert_array_equal(whole[0].targets, y)
+    _, stepped = batches_of(path, per_step=True)
+    np.testing.assert_array_equal(
+        stepped[0].targets, np.where(np.arange(4) < np.array([[2], [4], [1]]), y, 0)
+    )
+
+
+def test_one_step_sequences_are_ambiguous(write):
+    path = write(inputs=np.ones((3, 2)), lengths=[1, 1, 1], targets=[4, 5, 6])
+    info, whole = batches_of(path)
+    assert info.per_step is None
+    np.testing.assert_array_equal(whole[0].targets, [4, 5, 6])
+    _, stepped = batches_of(path, per_step=True)
+    np.testing.assert_array_equal(stepped[0].targets, [[4], [5], [6]])
+
+
+@pytest.mark.parametrize("shape", [(4,), (12, 2), (3, 5, 2), (3, 4, 2, 1)])
+def test_misfit(write, shape):
+    path = write(inputs=np.ones((3, 4, 2)), targets=np.ones(shape))
+    with pytest.raises(DataError, match="does not fit the inputs"):
+        open_data([path])
+
+
+def test_targets_can_be_left_out(make, truth):
+    path = make("dense")
+    with h5py.File(path, "a") as file:
+        file["targets"] = truth.classes
+    _, batches = batches_of(path, targets=False)
+    assert all(batch.targets is None for batch in batches)
+
+
+class TestReturnn:
+    @pytest.fixture
+    def path(self, write, truth):
+        table = np.stack([truth.lengths, np.ones(11, int), truth.lengths], axis=1)
+        path = write(
+            inputs=truth.flat,
+            seqLengths=table,
+            targets__data__aligned=np.concatenate(truth.steps),
+            targets__data__classes=truth.classes,
+            targets__labels__classes=[b"a", b"b", b"c", b"d"],
+            seqTags=[f"s/{n}".encode() for n in range(11)],
+        )
+        with h5py.File(path, "a") as file:
+            # Columns follow the sorted keys: aligned, classes.
+            file["seqLengths"][...] = table[:, [0, 2, 1]]
+        return path
+
+    def test_classes(self, path, truth):
+        info, batches = batches_of(path)
+        assert info.name.endswith("/targets/data/classes")
+        assert info.per_step is False
+        check_per_sequence(batches, truth.classes)
+
+    def test_by_step(self, path, truth):
+        info, batches = batches_of(path, options=DataOptions(targets="targets/data/aligned"))
+        assert info.per_step is True
+        check_per_step(batches, truth.steps)
+
+    def test_names_and_labels(self, path):
+        with open_data([path]) as data:
+            assert data.names[:2] == ["s/0", "s/1"]
+            assert data.class_labels == ["a", "b", "c", "d"]
+
+    def test_lengths_of_their_own(self, path, truth):
+        with h5py.File(path, "a") as file:
+            del file["seqLengths"], file["targets/data/classes"]
+            own = truth.lengths[::-1].copy()
+            file["seqLengths"] = np.stack([truth.lengths, own], axis=1)
+        with pytest.raises(DataError, match="lengths of their own: sequence 0 has 3 .* 8 targets"):
+            open_data([path])
+
+    def test_several_keys(self, path):
+        with h5py.File(path, "a") as file:
+            file.move("targets/data/classes", "targets/data/words")
+        with pytest.raises(DataError, match="several targets") as error:
+            open_data([path])
+        assert "aligned, words" in str(error.value)
+
+
+def test_currennt(write, truth):
+    tags = np.zeros((11, 6), "S1")
+    for n in range(11):
+        tags[n, :2] = [b"q", str(n % 10).encode()]
+    labels = np.array([list("no\0"), list("yes")]).astype("S1")
+    path = write(
+        inputs=truth.flat.astype(">f4"),
+        seqLengths=truth.lengths.astype(">i4"),
+        targetClasses=np.arange(46) % 2,
+        seqTags=tags,
+        labels=labels,
+    )
+    info, batches = batches_of(path)
+    assert (info.kind, info.per_step) == ("class", True)
+    starts = np.concatenate([[0], np.cumsum(truth.lengths)])
+    check_per_step(batches, [np.arange(a, b) % 2 for a, b in zip(starts, starts[1:], strict=False)])
+    with open_data([path]) as data:
+        assert data.names[3] == "q3"
+        assert data.class_labels == ["no", "yes"]
+
+
+class TestLabels:
+    @pytest.mark.parametrize("kind", ["attribute", "dataset", "root"])
+    def test_classes(self, write, kind):
+        path = write(g__inputs=np.ones((3, 2, 1)))
+        with h5py.File(path, "a") as file:
+            place = file if kind == "root" else file["g"]
+            if kind == "dataset":
+                place["class_names"] = ["x", "ö"]
+            else:
+                place.attrs["classes"] = ["x", "ö"]
+        with open_data([path + ":/g"]) as data:
+            assert data.class_labels == ["x", "ö"]
+
+    def test_names(self, write):
+        path = write(inputs=np.ones((3, 2, 1)), names=["a", "b", "c"])
+        with open_data([path, path]) as data:
+            assert data.names == ["a", "b", "c", "a", "b", "c"]
+
+    def test_files_that_differ(self, write):
+        a = write("a.h5", inputs=np.ones((3, 2, 1)), attrs={"classes": ["x", "y"]})
+        b = write("b.h5", inputs=np.ones((3, 2, 1)), attrs={"classes": ["y", "x"]})
+        with open_data([a, b]) as data, pytest.raises(DataError, match="labels its classes"):
+            _ = data.class_labels
