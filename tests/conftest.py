@@ -1,0 +1,32 @@
+"""Fixtures for all tests: every usable engine in every dtype, and Hypothesis without chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from lstm_cli.engines.selection import create_engine, engine_statuses
+from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
+
+settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
+settings.load_profile("repeatable")
+
+
+def _engines() -> Iterator[object]:
+    """Every engine that can be used here, in each strict dtype it computes in."""
+    for status in engine_statuses():
+        for dtype in SUPPORTED_DTYPES:
+            if status.usable and dtype in status.dtypes:
+                yield pytest.param((status, dtype), id=f"{status.engine}-{dtype}")
+
+
+@pytest.fixture(scope="session", params=_engines())
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each usable engine in float32 and float64; ``engines/test_usable.py`` says what is left out.
+
+    A new engine joins by standing in `engine_statuses`.
+    """
+    status, dtype = request.param
+    return create_engine(status.engine, status.device, dtype)

@@ -1,0 +1,96 @@
+"""What is kept on request: every gate and state of every step, and the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from networks import (
+    assert_close,
+    network,
+    random_inputs,
+    random_lengths,
+    random_states,
+    random_weights,
+    recurrent,
+)
+from twin import twin
+
+from lstm_cli.cells import Activation
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, LayerSpec
+
+N, T, D = 5, 6, 4
+
+LAYERS: dict[str, LayerSpec] = {
+    "lstm": recurrent("lstm", 5, D, directions=2, peepholes=True),
+    "projected": recurrent("lstm", 5, D, directions=2, projection_size=3),
+    "coupled": recurrent("lstm", 5, D, coupled_input_forget=True),
+    "gru": recurrent("gru", 5, D, directions=2),
+    "gru before": recurrent("gru", 5, D, directions=2, reset_after=False),
+    "rnn": recurrent("rnn", 5, D, directions=2),
+}
+
+
+@pytest.mark.parametrize("sequences", [True, False], ids=["sequences", "last"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gates(name: str, sequences: bool, engine: Engine) -> None:
+    spec = LAYERS[name]
+    lengths, state = random_lengths(N, T), random_states([spec], N)
+    x = random_inputs(N, T, D)
+    expected = twin([spec], random_weights([spec]), x, lengths, state)
+    layer = type(spec)(**{**vars(spec), "return_sequences": sequences})
+    found = network([layer], engine).run(x, lengths, state, keep=True)
+    wanted = {key for gates in expected.gates for key in gates}
+    kept = {(0, d, name) for d, values in found.kept[0].items() for name in values}
+    states = {(0, d, name) for d in found.kept[0] for name in spec.cells[0].states}
+    assert kept == wanted | states
+    for k, direction, gate in wanted:
+        values = np.zeros((N, T, 5))
+        for n, gates in enumerate(expected.gates):
+            values[n, : lengths[n]] = gates.get((k, direction, gate), np.zeros((0, 5)))
+        assert_close(found.kept[k][direction][gate], values, engine.dtype, f"{direction} {gate}")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_states(name: str, engine: Engine) -> None:
+    spec = LAYERS[name]
+    lengths = random_lengths(N, T)
+    x = random_inputs(N, T, D)
+    found = network([spec], engine).run(x, lengths, keep=True)
+    expected = twin([spec], random_weights([spec]), x, lengths)
+    h = np.concatenate([kept["h"] for kept in found.kept[0].values()], axis=-1)
+    assert_close(h, expected.outputs, engine.dtype)
+    if spec.kind == "lstm":
+        ends = np.flatnonzero(lengths)
+        last = found.kept[0]["forward"]["c"][ends, lengths[ends] - 1]
+        assert_close(last, expected.state[0][1][ends, 0], engine.dtype)
+
+
+def test_nothing_is_kept_unasked(engine: Engine) -> None:
+    specs = [LAYERS["lstm"], DenseSpec(1, 10, 3, None)]
+    found = network(specs, engine).run(random_inputs(N, T, D))
+    assert not found.kept
+    assert found.logits is None
+
+
+@pytest.mark.parametrize("activation", [None, Activation("sigmoid")], ids=["softmax", "sigmoid"])
+def test_logits(activation: Activation | None, engine: Engine) -> None:
+    specs = [LAYERS["gru"], DenseSpec(1, 10, 3, activation)]
+    x, lengths = random_inputs(N, T, D), random_lengths(N, T)
+    found = network(specs, engine).run(x, lengths, keep=True)
+    plain = [specs[0], DenseSpec(1, 10, 3, Activation("identity"))]
+    expected = twin(plain, random_weights(plain), x, lengths)
+    assert found.logits is not None
+    valid = np.arange(T) < lengths[:, None]
+    assert_close(found.logits[valid], expected.outputs[valid], engine.dtype)
+    assert_close(
+        found.outputs, twin(specs, random_weights(specs), x, lengths).outputs, engine.dtype
+    )
+
+
+def test_logits_under_a_dropout(engine: Engine) -> None:
+    specs = [LAYERS["gru"], DenseSpec(1, 10, 3, None), DropoutSpec(2, 3, 0.5)]
+    x = random_inputs(N, T, D)
+    found = network(specs, engine).run(x, keep=True)
+    plain = [specs[0], DenseSpec(1, 10, 3, Activation("identity"))]
+    assert found.logits is not None
+    assert_close(found.logits, twin(plain, random_weights(plain), x).outputs, engine.dtype)

@@ -1,0 +1,121 @@
+"""Random layers, weights, lengths and states for tests: every number distinct, no size equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
+from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
+from lstm_cli.network.network import Network, Result
+
+Array = NDArray[Any]
+
+KINDS: dict[str, type[Cell]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+TOLERANCES = {"float32": 2e-5, "float64": 1e-12}
+
+PARAMETERS = {
+    "affine": {"alpha": 0.7, "beta": 0.1},
+    "elu": {"alpha": 0.6},
+    "hard_sigmoid": {"alpha": 0.3, "beta": 0.45},
+    "leaky_relu": {"alpha": 0.2},
+    "scaled_tanh": {"alpha": 0.8, "beta": 1.3},
+    "thresholded_relu": {"alpha": 0.15},
+}
+"""Values for the activations that take any, none of them the default."""
+
+
+def recurrent(
+    kind: str, hidden: int, features: int, *, index: int = 0, directions: int = 1, **options: Any
+) -> RecurrentSpec:
+    """A recurrent layer; options that its specification does not have are its cells'."""
+    own = {"return_sequences", "stateful", "dropout", "recurrent_dropout", "forget_bias"}
+    layer = {key: options.pop(key) for key in own & options.keys()}
+    cell = KINDS[kind](hidden_size=hidden, **options)
+    return RecurrentSpec(index, features, (cell,) * directions, **layer)
+
+
+def parametrised(name: str) -> Activation:
+    """The activation, with parameters other than the defaults if it takes any."""
+    return Activation(name, **PARAMETERS.get(name, {}))
+
+
+def random_weights(specs: Sequence[LayerSpec], seed: int = 0) -> dict[str, Array]:
+    """Distinct float64 weights that keep values in the range where activations bend."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for spec in specs:
+        for name, parameter in spec.parameters().items():
+            fan = parameter.shape[-1] if len(parameter.shape) == 2 else 3
+            weights[name] = rng.standard_normal(parameter.shape) / np.sqrt(fan)
+    return weights
+
+
+def random_lengths(N: int, T: int, seed: int = 0) -> NDArray[np.int64]:
+    """(N,) lengths, among them T, 0 and 1 as far as N and T allow, in no order."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, T + 1, N)
+    edges = [T, 0, min(1, T)][:N]
+    lengths[rng.permutation(N)[: len(edges)]] = edges
+    return lengths
+
+
+def random_inputs(N: int, T: int, D: int, seed: int = 0) -> Array:
+    """(N, T, D) float64."""
+    return np.random.default_rng(seed + 1000).standard_normal((N, T, D))
+
+
+def random_states(specs: Sequence[LayerSpec], N: int, seed: int = 0) -> list[Any]:
+    """Non-zero initial (h, c) of every recurrent layer."""
+    rng = np.random.default_rng(seed + 2000)
+    states = []
+    for spec in specs:
+        if isinstance(spec, RecurrentSpec):
+            sizes = spec.cells[0].state_sizes
+            drawn = [0.7 * rng.standard_normal((N, spec.directions, size)) for size in sizes]
+            states.append((drawn[0], drawn[1] if len(drawn) > 1 else None))
+    return states
+
+
+def assert_close(found: Array, expected: Array, dtype: str, what: str = "") -> None:
+    """Equal shapes, and values within what the dtype's rounding explains."""
+    assert found.shape == expected.shape, what
+    assert found.dtype == dtype, what
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=TOLERANCES[dtype], equal_nan=False, err_msg=what
+    )
+
+
+def assert_states_close(found: Sequence[Any], expected: Sequence[Any], dtype: str) -> None:
+    """Final states of two runs."""
+    assert len(found) == len(expected)
+    for k, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert_close(one[0], other[0], dtype, f"h of recurrent layer {k}")
+        assert (one[1] is None) == (other[1] is None)
+        if one[1] is not None:
+            assert_close(one[1], other[1], dtype, f"c of recurrent layer {k}")
+
+
+def assert_same(found: Result, expected: Result, engine: Engine) -> None:
+    """Two results of one engine: the same bits on ``jit``, within rounding elsewhere."""
+    pairs = [(found.outputs, expected.outputs)]
+    for one, other in zip(found.state, expected.state, strict=True):
+        pairs += [(a, b) for a, b in zip(one, other, strict=True) if a is not None]
+    for a, b in pairs:
+        if engine.name == "jit":
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert_close(a, b, engine.dtype)
+
+
+def rows(state: Sequence[Any], which: Any) -> list[Any]:
+    """The states of some sequences of a batch."""
+    return [(h[which], None if c is None else c[which]) for h, c in state]
+
+
+def network(specs: Sequence[LayerSpec], engine: Engine, seed: int = 0) -> Network:
+    """A network with `random_weights`."""
+    return Network(specs, random_weights(specs, seed), engine)

@@ -1,0 +1,58 @@
+"""A worked example of an LSTM with one unit, to the last published digit.
+
+"Backpropagating an LSTM: a numerical example", A. Gomez 2016: two steps of two features, one
+unit, started from zeros. Its order of gates is candidate, input, forget, output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from networks import recurrent
+
+from lstm_cli.engines.types import Engine
+from lstm_cli.network.network import Network
+
+W = {"g": (0.45, 0.25), "i": (0.95, 0.8), "f": (0.7, 0.45), "o": (0.6, 0.4)}
+U = {"g": 0.15, "i": 0.8, "f": 0.1, "o": 0.25}
+B = {"g": 0.2, "i": 0.65, "f": 0.15, "o": 0.1}
+X = np.array([[[1.0, 2.0], [0.5, 3.0]]])
+
+PUBLISHED = {
+    "g": ("0.81775408", "0.84980402"),
+    "i": ("0.96083428", "0.98118397"),
+    "f": ("0.8519528", "0.87030197"),
+    "o": ("0.81757448", "0.84993334"),
+    "c": ("0.78572615", "1.5176331"),
+    "h": ("0.5363134", "0.77198111"),
+}
+
+
+def worked_example(engine: Engine) -> Network:
+    """The example's network: native order is i, f, g, o."""
+    weights = {
+        "layers.0.weight_ih": np.array([W[gate] for gate in "ifgo"]),
+        "layers.0.weight_hh": np.array([[U[gate]] for gate in "ifgo"]),
+        "layers.0.bias": np.array([B[gate] for gate in "ifgo"]),
+    }
+    return Network([recurrent("lstm", 1, 2)], weights, engine)
+
+
+@pytest.mark.parametrize("value", PUBLISHED)
+@pytest.mark.parametrize("step", [0, 1])
+def test_value(value: str, step: int, engine: Engine) -> None:
+    result = worked_example(engine).run(X, keep=True)
+    found = float(result.kept[0]["forward"][value][0, step, 0])
+    published = PUBLISHED[value][step]
+    if engine.dtype == "float64":
+        assert f"{found:.8g}" == published
+    assert found == pytest.approx(float(published), abs=3e-7)
+
+
+def test_final_states(engine: Engine) -> None:
+    result = worked_example(engine).run(X)
+    h, c = result.state[0]
+    assert c is not None
+    assert float(h[0, 0, 0]) == pytest.approx(float(PUBLISHED["h"][1]), abs=3e-7)
+    assert float(c[0, 0, 0]) == pytest.approx(float(PUBLISHED["c"][1]), abs=3e-7)
+    np.testing.assert_array_equal(result.outputs[0, -1], h[0, 0])
