@@ -29,6 +29,9 @@ USUAL = {
     "mask": MASK,
 }
 
+WINDOW = 20
+"""Steps of the windows that are suggested for a series."""
+
 
 def describe(path: str, options: DataOptions | None = None) -> FileReport:
     """Look a file, or a group of it, through from end to end.
@@ -159,6 +162,8 @@ def _unusual(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, 
     base = group.name.removeprefix(f"{file}:").rstrip("/")
     keys: dict[str, str] = {}
     for path, role in roles.items():
+        if not path.startswith(f"{base}/"):
+            continue  # of another group
         name = path.removeprefix(f"{base}/")
         if group.layout == "groups":
             name = name.rpartition("/")[2]
@@ -184,8 +189,15 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     elif targets is not None:
         units = targets.shape[0] if targets.shape else 1
         lines.append(f"    - {{type: dense, units: {units}}}")
-    if keys:
-        lines += ["data:", *(f"  {role}: {name}" for role, name in keys.items())]
-    if targets is not None:
+    series = group.layout == "series" and targets is None and group.steps[2] > 2
+    if series:  # the next value from those before it
+        lines.append(f"    - {{type: dense, units: {group.features}}}")
+    named = [f"  {role}: {name}" for role, name in keys.items()]
+    if series:
+        length = min(WINDOW, group.steps[2] // 2)
+        named.append(f"  window: {{length: {length}, stride: 1, horizon: 1}}")
+    if named:
+        lines += ["data:", *named]
+    if targets is not None or series:
         lines += ["train:", f"  loss: {loss}"]
     return "\n".join(lines) + "\n"

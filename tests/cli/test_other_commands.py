@@ -96,12 +96,23 @@ def test_data_tells_what_a_file_holds(lstm):
     assert (group["count"], group["features"], group["total_steps"]) == (370, 12, 5687)
 
 
-def test_the_suggested_config_runs(lstm, tmp_path):
-    document = lstm("data", f"{VOWELS}:/train", "--json").json
+@pytest.mark.parametrize("part", ["", ":/train"])
+def test_the_suggested_config_runs_on_any_part(lstm, tmp_path, part):
+    document = lstm("data", VOWELS + part, "--json").json
     (tmp_path / "c.yaml").write_text(document["suggestion"])
     outcome = lstm("run", tmp_path / "c.yaml", f"{VOWELS}:/test")
     assert outcome.code == 0, outcome.err
+    assert "370 sequences" in outcome.out
     assert "accuracy" in outcome.out
+
+
+def test_the_config_suggested_for_a_series_forecasts_it(lstm, tmp_path):
+    document = lstm("data", "data/sunspots.h5", "--json").json
+    (tmp_path / "c.yaml").write_text(document["suggestion"])
+    outcome = lstm("run", tmp_path / "c.yaml", "data/sunspots.h5")
+    assert outcome.code == 0, outcome.err
+    assert "289 windows" in outcome.out
+    assert "MSE" in outcome.out
 
 
 def test_data_says_what_is_wrong(lstm, tmp_path):
