@@ -224,8 +224,8 @@ class _Run:
             yield batch
 
     def _one(self, batch: Batch) -> None:
-        keep = self.gates is not None or self.metrics is not None
-        result = self.model.run(batch.x, batch.lengths, self._initial(batch), keep=keep)
+        initial, keep = self._initial(batch), self.gates is not None
+        result = self.model.run(batch.x, batch.lengths, initial, keep=keep)
         rows, steps = batch.x.shape[:2]
         positions = rows * steps if batch.lengths is None else int(batch.lengths.sum())
         for spec in self.model.network.layers:

@@ -88,13 +88,15 @@ def layer_name(spec: LayerSpec) -> str:
 def timing_rows(
     watch: Stopwatch, layers: Sequence[LayerSpec], whole: float, sequences: int
 ) -> tuple[TimingRow, ...]:
-    """The table: reading, each layer and its parts, metrics, writing, all."""
+    """The table: reading, each layer and its parts, metrics, writing, the rest, all."""
     names = ["read"]
     for spec in layers:
         own = layer_name(spec)
         names += [own, *(name for name in watch.seconds if name.startswith(own + "/"))]
     names += ["metrics", "write", "write gates"]
     rows = [_row(watch, name, whole) for name in names if any(watch.seconds.get(name, ()))]
+    rest = whole - sum(row.seconds for row in rows if not row.part)
+    rows.append(TimingRow("rest", False, 1, rest, rest / whole if whole else 0.0, rest, rest))
     rate = sequences / whole if whole else None
     return (*rows, TimingRow("all", False, 1, whole, 1.0, whole, whole, sequences=rate))
 
@@ -102,6 +104,7 @@ def timing_rows(
 def _row(watch: Stopwatch, name: str, whole: float) -> TimingRow:
     calls = np.asarray(watch.seconds[name])
     total = float(calls.sum())
+    p50, p95 = np.percentile(calls, (50, 95))  # np.median would load masked arrays
     label = name.rpartition("/")[2]
     flops, nbytes = watch.flops.get(name), watch.bytes.get(name)
     return TimingRow(
@@ -110,8 +113,8 @@ def _row(watch: Stopwatch, name: str, whole: float) -> TimingRow:
         len(calls),
         total,
         total / whole if whole else 0.0,
-        float(np.median(calls)),
-        float(np.percentile(calls, 95)),
+        float(p50),
+        float(p95),
         flops / total / 1e9 if flops and total else None,
         nbytes / total / 1e9 if nbytes and total else None,
     )

@@ -118,6 +118,7 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "less_equal": np.less_equal,
     "exp": np.exp,
     "log1p": np.log1p,
+    "sqrt": np.sqrt,
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
     "select": np.where,
@@ -140,6 +141,11 @@ def exp(x: Value) -> Value:
 def log1p(x: Value) -> Value:
     """log(1 + x), accurate for small `x`."""
     return _apply("log1p", x)
+
+
+def sqrt(x: Value) -> Value:
+    """Square root."""
+    return _apply("sqrt", x)
 
 
 def tanh(x: Value) -> Value:

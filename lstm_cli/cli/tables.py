@@ -83,7 +83,7 @@ def timing_table(rows: Sequence[TimingRow]) -> Table:
     columns = ("calls", "total", "share", "p50", "p95", "rate")
     table = plain_table("time", *columns, numbers=columns)
     for row in rows:
-        last = row.name == "all"
+        last = row.name in ("rest", "all")
         table.add_row(
             f"  {row.name}" if row.part else row.name,
             "" if last else str(row.calls),
@@ -92,7 +92,7 @@ def timing_table(rows: Sequence[TimingRow]) -> Table:
             "" if last else units.seconds(row.p50),
             "" if last else units.seconds(row.p95),
             _rate(row),
-            style="bold" if last else ("dim" if row.part else ""),
+            style="bold" if row.name == "all" else ("dim" if row.part else ""),
         )
     return table
 

@@ -43,7 +43,7 @@ def _softmax(x: Array) -> Array:
 
 
 def dense_forward(
-    spec: DenseSpec, weights: DenseWeights, x: Array, lengths: Array | None, *, keep: bool
+    spec: DenseSpec, weights: DenseWeights, x: Array, lengths: Array | None
 ) -> LayerResult:
     """act(W x + b) on every step alike, 0 past a sequence's end."""
     begun = perf_counter()
@@ -54,7 +54,7 @@ def dense_forward(
         ended = np.arange(x.shape[1]) >= lengths[:, None]  # (N, T)
         y = np.where(ended[:, :, None], np.zeros((), y.dtype), y)
     seconds = {"product": perf_counter() - begun}
-    return LayerResult(y, logits=a if keep else None, seconds=seconds, tape=_DenseTape(x, a, y))
+    return LayerResult(y, logits=a, seconds=seconds, tape=_DenseTape(x, a, y))
 
 
 def dense_backward(

@@ -76,15 +76,18 @@ class Pass:
             if keep:
                 for name, value in zip(self.cell.states, states, strict=True):
                     history.setdefault(f"state {name}", []).append(value)
-        self.seconds["recurrence"] = perf_counter() - begun - self.seconds["input projection"]
         self.kept = {
             name.removeprefix("state "): self._restore(np.stack(values), order)
             for name, values in history.items()
         }
-        if out is not None:
-            return self._restore(out, order), states
-        seen = np.full(N, T > 0) if self.lengths is None else self.lengths > 0
-        return np.where(seen[:, None], states[0], np.zeros((), x.dtype)), states
+        output = self._last(states[0], T) if out is None else self._restore(out, order)
+        self.seconds["recurrence"] = perf_counter() - begun - self.seconds["input projection"]
+        return output, states
+
+    def _last(self, h: Array, T: int) -> Array:
+        """The last step's output, 0 for a sequence that has none."""
+        seen = np.full(len(h), T > 0) if self.lengths is None else self.lengths > 0
+        return np.where(seen[:, None], h, np.zeros((), h.dtype))
 
     def _steps(self, xt: Array, history: dict[str, list[Array]] | None) -> Iterator[NumpyStep]:
         """A step object for each time, the input projected for a run of steps at once."""

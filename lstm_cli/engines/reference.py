@@ -76,6 +76,10 @@ class ReferenceEngine:
         self.threads = threads
         self.by_gate = by_gate
         self._blas: Any = None
+        if threads is not None:
+            from threadpoolctl import ThreadpoolController
+
+            self._blas = ThreadpoolController()
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """The layer's weights in this engine's dtype, contiguous, one record a direction."""
@@ -111,7 +115,7 @@ class ReferenceEngine:
                 batch = RecurrentBatch(x, lengths, state, keep, self.by_gate, training)
                 return recurrent_forward(spec, prepared, batch)
             if isinstance(spec, DenseSpec):
-                return dense_forward(spec, prepared, x, lengths, keep=keep)
+                return dense_forward(spec, prepared, x, lengths)
             if isinstance(spec, DropoutSpec):
                 return dropout_forward(spec, x, training)
             return flatten_forward(spec, x)
@@ -137,12 +141,8 @@ class ReferenceEngine:
 
     def _blas_threads(self, size: float) -> Any:
         """Limit BLAS to this engine's threads, or to one where they would only wait."""
-        if self.threads is None:
-            return nullcontext()
         if self._blas is None:
-            from threadpoolctl import ThreadpoolController
-
-            self._blas = ThreadpoolController()
+            return nullcontext()
         threads = self.threads if size >= THREADED_PRODUCT else 1
         return self._blas.limit(limits=threads, user_api="blas")
 

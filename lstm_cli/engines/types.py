@@ -192,7 +192,7 @@ class LayerResult:
         What was asked to be kept: by direction and name, (N, T, H) or (N, T, P). Steps past
         a sequence's end hold 0.
     logits
-        A last dense layer's values before its softmax or sigmoid, where asked for.
+        A dense layer's values before its activation.
     seconds
         Time by part, such as ``input projection`` and ``recurrence``.
     tape
@@ -240,7 +240,7 @@ class Engine(Protocol):
         state
             Initial (h, c); None is zeros.
         keep
-            Keep gates and states of every step, and a dense layer's logits.
+            Keep gates and states of every step.
         training
             Apply dropout, and keep what `backward` needs.
         """

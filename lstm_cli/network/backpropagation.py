@@ -68,9 +68,7 @@ def forward(
     tapes = []
     for spec, prepared in network.prepared():
         given = states.get(spec.index)
-        result = network.engine.forward(
-            spec, prepared, y, n, given, keep=spec.kind == "dense", training=training
-        )
+        result = network.engine.forward(spec, prepared, y, n, given, training=training)
         y = result.output
         if not isinstance(spec, DropoutSpec):
             logits = result.logits

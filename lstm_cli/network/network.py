@@ -39,7 +39,7 @@ class Result:
         By layer index, direction and name: every gate and state of every step (N, T, H),
         where asked for.
     logits
-        The last dense layer's values before its activation, where asked for.
+        The last dense layer's values before its activation; None if another layer is last.
     seconds
         Time by layer index and part.
     """
@@ -125,7 +125,7 @@ class Network:
         state
             Initial states as `Result.state` gives them; None, or None for a layer: zeros.
         keep
-            Keep every gate and state, and the logits.
+            Keep every gate and state.
 
         Raises
         ------

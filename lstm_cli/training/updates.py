@@ -1,0 +1,240 @@
+"""Weights after their gradients: clipping, penalties, the optimiser's step, and what it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import Problem, WeightsError
+from lstm_cli.training.optimisers import Optimiser
+from lstm_cli.training.regularisation import (
+    clip_norm,
+    clip_values,
+    decayed,
+    global_norm,
+    penalised,
+)
+from lstm_cli.training.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update did.
+
+    Attributes
+    ----------
+    norm
+        Of all gradients together, before clipping; infinite too where what clipping left is
+        so large that its square overflows in the weights' precision.
+    rate
+        The learning rate.
+    clipped
+        Whether the gradients were limited.
+    """
+
+    norm: float
+    rate: float
+    clipped: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether the gradients could be used; if not, nothing was changed."""
+        return math.isfinite(self.norm)
+
+
+class Updates:
+    """Updates weights in place, and keeps what that needs from one update to the next.
+
+    The gradient is clipped value by value, then by the norm of all gradients together. Then
+    come the penalties, whose share is therefore never clipped, and weight decay. Both concern
+    matrices only, never biases and peepholes (one dimension). Everything is computed in the
+    weights' own precision, but for the norm.
+
+    Parameters
+    ----------
+    optimiser, schedule
+        The equation, its rate and penalties; the course of the rate.
+    clip_norm, clip_value
+        Limits, or None.
+    steps_per_epoch
+        Updates in an epoch; for a warm-up in epochs and for a cosine.
+
+    Attributes
+    ----------
+    count
+        Updates made.
+    epoch
+        Epochs ended.
+    """
+
+    def __init__(
+        self,
+        optimiser: Optimiser,
+        schedule: Schedule,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        steps_per_epoch: int = 1,
+    ) -> None:
+        self.optimiser, self.schedule = optimiser, schedule
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.steps_per_epoch = steps_per_epoch
+        self.count = 0
+        self.epoch = 0
+        self._slots: dict[str, dict[str, Array]] = {}
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        full = float(self.optimiser.learning_rate)
+        return self.schedule.rate(full, self.count + 1, self.epoch, self.steps_per_epoch)
+
+    def apply(self, weights: Mapping[str, Array], gradients: Mapping[str, Array]) -> UpdateReport:
+        """Change the weights by their gradients; leave them if these are not finite.
+
+        Parameters
+        ----------
+        weights
+            Writable arrays by name.
+        gradients
+            Of every weight, in its shape; left as they are. Further names are not looked at.
+
+        Raises
+        ------
+        WeightsError
+            A weight without a gradient or with one of another shape, or a loaded state that
+            belongs to other weights.
+        """
+        found = {name: _gradient_of(name, w, gradients) for name, w in weights.items()}
+        slots = {name: self._slots_of(name, w) for name, w in weights.items()}
+        norm, limited = self._clipped(found)
+        report = UpdateReport(norm, self.rate, limited is not found)
+        if report.finite:
+            # A weight that overflows shows in the next loss and norm, not as a warning.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for name, w in weights.items():
+                    self._slots[name] = self._updated(w, limited[name], slots[name], report.rate)
+            self.count += 1
+        return report
+
+    def epoch_ended(self, metric: float, larger_is_better: bool) -> None:
+        """Count an epoch, and let the schedule see the monitored metric."""
+        self.epoch += 1
+        self.schedule.epoch_ended(metric, larger_is_better)
+
+    def state_arrays(self) -> dict[str, Array]:
+        """All that a resumed run needs: ``step``, ``epoch``, ``adam.m/<weight>``, ...
+
+        The arrays are a snapshot: later updates do not change them.
+        """
+        kind = self.optimiser.name
+        arrays = {
+            f"{kind}.{slot}/{name}": value
+            for name, slots in self._slots.items()
+            for slot, value in slots.items()
+        }
+        return arrays | self._counts()
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from what `state_arrays` gave.
+
+        Raises
+        ------
+        WeightsError
+            Names every array that is missing, or that this optimiser and schedule do not have.
+        """
+        kind, counts = self.optimiser.name, self._counts()
+        weights = sorted({name.partition("/")[2] for name in arrays if "/" in name})
+        places = {
+            f"{kind}.{slot}/{name}": (name, slot)
+            for name in weights
+            for slot in self.optimiser.slots
+        }
+        _check_names(arrays, {**places, **counts}, f"{kind} and {self.schedule.name}")
+        self.count, self.epoch = int(arrays["step"]), int(arrays["epoch"])
+        prefix = f"{self.schedule.name}."
+        self.schedule.load_state(
+            {name.removeprefix(prefix): arrays[name].item() for name in counts if prefix in name}
+        )
+        self._slots = {name: {} for name in weights}
+        for full, (name, slot) in places.items():
+            self._slots[name][slot] = np.array(arrays[full])
+
+    def _counts(self) -> dict[str, Array]:
+        state = {f"{self.schedule.name}.{name}": n for name, n in self.schedule.state().items()}
+        numbers: dict[str, float] = {"step": self.count, "epoch": self.epoch} | state
+        return {
+            name: np.asarray(n, np.int64 if isinstance(n, int) else np.float64)
+            for name, n in numbers.items()
+        }
+
+    def _slots_of(self, name: str, w: Array) -> dict[str, Array]:
+        """What is kept for a weight; zeros before the first update."""
+        if not self.count:
+            return {slot: np.zeros_like(w) for slot in self.optimiser.slots}
+        found = self._slots.get(name)
+        if found is None or any(value.shape != w.shape for value in found.values()):
+            shapes = [] if found is None else [str(value.shape) for value in found.values()]
+            raise WeightsError(
+                f"the state of {self.optimiser.name} does not fit {name}",
+                expected=f"{', '.join(self.optimiser.slots)} of shape {w.shape}",
+                found=", ".join(shapes) or f"nothing after {self.count} updates",
+                hint="resume with the config the run was started with",
+            )
+        return found
+
+    def _clipped(self, gradients: dict[str, Array]) -> tuple[float, dict[str, Array]]:
+        """The norm as in `UpdateReport`, and the gradients: the same mapping if not clipped."""
+        norm = left = global_norm(gradients)
+        limited = gradients
+        if not math.isfinite(norm):
+            return norm, gradients
+        if self.clip_value is not None:
+            limited = clip_values(gradients, float(self.clip_value))
+            left = global_norm(limited)
+            if left == norm:
+                limited = gradients
+        if self.clip_norm is not None and left > self.clip_norm:
+            limited = clip_norm(limited, left, float(self.clip_norm))
+            left = self.clip_norm
+        largest = min((float(np.finfo(g.dtype).max) for g in gradients.values()), default=math.inf)
+        return (norm if left < math.sqrt(largest) else math.inf), limited
+
+    def _updated(
+        self, w: Array, g: Array, slots: dict[str, Array], rate: float
+    ) -> dict[str, Array]:
+        """The weight's new slots, after it was changed in place."""
+        optimiser, shrunk = self.optimiser, w
+        if w.ndim > 1:
+            g = penalised(w, g, optimiser.l1, optimiser.l2)
+            shrunk = decayed(w, rate, optimiser.weight_decay)
+        w[...], kept = optimiser.update(shrunk, g, slots, rate, self.count + 1)
+        return kept
+
+
+def _gradient_of(name: str, w: Array, gradients: Mapping[str, Array]) -> Array:
+    """The gradient of a weight, in its precision."""
+    found = gradients.get(name)
+    if found is None or found.shape != w.shape:
+        raise WeightsError(
+            f"the gradient of {name} is missing" if found is None else f"{name} and its gradient",
+            expected=f"an array of shape {w.shape}",
+            found=None if found is None else str(found.shape),
+        )
+    return np.asarray(found, w.dtype)
+
+
+def _check_names(found: Mapping[str, Array], wanted: Mapping[str, object], owner: str) -> None:
+    problems = [Problem(f"{name} is missing") for name in wanted if name not in found]
+    problems += [
+        Problem(f"{name} belongs to no state of {owner}") for name in found if name not in wanted
+    ]
+    if problems:
+        raise WeightsError(
+            problems,
+            headline=f"the training state is not one of {owner}",
+        )
