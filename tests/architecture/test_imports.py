@@ -22,7 +22,8 @@ def run(code):
 def test_a_forward_pass_loads_no_optional_package():
     code = f"""
 import sys, numpy, lstm_cli
-net = lstm_cli.build({{"model": {{"input_size": 2, "layers": [{{"type": "lstm", "hidden_size": 3}}]}}}})
+layers = [{{"type": "lstm", "hidden_size": 3}}]
+net = lstm_cli.build({{"model": {{"input_size": 2, "layers": layers}}}})
 net.run(numpy.zeros((1, 4, 2)))
 sys.exit(" ".join(name for name in {(*OPTIONAL, "h5py", "rich", "click")!r} if name in sys.modules))
 """

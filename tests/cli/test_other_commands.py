@@ -51,7 +51,8 @@ def test_inspect_names_every_misfit_at_once(lstm, config, tmp_path):
     model.save(tmp_path / "old.safetensors")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["inputs"] = np.zeros((2, 3, 6), np.float32)
-    arguments = (tmp_path / "other.yaml", tmp_path / "x.h5", "--weights", tmp_path / "old.safetensors")
+    old = tmp_path / "old.safetensors"
+    arguments = (tmp_path / "other.yaml", tmp_path / "x.h5", "--weights", old)
     outcome = lstm("inspect-shapes", *arguments)
     assert outcome.code == 4
     assert "8 misfits between" in outcome.err

@@ -217,7 +217,7 @@ class TestWholeOrNothing:
             file.write(b"older")
         kinds = {"features": F, "per_step": True, "dtype": np.float32, "attributes": {}}
         path = make("dense")
-        with open_data([path]) as data, pytest.raises(error):  # noqa: PT012
+        with open_data([path]) as data, pytest.raises(error):  # noqa: PT012, SIM117
             with ResultWriter(out, data, **kinds) as writer:
                 batch = next(data.batches(3, np.float32))
                 writer.write(batch, step_values(batch))
@@ -246,7 +246,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 kinds = dict(features=9, per_step=True, dtype="f8", attributes={{}})
 try:
-    with open_data([{path!r}]) as data, ResultWriter({str(tmp_path / "out.h5")!r}, data, **kinds) as w:
+    out = {str(tmp_path / "out.h5")!r}
+    with open_data([{path!r}]) as data, ResultWriter(out, data, **kinds) as w:
         for b in data.batches(50, "f4"):
             w.write(b, np.ones((b.count, 20, 9)))
 except LstmCliError as error:

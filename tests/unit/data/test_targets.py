@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import h5py
 import numpy as np
 import pytest
@@ -202,7 +204,7 @@ def test_currennt(write, truth):
     info, batches = batches_of(path)
     assert (info.kind, info.per_step) == ("class", True)
     starts = np.concatenate([[0], np.cumsum(truth.lengths)])
-    check_per_step(batches, [np.arange(a, b) % 2 for a, b in zip(starts, starts[1:], strict=False)])
+    check_per_step(batches, [np.arange(a, b) % 2 for a, b in pairwise(starts)])
     with open_data([path]) as data:
         assert data.names[3] == "q3"
         assert data.class_labels == ["no", "yes"]
