@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from networks import recurrent
 
-from lstm_cli.engines.types import Engine
+from lstm_cli.engines.types import Engine, TrainingPass
+from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 
 W = {"g": (0.45, 0.25), "i": (0.95, 0.8), "f": (0.7, 0.45), "o": (0.6, 0.4)}
@@ -56,3 +57,40 @@ def test_final_states(engine: Engine) -> None:
     assert float(h[0, 0, 0]) == pytest.approx(float(PUBLISHED["h"][1]), abs=3e-7)
     assert float(c[0, 0, 0]) == pytest.approx(float(PUBLISHED["c"][1]), abs=3e-7)
     np.testing.assert_array_equal(result.outputs[0, -1], h[0, 0])
+
+
+TARGETS = np.array([0.5, 1.25])  # the loss is half the summed squared error
+GRADIENTS = {
+    "g": ("-0.02671622", "-0.09220113", "-0.01039609", "-0.03640839"),
+    "i": ("-0.00220369", "-0.00663861", "-0.00059832", "-0.0027615"),
+    "f": ("-0.00315327", "-0.01891963", "-0.00338228", "-0.00630654"),
+    "o": ("-0.02592411", "-0.16260389", "-0.02969987", "-0.05361303"),
+}
+"""For each gate: two of W, one of U, one of b."""
+INPUT_GRADIENTS = (("-0.00816553", "-0.0048668"), ("-0.04742407", "-0.03072765"))
+
+
+def published(text: str) -> float:
+    return pytest.approx(float(text), abs=0.6 * 10.0 ** -len(text.partition(".")[2]))
+
+
+def test_gradients(engine: Engine) -> None:
+    net = worked_example(engine)
+    tape = backpropagation.forward(net, X, None, None, TrainingPass())
+    d = (tape.outputs[0, :, 0] - TARGETS).reshape(1, 2, 1).astype(engine.dtype)
+    found = backpropagation.backward(net, tape, d, d_logits=False)
+    exact = engine.dtype == "float64"
+    for gate, texts in GRADIENTS.items():
+        k = "ifgo".index(gate)
+        values = [
+            *found.weights["layers.0.weight_ih"][k],
+            found.weights["layers.0.weight_hh"][k, 0],
+            found.weights["layers.0.bias"][k],
+        ]
+        for value, text in zip(values, texts, strict=True):
+            expected = published(text) if exact else pytest.approx(float(text), abs=3e-7)
+            assert float(value) == expected, gate
+    for t, texts in enumerate(INPUT_GRADIENTS):
+        for value, text in zip(found.inputs[0, t], texts, strict=True):
+            expected = published(text) if exact else pytest.approx(float(text), abs=3e-7)
+            assert float(value) == expected
