@@ -1,4 +1,7 @@
-"""What keeps weights and gradients small: penalties, weight decay and clipping."""
+"""What keeps weights and gradients small: penalties, weight decay and clipping.
+
+What does not have to change is passed on as it is, the same object.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def penalised(w: Value, g: Value, l1: float, l2: float) -> Value:
 
 def decayed(w: Value, rate: Value, weight_decay: float) -> Value:
     """Decoupled decay, w - rate weight_decay w: Loshchilov and Hutter 2019. As `penalised`."""
-    return w * (1.0 - rate * weight_decay) if weight_decay else w
+    return w - rate * (weight_decay * w) if weight_decay else w
 
 
 def global_norm(gradients: Mapping[str, Array]) -> float:
@@ -33,16 +36,18 @@ def global_norm(gradients: Mapping[str, Array]) -> float:
     return math.sqrt(sum(sorted(squares)))
 
 
-def clip_values(gradients: Mapping[str, Array], limit: float) -> dict[str, Array]:
-    """Each number limited to [-limit, limit]; NaN stays NaN."""
+def clip_values(gradients: Mapping[str, Array], limit: float) -> Mapping[str, Array]:
+    """Each number limited to [-limit, limit], if any is outside."""
+    if all(g.size == 0 or np.abs(g).max() <= limit for g in gradients.values()):
+        return gradients
     return {name: np.clip(g, -limit, limit) for name, g in gradients.items()}
 
 
-def clip_norm(gradients: Mapping[str, Array], norm: float, limit: float) -> dict[str, Array]:
+def clip_norm(gradients: Mapping[str, Array], norm: float, limit: float) -> Mapping[str, Array]:
     """All gradients scaled by one factor if their common `norm` is above `limit`.
 
     Pascanu et al. 2013, algorithm 1.
     """
     if norm <= limit:
-        return dict(gradients)
+        return gradients
     return {name: g * (limit / norm) for name, g in gradients.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -28,14 +28,16 @@ def make(section: str, kinds: Mapping[str, type[Made]], options: Mapping[str, An
     ConfigError
         No type or an unknown one, or an option that the type does not have.
     """
-    kind = options.get("type")
+    if "type" not in options:
+        raise ConfigError(f"{section} has no type", expected=", ".join(kinds))
+    kind = str(options["type"])
     if kind not in kinds:
         raise ConfigError(
-            f"{section} has no type" if kind is None else f"{kind} is no {section}",
+            f"{kind} is no {section}",
             expected=", ".join(kinds),
-            hint=_did_you_mean(str(kind), kinds),
+            hint=_did_you_mean(kind, kinds),
         )
-    known = {field.name: None for field in fields(kinds[kind]) if field.init}  # type: ignore[arg-type]
+    known = [field.name for field in fields(kinds[kind]) if field.init]  # type: ignore[arg-type]
     for key in options:
         if key != "type" and key not in known:
             raise ConfigError(
@@ -51,6 +53,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _did_you_mean(name: str, known: Mapping[str, object]) -> str | None:
+def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
     guess = nearest(name, known)
     return f"did you mean `{guess}`?" if guess else None

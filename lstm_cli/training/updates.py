@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,9 @@ class UpdateReport:
         return math.isfinite(self.norm)
 
 
+_SAME_CONFIG = "resume with the config the run was started with"
+
+
 class Updates:
     """Updates weights in place, and keeps what that needs from one update to the next.
 
@@ -81,7 +85,9 @@ class Updates:
         steps_per_epoch: int = 1,
     ) -> None:
         self.optimiser, self.schedule = optimiser, schedule
-        self.clip_norm, self.clip_value = clip_norm, clip_value
+        # As Python's numbers, which leave the precision of arrays as it is.
+        self.clip_norm = None if clip_norm is None else float(clip_norm)
+        self.clip_value = None if clip_value is None else float(clip_value)
         self.steps_per_epoch = steps_per_epoch
         self.count = 0
         self.epoch = 0
@@ -109,16 +115,16 @@ class Updates:
             A weight without a gradient or with one of another shape, or a loaded state that
             belongs to other weights.
         """
-        found = {name: _gradient_of(name, w, gradients) for name, w in weights.items()}
-        slots = {name: self._slots_of(name, w) for name, w in weights.items()}
-        norm, limited = self._clipped(found)
-        report = UpdateReport(norm, self.rate, limited is not found)
-        if report.finite:
-            # A weight that overflows shows in the next loss and norm, not as a warning.
-            with np.errstate(over="ignore", invalid="ignore"):
+        # What overflows shows in this norm or the next loss, not as a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = {name: _gradient_of(name, w, gradients) for name, w in weights.items()}
+            slots = {name: self._slots_of(name, w) for name, w in weights.items()}
+            norm, limited = self._clipped(found)
+            report = UpdateReport(norm, self.rate, limited is not found)
+            if report.finite:
                 for name, w in weights.items():
                     self._slots[name] = self._updated(w, limited[name], slots[name], report.rate)
-            self.count += 1
+                self.count += 1
         return report
 
     def epoch_ended(self, metric: float, larger_is_better: bool) -> None:
@@ -154,12 +160,10 @@ class Updates:
             for name in weights
             for slot in self.optimiser.slots
         }
-        _check_names(arrays, {**places, **counts}, f"{kind} and {self.schedule.name}")
-        self.count, self.epoch = int(arrays["step"]), int(arrays["epoch"])
-        prefix = f"{self.schedule.name}."
-        self.schedule.load_state(
-            {name.removeprefix(prefix): arrays[name].item() for name in counts if prefix in name}
-        )
+        _check(arrays, places, counts, f"{kind} and {self.schedule.name}")
+        self.count, self.epoch = arrays["step"].item(), arrays["epoch"].item()
+        own = self.schedule.state()
+        self.schedule.load_state({n: arrays[f"{self.schedule.name}.{n}"].item() for n in own})
         self._slots = {name: {} for name in weights}
         for full, (name, slot) in places.items():
             self._slots[name][slot] = np.array(arrays[full])
@@ -174,33 +178,36 @@ class Updates:
 
     def _slots_of(self, name: str, w: Array) -> dict[str, Array]:
         """What is kept for a weight; zeros before the first update."""
-        if not self.count:
+        if not self.count or not self.optimiser.slots:
             return {slot: np.zeros_like(w) for slot in self.optimiser.slots}
         found = self._slots.get(name)
-        if found is None or any(value.shape != w.shape for value in found.values()):
-            shapes = [] if found is None else [str(value.shape) for value in found.values()]
+        if found is None:
             raise WeightsError(
-                f"the state of {self.optimiser.name} does not fit {name}",
-                expected=f"{', '.join(self.optimiser.slots)} of shape {w.shape}",
-                found=", ".join(shapes) or f"nothing after {self.count} updates",
-                hint="resume with the config the run was started with",
+                f"the state of {self.optimiser.name} after {self.count} updates lacks {name}",
+                hint=_SAME_CONFIG,
             )
+        for slot, value in found.items():
+            if value.shape != w.shape or value.dtype != w.dtype:
+                raise WeightsError(
+                    f"{self.optimiser.name}.{slot} does not fit {name}",
+                    expected=f"{w.shape} {w.dtype}",
+                    found=f"{value.shape} {value.dtype}",
+                    hint=_SAME_CONFIG,
+                )
         return found
 
-    def _clipped(self, gradients: dict[str, Array]) -> tuple[float, dict[str, Array]]:
-        """The norm as in `UpdateReport`, and the gradients: the same mapping if not clipped."""
+    def _clipped(self, gradients: Mapping[str, Array]) -> tuple[float, Mapping[str, Array]]:
+        """The norm as in `UpdateReport`, and the gradients: the same object if not clipped."""
         norm = left = global_norm(gradients)
         limited = gradients
         if not math.isfinite(norm):
             return norm, gradients
         if self.clip_value is not None:
-            limited = clip_values(gradients, float(self.clip_value))
-            left = global_norm(limited)
-            if left == norm:
-                limited = gradients
-        if self.clip_norm is not None and left > self.clip_norm:
-            limited = clip_norm(limited, left, float(self.clip_norm))
-            left = self.clip_norm
+            limited = clip_values(gradients, self.clip_value)
+            left = norm if limited is gradients else global_norm(limited)
+        if self.clip_norm is not None:
+            limited = clip_norm(limited, left, self.clip_norm)
+            left = min(left, self.clip_norm)
         largest = min((float(np.finfo(g.dtype).max) for g in gradients.values()), default=math.inf)
         return (norm if left < math.sqrt(largest) else math.inf), limited
 
@@ -221,20 +228,35 @@ def _gradient_of(name: str, w: Array, gradients: Mapping[str, Array]) -> Array:
     found = gradients.get(name)
     if found is None or found.shape != w.shape:
         raise WeightsError(
-            f"the gradient of {name} is missing" if found is None else f"{name} and its gradient",
-            expected=f"an array of shape {w.shape}",
+            f"the gradient of {name} " + ("is missing" if found is None else "has another shape"),
+            expected=str(w.shape),
             found=None if found is None else str(found.shape),
         )
     return np.asarray(found, w.dtype)
 
 
-def _check_names(found: Mapping[str, Array], wanted: Mapping[str, object], owner: str) -> None:
-    problems = [Problem(f"{name} is missing") for name in wanted if name not in found]
-    problems += [
-        Problem(f"{name} belongs to no state of {owner}") for name in found if name not in wanted
-    ]
+def _check(
+    arrays: Mapping[str, Array],
+    places: Collection[str],
+    counts: Mapping[str, Array],
+    owner: str,
+) -> None:
+    """Raise if `arrays` are not those at `places` and numbers like `counts`."""
+    problems = [Problem(f"{name} is missing") for name in [*places, *counts] if name not in arrays]
+    for name, value in arrays.items():
+        if name in counts:
+            problems += _number_problems(name, value, counts[name].dtype)
+        elif name not in places:
+            problems.append(Problem(f"{name} belongs to no state of {owner}"))
     if problems:
         raise WeightsError(
-            problems,
+            [replace(problem, hint=_SAME_CONFIG) for problem in problems],
             headline=f"the training state is not one of {owner}",
         )
+
+
+def _number_problems(name: str, value: Array, dtype: np.dtype[Any]) -> list[Problem]:
+    if value.shape == () and value.dtype == dtype and (dtype.kind == "f" or value >= 0):
+        return []
+    expected = "one number" if dtype.kind == "f" else "one whole number, at least 0"
+    return [Problem(f"{name} is no count of a training state", expected, f"{value!r}")]
