@@ -8,8 +8,16 @@ if TYPE_CHECKING:
     from lstm_cli.data.dataset import Dataset, open_data
     from lstm_cli.data.gates import GateWriter
     from lstm_cli.data.inspection import describe
+    from lstm_cli.data.moments import (
+        FeatureStatistics,
+        class_counts,
+        feature_statistics,
+        target_statistics,
+    )
     from lstm_cli.data.report import FileReport, GroupReport, StoredReport
     from lstm_cli.data.results import ResultWriter
+    from lstm_cli.data.sampling import Sampler
+    from lstm_cli.data.split import hold_out, need_same_form
     from lstm_cli.data.states import StateReader
     from lstm_cli.data.types import Batch, DataOptions, TargetInfo, Window
 
@@ -17,24 +25,34 @@ __all__ = [
     "Batch",
     "DataOptions",
     "Dataset",
+    "FeatureStatistics",
     "FileReport",
     "GateWriter",
     "GroupReport",
     "ResultWriter",
+    "Sampler",
     "StateReader",
     "StoredReport",
     "TargetInfo",
     "Window",
+    "class_counts",
     "describe",
+    "feature_statistics",
+    "hold_out",
+    "need_same_form",
     "open_data",
+    "target_statistics",
 ]
 
 _MODULES = {
     "dataset": ("Dataset", "open_data"),
     "gates": ("GateWriter",),
     "inspection": ("describe",),
+    "moments": ("FeatureStatistics", "class_counts", "feature_statistics", "target_statistics"),
     "report": ("FileReport", "GroupReport", "StoredReport"),
     "results": ("ResultWriter",),
+    "sampling": ("Sampler",),
+    "split": ("hold_out", "need_same_form"),
     "states": ("StateReader",),
     "types": ("Batch", "DataOptions", "TargetInfo", "Window"),
 }

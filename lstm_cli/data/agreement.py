@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from lstm_cli.data.types import DataOptions, Layout
+from lstm_cli.data.types import DataOptions, Layout, TargetInfo
 from lstm_cli.errors import DataError
 
 
 def need_alike(layouts: Sequence[Layout], options: DataOptions) -> None:
     """Raise DataError unless layouts, features and targets of all files go together."""
     _need_one_placing(layouts, options)
+    open_all = all(info.per_step is None for info in _infos(layouts))
     sides: dict[str, Callable[[Layout], object]] = {
         "layout": lambda layout: layout.name,
         "number of features": lambda layout: layout.features,
-        "targets": _target_form,
+        "targets": lambda layout: _target_form(layout, with_shape=not open_all),
     }
     for side, of in sides.items():
         for other in layouts[1:]:
@@ -31,7 +33,7 @@ def need_alike(layouts: Sequence[Layout], options: DataOptions) -> None:
 
 def _need_one_placing(layouts: Sequence[Layout], options: DataOptions) -> None:
     """Raise DataError if one file has a target a step and another one a sequence."""
-    infos = [layout.targets.info for layout in layouts if layout.targets is not None]
+    infos = _infos(layouts)
     by_step = [info.name for info in infos if info.per_step is True]
     by_sequence = [info.name for info in infos if info.per_step is False]
     if by_step and by_sequence:
@@ -44,8 +46,24 @@ def _need_one_placing(layouts: Sequence[Layout], options: DataOptions) -> None:
         )
 
 
-def _target_form(layout: Layout) -> str:
+def common_targets(layouts: Sequence[Layout]) -> TargetInfo | None:
+    """What the targets of all files are: a file that leaves open goes with those that tell.
+
+    Real numbers (N, T) of files with different T can only be one a step.
+    """
+    infos = _infos(layouts)
+    told = [info for info in infos if info.per_step is not None]
+    if not told and len({info.shape for info in infos}) > 1:
+        return replace(infos[0], shape=(), per_step=True)
+    return next(iter(told + infos), None)
+
+
+def _infos(layouts: Sequence[Layout]) -> list[TargetInfo]:
+    return [layout.targets.info for layout in layouts if layout.targets is not None]
+
+
+def _target_form(layout: Layout, *, with_shape: bool) -> str:
     if layout.targets is None:
         return "no targets"
     info = layout.targets.info
-    return f"{info.kind} {info.shape}" if info.shape else info.kind
+    return f"{info.kind} {info.shape}" if info.shape and with_shape else info.kind

@@ -47,6 +47,10 @@ class Concatenated:
         return int(self.lengths.max(initial=0))
 
     @property
+    def width(self) -> int:
+        return self.steps
+
+    @property
     def dtype(self) -> str:
         return str(self.stored.dtype)
 

@@ -10,12 +10,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_cli.data.agreement import need_alike
+from lstm_cli.data.access import Access
+from lstm_cli.data.agreement import common_targets, need_alike
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.labels import class_labels
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths
 from lstm_cli.data.recognise import open_layout
+from lstm_cli.data.sequences import Files, Indices
 from lstm_cli.data.types import MAX_BATCH_BYTES, Batch, DataOptions, Layout, TargetInfo
 from lstm_cli.errors import DataError, UsageError
 
@@ -51,14 +53,16 @@ class Dataset:
         Valid steps of the shortest and longest sequence, and of all together.
     varying
         The lengths vary, or the files give them.
-    padded
-        Results are written as (N, T, F): dense inputs, and windows of a series.
+    padded, width
+        Results are written as (N, T, F): dense inputs, and windows of a series; T = `width`.
     input_names
         Where the inputs stand, one a file, such as ``words.h5:/test/inputs``.
     starts
         Number of the first sequence, and the count, of each file.
     paths
         The files.
+    files
+        Their layouts, with the sequences counted through.
     """
 
     def __init__(self, parts: Sequence[Part], options: DataOptions, files: ExitStack) -> None:
@@ -72,6 +76,7 @@ class Dataset:
         self.padded = layouts[0].padded
         self.max_steps = max(layout.steps for layout in layouts)
         self.min_steps = min(_shortest(layout) for layout in layouts)
+        self.width = max(layout.width for layout in layouts)
         self.total_steps = sum(_total(layout) for layout in layouts)
         told = any(layout.lengths is not None for layout in layouts)
         self.varying = told or self.min_steps != self.max_steps
@@ -79,6 +84,8 @@ class Dataset:
         self.starts = tuple((part.first, part.layout.count) for part in parts)
         self.paths = tuple(part.file.path for part in parts)
         self.reasons = tuple(part.reason for part in parts)
+        self.files = Files(tuple(layouts))
+        self._access = Access(self.files)
 
     @property
     def input_name(self) -> str:
@@ -93,9 +100,7 @@ class Dataset:
     @cached_property
     def targets(self) -> TargetInfo | None:
         """What the targets are, or None; a file whose shapes allow both goes with the others."""
-        infos = [p.layout.targets.info for p in self._parts if p.layout.targets is not None]
-        told = [info for info in infos if info.per_step is not None]
-        return next(iter(told + infos), None)
+        return common_targets([part.layout for part in self._parts])
 
     @property
     def description(self) -> str:
@@ -137,9 +142,7 @@ class Dataset:
 
     def lengths(self, first: int = 0, count: int | None = None) -> Lengths:
         """(count,) int64 valid steps of consecutive sequences, by default of all."""
-        whole = [_lengths(part.layout) for part in self._parts]
-        joined = whole[0] if len(whole) == 1 else np.concatenate(whole)
-        return joined[first : None if count is None else first + count]
+        return self.files.lengths[first : None if count is None else first + count]
 
     def roles(self) -> dict[str, str]:
         """Path of every dataset used in the first file, and what it was taken for."""
@@ -191,6 +194,33 @@ class Dataset:
                 stop = _stop(part.layout, start, size, bound)
                 yield _batch(part, number, start, stop, dtype, targets, per_step)
                 start = stop
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether `take` reads everything once and keeps it."""
+        return self._access.in_memory
+
+    def take(self, indices: Indices, dtype: DTypeLike, *, per_step: bool | None = None) -> Batch:
+        """Sequences by number, of any files, as a batch in the order of `indices`.
+
+        A small dataset is read at the first call and kept; the bits are the same either way,
+        and those of `batches`.
+
+        Parameters
+        ----------
+        indices
+            Numbers (n,), counted over all files; at least one.
+        dtype, per_step
+            As `batches` takes them.
+
+        Raises
+        ------
+        DataError
+            A file is damaged.
+        UsageError
+            There is no such sequence.
+        """
+        return self._access.take(indices, np.dtype(dtype), per_step)
 
     def close(self) -> None:
         """Close all files."""
@@ -267,12 +297,6 @@ def _stop(layout: Layout, start: int, size: int, bound: int | None) -> int:
     longest = np.maximum.accumulate(np.maximum(layout.lengths[start:stop], 1))
     padded = longest * np.arange(1, stop - start + 1)
     return start + max(1, int(np.searchsorted(padded, bound, side="right")))
-
-
-def _lengths(layout: Layout) -> Lengths:
-    if layout.lengths is None:
-        return np.full(layout.count, layout.steps, np.int64)
-    return layout.lengths
 
 
 def _shortest(layout: Layout) -> int:

@@ -49,6 +49,10 @@ class Dense:
         return int(self.lengths.max(initial=0))
 
     @property
+    def width(self) -> int:
+        return self.stored.shape[1]
+
+    @property
     def dtype(self) -> str:
         return str(self.stored.dtype)
 

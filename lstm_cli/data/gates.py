@@ -72,7 +72,7 @@ class GateWriter:
         for name, values in _flat(kept):
             stored = self._dataset_for(name, values.shape[2])
             if self._dataset.padded:
-                steps = min(values.shape[1], self._dataset.max_steps)
+                steps = min(values.shape[1], self._dataset.width)
                 place = (slice(batch.first, stop), slice(0, steps))
                 self._file.fill(stored, place, values[:, :steps])
             else:
@@ -82,7 +82,7 @@ class GateWriter:
     def _dataset_for(self, name: str, size: int) -> Any:
         if name not in self._stored:
             data = self._dataset
-            steps = (data.count, data.max_steps) if data.padded else (data.total_steps,)
+            steps = (data.count, data.width) if data.padded else (data.total_steps,)
             self._stored[name] = self._file.create(name, (*steps, size), self._dtype)
         return self._stored[name]
 

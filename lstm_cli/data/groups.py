@@ -53,6 +53,10 @@ class Groups:
     def steps(self) -> int:
         return int(self.lengths.max(initial=0))
 
+    @property
+    def width(self) -> int:
+        return self.steps
+
     def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
         x = np.zeros((stop - start, steps, self.features), dtype)
         nbytes = 0

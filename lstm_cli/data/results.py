@@ -103,7 +103,7 @@ class ResultWriter:
         data, F = self._dataset, self._features
         if not self._per_step:
             return data.count, F
-        return (data.count, data.max_steps, F) if data.padded else (data.total_steps, F)
+        return (data.count, data.width, F) if data.padded else (data.total_steps, F)
 
     def write(
         self,
@@ -118,7 +118,7 @@ class ResultWriter:
         elif not self._per_step:
             self._file.fill(self._outputs, slice(batch.first, stop), outputs)
         elif self._dataset.padded:
-            steps = min(outputs.shape[1], self._dataset.max_steps)
+            steps = min(outputs.shape[1], self._dataset.width)
             place = (slice(batch.first, stop), slice(0, steps))
             self._file.fill(self._outputs, place, outputs[:, :steps])
         elif self._dataset.layout == "vlen":

@@ -52,6 +52,10 @@ class Series:
         return self.window.length
 
     @property
+    def width(self) -> int:
+        return self.steps
+
+    @property
     def dtype(self) -> str:
         return str(self.stored.dtype)
 

@@ -59,6 +59,8 @@ def reading(where: str) -> Iterator[None]:
 
 def printable(text: str) -> str:
     """`text` without what a terminal cannot show, such as bytes that are no UTF-8."""
+    if text.isprintable():
+        return text
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 

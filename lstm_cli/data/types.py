@@ -97,7 +97,7 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive sequences of one file.
+    """Some sequences: consecutive ones of one file, or any, in any order, from `Dataset.take`.
 
     Attributes
     ----------
@@ -111,9 +111,9 @@ class Batch:
     first
         Number of the first sequence in the whole dataset.
     file
-        Number of the file.
+        Number of the file that holds the first sequence.
     nbytes
-        Bytes the file's own types take for what was read.
+        Bytes the file's own types take for what was read; 0 if it was in memory already.
     """
 
     x: Array
@@ -167,6 +167,10 @@ class Layout(Protocol):
     @property
     def steps(self) -> int:
         """Steps of the longest sequence."""
+
+    @property
+    def width(self) -> int:
+        """Steps T of the inputs as they stand in the file, padding included."""
 
     @property
     def lengths(self) -> NDArray[np.int64] | None:

@@ -55,6 +55,10 @@ class Vlen:
         return int(self.lengths.max(initial=0))
 
     @property
+    def width(self) -> int:
+        return self.steps
+
+    @property
     def dtype(self) -> str:
         return str(self.stored.dtype)
 

@@ -84,7 +84,7 @@ def test_one_a_step(make, truth, out, layout):
     rows = run(out, [make(layout)], per_step=True)
     with h5py.File(out) as file:
         if layout in ("dense", "mask"):
-            assert file["outputs"].shape == (11, 8, F)
+            assert file["outputs"].shape == (11, 9, F), "T of the inputs"
             for n, row in enumerate(rows):
                 np.testing.assert_array_equal(file["outputs"][n, : len(row)], row)
                 assert not file["outputs"][n, len(row) :].any()
@@ -203,7 +203,7 @@ class TestGates:
             np.testing.assert_array_equal(file["layers/3/reverse/i"], 2 * forward[...])
             np.testing.assert_array_equal(file["layers/3/forward/h"], -forward[...])
             if layout in ("dense", "mask"):
-                assert forward.shape == (11, 8, F)
+                assert forward.shape == (11, 9, F)
                 for n, row in enumerate(rows):
                     np.testing.assert_array_equal(forward[n, : len(row)], row)
             else:

@@ -116,6 +116,22 @@ def test_ambiguous_real_numbers(write):
     )
 
 
+def test_real_numbers_of_files_with_other_steps(write):
+    """(N, T) with another T in each file can only be one a step."""
+    rng = np.random.default_rng(0)
+    y = [rng.normal(size=(3, 4)), rng.normal(size=(2, 6))]
+    paths = [
+        write(f"{k}.h5", inputs=np.ones((*own.shape, 2)), targets=own) for k, own in enumerate(y)
+    ]
+    with open_data(paths) as data:
+        assert (data.targets.per_step, data.targets.shape) == (True, ())
+        for batch, own in zip(data.batches(8, np.float64), y, strict=True):
+            np.testing.assert_array_equal(batch.targets, own)
+    third = write("c.h5", inputs=np.ones((2, 3, 2)), targets=rng.normal(size=(2, 4)))
+    with pytest.raises(DataError, match="differ in targets"):
+        open_data([*paths, third])
+
+
 def test_one_step_sequences_are_ambiguous(write):
     path = write(inputs=np.ones((3, 2)), lengths=[1, 1, 1], targets=[4, 5, 6])
     info, whole = batches_of(path)

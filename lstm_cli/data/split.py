@@ -1,0 +1,162 @@
+"""What is held out for validation: a share of the sequences, or another dataset that fits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lstm_cli.data.dataset import Dataset
+from lstm_cli.data.sequences import Indices, StoredSequences, placing
+from lstm_cli.data.series import Series
+from lstm_cli.data.types import Array, Layout, TargetInfo
+from lstm_cli.errors import DataError
+
+HOLDING_OUT = 1
+"""Second word of the generator's counter, which shuffling and dropout leave at 0."""
+
+
+def hold_out(
+    dataset: Dataset, share: float, seed: int, *, per_step: bool | None = None, classes: bool = True
+) -> tuple[Indices, Indices]:
+    """Numbers of the sequences to learn from, and of those held out; both sorted.
+
+    Sequences are drawn by `seed`, each class in proportion where targets are classes. Windows
+    of a series are not drawn: the last ones are held out, and those before them that share a
+    step with them, or have their target there, belong to neither side.
+
+    Parameters
+    ----------
+    share
+        Of the sequences, between 0 and 1.
+    per_step
+        As `Dataset.batches` takes it.
+    classes
+        Integer targets are class indices: the loss is cross_entropy.
+
+    Raises
+    ------
+    DataError
+        One side would have no sequence.
+    """
+    windows = dataset.layout == "series" and dataset.padded
+    held = round(share * dataset.count)
+    if not 0 < held < dataset.count:
+        raise _one_sided(dataset, share, held)
+    if windows:
+        return _last_windows(dataset, share, held)
+    philox = np.random.Philox(key=seed, counter=[0, HOLDING_OUT, 0, 0])
+    rng = np.random.Generator(philox)
+    kinds = _classes(dataset, per_step) if classes else None
+    if kinds is None:
+        kinds = np.zeros(dataset.count, np.int64)
+    chosen = _stratified(kinds, held, rng)
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def need_same_form(dataset: Dataset, validation: Dataset) -> None:
+    """Raise DataError unless what is learned from one dataset can be measured on the other."""
+    sides = {
+        "number of features": (dataset.features, validation.features),
+        "targets": (_form(dataset.targets), _form(validation.targets)),
+        "classes": (_labels(dataset), _labels(validation)),
+    }
+    for side, (own, other) in sides.items():
+        if None not in (own, other) and own != other:
+            raise _differ(dataset, validation, side, own, other)
+    infos = [one.targets for one in (dataset, validation) if one.targets is not None]
+    placings = [info.per_step for info in infos if info.per_step is not None]
+    if len(set(placings)) > 1:
+        words = ["one a step" if by_step else "one a sequence" for by_step in placings]
+        raise _differ(dataset, validation, "targets", *words)
+
+
+def _labels(dataset: Dataset) -> str | None:
+    return None if dataset.class_labels is None else ", ".join(dataset.class_labels)
+
+
+def _form(info: TargetInfo | None) -> str:
+    if info is None:
+        return "none"
+    return f"{info.shape} each" if info.shape else "one number each"
+
+
+def _differ(
+    dataset: Dataset, validation: Dataset, side: str, own: object, other: object
+) -> DataError:
+    return DataError(
+        f"the validation data differ in {side}: {own} in {dataset.input_name}, "
+        f"{other} in {validation.input_name}",
+        expected=str(own),
+        found=str(other),
+        where=(dataset.input_name, validation.input_name),
+        hint="--set train.validation=FILE.h5:/group names other data, "
+        "--set train.validation=0.2 holds out a share",
+    )
+
+
+def _one_sided(dataset: Dataset, share: float, held: int) -> DataError:
+    N = dataset.count
+    hint = f"--set train.validation={1 / max(N, 2):.2g}"
+    if N < 2:
+        hint = "--set train.validation=FILE.h5:/group holds out other data"
+    elif held:
+        hint = f"--set train.validation={(N - 1) / N:.2g}"
+    return DataError(
+        f"a share of {share:g} of {N} sequence{'' if N == 1 else 's'} leaves "
+        + ("none to learn from" if held else "none for validation"),
+        expected="at least one on either side",
+        found=f"{N - held} to learn from, {held} held out",
+        where=dataset.input_names,
+        hint=hint,
+    )
+
+
+def _classes(dataset: Dataset, per_step: bool | None) -> Array | None:
+    """(N,) class of each sequence, or None if the targets do not say one."""
+    info = dataset.targets
+    if info is None or info.kind != "class" or placing(info, per_step):
+        return None
+    stored = StoredSequences(dataset.files, np.dtype(np.float64), by_step=False)
+    return stored.targets(np.arange(dataset.count, dtype=np.int64), 1)[0]
+
+
+def _stratified(kinds: Array, held: int, rng: np.random.Generator) -> Array:
+    """(N,) true for `held` sequences, each kind in proportion as nearly as can be."""
+    _, kind, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    exact = counts * (held / len(kinds))
+    quota = np.floor(exact).astype(np.int64)
+    # The largest remainders get one more; a kind that would be used up comes last.
+    order = np.lexsort((quota - exact, quota + 1 >= counts))
+    quota[order[: held - int(quota.sum())]] += 1
+    shuffled = rng.permutation(len(kinds))
+    grouped = shuffled[np.argsort(kind[shuffled], kind="stable")]
+    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(kinds), np.bool_)
+    chosen[grouped[rank < np.repeat(quota, counts)]] = True
+    return chosen
+
+
+def _last_windows(dataset: Dataset, share: float, held: int) -> tuple[Indices, Indices]:
+    """The last windows, and those before them that end, target and all, before they begin."""
+    first = dataset.count - held
+    file = int(dataset.files.file_of(np.array([first], np.int64))[0])
+    begin = int(dataset.files.firsts[file])
+    train = np.arange(begin + _apart(dataset.files.layouts[file], first - begin), dtype=np.int64)
+    if not len(train):
+        raise DataError(
+            f"every window before the {held} held out shares a step with them",
+            expected="at least one window to learn from",
+            found=f"{first} windows before them",
+            where=dataset.input_names,
+            hint=f"--set train.validation={share / 2:.2g}, or a smaller data.window.length",
+        )
+    return train, np.arange(first, dataset.count, dtype=np.int64)
+
+
+def _apart(layout: Layout, first: int) -> int:
+    """Windows of a file that see nothing of window `first` or later ones."""
+    if not isinstance(layout, Series):
+        return first
+    window = layout.window
+    # Window n sees steps up to n stride + length - 1 + horizon, its target's.
+    room = first * window.stride - window.length - window.horizon
+    return min(first, max(0, room // window.stride + 1))
