@@ -14,7 +14,8 @@ from lstm_cli.errors import UsageError
 BLOCK_BATCHES = 32
 """Batches whose sequences are sorted by length together, so that little is padded."""
 SHUFFLING = 1
-"""Third word of the generator's counter, the epoch being the fourth."""
+"""Third word of the generator's counter; the second, 1, keeps it apart from dropout's, and the
+fourth is the epoch."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from lstm_cli.data.types import Array, Layout, TargetInfo
 from lstm_cli.errors import DataError
 
 HOLDING_OUT = 1
-"""Second word of the generator's counter, which shuffling and dropout leave at 0."""
+"""Second word of the generator's counter, which dropout leaves at 0; the third is 0 here."""
 
 
 def hold_out(
