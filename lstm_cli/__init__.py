@@ -12,14 +12,14 @@ from lstm_cli.errors import LstmCliError
 from lstm_cli.version import __version__
 
 if TYPE_CHECKING:
-    from lstm_cli.api import Model, build, load
+    from lstm_cli.api import Model, Trainer, build, load
 
 
-__all__ = ["LstmCliError", "Model", "__version__", "build", "load"]
+__all__ = ["LstmCliError", "Model", "Trainer", "__version__", "build", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "build", "load"):
+    if name in ("Model", "Trainer", "build", "load"):
         from lstm_cli import api
 
         return getattr(api, name)

@@ -113,6 +113,10 @@ class WeightsError(LstmCliError):
     exit_code = 4
 
 
+class TrainingError(LstmCliError):
+    """Training came upon a value that is not finite, or cannot go on for another reason."""
+
+
 class DeviceError(LstmCliError):
     """The device or engine asked for cannot be used here."""
 

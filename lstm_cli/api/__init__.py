@@ -2,5 +2,6 @@
 
 from lstm_cli.api.assembly import build, load
 from lstm_cli.api.model import Model
+from lstm_cli.api.trainer import Trainer
 
-__all__ = ["Model", "build", "load"]
+__all__ = ["Model", "Trainer", "build", "load"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli import config as configs
-from lstm_cli.api.fit import check_weights
+from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.model import Model
 from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
@@ -75,7 +75,7 @@ def load(
     WeightsError
         The file cannot be read, carries no config and none is given, or does not fit it.
     """
-    resolved = read_config(path if config is None else config)
+    resolved = config_of_weights(path) if config is None else read_config(config)
     return assemble(resolved, create_engine(engine, device, dtype, threads), path)
 
 
@@ -91,22 +91,30 @@ def read_config(
     """The config of a YAML file, a mapping, or a weights file that carries one."""
     if isinstance(config, Mapping):
         return configs.from_mapping(config, overrides, seed)
-    if not native.is_native(config):
-        return configs.load(config, overrides, seed)
-    text = native.read(config).config
+    if native.is_native(config):
+        return config_of_weights(config, overrides, seed)
+    return configs.load(config, overrides, seed)
+
+
+def config_of_weights(
+    path: str | Path, overrides: Sequence[str] = (), seed: int | None = None
+) -> Config:
+    """The config that a weights file carries; WeightsError if it carries none."""
+    text = native.read(path).config
     if text is None:
         raise WeightsError(
-            f"{config} carries no config",
+            f"{path} carries no config",
             expected="a config in the file's metadata, as lstm-cli writes it",
             hint="name a YAML config, and the weights with --weights",
         )
-    return configs.from_text(text, str(config), Path(config).parent, overrides, seed)
+    return configs.from_text(text, str(path), Path(path).parent, overrides, seed)
 
 
 def assemble(
     config: Config, engine: Engine, weights: str | Path | Mapping[str, Any] | None = None
 ) -> Model:
     """A model from a resolved config and an engine; see `build`."""
+    check_memory(config, engine)
     source = config.weights if weights is None else weights
     if source is None:
         drawn = initialise(config.specs, config.init_scheme, config.init_seed, engine.dtype)
@@ -115,7 +123,7 @@ def assemble(
     if isinstance(source, Mapping):
         arrays = {name: np.asarray(value) for name, value in source.items()}
         return Model(_network(config, arrays, engine, None), config, "given")
-    file = native.read(source)
+    file = native.read(source, config.where("weights") if weights is None else None)
     network = _network(config, file.tensors, engine, str(source))
     return Model(network, config, str(source), file.sha256)
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.config import Config
-from lstm_cli.engines.types import Array, DenseSpec, FlattenSpec, LayerSpec, RecurrentSpec
-from lstm_cli.errors import DataError, Problem, WeightsError
+from lstm_cli.engines.types import (
+    Array,
+    DenseSpec,
+    Engine,
+    FlattenSpec,
+    LayerSpec,
+    RecurrentSpec,
+)
+from lstm_cli.errors import ConfigError, DataError, Problem, WeightsError
+from lstm_cli.formats.native import is_native
+from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
 if TYPE_CHECKING:
@@ -49,7 +63,9 @@ def weights_problems(
     `file` is what the weights were read from; None if they were given as arrays.
     """
     name = file or "the weights given"
-    hint = f"lstm-cli inspect-shapes {file} shows what the file holds" if file else None
+    hint = None
+    if file is not None:
+        hint = f"lstm-cli inspect-shapes {shlex.quote(file)} shows what the file holds"
     merged = merge_biases(config.specs, tensors)
     wanted = expected_tensors(config.specs)
     problems = []
@@ -64,6 +80,36 @@ def weights_problems(
             places += (f"not in {name}",)
         problems.append(Problem(misfit.what, where=places, hint=hint))
     return problems
+
+
+def check_memory(config: Config, engine: Engine) -> None:
+    """Raise ConfigError if the weights alone are more than this machine's memory can hold."""
+    size = np.dtype(engine.dtype if engine.dtype == "float64" else "float32").itemsize
+    counts = {
+        spec.index: sum(math.prod(parameter.shape) for parameter in spec.parameters().values())
+        for spec in config.specs
+    }
+    # Drawn or read, cast, and prepared by the engine: at times there are three of them.
+    needed, there = 3 * size * sum(counts.values()), _memory()
+    if there is None or needed <= there:
+        return
+    largest = config.specs[max(counts, key=lambda k: counts[k])]
+    raise ConfigError(
+        f"the weights of this network need {needed / 1e9:.0f} GB while it is built",
+        expected=f"less than the {there / 1e9:.0f} GB of this machine",
+        found=f"{counts[largest.index]:,} parameters in layer {largest.index} "
+        f"({layer_title(largest)})",
+        where=config.where("model", "layers", largest.index),
+        hint="fewer units in that layer",
+    )
+
+
+def _memory() -> int | None:
+    """Bytes of memory this machine has; None where that is not told."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:
@@ -90,7 +136,9 @@ def data_problems(config: Config, data: Dataset) -> list[Problem]:
                     f"D = {D} is model.input_size, {config.where('model', 'input_size')}",
                     f"{data.features} is the last axis of {data.input_name}",
                 ),
-                hint=f"--set model.input_size={data.features}, if the data is right",
+                hint=None
+                if is_native(config.source)
+                else f"--set model.input_size={data.features}, if the data is right",
             )
         )
     flattened = [spec for spec in config.specs if isinstance(spec, FlattenSpec)]
@@ -107,7 +155,37 @@ def data_problems(config: Config, data: Dataset) -> list[Problem]:
         for spec in flattened
         if data.max_steps > spec.steps
     ]
-    return problems
+    targets = _targets_problem(config, data)
+    return problems if targets is None else [*problems, targets]
+
+
+def _targets_problem(config: Config, data: Dataset) -> Problem | None:
+    """Targets that a loss named in the config cannot take, as far as their shape tells."""
+    info = data.targets
+    if info is None or config.train is None:
+        return None
+    loss, last = config.train.loss, config.specs[-1]
+    per_step = not any(ends_sequence(spec) for spec in config.specs)
+    single = {(), (1,)} if loss == "cross_entropy" or last.output_size == 1 else set()
+    if info.per_step is not None and info.per_step != per_step:
+        units = ("a sequence", "a step")
+        what = f"the targets are one {units[info.per_step]}, the outputs one {units[per_step]}"
+        hint = f"`return_sequences: {str(info.per_step).lower()}` in the last recurrent layer"
+    elif info.shape not in {(last.output_size,), *single}:
+        what = f"a target has shape {info.shape}, an output ({last.output_size},)"
+        hint = "`units` of the last layer, or `train.loss`, must suit the targets"
+    else:
+        return None
+    return Problem(
+        f"{what}: {loss} cannot compare them",
+        where=(
+            f"train.loss is {loss}, {config.where('train', 'loss')}",
+            f"{last.output_size} features from layer {last.index} ({layer_title(last)}), "
+            f"{config.where('model', 'layers', last.index)}",
+            f"targets {info.name}",
+        ),
+        hint=hint,
+    )
 
 
 def check_data(config: Config, data: Dataset) -> None:

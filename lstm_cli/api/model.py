@@ -40,6 +40,11 @@ class Model:
         self._file_sha256 = file_sha256
         self._carry = StateCarry(network.recurrent)
 
+    def __repr__(self) -> str:
+        kinds = " → ".join(spec.kind for spec in self.network.layers)
+        count = f"{self.network.parameter_count:,} parameters"
+        return f"<Model {self.config.name}: {kinds}, {count}, weights {self.weights_name}>"
+
     @property
     def weights(self) -> Mapping[str, Array]:
         """Tensors by native name, read only."""

@@ -20,7 +20,7 @@ Shape = tuple[int | str, ...]
 """A shape in which the batch N and the steps T may stay letters."""
 
 
-PARTS = {"W": "from x", "U": "from h", "b": "bias", "b_h": "recurrent bias", "p": "peephole"}
+PARTS = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "peephole"}
 """A parameter's symbol to what its block of one gate is called."""
 
 
@@ -60,7 +60,7 @@ class GateShapes:
 class Flow:
     """A value that the forward pass makes: its shape at one step and over a batch.
 
-    `bytes` are those of the batch, both directions together; None where N or T is not known.
+    `bytes` are those of the batch; None where N or T is not known.
     """
 
     name: str
@@ -202,10 +202,7 @@ def _blocks(
     wrong: Mapping[str, Misfit],
 ) -> Iterator[Block]:
     gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
-    names = {
-        gate.letter: f"{gate.name} gate" if gate.method.endswith("_gate") else gate.name
-        for gate in gates
-    }
+    names = {gate.letter: gate.name for gate in gates}
     for stored, parameter in spec.parameters().items():
         pieces = parameter.blocks or ("",)
         rows = parameter.shape[0] // len(pieces)
@@ -237,21 +234,21 @@ def _piece(there: tuple[int, ...] | None, pieces: int, mark: str | None) -> tupl
 
 
 def _flows(spec: LayerSpec, N: int | str, T: int | str, itemsize: int) -> Iterator[Flow]:
-    def flow(name: str, *features: int, steps: int | str = T, copies: int = 1) -> Flow:
+    def flow(name: str, *features: int, steps: int | str = T) -> Flow:
         over = (N, steps, *features) if steps != 0 else (N, *features)
         known = [size for size in over if isinstance(size, int)]
-        size = _product(tuple(known)) * itemsize * copies if len(known) == len(over) else None
+        size = _product(tuple(known)) * itemsize if len(known) == len(over) else None
         return Flow(name, (N, *features), over, size)
 
     yield flow("input", spec.input_size)
     if isinstance(spec, RecurrentSpec):
-        cell, n = spec.cells[0], spec.directions
-        each = ", each direction" if n > 1 else ""
+        cell = spec.cells[0]
+        each = ", each direction" if spec.directions > 1 else ""
         for gate in cell.gates:
             if _gate_function(cell, gate.letter) != "unused":
-                yield flow(f"{gate.name} {gate.letter}{each}", cell.hidden_size, copies=n)
+                yield flow(f"{gate.name} {gate.letter}{each}", cell.hidden_size)
         for name, size in zip(cell.states, cell.state_sizes, strict=True):
-            yield flow(f"state {name}{each}", size, copies=n)
+            yield flow(f"state {name}{each}", size)
     steps = 0 if ends_sequence(spec) else T
     yield flow("output", spec.output_size, steps=steps)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +20,10 @@ from lstm_cli.network.network import Result, ends_sequence
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.version import __version__
 
-AUTO_BYTES = 16 << 20
+AUTO_BYTES = 64 << 20
 """What ``--batch-size auto`` lets the widest layer's values over a batch take."""
+STEP_BYTES = 256 << 10
+"""And the gates of the largest recurrent layer at one step, so that they stay in a cache."""
 
 StateShape = tuple[int, int, int, int | None]
 """Layer index, directions, features of h, features of c or None."""
@@ -98,10 +100,13 @@ def loss_of(model: Model) -> tuple[str, bool]:
 
 
 def fitting_batch(model: Model, data: Dataset) -> int:
-    """A batch size whose widest layer fills `AUTO_BYTES`, 1 to 1024."""
-    width = max(max(spec.input_size, spec.output_size) for spec in model.network.layers)
-    row = width * max(data.max_steps, 1) * np.dtype(model.network.engine.dtype).itemsize
-    return int(min(max(AUTO_BYTES // row, 1), 1024))
+    """A batch size whose step fits a cache, and whose steps together `AUTO_BYTES`."""
+    size = np.dtype(model.network.engine.dtype).itemsize
+    layers = model.network.layers
+    width = max(max(spec.input_size, spec.output_size) for spec in layers) * size
+    gates = max((len(s.cells[0].gates) * s.hidden_size for s in model.network.recurrent), default=1)
+    by_step = min(max(STEP_BYTES // (gates * size), 16), 256)
+    return int(max(1, min(by_step, AUTO_BYTES // (width * max(data.max_steps, 1)))))
 
 
 def run_dataset(
@@ -166,8 +171,10 @@ class _Run:
 
     def run(self) -> RunReport:
         begun = perf_counter()
+        writes = self.files.output is not None or self.files.gates is not None
         with self.stack:
-            self._open()
+            with self.watch.section("write") if writes else nullcontext():
+                self._open()
             file = -1
             for batch in self._batches():
                 if batch.file != file:
@@ -176,7 +183,7 @@ class _Run:
                 self._one(batch)
                 if self.progress is not None:
                     self.progress(len(batch.x))
-            with self.watch.section("write") if self.writer else ExitStack():
+            with self.watch.section("write") if writes else nullcontext():
                 self.stack.close()  # renames the results: they are whole
         seconds = perf_counter() - begun
         return self._report(seconds)
@@ -252,7 +259,9 @@ class _Run:
             if self.loss_is_named:
                 raise
             self.metrics = None
-            self.notes.append(f"the targets were not used: {error.problems[0].what}")
+            why = error.problems[0]
+            sides = f": expected {why.expected}, found {why.found}" if why.expected else ""
+            self.notes.append(f"the targets were not used: {why.what}{sides}")
         self.watch.add("metrics", perf_counter() - begun)
 
     def _note_not_finite(self, batch: Batch, outputs: Any) -> None:

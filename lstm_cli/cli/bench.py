@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lstm_cli.cli.console import Console
-from lstm_cli.cli.options import FILE, device_options, output_options
-from lstm_cli.errors import UsageError
+from lstm_cli.cli.options import FILE, check_apart, device_options, output_options
+from lstm_cli.errors import LstmCliError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   lstm-cli bench --against torch --against onnxruntime
+  lstm-cli bench --mode train --against torch
   lstm-cli bench --hidden 64,100,256 --batch 1,32 --steps 100 --features 12
   lstm-cli bench configs/japanese-vowels.yaml --batch 64 --steps 29
   lstm-cli bench --save before.json    # and later: --compare before.json"""
@@ -51,6 +52,9 @@ NUMBERS = Numbers()
 
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="[CONFIG]", required=False)
+@click.option(
+    "--mode", type=click.Choice(["forward", "train"]), default="forward", help="What is measured."
+)
 @click.option("--hidden", type=NUMBERS, help="Units H, a list.")
 @click.option("--batch", type=NUMBERS, help="Sequences N, a list.")
 @click.option("--steps", type=NUMBERS, help="Steps T, a list.")
@@ -60,12 +64,13 @@ NUMBERS = Numbers()
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for run.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of weights and inputs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is random.")
 @output_options
 @device_options
 def command(
     *,
     config_path: str | None,
+    mode: str,
     hidden: tuple[int, ...] | None,
     batch: tuple[int, ...] | None,
     steps: tuple[int, ...] | None,
@@ -84,19 +89,25 @@ def command(
     dtype: str,
     threads: int | None,
 ) -> None:
-    """Measure forward speed over a grid of sizes.
+    """Measure forward or training speed over a grid of sizes.
 
-    One LSTM layer of every combination of the lists, or the layers of CONFIG. Peers named with
-    --against get the same weights and inputs; their outputs are compared before anything is
-    timed, and rounds are interleaved, so that a ratio holds when the machine's speed drifts.
+    One LSTM layer of every combination of the lists, or the layers of CONFIG. With --mode train
+    a call is a training step: forward, loss (CONFIG's train.loss, or what suits the last layer),
+    backward, and Adam's update. Peers named with --against get the same weights, inputs and
+    targets. Their outputs, or a step's loss, gradients and update, are compared before anything
+    is timed, and rounds are interleaved, so that a ratio holds when the machine's speed drifts.
     """
     from lstm_cli import bench
     from lstm_cli.engines.selection import create_engine
 
     console = Console(as_json=as_json, quiet=quiet)
+    check_apart({"CONFIG": config_path}, save=save)
+    if save is not None and not save.resolve().parent.is_dir():
+        raise LstmCliError(f"--save cannot write to {save}", found="no such folder")
     peers = [bench.peer(name) for name in against]
     before = bench.load_baseline(baseline) if baseline is not None else None
-    sizes, layers_of = _work(config_path, overrides, hidden, batch, steps, features)
+    sizes, layers_of, loss = _work(config_path, overrides, hidden, batch, steps, features)
+    forward = mode == "forward"
     made = create_engine(engine, device, dtype, threads)
     with console.progress(len(sizes), "sizes") as advance, bench.watch_others() as others:
         results = bench.measure(
@@ -104,16 +115,22 @@ def command(
             layers_of,
             made,
             peers,
+            mode=mode,
+            loss=loss,
             rounds=rounds,
             seed=seed,
             progress=lambda done, total, size: advance(min(done, 1)),
         )
     here = bench.machine(made.threads, peers)
-    gates = bench.by_gate(layers_of(sizes[-1]), sizes[-1], made.threads, made.dtype, seed)
+    memory = bench.peak_memory()
+    last = layers_of(sizes[-1])
+    gates = bench.by_gate(last, sizes[-1], made.threads, made.dtype, seed) if forward else ()
     comparison = bench.compare(results, before, here) if before is not None else None
     from lstm_cli.cli.bench_tables import bench_report
 
-    console.show(*bench_report(results, gates, here, made, comparison))
+    console.show(*bench_report(results, gates, here, made, comparison, memory))
+    if not forward and bench.without_dropout(last) != last:
+        console.note("note: dropout is left out: no two frameworks draw the same masks")
     if others.cores is not None and others.cores > BUSY:
         console.note(
             f"warning: other programs used {others.cores:.1f} cores meanwhile; these figures, "
@@ -127,6 +144,7 @@ def command(
         console.note(f"saved to {save}")
     console.document(
         {
+            "mode": mode,
             "device": made.device,
             "engine": made.name,
             "dtype": made.dtype,
@@ -138,6 +156,7 @@ def command(
             "geometric_mean": bench.geometric_mean(results),
             "gates": gates,
             "comparison": comparison,
+            "peak_memory": memory,
             "cores_used_by_others": others.cores,
         }
     )
@@ -150,17 +169,17 @@ def _work(
     batch: tuple[int, ...] | None,
     steps: tuple[int, ...] | None,
     features: tuple[int, ...] | None,
-) -> tuple[tuple[Size, ...], Callable[[Size], tuple[LayerSpec, ...]]]:
-    """Sizes to measure, and the layers of one."""
+) -> tuple[tuple[Size, ...], Callable[[Size], tuple[LayerSpec, ...]], str | None]:
+    """Sizes to measure, the layers of one, and the loss that the config names."""
     from lstm_cli import bench
 
     if config_path is None:
         if overrides:
             raise UsageError("--set changes a CONFIG, and there is none")
         if (hidden, batch, steps, features) == (None, None, None, None):
-            return bench.DEFAULT_SIZES, bench.one_lstm
+            return bench.DEFAULT_SIZES, bench.one_lstm, None
         sizes = bench.grid(hidden or (128,), batch or (32,), steps or (100,), features)
-        return sizes, bench.one_lstm
+        return sizes, bench.one_lstm, None
     from lstm_cli.api.assembly import read_config
     from lstm_cli.engines.types import RecurrentSpec
 
@@ -175,4 +194,5 @@ def _work(
     widths = [spec.hidden_size for spec in specs if isinstance(spec, RecurrentSpec)]
     T = steps or (config.model.steps or 100,)
     sizes = bench.grid((max(widths, default=1),), batch or (1, 32), T, (specs[0].input_size,))
-    return sizes, lambda size: specs
+    loss = config.train.loss if config.train is not None else None
+    return sizes, lambda size: specs, loss

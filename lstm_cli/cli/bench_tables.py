@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lstm_cli.bench import geometric_mean
+from lstm_cli.bench import WORK, geometric_mean
 from lstm_cli.cli import units
 from lstm_cli.cli.tables import plain_table
 
@@ -22,21 +22,25 @@ def bench_report(
     machine: Machine,
     engine: Engine,
     comparison: Comparison | None,
+    memory: int | None,
 ) -> list[Any]:
-    """Everything that a benchmark shows."""
+    """Everything that a benchmark shows; `memory` is the peak in bytes, if it is known."""
     threads = f"{machine.threads} of {machine.cores} cores"
     head = f"{machine.processor}, {threads} · {engine.device}, {engine.name}, {engine.dtype}"
-    parts: list[Any] = [head, results[0].layers if _alike(results) else "", size_table(results)]
-    parts += [line for line in (_mean(results), *_skipped(results)) if line]
-    if comparison is not None:
-        parts += ["", comparison_table(comparison)]
+    parts: list[Any] = [head, _what(results), size_table(results)]
+    lines = (_mean(results), *_differing(results), *_skipped(results), _memory(results, memory))
+    parts += [line for line in lines if line]
+    if comparison is not None and comparison.changes:
+        parts += ["", comparison_table(comparison, results[0].mode)]
     if gates:
-        parts += ["", gate_table(gates, str(results[-1].size))]
-    return [part for k, part in enumerate(parts) if part != "" or k > 1]
+        parts += ["", f"by gate, reference engine, {results[-1].size}", gate_table(gates)]
+    return parts
 
 
-def _alike(results: Sequence[SizeResult]) -> bool:
-    return len({result.layers for result in results}) == 1
+def _what(results: Sequence[SizeResult]) -> str:
+    """What was measured: the layers too, if every size had the same."""
+    layers = {result.layers for result in results}
+    return WORK[results[0].mode] + (f" of {results[0].layers}" if len(layers) == 1 else "")
 
 
 def size_table(results: Sequence[SizeResult]) -> Table:
@@ -75,8 +79,28 @@ def _mean(results: Sequence[SizeResult]) -> str:
     agreed = [a.difference for r in results for a in r.agreements.values() if a.ok]
     counted = sum(result.ahead_of_best is not None for result in results)
     sizes = f"{counted} size{'s' if counted != 1 else ''}"
-    equal = f"outputs equal within {max(agreed):.0e}"
+    compared = "outputs" if results[0].mode == "forward" else "gradients"
+    equal = f"{compared} equal within {max(agreed):.0e}"
     return f"geometric mean over {sizes} {mean:.2f}× the best peer, {equal}"
+
+
+def _differing(results: Sequence[SizeResult]) -> list[str]:
+    """What of a peer was not the same: the first size of each kind."""
+    found: dict[tuple[str, str], str] = {}
+    for result in results:
+        for name, one in result.agreements.items():
+            if not one.ok:
+                difference = f"difference {one.difference:.1g}, tolerance {one.tolerance:.0e}"
+                line = f"no ratio, {name} at {result.size}: {one.what}, {difference}"
+                found.setdefault((name, one.what), line)
+    return list(found.values())
+
+
+def _memory(results: Sequence[SizeResult], memory: int | None) -> str:
+    if memory is None:
+        return ""
+    peers = any(result.agreements or result.skipped for result in results)
+    return f"peak memory {units.size(memory)}" + (", peers included" if peers else "")
 
 
 def _skipped(results: Sequence[SizeResult]) -> list[str]:
@@ -86,21 +110,27 @@ def _skipped(results: Sequence[SizeResult]) -> list[str]:
     return [f"not measured, {reason}" for reason in reasons]
 
 
-def gate_table(costs: Sequence[GateCost], size: str) -> Table:
-    """Where a step's time goes, gate by gate."""
-    title = f"by gate, reference engine, {size}"
-    table = plain_table(title, "layer", "part", "time", "share", numbers=("time", "share"))
+def gate_table(costs: Sequence[GateCost]) -> Table:
+    """Where the time of a pass goes: a row a gate, and one for what belongs to no gate."""
+    parts = tuple(dict.fromkeys(cost.part for cost in costs if cost.gate))
+    columns = ("layer", *parts, "time", "share")
+    table = plain_table("gate", *columns, numbers=columns)
+    rows: dict[tuple[int, str], list[GateCost]] = {}
     for cost in costs:
-        name = f"{cost.name} {cost.gate}" if cost.gate else "all gates"
-        share = f"{cost.share * 100:.0f} %"
-        table.add_row(name, str(cost.layer), cost.part, units.seconds(cost.seconds), share)
+        name = f"{cost.name} {cost.gate}" if cost.gate else cost.part
+        rows.setdefault((cost.layer, name), []).append(cost)
+    for (layer, name), own in rows.items():
+        times = {cost.part: units.seconds(cost.seconds) for cost in own}
+        whole, share = sum(c.seconds for c in own), sum(c.share for c in own)
+        cells = [times.get(part, "") for part in parts]
+        table.add_row(name, str(layer), *cells, units.seconds(whole), f"{share * 100:.0f} %")
     return table
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Comparison, mode: str) -> Table:
     """A saved baseline beside this run; above 1 is faster than before."""
     numbers = ("before", "now", "before / now")
-    table = plain_table("against the baseline", *numbers, numbers=numbers)
+    table = plain_table(f"{WORK[mode]} against the baseline", *numbers, numbers=numbers)
     for change in comparison.changes:
         before, now = units.seconds(change.before), units.seconds(change.now)
         table.add_row(str(change.size), before, now, f"{change.ratio:.2f}×")

@@ -46,7 +46,18 @@ class Console:
         """Tables and text on stdout; nothing where JSON is wanted."""
         if not self.as_json:
             for renderable in renderables:
-                self._out.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+                self._print(renderable)
+
+    def _print(self, renderable: Any) -> None:
+        if isinstance(renderable, str):
+            self._out.print(renderable, soft_wrap=True, markup=False)
+        elif self._out.is_terminal:
+            self._out.print(renderable)
+        else:  # a file gets no blanks at the ends of lines
+            with self._out.capture() as captured:
+                self._out.print(renderable)
+            lines = captured.get().splitlines()
+            self._out.print("\n".join(map(str.rstrip, lines)), soft_wrap=True, markup=False)
 
     def document(self, value: Any) -> None:
         """The JSON document on stdout, if JSON is wanted."""
@@ -71,6 +82,23 @@ class Console:
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task("", total=total)
             yield lambda done: bar.advance(task, done)
+
+    @property
+    def watched(self) -> bool:
+        """Whether stderr is a terminal, where a line can move."""
+        return self._err.is_terminal
+
+    @property
+    def width(self) -> int:
+        """Columns of stderr."""
+        return self._err.width
+
+    def live_bar(self, width: int) -> Any:
+        """One moving line on stderr: field `head`, a bar so wide, field `tail`."""
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        head, tail = TextColumn("{task.fields[head]}"), TextColumn("{task.fields[tail]}")
+        return Progress(head, BarColumn(width), tail, console=self._err, transient=True)
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lstm_cli.data import FileReport
-    from lstm_cli.data.report import GroupReport
+    from lstm_cli.data.report import GroupReport, Spread, StoredReport
 
 EPILOG = """\b
 Examples:
@@ -23,6 +25,9 @@ Examples:
   lstm-cli data events.h5:/run7 --json"""
 
 SHOWN_CLASSES = 12
+SHOWN_CANDIDATES = 12
+SHOWN_ALIKE = 20
+"""Datasets of one kind, groups and problems that are shown; JSON has them all."""
 
 
 @click.command(epilog=EPILOG)
@@ -51,8 +56,10 @@ def command(path: str, *, as_json: bool, quiet: bool, debug: bool, allow_externa
 def _lines(report: FileReport) -> list[Any]:
     lines: list[Any] = [f"{report.path} · {report.format}, {units.size(report.size)}", ""]
     lines.append(_stored(report))
-    for group in report.groups:
+    for group in report.groups[:SHOWN_ALIKE]:
         lines += ["", *_group(group)]
+    if (more := len(report.groups) - SHOWN_ALIKE) > 0:
+        lines += ["", f"… {more:,} more groups of sequences"]
     if report.suggestion:
         lines += ["", "to begin a config with:", ""]
         lines += [f"    {line}" if line else "" for line in report.suggestion.splitlines()]
@@ -63,31 +70,68 @@ def _stored(report: FileReport) -> Table:
     from lstm_cli.cli.tables import plain_table
 
     table = plain_table("dataset", "shape", "dtype", "bytes", "stored", "taken for")
+    alike: Counter[Hashable] = Counter()
     for item in report.datasets:
-        chunks = "contiguous" if item.chunks is None else f"chunks {units.shape(item.chunks)}"
-        stored = chunks if item.compression is None else f"{chunks}, {item.compression}"
-        shape = units.shape(item.shape) if item.shape else "()"
-        nbytes = units.size(item.nbytes)
-        table.add_row(item.path, shape, item.dtype, nbytes, stored, item.role)
+        kind = _kind(item)
+        alike[kind] += 1
+        if alike[kind] <= SHOWN_ALIKE:
+            table.add_row(item.path, *_cells(item))
+    for kind, count in alike.items():
+        if count > SHOWN_ALIKE:
+            first = next(item for item in report.datasets if _kind(item) == kind)
+            table.add_row(f"… {count - SHOWN_ALIKE:,} more like {first.path}")
     return table
 
 
+def _kind(item: StoredReport) -> Hashable:
+    """Equal for datasets that differ in name and size alone."""
+    rank = None if item.shape is None else len(item.shape)
+    return item.role, item.dtype, item.storage, item.compression, rank
+
+
+def _cells(item: StoredReport) -> tuple[str, ...]:
+    chunks = item.storage if item.chunks is None else f"chunks {units.shape(item.chunks)}"
+    stored = chunks if item.compression is None else f"{chunks}, {item.compression}"
+    shape = "?" if item.shape is None else units.shape(item.shape) if item.shape else "()"
+    nbytes = "?" if item.nbytes is None else units.size(item.nbytes)
+    return shape, item.dtype, f"{nbytes} + values" if item.in_heap else nbytes, stored, item.role
+
+
 def _group(group: GroupReport) -> list[str]:
-    low, middle, high = group.steps
-    steps = f"{low:,} each" if low == high else f"{low:,} to {high:,}, median {middle:,.0f}"
     lines = [
         f"{group.name}: {group.layout} ({group.reason})",
         f"  sequences  {group.count:,}",
-        f"  steps      {steps}; {group.total_steps:,} in all",
-        f"  features   {group.features:,} ({group.dtype})",
+        *_extent(group),
     ]
     if group.names:
-        lines.append(f"  names      {', '.join(group.names)}, …")
+        more = ", …" if group.count > len(group.names) else ""
+        lines.append(f"  names      {', '.join(group.names)}{more}")
     if group.targets is not None:
         lines.append(f"  targets    {_targets(group)}")
     if group.class_counts:
         lines.append(f"  classes    {_classes(group)}")
     return lines
+
+
+def _extent(group: GroupReport) -> list[str]:
+    """Steps and features; where nothing says how many features, the values in a row."""
+    if group.values is not None:
+        shown = [f"{k:,}" for k in group.candidates[-SHOWN_CANDIDATES:]]
+        return [
+            f"  values     {_spread(group.values)} in a row",
+            f"  features   one of {', '.join(shown)} ({group.dtype})",
+        ]
+    if group.steps is None:
+        return []
+    return [
+        f"  steps      {_spread(group.steps)}; {group.total_steps:,} in all",
+        f"  features   {group.features:,} ({group.dtype})",
+    ]
+
+
+def _spread(values: Spread) -> str:
+    low, middle, high = values
+    return f"{low:,} each" if low == high else f"{low:,} to {high:,}, median {middle:,.0f}"
 
 
 def _targets(group: GroupReport) -> str:
@@ -113,9 +157,11 @@ def _classes(group: GroupReport) -> str:
 def _warn(console: Console, report: FileReport) -> None:
     count = len(report.problems)
     console.note(f"{count} thing{'s' if count > 1 else ''} to look at")
-    for problem in report.problems:
+    for problem in report.problems[:SHOWN_ALIKE]:
         console.note("")
         for line in problem.lines():
             console.note(f"  {line}")
         if problem.hint is not None:
             console.note(f"  hint: {problem.hint}")
+    if count > SHOWN_ALIKE:
+        console.note(f"\n  … {count - SHOWN_ALIKE:,} more")

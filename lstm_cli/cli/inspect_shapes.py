@@ -80,7 +80,7 @@ def command(
 
 
 def _report(inspection: Inspection) -> list[Any]:
-    from lstm_cli.cli.tables import block_table, flow_table, heading
+    from lstm_cli.cli.tables import block_tables, flow_table, heading
 
     compared = inspection.weights is not None
     nbytes = units.size(inspection.bytes)
@@ -88,6 +88,8 @@ def _report(inspection: Inspection) -> list[Any]:
     lines += [f"weights {inspection.weights}"] if compared else []
     lines += [f"data {inspection.data}"] if inspection.data is not None else []
     for layer in inspection.layers:
-        blocks = [block_table(layer, compared=compared), ""] if layer.blocks else []
-        lines += ["", heading(layer), *blocks, flow_table(layer)]
+        lines += ["", heading(layer)]
+        for table in block_tables(layer, compared=compared):
+            lines += [table, ""]
+        lines.append(flow_table(layer))
     return lines

@@ -14,6 +14,7 @@ from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
+    "train": "Backpropagation through time, with checkpoints that can be resumed.",
     "inspect-shapes": "Every matrix of every gate, and what does not fit.",
     "bench": "Speed over a grid of sizes, side by side with peers.",
     "data": "What an HDF5 file holds, and what to put in the config.",
@@ -84,9 +85,11 @@ def cli(ctx: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Nothing but ``--debug`` shows a traceback."""
     args = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     try:
         # A command returns its exit code; --help and --version return 0.
-        code = cli.main(args, prog_name="lstm-cli", standalone_mode=False)
+        # `obj` lets a command name the line it was called with.
+        code = cli.main(args, prog_name="lstm-cli", standalone_mode=False, obj=args)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
@@ -95,13 +98,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
-        # What reads our output has gone; give the interpreter somewhere to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 1
     except Exception as error:
         if "--debug" in args:
             raise
         return _failed(error)
+
+
+def _give_up_stdout() -> None:
+    """What takes our output has gone or is full; let the interpreter flush the rest elsewhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _prepare_streams() -> None:
+    """Let tables and messages be printed wherever they go: they have letters beyond ASCII."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever called us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _misused(error: click.ClickException) -> int:
@@ -120,7 +137,11 @@ def _failed(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, MemoryError):
         click.echo(f"error: not enough memory: {error}", err=True)
-        click.echo("hint: a smaller --batch-size needs less", err=True)
+        click.echo("hint: fewer units or a smaller --batch-size need less", err=True)
+        return 1
+    if isinstance(error, OSError) and error.filename is None:
+        _give_up_stdout()
+        click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
         return 1
     click.echo(f"error: {type(error).__name__}: {error}", err=True)
     click.echo("hint: this is a fault in lstm-cli; --debug shows where", err=True)

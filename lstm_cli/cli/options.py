@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,11 +41,11 @@ class ModelOptions:
 
         return read_config(path, self.overrides, self.seed)
 
-    def create_engine(self) -> Engine:
-        """The engine asked for."""
+    def create_engine(self, threads: int | None = None) -> Engine:
+        """The engine asked for, with `threads` unless --threads says otherwise."""
         from lstm_cli.engines.selection import create_engine
 
-        return create_engine(self.engine, self.device, self.dtype, self.threads)
+        return create_engine(self.engine, self.device, self.dtype, self.threads or threads)
 
     def weights_of(self, path: str) -> str | Path | None:
         """--weights, or the weights file that CONFIG itself is."""
@@ -178,10 +179,26 @@ def data_options(config: Config, allow_external: bool) -> DataOptions:
     )
 
 
-def check_apart(*, data: Sequence[str] = (), **paths: Path | None) -> None:
-    """Raise UsageError if a file to write is also another one's, or one of the data files."""
+def check_apart(
+    read: Mapping[str, str | Path | None] = MappingProxyType({}),
+    *,
+    data: Sequence[str] = (),
+    **written: Path | None,
+) -> None:
+    """Raise UsageError if a file to write is also another one's, or one that is read.
+
+    Parameters
+    ----------
+    read
+        Files that are read, by what they are called.
+    data
+        The data files.
+    written
+        Files to write, by option.
+    """
     taken = {Path(path).resolve(): "DATA" for path in data}
-    for name, path in paths.items():
+    taken |= {Path(path).resolve(): name for name, path in read.items() if path is not None}
+    for name, path in written.items():
         if path is None:
             continue
         other = taken.setdefault(path.resolve(), f"--{name}")

@@ -9,6 +9,7 @@ import click
 
 from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
+from lstm_cli.cli.interrupts import interruptible
 from lstm_cli.cli.options import (
     FILE,
     ModelOptions,
@@ -74,23 +75,30 @@ def command(
     from lstm_cli.api.stream import RunFiles, fitting_batch, run_dataset
     from lstm_cli.data import open_data
 
-    check_apart(output=output, gates=gates, state=state)
     console = Console(as_json=as_json, quiet=quiet)
     config = options.config(config_path)
+    read = {
+        "CONFIG": config_path,
+        "--weights": options.weights,
+        "the config's weights": config.weights,
+        "--state": state,
+    }
+    check_apart(read, output=output, gates=gates)
     with open_data(data_paths, data_options(config, allow_external)) as data:
-        check_apart(output=output, gates=gates, data=data.paths)
+        check_apart(data=data.paths, output=output, gates=gates)
         check_data(config, data)
         model = options.model(config_path, config)
         shapes = network_shapes(config)
         console.show(*_head(model, data, shapes))
         size = batch_size or fitting_batch(model, data)
-        with console.progress(data.count, "sequences") as progress:
+        bar = console.progress(data.count, "sequences")
+        with bar as advance, interruptible("finishing the batch", quiet=quiet) as check:
             report = run_dataset(
                 model,
                 data,
                 batch_size=size,
                 files=RunFiles(output, gates, state),
-                progress=progress,
+                progress=lambda done: (advance(done), check())[0],
             )
         _notes(console, report)
         console.show(*_tail(report, output, gates))

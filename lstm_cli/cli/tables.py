@@ -47,8 +47,8 @@ def gate_tables(layer: LayerShapes) -> list[Table]:
     tables = []
     for _, group in groupby(layer.directions, key=lambda d: (d.gates, d.states)):
         alike = list(group)
-        one = len(layer.directions) == 1
-        title = "gate" if one else f"gate, {' and '.join(d.direction for d in alike)}"
+        every = len(alike) == len(layer.directions)
+        title = "gate" if every else f"gate, {alike[0].direction}"
         tables.append(_gate_table(title, alike[0]))
     return tables
 
@@ -105,21 +105,28 @@ def _rate(row: TimingRow) -> str:
     return f"{units.size(row.gbytes * 1e9)}/s" if row.gbytes is not None else ""
 
 
-def block_table(layer: LayerShapes, *, compared: bool) -> Table:
-    """Every matrix and vector of every gate of a layer, beside a weights file's if compared."""
-    stored = f"stored under layers.{layer.index}."
-    columns = ("", "role", "formula", "shape", "parameters", "bytes", stored)
+def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
+    """Every matrix and vector of every gate of a layer, a table for each direction.
+
+    With `compared`, beside those of a weights file.
+    """
+    groups = groupby(layer.blocks, key=lambda block: block.stored.rpartition(".")[0])
+    return [_block_table(prefix, list(blocks), compared) for prefix, blocks in groups]
+
+
+def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
+    columns = ("", "role", "formula", "shape", "params", "bytes", f"under {prefix}.")
     if compared:
-        columns = ("", "role", "formula", "config", "weights file", "misfit", stored)
-    table = plain_table(*columns, numbers=("parameters", "bytes"))
-    for block in layer.blocks:
+        columns = ("", "role", "formula", "config", "weights file", "misfit", f"under {prefix}.")
+    table = plain_table(*columns, numbers=("params", "bytes"))
+    for block in blocks:
         sides = _compared(block) if compared else _sizes(block)
         style = "red" if block.mark else ""
-        place = block.stored.removeprefix(f"layers.{layer.index}.")
+        place = block.stored.removeprefix(f"{prefix}.")
         table.add_row(block.symbol, block.role, block.formula, *sides, place, style=style)
     if not compared:
-        total = f"{layer.parameters:,}"
-        table.add_row("", "all", "", "", total, units.size(layer.bytes), "", style="bold")
+        count, size = sum(b.parameters for b in blocks), sum(b.bytes for b in blocks)
+        table.add_row("", "all", "", "", f"{count:,}", units.size(size), "", style="bold")
     return table
 
 

@@ -90,7 +90,7 @@ def create_engine(
 
 def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        guess = nearest(name, known)
+        guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else known)
         raise UsageError(
             f"{name!r} is not {'an' if what[0] in 'aeiou' else 'a'} {what}",
             expected=", ".join(known),

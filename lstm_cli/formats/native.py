@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.atomic import reason, write_whole
 from lstm_cli.version import __version__
 
 SUFFIX = ".safetensors"
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_COUNTS = {"I64": "<i8", "U8": "|u1"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,15 @@ class WeightsFile:
         The config it carries, as YAML text; None if it carries none.
     sha256
         Of the file.
+    metadata
+        All texts it carries, by name; the config is one of them.
     """
 
     path: Path
     tensors: Mapping[str, Array]
     config: str | None
     sha256: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_native(path: str | Path) -> bool:
@@ -47,8 +53,15 @@ def is_native(path: str | Path) -> bool:
     return Path(path).suffix.lower() == SUFFIX
 
 
-def read(path: str | Path) -> WeightsFile:
+def read(path: str | Path, named_at: str | None = None, *, counts: bool = False) -> WeightsFile:
     """Read a safetensors file.
+
+    Parameters
+    ----------
+    named_at
+        The line that names it, for errors.
+    counts
+        Take integers too, as a checkpoint has them; no weight is one.
 
     Raises
     ------
@@ -61,8 +74,9 @@ def read(path: str | Path) -> WeightsFile:
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"the weights file {path} cannot be read",
-            found=_reason(error),
-            hint="--weights names a .safetensors file" if path.is_dir() else None,
+            found=reason(error),
+            where=() if named_at is None else named_at,
+            hint="--weights names a .safetensors file",
         ) from None
     from safetensors import SafetensorError, deserialize
 
@@ -75,20 +89,21 @@ def read(path: str | Path) -> WeightsFile:
             found=str(error).removeprefix("Error while deserializing: "),
             hint="lstm-cli runs its own .safetensors weights",
         ) from None
-    tensors = {name: _array(path, name, entry) for name, entry in entries}
-    return WeightsFile(path, tensors, _config(data), hashlib.sha256(data).hexdigest())
+    known = _DTYPES | _COUNTS if counts else _DTYPES
+    tensors = {
+        name: _array(path, name, entry, known) for name, entry in sorted(entries, key=itemgetter(0))
+    }
+    metadata = _metadata(data)
+    digest = hashlib.sha256(data).hexdigest()
+    return WeightsFile(path, tensors, metadata.get("config"), digest, metadata)
 
 
-def _reason(error: OSError | ValueError) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()
-
-
-def _array(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
-    code = _DTYPES.get(entry["dtype"])
+def _array(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, str]) -> Array:
+    code = known.get(entry["dtype"])
     if code is None:
         raise WeightsError(
             f"{name} is stored as {entry['dtype']}",
-            expected="one of " + ", ".join(_DTYPES),
+            expected="one of " + ", ".join(known),
             where=str(path),
         )
     try:
@@ -104,40 +119,51 @@ def _array(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
     return values
 
 
-def _config(data: bytes) -> str | None:
-    """The config in the metadata; the header was checked when the tensors were read."""
-    import json
-
+def _metadata(data: bytes) -> dict[str, str]:
+    """The texts in the header, which was checked when the tensors were read."""
     size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    config = metadata.get("config")
-    return config if isinstance(config, str) else None
+    return {name: text for name, text in metadata.items() if isinstance(text, str)}
 
 
-def write(path: str | Path, tensors: Mapping[str, Array], config: str | None) -> None:
+def write(
+    path: str | Path,
+    tensors: Mapping[str, Array],
+    config: str | None,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    what: str = "the weights",
+) -> None:
     """Write a native file: to a temporary name first, renamed when it is whole.
+
+    The same tensors and texts give the same bytes.
+
+    Parameters
+    ----------
+    metadata
+        Further texts to carry, by name.
+    what
+        What the file is, for errors.
 
     Raises
     ------
     LstmCliError
-        The folder is not there, not writable, or full.
+        The folder is not there, not writable, or full. An older file stays as it was.
     """
     from safetensors.numpy import save
 
-    path = Path(path)
-    metadata = {"format": "lstm-cli", "version": __version__}
+    texts = {**(metadata or {}), "format": "lstm-cli", "version": __version__}
     if config is not None:
-        metadata["config"] = config
-    data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LstmCliError(
-            f"the weights cannot be written to {path}", found=_reason(error)
-        ) from None
+        texts["config"] = config
+    data = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, texts)
+    write_whole(Path(path), _repeatable(data), what)
+
+
+def _repeatable(data: bytes) -> bytes:
+    """The file with its texts in order: the library writes them in a random one."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]

@@ -44,9 +44,10 @@ class Criterion:
     targets
         Loss and shape of the outputs.
     class_weights
-        (F,) under cross_entropy: what a row of each class counts for; None: all alike.
+        What a row of each class counts for: (F,) under cross_entropy; (2,), of 0 and of 1,
+        under binary_cross_entropy of one unit. None: all alike.
     label_smoothing
-        Under cross_entropy: this share of each target is spread over all classes
+        Under either: this share of each target is spread over all classes
         (Szegedy et al. 2016).
     """
 
@@ -92,14 +93,27 @@ class Criterion:
         if self.targets.loss == "cross_entropy":
             return self._cross_entropy(a, wanted)
         wanted = wanted.astype(np.float64)
-        F = a.shape[1]
         if self.targets.loss == "binary_cross_entropy":
-            value = losses.binary_cross_entropy(a, wanted)
-            d = losses.sigmoid(a) - wanted
-        else:
-            value = losses.ELEMENTWISE[self.targets.loss](a, wanted)
-            d = losses.DERIVATIVES[self.targets.loss](a, wanted)
-        return value.mean(axis=1), d / F, np.ones(len(a))
+            return self._binary_cross_entropy(a, wanted)
+        value = losses.ELEMENTWISE[self.targets.loss](a, wanted)
+        d = losses.DERIVATIVES[self.targets.loss](a, wanted)
+        return value.mean(axis=1), d / a.shape[1], np.ones(len(a))
+
+    def _binary_cross_entropy(self, a: Array, t: Array) -> tuple[Array, Array, Array]:
+        smooth = (1 - self.label_smoothing) * t + self.label_smoothing / 2
+        value = losses.binary_cross_entropy(a, smooth)
+        d = losses.sigmoid(a) - smooth
+        if self.class_weights is None:
+            return value.mean(axis=1), d / a.shape[1], np.ones(len(a))
+        # As under cross_entropy: each class's share counts for its own weight.
+        zero, one = self.class_weights
+        weights = (zero * (1 - t) + one * t)[:, 0]
+        scale = 1 / np.where(weights, weights, 1)[:, None]
+        negative, positive = zero * (1 - smooth) * scale, one * smooth * scale
+        value = negative * losses.binary_cross_entropy(a, np.zeros_like(a))
+        value += positive * losses.binary_cross_entropy(a, np.ones_like(a))
+        p = losses.sigmoid(a)
+        return value[:, 0], negative * p - positive * (1 - p), weights
 
     def _cross_entropy(self, a: Array, wanted: Array) -> tuple[Array, Array, Array]:
         F = a.shape[1]

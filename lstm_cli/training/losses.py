@@ -1,6 +1,6 @@
 """Losses, summed over what is counted; cross-entropies from the logits.
 
-Every function takes rows of shape (rows, F) and gives the loss of each number or row, in
+Every loss takes rows of shape (rows, F) and gives the loss of each number or row, in
 float64, so that means over any number of batches come out the same.
 """
 
@@ -10,9 +10,18 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.types import Array, DenseSpec, Layers
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")
+
+_BY_ACTIVATION = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
+
+
+def loss_for(layers: Layers) -> str:
+    """The loss that suits the last layer: what is meant where none is named."""
+    last = layers[-1]
+    name = last.activation_name if isinstance(last, DenseSpec) else ""
+    return _BY_ACTIVATION.get(name, "mse")
 
 
 @np.errstate(all="ignore")  # what is not finite shows in the loss

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
 from lstm_cli.training.targets import Targets
+
+METRICS = ("loss", "accuracy", "auc", "mse", "mae")
+"""Every metric, in the order in which they are shown."""
 
 
 def area_under_curve(scores: Array, positive: Array) -> float | None:
@@ -87,6 +92,27 @@ class Metrics:
             if auc is not None:
                 means["auc"] = auc
         return means
+
+    def mean(self, name: str) -> float | None:
+        """The mean of one metric so far; None if nothing was counted, or for ``auc``."""
+        return self._sums[name] / self.count if self.count and name in self._sums else None
+
+    def state_arrays(self) -> dict[str, Array]:
+        """What was gathered, for `load_state`: counts and sums, and the scores of a curve."""
+        arrays = {f"sum.{name}": np.asarray(total) for name, total in self._sums.items()}
+        arrays["count"] = np.asarray(self.count, np.int64)
+        if self._scores:
+            arrays["scores"] = np.concatenate(self._scores)
+            arrays["positive"] = np.concatenate(self._positive).astype(np.uint8)
+        return arrays
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from what `state_arrays` gave."""
+        self.count = int(arrays["count"])
+        sums = {name: value for name, value in arrays.items() if name.startswith("sum.")}
+        self._sums = {name.removeprefix("sum."): float(value) for name, value in sums.items()}
+        self._scores = [arrays["scores"]] if "scores" in arrays else []
+        self._positive = [arrays["positive"].astype(bool)] if "scores" in arrays else []
 
     def _add(self, name: str, values: Array) -> None:
         # Means are over rows; a row's features are averaged first.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -158,6 +163,105 @@ def test_output_onto_the_input(lstm, config, data):
     before = Path(data).read_bytes()
     assert lstm("run", config, data, "--output", data).code == 2
     assert Path(data).read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--output", "--gates"])
+def test_output_onto_what_is_read(lstm, config, data, tmp_path, option):
+    weights = tmp_path / "w.safetensors"
+    lstm_cli.build(config).save(weights)
+    own = one(tmp_path / "own.yaml", config.read_text() + "weights: w.safetensors\n")
+    for arguments, target in (
+        ([config], config),
+        ([config, "--weights", weights], weights),
+        ([weights], weights),
+        ([own], weights),
+    ):
+        before = target.read_bytes()
+        outcome = lstm("run", arguments[0], data, *arguments[1:], option, target)
+        assert outcome.code == 2
+        assert target.read_bytes() == before
+
+
+def test_missing_weights_of_a_config_name_its_line(lstm, config, data, tmp_path):
+    own = one(tmp_path / "own.yaml", config.read_text() + "weights: none.safetensors\n")
+    outcome = lstm("run", own, data)
+    assert outcome.code == 4
+    assert "own.yaml line 8" in outcome.err
+
+
+def test_targets_that_a_named_loss_cannot_take_are_a_misfit(lstm, config, data):
+    with h5py.File(data, "a") as file:
+        file["targets"] = np.zeros((7, 9, 2), np.float32)
+    for command in ("run", "inspect-shapes"):
+        outcome = lstm(command, config, data, "--set", "train.loss=mse")
+        assert outcome.code == 3
+        assert "a target has shape (2,), an output (3,)" in outcome.err
+        assert "hint:" in outcome.err
+    last = "--set", "model.layers.1.return_sequences=false"
+    outcome = lstm("run", config, data, "--set", "train.loss=mse", *last)
+    assert outcome.code == 3
+    assert "one a step, the outputs one a sequence" in outcome.err
+
+
+def test_weights_beyond_the_memory(lstm, config, data):
+    outcome = lstm("run", config, data, "--set", "model.layers.0.hidden_size=200000")
+    assert outcome.code == 4
+    assert "net.yaml" in outcome.err or "--set" in outcome.err
+    assert "layer 0" in outcome.err
+
+
+def shell(arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "lstm_cli", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_output_in_any_encoding(config, data, tmp_path, encoding):
+    done = shell(
+        ["run", config, data, "--output", tmp_path / "o.h5"],
+        stdout=subprocess.PIPE,
+        env=dict(os.environ, PYTHONIOENCODING=encoding),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o.h5").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_is_no_fault(config, data):
+    with open("/dev/full", "wb") as full:
+        done = shell(["run", config, data], stdout=full)
+    assert done.returncode == 1
+    assert b"cannot be written" in done.stderr
+    assert b"fault" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_between_batches(tmp_path, config, number):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["inputs"] = np.zeros((40000, 20, 5), np.float32)
+    gates = tmp_path / "gates.h5"
+    command = [sys.executable, "-m", "lstm_cli", "run", config, tmp_path / "x.h5"]
+    with subprocess.Popen(
+        [*map(str, command), "--gates", str(gates)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".gates*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        err = process.stderr.read()
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.yaml", "x.h5"]
 
 
 def test_interrupt(lstm, config, data, monkeypatch, tmp_path):

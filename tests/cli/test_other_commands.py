@@ -20,8 +20,11 @@ def _at_root(monkeypatch, request):
 
 
 def test_inspect_lists_eight_matrices_and_four_biases(lstm):
-    outcome = lstm("inspect-shapes", "configs/japanese-vowels.yaml")
-    assert outcome.code == 0
+    one_way = "model.layers.0.bidirectional=false"
+    outcome = lstm(
+        "inspect-shapes", "configs/japanese-vowels.yaml", "--set", one_way, "--set", "weights="
+    )
+    assert outcome.code == 0, outcome.err
     rows = [line.split() for line in outcome.out.splitlines()]
     names = [row[0] for row in rows if row]
     for letter in "ifgo":
@@ -38,7 +41,7 @@ def test_inspect_with_data_knows_steps_and_bytes(lstm):
     document = lstm(
         "inspect-shapes", "configs/japanese-vowels.yaml", f"{VOWELS}:/test", "--json"
     ).json
-    assert document["parameters"] == 46109
+    assert document["parameters"] == 92209
     flow = document["layers"][0]["flows"][1]
     assert flow["per_batch"] == [64, 29, 100]
     assert flow["bytes"] == 64 * 29 * 100 * 4
@@ -129,6 +132,53 @@ def test_data_says_what_is_wrong(lstm, tmp_path):
     assert lstm("data", tmp_path / "none.h5").code == 3
 
 
+def test_data_describes_rows_of_unknown_features(lstm, tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        rows = file.create_dataset("inputs", (2,), h5py.vlen_dtype(np.float32))
+        rows[0], rows[1] = np.ones(8), np.ones(12)
+    outcome = lstm("data", tmp_path / "x.h5")
+    assert outcome.code == 0
+    assert "8 to 12, median 10 in a row" in outcome.out
+    assert "one of 1, 2, 4" in outcome.out
+    assert "input_size: 4" in outcome.out
+    assert "--set" not in outcome.err
+
+
+def test_data_exits_3_if_groups_differ_in_features(lstm, tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, features in {"a": 5, "b": 4}.items():
+            file[f"{name}/inputs"] = np.ones((3, features))
+    outcome = lstm("data", tmp_path / "x.h5")
+    assert outcome.code == 3
+    assert "differ in features" in outcome.err
+
+
+def test_data_shows_a_few_of_many_alike(lstm, tmp_path):
+    rng = np.random.default_rng(2)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for n in range(35):
+            file[f"s{n}/inputs"] = rng.normal(size=(2, 3))
+            file[f"s{n}/targets"] = n % 2
+    outcome = lstm("data", tmp_path / "x.h5")
+    assert "/s19/inputs" in outcome.out
+    assert "/s20/inputs" not in outcome.out
+    assert "… 15 more like /s0/inputs" in outcome.out
+    assert "… 15 more like /s0/targets" in outcome.out
+    assert len(lstm("data", tmp_path / "x.h5", "--json").json["datasets"]) == 70
+
+
+def test_data_shows_a_few_of_many_problems_and_parts(lstm, tmp_path):
+    x = np.full((2, 3, 30), np.nan)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for n in range(25):
+            file[f"p{n}/inputs"] = x
+    outcome = lstm("data", tmp_path / "x.h5")
+    assert "… 5 more groups of sequences" in outcome.out
+    assert "… 730 more" in outcome.err
+    document = lstm("data", tmp_path / "x.h5", "--json").json
+    assert (len(document["groups"]), len(document["problems"])) == (25, 750)
+
+
 def test_devices(lstm):
     document = lstm("devices", "--json").json
     by_name = {engine["engine"]: engine for engine in document["engines"]}
@@ -157,7 +207,7 @@ def test_bench_measures_compares_and_saves(lstm, tmp_path):
     assert "by gate" in outcome.out
     compared = lstm("bench", *SMALL, "--compare", tmp_path / "b.json")
     assert compared.code == 0
-    assert "against the baseline" in compared.out
+    assert "forward passes against the baseline" in compared.out
 
 
 def test_bench_against_a_peer_compares_outputs_first(lstm):
@@ -168,6 +218,92 @@ def test_bench_against_a_peer_compares_outputs_first(lstm):
         assert result["ratios"]["onnxruntime"] > 0
     assert document["geometric_mean"] > 0
     assert {cost["gate"] for cost in document["gates"]} >= set("ifgo")
+
+
+TRAINING = ("--mode", "train", *SMALL)
+
+
+def test_bench_measures_training_steps(lstm):
+    outcome = lstm("bench", *TRAINING)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[1] == "training steps"
+    assert "GFLOP/s" in outcome.out
+    assert "peak memory" in outcome.out
+    assert "by gate" not in outcome.out
+    assert lstm("bench", *SMALL).out.splitlines()[1] == "forward passes"
+    assert lstm("bench", "--mode", "sideways").code == 2
+
+
+def test_bench_of_training_in_json(lstm):
+    document = lstm("bench", *TRAINING, "--json").json
+    assert document["mode"] == "train"
+    assert document["gates"] == []
+    assert document["peak_memory"] > 1 << 20
+    assert [result["layers"] for result in document["results"]] == [
+        "lstm 4 → 5, mse",
+        "lstm 4 → 8, mse",
+    ]
+    assert lstm("bench", *SMALL, "--json").json["mode"] == "forward"
+
+
+def test_bench_of_training_compares_gradients_with_a_peer_first(lstm):
+    pytest.importorskip("torch")
+    document = lstm("bench", *TRAINING, "--against", "torch", "--json").json
+    for result in document["results"]:
+        assert result["agreements"]["torch"]["ok"]
+        assert result["agreements"]["torch"]["what"].startswith("gradient of layers.0.")
+        assert result["ratios"]["torch"] > 0
+    outcome = lstm("bench", *TRAINING, "--against", "torch")
+    assert "gradients equal within" in outcome.out
+    assert "peers included" in outcome.out
+
+
+def test_bench_says_why_a_peer_has_no_ratio(lstm, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr("lstm_cli.bench.training.TOLERANCES", {"float32": -1.0})
+    outcome = lstm("bench", *TRAINING, "--against", "torch")
+    assert outcome.code == 0
+    assert "differs by" in outcome.out
+    assert "no ratio, torch at 5 × 2 × 3, D 4: loss, difference" in outcome.out
+    assert "geometric mean" not in outcome.out
+
+
+def test_bench_says_who_does_not_train(lstm):
+    pytest.importorskip("onnxruntime")
+    outcome = lstm("bench", *TRAINING, "--against", "onnxruntime")
+    assert outcome.code == 0
+    assert "ONNX Runtime does not train" in outcome.out
+
+
+def test_bench_keeps_baselines_of_both_modes_apart(lstm, tmp_path):
+    assert lstm("bench", *TRAINING, "--save", tmp_path / "b.json").code == 0
+    same = lstm("bench", *TRAINING, "--compare", tmp_path / "b.json")
+    assert "training steps against the baseline" in same.out
+    other = lstm("bench", *SMALL, "--compare", tmp_path / "b.json")
+    assert other.code == 0
+    assert "against the baseline" not in other.out
+    assert "bench --mode train measures what the baseline did" in other.err
+
+
+@pytest.mark.parametrize(
+    ("last", "section", "loss"),
+    [
+        ("{type: dense, units: 3, activation: softmax}", "", "cross_entropy"),
+        ("{type: dense, units: 3, activation: sigmoid}", "", "binary_cross_entropy"),
+        ("{type: dense, units: 3}", "", "mse"),
+        ("{type: dense, units: 3}", "train: {loss: huber}\n", "huber"),
+    ],
+)
+def test_bench_trains_a_config_with_its_loss(lstm, tmp_path, last, section, loss):
+    path = tmp_path / "net.yaml"
+    layers = f"[{{type: lstm, hidden_size: 4}}, {{type: dropout, rate: 0.5}}, {last}]"
+    path.write_text(f"model: {{input_size: 5, layers: {layers}}}\n{section}")
+    outcome = lstm(
+        "bench", path, "--mode", "train", "--batch", "2", "--steps", "3", "--rounds", "1"
+    )
+    assert outcome.code == 0
+    assert f"training steps of lstm 5 → 4, dense 4 → 3, {loss}" in outcome.out
+    assert "dropout is left out" in outcome.err
 
 
 def test_bench_of_a_config(lstm, config):

@@ -36,14 +36,15 @@ def test_readme_command_shows_shapes_timings_and_metrics(lstm):
     assert outcome.err == ""
     text = outcome.out
     assert "370 sequences, 7–29 steps, 12 features (concatenated)" in text
-    assert "weights random, seed 0 (46,109 parameters)" in text
+    assert "japanese-vowels.safetensors (92,209 parameters, sha256 " in text
     for gate in ("input", "forget", "candidate", "output"):
         line = next(line for line in text.splitlines() if line.startswith(f"{gate}  "))
         assert "(100, 12)" in line
         assert "(100, 100)" in line
-    for row in ("read", "layer 0 lstm", "  input projection", "  recurrence", "layer 1 dense"):
+    for row in ("read", "layer 0 lstm", "  input projection", "  recurrence", "layer 2 dense"):
         assert any(line.startswith(row) for line in text.splitlines()), row
-    assert "accuracy" in text
+    accuracy = float(text.partition("accuracy ")[2].split()[0])
+    assert accuracy > 0.97
     assert "cross-entropy" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -53,7 +54,7 @@ def test_json_is_the_only_thing_on_stdout(lstm):
     document = outcome.json
     keys = {"model", "layers", "timings", "metrics", "device", "engine", "output"}
     assert keys <= set(document)
-    assert document["model"]["parameters"] == 46109
+    assert document["model"]["parameters"] == 92209
     assert document["layers"][0]["directions"][0]["gates"][1]["W"] == [100, 12]
     assert document["output"]["shape"] == [370, 9]
     assert document["engine"] == "reference"

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstm_cli.cells import LSTM, Activation
+from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec
 from lstm_cli.training import losses
 
 ROWS, F = 11, 5
@@ -111,3 +113,17 @@ def test_torch_agrees(logits: Any, classes: Any, shares: Any) -> None:
     ]
     for found, expected in pairs:
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [
+        (DenseSpec(1, 4, 3, None), "cross_entropy"),
+        (DenseSpec(1, 4, 3, Activation("sigmoid")), "binary_cross_entropy"),
+        (DenseSpec(1, 4, 3, Activation("tanh")), "mse"),
+        (RecurrentSpec(1, 4, (LSTM(hidden_size=3),)), "mse"),
+    ],
+)
+def test_the_last_layer_tells_the_loss(last: LayerSpec, loss: str) -> None:
+    softmax = DenseSpec(0, 5, 4, None)  # in the middle, where it says nothing
+    assert losses.loss_for((softmax, last)) == loss

@@ -1,0 +1,229 @@
+"""Training data as the loop reads it: batches of a dataset, scaled, and names of places in it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.data import Dataset, Sampler
+from lstm_cli.engines.types import Array, Layers
+from lstm_cli.errors import DataError, Problem
+from lstm_cli.network.network import Network
+from lstm_cli.training.evaluation import evaluate
+from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.normalisation import Scaling, fold
+from lstm_cli.training.surroundings import LearningBatch
+
+COUNTED = ("sequences", "features", "steps")
+"""What a fingerprint counts, rather than hashes."""
+FINGERPRINT_BYTES = 16 << 20
+"""Of the inputs, what is hashed from either end."""
+
+
+@dataclass(frozen=True)
+class DataPlaces:
+    """Names of places in a dataset; see `lstm_cli.training.surroundings.Places`."""
+
+    dataset: Dataset
+
+    def input(self, number: int, step: int, feature: int) -> str:
+        """``words.h5:/inputs, sequence 17, step 3, feature 5``."""
+        name, sequence = self._of(number)
+        return f"{name}, {sequence}, step {step}, feature {feature}"
+
+    def target(self, number: int, step: int | None, feature: int | None) -> str:
+        """The same of a target."""
+        inputs, sequence = self._of(number)
+        parts = [self._targets_beside(inputs), sequence]
+        parts += [f"step {step}"] if step is not None else []
+        parts += [f"value {feature}"] if feature is not None else []
+        return ", ".join(parts)
+
+    def sequence(self, number: int) -> str:
+        """``sequence 17 of words.h5:/inputs``."""
+        name, sequence = self._of(number)
+        return f"{sequence} of {name}"
+
+    def _of(self, number: int) -> tuple[str, str]:
+        """Name of the inputs in the file that holds a sequence, and what it is called there."""
+        dataset = self.dataset
+        firsts = [first for first, _ in dataset.starts]
+        file = bisect_right(firsts, number) - 1
+        noun = "window" if dataset.layout == "series" and dataset.padded else "sequence"
+        sequence = f"{noun} {number - firsts[file]}"
+        if dataset.names is not None:
+            sequence += f" ({dataset.names[number]})"
+        return dataset.input_names[file], sequence
+
+    def _targets_beside(self, inputs: str) -> str:
+        """Name of the targets in the same file; a dataset tells that of its first file only."""
+        info = self.dataset.targets
+        if info is None or inputs == self.dataset.input_name:
+            return "targets" if info is None else info.name
+        return f"{inputs.rpartition('/')[0]}/{info.name.rpartition('/')[2]}"
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How inputs and targets are scaled while training; None: not at all."""
+
+    inputs: Scaling | None = None
+    targets: Scaling | None = None
+
+    def fold(self, layers: Layers, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Weights for raw inputs and raw outputs."""
+        if self.inputs is None and self.targets is None:
+            return {name: np.array(value) for name, value in weights.items()}
+        return fold(layers, weights, self.inputs, self.targets)
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """The training part of a dataset; see `lstm_cli.training.surroundings.Source`."""
+
+    sampler: Sampler
+    dtype: str
+    per_step: bool
+    scales: Scales
+
+    @property
+    def places(self) -> DataPlaces:
+        """Names of places in the dataset."""
+        return DataPlaces(self.sampler.dataset)
+
+    def order(self, epoch: int) -> list[Array]:
+        """Every batch of an epoch."""
+        return self.sampler.order(epoch)
+
+    def read(self, numbers: Array) -> LearningBatch:
+        """One batch, scaled."""
+        batch = read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
+        x, y = batch.x, batch.targets
+        with np.errstate(all="ignore"):  # what is not finite is found and named by the loop
+            if self.scales.inputs is not None:
+                x = self.scales.inputs.apply(x, batch.lengths)
+            if self.scales.targets is not None:
+                y = self.scales.targets.apply(y, batch.lengths if self.per_step else None)
+        return LearningBatch(x, y, batch.lengths, numbers, batch.file)
+
+    def raw(self, values: Array) -> Array:
+        """Outputs or targets in the units of the data."""
+        return values if self.scales.targets is None else self.scales.targets.undo(values)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation on sequences that are not learned from, with the weights as they are written.
+
+    Attributes
+    ----------
+    sampler
+        Gives the sequences, in the order of the files.
+    network
+        Of the trained one's layers; its weights are set to those that are measured.
+    metrics
+        Makes empty metrics.
+    """
+
+    sampler: Sampler
+    per_step: bool
+    scales: Scales
+    network: Network
+    metrics: Callable[[], Metrics]
+    stop: Callable[[], bool]
+
+    def __call__(self, weights: Mapping[str, Array]) -> dict[str, float] | None:
+        """Metrics by name; None if interrupted."""
+        self.network.set_weights(self.scales.fold(self.network.layers, weights))
+        dataset = self.sampler.dataset
+        return evaluate(
+            self.network, self._batches(), self.metrics(), DataPlaces(dataset), self.stop
+        )
+
+    def _batches(self) -> Iterator[LearningBatch]:
+        dataset, dtype = self.sampler.dataset, self.network.engine.dtype
+        for numbers in self._order():
+            yield read_batch(dataset, numbers, dtype, self.per_step)
+
+    def _order(self) -> list[Array]:
+        if self.sampler.stateful:
+            return self.sampler.order(0)
+        # Alike lengths together, so that little is padded; the metrics are the same.
+        numbers = self.sampler.numbers
+        by_length = numbers[np.argsort(self.sampler.dataset.lengths()[numbers], kind="stable")]
+        size = self.sampler.batch_size
+        return [by_length[k : k + size] for k in range(0, len(by_length), size)]
+
+
+def nothing_held_out(weights: Mapping[str, Array]) -> dict[str, float]:
+    """Validation on nothing."""
+    return {}
+
+
+def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> LearningBatch:
+    """Sequences as they stand in the data, with their targets.
+
+    Raises
+    ------
+    DataError
+        There are no targets, or a file is damaged.
+    """
+    batch = dataset.take(numbers, dtype, per_step=per_step)
+    if batch.targets is None:
+        raise no_targets(dataset)
+    return LearningBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
+
+
+def no_targets(dataset: Dataset) -> DataError:
+    """What to raise where there is nothing to learn."""
+    return DataError(
+        "the data have no targets to learn",
+        expected="targets beside the inputs: a class (N,), values (N, K), or one for each step",
+        where=dataset.input_names,
+        hint=f"lstm-cli data {dataset.paths[0]} lists the datasets; `data.targets` names one",
+    )
+
+
+def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
+    """What tells one dataset from another, without reading a large one whole.
+
+    Counts, every length, and in `dtype` the values of the first and last sequences.
+    """
+    N = dataset.count
+    row = 8 * dataset.features * max(dataset.max_steps, 1)
+    count = max(1, min(FINGERPRINT_BYTES // row, N))
+    ends = np.unique(np.concatenate([np.arange(count), np.arange(N - count, N)]))
+    batch = dataset.take(ends, dtype, per_step=per_step)
+    return {
+        "sequences": N,
+        "features": dataset.features,
+        "steps": dataset.total_steps,
+        "lengths": _digest(dataset.lengths()),
+        "inputs": _digest(batch.x),
+        "targets": "none" if batch.targets is None else _digest(batch.targets),
+    }
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], dataset: Dataset) -> Problem | None:
+    """What is not as it was when a fingerprint was taken; None if all is."""
+    names = [name for name, value in new.items() if old.get(name) != value]
+    if not names:
+        return None
+    counts = [name for name in names if name in COUNTED]
+    kinds = " and ".join(names)
+    return Problem(
+        "the data are not those the run began with",
+        expected=", ".join(f"{old.get(name)} {name}" for name in counts) or f"the same {kinds}",
+        found=", ".join(f"{new[name]} {name}" for name in counts) or f"other values in {kinds}",
+        where=tuple(dict.fromkeys(dataset.input_names)),
+        hint="--output names another folder for a run on other data",
+    )
+
+
+def _digest(values: Array) -> str:
+    return sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]

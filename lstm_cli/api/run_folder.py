@@ -1,0 +1,267 @@
+"""The folder of a training run: one process at a time, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.formats import native
+from lstm_cli.formats.atomic import not_written, reason, remove_leftovers, write_whole
+from lstm_cli.training.progress import Checkpoint, Progress
+from lstm_cli.training.surroundings import Row
+
+MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
+CONFIG, METRICS, CURVES = "config.yaml", "metrics.jsonl", "curves.png"
+LOCK, EVENTS = ".lock", "tensorboard"
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint as it was read.
+
+    Attributes
+    ----------
+    checkpoint
+        What the loop goes on from.
+    config
+        The run's config, as YAML.
+    facts
+        What else must be as it was: data, weights it began with, dtype, engine, threads.
+    """
+
+    checkpoint: Checkpoint
+    config: str
+    facts: Mapping[str, Any]
+
+
+class RunFolder:
+    """A folder for one run, made if it is not there; a context manager that holds its lock.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    resume
+        Go on with the run that it holds.
+
+    Raises
+    ------
+    LstmCliError
+        It holds a run and `resume` is not set; another process is at work in it; it cannot be
+        made or written.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        self._lock: int | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise not_written(path, "the run", error) from None
+        try:
+            self._take_lock(self._lock)
+            remove_leftovers(path, (MODEL, CHECKPOINT, CONFIG, METRICS, CURVES))
+            self.held = self._held(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def threads(self) -> int | None:
+        """What the run that goes on has computed with."""
+        found = None if self.held is None else self.held.facts.get("threads")
+        return found if isinstance(found, int) and found > 0 else None
+
+    @property
+    def model(self) -> Path:
+        """The best weights so far."""
+        return self.path / MODEL
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a resumed run goes on from."""
+        return self.path / CHECKPOINT
+
+    @property
+    def metrics(self) -> Path:
+        """A line of JSON for each epoch."""
+        return self.path / METRICS
+
+    @property
+    def curves(self) -> Path:
+        """The picture of them."""
+        return self.path / CURVES
+
+    @property
+    def events(self) -> Path:
+        """The folder TensorBoard is pointed to."""
+        return self.path / EVENTS
+
+    def files(self) -> dict[str, str]:
+        """Path of each of the run's files that is there, by name."""
+        names = (MODEL, CHECKPOINT, CONFIG, METRICS, CURVES, EVENTS)
+        return {name: str(self.path / name) for name in names if (self.path / name).exists()}
+
+    def save(self, checkpoint: Checkpoint, config: str, facts: Mapping[str, Any]) -> None:
+        """Write the checkpoint."""
+        text = json.dumps({"progress": checkpoint.progress.numbers(), "facts": facts})
+        native.write(
+            self.checkpoint,
+            checkpoint.tensors,
+            config,
+            {"training": text},
+            what="the checkpoint",
+        )
+
+    def write_config(self, text: str) -> None:
+        """Write the config as resolved, unless it stands there already."""
+        path, data = self.path / CONFIG, text.encode()
+        if _read(path) != data:
+            write_whole(path, data, "the config")
+
+    def rows(self, epochs: int) -> list[Row]:
+        """The rows of metrics up to an epoch; what was written after it is removed."""
+        data = _read(self.metrics)
+        rows = [row for row in map(_row, data.splitlines()) if row is not None]
+        rows = [row for row in rows if row["epoch"] <= epochs]
+        kept = b"".join(map(_line, rows))
+        if kept != data:
+            write_whole(self.metrics, kept, "the metrics")
+        return rows
+
+    def append(self, row: Row) -> None:
+        """Add a row of metrics."""
+        try:
+            with self.metrics.open("ab") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise not_written(self.metrics, "the metrics", error) from None
+
+    def close(self) -> None:
+        """Let the next process in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take_lock(self, handle: int) -> None:
+        """Lock the folder; the system lets go when the process ends, however it ends."""
+        try:
+            _lock(handle)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return  # a file system without locks: as good as it gets there
+            raise LstmCliError(
+                f"another process is training in {self.path}",
+                found=_owner(self.path / LOCK),
+                hint="wait until it ends, or name another folder with --output",
+            ) from None
+        with suppress(OSError):  # for those who wait; the lock holds without it
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()}\n".encode())
+
+    def _held(self, resume: bool) -> Stored | None:
+        """The run that the folder holds, if it is to go on."""
+        names = (CHECKPOINT, MODEL, METRICS, CONFIG)
+        found = [name for name in names if (self.path / name).exists()]
+        if not found:
+            return None
+        if CHECKPOINT not in found:
+            raise LstmCliError(
+                f"{self.path} holds files that a run would replace, and no run to go on with",
+                expected=f"an empty folder, or one with {CHECKPOINT}",
+                found=", ".join(found),
+                hint="--output names another folder for a new run",
+            )
+        if not resume:
+            raise LstmCliError(
+                f"{self.path} holds a run already",
+                found=", ".join(found),
+                hint="--resume goes on with it; --output names another folder for a new one",
+            )
+        return read_checkpoint(self.checkpoint)
+
+
+def read_checkpoint(path: Path) -> Stored:
+    """Read a checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        It cannot be read, or is none.
+    """
+    file = native.read(path, counts=True)
+    try:
+        training = json.loads(file.metadata["training"])
+        progress, facts = Progress.of(training["progress"]), dict(training["facts"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise _no_checkpoint(path) from None
+    if file.config is None:
+        raise _no_checkpoint(path)
+    return Stored(Checkpoint(progress, file.tensors), file.config, facts)
+
+
+def _no_checkpoint(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is no checkpoint of a run",
+        hint=f"lstm-cli train writes {CHECKPOINT}; name a folder with one, or a new one",
+    )
+
+
+def _read(path: Path) -> bytes:
+    """What a file of the run holds; nothing if it is not there."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise LstmCliError(f"{path} cannot be read", found=reason(error)) from None
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def _row(line: bytes) -> Row | None:
+    """A row of metrics; None for a line that was not written to its end."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
+
+
+def _lock(handle: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _owner(path: Path) -> str | None:
+    """Who holds the lock, as it said itself."""
+    try:
+        return path.read_text(errors="replace").strip()[:80] or None
+    except OSError:
+        return None  # Windows lets nobody read what is locked

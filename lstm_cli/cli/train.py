@@ -1,0 +1,206 @@
+"""``lstm-cli train``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstm_cli.cli.console import Console
+from lstm_cli.cli.options import (
+    FILE,
+    ModelOptions,
+    data_options,
+    external_option,
+    model_options,
+    output_options,
+)
+from lstm_cli.cli.options import batch_size as parsed_batch_size
+
+if TYPE_CHECKING:
+    from lstm_cli.api.training import TrainingRun, TrainReport
+
+EPILOG = """\b
+Examples:
+  lstm-cli train configs/japanese-vowels.yaml data/japanese-vowels.h5:/train --output vowels
+  lstm-cli train configs/sunspots.yaml data/sunspots.h5 --output sunspots --resume
+  lstm-cli train config.yaml week1.h5 week2.h5 --output weeks --set train.validation=0.1"""
+
+ENDS = {
+    "epochs": "all epochs are done",
+    "patience": "none was better for as long as train.patience waits",
+}
+
+
+@click.command(epilog=EPILOG)
+@click.argument("config_path", metavar="CONFIG")
+@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
+@click.option("--output", type=FILE, required=True, help="Folder of the run; made if missing.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, to the same bits.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    metavar="SECONDS",
+    help="Save within an epoch after so long; after each epoch anyway.  [default: 10]",
+)
+@click.option(
+    "--batch-size",
+    callback=lambda *given: None if given[-1] is None else parsed_batch_size(*given),
+    metavar="N|auto",
+    help="Sequences in a batch; auto, the default: train.batch_size.",
+)
+@output_options
+@external_option
+@model_options
+def command(
+    *,
+    config_path: str,
+    data_paths: tuple[str, ...],
+    output: Path,
+    resume: bool,
+    checkpoint_every: float,
+    batch_size: int | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    allow_external: bool,
+    options: ModelOptions,
+) -> int:
+    """Train a network on sequences with targets.
+
+    Learns from DATA as the config's section `train` says and writes to --output: the best
+    weights, which run alone, the metrics of every epoch, and checkpoints. Killed at any moment
+    and resumed, a run ends in the same bits. Ctrl-C finishes the step, saves and exits 130.
+    """
+    from lstm_cli.api.fit import check_data
+    from lstm_cli.api.resuming import train_section
+    from lstm_cli.api.run_folder import RunFolder
+    from lstm_cli.api.training import TrainingRun, open_validation
+    from lstm_cli.data import open_data
+
+    console = Console(as_json=as_json, quiet=quiet)
+    if batch_size is not None:
+        chosen = (*options.overrides, f"train.batch_size={batch_size}")
+        options = replace(options, overrides=chosen)
+    config = options.config(config_path)
+    train_section(config)
+    reading = data_options(config, allow_external)
+    with open_data(data_paths, reading) as data, open_validation(config, reading) as held:
+        check_data(config, data)
+        with RunFolder(output, resume=resume) as folder:
+            run = TrainingRun(
+                folder,
+                config,
+                data,
+                held,
+                options.create_engine(folder.threads),
+                weights=options.weights_of(config_path),
+                checkpoint_every=checkpoint_every,
+            )
+            return _train(console, run, (config.validation,) if held else data_paths)
+
+
+def _train(console: Console, run: TrainingRun, data_paths: Sequence[object]) -> int:
+    """Run, show, and say how it ended: the exit code."""
+    from lstm_cli.cli.interrupts import interrupts
+    from lstm_cli.cli.train_display import display
+
+    for note in run.notes:
+        console.note(f"note: {note}")
+    if run.ended is not None:
+        report = run.report()
+        console.note(f"the run in {run.folder.path} has ended: {_how(report)}")
+        _show(console, run, report, data_paths)
+        return 0
+    console.show(*_head(run))
+    shown = len(run.notes)
+    with (
+        interrupts(quiet=console.quiet) as stop,
+        display(console, run.plan.epochs) as reporter,
+    ):
+        report = run.run(reporter, stop)
+    for note in report.notes[shown:]:
+        console.note(f"note: {note}")
+    if report.end == "interrupted":
+        console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
+    _show(console, run, report, data_paths)
+    return 130 if report.end == "interrupted" else 0
+
+
+def _head(run: TrainingRun) -> list[Any]:
+    task, engine = run.task, run.model.network.engine
+    threads = f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
+    machine = ", ".join((engine.device, engine.name, engine.dtype, threads))
+    held = f", {task.measured:,} to measure on" if task.measured else ""
+    begin = f"weights {run.model.weights_name}"
+    if run.epochs_before is not None:
+        begin = f"goes on after epoch {run.epochs_before}"
+    return [
+        f"{run.model.config.name} · {task.data.description}",
+        f"{task.learned:,} to learn from{held} · loss {task.train.loss}, "
+        f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
+        f"{begin} ({run.model.network.parameter_count:,} parameters)",
+        f"computed on {machine}",
+    ]
+
+
+def _how(report: TrainReport) -> str:
+    return f"{ENDS.get(report.end, report.end)} after epoch {report.epoch}"
+
+
+def _resume_line() -> str:
+    """The command that goes on with the run."""
+    given = [str(word) for word in click.get_current_context().obj or ()]
+    return shlex.join(["lstm-cli", *given, *([] if "--resume" in given else ["--resume"])])
+
+
+def _show(
+    console: Console, run: TrainingRun, report: TrainReport, data_paths: Sequence[object]
+) -> None:
+    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.train_display import METRICS
+
+    row = report.metrics
+    if report.best_epoch is not None:
+        names = [name for name in METRICS if name in row or f"val_{name}" in row]
+        table = plain_table(f"epoch {report.best_epoch}, the best", *names, numbers=names)
+        for label, prefix in (("training", ""), ("validation", "val_")):
+            figures = [row.get(prefix + name) for name in names]
+            if any(value is not None for value in figures):
+                table.add_row(label, *("" if v is None else f"{v:.4g}" for v in figures))
+        best = f"{report.monitor} {report.best:.4g}"
+        console.show("", f"best {best} in epoch {report.best_epoch} of {report.epoch}", "", table)
+    console.show("", f"files in {run.folder.path}: {', '.join(report.files)}")
+    if "model.safetensors" in report.files:
+        data = " ".join(shlex.quote(str(path)) for path in data_paths)
+        console.show(f"lstm-cli run {shlex.quote(report.files['model.safetensors'])} {data}")
+    console.document(_document(run, report))
+
+
+def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
+    engine, task = run.model.network.engine, run.task
+    return {
+        "model": {
+            "name": run.model.config.name,
+            "config": run.model.config.source,
+            "parameters": run.model.network.parameter_count,
+        },
+        "data": {"sequences": task.learned, "held_out": task.measured},
+        "end": report.end,
+        "epochs": report.epoch,
+        "best_epoch": report.best_epoch,
+        "monitor": report.monitor,
+        "best": report.best,
+        "metrics": report.metrics,
+        "notes": report.notes,
+        "device": engine.device,
+        "engine": engine.name,
+        "dtype": engine.dtype,
+        "threads": engine.threads,
+        "output": report.files,
+    }
