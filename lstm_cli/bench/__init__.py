@@ -4,26 +4,31 @@ from lstm_cli.bench.baseline import Baseline, Change, Comparison, compare
 from lstm_cli.bench.baseline_file import BaselineError, load_baseline, save_baseline
 from lstm_cli.bench.gates import GateCost, by_gate
 from lstm_cli.bench.harness import measure
-from lstm_cli.bench.host import Machine, OtherWork, machine, watch_others
-from lstm_cli.bench.peers import PEERS, Peer, Unsupported, peer
-from lstm_cli.bench.results import Agreement, SizeResult, Timing, geometric_mean
+from lstm_cli.bench.host import Machine, OtherWork, machine, peak_memory, watch_others
+from lstm_cli.bench.peers import PEERS, Lesson, Peer, Trainee, Unsupported, peer
+from lstm_cli.bench.results import MODES, WORK, Agreement, SizeResult, Timing, geometric_mean
 from lstm_cli.bench.sizes import DEFAULT_SIZES, Size, grid, one_lstm
+from lstm_cli.bench.training import without_dropout
 
 __all__ = [
     "DEFAULT_SIZES",
+    "MODES",
     "PEERS",
+    "WORK",
     "Agreement",
     "Baseline",
     "BaselineError",
     "Change",
     "Comparison",
     "GateCost",
+    "Lesson",
     "Machine",
     "OtherWork",
     "Peer",
     "Size",
     "SizeResult",
     "Timing",
+    "Trainee",
     "Unsupported",
     "by_gate",
     "compare",
@@ -33,7 +38,9 @@ __all__ = [
     "machine",
     "measure",
     "one_lstm",
+    "peak_memory",
     "peer",
     "save_baseline",
     "watch_others",
+    "without_dropout",
 ]

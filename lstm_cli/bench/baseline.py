@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lstm_cli.bench.host import Machine
-from lstm_cli.bench.results import SizeResult, Timing
+from lstm_cli.bench.results import WORK, SizeResult, Timing
 from lstm_cli.bench.sizes import Size
 
 
@@ -21,10 +21,11 @@ class BaselineSize:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline: what was measured, and on what."""
+    """A baseline: what was measured, and on what; `mode` is one of `MODES`."""
 
     machine: Machine
     sizes: tuple[BaselineSize, ...]
+    mode: str = "forward"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,13 @@ class Comparison:
 
 
 def compare(results: Sequence[SizeResult], baseline: Baseline, machine: Machine) -> Comparison:
-    """Set results beside a baseline, size by size, where both measured the same layers."""
+    """Set results beside a baseline, size by size, where both measured the same layers.
+
+    A baseline of another mode is compared with nothing, which its note says.
+    """
+    modes = {result.mode for result in results}
+    if modes - {baseline.mode}:
+        return Comparison((), (_mode_note(baseline.mode, *sorted(modes - {baseline.mode})),))
     before = {(entry.size, entry.layers): entry for entry in baseline.sizes}
     changes, absent, titles = [], [], {}
     for result in results:
@@ -73,6 +80,13 @@ def compare(results: Sequence[SizeResult], baseline: Baseline, machine: Machine)
     if absent:
         notes.append("the baseline does not have " + "; ".join(absent))
     return Comparison(tuple(changes), tuple(notes))
+
+
+def _mode_note(before: str, now: str) -> str:
+    return (
+        f"the baseline is of {WORK[before]}, this is of {WORK[now]}, so nothing is compared: "
+        f"bench --mode {before} measures what the baseline did"
+    )
 
 
 def _machine_notes(before: Machine, now: Machine) -> list[str]:

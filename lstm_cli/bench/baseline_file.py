@@ -12,7 +12,7 @@ from typing import Any
 
 from lstm_cli.bench.baseline import Baseline, BaselineSize
 from lstm_cli.bench.host import Machine
-from lstm_cli.bench.results import SizeResult, Timing
+from lstm_cli.bench.results import MODES, SizeResult, Timing
 from lstm_cli.bench.sizes import Size
 from lstm_cli.errors import LstmCliError
 
@@ -29,6 +29,11 @@ class BaselineError(LstmCliError):
 def save_baseline(path: str | Path, results: Sequence[SizeResult], machine: Machine) -> None:
     """Write a baseline: to a temporary name first, renamed when it is whole.
 
+    Parameters
+    ----------
+    results
+        At least one, all of one mode.
+
     Raises
     ------
     BaselineError
@@ -36,7 +41,12 @@ def save_baseline(path: str | Path, results: Sequence[SizeResult], machine: Mach
     """
     path = Path(path)
     sizes = [asdict(BaselineSize(r.size, r.layers, r.timings)) for r in results]
-    document = {"schema": SCHEMA, "machine": asdict(machine), "sizes": sizes}
+    document = {
+        "schema": SCHEMA,
+        "mode": results[0].mode,
+        "machine": asdict(machine),
+        "sizes": sizes,
+    }
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     temporary = path.parent / (f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -112,7 +122,14 @@ def _baseline(document: Any) -> Baseline:
         _text(kept, "system"),
         {name: _text(versions, name) for name in versions},
     )
-    return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")))
+    return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")), _mode(top))
+
+
+def _mode(top: dict[str, Any]) -> str:
+    mode = _text({"mode": "forward", **top}, "mode")  # a file older than the modes has none
+    if mode not in MODES:
+        raise ValueError(f"mode is neither {' nor '.join(MODES)}: {mode!r}")
+    return mode
 
 
 def _size(value: Any) -> BaselineSize:

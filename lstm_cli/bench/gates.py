@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lstm_cli.bench.harness import random_inputs, random_weights
+from lstm_cli.bench.draws import random_inputs, random_weights
 from lstm_cli.bench.sizes import Size
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,3 +116,13 @@ def _others() -> float | None:
         return None
     own = os.times()
     return busy / ticks - own.user - own.system
+
+
+def peak_memory() -> int | None:
+    """Bytes this process has held at most, peers and all; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # elsewhere in kilobytes

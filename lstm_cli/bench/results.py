@@ -8,6 +8,12 @@ from math import exp, log
 
 from lstm_cli.bench.sizes import Size
 
+MODES = ("forward", "train")
+"""What can be measured."""
+
+WORK: Mapping[str, str] = {"forward": "forward passes", "train": "training steps"}
+"""By mode, what a call is, in words."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -40,17 +46,21 @@ class Agreement:
     Attributes
     ----------
     difference
-        Largest absolute difference of the outputs, over max(1, |output|); infinite if their
-        shapes differ, NaN if one side holds a NaN.
+        Largest absolute difference of the outputs, over max(1, |output|); of gradients, over
+        the largest of their tensor. Infinite if shapes differ, NaN if one side holds a NaN.
     tolerance
         Largest difference that counts as the same.
     ok
         Whether it does.
+    what
+        What was compared. Of a training step: the first of ``loss``, ``gradient of ...`` and
+        ``... after a step`` that differs; the gradient with the largest difference if all agree.
     """
 
     difference: float
     tolerance: float
     ok: bool
+    what: str = "outputs"
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,18 @@ class SizeResult:
     Attributes
     ----------
     size, layers
-        What was measured; `layers` in a few words, ``lstm 32 → 32``.
+        What was measured; `layers` in a few words, ``lstm 32 → 32``, of training steps with the
+        loss, ``lstm 32 → 32, mse``.
     timings
         This program first, then every peer that agreed, in the order asked for.
     ratios
         By peer: its time over ours, the median of the rounds' own ratios. Above 1 we are faster.
     agreements
-        By peer that gave outputs.
+        By peer that gave something to compare.
     skipped
         By peer that gave none: why.
+    mode
+        One of `MODES`.
     """
 
     size: Size
@@ -77,6 +90,7 @@ class SizeResult:
     ratios: Mapping[str, float] = field(default_factory=dict)
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    mode: str = "forward"
 
     @property
     def ours(self) -> Timing:

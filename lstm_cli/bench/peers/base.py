@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
@@ -11,6 +12,7 @@ from lstm_cli.bench.sizes import Size
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import DeviceError, LstmCliError
+from lstm_cli.training.optimisers import Adam
 
 Run: TypeAlias = Callable[[Array], Array]
 """(N, T, D) to (N, T, F), or (N, F) if the network does not return sequences."""
@@ -18,6 +20,42 @@ Run: TypeAlias = Callable[[Array], Array]
 
 class Unsupported(LstmCliError):  # noqa: N818 - it says what it is
     """A peer has no words for this network, or for its dtype."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained, and how.
+
+    Attributes
+    ----------
+    layers
+        Without dropout.
+    weights
+        To start from; their dtype is the one to compute in.
+    loss
+        One of `lstm_cli.training.losses.LOSSES`, the mean over all rows and features;
+        cross-entropies from the logits.
+    optimiser
+        Without penalties and weight decay.
+    """
+
+    layers: Layers
+    weights: Mapping[str, Array]
+    loss: str
+    optimiser: Adam
+
+
+class Trainee(Protocol):
+    """A network that learns."""
+
+    def step(self, x: Array, targets: Array) -> float:
+        """Forward, loss, backward, update: the loss before the update."""
+
+    def gradients(self) -> Mapping[str, Array]:
+        """Of the last step, by stored name."""
+
+    def weights(self) -> Mapping[str, Array]:
+        """As they are now, by stored name."""
 
 
 class Peer(Protocol):
@@ -44,6 +82,17 @@ class Peer(Protocol):
         ------
         Unsupported
             On entering: the framework cannot express the network.
+        """
+
+    def prepare_training(
+        self, lesson: Lesson, size: Size, threads: int
+    ) -> AbstractContextManager[Trainee]:
+        """As `prepare`, of a network that learns.
+
+        Raises
+        ------
+        Unsupported
+            On entering: the framework does not train, or cannot express the network.
         """
 
 

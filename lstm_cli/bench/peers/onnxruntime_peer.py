@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Run, Unsupported, dtype_of, load_package
+from lstm_cli.bench.peers.base import Lesson, Run, Trainee, Unsupported, dtype_of, load_package
 from lstm_cli.bench.sizes import Size
 from lstm_cli.engines.types import Array, Layers
 
@@ -49,6 +49,18 @@ class OnnxRuntimePeer:
             return np.asarray(session.run(None, {"x": x})[0])
 
         yield run
+
+    def prepare_training(
+        self, lesson: Lesson, size: Size, threads: int
+    ) -> AbstractContextManager[Trainee]:
+        """Not in this package: ONNX Runtime runs networks.
+
+        Raises
+        ------
+        Unsupported
+            Always.
+        """
+        raise Unsupported("ONNX Runtime does not train, it runs networks only")
 
     def _session(self, model: bytes, threads: int) -> Any:
         options = self._runtime.SessionOptions()

@@ -1,31 +1,23 @@
-"""PyTorch: the layers of ``torch.nn``, in inference mode."""
+"""PyTorch: the layers of ``torch.nn``, in inference mode or learning."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Run, Unsupported, activations, dtype_of, load_package
+from lstm_cli.bench.peers.base import Lesson, Run, Trainee, dtype_of, load_package
+from lstm_cli.bench.peers.torch_layers import TorchLayer, torch_layer
 from lstm_cli.bench.sizes import Size
-from lstm_cli.cells import Cell
-from lstm_cli.engines.types import (
-    Array,
-    DenseSpec,
-    DropoutSpec,
-    FlattenSpec,
-    Layers,
-    LayerSpec,
-    RecurrentSpec,
-)
+from lstm_cli.cells import Activation
+from lstm_cli.engines.types import Array, DenseSpec, Layers
+from lstm_cli.training.criterion import FUSED
 
-_Layer = Callable[[Any], Any]
-
-_PLAIN = {"recurrent_activation": "sigmoid", "activation": "tanh", "cell_activation": "tanh"}
-_DENSE = ("identity", "tanh", "relu", "sigmoid", "softmax")
+_Loss = Callable[[Any, Any], Any]
 
 
 class TorchPeer:
@@ -50,126 +42,109 @@ class TorchPeer:
     ) -> Iterator[Run]:
         """See `lstm_cli.bench.peers.base.Peer`; the thread count is put back afterwards."""
         torch = self._torch
-        stack = [_layer(torch, spec, weights, size) for spec in layers]
+        stack = [torch_layer(torch, spec, weights, size) for spec in layers]
 
         def run(x: Array) -> Array:
             with torch.inference_mode():
-                y = torch.from_numpy(x)
-                for layer in stack:
-                    y = layer(y)
-                return np.asarray(y.numpy())
+                return np.asarray(_through(stack, torch.from_numpy(x)).numpy())
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with warnings.catch_warnings():
-                # It warns, once a process, where it cannot take its fast way.
-                warnings.simplefilter("ignore")
-                run(np.zeros((1, size.steps, layers[0].input_size), dtype_of(weights)))
+        with self._threads(threads):
+            self._first_pass(stack, layers, weights, size)
             yield run
+
+    @contextmanager
+    def prepare_training(self, lesson: Lesson, size: Size, threads: int) -> Iterator[Trainee]:
+        """See `lstm_cli.bench.peers.base.Peer`; the thread count is put back afterwards."""
+        layers, weights = _ending_in_logits(lesson), lesson.weights
+        stack = [torch_layer(self._torch, spec, weights, size, training=True) for spec in layers]
+        with self._threads(threads):
+            self._first_pass(stack, layers, weights, size)
+            yield _Learner(self._torch, stack, lesson)
+
+    @contextmanager
+    def _threads(self, threads: int) -> Iterator[None]:
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(threads)
+        try:
+            yield
         finally:
-            torch.set_num_threads(before)
+            self._torch.set_num_threads(before)
+
+    def _first_pass(
+        self,
+        stack: Sequence[TorchLayer],
+        layers: Layers,
+        weights: Mapping[str, Array],
+        size: Size,
+    ) -> None:
+        """One sequence, unheard: it warns, once a process, where it cannot take its fast way."""
+        x = np.zeros((1, size.steps, layers[0].input_size), dtype_of(weights))
+        with warnings.catch_warnings(), self._torch.no_grad():
+            warnings.simplefilter("ignore")
+            _through(stack, self._torch.from_numpy(x))
 
 
-def _layer(torch: Any, spec: LayerSpec, weights: Mapping[str, Array], size: Size) -> _Layer:
-    if isinstance(spec, RecurrentSpec):
-        return _recurrent(torch, spec, weights)
-    if isinstance(spec, DenseSpec):
-        return _dense(torch, spec, weights)
-    if isinstance(spec, DropoutSpec):
-        return lambda x: x
-    return _flatten(torch, spec, size)
+class _Learner:
+    """Layers, their loss, and ``torch.optim.Adam``."""
+
+    def __init__(self, torch: Any, stack: Sequence[TorchLayer], lesson: Lesson) -> None:
+        self._torch, self._stack = torch, stack
+        self._loss = _loss(torch, lesson.loss)
+        self._parameters = {name: p for layer in stack for name, p in layer.parameters.items()}
+        adam = lesson.optimiser
+        # Neither foreach nor fused is asked for. As PyTorch ships it, that is the loop over
+        # tensors on a CPU; both are chosen by itself on accelerators only.
+        self._optimiser = torch.optim.Adam(
+            self._parameters.values(),
+            lr=adam.learning_rate,
+            betas=(adam.beta1, adam.beta2),
+            eps=adam.epsilon,
+        )
+
+    def step(self, x: Array, targets: Array) -> float:
+        """One update."""
+        self._optimiser.zero_grad()
+        outputs = _through(self._stack, self._torch.from_numpy(x))
+        loss = self._loss(outputs, self._torch.from_numpy(targets))
+        loss.backward()
+        self._optimiser.step()
+        return float(loss.item())
+
+    def gradients(self) -> Mapping[str, Array]:
+        """Of the last step; a parameter that the loss does not reach has 0."""
+        return {
+            name: (self._torch.zeros_like(p) if p.grad is None else p.grad).numpy()
+            for name, p in self._parameters.items()
+        }
+
+    def weights(self) -> Mapping[str, Array]:
+        """As they are now."""
+        return {name: p.detach().numpy() for name, p in self._parameters.items()}
 
 
-def _flatten(torch: Any, spec: FlattenSpec, size: Size) -> _Layer:
-    missing = max(0, spec.steps - size.steps)
-    return lambda x: torch.nn.functional.pad(x, (0, 0, 0, missing)).flatten(1)
+def _through(stack: Sequence[TorchLayer], x: Any) -> Any:
+    for layer in stack:
+        x = layer.call(x)
+    return x
 
 
-def _dense(torch: Any, spec: DenseSpec, weights: Mapping[str, Array]) -> _Layer:
-    name = spec.activation_name
-    if name not in _DENSE:
-        raise Unsupported(f"layer {spec.index}: torch.nn has no {name} for a dense layer")
-    weight, bias = (
-        torch.from_numpy(weights[f"layers.{spec.index}.{part}"].copy())
-        for part in ("weight", "bias")
-    )
-    function: _Layer = {
-        "identity": lambda x: x,
-        "softmax": lambda x: torch.softmax(x, -1),
-    }.get(name) or getattr(torch, name)
-    return lambda x: function(torch.nn.functional.linear(x, weight, bias))
+def _ending_in_logits(lesson: Lesson) -> Layers:
+    """The layers as the loss wants them: without the last function where it applies that."""
+    *others, last = lesson.layers
+    if lesson.loss in FUSED and isinstance(last, DenseSpec):
+        return (*others, replace(last, activation=Activation("identity")))
+    return lesson.layers
 
 
-def _recurrent(torch: Any, spec: RecurrentSpec, weights: Mapping[str, Array]) -> _Layer:
-    for cell in spec.cells:
-        _check(spec, cell)
-    if len(set(spec.cells)) > 1:
-        raise Unsupported(f"layer {spec.index}: torch.nn has one kind of cell for both directions")
-    module = _module(torch, spec, getattr(torch, dtype_of(weights)))
-    module.load_state_dict(_state(torch, spec, weights))
-    module.eval()
-    if spec.return_sequences:
-        return lambda x: module(x)[0]
-
-    def last(x: Any) -> Any:
-        final = module(x)[1]
-        h = final[0] if isinstance(final, tuple) else final  # (directions, N, P)
-        return h.transpose(0, 1).flatten(1)
-
-    return last
-
-
-def _module(torch: Any, spec: RecurrentSpec, dtype: Any) -> Any:
-    cell = spec.cells[0]
-    options: dict[str, Any] = {"batch_first": True, "bidirectional": spec.directions == 2}
-    if spec.kind == "lstm":
-        options["proj_size"] = getattr(cell, "projection_size", None) or 0
-    if spec.kind == "rnn":
-        options["nonlinearity"] = cell.activation.name
-    kind = getattr(torch.nn, spec.kind.upper())
-    return kind(spec.input_size, spec.hidden_size, dtype=dtype, **options)
-
-
-def _state(torch: Any, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
-    """Native tensors under PyTorch's names; gate order and shapes are the same."""
-    state: dict[str, Any] = {}
-    for d in range(spec.directions):
-        prefix, suffix = spec.prefix(d), "_l0" + ("_reverse" if d else "")
-        own = {k: weights[prefix + k] for k in spec.cells[d].tensor_names}
-        if "bias" in own:  # PyTorch has two, and adds them
-            own["bias_ih"] = own.pop("bias")
-            own["bias_hh"] = np.zeros_like(own["bias_ih"])
-        state |= {name + suffix: torch.from_numpy(value.copy()) for name, value in own.items()}
-    return state
-
-
-def _check(spec: RecurrentSpec, cell: Cell) -> None:
-    """Raise `Unsupported` for what ``torch.nn`` cannot express."""
-    lacks = [
-        f"{key}: {name}"
-        for key, name in activations(cell).items()
-        if name not in _allowed(spec.kind, key)
-    ]
-    if cell.clip is not None:
-        lacks.append("clip")
-    for option, plain in (
-        ("peepholes", False),
-        ("coupled_input_forget", False),
-        ("use_forget_gate", True),
-        ("reset_after", True),
-    ):
-        if getattr(cell, option, plain) != plain:
-            lacks.append(f"{option}: {str(not plain).lower()}".replace("use_", ""))
-    projection = getattr(cell, "projection_size", None)
-    if projection is not None and projection >= cell.hidden_size:
-        lacks.append(f"projection_size as large as hidden_size ({projection})")
-    if lacks:
-        kind = spec.kind.upper()
-        raise Unsupported(f"layer {spec.index}: torch.nn.{kind} has no {', '.join(lacks)}")
-
-
-def _allowed(kind: str, key: str) -> tuple[str, ...]:
-    if kind == "rnn":  # its one gate has no other activation
-        return ("tanh", "relu") if key == "activation" else (_PLAIN[key],)
-    return (_PLAIN[key],)
+def _loss(torch: Any, name: str) -> _Loss:
+    """The loss of (outputs or logits, targets), a mean over all rows and features."""
+    functional = torch.nn.functional
+    if name == "cross_entropy":  # of rows: (N, T, F) has its classes in another place there
+        return lambda a, t: functional.cross_entropy(a.flatten(0, -2), t.flatten())
+    losses: dict[str, _Loss] = {
+        "binary_cross_entropy": functional.binary_cross_entropy_with_logits,
+        "mse": functional.mse_loss,
+        "mae": functional.l1_loss,
+        "huber": functional.huber_loss,
+    }
+    return losses[name]

@@ -9,21 +9,43 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Size, Unsupported
+from lstm_cli.bench import Lesson, Size, Trainee, Unsupported
+from lstm_cli.bench.training import OwnTrainee
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.network.network import Network
 
-Twist = Callable[[Any], Any]
+
+class FakeTrainee:
+    """Learns with the reference engine; `twists` spoil its loss, gradients or weights."""
+
+    def __init__(self, peer: FakePeer, lesson: Lesson) -> None:
+        dtype = next(iter(lesson.weights.values())).dtype.name
+        self.peer, self.inner = peer, OwnTrainee(lesson, ReferenceEngine(dtype))
+
+    def step(self, x: Any, targets: Any) -> Any:
+        self.peer.calls.append(self.peer.name)
+        return self._spoilt("loss", self.inner.step(x, targets))
+
+    def gradients(self) -> Any:
+        return self._spoilt("gradients", dict(self.inner.gradients()))
+
+    def weights(self) -> Any:
+        return self._spoilt("weights", dict(self.inner.weights()))
+
+    def _spoilt(self, what: str, value: Any) -> Any:
+        twists = self.peer.twist
+        return twists[what](value) if isinstance(twists, dict) and what in twists else value
 
 
 class FakePeer:
-    """Computes with the reference engine, then lets `twist` spoil the outputs."""
+    """Computes with the reference engine, then lets `twist` spoil the outputs.
+
+    For training `twist` is a dict: what spoils the ``loss``, the ``gradients``, the ``weights``.
+    """
 
     version = "0.0"
 
-    def __init__(
-        self, name: str = "fake", twist: Twist | None = None, refuses: str | None = None
-    ) -> None:
+    def __init__(self, name: str = "fake", twist: Any = None, refuses: str | None = None) -> None:
         self.name, self.title = name, f"Fake {name}"
         self.twist, self.refuses = twist, refuses
         self.calls: list[str] = []
@@ -48,6 +70,17 @@ class FakePeer:
         self.open = True
         try:
             yield run
+        finally:
+            self.open = False
+
+    @contextmanager
+    def prepare_training(self, lesson: Lesson, size: Size, threads: int) -> Iterator[Trainee]:
+        if self.refuses:
+            raise Unsupported(self.refuses)
+        self.asked.append((size, threads))
+        self.open = True
+        try:
+            yield FakeTrainee(self, lesson)
         finally:
             self.open = False
 

@@ -39,6 +39,7 @@ def test_a_baseline_comes_back_as_it_was_saved(saved):
     assert baseline.machine == HERE
     assert [entry.size for entry in baseline.sizes] == [SMALL, LARGE]
     assert baseline.sizes[0].timings == result().timings
+    assert baseline.mode == "forward"
     assert baseline.sizes[0].layers == "lstm 3 → 5"
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -85,6 +86,47 @@ def test_what_the_baseline_did_not_measure_is_listed_not_compared(saved):
     assert found.notes == (
         "the baseline does not have 5 × 1 × 7, D 3 (gru 3 → 5); 9 × 1 × 1 (lstm 3 → 5)",
     )
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ("forward", "train", "of forward passes, this is of training steps"),
+        ("train", "forward", "of training steps, this is of forward passes"),
+    ],
+)
+def test_a_forward_and_a_training_baseline_are_never_compared(tmp_path, then, now, words):
+    path = tmp_path / "b.json"
+    save_baseline(path, [replace(result(), mode=then)], HERE)
+    found = compare([replace(result(), mode=now)], load_baseline(path), HERE)
+    assert found.changes == ()
+    assert len(found.notes) == 1
+    assert words in found.notes[0]
+    assert f"--mode {then}" in found.notes[0]
+    same = compare([replace(result(), mode=then)], load_baseline(path), HERE)
+    assert [c.ratio for c in same.changes] == [1.0]
+
+
+def test_training_with_another_loss_is_another_thing_to_measure(tmp_path):
+    path = tmp_path / "b.json"
+    training = replace(result(layers="lstm 3 → 5, mse"), mode="train")
+    save_baseline(path, [training], HERE)
+    found = compare([replace(training, layers="lstm 3 → 5, mae")], load_baseline(path), HERE)
+    assert found.changes == ()
+    assert "lstm 3 → 5, mae" in found.notes[0]
+
+
+def test_a_baseline_older_than_the_modes_is_of_forward_passes(saved):
+    document = json.loads(saved.read_text())
+    del document["mode"]
+    saved.write_text(json.dumps(document))
+    assert load_baseline(saved).mode == "forward"
+
+
+def test_a_mode_that_there_is_not_is_named(saved):
+    saved.write_text(saved.read_text().replace('"mode": "forward"', '"mode": "sideways"'))
+    with pytest.raises(BaselineError, match="neither forward nor train: 'sideways'"):
+        load_baseline(saved)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):

@@ -15,7 +15,8 @@ from lstm_cli.bench import (
     measure,
     one_lstm,
 )
-from lstm_cli.bench.harness import agreement, random_weights
+from lstm_cli.bench.agreement import agreement
+from lstm_cli.bench.draws import random_weights
 from lstm_cli.bench.rounds import Samples
 from lstm_cli.cells import LSTM
 from lstm_cli.engines.reference import ReferenceEngine
@@ -147,6 +148,12 @@ def test_the_size_does_not_overrule_the_layers_own_features(engine):
     layers = (RecurrentSpec(0, 7, (LSTM(hidden_size=3),)),)
     (result,) = measure([SIZE], lambda _: layers, engine, rounds=1, seconds=0.001)
     assert result.layers == "lstm 7 → 3"
+
+
+@pytest.mark.parametrize(("mode", "guess"), [("trian", "train"), ("forwards", "forward")])
+def test_an_unknown_mode_names_the_nearest(engine, mode, guess):
+    with pytest.raises(UsageError, match=f"did you mean `{guess}`"):
+        measure([SIZE], one_lstm, engine, mode=mode)
 
 
 def test_no_rounds_are_refused(engine):

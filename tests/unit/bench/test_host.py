@@ -1,10 +1,11 @@
-"""The machine: what it is, and who else uses it."""
+"""The machine: what it is, who else uses it, and how much memory was used."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from lstm_cli.bench import host, machine, watch_others
+from lstm_cli.bench import host, machine, peak_memory, watch_others
 
 
 def test_this_machine_has_a_processor_and_versions(fake_peer):
@@ -61,3 +62,24 @@ def test_a_system_that_does_not_tell_is_no_error(system, text):
     with watch_others() as others:
         pass
     assert others.cores in (None, 0.0)
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_bytes(monkeypatch, platform, unit):
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=5000))
+    monkeypatch.setitem(sys.modules, "resource", usage)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert peak_memory() == 5000 * unit
+
+
+def test_peak_memory_grows_with_what_is_held():
+    pytest.importorskip("resource")
+    before = peak_memory()
+    held = bytearray(before + (1 << 20))
+    held[::4096] = b"1" * len(held[::4096])
+    assert peak_memory() > len(held)
+
+
+def test_a_system_that_does_not_tell_of_memory_is_no_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory() is None

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lstm_cli.bench import PEERS, Size, Unsupported, peer
-from lstm_cli.bench.harness import TOLERANCES, agreement, random_inputs, random_weights
+from lstm_cli.bench.agreement import agreement
+from lstm_cli.bench.contest import TOLERANCES
+from lstm_cli.bench.draws import random_inputs, random_weights
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec

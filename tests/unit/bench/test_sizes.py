@@ -3,7 +3,7 @@
 import pytest
 
 from lstm_cli.bench import DEFAULT_SIZES, Size, grid, one_lstm
-from lstm_cli.bench.sizes import describe, flops
+from lstm_cli.bench.sizes import describe, flops, training_flops
 from lstm_cli.cells import GRU, LSTM, Activation
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import UsageError
@@ -44,6 +44,12 @@ def test_flops_of_one_lstm_by_hand():
     # 4 gates of H = 3 units, each unit reads D = 2 and H = 3; 5 x 7 steps; multiply and add.
     size = Size(3, 5, 7, 2)
     assert flops(one_lstm(size), size) == 4 * 3 * (2 + 3) * 2 * 35
+
+
+def test_a_training_step_is_three_times_the_products():
+    size = Size(3, 5, 7, 2)
+    products = 4 * 3 * (2 + 3) * 2 * 35
+    assert training_flops(one_lstm(size), size) == 3 * products
 
 
 def test_after_the_last_step_only_sequences_count():

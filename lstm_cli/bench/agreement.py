@@ -1,0 +1,117 @@
+"""Whether a peer computes the same, decided before anything is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.bench.results import Agreement
+from lstm_cli.engines.types import Array
+from lstm_cli.training.optimisers import Optimiser
+
+NOISE = 1e-3
+"""Gradients of a tensor are held against this share of the largest one of all, where they are
+smaller throughout: such are sums whose terms cancel, and what is left of them is rounding."""
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """A contestant's first training step.
+
+    Attributes
+    ----------
+    loss
+        Before the update.
+    gradients, weights
+        By stored name: of that loss, and after the update.
+    """
+
+    loss: float
+    gradients: Mapping[str, Array]
+    weights: Mapping[str, Array]
+
+
+def agreement(expected: Any, found: Any, tolerance: float, what: str = "outputs") -> Agreement:
+    """Compare element by element, in float64: absolute up to 1, relative above."""
+    a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+    if a.shape != b.shape:
+        return Agreement(float("inf"), tolerance, False, what)
+    with np.errstate(invalid="ignore"):
+        scaled = np.abs(a - b) / np.maximum(1.0, np.abs(a))
+    return _within(float(scaled.max(initial=0.0)), tolerance, what)
+
+
+def gradient_agreement(
+    expected: Mapping[str, Array], found: Mapping[str, Array], tolerance: float
+) -> Agreement:
+    """Compare derivatives tensor by tensor, each beside the largest number it holds.
+
+    A mean over many steps has small derivatives: beside 1 they would all look alike. Beside
+    its own value a single one would look wrong for the rounding of its terms.
+    """
+    absent = [
+        name
+        for name in expected.keys() | found.keys()
+        if name not in expected
+        or name not in found
+        or np.shape(expected[name]) != np.shape(found[name])
+    ]
+    if absent:
+        return Agreement(float("inf"), tolerance, False, f"gradient of {min(absent)}")
+    least = NOISE * max((_largest(g) for g in expected.values()), default=0.0)
+    return worst(
+        [
+            _within(_relative(g, found[name], least), tolerance, f"gradient of {name}")
+            for name, g in expected.items()
+        ]
+    )
+
+
+def update_agreement(
+    before: Mapping[str, Array], step: FirstStep, optimiser: Optimiser, tolerance: float
+) -> Agreement:
+    """Compare the weights after a step with what the optimiser makes of the step's own gradients.
+
+    Adam's first step is the rate times the gradient's sign, nearly: where a gradient is close
+    to 0, two that agree can move their weights apart by twice the rate. So weights are not
+    held against another's, but against the equation with the gradients that led to them, in
+    float64; what is left is rounding. Together with equal gradients it says the same.
+    """
+    found = []
+    for name, w in before.items():
+        what = f"{name} after a step"
+        if name not in step.gradients or name not in step.weights:
+            return Agreement(float("inf"), tolerance, False, what)
+        g = np.asarray(step.gradients[name], np.float64)
+        slots = {slot: np.zeros_like(g) for slot in optimiser.slots}
+        rate = optimiser.learning_rate
+        with np.errstate(all="ignore"):  # what is not finite does not agree
+            expected, _ = optimiser.update(np.asarray(w, np.float64), g, slots, rate, 1)
+        found.append(agreement(expected, step.weights[name], tolerance, what))
+    return worst(found)
+
+
+def worst(found: Sequence[Agreement]) -> Agreement:
+    """The first that is no agreement; without one, the one with the largest difference."""
+    wrong = [a for a in found if not a.ok]
+    return wrong[0] if wrong else max(found, key=lambda a: a.difference)
+
+
+def _relative(expected: Array, found: Array, least: float) -> float:
+    """The largest difference of two tensors beside their largest number, at least `least`."""
+    a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = float(np.abs(a - b).max(initial=0.0))
+    scale = max(_largest(a), _largest(b), least)
+    return difference / scale if scale else difference
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array).max(initial=0.0))
+
+
+def _within(difference: float, tolerance: float, what: str) -> Agreement:
+    return Agreement(difference, tolerance, difference <= tolerance, what)  # NaN is not within

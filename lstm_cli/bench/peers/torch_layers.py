@@ -1,0 +1,172 @@
+"""A network's layers in ``torch.nn``, with the parameters that are trained by our names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lstm_cli.bench.peers.base import Unsupported, activations, dtype_of
+from lstm_cli.bench.sizes import Size
+from lstm_cli.cells import Cell
+from lstm_cli.engines.types import (
+    Array,
+    DenseSpec,
+    DropoutSpec,
+    FlattenSpec,
+    LayerSpec,
+    RecurrentSpec,
+)
+
+_PLAIN = {"recurrent_activation": "sigmoid", "activation": "tanh", "cell_activation": "tanh"}
+_DENSE = ("identity", "tanh", "relu", "sigmoid", "softmax")
+
+
+@dataclass(frozen=True)
+class TorchLayer:
+    """A layer.
+
+    Attributes
+    ----------
+    call
+        From tensor to tensor.
+    parameters
+        What is trained, by stored name.
+    """
+
+    call: Callable[[Any], Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def torch_layer(
+    torch: Any, spec: LayerSpec, weights: Mapping[str, Array], size: Size, *, training: bool = False
+) -> TorchLayer:
+    """The layer with these weights, copied; with `training` its parameters want gradients.
+
+    Raises
+    ------
+    Unsupported
+        ``torch.nn`` cannot express it.
+    """
+    if isinstance(spec, RecurrentSpec):
+        return _recurrent(torch, spec, weights, training)
+    if isinstance(spec, DenseSpec):
+        return _dense(torch, spec, weights, training)
+    if isinstance(spec, DropoutSpec):
+        return TorchLayer(lambda x: x)
+    return _flatten(torch, spec, size)
+
+
+def _flatten(torch: Any, spec: FlattenSpec, size: Size) -> TorchLayer:
+    missing = max(0, spec.steps - size.steps)
+    return TorchLayer(lambda x: torch.nn.functional.pad(x, (0, 0, 0, missing)).flatten(1))
+
+
+def _dense(torch: Any, spec: DenseSpec, weights: Mapping[str, Array], training: bool) -> TorchLayer:
+    name = spec.activation_name
+    if name not in _DENSE:
+        raise Unsupported(f"layer {spec.index}: torch.nn has no {name} for a dense layer")
+    parameters = {
+        own: torch.from_numpy(weights[own].copy()).requires_grad_(training)
+        for own in spec.parameters()
+    }
+    weight, bias = (parameters[f"layers.{spec.index}.{part}"] for part in ("weight", "bias"))
+    function = {
+        "identity": lambda x: x,
+        "softmax": lambda x: torch.softmax(x, -1),
+    }.get(name) or getattr(torch, name)
+    return TorchLayer(lambda x: function(torch.nn.functional.linear(x, weight, bias)), parameters)
+
+
+def _recurrent(
+    torch: Any, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
+) -> TorchLayer:
+    for cell in spec.cells:
+        _check(spec, cell)
+    if len(set(spec.cells)) > 1:
+        raise Unsupported(f"layer {spec.index}: torch.nn has one kind of cell for both directions")
+    module = _module(torch, spec, getattr(torch, dtype_of(weights)))
+    module.load_state_dict(_state(torch, spec, weights))
+    # The second bias that PyTorch has for an lstm or rnn is none of our parameters: trained
+    # beside the first, it would take the same step again. It stays 0, and gathers no gradient.
+    module.requires_grad_(False)
+    module.train(training)
+    parameters = {
+        own: getattr(module, theirs).requires_grad_(training)
+        for own, theirs in _names(spec).items()
+    }
+    return TorchLayer(_sequences(module) if spec.return_sequences else _last(module), parameters)
+
+
+def _sequences(module: Any) -> Callable[[Any], Any]:
+    return lambda x: module(x)[0]
+
+
+def _last(module: Any) -> Callable[[Any], Any]:
+    def last(x: Any) -> Any:
+        final = module(x)[1]
+        h = final[0] if isinstance(final, tuple) else final  # (directions, N, P)
+        return h.transpose(0, 1).flatten(1)
+
+    return last
+
+
+def _module(torch: Any, spec: RecurrentSpec, dtype: Any) -> Any:
+    cell = spec.cells[0]
+    options: dict[str, Any] = {"batch_first": True, "bidirectional": spec.directions == 2}
+    if spec.kind == "lstm":
+        options["proj_size"] = getattr(cell, "projection_size", None) or 0
+    if spec.kind == "rnn":
+        options["nonlinearity"] = cell.activation.name
+    kind = getattr(torch.nn, spec.kind.upper())
+    return kind(spec.input_size, spec.hidden_size, dtype=dtype, **options)
+
+
+def _names(spec: RecurrentSpec) -> dict[str, str]:
+    """PyTorch's name of every tensor by ours; gate order and shapes are the same."""
+    return {
+        spec.prefix(d) + name: ("bias_ih" if name == "bias" else name)
+        + ("_l0_reverse" if d else "_l0")
+        for d, cell in enumerate(spec.cells)
+        for name in cell.tensor_names
+    }
+
+
+def _state(torch: Any, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
+    """Our tensors under PyTorch's names, and 0 for the bias that we do not have."""
+    state = {theirs: torch.from_numpy(weights[own].copy()) for own, theirs in _names(spec).items()}
+    for name in [name for name in state if name.startswith("bias_ih")]:
+        other = name.replace("bias_ih", "bias_hh")
+        state.setdefault(other, torch.zeros_like(state[name]))
+    return state
+
+
+def _check(spec: RecurrentSpec, cell: Cell) -> None:
+    """Raise `Unsupported` for what ``torch.nn`` cannot express."""
+    lacks = [
+        f"{key}: {name}"
+        for key, name in activations(cell).items()
+        if name not in _allowed(spec.kind, key)
+    ]
+    if cell.clip is not None:
+        lacks.append("clip")
+    for option, plain in (
+        ("peepholes", False),
+        ("coupled_input_forget", False),
+        ("use_forget_gate", True),
+        ("reset_after", True),
+    ):
+        if getattr(cell, option, plain) != plain:
+            lacks.append(f"{option}: {str(not plain).lower()}".replace("use_", ""))
+    projection = getattr(cell, "projection_size", None)
+    if projection is not None and projection >= cell.hidden_size:
+        lacks.append(f"projection_size as large as hidden_size ({projection})")
+    if lacks:
+        kind = spec.kind.upper()
+        raise Unsupported(f"layer {spec.index}: torch.nn.{kind} has no {', '.join(lacks)}")
+
+
+def _allowed(kind: str, key: str) -> tuple[str, ...]:
+    if kind == "rnn":  # its one gate has no other activation
+        return ("tanh", "relu") if key == "activation" else (_PLAIN[key],)
+    return (_PLAIN[key],)

@@ -1,0 +1,140 @@
+"""Training steps: forward, loss, backward and Adam's update of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+
+from lstm_cli.bench.agreement import FirstStep, agreement, gradient_agreement, update_agreement
+from lstm_cli.bench.contest import OURS, Contestant, numpy_dtype, our_title, threads_of
+from lstm_cli.bench.draws import random_inputs, random_targets, random_weights
+from lstm_cli.bench.peers import Lesson, Peer, Trainee
+from lstm_cli.bench.results import Agreement
+from lstm_cli.bench.sizes import Size, describe, training_flops
+from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
+from lstm_cli.errors import TrainingError
+from lstm_cli.network.network import Network
+from lstm_cli.training.criterion import Criterion
+from lstm_cli.training.learner import Learner
+from lstm_cli.training.losses import loss_for
+from lstm_cli.training.optimisers import Adam
+from lstm_cli.training.schedules import Constant
+from lstm_cli.training.targets import Targets
+from lstm_cli.training.updates import Updates
+
+TOLERANCES: Mapping[str, float] = {"float32": 2e-4, "float64": 1e-10}
+"""By dtype, the largest difference at which losses and gradients count as equal."""
+
+UPDATE_TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "float64": 1e-12}
+"""By dtype, how far weights may be from the update's equation: a thousandth of Adam's first
+step in float32, which is some roundings of a weight near 1."""
+
+
+class TrainingContest:
+    """Steps on one batch of full-length sequences, again and again.
+
+    Dropout is left out, for no two frameworks draw the same masks. The loss is a mean over all
+    rows, without class weights or smoothing.
+
+    Parameters
+    ----------
+    loss
+        None: the one that suits the last layer.
+    """
+
+    def __init__(
+        self, layers: Layers, size: Size, engine: Engine, seed: int, loss: str | None = None
+    ) -> None:
+        loss = loss or loss_for(layers)
+        layers, dtype = without_dropout(layers), numpy_dtype(engine)
+        self.words = f"{describe(layers)}, {loss}"
+        self.flops = training_flops(layers, size)
+        self._size, self._engine = size, engine
+        self._lesson = Lesson(layers, random_weights(layers, seed, dtype), loss, Adam())
+        self._x = random_inputs(layers, size, seed, dtype)
+        self._targets = random_targets(layers, size, loss, seed, dtype)
+
+    def ours(self) -> Contestant:
+        """This program."""
+        return self._contestant(
+            OURS, our_title(self._engine), OwnTrainee(self._lesson, self._engine)
+        )
+
+    def theirs(self, stack: ExitStack, peer: Peer) -> Contestant:
+        """A peer with the same weights, inputs, targets, loss and optimiser."""
+        threads = threads_of(self._engine)
+        trainee = stack.enter_context(peer.prepare_training(self._lesson, self._size, threads))
+        return self._contestant(peer.name, peer.title, trainee)
+
+    def compare(self, expected: FirstStep, found: FirstStep) -> Agreement:
+        """By the loss and the gradients of the first step, and by both sides' updates."""
+        dtype, lesson = self._engine.dtype, self._lesson
+        close, rounded = TOLERANCES.get(dtype, 0.0), UPDATE_TOLERANCES.get(dtype, 0.0)
+        gradients = gradient_agreement(expected.gradients, found.gradients, close)
+        parts = [agreement(expected.loss, found.loss, close, "loss"), gradients]
+        parts += [
+            update_agreement(lesson.weights, step, lesson.optimiser, rounded)
+            for step in (found, expected)
+        ]
+        return next((part for part in parts if not part.ok), gradients)
+
+    def _contestant(self, name: str, title: str, trainee: Trainee) -> Contestant:
+        x, targets = self._x, self._targets
+
+        def first() -> FirstStep:
+            loss = trainee.step(x, targets)
+            return FirstStep(loss, _copied(trainee.gradients()), _copied(trainee.weights()))
+
+        return Contestant(name, title, lambda: trainee.step(x, targets), first)
+
+
+def without_dropout(layers: Layers) -> tuple[LayerSpec, ...]:
+    """The layers that are left when nothing is dropped."""
+    return tuple(
+        replace(spec, dropout=0.0, recurrent_dropout=0.0)
+        if isinstance(spec, RecurrentSpec)
+        else spec
+        for spec in layers
+        if not isinstance(spec, DropoutSpec)
+    )
+
+
+class OwnTrainee:
+    """This program's network, as it learns."""
+
+    def __init__(self, lesson: Lesson, engine: Engine) -> None:
+        network = Network(lesson.layers, lesson.weights, engine)
+        targets = Targets(
+            lesson.loss, network.returns_sequences, network.output_size, "random targets"
+        )
+        updates = Updates(lesson.optimiser, Constant())
+        self._learner = Learner(network, Criterion(targets), updates)
+        self._gradients: Mapping[str, Array] = {}
+
+    def step(self, x: Array, targets: Array) -> float:
+        """One update; a step that makes none is no training, and its time would flatter."""
+        report = self._learner.step(x, targets, None)
+        if not (report.updates and report.updates[0].finite):
+            raise TrainingError(
+                "a loss or a gradient of the measured network is not finite",
+                found=f"a loss of {report.loss:g}",
+                hint="--seed 1 draws other weights, --dtype float64 holds larger numbers",
+            )
+        self._gradients = report.gradients.weights
+        return report.loss
+
+    def gradients(self) -> Mapping[str, Array]:
+        """Of the last step."""
+        return self._gradients
+
+    def weights(self) -> Mapping[str, Array]:
+        """As they are now."""
+        return self._learner.weights
+
+
+def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """What later steps do not change."""
+    return {name: np.array(value) for name, value in arrays.items()}
