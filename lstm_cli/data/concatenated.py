@@ -111,6 +111,6 @@ def _lengths(
             f"nothing says where the sequences of {inputs.where} begin",
             expected="lengths (N,) or offsets (N + 1,) beside inputs (sum T, D)",
             where=options.places(folder.where),
-            hint="--set data.lengths=NAME",
+            hint="in a config, data.lengths names them",
         )
     return lengths, table

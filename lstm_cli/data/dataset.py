@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,31 +12,13 @@ from numpy.typing import DTypeLike
 from lstm_cli.data.access import Access
 from lstm_cli.data.agreement import common_targets, need_alike
 from lstm_cli.data.files import Hdf5File
-from lstm_cli.data.labels import class_labels
-from lstm_cli.data.links import Folder
+from lstm_cli.data.groups import Groups
+from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths
 from lstm_cli.data.recognise import open_layout
 from lstm_cli.data.sequences import Files, Indices
 from lstm_cli.data.types import MAX_BATCH_BYTES, Batch, DataOptions, Layout, TargetInfo
 from lstm_cli.errors import DataError, UsageError
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one file adds: its sequences, and the number of the first of them."""
-
-    file: Hdf5File
-    folder: Folder
-    layout: Layout
-    reason: str
-    first: int
-
-    @property
-    def class_labels(self) -> list[str] | None:
-        """Labels of the classes, if the file has them."""
-        targets = self.layout.targets
-        key = None if targets is None else targets.info.name.rpartition("/")[2]
-        return class_labels(self.folder, self.file.root, key)
 
 
 class Dataset:
@@ -139,6 +120,19 @@ class Dataset:
                 )
             labels = own if labels is None else labels
         return labels
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Why datasets that might be taken for targets were not, a sentence each."""
+        return tuple(note for part in self._parts for note in part.notes)
+
+    def place(self, number: int) -> str:
+        """Where the inputs of a sequence stand: in the groups layout, those of its group."""
+        file = int(self.files.file_of(np.array([number]))[0])
+        layout = self.files.layouts[file]
+        if isinstance(layout, Groups):
+            return layout.place(number - int(self.files.firsts[file]))
+        return layout.inputs
 
     def lengths(self, first: int = 0, count: int | None = None) -> Lengths:
         """(count,) int64 valid steps of consecutive sequences, by default of all."""
@@ -258,7 +252,7 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Datas
             file = Hdf5File(path, allow_external=options.allow_external)
             files.callback(file.close)
             layout, reason = open_layout(file.folder, options)
-            parts.append(Part(file, file.folder, layout, reason, first))
+            parts.append(Part(file, file.folder, layout, reason, first, options))
             first += layout.count
         return Dataset(parts, options, files.pop_all())
 

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from contextlib import suppress
+from shlex import quote
 from typing import Any
 
 import h5py
@@ -104,7 +105,8 @@ def _missing(path: str, error: Exception) -> DataError:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         return _unreadable(path, error)
     file, _, group = path.rpartition(":")
-    hint = f"{file}:/{group} names a group of {file}" if os.path.isfile(file) else None
+    named = quote(f"{file}:/{group}")
+    hint = f"{named} names a group of {file}" if os.path.isfile(file) else None
     return DataError(
         f"{printable(path)} does not exist", expected="an HDF5 file", where=path, hint=hint
     )
@@ -117,7 +119,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
         expected="an HDF5 file that may be read",
         found=getattr(error, "strerror", None) or printable(str(error)),
         where=path,
-        hint=f"chmod u+r {path}" if denied else None,
+        hint=f"chmod u+r {quote(path)}" if denied else None,
     )
 
 
@@ -130,7 +132,7 @@ def _need_hdf5(path: str, head: bytes, size: int) -> None:
             expected="HDF5 or NetCDF-4",
             found=f"a file that begins with {head[:4]!r}",
             where=path,
-            hint=f"nccopy -k nc4 {path} {os.path.splitext(path)[0]}.h5",
+            hint=f"nccopy -k nc4 {quote(path)} {quote(os.path.splitext(path)[0] + '.h5')}",
         )
     if not h5py.is_hdf5(path):
         raise DataError(
@@ -174,13 +176,14 @@ def _group(root: Folder, path: str) -> Folder:
             expected="a group of the file",
             found=f"/ holds {inside}" if inside else "an empty file",
             where=where,
-            hint=f"lstm-cli data {root.file}",
+            hint=f"lstm-cli data {quote(root.file)}",
         )
     parent, _, name = path.rpartition("/")
+    group = quote(f"{root.file}:{parent or '/'}")
     raise DataError(
         f"{where} is a dataset",
         expected="a group that holds one",
         found=f"shape {found.shape}",
         where=where,
-        hint=f"{root.file}:{parent or '/'} with --set data.inputs={name}",
+        hint=f"{group} names the group; in a config, data.inputs: {name} names the dataset",
     )

@@ -35,7 +35,7 @@ class GateWriter:
     def __init__(
         self, path: str, dataset: Dataset, *, dtype: DTypeLike, attributes: Mapping[str, Any]
     ) -> None:
-        self._file = OutputFile(path, dataset.paths)
+        self._file = OutputFile(path, dataset.paths, option="--gates")
         self._dataset = dataset
         self._dtype = np.dtype(dtype)
         self._attributes = dict(attributes)

@@ -43,7 +43,7 @@ class Groups:
 
     @property
     def inputs(self) -> str:
-        return f"{self.folder.where.rstrip('/')}/{self.paths[0]}"
+        return self.place(0)
 
     @property
     def count(self) -> int:
@@ -77,6 +77,10 @@ class Groups:
 
     def sequence_names(self) -> list[str] | None:
         return self.names
+
+    def place(self, number: int) -> str:
+        """Where the inputs of one sequence stand."""
+        return f"{self.folder.where.rstrip('/')}/{self.paths[number]}"
 
 
 @dataclass(frozen=True)
@@ -251,5 +255,5 @@ def _unlike(first: Child, child: Child, T: int, options: DataOptions) -> DataErr
         expected=f"one a step ({T}, ...) in every group, or one shape and type in all",
         found=str(child.shape),
         where=options.places(first.where, child.where),
-        hint="--set data.targets=NAME chooses another dataset",
+        hint="in a config, data.targets names another dataset",
     )

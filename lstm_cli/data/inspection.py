@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
-from lstm_cli.data.dataset import Dataset, Part
+from lstm_cli.data.dataset import Dataset
+from lstm_cli.data.declared import Declared
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.links import Folder
-from lstm_cli.data.recognise import open_layout, parts_of
+from lstm_cli.data.part import Part
+from lstm_cli.data.recognise import open_layout, parts_of, recognise
 from lstm_cli.data.report import FileReport, GroupReport, StoredReport
 from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS
 from lstm_cli.data.statistics import gather, input_problems, target_problems
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.types import DataOptions
+from lstm_cli.data.vlen import UnknownFeaturesError
 from lstm_cli.errors import DataError, Problem
 
 MAX_DEPTH = 16
@@ -56,7 +61,7 @@ def describe(path: str, options: DataOptions | None = None) -> FileReport:
         keys: dict[str, str] = {}
         for folder in _holders(file.folder, options):
             try:
-                groups.append(_group(file, folder, options, roles, problems))
+                groups.append(_any_group(file, folder, options, roles, problems))
             except DataError as error:
                 problems += error.problems
         datasets = tuple(_stored(file.folder, roles, problems))
@@ -76,10 +81,44 @@ def describe(path: str, options: DataOptions | None = None) -> FileReport:
 def _holders(folder: Folder, options: DataOptions) -> list[Folder]:
     """The groups to look into: the parts of a data set, or the group itself."""
     try:
-        open_layout(folder, options)
+        recognise(folder, options)
     except DataError:
         return parts_of(folder, options) or [folder]
     return [folder]
+
+
+def _any_group(
+    file: Hdf5File,
+    folder: Folder,
+    options: DataOptions,
+    roles: dict[str, str],
+    problems: list[Problem],
+) -> GroupReport:
+    """One group, even if nothing says how many features a step has."""
+    try:
+        return _group(file, folder, options, roles, problems)
+    except UnknownFeaturesError as error:
+        problems += error.problems
+        guessed = replace(options, features=error.common)
+        # What is wrong with a feature, and in which step, is not known without D.
+        report = _group(file, folder, guessed, roles, [])
+        low, middle, high = np.quantile(error.sizes, (0, 0.5, 1)).tolist()
+        by_sequence = report.targets is not None and report.targets.per_step is False
+        return replace(
+            report,
+            features=None,
+            steps=None,
+            total_steps=None,
+            targets=report.targets if by_sequence else None,
+            class_counts=report.class_counts if by_sequence else {},
+            values=(int(low), middle, int(high)),
+            candidates=_divisors(error.common),
+        )
+
+
+def _divisors(number: int) -> tuple[int, ...]:
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return tuple(sorted({*small, *(number // k for k in small)}))
 
 
 def _group(
@@ -92,10 +131,11 @@ def _group(
     """Read one group through; adds to `roles` and `problems`."""
     layout, reason = open_layout(folder, options)
     roles |= layout.roles()
-    dataset = Dataset([Part(file, folder, layout, reason, 0)], options, ExitStack())
+    dataset = Dataset([Part(file, folder, layout, reason, 0, options)], options, ExitStack())
     statistics = gather(dataset)
     problems += input_problems(dataset, statistics)
     problems += target_problems(dataset, statistics)
+    problems += [Problem(note, where=(folder.where,)) for note in dataset.notes]
     lengths = dataset.lengths()
     labels, names = dataset.class_labels, dataset.names
     return GroupReport(
@@ -139,14 +179,19 @@ def _stored(top: Folder, roles: dict[str, str], problems: list[Problem]) -> Iter
                     yield _report(found, roles.get(path, ""))
             except DataError as error:
                 problems += error.problems
-                yield StoredReport(path, (), "?", None, None, 0, "refused")
+                yield _stored_report(path, folder.declared(name), "refused")
         todo += reversed(below)
 
 
 def _report(stored: Stored, role: str) -> StoredReport:
-    chunks, compression, nbytes = stored.storage()
-    dtype = f"rows of {stored.dtype}" if stored.vlen else str(stored.dtype)
-    return StoredReport(stored.path, stored.shape, dtype, chunks, compression, nbytes, role)
+    report = _stored_report(stored.path, stored.declared(), role)
+    return replace(report, compression=stored.compression, in_heap=stored.in_heap)
+
+
+def _stored_report(path: str, told: Declared, role: str) -> StoredReport:
+    return StoredReport(
+        path, told.shape, told.dtype, told.storage, told.chunks, None, told.nbytes, False, role
+    )
 
 
 def _format(file: Hdf5File) -> str:
@@ -177,7 +222,10 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     if not groups:
         return ""
     group = groups[0]
-    lines = ["model:", f"  input_size: {group.features}", "  layers:"]
+    size = str(group.features)
+    if group.features is None:
+        size = f"{group.candidates[-1]}  # or another that divides every row"
+    lines = ["model:", f"  input_size: {size}", "  layers:"]
     targets = group.targets
     sequences = str(targets is not None and targets.per_step is True).lower()
     lines.append(f"    - {{type: lstm, hidden_size: 100, return_sequences: {sequences}}}")
@@ -189,12 +237,13 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     elif targets is not None:
         units = targets.shape[0] if targets.shape else 1
         lines.append(f"    - {{type: dense, units: {units}}}")
-    series = group.layout == "series" and targets is None and group.steps[2] > 2
+    steps = group.steps[2] if group.layout == "series" and group.steps is not None else 0
+    series = targets is None and steps > 2
     if series:  # the next value from those before it
         lines.append(f"    - {{type: dense, units: {group.features}}}")
     named = [f"  {role}: {name}" for role, name in keys.items()]
     if series:
-        length = min(WINDOW, group.steps[2] // 2)
+        length = min(WINDOW, steps // 2)
         named.append(f"  window: {{length: {length}, stride: 1, horizon: 1}}")
     if named:
         lines += ["data:", *named]

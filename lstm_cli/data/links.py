@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from h5py import h5l, h5o
 
+from lstm_cli.data.declared import Declared, declared
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.storage import Stored, printable, read_attribute, reading
 from lstm_cli.data.types import Array
@@ -84,6 +85,25 @@ class Folder:
         """All values of a dataset that `find` has let pass before."""
         with reading(f"{self.file}:{printable(_join(self.path, name))}"):
             return np.asarray(self.group[name][...])
+
+    def soft_link(self, name: str) -> str | None:
+        """The path that a soft link in this group names, or None if `name` is none."""
+        with reading(self.where):
+            raw = name.encode("utf-8", "surrogateescape")
+            links = self.group.id.links
+            if not links.exists(raw) or links.get_info(raw).type != h5l.TYPE_SOFT:
+                return None
+            return printable(links.get_val(raw).decode("utf-8", "surrogateescape"))
+
+    def declared(self, name: str) -> Declared:
+        """What a dataset that `find` refuses says of itself, without following or reading it."""
+        try:
+            with reading(self.where):
+                found = self._walk(name, self.where)
+                return declared(found) if isinstance(found, h5py.Dataset) else Declared()
+        except DataError as error:
+            outside = isinstance(error, LeavesFileError)
+            return Declared(storage="external link" if outside else "unreadable")
 
     def names(self) -> list[str]:
         """Names of all links in the group, in natural order."""
@@ -157,8 +177,13 @@ class _Link:
     """The path a soft link names."""
 
 
+class LeavesFileError(DataError):
+    """A link leads out of the file."""
+
+
 def _refused(where: str, found: str, hint: str | None) -> DataError:
-    return DataError(
+    kind = LeavesFileError if hint else DataError
+    return kind(
         f"{where} leads out of the file" if hint else f"{where} leads nowhere",
         expected="links within the file",
         found=found,

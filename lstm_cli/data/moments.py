@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,7 +223,7 @@ class _Piece:
             expected=expected,
             found=f"{rows[row, column]:g} in {place}",
             where=names[file],
-            hint=f"lstm-cli data {self.dataset.paths[file]} lists what is wrong with it",
+            hint=f"lstm-cli data {quote(self.dataset.paths[file])} lists what is wrong with it",
         )
 
 

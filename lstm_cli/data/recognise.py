@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import islice
+from shlex import quote
 
 from lstm_cli.data.concatenated import open_concatenated
 from lstm_cli.data.dense import open_dense
@@ -209,7 +210,7 @@ def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataE
         expected="one group, named as FILE:/group",
         found=", ".join(names),
         where=options.places(folder.where),
-        hint=f"choose one: {' or '.join(names[:4])}",
+        hint=f"choose one: {' or '.join(map(quote, names[:4]))}",
     )
 
 
@@ -223,5 +224,5 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
         expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",
         found=contents(folder),
         where=options.places(folder.where),
-        hint="--set data.inputs=NAME names them",
+        hint="in a config, data.inputs names them",
     )

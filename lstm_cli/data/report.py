@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from lstm_cli.data.types import TargetInfo
 from lstm_cli.errors import Problem
+
+Spread: TypeAlias = tuple[int, float, int]
+"""Smallest, median and largest."""
 
 
 @dataclass(frozen=True)
@@ -18,21 +22,28 @@ class StoredReport:
     path
         In the file.
     shape, dtype
-        As stored; empty and ``?`` if it cannot be opened.
+        As declared; None and ``?`` if it cannot be opened.
+    storage
+        ``contiguous``, ``chunked``, ``compact``, ``virtual``, ``external storage``, ``external
+        link``, or ``unreadable``.
     chunks, compression
         None for contiguous or uncompressed storage.
     nbytes
-        Bytes it takes in the file.
+        Bytes it takes in the file, or None.
+    in_heap
+        These are references alone: the values, of variable length, stand elsewhere in the file.
     role
         What it was taken for: ``inputs``, ``targets``, ...; ``refused``, or empty.
     """
 
     path: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     dtype: str
+    storage: str
     chunks: tuple[int, ...] | None
     compression: str | None
-    nbytes: int
+    nbytes: int | None
+    in_heap: bool
     role: str
 
 
@@ -62,20 +73,25 @@ class GroupReport:
         Labels of the classes, or None.
     class_counts
         How often each class index stands in the targets, if they may be class indices.
+    values, candidates
+        Values in the shortest, median and longest row, and the features D that divide them all;
+        given where nothing says D: `features`, `steps` and `total_steps` are None then.
     """
 
     name: str
     layout: str
     reason: str
     count: int
-    features: int
-    steps: tuple[int, float, int]
-    total_steps: int
+    features: int | None
+    steps: Spread | None
+    total_steps: int | None
     dtype: str
     targets: TargetInfo | None
     names: tuple[str, ...] | None
     class_labels: tuple[str, ...] | None
     class_counts: Mapping[int, int]
+    values: Spread | None = None
+    candidates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
+from shlex import quote
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.storage import Stored
+from lstm_cli.data.storage import Stored, printable
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, nearest
 
@@ -17,6 +19,10 @@ TARGETS = ("targets", "labels", "y", "targetClasses", "targetPatterns")
 NAMES = ("names", "seqTags")
 CLASSES = ("classes", "class_names")
 OTHER_ROLES = frozenset(LENGTHS + OFFSETS + MASK + TARGETS + NAMES + CLASSES)
+
+
+SHOWN = 8
+"""Members of a group that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +104,25 @@ def missing(folder: Folder, name: str, role: str, options: DataOptions) -> DataE
         expected=f"the {role}, as data.{role} says",
         found=contents(folder),
         where=options.places(folder.where),
-        hint=f"--set data.{role}={near}" if near else f"lstm-cli data {folder.file}",
+        hint=f"--set data.{role}={near}" if near else f"lstm-cli data {quote(folder.file)}",
     )
 
 
 def contents(folder: Folder) -> str:
     """What the group holds, in a line: ``frames (5687, 12), lengths (370,)``."""
-    members = [
-        f"group {found.path.rpartition('/')[2]}"
-        if isinstance(found, Folder)
-        else f"{found.path.rpartition('/')[2]} {found.shape}"
-        for found, _ in zip(folder.members(), range(8), strict=False)
-    ]
-    return ", ".join(members) or "nothing that can be read"
+    members = filter(None, (_content(folder, name) for name in folder.names()))
+    return ", ".join(islice(members, SHOWN)) or "nothing that can be read"
+
+
+def _content(folder: Folder, name: str) -> str | None:
+    """A member in a few words; None if it cannot be read."""
+    try:
+        found = folder.find(name)
+        link = folder.soft_link(name) if found is None else None
+    except DataError:
+        return None
+    if isinstance(found, Folder):
+        return f"group {printable(name)}"
+    if found is not None:
+        return f"{printable(name)} {found.shape}"
+    return None if link is None else f"{printable(name)} (a link to {link}, which is not there)"

@@ -14,6 +14,7 @@ from lstm_cli.errors import Problem
 
 SCAN_SEQUENCES = 1024
 SCAN_BYTES = 32 << 20
+SHOWN_SEQUENCES = 10
 MOST_CLASSES = 1000
 """With more values than this, integers are no class indices."""
 
@@ -93,13 +94,12 @@ def _mask(batch: Batch) -> Array:
 
 def input_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
     """Values that are no numbers, and features that never change."""
-    where = (dataset.input_name,)
     problems = [
         Problem(
             f"feature {feature} has {count} NaN or infinite value{'s' if count > 1 else ''}",
             expected="finite numbers",
-            found=f"the first in sequence {sequence}, step {step}",
-            where=where,
+            found=f"the first in {_sequence(dataset, sequence)}, step {step}",
+            where=(dataset.place(sequence),),
         )
         for feature, (count, sequence, step) in sorted(statistics.bad.items())
     ]
@@ -109,13 +109,37 @@ def input_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
         more = f" and {len(constant) - 10} more" if len(constant) > 10 else ""
         noun = "feature never changes" if len(constant) == 1 else "features never change"
         problems.append(
-            Problem(f"{len(constant)} {noun}: {listed}{more}", found="constant", where=where)
+            Problem(
+                f"{len(constant)} {noun}: {listed}{more}",
+                found="constant",
+                where=(dataset.input_name,),
+            )
         )
-    empty = int((dataset.lengths() == 0).sum())
-    if empty:
-        noun = "sequence has" if empty == 1 else "sequences have"
-        problems.append(Problem(f"{empty} {noun} no step", where=where))
-    return problems
+    return problems + _empty(dataset)
+
+
+def _empty(dataset: Dataset) -> list[Problem]:
+    """Sequences without a step, each by its number and name."""
+    empty = np.flatnonzero(dataset.lengths() == 0).tolist()
+    if not empty:
+        return []
+    noun = "sequence has" if len(empty) == 1 else "sequences have"
+    listed = ", ".join(_sequence(dataset, n) for n in empty[:SHOWN_SEQUENCES])
+    more = len(empty) - SHOWN_SEQUENCES
+    return [
+        Problem(
+            f"{len(empty)} {noun} no step",
+            expected="at least one step",
+            found=listed + (f" and {more} more" if more > 0 else ""),
+            where=(dataset.place(empty[0]),),
+        )
+    ]
+
+
+def _sequence(dataset: Dataset, number: int) -> str:
+    """A sequence by its number, and its name if it has one."""
+    named = "" if dataset.names is None else f" ({dataset.names[number]})"
+    return f"sequence {number}{named}"
 
 
 def target_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
@@ -140,7 +164,7 @@ def target_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
         listed = ", ".join(map(str, absent[:10])) or "most"
         problems.append(
             Problem(
-                f"class indices are out of order: {low} to {high}, without {listed}",
+                f"class indices have gaps: {low} to {high}, without {listed}",
                 f"every index from 0 to {high}",
                 f"{len(statistics.classes)} different ones",
                 where,

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5z
 
+from lstm_cli.data.declared import Declared, declared, storage_kind
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError
@@ -132,7 +133,7 @@ class Stored:
     def read(self, selection: Selection = ...) -> Array:
         """The values selected, in the stored dtype."""
         with reading(self.where):
-            if self.vlen or self.dtype.kind == "O":
+            if self.in_heap:
                 self._guard.check_heap(self.where, rows=self.vlen)
             return np.asarray(self._dataset[selection])
 
@@ -146,15 +147,22 @@ class Stored:
         """An attribute's value, or None."""
         return read_attribute(self._dataset, name, self.where, self._guard)
 
-    def storage(self) -> tuple[tuple[int, ...] | None, str | None, int]:
-        """Chunk shape, name of the compression, and bytes it takes in the file."""
+    def declared(self) -> Declared:
+        """How it is stored."""
+        with reading(self.where):
+            return declared(self._dataset)
+
+    @property
+    def compression(self) -> str | None:
+        """Names of the filters, or None."""
         with reading(self.where):
             names = [name for _, name in _filters(self._dataset.id.get_create_plist())]
-            return (
-                self._dataset.chunks,
-                ", ".join(names) or None,
-                int(self._dataset.id.get_storage_size()),
-            )
+            return ", ".join(names) or None
+
+    @property
+    def in_heap(self) -> bool:
+        """Its values stand in the file's heap, and only references to them in the dataset."""
+        return self.vlen or self.dtype.kind == "O"
 
 
 def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
@@ -178,21 +186,25 @@ def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
         raise DataError(
             f"{role} {stored.where} does not hold numbers",
             expected="integers or real numbers",
-            found=f"type {_type_name(stored)}",
+            found=f"type {type_name(stored)}",
             where=places,
-            hint=f"--set data.{role}=NAME chooses another dataset",
+            hint=f"in a config, data.{role} names another dataset",
         )
 
 
-def _type_name(stored: Stored) -> str:
+def type_name(stored: Stored) -> str:
+    """The type of a dataset, in HDF5's and in plain words."""
+    if stored.text:
+        return "text"
     kinds = {"c": "complex", "S": "string", "O": "object or string", "V": "compound or opaque"}
     return f"{printable(str(stored.dtype))} ({kinds.get(stored.dtype.kind, 'unsupported')})"
 
 
 def _refuse_foreign(plist: Any, where: str) -> None:
-    if plist.get_layout() == h5d.VIRTUAL:
+    storage = storage_kind(plist)
+    if storage == "virtual":
         kind = "a virtual dataset: its values stand in other datasets"
-    elif plist.get_external_count():
+    elif storage == "external storage":
         name = plist.get_external(0)[0].decode(errors="replace")
         kind = f"external storage: its values stand in {printable(name)}"
     else:

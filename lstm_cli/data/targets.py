@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, cast, clear_padding, pad
 from lstm_cli.data.roles import TARGETS, missing
-from lstm_cli.data.storage import Stored, need_numeric
+from lstm_cli.data.storage import Stored, need_numeric, type_name
 from lstm_cli.data.types import Array, DataOptions, TargetInfo
 from lstm_cli.errors import DataError
 
@@ -42,15 +42,39 @@ def find_targets(folder: Folder, options: DataOptions) -> FoundTargets | None:
     """
     if options.targets is not None:
         return _configured(folder, options.targets, options)
-    for name in TARGETS:
+    usual = (_usable(folder.find(name), options) for name in TARGETS)
+    return next((found for found in usual if found is not None), None)
+
+
+def _usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets | None:
+    """What stands under a usual name, if it can be targets."""
+    if isinstance(found, Folder):
+        return _returnn(found, options)
+    return FoundTargets(found) if found is not None and found.numeric else None
+
+
+def passed_over(folder: Folder, options: DataOptions, count: int) -> tuple[str, ...]:
+    """Why what bears a usual name before the targets, or in their stead, was not taken.
+
+    `labels` are no targets but names of classes, unless there is one for each of `count`
+    sequences and nothing else to learn.
+    """
+    notes: dict[str, str] = {}
+    for name in TARGETS if options.targets is None else ():
         found = folder.find(name)
-        if isinstance(found, Stored) and found.numeric:
-            return FoundTargets(found)
-        if isinstance(found, Folder):
-            keyed = _returnn(found, options)
-            if keyed is not None:
-                return keyed
-    return None
+        if _usable(found, options) is not None:
+            notes.pop("labels", None)
+            break
+        if isinstance(found, Stored):
+            if name != "labels" or found.shape[:1] in ((), (count,)):
+                notes[name] = f"{found.where} holds {type_name(found)}, not numbers"
+        elif isinstance(found, Folder):
+            notes[name] = f"{found.where} is a group without data/KEY"
+        elif (path := folder.soft_link(name)) is not None:
+            notes[name] = (
+                f"{folder.where.rstrip('/')}/{name} is a link to {path}, which is not there"
+            )
+    return tuple(f"{note}: not taken for targets" for note in notes.values())
 
 
 def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets:
@@ -83,7 +107,7 @@ def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
             expected="one, or one called classes",
             found=", ".join(keys),
             where=options.places(data.where),
-            hint=f"--set data.targets=targets/data/{keys[0]}",
+            hint=f"in a config, data.targets names one: targets/data/{keys[0]}",
         )
     stored = data.dataset(key)
     if stored is None:
@@ -118,7 +142,7 @@ def misfit(stored: Stored, expected: str, options: DataOptions) -> DataError:
         expected=expected,
         found=str(stored.shape),
         where=options.places(stored.where),
-        hint="--set data.targets=NAME chooses another dataset",
+        hint="in a config, data.targets names another dataset",
     )
 
 

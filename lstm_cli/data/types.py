@@ -66,8 +66,11 @@ class DataOptions:
     allow_external: bool = False
 
     def places(self, *more: str) -> tuple[str, ...]:
-        """Places to name in an error: those given, then where the options were set."""
-        return more if self.where is None else (*more, self.where)
+        """Places to name in an error: those given, then where options were set, if any was."""
+        told = (self.inputs, self.targets, self.lengths, self.offsets, self.mask, self.layout)
+        if self.where is None or (self.window is None and not any(told)):
+            return more
+        return (*more, self.where)
 
 
 @dataclass(frozen=True)

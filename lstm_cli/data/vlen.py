@@ -29,6 +29,33 @@ SCAN_BYTES = 16 << 20
 """Read together, about, when sizes are found out: they can be known only by reading."""
 
 
+class UnknownFeaturesError(DataError):
+    """The rows can be read, but nothing says how many features a step has.
+
+    Attributes
+    ----------
+    sizes
+        (N,) values in each row.
+    """
+
+    def __init__(self, inputs: Stored, sizes: Lengths, options: DataOptions) -> None:
+        self.sizes = sizes
+        low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
+        super().__init__(
+            f"nothing says how many features a step of {inputs.where} has",
+            expected="an attribute `features` on the dataset, lengths beside it, "
+            "or model.input_size in a config",
+            found=f"rows of {low} to {high} values, all multiples of {self.common}",
+            where=options.places(inputs.where),
+            hint=f"in a config, model.input_size says it: {self.common}, or what divides it",
+        )
+
+    @property
+    def common(self) -> int:
+        """The greatest common divisor of all row sizes: features D or a multiple of them."""
+        return max(1, int(np.gcd.reduce(self.sizes)))
+
+
 @dataclass(frozen=True)
 class Vlen:
     """Rows of variable length; D is known from an attribute, the lengths or the config."""
@@ -79,8 +106,10 @@ def open_vlen(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
 
     Raises
     ------
+    UnknownFeaturesError
+        Nothing says how many features there are.
     DataError
-        The rows are no multiple of the features, or nothing says how many features there are.
+        The rows are no multiple of the features.
     """
     if not inputs.vlen or inputs.rank != 1:
         raise DataError(
@@ -132,13 +161,7 @@ def _features(
         return max(1, int(sizes[n]) // int(told[n]))
     if options.features is not None:
         return options.features
-    raise DataError(
-        f"nothing says how many features a step of {inputs.where} has",
-        expected="an attribute `features`, a dataset `lengths`, or model.input_size",
-        found=f"rows of {sizes.min(initial=0)} to {sizes.max(initial=0)} values",
-        where=options.places(inputs.where),
-        hint="--set model.input_size=D",
-    )
+    raise UnknownFeaturesError(inputs, sizes, options)
 
 
 def _positive(value: Any) -> int | None:

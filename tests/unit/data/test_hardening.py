@@ -140,6 +140,19 @@ class TestStorage:
         assert os.path.getsize(path) < 1 << 20
         assert total(path) == 0
 
+    @pytest.mark.parametrize(("chunks", "refused"), [(2, False), (1, True)])
+    def test_a_quarter_of_the_chunks_must_exist(self, write, chunks, refused):
+        path = write("x.h5")
+        with h5py.File(path, "a") as file:
+            many, few = 8 << 17, 1 << 17
+            file.create_dataset("inputs", (many, 3, 3), "f8", chunks=(few, 3, 3), compression=1)
+            file["inputs"][: chunks * few] = np.zeros((chunks * few, 3, 3))
+        if refused:
+            with pytest.raises(DataError, match="1 of 8 chunks"):
+                open_data([path])
+        else:
+            open_data([path]).close()
+
     def test_small_shapes_may_be_empty(self, write):
         path = write("x.h5")
         with h5py.File(path, "a") as file:
@@ -175,6 +188,52 @@ class TestStorage:
             make(file)
         with pytest.raises(DataError):
             open_data([path])
+
+
+class TestHeap:
+    """A collection whose chain of objects gets nowhere keeps HDF5 busy for ever."""
+
+    @staticmethod
+    def damaged(path, size, index=1):
+        """The first object of the file's heap with another size and index."""
+        with open(path, "r+b") as file:
+            start = file.read().find(b"GCOL") + 16
+            file.seek(start)
+            file.write(index.to_bytes(2, "little"))
+            file.seek(start + 8)
+            file.write(size.to_bytes(8, "little"))
+
+    @pytest.mark.parametrize(
+        ("size", "index"),
+        [(0, 0), (2**64 - 16, 1), (2**64 - 40, 0), (2**64 - 64, 1), (2**64 - 1, 0)],
+    )
+    def test_rows(self, write, size, index):
+        path = write("x.h5", attrs={"features": 2})
+        with h5py.File(path, "a") as file:
+            rows = file.create_dataset("inputs", (3,), h5py.vlen_dtype(np.float64))
+            for n in range(3):
+                rows[n] = np.arange(2.0 * n + 2)
+        assert total(path) == 1 + 6 + 15
+        self.damaged(path, size, index)
+        with pytest.raises(DataError, match="the file's heap is damaged"):
+            open_data([path])
+
+    def test_names_and_attributes(self, write):
+        names = write("x.h5", inputs=X, names=["a", "b", "c", "d"])
+        labels = write("y.h5", inputs=X, attrs={"classes": ["a", "b"]})
+        for path in (names, labels):
+            self.damaged(path, 0, 0)
+            with open_data([path]) as data, pytest.raises(DataError, match="heap is damaged"):
+                _ = data.names, data.class_labels
+
+    def test_rows_as_an_attribute_are_not_read(self, write):
+        path = write("x.h5", inputs=X)
+        with h5py.File(path, "a") as file:
+            rows = np.empty(2, object)
+            rows[:] = [np.arange(2.0), np.arange(3.0)]
+            file.attrs.create("classes", rows, dtype=h5py.vlen_dtype(np.float64))
+        with open_data([path]) as data:
+            assert data.class_labels is None
 
 
 class TestFiles:
@@ -248,7 +307,7 @@ class TestFiles:
     def test_dataset_as_group(self, write):
         with pytest.raises(DataError, match="is a dataset") as error:
             open_data([write("x.h5", g__x=X) + ":/g/x"])
-        assert "data.inputs=x" in error.value.hints[0]
+        assert "data.inputs: x" in error.value.hints[0]
 
     def test_a_read_that_fails_names_the_dataset(self, write, tmp_path):
         path = write("x.h5")

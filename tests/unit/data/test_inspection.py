@@ -9,7 +9,7 @@ import pytest
 from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError
 
-from .conftest import LAYOUTS
+from .conftest import LAYOUTS, write_vlen
 
 
 def whats(report):
@@ -79,8 +79,8 @@ def test_nan_in_padding_is_no_problem(make):
 @pytest.mark.parametrize(
     ("classes", "labels", "says"),
     [
-        ([1, 2, 3, 1], None, "class indices are out of order: 1 to 3, without 0"),
-        ([0, 1, 4, 1], None, "class indices are out of order: 0 to 4, without 2, 3"),
+        ([1, 2, 3, 1], None, "class indices have gaps: 1 to 3, without 0"),
+        ([0, 1, 4, 1], None, "class indices have gaps: 0 to 4, without 2, 3"),
         ([0, 1, -1, 1], None, "a class index is negative"),
         ([0, 1, 2, 1], ["a", "b"], "class index 2 has no label"),
         ([0.0, 1, np.nan, 1], None, "1 target is NaN or infinite"),
@@ -139,3 +139,156 @@ def test_storage(write):
 def test_describe_needs_a_file(tmp_path):
     with pytest.raises(DataError):
         describe(str(tmp_path / "no.h5"))
+
+
+class TestRowsOfUnknownFeatures:
+    """vlen rows where neither an attribute nor lengths say how many features a step has."""
+
+    def test_sizes_and_candidates(self, write):
+        path = write(targets=[0, 1, 2, 1])
+        write_vlen(path, "inputs", [np.arange(float(n)) for n in (12, 30, 18, 24)])
+        report = describe(path)
+        (group,) = report.groups
+        assert (group.layout, group.count, group.values) == ("vlen", 4, (12, 21.0, 30))
+        assert (group.features, group.steps, group.total_steps) == (None, None, None)
+        assert group.candidates == (1, 2, 3, 6)
+        assert group.class_counts == {0: 1, 1: 2, 2: 1}
+        assert {stored.path: stored.role for stored in report.datasets}["/inputs"] == "inputs"
+        assert "input_size: 6" in report.suggestion
+        (problem,) = report.problems
+        assert "nothing says how many features" in problem.what
+        assert "--set" not in problem.hint
+        assert "model.input_size" in problem.hint
+
+    def test_no_row(self, write):
+        path = write()
+        write_vlen(path, "inputs", [])
+        report = describe(path)
+        assert report.groups == ()
+        assert any("holds no sequences" in what for what in whats(report))
+
+    def test_told_after_all(self, write):
+        path = write()
+        write_vlen(path, "inputs", [np.arange(12.0), np.arange(30.0)])
+        with h5py.File(path, "a") as file:
+            file["inputs"].attrs["features"] = 3
+        (group,) = describe(path).groups
+        assert (group.features, group.steps, group.candidates) == (3, (4, 7.0, 10), ())
+
+
+def test_groups_of_different_features_are_no_series(write):
+    sizes = {"a": 5, "b": 4, "c": 5}
+    path = write(**{f"{name}__inputs": np.ones((3, D)) for name, D in sizes.items()})
+    report = describe(path)
+    assert report.groups == ()
+    assert report.suggestion == ""
+    (what,) = whats(report)
+    assert what.startswith("sequences differ in features")
+
+
+@pytest.mark.parametrize("layout", ["groups", "concatenated"])
+def test_an_empty_sequence_is_named(write, layout):
+    rng = np.random.default_rng(4)
+    rows = [rng.normal(size=(T, 2)) for T in (4, 3, 5, 0, 2)]
+    if layout == "groups":
+        path = write(**{f"seq{n}__inputs": row for n, row in enumerate(rows)})
+        place, name = f"{path}:/seq3/inputs", "seq3"
+    else:
+        names = [f"n{n}" for n in range(5)]
+        path = write(inputs=np.concatenate(rows), lengths=[4, 3, 5, 0, 2], names=names)
+        place, name = f"{path}:/inputs", "n3"
+    (problem,) = describe(path).problems
+    assert problem.what == "1 sequence has no step"
+    assert problem.found == f"sequence 3 ({name})"
+    assert problem.where == (place,)
+
+
+def test_a_bad_value_is_placed_in_its_group(write):
+    rows = [np.random.default_rng(n).normal(size=(4, 2)) for n in range(3)]
+    rows[2][1, 0] = np.nan
+    path = write(**{f"seq{n}__inputs": row for n, row in enumerate(rows)})
+    (problem,) = describe(path).problems
+    assert problem.found == "the first in sequence 2 (seq2), step 1"
+    assert problem.where == (f"{path}:/seq2/inputs",)
+
+
+class TestNotes:
+    """Datasets that might be taken for targets, but were not, are told of."""
+
+    X = np.random.default_rng(1).normal(size=(3, 4, 2))
+
+    def notes(self, path):
+        with open_data([path]) as data:
+            told = [problem.what for problem in describe(path).problems]
+            assert [note for note in data.notes if note not in told] == []
+            return data.notes
+
+    def test_text(self, write):
+        path = write(inputs=self.X, targets=["cat", "dog", "cat"])
+        assert self.notes(path) == (
+            f"{path}:/targets holds text, not numbers: not taken for targets",
+        )
+
+    def test_complex(self, write):
+        (note,) = self.notes(write(inputs=self.X, y=np.ones(3, complex)))
+        assert "complex" in note
+
+    @pytest.mark.parametrize("name", ["targets", "labels"])
+    def test_in_groups(self, write, name):
+        data = {f"s{n}__inputs": self.X[n] for n in range(3)}
+        path = write(**data, **{f"s{n}__{name}": "cat" for n in range(3)})
+        (note,) = self.notes(path)
+        assert note.startswith(f"{path}:/s0/{name} holds text")
+
+    def test_a_link_to_nothing(self, write):
+        path = write(inputs=self.X, targets=h5py.SoftLink("/nowhere"))
+        (note,) = self.notes(path)
+        assert "is a link to /nowhere" in note
+
+    def test_labels_of_classes_are_none(self, write):
+        labelled = {"inputs": self.X, "labels": ["cat", "dog"]}
+        assert self.notes(write("a.h5", **labelled)) == ()
+        assert self.notes(write("b.h5", **labelled, y=[0, 1, 1])) == ()
+        assert len(self.notes(write("c.h5", inputs=self.X, labels=["cat", "dog", "cat"]))) == 1
+
+
+def test_a_link_to_nothing_is_told(write):
+    (problem,) = describe(write(inputs=h5py.SoftLink("/nowhere"), words="x")).problems
+    assert "holds no inputs" in problem.what
+    assert problem.found == "inputs (a link to /nowhere, which is not there), words ()"
+    assert "--set" not in problem.hint
+
+
+def test_what_is_refused_shows_what_it_declares(write):
+    path = write(inputs=np.ones((3, 4, 2)), out=h5py.ExternalLink("other.h5", "/x"))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("bomb", (1 << 30, 3), "f8", chunks=(1024, 3))
+        file.create_dataset("raw", (5,), "f4", external=[("raw.bin", 0, 20)])
+        layout = h5py.VirtualLayout((4,), "i2")
+        layout[:] = h5py.VirtualSource("other.h5", "/x", shape=(4,))
+        file.create_virtual_dataset("virtual", layout)
+        file["words"] = ["a", "b"]
+    found = {
+        stored.path: (stored.shape, stored.dtype, stored.storage, stored.chunks, stored.role)
+        for stored in describe(path).datasets
+    }
+    assert found == {
+        "/bomb": ((1 << 30, 3), "float64", "chunked", (1024, 3), "refused"),
+        "/inputs": ((3, 4, 2), "float64", "contiguous", None, "inputs"),
+        "/out": (None, "?", "external link", None, "refused"),
+        "/raw": ((5,), "float32", "external storage", None, "refused"),
+        "/virtual": ((4,), "int16", "virtual", None, "refused"),
+        "/words": ((2,), "text", "contiguous", None, ""),
+    }
+    heap = {stored.path for stored in describe(path).datasets if stored.in_heap}
+    assert heap == {"/words"}
+
+
+def test_hints_can_be_pasted(write):
+    path = write("two parts.h5", train__inputs=np.ones((3, 4, 2)), test__inputs=np.ones((3, 4, 2)))
+    with pytest.raises(DataError) as error:
+        open_data([path])
+    assert f"'{path}:/test'" in error.value.hints[0]
+    with pytest.raises(DataError) as error:
+        open_data([f"{path}:/none"])
+    assert error.value.hints == (f"lstm-cli data '{path}'",)

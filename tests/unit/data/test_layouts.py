@@ -396,3 +396,15 @@ def test_usage(make):
         open_data([])
     with open_data([make("dense")]) as data, pytest.raises(UsageError):
         next(data.batches(0, np.float32))
+
+
+def test_a_config_that_sets_nothing_is_no_place(write):
+    """The config's line is named only if it says how to read the data."""
+    paths = [write("a.h5", inputs=np.ones((2, 3, 4))), write("b.h5", inputs=np.ones((2, 3, 5)))]
+    for options, named in [
+        (DataOptions(where="mine.yaml line 3"), False),
+        (DataOptions(where="mine.yaml line 3", layout="dense"), True),
+    ]:
+        with pytest.raises(DataError, match="differ in number of features") as error:
+            open_data(paths, options)
+        assert ("mine.yaml line 3" in error.value.problems[0].where) is named

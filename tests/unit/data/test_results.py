@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.data import DataOptions, GateWriter, ResultWriter, StateReader, Window, open_data
+from lstm_cli.data.output import OutputFile, writing
 from lstm_cli.errors import DataError, LstmCliError, UsageError
 
 from .conftest import LAYOUTS, write_vlen
@@ -257,7 +259,65 @@ except LstmCliError as error:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 1, done.stderr
         assert "out.h5 cannot be written" in done.stdout
+        assert "found file too large\n" in done.stdout
         assert os.listdir(tmp_path) == ["x.h5"]
+
+    @pytest.mark.parametrize(
+        ("error", "found"),
+        [
+            (OSError(errno.ENOSPC, "Can't write data (buf = 0x55)"), os.strerror(errno.ENOSPC)),
+            (
+                RuntimeError(
+                    "Can't decrement id ref count (time = Mon, errno = 28, "
+                    "error message = 'No space left on device', buf = 0x55)"
+                ),
+                os.strerror(28),
+            ),
+            (
+                RuntimeError(
+                    "Disable slist on flush dest failure failed "
+                    "(file write failed: time = Mon, buf = 0x55)"
+                ),
+                "the system does not take what is written",
+            ),
+            (ValueError("Unable to create dataset (name already exists)"), None),
+        ],
+    )
+    def test_reasons_are_the_systems_words(self, error, found):
+        with pytest.raises(LstmCliError) as told, writing("out.h5", "--gates"):
+            raise error
+        (problem,) = told.value.problems
+        assert problem.found == (found.lower() if found else "Unable to create dataset")
+        assert problem.hint == "--gates PATH writes elsewhere"
+
+    @pytest.mark.parametrize("writer", [ResultWriter, GateWriter])
+    def test_an_interrupt_leaves_nothing(self, make, tmp_path, out, writer, monkeypatch):
+        kinds = {"dtype": np.float32, "attributes": {}}
+        if writer is ResultWriter:
+            kinds |= {"features": F, "per_step": True}
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        with open_data([make("dense")]) as data:
+            with pytest.raises(KeyboardInterrupt), writer(out, data, **kinds):
+                raise KeyboardInterrupt
+            for name in ("describe", "put"):  # while it is prepared
+                monkeypatch.setattr(OutputFile, name, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    writer(out, data, **kinds).__enter__()
+                monkeypatch.undo()
+            monkeypatch.setattr(os, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt), writer(out, data, **kinds):
+                pass
+        assert os.listdir(tmp_path) == ["dense.h5"]
+
+    def test_hints_of_the_gates_file_name_its_option(self, make):
+        path = make("dense")
+        kinds = {"dtype": np.float32, "attributes": {}}
+        with open_data([path]) as data, pytest.raises(UsageError) as error:
+            GateWriter(path, data, **kinds)
+        assert error.value.hints == ("--gates OTHER.h5",)
 
     def test_no_folder(self, make, tmp_path):
         with pytest.raises(LstmCliError, match="folder does not exist") as error:

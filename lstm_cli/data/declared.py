@@ -1,0 +1,51 @@
+"""What a dataset says of itself, known without reading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+from h5py import h5d
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What can be known of a dataset without reading it; None where it cannot.
+
+    Attributes
+    ----------
+    storage
+        How its values stand: ``contiguous``, ``chunked``, ``compact``, ``virtual``,
+        ``external storage``, ``external link``, or ``unreadable``.
+    nbytes
+        Bytes it takes in the file.
+    """
+
+    shape: tuple[int, ...] | None = None
+    dtype: str = "?"
+    chunks: tuple[int, ...] | None = None
+    nbytes: int | None = None
+    storage: str = "unreadable"
+
+
+def declared(dataset: Any) -> Declared:
+    """What an h5py dataset says of itself."""
+    base = h5py.check_vlen_dtype(dataset.dtype)
+    dtype = str(dataset.dtype) if base is None else f"rows of {base}"
+    text = h5py.check_string_dtype(dataset.dtype) is not None
+    return Declared(
+        (0,) if dataset.shape is None else tuple(dataset.shape),
+        "text" if text else dtype,
+        dataset.chunks,
+        int(dataset.id.get_storage_size()),
+        storage_kind(dataset.id.get_create_plist()),
+    )
+
+
+def storage_kind(plist: Any) -> str:
+    """How the values of a dataset stand, from its creation properties."""
+    if plist.get_external_count():
+        return "external storage"
+    kinds = {h5d.VIRTUAL: "virtual", h5d.CHUNKED: "chunked", h5d.COMPACT: "compact"}
+    return kinds.get(plist.get_layout(), "contiguous")

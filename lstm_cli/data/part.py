@@ -1,0 +1,39 @@
+"""What one file adds to a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lstm_cli.data.files import Hdf5File
+from lstm_cli.data.groups import Groups
+from lstm_cli.data.labels import class_labels
+from lstm_cli.data.links import Folder
+from lstm_cli.data.targets import passed_over
+from lstm_cli.data.types import DataOptions, Layout
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file adds: its sequences, and the number of the first of them."""
+
+    file: Hdf5File
+    folder: Folder
+    layout: Layout
+    reason: str
+    first: int
+    options: DataOptions
+
+    @property
+    def class_labels(self) -> list[str] | None:
+        """Labels of the classes, if the file has them."""
+        targets = self.layout.targets
+        key = None if targets is None else targets.info.name.rpartition("/")[2]
+        return class_labels(self.folder, self.file.root, key)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why datasets beside the inputs were not taken for targets."""
+        folder, layout = self.folder, self.layout
+        if isinstance(layout, Groups):  # all alike: the first tells for the others
+            folder = folder.folder(layout.names[0]) or folder
+        return passed_over(folder, self.options, layout.count)
