@@ -148,7 +148,7 @@ class _Run:
         self.model, self.data, self.batch_size = model, data, batch_size
         self.files, self.progress = files, progress
         self.watch = Stopwatch()
-        self.notes: list[str] = []
+        self.notes = list(data.notes)
         self.bad_sequences, self.first_bad = 0, -1
         self.metrics, self.loss_is_named = self._metrics()
         self.stack = ExitStack()
