@@ -68,5 +68,4 @@ def _texts(values: Any) -> list[str] | None:
 
 
 def _text(item: str | bytes) -> str:
-    text = item if isinstance(item, str) else item.decode("utf-8", "replace")
-    return text.rstrip("\0")
+    return item if isinstance(item, str) else item.decode("utf-8", "replace")

@@ -55,7 +55,9 @@ def test_parts_roles_classes_and_suggestion(write, truth):
     assert "loss: cross_entropy" in report.suggestion
 
 
-def test_no_numbers_and_constants(write, truth):
+@pytest.mark.parametrize("size", [1, 3, 1024])
+def test_no_numbers_and_constants(write, truth, monkeypatch, size):
+    monkeypatch.setattr("lstm_cli.data.statistics.SCAN_SEQUENCES", size)
     flat = truth.flat.copy()
     flat[:, 3] = 2.5
     flat[4, 1] = np.nan  # sequence 1, step 1

@@ -319,6 +319,17 @@ except LstmCliError as error:
             GateWriter(path, data, **kinds)
         assert error.value.hints == ("--gates OTHER.h5",)
 
+    def test_a_name_that_cannot_be_given(self, make, out, tmp_path, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        path = make("dense")
+        monkeypatch.setattr(os, "replace", refuse)
+        with pytest.raises(LstmCliError, match="out.h5 cannot be written") as error:
+            run(out, [path], per_step=True)
+        assert error.value.exit_code == 1
+        assert os.listdir(tmp_path) == ["dense.h5"]
+
     def test_no_folder(self, make, tmp_path):
         with pytest.raises(LstmCliError, match="folder does not exist") as error:
             run(str(tmp_path / "no" / "out.h5"), [make("dense")], per_step=True)
