@@ -15,7 +15,7 @@ from lstm_cli.bench.peers import Lesson, Peer, Trainee
 from lstm_cli.bench.results import Agreement
 from lstm_cli.bench.sizes import Size, describe, training_flops
 from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
-from lstm_cli.errors import TrainingError
+from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.learner import Learner
@@ -43,12 +43,23 @@ class TrainingContest:
     ----------
     loss
         None: the one that suits the last layer.
+
+    Raises
+    ------
+    ConfigError
+        The layers have no weights.
     """
 
     def __init__(
         self, layers: Layers, size: Size, engine: Engine, seed: int, loss: str | None = None
     ) -> None:
         loss = loss or loss_for(layers)
+        if not any(spec.parameters() for spec in layers):
+            raise ConfigError(
+                f"there is nothing to train in {describe(layers)}",
+                expected="a layer with weights",
+                hint="bench --mode forward measures layers without weights",
+            )
         layers, dtype = without_dropout(layers), numpy_dtype(engine)
         self.words = f"{describe(layers)}, {loss}"
         self.flops = training_flops(layers, size)

@@ -12,7 +12,7 @@ from lstm_cli.bench.training import TrainingContest
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
-from lstm_cli.errors import DataError, TrainingError
+from lstm_cli.errors import ConfigError, DataError, TrainingError
 from lstm_cli.training.losses import LOSSES
 
 SIZE = Size(hidden=7, batch=3, steps=5, features=4)
@@ -182,6 +182,12 @@ def test_without_a_loss_the_last_layer_tells(engine, layers, loss):
 def test_a_loss_of_logits_wants_a_dense_layer(engine):
     with pytest.raises(DataError, match="dense layer"):
         run(engine, loss="cross_entropy")
+
+
+@pytest.mark.parametrize("layer", [DropoutSpec(0, D, 0.5), FlattenSpec(0, D, 5)])
+def test_layers_without_weights_have_nothing_to_train(engine, layer):
+    with pytest.raises(ConfigError, match=f"nothing to train in {layer.kind}"):
+        run(engine, layers_of=lambda _: (layer,))
 
 
 DROPPING = (
