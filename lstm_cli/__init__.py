@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lstm_cli.errors import LstmCliError
 from lstm_cli.version import __version__
 
 if TYPE_CHECKING:
     from lstm_cli.api import Model, Trainer, build, load
+    from lstm_cli.errors import LstmCliError
 
 
 __all__ = ["LstmCliError", "Model", "Trainer", "__version__", "build", "load"]
@@ -23,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from lstm_cli import api
 
         return getattr(api, name)
+    if name == "LstmCliError":
+        from lstm_cli.errors import LstmCliError
+
+        return LstmCliError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from lstm_cli.api.model import Model
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
-from lstm_cli.engines.types import DenseSpec
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import Result, ends_sequence
+from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.version import __version__
 
@@ -94,9 +94,7 @@ def loss_of(model: Model) -> tuple[str, bool]:
     """The loss to measure with, and whether the config names it; else the last layer tells."""
     if model.config.train is not None and model.config.train.loss is not None:
         return model.config.train.loss, True
-    last = model.network.layers[-1]
-    name = last.activation_name if isinstance(last, DenseSpec) else ""
-    return {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}.get(name, "mse"), False
+    return loss_for(model.network.layers), False
 
 
 def fitting_batch(model: Model, data: Dataset) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,6 @@ from importlib import import_module
 
 import click
 
-from lstm_cli.errors import LstmCliError, nearest
 from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
@@ -22,6 +22,9 @@ COMMANDS: Mapping[str, str] = {
     "schema": "JSON Schema of the config, for editors.",
 }
 """Names and one-line helps; ``lstm-cli --help`` needs no more than this."""
+
+GARBAGE = 100_000
+"""Objects between two looks for garbage: loading modules makes many objects and no garbage."""
 
 EPILOG = """\b
 Example:
@@ -52,6 +55,8 @@ class LazyGroup(click.Group):
         """As Click's own, with the nearest name where there is no such command."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            from lstm_cli.errors import nearest
+
             guess = nearest(name, COMMANDS)
             more = f" Did you mean {guess}?" if guess else ""
             ctx.fail(f"{name!r} is not a command.{more}")
@@ -86,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Nothing but ``--debug`` shows a traceback."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
+    gc.set_threshold(GARBAGE)
     try:
         # A command returns its exit code; --help and --version return 0.
         # `obj` lets a command name the line it was called with.
@@ -132,6 +138,8 @@ def _misused(error: click.ClickException) -> int:
 
 def _failed(error: Exception) -> int:
     """Say what went wrong in the form that all errors have."""
+    from lstm_cli.errors import LstmCliError
+
     if isinstance(error, LstmCliError):
         click.echo(f"error: {error}", err=True)
         return error.exit_code
