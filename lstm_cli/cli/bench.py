@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lstm_cli.cli.console import Console
-from lstm_cli.cli.options import FILE, check_apart, device_options, output_options
+from lstm_cli.cli.options import (
+    FILE,
+    check_apart,
+    device_options,
+    output_options,
+    set_option,
+)
 from lstm_cli.errors import LstmCliError, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ NUMBERS = Numbers()
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds a size; default: by time.")
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@set_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is random.")
 @output_options
 @device_options

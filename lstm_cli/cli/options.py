@@ -94,16 +94,30 @@ device_options = _all(
     ),
 )
 
+
+def settings(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Values of --set, each of the form KEY=VALUE."""
+    for value in values:
+        if not value.partition("=")[0].strip() or "=" not in value:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+    return values
+
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    callback=settings,
+    metavar="KEY=VALUE",
+    help="Override a key of the config: --set model.layers.0.hidden_size=64.",
+)
+
 config_options = _all(
     click.option("--weights", type=FILE, help="Weights file; wins over the config's own."),
     click.option("--seed", type=click.IntRange(min=0), help="Overrides every seed in the config."),
-    click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key of the config: --set model.layers.0.hidden_size=64.",
-    ),
+    set_option,
 )
 
 output_options = _all(

@@ -132,6 +132,7 @@ def test_wrong_weights(lstm, config, data, tmp_path):
         ["run", "c", "d", "--batch-size", "0"],
         ["run", "c", "d", "--threads", "0"],
         ["run", "c", "d", "--no-such-option"],
+        ["run", "c", "d", "--set", "foo"],
         ["bench", "--hidden", "12,x"],
     ],
 )
