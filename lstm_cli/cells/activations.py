@@ -58,7 +58,6 @@ def _absolute(x: Value) -> Value:
 
 
 def _softsign(x: Value) -> Value:
-    # 1 / (1/|x| + 1) for large |x| would save infinity / infinity; x is finite in practice.
     return x / (1.0 + _absolute(x))
 
 

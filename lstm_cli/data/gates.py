@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.dataset import Dataset
-from lstm_cli.data.output import OutputFile
+from lstm_cli.data.output import OutputFile, Writer
 from lstm_cli.data.ragged import starts_of
 from lstm_cli.data.results import valid_rows
 from lstm_cli.data.types import Array, Batch
@@ -19,7 +18,7 @@ Kept: TypeAlias = Mapping[int, Mapping[str, Mapping[str, Array]]]
 """Layer index, direction, and name of gate or state to values (N, T, H)."""
 
 
-class GateWriter:
+class GateWriter(Writer):
     """Writes ``layers/<k>/<forward|reverse>/<name>`` batch by batch; a context manager.
 
     Dense data and windows give (N, T, H); other layouts (sum T, H), with ``lengths`` beside it.
@@ -42,29 +41,12 @@ class GateWriter:
         self._stored: dict[str, Any] = {}
         self._starts = starts_of(dataset.lengths())
 
-    def __enter__(self) -> GateWriter:
-        try:
-            self._file.open()
-            self._file.describe(self._attributes)
-            if self._dataset.varying or not self._dataset.padded:
-                self._file.put("lengths", self._dataset.lengths())
-            if self._dataset.names is not None:
-                self._file.put_texts("names", self._dataset.names)
-        except BaseException:
-            self._file.discard()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._file.finish()
-        else:
-            self._file.discard()
+    def _prepare(self) -> None:
+        self._file.describe(self._attributes)
+        if self._dataset.varying or not self._dataset.padded:
+            self._file.put("lengths", self._dataset.lengths())
+        if self._dataset.names is not None:
+            self._file.put_texts("names", self._dataset.names)
 
     def write(self, batch: Batch, kept: Kept) -> None:
         """Write what a batch kept: layer, direction and name to (N, T, H)."""

@@ -6,10 +6,12 @@ import os
 import re
 import secrets
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from shlex import quote
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -179,3 +181,33 @@ def _need_target(path: str, inputs: Sequence[str], option: str) -> None:
                 where=path,
                 hint=f"{option} OTHER.h5",
             )
+
+
+class Writer(ABC):
+    """Fills an `OutputFile`; a context manager that keeps it only if nothing goes wrong."""
+
+    _file: OutputFile
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what the file holds whatever the batches bring."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._file.open()
+            self._prepare()
+        except BaseException:
+            self._file.discard()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._file.finish()
+        else:
+            self._file.discard()

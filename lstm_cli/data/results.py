@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.dataset import Dataset
-from lstm_cli.data.output import OutputFile
+from lstm_cli.data.output import OutputFile, Writer
 from lstm_cli.data.ragged import starts_of, valid_steps
 from lstm_cli.data.types import Array, Batch
 from lstm_cli.errors import LstmCliError
@@ -22,7 +21,7 @@ StateShape: TypeAlias = tuple[int, int, int, int | None]
 RESERVED = frozenset(("outputs", "lengths", "names", "classes", "state"))
 
 
-class ResultWriter:
+class ResultWriter(Writer):
     """Writes ``OUT.h5`` batch by batch; a context manager.
 
     Leaving it without an error gives the file its name; any error, an interruption too, leaves
@@ -76,26 +75,6 @@ class ResultWriter:
         self._starts = starts_of(dataset.lengths())
         if dataset.layout == "groups":
             _need_own_names(dataset, path)
-
-    def __enter__(self) -> ResultWriter:
-        try:
-            self._file.open()
-            self._prepare()
-        except BaseException:
-            self._file.discard()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._file.finish()
-        else:
-            self._file.discard()
 
     @property
     def shape(self) -> tuple[int, ...]:
