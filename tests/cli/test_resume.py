@@ -141,10 +141,13 @@ def test_killed_at_random_moments(files, undisturbed, tmp_path):
         time.sleep(rng.random() * whole / 60)
         process.kill()
         _, err = process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"ended before it was killed: {err}"
+        if process.returncode == 0:
+            break  # a machine that became faster ended the run before it was killed
+        assert process.returncode == -signal.SIGKILL, err
         seen.append(progress(output))
+    assert len(seen) >= KILLS // 2
     assert seen == sorted(seen)
-    assert len(set(seen)) == KILLS
+    assert len(set(seen)) == len(seen)
     assert any(batch for _, batch in seen), "no kill fell within an epoch"
     finish(files, output, "--resume")
     assert_same_run(output, undisturbed)
@@ -208,8 +211,12 @@ def test_two_processes_in_one_folder(files, undisturbed, tmp_path):
     output = tmp_path / "run"
     first = start(files, output, "--checkpoint-every", "0.02")
     wait_for_progress(first, output)
-    second = start(files, output, "--resume")
-    _, err = second.communicate(timeout=60)
+    first.send_signal(signal.SIGSTOP)  # or it might end before the second one looks
+    try:
+        second = start(files, output, "--resume")
+        _, err = second.communicate(timeout=60)
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"process {first.pid}" in err
     _, err = first.communicate(timeout=60)
