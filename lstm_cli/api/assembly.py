@@ -13,7 +13,7 @@ from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.model import Model
 from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
-from lstm_cli.engines.types import Array, Engine
+from lstm_cli.engines.types import Array, Engine, array_dtype
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import native
 from lstm_cli.network.initialisers import initialise
@@ -117,7 +117,7 @@ def assemble(
     check_memory(config, engine)
     source = config.weights if weights is None else weights
     if source is None:
-        drawn = initialise(config.specs, config.init_scheme, config.init_seed, engine.dtype)
+        drawn = initialise(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
         name = f"random, seed {config.init_seed}"
         return Model(Network(config.specs, drawn, engine), config, name)
     if isinstance(source, Mapping):

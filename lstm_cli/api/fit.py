@@ -19,6 +19,7 @@ from lstm_cli.engines.types import (
     FlattenSpec,
     LayerSpec,
     RecurrentSpec,
+    array_dtype,
 )
 from lstm_cli.errors import ConfigError, DataError, Problem, WeightsError
 from lstm_cli.formats.native import is_native
@@ -84,7 +85,7 @@ def weights_problems(
 
 def check_memory(config: Config, engine: Engine) -> None:
     """Raise ConfigError if the weights alone are more than this machine's memory can hold."""
-    size = np.dtype(engine.dtype if engine.dtype == "float64" else "float32").itemsize
+    size = np.dtype(array_dtype(engine)).itemsize
     counts = {
         spec.index: sum(math.prod(parameter.shape) for parameter in spec.parameters().values())
         for spec in config.specs

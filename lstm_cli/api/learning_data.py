@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.data import Dataset, Sampler
-from lstm_cli.engines.types import Array, Layers
+from lstm_cli.engines.types import Array, Layers, array_dtype
 from lstm_cli.errors import DataError, Problem
 from lstm_cli.network.network import Network
 from lstm_cli.training.evaluation import evaluate
@@ -146,7 +146,7 @@ class HeldOut:
         )
 
     def _batches(self) -> Iterator[LearningBatch]:
-        dataset, dtype = self.sampler.dataset, self.network.engine.dtype
+        dataset, dtype = self.sampler.dataset, array_dtype(self.network.engine)
         for numbers in self._order():
             yield read_batch(dataset, numbers, dtype, self.per_step)
 

@@ -14,6 +14,7 @@ import numpy as np
 from lstm_cli.api.model import Model
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
+from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import Result, ends_sequence
 from lstm_cli.training.losses import loss_for
@@ -99,7 +100,7 @@ def loss_of(model: Model) -> tuple[str, bool]:
 
 def fitting_batch(model: Model, data: Dataset) -> int:
     """A batch size whose step fits a cache, and whose steps together `AUTO_BYTES`."""
-    size = np.dtype(model.network.engine.dtype).itemsize
+    size = np.dtype(array_dtype(model.network.engine)).itemsize
     layers = model.network.layers
     width = max(max(spec.input_size, spec.output_size) for spec in layers) * size
     gates = max((len(s.cells[0].gates) * s.hidden_size for s in model.network.recurrent), default=1)
@@ -188,7 +189,7 @@ class _Run:
 
     def _open(self) -> None:
         network, shapes = self.model.network, state_shapes(self.model)
-        dtype = network.engine.dtype
+        dtype = array_dtype(network.engine)
         attributes = {
             "lstm_cli_version": __version__,
             "config": self.model.config.to_yaml(),
@@ -215,7 +216,7 @@ class _Run:
     def _batches(self) -> Iterator[Batch]:
         batches = self.data.batches(
             self.batch_size,
-            self.model.network.engine.dtype,
+            array_dtype(self.model.network.engine),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,

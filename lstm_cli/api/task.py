@@ -26,7 +26,7 @@ from lstm_cli.data import (
     need_same_form,
     target_statistics,
 )
-from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec
+from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, array_dtype
 from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
 from lstm_cli.training.criterion import Criterion
@@ -93,7 +93,7 @@ class Task:
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """What tells these data from others."""
-        dtype = self.network.engine.dtype
+        dtype = array_dtype(self.network.engine)
         return {name: fingerprint(side, dtype, self.per_step) for name, side in self.sides.items()}
 
     @cached_property
@@ -126,7 +126,8 @@ class Task:
     @cached_property
     def source(self) -> DatasetSource:
         """Batches of the training part."""
-        return DatasetSource(self._sampler, self.network.engine.dtype, self.per_step, self.scales)
+        dtype = array_dtype(self.network.engine)
+        return DatasetSource(self._sampler, dtype, self.per_step, self.scales)
 
     def validate(self, stop: Callable[[], bool]) -> Validation:
         """Measures what is held out, if anything is."""

@@ -4,9 +4,26 @@ from lstm_cli.bench.baseline import Baseline, Change, Comparison, compare
 from lstm_cli.bench.baseline_file import BaselineError, load_baseline, save_baseline
 from lstm_cli.bench.gates import GateCost, by_gate
 from lstm_cli.bench.harness import measure
-from lstm_cli.bench.host import Machine, OtherWork, machine, peak_memory, watch_others
+from lstm_cli.bench.host import (
+    Machine,
+    Memory,
+    OtherWork,
+    machine,
+    memory,
+    peak_memory,
+    watch_others,
+)
 from lstm_cli.bench.peers import PEERS, Lesson, Peer, Trainee, Unsupported, peer
-from lstm_cli.bench.results import MODES, WORK, Agreement, SizeResult, Timing, geometric_mean
+from lstm_cli.bench.results import (
+    MODES,
+    WORK,
+    Agreement,
+    Padded,
+    Shares,
+    SizeResult,
+    Timing,
+    geometric_mean,
+)
 from lstm_cli.bench.sizes import DEFAULT_SIZES, Size, grid, one_lstm
 from lstm_cli.bench.training import without_dropout
 
@@ -23,8 +40,11 @@ __all__ = [
     "GateCost",
     "Lesson",
     "Machine",
+    "Memory",
     "OtherWork",
+    "Padded",
     "Peer",
+    "Shares",
     "Size",
     "SizeResult",
     "Timing",
@@ -37,6 +57,7 @@ __all__ = [
     "load_baseline",
     "machine",
     "measure",
+    "memory",
     "one_lstm",
     "peak_memory",
     "peer",

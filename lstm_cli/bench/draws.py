@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 
 from lstm_cli.bench.sizes import Size
@@ -25,6 +27,12 @@ def random_inputs(layers: Layers, size: Size, seed: int, dtype: str) -> Array:
     rng = np.random.default_rng([seed, 1])
     shape = (size.batch, size.steps, layers[0].input_size)
     return rng.standard_normal(shape).astype(dtype)
+
+
+def random_lengths(size: Size, seed: int) -> Array:
+    """Lengths (N,) of the uniform distribution between a tenth of the steps and all of them."""
+    rng = np.random.default_rng([seed, 3])
+    return rng.integers(ceil(size.steps / 10), size.steps + 1, size.batch)
 
 
 def random_targets(layers: Layers, size: Size, loss: str, seed: int, dtype: str) -> Array:

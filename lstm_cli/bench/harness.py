@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
 from lstm_cli.bench.contest import TOLERANCES, Contest, Contestant, ForwardContest
 from lstm_cli.bench.peers import Peer
-from lstm_cli.bench.results import MODES, Agreement, SizeResult, Timing
-from lstm_cli.bench.rounds import interleave
+from lstm_cli.bench.results import MODES, Agreement, Padded, SizeResult, Timing
+from lstm_cli.bench.rounds import Samples, interleave
+from lstm_cli.bench.shares import limits_of, shares
 from lstm_cli.bench.sizes import Size
 from lstm_cli.bench.training import TrainingContest
+from lstm_cli.engines.limits import Limits
 from lstm_cli.engines.types import Engine, LayerSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 
@@ -28,12 +31,13 @@ def measure(
     *,
     mode: str = "forward",
     loss: str | None = None,
+    ragged: bool = False,
     rounds: int | None = None,
     seconds: float = 0.3,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[SizeResult, ...]:
-    """Time forward passes or training steps over batches of full-length sequences.
+    """Time forward passes or training steps over a batch.
 
     Parameters
     ----------
@@ -43,10 +47,13 @@ def measure(
         ``forward``: see `ForwardContest`; ``train``: see `TrainingContest`.
     loss
         Of training; None: the one that suits the last layer.
+    ragged
+        Sequences of random lengths between T / 10 and T, rather than T steps each. Only valid
+        steps count as work, and this program's speed on full-length sequences is measured too.
     rounds, seconds
         Rounds a size; None: as many as let a contestant stay within about `seconds`.
     seed
-        Of weights, inputs and targets.
+        Of weights, inputs, lengths and targets.
 
     Raises
     ------
@@ -67,16 +74,26 @@ def measure(
 
     def contest(size: Size) -> Contest:
         if mode == "train":
-            return TrainingContest(layers_of(size), size, engine, seed, loss)
-        return ForwardContest(layers_of(size), size, engine, seed)
+            return TrainingContest(layers_of(size), size, engine, seed, loss, ragged=ragged)
+        return ForwardContest(layers_of(size), size, engine, seed, ragged=ragged)
 
     sizes = tuple(sizes)
-    results = []
+    results, reads = [], []
+    limits: list[Limits] = []
     for done, size in enumerate(sizes):
         if progress is not None:
             progress(done, len(sizes), size)
-        results.append(_measure(size, contest(size), engine, peers, rounds, seconds, mode))
-    return tuple(results)
+        made = contest(size)
+        reads.append(made.reads)
+        limits += limits_of(engine, made.reads)
+        results.append(_measure(size, made, engine, peers, rounds, seconds, mode))
+        del made  # what is read to find the limits is not to add to the peak of memory
+        limits += limits_of(engine, reads[-1])
+    if not limits:
+        return tuple(results)
+    best = Limits.best(limits)
+    pairs = zip(results, reads, strict=True)
+    return tuple(replace(one, shares=shares(one.ours, read, best)) for one, read in pairs)
 
 
 def _measure(
@@ -88,13 +105,31 @@ def _measure(
     seconds: float,
     mode: str,
 ) -> SizeResult:
-    ours = contest.ours()
+    ours, batch = contest.ours(), contest.batch
     with ExitStack() as stack:
         rivals, skipped = _prepared(stack, peers, contest, engine)
         agreements, failed = _compared(contest, ours, rivals)
         agreed = [r for r in rivals if r.name in agreements and agreements[r.name].ok]
-        timings, ratios = _timed((ours, *agreed), contest.flops, rounds, seconds)
-    return SizeResult(size, contest.words, timings, ratios, agreements, skipped | failed, mode)
+        contestants = [ours, *agreed, *([] if batch.lengths is None else [contest.padded()])]
+        samples = interleave([c.call for c in contestants], rounds, seconds)
+    share = batch.positions / (size.batch * size.steps)
+    padded = None
+    if batch.lengths is not None:
+        timing = _timing(contestants.pop(), samples, -1, contest.padded_flops)
+        padded = Padded(timing, _ratio(samples, -1) * share)
+    timings = tuple(_timing(c, samples, k, contest.flops) for k, c in enumerate(contestants))
+    ratios = {c.name: _ratio(samples, k) for k, c in enumerate(contestants) if k}
+    return SizeResult(
+        size,
+        contest.words,
+        timings,
+        ratios,
+        agreements,
+        skipped | failed,
+        mode,
+        steps=batch.positions,
+        padded=padded,
+    )
 
 
 def _prepared(
@@ -140,19 +175,14 @@ def _reason(error: Exception) -> str:
     return f"it failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
 
 
-def _timed(
-    contestants: Sequence[Contestant], work: float, rounds: int | None, seconds: float
-) -> tuple[tuple[Timing, ...], dict[str, float]]:
-    """Timings in order, and the later contestants' ratios to the first."""
-    samples = interleave([c.call for c in contestants], rounds, seconds)
-    timings, ratios = [], {}
-    for k, contestant in enumerate(contestants):
-        own = samples.seconds[:, k]
-        median = float(np.median(own))
-        calls = len(own) * samples.repeats[k]
-        p95 = float(np.percentile(own, 95))
-        rate = work / median / 1e9
-        timings.append(Timing(contestant.name, contestant.title, median, p95, calls, rate))
-        if k:
-            ratios[contestant.name] = float(np.median(own / samples.seconds[:, 0]))
-    return tuple(timings), ratios
+def _timing(contestant: Contestant, samples: Samples, k: int, flops: float) -> Timing:
+    """What the rounds gave for the contestant at place `k`."""
+    own = samples.seconds[:, k]
+    median, p95 = float(np.median(own)), float(np.percentile(own, 95))
+    calls = len(own) * samples.repeats[k]
+    return Timing(contestant.name, contestant.title, median, p95, calls, flops / median / 1e9)
+
+
+def _ratio(samples: Samples, k: int) -> float:
+    """A contestant's time over the first one's: the median of the rounds' own ratios."""
+    return float(np.median(samples.seconds[:, k] / samples.seconds[:, 0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from time import perf_counter
 
 from lstm_cli.bench.peers import Peer
+from lstm_cli.engines.limits import Measurable
 from lstm_cli.engines.threads import default_threads
+from lstm_cli.engines.types import Engine
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
@@ -118,11 +121,56 @@ def _others() -> float | None:
     return busy / ticks - own.user - own.system
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a benchmark took.
+
+    Attributes
+    ----------
+    peak
+        Bytes this process has held at most, peers and all; None where the system does not tell.
+    workspace
+        Bytes the engine keeps to compute in, of the largest it was asked for, weights apart; None
+        where it does not say.
+    """
+
+    peak: int | None
+    workspace: int | None = None
+
+
+def memory(engine: Engine) -> Memory:
+    """What this process and the engine have taken so far."""
+    workspace = engine.workspace_bytes if isinstance(engine, Measurable) else None
+    return Memory(peak_memory(), workspace)
+
+
 def peak_memory() -> int | None:
     """Bytes this process has held at most, peers and all; None where the system does not tell."""
     try:
         import resource
-    except ImportError:  # Windows
-        return None
+    except ImportError:
+        return _peak_on_windows()
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024  # elsewhere in kilobytes
+
+
+class _Counters(ctypes.Structure):
+    """Windows' PROCESS_MEMORY_COUNTERS."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("faults", ctypes.c_uint32),
+        ("peak", ctypes.c_size_t),
+        *((f"rest_{k}", ctypes.c_size_t) for k in range(7)),
+    )
+
+
+def _peak_on_windows() -> int | None:
+    library = getattr(ctypes, "WinDLL", None)  # elsewhere there is none
+    if library is None:
+        return None
+    system, counters = library("kernel32"), _Counters()
+    counters.size = ctypes.sizeof(counters)
+    own = ctypes.c_void_p(-1)  # what GetCurrentProcess returns, always
+    told = system.K32GetProcessMemoryInfo(own, ctypes.byref(counters), counters.size)
+    return int(counters.peak) if told else None

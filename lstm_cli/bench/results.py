@@ -64,14 +64,68 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """A median beside the machine's limits, as they were at their best around all the timings.
+
+    Attributes
+    ----------
+    peak_gflops
+        10⁹ operations a second in multiply-adds on all threads.
+    of_peak
+        The share of it that the matrix products get.
+    read_bytes
+        Recurrent weights of one call, read once a step (in training forwards and backwards).
+    read_gbytes
+        10⁹ bytes a second at which all threads together can read as many, over and over, from
+        the cache or memory that holds them; 0 where there are none.
+    of_reads
+        The share of it that the calls would need if they read nothing else. It can be large only
+        where few sequences share what is read: then it is what bounds the speed.
+    """
+
+    peak_gflops: float
+    of_peak: float
+    read_bytes: int = 0
+    read_gbytes: float = 0.0
+    of_reads: float = 0.0
+
+    @property
+    def bound(self) -> str:
+        """The nearer limit: ``peak`` or ``reads``."""
+        return "reads" if self.of_reads > self.of_peak else "peak"
+
+    @property
+    def largest(self) -> float:
+        """The share of the nearer limit."""
+        return max(self.of_peak, self.of_reads)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """The same network on the same inputs, as if every sequence had all steps.
+
+    Attributes
+    ----------
+    timing
+        Of this program.
+    per_step
+        Its time a step over our time a valid step, the median of the rounds' own ratios: 1 where
+        time is proportional to valid steps, less where raggedness costs something.
+    """
+
+    timing: Timing
+    per_step: float
+
+
+@dataclass(frozen=True)
 class SizeResult:
     """One size.
 
     Attributes
     ----------
     size, layers
-        What was measured; `layers` in a few words, ``lstm 32 → 32``, of training steps with the
-        loss, ``lstm 32 → 32, mse``.
+        What was measured; `layers` in a few words, ``lstm 32 → 32``, with ``ragged`` if it was,
+        of training steps with the loss: ``lstm 32 → 32, ragged, mse``.
     timings
         This program first, then every peer that agreed, in the order asked for.
     ratios
@@ -82,6 +136,12 @@ class SizeResult:
         By peer that gave none: why.
     mode
         One of `MODES`.
+    shares
+        Our timing beside the machine's limits; None where the engine does not know these.
+    steps
+        Valid steps of all sequences together; 0 if nobody counted.
+    padded
+        Of a ragged batch.
     """
 
     size: Size
@@ -91,6 +151,9 @@ class SizeResult:
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     mode: str = "forward"
+    shares: Shares | None = None
+    steps: int = 0
+    padded: Padded | None = None
 
     @property
     def ours(self) -> Timing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -74,9 +74,16 @@ def describe(layers: Layers) -> str:
     return ", ".join(f"{spec.kind} {spec.input_size} → {spec.output_size}" for spec in layers)
 
 
-def flops(layers: Layers, size: Size) -> float:
-    """Floating-point operations of all matrix products over a batch of full-length sequences."""
-    total, positions = 0.0, size.batch * size.steps
+def flops(layers: Layers, size: Size, positions: int | None = None) -> float:
+    """Floating-point operations of all matrix products over a batch.
+
+    Parameters
+    ----------
+    positions
+        Valid steps of all sequences together; None: N T.
+    """
+    total = 0.0
+    positions = size.batch * size.steps if positions is None else positions
     for spec in layers:
         total += sum(layer_flops(spec, positions).values())
         if ends_sequence(spec):
@@ -84,10 +91,26 @@ def flops(layers: Layers, size: Size) -> float:
     return total
 
 
-def training_flops(layers: Layers, size: Size) -> float:
+def training_flops(layers: Layers, size: Size, positions: int | None = None) -> float:
     """As `flops`, of a training step: three times as many.
 
     Every product W x of the forward pass has two in the backward pass, dy xᵀ for the weights
     and Wᵀ dy for the inputs. The optimiser's arithmetic is no product, and is not counted.
     """
-    return 3 * flops(layers, size)
+    return 3 * flops(layers, size, positions)
+
+
+def recurrent_reads(layers: Layers, steps: int, item: int) -> Mapping[int, int]:
+    """What a pass of so many steps cannot but read: by bytes of a matrix, how many times.
+
+    Every step multiplies by the recurrent weights, of each direction in turn, and whatever stays
+    in registers or a cache from step to step has to come from there. `item` is the bytes of a
+    weight.
+    """
+    found: dict[int, int] = {}
+    for spec in layers:
+        if isinstance(spec, RecurrentSpec):
+            work = layer_flops(spec, 1)["recurrence"]
+            matrix = int(work / 2 / spec.directions) * item
+            found[matrix] = found.get(matrix, 0) + spec.directions * steps
+    return found

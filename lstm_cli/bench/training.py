@@ -9,11 +9,20 @@ from dataclasses import replace
 import numpy as np
 
 from lstm_cli.bench.agreement import FirstStep, agreement, gradient_agreement, update_agreement
-from lstm_cli.bench.contest import OURS, Contestant, numpy_dtype, our_title, threads_of
+from lstm_cli.bench.contest import (
+    OURS,
+    PADDED,
+    Batch,
+    Contestant,
+    numpy_dtype,
+    our_title,
+    threads_of,
+    weight_bytes,
+)
 from lstm_cli.bench.draws import random_inputs, random_targets, random_weights
 from lstm_cli.bench.peers import Lesson, Peer, Trainee
 from lstm_cli.bench.results import Agreement
-from lstm_cli.bench.sizes import Size, describe, training_flops
+from lstm_cli.bench.sizes import Size, describe, recurrent_reads, training_flops
 from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
@@ -34,10 +43,10 @@ step in float32, which is some roundings of a weight near 1."""
 
 
 class TrainingContest:
-    """Steps on one batch of full-length sequences, again and again.
+    """Steps on one batch, again and again.
 
     Dropout is left out, for no two frameworks draw the same masks. The loss is a mean over all
-    rows, without class weights or smoothing.
+    valid rows, without class weights or smoothing.
 
     Parameters
     ----------
@@ -51,7 +60,14 @@ class TrainingContest:
     """
 
     def __init__(
-        self, layers: Layers, size: Size, engine: Engine, seed: int, loss: str | None = None
+        self,
+        layers: Layers,
+        size: Size,
+        engine: Engine,
+        seed: int,
+        loss: str | None = None,
+        *,
+        ragged: bool = False,
     ) -> None:
         loss = loss or loss_for(layers)
         if not any(spec.parameters() for spec in layers):
@@ -61,18 +77,29 @@ class TrainingContest:
                 hint="bench --mode forward measures layers without weights",
             )
         layers, dtype = without_dropout(layers), numpy_dtype(engine)
-        self.words = f"{describe(layers)}, {loss}"
-        self.flops = training_flops(layers, size)
+        self.batch = batch = Batch.drawn(size, seed, ragged=ragged)
+        self.words = f"{batch.words(layers)}, {loss}"
+        self.flops = training_flops(layers, size, batch.positions)
+        self.padded_flops = training_flops(layers, size)
+        # Forwards, and backwards.
+        self.reads = recurrent_reads(layers, 2 * batch.longest, weight_bytes(engine))
         self._size, self._engine = size, engine
-        self._lesson = Lesson(layers, random_weights(layers, seed, dtype), loss, Adam())
+        weights = random_weights(layers, seed, dtype)
+        self._lesson = Lesson(layers, weights, loss, Adam(), batch.lengths)
         self._x = random_inputs(layers, size, seed, dtype)
         self._targets = random_targets(layers, size, loss, seed, dtype)
 
     def ours(self) -> Contestant:
         """This program."""
-        return self._contestant(
-            OURS, our_title(self._engine), OwnTrainee(self._lesson, self._engine)
-        )
+        return self._own(OURS, our_title(self._engine), self._lesson)
+
+    def padded(self) -> Contestant:
+        """This program, on full-length sequences."""
+        lesson = replace(self._lesson, lengths=None)
+        return self._own(PADDED, our_title(self._engine, PADDED), lesson)
+
+    def _own(self, name: str, title: str, lesson: Lesson) -> Contestant:
+        return self._contestant(name, title, OwnTrainee(lesson, self._engine))
 
     def theirs(self, stack: ExitStack, peer: Peer) -> Contestant:
         """A peer with the same weights, inputs, targets, loss and optimiser."""
@@ -123,11 +150,12 @@ class OwnTrainee:
         )
         updates = Updates(lesson.optimiser, Constant())
         self._learner = Learner(network, Criterion(targets), updates)
+        self._lengths = lesson.lengths
         self._gradients: Mapping[str, Array] = {}
 
     def step(self, x: Array, targets: Array) -> float:
         """One update; a step that makes none is no training, and its time would flatter."""
-        report = self._learner.step(x, targets, None)
+        report = self._learner.step(x, targets, self._lengths)
         if not (report.updates and report.updates[0].finite):
             raise TrainingError(
                 "a loss or a gradient of the measured network is not finite",

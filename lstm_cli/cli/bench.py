@@ -11,6 +11,7 @@ from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
     check_apart,
+    chosen_engine,
     device_options,
     output_options,
     set_option,
@@ -27,6 +28,7 @@ EPILOG = """\b
 Examples:
   lstm-cli bench --against torch --against onnxruntime
   lstm-cli bench --mode train --against torch
+  lstm-cli bench --ragged --hidden 256 --batch 32 --steps 100 --against torch
   lstm-cli bench --hidden 64,100,256 --batch 1,32 --steps 100 --features 12
   lstm-cli bench configs/japanese-vowels.yaml --batch 64 --steps 29
   lstm-cli bench --save before.json    # and later: --compare before.json"""
@@ -65,6 +67,7 @@ NUMBERS = Numbers()
 @click.option("--batch", type=NUMBERS, help="Sequences N, a list.")
 @click.option("--steps", type=NUMBERS, help="Steps T, a list.")
 @click.option("--features", type=NUMBERS, help="Features D, a list; default: as many as units.")
+@click.option("--ragged", is_flag=True, help="Lengths uniform in [T/10, T], not all T.")
 @click.option("--against", multiple=True, metavar="torch|onnxruntime", help="Measure this too.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds a size; default: by time.")
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
@@ -81,6 +84,7 @@ def command(
     batch: tuple[int, ...] | None,
     steps: tuple[int, ...] | None,
     features: tuple[int, ...] | None,
+    ragged: bool,
     against: tuple[str, ...],
     rounds: int | None,
     save: Path | None,
@@ -102,9 +106,14 @@ def command(
     backward, and Adam's update. Peers named with --against get the same weights, inputs and
     targets. Their outputs, or a step's loss, gradients and update, are compared before anything
     is timed, and rounds are interleaved, so that a ratio holds when the machine's speed drifts.
+
+    GFLOP/s count the matrix products of valid steps. "of limit" is the larger of two shares:
+    of the machine's multiply-add peak, and of the speed at which all threads together can read the
+    recurrent weights, once a step, from the cache that holds them; both limits are measured. With
+    --ragged PyTorch gets packed sequences, and "a step" is our time for a step of full-length
+    sequences over that for a valid step: 1.00 if time is proportional to valid steps.
     """
     from lstm_cli import bench
-    from lstm_cli.engines.selection import create_engine
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"CONFIG": config_path}, save=save)
@@ -114,7 +123,9 @@ def command(
     before = bench.load_baseline(baseline) if baseline is not None else None
     sizes, layers_of, loss = _work(config_path, overrides, hidden, batch, steps, features)
     forward = mode == "forward"
-    made = create_engine(engine, device, dtype, threads)
+    gated = forward and not ragged  # shares of gates are the same for ragged batches
+    choice = chosen_engine(console, engine, device, dtype, threads)
+    made = choice.engine
     with console.progress(len(sizes), "sizes") as advance, bench.watch_others() as others:
         results = bench.measure(
             sizes,
@@ -123,14 +134,15 @@ def command(
             peers,
             mode=mode,
             loss=loss,
+            ragged=ragged,
             rounds=rounds,
             seed=seed,
             progress=lambda done, total, size: advance(min(done, 1)),
         )
     here = bench.machine(made.threads, peers)
-    memory = bench.peak_memory()
+    memory = bench.memory(made)
     last = layers_of(sizes[-1])
-    gates = bench.by_gate(last, sizes[-1], made.threads, made.dtype, seed) if forward else ()
+    gates = bench.by_gate(last, sizes[-1], made.threads, made.dtype, seed) if gated else ()
     comparison = bench.compare(results, before, here) if before is not None else None
     from lstm_cli.cli.bench_tables import bench_report
 
@@ -153,6 +165,7 @@ def command(
             "mode": mode,
             "device": made.device,
             "engine": made.name,
+            "passed_over": choice.passed_over,
             "dtype": made.dtype,
             "threads": made.threads,
             "machine": here,
@@ -162,7 +175,9 @@ def command(
             "geometric_mean": bench.geometric_mean(results),
             "gates": gates,
             "comparison": comparison,
-            "peak_memory": memory,
+            "ragged": ragged,
+            "peak_memory": memory.peak,
+            "workspace_memory": memory.workspace,
             "cores_used_by_others": others.cores,
         }
     )

@@ -12,7 +12,7 @@ from lstm_cli.cli.tables import plain_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lstm_cli.bench import Comparison, GateCost, Machine, SizeResult
+    from lstm_cli.bench import Comparison, GateCost, Machine, Memory, SizeResult
     from lstm_cli.engines.types import Engine
 
 
@@ -22,19 +22,34 @@ def bench_report(
     machine: Machine,
     engine: Engine,
     comparison: Comparison | None,
-    memory: int | None,
+    memory: Memory,
 ) -> list[Any]:
-    """Everything that a benchmark shows; `memory` is the peak in bytes, if it is known."""
+    """Everything that a benchmark shows."""
     threads = f"{machine.threads} of {machine.cores} cores"
     head = f"{machine.processor}, {threads} · {engine.device}, {engine.name}, {engine.dtype}"
     parts: list[Any] = [head, _what(results), size_table(results)]
-    lines = (_mean(results), *_differing(results), *_skipped(results), _memory(results, memory))
+    lines = [_mean(results), *_differing(results), *_skipped(results)]
+    lines += [_limits(results), _memory(results, memory)]
     parts += [line for line in lines if line]
     if comparison is not None and comparison.changes:
         parts += ["", comparison_table(comparison, results[0].mode)]
     if gates:
         parts += ["", f"by gate, reference engine, {results[-1].size}", gate_table(gates)]
     return parts
+
+
+def _limits(results: Sequence[SizeResult]) -> str:
+    """What the machine can do at most: the highest peak of the run, and the range of reads."""
+    found = [result.shares for result in results if result.shares is not None]
+    if not found:
+        return ""
+    peak = units.significant(max(one.peak_gflops for one in found))
+    line = f"measured limits {peak} GFLOP/s of multiply-adds"
+    speeds = [one.read_gbytes for one in found if one.read_bytes]
+    if not speeds:
+        return line
+    range_ = dict.fromkeys(f"{speed:.0f}" for speed in (min(speeds), max(speeds)))
+    return f"{line}, recurrent weights read at {' to '.join(range_)} GB/s"
 
 
 def _what(results: Sequence[SizeResult]) -> str:
@@ -44,23 +59,40 @@ def _what(results: Sequence[SizeResult]) -> str:
 
 
 def size_table(results: Sequence[SizeResult]) -> Table:
-    """Median, p95 and rate of every size, and how far ahead of each peer."""
+    """Median, p95, rate and share of the nearer limit of every size, and how far ahead of peers."""
+    columns: dict[str, list[str]] = {
+        "median": [units.seconds(r.ours.median) for r in results],
+        "p95": [units.seconds(r.ours.p95) for r in results],
+        "GFLOP/s": [units.significant(r.ours.gflops) for r in results],
+    }
+    if any(r.shares for r in results):
+        columns["of limit"] = [_share(r) for r in results]
+    if any(r.padded for r in results):
+        columns["a step"] = ["" if r.padded is None else _times(r.padded.per_step) for r in results]
     peers = dict.fromkeys(name for r in results for name in (*r.agreements, *r.skipped))
     titles = {t.name: t.title for r in results for t in r.timings}
-    rivals = [titles.get(name, name) for name in peers]
-    columns = ["median", "p95", "GFLOP/s", *rivals]
+    for name in peers:
+        title = "\n".join(titles.get(name, name).rsplit(" ", 1))  # the version below
+        columns[title] = [_rival(r, name) for r in results]
     if peers:
-        columns.append("ahead of best")
+        columns["ahead\nof best"] = [_times(r.ahead_of_best) for r in results]
     table = plain_table("H × N × T", *columns, numbers=columns)
-    for result in results:
-        own = result.ours
-        row = [units.seconds(own.median), units.seconds(own.p95), units.significant(own.gflops)]
-        row += [_rival(result, name) for name in peers]
-        if peers:
-            ahead = result.ahead_of_best
-            row.append("" if ahead is None else f"{ahead:.2f}×")
+    for column in table.columns:
+        column.vertical = "bottom"
+    for column in table.columns[1:4]:
+        column.no_wrap = True  # a narrow terminal parts a peer's time from its ratio instead
+    for result, *row in zip(results, *columns.values(), strict=True):
         table.add_row(str(result.size), *row)
     return table
+
+
+def _share(result: SizeResult) -> str:
+    shares = result.shares
+    return "" if shares is None else f"{shares.largest * 100:.0f} % {shares.bound}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}×"
 
 
 def _rival(result: SizeResult, name: str) -> str:
@@ -69,7 +101,7 @@ def _rival(result: SizeResult, name: str) -> str:
     if not result.agreements[name].ok:
         return f"differs by {result.agreements[name].difference:.1g}"
     timing = next(t for t in result.timings if t.name == name)
-    return f"{units.seconds(timing.median)}  {result.ratios[name]:.2f}×"
+    return f"{units.seconds(timing.median)} {result.ratios[name]:.2f}×"
 
 
 def _mean(results: Sequence[SizeResult]) -> str:
@@ -96,11 +128,14 @@ def _differing(results: Sequence[SizeResult]) -> list[str]:
     return list(found.values())
 
 
-def _memory(results: Sequence[SizeResult], memory: int | None) -> str:
-    if memory is None:
-        return ""
-    peers = any(result.agreements or result.skipped for result in results)
-    return f"peak memory {units.size(memory)}" + (", peers included" if peers else "")
+def _memory(results: Sequence[SizeResult], memory: Memory) -> str:
+    parts = []
+    if memory.peak is not None:
+        peers = any(result.agreements or result.skipped for result in results)
+        parts.append(f"peak memory {units.size(memory.peak)}" + ", peers included" * peers)
+    if memory.workspace is not None:
+        parts.append(f"the engine keeps {units.size(memory.workspace)} to compute in")
+    return "; ".join(parts)
 
 
 def _skipped(results: Sequence[SizeResult]) -> list[str]:

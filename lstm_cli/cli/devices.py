@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import output_options
+
+if TYPE_CHECKING:
+    from lstm_cli.engines.jit.cache import CacheState
 
 EPILOG = """\b
 Example:
@@ -20,10 +26,23 @@ def command(*, as_json: bool, quiet: bool, debug: bool) -> None:
     Where --engine and --device are auto, the first usable one in this list computes.
     """
     from lstm_cli.cli.tables import engines_table
+    from lstm_cli.engines.jit import cache
     from lstm_cli.engines.selection import engine_statuses
 
     console = Console(as_json=as_json, quiet=quiet)
     statuses = engine_statuses()
-    chosen = next(status.engine for status in statuses if status.usable)
+    usable = [status.engine for status in statuses if status.usable]
+    kernels = cache.state() if "jit" in usable else None
     console.show(engines_table(statuses))
-    console.document({"engines": statuses, "auto": chosen})
+    if kernels is not None:
+        console.show("", _kept(kernels))
+    console.document({"engines": statuses, "auto": usable[0], "kernel_cache": kernels})
+
+
+def _kept(kernels: CacheState) -> str:
+    """Where compiled kernels are, or why they are nowhere."""
+    if not kernels.usable:
+        return f"compiled kernels are not kept: {kernels.reason}"
+    many = f"{kernels.files} file{'s' if kernels.files != 1 else ''}"
+    held = f"compiled kernels in {kernels.folder}: {many}, {units.size(kernels.bytes)}"
+    return held if kernels.reason is None else f"{held}; none are added: {kernels.reason}"

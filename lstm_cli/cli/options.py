@@ -14,8 +14,10 @@ from lstm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lstm_cli.api import Model
+    from lstm_cli.cli.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
+    from lstm_cli.engines.selection import Choice
     from lstm_cli.engines.types import Engine
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -41,11 +43,10 @@ class ModelOptions:
 
         return read_config(path, self.overrides, self.seed)
 
-    def create_engine(self, threads: int | None = None) -> Engine:
+    def choose_engine(self, console: Console, threads: int | None = None) -> Choice:
         """The engine asked for, with `threads` unless --threads says otherwise."""
-        from lstm_cli.engines.selection import create_engine
-
-        return create_engine(self.engine, self.device, self.dtype, self.threads or threads)
+        threads = self.threads or threads
+        return chosen_engine(console, self.engine, self.device, self.dtype, threads)
 
     def weights_of(self, path: str) -> str | Path | None:
         """--weights, or the weights file that CONFIG itself is."""
@@ -55,11 +56,23 @@ class ModelOptions:
             return self.weights
         return path if native.is_native(path) else None
 
-    def model(self, path: str, config: Config) -> Model:
+    def model(self, path: str, config: Config, engine: Engine) -> Model:
         """The model, its weights fitted to the config."""
         from lstm_cli.api.assembly import assemble
 
-        return assemble(config, self.create_engine(), self.weights_of(path))
+        return assemble(config, engine, self.weights_of(path))
+
+
+def chosen_engine(
+    console: Console, engine: str, device: str, dtype: str, threads: int | None
+) -> Choice:
+    """The engine asked for; stderr is told where ``auto`` had to pass over a faster one."""
+    from lstm_cli.engines.selection import choose_engine
+
+    choice = choose_engine(engine, device, dtype, threads)
+    for note in choice.notes:
+        console.note(note)
+    return choice
 
 
 def _all(*decorators: Decorator) -> Decorator:

@@ -87,7 +87,8 @@ def command(
     with open_data(data_paths, data_options(config, allow_external)) as data:
         check_apart(data=data.paths, output=output, gates=gates)
         check_data(config, data)
-        model = options.model(config_path, config)
+        choice = options.choose_engine(console)
+        model = options.model(config_path, config, choice.engine)
         shapes = network_shapes(config)
         console.show(*_head(model, data, shapes))
         size = batch_size or fitting_batch(model, data)
@@ -102,7 +103,8 @@ def command(
             )
         _notes(console, report)
         console.show(*_tail(report, output, gates))
-        console.document(_document(model, data, shapes, report, output, gates))
+        document = _document(model, data, shapes, report, output, gates)
+        console.document({**document, "passed_over": choice.passed_over})
 
 
 def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[Any]:

@@ -93,20 +93,24 @@ def command(
     with open_data(data_paths, reading) as data, open_validation(config, reading) as held:
         check_data(config, data)
         with RunFolder(output, resume=resume) as folder:
+            choice = options.choose_engine(console, folder.threads)
             run = TrainingRun(
                 folder,
                 config,
                 data,
                 held,
-                options.create_engine(folder.threads),
+                choice.engine,
                 weights=options.weights_of(config_path),
                 checkpoint_every=checkpoint_every,
             )
-            return _train(console, run, (config.validation,) if held else data_paths)
+            report = _train(console, run)
+            _show(console, run, report, (config.validation,) if held else data_paths)
+            console.document({**_document(run, report), "passed_over": choice.passed_over})
+            return 130 if report.end == "interrupted" else 0
 
 
-def _train(console: Console, run: TrainingRun, data_paths: Sequence[object]) -> int:
-    """Run, show, and say how it ended: the exit code."""
+def _train(console: Console, run: TrainingRun) -> TrainReport:
+    """Run unless the run has ended before, and say how it ended."""
     from lstm_cli.cli.interrupts import interrupts
     from lstm_cli.cli.train_display import display
 
@@ -115,8 +119,7 @@ def _train(console: Console, run: TrainingRun, data_paths: Sequence[object]) -> 
     if run.ended is not None:
         report = run.report()
         console.note(f"the run in {run.folder.path} has ended: {_how(report)}")
-        _show(console, run, report, data_paths)
-        return 0
+        return report
     console.show(*_head(run))
     shown = len(run.notes)
     with (
@@ -128,8 +131,7 @@ def _train(console: Console, run: TrainingRun, data_paths: Sequence[object]) -> 
         console.note(f"note: {note}")
     if report.end == "interrupted":
         console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
-    _show(console, run, report, data_paths)
-    return 130 if report.end == "interrupted" else 0
+    return report
 
 
 def _head(run: TrainingRun) -> list[Any]:
@@ -179,7 +181,6 @@ def _show(
     if "model.safetensors" in report.files:
         data = " ".join(shlex.quote(str(path)) for path in data_paths)
         console.show(f"lstm-cli run {shlex.quote(report.files['model.safetensors'])} {data}")
-    console.document(_document(run, report))
 
 
 def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:

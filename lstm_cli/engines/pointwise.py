@@ -31,13 +31,16 @@ class DenseWeights:
 
 
 @dataclass(frozen=True)
-class _DenseTape:
+class DenseTape:
+    """What a dense layer's backward pass needs."""
+
     x: Array
     logits: Array
     output: Array
 
 
-def _softmax(x: Array) -> Array:
+def softmax(x: Array) -> Array:
+    """Softmax over the last axis."""
     shifted = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
@@ -49,19 +52,19 @@ def dense_forward(
     begun = perf_counter()
     a = x.reshape(-1, x.shape[-1]) @ weights.weight.T + weights.bias
     a = a.reshape(*x.shape[:-1], spec.units)
-    y = _softmax(a) if spec.activation is None else spec.activation(a)
+    y = softmax(a) if spec.activation is None else spec.activation(a)
     if lengths is not None and y.ndim == 3:
         ended = np.arange(x.shape[1]) >= lengths[:, None]  # (N, T)
         y = np.where(ended[:, :, None], np.zeros((), y.dtype), y)
     seconds = {"product": perf_counter() - begun}
-    return LayerResult(y, logits=a, seconds=seconds, tape=_DenseTape(x, a, y))
+    return LayerResult(y, logits=a, seconds=seconds, tape=DenseTape(x, a, y))
 
 
 def dense_backward(
-    spec: DenseSpec, weights: DenseWeights, tape: _DenseTape, d_output: Array, *, d_logits: bool
+    spec: DenseSpec, weights: DenseWeights, tape: DenseTape, d_output: Array, *, d_logits: bool
 ) -> LayerGradients:
     """Derivatives for input, weight and bias; `d_output` is 0 past a sequence's end."""
-    d = d_output if d_logits else _through_activation(spec, tape, d_output)
+    d = d_output if d_logits else through_activation(spec, tape, d_output)
     flat = d.reshape(-1, spec.units)
     prefix = f"layers.{spec.index}."
     found = {
@@ -71,7 +74,8 @@ def dense_backward(
     return LayerGradients((flat @ weights.weight).reshape(tape.x.shape), found)
 
 
-def _through_activation(spec: DenseSpec, tape: _DenseTape, d: Array) -> Array:
+def through_activation(spec: DenseSpec, tape: DenseTape, d: Array) -> Array:
+    """The derivative for the values before the activation, from the one for those after it."""
     if spec.activation is None:
         y = tape.output
         return np.asarray(y * (d - (d * y).sum(axis=-1, keepdims=True)))

@@ -20,6 +20,7 @@ from lstm_cli.engines.pointwise import (
     flatten_backward,
     flatten_forward,
 )
+from lstm_cli.engines.programs import Programs
 from lstm_cli.engines.recurrent import RecurrentBatch, recurrent_backward, recurrent_forward
 from lstm_cli.engines.steps import DirectionWeights
 from lstm_cli.engines.types import (
@@ -41,7 +42,7 @@ THREADED_PRODUCT = 2e7
 much more where the cores are shared."""
 
 
-class ReferenceEngine:
+class ReferenceEngine(Programs):
     """NumPy on the CPU.
 
     Parameters

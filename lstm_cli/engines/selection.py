@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 from lstm_cli.errors import DeviceError, UsageError, nearest
@@ -28,6 +28,10 @@ class EngineStatus:
         What it computes with, or why it cannot be used.
     dtypes
         What it computes in.
+    threads
+        How many it uses where none are asked for.
+    processor, vector_bits
+        What its kernels are made for.
     """
 
     engine: str
@@ -35,23 +39,36 @@ class EngineStatus:
     usable: bool
     detail: str
     dtypes: tuple[str, ...] = ()
+    threads: int | None = None
+    processor: str | None = None
+    vector_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that computes.
+
+    Attributes
+    ----------
+    passed_over
+        Engines that ``auto`` would have preferred on this device, and why they cannot be used.
+    """
+
+    engine: Engine
+    passed_over: Mapping[str, str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line on every engine passed over."""
+        return tuple(
+            f"{name} cannot be used here: {reason}; computing with {self.engine.name}"
+            for name, reason in self.passed_over.items()
+        )
 
 
 def engine_statuses() -> tuple[EngineStatus, ...]:
     """Every engine of the project, usable or not, in the order `auto` prefers them."""
-    import numpy as np
-
-    return (
-        EngineStatus("cuda", "cuda", False, "this version has no GPU engine"),
-        EngineStatus("jit", "cpu", False, "this version has no compiled CPU engine"),
-        EngineStatus(
-            "reference",
-            "cpu",
-            True,
-            f"NumPy {np.__version__}, {default_threads()} threads by default",
-            SUPPORTED_DTYPES,
-        ),
-    )
+    return tuple(_status(name) for name in _HOMES)
 
 
 def create_engine(
@@ -60,6 +77,16 @@ def create_engine(
     dtype: str = "float32",
     threads: int | None = None,
 ) -> Engine:
+    """The engine asked for; see `choose_engine`."""
+    return choose_engine(engine, device, dtype, threads).engine
+
+
+def choose_engine(
+    engine: str = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
+    threads: int | None = None,
+) -> Choice:
     """The engine asked for; ``auto`` takes the first that can be used on the device.
 
     Raises
@@ -67,7 +94,8 @@ def create_engine(
     UsageError
         A name that is no engine, device or dtype; fewer threads than one.
     DeviceError
-        The engine, device or dtype cannot be used here. There is no silent fallback.
+        The engine, device or dtype cannot be used here. Only ``auto`` falls back, and the choice
+        says so.
     """
     _check_name("engine", engine, ENGINES)
     _check_name("dtype", dtype, DTYPES)
@@ -77,15 +105,38 @@ def create_engine(
         )
     if threads is not None and threads < 1:
         raise UsageError("threads must be at least 1", found=str(threads))
+    unusable: list[EngineStatus] = []
+    for name in _fitting(engine, device):
+        status = _status(name)  # of no engine behind the chosen one: to ask takes time
+        if status.usable:
+            made = _ENGINES[name](dtype, threads or default_threads())
+            passed = {s.engine: s.detail for s in unusable if s.device == status.device}
+            return Choice(made, passed)
+        unusable.append(status)
+    raise _unusable(engine, device, unusable)
+
+
+def _fitting(engine: str, device: str) -> list[str]:
+    """Engines that are meant, in the order `auto` prefers them."""
     kind = device.partition(":")[0]
-    fitting = [
-        status
-        for status in engine_statuses()
-        if engine in ("auto", status.engine) and kind in ("auto", status.device)
-    ]
-    if not any(status.usable for status in fitting):
-        raise _unusable(engine, device, fitting)
-    return ReferenceEngine(dtype, threads or default_threads())
+    named = [name for name in _HOMES if engine in ("auto", name)]
+    found = [name for name in named if kind in ("auto", _HOMES[name])]
+    if not found:
+        raise DeviceError(
+            f"the {engine} engine does not run on {device}",
+            expected=f"--device {_HOMES[engine]}",
+            found=f"--device {device}",
+        )
+    return found
+
+
+def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> DeviceError:
+    option, asked = ("device", device) if engine == "auto" else ("engine", engine)
+    return DeviceError(
+        f"{option} {asked} cannot be used here",
+        found="; ".join(f"{status.engine}: {status.detail}" for status in statuses),
+        hint=f"--{option} auto takes what can be used; lstm-cli devices lists all",
+    )
 
 
 def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
@@ -98,17 +149,58 @@ def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
         )
 
 
-def _unusable(engine: str, device: str, fitting: list[EngineStatus]) -> DeviceError:
-    if not fitting:
-        home = next(s.device for s in engine_statuses() if s.engine == engine)
-        return DeviceError(
-            f"the {engine} engine does not run on {device}",
-            expected=f"--device {home}",
-            found=f"--device {device}",
-        )
-    asked = f"device {device}" if device != "auto" else f"engine {engine}"
-    return DeviceError(
-        f"{asked} cannot be used here",
-        found="; ".join(f"{status.engine}: {status.detail}" for status in fitting),
-        hint="--device cpu computes with the reference engine; lstm-cli devices lists all",
-    )
+# Each engine: its device, its status, and how it is made
+
+
+def _cuda_status() -> EngineStatus:
+    return EngineStatus("cuda", "cuda", False, "this version has no GPU engine")
+
+
+def _jit_status() -> EngineStatus:
+    """Whether kernels can be made for this processor."""
+    from lstm_cli.engines.jit.machine import Unusable, host
+
+    try:
+        machine = host()
+    except Unusable as reason:
+        return EngineStatus("jit", "cpu", False, str(reason))
+    threads, bits = default_threads(), machine.vector_bits
+    detail = f"{machine.cpu}, {bits}-bit vectors, {_by_default(threads)}"
+    dtypes = (*SUPPORTED_DTYPES, "bfloat16")
+    return EngineStatus("jit", "cpu", True, detail, dtypes, threads, machine.cpu, bits)
+
+
+def _reference_status() -> EngineStatus:
+    import numpy as np
+
+    threads = default_threads()
+    detail = f"NumPy {np.__version__}, {_by_default(threads)}"
+    return EngineStatus("reference", "cpu", True, detail, SUPPORTED_DTYPES, threads)
+
+
+def _by_default(threads: int) -> str:
+    return f"{threads} thread{'s' if threads != 1 else ''} by default"
+
+
+def _jit(dtype: str, threads: int) -> Engine:
+    from lstm_cli.engines.jit.engine import JitEngine
+
+    return JitEngine(dtype, threads)
+
+
+def _reference(dtype: str, threads: int) -> Engine:
+    from lstm_cli.engines.reference import ReferenceEngine
+
+    return ReferenceEngine(dtype, threads)
+
+
+_HOMES = {"cuda": "cuda", "jit": "cpu", "reference": "cpu"}
+"""The device of every engine, in the order `auto` prefers them."""
+
+_STATUSES = {"cuda": _cuda_status, "jit": _jit_status, "reference": _reference_status}
+
+_ENGINES: Mapping[str, Callable[[str, int], Engine]] = {"jit": _jit, "reference": _reference}
+
+
+def _status(name: str) -> EngineStatus:
+    return _STATUSES[name]()

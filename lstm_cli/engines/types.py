@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_cli.cells import Activation, Cell, Parameter
+from lstm_cli.cells.expression import Expression
 
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = tuple[Array, Array | None]
@@ -207,13 +208,47 @@ class LayerResult:
     tape: Any = None
 
 
-class Engine(Protocol):
+Values: TypeAlias = Mapping[str, Array | float]
+"""What symbols stand for: arrays, and numbers."""
+
+
+class Elementwise(Protocol):
+    """Computes expressions on arrays, element by element.
+
+    All arrays of one call have one shape, no gaps between their numbers, and may be one another.
+    Numbers are values of symbols too: what changes from call to call belongs there, for an engine
+    may make code of the expressions.
+    """
+
+    def evaluate(
+        self, roots: Mapping[str, Expression], values: Values, out: Mapping[str, Array]
+    ) -> None:
+        """Every root, into its array of `out`, which may be one of the inputs.
+
+        Parameters
+        ----------
+        roots
+            What to compute, by name.
+        values
+            Of every symbol; arrays in the dtype of `out`.
+        out
+            Writable arrays, one for each root.
+        """
+
+    def total(self, root: Expression, values: Values) -> float:
+        """The sum over all elements, each computed and added in double precision."""
+
+
+class Engine(Elementwise, Protocol):
     """Computes layers on one device. Explicit, passed along; there is no global one."""
 
     name: str
     device: str
     dtype: str
-    threads: int | None
+
+    @property
+    def threads(self) -> int | None:
+        """How many it may use; None if it does not say."""
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """Weights of one layer as this engine wants them, made once and used for every batch."""
@@ -268,6 +303,11 @@ class Engine(Protocol):
 
     def to_host(self, array: Array) -> Array:
         """The array in NumPy's memory."""
+
+
+def array_dtype(engine: Engine) -> str:
+    """The dtype of an engine's arrays in NumPy's memory, ``float32`` or ``float64``."""
+    return "float64" if engine.dtype == "float64" else "float32"
 
 
 Layers: TypeAlias = Sequence[LayerSpec]

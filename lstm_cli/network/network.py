@@ -18,6 +18,7 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
     State,
+    array_dtype,
 )
 from lstm_cli.errors import DataError, WeightsError
 from lstm_cli.network.weights import fit_weights
@@ -73,7 +74,7 @@ class Network:
         self.layers = tuple(layers)
         self.engine = engine
         fitted = fit_weights(self.layers, weights)
-        self._weights = {name: _cast(name, v, engine.dtype) for name, v in fitted.items()}
+        self._weights = {name: _cast(name, v, array_dtype(engine)) for name, v in fitted.items()}
         self._prepare()
 
     @property
@@ -197,7 +198,7 @@ class Network:
             padding = (np.arange(x.shape[1]) >= n[:, None])[:, :, None]
             x = np.where(padding, np.zeros((), x.dtype), x)
         with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
-            return x.astype(self.engine.dtype, copy=False), n
+            return x.astype(array_dtype(self.engine), copy=False), n
 
     def check_state(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
         """Initial states by layer index; see `run`."""

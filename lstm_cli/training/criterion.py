@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
+from lstm_cli.cells.expression import Expression, select, symbol
+from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.types import Array, Elementwise
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import Targets, taken
 
 FUSED = ("cross_entropy", "binary_cross_entropy")
 """Losses that are computed from the logits."""
@@ -67,7 +70,12 @@ class Criterion:
         return self.targets.loss in FUSED
 
     def __call__(
-        self, outputs: Array, logits: Array | None, targets: Array, lengths: Array | None
+        self,
+        outputs: Array,
+        logits: Array | None,
+        targets: Array,
+        lengths: Array | None,
+        engine: Elementwise = NUMPY,
     ) -> LossValue:
         """Loss of a batch: outputs and logits (N, T, F) or (N, F); see `Targets.counted`.
 
@@ -80,43 +88,55 @@ class Criterion:
         if values is None:
             raise DataError(f"{self.targets.loss} wants a dense layer at the end")
         rows, wanted = self.targets.counted(targets, outputs.shape, lengths)
+        a = np.ascontiguousarray(taken(values, rows, values.ndim - 1))
         with np.errstate(all="ignore"):  # what is not finite is found and named by the caller
-            per_row, d, weights = self._rows(values[rows].astype(np.float64), wanted)
-            total = float(weights.sum())
-            scale = 1 / total if total else 0.0
+            if self.targets.loss == "cross_entropy":
+                found = self._cross_entropy(a, wanted)
+            else:
+                found = self._elementwise(a, np.ascontiguousarray(wanted, a.dtype), engine)
+        gradient = found.gradient.astype(values.dtype, copy=False)
+        if rows is not None:
             gradient = np.zeros(values.shape, values.dtype)
-            gradient[rows] = d * (weights * scale)[:, None]
-            return LossValue(float((per_row * weights).sum() * scale), gradient, total)
+            gradient[rows] = found.gradient
+        return replace(found, gradient=gradient.reshape(values.shape))
 
-    def _rows(self, a: Array, wanted: Array) -> tuple[Array, Array, Array]:
-        """Loss (rows,), derivative (rows, F) and weight (rows,) of every row that counts."""
-        if self.targets.loss == "cross_entropy":
-            return self._cross_entropy(a, wanted)
-        wanted = wanted.astype(np.float64)
-        if self.targets.loss == "binary_cross_entropy":
-            return self._binary_cross_entropy(a, wanted)
-        value = losses.ELEMENTWISE[self.targets.loss](a, wanted)
-        d = losses.DERIVATIVES[self.targets.loss](a, wanted)
-        return value.mean(axis=1), d / a.shape[1], np.ones(len(a))
+    def _elementwise(self, a: Array, t: Array, engine: Elementwise) -> LossValue:
+        """A loss of each number apart, for rows (rows, F)."""
+        equation, given = self._equation, {"a": a, "t": t}
+        total = float(len(a))
+        if equation.weight is not None:
+            total = engine.total(equation.weight, given)
+        scale = 1 / (total * a.shape[1]) if total else 0.0
+        d = np.empty_like(a)
+        engine.evaluate({"d": equation.derivative}, {**given, "scale": scale}, {"d": d})
+        return LossValue(engine.total(equation.loss, given) * scale, d, total)
 
-    def _binary_cross_entropy(self, a: Array, t: Array) -> tuple[Array, Array, Array]:
-        smooth = (1 - self.label_smoothing) * t + self.label_smoothing / 2
-        value = losses.binary_cross_entropy(a, smooth)
-        d = losses.sigmoid(a) - smooth
-        if self.class_weights is None:
-            return value.mean(axis=1), d / a.shape[1], np.ones(len(a))
+    @cached_property
+    def _equation(self) -> _Equation:
+        """The loss of one number in symbols: a is the output or logit, t the target."""
+        a, t, scale = symbol("a"), symbol("t"), symbol("scale")
+        function = losses.ELEMENTWISE[self.targets.loss]
+        derivative = losses.DERIVATIVES[self.targets.loss]
+        if self.label_smoothing and self.targets.loss == "binary_cross_entropy":
+            smooth = (1 - self.label_smoothing) * t + self.label_smoothing / 2
+        else:
+            smooth = t
+        if self.class_weights is None or self.targets.loss != "binary_cross_entropy":
+            return _Equation(function(a, smooth), derivative(a, smooth) * scale, None)
         # As under cross_entropy: each class's share counts for its own weight.
-        zero, one = self.class_weights
-        weights = (zero * (1 - t) + one * t)[:, 0]
-        scale = 1 / np.where(weights, weights, 1)[:, None]
-        negative, positive = zero * (1 - smooth) * scale, one * smooth * scale
-        value = negative * losses.binary_cross_entropy(a, np.zeros_like(a))
-        value += positive * losses.binary_cross_entropy(a, np.ones_like(a))
-        p = losses.sigmoid(a)
-        return value[:, 0], negative * p - positive * (1 - p), weights
+        zero, one = (float(weight) for weight in self.class_weights)
+        weight = zero * (1.0 - t) + one * t
+        counts = select(weight <= 0.0, 0.0, 1.0)
+        negative, positive = zero * (1.0 - smooth) * counts, one * smooth * counts
+        loss = negative * function(a, 0.0) + positive * function(a, 1.0)
+        d = negative * derivative(a, 0.0) + positive * derivative(a, 1.0)
+        return _Equation(loss, d * scale, weight)
 
-    def _cross_entropy(self, a: Array, wanted: Array) -> tuple[Array, Array, Array]:
-        F = a.shape[1]
+    def _cross_entropy(self, a: Array, wanted: Array) -> LossValue:
+        if wanted.ndim == 1 and not self.label_smoothing:
+            weights = np.ones(len(a)) if self.class_weights is None else self.class_weights[wanted]
+            return _of_classes(a, wanted, weights)
+        a, F = a.astype(np.float64), a.shape[1]
         t = wanted if wanted.ndim == 2 else np.eye(F)[wanted]
         weights = np.ones(len(a))
         if self.class_weights is not None:
@@ -128,4 +148,40 @@ class Criterion:
             smooth = smooth * self.class_weights / np.where(weights, weights, 1)[:, None]
         logs = losses.log_softmax(a)
         d = np.exp(logs) * smooth.sum(axis=1, keepdims=True) - smooth
-        return -(smooth * logs).sum(axis=1), d, weights
+        total = float(weights.sum())
+        scale = 1 / total if total else 0.0
+        value = -float(((smooth * logs).sum(axis=1) * weights).sum()) * scale
+        return LossValue(value, d * (weights * scale)[:, None], total)
+
+
+@dataclass(frozen=True)
+class _Equation:
+    """The loss of one number.
+
+    Attributes
+    ----------
+    loss, derivative
+        Times its weight; the derivative also times the symbol ``scale``.
+    weight
+        None for 1.
+    """
+
+    loss: Expression
+    derivative: Expression
+    weight: Expression | None
+
+
+def _of_classes(a: Array, classes: Array, weights: Array) -> LossValue:
+    """Cross-entropy of logits (rows, F), each row's target one class."""
+    total = float(weights.sum())
+    scale = 1 / total if total else 0.0
+    e = losses.turned(a)
+    e -= e.max(axis=1, keepdims=True)
+    own = np.arange(len(a)), classes
+    margin = e[own].astype(np.float64)
+    np.exp(e, out=e)
+    sums = e.sum(axis=1, dtype=np.float64)
+    value = float(((np.log(sums) - margin) * weights).sum()) * scale
+    e *= (weights * scale / sums).astype(e.dtype)[:, None]
+    e[own] -= (weights * scale).astype(e.dtype)
+    return LossValue(value, np.ascontiguousarray(e), total)

@@ -56,7 +56,7 @@ def evaluate(
             error = _not_finite(network, batch, state, places)
             if error is not None:
                 raise error
-        metrics.update(result.outputs, result.logits, batch.targets, batch.lengths)
+        metrics.update(result.outputs, result.logits, batch.targets, batch.lengths, network.engine)
         if carry.active:
             carry.keep(result.state)
         if stop():

@@ -114,7 +114,7 @@ class Learner:
     ) -> None:
         self.network, self.criterion, self.updates = network, criterion, updates
         self.seed, self.truncate = seed, truncate
-        self.weights = {name: np.array(value) for name, value in network.weights.items()}
+        self.weights = {name: np.array(value, order="C") for name, value in network.weights.items()}
         network.set_weights(self.weights)
 
     def gradients(
@@ -123,7 +123,9 @@ class Learner:
         """Loss and derivatives, with the dropout of the update that would come next."""
         training = TrainingPass(self.seed, self.updates.count)
         tape = backpropagation.forward(self.network, piece.x, piece.lengths, state, training)
-        loss = self.criterion(tape.outputs, tape.logits, piece.targets, tape.lengths)
+        loss = self.criterion(
+            tape.outputs, tape.logits, piece.targets, tape.lengths, self.network.engine
+        )
         found = backpropagation.backward(
             self.network, tape, loss.gradient, d_logits=self.criterion.fused
         )
@@ -163,7 +165,7 @@ class Learner:
             total, weight = total + loss.value * loss.weight, weight + loss.weight
             update = None
             if loss.weight and math.isfinite(loss.value):
-                update = self.updates.apply(self.weights, found.weights)
+                update = self.updates.apply(self.weights, found.weights, self.network.engine)
                 self.network.set_weights(self.weights)
                 updates.append(update)
             if watch is not None:

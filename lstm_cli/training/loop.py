@@ -201,7 +201,10 @@ class Loop:
         if not sound:
             raise explain(self.learner, moment, batch.numbers, self.around.source.places, when)
         piece, tape, raw = moment.piece, moment.tape, self.around.source.raw
-        self._metrics.update(raw(tape.outputs), tape.logits, raw(piece.targets), tape.lengths)
+        engine = self.learner.network.engine
+        self._metrics.update(
+            raw(tape.outputs), tape.logits, raw(piece.targets), tape.lengths, engine
+        )
 
     def _end_epoch(self, measured: dict[str, float]) -> None:
         progress, store = self.progress, self.around.store

@@ -1,8 +1,4 @@
-"""Losses, summed over what is counted; cross-entropies from the logits.
-
-Every loss takes rows of shape (rows, F) and gives the loss of each number or row, in
-float64, so that means over any number of batches come out the same.
-"""
+"""Losses of each number or row of what is counted; cross-entropies from the logits."""
 
 from __future__ import annotations
 
@@ -10,9 +6,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from lstm_cli.cells.expression import Value, clip, exp, log1p, select, sigmoid
 from lstm_cli.engines.types import Array, DenseSpec, Layers
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")
+
+COLUMNS = 32
+"""Classes up to which logits are turned."""
 
 _BY_ACTIVATION = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
 
@@ -27,8 +27,17 @@ def loss_for(layers: Layers) -> str:
 @np.errstate(all="ignore")  # what is not finite shows in the loss
 def log_softmax(logits: Array) -> Array:
     """Logarithm of the softmax over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted = turned(logits)
+    shifted -= shifted.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def turned(logits: Array) -> Array:
+    """A copy for sums over the last axis: with few classes, column by column in memory.
+
+    NumPy is fast where the longer axis lies together.
+    """
+    return np.array(logits, order="F" if logits.shape[-1] <= COLUMNS else "C")
 
 
 @np.errstate(all="ignore")  # what is not finite shows in the loss
@@ -41,43 +50,51 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 @np.errstate(all="ignore")  # what is not finite shows in the loss
-def binary_cross_entropy(logits: Array, targets: Array) -> Array:
-    """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), without overflow: (rows, F)."""
+def binary_cross_entropy(logits: Value, targets: Value) -> Value:
+    """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), without overflow."""
     # max(a, 0) - a t + log(1 + exp(-|a|)) is the same sum, rearranged.
-    return np.asarray(np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits))))
+    at_least_0 = select(logits < 0.0, 0.0, logits)
+    return at_least_0 - logits * targets + log1p(exp(-_absolute(logits)))
 
 
-def mse(outputs: Array, targets: Array) -> Array:
-    """Squared error, without a half: (rows, F)."""
-    return np.asarray((outputs - targets) ** 2)
+def mse(outputs: Value, targets: Value) -> Value:
+    """Squared error, without a half."""
+    error = outputs - targets
+    return error * error
 
 
-def mae(outputs: Array, targets: Array) -> Array:
-    """Absolute error: (rows, F)."""
-    return np.asarray(np.abs(outputs - targets))
+def mae(outputs: Value, targets: Value) -> Value:
+    """Absolute error."""
+    return _absolute(outputs - targets)
 
 
-def huber(outputs: Array, targets: Array) -> Array:
-    """Huber 1964 with delta 1: half the square up to 1, then |error| - 1/2: (rows, F)."""
-    error = np.abs(outputs - targets)
-    return np.asarray(np.where(error <= 1, 0.5 * error**2, error - 0.5))
+def huber(outputs: Value, targets: Value) -> Value:
+    """Huber 1964 with delta 1: half the square up to 1, then |error| - 1/2."""
+    error = _absolute(outputs - targets)
+    return select(error <= 1.0, 0.5 * (error * error), error - 0.5)
 
 
-def sigmoid(a: Array) -> Array:
-    """1 / (1 + exp(-a)), without overflow."""
-    e = np.exp(-np.abs(a))
-    return np.asarray(np.where(a >= 0, 1, e) / (1 + e))
+def _absolute(x: Value) -> Value:
+    return select(x < 0.0, -x, x)
 
 
-ELEMENTWISE: Mapping[str, Callable[[Array, Array], Array]] = {
+def _sign(x: Value) -> Value:
+    """-1 or 1; of 0 and NaN the number itself."""
+    return select(x < 0.0, -1.0, select(-x < 0.0, 1.0, x))
+
+
+ELEMENTWISE: Mapping[str, Callable[[Value, Value], Value]] = {
+    "binary_cross_entropy": binary_cross_entropy,
     "mse": mse,
     "mae": mae,
     "huber": huber,
 }
+"""Losses of each number apart, of arrays or expressions."""
 
-DERIVATIVES: Mapping[str, Callable[[Array, Array], Array]] = {
-    "mse": lambda outputs, targets: 2 * (outputs - targets),
-    "mae": lambda outputs, targets: np.sign(outputs - targets),
-    "huber": lambda outputs, targets: np.clip(outputs - targets, -1, 1),
+DERIVATIVES: Mapping[str, Callable[[Value, Value], Value]] = {
+    "binary_cross_entropy": lambda logits, targets: sigmoid(logits) - targets,
+    "mse": lambda outputs, targets: 2.0 * (outputs - targets),
+    "mae": lambda outputs, targets: _sign(outputs - targets),
+    "huber": lambda outputs, targets: clip(outputs - targets, -1.0, 1.0),
 }
-"""Of each element's loss for the output."""
+"""Of each number's loss for the output, or for the logit."""

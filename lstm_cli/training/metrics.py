@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
+from lstm_cli.cells.expression import Expression, symbol
+from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.types import Array, Elementwise
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import Targets, taken
 
 METRICS = ("loss", "accuracy", "auc", "mse", "mae")
 """Every metric, in the order in which they are shown."""
@@ -54,7 +57,12 @@ class Metrics:
         self._positive: list[Array] = []
 
     def update(
-        self, outputs: Array, logits: Array | None, targets: Array, lengths: Array | None
+        self,
+        outputs: Array,
+        logits: Array | None,
+        targets: Array,
+        lengths: Array | None,
+        engine: Elementwise = NUMPY,
     ) -> None:
         """Add a batch.
 
@@ -66,6 +74,8 @@ class Metrics:
             (N,) or (N, K); one for each step where the network returns sequences.
         lengths
             (N,) valid steps; sequences of length 0 and padded steps are not counted.
+        engine
+            What computes.
 
         Raises
         ------
@@ -73,14 +83,18 @@ class Metrics:
             Targets that do not fit the outputs.
         """
         counted, wanted = self.targets.counted(targets, outputs.shape, lengths)
-        rows = outputs[counted].astype(np.float64)
+        axes = outputs.ndim - 1
         with np.errstate(all="ignore"):  # what is not finite shows in the figures
             if self.loss not in ("cross_entropy", "binary_cross_entropy"):
-                self._regress(rows, wanted.astype(np.float64))
-            elif logits is not None:
-                self._classify(logits[counted].astype(np.float64), wanted)
-            else:
+                names = {"loss": self.loss, "mse": "mse", "mae": "mae"}
+                self._measure(names, taken(outputs, counted, axes), wanted, engine)
+            elif logits is None:
                 raise DataError(f"{self.loss} wants a dense layer at the end")
+            elif self.loss == "cross_entropy":
+                self._classify(taken(logits, counted, axes), wanted)
+            else:
+                self._decide(taken(logits, counted, axes), wanted, engine)
+        self.count += len(wanted)
 
     def result(self) -> dict[str, float]:
         """Metrics by name; empty if nothing was counted."""
@@ -114,31 +128,43 @@ class Metrics:
         self._scores = [arrays["scores"]] if "scores" in arrays else []
         self._positive = [arrays["positive"].astype(bool)] if "scores" in arrays else []
 
-    def _add(self, name: str, values: Array) -> None:
-        # Means are over rows; a row's features are averaged first.
-        self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
+    def _add(self, name: str, total: float) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + total
+
+    def _measure(
+        self, names: Mapping[str, str], a: Array, wanted: Array, engine: Elementwise
+    ) -> None:
+        """Losses of each number apart, by the name of the metric; rows (rows, F)."""
+        dtype = np.result_type(a.dtype, wanted.dtype if wanted.dtype.kind == "f" else a.dtype)
+        given = {
+            "a": np.ascontiguousarray(a, dtype),
+            "t": np.ascontiguousarray(wanted, dtype),
+        }
+        found = {loss: engine.total(_equation(loss), given) for loss in set(names.values())}
+        for name, loss in names.items():
+            # Means are over rows; a row's features are averaged first.
+            self._add(name, found[loss] / a.shape[1])
 
     def _classify(self, logits: Array, targets: Array) -> None:
-        self.count += len(logits)
-        if self.loss == "cross_entropy":
-            classes = targets if targets.ndim == 1 else targets.argmax(axis=-1)
-            self._add("loss", losses.cross_entropy(logits, targets))
-            self._add("accuracy", logits.argmax(axis=-1) == classes)
-            if self.features == 2:
-                self._score(logits[:, 1] - logits[:, 0], classes == 1)
-            return
-        values = targets.astype(np.float64)
-        self._add("loss", losses.binary_cross_entropy(logits, values).mean(axis=-1))
-        self._add("accuracy", ((logits > 0) == (values > 0.5)).mean(axis=-1))
+        classes = targets if targets.ndim == 1 else targets.argmax(axis=-1)
+        self._add("loss", float(losses.cross_entropy(logits.astype(np.float64), targets).sum()))
+        self._add("accuracy", float((logits.argmax(axis=-1) == classes).sum()))
+        if self.features == 2:
+            self._score(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
+
+    def _decide(self, logits: Array, targets: Array, engine: Elementwise) -> None:
+        self._measure({"loss": self.loss}, logits, targets, engine)
+        right = (logits > 0) == (targets > 0.5)
+        self._add("accuracy", float(right.sum()) / logits.shape[1])
         if self.features == 1:
-            self._score(logits[:, 0], values[:, 0] > 0.5)
+            self._score(logits[:, 0], targets[:, 0] > 0.5)
 
     def _score(self, scores: Array, positive: Array) -> None:
         self._scores.append(scores.astype(np.float32))
         self._positive.append(positive)
 
-    def _regress(self, outputs: Array, targets: Array) -> None:
-        self.count += len(outputs)
-        for name in ("loss", "mse", "mae"):
-            function = losses.ELEMENTWISE[self.loss if name == "loss" else name]
-            self._add(name, function(outputs, targets).mean(axis=-1))
+
+@lru_cache(maxsize=8)
+def _equation(loss: str) -> Expression:
+    """The loss of output or logit a with target t."""
+    return losses.ELEMENTWISE[loss](symbol("a"), symbol("t"))  # type: ignore[no-any-return]

@@ -1,17 +1,14 @@
-"""What keeps weights and gradients small: penalties, weight decay and clipping.
-
-What does not have to change is passed on as it is, the same object.
-"""
+"""What keeps weights and gradients small: penalties, weight decay and clipping."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
-import numpy as np
-
-from lstm_cli.cells.expression import Value, select
-from lstm_cli.engines.types import Array
+from lstm_cli.cells.expression import Expression, Value, clip, select, symbol
+from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.types import Array, Elementwise
 
 
 def penalised(w: Value, g: Value, l1: float, l2: float) -> Value:
@@ -29,25 +26,40 @@ def decayed(w: Value, rate: Value, weight_decay: float) -> Value:
     return w - rate * (weight_decay * w) if weight_decay else w
 
 
-def global_norm(gradients: Mapping[str, Array]) -> float:
-    """Euclidean norm of all gradients together, in float64, whatever order they are in."""
-    with np.errstate(over="ignore"):
-        squares = [float(np.square(g, dtype=np.float64).sum()) for g in gradients.values()]
+def clipped(g: Value, limit: float | None) -> Value:
+    """The gradient with each number limited to [-limit, limit]. As `penalised`."""
+    return g if limit is None else clip(g, -limit, limit)
+
+
+def global_norm(
+    gradients: Mapping[str, Array], engine: Elementwise = NUMPY, limit: float | None = None
+) -> float:
+    """Euclidean norm of all gradients together, in float64, whatever order they are in.
+
+    Parameters
+    ----------
+    limit
+        Of each number, before it is squared.
+    """
+    square = _square(limit)
+    squares = [engine.total(square, {"g": g}) for g in gradients.values()]
     return math.sqrt(sum(sorted(squares)))
 
 
-def clip_values(gradients: Mapping[str, Array], limit: float) -> Mapping[str, Array]:
-    """Each number limited to [-limit, limit], if any is outside."""
-    if all(g.size == 0 or np.abs(g).max() <= limit for g in gradients.values()):
-        return gradients
-    return {name: np.clip(g, -limit, limit) for name, g in gradients.items()}
+@lru_cache(maxsize=64)
+def _square(limit: float | None) -> Expression:
+    g = clipped(symbol("g"), limit)
+    return g * g  # type: ignore[no-any-return]
 
 
-def clip_norm(gradients: Mapping[str, Array], norm: float, limit: float) -> Mapping[str, Array]:
-    """All gradients scaled by one factor if their common `norm` is above `limit`.
+def exceeds(gradients: Mapping[str, Array], limit: float) -> bool:
+    """Whether a number is outside [-limit, limit]."""
+    return any(g.size and (g.max() > limit or g.min() < -limit) for g in gradients.values())
+
+
+def norm_factor(norm: float, limit: float) -> float:
+    """What all gradients are multiplied by to bring their common `norm` down to `limit`.
 
     Pascanu et al. 2013, algorithm 1.
     """
-    if norm <= limit:
-        return gradients
-    return {name: g * (limit / norm) for name, g in gradients.items()}
+    return limit / norm if norm > limit else 1.0

@@ -33,13 +33,13 @@ class Targets:
 
     def counted(
         self, targets: Array, shape: tuple[int, ...], lengths: Array | None
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array | None, Array]:
         """Which rows of outputs of `shape` count, and the targets of those.
 
         Returns
         -------
-        Rows (N, T) or (N,), True where a step or sequence counts; and for them either classes
-        (rows,) int64 or values (rows, F).
+        Rows (N, T) or (N,), True where a step or sequence counts, or None if all do; and for
+        them either classes (rows,) int64 or values (rows, F).
 
         Raises
         ------
@@ -49,21 +49,23 @@ class Targets:
         """
         fitted = self._fitting(targets, shape)
         rows = self._rows(shape, lengths)
-        wanted = fitted[rows]
+        wanted = taken(fitted, rows, len(shape) - 1)
         if self.loss == "cross_entropy" and wanted.ndim == 1:
             wanted = self._classes(wanted)
-        if self.loss == "binary_cross_entropy" and ((wanted < 0) | (wanted > 1)).any():
+        low, high = wanted.min(initial=0), wanted.max(initial=0)
+        if self.loss == "binary_cross_entropy" and (low < 0 or high > 1):
             raise DataError(
                 f"{self.name} holds values that binary_cross_entropy does not take",
                 expected="0 to 1",
-                found=f"{wanted.min():g} to {wanted.max():g}",
+                found=f"{low:g} to {high:g}",
             )
         return rows, wanted
 
-    def _rows(self, shape: tuple[int, ...], lengths: Array | None) -> Array:
-        """Which rows count: (N, T) per step, else (N,)."""
-        if lengths is None:
-            return np.ones(shape[:-1], bool)
+    def _rows(self, shape: tuple[int, ...], lengths: Array | None) -> Array | None:
+        """Which rows count: (N, T) per step, else (N,); None: all."""
+        full = shape[1] if self.per_step else 1
+        if lengths is None or lengths.min(initial=full) >= full:
+            return None
         if self.per_step:
             return np.asarray(np.arange(shape[1]) < lengths[:, None])
         return np.asarray(lengths > 0)
@@ -108,3 +110,16 @@ class Targets:
                 found=f"{targets[wrong][0]}",
             )
         return targets.astype(np.int64)
+
+
+def taken(array: Array, rows: Array | None, axes: int) -> Array:
+    """The rows that count, one after another; None: all, without a copy.
+
+    Parameters
+    ----------
+    axes
+        How many axes number the rows: 2 of (N, T, F).
+    """
+    if rows is None:
+        return array.reshape(-1, *array.shape[axes:])
+    return np.asarray(array[rows])

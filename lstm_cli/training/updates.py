@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
+from lstm_cli.cells.expression import Expression, symbol
+from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.types import Array, Elementwise
 from lstm_cli.errors import Problem, WeightsError
 from lstm_cli.training.optimisers import Optimiser
 from lstm_cli.training.regularisation import (
-    clip_norm,
-    clip_values,
+    clipped,
     decayed,
+    exceeds,
     global_norm,
+    norm_factor,
     penalised,
 )
 from lstm_cli.training.schedules import Schedule
@@ -56,7 +60,8 @@ class Updates:
     The gradient is clipped value by value, then by the norm of all gradients together. Then
     come the penalties, whose share is therefore never clipped, and weight decay. Both concern
     matrices only, never biases and peepholes (one dimension). Everything is computed in the
-    weights' own precision, but for the norm.
+    weights' own precision, but for the norm; all of it in one pass over a weight, its gradient
+    and what the optimiser keeps for it.
 
     Parameters
     ----------
@@ -99,15 +104,22 @@ class Updates:
         full = float(self.optimiser.learning_rate)
         return self.schedule.rate(full, self.count + 1, self.epoch, self.steps_per_epoch)
 
-    def apply(self, weights: Mapping[str, Array], gradients: Mapping[str, Array]) -> UpdateReport:
+    def apply(
+        self,
+        weights: Mapping[str, Array],
+        gradients: Mapping[str, Array],
+        engine: Elementwise = NUMPY,
+    ) -> UpdateReport:
         """Change the weights by their gradients; leave them if these are not finite.
 
         Parameters
         ----------
         weights
-            Writable arrays by name.
+            Writable arrays by name, without gaps.
         gradients
             Of every weight, in its shape; left as they are. Further names are not looked at.
+        engine
+            What computes.
 
         Raises
         ------
@@ -115,16 +127,20 @@ class Updates:
             A weight without a gradient or with one of another shape, or a loaded state that
             belongs to other weights.
         """
-        # What overflows shows in this norm or the next loss, not as a warning.
+        # What overflows shows in the norm or the next loss, not as a warning.
         with np.errstate(over="ignore", invalid="ignore"):
             found = {name: _gradient_of(name, w, gradients) for name, w in weights.items()}
             slots = {name: self._slots_of(name, w) for name, w in weights.items()}
-            norm, limited = self._clipped(found)
-            report = UpdateReport(norm, self.rate, limited is not found)
-            if report.finite:
-                for name, w in weights.items():
-                    self._slots[name] = self._updated(w, limited[name], slots[name], report.rate)
-                self.count += 1
+            limits = self._limits(found, engine)
+        report = UpdateReport(limits.norm, self.rate, limits.clipped)
+        if report.finite:
+            self.count += 1
+            self._slots = slots
+            numbers = self.optimiser.numbers(report.rate, self.count) | {_FACTOR: limits.factor}
+            for name, w in weights.items():
+                roots = self._roots(w)
+                out = {_WEIGHT: w} | slots[name]
+                engine.evaluate(roots, {**out, _GRADIENT: found[name], **numbers}, out)
         return report
 
     def epoch_ended(self, metric: float, larger_is_better: bool) -> None:
@@ -139,7 +155,7 @@ class Updates:
         """
         kind = self.optimiser.name
         arrays = {
-            f"{kind}.{slot}/{name}": value
+            f"{kind}.{slot}/{name}": value.copy()
             for name, slots in self._slots.items()
             for slot, value in slots.items()
         }
@@ -166,7 +182,7 @@ class Updates:
         self.schedule.load_state({n: arrays[f"{self.schedule.name}.{n}"].item() for n in own})
         self._slots = {name: {} for name in weights}
         for full, (name, slot) in places.items():
-            self._slots[name][slot] = np.array(arrays[full])
+            self._slots[name][slot] = np.array(arrays[full], order="C")
 
     def _counts(self) -> dict[str, Array]:
         state = {f"{self.schedule.name}.{name}": n for name, n in self.schedule.state().items()}
@@ -196,31 +212,67 @@ class Updates:
                 )
         return found
 
-    def _clipped(self, gradients: Mapping[str, Array]) -> tuple[float, Mapping[str, Array]]:
-        """The norm as in `UpdateReport`, and the gradients: the same object if not clipped."""
-        norm = left = global_norm(gradients)
-        limited = gradients
+    def _limits(self, gradients: Mapping[str, Array], engine: Elementwise) -> _Limits:
+        norm = left = global_norm(gradients, engine)
+        factor, outside = 1.0, False
         if not math.isfinite(norm):
-            return norm, gradients
+            return _Limits(norm, factor, outside)
         if self.clip_value is not None:
-            limited = clip_values(gradients, self.clip_value)
-            left = norm if limited is gradients else global_norm(limited)
+            outside = exceeds(gradients, self.clip_value)
+            left = global_norm(gradients, engine, self.clip_value) if outside else norm
         if self.clip_norm is not None:
-            limited = clip_norm(limited, left, self.clip_norm)
+            factor = norm_factor(left, self.clip_norm)
             left = min(left, self.clip_norm)
         largest = min((float(np.finfo(g.dtype).max) for g in gradients.values()), default=math.inf)
-        return (norm if left < math.sqrt(largest) else math.inf), limited
+        return _Limits(norm if left < math.sqrt(largest) else math.inf, factor, outside)
 
-    def _updated(
-        self, w: Array, g: Array, slots: dict[str, Array], rate: float
-    ) -> dict[str, Array]:
-        """The weight's new slots, after it was changed in place."""
-        optimiser, shrunk = self.optimiser, w
-        if w.ndim > 1:
-            g = penalised(w, g, optimiser.l1, optimiser.l2)
-            shrunk = decayed(w, rate, optimiser.weight_decay)
-        w[...], kept = optimiser.update(shrunk, g, slots, rate, self.count + 1)
-        return kept
+    def _roots(self, w: Array) -> Mapping[str, Expression]:
+        scaled = self.clip_norm is not None
+        return _equation(self.optimiser, self.clip_value, scaled, penalties=w.ndim > 1)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What clipping does to all gradients together.
+
+    Attributes
+    ----------
+    norm
+        As in `UpdateReport`.
+    factor
+        What they are multiplied by, after their numbers were limited.
+    outside
+        Whether any of these numbers had to be.
+    """
+
+    norm: float
+    factor: float
+    outside: bool
+
+    @property
+    def clipped(self) -> bool:
+        return self.outside or self.factor != 1
+
+
+_WEIGHT, _GRADIENT, _FACTOR = "the weight", "the gradient", "the factor"
+
+
+@lru_cache(maxsize=256)
+def _equation(
+    optimiser: Optimiser, clip_value: float | None, scaled: bool, *, penalties: bool
+) -> Mapping[str, Expression]:
+    """The whole update of a weight: its new value and its slots, by name."""
+    w, g = symbol(_WEIGHT), clipped(symbol(_GRADIENT), clip_value)
+    numbers = {name: symbol(name) for name in optimiser.numbers(0.0, 1)}
+    if scaled:
+        g = g * symbol(_FACTOR)
+    shrunk = w
+    if penalties:
+        g = penalised(w, g, optimiser.l1, optimiser.l2)
+        shrunk = decayed(w, numbers["rate"], optimiser.weight_decay)
+    slots = {slot: symbol(slot) for slot in optimiser.slots}
+    new, kept = optimiser.equation(shrunk, g, slots, numbers)
+    return {_WEIGHT: new} | kept
 
 
 def _gradient_of(name: str, w: Array, gradients: Mapping[str, Array]) -> Array:
@@ -232,7 +284,7 @@ def _gradient_of(name: str, w: Array, gradients: Mapping[str, Array]) -> Array:
             expected=str(w.shape),
             found=None if found is None else str(found.shape),
         )
-    return np.asarray(found, w.dtype)
+    return np.ascontiguousarray(found, w.dtype)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""``inspect-shapes``, ``data``, ``devices``, ``schema`` and ``bench`` as a user runs them."""
+"""``inspect-shapes``, ``data``, ``schema`` and ``bench`` as a user runs them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 import lstm_cli
+from lstm_cli.bench import Agreement, Shares, Size, SizeResult, Timing
+from lstm_cli.cli.bench_tables import size_table
+from lstm_cli.cli.console import Console
+from lstm_cli.engines.selection import engine_statuses
 
 VOWELS = "data/japanese-vowels.h5"
 
@@ -179,16 +183,6 @@ def test_data_shows_a_few_of_many_problems_and_parts(lstm, tmp_path):
     assert (len(document["groups"]), len(document["problems"])) == (25, 750)
 
 
-def test_devices(lstm):
-    document = lstm("devices", "--json").json
-    by_name = {engine["engine"]: engine for engine in document["engines"]}
-    assert by_name["reference"]["usable"]
-    assert not by_name["cuda"]["usable"]
-    assert by_name["cuda"]["detail"]
-    assert document["auto"] == "reference"
-    assert "reference" in lstm("devices").out
-
-
 def test_schema(lstm, tmp_path):
     document = lstm("schema").json
     assert document["$schema"].startswith("https://json-schema.org/")
@@ -256,6 +250,70 @@ def test_bench_of_training_compares_gradients_with_a_peer_first(lstm):
     outcome = lstm("bench", *TRAINING, "--against", "torch")
     assert "gradients equal within" in outcome.out
     assert "peers included" in outcome.out
+
+
+def test_bench_shows_the_machines_limits_where_the_engine_knows_them(lstm):
+    if not any(status.engine == "jit" and status.usable for status in engine_statuses()):
+        pytest.skip("no jit engine here")
+    for mode in ("forward", "train"):
+        options = ("--mode", mode, *SMALL, "--engine")
+        outcome = lstm("bench", *options, "jit")
+        assert "of limit" in outcome.out
+        assert "% peak" in outcome.out or "% reads" in outcome.out
+        assert "measured limits" in outcome.out
+        assert "to compute in" in outcome.out
+        document = lstm("bench", *options, "jit", "--json").json
+        assert document["workspace_memory"] > 0
+        for result in document["results"]:
+            own, H = result["shares"], result["size"]["hidden"]
+            assert own["of_peak"] == pytest.approx(
+                result["timings"][0]["gflops"] / own["peak_gflops"]
+            )
+            assert own["read_bytes"] == 4 * H * H * 4 * 3 * (2 if mode == "train" else 1)
+        outcome = lstm("bench", *options, "reference")
+        assert "limit" not in outcome.out
+        document = lstm("bench", *options, "reference", "--json").json
+        assert document["workspace_memory"] is None
+        assert all(result["shares"] is None for result in document["results"])
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_bench_of_ragged_batches(lstm, mode, tmp_path):
+    pytest.importorskip("torch")
+    options = ("--mode", mode, *SMALL[:-4], "--features", "4", "--rounds", "1", "--ragged")
+    outcome = lstm("bench", *options, "--against", "torch", "--save", tmp_path / "b.json")
+    assert outcome.code == 0
+    assert "a step" in outcome.out
+    assert "by gate" not in outcome.out
+    document = lstm("bench", *options, "--against", "torch", "--json").json
+    assert document["ragged"]
+    for result in document["results"]:
+        assert 2 <= result["steps"] <= 2 * 3
+        assert result["padded"]["per_step"] > 0
+        assert result["agreements"]["torch"]["ok"]
+        assert result["ratios"]["torch"] > 0
+        assert "ragged" in result["layers"]
+    other = lstm("bench", "--mode", mode, *SMALL, "--compare", tmp_path / "b.json")
+    assert "does not have" in other.err, "a ragged batch is another thing to measure"
+
+
+def test_bench_fits_a_terminal_of_100_columns(monkeypatch, capsys):
+    peers = [("torch", "PyTorch 2.13.0"), ("onnxruntime", "ONNX Runtime 1.32.0")]
+    own = Timing("lstm-cli", "", 13.2e-3, 13.9e-3, 5, 119.0)
+    timings = (own, *(Timing(name, title, 32.2e-3, 33e-3, 5, 99.0) for name, title in peers))
+    ratios = {name: 12.37 for name, _ in peers}
+    agreed = {name: Agreement(1e-7, 1e-5, True) for name, _ in peers}
+    shares = Shares(234.0, 0.13, 1, 1.0, 0.88)
+    size = Size(512, 32, 100, 512)
+    result = SizeResult(size, "lstm", timings, ratios, agreed, shares=shares)
+    for columns, lines in ((100, 3), (80, 4)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        Console().show(size_table([result]))
+        shown = capsys.readouterr().out.splitlines()
+        assert max(map(len, shown)) <= columns
+        assert len(shown) <= lines + (columns == 80), shown
+        for word in ("13.2", "13.9", "119", "88", "reads", "32.2", "12.37×", "PyTorch", "1.32.0"):
+            assert word in "\n".join(shown), "something was cut"
 
 
 def test_bench_says_why_a_peer_has_no_ratio(lstm, monkeypatch):

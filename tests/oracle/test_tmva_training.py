@@ -54,7 +54,9 @@ CASES = [  # steps, batch, state, inputs
 ]
 
 
-@pytest.mark.parametrize(("stack", "case"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("stack", "case"), CASES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_gradients_of_every_matrix_and_bias_of_every_gate(
     stack: object, case: tuple[int, ...]
 ) -> None:

@@ -33,16 +33,19 @@ class Lesson:
     weights
         To start from; their dtype is the one to compute in.
     loss
-        One of `lstm_cli.training.losses.LOSSES`, the mean over all rows and features;
+        One of `lstm_cli.training.losses.LOSSES`, the mean over all valid rows and features;
         cross-entropies from the logits.
     optimiser
         Without penalties and weight decay.
+    lengths
+        (N,) valid steps, at least 1; None: all T.
     """
 
     layers: Layers
     weights: Mapping[str, Array]
     loss: str
     optimiser: Adam
+    lengths: Array | None = None
 
 
 class Trainee(Protocol):
@@ -72,11 +75,18 @@ class Peer(Protocol):
     version: str
 
     def prepare(
-        self, layers: Layers, weights: Mapping[str, Array], size: Size, threads: int
+        self,
+        layers: Layers,
+        weights: Mapping[str, Array],
+        size: Size,
+        threads: int,
+        lengths: Array | None = None,
     ) -> AbstractContextManager[Run]:
         """The network in this framework, in the weights' dtype, on `threads` threads.
 
-        What is global in the framework is put back when the context ends.
+        With `lengths` (N,), at least 1, of a ragged batch: what is given for steps past a
+        sequence's end does not matter. What is global in the framework is put back when the
+        context ends.
 
         Raises
         ------

@@ -53,8 +53,13 @@ _DENSE = {
 }
 
 
-def build_model(layers: Layers, weights: Mapping[str, Array], size: Size) -> bytes:
+def build_model(
+    layers: Layers, weights: Mapping[str, Array], size: Size, lengths: Array | None = None
+) -> bytes:
     """The network as a serialised model from ``x`` (N, T, D) to ``y`` (N, T, F) or (N, F).
+
+    `lengths` (N,) are kept in the model, where recurrent operators have them as
+    ``sequence_lens``.
 
     Raises
     ------
@@ -63,7 +68,7 @@ def build_model(layers: Layers, weights: Mapping[str, Array], size: Size) -> byt
     """
     from onnx import TensorProto, helper
 
-    graph = _Graph(weights, size)
+    graph = _Graph(weights, size, lengths)
     last = graph.network(layers)
     shape = (size.batch, size.steps, layers[0].input_size)
     model = helper.make_model(
@@ -83,11 +88,12 @@ def build_model(layers: Layers, weights: Mapping[str, Array], size: Size) -> byt
 class _Graph:
     """Nodes and constants, as layers are added."""
 
-    def __init__(self, weights: Mapping[str, Array], size: Size) -> None:
+    def __init__(self, weights: Mapping[str, Array], size: Size, lengths: Array | None) -> None:
         self.weights, self.size = weights, size
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.steps = True  # whether the value is still (T, N, F)
+        self.lengths = "" if lengths is None else self.constant(lengths.astype(np.int32))
 
     def network(self, layers: Layers) -> str:
         """Add all layers; the name of the output."""
@@ -137,6 +143,8 @@ class _Graph:
         return self.add(op, value) if op else value
 
     def _flatten(self, spec: FlattenSpec, value: str) -> str:
+        if self.lengths:
+            raise Unsupported(f"layer {spec.index}: flatten of ragged sequences is not written")
         missing = spec.steps - self.size.steps
         if missing > 0:
             pads = self.constant(np.array([0, 0, 0, missing, 0, 0]))
@@ -149,7 +157,8 @@ class _Graph:
         return self.add("Reshape", value, self.constant(np.array(shape)))
 
     def _recurrent(self, spec: RecurrentSpec, value: str) -> str:
-        inputs = [value, *(self.constant(t) for t in _matrices(spec, self.weights)), "", "", ""]
+        tensors = [self.constant(t) for t in _matrices(spec, self.weights)]
+        inputs = [value, *tensors, self.lengths, "", ""]  # initial states are 0
         if getattr(spec.cells[0], "peepholes", False):
             inputs.append(self.constant(_peepholes(spec, self.weights)))
         while not inputs[-1]:

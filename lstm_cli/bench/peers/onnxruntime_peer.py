@@ -35,14 +35,19 @@ class OnnxRuntimePeer:
 
     @contextmanager
     def prepare(
-        self, layers: Layers, weights: Mapping[str, Array], size: Size, threads: int
+        self,
+        layers: Layers,
+        weights: Mapping[str, Array],
+        size: Size,
+        threads: int,
+        lengths: Array | None = None,
     ) -> Iterator[Run]:
         """See `lstm_cli.bench.peers.base.Peer`."""
         if dtype_of(weights) != "float32":
             raise Unsupported(f"ONNX Runtime has no recurrent layers in {dtype_of(weights)}")
         from lstm_cli.bench.peers.onnx_model import build_model
 
-        model = build_model(layers, weights, size)
+        model = build_model(layers, weights, size, lengths)
         session = self._session(model, threads)
 
         def run(x: Array) -> Array:

@@ -29,7 +29,8 @@ class TorchLayer:
     Attributes
     ----------
     call
-        From tensor to tensor.
+        From tensor to tensor; of a ragged batch, from packed sequence to packed sequence, or to
+        a tensor (N, F) where the steps end.
     parameters
         What is trained, by stored name.
     """
@@ -75,7 +76,21 @@ def _dense(torch: Any, spec: DenseSpec, weights: Mapping[str, Array], training: 
         "identity": lambda x: x,
         "softmax": lambda x: torch.softmax(x, -1),
     }.get(name) or getattr(torch, name)
-    return TorchLayer(lambda x: function(torch.nn.functional.linear(x, weight, bias)), parameters)
+    return TorchLayer(
+        _on_rows(torch, lambda x: function(torch.nn.functional.linear(x, weight, bias))), parameters
+    )
+
+
+def _on_rows(torch: Any, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What is computed for every step alike, on the steps of a packed sequence too."""
+    kind = torch.nn.utils.rnn.PackedSequence
+
+    def call(x: Any) -> Any:
+        if not isinstance(x, kind):
+            return function(x)
+        return kind(function(x.data), x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+
+    return call
 
 
 def _recurrent(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Lesson, Run, Trainee, dtype_of, load_package
+from lstm_cli.bench.peers.base import Lesson, Run, Trainee, Unsupported, dtype_of, load_package
 from lstm_cli.bench.peers.torch_layers import TorchLayer, torch_layer
 from lstm_cli.bench.sizes import Size
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import Array, DenseSpec, Layers
+from lstm_cli.engines.types import Array, DenseSpec, FlattenSpec, Layers
 from lstm_cli.training.criterion import FUSED
 
 _Loss = Callable[[Any, Any], Any]
@@ -38,15 +38,22 @@ class TorchPeer:
 
     @contextmanager
     def prepare(
-        self, layers: Layers, weights: Mapping[str, Array], size: Size, threads: int
+        self,
+        layers: Layers,
+        weights: Mapping[str, Array],
+        size: Size,
+        threads: int,
+        lengths: Array | None = None,
     ) -> Iterator[Run]:
         """See `lstm_cli.bench.peers.base.Peer`; the thread count is put back afterwards."""
         torch = self._torch
         stack = [torch_layer(torch, spec, weights, size) for spec in layers]
+        packing = _packing(torch, layers, lengths)
 
         def run(x: Array) -> Array:
             with torch.inference_mode():
-                return np.asarray(_through(stack, torch.from_numpy(x)).numpy())
+                y = _through(stack, packing.packed(torch.from_numpy(x)))
+                return np.asarray(packing.unpacked(y, size.steps).numpy())
 
         with self._threads(threads):
             self._first_pass(stack, layers, weights, size)
@@ -56,10 +63,11 @@ class TorchPeer:
     def prepare_training(self, lesson: Lesson, size: Size, threads: int) -> Iterator[Trainee]:
         """See `lstm_cli.bench.peers.base.Peer`; the thread count is put back afterwards."""
         layers, weights = _ending_in_logits(lesson), lesson.weights
+        packing = _packing(self._torch, layers, lesson.lengths)
         stack = [torch_layer(self._torch, spec, weights, size, training=True) for spec in layers]
         with self._threads(threads):
             self._first_pass(stack, layers, weights, size)
-            yield _Learner(self._torch, stack, lesson)
+            yield _Learner(self._torch, stack, lesson, packing)
 
     @contextmanager
     def _threads(self, threads: int) -> Iterator[None]:
@@ -87,8 +95,10 @@ class TorchPeer:
 class _Learner:
     """Layers, their loss, and ``torch.optim.Adam``."""
 
-    def __init__(self, torch: Any, stack: Sequence[TorchLayer], lesson: Lesson) -> None:
-        self._torch, self._stack = torch, stack
+    def __init__(
+        self, torch: Any, stack: Sequence[TorchLayer], lesson: Lesson, packing: _Packing
+    ) -> None:
+        self._torch, self._stack, self._packing = torch, stack, packing
         self._loss = _loss(torch, lesson.loss)
         self._parameters = {name: p for layer in stack for name, p in layer.parameters.items()}
         adam = lesson.optimiser
@@ -104,8 +114,11 @@ class _Learner:
     def step(self, x: Array, targets: Array) -> float:
         """One update."""
         self._optimiser.zero_grad()
-        outputs = _through(self._stack, self._torch.from_numpy(x))
-        loss = self._loss(outputs, self._torch.from_numpy(targets))
+        outputs = _through(self._stack, self._packing.packed(self._torch.from_numpy(x)))
+        wanted = self._torch.from_numpy(targets)
+        if self._packing.is_packed(outputs):  # a mean over valid steps is one over what is packed
+            outputs, wanted = outputs.data, self._packing.packed(wanted).data
+        loss = self._loss(outputs, wanted)
         loss.backward()
         self._optimiser.step()
         return float(loss.item())
@@ -120,6 +133,42 @@ class _Learner:
     def weights(self) -> Mapping[str, Array]:
         """As they are now."""
         return {name: p.detach().numpy() for name, p in self._parameters.items()}
+
+
+class _Packing:
+    """Ragged batches as PyTorch has them: packed sequences, which its recurrent layers take.
+
+    Sequences come in any order, as they do in a file, and the first layer to the last share one
+    packing, as in the layers of one ``torch.nn.LSTM``.
+    """
+
+    def __init__(self, torch: Any, lengths: Array | None) -> None:
+        self._tools = torch.nn.utils.rnn
+        self._lengths = None if lengths is None else torch.from_numpy(lengths)
+
+    def packed(self, x: Any) -> Any:
+        """(N, T, ...) packed; as it is where every sequence has all steps."""
+        if self._lengths is None:
+            return x
+        pack = self._tools.pack_padded_sequence
+        return pack(x, self._lengths, batch_first=True, enforce_sorted=False)
+
+    def is_packed(self, y: Any) -> bool:
+        return isinstance(y, self._tools.PackedSequence)
+
+    def unpacked(self, y: Any, steps: int) -> Any:
+        """(N, T, F) with 0 past the ends; a tensor as it is."""
+        if not self.is_packed(y):
+            return y
+        return self._tools.pad_packed_sequence(y, batch_first=True, total_length=steps)[0]
+
+
+def _packing(torch: Any, layers: Layers, lengths: Array | None) -> _Packing:
+    if lengths is not None:
+        for spec in layers:
+            if isinstance(spec, FlattenSpec):
+                raise Unsupported(f"layer {spec.index}: flatten does not take packed sequences")
+    return _Packing(torch, lengths)
 
 
 def _through(stack: Sequence[TorchLayer], x: Any) -> Any:

@@ -54,7 +54,12 @@ class FakePeer:
 
     @contextmanager
     def prepare(
-        self, layers: Any, weights: Mapping[str, Any], size: Size, threads: int
+        self,
+        layers: Any,
+        weights: Mapping[str, Any],
+        size: Size,
+        threads: int,
+        lengths: Any = None,
     ) -> Iterator[Callable[[Any], Any]]:
         if self.refuses:
             raise Unsupported(self.refuses)
@@ -64,7 +69,7 @@ class FakePeer:
 
         def run(x: Any) -> Any:
             self.calls.append(self.name)
-            y = net.run(x).outputs
+            y = net.run(x, lengths).outputs
             return y if self.twist is None else self.twist(y)
 
         self.open = True

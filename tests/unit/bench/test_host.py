@@ -1,11 +1,12 @@
 """The machine: what it is, who else uses it, and how much memory was used."""
 
+import ctypes
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from lstm_cli.bench import host, machine, peak_memory, watch_others
+from lstm_cli.bench import Memory, host, machine, memory, peak_memory, watch_others
 
 
 def test_this_machine_has_a_processor_and_versions(fake_peer):
@@ -83,3 +84,25 @@ def test_peak_memory_grows_with_what_is_held():
 def test_a_system_that_does_not_tell_of_memory_is_no_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() is None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_windows_tells_of_memory_in_its_own_way(monkeypatch, told):
+    def fill(process, counters, size):
+        found = counters._obj
+        assert process.value == ctypes.c_void_p(-1).value
+        assert size == found.size == ctypes.sizeof(found) == 8 + 8 * ctypes.sizeof(ctypes.c_size_t)
+        found.peak = 123_456_789
+        return told
+
+    kernel = SimpleNamespace(K32GetProcessMemoryInfo=fill)
+    monkeypatch.setattr(ctypes, "WinDLL", {"kernel32": kernel}.get, raising=False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory() == (123_456_789 if told else None)
+
+
+def test_what_the_engine_keeps_is_told_where_it_is_known(engine, monkeypatch):
+    monkeypatch.setattr(host, "peak_memory", lambda: 99)
+    assert memory(engine) == Memory(99, None)
+    engine.workspace_bytes, engine.limits = 77, lambda sizes: None
+    assert memory(engine) == Memory(99, 77)

@@ -7,14 +7,92 @@ from typing import Any
 import pytest
 
 from lstm_cli.engines import selection
-from lstm_cli.engines.selection import EngineStatus, create_engine, engine_statuses
+from lstm_cli.engines.jit import engine
+from lstm_cli.engines.jit import machine as machines
+from lstm_cli.engines.selection import (
+    EngineStatus,
+    choose_engine,
+    create_engine,
+    engine_statuses,
+)
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.errors import DeviceError, LstmCliError, UsageError
+
+REASON = "the processor (k6) has neither AVX2 with FMA nor AVX-512"
+
+
+@pytest.fixture
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that no kernels can be made for."""
+
+    def host() -> machines.Machine:
+        raise machines.Unusable(REASON)
+
+    monkeypatch.setattr(machines, "host", host)
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that kernels can be made for, whatever this one is."""
+    arm = machines.described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    for module in (machines, engine):
+        monkeypatch.setattr(module, "host", lambda: arm)
 
 
 def test_auto_takes_the_first_usable() -> None:
     first = next(status for status in engine_statuses() if status.usable)
     assert create_engine().name == first.engine
+
+
+@pytest.mark.usefixtures("able")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_auto_is_jit_where_kernels_can_be_made(device: str) -> None:
+    choice = choose_engine(device=device)
+    assert choice.engine.name == "jit"
+    assert choice.passed_over == {}
+    assert choice.notes == ()
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_auto_falls_back_and_says_so(device: str) -> None:
+    choice = choose_engine(device=device)
+    assert choice.engine.name == "reference"
+    assert choice.passed_over == {"jit": REASON}
+    assert choice.notes == (f"jit cannot be used here: {REASON}; computing with reference",)
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_jit_by_name_does_not_fall_back(device: str) -> None:
+    with pytest.raises(DeviceError, match="engine jit cannot be used here") as error:
+        create_engine("jit", device)
+    assert error.value.exit_code == 5
+    assert REASON in str(error.value)
+    assert error.value.hints == (
+        "--engine auto takes what can be used; lstm-cli devices lists all",
+    )
+
+
+def test_an_engine_by_name_is_all_that_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("cuda", "jit"):
+        monkeypatch.setitem(selection._STATUSES, other, pytest.fail)
+    choice = choose_engine("reference")
+    assert (choice.engine.name, choice.passed_over) == ("reference", {})
+
+
+@pytest.mark.usefixtures("able")
+def test_the_status_of_jit() -> None:
+    status = next(status for status in engine_statuses() if status.engine == "jit")
+    assert (status.processor, status.vector_bits, status.usable) == ("neoverse-n1", 128, True)
+    assert status.threads == default_threads()
+    assert status.detail.startswith("neoverse-n1, 128-bit vectors, ")
+
+
+@pytest.mark.usefixtures("old")
+def test_the_status_of_jit_where_it_cannot_be_used() -> None:
+    status = next(status for status in engine_statuses() if status.engine == "jit")
+    assert (status.usable, status.detail, status.dtypes) == (False, REASON, ())
 
 
 def test_reference() -> None:
@@ -80,8 +158,7 @@ def test_unusable_says_why_and_does_not_fall_back(
     asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = EngineStatus("cuda", "cuda", False, "the driver is too old")
-    reference = next(status for status in engine_statuses() if status.engine == "reference")
-    monkeypatch.setattr(selection, "engine_statuses", lambda: (broken, reference))
+    monkeypatch.setitem(selection._STATUSES, "cuda", lambda: broken)
     with pytest.raises(LstmCliError, match="the driver is too old") as error:
         create_engine(**asked)
     assert error.value.exit_code == 5

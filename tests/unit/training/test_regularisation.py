@@ -10,10 +10,11 @@ import pytest
 
 from lstm_cli.cells.expression import evaluate, symbol
 from lstm_cli.training.regularisation import (
-    clip_norm,
-    clip_values,
+    clipped,
     decayed,
+    exceeds,
     global_norm,
+    norm_factor,
     penalised,
 )
 
@@ -85,19 +86,24 @@ def test_norm_of_what_is_not_finite_is_not_finite(bad: float) -> None:
 
 
 def test_clipping_by_value() -> None:
-    found = clip_values(gradients(), 0.6)
-    for name, g in gradients().items():
+    for g in gradients().values():
         expected = [min(max(float(x), -0.6), 0.6) for x in g.ravel()]
-        assert found[name].ravel().tolist() == expected
-    given = gradients()
-    assert clip_values(given, 100.0) is given
+        assert clipped(g, 0.6).ravel().tolist() == expected
+        assert clipped(g, None) is g
+    limited = {name: clipped(g, 0.6) for name, g in gradients().items()}
+    assert global_norm(gradients(), limit=0.6) == pytest.approx(global_norm(limited), rel=1e-14)
 
 
-def test_clipping_by_norm_keeps_the_direction() -> None:
-    given = gradients()
-    norm = global_norm(given)
-    found = clip_norm(given, norm, 0.5)
-    assert global_norm(found) == pytest.approx(0.5, rel=1e-14)
-    for name, g in given.items():
-        np.testing.assert_allclose(found[name], g * 0.5 / norm, rtol=1e-14)
-    assert clip_norm(given, norm, norm) is given
+def test_a_number_outside_the_limits_is_found_on_either_side() -> None:
+    largest = max(float(np.abs(g).max(initial=0)) for g in gradients().values())
+    for sign in (1, -1):
+        found = {name: sign * g for name, g in gradients().items()}
+        assert exceeds(found, 0.99 * largest)
+        assert not exceeds(found, largest)
+
+
+def test_clipping_by_norm() -> None:
+    norm = global_norm(gradients())
+    assert norm_factor(norm, 0.5) == 0.5 / norm
+    assert norm_factor(norm, norm) == 1.0
+    assert norm_factor(0.0, norm) == 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstm_cli.engines.types import Engine
 from lstm_cli.errors import WeightsError
 from lstm_cli.training.optimisers import OPTIMISERS, make_optimiser
 from lstm_cli.training.schedules import make_schedule
@@ -167,6 +168,36 @@ def test_single_precision_is_near_double() -> None:
         results.append(flat(weights))
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-5)
     assert np.any(results[0] != results[1])
+
+
+@pytest.mark.parametrize("limits", [{}, {"clip_norm": 1.5}, {"clip_value": 0.5, "clip_norm": 0.9}])
+@pytest.mark.parametrize("penalties", [{}, {"l1": 0.03, "l2": 0.05, "weight_decay": 0.07}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"type": kind} for kind in OPTIMISERS),
+        {"type": "sgd", "momentum": 0.9, "nesterov": True},
+        {"type": "rmsprop", "momentum": 0.5},
+    ],
+    ids=str,
+)
+def test_every_engine_makes_the_same_updates(
+    engine: Engine, options: Any, penalties: Any, limits: Any
+) -> None:
+    dtype = np.dtype(engine.dtype)
+    theirs, ours = (made({**options, **penalties}, {"type": "cosine"}, **limits) for _ in range(2))
+    expected, weights = drawn(0, dtype), drawn(0, dtype)
+    for seed in range(5):
+        gradients = drawn(seed + 1, dtype)
+        report = ours.apply(weights, gradients, engine)
+        wanted = theirs.apply(expected, gradients)
+        assert (report.rate, report.clipped) == (wanted.rate, wanted.clipped)
+        assert report.norm == pytest.approx(wanted.norm, rel=1e-12)
+    tolerance = 5e-6 if dtype == np.float32 else 1e-13
+    np.testing.assert_allclose(flat(weights), flat(expected), rtol=tolerance, atol=tolerance)
+    state = ours.state_arrays()
+    for name, value in theirs.state_arrays().items():
+        np.testing.assert_allclose(state[name], value, rtol=tolerance, atol=tolerance)
 
 
 def test_the_rate_follows_the_schedule() -> None:

@@ -1,0 +1,107 @@
+"""The rows of a batch as the kernels take them: longest first, dealt out among threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Sequences in groups, in each group longest first.
+
+    Attributes
+    ----------
+    order
+        (N,) which sequence a row is; None: each its own.
+    lengths
+        (N,) by row; None: all T.
+    starts
+        (groups + 1,) first row of each group.
+    active
+        (groups, T) how many of a group's rows have that step.
+    alone
+        Whether threads take a group each; else there is one group, and they share its columns.
+    """
+
+    T: int
+    order: Array | None
+    lengths: Array | None
+    starts: Array
+    active: Array
+    alone: bool
+
+    @property
+    def count(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def groups(self) -> int:
+        return len(self.active)
+
+    def offsets(self, row: int, step: int, base: int, *, reverse: bool) -> Array:
+        """(N,) where each row's first step is; `row` and `step` are strides of the whole array."""
+        at = np.arange(self.count) if self.order is None else self.order
+        found = at * row + base
+        if reverse:
+            found += ((self.T if self.lengths is None else self.lengths) - 1) * step
+        return found.astype(np.int64, copy=False)
+
+    def firsts(self) -> Array:
+        """(groups,) which number in the order of all steps a group's first step has."""
+        totals = self.active.sum(axis=1)
+        return np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
+
+    def steps(self, *, reverse: bool) -> tuple[Array, Array, Array]:
+        """Row, sequence and time of every valid step, in the order in which they are computed."""
+        rows, passed = [], []
+        for group, active in enumerate(self.active):
+            t = np.repeat(np.arange(self.T), active)
+            begun = np.cumsum(active) - active
+            rows.append(self.starts[group] + np.arange(len(t)) - np.repeat(begun, active))
+            passed.append(t)
+        row = np.concatenate(rows).astype(np.int64)
+        t = np.concatenate(passed)
+        n = row if self.order is None else self.order[row]
+        if reverse:
+            last = self.T - 1 if self.lengths is None else self.lengths[row] - 1
+            t = last - t
+        return row, n, t
+
+
+@lru_cache(maxsize=64)
+def full(N: int, T: int, groups: int) -> Rows:
+    """N sequences of T steps, in about equal groups; 0 groups: one whose columns are shared."""
+    starts = np.array([N * k // max(1, groups) for k in range(max(1, groups) + 1)], np.int64)
+    active = np.repeat(np.diff(starts)[:, None], T, axis=1)
+    return Rows(T, None, None, starts, np.ascontiguousarray(active), groups > 0)
+
+
+def ragged(lengths: Array, T: int, groups: int) -> Rows:
+    """As `full`, of sequences of unequal length: groups have about equal work."""
+    N, count = len(lengths), max(1, groups)
+    longest = np.argsort(-lengths, kind="stable")
+    turn = np.arange(N) % (2 * count)
+    group = np.minimum(
+        turn, 2 * count - 1 - turn
+    )  # there and back, so that none gets all long ones
+    order = longest[np.argsort(group, kind="stable")]
+    sizes = np.bincount(group, minlength=count)
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    by_row = lengths[order]
+    active = np.empty((count, T), np.int64)
+    for k in range(count):
+        own = by_row[starts[k] : starts[k + 1]]
+        active[k] = len(own) - np.searchsorted(own[::-1], np.arange(T), side="right")
+    return Rows(T, order, by_row, starts, active, groups > 0)
+
+
+def batch(N: int, T: int, lengths: Array | None, groups: int) -> Rows:
+    """The rows of a batch."""
+    if lengths is None or (N and (lengths == T).all()):
+        return full(N, T, groups)
+    return ragged(lengths, T, groups)

@@ -1,0 +1,120 @@
+"""What the kernels are made for: this machine's vectors, registers and caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from lstm_cli.engines.jit.ir import Lanes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A processor as the emitters see it.
+
+    Attributes
+    ----------
+    triple, cpu, features
+        As LLVM names them.
+    vector_bits
+        Of the widest vector with a fused multiply-add.
+    registers
+        How many such vectors it holds.
+    dot_bfloat16
+        Whether it multiplies pairs of bfloat16 and adds them to float32 in one instruction.
+    cache
+        Bytes of a core's own second-level cache.
+    """
+
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int
+    registers: int
+    dot_bfloat16: bool = False
+    cache: int = field(default=1 << 20, compare=False)
+
+    def lanes(self, element: str) -> Lanes:
+        """A full vector of ``float`` or ``double``."""
+        return Lanes(element, self.vector_bits // (32 if element == "float" else 64))
+
+    @property
+    def x86(self) -> bool:
+        return self.triple.startswith("x86_64")
+
+
+class Unusable(Exception):  # noqa: N818 - it says what the machine is
+    """Why no kernels can be made for this machine."""
+
+
+@lru_cache(maxsize=1)
+def host() -> Machine:
+    """This machine.
+
+    Raises
+    ------
+    Unusable
+        No llvmlite, or a processor without vectors that multiply and add.
+    """
+    try:
+        from llvmlite import binding as llvm
+    except (ImportError, OSError) as error:
+        raise Unusable(f"the package llvmlite cannot be loaded ({error})") from None
+    if llvm.llvm_version_info[0] < 20:
+        raise Unusable(f"llvmlite {_version()} is too old: 0.45 or newer is needed")
+    try:
+        llvm.check_jit_execution()
+    except OSError as error:
+        raise Unusable(f"the system does not let programs make code ({error})") from None
+    features = llvm.get_host_cpu_features()
+    return described(
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        {name for name, present in features.items() if present},
+        features.flatten(),
+    )
+
+
+def described(triple: str, cpu: str, present: set[str], flat: str = "") -> Machine:
+    """A machine by LLVM's names for it.
+
+    Raises
+    ------
+    Unusable
+        As `host`.
+    """
+    architecture = triple.partition("-")[0]
+    flat = flat or ",".join(f"+{name}" for name in sorted(present))
+    if architecture in ("aarch64", "arm64"):
+        return Machine(triple, cpu, flat, 128, 32, cache=_cache())
+    if architecture != "x86_64":
+        raise Unusable(f"no kernels are made for {architecture} processors")
+    wide = {"avx512f", "avx512vl", "avx512dq", "avx512bw"} <= present
+    if not wide and not {"avx2", "fma"} <= present:
+        raise Unusable(f"the processor ({cpu}) has neither AVX2 with FMA nor AVX-512")
+    bits, registers = (512, 32) if wide else (256, 16)
+    return Machine(
+        triple, cpu, flat, bits, registers, wide and "avx512bf16" in present, cache=_cache()
+    )
+
+
+def _version() -> str:
+    import llvmlite
+
+    return str(llvmlite.__version__)
+
+
+def _cache() -> int:
+    """Bytes of the second-level cache, 1 MiB where the system does not say."""
+    for index in range(8):
+        folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
+        try:
+            if (folder / "level").read_text().strip() != "2":
+                continue
+            text = (folder / "size").read_text().strip()
+        except OSError:
+            break
+        if text.endswith("K") and text[:-1].isdigit():
+            return int(text[:-1]) << 10
+    return 1 << 20

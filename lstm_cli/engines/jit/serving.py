@@ -1,0 +1,301 @@
+"""The native side of the worker threads: how parts are handed out, awaited and slept between.
+
+A pool is a piece of memory: a header, then one mailbox a worker, each with cache lines of its own.
+Once started, a worker stays in `serve` for ever and never goes back to Python; so no part ever
+waits for Python's lock, and nothing is left to do when the interpreter ends. It sleeps on a lock
+of Python's C interface, which needs no thread state and is the same on every system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lstm_cli.engines.jit.ir import Function, Loop, Module, Operand, Value, i64
+from lstm_cli.engines.jit.machine import Machine
+
+MOST_PARTS = 256
+"""More than this are never used."""
+
+BUSY, COUNT, YIELD, ALLOCATE, ACQUIRE, RELEASE, ROUNDS, REST = 0, 8, 16, 17, 18, 19, 20, 21
+"""Words of the header: whether a run is on; how many workers there are; the addresses of the
+system's functions; how often a worker offers its core to others before it sleeps. `REST` is what
+barriers are given, see `pool.yield_address`."""
+
+_SLEEPERS, _HASTE, NAPS = 2, 3, 4
+"""Words behind `BUSY`, as in a barrier's counter: how many wait asleep; how many waits
+from now on are to be short; how many waits there were in which one slept."""
+
+POOL_WORDS = 32 + (MOST_PARTS - 1) * 16
+"""Size of a pool: the header, and mailboxes of 128 bytes, for lines are fetched in pairs."""
+
+BARRIER_BYTES = 64
+"""Size and alignment of what a barrier counts in."""
+
+_STATE, _FUNCTION, _ARGS, _PART, _PARTS, _LOCK = range(6)
+"""Words of a mailbox."""
+
+_FREE, _POSTED, _ASLEEP, _TAKEN = range(4)
+"""States of a mailbox; the odd ones are those in which its part is not done."""
+
+_PATIENCE, _HASTY_PATIENCE = 2048, 128
+"""Pauses before one who waits for work that is under way sleeps. At first some 50 microseconds,
+more than waking up takes, or two could go on missing each other for ever. Few where that was in
+vain, for whom one waits for may need this very core."""
+
+_HASTY_WAITS = 16
+"""How often few, before more are tried again."""
+
+_COURTESY = 32
+"""Pauses before one who waits for work to come offers the core to others."""
+
+
+def emit_barrier(module: Module, machine: Machine) -> Function:
+    """``barrier(ptr counter, i64 parts, ptr rest)``: returns when all parts have called it.
+
+    What they wrote before is seen by all behind it. `counter` is `BARRIER_BYTES` of memory, zero
+    before its first use and touched by nothing else: each barrier leaves it ready for the next,
+    in this run or another, with any number of parts. `rest` is `pool.yield_address()`.
+    """
+    parameters = {"counter": "ptr", "parts": "i64", "rest": "ptr"}
+    f = module.function("barrier", parameters, noalias=False)
+    arrived, parts, rest = f.args["counter"], f.args["parts"], f.args["rest"]
+    with f.when(f.compare("sgt", parts, 1)):
+        passed = f.at(arrived, 1, "i64")
+        before = _watch(f, passed)  # cannot change before this part has arrived, too
+        others = f.value("i64", f"atomicrmw add {arrived}, i64 1 acq_rel, align 8")
+        with f.when(f.compare("eq", f.add(others, 1), parts)):
+            _publish(f, 0, arrived)
+            _announce(f, machine, f.add(before, 1), passed, rest, arrived)
+        with _awaiting(f, machine, passed, rest, arrived) as (wait, now):
+            wait.leave_if(f.compare("ne", now, before))
+    f.done()
+    return f
+
+
+def emit_pool(machine: Machine) -> Module:
+    """``run`` for callers and ``serve`` for workers."""
+    module = Module()
+    _emit_run(module, _emit_together(module, machine))
+    _emit_serve(module, machine)
+    return module
+
+
+def _emit_run(module: Module, together: Function) -> None:
+    """``i64 run(ptr pool, ptr function, ptr args, i64 parts)``: see `Pool.run`."""
+    f = module.function("run", _RUN, returns="i64", exported=True, noalias=False)
+    pool = f.args["pool"]
+    with f.when(f.compare("sgt", f.args["parts"], 1)), f.when(_swap(f, pool, 0, 1)):
+        used = f.call(together, *f.args.values())
+        _publish(f, 0, pool)
+        f.done(used)
+    _perform(f, f.args["function"], f.args["args"], i64(0), i64(1))
+    f.done(1)
+
+
+def _emit_together(module: Module, machine: Machine) -> Function:
+    """The run of one who has the pool."""
+    f = module.function("together", _RUN, returns="i64", noalias=False)
+    pool, function, args = (f.args[key] for key in ("pool", "function", "args"))
+    workers = f.smaller(_watch(f, f.at(pool, COUNT, "i64")), MOST_PARTS - 1)
+    parts = f.smaller(f.args["parts"], f.add(workers, 1))
+    with f.loop(1, parts) as part:
+        _post(f, pool, part, {_FUNCTION: function, _ARGS: args, _PART: part, _PARTS: parts})
+    _perform(f, function, args, i64(0), parts)
+    # What no worker has begun by now (it is waking up, or has lost its core) is sooner done here.
+    # Parts that meet at barriers have all begun, or part 0 would not have come to its end.
+    with f.loop(1, parts) as part:
+        state = _mailbox(f, pool, part)
+        with (
+            f.when(f.compare("eq", _watch(f, state), _POSTED)),
+            f.when(_swap(f, state, _POSTED, _FREE)),
+        ):
+            _perform(f, function, args, part, parts)
+    rest = _word(f, pool, REST)
+    with f.loop(1, parts) as part:
+        box = _mailbox(f, pool, part)
+        with _awaiting(f, machine, box, rest, pool) as (wait, state):
+            wait.leave_if(f.compare("eq", f.binary("and", state, 1), 0))
+    f.done(parts)
+    return f
+
+
+def _post(f: Function, pool: Value, part: Value, job: dict[int, Value]) -> None:
+    """Hand a part to its worker, and wake it where it sleeps."""
+    state = _mailbox(f, pool, part)
+    for word, value in job.items():
+        f.store(value, f.at(state, word, "i64"))
+    old = f.value("i64", f"atomicrmw xchg {state}, i64 {_POSTED} acq_rel, align 8")
+    with f.when(f.compare("eq", old, _ASLEEP)):
+        lock = _word(f, state, _LOCK)
+        f.line(f"call void {_word(f, pool, RELEASE).name}({lock})")
+
+
+def _emit_serve(module: Module, machine: Machine) -> None:
+    """``void serve(ptr pool)``: become a worker; returns only where that is not possible."""
+    f = module.function("serve", {"pool": "ptr"}, exported=True, noalias=False)
+    pool = f.args["pool"]
+    acquire, rounds = _word(f, pool, ACQUIRE), _word(f, pool, ROUNDS, "i64")
+    lock = f.value("ptr", f"call ptr {_word(f, pool, ALLOCATE).name}()")
+    with f.when(f.value("i1", f"icmp eq {lock}, null")):
+        f.done()
+    _lock(f, acquire, lock)
+    count = f.at(pool, COUNT, "i64")
+    before = f.value("i64", f"atomicrmw add {count}, i64 1 acq_rel, align 8")
+    with f.when(f.compare("sge", before, MOST_PARTS - 1)):
+        f.done()
+    state = _mailbox(f, pool, f.add(before, 1))
+    f.store(lock, f.at(state, _LOCK, "i64"))
+    yield_ = _word(f, pool, YIELD)
+    with f.while_():
+        with _waiting(f, machine, yield_) as (wait, waited):
+            bored = f.compare("sge", waited, rounds)
+            wait.leave_if(f.compare("eq", _watch(f, state), _POSTED))
+            wait.leave_if(bored)
+        with f.when(bored), f.when(_swap(f, state, _FREE, _ASLEEP)):
+            _lock(f, acquire, lock)
+        with f.when(_swap(f, state, _POSTED, _TAKEN)):
+            function, args = _word(f, state, _FUNCTION), _word(f, state, _ARGS)
+            part, parts = _word(f, state, _PART, "i64"), _word(f, state, _PARTS, "i64")
+            _perform(f, function, args, part, parts)
+            _announce(f, machine, i64(_FREE), state, _word(f, pool, REST), pool)
+    f.done()
+
+
+_RUN = {"pool": "ptr", "function": "ptr", "args": "ptr", "parts": "i64"}
+
+
+def _perform(f: Function, function: Value, args: Value, part: Value, parts: Value) -> None:
+    f.line(f"call void {function.name}({args}, {part}, {parts})")
+
+
+def _lock(f: Function, acquire: Value, lock: Value) -> None:
+    """Take a lock of Python's, however long that takes."""
+    f.line(f"call i32 {acquire.name}({lock}, i32 1)")
+
+
+def _mailbox(f: Function, pool: Value, part: Operand) -> Value:
+    """The address of a part's mailbox, whose first word is its state."""
+    return f.at(f.at(pool, 16, "i64"), part, "[16 x i64]")
+
+
+def _word(f: Function, base: Value, index: int, type_: str = "ptr") -> Value:
+    """A word that does not change meanwhile."""
+    return f.load(type_, f.at(base, index, "i64"))
+
+
+def _watch(f: Function, address: Value) -> Value:
+    """A word that others change, and with it all that they wrote before they changed it."""
+    return f.value("i64", _atomic(address, "acquire"))
+
+
+def _glance(f: Function, address: Value) -> Value:
+    """A word that others change, by itself."""
+    return f.value("i64", _atomic(address, "monotonic"))
+
+
+def _atomic(address: Value, order: str) -> str:
+    return f"load atomic i64, {address} {order}, align 8"
+
+
+def _publish(f: Function, value: Operand, address: Value) -> None:
+    """Let a word be seen, and before it all that was written."""
+    f.line(f"store atomic {i64(value)}, {address} release, align 8")
+
+
+def _swap(f: Function, address: Value, old: int, new: int) -> Value:
+    """Change a word from `old` to `new`; false if it was not `old`."""
+    pair = "{ i64, i1 }"
+    how = "acq_rel acquire, align 8"
+    done = f.value(pair, f"cmpxchg {address}, i64 {old}, i64 {new} {how}")
+    return f.value("i1", f"extractvalue {done}, 1")
+
+
+@contextmanager
+def _waiting(f: Function, machine: Machine, yield_: Value) -> Iterator[tuple[Loop, Value]]:
+    """A loop that waits for work until it is left, at no cost to whoever can use the core.
+
+    Gives the loop, and how often the core has been offered to others.
+    """
+    pauses = f.variable("i64", 0)
+    with f.while_() as loop:
+        yield loop, f.div(f.get(pauses), _COURTESY)
+        _pause(f, machine)
+        f.set(pauses, f.add(f.get(pauses), 1))
+        with f.when(f.compare("eq", f.rem(f.get(pauses), _COURTESY), 0)):
+            f.line(f"call i32 {yield_.name}()")
+
+
+@contextmanager
+def _awaiting(
+    f: Function, machine: Machine, word: Value, rest: Value, notes: Value
+) -> Iterator[tuple[Loop, Value]]:
+    """A loop that waits until it is left for a word that `_announce` changes.
+
+    Gives the loop, and what the word was when last looked at.
+    """
+    sleepers, haste = f.at(notes, _SLEEPERS, "i64"), f.at(notes, _HASTE, "i64")
+    naps = f.at(notes, NAPS, "i64")
+    hasty = _glance(f, haste)
+    patience = f.select(f.compare("eq", hasty, 0), _PATIENCE, _HASTY_PATIENCE)
+    pauses, slept = f.variable("i64", 0), f.variable("i64", 0)
+    with f.while_() as loop:
+        now = _watch(f, word)
+        yield loop, now
+        _pause(f, machine)
+        f.set(pauses, f.add(f.get(pauses), 1))
+        with f.when(f.compare("sge", f.get(pauses), patience)):
+            f.value("i64", f"atomicrmw add {sleepers}, i64 1 seq_cst, align 8")
+            _rest(f, machine, rest, word, now)
+            f.value("i64", f"atomicrmw add {naps}, i64 1 monotonic, align 8")
+            f.value("i64", f"atomicrmw sub {sleepers}, i64 1 seq_cst, align 8")
+            f.set(pauses, 0)
+            f.set(slept, 1)
+    fewer = f.select(f.compare("eq", hasty, 0), _HASTY_WAITS, f.sub(hasty, 1))
+    wanted = f.select(f.compare("eq", f.get(slept), 1), fewer, 0)
+    with f.when(f.compare("ne", wanted, hasty)):
+        f.line(f"store atomic {wanted}, {haste} monotonic, align 8")
+
+
+def _announce(
+    f: Function, machine: Machine, value: Value, word: Value, rest: Value, notes: Value
+) -> None:
+    """Change a word that is waited for with `_awaiting`."""
+    # Either this sees the sleeper's note, or the sleeper sees the change: both are of one order.
+    f.value("i64", f"atomicrmw xchg {word}, {value} seq_cst, align 8")
+    sleepers = f.at(notes, _SLEEPERS, "i64")
+    with f.when(f.compare("ne", f.value("i64", _atomic(sleepers, "seq_cst")), 0)):
+        _wake(f, machine, rest, word)
+
+
+def _rest(f: Function, machine: Machine, rest: Value, word: Value, seen: Value) -> None:
+    """Sleep until woken, but not if the word has changed; or let others have the core a while."""
+    if futex(machine):
+        low = f.convert("trunc", seen, "i32")
+        how = f"i64 {futex(machine)}, {word}, i64 128, {low}, ptr null"
+        f.line(f"call i64 (i64, ...) {rest.name}({how})")
+    else:
+        f.line(f"call i32 {rest.name}()")
+
+
+def _wake(f: Function, machine: Machine, rest: Value, word: Value) -> None:
+    """Wake all that sleep until this word changes."""
+    if futex(machine):
+        how = f"i64 {futex(machine)}, {word}, i64 129, i32 2147483647"
+        f.line(f"call i64 (i64, ...) {rest.name}({how})")
+
+
+def futex(machine: Machine) -> int:
+    """The number of Linux's system call for sleeping on a word; 0 for other systems."""
+    if "linux" not in machine.triple:
+        return 0
+    return 202 if machine.x86 else 98
+
+
+def _pause(f: Function, machine: Machine) -> None:
+    """Some ten nanoseconds in which the core's other thread has it for itself."""
+    if machine.x86:
+        f.intrinsic("llvm.x86.sse2.pause", "void")
+    else:
+        # The instruction named yield does nothing on most of these processors.
+        f.intrinsic("llvm.aarch64.isb", "void", Value("i32", "15"))

@@ -1,0 +1,267 @@
+"""The inner products: some rows times one panel of weights, every sum held in a register.
+
+A panel is [k][gate][column]: what one k contributes to neighbouring columns lies together. Every
+output is summed over k in order, in one register, whatever the shape of the tile; so its bits
+do not depend on how many rows are computed together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable, i32, i64, vector
+from lstm_cli.engines.jit.machine import Machine
+
+UNROLL = 2
+"""Steps of k in one turn of the inner loop."""
+
+LARGEST = 8
+"""Rows of a tile at most: more would only be more code."""
+
+_OPERANDS = {
+    "w": "ptr",
+    "K": "i64",
+    "times": "i64",
+    "skip": "i64",
+    "init": "ptr",
+    "out": "ptr",
+    "stride": "i64",
+    "apart": "i64",
+}
+"""Of a tile beside its rows; see `Tiles.product`."""
+
+_PANELS = {"panels": "i64", "w_step": "i64", "init_step": "i64", "out_step": "i64"}
+"""And from one panel to the next, where there are several."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shape of a panel: `gates` times `per` vectors of `lanes`, for each k.
+
+    With `pairs`, a k stands for two neighbouring numbers in bfloat16, in the memory of one float:
+    of a row of `a` as of a column. Products are summed in float32.
+    """
+
+    gates: int
+    per: int
+    lanes: Lanes
+    pairs: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Of each gate."""
+        return self.per * self.lanes.count
+
+    @property
+    def vectors(self) -> int:
+        return self.gates * self.per
+
+    @property
+    def width(self) -> int:
+        """Numbers for each k."""
+        return self.gates * self.columns
+
+    @property
+    def name(self) -> str:
+        return f"{self.gates}x{self.per}x{self.lanes.suffix}" + ("xbf16" if self.pairs else "")
+
+
+def row_limit(machine: Machine, vectors: int) -> int:
+    """Rows of a tile that still fits the registers, beside a panel's vectors and a broadcast."""
+    beside = 2 if machine.registers <= 16 else vectors + 2
+    return max(1, min(LARGEST, (machine.registers - beside) // vectors))
+
+
+class Tiles:
+    """The inner products of one module, each emitted when it is first asked for.
+
+    Parameters
+    ----------
+    machine
+        Whose registers are to be filled.
+    """
+
+    def __init__(self, module: Module, machine: Machine) -> None:
+        self.module, self.machine = module, machine
+        self._tiles: dict[tuple[int, Part], Function] = {}
+        self._products: dict[tuple[Part, bool], Function] = {}
+
+    def rows(self, part: Part) -> int:
+        """Rows of the largest tile."""
+        return row_limit(self.machine, part.vectors)
+
+    def product(self, part: Part) -> Function:
+        """Any number of rows times one panel.
+
+        out[r][gate][column] = init[gate][column] + sum over k of a[r][k] w[k][gate][column].
+        Its parameters: `a`, addresses of the rows; `rows`; `w`, the panel; `K`, numbers of a row
+        side by side, `times` of these, `skip` from one to the next; `init`; `out`, with `stride`
+        from one row to the next and `apart` from one gate to the next.
+        """
+        return self._product(part, several=False)
+
+    def products(self, part: Part) -> Function:
+        """Any number of rows times several panels; good for few rows.
+
+        Its parameters: those of `product`; how many `panels`; and `w_step`, `init_step` and
+        `out_step` from what belongs to one panel to what belongs to the next.
+        """
+        return self._product(part, several=True)
+
+    def _product(self, part: Part, *, several: bool) -> Function:
+        if (part, several) not in self._products:
+            self._products[part, several] = self._emit_product(part, several)
+        return self._products[part, several]
+
+    def _emit_product(self, part: Part, several: bool) -> Function:
+        limit, element = self.rows(part), part.lanes.element
+        # What is left over is made of these, for every height would be code to compile.
+        lower = [rows for rows in (4, 2, 1) if rows < limit]
+        kinds = dict(a="ptr", rows="i64", **_OPERANDS) | (_PANELS if several else {})
+        f = self.module.function(f"product{'s' if several else ''}_{part.name}", kinds)
+        a, rows, w, K, times, skip, init, out, stride, apart, *given = f.args.values()
+        panels = given or [i64(1), i64(0), i64(0), i64(0)]
+
+        def call(tile: Function, first: Value) -> None:
+            begin = f.at(out, f.mul(first, stride), element)
+            row = f.at(a, first, "ptr")
+            f.call(tile, row, w, K, times, skip, init, begin, stride, apart, *panels)
+
+        rest = f.rem(rows, limit)
+        whole = f.sub(rows, rest)
+        with f.loop(0, whole, limit) as first:
+            call(self._tile(limit, part), first)
+        done = f.variable("i64", whole)
+        for count in lower:
+            with f.when(f.compare("ne", f.binary("and", rest, count), 0)):
+                call(self._tile(count, part), f.get(done))
+                f.set(done, f.add(f.get(done), count))
+        f.done()
+        return f
+
+    def _tile(self, rows: int, part: Part) -> Function:
+        if (rows, part) not in self._tiles:
+            self._tiles[rows, part] = self._emit_tile(rows, part)
+        return self._tiles[rows, part]
+
+    def _emit_tile(self, rows: int, part: Part) -> Function:
+        kinds = dict(a="ptr", **_OPERANDS, **_PANELS)
+        f = self.module.function(f"tile_{rows}_{part.name}", kinds)
+        args, element = f.args, part.lanes.element
+        with f.loop(0, args["panels"]) as p:
+            w = f.at(args["w"], f.mul(p, args["w_step"]), element)
+            init = f.at(args["init"], f.mul(p, args["init_step"]), element)
+            out = f.at(args["out"], f.mul(p, args["out_step"]), element)
+            self._emit_panel(f, rows, part, w, init, out)
+        f.done()
+        return f
+
+    def _emit_panel(
+        self, f: Function, rows: int, part: Part, weights: Value, init: Value, out: Value
+    ) -> None:
+        """The sums of one panel, from first to last."""
+        lanes, element, K = part.lanes, part.lanes.element, f.args["K"]
+        count = lanes.count
+        sums = []
+        for v in range(part.vectors):
+            first = f.load(lanes.type, f.at(init, v * count, element), 4)
+            sums.append([f.variable(lanes.type, first) for _ in range(rows)])
+
+        def step(a: list[Value], w: Value, k: Value, offset: int) -> None:
+            base = f.at(w, f.mul(k, part.width), element)
+            places = [offset * part.width + v * count for v in range(part.vectors)]
+            kind = lanes.integers if part.pairs else lanes.type
+            weights = [f.load(kind, f.at(base, p, element), lanes.bytes) for p in places]
+            for r in range(rows):
+                at = f.at(f.at(a[r], k, element), offset, element)
+                if part.pairs:
+                    self._add_pairs(f, lanes, weights, f.load("i32", at), [s[r] for s in sums])
+                    continue
+                wide = f.splat(f.load(element, at), lanes)
+                for v, weight in enumerate(weights):
+                    f.set(sums[v][r], fma(f, lanes, weight, wide, f.get(sums[v][r])))
+
+        whole = f.mul(f.div(K, UNROLL), UNROLL)
+        with f.loop(0, f.args["times"]) as turn:
+            shift = f.mul(turn, f.args["skip"])
+            starts = [f.load("ptr", f.at(f.args["a"], r, "ptr"), 8) for r in range(rows)]
+            a = [f.at(start, shift, element) for start in starts]
+            w = f.at(weights, f.mul(f.mul(turn, K), part.width), element)
+            with f.loop(0, whole, UNROLL) as k:
+                for offset in range(UNROLL):
+                    step(a, w, k, offset)
+            with f.loop(whole, K) as k:
+                step(a, w, k, 0)
+        for r in range(rows):
+            row = f.at(out, f.mul(f.args["stride"], r), element)
+            for v in range(part.vectors):
+                gate, place = divmod(v, part.per)
+                begin = f.at(row, f.mul(f.args["apart"], gate), element)
+                f.store(f.get(sums[v][r]), f.at(begin, place * count, element), 4)
+
+    def _add_pairs(
+        self, f: Function, lanes: Lanes, weights: list[Value], pair: Value, sums: list[Variable]
+    ) -> None:
+        """Add the two products of each pair of bfloat16."""
+        if self.machine.dot_bfloat16:
+            wide = f.splat(pair, Lanes("i32", lanes.count))
+            kind = vector(2 * lanes.count, "bfloat")
+            a = f.convert("bitcast", wide, kind)
+            name = f"llvm.x86.avx512bf16.dpbf16ps.{lanes.bytes * 8}"
+            for weight, total in zip(weights, sums, strict=True):
+                w = f.convert("bitcast", weight, kind)
+                f.set(total, f.intrinsic(name, lanes.type, f.get(total), w, a))
+            return
+        for number, weight_half in zip(
+            _halves(f, pair, Lanes("float", 1)),
+            zip(*[_halves(f, weight, lanes) for weight in weights], strict=True),
+            strict=True,
+        ):
+            wide = f.splat(number, lanes)
+            for w, total in zip(weight_half, sums, strict=True):
+                f.set(total, fma(f, lanes, w, wide, f.get(total)))
+
+
+def halved(f: Function, lanes: Lanes, values: Value) -> Value:
+    """Numbers in bfloat16, rounded to nearest."""
+    return f.convert("fptrunc", values, vector(lanes.count, "bfloat"))
+
+
+def _halves(f: Function, pairs: Value, lanes: Lanes) -> tuple[Value, Value]:
+    """The two numbers of pairs of bfloat16, as floats: the first has the lower bits."""
+    one = lanes.count == 1
+    bits, mask = (i32(16), i32(-65536)) if one else (lanes.integer(16), lanes.integer(-65536))
+    kind = "float" if one else lanes.type
+    first = f.convert("bitcast", f.binary("shl", pairs, bits), kind)
+    return first, f.convert("bitcast", f.binary("and", pairs, mask), kind)
+
+
+def fma(f: Function, lanes: Lanes, a: Value, b: Value, c: Value) -> Value:
+    """a b + c, rounded once."""
+    return f.intrinsic(f"llvm.fma.{lanes.suffix}", lanes.type, a, b, c)
+
+
+def store_part(f: Function, lanes: Lanes, value: Value, at: Value, count: Value) -> None:
+    """Store the first `count` numbers of a vector, all of them if it has no more."""
+    whole = f.compare("sge", count, lanes.count)
+    with f.when(whole):
+        f.store(value, at, 4)
+    with f.when(f.value("i1", f"xor {whole}, true")):
+        mask = first_lanes(f, lanes, count)
+        name = f"llvm.masked.store.{lanes.suffix}.p0"
+        f.intrinsic(name, "void", value, at, Value("i32", str(lanes.bits // 8)), mask)
+
+
+def load_part(f: Function, lanes: Lanes, at: Value, mask: Value) -> Value:
+    """The numbers of a vector that `mask` has, 0 in the other lanes; nothing else is touched."""
+    name, align = f"llvm.masked.load.{lanes.suffix}.p0", Value("i32", str(lanes.bits // 8))
+    return f.intrinsic(name, lanes.type, at, align, mask, lanes.number(0.0))
+
+
+def first_lanes(f: Function, lanes: Lanes, count: Value) -> Value:
+    """A mask that has the first `count` lanes; `count` may be less than none or more than all."""
+    kind = f"i{lanes.bits}"
+    limit = count if kind == "i64" else f.convert("trunc", count, kind)
+    wide = f.splat(limit, Lanes(kind, lanes.count))
+    order = ", ".join(f"{kind} {k}" for k in range(lanes.count))
+    return f.value(vector(lanes.count, "i1"), f"icmp slt {lanes.integers} <{order}>, {wide.name}")

@@ -1,0 +1,127 @@
+"""What the measuring kernels do, so that nothing is counted that was not done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from unit.engines.jit.compiled import machine
+
+from lstm_cli.cells import LSTM
+from lstm_cli.engines.jit import limits
+from lstm_cli.engines.jit.compiler import compile_object
+from lstm_cli.engines.jit.engine import JitEngine
+from lstm_cli.engines.jit.machine import described
+from lstm_cli.engines.jit.memory import ALIGNMENT, address, aligned
+from lstm_cli.engines.limits import Measurable
+from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.network import Network
+
+DTYPES = {"float": np.float32, "double": np.float64, "bfloat": np.float32}
+PARTS = 3
+
+
+def left_by(monkeypatch, element, kernel, times, **entries):
+    """What every thread stores at its end, (PARTS, bytes of a vector)."""
+    kept = []
+
+    def aligned_and_kept(size, dtype):
+        kept.append(aligned(size, dtype))
+        return kept[-1]
+
+    monkeypatch.setattr(limits, "aligned", aligned_and_kept)
+    here = machine()
+    assert limits._call(here, PARTS, element, kernel, times, **entries) == PARTS
+    return kept[-1].reshape(PARTS, ALIGNMENT)[:, : here.vector_bits // 8]
+
+
+@pytest.mark.parametrize("element", DTYPES)
+@pytest.mark.parametrize("times", [0, 1, 5])
+def test_every_chain_is_multiplied_and_added_to_as_often_as_is_counted(monkeypatch, element, times):
+    x = 2.0 + np.arange(limits.chains(machine()))
+    for _ in range(times):
+        x = x + 2 if element == "bfloat" and machine().dot_bfloat16 else x / 2 + 1
+    found = left_by(monkeypatch, element, "multiply", times).view(DTYPES[element])
+    np.testing.assert_allclose(found, np.full(found.shape, x.sum()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("element", DTYPES)
+@pytest.mark.parametrize("vectors", [8, 24])
+def test_every_vector_of_a_share_is_read_and_none_of_anothers(monkeypatch, element, vectors):
+    size = machine().vector_bits // 8
+    data = aligned(PARTS * vectors * size, "uint8")
+    shares = data.reshape(PARTS, vectors, size)
+    for place in range(vectors):
+        data[:] = 0
+        for part in range(PARTS):
+            shares[part, place, -1] = 16 << part  # a bit that the counting of turns does not touch
+        found = left_by(monkeypatch, element, "read", 2, vectors=vectors, data=address(data))
+        assert found[:, -1].tolist() == [16, 32, 64], place
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_an_engine_measures_what_it_is_asked_for(dtype):
+    machine()
+    engine = JitEngine(dtype, threads=2)
+    assert isinstance(engine, Measurable)
+    found = engine.limits((1000, 1 << 20))
+    assert [one.bytes for one in found.reads] == [1000, 1 << 20]
+    assert found.gflops > 0
+    assert all(one.gbytes > 0 for one in found.reads)
+    cache = engine.machine.cache
+    assert [one.bytes for one in engine.limits().reads] == [cache, 8 * cache]
+
+
+@pytest.mark.parametrize("costs", [[1.0, 9.0, 2.0, 3.0, 2.0], [9.0, 3.0, 3.0, 2.0, 5.0]])
+def test_the_best_try_counts(monkeypatch, costs):
+    left, now = [50.0, 2.0, *costs], [0.0]  # the first call compiles; the second is long enough
+    monkeypatch.setattr(limits, "perf_counter", lambda: now[0])
+
+    def work(times):
+        assert times == 1
+        now[0] += left.pop(0)
+        return 12.0
+
+    assert limits._rate(work) == 12.0 / min(costs)
+    assert not left
+
+
+def test_a_try_is_long_enough_for_the_clock(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(limits, "perf_counter", lambda: now[0])
+
+    def work(times):
+        asked.append(times)
+        now[0] += times * 1e-6
+        return float(times)
+
+    assert limits._rate(work) == pytest.approx(1e6)
+    assert asked[-1] * 1e-6 >= limits.TRY_SECONDS
+    assert len(asked) < 12
+
+
+NEON = described("aarch64-apple-darwin23", "apple-m1", {"neon"}, "+neon")
+
+
+@pytest.mark.parametrize("element", DTYPES)
+def test_the_kernels_are_made_for_other_machines_too(element):
+    narrow = replace(machine(), vector_bits=256, registers=16)
+    plain = replace(machine(), dot_bfloat16=False)
+    targets = [NEON, narrow, plain] if machine().x86 else [NEON]
+    for target in targets:
+        assert compile_object(limits.build(target, element), target)
+
+
+def test_what_an_engine_keeps_to_compute_in_is_counted():
+    machine()
+    engine = JitEngine("float32", threads=1)
+    assert engine.workspace_bytes == 0
+    layers = (RecurrentSpec(0, 3, (LSTM(hidden_size=40),)),)
+    net = Network(layers, initialise(layers, seed=0), engine)
+    net.run(np.zeros((5, 2, 3)))
+    small = engine.workspace_bytes
+    assert small > 5 * 40 * 4
+    net.run(np.zeros((50, 2, 3)))
+    assert engine.workspace_bytes > 5 * small

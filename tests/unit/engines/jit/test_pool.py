@@ -1,0 +1,405 @@
+"""Every part is done exactly once and none runs ahead, whoever asks, and whatever sleeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lstm_cli.engines.jit import pool as pools
+from lstm_cli.engines.jit import serving
+from lstm_cli.engines.jit.compiler import Kernels, compile_object, kernels
+from lstm_cli.engines.jit.ir import Function, Module, Value
+from lstm_cli.engines.jit.machine import Machine, Unusable, host
+from lstm_cli.engines.jit.pool import Pool, run, shared, yield_address
+from lstm_cli.engines.jit.serving import MOST_PARTS, emit_barrier, emit_pool
+
+SLOTS = 320
+"""Words of a `Notes` for parts, each on its own."""
+
+PART = {"args": "ptr", "part": "i64", "parts": "i64"}
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSTM_CLI_CACHE_DIR", "")
+    try:
+        host()
+    except Unusable as why:
+        pytest.skip(str(why))
+
+
+class Notes:
+    """What the test kernels work on: a barrier's counter, a few words, and one word a part."""
+
+    def __init__(self) -> None:
+        self._room = np.zeros(8 + 16 + SLOTS, np.int64)
+        skipped = -self._room.ctypes.data % 64 // 8
+        self.words = self._room[skipped:][: 16 + SLOTS]
+        self.words[8] = yield_address()
+        self.address = self.words.ctypes.data
+
+    @property
+    def parts(self) -> np.ndarray:
+        return self.words[16:]
+
+    @property
+    def failures(self) -> int:
+        return int(self.words[9])
+
+    @property
+    def seen(self) -> int:
+        """The number of parts the last run's part 0 was told of."""
+        return int(self.words[11])
+
+
+def _kernels() -> Kernels:
+    def build() -> Module:
+        module = Module()
+        _emit_count(module.function("count", PART, exported=True, noalias=False))
+        barrier = emit_barrier(module, host())
+        _emit_march(module.function("march", PART, exported=True, noalias=False), barrier)
+        return module
+
+    return kernels("tests of the pool", build)
+
+
+def _slot(f: Function, part: Value) -> Value:
+    return f.at(f.at(f.args["args"], 16, "i64"), part, "i64")
+
+
+def _emit_count(f: Function) -> None:
+    """Each part adds one to its word."""
+    slot = _slot(f, f.args["part"])
+    f.value("i64", f"atomicrmw add {slot}, i64 1 seq_cst")
+    with f.when(f.compare("eq", f.args["part"], 0)):
+        f.store(f.args["parts"], f.at(f.args["args"], 11, "i64"))
+    f.done()
+
+
+def _emit_march(f: Function, barrier: Function) -> None:
+    """As many steps as word 10 says: note the step, meet, look at the neighbour's note, meet.
+
+    Notes are plain loads and stores; only the barriers order them.
+    """
+    args, part, parts = f.args.values()
+    rest, steps = f.load("ptr", f.at(args, 8, "i64")), f.load("i64", f.at(args, 10, "i64"))
+    neighbour = f.rem(f.add(part, 1), parts)
+    with f.loop(1, f.add(steps, 1)) as step:
+        f.store(step, _slot(f, part))
+        f.call(barrier, args, parts, rest)
+        strayed = f.compare("ne", f.load("i64", _slot(f, neighbour)), step)
+        with f.when(strayed):
+            f.value("i64", f"atomicrmw add {f.at(args, 9, 'i64')}, i64 1 seq_cst")
+        f.call(barrier, args, parts, rest)
+    f.done()
+
+
+def counted(pool: Pool, parts: int, notes: Notes) -> int:
+    """Run `count` once and check what it noted."""
+    notes.parts[:] = 0
+    used = pool.run(_kernels()["count"], notes.address, parts)
+    assert notes.seen == used
+    assert list(np.flatnonzero(notes.parts)) == list(range(used))
+    assert notes.parts.max() == 1
+    return used
+
+
+def march(pool: Pool, parts: int, steps: int, notes: Notes) -> int:
+    notes.words[10] = steps
+    used = pool.run(_kernels()["march"], notes.address, parts)
+    assert notes.failures == 0
+    assert (notes.parts[:used] == steps).all()
+    return used
+
+
+def test_every_part_is_done_once() -> None:
+    pool, notes, count = shared(), Notes(), _kernels()["count"]
+    expected = np.zeros(SLOTS, np.int64)
+    rng = np.random.default_rng(3)
+    for parts in rng.integers(1, 6, 20_000).tolist():
+        used = pool.run(count, notes.address, parts)
+        assert used == parts == notes.seen
+        expected[:used] += 1
+    assert np.array_equal(notes.parts, expected)
+
+
+def test_no_part_runs_ahead() -> None:
+    pool, notes = shared(), Notes()
+    for parts, steps in (2, 4000), (3, 60), (1, 100), (5, 40), (2, 1), (2, 300), (4, 7):
+        assert march(pool, parts, steps, notes) == parts
+
+
+def test_one_part_starts_no_thread() -> None:
+    before = threading.active_count()
+    pool, notes = Pool(), Notes()
+    assert counted(pool, 1, notes) == counted(pool, 0, notes) == counted(pool, -3, notes) == 1
+    assert threading.active_count() == before
+
+
+def test_the_pool_grows_as_far_as_is_asked() -> None:
+    pool, notes = Pool(), Notes()
+    before = threading.active_count()
+    for parts, workers in (3, 2), (2, 2), (70, 69), (5, 69):
+        assert counted(pool, parts, notes) == parts
+        assert threading.active_count() == before + workers
+
+
+def test_more_parts_than_there_can_be() -> None:
+    pool, notes = Pool(), Notes()
+    assert counted(pool, MOST_PARTS + 40, notes) == MOST_PARTS
+    assert counted(pool, MOST_PARTS + 50, notes) == MOST_PARTS
+
+
+@pytest.mark.parametrize("granted", [0, 1, 3])
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_the_system_grants_few_threads(
+    granted: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, notes, tried = Pool(), Notes(), []
+    start = threading.Thread.start
+
+    def reluctant(thread: threading.Thread) -> None:
+        tried.append(thread)
+        if len(tried) > granted:
+            raise error
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", reluctant)
+    assert counted(pool, 6, notes) == granted + 1
+    assert march(pool, 6, 20, notes) == granted + 1
+    assert len(tried) == granted + 1  # nobody asks again for what was refused
+
+
+def test_a_worker_that_starts_late_joins_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_START", 0.0)
+    pool, notes, go = Pool(), Notes(), threading.Event()
+    serve = pool._serve
+
+    def late(address: int) -> None:
+        go.wait()
+        serve(address)
+
+    pool._serve = late  # type: ignore[assignment]
+    assert counted(pool, 2, notes) == 1
+    go.set()
+    pool._await(1)
+    while counted(pool, 2, notes) == 1:
+        time.sleep(0.001)
+    assert march(pool, 2, 20, notes) == 2
+
+
+@pytest.mark.parametrize("gap", [0.0003, 0.004])
+def test_after_a_while_without_work(gap: float) -> None:
+    pool, notes = shared(), Notes()
+    for _ in range(30):
+        time.sleep(gap)
+        assert counted(pool, 3, notes) == 3
+        time.sleep(gap)
+        assert march(pool, 3, 3, notes) == 3
+
+
+def test_workers_without_work_sleep() -> None:
+    pool, notes = shared(), Notes()
+    march(pool, 4, 5, notes)
+    states = [pool._words[32 + 16 * worker] for worker in range(3)]
+    end = time.monotonic() + 30
+    while states != [serving._ASLEEP] * 3 and time.monotonic() < end:
+        time.sleep(0.01)
+        states = [pool._words[32 + 16 * worker] for worker in range(3)]
+    assert states == [serving._ASLEEP] * 3
+    used = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - used < 0.1
+
+
+def test_several_threads_ask_at_once() -> None:
+    pool, failed, used = Pool(), [], set()
+    start = threading.Barrier(4)
+
+    def ask(seed: int) -> None:
+        try:
+            notes, rng = Notes(), np.random.default_rng(seed)
+            start.wait()
+            for parts in rng.integers(1, 4, 400).tolist():
+                used.add((parts, counted(pool, parts, notes)))
+                march(pool, parts, 5, notes)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert all(got in (1, parts) for parts, got in used)
+    assert (3, 3) in used
+
+
+def test_who_finds_the_pool_in_use_works_alone() -> None:
+    pool, notes = Pool(), Notes()
+    assert counted(pool, 2, notes) == 2
+    pool._words[serving.BUSY] = 1
+    assert counted(pool, 2, notes) == 1
+    assert march(pool, 2, 4, notes) == 1
+    pool._words[serving.BUSY] = 0
+    assert march(pool, 2, 4, notes) == 2
+
+
+def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Impatient barriers, so that nearly every wait ends in sleep."""
+    monkeypatch.setattr(serving, "_PATIENCE", 1)
+    monkeypatch.setattr(serving, "_HASTY_PATIENCE", 1)
+    machine, notes = host(), Notes()
+
+    def build() -> Module:
+        module = Module()
+        barrier = emit_barrier(module, machine)
+        _emit_march(module.function("march", PART, exported=True, noalias=False), barrier)
+        return module
+
+    made = kernels("tests of the pool, impatient", build)
+    notes.words[10] = 500
+    for parts in 2, 3, 2, 5:
+        assert run(made["march"], notes.address, parts) == parts
+        assert notes.failures == 0
+        assert (notes.parts[:parts] == 500).all()
+        assert notes.words[serving._SLEEPERS] == 0
+
+
+def test_the_shared_pool_is_one() -> None:
+    assert shared() is shared()
+    notes = Notes()
+    assert run(_kernels()["count"], notes.address, 2) == 2
+
+
+OTHER = [
+    Machine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma", 256, 16),
+    Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", 128, 32),
+    Machine("arm64-apple-darwin", "apple-m1", "", 128, 32),
+    Machine("x86_64-pc-windows-msvc", "haswell", "+avx2,+fma", 256, 16),
+]
+
+
+@pytest.mark.parametrize("machine", OTHER, ids=lambda machine: machine.triple)
+def test_other_machines_code(machine: Machine) -> None:
+    module = emit_pool(machine)
+    emit_barrier(module, machine)
+    assert compile_object(module, machine)
+
+
+# What ends, and what is left running: seen from outside.
+
+HEAD = """
+import ctypes, os, sys, threading, time
+sys.path.insert(0, {folder!r})
+from test_pool import Notes, _kernels, counted, march
+from lstm_cli.engines.jit.pool import Pool, run, shared
+notes = Notes()
+march(shared(), 3, 50, notes)
+"""
+
+ENDINGS = {
+    "workers look for work": "",
+    "workers sleep": "time.sleep(0.05)",
+    "an exit code": "sys.exit(7)",
+    "an exception": "raise KeyError(7)",
+    "from a thread that works": """
+        def work():
+            while True:
+                march(shared(), 3, 200, notes)
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.02)
+    """,
+    "at the very end": """
+        import atexit
+        atexit.register(lambda: march(shared(), 2, 50, notes))
+        atexit.register(lambda: counted(Pool(), 3, notes))
+    """,
+    "several pools": "[counted(Pool(), 4, Notes()) for _ in range(5)]",
+}
+
+
+def _child(body: str) -> subprocess.CompletedProcess[str]:
+    code = HEAD.format(folder=os.path.dirname(__file__)) + textwrap.dedent(body)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_interpreter_ends(ending: str) -> None:
+    code = {"an exit code": 7, "an exception": 1}.get(ending, 0)
+    ended = _child(ENDINGS[ending])
+    assert ended.returncode == code, ended.stderr
+    assert ("KeyError: 7" in ended.stderr) if ending == "an exception" else not ended.stderr
+
+
+FORKED = """
+import warnings
+warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+for pause in 0, 0.01:
+    time.sleep(pause)
+    shared().run(_kernels()["count"], notes.address, 3)
+    child = os.fork()
+    if not child:
+        assert march(shared(), 3, 30, notes) == 3
+        assert counted(shared(), 2, notes) == 2
+        os._exit(5)
+    assert march(shared(), 3, 30, Notes()) == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+"""
+
+FORKED_BUSY = """
+import warnings
+warnings.simplefilter("ignore")
+def work():
+    mine = Notes()
+    while True:
+        march(shared(), 3, 100, mine)
+threading.Thread(target=work, daemon=True).start()
+for _ in range(5):
+    child = os.fork()
+    if not child:
+        assert march(shared(), 3, 30, notes) == 3
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("body", [FORKED, FORKED_BUSY], ids=["between runs", "in a run"])
+def test_a_child_process_has_threads_of_its_own(body: str) -> None:
+    ended = _child(body)
+    assert ended.returncode == 0, ended.stderr
+
+
+INTERRUPTED = """
+import signal
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+hit = 0
+end = time.monotonic() + 0.4
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+        while True:
+            run(_kernels()["march"], notes.address, 3)
+    except KeyboardInterrupt:
+        hit += 1
+assert hit > 10, hit
+assert march(shared(), 3, 50, notes) == 3
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no timer signals on this system")
+def test_an_interrupt_leaves_the_pool_whole() -> None:
+    ended = _child(INTERRUPTED)
+    assert ended.returncode == 0, ended.stderr

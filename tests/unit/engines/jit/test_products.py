@@ -1,0 +1,255 @@
+"""Matrix products beside the recurrence, against NumPy in double precision."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite.binding")
+
+from unit.engines.jit.compiled import machine
+
+from lstm_cli.cells import Activation
+from lstm_cli.cells.expression import symbol
+from lstm_cli.engines.jit import products
+from lstm_cli.engines.jit.compiler import compile_object
+from lstm_cli.engines.jit.ir import Lanes
+from lstm_cli.engines.jit.layout import columns
+from lstm_cli.engines.jit.machine import Machine, described
+from lstm_cli.engines.jit.products import (
+    Lines,
+    Product,
+    build,
+    packed,
+    product_kernel,
+    run_product,
+    tight_columns,
+)
+
+SIZES = (1, 2, 7, 33, 100, 257)
+
+
+@dataclass
+class Problem:
+    """Random factors, rows in random order with NaN between them."""
+
+    rows: int
+    K: int
+    size: int
+    dtype: Any = np.float32
+    times: int = 1
+    gap: int = 5
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng([self.rows, self.K, self.size, self.times])
+        self.a = rng.standard_normal((self.rows, self.times, self.K)).astype(self.dtype)
+        self.w = rng.standard_normal((self.size, self.times * self.K)).astype(self.dtype)
+        self.b = rng.standard_normal(self.size).astype(self.dtype)
+        width = self.times * (self.K + self.gap)
+        self.memory = np.full((self.rows + 1, width), np.nan, self.dtype)
+        self.order = rng.permutation(self.rows)
+        self.spread = self.memory[: self.rows].reshape(self.rows, self.times, width // self.times)
+        self.spread[self.order, :, : self.K] = self.a
+        self.out = np.full((self.rows + 1, self.size + 3), -7.0, self.dtype)
+
+    def given(self, **changes: Any) -> Product:
+        a = Lines.of(self.memory, self.order * self.memory.shape[1])
+        out = Lines.of(self.out, self.order[::-1] * self.out.shape[1])
+        weights = packed(self.w, self.b, changes.pop("machine", None))
+        gap = self.K + self.gap
+        return Product(self.rows, a, weights, out, times=self.times, skip=gap, **changes)
+
+    def run(self, threads: int = 1, on: Machine | None = None, **changes: Any) -> np.ndarray:
+        """The rows of `out`; what is no part of any row must be as it was."""
+        given = self.given(machine=on, **changes)
+        run_product(product_kernel(given.weights.columns.split, machine=on), given, threads)
+        return self.found()
+
+    def found(self) -> np.ndarray:
+        assert (self.out[:, self.size :] == -7).all()
+        assert (self.out[self.rows] == -7).all()
+        return self.out[self.order[::-1], : self.size].copy()
+
+    @property
+    def expected(self) -> np.ndarray:
+        flat = self.a.reshape(self.rows, -1).astype(np.float64)
+        return flat @ self.w.T.astype(np.float64) + self.b
+
+    @property
+    def tolerance(self) -> float:
+        return float(20 * np.finfo(self.dtype).eps * (1 + self.times * self.K) ** 0.5)
+
+    def check(self, found: np.ndarray) -> None:
+        np.testing.assert_allclose(found, self.expected, rtol=1e-5, atol=self.tolerance)
+
+
+@pytest.fixture(autouse=True)
+def _many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small work is shared out, too."""
+    monkeypatch.setattr(products, "_SHARE", 1)
+    machine()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("K", SIZES)
+def test_matches_numpy(K: int, size: int, dtype: Any) -> None:
+    for rows in (1, 7, 33):
+        problem = Problem(rows, K, size, dtype)
+        problem.check(problem.run())
+
+
+@pytest.mark.parametrize("times", [2, 4])
+@pytest.mark.parametrize("K", [1, 7, 32, 33])
+def test_runs_of_numbers_with_gaps(times: int, K: int) -> None:
+    problem = Problem(29, K, 141, times=times)
+    problem.check(problem.run())
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 257), (5, 100), (300, 33), (1000, 7)])
+def test_same_bits_for_any_number_of_threads(rows: int, size: int) -> None:
+    problem = Problem(rows, 50, size)
+    alone = problem.run(1)
+    problem.check(alone)
+    for threads in (2, 3):
+        problem.out[:, :size] = -7
+        np.testing.assert_array_equal(problem.run(threads), alone)
+
+
+def test_same_bits_for_a_row_alone() -> None:
+    problem = Problem(100, 70, 90)
+    together = problem.run()
+    for row in (0, 41, 99):
+        one, out = problem.a[row].copy(), np.empty((1, 90), np.float32)
+        given = replace(problem.given(), rows=1, a=Lines.of(one), out=Lines.of(out), times=1)
+        run_product(product_kernel(given.weights.columns.split), given, 1)
+        np.testing.assert_array_equal(out[0], together[row])
+
+
+def test_small_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(500, 64, 130)
+    whole = problem.run()
+    given = problem.given()
+    kernel = replace(product_kernel(given.weights.columns.split), cache=16_000)
+    problem.out[:, :130] = -7
+    run_product(kernel, given, 2)
+    np.testing.assert_array_equal(problem.found(), whole)
+
+
+def test_no_rows() -> None:
+    problem = Problem(0, 3, 4)
+    assert problem.run().shape == (0, 4)
+
+
+def test_rows_at_even_distances() -> None:
+    problem = Problem(31, 19, 23, gap=4)
+    out = np.full((31, 23), np.nan, np.float32)
+    problem.order = np.arange(31)
+    problem.spread[:, 0, :19] = problem.a[:, 0]
+    given = replace(problem.given(), a=Lines.of(problem.memory), out=Lines.of(out))
+    run_product(product_kernel(given.weights.columns.split), given, 1)
+    problem.check(out)
+
+
+@pytest.mark.parametrize("size", [5, 16, 70])
+def test_activation_and_what_it_is_applied_to(size: int) -> None:
+    problem = Problem(37, 11, size)
+    logits = np.full((37, size), np.nan, np.float32)
+    elu = Activation("elu", alpha=0.3)
+    given = problem.given(before=Lines.of(logits))
+    kernel = product_kernel(given.weights.columns.split, elu(symbol("a")))
+    run_product(kernel, given, 1)
+    problem.check(logits)
+    np.testing.assert_allclose(problem.found(), elu(problem.expected), rtol=1e-4, atol=1e-5)
+    problem.out[:, :size] = -7
+    run_product(kernel, replace(given, before=None), 1)
+    np.testing.assert_allclose(problem.found(), elu(problem.expected), rtol=1e-4, atol=1e-5)
+
+
+def test_results_added_to_what_is_there() -> None:
+    problem = Problem(20, 13, 37)
+    first = problem.run()
+    twice = problem.run(add=True)
+    np.testing.assert_array_equal(twice, first + first)
+
+
+def test_nan_and_infinity_stay_in_their_rows() -> None:
+    problem = Problem(20, 13, 37)
+    problem.spread[problem.order[3], 0, 12] = np.nan
+    problem.spread[problem.order[4], 0, 0] = np.inf
+    found = problem.run()
+    assert np.isnan(found[3]).all()
+    assert np.isinf(found[4]).all()
+    others = [row for row in range(20) if row not in (3, 4)]
+    expected = problem.expected[others]
+    np.testing.assert_allclose(found[others], expected, rtol=1e-5, atol=problem.tolerance)
+
+
+def test_a_wrong_weight_shows() -> None:
+    problem = Problem(9, 33, 41)
+    right = problem.run()
+    problem.w[40, 32] += 1
+    wrong = problem.run()
+    assert (right[:, 40] != wrong[:, 40]).all()
+    np.testing.assert_array_equal(right[:, :40], wrong[:, :40])
+
+
+def test_nothing_behind_the_last_number_is_touched() -> None:
+    problem = Problem(5, 33, 41)
+    a, out = at_an_end(problem.a[:, 0]), at_an_end(np.zeros((5, 41), np.float32))
+    given = replace(problem.given(), a=Lines.of(a), out=Lines.of(out))
+    run_product(product_kernel(given.weights.columns.split), given, 1)
+    problem.check(out)
+
+
+def at_an_end(array: np.ndarray) -> np.ndarray:
+    """A copy whose last number is the last one before memory that nobody may touch."""
+    if sys.platform != "linux":
+        pytest.skip("pages are protected as Linux does it")
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(memory.ctypes.data + size), ctypes.c_size_t(page), 0) == 0
+    copy = memory[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def narrower() -> Machine:
+    """This machine, if it had AVX2 only."""
+    if not machine().x86:
+        pytest.skip("not an x86 processor")
+    features = ",".join(
+        name if not name.startswith("+avx512") else "-" + name[1:]
+        for name in machine().features.split(",")
+    )
+    return replace(machine(), features=features, vector_bits=256, registers=16, dot_bfloat16=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 7, 33, 50])
+def test_avx2(size: int, dtype: Any) -> None:
+    problem = Problem(29, 33, size, dtype)
+    problem.check(problem.run(on=narrower()))
+    problem.check(problem.run(threads=2, on=narrower()))
+
+
+@pytest.mark.parametrize("size", [1, 50, 64])
+def test_neon_compiles(size: int) -> None:
+    neon = described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    for element in ("float", "double"):
+        split = columns(size, 1, neon.lanes(element)).split
+        module = build(split, Activation("tanh")(symbol("a")), neon)
+        assert len(compile_object(module, neon)) > 1000
+
+
+@pytest.mark.parametrize(("size", "padded"), [(1, 8), (16, 16), (33, 40), (40, 40), (50, 56)])
+def test_little_of_the_last_panel_is_empty(size: int, padded: int) -> None:
+    assert tight_columns(size, Lanes("float", 16)).padded == padded

@@ -1,0 +1,210 @@
+"""A cell's step in phases computes what its equations say, from no more than what is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from engines.test_cells import OPTIONS
+from networks import KINDS
+
+from lstm_cli.cells import Cell, trace
+from lstm_cli.cells.expression import Expression, evaluate, symbol, topological
+from lstm_cli.cells.gradient import gradient
+from lstm_cli.cells.tracing import PROJECTED
+from lstm_cli.engines.jit import schedule
+from lstm_cli.engines.jit.schedule import (
+    CHEAP,
+    MASK,
+    Schedule,
+    inference,
+    inspected,
+    inspection,
+    reads_symbol,
+    slot_symbol,
+    substitute,
+    symbols,
+    training,
+)
+
+Make = Callable[[Cell], Schedule]
+
+MADE: dict[str, Make] = {
+    "inference": inference,
+    "inspection": inspection,
+    "training": lambda cell: training(cell, False),
+    "dropout": lambda cell: training(cell, True),
+}
+
+every_option = pytest.mark.parametrize("option", OPTIONS)
+every_kind = pytest.mark.parametrize("made", MADE)
+
+
+def cell_of(option: str) -> Cell:
+    kind, options = OPTIONS[option]
+    return KINDS[kind](hidden_size=7, **options)
+
+
+class Known:
+    """A random number for every symbol of a step, products' results among them."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell, self.graph = cell, trace(cell)
+        rng = np.random.default_rng(0)
+        names = [f"{kind}_{gate}" for gate in cell.letters for kind in "xh"]
+        names += [f"p_{gate}" for gate in cell.peephole_gates]
+        names += [f"{name}_prev" for name in cell.states] + [PROJECTED, MASK]
+        names += [f"d_{name}" for name in cell.states] + [f"d_reads {k}" for k in range(3)]
+        self.values = {name: rng.standard_normal(5) for name in names}
+
+    def gives(self, k: int) -> set[str]:
+        """What the product of phase `k` gives."""
+        stage = self.graph.stages[k]
+        return {f"h_{gate}" for gate in stage.gates} or {PROJECTED}
+
+    def of(self, root: Expression) -> np.ndarray:
+        return np.asarray(evaluate({"": root}, self.values)[""])
+
+
+@every_option
+@every_kind
+def test_phases_compute_the_step(made: str, option: str) -> None:
+    known = Known(cell_of(option))
+    plan = MADE[made](known.cell)
+    assert [phase.stage.matrix for phase in plan.phases] == [
+        stage.matrix for stage in known.graph.stages
+    ]
+    at_hand = {n for n in known.values if n.startswith(("x_", "p_")) or n.endswith("_prev")}
+    found: dict[str, np.ndarray] = {}
+    for k, phase in enumerate(plan.phases):
+        allowed = at_hand | known.gives(k) | {MASK} | {n for n in found if n.startswith("slot")}
+        if k:
+            allowed -= {"c_prev"}  # in its place there may be the new c by now
+        roots = phase.roots
+        assert set(symbols(roots.values())) <= allowed
+        found |= evaluate(roots, {**known.values, **found})
+        if phase.reads is not None:
+            expected = known.of(known.graph.stages[k + 1].reads)
+            if plan.dropout and known.graph.stages[k + 1].matrix == "weight_hh":
+                expected = expected * known.values[MASK]
+            np.testing.assert_allclose(found["reads"], expected, rtol=1e-13)
+    for name, state in known.graph.states.items():
+        np.testing.assert_allclose(found[name], known.of(state), rtol=1e-13)
+    for k in range(len(plan.slots)):
+        assert f"slot {k}" in found
+
+
+@every_option
+def test_inspection_keeps_gates_and_states_in_order(option: str) -> None:
+    known = Known(cell_of(option))
+    plan, names = inspection(known.cell), inspected(known.cell)
+    values = {**known.graph.gates, **known.graph.states}
+    assert names == [*known.graph.gates, *(["c"] if "c" in known.graph.states else [])]
+    assert plan.slots[: len(names)] == tuple(values[name] for name in names)
+
+
+@every_option
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_backward_step_is_the_gradient(dropout: bool, option: str) -> None:
+    known = Known(cell_of(option))
+    plan, graph = training(known.cell, dropout), known.graph
+    seeds: dict[Expression, Expression] = {}
+    for name, state in graph.states.items():
+        d = symbol(f"d_{name}")
+        seeds[state] = seeds[state] + d if state in seeds else d
+    for k, stage in enumerate(graph.stages[1:], 1):
+        d = reads_symbol(k)
+        if dropout and stage.matrix == "weight_hh":
+            d = d * symbol(MASK)
+        seeds[stage.reads] = seeds[stage.reads] + d if stage.reads in seeds else d
+    expected = {name: known.of(d) for name, d in gradient(seeds).items() if name != MASK}
+    kept = {str(slot_symbol(k).payload): known.of(s) for k, s in enumerate(plan.slots)}
+    if dropout:  # what a masked product reads is kept masked
+        for k, slot in zip(range(1, len(graph.stages)), plan.reads, strict=True):
+            if graph.stages[k].matrix == "weight_hh":
+                masked = known.of(graph.stages[k].reads) * known.values[MASK]
+                np.testing.assert_allclose(kept[f"slot {slot}"], masked)
+    found: dict[str, np.ndarray] = {}
+    later = {f"d_reads {k}" for k in range(1, len(graph.stages))}
+    seen = {f"d_{name}" for name in graph.states}
+    for phase in plan.backward:
+        if phase.stage is not None:
+            own = (phase.stage.matrix, phase.stage.gates)
+            k = [(stage.matrix, stage.gates) for stage in graph.stages].index(own)
+            seen |= {f"d_reads {k}"}
+        for name, d in phase.derivatives.items():
+            assert name not in found
+            for other in symbols([d]):
+                at_hand = other.startswith(("p_", "slot ")) or other.endswith("_prev")
+                assert at_hand or other == MASK or other in seen
+            found[name] = np.asarray(evaluate({"": d}, {**known.values, **kept})[""])
+    assert later <= seen
+    if plan.backward[0].projects:
+        assert set(found) >= {PROJECTED}
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], np.broadcast_to(value, 5), rtol=1e-12, err_msg=name)
+
+
+SLOTS = {
+    "lstm": (0, 5, 5),  # i, f, g, o, and tanh(c)
+    "lstm coupled": (0, 5, 4),  # f is 1 - i
+    "lstm no forget gate": (0, 4, 4),
+    "lstm peepholes projection": (0, 5, 6),  # and what is projected
+    "gru reset after": (0, 3, 4),  # r, z, n, and the sum that r scales
+    "gru reset before": (1, 3, 4),  # z, which the second phase needs; in training r h_prev, too
+    "rnn": (0, 1, 1),
+}
+
+
+@pytest.mark.parametrize("option", SLOTS)
+def test_slots_are_few(option: str) -> None:
+    cell = cell_of(option)
+    found = [len(MADE[name](cell).slots) for name in ("inference", "inspection", "training")]
+    assert tuple(found) == SLOTS[option]
+    assert len(training(cell, True).slots) == SLOTS[option][2]
+
+
+@every_option
+def test_what_is_cheap_to_have_again_is_not_kept(option: str) -> None:
+    cell = cell_of(option)
+    plan = training(cell, False)
+    reads = {stage.reads for stage in trace(cell).stages[1:]}
+    for node in plan.slots:
+        sums = node.op == "add" and all(arg.op == "symbol" for arg in node.args)
+        product = node.op == "symbol"  # of a matrix, which is dear
+        compared = any(n.op in ("less", "clip") for n in topological([node]))
+        assert node.op not in CHEAP or sums or product or compared or node in reads
+
+
+def test_a_slot_is_what_is_kept_of_one_phase_for_a_later_one() -> None:
+    plan = inference(cell_of("gru reset before"))
+    first, second = plan.phases
+    assert list(first.slots) == [0]
+    assert second.slots == {}
+    assert "slot 0" in symbols(second.roots.values())
+    assert set(first.roots) == {"slot 0", "reads"}
+    assert set(second.roots) == {"h"}
+
+
+def test_a_projection_is_a_phase_of_its_own() -> None:
+    plan = inference(cell_of("lstm narrow projection"))
+    assert [phase.projects for phase in plan.phases] == [False, True]
+    assert set(plan.phases[0].roots) == {"c", "reads"}
+    assert symbols(plan.phases[1].roots.values()) == [PROJECTED]
+
+
+def test_schedules_are_made_once() -> None:
+    cell = cell_of("lstm")
+    assert inference(cell) is inference(cell_of("lstm"))
+    assert training(cell, True) is not training(cell, False)
+
+
+def test_substitution_replaces_whole_nodes() -> None:
+    a, b, c = map(symbol, "abc")
+    root = (a + b) * (a + b) - b
+    assert substitute(root, {a + b: c}) is c * c - b
+    assert substitute(root, {}) is root
+    assert substitute(root, {root: a}) is a
+    assert schedule.symbols([root]) in (["a", "b"], ["b", "a"])

@@ -1,0 +1,220 @@
+"""Derivatives of weights, against NumPy in double precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite.binding")
+
+from unit.engines.jit.compiled import machine
+from unit.engines.jit.test_products import at_an_end, narrower
+
+from lstm_cli.engines.jit import gradients
+from lstm_cli.engines.jit.compiler import compile_object
+from lstm_cli.engines.jit.gradients import (
+    GradientKernel,
+    WeightGradient,
+    gradient_kernel,
+    run_gradient,
+)
+from lstm_cli.engines.jit.layout import columns
+from lstm_cli.engines.jit.machine import Machine, described
+from lstm_cli.engines.jit.memory import Workspace
+from lstm_cli.engines.jit.outer import build
+from lstm_cli.engines.jit.products import Lines
+
+SIZES = (1, 2, 7, 33, 100, 257)
+
+
+@dataclass
+class Problem:
+    """Random factors: gates in slots of their own order, `a` in random order, NaN in between."""
+
+    steps: int
+    units: int
+    size: int
+    gates: tuple[int, ...] = (0,)
+    dtype: Any = np.float32
+    space: Workspace = field(default_factory=Workspace)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng([self.steps, self.units, self.size])
+        Q, H, D, G = self.steps, self.units, self.size, len(self.gates)
+        self.dz = rng.standard_normal((Q, G, H)).astype(self.dtype)
+        self.a = rng.standard_normal((Q, D)).astype(self.dtype)
+        self.slots = np.full((Q, max(self.gates) + 2, H + 3), np.nan, self.dtype)
+        self.slots[:, self.gates, :H] = self.dz
+        self.order = rng.permutation(Q)
+        self.lines = np.full((Q + 1, D + 2), np.nan, self.dtype)
+        self.lines[self.order, :D] = self.a
+        self.out = np.full((G * H + 1, D), 7.0, self.dtype)
+        self.bias = np.full(G * H + 1, 7.0, self.dtype)
+
+    def kernel(self, on: Machine | None = None) -> GradientKernel:
+        element = "float" if self.dtype == np.float32 else "double"
+        return gradient_kernel(self.size, element, on)
+
+    def given(self, *, bias: bool = True) -> WeightGradient:
+        row = self.slots.shape[1] * self.slots.shape[2]
+        places = np.array(self.gates, np.int64) * self.slots.shape[2]
+        return WeightGradient(
+            self.steps,
+            Lines.of(self.slots.reshape(self.steps, row)),
+            places,
+            self.units,
+            Lines.of(self.lines, self.order * (self.size + 2)),
+            self.out[:-1],
+            self.bias[:-1] if bias else None,
+        )
+
+    def run(self, threads: int = 1, on: Machine | None = None, **changes: Any) -> np.ndarray:
+        """Derivatives of the weights and, as a last column, of the bias."""
+        self.out[:-1], self.bias[:-1] = np.nan, np.nan
+        given = replace(self.given(), **changes)
+        run_gradient(self.kernel(on), given, self.space, threads)
+        assert (self.out[-1] == 7).all()
+        assert self.bias[-1] == 7
+        return np.concatenate([self.out[:-1], self.bias[:-1, None]], axis=1)
+
+    @property
+    def expected(self) -> np.ndarray:
+        flat = self.dz.reshape(self.steps, -1).astype(np.float64)
+        found = flat.T @ self.a.astype(np.float64)
+        return np.concatenate([found, flat.sum(axis=0)[:, None]], axis=1)
+
+    def check(self, found: np.ndarray) -> None:
+        atol = float(20 * np.finfo(self.dtype).eps * (1 + self.steps) ** 0.5)
+        np.testing.assert_allclose(found, self.expected, rtol=1e-5, atol=atol)
+
+
+@pytest.fixture(autouse=True)
+def _many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small work is shared out, too."""
+    monkeypatch.setattr(gradients, "_SHARE", 1)
+    machine()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("units", SIZES)
+def test_matches_numpy(units: int, size: int, dtype: Any) -> None:
+    for steps in (1, 7, 523):
+        problem = Problem(steps, units, size, dtype=dtype)
+        problem.check(problem.run())
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 100])
+@pytest.mark.parametrize("gates", [(0, 1, 2, 3), (3, 1), (2, 0, 5)])
+def test_gates_in_slots(gates: tuple[int, ...], size: int) -> None:
+    problem = Problem(270, 19, size, gates)
+    problem.check(problem.run())
+
+
+@pytest.mark.parametrize("gates", [(0,), (2, 0, 1)])
+@pytest.mark.parametrize(
+    ("units", "size"), [(1, 1), (40, 2), (7, 200), (100, 33), (130, 130), (300, 5)]
+)
+def test_same_bits_for_any_number_of_threads(units: int, size: int, gates: tuple[int, ...]) -> None:
+    problem = Problem(1100, units, size, gates)
+    alone = problem.run(1)
+    problem.check(alone)
+    for threads in (2, 3, 5):
+        np.testing.assert_array_equal(problem.run(threads), alone)
+
+
+@pytest.mark.parametrize("units", [1, 40])
+def test_no_steps(units: int) -> None:
+    problem = Problem(0, units, 5)
+    assert (problem.run() == 0).all()
+
+
+@pytest.mark.parametrize("size", [3, 20])
+def test_bias_not_wanted(size: int) -> None:
+    problem = Problem(40, 33, size)
+    found = problem.run(bias=None)
+    assert np.isnan(found[:, -1]).all()
+    found[:, -1] = problem.expected[:, -1]
+    problem.check(found)
+
+
+@pytest.mark.parametrize("size", [3, 100])
+def test_derivatives_anywhere(size: int) -> None:
+    problem = Problem(300, 33, size, (1, 0))
+    rng = np.random.default_rng(8)
+    order = rng.permutation(300)
+    rows = np.full_like(problem.slots, np.nan)
+    rows[order] = problem.slots
+    row = rows.shape[1] * rows.shape[2]
+    problem.check(problem.run(2, dz=Lines.of(rows, order * row)))
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+@pytest.mark.parametrize("size", [3, 41, 100])
+def test_nothing_behind_the_last_number_is_touched(size: int, offsets: bool) -> None:
+    problem = Problem(300, 33, size)
+    where = np.arange(300)
+    dz, a = at_an_end(problem.dz[:, 0]), at_an_end(problem.a)
+    out, bias = at_an_end(problem.out[:-1]), at_an_end(problem.bias[:-1])
+    given = replace(problem.given(), a=Lines.of(a), out=out, bias=bias)
+    given = replace(given, dz=Lines.of(dz, where * 33) if offsets else Lines.of(dz))
+    run_gradient(problem.kernel(), given, problem.space, 2)
+    problem.check(np.concatenate([out, bias[:, None]], axis=1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
+def test_every_thread_has_a_part_of_its_own(threads: int) -> None:
+    for strips in (1, 3, 22, 170):
+        for panels in (0, 1, 2, 5):
+            rows, across = gradients._grid(strips, panels, threads)
+            assert 1 <= rows * across <= threads
+            assert across <= max(panels, 1)
+
+
+@pytest.mark.parametrize("size", [100, 257])
+def test_smaller_cache(size: int) -> None:
+    problem = Problem(600, 40, size)
+    whole = problem.kernel()
+    small = replace(whole, block=gradients._block(whole.columns.split, replace(machine(), cache=0)))
+    assert small.block < whole.block
+    run_gradient(small, problem.given(), problem.space, 3)
+    problem.check(np.concatenate([problem.out[:-1], problem.bias[:-1, None]], axis=1))
+
+
+def test_last_step_and_last_numbers_count() -> None:
+    problem = Problem(513, 33, 41)
+    right = problem.run()
+    problem.slots[512, 0, 32] += 1
+    wrong = problem.run()
+    assert (right[32] != wrong[32]).all()
+    np.testing.assert_array_equal(right[:32], wrong[:32])
+
+
+def test_nan_stays_in_its_row_and_column() -> None:
+    problem = Problem(50, 33, 41)
+    problem.slots[7, 0, 5] = np.nan
+    problem.lines[problem.order[9], 11] = np.inf
+    found = problem.run()
+    assert np.isnan(found[5]).all()
+    assert not np.isfinite(found[:, 11]).any()
+    found[5], found[:, 11] = problem.expected[5], problem.expected[:, 11]
+    problem.check(found)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 3, 33, 50])
+def test_avx2(size: int, dtype: Any) -> None:
+    problem = Problem(300, 33, size, (1, 0), dtype)
+    problem.check(problem.run(on=narrower()))
+    problem.check(problem.run(2, on=narrower()))
+
+
+@pytest.mark.parametrize("size", [1, 50, 64])
+def test_neon_compiles(size: int) -> None:
+    neon = described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    for element in ("float", "double"):
+        module = build(columns(size, 1, neon.lanes(element)).split, neon)
+        assert len(compile_object(module, neon)) > 1000
