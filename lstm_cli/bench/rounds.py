@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ Call = Callable[[], Any]
 SAMPLE_SECONDS = 1e-3
 """A sample is at least about this long: shorter calls are repeated within it."""
 
-SETTLE_SECONDS = 2e-3
-"""Pause before a turn: threads of the contestant before it may spin on for a while."""
+SETTLE_SECONDS, SETTLED, LONGEST_SETTLING = 12e-3, 0.2, 0.2
+"""Before a turn, threads of the contestant before it may spin on, some for 50 milliseconds. So the
+turn begins after a pause in which this process used less than so much of a core (of a thread that
+runs, the system knows every 4 milliseconds); or after the longest one."""
 
 STEADY = 0.2
 """Warm-up ends when two calls in succession differ by less than this share."""
@@ -77,12 +79,23 @@ def _order(number: int, contestants: int) -> list[int]:
 
 def _sample(call: Call, repeats: int) -> float:
     """Seconds a call, after one that is not timed: caches and threads are others' by now."""
-    sleep(SETTLE_SECONDS)
+    _settle()
     call()
     begun = perf_counter()
     for _ in range(repeats):
         call()
     return (perf_counter() - begun) / repeats
+
+
+def _settle() -> None:
+    """Pause until no thread of this process works."""
+    begun = now = perf_counter()
+    while now - begun < LONGEST_SETTLING:
+        used, before = process_time(), now
+        sleep(SETTLE_SECONDS)
+        now = perf_counter()
+        if process_time() - used < SETTLED * (now - before):
+            return
 
 
 def _warm_up(call: Call, seconds: float) -> float:

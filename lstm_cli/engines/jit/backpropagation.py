@@ -23,7 +23,7 @@ from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.products import Lines, Product, ProductKernel, product_kernel, run_product
 from lstm_cli.engines.jit.recurrent import Buffers, Sequences, equations
 from lstm_cli.engines.jit.schedule import Schedule
-from lstm_cli.engines.jit.serving import BARRIER_BYTES
+from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
 from lstm_cli.engines.types import Array
 
@@ -127,13 +127,13 @@ class BackwardBuffers:
     dh, dc, apart
         (N, stride) derivatives of the states, and what of h's comes through no product.
     dp
-        (threads, gates, stride) of peepholes.
+        (groups, gates, stride) of peepholes.
     projected
         (steps, stride) of what a projection gave.
     zeros
         What stands for derivatives of outputs that nobody reads.
-    firsts
-        The block names it.
+    firsts, meeting
+        The block names them.
     offsets
         Where rows of an array begin, by what that depends on.
     """
@@ -151,6 +151,7 @@ class BackwardBuffers:
     projected: Array
     zeros: Array
     firsts: Array
+    meeting: Array
     offsets: dict[Hashable, Array] = field(default_factory=dict)
 
     def steps(self, array: Array) -> Array:
@@ -214,6 +215,7 @@ def _buffers(
         projected=space.shaped("projected", (len(row), outputs), dtype),
         zeros=space.get("zeros", max(4096, outputs), dtype),
         firsts=rows.firsts(),
+        meeting=space.shaped("meeting", (team_words(threads),), "int64"),
     )
     entries = {
         "T": rows.T,
@@ -230,7 +232,7 @@ def _buffers(
         "active": address(rows.active),
         "starts": address(rows.starts),
         "firsts": address(found.firsts),
-        "meeting": address(space.get("meeting", BARRIER_BYTES // 8, "int64")),
+        "meeting": address(found.meeting),
         "yield": yield_address(),
         "dz": address(found.dz),
         "dh": address(found.dh),
@@ -320,6 +322,7 @@ class BackwardPass:
         }
         entries |= {f"w_{k}": address(w.panels) for k, w in enumerate(self.kernel.products)}
         self.design.arguments.put(buffers.block, entries)
+        buffers.meeting.fill(0)
         run(self.design.address, address(buffers.block), self.given.threads)
 
     def _inputs(self, dx: Array, add: bool) -> None:

@@ -29,7 +29,6 @@ from lstm_cli.engines.jit.sequence import (
     ADDRESSES,
     NUMBERS,
     Factors,
-    PanelHere,
     SequenceKernel,
 )
 from lstm_cli.engines.jit.tiles import Part, first_lanes, load_part
@@ -139,14 +138,22 @@ class _Kernel(SequenceKernel):
                 f.set(t, f.add(f.get(t), 1))
             behind = f.variable("i64", 0)
             with f.while_() as steps:
-                self._bring_back(f.get(t), f.get(behind), f.get(q))
+                step, more = f.sub(f.get(t), 1), f.compare("sgt", f.get(t), 0)
+                count = f.variable("i64", 0)
+                with f.when(more):
+                    f.set(count, self.running(step))
+                rows, last = f.get(count), f.get(q)
+                f.set(q, f.sub(last, rows))
+                here = _Here(self, step, f.get(q))
+                self._gate_rows(f.get(behind), last, self.schedule.phases[0].stage.gates)
+                with self.phase():
+                    self._bring_back(f.get(t), f.get(behind))
+                    with f.when(more):
+                        self._begin(here, rows)
                 steps.leave_if(f.compare("eq", f.get(t), 0))
-                step = f.sub(f.get(t), 1)
-                count = self.running(step)
-                f.set(q, f.sub(f.get(q), count))
-                self._step(_Here(self, step, f.get(q)), count)
+                self._step(here, rows)
                 f.set(t, step)
-                f.set(behind, count)
+                f.set(behind, rows)
 
     def _gate_rows(self, count: Value, q: Value, gates: tuple[str, ...]) -> None:
         """The addresses of the rows' derivatives for neighbouring slots."""
@@ -155,11 +162,10 @@ class _Kernel(SequenceKernel):
         base = f.at(a["dz"], f.mul(a["ld"], first), self.element)
         self.rows(self.z_rows, count, base, q, f.mul(a["ld"], a["d_slots"]))
 
-    def _bring_back(self, step: Value, count: Value, q: Value) -> None:
-        """h's derivative from the step whose first number is `q`, for the rows that had it."""
+    def _bring_back(self, step: Value, count: Value) -> None:
+        """h's derivative from the step behind, for the rows that had it."""
         f, a = self.f, self.a
         gates = self.schedule.phases[0].stage.gates
-        self._gate_rows(count, q, gates)
         split = self.shape.products[0]
         factors = Factors(a["w_0"], a["zeros"], a["K_0"], step, len(gates), a["ld"], begins=False)
         for part in split.parts:
@@ -178,30 +184,30 @@ class _Kernel(SequenceKernel):
                 f.store(d, f.at(a["dh"], at, self.element), 4)
 
     def _step(self, here: _Here, count: Value) -> None:
-        """One step of all running rows, backwards."""
-        a = self.a
+        """The phases of one step, but for the first."""
         for k, phase in enumerate(self.schedule.backward):
-            split = self.shape.products[k]
-            if phase.stage is not None:
-                self._sources(here, phase.stage, count)
-            for part in split.parts:
-                panels = a[f"panels_{k}"]
-                if phase.stage is None:
-                    with self.panels(split, part, panels) as panel:
-                        self._begin(here, phase, panel, count)
-                    continue
-                factors = self._factors(here, k, phase.stage)
-                products = self.products(split, part, panels, self.z_rows, count, factors)
-                with products as (r, column, own):
-                    _Place(here, phase, k, part, r, column, own).compute()
-            self.meet()
+            if phase.stage is None:
+                continue
+            self._sources(here, phase.stage, count)
+            split, panels = self.shape.products[k], self.a[f"panels_{k}"]
+            factors = self._factors(here, k, phase.stage)
+            with self.phase():
+                for part in split.parts:
+                    products = self.products(split, part, panels, self.z_rows, count, factors)
+                    with products as (r, column, own):
+                        _Place(here, phase, k, part, r, column, own).compute()
 
-    def _begin(self, here: _Here, phase: BackwardPhase, panel: PanelHere, count: Value) -> None:
+    def _begin(self, here: _Here, count: Value) -> None:
         """The first phase, which has no product of its own."""
-        f, part = self.f, panel.part
-        with f.loop(0, count) as r, f.loop(0, part.columns, part.lanes.count) as shift:
-            column = f.add(panel.column, shift)
-            _Place(here, phase, 0, part, r, column, None).compute()
+        f, phase, split = self.f, self.schedule.backward[0], self.shape.products[0]
+        for part in split.parts:
+            with (
+                self.panels(split, part, self.a["panels_0"]) as panel,
+                f.loop(0, count) as r,
+                f.loop(0, part.columns, part.lanes.count) as shift,
+            ):
+                column = f.add(panel.column, shift)
+                _Place(here, phase, 0, part, r, column, None).compute()
 
     def _sources(self, here: _Here, stage: Stage, count: Value) -> None:
         """The rows that undo a stage: the derivatives of what it gave."""

@@ -108,7 +108,8 @@ class _Kernel(SequenceKernel):
     def emit(self) -> None:
         """All of it."""
         f, a, part = self.f, self.a, self.f.args["part"]
-        self.own_z = f.at(a["z"], f.mul(part, a["z_size"]), self.element)
+        own = f.select(f.compare("sgt", a["groups"], 0), part, 0)
+        self.own_z = f.at(a["z"], f.mul(own, a["z_size"]), self.element)
         self.x_rows = f.at(a["rows"], f.mul(part, f.mul(a["limit"], 2)), "ptr")
         self.h_rows = f.at(self.x_rows, a["limit"], "ptr")
         if self.shape.pairs:
@@ -116,7 +117,8 @@ class _Kernel(SequenceKernel):
             self.x_halves = f.at(a["halves_x"], x_halves, self.element)
         with self.groups() as number:
             if self.shape.pairs:
-                self._halve_states()
+                with self.phase(), f.when(f.compare("eq", self.me, 0)):
+                    self._halve_states()
             q, t = f.variable("i64", number), f.variable("i64", 0)
             with f.while_() as runs:
                 begun = f.get(t)
@@ -158,12 +160,13 @@ class _Kernel(SequenceKernel):
             f.set(total, f.add(rows, count))
             f.set(ended, f.add(step, 1))
         rows, stride, K = f.get(total), f.mul(a["ld"], len(self.cell.letters)), a["K_x"]
-        for part in self.shape.inputs.parts:
-            with self.panels(self.shape.inputs, part, a["panels_x"]) as panel:
-                out = f.at(self.own_z, panel.column, self.element)
-                w, b = panel.data(a["w_x"], K), panel.data(a["b_x"], 1)
-                product = self.tiles.product(part)
-                f.call(product, self.x_rows, rows, w, K, 1, 0, b, out, stride, a["ld"])
+        with self.phase():
+            for part in self.shape.inputs.parts:
+                with self.panels(self.shape.inputs, part, a["panels_x"]) as panel:
+                    out = f.at(self.own_z, panel.column, self.element)
+                    w, b = panel.data(a["w_x"], K), panel.data(a["b_x"], 1)
+                    product = self.tiles.product(part)
+                    f.call(product, self.x_rows, rows, w, K, 1, 0, b, out, stride, a["ld"])
         return f.get(ended)
 
     def _halve(self, row: Value, into: Value, size: Value) -> None:
@@ -191,11 +194,11 @@ class _Kernel(SequenceKernel):
             split = self.shape.products[k]
             a, panels = self.a, self.a[f"panels_{k}"]
             factors = Factors(a[f"w_{k}"], a[f"b_{k}"], a[f"K_{k}"], here.step)
-            for part in reversed(split.parts):
-                products = self.products(split, part, panels, self.h_rows, count, factors)
-                with products as (r, column, own):
-                    _Place(here, phase, part, r, column, own).compute()
-            self.meet()
+            with self.phase():
+                for part in reversed(split.parts):
+                    products = self.products(split, part, panels, self.h_rows, count, factors)
+                    with products as (r, column, own):
+                        _Place(here, phase, part, r, column, own).compute()
 
 
 class _Here:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 
@@ -23,7 +22,6 @@ from lstm_cli.engines.jit.recurrent import (
     run_forward,
 )
 from lstm_cli.engines.jit.schedule import Schedule
-from lstm_cli.engines.jit.serving import NAPS
 from lstm_cli.engines.jit.weights import RecurrentWeights
 from lstm_cli.engines.types import (
     DIRECTIONS,
@@ -43,15 +41,6 @@ SHORT = 1 << 21
 
 TALL = 24
 """Rows that a thread wants of its own where all weights together are too large for its cache."""
-
-NAPPING = 8
-"""Where one step in so many had a thread wait asleep, others want the cores too."""
-
-CROWDED = 0.02
-"""Seconds for which steps then have no second thread to wait for."""
-
-SLOW = 1 << 22
-"""Multiply-adds of a step from which a second thread helps even so."""
 
 
 @dataclass
@@ -153,13 +142,7 @@ class RecurrentLayer:
         """One direction's kernel."""
         kernel = forward_kernel(self.weights[d], plan)
         into = None if y is None else (y, d * self.spec.cells[0].output_size)
-        left, seconds = run_forward(self.weights[d], kernel, given, into, space)
-        if given.threads > 1 and not given.rows.alone:
-            naps = left.meeting.item(NAPS)
-            left.meeting[NAPS] = 0
-            if naps * NAPPING > given.rows.T:
-                self.spaces.crowded_until = perf_counter() + CROWDED
-        return left, seconds
+        return run_forward(self.weights[d], kernel, given, into, space)
 
     def _output(self, x: Array, lengths: Array | None) -> Array | None:
         """Where the output of every step goes."""
@@ -177,8 +160,6 @@ class RecurrentLayer:
         N, T, _ = x.shape
         work = N * self._work
         shares = threads = self.threads if work >= SMALL and work * T >= SHORT else 1
-        if work < SLOW and perf_counter() < self.spaces.crowded_until:
-            threads = 1
         if not trains:
             shares = threads
         least = 2 if self._fits else TALL

@@ -65,16 +65,9 @@ class Workspace:
 
 
 class Workspaces:
-    """Workspaces for calls that may run at the same time, each taken by one of them.
-
-    Attributes
-    ----------
-    crowded_until
-        Until when, on `time.perf_counter`, others are taken to want the cores too.
-    """
+    """Workspaces for calls that may run at the same time, each taken by one of them."""
 
     def __init__(self) -> None:
-        self.crowded_until = 0.0
         self._free: defaultdict[Hashable, list[Workspace]] = defaultdict(list)
 
     @property
@@ -102,7 +95,6 @@ class Stock:
     """
 
     def __init__(self) -> None:
-        self.crowded_until = 0.0
         self._free: defaultdict[int, list[Array]] = defaultdict(list)
 
     @property

@@ -19,6 +19,8 @@ from lstm_cli.engines.jit.machine import host
 from lstm_cli.engines.jit.serving import (
     ACQUIRE,
     ALLOCATE,
+    CORES,
+    CORES_WORDS,
     COUNT,
     MOST_PARTS,
     POOL_WORDS,
@@ -55,6 +57,7 @@ class Pool:
         self._words = (word * POOL_WORDS).from_address(self._address)
         self._words[YIELD], self._words[REST] = _yield_address(), yield_address()
         self._words[ROUNDS] = _ROUNDS
+        self._words[CORES : CORES + CORES_WORDS] = _cores()
         for index, name in (ALLOCATE, "allocate"), (ACQUIRE, "acquire"), (RELEASE, "release"):
             function = getattr(ctypes.pythonapi, f"PyThread_{name}_lock")
             self._words[index] = _address(function)
@@ -107,6 +110,16 @@ class Pool:
         end = time.monotonic() + _START
         while self._words[COUNT] < workers and time.monotonic() < end:
             time.sleep(0)
+
+
+def _cores() -> list[int]:
+    """A bit for every core this process may use, 64 in a word; 0 if there is no choice."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(allowed) < 2 or max(allowed) >= 64 * CORES_WORDS:
+        return [0] * CORES_WORDS
+    bits = sum(1 << core for core in allowed)
+    words = [bits >> 64 * k & (1 << 64) - 1 for k in range(CORES_WORDS)]
+    return [word - (1 << 64) if word >> 63 else word for word in words]
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from lstm_cli.engines.jit.forward import Blocks, Shape
 from lstm_cli.engines.jit.memory import Workspace, address
 from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.schedule import Schedule
-from lstm_cli.engines.jit.serving import BARRIER_BYTES
+from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
 from lstm_cli.engines.types import Array
 
@@ -172,6 +172,8 @@ def run_forward(
         kernel.blocks.all.fill(block, kernel.blocks.weights, kernel.weights)
         buffers.told = kernel
     _tell(buffers, given, y)
+    if given.threads > 1:
+        buffers.meeting.fill(0)
     begun = perf_counter()
     run(kernel.address, address(block), given.threads)
     seconds = perf_counter() - begun
@@ -202,7 +204,7 @@ def _buffers(
         record = space.shaped("record", (numbers, slots, units), dtype)
     limit = _limit(N, G * units * h.itemsize, given, weights.cache)
     firsts = rows.firsts() if keep else rows.starts
-    meeting = space.get("meeting", BARRIER_BYTES // 8, "int64")
+    meeting = space.shaped("meeting", (team_words(given.threads),), "int64")
     entries = {
         "T": T,
         "groups": rows.groups if rows.alone else 0,

@@ -15,7 +15,7 @@ from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.ir import Module, Operand, Value
 from lstm_cli.engines.jit.layout import Split
 from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.serving import emit_barrier
+from lstm_cli.engines.jit.teams import Team
 from lstm_cli.engines.jit.tiles import Part, Tiles
 
 CHUNK = 24
@@ -82,7 +82,7 @@ class SequenceKernel:
     f, a
         The function, and its block's entries.
     workers, me
-        How many threads share a group's columns, and which of them this one is.
+        How many shares a group's columns have, and which of them is being computed.
     group, first, active
         The group of rows, its first row, and its counts of running rows by step.
     """
@@ -92,7 +92,6 @@ class SequenceKernel:
     ) -> None:
         self.machine, self.layout, self.element = machine, layout, element
         self.tiles = Tiles(module, machine)
-        self._barrier = emit_barrier(module, machine)
         kinds = {"block": "ptr", "part": "i64", "parts": "i64"}
         self.f = f = module.function(name, kinds, exported=True)
         self.a = layout.read(f, f.args["block"])
@@ -107,6 +106,7 @@ class SequenceKernel:
             self.group = group = f.select(alone, turn, 0)
             self.first = f.load("i64", f.at(a["starts"], group, "i64"))
             self.active = f.at(a["active"], f.mul(group, a["T"]), "i64")
+            self.team = Team(f, self.machine, a["meeting"], self.workers, self.me, a["yield"])
             yield f.load("i64", f.at(a["firsts"], group, "i64"))
         f.done()
 
@@ -185,9 +185,13 @@ class SequenceKernel:
             row = f.at(base, f.mul(f.add(first, r), ld), self.element)
             f.store(row, f.at(into, r, "ptr"))
 
-    def meet(self) -> None:
-        """Wait for the threads that share this group; what they wrote is seen behind it."""
-        self.f.call(self._barrier, self.a["meeting"], self.workers, self.a["yield"])
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """What the threads of a group do together, each a share of the columns."""
+        own = self.me
+        with self.team.phase() as self.me:
+            yield
+        self.me = own
 
     def clock(self) -> Value:
         """The processor's count of time."""

@@ -22,9 +22,8 @@ BUSY, COUNT, YIELD, ALLOCATE, ACQUIRE, RELEASE, ROUNDS, REST = 0, 8, 16, 17, 18,
 system's functions; how often a worker offers its core to others before it sleeps. `REST` is what
 barriers are given, see `pool.yield_address`."""
 
-_SLEEPERS, _HASTE, NAPS = 2, 3, 4
-"""Words behind `BUSY`, as in a barrier's counter: how many wait asleep; how many waits
-from now on are to be short; how many waits there were in which one slept."""
+_SLEEPERS = 2
+"""A word behind `BUSY`, as in a team's memory: how many wait asleep."""
 
 POOL_WORDS = 32 + (MOST_PARTS - 1) * 16
 """Size of a pool: the header, and mailboxes of 128 bytes, for lines are fetched in pairs."""
@@ -32,19 +31,22 @@ POOL_WORDS = 32 + (MOST_PARTS - 1) * 16
 BARRIER_BYTES = 64
 """Size and alignment of what a barrier counts in."""
 
-_STATE, _FUNCTION, _ARGS, _PART, _PARTS, _LOCK = range(6)
+CORES, CORES_WORDS = 24, 8
+"""Words of the header that have a bit for every core this process may use; all 0 if that is not
+known, or only one."""
+
+_STATE, _FUNCTION, _ARGS, _PART, _PARTS, _LOCK, _CORE = range(7)
 """Words of a mailbox."""
 
 _FREE, _POSTED, _ASLEEP, _TAKEN = range(4)
 """States of a mailbox; the odd ones are those in which its part is not done."""
 
-_PATIENCE, _HASTY_PATIENCE = 2048, 128
-"""Pauses before one who waits for work that is under way sleeps. At first some 50 microseconds,
-more than waking up takes, or two could go on missing each other for ever. Few where that was in
-vain, for whom one waits for may need this very core."""
+_PATIENCE, _POLITE = 8192, 256
+"""Pauses before one who waits for work that is under way sleeps, some 200 microseconds: one who
+sleeps wakes up late, and often on the wrong core. Every so many it lets others have the core."""
 
-_HASTY_WAITS = 16
-"""How often few, before more are tried again."""
+_DOZES = 4
+"""How often one waits for a worker to wake up, before it begins by itself."""
 
 _COURTESY = 32
 """Pauses before one who waits for work to come offers the core to others."""
@@ -62,12 +64,12 @@ def emit_barrier(module: Module, machine: Machine) -> Function:
     arrived, parts, rest = f.args["counter"], f.args["parts"], f.args["rest"]
     with f.when(f.compare("sgt", parts, 1)):
         passed = f.at(arrived, 1, "i64")
-        before = _watch(f, passed)  # cannot change before this part has arrived, too
+        before = watch(f, passed)  # cannot change before this part has arrived, too
         others = f.value("i64", f"atomicrmw add {arrived}, i64 1 acq_rel, align 8")
         with f.when(f.compare("eq", f.add(others, 1), parts)):
             _publish(f, 0, arrived)
-            _announce(f, machine, f.add(before, 1), passed, rest, arrived)
-        with _awaiting(f, machine, passed, rest, arrived) as (wait, now):
+            announce(f, machine, f.add(before, 1), passed, rest, arrived)
+        with awaiting(f, machine, passed, rest, arrived) as (wait, now):
             wait.leave_if(f.compare("ne", now, before))
     f.done()
     return f
@@ -85,7 +87,7 @@ def _emit_run(module: Module, together: Function) -> None:
     """``i64 run(ptr pool, ptr function, ptr args, i64 parts)``: see `Pool.run`."""
     f = module.function("run", _RUN, returns="i64", exported=True, noalias=False)
     pool = f.args["pool"]
-    with f.when(f.compare("sgt", f.args["parts"], 1)), f.when(_swap(f, pool, 0, 1)):
+    with f.when(f.compare("sgt", f.args["parts"], 1)), f.when(swap(f, pool, 0, 1)):
         used = f.call(together, *f.args.values())
         _publish(f, 0, pool)
         f.done(used)
@@ -97,38 +99,59 @@ def _emit_together(module: Module, machine: Machine) -> Function:
     """The run of one who has the pool."""
     f = module.function("together", _RUN, returns="i64", noalias=False)
     pool, function, args = (f.args[key] for key in ("pool", "function", "args"))
-    workers = f.smaller(_watch(f, f.at(pool, COUNT, "i64")), MOST_PARTS - 1)
+    workers = f.smaller(watch(f, f.at(pool, COUNT, "i64")), MOST_PARTS - 1)
     parts = f.smaller(f.args["parts"], f.add(workers, 1))
+    asleep = f.variable("i64", 0)
     with f.loop(1, parts) as part:
-        _post(f, pool, part, {_FUNCTION: function, _ARGS: args, _PART: part, _PARTS: parts})
+        job = {_FUNCTION: function, _ARGS: args, _PART: part, _PARTS: parts}
+        with f.when(_post(f, machine, pool, part, job)):
+            f.set(asleep, part)
+    _rouse(f, machine, pool, f.get(asleep))
     _perform(f, function, args, i64(0), parts)
     # What no worker has begun by now (it is waking up, or has lost its core) is sooner done here.
     # Parts that meet at barriers have all begun, or part 0 would not have come to its end.
     with f.loop(1, parts) as part:
         state = _mailbox(f, pool, part)
         with (
-            f.when(f.compare("eq", _watch(f, state), _POSTED)),
-            f.when(_swap(f, state, _POSTED, _FREE)),
+            f.when(f.compare("eq", watch(f, state), _POSTED)),
+            f.when(swap(f, state, _POSTED, _FREE)),
         ):
             _perform(f, function, args, part, parts)
     rest = _word(f, pool, REST)
     with f.loop(1, parts) as part:
         box = _mailbox(f, pool, part)
-        with _awaiting(f, machine, box, rest, pool) as (wait, state):
+        with awaiting(f, machine, box, rest, pool) as (wait, state):
             wait.leave_if(f.compare("eq", f.binary("and", state, 1), 0))
     f.done(parts)
     return f
 
 
-def _post(f: Function, pool: Value, part: Value, job: dict[int, Value]) -> None:
-    """Hand a part to its worker, and wake it where it sleeps."""
+def _rouse(f: Function, machine: Machine, pool: Value, part: Value) -> None:
+    """Doze until a worker that slept is at work, or has had time enough.
+
+    The system likes to wake it on the core of the one who wakes it, and leaves it there for
+    milliseconds, though another is free, if that one goes on working.
+    """
+    tries = f.variable("i64", 0)
+    with f.when(f.compare("ne", part, 0)), f.while_() as loop:
+        loop.leave_if(f.compare("ne", watch(f, _mailbox(f, pool, part)), _POSTED))
+        loop.leave_if(f.compare("sge", f.get(tries), _DOZES))
+        f.set(tries, f.add(f.get(tries), 1))
+        _doze(f, machine, _word(f, pool, REST))
+
+
+def _post(f: Function, machine: Machine, pool: Value, part: Value, job: dict[int, Value]) -> Value:
+    """Hand a part to its worker, and wake it where it sleeps; whether it did."""
     state = _mailbox(f, pool, part)
     for word, value in job.items():
         f.store(value, f.at(state, word, "i64"))
     old = f.value("i64", f"atomicrmw xchg {state}, i64 {_POSTED} acq_rel, align 8")
-    with f.when(f.compare("eq", old, _ASLEEP)):
+    slept = f.compare("eq", old, _ASLEEP)
+    with f.when(slept):
+        f.store(_core(f, machine, _word(f, pool, REST)), f.at(state, _CORE, "i64"))
         lock = _word(f, state, _LOCK)
         f.line(f"call void {_word(f, pool, RELEASE).name}({lock})")
+    return slept
 
 
 def _emit_serve(module: Module, machine: Machine) -> None:
@@ -150,15 +173,16 @@ def _emit_serve(module: Module, machine: Machine) -> None:
     with f.while_():
         with _waiting(f, machine, yield_) as (wait, waited):
             bored = f.compare("sge", waited, rounds)
-            wait.leave_if(f.compare("eq", _watch(f, state), _POSTED))
+            wait.leave_if(f.compare("eq", watch(f, state), _POSTED))
             wait.leave_if(bored)
-        with f.when(bored), f.when(_swap(f, state, _FREE, _ASLEEP)):
+        with f.when(bored), f.when(swap(f, state, _FREE, _ASLEEP)):
             _lock(f, acquire, lock)
-        with f.when(_swap(f, state, _POSTED, _TAKEN)):
+            _part_company(f, machine, pool, _word(f, state, _CORE, "i64"))
+        with f.when(swap(f, state, _POSTED, _TAKEN)):
             function, args = _word(f, state, _FUNCTION), _word(f, state, _ARGS)
             part, parts = _word(f, state, _PART, "i64"), _word(f, state, _PARTS, "i64")
             _perform(f, function, args, part, parts)
-            _announce(f, machine, i64(_FREE), state, _word(f, pool, REST), pool)
+            announce(f, machine, i64(_FREE), state, _word(f, pool, REST), pool)
     f.done()
 
 
@@ -184,7 +208,7 @@ def _word(f: Function, base: Value, index: int, type_: str = "ptr") -> Value:
     return f.load(type_, f.at(base, index, "i64"))
 
 
-def _watch(f: Function, address: Value) -> Value:
+def watch(f: Function, address: Value) -> Value:
     """A word that others change, and with it all that they wrote before they changed it."""
     return f.value("i64", _atomic(address, "acquire"))
 
@@ -203,11 +227,11 @@ def _publish(f: Function, value: Operand, address: Value) -> None:
     f.line(f"store atomic {i64(value)}, {address} release, align 8")
 
 
-def _swap(f: Function, address: Value, old: int, new: int) -> Value:
+def swap(f: Function, address: Value, old: Operand, new: Operand) -> Value:
     """Change a word from `old` to `new`; false if it was not `old`."""
     pair = "{ i64, i1 }"
     how = "acq_rel acquire, align 8"
-    done = f.value(pair, f"cmpxchg {address}, i64 {old}, i64 {new} {how}")
+    done = f.value(pair, f"cmpxchg {address}, {i64(old)}, {i64(new)} {how}")
     return f.value("i1", f"extractvalue {done}, 1")
 
 
@@ -227,40 +251,33 @@ def _waiting(f: Function, machine: Machine, yield_: Value) -> Iterator[tuple[Loo
 
 
 @contextmanager
-def _awaiting(
+def awaiting(
     f: Function, machine: Machine, word: Value, rest: Value, notes: Value
 ) -> Iterator[tuple[Loop, Value]]:
-    """A loop that waits until it is left for a word that `_announce` changes.
+    """A loop that waits until it is left for a word that `announce` changes.
 
     Gives the loop, and what the word was when last looked at.
     """
-    sleepers, haste = f.at(notes, _SLEEPERS, "i64"), f.at(notes, _HASTE, "i64")
-    naps = f.at(notes, NAPS, "i64")
-    hasty = _glance(f, haste)
-    patience = f.select(f.compare("eq", hasty, 0), _PATIENCE, _HASTY_PATIENCE)
-    pauses, slept = f.variable("i64", 0), f.variable("i64", 0)
+    sleepers, pauses = f.at(notes, _SLEEPERS, "i64"), f.variable("i64", 0)
     with f.while_() as loop:
-        now = _watch(f, word)
+        now = watch(f, word)
         yield loop, now
         _pause(f, machine)
-        f.set(pauses, f.add(f.get(pauses), 1))
-        with f.when(f.compare("sge", f.get(pauses), patience)):
+        count = f.add(f.get(pauses), 1)
+        f.set(pauses, count)
+        with f.when(f.compare("eq", f.rem(count, _POLITE), 0)):
+            _yield(f, machine, rest)
+        with f.when(f.compare("sge", count, _PATIENCE)):
             f.value("i64", f"atomicrmw add {sleepers}, i64 1 seq_cst, align 8")
             _rest(f, machine, rest, word, now)
-            f.value("i64", f"atomicrmw add {naps}, i64 1 monotonic, align 8")
             f.value("i64", f"atomicrmw sub {sleepers}, i64 1 seq_cst, align 8")
             f.set(pauses, 0)
-            f.set(slept, 1)
-    fewer = f.select(f.compare("eq", hasty, 0), _HASTY_WAITS, f.sub(hasty, 1))
-    wanted = f.select(f.compare("eq", f.get(slept), 1), fewer, 0)
-    with f.when(f.compare("ne", wanted, hasty)):
-        f.line(f"store atomic {wanted}, {haste} monotonic, align 8")
 
 
-def _announce(
+def announce(
     f: Function, machine: Machine, value: Value, word: Value, rest: Value, notes: Value
 ) -> None:
-    """Change a word that is waited for with `_awaiting`."""
+    """Change a word that is waited for with `awaiting`."""
     # Either this sees the sleeper's note, or the sleeper sees the change: both are of one order.
     f.value("i64", f"atomicrmw xchg {word}, {value} seq_cst, align 8")
     sleepers = f.at(notes, _SLEEPERS, "i64")
@@ -274,6 +291,60 @@ def _rest(f: Function, machine: Machine, rest: Value, word: Value, seen: Value) 
         low = f.convert("trunc", seen, "i32")
         how = f"i64 {futex(machine)}, {word}, i64 128, {low}, ptr null"
         f.line(f"call i64 (i64, ...) {rest.name}({how})")
+    else:
+        f.line(f"call i32 {rest.name}()")
+
+
+def _yield(f: Function, machine: Machine, rest: Value) -> None:
+    """Let others have the core."""
+    if futex(machine):
+        f.line(f"call i64 (i64, ...) {rest.name}(i64 {24 if machine.x86 else 124})")
+    else:
+        f.line(f"call i32 {rest.name}()")
+
+
+def _core(f: Function, machine: Machine, rest: Value) -> Value:
+    """The core that this thread runs on; -1 where that cannot be known."""
+    if not futex(machine):
+        return i64(-1)
+    found = f.variable("i64", 0)
+    number = 309 if machine.x86 else 168  # getcpu
+    f.line(f"call i64 (i64, ...) {rest.name}(i64 {number}, {found.address}, ptr null, ptr null)")
+    return f.get(found)
+
+
+def _part_company(f: Function, machine: Machine, pool: Value, core: Value) -> None:
+    """Go to another core, if this thread woke up on the one of whom it is to help.
+
+    It is kept from that core for a moment only, and free to be moved again then.
+    """
+    if not futex(machine):
+        return
+    rest, others = _word(f, pool, REST), f.array(CORES_WORDS, "i64")
+    any_ = f.variable("i64", 0)
+    with f.loop(0, CORES_WORDS) as k:
+        bits = f.load("i64", f.at(f.at(pool, CORES, "i64"), k, "i64"))
+        own = f.compare("eq", f.binary("lshr", core, 6), k)
+        bit = f.binary("shl", 1, f.binary("and", core, 63))
+        left = f.binary("and", bits, f.binary("xor", f.select(own, bit, 0), -1))
+        f.store(left, f.at(others, k, "i64"))
+        f.set(any_, f.binary("or", f.get(any_), left))
+    together = f.compare("eq", _core(f, machine, rest), core)
+    with f.when(together), f.when(f.compare("ne", f.get(any_), 0)):
+        for cores in (others, f.at(pool, CORES, "i64")):
+            number = 203 if machine.x86 else 122  # sched_setaffinity, of this thread
+            size = 8 * CORES_WORDS
+            f.line(f"call i64 (i64, ...) {rest.name}(i64 {number}, i64 0, i64 {size}, {cores})")
+
+
+def _doze(f: Function, machine: Machine, rest: Value) -> None:
+    """Sleep for as short a time as the system knows, some 50 microseconds."""
+    if futex(machine):
+        time = f.array(2, "i64", 16)
+        f.store(0, time)
+        f.store(1, f.at(time, 1, "i64"))
+        number = 35 if machine.x86 else 101  # nanosleep
+        f.line(f"call i64 (i64, ...) {rest.name}(i64 {number}, {time}, ptr null)")
     else:
         f.line(f"call i32 {rest.name}()")
 
