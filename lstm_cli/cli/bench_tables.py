@@ -54,8 +54,10 @@ def _limits(results: Sequence[SizeResult]) -> str:
 
 def _what(results: Sequence[SizeResult]) -> str:
     """What was measured: the layers too, if every size had the same."""
-    layers = {result.layers for result in results}
-    return WORK[results[0].mode] + (f" of {results[0].layers}" if len(layers) == 1 else "")
+    layers, work = {result.layers for result in results}, WORK[results[0].mode]
+    if len(layers) == 1:
+        return f"{work} of {results[0].layers}"
+    return work + (", ragged" if results[0].padded is not None else "")
 
 
 def size_table(results: Sequence[SizeResult]) -> Table:

@@ -111,7 +111,8 @@ def _call(
     made = kernels(f"limits {element}", lambda: build(machine, element), machine)
     left = aligned(threads * ALIGNMENT, "uint8")
     given = {"vectors": 0, "data": 0, "times": times, "left": address(left), **entries}
-    return pool.run(made[kernel], address(_BLOCK.block(given)), threads)
+    block = _BLOCK.block(given)  # held here, for its address does not keep it
+    return pool.run(made[kernel], address(block), threads)
 
 
 def _lanes(machine: Machine, element: str) -> Lanes:

@@ -23,7 +23,7 @@ CHUNK = 24
 
 NUMBERS = ("T", "groups")
 ADDRESSES = ("active", "starts", "firsts", "meeting", "yield")
-"""What every such kernel is given; see `batch.Rows`, and `serving.emit_barrier`."""
+"""What every such kernel is given; see `batch.Rows` and `teams.Team`."""
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,13 @@ MOST_PARTS = 256
 BUSY, COUNT, YIELD, ALLOCATE, ACQUIRE, RELEASE, ROUNDS, REST = 0, 8, 16, 17, 18, 19, 20, 21
 """Words of the header: whether a run is on; how many workers there are; the addresses of the
 system's functions; how often a worker offers its core to others before it sleeps. `REST` is what
-barriers are given, see `pool.yield_address`."""
+those who wait are given, see `pool.yield_address`."""
 
 _SLEEPERS = 2
 """A word behind `BUSY`, as in a team's memory: how many wait asleep."""
 
 POOL_WORDS = 32 + (MOST_PARTS - 1) * 16
 """Size of a pool: the header, and mailboxes of 128 bytes, for lines are fetched in pairs."""
-
-BARRIER_BYTES = 64
-"""Size and alignment of what a barrier counts in."""
 
 CORES, CORES_WORDS = 24, 8
 """Words of the header that have a bit for every core this process may use; all 0 if that is not
@@ -50,29 +47,6 @@ _DOZES = 4
 
 _COURTESY = 32
 """Pauses before one who waits for work to come offers the core to others."""
-
-
-def emit_barrier(module: Module, machine: Machine) -> Function:
-    """``barrier(ptr counter, i64 parts, ptr rest)``: returns when all parts have called it.
-
-    What they wrote before is seen by all behind it. `counter` is `BARRIER_BYTES` of memory, zero
-    before its first use and touched by nothing else: each barrier leaves it ready for the next,
-    in this run or another, with any number of parts. `rest` is `pool.yield_address()`.
-    """
-    parameters = {"counter": "ptr", "parts": "i64", "rest": "ptr"}
-    f = module.function("barrier", parameters, noalias=False)
-    arrived, parts, rest = f.args["counter"], f.args["parts"], f.args["rest"]
-    with f.when(f.compare("sgt", parts, 1)):
-        passed = f.at(arrived, 1, "i64")
-        before = watch(f, passed)  # cannot change before this part has arrived, too
-        others = f.value("i64", f"atomicrmw add {arrived}, i64 1 acq_rel, align 8")
-        with f.when(f.compare("eq", f.add(others, 1), parts)):
-            _publish(f, 0, arrived)
-            announce(f, machine, f.add(before, 1), passed, rest, arrived)
-        with awaiting(f, machine, passed, rest, arrived) as (wait, now):
-            wait.leave_if(f.compare("ne", now, before))
-    f.done()
-    return f
 
 
 def emit_pool(machine: Machine) -> Module:
@@ -211,11 +185,6 @@ def _word(f: Function, base: Value, index: int, type_: str = "ptr") -> Value:
 def watch(f: Function, address: Value) -> Value:
     """A word that others change, and with it all that they wrote before they changed it."""
     return f.value("i64", _atomic(address, "acquire"))
-
-
-def _glance(f: Function, address: Value) -> Value:
-    """A word that others change, by itself."""
-    return f.value("i64", _atomic(address, "monotonic"))
 
 
 def _atomic(address: Value, order: str) -> str:

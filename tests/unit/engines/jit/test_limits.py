@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,19 @@ def left_by(monkeypatch, element, kernel, times, **entries):
     here = machine()
     assert limits._call(here, PARTS, element, kernel, times, **entries) == PARTS
     return kept[-1].reshape(PARTS, ALIGNMENT)[:, : here.vector_bits // 8]
+
+
+def test_what_a_kernel_is_called_with_is_there_until_it_returns(monkeypatch):
+    found = []
+
+    def run(function, block, parts):
+        others = [np.full(4, -1) for _ in range(100)]  # where something was that is gone
+        found.extend((ctypes.c_int64 * 3).from_address(block))
+        return len(others)
+
+    monkeypatch.setattr(limits.pool, "run", run)
+    limits._call(machine(), PARTS, "float", "read", 5, vectors=24, data=64)
+    assert found == [5, 24, 64]
 
 
 @pytest.mark.parametrize("element", DTYPES)
@@ -123,5 +137,5 @@ def test_what_an_engine_keeps_to_compute_in_is_counted():
     net.run(np.zeros((5, 2, 3)))
     small = engine.workspace_bytes
     assert small > 5 * 40 * 4
-    net.run(np.zeros((50, 2, 3)))
-    assert engine.workspace_bytes > 5 * small
+    net.run(np.zeros((5000, 2, 3)))
+    assert engine.workspace_bytes > small + 5000 * 40 * 4

@@ -115,6 +115,15 @@ def test_gates_may_begin_anywhere() -> None:
     assert np.array_equal(found, expected(cut, matrix[[3, 1]]))
 
 
+def test_runs_of_k_of_several_gates() -> None:
+    matrix = drawn(3, 2, 20, 7)  # run, gate
+    starts = tuple(tuple((run * 2 + gate) * 140 for gate in (1, 0)) for run in (2, 0, 1))
+    cut = columns(20, 2, machine().lanes("float"))
+    found = packed(cut, Order(starts, 7, column=7), matrix, machine())
+    beside = np.concatenate([matrix[run, ::-1] for run in (2, 0, 1)], axis=2)
+    assert np.array_equal(found, expected(cut, beside))
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_same_on_any_number_of_threads(transposed: bool, streamed: bool) -> None:
@@ -196,6 +205,21 @@ def test_lent_memory_comes_back_when_nothing_shows_it() -> None:
     again = stock.shaped((300, 300), dtype)
     assert again.ctypes.data == place
     assert stock.bytes == 0
+
+
+def test_panels_in_use_are_not_overwritten() -> None:
+    cut, stock = columns(200, 1, machine().lanes("float")), Stock()
+    how = Packing(cut, Order.of(1, 200, 150), machine(), 2)
+    matrices = [drawn(200, 150) + k for k in range(3)]
+    held = [how(matrix, None, stock) for matrix in matrices[:2]]
+    places = {part.panels.ctypes.data for part in held}
+    for part, matrix in zip(held, matrices, strict=False):
+        assert np.array_equal(part.panels, expected(cut, matrix[None]))
+    del part, held
+    gc.collect()
+    again = how(matrices[2], None, stock)
+    assert again.panels.ctypes.data in places
+    assert np.array_equal(again.panels, expected(cut, matrices[2][None]))
 
 
 def test_memory_of_sizes_that_are_wanted_no_more_is_let_go() -> None:

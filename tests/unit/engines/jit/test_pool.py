@@ -18,12 +18,33 @@ from lstm_cli.engines.jit.compiler import Kernels, compile_object, kernels
 from lstm_cli.engines.jit.ir import Function, Module, Value
 from lstm_cli.engines.jit.machine import Machine, Unusable, host
 from lstm_cli.engines.jit.pool import Pool, run, shared, yield_address
-from lstm_cli.engines.jit.serving import MOST_PARTS, emit_barrier, emit_pool
+from lstm_cli.engines.jit.serving import MOST_PARTS, emit_pool
 
 SLOTS = 320
 """Words of a `Notes` for parts, each on its own."""
 
 PART = {"args": "ptr", "part": "i64", "parts": "i64"}
+
+
+def emit_barrier(module: Module, machine: Machine) -> Function:
+    """``barrier(ptr counter, i64 parts, ptr rest)``: returns when all parts have called it.
+
+    `counter` is 8 words of memory, zero before its first use.
+    """
+    parameters = {"counter": "ptr", "parts": "i64", "rest": "ptr"}
+    f = module.function("barrier", parameters, noalias=False)
+    arrived, parts, rest = f.args["counter"], f.args["parts"], f.args["rest"]
+    with f.when(f.compare("sgt", parts, 1)):
+        passed = f.at(arrived, 1, "i64")
+        before = serving.watch(f, passed)  # cannot change before this part has arrived, too
+        others = f.value("i64", f"atomicrmw add {arrived}, i64 1 acq_rel, align 8")
+        with f.when(f.compare("eq", f.add(others, 1), parts)):
+            serving._publish(f, 0, arrived)
+            serving.announce(f, machine, f.add(before, 1), passed, rest, arrived)
+        with serving.awaiting(f, machine, passed, rest, arrived) as (wait, now):
+            wait.leave_if(f.compare("ne", now, before))
+    f.done()
+    return f
 
 
 @pytest.fixture(autouse=True)
@@ -257,7 +278,6 @@ def test_who_finds_the_pool_in_use_works_alone() -> None:
 def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Impatient barriers, so that nearly every wait ends in sleep."""
     monkeypatch.setattr(serving, "_PATIENCE", 1)
-    monkeypatch.setattr(serving, "_HASTY_PATIENCE", 1)
     machine, notes = host(), Notes()
 
     def build() -> Module:
