@@ -139,10 +139,10 @@ class _Kernel(SequenceKernel):
             behind = f.variable("i64", 0)
             with f.while_() as steps:
                 step, more = f.sub(f.get(t), 1), f.compare("sgt", f.get(t), 0)
-                count = f.variable("i64", 0)
+                own = f.variable("i64", 0)
                 with f.when(more):
-                    f.set(count, self.running(step))
-                rows, last = f.get(count), f.get(q)
+                    f.set(own, self.running(step))
+                rows, last = f.get(own), f.get(q)
                 f.set(q, f.sub(last, rows))
                 here = _Here(self, step, f.get(q))
                 self._gate_rows(f.get(behind), last, self.schedule.phases[0].stage.gates)
