@@ -57,8 +57,8 @@ class Pool:
         self._words = (word * POOL_WORDS).from_address(self._address)
         self._words[YIELD], self._words[REST] = _yield_address(), yield_address()
         self._words[ROUNDS] = _ROUNDS
-        for k, word in enumerate(_cores()):
-            self._words[CORES + k] = word
+        for k, bits in enumerate(_cores()):
+            self._words[CORES + k] = bits
         for index, name in (ALLOCATE, "allocate"), (ACQUIRE, "acquire"), (RELEASE, "release"):
             function = getattr(ctypes.pythonapi, f"PyThread_{name}_lock")
             self._words[index] = _address(function)
