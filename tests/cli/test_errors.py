@@ -107,7 +107,8 @@ def test_absent_gpu(lstm, config, data, arguments):
 
 
 def test_dtype_that_the_engine_lacks(lstm, config, data):
-    assert lstm("run", config, data, "--dtype", "bfloat16").code == 5
+    assert lstm("run", config, data, "--dtype", "float16").code == 5
+    assert lstm("run", config, data, "--dtype", "bfloat16", "--engine", "reference").code == 5
     assert lstm("run", config, data, "--dtype", "float23").code == 2
 
 

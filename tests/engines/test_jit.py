@@ -5,7 +5,6 @@ The same bits whatever a sequence is batched with, and however many threads shar
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -116,7 +115,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     """Have small work shared out in a way; the list says how many threads there were."""
     monkeypatch.setattr(layers, "SMALL", 0)
     monkeypatch.setattr(layers, "SHORT", 0)
-    monkeypatch.setattr(layers, "SLOW", 0)  # even if other programs want the cores
     monkeypatch.setattr(products, "_SHARE", 1)
     monkeypatch.setattr(gradients, "_SHARE", 1)
     used: list[int] = []
@@ -229,19 +227,6 @@ def test_training_repeats_to_the_bit_where_threads_are_not_to_be_had(
     real = pool.shared()
     alone = SimpleNamespace(run=lambda function, args, _: real.run(function, args, 1))
     monkeypatch.setattr(pool, "shared", lambda: alone)
-    assert_bits(derivatives(net), expected)
-
-
-@pytest.mark.usefixtures("threads")
-@DTYPES
-def test_training_repeats_to_the_bit_where_the_cores_are_busy(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layers, "SLOW", 1 << 62)
-    engine = JitEngine(dtype, 2)
-    net = network(stack(), engine)
-    expected = derivatives(net)
-    engine._spaces.crowded_until = math.inf
     assert_bits(derivatives(net), expected)
 
 
