@@ -108,5 +108,5 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short samples and no pauses: these tests do not look at the clock."""
-    monkeypatch.setattr("lstm_cli.bench.rounds.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("lstm_cli.bench.rounds.LONGEST_SETTLING", 0.0)
     monkeypatch.setattr("lstm_cli.bench.rounds.SAMPLE_SECONDS", 1e-6)

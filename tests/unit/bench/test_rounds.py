@@ -10,10 +10,13 @@ from lstm_cli.bench.rounds import interleave
 
 
 class Clock:
-    """Stands still but for what contestants and pauses add."""
+    """Stands still but for what contestants and pauses add.
+
+    In a pause, threads of this process may go on working: `spinning` pauses long.
+    """
 
     def __init__(self):
-        self.now, self.log = 0.0, []
+        self.now, self.worked, self.spinning, self.log = 0.0, 0.0, 0, []
 
     def contestant(self, name, *costs):
         """A call that takes `costs` one after the other, the last of them for ever."""
@@ -27,13 +30,19 @@ class Clock:
 
     def sleep(self, seconds):
         self.log.append("pause")
+        self.now += seconds
+        if self.spinning:
+            self.spinning -= 1
+            self.worked += 2 * seconds
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(rounds, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(rounds, "process_time", lambda: clock.worked)
     monkeypatch.setattr(rounds, "sleep", clock.sleep)
+    monkeypatch.setattr(rounds, "LONGEST_SETTLING", 0.199)
     monkeypatch.setattr(rounds, "SAMPLE_SECONDS", 1e-3)
     monkeypatch.setattr(rounds, "SETTLE_SECONDS", 2e-3)
     return clock
@@ -48,6 +57,14 @@ def test_rounds_are_interleaved_and_the_order_rotates(clock):
     # A pause, a call that is not timed, and the timed one.
     assert order == ".AA.BB.CC" + ".BB.CC.AA" + ".CC.AA.BB" + ".AA.BB.CC"
     assert samples.seconds.shape == (4, 3)
+
+
+@pytest.mark.parametrize(("spinning", "pauses"), [(0, 1), (3, 4), (1000, 100)])
+def test_a_turn_begins_when_nobody_works_any_more_or_never_will_stop(clock, spinning, pauses):
+    clock.spinning = spinning
+    samples = interleave([clock.contestant("A", 1.0)], rounds=1, seconds=0.1)
+    assert clock.log == ["A", "A", *["pause"] * pauses, "A", "A"]
+    np.testing.assert_allclose(samples.seconds, 1.0)
 
 
 def test_a_sample_belongs_to_its_contestant_whatever_its_turn(clock):
