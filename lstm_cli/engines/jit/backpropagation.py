@@ -22,9 +22,9 @@ from lstm_cli.engines.jit.packing import Order, Packed, Packing
 from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.products import Lines, Product, ProductKernel, product_kernel, run_product
 from lstm_cli.engines.jit.recurrent import Buffers, Sequences, equations
-from lstm_cli.engines.jit.schedule import Schedule
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
+from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import Array
 
 

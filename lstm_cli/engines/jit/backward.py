@@ -18,13 +18,6 @@ from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.ir import Lanes, Module, Value
 from lstm_cli.engines.jit.layout import Split
 from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.schedule import (
-    MASK,
-    BackwardPhase,
-    Schedule,
-    reads_symbol,
-    symbols,
-)
 from lstm_cli.engines.jit.sequence import (
     ADDRESSES,
     NUMBERS,
@@ -32,6 +25,13 @@ from lstm_cli.engines.jit.sequence import (
     SequenceKernel,
 )
 from lstm_cli.engines.jit.tiles import Part, first_lanes, load_part
+from lstm_cli.engines.schedule import (
+    MASK,
+    BackwardPhase,
+    Schedule,
+    reads_symbol,
+    symbols,
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.ir import Lanes, Module, Value
 from lstm_cli.engines.jit.layout import Split
 from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.schedule import MASK, Phase, Schedule, symbols
 from lstm_cli.engines.jit.sequence import (
     ADDRESSES,
     NUMBERS,
@@ -26,6 +25,7 @@ from lstm_cli.engines.jit.sequence import (
     SequenceKernel,
 )
 from lstm_cli.engines.jit.tiles import Part, first_lanes, halved, load_part, store_part
+from lstm_cli.engines.schedule import MASK, Phase, Schedule, symbols
 
 
 @dataclass(frozen=True)

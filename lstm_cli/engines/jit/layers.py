@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.jit import schedule
+from lstm_cli.engines import schedule
 from lstm_cli.engines.jit.backpropagation import BackwardPass, backward_kernel
 from lstm_cli.engines.jit.batch import Rows, batch
 from lstm_cli.engines.jit.machine import Machine
@@ -21,8 +21,8 @@ from lstm_cli.engines.jit.recurrent import (
     forward_kernel,
     run_forward,
 )
-from lstm_cli.engines.jit.schedule import Schedule
 from lstm_cli.engines.jit.weights import RecurrentWeights
+from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,

@@ -17,9 +17,9 @@ from lstm_cli.engines.jit.compiler import kernels
 from lstm_cli.engines.jit.forward import Blocks, Shape
 from lstm_cli.engines.jit.memory import Workspace, address
 from lstm_cli.engines.jit.pool import run, yield_address
-from lstm_cli.engines.jit.schedule import Schedule
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
+from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import Array
 
 _CALL = Struct("8q")

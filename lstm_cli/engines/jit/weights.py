@@ -16,7 +16,7 @@ from lstm_cli.engines.jit.layout import Columns, columns
 from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import Stock, aligned
 from lstm_cli.engines.jit.packing import Order, Packed, Packing
-from lstm_cli.engines.jit.schedule import stages
+from lstm_cli.engines.schedule import stages
 from lstm_cli.engines.steps import DirectionWeights
 from lstm_cli.engines.types import Array
 

@@ -13,8 +13,8 @@ from lstm_cli.cells import Cell, trace
 from lstm_cli.cells.expression import Expression, evaluate, symbol, topological
 from lstm_cli.cells.gradient import gradient
 from lstm_cli.cells.tracing import PROJECTED
-from lstm_cli.engines.jit import schedule
-from lstm_cli.engines.jit.schedule import (
+from lstm_cli.engines import schedule
+from lstm_cli.engines.schedule import (
     CHEAP,
     MASK,
     Schedule,
