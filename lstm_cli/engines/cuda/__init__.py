@@ -1,0 +1,1 @@
+"""The cuda engine: CUDA C++ emitted from the cells, compiled when it is first needed."""

@@ -1,0 +1,134 @@
+"""What the cuda engine asks of a device: memory, copies, compiled kernels, clocks.
+
+CuPy drives a GPU (`lstm_cli.engines.cuda.gpu`). The tests drive the same kernel sources on the
+host through a shim, so that everything above this protocol is run and checked without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+DeviceArray: TypeAlias = Any
+"""An array in the device's memory: `shape`, `dtype`, `reshape`, and slices that are views."""
+
+Argument: TypeAlias = Any
+"""Of a kernel: a `DeviceArray` or None (its address), an int (long long), a float (double)."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many threads run a kernel.
+
+    Attributes
+    ----------
+    grid
+        Blocks in x, y and z.
+    threads
+        In a block, a multiple of 32.
+    shared
+        Bytes of dynamic shared memory a block.
+    cluster
+        Blocks in x that form a thread-block cluster; 1: none.
+    together
+        All blocks must run at the same time, for they wait for one another.
+    """
+
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int = 0
+    cluster: int = 1
+    together: bool = False
+
+
+class Kernel(Protocol):
+    """A compiled ``extern "C" __global__`` function."""
+
+    def __call__(self, launch: Launch, *arguments: Argument) -> None:
+        """Start it; it runs behind everything that was started before it.
+
+        Raises
+        ------
+        DeviceError
+            The blocks cannot run together, or the device refuses the launch.
+        """
+
+    def resident(self, launch: Launch) -> int:
+        """How many blocks can run at the same time on the whole device."""
+
+
+class Mark(Protocol):
+    """A moment in the order of what the device does."""
+
+    def seconds_since(self, earlier: Any) -> float:
+        """Between two marks; waits for this one."""
+
+
+class Device(Protocol):
+    """Memory and kernels of one device.
+
+    Attributes
+    ----------
+    name
+        Such as ``cuda:0``.
+    architecture
+        What kernels are compiled for, such as ``sm_90a``; ``host`` for the shim.
+    multiprocessors
+        How many there are.
+    shared_bytes
+        Dynamic shared memory that a block may use at most.
+    largest_cluster
+        Blocks of a cluster at most; 1 where there are none.
+    threads
+        Of a block, where nothing else decides it.
+    """
+
+    name: str
+    architecture: str
+    multiprocessors: int
+    shared_bytes: int
+    largest_cluster: int
+    threads: int
+
+    def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
+        """Memory for an array in C order, not filled; dtype in NumPy's words.
+
+        Raises
+        ------
+        DeviceMemoryError
+            Not enough is free.
+        """
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> DeviceArray:
+        """The same filled with 0."""
+
+    def fill_zero(self, array: DeviceArray) -> None:
+        """Set an array without gaps to 0."""
+
+    def upload(self, array: Array) -> DeviceArray:
+        """A copy in the device's memory, C order; `array` may change as soon as this returns."""
+
+    def download(self, array: DeviceArray) -> Array:
+        """A copy in NumPy's memory, waiting for all that gives its values."""
+
+    def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Kernel]:
+        """The kernels `names` of a source, from the kernel cache if they were made before."""
+
+    def mark(self) -> Mark:
+        """Note the moment after all that was started."""
+
+    def wait(self) -> None:
+        """Until everything that was started is done."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes free and in all."""
+
+
+def host_array(array: Any) -> bool:
+    """Whether an array is in NumPy's memory."""
+    return isinstance(array, np.ndarray)

@@ -1,0 +1,62 @@
+"""Expressions as CUDA C++: one statement for each node, arguments before what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lstm_cli.cells.expression import Expression, topological
+
+OPERATIONS: Mapping[str, str] = {
+    "add": "{0} + {1}",
+    "subtract": "{0} - {1}",
+    "multiply": "{0} * {1}",
+    "divide": "{0} / {1}",
+    "negative": "-{0}",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "exp": "exp({0})",
+    "log1p": "log1p({0})",
+    "sqrt": "sqrt({0})",
+    "tanh": "tanh({0})",
+    "sigmoid": "real(1) / (real(1) + exp(-{0}))",
+    "select": "{0} ? {1} : {2}",
+    "clip": "{0} < {1} ? {1} : {2} < {0} ? {2} : {0}",
+}
+"""What each operation is in C++. NaN passes through all of them, as it does in NumPy."""
+
+CONDITIONS = ("less", "less_equal")
+
+
+def emit(
+    roots: Mapping[str, Expression], values: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Statements that compute expressions, and the C++ name of each root.
+
+    Parameters
+    ----------
+    roots
+        What to compute, by name.
+    values
+        The C++ expression of every symbol.
+
+    Returns
+    -------
+    Lines of C++ in the type ``real``, which the code around them defines; and for each root the
+    name of the variable that holds it.
+    """
+    names: dict[Expression, str] = {}
+    lines = []
+    for node in topological(roots.values()):
+        name = f"v{len(names)}"
+        names[node] = name
+        kind = "bool" if node.op in CONDITIONS else "real"
+        lines.append(f"const {kind} {name} = {_value(node, names, values)};")
+    return lines, {name: names[root] for name, root in roots.items()}
+
+
+def _value(node: Expression, names: Mapping[Expression, str], values: Mapping[str, str]) -> str:
+    if node.op == "symbol":
+        return values[str(node.payload)]
+    if node.op == "constant":
+        return f"real({float(node.payload or 0.0)!r})"
+    return OPERATIONS[node.op].format(*(names[arg] for arg in node.args))

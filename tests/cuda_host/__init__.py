@@ -1,0 +1,1 @@
+"""GPU kernels run on the host: an operating-system thread for each CUDA thread."""
