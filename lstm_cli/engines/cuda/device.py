@@ -1,4 +1,4 @@
-"""What the cuda engine asks of a device: memory, copies, compiled kernels, clocks.
+"""What the cuda engine asks of a device: memory, copies, products, compiled kernels, clocks.
 
 CuPy drives a GPU (`lstm_cli.engines.cuda.gpu`). The tests drive the same kernel sources on the
 host through a shim, so that everything above this protocol is run and checked without a GPU.
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 DeviceArray: TypeAlias = Any
-"""An array in the device's memory: `shape`, `dtype`, `reshape`, and slices that are views."""
+"""An array in the device's memory. What may be asked of it: `shape`, `dtype`, `strides`, `size`,
+`nbytes`, `ndim`, `reshape`, and basic slices, which are views. Nothing else: no arithmetic, no
+NumPy function, no assignment."""
 
 Argument: TypeAlias = Any
-"""Of a kernel: a `DeviceArray` or None (its address), an int (long long), a float (double)."""
+"""Of a kernel: a `DeviceArray` or None (its address), an int (``long long``), a float
+(``double``)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Launch:
     shared
         Bytes of dynamic shared memory a block.
     cluster
-        Blocks in x that form a thread-block cluster; 1: none.
+        Blocks in x that form a thread-block cluster; 1: none. The source says the same with
+        ``__cluster_dims__``, for that is how a cluster is launched.
     together
         All blocks must run at the same time, for they wait for one another.
     """
@@ -44,6 +48,12 @@ class Launch:
     shared: int = 0
     cluster: int = 1
     together: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """All of them."""
+        x, y, z = self.grid
+        return x * y * z
 
 
 class Kernel(Protocol):
@@ -76,6 +86,8 @@ class Device(Protocol):
     ----------
     name
         Such as ``cuda:0``.
+    title
+        Such as ``NVIDIA H200``.
     architecture
         What kernels are compiled for, such as ``sm_90a``; ``host`` for the shim.
     multiprocessors
@@ -84,16 +96,14 @@ class Device(Protocol):
         Dynamic shared memory that a block may use at most.
     largest_cluster
         Blocks of a cluster at most; 1 where there are none.
-    threads
-        Of a block, where nothing else decides it.
     """
 
     name: str
+    title: str
     architecture: str
     multiprocessors: int
     shared_bytes: int
     largest_cluster: int
-    threads: int
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         """Memory for an array in C order, not filled; dtype in NumPy's words.
@@ -110,11 +120,43 @@ class Device(Protocol):
     def fill_zero(self, array: DeviceArray) -> None:
         """Set an array without gaps to 0."""
 
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        """All of an array without gaps to another of its size and dtype."""
+
     def upload(self, array: Array) -> DeviceArray:
         """A copy in the device's memory, C order; `array` may change as soon as this returns."""
 
+    def upload_into(self, array: Array, target: DeviceArray) -> None:
+        """The same, into memory that is there."""
+
     def download(self, array: DeviceArray) -> Array:
         """A copy in NumPy's memory, waiting for all that gives its values."""
+
+    def adopt(self, array: Any) -> DeviceArray | None:
+        """An array of the caller's that is in this device's memory already; None: it is not."""
+
+    def multiply(
+        self,
+        a: DeviceArray,
+        b: DeviceArray,
+        out: DeviceArray,
+        precision: str,
+        *,
+        transpose_a: bool = False,
+        transpose_b: bool = False,
+        add: bool = False,
+    ) -> None:
+        """out = a b, or out + a b: matrices whose rows have no gaps, but may be apart.
+
+        Parameters
+        ----------
+        a, b
+            (M, K) and (K, N), or turned; of the precision's `element`.
+        out
+            (M, N) of its `real`.
+        precision
+            A name of `PRECISIONS`.
+        """
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Kernel]:
         """The kernels `names` of a source, from the kernel cache if they were made before."""
@@ -126,7 +168,7 @@ class Device(Protocol):
         """Until everything that was started is done."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and in all."""
+        """Bytes free and in all. What this program holds but does not use counts as free."""
 
 
 def host_array(array: Any) -> bool:
