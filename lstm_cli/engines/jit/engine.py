@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression
+from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.jit.dense import DenseLayer
 from lstm_cli.engines.jit.layers import RecurrentLayer
 from lstm_cli.engines.jit.machine import Machine, host
@@ -170,6 +171,16 @@ class JitEngine:
 
         element = "bfloat" if self.dtype == "bfloat16" else self._lanes.element
         return measure(self.machine, self.threads, element, sizes)
+
+    def explain(
+        self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
+    ) -> Explanation:
+        """What was chosen; see `lstm_cli.engines.explanation.Explaining`."""
+        from lstm_cli.engines.jit.explanation import explain
+
+        pairs = self.dtype == "bfloat16"
+        how = self._lanes, self.machine, self.threads, pairs
+        return explain(plan(spec.cells[0], spec.input_size, *how), spec, N, T)
 
     @property
     def workspace_bytes(self) -> int:

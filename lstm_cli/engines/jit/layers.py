@@ -43,6 +43,34 @@ TALL = 24
 """Rows that a thread wants of its own where all weights together are too large for its cache."""
 
 
+def work_of(spec: RecurrentSpec, item: int) -> tuple[int, int]:
+    """Multiply-adds of a sequence's step, and bytes of a direction's recurrent weights.
+
+    `item` is the bytes of a number.
+    """
+    cell = spec.cells[0]
+    rows = len(cell.gates) * cell.hidden_size
+    return rows * (cell.output_size + spec.input_size), item * rows * cell.output_size
+
+
+def shared(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int, int]:
+    """How many threads compute N sequences of T steps, and in how many groups of sequences.
+
+    No groups: threads share the units. Derivatives are added up group by group; so the groups
+    follow from nothing but the batch and the threads allowed.
+
+    Parameters
+    ----------
+    work
+        Multiply-adds of a sequence's step.
+    fits
+        Whether recurrent weights fit half a core's own cache.
+    """
+    used = threads if N * work >= SMALL and N * work * T >= SHORT else 1
+    least = 2 if fits else TALL
+    return used, used if used == 1 or used * least <= N else 0
+
+
 @dataclass
 class _Tape:
     """What a layer's backward pass needs."""
@@ -75,10 +103,7 @@ class RecurrentLayer:
     ) -> None:
         self.spec, self.weights, self.machine = spec, weights, machine
         self.spaces, self.threads = spaces, threads
-        cell = spec.cells[0]
-        rows = len(cell.gates) * cell.hidden_size
-        self._work = rows * (cell.output_size + spec.input_size)
-        recurrent = weights[0].lanes.bits // 8 * rows * cell.output_size
+        self._work, recurrent = work_of(spec, weights[0].lanes.bits // 8)
         self._fits = recurrent <= machine.cache // 2
         self._inference = [schedule.inference(cell) for cell in spec.cells]
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
@@ -115,7 +140,7 @@ class RecurrentLayer:
             dropped = training.mask(spec, 0, x.shape, spec.dropout).astype(x.dtype)
             x = x * dropped
         x = _readable(x)
-        threads, rows = self._rows(x, lengths, trains=True)
+        threads, rows = self._rows(x, lengths)
         y = self._output(x, lengths)
         tape = _Tape([], [], [], lengths, dropped)
         finals, timing = [], {"input projection": 0.0, "recurrence": 0.0}
@@ -151,19 +176,10 @@ class RecurrentLayer:
         shape = (*x.shape[:2], self.spec.output_size)
         return np.empty(shape, x.dtype) if lengths is None else np.zeros(shape, x.dtype)
 
-    def _rows(self, x: Array, lengths: Array | None, *, trains: bool = False) -> tuple[int, Rows]:
-        """How many threads there are, and how they share the batch.
-
-        Derivatives are added up group by group, so in training the groups are always the same, even
-        if one thread is to do them all.
-        """
+    def _rows(self, x: Array, lengths: Array | None) -> tuple[int, Rows]:
+        """How many threads there are, and how they share the batch."""
         N, T, _ = x.shape
-        work = N * self._work
-        shares = threads = self.threads if work >= SMALL and work * T >= SHORT else 1
-        if not trains:
-            shares = threads
-        least = 2 if self._fits else TALL
-        groups = shares if shares == 1 or shares * least <= N else 0
+        threads, groups = shared(N, T, self._work, self.threads, fits=self._fits)
         return threads, batch(N, T, lengths, groups)
 
     def _mask(self, training: TrainingPass, d: int, cell: Cell, N: int) -> Array | None:
