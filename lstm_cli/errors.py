@@ -123,6 +123,25 @@ class DeviceError(LstmCliError):
     exit_code = 5
 
 
+class DeviceMemoryError(DeviceError):
+    """The device has too little memory.
+
+    Attributes
+    ----------
+    needed, free
+        Bytes that were asked for at once, and that were to be had.
+    """
+
+    def __init__(self, *, needed: int, free: int) -> None:
+        self.needed, self.free = needed, free
+        super().__init__(
+            "the device is out of memory",
+            expected=f"{needed:,} bytes free",
+            found=f"{free:,} bytes",
+            hint="--batch-size auto, or a smaller --batch-size",
+        )
+
+
 class MissingExtraError(DeviceError):
     """An optional dependency is not installed."""
 

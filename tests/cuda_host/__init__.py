@@ -1,1 +1,1 @@
-"""GPU kernels run on the host: an operating-system thread for each CUDA thread."""
+"""GPU kernels run on the host: a fiber for each CUDA thread, and a device made of them."""

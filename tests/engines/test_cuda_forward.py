@@ -27,7 +27,7 @@ N, T, D = 5, 5, 3
 def built(source: str, folder: Path):
     """The kernel as a function of blocks, threads and arguments."""
     (folder / "kernel.cpp").write_text(
-        f'#include "shim.h"\n{source}\nextern "C" void start(unsigned blocks, unsigned threads,'
+        f'#include "threads.h"\n{source}\nextern "C" void start(unsigned blocks, unsigned threads,'
         f" void** given) {{ launch({forward.NAME}, blocks, threads, given); }}\n"
     )
     library = folder / f"kernel-{len(list(folder.iterdir()))}.so"  # one that is loaded stays

@@ -1,0 +1,100 @@
+"""Kernel sources as shared libraries of the host."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMPILER = None if sys.platform == "win32" else shutil.which("g++")
+KERNEL_FLAGS = (
+    "-std=c++17",
+    "-w",
+    "-fno-strict-aliasing",
+    "-O1",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+)
+RUNTIME_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off")
+LIBRARY_FLAGS = ("-fPIC", "-shared")
+FOLDER = "LSTM_CUDA_HOST_FOLDER"
+"""An environment variable: where libraries are kept for the next run. Not set: nowhere."""
+
+
+class HostFault(RuntimeError):
+    """A kernel breaks a rule of the device, or the code that launches it does."""
+
+
+def headers_digest() -> str:
+    """A hash of everything that is compiled into every library."""
+    texts = [(HERE / name).read_text() for name in ("shim.h", "switch.h", "runtime.cpp")]
+    return hashlib.sha256("".join([*texts, *KERNEL_FLAGS, *RUNTIME_FLAGS]).encode()).hexdigest()
+
+
+@functools.cache
+def folder() -> Path:
+    """Where libraries go."""
+    if kept := os.environ.get(FOLDER):
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        return Path(kept)
+    made = tempfile.mkdtemp(prefix="lstm-cuda-host-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
+
+
+def _compile(text: str, target: Path, flags: Sequence[str]) -> None:
+    if COMPILER is None:
+        raise HostFault("g++ is not installed")
+    with tempfile.TemporaryDirectory(dir=folder()) as scratch:
+        source, made = Path(scratch) / "source.cpp", Path(scratch) / "made.so"
+        source.write_text(text)
+        command = [COMPILER, *flags[:-1], *LIBRARY_FLAGS, f"-I{HERE}", str(source), flags[-1]]
+        run = subprocess.run(
+            [*(part for part in command if part), "-o", str(made), "-lm"],
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode:
+            raise HostFault(f"the kernel does not compile\n{run.stderr[:4000]}")
+        made.rename(target)
+
+
+@functools.cache
+def runtime() -> Path:
+    """The scheduler's library, built once."""
+    target = folder() / f"runtime-{headers_digest()[:24]}.so"
+    if not target.exists():
+        _compile((HERE / "runtime.cpp").read_text(), target, (*RUNTIME_FLAGS, ""))
+    return target
+
+
+@functools.cache
+def library(source: str, names: tuple[str, ...]) -> ctypes.CDLL:
+    """A source's library, with what starts the kernels `names`."""
+    entries = "".join(f"HOST_ENTRY({name})\n" for name in names)
+    text = f'#include "shim.h"\n{source}\n{entries}'
+    digest = hashlib.sha256((text + headers_digest()).encode()).hexdigest()
+    target = folder() / f"kernel-{digest[:24]}.so"
+    if not target.exists():
+        _compile(text, target, (*KERNEL_FLAGS, str(runtime())))
+    return ctypes.CDLL(str(target))
+
+
+def attributes(source: str, name: str) -> tuple[int | None, int]:
+    """A kernel's launch bounds (None: not a number in the source), and its cluster's size."""
+    found = re.search(rf'extern "C"([^;{{}}]*?)\b{re.escape(name)}\s*\(', source)
+    if found is None:
+        raise HostFault(f'no extern "C" kernel is called {name}')
+    bounds = re.search(r"__launch_bounds__\(\s*(\d+)", found[1])
+    cluster = re.search(r"CLUSTER\(\s*(\d+)\s*\)", found[1])
+    return int(bounds[1]) if bounds else None, int(cluster[1]) if cluster else 1
