@@ -17,21 +17,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMPILER = None if sys.platform == "win32" else shutil.which("g++")
-KERNEL_FLAGS = (
-    "-std=c++17",
-    "-w",
-    "-fno-strict-aliasing",
-    "-O1",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-)
+KERNEL_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 RUNTIME_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
 FOLDER = "LSTM_CUDA_HOST_FOLDER"
 """An environment variable: where libraries are kept for the next run. Not set: nowhere."""
 
 
-class HostFault(RuntimeError):
+class HostError(RuntimeError):
     """A kernel breaks a rule of the device, or the code that launches it does."""
 
 
@@ -54,7 +47,7 @@ def folder() -> Path:
 
 def _compile(text: str, target: Path, flags: Sequence[str]) -> None:
     if COMPILER is None:
-        raise HostFault("g++ is not installed")
+        raise HostError("g++ is not installed")
     with tempfile.TemporaryDirectory(dir=folder()) as scratch:
         source, made = Path(scratch) / "source.cpp", Path(scratch) / "made.so"
         source.write_text(text)
@@ -65,7 +58,7 @@ def _compile(text: str, target: Path, flags: Sequence[str]) -> None:
             text=True,
         )
         if run.returncode:
-            raise HostFault(f"the kernel does not compile\n{run.stderr[:4000]}")
+            raise HostError(f"the kernel does not compile\n{run.stderr[:4000]}")
         made.rename(target)
 
 
@@ -86,7 +79,7 @@ def library(source: str, names: tuple[str, ...]) -> ctypes.CDLL:
     digest = hashlib.sha256((text + headers_digest()).encode()).hexdigest()
     target = folder() / f"kernel-{digest[:24]}.so"
     if not target.exists():
-        _compile(text, target, (*KERNEL_FLAGS, str(runtime())))
+        _compile(text, target, (*KERNEL_FLAGS, "-fvisibility=hidden", str(runtime())))
     return ctypes.CDLL(str(target))
 
 
@@ -94,7 +87,7 @@ def attributes(source: str, name: str) -> tuple[int | None, int]:
     """A kernel's launch bounds (None: not a number in the source), and its cluster's size."""
     found = re.search(rf'extern "C"([^;{{}}]*?)\b{re.escape(name)}\s*\(', source)
     if found is None:
-        raise HostFault(f'no extern "C" kernel is called {name}')
+        raise HostError(f'no extern "C" kernel is called {name}')
     bounds = re.search(r"__launch_bounds__\(\s*(\d+)", found[1])
     cluster = re.search(r"CLUSTER\(\s*(\d+)\s*\)", found[1])
     return int(bounds[1]) if bounds else None, int(cluster[1]) if cluster else 1

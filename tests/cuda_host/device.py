@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from cuda_host import build
 from cuda_host.arrays import HostArray, Memory, make_array
-from cuda_host.build import HostFault
-
+from cuda_host.build import HostError
 from lstm_cli.engines.cuda.device import Launch
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.errors import DeviceError
@@ -81,10 +81,10 @@ class HostKernel:
         with RUNNING:
             failed = self.start(ctypes.byref(given), addresses, message, len(message))
         if failed:
-            raise HostFault(f"{self.name}: {message.value.decode()}")
+            raise HostError(f"{self.name}: {message.value.decode()}")
         for k, a in enumerate(arguments):
             if isinstance(a, HostArray) and not a.allocation.intact():
-                raise HostFault(f"{self.name}: a write beside the array of argument {k}")
+                raise HostError(f"{self.name}: a write beside the array of argument {k}")
 
     def _check(self, launch: Launch) -> None:
         device = self.device
@@ -101,7 +101,7 @@ class HostKernel:
         }
         for what, is_so in wrong.items():
             if is_so:
-                raise HostFault(f"{self.name} is launched with {what}: {launch}")
+                raise HostError(f"{self.name} is launched with {what}: {launch}")
         if launch.together and launch.blocks > self.resident(launch):
             raise DeviceError(f"{launch.blocks} blocks of {self.name} cannot run together")
 
@@ -109,7 +109,7 @@ class HostKernel:
         """The arguments as C values."""
         if len(arguments) != len(self.letters):
             expected = len(self.letters)
-            raise HostFault(f"{self.name} takes {expected} arguments, not {len(arguments)}")
+            raise HostError(f"{self.name} takes {expected} arguments, not {len(arguments)}")
         held: list[Any] = []
         for k, (letter, a) in enumerate(zip(self.letters, arguments, strict=True)):
             if letter == "p" and (a is None or isinstance(a, HostArray)):
@@ -119,7 +119,7 @@ class HostKernel:
             elif letter == "d" and type(a) is float:
                 held.append(ctypes.c_double(a))
             else:
-                raise HostFault(f"{self.name} takes a {letter} as argument {k}, not {a!r}")
+                raise HostError(f"{self.name} takes a {letter} as argument {k}, not {a!r}")
         return held
 
 
@@ -243,7 +243,7 @@ class HostDevice:
 
 def _need(is_so: bool, what: str) -> None:
     if not is_so:
-        raise HostFault(what)
+        raise HostError(what)
 
 
 def widened(values: np.ndarray, precision: str) -> np.ndarray:

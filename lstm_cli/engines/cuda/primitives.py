@@ -1,31 +1,32 @@
 """What every kernel source begins with: device functions in PTX, which the tests emulate.
 
 NVRTC is given no headers, so instructions that CUDA C++ has no built-in function for stand here as
-inline assembly. What they are is said in the PTX ISA under the same names:
+inline assembly. The PTX ISA says under the same names what they are:
 
-========================  ====================================================================
-``widen``, ``narrow``     ``cvt.f32.f16``, ``cvt.rn.f16.f32``, ``cvt.rn.bf16.f32``: to nearest, ties
-                          to even; what is too large becomes infinity
-``round_tf32``            ``cvt.rna.tf32.f32``: to nearest, ties away from zero
-``load_global``           ``ld.global.cg``: from the L2 cache, where all blocks see one value
-``grid_arrive``           ``red.release.gpu``: whoever acquires the count sees what was written
-``grid_wait``             ``ld.acquire.gpu``
-``mma``                   ``mma.sync.aligned.m16n8k16`` (``m16n8k8`` for tf32), ``row.col``, sums f32
-``cluster_arrive``        ``barrier.cluster.arrive.release``
-``cluster_wait``          ``barrier.cluster.wait.acquire``
-``store_cluster``         ``mapa.shared::cluster``, ``st.shared::cluster``
-========================  ====================================================================
+==================  ==========================================================================
+``widen_f16``       ``cvt.f32.f16``; bfloat16 is the upper half of a float32
+``narrow_...``      ``cvt.rn.f16.f32``, ``cvt.rn.bf16.f32``: to nearest, ties to even; what is too
+                    large becomes infinity
+``round_tf32``      ``cvt.rna.tf32.f32``: to nearest, ties away from zero
+``load_global``     ``ld.global.cg``: from the L2 cache, where all blocks see one value
+``grid_arrive``     ``red.release.gpu``: whoever acquires the count sees what was written
+``grid_wait``       ``ld.acquire.gpu``
+``mma_...``         ``mma.sync.aligned.m16n8k16``, for tf32 ``m16n8k8``; ``row.col``, sums in f32
+``cluster_arrive``  ``barrier.cluster.arrive.release``
+``cluster_wait``    ``barrier.cluster.wait.acquire``
+``store_cluster``   ``mapa.shared::cluster``, ``st.shared::cluster``
+==================  ==========================================================================
 
-All of it exists from compute capability 8.0, what clusters need from 9.0; there a source that uses
+All of it exists from compute capability 8.0, what clusters need from 9.0; a source that uses
 clusters does not compile for less. How threads meet:
 
 - A grid: ``__syncthreads(); if (threadIdx.x == 0) { grid_arrive(n); grid_wait(n, target); }
-  __syncthreads();``. One thread calls these functions for its block. The barrier before makes its
-  release hold for what the block's other threads wrote, and the one after passes on what it acquired.
-  Counters may wrap: a target is reached if the count is less than 2^31 behind it.
-- A cluster: every thread of every block calls ``cluster_arrive`` and then ``cluster_wait``. All have
-  to meet once before the first ``store_cluster``, for a block may not have begun yet, and once behind
-  the last, for a block that has ended has no memory.
+  __syncthreads();``. One thread calls these functions for its block. The barrier in front makes its
+  release hold for what the block's other threads wrote; the one behind passes on what it acquired.
+  Counters may wrap: a target is reached once the count is less than 2^31 past it.
+- A cluster: every thread of every block calls ``cluster_arrive`` and then ``cluster_wait``. All
+  have to meet once before the first ``store_cluster``, for a block may not have begun yet, and once
+  behind the last, for a block that has ended has no memory.
 """
 
 from __future__ import annotations
@@ -178,5 +179,5 @@ template <class T> DEVICE void store_cluster(T* own, unsigned rank, T value) {
 """
 
 PRELUDE = _COMMON + "#ifndef LSTM_HOST\n" + _CONVERSIONS + _MEMORY + _WARPS + _CLUSTERS + "#endif\n"
-"""CUDA C++ that goes in front of a kernel source. ``LSTM_HOST`` is defined where the tests' shim has
-defined the same functions for the host."""
+"""CUDA C++ that goes in front of a kernel source. ``LSTM_HOST`` is defined where the tests' shim
+has defined the same functions for the host."""
