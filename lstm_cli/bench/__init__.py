@@ -13,7 +13,7 @@ from lstm_cli.bench.host import (
     peak_memory,
     watch_others,
 )
-from lstm_cli.bench.peers import PEERS, Lesson, Peer, Trainee, Unsupported, peer
+from lstm_cli.bench.peers import PEERS, Lesson, Peer, Run, Setting, Trainee, Unsupported, peer
 from lstm_cli.bench.results import (
     MODES,
     WORK,
@@ -44,6 +44,8 @@ __all__ = [
     "OtherWork",
     "Padded",
     "Peer",
+    "Run",
+    "Setting",
     "Shares",
     "Size",
     "SizeResult",

@@ -17,6 +17,10 @@ NOISE = 1e-3
 smaller throughout: such are sums whose terms cancel, and what is left of them is rounding."""
 
 
+BLOCK = 1 << 24
+"""Numbers that are compared at a time: outputs may be larger than what memory is left."""
+
+
 @dataclass(frozen=True)
 class FirstStep:
     """A contestant's first training step.
@@ -36,12 +40,18 @@ class FirstStep:
 
 def agreement(expected: Any, found: Any, tolerance: float, what: str = "outputs") -> Agreement:
     """Compare element by element, in float64: absolute up to 1, relative above."""
-    a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
-    if a.shape != b.shape:
+    if np.shape(expected) != np.shape(found):
         return Agreement(float("inf"), tolerance, False, what)
-    with np.errstate(invalid="ignore"):
-        scaled = np.abs(a - b) / np.maximum(1.0, np.abs(a))
-    return _within(float(scaled.max(initial=0.0)), tolerance, what)
+    expected, found = np.atleast_1d(expected), np.atleast_1d(found)
+    largest = [0.0]
+    rows = max(1, BLOCK * len(expected) // max(expected.size, 1))
+    for first in range(0, len(expected), rows):
+        part = slice(first, first + rows)
+        a, b = np.asarray(expected[part], np.float64), np.asarray(found[part], np.float64)
+        with np.errstate(invalid="ignore"):
+            scaled = np.abs(a - b) / np.maximum(1.0, np.abs(a))
+        largest.append(float(scaled.max(initial=0.0)))
+    return _within(float(np.max(largest)), tolerance, what)  # which is NaN if one of them is
 
 
 def gradient_agreement(
@@ -52,22 +62,26 @@ def gradient_agreement(
     A mean over many steps has small derivatives: beside 1 they would all look alike. Beside
     its own value a single one would look wrong for the rounding of its terms.
     """
-    absent = [
-        name
-        for name in expected.keys() | found.keys()
-        if name not in expected
-        or name not in found
-        or np.shape(expected[name]) != np.shape(found[name])
-    ]
-    if absent:
-        return Agreement(float("inf"), tolerance, False, f"gradient of {min(absent)}")
-    least = NOISE * max((_largest(g) for g in expected.values()), default=0.0)
+    differences = relative_differences(expected, found)
     return worst(
         [
-            _within(_relative(g, found[name], least), tolerance, f"gradient of {name}")
-            for name, g in expected.items()
+            _within(difference, tolerance, f"gradient of {name}")
+            for name, difference in differences.items()
         ]
     )
+
+
+def relative_differences(
+    expected: Mapping[str, Array], found: Mapping[str, Array]
+) -> dict[str, float]:
+    """By tensor, the largest difference beside the largest number; infinite if one is missing."""
+    least = NOISE * max((_largest(g) for g in expected.values()), default=0.0)
+    return {
+        name: _relative(expected[name], found[name], least)
+        if name in expected and name in found and np.shape(expected[name]) == np.shape(found[name])
+        else float("inf")
+        for name in [*expected, *sorted(found.keys() - expected.keys())]
+    }
 
 
 def update_agreement(

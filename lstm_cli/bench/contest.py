@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from lstm_cli.bench.agreement import agreement
+from lstm_cli.bench.clocks import Clock
 from lstm_cli.bench.draws import random_inputs, random_lengths, random_weights
-from lstm_cli.bench.peers import Peer
+from lstm_cli.bench.peers import Peer, Run
+from lstm_cli.bench.residence import (
+    clock_of,
+    numpy_dtype,
+    resident,
+    setting_of,
+    weight_bytes,
+)
 from lstm_cli.bench.results import Agreement
+from lstm_cli.bench.rounding import ROUNDED, rounded_agreement
 from lstm_cli.bench.sizes import Size, describe, flops, recurrent_reads
-from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import Array, Engine, Layers
 from lstm_cli.network.network import Network
 
 OURS, PADDED = "lstm-cli", "padded"
 
 TOLERANCES: Mapping[str, float] = {"float32": 2e-5, "float64": 1e-10}
-"""By dtype, the largest difference at which outputs count as equal; see `Agreement`."""
+"""By dtype, the largest difference at which outputs count as equal; see `Agreement`. Of the others
+see `lstm_cli.bench.rounding`."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,20 @@ class Contestant:
         As `Timing` has them.
     call
         What is timed.
+    clock
+        What takes the time of `call`.
     shown
         Called once before: gives what is compared.
+    exact
+        The same in float64, where roundings are to be told from mistakes; None: not needed.
     """
 
     name: str
     title: str
+    clock: Clock
     call: Callable[[], Any]
     shown: Callable[[], Any]
+    exact: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,15 +124,16 @@ class Contest(Protocol):
     def theirs(self, stack: ExitStack, peer: Peer) -> Contestant:
         """A peer, until the stack closes; raises whatever it raises if it cannot take part."""
 
-    def compare(self, expected: Any, found: Any) -> Agreement:
-        """Whether what a peer showed is what we showed."""
+    def compare(self, expected: Any, found: Any, exact: Any = None) -> Agreement:
+        """Whether what a peer showed is what we showed; `exact` as `Contestant` has it."""
 
 
 class ForwardContest:
     """Forward passes over a batch.
 
-    A peer takes NumPy's (N, T, D) and gives NumPy's (N, T, F), or (N, F); what that costs it,
-    such as copies, is timed with it.
+    Inputs are where a contestant computes before it is timed, and outputs stay there. On the
+    processor that is NumPy's memory: what it costs a peer to use that, such as copies, is timed
+    with it.
     """
 
     def __init__(
@@ -144,46 +160,53 @@ class ForwardContest:
         return self._own(PADDED, our_title(self._engine, PADDED), None)
 
     def _own(self, name: str, title: str, lengths: Array | None) -> Contestant:
-        def call() -> Any:
-            return self._engine.to_host(self._network.run(self._x, lengths).outputs)
+        engine, network = self._engine, self._network
+        x = resident(engine, self._x)
 
-        return Contestant(name, title, call, call)
+        def call() -> Any:
+            return network.run(x, lengths).outputs
+
+        return Contestant(name, title, clock_of(engine), call, lambda: engine.to_host(call()))
 
     def theirs(self, stack: ExitStack, peer: Peer) -> Contestant:
         """A peer with the same weights and inputs."""
-        net, x = self._network, self._x
-        threads, lengths = threads_of(self._engine), self.batch.lengths
-        prepared = peer.prepare(net.layers, net.weights, self._size, threads, lengths)
-        run = stack.enter_context(prepared)
+        run = stack.enter_context(self._run(peer))
+        x = run.place(self._x)
 
         def call() -> Any:
-            return run(x)
+            return run.call(x)
 
-        return Contestant(peer.name, peer.title, call, call)
+        def exact() -> Array:
+            with self._run(peer, "float64") as run:
+                return run(self._x.astype(np.float64))
 
-    def compare(self, expected: Any, found: Any) -> Agreement:
+        dtype = self._engine.dtype
+        return Contestant(
+            peer.name,
+            peer.title,
+            run.clock,
+            call,
+            lambda: run.fetch(call()),
+            exact if dtype in ROUNDED else None,
+        )
+
+    def _run(self, peer: Peer, dtype: str | None = None) -> AbstractContextManager[Run]:
+        """The peer's network, in the engine's dtype or in another."""
+        net, setting = self._network, setting_of(self._engine, dtype)
+        return peer.prepare(net.layers, net.weights, self._size, setting, self.batch.lengths)
+
+    def compare(self, expected: Any, found: Any, exact: Any = None) -> Agreement:
         """By the outputs of valid steps."""
-        tolerance = TOLERANCES.get(self._engine.dtype, 0.0)
+        dtype = self._engine.dtype
+        tolerance = TOLERANCES.get(dtype, 0.0)
         if np.shape(expected) != np.shape(found):
             return agreement(expected, found, tolerance)
-        return agreement(self.batch.valid(expected), self.batch.valid(found), tolerance)
-
-
-def numpy_dtype(engine: Engine) -> str:
-    """The engine's dtype as NumPy knows it."""
-    return "float64" if engine.dtype == "float64" else "float32"
-
-
-def weight_bytes(engine: Engine) -> int:
-    """Of one number of a recurrent layer's matrices."""
-    return 2 if engine.dtype in ("bfloat16", "float16") else np.dtype(numpy_dtype(engine)).itemsize
+        valid = self.batch.valid
+        if exact is not None:
+            return rounded_agreement(valid(expected), valid(found), valid(exact), dtype)
+        return agreement(valid(expected), valid(found), tolerance)
 
 
 def our_title(engine: Engine, *more: str) -> str:
     """``lstm-cli (reference, float32)``."""
     return f"{OURS} ({', '.join((engine.name, engine.dtype, *more))})"
-
-
-def threads_of(engine: Engine) -> int:
-    """How many threads a peer of this engine gets."""
-    return engine.threads or default_threads()

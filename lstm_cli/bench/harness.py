@@ -111,7 +111,8 @@ def _measure(
         agreements, failed = _compared(contest, ours, rivals)
         agreed = [r for r in rivals if r.name in agreements and agreements[r.name].ok]
         contestants = [ours, *agreed, *([] if batch.lengths is None else [contest.padded()])]
-        samples = interleave([c.call for c in contestants], rounds, seconds)
+        calls, clocks = [c.call for c in contestants], [c.clock for c in contestants]
+        samples = interleave(calls, rounds, seconds, clocks)
     share = batch.positions / (size.batch * size.steps)
     padded = None
     if batch.lengths is not None:
@@ -139,10 +140,10 @@ def _prepared(
     rivals: list[Contestant] = []
     skipped: dict[str, str] = {}
     for peer in {peer.name: peer for peer in peers}.values():
-        if engine.device != "cpu":
-            skipped[peer.name] = f"peers are measured on the CPU only, not against {engine.device}"
-        elif engine.dtype not in TOLERANCES:
-            skipped[peer.name] = f"peers are measured in float32 and float64, not {engine.dtype}"
+        if engine.device == "cpu" and engine.dtype not in TOLERANCES:
+            skipped[peer.name] = (
+                f"peers on a CPU are measured in float32 and float64, not {engine.dtype}"
+            )
         else:
             try:
                 rivals.append(contest.theirs(stack, peer))
@@ -161,10 +162,11 @@ def _compared(
     for rival in rivals:
         try:
             found = rival.shown()
+            exact = None if rival.exact is None else rival.exact()
         except Exception as error:  # another library's, of any class
             failed[rival.name] = _reason(error)
         else:
-            agreements[rival.name] = contest.compare(expected, found)
+            agreements[rival.name] = contest.compare(expected, found, exact)
     return agreements, failed
 
 

@@ -7,25 +7,15 @@ slow second hits them alike, and a ratio is taken within a round; nobody is alwa
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from time import perf_counter, process_time, sleep
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Call = Callable[[], Any]
-
-SAMPLE_SECONDS = 1e-3
-"""A sample is at least about this long: shorter calls are repeated within it."""
-
-SETTLE_SECONDS, SETTLED, LONGEST_SETTLING = 12e-3, 0.2, 0.2
-"""Before a turn, threads of the contestant before it may spin on, some for 50 milliseconds. So the
-turn begins after a pause in which this process used less than so much of a core (of a thread that
-runs, the system knows every 4 milliseconds); or after the longest one."""
+from lstm_cli.bench.clocks import WALL, Call, Clock
 
 STEADY = 0.2
 """Warm-up ends when two calls in succession differ by less than this share."""
@@ -51,7 +41,12 @@ class Samples:
     repeats: tuple[int, ...]
 
 
-def interleave(calls: Sequence[Call], rounds: int | None, seconds: float) -> Samples:
+def interleave(
+    calls: Sequence[Call],
+    rounds: int | None,
+    seconds: float,
+    clocks: Sequence[Clock] | None = None,
+) -> Samples:
     """Time `calls` against each other.
 
     Parameters
@@ -60,15 +55,22 @@ def interleave(calls: Sequence[Call], rounds: int | None, seconds: float) -> Sam
         How many; None: as many as fit in `seconds`, within `ROUNDS`.
     seconds
         About how long each contestant may take, warm-up apart.
+    clocks
+        One for each; None: the processor's for all.
     """
+    clocks = [WALL] * len(calls) if clocks is None else clocks
+    pairs = list(zip(calls, clocks, strict=True))
     with _garbage_kept():
-        steady = [_warm_up(call, seconds) for call in calls]
-        repeats = tuple(max(1, ceil(SAMPLE_SECONDS / max(s, 1e-7))) for s in steady)
-        count = rounds or _affordable(steady, repeats, seconds)
+        steady = [_warm_up(call, clock, seconds) for call, clock in pairs]
+        repeats = tuple(
+            max(1, ceil(clock.sample / max(s, 1e-7)))
+            for s, clock in zip(steady, clocks, strict=True)
+        )
+        count = rounds or _affordable(steady, repeats, clocks, seconds)
         taken = np.empty((count, len(calls)))
         for number in range(count):
             for k in _order(number, len(calls)):
-                taken[number, k] = _sample(calls[k], repeats[k])
+                taken[number, k] = _sample(*pairs[k], repeats[k])
     return Samples(taken, repeats)
 
 
@@ -77,32 +79,18 @@ def _order(number: int, contestants: int) -> list[int]:
     return [(number + k) % contestants for k in range(contestants)]
 
 
-def _sample(call: Call, repeats: int) -> float:
+def _sample(call: Call, clock: Clock, repeats: int) -> float:
     """Seconds a call, after one that is not timed: caches and threads are others' by now."""
-    _settle()
+    clock.settle()
     call()
-    begun = perf_counter()
-    for _ in range(repeats):
-        call()
-    return (perf_counter() - begun) / repeats
+    return clock.seconds(call, repeats) / repeats
 
 
-def _settle() -> None:
-    """Pause until no thread of this process works."""
-    begun = now = perf_counter()
-    while now - begun < LONGEST_SETTLING:
-        used, before = process_time(), now
-        sleep(SETTLE_SECONDS)
-        now = perf_counter()
-        if process_time() - used < SETTLED * (now - before):
-            return
-
-
-def _warm_up(call: Call, seconds: float) -> float:
+def _warm_up(call: Call, clock: Clock, seconds: float) -> float:
     """Call until two calls in succession take about as long; how long that is."""
-    spent, before = 0.0, _timed(call)
+    spent, before = 0.0, clock.seconds(call, 1)
     for _ in range(WARM_UP_CALLS):
-        now = _timed(call)
+        now = clock.seconds(call, 1)
         spent += now
         if abs(now - before) <= STEADY * before or spent > seconds:
             return min(now, before)
@@ -110,17 +98,13 @@ def _warm_up(call: Call, seconds: float) -> float:
     return before
 
 
-def _timed(call: Call) -> float:
-    begun = perf_counter()
-    call()
-    return perf_counter() - begun
-
-
-def _affordable(steady: Sequence[float], repeats: Sequence[int], seconds: float) -> int:
+def _affordable(
+    steady: Sequence[float], repeats: Sequence[int], clocks: Sequence[Clock], seconds: float
+) -> int:
     """Rounds that let the slowest contestant stay within `seconds`."""
     turn = max(
-        SETTLE_SECONDS + s * (n + 1)  # one call more than is timed
-        for s, n in zip(steady, repeats, strict=True)
+        clock.pause + s * (n + 1)  # one call more than is timed
+        for s, n, clock in zip(steady, repeats, clocks, strict=True)
     )
     fewest, most = ROUNDS
     return max(fewest, min(most, int(seconds / turn)))

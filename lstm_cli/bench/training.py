@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +15,19 @@ from lstm_cli.bench.contest import (
     PADDED,
     Batch,
     Contestant,
-    numpy_dtype,
     our_title,
-    threads_of,
-    weight_bytes,
 )
 from lstm_cli.bench.draws import random_inputs, random_targets, random_weights
 from lstm_cli.bench.peers import Lesson, Peer, Trainee
+from lstm_cli.bench.residence import (
+    clock_of,
+    numpy_dtype,
+    resident,
+    setting_of,
+    weight_bytes,
+)
 from lstm_cli.bench.results import Agreement
+from lstm_cli.bench.rounding import ROUNDED, rounded_gradients
 from lstm_cli.bench.sizes import Size, describe, recurrent_reads, training_flops
 from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, TrainingError
@@ -103,16 +109,30 @@ class TrainingContest:
 
     def theirs(self, stack: ExitStack, peer: Peer) -> Contestant:
         """A peer with the same weights, inputs, targets, loss and optimiser."""
-        threads = threads_of(self._engine)
-        trainee = stack.enter_context(peer.prepare_training(self._lesson, self._size, threads))
-        return self._contestant(peer.name, peer.title, trainee)
+        setting = setting_of(self._engine)
+        trainee = stack.enter_context(peer.prepare_training(self._lesson, self._size, setting))
 
-    def compare(self, expected: FirstStep, found: FirstStep) -> Agreement:
+        def exact() -> FirstStep:
+            weights = {name: w.astype(np.float64) for name, w in self._lesson.weights.items()}
+            lesson, other = replace(self._lesson, weights=weights), setting_of(engine, "float64")
+            with peer.prepare_training(lesson, self._size, other) as trainee:
+                return self._first(trainee, "float64")
+
+        engine = self._engine
+        made = self._contestant(peer.name, peer.title, trainee)
+        return replace(made, exact=exact) if engine.dtype in ROUNDED else made
+
+    def compare(self, expected: FirstStep, found: FirstStep, exact: Any = None) -> Agreement:
         """By the loss and the gradients of the first step, and by both sides' updates."""
         dtype, lesson = self._engine.dtype, self._lesson
-        close, rounded = TOLERANCES.get(dtype, 0.0), UPDATE_TOLERANCES.get(dtype, 0.0)
-        gradients = gradient_agreement(expected.gradients, found.gradients, close)
-        parts = [agreement(expected.loss, found.loss, close, "loss"), gradients]
+        close = TOLERANCES.get(dtype, 0.0)
+        rounded = UPDATE_TOLERANCES.get(dtype, UPDATE_TOLERANCES["float32"])
+        if exact is None:
+            gradients = gradient_agreement(expected.gradients, found.gradients, close)
+            parts = [agreement(expected.loss, found.loss, close, "loss"), gradients]
+        else:
+            parts = rounded_gradients(expected, found, exact, dtype)
+            gradients = parts[-1]
         parts += [
             update_agreement(lesson.weights, step, lesson.optimiser, rounded)
             for step in (found, expected)
@@ -120,13 +140,21 @@ class TrainingContest:
         return next((part for part in parts if not part.ok), gradients)
 
     def _contestant(self, name: str, title: str, trainee: Trainee) -> Contestant:
+        x, targets = trainee.place(self._x, self._targets)
+
+        def call() -> float:
+            return trainee.step(x, targets)
+
+        return Contestant(name, title, trainee.clock, call, lambda: self._first(trainee))
+
+    def _first(self, trainee: Trainee, dtype: str | None = None) -> FirstStep:
+        """The first step, in the engine's dtype or in another."""
         x, targets = self._x, self._targets
-
-        def first() -> FirstStep:
-            loss = trainee.step(x, targets)
-            return FirstStep(loss, _copied(trainee.gradients()), _copied(trainee.weights()))
-
-        return Contestant(name, title, lambda: trainee.step(x, targets), first)
+        if dtype is not None:
+            x = x.astype(dtype)
+            targets = targets.astype(dtype) if targets.dtype.kind == "f" else targets
+        loss = trainee.step(*trainee.place(x, targets))
+        return FirstStep(loss, _copied(trainee.gradients()), _copied(trainee.weights()))
 
 
 def without_dropout(layers: Layers) -> tuple[LayerSpec, ...]:
@@ -144,6 +172,7 @@ class OwnTrainee:
     """This program's network, as it learns."""
 
     def __init__(self, lesson: Lesson, engine: Engine) -> None:
+        self._engine, self.clock = engine, clock_of(engine)
         network = Network(lesson.layers, lesson.weights, engine)
         targets = Targets(
             lesson.loss, network.returns_sequences, network.output_size, "random targets"
@@ -153,7 +182,11 @@ class OwnTrainee:
         self._lengths = lesson.lengths
         self._gradients: Mapping[str, Array] = {}
 
-    def step(self, x: Array, targets: Array) -> float:
+    def place(self, x: Array, targets: Array) -> tuple[Any, Any]:
+        """Where the engine computes."""
+        return resident(self._engine, x), resident(self._engine, targets)
+
+    def step(self, x: Any, targets: Any) -> float:
         """One update; a step that makes none is no training, and its time would flatter."""
         report = self._learner.step(x, targets, self._lengths)
         if not (report.updates and report.updates[0].finite):
@@ -167,11 +200,11 @@ class OwnTrainee:
 
     def gradients(self) -> Mapping[str, Array]:
         """Of the last step."""
-        return self._gradients
+        return {name: self._engine.to_host(g) for name, g in self._gradients.items()}
 
     def weights(self) -> Mapping[str, Array]:
         """As they are now."""
-        return self._learner.weights
+        return {name: self._engine.to_host(w) for name, w in self._learner.weights.items()}
 
 
 def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -8,18 +8,69 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
+from lstm_cli.bench.clocks import WALL, Clock
 from lstm_cli.bench.sizes import Size
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import DeviceError, LstmCliError
 from lstm_cli.training.optimisers import Adam
 
-Run: TypeAlias = Callable[[Array], Array]
-"""(N, T, D) to (N, T, F), or (N, F) if the network does not return sequences."""
+Placed: TypeAlias = Any
+"""An array where a contestant computes: a GPU's, or NumPy's own."""
+
+
+def here(array: Any) -> Any:
+    """An array that is where it is needed already."""
+    return array
 
 
 class Unsupported(LstmCliError):  # noqa: N818 - it says what it is
     """A peer has no words for this network, or for its dtype."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and in what a peer computes.
+
+    Attributes
+    ----------
+    threads
+        Of the processor.
+    device
+        ``cpu``, or a GPU as ``cuda:0``.
+    dtype
+        ``float32``, whose products are in float32 too; ``tf32``, where these may be in TF32;
+        ``float64``, ``float16``, ``bfloat16``: weights and inputs in that dtype.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network in another framework.
+
+    Attributes
+    ----------
+    call
+        From placed (N, T, D) to (N, T, F), or (N, F) if the network does not return sequences,
+        where the peer computes. NumPy's arrays will do where that is the processor.
+    place, fetch
+        To there from NumPy's memory, and back.
+    clock
+        What takes the time of calls.
+    """
+
+    call: Callable[[Placed], Placed]
+    place: Callable[[Array], Placed] = here
+    fetch: Callable[[Placed], Array] = here
+    clock: Clock = WALL
+
+    def __call__(self, x: Array) -> Array:
+        """From NumPy's memory to NumPy's memory."""
+        return self.fetch(self.call(self.place(x)))
 
 
 @dataclass(frozen=True)
@@ -31,7 +82,7 @@ class Lesson:
     layers
         Without dropout.
     weights
-        To start from; their dtype is the one to compute in.
+        To start from.
     loss
         One of `lstm_cli.training.losses.LOSSES`, the mean over all valid rows and features;
         cross-entropies from the logits.
@@ -49,9 +100,20 @@ class Lesson:
 
 
 class Trainee(Protocol):
-    """A network that learns."""
+    """A network that learns.
 
-    def step(self, x: Array, targets: Array) -> float:
+    Attributes
+    ----------
+    clock
+        What takes the time of steps.
+    """
+
+    clock: Clock
+
+    def place(self, x: Array, targets: Array) -> tuple[Placed, Placed]:
+        """Inputs and targets where it computes."""
+
+    def step(self, x: Placed, targets: Placed) -> float:
         """Forward, loss, backward, update: the loss before the update."""
 
     def gradients(self) -> Mapping[str, Array]:
@@ -68,21 +130,26 @@ class Peer(Protocol):
     ----------
     name, title, version
         ``torch``, ``PyTorch 2.13.0``, ``2.13.0``.
+    versions
+        By package: its own, and those of what it computes with.
     """
 
     name: str
     title: str
     version: str
 
+    @property
+    def versions(self) -> Mapping[str, str]: ...
+
     def prepare(
         self,
         layers: Layers,
         weights: Mapping[str, Array],
         size: Size,
-        threads: int,
+        setting: Setting,
         lengths: Array | None = None,
     ) -> AbstractContextManager[Run]:
-        """The network in this framework, in the weights' dtype, on `threads` threads.
+        """The network in this framework.
 
         With `lengths` (N,), at least 1, of a ragged batch: what is given for steps past a
         sequence's end does not matter. What is global in the framework is put back when the
@@ -91,11 +158,11 @@ class Peer(Protocol):
         Raises
         ------
         Unsupported
-            On entering: the framework cannot express the network.
+            On entering: the framework cannot express the network, or not compute there.
         """
 
     def prepare_training(
-        self, lesson: Lesson, size: Size, threads: int
+        self, lesson: Lesson, size: Size, setting: Setting
     ) -> AbstractContextManager[Trainee]:
         """As `prepare`, of a network that learns.
 
@@ -132,11 +199,6 @@ def _broken(module: str, peer: str, error: Exception) -> DeviceError:
         f"bench --against {peer} needs the package {module}, which cannot be loaded",
         found=str(error),
     )
-
-
-def dtype_of(weights: Mapping[str, Array]) -> str:
-    """The dtype that the weights are in, ``float32`` or ``float64``."""
-    return next((value.dtype.name for value in weights.values()), "float32")
 
 
 def activations(cell: Cell) -> dict[str, str]:

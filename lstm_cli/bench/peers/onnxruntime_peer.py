@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Lesson, Run, Trainee, Unsupported, dtype_of, load_package
+from lstm_cli.bench.peers.base import Lesson, Run, Setting, Trainee, Unsupported, load_package
 from lstm_cli.bench.sizes import Size
 from lstm_cli.engines.types import Array, Layers
 
@@ -33,30 +33,36 @@ class OnnxRuntimePeer:
         self.version = str(self._runtime.__version__)
         self.title = f"ONNX Runtime {self.version}"
 
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Its own."""
+        return {self.name: self.version}
+
     @contextmanager
     def prepare(
         self,
         layers: Layers,
         weights: Mapping[str, Array],
         size: Size,
-        threads: int,
+        setting: Setting,
         lengths: Array | None = None,
     ) -> Iterator[Run]:
         """See `lstm_cli.bench.peers.base.Peer`."""
-        if dtype_of(weights) != "float32":
-            raise Unsupported(f"ONNX Runtime has no recurrent layers in {dtype_of(weights)}")
+        if setting.device != "cpu":
+            raise Unsupported(
+                f"ONNX Runtime's package here computes on the CPU only, not on {setting.device}"
+            )
+        if setting.dtype != "float32":
+            raise Unsupported(f"ONNX Runtime has no recurrent layers in {setting.dtype}")
         from lstm_cli.bench.peers.onnx_model import build_model
 
         model = build_model(layers, weights, size, lengths)
-        session = self._session(model, threads)
+        session = self._session(model, setting.threads)
 
-        def run(x: Array) -> Array:
-            return np.asarray(session.run(None, {"x": x})[0])
-
-        yield run
+        yield Run(lambda x: np.asarray(session.run(None, {"x": x})[0]))
 
     def prepare_training(
-        self, lesson: Lesson, size: Size, threads: int
+        self, lesson: Lesson, size: Size, setting: Setting
     ) -> AbstractContextManager[Trainee]:
         """Not in this package: ONNX Runtime runs networks.
 

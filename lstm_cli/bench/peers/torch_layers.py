@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lstm_cli.bench.peers.base import Unsupported, activations, dtype_of
+from lstm_cli.bench.peers.base import Unsupported, activations
+from lstm_cli.bench.peers.torch_place import TorchPlace
 from lstm_cli.bench.sizes import Size
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import (
@@ -40,7 +41,12 @@ class TorchLayer:
 
 
 def torch_layer(
-    torch: Any, spec: LayerSpec, weights: Mapping[str, Array], size: Size, *, training: bool = False
+    place: TorchPlace,
+    spec: LayerSpec,
+    weights: Mapping[str, Array],
+    size: Size,
+    *,
+    training: bool = False,
 ) -> TorchLayer:
     """The layer with these weights, copied; with `training` its parameters want gradients.
 
@@ -50,12 +56,12 @@ def torch_layer(
         ``torch.nn`` cannot express it.
     """
     if isinstance(spec, RecurrentSpec):
-        return _recurrent(torch, spec, weights, training)
+        return _recurrent(place, spec, weights, training)
     if isinstance(spec, DenseSpec):
-        return _dense(torch, spec, weights, training)
+        return _dense(place, spec, weights, training)
     if isinstance(spec, DropoutSpec):
         return TorchLayer(lambda x: x)
-    return _flatten(torch, spec, size)
+    return _flatten(place.torch, spec, size)
 
 
 def _flatten(torch: Any, spec: FlattenSpec, size: Size) -> TorchLayer:
@@ -63,13 +69,14 @@ def _flatten(torch: Any, spec: FlattenSpec, size: Size) -> TorchLayer:
     return TorchLayer(lambda x: torch.nn.functional.pad(x, (0, 0, 0, missing)).flatten(1))
 
 
-def _dense(torch: Any, spec: DenseSpec, weights: Mapping[str, Array], training: bool) -> TorchLayer:
-    name = spec.activation_name
+def _dense(
+    place: TorchPlace, spec: DenseSpec, weights: Mapping[str, Array], training: bool
+) -> TorchLayer:
+    name, torch = spec.activation_name, place.torch
     if name not in _DENSE:
         raise Unsupported(f"layer {spec.index}: torch.nn has no {name} for a dense layer")
     parameters = {
-        own: torch.from_numpy(weights[own].copy()).requires_grad_(training)
-        for own in spec.parameters()
+        own: place.weight(weights[own]).requires_grad_(training) for own in spec.parameters()
     }
     weight, bias = (parameters[f"layers.{spec.index}.{part}"] for part in ("weight", "bias"))
     function = {
@@ -94,14 +101,14 @@ def _on_rows(torch: Any, function: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 
 def _recurrent(
-    torch: Any, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
+    place: TorchPlace, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
 ) -> TorchLayer:
     for cell in spec.cells:
         _check(spec, cell)
     if len(set(spec.cells)) > 1:
         raise Unsupported(f"layer {spec.index}: torch.nn has one kind of cell for both directions")
-    module = _module(torch, spec, getattr(torch, dtype_of(weights)))
-    module.load_state_dict(_state(torch, spec, weights))
+    module = _module(place, spec)
+    module.load_state_dict(_state(place, spec, weights))
     # The second bias that PyTorch has for an lstm or rnn is none of our parameters: trained
     # beside the first, it would take the same step again. It stays 0, and gathers no gradient.
     module.requires_grad_(False)
@@ -126,15 +133,16 @@ def _last(module: Any) -> Callable[[Any], Any]:
     return last
 
 
-def _module(torch: Any, spec: RecurrentSpec, dtype: Any) -> Any:
+def _module(place: TorchPlace, spec: RecurrentSpec) -> Any:
     cell = spec.cells[0]
     options: dict[str, Any] = {"batch_first": True, "bidirectional": spec.directions == 2}
     if spec.kind == "lstm":
         options["proj_size"] = getattr(cell, "projection_size", None) or 0
     if spec.kind == "rnn":
         options["nonlinearity"] = cell.activation.name
-    kind = getattr(torch.nn, spec.kind.upper())
-    return kind(spec.input_size, spec.hidden_size, dtype=dtype, **options)
+    kind = getattr(place.torch.nn, spec.kind.upper())
+    where = {"dtype": place.stored, "device": place.device}
+    return kind(spec.input_size, spec.hidden_size, **where, **options)
 
 
 def _names(spec: RecurrentSpec) -> dict[str, str]:
@@ -147,12 +155,12 @@ def _names(spec: RecurrentSpec) -> dict[str, str]:
     }
 
 
-def _state(torch: Any, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
+def _state(place: TorchPlace, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
     """Our tensors under PyTorch's names, and 0 for the bias that we do not have."""
-    state = {theirs: torch.from_numpy(weights[own].copy()) for own, theirs in _names(spec).items()}
+    state = {theirs: place.weight(weights[own]) for own, theirs in _names(spec).items()}
     for name in [name for name in state if name.startswith("bias_ih")]:
         other = name.replace("bias_ih", "bias_hh")
-        state.setdefault(other, torch.zeros_like(state[name]))
+        state.setdefault(other, place.torch.zeros_like(state[name]))
     return state
 
 

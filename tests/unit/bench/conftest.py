@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Lesson, Size, Trainee, Unsupported
+from lstm_cli.bench import Lesson, Run, Setting, Size, Trainee, Unsupported
 from lstm_cli.bench.training import OwnTrainee
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.network.network import Network
@@ -21,6 +21,10 @@ class FakeTrainee:
     def __init__(self, peer: FakePeer, lesson: Lesson) -> None:
         dtype = next(iter(lesson.weights.values())).dtype.name
         self.peer, self.inner = peer, OwnTrainee(lesson, ReferenceEngine(dtype))
+        self.clock = self.inner.clock
+
+    def place(self, x: Any, targets: Any) -> Any:
+        return x, targets
 
     def step(self, x: Any, targets: Any) -> Any:
         self.peer.calls.append(self.peer.name)
@@ -46,10 +50,10 @@ class FakePeer:
     version = "0.0"
 
     def __init__(self, name: str = "fake", twist: Any = None, refuses: str | None = None) -> None:
-        self.name, self.title = name, f"Fake {name}"
+        self.name, self.title, self.versions = name, f"Fake {name}", {name: self.version}
         self.twist, self.refuses = twist, refuses
         self.calls: list[str] = []
-        self.asked: list[tuple[Size, int]] = []
+        self.asked: list[tuple[Size, Setting]] = []
         self.open = False
 
     @contextmanager
@@ -58,12 +62,12 @@ class FakePeer:
         layers: Any,
         weights: Mapping[str, Any],
         size: Size,
-        threads: int,
+        setting: Setting,
         lengths: Any = None,
-    ) -> Iterator[Callable[[Any], Any]]:
+    ) -> Iterator[Run]:
         if self.refuses:
             raise Unsupported(self.refuses)
-        self.asked.append((size, threads))
+        self.asked.append((size, setting))
         dtype = next(iter(weights.values())).dtype.name
         net = Network(layers, weights, ReferenceEngine(dtype))
 
@@ -74,15 +78,15 @@ class FakePeer:
 
         self.open = True
         try:
-            yield run
+            yield Run(run)
         finally:
             self.open = False
 
     @contextmanager
-    def prepare_training(self, lesson: Lesson, size: Size, threads: int) -> Iterator[Trainee]:
+    def prepare_training(self, lesson: Lesson, size: Size, setting: Setting) -> Iterator[Trainee]:
         if self.refuses:
             raise Unsupported(self.refuses)
-        self.asked.append((size, threads))
+        self.asked.append((size, setting))
         self.open = True
         try:
             yield FakeTrainee(self, lesson)
@@ -108,5 +112,5 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short samples and no pauses: these tests do not look at the clock."""
-    monkeypatch.setattr("lstm_cli.bench.rounds.LONGEST_SETTLING", 0.0)
-    monkeypatch.setattr("lstm_cli.bench.rounds.SAMPLE_SECONDS", 1e-6)
+    monkeypatch.setattr("lstm_cli.bench.clocks.LONGEST_SETTLING", 0.0)
+    monkeypatch.setattr("lstm_cli.bench.clocks.SAMPLE_SECONDS", 1e-6)

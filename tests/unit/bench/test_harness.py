@@ -7,6 +7,7 @@ import pytest
 
 from lstm_cli.bench import (
     Agreement,
+    Setting,
     Size,
     SizeResult,
     Timing,
@@ -14,6 +15,7 @@ from lstm_cli.bench import (
     harness,
     measure,
     one_lstm,
+    peer,
 )
 from lstm_cli.bench.agreement import agreement
 from lstm_cli.bench.draws import random_weights
@@ -94,7 +96,7 @@ def test_a_peer_that_breaks_while_it_is_prepared_is_skipped_too(engine, fake_pee
 def test_peers_get_the_engines_threads_and_are_closed(fake_peer):
     peer = fake_peer()
     run(ReferenceEngine("float32", threads=1), peer)
-    assert peer.asked == [(SIZE, 1)]
+    assert peer.asked == [(SIZE, Setting(1, "cpu", "float32"))]
     assert not peer.open
 
 
@@ -102,10 +104,20 @@ def test_a_peer_asked_for_twice_runs_once(engine, fake_peer):
     assert len(run(engine, fake_peer(), fake_peer()).timings) == 2
 
 
-def test_a_device_that_peers_do_not_use_is_not_compared(engine, fake_peer):
-    engine.device = "cuda:0"
-    result = run(engine, fake_peer())
-    assert "cuda:0" in result.skipped["fake"]
+def test_peers_are_asked_to_compute_where_the_engine_does(engine, fake_peer):
+    engine.device, peer = "cuda:0", fake_peer()
+    run(engine, peer)
+    assert [setting.device for _, setting in peer.asked] == ["cuda:0"]
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_a_peer_that_cannot_use_a_gpu_is_not_compared(engine, name, mode):
+    pytest.importorskip(name)
+    engine.device = "cuda:7"  # the reference engine does not mind
+    result = run(engine, peer(name), mode=mode)
+    assert list(result.skipped) == [name]
+    assert "cuda:7" in result.skipped[name] or "does not train" in result.skipped[name]
     assert len(result.timings) == 1
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from lstm_cli.bench import PEERS, Size, Unsupported, peer
+from lstm_cli.bench import PEERS, Setting, Size, Unsupported, peer
 from lstm_cli.bench.agreement import agreement
 from lstm_cli.bench.contest import TOLERANCES
 from lstm_cli.bench.draws import random_inputs, random_weights
@@ -112,7 +112,7 @@ def installed(name):
 def outputs(contestant, layers, dtype="float32", size=SIZE):
     """What the peer and what the reference engine give, the latter in float64."""
     weights, x = random_weights(layers, 3, dtype), random_inputs(layers, size, 3, dtype)
-    with contestant.prepare(layers, weights, size, 1) as run:
+    with contestant.prepare(layers, weights, size, Setting(1, dtype=dtype)) as run:
         found = run(x)
     return found, Network(layers, weights, ReferenceEngine("float64")).run(x).outputs
 
@@ -197,7 +197,7 @@ def test_pytorch_gets_its_threads_back(broken, problem):
             with pytest.raises(problem):
                 yield
 
-    with maybe(), contestant.prepare(BOTH["lstm"], weights, SIZE, other):
+    with maybe(), contestant.prepare(BOTH["lstm"], weights, SIZE, Setting(other)):
         assert torch.get_num_threads() == other
         if broken:
             raise broken

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Size, Unsupported, harness, measure, one_lstm, peer
+from lstm_cli.bench import Setting, Size, Unsupported, harness, measure, one_lstm, peer
 from lstm_cli.bench.agreement import agreement
 from lstm_cli.bench.contest import TOLERANCES, Batch
 from lstm_cli.bench.draws import random_inputs, random_lengths, random_weights
@@ -128,14 +128,14 @@ def test_another_shape_is_a_difference(engine, fake_peer):
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 def test_a_peer_gives_what_the_reference_gives(name, layers):
     weights, x = random_weights(layers, 3, "float32"), random_inputs(layers, SIZE, 3, "float32")
-    with installed(name).prepare(layers, weights, SIZE, 1, LENGTHS) as call:
+    with installed(name).prepare(layers, weights, SIZE, Setting(), LENGTHS) as call:
         found = call(x)
     expected = Network(layers, weights, ReferenceEngine("float64")).run(x, LENGTHS).outputs
     assert found.shape == expected.shape
     valid = Batch(LENGTHS, int(LENGTHS.sum()), 12).valid
     assert np.ptp(valid(expected)) > 0.05, "nothing to tell apart"
     assert agreement(valid(expected), valid(found), TOLERANCES["float32"]).ok
-    with installed(name).prepare(layers, weights, SIZE, 1) as call:
+    with installed(name).prepare(layers, weights, SIZE, Setting()) as call:
         assert not agreement(expected, call(x), 0.01).ok, "lengths make no difference"
 
 
@@ -144,7 +144,7 @@ def test_flatten_of_ragged_sequences_is_not_measured_with_peers(name):
     weights = random_weights(FLAT, 3, "float32")
     with (
         pytest.raises(Unsupported, match="layer 1: flatten"),
-        installed(name).prepare(FLAT, weights, SIZE, 1, LENGTHS),
+        installed(name).prepare(FLAT, weights, SIZE, Setting(), LENGTHS),
     ):
         pass
 

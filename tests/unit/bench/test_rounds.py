@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from lstm_cli.bench import rounds
+from lstm_cli.bench import clocks, rounds
 from lstm_cli.bench.rounds import interleave
 
 
@@ -39,12 +39,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(rounds, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(rounds, "process_time", lambda: clock.worked)
-    monkeypatch.setattr(rounds, "sleep", clock.sleep)
-    monkeypatch.setattr(rounds, "LONGEST_SETTLING", 0.199)
-    monkeypatch.setattr(rounds, "SAMPLE_SECONDS", 1e-3)
-    monkeypatch.setattr(rounds, "SETTLE_SECONDS", 2e-3)
+    monkeypatch.setattr(clocks, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(clocks, "process_time", lambda: clock.worked)
+    monkeypatch.setattr(clocks, "sleep", clock.sleep)
+    monkeypatch.setattr(clocks, "LONGEST_SETTLING", 0.199)
+    monkeypatch.setattr(clocks, "SAMPLE_SECONDS", 1e-3)
+    monkeypatch.setattr(clocks, "SETTLE_SECONDS", 2e-3)
     return clock
 
 

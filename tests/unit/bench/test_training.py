@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Size, SizeResult, harness, measure, one_lstm, peer, without_dropout
+from lstm_cli.bench import (
+    Setting,
+    Size,
+    SizeResult,
+    harness,
+    measure,
+    one_lstm,
+    peer,
+    without_dropout,
+)
 from lstm_cli.bench.rounds import Samples
 from lstm_cli.bench.training import TrainingContest
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
@@ -101,9 +110,9 @@ def test_a_peer_that_trains_otherwise_is_named_and_has_no_ratio(
 def test_a_peer_that_does_not_update_is_found(engine, fake_peer):
     class Idle(fake_peer):
         @contextmanager
-        def prepare_training(self, lesson, size, threads):
+        def prepare_training(self, lesson, size, setting):
             self.twist = {"weights": lambda _: lesson.weights}
-            with super().prepare_training(lesson, size, threads) as trainee:
+            with super().prepare_training(lesson, size, setting) as trainee:
                 yield trainee
 
     one = run(engine, Idle()).agreements["fake"]
@@ -142,7 +151,7 @@ def test_a_peer_that_breaks_is_skipped_with_the_first_line_of_its_error(engine, 
 def test_peers_get_the_engines_threads(fake_peer):
     trained = fake_peer()
     run(ReferenceEngine("float32", threads=1), trained)
-    assert trained.asked == [(SIZE, 1)]
+    assert trained.asked == [(SIZE, Setting(1))]
 
 
 def test_onnx_runtime_does_not_train(engine):

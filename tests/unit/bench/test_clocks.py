@@ -1,0 +1,95 @@
+"""Times are taken in the queue of the device that works, and turns do not overlap."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from lstm_cli.bench.clocks import DeviceClock
+from lstm_cli.bench.peers.torch_place import TorchClock
+from lstm_cli.bench.rounds import interleave
+
+
+class Queue:
+    """A device that works behind what was started: each piece of work takes its time."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def work(self, name, seconds):
+        def call():
+            self.log.append(name)
+            self.now += seconds
+
+        return call
+
+    def mark(self):
+        self.log.append("mark")
+        moment = SimpleNamespace(at=self.now)
+        moment.seconds_since = lambda earlier: moment.at - earlier.at
+        return moment
+
+    def wait(self):
+        self.log.append("wait")
+
+
+def test_marks_stand_around_the_calls_alone():
+    device = Queue()
+    clock = DeviceClock(device)
+    assert clock.seconds(device.work("A", 0.5), 3) == pytest.approx(1.5)
+    assert device.log == ["mark", "A", "A", "A", "mark"]
+
+
+def test_a_device_is_waited_for_before_a_turn_and_short_calls_are_repeated():
+    ours, theirs = Queue(), Queue()
+    calls = [ours.work("A", 1e-3), theirs.work("B", 3e-3)]
+    samples = interleave(calls, 3, 0.1, [DeviceClock(ours), DeviceClock(theirs)])
+    assert samples.seconds[:, 0] == pytest.approx(1e-3)
+    assert samples.seconds[:, 1] == pytest.approx(3e-3)
+    assert samples.repeats == (4, 2)
+    turn = ["wait", "A", "mark", "A", "A", "A", "A", "mark"]
+    assert ours.log[-24:] == turn * 3
+
+
+class Cuda:
+    """What `TorchClock` asks of ``torch.cuda``; events give milliseconds."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def synchronize(self, device):
+        self.log.append(f"synchronize {device}")
+
+    def current_stream(self, device):
+        return f"stream of {device}"
+
+    def Event(self, *, enable_timing):  # noqa: N802 - PyTorch's name
+        assert enable_timing
+        event = SimpleNamespace(at=None)
+
+        def record(stream):
+            assert stream == "stream of cuda:1"
+            self.log.append("event")
+            event.at = self.now
+
+        def elapsed_time(later):
+            assert "waited" in self.log, "the event may not have happened yet"
+            return (later.at - event.at) * 1e3
+
+        event.record, event.elapsed_time = record, elapsed_time
+        event.synchronize = lambda: self.log.append("waited")
+        return event
+
+
+def test_pytorch_is_timed_by_its_own_events():
+    cuda = Cuda()
+    clock = TorchClock(SimpleNamespace(cuda=cuda), "cuda:1")
+
+    def call():
+        cuda.log.append("call")
+        cuda.now += 0.25
+
+    clock.settle()
+    assert clock.seconds(call, 2) == pytest.approx(0.5)
+    assert cuda.log == ["synchronize cuda:1", "event", "call", "call", "event", "waited"]
