@@ -2,6 +2,7 @@
 
 from lstm_cli.bench.baseline import Baseline, Change, Comparison, compare
 from lstm_cli.bench.baseline_file import BaselineError, load_baseline, save_baseline
+from lstm_cli.bench.explanations import LayerExplanation, SizeExplanation, explain
 from lstm_cli.bench.gates import GateCost, by_gate
 from lstm_cli.bench.harness import measure
 from lstm_cli.bench.host import (
@@ -14,6 +15,7 @@ from lstm_cli.bench.host import (
     watch_others,
 )
 from lstm_cli.bench.peers import PEERS, Lesson, Peer, Run, Setting, Trainee, Unsupported, peer
+from lstm_cli.bench.residence import Accelerated
 from lstm_cli.bench.results import (
     MODES,
     WORK,
@@ -32,12 +34,14 @@ __all__ = [
     "MODES",
     "PEERS",
     "WORK",
+    "Accelerated",
     "Agreement",
     "Baseline",
     "BaselineError",
     "Change",
     "Comparison",
     "GateCost",
+    "LayerExplanation",
     "Lesson",
     "Machine",
     "Memory",
@@ -48,12 +52,14 @@ __all__ = [
     "Setting",
     "Shares",
     "Size",
+    "SizeExplanation",
     "SizeResult",
     "Timing",
     "Trainee",
     "Unsupported",
     "by_gate",
     "compare",
+    "explain",
     "geometric_mean",
     "grid",
     "load_baseline",

@@ -92,9 +92,10 @@ def _mode_note(before: str, now: str) -> str:
 def _machine_notes(before: Machine, now: Machine) -> list[str]:
     """What of the machine is another than it was."""
     notes = []
-    for what in ("processor", "cores", "threads", "system"):
+    for what in ("processor", "accelerator", "cores", "threads", "system"):
         then, here = getattr(before, what), getattr(now, what)
         if then != here:
+            then, here = then or "none", here or "none"
             notes.append(f"the baseline was measured with {what} {then}, this with {here}")
     for package, here in now.versions.items():
         then = before.versions.get(package, here)

@@ -121,6 +121,7 @@ def _baseline(document: Any) -> Baseline:
         _count(kept, "threads"),
         _text(kept, "system"),
         {name: _text(versions, name) for name in versions},
+        _text({"accelerator": "", **kept}, "accelerator"),  # an older file knows of none
     )
     return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")), _mode(top))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from lstm_cli.bench.peers import Peer
+from lstm_cli.bench.residence import Accelerated
 from lstm_cli.engines.limits import Measurable
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import Engine
@@ -38,7 +39,9 @@ class Machine:
     system
         ``Linux x86_64``.
     versions
-        By package: Python, NumPy, lstm-cli, and the peers.
+        By package: Python, NumPy, lstm-cli, and the peers; of a GPU what drives it, too.
+    accelerator
+        The GPU, ``NVIDIA H200``; empty where the processor computes.
     """
 
     processor: str
@@ -46,10 +49,13 @@ class Machine:
     threads: int
     system: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    accelerator: str = ""
 
 
-def machine(threads: int | None = None, peers: Sequence[Peer] = ()) -> Machine:
-    """This machine; `threads` None: what is used by default."""
+def machine(
+    threads: int | None = None, peers: Sequence[Peer] = (), engine: Engine | None = None
+) -> Machine:
+    """This machine; `threads` None: what is used by default; `engine`: what computes."""
     import numpy as np
 
     from lstm_cli.version import __version__
@@ -59,12 +65,19 @@ def machine(threads: int | None = None, peers: Sequence[Peer] = ()) -> Machine:
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
+    accelerator = ""
+    if isinstance(engine, Accelerated):
+        accelerator = engine.hardware.title
+        versions |= getattr(engine.hardware, "versions", {})
+    for peer in peers:
+        versions |= peer.versions
     return Machine(
         _processor(),
         os.cpu_count() or 1,
         threads or default_threads(),
         f"{platform.system()} {platform.machine()}",
-        versions | {peer.name: peer.version for peer in peers},
+        versions,
+        accelerator,
     )
 
 

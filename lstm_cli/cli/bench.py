@@ -29,6 +29,7 @@ Examples:
   lstm-cli bench --against torch --against onnxruntime
   lstm-cli bench --mode train --against torch
   lstm-cli bench --ragged --hidden 256 --batch 32 --steps 100 --against torch
+  lstm-cli bench --device cuda --dtype tf32 --against torch --explain
   lstm-cli bench --hidden 64,100,256 --batch 1,32 --steps 100 --features 12
   lstm-cli bench configs/japanese-vowels.yaml --batch 64 --steps 29
   lstm-cli bench --save before.json    # and later: --compare before.json"""
@@ -70,6 +71,7 @@ NUMBERS = Numbers()
 @click.option("--ragged", is_flag=True, help="Lengths uniform in [T/10, T], not all T.")
 @click.option("--against", multiple=True, metavar="torch|onnxruntime", help="Measure this too.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds a size; default: by time.")
+@click.option("--explain", is_flag=True, help="Say how each size was computed, and why.")
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
 @set_option
@@ -87,6 +89,7 @@ def command(
     ragged: bool,
     against: tuple[str, ...],
     rounds: int | None,
+    explain: bool,
     save: Path | None,
     baseline: Path | None,
     overrides: tuple[str, ...],
@@ -123,9 +126,10 @@ def command(
     before = bench.load_baseline(baseline) if baseline is not None else None
     sizes, layers_of, loss = _work(config_path, overrides, hidden, batch, steps, features)
     forward = mode == "forward"
-    gated = forward and not ragged  # shares of gates are the same for ragged batches
     choice = chosen_engine(console, engine, device, dtype, threads)
     made = choice.engine
+    # Shares of gates are the same for ragged batches; they are those of a processor.
+    gated = forward and not ragged and not isinstance(made, bench.Accelerated)
     with console.progress(len(sizes), "sizes") as advance, bench.watch_others() as others:
         results = bench.measure(
             sizes,
@@ -139,14 +143,15 @@ def command(
             seed=seed,
             progress=lambda done, total, size: advance(min(done, 1)),
         )
-    here = bench.machine(made.threads, peers)
+    here = bench.machine(made.threads, peers, made)
+    explained = bench.explain(results, layers_of, made) if explain else ()
     memory = bench.memory(made)
     last = layers_of(sizes[-1])
     gates = bench.by_gate(last, sizes[-1], made.threads, made.dtype, seed) if gated else ()
     comparison = bench.compare(results, before, here) if before is not None else None
     from lstm_cli.cli.bench_tables import bench_report
 
-    console.show(*bench_report(results, gates, here, made, comparison, memory))
+    console.show(*bench_report(results, gates, here, made, comparison, memory, explained))
     if not forward and bench.without_dropout(last) != last:
         console.note("note: dropout is left out: no two frameworks draw the same masks")
     if others.cores is not None and others.cores > BUSY:
@@ -174,6 +179,7 @@ def command(
             ],
             "geometric_mean": bench.geometric_mean(results),
             "gates": gates,
+            "explained": explained,
             "comparison": comparison,
             "ragged": ragged,
             "peak_memory": memory.peak,

@@ -12,7 +12,14 @@ from lstm_cli.cli.tables import plain_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lstm_cli.bench import Comparison, GateCost, Machine, Memory, SizeResult
+    from lstm_cli.bench import (
+        Comparison,
+        GateCost,
+        Machine,
+        Memory,
+        SizeExplanation,
+        SizeResult,
+    )
     from lstm_cli.engines.types import Engine
 
 
@@ -23,19 +30,50 @@ def bench_report(
     engine: Engine,
     comparison: Comparison | None,
     memory: Memory,
+    explained: Sequence[SizeExplanation] = (),
 ) -> list[Any]:
     """Everything that a benchmark shows."""
-    threads = f"{machine.threads} of {machine.cores} cores"
-    head = f"{machine.processor}, {threads} · {engine.device}, {engine.name}, {engine.dtype}"
-    parts: list[Any] = [head, _what(results), size_table(results)]
+    parts: list[Any] = [*_head(machine, engine), _what(results), size_table(results)]
     lines = [_mean(results), *_differing(results), *_skipped(results)]
     lines += [_limits(results), _memory(results, memory)]
     parts += [line for line in lines if line]
     if comparison is not None and comparison.changes:
         parts += ["", comparison_table(comparison, results[0].mode)]
+    parts += explanation_lines(explained)
     if gates:
         parts += ["", f"by gate, reference engine, {results[-1].size}", gate_table(gates)]
     return parts
+
+
+def _head(machine: Machine, engine: Engine) -> list[str]:
+    """What computed: the processor, or the GPU and all that drives it."""
+    how = f"{engine.device}, {engine.name}, {engine.dtype}"
+    if not machine.accelerator:
+        threads = f"{machine.threads} of {machine.cores} cores"
+        return [f"{machine.processor}, {threads} · {how}"]
+    kept = {k: v for k, v in machine.versions.items() if k not in ("lstm-cli", "python", "numpy")}
+    versions = ", ".join(f"{name} {version}" for name, version in kept.items())
+    return [f"{machine.accelerator} · {how}", versions or machine.processor]
+
+
+def explanation_lines(explained: Sequence[SizeExplanation]) -> list[str]:
+    """How each size was computed, what a step took and took at least, and why it was so."""
+    lines: list[str] = ["", "how each size was computed, and why"] if explained else []
+    for one in explained:
+        step = f"{_micro(one.step)} a step"
+        if one.floor is not None:
+            step += f", {_micro(one.floor)} by a model at least"
+        lines.append(f"{one.size}: {step}")
+        if not one.layers:
+            lines.append("  the engine has one way only")
+        for layer in one.layers:
+            lines.append(f"  layer {layer.layer}: {layer.explanation.way}")
+            lines += [f"    {reason}" for reason in layer.explanation.reasons]
+    return lines
+
+
+def _micro(seconds: float) -> str:
+    return f"{units.significant(seconds * 1e6)} µs"
 
 
 def _limits(results: Sequence[SizeResult]) -> str:
