@@ -30,7 +30,7 @@ class HostError(RuntimeError):
 
 def headers_digest() -> str:
     """A hash of everything that is compiled into every library."""
-    texts = [(HERE / name).read_text() for name in ("shim.h", "switch.h", "runtime.cpp")]
+    texts = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".cpp")]
     return hashlib.sha256("".join([*texts, *KERNEL_FLAGS, *RUNTIME_FLAGS]).encode()).hexdigest()
 
 
