@@ -142,6 +142,28 @@ class DeviceMemoryError(DeviceError):
         )
 
 
+class DeviceMemoryError(DeviceError):
+    """A device has less memory free than is needed.
+
+    Attributes
+    ----------
+    needed, free, total
+        Bytes: asked for at once, free at that moment, and of the whole device (None: not known).
+    """
+
+    def __init__(
+        self, needed: int, free: int, total: int | None = None, hint: str | None = None
+    ) -> None:
+        self.needed, self.free, self.total = needed, free, total
+        whole = "" if total is None else f" of {_size(total)}"
+        super().__init__(
+            f"the device is out of memory: {_size(needed)} more are needed",
+            expected=f"at least {_size(needed)} free",
+            found=f"{_size(free)}{whole} free",
+            hint=hint or "a smaller --batch-size needs less",
+        )
+
+
 class MissingExtraError(DeviceError):
     """An optional dependency is not installed."""
 
@@ -150,6 +172,14 @@ class MissingExtraError(DeviceError):
             f"{purpose} needs the package {module}, which is not installed",
             hint=f"pip install 'lstm-cli[{extra}]'",
         )
+
+
+def _size(nbytes: int) -> str:
+    """Bytes for people."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes} B"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -11,7 +11,7 @@ from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import output_options
 
 if TYPE_CHECKING:
-    from lstm_cli.engines.jit.cache import CacheState
+    from lstm_cli.engines.kernel_cache import CacheState
 
 EPILOG = """\b
 Example:
@@ -26,13 +26,13 @@ def command(*, as_json: bool, quiet: bool, debug: bool) -> None:
     Where --engine and --device are auto, the first usable one in this list computes.
     """
     from lstm_cli.cli.tables import engines_table
-    from lstm_cli.engines.jit import cache
+    from lstm_cli.engines import kernel_cache
     from lstm_cli.engines.selection import engine_statuses
 
     console = Console(as_json=as_json, quiet=quiet)
     statuses = engine_statuses()
     usable = [status.engine for status in statuses if status.usable]
-    kernels = cache.state() if "jit" in usable else None
+    kernels = kernel_cache.state() if "jit" in usable else None
     console.show(engines_table(statuses))
     if kernels is not None:
         console.show("", _kept(kernels))

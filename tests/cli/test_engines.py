@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from lstm_cli.engines.jit import cache, machine
+from lstm_cli.engines import kernel_cache as cache
+from lstm_cli.engines.jit import machine
 from lstm_cli.engines.selection import engine_statuses
 
 needs_jit = pytest.mark.skipif(

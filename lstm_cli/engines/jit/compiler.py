@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.jit import cache
-from lstm_cli.engines.jit.cache import Compiled
 from lstm_cli.engines.jit.ir import Module
 from lstm_cli.engines.jit.machine import Machine, host
+from lstm_cli.engines.kernel_cache import Compiled
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compi
         key = cache.key_of(name, machine)
     except OSError:
         return _emitted(build, machine)
-    found = cache.load(key)
+    found = kernel_cache.load(key)
     if found is None:
         found = _emitted(build, machine)
-        cache.store(key, found)
+        kernel_cache.store(key, found)
     return found
 
 

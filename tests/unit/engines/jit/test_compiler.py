@@ -15,6 +15,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.jit import cache, compiler
 from lstm_cli.engines.jit.compiler import compile_object, kernels
 from lstm_cli.engines.jit.ir import Module
@@ -35,7 +36,7 @@ def machine() -> Machine:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a process that has compiled nothing yet."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "_made", {})
     return tmp_path / "cache" / "kernels"
 
@@ -187,7 +188,7 @@ def test_a_damaged_file_is_compiled_anew(
 def test_without_a_cache(
     machine: Machine, x: np.ndarray, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cache.VARIABLE, "")
+    monkeypatch.setenv(kernel_cache.VARIABLE, "")
     made = kernels("affine", Counted(machine))
     np.testing.assert_array_equal(computed(made["affine"], x), 1.7 * x - 0.3)
     assert not folder.exists()
@@ -317,7 +318,7 @@ def test_equal_modules_give_equal_objects() -> None:
 
 def test_llvmlite_is_loaded_only_when_something_is_compiled() -> None:
     code = (
-        "import sys, lstm_cli.engines.jit.compiler, lstm_cli.engines.jit.cache as cache; "
+        "import sys, lstm_cli.engines.jit.compiler, lstm_cli.engines.kernel_cache as cache; "
         "cache.state(); sys.exit('llvmlite' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
