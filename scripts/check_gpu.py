@@ -1,0 +1,147 @@
+"""Check the cuda engine on a device: every cell, dtype and way against the reference engine.
+
+    python scripts/check_gpu.py contract --report contract.json
+    python scripts/check_gpu.py versions
+    python scripts/check_gpu.py contract --host --most 40   # no GPU: kernels built with g++
+
+Needs NumPy and CuPy, neither pydantic nor pytest. Every dtype and way is a process of its own, for
+a GPU that was given a wrong address computes nothing more for the one that did it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+PASSED, FAILED, CANNOT = "passed", "failed", "cannot"
+LONGEST = 900
+"""Seconds that one dtype and way may take: one that waits for ever is a failure, too."""
+
+
+def make_device(host: bool, ordinal: int = 0) -> Any:
+    """The GPU, or the tests' stand-in."""
+    if host:
+        from cuda_host.device import HostDevice
+
+        return HostDevice()
+    from lstm_cli.engines.cuda.gpu import Gpu
+
+    return Gpu(ordinal)
+
+
+def one(dtype: str, way: str, options: argparse.Namespace) -> int:
+    """A dtype and a way, in this process; a line of JSON for each case."""
+    from gpu_checks import cases, problems, small
+
+    device, wrong = make_device(options.host), 0
+    for case in cases(options.most):
+        if options.only not in case.name:
+            continue
+        begun = perf_counter()
+        try:
+            found = problems(small(case) if options.once else case, dtype, device, way)
+        except Exception as error:  # of any class: a kernel that does not compile, a lost GPU
+            found = [f"it failed: {type(error).__name__}: {error}"]
+        state = CANNOT if found is None else FAILED if found else PASSED
+        wrong += state == FAILED
+        spent = perf_counter() - begun
+        line = {"case": case.name, "state": state, "problems": found or [], "seconds": spent}
+        print(json.dumps(line), flush=True)
+    return 1 if wrong else 0
+
+
+def all_of_them(options: argparse.Namespace) -> int:
+    """Each dtype and way in a process of its own; what failed stands on stdout."""
+    from lstm_cli.engines.cuda.precision import PRECISIONS
+    from lstm_cli.engines.cuda.ways import WAYS
+
+    report = []
+    for dtype in options.dtype or PRECISIONS:
+        for way in options.way or WAYS:
+            entry = child(dtype, way, options)
+            report.append(entry)
+            counts = ", ".join(f"{entry[state]} {state}" for state in (PASSED, FAILED, CANNOT))
+            print(f"{dtype}, {way}: {counts} ({entry['seconds']:.0f} s)", flush=True)
+            for line in entry["problems"]:
+                print(f"  {line}", flush=True)
+            if options.report:
+                Path(options.report).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return 1 if any(entry[FAILED] for entry in report) else 0
+
+
+def child(dtype: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What one process found."""
+    command = [sys.executable, __file__, "one", "--dtype", dtype, "--way", way]
+    command += ["--most", str(options.most), "--only", options.only]
+    command += ["--host"] * options.host + ["--once"] * options.once
+    begun = perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+        output, code, error = done.stdout, done.returncode, done.stderr
+    except subprocess.TimeoutExpired as late:
+        output = (late.stdout or b"").decode(errors="replace")
+        code, error = -1, f"not done after {LONGEST} s: what hangs is the case behind the last"
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    entry: dict[str, Any] = {"dtype": dtype, "way": way, "seconds": perf_counter() - begun}
+    for state in (PASSED, FAILED, CANNOT):
+        entry[state] = sum(line["state"] == state for line in lines)
+    entry["problems"] = [
+        f"{line['case']}: {problem}" for line in lines for problem in line["problems"]
+    ]
+    if code not in (0, 1) or not lines or (code and not entry[FAILED]):
+        entry[FAILED] += 1
+        last = lines[-1]["case"] if lines else "the beginning"
+        tail = " | ".join(error.strip().splitlines()[-3:])
+        entry["problems"].append(f"ended with {code} behind {last}: {tail}")
+    return entry
+
+
+def versions(options: argparse.Namespace) -> int:
+    """The device and what drives it."""
+    device = make_device(options.host)
+    print(f"device: {device.title}, {device.architecture}")
+    print(f"multiprocessors: {device.multiprocessors}")
+    print(f"shared memory of a block: {device.shared_bytes} bytes")
+    print(f"largest cluster: {device.largest_cluster} blocks")
+    print("free and all memory: {} and {} bytes".format(*device.memory()))
+    for name, version in getattr(device, "versions", {}).items():
+        print(f"{name}: {version}")
+    try:
+        from lstm_cli.bench.peers.torch_peer import TorchPeer
+
+        for name, version in TorchPeer().versions.items():
+            print(f"{name}: {version}")
+    except Exception as error:
+        print(f"torch: {error}")
+    return 0
+
+
+def main() -> int:
+    """Run a step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("step", choices=["contract", "one", "versions"])
+    parser.add_argument("--host", action="store_true", help="no GPU: kernels run on the processor")
+    parser.add_argument("--most", type=int, default=1 << 20, help="units of a layer at most")
+    parser.add_argument("--only", default="", help="cases whose name has this")
+    parser.add_argument("--once", action="store_true", help="no repetitions")
+    parser.add_argument("--dtype", action="append", help="default: all")
+    parser.add_argument("--way", action="append", help="default: all")
+    parser.add_argument("--report", help="JSON file of what was found")
+    options = parser.parse_args()
+    if options.step == "versions":
+        return versions(options)
+    if options.step == "one":
+        return one(options.dtype[0], options.way[0], options)
+    return all_of_them(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""What `check_gpu.py` computes on a device and holds against the reference engine in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from networks import random_inputs, random_lengths, random_states, random_weights, recurrent
+from strategies_cuda import CELLS
+
+from lstm_cli.engines.cuda.engine import CudaEngine
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
+from lstm_cli.errors import DeviceError
+from lstm_cli.network import backpropagation
+from lstm_cli.network.network import Network
+
+CANNOT = "cannot run this way"
+"""What a way says of a layer or a size that it does not take."""
+
+TOLERANCES = {
+    "float32": (2e-5, 2e-4),
+    "float64": (1e-11, 1e-9),
+    "tf32": (4e-3, 1e-2),
+    "float16": (4e-3, 1e-2),
+    "bfloat16": (3e-2, 6e-2),
+}
+"""By dtype, the largest difference of outputs and states, and that of a derivative beside the
+largest number of its tensor. Those of rounded operands are what rounding moves an LSTM by, times
+four; gates that are swapped, or a product that is not added, move it by more than 0.1."""
+
+REPEATS = 5
+"""Passes of a case: a hand-over that comes too early does not always show."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a batch.
+
+    Attributes
+    ----------
+    ragged
+        Random lengths, 0 and T among them.
+    """
+
+    name: str
+    layers: tuple[LayerSpec, ...]
+    N: int
+    T: int
+    ragged: bool = False
+    repeats: int = 1
+
+
+def cases(most: int) -> Iterator[Case]:
+    """All of them, of layers of at most so many units."""
+    yield from _options()
+    yield from _stacks()
+    yield from _sizes(most)
+
+
+def _options() -> Iterator[Case]:
+    """Every option of every cell, small sizes, one direction and two."""
+    for name, cell in CELLS.items():
+        for directions in (1, 2):
+            layers = (RecurrentSpec(0, 4, (cell,) * directions),)
+            yield Case(f"{name}, {directions} directions", layers, 5, 4)
+            yield Case(f"{name}, {directions} directions, ragged", layers, 6, 5, True)
+    for kind in ("lstm", "gru", "rnn"):
+        layer = recurrent(kind, 16, 9, dropout=0.3, recurrent_dropout=0.4)
+        yield Case(f"{kind} with dropout", (layer,), 5, 4)
+        last = recurrent(kind, 16, 9, directions=2, return_sequences=False)
+        yield Case(f"{kind}, last step", (last,), 7, 5, True)
+        yield Case(f"{kind}, one step of one sequence", (recurrent(kind, 16, 9),), 1, 1)
+
+
+def _stacks() -> Iterator[Case]:
+    for kind in ("lstm", "gru"):
+        layers = (
+            recurrent(kind, 16, 5, directions=2),
+            recurrent(kind, 24, 32, index=1),
+            recurrent("rnn", 9, 24, index=2, return_sequences=False),
+            DenseSpec(3, 9, 6, None),
+        )
+        yield Case(f"a stack of {kind}", layers, 9, 6, True)
+
+
+def _sizes(most: int) -> Iterator[Case]:
+    """Sizes that tensor cores and clusters divide, and sizes that nothing does."""
+    few, many = (1, 8), (1, 5, 16, 33, 64, 128)
+    grid = [(H, N) for H in (8, 16, 32, 64) for N in (*few, 17)]
+    grid += [(H, N) for H in (33, 100, 128, 160, 192, 256, 320) for N in many]
+    grid += [(H, N) for H in (512, 768, 1024) for N in (1, 8, 33, 128)]
+    grid += [(H, N) for H in (1536, 2048) for N in (8, 64)]
+    for H, N in grid:
+        if most >= H:
+            yield Case(f"lstm {H} × {N}", (recurrent("lstm", H, H),), N, 6, repeats=REPEATS)
+    for kind, H, N in (("gru", 128, 16), ("gru", 320, 8), ("rnn", 256, 8), ("rnn", 512, 33)):
+        if most >= H:
+            layers = (recurrent(kind, H, 40, directions=2),)
+            yield Case(f"{kind} {H} × {N}, both directions, ragged", layers, N, 9, True, REPEATS)
+    for H, N, T in ((48, 8, 400), (256, 16, 400), (768, 8, 400), (1024, 32, 200)):
+        if most >= H:
+            layers = (recurrent("lstm", H, 40),)
+            yield Case(f"lstm {H} × {N}, {T} steps, ragged", layers, N, T, True, REPEATS)
+
+
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a case computes on, in float64."""
+
+    weights: Values
+    x: np.ndarray
+    lengths: np.ndarray | None
+    states: Sequence[Any]
+    d: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def batch_of(case: Case) -> Batch:
+    """Random numbers; the derivative of the outputs is 0 where nothing counts."""
+    lengths = random_lengths(case.N, case.T, 3) if case.ragged else None
+    if lengths is not None and case.T > 100:
+        lengths = np.maximum(lengths, np.arange(case.N) % 3 * case.T // 3)
+    ended = any(isinstance(s, RecurrentSpec) and not s.return_sequences for s in case.layers)
+    shape = (case.N, *(() if ended else (case.T,)), case.layers[-1].output_size)
+    d = np.random.default_rng(7).standard_normal(shape) / np.sqrt(case.N)
+    if lengths is not None:
+        counts = lengths > 0 if ended else np.arange(case.T) < lengths[:, None]
+        d = np.where(counts[..., None], d, 0.0)
+    x = random_inputs(case.N, case.T, case.layers[0].input_size)
+    return Batch(random_weights(case.layers), x, lengths, random_states(case.layers, case.N), d)
+
+
+def computed(case: Case, engine: Any) -> tuple[Values, Values]:
+    """Outputs and states of a pass, and of one for training with all derivatives."""
+    batch, dtype = batch_of(case), "float64" if engine.dtype == "float64" else "float32"
+    network = Network(case.layers, batch.weights, engine)
+    x, d = batch.x.astype(dtype), batch.d.astype(dtype)
+    result = network.run(x, batch.lengths, batch.states)
+    values = {"outputs": result.outputs}
+    for k, (h, c) in enumerate(result.state):
+        values |= {f"h of layer {k}": h} | ({} if c is None else {f"c of layer {k}": c})
+    tape = backpropagation.forward(network, x, batch.lengths, batch.states, TrainingPass(5, 2))
+    values["outputs in training"] = tape.outputs
+    found = backpropagation.backward(network, tape, d, d_logits=False)
+    gradients = {f"gradient of {name}": g for name, g in found.weights.items()}
+    gradients["gradient of inputs"] = found.inputs
+    for k, (dh, dc) in found.state.items():
+        gradients |= {f"dh of layer {k}": dh} | ({} if dc is None else {f"dc of layer {k}": dc})
+    return tuple(
+        {name: np.asarray(engine.to_host(value), np.float64) for name, value in part.items()}
+        for part in (values, gradients)
+    )
+
+
+@lru_cache(maxsize=1)
+def expected(case: Case) -> tuple[Values, Values]:
+    """By the reference engine in float64."""
+    return computed(case, ReferenceEngine("float64"))
+
+
+def problems(case: Case, dtype: str, device: Any, way: str) -> list[str] | None:
+    """What of a case is wrong on the device; None if the way cannot run it, and says so."""
+    engine, found = CudaEngine(dtype, device, way), []
+    case_found: list[str] = []
+    for number in range(case.repeats):
+        try:
+            found = computed(case, engine)
+        except DeviceError as error:
+            if CANNOT in str(error):
+                return None
+            return [f"it failed: {error}"]
+        case_found = [
+            line
+            for tolerance, mine, theirs, beside in zip(
+                TOLERANCES[dtype], found, expected(case), (False, True), strict=True
+            )
+            for line in _differing(mine, theirs, tolerance, beside=beside)
+        ]
+        if case_found:
+            return [f"{line}, pass {number + 1}" if number else line for line in case_found]
+    return case_found
+
+
+def _differing(mine: Values, theirs: Values, tolerance: float, *, beside: bool) -> list[str]:
+    """The arrays that are farther apart; `beside`: beside the largest number of the tensor."""
+    lines = []
+    least = 1e-3 * max(float(np.abs(value).max(initial=0.0)) for value in theirs.values())
+    for name, value in theirs.items():
+        if mine[name].shape != value.shape:
+            lines.append(f"{name} has shape {mine[name].shape}, not {value.shape}")
+            continue
+        scale = max(least, float(np.abs(value).max(initial=0.0))) if beside else 1.0
+        off = float(np.abs(mine[name] - value).max(initial=0.0)) / (scale or 1.0)
+        if not off <= tolerance:  # NaN is not either
+            lines.append(f"{name} is off by {off:.2g}, tolerance {tolerance:.0e}")
+    return lines
+
+
+def small(case: Case) -> Case:
+    """The same once."""
+    return replace(case, repeats=1)
