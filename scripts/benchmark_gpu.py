@@ -5,7 +5,7 @@
 
 The most telling sizes come first, and the page is whole whenever the run is ended. What is measured
 runs in a process of its own: a size that breaks the GPU's context, or never ends, costs that size.
-Results are kept as JSON beside the page, and a later run goes on from them (--anew: it does not).
+Results are kept as lines of JSON beside the page; with --resume a run goes on from them.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def run(jobs: list[Job], options: argparse.Namespace, until: float) -> Iterator[
     """Records as they come; a job that ends its process is a record of what happened."""
     left = list(jobs)
     while left and monotonic() < until:
-        begun = None
-        for said in said_by_child(left, options, until):
+        begun, before = None, len(left)
+        for said in said_by_child(list(left), options, until):
             if "begun" in said:
                 begun = tuple(said["begun"])
             elif "job" in said:
@@ -162,8 +162,10 @@ def run(jobs: list[Job], options: argparse.Namespace, until: float) -> Iterator[
                 yield said
         if not left or monotonic() >= until:
             return
-        if begun is None:
+        if begun is None and len(left) == before:
             raise SystemExit("the measuring process does not begin: see above")
+        if begun is None:
+            continue
         left.remove(begun)
         yield {"job": begun, "problem": "it failed: the process ended, or said nothing for long"}
 
@@ -210,7 +212,7 @@ def main() -> int:
     parser.add_argument("--contract", type=Path, help="JSON of check_gpu.py")
     parser.add_argument("--handover", type=Path, help="JSON of measure_handover.py")
     parser.add_argument("--machine", type=Path, help="text on the machine")
-    parser.add_argument("--anew", action="store_true", help="do not go on from an earlier run")
+    parser.add_argument("--resume", action="store_true", help="go on from an earlier run")
     parser.add_argument("--host", action="store_true", help="no GPU: see that all parts work")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -223,13 +225,13 @@ def main() -> int:
     jobs = tiny() if options.host else quick() if options.quick else full()
     lines = options.machine.read_text(encoding="utf-8").splitlines() if options.machine else []
     page = Page(title, lines, [], len(jobs), options.contract, options.handover)
-    if kept.exists() and not options.anew:
+    if kept.exists() and options.resume:
         page.records += map(json.loads, kept.read_text(encoding="utf-8").splitlines())
         done = {(r["dtype"], r["mode"], r["ragged"], *r["size"]) for r in page.records}
         jobs = [job for job in jobs if job not in done]
         page.planned = len(jobs) + len(page.records)
     path.write_text(page.text(), encoding="utf-8")
-    with kept.open("w" if options.anew else "a", encoding="utf-8") as log:
+    with kept.open("a" if options.resume else "w", encoding="utf-8") as log:
         for said in run(jobs, options, until):
             page.records.append(record(said))
             log.write(json.dumps(page.records[-1]) + "\n")

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,9 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-PASSED, FAILED, CANNOT = "passed", "failed", "cannot"
-LONGEST = 900
-"""Seconds that one dtype and way may take: one that waits for ever is a failure, too."""
+PASSED, FAILED, CANNOT, LEFT = STATES = ("passed", "failed", "cannot", "left")
+SILENT = 300
+"""Seconds beyond its limit that one dtype and way may take: then it is taken to wait for ever."""
 
 
 def make_device(host: bool, ordinal: int = 0) -> Any:
@@ -42,10 +45,14 @@ def one(dtype: str, way: str, options: argparse.Namespace) -> int:
     from gpu_checks import cases, problems, small
 
     device, wrong = make_device(options.host), 0
-    for case in cases(options.most):
-        if options.only not in case.name:
-            continue
+    chosen = [case for case in cases(options.most) if options.only in case.name]
+    random.Random(1).shuffle(chosen)  # where time is short, some of everything
+    until = perf_counter() + options.limit
+    for case in chosen:
         begun = perf_counter()
+        if begun > until:
+            print(json.dumps({"case": case.name, "state": LEFT, "problems": []}), flush=True)
+            continue
         try:
             found = problems(small(case) if options.once else case, dtype, device, way)
         except Exception as error:  # of any class: a kernel that does not compile, a lost GPU
@@ -64,14 +71,15 @@ def all_of_them(options: argparse.Namespace) -> int:
     from lstm_cli.engines.cuda.ways import WAYS
 
     report = []
-    for dtype in options.dtype or PRECISIONS:
-        for way in options.way or WAYS:
-            entry = child(dtype, way, options)
+    pairs = list(product(options.dtype or PRECISIONS, options.way or WAYS))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for entry in pool.map(lambda pair: child(*pair, options), pairs):
             report.append(entry)
-            counts = ", ".join(f"{entry[state]} {state}" for state in (PASSED, FAILED, CANNOT))
-            print(f"{dtype}, {way}: {counts} ({entry['seconds']:.0f} s)", flush=True)
+            counts = ", ".join(f"{entry[state]} {state}" for state in STATES)
+            print(f"{entry['dtype']}, {entry['way']}: {counts} ({entry['seconds']:.0f} s)")
             for line in entry["problems"]:
-                print(f"  {line}", flush=True)
+                print(f"  {line}")
+            sys.stdout.flush()
             if options.report:
                 Path(options.report).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return 1 if any(entry[FAILED] for entry in report) else 0
@@ -82,16 +90,17 @@ def child(dtype: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "one", "--dtype", dtype, "--way", way]
     command += ["--most", str(options.most), "--only", options.only]
     command += ["--host"] * options.host + ["--once"] * options.once
-    begun = perf_counter()
+    command += ["--limit", str(options.limit)]
+    begun, longest = perf_counter(), options.limit + SILENT
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=longest)
         output, code, error = done.stdout, done.returncode, done.stderr
     except subprocess.TimeoutExpired as late:
         output = (late.stdout or b"").decode(errors="replace")
-        code, error = -1, f"not done after {LONGEST} s: what hangs is the case behind the last"
+        code, error = -1, f"not done after {longest:.0f} s: the next case hangs"
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     entry: dict[str, Any] = {"dtype": dtype, "way": way, "seconds": perf_counter() - begun}
-    for state in (PASSED, FAILED, CANNOT):
+    for state in STATES:
         entry[state] = sum(line["state"] == state for line in lines)
     entry["problems"] = [
         f"{line['case']}: {problem}" for line in lines for problem in line["problems"]
@@ -132,6 +141,8 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=1 << 20, help="units of a layer at most")
     parser.add_argument("--only", default="", help="cases whose name has this")
     parser.add_argument("--once", action="store_true", help="no repetitions")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for a dtype and way")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument("--dtype", action="append", help="default: all")
     parser.add_argument("--way", action="append", help="default: all")
     parser.add_argument("--report", help="JSON file of what was found")

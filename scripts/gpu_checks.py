@@ -32,6 +32,10 @@ TOLERANCES = {
 largest number of its tensor. Those of rounded operands are what rounding moves an LSTM by, times
 four; gates that are swapped, or a product that is not added, move it by more than 0.1."""
 
+BROKEN = 0.5
+"""For derivatives of functions that have a kink, in dtypes that round: a sum near the kink may fall
+on its other side, and takes its whole derivative with it."""
+
 REPEATS = 5
 """Passes of a case: a hand-over that comes too early does not always show."""
 
@@ -167,7 +171,7 @@ def expected(case: Case) -> tuple[Values, Values]:
 
 def problems(case: Case, dtype: str, device: Any, way: str) -> list[str] | None:
     """What of a case is wrong on the device; None if the way cannot run it, and says so."""
-    engine, found = CudaEngine(dtype, device, way), []
+    engine = CudaEngine(dtype, device, way)
     case_found: list[str] = []
     for number in range(case.repeats):
         try:
@@ -176,16 +180,24 @@ def problems(case: Case, dtype: str, device: Any, way: str) -> list[str] | None:
             if CANNOT in str(error):
                 return None
             return [f"it failed: {error}"]
-        case_found = [
-            line
-            for tolerance, mine, theirs, beside in zip(
-                TOLERANCES[dtype], found, expected(case), (False, True), strict=True
-            )
-            for line in _differing(mine, theirs, tolerance, beside=beside)
-        ]
+        close, gradients = TOLERANCES[dtype]
+        if _kinked(case) and dtype not in ("float32", "float64"):
+            gradients = BROKEN
+        case_found = _differing(found[0], expected(case)[0], close, beside=False)
+        case_found += _differing(found[1], expected(case)[1], gradients, beside=True)
         if case_found:
             return [f"{line}, pass {number + 1}" if number else line for line in case_found]
     return case_found
+
+
+def _kinked(case: Case) -> bool:
+    """Whether a cell clips, or has a function that is made of straight lines."""
+    return any(
+        cell.clip is not None or "hard_sigmoid" in repr(cell)
+        for spec in case.layers
+        if isinstance(spec, RecurrentSpec)
+        for cell in spec.cells
+    )
 
 
 def _differing(mine: Values, theirs: Values, tolerance: float, *, beside: bool) -> list[str]:

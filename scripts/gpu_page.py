@@ -71,10 +71,13 @@ class Page:
         found = _loaded(self.contract)
         if found is None:
             return ["## Contract\n\nThe contract checks have not run."]
-        lines = ["| dtype | way | passed | failed | cannot run it |", "|---|---|--:|--:|--:|"]
+        lines = [
+            "| dtype | way | passed | failed | cannot run it | no time left |",
+            "|---|---|--:|--:|--:|--:|",
+        ]
         problems = []
         for one in found:
-            counts = f"{one['passed']} | {one['failed']} | {one['cannot']}"
+            counts = " | ".join(str(one[k]) for k in ("passed", "failed", "cannot", "left"))
             lines.append(f"| {one['dtype']} | {one['way']} | {counts} |")
             problems += [f"{one['dtype']}, {one['way']}: {line}" for line in one["problems"]]
         failed = sum(one["failed"] for one in found)

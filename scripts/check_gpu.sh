@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Check and measure the cuda engine on this machine's GPU, from a bare checkout:
+#
+#     scripts/check_gpu.sh            # everything; LSTM_CLI_GPU_MINUTES bounds the benchmark
+#     scripts/check_gpu.sh --quick    # a telling part, less than 8 minutes
+#     scripts/check_gpu.sh --host     # no GPU: tiny sizes on the processor, to see that it works
+#
+# It needs Python (PYTHON names another than python3) with NumPy, CuPy, h5py, click, rich, PyYAML
+# and safetensors; PyTorch to compare with; no network, no pytest, no pydantic. It writes
+# benchmarks/gpu-<name>.md as results come (OUTPUT names another page), goes on after a failure,
+# and exits with 1 if anything failed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+python=${PYTHON:-python3} mode=full
+for option in "$@"; do
+    case $option in
+        --quick) mode=quick ;;
+        --host) mode=host ;;
+        *) echo "usage: scripts/check_gpu.sh [--quick|--host]" >&2; exit 2 ;;
+    esac
+done
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+work=$(mktemp -d) failed=0
+trap 'rm -rf "$work"' EXIT
+output=() host=()
+[ -n "${OUTPUT:-}" ] && output=(--output "$OUTPUT")
+[ $mode = host ] && host=(--host)
+
+step() {  # what it is, then the command
+    echo "== $1"
+    shift
+    "$@" || { echo "== failed: $*"; failed=1; }
+}
+
+machine() {
+    if command -v nvidia-smi > /dev/null; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit \
+            --format=csv,noheader
+    fi
+    "$python" --version
+    "$python" scripts/check_gpu.py versions "${host[@]}"
+}
+
+sanitizer() {  # on few and small cases: it slows kernels down a hundredfold
+    local tool ways
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null \
+        | head -n 1)
+    [ -n "$tool" ] || { echo "compute-sanitizer is not installed: no race check"; return 0; }
+    ways=$("$python" -c "from lstm_cli.engines.cuda.ways import WAYS; print(*WAYS)") || return 1
+    local bad=0 check way dtype
+    for check in memcheck racecheck synccheck; do
+        for way in $ways; do
+            for dtype in float32 bfloat16; do
+                timeout "$1" "$tool" --tool $check --error-exitcode 9 "$python" \
+                    scripts/check_gpu.py one --dtype $dtype --way "$way" --once --most 64 \
+                    --only " × 8" > "$work/log" 2>&1
+                local code=$?
+                if [ $code = 124 ]; then
+                    echo "$check, $dtype, $way: not done in $1 s"
+                elif [ $code != 0 ]; then
+                    echo "$check, $dtype, $way: failed with $code"
+                    grep -v '^{.*"passed"' "$work/log" | head -n 40
+                    bad=1
+                else
+                    echo "$check, $dtype, $way: nothing found"
+                fi
+            done
+        done
+    done
+    return $bad
+}
+
+suite() {  # the same contract in pytest, with Hypothesis, where both are installed
+    if "$python" -c "import pytest, hypothesis, pydantic" 2> /dev/null; then
+        "$python" -m pytest -q tests/engines -p no:cacheprovider
+    else
+        echo "pytest, hypothesis or pydantic is not installed: the checks above stand alone"
+    fi
+}
+
+parts=(--report "$work/contract.json") bench=() patience=600
+case $mode in
+    quick) parts+=(--once --limit 100 --jobs 8) bench=(--quick) patience=0 ;;
+    full) parts+=(--jobs 4) ;;
+    host) parts+=(--once --most 8 --dtype float32 --dtype bfloat16 "${host[@]}")
+          parts+=(--only "${LSTM_CLI_GPU_ONLY:-}") bench=(--host --seconds 0.01) patience=0 ;;
+esac
+[ $mode = quick ] && : "${LSTM_CLI_GPU_MINUTES:=4}" && export LSTM_CLI_GPU_MINUTES
+
+machine > "$work/machine" 2>&1 || failed=1
+cat "$work/machine"
+step "hand-overs" "$python" scripts/measure_handover.py --report "$work/handover.json" "${host[@]}"
+step "contract" "$python" scripts/check_gpu.py contract "${parts[@]}"
+[ $patience != 0 ] && step "compute-sanitizer" sanitizer $patience
+[ $mode = full ] && step "pytest" suite
+step "benchmark" "$python" scripts/benchmark_gpu.py "${bench[@]}" --machine "$work/machine" \
+    --contract "$work/contract.json" --handover "$work/handover.json" "${output[@]}"
+[ $failed = 0 ] && echo "== all passed" || echo "== something failed: see above"
+exit $failed

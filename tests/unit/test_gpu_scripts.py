@@ -1,0 +1,202 @@
+"""What checks a GPU, proven without one: all its parts work, see mistakes, and survive failures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda_host import build
+from cuda_host.device import HostDevice
+
+ROOT = Path(__file__).parents[2]
+BASH = shutil.which("bash")
+
+if build.COMPILER is None:
+    pytest.skip("there is no C++ compiler", allow_module_level=True)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a script as a module."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), str(ROOT / "tests"), *sys.path])
+    return importlib.import_module
+
+
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pydantic", "pytest", "hypothesis", "llvmlite", "_pytest",
+                                      "threadpoolctl", "torch", "onnx", "onnxruntime"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.skipif(BASH is None or os.name != "posix", reason="needs bash")
+def test_the_whole_script_runs_without_what_such_a_machine_lacks(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT, encoding="utf-8")
+    page = tmp_path / "gpu-host.md"
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(tmp_path),
+        "OUTPUT": str(page),
+        "LSTM_CLI_GPU_ONLY": "rnn",
+    }
+    command = [str(BASH), str(ROOT / "scripts/check_gpu.sh"), "--host"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "== all passed" in done.stdout
+    text = page.read_text(encoding="utf-8")
+    for words in (
+        "# The cuda engine on host",
+        "All checks passed.",
+        "| bfloat16 | general |",
+        "| grid | 8 | 1 | 8,192 |",
+        "8 of 8 sizes were measured.",
+        "## Training steps, ragged, bfloat16",
+        "No measured size is below 1.0.",
+    ):
+        assert words in text
+
+
+def test_a_mistake_of_the_engine_is_named(scripts, monkeypatch):
+    checks = scripts("gpu_checks")
+    case = next(case for case in checks.cases(8) if case.name == "lstm 8 × 8")
+    device = HostDevice()
+    assert checks.problems(case, "float32", device, "auto") == []
+    original = checks.CudaEngine.prepare
+
+    def wrong(self, spec, weights):
+        wrong = dict(weights)
+        name = "layers.0.weight_hh"
+        i, f, g, o = np.split(np.asarray(self.to_host(weights[name])), 4)
+        wrong[name] = np.concatenate([f, i, g, o])
+        return original(self, spec, wrong)
+
+    monkeypatch.setattr(checks.CudaEngine, "prepare", wrong)
+    for dtype in checks.TOLERANCES:
+        found = checks.problems(case, dtype, device, "auto")
+        assert any("outputs is off" in line for line in found), dtype
+        assert any("gradient of" in line for line in found), dtype
+
+
+def test_a_way_that_cannot_is_no_failure_but_any_other_error_is(scripts, monkeypatch):
+    from lstm_cli.errors import DeviceError
+
+    checks = scripts("gpu_checks")
+    case = next(checks.cases(8))
+    for text, expected in (
+        (f"1536 units {checks.CANNOT}", None),
+        ("the launch was refused", ["it failed: the launch was refused"]),
+    ):
+
+        def fails(*_, text=text):
+            raise DeviceError(text)
+
+        monkeypatch.setattr(checks, "computed", fails)
+        assert checks.problems(case, "float32", HostDevice(), "auto") == expected
+
+
+def test_hand_overs_are_checked(scripts, monkeypatch):
+    handover = scripts("measure_handover")
+    device = HostDevice(multiprocessors=8, seed=3)
+    good = [handover.cluster(device, 4, 2, 4096, 3), handover.grid(device, 8, 4096, 3)]
+    assert [one.problem for one in good] == ["", ""]
+    assert all(one.micro > 0 for one in good)
+    spoilt = handover.GRID_KERNEL.replace("(step + place)", "(step + 2 * place)")
+    spoilt = spoilt.replace("(unsigned)step + place", "(unsigned)step + 2 * place")
+    monkeypatch.setattr(handover, "GRID_KERNEL", spoilt)
+    found = handover.grid(device, 8, 4096, 3)
+    assert (found.micro, found.problem) == (None, "blocks read what was not written")
+    many = handover.cluster(HostDevice(largest_cluster=1), 4, 1, 0, 3)
+    assert many.micro is None, "a launch that is refused is a line of the table"
+    assert many.problem
+
+
+def test_hand_over_kernels_compile_for_a_gpu(scripts):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+    compiled = scripts("engines.test_cuda_compile").compiled
+    handover = scripts("measure_handover")
+    for architecture in ("90", "90a", "100", "120"):
+        for size in (2, 8, 16):
+            source = handover.PRELUDE + handover.CLUSTER_KERNEL.replace("@C@", str(size))
+            assert "0 bytes stack frame" in compiled(source, architecture)
+    for architecture in ("80", "86", "89", "90a", "120"):
+        source = handover.PRELUDE + handover.GRID_KERNEL
+        assert "0 bytes stack frame" in compiled(source, architecture)
+
+
+def test_a_size_that_ends_its_process_costs_that_size_alone(scripts, monkeypatch):
+    benchmark = scripts("benchmark_gpu")
+    jobs, asked = benchmark.tiny()[:4], []
+
+    def child(left, options, until):
+        asked.append(len(left))
+        for job in left:
+            yield {"begun": job}
+            if job == jobs[1]:
+                return
+            yield {"job": list(job), "ratio": 2.0, "problem": ""}
+
+    monkeypatch.setattr(benchmark, "said_by_child", child)
+    found = [benchmark.record(one) for one in benchmark.run(jobs, None, float("inf"))]
+    assert asked == [4, 2]
+    assert [one["ratio"] for one in found] == [2.0, None, 2.0, 2.0]
+    assert "it failed" in found[1]["problem"]
+    assert found[1]["size"] == list(jobs[1][3:])
+
+
+def test_a_run_has_some_of_everything_first_and_each_size_once(scripts):
+    benchmark = scripts("benchmark_gpu")
+    quick, full = benchmark.quick(), benchmark.full()
+    assert full[: len(quick)] == quick
+    assert len(set(full)) == len(full)
+    whole = {(H, N, T) for d, m, r, H, N, T in full if (d, m, r) == ("tf32", "train", False)}
+    assert len(whole) == 11 * 7 * 3
+    assert {job[:3] for job in quick} > {("tf32", "forward", False), ("bfloat16", "train", True)}
+
+
+def test_a_page_names_what_is_slow_and_what_failed(scripts, tmp_path):
+    page = scripts("gpu_page")
+
+    def record(H, ratio, **more):
+        both = {"ours": 1e-3, "theirs": 2e-3, "step": 1.25e-6, "floor": 0.5e-6, "way": "general"}
+        job = {"dtype": "tf32", "mode": "forward", "ragged": False, "size": [H, 8, 32]}
+        return {**job, **both, "ratio": ratio, "problem": "", **more}
+
+    contract = tmp_path / "contract.json"
+    counts = {"passed": 3, "failed": 1, "cannot": 0, "left": 0}
+    contract.write_text(json.dumps([{"dtype": "tf32", "way": "auto", **counts, "problems": ["x"]}]))
+    records = [record(64, 4.0), record(128, 0.5), record(256, None, problem="it failed: lost")]
+    text = page.Page("NVIDIA H200", ["driver 1"], records, 7, contract).text()
+    for words in (
+        "**1 checks failed.**",
+        "3 of 7 sizes were measured.",
+        "| Forward passes | tf32 | 2 | 1.41 | 1 | 1.5 |",
+        "forward passes, tf32, 128 × 8 × 32: 0.50, general",
+        "forward passes, tf32, 256 × 8 × 32: it failed: lost",
+        "| 64 × 8 × 32 | 1.000 ms | 2.000 ms | 4.00 | 1.25 | 0.50 | general |",
+    ):
+        assert words in text
+    assert scripts("benchmark_gpu").named("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+
+
+def test_a_process_that_dies_is_a_failure(scripts, monkeypatch):
+    check = scripts("check_gpu")
+    options = SimpleNamespace(most=8, only="", host=True, once=True, limit=1)
+    for output, code in (("", 139), ('{"case": "a", "state": "passed", "problems": []}\n', 139)):
+        done = SimpleNamespace(stdout=output, stderr="Segmentation fault", returncode=code)
+        monkeypatch.setattr(check.subprocess, "run", lambda *_, done=done, **__: done)
+        found = check.child("tf32", "auto", options)
+        assert found["failed"] == 1
+        assert "Segmentation fault" in found["problems"][-1]
