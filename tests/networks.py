@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
 from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
-from lstm_cli.network.network import Network, Result
+from lstm_cli.network.network import Network
+from lstm_cli.network.results import Result
 
 Array = NDArray[Any]
 

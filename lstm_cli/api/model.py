@@ -11,7 +11,8 @@ from typing import Any
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array
 from lstm_cli.network.carry import StateCarry
-from lstm_cli.network.network import Network, Result
+from lstm_cli.network.network import Network
+from lstm_cli.network.results import Result
 
 
 class Model:
@@ -38,7 +39,7 @@ class Model:
         self.config = config
         self.weights_name = weights_name
         self._file_sha256 = file_sha256
-        self._carry = StateCarry(network.recurrent)
+        self._carry = StateCarry(network.recurrent, network.engine.to_host)
 
     def __repr__(self) -> str:
         kinds = " → ".join(spec.kind for spec in self.network.layers)

@@ -16,7 +16,8 @@ from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
 from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DataError
-from lstm_cli.network.network import Result, ends_sequence
+from lstm_cli.network.network import ends_sequence
+from lstm_cli.network.results import Result
 from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.version import __version__

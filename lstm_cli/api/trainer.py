@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from lstm_cli.api.class_weights import given_weights
 from lstm_cli.api.model import Model
 from lstm_cli.api.resuming import train_section
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import ConfigError, DataError, nearest
 from lstm_cli.network.carry import StateCarry
+from lstm_cli.network.checks import as_array
 from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.learner import Learner, Piece
 from lstm_cli.training.optimisers import make_optimiser
@@ -101,7 +100,7 @@ class Trainer:
             Inputs or targets that do not fit.
         """
         piece = self._piece(x, y, lengths)
-        start = self._carry.start(None, len(piece.x))
+        start = self._carry.start(None, piece.x.shape[0])
         report = self._learner.step(piece.x, piece.targets, piece.lengths, start)
         if self._carry.active:
             self._carry.keep(report.state)
@@ -133,7 +132,7 @@ class Trainer:
             Inputs, targets or states that do not fit.
         """
         piece = self._piece(x, y, lengths)
-        loss, found, _ = self._learner.gradients(piece, self._carry.start(state, len(piece.x)))
+        loss, found, _ = self._learner.gradients(piece, self._carry.start(state, piece.x.shape[0]))
         gradients = {**found.weights, "inputs": found.inputs}
         for k, (dh, dc) in sorted(found.state.items()):
             gradients[f"state.{k}.h"] = dh
@@ -148,22 +147,20 @@ class Trainer:
     def _piece(self, x: Any, y: Any, lengths: Any) -> Piece:
         network = self.net.network
         checked, n = network.check(x, lengths)
-        targets = _numbers(network.engine.to_host(y))
-        if targets.ndim == 0 or len(targets) != len(checked):
+        own, N = network.engine.adopt(y), checked.shape[0]
+        targets = _numbers(y) if own is None else own
+        if targets.ndim == 0 or targets.shape[0] != N:
             raise DataError(
                 "the targets do not belong to the inputs",
-                expected=f"{len(checked)} of them, one for each sequence",
+                expected=f"{N} of them, one for each sequence",
                 found=f"shape {targets.shape}",
             )
         return Piece(checked, targets, n)
 
 
 def _numbers(y: Any) -> Array:
-    """Targets as an array."""
-    try:
-        targets = np.asarray(y)
-    except (TypeError, ValueError) as error:
-        raise DataError("the targets are no array", found=str(error)) from None
+    """Targets as an array of NumPy."""
+    targets = as_array(y, "the targets")
     if targets.dtype.kind not in "fiub":
         raise DataError(
             "the targets are no numbers", expected="classes or values", found=str(targets.dtype)

@@ -95,19 +95,24 @@ def dropout_forward(spec: DropoutSpec, x: Array, training: TrainingPass | None) 
     return LayerResult(x * mask, tape=mask)
 
 
-def flatten_forward(spec: FlattenSpec, x: Array) -> LayerResult:
+def flatten_forward(spec: FlattenSpec, x: Array, lengths: Array | None) -> LayerResult:
     """(N, T, F) to (N, steps * F), padded with zeros."""
     N, T, F = x.shape
     padded = np.zeros((N, spec.steps, F), x.dtype)
     padded[:, :T] = x[:, : spec.steps]
-    return LayerResult(padded.reshape(N, spec.steps * F), tape=x.shape)
+    return LayerResult(padded.reshape(N, spec.steps * F), tape=(x.shape, lengths))
 
 
-def flatten_backward(shape: tuple[int, int, int], d_output: Array) -> LayerGradients:
-    """(N, steps * F) back to (N, T, F)."""
+def flatten_backward(
+    tape: tuple[tuple[int, int, int], Array | None], d_output: Array
+) -> LayerGradients:
+    """(N, steps * F) back to (N, T, F); 0 past a sequence's end."""
+    shape, lengths = tape
     N, T, F = shape
     d = d_output.reshape(N, -1, F)
     padded = np.zeros(shape, d.dtype)
     steps = min(T, d.shape[1])
     padded[:, :steps] = d[:, :steps]
+    if lengths is not None:
+        padded[np.arange(T) >= lengths[:, None]] = 0
     return LayerGradients(padded)

@@ -8,15 +8,16 @@ from functools import lru_cache
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, Program
-from lstm_cli.engines.types import Array, Values
+from lstm_cli.engines.arrays import Array, Values
+from lstm_cli.engines.host import HostArrays
 
 PIECE = 1 << 16
 """Numbers of each array that are worked on at once: what is between two operations then stays in
 the cache."""
 
 
-class Programs:
-    """Computes expressions with NumPy; see `lstm_cli.engines.types.Elementwise`."""
+class Programs(HostArrays):
+    """Computes expressions with NumPy; see `lstm_cli.engines.arrays.Elementwise`."""
 
     def evaluate(
         self, roots: Mapping[str, Expression], values: Values, out: Mapping[str, Array]

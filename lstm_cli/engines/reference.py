@@ -95,10 +95,6 @@ class ReferenceEngine(Programs):
             ]
         return None
 
-    def to_host(self, array: Array) -> Array:
-        """The array itself: it is in NumPy's memory already."""
-        return array
-
     def forward(
         self,
         spec: LayerSpec,
@@ -119,7 +115,7 @@ class ReferenceEngine(Programs):
                 return dense_forward(spec, prepared, x, lengths)
             if isinstance(spec, DropoutSpec):
                 return dropout_forward(spec, x, training)
-            return flatten_forward(spec, x)
+            return flatten_forward(spec, x, lengths)
 
     def backward(
         self,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lstm_cli.cells import Activation, Cell, Parameter
-from lstm_cli.cells.expression import Expression
+from lstm_cli.engines.arrays import Array as Array
+from lstm_cli.engines.arrays import Elementwise as Elementwise
+from lstm_cli.engines.arrays import Own as Own
 
-Array: TypeAlias = NDArray[Any]
-State: TypeAlias = tuple[Array, Array | None]
+State: TypeAlias = tuple[Own, Own | None]
 """(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
 
 DIRECTIONS = ("forward", "reverse")
@@ -174,8 +174,8 @@ class TrainingPass:
 class LayerGradients:
     """Derivatives of the loss: for the layer's input, weights by stored name, initial states."""
 
-    x: Array
-    weights: Mapping[str, Array] = field(default_factory=dict)
+    x: Own
+    weights: Mapping[str, Own] = field(default_factory=dict)
     state: State | None = None
 
 
@@ -200,43 +200,12 @@ class LayerResult:
         What the engine's `backward` needs, where the pass was for training.
     """
 
-    output: Array
+    output: Own
     state: State | None = None
-    kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    logits: Array | None = None
+    kept: Mapping[str, Mapping[str, Own]] = field(default_factory=dict)
+    logits: Own | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     tape: Any = None
-
-
-Values: TypeAlias = Mapping[str, Array | float]
-"""What symbols stand for: arrays, and numbers."""
-
-
-class Elementwise(Protocol):
-    """Computes expressions on arrays, element by element.
-
-    All arrays of one call have one shape, no gaps between their numbers, and may be one another.
-    Numbers are values of symbols too: what changes from call to call belongs there, for an engine
-    may make code of the expressions.
-    """
-
-    def evaluate(
-        self, roots: Mapping[str, Expression], values: Values, out: Mapping[str, Array]
-    ) -> None:
-        """Every root, into its array of `out`, which may be one of the inputs.
-
-        Parameters
-        ----------
-        roots
-            What to compute, by name.
-        values
-            Of every symbol; arrays in the dtype of `out`.
-        out
-            Writable arrays, one for each root.
-        """
-
-    def total(self, root: Expression, values: Values) -> float:
-        """The sum over all elements, each computed and added in double precision."""
 
 
 class Engine(Elementwise, Protocol):
@@ -250,6 +219,27 @@ class Engine(Elementwise, Protocol):
     def threads(self) -> int | None:
         """How many it may use; None if it does not say."""
 
+    def adopt(self, array: Any) -> Own | None:
+        """A caller's array that is in this engine's memory already; None: it is not.
+
+        What NumPy holds, any engine reads: this is about memory of another kind.
+        """
+
+    def batch(self, x: Own, lengths: Array | None) -> Own:
+        """Values of a batch (N, T, D), or (N, D), in the form that layers take and give.
+
+        Parameters
+        ----------
+        lengths
+            (N,) valid steps; None if all T are.
+        """
+
+    def laid_out(self, values: Own) -> Own:
+        """What a layer gave as an array (N, T, F) or (N, F) in this engine's memory.
+
+        0 in the padding, and for a sequence of length 0.
+        """
+
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """Weights of one layer as this engine wants them, made once and used for every batch."""
 
@@ -257,23 +247,24 @@ class Engine(Elementwise, Protocol):
         self,
         spec: LayerSpec,
         prepared: Any,
-        x: Array,
+        x: Own,
         lengths: Array | None,
         state: State | None = None,
         *,
         keep: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """One layer over a batch.
+        """One layer over a batch. All it gives is in the engine's own memory and form.
 
         Parameters
         ----------
         x
-            (N, T, D), or (N, D) for a dense or dropout layer after the steps are gone.
+            Of `batch`, or the layer before: (N, T, D), or (N, D) for a dense or dropout layer
+            after the steps are gone.
         lengths
             (N,) valid steps; None if all T are.
         state
-            Initial (h, c); None is zeros.
+            Initial (h, c), in NumPy's memory or the engine's own; None is zeros.
         keep
             Keep gates and states of every step.
         training
@@ -285,24 +276,22 @@ class Engine(Elementwise, Protocol):
         spec: LayerSpec,
         prepared: Any,
         tape: Any,
-        d_output: Array,
+        d_output: Own,
         *,
         d_logits: bool = False,
     ) -> LayerGradients:
-        """Derivatives of the loss through one layer.
+        """Derivatives of the loss through one layer, in the engine's own memory and form.
 
         Parameters
         ----------
         tape
             Of the forward pass.
         d_output
-            Derivative for the layer's output, in its shape.
+            Derivative for the layer's output, in its shape; in NumPy's memory or the form that
+            layers give.
         d_logits
             `d_output` is for a dense layer's values before the activation.
         """
-
-    def to_host(self, array: Array) -> Array:
-        """The array in NumPy's memory."""
 
 
 def array_dtype(engine: Engine) -> str:

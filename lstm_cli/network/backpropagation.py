@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from lstm_cli.engines.types import Array, DropoutSpec, State, TrainingPass
+from lstm_cli.engines.types import Array, DropoutSpec, Own, State, TrainingPass
 from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
+from lstm_cli.network.results import hosted
 
 
 @dataclass(frozen=True)
@@ -17,40 +19,73 @@ class Tape:
 
     Attributes
     ----------
-    outputs, logits
-        As `Result` has them; `logits` None if no dense layer stands at the end.
+    network
+        What was run.
+    values, logit_values
+        Of the last layer, in the engine's form: its output, and what `logits` is made from.
     state
-        Final states of every recurrent layer.
+        Final states of every recurrent layer, in the engine's memory.
     lengths
         (N,) valid steps, or None.
+    steps
+        T.
     layers
         What each layer's backward pass needs.
     """
 
-    outputs: Array
-    logits: Array | None
+    network: Network
+    values: Own
+    logit_values: Own | None
     state: list[State]
     lengths: Array | None
+    steps: int
     layers: tuple[Any, ...]
+
+    @cached_property
+    def outputs(self) -> Array:
+        """As `Result` has them, in NumPy's memory."""
+        y = self.network.engine.to_host(self.values)
+        return self.network.without_empty(y, self.steps, self.lengths)
+
+    @cached_property
+    def logits(self) -> Array | None:
+        """As `Result` has them, in NumPy's memory; None if no dense layer stands at the end."""
+        values = self.logit_values
+        return None if values is None else self.network.engine.to_host(values)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of the loss.
+    """Derivatives of the loss, in NumPy's memory when they are asked for.
 
     Attributes
     ----------
-    weights
-        By stored name.
-    inputs
-        (N, T, D), 0 in the padding.
-    state
-        (dh, dc) of every recurrent layer, by its index.
+    network
+        Whose they are.
+    tensors, input_values, states
+        In the engine's memory and form.
     """
 
-    weights: dict[str, Array]
-    inputs: Array
-    state: Mapping[int, State]
+    network: Network
+    tensors: dict[str, Own]
+    input_values: Own
+    states: Mapping[int, State]
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        """By stored name."""
+        return {name: self.network.engine.to_host(v) for name, v in self.tensors.items()}
+
+    @cached_property
+    def inputs(self) -> Array:
+        """(N, T, D), 0 in the padding."""
+        return self.network.engine.to_host(self.input_values)
+
+    @cached_property
+    def state(self) -> Mapping[int, State]:
+        """(dh, dc) of every recurrent layer, by its index."""
+        to_host = self.network.engine.to_host
+        return {k: hosted(state, to_host) for k, state in self.states.items()}
 
 
 def forward(
@@ -62,8 +97,8 @@ def forward(
 ) -> Tape:
     """Forward pass with dropout that keeps what `backward` needs; see `Network.run`."""
     x, n = network.check(x, lengths)
-    states = network.check_state(state, len(x))
-    y, logits = x, None
+    states = network.check_state(state, x.shape[0])
+    y, logits = network.engine.batch(x, n), None
     finals: list[State] = []
     tapes = []
     for spec, prepared in network.prepared():
@@ -75,19 +110,19 @@ def forward(
         if result.state is not None:
             finals.append(result.state)
         tapes.append(result.tape)
-    return Tape(network.without_empty(y, x.shape[1], n), logits, finals, n, tuple(tapes))
+    return Tape(network, y, logits, finals, n, x.shape[1], tuple(tapes))
 
 
-def backward(network: Network, tape: Tape, d: Array, *, d_logits: bool) -> Gradients:
+def backward(network: Network, tape: Tape, d: Own, *, d_logits: bool) -> Gradients:
     """Derivatives for all weights, the inputs and the initial states.
 
     Parameters
     ----------
     d
         Derivative for the outputs, or with `d_logits` for the last dense layer's values before
-        its activation; 0 wherever nothing is counted.
+        its activation; 0 wherever nothing is counted. In NumPy's memory or the engine's form.
     """
-    weights: dict[str, Array] = {}
+    weights: dict[str, Own] = {}
     states: dict[int, State] = {}
     pairs = list(zip(network.prepared(), tape.layers, strict=True))
     for (spec, prepared), layer in reversed(pairs):
@@ -100,4 +135,5 @@ def backward(network: Network, tape: Tape, d: Array, *, d_logits: bool) -> Gradi
         if found.state is not None:
             states[spec.index] = found.state
         d = found.x
-    return Gradients({name: weights[name] for name in network.weights}, d, states)
+    tensors = {name: weights[name] for name in network.weight_names}
+    return Gradients(network, tensors, d, states)

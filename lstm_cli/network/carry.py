@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lstm_cli.engines.types import RecurrentSpec, State
 from lstm_cli.errors import DataError
-from lstm_cli.network.network import checked_state
+from lstm_cli.network.checks import checked_state
 
 
 class StateCarry:
@@ -19,10 +19,14 @@ class StateCarry:
     ----------
     layers
         The network's recurrent layers, stateful or not.
+    to_host
+        Makes NumPy's array of a state: states are carried there.
     """
 
-    def __init__(self, layers: Sequence[RecurrentSpec]) -> None:
-        self.layers = tuple(layers)
+    def __init__(
+        self, layers: Sequence[RecurrentSpec], to_host: Callable[[Any], Any] = np.asarray
+    ) -> None:
+        self.layers, self._to_host = tuple(layers), to_host
         self._carried: dict[int, State] = {}
 
     @property
@@ -56,8 +60,8 @@ class StateCarry:
         for spec, (h, c) in zip(self.layers, state, strict=True):
             if spec.stateful:
                 self._carried[spec.index] = (
-                    _forward_only(h),
-                    None if c is None else _forward_only(c),
+                    _forward_only(self._to_host(h)),
+                    None if c is None else _forward_only(self._to_host(c)),
                 )
 
     def _continued(self, spec: RecurrentSpec, N: int) -> State | None:

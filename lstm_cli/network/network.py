@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,42 +13,18 @@ from lstm_cli.engines.types import (
     DropoutSpec,
     Engine,
     FlattenSpec,
+    LayerResult,
     Layers,
     LayerSpec,
+    Own,
     RecurrentSpec,
     State,
     array_dtype,
 )
 from lstm_cli.errors import DataError, WeightsError
+from lstm_cli.network.checks import as_array, check_steps, checked_lengths, checked_state
+from lstm_cli.network.results import Result, hosted, late
 from lstm_cli.network.weights import fit_weights
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a forward pass gave.
-
-    Attributes
-    ----------
-    outputs
-        (N, T, F), or (N, F) if the network does not return sequences. Padded steps, and
-        sequences of length 0, hold 0.
-    state
-        Final (h, c) of every recurrent layer: h (N, directions, P or H), c (N, directions, H),
-        None for gru and rnn.
-    kept
-        By layer index, direction and name: every gate and state of every step (N, T, H),
-        where asked for.
-    logits
-        The last dense layer's values before its activation; None if another layer is last.
-    seconds
-        Time by layer index and part.
-    """
-
-    outputs: Array
-    state: list[State]
-    kept: Mapping[int, Mapping[str, Mapping[str, Array]]] = field(default_factory=dict)
-    logits: Array | None = None
-    seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Network:
@@ -74,13 +49,24 @@ class Network:
         self.layers = tuple(layers)
         self.engine = engine
         fitted = fit_weights(self.layers, weights)
-        self._weights = {name: _cast(name, v, array_dtype(engine)) for name, v in fitted.items()}
+        self._weights: dict[str, Array] | None = None
+        self._own: dict[str, Own] = {
+            name: _cast(name, v, array_dtype(engine)) for name, v in fitted.items()
+        }
         self._prepare()
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """Tensors by stored name, in the engine's dtype, read only."""
+        """Tensors by stored name, in the engine's dtype, in NumPy's memory, read only."""
+        if self._weights is None:
+            to_host = self.engine.to_host
+            self._weights = {name: _read_only(to_host(v)) for name, v in self._own.items()}
         return MappingProxyType(self._weights)
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The tensors' stored names, in the layers' order."""
+        return tuple(self._own)
 
     @property
     def input_size(self) -> int:
@@ -105,7 +91,7 @@ class Network:
     @property
     def parameter_count(self) -> int:
         """Numbers stored."""
-        return sum(value.size for value in self._weights.values())
+        return sum(value.size for value in self._own.values())
 
     def run(
         self,
@@ -134,37 +120,49 @@ class Network:
             Shapes that do not fit the network.
         """
         x, lengths = self.check(x, lengths)
-        states = self.check_state(state, len(x))
-        finals: list[State] = []
-        kept, seconds, logits = {}, {}, None
-        y = x
+        states = self.check_state(state, x.shape[0])
+        steps, stay = x.shape[1], self.engine.adopt(x) is not None
+        y, made = self.engine.batch(x, lengths), []
         for spec, prepared in self.prepared():
             given = states.get(spec.index)
-            result = self.engine.forward(spec, prepared, y, lengths, given, keep=keep)
-            y = result.output
-            if not isinstance(spec, DropoutSpec):  # which is the identity here
-                logits = result.logits
-            seconds[spec.index] = result.seconds
-            if result.state is not None:
-                finals.append(result.state)
-            if result.kept:
-                kept[spec.index] = result.kept
-        y = self.without_empty(y, x.shape[1], lengths)
-        return Result(y, finals, kept, logits, seconds)
+            made.append(self.engine.forward(spec, prepared, y, lengths, given, keep=keep))
+            y = made[-1].output
+        if stay:
+            return self._result(made, self.engine.laid_out, self.engine.laid_out(y))
+        outputs = self.without_empty(self.engine.to_host(y), steps, lengths)
+        return self._result(made, self.engine.to_host, outputs)
+
+    def _result(
+        self, made: Sequence[LayerResult], given: Callable[[Own], Own], outputs: Own
+    ) -> Result:
+        """What all layers gave, in the form that `given` makes of an engine's values."""
+        pairs = list(zip(self.layers, made, strict=True))
+        # Dropout is the identity here.
+        last = next((r for s, r in reversed(pairs) if not isinstance(s, DropoutSpec)), None)
+        logits = None if last is None else last.logits
+        return Result(
+            outputs,
+            [hosted(result.state, given) for result in made if result.state is not None],
+            {s.index: late(r.kept, given) for s, r in pairs if r.kept},
+            {s.index: r.seconds for s, r in pairs},
+            lambda: None if logits is None else given(logits),
+        )
 
     def prepared(self) -> Iterator[tuple[LayerSpec, Any]]:
         """Every layer with its weights as the engine wants them."""
         return zip(self.layers, self._prepared, strict=True)
 
-    def set_weights(self, weights: Mapping[str, Array]) -> None:
-        """Compute with these tensors from now on; names and shapes as `weights` has them."""
-        self._weights = {name: np.asarray(weights[name]).view() for name in self._weights}
+    def set_weights(self, weights: Mapping[str, Own]) -> None:
+        """Compute with these tensors from now on; names and shapes as `weights` has them.
+
+        They may be in NumPy's memory or the engine's own.
+        """
+        self._own = {name: weights[name] for name in self._own}
         self._prepare()
 
     def _prepare(self) -> None:
-        for value in self._weights.values():
-            value.setflags(write=False)
-        self._prepared = [self.engine.prepare(spec, self._weights) for spec in self.layers]
+        self._weights = None
+        self._prepared = [self.engine.prepare(spec, self._own) for spec in self.layers]
 
     def without_empty(self, y: Array, steps: int, lengths: Array | None) -> Array:
         """Outputs (N, F) with 0 for the sequences of length 0; others as they are."""
@@ -173,10 +171,13 @@ class Network:
         empty = np.full(len(y), steps == 0) if lengths is None else lengths == 0
         return np.where(empty[:, None], np.zeros((), y.dtype), y) if empty.any() else y
 
-    def check(self, x: Any, lengths: Any) -> tuple[Array, Array | None]:
-        """Inputs in the engine's dtype with 0 in the padding, and lengths; see `run`."""
-        D = self.input_size
-        x = _array(x, "the inputs", f"real numbers of shape (N, T, {D})")
+    def check(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
+        """Inputs in the engine's dtype with 0 in the padding, and lengths; see `run`.
+
+        What is in the engine's own memory already stays there as it is.
+        """
+        D, own = self.input_size, self.engine.adopt(x)
+        x = as_array(x, "the inputs", f"real numbers of shape (N, T, {D})") if own is None else own
         if x.ndim != 3 or x.dtype.kind not in "fiub":
             raise DataError(
                 "the inputs are not a batch of sequences",
@@ -190,10 +191,12 @@ class Network:
                 expected=f"(N, T, {D})",
                 found=str(x.shape),
             )
-        n = None if lengths is None else _checked_lengths(lengths, x.shape)
+        n = None if lengths is None else checked_lengths(lengths, x.shape)
         for spec in self.layers:
             if isinstance(spec, FlattenSpec):
-                _check_steps(spec, x, n)
+                check_steps(spec, x, n)
+        if own is not None:
+            return x, n
         if n is not None and (n < x.shape[1]).any():
             padding = (np.arange(x.shape[1]) >= n[:, None])[:, :, None]
             x = np.where(padding, np.zeros((), x.dtype), x)
@@ -217,8 +220,17 @@ class Network:
                 expected=f"{len(specs)} entries, one for each recurrent layer",
                 found=f"{len(state)}",
             )
-        pairs = zip(specs, state, strict=True)
-        return {s.index: checked_state(s, given, N) for s, given in pairs if given is not None}
+        pairs, adopt = zip(specs, state, strict=True), self.engine.adopt
+        return {
+            s.index: checked_state(s, given, N, adopt) for s, given in pairs if given is not None
+        }
+
+
+def _read_only(value: Array) -> Array:
+    """A view of an array that nobody can write to."""
+    view = np.asarray(value).view()
+    view.setflags(write=False)
+    return view
 
 
 def _cast(name: str, value: Array, dtype: str) -> Array:
@@ -240,71 +252,3 @@ def ends_sequence(spec: LayerSpec) -> bool:
     return isinstance(spec, FlattenSpec) or (
         isinstance(spec, RecurrentSpec) and not spec.return_sequences
     )
-
-
-def _checked_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
-    n = _array(lengths, "lengths", f"integers of shape ({shape[0]},)")
-    N, T, _ = shape
-    if n.shape != (N,) or (n.size and n.dtype.kind not in "iu"):
-        raise DataError(
-            "lengths do not fit the inputs",
-            expected=f"integers of shape ({N},)",
-            found=f"{n.dtype} of shape {n.shape}",
-        )
-    n = n.astype(np.int64)
-    wrong = np.flatnonzero((n < 0) | (n > T))
-    if wrong.size:
-        raise DataError(
-            f"the length of sequence {wrong[0]} is out of range",
-            expected=f"0 to {T}, the steps of the inputs",
-            found=str(n[wrong[0]]),
-        )
-    return n
-
-
-def _check_steps(spec: FlattenSpec, y: Array, lengths: Array | None) -> None:
-    longest = y.shape[1] if lengths is None else int(lengths.max(initial=0))
-    if longest > spec.steps:
-        raise DataError(
-            f"a sequence of {longest} steps is longer than layer {spec.index} (flatten) takes",
-            expected=f"at most model.steps = {spec.steps}",
-            found=f"{longest}",
-            hint=f"--set model.steps={longest}",
-        )
-
-
-def checked_state(spec: RecurrentSpec, given: Any, N: int) -> State:
-    """One layer's initial (h, c), shapes checked; a missing c of an lstm is zeros."""
-    h, c = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
-    names, sizes = spec.cells[0].states, spec.cells[0].state_sizes
-    if c is not None and len(names) == 1:
-        raise DataError(f"layer {spec.index} ({spec.kind}) has no state c")
-    checked = [
-        _checked_part(spec, name, value, (N, spec.directions, size))
-        for name, value, size in zip(names, (h, c), sizes, strict=False)
-    ]
-    return checked[0], checked[1] if len(names) > 1 else None
-
-
-def _checked_part(spec: RecurrentSpec, name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    if value is None:
-        return np.zeros(shape)
-    what = f"initial state {name} of layer {spec.index} ({spec.kind})"
-    array = _array(value, what)
-    if array.shape != shape or array.dtype.kind not in "fiub":
-        raise DataError(
-            f"{what} does not fit",
-            expected=f"real numbers {shape}, that is (N, directions, features)",
-            found=f"{array.dtype} {array.shape}",
-        )
-    return array
-
-
-def _array(value: Any, what: str, expected: str = "an array") -> Array:
-    """`value` in NumPy's memory, from a GPU's too."""
-    if hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):
-        value = value.get()
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} cannot be read", expected=expected, found=str(error)) from None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, select, symbol
+from lstm_cli.engines.arrays import Array, Elementwise, Late, Own, RowsLoss
 from lstm_cli.engines.programs import NUMPY
-from lstm_cli.engines.types import Array, Elementwise
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
-from lstm_cli.training.targets import Targets, taken
+from lstm_cli.training.targets import Targets
 
 FUSED = ("cross_entropy", "binary_cross_entropy")
 """Losses that are computed from the logits."""
@@ -25,18 +26,22 @@ class LossValue:
 
     Attributes
     ----------
-    value
-        The mean over what counts; 0 if nothing does.
+    late
+        Gives `value`, once it is computed.
     gradient
-        Its derivative for the logits or outputs, in their shape and dtype, 0 where nothing
-        counts.
+        Its derivative for the logits or outputs, in their form, 0 where nothing counts.
     weight
         What the mean was divided by: rows, or the sum of their class weights.
     """
 
-    value: float
-    gradient: Array
+    late: Late
+    gradient: Own
     weight: float
+
+    @cached_property
+    def value(self) -> float:
+        """The mean over what counts; 0 if nothing does."""
+        return self.late()
 
 
 class Criterion:
@@ -71,9 +76,9 @@ class Criterion:
 
     def __call__(
         self,
-        outputs: Array,
-        logits: Array | None,
-        targets: Array,
+        outputs: Own,
+        logits: Own | None,
+        targets: Any,
         lengths: Array | None,
         engine: Elementwise = NUMPY,
     ) -> LossValue:
@@ -87,29 +92,30 @@ class Criterion:
         values = logits if self.fused else outputs
         if values is None:
             raise DataError(f"{self.targets.loss} wants a dense layer at the end")
-        rows, wanted = self.targets.counted(targets, outputs.shape, lengths)
-        a = np.ascontiguousarray(taken(values, rows, values.ndim - 1))
+        rows, wanted = None, None if self.fused else engine.aligned(targets, values)
+        if wanted is None:
+            shape = tuple(outputs.shape)
+            rows, wanted = self.targets.counted(engine.to_host(targets), shape, lengths)
+        a = engine.counted(values, rows)
         with np.errstate(all="ignore"):  # what is not finite is found and named by the caller
             if self.targets.loss == "cross_entropy":
-                found = self._cross_entropy(a, wanted)
+                found = engine.cross_entropy(a, wanted, self.class_weights, self.label_smoothing)
             else:
-                found = self._elementwise(a, np.ascontiguousarray(wanted, a.dtype), engine)
-        gradient = found.gradient.astype(values.dtype, copy=False)
-        if rows is not None:
-            gradient = np.zeros(values.shape, values.dtype)
-            gradient[rows] = found.gradient
-        return replace(found, gradient=gradient.reshape(values.shape))
+                found = self._elementwise(a, engine.like(wanted, a), engine)
+        gradient = engine.spread(found.gradient, values, rows)
+        return LossValue(lambda: found.total() * found.scale, gradient, found.weight)
 
-    def _elementwise(self, a: Array, t: Array, engine: Elementwise) -> LossValue:
+    def _elementwise(self, a: Own, t: Own, engine: Elementwise) -> RowsLoss:
         """A loss of each number apart, for rows (rows, F)."""
         equation, given = self._equation, {"a": a, "t": t}
-        total = float(len(a))
+        total = float(a.shape[0])
         if equation.weight is not None:
             total = engine.total(equation.weight, given)
         scale = 1 / (total * a.shape[1]) if total else 0.0
-        d = np.empty_like(a)
+        d = engine.empty_like(a)
         engine.evaluate({"d": equation.derivative}, {**given, "scale": scale}, {"d": d})
-        return LossValue(engine.total(equation.loss, given) * scale, d, total)
+        (value,) = engine.totals(equation.loss, [given])
+        return RowsLoss(value, d, total, scale)
 
     @cached_property
     def _equation(self) -> _Equation:
@@ -132,27 +138,6 @@ class Criterion:
         d = negative * derivative(a, 0.0) + positive * derivative(a, 1.0)
         return _Equation(loss, d * scale, weight)
 
-    def _cross_entropy(self, a: Array, wanted: Array) -> LossValue:
-        if wanted.ndim == 1 and not self.label_smoothing:
-            weights = np.ones(len(a)) if self.class_weights is None else self.class_weights[wanted]
-            return _of_classes(a, wanted, weights)
-        a, F = a.astype(np.float64), a.shape[1]
-        t = wanted if wanted.ndim == 2 else np.eye(F)[wanted]
-        weights = np.ones(len(a))
-        if self.class_weights is not None:
-            weights = t @ self.class_weights
-        smooth = (1 - self.label_smoothing) * t + self.label_smoothing / F
-        if self.class_weights is not None:
-            # Each class's share counts for its own weight, as in PyTorch; the row's weight is
-            # multiplied in later.
-            smooth = smooth * self.class_weights / np.where(weights, weights, 1)[:, None]
-        logs = losses.log_softmax(a)
-        d = np.exp(logs) * smooth.sum(axis=1, keepdims=True) - smooth
-        total = float(weights.sum())
-        scale = 1 / total if total else 0.0
-        value = -float(((smooth * logs).sum(axis=1) * weights).sum()) * scale
-        return LossValue(value, d * (weights * scale)[:, None], total)
-
 
 @dataclass(frozen=True)
 class _Equation:
@@ -169,19 +154,3 @@ class _Equation:
     loss: Expression
     derivative: Expression
     weight: Expression | None
-
-
-def _of_classes(a: Array, classes: Array, weights: Array) -> LossValue:
-    """Cross-entropy of logits (rows, F), each row's target one class."""
-    total = float(weights.sum())
-    scale = 1 / total if total else 0.0
-    e = losses.turned(a)
-    e -= e.max(axis=1, keepdims=True)
-    own = np.arange(len(a)), classes
-    margin = e[own].astype(np.float64)
-    np.exp(e, out=e)
-    sums = e.sum(axis=1, dtype=np.float64)
-    value = float(((np.log(sums) - margin) * weights).sum()) * scale
-    e *= (weights * scale / sums).astype(e.dtype)[:, None]
-    e[own] -= (weights * scale).astype(e.dtype)
-    return LossValue(value, np.ascontiguousarray(e), total)

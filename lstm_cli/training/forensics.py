@@ -11,6 +11,7 @@ import numpy as np
 from lstm_cli.engines.types import Array, LayerResult, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.errors import DataError, LstmCliError, TrainingError
 from lstm_cli.network.network import Network
+from lstm_cli.network.results import hosted_layer
 from lstm_cli.network.weights import expected_tensors
 from lstm_cli.training.learner import Learner, Moment, Piece
 from lstm_cli.training.surroundings import Places
@@ -31,11 +32,6 @@ class NotFinite:
     what: str
     row: int
     step: int | None
-
-
-def weights_are_finite(weights: Mapping[str, Array]) -> bool:
-    """Whether all tensors are."""
-    return all(bool(np.isfinite(value).all()) for value in weights.values())
 
 
 def explain(
@@ -82,13 +78,14 @@ def trace(
     training: TrainingPass | None = None,
 ) -> NotFinite | None:
     """The first value of a forward pass that is not finite: by layer, then by step."""
-    y, n = network.check(x, lengths)
-    states = network.check_state(state, len(y))
+    checked, n = network.check(x, lengths)
+    states = network.check_state(state, checked.shape[0])
+    y = network.engine.batch(checked, n)
     for spec, prepared in network.prepared():
         result = network.engine.forward(
             spec, prepared, y, n, states.get(spec.index), keep=True, training=training
         )
-        found = _in_layer(spec, result, n)
+        found = _in_layer(spec, hosted_layer(result, network.engine.to_host), n)
         if found is not None:
             return found
         y = result.output

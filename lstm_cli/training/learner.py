@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, State, TrainingPass
+from lstm_cli.engines.types import Array, Own, State, TrainingPass, array_dtype
 from lstm_cli.network import backpropagation
 from lstm_cli.network.backpropagation import Gradients, Tape
 from lstm_cli.network.network import Network
+from lstm_cli.network.results import hosted
 from lstm_cli.training.criterion import Criterion, LossValue
 from lstm_cli.training.updates import UpdateReport, Updates
 
@@ -29,8 +31,8 @@ class Piece:
         Steps of the batch that came before the piece: for all sequences, or (N,).
     """
 
-    x: Array
-    targets: Array
+    x: Own
+    targets: Own
     lengths: Array | None
     before: int | Array = 0
 
@@ -72,8 +74,6 @@ class StepReport:
         What it is a mean over: rows, or the sum of their class weights.
     updates
         The updates made: one, or one a piece where steps are truncated.
-    state
-        Final states of every recurrent layer.
     tape
         The last forward pass.
     gradients
@@ -83,9 +83,14 @@ class StepReport:
     loss: float
     weight: float
     updates: tuple[UpdateReport, ...]
-    state: list[State]
     tape: Tape
     gradients: Gradients
+
+    @cached_property
+    def state(self) -> list[State]:
+        """Final states of every recurrent layer, in NumPy's memory."""
+        to_host = self.tape.network.engine.to_host
+        return [hosted(state, to_host) for state in self.tape.state]
 
 
 class Learner:
@@ -114,8 +119,20 @@ class Learner:
     ) -> None:
         self.network, self.criterion, self.updates = network, criterion, updates
         self.seed, self.truncate = seed, truncate
-        self.weights = {name: np.array(value, order="C") for name, value in network.weights.items()}
-        network.set_weights(self.weights)
+        self.own_weights: dict[str, Own] = {
+            name: network.engine.copy(value) for name, value in network.weights.items()
+        }
+        network.set_weights(self.own_weights)
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """Tensors by stored name in NumPy's memory; on the CPU those that updates change."""
+        return {name: self.network.engine.to_host(v) for name, v in self.own_weights.items()}
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are."""
+        return self.network.engine.finite(list(self.own_weights.values()))
 
     def gradients(
         self, piece: Piece, state: Sequence[Any] | None = None
@@ -124,7 +141,7 @@ class Learner:
         training = TrainingPass(self.seed, self.updates.count)
         tape = backpropagation.forward(self.network, piece.x, piece.lengths, state, training)
         loss = self.criterion(
-            tape.outputs, tape.logits, piece.targets, tape.lengths, self.network.engine
+            tape.values, tape.logit_values, piece.targets, tape.lengths, self.network.engine
         )
         found = backpropagation.backward(
             self.network, tape, loss.gradient, d_logits=self.criterion.fused
@@ -133,8 +150,8 @@ class Learner:
 
     def step(
         self,
-        x: Array,
-        targets: Array,
+        x: Own,
+        targets: Own,
         lengths: Array | None,
         state: Sequence[Any] | None = None,
         *,
@@ -162,29 +179,44 @@ class Learner:
                 continue
             number = self.updates.count
             loss, found, tape = self.gradients(piece, state)
+            update = self._update(loss, found)
             total, weight = total + loss.value * loss.weight, weight + loss.weight
-            update = None
-            if loss.weight and math.isfinite(loss.value):
-                update = self.updates.apply(self.weights, found.weights, self.network.engine)
-                self.network.set_weights(self.weights)
+            if update is not None:
                 updates.append(update)
             if watch is not None:
                 watch(Moment(piece, state, number, loss, tape, found, update))
             state = tape.state
         mean = total / weight if weight else 0.0
-        return StepReport(mean, weight, tuple(updates), tape.state, tape, found)
+        return StepReport(mean, weight, tuple(updates), tape, found)
+
+    def _update(self, loss: LossValue, found: Gradients) -> UpdateReport | None:
+        """New weights, unless nothing counts or the loss is not finite."""
+        if not loss.weight:
+            return None
+        engine, weights = self.network.engine, self.own_weights
+        # Asked for before the loss is waited for: an engine then waits for both at once.
+        norm = self.updates.norm(weights, found.tensors, engine)
+        if not math.isfinite(loss.value):
+            return None
+        update = self.updates.apply(weights, found.tensors, engine, norm)
+        self.network.set_weights(weights)
+        return update
 
     def load_weights(self, weights: dict[str, Array]) -> None:
         """Go on from these weights."""
-        for name, value in self.weights.items():
-            value[...] = weights[name]
-        self.network.set_weights(self.weights)
+        engine = self.network.engine
+        dtype = array_dtype(engine)
+        self.own_weights = {
+            name: engine.copy(np.asarray(weights[name], dtype)) for name in self.own_weights
+        }
+        self.network.set_weights(self.own_weights)
 
-    def _pieces(self, x: Array, targets: Array, lengths: Array | None) -> Iterator[Piece | _Prefix]:
+    def _pieces(self, x: Own, targets: Own, lengths: Array | None) -> Iterator[Piece | _Prefix]:
         k, T = self.truncate, x.shape[1]
         if k is None or k >= T:
             yield Piece(x, targets, lengths)
             return
+        x, targets = (self.network.engine.to_host(values) for values in (x, targets))
         n = np.full(len(x), T) if lengths is None else np.asarray(lengths)
         if self.criterion.targets.per_step:
             for first in range(0, max(int(n.max(initial=1)), 1), k):

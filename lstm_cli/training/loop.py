@@ -13,7 +13,7 @@ import numpy as np
 from lstm_cli.engines.types import Array, State
 from lstm_cli.errors import ConfigError, DataError, WeightsError
 from lstm_cli.network.carry import StateCarry
-from lstm_cli.training.forensics import explain, weights_are_finite
+from lstm_cli.training.forensics import explain
 from lstm_cli.training.learner import Learner, Moment
 from lstm_cli.training.metrics import METRICS, Metrics
 from lstm_cli.training.progress import Checkpoint, Progress, prefixed
@@ -143,7 +143,7 @@ class Loop:
         self._count_time()
         tensors = {
             **prefixed("weights", self.learner.weights),
-            **prefixed("updates", self.learner.updates.state_arrays()),
+            **prefixed("updates", self.learner.updates.state_arrays(self.learner.network.engine)),
             **prefixed("metrics", self._metrics.state_arrays()),
             **prefixed("carry", self._carry_arrays()),
         }
@@ -197,7 +197,7 @@ class Loop:
         update, sound = moment.update, math.isfinite(moment.loss.value)
         if update is not None:
             self.progress.rate = update.rate
-            sound = update.finite and weights_are_finite(self.learner.weights)
+            sound = update.finite and self.learner.finite
         if not sound:
             raise explain(self.learner, moment, batch.numbers, self.around.source.places, when)
         piece, tape, raw = moment.piece, moment.tape, self.around.source.raw

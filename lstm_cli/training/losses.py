@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lstm_cli.cells.expression import Value, clip, exp, log1p, select, sigmoid
+from lstm_cli.engines.cross_entropy import log_softmax
 from lstm_cli.engines.types import Array, DenseSpec, Layers
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")
-
-COLUMNS = 32
-"""Classes up to which logits are turned."""
 
 _BY_ACTIVATION = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
 
@@ -22,22 +20,6 @@ def loss_for(layers: Layers) -> str:
     last = layers[-1]
     name = last.activation_name if isinstance(last, DenseSpec) else ""
     return _BY_ACTIVATION.get(name, "mse")
-
-
-@np.errstate(all="ignore")  # what is not finite shows in the loss
-def log_softmax(logits: Array) -> Array:
-    """Logarithm of the softmax over the last axis."""
-    shifted = turned(logits)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
-def turned(logits: Array) -> Array:
-    """A copy for sums over the last axis: with few classes, column by column in memory.
-
-    NumPy is fast where the longer axis lies together.
-    """
-    return np.array(logits, order="F" if logits.shape[-1] <= COLUMNS else "C")
 
 
 @np.errstate(all="ignore")  # what is not finite shows in the loss

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from lstm_cli.cells.expression import Expression, Value, clip, select, symbol
+from lstm_cli.engines.arrays import Elementwise, Late, Own
 from lstm_cli.engines.programs import NUMPY
-from lstm_cli.engines.types import Array, Elementwise
 
 
 def penalised(w: Value, g: Value, l1: float, l2: float) -> Value:
@@ -32,7 +32,7 @@ def clipped(g: Value, limit: float | None) -> Value:
 
 
 def global_norm(
-    gradients: Mapping[str, Array], engine: Elementwise = NUMPY, limit: float | None = None
+    gradients: Mapping[str, Own], engine: Elementwise = NUMPY, limit: float | None = None
 ) -> float:
     """Euclidean norm of all gradients together, in float64, whatever order they are in.
 
@@ -41,9 +41,16 @@ def global_norm(
     limit
         Of each number, before it is squared.
     """
+    return late_norm(gradients, engine, limit)()
+
+
+def late_norm(
+    gradients: Mapping[str, Own], engine: Elementwise = NUMPY, limit: float | None = None
+) -> Late:
+    """The `global_norm`, for later."""
     square = _square(limit)
-    squares = [engine.total(square, {"g": g}) for g in gradients.values()]
-    return math.sqrt(sum(sorted(squares)))
+    squares = engine.totals(square, [{"g": g} for g in gradients.values()])
+    return lambda: math.sqrt(sum(sorted(one() for one in squares)))
 
 
 @lru_cache(maxsize=64)
@@ -52,9 +59,16 @@ def _square(limit: float | None) -> Expression:
     return g * g  # type: ignore[no-any-return]
 
 
-def exceeds(gradients: Mapping[str, Array], limit: float) -> bool:
+def exceeds(gradients: Mapping[str, Own], limit: float, engine: Elementwise = NUMPY) -> bool:
     """Whether a number is outside [-limit, limit]."""
-    return any(g.size and (g.max() > limit or g.min() < -limit) for g in gradients.values())
+    counts = engine.totals(_outside(limit), [{"g": g} for g in gradients.values()])
+    return any(count() > 0 for count in counts)
+
+
+@lru_cache(maxsize=64)
+def _outside(limit: float) -> Expression:
+    g = symbol("g")
+    return select(-g < -limit, 1.0, select(g < -limit, 1.0, 0.0))  # type: ignore[no-any-return]
 
 
 def norm_factor(norm: float, limit: float) -> float:

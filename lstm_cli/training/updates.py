@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, symbol
+from lstm_cli.engines.arrays import Array, Elementwise, Late, Own
 from lstm_cli.engines.programs import NUMPY
-from lstm_cli.engines.types import Array, Elementwise
 from lstm_cli.errors import Problem, WeightsError
 from lstm_cli.training.optimisers import Optimiser
 from lstm_cli.training.regularisation import (
@@ -20,6 +20,7 @@ from lstm_cli.training.regularisation import (
     decayed,
     exceeds,
     global_norm,
+    late_norm,
     norm_factor,
     penalised,
 )
@@ -96,7 +97,7 @@ class Updates:
         self.steps_per_epoch = steps_per_epoch
         self.count = 0
         self.epoch = 0
-        self._slots: dict[str, dict[str, Array]] = {}
+        self._slots: dict[str, dict[str, Own]] = {}
 
     @property
     def rate(self) -> float:
@@ -104,22 +105,31 @@ class Updates:
         full = float(self.optimiser.learning_rate)
         return self.schedule.rate(full, self.count + 1, self.epoch, self.steps_per_epoch)
 
+    def norm(
+        self, weights: Mapping[str, Own], gradients: Mapping[str, Own], engine: Elementwise = NUMPY
+    ) -> Late:
+        """The norm of all gradients, for `apply`, once somebody asks for it."""
+        return late_norm(_fitting(weights, gradients, engine), engine)
+
     def apply(
         self,
-        weights: Mapping[str, Array],
-        gradients: Mapping[str, Array],
+        weights: Mapping[str, Own],
+        gradients: Mapping[str, Own],
         engine: Elementwise = NUMPY,
+        norm: Late | None = None,
     ) -> UpdateReport:
         """Change the weights by their gradients; leave them if these are not finite.
 
         Parameters
         ----------
         weights
-            Writable arrays by name, without gaps.
+            Writable arrays by name, without gaps, in NumPy's memory or the engine's own.
         gradients
             Of every weight, in its shape; left as they are. Further names are not looked at.
         engine
             What computes.
+        norm
+            As `norm` gave it, for an engine that has computed it by now.
 
         Raises
         ------
@@ -129,9 +139,9 @@ class Updates:
         """
         # What overflows shows in the norm or the next loss, not as a warning.
         with np.errstate(over="ignore", invalid="ignore"):
-            found = {name: _gradient_of(name, w, gradients) for name, w in weights.items()}
-            slots = {name: self._slots_of(name, w) for name, w in weights.items()}
-            limits = self._limits(found, engine)
+            found = _fitting(weights, gradients, engine)
+            slots = {name: self._slots_of(name, w, engine) for name, w in weights.items()}
+            limits = self._limits(found, engine, norm or late_norm(found, engine))
         report = UpdateReport(limits.norm, self.rate, limits.clipped)
         if report.finite:
             self.count += 1
@@ -148,14 +158,19 @@ class Updates:
         self.epoch += 1
         self.schedule.epoch_ended(metric, larger_is_better)
 
-    def state_arrays(self) -> dict[str, Array]:
+    def state_arrays(self, engine: Elementwise = NUMPY) -> dict[str, Array]:
         """All that a resumed run needs: ``step``, ``epoch``, ``adam.m/<weight>``, ...
 
-        The arrays are a snapshot: later updates do not change them.
+        The arrays are a snapshot in NumPy's memory: later updates do not change them.
+
+        Parameters
+        ----------
+        engine
+            What made the updates.
         """
         kind = self.optimiser.name
         arrays = {
-            f"{kind}.{slot}/{name}": value.copy()
+            f"{kind}.{slot}/{name}": engine.download(value)
             for name, slots in self._slots.items()
             for slot, value in slots.items()
         }
@@ -192,10 +207,10 @@ class Updates:
             for name, n in numbers.items()
         }
 
-    def _slots_of(self, name: str, w: Array) -> dict[str, Array]:
+    def _slots_of(self, name: str, w: Own, engine: Elementwise) -> dict[str, Own]:
         """What is kept for a weight; zeros before the first update."""
         if not self.count or not self.optimiser.slots:
-            return {slot: np.zeros_like(w) for slot in self.optimiser.slots}
+            return {slot: engine.zeros_like(w) for slot in self.optimiser.slots}
         found = self._slots.get(name)
         if found is None:
             raise WeightsError(
@@ -210,15 +225,15 @@ class Updates:
                     found=f"{value.shape} {value.dtype}",
                     hint=_SAME_CONFIG,
                 )
-        return found
+        return {slot: engine.like(value, w) for slot, value in found.items()}
 
-    def _limits(self, gradients: Mapping[str, Array], engine: Elementwise) -> _Limits:
-        norm = left = global_norm(gradients, engine)
+    def _limits(self, gradients: Mapping[str, Own], engine: Elementwise, late: Late) -> _Limits:
+        norm = left = late()
         factor, outside = 1.0, False
         if not math.isfinite(norm):
             return _Limits(norm, factor, outside)
         if self.clip_value is not None:
-            outside = exceeds(gradients, self.clip_value)
+            outside = exceeds(gradients, self.clip_value, engine)
             left = global_norm(gradients, engine, self.clip_value) if outside else norm
         if self.clip_norm is not None:
             factor = norm_factor(left, self.clip_norm)
@@ -226,7 +241,7 @@ class Updates:
         largest = min((float(np.finfo(g.dtype).max) for g in gradients.values()), default=math.inf)
         return _Limits(norm if left < math.sqrt(largest) else math.inf, factor, outside)
 
-    def _roots(self, w: Array) -> Mapping[str, Expression]:
+    def _roots(self, w: Own) -> Mapping[str, Expression]:
         scaled = self.clip_norm is not None
         return _equation(self.optimiser, self.clip_value, scaled, penalties=w.ndim > 1)
 
@@ -275,16 +290,22 @@ def _equation(
     return {_WEIGHT: new} | kept
 
 
-def _gradient_of(name: str, w: Array, gradients: Mapping[str, Array]) -> Array:
-    """The gradient of a weight, in its precision."""
-    found = gradients.get(name)
-    if found is None or found.shape != w.shape:
-        raise WeightsError(
-            f"the gradient of {name} " + ("is missing" if found is None else "has another shape"),
-            expected=str(w.shape),
-            found=None if found is None else str(found.shape),
-        )
-    return np.ascontiguousarray(found, w.dtype)
+def _fitting(
+    weights: Mapping[str, Own], gradients: Mapping[str, Own], engine: Elementwise
+) -> dict[str, Own]:
+    """The gradient of every weight, in its precision."""
+    fitting = {}
+    for name, w in weights.items():
+        found = gradients.get(name)
+        if found is None or found.shape != w.shape:
+            is_what = "is missing" if found is None else "has another shape"
+            raise WeightsError(
+                f"the gradient of {name} {is_what}",
+                expected=str(w.shape),
+                found=None if found is None else str(found.shape),
+            )
+        fitting[name] = engine.like(found, w)
+    return fitting
 
 
 def _check(

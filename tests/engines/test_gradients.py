@@ -162,6 +162,11 @@ def test_flatten(exact: Engine) -> None:
     Case(specs, exact, random_lengths(N, T)).check()
 
 
+def test_a_dense_layer_before_flatten_learns_nothing_from_padding(exact: Engine) -> None:
+    specs = [DenseSpec(0, D, 6, Activation("tanh")), FlattenSpec(1, 6, T), DenseSpec(2, 6 * T, 3, None)]
+    Case(specs, exact, random_lengths(N, T, seed=7)).check()
+
+
 def test_dropout_of_every_kind(exact: Engine) -> None:
     specs = [
         recurrent("lstm", H, D, directions=2, dropout=0.3, recurrent_dropout=0.4),

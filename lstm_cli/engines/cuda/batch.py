@@ -97,6 +97,15 @@ def make_batch(device: Device, N: int, T: int, lengths: Array | None) -> Batch:
     counts = (n[:, None] > np.arange(T)).sum(axis=0) if lengths is not None else np.full(T, N)
     sizes = (order, starts[order], n[order], counts)
     table = device.upload(np.concatenate([part.astype(np.int64) for part in sizes]))
-    parts = [table[:N], table[N : 2 * N], table[2 * N : 3 * N], table[3 * N :]]
-    longest = int(n.max(initial=0))
-    return Batch(N, T, int(n.sum()), lengths, *parts, longest, n[order])
+    return Batch(
+        N,
+        T,
+        int(n.sum()),
+        lengths,
+        order=table[:N],
+        starts=table[N : 2 * N],
+        steps=table[2 * N : 3 * N],
+        counts=table[3 * N :],
+        longest=int(n.max(initial=0)),
+        sorted_steps=n[order],
+    )

@@ -14,6 +14,7 @@ import numpy as np
 
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.host import HostArrays
 from lstm_cli.engines.jit.dense import DenseLayer
 from lstm_cli.engines.jit.layers import RecurrentLayer
 from lstm_cli.engines.jit.machine import Machine, host
@@ -41,7 +42,7 @@ JIT_DTYPES = (*SUPPORTED_DTYPES, "bfloat16")
 """bfloat16 is for inference: the matrices of recurrent layers, and what they multiply."""
 
 
-class JitEngine:
+class JitEngine(HostArrays):
     """Compiled kernels on the CPU.
 
     Parameters
@@ -97,10 +98,6 @@ class JitEngine:
             return RecurrentLayer(spec, packed, self.machine, self._spaces, self.threads)
         return None
 
-    def to_host(self, array: Array) -> Array:
-        """The array itself: it is in NumPy's memory already."""
-        return array
-
     def forward(
         self,
         spec: LayerSpec,
@@ -129,7 +126,7 @@ class JitEngine:
                 return dense.forward(x, lengths, self.threads)
             if isinstance(spec, DropoutSpec):
                 return dropout_forward(spec, x, training)
-            return flatten_forward(spec, x)
+            return flatten_forward(spec, x, lengths)
 
     def backward(
         self,

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, topological
+from lstm_cli.engines.arrays import Array, Values
 from lstm_cli.engines.jit import pointwise, pool
 from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.compiler import kernels
@@ -26,7 +27,6 @@ from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable
 from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import address
 from lstm_cli.engines.programs import checked
-from lstm_cli.engines.types import Array, Values
 
 CHUNK = 1 << 12
 """Numbers of one array that one thread does at once; a multiple of all vectors."""

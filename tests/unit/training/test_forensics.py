@@ -15,7 +15,7 @@ from lstm_cli.errors import DataError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.evaluation import evaluate
-from lstm_cli.training.forensics import explain, trace, weights_are_finite
+from lstm_cli.training.forensics import explain, trace
 from lstm_cli.training.learner import Learner
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.training.optimisers import make_optimiser
@@ -83,7 +83,7 @@ def error_of(one, x, y):
 
     def watch(moment):
         update = moment.update
-        sound = update is not None and update.finite and weights_are_finite(one.weights)
+        sound = update is not None and update.finite and one.finite
         if not sound and not errors:
             errors.append(explain(one, moment, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
 

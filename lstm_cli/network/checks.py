@@ -1,0 +1,93 @@
+"""Lengths and states that a caller gives: do they fit the layers?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.types import Array, FlattenSpec, Own, RecurrentSpec, State
+from lstm_cli.errors import DataError
+
+
+def checked_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
+    """(N,) int64 of inputs of `shape`, each within their steps."""
+    n = as_array(lengths, "lengths", f"integers of shape ({shape[0]},)")
+    N, T, _ = shape
+    if n.shape != (N,) or (n.size and n.dtype.kind not in "iu"):
+        raise DataError(
+            "lengths do not fit the inputs",
+            expected=f"integers of shape ({N},)",
+            found=f"{n.dtype} of shape {n.shape}",
+        )
+    n = n.astype(np.int64)
+    wrong = np.flatnonzero((n < 0) | (n > T))
+    if wrong.size:
+        raise DataError(
+            f"the length of sequence {wrong[0]} is out of range",
+            expected=f"0 to {T}, the steps of the inputs",
+            found=str(n[wrong[0]]),
+        )
+    return n
+
+
+def check_steps(spec: FlattenSpec, y: Own, lengths: Array | None) -> None:
+    """Raise if a sequence is longer than a flatten layer takes."""
+    longest = y.shape[1] if lengths is None else int(lengths.max(initial=0))
+    if longest > spec.steps:
+        raise DataError(
+            f"a sequence of {longest} steps is longer than layer {spec.index} (flatten) takes",
+            expected=f"at most model.steps = {spec.steps}",
+            found=f"{longest}",
+            hint=f"--set model.steps={longest}",
+        )
+
+
+def checked_state(
+    spec: RecurrentSpec, given: Any, N: int, adopt: Callable[[Any], Own | None] = lambda _: None
+) -> State:
+    """One layer's initial (h, c), shapes checked; a missing c of an lstm is zeros.
+
+    What `adopt` takes stays in the engine's memory.
+    """
+    h, c = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
+    names, sizes = spec.cells[0].states, spec.cells[0].state_sizes
+    if c is not None and len(names) == 1:
+        raise DataError(f"layer {spec.index} ({spec.kind}) has no state c")
+    checked = [
+        _checked_part(spec, name, value, (N, spec.directions, size), adopt)
+        for name, value, size in zip(names, (h, c), sizes, strict=False)
+    ]
+    return checked[0], checked[1] if len(names) > 1 else None
+
+
+def _checked_part(
+    spec: RecurrentSpec,
+    name: str,
+    value: Any,
+    shape: tuple[int, ...],
+    adopt: Callable[[Any], Own | None],
+) -> Own:
+    if value is None:
+        return np.zeros(shape)
+    what = f"initial state {name} of layer {spec.index} ({spec.kind})"
+    own = adopt(value)
+    array = as_array(value, what) if own is None else own
+    if array.shape != shape or array.dtype.kind not in "fiub":
+        raise DataError(
+            f"{what} does not fit",
+            expected=f"real numbers {shape}, that is (N, directions, features)",
+            found=f"{array.dtype} {array.shape}",
+        )
+    return array
+
+
+def as_array(value: Any, what: str, expected: str = "an array") -> Array:
+    """`value` in NumPy's memory, from a GPU's too."""
+    if hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):
+        value = value.get()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} cannot be read", expected=expected, found=str(error)) from None
