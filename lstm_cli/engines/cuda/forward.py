@@ -1,147 +1,187 @@
 """The general forward kernel of a cell: a whole sequence in one launch, for any size.
 
-One thread computes one unit of one row: its gates' products, then the cell's equations on them.
-Between phases of a step all blocks wait for one another, and nothing else does: the host takes
-part in no step. Steps are packed: only valid ones are stored and computed.
+Blocks take tiles of rows and columns, the same ones in every step, so that a row's states belong
+to one thread. What a product reads comes from an exchange buffer in the operands' type, which
+other blocks have written: between two phases all blocks of a direction wait for one another, and
+the host takes part in no step.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from lstm_cli.cells import Cell
 from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines.cuda.pointwise import emit
+from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.cuda.products import THREADS, Parameters, common_values, opening, tiles
 from lstm_cli.engines.schedule import MASK, Phase, Schedule, symbols
 
 NAME = "forward"
 
-PRIMITIVES = """
-#ifndef LSTM_HOST
-__device__ __forceinline__ void grid_arrive(unsigned* counter) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-__device__ __forceinline__ void grid_wait(const unsigned* counter, unsigned target) {
-  unsigned seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-  } while ((int)(seen - target) < 0);
-}
-__device__ __forceinline__ float load_global(const float* p) { return __ldcg(p); }
-__device__ __forceinline__ double load_global(const double* p) { return __ldcg(p); }
-#endif
+SHARED = (
+    "const long long* order",
+    "const long long* starts",
+    "const long long* steps",
+    "const long long* counts",
+    "long long N",
+    "long long longest",
+    "long long H",
+    "long long P",
+    "long long h_row",
+    "long long c_row",
+    "long long y_row",
+    "unsigned char* scratch",
+    "long long scratch_bytes",
+    "unsigned* meeting",
+)
+"""Of the batch; `order` to `counts` as in `Batch`, ``*_row`` how far apart rows are."""
+
+
+@lru_cache(maxsize=64)
+def parameters(phases: int) -> Parameters:
+    """The kernel's parameters; see `ForwardRun`. ``w_k`` are packed weights of product k."""
+    own = ["const real* z", "const real* bias", "const real* bias_hh", "const real* p"]
+    own += ["const real* m", "real* h", "real* c", "real* y", "element* y_element"]
+    own += [
+        "real* c_steps",
+        "real* record",
+        "long long column",
+        "long long reverse",
+        "long long met_before",
+    ]
+    for k in range(phases):
+        own += [f"const element* w_{k}", f"element* reads_{k}"]
+    return Parameters(SHARED, tuple(own))
+
+
+def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
+    """CUDA C++ of the kernel `NAME`, for tiles of so many rows; no size is in it."""
+    given, body = parameters(len(schedule.phases)), _body(cell, schedule)
+    return f"""{opening(precision, rows)}
+extern "C" __global__ void __launch_bounds__({THREADS}, 1) {NAME}(
+    {given.declared}) {{
+  DYNAMIC_SHARED(memory);
+{given.chosen(body)}
+{body}}}
 """
-"""What blocks hand over to one another with; values that change are read past the L1 cache."""
-
-MEET = """
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      grid_arrive(meeting);
-      met += gridDim.x;
-      grid_wait(meeting, met);
-    }
-    __syncthreads();
-"""
 
 
-def parameters(schedule: Schedule) -> list[str]:
-    """The kernel's parameters, in order, in C++.
-
-    ``z`` (Q, G*H) are input projections of all Q valid steps, with bias; ``w_k`` (K, columns) and
-    ``b_k`` the transposed weights of product k; ``h`` (Q, P) and ``c`` (Q, H) the states after
-    every step, ``h_first`` and ``c_first`` those before; ``record`` (Q, slots, H); ``counts`` and
-    ``begins`` (T,) how many rows have a step, and where its first one stands among the Q.
-    """
-    found = ["const real* z"]
-    for k in range(len(schedule.phases)):
-        found += [f"const real* w_{k}", f"const real* b_{k}"]
-    found += ["const real* p", "const real* m", "const real* h_first", "const real* c_first"]
-    found += ["real* h", "real* c", "real* record"]
-    found += [f"real* reads_{k}" for k in range(1, len(schedule.phases))]
-    return [*found, "const long long* counts", "const long long* begins", "unsigned* meeting",
-            "long long T"]  # fmt: skip
-
-
-def source(cell: Cell, schedule: Schedule, element: str) -> str:
-    """CUDA C++ of the kernel `NAME`; `element` is ``float`` or ``double``."""
-    steps = "".join(_phase(cell, schedule, k) + MEET for k in range(len(schedule.phases)))
-    listed = ",\n    ".join(parameters(schedule))
-    return f"""{PRIMITIVES}
-typedef {element} real;
-extern "C" __global__ void __launch_bounds__(256) {NAME}(
-    {listed}) {{
-  const long long H = {cell.hidden_size}, P = {cell.output_size};
-  const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-  const long long all = (long long)gridDim.x * blockDim.x;
-  unsigned met = 0;
-  for (long long t = 0; t < T; t++) {{
-    const long long count = counts[t], first = begins[t];
-    const real* h_before = t ? h + begins[t - 1] * P : h_first;
-    const real* c_before = t ? c + begins[t - 1] * H : c_first;
+def _body(cell: Cell, schedule: Schedule) -> str:
+    """What comes before the first step, and the loop over steps."""
+    phases = range(len(schedule.phases))
+    steps = "".join(_phase(cell, schedule, k) + "    meet(meeting, met);\n" for k in phases)
+    gates = max(max(1, len(phase.stage.gates)) for phase in schedule.phases)
+    later = "".join(f"\n    x_{k}[i] = narrow(real(0));" for k in phases if k)
+    masked = " * m[n * P + j]" if schedule.dropout else ""
+    return f"""{common_values()}
+  real* sums = (real*)memory + (blockDim.x >> 5) * R * CHUNK;  // (warps, R, {gates}, 32)
+  element* x_0 = (element*)(scratch + blockIdx.y * scratch_bytes);  // (2, N, P8)
+{_buffers(schedule)}
+  for (long long i = me; i < N * P8; i += all) {{
+    const long long r = i / P8, j = i % P8, n = order[r];
+    const element start = narrow(j < P ? h[n * h_row + j]{masked} : real(0));
+    x_0[i] = start;
+    x_0[N * P8 + i] = narrow(real(0));
+    if (reads_0 && j < P && steps[r] > 0) {{
+      reads_0[(reverse ? starts[r] + steps[r] - 1 : starts[r]) * P + j] = start;
+    }}
+  }}
+  for (long long i = me; i < N * H8; i += all) {{{later}
+  }}
+  meet(meeting, met);
+  for (long long t = 0; t < longest; t++) {{
+    const long long count = counts[t];
+    const element* before = x_0 + (t & 1) * N * P8;
+    element* after = x_0 + (~t & 1) * N * P8;
 {steps}  }}
-}}
 """
+
+
+def _buffers(schedule: Schedule) -> str:
+    """Where later products' vectors stand, and slots that one phase leaves for the next."""
+    phases, lines, place = len(schedule.phases), [], "x_0 + 2 * N * P8"
+    for k in range(1, phases):
+        lines.append(f"  element* x_{k} = {place};  // (N, H8)")
+        place = f"x_{k} + N * H8"
+    if schedule.slots:
+        lines.append(f"  real* slots = (real*)({place});  // (N, {len(schedule.slots)}, H)")
+    return "\n".join(lines)
+
+
+def scratch_bytes(schedule: Schedule, precision: Precision, N: int, P8: int, H8: int) -> int:
+    """What one direction's buffers take, a multiple of 16."""
+    item = 2 if precision.narrow else 8 if precision.real == "float64" else 4
+    real = 8 if precision.real == "float64" else 4
+    vectors = 2 * N * P8 + (len(schedule.phases) - 1) * N * H8
+    return vectors * item + N * len(schedule.slots) * H8 * real
 
 
 def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
     """A product and what follows it, over all rows of a step."""
     phase = schedule.phases[k]
-    columns, gates = ("P" if phase.projects else "H"), max(1, len(phase.stage.gates))
-    K = "H" if k else "P"  # behind the first product, vectors have the units' size
-    vector = f"(reads_{k} + row * H)" if k else "(h_before + row * P)"
-    masked = " * m[row * P + j]" if k == 0 and schedule.dropout else ""
-    lines = [f"real own[{gates}];"]
-    for gate in range(gates):
-        start = f"b_{k} ? b_{k}[{gate} * {columns} + unit] : real(0)"
-        lines.append(f"own[{gate}] = {start};")
-    lines += [
-        f"for (long long j = 0; j < {K}; j++) {{",
-        f"  const real x = load_global({vector} + j){masked};",
-        *(
-            f"  own[{g}] += x * w_{k}[(j * {gates} + {g}) * {columns} + unit];"
-            for g in range(gates)
-        ),
-        "}",
-    ]
+    gates = max(1, len(phase.stage.gates))
     roots = phase.roots
     values = {name: _address(cell, schedule, phase, name) for name in symbols(roots.values())}
     computed, names = emit(roots, values)
-    lines += [*computed, *(_store(schedule, k, name, value) for name, value in names.items())]
-    body = "\n".join("      " + line for line in lines)
-    return f"""    for (long long item = me; item < count * {columns}; item += all) {{
-      const long long row = item / {columns}, unit = item % {columns}, q = first + row;
-{body}
-    }}"""
+    body = [
+        "const long long n = order[r], length = steps[r];",
+        "const long long q = starts[r] + (reverse ? length - 1 - t : t);",
+    ]
+    if schedule.slots:
+        size = len(schedule.slots)
+        body.append(f"real* kept = record ? record + q * {size} * H : slots + r * {size} * H;")
+    if phase.stage.gates and cell.recurrent_bias:
+        blocks = (cell.letters.index(gate) for gate in phase.stage.gates)
+        body += [f"own[{g}] += bias_hh[{b} * H + unit];" for g, b in enumerate(blocks)]
+    body += [*computed]
+    for name, value in names.items():
+        body += _store(schedule, k, name, value)
+    columns = "P" if phase.projects else "H"
+    vectors = "before, P8" if k == 0 else f"x_{k}, H8"
+    return tiles(k, gates, columns, f"{vectors}; count; {'H8' if k else 'P8'}", body)
 
 
 def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
     """Where a symbol's value is, for one row and unit."""
-    gates = len(cell.letters)
     if name.startswith("slot "):
-        slot = int(name.removeprefix("slot "))
-        return f"load_global(record + (q * {len(schedule.slots)} + {slot}) * H + unit)"
-    if name == "h_prev":
-        return "load_global(h_before + row * P + unit)"
-    if name == "c_prev":
-        return "load_global(c_before + row * H + unit)"
+        return f"kept[{name.removeprefix('slot ')} * H + unit]"
+    if name in ("h_prev", "c_prev"):
+        return f"{name[0]}[n * {name[0]}_row + unit]"
     if name == MASK:
-        return "m[row * P + unit]"
+        return "m[n * P + unit]"
     if name == PROJECTED:
         return "own[0]"
     kind, _, gate = name.partition("_")
     if kind == "x":
-        return f"z[(q * {gates} + {cell.letters.index(gate)}) * H + unit]"
+        block = cell.letters.index(gate)
+        return f"(z[(q * {len(cell.letters)} + {block}) * H + unit] + bias[{block} * H + unit])"
     if kind == "p":
         return f"p[{cell.peephole_gates.index(gate)} * H + unit]"
     return f"own[{phase.stage.gates.index(gate)}]"
 
 
-def _store(schedule: Schedule, k: int, name: str, value: str) -> str:
+def _store(schedule: Schedule, k: int, name: str, value: str) -> list[str]:
     """A result to where it is kept."""
     if name == "reads":
-        return f"reads_{k + 1}[row * H + unit] = {value};"
-    if name == "h":
-        return f"h[q * P + unit] = {value};"
+        return [
+            f"const element read = narrow({value});",
+            f"x_{k + 1}[r * H8 + unit] = read;",
+            f"if (reads_{k + 1}) reads_{k + 1}[q * H + unit] = read;",
+        ]
     if name == "c":
-        return f"c[q * H + unit] = {value};"
-    slot = int(name.removeprefix("slot "))
-    return f"record[(q * {len(schedule.slots)} + {slot}) * H + unit] = {value};"
+        return [
+            f"c[n * c_row + unit] = {value};",
+            f"if (c_steps) c_steps[q * H + unit] = {value};",
+        ]
+    if name != "h":
+        return [f"kept[{name.removeprefix('slot ')} * H + unit] = {value};"]
+    masked = f"{value} * m[n * P + unit]" if schedule.dropout else value
+    return [
+        f"h[n * h_row + unit] = {value};",
+        f"if (y) y[q * y_row + column + unit] = {value};",
+        f"if (y_element) y_element[q * y_row + column + unit] = narrow({value});",
+        f"const element next = narrow({masked});",
+        "after[r * P8 + unit] = next;",
+        "if (reads_0 && t + 1 < length) reads_0[(reverse ? q - 1 : q + 1) * P + unit] = next;",
+    ]

@@ -1,0 +1,289 @@
+"""Whole recurrent layers on the device: both directions forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines import schedule as schedules
+from lstm_cli.engines.cuda.backward import shares_derivatives
+from lstm_cli.engines.cuda.batch import Batch, Sequences
+from lstm_cli.engines.cuda.clocks import Spans
+from lstm_cli.engines.cuda.device import Device, DeviceArray
+from lstm_cli.engines.cuda.gradients import input_gradient, tensor_gradients
+from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
+from lstm_cli.engines.cuda.rounding import multiplied, rounded
+from lstm_cli.engines.cuda.rows import dense_rows, seen_rows
+from lstm_cli.engines.cuda.weights import direction_tensors
+from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.types import (
+    DIRECTIONS,
+    LayerGradients,
+    LayerResult,
+    RecurrentSpec,
+    TrainingPass,
+)
+
+DeviceState = tuple[DeviceArray, DeviceArray | None]
+"""(N, directions, P) and (N, directions, H) on the device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """What a layer's backward pass needs of its forward pass.
+
+    Attributes
+    ----------
+    x
+        What the layer read, after dropout.
+    runs
+        Of each direction.
+    first
+        The states that they began from.
+    y
+        (Q, F): h of every step.
+    dropped
+        (Q, D): what the input was multiplied by.
+    """
+
+    x: Sequences
+    runs: tuple[ForwardRun, ...]
+    first: DeviceState
+    y: DeviceArray
+    dropped: DeviceArray | None
+
+
+class RecurrentLayer:
+    """A recurrent layer.
+
+    Parameters
+    ----------
+    weights
+        Stored tensors by name, of `precision.real`, on the device.
+    way
+        What runs the recurrence; it is asked in every pass.
+    """
+
+    def __init__(
+        self,
+        spec: RecurrentSpec,
+        weights: Mapping[str, DeviceArray],
+        device: Device,
+        precision: Precision,
+        way: Way,
+    ) -> None:
+        self.spec, self.device, self.precision, self.way = spec, device, precision, way
+        self.tensors: list[DirectionTensors] = []
+        for d, cell in enumerate(spec.cells):
+            own = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
+            made = direction_tensors(device, cell, spec.input_size, precision, own)
+            self.tensors.append(made)
+
+    def forward(
+        self,
+        x: Sequences,
+        state: DeviceState | None,
+        *,
+        keep: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult:
+        """Every direction over the batch; see `lstm_cli.engines.types.Engine`.
+
+        The output and what is kept are `Sequences`, states arrays on the device, seconds read when
+        they are asked for. A pass for training keeps its tape instead of gates.
+        """
+        spans = Spans(self.device)
+        spans.begin("input projection")
+        dropped = None
+        if training is not None and self.spec.dropout:
+            dropped = self._input_mask(x, training)
+            x = Sequences(x.batch, multiplied(self.device, self.precision, x.real, dropped))
+        z = [self._project(x, tensors) for tensors in self.tensors]
+        first = self._first(x.batch.N, state)
+        final = self._copied(first)
+        y, y_element = self._outputs(x.batch, keep=keep or training is not None)
+        purposes = [self._purpose(d, keep=keep, training=training) for d in range(len(z))]
+        buffers = [self._buffers(d, plan, x.batch) for d, plan in enumerate(purposes)]
+        runs = []
+        for d, plan in enumerate(purposes):
+            mask = self._mask(d, x.batch.N, training)
+            h, c = (None if part is None else part[:, d] for part in final)
+            column = d * self.spec.cells[0].output_size
+            runs.append(
+                ForwardRun(
+                    self.tensors[d], plan, x.batch, d == 1, z[d], h, c,
+                    y=y, column=column, y_element=y_element, mask=mask, **buffers[d],
+                )
+            )  # fmt: skip
+        spans.begin("recurrence")
+        self.way.forward(runs)
+        spans.end()
+        result = LayerResult(self._output(x.batch, y, y_element, final[0]), final, seconds=spans)
+        if training is not None:
+            result.tape = Tape(x, tuple(runs), first, y, dropped)
+        elif keep:
+            records = [each["record"] for each in buffers]
+            result.kept = {
+                DIRECTIONS[d]: self._kept(d, x.batch, y, record) for d, record in enumerate(records)
+            }
+        return result
+
+    def backward(self, tape: Tape, d_output: Sequences) -> LayerGradients:
+        """Derivatives for the input (`Sequences`), every tensor by stored name, and the states."""
+        batch, P = tape.x.batch, self.spec.cells[0].output_size
+        dh, dc = self._first(batch.N, None)
+        d_y = d_output.real
+        if not self.spec.return_sequences:
+            dh = seen_rows(self.device, self.precision, d_y, batch)
+            dh, d_y = dh.reshape(batch.N, self.spec.directions, P), None
+        runs = [self._backward_run(d, tape, d_y, (dh, dc)) for d in range(len(tape.runs))]
+        self.way.backward(runs)
+        found: dict[str, Any] = {}
+        dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.real)
+        for d, run in enumerate(runs):
+            gradients = tensor_gradients(self.device, self.precision, run, tape.x)
+            found |= {self.spec.prefix(d) + name: value for name, value in gradients.items()}
+            input_gradient(self.device, self.precision, run, dx, add=d > 0)
+        if tape.dropped is not None:
+            dx = multiplied(self.device, self.precision, dx, tape.dropped)
+        return LayerGradients(Sequences(batch, dx), found, (dh, dc))
+
+    def _backward_run(
+        self, d: int, tape: Tape, d_y: DeviceArray | None, carried: DeviceState
+    ) -> BackwardRun:
+        """One direction's derivatives, and where they go."""
+        device, run, real = self.device, tape.runs[d], self.precision.real
+        cell, Q, N = run.tensors.cell, tape.x.batch.Q, tape.x.batch.N
+        H, P, peepholes = cell.hidden_size, cell.output_size, len(cell.peephole_gates)
+        dz = device.empty((Q, len(cell.letters) * H), real)
+        shared = shares_derivatives(run.schedule)
+        states = [None if s is None else s[:, d] for s in (*tape.first, *carried)]
+        h_first, c_first, dh, dc = states
+        return BackwardRun(
+            run,
+            h_first,
+            c_first,
+            tape.y,
+            d_y,
+            dh,
+            dc,
+            dz,
+            dz if shared else device.empty(dz.shape, real),
+            device.empty((Q, P), real) if cell.projects else None,
+            device.zeros((N, peepholes, H), real) if peepholes else None,
+        )
+
+    def _project(self, x: Sequences, tensors: DirectionTensors) -> DeviceArray:
+        """W_ih x of all steps: (Q, G*H)."""
+        weight = tensors.element["weight_ih"]
+        z = self.device.empty((x.batch.Q, weight.shape[0]), self.precision.real)
+        if x.batch.Q:
+            self.device.multiply(self._operand(x), weight, z, self.precision.name, transpose_b=True)
+        return z
+
+    def _operand(self, x: Sequences) -> DeviceArray:
+        """The values as products take them; they stay with their sequences."""
+        if not self.precision.narrow:
+            return x.real
+        if x.element is None:
+            x.element = rounded(self.device, self.precision, x.real)
+        return x.element
+
+    def _first(self, N: int, state: DeviceState | None) -> DeviceState:
+        """The initial states, zeros where none are given."""
+        if state is not None:
+            return state
+        directions, cell = self.spec.directions, self.spec.cells[0]
+        parts = [
+            self.device.zeros((N, directions, size), self.precision.real)
+            for size in cell.state_sizes
+        ]
+        return parts[0], parts[1] if len(parts) > 1 else None
+
+    def _copied(self, state: DeviceState) -> DeviceState:
+        made = []
+        for part in state:
+            copied = None
+            if part is not None:
+                copied = self.device.empty(part.shape, self.precision.real)
+                if part.size:
+                    self.device.copy(part, copied)
+            made.append(copied)
+        return made[0], made[1]
+
+    def _outputs(
+        self, batch: Batch, *, keep: bool
+    ) -> tuple[DeviceArray | None, DeviceArray | None]:
+        """Where h of every step goes, as it is and as the next layer's products take it."""
+        sequences = self.spec.return_sequences
+        shape = (batch.Q, self.spec.output_size)
+        y = self.device.empty(shape, self.precision.real) if sequences or keep else None
+        narrow = sequences and self.precision.narrow
+        return y, self.device.empty(shape, self.precision.element) if narrow else None
+
+    def _output(
+        self, batch: Batch, y: DeviceArray | None, y_element: DeviceArray | None, h: DeviceArray
+    ) -> Any:
+        """What the layer gives: every step, or each sequence's last one."""
+        if self.spec.return_sequences:
+            return Sequences(batch, y, element=y_element)
+        last = h.reshape(batch.N, self.spec.output_size)
+        return Sequences(batch, seen_rows(self.device, self.precision, last, batch), per_step=False)
+
+    def _purpose(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:
+        cell = self.spec.cells[d]
+        if training is not None:
+            return schedules.training(cell, self.spec.recurrent_dropout > 0)
+        return schedules.inspection(cell) if keep else schedules.inference(cell)
+
+    def _buffers(self, d: int, plan: Schedule, batch: Batch) -> dict[str, Any]:
+        """What a pass keeps of every step, but for h."""
+        if plan.purpose == "inference":
+            return {}
+        device, real, cell, Q = self.device, self.precision.real, self.spec.cells[d], batch.Q
+        H = cell.hidden_size
+        kept: dict[str, Any] = {"record": device.empty((Q, len(plan.slots), H), real)}
+        if plan.purpose == "training":
+            widths = [H if k else cell.output_size for k in range(len(plan.phases))]
+            element = self.precision.element
+            kept["reads"] = tuple(device.empty((Q, width), element) for width in widths)
+            if len(cell.states) > 1:
+                kept["c_steps"] = device.empty((Q, H), real)
+        return kept
+
+    def _kept(
+        self, d: int, batch: Batch, y: DeviceArray, record: DeviceArray
+    ) -> dict[str, Sequences]:
+        """Gates and states of every step, by name."""
+        cell = self.spec.cells[d]
+        P = cell.output_size
+        parts = {"h": y[:, d * P : (d + 1) * P]}
+        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspected(cell))}
+        return {
+            name: Sequences(batch, dense_rows(self.device, self.precision, part))
+            for name, part in parts.items()
+        }
+
+    def _mask(self, d: int, N: int, training: TrainingPass | None) -> DeviceArray | None:
+        """Of recurrent dropout: (N, P)."""
+        rate = self.spec.recurrent_dropout
+        if training is None or not rate:
+            return None
+        shape = (N, self.spec.cells[d].output_size)
+        mask = training.mask(self.spec, 1 + d, shape, rate)
+        return self.device.upload(mask.astype(self.precision.real))
+
+    def _input_mask(self, x: Sequences, training: TrainingPass) -> DeviceArray:
+        """Of dropout, for the steps that there are: (Q, D)."""
+        batch = x.batch
+        shape = (batch.N, batch.T, self.spec.input_size)
+        mask = training.mask(self.spec, 0, shape, self.spec.dropout)
+        if batch.lengths is None:
+            mask = mask.reshape(batch.Q, shape[2])
+        else:
+            mask = mask[np.arange(batch.T) < batch.lengths[:, None]]
+        return self.device.upload(mask.astype(self.precision.real))
