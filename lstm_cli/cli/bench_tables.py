@@ -33,7 +33,7 @@ def bench_report(
     explained: Sequence[SizeExplanation] = (),
 ) -> list[Any]:
     """Everything that a benchmark shows."""
-    parts: list[Any] = [*_head(machine, engine), _what(results), size_table(results)]
+    parts: list[Any] = [*head_lines(machine, engine), _what(results), size_table(results)]
     lines = [_mean(results), *_differing(results), *_skipped(results)]
     lines += [_limits(results), _memory(results, memory)]
     parts += [line for line in lines if line]
@@ -45,7 +45,7 @@ def bench_report(
     return parts
 
 
-def _head(machine: Machine, engine: Engine) -> list[str]:
+def head_lines(machine: Machine, engine: Engine) -> list[str]:
     """What computed: the processor, or the GPU and all that drives it."""
     how = f"{engine.device}, {engine.name}, {engine.dtype}"
     if not machine.accelerator:
