@@ -17,6 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -72,6 +73,8 @@ def all_of_them(options: argparse.Namespace) -> int:
 
     report = []
     pairs = list(product(options.dtype or PRECISIONS, options.way or WAYS))
+    if options.total:
+        options.limit = options.total / ceil(len(pairs) / options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
         for entry in pool.map(lambda pair: child(*pair, options), pairs):
             report.append(entry)
@@ -142,6 +145,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name has this")
     parser.add_argument("--once", action="store_true", help="no repetitions")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for a dtype and way")
+    parser.add_argument("--total", type=float, help="seconds for all of them together, about")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument("--dtype", action="append", help="default: all")
     parser.add_argument("--way", action="append", help="default: all")

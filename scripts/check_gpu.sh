@@ -73,7 +73,7 @@ sanitizer() {  # on few and small cases: it slows kernels down a hundredfold
 
 suite() {  # the same contract in pytest, with Hypothesis, where both are installed
     if "$python" -c "import pytest, hypothesis, pydantic" 2> /dev/null; then
-        "$python" -m pytest -q tests/engines -p no:cacheprovider
+        timeout 3600 "$python" -m pytest -q tests/engines -p no:cacheprovider
     else
         echo "pytest, hypothesis or pydantic is not installed: the checks above stand alone"
     fi
@@ -81,12 +81,12 @@ suite() {  # the same contract in pytest, with Hypothesis, where both are instal
 
 parts=(--report "$work/contract.json") bench=() patience=600
 case $mode in
-    quick) parts+=(--once --limit 100 --jobs 8) bench=(--quick) patience=0 ;;
+    quick) parts+=(--once --total 150 --jobs 8) bench=(--quick) patience=0 ;;
     full) parts+=(--jobs 4) ;;
     host) parts+=(--once --most 8 --dtype float32 --dtype bfloat16 "${host[@]}")
           parts+=(--only "${LSTM_CLI_GPU_ONLY:-}") bench=(--host --seconds 0.01) patience=0 ;;
 esac
-[ $mode = quick ] && : "${LSTM_CLI_GPU_MINUTES:=4}" && export LSTM_CLI_GPU_MINUTES
+[ $mode = quick ] && : "${LSTM_CLI_GPU_MINUTES:=3.5}" && export LSTM_CLI_GPU_MINUTES
 
 machine > "$work/machine" 2>&1 || failed=1
 cat "$work/machine"

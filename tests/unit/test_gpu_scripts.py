@@ -200,3 +200,14 @@ def test_a_process_that_dies_is_a_failure(scripts, monkeypatch):
         found = check.child("tf32", "auto", options)
         assert found["failed"] == 1
         assert "Segmentation fault" in found["problems"][-1]
+
+
+def test_the_page_without_figures_says_so_and_holds_what_the_model_gives(scripts):
+    text = (ROOT / "benchmarks/gpu.md").read_text(encoding="utf-8")
+    assert "**Nothing on this page has been measured.**" in text
+    assert "scripts/check_gpu.sh --quick" in text
+    modelled = scripts("modelled_floors")
+    for backward in (False, True):
+        for dtype in ("bfloat16", "tf32"):
+            table = modelled.table(dtype, backward=backward)
+            assert table in text, "python scripts/modelled_floors.py prints what is true now"
