@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
 from lstm_cli.bench.clocks import DeviceClock
-from lstm_cli.bench.peers.torch_place import TorchClock
+from lstm_cli.bench.peers import Setting
+from lstm_cli.bench.peers.torch_place import TorchClock, TorchPlace
 from lstm_cli.bench.rounds import interleave
 
 
@@ -93,3 +95,42 @@ def test_pytorch_is_timed_by_its_own_events():
     clock.settle()
     assert clock.seconds(call, 2) == pytest.approx(0.5)
     assert cuda.log == ["synchronize cuda:1", "event", "call", "call", "event", "waited"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
+def test_on_a_gpu_pytorch_is_set_for_the_dtype_and_then_put_back(dtype):
+    log = []
+
+    @contextmanager
+    def device(which):
+        log.append(f"enter {which}")
+        yield
+        log.append(f"leave {which}")
+
+    cudnn, matmul = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=False)
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(
+            is_available=lambda: True, device=device, empty_cache=lambda: log.append("emptied")
+        ),
+        backends=SimpleNamespace(cudnn=cudnn, cuda=SimpleNamespace(matmul=matmul)),
+        device=lambda name: SimpleNamespace(type=name.partition(":")[0], __str__=name),
+        get_num_threads=lambda: 5,
+        set_num_threads=log.append,
+        float32="float32",
+        float64="float64",
+        float16="float16",
+    )
+    setting = Setting(3, "cuda:1", dtype)
+    place = TorchPlace.of(torch, setting)
+    assert not place.plain
+    assert isinstance(place.clock, TorchClock)
+    with place.settings(setting):
+        seen = cudnn.allow_tf32, matmul.allow_tf32
+    expected = {"float32": (False, False), "tf32": (True, True), "float16": (True, False)}
+    assert seen == expected[dtype]
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, False)
+    assert log[0] == 3
+    assert log[1].startswith("enter")
+    assert log[2] == "emptied"
+    assert log[3].startswith("leave")
+    assert log[4] == 5
