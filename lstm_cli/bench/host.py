@@ -66,7 +66,7 @@ def machine(
         "numpy": np.__version__,
     }
     accelerator = ""
-    if isinstance(engine, Accelerated):
+    if engine is not None and isinstance(engine, Accelerated):
         accelerator = engine.hardware.title
         versions |= getattr(engine.hardware, "versions", {})
     for peer in peers:
