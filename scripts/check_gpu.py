@@ -118,7 +118,11 @@ def child(dtype: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def versions(options: argparse.Namespace) -> int:
     """The device and what drives it."""
-    device = make_device(options.host)
+    try:
+        device = make_device(options.host)
+    except Exception as error:  # of any class: no CuPy, no driver
+        print(f"{type(error).__name__}: {error}")
+        return 1
     print(f"device: {device.title}, {device.architecture}")
     print(f"multiprocessors: {device.multiprocessors}")
     print(f"shared memory of a block: {device.shared_bytes} bytes")

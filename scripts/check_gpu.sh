@@ -88,7 +88,11 @@ case $mode in
 esac
 [ $mode = quick ] && : "${LSTM_CLI_GPU_MINUTES:=3.5}" && export LSTM_CLI_GPU_MINUTES
 
-machine > "$work/machine" 2>&1 || failed=1
+if ! machine > "$work/machine" 2>&1; then
+    cat "$work/machine"
+    echo "== no GPU can be used here: nothing was checked"
+    exit 1
+fi
 cat "$work/machine"
 step "hand-overs" "$python" scripts/measure_handover.py --report "$work/handover.json" "${host[@]}"
 step "contract" "$python" scripts/check_gpu.py contract "${parts[@]}"

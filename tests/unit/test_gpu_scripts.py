@@ -211,3 +211,14 @@ def test_the_page_without_figures_says_so_and_holds_what_the_model_gives(scripts
         for dtype in ("bfloat16", "tf32"):
             table = modelled.table(dtype, backward=backward)
             assert table in text, "python scripts/modelled_floors.py prints what is true now"
+
+
+@pytest.mark.skipif(BASH is None or os.name != "posix", reason="needs bash")
+def test_without_a_gpu_it_says_so_and_stops(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT.replace('"torch"', '"cupy"'), "utf-8")
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
+    command = [str(BASH), str(ROOT / "scripts/check_gpu.sh"), "--quick"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "== no GPU can be used here: nothing was checked" in done.stdout
+    assert "cupy" in done.stdout
