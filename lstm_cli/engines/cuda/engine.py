@@ -1,0 +1,124 @@
+"""The cuda engine: data go to the device once, and stay there from the first layer to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lstm_cli.engines.cuda.arrays import DeviceArrays
+from lstm_cli.engines.cuda.batch import Sequences
+from lstm_cli.engines.cuda.dense import DenseLayer
+from lstm_cli.engines.cuda.device import Device
+from lstm_cli.engines.cuda.layers import RecurrentLayer
+from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.reshaping import dropout, dropout_backward, flatten, flatten_backward
+from lstm_cli.engines.cuda.ways import WAYS, make_way
+from lstm_cli.engines.types import (
+    Array,
+    DenseSpec,
+    DropoutSpec,
+    LayerGradients,
+    LayerResult,
+    LayerSpec,
+    RecurrentSpec,
+    State,
+    TrainingPass,
+)
+from lstm_cli.errors import DeviceError
+
+
+class CudaEngine(DeviceArrays):
+    """Kernels on a GPU.
+
+    Parameters
+    ----------
+    dtype
+        A name of `PRECISIONS`.
+    device
+        What computes.
+    way
+        How recurrent layers run: one of `WAYS`; ``auto`` chooses by their sizes.
+
+    Raises
+    ------
+    DeviceError
+        Another dtype or way.
+    """
+
+    name = "cuda"
+    threads = None
+
+    def __init__(self, dtype: str, device: Device, way: str = "auto") -> None:
+        if dtype not in PRECISIONS:
+            raise DeviceError(
+                f"the cuda engine does not compute in {dtype}",
+                expected=", ".join(PRECISIONS),
+                hint="--dtype float32",
+            )
+        if way not in WAYS:
+            raise DeviceError(f"{way} is no way to run a layer", expected=", ".join(WAYS))
+        super().__init__(device, PRECISIONS[dtype])
+        self.dtype, self.device = dtype, device.name
+        self.way = make_way(way, device, self.precision)
+
+    def prepare(self, spec: LayerSpec, weights: Mapping[str, Any]) -> Any:
+        """The layer's weights on the device: those that are there already as they are."""
+        own = {name: self.own(weights[name]) for name in spec.parameters()}
+        if isinstance(spec, DenseSpec):
+            prefix = f"layers.{spec.index}."
+            tensors = own[prefix + "weight"], own[prefix + "bias"]
+            return DenseLayer(spec, *tensors, self.hardware, self.precision)
+        if isinstance(spec, RecurrentSpec):
+            return RecurrentLayer(spec, own, self.hardware, self.precision, self.way)
+        return None
+
+    def forward(
+        self,
+        spec: LayerSpec,
+        prepared: Any,
+        x: Any,
+        lengths: Array | None,
+        state: State | None = None,
+        *,
+        keep: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult:
+        """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
+        values = x if isinstance(x, Sequences) else self.batch(x, lengths)
+        if isinstance(spec, RecurrentSpec):
+            layer: RecurrentLayer = prepared
+            given = None
+            if state is not None:
+                h, c = state
+                given = self.own(h), None if c is None else self.own(c)
+            return layer.forward(values, given, keep=keep, training=training)
+        if isinstance(spec, DenseSpec):
+            dense: DenseLayer = prepared
+            return dense.forward(values, training=training is not None)
+        if isinstance(spec, DropoutSpec):
+            return dropout(self.hardware, spec, values, training)
+        return flatten(self.hardware, spec, values)
+
+    def backward(
+        self,
+        spec: LayerSpec,
+        prepared: Any,
+        tape: Any,
+        d_output: Any,
+        *,
+        d_logits: bool = False,
+    ) -> LayerGradients:
+        """Derivatives through one layer; see `lstm_cli.engines.types.Engine`."""
+        sequences = isinstance(spec, DenseSpec | DropoutSpec) and tape.x.per_step
+        if isinstance(spec, RecurrentSpec):
+            sequences = spec.return_sequences
+        d = self.over(tape.x, d_output, per_step=sequences)
+        if isinstance(spec, RecurrentSpec):
+            layer: RecurrentLayer = prepared
+            return layer.backward(tape, d)
+        if isinstance(spec, DenseSpec):
+            dense: DenseLayer = prepared
+            return dense.backward(tape, d.real, d_logits=d_logits)
+        if isinstance(spec, DropoutSpec):
+            return dropout_backward(self.hardware, tape, d)
+        return flatten_backward(self.hardware, spec, tape, d)
