@@ -124,43 +124,30 @@ class DeviceError(LstmCliError):
 
 
 class DeviceMemoryError(DeviceError):
-    """The device has too little memory.
-
-    Attributes
-    ----------
-    needed, free
-        Bytes that were asked for at once, and that were to be had.
-    """
-
-    def __init__(self, *, needed: int, free: int) -> None:
-        self.needed, self.free = needed, free
-        super().__init__(
-            "the device is out of memory",
-            expected=f"{needed:,} bytes free",
-            found=f"{free:,} bytes",
-            hint="--batch-size auto, or a smaller --batch-size",
-        )
-
-
-class DeviceMemoryError(DeviceError):
     """A device has less memory free than is needed.
 
     Attributes
     ----------
     needed, free, total
-        Bytes: asked for at once, free at that moment, and of the whole device (None: not known).
+        Bytes: needed, free at that moment, and of the whole device (None: not known).
     """
 
     def __init__(
-        self, needed: int, free: int, total: int | None = None, hint: str | None = None
+        self,
+        needed: int,
+        free: int,
+        total: int | None = None,
+        *,
+        purpose: str = "an array",
+        hint: str = "a smaller batch needs less: --batch-size",
     ) -> None:
         self.needed, self.free, self.total = needed, free, total
         whole = "" if total is None else f" of {_size(total)}"
         super().__init__(
-            f"the device is out of memory: {_size(needed)} more are needed",
-            expected=f"at least {_size(needed)} free",
+            f"out of device memory: {purpose} needs {_size(needed)}",
+            expected=f"{_size(needed)} free",
             found=f"{_size(free)}{whole} free",
-            hint=hint or "a smaller --batch-size needs less",
+            hint=hint,
         )
 
 

@@ -1,32 +1,167 @@
-"""The sources of all GPU kernels, for the gate that compiles them."""
+"""The sources of all GPU kernels, for the gate that compiles them.
+
+They are what the engine itself asks a device for: every cell runs forward, for inspection, and
+forward and backward in training, on a device that only takes notes. A kernel that is new is
+therefore found without being listed here; a cell or a size that it needs is not.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from lstm_cli.cells import Cell
-from lstm_cli.engines.cuda import backward, forward, reduce, rounding, rows, weights
+import numpy as np
+from cuda_host.recorder import Recorder
+from networks import random_weights
+from strategies_cuda import CELLS, LARGE
+
+from lstm_cli.cells import Activation, Cell
+from lstm_cli.cells.activations import ACTIVATIONS
+from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.schedule import inference, inspection, training
+from lstm_cli.engines.cuda.ways import WAYS
+from lstm_cli.engines.types import (
+    DenseSpec,
+    DropoutSpec,
+    FlattenSpec,
+    LayerSpec,
+    RecurrentSpec,
+    TrainingPass,
+)
+from lstm_cli.errors import DeviceError
+from lstm_cli.network.network import Network
+from lstm_cli.training.criterion import Criterion
+from lstm_cli.training.learner import Learner
+from lstm_cli.training.optimisers import OPTIMISERS, make_optimiser
+from lstm_cli.training.schedules import make_schedule
+from lstm_cli.training.targets import Targets
+from lstm_cli.training.updates import Updates
 
-ROWS = {"float32": (1, 4, 8), "float64": (1, 4)}
-"""Of a general kernel's tile, by what it adds up in."""
+DEVICES = {
+    "clusters": {"multiprocessors": 132, "shared_bytes": 232448, "largest_cluster": 16},
+    "no clusters": {"multiprocessors": 108, "shared_bytes": 166912, "largest_cluster": 1},
+}
+"""As an H200 and an A100 are."""
+
+BATCHES = (1, 5, 40)
+"""Sizes of batches, so that every tile is met."""
+
+D, T = 3, 4
 
 
-def general_sources(cell: Cell) -> Iterator[tuple[str, str]]:
-    """A cell's general kernels, each with a name: every precision, purpose and tile."""
-    for precision in PRECISIONS.values():
-        for count in ROWS[precision.real]:
-            for schedule in (inference(cell), inspection(cell), training(cell, True)):
-                name = f"forward {schedule.name} {precision.name} {count}"
-                yield name, forward.source(cell, schedule, precision, count)
-            if precision.backward is precision:
-                name = f"backward {precision.name} {count}"
-                yield name, backward.source(cell, training(cell, True), precision, count)
+@dataclass(frozen=True)
+class Source:
+    """A source, and what it belongs to.
+
+    Attributes
+    ----------
+    group
+        Cell, precision, way and purpose. Sources of one group differ in their tiles.
+    """
+
+    group: str
+    names: tuple[str, ...]
+    text: str
+
+    @property
+    def clusters(self) -> bool:
+        """Whether only devices with clusters can run it."""
+        return "CLUSTER(" in self.text.rpartition("#endif")[2]
 
 
-def layer_sources() -> Iterator[tuple[str, str]]:
-    """What a layer needs beside a cell's kernels."""
-    for module in (weights, rounding, reduce, rows):
-        for precision in PRECISIONS.values():
-            yield f"{module.__name__} {precision.name}", module.source(precision)
+def _layer(
+    engine: CudaEngine, spec: LayerSpec, N: int, lengths: np.ndarray | None
+) -> Iterator[str]:
+    """Run a layer in all ways; before each, what is being done."""
+    real = engine.precision.real
+    prepared = engine.prepare(spec, random_weights([spec]))
+    x = np.zeros((N, T, spec.input_size), real)
+    yield "inference"
+    engine.forward(spec, prepared, x, lengths)
+    yield "inspection"
+    engine.forward(spec, prepared, x, lengths, keep=True)
+    yield "training"
+    result = engine.forward(spec, prepared, x, lengths, training=TrainingPass())
+    engine.backward(spec, prepared, result.tape, engine.own(np.zeros(result.output.shape, real)))
+    yield "end"
+
+
+def _recorded(
+    cell: Cell, precision: str, way: str, N: int, device: Recorder, **layer: float
+) -> Iterator[tuple[str, str]]:
+    """Sources of a recurrent layer, each with its purpose; none if the way cannot run it."""
+    directions = 2 if N == BATCHES[1] else 1
+    spec = RecurrentSpec(0, D, (cell,) * directions, **layer)
+    lengths = np.minimum(np.arange(N) + 1, T) if directions == 2 else None
+    before, purpose = 0, ""
+    try:
+        for following in _layer(CudaEngine(precision, device, way), spec, N, lengths):
+            for source in list(device.sources)[before:]:
+                yield purpose, source
+            before, purpose = len(device.sources), following
+    except DeviceError as error:
+        if "cannot run this way" not in str(error):
+            raise
+
+
+def _cells() -> Iterator[Source]:
+    """All that recurrent layers need."""
+    ways = [way for way in WAYS if way != "auto"]
+    small = [(*item, BATCHES, ways) for item in CELLS.items()]
+    large = [(name, cell, sizes, [w for w in ways if w != "general"]) for name, cell, sizes in LARGE]
+    for name, cell, batches, possible in small + large:
+        for precision in PRECISIONS:
+            for way in possible:
+                for N in batches:
+                    for kind, device in DEVICES.items():
+                        dropout = {"recurrent_dropout": 0.5} if N == BATCHES[-1] else {}
+                        recorder = Recorder(**device)
+                        for purpose, text in _recorded(
+                            cell, precision, way, N, recorder, **dropout
+                        ):
+                            group = f"{name} {precision} {way} {purpose} {kind}"
+                            yield Source(group, recorder.sources[text], text)
+
+
+def _others() -> Iterator[Source]:
+    """All that the other layers, losses and optimisers need."""
+    cell = CELLS["lstm"]
+    for precision in PRECISIONS:
+        recorder = Recorder()
+        engine = CudaEngine(precision, recorder)
+        for name in [*ACTIVATIONS, None]:
+            spec = DenseSpec(0, D, 6, None if name is None else Activation(name))
+            for _ in _layer(engine, spec, 5, None):
+                pass
+        losses = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy")
+        for k, optimiser in enumerate(OPTIMISERS):
+            loss = losses[k % len(losses)]
+            last = {"cross_entropy": None, "binary_cross_entropy": Activation("sigmoid")}
+            specs = (
+                RecurrentSpec(0, D, (cell,)),
+                DropoutSpec(1, 7, 0.5),
+                FlattenSpec(2, 7, T),
+                DenseSpec(3, 7 * T, 2, last.get(loss, Activation("identity"))),
+            )
+            network = Network(specs, random_weights(specs), engine)
+            updates = Updates(
+                make_optimiser({"type": optimiser}),
+                make_schedule({"type": "constant"}, epochs=1),
+                clip_norm=1.0,
+                clip_value=1.0,
+            )
+            learner = Learner(network, Criterion(Targets(loss, False, 2, "targets")), updates)
+            x = np.zeros((5, T, D), engine.precision.real)
+            learner.step(x, np.zeros((5, 2), engine.precision.real), None)
+        for text, names in recorder.sources.items():
+            yield Source(f"others {precision} {names[0]}", names, text)
+
+
+@functools.cache
+def sources() -> tuple[Source, ...]:
+    """Every source once, under the first group that needs it."""
+    found: dict[str, Source] = {}
+    for source in (*_cells(), *_others()):
+        found.setdefault(source.text, source)
+    return tuple(found.values())

@@ -22,3 +22,11 @@ CELLS = {
     "rnn": RNN(hidden_size=8),
     "rnn-elu": RNN(hidden_size=3, activation=Activation("elu")),
 }
+
+LARGE = [
+    ("lstm-128", LSTM(hidden_size=128), (1, 16)),
+    ("lstm-512", LSTM(hidden_size=512), (1, 16, 64)),
+    ("gru-256", GRU(hidden_size=256), (16,)),
+    ("rnn-256", RNN(hidden_size=256), (16,)),
+]
+"""Cells that only fast kernels need compiling for once more, with sizes of batches."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 from lstm_cli.errors import DeviceError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from lstm_cli.engines.cuda.status import GpuStatus
 
 ENGINES = ("auto", "reference", "jit", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "tf32", "float16")
@@ -32,6 +36,12 @@ class EngineStatus:
         How many it uses where none are asked for.
     processor, vector_bits
         What its kernels are made for.
+    gpus
+        All that there are, usable or not.
+    versions
+        Of the driver and of packages, by name.
+    hint
+        What makes it usable, where it is not.
     """
 
     engine: str
@@ -42,6 +52,9 @@ class EngineStatus:
     threads: int | None = None
     processor: str | None = None
     vector_bits: int | None = None
+    gpus: tuple[GpuStatus, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,8 @@ class Choice:
     Attributes
     ----------
     passed_over
-        Engines that ``auto`` would have preferred on this device, and why they cannot be used.
+        Engines that ``auto`` would have preferred here, and why they cannot be used. Of cuda only
+        where there is a GPU.
     """
 
     engine: Engine
@@ -109,8 +123,8 @@ def choose_engine(
     for name in _fitting(engine, device):
         status = _status(name)  # of no engine behind the chosen one: to ask takes time
         if status.usable:
-            made = _ENGINES[name](dtype, threads or default_threads())
-            passed = {s.engine: s.detail for s in unusable if s.device == status.device}
+            made = _make(name, dtype, threads, device, status)
+            passed = {s.engine: s.detail for s in unusable if s.device == status.device or s.gpus}
             return Choice(made, passed)
         unusable.append(status)
     raise _unusable(engine, device, unusable)
@@ -130,12 +144,48 @@ def _fitting(engine: str, device: str) -> list[str]:
     return found
 
 
+def _make(name: str, dtype: str, threads: int | None, device: str, status: EngineStatus) -> Engine:
+    if name == "cuda":
+        return _cuda(dtype, _ordinal(device, status.gpus))
+    return _ENGINES[name](dtype, threads or default_threads())
+
+
+def _ordinal(device: str, gpus: Sequence[GpuStatus]) -> int:
+    """The GPU that is meant: by its number, or the first that can be used.
+
+    Raises
+    ------
+    DeviceError
+        There is none of that number, or it cannot be used.
+    """
+    if ":" not in device:
+        return next(k for k, gpu in enumerate(gpus) if gpu.usable)
+    ordinal = int(device.partition(":")[2])
+    names = ", ".join(gpu.name for gpu in gpus if gpu.usable)
+    if ordinal >= len(gpus):
+        raise DeviceError(
+            f"there is no {device} here", expected=names, found=device, hint=_LIST_HINT
+        )
+    if not gpus[ordinal].usable:
+        raise DeviceError(
+            f"device {device} cannot be used here",
+            expected=names,
+            found=gpus[ordinal].detail,
+            hint=_LIST_HINT,
+        )
+    return ordinal
+
+
+_LIST_HINT = "lstm-cli devices lists all"
+
+
 def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> DeviceError:
     option, asked = ("device", device) if engine == "auto" else ("engine", engine)
+    hints = [status.hint for status in statuses if status.hint is not None]
     return DeviceError(
         f"{option} {asked} cannot be used here",
         found="; ".join(f"{status.engine}: {status.detail}" for status in statuses),
-        hint=f"--{option} auto takes what can be used; lstm-cli devices lists all",
+        hint=hints[0] if hints else f"--{option} auto takes what can be used; {_LIST_HINT}",
     )
 
 
@@ -153,7 +203,24 @@ def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def _cuda_status() -> EngineStatus:
-    return EngineStatus("cuda", "cuda", False, "this version has no GPU engine")
+    """Whether there is a GPU, and all that it needs."""
+    from lstm_cli.engines.cuda.status import DTYPES, cuda_status
+
+    found = cuda_status()
+    usable = [gpu for gpu in found.gpus if gpu.usable]
+    if found.problem is not None or not usable:
+        return EngineStatus(
+            "cuda",
+            "cuda",
+            False,
+            found.problem or "no GPU can be used",
+            gpus=found.gpus,
+            versions=found.versions,
+            hint=found.hint,
+        )
+    first, versions = usable[0], found.versions
+    detail = f"{first.title}, CUDA {versions['driver']}, CuPy {versions['cupy']}"
+    return EngineStatus("cuda", "cuda", True, detail, DTYPES, gpus=found.gpus, versions=versions)
 
 
 def _jit_status() -> EngineStatus:
@@ -180,6 +247,13 @@ def _reference_status() -> EngineStatus:
 
 def _by_default(threads: int) -> str:
     return f"{threads} thread{'s' if threads != 1 else ''} by default"
+
+
+def _cuda(dtype: str, ordinal: int) -> Engine:
+    from lstm_cli.engines.cuda.engine import CudaEngine
+    from lstm_cli.engines.cuda.gpu import shared_gpu
+
+    return CudaEngine(dtype, shared_gpu(ordinal))
 
 
 def _jit(dtype: str, threads: int) -> Engine:

@@ -40,7 +40,7 @@ from lstm_cli.engines.jit import (
     products,
 )
 from lstm_cli.engines.jit import recurrent as forwards
-from lstm_cli.engines.jit.cache import Compiled
+from lstm_cli.engines.kernel_cache import Compiled
 from lstm_cli.engines.jit.compiler import Kernels
 from lstm_cli.engines.jit.engine import JitEngine
 from lstm_cli.engines.jit.ir import Function, Lanes, Value

@@ -78,6 +78,9 @@ class Mark(Protocol):
     def seconds_since(self, earlier: Any) -> float:
         """Between two marks; waits for this one."""
 
+    def wait(self) -> None:
+        """Until everything before it is done."""
+
 
 class Device(Protocol):
     """Memory and kernels of one device.
@@ -131,6 +134,24 @@ class Device(Protocol):
 
     def download(self, array: DeviceArray) -> Array:
         """A copy in NumPy's memory, waiting for all that gives its values."""
+
+    def pinned(self, nbytes: int) -> Array:
+        """(nbytes,) uint8 of NumPy's memory that the device reaches by itself, for `send`."""
+
+    def send(self, array: Array, target: DeviceArray) -> tuple[Mark, Mark]:
+        """Copy from pinned memory to an array of its bytes, while the device computes.
+
+        The copy begins after all that was started before, and only who waits for it sees it:
+        `after` its second mark. `array` may not change before that mark either.
+
+        Returns
+        -------
+        begun, done
+            Marks around the copy.
+        """
+
+    def after(self, mark: Any) -> None:
+        """What is started from now on waits for a mark, of a `send`."""
 
     def adopt(self, array: Any) -> DeviceArray | None:
         """An array of the caller's that is in this device's memory already; None: it is not."""

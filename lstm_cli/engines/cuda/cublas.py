@@ -1,0 +1,134 @@
+"""Products of matrices by cuBLAS, which wants them column by column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.cuda.device import DeviceArray
+from lstm_cli.engines.cuda.precision import PRECISIONS
+
+NOT_TURNED, TURNED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
+R_32F, R_64F, R_16F, R_16BF = 0, 1, 2, 14  # of cudaDataType
+COMPUTE_32F, COMPUTE_32F_PEDANTIC, COMPUTE_32F_FAST_TF32, COMPUTE_64F = 68, 69, 77, 70
+GEMM_DEFAULT = -1
+
+OPERANDS = {"float32": R_32F, "tf32": R_32F, "float16": R_16F, "bfloat16": R_16BF, "float64": R_64F}
+
+COMPUTE = {
+    # Pedantic: no environment variable turns it into TF32 or an emulation.
+    "float32": COMPUTE_32F_PEDANTIC,
+    "tf32": COMPUTE_32F_FAST_TF32,
+    "float16": COMPUTE_32F,
+    "bfloat16": COMPUTE_32F,
+    "float64": COMPUTE_64F,
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """Arguments of cublasGemmEx for a product of row-major matrices.
+
+    A row-major matrix is a column-major one, turned. So instead of C = A B it is C' = B' A' that
+    is computed: the operands change places, and m is the columns of C.
+    """
+
+    turn_first: int
+    turn_second: int
+    m: int
+    n: int
+    k: int
+    first: int
+    ld_first: int
+    second: int
+    ld_second: int
+    out: int
+    ld_out: int
+
+
+def product(
+    a: DeviceArray, b: DeviceArray, out: DeviceArray, *, transpose_a: bool, transpose_b: bool
+) -> Product:
+    """What cuBLAS is told of out = a b; see `lstm_cli.engines.cuda.device.Device.multiply`.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, or rows with gaps: a mistake in the caller.
+    """
+    M, K = a.shape[::-1] if transpose_a else a.shape
+    inner, N = b.shape[::-1] if transpose_b else b.shape
+    if inner != K or tuple(out.shape) != (M, N):
+        raise ValueError(f"no product of {a.shape} and {b.shape} is {out.shape}")
+    return Product(
+        TURNED if transpose_b else NOT_TURNED,
+        TURNED if transpose_a else NOT_TURNED,
+        int(N),
+        int(M),
+        int(K),
+        b.data.ptr,
+        _leading(b),
+        a.data.ptr,
+        _leading(a),
+        out.data.ptr,
+        _leading(out),
+    )
+
+
+def _leading(array: DeviceArray) -> int:
+    """Elements from a row to the next, at least those of a row."""
+    rows, columns = array.shape
+    size = array.dtype.itemsize
+    if columns > 1 and array.strides[1] != size:
+        raise ValueError(f"rows with gaps: strides {array.strides}")
+    if rows <= 1:
+        return max(1, int(columns))
+    stride, rest = divmod(array.strides[0], size)
+    if rest or stride < max(1, columns):
+        raise ValueError(f"rows that overlap: strides {array.strides}")
+    return int(stride)
+
+
+class Blas:
+    """cuBLAS on one device, with a handle of its own, so that nobody else's settings apply.
+
+    The device must be the current one whenever this is used, and the stream too.
+    """
+
+    def __init__(self) -> None:
+        from cupy_backends.cuda.libs import cublas
+
+        self._library: Any = cublas
+        self._handle = cublas.create()
+        # One and zero, in the host's memory as the handle's pointer mode has it.
+        self._factors = {t: np.array([0, 1], t) for t in ("float32", "float64")}
+
+    def multiply(self, given: Product, precision: str, *, add: bool) -> None:
+        """Start it."""
+        real = PRECISIONS[precision].real
+        factors = self._factors[real]
+        zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
+        kind = OPERANDS[precision]
+        self._library.gemmEx(
+            self._handle,
+            given.turn_first,
+            given.turn_second,
+            given.m,
+            given.n,
+            given.k,
+            one,
+            given.first,
+            kind,
+            given.ld_first,
+            given.second,
+            kind,
+            given.ld_second,
+            one if add else zero,
+            given.out,
+            R_64F if real == "float64" else R_32F,
+            given.ld_out,
+            COMPUTE[precision],
+            GEMM_DEFAULT,
+        )

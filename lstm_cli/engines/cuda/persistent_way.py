@@ -1,0 +1,262 @@
+"""Runs recurrences with weights that stay on the chip, where a plan for that can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lstm_cli.cells import Cell
+from lstm_cli.engines.cuda import persistent, persistent_backward
+from lstm_cli.engines.cuda.costs import best
+from lstm_cli.engines.cuda.device import Argument, Device, DeviceArray, Kernel, Launch
+from lstm_cli.engines.cuda.handover import meets
+from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID, Facts, Plan, Work, work_of
+from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
+from lstm_cli.engines.schedule import Schedule
+from lstm_cli.errors import DeviceError
+
+Run = TypeVar("Run", ForwardRun, BackwardRun)
+Choose = Callable[[Work, Facts, int, int], Plan | None]
+"""A plan for some work on a device, for so many sequences and directions; see `best`."""
+
+COUNTERS = 1 << 16
+"""Words of counters; launches take new ones until they are used up, then all are set to 0."""
+MOST_ROWS = 2**31 - 1
+"""Rows of a batch that kernels count in 32 bits."""
+CANNOT = "cannot run this way"
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A compiled plan."""
+
+    plan: Plan
+    kernel: Kernel
+
+
+class PersistentWay:
+    """See `lstm_cli.engines.cuda.recurrence.Way`.
+
+    Parameters
+    ----------
+    otherwise
+        What runs that for which there is no plan; None: that is an error.
+    choose
+        Makes plans.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        precision: Precision,
+        otherwise: Way | None = None,
+        choose: Choose = best,
+    ) -> None:
+        self.device, self.precision, self.otherwise = device, precision, otherwise
+        self.choose, self.facts = choose, Facts.of(device)
+        self._made: dict[tuple[Any, ...], _Made | str] = {}
+        self._kernels: dict[tuple[Any, ...], Kernel] = {}
+        self._exchange = device.empty((0,), "uint8")
+        self._counters: DeviceArray | None = None
+        self._taken = 0
+
+    def forward(self, runs: Sequence[ForwardRun]) -> None:
+        """All directions of a layer, side by side where their equations are the same."""
+        if runs[0].batch.longest == 0:
+            return
+        for group in _alike(runs, lambda run: run):
+            made = self._plan(group[0], len(group), backward=False)
+            if isinstance(made, str):
+                self._other(made).forward(group)
+            else:
+                self._forward(made, group)
+
+    def backward(self, runs: Sequence[BackwardRun]) -> None:
+        """All directions of a layer, side by side where their equations are the same."""
+        if runs[0].forward.batch.longest == 0:
+            return
+        for group in _alike(runs, lambda run: run.forward):
+            made = self._plan(group[0].forward, len(group), backward=True)
+            if isinstance(made, str):
+                self._other(made).backward(group)
+            else:
+                self._backward(made, group)
+
+    def plan(self, cell: Cell, N: int, directions: int, *, backward: bool) -> Plan | str:
+        """How a pass is run, or why it is not."""
+        work = work_of(cell, self.precision, backward)
+        if isinstance(work, str):
+            return work
+        found = self.choose(work, self.facts, N, directions)
+        return found or "the recurrent weights do not fit the chip's registers and shared memory"
+
+    def _other(self, why: str) -> Way:
+        if self.otherwise is None:
+            raise DeviceError(f"the layer {CANNOT}: {why}")
+        return self.otherwise
+
+    def _plan(self, run: ForwardRun, directions: int, *, backward: bool) -> _Made | str:
+        """The compiled plan for a run, made once."""
+        if run.batch.Q > MOST_ROWS:
+            return "the batch has more steps than the kernels can count"
+        cell, N = run.tensors.cell, run.batch.N
+        key = (run.schedule, N, directions, backward)
+        found = self._made.get(key)
+        if found is None:
+            plan = self.plan(cell, N, directions, backward=backward)
+            found = plan if isinstance(plan, str) else self._make(run, plan, directions, backward)
+            self._made[key] = found
+        return found
+
+    def _make(
+        self, run: ForwardRun, plan: Plan, directions: int, backward: bool
+    ) -> _Made | str:
+        """Compile a plan, and see whether its blocks can run as they have to."""
+        kernel = self._kernel(run.tensors.cell, run.schedule, plan, backward)
+        needed = plan.blocks * directions if plan.kind == GRID else plan.blocks
+        launch = Launch((needed, 1, 1), plan.threads, plan.shared_bytes, _cluster(plan))
+        if plan.kind != BLOCK and kernel.resident(launch) < needed:
+            return f"{needed} blocks of its kernel are not resident at the same time"
+        return _Made(plan, kernel)
+
+    def _kernel(self, cell: Cell, schedule: Schedule, plan: Plan, backward: bool) -> Kernel:
+        key = (schedule, plan, backward)
+        found = self._kernels.get(key)
+        if found is None:
+            used = self.precision.backward if backward else self.precision
+            module = persistent_backward if backward else persistent
+            source = module.source(cell, schedule, used, plan)
+            found = self._kernels[key] = self.device.compile(source, [module.NAME])[module.NAME]
+        return found
+
+    def _forward(self, made: _Made, runs: Sequence[ForwardRun]) -> None:
+        run = runs[0]
+        rows = {"h_row": _row(run.h), "c_row": _row(run.c)}
+        rows["y_row"] = _row(run.y if run.y is not None else run.y_element)
+        own = [self._forward_values(one) for one in runs]
+        self._start(made, run, rows, own, persistent.PARAMETERS.values)
+
+    def _backward(self, made: _Made, runs: Sequence[BackwardRun]) -> None:
+        run = runs[0]
+        rows = {"h_row": _row(run.dh), "c_row": _row(run.dc), "y_row": _row(run.y)}
+        rows |= {"h_first_row": _row(run.h_first), "c_first_row": _row(run.c_first)}
+        rows["d_row"] = _row(run.d_y)
+        own = [self._backward_values(one) for one in runs]
+        self._start(made, run.forward, rows, own, persistent_backward.PARAMETERS.values)
+
+    def _forward_values(self, run: ForwardRun) -> dict[str, Argument]:
+        """A direction's own arguments."""
+        real = run.tensors.real
+        return {
+            "w": _matrix(run.tensors, self.precision),
+            "z": run.z,
+            "bias": real["bias_ih" if run.tensors.cell.recurrent_bias else "bias"],
+            "bias_hh": real.get("bias_hh"),
+            "p": real.get("peephole"),
+            "m": run.mask,
+            "h": run.h,
+            "c": run.c,
+            "y": run.y,
+            "y_element": run.y_element,
+            "c_steps": run.c_steps,
+            "record": run.record,
+            "reads": run.reads[0] if run.reads else None,
+            "column": run.column,
+            "reverse": int(run.reverse),
+        }
+
+    def _backward_values(self, run: BackwardRun) -> dict[str, Argument]:
+        """A direction's own arguments."""
+        first = run.forward
+        return {
+            "w": _matrix(first.tensors, self.precision.backward),
+            "p": first.tensors.real.get("peephole"),
+            "m": first.mask,
+            "record": first.record,
+            "c_steps": first.c_steps,
+            "h_first": run.h_first,
+            "c_first": run.c_first,
+            "y": run.y,
+            "d_y": run.d_y,
+            "dh": run.dh,
+            "dc": run.dc,
+            "dz": run.dz,
+            "du": None if run.du is run.dz else run.du,
+            "dp": run.dp,
+            "column": first.column,
+            "reverse": int(first.reverse),
+        }
+
+    def _start(
+        self,
+        made: _Made,
+        run: ForwardRun,
+        rows: Mapping[str, Argument],
+        own: Sequence[Mapping[str, Argument]],
+        values: Callable[..., list[Argument]],
+    ) -> None:
+        """Launch all groups, or as many at a time as can be resident, longest sequences first."""
+        plan, batch, directions = made.plan, run.batch, len(own)
+        most = plan.groups(batch.N)
+        if plan.kind == GRID:
+            most = max(1, min(most, self.facts.multiprocessors // (plan.blocks * directions)))
+        for first in range(0, plan.groups(batch.N), most):
+            row = first * plan.sequences
+            if batch.sorted_steps[row] == 0:
+                break  # nor has any sequence behind it a step
+            groups = min(most, plan.groups(batch.N) - first)
+            shared = dict(rows) | {
+                "order": batch.order,
+                "starts": batch.starts,
+                "steps": batch.steps,
+                "N": batch.N,
+                "first_row": row,
+            }
+            shared |= self._meeting(plan, groups, directions)
+            grid = (groups * plan.blocks, directions, 1)
+            together = plan.kind == GRID
+            launch = Launch(grid, plan.threads, plan.shared_bytes, _cluster(plan), together)
+            made.kernel(launch, *values(shared, own))
+
+    def _meeting(self, plan: Plan, groups: int, directions: int) -> dict[str, Argument]:
+        """Where blocks hand over through global memory: buffers, and counters that are 0."""
+        words = meets(plan, groups, directions)
+        if not words:
+            return {"exchanged": None, "counters": None}
+        needed = plan.exchange_bytes * groups * directions
+        if self._exchange.size < needed:
+            self._exchange = self.device.empty((needed,), "uint8")
+        if self._counters is None:
+            self._counters = self.device.zeros((COUNTERS,), "uint32")
+        if self._taken + words > COUNTERS:
+            self.device.fill_zero(self._counters)
+            self._taken = 0
+        counters = self._counters[self._taken : self._taken + words]
+        self._taken += words
+        return {"exchanged": self._exchange, "counters": counters}
+
+
+def _matrix(tensors: DirectionTensors, precision: Precision) -> DeviceArray:
+    """The recurrent matrix in the type that a precision multiplies."""
+    return (tensors.element if precision.narrow else tensors.real)["weight_hh"]
+
+
+def _cluster(plan: Plan) -> int:
+    return plan.blocks if plan.kind == CLUSTER else 1
+
+
+def _alike(runs: Sequence[Run], forward_of: Callable[[Run], ForwardRun]) -> list[list[Run]]:
+    """Runs that one launch can do: of one schedule, and so of one cell."""
+    first = forward_of(runs[0])
+    if all(forward_of(run).schedule is first.schedule for run in runs):
+        return [list(runs)]
+    return [[run] for run in runs]
+
+
+def _row(array: DeviceArray | None) -> int:
+    """How far apart an array's rows are, in numbers."""
+    if array is None:
+        return 0
+    return int(array.strides[0]) // int(array.dtype.itemsize)
