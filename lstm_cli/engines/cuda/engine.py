@@ -13,6 +13,7 @@ from lstm_cli.engines.cuda.layers import RecurrentLayer
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.cuda.reshaping import dropout, dropout_backward, flatten, flatten_backward
 from lstm_cli.engines.cuda.ways import WAYS, make_way
+from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
