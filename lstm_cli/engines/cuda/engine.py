@@ -123,3 +123,11 @@ class CudaEngine(DeviceArrays):
         if isinstance(spec, DropoutSpec):
             return dropout_backward(self.hardware, tape, d)
         return flatten_backward(self.hardware, spec, tape, d)
+
+    def explain(
+        self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
+    ) -> Explanation:
+        """What was chosen; see `lstm_cli.engines.explanation.Explaining`."""
+        from lstm_cli.engines.cuda.explanation import explain
+
+        return explain(self.way, self.hardware, spec, N, training=training)

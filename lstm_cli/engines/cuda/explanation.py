@@ -12,7 +12,6 @@ from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, Facts, Plan
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.types import RecurrentSpec
 
-
 WIDTH = 74
 """Of a reason, which is shown indented in a terminal of 80 columns."""
 

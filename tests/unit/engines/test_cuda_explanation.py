@@ -7,11 +7,13 @@ from cuda_host.device import HostDevice
 
 from lstm_cli.cells import GRU, LSTM
 from lstm_cli.engines.cuda import costs
+from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.explanation import explain
 from lstm_cli.engines.cuda.general import GeneralWay
 from lstm_cli.engines.cuda.persistent_way import PersistentWay
 from lstm_cli.engines.cuda.plan import Facts, work_of
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.explanation import Explaining
 from lstm_cli.engines.types import RecurrentSpec
 
 DEVICE = HostDevice(multiprocessors=132)
@@ -56,3 +58,10 @@ def test_why_there_is_no_plan_is_said():
     assert "do not fit" in " ".join(large.reasons)
     assert max(map(len, large.reasons)) <= 76
     assert told("tf32", LSTM(hidden_size=64), general=True).way == "general"
+
+
+def test_the_engine_tells_it():
+    engine = CudaEngine("tf32", DEVICE, "general")
+    assert isinstance(engine, Explaining)
+    spec = RecurrentSpec(0, 8, (LSTM(hidden_size=8),))
+    assert engine.explain(spec, 3, 5).way == "general"
