@@ -61,6 +61,7 @@ class Case:
 def cases(most: int) -> Iterator[Case]:
     """All of them, of layers of at most so many units."""
     yield from _options()
+    yield from _larger_options(most)
     yield from _stacks()
     yield from _sizes(most)
 
@@ -78,6 +79,17 @@ def _options() -> Iterator[Case]:
         last = recurrent(kind, 16, 9, directions=2, return_sequences=False)
         yield Case(f"{kind}, last step", (last,), 7, 5, True)
         yield Case(f"{kind}, one step of one sequence", (recurrent(kind, 16, 9),), 1, 1)
+
+
+def _larger_options(most: int) -> Iterator[Case]:
+    """The same options in layers that are large enough for persistent kernels."""
+    for H in (40, 200):
+        for name, cell in CELLS.items():
+            if most >= H:
+                projected = {"projection_size": H // 2} if cell.projects else {}
+                large = replace(cell, hidden_size=H, **projected)
+                layers = (RecurrentSpec(0, 12, (large,) * 2),)
+                yield Case(f"{name} of {H}, ragged", layers, 9, 7, True)
 
 
 def _stacks() -> Iterator[Case]:
