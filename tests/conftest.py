@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cuda_host import build
-from cuda_host.device import HostDevice
+from cuda_host.engine import make, statuses
 from hypothesis import settings
 
-from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.selection import EngineStatus, create_engine, engine_statuses
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 
 settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
@@ -42,17 +39,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-HOST = EngineStatus("cuda", "host", True, "GPU kernels built with g++", SUPPORTED_DTYPES)
-"""The cuda engine without a GPU: its kernels' sources on the host; see ``tests/cuda_host``."""
-
-
 def _engines() -> Iterator[object]:
     """Every engine that can be used here, in each strict dtype it computes in."""
-    for dtype in SUPPORTED_DTYPES if build.COMPILER else ():
-        yield pytest.param((HOST, dtype), id=f"cuda-host-{dtype}")
-    for status in engine_statuses():
+    for status in statuses():
         for dtype in SUPPORTED_DTYPES:
-            if status.usable and dtype in status.dtypes:
+            if dtype in status.dtypes:
                 yield pytest.param((status, dtype), id=f"{status.engine}-{dtype}")
 
 
@@ -63,6 +54,4 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     A new engine joins by standing in `engine_statuses`.
     """
     status, dtype = request.param
-    if status is HOST:
-        return CudaEngine(dtype, HostDevice(multiprocessors=2))
-    return create_engine(status.engine, status.device, dtype)
+    return make(status, dtype)

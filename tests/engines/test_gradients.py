@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_host.engine import make, statuses
 from networks import (
     Array,
     network,
@@ -23,7 +24,6 @@ from networks import (
 )
 
 from lstm_cli.cells import FORMULAS, Activation
-from lstm_cli.engines.selection import create_engine, engine_statuses
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec, LayerSpec
 from lstm_cli.engines.types import TrainingPass as Pass
 from lstm_cli.network import backpropagation
@@ -107,14 +107,14 @@ class Case:
         assert exact == pytest.approx(numeric, rel=tolerance)
 
 
-EXACT = [s for s in engine_statuses() if s.usable and "float64" in s.dtypes]
+EXACT = [s for s in statuses() if "float64" in s.dtypes]
 """Engines that compute in float64: difference quotients need its digits."""
 
 
 @pytest.fixture(params=EXACT, ids=lambda status: status.engine)
 def exact(request: pytest.FixtureRequest) -> Engine:
     """Each engine that computes in float64."""
-    return create_engine(request.param.engine, request.param.device, "float64")
+    return make(request.param, "float64")
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -163,7 +163,8 @@ def test_flatten(exact: Engine) -> None:
 
 
 def test_a_dense_layer_before_flatten_learns_nothing_from_padding(exact: Engine) -> None:
-    specs = [DenseSpec(0, D, 6, Activation("tanh")), FlattenSpec(1, 6, T), DenseSpec(2, 6 * T, 3, None)]
+    first, last = DenseSpec(0, D, 6, Activation("tanh")), DenseSpec(2, 6 * T, 3, None)
+    specs = [first, FlattenSpec(1, 6, T), last]
     Case(specs, exact, random_lengths(N, T, seed=7)).check()
 
 
