@@ -179,6 +179,18 @@ def test_counters_of_meetings_go_on_from_layer_to_layer():
     }
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_of_two_directions_do_not_wait_for_each_other(seed):
+    tuning = Tuning(rows=1, warps=1, blocks=4)
+    cells = [LSTM(hidden_size=70, projection_size=40)] * 2
+    lengths = np.array([3, 6, 1, 0])
+    case = Case(cells, "float32", lengths, seed=seed, tuning=tuning, size=(4, 6))
+    case.check_training()
+    assert {launch.grid for name, launch in case.device.launches if name == "forward"} == {
+        (4, 2, 1)
+    }
+
+
 def test_directions_with_different_equations_run_one_by_one():
     cells = [LSTM(hidden_size=5), LSTM(hidden_size=5, activation=Activation("softsign"))]
     case = Case(cells, "float32", RAGGED)
