@@ -71,9 +71,7 @@ def seconds(plan: Plan, facts: Facts, N: int, directions: int) -> float:
 
 
 @lru_cache(maxsize=4096)
-def best(
-    work: Work, facts: Facts, N: int, directions: int, only: str | None = None
-) -> Plan | None:
+def best(work: Work, facts: Facts, N: int, directions: int, only: str | None = None) -> Plan | None:
     """The plan with the fastest step; None: the weights fit no number of blocks.
 
     Parameters

@@ -161,11 +161,14 @@ class _Forward:
     const int unit = unit_first + i % UNITS;
     {own}[i] = unit < H ? {given}[i / UNITS * H + unit] : 0.0f;
   }}""")
-        return "\n".join(lines) + """
+        return (
+            "\n".join(lines)
+            + """
   int* lengths = (int*)next_memory;
   for (int i = thread; i < SEQUENCES; i += THREADS)
     lengths[i] = i < rows ? (int)steps[base + i] : 0;
   __syncthreads();"""
+        )
 
     def beginning(self) -> str:
         """States to registers, and the first vectors to the buffers."""

@@ -110,9 +110,7 @@ class PersistentWay:
             self._made[key] = found
         return found
 
-    def _make(
-        self, run: ForwardRun, plan: Plan, directions: int, backward: bool
-    ) -> _Made | str:
+    def _make(self, run: ForwardRun, plan: Plan, directions: int, backward: bool) -> _Made | str:
         """Compile a plan, and see whether its blocks can run as they have to."""
         kernel = self._kernel(run.tensors.cell, run.schedule, plan, backward)
         needed = plan.blocks * directions if plan.kind == GRID else plan.blocks

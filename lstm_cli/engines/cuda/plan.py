@@ -231,9 +231,7 @@ def work_of(cell: Cell, precision: Precision, backward: bool) -> Work | str:
         return Work(True, cell.hidden_size, len(gates), used.narrow, values, peepholes)
     tables = letters * (2 if cell.recurrent_bias else 1) + peepholes
     slots = len(training(cell, False).slots)
-    return Work(
-        False, cell.hidden_size, len(gates), used.narrow, max(letters, slots) + 6, tables
-    )
+    return Work(False, cell.hidden_size, len(gates), used.narrow, max(letters, slots) + 6, tables)
 
 
 @lru_cache(maxsize=256)
@@ -245,9 +243,7 @@ def used_gates(cell: Cell) -> tuple[str, ...]:
     return tuple(gate for gate in phase.stage.gates if f"h_{gate}" in names)
 
 
-def candidates(
-    work: Work, facts: Facts, N: int, only: str | None = None
-) -> Iterator[Plan]:
+def candidates(work: Work, facts: Facts, N: int, only: str | None = None) -> Iterator[Plan]:
     """All plans that a device can run; `only` of one kind."""
     seen = set()
     for units in range(UNIT_STEP, ceil(work.H / UNIT_STEP) * UNIT_STEP + 1, UNIT_STEP):
@@ -278,9 +274,7 @@ def _shapes(
         for columns in (8, 16, 32):
             if sequences % columns or sequences // columns > MOST_PARTS:
                 continue
-            plan = Plan(
-                work, kind, blocks, units, sequences, columns, row_warps, sum_warps, held=0
-            )
+            plan = Plan(work, kind, blocks, units, sequences, columns, row_warps, sum_warps, held=0)
             if found := fitted(plan, facts):
                 yield found
 
