@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.api.model import Model
+from lstm_cli.api.passes import Passes
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
 from lstm_cli.engines.types import array_dtype
@@ -114,6 +115,7 @@ def run_dataset(
     data: Dataset,
     *,
     batch_size: int = 64,
+    halve: bool = False,
     files: RunFiles = RunFiles(),
     progress: Callable[[int], None] | None = None,
 ) -> RunReport:
@@ -123,6 +125,8 @@ def run_dataset(
     ----------
     batch_size
         Sequences computed together; no result depends on it, unless layers are stateful.
+    halve
+        Compute a batch in halves where the device's memory is too small for it.
     files
         Where results go, and initial states come from.
     progress
@@ -133,7 +137,7 @@ def run_dataset(
     DataError, LstmCliError
         The data cannot be read or does not fit; a file cannot be written.
     """
-    return _Run(model, data, batch_size, files, progress).run()
+    return _Run(model, data, batch_size, halve, files, progress).run()
 
 
 class _Run:
@@ -142,12 +146,14 @@ class _Run:
         model: Model,
         data: Dataset,
         batch_size: int,
+        halve: bool,
         files: RunFiles,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.model, self.data, self.batch_size = model, data, batch_size
         self.files, self.progress = files, progress
         self.watch = Stopwatch()
+        self.passes = Passes(model, self.watch, halve=halve)
         self.notes = list(data.notes)
         self.bad_sequences, self.first_bad = 0, -1
         self.metrics, self.loss_is_named = self._metrics()
@@ -176,11 +182,13 @@ class _Run:
             with self.watch.section("write") if writes else nullcontext():
                 self._open()
             file = -1
-            for batch in self._batches():
+            for batch, sent in self.passes.ahead(self._batches()):
                 if batch.file != file:
                     self.model.reset_state()
                     file = batch.file
-                self._one(batch)
+                initial, keep = self._initial(batch), self.gates is not None
+                for part, result in self.passes.results(batch, sent, initial, keep=keep):
+                    self._one(part, result)
                 if self.progress is not None:
                     self.progress(len(batch.x))
             with self.watch.section("write") if writes else nullcontext():
@@ -222,17 +230,9 @@ class _Run:
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
         )
-        while True:
-            begun = perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self.watch.add("read", perf_counter() - begun, nbytes=batch.nbytes)
-            yield batch
+        yield from batches
 
-    def _one(self, batch: Batch) -> None:
-        initial, keep = self._initial(batch), self.gates is not None
-        result = self.model.run(batch.x, batch.lengths, initial, keep=keep)
+    def _one(self, batch: Batch, result: Result) -> None:
         rows, steps = batch.x.shape[:2]
         positions = rows * steps if batch.lengths is None else int(batch.lengths.sum())
         for spec in self.model.network.layers:
@@ -294,6 +294,6 @@ class _Run:
             seconds,
             self.metrics.result() if self.metrics is not None else {},
             self.metrics.loss if self.metrics is not None else None,
-            tuple(self.notes),
+            (*self.notes, *self.passes.notes),
             NotFinite(self.bad_sequences, self.first_bad) if self.bad_sequences else None,
         )

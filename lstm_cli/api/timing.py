@@ -89,11 +89,11 @@ def timing_rows(
     watch: Stopwatch, layers: Sequence[LayerSpec], whole: float, sequences: int
 ) -> tuple[TimingRow, ...]:
     """The table: reading, each layer and its parts, metrics, writing, the rest, all."""
-    names = ["read"]
+    names = ["read", "read/host to device beside", "host to device"]
     for spec in layers:
         own = layer_name(spec)
         names += [own, *(name for name in watch.seconds if name.startswith(own + "/"))]
-    names += ["metrics", "write", "write gates"]
+    names += ["device to host", "metrics", "write", "write gates"]
     rows = [_row(watch, name, whole) for name in names if any(watch.seconds.get(name, ()))]
     rest = whole - sum(row.seconds for row in rows if not row.part)
     rows.append(TimingRow("rest", False, 1, rest, rest / whole if whole else 0.0, rest, rest))

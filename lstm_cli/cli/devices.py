@@ -25,15 +25,21 @@ def command(*, as_json: bool, quiet: bool, debug: bool) -> None:
 
     Where --engine and --device are auto, the first usable one in this list computes.
     """
-    from lstm_cli.cli.tables import engines_table
+    from lstm_cli.cli.tables import engines_table, gpus_table
     from lstm_cli.engines import kernel_cache
     from lstm_cli.engines.selection import engine_statuses
 
     console = Console(as_json=as_json, quiet=quiet)
     statuses = engine_statuses()
     usable = [status.engine for status in statuses if status.usable]
-    kernels = kernel_cache.state() if "jit" in usable else None
+    kernels = kernel_cache.state() if {"jit", "cuda"} & set(usable) else None
     console.show(engines_table(statuses))
+    gpus = [gpu for status in statuses for gpu in status.gpus]
+    if gpus:
+        console.show("", gpus_table(gpus))
+    for status in statuses:
+        if status.hint is not None:
+            console.show("", f"{status.engine}: {status.hint}")
     if kernels is not None:
         console.show("", _kept(kernels))
     console.document({"engines": statuses, "auto": usable[0], "kernel_cache": kernels})

@@ -75,6 +75,13 @@ def chosen_engine(
     return choice
 
 
+def machine_line(engine: Engine) -> str:
+    """What computes: device, engine, dtype, and the GPU's name or the number of threads."""
+    gpu = getattr(getattr(engine, "hardware", None), "title", None)
+    last = gpu or f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
+    return f"computed on {', '.join((engine.device, engine.name, engine.dtype, last))}"
+
+
 def _all(*decorators: Decorator) -> Decorator:
     def apply(function: Callable[..., Any]) -> Callable[..., Any]:
         for decorator in reversed(decorators):

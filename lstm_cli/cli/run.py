@@ -17,6 +17,7 @@ from lstm_cli.cli.options import (
     check_apart,
     data_options,
     external_option,
+    machine_line,
     model_options,
     output_options,
 )
@@ -98,6 +99,7 @@ def command(
                 model,
                 data,
                 batch_size=size,
+                halve=batch_size is None,
                 files=RunFiles(output, gates, state),
                 progress=lambda done: (advance(done), check())[0],
             )
@@ -111,13 +113,11 @@ def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[
     from lstm_cli.cli.tables import gate_tables, heading, other_layer
 
     engine = model.network.engine
-    threads = f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
-    machine = ", ".join((engine.device, engine.name, engine.dtype, threads))
     digest = f", sha256 {model.weights_sha256[:6]}…" if not model.weights_are_random else ""
     lines: list[Any] = [
         f"{model.config.name} · {data.description}",
         f"weights {model.weights_name} ({model.network.parameter_count:,} parameters{digest})",
-        f"computed on {machine}",
+        machine_line(engine),
     ]
     for layer in shapes:
         lines += ["", heading(layer), *(gate_tables(layer) or [other_layer(layer)])]

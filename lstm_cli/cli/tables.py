@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lstm_cli.api.inspection import StoredTensor
     from lstm_cli.api.shapes import Block, DirectionShapes, LayerShapes
     from lstm_cli.api.timing import TimingRow
+    from lstm_cli.engines.cuda.status import GpuStatus
     from lstm_cli.engines.selection import EngineStatus
 
 
@@ -39,6 +40,16 @@ def engines_table(statuses: Sequence[EngineStatus]) -> Table:
     for s in statuses:
         usable = "yes" if s.usable else "no"
         table.add_row(s.engine, s.device, usable, ", ".join(s.dtypes), s.detail)
+    return table
+
+
+def gpus_table(gpus: Sequence[GpuStatus]) -> Table:
+    """GPUs: memory, and why one cannot be used."""
+    table = plain_table("GPU", "", "capability", "memory", "free", "", numbers=("memory", "free"))
+    for gpu in gpus:
+        free = "" if gpu.memory_free is None else units.size(gpu.memory_free)
+        total = units.size(gpu.memory_total)
+        table.add_row(gpu.name, gpu.title, gpu.compute_capability, total, free, gpu.detail)
     return table
 
 

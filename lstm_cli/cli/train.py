@@ -16,6 +16,7 @@ from lstm_cli.cli.options import (
     ModelOptions,
     data_options,
     external_option,
+    machine_line,
     model_options,
     output_options,
 )
@@ -136,8 +137,6 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
 
 def _head(run: TrainingRun) -> list[Any]:
     task, engine = run.task, run.model.network.engine
-    threads = f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
-    machine = ", ".join((engine.device, engine.name, engine.dtype, threads))
     held = f", {task.measured:,} to measure on" if task.measured else ""
     begin = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
@@ -147,7 +146,7 @@ def _head(run: TrainingRun) -> list[Any]:
         f"{task.learned:,} to learn from{held} · loss {task.train.loss}, "
         f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
         f"{begin} ({run.model.network.parameter_count:,} parameters)",
-        f"computed on {machine}",
+        machine_line(engine),
     ]
 
 

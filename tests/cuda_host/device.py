@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cuda_host import build
-from cuda_host.arrays import HostArray, Memory, make_array
+from cuda_host.arrays import POISON, HostArray, Memory, make_array
 from cuda_host.build import HostError
 from lstm_cli.engines.cuda.device import Launch
 from lstm_cli.engines.cuda.precision import PRECISIONS
@@ -41,6 +41,9 @@ class HostMark:
     def seconds_since(self, earlier: HostMark) -> float:
         """Between two marks."""
         return self.at - earlier.at
+
+    def wait(self) -> None:
+        """It is over."""
 
 
 class HostKernel:
@@ -154,6 +157,7 @@ class HostDevice:
         self.shared_bytes, self.seed = shared_bytes, seed
         self.store = Memory(memory)
         self.launches: list[tuple[str, Launch]] = []
+        self.sent = 0
 
     def empty(self, shape: Sequence[int], dtype: str) -> HostArray:
         """Filled with NaN, and -1 where there is none."""
@@ -194,6 +198,23 @@ class HostDevice:
         """A copy."""
         _need(isinstance(array, HostArray), f"a download of {type(array)}")
         return array.values.copy(order="C")
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        """Bytes of the host's memory."""
+        return np.full(nbytes, POISON, np.uint8)
+
+    def send(self, array: np.ndarray, target: HostArray) -> tuple[HostMark, HostMark]:
+        """A copy, at once."""
+        _need(target.contiguous, "a copy into an array with gaps")
+        _need(array.nbytes == target.nbytes, f"a copy of {array.nbytes} bytes to {target}")
+        begun = self.mark()
+        target.values.reshape(-1).view(np.uint8)[:] = array.reshape(-1).view(np.uint8)
+        self.sent += 1
+        return begun, self.mark()
+
+    def after(self, mark: HostMark) -> None:
+        """It is over."""
+        _need(isinstance(mark, HostMark), f"a wait for {mark}")
 
     def adopt(self, array: Any) -> HostArray | None:
         """Its own arrays."""

@@ -1,0 +1,193 @@
+"""Batches through a model: read and sent ahead of the device, in halves where memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+from lstm_cli.api.model import Model
+from lstm_cli.api.timing import Stopwatch
+from lstm_cli.data import Batch
+from lstm_cli.engines.types import array_dtype
+from lstm_cli.errors import DeviceMemoryError
+from lstm_cli.network.results import Result, hosted, late
+
+MARGIN = 0.9
+"""Of the memory that is free, what a batch that is said to fit may need."""
+
+
+class Passes:
+    """Forward passes of a run.
+
+    Parameters
+    ----------
+    model
+        What runs.
+    watch
+        Gathers what reading and copies took.
+    halve
+        Go on with smaller batches where the device's memory is too small.
+
+    Attributes
+    ----------
+    notes
+        What a user should know of it.
+    """
+
+    def __init__(self, model: Model, watch: Stopwatch, *, halve: bool) -> None:
+        self.notes: list[str] = []
+        self._model, self._watch, self._halve = model, watch, halve
+        self._most: int | None = None
+        hardware = getattr(model.network.engine, "hardware", None)
+        self._device, self._stager = hardware, None
+        if hardware is not None:
+            from lstm_cli.engines.cuda.staging import Stager
+
+            self._stager = Stager(hardware, array_dtype(model.network.engine))
+
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Any]]:
+        """Every batch; for a GPU the next one is read, and sent, while this one is computed."""
+        if self._stager is None:
+            while (batch := self._read(batches)) is not None:
+                yield batch, None
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting: Future[Batch | None] = reader.submit(next, batches, None)
+            batch = self._waited(waiting)
+            sent = None
+            while batch is not None:
+                waiting = reader.submit(next, batches, None)
+                after = waiting.result() if waiting.done() else None
+                coming = self._sent(after)
+                yield batch, sent
+                if after is None:
+                    after = self._waited(waiting)
+                batch, sent = after, coming
+
+    def _read(self, batches: Iterator[Batch]) -> Batch | None:
+        begun = perf_counter()
+        batch = next(batches, None)
+        if batch is not None:
+            self._watch.add("read", perf_counter() - begun, nbytes=batch.nbytes)
+        return batch
+
+    def _waited(self, waiting: Future[Batch | None]) -> Batch | None:
+        """A batch from the thread that reads; what counts is the time waited for it."""
+        begun = perf_counter()
+        batch = waiting.result()
+        if batch is not None:
+            self._watch.add("read", perf_counter() - begun, nbytes=batch.nbytes)
+        return batch
+
+    def _sent(self, batch: Batch | None) -> Any:
+        """A batch on its way to the device; None where there is no room for two."""
+        if batch is None or self._stager is None or self._most is not None:
+            return None
+        try:
+            return self._stager.send(batch.x)
+        except DeviceMemoryError:
+            return None
+
+    def results(
+        self, batch: Batch, sent: Any, initial: Sequence[Any] | None, *, keep: bool
+    ) -> Iterator[tuple[Batch, Result]]:
+        """What a batch gives, in parts where it had to be divided.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The device's memory is too small, and the batch may not be divided.
+        """
+        rows, first = len(batch.x), 0
+        while first < rows:
+            stop = rows if self._most is None else min(rows, first + self._most)
+            part, state = _rows(batch, initial, first, stop)
+            result = self._computed(part, sent if stop - first == rows else None, state, keep)
+            if result is None:
+                continue
+            yield part, result
+            first = stop
+
+    def _computed(
+        self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool
+    ) -> Result | None:
+        """A batch's result; None: it must be tried again with less."""
+        free = None if self._device is None else self._device.memory()[0]
+        try:
+            return self._run(batch, sent, initial, keep)
+        except DeviceMemoryError as error:
+            told = self._explained(error, batch, free)
+            may = self._halve and not self._model.stateful and len(batch.x) > 1
+            if not may:
+                raise told from None
+        # Here the failed pass holds no memory any more.
+        self._most = len(batch.x) // 2
+        self.notes[:] = [
+            f"the device's memory was too small: computed at most {self._most} sequences at a time"
+        ]
+        return None
+
+    def _run(self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool) -> Result:
+        if self._stager is None:
+            return self._model.run(batch.x, batch.lengths, initial, keep=keep)
+        name = "read/host to device beside"
+        if sent is None:
+            sent, name = self._stager.send(batch.x), "host to device"
+        result = self._model.run(self._stager.arrived(sent), batch.lengths, initial, keep=keep)
+        self._watch.add(name, sent.seconds, nbytes=batch.x.nbytes)
+        self._device.wait()
+        begun = perf_counter()
+        found = _hosted(result, self._model.network.engine.to_host)
+        self._watch.add("device to host", perf_counter() - begun, nbytes=found.outputs.nbytes)
+        return found
+
+    def _explained(
+        self, error: DeviceMemoryError, batch: Batch, free: int | None
+    ) -> DeviceMemoryError:
+        """The error, with what the whole batch needs and what batch would fit."""
+        rows, steps = batch.x.shape[:2]
+        before = error.free if free is None else max(free, error.free)
+        needed = error.needed + before - error.free
+        fits = max(1, min(rows // 2, int(MARGIN * rows * before / max(needed, 1))))
+        hint = f"--batch-size {fits}, or --batch-size auto"
+        if rows == 1:
+            hint = "shorter sequences, a smaller network, or --device cpu"
+        elif self._model.stateful:
+            hint = f"--batch-size {fits}; batches of a stateful network are never divided"
+        purpose = f"a batch of {rows} sequences of up to {steps} steps"
+        return DeviceMemoryError(needed, before, error.total, purpose=purpose, hint=hint)
+
+
+def _hosted(result: Result, to_host: Callable[[Any], Any]) -> Result:
+    """A result in NumPy's memory."""
+    logits = result.logits
+    return Result(
+        to_host(result.outputs),
+        [hosted(state, to_host) for state in result.state],
+        {index: late(kept, to_host) for index, kept in result.kept.items()},
+        result.seconds,
+        lambda: None if logits is None else to_host(logits),
+    )
+
+
+def _rows(
+    batch: Batch, initial: Sequence[Any] | None, first: int, stop: int
+) -> tuple[Batch, Sequence[Any] | None]:
+    """Some rows of a batch, and of its initial states."""
+    if (first, stop) == (0, len(batch.x)):
+        return batch, initial
+    cut = slice(first, stop)
+    part = replace(
+        batch,
+        x=batch.x[cut],
+        lengths=None if batch.lengths is None else batch.lengths[cut],
+        targets=None if batch.targets is None else batch.targets[cut],
+        first=batch.first + first,
+        nbytes=0,
+    )
+    if initial is None:
+        return part, None
+    return part, [(h[cut], None if c is None else c[cut]) for h, c in initial]

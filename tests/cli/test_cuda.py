@@ -1,0 +1,98 @@
+"""``run`` on the cuda engine, on the host's device: rows of the table, memory that runs out."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from lstm_cli.engines import selection
+from lstm_cli.engines.selection import EngineStatus
+
+CONFIG = """\
+model:
+  input_size: 3
+  layers:
+    - {type: lstm, hidden_size: 5, stateful: STATEFUL}
+    - {type: dense, units: 2}
+"""
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes the cuda engine compute on a host's device of so many bytes."""
+    from cuda_host.device import HostDevice
+
+    from lstm_cli.engines.cuda.engine import CudaEngine
+
+    def make(memory=1 << 30):
+        device = HostDevice(memory=memory)
+        status = EngineStatus("cuda", "cuda", True, "host", ("float32",))
+        monkeypatch.setitem(selection._STATUSES, "cuda", lambda: status)
+        monkeypatch.setattr(selection, "_ordinal", lambda *_: 0)
+        monkeypatch.setattr(selection, "_cuda", lambda dtype, _: CudaEngine(dtype, device))
+        return device
+
+    return make
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A config and data."""
+    rng = np.random.default_rng(3)
+    (tmp_path / "net.yaml").write_text(CONFIG.replace("STATEFUL", "false"))
+    (tmp_path / "carry.yaml").write_text(CONFIG.replace("STATEFUL", "true"))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["inputs"] = rng.standard_normal((48, 40, 3)).astype(np.float32)
+        file["lengths"] = rng.integers(0, 41, 48)
+    return tmp_path
+
+
+def outputs(path):
+    with h5py.File(path) as file:
+        return file["outputs"][()]
+
+
+def test_rows_and_results(lstm, gpu, files):
+    device = gpu()
+    given = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--json")
+    done = lstm("run", *given, "--device", "cuda", "--output", files / "gpu.h5")
+    assert done.code == 0, done.err
+    reference = lstm("run", *given, "--engine", "reference", "--output", files / "cpu.h5")
+    assert reference.code == 0
+    assert np.allclose(outputs(files / "gpu.h5"), outputs(files / "cpu.h5"), atol=1e-6)
+    rows = {row["name"]: row for row in done.json["timings"]}
+    assert {"read", "device to host", "layer 0 lstm", "write", "all"} <= set(rows)
+    assert rows["device to host"]["calls"] == 3
+    copies = [rows[name]["calls"] for name in rows if name.startswith("host to device")]
+    assert (sum(copies), device.sent) == (3, 3)
+    whole = sum(row["seconds"] for row in done.json["timings"] if not row["part"])
+    assert whole == pytest.approx(2 * rows["all"]["seconds"], rel=1e-6)
+    assert "host" in lstm("run", *given[:-1], "--device", "cuda").out.splitlines()[2]
+
+
+def test_memory_that_runs_out(lstm, gpu, files):
+    whole = gpu()
+    given = (files / "net.yaml", files / "x.h5", "--device", "cuda")
+    lstm("run", *given, "--batch-size", "48", "--output", files / "whole.h5")
+    gpu(memory=whole.store.peak * 2 // 3)
+    refused = lstm("run", *given, "--batch-size", "48")
+    assert (refused.code, refused.out.count("GFLOP")) == (5, 0)
+    assert "a batch of 48 sequences of up to 40 steps needs" in refused.err
+    fits = int(refused.err.partition("hint: --batch-size ")[2].partition(",")[0])
+    assert 8 <= fits <= 24
+    gpu(memory=whole.store.peak * 2 // 3)
+    assert lstm("run", *given, "--batch-size", str(fits)).code == 0
+    gpu(memory=whole.store.peak * 2 // 3)
+    auto = lstm("run", *given, "--batch-size", "auto", "--output", files / "halves.h5")
+    assert auto.code == 0, auto.err
+    assert "computed at most" in auto.err
+    assert np.array_equal(outputs(files / "halves.h5"), outputs(files / "whole.h5"))
+
+
+def test_a_stateful_network_is_not_divided(lstm, gpu, files):
+    gpu(memory=20_000)
+    given = (files / "carry.yaml", files / "x.h5", "--device", "cuda", "--batch-size", "auto")
+    refused = lstm("run", *given)
+    assert refused.code == 5
+    assert "stateful" in refused.err

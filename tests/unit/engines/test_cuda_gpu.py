@@ -1,0 +1,156 @@
+"""What a GPU is told, without one: names of CuPy, arguments, matrices turned, copies of rows."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lstm_cli.engines.cuda import occupancy
+from lstm_cli.engines.cuda.architectures import target
+from lstm_cli.engines.cuda.cublas import product
+from lstm_cli.engines.cuda.device import Launch
+from lstm_cli.engines.cuda.kernel import Arguments, GpuKernel
+from lstm_cli.engines.cuda.transfers import rows_of
+from lstm_cli.errors import DeviceError
+
+
+def placed(array: np.ndarray):
+    """An array of NumPy's with an address where CuPy has it."""
+    return SimpleNamespace(
+        shape=array.shape, strides=array.strides, dtype=array.dtype, ndim=array.ndim,
+        data=SimpleNamespace(ptr=array.ctypes.data),
+    )  # fmt: skip
+
+
+def test_names_of_cupy() -> None:
+    cupy = pytest.importorskip("cupy")
+    from cupy_backends.cuda.api import driver, runtime
+    from cupy_backends.cuda.libs import nvrtc
+
+    wanted = {
+        driver: "launchKernel launchCooperativeKernel funcSetAttribute get_build_version "
+        "occupancyMaxActiveBlocksPerMultiprocessor CUDADriverError",
+        runtime: "memcpyAsync memcpy2DAsync memsetAsync memGetInfo getDevice setDevice "
+        "getDeviceProperties deviceGetAttribute driverGetVersion runtimeGetVersion "
+        "CUDARuntimeError",
+        nvrtc: "createProgram compileProgram getProgramLog getCUBIN getPTX destroyProgram "
+        "getVersion getSupportedArchs NVRTCError",
+        cupy.cuda: "Device Stream Event get_elapsed_time get_current_stream alloc_pinned_memory",
+        cupy.cuda.memory: "OutOfMemoryError",
+        cupy.cuda.function.Module: "load get_function",
+        cupy.get_default_memory_pool(): "free_all_blocks free_bytes",
+    }
+    missing = [n for o, names in wanted.items() for n in names.split() if not hasattr(o, n)]
+    assert missing == []
+
+
+def test_arguments() -> None:
+    array = np.zeros(3)
+    given = Arguments((placed(array), None, -7, 2.5))
+    addresses = (ctypes.c_void_p * 4).from_address(given.address)
+    read = [ctypes.string_at(address, 8) for address in addresses]
+    wanted = struct.pack("=qd", -7, 2.5)
+    assert read == [
+        struct.pack("=Q", array.ctypes.data), bytes(8), wanted[:8], wanted[8:]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize("tb", [False, True])
+def test_products_by_columns(ta: bool, tb: bool) -> None:
+    rng = np.random.default_rng(1)
+    A, B = rng.standard_normal((3, 4)), rng.standard_normal((4, 5))
+    a = np.zeros((4, 9) if ta else (3, 9))[:, 2 : 5 if ta else 6]
+    b = np.zeros((5, 7) if tb else (4, 7))[:, 1 : 5 if tb else 6]
+    a[...], b[...] = A.T if ta else A, B.T if tb else B
+    c = np.zeros((3, 8))[:, :5]
+    p = product(placed(a), placed(b), placed(c), transpose_a=ta, transpose_b=tb)
+
+    def column_major(address: int, rows: int, columns: int, leading: int) -> np.ndarray:
+        flat = np.ctypeslib.as_array((ctypes.c_double * (leading * columns)).from_address(address))
+        return flat.reshape(columns, leading).T[:rows]
+
+    first = column_major(p.first, *((p.k, p.m) if p.turn_first else (p.m, p.k)), p.ld_first)
+    second = column_major(p.second, *((p.n, p.k) if p.turn_second else (p.k, p.n)), p.ld_second)
+    out = (first.T if p.turn_first else first) @ (second.T if p.turn_second else second)
+    assert np.allclose(out.T, A @ B)
+    assert (p.out, p.ld_out) == (c.ctypes.data, 8)
+
+
+def test_rows_of_views() -> None:
+    whole = np.zeros((6, 2, 5), np.float32)
+    assert rows_of(placed(whole)) == (1, 240, 240)
+    assert rows_of(placed(whole[:, 1])) == (6, 20, 40)
+    assert rows_of(placed(whole[:, :, 1:3])) == (12, 8, 20)
+    assert rows_of(placed(whole[2:4])) == (1, 80, 80)
+    with pytest.raises(ValueError, match="no rows"):
+        rows_of(placed(np.zeros((4, 6, 8))[:, :3, :2]))
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((8, 0), "sm_80"), ((9, 0), "sm_90a"), ((12, 0), "sm_120"), ((11, 0), "compute_100")],
+)
+def test_targets(capability: tuple[int, int], expected: str) -> None:
+    assert target(capability, (75, 80, 86, 90, 100, 120)) == expected
+
+
+def test_no_target() -> None:
+    with pytest.raises(ValueError, match=r"7\.5"):
+        target((7, 5), (80, 90))
+
+
+class FakeDriver:
+    """Notes what is called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def occupancyMaxActiveBlocksPerMultiprocessor(self, *a: int) -> int:  # noqa: N802
+        return 2
+
+    def __getattr__(self, name: str):
+        return lambda *given: self.calls.append((name, *given))
+
+
+@pytest.fixture
+def kernel():
+    from contextlib import nullcontext
+
+    gpu = SimpleNamespace(
+        cuda=FakeDriver(), stream=77, multiprocessors=3, shared_bytes=200_000, largest_cluster=16,
+        make_current=lambda: None, failures=lambda what: nullcontext(), errors=(KeyError,),
+    )  # fmt: skip
+    module = SimpleNamespace(get_function=lambda name: SimpleNamespace(ptr=5))
+    return GpuKernel(gpu, "step", module)
+
+
+def test_launches(kernel: GpuKernel) -> None:
+    kernel(Launch((6, 2, 1), 64, shared=1000), 1)
+    kernel(Launch((6, 1, 1), 64, shared=100_000, together=True), 1)
+    kernel(Launch((32, 1, 1), 64, shared=90_000, cluster=16), 1)
+    calls = [call[:9] for call in kernel._gpu.cuda.calls]
+    assert calls == [
+        ("launchKernel", 5, 6, 2, 1, 64, 1, 1, 1000),
+        ("funcSetAttribute", 5, 8, 100_000),
+        ("launchCooperativeKernel", 5, 6, 1, 1, 64, 1, 1, 100_000),
+        ("funcSetAttribute", 5, 14, 1),
+        ("launchKernel", 5, 32, 1, 1, 64, 1, 1, 90_000),
+    ]
+
+
+def test_blocks_that_cannot_run_together(kernel: GpuKernel) -> None:
+    with pytest.raises(DeviceError, match="7 blocks of step cannot run together"):
+        kernel(Launch((7, 1, 1), 64, together=True), 1)
+    assert kernel._gpu.cuda.calls == []
+
+
+def test_records_of_the_driver() -> None:
+    assert ctypes.sizeof(occupancy._Attribute) == 72
+    assert ctypes.sizeof(occupancy._Config) == 56
+    assert occupancy._Config.stream.offset == 32
+    assert occupancy._Attribute.cluster.offset == 8
