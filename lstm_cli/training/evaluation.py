@@ -51,7 +51,7 @@ def evaluate(
             carry.reset()
             file = batch.file
         state = carry.start(None, len(batch.x))
-        result = network.run(batch.x, batch.lengths, state, keep=True)
+        result = network.run(batch.x, batch.lengths, state)
         if not (np.isfinite(result.outputs).all() and np.isfinite(batch.targets).all()):
             error = _not_finite(network, batch, state, places)
             if error is not None:

@@ -20,6 +20,9 @@ from lstm_cli.engines.cuda.precision import Precision
 ADOPTED = ("float32", "float64")
 """Dtypes of a caller's arrays on the device that are taken as they are."""
 
+SIZES = 64
+"""Batches without lengths that are remembered, by their size."""
+
 _SAME = symbol("x") - symbol("x")
 NOT_FINITE: Expression = select(_SAME < 0.0, 1.0, select(_SAME <= 0.0, 0.0, 1.0))
 """1 for NaN and infinity, whose difference with themselves is NaN; else 0."""
@@ -39,6 +42,7 @@ class DeviceArrays:
     def __init__(self, device: Device, precision: Precision) -> None:
         self.hardware, self.precision = device, precision
         self._sums = Sums(device)
+        self._full: dict[tuple[int, int], Batch] = {}
 
     def adopt(self, array: Any) -> DeviceArray | None:
         """A caller's array of floats that is on this device already."""
@@ -57,10 +61,20 @@ class DeviceArrays:
     def batch(self, x: Any, lengths: Array | None) -> Sequences:
         """Values of a batch on the device, the steps that there are."""
         N, T = (x.shape[0], x.shape[1]) if x.ndim == 3 else (x.shape[0], 1)
-        batch = make_batch(self.hardware, int(N), int(T), lengths)
+        batch = self._batch(int(N), int(T), lengths)
         if x.ndim == 2:
             return Sequences(batch, self.own(x), per_step=False)
         return Sequences(batch, self._packed(batch, x))
+
+    def _batch(self, N: int, T: int, lengths: Array | None) -> Batch:
+        """What kernels ask about a batch; without lengths made once for a size."""
+        if lengths is not None:
+            return make_batch(self.hardware, N, T, lengths)
+        if (N, T) not in self._full:
+            if len(self._full) >= SIZES:
+                self._full.clear()
+            self._full[N, T] = make_batch(self.hardware, N, T, None)
+        return self._full[N, T]
 
     def _packed(self, batch: Batch, x: Any) -> DeviceArray:
         """(N, T, F) in either memory as (Q, F)."""
