@@ -21,7 +21,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     array_dtype,
 )
-from lstm_cli.errors import ConfigError, DataError, Problem, WeightsError
+from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
 from lstm_cli.formats.native import is_native
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
@@ -84,7 +84,15 @@ def weights_problems(
 
 
 def check_memory(config: Config, engine: Engine) -> None:
-    """Raise ConfigError if the weights alone are more than this machine's memory can hold."""
+    """Raise if the weights alone are more than the memory of this machine or its GPU can hold.
+
+    Raises
+    ------
+    ConfigError
+        This machine's memory is too small.
+    DeviceMemoryError
+        The GPU's is.
+    """
     size = np.dtype(array_dtype(engine)).itemsize
     counts = {
         spec.index: sum(math.prod(parameter.shape) for parameter in spec.parameters().values())
@@ -92,6 +100,7 @@ def check_memory(config: Config, engine: Engine) -> None:
     }
     # Drawn or read, cast, and prepared by the engine: at times there are three of them.
     needed, there = 3 * size * sum(counts.values()), _memory()
+    _check_gpu(engine, needed * 2 // 3)  # there as they are, and packed
     if there is None or needed <= there:
         return
     largest = config.specs[max(counts, key=lambda k: counts[k])]
@@ -103,6 +112,21 @@ def check_memory(config: Config, engine: Engine) -> None:
         where=config.where("model", "layers", largest.index),
         hint="fewer units in that layer",
     )
+
+
+def _check_gpu(engine: Engine, needed: int) -> None:
+    hardware = getattr(engine, "hardware", None)
+    if hardware is None:
+        return
+    free, total = hardware.memory()
+    if needed > total:
+        raise DeviceMemoryError(
+            needed,
+            free,
+            total,
+            purpose="this network's weights alone",
+            hint="fewer units, or --device cpu",
+        )
 
 
 def _memory() -> int | None:

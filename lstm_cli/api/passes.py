@@ -42,7 +42,8 @@ class Passes:
         self._model, self._watch, self._halve = model, watch, halve
         self._most: int | None = None
         hardware = getattr(model.network.engine, "hardware", None)
-        self._device, self._stager = hardware, None
+        self._device: Any = hardware
+        self._stager: Any = None
         if hardware is not None:
             from lstm_cli.engines.cuda.staging import Stager
 
@@ -104,8 +105,11 @@ class Passes:
         rows, first = len(batch.x), 0
         while first < rows:
             stop = rows if self._most is None else min(rows, first + self._most)
+            if sent is not None and stop - first < rows:  # its copy may not outlive its memory
+                self._stager.arrived(sent)
+                sent = None
             part, state = _rows(batch, initial, first, stop)
-            result = self._computed(part, sent if stop - first == rows else None, state, keep)
+            result = self._computed(part, sent, state, keep)
             if result is None:
                 continue
             yield part, result

@@ -127,12 +127,32 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
         interrupts(quiet=console.quiet) as stop,
         display(console, run.plan.epochs) as reporter,
     ):
-        report = run.run(reporter, stop)
+        report = _run(run, reporter, stop)
     for note in report.notes[shown:]:
         console.note(f"note: {note}")
     if report.end == "interrupted":
         console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
     return report
+
+
+def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
+    """The run; where the device's memory is too small, what batch may fit."""
+    from lstm_cli.errors import DeviceMemoryError
+
+    try:
+        return run.run(reporter, stop)
+    except DeviceMemoryError as error:
+        size = run.task.train.batch_size
+        hint = f"--batch-size {size // 2} needs about half"
+        if size < 2:
+            hint = "shorter sequences, a smaller network, or --device cpu"
+        raise DeviceMemoryError(
+            error.needed,
+            error.free,
+            error.total,
+            purpose=f"an array of a training step on {size} sequences",
+            hint=hint,
+        ) from None
 
 
 def _head(run: TrainingRun) -> list[Any]:

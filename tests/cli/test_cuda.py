@@ -96,3 +96,38 @@ def test_a_stateful_network_is_not_divided(lstm, gpu, files):
     refused = lstm("run", *given)
     assert refused.code == 5
     assert "stateful" in refused.err
+
+
+def test_training_whose_memory_runs_out(lstm, gpu, files):
+    text = (files / "net.yaml").read_text() + "train: {loss: mse, batch_size: 16, epochs: 1}\n"
+    (files / "train.yaml").write_text(text)
+    with h5py.File(files / "x.h5", "a") as file:
+        file["targets"] = np.zeros((48, 40, 2), np.float32)
+    gpu(memory=30_000)
+    given = (files / "train.yaml", files / "x.h5", "--device", "cuda", "--output", files / "run")
+    refused = lstm("train", *given)
+    assert refused.code == 5, refused.err
+    assert "hint: --batch-size 8 needs about half" in refused.err
+
+
+def test_weights_larger_than_the_device(lstm, gpu, files):
+    gpu(memory=1000)
+    refused = lstm("run", files / "net.yaml", files / "x.h5", "--device", "cuda")
+    assert refused.code == 5
+    assert "this network's weights alone needs" in refused.err
+
+
+def test_gpus_are_listed(lstm, monkeypatch):
+    from lstm_cli.engines.cuda.status import GpuStatus
+
+    gpus = (
+        GpuStatus("cuda:0", "NVIDIA H200", "9.0", 150 << 30, 140 << 30, True),
+        GpuStatus("cuda:1", "Tesla T4", "7.5", 16 << 30, None, False, "below 8.0"),
+    )
+    status = EngineStatus("cuda", "cuda", True, "NVIDIA H200", ("tf32",), gpus=gpus)
+    monkeypatch.setitem(selection._STATUSES, "cuda", lambda: status)
+    listed = lstm("devices", "--json").json["engines"][0]["gpus"]
+    assert listed[0]["memory_free"] == 140 << 30
+    shown = lstm("devices").out
+    assert "Tesla T4" in shown
+    assert max(len(line) for line in shown.splitlines() if "kernels in" not in line) <= 100

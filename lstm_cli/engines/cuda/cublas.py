@@ -9,6 +9,7 @@ import numpy as np
 
 from lstm_cli.engines.cuda.device import DeviceArray
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.errors import DeviceError
 
 NOT_TURNED, TURNED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 R_32F, R_64F, R_16F, R_16BF = 0, 1, 2, 14  # of cudaDataType
@@ -111,7 +112,7 @@ class Blas:
         factors = self._factors[real]
         zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
         kind = OPERANDS[precision]
-        self._library.gemmEx(
+        arguments = (
             self._handle,
             given.turn_first,
             given.turn_second,
@@ -132,3 +133,7 @@ class Blas:
             COMPUTE[precision],
             GEMM_DEFAULT,
         )
+        try:
+            self._library.gemmEx(*arguments)
+        except self._library.CUBLASError as error:
+            raise DeviceError("a product failed", found=str(error)) from error
