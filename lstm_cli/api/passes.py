@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -56,17 +57,15 @@ class Passes:
                 yield batch, None
             return
         with ThreadPoolExecutor(1) as reader:
-            waiting: Future[Batch | None] = reader.submit(next, batches, None)
-            batch = self._waited(waiting)
-            sent = None
+            # Two are read ahead, so that one is there to be sent before the one in front computes.
+            waiting = deque(reader.submit(next, batches, None) for _ in range(2))
+            batch, sent = self._waited(waiting.popleft()), None
             while batch is not None:
-                waiting = reader.submit(next, batches, None)
-                after = waiting.result() if waiting.done() else None
-                coming = self._sent(after)
+                waiting.append(reader.submit(next, batches, None))
+                ready = waiting[0].done() and waiting[0].exception() is None
+                coming = self._sent(waiting[0].result()) if ready else None
                 yield batch, sent
-                if after is None:
-                    after = self._waited(waiting)
-                batch, sent = after, coming
+                batch, sent = self._waited(waiting.popleft()), coming
 
     def _read(self, batches: Iterator[Batch]) -> Batch | None:
         begun = perf_counter()

@@ -71,6 +71,28 @@ def test_rows_and_results(lstm, gpu, files):
     assert "host" in lstm("run", *given[:-1], "--device", "cuda").out.splitlines()[2]
 
 
+def test_the_next_batch_is_sent_before_this_one_computes(gpu):
+    from time import sleep
+    from types import SimpleNamespace
+
+    from lstm_cli.api.passes import Passes
+    from lstm_cli.api.timing import Stopwatch
+    from lstm_cli.data import Batch
+
+    engine = SimpleNamespace(hardware=gpu(), dtype="float32")
+    model = SimpleNamespace(network=SimpleNamespace(engine=engine), stateful=False)
+    passes = Passes(model, Stopwatch(), halve=False)
+    xs = [np.full((2, 3, 1), k, np.float32) for k in range(4)]
+    seen = []
+    for batch, sent in passes.ahead(Batch(x, None, None, 0, 0, 0) for x in xs):
+        seen.append((batch.x[0, 0, 0], sent is not None))
+        if sent is not None:
+            assert np.array_equal(sent.array.values, batch.x)
+        sleep(0.1)
+    assert seen[0] == (0, False)
+    assert seen[2:] == [(2, True), (3, True)]
+
+
 def test_memory_that_runs_out(lstm, gpu, files):
     whole = gpu()
     given = (files / "net.yaml", files / "x.h5", "--device", "cuda")
