@@ -40,11 +40,11 @@ from lstm_cli.engines.jit import (
     products,
 )
 from lstm_cli.engines.jit import recurrent as forwards
-from lstm_cli.engines.kernel_cache import Compiled
 from lstm_cli.engines.jit.compiler import Kernels
 from lstm_cli.engines.jit.engine import JitEngine
 from lstm_cli.engines.jit.ir import Function, Lanes, Value
 from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
+from lstm_cli.engines.kernel_cache import Compiled
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation as learning

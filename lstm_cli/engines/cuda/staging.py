@@ -1,4 +1,4 @@
-"""Batches on their way to the device: two page-locked buffers, so that copies run beside kernels."""
+"""Batches on their way to the device: page-locked buffers, so that copies run beside kernels."""
 
 from __future__ import annotations
 
