@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil
 
-from lstm_cli.engines.cuda.plan import CLUSTER, GRID, Facts, Plan, Work, candidates
+from lstm_cli.engines.cuda.candidates import candidates
+from lstm_cli.engines.cuda.plan import CLUSTER, GRID, Facts, Plan, Work
 
 CYCLES = 1.7e9
 """Modelled: cycles a second."""

@@ -57,15 +57,18 @@ OWN = (
 PARAMETERS = Parameters(SHARED, OWN)
 
 WEIGHT = """  const int gate = row / UNITS, unit = first + row % UNITS;
-  if (gate >= {rows} || unit >= H || k >= H) return element(0);
-  return w[((long long){block} * H + unit) * H + k];"""
+  if (gate >= {rows} || unit >= H || k >= H) return nullptr;
+  return w + ((long long){block} * H + unit) * H + k;"""
 
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> str:
     """CUDA C++ of the kernel `NAME`."""
     made = _Forward(cell, schedule, plan)
+    quick = plan.work.H * plan.work.item_bytes % 16 == 0
     hand = HAND_OVERS[plan.kind]
-    sizes = constants(plan, 1, len(cell.letters)) | {"SLOTS": max(1, len(schedule.slots))}
+    sizes = constants(plan, 1, len(cell.letters), quick=quick) | {
+        "SLOTS": max(1, len(schedule.slots))
+    }
     cluster = f"CLUSTER({plan.blocks}) " if plan.kind == CLUSTER else ""
     body = f"""{SETTING}{HOLD}
   {hand.buffers}

@@ -61,8 +61,8 @@ PARAMETERS = Parameters(SHARED, OWN)
 
 WEIGHT = """  constexpr int WIDE = BLOCKS * UNITS;
   const int gate = k / WIDE, from = k % WIDE, unit = first + row;
-  if (row >= UNITS || unit >= H || gate >= {gates} || from >= H) return element(0);
-  return w[((long long){block} * H + from) * H + unit];"""
+  if (row >= UNITS || unit >= H || gate >= {gates} || from >= H) return nullptr;
+  return w + ((long long){block} * H + from) * H + unit;"""
 
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> str:
@@ -70,7 +70,7 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> 
     made = _Backward(cell, schedule, plan)
     hand = HAND_OVERS[plan.kind]
     own = {"SLOTS": max(1, len(schedule.slots)), "PEEPHOLES": max(1, len(cell.peephole_gates))}
-    sizes = constants(plan, len(made.blocks), len(cell.letters)) | own
+    sizes = constants(plan, len(made.blocks), len(cell.letters), quick=False) | own
     cluster = f"CLUSTER({plan.blocks}) " if plan.kind == CLUSTER else ""
     body = f"""{SETTING}{HOLD}
   {hand.buffers}

@@ -28,6 +28,9 @@ WORDS = {
 }
 """A word of an operand, by whether it holds two numbers."""
 
+READY = {True: "x", False: "__float_as_uint(round_tf32(__uint_as_float(x)))"}
+"""A stored word as an operand."""
+
 LOADS = """
 // The weights of a block's row from number k on: zero outside the matrix.
 __device__ __forceinline__ unsigned word(const element* w, int first, int row, int k) {
@@ -38,6 +41,14 @@ __device__ __forceinline__ Quad weights_at(const element* w, int first, int row,
   Quad quad;
   quad.x = word(w, first, row, k), quad.y = word(w, first, row, k + PER);
   quad.z = word(w, first, row, k + 2 * PER), quad.w = word(w, first, row, k + 3 * PER);
+  return quad;
+}
+// The same of an address that 16 divides.
+__device__ __forceinline__ Quad quick_weights_at(const element* w, int first, int row, int k) {
+  Quad quad = {0, 0, 0, 0};
+  const element* from = address(w, first, row, k);
+  if (from) quad = *(const Quad*)from;
+  quad.x = ready(quad.x), quad.y = ready(quad.y), quad.z = ready(quad.z), quad.w = ready(quad.w);
   return quad;
 }
 __device__ __forceinline__ void multiply(
@@ -59,15 +70,29 @@ __device__ __forceinline__ void multiply(
 
 HOLD = """
   Quad held[TILES][HELD ? HELD : 1][2];
-#pragma unroll
-  for (int m = 0; m < TILES; m++)
+  if (QUICK && ((unsigned long long)w & 15) == 0) {
 #pragma unroll
     for (int c = 0; c < HELD; c++)
 #pragma unroll
-      for (int half = 0; half < 2; half++)
-        held[m][c][half] = weights_at(
-            w, unit_first, (row_warp * TILES + m) * 16 + half * 8 + lane_row,
-            (sum_warp * CHUNKS + c) * CHUNK + lane_quad);
+      for (int m = 0; m < TILES; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          held[m][c][half] = quick_weights_at(
+              w, unit_first, (row_warp * TILES + m) * 16 + half * 8 + lane_row,
+              (sum_warp * CHUNKS + c) * CHUNK + lane_quad);
+  } else {
+#pragma unroll
+    for (int c = 0; c < HELD; c++)
+#pragma unroll
+      for (int m = 0; m < TILES; m++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          held[m][c][half] = weights_at(
+              w, unit_first, (row_warp * TILES + m) * 16 + half * 8 + lane_row,
+              (sum_warp * CHUNKS + c) * CHUNK + lane_quad);
+        __syncwarp();  // keeps the compiler from asking for all of it at once, and spilling
+      }
+  }
   Quad* stored = (Quad*)next_memory + warp * TILES * (CHUNKS - HELD) * 64;
   next_memory += WARPS * TILES * (CHUNKS - HELD) * 1024;
   for (int i = 0; i < TILES * (CHUNKS - HELD) * 2; i++) {
@@ -132,8 +157,11 @@ PRODUCT = """
 """One part's product, its sums in shared memory."""
 
 
-def constants(plan: Plan, own: int, gates: int) -> dict[str, int]:
-    """What a kernel's source is told of its sizes, by name."""
+def constants(plan: Plan, own: int, gates: int, *, quick: bool) -> dict[str, int]:
+    """What a kernel's source is told of its sizes, by name.
+
+    `quick`: whether 16 bytes of a row stand together in the stored matrix.
+    """
     return {
         "H": plan.work.H,
         "GATES": gates,
@@ -157,18 +185,18 @@ def constants(plan: Plan, own: int, gates: int) -> dict[str, int]:
         "AHEAD": plan.ahead,
         "ITEMS": plan.items,
         "OWN": own,
+        "QUICK": int(quick),
         "COUNTER_WORDS": 32,
     }
 
 
-def opening(precision: Precision, sizes: dict[str, int], weight: str) -> str:
+def opening(precision: Precision, sizes: dict[str, int], address: str) -> str:
     """The start of a source: types, sizes, and how weights are loaded.
 
     Parameters
     ----------
-    weight
-        Statements of the function ``element weight(w, first, row, k)``: number k of a row of the
-        block whose units begin at `first`.
+    address
+        Statements of the function ``address(w, first, row, k)``.
     """
     element, _, narrow = CONVERSIONS[precision.name]
     names = ", ".join(f"{name} = {value}" for name, value in sizes.items())
@@ -178,8 +206,15 @@ typedef float real;
 typedef {element} element;
 constexpr int {names};
 __device__ __forceinline__ element narrow(real x) {{ return {narrow}; }}
+__device__ __forceinline__ unsigned ready(unsigned x) {{ return {READY[precision.narrow]}; }}
+// Where number k of a row stands of the block whose units begin at `first`; null: it is 0.
+__device__ __forceinline__ const element* address(
+    const element* w, int first, int row, int k) {{
+{address}
+}}
 __device__ __forceinline__ element weight(const element* w, int first, int row, int k) {{
-{weight}
+  const element* from = address(w, first, row, k);
+  return from ? *from : element(0);
 }}
 {loads.replace("MULTIPLY", MMA[precision.name])}"""
 
