@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cuda_host.recorder import Recorder
@@ -17,10 +17,11 @@ from networks import random_weights
 from strategies_cuda import CELLS, LARGE
 
 from lstm_cli.cells import Activation, Cell
-from lstm_cli.cells.activations import ACTIVATIONS
+from lstm_cli.cells.activations import FORMULAS
 from lstm_cli.engines.cuda.engine import CudaEngine
+from lstm_cli.engines.cuda.general import GeneralWay
+from lstm_cli.engines.cuda.persistent_way import PersistentWay
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.cuda.ways import WAYS
 from lstm_cli.engines.types import (
     DenseSpec,
     DropoutSpec,
@@ -38,6 +39,8 @@ from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.targets import Targets
 from lstm_cli.training.updates import Updates
 
+WAYS = {"general": GeneralWay, "persistent": PersistentWay}
+
 DEVICES = {
     "clusters": {"multiprocessors": 132, "shared_bytes": 232448, "largest_cluster": 16},
     "no clusters": {"multiprocessors": 108, "shared_bytes": 166912, "largest_cluster": 1},
@@ -46,6 +49,9 @@ DEVICES = {
 
 BATCHES = (1, 5, 40)
 """Sizes of batches, so that every tile is met."""
+
+BOTH, DROPPED = (5,), (40,)
+"""Those with two directions and lengths, and those with recurrent dropout."""
 
 D, T = 3, 4
 
@@ -58,16 +64,13 @@ class Source:
     ----------
     group
         Cell, precision, way and purpose. Sources of one group differ in their tiles.
+    devices
+        The names of `DEVICES` that ask for it.
     """
 
     group: str
-    names: tuple[str, ...]
     text: str
-
-    @property
-    def clusters(self) -> bool:
-        """Whether only devices with clusters can run it."""
-        return "CLUSTER(" in self.text.rpartition("#endif")[2]
+    devices: frozenset[str]
 
 
 def _layer(
@@ -91,12 +94,14 @@ def _recorded(
     cell: Cell, precision: str, way: str, N: int, device: Recorder, **layer: float
 ) -> Iterator[tuple[str, str]]:
     """Sources of a recurrent layer, each with its purpose; none if the way cannot run it."""
-    directions = 2 if N == BATCHES[1] else 1
+    directions = 2 if N in BOTH else 1
     spec = RecurrentSpec(0, D, (cell,) * directions, **layer)
     lengths = np.minimum(np.arange(N) + 1, T) if directions == 2 else None
     before, purpose = 0, ""
     try:
-        for following in _layer(CudaEngine(precision, device, way), spec, N, lengths):
+        engine = CudaEngine(precision, device)
+        engine.way = WAYS[way](device, engine.precision)
+        for following in _layer(engine, spec, N, lengths):
             for source in list(device.sources)[before:]:
                 yield purpose, source
             before, purpose = len(device.sources), following
@@ -107,21 +112,22 @@ def _recorded(
 
 def _cells() -> Iterator[Source]:
     """All that recurrent layers need."""
-    ways = [way for way in WAYS if way != "auto"]
+    ways = list(WAYS)
     small = [(*item, BATCHES, ways) for item in CELLS.items()]
-    large = [(name, cell, sizes, [w for w in ways if w != "general"]) for name, cell, sizes in LARGE]
+    large = [
+        (name, cell, sizes, [w for w in ways if w != "general"]) for name, cell, sizes in LARGE
+    ]
     for name, cell, batches, possible in small + large:
         for precision in PRECISIONS:
             for way in possible:
                 for N in batches:
                     for kind, device in DEVICES.items():
-                        dropout = {"recurrent_dropout": 0.5} if N == BATCHES[-1] else {}
+                        dropout = {"recurrent_dropout": 0.5} if N in DROPPED else {}
                         recorder = Recorder(**device)
-                        for purpose, text in _recorded(
-                            cell, precision, way, N, recorder, **dropout
-                        ):
-                            group = f"{name} {precision} {way} {purpose} {kind}"
-                            yield Source(group, recorder.sources[text], text)
+                        found = _recorded(cell, precision, way, N, recorder, **dropout)
+                        for purpose, text in found:
+                            group = f"{name} {precision} {way} {purpose}"
+                            yield Source(group, text, frozenset({kind}))
 
 
 def _others() -> Iterator[Source]:
@@ -130,7 +136,7 @@ def _others() -> Iterator[Source]:
     for precision in PRECISIONS:
         recorder = Recorder()
         engine = CudaEngine(precision, recorder)
-        for name in [*ACTIVATIONS, None]:
+        for name in [*FORMULAS, None]:
             spec = DenseSpec(0, D, 6, None if name is None else Activation(name))
             for _ in _layer(engine, spec, 5, None):
                 pass
@@ -154,8 +160,8 @@ def _others() -> Iterator[Source]:
             learner = Learner(network, Criterion(Targets(loss, False, 2, "targets")), updates)
             x = np.zeros((5, T, D), engine.precision.real)
             learner.step(x, np.zeros((5, 2), engine.precision.real), None)
-        for text, names in recorder.sources.items():
-            yield Source(f"others {precision} {names[0]}", names, text)
+        for k, (text, names) in enumerate(recorder.sources.items()):
+            yield Source(f"others {precision} {names[0]} {k}", text, frozenset(DEVICES))
 
 
 @functools.cache
@@ -163,5 +169,6 @@ def sources() -> tuple[Source, ...]:
     """Every source once, under the first group that needs it."""
     found: dict[str, Source] = {}
     for source in (*_cells(), *_others()):
-        found.setdefault(source.text, source)
+        first = found.setdefault(source.text, source)
+        found[source.text] = replace(first, devices=first.devices | source.devices)
     return tuple(found.values())

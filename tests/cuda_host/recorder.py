@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
 from cuda_host.arrays import HostArray
 from cuda_host.device import HostDevice, HostKernel
-
 from lstm_cli.engines.cuda.device import Launch
 
 WHOLE = SimpleNamespace(intact=lambda: True)

