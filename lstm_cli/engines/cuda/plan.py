@@ -187,9 +187,7 @@ class Plan:
         sums = self.tiles * self.columns // 8 * 4 * self.sets
         loads = self.ahead * self.columns // 8 * 4
         items = self.items * self.parts * self.work.values
-        return (
-            SPARE_REGISTERS + self.columns // 2 + sums + loads + items + self.held * self.tiles * 8
-        )
+        return self.spare + sums + loads + items + self.held * self.tiles * 8
 
     @property
     def spare(self) -> int:
