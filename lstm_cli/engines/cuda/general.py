@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from lstm_cli.cells.tracing import Stage
 from lstm_cli.engines.cuda import backward, forward
+from lstm_cli.engines.cuda.arguments import (
+    alike,
+    backward_rows,
+    backward_values,
+    forward_rows,
+    forward_values,
+)
 from lstm_cli.engines.cuda.batch import Batch
 from lstm_cli.engines.cuda.device import Argument, Device, DeviceArray, Kernel, Launch
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.products import MEETING_WORDS, THREADS, memory_bytes, padded
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun
 from lstm_cli.engines.cuda.weights import packed
-
-Run = TypeVar("Run", ForwardRun, BackwardRun)
 
 SHARE = 32
 """Numbers of a sum that are worth a warp of its own."""
@@ -73,15 +78,10 @@ class GeneralWay:
         """All directions of a layer, side by side where their equations are the same."""
         if runs[0].batch.longest == 0:
             return
-        for group in _alike(runs, lambda run: run):
+        for group in alike(runs, lambda run: run):
             run = group[0]
             plan = self._plan("forward", run, len(group), self._forward_plan)
-            y = run.y if run.y is not None else run.y_element
-            shared = self._shared(run, plan, len(group)) | {
-                "h_row": _row(run.h),
-                "c_row": _row(run.c),
-                "y_row": _row(y),
-            }
+            shared = self._shared(run, plan, len(group)) | forward_rows(run)
             own = self._numbered([self._forward_values(one) for one in group])
             names = forward.parameters(len(run.schedule.phases))
             self._start(plan, run.batch, names.values(shared, own))
@@ -90,39 +90,17 @@ class GeneralWay:
         """All directions of a layer, side by side where their equations are the same."""
         if runs[0].forward.batch.longest == 0:
             return
-        for group in _alike(runs, lambda run: run.forward):
+        for group in alike(runs, lambda run: run.forward):
             run, first = group[0], group[0].forward
             plan = self._plan("backward", first, len(group), self._backward_plan)
-            shared = self._shared(first, plan, len(group)) | {
-                "h_row": _row(run.dh),
-                "c_row": _row(run.dc),
-                "h_first_row": _row(run.h_first),
-                "c_first_row": _row(run.c_first),
-                "y_row": _row(run.y),
-                "d_row": _row(run.d_y),
-            }
+            shared = self._shared(first, plan, len(group)) | backward_rows(run)
             own = self._numbered([self._backward_values(one) for one in group])
             names = backward.parameters(len(first.schedule.backward))
             self._start(plan, first.batch, names.values(shared, own))
 
     def _forward_values(self, run: ForwardRun) -> dict[str, Argument]:
         """A direction's own arguments."""
-        tensors, real = run.tensors, run.tensors.real
-        values = {
-            "z": run.z,
-            "bias": real["bias_ih" if tensors.cell.recurrent_bias else "bias"],
-            "bias_hh": real.get("bias_hh"),
-            "p": real.get("peephole"),
-            "m": run.mask,
-            "h": run.h,
-            "c": run.c,
-            "y": run.y,
-            "y_element": run.y_element,
-            "c_steps": run.c_steps,
-            "record": run.record,
-            "column": run.column,
-            "reverse": int(run.reverse),
-        }
+        tensors, values = run.tensors, forward_values(run)
         for k, phase in enumerate(run.schedule.phases):
             values[f"reads_{k}"] = run.reads[k] if run.reads else None
             values[f"w_{k}"] = self._weights(tensors, self.precision, phase.stage, transposed=True)
@@ -130,29 +108,10 @@ class GeneralWay:
 
     def _backward_values(self, run: BackwardRun) -> dict[str, Argument]:
         """A direction's own arguments."""
-        first = run.forward
-        tensors, real = first.tensors, first.tensors.real
-        values = {
-            "p": real.get("peephole"),
-            "m": first.mask,
-            "record": first.record,
-            "c_steps": first.c_steps,
-            "h_first": run.h_first,
-            "c_first": run.c_first,
-            "y": run.y,
-            "d_y": run.d_y,
-            "dh": run.dh,
-            "dc": run.dc,
-            "dz": run.dz,
-            "du": run.du,
-            "d_projected": run.d_projected,
-            "dp": run.dp,
-            "column": first.column,
-            "reverse": int(first.reverse),
-        }
+        first, values = run.forward, backward_values(run)
         precision = self.precision.backward
         for k, stage in enumerate(backward.undone(first.schedule)):
-            values[f"w_{k}"] = self._weights(tensors, precision, stage, transposed=False)
+            values[f"w_{k}"] = self._weights(first.tensors, precision, stage, transposed=False)
         return values
 
     def _weights(
@@ -247,18 +206,3 @@ class GeneralWay:
         resident = kernel.resident(one) // directions
         blocks = max(1, min(tiles, resident, self.tuning.blocks or tiles))
         return Launch((blocks, directions, 1), warps * 32, shared, together=blocks > 1)
-
-
-def _alike(runs: Sequence[Run], forward_of: Callable[[Run], ForwardRun]) -> list[list[Run]]:
-    """Runs that one launch can do: of one cell and schedule."""
-    first = forward_of(runs[0])
-    if all(forward_of(run).schedule is first.schedule for run in runs):
-        return [list(runs)]
-    return [[run] for run in runs]
-
-
-def _row(array: DeviceArray | None) -> int:
-    """How far apart an array's rows are, in numbers."""
-    if array is None:
-        return 0
-    return int(array.strides[0]) // int(array.dtype.itemsize)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda import persistent, persistent_backward
+from lstm_cli.engines.cuda.arguments import (
+    alike,
+    backward_rows,
+    backward_values,
+    forward_rows,
+    forward_values,
+)
 from lstm_cli.engines.cuda.costs import best
 from lstm_cli.engines.cuda.device import Argument, Device, DeviceArray, Kernel, Launch
 from lstm_cli.engines.cuda.handover import meets
@@ -17,7 +24,6 @@ from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, Forw
 from lstm_cli.engines.schedule import Schedule
 from lstm_cli.errors import DeviceError
 
-Run = TypeVar("Run", ForwardRun, BackwardRun)
 Choose = Callable[[Work, Facts, int, int], Plan | None]
 """A plan for some work on a device, for so many sequences and directions; see `best`."""
 
@@ -66,7 +72,7 @@ class PersistentWay:
         """All directions of a layer, side by side where their equations are the same."""
         if runs[0].batch.longest == 0:
             return
-        for group in _alike(runs, lambda run: run):
+        for group in alike(runs, lambda run: run):
             made = self._plan(group[0], len(group), backward=False)
             if isinstance(made, str):
                 self._other(made).forward(group)
@@ -77,7 +83,7 @@ class PersistentWay:
         """All directions of a layer, side by side where their equations are the same."""
         if runs[0].forward.batch.longest == 0:
             return
-        for group in _alike(runs, lambda run: run.forward):
+        for group in alike(runs, lambda run: run.forward):
             made = self._plan(group[0].forward, len(group), backward=True)
             if isinstance(made, str):
                 self._other(made).backward(group)
@@ -131,60 +137,27 @@ class PersistentWay:
 
     def _forward(self, made: _Made, runs: Sequence[ForwardRun]) -> None:
         run = runs[0]
-        rows = {"h_row": _row(run.h), "c_row": _row(run.c)}
-        rows["y_row"] = _row(run.y if run.y is not None else run.y_element)
         own = [self._forward_values(one) for one in runs]
-        self._start(made, run, rows, own, persistent.PARAMETERS.values)
+        self._start(made, run, forward_rows(run), own, persistent.PARAMETERS.values)
 
     def _backward(self, made: _Made, runs: Sequence[BackwardRun]) -> None:
         run = runs[0]
-        rows = {"h_row": _row(run.dh), "c_row": _row(run.dc), "y_row": _row(run.y)}
-        rows |= {"h_first_row": _row(run.h_first), "c_first_row": _row(run.c_first)}
-        rows["d_row"] = _row(run.d_y)
         own = [self._backward_values(one) for one in runs]
-        self._start(made, run.forward, rows, own, persistent_backward.PARAMETERS.values)
+        values = persistent_backward.PARAMETERS.values
+        self._start(made, run.forward, backward_rows(run), own, values)
 
     def _forward_values(self, run: ForwardRun) -> dict[str, Argument]:
         """A direction's own arguments."""
-        real = run.tensors.real
-        return {
+        return forward_values(run) | {
             "w": _matrix(run.tensors, self.precision),
-            "z": run.z,
-            "bias": real["bias_ih" if run.tensors.cell.recurrent_bias else "bias"],
-            "bias_hh": real.get("bias_hh"),
-            "p": real.get("peephole"),
-            "m": run.mask,
-            "h": run.h,
-            "c": run.c,
-            "y": run.y,
-            "y_element": run.y_element,
-            "c_steps": run.c_steps,
-            "record": run.record,
             "reads": run.reads[0] if run.reads else None,
-            "column": run.column,
-            "reverse": int(run.reverse),
         }
 
     def _backward_values(self, run: BackwardRun) -> dict[str, Argument]:
         """A direction's own arguments."""
-        first = run.forward
-        return {
-            "w": _matrix(first.tensors, self.precision.backward),
-            "p": first.tensors.real.get("peephole"),
-            "m": first.mask,
-            "record": first.record,
-            "c_steps": first.c_steps,
-            "h_first": run.h_first,
-            "c_first": run.c_first,
-            "y": run.y,
-            "d_y": run.d_y,
-            "dh": run.dh,
-            "dc": run.dc,
-            "dz": run.dz,
+        return backward_values(run) | {
+            "w": _matrix(run.forward.tensors, self.precision.backward),
             "du": None if run.du is run.dz else run.du,
-            "dp": run.dp,
-            "column": first.column,
-            "reverse": int(first.reverse),
         }
 
     def _start(
@@ -243,18 +216,3 @@ def _matrix(tensors: DirectionTensors, precision: Precision) -> DeviceArray:
 
 def _cluster(plan: Plan) -> int:
     return plan.blocks if plan.kind == CLUSTER else 1
-
-
-def _alike(runs: Sequence[Run], forward_of: Callable[[Run], ForwardRun]) -> list[list[Run]]:
-    """Runs that one launch can do: of one schedule, and so of one cell."""
-    first = forward_of(runs[0])
-    if all(forward_of(run).schedule is first.schedule for run in runs):
-        return [list(runs)]
-    return [[run] for run in runs]
-
-
-def _row(array: DeviceArray | None) -> int:
-    """How far apart an array's rows are, in numbers."""
-    if array is None:
-        return 0
-    return int(array.strides[0]) // int(array.dtype.itemsize)
