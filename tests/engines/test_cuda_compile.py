@@ -97,17 +97,10 @@ def test_every_kernel_compiles(architecture, pool):
     assert not found, "\n\n".join(found)
 
 
-@pytest.mark.xfail(strict=False, reason="some plans keep more weights than there are registers")
 @pytest.mark.parametrize("architecture", ALL)
 def test_large_cells_stay_in_registers(architecture, pool):
     found = problems(pool, architecture, large)
     assert not found, "\n\n".join(found)
-
-
-@pytest.mark.parametrize("architecture", ALL)
-def test_large_cells_compile(architecture, pool):
-    found = problems(pool, architecture, large)
-    assert not [text for text in found if "stack frame" not in text]
 
 
 def test_every_source_is_compiled_for_some_architecture():
