@@ -15,7 +15,14 @@ from lstm_cli.cells.expression import Expression, lift
 from lstm_cli.cells.tracing import PROJECTED, Stage
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.products import THREADS, Parameters, common_values, opening, tiles
+from lstm_cli.engines.cuda.products import (
+    THREADS,
+    Parameters,
+    common_values,
+    kernel,
+    opening,
+    tiles,
+)
 from lstm_cli.engines.schedule import MASK, BackwardPhase, Schedule, reads_symbol, symbols
 
 NAME = "backward"
@@ -71,13 +78,7 @@ def shares_derivatives(schedule: Schedule) -> bool:
 def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
     """CUDA C++ of the kernel `NAME`, for tiles of so many rows; no size is in it."""
     given, body = parameters(len(schedule.backward)), _body(cell, schedule)
-    return f"""{opening(precision, rows)}
-extern "C" __global__ void __launch_bounds__({THREADS}, 1) {NAME}(
-    {given.declared}) {{
-  DYNAMIC_SHARED(memory);
-{given.chosen(body)}
-{body}}}
-"""
+    return kernel(opening(precision, rows), NAME, THREADS, given, body)
 
 
 def _body(cell: Cell, schedule: Schedule) -> str:

@@ -15,7 +15,7 @@ from lstm_cli.engines.cuda.handover import HAND_OVERS, spread
 from lstm_cli.engines.cuda.plan import CLUSTER, Plan, used_gates
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.products import Parameters
+from lstm_cli.engines.cuda.products import Parameters, kernel
 from lstm_cli.engines.cuda.tensor_products import HOLD, SETTING, constants, opening, product
 from lstm_cli.engines.schedule import MASK, Schedule, symbols
 
@@ -69,7 +69,6 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> 
     sizes = constants(plan, 1, len(cell.letters), quick=quick) | {
         "SLOTS": max(1, len(schedule.slots))
     }
-    cluster = f"CLUSTER({plan.blocks}) " if plan.kind == CLUSTER else ""
     body = f"""{SETTING}{HOLD}
   {hand.buffers}
   float* sums = (float*)next_memory;
@@ -101,12 +100,8 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> 
   }}
 {made.ending()}
 """
-    return f"""{opening(precision, sizes, made.weight())}{spread(plan)}
-extern "C" __global__ void {cluster}__launch_bounds__({plan.threads}, 1) {NAME}(
-    {PARAMETERS.declared}) {{
-{PARAMETERS.chosen(body)}
-{body}}}
-"""
+    start = opening(precision, sizes, made.weight()) + spread(plan)
+    return kernel(start, NAME, plan.threads, PARAMETERS, body, plan.cluster)
 
 
 EACH = """#pragma unroll

@@ -14,7 +14,7 @@ from lstm_cli.engines.cuda.persistent import EACH, PLACE, choice, product_gates
 from lstm_cli.engines.cuda.plan import CLUSTER, Plan
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.products import Parameters
+from lstm_cli.engines.cuda.products import Parameters, kernel
 from lstm_cli.engines.cuda.tensor_products import HOLD, SETTING, constants, opening, product
 from lstm_cli.engines.schedule import Schedule, symbols
 
@@ -71,7 +71,6 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> 
     hand = HAND_OVERS[plan.kind]
     own = {"SLOTS": max(1, len(schedule.slots)), "PEEPHOLES": max(1, len(cell.peephole_gates))}
     sizes = constants(plan, len(made.blocks), len(cell.letters), quick=False) | own
-    cluster = f"CLUSTER({plan.blocks}) " if plan.kind == CLUSTER else ""
     body = f"""{SETTING}{HOLD}
   {hand.buffers}
   float* sums = (float*)next_memory;
@@ -106,12 +105,8 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> 
   }}
 {made.ending()}
 """
-    return f"""{opening(precision, sizes, made.weight())}{spread(plan)}
-extern "C" __global__ void {cluster}__launch_bounds__({plan.threads}, 1) {NAME}(
-    {PARAMETERS.declared}) {{
-{PARAMETERS.chosen(body)}
-{body}}}
-"""
+    start = opening(precision, sizes, made.weight()) + spread(plan)
+    return kernel(start, NAME, plan.threads, PARAMETERS, body, plan.cluster)
 
 
 class _Backward:

@@ -18,7 +18,7 @@ from lstm_cli.engines.cuda.arguments import (
 from lstm_cli.engines.cuda.costs import best
 from lstm_cli.engines.cuda.device import Argument, Device, DeviceArray, Kernel, Launch
 from lstm_cli.engines.cuda.handover import meets
-from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID, Facts, Plan, Work, work_of
+from lstm_cli.engines.cuda.plan import BLOCK, GRID, Facts, Plan, Work, work_of
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
 from lstm_cli.engines.schedule import Schedule
@@ -120,7 +120,7 @@ class PersistentWay:
         """Compile a plan, and see whether its blocks can run as they have to."""
         kernel = self._kernel(run.tensors.cell, run.schedule, plan, backward)
         needed = plan.blocks * directions if plan.kind == GRID else plan.blocks
-        launch = Launch((needed, 1, 1), plan.threads, plan.shared_bytes, _cluster(plan))
+        launch = Launch((needed, 1, 1), plan.threads, plan.shared_bytes, plan.cluster)
         if plan.kind != BLOCK and kernel.resident(launch) < needed:
             return f"{needed} blocks of its kernel are not resident at the same time"
         return _Made(plan, kernel)
@@ -188,7 +188,7 @@ class PersistentWay:
             shared |= self._meeting(plan, groups, directions)
             grid = (groups * plan.blocks, directions, 1)
             together = plan.kind == GRID
-            launch = Launch(grid, plan.threads, plan.shared_bytes, _cluster(plan), together)
+            launch = Launch(grid, plan.threads, plan.shared_bytes, plan.cluster, together)
             made.kernel(launch, *values(shared, own))
 
     def _meeting(self, plan: Plan, groups: int, directions: int) -> dict[str, Argument]:
@@ -212,7 +212,3 @@ class PersistentWay:
 def _matrix(tensors: DirectionTensors, precision: Precision) -> DeviceArray:
     """The recurrent matrix in the type that a precision multiplies."""
     return (tensors.element if precision.narrow else tensors.real)["weight_hh"]
-
-
-def _cluster(plan: Plan) -> int:
-    return plan.blocks if plan.kind == CLUSTER else 1

@@ -106,6 +106,11 @@ class Plan:
     held: int
 
     @property
+    def cluster(self) -> int:
+        """Blocks of a thread-block cluster; 1: none."""
+        return self.blocks if self.kind == CLUSTER else 1
+
+    @property
     def threads(self) -> int:
         """Of a block."""
         return 32 * self.row_warps * self.sum_warps

@@ -192,6 +192,30 @@ def tiles(k: int, gates: int, columns: str, product: str, body: Sequence[str]) -
 """
 
 
+def kernel(
+    start: str, name: str, threads: int, given: Parameters, body: str, cluster: int = 1
+) -> str:
+    """The source of a kernel that keeps a multiprocessor to itself.
+
+    Parameters
+    ----------
+    start
+        What goes before it.
+    body
+        Statements, to which ``memory`` is the block's dynamic shared memory.
+    cluster
+        Blocks of a thread-block cluster; 1: none.
+    """
+    clusters = f"CLUSTER({cluster}) " if cluster > 1 else ""
+    return f"""{start}
+extern "C" __global__ void {clusters}__launch_bounds__({threads}, 1) {name}(
+    {given.declared}) {{
+  DYNAMIC_SHARED(memory);
+{given.chosen(body)}
+{body}}}
+"""
+
+
 @dataclass(frozen=True)
 class Parameters:
     """A kernel's parameters: those of the batch, and those that each of two directions has.

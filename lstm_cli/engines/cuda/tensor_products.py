@@ -14,7 +14,7 @@ sums leave their parts in shared memory, from where whoever needs a sum adds the
 
 from __future__ import annotations
 
-from lstm_cli.engines.cuda.handover import HAND_OVERS
+from lstm_cli.engines.cuda.handover import COUNTER_WORDS, HAND_OVERS
 from lstm_cli.engines.cuda.plan import Plan
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.primitives import PRELUDE
@@ -186,7 +186,7 @@ def constants(plan: Plan, own: int, gates: int, *, quick: bool) -> dict[str, int
         "ITEMS": plan.items,
         "OWN": own,
         "QUICK": int(quick),
-        "COUNTER_WORDS": 32,
+        "COUNTER_WORDS": COUNTER_WORDS,
     }
 
 
@@ -224,8 +224,7 @@ def product(plan: Plan) -> str:
     return PRODUCT.replace("LOAD;", HAND_OVERS[plan.kind].load + ";")
 
 
-SETTING = """  DYNAMIC_SHARED(memory);
-  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+SETTING = """  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   const int row_warp = warp % ROW_WARPS, sum_warp = warp / ROW_WARPS;
   const int lane_row = lane >> 2, lane_quad = (lane & 3) * (int)(sizeof(Quad) / sizeof(element));
   const int block = blockIdx.x % BLOCKS, group = blockIdx.x / BLOCKS;
