@@ -1,0 +1,129 @@
+"""What every codec gives and takes: a network in native terms, and where each part of it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from lstm_cli.engines.types import Array, LayerSpec
+
+TmvaOrder: TypeAlias = Literal["slots", "labels"]
+"""Whether TMVA's elements hold what their slot says (today's writer) or what their label says."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a file cannot say about itself.
+
+    Attributes
+    ----------
+    format
+        Name of the format; None: recognised by content.
+    prefix
+        Take only what stands below this prefix of a state dict's names.
+    tmva_order
+        How to read an ambiguous TMVA file; None: refuse it.
+    """
+
+    format: str | None = None
+    prefix: str | None = None
+    tmva_order: TmvaOrder | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A part of a stored tensor, and the block of a native tensor that it gives.
+
+    Attributes
+    ----------
+    name
+        Of the tensor, as the file has it.
+    shape, dtype
+        Of the whole stored tensor.
+    part
+        Which part of it, as an index: ``[:, 100:200]``; empty for the whole.
+    native
+        The native tensor that it gives, such as ``layers.0.weight_ih``.
+    block
+        The gate's letter there; empty for a tensor that is not by gate.
+    change
+        What was done to it, in a word or two: ``transposed``, ``added to bias_ih_l0``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    part: str
+    native: str
+    block: str
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network read from a file of any format.
+
+    Attributes
+    ----------
+    path
+        Where it was read from.
+    format
+        Name of the format: ``native``, ``pytorch``, ``keras``, ``onnx`` or ``tmva``.
+    title
+        The format in words, with the writer's version where the file says it.
+    sha256
+        Of the file.
+    config
+        The config as a mapping in the YAML's words, ``{"model": {...}}``; None if the file
+        carries none, and none can be told from its tensors.
+    text
+        A native file's config as the YAML text it carries.
+    tensors
+        By native name, in native layout; a half widened to float32.
+    stored
+        Where every block of `tensors` stood.
+    order
+        The gate order of the format for each kind of layer, such as ``{"lstm": "i f c o"}``.
+    notes
+        What was assumed because the file does not say it, and what was left out because it
+        changes no output.
+    """
+
+    path: Path
+    format: str
+    title: str
+    sha256: str
+    config: Mapping[str, Any] | None
+    tensors: Mapping[str, Array]
+    stored: tuple[Stored, ...] = ()
+    order: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network to be written.
+
+    Attributes
+    ----------
+    name
+        What the model is called; letters of any kind.
+    input_size, steps
+        Features D it reads; steps T where the config fixes them.
+    layers
+        Specifications, input to output.
+    tensors
+        By native name; each the shape its layer wants, finite, float32 or float64.
+    config
+        The config as YAML text.
+    """
+
+    name: str
+    input_size: int
+    steps: int | None
+    layers: tuple[LayerSpec, ...]
+    tensors: Mapping[str, Array]
+    config: str

@@ -1,0 +1,139 @@
+"""All formats: which one a file is, how to read it, how to write it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lstm_cli.errors import UsageError, WeightsError, nearest
+from lstm_cli.formats.atomic import reason
+from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.sniffing import sniff
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Attributes
+    ----------
+    name, title
+        As an option's value, and in words.
+    suffixes
+        File names that say it; the first is the usual one.
+    module
+        Of the codec, which has ``read(path, options)`` and ``write(path, export)``.
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    module: str
+
+    def read(self, path: Path, options: ReadOptions) -> Imported:
+        """Read a file of this format; see `read`."""
+        imported: Imported = self._codec().read(path, options)
+        return imported
+
+    def write(self, path: Path, export: Export) -> tuple[str, ...]:
+        """Write a file of this format; see `write`."""
+        notes: tuple[str, ...] = self._codec().write(path, export)
+        return notes
+
+    def _codec(self) -> Any:
+        return importlib.import_module(self.module)
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("native", "lstm-cli's own", (".safetensors",), "lstm_cli.formats.native_codec"),
+        Format("pytorch", "PyTorch", (".pt", ".pth", ".bin"), "lstm_cli.formats.torch"),
+        Format("keras", "Keras", (".keras", ".weights.h5", ".h5"), "lstm_cli.formats.keras"),
+        Format("onnx", "ONNX", (".onnx",), "lstm_cli.formats.onnx"),
+        Format("tmva", "TMVA", (".xml",), "lstm_cli.formats.tmva"),
+    )
+}
+SYNONYMS = {"torch": "pytorch", "safetensors": "native"}
+
+
+def named(name: str) -> Format:
+    """The format of this name.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    key = SYNONYMS.get(name.lower(), name.lower())
+    if key not in FORMATS:
+        guess = nearest(key, [*FORMATS, *SYNONYMS])
+        raise UsageError(
+            f"{name!r} is not a format",
+            expected="one of " + ", ".join(FORMATS),
+            hint=f"did you mean `{guess}`?" if guess else None,
+        )
+    return FORMATS[key]
+
+
+def by_suffix(path: str | Path) -> Format | None:
+    """The format that the file's name says, or None."""
+    name = Path(path).name.lower()
+    for format in FORMATS.values():
+        if any(name.endswith(suffix) for suffix in format.suffixes):
+            return format
+    return None
+
+
+def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
+    """Read a weights file of any format, recognised by what it holds.
+
+    Raises
+    ------
+    WeightsError
+        Missing, of no known format, malformed, hostile, or a network that lstm-cli cannot
+        represent: names the layer or node, and what about it.
+    UsageError
+        ``options.format`` is not a format.
+    """
+    path, options = Path(path), options or ReadOptions()
+    if options.format is not None:
+        return named(options.format).read(path, options)
+    return recognise(path).read(path, options)
+
+
+def recognise(path: Path) -> Format:
+    """The format of a file, by what it holds.
+
+    Raises
+    ------
+    WeightsError
+        Missing, unreadable, or of no known format.
+    """
+    try:
+        name = sniff(path)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+    if name is None:
+        titles = ", ".join(f"{f.title} ({', '.join(f.suffixes)})" for f in FORMATS.values())
+        raise WeightsError(
+            f"{path} is no weights file of a known format",
+            expected=f"one of {titles}",
+            hint="--from says which it is, where it is one",
+        )
+    return FORMATS[name]
+
+
+def write(path: str | Path, format: str, export: Export) -> tuple[str, ...]:
+    """Write a network in a format; what was left out because it changes no output, as notes.
+
+    Raises
+    ------
+    WeightsError
+        The format cannot represent it: names the layer, and what about it.
+    LstmCliError
+        The file cannot be written. An older file stays as it was.
+    """
+    return named(format).write(Path(path), export)
