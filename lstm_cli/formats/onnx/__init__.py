@@ -1,0 +1,1 @@
+"""ONNX: reads and writes models with a codec of its own."""
