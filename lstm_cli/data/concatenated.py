@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from numpy.typing import DTypeLike
-
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, check_lengths, check_total, pad, starts_of
+from lstm_cli.data.ragged import Lengths, check_lengths, check_total, pad_into, starts_of
 from lstm_cli.data.roles import Roles
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.targets import FlatTargets, find_targets
@@ -54,10 +52,13 @@ class Concatenated:
     def dtype(self) -> str:
         return str(self.stored.dtype)
 
-    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
-        rows = self.stored.read(slice(int(self.starts[start]), int(self.starts[stop])))
-        rows = rows.reshape(len(rows), self.features)
-        return pad(rows, self.lengths[start:stop], steps, dtype), rows.nbytes
+    def read(self, start: int, stop: int, out: Array) -> int:
+        rows = slice(int(self.starts[start]), int(self.starts[stop]))
+        if rows.stop - rows.start == out.shape[0] * out.shape[1]:
+            return self.stored.read_into(rows, out)
+        values = self.stored.read(rows)
+        pad_into(values, self.lengths[start:stop], out)
+        return values.nbytes
 
     def roles(self) -> dict[str, str]:
         return self.found

@@ -11,13 +11,21 @@ from numpy.typing import DTypeLike
 
 from lstm_cli.data.access import Access
 from lstm_cli.data.agreement import common_targets, need_alike
+from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.groups import Groups
 from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths
 from lstm_cli.data.recognise import open_layout
 from lstm_cli.data.sequences import Files, Indices
-from lstm_cli.data.types import MAX_BATCH_BYTES, Batch, DataOptions, Layout, TargetInfo
+from lstm_cli.data.types import (
+    MAX_BATCH_BYTES,
+    Batch,
+    DataOptions,
+    Layout,
+    Room,
+    TargetInfo,
+)
 from lstm_cli.errors import DataError, UsageError
 
 
@@ -151,6 +159,7 @@ class Dataset:
         per_step: bool | None = None,
         max_bytes: int = MAX_BATCH_BYTES,
         keep_rows: bool = False,
+        room: Room = np.empty,
     ) -> Iterator[Batch]:
         """Batches in order; none holds sequences of two files.
 
@@ -169,6 +178,8 @@ class Dataset:
             Split a batch whose padded inputs would take more.
         keep_rows
             Never split: stateful layers continue row by row.
+        room
+            Makes the arrays that inputs are read into.
 
         Raises
         ------
@@ -185,8 +196,11 @@ class Dataset:
             bound = None if keep_rows else max_bytes // step_bytes
             start = 0
             while start < part.layout.count:
-                stop = _stop(part.layout, start, size, bound)
-                yield _batch(part, number, start, stop, dtype, targets, per_step)
+                stop = batch_stop(part.layout, start, size, bound)
+                x = room(
+                    (stop - start, batch_steps(part.layout, start, stop), self.features), dtype
+                )
+                yield read_batch(part, number, start, stop, x, targets, per_step)
                 start = stop
 
     @property
@@ -255,42 +269,6 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Datas
             parts.append(Part(file, file.folder, layout, reason, first, options))
             first += layout.count
         return Dataset(parts, options, files.pop_all())
-
-
-def _batch(
-    part: Part,
-    file: int,
-    start: int,
-    stop: int,
-    dtype: DTypeLike,
-    targets: bool,
-    per_step: bool | None,
-) -> Batch:
-    layout = part.layout
-    lengths = None if layout.lengths is None else layout.lengths[start:stop]
-    T = max(1, layout.steps if lengths is None else int(lengths.max()))
-    x, nbytes = layout.read(start, stop, T, dtype)
-    y = None
-    if targets and layout.targets is not None:
-        y, more = layout.targets.read(start, stop, T, dtype, per_step)
-        nbytes += more
-    if lengths is None and layout.steps == 0:
-        lengths = np.zeros(stop - start, np.int64)
-    if lengths is not None and (lengths == T).all():
-        lengths = None
-    return Batch(x, lengths, y, part.first + start, file, nbytes)
-
-
-def _stop(layout: Layout, start: int, size: int, bound: int | None) -> int:
-    """End of the batch that starts at `start`: N x T padded steps at most `bound`, if given."""
-    stop = min(start + size, layout.count)
-    if bound is None:
-        return stop
-    if layout.lengths is None:
-        return min(stop, start + max(1, bound // max(1, layout.steps)))
-    longest = np.maximum.accumulate(np.maximum(layout.lengths[start:stop], 1))
-    padded = longest * np.arange(1, stop - start + 1)
-    return start + max(1, int(np.searchsorted(padded, bound, side="right")))
 
 
 def _shortest(layout: Layout) -> int:

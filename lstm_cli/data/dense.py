@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import DTypeLike
-
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, lengths_table
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, cast, check_lengths, clear_padding
+from lstm_cli.data.ragged import Lengths, check_lengths, clear_padding
 from lstm_cli.data.roles import Roles
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.targets import DenseTargets, find_targets
@@ -56,16 +53,15 @@ class Dense:
     def dtype(self) -> str:
         return str(self.stored.dtype)
 
-    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
-        """The first `steps` steps only: padding common to a batch is never read."""
-        values = self.stored.read((slice(start, stop), slice(0, steps)))
-        x = cast(values, dtype)
-        if x.shape[1] < steps:
-            x = np.zeros((len(x), steps, x.shape[2]), dtype)
-        elif self.lengths is not None:
-            # Reading made a copy, but a cast that changes nothing hands that same copy on.
-            x = clear_padding(x, self.lengths[start:stop])
-        return x, values.nbytes
+    def read(self, start: int, stop: int, out: Array) -> int:
+        """The first T steps only: padding common to a batch is never read."""
+        steps = min(out.shape[1], self.stored.shape[1])
+        selection = slice(start, stop), slice(0, steps)
+        nbytes = self.stored.read_into(selection, out[:, :steps])
+        out[:, steps:] = 0
+        if self.lengths is not None:
+            clear_padding(out, self.lengths[start:stop])
+        return nbytes
 
     def roles(self) -> dict[str, str]:
         return self.found

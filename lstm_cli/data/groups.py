@@ -57,16 +57,16 @@ class Groups:
     def width(self) -> int:
         return self.steps
 
-    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
-        x = np.zeros((stop - start, steps, self.features), dtype)
+    def read(self, start: int, stop: int, out: Array) -> int:
         nbytes = 0
-        for row, path in enumerate(self.paths[start:stop]):
+        for row, path in zip(out, self.paths[start:stop], strict=True):
             values = self.folder.again(path)
             values = values.reshape(-1, self.features)
             nbytes += values.nbytes
             with np.errstate(all="ignore"):
-                x[row, : len(values)] = values
-        return x, nbytes
+                row[: len(values)] = values
+            row[len(values) :] = 0
+        return nbytes
 
     def roles(self) -> dict[str, str]:
         base = self.folder.path.rstrip("/")

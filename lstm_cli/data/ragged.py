@@ -35,6 +35,17 @@ def pad(rows: Array, lengths: Lengths, steps: int, dtype: DTypeLike) -> Array:
     return padded
 
 
+def pad_into(rows: Array, lengths: Lengths, out: Array) -> None:
+    """Rows (sum T, D) laid out in `out` (N, T, D), padding 0."""
+    N, T, D = out.shape
+    with np.errstate(all="ignore"):
+        if len(rows) == N * T:
+            out[...] = rows.reshape(out.shape)
+            return
+        out[...] = 0
+        out[valid_steps(lengths, T)] = rows.reshape(-1, D)
+
+
 def clear_padding(padded: Array, lengths: Lengths) -> Array:
     """Set the steps past each sequence's end to 0, in place; (N, T, ...)."""
     padded[~valid_steps(lengths, padded.shape[1])] = 0

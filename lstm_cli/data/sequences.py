@@ -121,9 +121,7 @@ class StoredSequences:
         for run in self.files.runs(ordered):
             own = self.files.steps(ordered[run.rows])
             layout = self.files.layouts[run.file]
-            values, more = layout.read(run.start, run.stop, own, self.dtype)
-            x[run.rows, :own] = values
-            nbytes += more
+            nbytes += layout.read(run.start, run.stop, x[run.rows, :own])
         return x if back is None else x[back], nbytes
 
     def targets(self, numbers: Indices, steps: int) -> tuple[Array | None, int]:

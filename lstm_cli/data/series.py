@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, cast, starts_of
+from lstm_cli.data.ragged import Lengths, starts_of
 from lstm_cli.data.roles import Roles
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.targets import (
@@ -59,18 +59,24 @@ class Series:
     def dtype(self) -> str:
         return str(self.stored.dtype)
 
-    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+    def read(self, start: int, stop: int, out: Array) -> int:
         """Overlapping windows share one read; windows apart leave out what is between them."""
         n, length, stride = stop - start, self.window.length, self.window.stride
-        if stride > length and n > 1:
-            rows = self.stored.blocks(start * stride, n, stride, length)
-            return cast(rows.reshape(n, length, self.features), dtype), rows.nbytes
+        out[:, length:] = 0
         begin, end = start * stride, (stop - 1) * stride + length
-        rows = self.stored.read(slice(begin, end)).reshape(end - begin, self.features)
         if length == 0:
-            return np.zeros((n, steps, self.features), dtype), 0
-        windows = sliding_window_view(rows, length, axis=0)[::stride]  # (n, D, length)
-        return cast(windows.transpose(0, 2, 1), dtype), rows.nbytes
+            return 0
+        if n == 1 or stride == length:
+            return self.stored.read_into(slice(begin, end), out[:, :length])
+        with np.errstate(all="ignore"):
+            if stride > length:
+                rows = self.stored.blocks(begin, n, stride, length)
+                out[:, :length] = rows.reshape(n, length, self.features)
+                return rows.nbytes
+            rows = self.stored.read(slice(begin, end)).reshape(end - begin, self.features)
+            windows = sliding_window_view(rows, length, axis=0)[::stride]  # (n, D, length)
+            out[:, :length] = windows.transpose(0, 2, 1)
+        return rows.nbytes
 
     def roles(self) -> dict[str, str]:
         return self.found

@@ -137,6 +137,28 @@ class Stored:
                 self._guard.check_heap(self.where, rows=self.vlen)
             return np.asarray(self._dataset[selection])
 
+    def read_into(self, selection: Selection, out: Array) -> int:
+        """Read the values selected into an array of as many; the bytes read.
+
+        Where the file holds them as `out` does, HDF5 puts them there itself.
+        """
+        if out.dtype != self.dtype or not out.flags.c_contiguous or self.in_heap or not out.size:
+            values = self.read(selection)
+            with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
+                out[...] = values.reshape(out.shape)
+            return values.nbytes
+        with reading(self.where):
+            self._dataset.read_direct(out.reshape(self._selected(selection)), selection)
+        return out.nbytes
+
+    def _selected(self, selection: Selection) -> tuple[int, ...]:
+        """Shape of what is selected."""
+        if isinstance(selection, EllipsisType):
+            return self.shape
+        parts = (selection,) if isinstance(selection, slice) else selection
+        cut = [len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=False)]
+        return (*cut, *self.shape[len(cut) :])
+
     def blocks(self, start: int, count: int, stride: int, block: int) -> Array:
         """`count` runs of `block` rows, `stride` apart, one after the other."""
         with reading(self.where):

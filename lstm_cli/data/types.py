@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -10,6 +11,9 @@ from numpy.typing import DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
 TargetKind: TypeAlias = Literal["class", "values"]
+Room: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+"""Makes the array (C-contiguous, of this shape and dtype) that inputs are read into; its values
+may be anything. ``numpy.empty``, or a device's page-locked memory."""
 
 LAYOUTS = ("dense", "concatenated", "vlen", "groups", "series")
 MAX_BATCH_BYTES = 256 << 20
@@ -191,8 +195,14 @@ class Layout(Protocol):
     def padded(self) -> bool:
         """Results are written as (N, T, F)."""
 
-    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
-        """Inputs (n, steps, D) of sequences start to stop, padding 0, and the bytes read."""
+    def read(self, start: int, stop: int, out: Array) -> int:
+        """Read the inputs of sequences start to stop; the bytes read.
+
+        Parameters
+        ----------
+        out
+            (n, T, D) to fill, padding with 0; T at least the longest one's steps.
+        """
 
     def roles(self) -> dict[str, str]:
         """Path in the file of every dataset used, and what it was taken for."""

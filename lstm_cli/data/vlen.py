@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.lengths import check_count, lengths_table
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, check_lengths, pad, starts_of
+from lstm_cli.data.ragged import Lengths, check_lengths, pad, pad_into, starts_of
 from lstm_cli.data.roles import Roles
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.targets import (
@@ -89,10 +89,10 @@ class Vlen:
     def dtype(self) -> str:
         return str(self.stored.dtype)
 
-    def read(self, start: int, stop: int, steps: int, dtype: DTypeLike) -> tuple[Array, int]:
+    def read(self, start: int, stop: int, out: Array) -> int:
         rows = _joined(self.stored, self.stored.read(slice(start, stop)))
-        frames = rows.reshape(-1, self.features)
-        return pad(frames, self.lengths[start:stop], steps, dtype), rows.nbytes
+        pad_into(rows.reshape(-1, self.features), self.lengths[start:stop], out)
+        return rows.nbytes
 
     def roles(self) -> dict[str, str]:
         return self.found

@@ -408,3 +408,50 @@ def test_a_config_that_sets_nothing_is_no_place(write):
         with pytest.raises(DataError, match="differ in number of features") as error:
             open_data(paths, options)
         assert ("mine.yaml line 3" in error.value.problems[0].where) is named
+
+
+def dirty(shape, dtype):
+    """Room for inputs whose values are none to rely on."""
+    return np.full(shape, np.nan, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_inputs_are_read_into_the_room_that_is_given(make, layout, dtype):
+    made = []
+
+    def room(shape, dtype):
+        made.append(dirty(shape, dtype))
+        return made[-1]
+
+    with open_data([make(layout)]) as data:
+        own = list(data.batches(4, dtype))
+        given = list(data.batches(4, dtype, room=room))
+    assert [batch.x is array for batch, array in zip(given, made, strict=True)] == [True] * 3
+    for one, other in zip(own, given, strict=True):
+        np.testing.assert_array_equal(one.x, other.x)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float64", ">f4", "int16"])
+@pytest.mark.parametrize(("stride", "length"), [(5, 5), (2, 5), (7, 5), (3, 1)])
+def test_windows_are_read_into_the_room_that_is_given(write, stored, stride, length):
+    x = (100 * np.random.default_rng(2).normal(size=(41, 3))).astype(stored)
+    options = DataOptions(window=Window(length, stride, 0))
+    with open_data([write(inputs=x)], options) as data:
+        batches = list(data.batches(3, "float32", room=dirty))
+    starts = range(0, 41 - length + 1, stride)
+    expected = np.stack([x[s : s + length] for s in starts]).astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate([batch.x for batch in batches]), expected)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3), (6, 4, 1), (1, 1, 1)])
+def test_full_sequences_are_read_straight_into_the_room(write, shape, monkeypatch):
+    N, T, D = shape
+    x = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    flat = write("flat.h5", inputs=x.reshape(N * T, D), lengths=np.full(N, T))
+    with open_data([write(inputs=x)]) as dense, open_data([flat]) as concatenated:
+        for data in (dense, concatenated):
+            monkeypatch.setattr(type(data.files.layouts[0].stored), "read", None)
+            (batch,) = data.batches(N, "float32", room=dirty)
+            np.testing.assert_array_equal(batch.x, x)
+            monkeypatch.undo()
