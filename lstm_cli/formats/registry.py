@@ -9,7 +9,8 @@ from typing import Any
 
 from lstm_cli.errors import UsageError, WeightsError, nearest
 from lstm_cli.formats.atomic import reason
-from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
+from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.sniffing import sniff
 
 
@@ -25,21 +26,27 @@ class Format:
         File names that say it; the first is the usual one.
     module
         Of the codec, which has ``read(path, options)`` and ``write(path, export)``.
+    writes_options
+        Whether its ``write`` also takes a `WriteOptions`.
     """
 
     name: str
     title: str
     suffixes: tuple[str, ...]
     module: str
+    writes_options: bool = False
 
     def read(self, path: Path, options: ReadOptions) -> Imported:
         """Read a file of this format; see `read`."""
         imported: Imported = self._codec().read(path, options)
         return imported
 
-    def write(self, path: Path, export: Export) -> tuple[str, ...]:
+    def write(
+        self, path: Path, export: Export, options: WriteOptions | None = None
+    ) -> tuple[str, ...]:
         """Write a file of this format; see `write`."""
-        notes: tuple[str, ...] = self._codec().write(path, export)
+        more = (options,) if self.writes_options else ()
+        notes: tuple[str, ...] = self._codec().write(path, export, *more)
         return notes
 
     def _codec(self) -> Any:
@@ -52,7 +59,7 @@ FORMATS = {
         Format("native", "lstm-cli's own", (".safetensors",), "lstm_cli.formats.native_codec"),
         Format("pytorch", "PyTorch", (".pt", ".pth", ".bin"), "lstm_cli.formats.torch"),
         Format("keras", "Keras", (".keras", ".weights.h5", ".h5"), "lstm_cli.formats.keras"),
-        Format("onnx", "ONNX", (".onnx",), "lstm_cli.formats.onnx"),
+        Format("onnx", "ONNX", (".onnx",), "lstm_cli.formats.onnx", writes_options=True),
         Format("tmva", "TMVA", (".xml",), "lstm_cli.formats.tmva"),
     )
 }
@@ -100,6 +107,7 @@ def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
     """
     path, options = Path(path), options or ReadOptions()
     if options.format is not None:
+        check_regular(path)
         return named(options.format).read(path, options)
     return recognise(path).read(path, options)
 
@@ -112,6 +120,7 @@ def recognise(path: Path) -> Format:
     WeightsError
         Missing, unreadable, or of no known format.
     """
+    check_regular(path)
     try:
         name = sniff(path)
     except (OSError, ValueError) as error:
@@ -126,8 +135,15 @@ def recognise(path: Path) -> Format:
     return FORMATS[name]
 
 
-def write(path: str | Path, format: str, export: Export) -> tuple[str, ...]:
+def write(
+    path: str | Path, format: str, export: Export, options: WriteOptions | None = None
+) -> tuple[str, ...]:
     """Write a network in a format; what was left out because it changes no output, as notes.
+
+    Parameters
+    ----------
+    options
+        For a format that has a choice; others pass over it.
 
     Raises
     ------
@@ -136,4 +152,4 @@ def write(path: str | Path, format: str, export: Export) -> tuple[str, ...]:
     LstmCliError
         The file cannot be written. An older file stays as it was.
     """
-    return named(format).write(Path(path), export)
+    return named(format).write(Path(path), export, options)

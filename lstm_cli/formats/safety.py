@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -19,14 +20,32 @@ SMALL = 1 << 20
 MOST_MEMBERS = 100_000
 
 
+def check_regular(path: Path, what: str = "the weights file") -> None:
+    """Make sure that a file is one: a pipe may never begin, a device may never end.
+
+    Raises
+    ------
+    WeightsError
+        Missing, or no regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{what} {path} cannot be read", found=reason(error)) from None
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise WeightsError(f"{what} {path} cannot be read", expected="a file", found=found)
+
+
 def read_whole(path: Path, what: str = "the weights file", limit: int | None = None) -> bytes:
     """A file's bytes.
 
     Raises
     ------
     WeightsError
-        Missing, unreadable, or larger than `limit` bytes.
+        Missing, unreadable, no regular file, or larger than `limit` bytes.
     """
+    check_regular(path, what)
     try:
         size = path.stat().st_size
         if limit is not None and size > limit:
