@@ -127,3 +127,19 @@ class Export:
     layers: tuple[LayerSpec, ...]
     tensors: Mapping[str, Array]
     config: str
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What a written model takes and gives besides one batch of whole sequences.
+
+    Attributes
+    ----------
+    lengths
+        The model has an input ``lengths`` (N,), the valid steps of each sequence.
+    states
+        Initial states are inputs of the model, and final states outputs.
+    """
+
+    lengths: bool = False
+    states: bool = False
