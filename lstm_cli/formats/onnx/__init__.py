@@ -1,1 +1,5 @@
 """ONNX: reads and writes models with a codec of its own."""
+
+from lstm_cli.formats.onnx.writer import write
+
+__all__ = ["write"]

@@ -1,0 +1,112 @@
+"""A network as a graph: each layer adds its operators to the value that the one before gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from lstm_cli.engines.types import Array, DenseSpec, FlattenSpec, Layers, LayerSpec, RecurrentSpec
+from lstm_cli.formats.model import WriteOptions
+from lstm_cli.formats.onnx.builder import GraphBuilder, Size
+from lstm_cli.formats.onnx.functions import add_activation
+from lstm_cli.formats.onnx.masks import Masks
+from lstm_cli.formats.onnx.messages import Graph
+from lstm_cli.formats.onnx.recurrence import Recurrence, swapped
+
+Layout: TypeAlias = Literal["batch", "time", "rows"]
+"""(N, T, F), (T, N, F), or (N, F) after the steps are gone."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The value between two layers.
+
+    Attributes
+    ----------
+    value
+        Its name.
+    padded
+        Whether something else than 0 may stand in the padding; never without `lengths`.
+    """
+
+    value: str
+    layout: Layout
+    padded: bool
+
+
+class Assembly:
+    """The graph of a network.
+
+    Parameters
+    ----------
+    layers
+        Specifications, input to output.
+    tensors
+        By native name.
+    options
+        Which inputs and outputs the graph has besides ``x`` and ``y``.
+    """
+
+    def __init__(self, layers: Layers, tensors: Mapping[str, Array], options: WriteOptions) -> None:
+        self.layers, self.tensors, self.options = layers, tensors, options
+        self.steps: Size = next((s.steps for s in layers if isinstance(s, FlattenSpec)), "T")
+        self.builder = GraphBuilder()
+        x = self.builder.input("x", ("N", self.steps, layers[0].input_size))
+        self.masks = Masks(self.builder, x) if options.lengths else None
+        self.recurrence = Recurrence(self.builder, tensors, self.masks, options.states)
+
+    def graph(self, name: str) -> Graph:
+        """All layers between ``x`` and ``y``.
+
+        Raises
+        ------
+        WeightsError
+            A layer that ONNX cannot represent, or more weights than a file holds.
+        """
+        flow = Flow("x", "batch", padded=self.options.lengths)
+        for spec in self.layers:
+            with self.builder.scope(f"layers.{spec.index}"):
+                flow = self._layer(spec, flow)
+        flow = self._laid_out(self._without_padding(flow), "batch")
+        middle = () if flow.layout == "rows" else (self.steps,)
+        self.builder.output("y", flow.value, ("N", *middle, self.layers[-1].output_size))
+        for final in self.recurrence.finals:
+            self.builder.output(*final)
+        return self.builder.finish(name or "network")
+
+    def _layer(self, spec: LayerSpec, flow: Flow) -> Flow:
+        if isinstance(spec, RecurrentSpec):
+            value = self.recurrence.add(spec, self._laid_out(flow, "time").value)
+            return Flow(value, "time" if spec.return_sequences else "rows", padded=False)
+        if isinstance(spec, DenseSpec):
+            return self._dense(spec, flow)
+        if isinstance(spec, FlattenSpec):
+            flow = self._laid_out(self._without_padding(flow), "batch")
+            shape = self.builder.integers(0, spec.output_size)
+            return Flow(self.builder.add("Reshape", flow.value, shape), "rows", padded=False)
+        return flow  # dropout
+
+    def _dense(self, spec: DenseSpec, flow: Flow) -> Flow:
+        builder, prefix = self.builder, f"layers.{spec.index}."
+        W = builder.constant("W", self.tensors[prefix + "weight"].T)  # (D, units)
+        b = builder.constant("b", self.tensors[prefix + "bias"])
+        value = builder.add("Add", builder.add("MatMul", flow.value, W), b)
+        value = add_activation(builder, value, spec.activation)
+        return Flow(value, flow.layout, padded=self.options.lengths)
+
+    def _without_padding(self, flow: Flow) -> Flow:
+        """0 past every sequence's end, and for a sequence of length 0."""
+        if self.masks is None or not flow.padded:
+            return flow
+        if flow.layout == "rows":
+            mask = self.masks.filled(2)
+        else:
+            mask = self.masks.valid(time_first=flow.layout == "time")
+        value = self.builder.add("Where", mask, flow.value, self.masks.zero)
+        return replace(flow, value=value, padded=False)
+
+    def _laid_out(self, flow: Flow, layout: Layout) -> Flow:
+        if flow.layout in (layout, "rows"):
+            return flow
+        return replace(flow, value=swapped(self.builder, flow.value), layout=layout)
