@@ -1,4 +1,8 @@
-"""Batches through a model: read and sent ahead of the device, in halves where memory is short."""
+"""Batches through a model: read, sent and brought back beside what a GPU computes.
+
+While the GPU computes one batch, the next is on its way there and the one before on its way
+back. Where its memory is short, batches go through it in halves.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from lstm_cli.api.model import Model
+from lstm_cli.api.returning import Coming, Returned
 from lstm_cli.api.timing import Stopwatch
-from lstm_cli.data import Batch
+from lstm_cli.data import Batch, Room
 from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DeviceMemoryError
-from lstm_cli.network.results import Result, hosted, late
+from lstm_cli.network.results import Result
 
 MARGIN = 0.9
 """Of the memory that is free, what a batch that is said to fit may need."""
@@ -31,6 +38,8 @@ class Passes:
         Gathers what reading and copies took.
     halve
         Go on with smaller batches where the device's memory is too small.
+    logits
+        The results' logits will be asked for.
 
     Attributes
     ----------
@@ -38,10 +47,13 @@ class Passes:
         What a user should know of it.
     """
 
-    def __init__(self, model: Model, watch: Stopwatch, *, halve: bool) -> None:
+    def __init__(
+        self, model: Model, watch: Stopwatch, *, halve: bool, logits: bool = False
+    ) -> None:
         self.notes: list[str] = []
-        self._model, self._watch, self._halve = model, watch, halve
+        self._model, self._watch, self._halve, self._logits = model, watch, halve, logits
         self._most: int | None = None
+        self._coming: Coming | None = None
         hardware = getattr(model.network.engine, "hardware", None)
         self._device: Any = hardware
         self._stager: Any = None
@@ -50,12 +62,20 @@ class Passes:
 
             self._stager = Stager(hardware, array_dtype(model.network.engine))
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Any]]:
-        """Every batch; for a GPU the next one is read, and sent, while this one is computed."""
+    def ahead(self, read: Callable[[Room], Iterator[Batch]]) -> Iterator[tuple[Batch, Any]]:
+        """Every batch; for a GPU the next one is read, and sent, while this one is computed.
+
+        Parameters
+        ----------
+        read
+            Gives the batches, their inputs in the room that is handed to it.
+        """
         if self._stager is None:
+            batches = read(np.empty)
             while (batch := self._read(batches)) is not None:
                 yield batch, None
             return
+        batches = read(self._stager.room)
         with ThreadPoolExecutor(1) as reader:
             # Two are read ahead, so that one is there to be sent before the one in front computes.
             waiting = deque(reader.submit(next, batches, None) for _ in range(2))
@@ -87,14 +107,16 @@ class Passes:
         if batch is None or self._stager is None or self._most is not None:
             return None
         try:
-            return self._stager.send(batch.x)
+            return self._stager.send_room(batch.x)
         except DeviceMemoryError:
             return None
 
     def results(
         self, batch: Batch, sent: Any, initial: Sequence[Any] | None, *, keep: bool
     ) -> Iterator[tuple[Batch, Result]]:
-        """What a batch gives, in parts where it had to be divided.
+        """What is there once a batch is started: its results, or those of the one before.
+
+        A batch that had to be divided gives its results in parts. `rest` gives what is left.
 
         Raises
         ------
@@ -108,44 +130,55 @@ class Passes:
                 self._stager.arrived(sent)
                 sent = None
             part, state = _rows(batch, initial, first, stop)
-            result = self._computed(part, sent, state, keep)
-            if result is None:
+            started = self._started(part, sent, state, keep)
+            if started is None:
                 continue
-            yield part, result
+            if self._coming is not None:
+                self._coming.beside = True
+            yield from self.rest()
+            self._coming = started
+            if self._stager is None or keep:  # all gates of two batches may be too much
+                yield from self.rest()
             first = stop
 
-    def _computed(
+    def rest(self) -> Iterator[tuple[Batch, Result]]:
+        """The results that are still on their way."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            yield coming.batch, coming.result()
+
+    def _started(
         self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool
-    ) -> Result | None:
-        """A batch's result; None: it must be tried again with less."""
+    ) -> Coming | None:
+        """A batch whose pass was started; None: it must be tried again with less."""
         free = None if self._device is None else self._device.memory()[0]
         try:
             return self._run(batch, sent, initial, keep)
         except DeviceMemoryError as error:
             told = self._explained(error, batch, free)
-            may = self._halve and not self._model.stateful and len(batch.x) > 1
-            if not may:
-                raise told from None
-        # Here the failed pass holds no memory any more.
+        # From here on the failed pass holds no memory any more.
+        if self._coming is not None and self._coming.settle():
+            return None
+        if not self._halve or self._model.stateful or len(batch.x) == 1:
+            raise told
         self._most = len(batch.x) // 2
         self.notes[:] = [
             f"the device's memory was too small: computed at most {self._most} sequences at a time"
         ]
         return None
 
-    def _run(self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool) -> Result:
+    def _run(self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool) -> Coming:
         if self._stager is None:
-            return self._model.run(batch.x, batch.lengths, initial, keep=keep)
+            result = self._model.run(batch.x, batch.lengths, initial, keep=keep)
+            return Coming(batch, result)
         name = "read/host to device beside"
         if sent is None:
-            sent, name = self._stager.send(batch.x), "host to device"
+            sent, name = self._stager.send_room(batch.x), "host to device"
         result = self._model.run(self._stager.arrived(sent), batch.lengths, initial, keep=keep)
-        self._watch.add(name, sent.seconds, nbytes=batch.x.nbytes)
-        self._device.wait()
-        begun = perf_counter()
-        found = _hosted(result, self._model.network.engine.to_host)
-        self._watch.add("device to host", perf_counter() - begun, nbytes=found.outputs.nbytes)
-        return found
+        copied = name, sent
+        return Returned(
+            batch, result, copied, self._model.network.engine, self._watch, self._logits
+        )
 
     def _explained(
         self, error: DeviceMemoryError, batch: Batch, free: int | None
@@ -162,18 +195,6 @@ class Passes:
             hint = f"--batch-size {fits}; batches of a stateful network are never divided"
         purpose = f"a batch of {rows} sequences of up to {steps} steps"
         return DeviceMemoryError(needed, before, error.total, purpose=purpose, hint=hint)
-
-
-def _hosted(result: Result, to_host: Callable[[Any], Any]) -> Result:
-    """A result in NumPy's memory."""
-    logits = result.logits
-    return Result(
-        to_host(result.outputs),
-        [hosted(state, to_host) for state in result.state],
-        {index: late(kept, to_host) for index, kept in result.kept.items()},
-        result.seconds,
-        lambda: None if logits is None else to_host(logits),
-    )
 
 
 def _rows(

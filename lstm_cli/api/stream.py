@@ -14,7 +14,7 @@ import numpy as np
 from lstm_cli.api.model import Model
 from lstm_cli.api.passes import Passes
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
-from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, StateReader
+from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, Room, StateReader
 from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
@@ -153,10 +153,11 @@ class _Run:
         self.model, self.data, self.batch_size = model, data, batch_size
         self.files, self.progress = files, progress
         self.watch = Stopwatch()
-        self.passes = Passes(model, self.watch, halve=halve)
         self.notes = list(data.notes)
         self.bad_sequences, self.first_bad = 0, -1
         self.metrics, self.loss_is_named = self._metrics()
+        with_logits = self.metrics is not None
+        self.passes = Passes(model, self.watch, halve=halve, logits=with_logits)
         self.stack = ExitStack()
         self.writer: ResultWriter | None = None
         self.gates: GateWriter | None = None
@@ -182,15 +183,15 @@ class _Run:
             with self.watch.section("write") if writes else nullcontext():
                 self._open()
             file = -1
-            for batch, sent in self.passes.ahead(self._batches()):
+            for batch, sent in self.passes.ahead(self._batches):
                 if batch.file != file:
                     self.model.reset_state()
                     file = batch.file
                 initial, keep = self._initial(batch), self.gates is not None
                 for part, result in self.passes.results(batch, sent, initial, keep=keep):
                     self._one(part, result)
-                if self.progress is not None:
-                    self.progress(len(batch.x))
+            for part, result in self.passes.rest():
+                self._one(part, result)
             with self.watch.section("write") if writes else nullcontext():
                 self.stack.close()  # renames the results: they are whole
         seconds = perf_counter() - begun
@@ -222,15 +223,15 @@ class _Run:
             gates = GateWriter(str(self.files.gates), self.data, dtype=dtype, attributes=attributes)
             self.gates = self.stack.enter_context(gates)
 
-    def _batches(self) -> Iterator[Batch]:
-        batches = self.data.batches(
+    def _batches(self, room: Room) -> Iterator[Batch]:
+        return self.data.batches(
             self.batch_size,
             array_dtype(self.model.network.engine),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
+            room=room,
         )
-        yield from batches
 
     def _one(self, batch: Batch, result: Result) -> None:
         rows, steps = batch.x.shape[:2]
@@ -243,6 +244,8 @@ class _Run:
             self._measure(self.metrics, batch, result)
         self._note_not_finite(batch, result.outputs)
         self._write(batch, result)
+        if self.progress is not None:
+            self.progress(rows)
 
     def _initial(self, batch: Batch) -> list[Any] | None:
         if self.states is None or (self.model.stateful and self.model.carries_state):

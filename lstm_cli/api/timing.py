@@ -12,6 +12,9 @@ import numpy as np
 from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 from lstm_cli.network.flops import layer_flops
 
+ALONE, BESIDE = "device to host", "device to host/beside the next batch"
+"""Copies of results: such as were waited for, and such as ran while the next batch was computed."""
+
 
 @dataclass(frozen=True)
 class TimingRow:
@@ -93,9 +96,10 @@ def timing_rows(
     for spec in layers:
         own = layer_name(spec)
         names += [own, *(name for name in watch.seconds if name.startswith(own + "/"))]
-    names += ["device to host", "metrics", "write", "write gates"]
+    names += [ALONE, BESIDE, "metrics", "write", "write gates"]
     rows = [_row(watch, name, whole) for name in names if any(watch.seconds.get(name, ()))]
-    rest = whole - sum(row.seconds for row in rows if not row.part)
+    # A GPU computes while files are read: its rows and theirs may be more than the whole.
+    rest = max(0.0, whole - sum(row.seconds for row in rows if not row.part))
     rows.append(TimingRow("rest", False, 1, rest, rest / whole if whole else 0.0, rest, rest))
     rate = sequences / whole if whole else None
     return (*rows, TimingRow("all", False, 1, whole, 1.0, whole, whole, sequences=rate))

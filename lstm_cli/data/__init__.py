@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lstm_cli.data.sampling import Sampler
     from lstm_cli.data.split import hold_out, need_same_form
     from lstm_cli.data.states import StateReader
-    from lstm_cli.data.types import Batch, DataOptions, TargetInfo, Window
+    from lstm_cli.data.types import Batch, DataOptions, Room, TargetInfo, Window
 
 __all__ = [
     "Batch",
@@ -30,6 +30,7 @@ __all__ = [
     "GateWriter",
     "GroupReport",
     "ResultWriter",
+    "Room",
     "Sampler",
     "StateReader",
     "StoredReport",
@@ -54,7 +55,7 @@ _MODULES = {
     "sampling": ("Sampler",),
     "split": ("hold_out", "need_same_form"),
     "states": ("StateReader",),
-    "types": ("Batch", "DataOptions", "TargetInfo", "Window"),
+    "types": ("Batch", "DataOptions", "Room", "TargetInfo", "Window"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

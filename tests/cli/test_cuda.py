@@ -25,8 +25,8 @@ def gpu(monkeypatch):
 
     from lstm_cli.engines.cuda.engine import CudaEngine
 
-    def make(memory=1 << 30):
-        device = HostDevice(memory=memory)
+    def make(memory=1 << 30, kind=HostDevice):
+        device = kind(memory=memory)
         status = EngineStatus("cuda", "cuda", True, "host", ("float32",))
         monkeypatch.setitem(selection._STATUSES, "cuda", lambda: status)
         monkeypatch.setattr(selection, "_ordinal", lambda *_: 0)
@@ -63,7 +63,8 @@ def test_rows_and_results(lstm, gpu, files):
     assert np.allclose(outputs(files / "gpu.h5"), outputs(files / "cpu.h5"), atol=1e-6)
     rows = {row["name"]: row for row in done.json["timings"]}
     assert {"read", "device to host", "layer 0 lstm", "write", "all"} <= set(rows)
-    assert rows["device to host"]["calls"] == 3
+    assert rows["device to host"]["calls"] == 1
+    assert rows["beside the next batch"]["calls"] == 2
     copies = [rows[name]["calls"] for name in rows if name.startswith("host to device")]
     assert (sum(copies), device.sent) == (3, 3)
     whole = sum(row["seconds"] for row in done.json["timings"] if not row["part"])
@@ -84,13 +85,63 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
     passes = Passes(model, Stopwatch(), halve=False)
     xs = [np.full((2, 3, 1), k, np.float32) for k in range(4)]
     seen = []
-    for batch, sent in passes.ahead(Batch(x, None, None, 0, 0, 0) for x in xs):
+
+    def read(room):
+        for x in xs:
+            own = room(x.shape, x.dtype)
+            own[:] = x
+            yield Batch(own, None, None, 0, 0, 0)
+
+    for batch, sent in passes.ahead(read):
         seen.append((batch.x[0, 0, 0], sent is not None))
         if sent is not None:
             assert np.array_equal(sent.array.values, batch.x)
         sleep(0.1)
     assert seen[0] == (0, False)
     assert seen[2:] == [(2, True), (3, True)]
+
+
+def test_results_come_back_while_the_next_batch_computes(lstm, gpu, files):
+    from cuda_host.device import HostDevice, HostMark
+
+    class Late(HostDevice):
+        """Copies to the host only when they are waited for, as late as a GPU may."""
+
+        def receive(self, array, target):
+            marks = super().receive(array, target)
+            late, target[:] = target.copy(), 0xFF
+            self.log.append((0, "late", target.nbytes))
+            device = self
+
+            class Deferred(HostMark):
+                def wait(self):
+                    device.log.append((0, "waited", target.nbytes))
+                    for other, values in device.coming:
+                        other[:] = values
+                    device.coming.clear()
+
+                def seconds_since(self, earlier):
+                    self.wait()
+                    return self.at - earlier.at
+
+            self.coming.append((target, late))
+            return marks[0], Deferred(marks[1].at)
+
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.coming = []
+
+    device = gpu(kind=Late)
+    given = (files / "net.yaml", files / "x.h5", "--batch-size", "16")
+    done = lstm("run", *given, "--device", "cuda", "--output", files / "gpu.h5")
+    assert done.code == 0, done.err
+    reference = lstm("run", *given, "--engine", "reference", "--output", files / "cpu.h5")
+    assert reference.code == 0
+    assert np.allclose(outputs(files / "gpu.h5"), outputs(files / "cpu.h5"), atol=1e-6)
+    names = [name for _, name, _ in device.log]
+    first = names.index("waited")
+    begun = [k for k, name in enumerate(names) if name == "late"]
+    assert sum(k < first for k in begun) == 6, "the second batch is on its way by then"
 
 
 def test_memory_that_runs_out(lstm, gpu, files):

@@ -7,6 +7,7 @@ host through a shim, so that everything above this protocol is run and checked w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -60,7 +61,7 @@ class Kernel(Protocol):
     """A compiled ``extern "C" __global__`` function."""
 
     def __call__(self, launch: Launch, *arguments: Argument) -> None:
-        """Start it; it runs behind everything that was started before it.
+        """Start it; it runs behind everything that was started before it in its lane.
 
         Raises
         ------
@@ -73,7 +74,7 @@ class Kernel(Protocol):
 
 
 class Mark(Protocol):
-    """A moment in the order of what the device does."""
+    """A moment in the order of what a lane does."""
 
     def seconds_since(self, earlier: Any) -> float:
         """Between two marks; waits for this one."""
@@ -84,6 +85,9 @@ class Mark(Protocol):
 
 class Device(Protocol):
     """Memory and kernels of one device.
+
+    What is started runs in the order of a *lane*: the main one, number 0, unless another is chosen.
+    Lanes run beside one another, and know of one another only by marks that they wait for.
 
     Attributes
     ----------
@@ -107,6 +111,14 @@ class Device(Protocol):
     multiprocessors: int
     shared_bytes: int
     largest_cluster: int
+
+    def lane(self, number: int) -> AbstractContextManager[None]:
+        """What is started inside goes into another lane.
+
+        Memory belongs to the lane in which it was asked for: once nobody holds it, it may be given
+        to what that lane does next. So whoever lets another lane use it holds it until its own
+        lane waits for the other.
+        """
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         """Memory for an array in C order, not filled; dtype in NumPy's words.
@@ -150,8 +162,20 @@ class Device(Protocol):
             Marks around the copy.
         """
 
+    def receive(self, array: DeviceArray, target: Array) -> tuple[Mark, Mark]:
+        """Copy an array to pinned memory of its bytes, while the device computes.
+
+        The copy begins after all that was started before. Until its second mark is waited for,
+        `target` may not be read, and `array` not change nor be given back.
+
+        Returns
+        -------
+        begun, done
+            Marks around the copy.
+        """
+
     def after(self, mark: Any) -> None:
-        """What is started from now on waits for a mark, of a `send`."""
+        """What is started from now on in this lane waits for a mark, of a `send` or a lane."""
 
     def adopt(self, array: Any) -> DeviceArray | None:
         """An array of the caller's that is in this device's memory already; None: it is not."""
@@ -172,9 +196,10 @@ class Device(Protocol):
         Parameters
         ----------
         a, b
-            (M, K) and (K, N), or turned; of the precision's `element`.
+            (M, K) and (K, N), or turned; of the precision's `element`. `a` may be a stack
+            (S, M, K), not turned, all of which b multiplies.
         out
-            (M, N) of its `real`.
+            (M, N) of its `real`, or (S, M, N).
         precision
             A name of `PRECISIONS`.
         """
@@ -183,7 +208,7 @@ class Device(Protocol):
         """The kernels `names` of a source, from the kernel cache if they were made before."""
 
     def mark(self) -> Mark:
-        """Note the moment after all that was started."""
+        """Note the moment after all that was started in this lane."""
 
     def wait(self) -> None:
         """Until everything that was started is done."""

@@ -2,7 +2,7 @@
 
 Everything runs in order on one stream, which waits for the legacy default stream and is waited for
 by it, so that what a caller's CuPy or PyTorch does there needs no synchronisation. Copies that may
-overlap run on a second stream, ordered by events.
+overlap run on a stream for either way, ordered by events.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 from lstm_cli.engines.cuda import adoption
 from lstm_cli.engines.cuda.architectures import largest_cluster
 from lstm_cli.engines.cuda.compiler import architecture, compile_source, load_kernels
-from lstm_cli.engines.cuda.cublas import Blas, product
+from lstm_cli.engines.cuda.cublas import product
 from lstm_cli.engines.cuda.device import Array, DeviceArray
 from lstm_cli.engines.cuda.kernel import GpuKernel
+from lstm_cli.engines.cuda.lanes import GpuMark, Lanes
 from lstm_cli.engines.cuda.transfers import Pinned, copied_rows
 from lstm_cli.errors import DeviceError, DeviceMemoryError
 
@@ -30,29 +31,6 @@ STAGED_BYTES = 32 << 20
 
 MULTIPROCESSORS, SHARED_OPTIN = 16, 97  # of cudaDeviceAttr
 HOST_TO_DEVICE, DEVICE_TO_DEVICE = 1, 3  # of cudaMemcpyKind
-
-
-class GpuMark:
-    """A moment in the order of a stream."""
-
-    def __init__(self, gpu: Gpu, stream: Any) -> None:
-        self._gpu = gpu
-        with gpu.failures("the GPU's clock"):
-            gpu.make_current()
-            self.event = gpu.cupy.cuda.Event()
-            self.event.record(stream)
-
-    def seconds_since(self, earlier: Any) -> float:
-        """Between two marks; waits for this one."""
-        with self._gpu.failures("the GPU's clock"):
-            self.event.synchronize()
-            milliseconds = self._gpu.cupy.cuda.get_elapsed_time(earlier.event, self.event)
-        return float(milliseconds) / 1e3
-
-    def wait(self) -> None:
-        """Until everything before it is done."""
-        with self._gpu.failures("the GPU failed in what it computed"):
-            self.event.synchronize()
 
 
 class Gpu:
@@ -83,8 +61,9 @@ class Gpu:
             properties = runtime.getDeviceProperties(ordinal)
             self.multiprocessors = self._attribute(MULTIPROCESSORS)
             self.shared_bytes = self._attribute(SHARED_OPTIN)
-            self.main_stream: Any = cupy.cuda.Stream(non_blocking=False)
+            self._lanes = Lanes(cupy)
             self.copy_stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self.return_stream: Any = cupy.cuda.Stream(non_blocking=True)
         self.title = properties["name"].decode(errors="replace")
         self.capability = int(properties["major"]), int(properties["minor"])
         self.architecture = architecture(self.capability)
@@ -96,9 +75,21 @@ class Gpu:
         return int(self.runtime.deviceGetAttribute(number, self.ordinal))
 
     @property
+    def main_stream(self) -> Any:
+        """The main lane's stream."""
+        return self._lanes.main
+
+    @property
     def stream(self) -> int:
-        """Address of the stream that everything runs on."""
-        return int(self.main_stream.ptr)
+        """Address of the stream that work goes to."""
+        return int(self._lanes.stream.ptr)
+
+    @contextmanager
+    def lane(self, number: int) -> Iterator[None]:
+        """Let work go to another lane; see `lstm_cli.engines.cuda.device.Device`."""
+        self.make_current()
+        with self._lanes.chosen(number):
+            yield
 
     @cached_property
     def versions(self) -> Mapping[str, str]:
@@ -112,10 +103,6 @@ class Gpu:
             "cupy": str(self.cupy.__version__),
             "nvrtc": ".".join(map(str, nvrtc.getVersion())),
         }
-
-    @cached_property
-    def _blas(self) -> Blas:
-        return Blas()
 
     def make_current(self) -> None:
         """Let this thread's CUDA calls be about this GPU."""
@@ -147,7 +134,7 @@ class Gpu:
         raise DeviceMemoryError(needed, *self.memory())
 
     def _allocated(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        with self._device, self.main_stream:
+        with self._device, self._lanes.stream:
             return self.cupy.ndarray(tuple(shape), np.dtype(dtype))
 
     def zeros(self, shape: Sequence[int], dtype: str) -> DeviceArray:
@@ -217,11 +204,21 @@ class Gpu:
             self._copy(*places, array.nbytes, HOST_TO_DEVICE, self.copy_stream.ptr)
             return begun, GpuMark(self, self.copy_stream)
 
+    def receive(self, array: DeviceArray, target: Array) -> tuple[GpuMark, GpuMark]:
+        """Copy to pinned memory beside what computes; see `Device.receive`."""
+        with self.failures("a copy from the GPU failed"):
+            self.make_current()
+            self.return_stream.wait_event(self.mark().event)
+            begun = GpuMark(self, self.return_stream)
+            if array.nbytes:
+                copied_rows(self, array, target.ctypes.data, int(self.return_stream.ptr))
+            return begun, GpuMark(self, self.return_stream)
+
     def after(self, mark: Any) -> None:
-        """Let what is started from now on wait for a mark; see `Device.after`."""
+        """Let what this lane is given from now on wait for a mark; see `Device.after`."""
         with self.failures("the GPU's order"):
             self.make_current()
-            self.main_stream.wait_event(mark.event)
+            self._lanes.stream.wait_event(mark.event)
 
     def download(self, array: DeviceArray) -> Array:
         """A copy in NumPy's memory."""
@@ -232,7 +229,7 @@ class Gpu:
         held = self.pinned(made.nbytes) if staged else made.reshape(-1).view(np.uint8)
         with self.failures("a copy from the GPU failed, or what was computed before it"):
             self.make_current()
-            copied_rows(self, array, held.ctypes.data)
+            copied_rows(self, array, held.ctypes.data, self.stream)
             self.main_stream.synchronize()
         if staged:
             made.reshape(-1).view(np.uint8)[:] = held
@@ -257,18 +254,21 @@ class Gpu:
     ) -> None:
         """out = a b, or out + a b; see `lstm_cli.engines.cuda.device.Device`."""
         given = product(a, b, out, transpose_a=transpose_a, transpose_b=transpose_b)
-        if given.m == 0 or given.n == 0:
+        if given.m == 0 or given.n == 0 or given.count == 0:
             return
         if given.k == 0:
             if not add:
                 self._clear_rows(out)
             return
-        with self.failures("a product failed"), self._device, self.main_stream:
-            self._blas.multiply(given, precision, add=add)
+        with self.failures("a product failed"), self._device, self._lanes.stream:
+            self._lanes.blas.multiply(given, precision, add=add)
 
     def _clear_rows(self, out: DeviceArray) -> None:
-        for row in [out] if out.flags.c_contiguous else out:
-            self.fill_zero(row)
+        if out.flags.c_contiguous:
+            self.fill_zero(out)
+            return
+        for part in out:
+            self._clear_rows(part)
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, GpuKernel]:
         """The kernels `names` of a source."""
@@ -278,14 +278,15 @@ class Gpu:
 
     def mark(self) -> GpuMark:
         """Note the moment after all that was started."""
-        return GpuMark(self, self.main_stream)
+        return GpuMark(self, self._lanes.stream)
 
     def wait(self) -> None:
         """Until everything that was started is done."""
         with self.failures("the GPU failed in what it computed"):
             self.make_current()
-            self.main_stream.synchronize()
+            self._lanes.synchronize()
             self.copy_stream.synchronize()
+            self.return_stream.synchronize()
 
 
 @cache

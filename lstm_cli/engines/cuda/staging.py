@@ -1,8 +1,12 @@
-"""Batches on their way to the device: page-locked buffers, so that copies run beside kernels."""
+"""Batches on their way to the device, and results on their way back, beside what it computes.
+
+Copies run beside kernels only from and to page-locked memory.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +27,14 @@ class Sent:
         On the device; `Stager.arrived` before it is used.
     begun, done
         Marks around the copy.
+    source
+        What is copied, which must live until then.
     """
 
     array: DeviceArray
     begun: Mark
     done: Mark
+    source: Array
 
     @property
     def seconds(self) -> float:
@@ -36,7 +43,7 @@ class Sent:
 
 
 class Stager:
-    """Copies arrays to a device in turns through two buffers.
+    """Copies arrays to a device, of one dtype.
 
     Parameters
     ----------
@@ -52,8 +59,27 @@ class Stager:
         self._used: list[Mark | None] = [None] * BUFFERS
         self._turn = 0
 
+    def room(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Page-locked memory for an array, for `send_room`."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._device.pinned(max(nbytes, 1))[:nbytes]
+        return np.ndarray(shape, dtype, held)
+
+    def send_room(self, array: Array) -> Sent:
+        """Start the copy of an array of `room`, or of some rows of it.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The device has no room for it.
+        """
+        target = self._device.empty(array.shape, self._dtype.name)
+        return Sent(target, *self._device.send(array, target), array)
+
     def send(self, array: Any) -> Sent:
-        """Start the copy of an array of NumPy's, which may change as soon as this returns.
+        """Start the copy of any array of NumPy's, which may change as soon as this returns.
+
+        It goes through one of two buffers, in turns.
 
         Raises
         ------
@@ -70,7 +96,7 @@ class Stager:
         held.view(self._dtype).reshape(shape)[...] = array
         begun, done = self._device.send(held, target)
         self._used[turn], self._turn = done, (turn + 1) % BUFFERS
-        return Sent(target, begun, done)
+        return Sent(target, begun, done, held)
 
     def arrived(self, sent: Sent) -> DeviceArray:
         """The array, for what is started from now on."""
@@ -83,3 +109,38 @@ class Stager:
         if held is None or held.nbytes < nbytes:
             held = self._buffers[turn] = self._device.pinned(max(nbytes, 1))
         return held[:nbytes]
+
+
+class Returning:
+    """Arrays of the device on their way to the host's memory.
+
+    Parameters
+    ----------
+    device
+        Whose they are.
+    arrays
+        Held until their copies are done.
+    """
+
+    def __init__(self, device: Device, arrays: Sequence[DeviceArray]) -> None:
+        self._arrays = list(arrays)
+        self._marks: list[tuple[Mark, Mark]] = []
+        self._targets: list[Array] = []
+        for array in arrays:
+            target = device.pinned(max(array.nbytes, 1))[: array.nbytes]
+            self._marks.append(device.receive(array, target))
+            self._targets.append(target.view(array.dtype).reshape(array.shape))
+
+    def wait(self) -> list[Array]:
+        """The arrays in the host's memory, once they are all there."""
+        if self._marks:
+            self._marks[-1][1].wait()
+        self._arrays.clear()
+        return self._targets
+
+    @property
+    def seconds(self) -> float:
+        """What the copies took, by the device's clock; waits for them."""
+        if not self._marks:
+            return 0.0
+        return float(self._marks[-1][1].seconds_since(self._marks[0][0]))

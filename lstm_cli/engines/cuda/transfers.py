@@ -53,10 +53,10 @@ def rows_of(array: DeviceArray) -> tuple[int, int, int]:
     return math.prod(size for size, _ in axes), width, pitch
 
 
-def copied_rows(gpu: Gpu, array: DeviceArray, target: int) -> None:
-    """Start the copy of an array to the host's memory, where it has no gaps."""
+def copied_rows(gpu: Gpu, array: DeviceArray, target: int, stream: int) -> None:
+    """Start the copy of an array to the host's memory, where it has no gaps, on a stream."""
     count, width, pitch = rows_of(array)
-    source, stream = array.data.ptr, gpu.stream
+    source = array.data.ptr
     if count == 1:
         gpu.runtime.memcpyAsync(target, source, width, DEVICE_TO_HOST, stream)
     else:
