@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,12 @@ class Allocation:
         self.guards = raw[start : start + GUARD], raw[start + GUARD + nbytes :][:GUARD]
         self.data = raw[start + GUARD : start + GUARD + nbytes]
         self.data[:] = POISON
+        self.lane = 0
 
-    def intact(self) -> bool:
-        """Whether nothing was written beside it."""
-        return all(bool((guard == FENCE).all()) for guard in self.guards)
+
+def intact(guards: Iterable[np.ndarray]) -> bool:
+    """Whether nothing was written beside an allocation."""
+    return all(bool((guard == FENCE).all()) for guard in guards)
 
 
 class HostArray:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from cuda_host.arrays import HostArray
-from cuda_host.device import HostDevice, HostKernel
+from cuda_host.device import HostDevice
+from cuda_host.kernel import HostKernel
 from lstm_cli.engines.cuda.device import Launch
 
 WHOLE = SimpleNamespace(intact=lambda: True)

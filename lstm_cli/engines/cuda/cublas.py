@@ -33,7 +33,8 @@ class Product:
     """Arguments of cublasGemmEx for a product of row-major matrices.
 
     A row-major matrix is a column-major one, turned. So instead of C = A B it is C' = B' A' that
-    is computed: the operands change places, and m is the columns of C.
+    is computed: the operands change places, and m is the columns of C. Of a stack of `count`
+    matrices A, ``step_*`` says how far apart two are, in numbers; B is the same for all.
     """
 
     turn_first: int
@@ -47,6 +48,9 @@ class Product:
     ld_second: int
     out: int
     ld_out: int
+    count: int = 1
+    step_second: int = 0
+    step_out: int = 0
 
 
 def product(
@@ -59,9 +63,10 @@ def product(
     ValueError
         Shapes that do not fit, or rows with gaps: a mistake in the caller.
     """
-    M, K = a.shape[::-1] if transpose_a else a.shape
+    stack = tuple(a.shape[:-2])
+    M, K = a.shape[-2:][::-1] if transpose_a else a.shape[-2:]
     inner, N = b.shape[::-1] if transpose_b else b.shape
-    if inner != K or tuple(out.shape) != (M, N):
+    if inner != K or tuple(out.shape) != (*stack, M, N) or (stack and transpose_a):
         raise ValueError(f"no product of {a.shape} and {b.shape} is {out.shape}")
     return Product(
         TURNED if transpose_b else NOT_TURNED,
@@ -75,18 +80,24 @@ def product(
         _leading(a),
         out.data.ptr,
         _leading(out),
+        *((stack[0], _step(a), _step(out)) if stack else ()),
     )
+
+
+def _step(array: DeviceArray) -> int:
+    """Elements from a matrix of a stack to the next."""
+    return int(array.strides[0]) // int(array.dtype.itemsize)
 
 
 def _leading(array: DeviceArray) -> int:
     """Elements from a row to the next, at least those of a row."""
-    rows, columns = array.shape
+    rows, columns = array.shape[-2:]
     size = array.dtype.itemsize
-    if columns > 1 and array.strides[1] != size:
+    if columns > 1 and array.strides[-1] != size:
         raise ValueError(f"rows with gaps: strides {array.strides}")
     if rows <= 1:
         return max(1, int(columns))
-    stride, rest = divmod(array.strides[0], size)
+    stride, rest = divmod(array.strides[-2], size)
     if rest or stride < max(1, columns):
         raise ValueError(f"rows that overlap: strides {array.strides}")
     return int(stride)
@@ -95,6 +106,7 @@ def _leading(array: DeviceArray) -> int:
 class Blas:
     """cuBLAS on one device, with a handle of its own, so that nobody else's settings apply.
 
+    A stream has a handle of its own: with one for several, cuBLAS does not promise the same bits.
     The device must be the current one whenever this is used, and the stream too.
     """
 
@@ -112,28 +124,16 @@ class Blas:
         factors = self._factors[real]
         zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
         kind = OPERANDS[precision]
-        arguments = (
-            self._handle,
-            given.turn_first,
-            given.turn_second,
-            given.m,
-            given.n,
-            given.k,
-            one,
-            given.first,
-            kind,
-            given.ld_first,
-            given.second,
-            kind,
-            given.ld_second,
-            one if add else zero,
-            given.out,
-            R_64F if real == "float64" else R_32F,
-            given.ld_out,
-            COMPUTE[precision],
-            GEMM_DEFAULT,
-        )
+        first = (given.first, kind, given.ld_first)
+        second = (given.second, kind, given.ld_second)
+        result = (given.out, R_64F if real == "float64" else R_32F, given.ld_out)
+        sizes = (given.turn_first, given.turn_second, given.m, given.n, given.k, one)
+        factor, how = one if add else zero, (COMPUTE[precision], GEMM_DEFAULT)
         try:
-            self._library.gemmEx(*arguments)
+            if given.count == 1:
+                self._library.gemmEx(self._handle, *sizes, *first, *second, factor, *result, *how)
+                return
+            stacked = (*first, 0, *second, given.step_second, factor, *result, given.step_out)
+            self._library.gemmStridedBatchedEx(self._handle, *sizes, *stacked, given.count, *how)
         except self._library.CUBLASError as error:
             raise DeviceError("a product failed", found=str(error)) from error

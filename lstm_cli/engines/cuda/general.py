@@ -25,6 +25,9 @@ from lstm_cli.engines.cuda.weights import packed
 SHARE = 32
 """Numbers of a sum that are worth a warp of its own."""
 
+BLOCKS = 1 << 16
+"""Of a launch, at most."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -64,12 +67,25 @@ class _Plan:
 
 
 class GeneralWay:
-    """Runs recurrences of any size; see `lstm_cli.engines.cuda.recurrence.Way`."""
+    """Runs recurrences of any size; see `lstm_cli.engines.cuda.recurrence.Way`.
 
-    def __init__(self, device: Device, precision: Precision, tuning: Tuning | None = None) -> None:
+    Parameters
+    ----------
+    most
+        Blocks of a launch, where it has more than one; None: all that can run together.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        precision: Precision,
+        tuning: Tuning | None = None,
+        most: int | None = None,
+    ) -> None:
         self.device, self.precision = device, precision
-        self.tuning = tuning or Tuning()
+        self.tuning, self.most = tuning or Tuning(), most
         self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._kernels: dict[str, Kernel] = {}
         self._scratch = device.empty((0,), "uint8")
         self._meeting = device.zeros((MEETING_WORDS,), "uint32")
         self._met = [0, 0]  # how far each direction's counter has come
@@ -97,6 +113,12 @@ class GeneralWay:
             own = self._numbered([self._backward_values(one) for one in group])
             names = backward.parameters(len(first.schedule.backward))
             self._start(plan, first.batch, names.values(shared, own))
+
+    def beside(self, multiprocessors: int) -> GeneralWay:
+        """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""
+        made = GeneralWay(self.device, self.precision, self.tuning, multiprocessors)
+        made._kernels = self._kernels
+        return made
 
     def _forward_values(self, run: ForwardRun) -> dict[str, Argument]:
         """A direction's own arguments."""
@@ -171,7 +193,7 @@ class GeneralWay:
         rows = self._rows(N, self.precision)
         P8, H8 = padded(cell.output_size), padded(cell.hidden_size)
         source = forward.source(cell, schedule, self.precision, rows)
-        kernel = self.device.compile(source, [forward.NAME])[forward.NAME]
+        kernel = self._kernel(source, forward.NAME)
         gates = max(max(1, len(phase.stage.gates)) for phase in schedule.phases)
         launch = self._launch(kernel, run, directions, rows, gates, max(P8, H8))
         scratch = forward.scratch_bytes(schedule, self.precision, N, P8, H8)
@@ -183,11 +205,17 @@ class GeneralWay:
         rows = self._rows(N, precision)
         P8, H8 = padded(cell.output_size), padded(cell.hidden_size)
         source = backward.source(cell, schedule, precision, rows)
-        kernel = self.device.compile(source, [backward.NAME])[backward.NAME]
+        kernel = self._kernel(source, backward.NAME)
         longest = max(len(stage.gates) * H8 or P8 for stage in backward.undone(schedule))
         launch = self._launch(kernel, run, directions, rows, 1, longest)
         scratch = backward.scratch_bytes(cell, precision, N, P8, H8)
         return _Plan(kernel, launch, scratch, len(schedule.backward))
+
+    def _kernel(self, source: str, name: str) -> Kernel:
+        """Compiled once for all lanes."""
+        if source not in self._kernels:
+            self._kernels[source] = self.device.compile(source, [name])[name]
+        return self._kernels[source]
 
     def _rows(self, N: int, precision: Precision) -> int:
         """Of a tile; few kinds, for each is a kernel of its own."""
@@ -203,6 +231,6 @@ class GeneralWay:
         shared = memory_bytes(self.precision, rows, gates, warps)
         tiles = -(-run.batch.N // rows) * -(-max(cell.hidden_size, cell.output_size) // 32)
         one = Launch((1, directions, 1), warps * 32, shared, together=True)
-        resident = kernel.resident(one) // directions
+        resident = min(kernel.resident(one), self.most or BLOCKS) // directions
         blocks = max(1, min(tiles, resident, self.tuning.blocks or tiles))
         return Launch((blocks, directions, 1), warps * 32, shared, together=blocks > 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,13 @@ from lstm_cli.engines.cuda.batch import Batch, Sequences
 from lstm_cli.engines.cuda.clocks import Spans
 from lstm_cli.engines.cuda.device import Device, DeviceArray
 from lstm_cli.engines.cuda.gradients import input_gradient, tensor_gradients
+from lstm_cli.engines.cuda.passing import DeviceState, Passing, Tape
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
 from lstm_cli.engines.cuda.rounding import multiplied, rounded
 from lstm_cli.engines.cuda.rows import dense_rows, seen_rows
 from lstm_cli.engines.cuda.weights import direction_tensors
+from lstm_cli.engines.cuda.windows import rows_of
 from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
@@ -27,34 +28,6 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     TrainingPass,
 )
-
-DeviceState = tuple[DeviceArray, DeviceArray | None]
-"""(N, directions, P) and (N, directions, H) on the device."""
-
-
-@dataclass(frozen=True, eq=False)
-class Tape:
-    """What a layer's backward pass needs of its forward pass.
-
-    Attributes
-    ----------
-    x
-        What the layer read, after dropout.
-    runs
-        Of each direction.
-    first
-        The states that they began from.
-    y
-        (Q, F): h of every step.
-    dropped
-        (Q, D): what the input was multiplied by.
-    """
-
-    x: Sequences
-    runs: tuple[ForwardRun, ...]
-    first: DeviceState
-    y: DeviceArray
-    dropped: DeviceArray | None
 
 
 class RecurrentLayer:
@@ -98,37 +71,80 @@ class RecurrentLayer:
         """
         spans = Spans(self.device)
         spans.begin("input projection")
+        made = self.begun(x, state, keep=keep, training=training)
+        self.project(made)
+        spans.begin("recurrence")
+        self.way.forward(made.runs)
+        spans.end()
+        return self.ended(made, spans)
+
+    def begun(
+        self,
+        x: Sequences,
+        state: DeviceState | None,
+        *,
+        keep: bool = False,
+        training: TrainingPass | None = None,
+    ) -> Passing:
+        """All arrays of a pass, of which nothing is computed yet but what its input is rounded to.
+
+        `x` may be the output of a pass that has only begun, unless the layer has dropout.
+        """
         dropped = None
         if training is not None and self.spec.dropout:
             dropped = self._input_mask(x, training)
             x = Sequences(x.batch, multiplied(self.device, self.precision, x.real, dropped))
-        z = [self._project(x, tensors) for tensors in self.tensors]
+        self._operand(x)
         first = self._first(x.batch.N, state)
         final = self._copied(first)
         y, y_element = self._outputs(x.batch, keep=keep or training is not None)
-        purposes = [self._purpose(d, keep=keep, training=training) for d in range(len(z))]
-        buffers = [self._buffers(d, plan, x.batch) for d, plan in enumerate(purposes)]
         runs = []
-        for d, plan in enumerate(purposes):
+        for d, tensors in enumerate(self.tensors):
+            purpose = self._purpose(d, keep=keep, training=training)
             mask = self._mask(d, x.batch.N, training)
             h, c = (None if part is None else part[:, d] for part in final)
+            z = self.device.empty(
+                (x.batch.Q, tensors.element["weight_ih"].shape[0]), self.precision.real
+            )
             column = d * self.spec.cells[0].output_size
             runs.append(
                 ForwardRun(
-                    self.tensors[d], plan, x.batch, d == 1, z[d], h, c,
-                    y=y, column=column, y_element=y_element, mask=mask, **buffers[d],
+                    tensors, purpose, x.batch, d == 1, z, h, c,
+                    y=y, column=column, y_element=y_element, mask=mask,
+                    **self._buffers(d, purpose, x.batch),
                 )
             )  # fmt: skip
-        spans.begin("recurrence")
-        self.way.forward(runs)
-        spans.end()
-        result = LayerResult(self._output(x.batch, y, y_element, final[0]), final, seconds=spans)
-        if training is not None:
-            result.tape = Tape(x, tuple(runs), first, y, dropped)
-        elif keep:
-            records = [each["record"] for each in buffers]
+        return Passing(x, tuple(runs), first, final, y, y_element, dropped, keep, training)
+
+    def project(self, made: Passing) -> None:
+        """W_ih x of all steps."""
+        for run in made.runs:
+            if made.x.batch.Q:
+                weight, how = run.tensors.element["weight_ih"], self.precision.name
+                self.device.multiply(self._operand(made.x), weight, run.z, how, transpose_b=True)
+
+    def project_window(self, made: Passing, first: int, steps: int) -> None:
+        """The same of a window of steps, of a batch without lengths."""
+        batch, x = made.x.batch, self._operand(made.x)
+        for run in made.runs:
+            rows, z = (rows_of(values, batch, first, steps) for values in (x, run.z))
+            weight, how = run.tensors.element["weight_ih"], self.precision.name
+            self.device.multiply(rows, weight, z, how, transpose_b=True)
+
+    def output(self, made: Passing) -> Sequences:
+        """What a pass over sequences gives, once it is computed."""
+        return Sequences(made.x.batch, made.y, element=made.y_element)
+
+    def ended(self, made: Passing, seconds: Mapping[str, float]) -> LayerResult:
+        """What a pass gave whose runs were started."""
+        batch, y, final = made.x.batch, made.y, made.final
+        result = LayerResult(self._output(made), final, seconds=seconds)
+        if made.training is not None:
+            result.tape = Tape(made.x, made.runs, made.first, y, made.dropped)
+        elif made.keep:
             result.kept = {
-                DIRECTIONS[d]: self._kept(d, x.batch, y, record) for d, record in enumerate(records)
+                DIRECTIONS[d]: self._kept(d, batch, y, run.record)
+                for d, run in enumerate(made.runs)
             }
         return result
 
@@ -177,14 +193,6 @@ class RecurrentLayer:
             device.zeros((N, peepholes, H), real) if peepholes else None,
         )
 
-    def _project(self, x: Sequences, tensors: DirectionTensors) -> DeviceArray:
-        """W_ih x of all steps: (Q, G*H)."""
-        weight = tensors.element["weight_ih"]
-        z = self.device.empty((x.batch.Q, weight.shape[0]), self.precision.real)
-        if x.batch.Q:
-            self.device.multiply(self._operand(x), weight, z, self.precision.name, transpose_b=True)
-        return z
-
     def _operand(self, x: Sequences) -> DeviceArray:
         """The values as products take them; they stay with their sequences."""
         if not self.precision.narrow:
@@ -225,13 +233,12 @@ class RecurrentLayer:
         narrow = sequences and self.precision.narrow
         return y, self.device.empty(shape, self.precision.element) if narrow else None
 
-    def _output(
-        self, batch: Batch, y: DeviceArray | None, y_element: DeviceArray | None, h: DeviceArray
-    ) -> Any:
+    def _output(self, made: Passing) -> Sequences:
         """What the layer gives: every step, or each sequence's last one."""
         if self.spec.return_sequences:
-            return Sequences(batch, y, element=y_element)
-        last = h.reshape(batch.N, self.spec.output_size)
+            return self.output(made)
+        batch = made.x.batch
+        last = made.final[0].reshape(batch.N, self.spec.output_size)
         return Sequences(batch, seen_rows(self.device, self.precision, last, batch), per_step=False)
 
     def _purpose(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lstm_cli.cells import Cell
@@ -89,6 +89,14 @@ class PersistentWay:
                 self._other(made).backward(group)
             else:
                 self._backward(made, group)
+
+    def beside(self, multiprocessors: int) -> PersistentWay:
+        """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""
+        otherwise = None if self.otherwise is None else self.otherwise.beside(multiprocessors)
+        made = PersistentWay(self.device, self.precision, otherwise, self.choose)
+        made.facts = replace(self.facts, multiprocessors=multiprocessors)
+        made._kernels = self._kernels
+        return made
 
     def plan(self, cell: Cell, N: int, directions: int, *, backward: bool) -> Plan | str:
         """How a pass is run, or why it is not."""

@@ -42,9 +42,10 @@ class DirectionTensors:
 
 @dataclass(frozen=True, eq=False)
 class ForwardRun:
-    """A forward pass of one direction. G gates, P features of h.
+    """A forward pass of one direction, over all steps of a batch or a window of them.
 
-    Row q of a sequence's step t is ``starts + t``, or ``starts + steps - 1 - t`` in reverse.
+    G gates, P features of h. Row q of a sequence's step t is ``starts + t``, or
+    ``starts + steps - 1 - t`` in reverse.
 
     Attributes
     ----------
@@ -135,3 +136,7 @@ class Way(Protocol):
 
     def backward(self, runs: Sequence[BackwardRun]) -> None:
         """All directions of a layer."""
+
+    def beside(self, multiprocessors: int) -> Way:
+        """The same way for a lane of its own: with other scratch memory, and blocks that have to
+        run together for at most so many multiprocessors."""
