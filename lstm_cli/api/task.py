@@ -36,7 +36,7 @@ from lstm_cli.training.metrics import Metrics
 from lstm_cli.training.normalisation import Scaling, need_foldable, scales_targets
 from lstm_cli.training.optimisers import make_optimiser
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.surroundings import Validation
+from lstm_cli.training.surroundings import Source, Validation
 from lstm_cli.training.targets import Targets
 from lstm_cli.training.updates import Updates
 
@@ -124,10 +124,16 @@ class Task:
         return Learner(self.network, criterion, updates, seed=train.seed, truncate=train.truncate)
 
     @cached_property
-    def source(self) -> DatasetSource:
+    def source(self) -> Source:
         """Batches of the training part."""
-        dtype = array_dtype(self.network.engine)
-        return DatasetSource(self._sampler, dtype, self.per_step, self.scales)
+        engine = self.network.engine
+        source = DatasetSource(self._sampler, array_dtype(engine), self.per_step, self.scales)
+        device = getattr(engine, "hardware", None)
+        if device is None or self.train.truncate is not None:  # pieces are cut in NumPy's memory
+            return source
+        from lstm_cli.api.reading_ahead import ReadingAhead
+
+        return ReadingAhead(source, device)
 
     def validate(self, stop: Callable[[], bool]) -> Validation:
         """Measures what is held out, if anything is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def explain(
         ``epoch 3, batch 7 of 10``.
     """
     when = f"{when}, after {_counted(moment.number, 'update')}"
-    piece = moment.piece
+    piece = replace(moment.piece, x=learner.network.engine.to_host(moment.piece.x))
     data = bad_data(piece, learner.criterion.targets.per_step, numbers, places, when)
     if data is not None:
         return data

@@ -181,7 +181,7 @@ class Loop:
             batch.x,
             batch.targets,
             batch.lengths,
-            self._carry.start(None, len(batch.x)),
+            self._carry.start(None, batch.x.shape[0]),
             watch=lambda moment: self._watch(moment, batch, when),
         )
         if self._carry.active:

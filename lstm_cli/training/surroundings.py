@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.types import Array, Own
 from lstm_cli.training.progress import Checkpoint, Progress
 
 Row = dict[str, float]
@@ -20,14 +20,14 @@ class LearningBatch:
     Attributes
     ----------
     x, targets, lengths
-        Scaled, where training scales.
+        Scaled, where training scales; `x` may be in the engine's own memory.
     numbers
         (N,) the number of each row's sequence, to name it.
     file
         Number of the file; stateful layers start anew with each.
     """
 
-    x: Array
+    x: Own
     targets: Array
     lengths: Array | None
     numbers: Array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -181,6 +183,51 @@ def test_training_whose_memory_runs_out(lstm, gpu, files):
     refused = lstm("train", *given)
     assert refused.code == 5, refused.err
     assert "hint: --batch-size 8 needs about half" in refused.err
+
+
+@pytest.fixture
+def lessons(files):
+    """A config to train, with 48 sequences and targets."""
+    text = (files / "net.yaml").read_text().replace("units: 2", "units: 2, activation: tanh")
+    text += "train: {loss: mse, batch_size: 16, epochs: 2, normalize: true}\n"
+    (files / "train.yaml").write_text(text)
+    with h5py.File(files / "x.h5", "a") as file:
+        file["targets"] = np.random.default_rng(1).uniform(-1, 1, (48, 40, 2)).astype(np.float32)
+    return files
+
+
+def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lessons, monkeypatch):
+    from lstm_cli.api import reading_ahead
+
+    def run(name, *more):
+        given = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / name, *more)
+        done = lstm("train", *given)
+        assert done.code == 0, done.err
+        return (lessons / name / "metrics.jsonl").read_text(), done
+
+    device = gpu()
+    ahead, _ = run("ahead", "--device", "cuda")
+    assert device.sent == 6
+    monkeypatch.setattr(reading_ahead, "ReadingAhead", lambda source, device: source)
+    alone, _ = run("alone", "--device", "cuda")
+    losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (ahead, alone)]
+    assert losses[0] == losses[1]
+    cpu, _ = run("cpu", "--engine", "reference")
+    reference = [json.loads(line)["loss"] for line in cpu.splitlines()]
+    assert losses[0] == pytest.approx(reference, rel=1e-4)
+
+
+def test_data_that_are_not_finite_are_named_though_they_are_on_the_device(lstm, gpu, lessons):
+    gpu()
+    with h5py.File(lessons / "x.h5", "a") as file:
+        file["lengths"][17] = 40
+        file["inputs"][17, 5, 2] = np.nan
+    text = (lessons / "train.yaml").read_text().replace(", normalize: true", "")
+    (lessons / "train.yaml").write_text(text)
+    given = (lessons / "train.yaml", lessons / "x.h5", "--device", "cuda")
+    refused = lstm("train", *given, "--output", lessons / "run")
+    assert refused.code == 3
+    assert "sequence 17, step 5, feature 2" in refused.err
 
 
 def test_weights_larger_than_the_device(lstm, gpu, files):
