@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from lstm_cli import config as configs
 from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.model import Model
+from lstm_cli.api.weights_files import (
+    config_of,
+    is_weights,
+    read_weights,
+    standing_notes,
+    tensors_for,
+)
 from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Array, Engine, array_dtype
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats import native
+from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder
 from lstm_cli.network.initialisers import initialise
 from lstm_cli.network.network import Network
+
+CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
+
+Weights: TypeAlias = str | Path | Mapping[str, Any] | Imported
+"""A weights file, one that was read already, or tensors by native name."""
 
 
 def build(
@@ -35,7 +46,7 @@ def build(
     Parameters
     ----------
     config
-        A YAML file, a weights file that carries its config, or the config as a mapping.
+        A YAML file, a weights file that tells its layers, or the config as a mapping.
     device, engine
         What computes; ``auto`` takes the fastest that can be used.
     dtype
@@ -43,8 +54,8 @@ def build(
     threads
         At most so many; None: what the cgroup grants, else the physical cores.
     weights
-        A native weights file, or tensors by native name; wins over the config's own. Without
-        any, weights are drawn as `model.init` says.
+        A weights file of any format, or tensors by native name; wins over the config's own.
+        Without any, weights are drawn as `model.init` says.
     seed
         Overrides every seed in the config.
 
@@ -53,10 +64,11 @@ def build(
     ConfigError, WeightsError, DeviceError, UsageError
         Each names all that is wrong.
     """
-    resolved = read_config(config, seed=seed)
-    if weights is None and _carries_config(config):
-        weights = config
-    return assemble(resolved, create_engine(engine, device, dtype, threads), weights)
+    source = opened(config)
+    resolved = read_config(source, seed=seed)
+    own = source if isinstance(source, Imported) else None
+    made = create_engine(engine, device, dtype, threads)
+    return assemble(resolved, made, own if weights is None else weights)
 
 
 def load(
@@ -67,53 +79,72 @@ def load(
     engine: str = "auto",
     dtype: str = "float32",
     threads: int | None = None,
+    format: str | None = None,
+    prefix: str | None = None,
+    tmva_order: TmvaOrder | None = None,
 ) -> Model:
-    """A model from a weights file, with the config it carries or the one given.
+    """A model from a weights file of any format, with the config it carries or the one given.
+
+    What had to be assumed because the file does not say it stands in `Model.notes`.
+
+    Parameters
+    ----------
+    config
+        What the layers are, where the file does not say it, or not all of it.
+    format
+        ``native``, ``pytorch``, ``keras``, ``onnx`` or ``tmva``; None: told by what it holds.
+    prefix
+        Take only what stands below this prefix of a state dict's names.
+    tmva_order
+        Whether the elements of an ambiguous TMVA file hold what their ``slots`` or their
+        ``labels`` say.
 
     Raises
     ------
     WeightsError
         The file cannot be read, carries no config and none is given, or does not fit it.
     """
-    resolved = config_of_weights(path) if config is None else read_config(config)
-    return assemble(resolved, create_engine(engine, device, dtype, threads), path)
+    imported = read_weights(path, ReadOptions(format, prefix, tmva_order))
+    resolved = config_of(imported, hint=CONFIG_HINT) if config is None else read_config(config)
+    return assemble(resolved, create_engine(engine, device, dtype, threads), imported)
 
 
-def _carries_config(config: str | Path | Mapping[str, Any]) -> bool:
-    return not isinstance(config, Mapping) and native.is_native(config)
+def opened(
+    config: str | Path | Mapping[str, Any] | Imported, options: ReadOptions | None = None
+) -> str | Path | Mapping[str, Any] | Imported:
+    """What was given as a config; a weights file is read, for what follows to share."""
+    if isinstance(config, str | Path) and is_weights(config):
+        return read_weights(config, options)
+    return config
 
 
 def read_config(
-    config: str | Path | Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | Imported,
     overrides: Sequence[str] = (),
     seed: int | None = None,
 ) -> Config:
-    """The config of a YAML file, a mapping, or a weights file that carries one."""
+    """The config of a YAML file, a mapping, or a weights file that tells its layers."""
+    config = opened(config)
+    if isinstance(config, Imported):
+        return config_of(config, overrides, seed)
     if isinstance(config, Mapping):
         return configs.from_mapping(config, overrides, seed)
-    if native.is_native(config):
-        return config_of_weights(config, overrides, seed)
     return configs.load(config, overrides, seed)
 
 
-def config_of_weights(
-    path: str | Path, overrides: Sequence[str] = (), seed: int | None = None
-) -> Config:
-    """The config that a weights file carries; WeightsError if it carries none."""
-    text = native.read(path).config
-    if text is None:
-        raise WeightsError(
-            f"{path} carries no config",
-            expected="a config in the file's metadata, as lstm-cli writes it",
-            hint="name a YAML config, and the weights with --weights",
-        )
-    return configs.from_text(text, str(path), Path(path).parent, overrides, seed)
-
-
 def assemble(
-    config: Config, engine: Engine, weights: str | Path | Mapping[str, Any] | None = None
+    config: Config,
+    engine: Engine,
+    weights: Weights | None = None,
+    options: ReadOptions | None = None,
 ) -> Model:
-    """A model from a resolved config and an engine; see `build`."""
+    """A model from a resolved config and an engine; see `build`.
+
+    Parameters
+    ----------
+    options
+        How to read a weights file that is yet to be read.
+    """
     check_memory(config, engine)
     source = config.weights if weights is None else weights
     if source is None:
@@ -123,9 +154,11 @@ def assemble(
     if isinstance(source, Mapping):
         arrays = {name: np.asarray(value) for name, value in source.items()}
         return Model(_network(config, arrays, engine, None), config, "given")
-    file = native.read(source, config.where("weights") if weights is None else None)
-    network = _network(config, file.tensors, engine, str(source))
-    return Model(network, config, str(source), file.sha256)
+    if not isinstance(source, Imported):
+        source = read_weights(source, options, config.where("weights") if weights is None else None)
+    network = _network(config, tensors_for(config.specs, source), engine, str(source.path))
+    notes = standing_notes(source, config)
+    return Model(network, config, str(source.path), source.sha256, notes)
 
 
 def _network(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lstm_cli.api.shapes import layer_title
+from lstm_cli.api.weights_files import is_weights
 from lstm_cli.config import Config
 from lstm_cli.engines.types import (
     Array,
@@ -22,7 +23,6 @@ from lstm_cli.engines.types import (
     array_dtype,
 )
 from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
-from lstm_cli.formats.native import is_native
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
@@ -162,7 +162,7 @@ def data_problems(config: Config, data: Dataset) -> list[Problem]:
                     f"{data.features} is the last axis of {data.input_name}",
                 ),
                 hint=None
-                if is_native(config.source)
+                if is_weights(config.source)
                 else f"--set model.input_size={data.features}, if the data is right",
             )
         )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lstm_cli.api.fit import data_problems, weights_problems
 from lstm_cli.api.shapes import LayerShapes, network_shapes
+from lstm_cli.api.weights_files import (
+    read_weights,
+    standing_notes,
+    stored_places,
+    tensors_for,
+)
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, open_data
 from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError
-from lstm_cli.formats import native
+from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.network.weights import merge_biases
 
 
@@ -31,6 +40,8 @@ class Inspection:
         Of the whole network.
     weights_problems, data_problems
         What does not fit.
+    notes
+        What had to be assumed because the weights file does not say it.
     """
 
     name: str
@@ -43,6 +54,7 @@ class Inspection:
     bytes: int
     weights_problems: tuple[Problem, ...]
     data_problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
     def error(self) -> LstmCliError | None:
         """The misfits as an error: of the weights if they have any, else of the data."""
@@ -59,24 +71,31 @@ class Inspection:
 
 def inspect(
     config: Config,
-    weights: str | Path | None,
+    weights: str | Path | Imported | None,
     data: Sequence[str],
     options: DataOptions,
     *,
     itemsize: int = 4,
     batch: int = 64,
+    reading: ReadOptions | None = None,
 ) -> Inspection:
     """Shapes of a config, compared with a weights file and data where they are given.
+
+    Parameters
+    ----------
+    reading
+        How to read a weights file that is yet to be read.
 
     Raises
     ------
     WeightsError, DataError
         A file cannot be read at all; a misfit is no exception but part of the result.
     """
-    found, wrong_weights = None, []
+    found, wrong_weights, file = None, [], None
     if weights is not None:
-        tensors = native.read(weights).tensors
-        wrong_weights = weights_problems(config, tensors, str(weights))
+        file = weights if isinstance(weights, Imported) else read_weights(weights, reading)
+        tensors = tensors_for(config.specs, file)
+        wrong_weights = weights_problems(config, tensors, str(file.path))
         merged = merge_biases(config.specs, tensors)
         found = {name: value.shape for name, value in merged.items()}
     description, steps, wrong_data = None, config.model.steps, []
@@ -85,11 +104,12 @@ def inspect(
             wrong_data = data_problems(config, dataset)
             description = dataset.description
             batch, steps = min(batch, dataset.count), dataset.max_steps
-    layers = network_shapes(config, itemsize, batch=batch, steps=steps, found=found)
+    places = {} if file is None else stored_places(config.specs, file)
+    layers = network_shapes(config, itemsize, batch=batch, steps=steps, found=found, places=places)
     return Inspection(
         config.name,
         config.source,
-        None if weights is None else str(weights),
+        None if file is None else str(file.path),
         description,
         tuple(data),
         layers,
@@ -97,6 +117,7 @@ def inspect(
         sum(layer.bytes for layer in layers),
         tuple(wrong_weights),
         tuple(wrong_data),
+        () if file is None else standing_notes(file, config),
     )
 
 
@@ -110,12 +131,20 @@ class StoredTensor:
     bytes: int
 
 
-def stored_tensors(path: str | Path) -> tuple[StoredTensor, ...] | None:
-    """What a weights file without a config holds; None if it carries one."""
-    file = native.read(path)
-    if file.config is not None:
-        return None
+def stored_tensors(file: Imported) -> tuple[StoredTensor, ...]:
+    """The tensors of a weights file under its own names and in its own shapes."""
+    whole = {place.name: place for place in file.stored}
     return tuple(
-        StoredTensor(name, value.shape, str(value.dtype), value.nbytes)
-        for name, value in sorted(file.tensors.items())
+        StoredTensor(name, place.shape, place.dtype, _nbytes(place))
+        for name, place in sorted(whole.items())
     )
+
+
+def _nbytes(place: Stored) -> int:
+    """Bytes as stored; 0 for a dtype that NumPy does not know by this name."""
+    sizes = {"bfloat16": 2}
+    try:
+        size = sizes.get(place.dtype) or np.dtype(place.dtype).itemsize
+    except TypeError:
+        size = 0
+    return math.prod(place.shape) * size

@@ -26,6 +26,9 @@ class Model:
         The config it was built from.
     weights_name
         Where the weights came from: a file's name, or ``random, seed 0``.
+    notes
+        What had to be assumed because the weights file does not say it, and what was left out
+        of it because it changes no output.
     """
 
     def __init__(
@@ -34,10 +37,12 @@ class Model:
         config: Config,
         weights_name: str,
         file_sha256: str | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.network = network
         self.config = config
         self.weights_name = weights_name
+        self.notes = notes
         self._file_sha256 = file_sha256
         self._carry = StateCarry(network.recurrent, network.engine.to_host)
 

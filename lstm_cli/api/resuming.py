@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from lstm_cli import config as configs
 from lstm_cli.config import Config
 from lstm_cli.config.train import TrainSection
 from lstm_cli.errors import ConfigError, Problem, WeightsError
-from lstm_cli.formats import native
+from lstm_cli.formats.model import Imported
+from lstm_cli.formats.safety import read_whole
 
 if TYPE_CHECKING:
     from lstm_cli.api.run_folder import Stored
@@ -98,28 +100,39 @@ def check_same_config(stored: Stored, config: Config, text: str, folder: Path) -
     return ()
 
 
-def check_same_numbers(stored: Stored, folder: Path, *, dtype: str, weights: Path | None) -> None:
+def check_same_numbers(
+    stored: Stored, folder: Path, *, dtype: str, weights: str | Path | Imported | None
+) -> None:
     """Raise ConfigError or WeightsError if the run was begun in another dtype or from others.
 
     Parameters
     ----------
     weights
-        A file that was named to begin from; None if there is none.
+        A file that was named to begin from, or was read already; None if there is none.
     """
     if stored.facts.get("dtype") != dtype:
         was = str(stored.facts.get("dtype"))
         problem = Problem("dtype is not the run's", was, dtype, hint=f"--dtype {was}")
         raise ConfigError([problem], headline=_headline(folder, [problem]))
-    if weights is None or not weights.is_file():
+    now = _sha256(weights)
+    if now is None or now == (was := str(stored.facts.get("weights_sha256"))):
         return
-    was, now = str(stored.facts.get("weights_sha256")), native.read(weights).sha256
-    if was != now:
-        raise WeightsError(
-            f"{weights} is not what the run in {folder} began with",
-            expected=f"sha256 {was[:16]}…",
-            found=f"sha256 {now[:16]}…",
-            hint=HINT,
-        )
+    name = weights.path if isinstance(weights, Imported) else weights
+    raise WeightsError(
+        f"{name} is not what the run in {folder} began with",
+        expected=f"sha256 {was[:16]}…",
+        found=f"sha256 {now[:16]}…",
+        hint=HINT,
+    )
+
+
+def _sha256(weights: str | Path | Imported | None) -> str | None:
+    """Of a weights file; None where there is none any more."""
+    if isinstance(weights, Imported):
+        return weights.sha256
+    if weights is None or not Path(weights).is_file():
+        return None
+    return hashlib.sha256(read_whole(Path(weights))).hexdigest()
 
 
 def _headline(folder: Path, problems: list[Problem]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lstm_cli.cells import Cell
 from lstm_cli.config import Config
@@ -29,7 +30,8 @@ class Block:
     """One matrix or vector of one gate, and where it is stored.
 
     `symbol` is its letter in the equations (``W_i``), `stored` the tensor and rows that hold it,
-    `found` its shape in a weights file that was compared, `mark` what is wrong there.
+    `found` its shape in a weights file that was compared, `mark` what is wrong there, `places`
+    where a file of another format has it, under its own names.
     """
 
     symbol: str
@@ -41,6 +43,7 @@ class Block:
     stored: str
     found: tuple[int, ...] | None = None
     mark: str | None = None
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def network_shapes(
     batch: int | None = None,
     steps: int | None = None,
     found: Mapping[str, tuple[int, ...]] | None = None,
+    places: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType({}),
 ) -> tuple[LayerShapes, ...]:
     """Shapes of every layer.
 
@@ -147,13 +151,15 @@ def network_shapes(
         N and T, where they are known; else they stay letters.
     found
         Shapes of the tensors of a weights file to set beside the config's.
+    places
+        Native tensor and gate to where a file of another format has it.
     """
     wrong = {m.name: m for m in misfits(config.specs, found)} if found is not None else {}
     N: int | str = batch if batch is not None else "N"
     T: int | str = steps if steps is not None else "T"
     layers = []
     for spec in config.specs:
-        blocks = tuple(_blocks(spec, itemsize, found, wrong))
+        blocks = tuple(_blocks(spec, itemsize, found, wrong, places))
         parameters = sum(block.parameters for block in blocks)
         flows = tuple(_flows(spec, N, T, itemsize))
         directions = tuple(_directions(spec)) if isinstance(spec, RecurrentSpec) else ()
@@ -200,6 +206,7 @@ def _blocks(
     itemsize: int,
     found: Mapping[str, tuple[int, ...]] | None,
     wrong: Mapping[str, Misfit],
+    places: Mapping[tuple[str, str], tuple[str, ...]],
 ) -> Iterator[Block]:
     gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
     names = {gate.letter: gate.name for gate in gates}
@@ -221,6 +228,7 @@ def _blocks(
                 f"{stored}[{k * rows}:{(k + 1) * rows}]" if letter else stored,
                 _piece(there, len(pieces), mark),
                 mark,
+                places.get((stored, letter), places.get((stored, ""), ())),
             )
 
 

@@ -21,6 +21,7 @@ from lstm_cli.data import DataOptions, Dataset, open_data
 from lstm_cli.engines.types import Array, Engine
 from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError
 from lstm_cli.formats import native
+from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.training.loop import End, Loop, Surroundings
 from lstm_cli.training.progress import Checkpoint, Progress
 from lstm_cli.training.surroundings import Reporter, Row
@@ -85,6 +86,8 @@ class TrainingRun:
         What computes.
     weights
         What to begin from; None: drawn. The config's own are what `run` computes with.
+    reading
+        How to read the file that `weights` names.
     checkpoint_every
         Seconds between two checkpoints within an epoch.
 
@@ -102,7 +105,8 @@ class TrainingRun:
         validation: Dataset | None,
         engine: Engine,
         *,
-        weights: str | Path | None = None,
+        weights: str | Path | Imported | None = None,
+        reading: ReadOptions | None = None,
         checkpoint_every: float = 10.0,
     ) -> None:
         self.folder, self._stored = folder, folder.held
@@ -121,7 +125,8 @@ class TrainingRun:
         if self._stored is not None:
             self._check_same(self._stored, config, engine, source)
         begin = self._stored.checkpoint.part("weights") if self._stored is not None else source
-        self.model = assemble(config, engine, begin)
+        self.model = assemble(config, engine, begin, reading)
+        self.notes += self.model.notes
         self.task = Task(self.model, resolved, data, validation)
         self.facts = self._facts(engine)
         self.plan = self.task.plan(checkpoint_every)
@@ -169,13 +174,16 @@ class TrainingRun:
         return self._report(self.ended or "interrupted", progress, self._rows())
 
     def _check_same(
-        self, stored: Stored, config: Config, engine: Engine, weights: str | Path | None
+        self,
+        stored: Stored,
+        config: Config,
+        engine: Engine,
+        weights: str | Path | Imported | None,
     ) -> None:
         """Raise unless the run can go on in the same bits; note where it can but will not."""
         path = self.folder.path
         self.notes += check_same_config(stored, config, self.text, path)
-        named = None if weights is None else Path(weights)
-        check_same_numbers(stored, path, dtype=engine.dtype, weights=named)
+        check_same_numbers(stored, path, dtype=engine.dtype, weights=weights)
         for name, now in _machine(engine).items():
             was = stored.facts.get(name)
             if was != now:

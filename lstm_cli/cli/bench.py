@@ -10,10 +10,12 @@ import click
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
+    Reading,
     check_apart,
     chosen_engine,
     device_options,
     output_options,
+    reading_options,
     set_option,
 )
 from lstm_cli.errors import LstmCliError, UsageError
@@ -76,6 +78,7 @@ NUMBERS = Numbers()
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is random.")
+@reading_options
 @output_options
 @device_options
 def command(
@@ -94,6 +97,7 @@ def command(
     baseline: Path | None,
     overrides: tuple[str, ...],
     seed: int,
+    reading: Reading,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -124,7 +128,7 @@ def command(
         raise LstmCliError(f"--save cannot write to {save}", found="no such folder")
     peers = [bench.peer(name) for name in against]
     before = bench.load_baseline(baseline) if baseline is not None else None
-    sizes, layers_of, loss = _work(config_path, overrides, hidden, batch, steps, features)
+    sizes, layers_of, loss = _work(config_path, reading, overrides, hidden, batch, steps, features)
     forward = mode == "forward"
     choice = chosen_engine(console, engine, device, dtype, threads)
     made = choice.engine
@@ -191,6 +195,7 @@ def command(
 
 def _work(
     config_path: str | None,
+    reading: Reading,
     overrides: tuple[str, ...],
     hidden: tuple[int, ...] | None,
     batch: tuple[int, ...] | None,
@@ -210,7 +215,7 @@ def _work(
     from lstm_cli.api.assembly import read_config
     from lstm_cli.engines.types import RecurrentSpec
 
-    config = read_config(config_path, overrides)
+    config = read_config(reading.open(config_path), overrides)
     fixed = [name for name, given in (("--hidden", hidden), ("--features", features)) if given]
     if fixed:
         raise UsageError(

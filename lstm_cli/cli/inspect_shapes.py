@@ -26,7 +26,7 @@ EPILOG = """\b
 Examples:
   lstm-cli inspect-shapes configs/japanese-vowels.yaml
   lstm-cli inspect-shapes config.yaml data.h5 --weights old.safetensors
-  lstm-cli inspect-shapes model.safetensors"""
+  lstm-cli inspect-shapes model.keras"""
 
 
 @click.command(epilog=EPILOG)
@@ -55,23 +55,27 @@ def command(
     """
     from lstm_cli.api.inspection import inspect, stored_tensors
     from lstm_cli.cli.tables import stored_table
-    from lstm_cli.formats import native
 
     console = Console(as_json=as_json, quiet=quiet)
-    if native.is_native(config_path) and (bare := stored_tensors(config_path)) is not None:
+    source = options.reading.open(config_path)
+    if not isinstance(source, str) and source.text is None and source.config is None:
+        bare = stored_tensors(source)
         console.show(config_path, stored_table(bare))
         console.note(f"note: {config_path} carries no config, so these are its tensors as stored")
         console.document({"weights": config_path, "tensors": bare})
         return
-    config = options.config(config_path)
+    config = options.config(source)
     inspection = inspect(
         config,
-        options.weights_of(config_path) or config.weights,
+        options.weights_of(source) or config.weights,
         data_paths,
         data_options(config, allow_external),
         itemsize=ITEM_BYTES.get(options.dtype, 4),
         batch=batch_size or 64,
+        reading=options.reading.options,
     )
+    for note in inspection.notes:
+        console.note(f"note: {note}")
     console.show(*_report(inspection))
     console.document(inspection)
     error = inspection.error()
@@ -82,10 +86,11 @@ def command(
 def _report(inspection: Inspection) -> list[Any]:
     from lstm_cli.cli.tables import block_tables, flow_table, heading
 
-    compared = inspection.weights is not None
+    # Layers that were told by the file itself are not held against it once more.
+    compared = inspection.weights not in (None, inspection.config)
     nbytes = units.size(inspection.bytes)
     lines: list[Any] = [f"{inspection.name} · {inspection.parameters:,} parameters, {nbytes}"]
-    lines += [f"weights {inspection.weights}"] if compared else []
+    lines += [f"weights {inspection.weights}"] if inspection.weights is not None else []
     lines += [f"data {inspection.data}"] if inspection.data is not None else []
     for layer in inspection.layers:
         lines += ["", heading(layer)]

@@ -79,7 +79,8 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context) -> None:
     """Run LSTM networks over sequences, and see every gate.
 
-    CONFIG is a YAML file that describes the layers, or a weights file that carries its config.
+    CONFIG is a YAML file that describes the layers, or a weights file that tells them: lstm-cli's
+    own, PyTorch's, Keras's, ONNX or TMVA's.
     DATA is an HDF5 file, or a group in one: FILE.h5:/group.
     """
     if ctx.invoked_subcommand is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,34 @@ if TYPE_CHECKING:
     from lstm_cli.data import DataOptions
     from lstm_cli.engines.selection import Choice
     from lstm_cli.engines.types import Engine
+    from lstm_cli.formats.model import Imported, ReadOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a weights file cannot say about itself: the options that `reading_options` adds."""
+
+    format: str | None = None
+    prefix: str | None = None
+    tmva_order: Any = None
+
+    @property
+    def options(self) -> ReadOptions:
+        """The same for what reads weights files."""
+        from lstm_cli.formats.model import ReadOptions
+
+        return ReadOptions(self.format, self.prefix, self.tmva_order)
+
+    def open(self, path: str) -> str | Imported:
+        """CONFIG; a weights file is read, once for all that follows."""
+        from lstm_cli.api.assembly import opened
+
+        found: Any = opened(path, self.options)
+        return found  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -36,31 +61,35 @@ class ModelOptions:
     threads: int | None
     seed: int | None
     overrides: tuple[str, ...]
+    reading: Reading
 
-    def config(self, path: str) -> Config:
+    def config(self, source: str | Imported) -> Config:
         """The config of a YAML or weights file, with --set and --seed."""
         from lstm_cli.api.assembly import read_config
 
-        return read_config(path, self.overrides, self.seed)
+        return read_config(source, self.overrides, self.seed)
 
     def choose_engine(self, console: Console, threads: int | None = None) -> Choice:
         """The engine asked for, with `threads` unless --threads says otherwise."""
         threads = self.threads or threads
         return chosen_engine(console, self.engine, self.device, self.dtype, threads)
 
-    def weights_of(self, path: str) -> str | Path | None:
+    def weights_of(self, source: str | Imported) -> Path | Imported | None:
         """--weights, or the weights file that CONFIG itself is."""
-        from lstm_cli.formats import native
-
         if self.weights is not None:
             return self.weights
-        return path if native.is_native(path) else None
+        return None if isinstance(source, str) else source
 
-    def model(self, path: str, config: Config, engine: Engine) -> Model:
-        """The model, its weights fitted to the config."""
+    def model(
+        self, source: str | Imported, config: Config, engine: Engine, console: Console
+    ) -> Model:
+        """The model, its weights fitted to the config; stderr is told what was assumed."""
         from lstm_cli.api.assembly import assemble
 
-        return assemble(config, engine, self.weights_of(path))
+        model = assemble(config, engine, self.weights_of(source), self.reading.options)
+        for note in model.notes:
+            console.note(f"note: {note}")
+        return model
 
 
 def chosen_engine(
@@ -135,7 +164,9 @@ set_option = click.option(
 )
 
 config_options = _all(
-    click.option("--weights", type=FILE, help="Weights file; wins over the config's own."),
+    click.option(
+        "--weights", type=FILE, help="Weights file of any format; wins over the config's own."
+    ),
     click.option("--seed", type=click.IntRange(min=0), help="Overrides every seed in the config."),
     set_option,
 )
@@ -153,9 +184,35 @@ external_option = click.option(
 )
 
 
+def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options on how to read a weights file, handed to the command as ``reading``."""
+
+    @wraps(function)  # with the options that it has already
+    def gathered(
+        *, read_format: str | None, prefix: str | None, tmva_order: str | None, **others: Any
+    ) -> Any:
+        return function(reading=Reading(read_format, prefix, tmva_order), **others)
+
+    return _all(
+        click.option(
+            "--from",
+            "read_format",
+            metavar="native|pytorch|keras|onnx|tmva",
+            help="Format of the weights read; default: what the file holds.",
+        ),
+        click.option("--prefix", help="Read only what stands below this prefix of a state dict."),
+        click.option(
+            "--tmva-order",
+            type=click.Choice(["slots", "labels"]),
+            help="Where a TMVA file may be read in two ways: what its elements hold.",
+        ),
+    )(gathered)
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that build a model, handed to the command as one `ModelOptions`, ``options``."""
 
+    @wraps(function)
     def gathered(
         *,
         weights: Path | None,
@@ -165,13 +222,13 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         threads: int | None,
         seed: int | None,
         overrides: tuple[str, ...],
+        reading: Reading,
         **others: Any,
     ) -> Any:
-        options = ModelOptions(weights, device, engine, dtype, threads, seed, overrides)
+        options = ModelOptions(weights, device, engine, dtype, threads, seed, overrides, reading)
         return function(options=options, **others)
 
-    gathered.__doc__ = function.__doc__
-    return _all(config_options, device_options)(gathered)
+    return _all(config_options, reading_options, device_options)(gathered)
 
 
 def batch_size(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
-  lstm-cli run model.safetensors events.h5 --output results.h5
+  lstm-cli run model.onnx events.h5 --output results.h5
   lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json"""
 
 METRIC_NAMES = {"accuracy": "accuracy", "auc": "AUC", "mse": "MSE", "mae": "MAE"}
@@ -77,7 +77,8 @@ def command(
     from lstm_cli.data import open_data
 
     console = Console(as_json=as_json, quiet=quiet)
-    config = options.config(config_path)
+    source = options.reading.open(config_path)
+    config = options.config(source)
     read = {
         "CONFIG": config_path,
         "--weights": options.weights,
@@ -89,7 +90,7 @@ def command(
         check_apart(data=data.paths, output=output, gates=gates)
         check_data(config, data)
         choice = options.choose_engine(console)
-        model = options.model(config_path, config, choice.engine)
+        model = options.model(source, config, choice.engine, console)
         shapes = network_shapes(config)
         console.show(*_head(model, data, shapes))
         size = batch_size or fitting_batch(model, data)

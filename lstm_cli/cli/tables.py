@@ -126,14 +126,16 @@ def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
 
 
 def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
-    columns = ("", "role", "formula", "shape", "params", "bytes", f"under {prefix}.")
+    foreign = any(block.places for block in blocks)
+    last = "stored as" if foreign else f"under {prefix}."
+    columns = ("", "role", "formula", "shape", "params", "bytes", last)
     if compared:
-        columns = ("", "role", "formula", "config", "weights file", "misfit", f"under {prefix}.")
+        columns = ("", "role", "formula", "config", "weights file", "misfit", last)
     table = plain_table(*columns, numbers=("params", "bytes"))
     for block in blocks:
         sides = _compared(block) if compared else _sizes(block)
         style = "red" if block.mark else ""
-        place = block.stored.removeprefix(f"{prefix}.")
+        place = "\n".join(block.places) if foreign else block.stored.removeprefix(f"{prefix}.")
         table.add_row(block.symbol, block.role, block.formula, *sides, place, style=style)
     if not compared:
         count, size = sum(b.parameters for b in blocks), sum(b.bytes for b in blocks)

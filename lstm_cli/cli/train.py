@@ -88,7 +88,8 @@ def command(
     if batch_size is not None:
         chosen = (*options.overrides, f"train.batch_size={batch_size}")
         options = replace(options, overrides=chosen)
-    config = options.config(config_path)
+    source = options.reading.open(config_path)
+    config = options.config(source)
     train_section(config)
     reading = data_options(config, allow_external)
     with open_data(data_paths, reading) as data, open_validation(config, reading) as held:
@@ -101,7 +102,8 @@ def command(
                 data,
                 held,
                 choice.engine,
-                weights=options.weights_of(config_path),
+                weights=options.weights_of(source),
+                reading=options.reading.options,
                 checkpoint_every=checkpoint_every,
             )
             report = _train(console, run)

@@ -157,16 +157,25 @@ def from_text(
 
 
 def from_mapping(
-    mapping: Mapping[str, Any], overrides: Sequence[str] = (), seed: int | None = None
+    mapping: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    *,
+    name: str = "config",
 ) -> Config:
     """Read a config from a mapping, as the Python interface takes.
+
+    Parameters
+    ----------
+    name
+        What errors call the mapping: the file it was made from.
 
     Raises
     ------
     ConfigError
         With every problem at once.
     """
-    return _assemble(Parsed(plain(mapping)), "config", "config", None, overrides, seed)
+    return _assemble(Parsed(plain(mapping)), Path(name).stem, name, None, overrides, seed)
 
 
 def _assemble(

@@ -1,0 +1,169 @@
+"""Weights files of any format: read once, their config, and which layers their tensors fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lstm_cli import config as configs
+from lstm_cli.config import Config
+from lstm_cli.engines.types import Array, Layers
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.sniffing import sniff
+
+TEXTS = (".yaml", ".yml", ".json")
+"""Suffixes of configs, which are never taken for weights."""
+
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_SETTING = re.compile(r"--set ([\w.]+)=")
+
+
+def is_weights(path: str | Path) -> bool:
+    """Whether a CONFIG is a weights file: its suffix says so, or else what it holds."""
+    name = Path(path).name.lower()
+    if name.endswith(TEXTS):
+        return False
+    if registry.by_suffix(path) is not None:
+        return True
+    path = Path(path)
+    try:
+        # What is no regular file, such as a pipe, can be read only once: by what it is meant for.
+        return path.is_file() and sniff(path) is not None and not _is_text(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins like a text that is no XML: a config without a suffix."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    return min(head, default=0) >= 9 and not head.lstrip().startswith(b"<")
+
+
+def read_weights(
+    path: str | Path, options: ReadOptions | None = None, named_at: str | None = None
+) -> Imported:
+    """Read a weights file of any format.
+
+    Parameters
+    ----------
+    named_at
+        The line that names it, for errors.
+
+    Raises
+    ------
+    WeightsError
+        It cannot be read, or holds what lstm-cli cannot represent.
+    """
+    try:
+        return registry.read(path, options)
+    except WeightsError as error:
+        if named_at is None:
+            raise
+        problems = [replace(p, where=(*p.where, named_at)) for p in error.problems]
+        raise WeightsError(problems, headline=error.headline) from None
+
+
+def config_of(
+    imported: Imported,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    *,
+    hint: str = "name a YAML config, and the weights with --weights",
+) -> Config:
+    """The config that a weights file carries, or that its tensors tell.
+
+    Raises
+    ------
+    WeightsError
+        There is none.
+    ConfigError
+        It is wrong, or what overrides make of it.
+    """
+    name = str(imported.path)
+    if imported.text is not None:
+        return configs.from_text(imported.text, name, imported.path.parent, overrides, seed)
+    if imported.config is not None:
+        config = configs.from_mapping(imported.config, overrides, seed, name=name)
+        return replace(config, name=_stem(imported.path))
+    raise WeightsError(
+        f"{name} carries no config",
+        expected="a config in the file's metadata, as lstm-cli writes it"
+        if imported.format == "native"
+        else "a description of the layers, or tensors whose names and shapes tell them",
+        hint=hint,
+    )
+
+
+def _stem(path: Path) -> str:
+    """The file's name without the suffix that says its format: ``out`` of ``out.weights.h5``."""
+    for format in registry.FORMATS.values():
+        for suffix in sorted(format.suffixes, key=len, reverse=True):
+            if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+                return path.name[: -len(suffix)]
+    return path.stem
+
+
+def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
+    """A file's tensors under the numbers that the layers have in a config.
+
+    Layers without weights, such as dropout, stand in few formats: so a foreign file's layers
+    are taken in order, as long as there are as many of them as the config has with weights.
+    """
+    numbers = _numbers(layers, imported)
+    return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
+
+
+def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Native tensor and gate to where a foreign file has it: ``lstm/cell/vars/0[:, 0:100]``.
+
+    Layers are numbered as in a config; see `tensors_for`.
+    """
+    if imported.format == "native":
+        return {}
+    numbers = _numbers(layers, imported)
+    places: dict[tuple[str, str], tuple[str, ...]] = {}
+    for stored in imported.stored:
+        key = _renumbered(stored.native, numbers), stored.block
+        change = f", {stored.change}" if stored.change else ""
+        places[key] = (*places.get(key, ()), f"{stored.name}{stored.part}{change}")
+    return places
+
+
+def _numbers(layers: Layers, imported: Imported) -> dict[int, int]:
+    """A file's number of each layer with weights, and the config's."""
+    there = sorted({int(m[1]) for name in imported.tensors if (m := _LAYER.fullmatch(name))})
+    wanted = [spec.index for spec in layers if spec.parameters()]
+    if imported.format == "native" or len(there) != len(wanted):
+        wanted = there
+    return dict(zip(there, wanted, strict=True))
+
+
+def _renumbered(name: str, numbers: Mapping[int, int]) -> str:
+    found = _LAYER.fullmatch(name)
+    if found is None or int(found[1]) not in numbers:
+        return name
+    return f"layers.{numbers[int(found[1])]}.{found[2]}"
+
+
+def standing_notes(imported: Imported, config: Config) -> tuple[str, ...]:
+    """The notes of a file that nobody has answered yet.
+
+    A note that proposes a ``--set`` is answered by that option, and by a config of its own.
+    """
+    own = config.source == str(imported.path)
+    return tuple(
+        note
+        for note in imported.notes
+        if not (keys := _SETTING.findall(note))
+        or (own and not all(_is_set(config, key) for key in keys))
+    )
+
+
+def _is_set(config: Config, dotted: str) -> bool:
+    path = [int(key) if key.isdecimal() else key for key in dotted.split(".")]
+    return config.where(*path).startswith("--set ")
