@@ -62,7 +62,8 @@ class _Reader:
     def run(self, options: ReadOptions) -> None:
         """Read all layers."""
         recurrent = self._recurrent_layers()
-        found, note = orders(self.document, recurrent, options.tmva_order)
+        writer = setup.known_writer(self.document)
+        found, note = orders(self.document, recurrent, options.tmva_order, writer)
         chosen = {layer.position: order for layer, order in zip(recurrent, found, strict=True)}
         known = {layer.position: layer for layer in recurrent}
         self.made.notes += [note] if note else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lstm_cli.errors import WeightsError
+from lstm_cli.formats.model import TmvaOrder
 from lstm_cli.formats.tmva.document import Document, Element, whole_number
 
 _METHODS = ("DL::", "DNN::")
@@ -64,13 +65,23 @@ def _check_transformations(document: Document, root: Element) -> None:
 
 def title(document: Document) -> str:
     """The format, with the version that wrote the file where it says so."""
+    release = _info(document, "ROOT Release").split("[")[0].strip()
+    if release.isascii() and release.isprintable() and release:
+        return f"TMVA XML of ROOT {release[:20]}"
+    return "TMVA XML"
+
+
+def known_writer(document: Document) -> TmvaOrder | None:
+    """How the program that wrote the file orders matrices: lstm-cli does it as today's ROOT."""
+    return "slots" if _info(document, "Creator").startswith("lstm-cli ") else None
+
+
+def _info(document: Document, name: str) -> str:
     general = document.root.child("GeneralInfo")
     for info in general.children if general is not None else []:
-        if info.attributes.get("name") == "ROOT Release":
-            release = info.attributes.get("value", "").split("[")[0].strip()
-            if release and release.isascii() and release.isprintable():
-                return f"TMVA XML of ROOT {release[:20]}"
-    return "TMVA XML"
+        if info.attributes.get("name") == name:
+            return info.attributes.get("value", "")
+    return ""
 
 
 _LOSSES = {"C": "cross-entropy", "R": "sum of squares", "S": "softmax cross-entropy"}

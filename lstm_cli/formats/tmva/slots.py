@@ -170,11 +170,21 @@ def matrix(document: Document, layer: Element, position: int, name: str) -> Elem
 
 
 def orders(
-    document: Document, layers: Sequence[Parts], asked: TmvaOrder | None
+    document: Document,
+    layers: Sequence[Parts],
+    asked: TmvaOrder | None,
+    writer: TmvaOrder | None = None,
 ) -> tuple[list[TmvaOrder], str | None]:
     """The order of each recurrent layer, and a note on how it was found.
 
     A file has one writer: a layer that can be read in one way only decides for the others.
+
+    Parameters
+    ----------
+    asked
+        What the user says.
+    writer
+        What the program that wrote the file does, where that is known.
 
     Raises
     ------
@@ -185,8 +195,8 @@ def orders(
     gated = [layer for layer in layers if layer.kind.name != "rnn"]
     told = {layer.position: _told(document, layer, asked) for layer in gated}
     known = {order for order in told.values() if order is not None}
-    if asked is None and len(known) == 1:
-        (asked,) = known
+    if asked is None:
+        asked = known.pop() if len(known) == 1 else writer
     unknown = [layer for layer in gated if told[layer.position] is None]
     if unknown and asked is None:
         _ambiguous(document, unknown[0])

@@ -1,0 +1,132 @@
+"""XML that means harm, or has come to it: an error each, in bounded time and memory."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tmva_files as tmva
+
+from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.tmva import read
+
+SOUND = tmva.text(
+    [
+        tmva.recurrent("LSTMLayer", 2, 3, 4, np.random.default_rng(0), ReturnSequence=0),
+        tmva.dense(3, 2, 3, np.random.default_rng(1)),
+    ],
+    shape=(4, 2),
+)
+LAUGHS = "".join(f'<!ENTITY a{k} "{f"&a{k - 1};" * 10}">' for k in range(1, 10))
+DECLARATIONS = {
+    "laughs": f'<!DOCTYPE M [<!ENTITY a0 "ha">{LAUGHS}]>',
+    "quadratic": f'<!DOCTYPE M [<!ENTITY a9 "{"x" * 100_000}">]>',
+    "external": '<!DOCTYPE M [<!ENTITY a9 SYSTEM "file:///etc/passwd">]>',
+    "parameter": '<!DOCTYPE M [<!ENTITY % p SYSTEM "http://127.0.0.1:9/x"> %p;]>',
+    "dtd": '<!DOCTYPE M SYSTEM "file:///etc/passwd">',
+    "bare": "<!DOCTYPE M>",
+}
+
+
+def refused(path: Path, content: bytes, message: str) -> None:
+    """An error that says so, within a second and a small multiple of the file's size."""
+    path.write_bytes(content)
+    tracemalloc.start()
+    before = time.perf_counter()
+    try:
+        with pytest.raises(WeightsError, match=message):
+            read(path, ReadOptions())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - before < 5
+    assert peak < 40 * len(content) + (16 << 20)
+
+
+@pytest.mark.parametrize("kind", DECLARATIONS)
+def test_declarations_are_refused(kind: str, tmp_path: Path) -> None:
+    start = SOUND.index("<MethodSetup")
+    content = f'<?xml version="1.0"?>{DECLARATIONS[kind]}{SOUND[start:]}'
+    content = content.replace("4.2.1", "&a9;" * 1000)
+    refused(tmp_path / "w.xml", content.encode(), "document type")
+
+
+HOSTILE = {
+    "an undefined entity": (SOUND.replace("4.2.1", "&nbsp;"), "well-formed"),
+    "deep": ("<MethodSetup>" + "<a>" * 100_000, "levels"),
+    "deep among what is passed over": ("<M><Options>" + "<a>" * 100_000, "levels"),
+    "many elements": ("<MethodSetup>" + "<a/>" * 200_000, "elements"),
+    "a long tag": (f'<MethodSetup a="{"x" * (12 << 20)}"/>', "does not end"),
+    "a long comment": (f"<MethodSetup><!--{'x' * (12 << 20)}--></MethodSetup>", "does not end"),
+    "a long name": ("<" + "x" * (12 << 20), "does not end|well-formed"),
+    "a long number": (
+        f'<M><Weights><a Rows="1" Columns="2">{"9" * (4 << 20)} 1</a></Weights></M>',
+        "a word of",
+    ),
+    "more numbers": (f'<M><W Rows="1" Columns="9">{"1 " * (2 << 20)}</W></M>', "more numbers"),
+    "a huge claim": ('<M><W Rows="16777216" Columns="16777216">1</W></M>', "1 numbers"),
+    "a larger claim": ('<M><W Rows="16777217" Columns="1">1</W></M>', "16,777,216"),
+    "a claim beyond all": (f'<M><W Rows="{"9" * 5000}" Columns="1">1</W></M>', "16,777,216"),
+    "a negative claim": ('<M><W Rows="-1" Columns="-1">1</W></M>', "1 to 16,777,216"),
+    "no number": ('<M><W Rows="1" Columns="2">1 x</W></M>', "the word 'x'"),
+    "digits in groups": ('<M><W Rows="1" Columns="2">1 1_0</W></M>', "the word '1_0'"),
+    "an element among numbers": ('<M><W Rows="1" Columns="1">1<b/></W></M>', "among numbers"),
+    "a zero byte": ("<M>\0</M>", "well-formed"),
+    "an unknown encoding": ('<?xml version="1.0" encoding="hex"?><M/>', "has no layers"),
+    "no layers": ("<MethodSetup/>", "has no layers"),
+    "an empty network": ("<Weights/>", "has no layers"),
+    "two roots": ("<Weights/><Weights/>", "well-formed"),
+    "no end": (SOUND[: len(SOUND) // 2], "well-formed|declares"),
+    "nothing": ("", "well-formed"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files(kind: str, tmp_path: Path) -> None:
+    content, message = HOSTILE[kind]
+    refused(tmp_path / "w.xml", content.encode("latin-1"), message)
+
+
+def test_a_huge_output_behind_few_weights(tmp_path: Path) -> None:
+    """A softmax behind a tanh would be an identity matrix, the square of what the file holds."""
+    wide = 1 << 17
+    layer = tmva.Layer("DenseLayer", {"Width": wide, "ActivationFunction": 3})
+    layer.matrices = {"W": np.zeros((wide, 1)), "b": np.zeros((wide, 1))}
+    content = tmva.text([layer], output="M", digits=1)
+    refused(tmp_path / "w.xml", content.encode(), "OutputFunction softmax")
+
+
+def test_words_that_are_not_finite_reach_the_weights(tmp_path: Path) -> None:
+    for word in ("nan", "-nan", "inf", "-Infinity", "1e999", "1e39"):
+        path = tmp_path / "w.xml"
+        path.write_text(
+            '<Weights><DenseLayer Width="1" ActivationFunction="0"><Weights Rows="1" Columns="2">'
+            f'{word} 2</Weights><Biases Rows="1" Columns="1">0</Biases></DenseLayer></Weights>'
+        )
+        assert not np.isfinite(read(path, ReadOptions()).tensors["layers.0.weight"]).all()
+
+
+def test_missing_and_unreadable(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.xml", tmp_path, Path("/dev/zero"), Path("a\0b")):
+        with pytest.raises(WeightsError, match="cannot be read"):
+            read(path, ReadOptions())
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """Text in which anything stands anywhere."""
+    rng, path, data = np.random.default_rng(1), tmp_path / "w.xml", SOUND.encode()
+    pieces = [b"<", b">", b'"', b"&", b"<a>", b"</Weights>", b"]]>", b"<![CDATA[", b"<!--", b"0"]
+    pieces += [b"LSTMLayer", b"GRULayer", b"Rows", b"\xff", b" ", b"=", b"-1", b"1e400", b"9" * 30]
+    for _ in range(400):
+        at, length = int(rng.integers(len(data))), int(rng.choice([0, 1, 2, 40]))
+        piece = pieces[rng.integers(len(pieces))]
+        path.write_bytes(data[:at] + piece + data[at + length :])
+        try:
+            registry.read(path)
+        except LstmCliError as error:
+            str(error).encode()
