@@ -15,6 +15,7 @@ import numpy as np
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.atomic import reason, write_whole
+from lstm_cli.formats.safety import irregular
 from lstm_cli.version import __version__
 
 SUFFIX = ".safetensors"
@@ -69,15 +70,19 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
         Missing, unreadable, not safetensors, or of a dtype that is no real number.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
+    found, data = irregular(path), b""
+    if found is None:
+        try:
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:
+            found = reason(error)
+    if found is not None:
         raise WeightsError(
             f"the weights file {path} cannot be read",
-            found=reason(error),
+            found=found,
             where=() if named_at is None else named_at,
             hint="--weights names a .safetensors file",
-        ) from None
+        )
     from safetensors import SafetensorError, deserialize
 
     try:
@@ -93,7 +98,7 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
     tensors = {
         name: _array(path, name, entry, known) for name, entry in sorted(entries, key=itemgetter(0))
     }
-    metadata = _metadata(data)
+    metadata = _metadata(path, data)
     digest = hashlib.sha256(data).hexdigest()
     return WeightsFile(path, tensors, metadata.get("config"), digest, metadata)
 
@@ -119,10 +124,18 @@ def _array(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, 
     return values
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def _metadata(path: Path, data: bytes) -> dict[str, str]:
     """The texts in the header, which was checked when the tensors were read."""
     size = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):  # readers differ in which of the two they take
+            raise WeightsError(f"{path} is refused", found="a header that names something twice")
+        return found
+
+    header = json.loads(data[8 : 8 + size], object_pairs_hook=unique)
+    metadata = header.get("__metadata__") or {}
     return {name: text for name, text in metadata.items() if isinstance(text, str)}
 
 

@@ -21,20 +21,26 @@ MOST_MEMBERS = 100_000
 
 
 def check_regular(path: Path, what: str = "the weights file") -> None:
-    """Make sure that a file is one: a pipe may never begin, a device may never end.
+    """Make sure that a file is one.
 
     Raises
     ------
     WeightsError
         Missing, or no regular file.
     """
+    if (found := irregular(path)) is not None:
+        raise WeightsError(f"{what} {path} cannot be read", found=found)
+
+
+def irregular(path: Path) -> str | None:
+    """Why this is no file to be read, or None: a pipe may never begin, a device may never end."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{what} {path} cannot be read", found=reason(error)) from None
-    if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise WeightsError(f"{what} {path} cannot be read", expected="a file", found=found)
+        return reason(error)
+    if stat.S_ISREG(mode):
+        return None
+    return "is a directory" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
 
 
 def read_whole(path: Path, what: str = "the weights file", limit: int | None = None) -> bytes:
@@ -84,12 +90,12 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     Raises
     ------
     WeightsError
-        No zip archive, a member named twice or by a path that leads outside, encrypted, or a
-        declared size out of proportion to what is stored.
+        No zip archive, a member named twice or by a path that leads outside, a symbolic link,
+        encrypted, or a declared size out of proportion to what is stored.
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # struct, zipfile, memory: whatever a damaged archive leads to
         found = reason(error) if isinstance(error, OSError | ValueError) else str(error)
         raise WeightsError(f"{path} is not a zip archive that can be read", found=found) from None
     try:
@@ -111,6 +117,8 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
         pure = PurePosixPath(member.filename.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0:1]:
             raise _refused(path, f"the member {member.filename!r} leads outside it")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise _refused(path, f"the member {member.filename!r} is a symbolic link")
         if member.flag_bits & 1:
             raise _refused(path, f"the member {member.filename!r} is encrypted")
         if member.file_size > max(SMALL, LARGEST_RATIO * member.compress_size):

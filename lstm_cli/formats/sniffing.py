@@ -7,7 +7,8 @@ import re
 import zipfile
 from pathlib import Path
 
-from lstm_cli.formats.safety import LARGEST_TEXT
+LARGEST_HEADER = 16 << 20
+"""Bytes of JSON that are looked into; as objects they are many times as many."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NATIVE_NAME = re.compile(r"layers\.\d+\.(reverse\.)?[a-z_]+")
@@ -42,7 +43,7 @@ def _of_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError):
+    except Exception:  # struct, zipfile, memory: the codec says what is wrong with it
         return "keras" if path.suffix.lower() == ".keras" else "pytorch"
     if any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
         return "pytorch"
@@ -59,15 +60,17 @@ def _is_hdf5(path: Path, head: bytes) -> bool:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
+    """A header's length, and a header; a length beyond the file is one that was cut off."""
     size = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 2 <= size <= max(path.stat().st_size, 100)
+    fits = 2 <= size <= path.stat().st_size or path.suffix.lower() == ".safetensors"
+    return head[8:9] == b"{" and fits
 
 
 def _of_safetensors(path: Path) -> str:
     """Native or with PyTorch's names; what is malformed goes to the native codec's errors."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        if size > LARGEST_TEXT:
+        if size > LARGEST_HEADER:
             return "native"
         text = file.read(size)
     try:
