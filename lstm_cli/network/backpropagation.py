@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lstm_cli.engines.stacks import forward_layers
 from lstm_cli.engines.types import Array, DropoutSpec, Own, State, TrainingPass
 from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
@@ -98,19 +99,14 @@ def forward(
     """Forward pass with dropout that keeps what `backward` needs; see `Network.run`."""
     x, n = network.check(x, lengths)
     states = network.check_state(state, x.shape[0])
-    y, logits = network.engine.batch(x, n), None
-    finals: list[State] = []
-    tapes = []
-    for spec, prepared in network.prepared():
-        given = states.get(spec.index)
-        result = network.engine.forward(spec, prepared, y, n, given, training=training)
-        y = result.output
-        if not isinstance(spec, DropoutSpec):
-            logits = result.logits
-        if result.state is not None:
-            finals.append(result.state)
-        tapes.append(result.tape)
-    return Tape(network, y, logits, finals, n, x.shape[1], tuple(tapes))
+    y, layers = network.engine.batch(x, n), tuple(network.prepared())
+    made = forward_layers(network.engine, layers, y, n, states, training=training)
+    specs = zip(network.layers, made, strict=True)
+    last = [result for spec, result in specs if not isinstance(spec, DropoutSpec)][-1:]
+    logits = last[0].logits if last else None
+    finals = [result.state for result in made if result.state is not None]
+    tapes = tuple(result.tape for result in made)
+    return Tape(network, made[-1].output, logits, finals, n, x.shape[1], tapes)
 
 
 def backward(network: Network, tape: Tape, d: Own, *, d_logits: bool) -> Gradients:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.engines.stacks import forward_layers
 from lstm_cli.engines.types import (
     Array,
     DropoutSpec,
@@ -122,11 +123,9 @@ class Network:
         x, lengths = self.check(x, lengths)
         states = self.check_state(state, x.shape[0])
         steps, stay = x.shape[1], self.engine.adopt(x) is not None
-        y, made = self.engine.batch(x, lengths), []
-        for spec, prepared in self.prepared():
-            given = states.get(spec.index)
-            made.append(self.engine.forward(spec, prepared, y, lengths, given, keep=keep))
-            y = made[-1].output
+        given = self.engine.batch(x, lengths), lengths, states
+        made = forward_layers(self.engine, tuple(self.prepared()), *given, keep=keep)
+        y = made[-1].output
         if stay:
             return self._result(made, self.engine.laid_out, self.engine.laid_out(y))
         outputs = self.without_empty(self.engine.to_host(y), steps, lengths)

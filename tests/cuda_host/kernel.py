@@ -65,11 +65,12 @@ class HostKernel:
         )  # fmt: skip
         used = {k: a for k, a in enumerate(arguments) if isinstance(a, HostArray)}
         fences = {k: a.allocation.guards for k, a in used.items()}
+        pointed = held, addresses
 
         def work() -> None:
             message = ctypes.create_string_buffer(500)
             with RUNNING:
-                failed = self.start(ctypes.byref(given), addresses, message, len(message))
+                failed = self.start(ctypes.byref(given), pointed[1], message, len(message))
             if failed:
                 raise HostError(f"{self.name}: {message.value.decode()}")
             for k, guards in fences.items():

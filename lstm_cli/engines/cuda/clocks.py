@@ -47,3 +47,24 @@ class Spans(Mapping[str, float]):
         for (part, begun), end in zip(self._parts, ends, strict=True):
             found[part] = found.get(part, 0.0) + end.seconds_since(begun)
         return found
+
+
+class Stretch(Mapping[str, float]):
+    """Seconds of one part, between two marks."""
+
+    def __init__(self, part: str, begun: Mark, end: Mark) -> None:
+        self._part, self._begun, self._end = part, begun, end
+        self._found: float | None = None
+
+    def __getitem__(self, part: str) -> float:
+        if part != self._part:
+            raise KeyError(part)
+        if self._found is None:
+            self._found = self._end.seconds_since(self._begun)
+        return self._found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([self._part])
+
+    def __len__(self) -> int:
+        return 1

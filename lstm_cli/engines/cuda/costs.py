@@ -9,8 +9,11 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil
 
+from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda.candidates import candidates
-from lstm_cli.engines.cuda.plan import CLUSTER, GRID, Facts, Plan, Work
+from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID, Facts, Plan, Work
+from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.schedule import stages
 
 CYCLES = 1.7e9
 """Modelled: cycles a second."""
@@ -28,6 +31,12 @@ EQUATIONS = 150
 """Modelled: instructions for one unit of one sequence."""
 FIRST = 350
 """Modelled: cycles of the equations' longest chain, and of the meeting before it."""
+
+WINDOW = 15e-6
+"""Modelled: seconds between a window's input and its first step: an event, a product, a launch,
+and weights on their way to where they stay."""
+HOST = 60e-6
+"""Modelled: seconds of the host for one window of one layer."""
 
 
 def cycles(plan: Plan, N: int) -> float:
@@ -87,3 +96,27 @@ def best(work: Work, facts: Facts, N: int, directions: int, only: str | None = N
         key=lambda plan: (seconds(plan, facts, N, directions), plan.blocks, plan.threads),
         default=None,
     )
+
+
+def general(cell: Cell, precision: Precision, tiles: int, blocks: int) -> float:
+    """Seconds of one step of the general way: each block reads the weights of its tiles."""
+    item = 2 if precision.narrow else 8 if precision.real == "float64" else 4
+    meeting = HAND_OVER[GRID if blocks > 1 else BLOCK]
+    spent = 0.0
+    for stage in stages(cell):
+        K = cell.output_size if stage.matrix == "weight_hh" else cell.hidden_size
+        weights = K * max(1, len(stage.gates)) * 32 * item
+        spent += meeting + FIRST + ceil(tiles / max(1, blocks)) * weights / GLOBAL
+    return spent / CYCLES
+
+
+def pipelined(slowest: float, layers: int, T: int, steps: int) -> float:
+    """Seconds of layers side by side, in windows of so many steps.
+
+    Parameters
+    ----------
+    slowest
+        Seconds of a step of the slowest layer.
+    """
+    turn = max(steps * slowest + WINDOW, layers * HOST)
+    return (ceil(T / steps) + layers - 1) * turn

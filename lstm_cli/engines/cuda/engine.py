@@ -10,10 +10,14 @@ from lstm_cli.engines.cuda.batch import Sequences
 from lstm_cli.engines.cuda.dense import DenseLayer
 from lstm_cli.engines.cuda.device import Device
 from lstm_cli.engines.cuda.layers import RecurrentLayer
+from lstm_cli.engines.cuda.passing import DeviceState
+from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.cuda.reshaping import dropout, dropout_backward, flatten, flatten_backward
+from lstm_cli.engines.cuda.stacks import Stacks, parts
 from lstm_cli.engines.cuda.ways import WAYS, make_way
 from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.stacks import Prepared
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -39,6 +43,8 @@ class CudaEngine(DeviceArrays):
         What computes.
     way
         How recurrent layers run: one of `WAYS`; ``auto`` chooses by their sizes.
+    pipelining
+        When recurrent layers on top of each other run side by side; None: a model decides.
 
     Raises
     ------
@@ -49,7 +55,13 @@ class CudaEngine(DeviceArrays):
     name = "cuda"
     threads = None
 
-    def __init__(self, dtype: str, device: Device, way: str = "auto") -> None:
+    def __init__(
+        self,
+        dtype: str,
+        device: Device,
+        way: str = "auto",
+        pipelining: Pipelining | None = None,
+    ) -> None:
         if dtype not in PRECISIONS:
             raise DeviceError(
                 f"the cuda engine does not compute in {dtype}",
@@ -61,6 +73,7 @@ class CudaEngine(DeviceArrays):
         super().__init__(device, PRECISIONS[dtype])
         self.dtype, self.device = dtype, device.name
         self.way = make_way(way, device, self.precision)
+        self.stacks = Stacks(device, self.way, pipelining or Pipelining())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Any]) -> Any:
         """The layer's weights on the device: those that are there already as they are."""
@@ -88,17 +101,87 @@ class CudaEngine(DeviceArrays):
         values = x if isinstance(x, Sequences) else self.batch(x, lengths)
         if isinstance(spec, RecurrentSpec):
             layer: RecurrentLayer = prepared
-            given = None
-            if state is not None:
-                h, c = state
-                given = self.own(h), None if c is None else self.own(c)
-            return layer.forward(values, given, keep=keep, training=training)
+            return layer.forward(values, self._state(state), keep=keep, training=training)
         if isinstance(spec, DenseSpec):
             dense: DenseLayer = prepared
             return dense.forward(values, training=training is not None)
         if isinstance(spec, DropoutSpec):
             return dropout(self.hardware, spec, values, training)
         return flatten(self.hardware, spec, values)
+
+    def forward_layers(
+        self,
+        layers: Prepared,
+        x: Any,
+        lengths: Array | None,
+        states: Mapping[int, State],
+        *,
+        keep: bool = False,
+        training: TrainingPass | None = None,
+    ) -> list[LayerResult]:
+        """All layers over a batch; see `lstm_cli.engines.stacks.Stacking`."""
+        values = x if isinstance(x, Sequences) else self.batch(x, lengths)
+        weights, made = {spec.index: prepared for spec, prepared in layers}, list[LayerResult]()
+        for part in parts([spec for spec, _ in layers], training=training is not None):
+            given = [(spec, weights[spec.index]) for spec in part]
+            found = self._stacked(given, values, states, keep=keep, training=training)
+            if found is not None:
+                made += found
+            else:
+                made += self._apart(given, values, lengths, states, keep=keep, training=training)
+            values = made[-1].output
+        return made
+
+    def _apart(
+        self,
+        layers: Prepared,
+        x: Sequences,
+        lengths: Array | None,
+        states: Mapping[int, State],
+        *,
+        keep: bool,
+        training: TrainingPass | None,
+    ) -> list[LayerResult]:
+        """What each layer gave, one after the other."""
+        made: list[LayerResult] = []
+        for spec, prepared in layers:
+            given = (spec, prepared, x, lengths, states.get(spec.index))
+            made.append(self.forward(*given, keep=keep, training=training))
+            x = made[-1].output
+        return made
+
+    def _stacked(
+        self,
+        layers: Prepared,
+        x: Sequences,
+        states: Mapping[int, State],
+        *,
+        keep: bool,
+        training: TrainingPass | None,
+    ) -> list[LayerResult] | None:
+        """What each layer of a stack gave, side by side; None: one after the other."""
+        recurrent = [pair for pair in layers if isinstance(pair[0], RecurrentSpec)]
+        if len(recurrent) < 2:
+            return None
+        given = [self._state(states.get(spec.index)) for spec, _ in recurrent]
+        stack = [layer for _, layer in recurrent]
+        made = self.stacks.forward(stack, x, given, keep=keep, training=training)
+        if made is None:
+            return None
+        found: list[LayerResult] = []
+        for spec, _ in layers:
+            if isinstance(spec, DropoutSpec):  # between two it is the identity
+                found.append(dropout(self.hardware, spec, found[-1].output, training))
+            else:
+                found.append(made.pop(0))
+        return found
+
+    def _state(self, state: State | None) -> DeviceState | None:
+        """A layer's initial states on the device."""
+        if state is None:
+            return None
+        h, c = state
+        return self.own(h), None if c is None else self.own(c)
 
     def backward(
         self,

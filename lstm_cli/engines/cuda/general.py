@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lstm_cli.cells import Cell
 from lstm_cli.cells.tracing import Stage
-from lstm_cli.engines.cuda import backward, forward
+from lstm_cli.engines.cuda import backward, costs, forward
 from lstm_cli.engines.cuda.arguments import (
     alike,
     backward_rows,
@@ -17,6 +18,7 @@ from lstm_cli.engines.cuda.arguments import (
 )
 from lstm_cli.engines.cuda.batch import Batch
 from lstm_cli.engines.cuda.device import Argument, Device, DeviceArray, Kernel, Launch
+from lstm_cli.engines.cuda.plan import GRID
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.products import MEETING_WORDS, THREADS, memory_bytes, padded
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun
@@ -113,6 +115,17 @@ class GeneralWay:
             own = self._numbered([self._backward_values(one) for one in group])
             names = backward.parameters(len(first.schedule.backward))
             self._start(plan, first.batch, names.values(shared, own))
+
+    @property
+    def multiprocessors(self) -> int:
+        """For which it plans."""
+        return self.most or self.device.multiprocessors
+
+    def modelled(self, cell: Cell, N: int) -> tuple[float, str]:
+        """Of a step; see `lstm_cli.engines.cuda.recurrence.Way`."""
+        tiles = -(-N // self._rows(N, self.precision)) * _columns(cell)
+        blocks = min(tiles, self.multiprocessors)
+        return costs.general(cell, self.precision, tiles, blocks), GRID
 
     def beside(self, multiprocessors: int) -> GeneralWay:
         """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""
@@ -229,8 +242,13 @@ class GeneralWay:
         cell = run.tensors.cell
         warps = self.tuning.warps or max(1, min(THREADS // 32, K // SHARE))
         shared = memory_bytes(self.precision, rows, gates, warps)
-        tiles = -(-run.batch.N // rows) * -(-max(cell.hidden_size, cell.output_size) // 32)
+        tiles = -(-run.batch.N // rows) * _columns(cell)
         one = Launch((1, directions, 1), warps * 32, shared, together=True)
         resident = min(kernel.resident(one), self.most or BLOCKS) // directions
         blocks = max(1, min(tiles, resident, self.tuning.blocks or tiles))
         return Launch((blocks, directions, 1), warps * 32, shared, together=blocks > 1)
+
+
+def _columns(cell: Cell) -> int:
+    """Tiles of 32 units side by side."""
+    return -(-max(cell.hidden_size, cell.output_size) // 32)

@@ -15,7 +15,7 @@ from lstm_cli.engines.cuda.arguments import (
     forward_rows,
     forward_values,
 )
-from lstm_cli.engines.cuda.costs import best
+from lstm_cli.engines.cuda.costs import best, seconds
 from lstm_cli.engines.cuda.device import Argument, Device, DeviceArray, Kernel, Launch
 from lstm_cli.engines.cuda.handover import meets
 from lstm_cli.engines.cuda.plan import BLOCK, GRID, Facts, Plan, Work, work_of
@@ -90,6 +90,18 @@ class PersistentWay:
             else:
                 self._backward(made, group)
 
+    @property
+    def multiprocessors(self) -> int:
+        """For which it plans."""
+        return self.facts.multiprocessors
+
+    def modelled(self, cell: Cell, N: int) -> tuple[float, str]:
+        """Of a step; see `lstm_cli.engines.cuda.recurrence.Way`."""
+        plan = self.plan(cell, N, 1, backward=False)
+        if isinstance(plan, str):
+            return self._other(plan).modelled(cell, N)
+        return seconds(plan, self.facts, N, 1), plan.kind
+
     def beside(self, multiprocessors: int) -> PersistentWay:
         """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""
         otherwise = None if self.otherwise is None else self.otherwise.beside(multiprocessors)
@@ -128,6 +140,8 @@ class PersistentWay:
         """Compile a plan, and see whether its blocks can run as they have to."""
         kernel = self._kernel(run.tensors.cell, run.schedule, plan, backward)
         needed = plan.blocks * directions if plan.kind == GRID else plan.blocks
+        if plan.kind == GRID and needed > self.facts.multiprocessors:
+            return f"{needed} blocks that wait for one another are too many"
         launch = Launch((needed, 1, 1), plan.threads, plan.shared_bytes, plan.cluster)
         if plan.kind != BLOCK and kernel.resident(launch) < needed:
             return f"{needed} blocks of its kernel are not resident at the same time"

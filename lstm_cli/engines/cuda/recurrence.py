@@ -131,6 +131,13 @@ class BackwardRun:
 class Way(Protocol):
     """A way to run a recurrence."""
 
+    @property
+    def multiprocessors(self) -> int:
+        """For which it plans."""
+
+    def modelled(self, cell: Cell, N: int) -> tuple[float, str]:
+        """Modelled seconds of a step forwards in one direction, and how its blocks hand over."""
+
     def forward(self, runs: Sequence[ForwardRun]) -> None:
         """All directions of a layer, side by side where that can be."""
 
