@@ -1,0 +1,1 @@
+"""Two weights files gate by gate: what differs, why, and where the outputs part."""

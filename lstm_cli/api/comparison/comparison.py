@@ -1,0 +1,121 @@
+"""Two weights files side by side: every figure, what differs besides, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lstm_cli.api.comparison.blocks import Block, compared_blocks
+from lstm_cli.api.comparison.diagnosis import Diagnosis, diagnose
+from lstm_cli.api.comparison.figures import figures
+from lstm_cli.api.comparison.sides import Side
+from lstm_cli.api.comparison.sources import Pair, paired
+from lstm_cli.api.comparison.structure import (
+    OptionDifference,
+    layer_differences,
+    option_differences,
+)
+from lstm_cli.engines.types import DIRECTIONS, Array
+
+
+@dataclass(frozen=True)
+class File:
+    """One of the two files, and what had to be assumed because it does not say it."""
+
+    path: Path
+    format: str
+    title: str
+    sha256: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes
+    ----------
+    equal
+        Every number within the tolerance of its counterpart, and no layer or option that
+        changes an output differs.
+    tolerance
+        Of an element's absolute difference.
+    layers
+        Differences of layers and sizes, a sentence each.
+    options
+        Differences of options.
+    blocks
+        Every gate's matrices side by side.
+    titles
+        A's layers, by index.
+    diagnosis
+        Why numbers differ; None where they do not.
+    """
+
+    equal: bool
+    tolerance: float
+    a: File
+    b: File
+    layers: tuple[str, ...]
+    options: tuple[OptionDifference, ...]
+    blocks: tuple[Block, ...]
+    titles: dict[int, str]
+    diagnosis: Diagnosis | None
+
+
+def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
+    """Compare two files that were read."""
+    pairs = paired(a.layers, b.layers)
+    blocks = tuple(_blocks(pairs, tolerance))
+    layers = (*layer_differences(a, b, pairs), *_others(a, b, tolerance))
+    options = tuple(option_differences(a, b, pairs))
+    same = all(block.equal for block in blocks)
+    return Comparison(
+        same and not layers and not any(option.counts for option in options),
+        tolerance,
+        _file(a),
+        _file(b),
+        layers,
+        options,
+        blocks,
+        _titles(pairs),
+        None if same else diagnose(pairs, blocks, tolerance),
+    )
+
+
+def _file(side: Side) -> File:
+    return File(side.path, side.imported.format, side.title, side.sha256, side.notes)
+
+
+def _titles(pairs: Sequence[Pair]) -> dict[int, str]:
+    first = (a if a is not None else b for a, b in pairs)
+    return {layer.index: layer.title for layer in first if layer is not None}
+
+
+def _blocks(pairs: Sequence[Pair], tolerance: float) -> Iterator[Block]:
+    for a, b in pairs:
+        if a is None or b is None or a.kind != b.kind:
+            continue
+        for name in DIRECTIONS:
+            one, other = (
+                next((d for d in layer.directions if d.name == name), None) for layer in (a, b)
+            )
+            yield from compared_blocks(a, b, one, other, tolerance)
+
+
+def _others(a: Side, b: Side, tolerance: float) -> Iterator[str]:
+    """Tensors of no layer, by name."""
+    for name in sorted({*a.others, *b.others}):
+        if name not in a.others or name not in b.others:
+            yield f"{name} is in {'A' if name in a.others else 'B'} alone"
+        elif a.others[name].shape != b.others[name].shape:
+            yield f"{name} is {a.others[name].shape} in A, {b.others[name].shape} in B"
+        elif (apart := _apart(a.others[name], b.others[name])) > tolerance:
+            yield f"{name} differs by up to {apart:.3g}"
+
+
+def _apart(a: Array, b: Array) -> float:
+    return figures(np.atleast_1d(a), np.atleast_1d(b)).difference

@@ -1,0 +1,210 @@
+"""The two files of a comparison, as layers and directions of tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lstm_cli.api.shapes import layer_title
+from lstm_cli.api.weights_files import config_of, read_weights, tensors_for
+from lstm_cli.config import Config
+from lstm_cli.engines.types import DIRECTIONS, Array
+from lstm_cli.formats.gates import NATIVE
+from lstm_cli.formats.model import Imported, ReadOptions
+
+SYMBOLS = {
+    "weight": "W",
+    "weight_ih": "W",
+    "weight_hh": "U",
+    "bias": "b",
+    "bias_ih": "b",
+    "bias_hh": "b_h",
+    "peephole": "p",
+    "weight_hr": "W_hr",
+}
+"""A tensor's name within its layer to its letter in the equations."""
+
+PEEPHOLE_GATES = ("i", "f", "o")
+_NAME = re.compile(r"layers\.(\d+)\.(reverse\.)?(\w+)")
+_SETTING = re.compile(r"--set model\.layers\.(\d+)\.(\w+)=")
+_KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a recurrent layer, or a dense layer.
+
+    Attributes
+    ----------
+    name
+        ``forward`` or ``reverse``.
+    tensors
+        By name within the layer; the two biases of an lstm or rnn added.
+    biases
+        Those two before they were added, where the file had two.
+    """
+
+    name: str
+    tensors: Mapping[str, Array]
+    biases: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that has weights.
+
+    Attributes
+    ----------
+    index
+        The ``<k>`` of its tensors' names.
+    kind
+        ``lstm``, ``gru``, ``rnn``, ``dense``, or ``unknown``.
+    title
+        Such as ``lstm 12 → 100``.
+    """
+
+    index: int
+    kind: str
+    title: str
+    directions: tuple[Direction, ...]
+
+    def gates(self, tensor: str) -> tuple[str, ...]:
+        """Letters of the gates that a tensor stacks; none if it is not by gate."""
+        if self.kind not in NATIVE or tensor not in SYMBOLS or tensor in ("weight_hr", "weight"):
+            return ()
+        return PEEPHOLE_GATES if tensor == "peephole" else NATIVE[self.kind]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One file.
+
+    Attributes
+    ----------
+    label
+        ``A`` or ``B``.
+    config
+        What it carries, what was told from its tensors, or what was given; None: nothing is known.
+    layers
+        Those with weights, in order.
+    others
+        Tensors whose names belong to no layer.
+    assumed
+        Options, by layer and key, that the file does not say.
+    """
+
+    label: str
+    path: Path
+    title: str
+    sha256: str
+    config: Config | None
+    layers: tuple[Layer, ...]
+    others: Mapping[str, Array]
+    assumed: frozenset[tuple[int, str]]
+    notes: tuple[str, ...]
+    imported: Imported
+
+
+def read_side(
+    label: str, path: str | Path, options: ReadOptions, config: Config | None = None
+) -> Side:
+    """Read one file.
+
+    Parameters
+    ----------
+    config
+        Of a file that has none of its own.
+
+    Raises
+    ------
+    WeightsError, ConfigError
+        It cannot be read, or the config it carries is wrong.
+    """
+    imported = read_weights(path, options)
+    own = imported.text is not None or imported.config is not None
+    config = config_of(imported) if own else config
+    tensors = imported.tensors if config is None else tensors_for(config.specs, imported)
+    grouped, others = _grouped(tensors)
+    settings = [found for note in imported.notes for found in _SETTING.findall(note)]
+    return Side(
+        label,
+        Path(path),
+        imported.title,
+        imported.sha256,
+        config,
+        tuple(_layer(k, grouped[k], config) for k in sorted(grouped)),
+        others,
+        frozenset((int(k), key) for k, key in settings),
+        imported.notes,
+        imported,
+    )
+
+
+def _grouped(
+    tensors: Mapping[str, Array],
+) -> tuple[dict[int, dict[str, dict[str, Array]]], dict[str, Array]]:
+    """Tensors by layer, direction and name within it, and those of no layer."""
+    layers: dict[int, dict[str, dict[str, Array]]] = {}
+    others = {}
+    for name, value in tensors.items():
+        found = _NAME.fullmatch(name)
+        if found is None:
+            others[name] = value
+            continue
+        direction = DIRECTIONS[1 if found[2] else 0]
+        layers.setdefault(int(found[1]), {}).setdefault(direction, {})[found[3]] = value
+    return layers, others
+
+
+def _layer(index: int, parts: Mapping[str, dict[str, Array]], config: Config | None) -> Layer:
+    specs = {} if config is None else {spec.index: spec for spec in config.specs}
+    first = next(iter(parts.values()))
+    kind = specs[index].kind if index in specs else _kind(first)
+    directions = tuple(_direction(name, parts[name], kind) for name in DIRECTIONS if name in parts)
+    title = layer_title(specs[index]) if index in specs else _title(kind, first, len(directions))
+    return Layer(index, kind, title, directions)
+
+
+def _direction(name: str, tensors: Mapping[str, Array], kind: str) -> Direction:
+    pair = {key: tensors[key] for key in ("bias_ih", "bias_hh") if key in tensors}
+    if kind not in ("lstm", "rnn") or len(pair) < 2 or "bias" in tensors:
+        return Direction(name, _in_order(tensors))
+    first, second = pair.values()
+    if first.shape != second.shape:
+        return Direction(name, _in_order(tensors))
+    wide = np.result_type(first, second, np.float32)
+    total = (first.astype(np.float64) + second).astype(wide)
+    rest = {key: value for key, value in tensors.items() if key not in pair}
+    return Direction(name, _in_order({**rest, "bias": total}), pair)
+
+
+def _in_order(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    known = [name for name in SYMBOLS if name in tensors]
+    return {name: tensors[name] for name in [*known, *(n for n in tensors if n not in SYMBOLS)]}
+
+
+def _kind(tensors: Mapping[str, Array]) -> str:
+    """The kind of a layer that no config names, by how its rows go into its columns."""
+    if "weight" in tensors:
+        return "dense"
+    recurrent = tensors.get("weight_hh")
+    if recurrent is None or recurrent.ndim != 2:
+        return "unknown"
+    wide = tensors.get("weight_hr", recurrent)
+    H = wide.shape[1] if wide.ndim == 2 else 0
+    gates = recurrent.shape[0] // H if H and recurrent.shape[0] % H == 0 else 0
+    return _KINDS.get(gates, "unknown")
+
+
+def _title(kind: str, tensors: Mapping[str, Array], directions: int) -> str:
+    matrix = tensors.get("weight_ih", tensors.get("weight"))
+    if kind == "unknown" or matrix is None or matrix.ndim != 2:
+        return kind
+    last = tensors.get("weight_hr", tensors.get("weight_hh", matrix))
+    size = last.shape[0] if kind == "dense" or "weight_hr" in tensors else last.shape[1]
+    both = ", both directions" if directions == 2 else ""
+    return f"{kind} {matrix.shape[1]} → {size * directions}{both}"

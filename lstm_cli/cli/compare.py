@@ -1,0 +1,137 @@
+"""``lstm-cli compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import click
+
+from lstm_cli.cli.console import Console
+from lstm_cli.cli.options import FILE, external_option, output_options
+
+if TYPE_CHECKING:
+    from lstm_cli.api.comparison.sides import Side
+    from lstm_cli.config import Config
+    from lstm_cli.formats.model import ReadOptions
+
+DIFFERENT = 1
+"""Exit code of a difference, explained or not."""
+
+EPILOG = """\b
+Examples:
+  lstm-cli compare model.safetensors converted.onnx
+  lstm-cli compare before.pt after.pt --tolerance 1e-6
+  lstm-cli compare a.keras b.xml --tmva-order slots --data events.h5:/test"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("a_path", metavar="A", type=FILE)
+@click.argument("b_path", metavar="B", type=FILE)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Absolute difference up to which two numbers count as equal.  [default: 0]",
+)
+@click.option(
+    "--data",
+    "data_paths",
+    multiple=True,
+    metavar="DATA",
+    help="Run both on the first sequences, and show where they part; repeatable.",
+)
+@click.option("--config", "config_path", type=FILE, help="Config of a file that has none.")
+@click.option("--from-a", metavar="FORMAT", help="Format of A, where its content does not say it.")
+@click.option("--from-b", metavar="FORMAT", help="Format of B, likewise.")
+@click.option("--prefix", help="Of a state dict: take only what stands below this prefix.")
+@click.option(
+    "--tmva-order",
+    type=click.Choice(["slots", "labels"]),
+    help="What the elements of an ambiguous TMVA file hold.",
+)
+@external_option
+@output_options
+def command(
+    *,
+    a_path: Path,
+    b_path: Path,
+    tolerance: float,
+    data_paths: tuple[str, ...],
+    config_path: Path | None,
+    from_a: str | None,
+    from_b: str | None,
+    prefix: str | None,
+    tmva_order: str | None,
+    allow_external: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> int:
+    """Compare two weights files, gate by gate.
+
+    Every matrix of every gate: largest difference, that over A's largest number, both norms,
+    correlation. Where they differ, known mistakes are tried: the gates in any other order,
+    transposed blocks, biases summed or shared out, a shifted forget bias, exchanged directions
+    or layers, fewer digits; what explains the difference is named. Exits 0 if they are equal, 1
+    if they are not, explained or not.
+    """
+    from lstm_cli.api.comparison.comparison import compare
+    from lstm_cli.cli.compare_tables import report
+    from lstm_cli.formats.model import ReadOptions
+
+    console = Console(as_json=as_json, quiet=quiet)
+    order = cast("Literal['slots', 'labels'] | None", tmva_order)
+    given = _config(config_path)
+    a = _side("A", a_path, ReadOptions(from_a, prefix, order), given)
+    b = _side("B", b_path, ReadOptions(from_b, prefix, order), given)
+    comparison = compare(a, b, tolerance)
+    console.show(*report(comparison))
+    for side in (a, b):
+        for note in side.notes:
+            console.note(f"note: {side.label}: {note}")
+    divergence = _divergence(console, a, b, data_paths, tolerance, allow_external)
+    console.document({**_document(comparison), "divergence": divergence})
+    return 0 if comparison.equal else DIFFERENT
+
+
+def _config(path: Path | None) -> Config | None:
+    from lstm_cli.api.assembly import read_config
+
+    return None if path is None else read_config(path)
+
+
+def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -> Side:
+    from lstm_cli.api.comparison.sides import read_side
+
+    return read_side(label, path, options, config)
+
+
+def _document(comparison: Any) -> dict[str, Any]:
+    from dataclasses import fields
+
+    return {field.name: getattr(comparison, field.name) for field in fields(comparison)}
+
+
+def _divergence(
+    console: Console,
+    a: Side,
+    b: Side,
+    paths: tuple[str, ...],
+    tolerance: float,
+    allow_external: bool,
+) -> Any:
+    """Where the outputs part, shown and handed back; None without data."""
+    if not paths:
+        return None
+    from lstm_cli.api.comparison.divergence import diverge
+    from lstm_cli.cli.compare_tables import divergence_report
+    from lstm_cli.cli.options import data_options
+    from lstm_cli.data import DataOptions, open_data
+
+    config = a.config if a.config is not None else b.config
+    options = DataOptions() if config is None else data_options(config, allow_external)
+    with open_data(paths, options) as data:
+        found = diverge(a, b, data, tolerance)
+    console.show(*divergence_report(found))
+    return found

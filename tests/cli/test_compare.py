@@ -1,0 +1,435 @@
+"""``compare`` as a user runs it: what differs is shown, and what was planted is named."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import random_weights
+
+from lstm_cli.config import Config, from_mapping
+from lstm_cli.formats import native
+from lstm_cli.formats.gates import NATIVE, reorder
+
+ORDERS = {
+    "lstm": {"iofg": "ONNX order", "igfo": "TF1 and CNTK order", "ifog": "Core ML order"},
+    "gru": {"zrn": "ONNX and Keras order"},
+}
+STACKED = [
+    {"type": "lstm", "hidden_size": 6, "bidirectional": True},
+    {"type": "gru", "hidden_size": 4},
+    {"type": "dense", "units": 3},
+]
+
+
+def net(*layers: dict, input_size: int = 5) -> Config:
+    return from_mapping({"model": {"input_size": input_size, "layers": list(layers)}})
+
+
+def weights(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Distinct float32 weights."""
+    drawn = random_weights(config.specs, seed)
+    return {name: value.astype(np.float32) for name, value in drawn.items()}
+
+
+@pytest.fixture
+def compare(lstm, tmp_path) -> Callable:
+    """Compare tensors, each side with its config (None: without one)."""
+
+    def run(a, b, config: Config | None, *options: object, other: Config | None = None):
+        for name, tensors, own in (("a", a, config), ("b", b, other or config)):
+            text = None if own is None else own.to_yaml()
+            native.write(tmp_path / f"{name}.safetensors", tensors, text)
+        return lstm("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors", *options)
+
+    return run
+
+
+def planted(tensors, kind: str, order: Sequence[str], names: str = "weight_ih weight_hh bias"):
+    """The tensors with the gates of some in another order; peepholes go along."""
+    made = dict(tensors)
+    for name, value in tensors.items():
+        layer, _, own = name.rpartition(".")
+        if f"{layer}.weight_hh" not in tensors:
+            continue
+        if own == "peephole":
+            made[name] = reorder(value, "ifo", [gate for gate in order if gate != "g"])
+        elif any(own.startswith(prefix) for prefix in names.split()):
+            made[name] = reorder(value, NATIVE[kind], order)
+    return made
+
+
+def test_equal_files(compare):
+    config = net(*STACKED)
+    w = weights(config)
+    outcome = compare(w, w, config)
+    assert outcome.code == 0
+    assert "equal: 38 matrices and vectors" in outcome.out
+    document = compare(w, w, config, "--json").json
+    assert document["equal"]
+    assert len(document["blocks"]) == 38
+
+
+def test_tolerance_is_of_every_element(compare):
+    config = net(*STACKED)
+    w = weights(config)
+    other = {**w, "layers.1.weight_hh": w["layers.1.weight_hh"].copy()}
+    other["layers.1.weight_hh"][9, 2] += 0.01
+    outcome = compare(w, other, config, "--json")
+    assert outcome.code == 1
+    differing = [block for block in outcome.json["blocks"] if not block["equal"]]
+    assert [(b["layer"], b["gate"], b["matrix"]) for b in differing] == [(1, "n", "U")]
+    figures = differing[0]["figures"]
+    block = w["layers.1.weight_hh"][8:]
+    assert figures["difference"] == pytest.approx(0.01, rel=1e-4)
+    assert figures["relative"] == pytest.approx(0.01 / np.abs(block).max(), rel=1e-4)
+    assert figures["norm_a"] == pytest.approx(np.linalg.norm(block), rel=1e-6)
+    assert figures["norm_b"] != pytest.approx(figures["norm_a"], rel=1e-6)
+    moved = other["layers.1.weight_hh"][8:]
+    assert figures["correlation"] == pytest.approx(
+        np.corrcoef(block.ravel(), moved.ravel())[0, 1], abs=1e-9
+    )
+    assert outcome.json["diagnosis"]["explained"] == "not"
+    assert outcome.json["diagnosis"]["unexplained"] == ["layer 1: U_n"]
+    assert compare(w, other, config, "--tolerance", "0.0101").code == 0
+    assert compare(w, other, config, "--tolerance", "0.0099").code == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "features", "options"),
+    [
+        ("lstm", 5, {}),
+        ("lstm", 6, {"bidirectional": True, "peepholes": True}),
+        ("gru", 5, {"bidirectional": True}),
+        ("gru", 6, {}),
+    ],
+)
+def test_every_order_of_gates_is_named(compare, kind, features, options):
+    """All 23 and 5, on D != H and D == H, in one layer of a stack."""
+    layers = [{"type": kind, "hidden_size": 6, **options}, {"type": "dense", "units": 3}]
+    config = net(*layers, input_size=features)
+    native_order = NATIVE[kind]
+    for seed, order in enumerate(itertools.permutations(native_order)):
+        if order == native_order:
+            continue
+        w = weights(config, seed)
+        outcome = compare(w, planted(w, kind, order), config)
+        assert outcome.code == 1
+        whose = ORDERS[kind].get("".join(order), "the order")
+        assert f"explained: B is A with gates in {whose} {', '.join(order)}" in outcome.out
+        assert "not explained" not in outcome.out
+        assert outcome.out.count("explained: ") == 1  # nothing else is claimed
+
+
+@pytest.mark.parametrize(
+    ("tensor", "symbol"), [("weight_ih", "W"), ("weight_hh", "U"), ("bias", "b")]
+)
+def test_an_order_of_some_tensors_alone(compare, tensor, symbol):
+    config = net({"type": "lstm", "hidden_size": 4}, {"type": "lstm", "hidden_size": 4})
+    orders = [order for order in itertools.permutations("ifgo") if order != tuple("ifgo")]
+    for seed, order in enumerate(orders):
+        w = weights(config, seed)
+        other = planted(w, "lstm", order, tensor)
+        other = {k: (other if k.startswith("layers.1") else w)[k] for k in w}
+        outcome = compare(w, other, config)
+        assert f"explained: {symbol} of B is A's with gates in " in outcome.out
+        assert f" {', '.join(order)}" in outcome.out
+        assert "(layer 1)" in outcome.out
+        assert "not explained" not in outcome.out
+
+
+def test_native_gates_taken_for_another_order(compare):
+    config = net({"type": "lstm", "hidden_size": 4})
+    w = weights(config)
+    outcome = compare(w, planted(w, "lstm", "igof"), config)
+    assert "the order i, g, o, f, which is what native gates become if" in outcome.out
+    assert "taken for ONNX order" in outcome.out
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_order_with_transposed_blocks_and_a_shifted_forget_bias(compare, seed):
+    rng = np.random.default_rng(seed)
+    config = net({"type": "lstm", "hidden_size": 6, "bidirectional": True}, input_size=6)
+    order = tuple(rng.permutation(list("ifgo")))
+    w = weights(config, seed)
+    other = planted(w, "lstm", order)
+    for name in [name for name in other if name.endswith(("_ih", "_hh"))]:
+        blocks = np.split(other[name], 4)
+        other[name] = np.concatenate([block.T for block in blocks])
+    place = order.index("f")
+    more = float(rng.choice([-1, 1]))
+    other["layers.0.bias"] = other["layers.0.bias"].copy()
+    other["layers.0.bias"][6 * place : 6 * place + 6] += np.float32(more)
+    outcome = compare(w, other, config, "--json")
+    diagnosis = outcome.json["diagnosis"]
+    assert diagnosis["explained"] == "wholly"
+    by_kind = {finding["kind"]: finding for finding in diagnosis["findings"]}
+    if order != tuple("ifgo"):
+        assert by_kind["order"]["order"] == list(order)
+        assert by_kind["order"]["where"] == []
+    assert by_kind["change"]["matrices"] == ["W", "U"]
+    assert "are transposed" in by_kind["change"]["what"]
+    assert f"b_f of B is A's shifted by {more:+g}" in by_kind["shift"]["what"]
+    assert by_kind["shift"]["where"] == ["layer 0 forward"]
+    assert len(diagnosis["findings"]) == 2 + (order != tuple("ifgo"))
+
+
+def test_equal_gates_get_the_simplest_explanation(compare):
+    """Constant weights, as the standard's own tests have: nothing to be told, nothing claimed."""
+    config = net({"type": "lstm", "hidden_size": 4})
+    w = {name: np.full_like(value, 0.1) for name, value in weights(config).items()}
+    assert compare(w, planted(w, "lstm", "ogfi"), config).code == 0
+    real = weights(config)
+    w["layers.0.weight_ih"] = real["layers.0.weight_ih"]
+    outcome = compare(w, planted(w, "lstm", "ifog"), config)
+    assert "explained: B is A with gates in Core ML order i, f, o, g" in outcome.out
+    w["layers.0.weight_ih"] = np.concatenate(
+        [real["layers.0.weight_ih"][:4]] * 3 + [real["layers.0.weight_ih"][4:8]]
+    )
+    outcome = compare(w, planted(w, "lstm", "ifog"), config)  # or o first, or second
+    assert "Core ML order i, f, o, g" in outcome.out
+
+
+def test_an_order_that_one_block_does_not_follow(compare):
+    config = net({"type": "lstm", "hidden_size": 4})
+    w = weights(config)
+    other = planted(w, "lstm", "iofg")
+    other["layers.0.weight_hh"] = other["layers.0.weight_hh"].copy()
+    other["layers.0.weight_hh"][5, 1] += 0.5
+    outcome = compare(w, other, config)
+    assert "with gates in ONNX order i, o, f, g, but for U_f" in outcome.out
+    assert "not explained: layer 0: U_f" in outcome.out
+    assert "explained in part" in outcome.out
+
+
+def test_unrelated_weights_have_no_explanation(compare):
+    config = net(*STACKED)
+    outcome = compare(weights(config, 1), weights(config, 2), config, "--json")
+    assert outcome.json["diagnosis"]["explained"] == "not"
+    assert not outcome.json["diagnosis"]["findings"]
+
+
+ROUNDED = {
+    "rounded to float16": lambda x: x.astype(np.float16).astype(np.float32),
+    "rounded to bfloat16": lambda x: (x.view(np.uint32) & 0xFFFF0000).view(np.float32),
+    "rounded to 6 significant digits": lambda x: np.array(
+        [float(f"{v:.5e}") for v in x.ravel()], np.float32
+    ).reshape(x.shape),
+    "rounded to 6 decimals": lambda x: np.array(
+        [float(f"{v:.6f}") for v in x.ravel()], np.float32
+    ).reshape(x.shape),
+    "equal to about 7 digits": lambda x: np.nextafter(x, np.float32(9)),
+}
+
+
+@pytest.mark.parametrize("what", ROUNDED)
+def test_fewer_digits(compare, what):
+    config = net(*STACKED)
+    w = weights(config)
+    w["layers.0.bias"][:] = 0.0  # exact in every format
+    other = {name: ROUNDED[what](value) for name, value in w.items()}
+    outcome = compare(w, other, config)
+    assert outcome.code == 1
+    assert what in outcome.out
+    assert "not explained" not in outcome.out
+    assert what in compare(other, w, config).out  # whichever side has them
+
+
+GRU_BIASES = {
+    "summed into b, and b_h is 0": lambda b, h: (b + h, 0 * b),
+    "b and b_h hold half each": lambda b, h: ((b + h) / 2, (b + h) / 2),
+    "exchanged": lambda b, h: (h, b),
+}
+
+
+@pytest.mark.parametrize("what", GRU_BIASES)
+@pytest.mark.parametrize("order", ["rzn", "nzr"])
+def test_biases_of_a_gru_that_were_shared_out(compare, what, order):
+    config = net({"type": "gru", "hidden_size": 4})
+    w = weights(config)
+    other = dict(w)
+    pair = [f"layers.0.bias_{side}" for side in ("ih", "hh")]
+    other |= dict(zip(pair, GRU_BIASES[what](*(w[name] for name in pair)), strict=True))
+    outcome = compare(w, planted(other, "gru", order), config)
+    assert what in outcome.out
+    assert ("with gates in the order n, z, r" in outcome.out) == (order == "nzr")
+    assert "not explained" not in outcome.out
+
+
+def test_exchanged_directions_and_layers(compare):
+    both = {"type": "lstm", "hidden_size": 6, "bidirectional": True}
+    config = net(both, both, both, input_size=12)
+    w = weights(config)
+    swapped = dict(w)
+    for name in w:
+        if name.startswith("layers.1."):
+            rest = name.removeprefix("layers.1.")
+            other = rest.removeprefix("reverse.") if "reverse" in rest else f"reverse.{rest}"
+            swapped[name] = w[f"layers.1.{other}"]
+    outcome = compare(w, swapped, config)
+    assert "layer 1 forward of B is A's reverse one" in outcome.out
+    assert "layer 1 reverse of B is A's forward one" in outcome.out
+    assert "not explained" not in outcome.out
+    places = {"0": "2", "2": "0", "1": "1"}
+    moved = {f"layers.{places[name[7]]}{name[8:]}": value for name, value in w.items()}
+    outcome = compare(w, moved, config)
+    assert "layer 0 forward of B is layer 2 forward of A" in outcome.out
+    assert "not explained" not in outcome.out
+
+
+def test_mistakes_of_whole_layers(compare):
+    config = net({"type": "lstm", "hidden_size": 5})
+    w = weights(config)
+    W, U = (np.split(w[f"layers.0.{name}"], 4) for name in ("weight_ih", "weight_hh"))
+    slots = [*W, *U]
+    wrong = {
+        "layers.0.weight_ih": np.concatenate(slots[::2]),
+        "layers.0.weight_hh": np.concatenate(slots[1::2]),
+        "layers.0.bias": w["layers.0.bias"],
+    }
+    outcome = compare(w, wrong, config)
+    assert "as TMVA's elements give them when they are read by their labels" in outcome.out
+    assert "--tmva-order slots" in outcome.out
+    units = np.random.default_rng(3).permutation(5)
+    moved = {name: value.reshape(4, 5, *value.shape[1:])[:, units] for name, value in w.items()}
+    moved["layers.0.weight_hh"] = moved["layers.0.weight_hh"][:, :, units]
+    moved = {name: value.reshape(w[name].shape) for name, value in moved.items()}
+    assert "B is A with its units in another order" in compare(w, moved, config).out
+
+
+def test_layouts_signs_and_scales(compare):
+    config = net({"type": "gru", "hidden_size": 4})
+    w = weights(config)
+    z = {name: value.copy() for name, value in w.items()}
+    for value in z.values():
+        value[4:8] *= -1
+    assert "z is exchanged with 1 - z" in compare(w, z, config).out
+    assert "times 0.5" in compare(w, {k: v / 2 for k, v in w.items()}, config).out
+    transposed = {**w, "layers.0.weight_ih": w["layers.0.weight_ih"].T}
+    assert "W of B is stored transposed" in compare(w, transposed, None).out
+    name = "layers.0.weight_ih"
+    reshaped = {**w, name: w[name].T.reshape(w[name].shape)}
+    assert "in column order" in compare(w, reshaped, config).out
+    interleaved = {**w, name: w[name].reshape(3, 4, 5).swapaxes(0, 1).reshape(12, 5)}
+    assert "the gates of one unit next to each other" in compare(w, interleaved, config).out
+    zero = {**w, "layers.0.bias_hh": 0 * w["layers.0.bias_hh"]}
+    assert "b_h of B is zero" in compare(w, zero, config).out
+
+
+def test_one_of_two_biases_left_out(compare):
+    config = net({"type": "lstm", "hidden_size": 4})
+    w = weights(config)
+    rng = np.random.default_rng(5)
+    parts = {f"layers.0.bias_{s}": rng.standard_normal(16).astype(np.float32) for s in ("ih", "hh")}
+    a = {k: v for k, v in w.items() if "bias" not in k} | parts
+    whole = {**w, "layers.0.bias": sum(parts.values())}
+    assert compare(a, whole, config).code == 0
+    short = {**w, "layers.0.bias": parts["layers.0.bias_ih"]}
+    assert "b of B is A's bias_ih alone: bias_hh was left out" in compare(a, short, config).out
+
+
+def test_layers_and_options_that_differ(compare):
+    layers = [{"type": "lstm", "hidden_size": 4}, {"type": "dropout", "rate": 0.5}]
+    a = net(*layers, {"type": "gru", "hidden_size": 3}, {"type": "dense", "units": 2})
+    w = weights(a)
+    # Dropout does not shift the pairing, and changes no output.
+    moved = {
+        k.replace("layers.2", "layers.1").replace("layers.3", "layers.2"): v for k, v in w.items()
+    }
+    b = net(
+        {"type": "lstm", "hidden_size": 4},
+        {"type": "gru", "hidden_size": 3},
+        {"type": "dense", "units": 2},
+    )
+    assert compare(w, moved, a, other=b).code == 0
+    hard = {
+        "type": "lstm",
+        "hidden_size": 4,
+        "recurrent_activation": "hard_sigmoid",
+        "dropout": 0.1,
+    }
+    b = net(
+        hard, {"type": "gru", "hidden_size": 3, "reset_after": False}, {"type": "dense", "units": 2}
+    )
+    outcome = compare(w, moved, a, other=b)
+    assert outcome.code == 1
+    assert "differs: layer 0: recurrent_activation sigmoid in A, hard_sigmoid in B" in outcome.out
+    assert "differs: layer 2: reset_after true in A, false in B" in outcome.out
+    assert "note: layer 0: dropout 0 in A, 0.1 in B; it changes no output" in outcome.out
+    b = net({"type": "lstm", "hidden_size": 6}, {"type": "rnn", "hidden_size": 3})
+    outcome = compare(w, weights(b), a, other=b)
+    assert outcome.code == 1
+    assert "differs: A has 3 layers with weights, B has 2" in outcome.out
+    assert "differs: layer 0: lstm 5 → 4 in A, lstm 5 → 6 in B" in outcome.out
+    assert "differs: layer 2: gru 4 → 3 in A, rnn 6 → 3 in B (its layer 1)" in outcome.out
+    assert "(4, 5) in A, (6, 5) in B" in outcome.out
+
+
+def test_unreadable_files_and_values(compare, lstm, tmp_path):
+    config = net({"type": "lstm", "hidden_size": 4})
+    w = weights(config)
+    odd = {**w, "layers.0.bias": w["layers.0.bias"].copy()}
+    odd["layers.0.bias"][3] = np.nan
+    outcome = compare(w, odd, config, "--json")
+    assert outcome.code == 1
+    assert outcome.json["diagnosis"]["unexplained"] == ["layer 0: b_i"]
+    assert compare(odd, odd, config).code == 0
+    assert compare(w, {**w, "extra": w["layers.0.bias"]}, config).code == 1
+    assert lstm("compare", tmp_path / "a.safetensors", tmp_path / "none.onnx").code == 4
+    (tmp_path / "bad.safetensors").write_bytes(b"not at all")
+    assert lstm("compare", tmp_path / "bad.safetensors", tmp_path / "a.safetensors").code == 4
+
+
+def test_data_show_where_outputs_part(compare, data):
+    config = net(*STACKED)
+    w = weights(config)
+    other = {**w, "layers.0.reverse.weight_hh": w["layers.0.reverse.weight_hh"].copy()}
+    other["layers.0.reverse.weight_hh"][7, 2] += 0.2  # f reads it from its second step on
+    outcome = compare(w, other, config, "--data", data)
+    assert "the outputs part at layer 0 reverse, gate f, step 2 (sequence 0)" in outcome.out
+    assert "the networks' outputs differ by up to" in outcome.out
+    found = compare(w, other, config, "--data", data, "--json").json["divergence"]
+    parts = {(p["layer"], p["direction"], p["value"]): p for p in found["parts"]}
+    assert parts[0, "forward", "c"]["largest"] == 0
+    assert parts[0, "reverse", "f"]["turn"] == 1
+    assert parts[2, "", "output"]["largest"] == found["outputs"]["largest"] > 0
+    assert found["sequences"] == 7
+    assert "nothing parts by more than 1e-06" in compare(w, w, config, "--data", data).out
+
+
+def test_data_need_a_config(compare, data, tmp_path):
+    config = net(*STACKED)
+    w = weights(config)
+    outcome = compare(w, w, None, "--data", data)
+    assert outcome.code == 4
+    assert "--config" in outcome.err
+    (tmp_path / "net.yaml").write_text(config.to_yaml())
+    outcome = compare(w, w, None, "--data", data, "--config", tmp_path / "net.yaml")
+    assert outcome.code == 0
+    narrow = net({"type": "lstm", "hidden_size": 3}, input_size=4)
+    assert compare(weights(narrow), weights(narrow), narrow, "--data", data).code == 3
+
+
+def test_width_and_quiet(compare, monkeypatch):
+    config = net(*STACKED)
+    wide = net(
+        {"type": "lstm", "hidden_size": 6, "bidirectional": True}, {"type": "gru", "hidden_size": 5}
+    )
+    outcome = compare(weights(config, 1), weights(wide, 2), config, "--quiet", other=wide)
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = compare(weights(config, 1), weights(wide, 2), config, "--quiet", other=wide)
+    for found, width in ((outcome, 100), (narrow, 80)):
+        tables = [
+            line for line in found.out.splitlines() if line[:1] not in "AB" and ":" not in line
+        ]
+        assert max(map(len, tables)) <= width
+        assert "…" not in found.out.partition("layer")[2]
+        assert not found.err
+
+
+def test_hint_for_a_path_that_is_no_file(lstm, tmp_path: Path):
+    outcome = lstm("compare", tmp_path, tmp_path)
+    assert outcome.code == 4
