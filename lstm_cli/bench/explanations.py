@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lstm_cli.bench.results import SizeResult
 from lstm_cli.bench.sizes import Size
-from lstm_cli.engines.explanation import Explaining, Explanation
+from lstm_cli.engines.explanation import Explaining, ExplainingStacks, Explanation
 from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
 
 
@@ -50,14 +50,18 @@ def explain(
 
 
 def _explained(result: SizeResult, layers: Sequence[LayerSpec], engine: Engine) -> SizeExplanation:
-    size, found = result.size, []
-    if isinstance(engine, Explaining):
-        for spec in layers:
-            if isinstance(spec, RecurrentSpec):
-                training = result.mode == "train"
-                one = engine.explain(spec, size.batch, size.steps, training=training)
-                found.append(LayerExplanation(f"{spec.index} {spec.kind}", one))
+    size, training = result.size, result.mode == "train"
+    N, T, told = size.batch, size.steps, dict[int, Explanation]()
+    recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
+    if isinstance(engine, ExplainingStacks):
+        ragged = result.padded is not None
+        told |= engine.explain_layers(layers, N, T, ragged=ragged, training=training)
+    elif isinstance(engine, Explaining):
+        told |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
+    found = tuple(
+        LayerExplanation(f"{s.index} {s.kind}", told[s.index]) for s in recurrent if s.index in told
+    )
     floors = [one.explanation.floor for one in found]
     known = [floor for floor in floors if floor is not None]
     floor = sum(known) if known and len(known) == len(floors) else None
-    return SizeExplanation(size, tuple(found), result.ours.median / size.steps, floor)
+    return SizeExplanation(size, found, result.ours.median / size.steps, floor)

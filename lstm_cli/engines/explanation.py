@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,19 @@ class Explaining(Protocol):
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
         """What it does with a batch of N sequences of T steps."""
+
+
+@runtime_checkable
+class ExplainingStacks(Protocol):
+    """An engine that may run layers side by side, so that one layer tells only a part."""
+
+    def explain_layers(
+        self,
+        layers: Sequence[LayerSpec],
+        N: int,
+        T: int,
+        *,
+        ragged: bool = False,
+        training: bool = False,
+    ) -> Mapping[int, Explanation]:
+        """What it does with each recurrent layer of a network, by its index."""

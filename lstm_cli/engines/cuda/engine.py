@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lstm_cli.engines.cuda.arrays import DeviceArrays
@@ -211,6 +211,18 @@ class CudaEngine(DeviceArrays):
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
         """What was chosen; see `lstm_cli.engines.explanation.Explaining`."""
-        from lstm_cli.engines.cuda.explanation import explain
+        return self.explain_layers([spec], N, T, training=training)[spec.index]
 
-        return explain(self.way, self.hardware, spec, N, training=training)
+    def explain_layers(
+        self,
+        layers: Sequence[LayerSpec],
+        N: int,
+        T: int,
+        *,
+        ragged: bool = False,
+        training: bool = False,
+    ) -> Mapping[int, Explanation]:
+        """What was chosen; see `lstm_cli.engines.explanation.ExplainingStacks`."""
+        from lstm_cli.engines.cuda.explanation import explain_stack
+
+        return explain_stack(self.stacks, layers, N, T, ragged=ragged, training=training)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from textwrap import wrap
 from typing import Protocol, runtime_checkable
 
 from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda import costs
-from lstm_cli.engines.cuda.device import Device
+from lstm_cli.engines.cuda.pipelining import Pipeline
 from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, Facts, Plan
+from lstm_cli.engines.cuda.stacks import Stacks, parts
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 
 WIDTH = 74
 """Of a reason, which is shown indented in a terminal of 80 columns."""
@@ -20,16 +23,28 @@ WIDTH = 74
 class Planning(Protocol):
     """A way that makes plans; see `lstm_cli.engines.cuda.persistent_way.PersistentWay`."""
 
+    facts: Facts
+
     def plan(self, cell: Cell, N: int, directions: int, *, backward: bool) -> Plan | str:
         """How a pass is run, or why it is not."""
 
 
 def explain(
-    way: object, device: Device, spec: RecurrentSpec, N: int, *, training: bool
+    way: object,
+    spec: RecurrentSpec,
+    N: int,
+    *,
+    training: bool,
+    share: object = None,
 ) -> Explanation:
     """What a way does with N sequences: forwards, and in training backwards.
 
     Directions of one kind run side by side, others one after the other.
+
+    Parameters
+    ----------
+    share
+        The way for a share of the device, on which the layer runs forwards; None: `way`.
     """
     if not isinstance(way, Planning):
         return Explanation("general", ("no other way was allowed",))
@@ -39,14 +54,15 @@ def explain(
     known, numbers = True, dict[str, str | int | float]()
     for backward in (False, True) if training else (False,):
         name = "backward" if backward else "forward"
-        plan = way.plan(spec.cells[0], N, directions, backward=backward)
+        own = share if isinstance(share, Planning) and not backward else way
+        plan = own.plan(spec.cells[0], N, directions, backward=backward)
         if isinstance(plan, str):
             ways.append("general")
             parts += wrap(f"{name}: {plan}", WIDTH)
             known = False
             continue
-        facts = Facts.of(device)
-        modelled = costs.seconds(plan, facts, N, directions) * (spec.directions // directions)
+        modelled = costs.seconds(plan, own.facts, N, directions)
+        modelled *= spec.directions // directions
         floor += modelled
         ways.append(_words(plan))
         parts += [f"{name}: {line}" for line in _reasons(plan, N, modelled)]
@@ -94,3 +110,61 @@ def _numbers(plan: Plan, N: int) -> dict[str, str | int | float]:
         "shared_bytes": plan.shared_bytes,
         "registers": plan.registers,
     }
+
+
+def explain_stack(
+    stacks: Stacks, layers: Sequence[LayerSpec], N: int, T: int, *, ragged: bool, training: bool
+) -> Mapping[int, Explanation]:
+    """What is done with the recurrent layers of a network, by their index.
+
+    Where there are several, each says whether it runs beside others, and why.
+    """
+    found: dict[int, Explanation] = {}
+    several = sum(isinstance(spec, RecurrentSpec) for spec in layers) > 1
+    for part in parts(layers, training=training):
+        specs = [spec for spec in part if isinstance(spec, RecurrentSpec)]
+        chosen = stacks.plan(specs, N, T, ragged=ragged) if len(specs) > 1 else _alone(specs)
+        for spec in specs:
+            if isinstance(chosen, str):
+                one = explain(stacks.way, spec, N, training=training)
+                told = (f"not pipelined: {chosen}",) if several else ()
+                found[spec.index] = _also(one, told)
+            else:
+                share = stacks.way.beside(chosen.share)
+                one = explain(stacks.way, spec, N, training=training, share=share)
+                found[spec.index] = _pipelined(one, chosen, T)
+    return found
+
+
+def _alone(specs: Sequence[RecurrentSpec]) -> str:
+    """Why a layer is in no stack."""
+    if specs and specs[0].directions > 1:
+        return "the reverse direction begins with the last step"
+    return "no recurrent layer in one direction reads its steps as they are, or gives it such"
+
+
+def _also(one: Explanation, told: Sequence[str]) -> Explanation:
+    lines = tuple(line for reason in told for line in wrap(reason, WIDTH))
+    return replace(one, reasons=one.reasons + lines)
+
+
+def _pipelined(one: Explanation, chosen: Pipeline, T: int) -> Explanation:
+    """A layer of a pipeline: its part of the modelled time, which is spread over all layers."""
+    counted = f"{chosen.windows} window" + "s" * (chosen.windows > 1)
+    told = (
+        f"pipelined: {chosen.layers} layers in streams of their own, {counted} of {chosen.steps} "
+        f"steps; {chosen.seconds * 1e6:.0f} µs by the model, {chosen.apart * 1e6:.0f} one after "
+        "the other",
+        f"a layer has {chosen.share} multiprocessors, so that all blocks that wait for others run",
+    )
+    floor, own = one.floor, one.numbers.get("forward_modelled_seconds")
+    if floor is not None and own is not None:
+        floor += chosen.seconds / T / chosen.layers - float(own)
+    numbers = dict(one.numbers) | {
+        "pipeline_layers": chosen.layers,
+        "pipeline_windows": chosen.windows,
+        "pipeline_steps": chosen.steps,
+        "pipeline_share": chosen.share,
+        "pipeline_modelled_seconds": chosen.seconds,
+    }
+    return replace(_also(one, told), way=f"{one.way}, pipelined", floor=floor, numbers=numbers)

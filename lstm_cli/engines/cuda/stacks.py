@@ -86,14 +86,12 @@ class Stacks:
         self.device, self.way, self.allowed = device, way, allowed
         self._ways: dict[int, list[Way]] = {}
 
-    def choice(self, specs: Sequence[RecurrentSpec], batch: Batch) -> Pipeline | str:
-        """How a stack runs over a batch side by side, or why it does not."""
-        if batch.ragged:
+    def plan(
+        self, specs: Sequence[RecurrentSpec], N: int, T: int, *, ragged: bool = False
+    ) -> Pipeline | str:
+        """How a stack runs over N sequences of T steps side by side, or why it does not."""
+        if ragged:
             return "sequences are not of one length"
-        return self.plan(specs, batch.N, batch.T)
-
-    def plan(self, specs: Sequence[RecurrentSpec], N: int, T: int) -> Pipeline | str:
-        """The same for N sequences, all of T steps."""
         return pipeline(self.way, [spec.cells[0] for spec in specs], N, T, self.allowed)
 
     def forward(
@@ -110,7 +108,8 @@ class Stacks:
         All layers' arrays are there at once. Where there is no room for that, there may be for one
         layer's.
         """
-        chosen = self.choice([layer.spec for layer in layers], x.batch)
+        batch, specs = x.batch, [layer.spec for layer in layers]
+        chosen = self.plan(specs, batch.N, batch.T, ragged=batch.ragged)
         if isinstance(chosen, str):
             return None
         passes: list[Passing] = []

@@ -11,10 +11,11 @@ from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.explanation import explain
 from lstm_cli.engines.cuda.general import GeneralWay
 from lstm_cli.engines.cuda.persistent_way import PersistentWay
+from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.cuda.plan import Facts, work_of
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.explanation import Explaining
-from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.engines.explanation import Explaining, ExplainingStacks
+from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 
 DEVICE = HostDevice(multiprocessors=132)
 
@@ -22,7 +23,7 @@ DEVICE = HostDevice(multiprocessors=132)
 def told(dtype, cell, *, N=16, directions=1, training=False, general=False):
     spec = RecurrentSpec(0, 8, (cell,) * directions)
     make = GeneralWay if general else PersistentWay
-    return explain(make(DEVICE, PRECISIONS[dtype]), DEVICE, spec, N, training=training)
+    return explain(make(DEVICE, PRECISIONS[dtype]), spec, N, training=training)
 
 
 @pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
@@ -65,3 +66,66 @@ def test_the_engine_tells_it():
     assert isinstance(engine, Explaining)
     spec = RecurrentSpec(0, 8, (LSTM(hidden_size=8),))
     assert engine.explain(spec, 3, 5).way == "general"
+
+
+def stack(hidden, *, depth=2):
+    cell = LSTM(hidden_size=hidden)
+    return [RecurrentSpec(k, hidden, (cell,)) for k in range(depth)]
+
+
+def pipelined(layers, N, T, dtype="bfloat16", how=None, **options):
+    engine = CudaEngine(dtype, DEVICE, "auto", how)
+    assert isinstance(engine, ExplainingStacks)
+    return engine, engine.explain_layers(layers, N, T, **options)
+
+
+def test_long_and_narrow_stacks_are_pipelined_and_told_so():
+    layers = [*stack(256, depth=3), DenseSpec(3, 256, 4, None)]
+    engine, found = pipelined(layers, 8, 2000)
+    chosen = engine.stacks.plan(layers[:3], 8, 2000)
+    assert set(found) == {0, 1, 2}
+    assert sum(one.floor for one in found.values()) == pytest.approx(chosen.seconds / 2000)
+    assert chosen.seconds < chosen.apart / 1.5
+    share = engine.way.beside(44).plan(LSTM(hidden_size=256), 8, 1, backward=False)
+    for one in found.values():
+        assert one.way == f"persistent, clusters of {share.blocks}, pipelined"
+        assert one.numbers["forward_blocks"] == share.blocks
+        assert one.numbers["pipeline_share"] == 44
+        assert one.numbers["pipeline_windows"] * one.numbers["pipeline_steps"] >= 2000
+        told = " ".join(one.reasons)
+        assert f"{chosen.windows} windows of {chosen.steps} steps" in told
+        assert max(map(len, one.reasons)) <= 76
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "why"),
+    [
+        (stack(64), {"ragged": True}, "one length"),
+        (stack(64), {"how": Pipelining("never")}, "no pipeline was allowed"),
+        ([*stack(64)[:1], RecurrentSpec(1, 64, (LSTM(hidden_size=9),) * 2)], {}, "last step"),
+        ([*stack(64)[:1], DenseSpec(1, 64, 64, None), stack(64, depth=3)[2]], {}, "as they are"),
+    ],
+    ids=["ragged", "never", "reverse", "dense between"],
+)
+def test_why_layers_are_not_pipelined_is_told(layers, options, why):
+    _, found = pipelined(layers, 4, 3000, **options)
+    last = found[layers[-1].index]
+    assert "pipelined" not in last.way
+    assert why in " ".join(last.reasons)
+    assert max(map(len, last.reasons)) <= 76
+
+
+def test_few_steps_and_full_devices_are_not_pipelined():
+    assert "by the model" in " ".join(pipelined(stack(64), 8, 50)[1][1].reasons)
+    assert "by the model" in " ".join(pipelined(stack(1024), 128, 2000)[1][1].reasons)
+    assert "fewer multi" in pipelined(stack(8), 1, 9, how=Pipelining("always"))[0].stacks.plan(
+        stack(8, depth=200), 1, 9
+    )
+
+
+def test_without_plans_the_general_way_is_pipelined_by_its_own_model():
+    engine, found = pipelined(stack(128), 1, 2000, dtype="float32")
+    assert found[1].floor is None
+    assert found[1].way == "general, pipelined"
+    short, tall = (engine.way.modelled(LSTM(hidden_size=H), 1)[0] for H in (64, 2048))
+    assert short < tall
