@@ -42,6 +42,8 @@ class Inspection:
         What does not fit.
     notes
         What had to be assumed because the weights file does not say it.
+    format
+        Of the weights file, in words; None for a native one.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Inspection:
     weights_problems: tuple[Problem, ...]
     data_problems: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
+    format: str | None = None
 
     def error(self) -> LstmCliError | None:
         """The misfits as an error: of the weights if they have any, else of the data."""
@@ -118,6 +121,7 @@ def inspect(
         tuple(wrong_weights),
         tuple(wrong_data),
         () if file is None else standing_notes(file, config),
+        None if file is None or file.format == "native" else file.title,
     )
 
 

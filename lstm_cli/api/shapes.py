@@ -14,6 +14,7 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
+from lstm_cli.formats.model import Stored
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.weights import Misfit, misfits
 
@@ -43,7 +44,7 @@ class Block:
     stored: str
     found: tuple[int, ...] | None = None
     mark: str | None = None
-    places: tuple[str, ...] = ()
+    places: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def network_shapes(
     batch: int | None = None,
     steps: int | None = None,
     found: Mapping[str, tuple[int, ...]] | None = None,
-    places: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType({}),
+    places: Mapping[tuple[str, str], tuple[Stored, ...]] = MappingProxyType({}),
 ) -> tuple[LayerShapes, ...]:
     """Shapes of every layer.
 
@@ -206,7 +207,7 @@ def _blocks(
     itemsize: int,
     found: Mapping[str, tuple[int, ...]] | None,
     wrong: Mapping[str, Misfit],
-    places: Mapping[tuple[str, str], tuple[str, ...]],
+    places: Mapping[tuple[str, str], tuple[Stored, ...]],
 ) -> Iterator[Block]:
     gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
     names = {gate.letter: gate.name for gate in gates}

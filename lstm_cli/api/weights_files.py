@@ -12,7 +12,7 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff
 
 TEXTS = (".yaml", ".yml", ".json")
@@ -118,19 +118,19 @@ def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
     return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
 
 
-def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Native tensor and gate to where a foreign file has it: ``lstm/cell/vars/0[:, 0:100]``.
+def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], tuple[Stored, ...]]:
+    """Native tensor and gate to where a foreign file has it: two places where these are added.
 
     Layers are numbered as in a config; see `tensors_for`.
     """
     if imported.format == "native":
         return {}
     numbers = _numbers(layers, imported)
-    places: dict[tuple[str, str], tuple[str, ...]] = {}
+    places: dict[tuple[str, str], tuple[Stored, ...]] = {}
     for stored in imported.stored:
-        key = _renumbered(stored.native, numbers), stored.block
-        change = f", {stored.change}" if stored.change else ""
-        places[key] = (*places.get(key, ()), f"{stored.name}{stored.part}{change}")
+        native = _renumbered(stored.native, numbers)
+        key = native, stored.block
+        places[key] = (*places.get(key, ()), replace(stored, native=native))
     return places
 
 

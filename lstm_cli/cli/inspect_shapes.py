@@ -19,6 +19,7 @@ from lstm_cli.cli.options import (
 
 if TYPE_CHECKING:
     from lstm_cli.api.inspection import Inspection
+    from lstm_cli.api.shapes import LayerShapes
 
 ITEM_BYTES = {"float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -84,17 +85,28 @@ def command(
 
 
 def _report(inspection: Inspection) -> list[Any]:
-    from lstm_cli.cli.tables import block_tables, flow_table, heading
+    from lstm_cli.cli.tables import flow_table, heading
 
-    # Layers that were told by the file itself are not held against it once more.
-    compared = inspection.weights not in (None, inspection.config)
     nbytes = units.size(inspection.bytes)
     lines: list[Any] = [f"{inspection.name} · {inspection.parameters:,} parameters, {nbytes}"]
-    lines += [f"weights {inspection.weights}"] if inspection.weights is not None else []
+    title = "" if inspection.format is None else f" · {inspection.format}"
+    lines += [f"weights {inspection.weights}{title}"] if inspection.weights is not None else []
     lines += [f"data {inspection.data}"] if inspection.data is not None else []
     for layer in inspection.layers:
         lines += ["", heading(layer)]
-        for table in block_tables(layer, compared=compared):
+        for table in _tables(inspection, layer):
             lines += [table, ""]
         lines.append(flow_table(layer))
     return lines
+
+
+def _tables(inspection: Inspection, layer: LayerShapes) -> list[Any]:
+    """A layer's matrices: against a weights file, and where a foreign one has them."""
+    from lstm_cli.cli.tables import block_tables, place_tables
+
+    # Layers that were told by the file itself are not held against it once more.
+    compared = inspection.weights not in (None, inspection.config)
+    places = place_tables(layer) if inspection.format is not None else []
+    if places and not compared:
+        return places
+    return [*block_tables(layer, compared=compared), *places]

@@ -126,20 +126,40 @@ def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
 
 
 def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
-    foreign = any(block.places for block in blocks)
-    last = "stored as" if foreign else f"under {prefix}."
-    columns = ("", "role", "formula", "shape", "params", "bytes", last)
+    columns = ("", "role", "formula", "shape", "params", "bytes", f"under {prefix}.")
     if compared:
-        columns = ("", "role", "formula", "config", "weights file", "misfit", last)
+        columns = ("", "role", "formula", "config", "weights file", "misfit", f"under {prefix}.")
     table = plain_table(*columns, numbers=("params", "bytes"))
     for block in blocks:
         sides = _compared(block) if compared else _sizes(block)
         style = "red" if block.mark else ""
-        place = "\n".join(block.places) if foreign else block.stored.removeprefix(f"{prefix}.")
+        place = block.stored.removeprefix(f"{prefix}.")
         table.add_row(block.symbol, block.role, block.formula, *sides, place, style=style)
     if not compared:
         count, size = sum(b.parameters for b in blocks), sum(b.bytes for b in blocks)
         table.add_row("", "all", "", "", f"{count:,}", units.size(size), "", style="bold")
+    return table
+
+
+def place_tables(layer: LayerShapes) -> list[Table]:
+    """Which tensor of a file of another format is which gate's matrix, a table a direction."""
+    groups = groupby(layer.blocks, key=lambda block: block.stored.rpartition(".")[0])
+    return [_place_table(list(blocks)) for _, blocks in groups]
+
+
+def _place_table(blocks: Sequence[Block]) -> Table:
+    dtypes = {place.dtype for block in blocks for place in block.places}
+    one = dtypes.pop() if len(dtypes) == 1 else None
+    columns = ("", "shape", "stored as" if one is None else f"stored as {one}, under")
+    table = plain_table(*columns, *([] if one else ["dtype"]), "")
+    for block in blocks:
+        first = block.symbol, units.shape(block.found or block.shape)
+        for k, place in enumerate(block.places):
+            name = f"{place.name}{place.part}"
+            cells = [name, *([] if one else [place.dtype]), place.change]
+            table.add_row(*(first if k == 0 else ("", "")), *cells)
+        if not block.places:
+            table.add_row(*first, "-", *([] if one else [""]), block.mark or "")
     return table
 
 
