@@ -13,7 +13,7 @@ from lstm_cli.engines.cuda import elementwise
 from lstm_cli.engines.cuda.batch import Batch, Sequences, make_batch
 from lstm_cli.engines.cuda.classes import cross_entropy
 from lstm_cli.engines.cuda.copies import pack, put, take, unpack
-from lstm_cli.engines.cuda.device import Device, DeviceArray, host_array
+from lstm_cli.engines.cuda.device import Device, DeviceArray, dtype_name, host_array
 from lstm_cli.engines.cuda.elementwise import Sums
 from lstm_cli.engines.cuda.precision import Precision
 
@@ -47,14 +47,14 @@ class DeviceArrays:
     def adopt(self, array: Any) -> DeviceArray | None:
         """A caller's array of floats that is on this device already."""
         own = None if host_array(array) else self.hardware.adopt(array)
-        return own if own is not None and str(own.dtype) in ADOPTED else None
+        return own if own is not None and dtype_name(own.dtype) in ADOPTED else None
 
     def own(self, array: Any) -> DeviceArray:
         """An array on the device, of the real numbers' type: a copy if it is NumPy's."""
         found = self.adopt(array)
         if found is None:
             return self.hardware.upload(np.ascontiguousarray(array, self.precision.real))
-        if str(found.dtype) != self.precision.real:
+        if dtype_name(found.dtype) != self.precision.real:
             return self.own(self.hardware.download(found))
         return found
 
@@ -125,19 +125,19 @@ class DeviceArrays:
         if self.adopt(array) is not None and array.dtype == other.dtype:
             return array
         given = array if host_array(array) else self.hardware.download(array)
-        return self.hardware.upload(np.ascontiguousarray(given, str(other.dtype)))
+        return self.hardware.upload(np.ascontiguousarray(given, dtype_name(other.dtype)))
 
     def zeros_like(self, array: Any) -> Any:
         """Zeros, where the array is."""
         if host_array(array):
             return np.zeros_like(array)
-        return self.hardware.zeros(array.shape, str(array.dtype))
+        return self.hardware.zeros(array.shape, dtype_name(array.dtype))
 
     def empty_like(self, array: Any) -> Any:
         """Any values, where the array is."""
         if host_array(array):
             return np.empty_like(array)
-        return self.hardware.empty(array.shape, str(array.dtype))
+        return self.hardware.empty(array.shape, dtype_name(array.dtype))
 
     def evaluate(
         self, roots: Mapping[str, Expression], values: Values, out: Mapping[str, Any]

@@ -6,7 +6,7 @@ import numpy as np
 
 from lstm_cli.engines.arrays import Array, RowsLoss
 from lstm_cli.engines.cuda.copies import TYPES
-from lstm_cli.engines.cuda.device import Device, DeviceArray, Launch
+from lstm_cli.engines.cuda.device import Device, DeviceArray, Launch, dtype_name
 from lstm_cli.engines.cuda.elementwise import BLOCK_SUM, PARTS, Sums
 from lstm_cli.engines.cuda.launches import compiled
 from lstm_cli.engines.cuda.primitives import PRELUDE
@@ -68,7 +68,7 @@ def cross_entropy(
 ) -> RowsLoss:
     """The loss of logits (rows, F); see `lstm_cli.engines.arrays.Elementwise`."""
     rows, F = logits.shape
-    out = device.empty(logits.shape, str(logits.dtype))
+    out = device.empty(logits.shape, dtype_name(logits.dtype))
     weight = _weight(targets, class_weights)
     scale = 1 / weight if weight else 0.0
     if not out.size:
@@ -76,7 +76,7 @@ def cross_entropy(
     classes = device.upload(targets.astype(np.int64)) if targets.ndim == 1 else None
     shares = device.upload(targets.astype(np.float64)) if targets.ndim == 2 else None
     counts = None if class_weights is None else device.upload(class_weights.astype(np.float64))
-    real = str(logits.dtype)
+    real = dtype_name(logits.dtype)
     kernel = compiled(device, ("classes", real), ["cross_entropy"], lambda: _source(real))
     blocks = min(PARTS, -(-rows // (THREADS // 32)))
     place, late = sums.room(blocks)

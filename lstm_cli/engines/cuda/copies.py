@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstm_cli.engines.cuda.batch import Batch, Sequences
-from lstm_cli.engines.cuda.device import Device, DeviceArray, Kernel
+from lstm_cli.engines.cuda.device import Device, DeviceArray, Kernel, dtype_name
 from lstm_cli.engines.cuda.launches import LOOP, compiled, over
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.primitives import PRELUDE
@@ -69,12 +69,12 @@ extern "C" __global__ void __launch_bounds__(256) begun(
 def pack(device: Device, batch: Batch, array: DeviceArray, real: str) -> DeviceArray:
     """An array (N, T, F), float32 or float64 and with any gaps, as (Q, F)."""
     F = array.shape[2]
-    if not batch.ragged and _plain(array) and str(array.dtype) == real:
+    if not batch.ragged and _plain(array) and dtype_name(array.dtype) == real:
         return array.reshape(batch.Q, F)
     out = device.empty((batch.Q, F), real)
     size = batch.N * batch.T * F
     if out.size:
-        kernel = _kernel(device, "pack", real, str(array.dtype))
+        kernel = _kernel(device, "pack", real, dtype_name(array.dtype))
         steps = [stride // array.dtype.itemsize for stride in array.strides]
         places = (batch.order, batch.starts, batch.steps)
         kernel(over(device, size), array, out, *places, batch.T, F, *steps, size)
@@ -83,7 +83,7 @@ def pack(device: Device, batch: Batch, array: DeviceArray, real: str) -> DeviceA
 
 def unpack(device: Device, values: Sequences) -> DeviceArray:
     """Values as (N, T, F), 0 in the padding; or (N, F), 0 for a sequence of length 0."""
-    batch, real, dtype = values.batch, values.real, str(values.real.dtype)
+    batch, real, dtype = values.batch, values.real, dtype_name(values.real.dtype)
     F = real.shape[1]
     if values.per_step:
         if not batch.ragged:
@@ -100,7 +100,7 @@ def unpack(device: Device, values: Sequences) -> DeviceArray:
 
 def padded(device: Device, values: Sequences, T: int) -> DeviceArray:
     """Values over steps as (N, T * F), for any number T of steps; 0 behind each sequence's end."""
-    batch, F, dtype = values.batch, values.real.shape[1], str(values.real.dtype)
+    batch, F, dtype = values.batch, values.real.shape[1], dtype_name(values.real.dtype)
     out = device.empty((batch.N, T * F), dtype)
     if out.size:
         kernel = _kernel(device, "unpack", dtype)
@@ -111,7 +111,7 @@ def padded(device: Device, values: Sequences, T: int) -> DeviceArray:
 
 def repack(device: Device, batch: Batch, array: DeviceArray, T: int) -> DeviceArray:
     """The inverse of `padded`: (Q, F) of (N, T * F); steps behind T are 0."""
-    dtype = str(array.dtype)
+    dtype = dtype_name(array.dtype)
     F = array.shape[1] // T if T else 0
     out = device.empty((batch.Q, F), dtype)
     size = batch.N * batch.T * F
@@ -136,18 +136,18 @@ extern "C" __global__ void __launch_bounds__(256) put(
 
 def take(device: Device, array: DeviceArray, rows: DeviceArray) -> DeviceArray:
     """Some rows of a matrix, by number."""
-    out = device.empty((rows.shape[0], array.shape[1]), str(array.dtype))
+    out = device.empty((rows.shape[0], array.shape[1]), dtype_name(array.dtype))
     if out.size:
-        kernel = _kernel(device, "take", str(array.dtype))
+        kernel = _kernel(device, "take", dtype_name(array.dtype))
         kernel(over(device, out.size), array, out, rows, array.shape[1], out.size)
     return out
 
 
 def put(device: Device, array: DeviceArray, rows: DeviceArray, count: int) -> DeviceArray:
     """A matrix of `count` rows that has an array's rows at these numbers, and else 0."""
-    out = device.zeros((count, array.shape[1]), str(array.dtype))
+    out = device.zeros((count, array.shape[1]), dtype_name(array.dtype))
     if array.size:
-        kernel = _kernel(device, "put", str(array.dtype))
+        kernel = _kernel(device, "put", dtype_name(array.dtype))
         kernel(over(device, array.size), array, out, rows, array.shape[1], array.size)
     return out
 

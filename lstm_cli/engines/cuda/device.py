@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -215,6 +216,12 @@ class Device(Protocol):
 
     def memory(self) -> tuple[int, int]:
         """Bytes free and in all. What this program holds but does not use counts as free."""
+
+
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Its name, such as ``float32``; NumPy makes it anew each time it is asked."""
+    return dtype.name
 
 
 def host_array(array: Any) -> bool:

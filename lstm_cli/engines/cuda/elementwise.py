@@ -13,7 +13,7 @@ from typing import Any
 from lstm_cli.cells.expression import Expression, topological
 from lstm_cli.engines.arrays import Late
 from lstm_cli.engines.cuda.copies import TYPES
-from lstm_cli.engines.cuda.device import Device, DeviceArray, Launch
+from lstm_cli.engines.cuda.device import Device, DeviceArray, Launch, dtype_name
 from lstm_cli.engines.cuda.launches import LOOP, THREADS, compiled, over
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.primitives import PRELUDE
@@ -92,7 +92,7 @@ def evaluate(
     given, numbers = _given(roots.values(), values, first)
     if not first.size:
         return
-    real = str(first.dtype)
+    real = dtype_name(first.dtype)
     key = ("evaluate", tuple(roots.items()), tuple(given), tuple(numbers), real)
     kernel = compiled(
         device, key, ["evaluate"], lambda: _map_source(roots, list(given), list(numbers), real)
@@ -109,7 +109,7 @@ def total(
     given, numbers = _given([root], values, first)
     if not first.size:
         return lambda: 0.0
-    real = str(first.dtype)
+    real = dtype_name(first.dtype)
     key = ("total", root, tuple(given), tuple(numbers), real)
     kernel = compiled(
         device, key, ["total"], lambda: _sum_source(root, list(given), list(numbers), real)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lstm_cli.engines.cuda.precision import Precision
@@ -246,10 +247,17 @@ class Parameters:
 
     def values(self, shared: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> list[Any]:
         """The arguments in order; a second direction that is not there has the first one's."""
-        found = [shared[_name(one)] for one in self.shared]
+        of_all, of_one = self._names
+        found = [shared[name] for name in of_all]
         for d in range(2):
-            found += [own[min(d, len(own) - 1)][_name(one)] for one in self.own]
+            given = own[min(d, len(own) - 1)]
+            found += [given[name] for name in of_one]
         return found
+
+    @cached_property
+    def _names(self) -> tuple[list[str], list[str]]:
+        """Without their types: this is asked for at every launch."""
+        return [_name(one) for one in self.shared], [_name(one) for one in self.own]
 
 
 def _name(parameter: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from lstm_cli.cells.expression import symbol
 from lstm_cli.engines.cuda.batch import Sequences
 from lstm_cli.engines.cuda.copies import padded, repack
-from lstm_cli.engines.cuda.device import Device, DeviceArray
+from lstm_cli.engines.cuda.device import Device, DeviceArray, dtype_name
 from lstm_cli.engines.cuda.elementwise import evaluate
 from lstm_cli.engines.types import (
     DropoutSpec,
@@ -43,7 +43,7 @@ def dropout(
     if x.per_step:
         n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
         mask = mask[np.arange(batch.T) < n[:, None]]
-    own = device.upload(np.ascontiguousarray(mask, str(x.real.dtype)))
+    own = device.upload(np.ascontiguousarray(mask, dtype_name(x.real.dtype)))
     tape = ReshapingTape(x, own)
     return LayerResult(_times(device, x, own), tape=tape)
 
@@ -54,7 +54,7 @@ def dropout_backward(device: Device, tape: ReshapingTape, d: Sequences) -> Layer
 
 
 def _times(device: Device, x: Sequences, mask: DeviceArray) -> Sequences:
-    out = device.empty(x.real.shape, str(x.real.dtype))
+    out = device.empty(x.real.shape, dtype_name(x.real.dtype))
     evaluate(device, PRODUCT, {"x": x.real, "m": mask}, {"y": out})
     return Sequences(x.batch, out, x.per_step)
 

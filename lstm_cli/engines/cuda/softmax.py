@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstm_cli.engines.cuda.copies import TYPES
-from lstm_cli.engines.cuda.device import Device, DeviceArray, Kernel, Launch
+from lstm_cli.engines.cuda.device import Device, DeviceArray, Kernel, Launch, dtype_name
 from lstm_cli.engines.cuda.launches import compiled
 from lstm_cli.engines.cuda.primitives import PRELUDE
 
@@ -76,18 +76,18 @@ def by_rows(device: Device, rows: int, shared: int = 0) -> Launch:
 
 def softmax(device: Device, logits: DeviceArray, bias: DeviceArray) -> DeviceArray:
     """Softmax over the columns of logits (rows, F), to which the bias is added in place."""
-    out = device.empty(logits.shape, str(logits.dtype))
+    out = device.empty(logits.shape, dtype_name(logits.dtype))
     if out.size:
-        kernel = _kernel(device, "softmax", str(logits.dtype))
+        kernel = _kernel(device, "softmax", dtype_name(logits.dtype))
         kernel(by_rows(device, logits.shape[0]), logits, bias, out, *logits.shape)
     return out
 
 
 def softmax_backward(device: Device, y: DeviceArray, d: DeviceArray) -> DeviceArray:
     """The derivative for the logits from the one for the softmax `y`, (rows, F) each."""
-    out = device.empty(y.shape, str(y.dtype))
+    out = device.empty(y.shape, dtype_name(y.dtype))
     if out.size:
-        kernel = _kernel(device, "through", str(y.dtype))
+        kernel = _kernel(device, "through", dtype_name(y.dtype))
         kernel(by_rows(device, y.shape[0]), y, d, out, *y.shape)
     return out
 
