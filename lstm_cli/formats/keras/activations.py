@@ -1,0 +1,149 @@
+"""Activations by Keras's name or object, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lstm_cli.cells import Activation
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.keras.words import Options, options, shown_value
+
+Named = str | dict[str, Any]
+"""An activation as the config has it: a name, or {name, alpha, beta}."""
+
+IDENTITY = "identity"
+SAME = ("sigmoid", "tanh", "relu", "softplus", "softsign", "softmax")
+LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation")
+HINT = "train with one of " + ", ".join((*SAME, "linear", "elu", "leaky_relu", "hard_sigmoid"))
+
+
+def named(owner: Options, key: str, default: str, version: int) -> Named:
+    """The activation under `key` of a layer's options.
+
+    Parameters
+    ----------
+    version
+        Keras's, 1 to 3: ``hard_sigmoid`` is 0.2 x + 0.5 up to 2, x/6 + 0.5 since.
+
+    Raises
+    ------
+    WeightsError
+        lstm-cli has none like it.
+    """
+    value = owner.get(key)
+    if value is None:
+        value = default if key not in owner.values else "linear"
+    if isinstance(value, Mapping):
+        kind, config = value.get("class_name"), value.get("config")
+        if value.get("registered_name") in (None, "function") and kind == "function":
+            value = config
+        elif kind in LAYERS:
+            return of_layer(str(kind), options(f"{key} of {owner.owner}", config), version)
+        elif isinstance(kind, str) and not config:
+            value = kind
+    found = _by_name(value, version) if isinstance(value, str) else None
+    if found is None:
+        raise owner.refused(key, hint=HINT)
+    return found
+
+
+def _by_name(name: str, version: int) -> Named | None:
+    if name in SAME:
+        return name
+    if name == "linear":
+        return IDENTITY
+    if name in ("elu", "celu"):
+        return {"name": "elu", "alpha": 1.0}
+    if name == "leaky_relu":
+        return {"name": "leaky_relu", "alpha": 0.2}
+    if name == "hard_sigmoid":
+        return {"name": "hard_sigmoid", "alpha": 1 / 6 if version >= 3 else 0.2, "beta": 0.5}
+    return None
+
+
+def of_layer(kind: str, given: Options, version: int, last: int = -1) -> Named:
+    """The activation that a layer of its own is.
+
+    Parameters
+    ----------
+    last
+        The last axis, over which softmax goes here.
+    """
+    if kind == "Activation":
+        return named(given, "activation", "linear", version)
+    if kind == "Softmax":
+        if given.get("axis") not in (None, -1, last):
+            raise given.refused("axis")
+        return "softmax"
+    if kind == "ELU":
+        return {"name": "elu", "alpha": given.number("alpha", 1.0)}
+    if kind == "ThresholdedReLU":
+        return {"name": "thresholded_relu", "alpha": given.number("theta", 1.0)}
+    if kind == "LeakyReLU":
+        key = "negative_slope" if "negative_slope" in given.values else "alpha"
+        return {"name": "leaky_relu", "alpha": given.number(key, 0.3)}
+    return _relu(given)
+
+
+def _relu(given: Options) -> Named:
+    slope, threshold = given.number("negative_slope", 0.0), given.number("threshold", 0.0)
+    if threshold != 0:
+        raise given.refused("threshold")
+    if given.get("max_value") is None:
+        return {"name": "leaky_relu", "alpha": slope} if slope else "relu"
+    if slope or given.number("max_value", 0.0) != 1:
+        raise given.refused("max_value")
+    return {"name": "hard_sigmoid", "alpha": 1.0, "beta": 0.0}
+
+
+def keras_name(activation: Activation | None, owner: str, option: str) -> Any:
+    """An activation as Keras 3 writes it: a name, or a layer that is one.
+
+    Parameters
+    ----------
+    activation
+        None is softmax over the units.
+
+    Raises
+    ------
+    WeightsError
+        Keras has none like it: names the layer and the option.
+    """
+    if activation is None:
+        return "softmax"
+    name, alpha, beta = activation.name, activation.alpha, activation.beta
+    if name in SAME:
+        return name
+    if name == "identity":
+        return "linear"
+    if name == "hard_sigmoid" and beta == 0.5 and math.isclose(alpha or 0, 1 / 6, rel_tol=1e-7):
+        return "hard_sigmoid"
+    if name == "hard_sigmoid" and (alpha, beta) == (1, 0):
+        return _object("ReLU", max_value=1.0, negative_slope=0.0, threshold=0.0)
+    if name == "elu":
+        return "elu" if alpha == 1 else _object("ELU", alpha=alpha)
+    if name == "leaky_relu":
+        return "leaky_relu" if alpha == 0.2 else _object("LeakyReLU", negative_slope=alpha)
+    raise WeightsError(
+        f"{owner} has {option}: {activation}, which Keras does not have",
+        expected="one of " + ", ".join((*SAME, "identity, elu, leaky_relu")) + ", or hard_sigmoid "
+        "with alpha 1/6 and beta 0.5",
+        found=_in_full(activation),
+    )
+
+
+def _object(kind: str, **config: Any) -> dict[str, Any]:
+    return {
+        "module": "keras.layers",
+        "class_name": kind,
+        "config": {"dtype": "float32", **config},
+        "registered_name": None,
+    }
+
+
+def _in_full(activation: Activation) -> str:
+    given = {"alpha": activation.alpha, "beta": activation.beta}
+    text = ", ".join(f"{key} {value:g}" for key, value in given.items() if value is not None)
+    return f"{shown_value(activation.name)} with {text}" if text else activation.name

@@ -1,0 +1,278 @@
+"""A chain of Keras's layers, built into a native config and native tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.keras import recurrent
+from lstm_cli.formats.keras.activations import IDENTITY, LAYERS, Named, named, of_layer
+from lstm_cli.formats.keras.architecture import Layer, described
+from lstm_cli.formats.keras.variables import CELL, DENSE, Source
+from lstm_cli.formats.keras.words import shown_value
+from lstm_cli.formats.model import Stored
+
+LARGEST_IDENTITY = 64 << 20
+"""Numbers of all identity matrices together that stand in for activations."""
+INPUT_SHAPES = ("batch_shape", "batch_input_shape")
+"""Where Keras 3 and Keras 2 write the shape of the input."""
+NOTHING = {
+    "GaussianNoise": "adds noise",
+    "GaussianDropout": "multiplies by noise",
+    "AlphaDropout": "drops values its own way",
+    "ActivityRegularization": "adds to the loss",
+}
+"""Layers that do something in training only."""
+REFUSED = {
+    "Lambda": "holds Python code, which lstm-cli does not run",
+    "CuDNNLSTM": "keeps its weights in cuDNN's layout",
+    "CuDNNGRU": "keeps its weights in cuDNN's layout",
+}
+
+
+class Assembly:
+    """Takes layers one by one; what it built is in its attributes.
+
+    Attributes
+    ----------
+    layers
+        Of the config.
+    tensors, stored, notes
+        As `Imported` has them.
+    input_size, steps
+        Features D and, where flatten needs it, steps T; None until a layer tells.
+    """
+
+    def __init__(self, source: Source, version: int) -> None:
+        self.layers: list[dict[str, Any]] = []
+        self.tensors: dict[str, Array] = {}
+        self.stored: list[Stored] = []
+        self.notes: list[str] = []
+        self.input_size: int | None = None
+        self.steps: int | None = None
+        self._source, self._version = source, version
+        self._width: int | None = None
+        self._declared_steps: int | None = None
+        self._sequence = True
+        self._flat_input = False
+        self._pending: Layer | None = None
+        self._identities = LARGEST_IDENTITY
+
+    def start(self, shape: Any) -> None:
+        """Take the input's shape, (batch, T, D) or (batch, D), if nothing told it yet."""
+        if self._width is not None or not isinstance(shape, list) or len(shape) not in (2, 3):
+            return
+        sizes = [n if isinstance(n, int) and 0 < n < 2**31 else None for n in shape[1:]]
+        self._width = self.input_size = sizes[-1]
+        self._declared_steps = sizes[0] if len(sizes) == 2 else None
+        self._flat_input = len(sizes) == 1
+        if self._flat_input:
+            self.notes.append("the model reads no sequences: here every step is computed alike")
+
+    def add(self, layer: Layer) -> None:
+        """Add one layer.
+
+        Raises
+        ------
+        WeightsError
+            It cannot be represented: names it, and the option.
+        """
+        for key in INPUT_SHAPES:
+            self.start(layer.options.get(key))
+        self._note_dtype(layer.options.get("dtype"))
+        if layer.kind in recurrent.KINDS or layer.kind in recurrent.WRAPPERS:
+            return self._recurrent(layer)
+        if layer.kind in LAYERS:
+            return self._activation(layer)
+        if layer.kind in NOTHING:
+            return self.notes.append(
+                f"{layer.title} {NOTHING[layer.kind]} in training only: left out"
+            )
+        handlers: dict[str, Callable[[Layer], None]] = {
+            "InputLayer": lambda _: None,
+            "Dense": self._dense,
+            "TimeDistributed": self._time_distributed,
+            "Dropout": self._dropout,
+            "SpatialDropout1D": self._dropout,
+            "Masking": self._masking,
+            "Flatten": self._flatten,
+            "Reshape": self._reshape,
+        }
+        if layer.kind not in handlers:
+            why = REFUSED.get(layer.kind, "has no counterpart in lstm-cli")
+            raise WeightsError(f"{layer.title} {why}")
+        return handlers[layer.kind](layer)
+
+    def finish(self) -> dict[str, Any]:
+        """The whole config."""
+        if self._pending is not None:
+            raise self._no_steps(self._pending)
+        if self.input_size is None or not self.layers:
+            raise WeightsError("the model has no layer that does anything")
+        model: dict[str, Any] = {"input_size": self.input_size}
+        if self.steps is not None:
+            model["steps"] = self.steps
+        return {"model": model | {"layers": self.layers}}
+
+    def _recurrent(self, layer: Layer) -> None:
+        if not self._sequence or self._pending is not None:
+            raise WeightsError(f"{layer.title} reads no sequence", expected="(batch, steps, D)")
+        found, prefix = recurrent.directions(layer), f"layers.{len(self.layers)}."
+        reset_after = []
+        for one, folder in zip(found, ("", "reverse."), strict=False):
+            roles = CELL if one.biased else CELL[:2]
+            variables = self._source.take(layer, one.inner, roles)
+            tensors, stored = recurrent.tensors(one, variables, prefix + folder)
+            self._reads(layer, variables[0].value.shape[0])
+            self.tensors |= tensors
+            self.stored += stored
+            bias = variables[2] if one.biased else None
+            reset_after.append(recurrent.resets_after(one, bias))
+        config = recurrent.settings(found, self._version, reset_after[0])
+        self.layers.append(config)
+        self._width = len(found) * found[0].hidden_size
+        self._sequence = config.get("return_sequences", True)
+
+    def _time_distributed(self, layer: Layer) -> None:
+        inner = layer.options.get("layer")
+        one = described(inner, f"{layer.path}/layer", layer.group)
+        if one.kind not in ("Dense", "Dropout", *LAYERS):
+            raise WeightsError(f"{layer.title} wraps {one.title}", expected="a Dense layer")
+        self.add(one)
+
+    def _dense(self, layer: Layer) -> None:
+        units, biased = layer.options.size("units"), layer.options.flag("use_bias", True)
+        variables = self._source.take(layer, "", DENSE if biased else DENSE[:1])
+        kernel = variables[0].value
+        if kernel.ndim != 2 or kernel.shape[1] != units or 0 in kernel.shape:
+            raise self._misfit(layer, f"({self._width or 'D'}, {units})", kernel.shape)
+        bias = variables[1].value if biased else np.zeros(units, kernel.dtype)
+        if bias.shape != (units,):
+            raise self._misfit(layer, f"({units},)", bias.shape)
+        activation = named(layer.options, "activation", "linear", self._version)
+        self._reads(layer, kernel.shape[0])
+        natives = self._emit_dense(kernel.T, bias, activation)
+        for variable, native in zip(variables, natives, strict=False):
+            change = "transposed" if native.endswith("weight") else ""
+            self.stored.append(
+                Stored(variable.name, variable.value.shape, variable.dtype, "", native, "", change)
+            )
+
+    def _emit_dense(self, weight: Array, bias: Array, activation: Named) -> tuple[str, str]:
+        names = (f"layers.{len(self.layers)}.weight", f"layers.{len(self.layers)}.bias")
+        self.tensors |= dict(zip(names, (weight, bias), strict=True))
+        config: dict[str, Any] = {"type": "dense", "units": len(bias)}
+        if activation != IDENTITY:
+            config["activation"] = activation
+        self.layers.append(config)
+        self._width = len(bias)
+        return names
+
+    def _activation(self, layer: Layer) -> None:
+        """An activation of its own: the dense layer's before it, or that of an identity matrix."""
+        last = 2 if self._sequence else 1
+        activation = of_layer(layer.kind, layer.options, self._version, last)
+        if activation == IDENTITY:
+            return
+        before = self.layers[-1] if self.layers else {}
+        if before.get("type") == "dense" and "activation" not in before:
+            before["activation"] = activation
+            return
+        F = self._width
+        if F is None or self._pending is not None or self._identities < F * F:
+            raise WeightsError(f"{layer.title} follows no layer whose size is known")
+        self._identities -= F * F
+        dtype = next((v.dtype for v in self.tensors.values()), np.dtype(np.float32))
+        self._emit_dense(np.eye(F, dtype=dtype), np.zeros(F, dtype), activation)
+        self.notes.append(
+            f"{layer.title} became a dense layer with the identity matrix and that activation"
+        )
+
+    def _dropout(self, layer: Layer) -> None:
+        rate = layer.options.number("rate", 0.0)
+        if not 0 <= rate < 1:
+            raise layer.options.refused("rate", "a share below 1")
+        if layer.kind != "Dropout":
+            self.notes.append(
+                f"{layer.title} drops whole features in training; here it drops single values"
+            )
+        self.layers.append({"type": "dropout", "rate": rate})
+
+    def _masking(self, layer: Layer) -> None:
+        value = shown_value(layer.options.get("mask_value"))
+        self.notes.append(
+            f"{layer.title} is left out: Keras skips steps whose values are all {value}; here the "
+            "lengths in the data say which steps count"
+        )
+
+    def _flatten(self, layer: Layer) -> None:
+        if layer.options.text("data_format", "channels_last") != "channels_last":
+            raise layer.options.refused("data_format")
+        if not self._sequence or self._flat_input:
+            return
+        self._sequence = False
+        self.layers.append({"type": "flatten"})
+        if self._declared_steps is None or self._width is None:
+            self._pending = layer  # The dense layer that follows tells.
+        else:
+            self.steps = self._declared_steps
+            self._width *= self.steps
+
+    def _reshape(self, layer: Layer) -> None:
+        target = layer.options.get("target_shape")
+        T, F = self._declared_steps, self._width
+        if not isinstance(target, list) or not all(isinstance(n, int) for n in target):
+            raise layer.options.refused("target_shape", "a list of sizes")
+        known = F is not None and self._pending is None
+        if known and self._same(target):
+            return
+        flat = known and self._sequence and T is not None and target in ([-1], [T * (F or 0)])
+        if not flat:
+            raise layer.options.refused("target_shape")
+        self._flatten(layer)
+
+    def _same(self, target: Sequence[int]) -> bool:
+        F = self._width
+        if not self._sequence:
+            return list(target) in ([F], [-1])
+        T = self._declared_steps
+        return list(target) in ([T, F], [-1, F]) or (T is not None and list(target) == [T, -1])
+
+    def _reads(self, layer: Layer, size: int) -> None:
+        """Check the size of a layer's input against what it reads."""
+        if self._pending is not None:
+            steps, rest = divmod(size, self._width or size)
+            if rest or steps == 0:
+                raise self._no_steps(self._pending)
+            self.steps, self._pending, self._width = steps, None, size
+        if self._width is None:
+            self._width = self.input_size = size
+        if size != self._width:
+            raise self._misfit(layer, f"({self._width}, …)", (size,))
+
+    def _note_dtype(self, dtype: Any) -> None:
+        config = dtype.get("config") if isinstance(dtype, dict) else None
+        name = config.get("name") if isinstance(config, dict) else dtype
+        if isinstance(name, str) and "float16" in name:
+            note = f"Keras computes it in {shown_value(name)}; here --dtype says in what"
+            if note not in self.notes:
+                self.notes.append(note)
+
+    @staticmethod
+    def _misfit(layer: Layer, expected: str, found: Any) -> WeightsError:
+        return WeightsError(
+            f"{layer.title} has a kernel or bias that does not fit",
+            expected=expected,
+            found=str(found),
+        )
+
+    @staticmethod
+    def _no_steps(layer: Layer) -> WeightsError:
+        return WeightsError(
+            f"{layer.title} needs a fixed number of steps, which the file does not tell",
+            hint="give the model an input of fixed steps in Keras: Input((steps, features))",
+        )

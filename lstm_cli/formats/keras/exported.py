@@ -1,0 +1,209 @@
+"""Native layers as Keras 3 describes them, with their variables in Keras's layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.cells import Cell
+from lstm_cli.engines.types import Array, DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.gates import NATIVE, reorder
+from lstm_cli.formats.keras.activations import keras_name
+from lstm_cli.formats.keras.architecture import snake
+from lstm_cli.formats.keras.recurrent import GATES
+from lstm_cli.formats.model import Export
+
+CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
+OPEN = 40.0
+"""A forget gate with no weights and this bias is 1 to the last bit, in float64 too."""
+OPENED_BY = ("sigmoid", "hard_sigmoid", "tanh")
+
+
+@dataclass(frozen=True)
+class Written:
+    """One layer as Keras has it.
+
+    Attributes
+    ----------
+    kind, config
+        Class and options.
+    folder
+        Where its variables are: ``layers/lstm_1``.
+    variables
+        By folder below that one, such as ``forward_layer/cell``.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    folder: str
+    variables: Mapping[str, Sequence[Array]] = field(default_factory=dict)
+
+
+def serialised(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """A layer as Keras 3 writes it."""
+    return {
+        "module": "keras.layers",
+        "class_name": kind,
+        "config": config,
+        "registered_name": None,
+    }
+
+
+class Exporter:
+    """Makes Keras's layers of native ones.
+
+    Attributes
+    ----------
+    notes
+        What Keras has in another form.
+    """
+
+    def __init__(self, export: Export) -> None:
+        self.notes: list[str] = []
+        self._tensors = export.tensors
+        wide = any(value.dtype == np.float64 for value in export.tensors.values())
+        self.dtype = "float64" if wide else "float32"
+        self._counts: Counter[str] = Counter()
+
+    def layer(self, spec: Any) -> Written:
+        """One layer.
+
+        Raises
+        ------
+        WeightsError
+            It has an option that Keras has not: names both.
+        """
+        if isinstance(spec, RecurrentSpec):
+            return self._recurrent(spec)
+        if isinstance(spec, DenseSpec):
+            return self._dense(spec)
+        if isinstance(spec, DropoutSpec):
+            return self._named("Dropout", {"rate": spec.rate}, {})
+        if isinstance(spec, FlattenSpec):
+            return self._named("Flatten", {"data_format": "channels_last"}, {})
+        raise WeightsError(f"layer {spec.index} is of a kind that Keras does not have")
+
+    def _named(
+        self, kind: str, config: dict[str, Any], variables: Mapping[str, Sequence[Array]]
+    ) -> Written:
+        """A layer with the name that Keras itself would give it."""
+        stem = snake(kind)
+        count = self._counts[stem]
+        self._counts[stem] += 1
+        name = f"{stem}_{count}" if count else stem
+        return Written(kind, self._common(name) | config, f"layers/{name}", variables)
+
+    def _common(self, name: str) -> dict[str, Any]:
+        return {"name": name, "trainable": True, "dtype": self.dtype}
+
+    def _dense(self, spec: DenseSpec) -> Written:
+        weight, bias = (self._tensor(f"layers.{spec.index}.{n}") for n in ("weight", "bias"))
+        activation = keras_name(spec.activation, f"layer {spec.index} (dense)", "activation")
+        config = {"units": spec.units, "activation": activation, "use_bias": True}
+        return self._named("Dense", config, {"": (weight.T, bias)})
+
+    def _recurrent(self, spec: RecurrentSpec) -> Written:
+        title, kind = f"layer {spec.index} ({spec.kind})", CLASSES[spec.kind]
+        if spec.stateful:
+            raise _lacks(title, "stateful: true", f"layers.{spec.index}.stateful=false", _BATCH)
+        configs = [self._config(spec, cell, title) for cell in spec.cells]
+        cells = [self._variables(spec, d, title) for d in range(spec.directions)]
+        if spec.directions == 1:
+            return self._named(kind, configs[0], {"cell": cells[0]})
+        stem = snake(kind)
+        forward = self._common(f"forward_{stem}") | configs[0]
+        backward = self._common(f"backward_{stem}") | configs[1] | {"go_backwards": True}
+        config = {
+            "merge_mode": "concat",
+            "layer": serialised(kind, forward),
+            "backward_layer": serialised(kind, backward),
+        }
+        variables = {"forward_layer/cell": cells[0], "backward_layer/cell": cells[1]}
+        return self._named("Bidirectional", config, variables)
+
+    def _config(self, spec: RecurrentSpec, cell: Cell, title: str) -> dict[str, Any]:
+        _check(cell, title, spec.index)
+        config = {
+            "units": cell.hidden_size,
+            "activation": keras_name(cell.activation, title, "activation"),
+            "use_bias": True,
+            "return_sequences": spec.return_sequences,
+            "go_backwards": False,
+            "dropout": spec.dropout,
+            "recurrent_dropout": spec.recurrent_dropout,
+        }
+        if spec.kind != "rnn":
+            gates = keras_name(cell.recurrent_activation, title, "recurrent_activation")
+            config["recurrent_activation"] = gates
+        if spec.kind == "lstm":
+            config["unit_forget_bias"] = spec.forget_bias == 1
+        if spec.kind == "gru":
+            config["reset_after"] = getattr(cell, "reset_after", True)
+        return config
+
+    def _variables(self, spec: RecurrentSpec, direction: int, title: str) -> tuple[Array, ...]:
+        """Kernel (D, G * H), recurrent kernel (H, G * H) and bias, gates in Keras's order."""
+        cell, prefix = spec.cells[direction], spec.prefix(direction)
+        names = ["weight_ih", "weight_hh", "bias"]
+        if spec.kind == "gru":
+            names[2:] = ["bias_ih", "bias_hh"]
+        found = [
+            reorder(self._tensor(prefix + name), NATIVE[spec.kind], GATES[spec.kind])
+            for name in names
+        ]
+        if not getattr(cell, "use_forget_gate", True):
+            self._open(cell, title, found)
+        bias = found[2]
+        if spec.kind == "gru" and getattr(cell, "reset_after", True):
+            bias = np.stack(found[2:])
+        elif spec.kind == "gru":
+            bias = (found[2].astype(np.float64) + found[3]).astype(found[2].dtype)
+        return found[0].T, found[1].T, bias
+
+    def _open(self, cell: Cell, title: str, found: list[Array]) -> None:
+        """Stand in for a forget gate that is not there: one that is always 1."""
+        if cell.recurrent_activation.name not in OPENED_BY:
+            raise _lacks(title, "forget_gate: false with gates that never reach 1")
+        H = cell.hidden_size
+        for values, fill in zip(found, (0.0, 0.0, OPEN), strict=True):
+            values[H : 2 * H] = fill
+        self.notes.append(
+            f"{title} has no forget gate: written with one that is always 1 (weights 0, bias 40)"
+        )
+
+    def _tensor(self, name: str) -> Array:
+        return np.asarray(self._tensors[name], self.dtype)
+
+
+_BATCH = "Keras's stateful layers are for one size of batch, which a model here does not fix"
+
+
+def _check(cell: Cell, title: str, index: int) -> None:
+    """Refuse the options that Keras's cells do not have."""
+    options = {
+        "clip": cell.clip,
+        "peepholes": getattr(cell, "peepholes", False),
+        "projection_size": getattr(cell, "projection_size", None),
+        "coupled_input_forget": getattr(cell, "coupled_input_forget", False),
+    }
+    for key, value in options.items():
+        if value not in (None, False):
+            raise _lacks(title, f"{key}: {str(value).lower()}")
+    outer = getattr(cell, "cell_activation", cell.activation)
+    if outer != cell.activation:
+        raise _lacks(title, f"cell_activation: {outer} beside activation: {cell.activation}")
+
+
+def _lacks(
+    title: str, option: str, set_: str | None = None, why: str | None = None
+) -> WeightsError:
+    return WeightsError(
+        f"{title} has {option}, which Keras's files cannot hold",
+        found=why,
+        hint=None if set_ is None else f"--set model.{set_}",
+    )

@@ -1,0 +1,246 @@
+"""An HDF5 file in memory, walked link by link: datasets by path, nothing that leads outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5f, h5g, h5l, h5o
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.keras import heap
+from lstm_cli.formats.keras.storage import read_dataset
+from lstm_cli.formats.keras.words import shown
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MOST_OBJECTS = 200_000
+DEEPEST = 64
+MOST_TEXTS = 100_000
+MOST_TEXT_BYTES = 256 << 20
+
+_ERRORS = (
+    OSError,
+    LookupError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    SystemError,
+)
+"""What h5py is known to raise on damaged files. Caught around calls of h5py alone."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A stored tensor.
+
+    Attributes
+    ----------
+    name
+        Its path, as the file has it.
+    value
+        As stored; a half widened to float32.
+    dtype
+        As stored.
+    """
+
+    name: str
+    value: Array
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Node:
+    name: str
+    parent: Any
+    link: bytes
+    address: int
+    group: bool
+
+
+class Tree:
+    """The objects of a file by path, such as ``layers/lstm/cell/vars/0``.
+
+    Older Keras writes ``_layer_checkpoint_dependencies`` for ``layers``, and on Windows one name
+    with backslashes for a whole path; both are found under today's path.
+
+    Raises
+    ------
+    WeightsError
+        It is damaged, or a link leads out of it, in a circle, or to what another one leads to.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        _check_superblock(data)
+        self._largest = heap.largest_object(data)
+        self._left = len(data)
+        self._nodes: dict[str, _Node] = {}
+        with _reading("the HDF5 file"):
+            self._file = h5py.File(h5f.open_file_image(data))
+            self._walk(h5g.open(self._file.id, b"/"))
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._nodes
+
+    def addresses(self) -> Mapping[str, int]:
+        """Where each object stands in the file, by path."""
+        return {path: node.address for path, node in self._nodes.items()}
+
+    def datasets(self) -> list[str]:
+        """Paths of all datasets."""
+        return [path for path, node in self._nodes.items() if not node.group]
+
+    def variable(self, path: str) -> Variable | None:
+        """The values of a dataset; None if there is none of this path."""
+        node = self._nodes.get(path)
+        if node is None or node.group:
+            return None
+        with _reading(f"the dataset {shown(node.name)}"):
+            dataset = h5d.open(node.parent, node.link)
+            value, dtype, stored = read_dataset(dataset, shown(node.name), self._left)
+        self._left -= stored
+        return Variable(node.name, value, dtype)
+
+    def shape(self, path: str) -> tuple[int, ...] | None:
+        """The shape of a dataset, not read yet; None if there is none of this path."""
+        node = self._nodes.get(path)
+        if node is None or node.group:
+            return None
+        with _reading(f"the dataset {shown(node.name)}"):
+            return tuple(h5d.open(node.parent, node.link).shape)
+
+    def texts(self, path: str, name: str) -> list[str] | None:
+        """An attribute of texts, or one text, in as many parts as it was written; None: none.
+
+        Parameters
+        ----------
+        path
+            Of a group; empty for the root.
+        """
+        first = self._attribute(path, name)
+        if first is not None:
+            return first
+        # What is too long for one attribute stands in name0, name1, ...
+        found: list[str] = []
+        for k in range(1000):
+            more = self._attribute(path, f"{name}{k}")
+            if more is None:
+                return found if k else None
+            found += more
+        return found
+
+    def text(self, path: str, name: str) -> str | None:
+        """An attribute that is one text."""
+        found = self._attribute(path, name)
+        return found[0] if found and len(found) == 1 else None
+
+    def _attribute(self, path: str, name: str) -> list[str] | None:
+        where = f"the attribute {name} of {shown(path) if path else 'the HDF5 file'}"
+        node = self._nodes.get(path)
+        if path and (node is None or not node.group):
+            return None
+        with _reading(where):
+            holder = self._file.id if node is None else h5o.open(node.parent, node.link)
+            if not h5a.exists(holder, name.encode()):
+                return None
+            attribute = h5a.open(holder, name.encode())
+            return self._texts(attribute, where)
+
+    def _texts(self, attribute: Any, where: str) -> list[str]:
+        count = int(np.prod(attribute.shape, dtype=np.float64))
+        if count == 0:
+            return []
+        text = h5py.check_string_dtype(attribute.dtype)
+        if text is None:
+            raise WeightsError(f"{where} holds no text", found=str(attribute.dtype))
+        each = self._largest if text.length is None else text.length
+        if count > MOST_TEXTS or count * max(each, 1) > MOST_TEXT_BYTES:
+            raise WeightsError(f"{where} declares {count:,} texts, more than it can hold")
+        values = np.empty(attribute.shape, attribute.dtype)
+        attribute.read(values)
+        return [_decoded(value) for value in values.ravel()]
+
+    def _walk(self, root: Any) -> None:
+        todo: list[tuple[Any, str, int]] = [(root, "", 0)]
+        seen = {h5o.get_info(root).addr}
+        while todo:
+            group, path, depth = todo.pop()
+            for link in _links(group):
+                name = f"{path}{link.decode('utf-8', 'backslashreplace')}"
+                self._check_link(group, link, name, depth)
+                info = h5o.get_info(group, link)
+                if info.addr in seen:
+                    raise _refused(name, "a second link to one object")
+                seen.add(info.addr)
+                is_group = info.type == h5o.TYPE_GROUP
+                if is_group:
+                    todo.append((h5g.open(group, link), f"{name}/", depth + 1))
+                if is_group or info.type == h5o.TYPE_DATASET:
+                    node = _Node(name, group, link, info.addr, is_group)
+                    self._nodes.setdefault(_today(name), node)
+
+    def _check_link(self, group: Any, link: bytes, name: str, depth: int) -> None:
+        kind = group.links.get_info(link).type
+        if kind != h5l.TYPE_HARD:
+            kinds = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}
+            raise _refused(name, kinds.get(kind, "a link of an unknown kind"))
+        if depth > DEEPEST or len(self._nodes) > MOST_OBJECTS:
+            raise _refused(name, "more groups and datasets, or deeper ones, than Keras writes")
+
+
+def _links(group: Any) -> list[bytes]:
+    found: list[bytes] = []
+
+    def add(link: bytes) -> bool | None:
+        found.append(bytes(link))
+        return True if len(found) > MOST_OBJECTS else None
+
+    group.links.iterate(add)
+    return found
+
+
+def _today(name: str) -> str:
+    return name.replace("\\", "/").replace("_layer_checkpoint_dependencies", "layers")
+
+
+def _decoded(value: Any) -> str:
+    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _check_superblock(data: bytes) -> None:
+    """Addresses and sizes are of 8 bytes in all that Keras writes; `heap` counts on it."""
+    place = data.find(SIGNATURE)
+    if place < 0:
+        raise WeightsError("this is no HDF5 file", expected="HDF5's signature")
+    version = data[place + 8 : place + 9]
+    sizes = place + (13 if version in (b"\x00", b"\x01") else 9)
+    if data[sizes : sizes + 2] != b"\x08\x08":
+        raise WeightsError("the HDF5 file is damaged, or of a kind that Keras does not write")
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn what h5py raises into a WeightsError that names `what`."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise WeightsError(
+            f"{what} cannot be read",
+            expected="intact HDF5",
+            found=shown(" ".join(str(error).split()) or type(error).__name__),
+            hint="the file may be damaged: copy or save it again",
+        ) from None
+
+
+def _refused(name: str, found: str) -> WeightsError:
+    return WeightsError(
+        f"the HDF5 file is refused: Keras does not write what {shown(name)} is", found=found
+    )

@@ -1,0 +1,196 @@
+"""Reading Keras's files: ``.keras``, ``.weights.h5``, legacy ``.h5``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
+from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly
+from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
+from lstm_cli.formats.keras.hdf5 import Tree
+from lstm_cli.formats.keras.recurrent import ORDER
+from lstm_cli.formats.keras.variables import Names, Paths, Source
+from lstm_cli.formats.keras.words import shown
+from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.safety import LARGEST_TEXT, member_bytes, open_archive, read_whole
+
+WEIGHTS = "model.weights.h5"
+
+
+def read(path: Path, options: ReadOptions) -> Imported:
+    """Read a model or its weights, as Keras 2 or 3 wrote them.
+
+    Raises
+    ------
+    WeightsError
+        Missing, damaged, hostile, or a model that lstm-cli cannot represent: names the layer and
+        the option.
+    """
+    data = read_whole(path)
+    try:
+        assembly, title = _of_archive(path) if data.startswith(b"PK") else _of_hdf5(data)
+        config = assembly.finish()
+    except WeightsError as error:
+        problems = [replace(p, where=(*p.where, str(path))) for p in error.problems]
+        raise WeightsError(problems, headline=error.headline) from None
+    except (RecursionError, MemoryError) as error:
+        raise WeightsError(f"{path} is too large or too deep", found=type(error).__name__) from None
+    return Imported(
+        path=path,
+        format="keras",
+        title=title,
+        sha256=hashlib.sha256(data).hexdigest(),
+        config=config,
+        tensors=assembly.tensors,
+        stored=tuple(assembly.stored),
+        order=dict(ORDER),
+        notes=tuple(assembly.notes),
+    )
+
+
+def _of_archive(path: Path) -> tuple[Assembly, str]:
+    with open_archive(path) as archive:
+        names = archive.namelist()
+        tree = Tree(member_bytes(archive, _weights_name(names)))
+        if "config.json" not in names:
+            return _bare(tree)
+        model = _json(_text(archive, "config.json"), "config.json")
+        metadata = _metadata(archive, names)
+    version = metadata.get("keras_version")
+    return _whole(model, tree, version if isinstance(version, str) else None, Paths(tree))
+
+
+def _weights_name(names: Sequence[str]) -> str:
+    found = [name for name in names if name.endswith(".weights.h5")]
+    if WEIGHTS in found or len(found) != 1:
+        return WEIGHTS
+    return found[0]
+
+
+def _metadata(archive: zipfile.ZipFile, names: Sequence[str]) -> Mapping[str, Any]:
+    if "metadata.json" not in names:
+        return {}
+    found = _json(_text(archive, "metadata.json"), "metadata.json")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> bytes:
+    return member_bytes(archive, name, LARGEST_TEXT)
+
+
+def _json(text: str | bytes, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        found = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise WeightsError(f"{name} is no JSON", found=shown(found)) from None
+
+
+def _of_hdf5(data: bytes) -> tuple[Assembly, str]:
+    tree = Tree(data)
+    root = "model_weights/" if "model_weights" in tree else ""
+    description = tree.text("", "model_config")
+    if description is None:
+        return _bare(tree, root)
+    if len(description) > LARGEST_TEXT:
+        raise WeightsError("model_config is too large", found=f"{len(description):,} characters")
+    version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
+    return _whole(_json(description, "model_config"), tree, version, Names(tree, root))
+
+
+def _whole(model: Any, tree: Tree, version: str | None, source: Source) -> tuple[Assembly, str]:
+    """A model whose description is in the file."""
+    major, assumed = _major(version, model)
+    assembly = Assembly(source, major)
+    layers = layers_of(model)
+    if layers and not any(key in layers[0].options.values for key in INPUT_SHAPES):
+        assembly.start(_built_shape(model))
+    for layer in layers:
+        assembly.add(layer)
+    assembly.notes += assumed
+    if any(path.startswith(("optimizer", "_optimizer")) for path in tree.datasets()):
+        assembly.notes.append("the optimiser's state is left out")
+    return assembly, f"Keras {shown(version)} model" if version else "Keras model"
+
+
+def _built_shape(model: Mapping[str, Any]) -> Any:
+    config = model.get("config")
+    return config.get("build_input_shape") if isinstance(config, Mapping) else None
+
+
+def _major(version: str | None, model: Any) -> tuple[int, list[str]]:
+    """Keras's major version, and a note where it had to be guessed."""
+    match = re.match(r"(\d{1,3})\.", version or "")
+    if match is not None:
+        major = int(match.group(1))
+        if major < 2:
+            raise WeightsError(
+                f"the file is of Keras {shown(str(version))}, which named all options differently",
+                expected="Keras 2 or 3",
+                hint="load it in Keras 2 and save it anew",
+            )
+        return major, []
+    major = 3 if isinstance(model, Mapping) and "module" in model else 2
+    if "hard_sigmoid" not in json.dumps(model):
+        return major, []
+    return major, [
+        f"no version of Keras is in the file: hard_sigmoid is taken as in Keras {major}, "
+        + ("x/6 + 0.5" if major == 3 else "0.2 x + 0.5")
+    ]
+
+
+def _bare(tree: Tree, root: str = "") -> tuple[Assembly, str]:
+    """Weights without a description."""
+    if is_bare(tree):
+        layers, notes = by_paths(tree)
+        source: Source = Paths(tree)
+    elif tree.texts(root.rstrip("/"), "layer_names") is not None:
+        layers, notes = by_names(tree, root)
+        source = Names(tree, root)
+    else:
+        raise WeightsError(
+            "the HDF5 file holds no weights of Keras",
+            expected="model_config, layer_names, or layers/.../vars",
+        )
+    if len(layers) > MOST_LAYERS:
+        raise WeightsError(f"the file has more than {MOST_LAYERS:,} layers")
+    assembly = Assembly(source, 3)
+    for layer in layers:
+        assembly.add(layer)
+    assembly.notes += [*notes, *_assumed(layers, assembly.layers)]
+    return assembly, "Keras weights, without the model"
+
+
+def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a file without a description does not say, and what sets it."""
+    notes = []
+    recurrent = [k for k, layer in enumerate(config) if "hidden_size" in layer]
+    dense = [k for k, layer in enumerate(config) if layer["type"] == "dense"]
+    if recurrent:
+        notes.append(
+            "the file holds no activations: sigmoid and tanh assumed in recurrent layers; "
+            f"--set model.layers.{recurrent[0]}.activation=relu says otherwise"
+        )
+        if not any(layer["type"] == "flatten" for layer in config):
+            notes.append(
+                "the file does not say which outputs are used: every step's assumed; "
+                f"--set model.layers.{recurrent[-1]}.return_sequences=false takes the last one's"
+            )
+    notes += [
+        f"no activation assumed in dense layer {k}; "
+        f"--set model.layers.{k}.activation=softmax says otherwise"
+        for k in dense
+        if "activation" not in config[k]
+    ]
+    defaults = sorted({la.kind for la in layers if la.kind in ("LeakyReLU", "ReLU", "ELU")})
+    if defaults:
+        notes.append(f"Keras's default slopes assumed for {', '.join(defaults)}")
+    return notes

@@ -1,0 +1,247 @@
+"""Keras's recurrent layers: options, and tensors by gate, in native terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
+from lstm_cli.formats.keras.activations import Named, named
+from lstm_cli.formats.keras.architecture import Layer, class_of, title
+from lstm_cli.formats.keras.hdf5 import Variable
+from lstm_cli.formats.keras.words import Options, options, shown_value
+from lstm_cli.formats.model import Stored
+
+KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
+GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
+"""Keras's order of the gates, in native letters."""
+ORDER = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
+"""The same in Keras's own letters."""
+WRAPPERS = ("RNN", "Bidirectional")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One pass over the steps.
+
+    Attributes
+    ----------
+    kind
+        ``lstm``, ``gru`` or ``rnn``.
+    layer, cell
+        Options of the layer and of its cell; the same but for a cell in an RNN layer.
+    inner
+        Where the variables are below the layer's path.
+    """
+
+    kind: str
+    layer: Options
+    cell: Options
+    inner: str
+
+    @property
+    def hidden_size(self) -> int:
+        """Units H."""
+        return self.cell.size("units")
+
+    @property
+    def biased(self) -> bool:
+        """Whether it has biases."""
+        return self.cell.flag("use_bias", True)
+
+
+def directions(layer: Layer) -> tuple[Direction, ...]:
+    """The one direction of a layer, or forward and reverse.
+
+    Raises
+    ------
+    WeightsError
+        Not outputs side by side, a pass that only goes backwards, or two that differ in more
+        than activations.
+    """
+    if layer.kind != "Bidirectional":
+        found: tuple[Direction, ...] = (_direction(layer.kind, layer.options, "cell"),)
+    else:
+        if layer.options.get("merge_mode") != "concat" and "merge_mode" in layer.options.values:
+            raise layer.options.refused("merge_mode", hint="concat is what lstm-cli has")
+        forward = layer.options.get("layer")
+        reverse = layer.options.get("backward_layer")
+        reverse = _reversed(forward) if reverse is None else reverse
+        found = (
+            _inner(layer, forward, "forward_layer/cell"),
+            _inner(layer, reverse, "backward_layer/cell"),
+        )
+    for number, one in enumerate(found):
+        _check(one, number, len(found))
+    _check_alike(layer, found)
+    return found
+
+
+def _reversed(forward: Any) -> Any:
+    """Without a backward layer Keras makes it of the forward one's config."""
+    config = forward.get("config") if isinstance(forward, Mapping) else None
+    if not isinstance(config, Mapping):
+        return forward
+    return {**forward, "config": {**config, "go_backwards": not config.get("go_backwards")}}
+
+
+def _inner(layer: Layer, entry: Any, inner: str) -> Direction:
+    kind = class_of(entry)
+    owner = f"{title(kind, inner.split('/')[0])} of {layer.title}"
+    return _direction(kind, options(owner, entry.get("config")), inner)
+
+
+def _direction(kind: str, given: Options, inner: str) -> Direction:
+    if kind in KINDS:
+        return Direction(KINDS[kind], given, given, inner)
+    cell = given.get("cell")
+    of = class_of(cell).removesuffix("Cell") if isinstance(cell, Mapping) else shown_value(cell)
+    if kind != "RNN" or not isinstance(cell, Mapping) or of not in KINDS:
+        raise WeightsError(
+            f"{given.owner} is no recurrent layer that lstm-cli has",
+            expected="LSTM, GRU or SimpleRNN",
+            found=of if kind == "RNN" else shown_value(kind),
+        )
+    return Direction(KINDS[of], given, options(f"the cell of {given.owner}", cell["config"]), inner)
+
+
+def _check(one: Direction, number: int, count: int) -> None:
+    if one.layer.flag("go_backwards") != bool(number):
+        raise one.layer.refused(
+            "go_backwards", hint="Bidirectional(merge_mode='concat') has a reverse pass"
+        )
+    if one.layer.flag("time_major"):
+        raise one.layer.refused("time_major")
+    if count > 1 and one.layer.flag("stateful"):
+        # Keras carries the reverse direction's state on; here it always starts anew.
+        raise one.layer.refused("stateful")
+
+
+def _check_alike(layer: Layer, found: Sequence[Direction]) -> None:
+    alike: dict[str, set[Any]] = {
+        "class": {d.kind for d in found},
+        "units": {d.hidden_size for d in found},
+        "return_sequences": {d.layer.flag("return_sequences") for d in found},
+        "reset_after": {d.cell.flag("reset_after") for d in found if d.kind == "gru"},
+    }
+    for what, values in alike.items():
+        if len(values) > 1:
+            both = " and ".join(str(value) for value in sorted(values, key=str))
+            raise WeightsError(f"the two directions of {layer.title} differ in {what}", found=both)
+
+
+def settings(found: Sequence[Direction], version: int, reset_after: bool) -> dict[str, Any]:
+    """The layer's options in the config's words, those that are not the default."""
+    first = found[0]
+    config: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
+    if len(found) > 1:
+        config["bidirectional"] = True
+    if not first.layer.flag("return_sequences"):
+        config["return_sequences"] = False
+    if first.layer.flag("stateful"):
+        config["stateful"] = True
+    gates = () if first.kind == "rnn" else (("recurrent_activation", "sigmoid"),)
+    for key, default in (("activation", "tanh"), *gates):
+        config |= _activation(found, key, default, version)
+    for key in ("dropout", "recurrent_dropout"):
+        rate = first.cell.number(key, 0.0)
+        if not 0 <= rate < 1:
+            raise first.cell.refused(key)
+        config |= {key: rate} if rate else {}
+    if first.kind == "gru" and not reset_after:
+        config["reset_after"] = False
+    return config
+
+
+def _activation(
+    found: Sequence[Direction], key: str, default: str, version: int
+) -> dict[str, Named | list[Named]]:
+    each = [named(one.cell, key, default, version) for one in found]
+    if "softmax" in each:
+        raise found[each.index("softmax")].cell.refused(key)
+    if all(one == default for one in each):
+        return {}
+    return {key: each[0] if all(one == each[0] for one in each) else each}
+
+
+def resets_after(one: Direction, bias: Variable | None) -> bool:
+    """A GRU's convention. Files that do not say it are older than the choice: before."""
+    if one.kind != "gru":
+        return False
+    if bias is not None:
+        return bias.value.ndim == 2
+    return one.cell.flag("reset_after")
+
+
+def tensors(
+    one: Direction, variables: Sequence[Variable], prefix: str
+) -> tuple[dict[str, Array], list[Stored]]:
+    """Native tensors of one direction, and where they stood.
+
+    Parameters
+    ----------
+    variables
+        Kernel (D, G * H), recurrent kernel (H, G * H) and, if it has biases, bias (G * H,), or
+        (2, G * H) where there are two.
+
+    Raises
+    ------
+    WeightsError
+        A shape that does not fit the units.
+    """
+    letters, H = GATES[one.kind], one.hidden_size
+    width = len(letters) * H
+    kernel, recurrent = variables[0], variables[1]
+    _check_shape(one, kernel, (None, width))
+    _check_shape(one, recurrent, (H, width))
+    found, stored = {}, []
+    for native, variable in ((f"{prefix}weight_ih", kernel), (f"{prefix}weight_hh", recurrent)):
+        found[native] = reorder(variable.value.T, letters, NATIVE[one.kind])
+        stored += _blocks(variable, native, letters, axis=1, change="transposed")
+    biases, where = _biases(one, variables[2] if one.biased else None, prefix, kernel.value.dtype)
+    return found | biases, stored + where
+
+
+def _biases(
+    one: Direction, bias: Variable | None, prefix: str, dtype: Any
+) -> tuple[dict[str, Array], list[Stored]]:
+    letters, width = GATES[one.kind], len(GATES[one.kind]) * one.hidden_size
+    names = [prefix + n for n in (("bias_ih", "bias_hh") if one.kind == "gru" else ("bias",))]
+    found = {name: np.zeros(width, dtype) for name in names}
+    if bias is None:
+        return found, []
+    two = one.kind == "gru" and bias.value.ndim == 2
+    _check_shape(one, bias, (2, width) if two else (width,))
+    if one.kind == "gru" and one.cell.get("reset_after") not in (None, two):
+        raise one.cell.refused("reset_after", expected=f"what its bias {bias.value.shape} says")
+    stored: list[Stored] = []
+    for k, name in enumerate(names if two else names[:1]):
+        values = bias.value[k] if two else bias.value
+        found[name] = reorder(values, letters, NATIVE[one.kind])
+        leading = (k,) if two else ()
+        stored += _blocks(bias, name, letters, leading=leading)
+    return found, stored
+
+
+def _blocks(variable: Variable, native: str, letters: Sequence[str], **how: Any) -> list[Stored]:
+    found = stored_blocks(variable.name, variable.value, native, letters, **how)
+    return [replace(block, dtype=variable.dtype) for block in found]
+
+
+def _check_shape(one: Direction, variable: Variable, wanted: tuple[int | None, ...]) -> None:
+    shape = variable.value.shape
+    fits = len(shape) == len(wanted) and all(
+        w in (None, n) for n, w in zip(shape, wanted, strict=True)
+    )
+    if not fits or 0 in shape:
+        text = ", ".join("D" if w is None else str(w) for w in wanted)
+        raise WeightsError(
+            f"{one.cell.owner} has a tensor that does not fit its {one.hidden_size} units",
+            expected=f"({text}{',' if len(wanted) == 1 else ''})",
+            found=f"{variable.name} {shape}",
+        )
