@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong, in printable characters: names that files have move no cursor.
 
     Attributes
     ----------
@@ -29,6 +29,11 @@ class Problem:
     found: str | None = None
     where: tuple[str, ...] = ()
     hint: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("what", "expected", "found", "hint"):
+            object.__setattr__(self, key, _printable(getattr(self, key)))
+        object.__setattr__(self, "where", tuple(str(_printable(place)) for place in self.where))
 
     def lines(self) -> list[str]:
         """The problem as plain text: `what`, then indented details."""
@@ -159,6 +164,15 @@ class MissingExtraError(DeviceError):
             f"{purpose} needs the package {module}, which is not installed",
             hint=f"pip install 'lstm-cli[{extra}]'",
         )
+
+
+def _printable(text: str | None) -> str | None:
+    """The text, what no terminal should be sent written as an escape: ``\\x1b``."""
+    if text is None or text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
 
 
 def _size(nbytes: int) -> str:
