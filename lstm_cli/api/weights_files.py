@@ -18,7 +18,7 @@ from lstm_cli.formats.sniffing import sniff
 TEXTS = (".yaml", ".yml", ".json")
 """Suffixes of configs, which are never taken for weights."""
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)")
 _SETTING = re.compile(r"--set ([\w.]+)=")
 
 

@@ -109,12 +109,13 @@ def _blocks(pairs: Sequence[Pair], tolerance: float) -> Iterator[Block]:
 def _others(a: Side, b: Side, tolerance: float) -> Iterator[str]:
     """Tensors of no layer, by name."""
     for name in sorted({*a.others, *b.others}):
+        said = name if name.isprintable() else repr(name)
         if name not in a.others or name not in b.others:
-            yield f"{name} is in {'A' if name in a.others else 'B'} alone"
+            yield f"{said} is in {'A' if name in a.others else 'B'} alone"
         elif a.others[name].shape != b.others[name].shape:
-            yield f"{name} is {a.others[name].shape} in A, {b.others[name].shape} in B"
+            yield f"{said} is {a.others[name].shape} in A, {b.others[name].shape} in B"
         elif (apart := _apart(a.others[name], b.others[name])) > tolerance:
-            yield f"{name} differs by up to {apart:.3g}"
+            yield f"{said} differs by up to {apart:.3g}"
 
 
 def _apart(a: Array, b: Array) -> float:

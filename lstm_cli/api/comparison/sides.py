@@ -29,8 +29,8 @@ SYMBOLS = {
 """A tensor's name within its layer to its letter in the equations."""
 
 PEEPHOLE_GATES = ("i", "f", "o")
-_NAME = re.compile(r"layers\.(\d+)\.(reverse\.)?(\w+)")
-_SETTING = re.compile(r"--set model\.layers\.(\d+)\.(\w+)=")
+_NAME = re.compile(r"layers\.(\d{1,9})\.(reverse\.)?(\w+)")
+_SETTING = re.compile(r"--set model\.layers\.(\d{1,9})\.(\w+)=")
 _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 
@@ -151,7 +151,7 @@ def _grouped(
     layers: dict[int, dict[str, dict[str, Array]]] = {}
     others = {}
     for name, value in tensors.items():
-        found = _NAME.fullmatch(name)
+        value, found = np.atleast_1d(value), _NAME.fullmatch(name)
         if found is None:
             others[name] = value
             continue
