@@ -154,8 +154,8 @@ def test_activations_differ_by_gate_and_direction(name: str, tmp_path: Path) -> 
 def test_a_forget_gate_held_open(function: Activation, tmp_path: Path) -> None:
     """c adds up over all steps, so that a gate that is nearly 1 would show."""
     clip = None if function.name == "tanh" else 2.6
-    options = {"use_forget_gate": False, "recurrent_activation": function, "clip": clip}
-    check(tmp_path, [recurrent("lstm", H, D, directions=2, **options)])
+    options = {"recurrent_activation": function, "clip": clip, "peepholes": True}
+    check(tmp_path, [recurrent("lstm", H, D, directions=2, use_forget_gate=False, **options)])
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=named)

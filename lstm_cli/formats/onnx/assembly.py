@@ -73,7 +73,7 @@ class Assembly:
         self.builder.output("y", flow.value, ("N", *middle, self.layers[-1].output_size))
         for final in self.recurrence.finals:
             self.builder.output(*final)
-        return self.builder.finish(name or "network")
+        return self.builder.finish(name)
 
     def _layer(self, spec: LayerSpec, flow: Flow) -> Flow:
         if isinstance(spec, RecurrentSpec):

@@ -132,7 +132,7 @@ def attributes(spec: RecurrentSpec) -> dict[str, Any]:
 
 def _clip(spec: RecurrentSpec) -> dict[str, float]:
     clip = spec.cells[0].clip
-    if clip is None or clip > np.finfo(np.float32).max:
+    if clip is None or clip > float(np.finfo(np.float32).max):
         return {}
     if np.float32(clip) == 0:
         raise WeightsError(

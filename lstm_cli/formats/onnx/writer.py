@@ -36,7 +36,8 @@ def write(path: Path, export: Export, options: WriteOptions | None = None) -> tu
 
 def build_model(export: Export, options: WriteOptions) -> Model:
     """The network as a model in memory; see `write`."""
-    graph = Assembly(export.layers, export.tensors, options).graph(export.name)
+    name = export.name.encode(errors="replace").decode()  # a file's name may be no Unicode
+    graph = Assembly(export.layers, export.tensors, options).graph(name or "network")
     return Model(
         ir_version=IR_VERSION,
         producer_name="lstm-cli",
