@@ -1,0 +1,178 @@
+"""Layers as they are found, from the last to the first: options, tensors, where these stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.cells import Activation
+from lstm_cli.cells.activations import SIGMOID, TANH
+from lstm_cli.engines.types import Array
+from lstm_cli.formats.model import Stored
+from lstm_cli.formats.onnx.sizes import OpenSizeError
+from lstm_cli.formats.onnx.unrolled import stored_weight
+from lstm_cli.formats.onnx.values import Linear, Recurrent, Weight
+
+LARGEST = 1 << 27
+"""Numbers of the largest matrix that is widened."""
+
+
+@dataclass
+class Draft:
+    """One layer.
+
+    Attributes
+    ----------
+    config
+        As the YAML has it.
+    tensors
+        By native name within the layer.
+    inputs
+        Names of those whose columns are input features.
+    stored
+        Native names within the layer.
+    where
+        The node it comes from.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Array] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    stored: list[Stored] = field(default_factory=list)
+    where: str = ""
+
+    def widen(self, places: Array, size: int, blocks: int = 1) -> None:
+        """Read features `places` of `size` ones, of each of `blocks` steps side by side.
+
+        Raises
+        ------
+        ValueError
+            The matrix would be out of proportion.
+        """
+        if places.size == size and (places == np.arange(size)).all():
+            return
+        for name in self.inputs:
+            matrix = self.tensors[name]
+            rows = matrix.shape[0]
+            if rows * size * blocks > LARGEST:
+                raise OpenSizeError(f"{rows} x {size * blocks} weights, most of them 0")
+            wide = np.zeros((rows, blocks, size), matrix.dtype)
+            own = matrix.reshape(rows, blocks, -1)
+            if np.unique(places).size == places.size:
+                wide[:, :, places] = own
+            else:
+                for k, place in enumerate(places):
+                    wide[:, :, place] += own[:, :, k]
+            self.tensors[name] = wide.reshape(rows, -1)
+        self.stored = [
+            replace(entry, change=", ".join(filter(None, (entry.change, "columns placed"))))
+            if entry.native in self.inputs
+            else entry
+            for entry in self.stored
+        ]
+
+    def reorder(self, places: Array) -> None:
+        """Read an input whose feature ``places[k]`` is what was feature k."""
+        self.widen(places, places.size)
+
+
+def selection(places: Array, size: int, dtype: Any, where: str) -> Draft:
+    """A dense layer that only picks features."""
+    weight = np.zeros((places.size, size), dtype)
+    weight[np.arange(places.size), places] = 1
+    return Draft(
+        {"type": "dense", "units": int(places.size)},
+        {"weight": weight, "bias": np.zeros(places.size, dtype)},
+        ("weight",),
+        where=where,
+    )
+
+
+def dense(atom: Linear, activation: Activation | None) -> Draft:
+    """A dense layer: all summands' matrices side by side; None is softmax."""
+    matrices = [_matrix(term.weight) for term in atom.terms]
+    weight = np.concatenate(matrices, axis=0).T if len(matrices) > 1 else matrices[0].T
+    bias = np.zeros(atom.size, weight.dtype) if atom.bias is None else atom.bias.array
+    stored = [e for term in atom.terms for e in stored_weight(term.weight, "weight")]
+    stored += stored_weight(atom.bias, "bias")
+    config: dict[str, Any] = {"type": "dense", "units": atom.size}
+    if activation is None:
+        config["activation"] = "softmax"
+    elif activation.name != "identity":
+        config["activation"] = named(activation)
+    dtype = np.result_type(weight, bias)
+    tensors = {"weight": weight.astype(dtype), "bias": bias.astype(dtype)}
+    return Draft(config, tensors, ("weight",), stored, atom.where)
+
+
+def _matrix(weight: Weight) -> Array:
+    """(in, out)."""
+    if not weight.diagonal:
+        return weight.array
+    if weight.array.size**2 > LARGEST:
+        raise OpenSizeError(f"{weight.array.size} x {weight.array.size} weights, most of them 0")
+    dtype = np.float32 if weight.identity else weight.array.dtype
+    return np.diag(weight.array.astype(dtype))
+
+
+def named(activation: Activation) -> Any:
+    """An activation as the YAML has it: a name, or a mapping where a parameter is not usual."""
+    plain = Activation(activation.name)
+    found = {
+        key: getattr(activation, key)
+        for key in ("alpha", "beta")
+        if getattr(activation, key) != getattr(plain, key)
+    }
+    return {"name": activation.name, **found} if found else activation.name
+
+
+def recurrent(parts: Sequence[Recurrent], returns: bool) -> Draft:
+    """A recurrent layer of a forward direction and perhaps a reverse one."""
+    first = parts[0]
+    config: dict[str, Any] = {"type": first.kind, "hidden_size": first.size}
+    if len(parts) == 2:
+        config["bidirectional"] = True
+    if not returns:
+        config["return_sequences"] = False
+    config |= _options([part.options for part in parts])
+    draft = Draft(config, where=first.where)
+    for prefix, part in zip(("", "reverse."), parts, strict=False):
+        draft.tensors |= {prefix + name: value for name, value in part.tensors.items()}
+        draft.inputs += (prefix + "weight_ih",)
+        draft.stored += [replace(e, native=prefix + e.native) for e in part.stored]
+    return draft
+
+
+def silent(part: Recurrent) -> Recurrent:
+    """A forward direction of zeros, to stand before a reverse one."""
+    tensors = {name: np.zeros_like(value) for name, value in part.tensors.items()}
+    return replace(part, reverse=False, tensors=tensors, stored=())
+
+
+def _options(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What differs from the defaults."""
+    found: dict[str, Any] = {}
+    for key, value in options[0].items():
+        pair = [own.get(key) for own in options]
+        if isinstance(value, Activation):
+            found |= _activations(key, pair, options)
+        elif key == "reset_after":
+            found |= {} if value else {key: False}
+        elif value:
+            found[key] = value
+    return found
+
+
+def _activations(
+    key: str, pair: Sequence[Any], options: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    usual: list[Any] = [SIGMOID if key == "recurrent_activation" else TANH] * len(pair)
+    if key == "cell_activation":
+        usual = [own["activation"] for own in options]
+    if list(pair) == usual:
+        return {}
+    names = [named(activation) for activation in pair]
+    return {key: names[0] if all(a == pair[0] for a in pair) else names}

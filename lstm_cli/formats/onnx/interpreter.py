@@ -1,0 +1,197 @@
+"""Runs a graph on what its values are instead of on numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.formats.onnx.calls import Call
+from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
+from lstm_cli.formats.onnx.rules import Rules
+from lstm_cli.formats.onnx.tensors import dtype_name, quoted, to_array
+from lstm_cli.formats.onnx.values import Anything, Constant, Joined, Origin, Unknown, Value
+
+MOST_NODES = 1_000_000
+"""Operators evaluated, those of functions each time."""
+MOST_WORK = 1 << 30
+"""Numbers moved while values are followed and constants calculated."""
+DEEPEST = 20
+"""Functions within functions, branches within branches."""
+DOMAINS = ("", "ai.onnx")
+
+_MISTAKES = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
+_MISTAKES_OF_SIZE = (MemoryError, RecursionError)
+
+
+class Interpreter:
+    """Evaluates nodes.
+
+    Parameters
+    ----------
+    model
+        For its functions and operator sets.
+    rules
+        What evaluates one operator.
+    path
+        Of the file; external data lies beside it.
+    """
+
+    def __init__(self, model: Model, rules: Rules, path: Path) -> None:
+        self.rules, self.path = rules, path
+        self.opset = opset(model)
+        self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+        self.nodes = self.work = 0
+
+    def run(
+        self,
+        graph: Graph | Function,
+        names: dict[str, Anything],
+        given: Mapping[str, Attribute] | None = None,
+        depth: int = 0,
+    ) -> dict[str, Anything]:
+        """Every value of a graph by name, beginning with those in `names`."""
+        stored = {} if isinstance(graph, Function) else {t.name: t for t in graph.initializers}
+        for node in graph.nodes:
+            for name in node.inputs:
+                if name and name not in names and name in stored:
+                    names[name] = self.constant(stored[name])
+            values = self._evaluated(node, names, given or {}, depth)
+            named = zip(node.outputs, values, strict=False)
+            names.update({name: value for name, value in named if name})
+        ends = () if isinstance(graph, Function) else graph.outputs
+        for end in ends:
+            if end.name not in names and end.name in stored:
+                names[end.name] = self.constant(stored[end.name])
+        return names
+
+    def constant(self, tensor: Tensor) -> Anything:
+        """A stored tensor."""
+        try:
+            array = to_array(tensor, self.path)
+        except LstmCliError as error:
+            return Unknown(f"the tensor {quoted(tensor.name)}", error)
+        origin = Origin(tensor.name, tuple(tensor.dims), dtype_name(tensor))
+        return Constant(array, (origin,))
+
+    def _evaluated(
+        self,
+        node: Node,
+        names: Mapping[str, Anything],
+        given: Mapping[str, Attribute],
+        depth: int,
+    ) -> Sequence[Anything]:
+        self._count(node)
+        call = self._call(node, names, given)
+        try:
+            if node.op_type == "If" and node.domain in DOMAINS:
+                values = self._branch(call, names, given, depth)
+            elif node.domain not in DOMAINS or (node.domain, node.op_type, "") in self.functions:
+                values = self._function(call, depth)
+            elif node.op_type == "Constant":
+                values = [_written(call)]
+            else:
+                values = self.rules.evaluate(call)
+        except LstmCliError as error:
+            return [Unknown(call.where, error)] * len(node.outputs)
+        except _MISTAKES as error:
+            return [Unknown(f"{call.where}: {str(error)[:300]}")] * len(node.outputs)
+        except _MISTAKES_OF_SIZE:
+            return [Unknown(f"{call.where}: it is out of proportion")] * len(node.outputs)
+        self._weigh(values)
+        return values
+
+    def _count(self, node: Node) -> None:
+        self.nodes += 1
+        if self.nodes > MOST_NODES or self.work > MOST_WORK:
+            raise WeightsError(
+                "the model computes more than any network that lstm-cli can represent",
+                found=f"{self.nodes:,} operators up to {quoted(node.name or node.op_type)}",
+                where=str(self.path),
+            )
+
+    def _weigh(self, values: Sequence[Anything]) -> None:
+        """Count what an operator made."""
+        for value in values:
+            if isinstance(value, Constant):
+                array = np.asarray(value.array)
+                self.work += array.size if array.base is None else 1
+            elif isinstance(value, Value):
+                self.work += value.pick.size
+                self.work += len(value.atom.parts) if isinstance(value.atom, Joined) else 0
+
+    def _call(
+        self, node: Node, names: Mapping[str, Anything], given: Mapping[str, Attribute]
+    ) -> Call:
+        inputs = [self._input(name, names) for name in node.inputs]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        attributes = {}
+        for attribute in node.attributes:
+            if attribute.reference:
+                if attribute.reference in given:
+                    attributes[attribute.name] = given[attribute.reference]
+            else:
+                attributes[attribute.name] = attribute
+        return Call(node, tuple(inputs), attributes, self.opset, self.path)
+
+    def _input(self, name: str, names: Mapping[str, Anything]) -> Anything | None:
+        if not name:
+            return None
+        found = names.get(name)
+        if found is None:
+            return Unknown(f"{quoted(name)}, which nothing before its use computes")
+        return found
+
+    def _branch(
+        self,
+        call: Call,
+        names: Mapping[str, Anything],
+        given: Mapping[str, Attribute],
+        depth: int,
+    ) -> Sequence[Anything]:
+        """If: the branch that its condition, a constant, takes."""
+        taken = bool(call.constant(0).array.reshape(-1)[0])
+        branch = call.attributes["then_branch" if taken else "else_branch"].g
+        if branch is None or depth >= DEEPEST:
+            raise ValueError("its branches are missing or too deep")
+        inner = self.run(branch, dict(names), given, depth + 1)
+        return [inner[output.name] for output in branch.outputs]
+
+    def _function(self, call: Call, depth: int) -> Sequence[Anything]:
+        node = call.node
+        function = self.functions.get((node.domain, node.op_type, node.overload))
+        if function is None:
+            raise ValueError(f"it is an operator of the domain {node.domain!r}")
+        if depth >= DEEPEST:
+            raise ValueError(f"functions within functions more than {DEEPEST} deep")
+        inputs = dict(zip(function.inputs, call.inputs, strict=False))
+        names = {name: value for name, value in inputs.items() if value is not None}
+        defaults = {attribute.name: attribute for attribute in function.attribute_defaults}
+        inner = self.run(function, names, defaults | call.attributes, depth + 1)
+        return [inner[name] for name in function.outputs]
+
+
+def opset(model: Model) -> int:
+    """Version of ONNX's own operators."""
+    versions = [entry.version for entry in model.operator_sets if entry.domain in DOMAINS]
+    return max(versions, default=1)
+
+
+def _written(call: Call) -> Constant:
+    """What a Constant node holds."""
+    name = call.node.outputs[0] if call.node.outputs else ""
+    array = call.tensor("value")
+    if array is None:
+        singles = {"value_float": (call.number, np.float32), "value_int": (call.integer, np.int64)}
+        for key, (get, dtype) in singles.items():
+            if key in call.attributes:
+                return Constant(np.array(get(key, 0), dtype))  # type: ignore[operator]
+        if "value_floats" in call.attributes:
+            return Constant(np.array(call.numbers("value_floats"), np.float32))
+        if "value_ints" in call.attributes:
+            return Constant(np.array(call.integers("value_ints"), np.int64))
+        raise ValueError("it holds no tensor of numbers")
+    return Constant(array, (Origin(name, array.shape, array.dtype.name),))

@@ -1,0 +1,231 @@
+"""Read an ONNX model: its graph is followed from the input, and layers are told from its output."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.formats.onnx.drafts import Draft
+from lstm_cli.formats.onnx.frame import Frame
+from lstm_cli.formats.onnx.inputs import Inputs
+from lstm_cli.formats.onnx.interpreter import Interpreter, opset
+from lstm_cli.formats.onnx.layers import Layering
+from lstm_cli.formats.onnx.messages import Model
+from lstm_cli.formats.onnx.operators import ORDERS
+from lstm_cli.formats.onnx.rules import Rules
+from lstm_cli.formats.onnx.tensors import quoted
+from lstm_cli.formats.onnx.values import (
+    FEATURES,
+    Anything,
+    CellState,
+    Recurrent,
+    Side,
+    Unknown,
+    Value,
+    pieces,
+)
+from lstm_cli.formats.onnx.wire import WireError
+from lstm_cli.formats.safety import read_whole
+
+LARGEST = 1 << 31
+"""Bytes of the largest file; protobuf allows no more."""
+OLDEST = 7
+"""Opset from which recurrent operators are what they are today."""
+SHOWN = {"lstm": "i o f c", "gru": "z r h", "rnn": "i"}
+
+
+def read(path: Path, options: ReadOptions) -> Imported:
+    """Read an ONNX model.
+
+    Raises
+    ------
+    WeightsError
+        Malformed, or not a network that lstm-cli can represent: names the node and what about it.
+    """
+    data = read_whole(path, "the ONNX model", LARGEST)
+    try:
+        model = Model.decode(memoryview(data))
+        return _imported(path, data, model)
+    except WireError as error:
+        raise WeightsError(f"{path} is no ONNX model, or a damaged one", found=str(error)) from None
+    except (MemoryError, RecursionError):
+        raise WeightsError(f"{path} holds a model that is out of proportion") from None
+
+
+def _imported(path: Path, data: bytes, model: Model) -> Imported:
+    version = opset(model)
+    if model.graph is None:
+        raise WeightsError(f"{path} is no ONNX model, or a damaged one", found="no graph")
+    if version < OLDEST:
+        raise WeightsError(
+            f"{path} uses operators of ONNX's opset {version}",
+            expected=f"opset {OLDEST} or newer",
+            hint="onnx.version_converter brings a model up to date",
+        )
+    found = _Reading(path, model)
+    drafts = found.layers()
+    tensors, stored = _named(drafts)
+    kinds = {node.op_type.lower() for node in model.graph.nodes} & ORDERS.keys()
+    return Imported(
+        path=path,
+        format="onnx",
+        title=_title(model, version),
+        sha256=hashlib.sha256(data).hexdigest(),
+        config=found.config(drafts),
+        tensors=tensors,
+        stored=stored,
+        order={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
+        notes=tuple(found.notes),
+    )
+
+
+def _title(model: Model, version: int) -> str:
+    maker = " ".join(filter(None, (model.producer_name, model.producer_version)))
+    written = f", written by {maker}" if maker and maker.isprintable() else ""
+    return f"ONNX opset {version}{written}"[:200]
+
+
+def _named(drafts: Sequence[Draft]) -> tuple[dict[str, Array], tuple[Stored, ...]]:
+    """Tensors under their native names, and where they stood."""
+    tensors: dict[str, Array] = {}
+    stored: list[Stored] = []
+    for k, draft in enumerate(drafts):
+        prefix = f"layers.{k}."
+        tensors |= {prefix + name: value for name, value in draft.tensors.items()}
+        stored += [replace(entry, native=prefix + entry.native) for entry in draft.stored]
+    return tensors, tuple(stored)
+
+
+class _Reading:
+    """One model being read."""
+
+    def __init__(self, path: Path, model: Model) -> None:
+        if model.graph is None:
+            raise WireError("no graph")
+        self.path, self.graph = path, model.graph
+        self.notes: dict[str, None] = {}
+        inputs = Inputs(self.graph, path)
+        self.features = inputs.features
+        self.frame = Frame(inputs.sizes)
+        rules = Rules(self.frame, self.notes)
+        self.values = Interpreter(model, rules, path).run(self.graph, inputs.values())
+        self.layering = Layering(self.frame, rules.rerolling, self.notes)
+
+    def layers(self) -> list[Draft]:
+        """The network's layers, input to output."""
+        outputs = self._outputs()
+        name, main = self._main(outputs)
+        drafts = self.layering.layers(main.vector)
+        if not drafts:
+            raise self._refused("the model gives back its input and has no layers")
+        for other, value in outputs.items():
+            if other != name:
+                self._check_other(other, value)
+        self._note_axes(name, main)
+        return drafts
+
+    def config(self, drafts: Sequence[Draft]) -> Mapping[str, Any]:
+        """The network in the YAML's words."""
+        model: dict[str, Any] = {"input_size": self.features}
+        if any(draft.config["type"] == "flatten" for draft in drafts):
+            model["steps"] = self.frame.steps
+        model["layers"] = [draft.config for draft in drafts]
+        return {"model": model}
+
+    def _outputs(self) -> dict[str, Anything]:
+        found: dict[str, Anything] = {}
+        for output in self.graph.outputs:
+            value = self.values.get(output.name)
+            found[output.name] = (
+                Unknown(f"{quoted(output.name)}, which nothing computes")
+                if value is None
+                else value
+            )
+        if not found:
+            raise self._refused("the model has no output")
+        return found
+
+    def _main(self, outputs: Mapping[str, Anything]) -> tuple[str, Value]:
+        """The output that is the network's: the first that is no state."""
+        values = {name: value for name, value in outputs.items() if isinstance(value, Value)}
+        for final in (False, True):
+            for name, value in values.items():
+                if self._is_state(value, final) is None:
+                    return name, value
+        for other in outputs.values():
+            if isinstance(other, Unknown):
+                raise self._unknown(other)
+        raise self._refused("no output of the model depends on its sequences")
+
+    def _is_state(self, value: Value, final: bool) -> bool | None:
+        """True for states; None for what may be the network's output."""
+        parts = list(pieces(value.vector))
+        if all(isinstance(part.atom, CellState) for part in parts):
+            return True
+        states = all(
+            isinstance(part.atom, Recurrent | CellState) and isinstance(part.step, int | None)
+            for part in parts
+        )
+        several = sum(isinstance(out, Value) for out in self.values.values()) > 1
+        return True if states and several and not final else None
+
+    def _check_other(self, name: str, value: Anything) -> None:
+        """Another output: a state that lstm-cli gives anyway, or an error."""
+        if isinstance(value, Side):
+            return
+        if isinstance(value, Value) and self._belongs(value):
+            self.notes["final states are given with the results, not as outputs of the model"] = (
+                None
+            )
+            return
+        if isinstance(value, Unknown):
+            raise self._unknown(value)
+        raise self._refused(
+            f"the model gives {quoted(name)} besides its other outputs",
+            hint="export it with one output, or with its final states alone",
+        )
+
+    def _belongs(self, value: Value) -> bool:
+        """Whether a value is final states of the network's layers."""
+        places = {atom.where for atom in self.layering.recurrent}
+        known = {id(atom) for atom in self.layering.recurrent}
+        for part in pieces(value.vector):
+            atom = part.atom
+            if isinstance(atom, CellState) and atom.where in places:
+                continue
+            final = isinstance(atom, Recurrent) and id(atom) in known
+            if not final or not isinstance(part.step, int):
+                return False
+        return True
+
+    def _note_axes(self, name: str, value: Value) -> None:
+        """Say where our axes are not the model's."""
+        letters = {self.frame.batch: "N", self.frame.time: "T"}
+        shown = [
+            "x".join("F" if part == FEATURES else letters.get(part, "?") for part in axis) or "1"
+            for axis in value.axes
+        ]
+        ours = ["N", "T", "F"] if "T" in shown else ["N", "F"]
+        if shown != ours:
+            self.notes[
+                f"the model's output {quoted(name)} is laid out as ({', '.join(shown)}); "
+                f"lstm-cli gives ({', '.join(ours)})"
+            ] = None
+        first = next(iter(self.frame.sizes), None)
+        if first is not None and first == self.frame.time:
+            self.notes["the model reads (T, N, D); lstm-cli reads (N, T, D)"] = None
+
+    def _unknown(self, value: Unknown) -> WeightsError:
+        if isinstance(value.error, WeightsError):
+            return value.error
+        what = value.what if value.error is None else f"{value.what}: {value.error}"
+        return self._refused(f"the model depends on what lstm-cli cannot represent: {what}")
+
+    def _refused(self, what: str, hint: str | None = None) -> WeightsError:
+        return WeightsError(what, where=str(self.path), hint=hint)

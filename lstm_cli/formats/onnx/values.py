@@ -1,0 +1,317 @@
+"""What flows through a graph, told by where it comes from.
+
+An `Atom` is something computed: the input, a recurrent direction, a linear map, an activation.
+A `Vector` is some of an atom's features at one or at all steps; a `Value` is a vector laid out
+over a tensor's axes. Whatever only moves numbers about (Transpose, Reshape, Slice, Gather, ...)
+changes which features, which step, or the axes, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lstm_cli.cells import Activation
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import LstmCliError
+
+ALL, REVERSED = "all", "reversed"
+"""Every step in order, or from the last to the first."""
+
+Step: TypeAlias = "int | str | None"
+"""One step (from the end, where it is negative), `ALL`, `REVERSED`, or None: there are none."""
+
+Axis: TypeAlias = "tuple[str, ...]"
+"""What one axis of a tensor runs over: names of free axes, and ``f`` for an axis of features."""
+
+FEATURES = "f"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A stored tensor that a constant comes from."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that does not depend on the input.
+
+    Attributes
+    ----------
+    array
+        Its numbers; of dtype object where some are open sizes.
+    origins
+        The stored tensors it comes from.
+    change
+        What was done to them: nothing, ``transposed``, or ``computed``.
+    stretched
+        An open size stands as 1 in the shape: all that lies along it is equal.
+    """
+
+    array: Any
+    origins: tuple[Origin, ...] = ()
+    change: str = ""
+    stretched: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """A graph input other than the sequences, or a view of one: a state, or lengths."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What cannot be represented; an error only if the output depends on it."""
+
+    what: str
+    error: LstmCliError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """Something computed, `size` features; one vector a step if it is `timed`."""
+
+    size: int
+    timed: bool
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """Features `pick` (n,) of an atom, at a step."""
+
+    atom: Atom
+    step: Step
+    pick: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A vector over a tensor's axes: `pick` has one axis for each ``f`` in `axes`, in order."""
+
+    atom: Atom
+    step: Step
+    pick: Array
+    axes: tuple[Axis, ...]
+
+    @property
+    def vector(self) -> Vector:
+        """The features alone."""
+        return Vector(self.atom, self.step, self.pick.reshape(-1))
+
+
+Anything: TypeAlias = "Value | Constant | Side | Unknown"
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Atom):
+    """The sequences."""
+
+
+@dataclass(frozen=True, eq=False)
+class Zeros(Atom):
+    """A state before the first step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A matrix (in, out), or the diagonal of one (n,), and where it was stored.
+
+    `columns` are those of the stored tensor that it takes; None: all, or it cannot be said.
+    """
+
+    array: Array
+    origins: tuple[Origin, ...] = ()
+    change: str = ""
+    columns: tuple[int, int] | None = None
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether it only scales."""
+        return bool(self.array.ndim == 1)
+
+    @property
+    def identity(self) -> bool:
+        """Whether it changes nothing."""
+        return self.diagonal and bool((self.array == 1).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One summand of a linear map."""
+
+    source: Vector
+    weight: Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Atom):
+    """The sum of `terms` and `bias` (n,)."""
+
+    terms: tuple[Term, ...] = ()
+    bias: Weight | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Activated(Atom):
+    """An activation, element by element."""
+
+    source: Vector
+    activation: Activation
+
+
+@dataclass(frozen=True, eq=False)
+class Softmaxed(Atom):
+    """Softmax over all of `source`."""
+
+    source: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Atom):
+    """Two vectors multiplied element by element."""
+
+    left: Vector
+    right: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class Joined(Atom):
+    """Vectors side by side; none of them of a `Joined`."""
+
+    parts: tuple[Vector, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Flattened(Atom):
+    """All of a vector's steps side by side, features of a step next to each other."""
+
+    source: Vector
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent(Atom):
+    """One direction of a recurrent layer.
+
+    Attributes
+    ----------
+    kind, options
+        As the config has them, activations one by one, hidden size left out.
+    source
+        What it reads, at `ALL` steps in order.
+    reverse
+        From the last step to the first; output k is that of step k all the same.
+    tensors
+        In native order under native names without layer and direction.
+    stored
+        Where they stood, native names likewise; of type `Stored`.
+    """
+
+    kind: str
+    options: Mapping[str, Any]
+    source: Vector
+    reverse: bool
+    tensors: Mapping[str, Array]
+    stored: tuple[Any, ...] = field(default=())
+
+
+@dataclass(frozen=True, eq=False)
+class CellState(Atom):
+    """Final c of a recurrent direction: an output that nothing else may read."""
+
+
+def counted(n: int) -> Array:
+    """0, 1, ..., n - 1."""
+    return np.arange(n)
+
+
+def whole(atom: Atom) -> Vector:
+    """All of an atom."""
+    return Vector(atom, ALL if atom.timed else None, counted(atom.size))
+
+
+def composed(inner: Step, outer: Step) -> Step:
+    """The step of a source, for a step of what reads it at `inner`."""
+    if inner is None or isinstance(inner, int):
+        return inner
+    if inner == ALL:
+        return outer
+    if outer == ALL:
+        return REVERSED
+    if outer == REVERSED:
+        return ALL
+    return None if outer is None else -1 - int(outer)
+
+
+def at(vector: Vector, step: Step) -> Vector:
+    """What `vector` is for step `step` of something that reads it at all of its own steps."""
+    if isinstance(vector.atom, Joined) and not vector.atom.timed:
+        return vector
+    return Vector(vector.atom, composed(vector.step, step), vector.pick)
+
+
+def pieces(vector: Vector) -> Iterator[Vector]:
+    """The vector as stretches, none of them of a `Joined`."""
+    if not isinstance(vector.atom, Joined):
+        yield vector
+        return
+    parts = vector.atom.parts
+    ends = np.cumsum([part.pick.size for part in parts])
+    which = np.searchsorted(ends, vector.pick, side="right")
+    breaks = np.flatnonzero(np.diff(which)) + 1
+    for own, chosen in zip(
+        np.split(which, breaks), np.split(np.asarray(vector.pick), breaks), strict=True
+    ):
+        if own.size:
+            part = parts[own[0]]
+            start = ends[own[0]] - part.pick.size
+            step = composed(part.step, vector.step) if vector.atom.timed else part.step
+            yield Vector(part.atom, step, part.pick[chosen - start])
+
+
+def joined(vectors: Sequence[Vector], where: str) -> Vector:
+    """Vectors side by side as one."""
+    parts: list[Vector] = []
+    for piece in (piece for vector in vectors for piece in pieces(vector)):
+        last = parts[-1] if parts else None
+        if last is not None and last.atom is piece.atom and last.step == piece.step:
+            parts[-1] = Vector(last.atom, last.step, np.concatenate([last.pick, piece.pick]))
+        else:
+            parts.append(piece)
+    if len(parts) == 1:
+        return parts[0]
+    timed = any(part.step in (ALL, REVERSED) for part in parts)
+    return whole(Joined(sum(part.pick.size for part in parts), timed, where, tuple(parts)))
+
+
+def same_vector(one: Vector, other: Vector) -> bool:
+    """Whether both are the same features of the same atoms at the same steps."""
+    pairs = zip(pieces(one), pieces(other), strict=False)
+    return one.pick.size == other.pick.size and all(
+        a.atom is b.atom and a.step == b.step and np.array_equal(a.pick, b.pick) for a, b in pairs
+    )
+
+
+def same_array(one: Array, other: Array) -> bool:
+    """Whether both hold the same numbers; the same memory is not read."""
+    if one.shape != other.shape:
+        return False
+    if one.strides == other.strides and one.ctypes.data == other.ctypes.data:
+        return True
+    return bool(np.array_equal(one, other))
+
+
+def complete(vector: Vector) -> bool:
+    """Whether it is all of its atom, in order."""
+    pick = vector.pick
+    return bool(pick.size == vector.atom.size and (pick == counted(pick.size)).all())
