@@ -98,13 +98,15 @@ def _relu(given: Options) -> Named:
     return {"name": "hard_sigmoid", "alpha": 1.0, "beta": 0.0}
 
 
-def keras_name(activation: Activation | None, owner: str, option: str) -> Any:
+def keras_name(activation: Activation | None, owner: str, option: str, dtype: str) -> Any:
     """An activation as Keras 3 writes it: a name, or a layer that is one.
 
     Parameters
     ----------
     activation
         None is softmax over the units.
+    dtype
+        In which a layer of its own computes.
 
     Raises
     ------
@@ -121,11 +123,12 @@ def keras_name(activation: Activation | None, owner: str, option: str) -> Any:
     if name == "hard_sigmoid" and beta == 0.5 and math.isclose(alpha or 0, 1 / 6, rel_tol=1e-7):
         return "hard_sigmoid"
     if name == "hard_sigmoid" and (alpha, beta) == (1, 0):
-        return _object("ReLU", max_value=1.0, negative_slope=0.0, threshold=0.0)
+        return _object("ReLU", dtype=dtype, max_value=1.0, negative_slope=0.0, threshold=0.0)
     if name == "elu":
-        return "elu" if alpha == 1 else _object("ELU", alpha=alpha)
+        return "elu" if alpha == 1 else _object("ELU", dtype=dtype, alpha=alpha)
     if name == "leaky_relu":
-        return "leaky_relu" if alpha == 0.2 else _object("LeakyReLU", negative_slope=alpha)
+        usual = alpha == 0.2
+        return "leaky_relu" if usual else _object("LeakyReLU", dtype=dtype, negative_slope=alpha)
     raise WeightsError(
         f"{owner} has {option}: {activation}, which Keras does not have",
         expected="one of " + ", ".join((*SAME, "identity, elu, leaky_relu")) + ", or hard_sigmoid "
@@ -138,7 +141,7 @@ def _object(kind: str, **config: Any) -> dict[str, Any]:
     return {
         "module": "keras.layers",
         "class_name": kind,
-        "config": {"dtype": "float32", **config},
+        "config": config,
         "registered_name": None,
     }
 

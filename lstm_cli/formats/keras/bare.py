@@ -43,23 +43,27 @@ def by_paths(tree: Tree) -> tuple[list[Layer], list[str]]:
     WeightsError
         A layer that lstm-cli does not have, or an order that cannot be told.
     """
-    datasets = [p for p in tree.datasets() if not p.startswith("optimizer/")]
-    listed = any(path.startswith("layers/") for path in datasets)
     addresses = tree.addresses()
-    names = _layer_paths([*addresses] if listed else datasets, listed)
-    pieces = [piece for path in names if (piece := _piece(tree, path, listed)) is not None]
-    return ordered(pieces, addresses if listed else {})
+    listed = _listed_paths(list(addresses))
+    own = _own_paths(tree.datasets())
+    pieces = [piece for path in listed if (piece := _piece(tree, path, True)) is not None]
+    pieces += [piece for path in own if (piece := _piece(tree, path, False)) is not None]
+    return ordered(pieces, {} if own else addresses)
 
 
-def _layer_paths(paths: Sequence[str], listed: bool) -> list[str]:
+def _listed_paths(paths: Sequence[str]) -> list[str]:
     """Paths of the layers, those of models within models too: ``layers/sequential/layers/gru``."""
-    if not listed:
-        return sorted({re.sub(r"/(cell|layer|forward_layer|backward_layer|vars)/.*", "", path)
-                       for path in paths})  # fmt: skip
     models = "|".join(_MODELS)
     pattern = re.compile(rf"(?:layers/(?:{models})(?:_\d+)?/)*layers/[^/]+")
     found = {match.group() for path in paths if (match := pattern.match(path))}
     return sorted(path for path in found if _stem(path) not in _MODELS)
+
+
+def _own_paths(datasets: Sequence[str]) -> list[str]:
+    """Paths of layers that are attributes of a model of the user's own class: ``encoder``."""
+    inner = r"/(cell|layer|forward_layer|backward_layer|vars)/.*"
+    others = ("layers/", "vars/", "optimizer/", "_optimizer")
+    return sorted({re.sub(inner, "", path) for path in datasets if not path.startswith(others)})
 
 
 def _stem(path: str) -> str:

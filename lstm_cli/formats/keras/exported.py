@@ -103,7 +103,8 @@ class Exporter:
 
     def _dense(self, spec: DenseSpec) -> Written:
         weight, bias = (self._tensor(f"layers.{spec.index}.{n}") for n in ("weight", "bias"))
-        activation = keras_name(spec.activation, f"layer {spec.index} (dense)", "activation")
+        title = f"layer {spec.index} (dense)"
+        activation = keras_name(spec.activation, title, "activation", self.dtype)
         config = {"units": spec.units, "activation": activation, "use_bias": True}
         return self._named("Dense", config, {"": (weight.T, bias)})
 
@@ -130,7 +131,7 @@ class Exporter:
         _check(cell, title, spec.index)
         config = {
             "units": cell.hidden_size,
-            "activation": keras_name(cell.activation, title, "activation"),
+            "activation": keras_name(cell.activation, title, "activation", self.dtype),
             "use_bias": True,
             "return_sequences": spec.return_sequences,
             "go_backwards": False,
@@ -138,7 +139,7 @@ class Exporter:
             "recurrent_dropout": spec.recurrent_dropout,
         }
         if spec.kind != "rnn":
-            gates = keras_name(cell.recurrent_activation, title, "recurrent_activation")
+            gates = keras_name(cell.recurrent_activation, title, "recurrent_activation", self.dtype)
             config["recurrent_activation"] = gates
         if spec.kind == "lstm":
             config["unit_forget_bias"] = spec.forget_bias == 1

@@ -60,11 +60,12 @@ def ordered(pieces: Sequence[Piece], addresses: Mapping[str, int]) -> tuple[list
         No order fits, or several do.
     """
     if _as_written(addresses):
-        first = _first(pieces, addresses)
-        found = sorted(pieces, key=lambda piece: first[piece.path])
-        return [piece.layer for piece in found], [
-            "the order of the layers is that in which they were written, which the file keeps"
-        ]
+        last = _last(pieces, addresses)
+        found = sorted(pieces, key=lambda piece: last[piece.path])
+        if _fits(found):
+            return [piece.layer for piece in found], [
+                "the order of the layers is that in which they were written, which the file keeps"
+            ]
     weighted = [piece for piece in pieces if piece.reads is not None]
     if len(weighted) > MOST_PIECES:
         raise _ambiguous(pieces, "too many layers to try their orders")
@@ -92,8 +93,11 @@ def _as_written(addresses: Mapping[str, int]) -> bool:
     return own is not None and layers is not None and own < layers
 
 
-def _first(pieces: Sequence[Piece], addresses: Mapping[str, int]) -> dict[str, int]:
-    """Where the first object of each layer stands."""
+def _last(pieces: Sequence[Piece], addresses: Mapping[str, int]) -> dict[str, int]:
+    """Where the last object of each layer stands.
+
+    HDF5 puts an object at the end of the file, or into a gap before it: the last one tells best.
+    """
     found: dict[str, int] = {}
     paths = {piece.path for piece in pieces}
     for name, at in addresses.items():
@@ -101,8 +105,24 @@ def _first(pieces: Sequence[Piece], addresses: Mapping[str, int]) -> dict[str, i
         for k in range(1, len(parts) + 1):
             path = "/".join(parts[:k])
             if path in paths:
-                found[path] = min(at, found.get(path, at))
+                found[path] = max(at, found.get(path, at))
     return found
+
+
+def _fits(chain: Sequence[Piece]) -> bool:
+    """Whether each layer reads what the one before it gives, and each class counts up."""
+    width: int | None = None
+    numbers: dict[str, int] = {}
+    for piece in chain:
+        if numbers.get(piece.stem, -1) >= _number(piece):
+            return False
+        numbers[piece.stem] = _number(piece)
+        if piece.layer.kind == "Flatten":
+            width = None
+        if piece.reads is not None and width not in (None, piece.reads):
+            return False
+        width = width if piece.gives is None else piece.gives
+    return True
 
 
 class _Trials:

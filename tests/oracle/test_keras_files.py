@@ -1,0 +1,371 @@
+"""Models that Keras itself saves, read and run; files written here, opened by Keras: equal outputs.
+
+Every variable is drawn afresh, biases too: Keras makes them 0.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import TOLERANCES, random_weights, recurrent
+
+from lstm_cli.cells import Activation
+from lstm_cli.config import from_mapping
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Export, Imported
+from lstm_cli.network.network import Network
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+keras = pytest.importorskip("keras")
+L = keras.layers
+
+GATES = ["sigmoid", "hard_sigmoid", "tanh", "softsign"]
+VALUES = ["tanh", "relu", "linear", "elu", "softplus", "softsign", "leaky_relu", "sigmoid"]
+HEADS = [*VALUES, "softmax", "hard_sigmoid"]
+STEPS, FEATURES = 6, 5
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    """Keras calls its own ``.h5`` legacy, by way of absl's log, and torch may warn of NumPy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="keras")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras|torch")
+        yield
+
+
+class Draw:
+    """Random layers of Keras."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def one(self, values: Any) -> Any:
+        return values[self.rng.integers(len(values))]
+
+    def yes(self) -> bool:
+        return bool(self.rng.integers(2))
+
+    def name(self) -> dict[str, str]:
+        return {"name": f"my {self.rng.integers(10**6)}-x"} if self.yes() else {}
+
+    def activation(self) -> Any:
+        objects = [L.LeakyReLU(0.15), L.ELU(0.6), L.ReLU(max_value=1.0), keras.activations.relu]
+        return self.one([*VALUES, *objects])
+
+    def recurrent(self, last: bool) -> Any:
+        kind = self.one(["LSTM", "GRU", "SimpleRNN"])
+        options: dict[str, Any] = {"activation": self.activation(), "use_bias": self.yes()}
+        if kind != "SimpleRNN":
+            options["recurrent_activation"] = self.one(GATES)
+        if kind == "GRU":
+            options["reset_after"] = self.yes()
+        whole = {"return_sequences": not last, "dropout": 0.3 if self.yes() else 0.0}
+        units = int(self.rng.integers(1, 8))
+        if not self.yes():
+            return self.bidirectional(kind, units, options | whole)
+        if self.yes():
+            return getattr(L, kind)(units, **options, **whole, **self.name())
+        return L.RNN(getattr(L, f"{kind}Cell")(units, **options), return_sequences=not last)
+
+    def bidirectional(self, kind: str, units: int, options: dict[str, Any]) -> Any:
+        layer = getattr(L, kind)
+        forward = layer(units, **options)
+        if self.yes():
+            return L.Bidirectional(forward, **self.name())
+        other = options | {"activation": self.activation(), "use_bias": self.yes()}
+        return L.Bidirectional(forward, backward_layer=layer(units, **other, go_backwards=True))
+
+    def between(self, sequence: bool) -> list[Any]:
+        units = int(self.rng.integers(1, 8))
+        dense = L.Dense(units, activation=self.activation(), **self.name())
+        choice = [
+            [],
+            [L.Dropout(0.4)],
+            [dense, L.LeakyReLU()],
+            [L.Activation(self.one(VALUES)), L.ReLU(negative_slope=0.1)],
+        ]
+        if sequence:
+            choice += [[L.SpatialDropout1D(0.2), L.GaussianNoise(0.1)], [L.TimeDistributed(dense)]]
+        return choice[self.rng.integers(len(choice))]
+
+    def layers(self) -> list[Any]:
+        depth = int(self.rng.integers(1, 4))
+        sequence = self.yes()
+        found = []
+        for k in range(depth):
+            last = k == depth - 1 and not sequence
+            found += [self.recurrent(last), *self.between(not last)]
+        if sequence and self.yes():
+            found += [self.one([L.Flatten(), L.Reshape((-1,))])]
+        if self.yes():
+            head = [L.Dense(3), L.Softmax()]
+        else:
+            head = [L.Dense(4, activation=self.one(HEADS), use_bias=self.yes(), **self.name())]
+        return found + head
+
+    def model(self) -> Any:
+        layers = self.layers()
+        flat = any(isinstance(layer, L.Flatten | L.Reshape) for layer in layers)
+        shape = (STEPS if flat or self.yes() else None, FEATURES)
+        if self.yes():
+            x = y = keras.Input(shape)
+            for layer in layers:
+                y = layer(y)
+            model = keras.Model(x, y)
+        elif self.yes() and not flat:
+            inner = keras.Sequential([keras.Input(shape), layers[0]])
+            model = keras.Sequential([keras.Input(shape), inner, *layers[1:]])
+        else:
+            model = keras.Sequential([keras.Input(shape), *layers])
+        return shaken(model, self.rng)
+
+
+def shaken(model: Any, rng: np.random.Generator) -> Any:
+    """The model with every variable drawn afresh."""
+    model.set_weights([0.6 * rng.standard_normal(value.shape) for value in model.get_weights()])
+    return model
+
+
+def inputs(seed: int, D: int = FEATURES, T: int = STEPS) -> Any:
+    return np.random.default_rng(seed).standard_normal((3, T, D)).astype(np.float32)
+
+
+def predicted(model: Any, x: Any) -> Any:
+    return keras.ops.convert_to_numpy(model(x, training=False))
+
+
+def run(config: Any, tensors: Any, x: Any, dtype: str = "float32") -> Any:
+    specs = from_mapping(config).specs
+    return Network(specs, tensors, ReferenceEngine(dtype=dtype)).run(x).outputs
+
+
+def assert_equal(imported: Imported, model: Any, x: Any, config: Any = None) -> None:
+    config = imported.config if config is None else config
+    found = run(config, imported.tensors, x)
+    expected = predicted(model, x)
+    assert found.shape == expected.shape
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_models(seed: int, tmp_path: Path) -> None:
+    model, x = Draw(seed).model(), inputs(seed)
+    for name in ("m.keras", "m.h5"):
+        model.save(tmp_path / name)
+        imported = registry.read(tmp_path / name)
+        assert imported.format == "keras"
+        assert keras.__version__ in imported.title
+        assert_equal(imported, model, x)
+        check_stored(imported)
+
+
+def check_stored(imported: Imported) -> None:
+    """Every part that is listed has the size of the block that it gives."""
+    for stored in imported.stored:
+        whole = np.empty(stored.shape, np.int8)
+        part = eval(f"whole{stored.part}" if stored.part else "whole", {"whole": whole})
+        blocks = {s.block for s in imported.stored if s.native == stored.native}
+        assert part.size * len(blocks) == imported.tensors[stored.native].size
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_weights_alone(seed: int, tmp_path: Path) -> None:
+    """What the file does not say has Keras's defaults; the order is the one of the layers."""
+    draw = Draw(seed + 100)
+    layers: list[Any] = []
+    for _ in range(int(draw.rng.integers(1, 4))):
+        kind, units = draw.one(["LSTM", "GRU", "SimpleRNN"]), int(draw.rng.integers(2, 4))
+        extra = {"reset_after": draw.yes()} if kind == "GRU" else {}
+        layer = getattr(L, kind)(units, return_sequences=True, use_bias=True, **extra)
+        layers += [L.Bidirectional(layer) if draw.yes() else layer]
+        layers += draw.one([[], [L.Dropout(0.1)], [L.Dense(units)]])
+    if draw.yes():
+        layers += [L.Flatten()]
+    model = keras.Sequential([keras.Input((STEPS, FEATURES)), *layers, L.Dense(3)])
+    shaken(model, draw.rng).save_weights(tmp_path / "m.weights.h5")
+    imported = registry.read(tmp_path / "m.weights.h5")
+    assert_equal(imported, model, inputs(seed))
+    notes = "\n".join(imported.notes)
+    last = len(imported.config["model"]["layers"]) - 1 if imported.config else 0
+    assert f"--set model.layers.{last}.activation=softmax" in notes
+    assert "activation=relu" in notes
+    assert "order of the layers" in notes
+
+
+def test_weights_of_a_class_of_ones_own(tmp_path: Path) -> None:
+    class Mine(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = L.Bidirectional(L.LSTM(3, return_sequences=True))
+            self.mix = L.GRU(4, return_sequences=True)
+            self.answer = L.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.answer(self.mix(self.read(x)))
+
+    model, x = Mine(), inputs(0)
+    model(x)
+    shaken(model, np.random.default_rng(5)).save_weights(tmp_path / "m.weights.h5")
+    imported = registry.read(tmp_path / "m.weights.h5")
+    assert_equal(imported, model, x)
+    assert "the only one that fits" in imported.notes[0]
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(WeightsError, match="Mine.*class"):
+        registry.read(tmp_path / "m.keras")
+
+
+def test_functional_with_mask_and_states(tmp_path: Path) -> None:
+    x = keras.Input((STEPS, FEATURES))
+    y = L.Masking()(x)
+    y, _ = L.GRU(4, return_sequences=True, return_state=True, name="a/b"[:1])(y)
+    y = L.Dense(2, activation=L.Softmax())(y)
+    model = shaken(keras.Model(x, y), np.random.default_rng(3))
+    for name in ("m.keras", "m.h5"):
+        model.save(tmp_path / name)
+        imported = registry.read(tmp_path / name)
+        assert_equal(imported, model, inputs(3))
+        assert any("Masking" in note for note in imported.notes)
+
+
+def test_double_precision(tmp_path: Path) -> None:
+    layers = [L.LSTM(3, dtype="float64"), L.Dense(2, dtype="float64")]
+    model = keras.Sequential([keras.Input((STEPS, FEATURES)), *layers])
+    shaken(model, np.random.default_rng(1)).save(tmp_path / "m.keras")
+    imported = registry.read(tmp_path / "m.keras")
+    assert {value.dtype.name for value in imported.tensors.values()} == {"float64"}
+    kernel = keras.ops.convert_to_numpy(model.layers[1].kernel)
+    np.testing.assert_array_equal(imported.tensors["layers.1.weight"], kernel.T)
+
+
+def two_inputs() -> Any:
+    x, y = keras.Input((4, 3)), keras.Input((4, 2))
+    return keras.Model([x, y], L.LSTM(2)(L.Concatenate()([x, y])))
+
+
+def branches() -> Any:
+    x = keras.Input((4, 3))
+    return keras.Model(x, L.Add(name="both")([L.LSTM(3)(x), L.GRU(3)(x)]))
+
+
+def two_outputs() -> Any:
+    x = keras.Input((4, 3))
+    return keras.Model(x, [L.LSTM(2)(x), L.GRU(2)(x)])
+
+
+def states_used() -> Any:
+    x = keras.Input((4, 3))
+    _, h, _ = L.LSTM(2, return_state=True, name="source")(x)
+    return keras.Model(x, L.Dense(2)(h))
+
+
+def shared() -> Any:
+    x, dense = keras.Input((4, 3)), L.Dense(3, name="twice")
+    return keras.Model(x, L.LSTM(2)(dense(dense(x))))
+
+
+def chain(*layers: Any) -> Any:
+    return lambda: keras.Sequential([keras.Input((4, 3)), *layers])
+
+
+REFUSED = {
+    "inputs": (two_inputs, "2 input layers"),
+    "branches": (branches, "both.*reads 2 tensors: lstm.*, gru"),
+    "outputs": (two_outputs, "2 output layers"),
+    "states": (states_used, "reads a state of source"),
+    "shared": (shared, "twice.*more than once"),
+    "backwards": (chain(L.LSTM(2, go_backwards=True)), "go_backwards"),
+    "merge": (chain(L.Bidirectional(L.GRU(2), merge_mode="sum")), "merge_mode: sum"),
+    "gelu": (chain(L.GRU(2, name="g", activation="gelu")), r"layer g \(GRU\).*activation: gelu"),
+    "softmax": (chain(L.LSTM(2, activation="softmax")), "activation: softmax"),
+    "layer": (chain(L.LSTM(2), L.BatchNormalization(name="bn")), "bn .BatchNormalization"),
+    "relu6": (chain(L.LSTM(2), L.ReLU(max_value=6.0)), "max_value: 6"),
+    "lambda": (chain(L.LSTM(2), L.Lambda(lambda x: x + 1)), "Lambda.*holds Python code"),
+    "reshape": (chain(L.Reshape((3, 4)), L.LSTM(2)), "target_shape"),
+    "softmax axis": (chain(L.LSTM(2, return_sequences=True), L.Softmax(axis=1)), "axis: 1"),
+    "cell": (chain(L.RNN([L.LSTMCell(2), L.GRUCell(2)])), "StackedRNNCells"),
+    "wrapped": (chain(L.TimeDistributed(L.LayerNormalization())), "TimeDistributed.*wraps"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_represented(case: str, tmp_path: Path) -> None:
+    make, text = REFUSED[case]
+    make().save(tmp_path / "m.keras")
+    with pytest.raises(WeightsError) as caught:
+        registry.read(tmp_path / "m.keras")
+    assert re.search(text, str(caught.value)), str(caught.value)
+    assert str(tmp_path / "m.keras") in str(caught.value)
+
+
+def drawn_specs(seed: int) -> list[Any]:
+    """Native layers that Keras has as well."""
+    rng = np.random.default_rng(seed)
+    names = ["tanh", "relu", "identity", "softsign", "elu", "leaky_relu", "softplus"]
+    specs: list[Any] = []
+    width, depth, sequence = FEATURES, int(rng.integers(1, 4)), bool(rng.integers(2))
+    for k in range(depth):
+        kind = str(rng.choice(["lstm", "gru", "rnn"]))
+        options: dict[str, Any] = {"activation": Activation(str(rng.choice(names)))}
+        if rng.integers(3) == 0:
+            options["activation"] = Activation("elu", alpha=0.7)
+        if kind == "lstm":
+            options |= {"cell_activation": options["activation"]}
+            options |= {"use_forget_gate": bool(rng.integers(3))}
+        if kind == "gru":
+            options["reset_after"] = bool(rng.integers(2))
+        if kind != "rnn" and rng.integers(2):
+            options["recurrent_activation"] = Activation("hard_sigmoid", alpha=1 / 6)
+        options["return_sequences"] = k < depth - 1 or sequence
+        directions, H = int(rng.integers(1, 3)), int(rng.integers(1, 7))
+        specs.append(recurrent(kind, H, width, index=len(specs), directions=directions, **options))
+        width = specs[-1].output_size
+        if rng.integers(2):
+            specs.append(DropoutSpec(len(specs), width, 0.25))
+    if sequence and rng.integers(2):
+        specs.append(FlattenSpec(len(specs), width, STEPS))
+        width *= STEPS
+    head = [None, Activation("leaky_relu", alpha=0.3), Activation("sigmoid")][rng.integers(3)]
+    return [*specs, DenseSpec(len(specs), width, 3, head)]
+
+
+def export(specs: list[Any], seed: int, dtype: str = "float32") -> Export:
+    tensors = {name: v.astype(dtype) for name, v in random_weights(specs, seed).items()}
+    return Export("räume/1", FEATURES, STEPS, tuple(specs), tensors, "")
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_written_files(seed: int, tmp_path: Path) -> None:
+    """Keras opens them, gives the same outputs, and they are read back bit by bit."""
+    dtype = "float64" if seed % 4 == 0 else "float32"
+    given = export(drawn_specs(seed), seed, dtype)
+    path, weights = tmp_path / "m.keras", tmp_path / "m.weights.h5"
+    registry.write(path, "keras", given)
+    x = inputs(seed)
+    network = Network(given.layers, given.tensors, ReferenceEngine(dtype=dtype))
+    expected = network.run(x.astype(dtype)).outputs
+    model = keras.saving.load_model(path)
+    # Keras takes float64 inputs as float32 all the same.
+    close = {"rtol": 0, "atol": 2e-5 if dtype == "float32" else 1e-6}
+    np.testing.assert_allclose(predicted(model, x.astype(dtype)), expected, **close)
+
+    again = registry.read(path)
+    found = run(again.config, again.tensors, x.astype(dtype), dtype)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCES[dtype])
+
+    registry.write(weights, "keras", given)
+    shaken(model, np.random.default_rng(0)).load_weights(weights)
+    np.testing.assert_allclose(predicted(model, x.astype(dtype)), expected, **close)
+    bare = registry.read(weights)
+    for name, value in again.tensors.items():
+        np.testing.assert_array_equal(bare.tensors[name], value)
