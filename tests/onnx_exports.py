@@ -56,7 +56,7 @@ def random_recurrent(
     kind = str(rng.choice(["lstm", "gru", "rnn"]))
     options: dict[str, Any] = {"activation": _activation(rng)}
     if rng.random() < 0.3:
-        options["clip"] = float(rng.uniform(0.2, 1))
+        options["clip"] = round(float(rng.uniform(0.2, 1)), 2)  # as few digits as people write
     if kind == "gru":
         options["reset_after"] = bool(rng.random() < 0.5)
     if kind != "rnn" and rng.random() < 0.4:

@@ -17,6 +17,7 @@ from networks import (
     recurrent,
 )
 
+import lstm_cli
 from lstm_cli.cells import FORMULAS, LSTM, Activation
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
@@ -165,3 +166,26 @@ def test_layers_without_recurrence_around(options: WriteOptions, tmp_path: Path)
     check(tmp_path, [dense, recurrent("gru", H, 3, index=1), FlattenSpec(2, H, T + 2)], options)
     check(tmp_path, [FlattenSpec(0, D, T + 2), DenseSpec(1, (T + 2) * D, 3, None)], options)
     check(tmp_path, [DropoutSpec(0, D, 0.5)], options)
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=named)
+@pytest.mark.parametrize("projected", [False, True], ids=["", "projected"])
+def test_read_back(projected: bool, options: WriteOptions, tmp_path: Path) -> None:
+    """Exactly, but for the product that stands for a projection: it is rounded to float32."""
+    tolerance = 3e-6 if projected else 1e-12
+    for seed in range(100, 112):
+        specs = random_layers(np.random.default_rng(seed), projected=projected)
+        if projected and options.states:
+            specs = [recurrent("lstm", H, D, use_forget_gate=False), FlattenSpec(1, H, T)]
+        export, path = export_of(specs, seed), tmp_path / "model.onnx"
+        registry.write(path, "onnx", export, options)
+        imported = registry.read(path)
+        layers = lstm_cli.build(dict(imported.config or {}), engine="reference").network.layers
+        x = random_inputs(N, export.steps or T, export.input_size, seed)
+        lengths = random_lengths(*x.shape[:2], seed)
+        networks = [(specs, export.tensors), (layers, imported.tensors)]
+        one, other = (Network(*pair, ReferenceEngine("float64")) for pair in networks)
+        expected = one.run(x, lengths).outputs
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        found = other.run(x, lengths).outputs
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
