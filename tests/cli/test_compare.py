@@ -205,6 +205,17 @@ def test_an_order_that_one_block_does_not_follow(compare):
     assert "explained in part" in outcome.out
 
 
+@pytest.mark.parametrize("at", [(0, 0), (3, 17), (21, 8), (39, 29)])
+def test_a_claim_is_verified_on_every_number(compare, at):
+    config = net({"type": "lstm", "hidden_size": 40}, input_size=30)
+    w = weights(config)
+    other = planted(w, "lstm", "ofgi")
+    other["layers.0.weight_ih"][80 + at[0], at[1]] += 1e-3
+    outcome = compare(w, other, config)
+    assert "in the order o, f, g, i, but for W_g" in outcome.out
+    assert "not explained: layer 0: W_g" in outcome.out
+
+
 def test_unrelated_weights_have_no_explanation(compare):
     config = net(*STACKED)
     outcome = compare(weights(config, 1), weights(config, 2), config, "--json")

@@ -149,6 +149,8 @@ class Candidates:
         for k, p in np.argwhere(agree):
             change, q = self._made[k]
             key = (q, int(p))
+            if change == "zero" and self.b[p].any():
+                continue  # rounded to 0, perhaps; but then A's own numbers must be
             if key not in found and agrees(changed(self.a[q], change), self.b[p], rule):
                 found[key] = change
         return found

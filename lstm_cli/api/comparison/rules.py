@@ -66,7 +66,7 @@ def rules(tolerance: float) -> Iterator[Rule]:
     for side in ("B", "A"):
         yield _rounding("float16", _to_float16, side, 2.0**-11, 2.0**-25)
         yield _rounding("bfloat16", _to_bfloat16, side, 2.0**-7)  # cut, or rounded
-        for digits in range(9, 2, -1):
+        for digits in range(7, 2, -1):
             yield _digits(digits, side)
         for decimals in range(8, 2, -1):
             yield _decimals(decimals, side)
@@ -103,7 +103,7 @@ def _digits(digits: int, side: str) -> Rule:
     def holds(a: Array, b: Array) -> Array:
         full, few = (a, b) if side == "B" else (b, a)
         exponent = np.floor(np.log10(np.where(few == 0, 1.0, np.abs(few))))
-        return _on_grid(full, few, 10.0 ** (exponent - digits + 1))
+        return _on_grid(full, few, 10.0 ** (exponent - digits + 1)) & ((few != 0) | (full == 0))
 
     return Rule(
         f"{digits} digits", f"rounded to {digits} significant digits, as text has them", side, holds

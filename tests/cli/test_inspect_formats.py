@@ -1,0 +1,152 @@
+"""``inspect-shapes`` of foreign files: what it says stands somewhere, stands there."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import pytest
+from networks import random_weights
+
+from lstm_cli.config import from_mapping
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Export
+
+FLAT = [
+    {"type": "lstm", "hidden_size": 6},
+    {"type": "flatten"},
+    {"type": "dense", "units": 3, "activation": "tanh"},
+]
+STACKED = [
+    {"type": "lstm", "hidden_size": 6, "bidirectional": True},
+    {"type": "dropout", "rate": 0.5},
+    {"type": "gru", "hidden_size": 4},
+    {"type": "rnn", "hidden_size": 5, "return_sequences": False},
+    {"type": "dense", "units": 3, "activation": "softmax"},
+]
+
+Raw = Mapping[str, np.ndarray]
+
+
+def _tmva(path: Path) -> Raw:
+    found = {}
+    layers = next(ElementTree.parse(path).iter("Weights"))
+    for k, layer in enumerate(layers):
+        for matrix in layer:
+            shape = int(matrix.get("Rows")), int(matrix.get("Columns"))
+            values = np.array(matrix.text.split(), np.float64).reshape(shape)
+            found[f"{layer.tag}[{k}]/{matrix.tag}"] = values
+    return found
+
+
+def _keras(path: Path) -> Raw:
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        data = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(data) as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
+        )
+    return found
+
+
+def _onnx(path: Path) -> Raw:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(path).graph
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+FORMATS: dict[str, tuple[str, list, Callable[[Path], Raw]]] = {
+    "tmva": ("net.xml", FLAT, _tmva),
+    "keras": ("net.keras", STACKED, _keras),
+    "onnx": ("net.onnx", STACKED, _onnx),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def written(request, tmp_path):
+    """A file of one format, the tensors it was written from, and its own."""
+    name, layers, load = FORMATS[request.param]
+    config = from_mapping({"model": {"input_size": 5, "steps": 4, "layers": layers}})
+    tensors = {k: v.astype(np.float32) for k, v in random_weights(config.specs, 3).items()}
+    path = tmp_path / name
+    export = Export("net", 5, 4, config.specs, tensors, config.to_yaml())
+    registry.write(path, request.param, export)
+    return path, list(tensors.values()), load(path)
+
+
+def _cut(raw: np.ndarray, place: dict) -> np.ndarray:
+    """What a place names, as the file has it."""
+    part = place["part"].strip("[]")
+    index = tuple(
+        slice(*(int(n) if n else None for n in piece.split(":"))) if ":" in piece else int(piece)
+        for piece in filter(None, re.split(r",\s*", part))
+    )
+    return raw[index]
+
+
+def test_every_block_stands_where_it_is_said_to(lstm, written):
+    path, tensors, raw = written
+    outcome = lstm("inspect-shapes", path, "--json")
+    assert outcome.code == 0
+    blocks = [block for layer in outcome.json["layers"] for block in layer["blocks"]]
+    names = list(dict.fromkeys(block["stored"].partition("[")[0] for block in blocks))
+    assert len(names) == len(tensors)
+    own = dict(zip(names, tensors, strict=True))
+    for block in blocks:
+        name, _, rows = block["stored"].partition("[")
+        start, stop = map(int, rows.rstrip("]").split(":")) if rows else (0, len(own[name]))
+        wanted = own[name][start:stop]
+        assert block["places"], block["stored"]
+        total = 0
+        for place in block["places"]:
+            assert list(raw[place["name"]].shape) == place["shape"]
+            found = _cut(raw[place["name"]], place)
+            found = found.T if "transposed" in place["change"] else found
+            total = total + found.reshape(wanted.shape)
+        np.testing.assert_allclose(total, wanted, rtol=1e-6, err_msg=block["stored"])
+
+
+def test_the_table_names_every_stored_tensor(lstm, written, monkeypatch):
+    path, _, raw = written
+    outcome = lstm("inspect-shapes", path)
+    weights = [name for name, value in raw.items() if np.ndim(value) and value.dtype.kind == "f"]
+    assert any(name in outcome.out for name in weights)
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = lstm("inspect-shapes", path)
+    assert max(map(len, narrow.out.splitlines()[2:])) <= 80
+    assert "…" not in narrow.out
+
+
+def test_a_config_beside_a_foreign_file(lstm, written, tmp_path):
+    path, _, _ = written
+    layers = FORMATS["tmva"][1] if path.suffix == ".xml" else STACKED
+    wider = [dict(layer) for layer in layers]
+    wider[0]["hidden_size"] = 7
+    config = tmp_path / "net.yaml"
+    model = {"model": {"input_size": 5, "steps": 4, "layers": wider}}
+    config.write_text(from_mapping(model).to_yaml())
+    outcome = lstm("inspect-shapes", config, "--weights", path)
+    assert outcome.code == 4
+    assert "✗ H" in outcome.out
+    assert "W_i, W_f, W_g, W_o are (6, 5), expected (7, 5)" in outcome.err
+    blocks = lstm("inspect-shapes", config, "--weights", path, "--json").json["layers"][0]["blocks"]
+    assert blocks[0]["found"] == [6, 5]
+    assert blocks[0]["places"][0]["name"] in outcome.out.replace("\n", "")
+
+
+def test_names_that_a_terminal_would_obey(lstm, tmp_path):
+    from lstm_cli.formats import native
+
+    path = tmp_path / "odd.safetensors"
+    native.write(path, {"[/red]x\x1b[31m": np.ones(3, np.float32)}, None)
+    outcome = lstm("inspect-shapes", path, "--from", "native")
+    assert outcome.code == 0
+    assert "\x1b" not in outcome.out
+    assert "[/red]x" in outcome.out
