@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lstm_cli.engines.stacks import forward_layers
+from lstm_cli.engines.stacks import backward_layers, forward_layers
 from lstm_cli.engines.types import Array, DropoutSpec, Own, State, TrainingPass
-from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import hosted
 
@@ -118,18 +117,10 @@ def backward(network: Network, tape: Tape, d: Own, *, d_logits: bool) -> Gradien
         Derivative for the outputs, or with `d_logits` for the last dense layer's values before
         its activation; 0 wherever nothing is counted. In NumPy's memory or the engine's form.
     """
-    weights: dict[str, Own] = {}
-    states: dict[int, State] = {}
-    pairs = list(zip(network.prepared(), tape.layers, strict=True))
-    for (spec, prepared), layer in reversed(pairs):
-        ends = d_logits and spec.kind == "dense"
-        if d_logits and spec.kind not in ("dense", "dropout"):
-            raise ConfigError("the loss is computed from the logits of a last dense layer")
-        found = network.engine.backward(spec, prepared, layer, d, d_logits=ends)
-        d_logits = d_logits and not ends
-        weights |= found.weights
-        if found.state is not None:
-            states[spec.index] = found.state
-        d = found.x
+    layers = tuple(network.prepared())
+    made = backward_layers(network.engine, layers, tape.layers, d, d_logits=d_logits)
+    weights = {name: value for one in made for name, value in one.weights.items()}
+    pairs = zip(network.layers, made, strict=True)
+    states = {spec.index: one.state for spec, one in pairs if one.state is not None}
     tensors = {name: weights[name] for name in network.weight_names}
-    return Gradients(network, tensors, d, states)
+    return Gradients(network, tensors, made[0].x, states)

@@ -32,24 +32,33 @@ class LazyMark:
         self.device.wait()
 
 
+ORDERS: dict[Any, Callable[[list[int]], int]] = {
+    "upper": max,
+    "lower": lambda ready: min(ready, key=lambda lane: (lane == 0, lane)),
+    "main, upper": lambda ready: 0 if 0 in ready else max(ready),
+    "main, lower": min,
+}
+"""Of lanes that need not wait, the one that goes first: the highest, or the lowest; the main one
+behind all others, or before."""
+
+
 class LazyDevice(HostDevice):
     """Runs what is started only when a value is asked for, or a mark waited for.
 
-    Of the lanes that need not wait, the one with the highest number goes first, the one that reads
-    what the others write; or the main one, or one that is drawn. Who asks for a value waits for
-    the main lane alone. So a wait that is missing shows. Memory that another lane uses, and that is
-    given back before its own lane waits for that one, is an error when it is waited for.
+    Who asks for a value waits for the main lane alone, and for what that one waits for: so a wait
+    that is missing shows. Memory that another lane uses, and that is given back before its own lane
+    waits for that one, is an error when it is waited for.
 
     Parameters
     ----------
     order
-        ``upper``, ``main``, or the seed of a drawn order.
+        A name of `ORDERS`, or the seed of a drawn order.
     """
 
     def __init__(self, order: str | int = "upper", **options: Any):
         self.queues: dict[int, deque[Callable[[], None] | LazyMark | tuple[LazyMark]]] = {}
         draw = random.Random(order).choice
-        self.choose: Callable[[list[int]], int] = {"upper": max, "main": min}.get(order, draw)
+        self.choose = ORDERS.get(order, draw)
         self.held: dict[int, list[weakref.ref[Allocation]]] = {}
         super().__init__(**options)
 

@@ -1,6 +1,6 @@
 """Recurrent layers side by side, run on the host: the same bits as one after the other.
 
-The device does nothing before a value is asked for, and then the upper layers' lanes first.
+The device does nothing before a value is asked for, and then lanes go on in an order that hurts.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_host.build import COMPILER, HostError
-from cuda_host.lazy import LazyDevice
+from cuda_host.lazy import ORDERS, LazyDevice
 from engines.test_cuda_persistent import forced
 from networks import (
     assert_close,
@@ -99,7 +99,7 @@ def lanes_of(device):
     return {lane for lane, _, _ in device.log}
 
 
-@pytest.mark.parametrize("order", ["upper", "main", 1])
+@pytest.mark.parametrize("order", ["upper", "lower", 1])
 @pytest.mark.parametrize("N", [1, 3])
 @pytest.mark.parametrize("name", STACKS)
 def test_the_same_bits_as_one_after_the_other(name, N, order):
@@ -170,6 +170,19 @@ def test_layers_take_turns_window_by_window_and_wait_for_the_layer_below():
     assert joined == [1, 2]
 
 
+def test_on_the_way_back_the_upper_layer_begins():
+    device = LazyDevice(multiprocessors=8)
+    net = network(STACKS["two"], engine_of("float32", ALWAYS, device))
+    x = random_inputs(2, T, D).astype(np.float32)
+    tape = backpropagation.forward(net, x, None, None, TrainingPass())
+    device.log.clear()
+    backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+    lower, upper = (started(device, lane, "backward") for lane in (1, 2))
+    assert len(lower) == len(upper) == 3
+    assert started(device, 0, "backward") == []
+    assert upper[0] < lower[0] < upper[-1] < lower[-1]
+
+
 class Forgetful(LazyDevice):
     """Forgets one of the waits of lanes."""
 
@@ -184,21 +197,29 @@ class Forgetful(LazyDevice):
 
 
 def without(number, order):
-    """Outputs where one wait is forgotten, and how many there are."""
-    device = Forgetful(number, order)
-    net = network(STACKS["two"], engine_of("float32", ALWAYS, device))
-    return net.run(random_inputs(2, T, D)).outputs, device.waits
+    """Inputs' gradients where one wait is forgotten, and how many there are."""
+    device, specs = Forgetful(number, order), STACKS["two"]
+    net = network(specs, engine_of("float32", ALWAYS, device))
+    x = random_inputs(2, T, D).astype(np.float32)
+    tape = backpropagation.forward(net, x, None, None, TrainingPass())
+    gradients = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+    parts = [tape.outputs, gradients.inputs, *gradients.weights.values()]
+    return np.concatenate([part.ravel() for part in parts]), device.waits
 
 
 def test_every_wait_is_needed():
     wanted, waits = without(None, "upper")
-    assert waits == 7  # two lanes begin, three windows are handed up, two lanes end
+    assert np.isfinite(wanted).all()
+    # Each way: two lanes begin, three windows are handed over, two lanes end.
+    assert waits == 14
     wrong = [
-        any(not np.array_equal(without(number, order)[0], wanted) for order in ("upper", "main"))
+        any(not np.array_equal(without(number, order)[0], wanted) for order in ORDERS)
         for number in range(waits)
     ]
-    # Of the upper lane's beginning and the lower one's end, other waits take care.
-    assert wrong == [True, False, True, True, True, False, True]
+    # Of the second lane's beginning and the first one's end, other waits take care; on the way back
+    # the upper layer's is the first.
+    assert wrong[:7] == [True, False, True, True, True, False, True]
+    assert wrong[7:] == [False, True, True, True, True, True, False]
 
 
 def test_memory_that_a_lane_uses_is_held_until_it_is_waited_for():
@@ -288,7 +309,9 @@ def test_blocks_that_wait_for_one_another_fit_on_the_device_together(choose):
     for allowed in (NEVER, ALWAYS):
         device = LazyDevice(multiprocessors=9)
         dtype = "float32" if choose is None else "tf32"
-        network(specs, engine_of(dtype, allowed, device, choose)).run(x)
+        net = network(specs, engine_of(dtype, allowed, device, choose))
+        tape = backpropagation.forward(net, x, None, None, TrainingPass())
+        backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
         most = waiting(device)
         if allowed is NEVER:
             assert most[0] > 4

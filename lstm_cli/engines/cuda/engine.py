@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lstm_cli.engines.cuda.arrays import DeviceArrays
@@ -109,60 +109,21 @@ class CudaEngine(DeviceArrays):
             return dropout(self.hardware, spec, values, training)
         return flatten(self.hardware, spec, values)
 
-    def forward_layers(
+    def parts(self, layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
+        """Stacks that may run side by side; see `lstm_cli.engines.stacks.Stacking`."""
+        return parts(layers, training=training)
+
+    def forward_stack(
         self,
         layers: Prepared,
         x: Any,
-        lengths: Array | None,
         states: Mapping[int, State],
         *,
         keep: bool = False,
         training: TrainingPass | None = None,
-    ) -> list[LayerResult]:
-        """All layers over a batch; see `lstm_cli.engines.stacks.Stacking`."""
-        values = x if isinstance(x, Sequences) else self.batch(x, lengths)
-        weights, made = {spec.index: prepared for spec, prepared in layers}, list[LayerResult]()
-        for part in parts([spec for spec, _ in layers], training=training is not None):
-            given = [(spec, weights[spec.index]) for spec in part]
-            found = self._stacked(given, values, states, keep=keep, training=training)
-            if found is not None:
-                made += found
-            else:
-                made += self._apart(given, values, lengths, states, keep=keep, training=training)
-            values = made[-1].output
-        return made
-
-    def _apart(
-        self,
-        layers: Prepared,
-        x: Sequences,
-        lengths: Array | None,
-        states: Mapping[int, State],
-        *,
-        keep: bool,
-        training: TrainingPass | None,
-    ) -> list[LayerResult]:
-        """What each layer gave, one after the other."""
-        made: list[LayerResult] = []
-        for spec, prepared in layers:
-            given = (spec, prepared, x, lengths, states.get(spec.index))
-            made.append(self.forward(*given, keep=keep, training=training))
-            x = made[-1].output
-        return made
-
-    def _stacked(
-        self,
-        layers: Prepared,
-        x: Sequences,
-        states: Mapping[int, State],
-        *,
-        keep: bool,
-        training: TrainingPass | None,
     ) -> list[LayerResult] | None:
-        """What each layer of a stack gave, side by side; None: one after the other."""
+        """A stack side by side; see `lstm_cli.engines.stacks.Stacking`."""
         recurrent = [pair for pair in layers if isinstance(pair[0], RecurrentSpec)]
-        if len(recurrent) < 2:
-            return None
         given = [self._state(states.get(spec.index)) for spec, _ in recurrent]
         stack = [layer for _, layer in recurrent]
         made = self.stacks.forward(stack, x, given, keep=keep, training=training)
@@ -175,6 +136,22 @@ class CudaEngine(DeviceArrays):
             else:
                 found.append(made.pop(0))
         return found
+
+    def backward_stack(
+        self, layers: Prepared, tapes: Sequence[Any], d_output: Any
+    ) -> list[LayerGradients] | None:
+        """The way back through it."""
+        both = [(layer, tape) for (_, layer), tape in zip(layers, tapes, strict=True) if layer]
+        stack, own = [layer for layer, _ in both], [tape for _, tape in both]
+        sequences = stack[-1].spec.return_sequences
+        d = self.over(own[-1].x, d_output, per_step=sequences)
+        made = self.stacks.backward(stack, own, d)
+        if made is None:
+            return None
+        found: list[LayerGradients] = []
+        for _, layer in reversed(layers):
+            found.append(made.pop() if layer else LayerGradients(found[-1].x))
+        return found[::-1]
 
     def _state(self, state: State | None) -> DeviceState | None:
         """A layer's initial states on the device."""

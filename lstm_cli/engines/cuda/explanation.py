@@ -35,7 +35,7 @@ def explain(
     N: int,
     *,
     training: bool,
-    share: object = None,
+    back: object = None,
 ) -> Explanation:
     """What a way does with N sequences: forwards, and in training backwards.
 
@@ -43,8 +43,8 @@ def explain(
 
     Parameters
     ----------
-    share
-        The way for a share of the device, on which the layer runs forwards; None: `way`.
+    back
+        What runs the layer backwards; None: the same way.
     """
     if not isinstance(way, Planning):
         return Explanation("general", ("no other way was allowed",))
@@ -54,7 +54,7 @@ def explain(
     known, numbers = True, dict[str, str | int | float]()
     for backward in (False, True) if training else (False,):
         name = "backward" if backward else "forward"
-        own = share if isinstance(share, Planning) and not backward else way
+        own = back if isinstance(back, Planning) and backward else way
         plan = own.plan(spec.cells[0], N, directions, backward=backward)
         if isinstance(plan, str):
             ways.append("general")
@@ -123,16 +123,20 @@ def explain_stack(
     several = sum(isinstance(spec, RecurrentSpec) for spec in layers) > 1
     for part in parts(layers, training=training):
         specs = [spec for spec in part if isinstance(spec, RecurrentSpec)]
-        chosen = stacks.plan(specs, N, T, ragged=ragged) if len(specs) > 1 else _alone(specs)
+        chosen = {
+            name: _alone(specs)
+            if len(specs) < 2
+            else stacks.plan(specs, N, T, ragged=ragged, backward=name == "backward")
+            for name in (("forward", "backward") if training else ("forward",))
+        }
+        ways = [
+            stacks.way if isinstance(one, str) else stacks.beside(one)[0] for one in chosen.values()
+        ]
         for spec in specs:
-            if isinstance(chosen, str):
-                one = explain(stacks.way, spec, N, training=training)
-                told = (f"not pipelined: {chosen}",) if several else ()
-                found[spec.index] = _also(one, told)
-            else:
-                share = stacks.way.beside(chosen.share)
-                one = explain(stacks.way, spec, N, training=training, share=share)
-                found[spec.index] = _pipelined(one, chosen, T)
+            one = explain(ways[0], spec, N, training=training, back=ways[-1])
+            for name, choice in chosen.items() if several else ():
+                one = _pipelined(one, name, choice, T)
+            found[spec.index] = one
     return found
 
 
@@ -143,28 +147,31 @@ def _alone(specs: Sequence[RecurrentSpec]) -> str:
     return "no recurrent layer in one direction reads its steps as they are, or gives it such"
 
 
-def _also(one: Explanation, told: Sequence[str]) -> Explanation:
-    lines = tuple(line for reason in told for line in wrap(reason, WIDTH))
-    return replace(one, reasons=one.reasons + lines)
-
-
-def _pipelined(one: Explanation, chosen: Pipeline, T: int) -> Explanation:
-    """A layer of a pipeline: its part of the modelled time, which is spread over all layers."""
+def _pipelined(one: Explanation, name: str, chosen: Pipeline | str, T: int) -> Explanation:
+    """The same with whether the layer runs beside others; if so, all share the modelled time."""
+    if isinstance(chosen, str):
+        return _also(one, f"{name}: not pipelined: {chosen}")
     counted = f"{chosen.windows} window" + "s" * (chosen.windows > 1)
     told = (
-        f"pipelined: {chosen.layers} layers in streams of their own, {counted} of {chosen.steps} "
-        f"steps; {chosen.seconds * 1e6:.0f} µs by the model, {chosen.apart * 1e6:.0f} one after "
-        "the other",
-        f"a layer has {chosen.share} multiprocessors, so that all blocks that wait for others run",
+        f"{name}: pipelined: {chosen.layers} layers in streams of their own, {counted} of "
+        f"{chosen.steps} steps; {chosen.seconds * 1e6:.0f} µs by the model, "
+        f"{chosen.apart * 1e6:.0f} one after the other",
+        f"{name}: a layer has {chosen.share} multiprocessors for blocks that wait for one another",
     )
-    floor, own = one.floor, one.numbers.get("forward_modelled_seconds")
+    floor, own = one.floor, one.numbers.get(f"{name}_modelled_seconds")
     if floor is not None and own is not None:
         floor += chosen.seconds / T / chosen.layers - float(own)
     numbers = dict(one.numbers) | {
-        "pipeline_layers": chosen.layers,
-        "pipeline_windows": chosen.windows,
-        "pipeline_steps": chosen.steps,
-        "pipeline_share": chosen.share,
-        "pipeline_modelled_seconds": chosen.seconds,
+        f"{name}_pipeline_layers": chosen.layers,
+        f"{name}_pipeline_windows": chosen.windows,
+        f"{name}_pipeline_steps": chosen.steps,
+        f"{name}_pipeline_share": chosen.share,
+        f"{name}_pipeline_modelled_seconds": chosen.seconds,
     }
-    return replace(_also(one, told), way=f"{one.way}, pipelined", floor=floor, numbers=numbers)
+    way = one.way if one.way.endswith("pipelined") else f"{one.way}, pipelined"
+    return replace(_also(one, *told), way=way, floor=floor, numbers=numbers)
+
+
+def _also(one: Explanation, *told: str) -> Explanation:
+    lines = tuple(line for reason in told for line in wrap(reason, WIDTH))
+    return replace(one, reasons=one.reasons + lines)

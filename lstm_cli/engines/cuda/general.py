@@ -121,11 +121,12 @@ class GeneralWay:
         """For which it plans."""
         return self.most or self.device.multiprocessors
 
-    def modelled(self, cell: Cell, N: int) -> tuple[float, str]:
+    def modelled(self, cell: Cell, N: int, *, backward: bool = False) -> tuple[float, str]:
         """Of a step; see `lstm_cli.engines.cuda.recurrence.Way`."""
         tiles = -(-N // self._rows(N, self.precision)) * _columns(cell)
         blocks = min(tiles, self.multiprocessors)
-        return costs.general(cell, self.precision, tiles, blocks), GRID
+        used = self.precision.backward if backward else self.precision
+        return costs.general(cell, used, tiles, blocks), GRID
 
     def beside(self, multiprocessors: int) -> GeneralWay:
         """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""

@@ -8,8 +8,9 @@ from lstm_cli.engines.cuda.device import Device, DeviceArray
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.recurrence import BackwardRun
 from lstm_cli.engines.cuda.reduce import column_sums
-from lstm_cli.engines.cuda.rounding import rounded, widened
+from lstm_cli.engines.cuda.rounding import round_rows, rounded, widened
 from lstm_cli.engines.cuda.weights import operands
+from lstm_cli.engines.cuda.windows import rows_of
 
 
 def input_gradient(
@@ -20,6 +21,31 @@ def input_gradient(
         back = precision.backward
         weight = operands(run.forward.tensors, back, "weight_ih")
         device.multiply(_operand(device, back, run.dz), weight, dx, back.name, add=add)
+
+
+def window_gradient(
+    device: Device,
+    precision: Precision,
+    run: BackwardRun,
+    dx: DeviceArray,
+    element: DeviceArray | None,
+    window: tuple[int, int],
+) -> None:
+    """The same of a window of a batch without lengths: its first step, and how many.
+
+    Parameters
+    ----------
+    element
+        (Q, G*H): gets the window's rows of dz in the operands' type; None where they are that.
+    """
+    back, batch = precision.backward, run.forward.batch
+    dz = rows_of(run.dz, batch, *window)
+    if element is not None:
+        rounded_dz = rows_of(element, batch, *window)
+        round_rows(device, back, dz, rounded_dz)
+        dz = rounded_dz
+    weight = operands(run.forward.tensors, back, "weight_ih")
+    device.multiply(dz, weight, rows_of(dx, batch, *window), back.name)
 
 
 def tensor_gradients(

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from lstm_cli.engines import schedule as schedules
 from lstm_cli.engines.cuda.backward import shares_derivatives
 from lstm_cli.engines.cuda.batch import Batch, Sequences
 from lstm_cli.engines.cuda.clocks import Spans
 from lstm_cli.engines.cuda.device import Device, DeviceArray
 from lstm_cli.engines.cuda.gradients import input_gradient, tensor_gradients
-from lstm_cli.engines.cuda.passing import DeviceState, Passing, Tape
+from lstm_cli.engines.cuda.masks import input_mask, state_mask
+from lstm_cli.engines.cuda.passing import DeviceState, Passing, Returning, Tape, buffers
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
 from lstm_cli.engines.cuda.rounding import multiplied, rounded
@@ -92,7 +91,7 @@ class RecurrentLayer:
         """
         dropped = None
         if training is not None and self.spec.dropout:
-            dropped = self._input_mask(x, training)
+            dropped = input_mask(self.device, self.precision, self.spec, x.batch, training)
             x = Sequences(x.batch, multiplied(self.device, self.precision, x.real, dropped))
         self._operand(x)
         first = self._first(x.batch.N, state)
@@ -101,7 +100,7 @@ class RecurrentLayer:
         runs = []
         for d, tensors in enumerate(self.tensors):
             purpose = self._purpose(d, keep=keep, training=training)
-            mask = self._mask(d, x.batch.N, training)
+            mask = state_mask(self.device, self.precision, self.spec, d, x.batch.N, training)
             h, c = (None if part is None else part[:, d] for part in final)
             z = self.device.empty(
                 (x.batch.Q, tensors.element["weight_ih"].shape[0]), self.precision.real
@@ -111,7 +110,7 @@ class RecurrentLayer:
                 ForwardRun(
                     tensors, purpose, x.batch, d == 1, z, h, c,
                     y=y, column=column, y_element=y_element, mask=mask,
-                    **self._buffers(d, purpose, x.batch),
+                    **buffers(self.device, tensors, purpose, x.batch),
                 )
             )  # fmt: skip
         return Passing(x, tuple(runs), first, final, y, y_element, dropped, keep, training)
@@ -150,6 +149,17 @@ class RecurrentLayer:
 
     def backward(self, tape: Tape, d_output: Sequences) -> LayerGradients:
         """Derivatives for the input (`Sequences`), every tensor by stored name, and the states."""
+        made = self.returning(tape, d_output)
+        self.way.backward(made.runs)
+        for d, run in enumerate(made.runs):
+            input_gradient(self.device, self.precision, run, made.dx, add=d > 0)
+        return self.returned(made)
+
+    def returning(self, tape: Tape, d_output: Sequences) -> Returning:
+        """All arrays of a way back, of which nothing is computed yet.
+
+        `d_output` may be what another way back gives that has only begun, if it has every step.
+        """
         batch, P = tape.x.batch, self.spec.cells[0].output_size
         dh, dc = self._first(batch.N, None)
         d_y = d_output.real
@@ -157,16 +167,18 @@ class RecurrentLayer:
             dh = seen_rows(self.device, self.precision, d_y, batch)
             dh, d_y = dh.reshape(batch.N, self.spec.directions, P), None
         runs = [self._backward_run(d, tape, d_y, (dh, dc)) for d in range(len(tape.runs))]
-        self.way.backward(runs)
-        found: dict[str, Any] = {}
         dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.real)
-        for d, run in enumerate(runs):
-            gradients = tensor_gradients(self.device, self.precision, run, tape.x)
+        return Returning(tape, tuple(runs), (dh, dc), dx)
+
+    def returned(self, made: Returning) -> LayerGradients:
+        """What a way back gave whose runs and input derivatives were started."""
+        found, dx = dict[str, Any](), made.dx
+        for d, run in enumerate(made.runs):
+            gradients = tensor_gradients(self.device, self.precision, run, made.tape.x)
             found |= {self.spec.prefix(d) + name: value for name, value in gradients.items()}
-            input_gradient(self.device, self.precision, run, dx, add=d > 0)
-        if tape.dropped is not None:
-            dx = multiplied(self.device, self.precision, dx, tape.dropped)
-        return LayerGradients(Sequences(batch, dx), found, (dh, dc))
+        if made.tape.dropped is not None:
+            dx = multiplied(self.device, self.precision, dx, made.tape.dropped)
+        return LayerGradients(Sequences(made.tape.x.batch, dx), found, made.carried)
 
     def _backward_run(
         self, d: int, tape: Tape, d_y: DeviceArray | None, carried: DeviceState
@@ -247,21 +259,6 @@ class RecurrentLayer:
             return schedules.training(cell, self.spec.recurrent_dropout > 0)
         return schedules.inspection(cell) if keep else schedules.inference(cell)
 
-    def _buffers(self, d: int, plan: Schedule, batch: Batch) -> dict[str, Any]:
-        """What a pass keeps of every step, but for h."""
-        if plan.purpose == "inference":
-            return {}
-        device, real, cell, Q = self.device, self.precision.real, self.spec.cells[d], batch.Q
-        H = cell.hidden_size
-        kept: dict[str, Any] = {"record": device.empty((Q, len(plan.slots), H), real)}
-        if plan.purpose == "training":
-            widths = [H if k else cell.output_size for k in range(len(plan.phases))]
-            element = self.precision.element
-            kept["reads"] = tuple(device.empty((Q, width), element) for width in widths)
-            if len(cell.states) > 1:
-                kept["c_steps"] = device.empty((Q, H), real)
-        return kept
-
     def _kept(
         self, d: int, batch: Batch, y: DeviceArray, record: DeviceArray
     ) -> dict[str, Sequences]:
@@ -274,23 +271,3 @@ class RecurrentLayer:
             name: Sequences(batch, dense_rows(self.device, self.precision, part))
             for name, part in parts.items()
         }
-
-    def _mask(self, d: int, N: int, training: TrainingPass | None) -> DeviceArray | None:
-        """Of recurrent dropout: (N, P)."""
-        rate = self.spec.recurrent_dropout
-        if training is None or not rate:
-            return None
-        shape = (N, self.spec.cells[d].output_size)
-        mask = training.mask(self.spec, 1 + d, shape, rate)
-        return self.device.upload(mask.astype(self.precision.real))
-
-    def _input_mask(self, x: Sequences, training: TrainingPass) -> DeviceArray:
-        """Of dropout, for the steps that there are: (Q, D)."""
-        batch = x.batch
-        shape = (batch.N, batch.T, self.spec.input_size)
-        mask = training.mask(self.spec, 0, shape, self.spec.dropout)
-        if batch.lengths is None:
-            mask = mask.reshape(batch.Q, shape[2])
-        else:
-            mask = mask[np.arange(batch.T) < batch.lengths[:, None]]
-        return self.device.upload(mask.astype(self.precision.real))

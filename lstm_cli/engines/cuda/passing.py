@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from lstm_cli.engines.cuda.batch import Sequences
-from lstm_cli.engines.cuda.device import DeviceArray
-from lstm_cli.engines.cuda.recurrence import ForwardRun
+from lstm_cli.engines.cuda.batch import Batch, Sequences
+from lstm_cli.engines.cuda.device import Device, DeviceArray
+from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun
+from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import TrainingPass
 
 DeviceState = tuple[DeviceArray, DeviceArray | None]
@@ -67,3 +69,42 @@ class Passing:
     dropped: DeviceArray | None
     keep: bool
     training: TrainingPass | None
+
+
+@dataclass(frozen=True, eq=False)
+class Returning:
+    """A way back: all its arrays, whether they are computed or not.
+
+    Attributes
+    ----------
+    tape
+        Of the forward pass.
+    runs
+        Of each direction.
+    carried
+        Derivatives for the final states, which become those for the initial ones.
+    dx
+        (Q, D): gets the derivative for the input, after dropout.
+    """
+
+    tape: Tape
+    runs: tuple[BackwardRun, ...]
+    carried: DeviceState
+    dx: DeviceArray
+
+
+def buffers(
+    device: Device, tensors: DirectionTensors, plan: Schedule, batch: Batch
+) -> dict[str, Any]:
+    """What a direction's pass keeps of every step, but for h."""
+    if plan.purpose == "inference":
+        return {}
+    precision, cell, Q = tensors.precision, tensors.cell, batch.Q
+    real, H = precision.real, cell.hidden_size
+    kept: dict[str, Any] = {"record": device.empty((Q, len(plan.slots), H), real)}
+    if plan.purpose == "training":
+        widths = [H if k else cell.output_size for k in range(len(plan.phases))]
+        kept["reads"] = tuple(device.empty((Q, width), precision.element) for width in widths)
+        if len(cell.states) > 1:
+            kept["c_steps"] = device.empty((Q, H), real)
+    return kept

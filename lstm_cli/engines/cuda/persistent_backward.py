@@ -142,6 +142,8 @@ class _Backward:
         """Derivatives for the final states to registers, zeros to the buffers."""
         hand = HAND_OVERS[self.plan.kind]
         c = "dc_[i] = dc[q * c_row + unit];" if self.has_c else ""
+        number = len(self.cell.peephole_gates)
+        p = [f"dp_[i][{k}] = dp[(q * {number} + {k}) * H + unit];" for k in range(number)]
         return f"""  for (int i = {hand.first}; i < 2 * SEQUENCES * PADDED; i += {hand.stride})
     exchange[i / PADDED * ROW + i % PADDED] = element(0);
   const int by = reverse ? -1 : 1;
@@ -160,6 +162,7 @@ class _Backward:
         row_[i] = (int)starts[base + n] + (reverse ? 0 : length_[i] - 1);
         dh_[i] = dh[q * h_row + unit];
         {c}
+        {"if (dp) { " + " ".join(p) + " }" if p else ""}
         if (m) m_[i] = m[q * H + unit];
       }}
     }}"""

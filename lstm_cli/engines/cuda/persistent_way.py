@@ -95,11 +95,11 @@ class PersistentWay:
         """For which it plans."""
         return self.facts.multiprocessors
 
-    def modelled(self, cell: Cell, N: int) -> tuple[float, str]:
+    def modelled(self, cell: Cell, N: int, *, backward: bool = False) -> tuple[float, str]:
         """Of a step; see `lstm_cli.engines.cuda.recurrence.Way`."""
-        plan = self.plan(cell, N, 1, backward=False)
+        plan = self.plan(cell, N, 1, backward=backward)
         if isinstance(plan, str):
-            return self._other(plan).modelled(cell, N)
+            return self._other(plan).modelled(cell, N, backward=backward)
         return seconds(plan, self.facts, N, 1), plan.kind
 
     def beside(self, multiprocessors: int) -> PersistentWay:

@@ -1,6 +1,7 @@
 """Whether recurrent layers on top of each other run side by side, and in which windows of steps.
 
-While a layer computes a window, the one below it computes the next. That pays where a layer leaves
+While a layer computes a window, the one below it computes the next; on the way back, the one above
+it does. That pays where a layer leaves
 most of the device idle and there are many steps; each window costs a launch, a product of its own,
 and time of the host.
 
@@ -76,7 +77,13 @@ class Pipeline:
 
 
 def pipeline(
-    way: Way, cells: Sequence[Cell], N: int, T: int, allowed: Pipelining
+    way: Way,
+    cells: Sequence[Cell],
+    N: int,
+    T: int,
+    allowed: Pipelining,
+    *,
+    backward: bool = False,
 ) -> Pipeline | str:
     """How a stack of layers runs side by side, or why it does not.
 
@@ -95,12 +102,13 @@ def pipeline(
     if share < 1:
         return "the device has fewer multiprocessors than there are layers"
     own = way.beside(share)
-    steps = [own.modelled(cell, N) for cell in cells]
+    steps = [own.modelled(cell, N, backward=backward) for cell in cells]
     kinds = {kind for _, kind in steps}
     if {CLUSTER, GRID} <= kinds:
         return "clusters may keep blocks that wait across the grid off the device"
     slowest = max(seconds for seconds, _ in steps)
-    apart = sum(T * way.modelled(cell, N)[0] + costs.WINDOW for cell in cells)
+    whole = [way.modelled(cell, N, backward=backward) for cell in cells]
+    apart = sum(T * seconds + costs.WINDOW for seconds, _ in whole)
     windows = [allowed.steps] if allowed.steps else sorted({ceil(T / n) for n in _numbers(T)})
     modelled = {size: costs.pipelined(slowest, len(cells), T, size) for size in windows}
     size = min(modelled, key=lambda size: modelled[size])

@@ -88,7 +88,7 @@ class ForwardRun:
 
 @dataclass(frozen=True, eq=False)
 class BackwardRun:
-    """A backward pass of one direction, after a forward pass for training.
+    """A backward pass of one direction over all steps or a window, after a forward one.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class BackwardRun:
     d_projected
         (Q, P) real: gets the derivative for W_hr's product; None where the cell does not project.
     dp
-        (N, peepholes, H) real zeros: gets each sequence's sum over steps; None without peepholes.
+        (N, peepholes, H) real: each sequence's sum over steps is added; None without peepholes.
     """
 
     forward: ForwardRun
@@ -135,8 +135,8 @@ class Way(Protocol):
     def multiprocessors(self) -> int:
         """For which it plans."""
 
-    def modelled(self, cell: Cell, N: int) -> tuple[float, str]:
-        """Modelled seconds of a step forwards in one direction, and how its blocks hand over."""
+    def modelled(self, cell: Cell, N: int, *, backward: bool = False) -> tuple[float, str]:
+        """Modelled seconds of a step of one direction, and how its blocks hand over."""
 
     def forward(self, runs: Sequence[ForwardRun]) -> None:
         """All directions of a layer, side by side where that can be."""

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 
 from lstm_cli.engines.cuda.batch import Batch, Sequences
 from lstm_cli.engines.cuda.clocks import Stretch
-from lstm_cli.engines.cuda.device import Device, Mark
+from lstm_cli.engines.cuda.device import Device, DeviceArray, Mark
+from lstm_cli.engines.cuda.gradients import input_gradient, window_gradient
 from lstm_cli.engines.cuda.layers import RecurrentLayer
-from lstm_cli.engines.cuda.passing import DeviceState, Passing
+from lstm_cli.engines.cuda.passing import DeviceState, Passing, Returning, Tape
 from lstm_cli.engines.cuda.pipelining import MOST_LAYERS, Pipeline, Pipelining, pipeline
 from lstm_cli.engines.cuda.recurrence import Way
-from lstm_cli.engines.cuda.windows import over, windows
+from lstm_cli.engines.cuda.windows import back_over, over, windows
 from lstm_cli.engines.types import (
     DropoutSpec,
+    LayerGradients,
     LayerResult,
     LayerSpec,
     RecurrentSpec,
@@ -87,12 +89,19 @@ class Stacks:
         self._ways: dict[int, list[Way]] = {}
 
     def plan(
-        self, specs: Sequence[RecurrentSpec], N: int, T: int, *, ragged: bool = False
+        self,
+        specs: Sequence[RecurrentSpec],
+        N: int,
+        T: int,
+        *,
+        ragged: bool = False,
+        backward: bool = False,
     ) -> Pipeline | str:
         """How a stack runs over N sequences of T steps side by side, or why it does not."""
         if ragged:
             return "sequences are not of one length"
-        return pipeline(self.way, [spec.cells[0] for spec in specs], N, T, self.allowed)
+        cells = [spec.cells[0] for spec in specs]
+        return pipeline(self.way, cells, N, T, self.allowed, backward=backward)
 
     def forward(
         self,
@@ -119,13 +128,35 @@ class Stacks:
                 x = layer.output(passes[-1])
         except DeviceMemoryError:
             return None
-        run = _Run(self.device, layers, passes, self._beside(chosen), chosen.steps)
-        seconds = run.forward()
-        return [
-            layer.ended(made, one) for layer, made, one in zip(layers, passes, seconds, strict=True)
-        ]
+        run = _Run(self.device, layers, self.beside(chosen), chosen.steps)
+        seconds = run.forward(passes)
+        ended = zip(layers, passes, seconds, strict=True)
+        return [layer.ended(made, one) for layer, made, one in ended]
 
-    def _beside(self, chosen: Pipeline) -> list[Way]:
+    def backward(
+        self, layers: Sequence[RecurrentLayer], tapes: Sequence[Tape], d_output: Sequences
+    ) -> list[LayerGradients] | None:
+        """Derivatives through each layer; None: they are to run one after the other."""
+        batch, specs = tapes[0].x.batch, [layer.spec for layer in layers]
+        chosen = self.plan(specs, batch.N, batch.T, ragged=batch.ragged, backward=True)
+        if isinstance(chosen, str):
+            return None
+        run = _Run(self.device, layers, self.beside(chosen), chosen.steps)
+        made: list[Returning] = []
+        elements: list[DeviceArray | None] = []
+        try:
+            for layer, tape in zip(reversed(layers), reversed(tapes), strict=True):
+                made.insert(0, layer.returning(tape, d_output))
+                elements.insert(0, _element(layer, made[0]))
+                d_output = Sequences(batch, made[0].dx)
+        except DeviceMemoryError:
+            return None
+        run.backward(made, elements)
+        lowest, first = layers[0], made[0]
+        input_gradient(self.device, lowest.precision, first.runs[0], first.dx, add=False)
+        return [layer.returned(one) for layer, one in zip(layers, made, strict=True)]
+
+    def beside(self, chosen: Pipeline) -> list[Way]:
         """A way for each lane, with scratch memory of its own."""
         found = self._ways.setdefault(chosen.share, [])
         while len(found) < chosen.layers:
@@ -133,36 +164,48 @@ class Stacks:
         return found[: chosen.layers]
 
 
+def _element(layer: RecurrentLayer, made: Returning) -> DeviceArray | None:
+    """Where dz goes as products take it; None: they take it as it is."""
+    back = layer.precision.backward
+    return layer.device.empty(made.runs[0].dz.shape, back.element) if back.narrow else None
+
+
 @dataclass(eq=False)
 class _Run:
-    """Passes of a stack, window by window.
+    """A pass of a stack, or its way back, window by window.
 
     Attributes
     ----------
     ways
         Of each layer, in its lane.
+    steps
+        Of a window.
     left
         By layer, a mark behind every window that is done.
     """
 
     device: Device
     layers: Sequence[RecurrentLayer]
-    passes: Sequence[Passing]
     ways: Sequence[Way]
     steps: int
-    left: list[list[Mark]] = field(default_factory=list)
+    left: list[dict[int, Mark]] = field(default_factory=list)
 
-    def forward(self) -> list[Stretch]:
+    def forward(self, passes: Sequence[Passing]) -> list[Stretch]:
         """Start it all; each layer's time is that by which it ends after the one below."""
-        count = len(self.layers)
-        cut = windows(self.device, self.passes[0].x.batch, self.steps)
-        self.left = [[] for _ in range(count)]
+        cut = windows(self.device, passes[0].x.batch, self.steps)
         with self._lanes() as (begun, ends):
-            for turn in range(len(cut) + count - 1):
-                for k in range(max(0, turn - len(cut) + 1), min(count, turn + 1)):
-                    self._forward(k, turn - k, cut[turn - k])
+            for place, number in _turns(len(self.layers), len(cut)):
+                self._forward(place, number, passes[place], cut[number])
         edges = [begun, *ends]
-        return [Stretch("pipelined", edges[k], edges[k + 1]) for k in range(count)]
+        return [Stretch("pipelined", edges[k], edges[k + 1]) for k in range(len(ends))]
+
+    def backward(self, made: Sequence[Returning], elements: Sequence[DeviceArray | None]) -> None:
+        """Start it all, from the highest layer's last window to the lowest one's first."""
+        cut, count = windows(self.device, made[0].tape.x.batch, self.steps), len(self.layers)
+        with self._lanes():
+            for place, turn in _turns(count, len(cut)):
+                k, number = count - 1 - place, len(cut) - 1 - turn
+                self._backward(k, number, made[k], cut[number], elements[k])
 
     @contextmanager
     def _lanes(self) -> Iterator[tuple[Mark, list[Mark]]]:
@@ -171,6 +214,7 @@ class _Run:
         Gives the marks where they begin and, later, where each ends.
         """
         begun, ends = self.device.mark(), list[Mark]()
+        self.left = [{} for _ in self.layers]
         lanes = range(1, len(self.layers) + 1)
         for lane in lanes:
             with self.device.lane(lane):
@@ -183,12 +227,38 @@ class _Run:
                     ends.append(self.device.mark())
                 self.device.after(ends[-1])
 
-    def _forward(self, k: int, number: int, window: Batch) -> None:
+    def _forward(self, k: int, number: int, made: Passing, window: Batch) -> None:
         """A window of a layer, behind the same one of the layer below."""
-        layer, made = self.layers[k], self.passes[k]
+        layer = self.layers[k]
         with self.device.lane(k + 1):
             if k:
                 self.device.after(self.left[k - 1][number])
             layer.project_window(made, number * self.steps, window.T)
             self.ways[k].forward([over(run, window) for run in made.runs])
-            self.left[k].append(self.device.mark())
+            self.left[k][number] = self.device.mark()
+
+    def _backward(
+        self,
+        k: int,
+        number: int,
+        made: Returning,
+        window: Batch,
+        element: DeviceArray | None,
+    ) -> None:
+        """A window of a layer's way back, behind the same one of the layer above."""
+        (run,), first = made.runs, number * self.steps
+        with self.device.lane(k + 1):
+            if k + 1 < len(self.layers):
+                self.device.after(self.left[k + 1][number])
+            self.ways[k].backward([back_over(run, window, first)])
+            if k:  # nobody waits for the lowest one's, which are one product afterwards
+                how = (element, (first, window.T))
+                window_gradient(self.device, self.layers[k].precision, run, made.dx, *how)
+            self.left[k][number] = self.device.mark()
+
+
+def _turns(layers: int, windows: int) -> Iterator[tuple[int, int]]:
+    """Layers and their windows as they are started: what can run at the same time together."""
+    for turn in range(windows + layers - 1):
+        for place in range(max(0, turn - windows + 1), min(layers, turn + 1)):
+            yield place, turn - place

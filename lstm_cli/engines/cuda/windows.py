@@ -14,7 +14,7 @@ import numpy as np
 
 from lstm_cli.engines.cuda.batch import Batch
 from lstm_cli.engines.cuda.device import Device, DeviceArray
-from lstm_cli.engines.cuda.recurrence import ForwardRun
+from lstm_cli.engines.cuda.recurrence import BackwardRun, ForwardRun
 
 _CUT: WeakKeyDictionary[Batch, dict[int, tuple[Batch, ...]]] = WeakKeyDictionary()
 
@@ -63,3 +63,22 @@ def rows_of(values: DeviceArray, batch: Batch, first: int, steps: int) -> Device
 def over(run: ForwardRun, window: Batch) -> ForwardRun:
     """A forward run over a window."""
     return replace(run, batch=window)
+
+
+def back_over(run: BackwardRun, window: Batch, first: int) -> BackwardRun:
+    """A backward run over the window whose first step is `first`.
+
+    The states that it begins from are those of the step before, or the run's own.
+    """
+    forward, h, c = over(run.forward, window), run.h_first, run.c_first
+    if first:
+        batch, column = run.forward.batch, run.forward.column
+        P = run.forward.tensors.cell.output_size
+        h = _step(run.y, batch, first - 1)[:, column : column + P]
+        c = None if c is None else _step(run.forward.c_steps, batch, first - 1)
+    return replace(run, forward=forward, h_first=h, c_first=c)
+
+
+def _step(values: DeviceArray, batch: Batch, step: int) -> DeviceArray:
+    """Every sequence's row of one step: a view."""
+    return values.reshape(batch.N, batch.T, values.shape[1])[:, step]

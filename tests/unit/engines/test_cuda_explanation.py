@@ -90,11 +90,25 @@ def test_long_and_narrow_stacks_are_pipelined_and_told_so():
     for one in found.values():
         assert one.way == f"persistent, clusters of {share.blocks}, pipelined"
         assert one.numbers["forward_blocks"] == share.blocks
-        assert one.numbers["pipeline_share"] == 44
-        assert one.numbers["pipeline_windows"] * one.numbers["pipeline_steps"] >= 2000
+        assert one.numbers["forward_pipeline_share"] == 44
+        assert (
+            one.numbers["forward_pipeline_windows"] * one.numbers["forward_pipeline_steps"] >= 2000
+        )
         told = " ".join(one.reasons)
-        assert f"{chosen.windows} windows of {chosen.steps} steps" in told
+        assert f"forward: pipelined: 3 layers in streams of their own, {chosen.windows} wi" in told
         assert max(map(len, one.reasons)) <= 76
+
+
+def test_both_ways_of_training_are_told():
+    layers = stack(256)
+    engine, found = pipelined(layers, 8, 2000, training=True)
+    both = [engine.stacks.plan(layers, 8, 2000, backward=back) for back in (False, True)]
+    assert both[0].seconds < both[1].seconds
+    total = sum(chosen.seconds for chosen in both) / 2000
+    assert sum(one.floor for one in found.values()) == pytest.approx(total)
+    told = " ".join(found[1].reasons)
+    assert "forward: pipelined" in told
+    assert "backward: pipelined" in told
 
 
 @pytest.mark.parametrize(
