@@ -1,4 +1,4 @@
-"""ONNX Runtime: one model, built in memory from ONNX's LSTM, GRU and RNN operators."""
+"""ONNX Runtime: one model, made in memory of ONNX's LSTM, GRU and RNN operators."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ class OnnxRuntimePeer:
     Raises
     ------
     DeviceError
-        ``onnxruntime`` or ``onnx``, which builds the model, is not installed.
+        ``onnxruntime`` is not installed.
     """
 
     name = "onnxruntime"
 
     def __init__(self) -> None:
         self._runtime = load_package("onnxruntime", self.name, _INSTALL)
-        load_package("onnx", self.name, _INSTALL)
         self.version = str(self._runtime.__version__)
         self.title = f"ONNX Runtime {self.version}"
 
@@ -56,10 +55,11 @@ class OnnxRuntimePeer:
             raise Unsupported(f"ONNX Runtime has no recurrent layers in {setting.dtype}")
         from lstm_cli.bench.peers.onnx_model import build_model
 
-        model = build_model(layers, weights, size, lengths)
+        model = build_model(layers, weights, size, ragged=lengths is not None)
         session = self._session(model, setting.threads)
+        given = {} if lengths is None else {"lengths": lengths.astype(np.int32)}
 
-        yield Run(lambda x: np.asarray(session.run(None, {"x": x})[0]))
+        yield Run(lambda x: np.asarray(session.run(None, {"x": x, **given})[0]))
 
     def prepare_training(
         self, lesson: Lesson, size: Size, setting: Setting

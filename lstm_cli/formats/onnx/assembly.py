@@ -46,11 +46,20 @@ class Assembly:
         By native name.
     options
         Which inputs and outputs the graph has besides ``x`` and ``y``.
+    steps
+        Of every sequence; None: as many as a flatten layer takes, or any number.
     """
 
-    def __init__(self, layers: Layers, tensors: Mapping[str, Array], options: WriteOptions) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        tensors: Mapping[str, Array],
+        options: WriteOptions,
+        steps: int | None = None,
+    ) -> None:
         self.layers, self.tensors, self.options = layers, tensors, options
-        self.steps: Size = next((s.steps for s in layers if isinstance(s, FlattenSpec)), "T")
+        flat = next((spec.steps for spec in layers if isinstance(spec, FlattenSpec)), None)
+        self.steps: Size = steps or flat or "T"
         self.builder = GraphBuilder()
         x = self.builder.input("x", ("N", self.steps, layers[0].input_size))
         self.masks = Masks(self.builder, x) if options.lengths else None
@@ -82,10 +91,15 @@ class Assembly:
         if isinstance(spec, DenseSpec):
             return self._dense(spec, flow)
         if isinstance(spec, FlattenSpec):
-            flow = self._laid_out(self._without_padding(flow), "batch")
-            shape = self.builder.integers(0, spec.output_size)
-            return Flow(self.builder.add("Reshape", flow.value, shape), "rows", padded=False)
+            return self._flatten(spec, self._laid_out(self._without_padding(flow), "batch"))
         return flow  # dropout
+
+    def _flatten(self, spec: FlattenSpec, flow: Flow) -> Flow:
+        add, integers, value = self.builder.add, self.builder.integers, flow.value
+        missing = spec.steps - self.steps if isinstance(self.steps, int) else 0
+        if missing > 0:
+            value = add("Pad", value, integers(0, 0, 0, 0, missing, 0))
+        return Flow(add("Reshape", value, integers(0, spec.output_size)), "rows", padded=False)
 
     def _dense(self, spec: DenseSpec, flow: Flow) -> Flow:
         builder, prefix = self.builder, f"layers.{spec.index}."

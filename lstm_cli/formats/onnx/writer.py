@@ -34,10 +34,16 @@ def write(path: Path, export: Export, options: WriteOptions | None = None) -> tu
     return tuple(remarks(export, options))
 
 
-def build_model(export: Export, options: WriteOptions) -> Model:
-    """The network as a model in memory; see `write`."""
+def build_model(export: Export, options: WriteOptions, steps: int | None = None) -> Model:
+    """The network as a model in memory; see `write`.
+
+    Parameters
+    ----------
+    steps
+        Of every sequence, where a model for those alone is wanted.
+    """
     name = export.name.encode(errors="replace").decode()  # a file's name may be no Unicode
-    graph = Assembly(export.layers, export.tensors, options).graph(name or "network")
+    graph = Assembly(export.layers, export.tensors, options, steps).graph(name or "network")
     return Model(
         ir_version=IR_VERSION,
         producer_name="lstm-cli",

@@ -156,7 +156,6 @@ def test_peers_get_the_engines_threads(fake_peer):
 
 def test_onnx_runtime_does_not_train(engine):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
     skipped = run(engine, peer("onnxruntime")).skipped
     assert "does not train" in skipped["onnxruntime"]
 
