@@ -32,6 +32,7 @@ Examples:
     "--tolerance",
     type=click.FloatRange(min=0),
     default=0.0,
+    metavar="X",
     help="Absolute difference up to which two numbers count as equal.  [default: 0]",
 )
 @click.option(

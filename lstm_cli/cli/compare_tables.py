@@ -38,7 +38,7 @@ def report(comparison: Comparison) -> list[Any]:
     ]
     if comparison.diagnosis is not None:
         lines += _diagnosis(comparison.diagnosis)
-    return [*lines, _verdict(comparison)]
+    return [*lines, _verdict(comparison), *_hints(comparison.diagnosis)]
 
 
 def _file(label: str, file: File) -> str:
@@ -120,8 +120,11 @@ def _diagnosis(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"explained: {finding.what}{where}"
     for blocks in diagnosis.unexplained:
         yield f"not explained: {blocks}"
-    for hint in dict.fromkeys(f.hint for f in diagnosis.findings if f.hint is not None):
-        yield f"hint: {hint}"
+
+
+def _hints(diagnosis: Diagnosis | None) -> list[str]:
+    found = [] if diagnosis is None else [finding.hint for finding in diagnosis.findings]
+    return [f"hint: {hint}" for hint in dict.fromkeys(found) if hint is not None]
 
 
 def _verdict(comparison: Comparison) -> str:

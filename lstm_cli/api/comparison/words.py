@@ -150,8 +150,8 @@ def hint(key: tuple[Any, ...]) -> str | None:
         return TMVA_HINT
     if kind == "shift" and rest[0] == "f" and abs(rest[1]) == 1:
         return (
-            "TF1's BasicLSTMCell adds 1 at run time: the file without it must carry it in b_f, "
-            "and no other"
+            "TF1's BasicLSTMCell adds 1 to b_f at run time; elsewhere what is stored is all there "
+            "is, and `forget_bias` of a config is for fresh weights only"
         )
     if kind in ("layout", "change") and "transposed" in str(rest):
         return "Keras and TF1 store a kernel as (inputs, gates), natively it is (gates, inputs)"
