@@ -156,7 +156,11 @@ def _place_table(blocks: Sequence[Block]) -> Table:
         first = block.symbol, units.shape(block.found or block.shape)
         for k, place in enumerate(block.places):
             name = _as_stored(f"{place.name}{place.part}")
-            cells: list[Text | str] = [name, *([] if one else [place.dtype]), _as_stored(place.change)]
+            cells: list[Text | str] = [
+                name,
+                *([] if one else [place.dtype]),
+                _as_stored(place.change),
+            ]
             table.add_row(*(first if k == 0 else ("", "")), *cells)
         if not block.places:
             table.add_row(*first, "-", *([] if one else [""]), block.mark or "")
