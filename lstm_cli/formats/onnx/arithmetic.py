@@ -105,6 +105,27 @@ def _flattened(frame: Frame, value: Value, last: Axis, size: int, where: str) ->
     return Vector(Flattened(steps * features, False, where, source, steps), None, order.reshape(-1))
 
 
+def output(frame: Frame, value: Value) -> Vector:
+    """A value as a network's output: where steps and features share an axis, all side by side.
+
+    Raises
+    ------
+    ValueError
+        It is laid out in another way.
+    """
+    mixed = [axis for axis in value.axes if FEATURES in axis and len(axis) > 1]
+    if not mixed:
+        return value.vector
+    free = [part for part in mixed[0] if part != FEATURES]
+    if len(mixed) > 1 or len(free) > 1 or sum(axis.count(FEATURES) for axis in value.axes) > 1:
+        raise ValueError("several axes share one with the features")
+    if not every(value.step) or not frame.is_time(free[0]) or frame.steps is None:
+        raise ValueError(
+            "features of different sequences, or of any number of steps, share an axis"
+        )
+    return _flattened(frame, value, mixed[0], value.pick.size * frame.steps, value.atom.where)
+
+
 def terms(vector: Vector) -> tuple[tuple[Term, ...], Weight | None]:
     """A vector as a sum; one that is no linear map is its own only summand."""
     atom = vector.atom
@@ -117,8 +138,10 @@ def terms(vector: Vector) -> tuple[tuple[Term, ...], Weight | None]:
 
 def _closed(atom: Linear) -> bool:
     """Whether a sum is a state, of a gated unit, rather than part of a larger sum."""
-    return len(atom.terms) > 1 and all(
-        term.weight.diagonal and isinstance(term.source.atom, Product) for term in atom.terms
+    return (
+        len(atom.terms) > 1
+        and all(term.weight.diagonal for term in atom.terms)
+        and any(isinstance(term.source.atom, Product) for term in atom.terms)
     )
 
 
@@ -163,7 +186,7 @@ def _summed(one: Weight | None, other: Weight | None) -> Weight | None:
 def add_constant(value: Value, constant: Constant, where: str) -> Value:
     """A constant added, the same for every sequence and step."""
     array, value = collapsed(constant.array, value)
-    if not array.any():
+    if not array.any() and not isinstance(value.atom, Linear):
         return value
     own, bias = terms(value.vector)
     more = Weight(array.reshape(-1), constant.origins, constant.change)

@@ -259,6 +259,8 @@ def _tile(call: Call, arrays: Sequence[Any]) -> Any:
 def _reduced(function: Callable[..., Any]) -> Callable[[Call, Sequence[Any]], Any]:
     def rule(call: Call, arrays: Sequence[Any]) -> Any:
         axes, keep = call.axes(1), bool(call.integer("keepdims", 1))
+        if not arrays[0].ndim:
+            return arrays[0]
         return function(arrays[0], axis=None if axes is None else tuple(axes), keepdims=keep)
 
     return rule

@@ -96,9 +96,10 @@ class Operator:
         source = self._source()
         if isinstance(source, Unknown):
             return [source] * 3
-        self._check_extras()
         weights = {slot: self._weight(slot) for slot in ("W", "R", "B", "P")}
         made = [self._direction(d, source, weights) for d in range(len(self.directions))]
+        self.hidden = made[0].size
+        self._check_extras()
         return [self._every_step(made), *self._final(made)]
 
     def _source(self) -> Vector | Unknown:
@@ -135,6 +136,10 @@ class Operator:
         elif state.array.any():
             raise self._refused(
                 _SLOTS[k], "constants that are not 0", "none, zeros, or an input of the graph"
+            )
+        elif state.array.ndim != 3 or state.array.shape[2] != self.hidden:
+            raise self._refused(
+                _SLOTS[k], f"shape {state.array.shape}", f"3 axes, the last of H = {self.hidden}"
             )
 
     def _external(self, slot: str, value: Anything, ours: str) -> None:

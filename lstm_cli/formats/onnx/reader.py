@@ -11,6 +11,7 @@ from typing import Any
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.formats.onnx.arithmetic import output
 from lstm_cli.formats.onnx.drafts import Draft
 from lstm_cli.formats.onnx.frame import Frame
 from lstm_cli.formats.onnx.inputs import Inputs
@@ -121,7 +122,11 @@ class _Reading:
         """The network's layers, input to output."""
         outputs = self._outputs()
         name, main = self._main(outputs)
-        drafts = self.layering.layers(main.vector)
+        try:
+            vector = output(self.frame, main)
+        except ValueError as error:
+            raise self._refused(f"the model's output {quoted(name)}: {error}") from None
+        drafts = self.layering.layers(vector)
         if not drafts:
             raise self._refused("the model gives back its input and has no layers")
         for other, value in outputs.items():
@@ -140,12 +145,10 @@ class _Reading:
 
     def _outputs(self) -> dict[str, Anything]:
         found: dict[str, Anything] = {}
-        for output in self.graph.outputs:
-            value = self.values.get(output.name)
-            found[output.name] = (
-                Unknown(f"{quoted(output.name)}, which nothing computes")
-                if value is None
-                else value
+        for end in self.graph.outputs:
+            value = self.values.get(end.name)
+            found[end.name] = (
+                Unknown(f"{quoted(end.name)}, which nothing computes") if value is None else value
             )
         if not found:
             raise self._refused("the model has no output")

@@ -16,7 +16,17 @@ from lstm_cli.formats.onnx.operators import NAMES, NODES, Operator
 from lstm_cli.formats.onnx.sizes import OpenSizeError, product
 from lstm_cli.formats.onnx.tensors import short
 from lstm_cli.formats.onnx.unrolled import Rerolling
-from lstm_cli.formats.onnx.values import Anything, Constant, Linear, Side, Unknown, Value
+from lstm_cli.formats.onnx.values import (
+    Activated,
+    Anything,
+    Constant,
+    Exceeds,
+    Linear,
+    Side,
+    Unknown,
+    Value,
+    same_vector,
+)
 
 FLOATS = (messages.FLOAT, messages.FLOAT16, messages.DOUBLE, messages.BFLOAT16)
 
@@ -34,6 +44,8 @@ _PARAMETERS = {
     "thresholded_relu": ("alpha",),
 }
 MOST_TERMS = 256
+LARGE = 16
+"""From here on softplus of x is x in float32."""
 
 
 class Rules:
@@ -93,6 +105,8 @@ class Rules:
             return Operator(call, self.frame, self.notes).outputs()
         if call.op == "Concat":
             return [self._concat(call)]
+        if call.op == "Greater":
+            return [_exceeds(call)]
         first = call.given(0)
         if isinstance(first, Value):
             if call.op in ("Shape", "Size"):
@@ -133,6 +147,8 @@ class Rules:
                 if not condition.array.any():
                     return self._chosen(no)
             return self._of_constants(call)[0]
+        if isinstance(condition, Exceeds):
+            return _softplus(condition, yes, no)
         if not isinstance(condition, Side):
             raise ValueError("it chooses by values that depend on the input")
         values = [value for value in (yes, no) if isinstance(value, Value)]
@@ -160,6 +176,8 @@ class Rules:
         if op == "Softmax":
             axis = call.integer("axis", 1 if call.opset < 13 else -1)
             return arithmetic.softmax(first, axis, call.opset, call.where)
+        if op in ("ReduceSum", "ReduceMean"):
+            return self._reduced(call, first)
         if op == "Exp":
             return arithmetic.exponential(first, call.where)
         if op == "Neg":
@@ -194,6 +212,22 @@ class Rules:
         if low != 0 or (high is not None and high < np.finfo(np.float32).max):
             raise ValueError(f"it limits values to [{low}, {high}], which is no activation here")
         return Activation("relu")
+
+    def _reduced(self, call: Call, value: Value) -> Value:
+        """The sum or mean over an axis of features."""
+        axes = call.axes(1) or []
+        if len(axes) != 1 or value.axes[axes[0]] != ("f",):
+            raise ValueError("it sums over something other than one axis of features")
+        axis, size = axes[0] % len(value.axes), self.frame.dims(value)[axes[0]]
+        keep = bool(call.integer("keepdims", 1))
+        if not isinstance(size, int) or size > MOST_TERMS:
+            raise ValueError(f"it adds up more than {MOST_TERMS} values")
+        indices = [np.array([k] if keep else k) for k in range(size)]
+        parts = [views.gather(self.frame, value, axis, index) for index in indices]
+        found = parts[0]
+        for part in parts[1:]:
+            found = self._sum(call, found, part)
+        return self._scaled(call, found, 1 / size) if call.op == "ReduceMean" else found
 
     def _scaled(self, call: Call, value: Value, factor: float) -> Value:
         return arithmetic.scale(value, Constant(np.array(factor, np.float32)), call.where)
@@ -282,7 +316,7 @@ class Rules:
 
     def _normalised(self, call: Call, value: Value) -> Value:
         """Batch normalisation as it is at inference: a scale and a shift of every feature."""
-        if len(value.axes) < 2 or value.axes[1] != ("f",) or any(value.axes[2:]):
+        if len(value.axes) < 2 or value.axes[1] != ("f",) or value.pick.ndim != 1:
             raise ValueError("it normalises over something other than the features")
         given = [call.constant(k).array.astype(np.float64) for k in range(1, 5)]
         factor, shift, mean, variance = given
@@ -293,3 +327,25 @@ class Rules:
         constants = [Constant(part, origins, "computed") for part in parts]
         scaled = arithmetic.scale(value, constants[0], call.where)
         return arithmetic.add_constant(scaled, constants[1], call.where)
+
+
+def _exceeds(call: Call) -> Exceeds:
+    value, limit = call.given(0), call.constant(1).array
+    if not isinstance(value, Value) or limit.size != 1:
+        raise ValueError("it compares values that depend on the input")
+    return Exceeds(value.vector, float(limit.reshape(-1)[0]))
+
+
+def _softplus(condition: Exceeds, yes: Anything | None, no: Anything | None) -> Value:
+    """x where x is large, softplus of x elsewhere: softplus, since both are the same there."""
+    if (
+        isinstance(yes, Value)
+        and isinstance(no, Value)
+        and isinstance(no.atom, Activated)
+        and no.atom.activation.name == "softplus"
+        and condition.limit >= LARGE
+        and same_vector(condition.vector, yes.vector)
+        and same_vector(no.atom.source, yes.vector)
+    ):
+        return no
+    raise ValueError("it chooses by values that depend on the input")

@@ -105,7 +105,7 @@ def _sides(vector: Vector) -> Iterator[tuple[Vector, Vector]]:
 def _summands(vector: Vector) -> tuple[Vector, Vector] | None:
     """The two products that a state is the sum of."""
     atom = vector.atom
-    if not isinstance(atom, Linear) or not complete(vector) or atom.bias is not None:
+    if not isinstance(atom, Linear) or not complete(vector) or not _none(atom.bias):
         return None
     if len(atom.terms) != 2 or not all(term.weight.identity for term in atom.terms):
         return None
@@ -228,10 +228,10 @@ def _state_before(pre: Vector, c_prev: Vector) -> Vector | None:
 
 
 def gru_step(h: Vector) -> Step | None:
-    """h = z h_prev + (1 - z) n."""
+    """h = z h_prev + (1 - z) n, or n + z (h_prev - n)."""
     summands = _summands(h)
     if summands is None:
-        return None
+        return _gru_of_difference(h)
     for keep, enter in (summands, summands[::-1]):
         for z, h_prev in _sides(keep):
             for rest, n in _sides(enter):
@@ -241,6 +241,43 @@ def gru_step(h: Vector) -> Step | None:
                     if step is not None:
                         return step
     return None
+
+
+def _gru_of_difference(h: Vector) -> Step | None:
+    parts, bias = _whole_terms(h)
+    if len(parts) != 2 or bias is not None or not all(part.weight.identity for part in parts):
+        return None
+    for product, n in (parts, parts[::-1]):
+        for z, difference in _sides(product.source):
+            left, shift = terms(difference)
+            less = [t for t in left if same_vector(t.source, n.source) and _negative(t.weight)]
+            past = [t.source for t in left if t not in less and t.weight.identity]
+            if len(less) != 1 or len(past) != len(left) - 1 or len(past) > 1 or not _none(shift):
+                continue
+            h_prev = past[0] if past else _zeros(_opened(z)[1])
+            if h_prev is not None:
+                return _gru(z, n.source, h_prev)
+    return None
+
+
+def _whole_terms(vector: Vector) -> tuple[tuple[Term, ...], Weight | None]:
+    """The summands of all of an atom, a state's too."""
+    atom = vector.atom
+    return (atom.terms, atom.bias) if isinstance(atom, Linear) else ((), None)
+
+
+def _none(bias: Weight | None) -> bool:
+    return bias is None or not bias.array.any()
+
+
+def _negative(weight: Weight) -> bool:
+    return weight.diagonal and bool((weight.array == -1).all())
+
+
+def _zeros(pre: Vector) -> Vector | None:
+    """The zeros that a gate reads."""
+    sources = [part.source for part in terms(pre)[0]]
+    return next((source for source in sources if isinstance(source.atom, Zeros)), None)
 
 
 def _gru(z: Vector, n: Vector, h_prev: Vector) -> Step | None:

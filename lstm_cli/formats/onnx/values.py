@@ -68,6 +68,14 @@ class Side:
     name: str
 
 
+@dataclass(frozen=True, eq=False)
+class Exceeds:
+    """Where each of a value's features is larger than a limit."""
+
+    vector: Vector
+    limit: float
+
+
 @dataclass(frozen=True)
 class Unknown:
     """What cannot be represented; an error only if the output depends on it."""
@@ -109,7 +117,7 @@ class Value:
         return Vector(self.atom, self.step, self.pick.reshape(-1))
 
 
-Anything: TypeAlias = "Value | Constant | Side | Unknown"
+Anything: TypeAlias = "Value | Constant | Side | Exceeds | Unknown"
 
 
 @dataclass(frozen=True, eq=False)

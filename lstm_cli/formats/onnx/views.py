@@ -295,8 +295,12 @@ def split(frame: Frame, value: Value, axis: int, call: Call) -> list[Value]:
     """An axis in parts."""
     size = frame.dims(value)[axis]
     if isinstance(size, Size):
-        raise ValueError("it splits an axis of open size")
-    ends = [*call.split_points(size), size]
+        lengths = call.integers("split") or call.whole_numbers(1)
+        if not lengths or min(lengths) < 1:
+            raise ValueError("it splits an axis of open size")
+        ends = [int(n) for n in np.cumsum(lengths)]
+    else:
+        ends = [*call.split_points(size), size]
     starts = [0, *ends[:-1]]
     return [
         slice_axis(frame, value, axis, start, end, 1)
