@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lstm_cli.errors import UsageError, WeightsError, nearest
 from lstm_cli.formats.atomic import reason
 from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
@@ -38,7 +40,8 @@ class Format:
 
     def read(self, path: Path, options: ReadOptions) -> Imported:
         """Read a file of this format; see `read`."""
-        imported: Imported = self._codec().read(path, options)
+        with np.errstate(all="ignore"):  # NaN and infinity are refused where all weights are checked
+            imported: Imported = self._codec().read(path, options)
         return imported
 
     def write(
