@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import h5py
-import numpy as np
-from h5py import h5a, h5d, h5f, h5g, h5l, h5o
+from h5py import h5d, h5f, h5g, h5l, h5o
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.keras import heap
+from lstm_cli.formats.keras.attributes import Attributes
 from lstm_cli.formats.keras.storage import read_dataset
 from lstm_cli.formats.keras.words import shown
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_OBJECTS = 200_000
 DEEPEST = 64
-MOST_TEXTS = 100_000
-MOST_TEXT_BYTES = 256 << 20
 
 _ERRORS = (
     OSError,
@@ -78,13 +75,14 @@ class Tree:
     """
 
     def __init__(self, data: bytes) -> None:
-        _check_superblock(data)
-        self._largest = heap.largest_object(data)
+        self._attributes = Attributes(data[_superblock(data) :])
         self._left = len(data)
         self._nodes: dict[str, _Node] = {}
         with _reading("the HDF5 file"):
             self._file = h5py.File(h5f.open_file_image(data))
-            self._walk(h5g.open(self._file.id, b"/"))
+            root = h5g.open(self._file.id, b"/")
+            self._root = int(h5o.get_info(root).addr)
+            self._walk(root)
 
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
@@ -142,34 +140,16 @@ class Tree:
         return found[0] if found and len(found) == 1 else None
 
     def _attribute(self, path: str, name: str) -> list[str] | None:
-        where = f"the attribute {name} of {shown(path) if path else 'the HDF5 file'}"
         node = self._nodes.get(path)
         if path and (node is None or not node.group):
             return None
-        with _reading(where):
-            holder = self._file.id if node is None else h5o.open(node.parent, node.link)
-            if not h5a.exists(holder, name.encode()):
-                return None
-            attribute = h5a.open(holder, name.encode())
-            return self._texts(attribute, where)
-
-    def _texts(self, attribute: Any, where: str) -> list[str]:
-        count = int(np.prod(attribute.shape, dtype=np.float64))
-        if count == 0:
-            return []
-        text = h5py.check_string_dtype(attribute.dtype)
-        if text is None:
-            raise WeightsError(f"{where} holds no text", found=str(attribute.dtype))
-        each = self._largest if text.length is None else text.length
-        if count > MOST_TEXTS or count * max(each, 1) > MOST_TEXT_BYTES:
-            raise WeightsError(f"{where} declares {count:,} texts, more than it can hold")
-        values = np.empty(attribute.shape, attribute.dtype)
-        attribute.read(values)
-        return [_decoded(value) for value in values.ravel()]
+        address = self._root if node is None else node.address
+        where = "the HDF5 file" if node is None else shown(node.name)
+        return self._attributes.texts(address, name, where)
 
     def _walk(self, root: Any) -> None:
         todo: list[tuple[Any, str, int]] = [(root, "", 0)]
-        seen = {h5o.get_info(root).addr}
+        seen = {self._root}
         while todo:
             group, path, depth = todo.pop()
             for link in _links(group):
@@ -210,13 +190,8 @@ def _today(name: str) -> str:
     return name.replace("\\", "/").replace("_layer_checkpoint_dependencies", "layers")
 
 
-def _decoded(value: Any) -> str:
-    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
-    return raw.decode("utf-8", "backslashreplace")
-
-
-def _check_superblock(data: bytes) -> None:
-    """Addresses and sizes are of 8 bytes in all that Keras writes; `heap` counts on it."""
+def _superblock(data: bytes) -> int:
+    """Where it is. Addresses and sizes are of 8 bytes in all that Keras writes."""
     place = data.find(SIGNATURE)
     if place < 0:
         raise WeightsError("this is no HDF5 file", expected="HDF5's signature")
@@ -224,6 +199,7 @@ def _check_superblock(data: bytes) -> None:
     sizes = place + (13 if version in (b"\x00", b"\x01") else 9)
     if data[sizes : sizes + 2] != b"\x08\x08":
         raise WeightsError("the HDF5 file is damaged, or of a kind that Keras does not write")
+    return place
 
 
 @contextmanager
