@@ -40,7 +40,7 @@ class Format:
 
     def read(self, path: Path, options: ReadOptions) -> Imported:
         """Read a file of this format; see `read`."""
-        with np.errstate(all="ignore"):  # NaN and infinity are refused where all weights are checked
+        with np.errstate(all="ignore"):  # what is not finite is refused later
             imported: Imported = self._codec().read(path, options)
         return imported
 
