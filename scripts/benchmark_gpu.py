@@ -211,6 +211,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="for a contestant and size")
     parser.add_argument("--contract", type=Path, help="JSON of check_gpu.py")
     parser.add_argument("--handover", type=Path, help="JSON of measure_handover.py")
+    parser.add_argument("--pipelines", type=Path, help="JSON of measure_pipelines.py")
     parser.add_argument("--machine", type=Path, help="text on the machine")
     parser.add_argument("--resume", action="store_true", help="go on from an earlier run")
     parser.add_argument("--host", action="store_true", help="no GPU: see that all parts work")
@@ -224,7 +225,8 @@ def main() -> int:
     kept = path.with_suffix(".jsonl")
     jobs = tiny() if options.host else quick() if options.quick else full()
     lines = options.machine.read_text(encoding="utf-8").splitlines() if options.machine else []
-    page = Page(title, lines, [], len(jobs), options.contract, options.handover)
+    known = (options.contract, options.handover, options.pipelines)
+    page = Page(title, lines, [], len(jobs), *known)
     if kept.exists() and options.resume:
         page.records += map(json.loads, kept.read_text(encoding="utf-8").splitlines())
         done = {(r["dtype"], r["mode"], r["ragged"], *r["size"]) for r in page.records}

@@ -79,9 +79,9 @@ suite() {  # the same contract in pytest, with Hypothesis, where both are instal
     fi
 }
 
-parts=(--report "$work/contract.json") bench=() patience=600
+parts=(--report "$work/contract.json") bench=() pipelines=() beside=1200 patience=600
 case $mode in
-    quick) parts+=(--once --total 150 --jobs 8) bench=(--quick) patience=0 ;;
+    quick) parts+=(--once --total 150 --jobs 8) bench=(--quick) pipelines=(--quick) beside=90 patience=0 ;;
     full) parts+=(--jobs 4) ;;
     host) parts+=(--once --most 8 --dtype float32 --dtype bfloat16 "${host[@]}")
           parts+=(--only "${LSTM_CLI_GPU_ONLY:-}") bench=(--host --seconds 0.01) patience=0 ;;
@@ -98,7 +98,10 @@ step "hand-overs" "$python" scripts/measure_handover.py --report "$work/handover
 step "contract" "$python" scripts/check_gpu.py contract "${parts[@]}"
 [ $patience != 0 ] && step "compute-sanitizer" sanitizer $patience
 [ $mode = full ] && step "pytest" suite
+step "pipelines" timeout $beside "$python" scripts/measure_pipelines.py "${pipelines[@]}" \
+    --report "$work/pipelines.json" "${host[@]}"
 step "benchmark" "$python" scripts/benchmark_gpu.py "${bench[@]}" --machine "$work/machine" \
-    --contract "$work/contract.json" --handover "$work/handover.json" "${output[@]}"
+    --contract "$work/contract.json" --handover "$work/handover.json" \
+    --pipelines "$work/pipelines.json" "${output[@]}"
 [ $failed = 0 ] && echo "== all passed" || echo "== something failed: see above"
 exit $failed

@@ -12,6 +12,7 @@ from networks import random_inputs, random_lengths, random_states, random_weight
 from strategies_cuda import CELLS
 
 from lstm_cli.engines.cuda.engine import CudaEngine
+from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.errors import DeviceError
@@ -48,6 +49,8 @@ class Case:
     ----------
     ragged
         Random lengths, 0 and T among them.
+    window
+        Steps of a window of layers side by side; None: the engine decides.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Case:
     T: int
     ragged: bool = False
     repeats: int = 1
+    window: int | None = None
 
 
 def cases(most: int) -> Iterator[Case]:
@@ -63,6 +67,7 @@ def cases(most: int) -> Iterator[Case]:
     yield from _options()
     yield from _larger_options(most)
     yield from _stacks()
+    yield from _pipelines(most)
     yield from _sizes(most)
 
 
@@ -101,6 +106,29 @@ def _stacks() -> Iterator[Case]:
             DenseSpec(3, 9, 6, None),
         )
         yield Case(f"a stack of {kind}", layers, 9, 6, True)
+
+
+def _pipelines(most: int) -> Iterator[Case]:
+    """Layers side by side, of one size and of several; the last window is shorter."""
+    for depth, H, N in (
+        (2, 8, 3),
+        (2, 100, 1),
+        (4, 100, 8),
+        (2, 256, 33),
+        (4, 256, 8),
+        (2, 1024, 8),
+    ):
+        if most >= H:
+            layers = tuple(recurrent("lstm", H, H, index=k) for k in range(depth))
+            name = f"a pipeline of {depth} lstm of {H} × {N}"
+            yield Case(name, layers, N, 43, repeats=REPEATS, window=8)
+    if most >= 64:
+        mixed = (
+            recurrent("gru", 64, 24),
+            recurrent("lstm", 40, 64, index=1, peepholes=True),
+            recurrent("rnn", 33, 40, index=2, return_sequences=False),
+        )
+        yield Case("a pipeline of gru, lstm and rnn", mixed, 5, 43, repeats=REPEATS, window=8)
 
 
 def _sizes(most: int) -> Iterator[Case]:
@@ -183,7 +211,8 @@ def expected(case: Case) -> tuple[Values, Values]:
 
 def problems(case: Case, dtype: str, device: Any, way: str) -> list[str] | None:
     """What of a case is wrong on the device; None if the way cannot run it, and says so."""
-    engine = CudaEngine(dtype, device, way)
+    how = None if case.window is None else Pipelining("always", case.window)
+    engine = CudaEngine(dtype, device, way, how)
     case_found: list[str] = []
     for number in range(case.repeats):
         try:

@@ -9,6 +9,8 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
+from measure_pipelines import Measured, table
+
 Record = Mapping[str, Any]
 """A size in one dtype and mode: `dtype`, `mode`, `ragged`, `size` (H, N, T), `ours` and `theirs` in
 seconds, `ratio`, `step` and `floor` in seconds, `way`, `difference`, `problem`."""
@@ -37,7 +39,7 @@ class Page:
         What was measured so far.
     planned
         How many sizes there are.
-    contract, handover
+    contract, handover, pipelines
         What the other scripts have written as JSON; None: not run.
     notes
         Further paragraphs.
@@ -49,12 +51,14 @@ class Page:
     planned: int = 0
     contract: Path | None = None
     handover: Path | None = None
+    pipelines: Path | None = None
     notes: Sequence[str] = ()
 
     def text(self) -> str:
         """The page."""
         parts = [f"# The cuda engine on {self.title}", _INTRODUCTION, _fenced(self.machine)]
-        parts += [*self.notes, *self._checked(), *self._handed(), *self._means(), *self._below()]
+        parts += [*self.notes, *self._checked(), *self._handed(), *self._beside()]
+        parts += [*self._means(), *self._below()]
         for mode, ragged in GROUPS:
             for dtype in dict.fromkeys(r["dtype"] for r in self.records):
                 parts += _section(self._of(mode, ragged, dtype), mode, ragged, dtype)
@@ -97,6 +101,14 @@ class Page:
             lines.append(f"{place} | {took} |")
         text = "What a step needs at least: every block writes its share, meets the others, reads."
         return [f"## Hand-over of h\n\n{text}", "\n".join(lines)]
+
+    def _beside(self) -> list[str]:
+        found, title = _loaded(self.pipelines), "## Layers side by side"
+        if found is None:
+            return [f"{title}\n\nNot measured."]
+        made = [Measured(**one) for one in found]
+        text = "Stacks of LSTM layers; above 1 a pipeline is faster than one layer after the other."
+        return [f"{title}\n\n{text}", table(made)]
 
     def _means(self) -> list[str]:
         lines = [

@@ -62,6 +62,8 @@ def test_the_whole_script_runs_without_what_such_a_machine_lacks(tmp_path):
         "All checks passed.",
         "| bfloat16 | general |",
         "| grid | 8 | 1 | 8,192 |",
+        "## Layers side by side",
+        "| float32 | train | 2 | 8 × 2 × 6 |",
         "8 of 8 sizes were measured.",
         "## Training steps, ragged, bfloat16",
         "No measured size is below 1.0.",

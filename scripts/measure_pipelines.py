@@ -1,0 +1,187 @@
+"""Measure recurrent layers side by side against the same layers one after the other, on one GPU.
+
+    python scripts/measure_pipelines.py --report pipelines.json
+    python scripts/measure_pipelines.py --quick
+
+Stacks of 2 and 4 LSTM layers, D = H, forward passes and those of training with their derivatives.
+Both ways are compared before anything is timed, and take turns. A pipeline is made here wherever it
+is possible; whether the engine would have made it by itself, and what its model says, stands beside
+what was measured. Nothing else may run on the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests")]
+
+from check_gpu import make_device  # noqa: E402 - behind the path
+from networks import network, random_inputs, recurrent  # noqa: E402
+
+from lstm_cli.engines.cuda.engine import CudaEngine  # noqa: E402
+from lstm_cli.engines.cuda.pipelining import Pipelining  # noqa: E402
+from lstm_cli.engines.types import TrainingPass  # noqa: E402
+from lstm_cli.network import backpropagation  # noqa: E402
+
+ROUNDS = 7
+CALLS = 3
+"""Of each side in a round."""
+CLOSE = {"float32": 2e-5, "tf32": 4e-3, "bfloat16": 3e-2}
+"""By dtype, what two plans of the same layers may differ by: rounding."""
+
+Job = tuple[str, str, int, int, int, int]
+"""dtype, mode, layers, H, N, T."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stack.
+
+    Attributes
+    ----------
+    apart, beside
+        Milliseconds one after the other, and pipelined: medians.
+    ratio
+        The median of the rounds' own ratios; above 1 a pipeline is faster.
+    windows, steps
+        Of the pipeline, forwards.
+    modelled
+        The ratio that the model expects of the forward pass.
+    chosen
+        Whether the engine makes a pipeline by itself.
+    """
+
+    dtype: str
+    mode: str
+    layers: int
+    size: tuple[int, int, int]
+    apart: float | None = None
+    beside: float | None = None
+    ratio: float | None = None
+    windows: int | None = None
+    steps: int | None = None
+    modelled: float | None = None
+    chosen: bool | None = None
+    problem: str = ""
+
+
+def jobs(*, quick: bool, host: bool) -> Iterator[Job]:
+    """What is measured, the most telling first."""
+    if host:
+        yield from product(("float32", "bfloat16"), ("forward", "train"), (2,), (8,), (2,), (6,))
+        return
+    modes, depths = ("forward", "train"), (2, 4)
+    telling = list(product(("bfloat16", "tf32"), modes, depths, (256,), (16,), (1024,)))
+    yield from telling
+    if not quick:
+        sizes = (64, 128, 256, 512, 1024), (1, 16, 64), (128, 1024)
+        for job in product(("bfloat16", "tf32", "float32"), modes, depths, *sizes):
+            if job not in telling:
+                yield job
+
+
+def call_of(engine: CudaEngine, job: Job) -> Callable[[], list[Any]]:
+    """One pass of a stack, with all its data on the device; gives arrays there."""
+    _, mode, depth, H, N, T = job
+    net = network([recurrent("lstm", H, H, index=k) for k in range(depth)], engine)
+    x = engine.copy(random_inputs(N, T, H))
+    if mode == "forward":
+        return lambda: [net.run(x).outputs]
+    d = engine.copy(np.random.default_rng(1).standard_normal((N, T, H)) / (N * T))
+
+    def step() -> list[Any]:
+        tape = backpropagation.forward(net, x, None, None, TrainingPass())
+        found = backpropagation.backward(net, tape, d, d_logits=False)
+        return [engine.laid_out(tape.values), *found.tensors.values()]
+
+    return step
+
+
+def measured(job: Job, device: Any) -> Measured:
+    """Both ways, compared and timed."""
+    dtype, mode, depth, H, N, T = job
+    sides = [CudaEngine(dtype, device, "auto", Pipelining(when)) for when in ("never", "always")]
+    specs = [recurrent("lstm", H, H, index=k) for k in range(depth)]
+    how = sides[1].stacks.plan(specs, N, T)
+    by_itself = CudaEngine(dtype, device).stacks.plan(specs, N, T)
+    known = Measured(dtype, mode, depth, (H, N, T), chosen=not isinstance(by_itself, str))
+    if isinstance(how, str):
+        return Measured(**{**asdict(known), "problem": how})
+    calls = [call_of(engine, job) for engine in sides]
+    both = [[np.asarray(sides[0].to_host(a)) for a in call()] for call in calls]
+    off = max(
+        float(np.abs(a - b).max() / max(1e-30, np.abs(a).max())) for a, b in zip(*both, strict=True)
+    )
+    if not off <= CLOSE[dtype]:
+        return Measured(**{**asdict(known), "problem": f"results differ by {off:.2g}"})
+    rounds = np.array([[timed(call, device) for call in calls] for _ in range(ROUNDS)])
+    apart, beside = np.median(rounds, axis=0) * 1e3
+    ratio = float(np.median(rounds[:, 0] / rounds[:, 1]))
+    found = {"apart": float(apart), "beside": float(beside), "ratio": ratio}
+    found |= {"windows": how.windows, "steps": how.steps, "modelled": how.apart / how.seconds}
+    return Measured(**{**asdict(known), **found})
+
+
+def timed(call: Callable[[], Any], device: Any) -> float:
+    """Seconds of a call, by the device's clock, the device idle before."""
+    device.wait()
+    begun = device.mark()
+    held = [call() for _ in range(CALLS)]
+    seconds = float(device.mark().seconds_since(begun)) / CALLS
+    held.clear()
+    return seconds
+
+
+def table(found: list[Measured]) -> str:
+    """Markdown."""
+    lines = [
+        "| dtype | mode | layers | H × N × T | apart | pipelined | ratio | by the model | windows "
+        "| by itself |",
+        "|---|---|--:|---|--:|--:|--:|--:|---|---|",
+    ]
+    for one in found:
+        size = " × ".join(map(str, one.size))
+        cells = [one.dtype, one.mode, str(one.layers), size]
+        if one.ratio is None:
+            cells += [one.problem, *[""] * 5]
+        else:
+            cells += [f"{one.apart:.3f} ms", f"{one.beside:.3f} ms", f"{one.ratio:.2f}"]
+            cells += [f"{one.modelled:.2f}", f"{one.windows} of {one.steps} steps"]
+            cells += ["yes" if one.chosen else "no"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print, and write after every stack."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", action="store_true", help="no GPU: see that all parts work")
+    parser.add_argument("--quick", action="store_true", help="the most telling stacks")
+    parser.add_argument("--report", type=Path, help="JSON file of what was found")
+    options = parser.parse_args()
+    device, found = make_device(options.host), list[Measured]()
+    for job in jobs(quick=options.quick, host=options.host):
+        try:
+            found.append(measured(job, device))
+        except Exception as error:  # of any class: too little memory, a lost GPU
+            problem = f"it failed: {type(error).__name__}: {str(error).splitlines()[0:1]}"
+            dtype, mode, depth, *size = job
+            found.append(Measured(dtype, mode, depth, tuple(size), problem=problem))
+        if options.report is not None:
+            options.report.write_text(json.dumps([asdict(o) for o in found]), encoding="utf-8")
+    print(table(found))
+    return 1 if any(word in o.problem for o in found for word in ("differ", "failed")) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
