@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lstm_cli.engines.cuda import occupancy
+from lstm_cli.engines.cuda import lanes, occupancy
 from lstm_cli.engines.cuda.architectures import target
-from lstm_cli.engines.cuda.cublas import product
+from lstm_cli.engines.cuda.cublas import Blas, product
 from lstm_cli.engines.cuda.device import Launch
 from lstm_cli.engines.cuda.kernel import Arguments, GpuKernel
 from lstm_cli.engines.cuda.transfers import rows_of
@@ -79,6 +79,62 @@ def test_products_by_columns(ta: bool, tb: bool) -> None:
     out = (first.T if p.turn_first else first) @ (second.T if p.turn_second else second)
     assert np.allclose(out.T, A @ B)
     assert (p.out, p.ld_out) == (c.ctypes.data, 8)
+
+
+def test_stacks_of_products() -> None:
+    rows, out = np.zeros((3, 7, 4), np.float32), np.zeros((3, 9, 6), np.float32)
+    b = np.zeros((6, 4), np.float32)
+    window = placed(rows[:, 2:5]), placed(b), placed(out[:, 2:5])
+    p = product(*window, transpose_a=False, transpose_b=True)
+    assert (p.count, p.step_second, p.step_out) == (3, 28, 54)
+    assert (p.m, p.n, p.k, p.ld_first, p.ld_second, p.ld_out) == (6, 3, 4, 4, 4, 6)
+    assert (p.second, p.out) == (rows[:, 2:].ctypes.data, out[:, 2:].ctypes.data)
+    one = (placed(rows[:, 2:3]), placed(b), placed(out[:, 2:3]))
+    assert product(*one, transpose_a=False, transpose_b=True).step_second == 28
+    with pytest.raises(ValueError, match="no product"):
+        product(*window, transpose_a=True, transpose_b=True)
+
+
+def test_products_of_stacks_are_one_call_of_cublas() -> None:
+    blas = object.__new__(Blas)
+    blas._library, blas._handle = FakeDriver(), 5
+    blas._factors = {"float32": np.array([0, 1], np.float32)}
+    rows, b, out = (np.zeros(size, np.float32) for size in ((3, 7, 4), (6, 4), (3, 7, 6)))
+    stack = placed(rows), placed(b), placed(out)
+    blas.multiply(product(*stack, transpose_a=False, transpose_b=True), "tf32", add=False)
+    (name, *given), one = blas._library.calls[0], blas._factors["float32"].ctypes.data + 4
+    # As in cublas_v2.h, an operand's leading dimension and step behind it.
+    assert name == "gemmStridedBatchedEx"
+    assert given[:7] == [5, 1, 0, 6, 7, 4, one]
+    assert given[7:11] == [b.ctypes.data, 0, 4, 0]
+    assert given[11:15] == [rows.ctypes.data, 0, 4, 28]
+    assert given[15:20] == [one - 4, out.ctypes.data, 0, 6, 42]
+    assert given[20:] == [3, 77, -1]
+
+
+def test_lanes_have_streams_and_handles_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+
+    def stream(*, non_blocking: bool) -> object:
+        made.append(non_blocking)
+        return object()
+
+    monkeypatch.setattr(lanes, "Blas", object)
+    own = lanes.Lanes(SimpleNamespace(cuda=SimpleNamespace(Stream=stream)))
+    main, handle = own.stream, own.blas
+    with own.chosen(2):
+        other = own.stream
+        assert own.blas is not handle
+        assert own.main is main is not other
+        with own.chosen(0):
+            assert own.stream is main
+        assert own.stream is other
+    with pytest.raises(KeyError), own.chosen(2):
+        raise KeyError
+    assert own.stream is main
+    assert own.blas is handle
+    # The main one keeps in step with the legacy default stream.
+    assert made == [False, True]
 
 
 def test_rows_of_views() -> None:
