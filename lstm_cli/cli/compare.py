@@ -42,7 +42,12 @@ Examples:
     metavar="DATA",
     help="Run both on the first sequences, and show where they part; repeatable.",
 )
-@click.option("--config", "config_path", type=FILE, help="Config of a file that has none.")
+@click.option(
+    "--config",
+    "config_path",
+    type=FILE,
+    help="Config of a file that has none, or does not say all of it.",
+)
 @click.option("--from-a", metavar="FORMAT", help="Format of A, where its content does not say it.")
 @click.option("--from-b", metavar="FORMAT", help="Format of B, likewise.")
 @click.option("--prefix", help="Of a state dict: take only what stands below this prefix.")

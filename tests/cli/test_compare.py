@@ -268,6 +268,11 @@ def test_biases_of_a_gru_that_were_shared_out(compare, what, order):
     assert what in outcome.out
     assert ("with gates in the order n, z, r" in outcome.out) == (order == "nzr")
     assert "not explained" not in outcome.out
+    half = {k: v.astype(np.float16).astype(np.float32) for k, v in other.items()}
+    outcome = compare(w, planted(half, "gru", order), config)
+    assert what in outcome.out
+    assert "B is A rounded to float16" in outcome.out
+    assert "not explained" not in outcome.out
 
 
 def test_exchanged_directions_and_layers(compare):

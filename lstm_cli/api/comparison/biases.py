@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lstm_cli.api.comparison.rules import SLACK
+from lstm_cli.api.comparison.rules import SLACK, Rule, rules
 from lstm_cli.engines.types import Array
 
 PAIR = ("bias_ih", "bias_hh")
@@ -37,10 +37,13 @@ class Sharing:
         The gates of A that stand in B's places.
     shares
         By gate of A: a key of `SHARES`, or `SHARED_OTHERWISE`.
+    rule
+        How the numbers agree.
     """
 
     order: tuple[str, ...]
     shares: Mapping[str, str]
+    rule: Rule
 
     @property
     def neutral(self) -> frozenset[str]:
@@ -60,28 +63,34 @@ def sharing(
         [np.split(side[name].astype(np.float64), len(letters)) for name in PAIR] for side in (a, b)
     ]
     (a_b, a_h), (b_b, b_h) = pairs
-    for order in dict.fromkeys([*orders, letters, *itertools.permutations(letters)]):
+    every = list(dict.fromkeys([*orders, letters, *itertools.permutations(letters)]))
+    for rule, order in itertools.product(rules(tolerance), every):
         shares = {}
         for p, gate in enumerate(order):
             q = letters.index(gate)
-            share = _share((a_b[q], a_h[q]), (b_b[p], b_h[p]), tolerance)
+            share = _share((a_b[q], a_h[q]), (b_b[p], b_h[p]), rule)
             if share is None:
                 break
             shares[gate] = share
         else:
-            return Sharing(order, {gate: shares[gate] for gate in letters})
+            return Sharing(order, {gate: shares[gate] for gate in letters}, rule)
     return None
 
 
-def _share(a: tuple[Array, Array], b: tuple[Array, Array], tolerance: float) -> str | None:
-    size = np.max(np.abs([*a, *b]), axis=0)
-    slack = np.maximum(tolerance, SLACK * size)
+@np.errstate(all="ignore")
+def _share(a: tuple[Array, Array], b: tuple[Array, Array], rule: Rule) -> str | None:
+    slack = SLACK * np.max(np.abs([*a, *b]), axis=0)
     for name, (_, made) in SHARES.items():
-        if _near(made(*a), b, slack if name else np.full_like(slack, tolerance)):
+        if _near(made(*a), b, slack if name else 0 * slack, rule):
             return name
-    return SHARED_OTHERWISE if _near([a[0] + a[1]], [b[0] + b[1]], slack) else None
+    if rule.name == "" and _near([a[0] + a[1]], [b[0] + b[1]], slack, rule):
+        return SHARED_OTHERWISE
+    return None
 
 
-def _near(found: Iterable[Array], wanted: Iterable[Array], slack: Array) -> bool:
-    with np.errstate(all="ignore"):
-        return all(bool((np.abs(x - y) <= slack).all()) for x, y in zip(found, wanted, strict=True))
+def _near(found: Iterable[Array], wanted: Iterable[Array], slack: Array, rule: Rule) -> bool:
+    """Whether numbers agree under a rule, or as nearly as after an addition in float32."""
+    return all(
+        bool(((np.abs(x - y) <= slack) | rule.holds(x, y)).all())
+        for x, y in zip(found, wanted, strict=True)
+    )

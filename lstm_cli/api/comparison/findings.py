@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lstm_cli.api.comparison import orders, words
+from lstm_cli.api.comparison import biases, orders, words
 from lstm_cli.api.comparison.directions import Explanation, Place
 from lstm_cli.api.comparison.matching import Reading
 from lstm_cli.api.comparison.sides import SYMBOLS
@@ -94,9 +94,12 @@ def _facts(found: Explanation) -> Iterator[Fact]:
     if found.sharing is not None:
         order = found.sharing.order
         if order != tuple(found.sharing.shares):
-            for name in ("bias_ih", "bias_hh"):
+            for name in biases.PAIR:
                 yield fact(name, "order", found.kind, order)
         yield fact("", "sharing", tuple(found.sharing.shares.items()))
+        if (rule := found.sharing.rule).name:
+            for name in biases.PAIR:
+                yield fact(name, "rounding", rule.what, rule.rounded)
     order = _order_of(found)
     for name, reading in found.readings.items():
         for key in _keys(found.kind, reading, order):

@@ -103,7 +103,8 @@ def _digits(digits: int, side: str) -> Rule:
     def holds(a: Array, b: Array) -> Array:
         full, few = (a, b) if side == "B" else (b, a)
         exponent = np.floor(np.log10(np.where(few == 0, 1.0, np.abs(few))))
-        return _on_grid(full, few, 10.0 ** (exponent - digits + 1)) & ((few != 0) | (full == 0))
+        grid = _on_grid(full, few, 10.0 ** (exponent - digits + 1))
+        return np.asarray(grid & ((few != 0) | (full == 0)), bool)
 
     return Rule(
         f"{digits} digits", f"rounded to {digits} significant digits, as text has them", side, holds

@@ -117,7 +117,7 @@ def read_side(
     Parameters
     ----------
     config
-        Of a file that has none of its own.
+        Of a file that has none of its own, or does not say all of it.
 
     Raises
     ------
@@ -125,11 +125,14 @@ def read_side(
         It cannot be read, or the config it carries is wrong.
     """
     imported = read_weights(path, options)
+    settings = [found for note in imported.notes for found in _SETTING.findall(note)]
     own = imported.text is not None or imported.config is not None
-    config = config_of(imported) if own else config
+    if own and not (settings and config is not None):
+        config = config_of(imported)
+    elif config is not None:
+        settings = []
     tensors = imported.tensors if config is None else tensors_for(config.specs, imported)
     grouped, others = _grouped(tensors)
-    settings = [found for note in imported.notes for found in _SETTING.findall(note)]
     return Side(
         label,
         Path(path),
