@@ -309,11 +309,28 @@ def test_mistakes_of_whole_layers(compare):
     outcome = compare(w, wrong, config)
     assert "as TMVA's elements give them when they are read by their labels" in outcome.out
     assert "--tmva-order slots" in outcome.out
-    units = np.random.default_rng(3).permutation(5)
-    moved = {name: value.reshape(4, 5, *value.shape[1:])[:, units] for name, value in w.items()}
-    moved["layers.0.weight_hh"] = moved["layers.0.weight_hh"][:, :, units]
-    moved = {name: value.reshape(w[name].shape) for name, value in moved.items()}
-    assert "B is A with its units in another order" in compare(w, moved, config).out
+
+
+def test_units_in_another_order(compare):
+    """The same function, all through a network: rows of each gate, and what reads the units."""
+    lstm = {"type": "lstm", "hidden_size": 6}
+    config = net(lstm, {**lstm, "peepholes": True}, {"type": "dense", "units": 3})
+    w = weights(config)
+    moved = dict(w)
+    first, second = (np.random.default_rng(seed).permutation(6) for seed in (3, 4))
+    for name, value in w.items():
+        order = {"0": first, "1": second}.get(name[7])
+        if order is not None:
+            value = value.reshape(-1, 6, *value.shape[1:])[:, order].reshape(value.shape)
+            value = value[:, order] if name.endswith("hh") else value
+        if name.startswith(("layers.1.weight_ih", "layers.2.weight")):
+            value = value[:, first if name[7] == "1" else second]
+        moved[name] = value
+    outcome = compare(w, moved, config)
+    assert "B is A with its units in another order" in outcome.out
+    assert "and its inputs in another" in outcome.out
+    assert "W of B has its columns in another order" in outcome.out
+    assert "not explained" not in outcome.out
 
 
 def test_layouts_signs_and_scales(compare):

@@ -17,6 +17,7 @@ WHOLE_CHANGES = {
     "reshaped": "has rows and columns exchanged but the numbers in the old order",
     "interleaved": "has the gates of one unit next to each other, not the units of one gate",
     "apart": "has the units of one gate next to each other where A has the gates of one unit",
+    "columns": "has its columns in another order, as if the layer before had its units in another",
     "halves": "has the two halves of its columns exchanged, as if the layer before had forward "
     "and reverse exchanged",
 }

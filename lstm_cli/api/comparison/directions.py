@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from lstm_cli.api.comparison import biases, mistakes
 from lstm_cli.api.comparison.biases import Sharing, sharing
 from lstm_cli.api.comparison.matching import Reading, readings
+from lstm_cli.api.comparison.rules import equality
 from lstm_cli.api.comparison.sides import Direction, Layer
 from lstm_cli.engines.types import Array
 from lstm_cli.formats.gates import NATIVE
 
 Order = tuple[str, ...]
+INPUTS = ("weight_ih", "weight")
+"""Tensors whose columns are the units of the layer before."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ def explain(
         rest = {name: r for name, r in chosen.items() if name not in mistakes.MATRICES}
         made = _explanation(layer, place, source, rest, b, mistakes.MATRICES)
         return replace(made, mistake=mistake)
-    if gates and mistakes.unit_order(a.tensors, b.tensors, gates, tolerance) is not None:
-        return Explanation(place, source, layer.kind, mistake="units")
+    units = mistakes.other_units(a.tensors, b.tensors, gates, tolerance) if gates else None
+    if units is not None:
+        return Explanation(place, source, layer.kind, mistake=units)
     shared = _sharing(layer, a, b, chosen, tolerance)
     if shared is not None:
         chosen = {name: r for name, r in chosen.items() if name not in biases.PAIR}
@@ -100,6 +104,10 @@ def _readings(
             alone = [r for r in readings(value, other, letters, tolerance) if r.complete]
             if alone:
                 return [replace(reading, source=part) for reading in alone]
+    open_ = name in INPUTS and not (found and found[0].complete)
+    if open_ and mistakes.other_columns(one, other, tolerance):
+        whole = letters or ("",)
+        return [Reading(whole, whole, ("",) * len(whole), "columns", equality(tolerance))]
     return found
 
 

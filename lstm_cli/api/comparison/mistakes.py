@@ -13,6 +13,8 @@ from lstm_cli.engines.types import Array
 MATRICES = ("weight_ih", "weight_hh")
 LABELS_FOR_SLOTS = "TMVA's labels"
 SLOTS_FOR_LABELS = "TMVA's slots"
+OTHER_UNITS = "units"
+OTHER_UNITS_AND_COLUMNS = "units and columns"
 
 
 def tmva_mistake(
@@ -36,31 +38,43 @@ def tmva_mistake(
     return None
 
 
-def unit_order(
+def other_units(
     a: Mapping[str, Array], b: Mapping[str, Array], gates: int, tolerance: float
-) -> Array | None:
-    """(H,) A's units in B's places, where B is A with its units in another order; else None."""
+) -> str | None:
+    """Whether B is A with its units in another order, and perhaps W's columns in one too."""
     names = [name for name in a if name in b]
-    if not set(MATRICES) <= set(names) or "weight_hr" in a or len(names) != len(a):
+    if not {*MATRICES} <= set(names) or "weight_hr" in a or set(a) != set(b):
         return None
-    if any(a[name].shape != b[name].shape for name in names):
+    bias = "bias" if "bias" in a else "bias_ih"
+    H = a["weight_hh"].shape[-1]
+    if bias not in a or len(a["weight_hh"]) != gates * H or gates * H == 0:
         return None
-    H = a["weight_hh"].shape[1]
-    if len(a["weight_ih"]) != gates * H:
+    if any(a[name].shape != b[name].shape or len(a[name]) % H for name in names):
         return None
     order = np.empty(H, np.int64)
-    order[_sorted(b, gates)] = _sorted(a, gates)
+    order[_sorted(b[bias], H)] = _sorted(a[bias], H)
     if (order == np.arange(H)).all():
         return None
-    rule = equality(tolerance)
-    same = all(agrees(_units(name, a[name], order), b[name], rule) for name in names)
-    return order if same else None
+    rule, W = equality(tolerance), "weight_ih"
+    if not all(agrees(_units(name, a[name], order), b[name], rule) for name in names if name != W):
+        return None
+    moved = _units(W, a[W], order)
+    if agrees(moved, b[W], rule):
+        return OTHER_UNITS
+    return OTHER_UNITS_AND_COLUMNS if other_columns(moved, b[W], tolerance) else None
 
 
-def _sorted(tensors: Mapping[str, Array], gates: int) -> Array:
-    """Units sorted by their first gate's weights of x."""
-    keys = np.split(tensors["weight_ih"], gates)[0][:, :8]
-    return np.lexsort(keys.T)
+def other_columns(a: Array, b: Array, tolerance: float) -> bool:
+    """Whether B is A with its columns in another order."""
+    if a.shape != b.shape or a.ndim != 2 or a.size == 0:
+        return False
+    one, other = (np.lexsort(matrix[:8]) for matrix in (a, b))
+    return agrees(a[:, one], b[:, other], equality(tolerance))
+
+
+def _sorted(bias: Array, H: int) -> Array:
+    """Units sorted by their biases."""
+    return np.lexsort(bias.reshape(-1, H))
 
 
 def _units(name: str, tensor: Array, order: Array) -> Array:

@@ -15,8 +15,10 @@ MISTAKES = {
     "read by their labels",
     mistakes.SLOTS_FOR_LABELS: "W and U of B are A's as TMVA's elements give them when those of "
     "an older file are read by their slots",
-    "units": "B is A with its units in another order, the same in every gate: the same layer, but "
-    "for the order of its outputs",
+    mistakes.OTHER_UNITS: "B is A with its units in another order, the same in every gate: the "
+    "same layer, but for the order of its outputs",
+    mistakes.OTHER_UNITS_AND_COLUMNS: "B is A with its units in another order, the same in every "
+    "gate, and its inputs in another: the same layer, but for the order of what it reads and gives",
 }
 TMVA_HINT = "read the XML file anew with --tmva-order slots, or labels where that was given"
 
@@ -146,7 +148,7 @@ def hint(key: tuple[Any, ...]) -> str | None:
                 "in its own; lstm-cli convert, from the original file, puts them in order"
             )
         return "one of the two must have its gates put in order: i, f, g, o or r, z, n natively"
-    if kind == "mistake" and rest[0] != "units":
+    if kind == "mistake" and "TMVA" in rest[0]:
         return TMVA_HINT
     if kind == "shift" and rest[0] == "f" and abs(rest[1]) == 1:
         return (
