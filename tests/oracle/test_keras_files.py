@@ -115,6 +115,11 @@ class Draw:
 
     def model(self) -> Any:
         layers = self.layers()
+        for layer in layers:
+            layer.trainable = self.yes()  # older files list what is frozen last
+            if isinstance(layer, L.Bidirectional):
+                layer.trainable = True
+                layer.forward_layer.trainable = self.yes()
         flat = any(isinstance(layer, L.Flatten | L.Reshape) for layer in layers)
         shape = (STEPS if flat or self.yes() else None, FEATURES)
         if self.yes():
@@ -122,9 +127,9 @@ class Draw:
             for layer in layers:
                 y = layer(y)
             model = keras.Model(x, y)
-        elif self.yes() and not flat:
-            inner = keras.Sequential([keras.Input(shape), layers[0]])
-            model = keras.Sequential([keras.Input(shape), inner, *layers[1:]])
+        elif self.yes() and len(layers) > 3:
+            inner = keras.Sequential([keras.Input(shape), *layers[:3]])
+            model = keras.Sequential([keras.Input(shape), inner, *layers[3:]])
         else:
             model = keras.Sequential([keras.Input(shape), *layers])
         return shaken(model, self.rng)

@@ -185,7 +185,7 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
                 f"--set model.layers.{recurrent[-1]}.return_sequences=false takes the last one's"
             )
     notes += [
-        f"no activation assumed in dense layer {k}; "
+        f"layer {k} (dense) is taken to have no activation; "
         f"--set model.layers.{k}.activation=softmax says otherwise"
         for k in dense
         if "activation" not in config[k]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -46,11 +45,11 @@ class Paths:
 
 
 class Names:
-    """Legacy ``.h5``: each outermost layer lists its variables, in the order they are used."""
+    """Legacy ``.h5``: each outermost layer lists its variables by name."""
 
     def __init__(self, tree: Tree, root: str) -> None:
         self._tree, self._root = tree, root
-        self._left: dict[str, deque[str]] = {}
+        self._left: dict[str, list[str]] = {}
 
     def listed(self, group: str) -> list[str]:
         """Names of the variables of an outermost layer."""
@@ -58,19 +57,30 @@ class Names:
 
     def take(self, layer: Layer, inner: str, roles: Sequence[str]) -> list[Variable]:
         if layer.group not in self._left:
-            names = (name for name in self.listed(layer.group) if role_of(name) in CELL)
-            self._left[layer.group] = deque(names)
+            self._left[layer.group] = [n for n in self.listed(layer.group) if role_of(n) in CELL]
+        return [self._one(layer, inner, role) for role in roles]
+
+    def _one(self, layer: Layer, inner: str, role: str) -> Variable:
         left = self._left[layer.group]
-        found = []
-        for role in roles:
-            if not left or role_of(left[0]) != role:
-                raise _missing(layer, role, left[0] if left else None)
-            path = f"{self._root}{layer.group}/{left.popleft()}"
-            variable = self._tree.variable(path)
-            if variable is None:
-                raise _missing(layer, role, path)
-            found.append(variable)
-        return found
+        found = next((n for n in _narrowed(left, layer, inner) if role_of(n) == role), None)
+        if found is None:
+            raise _missing(layer, role, None)
+        left.remove(found)
+        path = f"{self._root}{layer.group}/{found}"
+        variable = self._tree.variable(path)
+        if variable is None:
+            raise _missing(layer, role, path)
+        return variable
+
+
+def _narrowed(names: Sequence[str], layer: Layer, inner: str) -> Sequence[str]:
+    """Those that name the layer and its direction; all, where none does.
+
+    The list alone would not do: what was frozen in training stands at its end.
+    """
+    own = [name for name in names if layer.name in name.split("/")] or names
+    direction = inner.split("_")[0] + "_"
+    return [n for n in own if any(p.startswith(direction) for p in n.split("/"))] or own
 
 
 def role_of(name: str) -> str:
