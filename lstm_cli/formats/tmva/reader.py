@@ -57,7 +57,6 @@ class _Reader:
         self.document, self.network = document, network
         dtype = "float64" if document.digits > SINGLE_DIGITS else "float32"
         self.made = Assembly(dtype, steps=attributes.size(document, network, "InputHeight"))
-        self.functions: list[str] = []
 
     def run(self, options: ReadOptions) -> None:
         """Read all layers."""
