@@ -190,6 +190,11 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
         for k in dense
         if "activation" not in config[k]
     ]
+    notes += [
+        f"{layer.title} is left out: which function it is, the file does not say"
+        for layer in layers
+        if layer.kind == "Activation"
+    ]
     defaults = sorted({la.kind for la in layers if la.kind in ("LeakyReLU", "ReLU", "ELU")})
     if defaults:
         notes.append(f"Keras's default slopes assumed for {', '.join(defaults)}")
