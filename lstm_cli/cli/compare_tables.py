@@ -60,8 +60,11 @@ def _layer(title: str, blocks: Sequence[Block]) -> Iterator[Any]:
 def _rows(blocks: Sequence[Block]) -> Iterator[Any]:
     equal = [block for block in blocks if block.equal]
     folded = len(equal) > FEW
-    if len(equal) < len(blocks):
-        yield _table([block for block in blocks if not (folded and block.equal)])
+    shown = [block for block in blocks if not (folded and block.equal)]
+    if alike := [block for block in shown if block.figures is not None]:
+        yield _table(alike)
+    if unlike := [block for block in shown if block.figures is None]:
+        yield _shapes_table(unlike)
     if folded or len(equal) == len(blocks):
         others = "the other" if len(equal) < len(blocks) else "all"
         yield f"{others} {_counted(len(equal))} are equal"
@@ -75,26 +78,16 @@ def _table(blocks: Sequence[Block]) -> Table:
     numbers = ("difference", "relative", "norm A", "norm B", "correlation")
     table = plain_table("gate", "", "shape", *numbers, numbers=numbers)
     for block in blocks:
-        style = "dim" if block.equal else ""
-        table.add_row(block.gate, block.matrix, _shapes(block), *_numbers(block), style=style)
+        shape = units.shape(block.shape_a or ())
+        cells = (block.gate, block.matrix, shape, *_numbers(block))
+        table.add_row(*cells, style="dim" if block.equal else "")
     return table
-
-
-def _shapes(block: Block) -> str:
-    a, b = block.shape_a, block.shape_b
-    if a == b and a is not None:
-        return units.shape(a)
-    said = [
-        f"{units.shape(shape) if shape is not None else 'none'} in {label}"
-        for label, shape in (("A", a), ("B", b))
-    ]
-    return ", ".join(said)
 
 
 def _numbers(block: Block) -> tuple[str, ...]:
     found = block.figures
     if found is None:
-        return ("-",) * 5
+        return ()
     return (
         _number(found.difference),
         _number(found.relative),
@@ -102,6 +95,15 @@ def _numbers(block: Block) -> tuple[str, ...]:
         _number(found.norm_b),
         "-" if found.correlation is None else _correlation(found.correlation),
     )
+
+
+def _shapes_table(blocks: Sequence[Block]) -> Table:
+    """Blocks that have no shape in common, or no counterpart."""
+    table = plain_table("gate", "", "shape in A", "shape in B")
+    for block in blocks:
+        shapes = ("none" if s is None else units.shape(s) for s in (block.shape_a, block.shape_b))
+        table.add_row(block.gate, block.matrix, *shapes)
+    return table
 
 
 def _number(value: float | None) -> str:

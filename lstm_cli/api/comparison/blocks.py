@@ -61,12 +61,17 @@ def compared_blocks(
     direction = one or other
     place = "" if direction is None or a.kind == "dense" else direction.name
     for tensor in dict.fromkeys([*mine, *theirs]):
-        gates = a.gates(tensor) if tensor in mine else b.gates(tensor)
         x, y = mine.get(tensor), theirs.get(tensor)
+        gates = () if _turned(x, y) else (a if tensor in mine else b).gates(tensor)
         for k, gate in enumerate(gates or ("",)):
             pair = [_part(value, k, len(gates)) for value in (x, y)]
             block = _block(a, place, gate, tensor, pair, tolerance)
             yield replace(block, gates=len(gates))
+
+
+def _turned(a: Array | None, b: Array | None) -> bool:
+    """Whether one is as wide as the other is long: its rows are no gates then."""
+    return a is not None and b is not None and a.shape != b.shape and a.shape == b.shape[::-1]
 
 
 def _part(value: Array | None, k: int, gates: int) -> Array | None:

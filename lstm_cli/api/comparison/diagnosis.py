@@ -69,7 +69,8 @@ def _left(
     for block in blocks:
         place = Place(block.layer, block.direction or "forward")
         known = (place, block.tensor) in covered
-        if not block.equal and (not known or (place, block.tensor, block.gate) in open_):
+        gates = {gate for where, name, gate in open_ if (where, name) == (place, block.tensor)}
+        if not block.equal and (not known or block.gate in gates or (gates and not block.gates)):
             left.setdefault(place, []).append(block)
     return tuple(
         f"{', '.join(places([place], every))}: {', '.join(_names(found))}"

@@ -206,7 +206,7 @@ def _kind(tensors: Mapping[str, Array]) -> str:
 def _title(kind: str, tensors: Mapping[str, Array], directions: int) -> str:
     matrix = tensors.get("weight_ih", tensors.get("weight"))
     if kind == "unknown" or matrix is None or matrix.ndim != 2:
-        return kind
+        return f"of {kind} kind"
     last = tensors.get("weight_hr", tensors.get("weight_hh", matrix))
     size = last.shape[0] if kind == "dense" or "weight_hr" in tensors else last.shape[1]
     both = ", both directions" if directions == 2 else ""

@@ -47,14 +47,14 @@ class OptionDifference:
 def layer_differences(a: Side, b: Side, pairs: Sequence[Pair]) -> Iterator[str]:
     """Layers that one side does not have, or has otherwise, a sentence each."""
     if len(a.layers) != len(b.layers):
-        yield f"A has {_count(a.layers)}, B has {_count(b.layers)}"
+        yield f"A has {_count(a.layers)}, B has {len(b.layers) or 'none'}"
     for one, other in pairs:
         if one is None or other is None:
             side, layer = ("A", one) if one is not None else ("B", other)
             if layer is not None:
                 yield f"layer {layer.index} of {side}, {layer.title}, has no counterpart"
         elif _sizes(one) != _sizes(other):
-            yield f"layer {one.index}: {one.title} in A, {other.title} in B{_index(one, other)}"
+            yield f"layer {one.index}: {one.title} in A; {other.title} in B{_index(one, other)}"
     shapes = [_between(side) for side in (a, b)]
     if None not in shapes and shapes[0] != shapes[1]:
         yield f"flatten stands before {_before(shapes[0])} in A, before {_before(shapes[1])} in B"

@@ -20,6 +20,7 @@ MISTAKES = {
     mistakes.OTHER_UNITS_AND_COLUMNS: "B is A with its units in another order, the same in every "
     "gate, and its inputs in another: the same layer, but for the order of what it reads and gives",
 }
+PLURAL = {"is": "are", "has": "have", "holds": "hold"}
 TMVA_HINT = "read the XML file anew with --tmva-order slots, or labels where that was given"
 
 
@@ -40,8 +41,8 @@ def sentence(key: tuple[Any, ...], matrices: Sequence[str], whole: bool) -> str:
     if kind == "order":
         return _order(subject, *rest)
     if kind == "layout":
-        every = "" if len(matrices) == 1 else ", each of them,"
-        return f"{names} of B{every} {WHOLE_CHANGES[rest[0]]}"
+        did, _, what = WHOLE_CHANGES[rest[0]].partition(" ")
+        return f"{names} of B {did if len(matrices) == 1 else PLURAL[did]} {what}"
     if kind == "change":
         return _change(names, verb, *rest)
     if kind == "shift":
