@@ -194,7 +194,7 @@ def test_weights_alone(seed: int, tmp_path: Path) -> None:
         extra = {"reset_after": draw.yes()} if kind == "GRU" else {}
         layer = getattr(L, kind)(units, return_sequences=True, use_bias=True, **extra)
         layers += [L.Bidirectional(layer) if draw.yes() else layer]
-        layers += draw.one([[], [L.Dropout(0.1)], [L.Dense(units)]])
+        layers += draw.one([[], [L.Dropout(0.1)], [L.Dense(units)], [L.Dense(2), L.LeakyReLU()]])
     if draw.yes():
         layers += [L.Flatten()]
     model = keras.Sequential([keras.Input((STEPS, FEATURES)), *layers, L.Dense(3)])

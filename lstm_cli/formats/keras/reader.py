@@ -20,9 +20,11 @@ from lstm_cli.formats.keras.recurrent import ORDER
 from lstm_cli.formats.keras.variables import Names, Paths, Source
 from lstm_cli.formats.keras.words import shown
 from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.formats.safety import LARGEST_TEXT, member_bytes, open_archive, read_whole
+from lstm_cli.formats.safety import member_bytes, open_archive, read_whole
 
 WEIGHTS = "model.weights.h5"
+LARGEST_DESCRIPTION = 16 << 20
+"""Bytes of JSON; what it becomes in memory is many times as large."""
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -83,7 +85,7 @@ def _metadata(archive: zipfile.ZipFile, names: Sequence[str]) -> Mapping[str, An
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> bytes:
-    return member_bytes(archive, name, LARGEST_TEXT)
+    return member_bytes(archive, name, LARGEST_DESCRIPTION)
 
 
 def _json(text: str | bytes, name: str) -> Any:
@@ -100,7 +102,7 @@ def _of_hdf5(data: bytes) -> tuple[Assembly, str]:
     description = tree.text("", "model_config")
     if description is None:
         return _bare(tree, root)
-    if len(description) > LARGEST_TEXT:
+    if len(description) > LARGEST_DESCRIPTION:
         raise WeightsError("model_config is too large", found=f"{len(description):,} characters")
     version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
     return _whole(_json(description, "model_config"), tree, version, Names(tree, root))
