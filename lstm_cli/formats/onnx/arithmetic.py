@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from lstm_cli.formats.onnx.values import (
     Weight,
     Zeros,
     at,
+    bounded,
     complete,
     counted,
     same_vector,
@@ -95,6 +97,7 @@ def _flattened(frame: Frame, value: Value, last: Axis, size: int, where: str) ->
     if frame.time is not None and frame.steps is None:
         frame.sizes[frame.time] = size // max(features, 1)
     steps = frame.steps or 0
+    bounded(steps * features)
     source = Vector(value.atom, ALL, value.pick.reshape(-1))
     order = counted(steps * features).reshape(steps, features)
     order = order[::-1] if value.step == REVERSED else order
@@ -304,6 +307,7 @@ def aligned(
     picks = [
         _spread(value.pick, own, axes) for value, own in zip((one, other), padded, strict=True)
     ]
+    bounded(math.prod(np.broadcast_shapes(*(pick.shape for pick in picks))))
     first, second = np.broadcast_arrays(*picks)
     found = (
         Vector(one.atom, one.step, first.reshape(-1)),

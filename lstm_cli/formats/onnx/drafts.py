@@ -81,6 +81,8 @@ class Draft:
 
 def selection(places: Array, size: int, dtype: Any, where: str) -> Draft:
     """A dense layer that only picks features."""
+    if places.size * size > LARGEST:
+        raise OpenSizeError(f"a matrix of {places.size:,} x {size:,}")
     weight = np.zeros((places.size, size), dtype)
     weight[np.arange(places.size), places] = 1
     return Draft(
@@ -93,6 +95,9 @@ def selection(places: Array, size: int, dtype: Any, where: str) -> Draft:
 
 def dense(atom: Linear, activation: Activation | None) -> Draft:
     """A dense layer: all summands' matrices side by side; None is softmax."""
+    rows = sum(term.source.pick.size for term in atom.terms)
+    if rows * atom.size > LARGEST:
+        raise OpenSizeError(f"a matrix of {rows:,} x {atom.size:,}")
     matrices = [_matrix(term.weight) for term in atom.terms]
     weight = np.concatenate(matrices, axis=0).T if len(matrices) > 1 else matrices[0].T
     bias = np.zeros(atom.size, weight.dtype) if atom.bias is None else atom.bias.array
@@ -103,8 +108,9 @@ def dense(atom: Linear, activation: Activation | None) -> Draft:
         config["activation"] = "softmax"
     elif activation.name != "identity":
         config["activation"] = named(activation)
+    arrays = {"weight": weight, "bias": bias}
     dtype = np.result_type(weight, bias)
-    tensors = {"weight": weight.astype(dtype), "bias": bias.astype(dtype)}
+    tensors = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
     return Draft(config, tensors, ("weight",), stored, atom.where)
 
 

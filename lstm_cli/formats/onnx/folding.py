@@ -152,6 +152,7 @@ def _gather(call: Call, arrays: Sequence[Any]) -> Any:
 
 
 def _concat(call: Call, arrays: Sequence[Any]) -> Any:
+    _bounded([sum(array.size for array in arrays)])
     return np.concatenate(arrays, axis=call.axis(arrays[0].ndim))
 
 

@@ -10,9 +10,19 @@ import numpy as np
 from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
+from lstm_cli.formats.onnx.operators import NODES
 from lstm_cli.formats.onnx.rules import Rules
 from lstm_cli.formats.onnx.tensors import dtype_name, quoted, to_array
-from lstm_cli.formats.onnx.values import Anything, Constant, Joined, Origin, Unknown, Value
+from lstm_cli.formats.onnx.values import (
+    Anything,
+    Constant,
+    Joined,
+    Origin,
+    Recurrent,
+    Unknown,
+    Value,
+    pieces,
+)
 
 MOST_NODES = 1_000_000
 """Operators evaluated, those of functions each time."""
@@ -21,6 +31,8 @@ MOST_WORK = 1 << 30
 DEEPEST = 20
 """Functions within functions, branches within branches."""
 DOMAINS = ("", "ai.onnx")
+_UNREAD = NODES | {"MatMul", "Gemm", "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
+"""Operators that look at a constant without reading all of it."""
 
 _MISTAKES = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
 _MISTAKES_OF_SIZE = (MemoryError, RecursionError)
@@ -37,13 +49,16 @@ class Interpreter:
         What evaluates one operator.
     path
         Of the file; external data lies beside it.
+    room
+        Bytes that constants and weights which are made anew may take.
     """
 
-    def __init__(self, model: Model, rules: Rules, path: Path) -> None:
+    def __init__(self, model: Model, rules: Rules, path: Path, room: int) -> None:
         self.rules, self.path = rules, path
         self.opset = opset(model)
         self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
         self.nodes = self.work = 0
+        self.room = room
 
     def run(
         self,
@@ -100,27 +115,34 @@ class Interpreter:
             return [Unknown(f"{call.where}: {str(error)[:300]}")] * len(node.outputs)
         except _MISTAKES_OF_SIZE:
             return [Unknown(f"{call.where}: it is out of proportion")] * len(node.outputs)
-        self._weigh(values)
+        self._weigh(call, values)
         return values
 
     def _count(self, node: Node) -> None:
         self.nodes += 1
-        if self.nodes > MOST_NODES or self.work > MOST_WORK:
+        if self.nodes > MOST_NODES or self.work > MOST_WORK or self.room < 0:
             raise WeightsError(
                 "the model computes more than any network that lstm-cli can represent",
                 found=f"{self.nodes:,} operators up to {quoted(node.name or node.op_type)}",
                 where=str(self.path),
             )
 
-    def _weigh(self, values: Sequence[Anything]) -> None:
-        """Count what an operator made."""
+    def _weigh(self, call: Call, values: Sequence[Anything]) -> None:
+        """Count what an operator read and made."""
+        if call.op not in _UNREAD:
+            constants = [value for value in call.inputs if isinstance(value, Constant)]
+            self.work += sum(np.size(constant.array) for constant in constants)
         for value in values:
             if isinstance(value, Constant):
                 array = np.asarray(value.array)
-                self.work += array.size if array.base is None else 1
+                self.room -= array.nbytes if array.base is None else 0
             elif isinstance(value, Value):
                 self.work += value.pick.size
                 self.work += len(value.atom.parts) if isinstance(value.atom, Joined) else 0
+        if call.op in NODES and isinstance(values[0], Value):
+            atoms = {piece.atom for piece in pieces(values[0].vector)}
+            made = [atom for atom in atoms if isinstance(atom, Recurrent)]
+            self.room -= sum(array.nbytes for atom in made for array in atom.tensors.values())
 
     def _call(
         self, node: Node, names: Mapping[str, Anything], given: Mapping[str, Attribute]

@@ -61,10 +61,14 @@ class Layering:
         Puts steps that were written out together again.
     notes
         To be added to.
+    room
+        Bytes that weights which are made anew may take.
     """
 
-    def __init__(self, frame: Frame, rerolling: Rerolling, notes: dict[str, None]) -> None:
-        self.frame, self.rerolling, self.notes = frame, rerolling, notes
+    def __init__(
+        self, frame: Frame, rerolling: Rerolling, notes: dict[str, None], room: int
+    ) -> None:
+        self.frame, self.rerolling, self.notes, self.room = frame, rerolling, notes, room
         self.drafts: list[Draft] = []
         self.consumer: Draft | None = None  # the layer that reads what is found next
         self.blocks = 1  # of how many steps side by side
@@ -111,6 +115,9 @@ class Layering:
         return self.rerolling.final(piece) or piece
 
     def _add(self, draft: Draft) -> None:
+        self.room -= sum(v.nbytes for v in draft.tensors.values() if v.base is None)
+        if self.room < 0:
+            raise ValueError("its layers are far larger than the file")
         self.drafts.append(draft)
         self.consumer, self.blocks = draft, 1
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
@@ -20,7 +23,7 @@ from lstm_cli.formats.onnx.layers import Layering
 from lstm_cli.formats.onnx.messages import Model
 from lstm_cli.formats.onnx.operators import ORDERS
 from lstm_cli.formats.onnx.rules import Rules
-from lstm_cli.formats.onnx.tensors import quoted
+from lstm_cli.formats.onnx.tensors import beside, quoted
 from lstm_cli.formats.onnx.values import (
     FEATURES,
     Anything,
@@ -36,6 +39,8 @@ from lstm_cli.formats.safety import read_whole
 
 LARGEST = 1 << 31
 """Bytes of the largest file; protobuf allows no more."""
+ROOM = 1 << 28
+"""Bytes that weights may take beyond what a file of no size holds."""
 OLDEST = 7
 """Opset from which recurrent operators are what they are today."""
 SHOWN = {"lstm": "i o f c", "gru": "z r h", "rnn": "i"}
@@ -51,8 +56,8 @@ def read(path: Path, options: ReadOptions) -> Imported:
     """
     data = read_whole(path, "the ONNX model", LARGEST)
     try:
-        model = Model.decode(memoryview(data))
-        return _imported(path, data, model)
+        with np.errstate(all="ignore"):  # weights may hold anything; that is judged later
+            return _imported(path, data, Model.decode(memoryview(data)))
     except WireError as error:
         raise WeightsError(f"{path} is no ONNX model, or a damaged one", found=str(error)) from None
     except (MemoryError, RecursionError):
@@ -69,7 +74,7 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
             expected=f"opset {OLDEST} or newer",
             hint="onnx.version_converter brings a model up to date",
         )
-    found = _Reading(path, model)
+    found = _Reading(path, model, ROOM + 4 * _stored_bytes(path, model, data))
     drafts = found.layers()
     tensors, stored = _named(drafts)
     kinds = {node.op_type.lower() for node in model.graph.nodes} & ORDERS.keys()
@@ -84,6 +89,19 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
         order={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
         notes=tuple(found.notes),
     )
+
+
+def _stored_bytes(path: Path, model: Model, data: bytes) -> int:
+    """Bytes of the model with those of its external data, as far as they are there."""
+    tensors = () if model.graph is None else model.graph.initializers
+    external = {
+        entry.value for t in tensors for entry in t.external_data if entry.key == "location"
+    }
+    sizes = 0
+    for name in external:
+        with suppress(OSError, ValueError, WeightsError):
+            sizes += beside(path, name, "").stat().st_size
+    return len(data) + sizes
 
 
 def _title(model: Model, version: int) -> str:
@@ -106,7 +124,7 @@ def _named(drafts: Sequence[Draft]) -> tuple[dict[str, Array], tuple[Stored, ...
 class _Reading:
     """One model being read."""
 
-    def __init__(self, path: Path, model: Model) -> None:
+    def __init__(self, path: Path, model: Model, room: int) -> None:
         if model.graph is None:
             raise WireError("no graph")
         self.path, self.graph = path, model.graph
@@ -115,18 +133,18 @@ class _Reading:
         self.features = inputs.features
         self.frame = Frame(inputs.sizes)
         rules = Rules(self.frame, self.notes)
-        self.values = Interpreter(model, rules, path).run(self.graph, inputs.values())
-        self.layering = Layering(self.frame, rules.rerolling, self.notes)
+        interpreter = Interpreter(model, rules, path, room)
+        self.values = interpreter.run(self.graph, inputs.values())
+        self.layering = Layering(self.frame, rules.rerolling, self.notes, room)
 
     def layers(self) -> list[Draft]:
         """The network's layers, input to output."""
         outputs = self._outputs()
         name, main = self._main(outputs)
         try:
-            vector = output(self.frame, main)
+            drafts = self.layering.layers(output(self.frame, main))
         except ValueError as error:
             raise self._refused(f"the model's output {quoted(name)}: {error}") from None
-        drafts = self.layering.layers(vector)
         if not drafts:
             raise self._refused("the model gives back its input and has no layers")
         for other, value in outputs.items():

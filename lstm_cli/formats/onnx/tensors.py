@@ -127,7 +127,7 @@ def _external(tensor: Tensor, path: Path, size: int) -> bytes:
     given = {entry.key: entry.value for entry in tensor.external_data}
     location = given.get("location", "")
     offset, length = _number(given, "offset", 0), _number(given, "length", size)
-    file = _beside(path, location, tensor.name)
+    file = beside(path, location, tensor.name)
     try:
         available = file.stat().st_size
         if length < size or offset + size > available:
@@ -143,7 +143,14 @@ def _external(tensor: Tensor, path: Path, size: int) -> bytes:
         raise _refused(tensor.name, "a readable file", reason(error)) from None
 
 
-def _beside(path: Path, location: str, name: str) -> Path:
+def beside(path: Path, location: str, name: str) -> Path:
+    """The file that holds a tensor's external data.
+
+    Raises
+    ------
+    WeightsError
+        It is not in the model's folder, or no regular file.
+    """
     expected = "a file in the model's folder or below it"
     pure = PurePosixPath(location)
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in location or "\0" in location

@@ -33,6 +33,10 @@ from lstm_cli.formats.onnx.values import (
     whole,
 )
 
+MOST_WORK = 1_000_000
+"""Vectors that are compared; a step counts as `STEP` of them."""
+STEP = 40
+
 
 class Rerolling:
     """Finds recurrences among single steps.
@@ -47,6 +51,7 @@ class Rerolling:
 
     def __init__(self, frame: Frame, notes: dict[str, None]) -> None:
         self.frame, self.notes = frame, notes
+        self.left = MOST_WORK
         self._known: dict[int, tuple[Vector, Vector | None]] = {}
 
     def final(self, vector: Vector) -> Vector | None:
@@ -100,7 +105,8 @@ class Rerolling:
         """States and their steps, first to last; None: it is no chain of one cell's steps."""
         found: list[tuple[Vector, Step]] = []
         own: Vector | None = whole(h.atom)
-        while own is not None:
+        while own is not None and self.left > 0:
+            self.left -= STEP
             step = match(own) or (rnn_start(own, found[-1][1]) if found else None)
             if step is None or (found and not _continues(step, found[-1][1])):
                 return None
@@ -144,7 +150,10 @@ class Rerolling:
 
     def _lifted(self, vectors: Sequence[Vector]) -> Vector | None:
         first = vectors[0]
-        if any(not np.array_equal(vector.pick, first.pick) for vector in vectors[1:]):
+        self.left -= len(vectors)
+        if self.left < 0 or any(
+            not np.array_equal(vector.pick, first.pick) for vector in vectors[1:]
+        ):
             return None
         if all(vector.atom is first.atom for vector in vectors) and first.atom.timed:
             return self._all_steps([vector.step for vector in vectors], first)

@@ -29,6 +29,9 @@ Axis: TypeAlias = "tuple[str, ...]"
 
 FEATURES = "f"
 
+MOST_FEATURES = 1 << 24
+"""Features of the widest value; what is wider is a slip, or hostile."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -243,6 +246,19 @@ def counted(n: int) -> Array:
     return np.arange(n)
 
 
+def bounded(count: int) -> int:
+    """So many features.
+
+    Raises
+    ------
+    ValueError
+        They are more than any network has.
+    """
+    if count > MOST_FEATURES:
+        raise ValueError(f"it makes {count:,} features of one value")
+    return count
+
+
 def whole(atom: Atom) -> Vector:
     """All of an atom."""
     return Vector(atom, ALL if atom.timed else None, counted(atom.size))
@@ -289,6 +305,7 @@ def pieces(vector: Vector) -> Iterator[Vector]:
 
 def joined(vectors: Sequence[Vector], where: str) -> Vector:
     """Vectors side by side as one."""
+    bounded(sum(vector.pick.size for vector in vectors))
     parts: list[Vector] = []
     for piece in (piece for vector in vectors for piece in pieces(vector)):
         last = parts[-1] if parts else None

@@ -19,6 +19,7 @@ from lstm_cli.formats.onnx.values import (
     Axis,
     Value,
     at,
+    bounded,
     composed,
     counted,
     joined,
@@ -197,6 +198,7 @@ def gather(frame: Frame, value: Value, axis: int, indices: Array) -> Value:
     if FEATURES in parts or not parts:
         value = as_features(value, axis)
         (number,) = _feature_numbers(value, axis)
+        bounded(value.pick.size * max(indices.size, 1) // value.pick.shape[number])
         pick = np.take(value.pick, indices.astype(np.int64), axis=number)
         kept: tuple[Axis, ...] = ((FEATURES,),) * indices.ndim
         return replace(value, pick=pick, axes=value.axes[:axis] + kept + value.axes[axis + 1 :])
@@ -281,6 +283,7 @@ def stacked(values: Sequence[Value], axis: int, where: str) -> Value:
     if any(value.axes != first.axes for value in values):
         raise ValueError("it puts values of different layouts side by side")
     (number,) = _feature_numbers(first, axis)
+    bounded(sum(value.pick.size for value in values))
     source = joined([value.vector for value in values], where)
     ends = np.cumsum([value.pick.size for value in values])
     places = [
