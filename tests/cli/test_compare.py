@@ -12,8 +12,9 @@ import pytest
 from networks import random_weights
 
 from lstm_cli.config import Config, from_mapping
-from lstm_cli.formats import native
+from lstm_cli.formats import native, registry
 from lstm_cli.formats.gates import NATIVE, reorder
+from lstm_cli.formats.model import Export
 
 ORDERS = {
     "lstm": {"iofg": "ONNX order", "igfo": "TF1 and CNTK order", "ifog": "Core ML order"},
@@ -400,6 +401,25 @@ def test_layers_and_options_that_differ(compare):
     assert "differs: layer 0: lstm 5 → 4 in A; lstm 5 → 6 in B" in outcome.out
     assert "differs: layer 2: gru 4 → 3 in A; rnn 6 → 3 in B (its layer 1)" in outcome.out
     assert re.search(r"i +W +\(4, 5\) +\(6, 5\)\n", outcome.out)
+
+
+def test_what_a_file_does_not_say_is_no_difference(lstm, tmp_path):
+    relu = {"hidden_size": 4, "activation": "relu", "recurrent_activation": "softsign"}
+    layers = [{"type": "lstm", "hidden_size": 4}, {"type": "lstm", **relu}]
+    config = net(*layers, {"type": "gru", "hidden_size": 3, "return_sequences": False})
+    w = weights(config)
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.weights.h5"
+    native.write(a, w, config.to_yaml())
+    registry.write(b, "keras", Export("net", 5, None, config.specs, w, config.to_yaml()))
+    outcome = lstm("compare", a, b)
+    assert outcome.code == 0
+    assert "note: layer 1: activation relu in A, tanh in B; B does not say" in outcome.out
+    assert "note: layer 1: recurrent_activation softsign in A" in outcome.out
+    assert "note: layer 2: return_sequences false in A, true in B" in outcome.out
+    (tmp_path / "net.yaml").write_text(config.to_yaml())
+    outcome = lstm("compare", a, b, "--config", tmp_path / "net.yaml")
+    assert outcome.code == 0
+    assert "layer 1: activation" not in outcome.out
 
 
 def test_unreadable_files_and_values(compare, lstm, tmp_path):

@@ -12,6 +12,8 @@ from lstm_cli.engines.types import DenseSpec, FlattenSpec, LayerSpec, RecurrentS
 TRAINING = ("dropout", "recurrent_dropout", "forget_bias")
 """Options that change no output."""
 NAMES = {"use_forget_gate": "forget_gate"}
+RELATED = {"recurrent_activation": "activation", "cell_activation": "activation"}
+"""Options that a file says, or does not, together with another."""
 CELL = (
     "recurrent_activation",
     "activation",
@@ -118,7 +120,7 @@ def _differences(one: LayerSpec, other: LayerSpec, a: Side, b: Side) -> Iterator
         guesses = [
             f"{side.label} does not say which"
             for side, spec in ((a, one), (b, other))
-            if (spec.index, key) in side.assumed
+            if _is_assumed(side, spec, key)
         ]
         idle = "; it changes no output" if key in TRAINING else ""
         assumed = f"; {' and '.join(guesses)}" if guesses else ""
@@ -130,6 +132,19 @@ def _differences(one: LayerSpec, other: LayerSpec, a: Side, b: Side) -> Iterator
             f"layer {one.index}: {key} {mine[key]} in A, {their[key]} in B{assumed}{idle}",
             not guesses and not idle,
         )
+
+
+def _is_assumed(side: Side, spec: LayerSpec, option: str) -> bool:
+    """Whether a file does not say an option of a layer.
+
+    What it does not say of one recurrent layer, or one dense one, it says of none: its notes
+    need not name them all.
+    """
+    specs = () if side.config is None else side.config.specs
+    kinds = {other.index: isinstance(other, RecurrentSpec) for other in specs}
+    mine = isinstance(spec, RecurrentSpec)
+    keys = {key for index, key in side.assumed if kinds.get(index, mine) == mine}
+    return RELATED.get(option, option) in keys or option in keys
 
 
 def _options(spec: LayerSpec) -> dict[str, str]:
