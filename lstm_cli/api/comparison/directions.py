@@ -132,15 +132,13 @@ def _chosen(layer: Layer, found: Mapping[str, list[Reading]]) -> dict[str, Readi
 def _common(found: Mapping[str, list[Reading]]) -> Order | None:
     """The simplest order that explains most of these tensors, all of them if one does."""
     votes: Counter[Order] = Counter()
-    cost: dict[Order, object] = {}
     orders = {r.order: r for options in found.values() for r in options if r.complete}
     full = max(map(len, orders), default=0)
-    for order, reading in orders.items():
+    for order in orders:
         if len(order) == full:
             votes[order] = sum(
                 any(r.order == _of(order, r.letters) for r in options) for options in found.values()
             )
-            cost[order] = reading.cost
     if not votes:
         return None
     most = max(votes.values())
