@@ -44,8 +44,10 @@ WAYS = {"general": GeneralWay, "persistent": PersistentWay}
 DEVICES = {
     "clusters": {"multiprocessors": 132, "shared_bytes": 232448, "largest_cluster": 16},
     "no clusters": {"multiprocessors": 108, "shared_bytes": 166912, "largest_cluster": 1},
+    "less memory": {"multiprocessors": 84, "shared_bytes": 101376, "largest_cluster": 1},
+    "small clusters": {"multiprocessors": 170, "shared_bytes": 101376, "largest_cluster": 8},
 }
-"""As an H200 and an A100 are."""
+"""As an H200, an A100 and large GPUs of compute capability 8.6 and 12.0 are."""
 
 BATCHES = (1, 5, 40)
 """Sizes of batches, so that every tile is met."""

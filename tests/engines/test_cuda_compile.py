@@ -36,9 +36,12 @@ if not usable:
 
 MODE = os.environ.get("LSTM_COMPILE_GATE", "one")
 ARCHITECTURES = {
-    "no clusters": ("80", "86", "89"),
-    "clusters": ("90", "90a", "100", "120"),
+    "no clusters": ("80",),
+    "less memory": ("86", "89"),
+    "clusters": ("90", "90a", "100"),
+    "small clusters": ("120",),
 }
+"""By the name of a device that has them; what some devices alone need is compiled for theirs."""
 ALL = sum(ARCHITECTURES.values(), ())
 DOUBLE = ("float64", "cross_entropy")
 FRAME = 32
