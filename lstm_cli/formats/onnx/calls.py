@@ -36,8 +36,8 @@ class Call:
     @property
     def where(self) -> str:
         """What it is called in errors."""
-        name = self.node.name or (self.node.outputs[0] if self.node.outputs else "")
-        return f"node {quoted(name)} ({quoted(self.op)})"
+        names = [name for name in (self.node.name, *self.node.outputs) if name]
+        return f"node {quoted(names[0])} ({quoted(self.op)})" if names else f"a {quoted(self.op)}"
 
     def integer(self, name: str, default: int) -> int:
         """An attribute of one number."""

@@ -1,0 +1,385 @@
+"""The ONNX reader: storage, what is refused and how it is named, hostile files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.onnx import messages as m
+from lstm_cli.formats.onnx import read
+from lstm_cli.formats.onnx.message import Budget
+from lstm_cli.formats.onnx.messages import Attribute, Graph, Model, Node, OperatorSet, Tensor
+from lstm_cli.formats.onnx.sizes import OpenSizeError, Size, exceeds, same
+from lstm_cli.formats.onnx.wire import WireError, encoded_varint, varints
+
+Array = NDArray[Any]
+D, H = 3, 2
+
+
+def value(name: str, *sizes: int | str) -> m.ValueInfo:
+    dims = [m.Dimension(value=n) if isinstance(n, int) else m.Dimension(name=n) for n in sizes]
+    return m.ValueInfo(name, m.Type(m.TensorType(m.FLOAT, m.Shape(tuple(dims)))))
+
+
+def stored(name: str, array: Any) -> Tensor:
+    array = np.asarray(array)
+    kind = {"f": m.FLOAT, "i": m.INT64, "b": m.BOOL}[array.dtype.kind]
+    array = array.astype({m.FLOAT: "<f4", m.INT64: "<i8", m.BOOL: "?"}[kind])
+    return Tensor(array.shape, kind, name=name, raw_data=array.tobytes())
+
+
+def attribute(name: str, given: Any) -> Attribute:
+    if isinstance(given, str):
+        return Attribute(name, s=given.encode(), type=m.A_STRING)
+    if isinstance(given, float):
+        return Attribute(name, f=given, type=m.A_FLOAT)
+    if isinstance(given, int):
+        return Attribute(name, i=given, type=m.A_INT)
+    if isinstance(given, Graph):
+        return Attribute(name, g=given, type=m.A_GRAPH)
+    if isinstance(given[0], str):
+        return Attribute(name, strings=tuple(s.encode() for s in given), type=m.A_STRINGS)
+    return Attribute(name, ints=tuple(given), type=m.A_INTS)
+
+
+def node(op: str, inputs: str, outputs: str, name: str = "", **attributes: Any) -> Node:
+    """Inputs and outputs by name, ``-`` for one left out."""
+    ins, outs = (tuple("" if n == "-" else n for n in s.split()) for s in (inputs, outputs))
+    return Node(ins, outs, name or op.lower(), op, tuple(attribute(*a) for a in attributes.items()))
+
+
+def weights(kind: str = "LSTM", directions: int = 1, seed: int = 0) -> list[Tensor]:
+    rng, G = np.random.default_rng(seed), {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    shapes = {"W": (G * H, D), "R": (G * H, H), "B": (2 * G * H,)}
+    return [stored(n, rng.standard_normal((directions, *s))) for n, s in shapes.items()]
+
+
+def model(
+    nodes: Sequence[Node],
+    tensors: Sequence[Tensor] = (),
+    outputs: Sequence[str] = ("y",),
+    inputs: Sequence[m.ValueInfo] = (value("x", "T", "N", D),),
+    **options: Any,
+) -> Model:
+    graph = Graph(
+        tuple(nodes), "g", tuple(tensors), tuple(inputs), tuple(value(n) for n in outputs)
+    )
+    return Model(8, graph=graph, operator_sets=(OperatorSet("", 17),), **options)
+
+
+def load(folder: Path, made: Model) -> Imported:
+    path = folder / "model.onnx"
+    path.write_bytes(made.encode())
+    return read(path, ReadOptions())
+
+
+def layers(imported: Imported) -> list[dict[str, Any]]:
+    assert imported.config is not None
+    return list(imported.config["model"]["layers"])
+
+
+LSTM = node("LSTM", "x W R B", "Y Yh", "cell", hidden_size=H)
+LAST = [LSTM, node("Squeeze", "Yh zero", "y")]
+ZERO = stored("zero", [0])
+
+
+def test_config_weights_and_where_they_stood(tmp_path: Path) -> None:
+    tensors = weights()
+    found = load(tmp_path, model(LAST, [*tensors, ZERO]))
+    assert found.config == {
+        "model": {
+            "input_size": D,
+            "layers": [{"type": "lstm", "hidden_size": H, "return_sequences": False}],
+        }
+    }
+    W = np.frombuffer(bytes(tensors[0].raw_data or b""), "<f4").reshape(4 * H, D)
+    i, o, f, c = np.split(W, 4)
+    np.testing.assert_array_equal(found.tensors["layers.0.weight_ih"], np.concatenate([i, f, c, o]))
+    B = np.frombuffer(bytes(tensors[2].raw_data or b""), "<f4").astype("f8").reshape(2, 4, H)
+    np.testing.assert_array_equal(
+        found.tensors["layers.0.bias"], B.sum(0)[[0, 2, 3, 1]].reshape(-1).astype("f4")
+    )
+    places = {(s.name, s.block, s.native): s.part for s in found.stored if s.name != "B"}
+    assert places[("W", "f", "layers.0.weight_ih")] == "[0, 4:6]"
+    assert places[("R", "g", "layers.0.weight_hh")] == "[0, 6:8]"
+    biases = [s.part for s in found.stored if (s.name, s.block) == ("B", "o")]
+    assert biases == ["[0, 2:4]", "[0, 10:12]"]
+    assert found.order == {"lstm": "i o f c"}
+    assert found.format == "onnx"
+    assert "opset 17" in found.title
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (m.FLOAT, {"float_data": [0.5, -2, 3]}),
+        (m.DOUBLE, {"double_data": [0.5, -2, 3]}),
+        (m.FLOAT16, {"int32_data": np.array([0.5, -2, 3], "f2").view("u2")}),
+        (m.FLOAT16, {"raw_data": np.array([0.5, -2, 3], "<f2").tobytes()}),
+        (m.BFLOAT16, {"raw_data": (np.array([0.5, -2, 3], "<f4").view("<u4") >> 16).astype("<u2")}),
+    ],
+)
+def test_storage(kind: int, field: dict[str, Any], tmp_path: Path) -> None:
+    field = {
+        k: v.tobytes() if k == "raw_data" and hasattr(v, "tobytes") else v for k, v in field.items()
+    }
+    bias = Tensor((3,), kind, name="b", **field)
+    nodes = [node("MatMul", "x M", "z"), node("Add", "z b", "y")]
+    found = load(tmp_path, model(nodes, [stored("M", np.eye(3)), bias]))
+    np.testing.assert_array_equal(found.tensors["layers.0.bias"], [0.5, -2, 3])
+
+
+def external(location: str, **given: int) -> Tensor:
+    entries = {"location": location, **{k: str(v) for k, v in given.items()}}
+    data = tuple(m.Property(k, v) for k, v in entries.items())
+    return Tensor((3,), m.FLOAT, name="b", external_data=data, data_location=m.EXTERNAL)
+
+
+HEAD = [node("MatMul", "x M", "z"), node("Add", "z b", "y")]
+
+
+def test_external_data(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "w.bin").write_bytes(b"skip" + np.array([1, 2, 3], "<f4").tobytes())
+    tensor = external("sub/w.bin", offset=4, length=12)
+    found = load(tmp_path, model(HEAD, [stored("M", np.eye(3)), tensor]))
+    np.testing.assert_array_equal(found.tensors["layers.0.bias"], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        external("../outside.bin"),
+        external("/etc/passwd"),
+        external("sub/../../outside.bin"),
+        external("C:\\w.bin"),
+        external("link.bin"),
+        external("missing.bin"),
+        external("."),
+        external(""),
+        external("w.bin", offset=8),
+        external("w.bin", offset=1 << 60),
+        external("w.bin", length=4),
+    ],
+    ids=lambda tensor: "-".join(p.value for p in tensor.external_data),
+)
+def test_external_data_elsewhere(tensor: Tensor, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "outside.bin").write_bytes(bytes(12))
+    (folder / "w.bin").write_bytes(bytes(12))
+    try:
+        os.symlink(tmp_path / "outside.bin", folder / "link.bin")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    with pytest.raises(WeightsError, match="stored outside the model"):
+        load(folder, model(HEAD, [stored("M", np.eye(3)), tensor]))
+
+
+def lstm(inputs: str = "x W R B", outputs: str = "Y Yh", **attributes: Any) -> list[Node]:
+    cell = node("LSTM", inputs, outputs, "cell", hidden_size=H, **attributes)
+    return [cell, node("Squeeze", "Yh zero", "y")]
+
+
+REFUSED: dict[str, tuple[list[Node], str]] = {
+    "unknown activation": (
+        lstm(activations=["Sigmoid", "Gauss", "Tanh"]),
+        "(?s)activations.*'Gauss'",
+    ),
+    "clip of 0": (lstm(clip=0.0), "clip"),
+    "direction": (lstm(direction="sideways"), "direction"),
+    "initial state": (lstm("x W R B - ones"), "initial_h"),
+    "lengths": (lstm("x W R B lengths"), "sequence_lens"),
+    "hidden size": ([replace(LSTM, attributes=(attribute("hidden_size", 7),)), LAST[1]], "hidden_"),
+    "weights missing": (lstm("x W - B"), "W and R"),
+    "W computed": (lstm("x x R B"), "its W"),
+    "loop": ([node("Loop", "x", "y", "round")], r"node round \(Loop\)"),
+    "scan": ([node("Scan", "x", "y", "round")], r"node round \(Scan\)"),
+    "mean over time": (
+        [LSTM, node("ReduceMean", "Y", "y", "pool", axes=[0])],
+        r"node pool \(ReduceMean\)",
+    ),
+    "custom domain": (
+        [replace(node("Mish", "x", "y", "act"), domain="com.example")],
+        "domain 'com.example'",
+    ),
+    "two values multiplied": ([node("Mul", "x x", "y", "square")], "node square"),
+    "softmax over time": ([node("Softmax", "x", "y", "soft", axis=0)], "softmax over axis 0"),
+    "limited": ([node("Clip", "x low high", "y", "six")], r"\[0\.0, 6\.0\]"),
+    "transposed features": (
+        [node("Transpose", "x", "xt", perm=[2, 1, 0]), *lstm("xt W R B")],
+        "cell",
+    ),
+    "cycle": ([node("Add", "a x", "b"), node("Tanh", "b", "a"), node("Tanh", "b", "y")], "nothing"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(case: str, tmp_path: Path) -> None:
+    nodes, pattern = REFUSED[case]
+    extra = [
+        stored("ones", np.ones((1, 1, H))),
+        stored("lengths", np.array([2])),
+        stored("low", np.float32(0)),
+        stored("high", np.float32(6)),
+    ]
+    with pytest.raises(WeightsError, match=pattern):
+        load(tmp_path, model(nodes, [*weights(), ZERO, *extra]))
+
+
+def test_weights_fed_at_run_time(tmp_path: Path) -> None:
+    made = model(
+        LAST, [*weights()[1:], ZERO], inputs=[value("x", 4, 1, D), value("W", 1, 4 * H, D)]
+    )
+    with pytest.raises(WeightsError, match=r"node cell \(LSTM\): its W is fed at run time"):
+        load(tmp_path, made)
+
+
+@pytest.mark.parametrize("steps", [5, "T"])
+def test_last_step_of_a_reverse_half(steps: int | str, tmp_path: Path) -> None:
+    """It is that half's first computed one: exact where T is fixed, refused where it is open."""
+    nodes = [
+        node("LSTM", "x W R B", "Y", "cell", hidden_size=H, direction="bidirectional"),
+        node("Transpose", "Y", "t", perm=[0, 2, 1, 3]),
+        node("Reshape", "t shape", "r"),
+        node("Gather", "r last", "y", axis=0),
+    ]
+    tensors = [*weights(directions=2), stored("shape", [0, 0, -1]), stored("last", np.int64(-1))]
+    made = model(nodes, tensors, inputs=[value("x", steps, "N", D)])
+    if steps == "T":
+        with pytest.raises(WeightsError, match=r"step -1 \(the last\)"):
+            load(tmp_path, made)
+        return
+    found = load(tmp_path, made)
+    assert [layer["type"] for layer in layers(found)] == ["lstm", "flatten", "dense"]
+    assert found.config is not None
+    assert found.config["model"]["steps"] == steps
+
+
+def test_several_outputs(tmp_path: Path) -> None:
+    tensors = [*weights(), ZERO, stored("one", [1])]
+    nodes = [
+        node("LSTM", "x W R B", "Y Yh Yc", "cell", hidden_size=H),
+        node("Squeeze", "Y one", "y"),
+        node("Tanh", "y", "z"),
+    ]
+    found = load(tmp_path, model(nodes, tensors, ["y", "Yh", "Yc"]))
+    assert any("final states" in note for note in found.notes)
+    assert layers(found) == [{"type": "lstm", "hidden_size": H}]
+    with pytest.raises(WeightsError, match="gives z besides"):
+        load(tmp_path, model(nodes, tensors, ["y", "z"]))
+
+
+def test_a_function_stands_for_its_nodes(tmp_path: Path) -> None:
+    inner = replace(
+        node("LeakyRelu", "a", "b"),
+        attributes=(Attribute("alpha", type=m.A_FLOAT, reference="slope"),),
+    )
+    function = m.Function(
+        "Leak", ("a",), ("b",), ("slope",), (inner,), (OperatorSet("", 17),), "local"
+    )
+    outer = replace(node("Leak", "x", "y", slope=0.25), domain="local")
+    found = load(tmp_path, model([outer], functions=(function,)))
+    assert layers(found)[0]["activation"] == {"name": "leaky_relu", "alpha": 0.25}
+    endless = replace(function, nodes=(replace(node("Leak", "a", "b"), domain="local"),))
+    with pytest.raises(WeightsError, match="deep"):
+        load(tmp_path, model([outer], functions=(endless,)))
+
+
+def test_a_constant_condition_takes_its_branch(tmp_path: Path) -> None:
+    branches = {
+        f"{name}_branch": Graph((node(op, "x", "b"),), name, outputs=(value("b"),))
+        for name, op in (("then", "Relu"), ("else", "Tanh"))
+    }
+    found = load(
+        tmp_path, model([node("If", "no", "y", **branches)], [stored("no", np.array(False))])
+    )
+    assert layers(found)[0]["activation"] == "tanh"
+
+
+def test_what_came_before_opset_7_is_refused(tmp_path: Path) -> None:
+    made = replace(model(LAST, [*weights(), ZERO]), operator_sets=(OperatorSet("", 6),))
+    with pytest.raises(WeightsError, match="opset 6"):
+        load(tmp_path, made)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Concat", f"v{k} v{k}", f"v{k + 1}", axis=2) for k in range(80)],
+        [node("Add", f"v{k} v{k}", f"v{k + 1}") for k in range(80)],
+        [node("Mul", f"v{k} v{k}", f"v{k + 1}") for k in range(5000)],
+        [node("Tanh", f"v{k}", f"v{k + 1}") for k in range(20000)],
+    ],
+    ids=["doubled features", "doubled terms", "powers", "chain"],
+)
+def test_out_of_proportion(nodes: list[Node], tmp_path: Path) -> None:
+    start, final = node("Identity", "x", "v0"), node("Identity", f"v{len(nodes)}", "y")
+    began = time.process_time()
+    with pytest.raises(WeightsError):
+        load(tmp_path, model([start, *nodes, final]))
+    assert time.process_time() - began < 20
+
+
+def test_deep_graphs(tmp_path: Path) -> None:
+    graph = Graph((node("Relu", "x", "b"),), outputs=(value("b"),))
+    for _ in range(60):
+        graph = Graph((node("If", "no", "b", then_branch=graph),), outputs=(value("b"),))
+    with pytest.raises(WeightsError, match="deep"):
+        load(tmp_path, model(graph.nodes))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x08",
+        b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"\x3a\xff\xff\xff\xff\x0f",
+        b"\x3a\x02\x0b\x00",
+        b"\x08\x08\x3a\x00",
+        b"\x12\x02\xff\xfe\x3a\x00",
+    ],
+    ids=["cut", "long number", "long message", "group", "no graph", "no UTF-8"],
+)
+def test_damaged(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with pytest.raises(LstmCliError):
+        read(path, ReadOptions())
+
+
+def test_many_parts() -> None:
+    with pytest.raises(WireError, match="parts"):
+        Graph.decode(memoryview(b"\x0a\x00" * 100), Budget(90))
+
+
+def test_packed_numbers() -> None:
+    numbers = [0, 1, 127, 128, -1, 1 << 62, -(1 << 63)]
+    data = memoryview(b"".join(encoded_varint(n) for n in numbers))
+    assert varints(data).tolist() == numbers
+    with pytest.raises(WireError):
+        varints(data[:-1])
+
+
+def test_open_sizes() -> None:
+    n, t = Size.of("N"), Size.of("T")
+    assert (n * t * 4 - t * n * 3) == n * t
+    assert (n * 6).divided(n) == 6
+    assert (t - 1 + 1) == t
+    assert exceeds(t, 0)
+    assert not exceeds(0, t)
+    assert not same(n, -1)
+    with pytest.raises(OpenSizeError):
+        exceeds(t, 3)
+    with pytest.raises(OpenSizeError):
+        n.divided(t)
