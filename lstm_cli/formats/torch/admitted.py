@@ -1,0 +1,186 @@
+"""What a pickled state dict may name: stand-ins for tensors, storages and containers.
+
+A name is looked up in a table of our own; nothing is ever imported. No stand-in copies what
+it is given, so that a pickle cannot make much out of little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lstm_cli.formats.torch.opcodes import Malformed
+
+MOST_AXES = 16
+
+_STORAGES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
+    "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
+    "Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128",
+    "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
+    "QUInt2x4": "quint2x4", "Untyped": "uint8", "_Untyped": "uint8",
+}  # fmt: skip
+"""Storage class without its ending to dtype; "Typed" is only ever written as one of these."""
+_DTYPES = {
+    *_STORAGES.values(), "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+    "float8_e8m0fnu", "float4_e2m1fn_x2", "uint16", "uint32", "uint64", "complex32", "bits8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """A class of storages."""
+
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A dtype named on its own."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Values of one dtype in the archive's member ``data/<key>``."""
+
+    key: str
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A strided view of a storage, in elements."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inert:
+    """A value that no weight depends on, such as a device."""
+
+
+@dataclass(frozen=True)
+class Callee:
+    """What a pickle may call: its arguments to a stand-in."""
+
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Anything else that a pickle names. Using it is an error."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: Any) -> Any:
+    """What torch._utils._rebuild_tensor and _v2 (requires_grad, hooks, metadata) are given."""
+    if len(rest) > 2 and rest[2]:
+        raise Malformed("a tensor is stored conjugated or negated")
+    if not isinstance(storage, Storage):
+        raise Malformed("a tensor has no storage")
+    return _view(storage, storage.dtype, offset, shape, strides)
+
+
+def _tensor_of_dtype(
+    storage: object, offset: object, shape: object, strides: object, *rest: Any
+) -> Any:
+    """What torch._utils._rebuild_tensor_v3 is given: the dtype stands beside the storage."""
+    dtype = rest[2] if len(rest) > 2 else None
+    if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
+        raise Malformed("a tensor has no storage or no dtype")
+    return _view(storage, dtype.name, offset, shape, strides)
+
+
+def _view(storage: Storage, dtype: str, offset: object, shape: object, strides: object) -> Any:
+    sizes, steps = _integers(shape), _integers(strides)
+    (start,) = _integers((offset,))
+    if len(sizes) != len(steps):
+        raise Malformed("a tensor has more sizes than strides, or fewer")
+    return TensorView(storage, dtype, start, sizes, steps)
+
+
+def _integers(values: object) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or len(values) > MOST_AXES:
+        raise Malformed("the shape of a tensor is no short tuple")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in values):
+        raise Malformed("a size, stride or offset of a tensor is no natural number")
+    return values
+
+
+def _parameter(data: object, *_: Any) -> Any:
+    if not isinstance(data, TensorView):
+        raise Malformed("a parameter holds no tensor")
+    return data
+
+
+def _size(*arguments: Any) -> Any:
+    return _integers(*arguments)
+
+
+def _set(values: object = ()) -> Any:
+    """The list itself: its members are not hashed, as that could take for ever."""
+    if not isinstance(values, list | tuple):
+        raise Malformed("a set is made of no list")
+    return values
+
+
+def _device(*_: Any) -> Any:
+    return Inert()
+
+
+def _empty_mapping() -> dict[Any, Any]:
+    return {}
+
+
+_CALLEES = {
+    ("collections", "OrderedDict"): Callee(_empty_mapping),
+    ("torch", "Size"): Callee(_size),
+    ("torch", "device"): Callee(_device),
+    ("torch._utils", "_rebuild_tensor"): Callee(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Callee(_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Callee(_tensor_of_dtype),
+    ("torch._utils", "_rebuild_parameter"): Callee(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Callee(_parameter),
+    **{
+        (module, name): Callee(_set)
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset")
+    },
+}
+
+
+def find(module: str, name: str) -> Callee | StorageType | Dtype | Foreign:
+    """The stand-in for what a pickle names."""
+    if (module, name) in _CALLEES:
+        return _CALLEES[module, name]
+    if module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage"):
+        dtype = _STORAGES.get(name.removesuffix("Storage"))
+        if dtype is not None:
+            return StorageType(dtype)
+    if module == "torch" and name in _DTYPES:
+        return Dtype(name)
+    return Foreign(module, name)
+
+
+def storage(identity: object) -> Storage:
+    """The storage of a persistent id: ``("storage", class, key, location, count, ...)``."""
+    if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6:
+        raise Malformed("a persistent id is no storage's")
+    word, kind, key, _, count = identity[:5]
+    if word != "storage" or not isinstance(kind, StorageType) or not isinstance(key, str):
+        raise Malformed("a persistent id is no storage's")
+    (count,) = _integers((count,))
+    return Storage(key, kind.dtype, count)

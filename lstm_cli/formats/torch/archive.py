@@ -1,0 +1,162 @@
+"""torch.save's file: a zip archive with a pickle and the raw bytes of each storage."""
+
+from __future__ import annotations
+
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.safety import member_bytes, open_archive
+from lstm_cli.formats.torch.admitted import TensorView
+from lstm_cli.formats.torch.tensors import FLOATS, StoredTensor, shown, widened
+from lstm_cli.formats.torch.unpickler import LARGEST_PICKLE, unpickle
+
+MOST_SHARING = 4
+"""Tensors may view the stored bytes so many times over, as tied weights do; more is an attack."""
+_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+"""The number with which the files of torch.save before 1.6 begin, as their pickle has it."""
+
+
+class TorchArchive:
+    """An open archive. A context manager.
+
+    Attributes
+    ----------
+    root
+        What the pickle holds: dicts, lists, `TensorView` and plain values.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _refuse_pickle(path)
+        self.path = path
+        self._zip = open_archive(path)
+        try:
+            self._folder = self._find_folder()
+            self._order = self._byte_order()
+            name = f"{self._folder}data.pkl"
+            pickled = member_bytes(self._zip, name, LARGEST_PICKLE)
+            self.root: Any = unpickle(pickled, f"{name} in {path}")
+        except BaseException:
+            self._zip.close()
+            raise
+        self._storages: dict[str, bytes] = {}
+        stored = sum(member.file_size for member in self._zip.infolist())
+        self._allowance = MOST_SHARING * stored
+
+    def __enter__(self) -> TorchArchive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    def tensor(self, name: str, view: TensorView) -> StoredTensor:
+        """A tensor of the pickle, its values read when they are asked for."""
+        return StoredTensor(name, view.shape, view.dtype, partial(self._values, name, view))
+
+    def _find_folder(self) -> str:
+        names = self._zip.namelist()
+        folders = [name.removesuffix("data.pkl") for name in names if _is_pickle(name)]
+        if len(folders) != 1:
+            raise WeightsError(
+                f"{self.path} is no file of torch.save",
+                expected="a zip archive with one data.pkl",
+                found=f"{len(folders)} of them" if folders else "none",
+            )
+        folder = folders[0]
+        if any(n == f"{folder}constants.pkl" or n.startswith(f"{folder}code/") for n in names):
+            raise WeightsError(
+                f"{self.path} is a TorchScript archive, whose code lstm-cli does not run",
+                expected="a state dict",
+                hint="torch.save(torch.jit.load(path).state_dict(), new_path)",
+            )
+        return folder
+
+    def _byte_order(self) -> str:
+        name = f"{self._folder}byteorder"
+        if name not in self._zip.namelist():
+            return "<"  # as all files before 2.1
+        word = member_bytes(self._zip, name, 100).strip()
+        if word not in (b"little", b"big"):
+            raise WeightsError(
+                f"{self.path} has an unknown byte order",
+                expected="little or big",
+                found=repr(word),
+            )
+        return "<" if word == b"little" else ">"
+
+    def _values(self, name: str, view: TensorView) -> Array:
+        """The tensor's values; every index that the view reaches is checked first."""
+        if view.dtype not in FLOATS:
+            raise WeightsError(
+                f"{shown(name)} is stored as {view.dtype}",
+                expected="one of " + ", ".join(FLOATS),
+                where=str(self.path),
+            )
+        dtype = np.dtype(self._order + FLOATS[view.dtype])
+        data = self._storage(view.storage.key, name)
+        self._check(name, view, len(data) // dtype.itemsize, dtype.itemsize)
+        strides = [step * dtype.itemsize for step in view.strides]
+        if 0 in view.shape:
+            values = np.empty(view.shape, dtype)
+        else:
+            offset = view.offset * dtype.itemsize
+            values = np.ndarray(view.shape, dtype, data, offset, strides)
+        return widened(values, view.dtype)
+
+    def _storage(self, key: str, name: str) -> bytes:
+        member = f"{self._folder}data/{key}"
+        if member not in self._zip.NameToInfo:
+            raise WeightsError(
+                f"the values of {shown(name)} are missing: there is no member {shown(member)}",
+                where=str(self.path),
+            )
+        if key not in self._storages:
+            self._storages[key] = member_bytes(self._zip, member)
+        return self._storages[key]
+
+    def _check(self, name: str, view: TensorView, available: int, itemsize: int) -> None:
+        count, last = 1, view.offset
+        for size, step in zip(view.shape, view.strides, strict=True):
+            count *= size
+            last += (size - 1) * step
+        if count and (last >= available or count > available):
+            raise WeightsError(
+                f"{shown(name)} reaches outside its storage",
+                expected=f"at most {available:,} values",
+                found=f"{count:,} values up to number {last:,}",
+                where=str(self.path),
+            )
+        self._allowance -= count * itemsize
+        if self._allowance < 0:
+            raise WeightsError(
+                f"the tensors of {self.path} share their storages too often",
+                expected=f"at most {MOST_SHARING} times the bytes that are stored",
+                hint="save the state dict with every tensor cloned",
+            )
+
+
+def _is_pickle(name: str) -> bool:
+    return name == "data.pkl" or name.endswith("/data.pkl")
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Bare pickles are not read: say which kind it is, and what mends it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except (OSError, ValueError):
+        return  # said when the archive is opened
+    if head[:1] != b"\x80" or zipfile.is_zipfile(path):
+        return
+    if _LEGACY in head:
+        what = "is in the old, non-zip format of torch.save"
+        hint = "torch.save(torch.load(path, weights_only=True), path) writes the format of today"
+    else:
+        what = "is a bare pickle, which could run any code"
+        hint = "save the weights with torch.save(model.state_dict(), path)"
+    raise WeightsError(f"{path} {what}", expected="a zip archive of torch.save", hint=hint)

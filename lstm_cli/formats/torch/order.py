@@ -1,0 +1,209 @@
+"""In which order the modules run: the one in which each reads what the one before gives.
+
+A state dict lists its modules in the order in which the model registered them, which is nearly
+always the order in which they run; safetensors loses even that. Sizes decide where they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.torch.modules import Linear, Module, Recurrent
+from lstm_cli.formats.torch.safetensors_file import natural
+from lstm_cli.formats.torch.tensors import shown
+
+MOST_STEPS = 20_000
+"""Of the search, which would take for ever with many modules of equal size."""
+MOST_ORDERS = 50
+MOST_MODULES = 100
+"""Of which an order is looked for; more must be stored in theirs."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Modules as they run.
+
+    Attributes
+    ----------
+    steps
+        T where a Linear reads T times the features before it, all steps side by side.
+    flatten
+        Index of that Linear.
+    note
+        How the order was found, where it is not simply the stored one.
+    """
+
+    modules: tuple[Module, ...]
+    steps: int | None = None
+    flatten: int | None = None
+    note: str | None = None
+
+
+def find_order(modules: Sequence[Module], stored: bool, source: str) -> Order:
+    """The order in which the modules run.
+
+    Parameters
+    ----------
+    stored
+        Whether the order of `modules` says anything.
+
+    Raises
+    ------
+    WeightsError
+        No order fits, or several do.
+    """
+    if stored or len(modules) == 1:
+        for flat in (False, True):
+            order = _fit(modules, flat)
+            if order is not None:
+                return _as_stored(order)
+    for flat in (False, True) if len(modules) <= MOST_MODULES else ():
+        search = _Search(modules, flat)
+        found = search.orders()
+        if found:
+            return _decided(found, search.complete, modules, stored, source)
+    raise _misfit(modules, source)
+
+
+def _as_stored(order: Order) -> Order:
+    """A dense layer in front may as well be a head that was registered first: say so."""
+    modules = order.modules
+    if len(modules) == 1 or isinstance(modules[0], Recurrent):
+        return order
+    if not any(isinstance(module, Recurrent) for module in modules):
+        return order
+    note = f"the modules run in the order in which the file lists them: {_chain(modules)}"
+    return Order(modules, order.steps, order.flatten, note)
+
+
+def _fit(modules: Sequence[Module], flat: bool) -> Order | None:
+    """The modules in this very order, if each reads what the one before gives."""
+    steps = place = None
+    for k, (before, module) in enumerate(pairwise(modules), 1):
+        if place is not None and isinstance(module, Recurrent):
+            return None  # no steps are left
+        if module.input_size == before.output_size:
+            continue
+        ratio, rest = divmod(module.input_size, before.output_size)
+        if not flat or rest or place is not None or isinstance(module, Recurrent):
+            return None
+        steps, place = ratio, k
+    return Order(tuple(modules), steps, place)
+
+
+class _Search:
+    """All orders in which the sizes chain and numbers in the names ascend."""
+
+    def __init__(self, modules: Sequence[Module], flat: bool) -> None:
+        self._modules, self._flat = modules, flat
+        self._after = [
+            [k for k, other in enumerate(modules) if numbered(other.name, module.name)]
+            for module in modules
+        ]
+        self._steps = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all orders were tried."""
+        return self._steps < MOST_STEPS
+
+    def orders(self) -> list[Order]:
+        """At most `MOST_ORDERS` of them."""
+        tried = ([self._modules[k] for k in places] for places in self._places())
+        fitting = (order for one in tried if (order := _fit(one, self._flat)) is not None)
+        return list(islice(fitting, MOST_ORDERS))
+
+    def _places(self) -> Iterator[list[int]]:
+        """Depth first, earlier modules first."""
+        pending: list[tuple[list[int], list[int]]] = [([], [*range(len(self._modules))])]
+        while pending and self.complete:
+            chosen, rest = pending.pop()
+            if not rest:
+                yield chosen
+            for k in reversed(rest):
+                self._steps += 1
+                if not any(j in rest for j in self._after[k]) and self._follows(chosen, k):
+                    pending.append(([*chosen, k], [j for j in rest if j != k]))
+
+    def _follows(self, chosen: list[int], k: int) -> bool:
+        if not chosen:
+            return True
+        before, module = self._modules[chosen[-1]], self._modules[k]
+        if before.output_size == module.input_size:
+            return True
+        linear = self._flat and isinstance(module, Linear)
+        return linear and module.input_size % before.output_size == 0
+
+
+def numbered(first: str, second: str) -> bool:
+    """Whether the names differ by a number first, and the first one's is lower or not there."""
+    one, other = natural(first), natural(second)
+    for k, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return bool(k % 2) and a < b
+    return len(one) < len(other)
+
+
+def _decided(
+    found: list[Order], complete: bool, modules: Sequence[Module], stored: bool, source: str
+) -> Order:
+    """The one order, or the one whose Linears come last, where those are in an order too."""
+    order = found[0] if len(found) == 1 and complete else _preferred(found, complete, modules)
+    if order is None:
+        raise WeightsError(
+            f"the sizes of {len(modules)} modules fit in more than one order",
+            expected="sizes, or numbers in the names, that tell one order",
+            found="; ".join(_chain(one.modules) for one in found[:3]),
+            where=source,
+            hint="a .pt file of torch.save keeps the modules' order; --prefix takes one of them",
+        )
+    first = modules[0]
+    if stored and isinstance(first, Linear) and first.bias is None and first != order.modules[0]:
+        raise _misfit(modules, source)  # an embedding, more likely than a head that came first
+    why = "the stored order does not fit" if stored else "safetensors keeps no order"
+    others = [_chain(one.modules) for one in found if one is not order]
+    also = f", and also in {others[0]}" if others else ""
+    note = f"{why}: the modules run as {_chain(order.modules)}, in which their sizes fit{also}"
+    return Order(order.modules, order.steps, order.flatten, note)
+
+
+def _preferred(found: list[Order], complete: bool, modules: Sequence[Module]) -> Order | None:
+    names = [module.name for module in modules if isinstance(module, Linear)]
+    pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
+    if not complete or not all(numbered(a, b) or numbered(b, a) for a, b in pairs):
+        return None
+    taken = [order for order in found if _ends_in_linears(order)]
+    return taken[0] if len(taken) == 1 else None
+
+
+def _ends_in_linears(order: Order) -> bool:
+    kinds = [isinstance(module, Linear) for module in order.modules]
+    return kinds == sorted(kinds)
+
+
+def _chain(modules: Sequence[Module]) -> str:
+    names = [shown(module.name or "(the whole model)") for module in modules]
+    return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
+
+
+def _misfit(modules: Sequence[Module], source: str) -> WeightsError:
+    """Sizes that do not chain, in any order: say each module's."""
+    sizes = [
+        f"{shown(m.name or '(the whole model)')} ({m.kind}) reads {m.input_size} and gives "
+        f"{m.output_size}"
+        for m in modules[:12]
+    ]
+    bare = [m.name for m in modules if isinstance(m, Linear) and m.bias is None]
+    hint = "--prefix takes only the names below a prefix"
+    if bare:
+        hint = f"{shown(bare[0])} has no bias: if it is an nn.Embedding, there is no layer for it"
+    return WeightsError(
+        "the modules' sizes do not fit one after the other",
+        expected="each to read what the one before gives",
+        found="; ".join(sizes),
+        where=source,
+        hint=hint,
+    )

@@ -1,0 +1,85 @@
+"""Reading a PyTorch file: its state dict, its modules, their order, and the network they make."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.atomic import reason
+from lstm_cli.formats.gates import NATIVE
+from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.torch.archive import TorchArchive
+from lstm_cli.formats.torch.checkpoint import find_state_dict
+from lstm_cli.formats.torch.layers import translate
+from lstm_cli.formats.torch.modules import Tensors
+from lstm_cli.formats.torch.order import find_order
+from lstm_cli.formats.torch.others import modules_of
+from lstm_cli.formats.torch.safetensors_file import read_tensors
+from lstm_cli.formats.torch.tensors import listed, shown
+
+
+def read(path: Path, options: ReadOptions) -> Imported:
+    """Read torch.save's file, or a safetensors file with PyTorch's names.
+
+    Raises
+    ------
+    WeightsError
+        Not readable, hostile, or a network that lstm-cli cannot represent.
+    """
+    if _is_safetensors(path):
+        tensors = _below(read_tensors(path), options.prefix, path)
+        return _imported(path, tensors, "PyTorch state dict in safetensors", stored=False)
+    with TorchArchive(path) as archive:
+        state = find_state_dict(archive.root, options.prefix, path)
+        tensors = {name: archive.tensor(name, view) for name, view in state.tensors.items()}
+        return _imported(path, tensors, "PyTorch state dict", stored=True, notes=state.notes)
+
+
+def _imported(
+    path: Path, tensors: Tensors, title: str, *, stored: bool, notes: tuple[str, ...] = ()
+) -> Imported:
+    modules, left_out = modules_of(tensors, str(path))
+    config, network = translate(find_order(modules, stored, str(path)))
+    kinds = {str(layer["type"]) for layer in network.layers}
+    return Imported(
+        path=path,
+        format="pytorch",
+        title=title,
+        sha256=_digest(path),
+        config=config,
+        tensors=network.tensors,
+        stored=tuple(network.stored),
+        order={kind: " ".join(gates) for kind, gates in NATIVE.items() if kind in kinds},
+        notes=(*notes, *left_out, *network.notes),
+    )
+
+
+def _below(tensors: Tensors, prefix: str | None, path: Path) -> Tensors:
+    if not prefix:
+        return tensors
+    start = prefix.rstrip(".") + "."
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
+    if not kept:
+        raise WeightsError(
+            f"{path} has no tensor below {shown(prefix)}", found=listed(list(tensors))
+        )
+    return kept
+
+
+def _is_safetensors(path: Path) -> bool:
+    """A zip archive begins with PK, a pickle with 0x80; safetensors with the header's length."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except (OSError, ValueError):
+        return False  # said when it is opened as an archive
+    return head[8:] == b"{" and not head.startswith(b"PK")
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
