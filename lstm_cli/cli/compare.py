@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,6 +12,7 @@ from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import FILE, external_option, output_options
 
 if TYPE_CHECKING:
+    from lstm_cli.api.comparison.comparison import Comparison
     from lstm_cli.api.comparison.sides import Side
     from lstm_cli.config import Config
     from lstm_cli.formats.model import ReadOptions
@@ -93,9 +95,7 @@ def command(
     b = _side("B", b_path, ReadOptions(from_b, prefix, order), given)
     comparison = compare(a, b, tolerance)
     console.show(*report(comparison))
-    for side in (a, b):
-        for note in side.notes:
-            console.note(f"note: {side.label}: {note}")
+    _notes(console, (a, b), comparison)
     divergence = _divergence(console, a, b, data_paths, tolerance, allow_external)
     console.document({**_document(comparison), "divergence": divergence})
     return 0 if comparison.equal else DIFFERENT
@@ -111,6 +111,16 @@ def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -
     from lstm_cli.api.comparison.sides import read_side
 
     return read_side(label, path, options, config)
+
+
+def _notes(console: Console, sides: Sequence[Side], comparison: Comparison) -> None:
+    """What was assumed of the files; what `--set` would answer elsewhere, options tell."""
+    for side in sides:
+        for note in side.notes:
+            if "--set " not in note:
+                console.note(f"note: {side.label}: {note}")
+    if any("does not say" in option.what for option in comparison.options):
+        console.note("note: --config names a YAML config for what a file does not say")
 
 
 def _document(comparison: Any) -> dict[str, Any]:

@@ -62,10 +62,17 @@ def _onnx(path: Path) -> Raw:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
+def _torch(path: Path) -> Raw:
+    torch = pytest.importorskip("torch")
+    found = torch.load(path, weights_only=True)
+    return {name: np.asarray(value) for name, value in found.items() if hasattr(value, "shape")}
+
+
 FORMATS: dict[str, tuple[str, list, Callable[[Path], Raw]]] = {
     "tmva": ("net.xml", FLAT, _tmva),
     "keras": ("net.keras", STACKED, _keras),
     "onnx": ("net.onnx", STACKED, _onnx),
+    "pytorch": ("net.pt", STACKED, _torch),
 }
 
 
