@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
+from lstm_cli.formats.onnx.broadcasting import aligned, collapsed
 from lstm_cli.formats.onnx.frame import Frame, every
 from lstm_cli.formats.onnx.values import (
     ALL,
     FEATURES,
     REVERSED,
-    Activated,
     Atom,
     Axis,
     Constant,
     Flattened,
     Linear,
     Product,
-    Softmaxed,
     Term,
     Value,
     Vector,
     Weight,
     Zeros,
-    at,
-    bounded,
-    complete,
-    counted,
-    same_vector,
 )
+from lstm_cli.formats.onnx.vectors import at, bounded, complete, counted
 
 
 def timed(*vectors: Vector) -> bool:
@@ -218,116 +211,3 @@ def multiply(one: Value, other: Value, where: str) -> Value:
         (left, right), shape, axes = aligned(one, other)
     atom = Product(left.pick.size, timed(left, right), where, left, right)
     return made(atom, shape, axes)
-
-
-def divide(one: Value, other: Value, where: str) -> Value:
-    """One value by another: x / (1 + |x|) is softsign, anything else is refused."""
-    parts, bias = terms(other.vector)
-    inner = parts[0].source.atom
-    plain = len(parts) == 1 and parts[0].weight.identity and complete(parts[0].source)
-    ones = bias is not None and bool((bias.array == 1).all())
-    if plain and ones and isinstance(inner, Activated) and inner.activation.name == "symmrelu":
-        source = at(inner.source, parts[0].source.step)
-        if same_vector(source, one.vector):
-            return activate(one, Activation("softsign"), where)
-    raise ValueError("it divides by values that depend on the input")
-
-
-def exponential(value: Value, where: str) -> Value:
-    """exp(-x x), which is the activation gauss; anything else is refused."""
-    parts, bias = terms(value.vector)
-    inner = parts[0].source.atom
-    negative = len(parts) == 1 and bias is None and bool((parts[0].weight.array == -1).all())
-    if negative and parts[0].weight.diagonal and isinstance(inner, Product):
-        left, right = (at(side, parts[0].source.step) for side in (inner.left, inner.right))
-        if complete(parts[0].source) and same_vector(left, right):
-            atom = Activated(value.pick.size, timed(left), where, left, Activation("gauss"))
-            return made(atom, value.pick.shape, value.axes)
-    raise ValueError("the exponential is no activation that lstm-cli has")
-
-
-def activate(value: Value, activation: Activation, where: str) -> Value:
-    """An activation, element by element."""
-    atom = Activated(value.pick.size, timed(value.vector), where, value.vector, activation)
-    return made(atom, value.pick.shape, value.axes)
-
-
-def softmax(value: Value, axis: int, opset: int, where: str) -> Value:
-    """Softmax over the features, which must be one axis alone."""
-    rank = len(value.axes)
-    own = value.pick.shape[-1] if value.pick.ndim else 1
-    last = axis in (-1, rank - 1) or (opset < 13 and all(not p for p in value.axes[axis:-1]))
-    if not last or value.axes[-1] != (FEATURES,) or own != value.pick.size:
-        raise ValueError(f"softmax over axis {axis}, which is not the features")
-    atom = Softmaxed(value.pick.size, timed(value.vector), where, value.vector)
-    return made(atom, value.pick.shape, value.axes)
-
-
-def collapsed(array: Array, value: Value) -> tuple[Array, Value]:
-    """A constant broadcast to a value's features, and the value with the axes of both.
-
-    Raises
-    ------
-    ValueError
-        It is not the same for every sequence and step.
-    """
-    if array.ndim > len(value.axes):
-        value = replace(value, axes=((),) * (array.ndim - len(value.axes)) + value.axes)
-    array = array.reshape((1,) * (len(value.axes) - array.ndim) + array.shape)
-    features = list(value.pick.shape)
-    shape: list[int] = []
-    for k, axis in enumerate(value.axes):
-        count = axis.count(FEATURES)
-        own, features = features[:count], features[count:]
-        if count and array.shape[k] != 1:
-            if len(axis) != count:
-                raise ValueError("a constant differs from step to step")
-            shape += own
-        else:
-            array = _alike(array, k)
-            shape += [1] * count
-    return np.broadcast_to(array.reshape(shape), value.pick.shape), value
-
-
-def _alike(array: Array, axis: int) -> Array:
-    """The first entry of an axis whose entries are all the same."""
-    first = array.take([0], axis=axis)
-    if array.shape[axis] != 1 and not (array == first).all():
-        raise ValueError("a constant differs from sequence to sequence or from step to step")
-    return first
-
-
-def aligned(
-    one: Value, other: Value
-) -> tuple[tuple[Vector, Vector], tuple[int, ...], tuple[Axis, ...]]:
-    """Two values' vectors, broadcast to each other, with the shape and axes of the result."""
-    rank = max(len(one.axes), len(other.axes))
-    padded = [((),) * (rank - len(value.axes)) + value.axes for value in (one, other)]
-    axes = tuple(_common(a, b) for a, b in zip(*padded, strict=True))
-    picks = [
-        _spread(value.pick, own, axes) for value, own in zip((one, other), padded, strict=True)
-    ]
-    bounded(math.prod(np.broadcast_shapes(*(pick.shape for pick in picks))))
-    first, second = np.broadcast_arrays(*picks)
-    found = (
-        Vector(one.atom, one.step, first.reshape(-1)),
-        Vector(other.atom, other.step, second.reshape(-1)),
-    )
-    return found, first.shape, axes
-
-
-def _common(one: Axis, other: Axis) -> Axis:
-    if one == other or not other:
-        return one
-    if not one:
-        return other
-    raise ValueError("it combines values of different layouts")
-
-
-def _spread(pick: Array, own: Sequence[Axis], axes: Sequence[Axis]) -> Array:
-    """A pick with an axis for each of the result's axes of features."""
-    sizes, shape = iter(pick.shape), []
-    for mine, axis in zip(own, axes, strict=True):
-        count = axis.count(FEATURES)
-        shape += [next(sizes) for _ in range(count)] if mine else [1] * count
-    return pick.reshape(shape)

@@ -9,16 +9,8 @@ from lstm_cli.formats.onnx import messages as m
 from lstm_cli.formats.onnx.messages import Graph, TensorType, ValueInfo
 from lstm_cli.formats.onnx.operators import NODES
 from lstm_cli.formats.onnx.tensors import quoted
-from lstm_cli.formats.onnx.values import (
-    ALL,
-    FEATURES,
-    MOST_FEATURES,
-    Anything,
-    Input,
-    Side,
-    Value,
-    counted,
-)
+from lstm_cli.formats.onnx.values import ALL, FEATURES, MOST_FEATURES, Anything, Input, Side, Value
+from lstm_cli.formats.onnx.vectors import counted
 
 _FLOATS = (m.FLOAT, m.DOUBLE, m.FLOAT16, m.BFLOAT16)
 

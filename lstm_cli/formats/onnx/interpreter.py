@@ -21,8 +21,8 @@ from lstm_cli.formats.onnx.values import (
     Recurrent,
     Unknown,
     Value,
-    pieces,
 )
+from lstm_cli.formats.onnx.vectors import pieces
 
 MOST_NODES = 1_000_000
 """Operators evaluated, those of functions each time."""

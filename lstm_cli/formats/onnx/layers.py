@@ -12,7 +12,7 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.onnx.arithmetic import terms, timed
 from lstm_cli.formats.onnx.drafts import Draft, dense, recurrent, selection, silent
 from lstm_cli.formats.onnx.frame import Frame, every
-from lstm_cli.formats.onnx.steps import IDENTITY
+from lstm_cli.formats.onnx.matching import IDENTITY
 from lstm_cli.formats.onnx.tensors import short
 from lstm_cli.formats.onnx.unrolled import Rerolling
 from lstm_cli.formats.onnx.values import (
@@ -28,14 +28,8 @@ from lstm_cli.formats.onnx.values import (
     Recurrent,
     Softmaxed,
     Vector,
-    at,
-    complete,
-    counted,
-    joined,
-    pieces,
-    same_vector,
-    whole,
 )
+from lstm_cli.formats.onnx.vectors import at, complete, counted, joined, pieces, same_vector, whole
 
 MOST_LAYERS = 1000
 

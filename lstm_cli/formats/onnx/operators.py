@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, nearest
-from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
-from lstm_cli.formats.model import Stored
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.frame import Frame
+from lstm_cli.formats.onnx.operator_tensors import OperatorTensors
 from lstm_cli.formats.onnx.tensors import short
 from lstm_cli.formats.onnx.values import (
     ALL,
@@ -27,15 +25,12 @@ from lstm_cli.formats.onnx.values import (
     Unknown,
     Value,
     Vector,
-    at,
-    joined,
-    whole,
 )
+from lstm_cli.formats.onnx.vectors import at, joined, whole
 
 ORDERS = {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n"), "rnn": ("h",)}
 """ONNX's orders, in native letters."""
 NODES = frozenset(kind.upper() for kind in ORDERS)
-PEEPHOLES = ("i", "o", "f")
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Whether each direction runs backwards."""
@@ -176,7 +171,7 @@ class Operator:
                 raise self._refused(slot, str(value.array.shape), str(shapes[slot]))
         if self.call.integer("hidden_size", H) != H or H < 1:
             raise self._refused("hidden_size", str(self.call.integer("hidden_size", H)), str(H))
-        tensors = _Tensors(self.kind, self.gates, d, H)
+        tensors = OperatorTensors(self.kind, self.gates, d, H)
         for slot, value in weights.items():
             tensors.take(slot, value)
         reverse = self.directions[d] != (self.backwards != ALL)
@@ -265,75 +260,3 @@ class Operator:
             where=str(self.call.path),
             hint=f"did you mean `{guess}`?" if guess else None,
         )
-
-
-class _Tensors:
-    """Native tensors of one direction, with where they stood."""
-
-    def __init__(self, kind: str, gates: Sequence[str], direction: int, hidden: int) -> None:
-        self.kind, self.gates, self.d, self.H = kind, gates, direction, hidden
-        self.native = NATIVE[kind]
-        self.found: dict[str, Array] = {}
-        self.stored: list[Stored] = []
-
-    def take(self, slot: str, value: Constant | None) -> None:
-        """One of the operator's tensors; a B that is left out is 0."""
-        if slot in ("W", "R") and value is not None:
-            name = "weight_ih" if slot == "W" else "weight_hh"
-            self.found[name] = self._plain(value.array[self.d], self.gates, self.native)
-            self._note(value, name, self.gates)
-        elif slot == "B":
-            self._biases(value)
-        elif slot == "P" and value is not None:
-            wanted = ("i", "f", "o")
-            self.found["peephole"] = self._plain(value.array[self.d], PEEPHOLES, wanted)
-            self._note(value, "peephole", PEEPHOLES)
-
-    def _plain(self, array: Array, order: Sequence[str], wanted: Sequence[str]) -> Array:
-        return reorder(array, order, wanted)
-
-    def _biases(self, value: Constant | None) -> None:
-        size = len(self.gates) * self.H
-        dtype = self.found["weight_ih"].dtype
-        whole = np.zeros(2 * size, dtype) if value is None else value.array[self.d]
-        pair = [reorder(half, self.gates, self.native) for half in (whole[:size], whole[size:])]
-        if self.kind == "gru":
-            self.found |= {"bias_ih": pair[0], "bias_hh": pair[1]}
-        else:
-            total = pair[0].astype(np.float64) + pair[1]
-            self.found["bias"] = total.astype(whole.dtype)
-        if value is not None:
-            names = ("bias_ih", "bias_hh") if self.kind == "gru" else ("bias", "bias")
-            added = "" if self.kind == "gru" else "Wb and Rb added"
-            self._note(value, names[0], self.gates, 0, added)
-            self._note(value, names[1], self.gates, size, added)
-
-    def _note(
-        self,
-        value: Constant,
-        native: str,
-        order: Sequence[str],
-        offset: int = 0,
-        change: str = "",
-    ) -> None:
-        for origin in value.origins:
-            if value.change or origin.shape != value.array.shape:
-                how = value.change or "reshaped"
-                self.stored.append(
-                    Stored(origin.name, origin.shape, origin.dtype, "", native, "", how)
-                )
-                continue
-            blocks = stored_blocks(
-                origin.name,
-                value.array,
-                native,
-                order,
-                leading=(self.d,),
-                offset=offset,
-                size=self.H,
-                change=change,
-            )
-            self.stored += [
-                Stored(b.name, b.shape, origin.dtype, b.part, b.native, b.block, b.change)
-                for b in blocks
-            ]

@@ -32,8 +32,8 @@ from lstm_cli.formats.onnx.values import (
     Side,
     Unknown,
     Value,
-    pieces,
 )
+from lstm_cli.formats.onnx.vectors import pieces
 from lstm_cli.formats.onnx.wire import WireError
 from lstm_cli.formats.safety import read_whole
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from lstm_cli.cells import Activation
-from lstm_cli.formats.onnx import arithmetic, messages, views
+from lstm_cli.formats.onnx import activations, arithmetic, elementwise, messages, views
 from lstm_cli.formats.onnx.calls import Call
-from lstm_cli.formats.onnx.folding import fold, sized
+from lstm_cli.formats.onnx.folding import fold
 from lstm_cli.formats.onnx.frame import Frame
-from lstm_cli.formats.onnx.operators import NAMES, NODES, Operator
-from lstm_cli.formats.onnx.sizes import OpenSizeError, product
-from lstm_cli.formats.onnx.tensors import short
+from lstm_cli.formats.onnx.operators import NODES, Operator
+from lstm_cli.formats.onnx.sizes import OpenSizeError, product, sized
 from lstm_cli.formats.onnx.unrolled import Rerolling
 from lstm_cli.formats.onnx.values import (
-    Activated,
     Anything,
     Constant,
     Exceeds,
@@ -25,7 +21,6 @@ from lstm_cli.formats.onnx.values import (
     Side,
     Unknown,
     Value,
-    same_vector,
 )
 
 FLOATS = (messages.FLOAT, messages.FLOAT16, messages.DOUBLE, messages.BFLOAT16)
@@ -36,16 +31,7 @@ _SIDEWAYS = frozenset(
     | {"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Not", "And", "Or"}
 )
 """What may be made of states and lengths that are fed at run time."""
-_OPERATORS = {name: ours for name, ours in NAMES.items() if name not in ("affine", "scaledtanh")}
-_PARAMETERS = {
-    "hard_sigmoid": ("alpha", "beta"),
-    "leaky_relu": ("alpha",),
-    "elu": ("alpha",),
-    "thresholded_relu": ("alpha",),
-}
 MOST_TERMS = 256
-LARGE = 16
-"""From here on softplus of x is x in float32."""
 
 
 class Rules:
@@ -106,7 +92,7 @@ class Rules:
         if call.op == "Concat":
             return [self._concat(call)]
         if call.op == "Greater":
-            return [_exceeds(call)]
+            return [activations.exceeds(call)]
         first = call.given(0)
         if isinstance(first, Value):
             if call.op in ("Shape", "Size"):
@@ -148,7 +134,7 @@ class Rules:
                     return self._chosen(no)
             return self._of_constants(call)[0]
         if isinstance(condition, Exceeds):
-            return _softplus(condition, yes, no)
+            return activations.softplus(condition, yes, no)
         if not isinstance(condition, Side):
             raise ValueError("it chooses by values that depend on the input")
         values = [value for value in (yes, no) if isinstance(value, Value)]
@@ -175,43 +161,18 @@ class Rules:
             raise ValueError("it is an operator that lstm-cli does not know")
         if op == "Softmax":
             axis = call.integer("axis", 1 if call.opset < 13 else -1)
-            return arithmetic.softmax(first, axis, call.opset, call.where)
+            return elementwise.softmax(first, axis, call.opset, call.where)
         if op in ("ReduceSum", "ReduceMean"):
             return self._reduced(call, first)
         if op == "Exp":
-            return arithmetic.exponential(first, call.where)
+            return elementwise.exponential(first, call.where)
         if op == "Neg":
             return self._scaled(call, first, -1.0)
         if op == "ReverseSequence":
             return self._reversed(call, first)
         if op == "BatchNormalization":
             return self._normalised(call, first)
-        return arithmetic.activate(first, self._activation(call), call.where)
-
-    def _activation(self, call: Call) -> Activation:
-        op = call.op
-        if op in ("Clip", "Max"):
-            return self._rectifier(call)
-        if op == "Abs":
-            return Activation("symmrelu")
-        name = _OPERATORS.get(op.lower())
-        if name is None:
-            raise ValueError("it is no operator that lstm-cli has a layer for")
-        given = {key: call.number(key) for key in _PARAMETERS.get(name, ())}
-        return Activation(name, **{k: short(v) for k, v in given.items() if v is not None})
-
-    def _rectifier(self, call: Call) -> Activation:
-        """Clip or Max at 0: relu."""
-        limits: list[Any] = [call.number("min"), call.number("max")]
-        for k in (1, 2):
-            if call.given(k) is not None:
-                limits[k - 1] = float(call.constant(k).array.reshape(-1)[0])
-                if call.constant(k).array.size != 1:
-                    limits[0] = None
-        low, high = limits
-        if low != 0 or (high is not None and high < np.finfo(np.float32).max):
-            raise ValueError(f"it limits values to [{low}, {high}], which is no activation here")
-        return Activation("relu")
+        return elementwise.activate(first, activations.activation(call), call.where)
 
     def _reduced(self, call: Call, value: Value) -> Value:
         """The sum or mean over an axis of features."""
@@ -285,7 +246,7 @@ class Rules:
         if not isinstance(second, Value):
             raise ValueError("it combines values with something fed at run time")
         if op == "Div":
-            return arithmetic.divide(first, second, call.where)
+            return elementwise.divide(first, second, call.where)
         return arithmetic.multiply(first, second, call.where)
 
     def _sum(self, call: Call, first: Anything | None, second: Anything | None) -> Value:
@@ -327,25 +288,3 @@ class Rules:
         constants = [Constant(part, origins, "computed") for part in parts]
         scaled = arithmetic.scale(value, constants[0], call.where)
         return arithmetic.add_constant(scaled, constants[1], call.where)
-
-
-def _exceeds(call: Call) -> Exceeds:
-    value, limit = call.given(0), call.constant(1).array
-    if not isinstance(value, Value) or limit.size != 1:
-        raise ValueError("it compares values that depend on the input")
-    return Exceeds(value.vector, float(limit.reshape(-1)[0]))
-
-
-def _softplus(condition: Exceeds, yes: Anything | None, no: Anything | None) -> Value:
-    """x where x is large, softplus of x elsewhere: softplus, since both are the same there."""
-    if (
-        isinstance(yes, Value)
-        and isinstance(no, Value)
-        and isinstance(no.atom, Activated)
-        and no.atom.activation.name == "softplus"
-        and condition.limit >= LARGE
-        and same_vector(condition.vector, yes.vector)
-        and same_vector(no.atom.source, yes.vector)
-    ):
-        return no
-    raise ValueError("it chooses by values that depend on the input")

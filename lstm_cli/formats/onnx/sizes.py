@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
 
 MOST_TERMS = 16
 
@@ -142,6 +146,15 @@ def whole(number: object) -> int:
     if not math.isfinite(value) or value != int(value):
         raise ValueError(f"{value} is no size")
     return int(number)  # type: ignore[call-overload, no-any-return]
+
+
+def sized(numbers: Sequence[Any]) -> Array:
+    """Sizes as a tensor, open ones among them."""
+    if any(isinstance(number, Size) for number in numbers):
+        found = np.empty(len(numbers), object)
+        found[:] = numbers
+        return found
+    return np.array(numbers, np.int64)
 
 
 def _terms(value: object) -> tuple[tuple[tuple[str, ...], int], ...]:

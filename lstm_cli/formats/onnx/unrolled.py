@@ -13,7 +13,8 @@ from lstm_cli.formats.gates import NATIVE, part
 from lstm_cli.formats.model import Stored
 from lstm_cli.formats.onnx.arithmetic import timed
 from lstm_cli.formats.onnx.frame import Frame
-from lstm_cli.formats.onnx.steps import Step, match, rnn_start, same_gate
+from lstm_cli.formats.onnx.matching import Step, same_gate
+from lstm_cli.formats.onnx.steps import match, rnn_start
 from lstm_cli.formats.onnx.values import (
     ALL,
     REVERSED,
@@ -25,13 +26,8 @@ from lstm_cli.formats.onnx.values import (
     Value,
     Vector,
     Weight,
-    at,
-    counted,
-    joined,
-    pieces,
-    same_array,
-    whole,
 )
+from lstm_cli.formats.onnx.vectors import at, counted, joined, pieces, same_array, whole
 
 MOST_WORK = 1_000_000
 """Vectors that are compared; a step counts as `STEP` of them."""

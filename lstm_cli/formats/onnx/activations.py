@@ -1,0 +1,86 @@
+"""Operators that are activations, and those spelt with several operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.cells import Activation
+from lstm_cli.formats.onnx.calls import Call
+from lstm_cli.formats.onnx.operators import NAMES
+from lstm_cli.formats.onnx.tensors import short
+from lstm_cli.formats.onnx.values import (
+    Activated,
+    Anything,
+    Exceeds,
+    Value,
+)
+from lstm_cli.formats.onnx.vectors import same_vector
+
+_OPERATORS = {name: ours for name, ours in NAMES.items() if name not in ("affine", "scaledtanh")}
+_PARAMETERS = {
+    "hard_sigmoid": ("alpha", "beta"),
+    "leaky_relu": ("alpha",),
+    "elu": ("alpha",),
+    "thresholded_relu": ("alpha",),
+}
+LARGE = 16
+"""From here on softplus of x is x in float32."""
+
+
+def activation(call: Call) -> Activation:
+    """The activation that an operator is.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    op = call.op
+    if op in ("Clip", "Max"):
+        return _rectifier(call)
+    if op == "Abs":
+        return Activation("symmrelu")
+    name = _OPERATORS.get(op.lower())
+    if name is None:
+        raise ValueError("it is no operator that lstm-cli has a layer for")
+    given = {key: call.number(key) for key in _PARAMETERS.get(name, ())}
+    return Activation(name, **{k: short(v) for k, v in given.items() if v is not None})
+
+
+def _rectifier(call: Call) -> Activation:
+    """Clip or Max at 0: relu."""
+    limits: list[Any] = [call.number("min"), call.number("max")]
+    for k in (1, 2):
+        if call.given(k) is not None:
+            limits[k - 1] = float(call.constant(k).array.reshape(-1)[0])
+            if call.constant(k).array.size != 1:
+                limits[0] = None
+    low, high = limits
+    if low != 0 or (high is not None and high < np.finfo(np.float32).max):
+        raise ValueError(f"it limits values to [{low}, {high}], which is no activation here")
+    return Activation("relu")
+
+
+def exceeds(call: Call) -> Exceeds:
+    """Greater: where values are larger than a constant."""
+    value, limit = call.given(0), call.constant(1).array
+    if not isinstance(value, Value) or limit.size != 1:
+        raise ValueError("it compares values that depend on the input")
+    return Exceeds(value.vector, float(limit.reshape(-1)[0]))
+
+
+def softplus(condition: Exceeds, yes: Anything | None, no: Anything | None) -> Value:
+    """x where x is large, softplus of x elsewhere: softplus, since both are the same there."""
+    if (
+        isinstance(yes, Value)
+        and isinstance(no, Value)
+        and isinstance(no.atom, Activated)
+        and no.atom.activation.name == "softplus"
+        and condition.limit >= LARGE
+        and same_vector(condition.vector, yes.vector)
+        and same_vector(no.atom.source, yes.vector)
+    ):
+        return no
+    raise ValueError("it chooses by values that depend on the input")
