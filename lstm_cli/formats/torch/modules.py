@@ -107,7 +107,8 @@ def group(tensors: Tensors) -> tuple[list[Group], list[StoredTensor], list[Store
     What holds no real numbers, such as ``num_batches_tracked``, is no weight.
     """
     groups: dict[tuple[str, bool, bool], Group] = {}
-    strays, counts = [], []
+    strays: list[StoredTensor] = []
+    counts: list[StoredTensor] = []
     for name, tensor in tensors.items():
         match = _RECURRENT.fullmatch(name) or _PLAIN.fullmatch(name)
         if match is None:

@@ -9,6 +9,7 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.atomic import reason
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.torch.archive import TorchArchive
 from lstm_cli.formats.torch.checkpoint import find_state_dict
 from lstm_cli.formats.torch.layers import translate
@@ -27,6 +28,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
     WeightsError
         Not readable, hostile, or a network that lstm-cli cannot represent.
     """
+    check_regular(path)
     if _is_safetensors(path):
         tensors = _below(read_tensors(path), options.prefix, path)
         return _imported(path, tensors, "PyTorch state dict in safetensors", stored=False)
