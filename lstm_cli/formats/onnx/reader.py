@@ -238,9 +238,10 @@ class _Reading:
                 f"the model's output {quoted(name)} is laid out as ({', '.join(shown)}); "
                 f"lstm-cli gives ({', '.join(ours)})"
             ] = None
-        first = next(iter(self.frame.sizes), None)
-        if first is not None and first == self.frame.time:
-            self.notes["the model reads (T, N, D); lstm-cli reads (N, T, D)"] = None
+        free = list(self.frame.sizes)
+        if free[:1] == [self.frame.time]:
+            theirs = "(T, N, D)" if len(free) > 1 else "one sequence (T, D)"
+            self.notes[f"the model reads {theirs}; lstm-cli reads (N, T, D)"] = None
 
     def _unknown(self, value: Unknown) -> WeightsError:
         if isinstance(value.error, WeightsError):
