@@ -119,7 +119,7 @@ def test_random_models(seed: int, dtype: str, tmp_path: Path) -> None:
     found = run(imported, x, LENGTHS, dtype)
     wanted = np.where(np.arange(T)[None, :, None] < LENGTHS[:, None, None], wanted, 0)
     close(found, wanted, dtype)
-    names = {name for name in model.state_dict()}
+    names = set(model.state_dict())
     assert len({s.name for s in imported.stored}) == len(names)
     assert all(value.dtype == dtype for value in imported.tensors.values())
 

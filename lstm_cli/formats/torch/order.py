@@ -60,12 +60,20 @@ def find_order(modules: Sequence[Module], stored: bool, source: str) -> Order:
             order = _fit(modules, flat)
             if order is not None:
                 return _as_stored(order)
-    for flat in (False, True) if len(modules) <= MOST_MODULES else ():
-        search = _Search(modules, flat)
-        found = search.orders()
+    if len(modules) <= MOST_MODULES:
+        plain, whole = _Search(modules, flat=False), _Search(modules, flat=True)
+        found, complete = plain.orders(), plain.complete
+        if not found or (not stored and isinstance(found[0].modules[0], Linear)):
+            # Where a Linear seems to run first, it may as well read all steps at the end.
+            found += [one for one in whole.orders() if not found or _flattens_last(one)]
+            complete = complete and whole.complete
         if found:
-            return _decided(found, search.complete, modules, stored, source)
+            return _decided(found, complete, modules, stored, source)
     raise _misfit(modules, source)
+
+
+def _flattens_last(order: Order) -> bool:
+    return order.flatten is not None and _ends_in_linears(order)
 
 
 def _as_stored(order: Order) -> Order:
@@ -173,7 +181,9 @@ def _decided(
 def _preferred(found: list[Order], complete: bool, modules: Sequence[Module]) -> Order | None:
     names = [module.name for module in modules if isinstance(module, Linear)]
     pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
-    if not complete or not all(numbered(a, b) or numbered(b, a) for a, b in pairs):
+    if not complete or len({one.flatten is None for one in found}) > 1:
+        return None
+    if not all(numbered(a, b) or numbered(b, a) for a, b in pairs):
         return None
     taken = [order for order in found if _ends_in_linears(order)]
     return taken[0] if len(taken) == 1 else None

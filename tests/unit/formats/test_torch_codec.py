@@ -1,0 +1,232 @@
+"""What the reader of PyTorch's files says, assumes, refuses, and where the writer stops."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import random_weights, recurrent
+from safetensors.numpy import save_file
+
+from lstm_cli.cells import Activation
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Export, Imported, ReadOptions, Stored
+from lstm_cli.formats.torch.archive_writing import archived
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def lstm(prefix: str, D: int, H: int, gates: int = 4) -> Shapes:
+    rows = gates * H
+    return {
+        f"{prefix}weight_ih_l0": (rows, D),
+        f"{prefix}weight_hh_l0": (rows, H),
+        f"{prefix}bias_ih_l0": (rows,),
+        f"{prefix}bias_hh_l0": (rows,),
+    }
+
+
+def linear(prefix: str, D: int, F: int) -> Shapes:
+    return {f"{prefix}weight": (F, D), f"{prefix}bias": (F,)}
+
+
+def tensors(shapes: Shapes) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def read(folder: Path, shapes: Shapes, prefix: str | None = None) -> Imported:
+    """Through safetensors, which writes tensors of any rank."""
+    save_file(tensors(shapes), folder / "w.safetensors", {"format": "pt"})
+    return registry.read(folder / "w.safetensors", ReadOptions("pytorch", prefix))
+
+
+def refused(folder: Path, shapes: Shapes, prefix: str | None = None) -> str:
+    with pytest.raises(WeightsError) as caught:
+        read(folder, shapes, prefix)
+    return str(caught.value)
+
+
+def test_where_everything_stood(tmp_path: Path) -> None:
+    found = read(tmp_path, lstm("net.rnn.", 3, 2) | linear("net.fc.", 2, 5))
+    assert (found.format, found.title) == ("pytorch", "PyTorch state dict in safetensors")
+    assert found.order == {"lstm": "i f g o"}
+    assert Stored(
+        "net.rnn.weight_ih_l0", (8, 3), "float32", "[4:6]", "layers.0.weight_ih", "g"
+    ) in found.stored  # fmt: skip
+    biases = [s for s in found.stored if s.native == "layers.0.bias" and s.block == "o"]
+    assert [(s.name, s.part, s.change) for s in biases] == [
+        ("net.rnn.bias_ih_l0", "[6:8]", "added to net.rnn.bias_hh_l0"),
+        ("net.rnn.bias_hh_l0", "[6:8]", "added to net.rnn.bias_ih_l0"),
+    ]
+    assert found.stored[-1] == Stored("net.fc.bias", (5,), "float32", "", "layers.1.bias", "")
+
+
+def test_what_is_assumed_is_said(tmp_path: Path) -> None:
+    shapes = lstm("a1.", 3, 4, gates=1) | lstm("a2.", 4, 4, gates=3) | {"fc.weight": (2, 4)}
+    notes = "\n".join(read(tmp_path, shapes).notes)
+    for said in (
+        "--set model.layers.1.return_sequences=false",
+        "tanh is assumed in the rnn; if not: --set model.layers.0.activation=relu",
+        "--set model.layers.2.activation=softmax",
+        "no bias is stored for fc",
+        "safetensors keeps no order: the modules run as a1 -> a2 -> fc",
+        "--set model.layers.1.dropout",
+    ):
+        assert said in notes
+
+
+@pytest.mark.parametrize(
+    ("shapes", "order"),
+    [
+        (linear("head.", 5, 3) | lstm("lstm.", 3, 5), "lstm head"),  # as many out as in
+        (linear("a.", 2, 3) | lstm("b.", 3, 5), "a b"),
+        (lstm("10.", 4, 4) | lstm("9.", 4, 4) | linear("11.", 4, 4), "9 10 11"),
+        (linear("fc2.", 6, 3) | linear("fc1.", 5, 6) | lstm("lstm.", 3, 5), "lstm fc1 fc2"),
+        (linear("fc2.", 5, 3) | linear("fc1.", 2, 3) | lstm("lstm.", 3, 5), "fc1 lstm fc2"),
+        (linear("z.", 40, 2) | lstm("q.", 3, 5), "q z"),  # eight steps side by side
+    ],
+)
+def test_sizes_and_numbers_tell_the_order(shapes: Shapes, order: str, tmp_path: Path) -> None:
+    found = read(tmp_path, shapes)
+    assert list(dict.fromkeys(s.name.split(".")[0] for s in found.stored)) == order.split()
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        linear("z.", 40, 3) | lstm("q.", 3, 5),  # z first, or last on eight steps side by side
+        linear("i.", 3, 8) | lstm("q.", 8, 5) | linear("o.", 5, 3),
+        lstm("a.", 4, 4) | lstm("b.", 4, 4),
+        {k: v for j in range(12) for k, v in linear(f"{'abcdefghijkl'[j]}.", 4, 4).items()},
+    ],
+)
+def test_orders_that_nothing_tells_apart(shapes: Shapes, tmp_path: Path) -> None:
+    assert "more than one order" in refused(tmp_path, shapes)
+    (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
+    found = registry.read(tmp_path / "w.pt")
+    names = list(dict.fromkeys(name.split(".")[0] for name in shapes))
+    assert list(dict.fromkeys(s.name.split(".")[0] for s in found.stored)) == names
+
+
+HOPELESS: dict[str, tuple[Shapes, str]] = {
+    "embedding": ({"embed.weight": (9, 3)} | lstm("l.", 3, 5), "embed.*nn.Embedding"),
+    "unnamed embedding": ({"e.weight": (9, 3)} | lstm("l.", 3, 5), "e has no bias.*nn.Embedding"),
+    "norm": (lstm("l.", 3, 5) | {"n.weight": (5,), "n.bias": (5,)}, "module n .*LayerNorm"),
+    "convolution": (lstm("l.", 3, 5) | {"c.weight": (5, 3, 2)}, "module c .*Conv1d"),
+    "attention": (lstm("l.", 3, 4) | {"a.in_proj_weight": (12, 4)}, "MultiheadAttention"),
+    "weight_norm": (
+        {"l.weight_hh_l0_g": (8, 1), "l.weight_hh_l0_v": (8, 2)} | lstm("l.", 3, 2),
+        "l.weight_hh_l0_g.*weight_norm",
+    ),
+    "initial state": (lstm("l.", 3, 2) | {"h0": (2,)}, "tensor h0"),
+    "two gates": (lstm("l.", 3, 4, gates=2), "module l is neither"),
+    "one bias": ({k: v for k, v in lstm("", 3, 4).items() if "bias_hh" not in k}, "bias_hh_l0"),
+    "no matrix": ({k: v for k, v in lstm("", 3, 4).items() if "_hh" not in k}, "weight_hh_l0"),
+    "a layer missing": (
+        lstm("", 3, 4) | {k.replace("l0", "l2"): v for k, v in lstm("", 4, 4).items()},
+        "lacks weight_ih_l1",
+    ),
+    "a direction missing": (
+        lstm("", 3, 4)
+        | {k.replace("l0", "l1"): v for k, v in lstm("", 4, 4).items()}
+        | {f"{k}_reverse": v for k, v in lstm("", 3, 4).items()},
+        "lacks weight_ih_l1_reverse",
+    ),
+    "a short bias": (lstm("", 3, 4) | {"bias_ih_l0": (15,)}, "bias_ih_l0"),
+    "layers that do not chain": (
+        lstm("", 3, 4) | {k.replace("l0", "l1"): v for k, v in lstm("", 5, 4).items()},
+        "reads 4 features in layer 1",
+    ),
+    "a wrong projection": (lstm("", 3, 4) | {"weight_hr_l0": (2, 4)}, "neither"),
+    "modules that do not chain": (lstm("a.", 3, 4) | linear("b.", 7, 2), "b .linear. reads 7"),
+    "nothing": ({"x": (3,)}, "tensor x"),
+    "no values": (lstm("", 0, 4), "without values"),
+}
+
+
+@pytest.mark.parametrize("kind", HOPELESS)
+def test_what_cannot_be_represented_is_named(kind: str, tmp_path: Path) -> None:
+    shapes, message = HOPELESS[kind]
+    assert re.search(message, refused(tmp_path, shapes), re.DOTALL)
+
+
+def test_prefixes(tmp_path: Path) -> None:
+    shapes = lstm("a.b.", 3, 4) | lstm("a.bc.", 4, 5) | {"a.n.weight": (3,)}
+    assert {s.name.rpartition(".")[0] for s in read(tmp_path, shapes, "a.b").stored} == {"a.b"}
+    assert "no tensor below a.b.c" in refused(tmp_path, shapes, "a.b.c")
+
+
+def written(layers: list[LayerSpec], path: Path, steps: int | None = None) -> tuple[str, ...]:
+    weights = random_weights(layers)
+    size = layers[0].input_size
+    return registry.write(path, "pytorch", Export("w", size, steps, tuple(layers), weights, ""))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("lstm", {"peepholes": True}, "layer 0 .lstm.: it has peepholes"),
+        ("lstm", {"clip": 3.0}, "clip: 3"),
+        ("lstm", {"coupled_input_forget": True}, "coupled_input_forget"),
+        ("lstm", {"cell_activation": Activation("relu")}, "cell_activation: relu"),
+        ("lstm", {"recurrent_activation": Activation("hard_sigmoid")}, "hard_sigmoid"),
+        ("lstm", {"projection_size": 4}, "projection_size: 4"),
+        ("gru", {"reset_after": False}, "reset_after: false"),
+        ("gru", {"activation": Activation("softsign")}, "activation: softsign"),
+        ("rnn", {"activation": Activation("softsign")}, "tanh or relu"),
+    ],
+)
+def test_what_modules_cannot_hold(
+    kind: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=message):
+        written([recurrent(kind, 4, 3, **options)], tmp_path / "w.pt")
+    assert not (tmp_path / "w.pt").exists()
+
+
+def test_what_a_state_dict_cannot_say(tmp_path: Path) -> None:
+    layers: list[LayerSpec] = [
+        recurrent("rnn", 4, 3, activation=Activation("relu")),
+        DropoutSpec(1, 4, 0.5),
+        recurrent("rnn", 4, 4, index=2, activation=Activation("relu"), stateful=True),
+        recurrent("lstm", 2, 4, index=3, use_forget_gate=False),
+        FlattenSpec(4, 2, 6),
+        DenseSpec(5, 12, 3, None),
+    ]
+    notes = "\n".join(written(layers, tmp_path / "w.pt", 6))
+    for said in (
+        "layer 0 (0): nn.RNN needs nonlinearity='relu'",
+        "layer 1: dropout",
+        "layer 2 (0): stateful",
+        "layer 3 (1): forget_gate: false",
+        "layer 4: flatten",
+        "layer 5 (2): its activation softmax",
+    ):
+        assert said in notes
+    found = registry.read(tmp_path / "w.pt")
+    assert found.config is not None
+    assert [layer["type"] for layer in found.config["model"]["layers"]] == [
+        "rnn", "rnn", "lstm", "flatten", "dense",
+    ]  # fmt: skip
+    plain: list[LayerSpec] = [recurrent("gru", 4, 3, return_sequences=False), DenseSpec(
+        1, 4, 2, Activation("identity"))]  # fmt: skip
+    notes = "\n".join(written(plain, tmp_path / "w.pt"))
+    assert notes == "layer 0 (gru): return_sequences: false is not stored: take the last valid step"
+
+
+def test_order_and_dtype_survive(tmp_path: Path) -> None:
+    """float64 stays, float32 stays, one file of both."""
+    given = tensors(lstm("z.", 3, 4) | linear("a.", 4, 2))
+    given["a.weight"] = given["a.weight"].astype(np.float64)
+    (tmp_path / "w.pt").write_bytes(archived(given))
+    found = registry.read(tmp_path / "w.pt")
+    assert [str(v.dtype) for v in found.tensors.values()] == ["float32"] * 3 + [
+        "float64", "float32",
+    ]  # fmt: skip
+    assert np.array_equal(found.tensors["layers.1.weight"], given["a.weight"])
