@@ -17,7 +17,7 @@ the cluster: a stack that has both is not pipelined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -78,6 +78,7 @@ class Pipeline:
 
 def pipeline(
     way: Way,
+    beside: Callable[[int], Way],
     cells: Sequence[Cell],
     N: int,
     T: int,
@@ -89,6 +90,8 @@ def pipeline(
 
     Parameters
     ----------
+    way, beside
+        What runs a layer on the whole device, and what runs it on so many multiprocessors.
     cells
         Of each layer, from the lowest.
     N, T
@@ -101,7 +104,7 @@ def pipeline(
     share = way.multiprocessors // len(cells)
     if share < 1:
         return "the device has fewer multiprocessors than there are layers"
-    own = way.beside(share)
+    own = beside(share)
     steps = [own.modelled(cell, N, backward=backward) for cell in cells]
     kinds = {kind for _, kind in steps}
     if {CLUSTER, GRID} <= kinds:

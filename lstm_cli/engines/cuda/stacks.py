@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from lstm_cli.engines.cuda.batch import Batch, Sequences
 from lstm_cli.engines.cuda.clocks import Stretch
@@ -24,6 +25,9 @@ from lstm_cli.engines.types import (
     TrainingPass,
 )
 from lstm_cli.errors import DeviceMemoryError
+
+PLANS = 256
+"""Sizes that are remembered."""
 
 
 def parts(layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
@@ -87,6 +91,7 @@ class Stacks:
     def __init__(self, device: Device, way: Way, allowed: Pipelining) -> None:
         self.device, self.way, self.allowed = device, way, allowed
         self._ways: dict[int, list[Way]] = {}
+        self._plans: dict[tuple[Any, ...], Pipeline | str] = {}
 
     def plan(
         self,
@@ -100,8 +105,14 @@ class Stacks:
         """How a stack runs over N sequences of T steps side by side, or why it does not."""
         if ragged:
             return "sequences are not of one length"
-        cells = [spec.cells[0] for spec in specs]
-        return pipeline(self.way, cells, N, T, self.allowed, backward=backward)
+        cells = tuple(spec.cells[0] for spec in specs)
+        key = (cells, N, T, backward)
+        if key not in self._plans:
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            given = (cells, N, T, self.allowed)
+            self._plans[key] = pipeline(self.way, self._own, *given, backward=backward)
+        return self._plans[key]
 
     def forward(
         self,
@@ -158,10 +169,17 @@ class Stacks:
 
     def beside(self, chosen: Pipeline) -> list[Way]:
         """A way for each lane, with scratch memory of its own."""
-        found = self._ways.setdefault(chosen.share, [])
+        self._own(chosen.share)
+        found = self._ways[chosen.share]
         while len(found) < chosen.layers:
             found.append(self.way.beside(chosen.share))
         return found[: chosen.layers]
+
+    def _own(self, share: int) -> Way:
+        """The first of the ways for a share, by which all are planned."""
+        if share not in self._ways:
+            self._ways[share] = [self.way.beside(share)]
+        return self._ways[share][0]
 
 
 def _element(layer: RecurrentLayer, made: Returning) -> DeviceArray | None:
