@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MOST_OPCODES = 2_000_000
+MOST_OPCODES = 1_000_000
 """An opcode makes one object of a hundred bytes or two at most, so this bounds the memory."""
 LARGEST_INTEGER = 256
 

@@ -1,0 +1,308 @@
+"""Files made to do harm: nothing is executed, memory and time stay bounded, errors are ours."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import pickle
+import re
+import struct
+import subprocess
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.torch.archive_writing import archived
+from lstm_cli.formats.torch.unpickler import unpickle
+
+rng = np.random.default_rng(7)
+SHAPES = {"l.weight_ih_l0": (8, 3), "l.weight_hh_l0": (8, 2), "l.bias_ih_l0": (8,),
+          "l.bias_hh_l0": (8,), "fc.weight": (2, 2), "fc.bias": (2,)}  # fmt: skip
+SOUND = archived({name: rng.random(shape, np.float32) for name, shape in SHAPES.items()})
+
+
+def put(path: Path, pickled: bytes, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("w/data.pkl", pickled)
+        for name, data in members.items():
+            file.writestr(f"w/{name.replace('_', '/')}", data)
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        registry.read(path, ReadOptions("pytorch"))
+    assert caught.value.exit_code == 4
+    return str(caught.value)
+
+
+class Call:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+class Attribute:
+    """Pickles as an object with a state."""
+
+
+CALLS = {
+    "system": (Call(os.system, "exit 3"), f"{os.system.__module__}.system"),
+    "eval": (Call(eval, "1/0"), "builtins.eval|__builtin__.eval"),
+    "exec": (Call(exec, "raise SystemExit"), r"\.exec"),
+    "getattr": (Call(getattr, Call(__import__, "os"), "system"), "getattr|__import__"),
+    "popen": (Call(subprocess.Popen, ["false"]), "[.]Popen"),
+    "nested": ({"a": [(1, Call(open, "/x", "w"))]}, "open"),
+    "as a key": ({Call(int, "3"): 1}, "int"),
+    "object": (Attribute(), "test_torch_codec_hostile.Attribute"),
+    "range": (range(10**9), "range"),
+    "bytearray": (Call(bytearray, 1 << 40), "bytearray"),
+    "reference": (os.system, "names .*system"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_call_is_named_and_not_made(
+    kind: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, name = CALLS[kind]
+    data = pickle.dumps({"w.weight": 1, "x": value}, protocol)
+    path = put(tmp_path / "w.pt", data)
+    for module, function in ((os, "system"), (builtins, "eval"), (subprocess, "Popen")):
+        monkeypatch.setattr(module, function, None)
+    with pytest.raises(WeightsError, match=name):
+        registry.read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"cos\nsystem\n(S'true'\ntR.", "os.system"),  # protocol 0
+        (b"\x80\x02ctorch\nsave\n)R.", "torch.save"),
+        (b"\x80\x02ctorch._utils\n_import_dotted_name\nX\2\0\0\0os\x85R.", "_import_dotted_name"),
+        (b"\x80\x02ctorch.nn.modules.rnn\nLSTM\n)\x81}b.", "whole module.*nn.modules.rnn.LSTM"),
+        (b"\x80\x02c__main__\nNet\n)\x81.", "__main__.Net"),
+        (b"\x80\x02(i__main__\nNet\n.", "__main__.Net"),
+        (b"\x80\x02(c__main__\nNet\no.", "__main__.Net"),
+        (b"\x80\x04\x8c\2os\x8c\6system\x93)R.", "os.system"),
+        (b"\x80\x04X\x0b\0\0\0collectionsX\x13\0\0\0OrderedDict.__init__\x93)R.", "pickle"),
+        (b"\x80\x02ccollections\nOrderedDict.__class__\n)R.", "OrderedDict.__class__"),
+        (b"\x80\x02\x82\x01.", "extension"),
+        (b"\x80\x02ctorch._utils\n_rebuild_qtensor\n)R.", "quantised"),
+        (b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n)R.", "sparse"),
+        (b"\x80\x02ccollections\nOrderedDict\n)RK\x01b.", "no state dict"),
+        (b"\x80\x02ccollections\nOrderedDict\nccollections\nOrderedDict\n\x85R.", "lacks"),
+        (b"\x80\x02K\x01)R.", "calls what is no function"),
+        (b"\x80\x02c\x1b[2J\n\x1b\n)R.", r"\\x1b"),
+        (b"\x80\x02]}b.", "no dict"),
+        (b"\x80\x02}]]s.", "no state dict"),
+        (b"\x80\x02N.", "NoneType"),
+        (b"\x80\x02.", "lacks"),
+        (b"\x80\x02h\x05.", "lacks"),
+        (b"\x80\x02t.", "lacks"),
+        (b"\x80\x02U\xff", "ends within"),
+        (b"", "ends within"),
+    ],
+)  # fmt: skip
+def test_pickles_by_hand(data: bytes, said: str, tmp_path: Path) -> None:
+    assert re.search(said, refused(put(tmp_path / "w.pt", data)), re.DOTALL)
+
+
+def text(word: str) -> bytes:
+    return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+
+def integer(value: int) -> bytes:
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def tensor(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], key: str = "0") -> bytes:
+    """One tensor of a state dict, w.weight, with a storage that declares 10**9 values."""
+    sizes, steps = (b"(" + b"".join(map(integer, n)) + b"t" for n in (shape, strides))
+    return (
+        text("w.weight") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage")
+        + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + integer(10**9) + b"tQ"
+        + integer(offset) + sizes + steps + b"\x89NtR"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides", "key", "said"),
+    [
+        (0, (5, 6), (6, 1), "0", "outside its storage"),
+        (1, (4, 6), (6, 1), "0", "outside its storage"),
+        (0, (4, 6), (7, 1), "0", "outside its storage"),
+        (0, (2**40, 2**20), (0, 0), "0", "outside its storage"),
+        (0, (2, 2**62), (2**62, 1), "0", "outside its storage"),
+        (0, (5, 5), (1, 1), "0", "outside its storage"),
+        (-1, (4, 6), (6, 1), "0", "no natural number"),
+        (0, (4, 6), (-6, 1), "0", "no natural number"),
+        (0, (4, 6), (6,), "0", "sizes than strides"),
+        (0, (4, 6), (6, 1), "1", "no member w/data/1"),
+        (0, (4, 6), (6, 1), "../data.pkl", "no member"),
+        (0, (4, 6), (6, 1), "/etc/passwd", "no member"),
+        (0, (1,) * 17, (1,) * 17, "0", "no short tuple"),
+    ],
+)
+def test_views_out_of_bounds(
+    offset: int, shape: Any, strides: Any, key: str, said: str, tmp_path: Path
+) -> None:
+    data = b"\x80\x02}(" + tensor(offset, shape, strides, key) + b"u."
+    assert said in refused(put(tmp_path / "w.pt", data, data_0=bytes(96)))
+
+
+def test_views_within_bounds(tmp_path: Path) -> None:
+    """Transposed, and one row for all: strides that are no layout of their own."""
+    values = np.arange(24, dtype=np.float32)
+    for strides, wanted in (
+        ((1, 4), values.reshape(6, 4).T),
+        ((0, 1), np.tile(values[:6], (4, 1))),
+    ):
+        data = b"\x80\x02}(" + tensor(0, (4, 6), strides) + b"u."
+        put(tmp_path / "w.pt", data, data_0=values.tobytes())
+        found = registry.read(tmp_path / "w.pt").tensors["layers.0.weight"]
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_many_views_of_one_storage(tmp_path: Path) -> None:
+    names = [text(f"{k}.weight") for k in range(1000)]
+    whole = tensor(0, (250, 250), (250, 1)).removeprefix(text("w.weight"))
+    data = b"\x80\x02}(" + b"".join(name + whole for name in names) + b"u."
+    put(tmp_path / "w.pt", data, data_0=bytes(250_000))
+    assert "share their storages" in refused(tmp_path / "w.pt")
+
+
+TWO = b"h\x00h\x00\x86"
+BOMBS = {
+    "a declared text": b"\x80\x02X\xff\xff\xff\x7fabc",
+    "a declared long text": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7fabc",
+    "a declared integer": b"\x80\x02\x8b\xff\xff\xff\x7fabc",
+    "a large integer": b"\x80\x02\x8b" + struct.pack("<i", 10**6) + bytes(10**6) + b".",
+    "a far memo": b"\x80\x02]r\xff\xff\xff\xff.",
+    "pairs of pairs": b"\x80\x02)q\x00" + (TWO + b"q\x00") * 10**4 + b".",
+    "pairs of pairs as a key": b"\x80\x02})q\x00" + (TWO + b"q\x00") * 64 + b"Ns.",
+    "nested tuples": b"\x80\x02)" + b"\x85" * 10**5 + b".",
+    "nested lists": b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+    "nested dicts": b"\x80\x02}" + b"K\x01}" * 10**5 + b"s" * 10**5 + b".",
+    "a list of itself": b"\x80\x02]q\x00h\x00a.",
+    "a dict of itself": b"\x80\x02}q\x00" + text("weight") + b"h\x00s.",
+    "a list many times a set": b"\x80\x02]q\x00(" + b"N" * 10**5 + b"e"
+    + b"c__builtin__\nset\nh\x00\x85R0" * 10**4 + b".",
+    "marks": b"\x80\x02" + b"(" * 10**5 + b".",
+    "empty dicts": b"\x80\x02" + b"}" * (2 * 10**5) + b".",
+    "a long key over and over": b"\x80\x02}" + (text("k" * 10**6) + b"q\x00")
+    + text("k" * 10**6) + b"q\x01Ns" + b"h\x00Nsh\x01Ns" * 10**4 + b".",
+    "a name without end": b"\x80\x02c" + b"a" * 10**6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstm_cli.formats.torch.opcodes.MOST_OPCODES", 150_000)
+    tracemalloc.start()
+    try:
+        before = time.process_time()
+        refused(put(tmp_path / "w.pt", BOMBS[kind]))
+        seconds, peak = time.process_time() - before, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert seconds < 5
+    assert peak < 64 << 20
+
+
+def test_a_large_pickle_is_not_read(tmp_path: Path) -> None:
+    assert "has 33,554,433 bytes" in refused(put(tmp_path / "w.pt", bytes((32 << 20) + 1)))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "old, non-zip format"),
+        (pickle.dumps({"a": 1}, 2), "bare pickle"),
+        (pickle.dumps(Call(os.system, "true"), 4), "bare pickle"),
+    ],
+)
+def test_bare_pickles(data: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(data)
+    assert said in refused(tmp_path / "w.pt")
+
+
+def test_archives_of_others(tmp_path: Path) -> None:
+    assert "TorchScript" in refused(
+        put(tmp_path / "w.pt", b"\x80\x02}.", **{"constants.pkl": b"1"})
+    )
+    assert "TorchScript" in refused(put(tmp_path / "w.pt", b"\x80\x02}.", **{"code_x.py": b"1"}))
+    assert "byte order" in refused(put(tmp_path / "w.pt", b"\x80\x02}.", byteorder=b"pdp"))
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
+        file.writestr("x", b"1")
+    assert "no file of torch.save" in refused(tmp_path / "w.pt")
+
+
+def printable(error: LstmCliError) -> None:
+    assert all(line.isprintable() for line in str(error).split("\n"))
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    made = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        at, to = sorted(int(n) for n in rng.integers(0, len(made) + 1, 2))
+        kind = rng.integers(5)
+        if kind == 0:
+            del made[at : min(to, at + 9)]
+        elif kind == 1:
+            made[at:at] = made[to : to + 9]
+        elif kind == 2 and at:
+            del made[at:]
+        elif made:
+            made[at % len(made)] = int(rng.integers(256))
+        made = made or bytearray(1)
+    return bytes(made)
+
+
+def rezipped(rng: np.random.Generator) -> bytes:
+    """A sound archive around a damaged member, which is the pickle as often as not."""
+    with zipfile.ZipFile(io.BytesIO(SOUND)) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    name = list(members)[int(rng.integers(len(members))) if rng.integers(2) else 0]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for member, data in members.items():
+            file.writestr(member, damaged(data, rng) if member == name else data)
+    return made.getvalue()
+
+
+def test_a_thousand_corruptions(tmp_path: Path) -> None:
+    path, read = tmp_path / "w.pt", 0
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        path.write_bytes(rezipped(rng) if seed % 2 else damaged(SOUND, rng))
+        try:
+            registry.read(path, ReadOptions("pytorch"))
+            read += 1
+        except LstmCliError as error:
+            printable(error)
+    assert 0 < read < 900
+
+
+def test_a_thousand_corrupt_pickles() -> None:
+    """The pickle machine alone, where nothing stands before it."""
+    with zipfile.ZipFile(io.BytesIO(SOUND)) as file:
+        sound = file.read("archive/data.pkl")
+    for seed in range(1000):
+        try:
+            unpickle(damaged(sound, np.random.default_rng(seed)), "x")
+        except WeightsError as error:
+            printable(error)
