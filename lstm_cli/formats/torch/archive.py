@@ -36,6 +36,7 @@ class TorchArchive:
         self.path = path
         self._zip = open_archive(path)
         try:
+            _refuse_overlap(self._zip, path)
             self._folder = self._find_folder()
             self._order = self._byte_order()
             name = f"{self._folder}data.pkl"
@@ -142,6 +143,17 @@ class TorchArchive:
 
 def _is_pickle(name: str) -> bool:
     return name == "data.pkl" or name.endswith("/data.pkl")
+
+
+def _refuse_overlap(archive: zipfile.ZipFile, path: Path) -> None:
+    """Members that share their bytes would unpack to far more than each one's share."""
+    declared = sum(member.compress_size for member in archive.infolist())
+    if declared > path.stat().st_size:
+        raise WeightsError(
+            f"the members of the archive {path} overlap",
+            expected=f"at most {path.stat().st_size:,} stored bytes",
+            found=f"{declared:,}",
+        )
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -227,6 +227,17 @@ def test_a_large_pickle_is_not_read(tmp_path: Path) -> None:
     assert "has 33,554,433 bytes" in refused(put(tmp_path / "w.pt", bytes((32 << 20) + 1)))
 
 
+def test_members_that_overlap(tmp_path: Path) -> None:
+    """Many entries of the directory that name the same bytes."""
+    path = put(tmp_path / "w.pt", b"\x80\x02}.", data_0=bytes(5000), data_1=bytes(5000))
+    data = path.read_bytes()
+    at = data.index(b"PK\1\2", data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 1)
+    for place, size in ((20, 8000), (24, 8000)):
+        data = data[: at + place] + struct.pack("<I", size) + data[at + place + 4 :]
+    path.write_bytes(data)
+    assert "overlap" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
