@@ -25,7 +25,8 @@ from networks import (
 
 from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.onnx import read
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
@@ -34,6 +35,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 import onnx_models  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx_exports import export_of, random_layers  # noqa: E402
 
 N, T, D, H = 4, 6, 3, 5
 TOLERANCE = 2e-5
@@ -474,3 +476,24 @@ def test_bare_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None
     y, h = run_there(plain, {"x": x.transpose(1, 0, 2)})
     close(found.outputs, y[:, 0].transpose(1, 0, 2) if whole else h[0])
     assert any("laid out" in note for note in imported.notes)
+
+
+# This package's own models, with lengths and states as inputs or without.
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_own_models(seed: int, lengths: bool, tmp_path: Path) -> None:
+    states = bool(seed % 2)
+    specs = random_layers(np.random.default_rng(seed), projected=not states)
+    export, path = export_of(specs, seed), tmp_path / "model.onnx"
+    registry.write(path, "onnx", export, WriteOptions(lengths, states))
+    x = random_inputs(N, export.steps or T, export.input_size, seed)
+    valid = random_lengths(N, x.shape[1], seed) if lengths else None
+    state = random_states(specs, N, seed) if states else None
+    expected = Network(specs, export.tensors, ReferenceEngine("float32")).run(x, valid, state)
+    found = run_here(read(path, ReadOptions()), x, valid, state)
+    close(found.outputs, expected.outputs)
+    if states:
+        for one, other in zip(found.state, expected.state, strict=True):
+            close(one[0], other[0])

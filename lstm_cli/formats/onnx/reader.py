@@ -185,7 +185,7 @@ class _Reading:
         raise self._refused("no output of the model depends on its sequences")
 
     def _is_state(self, value: Value, final: bool) -> bool | None:
-        """True for states; None for what may be the network's output."""
+        """True for states; None for what may be the network's output, `final` h among it."""
         parts = list(pieces(value.vector))
         if all(isinstance(part.atom, CellState) for part in parts):
             return True
@@ -193,8 +193,7 @@ class _Reading:
             isinstance(part.atom, Recurrent | CellState) and isinstance(part.step, int | None)
             for part in parts
         )
-        several = sum(isinstance(out, Value) for out in self.values.values()) > 1
-        return True if states and several and not final else None
+        return True if states and not final else None
 
     def _check_other(self, name: str, value: Anything) -> None:
         """Another output: a state that lstm-cli gives anyway, or an error."""

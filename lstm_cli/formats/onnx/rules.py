@@ -279,6 +279,8 @@ class Rules:
         """Batch normalisation as it is at inference: a scale and a shift of every feature."""
         if len(value.axes) < 2 or value.axes[1] != ("f",) or value.pick.ndim != 1:
             raise ValueError("it normalises over something other than the features")
+        if call.integer("training_mode", 0):
+            raise ValueError("it normalises by the batch, as in training")
         given = [call.constant(k).array.astype(np.float64) for k in range(1, 5)]
         factor, shift, mean, variance = given
         slope = factor / np.sqrt(variance + (call.number("epsilon", 1e-5) or 0))
