@@ -128,7 +128,9 @@ def _pipelines(most: int) -> Iterator[Case]:
             recurrent("lstm", 40, 64, index=1, peepholes=True),
             recurrent("rnn", 33, 40, index=2, return_sequences=False),
         )
-        yield Case("a pipeline of gru, lstm and rnn", mixed, 5, 43, repeats=REPEATS, window=8)
+        for ragged in (False, True):
+            name = "a pipeline of gru, lstm and rnn" + ", ragged" * ragged
+            yield Case(name, mixed, 5, 43, ragged, repeats=REPEATS, window=8)
 
 
 def _sizes(most: int) -> Iterator[Case]:

@@ -54,8 +54,7 @@ def _explained(result: SizeResult, layers: Sequence[LayerSpec], engine: Engine) 
     N, T, told = size.batch, size.steps, dict[int, Explanation]()
     recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
     if isinstance(engine, ExplainingStacks):
-        ragged = result.padded is not None
-        told |= engine.explain_layers(layers, N, T, ragged=ragged, training=training)
+        told |= engine.explain_layers(layers, N, T, training=training)
     elif isinstance(engine, Explaining):
         told |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
     found = tuple(

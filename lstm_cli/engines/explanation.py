@@ -52,7 +52,6 @@ class ExplainingStacks(Protocol):
         N: int,
         T: int,
         *,
-        ragged: bool = False,
         training: bool = False,
     ) -> Mapping[int, Explanation]:
         """What it does with each recurrent layer of a network, by its index."""

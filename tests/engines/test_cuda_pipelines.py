@@ -15,7 +15,6 @@ from networks import (
     assert_states_close,
     network,
     random_inputs,
-    random_lengths,
     random_states,
     recurrent,
 )
@@ -241,12 +240,33 @@ def test_few_and_whole_windows(T):
     assert_same(made[1], made[0])
 
 
-def test_ragged_batches_run_one_after_the_other():
-    device = LazyDevice(multiprocessors=8)
-    engine, lengths = engine_of("float32", ALWAYS, device), random_lengths(5, T)
-    passed(STACKS["two"], engine, 5, lengths=lengths)
-    assert lanes_of(device) == {0}
-    assert "one length" in engine.stacks.plan(STACKS["two"], 5, T, ragged=True)
+RAGGED = np.array([3, 11, 0, 8, 9, 1])
+"""Ends within windows, at their ends, and before the second."""
+
+
+@pytest.mark.parametrize("order", ["upper", "lower"])
+@pytest.mark.parametrize("name", STACKS)
+def test_ragged_batches_have_the_same_bits(name, order):
+    made = []
+    for allowed in (NEVER, ALWAYS):
+        device = LazyDevice(order, multiprocessors=8)
+        engine = engine_of("float32", allowed, device)
+        made.append(passed(STACKS[name], engine, len(RAGGED), lengths=RAGGED))
+    assert len(lanes_of(device)) > 2
+    assert_same(made[1], made[0])
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("cluster", "bfloat16"), ("grid", "float16")])
+@pytest.mark.parametrize("lengths", [RAGGED, np.minimum(RAGGED, 7), RAGGED[:1]], ids=str)
+def test_ragged_batches_have_the_same_bits_by_persistent_kernels(kind, dtype, lengths):
+    specs = [recurrent("lstm", 20, D, peepholes=True), recurrent("gru", 17, 20, index=1)]
+    made = []
+    for allowed in (NEVER, ALWAYS):
+        device = LazyDevice(multiprocessors=16)
+        engine = engine_of(dtype, allowed, device, KINDS[kind])
+        made.append(passed(specs, engine, len(lengths), lengths=lengths))
+    assert len(lanes_of(device)) == 3
+    assert_same(made[1], made[0])
 
 
 def test_where_there_is_no_room_for_all_layers_at_once_they_run_one_by_one():

@@ -12,6 +12,9 @@ from lstm_cli.engines.cuda.rounding import rounded
 TYPES = {"float32": "float", "float64": "double"}
 """Real numbers in C++."""
 
+ELEMENTS = TYPES | {"uint16": "unsigned short"}
+"""And 16-bit floats, which are only moved."""
+
 KERNELS = ("pack", "unpack", "repack", "begun", "take", "put")
 
 
@@ -152,6 +155,13 @@ def put(device: Device, array: DeviceArray, rows: DeviceArray, count: int) -> De
     return out
 
 
+def put_into(device: Device, array: DeviceArray, rows: DeviceArray, out: DeviceArray) -> None:
+    """An array's rows to these of a matrix that is there."""
+    if array.size:
+        kernel = _kernel(device, "put", str(array.dtype))
+        kernel(over(device, array.size), array, out, rows, array.shape[1], array.size)
+
+
 def _plain(array: DeviceArray) -> bool:
     """Whether an array is in C order without gaps."""
     expected = array.dtype.itemsize
@@ -170,6 +180,6 @@ def _kernel(device: Device, name: str, real: str, given: str | None = None) -> K
 
 def _source(real: str, given: str) -> str:
     return f"""{PRELUDE}
-typedef {TYPES[real]} real;
-typedef {TYPES[given]} given;
+typedef {ELEMENTS[real]} real;
+typedef {ELEMENTS[given]} given;
 {PADDING}{ROWS}"""

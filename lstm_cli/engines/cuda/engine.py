@@ -196,10 +196,9 @@ class CudaEngine(DeviceArrays):
         N: int,
         T: int,
         *,
-        ragged: bool = False,
         training: bool = False,
     ) -> Mapping[int, Explanation]:
         """What was chosen; see `lstm_cli.engines.explanation.ExplainingStacks`."""
         from lstm_cli.engines.cuda.explanation import explain_stack
 
-        return explain_stack(self.stacks, layers, N, T, ragged=ragged, training=training)
+        return explain_stack(self.stacks, layers, N, T, training=training)

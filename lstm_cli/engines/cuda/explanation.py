@@ -113,7 +113,7 @@ def _numbers(plan: Plan, N: int) -> dict[str, str | int | float]:
 
 
 def explain_stack(
-    stacks: Stacks, layers: Sequence[LayerSpec], N: int, T: int, *, ragged: bool, training: bool
+    stacks: Stacks, layers: Sequence[LayerSpec], N: int, T: int, *, training: bool
 ) -> Mapping[int, Explanation]:
     """What is done with the recurrent layers of a network, by their index.
 
@@ -126,7 +126,7 @@ def explain_stack(
         chosen = {
             name: _alone(specs)
             if len(specs) < 2
-            else stacks.plan(specs, N, T, ragged=ragged, backward=name == "backward")
+            else stacks.plan(specs, N, T, backward=name == "backward")
             for name in (("forward", "backward") if training else ("forward",))
         }
         ways = [

@@ -10,7 +10,7 @@ from lstm_cli.engines.cuda.recurrence import BackwardRun
 from lstm_cli.engines.cuda.reduce import column_sums
 from lstm_cli.engines.cuda.rounding import round_rows, rounded, widened
 from lstm_cli.engines.cuda.weights import operands
-from lstm_cli.engines.cuda.windows import rows_of
+from lstm_cli.engines.cuda.windows import Window, multiply_rows, rows_of
 
 
 def input_gradient(
@@ -29,23 +29,22 @@ def window_gradient(
     run: BackwardRun,
     dx: DeviceArray,
     element: DeviceArray | None,
-    window: tuple[int, int],
+    window: Window,
 ) -> None:
-    """The same of a window of a batch without lengths: its first step, and how many.
+    """The same of a window.
 
     Parameters
     ----------
     element
-        (Q, G*H): gets the window's rows of dz in the operands' type; None where they are that.
+        (Q, G*H): gets the window's rows of dz in the operands' type; None where they are that, or
+        are gathered first.
     """
-    back, batch = precision.backward, run.forward.batch
-    dz = rows_of(run.dz, batch, *window)
+    back, dz = precision.backward, run.dz
     if element is not None:
-        rounded_dz = rows_of(element, batch, *window)
-        round_rows(device, back, dz, rounded_dz)
-        dz = rounded_dz
+        round_rows(device, back, rows_of(dz, window), rows_of(element, window))
+        dz = element
     weight = operands(run.forward.tensors, back, "weight_ih")
-    device.multiply(dz, weight, rows_of(dx, batch, *window), back.name)
+    multiply_rows(device, window, dz, weight, dx, back)
 
 
 def tensor_gradients(

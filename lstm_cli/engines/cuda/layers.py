@@ -18,7 +18,7 @@ from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, Forw
 from lstm_cli.engines.cuda.rounding import multiplied, rounded
 from lstm_cli.engines.cuda.rows import dense_rows, seen_rows
 from lstm_cli.engines.cuda.weights import direction_tensors
-from lstm_cli.engines.cuda.windows import rows_of
+from lstm_cli.engines.cuda.windows import Window, multiply_rows
 from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
@@ -122,13 +122,13 @@ class RecurrentLayer:
                 weight, how = run.tensors.element["weight_ih"], self.precision.name
                 self.device.multiply(self._operand(made.x), weight, run.z, how, transpose_b=True)
 
-    def project_window(self, made: Passing, first: int, steps: int) -> None:
-        """The same of a window of steps, of a batch without lengths."""
-        batch, x = made.x.batch, self._operand(made.x)
+    def project_window(self, made: Passing, window: Window) -> None:
+        """The same of a window of steps."""
+        x = self._operand(made.x)
         for run in made.runs:
-            rows, z = (rows_of(values, batch, first, steps) for values in (x, run.z))
-            weight, how = run.tensors.element["weight_ih"], self.precision.name
-            self.device.multiply(rows, weight, z, how, transpose_b=True)
+            weight = run.tensors.element["weight_ih"]
+            given = (x, weight, run.z, self.precision)
+            multiply_rows(self.device, window, *given, transpose_b=True)
 
     def output(self, made: Passing) -> Sequences:
         """What a pass over sequences gives, once it is computed."""

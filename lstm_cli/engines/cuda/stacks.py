@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lstm_cli.engines.cuda.batch import Batch, Sequences
+from lstm_cli.engines.cuda.batch import Sequences
 from lstm_cli.engines.cuda.clocks import Stretch
 from lstm_cli.engines.cuda.device import Device, DeviceArray, Mark
 from lstm_cli.engines.cuda.gradients import input_gradient, window_gradient
@@ -15,7 +15,7 @@ from lstm_cli.engines.cuda.layers import RecurrentLayer
 from lstm_cli.engines.cuda.passing import DeviceState, Passing, Returning, Tape
 from lstm_cli.engines.cuda.pipelining import MOST_LAYERS, Pipeline, Pipelining, pipeline
 from lstm_cli.engines.cuda.recurrence import Way
-from lstm_cli.engines.cuda.windows import back_over, over, windows
+from lstm_cli.engines.cuda.windows import Window, back_over, over, windows
 from lstm_cli.engines.types import (
     DropoutSpec,
     LayerGradients,
@@ -99,12 +99,9 @@ class Stacks:
         N: int,
         T: int,
         *,
-        ragged: bool = False,
         backward: bool = False,
     ) -> Pipeline | str:
-        """How a stack runs over N sequences of T steps side by side, or why it does not."""
-        if ragged:
-            return "sequences are not of one length"
+        """How a stack runs over N sequences, the longest of T steps, side by side, or why not."""
         cells = tuple(spec.cells[0] for spec in specs)
         key = (cells, N, T, backward)
         if key not in self._plans:
@@ -129,7 +126,7 @@ class Stacks:
         layer's.
         """
         batch, specs = x.batch, [layer.spec for layer in layers]
-        chosen = self.plan(specs, batch.N, batch.T, ragged=batch.ragged)
+        chosen = self.plan(specs, batch.N, batch.longest)
         if isinstance(chosen, str):
             return None
         passes: list[Passing] = []
@@ -149,7 +146,7 @@ class Stacks:
     ) -> list[LayerGradients] | None:
         """Derivatives through each layer; None: they are to run one after the other."""
         batch, specs = tapes[0].x.batch, [layer.spec for layer in layers]
-        chosen = self.plan(specs, batch.N, batch.T, ragged=batch.ragged, backward=True)
+        chosen = self.plan(specs, batch.N, batch.longest, backward=True)
         if isinstance(chosen, str):
             return None
         run = _Run(self.device, layers, self.beside(chosen), chosen.steps)
@@ -183,8 +180,10 @@ class Stacks:
 
 
 def _element(layer: RecurrentLayer, made: Returning) -> DeviceArray | None:
-    """Where dz goes as products take it; None: they take it as it is."""
+    """Where dz goes as products take it; None: they take it as it is, or rows of it."""
     back = layer.precision.backward
+    if made.tape.x.batch.ragged:
+        return None
     return layer.device.empty(made.runs[0].dz.shape, back.element) if back.narrow else None
 
 
@@ -245,13 +244,13 @@ class _Run:
                     ends.append(self.device.mark())
                 self.device.after(ends[-1])
 
-    def _forward(self, k: int, number: int, made: Passing, window: Batch) -> None:
+    def _forward(self, k: int, number: int, made: Passing, window: Window) -> None:
         """A window of a layer, behind the same one of the layer below."""
         layer = self.layers[k]
         with self.device.lane(k + 1):
             if k:
                 self.device.after(self.left[k - 1][number])
-            layer.project_window(made, number * self.steps, window.T)
+            layer.project_window(made, window)
             self.ways[k].forward([over(run, window) for run in made.runs])
             self.left[k][number] = self.device.mark()
 
@@ -260,18 +259,18 @@ class _Run:
         k: int,
         number: int,
         made: Returning,
-        window: Batch,
+        window: Window,
         element: DeviceArray | None,
     ) -> None:
         """A window of a layer's way back, behind the same one of the layer above."""
-        (run,), first = made.runs, number * self.steps
+        (run,) = made.runs
         with self.device.lane(k + 1):
             if k + 1 < len(self.layers):
                 self.device.after(self.left[k + 1][number])
-            self.ways[k].backward([back_over(run, window, first)])
+            self.ways[k].backward([back_over(self.device, run, window)])
             if k:  # nobody waits for the lowest one's, which are one product afterwards
-                how = (element, (first, window.T))
-                window_gradient(self.device, self.layers[k].precision, run, made.dx, *how)
+                precision = self.layers[k].precision
+                window_gradient(self.device, precision, run, made.dx, element, window)
             self.left[k][number] = self.device.mark()
 
 

@@ -7,20 +7,48 @@ all arrays of the whole; its states are those that the window before has left.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from lstm_cli.engines.cuda.batch import Batch
-from lstm_cli.engines.cuda.device import Device, DeviceArray
+from lstm_cli.engines.cuda.copies import put_into, take
+from lstm_cli.engines.cuda.device import Array, Device, DeviceArray
+from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.recurrence import BackwardRun, ForwardRun
+from lstm_cli.engines.cuda.rounding import rounded
 
-_CUT: WeakKeyDictionary[Batch, dict[int, tuple[Batch, ...]]] = WeakKeyDictionary()
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A stretch of steps.
+
+    Attributes
+    ----------
+    batch
+        The window itself.
+    first
+        Its first step.
+    rows
+        (R,) int64 on the device: the numbers of its rows, where sequences differ in length; else
+        they are found by counting.
+    before
+        (N,) int64 on the device, likewise: by the caller's order, the row of the step before. Of a
+        sequence that is over any row.
+    """
+
+    batch: Batch
+    first: int
+    rows: DeviceArray | None = None
+    before: DeviceArray | None = None
 
 
-def windows(device: Device, batch: Batch, steps: int) -> tuple[Batch, ...]:
-    """A batch without lengths in windows of so many steps, the last with what is left; made once.
+_CUT: WeakKeyDictionary[Batch, dict[int, tuple[Window, ...]]] = WeakKeyDictionary()
+
+
+def windows(device: Device, batch: Batch, steps: int) -> tuple[Window, ...]:
+    """A batch in windows of so many steps, the last with what is left; made once.
 
     Call it in the main lane: the tables that it makes are kept for passes to come.
     """
@@ -30,55 +58,101 @@ def windows(device: Device, batch: Batch, steps: int) -> tuple[Batch, ...]:
     return made[steps]
 
 
-def _cut(device: Device, batch: Batch, steps: int) -> tuple[Batch, ...]:
-    N, first = batch.N, np.arange(batch.N, dtype=np.int64) * batch.T
-    sizes = [min(steps, batch.T - at) for at in range(0, batch.T, steps)]
-    starts = [first + at for at in range(0, batch.T, steps)]
-    lengths = [np.full(N, size, np.int64) for size in sizes]
-    table = device.upload(np.concatenate([*starts, *lengths]))
+def _cut(device: Device, batch: Batch, steps: int) -> tuple[Window, ...]:
+    n = np.full(batch.N, batch.T, np.int64) if batch.lengths is None else batch.lengths
+    begun, order = np.cumsum(n) - n, np.argsort(-n, kind="stable")
+    tables, sizes = list[Array](), list[int]()
+    for at in range(0, batch.longest, steps):
+        size = min(steps, batch.longest - at)
+        left = np.clip(n - at, 0, size)
+        tables += [begun[order] + at, left[order]]
+        if batch.ragged:
+            tables += [_rows(begun + at, left), np.clip(begun + at - 1, 0, batch.Q - 1)]
+        sizes.append(size)
+    whole = device.upload(np.concatenate([table.astype(np.int64) for table in tables]))
+    ends = np.cumsum([len(table) for table in tables])
+    parts = iter([whole[int(e) - len(t) : int(e)] for t, e in zip(tables, ends, strict=True)])
     found = []
     for k, size in enumerate(sizes):
-        behind = (len(sizes) + k) * N
-        found.append(
-            replace(
-                batch,
-                T=size,
-                starts=table[k * N : (k + 1) * N],
-                steps=table[behind : behind + N],
-                counts=batch.counts[k * steps : k * steps + size],
-                longest=size,
-                sorted_steps=lengths[k],
-            )
+        own = replace(
+            batch,
+            T=size,
+            starts=next(parts),
+            steps=next(parts),
+            counts=batch.counts[k * steps : k * steps + size],
+            longest=size,
+            sorted_steps=np.clip(batch.sorted_steps - k * steps, 0, size),
         )
+        rest = (next(parts), next(parts)) if batch.ragged else ()
+        found.append(Window(own, k * steps, *rest))
     return tuple(found)
 
 
-def rows_of(values: DeviceArray, batch: Batch, first: int, steps: int) -> DeviceArray:
-    """The rows of a window as a stack (N, steps, F), or (steps, F) of one sequence: a view."""
-    if batch.N == 1:
-        return values[first : first + steps]
-    return values.reshape(batch.N, batch.T, values.shape[1])[:, first : first + steps]
+def _rows(starts: Array, lengths: Array) -> Array:
+    """The numbers of sequences' rows, one sequence behind the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-def over(run: ForwardRun, window: Batch) -> ForwardRun:
+def multiply_rows(
+    device: Device,
+    window: Window,
+    a: DeviceArray,
+    b: DeviceArray,
+    out: DeviceArray,
+    precision: Precision,
+    *,
+    transpose_b: bool = False,
+) -> None:
+    """The window's rows of out = a b.
+
+    Parameters
+    ----------
+    a
+        (Q, K) of the operands' type, or real: then its rows are rounded.
+    """
+    name = precision.name
+    if window.rows is None:
+        parts = rows_of(a, window), b, rows_of(out, window)
+        device.multiply(*parts, name, transpose_b=transpose_b)
+        return
+    rows = take(device, a, window.rows)
+    if str(rows.dtype) != precision.element:
+        rows = rounded(device, precision, rows)
+    made = device.empty((rows.shape[0], out.shape[1]), precision.real)
+    device.multiply(rows, b, made, name, transpose_b=transpose_b)
+    put_into(device, made, window.rows, out)
+
+
+def rows_of(values: DeviceArray, window: Window) -> DeviceArray:
+    """A window's rows where lengths do not differ: a view (N, steps, F), or (steps, F) of one."""
+    N, F = window.batch.N, values.shape[1]
+    steps = slice(window.first, window.first + window.batch.T)
+    if N == 1:
+        return values[steps]
+    return values.reshape(N, values.shape[0] // N, F)[:, steps]
+
+
+def over(run: ForwardRun, window: Window) -> ForwardRun:
     """A forward run over a window."""
-    return replace(run, batch=window)
+    return replace(run, batch=window.batch)
 
 
-def back_over(run: BackwardRun, window: Batch, first: int) -> BackwardRun:
-    """A backward run over the window whose first step is `first`.
+def back_over(device: Device, run: BackwardRun, window: Window) -> BackwardRun:
+    """A backward run over a window.
 
     The states that it begins from are those of the step before, or the run's own.
     """
     forward, h, c = over(run.forward, window), run.h_first, run.c_first
-    if first:
-        batch, column = run.forward.batch, run.forward.column
-        P = run.forward.tensors.cell.output_size
-        h = _step(run.y, batch, first - 1)[:, column : column + P]
-        c = None if c is None else _step(run.forward.c_steps, batch, first - 1)
+    if window.first:
+        h = _before(device, run.y, window)
+        c = None if c is None else _before(device, run.forward.c_steps, window)
     return replace(run, forward=forward, h_first=h, c_first=c)
 
 
-def _step(values: DeviceArray, batch: Batch, step: int) -> DeviceArray:
-    """Every sequence's row of one step: a view."""
-    return values.reshape(batch.N, batch.T, values.shape[1])[:, step]
+def _before(device: Device, values: DeviceArray, window: Window) -> DeviceArray:
+    """Every sequence's row (N, F) of the step before a window: a view where that can be."""
+    if window.before is not None:
+        return take(device, values, window.before)
+    N = window.batch.N
+    return values.reshape(N, values.shape[0] // N, values.shape[1])[:, window.first - 1]

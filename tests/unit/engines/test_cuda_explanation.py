@@ -114,12 +114,11 @@ def test_both_ways_of_training_are_told():
 @pytest.mark.parametrize(
     ("layers", "options", "why"),
     [
-        (stack(64), {"ragged": True}, "one length"),
         (stack(64), {"how": Pipelining("never")}, "no pipeline was allowed"),
         ([*stack(64)[:1], RecurrentSpec(1, 64, (LSTM(hidden_size=9),) * 2)], {}, "last step"),
         ([*stack(64)[:1], DenseSpec(1, 64, 64, None), stack(64, depth=3)[2]], {}, "as they are"),
     ],
-    ids=["ragged", "never", "reverse", "dense between"],
+    ids=["never", "reverse", "dense between"],
 )
 def test_why_layers_are_not_pipelined_is_told(layers, options, why):
     _, found = pipelined(layers, 4, 3000, **options)
