@@ -1,0 +1,110 @@
+"""1,000 damaged files of every format are read, or are an LstmCliError, each in bounded time.
+
+The files are read in a process of their own (`corruption`), whose memory is limited: libraries
+that are given damaged files may loop, or end the process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import corruption
+import h5py
+import numpy as np
+import pytest
+from networks import random_weights
+
+from lstm_cli.config import from_mapping
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Export
+
+CASES = 1000
+LAYERS = [
+    {"type": "lstm", "hidden_size": 3},
+    {"type": "gru", "hidden_size": 2},
+    {"type": "rnn", "hidden_size": 3},
+    {"type": "flatten"},
+    {"type": "dense", "units": 2, "activation": "softmax"},
+]
+STATE_DICT = {
+    "body.weight_ih_l0": (12, 2),
+    "body.weight_hh_l0": (12, 3),
+    "body.bias_ih_l0": (12,),
+    "body.bias_hh_l0": (12,),
+    "head.weight": (2, 3),
+    "head.bias": (2,),
+}
+SAMPLES = {
+    "native": "w.safetensors",
+    "pytorch": "w.pt",
+    "pytorch in safetensors": "w.safetensors",
+    "keras": "w.keras",
+    "keras' weights": "w.weights.h5",
+    "keras' legacy file": "w.h5",
+    "onnx": "w.onnx",
+    "tmva": "w.xml",
+}
+
+
+def legacy(path: Path) -> Path:
+    """Keras' HDF5 file with the config in an attribute, which lstm-cli reads and does not write."""
+    layers = [
+        {"class_name": "InputLayer", "config": {"batch_shape": [None, 3, 2], "name": "input"}},
+        {"class_name": "LSTM", "config": {"name": "a", "units": 3, "activation": "tanh",
+         "recurrent_activation": "sigmoid", "use_bias": True, "return_sequences": False,
+         "go_backwards": False, "stateful": False}},
+        {"class_name": "Dense", "config": {"name": "b", "units": 2, "activation": "softmax",
+         "use_bias": True}},
+    ]  # fmt: skip
+    shapes = {
+        "a": {"kernel": (2, 12), "recurrent_kernel": (3, 12), "bias": (12,)},
+        "b": {"kernel": (3, 2), "bias": (2,)},
+    }
+    config = {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"], file.attrs["backend"] = "3.15.1", "torch"
+        file.attrs["model_config"] = json.dumps(config)
+        weights = file.create_group("model_weights")
+        weights.attrs["layer_names"] = list(shapes)
+        for layer, tensors in shapes.items():
+            names = [f"s/{layer}/{name}" for name in tensors]
+            weights.create_group(layer).attrs["weight_names"] = names
+            for name, shape in zip(names, tensors.values(), strict=True):
+                weights[layer][name] = np.random.default_rng(0).random(shape, np.float32)
+    return path
+
+
+def sample(kind: str, folder: Path) -> Path:
+    path = folder / SAMPLES[kind]
+    if kind == "keras' legacy file":
+        return legacy(path)
+    if kind == "pytorch in safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({k: np.ones(v, np.float32) for k, v in STATE_DICT.items()}, path)
+        return path
+    mapping: dict[str, Any] = {"model": {"input_size": 2, "steps": 3, "layers": LAYERS}}
+    config = from_mapping(mapping)
+    tensors = {k: v.astype(np.float32) for k, v in random_weights(config.specs).items()}
+    tensors["layers.1.bias_hh"][4:] = 0  # TMVA's candidate has one bias
+    given = Export("w", 2, 3, config.specs, tensors, config.to_yaml())
+    registry.write(path, kind.split("'")[0], given)
+    return path
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_only_our_errors_escape(kind: str, tmp_path: Path) -> None:
+    path = sample(kind, tmp_path)
+    command = [sys.executable, "-W", "error", corruption.__file__, str(path), str(CASES), "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"ended at {lines[-1:]}: {done.stderr[-2000:]}"
+    said = [json.loads(line) for line in lines]
+    escaped = [f"case {line['case']}: {line['escaped']}" for line in said if "escaped" in line]
+    assert not escaped, "\n".join(escaped[:5])
+    assert said[-1]["done"] == CASES
+    assert 0 < said[-1]["read"] < 0.9 * CASES, "the damage must reach what is read"
