@@ -451,6 +451,30 @@ def test_tf2onnx(kind: str, ending: str, tmp_path: Path) -> None:
     close(run_here(imported, x).outputs, run_there(path, {"x": x})[0])
 
 
+HEADS: dict[str, dict[str, Any]] = {
+    "Relu": {}, "Sigmoid": {}, "Tanh": {}, "Softplus": {}, "Softsign": {}, "Abs": {}, "Selu": {},
+    "HardSigmoid": {"alpha": 0.3}, "LeakyRelu": {}, "Elu": {"alpha": 0.7}, "PRelu": {},
+    "ThresholdedRelu": {"alpha": 0.4}, "Clip": {}, "Max": {}, "Softmax": {"axis": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", HEADS)
+def test_activations_of_a_head(op: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    stored = {"M": rng.standard_normal((D, 4)).astype("f4"), "two": np.float32(2)}
+    given = {"PRelu": ["slope"], "Clip": ["null"], "Max": ["null"]}.get(op, [])
+    values = {"slope": np.full(4, 0.3, "f4"), "null": np.float32(0)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "M"], ["a"]),
+        helper.make_node(op, ["a", *given], ["b"], **HEADS[op]),
+        helper.make_node("Mul", ["b", "two"], ["y"]),
+    ]
+    stored |= {name: values[name] for name in given}
+    path = _save(tmp_path / "model.onnx", nodes, stored, ["y"])
+    x = random_inputs(N, T, D).astype("f4")
+    close(run_here(read(path, ReadOptions()), x).outputs, run_there(path, {"x": x})[0])
+
+
 # What the standard's node cases look like, their inputs stored.
 
 _CASES = list(itertools.product(("LSTM", "GRU", "RNN"), (0, 1), (True, False)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Activation
+from lstm_cli.engines.types import Array
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.operators import NAMES
 from lstm_cli.formats.onnx.tensors import short
@@ -42,11 +43,20 @@ def activation(call: Call) -> Activation:
         return _rectifier(call)
     if op == "Abs":
         return Activation("symmrelu")
+    if op == "PRelu":
+        return _leaky(call.constant(1).array)
     name = _OPERATORS.get(op.lower())
     if name is None:
         raise ValueError("it is no operator that lstm-cli has a layer for")
     given = {key: call.number(key) for key in _PARAMETERS.get(name, ())}
     return Activation(name, **{k: short(v) for k, v in given.items() if v is not None})
+
+
+def _leaky(slopes: Array) -> Activation:
+    """PRelu with one slope for all features."""
+    if not slopes.size or (slopes != slopes.flat[0]).any():
+        raise ValueError("its slopes differ from feature to feature")
+    return Activation("leaky_relu", short(slopes.flat[0]))
 
 
 def _rectifier(call: Call) -> Activation:

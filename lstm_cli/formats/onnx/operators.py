@@ -82,7 +82,7 @@ class Operator:
         self.gates = ORDERS[self.kind]
         direction = call.text("direction", "forward").lower()
         if direction not in DIRECTIONS:
-            raise self._refused("direction", direction, " or ".join(DIRECTIONS))
+            raise self._refused("direction", repr(direction)[:80], " or ".join(DIRECTIONS))
         self.directions = DIRECTIONS[direction]
         self.batch_first = bool(call.integer("layout", 0))
 

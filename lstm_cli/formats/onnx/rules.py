@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lstm_cli.cells import Activation
 from lstm_cli.formats.onnx import activations, arithmetic, elementwise, messages, views
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.folding import fold
@@ -32,6 +33,8 @@ _SIDEWAYS = frozenset(
 )
 """What may be made of states and lengths that are fed at run time."""
 MOST_TERMS = 256
+SELU = (1.6732632423543772, 1.0507009873554805)
+"""Selu is the second times elu with the first."""
 
 
 class Rules:
@@ -166,6 +169,10 @@ class Rules:
             return self._reduced(call, first)
         if op == "Exp":
             return elementwise.exponential(first, call.where)
+        if op == "Selu":
+            alpha, gamma = call.number("alpha", SELU[0]), call.number("gamma", SELU[1])
+            bent = elementwise.activate(first, Activation("elu", alpha), call.where)
+            return self._scaled(call, bent, float(gamma or 0))
         if op == "Neg":
             return self._scaled(call, first, -1.0)
         if op == "ReverseSequence":

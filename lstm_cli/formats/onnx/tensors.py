@@ -37,7 +37,8 @@ _MOST_AXES = 16
 
 def quoted(name: str) -> str:
     """A name from a file as an error or a note shows it."""
-    return name if name.isprintable() and name and " " not in name else repr(name)[:200]
+    plain = bool(name) and name.isprintable() and " " not in name
+    return name[:200] if plain else repr(name)[:200]
 
 
 def short(value: float) -> float:
