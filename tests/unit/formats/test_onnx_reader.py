@@ -383,3 +383,39 @@ def test_open_sizes() -> None:
         exceeds(t, 3)
     with pytest.raises(OpenSizeError):
         n.divided(t)
+
+
+@pytest.mark.parametrize("rest", ["z", "r"])
+def test_a_gru_written_out_keeps_what_its_own_gate_lets(rest: str, tmp_path: Path) -> None:
+    """h = z h + (1 - z) n is one; with another gate's rest it is no cell, and refused."""
+    rng = np.random.default_rng(1)
+    nodes = [node("Gather", "x zero", "x0", axis=0)]
+    tensors = [
+        stored("zero", np.int64(0)),
+        stored("one", np.float32(1)),
+        stored("h", np.zeros((1, H))),
+    ]
+    for gate in "zrn":
+        tensors.append(stored(f"W{gate}", rng.standard_normal((D, H))))
+        tensors.append(stored(f"U{gate}", rng.standard_normal((H, H))))
+        nodes += [
+            node("MatMul", f"x0 W{gate}", f"x{gate}"),
+            node("MatMul", f"h U{gate}", f"h{gate}"),
+        ]
+    for gate in "zr":
+        nodes += [node("Add", f"x{gate} h{gate}", f"a{gate}"), node("Sigmoid", f"a{gate}", gate)]
+    nodes += [
+        node("Mul", "r hn", "rn"),
+        node("Add", "xn rn", "an"),
+        node("Tanh", "an", "n"),
+        node("Mul", "z h", "kept"),
+        node("Sub", f"one {rest}", "rest"),
+        node("Mul", "rest n", "new"),
+        node("Add", "kept new", "y"),
+    ]
+    made = model(nodes, tensors, inputs=[value("x", 1, "N", D)])
+    if rest == "z":
+        assert [layer["type"] for layer in layers(load(tmp_path, made))] == ["gru"]
+        return
+    with pytest.raises(WeightsError, match="no layer that lstm-cli has"):
+        load(tmp_path, made)
