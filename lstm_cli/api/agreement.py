@@ -1,0 +1,180 @@
+"""Does a network give what another framework gave?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.api.proof import place_text
+from lstm_cli.api.reference_files import Reference, read_reference
+from lstm_cli.config import Config
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import Array, RecurrentSpec
+from lstm_cli.errors import DataError, LstmCliError
+from lstm_cli.network.network import Network
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far outputs are from those of a reference file.
+
+    Attributes
+    ----------
+    path
+        Of the reference.
+    largest_difference
+        Absolute up to 1, beside the expected value above.
+    tolerance
+        What it may be.
+    place
+        ``sequence 3, step 5, feature 0``.
+    expected, found
+        The two values there.
+    sequences, steps
+        Of the reference.
+    states
+        Whether it begins with initial states.
+    """
+
+    path: str
+    largest_difference: float
+    tolerance: float
+    place: str
+    expected: float
+    found: float
+    sequences: int
+    steps: int
+    states: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is within the tolerance; NaN never is."""
+        return self.largest_difference <= self.tolerance
+
+
+def agreement(
+    config: Config, tensors: Mapping[str, Array], path: str, tolerance: float
+) -> Agreement:
+    """Compare a network's outputs, computed in float64, with those of a reference file.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or does not fit the network.
+    LstmCliError
+        The outputs differ by more than the tolerance.
+    """
+    reference = read_reference(path)
+    network = Network(config.specs, tensors, ReferenceEngine("float64"))
+    outputs = _outputs(network, reference)
+    _need_shape(config, reference, outputs)
+    found = _compared(reference, outputs, tolerance)
+    if not found.holds:
+        raise _disagree(config, found)
+    return found
+
+
+def _outputs(network: Network, reference: Reference) -> Array:
+    """Of all sequences, computed some at a time."""
+    x, lengths = reference.x, reference.lengths
+    network.check(x, lengths)
+    state, parts = _initial(network, reference), []
+    for first in range(0, len(x), BATCH):
+        rows = slice(first, first + BATCH)
+        begin = None if state is None else [_rows(pair, rows) for pair in state]
+        n = None if lengths is None else lengths[rows]
+        parts.append(np.asarray(network.run(x[rows], n, begin).outputs))
+    if not parts:
+        raise DataError(f"{reference.path} holds no sequence", found=f"inputs {x.shape}")
+    return np.concatenate(parts)
+
+
+def _initial(network: Network, reference: Reference) -> list[Any] | None:
+    if not reference.state:
+        return None
+    known = {(spec.index, letter) for spec in network.recurrent for letter in spec.cells[0].states}
+    for index, letter in sorted(reference.state.keys() - known):
+        have = ", ".join(f"state.{k}.{s}" for k, s in sorted(known))
+        raise DataError(
+            f"{reference.path} has an initial state that the network has not",
+            expected=have or "no states",
+            found=f"state.{index}.{letter}",
+        )
+    return [_layer_state(spec, reference) for spec in network.recurrent]
+
+
+def _layer_state(spec: RecurrentSpec, reference: Reference) -> tuple[Array | None, ...] | None:
+    """(h, c) of one layer; what is not given is 0."""
+    sizes = dict(zip(spec.cells[0].states, spec.cells[0].state_sizes, strict=True))
+    given = {letter: reference.state.get((spec.index, letter)) for letter in sizes}
+    if all(value is None for value in given.values()):
+        return None
+    pair: list[Array | None] = [None, None]
+    for place, letter in enumerate(sizes):
+        value, shape = given[letter], (len(reference.x), spec.directions, sizes[letter])
+        if value is None:
+            value = np.zeros(shape)
+        if value.ndim == 2 and spec.directions == 1:
+            value = value[:, None]
+        pair[place] = value
+    return tuple(pair)
+
+
+def _rows(pair: tuple[Array | None, ...] | None, rows: slice) -> Any:
+    return None if pair is None else tuple(None if v is None else v[rows] for v in pair)
+
+
+def _need_shape(config: Config, reference: Reference, outputs: Array) -> None:
+    expected = reference.outputs
+    if expected.shape == outputs.shape:
+        return
+    hint = None
+    if expected.ndim != outputs.ndim:
+        last = max((s.index for s in config.specs if isinstance(s, RecurrentSpec)), default=0)
+        every = str(expected.ndim == 3).lower()
+        hint = f"--set model.layers.{last}.return_sequences={every}"
+    raise DataError(
+        f"the outputs of {reference.path} have another shape than the network's",
+        expected=str(outputs.shape),
+        found=str(expected.shape),
+        hint=hint,
+    )
+
+
+def _compared(reference: Reference, outputs: Array, tolerance: float) -> Agreement:
+    expected = np.asarray(reference.outputs, np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(expected - outputs) / np.maximum(1.0, np.abs(expected))
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    if reference.lengths is not None:  # frameworks differ in what they leave in the padding
+        steps = np.arange(reference.x.shape[1]) if expected.ndim == 3 else np.zeros(1, int)
+        valid = steps < np.asarray(reference.lengths)[:, None]
+        apart = np.where(valid[:, :, None] if expected.ndim == 3 else valid, apart, 0.0)
+    at = np.unravel_index(int(np.argmax(apart)), apart.shape)
+    return Agreement(
+        reference.path,
+        float(apart[at]),
+        tolerance,
+        place_text(at, expected.ndim),
+        float(expected[at]),
+        float(outputs[at]),
+        reference.x.shape[0],
+        reference.x.shape[1],
+        bool(reference.state),
+    )
+
+
+def _disagree(config: Config, found: Agreement) -> LstmCliError:
+    return LstmCliError(
+        f"{config.source} does not give the outputs of {found.path}",
+        expected=f"a difference of at most {found.tolerance:.2g}",
+        found=f"{found.largest_difference:.2g} at {found.place}: {found.found:.7g}, there "
+        f"{found.expected:.7g}",
+        hint="an assumption may be wrong (activations, the last step or all, initial states): "
+        "--set or --config change it; nothing was written",
+    )

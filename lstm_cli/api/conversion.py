@@ -1,0 +1,226 @@
+"""Weights from one format to another: written, read back, run on both sides, then renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lstm_cli.api.agreement import Agreement, agreement
+from lstm_cli.api.assembly import read_config
+from lstm_cli.api.destination import need_target, target_format, temporary
+from lstm_cli.api.fit import check_memory, check_weights
+from lstm_cli.api.proof import Proof, Sided, prove
+from lstm_cli.api.shapes import layer_title
+from lstm_cli.api.unsaid import unsaid
+from lstm_cli.api.weights_files import config_of, read_weights, standing_notes, tensors_for
+from lstm_cli.config import Config
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import LstmCliError
+from lstm_cli.formats import registry
+from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
+from lstm_cli.formats.registry import Format
+from lstm_cli.network.weights import fit_weights
+
+WRITTEN_ORDER: TmvaOrder = "slots"
+"""What TMVA's own writer gives its elements to hold, and so does ours."""
+CONFIG_HINT = "--config names a YAML config that describes the layers"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a conversion was asked for, besides the two files.
+
+    Attributes
+    ----------
+    reading
+        What the source does not say about itself.
+    to
+        Name of the format to write; None: the destination's suffix says it.
+    config
+        A config for a source that carries none; wins over its own.
+    overrides
+        ``dotted.key=value`` for the config.
+    writing
+        What a model takes besides sequences.
+    dtype
+        To store; None: as the source has it.
+    check
+        Reference inputs and outputs, a ``.npz`` or HDF5 file.
+    tolerance
+        How far outputs may be from the reference.
+    """
+
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    to: str | None = None
+    config: str | None = None
+    overrides: Sequence[str] = ()
+    writing: WriteOptions = field(default_factory=WriteOptions)
+    dtype: str | None = None
+    check: str | None = None
+    tolerance: float = 2e-5
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two files.
+
+    `gates` has the order of the gates of every kind of layer that the network has; `bytes` are
+    those of the file.
+    """
+
+    path: str
+    format: str
+    title: str
+    gates: Mapping[str, str]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """A layer of the network that was converted."""
+
+    index: int
+    title: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted, and what shows that it is right."""
+
+    source: Side
+    destination: Side
+    layers: tuple[ConvertedLayer, ...]
+    parameters: int
+    dtype: str
+    notes: tuple[str, ...]
+    proof: Proof
+    check: Agreement | None
+
+
+def convert(source: str | Path, destination: str | Path, order: Order | None = None) -> Conversion:
+    """Convert a weights file.
+
+    The file is written under another name, read back, and run beside the source on random
+    sequences; only if both compute the same it gets its name.
+
+    Raises
+    ------
+    UsageError
+        The destination's format is not known, or it is the source.
+    WeightsError, ConfigError
+        The source cannot be read, or the format cannot represent it.
+    DataError
+        The reference cannot be read, or does not fit the network.
+    LstmCliError
+        Outputs are not those of the reference, the proof fails, or the file cannot be written.
+    """
+    order, destination = order or Order(), Path(destination)
+    target = target_format(destination, order.to)
+    need_target(destination, Path(source))
+    imported = read_weights(source, order.reading)
+    config = _config(imported, order)
+    tensors = _fitted(config, imported, order.dtype)
+    checked = None
+    if order.check is not None:
+        checked = agreement(config, tensors, order.check, order.tolerance)
+    with temporary(destination) as made:
+        written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
+        back = read_weights(made.path, ReadOptions(tmva_order=WRITTEN_ORDER))
+        bare = _is_bare(target, destination)
+        proof = _proof(config, tensors, config if bare else config_of(back), back)
+        if not proof.holds:
+            raise _disproved(proof, imported.path, destination, target)
+        notes = (*written, *unsaid(config, back, destination, bare=bare))
+        made.keep()
+    kinds = {spec.kind for spec in config.specs}
+    return Conversion(
+        _side(imported, imported.path, kinds),
+        _side(back, destination, kinds),
+        tuple(_layers(config, tensors)),
+        sum(value.size for value in tensors.values()),
+        _narrowest(tensors.values()),
+        (*standing_notes(imported, config), *(made.told(note) for note in notes)),
+        proof,
+        checked,
+    )
+
+
+def _config(imported: Imported, order: Order) -> Config:
+    if order.config is None:
+        return config_of(imported, order.overrides, hint=CONFIG_HINT)
+    return read_config(order.config, order.overrides)
+
+
+def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
+    """The tensors that the layers need, in their order, all of `dtype` if one is named."""
+    tensors = tensors_for(config.specs, imported)
+    check_weights(config, tensors, str(imported.path))
+    fitted = fit_weights(config.specs, tensors, str(imported.path))
+    if dtype is None:
+        return {name: _stored(value) for name, value in fitted.items()}
+    with np.errstate(over="ignore"):
+        cast = {name: value.astype(dtype) for name, value in fitted.items()}
+    return fit_weights(config.specs, cast, f"{imported.path}, as {dtype}")
+
+
+def _stored(value: Array) -> Array:
+    """A weight as float32 or float64, whatever it was."""
+    wide = value.dtype.kind != "f" or value.dtype.itemsize > 4
+    return value.astype(np.float64 if wide else np.float32, copy=False)
+
+
+def _narrowest(tensors: Iterable[Array]) -> str:
+    return "float32" if any(value.dtype != np.float64 for value in tensors) else "float64"
+
+
+def _export(config: Config, tensors: Mapping[str, Array]) -> Export:
+    return Export(
+        name=config.name,
+        input_size=config.model.input_size,
+        steps=config.model.steps,
+        layers=config.specs,
+        tensors=tensors,
+        config=config.to_yaml(),
+    )
+
+
+def _is_bare(target: Format, destination: Path) -> bool:
+    """Whether a file of this format holds tensors, and no more of the layers than they tell."""
+    by_name = destination.name.lower().endswith(".weights.h5")
+    return target.name == "pytorch" or (target.name == "keras" and by_name)
+
+
+def _proof(config: Config, tensors: Mapping[str, Array], other: Config, back: Imported) -> Proof:
+    """Run the source beside what was read back, with the layers that `other` says."""
+    check_memory(config, ReferenceEngine("float64"))
+    found = _fitted(other, back)
+    dtype = _narrowest((*tensors.values(), *found.values()))
+    sides = Sided(config.specs, tensors), Sided(other.specs, found)
+    return prove(*sides, config.model.steps, dtype)
+
+
+def _disproved(proof: Proof, source: Path, destination: Path, target: Format) -> LstmCliError:
+    return LstmCliError(
+        f"what was written for {destination} does not compute what {source} does",
+        expected=f"outputs within {proof.tolerance:.1g} of the largest one",
+        found=f"{proof.relative_difference:.2g} in {proof.place}",
+        where=f"{proof.sequences} random sequences of up to {proof.steps} steps, in float64",
+        hint=f"nothing was written; this is a fault in how lstm-cli writes or reads {target.title}",
+    )
+
+
+def _side(file: Imported, path: Path, kinds: set[str]) -> Side:
+    gates = {kind: order for kind, order in file.order.items() if kind in kinds}
+    return Side(str(path), file.format, file.title, gates, path.stat().st_size, file.sha256)
+
+
+def _layers(config: Config, tensors: Mapping[str, Array]) -> Iterator[ConvertedLayer]:
+    for spec in config.specs:
+        parameters = sum(tensors[name].size for name in spec.parameters())
+        yield ConvertedLayer(spec.index, layer_title(spec), parameters)

@@ -1,0 +1,139 @@
+"""``lstm-cli convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstm_cli.cli import units
+from lstm_cli.cli.console import Console
+from lstm_cli.cli.options import FILE, Reading, output_options, reading_options, set_option
+
+if TYPE_CHECKING:
+    from lstm_cli.api.agreement import Agreement
+    from lstm_cli.api.conversion import Conversion
+    from lstm_cli.api.proof import Proof
+
+EPILOG = """\b
+Examples:
+  lstm-cli convert model.pt model.safetensors --set model.layers.1.activation=softmax
+  lstm-cli convert model.keras model.onnx --check reference.npz
+  lstm-cli convert state.pt weights.xml --config net.yaml --prefix encoder.rnn
+  lstm-cli convert model.safetensors model.onnx --lengths --states"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=FILE)
+@click.option(
+    "--to",
+    metavar="native|pytorch|keras|onnx|tmva",
+    help="Format to write; default: what the suffix of DST says.",
+)
+@click.option("--config", metavar="CONFIG", help="The layers, where SRC does not say them.")
+@set_option
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    help="Numbers to store; default: those of SRC.",
+)
+@click.option("--lengths", is_flag=True, help="ONNX: the model also takes lengths (N,).")
+@click.option(
+    "--states", is_flag=True, help="ONNX: it also takes initial states and gives final ones."
+)
+@click.option(
+    "--check", metavar="FILE", help="Inputs and outputs of the other framework, .npz or HDF5."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=2e-5,
+    metavar="X",
+    help="How far outputs may be from those of --check.  [default: 2e-5]",
+)
+@reading_options
+@output_options
+def command(
+    *,
+    source: str,
+    destination: Path,
+    to: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+    dtype: str | None,
+    lengths: bool,
+    states: bool,
+    check: str | None,
+    tolerance: float,
+    reading: Reading,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Convert weights between lstm-cli, PyTorch, Keras, ONNX and TMVA.
+
+    SRC is recognised by what it holds, DST by its suffix. What was written is read back and run
+    beside SRC on random sequences, in float64: DST appears only if both compute the same.
+    --check also compares SRC with what the other framework computed: a file with inputs
+    (N, T, D) and outputs (N, T, F) or (N, F), and where there are any, lengths (N,) and
+    initial states state.0.h and state.0.c, (N, directions, H).
+    """
+    from lstm_cli.api.conversion import Order, convert
+    from lstm_cli.formats.model import WriteOptions
+
+    console = Console(as_json=as_json, quiet=quiet)
+    order = Order(
+        reading=reading.options,
+        to=to,
+        config=config,
+        overrides=overrides,
+        writing=WriteOptions(lengths, states),
+        dtype=dtype,
+        check=check,
+        tolerance=tolerance,
+    )
+    done = convert(source, destination, order)
+    console.show(*_report(done))
+    for note in done.notes:
+        console.note(f"note: {note}")
+    console.document(done)
+
+
+def _report(done: Conversion) -> list[Any]:
+    from lstm_cli.cli.tables import plain_table
+
+    files = plain_table("", "file", "format", "gates", "size", numbers=("size",))
+    for word, side in (("from", done.source), ("to", done.destination)):
+        gates = "\n".join(f"{kind} {order}" for kind, order in side.gates.items())
+        files.add_row(word, side.path, side.title, gates, units.size(side.bytes))
+    layers = plain_table("layer", "", "parameters", numbers=("parameters",))
+    for layer in done.layers:
+        layers.add_row(str(layer.index), layer.title, f"{layer.parameters:,}")
+    layers.add_row("all", done.dtype, f"{done.parameters:,}", style="bold")
+    lines = [files, "", layers, "", *_proof(done.proof)]
+    return lines if done.check is None else [*lines, *_check(done.check)]
+
+
+def _proof(proof: Proof) -> list[str]:
+    steps = f"1 to {proof.steps} steps" if proof.ragged else f"{proof.steps} steps"
+    begun = ", random states" if proof.states else ""
+    apart = "largest difference 0"
+    if proof.largest_difference:
+        apart = f"largest difference {proof.largest_difference:.2g}"
+        apart += f", relative {proof.relative_difference:.2g}"
+    bits = "; all weights have the same bits" if proof.same_bits else ""
+    return [
+        f"proof  both files run on {proof.sequences} random sequences of {steps}{begun}, float64",
+        f"       {apart} (at most {proof.tolerance:.2g}){bits}",
+    ]
+
+
+def _check(check: Agreement) -> list[str]:
+    begun = ", from their states" if check.states else ""
+    apart = f"{check.largest_difference:.2g} (at most {check.tolerance:.2g})"
+    return [
+        f"check  {check.sequences:,} sequences of {check.path}{begun}",
+        f"       largest difference {apart}, at {check.place}",
+    ]
