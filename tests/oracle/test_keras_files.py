@@ -230,6 +230,22 @@ def test_weights_of_a_class_of_ones_own(tmp_path: Path) -> None:
         registry.read(tmp_path / "m.keras")
 
 
+@pytest.mark.parametrize("forward, reverse", [(False, True), (True, False), (False, False)])
+def test_weights_of_a_gru_without_biases(forward: bool, reverse: bool, tmp_path: Path) -> None:
+    """Biases tell how a GRU resets: those of the other direction, else it is Keras's default."""
+    options = {"return_sequences": True, "reset_after": not (forward or reverse)}
+    one = L.GRU(3, use_bias=forward, **options)
+    other = L.GRU(3, use_bias=reverse, go_backwards=True, **options)
+    layers = [L.Bidirectional(one, backward_layer=other), L.Reshape((-1,)), L.Dense(2)]
+    model = keras.Sequential([keras.Input((STEPS, FEATURES)), *layers])
+    shaken(model, np.random.default_rng(8)).save_weights(tmp_path / "m.weights.h5")
+    imported = registry.read(tmp_path / "m.weights.h5")
+    assert_equal(imported, model, inputs(8))
+    assumed = any("--set model.layers.0.reset_after=false" in note for note in imported.notes)
+    assert assumed == (not forward and not reverse)
+    assert any("taken for a Flatten" in note for note in imported.notes)
+
+
 def test_functional_with_mask_and_states(tmp_path: Path) -> None:
     x = keras.Input((STEPS, FEATURES))
     y = L.Masking()(x)

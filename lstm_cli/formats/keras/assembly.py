@@ -274,5 +274,5 @@ class Assembly:
     def _no_steps(layer: Layer) -> WeightsError:
         return WeightsError(
             f"{layer.title} needs a fixed number of steps, which the file does not tell",
-            hint="give the model an input of fixed steps in Keras: Input((steps, features))",
+            hint="save the whole model, with an input of fixed steps: Input((steps, features))",
         )

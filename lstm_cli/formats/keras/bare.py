@@ -108,9 +108,10 @@ def recurrent_of(shapes: Sequence[Shape | None], where: str) -> Found:
     kind = BY_GATES.get(width // H)
     if kind is None or width % H or (bias is not None and len(bias) not in (1, 2)):
         raise _unknown(where)
-    after = bias is not None and len(bias) == 2
     config = {"units": H, "use_bias": bias is not None, "return_sequences": True}
-    return kind, config | ({"reset_after": after} if bias is not None else {}), D, H
+    if kind == "GRU":  # without a bias Keras's default, which a note says
+        config["reset_after"] = bias is None or len(bias) == 2
+    return kind, config, D, H
 
 
 def _dense(shape: Callable[[str], Shape | None], folder: str) -> Found:
@@ -130,6 +131,9 @@ def dense_of(shapes: Sequence[Shape | None], where: str) -> Found:
 
 def _bidirectional(path: str, inner: Sequence[Found]) -> Piece:
     (kind, forward, D, H), (other, reverse, _, _) = inner
+    biased = [one for one in (forward, reverse) if one["use_bias"]]
+    if kind == other == "GRU" and len(biased) == 1:  # the one that has biases tells of both
+        forward["reset_after"] = reverse["reset_after"] = biased[0]["reset_after"]
     config = {
         "layer": {"class_name": kind, "config": forward},
         "backward_layer": {"class_name": other, "config": {**reverse, "go_backwards": True}},
@@ -139,6 +143,8 @@ def _bidirectional(path: str, inner: Sequence[Found]) -> Piece:
 
 def _weightless(stem: str, path: str) -> Piece:
     kind = _BY_NAME.get(stem)
+    if stem == "reshape":  # to which shape is not stored; but for one row, what follows misfits
+        kind = "Flatten"
     if kind is None:
         raise _unknown(path)
     return _made(kind, {}, path, None, None)

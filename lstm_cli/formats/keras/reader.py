@@ -16,7 +16,7 @@ from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
 from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly
 from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
 from lstm_cli.formats.keras.hdf5 import Tree
-from lstm_cli.formats.keras.recurrent import ORDER
+from lstm_cli.formats.keras.recurrent import KINDS, ORDER, WRAPPERS, directions
 from lstm_cli.formats.keras.variables import Names, Paths, Source
 from lstm_cli.formats.keras.words import shown
 from lstm_cli.formats.model import Imported, ReadOptions
@@ -186,6 +186,7 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
                 "the file does not say which outputs are used: every step's assumed; "
                 f"--set model.layers.{recurrent[-1]}.return_sequences=false takes the last one's"
             )
+        notes += _unbiased(layers, recurrent)
     notes += [
         f"layer {k} (dense) is taken to have no activation; "
         f"--set model.layers.{k}.activation=softmax says otherwise"
@@ -197,7 +198,29 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
         for layer in layers
         if layer.kind == "Activation"
     ]
+    notes += [
+        f"{layer.title} is taken for a Flatten"
+        for layer in layers
+        if layer.kind == "Flatten" and layer.name.startswith("reshape")
+    ]
     defaults = sorted({la.kind for la in layers if la.kind in ("LeakyReLU", "ReLU", "ELU")})
     if defaults:
         notes.append(f"Keras's default slopes assumed for {', '.join(defaults)}")
     return notes
+
+
+def _unbiased(layers: Sequence[Layer], places: Sequence[int]) -> list[str]:
+    """Biases tell a GRU's convention: one without them may be of either.
+
+    Parameters
+    ----------
+    places
+        Numbers of the recurrent layers in the config.
+    """
+    found = [directions(layer) for layer in layers if layer.kind in (*KINDS, *WRAPPERS)]
+    return [
+        f"layer {k} (gru) has no biases, which would tell how it resets: Keras's default assumed; "
+        f"--set model.layers.{k}.reset_after=false says otherwise"
+        for k, each in zip(places, found, strict=True)
+        if each[0].kind == "gru" and not any(one.biased for one in each)
+    ]
