@@ -176,7 +176,8 @@ def _summed(one: Weight | None, other: Weight | None) -> Weight | None:
         return other if one is None else one
     total = one.array.astype(np.float64) + other.array
     dtype = np.result_type(one.array, other.array)
-    return Weight(total.astype(dtype), one.origins + other.origins, "added")
+    alike = one.columns if one.columns == other.columns else None
+    return Weight(total.astype(dtype), one.origins + other.origins, "added", alike)
 
 
 def add_constant(value: Value, constant: Constant, where: str) -> Value:
