@@ -21,6 +21,7 @@ from lstm_cli.cells.activations import FORMULAS
 from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.general import GeneralWay
 from lstm_cli.engines.cuda.persistent_way import PersistentWay
+from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.types import (
     DenseSpec,
@@ -31,6 +32,7 @@ from lstm_cli.engines.types import (
     TrainingPass,
 )
 from lstm_cli.errors import DeviceError
+from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.learner import Learner
@@ -132,6 +134,19 @@ def _cells() -> Iterator[Source]:
                             yield Source(group, text, frozenset({kind}))
 
 
+def _pipelined(precision: str, recorder: Recorder) -> None:
+    """Run layers side by side, ragged, there and back."""
+    cell, lengths = CELLS["lstm"], np.array([T, 1, 2])
+    specs = (RecurrentSpec(0, D, (cell,)), RecurrentSpec(1, cell.hidden_size, (cell,)))
+    engine = CudaEngine(precision, recorder, "auto", Pipelining("always", 2))
+    network = Network(specs, random_weights(specs), engine)
+    x = np.zeros((3, T, D), engine.precision.real)
+    for n in (lengths, None):
+        tape = backpropagation.forward(network, x, n, None, TrainingPass())
+        d = np.zeros(tape.outputs.shape, engine.precision.real)
+        backpropagation.backward(network, tape, d, d_logits=False)
+
+
 def _others() -> Iterator[Source]:
     """All that the other layers, losses and optimisers need."""
     cell = CELLS["lstm"]
@@ -142,6 +157,7 @@ def _others() -> Iterator[Source]:
             spec = DenseSpec(0, D, 6, None if name is None else Activation(name))
             for _ in _layer(engine, spec, 5, None):
                 pass
+        _pipelined(precision, recorder)
         losses = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy")
         for k, optimiser in enumerate(OPTIMISERS):
             loss = losses[k % len(losses)]
