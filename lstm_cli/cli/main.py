@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
     "train": "Backpropagation through time, with checkpoints that can be resumed.",
     "inspect-shapes": "Every matrix of every gate, and what does not fit.",
+    "convert": "Weights from PyTorch, Keras, ONNX or TMVA, and to them, with a proof.",
     "compare": "Two weights files gate by gate, and why they differ.",
     "bench": "Speed over a grid of sizes, side by side with peers.",
     "data": "What an HDF5 file holds, and what to put in the config.",
