@@ -230,7 +230,7 @@ def test_weights_of_a_class_of_ones_own(tmp_path: Path) -> None:
         registry.read(tmp_path / "m.keras")
 
 
-@pytest.mark.parametrize("forward, reverse", [(False, True), (True, False), (False, False)])
+@pytest.mark.parametrize(("forward", "reverse"), [(False, True), (True, False), (False, False)])
 def test_weights_of_a_gru_without_biases(forward: bool, reverse: bool, tmp_path: Path) -> None:
     """Biases tell how a GRU resets: those of the other direction, else it is Keras's default."""
     options = {"return_sequences": True, "reset_after": not (forward or reverse)}
