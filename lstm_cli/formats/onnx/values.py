@@ -85,13 +85,17 @@ class Unknown:
     error: LstmCliError | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Atom:
     """Something computed, `size` features; one vector a step if it is `timed`."""
 
     size: int
     timed: bool
     where: str
+
+    def __repr__(self) -> str:
+        """Short: an atom holds all that it was computed from."""
+        return f"{type(self).__name__}({self.size}) of {self.where}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +125,12 @@ class Value:
 Anything: TypeAlias = "Value | Constant | Side | Exceeds | Unknown"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Input(Atom):
     """The sequences."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Zeros(Atom):
     """A state before the first step."""
 
@@ -162,7 +166,7 @@ class Term:
     weight: Weight
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Linear(Atom):
     """The sum of `terms` and `bias` (n,)."""
 
@@ -170,7 +174,7 @@ class Linear(Atom):
     bias: Weight | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Activated(Atom):
     """An activation, element by element."""
 
@@ -178,14 +182,14 @@ class Activated(Atom):
     activation: Activation
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Softmaxed(Atom):
     """Softmax over all of `source`."""
 
     source: Vector
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Product(Atom):
     """Two vectors multiplied element by element."""
 
@@ -193,14 +197,14 @@ class Product(Atom):
     right: Vector
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Joined(Atom):
     """Vectors side by side; none of them of a `Joined`."""
 
     parts: tuple[Vector, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Flattened(Atom):
     """All of a vector's steps side by side, features of a step next to each other."""
 
@@ -208,7 +212,7 @@ class Flattened(Atom):
     steps: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recurrent(Atom):
     """One direction of a recurrent layer.
 
@@ -234,6 +238,6 @@ class Recurrent(Atom):
     stored: tuple[Any, ...] = field(default=())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CellState(Atom):
     """Final c of a recurrent direction: an output that nothing else may read."""
