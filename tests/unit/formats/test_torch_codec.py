@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +233,12 @@ def test_order_and_dtype_survive(tmp_path: Path) -> None:
         "float64", "float32",
     ]  # fmt: skip
     assert np.array_equal(found.tensors["layers.1.weight"], given["a.weight"])
+
+
+def test_members_are_aligned() -> None:
+    """As PyTorch aligns them, so that it can map a file into memory."""
+    data = archived(tensors(lstm("lstm.", 3, 4)))
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        for member in file.infolist():
+            name, extra = struct.unpack_from("<HH", data, member.header_offset + 26)
+            assert (member.header_offset + 30 + name + extra) % 64 == 0
