@@ -125,7 +125,7 @@ def _proof(proof: Proof) -> list[str]:
         apart += f", relative {proof.relative_difference:.2g}"
     bits = "; all weights have the same bits" if proof.same_bits else ""
     return [
-        f"proof  both files run on {proof.sequences} random sequences of {steps}{begun}, float64",
+        f"proof  both run on {proof.sequences} random sequences of {steps}{begun}, float64",
         f"       {apart} (at most {proof.tolerance:.2g}){bits}",
     ]
 
