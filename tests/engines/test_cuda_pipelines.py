@@ -5,9 +5,12 @@ The device does nothing before a value is asked for, and then lanes go on in an 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cuda_host.build import COMPILER, HostError
+from cuda_host.kernel import HostKernel
 from cuda_host.lazy import ORDERS, LazyDevice
 from engines.test_cuda_persistent import forced
 from networks import (
@@ -19,7 +22,9 @@ from networks import (
     recurrent,
 )
 
+from lstm_cli.cells import RNN
 from lstm_cli.engines.cuda.engine import CudaEngine
+from lstm_cli.engines.cuda.general import GeneralWay
 from lstm_cli.engines.cuda.persistent_way import PersistentWay
 from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID
@@ -358,3 +363,25 @@ def test_clusters_are_not_run_beside_blocks_that_wait_across_the_grid():
     network(specs, engine).run(random_inputs(2, T, D))
     assert lanes_of(device) == {0}
     assert "clusters" in engine.stacks.plan(specs, 2, T)
+
+
+def test_what_runs_instead_of_a_plan_that_cannot_is_no_neighbour_of_clusters(monkeypatch):
+    resident = HostKernel.resident
+
+    def few(self, launch):
+        return 0 if launch.cluster == 2 else resident(self, launch)
+
+    monkeypatch.setattr(HostKernel, "resident", few)
+    specs = [recurrent("rnn", 16, D), recurrent("rnn", 24, 16, index=1)]
+    x = random_inputs(2, T, D).astype(np.float32)
+    for H, beside in ((16, False), (24, True)):
+        device = LazyDevice(multiprocessors=16)
+        engine = engine_of("tf32", ALWAYS, device, KINDS["cluster"])
+        general = GeneralWay(device, engine.precision)
+        engine.way = PersistentWay(device, engine.precision, general, KINDS["cluster"])
+        engine.stacks = Stacks(device, engine.way, ALWAYS)
+        pair = [replace(specs[0], cells=(RNN(hidden_size=H),)), replace(specs[1], input_size=H)]
+        net = network(pair, engine)
+        tape = backpropagation.forward(net, x, None, None, TrainingPass())
+        backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+        assert (len(lanes_of(device)) > 1) is beside

@@ -128,6 +128,10 @@ class GeneralWay:
         used = self.precision.backward if backward else self.precision
         return costs.general(cell, used, tiles, blocks), GRID
 
+    def hand_over(self, run: ForwardRun, *, backward: bool = False) -> str:
+        """Always the same; see `lstm_cli.engines.cuda.recurrence.Way`."""
+        return GRID
+
     def beside(self, multiprocessors: int) -> GeneralWay:
         """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""
         made = GeneralWay(self.device, self.precision, self.tuning, multiprocessors)

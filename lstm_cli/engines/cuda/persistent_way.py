@@ -102,6 +102,13 @@ class PersistentWay:
             return self._other(plan).modelled(cell, N, backward=backward)
         return seconds(plan, self.facts, N, 1), plan.kind
 
+    def hand_over(self, run: ForwardRun, *, backward: bool = False) -> str:
+        """Of the plan, if it can run; see `lstm_cli.engines.cuda.recurrence.Way`."""
+        made = self._plan(run, 1, backward=backward)
+        if isinstance(made, str):
+            return self._other(made).hand_over(run, backward=backward)
+        return made.plan.kind
+
     def beside(self, multiprocessors: int) -> PersistentWay:
         """The same for a lane of its own; see `lstm_cli.engines.cuda.recurrence.Way`."""
         otherwise = None if self.otherwise is None else self.otherwise.beside(multiprocessors)

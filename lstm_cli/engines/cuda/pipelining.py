@@ -17,7 +17,7 @@ the cluster: a stack that has both is not pipelined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -106,8 +106,7 @@ def pipeline(
         return "the device has fewer multiprocessors than there are layers"
     own = beside(share)
     steps = [own.modelled(cell, N, backward=backward) for cell in cells]
-    kinds = {kind for _, kind in steps}
-    if {CLUSTER, GRID} <= kinds:
+    if mixed(kind for _, kind in steps):
         return "clusters may keep blocks that wait across the grid off the device"
     slowest = max(seconds for seconds, _ in steps)
     whole = [way.modelled(cell, N, backward=backward) for cell in cells]
@@ -122,6 +121,11 @@ def pipeline(
             f"{found.seconds * 1e6:.0f} in {found.windows} windows of {size} steps"
         )
     return found
+
+
+def mixed(kinds: Iterable[str]) -> bool:
+    """Whether clusters would run beside blocks that wait for one another across the grid."""
+    return {CLUSTER, GRID} <= set(kinds)
 
 
 def _numbers(T: int) -> range:

@@ -144,6 +144,9 @@ class Way(Protocol):
     def backward(self, runs: Sequence[BackwardRun]) -> None:
         """All directions of a layer."""
 
+    def hand_over(self, run: ForwardRun, *, backward: bool = False) -> str:
+        """How the blocks of a run hand over: what was planned, or what can run instead."""
+
     def beside(self, multiprocessors: int) -> Way:
         """The same way for a lane of its own: with other scratch memory, and blocks that have to
         run together for at most so many multiprocessors."""

@@ -13,7 +13,7 @@ from lstm_cli.engines.cuda.device import Device, DeviceArray, Mark
 from lstm_cli.engines.cuda.gradients import input_gradient, window_gradient
 from lstm_cli.engines.cuda.layers import RecurrentLayer
 from lstm_cli.engines.cuda.passing import DeviceState, Passing, Returning, Tape
-from lstm_cli.engines.cuda.pipelining import MOST_LAYERS, Pipeline, Pipelining, pipeline
+from lstm_cli.engines.cuda.pipelining import MOST_LAYERS, Pipeline, Pipelining, mixed, pipeline
 from lstm_cli.engines.cuda.recurrence import Way
 from lstm_cli.engines.cuda.windows import Window, back_over, over, windows
 from lstm_cli.engines.types import (
@@ -136,8 +136,11 @@ class Stacks:
                 x = layer.output(passes[-1])
         except DeviceMemoryError:
             return None
-        run = _Run(self.device, layers, self.beside(chosen), chosen.steps)
-        seconds = run.forward(passes)
+        ways = self.beside(chosen)
+        met = [way.hand_over(one.runs[0]) for way, one in zip(ways, passes, strict=True)]
+        if mixed(met):  # a plan that cannot run, and what runs instead
+            return None
+        seconds = _Run(self.device, layers, ways, chosen.steps).forward(passes)
         ended = zip(layers, passes, seconds, strict=True)
         return [layer.ended(made, one) for layer, made, one in ended]
 
@@ -149,7 +152,13 @@ class Stacks:
         chosen = self.plan(specs, batch.N, batch.longest, backward=True)
         if isinstance(chosen, str):
             return None
-        run = _Run(self.device, layers, self.beside(chosen), chosen.steps)
+        ways = self.beside(chosen)
+        met = [
+            way.hand_over(tape.runs[0], backward=True)
+            for way, tape in zip(ways, tapes, strict=True)
+        ]
+        if mixed(met):
+            return None
         made: list[Returning] = []
         elements: list[DeviceArray | None] = []
         try:
@@ -159,7 +168,7 @@ class Stacks:
                 d_output = Sequences(batch, made[0].dx)
         except DeviceMemoryError:
             return None
-        run.backward(made, elements)
+        _Run(self.device, layers, ways, chosen.steps).backward(made, elements)
         lowest, first = layers[0], made[0]
         input_gradient(self.device, lowest.precision, first.runs[0], first.dx, add=False)
         return [layer.returned(one) for layer, one in zip(layers, made, strict=True)]
