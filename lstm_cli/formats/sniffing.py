@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 LARGEST_HEADER = 16 << 20
 """Bytes of JSON that are looked into; as objects they are many times as many."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_OF_CELLS = {"weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh"}
 _NATIVE_NAME = re.compile(r"layers\.\d+\.(reverse\.)?[a-z_]+")
 
 
@@ -80,9 +82,19 @@ def _of_safetensors(path: Path) -> str:
         return "native"
     if not isinstance(metadata, dict) or metadata.get("format") == "lstm-cli":
         return "native"
-    if "config" in metadata or all(_NATIVE_NAME.fullmatch(name) for name in header):
-        return "native"
-    return "pytorch"
+    if "config" in metadata or not all(_NATIVE_NAME.fullmatch(name) for name in header):
+        return "native" if "config" in metadata else "pytorch"
+    # A ModuleList called `layers` has names like ours, and PyTorch signs what it saves.
+    return "pytorch" if metadata.get("format") == "pt" and not _only_ours(header) else "native"
+
+
+def _only_ours(names: Iterable[str]) -> bool:
+    """Whether names like ours are none that PyTorch's cells and Linear modules have."""
+    known = set(names)
+    return any(
+        last not in _OF_CELLS or (last == "bias" and f"{layer}.weight_ih" in known)
+        for layer, last in (re.split(r"(?<=\d)\.", name, maxsplit=1) for name in known)
+    )
 
 
 def _is_protobuf(head: bytes) -> bool:
