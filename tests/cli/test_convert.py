@@ -385,10 +385,15 @@ def test_pytorch_to_native_to_onnx_to_its_runtime(lstm):
     assert not Path("net.safetensors").exists()
 
 
+def test_data_in_the_place_of_the_config(lstm, data, config):
+    outcome = lstm("run", data, config)
+    assert outcome.code == 4
+    assert "hint: the config comes before the data" in outcome.err
+
+
 def test_a_large_layer_takes_seconds():
 
     from lstm_cli.api.proof import draw
 
-    specs: list[RecurrentSpec] = [recurrent("lstm", 2048, 2048)]
-    assert draw(specs, None, states=True).x.shape[:2] == (4, 7)
+    assert draw([recurrent("lstm", 2048, 2048)], None, states=True).x.shape[:2] == (4, 7)
     assert draw([recurrent("lstm", 16384, 8192)], 1000, states=False).x.shape[:2] == (2, 2)
