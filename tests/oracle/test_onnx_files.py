@@ -451,6 +451,50 @@ def test_tf2onnx(kind: str, ending: str, tmp_path: Path) -> None:
     close(run_here(imported, x).outputs, run_there(path, {"x": x})[0])
 
 
+ORDERS: dict[str, list[Any]] = {
+    "directions innermost": [
+        helper.make_node("Transpose", ["Y"], ["a"], perm=[2, 0, 3, 1]),  # (N, T, H, directions)
+        helper.make_node("Reshape", ["a", "rows"], ["b"]),
+        helper.make_node("MatMul", ["b", "M"], ["y"]),
+    ],
+    "features before steps": [
+        helper.make_node("Transpose", ["Y"], ["a"], perm=[2, 1, 3, 0]),  # (N, directions, H, T)
+        helper.make_node("Flatten", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "L"], ["y"]),
+    ],
+    "part of a layer": [
+        helper.make_node("Transpose", ["Y"], ["a"], perm=[2, 0, 1, 3]),
+        helper.make_node("Reshape", ["a", "rows"], ["b"]),
+        helper.make_node("MatMul", ["b", "M"], ["c"]),
+        helper.make_node("Tanh", ["c"], ["d"]),
+        helper.make_node("Slice", ["d", "one", "three", "two"], ["e"]),
+        helper.make_node("MatMul", ["e", "S"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_order_of_features(order: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    shapes = {"W": (2, 4 * H, D), "R": (2, 4 * H, H), "B": (2, 8 * H)}
+    shapes |= {"M": (2 * H, 4), "L": (2 * H * T, 3), "S": (2, 5)}
+    stored: dict[str, Array] = {k: rng.standard_normal(v).astype("f4") for k, v in shapes.items()}
+    stored |= {"rows": np.array([0, 0, 2 * H])}
+    stored |= {name: np.array([n]) for name, n in (("one", 1), ("two", 2), ("three", 3))}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node(
+            "LSTM", ["t", "W", "R", "B"], ["Y"], direction="bidirectional", hidden_size=H
+        ),
+        *ORDERS[order],
+    ]
+    read_by = {name for each in nodes for name in each.input}
+    stored = {name: array for name, array in stored.items() if name in read_by}
+    path = _save(tmp_path / "model.onnx", nodes, stored, ["y"], shape=["N", T, D])
+    x = random_inputs(N, T, D).astype("f4")
+    close(run_here(read(path, ReadOptions()), x).outputs, run_there(path, {"x": x})[0])
+
+
 HEADS: dict[str, dict[str, Any]] = {
     "Relu": {}, "Sigmoid": {}, "Tanh": {}, "Softplus": {}, "Softsign": {}, "Abs": {}, "Selu": {},
     "HardSigmoid": {"alpha": 0.3}, "LeakyRelu": {}, "Elu": {"alpha": 0.7}, "PRelu": {},

@@ -419,3 +419,31 @@ def test_a_gru_written_out_keeps_what_its_own_gate_lets(rest: str, tmp_path: Pat
         return
     with pytest.raises(WeightsError, match="no layer that lstm-cli has"):
         load(tmp_path, made)
+
+
+@pytest.mark.parametrize("later", ["U", "V"])
+def test_steps_of_different_weights_are_no_layer(later: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    tensors = [
+        stored("first", np.int64(0)),
+        stored("second", np.int64(1)),
+        stored("W", rng.standard_normal((D, H))),
+    ]
+    tensors += [stored(name, rng.standard_normal((H, H))) for name in "UV"]
+    tensors.append(stored("h", np.zeros((1, H))))
+    nodes, before = [], "h"
+    for step, matrix in (("first", "U"), ("second", later)):
+        nodes += [
+            node("Gather", f"x {step}", f"x_{step}", axis=0),
+            node("MatMul", f"x_{step} W", f"i_{step}"),
+            node("MatMul", f"{before} {matrix}", f"r_{step}"),
+            node("Add", f"i_{step} r_{step}", f"a_{step}"),
+            node("Tanh", f"a_{step}", f"h_{step}"),
+        ]
+        before = f"h_{step}"
+    made = model(nodes, tensors, ["h_second"], [value("x", 2, "N", D)])
+    if later == "U":
+        assert [layer["type"] for layer in layers(load(tmp_path, made))] == ["rnn"]
+        return
+    with pytest.raises(WeightsError):
+        load(tmp_path, made)
