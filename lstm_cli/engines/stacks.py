@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from functools import cache
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from lstm_cli.engines.types import (
     Array,
@@ -65,9 +66,10 @@ def forward_layers(
     See `Engine.forward` for the others.
     """
     made: list[LayerResult] = []
-    for part in _parts(engine, layers, training=training is not None):
-        if len(part) > 1 and isinstance(engine, Stacking):
-            found = engine.forward_stack(part, x, states, keep=keep, training=training)
+    stacking = _stacking(engine)
+    for part in _parts(stacking, layers, training=training is not None):
+        if stacking is not None and len(part) > 1:
+            found = stacking.forward_stack(part, x, states, keep=keep, training=training)
             if found is not None:
                 made += found
                 x = made[-1].output
@@ -99,9 +101,10 @@ def backward_layers(
     """
     made: list[LayerGradients] = []
     left = {spec.index: tape for (spec, _), tape in zip(layers, tapes, strict=True)}
-    for part in reversed(_parts(engine, layers, training=True)):
-        if len(part) > 1 and not d_logits and isinstance(engine, Stacking):
-            found = engine.backward_stack(part, [left[spec.index] for spec, _ in part], d)
+    stacking = _stacking(engine)
+    for part in reversed(_parts(stacking, layers, training=True)):
+        if stacking is not None and len(part) > 1 and not d_logits:
+            found = stacking.backward_stack(part, [left[spec.index] for spec, _ in part], d)
             if found is not None:
                 made += reversed(found)
                 d = made[-1].x
@@ -117,10 +120,21 @@ def backward_layers(
     return made[::-1]
 
 
-def _parts(engine: Engine, layers: Prepared, *, training: bool) -> list[Prepared]:
+def _stacking(engine: Engine) -> Stacking | None:
+    """The engine, if it may run layers side by side."""
+    return cast(Stacking, engine) if _stacks(type(engine)) else None
+
+
+@cache
+def _stacks(kind: type) -> bool:
+    """Asked once for a kind of engine: the answer takes as long as a small layer."""
+    return issubclass(kind, Stacking)
+
+
+def _parts(stacking: Stacking | None, layers: Prepared, *, training: bool) -> list[Prepared]:
     """Layers that are taken together."""
-    if not isinstance(engine, Stacking):
+    if stacking is None:
         return [[pair] for pair in layers]
     pairs = iter(layers)
     specs = [spec for spec, _ in layers]
-    return [[next(pairs) for _ in part] for part in engine.parts(specs, training=training)]
+    return [[next(pairs) for _ in part] for part in stacking.parts(specs, training=training)]
