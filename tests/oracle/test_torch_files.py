@@ -267,3 +267,40 @@ def test_two_orders_that_fit_are_refused(tmp_path: Path) -> None:
         registry.read(tmp_path / "w.safetensors")
     one = registry.read(tmp_path / "w.safetensors", ReadOptions(prefix="encoder."))
     assert {s.name.partition(".")[0] for s in one.stored} == {"encoder"}
+
+
+def test_a_state_dict_that_stands_at_the_prefix_wins(tmp_path: Path) -> None:
+    one, other = nn.LSTM(3, 4).state_dict(), nn.LSTM(3, 4).state_dict()
+    checkpoint = {
+        "model": {f"lstm.{name}": value for name, value in one.items()},
+        "ema": {f"model.lstm.{name}": value for name, value in other.items()},
+        "commit": b"\x00\xffabc",  # which old protocols write as a call
+    }
+    torch.save(checkpoint, tmp_path / "w.pt")
+    for prefix, state in (("model", one), ("ema", other), ("ema.model", other)):
+        found = registry.read(tmp_path / "w.pt", ReadOptions(prefix=prefix))
+        given = state["weight_ih_l0"].numpy()
+        np.testing.assert_array_equal(found.tensors["layers.0.weight_ih"], given)
+
+
+def test_a_head_behind_a_flatten_keeps_its_place_in_safetensors(tmp_path: Path) -> None:
+    config = from_mapping(
+        {
+            "model": {
+                "input_size": 3,
+                "steps": 2,
+                "layers": [
+                    {"type": "gru", "hidden_size": 4},
+                    {"type": "flatten"},
+                    {"type": "dense", "units": 3},  # as many as the gru reads
+                ],
+            }
+        }
+    )
+    weights = random_weights(config.specs)
+    export = Export("x", 3, 2, config.specs, weights, config.to_yaml())
+    registry.write(tmp_path / "x.safetensors", "pytorch", export)
+    found = registry.read(tmp_path / "x.safetensors")
+    assert found.config is not None
+    kinds = [layer["type"] for layer in found.config["model"]["layers"]]
+    assert kinds == ["gru", "flatten", "dense"]

@@ -137,7 +137,7 @@ def _set(values: object = ()) -> Any:
     return values
 
 
-def _device(*_: Any) -> Any:
+def _inert(*_: Any) -> Any:
     return Inert()
 
 
@@ -147,8 +147,9 @@ def _empty_mapping() -> dict[Any, Any]:
 
 _CALLEES = {
     ("collections", "OrderedDict"): Callee(_empty_mapping),
+    ("_codecs", "encode"): Callee(_inert),  # bytes, as old protocols spell them
     ("torch", "Size"): Callee(_size),
-    ("torch", "device"): Callee(_device),
+    ("torch", "device"): Callee(_inert),
     ("torch._utils", "_rebuild_tensor"): Callee(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): Callee(_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): Callee(_tensor_of_dtype),

@@ -56,7 +56,9 @@ def find_state_dict(root: Any, prefix: str | None, path: Path) -> StateDict:
     """
     found = list(_state_dicts(root))
     if prefix:
-        found = [part for part in (one.below(prefix) for one in found) if part.tensors]
+        # A state dict that stands there wins over names in others that happen to begin so.
+        there = [one for one in found if _begins(one.path, prefix) or _begins(prefix, one.path)]
+        found = [part for part in (one.below(prefix) for one in there or found) if part.tensors]
     if not found:
         raise _none(root, prefix, path)
     if len(found) > 1:
@@ -68,6 +70,11 @@ def find_state_dict(root: Any, prefix: str | None, path: Path) -> StateDict:
             hint=f"--prefix {found[-1].path} takes that one" if found[-1].path else None,
         )
     return found[0]
+
+
+def _begins(path: str, start: str) -> bool:
+    """Whether a path of keys begins with another one, which is not empty."""
+    return bool(start) and f"{path}.".startswith(f"{start.rstrip('.')}.")
 
 
 def _none(root: Any, prefix: str | None, path: Path) -> WeightsError:

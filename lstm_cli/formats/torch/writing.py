@@ -44,11 +44,14 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     """
     check_layers(export.layers)
     stacks = _stacks(export.layers)
-    names = _names(stacks)
+    safetensors = path.suffix.lower() == ".safetensors"
+    # Sorted by name, a head behind a flatten could as well be a layer in front.
+    flat = any(isinstance(spec, FlattenSpec) for spec in export.layers)
+    names = _names(stacks, numbered=safetensors and flat)
     tensors: dict[str, Array] = {}
     for stack, name in zip(stacks, names, strict=True):
         tensors |= {f"{name}.{key}": value for key, value in _module(stack, export.tensors)}
-    if path.suffix.lower() == ".safetensors":
+    if safetensors:
         from safetensors.numpy import save
 
         data = save(tensors, {"format": "pt"})
@@ -77,11 +80,11 @@ def _stacks(layers: tuple[LayerSpec, ...]) -> list[Stack]:
     return stacks
 
 
-def _names(stacks: list[Stack]) -> list[str]:
+def _names(stacks: list[Stack], *, numbered: bool) -> list[str]:
     """``lstm`` and ``head`` for the plainest network; else numbers, as nn.ModuleList has them."""
     kinds = [stack[0].kind for stack in stacks]
     plain = len(kinds) == 1 or (len(kinds) == 2 and kinds[0] != "dense" and kinds[1] == "dense")
-    if plain:
+    if plain and not numbered:
         return ["head" if kind == "dense" else kind for kind in kinds]
     return [str(k) for k in range(len(kinds))]
 
