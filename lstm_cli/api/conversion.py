@@ -19,7 +19,7 @@ from lstm_cli.api.weights_files import config_of, read_weights, standing_notes, 
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import LstmCliError
+from lstm_cli.errors import LstmCliError, UsageError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
 from lstm_cli.formats.registry import Format
@@ -122,6 +122,11 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     """
     order, destination = order or Order(), Path(destination)
     target = target_format(destination, order.to)
+    if order.writing != WriteOptions() and not target.writes_options:
+        raise UsageError(
+            f"--lengths and --states are of ONNX models, and {destination} is to be {target.title}",
+            hint="--to onnx, or leave them out",
+        )
     need_target(destination, Path(source))
     imported = read_weights(source, order.reading)
     config = _config(imported, order)

@@ -197,6 +197,22 @@ def test_check_in_other_shapes(lstm, native):
         assert outcome.code == 0, outcome.err
 
 
+def test_check_passes_over_the_padding(lstm, tmp_path):
+    model({"model": {"input_size": 5, "layers": [LSTM]}}).save("seq.safetensors")
+    net = lstm_cli.load("seq.safetensors", engine="reference", dtype="float64")
+    x, lengths = random_inputs(3, 6, 5), np.array([6, 1, 3])
+    y = net.run(x, lengths).outputs.copy()
+    y[1, 1:], y[2, 3:] = 7.0, np.nan
+    np.savez("r.npz", inputs=x, outputs=y, lengths=lengths)
+    outcome = lstm("convert", "seq.safetensors", "a.onnx", "--check", "r.npz")
+    assert outcome.code == 0, outcome.err
+    y[2, 2, 4] += 1e-3
+    np.savez("r.npz", inputs=x, outputs=y, lengths=lengths)
+    outcome = lstm("convert", "seq.safetensors", "a.onnx", "--check", "r.npz")
+    assert outcome.code == 1
+    assert "sequence 2, step 2, feature 4" in outcome.err
+
+
 def test_a_check_that_fails_names_the_place(lstm, native, tmp_path):
     file = tmp_path / "r.npz"
     y = reference(file, native)["outputs"].copy()
@@ -269,6 +285,8 @@ def test_usage(lstm, native, tmp_path):
     assert "--to" in err
     assert code(native, "out.dat", "--to", "onxx")[0] == 2
     assert code(native, native)[0] == 2
+    assert code(native, "out.pt", "--lengths")[0] == 2
+    assert code(native, "out.keras", "--states")[0] == 2
     os.link(native, "hard.safetensors")
     Path("soft.safetensors").symlink_to(native)
     before = native.read_bytes()

@@ -39,6 +39,18 @@ def test_every_number_of_every_tensor_counts() -> None:
         assert not proof.same_bits, name
 
 
+def test_states_that_no_output_shows_count() -> None:
+    one = sided([recurrent("lstm", 3, 2)], dtype="float64")
+    bias = one.tensors["layers.0.bias"].copy()
+    bias[-3:] = -1000  # the output gate is shut
+    shut, other = {**one.tensors, "layers.0.bias": bias}, bias.copy()
+    other[6] += 0.1
+    sides = [Sided(one.layers, {**shut, "layers.0.bias": b}) for b in (bias, other)]
+    proof = prove(sides[0], sides[1], None, "float32")
+    assert not proof.holds
+    assert proof.place.startswith("c of recurrent layer 0, sequence ")
+
+
 def test_rounding_is_forgiven_and_no_more() -> None:
     layers = [recurrent("gru", 4, 3)]
     wide = sided(layers, dtype="float64")
