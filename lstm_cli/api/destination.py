@@ -38,10 +38,10 @@ def target_format(destination: Path, name: str | None) -> Format:
 
 def need_target(destination: Path, source: Path) -> None:
     """Raise unless a file can be made there that is not the source."""
-    if not destination.resolve().parent.is_dir():
+    if not destination.parent.is_dir():
         raise LstmCliError(
             f"{destination} cannot be written: its folder does not exist",
-            expected=f"a folder {destination.resolve().parent}",
+            expected=f"a folder {destination.parent}",
             hint=f"mkdir -p {shlex.quote(str(destination.parent))}",
         )
     if not destination.exists():

@@ -170,7 +170,11 @@ def _recurrent(layers: Layers) -> list[RecurrentSpec]:
 
 def _states(layers: Layers) -> list[Any]:
     """What a network's states are: equal for two that can begin with the same ones."""
-    return [(s.kind, s.directions, s.cells[0].state_sizes) for s in _recurrent(layers)]
+    # A projection to as many features as there are units has states of the same sizes as none.
+    return [
+        (s.kind, s.directions, s.cells[0].state_sizes, s.cells[0].projects)
+        for s in _recurrent(layers)
+    ]
 
 
 def _initial(layers: Layers, N: int, rng: np.random.Generator) -> list[Any]:

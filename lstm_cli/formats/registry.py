@@ -128,6 +128,8 @@ def recognise(path: Path) -> Format:
         name = sniff(path)
     except (OSError, ValueError) as error:
         raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+    if name is None and path.stat().st_size == 0:
+        raise WeightsError(f"the weights file {path} is empty", found="0 bytes")
     if name is None:
         titles = ", ".join(f"{f.title} ({', '.join(f.suffixes)})" for f in FORMATS.values())
         raise WeightsError(

@@ -97,7 +97,11 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # struct, zipfile, memory: whatever a damaged archive leads to
         found = reason(error) if isinstance(error, OSError | ValueError) else str(error)
-        raise WeightsError(f"{path} is not a zip archive that can be read", found=found) from None
+        raise WeightsError(
+            f"{path} is not a zip archive that can be read",
+            found=found,
+            hint="the file may be cut short: copy it, or save it, again",
+        ) from None
     try:
         _check_members(archive, path)
     except WeightsError:

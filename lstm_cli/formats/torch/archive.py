@@ -126,11 +126,14 @@ class TorchArchive:
             count *= size
             last += (size - 1) * step
         if count and (last >= available or count > available):
+            inside = last < available
+            what = "repeats the values of" if inside else "reaches outside"
             raise WeightsError(
-                f"{shown(name)} reaches outside its storage",
+                f"{shown(name)} {what} its storage",
                 expected=f"at most {available:,} values",
                 found=f"{count:,} values up to number {last:,}",
                 where=str(self.path),
+                hint="save tensor.contiguous()" if inside else None,
             )
         self._allowance -= count * itemsize
         if self._allowance < 0:

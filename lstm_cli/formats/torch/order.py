@@ -98,6 +98,9 @@ def _fit(modules: Sequence[Module], flat: bool) -> Order | None:
         ratio, rest = divmod(module.input_size, before.output_size)
         if not flat or rest or place is not None or isinstance(module, Recurrent):
             return None
+        # It would rather be a second head of an earlier module than one of all steps of the first.
+        if any(module.input_size == other.output_size for other in modules[: k - 1]):
+            return None
         steps, place = ratio, k
     return Order(tuple(modules), steps, place)
 

@@ -13,6 +13,7 @@ from networks import random_weights, recurrent
 from lstm_cli.api.proof import Sided, difference, draw, prove, same_bits, tolerance
 from lstm_cli.api.unsaid import gaps
 from lstm_cli.api.weights_files import is_weights, standing_notes, tensors_for
+from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.formats.model import Imported
@@ -156,3 +157,15 @@ def test_what_counts_as_weights(tmp_path: Path) -> None:
     for name, content in {"e": b"PK\3\4", "f": b"<?xml", "g": b"\x08\x08\x12\4"}.items():
         (tmp_path / name).write_bytes(content)
         assert is_weights(tmp_path / name)
+
+
+def test_a_projection_to_as_many_features_has_states_of_its_own() -> None:
+    projected = sided([recurrent("lstm", 3, 2, projection_size=3)], dtype="float64")
+    W = projected.tensors["layers.0.weight_hr"]
+    merged = dict(projected.tensors)
+    merged["layers.0.weight_hh"] = merged["layers.0.weight_hh"] @ merged.pop("layers.0.weight_hr")
+    head = {"layers.1.weight": W, "layers.1.bias": np.zeros(3)}
+    layers = (recurrent("lstm", 3, 2), DenseSpec(1, 3, 3, Activation("identity")))
+    proof = prove(projected, Sided(layers, merged | head), None, "float64")
+    assert proof.holds
+    assert not proof.states

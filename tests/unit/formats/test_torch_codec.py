@@ -242,3 +242,9 @@ def test_members_are_aligned() -> None:
         for member in file.infolist():
             name, extra = struct.unpack_from("<HH", data, member.header_offset + 26)
             assert (member.header_offset + 30 + name + extra) % 64 == 0
+
+
+def test_a_second_head_is_no_flatten(tmp_path: Path) -> None:
+    heads = {**linear("h1.", 4, 2), **linear("h2.", 4, 2)}
+    what = refused(tmp_path, {**lstm("a.", 3, 4), **heads})
+    assert "h2" in what
