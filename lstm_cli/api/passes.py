@@ -79,13 +79,18 @@ class Passes:
         with ThreadPoolExecutor(1) as reader:
             # Two are read ahead, so that one is there to be sent before the one in front computes.
             waiting = deque(reader.submit(next, batches, None) for _ in range(2))
-            batch, sent = self._waited(waiting.popleft()), None
-            while batch is not None:
-                waiting.append(reader.submit(next, batches, None))
-                ready = waiting[0].done() and waiting[0].exception() is None
-                coming = self._sent(waiting[0].result()) if ready else None
-                yield batch, sent
-                batch, sent = self._waited(waiting.popleft()), coming
+            batch, sent, coming = self._waited(waiting.popleft()), None, None
+            try:
+                while batch is not None:
+                    waiting.append(reader.submit(next, batches, None))
+                    ready = waiting[0].done() and waiting[0].exception() is None
+                    coming = self._sent(waiting[0].result()) if ready else None
+                    yield batch, sent
+                    batch, sent, coming = self._waited(waiting.popleft()), coming, None
+            finally:  # where a run ends early, copies may still be on their way
+                for left in (sent, coming):
+                    if left is not None:
+                        left.settle()
 
     def _read(self, batches: Iterator[Batch]) -> Batch | None:
         begun = perf_counter()

@@ -39,7 +39,8 @@ class ReadingAhead:
 
     def order(self, epoch: int) -> Sequence[Array]:
         """Every batch of an epoch."""
-        self._order, self._next = self._source.order(epoch), None
+        self._forget()
+        self._order = self._source.order(epoch)
         return self._order
 
     def read(self, numbers: Array) -> LearningBatch:
@@ -61,6 +62,19 @@ class ReadingAhead:
     def raw(self, values: Array) -> Array:
         """Outputs or targets in the units of the data."""
         return self._source.raw(values)
+
+    def __del__(self) -> None:
+        """Where training ended early, a batch may still be on its way."""
+        self._forget()
+        self._reader.shutdown()
+
+    def _forget(self) -> None:
+        """Let a batch that nobody will learn from arrive, so that its memory can go back."""
+        coming, self._next = self._next, None
+        if coming is not None and coming[1].exception() is None:
+            _, sent = coming[1].result()
+            if sent is not None:
+                sent.settle()
 
     def _sent(self, k: int) -> tuple[LearningBatch, Any]:
         """A batch, and its inputs on their way; None where the device has no room for two."""

@@ -146,6 +146,30 @@ def test_results_come_back_while_the_next_batch_computes(lstm, gpu, files):
     assert sum(k < first for k in begun) == 6, "the second batch is on its way by then"
 
 
+def test_copies_that_nobody_waits_for_are_waited_for(gpu):
+    from cuda_host.device import HostMark
+
+    from lstm_cli.engines.cuda.staging import Returning, Stager
+
+    waited = []
+
+    class Watched(HostMark):
+        def wait(self):
+            waited.append(self.at)
+
+    device = gpu()
+    device.mark = lambda: Watched(0.0)
+    Returning(device, [device.zeros((2, 3), "float32")])
+    assert len(waited) == 1, "dropped at once"
+    returning = Returning(device, [device.zeros((2, 3), "float32")])
+    returning.wait()
+    del returning
+    assert len(waited) == 2
+    stager = Stager(device, "float32")
+    stager.send_room(stager.room((2, 3), "float32")).settle()
+    assert len(waited) == 3
+
+
 def test_memory_that_runs_out(lstm, gpu, files):
     whole = gpu()
     given = (files / "net.yaml", files / "x.h5", "--device", "cuda")

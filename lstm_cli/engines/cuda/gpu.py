@@ -126,7 +126,8 @@ class Gpu:
             return self._allocated(shape, dtype)
         except out_of_memory:
             pass
-        self.cupy.get_default_memory_pool().free_all_blocks()
+        with self._device:  # whose pool it is
+            self.cupy.get_default_memory_pool().free_all_blocks()
         try:
             return self._allocated(shape, dtype)
         except out_of_memory:
@@ -230,7 +231,7 @@ class Gpu:
         with self.failures("a copy from the GPU failed, or what was computed before it"):
             self.make_current()
             copied_rows(self, array, held.ctypes.data, self.stream)
-            self.main_stream.synchronize()
+            self._lanes.stream.synchronize()
         if staged:
             made.reshape(-1).view(np.uint8)[:] = held
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,9 @@ class GpuMark:
             self.event.record(stream)
 
     def seconds_since(self, earlier: Any) -> float:
-        """Between two marks; waits for this one."""
+        """Between two marks, of the same lane or of two; waits for both."""
         with self._gpu.failures("the GPU's clock"):
+            earlier.event.synchronize()
             self.event.synchronize()
             milliseconds = self._gpu.cupy.cuda.get_elapsed_time(earlier.event, self.event)
         return float(milliseconds) / 1e3
@@ -36,7 +38,7 @@ class GpuMark:
 
 
 class Lanes:
-    """The streams that work runs on, made when they are first used.
+    """The streams that work runs on, made when they are first used; each thread chooses its own.
 
     The main one waits for the legacy default stream and is waited for by it. The others do not:
     they are beside it by marks alone. CuPy's pool of memory keeps what a stream gives back for
@@ -52,7 +54,12 @@ class Lanes:
         self._cupy = cupy
         self._streams: dict[int, Any] = {0: cupy.cuda.Stream(non_blocking=False)}
         self._handles: dict[int, Blas] = {}
-        self._number = 0
+        self._choice = threading.local()
+
+    @property
+    def _number(self) -> int:
+        number: int = getattr(self._choice, "number", 0)
+        return number
 
     @property
     def main(self) -> Any:
@@ -76,11 +83,11 @@ class Lanes:
         """Choose a lane; its stream is made on the current device."""
         if number not in self._streams:
             self._streams[number] = self._cupy.cuda.Stream(non_blocking=True)
-        before, self._number = self._number, number
+        before, self._choice.number = self._number, number
         try:
             yield
         finally:
-            self._number = before
+            self._choice.number = before
 
     def synchronize(self) -> None:
         """Wait for all of them."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lstm_cli.engines.cuda.device import Array, Device, DeviceArray, Mark
+from lstm_cli.errors import DeviceError
 
 BUFFERS = 2
 
@@ -35,6 +37,11 @@ class Sent:
     begun: Mark
     done: Mark
     source: Array
+
+    def settle(self) -> None:
+        """Wait for the copy, where nobody will use the array: its memory is then given back."""
+        with suppress(DeviceError):
+            self.done.wait()
 
     @property
     def seconds(self) -> float:
@@ -126,14 +133,23 @@ class Returning:
         self._arrays = list(arrays)
         self._marks: list[tuple[Mark, Mark]] = []
         self._targets: list[Array] = []
-        for array in arrays:
-            target = device.pinned(max(array.nbytes, 1))[: array.nbytes]
+        # All of them before the first copy: a failure may not leave one behind that runs.
+        held = [device.pinned(max(array.nbytes, 1))[: array.nbytes] for array in arrays]
+        for array, target in zip(arrays, held, strict=True):
             self._marks.append(device.receive(array, target))
-            self._targets.append(target.view(array.dtype).reshape(array.shape))
+        self._targets = [
+            target.view(array.dtype).reshape(array.shape)
+            for array, target in zip(arrays, held, strict=True)
+        ]
+
+    def __del__(self) -> None:
+        """No memory goes back to where others take it while a copy still writes there."""
+        with suppress(DeviceError):
+            self.wait()
 
     def wait(self) -> list[Array]:
         """The arrays in the host's memory, once they are all there."""
-        if self._marks:
+        if self._marks and self._arrays:
             self._marks[-1][1].wait()
         self._arrays.clear()
         return self._targets

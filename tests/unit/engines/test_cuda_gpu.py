@@ -210,3 +210,15 @@ def test_records_of_the_driver() -> None:
     assert ctypes.sizeof(occupancy._Config) == 56
     assert occupancy._Config.stream.offset == 32
     assert occupancy._Attribute.cluster.offset == 8
+
+
+def test_each_thread_chooses_its_own_lane():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lstm_cli.engines.cuda.lanes import Lanes
+
+    lanes = Lanes(SimpleNamespace(cuda=SimpleNamespace(Stream=lambda non_blocking: object())))
+    with lanes.chosen(2), ThreadPoolExecutor(1) as other:
+        assert lanes.stream is not lanes.main
+        assert other.submit(lambda: lanes.stream).result() is lanes.main
+    assert lanes.stream is lanes.main
