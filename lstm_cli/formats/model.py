@@ -80,6 +80,9 @@ class Imported:
         carries none, and none can be told from its tensors.
     text
         A native file's config as the YAML text it carries.
+    halves
+        The two biases of an lstm or rnn whose sum stands in `tensors`, where the file has
+        both: by native name, such as ``layers.0.bias_ih``.
     tensors
         By native name, in native layout; a half widened to float32.
     stored
@@ -101,6 +104,7 @@ class Imported:
     order: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     text: str | None = None
+    halves: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

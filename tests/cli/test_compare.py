@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import random_weights
+from safetensors.numpy import save_file
 
 from lstm_cli.config import Config, from_mapping
 from lstm_cli.formats import native, registry
@@ -364,6 +365,25 @@ def test_one_of_two_biases_left_out(compare):
     assert compare(a, whole, config).code == 0
     short = {**w, "layers.0.bias": parts["layers.0.bias_ih"]}
     assert "b of B is A's bias_ih alone: bias_hh was left out" in compare(a, short, config).out
+
+
+def test_one_of_a_state_dicts_biases_left_out(lstm, tmp_path):
+    config = net({"type": "lstm", "hidden_size": 4})
+    w = weights(config)
+    rng = np.random.default_rng(6)
+    halves = {s: rng.standard_normal(16).astype(np.float32) for s in ("bias_ih", "bias_hh")}
+    matrices = {name.rpartition(".")[2]: v for name, v in w.items() if "bias" not in name}
+    state = {f"rnn.{stem}_l0": v for stem, v in {**matrices, **halves}.items()}
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(state, a, {"format": "pt"})
+    for bias, code, told in (
+        (halves["bias_ih"] + halves["bias_hh"], 0, "equal"),
+        (halves["bias_hh"], 1, "b of B is A's bias_hh alone: bias_ih was left out"),
+    ):
+        native.write(b, {**w, "layers.0.bias": bias}, config.to_yaml())
+        found = lstm("compare", a, b)
+        assert found.code == code
+        assert told in found.out
 
 
 def test_layers_and_options_that_differ(compare):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,19 +131,35 @@ def read_side(
         config = config_of(imported)
     elif config is not None:
         settings = []
-    tensors = imported.tensors if config is None else tensors_for(config.specs, imported)
+    tensors, halves = _numbered(imported, config)
     grouped, others = _grouped(tensors)
+    pairs, _ = _grouped(halves)
     return Side(
         label,
         Path(path),
         imported.title,
         imported.sha256,
         config,
-        tuple(_layer(k, grouped[k], config) for k in sorted(grouped)),
+        tuple(_layer(k, grouped[k], config, pairs.get(k, {})) for k in sorted(grouped)),
         others,
         frozenset((int(k), key) for k, key in settings),
         imported.notes,
         imported,
+    )
+
+
+def _numbered(
+    imported: Imported, config: Config | None
+) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """Tensors, and the halves of biases among them, as the config numbers the layers."""
+    if config is None:
+        return imported.tensors, imported.halves
+    both = {**imported.tensors, **imported.halves}
+    names = tensors_for(config.specs, replace(imported, tensors=both))
+    renamed = dict(zip(both, names, strict=True))
+    return (
+        {renamed[name]: value for name, value in imported.tensors.items()},
+        {renamed[name]: value for name, value in imported.halves.items()},
     )
 
 
@@ -163,16 +179,30 @@ def _grouped(
     return layers, others
 
 
-def _layer(index: int, parts: Mapping[str, dict[str, Array]], config: Config | None) -> Layer:
+def _layer(
+    index: int,
+    parts: Mapping[str, dict[str, Array]],
+    config: Config | None,
+    halves: Mapping[str, dict[str, Array]],
+) -> Layer:
     specs = {} if config is None else {spec.index: spec for spec in config.specs}
     first = next(iter(parts.values()))
     kind = specs[index].kind if index in specs else _kind(first)
-    directions = tuple(_direction(name, parts[name], kind) for name in DIRECTIONS if name in parts)
+    directions = tuple(
+        _direction(name, parts[name], kind, halves.get(name, {}))
+        for name in DIRECTIONS
+        if name in parts
+    )
     title = layer_title(specs[index]) if index in specs else _title(kind, first, len(directions))
     return Layer(index, kind, title, directions)
 
 
-def _direction(name: str, tensors: Mapping[str, Array], kind: str) -> Direction:
+def _direction(
+    name: str, tensors: Mapping[str, Array], kind: str, halves: Mapping[str, Array]
+) -> Direction:
+    """One direction; `halves` are the two biases whose sum is among the tensors."""
+    if halves:
+        return Direction(name, _in_order(tensors), halves)
     pair = {key: tensors[key] for key in ("bias_ih", "bias_hh") if key in tensors}
     if kind not in ("lstm", "rnn") or len(pair) < 2 or "bias" in tensors:
         return Direction(name, _in_order(tensors))

@@ -25,6 +25,7 @@ class Network:
     stored: list[Stored] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unbiased: list[str] = field(default_factory=list)
+    halves: dict[str, Array] = field(default_factory=dict)
 
 
 def translate(order: Order) -> tuple[dict[str, Any], Network]:
@@ -89,7 +90,9 @@ def _add_biases(network: Network, direction: Direction, prefix: str) -> None:
             _add(network, tensors[stem], prefix + stem, gates)
     else:
         pair = tensors["bias_ih"], tensors["bias_hh"]
-        network.tensors[f"{prefix}bias"] = _sum(*(tensor.read() for tensor in pair))
+        first, second = (tensor.read() for tensor in pair)
+        network.tensors[f"{prefix}bias"] = _sum(first, second)
+        network.halves |= {f"{prefix}bias_ih": first, f"{prefix}bias_hh": second}
         for tensor, other in (pair, pair[::-1]):
             change = f"added to {other.name}"
             network.stored += _blocks(tensor, f"{prefix}bias", gates, change)

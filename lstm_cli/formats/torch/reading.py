@@ -54,6 +54,7 @@ def _imported(
         stored=tuple(network.stored),
         order={kind: " ".join(gates) for kind, gates in NATIVE.items() if kind in kinds},
         notes=(*notes, *left_out, *network.notes),
+        halves=network.halves,
     )
 
 
