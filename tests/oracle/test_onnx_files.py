@@ -23,6 +23,7 @@ from networks import (
     recurrent,
 )
 
+import lstm_cli
 from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.formats import registry
@@ -565,3 +566,34 @@ def test_own_models(seed: int, lengths: bool, tmp_path: Path) -> None:
     if states:
         for one, other in zip(found.state, expected.state, strict=True):
             close(one[0], other[0])
+
+
+@pytest.mark.parametrize("open_axes", [("T", "N"), ("T", 2)])
+def test_steps_that_an_exporter_wrote_down_though_they_are_open(tmp_path, open_axes):
+    rng = np.random.default_rng(3)
+    T, N, D, H = 6, 2, 3, 4
+    W, R = (rng.standard_normal((1, 4 * H, n)).astype(np.float32) for n in (D, H))
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=H),
+        helper.make_node("Transpose", ["y"], ["t"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["t", "target"], ["out"]),
+    ]
+    given = {"W": W, "R": R, "target": np.array([T, -1, H])}
+    real = TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", real, [*open_axes, D])],
+        [helper.make_tensor_value_info("out", real, [None, None, H])],
+        [numpy_helper.from_array(value, name) for name, value in given.items()],
+    )
+    opset = [helper.make_opsetid("", 14)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    x = rng.standard_normal((T, N, D)).astype(np.float32)
+    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})
+    net = lstm_cli.load(path, engine="reference")
+    assert any("declares an axis open and computes with 6 there" in note for note in net.notes)
+    found = net.run(x.swapaxes(0, 1)).outputs.swapaxes(0, 1)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lstm_cli.formats.onnx.messages import Model
 from lstm_cli.formats.onnx.operators import ORDERS
 from lstm_cli.formats.onnx.rules import Rules
 from lstm_cli.formats.onnx.tensors import beside, quoted
+from lstm_cli.formats.onnx.tracing import traced_sizes
 from lstm_cli.formats.onnx.values import (
     FEATURES,
     Anything,
@@ -74,8 +76,7 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
             expected=f"opset {OLDEST} or newer",
             hint="onnx.version_converter brings a model up to date",
         )
-    found = _Reading(path, model, ROOM + 4 * _stored_bytes(path, model, data))
-    drafts = found.layers()
+    found, drafts = _read_layers(path, model, ROOM + 4 * _stored_bytes(path, model, data))
     tensors, stored = _named(drafts)
     kinds = {node.op_type.lower() for node in model.graph.nodes} & ORDERS.keys()
     return Imported(
@@ -89,6 +90,26 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
         order={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
         notes=tuple(found.notes),
     )
+
+
+def _read_layers(path: Path, model: Model, room: int) -> tuple[_Reading, list[Draft]]:
+    """The layers of a model, whose open steps may have been written into it as a number."""
+    try:
+        found = _Reading(path, model, room)
+        return found, found.layers()
+    except WeightsError as error:
+        refused = error
+    for fixed in traced_sizes(model, path):
+        with suppress(WeightsError):
+            found = _Reading(path, model, room, fixed)
+            drafts = found.layers()
+            steps = ", ".join(map(str, fixed.values()))
+            found.notes[
+                f"the model declares an axis open and computes with {steps} there, which is what "
+                "it was exported with: it is read as a network of any number of steps"
+            ] = None
+            return found, drafts
+    raise refused
 
 
 def _stored_bytes(path: Path, model: Model, data: bytes) -> int:
@@ -124,12 +145,15 @@ def _named(drafts: Sequence[Draft]) -> tuple[dict[str, Array], tuple[Stored, ...
 class _Reading:
     """One model being read."""
 
-    def __init__(self, path: Path, model: Model, room: int) -> None:
+    def __init__(
+        self, path: Path, model: Model, room: int, fixed: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         if model.graph is None:
             raise WireError("no graph")
         self.path, self.graph = path, model.graph
         self.notes: dict[str, None] = {}
         inputs = Inputs(self.graph, path)
+        inputs.sizes |= {axis: n for axis, n in fixed.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
         self.frame = Frame(inputs.sizes)
         rules = Rules(self.frame, self.notes)
