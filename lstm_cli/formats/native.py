@@ -83,6 +83,23 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
             where=() if named_at is None else named_at,
             hint="--weights names a .safetensors file",
         )
+    entries, metadata = deserialized(path, data)
+    known = _DTYPES | _COUNTS if counts else _DTYPES
+    tensors = {
+        name: _array(path, name, entry, known) for name, entry in sorted(entries, key=itemgetter(0))
+    }
+    digest = hashlib.sha256(data).hexdigest()
+    return WeightsFile(path, tensors, metadata.get("config"), digest, metadata)
+
+
+def deserialized(path: Path, data: bytes) -> tuple[list[Any], dict[str, str]]:
+    """What a safetensors file lists, (name, entry) each, and the texts in its header.
+
+    Raises
+    ------
+    WeightsError
+        Not safetensors, or a header that names something twice.
+    """
     from safetensors import SafetensorError, deserialize
 
     try:
@@ -92,15 +109,8 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
             f"{path} is not a safetensors file",
             expected="a header of JSON and the tensors it lists",
             found=str(error).removeprefix("Error while deserializing: "),
-            hint="lstm-cli runs its own .safetensors weights",
         ) from None
-    known = _DTYPES | _COUNTS if counts else _DTYPES
-    tensors = {
-        name: _array(path, name, entry, known) for name, entry in sorted(entries, key=itemgetter(0))
-    }
-    metadata = _metadata(path, data)
-    digest = hashlib.sha256(data).hexdigest()
-    return WeightsFile(path, tensors, metadata.get("config"), digest, metadata)
+    return entries, _metadata(path, data)
 
 
 def _array(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, str]) -> Array:

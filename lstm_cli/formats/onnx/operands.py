@@ -12,11 +12,7 @@ from lstm_cli.engines.types import DIRECTIONS, Array, RecurrentSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.gates import NATIVE, reorder
 from lstm_cli.formats.onnx.functions import RECURRENT
-
-GATES = {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n"), "rnn": ("h",)}
-"""ONNX's order of gates, in native letters."""
-PEEPHOLES = ("i", "o", "f")
-"""ONNX's order of peepholes."""
+from lstm_cli.formats.onnx.orders import GATES, PEEPHOLES
 
 
 def operands(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,12 +9,10 @@ import numpy as np
 from lstm_cli.engines.types import Array
 from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
 from lstm_cli.formats.model import Stored
+from lstm_cli.formats.onnx.orders import PEEPHOLES
 from lstm_cli.formats.onnx.values import (
     Constant,
 )
-
-PEEPHOLES = ("i", "o", "f")
-"""ONNX's order of peepholes, in native letters."""
 
 
 class OperatorTensors:

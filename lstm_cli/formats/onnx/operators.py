@@ -12,6 +12,7 @@ from lstm_cli.errors import WeightsError, nearest
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.frame import Frame
 from lstm_cli.formats.onnx.operator_tensors import OperatorTensors
+from lstm_cli.formats.onnx.orders import GATES
 from lstm_cli.formats.onnx.tensors import short
 from lstm_cli.formats.onnx.values import (
     ALL,
@@ -28,9 +29,7 @@ from lstm_cli.formats.onnx.values import (
 )
 from lstm_cli.formats.onnx.vectors import at, joined, whole
 
-ORDERS = {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n"), "rnn": ("h",)}
-"""ONNX's orders, in native letters."""
-NODES = frozenset(kind.upper() for kind in ORDERS)
+NODES = frozenset(kind.upper() for kind in GATES)
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Whether each direction runs backwards."""
@@ -79,7 +78,7 @@ class Operator:
     def __init__(self, call: Call, frame: Frame, notes: dict[str, None]) -> None:
         self.call, self.frame, self.notes = call, frame, notes
         self.kind = call.op.lower()
-        self.gates = ORDERS[self.kind]
+        self.gates = GATES[self.kind]
         direction = call.text("direction", "forward").lower()
         if direction not in DIRECTIONS:
             raise self._refused("direction", repr(direction)[:80], " or ".join(DIRECTIONS))

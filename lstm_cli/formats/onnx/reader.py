@@ -22,7 +22,7 @@ from lstm_cli.formats.onnx.inputs import Inputs
 from lstm_cli.formats.onnx.interpreter import Interpreter, opset
 from lstm_cli.formats.onnx.layers import Layering
 from lstm_cli.formats.onnx.messages import Model
-from lstm_cli.formats.onnx.operators import ORDERS
+from lstm_cli.formats.onnx.orders import GATES
 from lstm_cli.formats.onnx.rules import Rules
 from lstm_cli.formats.onnx.tensors import beside, quoted
 from lstm_cli.formats.onnx.tracing import traced_sizes
@@ -78,7 +78,7 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
         )
     found, drafts = _read_layers(path, model, ROOM + 4 * _stored_bytes(path, model, data))
     tensors, stored = _named(drafts)
-    kinds = {node.op_type.lower() for node in model.graph.nodes} & ORDERS.keys()
+    kinds = {node.op_type.lower() for node in model.graph.nodes} & GATES.keys()
     return Imported(
         path=path,
         format="onnx",

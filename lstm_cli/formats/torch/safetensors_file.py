@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
+from lstm_cli.formats.native import deserialized
 from lstm_cli.formats.safety import read_whole
 from lstm_cli.formats.torch.tensors import FLOATS, StoredTensor, shown, widened
 
@@ -25,15 +25,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     WeightsError
         Missing, unreadable, or not safetensors.
     """
-    data = read_whole(path)
-    try:
-        entries = deserialize(data)  # type: ignore[no-untyped-call]
-    except (SafetensorError, ValueError, OverflowError) as error:
-        raise WeightsError(
-            f"{path} is not a safetensors file",
-            expected="a header of JSON and the tensors it lists",
-            found=str(error).removeprefix("Error while deserializing: "),
-        ) from None
+    entries, _ = deserialized(path, read_whole(path))
     tensors = {}
     for name, entry in sorted(entries, key=lambda pair: natural(pair[0])):
         dtype = _WORDS.get(entry["dtype"], str(entry["dtype"]).lower())

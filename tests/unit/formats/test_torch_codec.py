@@ -248,3 +248,12 @@ def test_a_second_head_is_no_flatten(tmp_path: Path) -> None:
     heads = {**linear("h1.", 4, 2), **linear("h2.", 4, 2)}
     what = refused(tmp_path, {**lstm("a.", 3, 4), **heads})
     assert "h2" in what
+
+
+def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = f'{{"fc.weight":{entry},"fc.weight":{entry}}}'.encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="names something twice"):
+        registry.read(tmp_path / "w.safetensors", ReadOptions("pytorch"))
