@@ -175,7 +175,7 @@ class _Kernel(SequenceKernel):
         with f.loop(0, size, lanes.count) as k:
             mask = first_lanes(f, lanes, f.sub(size, k))
             values = load_part(f, lanes, f.at(row, k, self.element), mask)
-            f.store(halved(f, lanes, values), f.at(into, k, "i16"), 2)
+            f.store(halved(f, lanes, values, self.machine), f.at(into, k, "i16"), 2)
 
     def _halve_states(self) -> None:
         """The group's first h in bfloat16."""
@@ -321,7 +321,9 @@ class _Place:
         f = self.f
         if self.kernel.shape.pairs:
             place = f.add(f.mul(self.row, self.a[ld]), self.column)
-            f.store(halved(f, self.part.lanes, value), f.at(base, place, "i16"), 2)
+            f.store(
+                halved(f, self.part.lanes, value, self.kernel.machine), f.at(base, place, "i16"), 2
+            )
         else:
             f.store(value, self._at(base, self.row, ld), 4)
 

@@ -222,9 +222,21 @@ class Tiles:
                 f.set(total, fma(f, lanes, w, wide, f.get(total)))
 
 
-def halved(f: Function, lanes: Lanes, values: Value) -> Value:
-    """Numbers in bfloat16, rounded to nearest."""
-    return f.convert("fptrunc", values, vector(lanes.count, "bfloat"))
+def halved(f: Function, lanes: Lanes, values: Value, machine: Machine) -> Value:
+    """Numbers rounded to the nearest bfloat16, ties to even; NaN stays NaN.
+
+    Where the machine has no instruction for it, LLVM would call a function that is in no library
+    here, so the upper half is rounded as an integer.
+    """
+    if machine.dot_bfloat16:
+        return f.convert("fptrunc", values, vector(lanes.count, "bfloat"))
+    bits = f.convert("bitcast", values, lanes.integers)
+    upper = f.binary("lshr", bits, lanes.integer(16))
+    even = f.add(f.binary("and", upper, lanes.integer(1)), lanes.integer(0x7FFF))
+    rounded = f.binary("lshr", f.binary("add", bits, even), lanes.integer(16))
+    quiet = f.binary("or", upper, lanes.integer(0x40))
+    chosen = f.select(f.fcompare("uno", values, values), quiet, rounded)
+    return f.convert("trunc", chosen, vector(lanes.count, "i16"))
 
 
 def _halves(f: Function, pairs: Value, lanes: Lanes) -> tuple[Value, Value]:
