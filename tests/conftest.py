@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cuda_host.build import FOLDER
 from cuda_host.engine import make, statuses
 from hypothesis import settings
 
@@ -18,24 +19,27 @@ settings.register_profile("repeatable", derandomize=True, max_examples=50, deadl
 settings.load_profile("repeatable")
 
 
-KERNELS = pytest.StashKey[Path]()
+COMPILED = pytest.StashKey[dict[str, Path]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the jit engine's kernels in a folder of this run, out of the user's own.
+    """Keep what is compiled in folders of this run: the jit engine's kernels, and CUDA sources.
 
-    Set in the environment, so that processes that tests start find them there, too.
+    The folders stand in the environment, so that all test processes, and the processes that tests
+    start, share them. The user's own cache stays untouched.
     """
-    if "LSTM_CLI_CACHE_DIR" not in os.environ:
-        config.stash[KERNELS] = Path(tempfile.mkdtemp(prefix="lstm-cli-tests-"))
-        os.environ["LSTM_CLI_CACHE_DIR"] = str(config.stash[KERNELS])
+    config.stash[COMPILED] = {
+        variable: Path(tempfile.mkdtemp(prefix="lstm-cli-tests-"))
+        for variable in ("LSTM_CLI_CACHE_DIR", FOLDER)
+        if variable not in os.environ
+    }
+    os.environ.update({name: str(path) for name, path in config.stash[COMPILED].items()})
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove it again."""
-    folder = config.stash.get(KERNELS, None)
-    if folder is not None:
-        del os.environ["LSTM_CLI_CACHE_DIR"]
+    """Remove the folders of this run."""
+    for variable, folder in config.stash.get(COMPILED, {}).items():
+        os.environ.pop(variable, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
