@@ -1,6 +1,7 @@
 """Activation functions, as equations: ONNX's set for recurrent operators, and TMVA's two more.
 
-Where a branch is needed, the comparison is put so that NaN takes the branch that keeps it.
+A branch is chosen by a comparison that NaN fails into the side that keeps it. At a kink, the branch
+is the one whose derivative PyTorch has there: ``docs/training.md`` has the table.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lstm_cli.cells.expression import Value, clip, exp, log1p, select, sigmoid, tanh
+from lstm_cli.cells.expression import Value, exp, log1p, select, sigmoid, tanh
 from lstm_cli.errors import ConfigError, nearest
 
 
@@ -26,11 +27,11 @@ def _identity(x: Value) -> Value:
 
 
 def _relu(x: Value) -> Value:
-    return select(x < 0, 0.0, x)
+    return select(x <= 0, 0.0, x)
 
 
 def _leaky_relu(x: Value, alpha: float) -> Value:
-    return select(x < 0, alpha * x, x)
+    return select(x <= 0, alpha * x, x)
 
 
 def _thresholded_relu(x: Value, alpha: float) -> Value:
@@ -38,7 +39,7 @@ def _thresholded_relu(x: Value, alpha: float) -> Value:
 
 
 def _elu(x: Value, alpha: float) -> Value:
-    return select(x < 0, alpha * (exp(select(x < 0, x, 0.0)) - 1.0), x)
+    return select(x <= 0, alpha * (exp(select(x <= 0, x, 0.0)) - 1.0), x)
 
 
 def _affine(x: Value, alpha: float, beta: float) -> Value:
@@ -50,10 +51,16 @@ def _scaled_tanh(x: Value, alpha: float, beta: float) -> Value:
 
 
 def _hard_sigmoid(x: Value, alpha: float, beta: float) -> Value:
-    return clip(alpha * x + beta, 0.0, 1.0)
+    y = alpha * x + beta
+    return select(y <= 0, 0.0, select(y >= 1.0, 1.0, y))
+
+
+def _symmrelu(x: Value) -> Value:
+    return select(x <= 0, select(x < 0, -x, 0.0), x)
 
 
 def _absolute(x: Value) -> Value:
+    # Only where its kink at 0 cancels: its derivative there is 1.
     return select(x < 0, -x, x)
 
 
@@ -62,7 +69,8 @@ def _softsign(x: Value) -> Value:
 
 
 def _softplus(x: Value) -> Value:
-    return log1p(exp(-_absolute(x))) + _relu(x)
+    # The kinks of both terms cancel, if both take x = 0 for positive.
+    return log1p(exp(-_absolute(x))) + select(x < 0, 0.0, x)
 
 
 def _gauss(x: Value) -> Value:
@@ -82,7 +90,7 @@ FORMULAS: Mapping[str, Formula] = {
     "softplus": Formula(_softplus),
     "softsign": Formula(_softsign),
     "thresholded_relu": Formula(_thresholded_relu, alpha=1.0),
-    "symmrelu": Formula(_absolute),
+    "symmrelu": Formula(_symmrelu),
     "gauss": Formula(_gauss),
 }
 """Names and defaults: ONNX operators LSTM/GRU/RNN, opset 14; TMVA's ``SYMMRELU`` and ``GAUSS``."""

@@ -83,6 +83,9 @@ class Expression:
     def __le__(self, other: Expression | Number) -> Expression:
         return Expression("less_equal", (self, lift(other)))
 
+    def __ge__(self, other: Expression | Number) -> Expression:
+        return Expression("less_equal", (lift(other), self))
+
     def __repr__(self) -> str:
         if self.op in ("symbol", "constant"):
             return str(self.payload)

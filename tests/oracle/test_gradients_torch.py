@@ -158,3 +158,40 @@ def test_losses_of_values(loss_name: str, engine: Engine) -> None:
     for name, value in twin.gradients().items():
         atol = TOLERANCES[engine.dtype]
         np.testing.assert_allclose(found.weights[name], value, atol=atol, err_msg=name)
+
+
+F_ = torch.nn.functional
+KINKS: dict[str, tuple[Activation, float | None, Any]] = {
+    "relu": (Activation("relu"), None, F_.relu),
+    "leaky_relu": (Activation("leaky_relu", 0.3), None, lambda x: F_.leaky_relu(x, 0.3)),
+    "elu": (Activation("elu", 0.7), None, lambda x: F_.elu(x, 0.7)),
+    "hard_sigmoid": (Activation("hard_sigmoid", 1 / 4), None, lambda x: F_.hardsigmoid(1.5 * x)),
+    "relu1": (Activation("hard_sigmoid", 1, 0), None, lambda x: F_.hardtanh(x, 0.0, 1.0)),
+    "thresholded_relu": (Activation("thresholded_relu"), None, lambda x: F_.threshold(x, 1.0, 0.0)),
+    "symmrelu": (Activation("symmrelu"), None, torch.abs),
+    "softsign": (Activation("softsign"), None, F_.softsign),
+    "softplus": (Activation("softplus"), None, F_.softplus),
+    "clip": (Activation("identity"), 1.0, lambda x: torch.clamp(x, -1.0, 1.0)),
+}
+POINTS = np.array([-3.0, -2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0, 3.0])
+"""Among them every kink, where pre-activations are exact."""
+
+
+@pytest.mark.parametrize("where", ["rnn", "dense"])
+@pytest.mark.parametrize("name", KINKS)
+def test_derivatives_at_kinks(name: str, where: str, engine: Engine) -> None:
+    activation, clip, function = KINKS[name]
+    if where == "dense" and clip is not None:
+        return  # dense layers have no clip
+    spec: LayerSpec = DenseSpec(0, 1, 1, activation)
+    if where == "rnn":
+        spec = recurrent("rnn", 1, 1, activation=activation, clip=clip)
+    weights = {key: np.zeros(tensor.shape) for key, tensor in spec.parameters().items()}
+    weights["layers.0.weight" if where == "dense" else "layers.0.weight_ih"][:] = 1
+    net = Network([spec], weights, engine)
+    tape = backpropagation.forward(net, POINTS[:, None, None], None, None, PASS)
+    found = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+    inputs = torch.from_numpy(POINTS.copy()).requires_grad_()
+    function(inputs).sum().backward()
+    expected, tolerance = inputs.grad.numpy(), TOLERANCES[engine.dtype]
+    np.testing.assert_allclose(found.inputs.ravel(), expected, atol=tolerance)
