@@ -130,8 +130,7 @@ def _others() -> float | None:
         busy = sum(int(n) for k, n in enumerate(columns) if k not in _NOT_WORK)
     except (OSError, ValueError, AttributeError):  # not Linux
         return None
-    own = os.times()
-    return busy / ticks - own.user - own.system
+    return busy / ticks - sum(os.times()[:4])  # this process's and its children's
 
 
 @dataclass(frozen=True)

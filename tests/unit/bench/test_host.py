@@ -31,22 +31,18 @@ def test_the_processor_is_read_from_where_linux_keeps_it(tmp_path, monkeypatch):
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """Two seconds pass, in which this process takes 1.5 s of its processors' time."""
+    """Two seconds pass, in which this process and its children take 1.5 s of processor time."""
     path = tmp_path / "stat"
     monkeypatch.setattr(host, "_STAT", path)
     monkeypatch.setattr("os.sysconf", lambda name: 100, raising=False)
-    clock, own = iter([10.0, 12.0]), iter([(7.0, 1.0), (8.25, 1.25)])
+    clock, own = iter([10.0, 12.0]), iter([(7.0, 1.0, 0.5, 0.5), (7.5, 1.25, 1.0, 0.75)])
     monkeypatch.setattr(host, "perf_counter", lambda: next(clock))
 
-    def times():
-        user, system = next(own)
-        return SimpleNamespace(user=user, system=system)
-
-    monkeypatch.setattr("os.times", times)
+    monkeypatch.setattr("os.times", lambda: (*next(own), 99.0))
     return path
 
 
-def test_others_work_is_what_this_process_did_not_do(system):
+def test_others_work_is_what_this_process_and_its_children_did_not_do(system):
     #                          user nice system idle iowait irq softirq steal
     system.write_text("cpu  1000 20 300 9000 50 1 2 70 600 0\ncpu0 1 2 3 4\n")
     with watch_others() as others:
