@@ -3,7 +3,8 @@
     python scripts/benchmark_cpu.py --output benchmarks/cpu-jit.md
 
 Some minutes, for which the machine should have nothing else to do: a section during which other
-programs used more than 0.05 cores is measured again. Everything is a ratio within one run: contestants take turns in every round, and what they compute is compared before it is timed.
+programs used more than 0.05 cores is measured again. Everything is a ratio within one run:
+contestants take turns in every round, and what they compute is compared before it is timed.
 PyTorch, ONNX Runtime and onnx must be installed; Linux or macOS. --quick measures next to nothing,
 to see that all parts work.
 """
