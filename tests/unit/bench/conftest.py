@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,23 @@ from lstm_cli.bench import Lesson, Run, Setting, Size, Trainee, Unsupported
 from lstm_cli.bench.training import OwnTrainee
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.network.network import Network
+
+
+@pytest.fixture
+def needs_pytorch_in() -> Callable[[str], None]:
+    """Skips where PyTorch's oneDNN cannot train an LSTM of a dtype on this processor."""
+
+    def check(dtype: str) -> None:
+        torch = pytest.importorskip("torch")
+        if dtype != "bfloat16":
+            return
+        with torch.autocast("cpu", torch.bfloat16):
+            try:
+                torch.nn.LSTM(3, 4)(torch.ones(2, 1, 3))
+            except RuntimeError as error:
+                pytest.skip(f"PyTorch trains no LSTM in bfloat16 here: {error}")
+
+    return check
 
 
 class FakeTrainee:

@@ -109,7 +109,9 @@ class Rounded(ReferenceEngine):
 
 @pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
-def test_an_engine_of_rounded_operands_is_compared_and_timed(dtype, mode):
+def test_an_engine_of_rounded_operands_is_compared_and_timed(dtype, mode, needs_pytorch_in):
+    if mode == "train":
+        needs_pytorch_in(dtype)
     pytest.importorskip("torch")
     how = {"rounds": 1, "seconds": 0.001, "mode": mode}
     contestant = peer("torch")
