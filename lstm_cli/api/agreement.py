@@ -12,7 +12,7 @@ from lstm_cli.api.proof import place_text
 from lstm_cli.api.reference_files import Reference, read_reference
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import Array, RecurrentSpec
+from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
 from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.network.network import Network
 
@@ -58,9 +58,15 @@ class Agreement:
 
 
 def agreement(
-    config: Config, tensors: Mapping[str, Array], path: str, tolerance: float
+    config: Config,
+    tensors: Mapping[str, Array],
+    path: str,
+    tolerance: float,
+    zero_states: ZeroStates,
 ) -> Agreement:
     """Compare a network's outputs, computed in float64, with those of a reference file.
+
+    Initial states that `zero_states` names are 0, whatever the file holds.
 
     Raises
     ------
@@ -71,6 +77,7 @@ def agreement(
     """
     reference = read_reference(path)
     network = Network(config.specs, tensors, ReferenceEngine("float64"))
+    network.zero_states = zero_states
     outputs = _outputs(network, reference)
     _need_shape(config, reference, outputs)
     found = _compared(reference, outputs, tolerance)

@@ -15,7 +15,13 @@ from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.proof import Proof, Sided, prove
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.api.unsaid import unsaid
-from lstm_cli.api.weights_files import config_of, read_weights, standing_notes, tensors_for
+from lstm_cli.api.weights_files import (
+    config_of,
+    read_weights,
+    standing_notes,
+    tensors_for,
+    zero_states_for,
+)
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Array
@@ -133,7 +139,8 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     tensors = _fitted(config, imported, order.dtype)
     checked = None
     if order.check is not None:
-        checked = agreement(config, tensors, order.check, order.tolerance)
+        zero = zero_states_for(config.specs, imported)
+        checked = agreement(config, tensors, order.check, order.tolerance, zero)
     with temporary(destination) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
         back = read_weights(made.path, ReadOptions(tmva_order=WRITTEN_ORDER))
