@@ -281,7 +281,11 @@ class _Reading:
 
     def _unknown(self, value: Unknown) -> WeightsError:
         if isinstance(value.error, WeightsError):
-            return value.error
+            problems = [
+                problem if problem.where else replace(problem, where=(str(self.path),))
+                for problem in value.error.problems
+            ]
+            return WeightsError(problems, headline=value.error.headline)
         what = value.what if value.error is None else f"{value.what}: {value.error}"
         return self._refused(f"the model depends on what lstm-cli cannot represent: {what}")
 
