@@ -24,7 +24,7 @@ from lstm_cli.api.weights_files import (
 )
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.types import Array, ZeroStates
 from lstm_cli.errors import LstmCliError, UsageError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
@@ -148,7 +148,12 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         proof = _proof(config, tensors, config if bare else config_of(back), back)
         if not proof.holds:
             raise _disproved(proof, imported.path, destination, target)
-        notes = (*written, *unsaid(config, back, destination, bare=bare))
+        notes = (
+            *written,
+            *unsaid(config, back, destination, bare=bare),
+        )
+        if target.name != "onnx" or order.writing.states:
+            notes += tuple(_taken_states(zero_states_for(config.specs, imported), destination))
         made.keep()
     kinds = {spec.kind for spec in config.specs}
     return Conversion(
@@ -161,6 +166,12 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         proof,
         checked,
     )
+
+
+def _taken_states(zero: ZeroStates, name: Path) -> Iterator[str]:
+    """Say that a written file takes states which the source holds at 0."""
+    for index, letter in zero:
+        yield f"{name} takes an initial {letter} in layer {index}, which the source begins with 0"
 
 
 def _config(imported: Imported, order: Order) -> Config:

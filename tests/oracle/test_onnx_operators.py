@@ -324,3 +324,105 @@ def test_operators_by_their_attributes(case: str, tmp_path: Path) -> None:
     found = run(read(path, ReadOptions()), x.reshape(-1, *x.shape[-2:]))
     expected = there(path, x=x)[0]
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
+
+
+# The last step of all, and each sequence's own last one.
+
+
+@pytest.mark.parametrize("output", ["Y", "Y_h"])
+def test_the_last_step_where_lengths_are_fed(output: str, tmp_path: Path) -> None:
+    """Y is 0 past a sequence's end: where its last step is read, a note says so."""
+    make = helper.make_node
+    nodes = [
+        make("LSTM", ["x", "W", "R", "B", "n"], ["Y", "Y_h"], hidden_size=H),
+        make("Squeeze", ["Y", "one"], ["u"]),
+        make("Gather", ["u", "last"], ["y"], axis=0),
+    ]
+    if output == "Y_h":
+        nodes = [nodes[0], make("Squeeze", ["Y_h", "zero"], ["y"])]
+    stored = weights("LSTM", 1, 1)
+    stored |= {"one": np.array([1]), "zero": np.array([0]), "last": np.array(-1)}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, (N,)))
+    onnx.save(model, path)
+    x, lengths = random_inputs(N, T, D).astype("f4"), np.array([T, 2, 1], "i4")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x.transpose(1, 0, 2), "n": lengths})
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, lengths).outputs
+    said = any("last step of node" in note and "gives as 0" in note for note in net.notes)
+    assert said == (output == "Y")
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
+    assert np.allclose(found, expected, atol=1e-5) != said
+    assert not said or not expected[1:].any()
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 2, 1]])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_the_last_step_of_both_directions(kind: str, lengths: Any, tmp_path: Path) -> None:
+    """With a fixed number of steps it is another vector than Y_h, and ONNX Runtime's."""
+    make = helper.make_node
+    slots = ["x", "W", "R", "B"] + ([] if lengths is None else ["n"])
+    nodes = [
+        make(kind, slots, ["Y", "Y_h"], hidden_size=H, direction="bidirectional"),
+        make("Slice", ["Y", "end", "far", "zero"], ["a"]),
+        make("Transpose", ["a"], ["b"], perm=[2, 0, 1, 3]),
+        make("Reshape", ["b", "rows"], ["c"]),
+        make("MatMul", ["c", "M"], ["y"]),
+    ]
+    stored = weights(kind, 2, 1) | {"M": np.random.default_rng(9).standard_normal((2 * H, 2))}
+    stored["M"] = stored["M"].astype("f4")
+    stored |= {"end": np.array([-1]), "far": np.array([1 << 40]), "zero": np.array([0])}
+    stored |= {"rows": np.array([0, 2 * H])}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D)})
+    model, feeds = onnx.load(path), {}
+    if lengths is not None:
+        model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, (N,)))
+        onnx.save(model, path)
+        feeds["n"] = np.array(lengths, "i4")
+    x = random_inputs(N, T, D).astype("f4")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x.transpose(1, 0, 2), **feeds})
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, lengths).outputs
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    finals = np.concatenate([*net.run(x, lengths).state[0][0].transpose(1, 0, 2)], axis=1)
+    assert np.abs(finals @ stored["M"] - expected).max() > 0.05
+
+
+# What the hints on operators propose.
+
+
+def test_states_that_are_constants_become_inputs(tmp_path: Path) -> None:
+    """Refused as constants; as inputs, as the hint has it, they are left to --state."""
+    node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H)
+    h = np.random.default_rng(3).standard_normal((1, N, H)).astype("f4")
+    stored = weights("GRU", 1, 1)
+    path = save(tmp_path / "m.onnx", [node], stored | {"h": h}, {"x": (T, N, D)})
+    with pytest.raises(lstm_cli.LstmCliError, match="an input of the graph in its place"):
+        lstm_cli.load(path)
+    x = random_inputs(N, T, D)
+    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    path = save(tmp_path / "n.onnx", [node], stored, {"x": (T, N, D), "h": (1, N, H)})
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, state=[h.transpose(1, 0, 2)]).outputs
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_open_last_step_of_both_directions_becomes_a_fixed_one(tmp_path: Path) -> None:
+    make, stored = helper.make_node, weights("LSTM", 2, 1)
+    nodes = [
+        make("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=H, direction="bidirectional"),
+        make("Gather", ["Y", "last"], ["a"], axis=0),
+        make("Transpose", ["a"], ["b"], perm=[1, 0, 2]),
+        make("Reshape", ["b", "rows"], ["y"]),
+    ]
+    stored |= {"last": np.array(-1), "rows": np.array([0, 2 * H])}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
+    with pytest.raises(lstm_cli.LstmCliError, match="with a fixed number of steps"):
+        lstm_cli.load(path)
+    path, x = save(path, nodes, stored, {"x": (T, N, D)}), random_inputs(N, T, D)
+    found = lstm_cli.load(path, engine="reference").run(x).outputs
+    expected = there(path, x=x.transpose(1, 0, 2))[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

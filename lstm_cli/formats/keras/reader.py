@@ -182,9 +182,15 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
             f"--set model.layers.{recurrent[0]}.activation=relu says otherwise"
         )
         if not any(layer["type"] == "flatten" for layer in config):
+            both = config[recurrent[-1]].get("bidirectional")
             notes.append(
                 "the file does not say which outputs are used: every step's assumed; "
-                f"--set model.layers.{recurrent[-1]}.return_sequences=false takes the last one's"
+                f"--set model.layers.{recurrent[-1]}.return_sequences=false takes "
+                + (
+                    "the final states of both directions, as Keras does"
+                    if both
+                    else "the last one's"
+                )
             )
         notes += _unbiased(layers, recurrent)
     notes += [

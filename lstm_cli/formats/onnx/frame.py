@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lstm_cli.formats.onnx.sizes import Number, Size, product
-from lstm_cli.formats.onnx.values import ALL, FEATURES, REVERSED, Axis, Step, Value
+from lstm_cli.formats.onnx.values import ALL, FEATURES, REVERSED, Axis, Step, Value, Vector
 
 
 class Frame:
@@ -17,12 +17,15 @@ class Frame:
         By name; None where the file leaves it open.
     batch, time
         Names of the axes that turned out to be these.
+    picked
+        What single steps were picked of.
     """
 
     def __init__(self, sizes: dict[str, int | None]) -> None:
         self.sizes = sizes
         self.batch: str | None = None
         self.time: str | None = None
+        self.picked: list[Vector] = []
 
     @property
     def steps(self) -> int | None:

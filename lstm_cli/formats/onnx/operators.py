@@ -211,6 +211,7 @@ class Operator:
             tuple(tensors.stored),
             self.fed,
             self.activations[d][1],
+            isinstance(self.call.given(4), Side),
         )
 
     def _options(self, d: int, peepholes: bool) -> dict[str, Any]:

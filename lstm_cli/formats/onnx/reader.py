@@ -110,6 +110,8 @@ def _read_layers(path: Path, model: Model, room: int) -> tuple[_Reading, list[Dr
         with suppress(WeightsError):
             found = _Reading(path, model, room, fixed)
             drafts = found.layers()
+            if any(draft.config["type"] == "flatten" for draft in drafts):
+                continue  # it would hang on the number, which may as well be one of features
             steps = ", ".join(map(str, fixed.values()))
             found.notes[
                 f"the model declares an axis open and computes with {steps} there, which is what "
@@ -183,6 +185,7 @@ class _Reading:
             if other != name:
                 self._check_other(other, value)
         self._note_axes(name, main)
+        self._note_last_steps()
         notes = (*state_notes(drafts, zero_states(drafts)), *guess_notes(drafts))
         self.notes |= dict.fromkeys(notes)
         return drafts
@@ -257,6 +260,16 @@ class _Reading:
             if not final or not isinstance(part.step, int):
                 return False
         return True
+
+    def _note_last_steps(self) -> None:
+        """Say where the last step of all is another than each sequence's last valid one."""
+        picked = {piece.atom for vector in self.frame.picked for piece in pieces(vector)}
+        for atom in self.layering.ends:
+            if atom.ragged and atom in picked:
+                self.notes[
+                    f"the model takes the last step of {atom.where}, which ONNX Runtime gives as 0 "
+                    "for sequences shorter than the others; here it is each one's last valid step"
+                ] = None
 
     def _note_axes(self, name: str, value: Value) -> None:
         """Say where our axes are not the model's."""

@@ -260,6 +260,8 @@ class Recurrent(Atom):
         States, ``h`` and ``c``, that the graph takes from its inputs.
     guesses
         Parameters of its activations that may have been meant otherwise.
+    ragged
+        The graph takes the sequences' lengths from its inputs.
     """
 
     kind: str
@@ -270,6 +272,7 @@ class Recurrent(Atom):
     stored: tuple[Any, ...] = field(default=())
     fed: frozenset[str] = frozenset()
     guesses: tuple[Guess, ...] = ()
+    ragged: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)

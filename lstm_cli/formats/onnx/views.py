@@ -14,7 +14,7 @@ from lstm_cli.formats.onnx.constant_rules import clamped
 from lstm_cli.formats.onnx.frame import Frame, every
 from lstm_cli.formats.onnx.reshaping import at_step, flatten, reshape, shown
 from lstm_cli.formats.onnx.sizes import Number, Size, product
-from lstm_cli.formats.onnx.values import FEATURES, REVERSED, Axis, Value
+from lstm_cli.formats.onnx.values import FEATURES, REVERSED, Axis, Joined, Recurrent, Value
 from lstm_cli.formats.onnx.vectors import bounded, composed, counted, joined
 
 MOST_STEPS = 4096
@@ -81,6 +81,7 @@ def gather(frame: Frame, value: Value, axis: int, indices: Array) -> Value:
         kept: tuple[Axis, ...] = ((FEATURES,),) * indices.ndim
         return replace(value, pick=pick, axes=value.axes[:axis] + kept + value.axes[axis + 1 :])
     _single_time(frame, value, axis)
+    frame.picked += [value.vector] if isinstance(value.atom, Recurrent | Joined) else []
     steps = [frame.index(n if isinstance(n, Size) else int(n)) for n in indices.reshape(-1)]
     if indices.ndim == 0:
         return replace(at_step(value, steps[0]), axes=value.axes[:axis] + value.axes[axis + 1 :])
@@ -133,6 +134,7 @@ def slice_axis(frame: Frame, value: Value, axis: int, start: Any, stop: Any, ste
     if step == 1 and start == 0 and (far or (isinstance(size, int) and stop >= size)):
         return value
     _single_time(frame, value, axis)
+    frame.picked += [value.vector] if isinstance(value.atom, Recurrent | Joined) else []
     if isinstance(size, int):
         chosen = clamped(int(start), int(stop), int(step), size)
         return _some_steps(frame, value, axis, range(size)[chosen])
