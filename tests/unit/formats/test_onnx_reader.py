@@ -292,6 +292,12 @@ def test_a_function_stands_for_its_nodes(tmp_path: Path) -> None:
     outer = replace(node("Leak", "x", "y", slope=0.25), domain="local")
     found = load(tmp_path, model([outer], functions=(function,)))
     assert layers(found)[0]["activation"] == {"name": "leaky_relu", "alpha": 0.25}
+    left_out = replace(outer, attributes=())
+    found = load(tmp_path, model([left_out], functions=(function,)))
+    assert layers(found)[0]["activation"] == "leaky_relu"  # the operator's own slope
+    whole = replace(outer, attributes=(attribute("slope", 1),))
+    with pytest.raises(WeightsError, match="(?s)alpha.*type FLOAT.*type INT"):
+        load(tmp_path, model([whole], functions=(function,)))
     endless = replace(function, nodes=(replace(node("Leak", "a", "b"), domain="local"),))
     with pytest.raises(WeightsError, match="deep"):
         load(tmp_path, model([outer], functions=(endless,)))
@@ -578,9 +584,9 @@ def test_a_function_has_an_opset_of_its_own(tmp_path: Path) -> None:
     tensors = [stored("zero", np.float32(0))]
     found = load(tmp_path, model([outer, after], tensors, functions=(function,)))
     assert [layer.get("activation") for layer in layers(found)] == ["relu", "relu"]
-    for wrong in (replace(outer, attributes=(CLIP,)),):
-        with pytest.raises(WeightsError, match="no attribute clip"):
-            load(tmp_path, model([wrong, after], tensors, functions=(function,)))
+    wrong = replace(outer, attributes=(CLIP,))
+    with pytest.raises(WeightsError, match="no attribute clip"):
+        load(tmp_path, model([wrong, after], tensors, functions=(function,)))
 
 
 VALUES: dict[str, tuple[list[Node], str]] = {
