@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,14 @@ class Interpreter:
         given: Mapping[str, Attribute | None] | None = None,
         depth: int = 0,
     ) -> dict[str, Anything]:
-        """Every value of a graph by name, beginning with those in `names`."""
+        """Every value of a graph by name, beginning with those in `names`.
+
+        Raises
+        ------
+        WeightsError
+            A name stands for two values, or the graph computes too much.
+        """
+        _check_names(graph)
         stored = {} if isinstance(graph, Function) else {t.name: t for t in graph.initializers}
         for node in graph.nodes:
             for name in node.inputs:
@@ -187,7 +195,10 @@ class Interpreter:
         depth: int,
     ) -> Sequence[Anything]:
         """If: the branch that its condition, a constant, takes."""
-        taken = bool(call.constant(0).array.reshape(-1)[0])
+        condition = call.constant(0).array
+        if np.size(condition) != 1:
+            raise ValueError(f"its condition has {np.size(condition)} values")
+        taken = bool(condition.reshape(-1)[0])
         branch: Graph = call.attributes["then_branch" if taken else "else_branch"]
         if depth >= DEEPEST:
             raise ValueError("its branches are too deep")
@@ -214,6 +225,25 @@ class Interpreter:
         inner = self.run(function, names, {**scope, **attributes}, depth + 1)
         self.opset = outer
         return [inner[name] for name in function.outputs]
+
+
+def _check_names(graph: Graph | Function) -> None:
+    """Raise if a name stands for two inputs, stored tensors or results."""
+    if isinstance(graph, Function):
+        inputs, stored = list(graph.inputs), list[str]()
+    else:
+        inputs = [value.name for value in graph.inputs]
+        stored = [tensor.name for tensor in graph.initializers]
+    made = [name for node in graph.nodes for name in node.outputs if name]
+    known = {*inputs, *stored}  # an input may have a stored tensor as default
+    twice = [name for names in (inputs, stored, made) for name in _repeated(names)]
+    twice += [name for name in made if name in known]
+    if twice:
+        raise WeightsError(f"the model's name {quoted(twice[0])} stands for two values")
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def opset(model: Model | Function) -> int:

@@ -568,6 +568,22 @@ def test_operators_of_another_opset(case: str, tmp_path: Path) -> None:
         load(tmp_path, replace(made, operator_sets=(OperatorSet("", opset),)))
 
 
+NAMES: dict[str, Model] = {
+    "results": model([node("Relu", "x", "y"), node("Tanh", "x", "y")]),
+    "parts": model([node("Split", "x", "y y", axis=2)]),
+    "a result and an input": model([node("Relu", "x", "x"), node("Tanh", "x", "y")]),
+    "a result and a tensor": model([node("Relu", "x", "y")], [stored("y", [1.0])]),
+    "tensors": model([node("Mul", "x a", "y")], [stored("a", [1.0]), stored("a", [2.0])]),
+    "inputs": model([node("Relu", "x", "y")], inputs=[value("x", "T", "N", D)] * 2),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_that_stand_for_two_values(case: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="stands for two values"):
+        load(tmp_path, NAMES[case])
+
+
 def test_opsets_of_a_model(tmp_path: Path) -> None:
     made = model([node("Relu", "x", "y")])
     found = load(tmp_path, replace(made, operator_sets=(OperatorSet("", NEWEST + 1),)))
