@@ -54,7 +54,7 @@ def checked_state(
 ) -> State:
     """One layer's initial (h, c), shapes checked; a missing c of an lstm is zeros.
 
-    What `adopt` takes stays in the engine's memory. What `zero` names is 0 and may be left out.
+    What `adopt` takes stays in the engine's memory. What `zero` names is 0, whatever is given.
     """
     h, c = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
     names, sizes = spec.cells[0].states, spec.cells[0].state_sizes
@@ -63,7 +63,6 @@ def checked_state(
     checked = []
     for name, value, size in zip(names, (h, c), sizes, strict=False):
         held, shape = zero.get((spec.index, name), ()), (N, spec.directions, size)
-        value = None if len(held) == spec.directions else value
         part = _checked_part(spec, name, value, shape, adopt)
         if held and value is not None:
             part = part.copy()

@@ -137,7 +137,13 @@ def test_which_step(reading, head, set_before, lstm):
     assert outcome.code == (1 if settings else 3)
     assert not Path("m.safetensors").exists()
     assert re.search(f"they are the {taken.name}", " ".join(outcome.err.split()))
-    followed(lstm, hint_of(outcome), taken, expected)
+    hint = hint_of(outcome)
+    followed(lstm, hint, taken, expected)
+    if taken.own:
+        assert "a reference of every step checks it" in hint
+        every = Taken(lambda y, h: y, "")
+        settings = SETTING.findall(hint + " ")
+        assert checked(lstm, Net(kind, head=head), every, *settings)[1].code == 0
 
 
 @pytest.mark.parametrize("reading", [*POOLS, *HALVES])

@@ -282,7 +282,7 @@ def test_states_that_an_onnx_model_is_not_fed(lstm, tmp_path):
         assert "laid out as (T, 1, N, 3)" in words
         found, _ = read(tmp_path / "o.h5")
         np.testing.assert_allclose(found["outputs"], expected, rtol=0, atol=1e-6)
-        given = {f"state.0.{letter}": value for letter, value in states.items()}
+        given = {f"state.0.{k}": v for k, v in states.items() if v.shape == h.shape}
         np.savez(tmp_path / "r.npz", inputs=x, outputs=expected, **given)
         outcome = lstm(
             "convert", path, tmp_path / "m.st.safetensors", "--check", tmp_path / "r.npz"

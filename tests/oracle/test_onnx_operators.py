@@ -410,6 +410,22 @@ def test_states_that_are_constants_become_inputs(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_a_number_of_features_is_not_taken_for_one_of_steps(tmp_path: Path) -> None:
+    """Step 2 of any number of steps is not the last one, though a Reshape has a 3."""
+    make, stored = helper.make_node, weights("GRU", 1, 1)
+    nodes = [
+        make("GRU", ["x", "W", "R", "B"], ["Y"], hidden_size=H),
+        make("Squeeze", ["Y", "one"], ["a"]),
+        make("Gather", ["a", "at"], ["b"], axis=0),
+        make("Reshape", ["b", "rows"], ["y"]),
+    ]
+    stored |= {"at": np.array(H - 1), "rows": np.array([2, H]), "one": np.array([1])}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", 2, D)})
+    assert there(path, x=random_inputs(T, 2, D))[0].shape == (2, H)
+    with pytest.raises(lstm_cli.LstmCliError, match=r"step 2"):
+        lstm_cli.load(path)
+
+
 def test_an_open_last_step_of_both_directions_becomes_a_fixed_one(tmp_path: Path) -> None:
     make, stored = helper.make_node, weights("LSTM", 2, 1)
     nodes = [

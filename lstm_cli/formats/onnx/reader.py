@@ -164,7 +164,7 @@ class _Reading:
         inputs = Inputs(self.graph, path)
         inputs.sizes |= {axis: n for axis, n in fixed.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
-        self.frame = Frame(inputs.sizes)
+        self.frame = Frame(inputs.sizes, guessed=bool(fixed))
         names = frozenset(value.name for value in self.graph.inputs)
         rules = Rules(self.frame, self.notes, names)
         interpreter = Interpreter(model, rules, path, room)

@@ -135,7 +135,7 @@ def slice_axis(frame: Frame, value: Value, axis: int, start: Any, stop: Any, ste
         return value
     _single_time(frame, value, axis)
     frame.picked += [value.vector] if isinstance(value.atom, Recurrent | Joined) else []
-    if isinstance(size, int):
+    if isinstance(size, int) and not frame.guessed:
         chosen = clamped(int(start), int(stop), int(step), size)
         return _some_steps(frame, value, axis, range(size)[chosen])
     if step == -1 and start == -1 and isinstance(stop, int) and stop <= -(1 << 31) + 1:
