@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.api.proof import place_text
+from lstm_cli.api.readings import Reading, fitting_reading, last_recurrent
 from lstm_cli.api.reference_files import Reference, read_reference
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import Array, RecurrentSpec
+from lstm_cli.engines.types import Array, Layers, RecurrentSpec, ZeroStates
 from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.network.network import Network
 
@@ -58,9 +59,15 @@ class Agreement:
 
 
 def agreement(
-    config: Config, tensors: Mapping[str, Array], path: str, tolerance: float
+    config: Config,
+    tensors: Mapping[str, Array],
+    path: str,
+    tolerance: float,
+    zero_states: ZeroStates,
 ) -> Agreement:
     """Compare a network's outputs, computed in float64, with those of a reference file.
+
+    Initial states that `zero_states` names are 0, whatever the file holds.
 
     Raises
     ------
@@ -70,13 +77,26 @@ def agreement(
         The outputs differ by more than the tolerance.
     """
     reference = read_reference(path)
-    network = Network(config.specs, tensors, ReferenceEngine("float64"))
-    outputs = _outputs(network, reference)
-    _need_shape(config, reference, outputs)
-    found = _compared(reference, outputs, tolerance)
-    if not found.holds:
-        raise _disagree(config, found)
-    return found
+
+    def run(layers: Layers, given: Reference) -> Array:
+        own = {name: tensors[name] for spec in layers for name in spec.parameters()}
+        network = Network(layers, own, ReferenceEngine("float64"))
+        network.zero_states = zero_states
+        return _outputs(network, given)
+
+    def fits(given: Reference, outputs: Array) -> bool:
+        return _compared(given, outputs, tolerance).holds
+
+    outputs = run(config.specs, reference)
+    alike = outputs.shape == reference.outputs.shape
+    if alike and (found := _compared(reference, outputs, tolerance)).holds:
+        return found
+    reading = fitting_reading(config.specs, reference, run, fits)
+    raise (
+        _disagree(config, found, reading)
+        if alike
+        else _misshapen(config, reference, outputs, reading)
+    )
 
 
 def _outputs(network: Network, reference: Reference) -> Array:
@@ -129,21 +149,31 @@ def _rows(pair: tuple[Array | None, ...] | None, rows: slice) -> Any:
     return None if pair is None else tuple(None if v is None else v[rows] for v in pair)
 
 
-def _need_shape(config: Config, reference: Reference, outputs: Array) -> None:
-    expected = reference.outputs
-    if expected.shape == outputs.shape:
-        return
-    hint = None
-    if expected.ndim != outputs.ndim:
-        last = max((s.index for s in config.specs if isinstance(s, RecurrentSpec)), default=0)
+def _misshapen(
+    config: Config, reference: Reference, outputs: Array, reading: Reading | None
+) -> DataError:
+    expected, spec = reference.outputs, last_recurrent(config.specs)
+    hint = None if reading is None else reading.hint
+    if reading is None and spec is not None and expected.ndim != outputs.ndim:
         every = str(expected.ndim == 3).lower()
-        hint = f"--set model.layers.{last}.return_sequences={every}"
-    raise DataError(
-        f"the outputs of {reference.path} have another shape than the network's",
+        hint = f"--set model.layers.{spec.index}.return_sequences={every}"
+        if expected.ndim == 2 and spec.directions == 2:
+            hint += (
+                " takes the final states of both directions (PyTorch's h_n); the last step of "
+                "both (y[:, -1]) is outputs[:, -1] of the results as they are; neither gives these "
+                "outputs with the activations assumed"
+            )
+    what = "have another shape than the network's"
+    return DataError(
+        f"the outputs of {reference.path} {what}" + _are(reading),
         expected=str(outputs.shape),
         found=str(expected.shape),
         hint=hint,
     )
+
+
+def _are(reading: Reading | None) -> str:
+    return "" if reading is None else f": they are {reading.what}"
 
 
 def _compared(reference: Reference, outputs: Array, tolerance: float) -> Agreement:
@@ -169,12 +199,20 @@ def _compared(reference: Reference, outputs: Array, tolerance: float) -> Agreeme
     )
 
 
-def _disagree(config: Config, found: Agreement) -> LstmCliError:
+def _disagree(config: Config, found: Agreement, reading: Reading | None) -> LstmCliError:
+    spec = last_recurrent(config.specs)
+    hint = (
+        "an assumption may be wrong (activations, the last step or all, initial states): --set or "
+    )
+    hint += "--config change it; nothing was written"
+    if reading is not None:
+        hint = reading.hint
+    elif spec is not None and spec.directions == 2 and not spec.return_sequences:
+        hint += "; neither the final states of both directions nor their last step (y[:, -1]) fit"
     return LstmCliError(
-        f"{config.source} does not give the outputs of {found.path}",
+        f"{config.source} does not give the outputs of {found.path}" + _are(reading),
         expected=f"a difference of at most {found.tolerance:.2g}",
         found=f"{found.largest_difference:.2g} at {found.place}: {found.found:.7g}, there "
         f"{found.expected:.7g}",
-        hint="an assumption may be wrong (activations, the last step or all, initial states): "
-        "--set or --config change it; nothing was written",
+        hint=hint,
     )

@@ -19,6 +19,7 @@ from lstm_cli.api.weights_files import (
     read_weights,
     standing_notes,
     tensors_for,
+    zero_states_for,
 )
 from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
@@ -167,6 +168,7 @@ def assemble(
     if not isinstance(source, Imported):
         source = read_weights(source, options, config.where("weights") if weights is None else None)
     network = _network(config, tensors_for(config.specs, source), engine, str(source.path))
+    network.zero_states = zero_states_for(config.specs, source)
     notes = standing_notes(source, config)
     return Model(network, config, str(source.path), source.sha256, notes)
 

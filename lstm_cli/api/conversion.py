@@ -15,10 +15,16 @@ from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.proof import Proof, Sided, prove
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.api.unsaid import unsaid
-from lstm_cli.api.weights_files import config_of, read_weights, standing_notes, tensors_for
+from lstm_cli.api.weights_files import (
+    config_of,
+    read_weights,
+    standing_notes,
+    tensors_for,
+    zero_states_for,
+)
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.types import Array, ZeroStates
 from lstm_cli.errors import LstmCliError, UsageError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
@@ -133,7 +139,8 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     tensors = _fitted(config, imported, order.dtype)
     checked = None
     if order.check is not None:
-        checked = agreement(config, tensors, order.check, order.tolerance)
+        zero = zero_states_for(config.specs, imported)
+        checked = agreement(config, tensors, order.check, order.tolerance, zero)
     with temporary(destination) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
         back = read_weights(made.path, ReadOptions(tmva_order=WRITTEN_ORDER))
@@ -141,7 +148,12 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         proof = _proof(config, tensors, config if bare else config_of(back), back)
         if not proof.holds:
             raise _disproved(proof, imported.path, destination, target)
-        notes = (*written, *unsaid(config, back, destination, bare=bare))
+        notes = (
+            *written,
+            *unsaid(config, back, destination, bare=bare),
+        )
+        if target.name != "onnx" or order.writing.states:
+            notes += tuple(_taken_states(zero_states_for(config.specs, imported), destination))
         made.keep()
     kinds = {spec.kind for spec in config.specs}
     return Conversion(
@@ -154,6 +166,12 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         proof,
         checked,
     )
+
+
+def _taken_states(zero: ZeroStates, name: Path) -> Iterator[str]:
+    """Say that a written file takes states which the source holds at 0."""
+    for index, letter in zero:
+        yield f"{name} takes an initial {letter} in layer {index}, which the source begins with 0"
 
 
 def _config(imported: Imported, order: Order) -> Config:

@@ -206,7 +206,10 @@ class _Run:
             "weights_sha256": self.model.weights_sha256,
         }
         if self.files.state is not None:
-            reader = StateReader(str(self.files.state), shapes, self.data.count)
+            directions = {spec.index: spec.directions for spec in network.recurrent}
+            zero = network.zero_states.items()
+            unread = [key for key, held in zero if len(held) == directions[key[0]]]
+            reader = StateReader(str(self.files.state), shapes, self.data.count, unread)
             self.states = self.stack.enter_context(reader)
         if self.files.output is not None:
             writer = ResultWriter(

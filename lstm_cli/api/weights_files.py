@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lstm_cli import config as configs
 from lstm_cli.config import Config
-from lstm_cli.engines.types import Array, Layers
+from lstm_cli.engines.types import Array, Layers, ZeroStates
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
@@ -145,6 +145,12 @@ def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], t
         key = native, stored.block
         places[key] = (*places.get(key, ()), replace(stored, native=native))
     return places
+
+
+def zero_states_for(layers: Layers, imported: Imported) -> ZeroStates:
+    """The initial states that a file's model holds at 0, layers numbered as in a config."""
+    numbers = _numbers(layers, imported)
+    return {(numbers.get(k, k), letter): v for (k, letter), v in imported.zero_states.items()}
 
 
 def _numbers(layers: Layers, imported: Imported) -> dict[int, int]:

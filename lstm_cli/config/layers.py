@@ -39,7 +39,9 @@ class RecurrentLayer(Section):
         description="Also run from the last step to the first; outputs are concatenated.",
     )
     return_sequences: bool = Field(
-        default=True, description="Output every step; false: the last valid one only."
+        default=True,
+        description="Output every step; false: the last valid one only, of the reverse direction "
+        "its final state.",
     )
     stateful: bool = Field(
         default=False, description="Row j of a batch continues row j of the batch before."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.results import StateShape
@@ -22,6 +22,8 @@ class StateReader:
         The recurrent layers that need states, as for `ResultWriter`.
     count
         Sequences N of the run.
+    unread
+        Layers and letters of states that are not asked for, and may be missing.
 
     Raises
     ------
@@ -29,26 +31,34 @@ class StateReader:
         The file is missing or damaged, or a state is missing or has another shape.
     """
 
-    def __init__(self, path: str, states: Sequence[StateShape], count: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        states: Sequence[StateShape],
+        count: int,
+        unread: Collection[tuple[int, str]] = (),
+    ) -> None:
         self._file = Hdf5File(path)
-        self._stored: dict[int, tuple[Stored, Stored | None]] = {}
+        self._stored: dict[int, dict[str, Stored]] = {}
         try:
-            for layer, directions, h, c in states:
-                self._stored[layer] = (
-                    self._state(layer, "h", (count, directions, h)),
-                    None if c is None else self._state(layer, "c", (count, directions, c)),
-                )
+            for layer, directions, *sizes in states:
+                self._stored[layer] = {
+                    letter: self._state(layer, letter, (count, directions, size))
+                    for letter, size in zip("hc", sizes, strict=True)
+                    if size is not None and (layer, letter) not in unread
+                }
         except BaseException:
             self.close()
             raise
 
-    def read(self, first: int, n: int) -> dict[int, tuple[Array, Array | None]]:
+    def read(self, first: int, n: int) -> dict[int, tuple[Array | None, Array | None]]:
         """States h (n, directions, P or H) and c, or None, of `n` sequences, by layer index."""
         rows = slice(first, first + n)
-        return {
-            layer: (h.read(rows), None if c is None else c.read(rows))
-            for layer, (h, c) in self._stored.items()
-        }
+        found = {}
+        for layer, stored in self._stored.items():
+            parts = {letter: state.read(rows) for letter, state in stored.items()}
+            found[layer] = (parts.get("h"), parts.get("c"))
+        return found
 
     def close(self) -> None:
         """Close the file."""

@@ -16,6 +16,9 @@ from lstm_cli.engines.arrays import Own as Own
 State: TypeAlias = tuple[Own, Own | None]
 """(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
 
+ZeroStates: TypeAlias = Mapping[tuple[int, str], tuple[int, ...]]
+"""Initial states held at 0: index of the layer and ``h`` or ``c`` to directions."""
+
 DIRECTIONS = ("forward", "reverse")
 
 

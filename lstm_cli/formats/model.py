@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from lstm_cli.engines.types import Array, LayerSpec
+from lstm_cli.engines.types import Array, LayerSpec, ZeroStates
 
 TmvaOrder: TypeAlias = Literal["slots", "labels"]
 """Whether TMVA's elements hold what their slot says (today's writer) or what their label says."""
@@ -92,6 +92,9 @@ class Imported:
     notes
         What was assumed because the file does not say it, and what was left out because it
         changes no output.
+    zero_states
+        Initial states that the model holds at 0, whatever others it is given: layer and letter
+        (``h``, ``c``) to directions, 0 forward and 1 reverse.
     """
 
     path: Path
@@ -105,6 +108,7 @@ class Imported:
     notes: tuple[str, ...] = ()
     text: str | None = None
     halves: Mapping[str, Array] = field(default_factory=dict)
+    zero_states: ZeroStates = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

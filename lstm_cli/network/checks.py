@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, FlattenSpec, Own, RecurrentSpec, State
+from lstm_cli.engines.types import Array, FlattenSpec, Own, RecurrentSpec, State, ZeroStates
 from lstm_cli.errors import DataError
 
 
@@ -45,20 +46,28 @@ def check_steps(spec: FlattenSpec, y: Own, lengths: Array | None) -> None:
 
 
 def checked_state(
-    spec: RecurrentSpec, given: Any, N: int, adopt: Callable[[Any], Own | None] = lambda _: None
+    spec: RecurrentSpec,
+    given: Any,
+    N: int,
+    adopt: Callable[[Any], Own | None] = lambda _: None,
+    zero: ZeroStates = MappingProxyType({}),
 ) -> State:
     """One layer's initial (h, c), shapes checked; a missing c of an lstm is zeros.
 
-    What `adopt` takes stays in the engine's memory.
+    What `adopt` takes stays in the engine's memory. What `zero` names is 0, whatever is given.
     """
     h, c = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
     names, sizes = spec.cells[0].states, spec.cells[0].state_sizes
     if c is not None and len(names) == 1:
         raise DataError(f"layer {spec.index} ({spec.kind}) has no state c")
-    checked = [
-        _checked_part(spec, name, value, (N, spec.directions, size), adopt)
-        for name, value, size in zip(names, (h, c), sizes, strict=False)
-    ]
+    checked = []
+    for name, value, size in zip(names, (h, c), sizes, strict=False):
+        held, shape = zero.get((spec.index, name), ()), (N, spec.directions, size)
+        part = _checked_part(spec, name, value, shape, adopt)
+        if held and value is not None:
+            part = part.copy()
+            part[:, list(held)] = 0
+        checked.append(part)
     return checked[0], checked[1] if len(names) > 1 else None
 
 

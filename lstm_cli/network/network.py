@@ -20,6 +20,7 @@ from lstm_cli.engines.types import (
     Own,
     RecurrentSpec,
     State,
+    ZeroStates,
     array_dtype,
 )
 from lstm_cli.errors import DataError, WeightsError
@@ -40,6 +41,11 @@ class Network:
     engine
         What computes.
 
+    Attributes
+    ----------
+    zero_states
+        Initial states that begin with 0 whatever is given.
+
     Raises
     ------
     WeightsError
@@ -49,6 +55,7 @@ class Network:
     def __init__(self, layers: Layers, weights: Mapping[str, Array], engine: Engine) -> None:
         self.layers = tuple(layers)
         self.engine = engine
+        self.zero_states: ZeroStates = {}
         fitted = fit_weights(self.layers, weights)
         self._weights: dict[str, Array] | None = None
         self._own: dict[str, Own] = {
@@ -219,9 +226,11 @@ class Network:
                 expected=f"{len(specs)} entries, one for each recurrent layer",
                 found=f"{len(state)}",
             )
-        pairs, adopt = zip(specs, state, strict=True), self.engine.adopt
+        pairs, adopt, zero = zip(specs, state, strict=True), self.engine.adopt, self.zero_states
         return {
-            s.index: checked_state(s, given, N, adopt) for s, given in pairs if given is not None
+            s.index: checked_state(s, given, N, adopt, zero)
+            for s, given in pairs
+            if given is not None
         }
 
 

@@ -245,3 +245,67 @@ def test_every_option(lstm):
     assert outcome.code == 0, outcome.err
     for direction in ("gate, forward", "gate, reverse"):
         assert direction in outcome.out
+
+
+def test_states_that_an_onnx_model_is_not_fed(lstm, tmp_path):
+    """What it begins with of its own stays 0, whatever --state holds, which may be h alone."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    helper, stored = onnx.helper, onnx.numpy_helper.from_array
+    rng, real = np.random.default_rng(1), onnx.TensorProto.FLOAT
+    shapes = {"X": [2, 1, 4], "initial_h": [1, 1, 3]}
+    tensors = {n: rng.standard_normal((1, 12, k)).astype("f4") for n, k in (("W", 4), ("R", 3))}
+    node = helper.make_node("LSTM", ["X", "W", "R", "", "", "initial_h"], ["Y"], hidden_size=3)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(n, real, shape) for n, shape in shapes.items()],
+        [helper.make_tensor_value_info("Y", real, None)],
+        [stored(value, n) for n, value in tensors.items()],
+    )
+    opset, path = [helper.make_opsetid("", 14)], tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    fed = {n: rng.standard_normal(shape).astype("f4") for n, shape in shapes.items()}
+    (expected,) = onnxruntime.InferenceSession(str(path)).run(None, fed)
+    expected, h = expected[:, 0].transpose(1, 0, 2), fed["initial_h"].transpose(1, 0, 2)
+    x = fed["X"].transpose(1, 0, 2)
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["inputs"] = x
+    for states in ({"h": h}, {"h": h, "c": h + 1}, {"h": h, "c": np.ones((9, 9))}):
+        with h5py.File(tmp_path / "s.h5", "w") as file:
+            file.update({f"state/0/{letter}": value for letter, value in states.items()})
+        given = ("--state", tmp_path / "s.h5", "--output", tmp_path / "o.h5")
+        outcome = lstm("run", path, tmp_path / "d.h5", *given)
+        assert outcome.code == 0, outcome.err
+        words = " ".join(outcome.err.split())
+        assert "no initial_c that is fed: its c (layer 0) begins with 0" in words
+        assert "laid out as (T, 1, N, 3)" in words
+        found, _ = read(tmp_path / "o.h5")
+        np.testing.assert_allclose(found["outputs"], expected, rtol=0, atol=1e-6)
+        given = {f"state.0.{k}": v for k, v in states.items() if v.shape == h.shape}
+        np.savez(tmp_path / "r.npz", inputs=x, outputs=expected, **given)
+        outcome = lstm(
+            "convert", path, tmp_path / "m.st.safetensors", "--check", tmp_path / "r.npz"
+        )
+        assert outcome.code == 0, outcome.err
+    assert "takes an initial c in layer 0" in " ".join(outcome.err.split())
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["state/0/c"] = h
+    outcome = lstm("run", path, tmp_path / "d.h5", "--state", tmp_path / "s.h5")
+    assert outcome.code == 3
+    assert "state/0/h does not exist" in outcome.err
+
+
+def test_an_onnx_attribute_of_another_type(lstm, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    weights = [onnx.numpy_helper.from_array(np.ones((1, 4, 1), "f4"), name) for name in ("W", "R")]
+    node = helper.make_node("LSTM", ["x", "W", "R"], ["y"], name="cell", hidden_size=1, clip=1)
+    values = [helper.make_tensor_value_info(name, real, [3, 1, 1]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], weights)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)]), path)
+    outcome = lstm("run", path, VOWELS)
+    assert outcome.code == 4
+    for part in ("node cell (LSTM)", "attribute clip", "expected type FLOAT", "found type INT"):
+        assert part in outcome.err

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from networks import TOLERANCES, random_weights, recurrent
 
+from lstm_cli.api.weights_files import config_of
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference import ReferenceEngine
@@ -228,6 +229,25 @@ def test_weights_of_a_class_of_ones_own(tmp_path: Path) -> None:
     model.save(tmp_path / "m.keras")
     with pytest.raises(WeightsError, match="Mine.*class"):
         registry.read(tmp_path / "m.keras")
+
+
+def test_weights_say_neither_the_last_step_nor_the_final_states(tmp_path: Path) -> None:
+    """The note names both, and each gives what Keras does."""
+    x, start = inputs(4), keras.Input((STEPS, FEATURES))
+    steps = L.Bidirectional(L.GRU(3, return_sequences=True))(start)
+    last = shaken(keras.Model(start, L.Dense(2)(steps[:, -1])), np.random.default_rng(4))
+    final = keras.Model(start, L.Dense(2)(L.Bidirectional(L.GRU(3))(start)))
+    final.set_weights(last.get_weights())
+    last.save_weights(tmp_path / "m.weights.h5")
+    imported = registry.read(tmp_path / "m.weights.h5")
+    (note,) = (note for note in imported.notes if "outputs[:, -1] of the results" in note)
+    setting = note.split("--set ")[1].split()[0]
+    for model, settings in ((last, []), (final, [setting])):
+        specs = config_of(imported, settings).specs
+        found = Network(specs, imported.tensors, ReferenceEngine("float64")).run(x).outputs
+        expected = keras.ops.convert_to_numpy(model(x))
+        found = found if settings else found[:, -1]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("forward", "reverse"), [(False, True), (True, False), (False, False)])

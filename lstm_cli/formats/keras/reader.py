@@ -182,9 +182,13 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
             f"--set model.layers.{recurrent[0]}.activation=relu says otherwise"
         )
         if not any(layer["type"] == "flatten" for layer in config):
+            taken = "the last one's"
+            if config[recurrent[-1]].get("bidirectional"):
+                taken = "the final states of both directions (Keras's return_sequences=False); the "
+                taken += "last step, y[:, -1], is outputs[:, -1] of the results with every step"
             notes.append(
                 "the file does not say which outputs are used: every step's assumed; "
-                f"--set model.layers.{recurrent[-1]}.return_sequences=false takes the last one's"
+                f"--set model.layers.{recurrent[-1]}.return_sequences=false takes {taken}"
             )
         notes += _unbiased(layers, recurrent)
     notes += [

@@ -20,12 +20,6 @@ from lstm_cli.formats.onnx.values import (
 from lstm_cli.formats.onnx.vectors import same_vector
 
 _OPERATORS = {name: ours for name, ours in NAMES.items() if name not in ("affine", "scaledtanh")}
-_PARAMETERS = {
-    "hard_sigmoid": ("alpha", "beta"),
-    "leaky_relu": ("alpha",),
-    "elu": ("alpha",),
-    "thresholded_relu": ("alpha",),
-}
 LARGE = 16
 """From here on softplus of x is x in float32."""
 
@@ -45,11 +39,10 @@ def activation(call: Call) -> Activation:
         return Activation("symmrelu")
     if op == "PRelu":
         return _leaky(call.constant(1).array)
-    name = _OPERATORS.get(op.lower())
+    name = _OPERATORS.get(op.lower())  # the schemas know no other spelling
     if name is None:
         raise ValueError("it is no operator that lstm-cli has a layer for")
-    given = {key: call.number(key) for key in _PARAMETERS.get(name, ())}
-    return Activation(name, **{k: short(v) for k, v in given.items() if v is not None})
+    return Activation(name, **{k: short(v) for k, v in call.attributes.items()})
 
 
 def _leaky(slopes: Array) -> Activation:
@@ -61,7 +54,9 @@ def _leaky(slopes: Array) -> Activation:
 
 def _rectifier(call: Call) -> Activation:
     """Clip or Max at 0: relu."""
-    limits: list[Any] = [call.number("min"), call.number("max")]
+    limits: list[Any] = [call.attributes.get("min"), call.attributes.get("max")]
+    if call.op == "Max" and len(call.inputs) != 2:
+        raise ValueError("it takes the largest of more than a value and a constant")
     for k in (1, 2):
         if call.given(k) is not None:
             limits[k - 1] = float(call.constant(k).array.reshape(-1)[0])

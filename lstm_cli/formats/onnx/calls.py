@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.onnx.messages import Attribute, Node
+from lstm_cli.formats.onnx.messages import Node
+from lstm_cli.formats.onnx.schemas import title
 from lstm_cli.formats.onnx.sizes import OpenSizeError, Size
-from lstm_cli.formats.onnx.tensors import quoted, to_array
+from lstm_cli.formats.onnx.tensors import to_array
 from lstm_cli.formats.onnx.values import Anything, Constant
-
-FAR = 1 << 60
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operator and the values it is given; None stands for an input left out."""
+    """An operator and the values it is given; None stands for an input left out.
+
+    Its attributes are read by `schemas.read_attributes`, defaults among them.
+    """
 
     node: Node
     inputs: tuple[Anything | None, ...]
-    attributes: dict[str, Attribute]
+    attributes: Mapping[str, Any]
     opset: int
     path: Path
 
@@ -36,43 +38,25 @@ class Call:
     @property
     def where(self) -> str:
         """What it is called in errors."""
-        names = [name for name in (self.node.name, *self.node.outputs) if name]
-        return f"node {quoted(names[0])} ({quoted(self.op)})" if names else f"a {quoted(self.op)}"
+        return title(self.node)
 
-    def integer(self, name: str, default: int) -> int:
-        """An attribute of one number."""
-        found = self.attributes.get(name)
-        return default if found is None or found.i is None else found.i
+    def flag(self, name: str) -> bool:
+        """An attribute that is 0 or 1; False where it is left out.
 
-    def number(self, name: str, default: float | None = None) -> float | None:
-        """An attribute of one number that need not be whole."""
-        found = self.attributes.get(name)
-        return default if found is None or found.f is None else found.f
-
-    def integers(self, name: str) -> list[int] | None:
-        """An attribute of several numbers; None: not given."""
-        found = self.attributes.get(name)
-        return None if found is None else list(found.ints)
-
-    def numbers(self, name: str) -> list[float]:
-        """An attribute of several numbers that need not be whole."""
-        found = self.attributes.get(name)
-        return [] if found is None else list(found.floats)
-
-    def text(self, name: str, default: str = "") -> str:
-        """An attribute of letters."""
-        found = self.attributes.get(name)
-        return default if found is None or found.s is None else _text(found.s)
-
-    def texts(self, name: str) -> list[str]:
-        """An attribute of several texts."""
-        found = self.attributes.get(name)
-        return [] if found is None else [_text(item) for item in found.strings]
+        Raises
+        ------
+        ValueError
+            It is another number, which runtimes understand in different ways.
+        """
+        value = self.attributes.get(name, 0)
+        if value not in (0, 1):
+            raise ValueError(f"its {name} is {value}, not 0 or 1")
+        return bool(value)
 
     def tensor(self, name: str) -> Array | None:
         """An attribute that is a tensor."""
         found = self.attributes.get(name)
-        return None if found is None or found.t is None else to_array(found.t, self.path)
+        return None if found is None else to_array(found, self.path)
 
     def given(self, k: int) -> Anything | None:
         """Input `k`; None: left out."""
@@ -91,14 +75,27 @@ class Call:
             raise ValueError(f"input {k} is not constant")
         return found
 
+    def integers(self, k: int) -> Array:
+        """Input `k`, which must hold integers or sizes.
+
+        Raises
+        ------
+        ValueError
+            It depends on the graph's inputs, is left out, or holds something else.
+        """
+        array: Array = self.constant(k).array
+        if array.dtype.kind not in "iuO" and array.size:
+            raise ValueError(f"input {k} holds {array.dtype} in the place of integers")
+        return array
+
     def whole_numbers(self, k: int) -> list[Any] | None:
         """Input `k` as a list of sizes; None: left out."""
         if self.given(k) is None:
             return None
-        array = self.constant(k).array.reshape(-1)
+        array = self.integers(k).reshape(-1)
         return [n if isinstance(n, Size) else int(n) for n in array]
 
-    def axis(self, rank: int, default: int | None = None) -> int:
+    def axis(self, rank: int) -> int:
         """The attribute ``axis``, counted from the front.
 
         Raises
@@ -106,21 +103,23 @@ class Call:
         ValueError
             There is no such axis.
         """
-        axis = self.integer("axis", FAR if default is None else default)
+        axis: int = self.attributes["axis"]
         if not -rank <= axis < rank:
             raise ValueError(f"axis {axis} of {rank}")
         return axis % rank
 
     def axes(self, k: int) -> list[int] | None:
-        """Axes from the attribute, or from input `k` in newer operators."""
-        found = self.integers("axes")
-        return self.whole_numbers(k) if found is None else found
+        """Axes from the attribute, or from input `k` in newer operators; None: left out or none.
+
+        ONNX Runtime, too, takes a list of no axes for one that is left out.
+        """
+        return self.attributes.get("axes") or self.whole_numbers(k) or None
 
     def slices(self, rank: int) -> list[tuple[int, Any, Any, int]]:
         """Axis, start, stop and step of every axis that is cut."""
         if "starts" in self.attributes:
-            starts, stops = self.integers("starts"), self.integers("ends")
-            axes, steps = self.integers("axes"), None
+            starts, stops = self.attributes["starts"], self.attributes["ends"]
+            axes, steps = self.attributes.get("axes"), None
         else:
             starts, stops = self.whole_numbers(1), self.whole_numbers(2)
             axes, steps = self.whole_numbers(3), self.whole_numbers(4)
@@ -133,6 +132,13 @@ class Call:
         axes = [axis % rank for axis in axes]
         return list(zip(axes, starts, stops, steps, strict=True))
 
+    def split_lengths(self) -> list[int] | None:
+        """Lengths of the parts of an axis; None: all alike."""
+        found: list[int] | None = self.attributes.get("split") or self.whole_numbers(1)
+        if found is not None and "num_outputs" in self.attributes:
+            raise ValueError("it has both num_outputs and lengths of its parts")
+        return found
+
     def split_points(self, size: int) -> list[int]:
         """Where an axis of `size` is cut, one part for each output.
 
@@ -141,22 +147,18 @@ class Call:
         ValueError
             The parts are not as long as the axis.
         """
-        lengths = self.integers("split") or self.whole_numbers(1)
+        lengths = self.split_lengths()
         count = len(self.node.outputs)
         if lengths is None:
+            parts = self.attributes.get("num_outputs")
             each = -(-size // max(count, 1))
+            if parts not in (None, count) or (parts is None and each * count != size):
+                raise ValueError(f"an axis of {size} is split into {parts or count} parts")
             lengths = [each] * (count - 1)
             lengths = [*lengths, size - sum(lengths)]
         if len(lengths) != count or sum(lengths) != size or min(lengths, default=0) < 0:
             raise ValueError(f"an axis of {size} is split into {lengths}")
         return [int(n) for n in np.cumsum(lengths[:-1])]
-
-
-def _text(data: Any) -> str:
-    try:
-        return str(data, "utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("an attribute is not UTF-8") from None
 
 
 def known(numbers: Sequence[Any]) -> list[int]:

@@ -27,7 +27,7 @@ def _bounded(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _cast(call: Call, arrays: Sequence[Any]) -> Any:
-    array, to = arrays[0], call.integer("to", m.FLOAT)
+    array, to = arrays[0], call.attributes["to"]
     if array.dtype == object:
         return array
     if to == m.BFLOAT16:
@@ -38,12 +38,14 @@ def _cast(call: Call, arrays: Sequence[Any]) -> Any:
 def _shape_of_constant(call: Call, arrays: Sequence[Any]) -> Any:
     if call.constant(0).stretched:
         raise OpenSizeError("the shape of a tensor of open size")
-    return sized(arrays[0].shape)[call.integer("start", 0) : call.integer("end", 1 << 20)]
+    return sized(arrays[0].shape)[call.attributes.get("start", 0) : call.attributes.get("end")]
 
 
 def _filled(call: Call, arrays: Sequence[Any]) -> Any:
     given = call.tensor("value")
-    value = np.zeros(1, np.float32) if given is None else given.reshape(-1)[:1]
+    value = np.zeros(1, np.float32) if given is None else given.reshape(-1)
+    if value.size != 1:
+        raise ValueError(f"its value holds {value.size} numbers in the place of one")
     return np.broadcast_to(value, _bounded(stretched_shape(arrays[0])))
 
 
@@ -79,8 +81,8 @@ def clamped(start: int, stop: int, step: int, size: int) -> slice:
 
 def _gather(call: Call, arrays: Sequence[Any]) -> Any:
     array = arrays[0]
-    axis = call.axis(array.ndim, 0)
-    indices = arrays[1].astype(np.int64)
+    axis = call.axis(array.ndim)
+    indices = call.integers(1).astype(np.int64)
     _bounded((*array.shape[:axis], *indices.shape, *array.shape[axis + 1 :]))
     return np.take(array, indices, axis=axis)
 
@@ -102,14 +104,14 @@ def _squeeze(call: Call, arrays: Sequence[Any]) -> Any:
 
 def _reshape(call: Call, arrays: Sequence[Any]) -> Any:
     array = arrays[0]
-    shape = [int(n) for n in arrays[1].reshape(-1)]
-    if not call.integer("allowzero", 0):
+    shape = [int(n) for n in call.integers(1).reshape(-1)]
+    if not call.flag("allowzero"):
         shape = [array.shape[k] if n == 0 else n for k, n in enumerate(shape)]
     return array.reshape(shape)
 
 
 def _transpose(call: Call, arrays: Sequence[Any]) -> Any:
-    return np.transpose(arrays[0], call.integers("perm"))
+    return np.transpose(arrays[0], call.attributes.get("perm"))
 
 
 def _divide(call: Call, arrays: Sequence[Any]) -> Any:
@@ -152,6 +154,11 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[[Call, Sequence[Any]],
     return rule
 
 
+def _remainder(call: Call, arrays: Sequence[Any]) -> Any:
+    """With the sign of the divisor, or with fmod of what is divided."""
+    return _arithmetic(np.fmod if call.flag("fmod") else np.mod)(call, arrays)
+
+
 def _compared(known: Callable[..., Any], open_: Callable[[Any, Any], bool]) -> Any:
     def rule(call: Call, arrays: Sequence[Any]) -> Any:
         if object not in (arrays[0].dtype, arrays[1].dtype):
@@ -175,26 +182,26 @@ def _range(call: Call, arrays: Sequence[Any]) -> Any:
 
 
 def _split(call: Call, arrays: Sequence[Any]) -> Any:
-    axis = call.axis(arrays[0].ndim, 0)
+    axis = call.axis(arrays[0].ndim)
     return np.split(arrays[0], call.split_points(arrays[0].shape[axis]), axis)
 
 
 def _flatten(call: Call, arrays: Sequence[Any]) -> Any:
-    array, axis = arrays[0], call.integer("axis", 1)
+    array, axis = arrays[0], call.attributes["axis"]
     axis = axis + array.ndim if axis < 0 else axis
     return array.reshape(int(np.prod(array.shape[:axis])), -1)
 
 
 def _tile(call: Call, arrays: Sequence[Any]) -> Any:
-    repeats = [int(n) for n in arrays[1]]
+    repeats = [int(n) for n in call.integers(1)]
     _bounded([n * k for n, k in zip(arrays[0].shape, repeats, strict=True)])
     return np.tile(arrays[0], repeats)
 
 
 def _reduced(function: Callable[..., Any]) -> Callable[[Call, Sequence[Any]], Any]:
     def rule(call: Call, arrays: Sequence[Any]) -> Any:
-        axes, keep = call.axes(1), bool(call.integer("keepdims", 1))
-        if not arrays[0].ndim:
+        axes, keep = call.axes(1), call.flag("keepdims")
+        if not arrays[0].ndim or (axes is None and call.flag("noop_with_empty_axes")):
             return arrays[0]
         return function(arrays[0], axis=None if axes is None else tuple(axes), keepdims=keep)
 
@@ -236,7 +243,7 @@ RULES: Mapping[str, Callable[[Call, Sequence[Any]], Any]] = {
     "Sub": _arithmetic(lambda a, b: a - b),
     "Mul": _arithmetic(lambda a, b: a * b),
     "Div": _divide,
-    "Mod": _arithmetic(np.mod),
+    "Mod": _remainder,
     "Pow": _arithmetic(np.power),
     "Min": _arithmetic(np.minimum),
     "Max": _arithmetic(np.maximum),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from lstm_cli.engines.types import Array
 from lstm_cli.formats.model import Stored
 from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.unrolled import stored_weight
-from lstm_cli.formats.onnx.values import Linear, Recurrent, Weight
+from lstm_cli.formats.onnx.values import Guess, Linear, Recurrent, Weight
 
 LARGEST = 1 << 27
 """Numbers of the largest matrix that is widened."""
@@ -36,6 +36,8 @@ class Draft:
         Native names within the layer.
     where
         The node it comes from.
+    directions
+        Those of a recurrent layer.
     """
 
     config: dict[str, Any]
@@ -43,6 +45,7 @@ class Draft:
     inputs: tuple[str, ...] = ()
     stored: list[Stored] = field(default_factory=list)
     where: str = ""
+    directions: tuple[Recurrent, ...] = ()
 
     def widen(self, places: Array, size: int, blocks: int = 1) -> None:
         """Read features `places` of `size` ones, of each of `blocks` steps side by side.
@@ -143,8 +146,8 @@ def recurrent(parts: Sequence[Recurrent], returns: bool) -> Draft:
         config["bidirectional"] = True
     if not returns:
         config["return_sequences"] = False
-    config |= _options([part.options for part in parts])
-    draft = Draft(config, where=first.where)
+    config |= _options([part.options for part in parts], [part.guesses for part in parts])
+    draft = Draft(config, where=first.where, directions=tuple(parts))
     for prefix, part in zip(("", "reverse."), parts, strict=False):
         draft.tensors |= {prefix + name: value for name, value in part.tensors.items()}
         draft.inputs += (prefix + "weight_ih",)
@@ -158,18 +161,73 @@ def silent(part: Recurrent) -> Recurrent:
     return replace(part, reverse=False, tensors=tensors, stored=())
 
 
-def _options(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What differs from the defaults."""
+def _options(
+    options: Sequence[Mapping[str, Any]], guesses: Sequence[Sequence[Guess]]
+) -> dict[str, Any]:
+    """What differs from the defaults; activations as mappings where parameters are a guess."""
     found: dict[str, Any] = {}
+    open_ = any(guesses)
     for key, value in options[0].items():
         pair = [own.get(key) for own in options]
-        if isinstance(value, Activation):
+        if isinstance(value, Activation) and open_:
+            names = [_parametrised(activation) for activation in pair]
+            found[key] = names[0] if all(a == pair[0] for a in pair) else names
+        elif isinstance(value, Activation):
             found |= _activations(key, pair, options)
         elif key == "reset_after":
             found |= {} if value else {key: False}
         elif value:
             found[key] = value
     return found
+
+
+def _parametrised(activation: Any) -> Any:
+    """An activation with all of its parameters, so that ``--set`` can change one of them."""
+    given = {"name": activation.name, "alpha": activation.alpha, "beta": activation.beta}
+    found = {key: value for key, value in given.items() if value is not None}
+    return found if len(found) > 1 else activation.name
+
+
+def guess_notes(drafts: Sequence[Draft]) -> Iterator[str]:
+    """Parameters of activations that may be meant otherwise, and how to set them."""
+    for k, draft in enumerate(drafts):
+        for d, part in enumerate(draft.directions):
+            for guess in part.guesses:
+                place = f".{d}" if isinstance(draft.config[guess.role], list) else ""
+                yield (
+                    f"{part.where}: the {guess.letter} of its {guess.name} is read as "
+                    f"{guess.value:g}; {guess.why} {guess.other:g}: --set model.layers.{k}."
+                    f"{guess.role}{place}.{guess.letter}={guess.other:g}"
+                )
+
+
+def zero_states(drafts: Sequence[Draft]) -> dict[tuple[int, str], tuple[int, ...]]:
+    """States that the model begins with 0: layer and letter to directions.
+
+    Empty for a model that is fed no state at all: it says nothing of how it would go on.
+    """
+    found: dict[tuple[int, str], tuple[int, ...]] = {}
+    layers = [(k, draft) for k, draft in enumerate(drafts) if "hidden_size" in draft.config]
+    if not any(part.fed for _, draft in layers for part in draft.directions):
+        return found
+    for k, draft in layers:
+        for letter in "hc" if draft.config["type"] == "lstm" else "h":
+            own = [d for d, part in enumerate(draft.directions) if letter not in part.fed]
+            found |= {(k, letter): tuple(own)} if own else {}
+    return found
+
+
+def state_notes(
+    drafts: Sequence[Draft], zero: Mapping[tuple[int, str], tuple[int, ...]]
+) -> Iterator[str]:
+    """Which states begin with 0 though others are fed."""
+    for (k, letter), directions in zero.items():
+        parts = [drafts[k].directions[d] for d in directions]
+        for where in dict.fromkeys(part.where for part in parts):
+            yield (
+                f"{where} has no initial_{letter} that is fed: its {letter} (layer {k}) begins "
+                "with 0, as in ONNX Runtime, whatever --state holds"
+            )
 
 
 def _activations(

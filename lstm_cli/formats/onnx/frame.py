@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lstm_cli.formats.onnx.sizes import Number, Size, product
-from lstm_cli.formats.onnx.values import ALL, FEATURES, REVERSED, Axis, Step, Value
+from lstm_cli.formats.onnx.values import ALL, FEATURES, REVERSED, Axis, Step, Value, Vector
 
 
 class Frame:
@@ -15,14 +15,19 @@ class Frame:
     ----------
     sizes
         By name; None where the file leaves it open.
+    guessed
+        A size that the file leaves open was taken from a number somewhere in it.
     batch, time
         Names of the axes that turned out to be these.
+    picked
+        What single steps were picked of.
     """
 
-    def __init__(self, sizes: dict[str, int | None]) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: dict[str, int | None], *, guessed: bool = False) -> None:
+        self.sizes, self.guessed = sizes, guessed
         self.batch: str | None = None
         self.time: str | None = None
+        self.picked: list[Vector] = []
 
     @property
     def steps(self) -> int | None:
@@ -85,7 +90,10 @@ class Frame:
             if offset is None or offset[0] != self.time or offset[1] >= 0:
                 raise ValueError("it picks a step that depends on the sizes")
             step = offset[1]
-        if self.steps is not None:
+        if self.guessed:
+            if step > 0:
+                raise ValueError(f"it picks step {step} of any number of them")
+        elif self.steps is not None:
             if not -self.steps <= step < self.steps:
                 raise ValueError(f"it picks step {step} of {self.steps}")
             return step % self.steps

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
 from lstm_cli.formats.onnx.operators import NODES
 from lstm_cli.formats.onnx.rules import Rules
+from lstm_cli.formats.onnx.schemas import check_inputs, read_attributes, resolved, schema_of
 from lstm_cli.formats.onnx.tensors import dtype_name, quoted, to_array
 from lstm_cli.formats.onnx.values import (
     Anything,
@@ -33,6 +36,14 @@ DEEPEST = 20
 DOMAINS = ("", "ai.onnx")
 _UNREAD = NODES | {"MatMul", "Gemm", "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
 """Operators that look at a constant without reading all of it."""
+
+_NUMBERS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+"""Types of the numbers that a Constant holds as they are."""
 
 _MISTAKES = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
 _MISTAKES_OF_SIZE = (MemoryError, RecursionError)
@@ -64,10 +75,17 @@ class Interpreter:
         self,
         graph: Graph | Function,
         names: dict[str, Anything],
-        given: Mapping[str, Attribute] | None = None,
+        given: Mapping[str, Attribute | None] | None = None,
         depth: int = 0,
     ) -> dict[str, Anything]:
-        """Every value of a graph by name, beginning with those in `names`."""
+        """Every value of a graph by name, beginning with those in `names`.
+
+        Raises
+        ------
+        WeightsError
+            A name stands for two values, or the graph computes too much.
+        """
+        _check_names(graph)
         stored = {} if isinstance(graph, Function) else {t.name: t for t in graph.initializers}
         for node in graph.nodes:
             for name in node.inputs:
@@ -95,20 +113,23 @@ class Interpreter:
         self,
         node: Node,
         names: Mapping[str, Anything],
-        given: Mapping[str, Attribute],
+        given: Mapping[str, Attribute | None],
         depth: int,
     ) -> Sequence[Anything]:
         self._count(node)
-        call = self._call(node, names, given)
+        call = self._call(node, names)
         try:
-            if node.op_type == "If" and node.domain in DOMAINS:
-                values = self._branch(call, names, given, depth)
-            elif node.domain not in DOMAINS or (node.domain, node.op_type, "") in self.functions:
-                values = self._function(call, depth)
-            elif node.op_type == "Constant":
-                values = [_written(call)]
+            attributes = resolved(node, given)
+            if node.domain not in DOMAINS or (node.domain, node.op_type, "") in self.functions:
+                values = self._function(call, attributes, depth)
             else:
-                values = self.rules.evaluate(call)
+                call = self._read(call, attributes)
+                if node.op_type == "If":
+                    values = self._branch(call, names, given, depth)
+                elif node.op_type == "Constant":
+                    values = [_written(call)]
+                else:
+                    values = self.rules.evaluate(call)
         except LstmCliError as error:
             return [Unknown(call.where, error)] * len(node.outputs)
         except _MISTAKES as error:
@@ -144,20 +165,19 @@ class Interpreter:
             made = [atom for atom in atoms if isinstance(atom, Recurrent)]
             self.room -= sum(array.nbytes for atom in made for array in atom.tensors.values())
 
-    def _call(
-        self, node: Node, names: Mapping[str, Anything], given: Mapping[str, Attribute]
-    ) -> Call:
+    def _call(self, node: Node, names: Mapping[str, Anything]) -> Call:
         inputs = [self._input(name, names) for name in node.inputs]
         while inputs and inputs[-1] is None:
             inputs.pop()
-        attributes = {}
-        for attribute in node.attributes:
-            if attribute.reference:
-                if attribute.reference in given:
-                    attributes[attribute.name] = given[attribute.reference]
-            else:
-                attributes[attribute.name] = attribute
-        return Call(node, tuple(inputs), attributes, self.opset, self.path)
+        return Call(node, tuple(inputs), {}, self.opset, self.path)
+
+    def _read(self, call: Call, attributes: Mapping[str, Attribute]) -> Call:
+        """One of ONNX's own operators with its attributes, as its opset has it."""
+        schema = schema_of(call.op, call.opset)
+        if schema is None:
+            raise ValueError("it is an operator that lstm-cli does not know")
+        check_inputs(call.node, len(call.inputs), schema)
+        return replace(call, attributes=read_attributes(call.node, attributes, schema))
 
     def _input(self, name: str, names: Mapping[str, Anything]) -> Anything | None:
         if not name:
@@ -171,18 +191,23 @@ class Interpreter:
         self,
         call: Call,
         names: Mapping[str, Anything],
-        given: Mapping[str, Attribute],
+        given: Mapping[str, Attribute | None],
         depth: int,
     ) -> Sequence[Anything]:
         """If: the branch that its condition, a constant, takes."""
-        taken = bool(call.constant(0).array.reshape(-1)[0])
-        branch = call.attributes["then_branch" if taken else "else_branch"].g
-        if branch is None or depth >= DEEPEST:
-            raise ValueError("its branches are missing or too deep")
+        condition = call.constant(0).array
+        if np.size(condition) != 1:
+            raise ValueError(f"its condition has {np.size(condition)} values")
+        taken = bool(condition.reshape(-1)[0])
+        branch: Graph = call.attributes["then_branch" if taken else "else_branch"]
+        if depth >= DEEPEST:
+            raise ValueError("its branches are too deep")
         inner = self.run(branch, dict(names), given, depth + 1)
         return [inner[output.name] for output in branch.outputs]
 
-    def _function(self, call: Call, depth: int) -> Sequence[Anything]:
+    def _function(
+        self, call: Call, attributes: Mapping[str, Attribute], depth: int
+    ) -> Sequence[Anything]:
         node = call.node
         function = self.functions.get((node.domain, node.op_type, node.overload))
         if function is None:
@@ -191,29 +216,63 @@ class Interpreter:
             raise ValueError(f"functions within functions more than {DEEPEST} deep")
         inputs = dict(zip(function.inputs, call.inputs, strict=False))
         names = {name: value for name, value in inputs.items() if value is not None}
-        defaults = {attribute.name: attribute for attribute in function.attribute_defaults}
-        inner = self.run(function, names, defaults | call.attributes, depth + 1)
+        scope: dict[str, Attribute | None] = dict.fromkeys(function.attribute_names)
+        scope |= {attribute.name: attribute for attribute in function.attribute_defaults}
+        unknown = attributes.keys() - scope.keys()
+        if unknown:
+            raise ValueError(f"its function has no attribute {quoted(min(unknown))}")
+        outer, self.opset = self.opset, opset(function) or self.opset
+        inner = self.run(function, names, {**scope, **attributes}, depth + 1)
+        self.opset = outer
         return [inner[name] for name in function.outputs]
 
 
-def opset(model: Model) -> int:
-    """Version of ONNX's own operators."""
-    versions = [entry.version for entry in model.operator_sets if entry.domain in DOMAINS]
-    return max(versions, default=1)
+def _check_names(graph: Graph | Function) -> None:
+    """Raise if a name stands for two inputs, stored tensors or results."""
+    if isinstance(graph, Function):
+        inputs, stored = list(graph.inputs), list[str]()
+    else:
+        inputs = [value.name for value in graph.inputs]
+        stored = [tensor.name for tensor in graph.initializers]
+    made = [name for node in graph.nodes for name in node.outputs if name]
+    known = {*inputs, *stored}  # an input may have a stored tensor as default
+    twice = [name for names in (inputs, stored, made) for name in _repeated(names)]
+    twice += [name for name in made if name in known]
+    if twice:
+        raise WeightsError(f"the model's name {quoted(twice[0])} stands for two values")
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def opset(model: Model | Function) -> int:
+    """Version of ONNX's own operators; 0 where none is named.
+
+    Raises
+    ------
+    WeightsError
+        Two are named.
+    """
+    versions = {entry.version for entry in model.operator_sets if entry.domain in DOMAINS}
+    if len(versions) > 1:
+        raise WeightsError(
+            "the model names two versions of ONNX's operators",
+            expected="one opset",
+            found=" and ".join(map(str, sorted(versions))),
+        )
+    return max(versions, default=0)
 
 
 def _written(call: Call) -> Constant:
     """What a Constant node holds."""
-    name = call.node.outputs[0] if call.node.outputs else ""
+    if len(call.attributes) != 1:
+        raise ValueError(f"it holds {len(call.attributes)} values in the place of one")
+    ((key, value),) = call.attributes.items()
+    if key in _NUMBERS:
+        return Constant(np.array(value, _NUMBERS[key]))
     array = call.tensor("value")
     if array is None:
-        singles = {"value_float": (call.number, np.float32), "value_int": (call.integer, np.int64)}
-        for key, (get, dtype) in singles.items():
-            if key in call.attributes:
-                return Constant(np.array(get(key, 0), dtype))  # type: ignore[operator]
-        if "value_floats" in call.attributes:
-            return Constant(np.array(call.numbers("value_floats"), np.float32))
-        if "value_ints" in call.attributes:
-            return Constant(np.array(call.integers("value_ints"), np.int64))
         raise ValueError("it holds no tensor of numbers")
+    name = call.node.outputs[0] if call.node.outputs else ""
     return Constant(array, (Origin(name, array.shape, array.dtype.name),))

@@ -67,6 +67,7 @@ class Layering:
         self.consumer: Draft | None = None  # the layer that reads what is found next
         self.blocks = 1  # of how many steps side by side
         self.recurrent: list[Recurrent] = []
+        self.ends: list[Recurrent] = []  # read at their last step, of which one may be padding
 
     def layers(self, output: Vector) -> list[Draft]:
         """Input to output.
@@ -170,6 +171,7 @@ class Layering:
         self._place(np.concatenate(places), features, layer[0].where)
         self._add(recurrent(layer, returns))
         self.recurrent += layer
+        self.ends += [] if returns else [atom for atom in layer if not atom.reverse]
         return layer[-1].source
 
     def _final(self, parts: Sequence[Vector], backwards: set[int]) -> bool:
@@ -239,8 +241,8 @@ class Layering:
             if reverse
             else "every step in order",
             found=found,
-            hint="export it with a fixed number of steps, or take the final states (Y_h, "
-            "PyTorch's h_n) instead of the last step"
+            hint="export it with a fixed number of steps, of which single ones can be read; the "
+            "final states (Y_h, PyTorch's h_n) are others"
             if reverse
             else None,
         )

@@ -16,7 +16,7 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.onnx.arithmetic import output
-from lstm_cli.formats.onnx.drafts import Draft
+from lstm_cli.formats.onnx.drafts import Draft, guess_notes, state_notes, zero_states
 from lstm_cli.formats.onnx.frame import Frame
 from lstm_cli.formats.onnx.inputs import Inputs
 from lstm_cli.formats.onnx.interpreter import Interpreter, opset
@@ -24,6 +24,7 @@ from lstm_cli.formats.onnx.layers import Layering
 from lstm_cli.formats.onnx.messages import Model
 from lstm_cli.formats.onnx.orders import GATES
 from lstm_cli.formats.onnx.rules import Rules
+from lstm_cli.formats.onnx.schemas import NEWEST
 from lstm_cli.formats.onnx.tensors import beside, quoted
 from lstm_cli.formats.onnx.tracing import traced_sizes
 from lstm_cli.formats.onnx.values import (
@@ -67,7 +68,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
 
 
 def _imported(path: Path, data: bytes, model: Model) -> Imported:
-    version = opset(model)
+    version = opset(model) or 1
     if model.graph is None:
         raise WeightsError(f"{path} is no ONNX model, or a damaged one", found="no graph")
     if version < OLDEST:
@@ -77,6 +78,11 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
             hint="onnx.version_converter brings a model up to date",
         )
     found, drafts = _read_layers(path, model, ROOM + 4 * _stored_bytes(path, model, data))
+    if version > NEWEST:
+        found.notes[
+            f"opset {version} is newer than {NEWEST}, the newest that lstm-cli knows: operators "
+            "are read as those of that one"
+        ] = None
     tensors, stored = _named(drafts)
     kinds = {node.op_type.lower() for node in model.graph.nodes} & GATES.keys()
     return Imported(
@@ -89,6 +95,7 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
         stored=stored,
         order={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
         notes=tuple(found.notes),
+        zero_states=zero_states(drafts),
     )
 
 
@@ -103,6 +110,8 @@ def _read_layers(path: Path, model: Model, room: int) -> tuple[_Reading, list[Dr
         with suppress(WeightsError):
             found = _Reading(path, model, room, fixed)
             drafts = found.layers()
+            if any(draft.config["type"] == "flatten" for draft in drafts):
+                continue  # it would hang on the number, which may as well be one of features
             steps = ", ".join(map(str, fixed.values()))
             found.notes[
                 f"the model declares an axis open and computes with {steps} there, which is what "
@@ -155,8 +164,9 @@ class _Reading:
         inputs = Inputs(self.graph, path)
         inputs.sizes |= {axis: n for axis, n in fixed.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
-        self.frame = Frame(inputs.sizes)
-        rules = Rules(self.frame, self.notes)
+        self.frame = Frame(inputs.sizes, guessed=bool(fixed))
+        names = frozenset(value.name for value in self.graph.inputs)
+        rules = Rules(self.frame, self.notes, names)
         interpreter = Interpreter(model, rules, path, room)
         self.values = interpreter.run(self.graph, inputs.values())
         self.layering = Layering(self.frame, rules.rerolling, self.notes, room)
@@ -175,6 +185,9 @@ class _Reading:
             if other != name:
                 self._check_other(other, value)
         self._note_axes(name, main)
+        self._note_last_steps()
+        notes = (*state_notes(drafts, zero_states(drafts)), *guess_notes(drafts))
+        self.notes |= dict.fromkeys(notes)
         return drafts
 
     def config(self, drafts: Sequence[Draft]) -> Mapping[str, Any]:
@@ -248,11 +261,24 @@ class _Reading:
                 return False
         return True
 
+    def _note_last_steps(self) -> None:
+        """Say where the last step of all is another than each sequence's last valid one."""
+        picked = {piece.atom for vector in self.frame.picked for piece in pieces(vector)}
+        for atom in self.layering.ends:
+            if atom.ragged and atom in picked:
+                self.notes[
+                    f"the model takes the last step of {atom.where}, which ONNX Runtime gives as 0 "
+                    "for sequences shorter than the others; here it is each one's last valid step"
+                ] = None
+
     def _note_axes(self, name: str, value: Value) -> None:
         """Say where our axes are not the model's."""
         letters = {self.frame.batch: "N", self.frame.time: "T"}
+        sizes = [*value.pick.shape]
+        own = iter(map(str, sizes) if len(sizes) > 1 else "F")
         shown = [
-            "x".join("F" if part == FEATURES else letters.get(part, "?") for part in axis) or "1"
+            "x".join(next(own) if part == FEATURES else letters.get(part, "?") for part in axis)
+            or "1"
             for axis in value.axes
         ]
         ours = ["N", "T", "F"] if "T" in shown else ["N", "F"]
@@ -268,7 +294,11 @@ class _Reading:
 
     def _unknown(self, value: Unknown) -> WeightsError:
         if isinstance(value.error, WeightsError):
-            return value.error
+            problems = [
+                problem if problem.where else replace(problem, where=(str(self.path),))
+                for problem in value.error.problems
+            ]
+            return WeightsError(problems, headline=value.error.headline)
         what = value.what if value.error is None else f"{value.what}: {value.error}"
         return self._refused(f"the model depends on what lstm-cli cannot represent: {what}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,8 +34,6 @@ _SIDEWAYS = frozenset(
 )
 """What may be made of states and lengths that are fed at run time."""
 MOST_TERMS = 256
-SELU = (1.6732632423543772, 1.0507009873554805)
-"""Selu is the second times elu with the first."""
 
 
 class Rules:
@@ -46,10 +45,14 @@ class Rules:
         Free axes of the graph's input.
     notes
         To be added to.
+    inputs
+        Names of the graph's inputs.
     """
 
-    def __init__(self, frame: Frame, notes: dict[str, None]) -> None:
-        self.frame, self.notes = frame, notes
+    def __init__(
+        self, frame: Frame, notes: dict[str, None], inputs: frozenset[str] = frozenset()
+    ) -> None:
+        self.frame, self.notes, self.inputs = frame, notes, inputs
         self.rerolling = Rerolling(frame, notes)
 
     def evaluate(self, call: Call) -> Sequence[Anything]:
@@ -71,7 +74,9 @@ class Rules:
         if side is not None and call.op not in NODES:
             if call.op not in _SIDEWAYS:
                 raise ValueError(f"it computes something of the input {side.name}")
-            return [side] * len(call.node.outputs)
+            changed = call.op in ("Add", "Sub", "Mul", "Concat") and len(call.inputs) > 1
+            made = replace(side, computed=side.computed or changed)
+            return [made] * len(call.node.outputs)
         return self._of_constants(call)
 
     def _of_constants(self, call: Call) -> Sequence[Anything]:
@@ -91,7 +96,7 @@ class Rules:
 
     def _of_values(self, call: Call) -> Sequence[Anything]:
         if call.op in NODES:
-            return Operator(call, self.frame, self.notes).outputs()
+            return Operator(call, self.frame, self.notes, self.inputs).outputs()
         if call.op == "Concat":
             return [self._concat(call)]
         if call.op == "Greater":
@@ -100,7 +105,7 @@ class Rules:
         if isinstance(first, Value):
             if call.op in ("Shape", "Size"):
                 return [self._shape(call, first)]
-            if call.op == "Cast" and call.integer("to", messages.FLOAT) not in FLOATS:
+            if call.op == "Cast" and call.attributes["to"] not in FLOATS:
                 raise ValueError("it turns values into something other than real numbers")
             moved = views.view(self.frame, call, first)
             if moved is not None:
@@ -113,7 +118,8 @@ class Rules:
         dims = self.frame.dims(value)
         if call.op == "Size":
             return Constant(sized([product(dims)]).reshape(()))
-        return Constant(sized(dims[call.integer("start", 0) : call.integer("end", len(dims))]))
+        start, end = call.attributes.get("start", 0), call.attributes.get("end")
+        return Constant(sized(dims[start:end]))
 
     def _concat(self, call: Call) -> Value:
         values = [value for value in call.inputs if isinstance(value, Value)]
@@ -163,16 +169,15 @@ class Rules:
         if not isinstance(first, Value):
             raise ValueError("it is an operator that lstm-cli does not know")
         if op == "Softmax":
-            axis = call.integer("axis", 1 if call.opset < 13 else -1)
-            return elementwise.softmax(first, axis, call.opset, call.where)
+            return elementwise.softmax(first, call.attributes["axis"], call.opset, call.where)
         if op in ("ReduceSum", "ReduceMean"):
             return self._reduced(call, first)
         if op == "Exp":
             return elementwise.exponential(first, call.where)
         if op == "Selu":
-            alpha, gamma = call.number("alpha", SELU[0]), call.number("gamma", SELU[1])
+            alpha, gamma = call.attributes["alpha"], call.attributes["gamma"]
             bent = elementwise.activate(first, Activation("elu", alpha), call.where)
-            return self._scaled(call, bent, float(gamma or 0))
+            return self._scaled(call, bent, gamma)
         if op == "Neg":
             return self._scaled(call, first, -1.0)
         if op == "ReverseSequence":
@@ -187,7 +192,7 @@ class Rules:
         if len(axes) != 1 or value.axes[axes[0]] != ("f",):
             raise ValueError("it sums over something other than one axis of features")
         axis, size = axes[0] % len(value.axes), self.frame.dims(value)[axes[0]]
-        keep = bool(call.integer("keepdims", 1))
+        keep = call.flag("keepdims")
         if not isinstance(size, int) or size > MOST_TERMS:
             raise ValueError(f"it adds up more than {MOST_TERMS} values")
         indices = [np.array([k] if keep else k) for k in range(size)]
@@ -211,15 +216,15 @@ class Rules:
         return self._gemm(call, first, factor)
 
     def _gemm(self, call: Call, first: Value, factor: Constant) -> Value:
-        if call.integer("transA", 0):
+        if call.flag("transA"):
             raise ValueError("its transA is 1")
         array, change = factor.array, factor.change
-        if call.integer("transB", 0):
+        if call.flag("transB"):
             array = array.T
             change = {"": "transposed", "transposed": ""}.get(change, change)
-        alpha, beta = call.number("alpha", 1.0), call.number("beta", 1.0)
+        alpha, beta = call.attributes["alpha"], call.attributes["beta"]
         if alpha != 1:
-            array, change = (array * np.float64(alpha or 0)).astype(array.dtype), "computed"
+            array, change = (array * np.float64(alpha)).astype(array.dtype), "computed"
         made = Constant(array, factor.origins, change)
         value = arithmetic.matmul(self.frame, first, made, call.where)
         addend = call.given(2)
@@ -228,6 +233,8 @@ class Rules:
         if isinstance(addend, Constant) and beta != 1:
             scaled = (addend.array * np.float64(beta)).astype(addend.array.dtype)
             addend = Constant(scaled, addend.origins, "computed")
+        elif isinstance(addend, Value):
+            addend = self._scaled(call, addend, beta)
         return self._sum(call, value, addend)
 
     def _binary(self, call: Call, first: Anything | None, second: Anything | None) -> Value:
@@ -273,7 +280,9 @@ class Rules:
 
     def _reversed(self, call: Call, value: Value) -> Value:
         """ReverseSequence: within the lengths of the data, or all of T."""
-        axis = call.integer("time_axis", 0) % len(value.axes)
+        axis, batch = call.attributes["time_axis"], call.attributes["batch_axis"] % len(value.axes)
+        if {axis, batch} != {0, 1}:
+            raise ValueError(f"its time_axis is {axis} and its batch_axis {batch}, not 0 and 1")
         size, lengths = self.frame.dims(value)[axis], call.given(1)
         if isinstance(lengths, Constant):
             if any(n != size for n in lengths.array.reshape(-1)):
@@ -286,11 +295,13 @@ class Rules:
         """Batch normalisation as it is at inference: a scale and a shift of every feature."""
         if len(value.axes) < 2 or value.axes[1] != ("f",) or value.pick.ndim != 1:
             raise ValueError("it normalises over something other than the features")
-        if call.integer("training_mode", 0):
+        if call.flag("training_mode"):
             raise ValueError("it normalises by the batch, as in training")
+        if not call.attributes.get("spatial", 1) and len(value.axes) > 2:
+            raise ValueError("it normalises every step by numbers of its own (spatial: 0)")
         given = [call.constant(k).array.astype(np.float64) for k in range(1, 5)]
         factor, shift, mean, variance = given
-        slope = factor / np.sqrt(variance + (call.number("epsilon", 1e-5) or 0))
+        slope = factor / np.sqrt(variance + call.attributes["epsilon"])
         shape = (-1, *[1] * (len(value.axes) - 2))
         parts = [a.astype(np.float32).reshape(shape) for a in (slope, shift - mean * slope)]
         origins = tuple(o for k in range(1, 5) for o in call.constant(k).origins)

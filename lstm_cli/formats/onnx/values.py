@@ -64,9 +64,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Side:
-    """A graph input other than the sequences, or a view of one: a state, or lengths."""
+    """A graph input other than the sequences, or a view of one: a state, or lengths.
+
+    It is `computed` where its numbers may have become others.
+    """
 
     name: str
+    computed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +216,30 @@ class Flattened(Atom):
     steps: int
 
 
+@dataclass(frozen=True)
+class Guess:
+    """A parameter of an activation that a file leaves open, or that others read differently.
+
+    Attributes
+    ----------
+    role, letter
+        The layer's option, such as ``cell_activation``, and ``alpha`` or ``beta``.
+    name
+        The activation's name in the file.
+    value, other
+        The number it is read with, and the one that it may have been meant to have.
+    why
+        Where the other number comes from.
+    """
+
+    role: str
+    letter: str
+    name: str
+    value: float
+    other: float
+    why: str
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Recurrent(Atom):
     """One direction of a recurrent layer.
@@ -228,6 +256,12 @@ class Recurrent(Atom):
         In native order under native names without layer and direction.
     stored
         Where they stood, native names likewise; of type `Stored`.
+    fed
+        States, ``h`` and ``c``, that the graph takes from its inputs.
+    guesses
+        Parameters of its activations that may have been meant otherwise.
+    ragged
+        The graph takes the sequences' lengths from its inputs.
     """
 
     kind: str
@@ -236,6 +270,9 @@ class Recurrent(Atom):
     reverse: bool
     tensors: Mapping[str, Array]
     stored: tuple[Any, ...] = field(default=())
+    fed: frozenset[str] = frozenset()
+    guesses: tuple[Guess, ...] = ()
+    ragged: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)

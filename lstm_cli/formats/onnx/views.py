@@ -14,7 +14,7 @@ from lstm_cli.formats.onnx.constant_rules import clamped
 from lstm_cli.formats.onnx.frame import Frame, every
 from lstm_cli.formats.onnx.reshaping import at_step, flatten, reshape, shown
 from lstm_cli.formats.onnx.sizes import Number, Size, product
-from lstm_cli.formats.onnx.values import FEATURES, REVERSED, Axis, Value
+from lstm_cli.formats.onnx.values import FEATURES, REVERSED, Axis, Joined, Recurrent, Value
 from lstm_cli.formats.onnx.vectors import bounded, composed, counted, joined
 
 MOST_STEPS = 4096
@@ -81,6 +81,7 @@ def gather(frame: Frame, value: Value, axis: int, indices: Array) -> Value:
         kept: tuple[Axis, ...] = ((FEATURES,),) * indices.ndim
         return replace(value, pick=pick, axes=value.axes[:axis] + kept + value.axes[axis + 1 :])
     _single_time(frame, value, axis)
+    frame.picked += [value.vector] if isinstance(value.atom, Recurrent | Joined) else []
     steps = [frame.index(n if isinstance(n, Size) else int(n)) for n in indices.reshape(-1)]
     if indices.ndim == 0:
         return replace(at_step(value, steps[0]), axes=value.axes[:axis] + value.axes[axis + 1 :])
@@ -133,7 +134,8 @@ def slice_axis(frame: Frame, value: Value, axis: int, start: Any, stop: Any, ste
     if step == 1 and start == 0 and (far or (isinstance(size, int) and stop >= size)):
         return value
     _single_time(frame, value, axis)
-    if isinstance(size, int):
+    frame.picked += [value.vector] if isinstance(value.atom, Recurrent | Joined) else []
+    if isinstance(size, int) and not frame.guessed:
         chosen = clamped(int(start), int(stop), int(step), size)
         return _some_steps(frame, value, axis, range(size)[chosen])
     if step == -1 and start == -1 and isinstance(stop, int) and stop <= -(1 << 31) + 1:
@@ -176,7 +178,7 @@ def split(frame: Frame, value: Value, axis: int, call: Call) -> list[Value]:
     """An axis in parts."""
     size = frame.dims(value)[axis]
     if isinstance(size, Size):
-        lengths = call.integers("split") or call.whole_numbers(1)
+        lengths = call.split_lengths()
         if not lengths or min(lengths) < 1:
             raise ValueError("it splits an axis of open size")
         ends = [int(n) for n in np.cumsum(lengths)]
@@ -205,30 +207,37 @@ def reverse(frame: Frame, value: Value, axis: int) -> Value:
     return replace(value, step=composed(value.step, REVERSED))
 
 
+def _is_off(call: Call) -> bool:
+    """Whether a Dropout changes nothing: no training mode, which newer ones have as an input."""
+    return call.given(2) is None or not call.constant(2).array.any()
+
+
 def view(frame: Frame, call: Call, value: Value) -> list[Value] | None:
     """The outputs of an operator that only moves numbers about; None: it is none of them."""
     op, rank = call.op, len(value.axes)
+    if op == "Dropout" and not _is_off(call):
+        raise ValueError("it drops values at random, as in training")
     if op in ("Identity", "Cast", "Dropout"):
         return [value]
     if op == "Transpose":
-        return [transpose(frame, value, call.integers("perm"))]
+        return [transpose(frame, value, call.attributes.get("perm"))]
     if op == "Unsqueeze":
         return [unsqueeze(frame, value, call.axes(1) or [])]
     if op == "Squeeze":
         return [squeeze(frame, value, call.axes(1))]
     if op == "Flatten":
-        return [flatten(frame, value, call.integer("axis", 1))]
+        return [flatten(frame, value, call.attributes["axis"])]
     if op == "Reshape":
         target = call.whole_numbers(1) or []
-        return [reshape(frame, value, target, bool(call.integer("allowzero", 0)))]
+        return [reshape(frame, value, target, call.flag("allowzero"))]
     if op == "Gather":
-        return [gather(frame, value, call.axis(rank, 0), call.constant(1).array)]
+        return [gather(frame, value, call.axis(rank), call.integers(1))]
     if op == "Slice":
         for axis, start, stop, step in call.slices(rank):
             value = slice_axis(frame, value, axis, start, stop, step)
         return [value]
     if op == "Split":
-        return split(frame, value, call.axis(rank, 0), call)
+        return split(frame, value, call.axis(rank), call)
     if op == "Expand":
         return [expand(frame, value, call.whole_numbers(1) or [])]
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -139,14 +139,17 @@ def _assumptions(order: Order, network: Network) -> list[str]:
         notes.append(f"no bias is stored for {names}: set to 0")
     if order.flatten is not None:
         module = order.modules[order.flatten]
+        before = order.modules[order.flatten - 1]
+        states = isinstance(before, Recurrent) and len(before.layers) == order.steps
         notes.append(
             f"{shown(module.name)} reads {module.input_size} features, {order.steps} times what "
             f"the layer before gives: taken for {order.steps} steps side by side (flatten)"
+            + (f", not for the final states of all {order.steps} layers (h_n)" if states else "")
         )
     return notes + _unsaid(network.layers, order.flatten is not None)
 
 
-def _unsaid(layers: list[Mapping[str, Any]] | list[dict[str, Any]], flat: bool) -> list[str]:
+def _unsaid(layers: Sequence[Mapping[str, Any]], flat: bool) -> list[str]:
     notes = []
     places = {
         kind: [k for k, layer in enumerate(layers) if layer["type"] in kinds]
@@ -155,10 +158,7 @@ def _unsaid(layers: list[Mapping[str, Any]] | list[dict[str, Any]], flat: bool) 
         }.items()
     }  # fmt: skip
     if places["recurrent"] and not flat:
-        notes.append(
-            "every step's output is taken; for the last step only: "
-            f"--set model.layers.{places['recurrent'][-1]}.return_sequences=false"
-        )
+        notes.append(_every_step(layers, places["recurrent"][-1]))
     if places["rnn"]:
         notes.append(f"tanh is assumed in the rnn; if not: {_set(places['rnn'], 'relu')}")
     if places["dense"]:
@@ -171,6 +171,18 @@ def _unsaid(layers: list[Mapping[str, Any]] | list[dict[str, Any]], flat: bool) 
             f"--set model.layers.{places['recurrent'][1]}.dropout=0.2"
         )
     return notes
+
+
+def _every_step(layers: Sequence[Mapping[str, Any]], last: int) -> str:
+    """How to take one vector a sequence, of which a bidirectional layer has two."""
+    setting = f"--set model.layers.{last}.return_sequences=false"
+    if not layers[last].get("bidirectional"):
+        return f"every step's output is taken; for the last valid step only: {setting}"
+    return (
+        "every step's output is taken; for the final states of both directions (h_n): "
+        f"{setting}; for the last step (y[:, -1]), whose reverse half has read one step only: "
+        "outputs[:, -1] of the results with every step"
+    )
 
 
 def _set(places: list[int], activation: str) -> str:

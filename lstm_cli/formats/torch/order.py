@@ -202,6 +202,15 @@ def _chain(modules: Sequence[Module]) -> str:
     return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
 
 
+def _reads_a_half(modules: Sequence[Module]) -> Module | None:
+    """A Linear that reads as many features as one direction of a bidirectional module gives."""
+    halves = {
+        m.output_size // 2 for m in modules if isinstance(m, Recurrent) and len(m.layers[-1]) == 2
+    }
+    linears = (m for m in modules if isinstance(m, Linear))
+    return next((m for m in linears if m.input_size in halves), None)
+
+
 def _misfit(modules: Sequence[Module], source: str) -> WeightsError:
     """Sizes that do not chain, in any order: say each module's."""
     sizes = [
@@ -213,6 +222,12 @@ def _misfit(modules: Sequence[Module], source: str) -> WeightsError:
     hint = "--prefix takes only the names below a prefix"
     if bare:
         hint = f"{shown(bare[0])} has no bias: if it is an nn.Embedding, there is no layer for it"
+    halved = _reads_a_half(modules)
+    if halved is not None:
+        hint = (
+            f"{shown(halved.name)} may read one direction (h_n[-1], h_n[-2]) or the sum of both, "
+            "which a state dict does not say: torch.onnx.export writes a model that does"
+        )
     return WeightsError(
         "the modules' sizes do not fit one after the other",
         expected="each to read what the one before gives",

@@ -153,7 +153,10 @@ def _recurrent_notes(spec: RecurrentSpec) -> list[str]:
     if spec.kind == "rnn" and cell.activation != TANH:
         notes.append(f"nn.RNN needs nonlinearity={str(cell.activation)!r}")
     if not spec.return_sequences:
-        notes.append("return_sequences: false is not stored: take the last valid step")
+        what = "the last valid step"
+        if spec.directions == 2:
+            what = "the final states of both directions (h_n), not the last step (y[:, -1])"
+        notes.append(f"return_sequences: false is not stored: take {what}")
     if spec.stateful:
         notes.append("stateful is not stored: hand the states on yourself")
     if isinstance(cell, LSTM) and not cell.use_forget_gate:

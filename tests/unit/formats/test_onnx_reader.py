@@ -19,6 +19,7 @@ from lstm_cli.formats.onnx import messages as m
 from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.message import Budget
 from lstm_cli.formats.onnx.messages import Attribute, Graph, Model, Node, OperatorSet, Tensor
+from lstm_cli.formats.onnx.schemas import NEWEST, SCHEMAS
 from lstm_cli.formats.onnx.sizes import OpenSizeError, Size, exceeds, same
 from lstm_cli.formats.onnx.wire import WireError, encoded_varint, varints
 
@@ -291,6 +292,12 @@ def test_a_function_stands_for_its_nodes(tmp_path: Path) -> None:
     outer = replace(node("Leak", "x", "y", slope=0.25), domain="local")
     found = load(tmp_path, model([outer], functions=(function,)))
     assert layers(found)[0]["activation"] == {"name": "leaky_relu", "alpha": 0.25}
+    left_out = replace(outer, attributes=())
+    found = load(tmp_path, model([left_out], functions=(function,)))
+    assert layers(found)[0]["activation"] == "leaky_relu"  # the operator's own slope
+    whole = replace(outer, attributes=(attribute("slope", 1),))
+    with pytest.raises(WeightsError, match="(?s)alpha.*type FLOAT.*type INT"):
+        load(tmp_path, model([whole], functions=(function,)))
     endless = replace(function, nodes=(replace(node("Leak", "a", "b"), domain="local"),))
     with pytest.raises(WeightsError, match="deep"):
         load(tmp_path, model([outer], functions=(endless,)))
@@ -447,3 +454,187 @@ def test_steps_of_different_weights_are_no_layer(later: str, tmp_path: Path) -> 
         return
     with pytest.raises(WeightsError):
         load(tmp_path, made)
+
+
+# Attributes, inputs and versions of operators.
+
+
+TYPES = {
+    "float": {"f": 1.0, "type": m.A_FLOAT},
+    "int": {"i": 1, "type": m.A_INT},
+    "string": {"s": b"forward", "type": m.A_STRING},
+    "tensor": {"t": stored("", [1.0]), "type": m.A_TENSOR},
+    "graph": {"g": Graph((), "g"), "type": m.A_GRAPH},
+    "floats": {"floats": (1.0,), "type": m.A_FLOATS},
+    "ints": {"ints": (1,), "type": m.A_INTS},
+    "strings": {"strings": (b"Tanh",), "type": m.A_STRINGS},
+    "sparse_tensor": {"sparse": b"", "type": 11},
+}
+
+
+def with_attributes(op: str, least: int, opset: int, *attributes: Attribute) -> Model:
+    """A model of one operator with so many inputs."""
+    inputs = ("x", *["one"] * (least - 1))[:least]
+    made = model([Node(inputs, ("y",), "it", op, attributes)], [stored("one", np.ones(1))])
+    return replace(made, operator_sets=(OperatorSet("", opset),))
+
+
+@pytest.mark.parametrize("op", [op for op in SCHEMAS if any(s.attributes for _, s in SCHEMAS[op])])
+def test_attributes_of_every_operator_must_have_their_type(op: str, tmp_path: Path) -> None:
+    for opset, schema in SCHEMAS[op]:
+        for name, kind in schema.attributes.items():
+            for type_name, fields in TYPES.items():
+                if type_name == kind.type:
+                    continue
+                wrong = Attribute(name, **fields)  # type: ignore[arg-type]
+                expected = rf"(?s)node it \({op}\): its attribute {name} .*"
+                expected += f"type {kind.type.upper()}.*found type {type_name.upper()}"
+                with pytest.raises(WeightsError, match=expected):
+                    load(tmp_path, with_attributes(op, schema.least, opset, wrong))
+            if kind.required:
+                with pytest.raises(WeightsError, match="(?s)its attribute .*found none"):
+                    load(tmp_path, with_attributes(op, schema.least, opset))
+
+
+CLIP = Attribute("clip", f=0.5, type=m.A_FLOAT)
+ATTRIBUTES: dict[str, tuple[tuple[Attribute, ...], str]] = {
+    "twice": ((CLIP, replace(CLIP, f=0.25)), "clip.*twice"),
+    "unknown": ((replace(CLIP, name="clop"),), "clop.*one of this operator's attributes: .*clip"),
+    "of another opset": ((Attribute("output_sequence", i=1, type=m.A_INT),), "output_sequence"),
+    "no type": ((replace(CLIP, type=0),), "type FLOAT.*type UNDEFINED"),
+    "another field": ((Attribute("clip", i=1, type=m.A_FLOAT),), "of type FLOAT.*of type INT"),
+    "two fields": ((replace(CLIP, i=1),), "of type FLOAT.*of type INT"),
+    "reference outside": ((Attribute("clip", type=m.A_FLOAT, reference="c"),), "function"),
+    "no UTF-8": ((Attribute("direction", s=b"\xff", type=m.A_STRING),), "UTF-8"),
+    "capitals": ((attribute("direction", "FORWARD"),), "direction.*'FORWARD'"),
+    "layout": ((attribute("layout", 2),), "layout is 2, not 0 or 1"),
+    "input_forget": ((attribute("input_forget", 2),), "input_forget is 2, not 0 or 1"),
+    "clip below 0": ((replace(CLIP, f=-1.0),), "clip"),
+    "clip no number": ((replace(CLIP, f=float("nan")),), "clip"),
+    "hidden_size of 0": ((attribute("hidden_size", 0),), "hidden_size"),
+}
+
+
+@pytest.mark.parametrize("case", ATTRIBUTES)
+def test_attributes_of_a_recurrent_operator(case: str, tmp_path: Path) -> None:
+    attributes, pattern = ATTRIBUTES[case]
+    nodes = [replace(node("LSTM", "x W R B", "Y Yh", "cell"), attributes=attributes), LAST[1]]
+    with pytest.raises(WeightsError, match=f"(?s){pattern}"):
+        load(tmp_path, model(nodes, [*weights(), ZERO]))
+
+
+def test_a_gru_whose_gate_is_neither_before_nor_after(tmp_path: Path) -> None:
+    nodes = [node("GRU", "x W R B", "Y Yh", "cell", linear_before_reset=2), LAST[1]]
+    with pytest.raises(WeightsError, match="linear_before_reset is 2"):
+        load(tmp_path, model(nodes, [*weights("GRU"), ZERO]))
+
+
+def test_attributes_that_are_taken(tmp_path: Path) -> None:
+    """A zero that its writer left out, a runtime's own names, and a clip at nothing."""
+    attributes = (
+        Attribute("input_forget", type=m.A_INT),
+        Attribute("__stream", i=3, type=m.A_INT),
+        replace(CLIP, f=float("inf")),
+    )
+    nodes = [replace(node("LSTM", "x W R B", "Y Yh", "cell"), attributes=attributes), LAST[1]]
+    assert layers(load(tmp_path, model(nodes, [*weights(), ZERO])))[0] == {
+        "type": "lstm",
+        "hidden_size": H,
+        "return_sequences": False,
+    }
+    relu = replace(node("LeakyRelu", "x", "y"), attributes=(Attribute("alpha", type=m.A_FLOAT),))
+    assert layers(load(tmp_path, model([relu])))[0]["activation"]["alpha"] == 0
+
+
+OTHER_OPSETS: dict[str, tuple[int, list[Node], str]] = {
+    "limits as inputs": (10, [node("Clip", "x zero", "y")], "1 inputs.*found 2"),
+    "limits as attributes": (11, [node("Clip", "x", "y", min=0.0)], "attribute min"),
+    "axes as input": (12, [node("Squeeze", "x zero", "y")], "1 inputs"),
+    "axes as attribute": (13, [node("Squeeze", "x", "y", axes=[0])], "attribute axes"),
+    "too few": (10, [node("Gemm", "x one", "y")], "3 inputs.*found 2"),
+    "too new": (9, [node("Where", "x x x", "y"), node("Mod", "y one", "z")], "opset 9 has no"),
+    "allowzero": (13, [node("Reshape", "x zero", "y", allowzero=0)], "attribute allowzero"),
+    "layout": (13, lstm(layout=0), "attribute layout"),
+    "broadcast": (7, [node("Add", "x one", "y", broadcast=1)], "attribute broadcast"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_OPSETS)
+def test_operators_of_another_opset(case: str, tmp_path: Path) -> None:
+    opset, nodes, pattern = OTHER_OPSETS[case]
+    output = "z" if case == "too new" else "y"
+    made = model(nodes, [*weights(), ZERO, stored("one", np.ones((1, D)))], [output])
+    with pytest.raises(WeightsError, match=f"(?s){pattern}"):
+        load(tmp_path, replace(made, operator_sets=(OperatorSet("", opset),)))
+
+
+NAMES: dict[str, Model] = {
+    "results": model([node("Relu", "x", "y"), node("Tanh", "x", "y")]),
+    "parts": model([node("Split", "x", "y y", axis=2)]),
+    "a result and an input": model([node("Relu", "x", "x"), node("Tanh", "x", "y")]),
+    "a result and a tensor": model([node("Relu", "x", "y")], [stored("y", [1.0])]),
+    "tensors": model([node("Mul", "x a", "y")], [stored("a", [1.0]), stored("a", [2.0])]),
+    "inputs": model([node("Relu", "x", "y")], inputs=[value("x", "T", "N", D)] * 2),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_that_stand_for_two_values(case: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="stands for two values"):
+        load(tmp_path, NAMES[case])
+
+
+def test_opsets_of_a_model(tmp_path: Path) -> None:
+    made = model([node("Relu", "x", "y")])
+    found = load(tmp_path, replace(made, operator_sets=(OperatorSet("", NEWEST + 1),)))
+    assert any(f"newer than {NEWEST}" in note for note in found.notes)
+    two = replace(made, operator_sets=(OperatorSet("", 11), OperatorSet("ai.onnx", 13)))
+    with pytest.raises(WeightsError, match="two versions"):
+        load(tmp_path, two)
+
+
+def test_a_function_has_an_opset_of_its_own(tmp_path: Path) -> None:
+    inner = node("Clip", "a", "b", min=0.0)
+    function = m.Function("F", ("a",), ("b",), (), (inner,), (OperatorSet("", 10),), "local")
+    outer, after = replace(node("F", "x", "t"), domain="local"), node("Clip", "t zero", "y")
+    tensors = [stored("zero", np.float32(0))]
+    found = load(tmp_path, model([outer, after], tensors, functions=(function,)))
+    assert [layer.get("activation") for layer in layers(found)] == ["relu", "relu"]
+    wrong = replace(outer, attributes=(CLIP,))
+    with pytest.raises(WeightsError, match="no attribute clip"):
+        load(tmp_path, model([wrong, after], tensors, functions=(function,)))
+
+
+VALUES: dict[str, tuple[list[Node], str]] = {
+    "shape of reals": ([node("Reshape", "x one", "y")], "input 1 holds float32"),
+    "indices of reals": ([node("Gather", "x one", "y")], "input 1 holds float32"),
+    "axes of reals": ([node("Squeeze", "x one", "y")], "input 1 holds float32"),
+    "two values": ([node("Constant", "", "c", value_float=1.0, value_int=1),
+                    node("Mul", "x c", "y")], "2 values in the place of one"),
+    "keepdims": ([node("ReduceSum", "x axis", "y", keepdims=2)], "keepdims is 2"),
+    "transB": ([node("Gemm", "x one", "y", transB=2)], "transB is 2"),
+    "time and batch": (
+        [node("ReverseSequence", "x axis", "y", time_axis=0, batch_axis=2)], "batch_axis 2"
+    ),
+    "dropout in training": ([node("Dropout", "x half yes", "y")], "at random"),
+    "parts": ([node("Split", "x", "y z", axis=2, num_outputs=3)], "into 3 parts"),
+    "weights of integers": (lstm("x Wi R B"), "W cannot be represented"),
+    "lengths that are computed": (
+        [node("Add", "n axis", "n1"), *lstm("x W R B n1")], "sequence_lens"
+    ),
+    "a state that is computed": (
+        [node("Mul", "s one", "s1"), *lstm("x W R B - s1")], "initial_h"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values_that_mean_something_else(case: str, tmp_path: Path) -> None:
+    nodes, pattern = VALUES[case]
+    extra = {"one": np.ones(1), "axis": [2], "half": np.float32(0.5), "yes": np.array(True)}
+    extra["Wi"] = np.ones((1, 4 * H, D), int)
+    tensors = [*weights(), ZERO, *(stored(k, v) for k, v in extra.items())]
+    inputs = [value("x", "T", "N", D), value("n", "N"), value("s", 1, "N", H)]
+    made = model(nodes, tensors, inputs=inputs)
+    with pytest.raises(WeightsError, match=pattern):
+        load(tmp_path, replace(made, operator_sets=(OperatorSet("", 18),)))

@@ -224,6 +224,9 @@ BROKEN = {
     "the input layout": ('InputWidth="2"', 'InputWidth="5"'),
     "Width of DenseLayer does not fit": ('<DenseLayer Width="2"', '<DenseLayer Width="3"'),
     "ActivationFunction of DenseLayer does not": ('Function="3"', 'Function="8"'),
+    "ActivationFunction of DenseLayer": ('Function="3"', 'Function="3.0"'),
+    "ReturnSequence of LSTMLayer does not fit": ('ReturnSequence="0"', 'ReturnSequence="2"'),
+    "ReturnSequence of LSTMLayer": ('ReturnSequence="0"', 'ReturnSequence="no"'),
     "OutputFunction of Weights does not fit": ('OutputFunction="I"', 'OutputFunction="Q"'),
     "has no matrix OuputWeights": ("OuputWeights", "Weights"),
     "'InputBiases' does not hold the matrix": (

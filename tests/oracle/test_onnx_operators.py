@@ -1,0 +1,444 @@
+"""Operators' schemas, activations' parameters and initial states: as the onnx package and ONNX
+Runtime have them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import Array, random_inputs
+
+import lstm_cli
+from lstm_cli.api.weights_files import config_of, standing_notes
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.onnx import read
+from lstm_cli.formats.onnx.activations import _OPERATORS
+from lstm_cli.formats.onnx.constant_rules import RULES
+from lstm_cli.formats.onnx.schemas import MANY, NEWEST, SCHEMAS, schema_of
+from lstm_cli.network.network import Network
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+N, T, D, H = 3, 4, 2, 3
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+SETTING = re.compile(r"--set (\S+)")
+
+
+def test_schemas_are_the_specification_s() -> None:
+    newest = min(NEWEST, onnx.defs.onnx_opset_version())
+    for op, opset in itertools.product(SCHEMAS, range(7, newest + 1)):
+        try:
+            theirs = onnx.defs.get_schema(op, opset, "")
+        except onnx.defs.SchemaError:
+            continue
+        ours = schema_of(op, opset)
+        assert ours is not None
+        assert (ours.least, ours.most) == (theirs.min_input, min(theirs.max_input, MANY)), op
+        assert ours.attributes.keys() == theirs.attributes.keys(), (op, opset)
+        for name, attribute in theirs.attributes.items():
+            kind = ours.attributes[name]
+            assert (kind.type.upper(), kind.required) == (attribute.type.name, attribute.required)
+            if (op, name) != ("RNN", "activations"):  # its default there is of two directions
+                assert _equal(kind.default, attribute.default_value), (op, opset, name)
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    if not theirs.name:
+        return ours is None
+    value = helper.get_attribute_value(theirs)
+    return bool(ours == value.decode() if isinstance(value, bytes) else np.float32(ours) == value)
+
+
+def test_every_operator_that_is_read_has_a_schema() -> None:
+    known = {op.lower() for op in SCHEMAS}
+    assert {op.lower() for op in RULES} | _OPERATORS.keys() <= known
+
+
+def save(
+    path: Path,
+    nodes: list[Any],
+    stored: dict[str, Array],
+    inputs: dict[str, tuple[Any, ...]],
+    outputs: tuple[str, ...] = ("y",),
+    opset: int = 14,
+) -> Path:
+    real = TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, real, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, real, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def there(path: Path, **feeds: Array) -> list[Array]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {k: v.astype("f4") for k, v in feeds.items()}))
+
+
+def weights(kind: str, directions: int, seed: int, features: int = D, tag: str = "") -> Any:
+    rng, G = np.random.default_rng(seed), GATES[kind]
+    shapes = {"W": (G * H, features), "R": (G * H, H), "B": (2 * G * H,)}
+    return {
+        name + tag: (0.5 * rng.standard_normal((directions, *shape))).astype("f4")
+        for name, shape in shapes.items()
+    }
+
+
+def run(imported: Imported, x: Array, *overrides: str) -> Array:
+    config = config_of(imported, overrides)
+    return Network(config.specs, imported.tensors, ReferenceEngine("float32")).run(x).outputs
+
+
+# Parameters of activations: who takes which value, and what is taken where one is missing.
+
+NAMES = ["Affine", "ScaledTanh", "ThresholdedRelu", "LeakyRelu", "Elu", "HardSigmoid"]
+NAMES += ["Sigmoid", "Tanh", "Relu", "Softsign", "Softplus"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_parameters_of_activations(seed: int, tmp_path: Path) -> None:
+    """ONNX Runtime's numbers, once every note that names them is followed."""
+    rng = np.random.default_rng(seed)
+    kind = ["LSTM", "GRU", "RNN"][seed % 3]
+    directions = 1 + seed // 3 % 2
+    count = {"LSTM": 3, "GRU": 2, "RNN": 1}[kind] * directions
+    given = {
+        "activations": [str(name) for name in rng.choice(NAMES, count)],
+        "direction": "bidirectional" if directions == 2 else "forward",
+    }
+    for letter in ("alpha", "beta"):
+        values = rng.uniform(0.1, 0.9, rng.integers(0, count + 2)).round(3)
+        given |= {f"activation_{letter}": values.tolist()} if values.size else {}
+    node = helper.make_node(kind, ["x", "W", "R", "B"], ["y"], hidden_size=H, **given)
+    path = save(tmp_path / "m.onnx", [node], weights(kind, directions, seed), {"x": (T, N, D)})
+    x = random_inputs(N, T, D, seed)
+    expected = there(path, x=x.transpose(1, 0, 2))[0].transpose(2, 0, 1, 3).reshape(N, T, -1)
+    imported = read(path, ReadOptions())
+    settings = [s for n in imported.notes if "ONNX Runtime" in n for s in SETTING.findall(n)]
+    scale = max(1.0, float(np.abs(expected).max()))
+    found = run(imported, x, *settings)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * scale)
+    config = config_of(imported, settings)
+    assert not any("ONNX Runtime" in note for note in standing_notes(imported, config))
+
+
+@pytest.mark.parametrize("name", ["Affine", "ScaledTanh", "ThresholdedRelu"])
+def test_left_out_parameters_are_said(name: str, tmp_path: Path) -> None:
+    x = np.array([-2, 0.5, 3], "f4").reshape(1, 3, 1)
+    node = helper.make_node("RNN", ["x", "W", "R"], ["y"], hidden_size=1, activations=[name])
+    stored = {"W": np.ones((1, 1, 1), "f4"), "R": np.zeros((1, 1, 1), "f4")}
+    path = save(tmp_path / "m.onnx", [node], stored, {"x": (1, 3, 1)})
+    imported = read(path, ReadOptions())
+    standard = {"Affine": x, "ScaledTanh": np.tanh(x), "ThresholdedRelu": np.where(x > 1, x, 0)}
+    np.testing.assert_allclose(run(imported, x.reshape(3, 1, 1))[:, 0, 0], standard[name][0, :, 0])
+    settings = [s for note in imported.notes for s in SETTING.findall(note)]
+    assert settings
+    found = run(imported, x.reshape(3, 1, 1), *settings)
+    np.testing.assert_allclose(found[:, 0, 0], there(path, x=x)[0].reshape(-1))
+
+
+def test_as_many_values_as_activations_are_read_in_order_and_said(tmp_path: Path) -> None:
+    node = helper.make_node(
+        "LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=H,
+        activations=["Sigmoid", "LeakyRelu", "Tanh"], activation_alpha=[0.5, 0.25, 0.75],
+    )  # fmt: skip
+    path = save(tmp_path / "m.onnx", [node], weights("LSTM", 1, 0), {"x": (T, N, D)})
+    x, imported = random_inputs(N, T, D), read(path, ReadOptions())
+    close = {"rtol": 0, "atol": 1e-5}
+    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    np.testing.assert_allclose(run(imported, x), expected, **close)
+    (note,) = (note for note in imported.notes if "counted by activations" in note)
+    (setting,) = SETTING.findall(note)
+    next(a for a in node.attribute if a.name == "activation_alpha").floats[:] = [0.25]
+    path = save(tmp_path / "n.onnx", [node], weights("LSTM", 1, 0), {"x": (T, N, D)})
+    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    np.testing.assert_allclose(run(imported, x, setting), expected, **close)
+
+
+# Initial states: what is fed, and what the operator begins with of its own.
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(
+    ("kind", "fed"), [("LSTM", "h"), ("LSTM", "c"), ("LSTM", "hc"), ("GRU", "h"), ("RNN", "h")]
+)
+def test_states_that_are_fed(kind: str, fed: str, direction: str, tmp_path: Path) -> None:
+    rng, directions = np.random.default_rng(5), 1 + (direction == "bidirectional")
+    letters = "hc" if kind == "LSTM" else "h"
+    slots = [f"initial_{letter}" if letter in fed else "" for letter in letters]
+    node = helper.make_node(
+        kind, ["x", "W", "R", "B", "", *slots], ["y"], hidden_size=H, direction=direction
+    )
+    inputs = {"x": (T, N, D)} | {slot: (directions, N, H) for slot in slots if slot}
+    path = save(tmp_path / "m.onnx", [node], weights(kind, directions, 1), inputs)
+    x = random_inputs(N, T, D)
+    states = {letter: rng.standard_normal((N, directions, H)) for letter in "hc"}
+    feeds = {f"initial_{letter}": states[letter].transpose(1, 0, 2) for letter in fed}
+    expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0]
+    net = lstm_cli.load(path, engine="reference")
+    if direction == "reverse":  # of a layer of two directions, whose forward one is not used
+        states = {k: np.concatenate([v + 7, v], axis=1) for k, v in states.items()}
+    c = states["c"] if kind == "LSTM" else None
+    expected = expected.transpose(2, 0, 1, 3).reshape(N, T, -1)
+    held = [letter for letter in "hc" if letter not in fed and kind == "LSTM"]
+    for given in ([(states["h"], c)], [tuple(None if s in held else states[s] for s in "hc")]):
+        if kind == "LSTM" or given[0][1] is None:
+            found = net.run(x, state=given).outputs
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for letter in held:
+        assert any(f"no initial_{letter} that is fed" in note for note in net.notes)
+    assert bool(held) == any("whatever --state holds" in note for note in net.notes)
+
+
+@pytest.mark.parametrize("zeros", ["constant", "left out"])
+def test_states_of_a_stack(zeros: str, tmp_path: Path) -> None:
+    """The second layer takes c alone, the directions of the first take what is theirs."""
+    make, rng = helper.make_node, np.random.default_rng(2)
+    none = "zeros" if zeros == "constant" else ""
+    nodes = [
+        make("LSTM", ["x", "Wf", "Rf", "Bf", "", "h", none], ["f"], hidden_size=H),
+        make("LSTM", ["x", "Wr", "Rr", "Br", "", none, "c"], ["r"], hidden_size=H,
+             direction="reverse"),
+        make("Concat", ["f", "r"], ["t"], axis=3),
+        make("Squeeze", ["t", "one"], ["u"]),
+        make("GRU", ["u", "Wg", "Rg", "Bg"], ["y"], hidden_size=H),
+    ]  # fmt: skip
+    stored = weights("LSTM", 1, 1, tag="f") | weights("LSTM", 1, 2, tag="r")
+    stored |= weights("GRU", 1, 3, 2 * H, "g") | {"one": np.array([1])}
+    stored |= {"zeros": np.zeros((1, N, H), "f4")} if none else {}
+    state = {"h": (1, N, H), "c": (1, N, H)}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D), **state})
+    x, h, c = random_inputs(N, T, D), *(rng.standard_normal((N, 1, H)) for _ in "hc")
+    feeds = {"h": h.transpose(1, 0, 2), "c": c.transpose(1, 0, 2)}
+    expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0][:, 0].transpose(1, 0, 2)
+    net = lstm_cli.load(path, engine="reference")
+    noise = rng.standard_normal((N, 1, H))
+    given = [(np.concatenate(pair, axis=1) for pair in ((h, noise), (noise, c)))]
+    given = [tuple(given[0]), (noise, None)]
+    np.testing.assert_allclose(net.run(x, state=given).outputs, expected, rtol=0, atol=1e-5)
+    assert sum("whatever --state holds" in note for note in net.notes) == 3
+
+
+@pytest.mark.parametrize("fed", [True, False])
+def test_a_state_with_a_default_may_be_fed(fed: bool, tmp_path: Path) -> None:
+    node = helper.make_node("LSTM", ["x", "W", "R", "B", "", "h", "c"], ["y"], hidden_size=H)
+    stored = weights("LSTM", 1, 1) | {"h": np.zeros((1, N, H), "f4")}
+    inputs = {"x": (T, N, D), "c": (1, N, H)} | ({"h": (1, N, H)} if fed else {})
+    path = save(tmp_path / "m.onnx", [node], stored, inputs)
+    x, state = random_inputs(N, T, D), np.random.default_rng(1).standard_normal((2, N, 1, H))
+    feeds = {name: value.transpose(1, 0, 2) for name, value in zip("hc", state, strict=True)}
+    feeds = feeds if fed else {"c": feeds["c"]}
+    expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0][:, 0].transpose(1, 0, 2)
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, state=[tuple(state)]).outputs
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert fed != any("whatever --state holds" in note for note in net.notes)
+
+
+def test_a_model_that_is_fed_no_states_goes_on_from_those_given(tmp_path: Path) -> None:
+    node = helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=H)
+    path = save(tmp_path / "m.onnx", [node], weights("LSTM", 1, 1), {"x": (T, N, D)})
+    x, net = random_inputs(N, T, D), lstm_cli.load(path, engine="reference")
+    whole, first = net.run(x).outputs, net.run(x[:, :2])
+    np.testing.assert_allclose(net.run(x[:, 2:], state=first.state).outputs, whole[:, 2:])
+
+
+# Operators whose meaning hangs on an attribute.
+
+HEADS: dict[str, tuple[int, list[Any], dict[str, Array]]] = {
+    "ThresholdedRelu": (10, [helper.make_node("ThresholdedRelu", ["a"], ["y"])], {}),
+    "ThresholdedRelu of old": (9, [helper.make_node("ThresholdedRelu", ["a"], ["y"])], {}),
+    "HardSigmoid": (13, [helper.make_node("HardSigmoid", ["a"], ["y"])], {}),
+    "Elu": (13, [helper.make_node("Elu", ["a"], ["y"])], {}),
+    "Selu": (13, [helper.make_node("Selu", ["a"], ["y"])], {}),
+    "Clip of old": (10, [helper.make_node("Clip", ["a"], ["y"], min=0.0)], {}),
+    "Softmax of old": (
+        11,
+        [
+            helper.make_node("Unsqueeze", ["a"], ["b"], axes=[2]),
+            helper.make_node("Softmax", ["b"], ["c"], axis=-1),
+            helper.make_node("Squeeze", ["c"], ["y"], axes=[2]),
+        ],
+        {},
+    ),
+    "no axes to squeeze": (
+        13,
+        [
+            helper.make_node("Unsqueeze", ["a", "two"], ["b"]),
+            helper.make_node("Squeeze", ["b", "none"], ["y"]),
+        ],
+        {"two": np.array([2]), "none": np.zeros(0, "i8")},
+    ),
+    "sum of two products": (
+        13,
+        [
+            helper.make_node("Reshape", ["a", "rows"], ["b"]),
+            helper.make_node("Gemm", ["b", "K", "b"], ["y"], alpha=0.5, beta=0.25),
+        ],
+        {"rows": np.array([-1, 4]), "K": np.random.default_rng(3).standard_normal((4, 4))},
+    ),
+    "remainders": (
+        13,
+        [
+            helper.make_node("Mod", ["odd", "three"], ["r"], fmod=1),
+            helper.make_node("Mul", ["a", "r"], ["y"]),
+        ],
+        {"odd": np.array([-5.0, 5.0, -4.0, 2.0]), "three": np.array([3.0])},
+    ),
+    "sums over no axes": (
+        13,
+        [
+            helper.make_node("ReduceSum", ["odd", "none"], ["r"], keepdims=0),
+            helper.make_node("ReduceSum", ["odd", "none"], ["s"], noop_with_empty_axes=1),
+            helper.make_node("Mul", ["a", "r"], ["b"]),
+            helper.make_node("Add", ["b", "s"], ["y"]),
+        ],
+        {"odd": np.array([-5.0, 5.0, -4.0, 2.0]), "none": np.zeros(0, "i8")},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_operators_by_their_attributes(case: str, tmp_path: Path) -> None:
+    opset, nodes, stored = HEADS[case]
+    stored = {k: v.astype("f4") if v.dtype.kind == "f" else v for k, v in stored.items()}
+    stored |= {"M": np.random.default_rng(2).standard_normal((D, 4)).astype("f4")}
+    if case == "sum of two products":
+        inputs, x = {"x": ("N", D)}, 2 * random_inputs(1, 5, D)[0]
+    else:
+        inputs, x = {"x": ("N", "T", D)}, 2 * random_inputs(N, T, D)
+    head = helper.make_node("MatMul", ["x", "M"], ["a"])
+    path = save(tmp_path / "m.onnx", [head, *nodes], stored, inputs, opset=opset)
+    found = run(read(path, ReadOptions()), x.reshape(-1, *x.shape[-2:]))
+    expected = there(path, x=x)[0]
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
+
+
+# The last step of all, and each sequence's own last one.
+
+
+@pytest.mark.parametrize("output", ["Y", "Y_h"])
+def test_the_last_step_where_lengths_are_fed(output: str, tmp_path: Path) -> None:
+    """Y is 0 past a sequence's end: where its last step is read, a note says so."""
+    make = helper.make_node
+    nodes = [
+        make("LSTM", ["x", "W", "R", "B", "n"], ["Y", "Y_h"], hidden_size=H),
+        make("Squeeze", ["Y", "one"], ["u"]),
+        make("Gather", ["u", "last"], ["y"], axis=0),
+    ]
+    if output == "Y_h":
+        nodes = [nodes[0], make("Squeeze", ["Y_h", "zero"], ["y"])]
+    stored = weights("LSTM", 1, 1)
+    stored |= {"one": np.array([1]), "zero": np.array([0]), "last": np.array(-1)}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, (N,)))
+    onnx.save(model, path)
+    x, lengths = random_inputs(N, T, D).astype("f4"), np.array([T, 2, 1], "i4")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x.transpose(1, 0, 2), "n": lengths})
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, lengths).outputs
+    said = any("last step of node" in note and "gives as 0" in note for note in net.notes)
+    assert said == (output == "Y")
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
+    assert np.allclose(found, expected, atol=1e-5) != said
+    assert not said or not expected[1:].any()
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 2, 1]])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_the_last_step_of_both_directions(kind: str, lengths: Any, tmp_path: Path) -> None:
+    """With a fixed number of steps it is another vector than Y_h, and ONNX Runtime's."""
+    make = helper.make_node
+    slots = ["x", "W", "R", "B"] + ([] if lengths is None else ["n"])
+    nodes = [
+        make(kind, slots, ["Y", "Y_h"], hidden_size=H, direction="bidirectional"),
+        make("Slice", ["Y", "end", "far", "zero"], ["a"]),
+        make("Transpose", ["a"], ["b"], perm=[2, 0, 1, 3]),
+        make("Reshape", ["b", "rows"], ["c"]),
+        make("MatMul", ["c", "M"], ["y"]),
+    ]
+    stored = weights(kind, 2, 1) | {"M": np.random.default_rng(9).standard_normal((2 * H, 2))}
+    stored["M"] = stored["M"].astype("f4")
+    stored |= {"end": np.array([-1]), "far": np.array([1 << 40]), "zero": np.array([0])}
+    stored |= {"rows": np.array([0, 2 * H])}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D)})
+    model, feeds = onnx.load(path), {}
+    if lengths is not None:
+        model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, (N,)))
+        onnx.save(model, path)
+        feeds["n"] = np.array(lengths, "i4")
+    x = random_inputs(N, T, D).astype("f4")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x.transpose(1, 0, 2), **feeds})
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, lengths).outputs
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    finals = np.concatenate([*net.run(x, lengths).state[0][0].transpose(1, 0, 2)], axis=1)
+    assert np.abs(finals @ stored["M"] - expected).max() > 0.05
+
+
+# What the hints on operators propose.
+
+
+def test_states_that_are_constants_become_inputs(tmp_path: Path) -> None:
+    """Refused as constants; as inputs, as the hint has it, they are left to --state."""
+    node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H)
+    h = np.random.default_rng(3).standard_normal((1, N, H)).astype("f4")
+    stored = weights("GRU", 1, 1)
+    path = save(tmp_path / "m.onnx", [node], stored | {"h": h}, {"x": (T, N, D)})
+    with pytest.raises(lstm_cli.LstmCliError, match="an input of the graph in its place"):
+        lstm_cli.load(path)
+    x = random_inputs(N, T, D)
+    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    path = save(tmp_path / "n.onnx", [node], stored, {"x": (T, N, D), "h": (1, N, H)})
+    net = lstm_cli.load(path, engine="reference")
+    found = net.run(x, state=[h.transpose(1, 0, 2)]).outputs
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_number_of_features_is_not_taken_for_one_of_steps(tmp_path: Path) -> None:
+    """Step 2 of any number of steps is not the last one, though a Reshape has a 3."""
+    make, stored = helper.make_node, weights("GRU", 1, 1)
+    nodes = [
+        make("GRU", ["x", "W", "R", "B"], ["Y"], hidden_size=H),
+        make("Squeeze", ["Y", "one"], ["a"]),
+        make("Gather", ["a", "at"], ["b"], axis=0),
+        make("Reshape", ["b", "rows"], ["y"]),
+    ]
+    stored |= {"at": np.array(H - 1), "rows": np.array([2, H]), "one": np.array([1])}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", 2, D)})
+    assert there(path, x=random_inputs(T, 2, D))[0].shape == (2, H)
+    with pytest.raises(lstm_cli.LstmCliError, match=r"step 2"):
+        lstm_cli.load(path)
+
+
+def test_an_open_last_step_of_both_directions_becomes_a_fixed_one(tmp_path: Path) -> None:
+    make, stored = helper.make_node, weights("LSTM", 2, 1)
+    nodes = [
+        make("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=H, direction="bidirectional"),
+        make("Gather", ["Y", "last"], ["a"], axis=0),
+        make("Transpose", ["a"], ["b"], perm=[1, 0, 2]),
+        make("Reshape", ["b", "rows"], ["y"]),
+    ]
+    stored |= {"last": np.array(-1), "rows": np.array([0, 2 * H])}
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
+    with pytest.raises(lstm_cli.LstmCliError, match="with a fixed number of steps"):
+        lstm_cli.load(path)
+    path, x = save(path, nodes, stored, {"x": (T, N, D)}), random_inputs(N, T, D)
+    found = lstm_cli.load(path, engine="reference").run(x).outputs
+    expected = there(path, x=x.transpose(1, 0, 2))[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
