@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from lstm_cli.api.run_folder import RunFolder
-from lstm_cli.formats.atomic import write_whole
+from lstm_cli.files import write_whole
 from lstm_cli.training.surroundings import Row
 
 NO_CURVES = "curves.png is drawn with the plot extra: pip install 'lstm-cli[plot]'"

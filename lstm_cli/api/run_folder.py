@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.files import not_written, reason, remove_leftovers, write_whole
 from lstm_cli.formats import native
-from lstm_cli.formats.atomic import not_written, reason, remove_leftovers, write_whole
 from lstm_cli.training.progress import Checkpoint, Progress
 from lstm_cli.training.surroundings import Row
 
