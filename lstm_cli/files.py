@@ -43,8 +43,7 @@ _unfinished: dict[str, Unfinished] = {}
 class Temporary:
     """A file that is being written beside the one it will replace; a context manager.
 
-    Leaving the context without `keep` removes it, and an older file stays as it was. A link is
-    followed: what it points to is replaced.
+    Leaving the context without `keep` removes it, and an older file stays as it was.
 
     Parameters
     ----------
@@ -56,13 +55,15 @@ class Temporary:
         Permissions, as `os.open` takes them.
     durable
         Wait until the file is on the disk before it gets its name.
+    follow
+        Where `path` is a link, replace what it points to; else the link.
 
     Attributes
     ----------
     path
         The temporary name. It ends with the name that the file is to have.
     final
-        That name, with links resolved.
+        That name.
     file
         Open for reading and writing, unbuffered.
 
@@ -73,9 +74,15 @@ class Temporary:
     """
 
     def __init__(
-        self, path: str | Path, *, force: bool = True, mode: int = 0o666, durable: bool = True
+        self,
+        path: str | Path,
+        *,
+        force: bool = True,
+        mode: int = 0o666,
+        durable: bool = True,
+        follow: bool = True,
     ) -> None:
-        self.final = Path(os.path.realpath(path))
+        self.final = Path(os.path.realpath(path) if follow else path)
         self._force, self._mode, self._durable = force, mode, durable
         self.path = self.final
         self._handle: int | None = None

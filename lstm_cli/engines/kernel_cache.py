@@ -192,7 +192,7 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """In one step as others see it."""
-    with Temporary(path, mode=0o600, durable=False) as file:
+    with Temporary(path, mode=0o600, durable=False, follow=False) as file:
         file.write(content)
         file.keep()
 

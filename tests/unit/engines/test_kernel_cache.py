@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +171,7 @@ def test_a_folder_that_cannot_be_written_to(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(cache, "Temporary", refuse)
     cache.store(OTHER, KERNELS)
     assert cache.load(OTHER) is None
     assert cache.load(KEY) == KERNELS
