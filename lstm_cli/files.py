@@ -263,7 +263,7 @@ def unfinished(path: Path, thing: Unfinished) -> Iterator[None]:
 
 def remove_unfinished() -> None:
     """Remove all that this process is writing: it is about to end."""
-    for thing in list(_unfinished.values()):
+    for thing in reversed(list(_unfinished.values())):  # a folder after what is in it
         with suppress(Exception):
             thing.discard()
 
