@@ -42,7 +42,7 @@ class RunFiles:
 
     output: Path | None = None
     gates: Path | None = None
-    state: Path | None = None
+    state: str | Path | None = None
     force: bool = False
 
 

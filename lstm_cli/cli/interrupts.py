@@ -6,6 +6,7 @@ while it does: at once.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -59,9 +60,20 @@ class Signals:
             signal.signal(number, handler)
 
     def end_with(self, code: int) -> None:
-        """Let signals end the process with this code: the command is done."""
+        """Let signals end the process with this code: the command is done.
+
+        Once the threads have ended they are ignored: Python takes its handlers away before it
+        ends. Where one asked to stop, the process ends here: of an exception that came in an
+        import, Python remembers that it came, and would end by SIGINT.
+        """
+        if self.asked:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            _end(code)
         for number in self._before:
             signal.signal(number, lambda *_: _end(code))
+            atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

@@ -48,7 +48,7 @@ LOSS_NAMES = {
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
 @click.option("--output", type=FILE, help="Write outputs and final states to this HDF5 file.")
 @click.option("--gates", type=FILE, help="Write every gate's value of every step to this file.")
-@click.option("--state", type=FILE, help="Initial states from an earlier results file.")
+@click.option("--state", help="Initial states from an earlier results file.")
 @force_option
 @batch_option
 @output_options
@@ -60,7 +60,7 @@ def command(
     data_paths: tuple[str, ...],
     output: Path | None,
     gates: Path | None,
-    state: Path | None,
+    state: str | None,
     force: bool,
     batch_size: int | None,
     as_json: bool,
