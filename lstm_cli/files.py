@@ -22,7 +22,9 @@ from lstm_cli.errors import LstmCliError
 from lstm_cli.overwriting import is_stream, need_own
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.part\.(.+)", re.DOTALL)
-"""A temporary name; the group is the name that the file is to have."""
+"""A temporary name; the group is the name that the file is to have, or the end of a long one."""
+_LONGEST = 240
+"""Bytes of a name that leave room for what a temporary one has in front of it."""
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS))
@@ -116,6 +118,8 @@ class Temporary:
             need_own(self.final)
         if os.name == "nt":
             self.file.close()  # Windows renames no open file
+        else:
+            _unlock(self.file.fileno())  # who waits for the file may open it at once
         os.replace(self.path, self.final)
         _unfinished.pop(str(self.path), None)
         self.file.close()
@@ -148,7 +152,7 @@ class Temporary:
     def _create(self) -> None:
         """Open a new file and lock it."""
         for _ in range(_ATTEMPTS):
-            name = f".{secrets.token_hex(4)}.part.{self.final.name}"
+            name = f".{secrets.token_hex(4)}.part.{_ending(self.final.name)}"
             self.path = self.final.with_name(name)
             _unfinished[str(self.path)] = self  # before it is there: a signal may come
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -237,6 +241,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     name
         The name that the files were to have; None: whatever it was.
     """
+    name = None if name is None else _ending(name)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _TEMPORARY.fullmatch(entry.name)
@@ -272,6 +277,13 @@ if hasattr(os, "register_at_fork"):  # what its parent writes is not a child's t
     os.register_at_fork(after_in_child=_unfinished.clear)
 
 
+def _ending(name: str) -> str:
+    """As much of a name as a temporary one has room for."""
+    encoded = os.fsencode(name)
+    whole = len(encoded) <= _LONGEST
+    return name if whole else encoded[-_LONGEST:].decode(errors="ignore")
+
+
 def _remove_if_left(path: str) -> None:
     """Remove a file of this user's that nobody has locked."""
     if os.name == "nt":
@@ -298,6 +310,13 @@ def _locked(handle: int) -> bool | None:
     except OSError as error:
         return None if error.errno in _NO_LOCKS else False
     return True
+
+
+def _unlock(handle: int) -> None:
+    import fcntl
+
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -323,6 +323,14 @@ class TestTemporaries:
             assert not left.exists()
             assert other.exists()
 
+    def test_long_names(self, lstm, native, tmp_path):
+        name = "ü" * 124 + ".onnx"
+        left = tmp_path / f".0123abcd.part.{name[-122:]}"
+        left.write_text("half")
+        assert lstm("convert", native, tmp_path / name).code == 0
+        assert not left.exists()
+        assert is_own(tmp_path / name)
+
     def test_a_live_one_stays(self, tmp_path):
         import fcntl
 
