@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -188,13 +188,16 @@ class _Run:
             with self.watch.section("write") if writes else nullcontext():
                 self._open()
             file = -1
-            for batch, sent in self.passes.ahead(self._batches):
-                if batch.file != file:
-                    self.model.reset_state()
-                    file = batch.file
-                initial, keep = self._initial(batch), self.gates is not None
-                for part, result in self.passes.results(batch, sent, initial, keep=keep):
-                    self._one(part, result)
+            # Closed here: a generator that is left to the garbage collector may be closed, and
+            # its thread joined, anywhere.
+            with closing(self.passes.ahead(self._batches)) as batches:
+                for batch, sent in batches:
+                    if batch.file != file:
+                        self.model.reset_state()
+                        file = batch.file
+                    initial, keep = self._initial(batch), self.gates is not None
+                    for part, result in self.passes.results(batch, sent, initial, keep=keep):
+                        self._one(part, result)
             for part, result in self.passes.rest():
                 self._one(part, result)
             with self.watch.section("write") if writes else nullcontext():

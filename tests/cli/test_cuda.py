@@ -12,6 +12,7 @@ import pytest
 
 from lstm_cli.engines import selection
 from lstm_cli.engines.selection import EngineStatus
+from lstm_cli.errors import LstmCliError
 
 CONFIG = """\
 model:
@@ -199,6 +200,27 @@ def test_a_stateful_network_is_not_divided(lstm, gpu, files):
     assert "stateful" in refused.err
 
 
+def readers():
+    """Threads that read ahead."""
+    return [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_run_that_fails_ends_its_reader(lstm, gpu, files, monkeypatch):
+    """Whoever started the thread ends it, however long the error is kept."""
+    errors = []
+
+    def full(*_):
+        raise LstmCliError("no space left on device")
+
+    monkeypatch.setattr("lstm_cli.data.ResultWriter.write", full)
+    monkeypatch.setattr("lstm_cli.cli.main._failed", lambda error: errors.append(error) or 1)
+    gpu()
+    given = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--device", "cuda")
+    assert lstm("run", *given, "--output", files / "o.h5").code == 1
+    assert errors[0].__traceback__ is not None
+    assert readers() == []
+
+
 def test_training_whose_memory_runs_out(lstm, gpu, files):
     text = (files / "net.yaml").read_text() + "train: {loss: mse, batch_size: 16, epochs: 1}\n"
     (files / "train.yaml").write_text(text)
@@ -209,8 +231,7 @@ def test_training_whose_memory_runs_out(lstm, gpu, files):
     refused = lstm("train", *given)
     assert refused.code == 5, refused.err
     assert "hint: --batch-size 8 needs about half" in refused.err
-    # The thread that reads ahead is ended by its owner, not by a finalizer.
-    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+    assert readers() == []
 
 
 @pytest.fixture

@@ -554,6 +554,20 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGHUP, before)
 
+    def test_while_modules_load(self):
+        code = (
+            "import sys\n"
+            "class Finder:\n"
+            "    def find_spec(name, *_):\n"
+            "        if name == 'click': raise KeyboardInterrupt\n"
+            "sys.meta_path.insert(0, Finder)\n"
+            "from lstm_cli.cli import main"
+        )
+        command, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (130, b"")
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
     def test_a_child_removes_nothing_of_its_parents(self, tmp_path):
         with Temporary(tmp_path / "a") as file:
             pid = os.fork()
