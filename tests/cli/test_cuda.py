@@ -212,7 +212,7 @@ def test_a_run_that_fails_ends_its_reader(lstm, gpu, files, monkeypatch):
     def full(*_):
         raise LstmCliError("no space left on device")
 
-    monkeypatch.setattr("lstm_cli.data.ResultWriter.write", full)
+    monkeypatch.setattr("lstm_cli.data.results.ResultWriter.write", full)
     monkeypatch.setattr("lstm_cli.cli.main._failed", lambda error: errors.append(error) or 1)
     gpu()
     given = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--device", "cuda")
