@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import nullcontext
+from importlib import import_module
 
 import h5py
 import numpy as np
@@ -213,7 +214,8 @@ def test_a_run_that_fails_ends_its_reader(lstm, gpu, files, monkeypatch):
         raise LstmCliError("no space left on device")
 
     monkeypatch.setattr("lstm_cli.data.results.ResultWriter.write", full)
-    monkeypatch.setattr("lstm_cli.cli.main._failed", lambda error: errors.append(error) or 1)
+    main = import_module("lstm_cli.cli.main")
+    monkeypatch.setattr(main, "_failed", lambda error: errors.append(error) or 1)
     gpu()
     given = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--device", "cuda")
     assert lstm("run", *given, "--output", files / "o.h5").code == 1
