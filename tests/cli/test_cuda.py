@@ -201,28 +201,6 @@ def test_a_stateful_network_is_not_divided(lstm, gpu, files):
     assert "stateful" in refused.err
 
 
-def readers():
-    """Threads that read ahead."""
-    return [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
-
-
-def test_a_run_that_fails_ends_its_reader(lstm, gpu, files, monkeypatch):
-    """Whoever started the thread ends it, however long the error is kept."""
-    errors = []
-
-    def full(*_):
-        raise LstmCliError("no space left on device")
-
-    monkeypatch.setattr("lstm_cli.data.results.ResultWriter.write", full)
-    main = import_module("lstm_cli.cli.main")
-    monkeypatch.setattr(main, "_failed", lambda error: errors.append(error) or 1)
-    gpu()
-    given = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--device", "cuda")
-    assert lstm("run", *given, "--output", files / "o.h5").code == 1
-    assert errors[0].__traceback__ is not None
-    assert readers() == []
-
-
 def test_training_whose_memory_runs_out(lstm, gpu, files):
     text = (files / "net.yaml").read_text() + "train: {loss: mse, batch_size: 16, epochs: 1}\n"
     (files / "train.yaml").write_text(text)
@@ -233,7 +211,23 @@ def test_training_whose_memory_runs_out(lstm, gpu, files):
     refused = lstm("train", *given)
     assert refused.code == 5, refused.err
     assert "hint: --batch-size 8 needs about half" in refused.err
-    assert readers() == []
+
+
+def test_training_that_fails_ends_its_reader(lstm, gpu, lessons, monkeypatch):
+    """The thread is ended by its owner, not by a finalizer, however long the error is kept."""
+    errors, main = [], import_module("lstm_cli.cli.main")
+
+    def full(*_):
+        raise LstmCliError("no space left on device")
+
+    monkeypatch.setattr("lstm_cli.api.run_folder.RunFolder.save", full)
+    monkeypatch.setattr(main, "_failed", lambda error: errors.append(error) or 1)
+    gpu()
+    given = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")
+    assert lstm("train", *given, "--device", "cuda").code == 1
+    assert errors[0].__traceback__ is not None
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("ThreadPoolExecutor")]
 
 
 @pytest.fixture
