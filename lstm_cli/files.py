@@ -87,7 +87,6 @@ class Temporary:
         self.final = Path(os.path.realpath(path) if follow else path)
         self._force, self._mode, self._durable = force, mode, durable
         self.path = self.final
-        self._handle: int | None = None
         self.file: BinaryIO
         remove_leftovers(self.final.parent, self.final.name)
         try:
@@ -210,7 +209,7 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def not_written(path: str | Path, what: str, error: OSError) -> LstmCliError:
-    """What to raise where a file could not be written."""
+    """The error to raise where a file could not be written."""
     room = "make room, or name a folder with more of it" if error.errno in _FULL else None
     return LstmCliError(
         f"{what} cannot be written to {path}",
@@ -220,7 +219,7 @@ def not_written(path: str | Path, what: str, error: OSError) -> LstmCliError:
 
 
 def remedy(number: int | None) -> str | None:
-    """What helps wherever a file is to be written, by the number of the system's error."""
+    """Advice that holds wherever a file is written, by the number of the system's error."""
     if number != errno.EFBIG:
         return None
     return "ulimit -f unlimited lifts the limit on the size of files"

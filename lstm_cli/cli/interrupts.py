@@ -31,7 +31,7 @@ _ENDS = (
 
 
 class Signals:
-    """What signals do while a command runs in the main thread.
+    """Handlers of signals while a command runs in the main thread.
 
     Attributes
     ----------
