@@ -147,10 +147,12 @@ class Task:
         DataError
             A class that the network does not have.
         """
+        units = self.network.output_size
+        classes = {"cross_entropy": units, "binary_cross_entropy": 2 if units == 1 else None}
+        count = classes.get(self.train.loss)
         for side in self.sides.values():
-            info = side.targets
-            if self.train.loss == "cross_entropy" and info is not None and info.kind == "class":
-                class_counts(side, classes=self.network.output_size, per_step=self.per_step)
+            if count is not None and side.targets is not None and side.targets.kind == "class":
+                class_counts(side, classes=count, per_step=self.per_step)
 
     def validate(self, stop: Callable[[], bool]) -> Validation:
         """Measures what is held out, if anything is."""

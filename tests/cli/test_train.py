@@ -487,6 +487,22 @@ def test_a_failed_first_attempt_leaves_nothing(lstm, net, tmp_path, exists, more
     }
 
 
+def test_a_wrong_label_of_two_classes_is_found_before_the_first_step(lstm, net, tmp_path):
+    net.write_text(
+        CONFIG.replace("units: 3, activation: softmax", "units: 1, activation: sigmoid").replace(
+            "loss: cross_entropy", "loss: binary_cross_entropy"
+        )
+    )
+    kinds = np.arange(30) % 2
+    kinds[29] = 2
+    words = write(tmp_path / "words.h5", targets=kinds)
+    given = ("train", net, words, "--output", tmp_path / "run", "--checkpoint-every", 0)
+    outcome = lstm(*given, "--batch-size", 1)
+    assert outcome.code == 3
+    assert "2 in sequence 29" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("number", range(1, 9))
 def test_a_full_disk_at_any_call(lstm, net, words, tmp_path, number):
     """Before the first checkpoint nothing is left; later the last one, and whole lines."""
