@@ -10,7 +10,7 @@ import numpy as np
 
 from lstm_cli.api.agreement import Agreement, agreement
 from lstm_cli.api.assembly import read_config
-from lstm_cli.api.destination import need_target, target_format, temporary
+from lstm_cli.api.destination import target_format, unproven
 from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.proof import Proof, Sided, prove
 from lstm_cli.api.shapes import layer_title
@@ -30,6 +30,7 @@ from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
 from lstm_cli.formats.registry import Format
 from lstm_cli.network.weights import fit_weights
+from lstm_cli.overwriting import check_target
 
 WRITTEN_ORDER: TmvaOrder = "slots"
 """What TMVA's own writer gives its elements to hold, and so does ours."""
@@ -58,6 +59,8 @@ class Order:
         Reference inputs and outputs, a ``.npz`` or HDF5 file.
     tolerance
         How far outputs may be from the reference.
+    force
+        Replace a file that another program wrote.
     """
 
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -68,6 +71,7 @@ class Order:
     dtype: str | None = None
     check: str | None = None
     tolerance: float = 2e-5
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     Raises
     ------
     UsageError
-        The destination's format is not known, or it is the source.
+        The destination's format is not known, it is the source, or another program wrote it.
     WeightsError, ConfigError
         The source cannot be read, or the format cannot represent it.
     DataError
@@ -133,7 +137,13 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
             f"--lengths and --states are of ONNX models, and {destination} is to be {target.title}",
             hint="--to onnx, or leave them out",
         )
-    need_target(destination, Path(source))
+    if destination.exists() and Path(source).exists() and destination.samefile(source):
+        raise UsageError(
+            "the source and the destination are the same file",
+            found=f"{source} and {destination}",
+            hint="name another file to write",
+        )
+    check_target(destination, option="DST", force=order.force, suffix=target.suffixes[0])
     imported = read_weights(source, order.reading)
     config = _config(imported, order)
     tensors = _fitted(config, imported, order.dtype)
@@ -141,7 +151,7 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     if order.check is not None:
         zero = zero_states_for(config.specs, imported)
         checked = agreement(config, tensors, order.check, order.tolerance, zero)
-    with temporary(destination) as made:
+    with unproven(destination, force=order.force) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
         back = read_weights(made.path, ReadOptions(tmva_order=WRITTEN_ORDER))
         bare = _is_bare(target, destination)

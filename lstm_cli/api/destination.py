@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from lstm_cli.errors import LstmCliError, Problem, UsageError
+from lstm_cli.files import Temporary, not_written
 from lstm_cli.formats import registry
-from lstm_cli.formats.atomic import not_written
 from lstm_cli.formats.registry import Format
 
 
@@ -36,43 +33,18 @@ def target_format(destination: Path, name: str | None) -> Format:
     return found
 
 
-def need_target(destination: Path, source: Path) -> None:
-    """Raise unless a file can be made there that is not the source."""
-    if not destination.parent.is_dir():
-        raise LstmCliError(
-            f"{destination} cannot be written: its folder does not exist",
-            expected=f"a folder {destination.parent}",
-            hint=f"mkdir -p {shlex.quote(str(destination.parent))}",
-        )
-    if not destination.exists():
-        return
-    if not destination.is_file():
-        raise LstmCliError(
-            f"{destination} cannot be written: it is no regular file",
-            expected="a new name, or a file to be replaced",
-        )
-    if source.exists() and destination.samefile(source):
-        raise UsageError(
-            "the source and the destination are the same file",
-            found=f"{source} and {destination}",
-            hint="name another file to write",
-        )
-
-
-class Temporary:
-    """A name beside the destination, with its suffix, for what is not proven yet.
+class Unproven:
+    """What is written for a destination, before it is proven.
 
     Attributes
     ----------
     path
-        To write to.
+        To write to: a temporary name with the destination's suffix.
     """
 
-    def __init__(self, destination: Path) -> None:
-        self._destination = destination
-        self._final = Path(os.path.realpath(destination))
-        self._mark = f".{secrets.token_hex(4)}.part."
-        self.path = self._final.with_name(f"{self._mark}{self._final.name}")
+    def __init__(self, destination: Path, file: Temporary) -> None:
+        self._destination, self._file = destination, file
+        self.path = file.path
 
     def keep(self) -> None:
         """Give it the destination's name.
@@ -83,13 +55,14 @@ class Temporary:
             The system does not let us.
         """
         try:
-            self.path.replace(self._final)
+            self._file.keep()
         except OSError as error:
             raise not_written(self._destination, "the weights", error) from None
 
     def told(self, text: str) -> str:
         """A text about the temporary file as one about the destination."""
-        return text.replace(str(self.path), str(self._destination)).replace(self._mark, "")
+        text = text.replace(str(self.path), str(self._destination))
+        return text.replace(self.path.name, self._destination.name)
 
     def error(self, error: LstmCliError) -> LstmCliError:
         """An error about the temporary file as one about the destination."""
@@ -111,13 +84,15 @@ class Temporary:
 
 
 @contextmanager
-def temporary(destination: Path) -> Iterator[Temporary]:
+def unproven(destination: Path, *, force: bool) -> Iterator[Unproven]:
     """A temporary name; what still stands there at the end is removed."""
-    made = Temporary(destination)
     try:
-        yield made
-    except LstmCliError as error:
-        raise made.error(error) from None
-    finally:
-        with suppress(OSError):
-            made.path.unlink(missing_ok=True)
+        file = Temporary(destination, force=force)
+    except OSError as error:
+        raise not_written(destination, "the weights", error) from None
+    with file:
+        written = Unproven(destination, file)
+        try:
+            yield written
+        except LstmCliError as error:
+            raise written.error(error) from None

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from lstm_cli.api.run_folder import RunFolder
-from lstm_cli.formats.atomic import write_whole
+from lstm_cli.files import write_whole
 from lstm_cli.training.surroundings import Row
 
 NO_CURVES = "curves.png is drawn with the plot extra: pip install 'lstm-cli[plot]'"
@@ -35,15 +35,11 @@ class Observers:
         self.folder, self.rows = folder, rows
         self.notes: list[str] = []
         self._writer: Any = None
+        self._watched = find_spec("tensorboard") is not None
 
     def __enter__(self) -> Observers:
-        if find_spec("tensorboard") is not None:
-            try:
-                self._writer = _events(self.folder)
-            except Exception as error:  # whatever a package does: a picture stops no run
-                self.notes.append(f"no TensorBoard events: {error}")
-            for row in self.rows:
-                self._write(row)
+        for row in self.rows:
+            self._write(row)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,16 +62,18 @@ class Observers:
         self._write(row)
 
     def _write(self, row: Row) -> None:
-        if self._writer is None:
+        if not self._watched:
             return
         try:
+            if self._writer is None:
+                self._writer = _events(self.folder)
             for name, value in row.items():
                 if name not in ("epoch", "seconds"):
                     self._writer.add_scalar(name, value, int(row["epoch"]))
             self._writer.flush()
-        except Exception as error:
+        except Exception as error:  # whatever a package does: a picture stops no run
             self.notes.append(f"TensorBoard events end before epoch {row['epoch']}: {error}")
-            self._writer = None
+            self._watched = False
 
 
 def _events(folder: RunFolder) -> Any:

@@ -7,7 +7,7 @@ back. Where its memory is short, batches go through it in halves.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
@@ -62,8 +62,12 @@ class Passes:
 
             self._stager = Stager(hardware, array_dtype(model.network.engine))
 
-    def ahead(self, read: Callable[[Room], Iterator[Batch]]) -> Iterator[tuple[Batch, Any]]:
+    def ahead(
+        self, read: Callable[[Room], Iterator[Batch]]
+    ) -> Generator[tuple[Batch, Any], None, None]:
         """Every batch; for a GPU the next one is read, and sent, while this one is computed.
+
+        Close it where a run ends early: that ends the thread that reads.
 
         Parameters
         ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from lstm_cli.api.learning_data import DataPlaces, DatasetSource
 from lstm_cli.engines.cuda.staging import Stager
@@ -15,7 +15,10 @@ from lstm_cli.training.surroundings import LearningBatch
 
 
 class ReadingAhead:
-    """A source whose inputs are on the device already; see `Source`.
+    """A source whose inputs are on the device already; see `Source`. A context manager.
+
+    Leaving the context ends the thread that reads. No finalizer does: the garbage collector may
+    run it in that very thread.
 
     Parameters
     ----------
@@ -63,7 +66,10 @@ class ReadingAhead:
         """Outputs or targets in the units of the data."""
         return self._source.raw(values)
 
-    def __del__(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Where training ended early, a batch may still be on its way."""
         self._forget()
         self._reader.shutdown()

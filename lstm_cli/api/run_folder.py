@@ -6,14 +6,21 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.errors import LstmCliError, UsageError, WeightsError
+from lstm_cli.files import (
+    not_written,
+    reason,
+    remove_leftovers,
+    unfinished,
+    write_all,
+    write_whole,
+)
 from lstm_cli.formats import native
-from lstm_cli.formats.atomic import not_written, reason, remove_leftovers, write_whole
 from lstm_cli.training.progress import Checkpoint, Progress
 from lstm_cli.training.surroundings import Row
 
@@ -44,33 +51,44 @@ class Stored:
 
 
 class RunFolder:
-    """A folder for one run, made if it is not there; a context manager that holds its lock.
+    """A folder for one run; a context manager that holds its lock.
+
+    A folder that is not there is made with the first checkpoint: a run that fails before has
+    nothing to keep.
 
     Parameters
     ----------
     path
         The folder.
     resume
-        Go on with the run that it holds.
+        Go on with the run that it holds; one that is missing or empty begins anew.
 
     Raises
     ------
     LstmCliError
         It holds a run and `resume` is not set; another process is at work in it; it cannot be
         made or written.
+    UsageError
+        Something that is no folder has its name.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
+        self.held: Stored | None = None
         self._lock: int | None = None
+        self._new_lock = False
+        self._new_folders: list[Path] = []
+        if path.exists() and not path.is_dir():
+            raise UsageError(
+                f"{path} is a file, and a training run is kept in a folder",
+                expected="a folder, or a new name",
+                hint=f"--output {path.with_suffix('')}-run",
+            )
+        if not path.exists():
+            self._need_writable()
+            return
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise not_written(path, "the run", error) from None
-        try:
-            self._take_lock(self._lock)
-            remove_leftovers(path, (MODEL, CHECKPOINT, CONFIG, METRICS, CURVES))
+            self._open()
             self.held = self._held(resume)
         except BaseException:
             self.close()
@@ -113,15 +131,25 @@ class RunFolder:
         return {name: str(self.path / name) for name in names if (self.path / name).exists()}
 
     def save(self, checkpoint: Checkpoint, config: str, facts: Mapping[str, Any]) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; the first one makes the folder."""
         text = json.dumps({"progress": checkpoint.progress.numbers(), "facts": facts})
-        native.write(
-            self.checkpoint,
-            checkpoint.tensors,
-            config,
-            {"training": text},
-            what="the checkpoint",
-        )
+        first = not self.checkpoint.exists()
+        try:
+            with unfinished(self.path, self) if first else nullcontext():
+                if self._lock is None:
+                    self._make()
+                native.write(
+                    self.checkpoint,
+                    checkpoint.tensors,
+                    config,
+                    {"training": text},
+                    what="the checkpoint",
+                )
+                if first:
+                    self.write_config(config)
+        except BaseException:
+            self.close()
+            raise
 
     def write_config(self, text: str) -> None:
         """Write the config as resolved, unless it stands there already."""
@@ -142,24 +170,76 @@ class RunFolder:
     def append(self, row: Row) -> None:
         """Add a row of metrics."""
         try:
-            with self.metrics.open("ab") as file:
-                file.write(_line(row))
-                file.flush()
-                os.fsync(file.fileno())
+            with self.metrics.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    write_all(file, _line(row))
+                    os.fsync(file.fileno())
+                except BaseException:
+                    file.truncate(size)
+                    raise
         except OSError as error:
             raise not_written(self.metrics, "the metrics", error) from None
 
     def close(self) -> None:
-        """Let the next process in."""
+        """Let the next process in; what holds nothing is removed."""
+        self.discard()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def discard(self) -> None:
+        """Remove what this process made, if there is no checkpoint."""
+        if self.checkpoint.exists():
+            return
+        with suppress(OSError):
+            if self._new_lock:
+                (self.path / LOCK).unlink(missing_ok=True)
+            for folder in reversed(self._new_folders):
+                folder.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _need_writable(self) -> None:
+        """Raise unless the folder can be made, as far as that can be told without making it."""
+        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
+        number = errno.ENOTDIR
+        if parent.is_dir():
+            number = 0 if os.access(parent, os.W_OK | os.X_OK) else errno.EACCES
+        if number:
+            raise not_written(self.path, "the run", OSError(number, os.strerror(number)))
+
+    def _make(self) -> None:
+        """Make the folder and lock it; another process may have done so meanwhile."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            for folder in reversed(missing):
+                self._new_folders.append(folder)
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise not_written(self.path, "the run", error) from None
+        self._open()
+        self._held(resume=False)
+
+    def _open(self) -> None:
+        """Lock the folder, and remove what killed processes left in it."""
+        path = self.path / LOCK
+        try:
+            while True:
+                self._new_lock = not path.exists()
+                self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                self._take_lock(self._lock)
+                # The process that held the lock may have removed the file.
+                if os.name == "nt" or _is_open(path, self._lock):
+                    break
+                os.close(self._lock)
+        except OSError as error:
+            raise not_written(self.path, "the run", error) from None
+        remove_leftovers(self.path)
 
     def _take_lock(self, handle: int) -> None:
         """Lock the folder; the system lets go when the process ends, however it ends."""
@@ -168,6 +248,7 @@ class RunFolder:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return  # a file system without locks: as good as it gets there
+            self._new_lock = False
             raise LstmCliError(
                 f"another process is training in {self.path}",
                 found=_owner(self.path / LOCK),
@@ -179,7 +260,7 @@ class RunFolder:
 
     def _held(self, resume: bool) -> Stored | None:
         """The run that the folder holds, if it is to go on."""
-        names = (CHECKPOINT, MODEL, METRICS, CONFIG)
+        names = (CHECKPOINT, MODEL, METRICS, CONFIG, CURVES, EVENTS)
         found = [name for name in names if (self.path / name).exists()]
         if not found:
             return None
@@ -257,6 +338,14 @@ def _lock(handle: int) -> None:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_open(path: Path, handle: int) -> bool:
+    """Whether a name is that of an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _owner(path: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
+from lstm_cli.overwriting import HDF5_ATTRIBUTE
 from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.version import __version__
@@ -34,11 +35,15 @@ StateShape = tuple[int, int, int, int | None]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Files of a run: results, every gate's values, and initial states to read."""
+    """Files of a run: results, every gate's values, and initial states to read.
+
+    `force` replaces files that another program wrote.
+    """
 
     output: Path | None = None
     gates: Path | None = None
-    state: Path | None = None
+    state: str | Path | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,13 +188,16 @@ class _Run:
             with self.watch.section("write") if writes else nullcontext():
                 self._open()
             file = -1
-            for batch, sent in self.passes.ahead(self._batches):
-                if batch.file != file:
-                    self.model.reset_state()
-                    file = batch.file
-                initial, keep = self._initial(batch), self.gates is not None
-                for part, result in self.passes.results(batch, sent, initial, keep=keep):
-                    self._one(part, result)
+            # Closed here: a generator that is left to the garbage collector may be closed, and
+            # its thread joined, anywhere.
+            with closing(self.passes.ahead(self._batches)) as batches:
+                for batch, sent in batches:
+                    if batch.file != file:
+                        self.model.reset_state()
+                        file = batch.file
+                    initial, keep = self._initial(batch), self.gates is not None
+                    for part, result in self.passes.results(batch, sent, initial, keep=keep):
+                        self._one(part, result)
             for part, result in self.passes.rest():
                 self._one(part, result)
             with self.watch.section("write") if writes else nullcontext():
@@ -201,7 +209,7 @@ class _Run:
         network, shapes = self.model.network, state_shapes(self.model)
         dtype = array_dtype(network.engine)
         attributes = {
-            "lstm_cli_version": __version__,
+            HDF5_ATTRIBUTE: __version__,
             "config": self.model.config.to_yaml(),
             "weights_sha256": self.model.weights_sha256,
         }
@@ -220,10 +228,17 @@ class _Run:
                 dtype=dtype,
                 attributes=attributes,
                 states=shapes,
+                force=self.files.force,
             )
             self.writer = self.stack.enter_context(writer)
         if self.files.gates is not None:
-            gates = GateWriter(str(self.files.gates), self.data, dtype=dtype, attributes=attributes)
+            gates = GateWriter(
+                str(self.files.gates),
+                self.data,
+                dtype=dtype,
+                attributes=attributes,
+                force=self.files.force,
+            )
             self.gates = self.stack.enter_context(gates)
 
     def _batches(self, room: Room) -> Iterator[Batch]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from lstm_cli.config import Config
 from lstm_cli.data import (
     Dataset,
     Sampler,
+    class_counts,
     feature_statistics,
     hold_out,
     need_same_form,
@@ -123,17 +125,34 @@ class Task:
         criterion = Criterion(self._targets(), weights, train.label_smoothing)
         return Learner(self.network, criterion, updates, seed=train.seed, truncate=train.truncate)
 
-    @cached_property
-    def source(self) -> Source:
-        """Batches of the training part."""
+    @contextmanager
+    def reading(self) -> Iterator[Source]:
+        """Batches of the training part, as long as the context lasts."""
         engine = self.network.engine
         source = DatasetSource(self._sampler, array_dtype(engine), self.per_step, self.scales)
         device = getattr(engine, "hardware", None)
         if device is None or self.train.truncate is not None:  # pieces are cut in NumPy's memory
-            return source
+            yield source
+            return
         from lstm_cli.api.reading_ahead import ReadingAhead
 
-        return ReadingAhead(source, device)
+        with ReadingAhead(source, device) as ahead:
+            yield ahead
+
+    def check_classes(self) -> None:
+        """Read all targets that are classes, so that a wrong one is not found after hours.
+
+        Raises
+        ------
+        DataError
+            A class that the network does not have.
+        """
+        units = self.network.output_size
+        classes = {"cross_entropy": units, "binary_cross_entropy": 2 if units == 1 else None}
+        count = classes.get(self.train.loss)
+        for side in self.sides.values():
+            if count is not None and side.targets is not None and side.targets.kind == "class":
+                class_counts(side, classes=count, per_step=self.per_step)
 
     def validate(self, stop: Callable[[], bool]) -> Validation:
         """Measures what is held out, if anything is."""

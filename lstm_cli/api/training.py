@@ -128,6 +128,8 @@ class TrainingRun:
         self.model = assemble(config, engine, begin, reading)
         self.notes += self.model.notes
         self.task = Task(self.model, resolved, data, validation)
+        if self._stored is None:
+            self.task.check_classes()
         self.facts = self._facts(engine)
         self.plan = self.task.plan(checkpoint_every)
 
@@ -142,7 +144,7 @@ class TrainingRun:
         return None if self._stored is None else self.plan.ended(self._stored.checkpoint.progress)
 
     def run(self, reporter: Reporter, stop: Callable[[], bool]) -> TrainReport:
-        """Train, from the start or from the checkpoint.
+        """Train, from the start or from the checkpoint. Nothing is written before the first one.
 
         Raises
         ------
@@ -151,16 +153,14 @@ class TrainingRun:
         LstmCliError
             The run cannot be saved.
         """
-        with Observers(self.folder, self._rows()) as observers:
+        task = self.task
+        with Observers(self.folder, self._rows()) as observers, task.reading() as source:
             store = FolderStore(self, observers)
-            task = self.task
-            around = Surroundings(task.source, task.validate(stop), store, reporter, stop)
+            around = Surroundings(source, task.validate(stop), store, reporter, stop)
             loop = Loop(task.learner, self.plan, around, task.metrics)
             if self._stored is not None:
                 loop.resume(self._stored.checkpoint)
-            else:
-                loop.save()
-            self.folder.write_config(self.text)
+                self.folder.write_config(self.text)
             try:
                 end = loop.run()
             except (TrainingError, DataError) as error:
@@ -221,7 +221,9 @@ class TrainingRun:
         return rows
 
     def _with_checkpoint(self, error: LstmCliError) -> LstmCliError:
-        """The same error, with where the run can still be found."""
+        """The same error, with where the run can still be found, if it was saved."""
+        if not self.folder.checkpoint.exists():
+            return error
         first, *others = error.problems
         where = (*first.where, f"the last good checkpoint is {self.folder.checkpoint}")
         told = Problem(first.what, first.expected, first.found, where, first.hint)

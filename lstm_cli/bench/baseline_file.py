@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite
@@ -15,6 +14,8 @@ from lstm_cli.bench.host import Machine
 from lstm_cli.bench.results import MODES, SizeResult, Timing
 from lstm_cli.bench.sizes import Size
 from lstm_cli.errors import LstmCliError
+from lstm_cli.files import reason, write_whole
+from lstm_cli.overwriting import SIGNATURE
 
 SCHEMA = 1
 """Version of the file's layout."""
@@ -26,40 +27,34 @@ class BaselineError(LstmCliError):
     """A baseline cannot be read or written."""
 
 
-def save_baseline(path: str | Path, results: Sequence[SizeResult], machine: Machine) -> None:
+def save_baseline(
+    path: str | Path, results: Sequence[SizeResult], machine: Machine, *, force: bool = True
+) -> None:
     """Write a baseline: to a temporary name first, renamed when it is whole.
 
     Parameters
     ----------
     results
         At least one, all of one mode.
+    force
+        Replace a file that another program wrote.
 
     Raises
     ------
-    BaselineError
+    LstmCliError
         The folder is not there, not writable, or full.
     """
     path = Path(path)
     sizes = [asdict(BaselineSize(r.size, r.layers, r.timings)) for r in results]
     document = {
+        "producer": SIGNATURE,
         "schema": SCHEMA,
         "mode": results[0].mode,
         "machine": asdict(machine),
         "sizes": sizes,
     }
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.parent / (f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BaselineError(
-            f"the baseline cannot be written to {path}", found=_reason(error)
-        ) from None
+    write_whole(path, text.encode(), "the baseline", force=force)
 
 
 def load_baseline(path: str | Path) -> Baseline:
@@ -75,7 +70,7 @@ def load_baseline(path: str | Path) -> Baseline:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BaselineError(
-            f"the baseline {path} cannot be read", found=_reason(error), hint=_HINT
+            f"the baseline {path} cannot be read", found=reason(error), hint=_HINT
         ) from None
     except (ValueError, RecursionError) as error:
         raise _no_baseline(path, f"no JSON: {error}") from None
@@ -97,10 +92,6 @@ def load_baseline(path: str | Path) -> Baseline:
         raise _no_baseline(path, str(error)) from None
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
 def _no_baseline(path: Path, found: str) -> BaselineError:
     return BaselineError(
         f"{path} is not a baseline",
@@ -113,6 +104,7 @@ def _no_baseline(path: Path, found: str) -> BaselineError:
 def _baseline(document: Any) -> Baseline:
     """The document as records; KeyError, TypeError or ValueError where it is none."""
     top = _mapping(document, "the document")
+    _text({"producer": "", **top}, "producer")  # an older file does not say it
     kept = _mapping(top["machine"], "machine")
     versions = _mapping(kept["versions"], "versions")
     machine = Machine(

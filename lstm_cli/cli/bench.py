@@ -14,11 +14,12 @@ from lstm_cli.cli.options import (
     check_apart,
     chosen_engine,
     device_options,
+    force_option,
     output_options,
     reading_options,
     set_option,
 )
-from lstm_cli.errors import LstmCliError, UsageError
+from lstm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +76,7 @@ NUMBERS = Numbers()
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds a size; default: by time.")
 @click.option("--explain", is_flag=True, help="Say how each size was computed, and why.")
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
+@force_option
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is random.")
@@ -94,6 +96,7 @@ def command(
     rounds: int | None,
     explain: bool,
     save: Path | None,
+    force: bool,
     baseline: Path | None,
     overrides: tuple[str, ...],
     seed: int,
@@ -121,11 +124,12 @@ def command(
     sequences over that for a valid step: 1.00 if time is proportional to valid steps.
     """
     from lstm_cli import bench
+    from lstm_cli.overwriting import check_target
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"CONFIG": config_path}, save=save)
-    if save is not None and not save.resolve().parent.is_dir():
-        raise LstmCliError(f"--save cannot write to {save}", found="no such folder")
+    if save is not None:
+        check_target(save, option="--save", force=force, suffix=".json", streams=True)
     peers = [bench.peer(name) for name in against]
     before = bench.load_baseline(baseline) if baseline is not None else None
     sizes, layers_of, loss = _work(config_path, reading, overrides, hidden, batch, steps, features)
@@ -167,7 +171,7 @@ def command(
     for note in comparison.notes if comparison is not None else ():
         console.note(f"note: {note}")
     if save is not None:
-        bench.save_baseline(save, results, here)
+        bench.save_baseline(save, results, here, force=force)
         console.note(f"saved to {save}")
     console.document(
         {

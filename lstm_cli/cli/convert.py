@@ -9,7 +9,15 @@ import click
 
 from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
-from lstm_cli.cli.options import FILE, Reading, output_options, reading_options, set_option
+from lstm_cli.cli.options import (
+    FILE,
+    Reading,
+    check_apart,
+    force_option,
+    output_options,
+    reading_options,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from lstm_cli.api.agreement import Agreement
@@ -53,6 +61,7 @@ Examples:
     metavar="X",
     help="How far outputs may be from those of --check.  [default: 2e-5]",
 )
+@force_option
 @reading_options
 @output_options
 def command(
@@ -67,6 +76,7 @@ def command(
     states: bool,
     check: str | None,
     tolerance: float,
+    force: bool,
     reading: Reading,
     as_json: bool,
     quiet: bool,
@@ -84,6 +94,7 @@ def command(
     from lstm_cli.formats.model import WriteOptions
 
     console = Console(as_json=as_json, quiet=quiet)
+    check_apart({"--config": config, "--check": check}, destination=destination)
     order = Order(
         reading=reading.options,
         to=to,
@@ -93,6 +104,7 @@ def command(
         dtype=dtype,
         check=check,
         tolerance=tolerance,
+        force=force,
     )
     done = convert(source, destination, order)
     console.show(*_report(done))

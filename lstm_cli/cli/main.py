@@ -10,6 +10,8 @@ from importlib import import_module
 
 import click
 
+from lstm_cli.cli.interrupts import INTERRUPTED, Signals
+from lstm_cli.files import remove_unfinished
 from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
@@ -91,8 +93,24 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. Nothing but ``--debug`` shows a traceback."""
-    args = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line and return its exit code. Nothing but ``--debug`` shows a traceback.
+
+    Without `arguments` it is the process's own, which is about to end when this returns.
+    """
+    signals, code = Signals(), INTERRUPTED
+    try:
+        code = _code(list(sys.argv[1:] if arguments is None else arguments), signals)
+    finally:
+        if arguments is None:
+            signals.end_with(code)
+        else:
+            signals.restore()
+        remove_unfinished()
+    return code
+
+
+def _code(args: list[str], signals: Signals) -> int:
+    """Run a command; its exit code."""
     _prepare_streams()
     gc.set_threshold(GARBAGE)
     try:
@@ -104,15 +122,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _misused(error)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         _give_up_stdout()
         return 1
     except Exception as error:
         if "--debug" in args:
             raise
+        if signals.asked:  # some libraries make another error of it, while they are imported say
+            return _interrupted()
         return _failed(error)
+
+
+def _interrupted() -> int:
+    click.echo("interrupted", err=True)
+    return INTERRUPTED
 
 
 def _give_up_stdout() -> None:

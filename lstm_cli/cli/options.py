@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -177,6 +180,10 @@ output_options = _all(
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 
+force_option = click.option(
+    "--force", is_flag=True, help="Also replace a file that lstm-cli did not write."
+)
+
 external_option = click.option(
     "--allow-external",
     is_flag=True,
@@ -281,17 +288,32 @@ def check_apart(
     Parameters
     ----------
     read
-        Files that are read, by what they are called.
+        Files that are read, by what they are called; ``FILE.h5:/group`` is taken for the file.
     data
         The data files.
     written
-        Files to write, by option.
+        Files to write, by option; `destination` is the argument DST.
     """
-    taken = {Path(path).resolve(): "DATA" for path in data}
-    taken |= {Path(path).resolve(): name for name, path in read.items() if path is not None}
+    names = {name: "DST" if name == "destination" else f"--{name}" for name in written}
+    taken = {_identity(path): "DATA" for path in data}
+    taken |= {_identity(path): name for name, path in read.items() if path is not None}
     for name, path in written.items():
         if path is None:
             continue
-        other = taken.setdefault(path.resolve(), f"--{name}")
-        if other != f"--{name}":
-            raise UsageError(f"{other} and --{name} name the same file", found=str(path))
+        other = taken.setdefault(_identity(path), names[name])
+        if other != names[name]:
+            raise UsageError(
+                f"{other} and {names[name]} name the same file",
+                found=str(path),
+                hint=f"{names[name]} names another file",
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | str:
+    """What two names of one file have in common, links of any kind included."""
+    for name in (str(path), str(path).rpartition(":/")[0]):
+        with suppress(OSError, ValueError):
+            status = os.stat(name)
+            if stat.S_ISREG(status.st_mode) and status.st_ino:
+                return status.st_dev, status.st_ino
+    return os.path.normcase(os.path.realpath(path))

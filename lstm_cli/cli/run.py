@@ -17,6 +17,7 @@ from lstm_cli.cli.options import (
     check_apart,
     data_options,
     external_option,
+    force_option,
     machine_line,
     model_options,
     output_options,
@@ -47,7 +48,8 @@ LOSS_NAMES = {
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
 @click.option("--output", type=FILE, help="Write outputs and final states to this HDF5 file.")
 @click.option("--gates", type=FILE, help="Write every gate's value of every step to this file.")
-@click.option("--state", type=FILE, help="Initial states from an earlier results file.")
+@click.option("--state", help="Initial states from an earlier results file.")
+@force_option
 @batch_option
 @output_options
 @external_option
@@ -58,7 +60,8 @@ def command(
     data_paths: tuple[str, ...],
     output: Path | None,
     gates: Path | None,
-    state: Path | None,
+    state: str | None,
+    force: bool,
     batch_size: int | None,
     as_json: bool,
     quiet: bool,
@@ -75,6 +78,7 @@ def command(
     from lstm_cli.api.shapes import network_shapes
     from lstm_cli.api.stream import RunFiles, fitting_batch, run_dataset
     from lstm_cli.data import open_data
+    from lstm_cli.overwriting import check_target
 
     console = Console(as_json=as_json, quiet=quiet)
     source = options.reading.open(config_path)
@@ -85,9 +89,11 @@ def command(
         "the config's weights": config.weights,
         "--state": state,
     }
-    check_apart(read, output=output, gates=gates)
+    check_apart(read, data=data_paths, output=output, gates=gates)
+    for option, path in (("--output", output), ("--gates", gates)):
+        if path is not None:
+            check_target(path, option=option, force=force, suffix=".h5")
     with open_data(data_paths, data_options(config, allow_external)) as data:
-        check_apart(data=data.paths, output=output, gates=gates)
         check_data(config, data)
         choice = options.choose_engine(console)
         model = options.model(source, config, choice.engine, console)
@@ -101,7 +107,7 @@ def command(
                 data,
                 batch_size=size,
                 halve=batch_size is None,
-                files=RunFiles(output, gates, state),
+                files=RunFiles(output, gates, state, force),
                 progress=lambda done: (advance(done), check())[0],
             )
         _notes(console, report)

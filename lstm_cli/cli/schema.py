@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from lstm_cli.cli.console import plain, print_json
-from lstm_cli.cli.options import FILE
-from lstm_cli.errors import LstmCliError
+from lstm_cli.cli.options import FILE, force_option
 
 EPILOG = """\b
 Example:
@@ -19,21 +18,21 @@ then, in the first line of a config:
 
 @click.command(epilog=EPILOG)
 @click.option("--output", type=FILE, help="Write to this file instead of stdout.")
+@force_option
 @click.option("--json", is_flag=True, expose_value=False, help="It always is JSON.")
 @click.option("--quiet", is_flag=True, expose_value=False, help="No progress and no messages.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-def command(*, output: Path | None) -> None:
+def command(*, output: Path | None, force: bool) -> None:
     """JSON Schema of the config: editors complete and check with it."""
     import json
 
     from lstm_cli.config import json_schema
+    from lstm_cli.files import write_whole
+    from lstm_cli.overwriting import check_target
 
     if output is None:
         print_json(json_schema())
         return
-    try:
-        output.write_text(json.dumps(plain(json_schema()), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise LstmCliError(
-            f"the schema cannot be written to {output}", found=error.strerror
-        ) from None
+    check_target(output, option="--output", force=force, suffix=".json", streams=True)
+    text = json.dumps(plain(json_schema()), indent=2) + "\n"
+    write_whole(output, text.encode(), "the schema", force=force)

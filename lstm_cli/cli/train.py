@@ -40,8 +40,14 @@ ENDS = {
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
-@click.option("--output", type=FILE, required=True, help="Folder of the run; made if missing.")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder, to the same bits.")
+@click.option(
+    "--output", type=FILE, required=True, help="Folder of the run; made with the first checkpoint."
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in the folder, if there is one, to the same bits.",
+)
 @click.option(
     "--checkpoint-every",
     type=click.FloatRange(min=0),
@@ -133,7 +139,10 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
     for note in report.notes[shown:]:
         console.note(f"note: {note}")
     if report.end == "interrupted":
-        console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
+        if report.files:
+            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
+        else:
+            console.note("stopped before the first batch; nothing was saved")
     return report
 
 
@@ -198,7 +207,8 @@ def _show(
                 table.add_row(label, *("" if v is None else f"{v:.4g}" for v in figures))
         best = f"{report.monitor} {report.best:.4g}"
         console.show("", f"best {best} in epoch {report.best_epoch} of {report.epoch}", "", table)
-    console.show("", f"files in {run.folder.path}: {', '.join(report.files)}")
+    if report.files:
+        console.show("", f"files in {run.folder.path}: {', '.join(report.files)}")
     if "model.safetensors" in report.files:
         data = " ".join(shlex.quote(str(path)) for path in data_paths)
         console.show(f"lstm-cli run {shlex.quote(report.files['model.safetensors'])} {data}")

@@ -11,6 +11,7 @@ from lstm_cli.cells import Activation
 from lstm_cli.config.layers import LARGEST, Layer, Section, Size
 from lstm_cli.config.options import written
 from lstm_cli.config.train import Seed, TrainSection
+from lstm_cli.overwriting import SIGNATURE
 
 InitScheme: TypeAlias = Literal[
     "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "orthogonal", "uniform",
@@ -103,6 +104,7 @@ def json_schema() -> dict[str, Any]:
     schema = Document.model_json_schema(schema_generator=_Generator)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": SIGNATURE,
         **schema,
         "title": "lstm-cli config",
     }

@@ -32,9 +32,15 @@ class GateWriter(Writer):
     """
 
     def __init__(
-        self, path: str, dataset: Dataset, *, dtype: DTypeLike, attributes: Mapping[str, Any]
+        self,
+        path: str,
+        dataset: Dataset,
+        *,
+        dtype: DTypeLike,
+        attributes: Mapping[str, Any],
+        force: bool = False,
     ) -> None:
-        self._file = OutputFile(path, dataset.paths, option="--gates")
+        self._file = OutputFile(path, dataset.paths, option="--gates", force=force)
         self._dataset = dataset
         self._dtype = np.dtype(dtype)
         self._attributes = dict(attributes)

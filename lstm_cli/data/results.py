@@ -43,13 +43,15 @@ class ResultWriter(Writer):
         Of the file: version, config, hash of the weights.
     states
         A recurrent layer each.
+    force
+        Replace a file that another program wrote.
 
     Raises
     ------
     LstmCliError
         The file cannot be written, or names of sequences collide.
     UsageError
-        It is one of the files being read.
+        It is one of the files being read, or another program wrote it.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class ResultWriter(Writer):
         dtype: DTypeLike,
         attributes: Mapping[str, Any],
         states: Sequence[StateShape] = (),
+        force: bool = False,
     ) -> None:
-        self._file = OutputFile(path, dataset.paths)
+        self._file = OutputFile(path, dataset.paths, force=force)
         self._dataset = dataset
         self._features = features
         self._per_step = per_step

@@ -12,11 +12,12 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from lstm_cli.files import Temporary, is_temporary, remove_leftovers
 
 VARIABLE = "LSTM_CLI_CACHE_DIR"
 """Environment variable: another folder, or, where it is empty, no cache."""
@@ -24,8 +25,8 @@ VARIABLE = "LSTM_CLI_CACHE_DIR"
 LIMIT_BYTES, LIMIT_FILES = 256 << 20, 2000
 
 _MAGIC = b"lstm-cli kernels 1\n"
-_SUFFIX, _UNFINISHED = ".kernels", ".part"
-_DAY, _HOUR = 86_400, 3_600
+_SUFFIX = ".kernels"
+_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def state() -> CacheState:
     try:
         folder = _place()
         _private(folder)
-        sizes = [found.st_size for _, found in _files(folder, _SUFFIX)]
+        sizes = [found.st_size for _, found in _files(folder)]
     except FileNotFoundError:
         return CacheState(folder, True, _read_only(_nearest(folder)))
     except _NotUsed as why:
@@ -191,15 +192,9 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """In one step as others see it."""
-    handle, unfinished = tempfile.mkstemp(_UNFINISHED, dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(unfinished)
-        raise
+    with Temporary(path, mode=0o600, durable=False, follow=False) as file:
+        file.write(content)
+        file.keep()
 
 
 # Size
@@ -214,10 +209,8 @@ def _touch(path: Path) -> None:
 
 def _prune(folder: Path) -> None:
     """Keep within the limits: what was not used for longest goes."""
-    for path, found in _files(folder, _UNFINISHED):  # of a process that was ended
-        if time.time() - found.st_mtime > _HOUR:
-            _remove(path)
-    kept = _files(folder, _SUFFIX)
+    remove_leftovers(folder)
+    kept = _files(folder)
     files, size = len(kept), sum(found.st_size for _, found in kept)
     for path, found in sorted(kept, key=lambda file: file[1].st_mtime_ns):
         if files <= LIMIT_FILES and size <= LIMIT_BYTES:
@@ -226,12 +219,12 @@ def _prune(folder: Path) -> None:
         files, size = files - 1, size - found.st_size
 
 
-def _files(folder: Path, suffix: str) -> list[tuple[str, os.stat_result]]:
-    """Files whose names end so. One that another process removes meanwhile is left out."""
+def _files(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """What is kept. A file that another process removes meanwhile is left out."""
     there = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(suffix):
+            if entry.name.endswith(_SUFFIX) and not is_temporary(entry.name):
                 with suppress(FileNotFoundError):
                     there.append((entry.path, os.lstat(entry.path)))
     return there

@@ -14,8 +14,9 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import reason, write_whole
+from lstm_cli.files import reason, write_whole
 from lstm_cli.formats.safety import irregular
+from lstm_cli.overwriting import PRODUCER
 from lstm_cli.version import __version__
 
 SUFFIX = ".safetensors"
@@ -175,15 +176,15 @@ def write(
     """
     from safetensors.numpy import save
 
-    texts = {**(metadata or {}), "format": "lstm-cli", "version": __version__}
+    texts = {**(metadata or {}), "format": PRODUCER, "version": __version__}
     if config is not None:
         texts["config"] = config
     data = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, texts)
-    write_whole(Path(path), _repeatable(data), what)
+    write_whole(Path(path), repeatable(data), what)
 
 
-def _repeatable(data: bytes) -> bytes:
-    """The file with its texts in order: the library writes them in a random one."""
+def repeatable(data: bytes) -> bytes:
+    """A safetensors file with its texts in order: the library writes them in a random one."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.errors import UsageError, WeightsError, nearest
-from lstm_cli.formats.atomic import reason
+from lstm_cli.files import reason
 from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.sniffing import sniff

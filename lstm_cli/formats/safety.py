@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import reason
+from lstm_cli.files import reason
 
 LARGEST_TEXT = 64 << 20
 """Bytes of the largest description (JSON, pickle, XML) that is read."""

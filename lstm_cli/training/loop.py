@@ -104,6 +104,7 @@ class Loop:
         self._carry = StateCarry(learner.network.recurrent)
         self._carried: list[State] = []
         self._since = self._saved = perf_counter()
+        self._is_kept = False
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -120,6 +121,7 @@ class Loop:
         except KeyError as error:
             raise WeightsError(f"the checkpoint lacks {error.args[0]}") from None
         self.progress = replace(checkpoint.progress)
+        self._is_kept = True
         self._load_carry(checkpoint.part("carry"))
 
     def run(self) -> End:
@@ -152,7 +154,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint."""
         self.around.store.save(self.checkpoint())
-        self._saved = perf_counter()
+        self._saved, self._is_kept = perf_counter(), True
 
     def _epoch(self) -> bool:
         """The rest of an epoch; False if it was interrupted, and saved."""
@@ -211,6 +213,8 @@ class Loop:
         row = self._row(measured)
         value = row[self.plan.monitor]
         improved = self.plan.improves(value, progress.best)
+        if not self._is_kept:  # a best model beside no checkpoint could not be gone on with
+            self.save()
         progress.epoch += 1
         progress.batch, progress.file, progress.seconds = 0, 0, 0.0
         if improved:

@@ -136,7 +136,7 @@ def test_a_wrong_file_never_appears(lstm, native, tmp_path, monkeypatch, suffix)
     monkeypatch.setattr(
         registry, "write", lambda p, f, export, *rest: write(p, f, swapped(export), *rest)
     )
-    outcome = lstm("convert", native, path)
+    outcome = lstm("convert", native, path, "--force")
     assert outcome.code == 1
     assert "does not compute" in outcome.err
     assert path.read_text() == "older"
@@ -315,7 +315,7 @@ def test_names_that_say_another_format(lstm, native):
 def test_dtype(lstm, tmp_path):
     model(NETWORK, "float64").save("wide.safetensors")
     for dtype in ("float32", "float64"):
-        outcome = lstm("convert", "wide.safetensors", "a.pt", "--dtype", dtype, "--json")
+        outcome = lstm("convert", "wide.safetensors", "a.pt", "--dtype", dtype, "--json", "--force")
         assert outcome.code == 0, outcome.err
         assert outcome.json["dtype"] == dtype
         tensors = registry.read("a.pt", ReadOptions()).tensors

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import nullcontext
+from importlib import import_module
 
 import h5py
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from lstm_cli.engines import selection
 from lstm_cli.engines.selection import EngineStatus
+from lstm_cli.errors import LstmCliError
 
 CONFIG = """\
 model:
@@ -209,6 +213,23 @@ def test_training_whose_memory_runs_out(lstm, gpu, files):
     assert "hint: --batch-size 8 needs about half" in refused.err
 
 
+def test_training_that_fails_ends_its_reader(lstm, gpu, lessons, monkeypatch):
+    """The thread is ended by its owner, not by a finalizer, however long the error is kept."""
+    errors, main = [], import_module("lstm_cli.cli.main")
+
+    def full(*_):
+        raise LstmCliError("no space left on device")
+
+    monkeypatch.setattr("lstm_cli.api.run_folder.RunFolder.save", full)
+    monkeypatch.setattr(main, "_failed", lambda error: errors.append(error) or 1)
+    gpu()
+    given = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")
+    assert lstm("train", *given, "--device", "cuda").code == 1
+    assert errors[0].__traceback__ is not None
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("ThreadPoolExecutor")]
+
+
 @pytest.fixture
 def lessons(files):
     """A config to train, with 48 sequences and targets."""
@@ -232,7 +253,7 @@ def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lesson
     device = gpu()
     ahead, _ = run("ahead", "--device", "cuda")
     assert device.sent == 6
-    monkeypatch.setattr(reading_ahead, "ReadingAhead", lambda source, device: source)
+    monkeypatch.setattr(reading_ahead, "ReadingAhead", lambda source, device: nullcontext(source))
     alone, _ = run("alone", "--device", "cuda")
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (ahead, alone)]
     assert losses[0] == losses[1]

@@ -256,7 +256,7 @@ def test_a_signal_ends_a_run_between_batches(tmp_path, config, number):
         stderr=subprocess.PIPE,
     ) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".gates*")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".*gates*")) and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.2)
         process.send_signal(number)

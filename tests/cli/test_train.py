@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.api.run_folder import RunFolder
+from lstm_cli.api.training import TrainingRun
 from lstm_cli.formats import native
 
 VOWELS = "data/japanese-vowels.h5:/train"
@@ -421,22 +423,158 @@ def test_metrics_that_were_half_written_are_mended(lstm, net, words, tmp_path):
 
 def test_one_process_at_a_time(lstm, net, words, tmp_path):
     out = tmp_path / "run"
+    out.mkdir()
     with RunFolder(out, resume=False):
         outcome = lstm("train", net, words, "--output", out, "--resume")
         assert outcome.code == 1
         assert "another process is training" in outcome.err
         assert f"process {os.getpid()}" in outcome.err
+    assert list(out.iterdir()) == []
     assert lstm("train", net, words, "--output", out).code == 0
+
+
+def test_a_folder_that_another_process_made_meanwhile(lstm, net, words, tmp_path, monkeypatch):
+    out, run = tmp_path / "run", TrainingRun.run
+
+    def beaten(self, *given):
+        monkeypatch.undo()
+        assert lstm("train", net, words, "--output", out).code == 0
+        return run(self, *given)
+
+    monkeypatch.setattr(TrainingRun, "run", beaten)
+    outcome = lstm("train", net, words, "--output", out)
+    assert outcome.code == 1
+    assert "holds a run already" in outcome.err
+    assert checkpoint_of(out)["epoch"] > 0
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("more", [(), ("--resume",), ("--checkpoint-every", 0)])
+def test_a_failed_first_attempt_leaves_nothing(lstm, net, tmp_path, exists, more):
+    """Data are mended, and the same command works: it begins anew."""
+    out, words = tmp_path / "runs" / "run", tmp_path / "words.h5"
+    if exists:
+        out.mkdir(parents=True)
+        (out / ".0123abcd.part.model.safetensors").write_text("half")
+    kinds = np.zeros(30, np.int64)
+    kinds[7] = 3
+    features = write(tmp_path / "wide.h5")
+    with h5py.File(features, "a") as file:
+        x = np.pad(file["inputs"][...], ((0, 0), (0, 0), (0, 1)))
+        del file["inputs"]
+        file["inputs"] = x
+    attempts = {
+        "7": lambda: write(words, targets=kinds),
+        "not finite": lambda: write(words, bad=np.nan),
+        "does not fit": lambda: write(words, targets=np.zeros((30, 4), np.float32)),
+        "features": lambda: shutil.copy(features, words),
+    }
+    given = ("train", net, words, "--output", out, "--batch-size", 30, *more)
+    for what, spoil in attempts.items():
+        spoil()
+        outcome = lstm(*given)
+        assert outcome.code == 3, outcome.err
+        assert what in outcome.err or what == "does not fit"
+        assert list(out.parent.iterdir() if out.parent.exists() else ()) == (
+            [out] if exists else []
+        )
+        assert not exists or list(out.iterdir()) == []
+        words.unlink()
+    write(words)
+    assert lstm(*given).code == 0
+    assert {"model.safetensors", "checkpoint.safetensors", "config.yaml", "metrics.jsonl"} <= {
+        path.name for path in out.iterdir()
+    }
+
+
+def test_a_wrong_label_of_two_classes_is_found_before_the_first_step(lstm, net, tmp_path):
+    net.write_text(
+        CONFIG.replace("units: 3, activation: softmax", "units: 1, activation: sigmoid").replace(
+            "loss: cross_entropy", "loss: binary_cross_entropy"
+        )
+    )
+    kinds = np.arange(30) % 2
+    kinds[29] = 2
+    words = write(tmp_path / "words.h5", targets=kinds)
+    given = ("train", net, words, "--output", tmp_path / "run", "--checkpoint-every", 0)
+    outcome = lstm(*given, "--batch-size", 1)
+    assert outcome.code == 3
+    assert "2 in sequence 29" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_full_disk_at_any_call(lstm, net, words, tmp_path, number):
+    """Before the first checkpoint nothing is left; later the last one, and whole lines."""
+    out, calls = tmp_path / "run", []
+
+    def faulty(function):
+        def call(*given):
+            calls.append(function)
+            if len(calls) >= number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*given)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", faulty(os.fsync))
+        outcome = lstm("train", net, words, "--output", out, "--quiet")
+    assert outcome.code == 1, outcome.err
+    assert "no space left on device" in outcome.err
+    assert not list(tmp_path.rglob(".*.part.*"))
+    if number == 1:
+        assert not out.exists()
+    else:
+        assert lstm("train", net, words, "--output", out, "--resume", "--quiet").code == 0
+    again = lstm("train", net, words, "--output", tmp_path / "whole", "--quiet")
+    assert again.code == 0
+    if number > 1:
+        whole = tmp_path / "whole" / "model.safetensors"
+        assert (out / "model.safetensors").read_bytes() == whole.read_bytes()
+        assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(whole.parent)]
+
+
+def test_half_a_line_of_metrics_is_taken_back(lstm, net, words, tmp_path, monkeypatch):
+    from lstm_cli.api import run_folder
+
+    def half(file, data):
+        file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_all", half)
+    out = tmp_path / "run"
+    assert lstm("train", net, words, "--output", out).code == 1
+    assert (out / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_file_in_the_place_of_the_folder(lstm, net, words, tmp_path):
+    (tmp_path / "run.h5").write_text("mine")
+    outcome = lstm("train", net, words, "--output", tmp_path / "run.h5")
+    assert outcome.code == 2
+    assert "is a file, and a training run is kept in a folder" in outcome.err
+    hint = outcome.err.rpartition("hint: --output ")[2].strip()
+    assert lstm("train", net, words, "--output", hint).code == 0
+    assert (tmp_path / "run.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "curves.png", "metrics.jsonl"])
+def test_a_folder_with_files_of_others(lstm, net, words, tmp_path, name):
+    out = tmp_path / "run"
+    (out / name).mkdir(parents=True)
+    outcome = lstm("train", net, words, "--output", out)
+    assert outcome.code == 1
+    assert "files that a run would replace" in outcome.err
+    assert [path.name for path in out.iterdir()] == [name]
 
 
 def test_what_a_dead_process_left_is_removed(lstm, net, words, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / ".lock").write_text("process 1\n")
-    (out / ".checkpoint.safetensors.99.part").write_bytes(b"half")
+    (out / ".0123abcd.part.checkpoint.safetensors").write_bytes(b"half")
     assert lstm("train", net, words, "--output", out).code == 0
-    assert not list(out.glob("*.part"))
-    assert not list(out.glob(".*.part"))
+    assert not list(out.glob(".*.part.*"))
 
 
 def test_a_folder_that_cannot_be_made(lstm, net, words, tmp_path):
@@ -532,7 +670,17 @@ def test_a_rate_that_explodes(lstm, net, words, tmp_path):
     assert "epoch 1, batch 1 of 4" in outcome.err
     assert "--set train.clip_norm=1.0" in outcome.err
     assert "layers." in outcome.err
-    assert checkpoint_of(out)["epoch"] == 0
+    assert "checkpoint" not in outcome.err
+    assert not out.exists()
+
+
+def test_what_was_saved_before_a_value_that_is_not_finite_is_kept(lstm, net, tmp_path):
+    out, words = tmp_path / "run", write(tmp_path / "nan.h5", bad=np.nan)
+    often = ["--batch-size", 1, "--checkpoint-every", 0]
+    outcome = lstm("train", net, words, "--output", out, *often)
+    assert outcome.code == 3, outcome.err
+    assert f"the last good checkpoint is {out}" in outcome.err
+    assert checkpoint_of(out)["batch"] > 0
 
 
 def test_no_section_train(lstm, net, words, tmp_path):

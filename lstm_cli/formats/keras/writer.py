@@ -17,9 +17,11 @@ import h5py
 import numpy as np
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import write_whole
+from lstm_cli.files import write_whole
 from lstm_cli.formats.keras.exported import Exporter, Written, serialised
 from lstm_cli.formats.model import Export
+from lstm_cli.overwriting import HDF5_ATTRIBUTE, SIGNATURE
+from lstm_cli.version import __version__
 
 VERSION = "3.0.0"
 """The oldest Keras that reads what is written; every later one does as well."""
@@ -87,6 +89,7 @@ def _weights(layers: Sequence[Written]) -> bytes:
     """The HDF5 file, its objects in the order in which Keras makes them."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
+        file.attrs[HDF5_ATTRIBUTE] = __version__
         file.create_group("vars")
         for layer in layers:
             file.create_group(f"{layer.folder}/vars")
@@ -102,6 +105,7 @@ def _weights(layers: Sequence[Written]) -> bytes:
 
 def _archive(weights: bytes, model: dict[str, Any]) -> bytes:
     metadata = {"keras_version": VERSION, "date_saved": "1980-01-01@00:00:00"}
+    metadata["producer"] = SIGNATURE
     members = {
         "metadata.json": json.dumps(metadata).encode(),
         "config.json": json.dumps(model).encode(),

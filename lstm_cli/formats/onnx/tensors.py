@@ -11,7 +11,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import reason
+from lstm_cli.files import reason
 from lstm_cli.formats.onnx import messages as m
 from lstm_cli.formats.onnx.messages import Tensor
 

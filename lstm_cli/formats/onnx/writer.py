@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lstm_cli.formats.atomic import write_whole
+from lstm_cli.files import write_whole
 from lstm_cli.formats.model import Export, WriteOptions
 from lstm_cli.formats.onnx.assembly import Assembly
 from lstm_cli.formats.onnx.messages import Model, OperatorSet, Property
 from lstm_cli.formats.onnx.remarks import remarks
+from lstm_cli.overwriting import PRODUCER
 from lstm_cli.version import __version__
 
 OPSET = 14
@@ -46,7 +47,7 @@ def build_model(export: Export, options: WriteOptions, steps: int | None = None)
     graph = Assembly(export.layers, export.tensors, options, steps).graph(name or "network")
     return Model(
         ir_version=IR_VERSION,
-        producer_name="lstm-cli",
+        producer_name=PRODUCER,
         producer_version=__version__,
         graph=graph,
         operator_sets=(OperatorSet("", OPSET),),

@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import reason
+from lstm_cli.files import reason
 from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.tmva.numbers import NumberError, Numbers
 

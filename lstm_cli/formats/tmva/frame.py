@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, LayerSpec, RecurrentSpec
-from lstm_cli.version import __version__
+from lstm_cli.overwriting import SIGNATURE
 
 _CODES = {
     "identity": "LINEAR",
@@ -96,7 +96,7 @@ def _weights(plan: Plan, depth: int) -> str:
 
 def _general(plan: Plan) -> Iterator[str]:
     yield "<GeneralInfo>"
-    facts = {"Creator": f"lstm-cli {__version__}", "AnalysisType": _ANALYSES[plan.output][0]}
+    facts = {"Creator": SIGNATURE, "AnalysisType": _ANALYSES[plan.output][0]}
     for name, value in facts.items():
         yield line("Info", "/", name=name, value=value)
     yield "</GeneralInfo>"

@@ -18,7 +18,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import write_whole
+from lstm_cli.files import write_whole
 from lstm_cli.formats.model import Export
 from lstm_cli.formats.tmva.exported import (
     TAGS,

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.atomic import reason
+from lstm_cli.files import reason
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.formats.safety import check_regular

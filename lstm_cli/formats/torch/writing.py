@@ -17,11 +17,13 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.formats.atomic import write_whole
+from lstm_cli.files import write_whole
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Export
+from lstm_cli.formats.native import repeatable
 from lstm_cli.formats.torch.archive_writing import archived
 from lstm_cli.formats.torch.fitting import alike, check_layers
+from lstm_cli.overwriting import SIGNATURE
 
 Stack = list[RecurrentSpec | DenseSpec]
 """Layers of one module: several recurrent ones alike, or one dense layer."""
@@ -54,7 +56,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     if safetensors:
         from safetensors.numpy import save
 
-        data = save(tensors, {"format": "pt"})
+        data = repeatable(save(tensors, {"format": "pt", "producer": SIGNATURE}))
     else:
         data = archived(tensors)
     write_whole(path, data, "the weights")

@@ -136,14 +136,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(BaselineError, match="no space left"):
+    with pytest.raises(LstmCliError, match="no space left"):
         save_baseline(saved, [result()], HERE)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(BaselineError, match="no such file"):
+    with pytest.raises(LstmCliError, match="no such file"):
         save_baseline(tmp_path / "none" / "b.json", [result()], HERE)
 
 

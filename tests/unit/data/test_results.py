@@ -218,6 +218,7 @@ class TestWholeOrNothing:
         with open(out, "wb") as file:
             file.write(b"older")
         kinds = {"features": F, "per_step": True, "dtype": np.float32, "attributes": {}}
+        kinds |= {"force": True}
         path = make("dense")
         with open_data([path]) as data, pytest.raises(error):  # noqa: PT012, SIM117
             with ResultWriter(out, data, **kinds) as writer:
@@ -259,7 +260,8 @@ except LstmCliError as error:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 1, done.stderr
         assert "out.h5 cannot be written" in done.stdout
-        assert "found file too large\n" in done.stdout
+        assert "found file too large: the limit on the size of files" in done.stdout
+        assert "hint: ulimit -f unlimited" in done.stdout
         assert os.listdir(tmp_path) == ["x.h5"]
 
     @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from lstm_cli.engines import kernel_cache as cache
 from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.files import Temporary
 
 KEY = "5f" * 32
 OTHER = "a0" * 32
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_to(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(cache, "Temporary", refuse)
     cache.store(OTHER, KERNELS)
     assert cache.load(OTHER) is None
     assert cache.load(KEY) == KERNELS
@@ -303,13 +303,13 @@ def test_use_is_noted_once_a_day(folder: Path) -> None:
 
 def test_remains_of_ended_processes_are_swept_up(folder: Path) -> None:
     _stored(folder, 0, 0)
-    left, fresh = folder / "left.part", folder / "fresh.part"
-    for path in (left, fresh):
-        path.write_text("half")
-    os.utime(left, (time.time() - 7000,) * 2)
-    cache.store(KEY, KERNELS)
-    assert not left.exists()
-    assert fresh.exists()
+    left = folder / f".0123abcd.part.{2:064x}.kernels"
+    left.write_text("half")
+    with Temporary(folder / f"{3:064x}.kernels") as being_written:
+        cache.store(KEY, KERNELS)
+        assert not left.exists()
+        assert being_written.path.exists()
+        assert cache.state().files == 2
 
 
 def test_files_that_vanish_meanwhile_are_no_matter(

@@ -1,0 +1,598 @@
+"""Files that commands write: what they may replace, and that nothing half-written is left."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import lstm_cli
+from lstm_cli import files
+from lstm_cli.cli import interrupts
+from lstm_cli.cli.main import main as run_main
+from lstm_cli.files import Temporary, write_whole
+from lstm_cli.overwriting import is_own
+
+ROOT = Path(__file__).parents[2]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="locks, signals and links of POSIX")
+
+CONFIG = """\
+model:
+  input_size: 5
+  steps: 9
+  layers:
+    - {type: lstm, hidden_size: 4, return_sequences: false}
+    - {type: dense, units: 3, activation: softmax}
+"""
+BENCH = ("bench", "--hidden", 4, "--batch", 1, "--steps", 2, "--rounds", 1, "--engine", "reference")
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def native(net, tmp_path):
+    lstm_cli.build(str(net), engine="reference").save(tmp_path / "native.safetensors")
+    return tmp_path / "native.safetensors"
+
+
+@pytest.fixture
+def commands(net, native, data):
+    """The command that writes a file of a name, by name."""
+    run = ("run", net, data, "--engine", "reference")
+    convert = ("convert", native)
+    return {
+        "o.h5": lambda path: (*run, "--output", path),
+        "g.h5": lambda path: (*run, "--gates", path),
+        "a.safetensors": lambda path: (*convert, path),
+        "t.safetensors": lambda path: (*convert, path, "--to", "pytorch"),
+        "a.keras": lambda path: (*convert, path),
+        "a.weights.h5": lambda path: (*convert, path),
+        "a.onnx": lambda path: (*convert, path),
+        "a.xml": lambda path: (*convert, path),
+        "a.pt": lambda path: (*convert, path),
+        "b.json": lambda path: (*BENCH, "--save", path),
+        "s.json": lambda path: ("schema", "--output", path),
+    }
+
+
+WRITTEN = (
+    "o.h5", "g.h5", "a.safetensors", "t.safetensors", "a.keras", "a.weights.h5", "a.onnx",
+    "a.xml", "a.pt", "b.json", "s.json",
+)  # fmt: skip
+MARKLESS = ("a.pt",)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_another_program_wrote_is_replaced_by_force_only(lstm, commands, tmp_path, name):
+    path = tmp_path / name
+    command = commands[name](path)
+    path.write_text("mine")
+    refused = lstm(*command)
+    assert refused.code == 2, refused.err
+    assert "hint: --force replaces it" in refused.err
+    assert path.read_text() == "mine"
+    assert lstm(*command, "--force").code == 0
+    whole = path.read_bytes()
+    assert whole != b"mine"
+    # What it wrote itself carries its mark, unless the format has no place for one.
+    again = lstm(*command)
+    assert again.code == (2 if name in MARKLESS else 0), again.err
+    assert is_own(path) == (name not in MARKLESS)
+    assert sorted(p.name for p in tmp_path.iterdir() if "part" in p.name) == []
+
+
+def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("computed before it was refused")
+
+    monkeypatch.setattr("lstm_cli.api.stream.run_dataset", work)
+    monkeypatch.setattr("lstm_cli.api.conversion.read_weights", work)
+    monkeypatch.setattr("lstm_cli.bench.measure", work)
+    for name in ("o.h5", "g.h5", "a.onnx", "b.json"):
+        (tmp_path / name).write_text("mine")
+        assert lstm(*commands[name](tmp_path / name)).code == 2
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(lstm, commands, tmp_path, monkeypatch):
+    keep = Temporary.keep
+
+    def late(self):
+        self.final.write_text("mine")
+        keep(self)
+
+    monkeypatch.setattr(Temporary, "keep", late)
+    for name in ("o.h5", "a.onnx", "b.json"):
+        outcome = lstm(*commands[name](tmp_path / name))
+        assert outcome.code == 2, outcome.err
+        assert (tmp_path / name).read_text() == "mine"
+    assert not list(tmp_path.glob(".*"))
+
+
+class TestMarks:
+    """Marks are told from what other programs write, whatever the file holds."""
+
+    def test_files_of_earlier_versions(self, tmp_path):
+        with h5py.File(tmp_path / "o.h5", "w") as file:
+            file.attrs["lstm_cli_version"] = "0.0.1"
+            file.attrs["config"] = "x" * 30_000
+        (tmp_path / "b.json").write_text(
+            '{\n  "schema": 1,\n  "mode": "train",\n  "machine": {\n    "processor": "x"}}'
+        )
+        assert is_own(tmp_path / "o.h5")
+        assert is_own(tmp_path / "b.json")
+
+    def test_many_attributes_before_the_mark(self, tmp_path):
+        with h5py.File(tmp_path / "o.h5", "w") as file:
+            for k in range(60):
+                file.attrs[f"attribute {k}"] = np.arange(40)
+                file.create_group(f"group {k}")
+            file.attrs["lstm_cli_version"] = "1"
+        assert is_own(tmp_path / "o.h5")
+
+    def test_results_inside_another_file_do_not_make_it_ours(self, tmp_path):
+        with h5py.File(tmp_path / "o.h5", "w") as file:
+            group = file.create_group("copied results")
+            group.attrs["lstm_cli_version"] = "1"
+            file["lstm_cli_version"] = "a dataset"
+            file.attrs["lstm_cli_version of mine"] = "1"
+        assert not is_own(tmp_path / "o.h5")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"{",
+            b'{"producer": "another program"}',
+            b'{"machine": {"producer": "lstm-cli 1"}}',
+            b"[" * 100_000,
+            b"<?xml version='1.0'?><MethodSetup/>",
+            b"\x08\x08\x12\x07pytorch",
+            b"\x08\x08\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            b"\xff" * 5000,
+            b"\x12\x00" * 3000,
+            (2**63).to_bytes(8, "little") + b"{",
+            (40).to_bytes(8, "little") + b'{"__metadata__": {"format": "pt"}}      ',
+            (20).to_bytes(8, "little") + b'{"__metadata__": []}',
+            (4).to_bytes(8, "little") + b"{[[[",
+            b"PK\3\4" + b"\0" * 26 + b"metadata.json" + b'{"keras_version": "3"}',
+            b"\x89HDF\r\n\x1a\n" + b"\xff" * 200,
+            b"\x89HDF\r\n\x1a\n\0" + b"\0" * 4 + b"\x08\x08" + b"\0" * 49 + b"\0" * 40,
+        ],
+    )
+    def test_files_of_others(self, tmp_path, content):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        assert not is_own(path)
+
+    def test_an_object_header_that_goes_on_in_itself(self, tmp_path):
+        head = bytearray(400)
+        head[:9] = b"\x89HDF\r\n\x1a\n\0"
+        head[13:15] = b"\x08\x08"
+        head[64:72] = (96).to_bytes(8, "little")
+        head[96:112] = (
+            b"\1\0\1\0" + (1).to_bytes(4, "little") + (40).to_bytes(4, "little") + bytes(4)
+        )
+        head[112:120] = b"\x10\0\x10\0" + bytes(4)
+        head[120:136] = (112).to_bytes(8, "little") + (24).to_bytes(8, "little")
+        (tmp_path / "o.h5").write_bytes(head)
+        assert not is_own(tmp_path / "o.h5")
+
+    @pytest.mark.parametrize("name", ["o.h5", "a.safetensors", "a.keras", "a.onnx", "b.json"])
+    def test_damaged_files_are_no_fault(self, lstm, commands, tmp_path, name):
+        path, rng = tmp_path / name, random.Random(5)
+        assert lstm(*commands[name](path)).code == 0
+        whole = path.read_bytes()
+        for _ in range(200):
+            damaged = bytearray(whole[: rng.randrange(len(whole))])
+            for at in [rng.randrange(len(damaged)) for _ in range(4) if damaged]:
+                damaged[at] = rng.randrange(256)
+            path.write_bytes(damaged)
+            is_own(path)
+
+
+class TestSameFile:
+    """A command never replaces what it reads, by whatever name, and by no force."""
+
+    @pytest.fixture(params=["same", "dots", "symlink", "hard link"])
+    def alias(self, request, tmp_path):
+        def make(path):
+            other = tmp_path / f"alias{path.suffix}"
+            if request.param == "same":
+                return path
+            if request.param == "dots":
+                return f"{path.parent}/./nowhere/../{path.name}".replace("nowhere", "sub")
+            if request.param == "symlink":
+                other.symlink_to(path)
+            else:
+                os.link(path, other)
+            return other
+
+        (tmp_path / "sub").mkdir()
+        return make
+
+    @posix
+    @pytest.mark.parametrize("side", ["CONFIG", "DATA", "--weights", "--state"])
+    def test_run(self, lstm, net, native, data, tmp_path, alias, side):
+        state = tmp_path / "state.h5"
+        assert lstm("run", net, data, "--output", state, "--engine", "reference").code == 0
+        target = {"CONFIG": net, "DATA": data, "--weights": native, "--state": state}[side]
+        before = target.read_bytes()
+        given = ("run", net, f"{data}:/", "--weights", native, "--state", f"{state}:/")
+        for option, path in (("--output", alias(target)), ("--gates", target)):
+            outcome = lstm(*given, option, path, "--force")
+            assert outcome.code == 2, outcome.err
+            assert side in outcome.err
+            assert f"{option} names another file" in outcome.err
+        assert target.read_bytes() == before
+
+    @posix
+    @pytest.mark.parametrize("side", ["SRC", "--config", "--check"])
+    def test_convert(self, lstm, net, native, tmp_path, alias, side):
+        check = tmp_path / "check.npz"
+        x = np.zeros((2, 9, 5), np.float32)
+        outputs = lstm_cli.load(str(native), engine="reference").run(x).outputs
+        np.savez(check, inputs=x, outputs=outputs)
+        target = {"SRC": native, "--config": net, "--check": check}[side]
+        before = target.read_bytes()
+        given = ("--config", net, "--check", check, "--to", "onnx", "--force")
+        outcome = lstm("convert", native, alias(target), *given)
+        assert outcome.code == 2, outcome.err
+        assert "same file" in outcome.err
+        assert target.read_bytes() == before
+        assert lstm("convert", native, tmp_path / "other.onnx", *given).code == 0
+
+    @posix
+    def test_two_outputs_of_one_name(self, lstm, net, data, tmp_path):
+        out, link = tmp_path / "o.h5", tmp_path / "g.h5"
+        given = ("run", net, data, "--engine", "reference", "--output", out, "--gates")
+        link.symlink_to(out)  # a link to what is not there yet
+        assert lstm(*given, link).code == 2
+        link.unlink()
+        assert lstm(*given, link).code == 0
+        out.unlink()
+        os.link(link, out)
+        assert lstm(*given, link).code == 2
+
+    def test_bench_and_its_config(self, lstm, net):
+        assert lstm("bench", net, "--save", net, "--force").code == 2
+
+    @posix
+    def test_links_are_followed(self, lstm, native, tmp_path):
+        (tmp_path / "sub").mkdir()
+        link, target = tmp_path / "link.onnx", tmp_path / "sub" / "target.onnx"
+        link.symlink_to(target)  # to nothing yet
+        for _ in range(2):
+            assert lstm("convert", native, link).code == 0
+            assert link.is_symlink()
+            assert is_own(target)
+        target.write_text("mine")
+        assert lstm("convert", native, link).code == 2
+        link.unlink()
+        link.symlink_to(tmp_path / "none" / "target.onnx")
+        outcome = lstm("convert", native, link)
+        assert outcome.code == 1
+        assert "mkdir -p" in outcome.err
+
+
+def test_a_training_run_is_never_replaced(lstm, net, native, data, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("model.safetensors", "checkpoint.safetensors", "config.yaml"):
+        shutil.copy(native, run / name)
+    inside = ("run", net, data, "--engine", "reference", "--force", "--output")
+    for command in (
+        ("convert", native, run / "model.safetensors", "--force"),
+        ("convert", native, run / "checkpoint.safetensors", "--force"),
+        (*inside, run / "config.yaml"),
+    ):
+        outcome = lstm(*command)
+        assert outcome.code == 2, outcome.err
+        assert "belongs to the training run" in outcome.err
+    assert lstm(*inside, run).code == 1
+    assert lstm(*inside, run / "results.h5").code == 0
+    assert (run / "model.safetensors").read_bytes() == native.read_bytes()
+
+
+@posix
+class TestTemporaries:
+    """What killed processes left is removed, and nothing that a live one is writing."""
+
+    def test_leftovers_of_the_same_target(self, lstm, commands, tmp_path):
+        for name in ("o.h5", "a.onnx", "a.keras", "b.json", "s.json"):
+            left, other = (tmp_path / f".0123abcd.part.{n}" for n in (name, f"x{name}"))
+            left.write_text("half")
+            other.write_text("of another file")
+            assert lstm(*commands[name](tmp_path / name)).code == 0
+            assert not left.exists()
+            assert other.exists()
+
+    def test_long_names(self, lstm, native, tmp_path):
+        name = "ü" * 124 + ".onnx"
+        left = tmp_path / f".0123abcd.part.{name[-122:]}"
+        left.write_text("half")
+        assert lstm("convert", native, tmp_path / name).code == 0
+        assert not left.exists()
+        assert is_own(tmp_path / name)
+
+    def test_a_live_one_stays(self, tmp_path):
+        import fcntl
+
+        left = tmp_path / ".0123abcd.part.o.h5"
+        with left.open("wb") as writing:
+            fcntl.flock(writing, fcntl.LOCK_EX)
+            with Temporary(tmp_path / "o.h5") as first, Temporary(tmp_path / "o.h5") as second:
+                assert left.exists()
+                assert first.path.exists()
+                second.keep()
+        files.remove_leftovers(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["o.h5"]
+
+    def test_links_pipes_and_other_names_stay(self, tmp_path):
+        (tmp_path / "mine").write_text("mine")
+        (tmp_path / ".0123abcd.part.link").symlink_to("mine")
+        os.mkfifo(tmp_path / ".0123abcd.part.pipe")
+        (tmp_path / ".0123abcd.part.folder").mkdir()
+        (tmp_path / ".part.o.h5").write_text("")
+        files.remove_leftovers(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 5
+
+    def test_one_that_was_taken_for_a_leftover_is_made_again(self, tmp_path, monkeypatch):
+        locked, taken = files._locked, []
+
+        def late(handle):
+            if not taken:
+                taken.extend(tmp_path.iterdir())
+                taken[0].unlink()
+            return locked(handle)
+
+        monkeypatch.setattr(files, "_locked", late)
+        write_whole(tmp_path / "a", b"whole", "it")
+        assert (tmp_path / "a").read_bytes() == b"whole"
+
+    def test_without_locks_nothing_is_removed(self, tmp_path, monkeypatch):
+        import fcntl
+
+        def refused(*_):
+            raise OSError(errno.ENOLCK, "no locks")
+
+        monkeypatch.setattr(fcntl, "flock", refused)
+        (tmp_path / ".0123abcd.part.a").write_text("half")
+        write_whole(tmp_path / "a", b"whole", "it")
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+class Faults:
+    """Raises at the n-th call that opens, fills, flushes or renames a file that is written."""
+
+    def __init__(self, monkeypatch, error, number):
+        self.count, self._error, self._number = 0, error, number
+        for name in ("fsync", "replace", "fdopen"):
+            monkeypatch.setattr(os, name, self._faulty(getattr(os, name)))
+        faulty = self._faulty(files.write_all)
+        monkeypatch.setattr(files, "write_all", faulty)
+        monkeypatch.setattr("lstm_cli.data.output.write_all", faulty)
+
+    def _faulty(self, function):
+        def call(*given, **named):
+            self.count += 1
+            if self.count == self._number:
+                raise self._error
+            return function(*given, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("name", ["o.h5", "g.h5", "a.onnx", "a.weights.h5", "s.json"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)],
+    ids=["full", "interrupted"],
+)
+def test_a_fault_at_any_call_leaves_the_old_file(lstm, commands, tmp_path, name, error, code):
+    path = tmp_path / name
+    command = commands[name](path)
+    assert lstm(*command).code == 0
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    number, outcome = 0, None
+    while outcome is None or outcome.code != 0:
+        number += 1
+        with pytest.MonkeyPatch.context() as patch:
+            faults = Faults(patch, error, number)
+            outcome = lstm(*command)
+        if outcome.code:
+            assert outcome.code == code, outcome.err
+            assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before, number
+            assert code == 130 or "no space left on device" in outcome.err
+    # The last call makes the new name durable; the file is there without it.
+    assert faults.count in (number, number - 1)
+    assert number > 4
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in before}
+
+
+@posix
+def test_a_limit_on_the_size_of_files(net, tmp_path):
+    """HDF5 would write again at the end of the process, and crash: exit 139."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["inputs"] = np.zeros((30_000, 2, 5), np.float32)
+    net.write_text(CONFIG.replace("  steps: 9\n", "").replace(", activation: softmax", ""))
+    command = f"{sys.executable} -m lstm_cli run small.yaml x.h5 --output o.h5 --quiet"
+    script = f"ulimit -S -f 100; {command}; echo exit $?; ls -A; ulimit -f unlimited; {command}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.partition("exit ")[2].split()[:3] == ["1", "small.yaml", "x.h5"]
+    assert "found file too large: the limit on the size of files (ulimit -f)" in done.stderr
+    assert "hint: ulimit -f unlimited" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "o.h5").exists()
+
+
+class Ended(BaseException):
+    """The process would have ended at once, with this code."""
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+
+
+@posix
+class TestSignals:
+    """Whatever signal comes while a file is written, and however often."""
+
+    @pytest.fixture
+    def signalled(self, tmp_path, monkeypatch):
+        """Write a schema; before it gets its name, signals come."""
+
+        def run(*numbers):
+            keep = Temporary.keep
+
+            def late(self):
+                assert self.path.exists()
+                for number in numbers:
+                    try:
+                        os.kill(os.getpid(), number)
+                    except KeyboardInterrupt:
+                        if number is numbers[-1]:
+                            raise
+                keep(self)
+
+            monkeypatch.setattr(Temporary, "keep", late)
+            return run_main(["schema", "--output", str(tmp_path / "s.json")])
+
+        return run
+
+    @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+    def test_once(self, signalled, tmp_path, number, capfd):
+        before = signal.getsignal(getattr(signal, number))
+        assert signalled(getattr(signal, number)) == 130
+        assert capfd.readouterr().err.strip() == "interrupted"
+        assert list(tmp_path.iterdir()) == []
+        assert signal.getsignal(getattr(signal, number)) == before
+
+    def test_twice(self, signalled, tmp_path, ending):
+        with pytest.raises(Ended, match="130"):
+            signalled(signal.SIGINT, signal.SIGTERM)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("number", ["SIGQUIT", "SIGUSR1", "SIGXCPU"])
+    def test_those_that_end_a_process(self, tmp_path, number):
+        code = (
+            "import os, signal, sys; from lstm_cli.cli import main; from lstm_cli import files\n"
+            f"files.Temporary.keep = lambda self: os.kill(os.getpid(), signal.{number})\n"
+            "sys.exit(main())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, "schema", "--output", "s.json"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        assert done.returncode == -getattr(signal, number)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_one_that_a_finalizer_would_lose(self, tmp_path, monkeypatch):
+        class Thing:
+            pass
+
+        def late(self):
+            thing = Thing()
+            dead = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            del thing
+            assert dead() is None
+
+        ends = []
+        monkeypatch.setattr(Temporary, "keep", late)
+        monkeypatch.setattr(interrupts, "_end", ends.append)
+        monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+        run_main(["schema", "--output", str(tmp_path / "s.json")])
+        assert ends == [130]
+
+    def test_another_error_that_an_import_makes_of_it(self, tmp_path, monkeypatch, capsys):
+        def importing(*_):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise SystemError("initialization of _core raised unreported exception") from None
+
+        monkeypatch.setattr("lstm_cli.config.json_schema", importing)
+        assert run_main(["schema"]) == 130
+        assert capsys.readouterr().err.strip() == "interrupted"
+
+    def test_a_signal_that_the_caller_ignores(self, tmp_path, monkeypatch):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        try:
+            with interrupts.interrupts(quiet=True) as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert not stop()
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_while_modules_load(self):
+        code = (
+            "import sys\n"
+            "class Finder:\n"
+            "    def find_spec(name, *_):\n"
+            "        if name == 'click': raise KeyboardInterrupt\n"
+            "sys.meta_path.insert(0, Finder)\n"
+            "from lstm_cli.cli import main"
+        )
+        command, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (130, b"")
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
+    def test_a_child_removes_nothing_of_its_parents(self, tmp_path):
+        with Temporary(tmp_path / "a") as file:
+            pid = os.fork()
+            if not pid:
+                files.remove_unfinished()
+                os._exit(0)
+            os.waitpid(pid, 0)
+            assert file.path.exists()
+
+
+@posix
+def test_a_pipe_is_written_to(lstm, tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    texts = []
+    reader = threading.Thread(target=lambda: texts.append(pipe.read_text()))
+    reader.start()
+    assert lstm("schema", "--output", pipe).code == 0
+    reader.join()
+    assert json.loads(texts[0])["title"] == "lstm-cli config"
+    assert pipe.is_fifo()
+
+
+def test_save_in_python_replaces_what_it_is_told_to(native, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_text("mine")
+    lstm_cli.load(str(native), engine="reference").save(path)
+    assert is_own(path)
