@@ -128,20 +128,23 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
             hint="--to onnx, or leave them out",
         )
     need_target(destination, Path(source))
-    imported = read_weights(source, order.reading)
-    config = _config(imported, order)
+    given = None if order.config is None else read_config(order.config, order.overrides)
+    layers = None if given is None else given.specs
+    imported = read_weights(source, order.reading, layers=layers)
+    config = given or config_of(imported, order.overrides, hint=CONFIG_HINT)
     tensors = _fitted(config, imported, order.dtype)
     checked = None
     if order.check is not None:
         checked = agreement(config, tensors, order.check, order.tolerance)
     with temporary(destination) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
-        back = read_weights(made.path, ReadOptions(tmva_order=WRITTEN_ORDER))
         bare = _is_bare(target, destination)
+        reading = ReadOptions(tmva_order=WRITTEN_ORDER)
+        back = read_weights(made.path, reading, layers=config.specs if bare else None)
         proof = _proof(config, tensors, config if bare else config_of(back), back)
         if not proof.holds:
             raise _disproved(proof, imported.path, destination, target)
-        notes = (*written, *unsaid(config, back, destination, bare=bare))
+        notes = (*written, *unsaid(config, _alone(back, reading), destination, bare=bare))
         made.keep()
     kinds = {spec.kind for spec in config.specs}
     return Conversion(
@@ -154,12 +157,6 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         proof,
         checked,
     )
-
-
-def _config(imported: Imported, order: Order) -> Config:
-    if order.config is None:
-        return config_of(imported, order.overrides, hint=CONFIG_HINT)
-    return read_config(order.config, order.overrides)
 
 
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
@@ -199,6 +196,14 @@ def _is_bare(target: Format, destination: Path) -> bool:
     """Whether a file of this format holds tensors, and no more of the layers than they tell."""
     by_name = destination.name.lower().endswith(".weights.h5")
     return target.name == "pytorch" or (target.name == "keras" and by_name)
+
+
+def _alone(back: Imported, reading: ReadOptions) -> Config | None:
+    """The config that a written file is taken for without another; None if it tells none."""
+    try:
+        return config_of(read_weights(back.path, reading))
+    except LstmCliError:
+        return None
 
 
 def _proof(config: Config, tensors: Mapping[str, Array], other: Config, back: Imported) -> Proof:
