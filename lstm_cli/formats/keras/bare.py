@@ -11,7 +11,7 @@ from lstm_cli.engines.types import Layers
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import Layer, snake, title
 from lstm_cli.formats.keras.hdf5 import Tree
-from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Piece, ordered
+from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Numbers, Piece, ordered
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn, is_cudnn
 from lstm_cli.formats.keras.variables import CELL, Chosen, Paths, Source, role_of
 from lstm_cli.formats.keras.words import Options, shown
@@ -58,17 +58,21 @@ def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], lis
     if own or places.keys() != set(listed):
         places = {}
     pieces = [_piece(tree, path, path in listed, places.get(path, 0)) for path in (*listed, *own)]
-    found, notes = ordered(pieces, numbered=not own and not _is_own(tree), layers=layers)
+    numbers = Numbers.NOTHING if own else _numbers(tree)
+    found, notes = ordered(pieces, numbers=numbers, layers=layers)
     return found, notes, Paths(tree)
 
 
-def _is_own(tree: Tree) -> bool:
-    """Whether the model is of the user's own class, as far as its name tells.
+def _numbers(tree: Tree) -> Numbers:
+    """What the counted classes in paths tell: the order of the model's list of layers.
 
-    Keras counts the layers of a class in the order in which such a model made them.
+    That is the order of a Sequential or Functional model. One of the user's own class lists its
+    layers as they were made, and newer files tell it by its name.
     """
     name = tree.text("vars", "name")
-    return name is not None and _stem(name) not in _MODELS and "layers/input_layer" not in tree
+    if "layers/input_layer" in tree or (name is not None and _stem(name) in _MODELS):
+        return Numbers.ORDER
+    return Numbers.UNKNOWN if name is None else Numbers.NOTHING
 
 
 def _listed_paths(paths: Iterable[str]) -> list[str]:
@@ -206,8 +210,8 @@ def by_names(
     """The layers of a legacy weights file, input to output, what was assumed, and the variables.
 
     The file lists the outermost layers in order. Within one of them, which is a model then, it
-    lists what was frozen last: there the order is told by numbers in names that go the same way,
-    or by the sizes.
+    lists what was frozen last, and numbers in names count what was made: there only the sizes, or
+    a config, tell an order.
     """
     pieces: list[Piece] = []
     chosen = Chosen(tree)
@@ -219,24 +223,30 @@ def by_names(
             own = own or _in_own_scope(listed, group)
             found = _listed(tree, f"{root}{group}/", group, listed, place, chosen)
             pieces += found
-            if len(found) > 1:
+            if len(found) > 1 or _is_nested(listed, group):
                 notes.append(
-                    f"{shown(group)} is a model of {len(found)} layers: the file does not say "
-                    "whether it has others, such as activations, that have no weights"
+                    f"{shown(group)} is taken for a model in the model: layers in it that have no "
+                    "weights, such as activations, are not in the file"
                 )
         elif (kind := _BY_NAME.get(_stem(group))) is not None:
             pieces.append(Piece(_layer(kind, {}, group, group), group, group=place))
         else:
             left_out.append(shown(group))
     if own:
-        pieces = [replace(piece, group=0, listed=0) for piece in pieces]
-    found_layers, assumed = ordered(pieces, numbered=not own, layers=layers)
+        pieces = [replace(piece, group=0) for piece in pieces]
+    found_layers, assumed = ordered(pieces, numbers=Numbers.NOTHING, layers=layers)
     if left_out:
         names_left = ", ".join(left_out)
         assumed.append(
             f"taken for layers that change nothing, since they have no weights: {names_left}"
         )
     return found_layers, [*notes, *assumed], chosen
+
+
+def _is_nested(listed: Sequence[str], group: str) -> bool:
+    """Whether a group of one layer seems to be a model: its variables name another layer."""
+    owner = _half(listed[0].rpartition("/")[0], group)[0].split("/")[-1]
+    return owner not in ("", group) and _stem(group) not in _WEIGHTED
 
 
 def _in_own_scope(listed: Sequence[str], group: str) -> bool:
@@ -266,7 +276,7 @@ def _listed(
         halves[half] = unit
     pieces: list[Piece] = []
     for owner, halves in parts.items():
-        found = [_unit(tree, units[unit], folder + unit) for unit in halves.values()]
+        found = [_unit(tree, units[unit], unit or group) for unit in halves.values()]
         one = found[0]
         if "" not in halves:
             if len(halves) != 2:
@@ -281,7 +291,7 @@ def _listed(
         path = owner if len(parts) > 1 else group
         piece = _made(one, path, place, directions=len(halves))
         layer = replace(piece.layer, path=f"{folder}{owner}", group=group)
-        pieces.append(replace(piece, layer=layer, listed=len(pieces)))
+        pieces.append(replace(piece, layer=layer))
         for half, unit in halves.items():
             chosen.add(layer, half, units[unit])
     return pieces

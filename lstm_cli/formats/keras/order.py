@@ -11,9 +11,11 @@ import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, islice
+from enum import Enum
+from itertools import accumulate, combinations, groupby, islice
+from typing import Any
 
-from lstm_cli.engines.types import DenseSpec, FlattenSpec, Layers, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import FlattenSpec, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import Layer, title
 from lstm_cli.formats.keras.words import Options, shown
@@ -32,11 +34,21 @@ HARMLESS = (
     "Masking",
 )
 """Layers whose place does not matter."""
-MODEL_HINT = "save the whole model, which says it: model.save('model.keras')"
+MODEL_HINT = (
+    "save the whole model, a Sequential or Functional one, which says it: model.save('model.keras')"
+)
 HINT = (
     f"{MODEL_HINT}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, "
     "lstm-cli convert FILE DST --config CONFIG"
 )
+
+
+class Numbers(Enum):
+    """What numbers in the names of one class's layers tell: ``lstm``, ``lstm_1``."""
+
+    ORDER = "the order"
+    UNKNOWN = "the order, unless the model is of the user's own class"
+    NOTHING = "in which order the user's own code made them"
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,6 @@ class Piece:
         Passes over the steps: 1 or 2.
     group
         Place in the file's own list of layers; 0 where there is none.
-    listed
-        Place within that group; 0 where the file lists nothing.
     """
 
     layer: Layer
@@ -66,26 +76,27 @@ class Piece:
     kind: str = ""
     directions: int = 1
     group: int = 0
-    listed: int = 0
+
+    @property
+    def size(self) -> tuple[str, int, int | None, int | None]:
+        """Kind, directions, and features read and given."""
+        return self.kind, self.directions, self.reads, self.gives
 
     def fits(self, spec: LayerSpec) -> bool:
         """Whether the config's layer is of this kind and these sizes."""
-        if isinstance(spec, RecurrentSpec):
-            same = (spec.kind, spec.directions) == (self.kind, self.directions)
-        else:
-            same = isinstance(spec, DenseSpec) and self.kind == "dense"
-        return same and (spec.input_size, spec.output_size) == (self.reads, self.gives)
+        directions = spec.directions if isinstance(spec, RecurrentSpec) else 1
+        return self.size == (spec.kind, directions, spec.input_size, spec.output_size)
 
 
 def ordered(
-    pieces: Sequence[Piece], *, numbered: bool, layers: Layers | None = None
+    pieces: Sequence[Piece], *, numbers: Numbers, layers: Layers | None = None
 ) -> tuple[list[Layer], list[str]]:
     """The layers, input to output, and what was assumed.
 
     Parameters
     ----------
-    numbered
-        Whether numbers in the names of one class's layers are those of their order.
+    numbers
+        What tells nothing is passed over; what is unknown counts beside a config only.
     layers
         Layers of a config, which the file's are to be.
 
@@ -96,10 +107,10 @@ def ordered(
     """
     if layers is not None:
         try:
-            return _as_config(pieces, numbered, layers)
+            return _as_config(pieces, numbers != Numbers.NOTHING, layers)
         except _MisfitError as misfit:  # Where the file itself tells an order, layers are compared.
             try:
-                return ordered(pieces, numbered=numbered)
+                return ordered(pieces, numbers=numbers)
             except WeightsError:
                 raise misfit from None
     groups = {piece.group for piece in pieces}
@@ -109,14 +120,15 @@ def ordered(
         return [piece.layer for piece in chain], _taken(chain, listed)
     aside = [p for p in pieces if p.layer.kind in HARMLESS and len(groups) == 1]
     rest = [piece for piece in pieces if piece not in aside]
+    numbered = numbers == Numbers.ORDER
     chains = _few(_Search(rest, numbered))
     if len(chains) != 1:
-        raise _ambiguous(rest, chains)
+        raise _ambiguous(rest, chains, numbers)
     left_out = [f"{p.layer.title} is left out: it acts in training only" for p in aside
                 if p.layer.kind not in ("InputLayer", "Masking")]  # fmt: skip
     masks = [piece.layer for piece in aside if piece.layer.kind == "Masking"]
     chain = chains[0]
-    return masks + [p.layer for p in chain], _taken(chain, "the only one that fits") + left_out
+    return masks + [p.layer for p in chain], _taken(chain, _why(rest, numbered)) + left_out
 
 
 def _as_config(
@@ -141,12 +153,42 @@ def _as_config(
     found, left = [], iter(chains[0])
     for spec in layers:
         if spec.parameters():
-            found.append(next(left).layer)
+            piece = next(left)
+            _check_reset(piece, spec)
+            found.append(piece.layer)
         elif isinstance(spec, FlattenSpec):
             found.append(
                 Layer("Flatten", "flatten", Options(title("Flatten", "flatten"), {}), "", "")
             )
-    return found, _taken(chains[0], "that of the config")
+    return found, _taken(chains[0], f"that of the config, {_why(weighted, numbered, wanted)}")
+
+
+def _check_reset(piece: Piece, spec: LayerSpec) -> None:
+    """Refuse a config of the other GRU than the one that the biases are of."""
+    wanted = isinstance(spec, RecurrentSpec) and getattr(spec.cells[0], "reset_after", None)
+    inner = piece.layer.options.get("layer") or {}
+    values = inner.get("config", piece.layer.options.values)
+    told = values.get("reset_after")
+    if spec.kind == "gru" and told not in (None, wanted):
+        raise WeightsError(
+            f"{shown(piece.path)} has the biases of a GRU with reset_after: {_yaml(told)}, layer "
+            f"{spec.index} of the config has reset_after: {_yaml(wanted)}",
+            expected="(3H,) without and (2, 3H) with reset_after",
+            hint=f"--set model.layers.{spec.index}.reset_after={_yaml(told)}",
+        )
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower()
+
+
+def _why(pieces: Sequence[Piece], numbered: bool, wanted: Sequence[LayerSpec] | None = None) -> str:
+    """What told an order that was found."""
+    try:
+        single = len(_few(_Search(pieces, False, wanted))) == 1
+    except WeightsError:  # too many orders without the numbers
+        single = False
+    return "the only one that fits" if single or not numbered else "that of numbers in the names"
 
 
 def _taken(chain: Sequence[Piece], why: str | None) -> list[str]:
@@ -198,15 +240,15 @@ class _Search:
             todo += [[*chain, p] for p in reversed(rest) if self._may_follow(chain, p, rest)]
 
     def _may_follow(self, chain: Sequence[Piece], piece: Piece, rest: Sequence[Piece]) -> bool:
-        if any(self._told(other, piece) for other in rest):
+        if any(self.told(other, piece) for other in rest):
             return False
         if self.wanted is not None:
             return piece.fits(self.wanted[len(chain)])
         return _reads(chain, piece)
 
-    def _told(self, first: Piece, second: Piece) -> bool:
-        """Whether names say that one runs before the other, and no list contradicts them."""
-        return self.numbered and first.listed <= second.listed and _counts_up(first, second)
+    def told(self, first: Piece, second: Piece) -> bool:
+        """Whether numbers in the names say that one runs before the other."""
+        return self.numbered and _counts_up(first, second)
 
 
 def _reads(chain: Sequence[Piece], piece: Piece) -> bool:
@@ -251,22 +293,36 @@ def _names(chain: Sequence[Piece]) -> str:
     return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
 
 
-def _ambiguous(pieces: Sequence[Piece], chains: Sequence[Sequence[Piece]]) -> WeightsError:
+def _ambiguous(
+    pieces: Sequence[Piece], chains: Sequence[Sequence[Piece]], numbers: Numbers
+) -> WeightsError:
     if not chains:
-        return _unsearched(pieces, "no order fits")
-    return _refused("several fit: " + "; ".join(_names(chain) for chain in chains[:2]))
+        return _refused(f"no order fits: {_listing(pieces)}", MODEL_HINT)
+    # A config tells layers apart by kind and size, and alike ones by their numbers.
+    told = _Search(pieces, numbers != Numbers.NOTHING).told
+    alike = [
+        (a, b)
+        for a, b in combinations([piece for piece in pieces if piece.kind], 2)
+        if a.size == b.size and a.group == b.group and not told(a, b) and not told(b, a)
+    ]
+    found = "several fit: " + "; ".join(_names(chain) for chain in chains[:2])
+    return _refused(found, MODEL_HINT if alike else HINT)
 
 
 def _unsearched(pieces: Sequence[Piece], why: str) -> WeightsError:
-    return _refused(f"{why}: " + ", ".join(shown(piece.path) for piece in pieces[:20]))
+    return _refused(f"{why}: {_listing(pieces)}", HINT)
 
 
-def _refused(found: str) -> WeightsError:
+def _listing(pieces: Sequence[Piece]) -> str:
+    return ", ".join(shown(piece.path) for piece in pieces[:20])
+
+
+def _refused(found: str, hint: str) -> WeightsError:
     return WeightsError(
         "the file does not say in which order its layers are",
         expected="one order in which each layer reads what the one before it gives",
         found=found,
-        hint=HINT,
+        hint=hint,
     )
 
 

@@ -24,7 +24,7 @@ from lstm_cli.formats.model import Export
 
 VERSION = "3.0.0"
 """The oldest Keras that reads what is written; every later one does as well."""
-NAMES = 1000
+NAMES = 500
 """Names in one attribute, which HDF5 bounds at 64 KiB."""
 DATE = (1980, 1, 1, 0, 0, 0)
 MASKING = (
