@@ -26,8 +26,16 @@ WEIGHTLESS = (
     "ReLU",
     "LeakyReLU",
     "ELU",
+    "ThresholdedReLU",
 )
-_BY_NAME = {snake(kind): kind for kind in (*WEIGHTLESS, "Activation")}
+_BY_NAME = {snake(kind): kind for kind in (*WEIGHTLESS, "Activation")} | {"reshape": "Flatten"}
+"""Layers without weights by their usual names. The shape to which a Reshape goes is not stored; if
+it is not one row, what follows does not fit."""
+_OTHERS = re.compile(
+    r"add|subtract|multiply|average|maximum|minimum|concatenate|dot|lambda|permute|repeat_vector|"
+    r"(additive_)?attention|(global_)?(max|average)_pooling\dd|(up_sampling|zero_padding|cropping)\dd"
+)
+"""Usual names of layers without weights that lstm-cli does not have."""
 _MODELS = ("sequential", "functional", "model")
 _WEIGHTED = ("lstm", "gru", "simple_rnn", "rnn", "bidirectional", "time_distributed", "dense")
 ORDER_ATTRIBUTE = "layer_order"
@@ -170,8 +178,6 @@ def _bidirectional(forward: Found, reverse: Found) -> Found:
 
 def _weightless(stem: str, path: str, place: int) -> Piece:
     kind = _BY_NAME.get(stem)
-    if stem == "reshape":  # to which shape is not stored; but for one row, what follows misfits
-        kind = "Flatten"
     if kind is None:
         raise _unknown(path)
     return Piece(_layer(kind, {}, path, path), path, group=place)
@@ -230,6 +236,12 @@ def by_names(
                 )
         elif (kind := _BY_NAME.get(_stem(group))) is not None:
             pieces.append(Piece(_layer(kind, {}, group, group), group, group=place))
+        elif _OTHERS.fullmatch(_stem(group)):
+            raise WeightsError(
+                f"the layer {shown(group)} has, by its name, no counterpart here",
+                expected="layers in one chain, each of a kind that lstm-cli has",
+                hint=MODEL_HINT,
+            )
         else:
             left_out.append(shown(group))
     if own:

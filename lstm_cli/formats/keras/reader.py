@@ -188,9 +188,15 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]], gates
             f"the file holds no activations: {gates} and tanh assumed in recurrent layers; "
             f"--set model.layers.{recurrent[0]}.activation=relu says otherwise"
         )
+        if "bidirectional" in config[-1]:
+            notes.append(
+                f"the file does not say how layer {len(config) - 1} joins its directions: side by "
+                "side is assumed (merge_mode concat)"
+            )
         if not any(layer["type"] == "flatten" for layer in config):
             notes.append(
-                "the file does not say which outputs are used: every step's assumed; "
+                "the file does not say which outputs are used: every step's assumed, from the "
+                "first step to the last; "
                 f"--set model.layers.{recurrent[-1]}.return_sequences=false takes the last one's"
             )
     notes += [
@@ -209,7 +215,8 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]], gates
         for layer in layers
         if layer.kind == "Flatten" and layer.name.startswith("reshape")
     ]
-    defaults = sorted({la.kind for la in layers if la.kind in ("LeakyReLU", "ReLU", "ELU")})
+    sloped = ("LeakyReLU", "ReLU", "ELU", "ThresholdedReLU")
+    defaults = sorted({layer.kind for layer in layers if layer.kind in sloped})
     if defaults:
         notes.append(f"Keras's default slopes assumed for {', '.join(defaults)}")
     return notes

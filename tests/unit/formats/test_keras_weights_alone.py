@@ -393,3 +393,34 @@ def test_every_default_names_its_source() -> None:
         assert all(one.source for one in defaults), option
         assert [one.since for one in defaults] == sorted(one.since for one in defaults)
     assert release("2.2.4-tf", today=False).readings("hard_sigmoid")[0].value == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("add_1", "add_1 has, by its name, no counterpart"),
+        ("global_average_pooling1d", "no counterpart"),
+        ("thresholded_re_lu", "Keras's default slopes assumed for ThresholdedReLU"),
+        ("reshape", "taken for a Flatten"),
+        ("mine", "layers that change nothing, since they have no weights: mine"),
+    ],
+)
+def test_layers_without_weights_in_a_list(name: str, said: str, tmp_path: Path) -> None:
+    """Only their names are there, which are usual ones, or the user's."""
+    rng = np.random.default_rng(2)
+    lstm = kf.cell_names("lstm", kf.drawn("LSTM", D, H, rng))
+    dense = {"dense/kernel:0": rng.standard_normal((T * H if name == "reshape" else H, 2))}
+    path = kf.legacy(tmp_path / "w.h5", {"lstm": lstm, name: {}, "dense": dense})
+    if "counterpart" in said:
+        assert said in str(refused(path))
+    else:
+        assert said in "\n".join(read(path).notes)
+
+
+def test_the_last_layer_joins_its_directions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    both = [
+        kf.cell_names(f"b/{d}_lstm", kf.drawn("LSTM", D, H, rng)) for d in ("forward", "backward")
+    ]
+    path = kf.legacy(tmp_path / "w.h5", {"b": both[0] | both[1]})
+    assert "merge_mode concat" in "".join(read(path).notes)
