@@ -251,6 +251,10 @@ def test_layers_that_make_no_chain_by_their_sizes(tmp_path: Path) -> None:
     model.save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(WeightsError, match="leaky_re_lu"):
         registry.read(tmp_path / "m.weights.h5")
+    first = [L.GRU(3, return_sequences=True), L.LSTM(4, return_sequences=True)]
+    model = keras.Sequential([keras.Input((STEPS, 3)), *first, L.Flatten(), L.Dense(3)])
+    shaken(model, np.random.default_rng(0)).save_weights(tmp_path / "m.weights.h5")
+    assert_equal(registry.read(tmp_path / "m.weights.h5"), model, inputs(0, 3))
 
 
 @pytest.mark.parametrize("names", [("lstm_b", "lstm_a"), ("b", "a"), ("z", "lstm")])

@@ -21,6 +21,7 @@ from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 N, T, D, H = 2, 5, 4, 3
+WAYS = ("forward", "backward")
 CELLS = ["LSTM", "GRU", "SimpleRNN"]
 TYPES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 
@@ -73,6 +74,18 @@ def test_halves_are_told_by_their_names(kind: str, first: str, case: str, tmp_pa
     path = kf.legacy(tmp_path / "w.h5", {"bi_1": listed[0] | listed[1]})
     y = [kf.recurrence(kind, x, w, kf.sigmoid, back=k == 1) for k, w in enumerate(halves)]
     np.testing.assert_allclose(run(read(path), x), np.concatenate(y, axis=2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_halves_of_which_one_has_a_bias(kind: str, tmp_path: Path) -> None:
+    rng, x = np.random.default_rng(1), random_inputs(N, T, D)
+    halves = [kf.drawn(kind, D, H, rng, two=kind == "GRU") for _ in range(2)]
+    halves[1][2] = np.zeros_like(halves[1][2])
+    names = [kf.cell_names(f"b/{half}_r", w) for half, w in zip(WAYS, halves, strict=True)]
+    del names[1]["b/backward_r/bias:0"]
+    imported = read(kf.legacy(tmp_path / "w.h5", {"b": names[1] | names[0]}))
+    y = [kf.recurrence(kind, x, w, kf.sigmoid, back=k == 1) for k, w in enumerate(halves)]
+    np.testing.assert_allclose(run(imported, x), np.concatenate(y, axis=2), rtol=0, atol=1e-12)
 
 
 def test_one_half_alone(tmp_path: Path) -> None:
