@@ -15,7 +15,7 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
 from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly
 from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
-from lstm_cli.formats.keras.defaults import TODAY, Release, keras_1, release
+from lstm_cli.formats.keras.defaults import TABLE, TODAY, Release, keras_1, release
 from lstm_cli.formats.keras.hdf5 import Tree
 from lstm_cli.formats.keras.recurrent import KINDS, ORDER
 from lstm_cli.formats.keras.variables import Names, Paths, Source
@@ -160,21 +160,25 @@ def _bare(tree: Tree, wanted: Layers | None, root: str = "") -> tuple[Assembly, 
         assembly.add(layer)
     gates = wrote.default("recurrent_activation")
     assembly.notes += [*notes, *_assumed(layers, assembly.layers, gates)]
-    if gates != "sigmoid":
-        assembly.notes += _unlike(wanted or (), wrote, gates)
+    assembly.notes += _unlike(wanted or (), wrote)
     return assembly, "Keras weights, without the model"
 
 
-def _unlike(wanted: Layers, wrote: Release, gates: str) -> list[str]:
-    """Layers of a config that do not have what older versions of Keras took by default."""
+def _unlike(wanted: Layers, wrote: Release) -> list[str]:
+    """Layers of a config that do not have what versions of Keras before 2.3 took by default."""
+    old = TABLE["recurrent_activation"][0]
+    if old not in wrote.readings("recurrent_activation"):
+        return []
+    sure = len(wrote.readings("recurrent_activation")) == 1
+    which = f"{wrote.title}, which wrote the file," if sure else "Keras before 2.3 and TensorFlow 1"
     return [
         f"layer {spec.index} of the config has recurrent_activation: {activation}; the default of "
-        f"{wrote.title}, which wrote the file, was {gates}: "
-        f"recurrent_activation: {gates} in the config, unless the model set another"
+        f"{which} was {old.value}: recurrent_activation: {old.value} in the config, unless the "
+        f"model {'set another' if sure else 'is newer'}"
         for spec in wanted
         if isinstance(spec, RecurrentSpec)
         and spec.kind != "rnn"
-        and (activation := str(spec.cells[0].recurrent_activation)) != gates
+        and (activation := str(spec.cells[0].recurrent_activation)) != old.value
     ]
 
 

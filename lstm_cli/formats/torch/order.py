@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import combinations, islice, pairwise
 
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, Layers, LayerSpec
 from lstm_cli.errors import WeightsError
@@ -61,11 +61,10 @@ def find_order(
     WeightsError
         No order fits, or several do.
     """
-    stored = stored and not any(
-        numbered(later.name, module.name)
-        for k, module in enumerate(modules)
-        for later in modules[k + 1 :]
-    )
+    why = "the stored order does not fit" if stored else "the file keeps no order"
+    pairs = combinations(modules, 2) if len(modules) <= MOST_MODULES else pairwise(modules)
+    if stored and any(numbered(later.name, module.name) for module, later in pairs):
+        stored, why = False, "numbers in the names say another order than the stored one"
     chosen = None if layers is None else _as_config(modules, stored, source, layers)
     if chosen is not None:
         return chosen
@@ -82,7 +81,7 @@ def find_order(
             found += [one for one in whole.orders() if not found or _flattens_last(one)]
             complete = complete and whole.complete
         if found:
-            return _decided(found, complete, modules, stored, source)
+            return _decided(found, complete, modules, stored, source, why)
     raise _misfit(modules, source)
 
 
@@ -229,7 +228,12 @@ def numbered(first: str, second: str) -> bool:
 
 
 def _decided(
-    found: list[Order], complete: bool, modules: Sequence[Module], stored: bool, source: str
+    found: list[Order],
+    complete: bool,
+    modules: Sequence[Module],
+    stored: bool,
+    source: str,
+    why: str,
 ) -> Order:
     """The one order, or the one whose Linears come last, where those are in an order too."""
     order = found[0] if len(found) == 1 and complete else _preferred(found, complete, modules)
@@ -246,7 +250,6 @@ def _decided(
     first = modules[0]
     if stored and isinstance(first, Linear) and first.bias is None and first != order.modules[0]:
         raise _misfit(modules, source)  # an embedding, more likely than a head that came first
-    why = "the stored order does not fit" if stored else "the file keeps no order"
     others = [_chain(one.modules) for one in found if one is not order]
     also = (
         f", and also as {others[0]}, which a config of its layers says: "

@@ -176,7 +176,8 @@ def test_a_stored_order_that_is_none(shapes: Shapes, order: list[str], tmp_path:
     (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
     found = registry.read(tmp_path / "w.pt")
     assert order_of(found) == order
-    assert "the file keeps no order" in found.notes[0]
+    why = "the file keeps no order" if "fc" in order else "numbers in the names say another"
+    assert why in found.notes[0]
     first = next(s.name for s in found.stored if s.native.startswith("layers.0."))
     assert not first.startswith(("10.", "net.1.", "fc."))
 
