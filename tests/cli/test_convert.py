@@ -430,7 +430,7 @@ model:
 
 
 def test_weights_whose_order_a_config_tells(lstm, data, tmp_path):
-    """What the refusal of a Keras file proposes, in every command that takes a config."""
+    """The refusal of a Keras file proposes a config: in every command that takes one."""
     config, native = tmp_path / "c.yaml", tmp_path / "n.safetensors"
     weights = tmp_path / "k.weights.h5"
     config.write_text(ALIKE)

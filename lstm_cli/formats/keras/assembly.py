@@ -123,7 +123,7 @@ class Assembly:
         return {"model": model | {"layers": self.layers}}
 
     def _defaults(self) -> Iterator[str]:
-        """What the file leaves out and Keras's versions take differently, and what sets it."""
+        """Notes on options that the file leaves out and versions of Keras take differently."""
         for key, places in self._unsaid.items():
             taken, *others = self._release.readings(key)
             usual = taken is TABLE[key][-1] and not others

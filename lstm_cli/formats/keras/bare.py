@@ -72,7 +72,7 @@ def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], lis
 
 
 def _numbers(tree: Tree) -> Numbers:
-    """What the counted classes in paths tell: the order of the model's list of layers.
+    """Meaning of the counted classes in paths: the order of the model's list of layers.
 
     That is the order of a Sequential or Functional model. One of the user's own class lists its
     layers as they were made, and newer files tell it by its name.

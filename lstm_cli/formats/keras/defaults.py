@@ -1,6 +1,7 @@
 """Keras's defaults by version: one table, and which line of it a file's version means.
 
-A default matters where a file leaves an option out, and in files of weights alone.
+A default matters where a file leaves an option out, and in files of weights alone. Flags that have
+one default in every version stand where they are read.
 """
 
 from __future__ import annotations
@@ -58,10 +59,6 @@ TABLE: Mapping[str, tuple[Default, ...]] = {
     "ReLU": (Default(0.0, FIRST, "negative_slope and threshold, since Keras 2.2.3"),),
     "Masking": (Default(0.0, FIRST, "mask_value"),),
     "activation": (Default("tanh", FIRST, "keras/layers/recurrent.py"),),
-    "Dense": (Default("linear", FIRST, "activation in keras/layers/core.py"),),
-    "use_bias": (Default(True, FIRST, "keras/layers/recurrent.py, core.py"),),
-    "return_sequences": (Default(False, FIRST, "keras/layers/recurrent.py"),),
-    "merge_mode": (Default("concat", FIRST, "keras/layers/wrappers.py"),),
 }
 """Values of one option, the oldest first; options of a layer stand under the layer's class."""
 

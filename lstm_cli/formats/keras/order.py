@@ -44,7 +44,7 @@ HINT = (
 
 
 class Numbers(Enum):
-    """What numbers in the names of one class's layers tell: ``lstm``, ``lstm_1``."""
+    """Meaning of numbers in the names of one class's layers: ``lstm``, ``lstm_1``."""
 
     ORDER = "the order"
     UNKNOWN = "the order, unless the model is of the user's own class"
@@ -183,7 +183,7 @@ def _yaml(value: Any) -> str:
 
 
 def _why(pieces: Sequence[Piece], numbered: bool, wanted: Sequence[LayerSpec] | None = None) -> str:
-    """What told an order that was found."""
+    """Evidence of an order that was found."""
     try:
         single = len(_few(_Search(pieces, False, wanted))) == 1
     except WeightsError:  # too many orders without the numbers

@@ -229,7 +229,7 @@ def stack(*sizes: int) -> Export:
 
 
 def test_order_of_bare_weights(tmp_path: Path) -> None:
-    """What lstm-cli wrote says the order, in a copy too; else sizes tell it, or a config."""
+    """A file of lstm-cli says its order, in a copy too; else sizes tell it, or a config."""
     path = tmp_path / "m.weights.h5"
     for sizes, unique in (((7, 6, 5), True), ((D, D, D), False)):
         given = stack(*sizes)

@@ -48,7 +48,7 @@ def refused(path: Path, config: dict[str, Any] | None = None) -> WeightsError:
 
 
 def settings(notes: Any) -> list[str]:
-    """What follows ``--set`` in the notes."""
+    """Settings that the notes propose."""
     words = " ".join(notes).replace(";", " ").split()
     return [after for word, after in pairwise(words) if word == "--set"]
 
@@ -289,7 +289,7 @@ VERSIONS = {
 @pytest.mark.parametrize("version", [*VERSIONS, "2.2.4-tf", None])
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "weights"])
 def test_defaults_by_version(version: str | None, whole: bool, tmp_path: Path) -> None:
-    """What the file leaves out, against Keras's equations; the notes' settings give the others."""
+    """Options that the file leaves out, against Keras's equations; the notes' settings give the others."""
     rng, x = np.random.default_rng(9), random_inputs(N, T, D)
     W, U, b = kf.drawn("LSTM", D, H, rng)
     V, R, _ = kf.drawn("GRU", H, H, rng)
