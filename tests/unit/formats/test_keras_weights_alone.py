@@ -289,7 +289,7 @@ VERSIONS = {
 @pytest.mark.parametrize("version", [*VERSIONS, "2.2.4-tf", None])
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "weights"])
 def test_defaults_by_version(version: str | None, whole: bool, tmp_path: Path) -> None:
-    """Options that the file leaves out, against Keras's equations; the notes' settings give the others."""
+    """Options left out, against Keras's equations; the notes' settings give the others."""
     rng, x = np.random.default_rng(9), random_inputs(N, T, D)
     W, U, b = kf.drawn("LSTM", D, H, rng)
     V, R, _ = kf.drawn("GRU", H, H, rng)
