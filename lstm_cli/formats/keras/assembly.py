@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ class Assembly:
         one = described(inner, f"{layer.path}/layer", layer.group)
         if one.kind not in ("Dense", "Dropout", *LAYERS):
             raise WeightsError(f"{layer.title} wraps {one.title}", expected="a Dense layer")
-        self.add(one)
+        self.add(replace(one, name=layer.name))  # Keras 2 names variables by the wrapper alone
 
     def _dense(self, layer: Layer) -> None:
         units, biased = layer.options.size("units"), layer.options.flag("use_bias", True)

@@ -227,6 +227,33 @@ def test_names_that_a_model_has_twice(name: str, tmp_path: Path) -> None:
     assert "which kernel is that of the layer lstm" in str(error)
 
 
+def test_a_wrapper_in_a_model(tmp_path: Path) -> None:
+    """Keras 2 names variables of a TimeDistributed by the wrapper, and counts a model's making."""
+    rng, x = np.random.default_rng(6), random_inputs(N, T, D)
+    W, V = (rng.standard_normal((D, D)) for _ in range(2))
+    lstm = kf.drawn("LSTM", D, D, rng)
+    inner = [
+        kf.entry("LSTM", "l", units=D, return_sequences=True, recurrent_activation="sigmoid"),
+        kf.entry("TimeDistributed", "td",
+                 layer=kf.entry("Dense", "dense_9", units=D, use_bias=False)),
+        kf.entry("Dense", "dense_8", units=D, use_bias=False),
+    ]  # fmt: skip
+    layers = [
+        kf.entry("InputLayer", "in", batch_input_shape=[None, None, D]) | {"inbound_nodes": []},
+        {"class_name": "Sequential", "config": {"name": "s", "layers": inner}}
+        | {"inbound_nodes": [[["in", 0, 0, {}]]]},
+        kf.entry("Activation", "act", activation="relu") | {"inbound_nodes": [[["s", 1, 0, {}]]]},
+    ]
+    for layer in layers:
+        layer["name"] = layer["config"]["name"]
+    ends = {"input_layers": [["in", 0, 0]], "output_layers": [["act", 0, 0]]}
+    model = {"class_name": "Functional", "config": {"name": "m", "layers": layers} | ends}
+    listed = {"dense_8/kernel:0": V, "td/kernel:0": W, **kf.cell_names("l/lstm_cell", lstm)}
+    path = kf.legacy(tmp_path / "w.h5", {"in": {}, "s": listed, "act": {}}, model)
+    expected = np.maximum(kf.recurrence("LSTM", x, lstm, kf.sigmoid) @ W @ V, 0)
+    np.testing.assert_allclose(run(read(path), x), expected, rtol=0, atol=1e-12)
+
+
 CUDNN = {"LSTM": ("cu_dnnlstm_1", {}), "GRU": ("gru_7", {"reset_after": True})}
 
 
