@@ -91,6 +91,18 @@ def cell_names(layer: str, weights: list[Any]) -> dict[str, Any]:
     return {f"{layer}/{role}": w for role, w in zip(roles, weights, strict=True)}
 
 
+def bare(path: Path, source: Path, version: str | None = "2.4.0") -> Path:
+    """The weights alone of a whole legacy ``.h5``, as Keras 2 saves them."""
+    with h5py.File(source) as whole, h5py.File(path, "w") as file:
+        root = whole["model_weights"]
+        for name in root:
+            root.copy(name, file)
+        file.attrs["layer_names"] = root.attrs["layer_names"]
+        if version is not None:
+            file.attrs["keras_version"] = np.bytes_(version)
+    return path
+
+
 def members(path: Path) -> dict[str, bytes]:
     """The members of a ``.keras`` file."""
     with zipfile.ZipFile(path) as archive:
@@ -105,14 +117,14 @@ def packed(path: Path, parts: dict[str, bytes]) -> Path:
     return path
 
 
-def copied(data: bytes, change: Any = None, **how: Any) -> bytes:
+def copied(data: bytes, change: Any = None, attributes: bool = False, **how: Any) -> bytes:
     """An HDF5 file written anew by the alphabet, its datasets as `how` says."""
     made = io.BytesIO()
     with h5py.File(io.BytesIO(data), "r") as old, h5py.File(made, "w") as new:
 
         def copy(name: str, thing: Any) -> None:
             if isinstance(thing, h5py.Group):
-                new.require_group(name)
+                new.require_group(name).attrs.update(thing.attrs if attributes else {})
                 return
             value = thing[...] if change is None else change(thing[...])
             new.create_dataset(name, data=value, **how)

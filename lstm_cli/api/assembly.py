@@ -109,8 +109,10 @@ def load(
     WeightsError
         The file cannot be read, carries no config and none is given, or does not fit it.
     """
-    imported = read_weights(path, ReadOptions(format, prefix, tmva_order))
-    resolved = config_of(imported, hint=CONFIG_HINT) if config is None else read_config(config)
+    given = None if config is None else read_config(config)
+    layers = None if given is None else given.specs
+    imported = read_weights(path, ReadOptions(format, prefix, tmva_order), layers=layers)
+    resolved = config_of(imported, hint=CONFIG_HINT) if given is None else given
     return assemble(resolved, create_engine(engine, device, dtype, threads), imported)
 
 
@@ -166,7 +168,8 @@ def assemble(
         arrays = {name: np.asarray(value) for name, value in source.items()}
         return Model(_network(config, arrays, engine, None), config, "given")
     if not isinstance(source, Imported):
-        source = read_weights(source, options, config.where("weights") if weights is None else None)
+        named_at = config.where("weights") if weights is None else None
+        source = read_weights(source, options, named_at, config.specs)
     network = _network(config, tensors_for(config.specs, source), engine, str(source.path))
     network.zero_states = zero_states_for(config.specs, source)
     notes = standing_notes(source, config)

@@ -144,8 +144,10 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
             hint="name another file to write",
         )
     check_target(destination, option="DST", force=order.force, suffix=target.suffixes[0])
-    imported = read_weights(source, order.reading)
-    config = _config(imported, order)
+    given = None if order.config is None else read_config(order.config, order.overrides)
+    layers = None if given is None else given.specs
+    imported = read_weights(source, order.reading, layers=layers)
+    config = given or config_of(imported, order.overrides, hint=CONFIG_HINT)
     tensors = _fitted(config, imported, order.dtype)
     checked = None
     if order.check is not None:
@@ -153,15 +155,13 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         checked = agreement(config, tensors, order.check, order.tolerance, zero)
     with unproven(destination, force=order.force) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
-        back = read_weights(made.path, ReadOptions(tmva_order=WRITTEN_ORDER))
         bare = _is_bare(target, destination)
+        reading = ReadOptions(tmva_order=WRITTEN_ORDER)
+        back = read_weights(made.path, reading, layers=config.specs if bare else None)
         proof = _proof(config, tensors, config if bare else config_of(back), back)
         if not proof.holds:
             raise _disproved(proof, imported.path, destination, target)
-        notes = (
-            *written,
-            *unsaid(config, back, destination, bare=bare),
-        )
+        notes = (*written, *unsaid(config, _alone(back, reading), destination, bare=bare))
         if target.name != "onnx" or order.writing.states:
             notes += tuple(_taken_states(zero_states_for(config.specs, imported), destination))
         made.keep()
@@ -182,12 +182,6 @@ def _taken_states(zero: ZeroStates, name: Path) -> Iterator[str]:
     """Say that a written file takes states which the source holds at 0."""
     for index, letter in zero:
         yield f"{name} takes an initial {letter} in layer {index}, which the source begins with 0"
-
-
-def _config(imported: Imported, order: Order) -> Config:
-    if order.config is None:
-        return config_of(imported, order.overrides, hint=CONFIG_HINT)
-    return read_config(order.config, order.overrides)
 
 
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
@@ -227,6 +221,14 @@ def _is_bare(target: Format, destination: Path) -> bool:
     """Whether a file of this format holds tensors, and no more of the layers than they tell."""
     by_name = destination.name.lower().endswith(".weights.h5")
     return target.name == "pytorch" or (target.name == "keras" and by_name)
+
+
+def _alone(back: Imported, reading: ReadOptions) -> Config | None:
+    """The config that a written file is taken for without another; None if it tells none."""
+    try:
+        return config_of(read_weights(back.path, reading))
+    except LstmCliError:
+        return None
 
 
 def _proof(config: Config, tensors: Mapping[str, Array], other: Config, back: Imported) -> Proof:

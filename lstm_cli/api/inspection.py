@@ -96,7 +96,11 @@ def inspect(
     """
     found, wrong_weights, file = None, [], None
     if weights is not None:
-        file = weights if isinstance(weights, Imported) else read_weights(weights, reading)
+        file = (
+            weights
+            if isinstance(weights, Imported)
+            else read_weights(weights, reading, layers=config.specs)
+        )
         tensors = tensors_for(config.specs, file)
         wrong_weights = weights_problems(config, tensors, str(file.path))
         merged = merge_biases(config.specs, tensors)

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.api.weights_files import config_of
 from lstm_cli.config import Config
-from lstm_cli.errors import LstmCliError
-from lstm_cli.formats.model import Imported
 
 TRAINING = ("dropout", "recurrent_dropout", "forget_bias")
 """Options of a layer that change no output."""
@@ -37,21 +34,20 @@ class Gap:
     read: Any
 
 
-def unsaid(config: Config, back: Imported, name: Path, *, bare: bool) -> tuple[str, ...]:
+def unsaid(config: Config, own: Config | None, name: Path, *, bare: bool) -> tuple[str, ...]:
     """Notes on what a file, read alone, would be taken for that it is not.
 
     Parameters
     ----------
     config
         Of the network that was written.
-    back
-        The file, read back.
+    own
+        Of the file, read back without another; None if it tells none.
     name
         Of the file.
     bare
         The format holds tensors only, so that a config is often needed beside it.
     """
-    own = _told(back)
     found = None if own is None else gaps(config, own)
     if found is None and bare:
         return (f"to run {name}: lstm-cli run CONFIG DATA --weights {shlex.quote(str(name))}",)
@@ -67,14 +63,6 @@ def unsaid(config: Config, back: Imported, name: Path, *, bare: bool) -> tuple[s
 def _setting(gap: Gap) -> str:
     key = f"model.layers.{gap.number}.{gap.key}"
     return f"--set {shlex.quote(f'{key}={_text(gap.meant)}')}"
-
-
-def _told(back: Imported) -> Config | None:
-    """The config that a file is taken for; None if it tells none."""
-    try:
-        return config_of(back)
-    except LstmCliError:
-        return None
 
 
 def gaps(config: Config, other: Config) -> list[Gap] | None:

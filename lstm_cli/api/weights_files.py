@@ -58,7 +58,10 @@ def _is_text(path: Path) -> bool:
 
 
 def read_weights(
-    path: str | Path, options: ReadOptions | None = None, named_at: str | None = None
+    path: str | Path,
+    options: ReadOptions | None = None,
+    named_at: str | None = None,
+    layers: Layers | None = None,
 ) -> Imported:
     """Read a weights file of any format.
 
@@ -66,6 +69,8 @@ def read_weights(
     ----------
     named_at
         The line that names it, for errors.
+    layers
+        Layers of the config that it is read for; see `ReadOptions.layers`.
 
     Raises
     ------
@@ -73,7 +78,7 @@ def read_weights(
         It cannot be read, or holds what lstm-cli cannot represent.
     """
     try:
-        return registry.read(path, options)
+        return registry.read(path, replace(options or ReadOptions(), layers=layers))
     except WeightsError as error:
         if named_at is None:
             raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from lstm_cli.engines.types import Array, LayerSpec, ZeroStates
+from lstm_cli.engines.types import Array, Layers, LayerSpec, ZeroStates
 
 TmvaOrder: TypeAlias = Literal["slots", "labels"]
 """Whether TMVA's elements hold what their slot says (today's writer) or what their label says."""
@@ -25,11 +25,15 @@ class ReadOptions:
         Take only what stands below this prefix of a state dict's names.
     tmva_order
         How to read an ambiguous TMVA file; None: refuse it.
+    layers
+        Layers of a config that the file is read for: where it does not say in which order its
+        own are, it is that of these.
     """
 
     format: str | None = None
     prefix: str | None = None
     tmva_order: TmvaOrder | None = None
+    layers: Layers | None = None
 
 
 @dataclass(frozen=True)

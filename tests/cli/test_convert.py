@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import keras_files
 import numpy as np
 import pytest
 from networks import random_inputs, random_weights, recurrent
@@ -415,3 +416,46 @@ def test_a_large_layer_takes_seconds():
 
     assert draw([recurrent("lstm", 2048, 2048)], None, states=True).x.shape[:2] == (4, 7)
     assert draw([recurrent("lstm", 16384, 8192)], 1000, states=False).x.shape[:2] == (2, 2)
+
+
+ALIKE = """\
+model:
+  input_size: 5
+  layers:
+    - {type: lstm, hidden_size: 5}
+    - {type: dropout, rate: 0.1}
+    - {type: gru, hidden_size: 5}
+    - {type: dense, units: 5}
+"""
+
+
+def test_weights_whose_order_a_config_tells(lstm, data, tmp_path):
+    """The refusal of a Keras file proposes a config: in every command that takes one."""
+    config, native = tmp_path / "c.yaml", tmp_path / "n.safetensors"
+    weights = tmp_path / "k.weights.h5"
+    config.write_text(ALIKE)
+    lstm_cli.build(config).save(native)
+    assert lstm("convert", native, weights).code == 0
+    assert lstm("run", weights, data).code == 0  # lstm-cli wrote the order into the file
+    weights.write_bytes(keras_files.copied(weights.read_bytes()))  # as Keras writes it
+    outcome = lstm("run", weights, data)
+    assert outcome.code == 4
+    assert "several fit: layers/dense -> layers/gru -> layers/lstm" in outcome.err
+    assert "lstm-cli run CONFIG DATA --weights FILE" in outcome.err
+    assert "lstm-cli convert FILE DST --config CONFIG" in outcome.err
+
+    expected, found = tmp_path / "e.h5", tmp_path / "f.h5"
+    assert lstm("run", native, data, "--output", expected).code == 0
+    outcome = lstm("run", config, data, "--weights", weights, "--output", found)
+    assert outcome.code == 0
+    assert "the order is that of the config" in outcome.err
+    with h5py.File(expected) as one, h5py.File(found) as other:
+        np.testing.assert_array_equal(one["outputs"], other["outputs"])
+    assert lstm("convert", weights, tmp_path / "o.onnx", "--config", config).code == 0
+    assert lstm("inspect-shapes", config, "--weights", weights).code == 0
+    assert lstm("compare", native, weights, "--config", config).code == 0
+    assert lstm_cli.load(weights, config=config).config.model.input_size == 5
+    config.write_text(ALIKE.replace("gru", "lstm"))
+    outcome = lstm("run", config, data, "--weights", weights)
+    assert outcome.code == 4
+    assert "the file's layers are not those of the config" in outcome.err

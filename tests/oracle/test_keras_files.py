@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import keras_files as kf
 import numpy as np
 import pytest
 from networks import TOLERANCES, random_weights, recurrent
@@ -22,7 +23,7 @@ from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported
+from lstm_cli.formats.model import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -185,28 +186,104 @@ def check_stored(imported: Imported) -> None:
         assert part.size * len(blocks) == imported.tensors[stored.native].size
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_weights_alone(seed: int, tmp_path: Path) -> None:
-    """What the file does not say has Keras's defaults; the order is the one of the layers."""
-    draw = Draw(seed + 100)
+def weights_only(draw: Draw) -> Any:
+    """A model whose options are Keras's defaults; parts of it frozen, parts models of their own.
+
+    Its layers were made in another order than they run in, and some are alike.
+    """
+    sizes = [3] if draw.yes() else [2, 3, 4]
     layers: list[Any] = []
-    for _ in range(int(draw.rng.integers(1, 4))):
-        kind, units = draw.one(["LSTM", "GRU", "SimpleRNN"]), int(draw.rng.integers(2, 4))
+    for _ in range(int(draw.rng.integers(1, 5))):
+        kind, units = draw.one(["LSTM", "GRU", "SimpleRNN", "Dense", "Dense"]), draw.one(sizes)
         extra = {"reset_after": draw.yes()} if kind == "GRU" else {}
-        layer = getattr(L, kind)(units, return_sequences=True, use_bias=True, **extra)
-        layers += [L.Bidirectional(layer) if draw.yes() else layer]
-        layers += draw.one([[], [L.Dropout(0.1)], [L.Dense(units)], [L.Dense(2), L.LeakyReLU()]])
-    if draw.yes():
-        layers += [L.Flatten()]
-    model = keras.Sequential([keras.Input((STEPS, FEATURES)), *layers, L.Dense(3)])
-    shaken(model, draw.rng).save_weights(tmp_path / "m.weights.h5")
-    imported = registry.read(tmp_path / "m.weights.h5")
-    assert_equal(imported, model, inputs(seed))
-    notes = "\n".join(imported.notes)
-    last = len(imported.config["model"]["layers"]) - 1 if imported.config else 0
-    assert f"--set model.layers.{last}.activation=softmax" in notes
-    assert "activation=relu" in notes
-    assert "order of the layers" in notes
+        if kind == "Dense":
+            layers.append(L.TimeDistributed(L.Dense(units)) if draw.yes() else L.Dense(units))
+            continue
+        layer = getattr(L, kind)(units, return_sequences=True, **extra)
+        layers.append(L.Bidirectional(layer) if draw.yes() else layer)
+    layers = [layers[k] for k in draw.rng.permutation(len(layers))]
+    for layer in layers:
+        layer.trainable = draw.yes()
+        if isinstance(layer, L.Bidirectional):
+            layer.trainable = True
+            layer.forward_layer.trainable = draw.yes()
+    cut = int(draw.rng.integers(len(layers) + 1))
+    if cut and draw.yes():
+        layers[:cut] = [keras.Sequential(layers[:cut])]
+    layers += draw.one([[], [L.Dropout(0.1)], [L.Flatten(), L.Dense(2)]])
+    x = y = keras.Input((STEPS, draw.one(sizes)))
+    for layer in layers:
+        y = layer(y)
+    model = keras.Model(x, y) if draw.yes() else keras.Sequential([x, *layers])
+    return shaken(model, draw.rng)
+
+
+def test_weights_alone(tmp_path: Path) -> None:
+    """Right or refused, alone and beside a config, in both kinds of file, also when copied."""
+    seen = set()
+    whole, legacy, today = (tmp_path / name for name in ("m.h5", "b.h5", "m.weights.h5"))
+    for seed in range(16):
+        model = weights_only(Draw(seed + 100))
+        x = inputs(seed, model.input_shape[-1])
+        model.save(whole)
+        config = registry.read(whole).config
+        kf.bare(legacy, whole)
+        model.save_weights(today)
+        if seed % 2:
+            today.write_bytes(kf.copied(today.read_bytes(), attributes=True))
+        for path in (legacy, today):
+            for layers in (None, from_mapping(config).specs):
+                try:
+                    imported = registry.read(path, ReadOptions(layers=layers))
+                except WeightsError:
+                    seen.add((path, layers is None, "refused"))
+                    continue
+                seen.add((path, layers is None, "read"))
+                assert_equal(imported, model, x, config if layers else None)
+                if len({name.split(".")[1] for name in imported.tensors}) > 1:
+                    assert "one after the other, each once" in "".join(imported.notes)
+    assert len(seen) >= 7  # every one of them but, perhaps, refusals beside a config
+
+
+def test_layers_that_make_no_chain_by_their_sizes(tmp_path: Path) -> None:
+    """Weightless layers stand anywhere, but a Flatten whose place the sizes tell."""
+    last = [L.LSTM(4, return_sequences=True), L.LeakyReLU(), L.Dense(3)]
+    model = keras.Sequential([keras.Input((STEPS, FEATURES)), *last])
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(WeightsError, match="leaky_re_lu"):
+        registry.read(tmp_path / "m.weights.h5")
+    first = [L.GRU(3, return_sequences=True), L.LSTM(4, return_sequences=True)]
+    model = keras.Sequential([keras.Input((STEPS, 3)), *first, L.Flatten(), L.Dense(3)])
+    shaken(model, np.random.default_rng(0)).save_weights(tmp_path / "m.weights.h5")
+    assert_equal(registry.read(tmp_path / "m.weights.h5"), model, inputs(0, 3))
+
+
+@pytest.mark.parametrize("names", [("lstm_b", "lstm_a"), ("b", "a"), ("z", "lstm")])
+def test_a_class_of_ones_own_with_layers_alike(names: tuple[str, str], tmp_path: Path) -> None:
+    """Keras counts its layers as they were made, here not as they run."""
+
+    class Mine(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, L.LSTM(FEATURES, return_sequences=True))
+
+        def call(self, x: Any) -> Any:
+            return getattr(self, names[0])(getattr(self, names[1])(x))
+
+    model, x = Mine(), inputs(0)
+    model(x)
+    model.save_weights(tmp_path / "m.weights.h5")
+    layers = from_mapping(
+        {"model": {"input_size": FEATURES, "layers": [{"type": "lstm", "hidden_size": 5}] * 2}}
+    ).specs
+    for given in (None, layers):
+        with pytest.raises(WeightsError) as caught:
+            registry.read(tmp_path / "m.weights.h5", ReadOptions(layers=given))
+        assert "--weights" not in caught.value.hints[0]  # a config would not tell them apart
+    chain = keras.Sequential([keras.Input((STEPS, FEATURES)), *(getattr(model, n) for n in names)])
+    chain.save(tmp_path / "m.keras")  # what the hint says
+    assert_equal(registry.read(tmp_path / "m.keras"), chain, x)
 
 
 def test_weights_of_a_class_of_ones_own(tmp_path: Path) -> None:
@@ -225,7 +302,9 @@ def test_weights_of_a_class_of_ones_own(tmp_path: Path) -> None:
     shaken(model, np.random.default_rng(5)).save_weights(tmp_path / "m.weights.h5")
     imported = registry.read(tmp_path / "m.weights.h5")
     assert_equal(imported, model, x)
-    assert "the only one that fits" in imported.notes[0]
+    assert "bidirectional -> layers/gru -> answer; the order is the only one" in "".join(
+        imported.notes
+    )
     model.save(tmp_path / "m.keras")
     with pytest.raises(WeightsError, match="Mine.*class"):
         registry.read(tmp_path / "m.keras")

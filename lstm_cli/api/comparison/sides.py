@@ -124,7 +124,7 @@ def read_side(
     WeightsError, ConfigError
         It cannot be read, or the config it carries is wrong.
     """
-    imported = read_weights(path, options)
+    imported = read_weights(path, options, layers=None if config is None else config.specs)
     settings = [found for note in imported.notes for found in _SETTING.findall(note)]
     own = imported.text is not None or imported.config is not None
     if own and not (settings and config is not None):

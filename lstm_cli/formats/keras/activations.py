@@ -8,6 +8,7 @@ from typing import Any
 
 from lstm_cli.cells import Activation
 from lstm_cli.errors import WeightsError
+from lstm_cli.formats.keras.defaults import Release
 from lstm_cli.formats.keras.words import Options, options, shown_value
 
 Named = str | dict[str, Any]
@@ -19,13 +20,13 @@ LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation"
 HINT = "train with one of " + ", ".join((*SAME, "linear", "elu", "leaky_relu", "hard_sigmoid"))
 
 
-def named(owner: Options, key: str, default: str, version: int) -> Named:
+def named(owner: Options, key: str, default: str, release: Release) -> Named:
     """The activation under `key` of a layer's options.
 
     Parameters
     ----------
-    version
-        Keras's, 1 to 3: ``hard_sigmoid`` is 0.2 x + 0.5 up to 2, x/6 + 0.5 since.
+    release
+        Version of Keras, which tells what a name means.
 
     Raises
     ------
@@ -40,30 +41,32 @@ def named(owner: Options, key: str, default: str, version: int) -> Named:
         if value.get("registered_name") in (None, "function") and kind == "function":
             value = config
         elif kind in LAYERS:
-            return of_layer(str(kind), options(f"{key} of {owner.owner}", config), version)
+            return of_layer(str(kind), options(f"{key} of {owner.owner}", config), release)
         elif isinstance(kind, str) and not config:
             value = kind
-    found = _by_name(value, version) if isinstance(value, str) else None
+    found = _by_name(value, release) if isinstance(value, str) else None
     if found is None:
         raise owner.refused(key, hint=HINT)
     return found
 
 
-def _by_name(name: str, version: int) -> Named | None:
+def _by_name(name: str, release: Release) -> Named | None:
     if name in SAME:
         return name
+    if name in LAYERS and name != "Activation":  # Keras 2 makes a layer of its class's name
+        return of_layer(name, Options(f"the activation {name}", {}), release)
     if name == "linear":
         return IDENTITY
     if name in ("elu", "celu"):
         return {"name": "elu", "alpha": 1.0}
     if name == "leaky_relu":
-        return {"name": "leaky_relu", "alpha": 0.2}
+        return {"name": "leaky_relu", "alpha": release.default(name)}
     if name == "hard_sigmoid":
-        return {"name": "hard_sigmoid", "alpha": 1 / 6 if version >= 3 else 0.2, "beta": 0.5}
+        return {"name": "hard_sigmoid", "alpha": release.default(name), "beta": 0.5}
     return None
 
 
-def of_layer(kind: str, given: Options, version: int, last: int = -1) -> Named:
+def of_layer(kind: str, given: Options, release: Release, last: int = -1) -> Named:
     """The activation that a layer of its own is.
 
     Parameters
@@ -72,23 +75,23 @@ def of_layer(kind: str, given: Options, version: int, last: int = -1) -> Named:
         The last axis, over which softmax goes here.
     """
     if kind == "Activation":
-        return named(given, "activation", "linear", version)
+        return named(given, "activation", "linear", release)
     if kind == "Softmax":
         if given.get("axis") not in (None, -1, last):
             raise given.refused("axis")
         return "softmax"
     if kind == "ELU":
-        return {"name": "elu", "alpha": given.number("alpha", 1.0)}
+        return {"name": "elu", "alpha": given.number("alpha", release.default(kind))}
     if kind == "ThresholdedReLU":
-        return {"name": "thresholded_relu", "alpha": given.number("theta", 1.0)}
+        return {"name": "thresholded_relu", "alpha": given.number("theta", release.default(kind))}
     if kind == "LeakyReLU":
         key = "negative_slope" if "negative_slope" in given.values else "alpha"
-        return {"name": "leaky_relu", "alpha": given.number(key, 0.3)}
-    return _relu(given)
+        return {"name": "leaky_relu", "alpha": given.number(key, release.default(kind))}
+    return _relu(given, release.default(kind))
 
 
-def _relu(given: Options) -> Named:
-    slope, threshold = given.number("negative_slope", 0.0), given.number("threshold", 0.0)
+def _relu(given: Options, default: float) -> Named:
+    slope, threshold = (given.number(key, default) for key in ("negative_slope", "threshold"))
     if threshold != 0:
         raise given.refused("threshold")
     if given.get("max_value") is None:

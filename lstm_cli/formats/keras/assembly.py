@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras import recurrent
 from lstm_cli.formats.keras.activations import IDENTITY, LAYERS, Named, named, of_layer
 from lstm_cli.formats.keras.architecture import Layer, described
+from lstm_cli.formats.keras.defaults import TABLE, Release
+from lstm_cli.formats.keras.hdf5 import Variable
 from lstm_cli.formats.keras.variables import CELL, DENSE, Source
 from lstm_cli.formats.keras.words import shown_value
 from lstm_cli.formats.model import Stored
@@ -29,8 +32,6 @@ NOTHING = {
 """Layers that do something in training only."""
 REFUSED = {
     "Lambda": "holds Python code, which lstm-cli does not run",
-    "CuDNNLSTM": "keeps its weights in cuDNN's layout",
-    "CuDNNGRU": "keeps its weights in cuDNN's layout",
 }
 
 
@@ -47,14 +48,15 @@ class Assembly:
         Features D and, where flatten needs it, steps T; None until a layer tells.
     """
 
-    def __init__(self, source: Source, version: int) -> None:
+    def __init__(self, source: Source, release: Release, *, whole: bool) -> None:
         self.layers: list[dict[str, Any]] = []
         self.tensors: dict[str, Array] = {}
         self.stored: list[Stored] = []
         self.notes: list[str] = []
         self.input_size: int | None = None
         self.steps: int | None = None
-        self._source, self._version = source, version
+        self._source, self._release, self._whole = source, release, whole
+        self._unsaid: dict[str, list[int]] = {}
         self._width: int | None = None
         self._declared_steps: int | None = None
         self._sequence = True
@@ -102,6 +104,8 @@ class Assembly:
             "Flatten": self._flatten,
             "Reshape": self._reshape,
         }
+        if layer.kind in recurrent.CUDNN:
+            raise recurrent.cudnn(layer.title, recurrent.CUDNN[layer.kind])
         if layer.kind not in handlers:
             why = REFUSED.get(layer.kind, "has no counterpart in lstm-cli")
             raise WeightsError(f"{layer.title} {why}")
@@ -113,16 +117,49 @@ class Assembly:
             raise self._no_steps(self._pending)
         if self.input_size is None or not self.layers:
             raise WeightsError("the model has no layer that does anything")
+        self.notes += self._defaults()
         model: dict[str, Any] = {"input_size": self.input_size}
         if self.steps is not None:
             model["steps"] = self.steps
         return {"model": model | {"layers": self.layers}}
 
+    def _defaults(self) -> Iterator[str]:
+        """Notes on options that the file leaves out and versions of Keras take differently."""
+        for key, places in self._unsaid.items():
+            taken, *others = self._release.readings(key)
+            usual = taken is TABLE[key][-1] and not others
+            if usual and not self._whole and key == "recurrent_activation":
+                continue  # The note on all activations says it.
+            yield self._release.note(key, places)
+        yield from self._hard_sigmoids()
+
+    def _hard_sigmoids(self) -> Iterator[str]:
+        """The two functions of one name, where the version that tells them apart is missing."""
+        alpha = self._release.default("hard_sigmoid")
+        if self._release.told:
+            return
+        other = next(one.value for one in TABLE["hard_sigmoid"] if one.value != alpha)
+        found = [
+            f"--set {place}.alpha={other!r}"
+            for k, layer in enumerate(self.layers)
+            for key in ("activation", "recurrent_activation")
+            for place, value in _parts(f"model.layers.{k}.{key}", layer.get(key))
+            if isinstance(value, dict)
+            and (value["name"], value["alpha"]) == ("hard_sigmoid", alpha)
+        ]
+        if found:
+            slopes = ("0.2 x + 0.5", "x/6 + 0.5")
+            mine, theirs = slopes if alpha == 0.2 else slopes[::-1]
+            yield (
+                f"no version of Keras is in the file: hard_sigmoid is taken as {mine}; "
+                f"{' '.join(found)} makes it {theirs}, as in Keras {3 if alpha == 0.2 else 2}"
+            )
+
     def _recurrent(self, layer: Layer) -> None:
         if not self._sequence or self._pending is not None:
             raise WeightsError(f"{layer.title} reads no sequence", expected="(batch, steps, D)")
         found, prefix = recurrent.directions(layer), f"layers.{len(self.layers)}."
-        reset_after = []
+        biases: list[Variable | None] = []
         for one, folder in zip(found, ("", "reverse."), strict=False):
             roles = CELL if one.biased else CELL[:2]
             variables = self._source.take(layer, one.inner, roles)
@@ -130,9 +167,11 @@ class Assembly:
             self._reads(layer, variables[0].value.shape[0])
             self.tensors |= tensors
             self.stored += stored
-            bias = variables[2] if one.biased else None
-            reset_after.append(recurrent.resets_after(one, bias))
-        config = recurrent.settings(found, self._version, reset_after[0])
+            biases.append(variables[2] if one.biased else None)
+        reset_after = recurrent.resets_after(found, biases, self._release)
+        config = recurrent.settings(found, self._release, reset_after)
+        for key in recurrent.unsaid(found):
+            self._unsaid.setdefault(key, []).append(len(self.layers))
         self.layers.append(config)
         self._width = len(found) * found[0].hidden_size
         self._sequence = config.get("return_sequences", True)
@@ -142,7 +181,7 @@ class Assembly:
         one = described(inner, f"{layer.path}/layer", layer.group)
         if one.kind not in ("Dense", "Dropout", *LAYERS):
             raise WeightsError(f"{layer.title} wraps {one.title}", expected="a Dense layer")
-        self.add(one)
+        self.add(replace(one, name=layer.name))  # Keras 2 names variables by the wrapper alone
 
     def _dense(self, layer: Layer) -> None:
         units, biased = layer.options.size("units"), layer.options.flag("use_bias", True)
@@ -153,7 +192,7 @@ class Assembly:
         bias = variables[1].value if biased else np.zeros(units, kernel.dtype)
         if bias.shape != (units,):
             raise self._misfit(layer, f"({units},)", bias.shape)
-        activation = named(layer.options, "activation", "linear", self._version)
+        activation = named(layer.options, "activation", "linear", self._release)
         self._reads(layer, kernel.shape[0])
         natives = self._emit_dense(kernel.T, bias, activation)
         for variable, native in zip(variables, natives, strict=False):
@@ -175,7 +214,7 @@ class Assembly:
     def _activation(self, layer: Layer) -> None:
         """An activation of its own: the dense layer's before it, or that of an identity matrix."""
         last = 2 if self._sequence else 1
-        activation = of_layer(layer.kind, layer.options, self._version, last)
+        activation = of_layer(layer.kind, layer.options, self._release, last)
         if activation == IDENTITY:
             return
         before = self.layers[-1] if self.layers else {}
@@ -203,7 +242,7 @@ class Assembly:
         self.layers.append({"type": "dropout", "rate": rate})
 
     def _masking(self, layer: Layer) -> None:
-        value = shown_value(layer.options.get("mask_value"))
+        value = shown_value(layer.options.number("mask_value", self._release.default("Masking")))
         self.notes.append(
             f"{layer.title} is left out: Keras skips steps whose values are all {value}; here the "
             "lengths in the data say which steps count"
@@ -276,3 +315,10 @@ class Assembly:
             f"{layer.title} needs a fixed number of steps, which the file does not tell",
             hint="save the whole model, with an input of fixed steps: Input((steps, features))",
         )
+
+
+def _parts(place: str, value: Any) -> list[tuple[str, Any]]:
+    """An activation by its place in the config; a pair's two."""
+    if isinstance(value, list):
+        return [(f"{place}.{k}", one) for k, one in enumerate(value)]
+    return [(place, value)]

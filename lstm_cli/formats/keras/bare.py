@@ -1,16 +1,19 @@
-"""Weights without a description: layers told from names, shapes and the order in the file."""
+"""Weights without a description: layers told from names and shapes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from lstm_cli.engines.types import Layers
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import Layer, snake, title
 from lstm_cli.formats.keras.hdf5 import Tree
-from lstm_cli.formats.keras.order import HARMLESS, Piece, ordered
-from lstm_cli.formats.keras.variables import Names, role_of
+from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Numbers, Piece, ordered
+from lstm_cli.formats.keras.recurrent import KINDS, cudnn, is_cudnn
+from lstm_cli.formats.keras.variables import CELL, Chosen, Paths, Source, role_of
 from lstm_cli.formats.keras.words import Options, shown
 
 Shape = tuple[int, ...]
@@ -23,11 +26,20 @@ WEIGHTLESS = (
     "ReLU",
     "LeakyReLU",
     "ELU",
+    "ThresholdedReLU",
 )
-_BY_NAME = {snake(kind): kind for kind in (*WEIGHTLESS, "Activation")}
+_BY_NAME = {snake(kind): kind for kind in (*WEIGHTLESS, "Activation")} | {"reshape": "Flatten"}
+"""Layers without weights by their usual names. The shape to which a Reshape goes is not stored; if
+it is not one row, what follows does not fit."""
+_OTHERS = re.compile(
+    r"add|subtract|multiply|average|maximum|minimum|concatenate|dot|lambda|permute|repeat_vector|"
+    r"(additive_)?attention|(global_)?(max|average)_pooling\dd|(up_sampling|zero_padding|cropping)\dd"
+)
+"""Usual names of layers without weights that lstm-cli does not have."""
 _MODELS = ("sequential", "functional", "model")
 _WEIGHTED = ("lstm", "gru", "simple_rnn", "rnn", "bidirectional", "time_distributed", "dense")
-HINT = "save the whole model, which says it: model.save('model.keras')"
+ORDER_ATTRIBUTE = "layer_order"
+"""Names of the layers in their order, where lstm-cli wrote the file."""
 
 
 def is_bare(tree: Tree) -> bool:
@@ -35,23 +47,43 @@ def is_bare(tree: Tree) -> bool:
     return any(re.search(r"(^|/)vars/\d+$", path) for path in tree.datasets())
 
 
-def by_paths(tree: Tree) -> tuple[list[Layer], list[str]]:
-    """The layers of a Keras 3 weights file, input to output, and what was assumed.
+def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], list[str], Source]:
+    """The layers of a Keras 3 weights file, input to output, what was assumed, and the variables.
+
+    Parameters
+    ----------
+    layers
+        Layers of a config, which the file's are to be.
 
     Raises
     ------
     WeightsError
         A layer that lstm-cli does not have, or an order that cannot be told.
     """
-    addresses = tree.addresses()
-    listed = _listed_paths(list(addresses))
-    own = _own_paths(tree.datasets())
-    pieces = [piece for path in listed if (piece := _piece(tree, path, True)) is not None]
-    pieces += [piece for path in own if (piece := _piece(tree, path, False)) is not None]
-    return ordered(pieces, {} if own else addresses)
+    listed, own = _listed_paths(tree.paths()), _own_paths(tree.datasets())
+    order = tree.texts("layers", ORDER_ATTRIBUTE) or []
+    places = {f"layers/{name}": k for k, name in enumerate(order)}
+    if own or places.keys() != set(listed):
+        places = {}
+    pieces = [_piece(tree, path, path in listed, places.get(path, 0)) for path in (*listed, *own)]
+    numbers = Numbers.NOTHING if own else _numbers(tree)
+    found, notes = ordered(pieces, numbers=numbers, layers=layers)
+    return found, notes, Paths(tree)
 
 
-def _listed_paths(paths: Sequence[str]) -> list[str]:
+def _numbers(tree: Tree) -> Numbers:
+    """Meaning of the counted classes in paths: the order of the model's list of layers.
+
+    That is the order of a Sequential or Functional model. One of the user's own class lists its
+    layers as they were made, and newer files tell it by its name.
+    """
+    name = tree.text("vars", "name")
+    if "layers/input_layer" in tree or (name is not None and _stem(name) in _MODELS):
+        return Numbers.ORDER
+    return Numbers.UNKNOWN if name is None else Numbers.NOTHING
+
+
+def _listed_paths(paths: Iterable[str]) -> list[str]:
     """Paths of the layers, those of models within models too: ``layers/sequential/layers/gru``."""
     models = "|".join(_MODELS)
     pattern = re.compile(rf"(?:layers/(?:{models})(?:_\d+)?/)*layers/[^/]+")
@@ -70,25 +102,28 @@ def _stem(path: str) -> str:
     return re.sub(r"_\d+$", "", path.rsplit("/", 1)[-1])
 
 
-def _piece(tree: Tree, path: str, listed: bool) -> Piece | None:
-    """What stands under a path; None for what does nothing."""
+def _piece(tree: Tree, path: str, listed: bool, place: int) -> Piece:
+    """The layer that stands under a path."""
     stem, shape = _stem(path), tree.shape
     if f"{path}/forward_layer/cell/vars/0" in tree:
         inner = [_recurrent(shape, f"{path}/{d}_layer/cell/vars/") for d in ("forward", "backward")]
-        return _bidirectional(path, inner)
+        return _made(_bidirectional(*inner), path, place, directions=2)
     if f"{path}/cell/vars/0" in tree:
         found = _recurrent(shape, f"{path}/cell/vars/")
     elif f"{path}/layer/vars/0" in tree:
-        found = _dense(shape, f"{path}/layer/vars/")
-        inner_layer = {"class_name": "Dense", "config": found[1]}
-        return _made("TimeDistributed", {"layer": inner_layer}, path, found[2], found[3])
+        _, config, reads, gives = _dense(shape, f"{path}/layer/vars/")
+        inner_layer = {"class_name": "Dense", "config": config}
+        found = "TimeDistributed", {"layer": inner_layer}, reads, gives
     elif f"{path}/vars/0" in tree:
+        if f"{path}/vars/2" in tree:  # Only cuDNN's layers have three without a cell.
+            _recurrent(shape, f"{path}/vars/")
+            raise _unknown(path)
         found = _dense(shape, f"{path}/vars/")
     else:
-        return _weightless(stem, path)
+        return _weightless(stem, path, place)
     if listed and stem not in _WEIGHTED:
         raise _unknown(path)
-    return _made(found[0], found[1], path, found[2], found[3])
+    return _made(found, path, place)
 
 
 Found = tuple[str, dict[str, Any], int, int]
@@ -108,15 +143,15 @@ def recurrent_of(shapes: Sequence[Shape | None], where: str) -> Found:
     kind = BY_GATES.get(width // H)
     if kind is None or width % H or (bias is not None and len(bias) not in (1, 2)):
         raise _unknown(where)
+    if is_cudnn(kind, width, bias):
+        raise cudnn(f"the layer {shown(where.strip('/'))}", kind)
     config = {"units": H, "use_bias": bias is not None, "return_sequences": True}
-    if kind == "GRU":  # without a bias Keras's default, which a note says
-        config["reset_after"] = bias is None or len(bias) == 2
+    if kind == "GRU" and bias is not None:
+        config["reset_after"] = len(bias) == 2
     return kind, config, D, H
 
 
 def _dense(shape: Callable[[str], Shape | None], folder: str) -> Found:
-    if shape(f"{folder}2") is not None:
-        raise _unknown(folder)
     return dense_of([shape(f"{folder}{k}") for k in range(2)], folder)
 
 
@@ -129,84 +164,166 @@ def dense_of(shapes: Sequence[Shape | None], where: str) -> Found:
     return "Dense", config, kernel[0], kernel[1]
 
 
-def _bidirectional(path: str, inner: Sequence[Found]) -> Piece:
-    (kind, forward, D, H), (other, reverse, _, _) = inner
-    biased = [one for one in (forward, reverse) if one["use_bias"]]
+def _bidirectional(forward: Found, reverse: Found) -> Found:
+    (kind, config, D, H), (other, back, _, _) = forward, reverse
+    biased = [one for one in (config, back) if one["use_bias"]]
     if kind == other == "GRU" and len(biased) == 1:  # the one that has biases tells of both
-        forward["reset_after"] = reverse["reset_after"] = biased[0]["reset_after"]
-    config = {
-        "layer": {"class_name": kind, "config": forward},
-        "backward_layer": {"class_name": other, "config": {**reverse, "go_backwards": True}},
+        config["reset_after"] = back["reset_after"] = biased[0]["reset_after"]
+    both = {
+        "layer": {"class_name": kind, "config": config},
+        "backward_layer": {"class_name": other, "config": {**back, "go_backwards": True}},
     }
-    return _made("Bidirectional", config, path, D, 2 * H)
+    return "Bidirectional", both, D, 2 * H
 
 
-def _weightless(stem: str, path: str) -> Piece:
+def _weightless(stem: str, path: str, place: int) -> Piece:
     kind = _BY_NAME.get(stem)
-    if stem == "reshape":  # to which shape is not stored; but for one row, what follows misfits
-        kind = "Flatten"
     if kind is None:
         raise _unknown(path)
-    return _made(kind, {}, path, None, None)
+    return Piece(_layer(kind, {}, path, path), path, group=place)
 
 
-def _made(
-    kind: str, config: dict[str, Any], path: str, reads: int | None, gives: int | None
-) -> Piece:
+def _made(found: Found, path: str, place: int, directions: int = 1) -> Piece:
+    kind, config, reads, gives = found
+    inner = config["layer"]["class_name"] if kind == "Bidirectional" else kind
+    return Piece(
+        _layer(kind, config, path, path),
+        path,
+        reads,
+        gives,
+        kind=KINDS.get(inner, "dense"),
+        directions=directions,
+        group=place,
+    )
+
+
+def _layer(kind: str, config: dict[str, Any], path: str, group: str) -> Layer:
     name = path.rsplit("/", 1)[-1]
-    layer = Layer(kind, name, Options(title(kind, name), config), path, path)
-    return Piece(layer, path, re.sub(r"_\d+$", "", path), reads, gives)
+    return Layer(kind, name, Options(title(kind, name), config), path, group)
 
 
 def _unknown(path: str) -> WeightsError:
     return WeightsError(
         f"the weights of {shown(path.rstrip('/'))} are those of no layer that lstm-cli has",
         expected="LSTM, GRU, SimpleRNN, Bidirectional or Dense",
-        hint=HINT,
+        hint=MODEL_HINT,
     )
 
 
-def by_names(tree: Tree, root: str) -> tuple[list[Layer], list[str]]:
-    """The layers of a legacy weights file, which lists them in order, and what was assumed."""
-    names, found, left_out = Names(tree, root), [], []
-    for group in tree.texts(root.rstrip("/"), "layer_names") or []:
-        listed = [name for name in names.listed(group) if not role_of(name).startswith("seed_")]
+def by_names(
+    tree: Tree, root: str, layers: Layers | None = None
+) -> tuple[list[Layer], list[str], Source]:
+    """The layers of a legacy weights file, input to output, what was assumed, and the variables.
+
+    The file lists the outermost layers in order. Within one of them, which is a model then, it
+    lists what was frozen last, and numbers in names count what was made: there only the sizes, or
+    a config, tell an order.
+    """
+    pieces: list[Piece] = []
+    chosen = Chosen(tree)
+    notes, left_out, own = [], [], False
+    for place, group in enumerate(tree.texts(root.rstrip("/"), "layer_names") or []):
+        names = tree.texts(root + group, "weight_names") or []
+        listed = [name for name in names if not role_of(name).startswith("seed_")]
         if listed:
-            found += _listed(tree, f"{root}{group}/", group, listed)
+            own = own or _in_own_scope(listed, group)
+            found = _listed(tree, f"{root}{group}/", group, listed, place, chosen)
+            pieces += found
+            if len(found) > 1 or _is_nested(listed, group):
+                notes.append(
+                    f"{shown(group)} is taken for a model in the model: layers in it that have no "
+                    "weights, such as activations, are not in the file"
+                )
         elif (kind := _BY_NAME.get(_stem(group))) is not None:
-            found.append(Layer(kind, group, Options(title(kind, group), {}), "", group))
+            pieces.append(Piece(_layer(kind, {}, group, group), group, group=place))
+        elif _OTHERS.fullmatch(_stem(group)):
+            raise WeightsError(
+                f"the layer {shown(group)} has, by its name, no counterpart here",
+                expected="layers in one chain, each of a kind that lstm-cli has",
+                hint=MODEL_HINT,
+            )
         else:
             left_out.append(shown(group))
-    note = f"taken for layers that change nothing, since they have no weights: {left_out}"
-    return found, [note.translate({39: None, 91: None, 93: None})] if left_out else []
+    if own:
+        pieces = [replace(piece, group=0) for piece in pieces]
+    found_layers, assumed = ordered(pieces, numbers=Numbers.NOTHING, layers=layers)
+    if left_out:
+        names_left = ", ".join(left_out)
+        assumed.append(
+            f"taken for layers that change nothing, since they have no weights: {names_left}"
+        )
+    return found_layers, [*notes, *assumed], chosen
 
 
-def _listed(tree: Tree, folder: str, group: str, listed: Sequence[str]) -> list[Layer]:
+def _is_nested(listed: Sequence[str], group: str) -> bool:
+    """Whether a group of one layer seems to be a model: its variables name another layer."""
+    owner = _half(listed[0].rpartition("/")[0], group)[0].split("/")[-1]
+    return owner not in ("", group) and _stem(group) not in _WEIGHTED
+
+
+def _in_own_scope(listed: Sequence[str], group: str) -> bool:
+    """Whether variables stand below a model of the user's own class: ``net/lstm/kernel:0``.
+
+    Keras lists the layers of such a model in the order in which it made them.
+    """
+    parts = listed[0].split("/")[:-1]
+    return group in parts[1:] and group != parts[0] and _stem(parts[0]) not in _MODELS
+
+
+def _listed(
+    tree: Tree, folder: str, group: str, listed: Sequence[str], place: int, chosen: Chosen
+) -> list[Piece]:
     """The layers of one group: one, or those of a model within the model."""
-    units: list[list[str]] = []
+    units: dict[str, dict[str, str]] = {}
     for name in listed:
-        if role_of(name) == "kernel":
-            units.append([])
-        elif role_of(name) not in ("recurrent_kernel", "bias") or not units:
+        if role_of(name) not in CELL:
             raise _unknown(f"{folder}{name}")
-        units[-1].append(name)
-    found: list[Layer] = []
-    pieces = [_unit(tree, folder, unit) for unit in units]
-    k = 0
-    while k < len(units):
-        two = k + 1 < len(units) and "/forward_" in units[k][0] and "/backward_" in units[k + 1][0]
-        if two:
-            layer = _bidirectional(group, pieces[k : k + 2]).layer
-        else:
-            layer = _made(pieces[k][0], pieces[k][1], group, None, None).layer
-        found.append(layer)
-        k += 2 if two else 1
-    return found
+        units.setdefault(name.rpartition("/")[0], {})[role_of(name)] = folder + name
+    parts: dict[str, dict[str, str]] = {}
+    for unit in units:
+        owner, half = _half(unit, group)
+        halves = parts.setdefault(owner, {})
+        if half in halves or (halves and (half == "") != ("" in halves)):
+            raise _unknown(f"{folder}{unit}")
+        halves[half] = unit
+    pieces: list[Piece] = []
+    for owner, halves in parts.items():
+        found = [_unit(tree, units[unit], unit or group) for unit in halves.values()]
+        one = found[0]
+        if "" not in halves:
+            if len(halves) != 2:
+                raise WeightsError(
+                    f"{shown(owner or group)} has one direction only of a Bidirectional",
+                    expected="forward_ and backward_ in the names",
+                    found=", ".join(shown(unit) for unit in halves.values()),
+                    hint=MODEL_HINT,
+                )
+            by_half = dict(zip(halves, found, strict=True))
+            one = _bidirectional(by_half["forward"], by_half["backward"])
+        path = owner if len(parts) > 1 else group
+        piece = _made(one, path, place, directions=len(halves))
+        layer = replace(piece.layer, path=f"{folder}{owner}", group=group)
+        pieces.append(replace(piece, layer=layer))
+        for half, unit in halves.items():
+            chosen.add(layer, half, units[unit])
+    return pieces
 
 
-def _unit(tree: Tree, folder: str, unit: Sequence[str]) -> Found:
-    by_role = {role_of(name): tree.shape(folder + name) for name in unit}
-    kernel, bias = by_role.get("kernel"), by_role.get("bias")
-    if "recurrent_kernel" in by_role:
-        return recurrent_of([kernel, by_role["recurrent_kernel"], bias], folder + unit[0])
-    return dense_of([kernel, bias], folder + unit[0])
+def _half(unit: str, group: str) -> tuple[str, str]:
+    """The layer that a variable's folder belongs to, and which half of a Bidirectional it is."""
+    parts = unit.split("/")
+    for k, part in enumerate(parts):
+        half = part.partition("_")[0]
+        if half in ("forward", "backward") and "_" in part and part != group:
+            return "/".join(parts[:k]) or part.removeprefix(f"{half}_"), half
+    cell = parts[-1] if len(parts) > 1 and re.fullmatch(r"\w+_cell(_\d+)?", parts[-1]) else None
+    return "/".join(parts[:-1] if cell else parts), ""
+
+
+def _unit(tree: Tree, unit: Mapping[str, str], where: str) -> Found:
+    kernel, recurrent, bias = (
+        None if role not in unit else tree.shape(unit[role]) for role in CELL
+    )
+    if "recurrent_kernel" in unit:
+        return recurrent_of([kernel, recurrent, bias], where)
+    return dense_of([kernel, bias], where)

@@ -15,10 +15,9 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.gates import NATIVE, reorder
 from lstm_cli.formats.keras.activations import keras_name
 from lstm_cli.formats.keras.architecture import snake
-from lstm_cli.formats.keras.recurrent import GATES
+from lstm_cli.formats.keras.recurrent import CLASSES, GATES
 from lstm_cli.formats.model import Export
 
-CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
 OPEN = 40.0
 """A forget gate with no weights and this bias is 1 to the last bit, in float64 too."""
 OPENED_BY = ("sigmoid", "hard_sigmoid", "tanh")

@@ -64,9 +64,8 @@ def _source(entry: Mapping[str, Any], name: str) -> str:
     if len(histories) != 1:
         names = ", ".join(shown_value(history[0]) for history in histories)
         _refuse(entry, name, f"reads {len(histories)} tensors: {names}" if names else "reads none")
-    source, node, tensor = histories[0]
-    if node != 0:
-        _refuse(entry, name, f"reads {shown_value(source)}, which is used more than once")
+    # The number of the use may be 1: Keras 2 counts the making of a model within it as one.
+    source, _, tensor = histories[0]
     if tensor != 0:
         _refuse(entry, name, f"reads a state of {shown_value(source)}")
     if not isinstance(source, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,9 +87,9 @@ class Tree:
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
 
-    def addresses(self) -> Mapping[str, int]:
-        """Where each object stands in the file, by path."""
-        return {path: node.address for path, node in self._nodes.items()}
+    def paths(self) -> list[str]:
+        """Paths of all groups and datasets."""
+        return list(self._nodes)
 
     def datasets(self) -> list[str]:
         """Paths of all datasets."""

@@ -1,17 +1,28 @@
-"""The order of layers whose file does not list it: where they stand in it, or their sizes."""
+"""Order of layers whose file has no description: what lists and names tell, and what fits.
+
+Three things tell an order: the file's own list of layers, numbers in the names of layers that a
+list holds, and the layers of a config. Sizes tell it only where they allow a single one. Where the
+bytes stand in the file tells nothing: a copy, or a tool, may put them anywhere.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import accumulate, combinations, groupby, islice
+from typing import Any
 
+from lstm_cli.engines.types import FlattenSpec, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.keras.architecture import Layer
-from lstm_cli.formats.keras.words import shown
+from lstm_cli.formats.keras.architecture import Layer, title
+from lstm_cli.formats.keras.words import Options, shown
 
 MOST_TRIALS = 20_000
 MOST_PIECES = 100
+"""Layers whose order is looked for."""
 HARMLESS = (
     "InputLayer",
     "Dropout",
@@ -23,6 +34,21 @@ HARMLESS = (
     "Masking",
 )
 """Layers whose place does not matter."""
+MODEL_HINT = (
+    "save the whole model, a Sequential or Functional one, which says it: model.save('model.keras')"
+)
+HINT = (
+    f"{MODEL_HINT}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, "
+    "lstm-cli convert FILE DST --config CONFIG"
+)
+
+
+class Numbers(Enum):
+    """Meaning of numbers in the names of one class's layers: ``lstm``, ``lstm_1``."""
+
+    ORDER = "the order"
+    UNKNOWN = "the order, unless the model is of the user's own class"
+    NOTHING = "in which order the user's own code made them"
 
 
 @dataclass(frozen=True)
@@ -32,142 +58,289 @@ class Piece:
     Attributes
     ----------
     path
-        Where it is in the file.
-    stem
-        The class in the path; Keras counts the layers of each class in order.
+        Where it is in the file, or the name that its variables begin with.
     reads, gives
         Features; None where it gives what it reads.
+    kind
+        ``lstm``, ``gru``, ``rnn`` or ``dense``; empty for a layer without weights.
+    directions
+        Passes over the steps: 1 or 2.
+    group
+        Place in the file's own list of layers; 0 where there is none.
     """
 
     layer: Layer
     path: str
-    stem: str
-    reads: int | None
-    gives: int | None
+    reads: int | None = None
+    gives: int | None = None
+    kind: str = ""
+    directions: int = 1
+    group: int = 0
+
+    @property
+    def size(self) -> tuple[str, int, int | None, int | None]:
+        """Kind, directions, and features read and given."""
+        return self.kind, self.directions, self.reads, self.gives
+
+    def fits(self, spec: LayerSpec) -> bool:
+        """Whether the config's layer is of this kind and these sizes."""
+        directions = spec.directions if isinstance(spec, RecurrentSpec) else 1
+        return self.size == (spec.kind, directions, spec.input_size, spec.output_size)
 
 
-def ordered(pieces: Sequence[Piece], addresses: Mapping[str, int]) -> tuple[list[Layer], list[str]]:
+def ordered(
+    pieces: Sequence[Piece], *, numbers: Numbers, layers: Layers | None = None
+) -> tuple[list[Layer], list[str]]:
     """The layers, input to output, and what was assumed.
 
     Parameters
     ----------
-    addresses
-        Where the objects stand in the file; empty if that says nothing of the order.
+    numbers
+        What tells nothing is passed over; what is unknown counts beside a config only.
+    layers
+        Layers of a config, which the file's are to be.
 
     Raises
     ------
     WeightsError
         No order fits, or several do.
     """
-    if _as_written(addresses):
-        last = _last(pieces, addresses)
-        found = sorted(pieces, key=lambda piece: last[piece.path])
-        if _fits(found):
-            return [piece.layer for piece in found], [
-                "the order of the layers is that in which they were written, which the file keeps"
-            ]
-    weighted = [piece for piece in pieces if piece.reads is not None]
-    if len(weighted) > MOST_PIECES:
-        raise _ambiguous(pieces, "too many layers to try their orders")
-    chains = []
-    for chain in _chains(weighted, bool(addresses), _Trials()):
-        chains.append(chain)
-        if len(chains) > 1:
-            break
-    flattened = any(piece.layer.kind == "Flatten" for piece in pieces)
-    rest = [p for p in pieces if p.reads is None and p.layer.kind not in HARMLESS]
-    if len(chains) != 1 or flattened or rest:
-        raise _ambiguous(pieces, "several orders fit" if chains else "no order fits")
-    return [piece.layer for piece in chains[0]], [
-        "the order of the layers is the only one that fits"
-    ]
+    if layers is not None:
+        try:
+            return _as_config(pieces, numbers != Numbers.NOTHING, layers)
+        except _MisfitError as misfit:  # Where the file itself tells an order, layers are compared.
+            try:
+                return ordered(pieces, numbers=numbers)
+            except WeightsError:
+                raise misfit from None
+    groups = {piece.group for piece in pieces}
+    if len(groups) == len(pieces):
+        chain = sorted(pieces, key=lambda piece: piece.group)
+        listed = "that of the file's own list" if len(chain) > 1 else None
+        return [piece.layer for piece in chain], _taken(chain, listed)
+    aside = [p for p in pieces if p.layer.kind in HARMLESS and len(groups) == 1]
+    rest = [piece for piece in pieces if piece not in aside]
+    numbered = numbers == Numbers.ORDER
+    chains = _few(_Search(rest, numbered))
+    if len(chains) != 1:
+        raise _ambiguous(rest, chains, numbers)
+    left_out = [f"{p.layer.title} is left out: it acts in training only" for p in aside
+                if p.layer.kind not in ("InputLayer", "Masking")]  # fmt: skip
+    masks = [piece.layer for piece in aside if piece.layer.kind == "Masking"]
+    chain = chains[0]
+    return masks + [p.layer for p in chain], _taken(chain, _why(rest, numbered)) + left_out
 
 
-def _as_written(addresses: Mapping[str, int]) -> bool:
-    """Whether objects stand in the order in which Keras made them.
+def _as_config(
+    pieces: Sequence[Piece], numbered: bool, layers: Layers
+) -> tuple[list[Layer], list[str]]:
+    """Layers in the order of a config's, each of the same kind and sizes."""
+    wanted = [spec for spec in layers if spec.parameters()]
+    weighted = [piece for piece in pieces if piece.kind]
+    if len(weighted) != len(wanted):
+        raise _misfit(weighted, wanted)
+    chains = _few(_Search(weighted, numbered, wanted))
+    if not chains:
+        raise _misfit(weighted, wanted)
+    if len(chains) > 1:
+        pairs = zip(chains[0], chains[1], strict=True)
+        one, other = next((a, b) for a, b in pairs if a.path != b.path)
+        raise WeightsError(
+            f"{shown(one.path)} and {shown(other.path)} are alike: no name tells which runs first",
+            expected="names or sizes that tell which layer of the config each is",
+            hint=MODEL_HINT,
+        )
+    found, left = [], iter(chains[0])
+    for spec in layers:
+        if spec.parameters():
+            piece = next(left)
+            _check_reset(piece, spec)
+            found.append(piece.layer)
+        elif isinstance(spec, FlattenSpec):
+            found.append(
+                Layer("Flatten", "flatten", Options(title("Flatten", "flatten"), {}), "", "")
+            )
+    return found, _taken(chains[0], f"that of the config, {_why(weighted, numbered, wanted)}")
 
-    It makes the model's own ``vars`` before ``layers``. Tools that copy a file go by the
-    alphabet.
-    """
-    own, layers = addresses.get("vars"), addresses.get("layers")
-    return own is not None and layers is not None and own < layers
+
+def _check_reset(piece: Piece, spec: LayerSpec) -> None:
+    """Refuse a config of the other GRU than the one that the biases are of."""
+    wanted = isinstance(spec, RecurrentSpec) and getattr(spec.cells[0], "reset_after", None)
+    inner = piece.layer.options.get("layer") or {}
+    values = inner.get("config", piece.layer.options.values)
+    told = values.get("reset_after")
+    if spec.kind == "gru" and told not in (None, wanted):
+        raise WeightsError(
+            f"{shown(piece.path)} has the biases of a GRU with reset_after: {_yaml(told)}, layer "
+            f"{spec.index} of the config has reset_after: {_yaml(wanted)}",
+            expected="(3H,) without and (2, 3H) with reset_after",
+            hint=f"--set model.layers.{spec.index}.reset_after={_yaml(told)}",
+        )
 
 
-def _last(pieces: Sequence[Piece], addresses: Mapping[str, int]) -> dict[str, int]:
-    """Where the last object of each layer stands.
-
-    HDF5 puts an object at the end of the file, or into a gap before it: the last one tells best.
-    """
-    found: dict[str, int] = {}
-    paths = {piece.path for piece in pieces}
-    for name, at in addresses.items():
-        parts = name.split("/")
-        for k in range(1, len(parts) + 1):
-            path = "/".join(parts[:k])
-            if path in paths:
-                found[path] = max(at, found.get(path, at))
-    return found
+def _yaml(value: Any) -> str:
+    return str(value).lower()
 
 
-def _fits(chain: Sequence[Piece]) -> bool:
-    """Whether each layer reads what the one before it gives, and each class counts up."""
-    width: int | None = None
-    numbers: dict[str, int] = {}
-    for piece in chain:
-        if numbers.get(piece.stem, -1) >= _number(piece):
+def _why(pieces: Sequence[Piece], numbered: bool, wanted: Sequence[LayerSpec] | None = None) -> str:
+    """Evidence of an order that was found."""
+    try:
+        single = len(_few(_Search(pieces, False, wanted))) == 1
+    except WeightsError:  # too many orders without the numbers
+        single = False
+    return "the only one that fits" if single or not numbered else "that of numbers in the names"
+
+
+def _taken(chain: Sequence[Piece], why: str | None) -> list[str]:
+    """A note of the order; whatever its source, the file does not say that layers run in a row."""
+    weighted = [piece for piece in chain if piece.kind or piece.layer.kind not in HARMLESS]
+    if why is None or len(weighted) < 2:
+        return []
+    return [f"the layers are taken to run one after the other, each once: {_names(weighted)}; "
+            f"the order is {why}"]  # fmt: skip
+
+
+def _few(search: _Search) -> list[list[Piece]]:
+    return list(islice(search.chains(), 3))
+
+
+@dataclass
+class _Search:
+    """Orders in which every layer reads what the one before it gives, or is the config's."""
+
+    pieces: Sequence[Piece]
+    numbered: bool
+    wanted: Sequence[LayerSpec] | None = None
+    trials: int = MOST_TRIALS
+    groups: dict[int, list[Piece]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        by_group = sorted(self.pieces, key=lambda piece: piece.group)
+        self.groups = {n: list(g) for n, g in groupby(by_group, key=lambda piece: piece.group)}
+        if max(map(len, self.groups.values()), default=0) > MOST_PIECES:
+            raise _unsearched(self.pieces, "too many layers to try their orders")
+
+    def chains(self) -> Iterator[list[Piece]]:
+        """Depth first; groups of the file's list stay in its order."""
+        groups = [self.groups[n] for n in sorted(self.groups)]
+        starts = list(accumulate(map(len, groups), initial=0))
+        todo: list[list[Piece]] = [[]]
+        while todo:
+            chain = todo.pop()
+            self.trials -= 1
+            if self.trials < 0:
+                raise _unsearched(self.pieces, "too many orders to try")
+            if len(chain) == len(self.pieces):
+                if self.wanted is not None or _open_flatten(chain) is None:
+                    yield chain
+                continue
+            k = bisect(starts, len(chain)) - 1
+            placed = chain[starts[k] :]
+            rest = [piece for piece in groups[k] if not any(piece is p for p in placed)]
+            todo += [[*chain, p] for p in reversed(rest) if self._may_follow(chain, p, rest)]
+
+    def _may_follow(self, chain: Sequence[Piece], piece: Piece, rest: Sequence[Piece]) -> bool:
+        if any(self.told(other, piece) for other in rest):
             return False
-        numbers[piece.stem] = _number(piece)
+        if self.wanted is not None:
+            return piece.fits(self.wanted[len(chain)])
+        return _reads(chain, piece)
+
+    def told(self, first: Piece, second: Piece) -> bool:
+        """Whether numbers in the names say that one runs before the other."""
+        return self.numbered and _counts_up(first, second)
+
+
+def _reads(chain: Sequence[Piece], piece: Piece) -> bool:
+    """Whether a layer can read what a chain gives."""
+    width = next((p.gives for p in reversed(chain) if p.gives is not None), None)
+    flat = any(p.layer.kind == "Flatten" for p in chain)
+    if piece.layer.kind == "Flatten":
+        return width is not None and not flat
+    if piece.reads is None or width is None:
+        return True
+    if piece.reads == width and (piece.kind == "dense" or not flat):
+        return True
+    return _open_flatten(chain) is not None and piece.kind == "dense" and piece.reads % width == 0
+
+
+def _open_flatten(chain: Sequence[Piece]) -> Piece | None:
+    """A Flatten that no layer with weights follows yet."""
+    for piece in reversed(chain):
+        if piece.kind:
+            return None
         if piece.layer.kind == "Flatten":
-            width = None
-        if piece.reads is not None and width not in (None, piece.reads):
-            return False
-        width = width if piece.gives is None else piece.gives
-    return True
+            return piece
+    return None
 
 
-class _Trials:
-    """How many more steps the search may take."""
-
-    left = MOST_TRIALS
-
-    def step(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise _ambiguous((), "too many orders to try")
+def _counts_up(first: Piece, second: Piece) -> bool:
+    """Whether paths part at a number that is lower in the first, or not there: ``lstm, lstm_1``."""
+    for one, other in zip(first.path.split("/"), second.path.split("/"), strict=False):
+        if one != other:
+            (stem, number), (other_stem, other_number) = _counted(one), _counted(other)
+            return stem == other_stem and number < other_number
+    return False
 
 
-def _chains(pieces: Sequence[Piece], counted: bool, trials: _Trials) -> Iterator[list[Piece]]:
-    """All orders in which every layer reads what the one before it gives.
-
-    Parameters
-    ----------
-    counted
-        The layers of one class are in the order of their numbers.
-    """
-    todo: list[list[Piece]] = [[]]
-    while todo:
-        chain = todo.pop()
-        trials.step()
-        if len(chain) == len(pieces):
-            yield chain
-            continue
-        rest = [piece for piece in pieces if piece not in chain]
-        if counted:
-            rest = list({p.stem: p for p in sorted(rest, key=_number, reverse=True)}.values())
-        width = chain[-1].gives if chain else None
-        todo += [[*chain, piece] for piece in rest if width in (None, piece.reads)]
+def _counted(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*)_(\d{1,9})", name, re.DOTALL)
+    return (match[1], int(match[2])) if match else (name, 0)
 
 
-def _number(piece: Piece) -> int:
-    match = re.search(r"_(\d{1,9})$", piece.path)
-    return int(match.group(1)) if match else 0
+def _names(chain: Sequence[Piece]) -> str:
+    names = [shown(piece.path) for piece in chain]
+    return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
 
 
-def _ambiguous(pieces: Sequence[Piece], why: str) -> WeightsError:
-    names = ", ".join(shown(piece.path) for piece in pieces[:20])
+def _ambiguous(
+    pieces: Sequence[Piece], chains: Sequence[Sequence[Piece]], numbers: Numbers
+) -> WeightsError:
+    if not chains:
+        return _refused(f"no order fits: {_listing(pieces)}", MODEL_HINT)
+    # A config tells layers apart by kind and size, and alike ones by their numbers.
+    told = _Search(pieces, numbers != Numbers.NOTHING).told
+    alike = [
+        (a, b)
+        for a, b in combinations([piece for piece in pieces if piece.kind], 2)
+        if a.size == b.size and a.group == b.group and not told(a, b) and not told(b, a)
+    ]
+    found = "several fit: " + "; ".join(_names(chain) for chain in chains[:2])
+    return _refused(found, MODEL_HINT if alike else HINT)
+
+
+def _unsearched(pieces: Sequence[Piece], why: str) -> WeightsError:
+    return _refused(f"{why}: {_listing(pieces)}", HINT)
+
+
+def _listing(pieces: Sequence[Piece]) -> str:
+    return ", ".join(shown(piece.path) for piece in pieces[:20])
+
+
+def _refused(found: str, hint: str) -> WeightsError:
     return WeightsError(
         "the file does not say in which order its layers are",
         expected="one order in which each layer reads what the one before it gives",
-        found=f"{why}: {names}" if names else why,
-        hint="save the whole model, which says it: model.save('model.keras')",
+        found=found,
+        hint=hint,
     )
+
+
+def _misfit(pieces: Sequence[Piece], wanted: Sequence[LayerSpec]) -> _MisfitError:
+    def sized(kind: str, directions: int, reads: int | None, gives: int | None) -> str:
+        return f"{'bidirectional ' * (directions - 1)}{kind} {reads} -> {gives}"
+
+    config = [
+        sized(s.kind, getattr(s, "directions", 1), s.input_size, s.output_size) for s in wanted
+    ]
+    file = [f"{shown(p.path)} ({sized(p.kind, p.directions, p.reads, p.gives)})" for p in pieces]
+    return _MisfitError(
+        "the file's layers are not those of the config",
+        expected=", ".join(config[:20]),
+        found=", ".join(file[:20]),
+        hint="list the layers in the config with these kinds and sizes, in the model's order",
+    )
+
+
+class _MisfitError(WeightsError):
+    """A config of other layers than the file's."""

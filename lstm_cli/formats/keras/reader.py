@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lstm_cli.engines.types import Layers, RecurrentSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
 from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly
 from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
+from lstm_cli.formats.keras.defaults import TABLE, TODAY, Release, keras_1, release
 from lstm_cli.formats.keras.hdf5 import Tree
-from lstm_cli.formats.keras.recurrent import KINDS, ORDER, WRAPPERS, directions
+from lstm_cli.formats.keras.recurrent import KINDS, ORDER
 from lstm_cli.formats.keras.variables import Names, Paths, Source
 from lstm_cli.formats.keras.words import shown
 from lstm_cli.formats.model import Imported, ReadOptions
@@ -38,7 +39,9 @@ def read(path: Path, options: ReadOptions) -> Imported:
     """
     data = read_whole(path)
     try:
-        assembly, title = _of_archive(path) if data.startswith(b"PK") else _of_hdf5(data)
+        layers = options.layers
+        of_archive = data.startswith(b"PK")
+        assembly, title = _of_archive(path, layers) if of_archive else _of_hdf5(data, layers)
         config = assembly.finish()
     except WeightsError as error:
         problems = [replace(p, where=(*p.where, str(path))) for p in error.problems]
@@ -58,12 +61,12 @@ def read(path: Path, options: ReadOptions) -> Imported:
     )
 
 
-def _of_archive(path: Path) -> tuple[Assembly, str]:
+def _of_archive(path: Path, layers: Layers | None) -> tuple[Assembly, str]:
     with open_archive(path) as archive:
         names = archive.namelist()
         tree = Tree(member_bytes(archive, _weights_name(names)))
         if "config.json" not in names:
-            return _bare(tree)
+            return _bare(tree, layers)
         model = _json(_text(archive, "config.json"), "config.json")
         metadata = _metadata(archive, names)
     version = metadata.get("keras_version")
@@ -96,12 +99,12 @@ def _json(text: str | bytes, name: str) -> Any:
         raise WeightsError(f"{name} is no JSON", found=shown(found)) from None
 
 
-def _of_hdf5(data: bytes) -> tuple[Assembly, str]:
+def _of_hdf5(data: bytes, layers: Layers | None) -> tuple[Assembly, str]:
     tree = Tree(data)
     root = "model_weights/" if "model_weights" in tree else ""
     description = tree.text("", "model_config")
     if description is None:
-        return _bare(tree, root)
+        return _bare(tree, layers, root)
     if len(description) > LARGEST_DESCRIPTION:
         raise WeightsError("model_config is too large", found=f"{len(description):,} characters")
     version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
@@ -110,14 +113,15 @@ def _of_hdf5(data: bytes) -> tuple[Assembly, str]:
 
 def _whole(model: Any, tree: Tree, version: str | None, source: Source) -> tuple[Assembly, str]:
     """A model whose description is in the file."""
-    major, assumed = _major(version, model)
-    assembly = Assembly(source, major)
-    layers = layers_of(model)
+    today = isinstance(model, Mapping) and "module" in model
+    layers, wrote = layers_of(model), release(version, today=today)
+    if not wrote.told and any(_is_of_keras_1(layer) for layer in layers):
+        raise keras_1("of Keras 1")
+    assembly = Assembly(source, wrote, whole=True)
     if layers and not any(key in layers[0].options.values for key in INPUT_SHAPES):
         assembly.start(_built_shape(model))
     for layer in layers:
         assembly.add(layer)
-    assembly.notes += assumed
     if any(path.startswith(("optimizer", "_optimizer")) for path in tree.datasets()):
         assembly.notes.append("the optimiser's state is left out")
     return assembly, f"Keras {shown(version)} model" if version else "Keras model"
@@ -128,35 +132,22 @@ def _built_shape(model: Mapping[str, Any]) -> Any:
     return config.get("build_input_shape") if isinstance(config, Mapping) else None
 
 
-def _major(version: str | None, model: Any) -> tuple[int, list[str]]:
-    """Keras's major version, and a note where it had to be guessed."""
-    match = re.match(r"(\d{1,3})\.", version or "")
-    if match is not None:
-        major = int(match.group(1))
-        if major < 2:
-            raise WeightsError(
-                f"the file is of Keras {shown(str(version))}, which named all options differently",
-                expected="Keras 2 or 3",
-                hint="load it in Keras 2 and save it anew",
-            )
-        return major, []
-    major = 3 if isinstance(model, Mapping) and "module" in model else 2
-    if "hard_sigmoid" not in json.dumps(model):
-        return major, []
-    return major, [
-        f"no version of Keras is in the file: hard_sigmoid is taken as in Keras {major}, "
-        + ("x/6 + 0.5" if major == 3 else "0.2 x + 0.5")
-    ]
+def _is_of_keras_1(layer: Layer) -> bool:
+    """Whether a layer has the options of Keras 1: ``output_dim``, ``inner_activation``."""
+    values = layer.options.values
+    known = layer.kind in KINDS or layer.kind == "Dense"
+    return known and "output_dim" in values and "units" not in values
 
 
-def _bare(tree: Tree, root: str = "") -> tuple[Assembly, str]:
+def _bare(tree: Tree, wanted: Layers | None, root: str = "") -> tuple[Assembly, str]:
     """Weights without a description."""
     if is_bare(tree):
-        layers, notes = by_paths(tree)
-        source: Source = Paths(tree)
+        layers, notes, source = by_paths(tree, wanted)
+        wrote = TODAY
     elif tree.texts(root.rstrip("/"), "layer_names") is not None:
-        layers, notes = by_names(tree, root)
-        source = Names(tree, root)
+        version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
+        wrote = release(version, today=False)
+        layers, notes, source = by_names(tree, root, wanted)
     else:
         raise WeightsError(
             "the HDF5 file holds no weights of Keras",
@@ -164,33 +155,58 @@ def _bare(tree: Tree, root: str = "") -> tuple[Assembly, str]:
         )
     if len(layers) > MOST_LAYERS:
         raise WeightsError(f"the file has more than {MOST_LAYERS:,} layers")
-    assembly = Assembly(source, 3)
+    assembly = Assembly(source, wrote, whole=False)
     for layer in layers:
         assembly.add(layer)
-    assembly.notes += [*notes, *_assumed(layers, assembly.layers)]
+    gates = wrote.default("recurrent_activation")
+    assembly.notes += [*notes, *_assumed(layers, assembly.layers, gates)]
+    assembly.notes += _unlike(wanted or (), wrote)
     return assembly, "Keras weights, without the model"
 
 
-def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unlike(wanted: Layers, wrote: Release) -> list[str]:
+    """Layers of a config that do not have what versions of Keras before 2.3 took by default."""
+    old = TABLE["recurrent_activation"][0]
+    if old not in wrote.readings("recurrent_activation"):
+        return []
+    sure = len(wrote.readings("recurrent_activation")) == 1
+    which = f"{wrote.title}, which wrote the file," if sure else "Keras before 2.3 and TensorFlow 1"
+    return [
+        f"layer {spec.index} of the config has recurrent_activation: {activation}; the default of "
+        f"{which} was {old.value}: recurrent_activation: {old.value} in the config, unless the "
+        f"model {'set another' if sure else 'is newer'}"
+        for spec in wanted
+        if isinstance(spec, RecurrentSpec)
+        and spec.kind != "rnn"
+        and (activation := str(spec.cells[0].recurrent_activation)) != old.value
+    ]
+
+
+def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]], gates: str) -> list[str]:
     """What a file without a description does not say, and what sets it."""
     notes = []
     recurrent = [k for k, layer in enumerate(config) if "hidden_size" in layer]
     dense = [k for k, layer in enumerate(config) if layer["type"] == "dense"]
     if recurrent:
         notes.append(
-            "the file holds no activations: sigmoid and tanh assumed in recurrent layers; "
+            f"the file holds no activations: {gates} and tanh assumed in recurrent layers; "
             f"--set model.layers.{recurrent[0]}.activation=relu says otherwise"
         )
+        if "bidirectional" in config[-1]:
+            notes.append(
+                f"the file does not say how layer {len(config) - 1} joins its directions: side by "
+                "side is assumed (merge_mode concat)"
+            )
         if not any(layer["type"] == "flatten" for layer in config):
             taken = "the last one's"
             if config[recurrent[-1]].get("bidirectional"):
                 taken = "the final states of both directions (Keras's return_sequences=False); the "
                 taken += "last step, y[:, -1], is outputs[:, -1] of the results with every step"
             notes.append(
-                "the file does not say which outputs are used: every step's assumed; "
+                "the file does not say which outputs are used: every step's assumed, from the "
+                "first step to the last; "
                 f"--set model.layers.{recurrent[-1]}.return_sequences=false takes {taken}"
             )
-        notes += _unbiased(layers, recurrent)
     notes += [
         f"layer {k} (dense) is taken to have no activation; "
         f"--set model.layers.{k}.activation=softmax says otherwise"
@@ -207,24 +223,8 @@ def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]]) -> li
         for layer in layers
         if layer.kind == "Flatten" and layer.name.startswith("reshape")
     ]
-    defaults = sorted({la.kind for la in layers if la.kind in ("LeakyReLU", "ReLU", "ELU")})
+    sloped = ("LeakyReLU", "ReLU", "ELU", "ThresholdedReLU")
+    defaults = sorted({layer.kind for layer in layers if layer.kind in sloped})
     if defaults:
         notes.append(f"Keras's default slopes assumed for {', '.join(defaults)}")
     return notes
-
-
-def _unbiased(layers: Sequence[Layer], places: Sequence[int]) -> list[str]:
-    """Biases tell a GRU's convention: one without them may be of either.
-
-    Parameters
-    ----------
-    places
-        Numbers of the recurrent layers in the config.
-    """
-    found = [directions(layer) for layer in layers if layer.kind in (*KINDS, *WRAPPERS)]
-    return [
-        f"layer {k} (gru) has no biases, which would tell how it resets: Keras's default assumed; "
-        f"--set model.layers.{k}.reset_after=false says otherwise"
-        for k, each in zip(places, found, strict=True)
-        if each[0].kind == "gru" and not any(one.biased for one in each)
-    ]

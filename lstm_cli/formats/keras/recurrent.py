@@ -13,16 +13,19 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
 from lstm_cli.formats.keras.activations import Named, named
 from lstm_cli.formats.keras.architecture import Layer, class_of, title
+from lstm_cli.formats.keras.defaults import Release
 from lstm_cli.formats.keras.hdf5 import Variable
 from lstm_cli.formats.keras.words import Options, options, shown_value
 from lstm_cli.formats.model import Stored
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
+CLASSES = {kind: name for name, kind in KINDS.items()}
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
 """Keras's order of the gates, in native letters."""
 ORDER = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
 """The same in Keras's own letters."""
 WRAPPERS = ("RNN", "Bidirectional")
+CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def _inner(layer: Layer, entry: Any, inner: str) -> Direction:
 def _direction(kind: str, given: Options, inner: str) -> Direction:
     if kind in KINDS:
         return Direction(KINDS[kind], given, given, inner)
+    if kind in CUDNN:
+        raise cudnn(given.owner, CUDNN[kind])
     cell = given.get("cell")
     of = class_of(cell).removesuffix("Cell") if isinstance(cell, Mapping) else shown_value(cell)
     if kind != "RNN" or not isinstance(cell, Mapping) or of not in KINDS:
@@ -135,7 +140,7 @@ def _check_alike(layer: Layer, found: Sequence[Direction]) -> None:
             raise WeightsError(f"the two directions of {layer.title} differ in {what}", found=both)
 
 
-def settings(found: Sequence[Direction], version: int, reset_after: bool) -> dict[str, Any]:
+def settings(found: Sequence[Direction], release: Release, reset_after: bool) -> dict[str, Any]:
     """The layer's options in the config's words, those that are not the default."""
     first = found[0]
     config: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
@@ -145,9 +150,9 @@ def settings(found: Sequence[Direction], version: int, reset_after: bool) -> dic
         config["return_sequences"] = False
     if first.layer.flag("stateful"):
         config["stateful"] = True
-    gates = () if first.kind == "rnn" else (("recurrent_activation", "sigmoid"),)
-    for key, default in (("activation", "tanh"), *gates):
-        config |= _activation(found, key, default, version)
+    for key, usual in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
+        if key == "activation" or first.kind != "rnn":
+            config |= _activation(found, key, usual, release)
     for key in ("dropout", "recurrent_dropout"):
         rate = first.cell.number(key, 0.0)
         if not 0 <= rate < 1:
@@ -159,23 +164,57 @@ def settings(found: Sequence[Direction], version: int, reset_after: bool) -> dic
 
 
 def _activation(
-    found: Sequence[Direction], key: str, default: str, version: int
+    found: Sequence[Direction], key: str, usual: str, release: Release
 ) -> dict[str, Named | list[Named]]:
-    each = [named(one.cell, key, default, version) for one in found]
+    each = [named(one.cell, key, release.default(key), release) for one in found]
     if "softmax" in each:
         raise found[each.index("softmax")].cell.refused(key)
-    if all(one == default for one in each):
+    if all(one == usual for one in each):
         return {}
     return {key: each[0] if all(one == each[0] for one in each) else each}
 
 
-def resets_after(one: Direction, bias: Variable | None) -> bool:
-    """A GRU's convention. Files that do not say it are older than the choice: before."""
-    if one.kind != "gru":
+def resets_after(
+    found: Sequence[Direction], biases: Sequence[Variable | None], release: Release
+) -> bool:
+    """A GRU's convention: what its biases tell, else its options, else the version's default."""
+    if found[0].kind != "gru":
         return False
-    if bias is not None:
-        return bias.value.ndim == 2
-    return one.cell.flag("reset_after")
+    for bias in biases:
+        if bias is not None:
+            return bias.value.ndim == 2
+    return found[0].cell.flag("reset_after", release.default("reset_after"))
+
+
+def unsaid(found: Sequence[Direction]) -> tuple[str, ...]:
+    """Options whose defaults Keras changed and that neither a layer nor its biases tell."""
+    keys = [] if found[0].kind == "rnn" else ["recurrent_activation"]
+    if found[0].kind == "gru" and not any(one.biased for one in found):
+        keys.append("reset_after")
+    return tuple(key for key in keys if any(key not in one.cell.values for one in found))
+
+
+def is_cudnn(kind: str, width: int, bias: Sequence[int] | None) -> bool:
+    """Whether a bias is that of CuDNNLSTM or CuDNNGRU: two, one after the other, in one row."""
+    return kind != "SimpleRNN" and bias is not None and tuple(bias) == (2 * width,)
+
+
+def cudnn(what: str, kind: str) -> WeightsError:
+    """The error that names cuDNN's layout.
+
+    Parameters
+    ----------
+    kind
+        ``LSTM`` or ``GRU``.
+    """
+    options = "recurrent_activation='sigmoid'"
+    options += ", reset_after=True" if kind == "GRU" else ""
+    return WeightsError(
+        f"{what} keeps its weights in cuDNN's layout (CuDNN{kind}), which lstm-cli does not read",
+        expected=f"the weights of a {kind} layer",
+        hint=f"in Keras 2, put {kind}(units, {options}) in the place of CuDNN{kind}, load the "
+        "weights there, which Keras converts, and save that: model.save('model.h5')",
+    )
 
 
 def tensors(
@@ -216,6 +255,8 @@ def _biases(
     if bias is None:
         return found, []
     two = one.kind == "gru" and bias.value.ndim == 2
+    if is_cudnn(CLASSES[one.kind], width, bias.value.shape):
+        raise cudnn(one.cell.owner, CLASSES[one.kind])
     _check_shape(one, bias, (2, width) if two else (width,))
     if one.kind == "gru" and one.cell.get("reset_after") not in (None, two):
         raise one.cell.refused("reset_after", expected=f"what its bias {bias.value.shape} says")

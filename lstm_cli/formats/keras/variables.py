@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from lstm_cli.errors import WeightsError
@@ -45,28 +45,32 @@ class Paths:
 
 
 class Names:
-    """Legacy ``.h5``: each outermost layer lists its variables by name."""
+    """Legacy ``.h5`` with a description: each outermost layer lists its variables by name."""
 
     def __init__(self, tree: Tree, root: str) -> None:
         self._tree, self._root = tree, root
         self._left: dict[str, list[str]] = {}
 
-    def listed(self, group: str) -> list[str]:
-        """Names of the variables of an outermost layer."""
-        return self._tree.texts(self._root + group, "weight_names") or []
-
     def take(self, layer: Layer, inner: str, roles: Sequence[str]) -> list[Variable]:
         if layer.group not in self._left:
-            self._left[layer.group] = [n for n in self.listed(layer.group) if role_of(n) in CELL]
+            names = self._tree.texts(self._root + layer.group, "weight_names") or []
+            self._left[layer.group] = [n for n in names if role_of(n) in CELL]
         return [self._one(layer, inner, role) for role in roles]
 
     def _one(self, layer: Layer, inner: str, role: str) -> Variable:
         left = self._left[layer.group]
-        found = next((n for n in _narrowed(left, layer, inner) if role_of(n) == role), None)
-        if found is None:
+        names = [n for n in _narrowed(left, layer, inner) if role_of(n) == role]
+        if not names:
             raise _missing(layer, role, None)
-        left.remove(found)
-        path = f"{self._root}{layer.group}/{found}"
+        if len(names) > 1:
+            raise WeightsError(
+                f"the file does not say which {role} is that of {layer.title}",
+                expected=f"one name that tells it: {shown(layer.name)}/{role}",
+                found=", ".join(shown(name) for name in names[:8]),
+                hint="load the model and save it again: model.save('model.keras')",
+            )
+        left.remove(names[0])
+        path = f"{self._root}{layer.group}/{names[0]}"
         variable = self._tree.variable(path)
         if variable is None:
             raise _missing(layer, role, path)
@@ -74,13 +78,39 @@ class Names:
 
 
 def _narrowed(names: Sequence[str], layer: Layer, inner: str) -> Sequence[str]:
-    """Those that name the layer and its direction; all, where none does.
+    """Names of the layer and its direction; all, where none names them.
 
-    The list alone would not do: what was frozen in training stands at its end.
+    A list does not tell: what was frozen in training stands at its end. Of several that name the
+    layer, the ones that do so last: a model may have the name of a layer in it.
     """
-    own = [name for name in names if layer.name in name.split("/")] or names
+    parts = {name: name.split("/")[:-1] for name in names}
+    last = {n: len(p) - p[::-1].index(layer.name) for n, p in parts.items() if layer.name in p}
+    own = [n for n in names if last.get(n) == max(last.values())] if last else names
     direction = inner.split("_")[0] + "_"
-    return [n for n in own if any(p.startswith(direction) for p in n.split("/"))] or own
+    return [n for n in own if any(p.startswith(direction) for p in parts[n])] or own
+
+
+class Chosen:
+    """Legacy ``.h5`` without a description: variables that were told apart beforehand."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._places: dict[tuple[str, str], Mapping[str, str]] = {}
+
+    def add(self, layer: Layer, half: str, places: Mapping[str, str]) -> None:
+        """Variables of a layer, or of its ``forward`` or ``backward`` half, by role."""
+        self._places[layer.path, half] = places
+
+    def take(self, layer: Layer, inner: str, roles: Sequence[str]) -> list[Variable]:
+        half = inner.partition("_")[0] if "_" in inner else ""
+        found = []
+        for role in roles:
+            place = self._places[layer.path, half].get(role)
+            variable = None if place is None else self._tree.variable(place)
+            if variable is None:
+                raise _missing(layer, role, place)
+            found.append(variable)
+        return found
 
 
 def role_of(name: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from lstm_cli.errors import WeightsError
 from lstm_cli.files import write_whole
+from lstm_cli.formats.keras.bare import ORDER_ATTRIBUTE
 from lstm_cli.formats.keras.exported import Exporter, Written, serialised
 from lstm_cli.formats.model import Export
 from lstm_cli.overwriting import HDF5_ATTRIBUTE, SIGNATURE
@@ -25,6 +26,8 @@ from lstm_cli.version import __version__
 
 VERSION = "3.0.0"
 """The oldest Keras that reads what is written; every later one does as well."""
+NAMES = 500
+"""Names in one attribute, which HDF5 bounds at 64 KiB."""
 DATE = (1980, 1, 1, 0, 0, 0)
 MASKING = (
     "sequences of different lengths: the model computes all steps; Keras needs a Masking layer "
@@ -86,11 +89,15 @@ def _model(export: Export, layers: Sequence[Written], dtype: str) -> dict[str, A
 
 
 def _weights(layers: Sequence[Written]) -> bytes:
-    """The HDF5 file, its objects in the order in which Keras makes them."""
+    """The HDF5 file; beside what Keras writes, it says in which order the layers are."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs[HDF5_ATTRIBUTE] = __version__
         file.create_group("vars")
+        order = [layer.folder.removeprefix("layers/").encode() for layer in layers]
+        group = file.create_group("layers")
+        for k in range(0, len(order), NAMES):
+            group.attrs[f"{ORDER_ATTRIBUTE}{k // NAMES}"] = np.array(order[k : k + NAMES])
         for layer in layers:
             file.create_group(f"{layer.folder}/vars")
             for inner, values in layer.variables.items():

@@ -1,15 +1,17 @@
 """In which order the modules run: the one in which each reads what the one before gives.
 
 A state dict lists its modules in the order in which the model registered them, which is nearly
-always the order in which they run; safetensors loses even that. Sizes decide where they can.
+always the order in which they run; safetensors, and a dict that was sorted, lose even that. Numbers
+in names tell, and sizes where they allow one order only; a config decides the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise
+from dataclasses import dataclass, replace
+from itertools import combinations, islice, pairwise
 
+from lstm_cli.engines.types import DenseSpec, FlattenSpec, Layers, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.torch.modules import Linear, Module, Recurrent
 from lstm_cli.formats.torch.safetensors_file import natural
@@ -42,19 +44,30 @@ class Order:
     note: str | None = None
 
 
-def find_order(modules: Sequence[Module], stored: bool, source: str) -> Order:
+def find_order(
+    modules: Sequence[Module], stored: bool, source: str, layers: Layers | None = None
+) -> Order:
     """The order in which the modules run.
 
     Parameters
     ----------
     stored
         Whether the order of `modules` says anything.
+    layers
+        Layers of a config, which decide where they can.
 
     Raises
     ------
     WeightsError
         No order fits, or several do.
     """
+    why = "the stored order does not fit" if stored else "the file keeps no order"
+    pairs = combinations(modules, 2) if len(modules) <= MOST_MODULES else pairwise(modules)
+    if stored and any(numbered(later.name, module.name) for module, later in pairs):
+        stored, why = False, "numbers in the names say another order than the stored one"
+    chosen = None if layers is None else _as_config(modules, stored, source, layers)
+    if chosen is not None:
+        return chosen
     if stored or len(modules) == 1:
         for flat in (False, True):
             order = _fit(modules, flat)
@@ -68,7 +81,7 @@ def find_order(modules: Sequence[Module], stored: bool, source: str) -> Order:
             found += [one for one in whole.orders() if not found or _flattens_last(one)]
             complete = complete and whole.complete
         if found:
-            return _decided(found, complete, modules, stored, source)
+            return _decided(found, complete, modules, stored, source, why)
     raise _misfit(modules, source)
 
 
@@ -76,14 +89,64 @@ def _flattens_last(order: Order) -> bool:
     return order.flatten is not None and _ends_in_linears(order)
 
 
+def _as_config(
+    modules: Sequence[Module], stored: bool, source: str, layers: Layers
+) -> Order | None:
+    """The order in which the modules are the config's layers; None where they are in none."""
+    wanted = [_sized(spec) for spec in layers if spec.parameters()]
+    if len(modules) > MOST_MODULES or len(wanted) != sum(len(_sizes(m)) for m in modules):
+        return None
+    flat = any(isinstance(spec, FlattenSpec) for spec in layers)
+    search = _Search(modules, flat, wanted)
+    found = search.orders()
+    as_listed = next((one for one in found if one.modules == tuple(modules)), None)
+    if stored and as_listed is not None:
+        note = f"the file's order is taken, though others fit the config: {_chain(modules)}"
+        return replace(as_listed, note=note) if len(found) > 1 else as_listed
+    if len(found) > 1 or not search.complete:
+        pairs = [(a, b) for a, b in zip(*(o.modules for o in found[:2]), strict=True) if a != b]
+        names = " and ".join(shown(module.name) for module in pairs[0]) if pairs else "several"
+        raise WeightsError(
+            f"{names} are alike: no name tells which runs first",
+            expected="names or sizes that tell which layer of the config each is",
+            where=source,
+            hint="a .pt file of torch.save keeps the modules' order",
+        )
+    return found[0] if found else None
+
+
+_Size = tuple[str, int, int, int]
+"""Kind, features read, features given, directions."""
+
+
+def _sized(spec: LayerSpec) -> _Size:
+    kind = "linear" if isinstance(spec, DenseSpec) else spec.kind
+    return kind, spec.input_size, spec.output_size, getattr(spec, "directions", 1)
+
+
+def _sizes(module: Module) -> list[_Size]:
+    if isinstance(module, Linear):
+        return [("linear", module.input_size, module.output_size, 1)]
+    return [
+        (layer[0].kind, layer[0].input_size, len(layer) * layer[0].output_size, len(layer))
+        for layer in module.layers
+    ]
+
+
 def _as_stored(order: Order) -> Order:
-    """A dense layer in front may as well be a head that was registered first: say so."""
+    """Say so where the file's order is not the only one that fits and no number tells it."""
     modules = order.modules
-    if len(modules) == 1 or isinstance(modules[0], Recurrent):
+    others = []
+    if 1 < len(modules) <= MOST_MODULES:
+        found = _Search(modules, flat=order.steps is not None).orders()
+        others = [one for one in found if one.modules != modules]
+    if not others:
         return order
-    if not any(isinstance(module, Recurrent) for module in modules):
-        return order
-    note = f"the modules run in the order in which the file lists them: {_chain(modules)}"
+    note = (
+        f"the modules run in the order in which the file lists them: {_chain(modules)}; their "
+        f"sizes also fit as {_chain(others[0].modules)}, which a config of its layers says: "
+        "lstm-cli run CONFIG DATA --weights FILE"
+    )
     return Order(modules, order.steps, order.flatten, note)
 
 
@@ -108,12 +171,15 @@ def _fit(modules: Sequence[Module], flat: bool) -> Order | None:
 class _Search:
     """All orders in which the sizes chain and numbers in the names ascend."""
 
-    def __init__(self, modules: Sequence[Module], flat: bool) -> None:
-        self._modules, self._flat = modules, flat
+    def __init__(
+        self, modules: Sequence[Module], flat: bool, wanted: Sequence[_Size] | None = None
+    ) -> None:
+        self._modules, self._flat, self._wanted = modules, flat, wanted
         self._after = [
             [k for k, other in enumerate(modules) if numbered(other.name, module.name)]
             for module in modules
         ]
+        self._counts = [len(_sizes(module)) for module in modules]
         self._steps = 0
 
     @property
@@ -140,6 +206,9 @@ class _Search:
                     pending.append(([*chosen, k], [j for j in rest if j != k]))
 
     def _follows(self, chosen: list[int], k: int) -> bool:
+        if self._wanted is not None:
+            done, sizes = sum(self._counts[j] for j in chosen), _sizes(self._modules[k])
+            return list(self._wanted[done : done + len(sizes)]) == sizes
         if not chosen:
             return True
         before, module = self._modules[chosen[-1]], self._modules[k]
@@ -159,7 +228,12 @@ def numbered(first: str, second: str) -> bool:
 
 
 def _decided(
-    found: list[Order], complete: bool, modules: Sequence[Module], stored: bool, source: str
+    found: list[Order],
+    complete: bool,
+    modules: Sequence[Module],
+    stored: bool,
+    source: str,
+    why: str,
 ) -> Order:
     """The one order, or the one whose Linears come last, where those are in an order too."""
     order = found[0] if len(found) == 1 and complete else _preferred(found, complete, modules)
@@ -169,14 +243,20 @@ def _decided(
             expected="sizes, or numbers in the names, that tell one order",
             found="; ".join(_chain(one.modules) for one in found[:3]),
             where=source,
-            hint="a .pt file of torch.save keeps the modules' order; --prefix takes one of them",
+            hint="a .pt file of torch.save keeps the modules' order; or list the layers in a "
+            "config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST "
+            "--config CONFIG",
         )
     first = modules[0]
     if stored and isinstance(first, Linear) and first.bias is None and first != order.modules[0]:
         raise _misfit(modules, source)  # an embedding, more likely than a head that came first
-    why = "the stored order does not fit" if stored else "safetensors keeps no order"
     others = [_chain(one.modules) for one in found if one is not order]
-    also = f", and also in {others[0]}" if others else ""
+    also = (
+        f", and also as {others[0]}, which a config of its layers says: "
+        "lstm-cli run CONFIG DATA --weights FILE"
+        if others
+        else ""
+    )
     note = f"{why}: the modules run as {_chain(order.modules)}, in which their sizes fit{also}"
     return Order(order.modules, order.steps, order.flatten, note)
 

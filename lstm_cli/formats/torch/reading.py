@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
+from lstm_cli.engines.types import Layers
 from lstm_cli.errors import WeightsError
 from lstm_cli.files import reason
 from lstm_cli.formats.gates import NATIVE
@@ -31,18 +33,34 @@ def read(path: Path, options: ReadOptions) -> Imported:
     check_regular(path)
     if _is_safetensors(path):
         tensors = _below(read_tensors(path), options.prefix, path)
-        return _imported(path, tensors, "PyTorch state dict in safetensors", stored=False)
+        title = "PyTorch state dict in safetensors"
+        return _imported(path, tensors, title, options.layers, stored=False)
     with TorchArchive(path) as archive:
         state = find_state_dict(archive.root, options.prefix, path)
         tensors = {name: archive.tensor(name, view) for name, view in state.tensors.items()}
-        return _imported(path, tensors, "PyTorch state dict", stored=True, notes=state.notes)
+        stored = not _is_sorted(tensors)
+        title, notes = "PyTorch state dict", state.notes
+        return _imported(path, tensors, title, options.layers, stored=stored, notes=notes)
+
+
+def _is_sorted(tensors: Tensors) -> bool:
+    """Whether the names are sorted, which is no order that PyTorch gives: a weight comes first."""
+    names = list(tensors)
+    starts = [name.rpartition(".")[2].startswith("bias") for name in names]
+    return names == sorted(names) and any(a > b for a, b in pairwise(starts))
 
 
 def _imported(
-    path: Path, tensors: Tensors, title: str, *, stored: bool, notes: tuple[str, ...] = ()
+    path: Path,
+    tensors: Tensors,
+    title: str,
+    layers: Layers | None,
+    *,
+    stored: bool,
+    notes: tuple[str, ...] = (),
 ) -> Imported:
     modules, left_out = modules_of(tensors, str(path))
-    config, network = translate(find_order(modules, stored, str(path)))
+    config, network = translate(find_order(modules, stored, str(path), layers))
     kinds = {str(layer["type"]) for layer in network.layers}
     return Imported(
         path=path,

@@ -17,7 +17,7 @@ from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported
+from lstm_cli.formats.model import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 N, T, D, H = 3, 5, 4, 3
@@ -229,25 +229,35 @@ def stack(*sizes: int) -> Export:
 
 
 def test_order_of_bare_weights(tmp_path: Path) -> None:
-    """As they were written; by their sizes in a copy that goes by the alphabet; else refused."""
+    """A file of lstm-cli says its order, in a copy too; else sizes tell it, or a config."""
     path = tmp_path / "m.weights.h5"
     for sizes, unique in (((7, 6, 5), True), ((D, D, D), False)):
         given = stack(*sizes)
         registry.write(path, "keras", given)
-        imported = registry.read(path)
-        assert "in which they were written" in "".join(imported.notes)
-        for name, value in given.tensors.items():
-            np.testing.assert_array_equal(imported.tensors[name], value)
-        path.write_bytes(kf.copied(path.read_bytes()))
-        if not unique:
-            with pytest.raises(WeightsError, match="several orders fit") as caught:
-                registry.read(path)
-            assert "model.save('model.keras')" in str(caught.value)
-            continue
-        again = registry.read(path)
-        assert "the only one that fits" in "".join(again.notes)
-        for name, value in given.tensors.items():
-            np.testing.assert_array_equal(again.tensors[name], value)
+        for order in (True, False):
+            path.write_bytes(kf.copied(path.read_bytes(), attributes=order))
+            if not unique and not order:
+                with pytest.raises(WeightsError, match="several fit: layers/dense -> ") as caught:
+                    registry.read(path)
+                assert "model.save('model.keras')" in str(caught.value)
+                assert "--weights FILE" in str(caught.value)
+            options = ReadOptions(layers=None if unique or order else given.layers)
+            imported = registry.read(path, options)
+            told = "the file's own list" if order else "the only one that fits"
+            assert told in "".join(imported.notes)
+            for name, value in given.tensors.items():
+                np.testing.assert_array_equal(imported.tensors[name], value)
+
+
+def test_order_of_very_many_layers(tmp_path: Path) -> None:
+    """More names than one attribute of HDF5 holds."""
+    specs = tuple(DenseSpec(k, 1, 1, None) for k in range(501))
+    given = Export("net", 1, None, specs, random_weights(specs, 1), "")
+    registry.write(tmp_path / "m.weights.h5", "keras", given)
+    found = registry.read(tmp_path / "m.weights.h5").tensors
+    assert [found[f"layers.{k}.bias"] for k in range(501)] == [
+        given.tensors[f"layers.{k}.bias"] for k in range(501)
+    ]
 
 
 @pytest.mark.parametrize("old", ["_layer_checkpoint_dependencies", "\\"])

@@ -15,6 +15,7 @@ from networks import random_weights, recurrent
 from safetensors.numpy import save_file
 
 from lstm_cli.cells import Activation
+from lstm_cli.config import from_mapping
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
@@ -78,7 +79,7 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
         "tanh is assumed in the rnn; if not: --set model.layers.0.activation=relu",
         "--set model.layers.2.activation=softmax",
         "no bias is stored for fc",
-        "safetensors keeps no order: the modules run as a1 -> a2 -> fc",
+        "the file keeps no order: the modules run as a1 -> a2 -> fc",
         "--set model.layers.1.dropout",
     ):
         assert said in notes
@@ -115,6 +116,70 @@ def test_orders_that_nothing_tells_apart(shapes: Shapes, tmp_path: Path) -> None
     found = registry.read(tmp_path / "w.pt")
     names = list(dict.fromkeys(name.split(".")[0] for name in shapes))
     assert list(dict.fromkeys(s.name.split(".")[0] for s in found.stored)) == names
+
+
+def order_of(found: Imported) -> list[str]:
+    return list(dict.fromkeys(stored.name.split(".")[0] for stored in found.stored))
+
+
+def specs(input_size: int, *layers: tuple[str, int]) -> Any:
+    key = {"dense": "units"}
+    given = [{"type": kind, key.get(kind, "hidden_size"): size} for kind, size in layers]
+    return from_mapping({"model": {"input_size": input_size, "layers": given}}).specs
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_config_decides(suffix: str, tmp_path: Path) -> None:
+    """Where sizes fit in two orders, a note names both; a config of either gives it."""
+    shapes = lstm("lstm.", 3, 5) | linear("fc.", 5, 3)
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pt":
+        path.write_bytes(archived(tensors(shapes)))
+    else:
+        save_file(tensors(shapes), path, {"format": "pt"})
+    found = registry.read(path)
+    assert order_of(found) == ["lstm", "fc"]
+    assert "lstm -> fc" in found.notes[0]
+    assert "also" in found.notes[0]
+    assert "fc -> lstm" in found.notes[0]
+    assert "lstm-cli run CONFIG DATA --weights FILE" in found.notes[0]
+    for layers, order in (
+        (specs(3, ("lstm", 5), ("dense", 3)), ["lstm", "fc"]),
+        (specs(5, ("dense", 3), ("lstm", 5)), ["fc", "lstm"]),
+    ):
+        assert order_of(registry.read(path, ReadOptions(layers=layers))) == order
+
+
+def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
+    shapes = lstm("b.", 4, 4) | lstm("a.", 4, 4)
+    save_file(tensors(shapes), tmp_path / "w.safetensors", {"format": "pt"})
+    layers = specs(4, ("lstm", 4), ("lstm", 4))
+    with pytest.raises(WeightsError, match="a and b are alike") as caught:
+        registry.read(tmp_path / "w.safetensors", ReadOptions(layers=layers))
+    assert "torch.save" in caught.value.hints[0]  # which keeps an order, and this is said:
+    (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
+    found = registry.read(tmp_path / "w.pt", ReadOptions(layers=layers))
+    assert order_of(found) == ["b", "a"]
+    assert "file's order is taken, though others fit" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "order"),
+    [
+        (lstm("10.", 4, 4) | lstm("9.", 4, 4), ["9", "10"]),
+        (lstm("net.1.", 4, 4) | lstm("net.0.", 4, 4), ["net"]),
+        (dict(sorted((linear("fc.", 4, 4) | lstm("lstm.", 4, 4)).items())), ["lstm", "fc"]),
+    ],
+)
+def test_a_stored_order_that_is_none(shapes: Shapes, order: list[str], tmp_path: Path) -> None:
+    """Numbers in names say another, or the names are sorted: biases before weights."""
+    (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
+    found = registry.read(tmp_path / "w.pt")
+    assert order_of(found) == order
+    why = "the file keeps no order" if "fc" in order else "numbers in the names say another"
+    assert why in found.notes[0]
+    first = next(s.name for s in found.stored if s.native.startswith("layers.0."))
+    assert not first.startswith(("10.", "net.1.", "fc."))
 
 
 HOPELESS: dict[str, tuple[Shapes, str]] = {
