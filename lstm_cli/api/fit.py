@@ -23,7 +23,8 @@ from lstm_cli.engines.types import (
     array_dtype,
 )
 from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
-from lstm_cli.network.network import ends_sequence
+from lstm_cli.network.network import Network, ends_sequence
+from lstm_cli.network.normalization import STORED
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def weights_problems(
     problems = []
     for misfit in misfits(config.specs, {key: v.shape for key, v in merged.items()}):
         places: tuple[str, ...] = ()
+        if misfit.name in STORED:
+            places = sources_of(config, config.specs[0], "(D,)")
         if misfit.name in wanted:
             spec, parameter = wanted[misfit.name]
             places = sources_of(config, spec, parameter.formula)
@@ -135,6 +138,12 @@ def _memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def reading_dtype(network: Network, data: Dataset) -> str:
+    """The type in which inputs are read: where they are normalized, one that holds them."""
+    dtype = array_dtype(network.engine)
+    return dtype if network.normalization is None else data.holding(dtype)
 
 
 def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.api.fit import reading_dtype
 from lstm_cli.api.model import Model
 from lstm_cli.api.passes import Passes
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
@@ -226,7 +227,7 @@ class _Run:
     def _batches(self, room: Room) -> Iterator[Batch]:
         return self.data.batches(
             self.batch_size,
-            array_dtype(self.model.network.engine),
+            reading_dtype(self.model.network, self.data),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,

@@ -15,7 +15,7 @@ from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.groups import Groups
 from lstm_cli.data.part import Part
-from lstm_cli.data.ragged import Lengths
+from lstm_cli.data.ragged import Lengths, holding
 from lstm_cli.data.recognise import open_layout
 from lstm_cli.data.sequences import Files, Indices
 from lstm_cli.data.types import (
@@ -85,6 +85,10 @@ class Dataset:
     def dtype(self) -> str:
         """Type of the first file's inputs as stored."""
         return self._parts[0].layout.dtype
+
+    def holding(self, dtype: DTypeLike) -> str:
+        """The type, at least `dtype`, that holds the inputs of all files as they are stored."""
+        return holding(dtype, *(part.layout.dtype for part in self._parts)).name
 
     @cached_property
     def targets(self) -> TargetInfo | None:
@@ -168,7 +172,7 @@ class Dataset:
         size
             Sequences in a batch, at most.
         dtype
-            Of the inputs, and of targets that are values.
+            Of the inputs, and at least of targets that are values.
         targets
             Read them too.
         per_step

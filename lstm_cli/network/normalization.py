@@ -1,4 +1,4 @@
-"""Scaling of inputs and targets while training, and its folding into the weights afterwards."""
+"""Normalization of inputs and targets, kept beside the weights or folded into them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lstm_cli.engines.types import (
     Array,
@@ -23,12 +23,19 @@ from lstm_cli.errors import ConfigError, WeightsError
 Method: TypeAlias = Literal["standard", "minmax"]
 Vector: TypeAlias = NDArray[np.float64]
 
+MEAN, SCALE = "inputs.mean", "inputs.scale"
+STORED = (MEAN, SCALE)
+"""Stored names of the normalization of a network's inputs, (D,) float64 each."""
+
 SCALED_LOSSES = ("mse", "mae", "huber")
 """Losses whose targets may have any scale."""
 
+LARGEST_LOSS = 1e-4
+"""Share of a feature's scale: what rounding may take of it before a warning names the feature."""
+
 
 class Statistics(Protocol):
-    """What a scaling is made from: (D,) each."""
+    """Moments and extremes that a normalization is made from: (D,) each."""
 
     @property
     def mean(self) -> Vector:
@@ -47,21 +54,47 @@ class Statistics(Protocol):
         """Largest values."""
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """Digits of one feature that a dtype cannot hold.
+
+    Attributes
+    ----------
+    feature
+        Its number, from 0.
+    mean, scale
+        Its normalization.
+    share
+        Spacing of the dtype's numbers near the mean, as a share of the scale.
+    """
+
+    feature: int
+    mean: float
+    scale: float
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"feature {self.feature} (mean {self.mean:.6g}, scale {self.scale:.6g}) is rounded to "
+            f"{self.share:.2g} of its scale"
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class Scaling:
+class Normalization:
     """x becomes (x - mean) / scale, feature by feature.
 
     Attributes
     ----------
     mean, scale
-        (D,) float64: what is taken off, and what is divided by.
+        (D,) float64: what is subtracted, and the divisor, which is never 0.
     """
 
     mean: Vector
     scale: Vector
 
     @classmethod
-    def of(cls, method: Method, statistics: Statistics) -> Scaling:
+    def of(cls, method: Method, statistics: Statistics) -> Normalization:
         """``standard``: mean 0, deviation 1; ``minmax``: 0 to 1. A constant is divided by 1."""
         low, high = statistics.minimum, statistics.maximum
         if method == "standard":
@@ -73,30 +106,55 @@ class Scaling:
         varies = (low < high) & (scale > 0) & np.isfinite(scale)
         return cls(mean, np.where(varies, scale, 1.0))
 
-    def apply(self, x: Array, lengths: ArrayLike | None = None) -> Array:
-        """`x` (N, T, D), or (N, D) without `lengths`, scaled in its dtype; padding stays 0."""
-        return _outside_padding((x - self.mean) / self.scale, x, lengths)
+    @classmethod
+    def stored(cls, tensors: Mapping[str, Array]) -> Normalization | None:
+        """The normalization among stored tensors that were checked; None if there is none."""
+        if MEAN not in tensors:
+            return None
+        mean, scale = (np.array(tensors[name], np.float64) for name in STORED)
+        return cls(mean, scale)
+
+    @property
+    def tensors(self) -> dict[str, Vector]:
+        """By stored name."""
+        return {MEAN: self.mean, SCALE: self.scale}
+
+    @property
+    def inverse(self) -> Normalization:
+        """What undoes this one; to fold it is to take a fold back."""
+        return Normalization(-self.mean / self.scale, 1 / self.scale)
+
+    def apply(
+        self, x: Array, lengths: ArrayLike | None = None, dtype: DTypeLike = np.float64
+    ) -> Array:
+        """`x` (N, T, D), or (N, D) without `lengths`, normalized; padding is 0.
+
+        Computed in double precision, then cast to `dtype`.
+        """
+        with np.errstate(all="ignore"):  # what is not finite shows where it is used
+            changed = np.subtract(x, self.mean)
+            changed /= self.scale
+            changed = changed.astype(dtype, copy=False)
+        if lengths is not None:
+            changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
+        return changed
 
     def undo(self, x: Array, lengths: ArrayLike | None = None) -> Array:
-        """The inverse of `apply`."""
-        return _outside_padding(x * self.scale + self.mean, x, lengths)
+        """The inverse of `apply`, in float64."""
+        with np.errstate(all="ignore"):
+            changed = x * self.scale + self.mean
+        if lengths is not None:
+            changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
+        return np.asarray(changed)
 
-
-def _outside_padding(changed: Array, x: Array, lengths: ArrayLike | None) -> Array:
-    """`changed` in the dtype of `x`, 0 past each sequence's end."""
-    changed = changed.astype(x.dtype if x.dtype.kind == "f" else np.float64, copy=False)
-    if lengths is not None:
-        changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
-    return changed
-
-
-def need_foldable(layers: Layers) -> None:
-    """Raise ConfigError unless the scaling of inputs can be folded into these layers.
-
-    A flatten layer fills short sequences up with zeros, which after scaling are other values
-    than before: no weights behind it can make up for that.
-    """
-    _reading_layer(layers)
+    def roundings(self, dtype: DTypeLike) -> list[Rounding]:
+        """Features of which `dtype` loses more than `LARGEST_LOSS` of their scale."""
+        with np.errstate(over="ignore"):
+            shares = np.abs(self.mean / self.scale) * np.finfo(dtype).eps
+        return [
+            Rounding(k, float(self.mean[k]), float(self.scale[k]), float(shares[k]))
+            for k in np.flatnonzero(shares > LARGEST_LOSS).tolist()
+        ]
 
 
 def scales_targets(layers: Layers, loss: str) -> bool:
@@ -105,13 +163,29 @@ def scales_targets(layers: Layers, loss: str) -> bool:
     return loss in SCALED_LOSSES and bool(last) and _is_linear(last[0])
 
 
+def unfoldable(layers: Layers) -> str | None:
+    """Why no weights of these layers can do what a normalization of inputs does; None: some can.
+
+    A flatten layer fills short sequences up with zeros, which after normalization are other
+    values than before: no weights behind it can make up for that.
+    """
+    first = _weighted(layers)[:1]
+    if not first or isinstance(first[0], DropoutSpec):
+        return "no layer has weights"
+    if isinstance(first[0], FlattenSpec):
+        return f"the padding of layer {first[0].index} (flatten) is 0 in normalized values"
+    if any(bias not in first[0].parameters() for _, bias in _reading_tensors(first[0])):
+        return f"layer {first[0].index} ({first[0].kind}) has no bias"
+    return None
+
+
 def fold(
     layers: Layers,
     weights: Mapping[str, Array],
-    inputs: Scaling | None,
-    targets: Scaling | None,
+    inputs: Normalization | None,
+    targets: Normalization | None = None,
 ) -> dict[str, Array]:
-    """Weights that give, on raw inputs, raw outputs: what training scaled, they scale themselves.
+    """Weights that give, on raw inputs, raw outputs: what was normalized, they scale themselves.
 
     With a = W (x - m) / s + b = (W / s) x + (b - (W / s) m), for the first layer's pre-activation
     a, and s y + m = (s W) h + (s b + m) for the last layer's output y = W h + b.
@@ -119,9 +193,9 @@ def fold(
     Parameters
     ----------
     layers, weights
-        The network that was trained, its tensors by stored name.
+        The network, its layers' tensors by stored name.
     inputs, targets
-        How they were scaled; None: not at all.
+        How they were normalized; None: not at all.
 
     Returns
     -------
@@ -130,11 +204,13 @@ def fold(
     Raises
     ------
     ConfigError
-        The first layer cannot take the inputs' scaling, or the last one the targets'.
+        The first layer cannot take the inputs' normalization, or the last one the targets'.
     WeightsError
         A folded weight is beyond its dtype.
     """
-    folded = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    if inputs is None and targets is None:
+        return {name: np.array(value) for name, value in weights.items()}
+    folded = {name: np.array(value, np.float64) for name, value in weights.items()}
     with np.errstate(all="ignore"):  # what does not fit is found and named below
         if inputs is not None:
             for weight, bias in _reading_tensors(_reading_layer(layers)):
@@ -154,15 +230,13 @@ def _weighted(layers: Layers) -> list[LayerSpec]:
 
 def _reading_layer(layers: Layers) -> RecurrentSpec | DenseSpec:
     """The layer that sees the inputs."""
-    first = _weighted(layers)[:1]
-    if first and not isinstance(first[0], FlattenSpec | DropoutSpec):
+    first, why = _weighted(layers)[:1], unfoldable(layers)
+    if why is None and not isinstance(first[0], FlattenSpec | DropoutSpec):
         return first[0]
-    found = f"layer {first[0].index} ({first[0].kind})" if first else "no layer with weights"
     raise ConfigError(
-        "train.normalize needs a first layer that can take the scaling into its weights",
-        expected="a recurrent or dense layer before any other",
-        found=found,
-        hint="--set train.normalize=false, or put a recurrent or dense layer first",
+        "the normalization of the inputs cannot be folded into weights",
+        expected="a recurrent or dense layer with a bias before any other",
+        found=why,
     )
 
 
