@@ -120,6 +120,11 @@ class Normalization:
         return {MEAN: self.mean, SCALE: self.scale}
 
     @property
+    def numbers(self) -> dict[str, list[float]]:
+        """Mean and scale as plain numbers, for JSON."""
+        return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+
+    @property
     def inverse(self) -> Normalization:
         """What undoes this one; to fold it is to take a fold back."""
         return Normalization(-self.mean / self.scale, 1 / self.scale)
@@ -221,6 +226,21 @@ def fold(
             folded[weight] = targets.scale[:, None] * folded[weight]
             folded[bias] = targets.scale * folded[bias] + targets.mean
     return {name: _cast(name, value, weights[name]) for name, value in folded.items()}
+
+
+def fold_noise(
+    layers: Layers, folded: Mapping[str, Array], inputs: Normalization, dtype: DTypeLike
+) -> float:
+    """Rounding of the first layer's pre-activations in `dtype`, on inputs of the data's range.
+
+    Their terms are as large as W m / s, and nearly cancel.
+    """
+    most, largest = np.abs(inputs.mean) + 3 * np.abs(inputs.scale), 0.0
+    with np.errstate(over="ignore"):
+        for weight, bias in _reading_tensors(_reading_layer(layers)):
+            terms = np.abs(folded[weight]).astype(np.float64) @ most + np.abs(folded[bias])
+            largest = max(largest, float(terms.max(initial=0.0)))
+    return largest * float(np.finfo(dtype).eps)
 
 
 def _weighted(layers: Layers) -> list[LayerSpec]:
