@@ -18,7 +18,7 @@ from lstm_cli.api.unsaid import unsaid
 from lstm_cli.api.weights_files import config_of, read_weights, standing_notes, tensors_for
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.types import Array, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
@@ -140,7 +140,7 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     need_target(destination, Path(source))
     imported = read_weights(source, order.reading)
     config = _config(imported, order)
-    tensors = _fitted(config, imported, order.dtype)
+    tensors: Mapping[str, Array] = _fitted(config, imported, order.dtype)
     folding = None if target.name == "native" else _folding(config, tensors, imported, target)
     checked = None
     if order.check is not None:
@@ -187,12 +187,15 @@ class _Folding:
         What was folded.
     steps
         T where the config fixes it.
+    takes_wide
+        The format can have these weights in float64.
     """
 
     source: Sided
     tensors: Mapping[str, Array]
     inputs: Normalization
     steps: int | None
+    takes_wide: bool
 
     def note(self, read: Sided) -> str:
         """The fold, and what rounding it changes; `read` is what the file holds."""
@@ -212,8 +215,8 @@ class _Folding:
         named = ", ".join(map(str, lost[:NAMED]))
         more = f", and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         hint = "only a native file keeps them"
-        if dtype == _narrowest(self.tensors.values()) == "float32":
-            hint = "--dtype float64 keeps more, where the format has it, a native file all"
+        if dtype == "float32" and self.takes_wide and not self.inputs.roundings("float64"):
+            hint = "--dtype float64 keeps them"
         return (f"the fold loses digits in {dtype}: {named}{more}; {hint}",)
 
 
@@ -254,7 +257,9 @@ def _folding(
             hint="nothing was written; a native file keeps the normalization: name a DST that "
             "ends in .safetensors",
         )
-    return _Folding(Sided(config.specs, tensors), folded, inputs, config.model.steps)
+    recurrent = any(isinstance(spec, RecurrentSpec) for spec in config.specs)
+    wide = target.name != "onnx" or not recurrent  # ONNX Runtime has no float64 for these
+    return _Folding(Sided(config.specs, tensors), folded, inputs, config.model.steps, wide)
 
 
 def _config(imported: Imported, order: Order) -> Config:

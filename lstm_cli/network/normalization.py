@@ -75,8 +75,8 @@ class Rounding:
 
     def __str__(self) -> str:
         return (
-            f"feature {self.feature} (mean {self.mean:.6g}, scale {self.scale:.6g}) is rounded to "
-            f"{self.share:.2g} of its scale"
+            f"feature {self.feature} (mean {self.mean:.6g}, scale {self.scale:.6g}) is rounded in "
+            f"steps of {self.share:.2g} of its scale"
         )
 
 
