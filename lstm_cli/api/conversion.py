@@ -11,7 +11,7 @@ import numpy as np
 from lstm_cli.api.agreement import Agreement, agreement
 from lstm_cli.api.assembly import read_config
 from lstm_cli.api.destination import need_target, target_format, temporary
-from lstm_cli.api.fit import check_memory, check_weights
+from lstm_cli.api.fit import NAMED, check_memory, check_weights
 from lstm_cli.api.proof import SLACK, Proof, Sided, prove, prove_fold
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.api.unsaid import unsaid
@@ -34,8 +34,6 @@ from lstm_cli.network.weights import fit_weights
 
 WRITTEN_ORDER: TmvaOrder = "slots"
 """What TMVA's own writer gives its elements to hold, and so does ours."""
-NAMED = 8
-"""Features that a warning names; more become a count."""
 CONFIG_HINT = "--config names a YAML config that describes the layers"
 
 

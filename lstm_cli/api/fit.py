@@ -24,8 +24,15 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
 from lstm_cli.network.network import Network, ends_sequence
-from lstm_cli.network.normalization import STORED
+from lstm_cli.network.normalization import STORED, Normalization
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
+
+SAMPLE, SAMPLE_BYTES = 64, 8 << 20
+"""Sequences, and bytes of them, by which it is judged what a dtype loses."""
+SAMPLE_LOSS = 0.05
+"""Share of a feature's deviation that rounding may take without a note."""
+NAMED = 8
+"""Features that a message names; more become a count."""
 
 if TYPE_CHECKING:
     from lstm_cli.data import Dataset
@@ -144,6 +151,37 @@ def reading_dtype(network: Network, data: Dataset) -> str:
     """The type in which inputs are read: where they are normalized, one that holds them."""
     dtype = array_dtype(network.engine)
     return dtype if network.normalization is None else data.holding(dtype)
+
+
+def lost_digits(network: Network, data: Dataset) -> str | None:
+    """A note on the inputs that the engine's dtype cannot hold, by their first sequences.
+
+    None where it holds all that is stored, or the network normalizes it first.
+    """
+    engine, reader = network.engine, next((s for s in network.layers if s.parameters()), None)
+    # What multiplies the inputs: in bfloat16 and the like, a recurrent layer's matrix.
+    dtype = engine.dtype if isinstance(reader, RecurrentSpec) else array_dtype(engine)
+    held = dtype == array_dtype(engine) == data.holding(array_dtype(engine))
+    large = data.max_steps * data.features > SAMPLE_BYTES  # too much to read for a note
+    if held or large or network.normalization is not None or not data.total_steps:
+        return None
+    batch = next(data.batches(SAMPLE, np.float64, targets=False, max_bytes=SAMPLE_BYTES))
+    n = np.full(batch.count, batch.x.shape[1]) if batch.lengths is None else batch.lengths
+    rows = batch.x[np.arange(batch.x.shape[1]) < n[:, None]]
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not len(rows):
+        return None
+    shifted = rows - rows[0]
+    deviation = shifted.std(axis=0)
+    varies = deviation > 0
+    found = Normalization(
+        np.where(varies, rows[0] + shifted.mean(axis=0), 0.0), np.where(varies, deviation, 1.0)
+    ).roundings(dtype, SAMPLE_LOSS)
+    if not found:
+        return None
+    named = ", ".join(map(str, found[:NAMED]))
+    more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"digits of the inputs are lost in {dtype}: {named}{more}"
 
 
 def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:

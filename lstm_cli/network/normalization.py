@@ -152,14 +152,19 @@ class Normalization:
             changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
         return np.asarray(changed)
 
-    def roundings(self, dtype: DTypeLike) -> list[Rounding]:
-        """Features of which `dtype` loses more than `LARGEST_LOSS` of their scale."""
+    def roundings(self, dtype: str, largest: float = LARGEST_LOSS) -> list[Rounding]:
+        """Features of which `dtype` loses more than this share of their scale."""
         with np.errstate(over="ignore"):
-            shares = np.abs(self.mean / self.scale) * np.finfo(dtype).eps
+            shares = np.abs(self.mean / self.scale) * _spacing(dtype)
         return [
             Rounding(k, float(self.mean[k]), float(self.scale[k]), float(shares[k]))
-            for k in np.flatnonzero(shares > LARGEST_LOSS).tolist()
+            for k in np.flatnonzero(shares > largest).tolist()
         ]
+
+
+def _spacing(dtype: str) -> float:
+    """From 1 to the next number of an engine's dtype."""
+    return {"bfloat16": 2.0**-7, "tf32": 2.0**-10}.get(dtype) or float(np.finfo(dtype).eps)
 
 
 def scales_targets(layers: Layers, loss: str) -> bool:
