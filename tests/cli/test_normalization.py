@@ -6,6 +6,7 @@ a normalization; other formats are run by ONNX Runtime and PyTorch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -417,6 +418,27 @@ def test_a_fold_that_is_wrong_is_not_written(lstm, monkeypatch):
     assert "hint: nothing was written; a native file keeps the normalization" in refused.err
     assert not Path("m.onnx").exists()
     monkeypatch.undo()
+
+
+def test_a_file_is_proven_on_inputs_of_the_range_of_the_data(lstm, monkeypatch):
+    """A weight off by a hundredth: inputs near 0 would leave every gate saturated, and hide it."""
+    from lstm_cli.formats import registry
+
+    model("m.safetensors", {"type": "lstm", "hidden_size": 4}, **MILD)
+    original = registry.write
+
+    def damaged(path, format, export, options):
+        weight = export.tensors["layers.0.weight_ih"].copy()
+        weight[:, 2] *= 1.01
+        tensors = {**export.tensors, "layers.0.weight_ih": weight}
+        return original(path, format, replace(export, tensors=tensors), options)
+
+    monkeypatch.setattr(registry, "write", damaged)
+    for name in ("m.onnx", "m.keras", "n.safetensors"):
+        refused = lstm("convert", "m.safetensors", name)
+        assert refused.code == 1
+        assert "does not compute what" in refused.err
+        assert not Path(name).exists()
 
 
 def test_numbers_that_a_fold_cannot_hold(lstm):
