@@ -11,7 +11,7 @@ import numpy as np
 from lstm_cli.api.agreement import Agreement, agreement
 from lstm_cli.api.assembly import read_config
 from lstm_cli.api.destination import need_target, target_format, temporary
-from lstm_cli.api.fit import NAMED, check_memory, check_weights
+from lstm_cli.api.fit import check_memory, check_weights, listed
 from lstm_cli.api.proof import SLACK, Proof, Sided, prove, prove_fold
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.api.unsaid import unsaid
@@ -210,12 +210,10 @@ class _Folding:
         lost = self.inputs.roundings(dtype)
         if not lost:
             return ()
-        named = ", ".join(map(str, lost[:NAMED]))
-        more = f", and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         hint = "only a native file keeps them"
         if dtype == "float32" and self.takes_wide and not self.inputs.roundings("float64"):
             hint = "--dtype float64 keeps them"
-        return (f"the fold loses digits in {dtype}: {named}{more}; {hint}",)
+        return (f"the fold loses digits in {dtype}: {listed(lost)}; {hint}",)
 
 
 def _folding(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
 from lstm_cli.network.network import Network, ends_sequence
-from lstm_cli.network.normalization import STORED, Normalization
+from lstm_cli.network.normalization import STORED, Normalization, Rounding
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
 SAMPLE, SAMPLE_BYTES = 64, 8 << 20
@@ -35,7 +35,7 @@ NAMED = 8
 """Features that a message names; more become a count."""
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Dataset
+    from lstm_cli.data import Batch, Dataset
 
 
 def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def reading_dtype(network: Network, data: Dataset) -> str:
 
 
 def lost_digits(network: Network, data: Dataset) -> str | None:
-    """A note on the inputs that the engine's dtype cannot hold, by their first sequences.
+    """A note on the inputs that the engine's dtype cannot hold, by the first sequences.
 
     None where it holds all that is stored, or the network normalizes it first.
     """
@@ -162,26 +162,59 @@ def lost_digits(network: Network, data: Dataset) -> str | None:
     # What multiplies the inputs: in bfloat16 and the like, a recurrent layer's matrix.
     dtype = engine.dtype if isinstance(reader, RecurrentSpec) else array_dtype(engine)
     held = dtype == array_dtype(engine) == data.holding(array_dtype(engine))
-    large = data.max_steps * data.features > SAMPLE_BYTES  # too much to read for a note
-    if held or large or network.normalization is not None or not data.total_steps:
+    if held or network.normalization is not None:
         return None
-    batch = next(data.batches(SAMPLE, np.float64, targets=False, max_bytes=SAMPLE_BYTES))
+    batch = _sample(data, None)
+    lost = [] if batch is None else _lost(_valid(batch, batch.x), dtype, "feature")
+    return f"digits of the inputs are lost in {dtype}: {listed(lost)}" if lost else None
+
+
+def lost_targets(network: Network, data: Dataset) -> list[Rounding]:
+    """Targets that outputs in the engine's dtype cannot tell apart, by the first sequences."""
+    dtype, info = array_dtype(network.engine), data.targets
+    if info is None or info.kind != "values" or data.holding_targets(dtype) == dtype:
+        return []
+    batch = _sample(data, network.returns_sequences)
+    if batch is None or batch.targets is None:
+        return []
+    y = batch.targets
+    rows = y if info.per_step is False or not network.returns_sequences else _valid(batch, y)
+    return _lost(rows.reshape(len(rows), -1), dtype, "target")
+
+
+def listed(lost: Sequence[Rounding]) -> str:
+    """Features that lose digits, in words."""
+    more = f", and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    return ", ".join(map(str, lost[:NAMED])) + more
+
+
+def _sample(data: Dataset, per_step: bool | None) -> Batch | None:
+    """The first sequences in float64; None where they are too much to read for a note."""
+    if not data.total_steps or data.max_steps * data.features > SAMPLE_BYTES:
+        return None
+    wide = data.batches(
+        SAMPLE, np.float64, targets=per_step is not None, per_step=per_step, max_bytes=SAMPLE_BYTES
+    )
+    return next(wide)
+
+
+def _valid(batch: Batch, values: Array) -> Array:
+    """The valid steps, one after the other."""
     n = np.full(batch.count, batch.x.shape[1]) if batch.lengths is None else batch.lengths
-    rows = batch.x[np.arange(batch.x.shape[1]) < n[:, None]]
+    return np.asarray(values[np.arange(batch.x.shape[1]) < n[:, None]])
+
+
+def _lost(rows: Array, dtype: str, noun: str) -> list[Rounding]:
+    """The columns of which a dtype loses digits, beside their deviation."""
     rows = rows[np.isfinite(rows).all(axis=1)]
     if not len(rows):
-        return None
+        return []
     shifted = rows - rows[0]
     deviation = shifted.std(axis=0)
     varies = deviation > 0
-    found = Normalization(
-        np.where(varies, rows[0] + shifted.mean(axis=0), 0.0), np.where(varies, deviation, 1.0)
-    ).roundings(dtype, SAMPLE_LOSS)
-    if not found:
-        return None
-    named = ", ".join(map(str, found[:NAMED]))
-    more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return f"digits of the inputs are lost in {dtype}: {named}{more}"
+    mean = np.where(varies, rows[0] + shifted.mean(axis=0), 0.0)
+    scaling = Normalization(mean, np.where(varies, deviation, 1.0))
+    return scaling.roundings(dtype, SAMPLE_LOSS, noun)
 
 
 def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:

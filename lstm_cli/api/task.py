@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 from lstm_cli.api.class_weights import class_weights
-from lstm_cli.api.fit import reading_dtype
+from lstm_cli.api.fit import SAMPLE_LOSS, listed, lost_digits, lost_targets, reading_dtype
 from lstm_cli.api.learning_data import (
     DatasetSource,
     HeldOut,
@@ -29,7 +29,13 @@ from lstm_cli.data import (
 from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, array_dtype
 from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
-from lstm_cli.network.normalization import Normalization, fold, scales_targets, unfoldable
+from lstm_cli.network.normalization import (
+    SCALED_LOSSES,
+    Normalization,
+    fold,
+    scales_targets,
+    unfoldable,
+)
 from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.learner import Learner
 from lstm_cli.training.loop import Plan
@@ -125,7 +131,6 @@ class Task:
             back = [None if one is None else one.inverse for one in (inputs, self.targets)]
             network.set_weights(fold(network.layers, network.weights, *back))
         network.normalization = network.normalization or inputs
-        self.notes += self._roundings()
 
     @cached_property
     def targets(self) -> Normalization | None:
@@ -231,16 +236,23 @@ class Task:
                 hint="--set train.normalize=false",
             )
 
-    def _roundings(self) -> Iterator[str]:
-        """Targets that the outputs' dtype cannot hold, a note each."""
-        dtype = array_dtype(self.network.engine)
-        found = [] if self.targets is None else self.targets.roundings(dtype)
-        for one in found:
-            yield (
-                f"target {one.feature} has mean {one.mean:.6g} and scale {one.scale:.6g}: outputs "
-                f"in {dtype} are rounded to {one.share:.2g} of that scale; --dtype float64, in "
-                "`train` and in `run`, keeps the digits"
+    def lost(self) -> tuple[str, ...]:
+        """Notes on inputs and targets of which the engine's dtype loses digits."""
+        dtype, notes = array_dtype(self.network.engine), []
+        normalized = self.train.scaling is not None
+        if not normalized and (inputs := lost_digits(self.network, self.data)) is not None:
+            notes.append(f"{inputs}; --set train.normalize=true keeps them")
+        targets = []
+        if self.targets is not None:
+            targets = self.targets.roundings(dtype, SAMPLE_LOSS, "target")
+        elif self.train.loss in SCALED_LOSSES:
+            targets = lost_targets(self.network, self.data)
+        if targets:
+            notes.append(
+                f"outputs in {dtype} cannot tell the targets apart: {listed(targets)}; --dtype "
+                "float64, in `train` and in `run`, keeps the digits"
             )
+        return tuple(notes)
 
     def _check_truncation(self) -> None:
         """Errors that travel back some steps need states that go forward, step by step."""

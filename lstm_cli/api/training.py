@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.api.assembly import assemble
-from lstm_cli.api.fit import check_data, lost_digits
+from lstm_cli.api.fit import check_data
 from lstm_cli.api.learning_data import changed
 from lstm_cli.api.observers import Observers
 from lstm_cli.api.resuming import check_same_config, check_same_numbers, resolved_for
@@ -130,9 +130,8 @@ class TrainingRun:
         trained = self._stored is None and source is not None
         self.task = Task(self.model, resolved, data, validation, trained=trained)
         self.notes += self.task.notes
-        if self._stored is None and resolved.train is not None and resolved.train.scaling is None:
-            lost = lost_digits(self.model.network, data)
-            self.notes += [] if lost is None else [f"{lost}; --set train.normalize=true keeps them"]
+        if self._stored is None:
+            self.notes += self.task.lost()
         self.facts = self._facts(engine)
         self.plan = self.task.plan(checkpoint_every)
 
@@ -158,9 +157,8 @@ class TrainingRun:
         """
         with Observers(self.folder, self._rows()) as observers:
             store = FolderStore(self, observers)
-            task, before = self.task, len(self.task.notes)
+            task = self.task
             task.normalize()
-            self.notes += task.notes[before:]
             around = Surroundings(task.source, task.validate(stop), store, reporter, stop)
             loop = Loop(task.learner, self.plan, around, task.metrics)
             if self._stored is not None:

@@ -90,6 +90,11 @@ class Dataset:
         """The type, at least `dtype`, that holds the inputs of all files as they are stored."""
         return holding(dtype, *(part.layout.dtype for part in self._parts)).name
 
+    def holding_targets(self, dtype: DTypeLike) -> str:
+        """The type, at least `dtype`, that holds the targets of all files as they are stored."""
+        targets = [part.layout.targets for part in self._parts]
+        return holding(dtype, *(one.info.dtype for one in targets if one is not None)).name
+
     @cached_property
     def targets(self) -> TargetInfo | None:
         """What the targets are, or None; a file whose shapes allow both goes with the others."""

@@ -60,23 +60,24 @@ class Rounding:
 
     Attributes
     ----------
-    feature
-        Its number, from 0.
+    noun, number
+        Such as ``feature``, and its number from 0.
     mean, scale
         Its normalization.
     share
         Spacing of the dtype's numbers near the mean, as a share of the scale.
     """
 
-    feature: int
+    noun: str
+    number: int
     mean: float
     scale: float
     share: float
 
     def __str__(self) -> str:
         return (
-            f"feature {self.feature} (mean {self.mean:.6g}, scale {self.scale:.6g}) is rounded in "
-            f"steps of {self.share:.2g} of its scale"
+            f"{self.noun} {self.number} (mean {self.mean:.6g}, scale {self.scale:.6g}) is rounded "
+            f"in steps of {self.share:.2g} of its scale"
         )
 
 
@@ -152,12 +153,14 @@ class Normalization:
             changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
         return np.asarray(changed)
 
-    def roundings(self, dtype: str, largest: float = LARGEST_LOSS) -> list[Rounding]:
+    def roundings(
+        self, dtype: str, largest: float = LARGEST_LOSS, noun: str = "feature"
+    ) -> list[Rounding]:
         """Features of which `dtype` loses more than this share of their scale."""
         with np.errstate(over="ignore"):
             shares = np.abs(self.mean / self.scale) * _spacing(dtype)
         return [
-            Rounding(k, float(self.mean[k]), float(self.scale[k]), float(shares[k]))
+            Rounding(noun, k, float(self.mean[k]), float(self.scale[k]), float(shares[k]))
             for k in np.flatnonzero(shares > largest).tolist()
         ]
 

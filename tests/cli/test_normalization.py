@@ -284,10 +284,13 @@ def test_metrics_are_those_of_targets_as_stored(lstm, tmp_path):
     y = 1.6e9 + 60 + 5 * x.mean(1)[:, :1]  # between two numbers of float32
     with h5py.File("x.h5", "w") as file:
         file["inputs"], file["targets"] = x.astype("f4"), y
-    told = "target 0 has mean 1.6e+09"
+    told = "outputs in float32 cannot tell the targets apart: target 0 (mean 1.6e+09, scale"
     narrow = lstm("train", path, "x.h5", "--output", "a")
     assert told in narrow.err
-    assert "--dtype float64" in narrow.err
+    assert "--dtype float64, in `train` and in `run`, keeps the digits" in narrow.err
+    once = ("train", path, "x.h5", "--set", "train.normalize=false", "--set", "train.epochs=1")
+    assert told in lstm(*once, "--output", "c").err
+    assert "tell" not in lstm(*once, "--output", "d", "--dtype", "float64").err
     run = lstm("run", "a/model.safetensors", "x.h5", "--output", "o.h5", "--json").json
     with h5py.File("o.h5") as file:
         apart = np.square(file["outputs"][()].astype(np.float64) - y).mean()
