@@ -115,15 +115,16 @@ class Task:
             for name, side in self.sides.items()
         }
 
-    def normalize(self) -> None:
-        """Fit what is to be normalized to the training part; the same whenever it is measured.
+    @cached_property
+    def normalized(self) -> Network:
+        """The network, normalizing as `train.normalize` says; the same whenever it is measured.
 
-        A network that normalizes its inputs already goes on doing so. Weights that were trained
-        before come to compute the same from normalized inputs, for scaled targets.
+        One that normalizes its inputs already goes on doing so. Weights that were trained before
+        come to compute the same from normalized inputs, for scaled targets.
         """
         network, method = self.network, self.train.scaling
         if method is None:
-            return
+            return network
         inputs = None
         if network.normalization is None:
             inputs = Normalization.of(method, feature_statistics(self.data, self.numbers))
@@ -131,6 +132,7 @@ class Task:
             back = [None if one is None else one.inverse for one in (inputs, self.targets)]
             network.set_weights(fold(network.layers, network.weights, *back))
         network.normalization = network.normalization or inputs
+        return network
 
     @cached_property
     def targets(self) -> Normalization | None:
@@ -143,7 +145,7 @@ class Task:
 
     def written(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         """All tensors of the trained network, for outputs in the units of the data."""
-        scaling = self.network.normalization
+        scaling = self.normalized.normalization
         own = fold(self.network.layers, weights, None, self.targets)
         return own if scaling is None else own | scaling.tensors
 
@@ -160,7 +162,9 @@ class Task:
             steps_per_epoch=self._updates_per_epoch(),
         )
         criterion = Criterion(self._targets(), weights, train.label_smoothing)
-        return Learner(self.network, criterion, updates, seed=train.seed, truncate=train.truncate)
+        return Learner(
+            self.normalized, criterion, updates, seed=train.seed, truncate=train.truncate
+        )
 
     @cached_property
     def source(self) -> Source:
@@ -179,7 +183,7 @@ class Task:
         """Measures what is held out, if anything is."""
         if self.held_out is None:
             return nothing_held_out
-        twin = Network(self.network.layers, self.network.tensors, self.network.engine)
+        twin = Network(self.network.layers, self.normalized.tensors, self.network.engine)
         dtype = self._dtype(self.held_out.dataset)
         return HeldOut(self.held_out, dtype, self.per_step, twin, self.targets, self.metrics, stop)
 

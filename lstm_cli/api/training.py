@@ -158,7 +158,6 @@ class TrainingRun:
         with Observers(self.folder, self._rows()) as observers:
             store = FolderStore(self, observers)
             task = self.task
-            task.normalize()
             around = Surroundings(task.source, task.validate(stop), store, reporter, stop)
             loop = Loop(task.learner, self.plan, around, task.metrics)
             if self._stored is not None:

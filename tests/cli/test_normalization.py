@@ -237,6 +237,9 @@ def test_weights_for_raw_data_compute_the_same_when_they_come_to_be_normalized(
     assert done.json["metrics"]["mse"] == pytest.approx(expected, rel=1e-9)
     again = lstm("run", "a/model.safetensors", "x.h5", "--dtype", "float64", "--json")
     assert again.json["metrics"]["mse"] == pytest.approx(expected, rel=1e-9)
+    more = ("--weights", "a/model.safetensors", "--dtype", "float64", *STILL, "--json")
+    further = lstm("train", path, "x.h5", "--output", "b", *more)
+    assert further.json["metrics"]["mse"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_flatten_first(lstm, tmp_path):
