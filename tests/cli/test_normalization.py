@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from networks import random_weights
+from safetensors.numpy import save_file
 
 import lstm_cli
 from lstm_cli.formats import native
@@ -543,6 +544,10 @@ def test_what_is_shown(lstm):
     file = native.read("m.safetensors")
     native.write("bare.safetensors", file.tensors, None)
     assert "inputs.mean" in lstm("inspect-shapes", "bare.safetensors").out
+    save_file(dict(file.tensors), "unsigned.safetensors")  # recognized by its names alone
+    Path("m.yaml").write_text(file.config)
+    told = lstm("run", "m.yaml", "x.h5", "--weights", "unsigned.safetensors")
+    assert line.replace("m.safetensors", "unsigned.safetensors") in told.out
     plain = {name: value for name, value in file.tensors.items() if name.startswith("layers")}
     native.write("plain.safetensors", plain, file.config)
     assert "normalized" not in lstm("run", "plain.safetensors", "x.h5").out
