@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from lstm_cli.api.agreement import Agreement, agreement
 from lstm_cli.api.assembly import read_config
 from lstm_cli.api.destination import target_format, unproven
-from lstm_cli.api.fit import check_memory, check_weights
-from lstm_cli.api.proof import Proof, Sided, prove
+from lstm_cli.api.fit import check_memory, check_weights, listed
+from lstm_cli.api.proof import SLACK, Proof, Sided, prove, prove_fold
 from lstm_cli.api.shapes import layer_title
 from lstm_cli.api.unsaid import unsaid
 from lstm_cli.api.weights_files import (
@@ -24,11 +24,18 @@ from lstm_cli.api.weights_files import (
 )
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import Array, ZeroStates
-from lstm_cli.errors import LstmCliError, UsageError
+from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
+from lstm_cli.errors import LstmCliError, UsageError, WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
 from lstm_cli.formats.registry import Format
+from lstm_cli.network.normalization import (
+    STORED,
+    Normalization,
+    fold,
+    fold_noise,
+    unfoldable,
+)
 from lstm_cli.network.weights import fit_weights
 from lstm_cli.overwriting import check_target
 
@@ -101,7 +108,7 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted, and what shows that it is right."""
+    """What was converted, what shows that it is right, and what was lost."""
 
     source: Side
     destination: Side
@@ -111,6 +118,7 @@ class Conversion:
     notes: tuple[str, ...]
     proof: Proof
     check: Agreement | None
+    warnings: tuple[str, ...] = ()
 
 
 def convert(source: str | Path, destination: str | Path, order: Order | None = None) -> Conversion:
@@ -148,33 +156,40 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     layers = None if given is None else given.specs
     imported = read_weights(source, order.reading, layers=layers)
     config = given or config_of(imported, order.overrides, hint=CONFIG_HINT)
-    tensors = _fitted(config, imported, order.dtype)
+    tensors: Mapping[str, Array] = _fitted(config, imported, order.dtype)
+    folding = None if target.name == "native" else _folding(config, tensors, imported, target)
+    zero = zero_states_for(config.specs, imported)
     checked = None
     if order.check is not None:
-        zero = zero_states_for(config.specs, imported)
         checked = agreement(config, tensors, order.check, order.tolerance, zero)
+    tensors = tensors if folding is None else folding.tensors
     with unproven(destination, force=order.force) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
         bare = _is_bare(target, destination)
         reading = ReadOptions(tmva_order=WRITTEN_ORDER)
         back = read_weights(made.path, reading, layers=config.specs if bare else None)
-        proof = _proof(config, tensors, config if bare else config_of(back), back)
+        other = config if bare else config_of(back)
+        read = Sided(other.specs, _fitted(other, back))
+        proof = _proof(config, tensors, read, folding)
         if not proof.holds:
             raise _disproved(proof, imported.path, destination, target)
         notes = (*written, *unsaid(config, _alone(back, reading), destination, bare=bare))
         if target.name != "onnx" or order.writing.states:
-            notes += tuple(_taken_states(zero_states_for(config.specs, imported), destination))
+            notes += tuple(_taken_states(zero, destination))
+        if folding is not None:
+            notes = (folding.note(read), *notes)
         made.keep()
     kinds = {spec.kind for spec in config.specs}
     return Conversion(
         _side(imported, imported.path, kinds),
         _side(back, destination, kinds),
         tuple(_layers(config, tensors)),
-        sum(value.size for value in tensors.values()),
+        sum(tensors[name].size for spec in config.specs for name in spec.parameters()),
         _narrowest(tensors.values()),
         (*standing_notes(imported, config), *(made.told(note) for note in notes)),
         proof,
         checked,
+        () if folding is None else folding.warnings(read),
     )
 
 
@@ -184,15 +199,103 @@ def _taken_states(zero: ZeroStates, name: Path) -> Iterator[str]:
         yield f"{name} takes an initial {letter} in layer {index}, which the source begins with 0"
 
 
+@dataclass(frozen=True)
+class _Folding:
+    """A network for a format that has no place for the normalization of its inputs.
+
+    Attributes
+    ----------
+    source
+        The network that normalizes.
+    tensors
+        Its layers' weights, the normalization folded in.
+    inputs
+        What was folded.
+    steps
+        T where the config fixes it.
+    takes_wide
+        The format can have these weights in float64.
+    """
+
+    source: Sided
+    tensors: Mapping[str, Array]
+    inputs: Normalization
+    steps: int | None
+    takes_wide: bool
+
+    def note(self, read: Sided) -> str:
+        """The fold, and what rounding it changes; `read` is what the file holds."""
+        dtype = _narrowest(read.tensors.values())
+        apart = prove(self.source, read, self.steps, dtype, self.inputs).relative_difference
+        return (
+            "inputs.mean and inputs.scale are folded into the first layer: on inputs of their "
+            f"range, rounding to {dtype} changes outputs by up to {apart:.2g} of the largest"
+        )
+
+    def warnings(self, read: Sided) -> tuple[str, ...]:
+        """The features whose digits the file loses, in one warning if there are any."""
+        dtype = _narrowest(read.tensors.values())
+        lost = self.inputs.roundings(dtype)
+        if not lost:
+            return ()
+        hint = "only a native file keeps them"
+        if dtype == "float32" and self.takes_wide and not self.inputs.roundings("float64"):
+            hint = "--dtype float64 keeps them"
+        return (f"the fold loses digits in {dtype}: {listed(lost)}; {hint}",)
+
+
+def _folding(
+    config: Config, tensors: Mapping[str, Array], source: Imported, target: Format
+) -> _Folding | None:
+    """The network without its normalization; None: it has none.
+
+    Raises
+    ------
+    WeightsError
+        No weights can take the normalization in.
+    LstmCliError
+        The folded network does not compute what the other does.
+    """
+    inputs = Normalization.stored(tensors)
+    if inputs is None:
+        return None
+    if (why := unfoldable(config.specs)) is not None:
+        raise WeightsError(
+            f"{target.title} has no place for the normalization of the inputs, inputs.mean and "
+            "inputs.scale, and no weights can take it in",
+            expected="a recurrent or dense layer with a bias before any other",
+            found=why,
+            where=str(source.path),
+            hint="a native file keeps it: name a DST that ends in .safetensors",
+        )
+    own = {name: value for name, value in tensors.items() if name not in STORED}
+    folded = fold(config.specs, own, inputs)
+    check_memory(config, ReferenceEngine("float64"))
+    proof = prove_fold(Sided(config.specs, tensors), config.model.steps, inputs)
+    if not proof.holds:
+        raise LstmCliError(
+            "the folded weights do not compute what the normalization and the weights do",
+            expected=f"outputs within {proof.tolerance:.1g} of the largest one",
+            found=f"{proof.relative_difference:.2g} in {proof.place}",
+            where=str(source.path),
+            hint="nothing was written; a native file keeps the normalization: name a DST that "
+            "ends in .safetensors",
+        )
+    recurrent = any(isinstance(spec, RecurrentSpec) for spec in config.specs)
+    wide = target.name != "onnx" or not recurrent  # ONNX Runtime has no float64 for these
+    return _Folding(Sided(config.specs, tensors), folded, inputs, config.model.steps, wide)
+
+
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
     """The tensors that the layers need, in their order, all of `dtype` if one is named."""
     tensors = tensors_for(config.specs, imported)
     check_weights(config, tensors, str(imported.path))
     fitted = fit_weights(config.specs, tensors, str(imported.path))
+    wide = {name: fitted.pop(name).astype(np.float64) for name in STORED if name in fitted}
     if dtype is None:
-        return {name: _stored(value) for name, value in fitted.items()}
+        return {name: _stored(value) for name, value in fitted.items()} | wide
     with np.errstate(over="ignore"):
-        cast = {name: value.astype(dtype) for name, value in fitted.items()}
+        cast = {name: value.astype(dtype) for name, value in fitted.items()} | wide
     return fit_weights(config.specs, cast, f"{imported.path}, as {dtype}")
 
 
@@ -231,13 +334,24 @@ def _alone(back: Imported, reading: ReadOptions) -> Config | None:
         return None
 
 
-def _proof(config: Config, tensors: Mapping[str, Array], other: Config, back: Imported) -> Proof:
-    """Run the source beside what was read back, with the layers that `other` says."""
+def _proof(
+    config: Config, tensors: Mapping[str, Array], read: Sided, folding: _Folding | None
+) -> Proof:
+    """Run what was written beside what was read back."""
     check_memory(config, ReferenceEngine("float64"))
-    found = _fitted(other, back)
-    dtype = _narrowest((*tensors.values(), *found.values()))
-    sides = Sided(config.specs, tensors), Sided(other.specs, found)
-    return prove(*sides, config.model.steps, dtype)
+    dtype = _narrowest((*tensors.values(), *read.tensors.values()))
+    steps = config.model.steps
+    if folding is None:
+        inputs = Normalization.stored(tensors)
+        return prove(Sided(config.specs, tensors), read, steps, dtype, inputs)
+    # What is folded is large beside what it leaves: rounding it is told apart from other faults.
+    rounded = {name: value.astype(dtype) for name, value in tensors.items()}
+    proof = prove(Sided(config.specs, rounded), read, steps, dtype, folding.inputs)
+    if proof.holds:
+        return proof
+    # A format that adds two biases rounds their sum.
+    noise = SLACK * fold_noise(config.specs, tensors, folding.inputs, dtype)
+    return replace(proof, tolerance=proof.tolerance + noise)
 
 
 def _disproved(proof: Proof, source: Path, destination: Path, target: Format) -> LstmCliError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +23,19 @@ from lstm_cli.engines.types import (
     array_dtype,
 )
 from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
-from lstm_cli.network.network import ends_sequence
+from lstm_cli.network.network import Network, ends_sequence
+from lstm_cli.network.normalization import STORED, Normalization, Rounding
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
+SAMPLE, SAMPLE_BYTES = 64, 8 << 20
+"""Sequences, and bytes of them, by which it is judged what a dtype loses."""
+SAMPLE_LOSS = 0.05
+"""Share of a feature's deviation that rounding may take without a note."""
+NAMED = 8
+"""Features that a message names; more become a count."""
+
 if TYPE_CHECKING:
-    from lstm_cli.data import Dataset
+    from lstm_cli.data import Batch, Dataset
 
 
 def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]:
@@ -72,6 +80,8 @@ def weights_problems(
     problems = []
     for misfit in misfits(config.specs, {key: v.shape for key, v in merged.items()}):
         places: tuple[str, ...] = ()
+        if misfit.name in STORED:
+            places = sources_of(config, config.specs[0], "(D,)")
         if misfit.name in wanted:
             spec, parameter = wanted[misfit.name]
             places = sources_of(config, spec, parameter.formula)
@@ -135,6 +145,76 @@ def _memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def reading_dtype(network: Network, data: Dataset) -> str:
+    """The type in which inputs are read: where they are normalized, one that holds them."""
+    dtype = array_dtype(network.engine)
+    return dtype if network.normalization is None else data.holding(dtype)
+
+
+def lost_digits(network: Network, data: Dataset) -> str | None:
+    """A note on the inputs that the engine's dtype cannot hold, by the first sequences.
+
+    None where it holds all that is stored, or the network normalizes it first.
+    """
+    engine, reader = network.engine, next((s for s in network.layers if s.parameters()), None)
+    # What multiplies the inputs: in bfloat16 and the like, a recurrent layer's matrix.
+    dtype = engine.dtype if isinstance(reader, RecurrentSpec) else array_dtype(engine)
+    held = dtype == array_dtype(engine) == data.holding(array_dtype(engine))
+    if held or network.normalization is not None:
+        return None
+    batch = _sample(data, None)
+    lost = [] if batch is None else _lost(_valid(batch, batch.x), dtype, "feature")
+    return f"digits of the inputs are lost in {dtype}: {listed(lost)}" if lost else None
+
+
+def lost_targets(network: Network, data: Dataset) -> list[Rounding]:
+    """Targets that outputs in the engine's dtype cannot tell apart, by the first sequences."""
+    dtype, info = array_dtype(network.engine), data.targets
+    if info is None or info.kind != "values" or data.holding_targets(dtype) == dtype:
+        return []
+    batch = _sample(data, network.returns_sequences)
+    if batch is None or batch.targets is None:
+        return []
+    y = batch.targets
+    rows = y if info.per_step is False or not network.returns_sequences else _valid(batch, y)
+    return _lost(rows.reshape(len(rows), -1), dtype, "target")
+
+
+def listed(lost: Sequence[Rounding]) -> str:
+    """Features that lose digits, in words."""
+    more = f", and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    return ", ".join(map(str, lost[:NAMED])) + more
+
+
+def _sample(data: Dataset, per_step: bool | None) -> Batch | None:
+    """The first sequences in float64; None where they are too much to read for a note."""
+    if not data.total_steps or data.max_steps * data.features > SAMPLE_BYTES:
+        return None
+    wide = data.batches(
+        SAMPLE, np.float64, targets=per_step is not None, per_step=per_step, max_bytes=SAMPLE_BYTES
+    )
+    return next(wide)
+
+
+def _valid(batch: Batch, values: Array) -> Array:
+    """The valid steps, one after the other."""
+    n = np.full(batch.count, batch.x.shape[1]) if batch.lengths is None else batch.lengths
+    return np.asarray(values[np.arange(batch.x.shape[1]) < n[:, None]])
+
+
+def _lost(rows: Array, dtype: str, noun: str) -> list[Rounding]:
+    """The columns of which a dtype loses digits, beside their deviation."""
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not len(rows):
+        return []
+    shifted = rows - rows[0]
+    deviation = shifted.std(axis=0)
+    varies = deviation > 0
+    mean = np.where(varies, rows[0] + shifted.mean(axis=0), 0.0)
+    scaling = Normalization(mean, np.where(varies, deviation, 1.0))
+    return scaling.roundings(dtype, SAMPLE_LOSS, noun)
 
 
 def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, open_data
 from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.network.normalization import STORED, Normalization
 from lstm_cli.network.weights import merge_biases
 
 
@@ -44,6 +45,8 @@ class Inspection:
         What had to be assumed because the weights file does not say it.
     format
         Of the weights file, in words; None for a native one.
+    normalization
+        Mean and scale of the inputs, (D,) each, where the weights file has them.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Inspection:
     data_problems: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
     format: str | None = None
+    normalization: Mapping[str, list[float]] | None = None
 
     def error(self) -> LstmCliError | None:
         """The misfits as an error: of the weights if they have any, else of the data."""
@@ -94,7 +98,7 @@ def inspect(
     WeightsError, DataError
         A file cannot be read at all; a misfit is no exception but part of the result.
     """
-    found, wrong_weights, file = None, [], None
+    found, wrong_weights, file, scaling = None, [], None, None
     if weights is not None:
         file = (
             weights
@@ -104,6 +108,8 @@ def inspect(
         tensors = tensors_for(config.specs, file)
         wrong_weights = weights_problems(config, tensors, str(file.path))
         merged = merge_biases(config.specs, tensors)
+        if not any(name in problem.what for problem in wrong_weights for name in STORED):
+            scaling = Normalization.stored(tensors)
         found = {name: value.shape for name, value in merged.items()}
     description, steps, wrong_data = None, config.model.steps, []
     if data:
@@ -126,6 +132,7 @@ def inspect(
         tuple(wrong_data),
         () if file is None else standing_notes(file, config),
         None if file is None or file.format == "native" else file.title,
+        None if scaling is None else scaling.numbers,
     )
 
 

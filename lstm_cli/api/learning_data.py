@@ -1,22 +1,22 @@
-"""Training data as the loop reads it: batches of a dataset, scaled, and names of places in it."""
+"""Training data as the loop reads it: batches, targets scaled, and names of places in the data."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from lstm_cli.data import Dataset, Sampler
-from lstm_cli.engines.types import Array, Layers, array_dtype
+from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem
 from lstm_cli.network.network import Network
+from lstm_cli.network.normalization import Normalization, fold
 from lstm_cli.training.evaluation import evaluate
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.normalisation import Scaling, fold
 from lstm_cli.training.surroundings import LearningBatch
 
 COUNTED = ("sequences", "features", "steps")
@@ -69,27 +69,21 @@ class DataPlaces:
 
 
 @dataclass(frozen=True)
-class Scales:
-    """How inputs and targets are scaled while training; None: not at all."""
-
-    inputs: Scaling | None = None
-    targets: Scaling | None = None
-
-    def fold(self, layers: Layers, weights: Mapping[str, Array]) -> dict[str, Array]:
-        """Weights for raw inputs and raw outputs."""
-        if self.inputs is None and self.targets is None:
-            return {name: np.array(value) for name, value in weights.items()}
-        return fold(layers, weights, self.inputs, self.targets)
-
-
-@dataclass(frozen=True)
 class DatasetSource:
-    """The training part of a dataset; see `lstm_cli.training.surroundings.Source`."""
+    """The training part of a dataset; see `lstm_cli.training.surroundings.Source`.
+
+    Attributes
+    ----------
+    dtype
+        Of the inputs, which the network normalizes itself.
+    targets
+        How targets are scaled; None: not at all.
+    """
 
     sampler: Sampler
     dtype: str
     per_step: bool
-    scales: Scales
+    targets: Normalization | None
 
     @property
     def places(self) -> DataPlaces:
@@ -101,19 +95,16 @@ class DatasetSource:
         return self.sampler.order(epoch)
 
     def read(self, numbers: Array) -> LearningBatch:
-        """One batch, scaled."""
+        """One batch, its targets scaled."""
         batch = read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
-        x, y = batch.x, batch.targets
-        with np.errstate(all="ignore"):  # what is not finite is found and named by the loop
-            if self.scales.inputs is not None:
-                x = self.scales.inputs.apply(x, batch.lengths)
-            if self.scales.targets is not None:
-                y = self.scales.targets.apply(y, batch.lengths if self.per_step else None)
-        return LearningBatch(x, y, batch.lengths, numbers, batch.file)
+        if self.targets is None:
+            return batch
+        y = self.targets.apply(batch.targets, batch.lengths if self.per_step else None)
+        return replace(batch, targets=y)
 
     def raw(self, values: Array) -> Array:
         """Outputs or targets in the units of the data."""
-        return values if self.scales.targets is None else self.scales.targets.undo(values)
+        return values if self.targets is None else self.targets.undo(values)
 
 
 @dataclass(frozen=True)
@@ -124,31 +115,35 @@ class HeldOut:
     ----------
     sampler
         Gives the sequences, in the order of the files.
+    dtype
+        Of the inputs, which the network normalizes itself.
     network
         Of the trained one's layers; its weights are set to those that are measured.
+    targets
+        How targets were scaled; None: not at all.
     metrics
         Makes empty metrics.
     """
 
     sampler: Sampler
+    dtype: str
     per_step: bool
-    scales: Scales
     network: Network
+    targets: Normalization | None
     metrics: Callable[[], Metrics]
     stop: Callable[[], bool]
 
     def __call__(self, weights: Mapping[str, Array]) -> dict[str, float] | None:
         """Metrics by name; None if interrupted."""
-        self.network.set_weights(self.scales.fold(self.network.layers, weights))
+        self.network.set_weights(fold(self.network.layers, weights, None, self.targets))
         dataset = self.sampler.dataset
         return evaluate(
             self.network, self._batches(), self.metrics(), DataPlaces(dataset), self.stop
         )
 
     def _batches(self) -> Iterator[LearningBatch]:
-        dataset, dtype = self.sampler.dataset, array_dtype(self.network.engine)
         for numbers in self._order():
-            yield read_batch(dataset, numbers, dtype, self.per_step)
+            yield read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
 
     def _order(self) -> list[Array]:
         if self.sampler.stateful:
@@ -199,13 +194,16 @@ def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
     count = max(1, min(FINGERPRINT_BYTES // row, N))
     ends = np.unique(np.concatenate([np.arange(count), np.arange(N - count, N)]))
     batch = dataset.take(ends, dtype, per_step=per_step)
+    y = batch.targets
+    if y is not None and y.dtype.kind == "f":
+        y = y.astype(dtype, copy=False)
     return {
         "sequences": N,
         "features": dataset.features,
         "steps": dataset.total_steps,
         "lengths": _digest(dataset.lengths()),
         "inputs": _digest(batch.x),
-        "targets": "none" if batch.targets is None else _digest(batch.targets),
+        "targets": "none" if y is None else _digest(y),
     }
 
 

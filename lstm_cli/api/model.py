@@ -53,8 +53,8 @@ class Model:
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """Tensors by native name, read only."""
-        return self.network.weights
+        """Tensors by native name, the inputs' normalization with them; read only."""
+        return self.network.tensors
 
     @property
     def weights_are_random(self) -> bool:

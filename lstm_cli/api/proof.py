@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, RecurrentSpec
 from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import Network, ends_sequence
+from lstm_cli.network.normalization import STORED, Normalization, fold, fold_noise
 
 SEED = 20
 SEQUENCES, STEPS = 4, 7
@@ -23,6 +24,8 @@ BUDGET = 4e9
 
 ROUNDING = {"float32": 1e-5, "float64": 1e-12}
 """Relative difference that rounding explains in a network of ordinary size, by stored dtype."""
+SLACK = 8
+"""Outputs may differ by so many times the rounding of the first layer's pre-activations."""
 ORDINARY = 256
 """Terms of a sum up to which a network is one of ordinary size."""
 
@@ -89,7 +92,13 @@ class Difference:
     place: str = ""
 
 
-def prove(one: Sided, other: Sided, steps: int | None, dtype: str) -> Proof:
+def prove(
+    one: Sided,
+    other: Sided,
+    steps: int | None,
+    dtype: str,
+    inputs: Normalization | None = None,
+) -> Proof:
     """Run both sides on the same random input and compare outputs and final states.
 
     Parameters
@@ -98,9 +107,13 @@ def prove(one: Sided, other: Sided, steps: int | None, dtype: str) -> Proof:
         T where the config fixes it.
     dtype
         The narrower one of what both sides store, which says how much rounding may change.
+    inputs
+        Range of the data: inputs are drawn from mean + scale * normal. None: normal.
     """
     alike = _states(one.layers) == _states(other.layers)
     trial = draw(one.layers, steps, states=alike)
+    if inputs is not None:
+        trial = replace(trial, x=inputs.undo(trial.x))
     found = [_run(side, trial, states=alike) for side in (one, other)]
     worst = max(
         (difference(found[0][name], found[1].get(name), name) for name in found[0]),
@@ -117,6 +130,17 @@ def prove(one: Sided, other: Sided, steps: int | None, dtype: str) -> Proof:
         trial.state is not None,
         same_bits(one, other),
     )
+
+
+def prove_fold(side: Sided, steps: int | None, inputs: Normalization) -> Proof:
+    """Run a network beside what its normalization, folded in float64, makes of its weights."""
+    own = {
+        name: np.asarray(v, np.float64) for name, v in side.tensors.items() if name not in STORED
+    }
+    folded = fold(side.layers, own, inputs)
+    noise = SLACK * fold_noise(side.layers, folded, inputs, np.float64)
+    proof = prove(side, Sided(side.layers, folded), steps, "float64", inputs)
+    return replace(proof, tolerance=proof.tolerance + noise)
 
 
 def tolerance(layers: Layers, dtype: str) -> float:

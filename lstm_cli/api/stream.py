@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.api.fit import lost_digits, reading_dtype
 from lstm_cli.api.model import Model
 from lstm_cli.api.passes import Passes
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
@@ -159,6 +160,8 @@ class _Run:
         self.files, self.progress = files, progress
         self.watch = Stopwatch()
         self.notes = list(data.notes)
+        if (lost := lost_digits(model.network, data)) is not None:
+            self.notes.append(f"{lost}; --dtype float64 keeps those of the inputs")
         self.bad_sequences, self.first_bad = 0, -1
         self.metrics, self.loss_is_named = self._metrics()
         with_logits = self.metrics is not None
@@ -244,7 +247,7 @@ class _Run:
     def _batches(self, room: Room) -> Iterator[Batch]:
         return self.data.batches(
             self.batch_size,
-            array_dtype(self.model.network.engine),
+            reading_dtype(self.model.network, self.data),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from lstm_cli.api.class_weights import class_weights
+from lstm_cli.api.fit import SAMPLE_LOSS, listed, lost_digits, lost_targets, reading_dtype
 from lstm_cli.api.learning_data import (
     DatasetSource,
     HeldOut,
-    Scales,
     fingerprint,
     no_targets,
     nothing_held_out,
@@ -31,11 +31,17 @@ from lstm_cli.data import (
 from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, array_dtype
 from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
+from lstm_cli.network.normalization import (
+    SCALED_LOSSES,
+    Normalization,
+    fold,
+    scales_targets,
+    unfoldable,
+)
 from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.learner import Learner
 from lstm_cli.training.loop import Plan
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.normalisation import Scaling, need_foldable, scales_targets
 from lstm_cli.training.optimisers import make_optimiser
 from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.surroundings import Source, Validation
@@ -54,6 +60,9 @@ class Task:
         Of the run; its places are those of errors.
     data, validation
         What is learned from, and what is measured on; None: a share of `data`, or nothing.
+    trained
+        The model's weights were trained before: they take inputs, and give outputs, in the units
+        of the data. Drawn ones, and those of a run that goes on, are for scaled targets.
 
     Raises
     ------
@@ -62,12 +71,20 @@ class Task:
     """
 
     def __init__(
-        self, model: Model, config: Config, data: Dataset, validation: Dataset | None
+        self,
+        model: Model,
+        config: Config,
+        data: Dataset,
+        validation: Dataset | None,
+        *,
+        trained: bool = False,
     ) -> None:
         self.model, self.config, self.data, self.validation = model, config, data, validation
         self.train = train_section(config)
         self.network = model.network
         self.per_step = self.network.returns_sequences
+        self.trained = trained
+        self.notes: list[str] = []
         self._check()
         self.numbers, self.held_out = self._split()
 
@@ -95,20 +112,44 @@ class Task:
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """What tells these data from others."""
-        dtype = array_dtype(self.network.engine)
-        return {name: fingerprint(side, dtype, self.per_step) for name, side in self.sides.items()}
+        return {
+            name: fingerprint(side, self._dtype(side), self.per_step)
+            for name, side in self.sides.items()
+        }
 
     @cached_property
-    def scales(self) -> Scales:
-        """How the training part is scaled; the same whenever it is measured."""
-        method = self.train.scaling
+    def normalized(self) -> Network:
+        """The network, normalizing as `train.normalize` says; the same whenever it is measured.
+
+        One that normalizes its inputs already goes on doing so. Weights that were trained before
+        come to compute the same from normalized inputs, for scaled targets.
+        """
+        network, method = self.network, self.train.scaling
         if method is None:
-            return Scales()
-        inputs = Scaling.of(method, feature_statistics(self.data, self.numbers))
-        if not scales_targets(self.network.layers, self.train.loss):
-            return Scales(inputs)
+            return network
+        inputs = None
+        if network.normalization is None:
+            inputs = Normalization.of(method, feature_statistics(self.data, self.numbers))
+        if self.trained:
+            back = [None if one is None else one.inverse for one in (inputs, self.targets)]
+            network.set_weights(fold(network.layers, network.weights, *back))
+        network.normalization = network.normalization or inputs
+        return network
+
+    @cached_property
+    def targets(self) -> Normalization | None:
+        """How targets are scaled while training; None: not at all."""
+        method = self.train.scaling
+        if method is None or not scales_targets(self.network.layers, self.train.loss):
+            return None
         found = target_statistics(self.data, self.numbers, per_step=self.per_step)
-        return Scales(inputs, None if found is None else Scaling.of(method, found))
+        return None if found is None else Normalization.of(method, found)
+
+    def written(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """All tensors of the trained network, for outputs in the units of the data."""
+        scaling = self.normalized.normalization
+        own = fold(self.network.layers, weights, None, self.targets)
+        return own if scaling is None else own | scaling.tensors
 
     @cached_property
     def learner(self) -> Learner:
@@ -123,13 +164,16 @@ class Task:
             steps_per_epoch=self._updates_per_epoch(),
         )
         criterion = Criterion(self._targets(), weights, train.label_smoothing)
-        return Learner(self.network, criterion, updates, seed=train.seed, truncate=train.truncate)
+        return Learner(
+            self.normalized, criterion, updates, seed=train.seed, truncate=train.truncate
+        )
 
     @contextmanager
     def reading(self) -> Iterator[Source]:
         """Batches of the training part, as long as the context lasts."""
         engine = self.network.engine
-        source = DatasetSource(self._sampler, array_dtype(engine), self.per_step, self.scales)
+        dtype = self._dtype(self.data)
+        source = DatasetSource(self._sampler, dtype, self.per_step, self.targets)
         device = getattr(engine, "hardware", None)
         if device is None or self.train.truncate is not None:  # pieces are cut in NumPy's memory
             yield source
@@ -158,8 +202,9 @@ class Task:
         """Measures what is held out, if anything is."""
         if self.held_out is None:
             return nothing_held_out
-        twin = Network(self.network.layers, self.network.weights, self.network.engine)
-        return HeldOut(self.held_out, self.per_step, self.scales, twin, self.metrics, stop)
+        twin = Network(self.network.layers, self.normalized.tensors, self.network.engine)
+        dtype = self._dtype(self.held_out.dataset)
+        return HeldOut(self.held_out, dtype, self.per_step, twin, self.targets, self.metrics, stop)
 
     def metrics(self) -> Metrics:
         """Empty metrics of an epoch."""
@@ -177,8 +222,7 @@ class Task:
                 raise no_targets(side)
         if self.validation is not None:
             need_same_form(self.data, self.validation)
-        if self.train.scaling is not None:
-            need_foldable(self.network.layers)
+        self._check_normalization()
         self._check_truncation()
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
         if stateful and isinstance(self.train.validation, float):
@@ -190,6 +234,48 @@ class Task:
                 where=self.config.where("train", "validation"),
                 hint="--set train.validation=FILE.h5:/group",
             )
+
+    def _dtype(self, data: Dataset) -> str:
+        """The type in which inputs are read: where they are normalized, one that holds them."""
+        if self.train.scaling is None:
+            return reading_dtype(self.network, data)
+        return data.holding(array_dtype(self.network.engine))
+
+    def _check_normalization(self) -> None:
+        """Weights that were trained on raw inputs must come to compute the same without them."""
+        if self.train.scaling is None or not self.trained:
+            return
+        if self.network.normalization is not None:
+            self.notes.append(
+                f"{self.model.weights_name} normalizes its inputs by inputs.mean and inputs.scale: "
+                "train.normalize keeps these, and takes none from the new data"
+            )
+        elif (why := unfoldable(self.network.layers)) is not None:
+            raise ConfigError(
+                f"train.normalize cannot go on from {self.model.weights_name}, which was trained "
+                "on inputs as they are",
+                found=why,
+                where=self.config.where("train", "normalize"),
+                hint="--set train.normalize=false",
+            )
+
+    def lost(self) -> tuple[str, ...]:
+        """Notes on inputs and targets of which the engine's dtype loses digits."""
+        dtype, notes = array_dtype(self.network.engine), []
+        normalized = self.train.scaling is not None
+        if not normalized and (inputs := lost_digits(self.network, self.data)) is not None:
+            notes.append(f"{inputs}; --set train.normalize=true keeps them")
+        targets = []
+        if self.targets is not None:
+            targets = self.targets.roundings(dtype, SAMPLE_LOSS, "target")
+        elif self.train.loss in SCALED_LOSSES:
+            targets = lost_targets(self.network, self.data)
+        if targets:
+            notes.append(
+                f"outputs in {dtype} cannot tell the targets apart: {listed(targets)}; --dtype "
+                "float64, in `train` and in `run`, keeps the digits"
+            )
+        return tuple(notes)
 
     def _check_truncation(self) -> None:
         """Errors that travel back some steps need states that go forward, step by step."""

@@ -123,7 +123,7 @@ class Trainer:
 
         Returns
         -------
-        The mean loss; derivatives by native weight name, and for ``inputs`` (N, T, D),
+        The mean loss; derivatives by native weight name, and for ``inputs`` (N, T, D), as given,
         ``state.<k>.h`` and ``state.<k>.c`` (N, directions, features) of every recurrent layer.
 
         Raises
@@ -146,7 +146,7 @@ class Trainer:
 
     def _piece(self, x: Any, y: Any, lengths: Any) -> Piece:
         network = self.net.network
-        checked, n = network.check(x, lengths)
+        checked, n = network.check_given(x, lengths)
         own, N = network.engine.adopt(y), checked.shape[0]
         targets = _numbers(y) if own is None else own
         if targets.ndim == 0 or targets.shape[0] != N:

@@ -127,9 +127,12 @@ class TrainingRun:
         begin = self._stored.checkpoint.part("weights") if self._stored is not None else source
         self.model = assemble(config, engine, begin, reading)
         self.notes += self.model.notes
-        self.task = Task(self.model, resolved, data, validation)
+        trained = self._stored is None and source is not None
+        self.task = Task(self.model, resolved, data, validation, trained=trained)
+        self.notes += self.task.notes
         if self._stored is None:
             self.task.check_classes()
+            self.notes += self.task.lost()
         self.facts = self._facts(engine)
         self.plan = self.task.plan(checkpoint_every)
 
@@ -257,9 +260,7 @@ class FolderStore:
 
     def keep_best(self, weights: Mapping[str, Array]) -> None:
         """Write the weights as a model that runs alone, on raw data."""
-        task = self.run.task
-        folded = task.scales.fold(task.network.layers, weights)
-        native.write(self.run.folder.model, folded, self.run.text)
+        native.write(self.run.folder.model, self.run.task.written(weights), self.run.text)
 
     def append(self, row: Row) -> None:
         """Write the epoch's metrics, and show them."""

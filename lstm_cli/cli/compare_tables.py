@@ -32,6 +32,12 @@ def report(comparison: Comparison) -> list[Any]:
         lines += [*shown, *([""] if len(shown) > 1 else [])]
     if lines[-1] != "":
         lines.append("")
+    if comparison.folded is not None:
+        other = "B" if comparison.folded == "A" else "A"
+        lines.append(
+            f"note: {comparison.folded} normalizes its inputs (inputs.mean, inputs.scale), {other} "
+            "does not: the normalization was folded into the weights to compare them"
+        )
     lines += [f"differs: {what}" for what in comparison.layers]
     lines += [
         f"{'differs' if option.counts else 'note'}: {option.what}" for option in comparison.options

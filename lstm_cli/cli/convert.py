@@ -110,6 +110,8 @@ def command(
     console.show(*_report(done))
     for note in done.notes:
         console.note(f"note: {note}")
+    for warning in done.warnings:
+        console.note(f"warning: {warning}")
     console.document(done)
 
 

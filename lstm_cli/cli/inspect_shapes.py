@@ -85,12 +85,14 @@ def command(
 
 
 def _report(inspection: Inspection) -> list[Any]:
-    from lstm_cli.cli.tables import flow_table, heading
+    from lstm_cli.cli.tables import flow_table, heading, normalized_line
 
     nbytes = units.size(inspection.bytes)
     lines: list[Any] = [f"{inspection.name} · {inspection.parameters:,} parameters, {nbytes}"]
     title = "" if inspection.format is None else f" · {inspection.format}"
     lines += [f"weights {inspection.weights}{title}"] if inspection.weights is not None else []
+    if inspection.normalization is not None:
+        lines.append(normalized_line(inspection.weights))
     lines += [f"data {inspection.data}"] if inspection.data is not None else []
     for layer in inspection.layers:
         lines += ["", heading(layer)]

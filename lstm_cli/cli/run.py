@@ -117,7 +117,7 @@ def command(
 
 
 def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[Any]:
-    from lstm_cli.cli.tables import gate_tables, heading, other_layer
+    from lstm_cli.cli.tables import gate_tables, heading, normalized_line, other_layer
 
     engine = model.network.engine
     digest = f", sha256 {model.weights_sha256[:6]}…" if not model.weights_are_random else ""
@@ -126,6 +126,8 @@ def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[
         f"weights {model.weights_name} ({model.network.parameter_count:,} parameters{digest})",
         machine_line(engine),
     ]
+    if model.network.normalization is not None:
+        lines.insert(2, normalized_line(model.weights_name))
     for layer in shapes:
         lines += ["", heading(layer), *(gate_tables(layer) or [other_layer(layer)])]
     return lines
@@ -167,7 +169,7 @@ def _document(
     output: Path | None,
     gates: Path | None,
 ) -> dict[str, Any]:
-    engine = model.network.engine
+    engine, normalization = model.network.engine, model.network.normalization
     return {
         "model": {
             "name": model.config.name,
@@ -175,6 +177,7 @@ def _document(
             "parameters": model.network.parameter_count,
             "weights": model.weights_name,
             "weights_sha256": model.weights_sha256,
+            "normalization": None if normalization is None else normalization.numbers,
         },
         "data": {
             "sequences": data.count,

@@ -53,6 +53,11 @@ def gpus_table(gpus: Sequence[GpuStatus]) -> Table:
     return table
 
 
+def normalized_line(source: str | None) -> str:
+    """Whether, and by what, inputs are normalized."""
+    return f"inputs normalized: (x - mean) / scale, from {source}"
+
+
 def gate_tables(layer: LayerShapes) -> list[Table]:
     """Every gate's shapes in a recurrent layer; directions that are alike share a table."""
     tables = []

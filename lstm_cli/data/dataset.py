@@ -15,7 +15,7 @@ from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.groups import Groups
 from lstm_cli.data.part import Part
-from lstm_cli.data.ragged import Lengths
+from lstm_cli.data.ragged import Lengths, holding
 from lstm_cli.data.recognise import open_layout
 from lstm_cli.data.sequences import Files, Indices
 from lstm_cli.data.types import (
@@ -85,6 +85,15 @@ class Dataset:
     def dtype(self) -> str:
         """Type of the first file's inputs as stored."""
         return self._parts[0].layout.dtype
+
+    def holding(self, dtype: DTypeLike) -> str:
+        """The type, at least `dtype`, that holds the inputs of all files as they are stored."""
+        return holding(dtype, *(part.layout.dtype for part in self._parts)).name
+
+    def holding_targets(self, dtype: DTypeLike) -> str:
+        """The type, at least `dtype`, that holds the targets of all files as they are stored."""
+        targets = [part.layout.targets for part in self._parts]
+        return holding(dtype, *(one.info.dtype for one in targets if one is not None)).name
 
     @cached_property
     def targets(self) -> TargetInfo | None:
@@ -168,7 +177,7 @@ class Dataset:
         size
             Sequences in a batch, at most.
         dtype
-            Of the inputs, and of targets that are values.
+            Of the inputs, and at least of targets that are values.
         targets
             Read them too.
         per_step

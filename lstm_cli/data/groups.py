@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, pad
+from lstm_cli.data.ragged import Lengths, holding, pad
 from lstm_cli.data.roles import INPUTS, OTHER_ROLES, contents
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.targets import (
@@ -139,7 +139,9 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
     features = first.shape[1] if len(first.shape) == 2 else 1
     targets = group_targets(folder, found, lengths, options)
     paths = [child.path for child in inputs]
-    return Groups(folder, names, paths, features, lengths, first.dtype, targets)
+    dtypes = list(dict.fromkeys(child.dtype for child in inputs))
+    dtype = dtypes[0] if len(dtypes) == 1 else holding(*dtypes).name
+    return Groups(folder, names, paths, features, lengths, dtype, targets)
 
 
 def _children(

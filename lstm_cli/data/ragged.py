@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,6 +18,12 @@ def cast(values: Array, dtype: DTypeLike) -> Array:
     """`values` as C-contiguous `dtype`; what a smaller type cannot hold becomes infinite."""
     with np.errstate(all="ignore"):
         return np.ascontiguousarray(values, dtype=dtype)
+
+
+def holding(*dtypes: DTypeLike) -> np.dtype[Any]:
+    """The narrowest real type that holds the numbers of all these, at most float64."""
+    wide = np.result_type(np.float32, *(np.dtype(dtype) for dtype in dtypes))
+    return min(wide, np.dtype(np.float64), key=lambda dtype: dtype.itemsize)
 
 
 def valid_steps(lengths: Lengths, steps: int) -> NDArray[np.bool_]:

@@ -104,7 +104,7 @@ class StoredSequences:
     Attributes
     ----------
     dtype
-        Of the inputs, and of targets that are values.
+        Of the inputs, and at least of targets that are values.
     by_step
         Targets are one a step.
     """
@@ -139,6 +139,7 @@ class StoredSequences:
             if y is None:
                 # Only what was read tells the shape of one, where (N, T) could also be (N, K).
                 y = np.zeros((*rows, *values.shape[len(rows) :]), values.dtype)
+            y = y.astype(np.result_type(y, values), copy=False)  # of another file, maybe wider
             y[(run.rows, slice(0, own)) if self.by_step else run.rows] = values
             nbytes += more
         return y if y is None or back is None else y[back], nbytes

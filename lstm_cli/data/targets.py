@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, cast, clear_padding, pad
+from lstm_cli.data.ragged import Lengths, cast, clear_padding, holding, pad
 from lstm_cli.data.roles import TARGETS, missing
 from lstm_cli.data.storage import Stored, need_numeric, type_name
 from lstm_cli.data.types import Array, DataOptions, TargetInfo
@@ -131,8 +131,8 @@ def target_info(stored: Stored, shape: tuple[int, ...], per_step: bool | None) -
 
 
 def cast_targets(values: Array, info: TargetInfo, dtype: DTypeLike) -> Array:
-    """As int64 if they may be class indices, else as `dtype`."""
-    return cast(values, np.int64 if info.kind == "class" else dtype)
+    """As int64 if they may be class indices, else as `dtype` or what holds them as stored."""
+    return cast(values, np.int64 if info.kind == "class" else holding(dtype, values.dtype))
 
 
 def misfit(stored: Stored, expected: str, options: DataOptions) -> DataError:
@@ -230,8 +230,8 @@ class FlatTargets:
             values = self.stored.read(slice(start, stop))
             return cast_targets(values, self.info, dtype), values.nbytes
         values = self.stored.read(slice(int(self.starts[start]), int(self.starts[stop])))
-        dtype = np.int64 if self.info.kind == "class" else dtype
-        return pad(values, self.lengths[start:stop], steps, dtype), values.nbytes
+        rows = cast_targets(values, self.info, dtype)
+        return pad(rows, self.lengths[start:stop], steps, rows.dtype), values.nbytes
 
 
 def _own_lengths(

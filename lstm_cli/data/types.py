@@ -114,7 +114,7 @@ class Batch:
         (N,) int64 valid steps; None if all T are.
     targets
         (N,), (N, K), (N, T) or (N, T, K), or None; int64 if they may be class indices, else of
-        the dtype of `x`. Padded steps hold 0.
+        the dtype of `x`, or a wider one that holds what is stored. Padded steps hold 0.
     first
         Number of the first sequence in the whole dataset.
     file

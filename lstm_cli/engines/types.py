@@ -228,6 +228,9 @@ class Engine(Elementwise, Protocol):
         What NumPy holds, any engine reads: this is about memory of another kind.
         """
 
+    def normalized(self, x: Own, mean: Array, scale: Array) -> Own:
+        """(x - mean) / scale of what `adopt` took, (N, T, D), in double precision, then cast."""
+
     def batch(self, x: Own, lengths: Array | None) -> Own:
         """Values of a batch (N, T, D), or (N, D), in the form that layers take and give.
 

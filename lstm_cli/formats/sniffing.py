@@ -13,7 +13,7 @@ LARGEST_HEADER = 16 << 20
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OF_CELLS = {"weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh"}
-_NATIVE_NAME = re.compile(r"layers\.\d+\.(reverse\.)?[a-z_]+")
+_NATIVE_NAME = re.compile(r"layers\.\d+\.(reverse\.)?[a-z_]+|inputs\.(mean|scale)")
 
 
 def sniff(path: Path) -> str | None:
@@ -90,7 +90,7 @@ def _of_safetensors(path: Path) -> str:
 
 def _only_ours(names: Iterable[str]) -> bool:
     """Whether names like ours are none that PyTorch's cells and Linear modules have."""
-    known = set(names)
+    known = {name for name in names if name.startswith("layers.")}
     return any(
         last not in _OF_CELLS or (last == "bias" and f"{layer}.weight_ih" in known)
         for layer, last in (re.split(r"(?<=\d)\.", name, maxsplit=1) for name in known)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from lstm_cli.engines.stacks import backward_layers, forward_layers
 from lstm_cli.engines.types import Array, DropoutSpec, Own, State, TrainingPass
 from lstm_cli.network.network import Network
@@ -78,8 +80,12 @@ class Gradients:
 
     @cached_property
     def inputs(self) -> Array:
-        """(N, T, D), 0 in the padding."""
-        return self.network.engine.to_host(self.input_values)
+        """For the inputs as they were given, (N, T, D), 0 in the padding."""
+        d, scaling = self.network.engine.to_host(self.input_values), self.network.normalization
+        if scaling is None:
+            return d
+        with np.errstate(over="ignore"):
+            return np.asarray(d / scaling.scale, d.dtype)
 
     @cached_property
     def state(self) -> Mapping[int, State]:

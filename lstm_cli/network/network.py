@@ -25,6 +25,7 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import DataError, WeightsError
 from lstm_cli.network.checks import as_array, check_steps, checked_lengths, checked_state
+from lstm_cli.network.normalization import STORED, Normalization
 from lstm_cli.network.results import Result, hosted, late
 from lstm_cli.network.weights import fit_weights
 
@@ -37,12 +38,15 @@ class Network:
     layers
         Layer specifications, sizes already chained.
     weights
-        Tensors by stored name; two biases of an lstm or rnn are added.
+        Tensors by stored name; two biases of an lstm or rnn are added. With ``inputs.mean`` and
+        ``inputs.scale``, inputs are normalized first.
     engine
         What computes.
 
     Attributes
     ----------
+    normalization
+        Of the inputs, applied to all that is run; None: they are taken as they are.
     zero_states
         Initial states that begin with 0 whatever is given.
 
@@ -57,19 +61,33 @@ class Network:
         self.engine = engine
         self.zero_states: ZeroStates = {}
         fitted = fit_weights(self.layers, weights)
+        self.normalization = Normalization.stored(fitted)
         self._weights: dict[str, Array] | None = None
         self._own: dict[str, Own] = {
-            name: _cast(name, v, array_dtype(engine)) for name, v in fitted.items()
+            name: _cast(name, v, array_dtype(engine))
+            for name, v in fitted.items()
+            if name not in STORED
         }
         self._prepare()
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """Tensors by stored name, in the engine's dtype, in NumPy's memory, read only."""
+        """The layers' tensors by stored name, in the engine's dtype, in NumPy's memory, read only.
+
+        Without the inputs' normalization, which no update changes and `tensors` also has.
+        """
         if self._weights is None:
             to_host = self.engine.to_host
             self._weights = {name: _read_only(to_host(v)) for name, v in self._own.items()}
         return MappingProxyType(self._weights)
+
+    @property
+    def tensors(self) -> Mapping[str, Array]:
+        """`weights`, and the inputs' normalization: all that makes this network again."""
+        if self.normalization is None:
+            return self.weights
+        own = {name: _read_only(value) for name, value in self.normalization.tensors.items()}
+        return MappingProxyType({**self.weights, **own})
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -178,10 +196,27 @@ class Network:
         return np.where(empty[:, None], np.zeros((), y.dtype), y) if empty.any() else y
 
     def check(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
-        """Inputs in the engine's dtype with 0 in the padding, and lengths; see `run`.
+        """Inputs, normalized, in the engine's dtype with 0 in the padding, and lengths; see `run`.
 
-        What is in the engine's own memory already stays there as it is.
+        What is in the engine's own memory already stays there.
         """
+        x, n = self.check_given(x, lengths)
+        scaling, dtype = self.normalization, array_dtype(self.engine)
+        if self.engine.adopt(x) is not None:
+            return x if scaling is None else self.engine.normalized(
+                x, scaling.mean, scaling.scale
+            ), n
+        shorter = n if n is not None and (n < x.shape[1]).any() else None
+        if scaling is not None:
+            return scaling.apply(x, shorter, dtype), n
+        if shorter is not None:
+            padding = (np.arange(x.shape[1]) >= shorter[:, None])[:, :, None]
+            x = np.where(padding, np.zeros((), x.dtype), x)
+        with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
+            return x.astype(dtype, copy=False), n
+
+    def check_given(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
+        """Inputs as they were given, as an array, and lengths; see `run`."""
         D, own = self.input_size, self.engine.adopt(x)
         x = as_array(x, "the inputs", f"real numbers of shape (N, T, {D})") if own is None else own
         if x.ndim != 3 or x.dtype.kind not in "fiub":
@@ -201,13 +236,7 @@ class Network:
         for spec in self.layers:
             if isinstance(spec, FlattenSpec):
                 check_steps(spec, x, n)
-        if own is not None:
-            return x, n
-        if n is not None and (n < x.shape[1]).any():
-            padding = (np.arange(x.shape[1]) >= n[:, None])[:, :, None]
-            x = np.where(padding, np.zeros((), x.dtype), x)
-        with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
-            return x.astype(array_dtype(self.engine), copy=False), n
+        return x, n
 
     def check_state(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
         """Initial states by layer index; see `run`."""

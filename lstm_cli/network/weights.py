@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from lstm_cli.cells import Parameter
 from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import Problem, WeightsError, nearest
+from lstm_cli.network.normalization import MEAN, SCALE, STORED
 
 _GATES_OF = {1: "an rnn", 3: "a gru", 4: "an lstm"}
 
@@ -85,14 +86,32 @@ def merge_biases(layers: Layers, tensors: Mapping[str, Array]) -> dict[str, Arra
 def misfits(layers: Layers, shapes: Mapping[str, tuple[int, ...]]) -> list[Misfit]:
     """Every tensor that is missing, not wanted, or of another shape than the layers need."""
     wanted = expected_tensors(layers)
-    found = []
+    found: list[Misfit] = []
     for name, (spec, parameter) in wanted.items():
         if name not in shapes:
             found.append(_missing(name, spec, parameter, shapes))
         elif tuple(shapes[name]) != parameter.shape:
             found.append(_misshapen(name, spec, parameter, tuple(shapes[name])))
-    extra = [name for name in shapes if name not in wanted]
+    found += _normalization_misfits(layers, shapes)
+    extra = [name for name in shapes if name not in wanted and name not in STORED]
     return found + [_unwanted(name, shapes[name], wanted) for name in extra]
+
+
+def _normalization_misfits(
+    layers: Layers, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Misfit]:
+    """Mean and scale of the inputs: both or none, one number for each feature."""
+    D = layers[0].input_size
+    for name, other, word in ((MEAN, SCALE, "means"), (SCALE, MEAN, "scales")):
+        if name in shapes and tuple(shapes[name]) != (D,):
+            shape = tuple(shapes[name])
+            what = (
+                f"{name}: the {word} of the inputs are {shape_text(shape)}, expected ({D},) = (D,)"
+            )
+            yield Misfit(name, None, (D,), shape, "D", what)
+        elif name not in shapes and other in shapes:
+            what = f"{name} is missing: the {word} of the inputs, ({D},), beside {other}"
+            yield Misfit(name, None, (D,), None, "missing", what)
 
 
 def _missing(name: str, spec: LayerSpec, parameter: Parameter, shapes: Iterable[str]) -> Misfit:
@@ -156,12 +175,13 @@ def _difference(parameter: Parameter, found: tuple[int, ...]) -> tuple[str, str]
 def fit_weights(
     layers: Layers, tensors: Mapping[str, Array], source: str | None = None
 ) -> dict[str, Array]:
-    """The tensors the layers need, in their order.
+    """The tensors the layers need, in their order, and the inputs' normalization if there is one.
 
     Raises
     ------
     WeightsError
-        Names every tensor that is missing, superfluous, misshapen, or holds NaN or infinity.
+        Names every tensor that is missing, superfluous, misshapen, or holds NaN or infinity, and
+        a scale of 0.
     """
     merged = merge_biases(layers, {name: np.asarray(value) for name, value in tensors.items()})
     found = misfits(layers, {name: value.shape for name, value in merged.items()})
@@ -174,12 +194,15 @@ def fit_weights(
     ]
     if problems:
         raise WeightsError(problems)
-    return {name: merged[name] for name in expected_tensors(layers)}
+    names = [*expected_tensors(layers), *(name for name in STORED if name in merged)]
+    return {name: merged[name] for name in names}
 
 
 def _not_finite(name: str, value: Array) -> str | None:
     if value.dtype.kind not in "fiu":
         return f"{name} holds {value.dtype} values, not real numbers"
+    if name == SCALE and value.size and not value.all():
+        return f"{name} is 0 at [{int(np.argmin(value != 0))}]: no value can be divided by it"
     if value.dtype.kind != "f" or np.isfinite(value).all():
         return None
     at = np.unravel_index(int(np.argmin(np.isfinite(value))), value.shape)

@@ -130,6 +130,12 @@ class Learner:
         return {name: self.network.engine.to_host(v) for name, v in self.own_weights.items()}
 
     @property
+    def tensors(self) -> dict[str, Array]:
+        """`weights`, and the normalization of the inputs, which no update changes."""
+        scaling = self.network.normalization
+        return self.weights if scaling is None else self.weights | scaling.tensors
+
+    @property
     def finite(self) -> bool:
         """Whether all weights are."""
         return self.network.engine.finite(list(self.own_weights.values()))

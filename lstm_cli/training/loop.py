@@ -144,7 +144,7 @@ class Loop:
         """The run as it stands."""
         self._count_time()
         tensors = {
-            **prefixed("weights", self.learner.weights),
+            **prefixed("weights", self.learner.tensors),
             **prefixed("updates", self.learner.updates.state_arrays(self.learner.network.engine)),
             **prefixed("metrics", self._metrics.state_arrays()),
             **prefixed("carry", self._carry_arrays()),

@@ -20,7 +20,8 @@ class LearningBatch:
     Attributes
     ----------
     x, targets, lengths
-        Scaled, where training scales; `x` may be in the engine's own memory.
+        Targets scaled, where training scales; `x`, as it stands in the data, may be in the
+        engine's own memory.
     numbers
         (N,) the number of each row's sequence, to name it.
     file

@@ -262,6 +262,32 @@ def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lesson
     assert losses[0] == pytest.approx(reference, rel=1e-4)
 
 
+def test_raw_data_go_to_the_device_in_their_own_type(lstm, gpu, lessons):
+    """1.6e9 and a deviation of 5: float32 has a number in 128, so nothing would be left."""
+    mean, scale = np.array([1.6e9, -3.0, 0.0]), np.array([5.0, 0.25, 1.0])
+    with h5py.File(lessons / "x.h5", "a") as file:
+        x = mean + scale * file["inputs"][()].astype(float)
+        del file["inputs"]
+        file["inputs"] = x
+    given = (lessons / "train.yaml", lessons / "x.h5", "--set", "train.truncate=11")
+    losses = []
+    for place in ("cuda", "cpu"):
+        gpu()
+        more = ("--device", place, "--output", lessons / place, "--json")
+        done = lstm("train", *given[:2], *more)
+        assert done.code == 0, done.err
+        truncated = lstm("train", *given, *more[:2], "--output", lessons / f"{place} cut", "--json")
+        losses.append((done.json["metrics"]["loss"], truncated.json["metrics"]["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    run = ("run", lessons / "cpu" / "model.safetensors", lessons / "x.h5", "--batch-size", "16")
+    for place in ("cuda", "cpu"):
+        assert lstm(*run, "--device", place, "--output", lessons / f"{place}.h5").code == 0
+    np.testing.assert_allclose(
+        outputs(lessons / "cuda.h5"), outputs(lessons / "cpu.h5"), rtol=0, atol=1e-6
+    )
+    assert np.ptp(outputs(lessons / "cpu.h5")) > 1e-2
+
+
 def test_data_that_are_not_finite_are_named_though_they_are_on_the_device(lstm, gpu, lessons):
     gpu()
     with h5py.File(lessons / "x.h5", "a") as file:

@@ -97,6 +97,25 @@ def test_inputs_with_gaps_and_of_another_precision(dtype: str) -> None:
     np.testing.assert_array_equal(engine.to_host(net.run(there, LENGTHS).outputs), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("given", ["float32", "float64"])
+def test_inputs_on_the_device_are_normalized_there(dtype: str, given: str) -> None:
+    device = Counting()
+    engine = CudaEngine(dtype, device)
+    mean, scale = np.array([1.6e9, -3.0, 1e5, 0.0]), np.array([5.0, 0.25, 50.0, 1.0])
+    plain = network(stack(), engine)
+    own = {"inputs.mean": mean, "inputs.scale": scale}
+    net = Network(stack(), {**plain.weights, **own}, engine)
+    x = (mean + scale * random_inputs(N, 2 * T, D)).astype(given)
+    there = device.upload(x)[:, ::2]
+    expected = plain.run(((x - mean) / scale)[:, ::2], LENGTHS)
+    device.downloads.clear()
+    found = net.run(there, LENGTHS)
+    assert not device.downloads
+    np.testing.assert_array_equal(engine.to_host(found.outputs), expected.outputs)
+    np.testing.assert_array_equal(net.run(x[:, ::2], LENGTHS).outputs, expected.outputs)
+
+
 def test_a_step_waits_once_for_two_numbers() -> None:
     device = Counting()
     one = learner(network(stack(), CudaEngine("float32", device)), clip_norm=0.1)

@@ -11,7 +11,7 @@ import numpy as np
 from lstm_cli.api.comparison.blocks import Block, compared_blocks
 from lstm_cli.api.comparison.diagnosis import Diagnosis, diagnose
 from lstm_cli.api.comparison.figures import figures
-from lstm_cli.api.comparison.sides import Side
+from lstm_cli.api.comparison.sides import Side, without_normalization
 from lstm_cli.api.comparison.sources import Pair, paired
 from lstm_cli.api.comparison.structure import (
     OptionDifference,
@@ -19,6 +19,7 @@ from lstm_cli.api.comparison.structure import (
     option_differences,
 )
 from lstm_cli.engines.types import DIRECTIONS, Array
+from lstm_cli.network.normalization import STORED
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Comparison:
         A's layers, by index.
     diagnosis
         Why numbers differ; None where they do not.
+    folded
+        ``A`` or ``B``: the normalization of its inputs, which the other one does not have, was
+        folded into its weights; None: there was nothing to fold.
     """
 
     equal: bool
@@ -64,12 +68,17 @@ class Comparison:
     blocks: tuple[Block, ...]
     titles: dict[int, str]
     diagnosis: Diagnosis | None
+    folded: str | None = None
 
 
 def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
     """Compare two files that were read."""
     pairs = paired(a.layers, b.layers)
     blocks = tuple(_blocks(pairs, tolerance))
+    a, b, folded = _alike(a, b, all(block.equal for block in blocks))
+    if folded is not None:
+        pairs = paired(a.layers, b.layers)
+        blocks = tuple(_blocks(pairs, tolerance))
     layers = (*layer_differences(a, b, pairs), *_others(a, b, tolerance))
     options = tuple(option_differences(a, b, pairs))
     same = all(block.equal for block in blocks)
@@ -83,7 +92,29 @@ def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
         blocks,
         _titles(pairs),
         None if same else diagnose(pairs, blocks, tolerance),
+        folded,
     )
+
+
+def _alike(a: Side, b: Side, same: bool) -> tuple[Side, Side, str | None]:
+    """Both sides, and the label of the one whose normalization the other has in its weights.
+
+    Where the weights are the `same`, the other has lost it.
+    """
+    normalized = [side for side in (a, b) if set(STORED) & side.others.keys()]
+    if len(normalized) != 1 or same:
+        return a, b, None
+    other = b if normalized[0] is a else a
+    wide = any(
+        value.dtype == np.float64
+        for layer in other.layers
+        for direction in layer.directions
+        for value in direction.tensors.values()
+    )
+    folded = without_normalization(normalized[0], wide)
+    if folded is None:
+        return a, b, None
+    return (folded, b, "A") if other is b else (a, folded, "B")
 
 
 def _file(side: Side) -> File:

@@ -15,6 +15,8 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
+from lstm_cli.network.weights import merge_biases, misfits
 
 SYMBOLS = {
     "weight": "W",
@@ -146,6 +148,35 @@ def read_side(
         imported.notes,
         imported,
     )
+
+
+def without_normalization(side: Side, wide: bool) -> Side | None:
+    """The side with the normalization of its inputs folded into its weights, None if it has none.
+
+    Parameters
+    ----------
+    wide
+        Fold in float64, as the other side stores it, though this one has float32.
+
+    Returns
+    -------
+    None also where no weights can take it in, or the tensors do not fit the config.
+    """
+    config = side.config
+    if config is None or not set(STORED) <= side.others.keys():
+        return None
+    tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
+    shapes = {name: value.shape for name, value in tensors.items()}
+    if misfits(config.specs, shapes) or unfoldable(config.specs) is not None:
+        return None
+    own = {
+        name: value.astype(np.float64) if wide else value
+        for name, value in tensors.items()
+        if name not in STORED
+    }
+    grouped, _ = _grouped(fold(config.specs, own, Normalization.stored(tensors)))
+    layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
+    return replace(side, layers=layers, others={})
 
 
 def _numbered(

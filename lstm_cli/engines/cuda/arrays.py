@@ -12,7 +12,7 @@ from lstm_cli.engines.arrays import Array, Late, RowsLoss, Values
 from lstm_cli.engines.cuda import elementwise
 from lstm_cli.engines.cuda.batch import Batch, Sequences, make_batch
 from lstm_cli.engines.cuda.classes import cross_entropy
-from lstm_cli.engines.cuda.copies import pack, put, take, unpack
+from lstm_cli.engines.cuda.copies import normalize, pack, put, take, unpack
 from lstm_cli.engines.cuda.device import Device, DeviceArray, dtype_name, host_array
 from lstm_cli.engines.cuda.elementwise import Sums
 from lstm_cli.engines.cuda.precision import Precision
@@ -57,6 +57,10 @@ class DeviceArrays:
         if dtype_name(found.dtype) != self.precision.real:
             return self.own(self.hardware.download(found))
         return found
+
+    def normalized(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
+        """(x - mean) / scale of a caller's array (N, T, D), computed where it is."""
+        return normalize(self.hardware, x, mean, scale, self.precision.real)
 
     def batch(self, x: Any, lengths: Array | None) -> Sequences:
         """Values of a batch on the device, the steps that there are."""

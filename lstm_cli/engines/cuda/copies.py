@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from lstm_cli.engines.cuda.batch import Batch, Sequences
-from lstm_cli.engines.cuda.device import Device, DeviceArray, Kernel, dtype_name
+from lstm_cli.engines.cuda.device import Array, Device, DeviceArray, Kernel, dtype_name
 from lstm_cli.engines.cuda.launches import LOOP, compiled, over
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.primitives import PRELUDE
@@ -15,7 +17,7 @@ TYPES = {"float32": "float", "float64": "double"}
 ELEMENTS = TYPES | {"uint16": "unsigned short"}
 """And 16-bit floats, which are only moved."""
 
-KERNELS = ("pack", "unpack", "repack", "begun", "take", "put")
+KERNELS = ("pack", "unpack", "repack", "begun", "normalize", "take", "put")
 
 
 def element_of(device: Device, precision: Precision, values: Sequences) -> DeviceArray:
@@ -57,6 +59,14 @@ extern "C" __global__ void __launch_bounds__(256) repack(
       to[(starts[i] + t) * F + f] = t < stored ? from[(order[i] * stored + t) * F + f] : real(0);
   }
 }
+extern "C" __global__ void __launch_bounds__(256) normalize(
+    const given* from, real* to, const double* mean, const double* scale, long long T, long long F,
+    long long n_step, long long t_step, long long f_step, long long size) {
+  LOOP {
+    const long long f = k % F, t = k / F % T, n = k / F / T;
+    to[k] = real((double(from[n * n_step + t * t_step + f * f_step]) - mean[f]) / scale[f]);
+  }
+}
 extern "C" __global__ void __launch_bounds__(256) begun(
     const real* from, real* to, const long long* order, const long long* steps, long long F,
     long long size) {
@@ -81,6 +91,19 @@ def pack(device: Device, batch: Batch, array: DeviceArray, real: str) -> DeviceA
         steps = [stride // array.dtype.itemsize for stride in array.strides]
         places = (batch.order, batch.starts, batch.steps)
         kernel(over(device, size), array, out, *places, batch.T, F, *steps, size)
+    return out
+
+
+def normalize(
+    device: Device, array: DeviceArray, mean: Array, scale: Array, real: str
+) -> DeviceArray:
+    """(x - mean) / scale of an array (N, T, F), float32 or float64 and with any gaps."""
+    out = device.empty(tuple(array.shape), real)
+    if out.size:
+        kernel = _kernel(device, "normalize", real, dtype_name(array.dtype))
+        steps = [stride // array.dtype.itemsize for stride in array.strides]
+        own = device.upload(np.ascontiguousarray(mean)), device.upload(np.ascontiguousarray(scale))
+        kernel(over(device, out.size), array, out, *own, *array.shape[1:], *steps, out.size)
     return out
 
 

@@ -50,14 +50,14 @@ class Sent:
 
 
 class Stager:
-    """Copies arrays to a device, of one dtype.
+    """Copies arrays to a device.
 
     Parameters
     ----------
     device
         Where they go.
     dtype
-        What they become.
+        What arrays become that are not of its `room`.
     """
 
     def __init__(self, device: Device, dtype: str) -> None:
@@ -80,7 +80,7 @@ class Stager:
         DeviceMemoryError
             The device has no room for it.
         """
-        target = self._device.empty(array.shape, self._dtype.name)
+        target = self._device.empty(array.shape, array.dtype.name)
         return Sent(target, *self._device.send(array, target), array)
 
     def send(self, array: Any) -> Sent:

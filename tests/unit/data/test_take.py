@@ -100,7 +100,7 @@ def test_targets_follow_their_sequences(make, truth, layout, kind, source):
         for order in (numbers, ORDERS["neighbours"]):
             batch = data.take(np.array(order), np.float32, per_step=by_step)
             rows = all_rows(data, np.float32, by_step)
-            assert batch.targets.dtype == (np.int64 if "class" in kind else np.float32)
+            assert batch.targets.dtype == (np.int64 if "class" in kind else np.float64), "as stored"
             check(batch, rows, order, by_step)
             for row, n in enumerate(order):
                 own = batch.targets[row, : len(targets[n])] if by_step else batch.targets[row]

@@ -43,6 +43,13 @@ def test_what_it_says_of_itself(net: Network) -> None:
     assert net.parameter_count == lstm + (21 * 4 + 21 * 7 + 21 + 21) + (2 * 7 + 2)
 
 
+def test_plain_inputs_are_not_copied() -> None:
+    net = network(STACK, ReferenceEngine("float32"))
+    x = random_inputs(N, T, D).astype(np.float32)
+    assert net.check(x, None)[0] is x
+    assert net.check(x, [T] * N)[0] is x
+
+
 def test_weights_are_read_only_and_its_own(net: Network) -> None:
     given = {name: value.astype("float32") for name, value in random_weights(STACK).items()}
     own = Network(STACK, given, ReferenceEngine())
