@@ -16,6 +16,7 @@ from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Array, Layers, RecurrentSpec, ZeroStates
 from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.network.network import Network
+from lstm_cli.network.normalization import STORED
 
 BATCH = 64
 
@@ -79,7 +80,8 @@ def agreement(
     reference = read_reference(path)
 
     def run(layers: Layers, given: Reference) -> Array:
-        own = {name: tensors[name] for spec in layers for name in spec.parameters()}
+        needed = {name for spec in layers for name in spec.parameters()} | set(STORED)
+        own = {name: value for name, value in tensors.items() if name in needed}
         network = Network(layers, own, ReferenceEngine("float64"))
         network.zero_states = zero_states
         return _outputs(network, given)
