@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,39 +32,15 @@ class DataPlaces:
 
     def input(self, number: int, step: int, feature: int) -> str:
         """``words.h5:/inputs, sequence 17, step 3, feature 5``."""
-        name, sequence = self._of(number)
-        return f"{name}, {sequence}, step {step}, feature {feature}"
+        return self.dataset.input_place(number, step, feature)
 
     def target(self, number: int, step: int | None, feature: int | None) -> str:
-        """The same of a target."""
-        inputs, sequence = self._of(number)
-        parts = [self._targets_beside(inputs), sequence]
-        parts += [f"step {step}"] if step is not None else []
-        parts += [f"value {feature}"] if feature is not None else []
-        return ", ".join(parts)
+        """``words.h5:/targets, sequence 17, step 3, value 5``."""
+        return self.dataset.target_place(number, step, feature)
 
     def sequence(self, number: int) -> str:
         """``sequence 17 of words.h5:/inputs``."""
-        name, sequence = self._of(number)
-        return f"{sequence} of {name}"
-
-    def _of(self, number: int) -> tuple[str, str]:
-        """Name of the inputs in the file that holds a sequence, and what it is called there."""
-        dataset = self.dataset
-        firsts = [first for first, _ in dataset.starts]
-        file = bisect_right(firsts, number) - 1
-        noun = "window" if dataset.layout == "series" and dataset.padded else "sequence"
-        sequence = f"{noun} {number - firsts[file]}"
-        if dataset.names is not None:
-            sequence += f" ({dataset.names[number]})"
-        return dataset.input_names[file], sequence
-
-    def _targets_beside(self, inputs: str) -> str:
-        """Name of the targets in the same file; a dataset tells that of its first file only."""
-        info = self.dataset.targets
-        if info is None or inputs == self.dataset.input_name:
-            return "targets" if info is None else info.name
-        return f"{inputs.rpartition('/')[0]}/{info.name.rpartition('/')[2]}"
+        return f"{self.dataset.sequence(number)} of {self.dataset.place(number)}"
 
 
 @dataclass(frozen=True)
@@ -194,16 +169,18 @@ def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
 
     Counts, every length, and in `dtype` the values of the first and last sequences.
     """
-    N = dataset.count
+    numbers = dataset.numbers
+    N = len(numbers)
     row = 8 * dataset.features * max(dataset.max_steps, 1)
     count = max(1, min(FINGERPRINT_BYTES // row, N))
-    ends = np.unique(np.concatenate([np.arange(count), np.arange(N - count, N)]))
+    ends = numbers[np.unique(np.concatenate([np.arange(count), np.arange(N - count, N)]))]
     batch = dataset.take(ends, dtype, per_step=per_step)
+    lengths = dataset.lengths()[numbers]
     return {
         "sequences": N,
         "features": dataset.features,
-        "steps": dataset.total_steps,
-        "lengths": _digest(dataset.lengths()),
+        "steps": int(lengths.sum()),
+        "lengths": _digest(lengths),
         "inputs": _digest(batch.x),
         "targets": "none" if batch.targets is None else _digest(batch.targets),
     }

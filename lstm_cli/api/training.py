@@ -128,6 +128,7 @@ class TrainingRun:
         self.model = assemble(config, engine, begin, reading)
         self.notes += self.model.notes
         self.task = Task(self.model, resolved, data, validation)
+        self.notes += [note for side in self.task.sides.values() for note in side.notes]
         self.facts = self._facts(engine)
         self.plan = self.task.plan(checkpoint_every)
 

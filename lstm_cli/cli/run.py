@@ -86,9 +86,10 @@ def command(
         "--state": state,
     }
     check_apart(read, output=output, gates=gates)
-    with open_data(data_paths, data_options(config, allow_external)) as data:
+    reading = data_options(config, allow_external, need_targets=False)
+    with open_data(data_paths, reading) as data:
         check_apart(data=data.paths, output=output, gates=gates)
-        check_data(config, data)
+        check_data(config, data, learning=False)
         choice = options.choose_engine(console)
         model = options.model(source, config, choice.engine, console)
         shapes = network_shapes(config)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lstm_cli.data.split import hold_out, need_same_form
     from lstm_cli.data.states import StateReader
     from lstm_cli.data.types import Batch, DataOptions, Room, TargetInfo, Window
+    from lstm_cli.data.windows import targets_beyond
 
 __all__ = [
     "Batch",
@@ -43,6 +44,7 @@ __all__ = [
     "need_same_form",
     "open_data",
     "target_statistics",
+    "targets_beyond",
 ]
 
 _MODULES = {
@@ -56,6 +58,7 @@ _MODULES = {
     "split": ("hold_out", "need_same_form"),
     "states": ("StateReader",),
     "types": ("Batch", "DataOptions", "Room", "TargetInfo", "Window"),
+    "windows": ("targets_beyond",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

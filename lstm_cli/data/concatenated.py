@@ -60,6 +60,14 @@ class Concatenated:
         pad_into(values, self.lengths[start:stop], out)
         return values.nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        first = int(self.starts[number])
+        rows = self.stored.read(slice(first + begin, first + end))
+        return rows.reshape(-1, self.features)
+
+    def place(self, number: int) -> str:
+        return self.inputs
+
     def roles(self) -> dict[str, str]:
         return self.found
 

@@ -63,6 +63,13 @@ class Dense:
             clear_padding(out, self.lengths[start:stop])
         return nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        rows: Array = self.stored.read((slice(number, number + 1), slice(begin, end)))[0]
+        return rows
+
+    def place(self, number: int) -> str:
+        return self.inputs
+
     def roles(self) -> dict[str, str]:
         return self.found
 

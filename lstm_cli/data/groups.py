@@ -15,7 +15,7 @@ from lstm_cli.data.targets import (
     cast_targets,
     find_targets,
 )
-from lstm_cli.data.types import Array, DataOptions, TargetInfo, TargetKind, Targets
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
 from lstm_cli.errors import DataError
 
 
@@ -68,6 +68,10 @@ class Groups:
             row[len(values) :] = 0
         return nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        rows = self.folder.again(self.paths[number], slice(begin, end))
+        return rows.reshape(-1, self.features)
+
     def roles(self) -> dict[str, str]:
         base = self.folder.path.rstrip("/")
         roles = {f"{base}/{path}": "inputs" for path in self.paths}
@@ -97,11 +101,17 @@ class GroupTargets:
     ) -> tuple[Array, int]:
         values = [self.folder.again(path) for path in self.paths[start:stop]]
         nbytes = sum(value.nbytes for value in values)
-        by_step = per_step if self.info.per_step is None else self.info.per_step
-        if not by_step:
-            return cast_targets(np.stack(values), self.info, dtype), nbytes
-        rows = cast_targets(np.concatenate(values), self.info, dtype)
+        info = self.info.placed(bool(per_step))
+        if not info.per_step:
+            return cast_targets(np.stack(values), info, dtype), nbytes
+        rows = cast_targets(np.concatenate(values), info, dtype)
         return pad(rows, self.lengths[start:stop], steps, rows.dtype), nbytes
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        return self.folder.again(self.paths[number], slice(begin, end, stride))
+
+    def place(self, number: int) -> str:
+        return f"{self.folder.where.rstrip('/')}/{self.paths[number]}"
 
 
 @dataclass(frozen=True)
@@ -240,11 +250,10 @@ def group_targets(
         fits = (by_step or by_sequence) and len(rest) <= 1 and not child.vlen
         if not fits or child.integral != first.integral:
             raise _unlike(first, child, T, options)
-    # Whole numbers (T,) are classes, one a step; real ones may also be (K,).
-    per_step = None if by_step and by_sequence and not first.integral else by_step
+    # (T,) may also be (K,): what the network returns decides.
+    per_step = None if by_step and by_sequence else by_step
     shape = rest if per_step else first.shape
-    kind: TargetKind = "class" if first.integral and shape == () else "values"
-    info = TargetInfo(first.where, kind, shape, per_step, first.dtype)
+    info = TargetInfo.of(first.where, first.dtype, shape, per_step, rest)
     return GroupTargets(folder, [child.path for child in children], info, lengths)
 
 

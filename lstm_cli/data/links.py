@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import h5py
@@ -81,10 +82,10 @@ class Folder:
             return None
         return Folder(found, self.file, path, self.guard)
 
-    def again(self, name: str) -> Array:
-        """All values of a dataset that `find` has let pass before."""
+    def again(self, name: str, rows: slice | EllipsisType = ...) -> Array:
+        """All values, or some rows, of a dataset that `find` has let pass before."""
         with reading(f"{self.file}:{printable(_join(self.path, name))}"):
-            return np.asarray(self.group[name][...])
+            return np.asarray(self.group[name][rows])
 
     def soft_link(self, name: str) -> str | None:
         """The path that a soft link in this group names, or None if `name` is none."""

@@ -10,6 +10,7 @@ from lstm_cli.data.labels import class_labels
 from lstm_cli.data.links import Folder
 from lstm_cli.data.targets import passed_over
 from lstm_cli.data.types import DataOptions, Layout
+from lstm_cli.data.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Part:
     reason: str
     first: int
     options: DataOptions
+    argument: str = ""
 
     @property
     def class_labels(self) -> list[str] | None:
@@ -32,8 +34,11 @@ class Part:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why datasets beside the inputs were not taken for targets."""
+        """Why datasets beside the inputs were not taken for targets, and what windows leave out."""
         folder, layout = self.folder, self.layout
+        cut: tuple[str, ...] = ()
+        if isinstance(layout, Windows):
+            cut, layout = layout.notes, layout.base
         if isinstance(layout, Groups):  # all alike: the first tells for the others
             folder = folder.folder(layout.names[0]) or folder
-        return passed_over(folder, self.options, layout.count)
+        return passed_over(folder, self.options, layout.count) + cut

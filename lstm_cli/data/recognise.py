@@ -15,6 +15,7 @@ from lstm_cli.data.series import open_series
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
 from lstm_cli.data.vlen import open_vlen
+from lstm_cli.data.windows import open_windows
 from lstm_cli.errors import DataError, nearest
 
 SPLITS = frozenset(
@@ -44,14 +45,6 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
         There are none, there are several layouts, or something in it does not fit.
     """
     told = recognise(folder, options)
-    if options.window is not None and told.layout != "series":
-        raise DataError(
-            f"data.window cuts a series, but {folder.where} is {told.layout}",
-            expected="one series: inputs (T, D) without lengths",
-            found=told.reason,
-            where=options.places(folder.where),
-            hint="remove data.window, or set data.layout: series",
-        )
     layout = _open(folder, told, options)
     if layout.count == 0 or layout.features == 0:
         lacking = "sequences" if layout.count == 0 else "features"
@@ -61,6 +54,8 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
             found=f"{layout.count} sequences, {layout.features} features",
             where=options.places(layout.inputs),
         )
+    if options.window is not None:
+        layout = open_windows(layout, options, options.window)
     return layout, told.reason
 
 

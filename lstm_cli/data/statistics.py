@@ -98,7 +98,7 @@ def input_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
         Problem(
             f"feature {feature} has {count} NaN or infinite value{'s' if count > 1 else ''}",
             expected="finite numbers",
-            found=f"the first in {_sequence(dataset, sequence)}, step {step}",
+            found=f"the first in {dataset.sequence(sequence)}, step {step}",
             where=(dataset.place(sequence),),
         )
         for feature, (count, sequence, step) in sorted(statistics.bad.items())
@@ -124,7 +124,7 @@ def _empty(dataset: Dataset) -> list[Problem]:
     if not empty:
         return []
     noun = "sequence has" if len(empty) == 1 else "sequences have"
-    listed = ", ".join(_sequence(dataset, n) for n in empty[:SHOWN_SEQUENCES])
+    listed = ", ".join(dataset.sequence(n) for n in empty[:SHOWN_SEQUENCES])
     more = len(empty) - SHOWN_SEQUENCES
     return [
         Problem(
@@ -134,12 +134,6 @@ def _empty(dataset: Dataset) -> list[Problem]:
             where=(dataset.place(empty[0]),),
         )
     ]
-
-
-def _sequence(dataset: Dataset, number: int) -> str:
-    """A sequence by its number, and its name if it has one."""
-    named = "" if dataset.names is None else f" ({dataset.names[number]})"
-    return f"sequence {number}{named}"
 
 
 def target_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:

@@ -61,6 +61,10 @@ class Targets:
             )
         return rows, wanted
 
+    def need_fitting(self, targets: Array, shape: tuple[int, ...]) -> None:
+        """Raise DataError unless targets fit outputs of `shape`."""
+        self._fitting(targets, shape)
+
     def _rows(self, shape: tuple[int, ...], lengths: Array | None) -> Array | None:
         """Which rows count: (N, T) per step, else (N,); None: all."""
         full = shape[1] if self.per_step else 1
@@ -90,13 +94,16 @@ class Targets:
         return targets
 
     def _shape_hint(self, targets: Array, shape: tuple[int, ...]) -> str | None:
-        if self.per_step and targets.ndim < len(shape):
+        one_number = targets.shape == shape[:-1]
+        if one_number and targets.dtype.kind not in "iu":
+            return "one number for each output wants `units: 1` in the last layer"
+        if self.per_step and targets.ndim < len(shape) and not one_number:
             return (
                 "one target a sequence wants `return_sequences: false` in the last recurrent layer"
             )
         if not self.per_step and targets.ndim > len(shape):
             return "one target a step wants `return_sequences: true` in the last recurrent layer"
-        if targets.ndim == len(shape) - 1 and targets.dtype.kind in "iu":
+        if one_number:
             return "class targets want a softmax at the end and `train.loss: cross_entropy`"
         return None
 

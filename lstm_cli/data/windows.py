@@ -1,0 +1,359 @@
+"""Windows of sequences: every sequence is cut on its own, so that no window sees two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lstm_cli.data.ragged import Lengths, starts_of
+from lstm_cli.data.types import Array, DataOptions, Layout, TargetInfo, TargetKind, Targets, Window
+from lstm_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where the windows of all sequences of a file stand.
+
+    A sequence of T steps gives (T - length) // stride + 1 complete windows, and one more that
+    ends at its last step where none does: the newest data are always seen.
+
+    Attributes
+    ----------
+    lengths
+        (S,) steps of the sequences.
+    """
+
+    window: Window
+    lengths: Lengths
+
+    @cached_property
+    def firsts(self) -> Lengths:
+        """(S + 1,) number of each sequence's first window, and the count of all."""
+        room = self.lengths - self.window.length
+        return starts_of(np.where(room < 0, 0, -(-room // self.window.stride) + 1))
+
+    @property
+    def count(self) -> int:
+        """Windows of all sequences."""
+        return int(self.firsts[-1])
+
+    def sequences(self, numbers: Lengths) -> Lengths:
+        """(n,) the sequence of each window."""
+        return np.searchsorted(self.firsts, numbers, side="right") - 1
+
+    def starts(self, numbers: Lengths) -> Lengths:
+        """(n,) the step of its sequence at which each window begins."""
+        of = self.sequences(numbers)
+        regular = (numbers - self.firsts[of]) * self.window.stride
+        return np.asarray(np.minimum(regular, self.lengths[of] - self.window.length))
+
+    def known(self, numbers: Lengths) -> NDArray[np.bool_]:
+        """(n,) true for windows whose targets all stand in their sequence."""
+        last = self.starts(numbers) + self.window.length - 1 + self.window.reach
+        return np.asarray(last < self.lengths[self.sequences(numbers)])
+
+    def by_sequence(self, start: int, stop: int) -> Iterator[tuple[int, slice, list[int]]]:
+        """Windows start to stop, in pieces of one sequence: its number, rows, starts."""
+        numbers = np.arange(start, stop, dtype=np.int64)
+        starts, of = self.starts(numbers), self.sequences(numbers)
+        edges = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(numbers)]
+        for begin, end in pairwise(edges):
+            yield int(of[begin]), slice(begin, end), starts[begin:end].tolist()
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of another layout's sequences, each a sequence of its own; written as dense."""
+
+    base: Layout
+    cuts: Cuts
+    targets: Targets | None
+    padded: bool = True
+    lengths: Lengths | None = None
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def inputs(self) -> str:
+        return self.base.inputs
+
+    @property
+    def count(self) -> int:
+        return self.cuts.count
+
+    @property
+    def features(self) -> int:
+        return self.base.features
+
+    @property
+    def steps(self) -> int:
+        return self.cuts.window.length
+
+    @property
+    def width(self) -> int:
+        return self.steps
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    def read(self, start: int, stop: int, out: Array) -> int:
+        """Overlapping windows share one read; windows apart leave out what is between them."""
+        length, nbytes = self.steps, 0
+        out[:, length:] = 0
+        apart = self.cuts.window.stride > length
+        for sequence, rows, starts in self.cuts.by_sequence(start, stop):
+            read = self._apart(sequence, starts) if apart else self._together(sequence, starts)
+            for row, (values, fresh) in zip(out[rows], read, strict=True):
+                nbytes += fresh
+                with np.errstate(all="ignore"):  # what a smaller type cannot hold
+                    row[:length] = values
+        return nbytes
+
+    def _together(self, sequence: int, starts: list[int]) -> Iterator[tuple[Array, int]]:
+        """Steps of each window, from one read, and the bytes read for it."""
+        steps = self.base.span(sequence, starts[0], starts[-1] + self.steps)
+        fresh = steps.nbytes
+        for start in starts:
+            yield steps[start - starts[0] : start - starts[0] + self.steps], fresh
+            fresh = 0
+
+    def _apart(self, sequence: int, starts: list[int]) -> Iterator[tuple[Array, int]]:
+        for start in starts:
+            steps = self.base.span(sequence, start, start + self.steps)
+            yield steps, steps.nbytes
+
+    def span(self, number: int, begin: int, end: int) -> Array:
+        sequence, _, (start,) = next(self.cuts.by_sequence(number, number + 1))
+        return self.base.span(sequence, start + begin, start + end)
+
+    def place(self, number: int) -> str:
+        return self.base.place(int(self.cuts.sequences(np.array([number]))[0]))
+
+    def roles(self) -> dict[str, str]:
+        return self.base.roles()
+
+    def sequence_names(self) -> list[str] | None:
+        return None
+
+    def known(self, numbers: Lengths) -> NDArray[np.bool_] | None:
+        """(n,) true for windows that have targets; None if all have."""
+        return self.cuts.known(numbers) if isinstance(self.targets, StepTargets) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sequences that give no window, and targets that could be meant otherwise."""
+        window, targets = self.cuts.window, self.targets
+        short = np.flatnonzero(self.cuts.lengths < window.length)
+        notes = []
+        if len(short):
+            n, names = int(short[0]), self.base.sequence_names()
+            name = "" if names is None else f" ({names[n]})"
+            notes.append(
+                f"{len(short)} of {len(self.cuts.lengths)} sequences of {self.inputs} are shorter "
+                f"than a window of {window.length} steps and give none: first sequence {n}{name} "
+                f"with {self.cuts.lengths[n]}"
+            )
+        if isinstance(targets, SequenceTargets):
+            notes.append(
+                f"targets {targets.info.name} are one a sequence: each window takes its "
+                "sequence's, whatever data.window.horizon says"
+            )
+        elif isinstance(targets, StepTargets) and isinstance(targets.steps, InputsAsTargets):
+            notes.append(
+                f"{self.inputs} has no targets beside it: what a window predicts are the inputs "
+                f"themselves, {window.horizon} after its last step"
+            )
+        return tuple(notes)
+
+
+@dataclass(frozen=True)
+class StepTargets:
+    """The values `horizon` to `horizon + predict - 1` steps after each window's last step.
+
+    Attributes
+    ----------
+    steps
+        Where they come from: targets that are one a step, or the inputs themselves.
+    step_shape
+        Shape of a step's values.
+    """
+
+    steps: Targets | InputsAsTargets
+    step_shape: tuple[int, ...]
+    info: TargetInfo
+    cuts: Cuts
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        """Windows whose targets are not all there get zeros; `Cuts.known` tells them."""
+        window, nbytes = self.cuts.window, 0
+        known = self.cuts.known(np.arange(start, stop, dtype=np.int64))
+        shape = (stop - start, window.predict, *self.step_shape)
+        found = np.zeros(shape, np.int64 if self.info.kind == "class" else dtype)
+        for sequence, rows, starts in self.cuts.by_sequence(start, stop):
+            there = np.flatnonzero(known[rows]) + rows.start
+            if not len(there):
+                continue
+            first = starts[int(there[0]) - rows.start] + window.length - 1 + window.horizon
+            last = starts[int(there[-1]) - rows.start] + window.length - 1 + window.horizon
+            regular = (last - first) % window.stride == 0
+            for step in range(window.predict):
+                if regular:
+                    values = self._read(sequence, first + step, last + step + 1)
+                else:  # the window that ends at the last step is out of step with the others
+                    most = last - (last - first) % window.stride
+                    end = self._read(sequence, last + step, last + step + 1)
+                    values = self._read(sequence, first + step, most + step + 1)
+                    values = np.concatenate([values, end])
+                with np.errstate(all="ignore"):  # what a smaller type cannot hold
+                    found[there, step] = values
+                nbytes += values.nbytes
+        return found.reshape(-1, *self.info.shape), nbytes
+
+    def _read(self, sequence: int, begin: int, end: int) -> Array:
+        values = self.steps.span(sequence, begin, end, self.cuts.window.stride)
+        return values.reshape(-1, *self.step_shape)
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        raise NotImplementedError  # windows are not cut again
+
+    def place(self, number: int) -> str:
+        return self.steps.place(int(self.cuts.sequences(np.array([number]))[0]))
+
+
+@dataclass(frozen=True)
+class SequenceTargets:
+    """The target of its sequence for each window."""
+
+    base: Targets
+    info: TargetInfo
+    cuts: Cuts
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        of = self.cuts.sequences(np.arange(start, stop, dtype=np.int64))
+        first = int(of[0])
+        values, nbytes = self.base.read(first, int(of[-1]) + 1, 1, dtype, False)
+        return values[of - first], nbytes
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        raise NotImplementedError  # windows are not cut again
+
+    def place(self, number: int) -> str:
+        return self.base.place(int(self.cuts.sequences(np.array([number]))[0]))
+
+
+@dataclass(frozen=True)
+class InputsAsTargets:
+    """The inputs themselves, one a step: what a forecast learns without other targets."""
+
+    layout: Layout
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        return self.layout.span(number, begin, end)[::stride]
+
+    def place(self, number: int) -> str:
+        return self.layout.place(number)
+
+
+def open_windows(base: Layout, options: DataOptions, window: Window) -> Windows:
+    """Cut the sequences of a layout.
+
+    Raises
+    ------
+    DataError
+        The window cannot be cut.
+    """
+    if min(window.length, window.stride, window.predict) < 1 or window.horizon < 0:
+        raise DataError(
+            "data.window cannot be cut",
+            expected="length, stride and predict of 1 or more, horizon of 0 or more",
+            found=f"length {window.length}, stride {window.stride}, horizon {window.horizon}, "
+            f"predict {window.predict}",
+            where=options.places(),
+        )
+    lengths = base.lengths
+    if lengths is None:
+        lengths = np.full(base.count, base.steps, np.int64)
+    cuts = Cuts(window, lengths)
+    return Windows(base, cuts, _targets(base, cuts, options))
+
+
+def need_windows(layouts: Sequence[Layout], options: DataOptions) -> None:
+    """Raise DataError if sequences are to be cut, and none is as long as a window."""
+    window = options.window
+    if window is None or any(layout.count for layout in layouts):
+        return
+    longest = _longest(layouts)
+    fits = longest - window.reach if longest > window.reach else longest
+    raise DataError(
+        f"no window fits: the longest sequence has {longest} steps",
+        expected=f"at least {window.length} steps, as data.window.length says",
+        found=f"{longest} steps",
+        where=options.places(*(layout.inputs for layout in layouts)),
+        hint=f"--set data.window.length={fits}" if fits else None,
+    )
+
+
+def targets_beyond(layouts: Sequence[Layout]) -> DataError:
+    """The error for windows all of whose targets lie beyond the end of their sequence."""
+    window = next(one.cuts.window for one in layouts if isinstance(one, Windows))
+    longest = _longest(layouts)
+    hint = None
+    if longest > window.reach:
+        hint = f"--set data.window.length={longest - window.reach}"
+    elif longest >= window.predict:
+        hint = f"--set data.window.length=1 --set data.window.horizon={longest - window.predict}"
+    return DataError(
+        "the targets of every window lie beyond the end of its sequence",
+        expected=f"sequences of at least {window.length + window.reach} steps, which hold a "
+        "window and its targets",
+        found=f"{longest} steps in the longest",
+        where=tuple(layout.inputs for layout in layouts),
+        hint=hint,
+    )
+
+
+def _longest(layouts: Sequence[Layout]) -> int:
+    """Steps of the longest sequence that was cut."""
+    cut = [one.cuts.lengths.max(initial=0) for one in layouts if isinstance(one, Windows)]
+    return int(max(cut, default=0))
+
+
+def _targets(base: Layout, cuts: Cuts, options: DataOptions) -> Targets | None:
+    """What the windows are to predict: from targets, or else from the inputs themselves."""
+    found, window = base.targets, cuts.window
+    if found is None and options.targets is not None:
+        return None  # named, and not there: the inputs are not what was meant
+    if found is not None and found.info.per_step is False:
+        if window.predict > 1:
+            raise DataError(
+                f"data.window.predict is {window.predict}, but the targets are one a sequence",
+                expected="targets for each step, or predict: 1",
+                found=found.info.name,
+                where=options.places(found.info.name),
+                hint="--set data.window.predict=1",
+            )
+        return SequenceTargets(found, found.info, cuts)
+    if found is None:
+        steps: Targets | InputsAsTargets = InputsAsTargets(base)
+        info = TargetInfo(base.inputs, "values", (base.features,), False, base.dtype)
+    else:
+        info, steps = found.info.placed(True), found
+    shape = info.shape
+    if window.predict > 1:
+        shape = (window.predict * (shape[0] if shape else 1),)
+    kind: TargetKind = "class" if info.kind == "class" and shape == () else "values"
+    return StepTargets(
+        steps, info.shape, replace(info, kind=kind, shape=shape, per_step=False), cuts
+    )
