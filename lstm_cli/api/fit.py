@@ -164,9 +164,7 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
                     f"D = {D} is model.input_size, {config.where('model', 'input_size')}",
                     f"{data.features} is the last axis of {data.input_name}",
                 ),
-                hint=None
-                if is_weights(config.source)
-                else f"--set model.input_size={data.features}, if the data is right",
+                hint=_features_hint(config, data),
             )
         )
     flattened = [spec for spec in config.specs if isinstance(spec, FlattenSpec)]
@@ -187,6 +185,14 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
     if targets is not None and (learning or not data.targets_are_inputs):
         problems.append(targets)
     return problems
+
+
+def _features_hint(config: Config, data: Dataset) -> str | None:
+    if data.reversed_features == config.specs[0].input_size:
+        return "--set data.transpose=true, if MATLAB, Julia, Fortran or R wrote the file"
+    if is_weights(config.source):
+        return None
+    return f"--set model.input_size={data.features}, if the data is right"
 
 
 def _targets_problem(config: Config, data: Dataset) -> Problem | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lstm_cli.data.axes import turning
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table
 from lstm_cli.data.links import Folder
@@ -111,7 +112,9 @@ def _lengths(
         table = lengths_table(roles.lengths, options)
         told[name] = table[:, 0]
         check_lengths(told[name], name, places, None)
-        check_total(told[name], inputs.shape[0], name, inputs.where, places)
+        fits = sum(told[name].tolist()) == inputs.shape[-1]
+        hint = turning(options) if fits else None
+        check_total(told[name], inputs.shape[0], name, inputs.where, places, hint)
     if roles.offsets is not None:
         told[roles.offsets.where] = lengths_of_offsets(roles.offsets, inputs.shape[0], options)
     lengths = agreed(told, options)

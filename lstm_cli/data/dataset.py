@@ -12,12 +12,15 @@ from numpy.typing import DTypeLike
 
 from lstm_cli.data.access import Access
 from lstm_cli.data.agreement import common_targets, need_alike
+from lstm_cli.data.axes import Turned
 from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
+from lstm_cli.data.dense import Dense
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths
 from lstm_cli.data.recognise import open_layout
 from lstm_cli.data.sequences import Files, Indices
+from lstm_cli.data.series import Series
 from lstm_cli.data.types import (
     MAX_BATCH_BYTES,
     Batch,
@@ -128,6 +131,15 @@ class Dataset:
         targets = [layout.targets for layout in self.files.layouts]
         steps = [one.steps for one in targets if isinstance(one, StepTargets)]
         return any(isinstance(one, InputsAsTargets) for one in steps)
+
+    @property
+    def reversed_features(self) -> int | None:
+        """Features if the axes of dense inputs or of a series were reversed, else None."""
+        layout = self.files.layouts[0]
+        base = layout.base if isinstance(layout, Windows) else layout
+        if isinstance(base, Dense | Series) and not isinstance(base.stored, Turned):
+            return base.stored.shape[0]
+        return None
 
     @cached_property
     def numbers(self) -> Indices:
@@ -357,7 +369,11 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Datas
         parts: list[Part] = []
         first = 0
         for path in paths:
-            file = Hdf5File(path, allow_external=options.allow_external)
+            file = Hdf5File(
+                path,
+                allow_external=options.allow_external,
+                transpose=options.transpose is True,
+            )
             files.callback(file.close)
             layout, reason = open_layout(file.folder, options)
             parts.append(Part(file, file.folder, layout, reason, first, options, path))

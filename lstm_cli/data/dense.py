@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lstm_cli.data.axes import Turned, turning
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, lengths_table
 from lstm_cli.data.links import Folder
@@ -85,6 +86,8 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
     DataError
         Shapes, lengths, mask or targets do not fit together.
     """
+    if inputs.rank == 2 and isinstance(inputs, Turned):
+        inputs = inputs.widened()
     if inputs.rank != 3 or inputs.vlen:
         raise DataError(
             f"{inputs.where} has shape {inputs.shape}",
@@ -93,15 +96,15 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
             where=options.places(inputs.where),
             hint="--set data.layout=... names another layout",
         )
-    N, T, _ = inputs.shape
-    lengths = _lengths(roles, N, T, options)
+    N, T, D = inputs.shape
+    lengths = _lengths(roles, N, T, D, options)
     found = find_targets(folder, options)
     targets = None if found is None else DenseTargets.of(found, N, T, lengths, options)
     paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
     return Dense(folder, inputs, lengths, targets, paths)
 
 
-def _lengths(roles: Roles, N: int, T: int, options: DataOptions) -> Lengths | None:
+def _lengths(roles: Roles, N: int, T: int, D: int, options: DataOptions) -> Lengths | None:
     told: dict[str, Lengths] = {}
     if roles.lengths is not None:
         told[roles.lengths.where] = lengths_table(roles.lengths, options)[:, 0]
@@ -115,6 +118,6 @@ def _lengths(roles: Roles, N: int, T: int, options: DataOptions) -> Lengths | No
     if roles.mask is not None:
         told[roles.mask.where] = lengths_of_mask(roles.mask, N, T, options)
     for name, lengths in told.items():
-        check_count(lengths, N, name, options)
+        check_count(lengths, N, name, options, turning(options) if len(lengths) == D else None)
         check_lengths(lengths, name, options.places(name), T)
     return agreed(told, options)

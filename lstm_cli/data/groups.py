@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lstm_cli.data.axes import need_known_axes
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, pad
 from lstm_cli.data.roles import INPUTS, OTHER_ROLES, contents
@@ -102,13 +103,16 @@ class GroupTargets:
         values = [self.folder.again(path) for path in self.paths[start:stop]]
         nbytes = sum(value.nbytes for value in values)
         info = self.info.placed(bool(per_step))
+        shape = (-1, *info.shape) if info.per_step else info.shape
+        values = [value.reshape(shape) for value in values]
         if not info.per_step:
             return cast_targets(np.stack(values), info, dtype), nbytes
         rows = cast_targets(np.concatenate(values), info, dtype)
         return pad(rows, self.lengths[start:stop], steps, rows.dtype), nbytes
 
     def span(self, number: int, begin: int, end: int, stride: int) -> Array:
-        return self.folder.again(self.paths[number], slice(begin, end, stride))
+        values = self.folder.again(self.paths[number])
+        return values.reshape(-1, *self.info.placed(True).shape)[begin:end:stride]
 
     def place(self, number: int) -> str:
         return f"{self.folder.where.rstrip('/')}/{self.paths[number]}"
@@ -201,6 +205,7 @@ def _inputs_of(child: Folder, name: str, usual: list[str], options: DataOptions)
 
 def _child(stored: Stored, path: str, options: DataOptions) -> Child:
     need_numeric(stored, "inputs", options.places(stored.where))
+    need_known_axes(stored, options)
     if stored.rank not in (1, 2) or stored.vlen:
         raise DataError(
             f"{stored.where} has shape {stored.shape}",

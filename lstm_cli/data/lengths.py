@@ -93,7 +93,9 @@ def _refuse_holes(kept: NDArray[np.bool_], start: int, where: str, places: tuple
         )
 
 
-def check_count(lengths: Lengths, N: int, name: str, options: DataOptions) -> None:
+def check_count(
+    lengths: Lengths, N: int, name: str, options: DataOptions, hint: str | None = None
+) -> None:
     """Raise DataError unless there is one length a sequence."""
     if len(lengths) != N:
         raise DataError(
@@ -101,6 +103,7 @@ def check_count(lengths: Lengths, N: int, name: str, options: DataOptions) -> No
             expected=f"({N},)",
             found=f"({len(lengths)},)",
             where=options.places(name),
+            hint=hint,
         )
 
 

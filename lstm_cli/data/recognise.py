@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from shlex import quote
 
+from lstm_cli.data.axes import need_known_axes
 from lstm_cli.data.concatenated import open_concatenated
 from lstm_cli.data.dense import open_dense
 from lstm_cli.data.groups import open_groups
@@ -45,6 +46,8 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
         There are none, there are several layouts, or something in it does not fit.
     """
     told = recognise(folder, options)
+    if told.roles.inputs is not None:
+        need_known_axes(told.roles.inputs, options)
     layout = _open(folder, told, options)
     if layout.count == 0 or layout.features == 0:
         lacking = "sequences" if layout.count == 0 else "features"
@@ -133,7 +136,8 @@ def parts_of(folder: Folder, options: DataOptions) -> list[Folder]:
 
 def _child_groups(folder: Folder) -> list[Folder]:
     members = islice(folder.members(), LOOK_AT)
-    return [child for child in members if isinstance(child, Folder)]
+    groups = [child for child in members if isinstance(child, Folder)]
+    return [child for child in groups if _base(child)[:1] != "#"]  # MATLAB's own
 
 
 def _base(folder: Folder) -> str:

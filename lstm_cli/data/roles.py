@@ -57,10 +57,15 @@ def find_roles(folder: Folder, options: DataOptions, *, forced_inputs: bool = Tr
     """
     return Roles(
         find_role(folder, options, "inputs", INPUTS, required=forced_inputs),
-        find_role(folder, options, "lengths", LENGTHS),
-        find_role(folder, options, "offsets", OFFSETS),
+        as_vector(find_role(folder, options, "lengths", LENGTHS)),
+        as_vector(find_role(folder, options, "offsets", OFFSETS)),
         find_role(folder, options, "mask", MASK),
     )
+
+
+def as_vector(stored: Stored | None) -> Stored | None:
+    """A dataset that may be a row or column, if its axes are turned, as a vector."""
+    return None if stored is None else stored.vector()
 
 
 def find_role(

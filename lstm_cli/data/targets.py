@@ -50,7 +50,7 @@ def _usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets
     """What stands under a usual name, if it can be targets."""
     if isinstance(found, Folder):
         return _returnn(found, options)
-    return FoundTargets(found) if found is not None and found.numeric else None
+    return FoundTargets(found.vector()) if found is not None and found.numeric else None
 
 
 def passed_over(folder: Folder, options: DataOptions, count: int) -> tuple[str, ...]:
@@ -99,8 +99,9 @@ def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets
     if path.endswith("targets/data"):
         group = folder.folder(path.removesuffix("/data"))
         keys = [] if group is None else _keys(group)
-        return FoundTargets(found, key, 1 + keys.index(key) if key in keys else None)
-    return FoundTargets(found)
+        column = 1 + keys.index(key) if key in keys else None
+        return FoundTargets(found.vector(), key, column)
+    return FoundTargets(found.vector())
 
 
 def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
@@ -122,7 +123,7 @@ def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
     if stored is None:
         return None
     need_numeric(stored, "targets", options.places(stored.where))
-    return FoundTargets(stored, key, 1 + keys.index(key))
+    return FoundTargets(stored.vector(), key, 1 + keys.index(key))
 
 
 def _keys(group: Folder) -> list[str]:

@@ -144,7 +144,8 @@ def _bad_target(piece: Piece, per_step: bool, numbers: Array, places: Places) ->
         return None
     row, *rest = _first(bad)
     step = rest.pop(0) + _before(piece, row) if per_step else None
-    place = places.target(int(numbers[row]), step, rest[0] if rest else None)
+    value = rest[0] if rest and targets.shape[-1] > 1 else None
+    place = places.target(int(numbers[row]), step, value)
     return f"{targets[tuple(_first(bad))]} at {place}"
 
 
