@@ -30,6 +30,8 @@ class Groups:
         Of the children, in natural order.
     paths
         Of each one's inputs, relative to the folder.
+    beside
+        Names of members that are no sequences.
     """
 
     folder: Folder
@@ -39,6 +41,7 @@ class Groups:
     lengths: Lengths
     dtype: str
     targets: Targets | None
+    beside: tuple[str, ...] = ()
     name: str = "groups"
     padded: bool = False
 
@@ -145,6 +148,8 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
         A child holds no (T, D) inputs, or the children differ in features or targets.
     """
     names, inputs, found = _children(folder, options)
+    own = set(names)
+    beside = tuple(name for name in folder.names() if name not in own)
     first = inputs[0]
     for other in inputs:
         if other.shape[1:] != first.shape[1:]:
@@ -153,7 +158,7 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
     features = first.shape[1] if len(first.shape) == 2 else 1
     targets = group_targets(folder, found, lengths, options)
     paths = [child.path for child in inputs]
-    return Groups(folder, names, paths, features, lengths, first.dtype, targets)
+    return Groups(folder, names, paths, features, lengths, first.dtype, targets, beside)
 
 
 def _children(
@@ -165,7 +170,7 @@ def _children(
     targets: list[Child | None] = []
     usual = list(INPUTS) if options.inputs is None else [options.inputs]
     for name in folder.names():
-        child = folder.folder(name)
+        child = None if name[:1] == "#" else folder.folder(name)  # MATLAB's own
         if child is None:
             continue
         names.append(name)
@@ -184,17 +189,28 @@ def _children(
             found=contents(folder),
             where=options.places(folder.where),
         )
+    if options.targets is not None and options.need_targets:
+        raise DataError(
+            f"data.targets is {options.targets}, but each dataset of {folder.where} is a sequence",
+            expected="a group for each sequence, with its inputs and targets",
+            found=contents(folder),
+            where=options.places(folder.where),
+        )
     inputs = [_child(found, name, options) for name, found in plain.items()]
     return list(plain), inputs, [None] * len(plain)
 
 
 def _inputs_of(child: Folder, name: str, usual: list[str], options: DataOptions) -> Child:
     """A child group's inputs. The name that hits is moved to the front, for the next child."""
+    text = None
     for own in usual:
         found = child.dataset(own)
-        if found is not None:
+        if found is not None and found.numeric:
             usual.insert(0, usual.pop(usual.index(own)))
             return _child(found, f"{name}/{own}", options)
+        text = text or found
+    if text is not None:
+        need_numeric(text, "inputs", options.places(text.where))
     raise DataError(
         f"{child.where} holds no inputs",
         expected=f"a dataset {' or '.join(usual[:3])} in each group",

@@ -59,7 +59,8 @@ def describe(path: str, options: DataOptions | None = None) -> FileReport:
         return _described(path, options)
     except ReversedAxesError as error:
         turned = _described(path, replace(options, transpose=True))
-        return replace(turned, problems=(*error.problems, *turned.problems))
+        told = [replace(one, hint="in a config, data.transpose: true") for one in error.problems]
+        return replace(turned, problems=(*told, *turned.problems))
 
 
 def _described(path: str, options: DataOptions) -> FileReport:
@@ -225,6 +226,8 @@ def _unusual(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, 
             continue  # of another group
         name = path.removeprefix(f"{base}/")
         if group.layout == "groups":
+            if "/" not in name:
+                continue  # every dataset is a sequence: one name would leave out the others
             name = name.rpartition("/")[2]
         if role in USUAL and name not in USUAL[role] and not name.startswith("targets/data/"):
             keys.setdefault(role, name)

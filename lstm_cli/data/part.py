@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lstm_cli.data.files import Hdf5File
-from lstm_cli.data.groups import Groups
 from lstm_cli.data.labels import class_labels
 from lstm_cli.data.links import Folder
-from lstm_cli.data.targets import passed_over
+from lstm_cli.data.passed_over import passed_over
 from lstm_cli.data.types import DataOptions, Layout
 from lstm_cli.data.windows import Windows
 
@@ -34,11 +33,8 @@ class Part:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why datasets beside the inputs were not taken for targets, and what windows leave out."""
-        folder, layout = self.folder, self.layout
-        cut: tuple[str, ...] = ()
-        if isinstance(layout, Windows):
-            cut, layout = layout.notes, layout.base
-        if isinstance(layout, Groups):  # all alike: the first tells for the others
-            folder = folder.folder(layout.names[0]) or folder
-        return passed_over(folder, self.options, layout.count) + cut
+        """What the file holds and is not read, and what windows leave out."""
+        if isinstance(self.layout, Windows):
+            base = passed_over(self.folder, self.layout.base, self.options)
+            return base + self.layout.notes
+        return passed_over(self.folder, self.layout, self.options)

@@ -85,7 +85,11 @@ def find_role(
     """
     configured: str | None = getattr(options, role)
     if configured is None:
-        return first_dataset(folder, usual)
+        found = first_dataset(folder, usual)
+        if role == "inputs" and found is not None and not found.numeric:
+            numeric = (folder.dataset(name) for name in usual)
+            found = next((one for one in numeric if one is not None and one.numeric), None)
+        return found
     found = folder.dataset(configured)
     if found is None and required:
         raise missing(folder, configured, role, options)

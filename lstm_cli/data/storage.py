@@ -132,6 +132,11 @@ class Stored:
         return self.dtype.kind in "iufb" and not self.text and not self._empty
 
     @property
+    def is_axis(self) -> bool:
+        """One of the datasets that NetCDF-4 writes for each axis."""
+        return self.attribute("CLASS") in (b"DIMENSION_SCALE", "DIMENSION_SCALE")
+
+    @property
     def is_cell(self) -> bool:
         """A MATLAB cell array, whose values stand in other datasets."""
         return self.dtype.kind == "O" and self.attribute("MATLAB_class") == b"cell"

@@ -10,9 +10,9 @@ from numpy.typing import DTypeLike
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, cast, clear_padding, pad, starts_of
 from lstm_cli.data.roles import TARGETS, missing
-from lstm_cli.data.storage import Stored, need_numeric, type_name
+from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import Array, DataOptions, TargetInfo
-from lstm_cli.errors import DataError, nearest
+from lstm_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -42,46 +42,15 @@ def find_targets(folder: Folder, options: DataOptions) -> FoundTargets | None:
     """
     if options.targets is not None:
         return _configured(folder, options.targets, options)
-    usual = (_usable(folder.find(name), options) for name in TARGETS)
-    return next((found for found in usual if found is not None), None)
+    found = (usable(folder.find(name), options) for name in TARGETS)
+    return next((one for one in found if one is not None), None)
 
 
-def _usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets | None:
+def usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets | None:
     """What stands under a usual name, if it can be targets."""
     if isinstance(found, Folder):
         return _returnn(found, options)
     return FoundTargets(found.vector()) if found is not None and found.numeric else None
-
-
-def passed_over(folder: Folder, options: DataOptions, count: int) -> tuple[str, ...]:
-    """Why what bears a usual name before the targets, or in their stead, was not taken.
-
-    `labels` are no targets but names of classes, unless there is one for each of `count`
-    sequences and nothing else to learn.
-    """
-    if options.targets is not None and folder.find(options.targets) is None:
-        near = nearest(options.targets, folder.names())
-        meant = f"; did you mean {near}?" if near else ""
-        return (
-            f"{folder.where} holds no targets {options.targets}, as data.targets says: "
-            f"there are no metrics{meant}",
-        )
-    notes: dict[str, str] = {}
-    for name in TARGETS if options.targets is None else ():
-        found = folder.find(name)
-        if _usable(found, options) is not None:
-            notes.pop("labels", None)
-            break
-        if isinstance(found, Stored):
-            if name != "labels" or found.shape[:1] in ((), (count,)):
-                notes[name] = f"{found.where} holds {type_name(found)}, not numbers"
-        elif isinstance(found, Folder):
-            notes[name] = f"{found.where} is a group without data/KEY"
-        elif (path := folder.soft_link(name)) is not None:
-            notes[name] = (
-                f"{folder.where.rstrip('/')}/{name} is a link to {path}, which is not there"
-            )
-    return tuple(f"{note}: not taken for targets" for note in notes.values())
 
 
 def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets | None:
