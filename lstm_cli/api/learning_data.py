@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.data import Dataset, Sampler
+from lstm_cli.data import AS_CLASSES, Dataset, Sampler
 from lstm_cli.engines.types import Array, Layers, array_dtype
 from lstm_cli.errors import DataError, Problem
 from lstm_cli.network.network import Network
@@ -156,11 +157,23 @@ def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> 
 
 def no_targets(dataset: Dataset) -> DataError:
     """What to raise where there is nothing to learn."""
+    text = [note for note in dataset.notes if " holds text" in note and "targets" in note]
+    if text:
+        return DataError(
+            "the targets are text, and a network learns numbers",
+            expected="a class index (N,) for each, from 0, and the texts once in an attribute "
+            "`classes` of the file",
+            found=text[0],
+            where=dataset.input_names,
+            hint=AS_CLASSES,
+        )
     return DataError(
         "the data have no targets to learn",
         expected="targets beside the inputs: a class (N,), values (N, K), or one for each step",
+        found="; ".join(dataset.notes) or None,
         where=dataset.input_names,
-        hint=f"lstm-cli data {dataset.paths[0]} lists the datasets; `data.targets` names one",
+        hint=f"lstm-cli data {quote(dataset.paths[0])} lists the datasets; "
+        "`data.targets` names one",
     )
 
 

@@ -108,8 +108,7 @@ def _lengths(roles: Roles, N: int, T: int, D: int, options: DataOptions) -> Leng
     told: dict[str, Lengths] = {}
     if roles.lengths is not None:
         told[roles.lengths.where] = lengths_table(roles.lengths, options)[:, 0]
-    unsaid = roles.lengths is None and roles.mask is None
-    if roles.offsets is not None and (unsaid or options.offsets is not None):
+    if roles.offsets is not None and roles.lengths is None and roles.mask is None:
         raise DataError(
             f"{roles.offsets.where} does not go with inputs (N, T, D)",
             expected="lengths (N,) or mask (N, T) in the dense layout",

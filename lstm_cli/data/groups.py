@@ -196,6 +196,8 @@ def _children(
             found=contents(folder),
             where=options.places(folder.where),
         )
+    wide = {name: found for name, found in plain.items() if found.rank > 1 or found.vlen}
+    plain = wide or plain  # lists beside matrices are no sequences, and are noted
     inputs = [_child(found, name, options) for name, found in plain.items()]
     return list(plain), inputs, [None] * len(plain)
 

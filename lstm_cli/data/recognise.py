@@ -90,7 +90,9 @@ def _open(folder: Folder, told: Recognition, options: DataOptions) -> Layout:
 
 def _with_roles(folder: Folder, told: Recognition, options: DataOptions) -> Recognition:
     """The recognition, without what has no part in the layout; DataError if that was asked for."""
-    roles, others = told.roles, set(PARTS) - set(PARTS_OF.get(told.layout, ()))
+    roles, others = told.roles, set(PARTS) - set(PARTS_OF[told.layout])
+    if told.layout == "dense" and (roles.lengths or roles.mask):
+        others.add("offsets")
     for part in PARTS:
         if part in others and getattr(options, part) is not None:
             raise DataError(

@@ -231,6 +231,12 @@ def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
         return holder.attrs[name]
 
 
+AS_CLASSES = (
+    "np.unique(texts, return_inverse=True) in Python gives the classes, and an index for each"
+)
+"""Hint for targets that are text."""
+
+
 def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
     """Raise DataError unless `stored` holds integers or real numbers."""
     if not stored.numeric:
@@ -239,7 +245,9 @@ def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
             expected="integers or real numbers",
             found=f"type {type_name(stored)}",
             where=places,
-            hint=f"in a config, data.{role} names another dataset",
+            hint=AS_CLASSES
+            if stored.text and role == "targets"
+            else f"in a config, data.{role} names another dataset",
         )
 
 

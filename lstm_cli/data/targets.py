@@ -244,7 +244,8 @@ def _by_own_lengths(
         expected = f"({sum(own.tolist())}, ...), as its column of lengths adds up"
         raise misfit(stored, expected, options)
     by_step = bool((own == lengths).all())
-    each = int(own[0]) if len(own) and own[0] > 0 and (own == own[0]).all() else 0
+    alike = len(own) and own[0] > 0 and (own == own[0]).all()
+    each = int(own[0]) if alike and (by_step or own[0] == 1) else 0
     if not by_step and not each:
         raise _own_lengths(found, own, lengths, options)
     rest = stored.shape[1:]
@@ -261,7 +262,7 @@ def _own_lengths(
     return DataError(
         f"targets {found.stored.where} have lengths of their own: sequence {n} has "
         f"{lengths[n]} steps and {own[n]} targets",
-        expected="one target a step, or as many in every sequence",
+        expected="one target a step, or one a sequence",
         found=f"{own[n]} for {lengths[n]} steps",
         where=options.places(found.stored.where),
     )

@@ -151,19 +151,27 @@ def test_what_may_be_one_a_step_or_several_a_sequence(write, layout, varying, dt
     )
 
 
-@pytest.mark.parametrize("layout", ["vlen", "returnn"])
-def test_as_many_in_every_sequence(write, layout):
+def test_as_many_in_every_sequence(write):
     y = np.arange(9).reshape(3, 3)
-    if layout == "vlen":
-        path = write(attrs={"features": 1})
-        write_vlen(path, "inputs", [np.zeros(T) for T in (2, 4, 1)])
-        write_vlen(path, "targets", list(y), np.int64)
-    else:
-        table = np.array([[2, 3], [4, 3], [1, 3]])
-        path = write(inputs=np.zeros((7, 1)), seqLengths=table, targets__data__classes=y.ravel())
+    path = write(attrs={"features": 1})
+    write_vlen(path, "inputs", [np.zeros(T) for T in (2, 4, 1)])
+    write_vlen(path, "targets", list(y), np.int64)
     info, batches = batches_of(path, size=2)
     assert (info.kind, info.shape, info.per_step) == ("values", (3,), False)
     check_per_sequence(batches, y)
+
+
+@pytest.mark.parametrize("own", [[2, 2, 1], [4, 4, 4], [5, 3, 3]])
+def test_lengths_of_their_own_are_told_by_the_sequence(write, own):
+    table = np.stack([[5, 3, 4], own], axis=1)
+    path = write(
+        inputs=np.ones((12, 3)), seqLengths=table, targets__data__classes=np.zeros(sum(own))
+    )
+    n = int(np.argmax(table[:, 0] != table[:, 1]))
+    with pytest.raises(
+        DataError, match=f"sequence {n} has {table[n, 0]} steps and {own[n]} targets"
+    ):
+        open_data([path])
 
 
 @pytest.mark.parametrize("dtype", ["f8", "i4"])
