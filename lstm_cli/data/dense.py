@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lstm_cli.data.axes import Turned, turning
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, lengths_table
+from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, only_lengths
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, check_lengths, clear_padding
 from lstm_cli.data.roles import Roles
@@ -107,7 +107,7 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
 def _lengths(roles: Roles, N: int, T: int, D: int, options: DataOptions) -> Lengths | None:
     told: dict[str, Lengths] = {}
     if roles.lengths is not None:
-        told[roles.lengths.where] = lengths_table(roles.lengths, options)[:, 0]
+        told[roles.lengths.where] = only_lengths(roles.lengths, options)
     if roles.offsets is not None and roles.lengths is None and roles.mask is None:
         raise DataError(
             f"{roles.offsets.where} does not go with inputs (N, T, D)",

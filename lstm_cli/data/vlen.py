@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import check_count, lengths_table
+from lstm_cli.data.lengths import check_count, only_lengths
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, check_lengths, pad, pad_into, starts_of
 from lstm_cli.data.roles import Roles
@@ -128,7 +128,7 @@ def open_vlen(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
     sizes = _sizes(inputs)
     told = None
     if roles.lengths is not None:
-        told = lengths_table(roles.lengths, options)[:, 0]
+        told = only_lengths(roles.lengths, options)
         check_count(told, len(sizes), roles.lengths.where, options)
         check_lengths(told, roles.lengths.where, options.places(roles.lengths.where), None)
     D = _features(folder, inputs, sizes, told, options)

@@ -8,11 +8,42 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
 from lstm_cli.data.ragged import Lengths, starts_of
 from lstm_cli.data.types import Array, DataOptions, Layout, TargetInfo, TargetKind, Targets, Window
 from lstm_cli.errors import DataError
+
+MANY = 3
+"""Sequences from which on they are read together."""
+WASTE = 2
+"""Padded steps that are read together for each step of a window, at most."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring sequences that are read together, for the windows in them.
+
+    Attributes
+    ----------
+    first, last, steps
+        Sequences first to last, padded to this many steps.
+    rows, starts
+        (n,) row among them of each window's sequence, and the step at which it begins.
+    """
+
+    first: int
+    last: int
+    steps: int
+    rows: Lengths
+    starts: Lengths
+
+    def pick(self, padded: Array, offset: int, count: int) -> Array:
+        """(n, count, ...) steps of each window's sequence from `offset` after its start."""
+        at = self.starts[:, None] + np.arange(offset, offset + count)
+        picked: Array = padded[self.rows[:, None], np.minimum(at, self.steps - 1)]
+        return picked
 
 
 @dataclass(frozen=True)
@@ -56,6 +87,19 @@ class Cuts:
         """(n,) true for windows whose targets all stand in their sequence."""
         last = self.starts(numbers) + self.window.length - 1 + self.window.reach
         return np.asarray(last < self.lengths[self.sequences(numbers)])
+
+    def block(self, start: int, stop: int) -> Block | None:
+        """The sequences of windows start to stop, if there are many and best read together."""
+        numbers = np.arange(start, stop, dtype=np.int64)
+        of = self.sequences(numbers)
+        first, last = int(of[0]), int(of[-1]) + 1
+        steps = int(self.lengths[first:last].max())
+        if (
+            last - first < MANY
+            or (last - first) * steps > WASTE * len(numbers) * self.window.length
+        ):
+            return None
+        return Block(first, last, steps, of - first, self.starts(numbers))
 
     def by_sequence(self, start: int, stop: int) -> Iterator[tuple[int, slice, list[int]]]:
         """Windows start to stop, in pieces of one sequence: its number, rows, starts."""
@@ -106,29 +150,35 @@ class Windows:
 
     def read(self, start: int, stop: int, out: Array) -> int:
         """Overlapping windows share one read; windows apart leave out what is between them."""
-        length, nbytes = self.steps, 0
-        out[:, length:] = 0
-        apart = self.cuts.window.stride > length
+        nbytes = 0
+        out[:, self.steps :] = 0
+        block = self.cuts.block(start, stop)
+        if block is not None:
+            shape = (block.last - block.first, block.steps, self.features)
+            padded = np.empty(shape, out.dtype)
+            nbytes = self.base.read(block.first, block.last, padded)
+            out[:, : self.steps] = block.pick(padded, 0, self.steps)
+            return nbytes
         for sequence, rows, starts in self.cuts.by_sequence(start, stop):
-            read = self._apart(sequence, starts) if apart else self._together(sequence, starts)
-            for row, (values, fresh) in zip(out[rows], read, strict=True):
-                nbytes += fresh
-                with np.errstate(all="ignore"):  # what a smaller type cannot hold
-                    row[:length] = values
+            nbytes += self._read_sequence(sequence, starts, out[rows, : self.steps])
         return nbytes
 
-    def _together(self, sequence: int, starts: list[int]) -> Iterator[tuple[Array, int]]:
-        """Steps of each window, from one read, and the bytes read for it."""
-        steps = self.base.span(sequence, starts[0], starts[-1] + self.steps)
-        fresh = steps.nbytes
-        for start in starts:
-            yield steps[start - starts[0] : start - starts[0] + self.steps], fresh
-            fresh = 0
-
-    def _apart(self, sequence: int, starts: list[int]) -> Iterator[tuple[Array, int]]:
-        for start in starts:
-            steps = self.base.span(sequence, start, start + self.steps)
-            yield steps, steps.nbytes
+    def _read_sequence(self, sequence: int, starts: list[int], out: Array) -> int:
+        """Windows of one sequence into `out` (n, length, D); the bytes read."""
+        length, stride = self.steps, self.cuts.window.stride
+        if stride > length:
+            read = [self.base.span(sequence, start, start + length) for start in starts]
+            with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
+                out[...] = np.stack(read)
+            return sum(steps.nbytes for steps in read)
+        steps = self.base.span(sequence, starts[0], starts[-1] + length)
+        windows = sliding_window_view(steps, length, axis=0)  # (.., D, length)
+        # The window that ends at the last step may be out of step with the others.
+        regular = len(range(starts[0], starts[-1] + 1, stride))
+        with np.errstate(all="ignore"):
+            out[:regular] = windows[::stride].transpose(0, 2, 1)
+            out[-1] = steps[len(steps) - length :]
+        return steps.nbytes
 
     def span(self, number: int, begin: int, end: int) -> Array:
         sequence, _, (start,) = next(self.cuts.by_sequence(number, number + 1))
@@ -197,6 +247,12 @@ class StepTargets:
         """Windows whose targets are not all there get zeros; `Cuts.known` tells them."""
         window, nbytes = self.cuts.window, 0
         known = self.cuts.known(np.arange(start, stop, dtype=np.int64))
+        block = self.cuts.block(start, stop)
+        if block is not None:
+            padded, nbytes = self.steps.read(block.first, block.last, block.steps, dtype, True)
+            picked = block.pick(padded, window.length - 1 + window.horizon, window.predict)
+            picked[~known] = 0
+            return picked.reshape(-1, *self.info.shape), nbytes
         shape = (stop - start, window.predict, *self.step_shape)
         found = np.zeros(shape, np.int64 if self.info.kind == "class" else dtype)
         for sequence, rows, starts in self.cuts.by_sequence(start, stop):
@@ -258,6 +314,12 @@ class InputsAsTargets:
     """The inputs themselves, one a step: what a forecast learns without other targets."""
 
     layout: Layout
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        padded = np.empty((stop - start, steps, self.layout.features), dtype)
+        return padded, self.layout.read(start, stop, padded)
 
     def span(self, number: int, begin: int, end: int, stride: int) -> Array:
         return self.layout.span(number, begin, end)[::stride]

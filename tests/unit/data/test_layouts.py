@@ -458,3 +458,18 @@ def test_full_sequences_are_read_straight_into_the_room(write, shape, monkeypatc
             (batch,) = data.batches(N, "float32", room=dirty)
             np.testing.assert_array_equal(batch.x, x)
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("layout", ["dense", "vlen"])
+def test_lengths_of_several_columns_that_differ_are_refused(make, truth, layout):
+    path = make(layout)
+    with h5py.File(path, "a") as file:
+        if "lengths" in file:
+            del file["lengths"]
+        file["lengths"] = np.stack([truth.lengths, truth.lengths], axis=1)
+    with open_data([path]) as data:
+        np.testing.assert_array_equal(data.lengths(), truth.lengths)
+    with h5py.File(path, "a") as file:
+        file["lengths"][4, 1] = 2
+    with pytest.raises(DataError, match="2 columns, which differ in sequence 4"):
+        open_data([path])

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from lstm_cli.data import DataOptions, ResultWriter, Window, hold_out, memory, open_data
+from lstm_cli.data import DataOptions, ResultWriter, Window, hold_out, memory, open_data, windows
 from lstm_cli.errors import DataError
 
 from .conftest import LAYOUTS, window_starts, write_vlen
@@ -14,11 +14,13 @@ from .conftest import LAYOUTS, window_starts, write_vlen
 WINDOWS = [Window(3), Window(2, 3, 0), Window(1, 4, 2), Window(4, 2, 0, 2), Window(3, 1, 1, 3)]
 
 
-@pytest.fixture(params=["kept", "streamed"])
+@pytest.fixture(params=["kept", "apart", "together"])
 def source(request, monkeypatch):
-    """Data that stay in memory, and data that are read anew for every batch."""
-    if request.param == "streamed":
+    """Data that stay in memory; data that are read for every batch, a sequence or all at a time."""
+    if request.param != "kept":
         monkeypatch.setattr(memory, "KEPT_BYTES", 0)
+        monkeypatch.setattr(windows, "MANY", 1 if request.param == "together" else 1 << 30)
+        monkeypatch.setattr(windows, "WASTE", 1 << 30)
 
 
 def with_steps(path, layout, steps):
