@@ -314,6 +314,10 @@ class _Run:
 
     def _report(self, seconds: float) -> RunReport:
         network, data = self.model.network, self.data
+        if self.metrics is not None and not len(data.numbers):
+            self.notes.append(
+                "no metrics: the targets of every window lie beyond the end of its sequence"
+            )
         steps: tuple[int | str, ...] = ()
         if network.returns_sequences:
             steps = ("T",) if data.varying else (data.max_steps,)

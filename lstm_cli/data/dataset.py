@@ -16,6 +16,7 @@ from lstm_cli.data.axes import Turned
 from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
 from lstm_cli.data.dense import Dense
 from lstm_cli.data.files import Hdf5File
+from lstm_cli.data.groups import Groups
 from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths
 from lstm_cli.data.recognise import open_layout
@@ -124,6 +125,17 @@ class Dataset:
     def noun(self) -> str:
         """``sequence`` or ``window``."""
         return "window" if self.windowed else "sequence"
+
+    @property
+    def targets_key(self) -> str | None:
+        """What `DataOptions.targets` calls the targets; None if there are none in a dataset."""
+        part = self._parts[0]
+        base = part.layout.base if isinstance(part.layout, Windows) else part.layout
+        path = next((path for path, role in base.roles().items() if role == "targets"), None)
+        if path is None:
+            return None
+        name = path.removeprefix(part.folder.path.rstrip("/") + "/")
+        return name.partition("/")[2] if isinstance(base, Groups) else name
 
     @property
     def targets_are_inputs(self) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
+from lstm_cli.data.groups import Groups
 from lstm_cli.data.ragged import Lengths, starts_of
 from lstm_cli.data.types import Array, DataOptions, Layout, TargetInfo, TargetKind, Targets, Window
 from lstm_cli.errors import DataError
@@ -198,6 +199,11 @@ class Windows:
         return self.cuts.known(numbers) if isinstance(self.targets, StepTargets) else None
 
     @property
+    def _where(self) -> str:
+        """Where the sequences stand: their group, where each has one of its own."""
+        return self.base.folder.where if isinstance(self.base, Groups) else self.inputs
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sequences that give no window, and targets that could be meant otherwise."""
         window, targets = self.cuts.window, self.targets
@@ -207,7 +213,7 @@ class Windows:
             n, names = int(short[0]), self.base.sequence_names()
             name = "" if names is None else f" ({names[n]})"
             notes.append(
-                f"{len(short)} of {len(self.cuts.lengths)} sequences of {self.inputs} are shorter "
+                f"{len(short)} of {len(self.cuts.lengths)} sequences of {self._where} are shorter "
                 f"than a window of {window.length} steps and give none: first sequence {n}{name} "
                 f"with {self.cuts.lengths[n]}"
             )
@@ -218,8 +224,9 @@ class Windows:
             )
         elif isinstance(targets, StepTargets) and isinstance(targets.steps, InputsAsTargets):
             notes.append(
-                f"{self.inputs} has no targets beside it: what a window predicts are the inputs "
-                f"themselves, {window.horizon} after its last step"
+                f"{self._where} holds no targets: what a window predicts are the inputs "
+                f"themselves, {window.horizon} {'step' if window.horizon == 1 else 'steps'} after "
+                "its last one"
             )
         return tuple(notes)
 

@@ -166,6 +166,31 @@ def test_a_forecaster_forecasts_from_the_newest_data(lstm, tmp_path):
         assert stored["source/step"][:].tolist() == [0, 3, 6, 9, 0, 3, 5, 0, 2]
 
 
+def test_a_model_that_learned_targets_is_not_compared_with_inputs(lstm, tmp_path):
+    """Of one feature and one target, so that the inputs would fit."""
+    config = forecaster(tmp_path)
+    config.write_text(config.read_text().replace("input_size: 3", "input_size: 1"))
+    series = np.random.default_rng(0).normal(size=30)
+    taught = file(tmp_path / "t.h5", g__inputs=series, g__y=-series)
+    train = ["train", config, f"{taught}:/g", "--output", tmp_path / "o", "--quiet", *ENGINE]
+    assert lstm(*train).code == 0
+    model = tmp_path / "o" / "model.safetensors"
+    plain = file(tmp_path / "p.h5", inputs=series)
+    outcome = lstm("run", model, plain, "--json", *ENGINE)
+    assert outcome.json["metrics"] == {}
+    assert "holds no targets y" in outcome.json["notes"][0]
+    assert "mse" in lstm("run", model, f"{taught}:/g", "--json", *ENGINE).json["metrics"]
+    assert lstm(*train, "--resume", "--set", "train.epochs=2").code == 0
+
+
+def test_windows_all_without_targets_are_said(lstm, tmp_path):
+    data, _ = basins(tmp_path / "d.h5")
+    far = ["--set", "data.window.horizon=20", "--json"]
+    outcome = lstm("run", forecaster(tmp_path), data, *far, *ENGINE)
+    assert outcome.json["metrics"] == {}
+    assert any("beyond the end" in note for note in outcome.json["notes"])
+
+
 @pytest.mark.parametrize("names", ["", "targets: targets, ", "targets: target, "])
 def test_data_without_targets_are_no_error_in_run(lstm, tmp_path, names):
     config = forecaster(tmp_path, names=names)
