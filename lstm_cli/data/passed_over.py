@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 
@@ -12,8 +13,10 @@ from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, OTHER_ROLES, TAR
 from lstm_cli.data.storage import Stored, printable, type_name
 from lstm_cli.data.targets import usable
 from lstm_cli.data.types import DataOptions, Layout
-from lstm_cli.errors import nearest
+from lstm_cli.errors import DataError, nearest
 
+LIKE_TARGETS = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
+"""Names that targets have; other datasets of as many rows are times, weights and the like."""
 LOOK_AT = 200
 """Members of a group that are looked at."""
 SHOWN = 4
@@ -86,8 +89,12 @@ def _not_targets(folder: Folder, layout: Layout, options: DataOptions) -> Iterat
     taken = None
     notes: dict[str, str] = {}
     for name in TARGETS:
-        found = folder.find(name)
-        if usable(found, options) is not None:
+        try:
+            found = folder.find(name)
+            usable_one = usable(found, options)
+        except DataError:  # refused: it could not have been taken
+            continue
+        if usable_one is not None:
             if taken is not None:
                 notes[name] = f"{_where(found)}: may be targets too, but {taken} is taken"
                 notes[name] += f"; data.targets: {name} takes it instead"
@@ -124,7 +131,9 @@ def _like_inputs(stored: Stored, folder: Folder, layout: Layout) -> bool:
 
 
 def _one_each(stored: Stored, layout: Layout) -> bool:
-    """Whether a dataset may hold one value, or several, for each sequence or step."""
+    """Whether a dataset is called like targets, and has some for each sequence or step."""
+    if not LIKE_TARGETS.search(_name(stored)):
+        return False
     lengths = layout.lengths
     steps = layout.count * layout.steps if lengths is None else int(lengths.sum())
     return stored.rank > 0 and stored.shape[0] in (layout.count, steps)
@@ -148,14 +157,14 @@ def _may_matter(folder: Folder, name: str) -> bool:
 
 
 def _other_groups(folder: Folder, options: DataOptions) -> Iterator[str]:
-    parts = parts_of(folder, options)
+    parts = [part for part in parts_of(folder, options) if _name(part) not in OTHER_ROLES]
     if parts:
         names = ", ".join(part.where for part in parts[:SHOWN])
         more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
         yield f"{names}{more}: sequences of their own, which are passed over; DATA names a group"
 
 
-def _name(stored: Stored) -> str:
+def _name(stored: Folder | Stored) -> str:
     return stored.path.rpartition("/")[2]
 
 
