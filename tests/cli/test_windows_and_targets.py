@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -166,6 +167,24 @@ def test_a_forecaster_forecasts_from_the_newest_data(lstm, tmp_path):
         assert stored["source/step"][:].tolist() == [0, 3, 6, 9, 0, 3, 5, 0, 2]
 
 
+@pytest.mark.parametrize("validation", ["none", "v.h5"])
+def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, validation):
+    """With steps of almost nothing, the losses are those that `run` measures."""
+    config = forecaster(tmp_path)
+    data, _ = basins(tmp_path / "d.h5")
+    held, _ = basins(tmp_path / "v.h5", lengths=(9, 20, 7))
+    out = tmp_path / "o"
+    sets = ["--set", "train.optimizer={type: sgd, learning_rate: 1e-30}"]
+    sets += ["--set", f"train.validation={validation}"] if validation != "none" else []
+    assert lstm("train", config, data, "--output", out, "--quiet", *sets, *ENGINE).code == 0
+    (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for name, path in {"loss": data, "val_loss": held}.items():
+        if name in row:
+            outcome = lstm("run", out / "model.safetensors", path, "--json", *ENGINE)
+            assert row[name] == pytest.approx(outcome.json["metrics"]["mse"], rel=1e-5)
+    assert ("val_loss" in row) is (validation != "none")
+
+
 def test_a_model_that_learned_targets_is_not_compared_with_inputs(lstm, tmp_path):
     """Of one feature and one target, so that the inputs would fit."""
     config = forecaster(tmp_path)
@@ -273,6 +292,13 @@ def test_a_forced_series_of_several_sequences_is_refused(lstm, tmp_path):
     assert "divides the rows" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
     outcome = lstm("run", config, data, *hint, "--json", *ENGINE)
+    assert outcome.json["output"]["shape"] == [16, 3]
+    named = ["--set", "data.layout=series", "--set", "data.lengths=lengths"]
+    outcome = lstm("run", config, data, *named, *ENGINE)
+    assert outcome.code == 3
+    assert "data.lengths has no part in the series layout" in outcome.err
+    hint = sets(outcome.err.rpartition("hint: ")[2])
+    outcome = lstm("run", config, data, *named, *hint, "--json", *ENGINE)
     assert outcome.json["output"]["shape"] == [16, 3]
 
 
