@@ -189,6 +189,8 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
 
 def _features_hint(config: Config, data: Dataset) -> str | None:
     if data.reversed_features == config.specs[0].input_size:
+        if config.data.transpose:
+            return "--set data.transpose=false, if the axes are not reversed in this file"
         return "--set data.transpose=true, if MATLAB, Julia, Fortran or R wrote the file"
     if is_weights(config.source):
         return None
@@ -202,6 +204,16 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
     loss, last = config.train.loss, config.specs[-1]
     per_step = not any(ends_sequence(spec) for spec in config.specs)
     info = data.targets.placed(per_step)
+    window = config.data.window
+    if loss == "cross_entropy" and window is not None and window.predict > 1:
+        return Problem(
+            f"cross_entropy learns one class for a window, not those of {window.predict} steps",
+            where=(
+                f"predict is {window.predict}, {config.where('data', 'window', 'predict')}",
+                f"train.loss is {loss}, {config.where('train', 'loss')}",
+            ),
+            hint="--set data.window.predict=1",
+        )
     single = {(), (1,)} if loss == "cross_entropy" or last.output_size == 1 else set()
     if info.per_step != per_step:
         units = (f"a {data.noun}", "a step")
@@ -227,7 +239,7 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
 
 
 def _placing_hint(config: Config, per_step: bool) -> str | None:
-    """What makes a network that returns outputs `per_step` do the opposite."""
+    """Hint that turns a network that returns outputs `per_step` into the opposite."""
     recurrent = [spec for spec in config.specs if isinstance(spec, RecurrentSpec)]
     flat = next((spec for spec in config.specs if isinstance(spec, FlattenSpec)), None)
     if flat is not None:
@@ -238,7 +250,7 @@ def _placing_hint(config: Config, per_step: bool) -> str | None:
 
 
 def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
-    """What fits the last layer, the loss or the steps to targets of another shape."""
+    """Hint that fits the last layer, the loss or the steps to targets of another shape."""
     placed, last = info.placed(per_step), config.specs[-1]
     F, units = last.output_size, placed.shape[0] if placed.shape else 1
     softmax = isinstance(last, DenseSpec) and last.activation is None

@@ -169,7 +169,14 @@ class _Run:
     def _metrics(self) -> tuple[Metrics | None, bool]:
         network = self.model.network
         loss, named = loss_of(self.model)
+        window = self.model.config.data.window
         if self.data.targets is None:
+            return None, named
+        if loss == "cross_entropy" and window is not None and window.predict > 1:
+            self.notes.append(
+                "the targets were not used: cross_entropy compares one class for a window, and "
+                f"data.window.predict is {window.predict}"
+            )
             return None, named
         metrics = Metrics(
             loss,

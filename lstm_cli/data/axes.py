@@ -45,14 +45,14 @@ class Turned(Stored):
         """The stored axis that each axis is read from; None: a new one of size 1."""
 
     def vector(self) -> Stored:
-        """The same values as a vector, if they are a row or a column."""
+        """A vector of the values, if they are a row or a column."""
         if self.rank != 2 or 1 not in self.shape:
             return self
         axis = int(np.argmax(self.shape))
         return self._with((self.shape[axis],), (self._axes[axis],))
 
     def widened(self) -> Stored:
-        """The same values with a last axis of size 1, which MATLAB leaves out."""
+        """These values with a last axis of size 1, which MATLAB leaves out."""
         return self._with((*self.shape, 1), (*self._axes, None))
 
     def read(self, selection: Selection = ...) -> Array:

@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike
 
 from lstm_cli.data.access import Access
 from lstm_cli.data.agreement import common_targets, need_alike
-from lstm_cli.data.axes import Turned
 from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
 from lstm_cli.data.dense import Dense
 from lstm_cli.data.files import Hdf5File
@@ -128,7 +127,7 @@ class Dataset:
 
     @property
     def targets_key(self) -> str | None:
-        """What `DataOptions.targets` calls the targets; None if there are none in a dataset."""
+        """Name of the targets for `DataOptions.targets`; None if no dataset holds any."""
         part = self._parts[0]
         base = part.layout.base if isinstance(part.layout, Windows) else part.layout
         path = next((path for path, role in base.roles().items() if role == "targets"), None)
@@ -146,10 +145,10 @@ class Dataset:
 
     @property
     def reversed_features(self) -> int | None:
-        """Features if the axes of dense inputs or of a series were reversed, else None."""
+        """Features if the axes of dense inputs or of a series were the other way round."""
         layout = self.files.layouts[0]
         base = layout.base if isinstance(layout, Windows) else layout
-        if isinstance(base, Dense | Series) and not isinstance(base.stored, Turned):
+        if isinstance(base, Dense | Series):
             return base.stored.shape[0]
         return None
 

@@ -33,7 +33,7 @@ class Guard:
     transpose
         Read datasets with their axes reversed.
     writer
-        What wrote the file, if its header says so and it reverses axes.
+        Program that wrote the file, if its header says so and it reverses axes.
     """
 
     def __init__(

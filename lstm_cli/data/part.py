@@ -33,7 +33,7 @@ class Part:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the file holds and is not read, and what windows leave out."""
+        """Notes on data in the file that are not read, and that windows leave out."""
         if isinstance(self.layout, Windows):
             base = passed_over(self.folder, self.layout.base, self.options)
             return base + self.layout.notes

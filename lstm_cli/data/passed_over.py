@@ -24,7 +24,7 @@ SHOWN = 4
 
 
 def passed_over(folder: Folder, layout: Layout, options: DataOptions) -> tuple[str, ...]:
-    """What stands in the group of `layout` and is not read, a sentence for each kind."""
+    """Notes on data in the group of `layout` that are not read, one for each kind."""
     if isinstance(layout, Groups):
         inner = folder.folder(layout.names[0])  # all alike: the first tells for the others
         return (*_beside(folder, layout), *(() if inner is None else _all(inner, layout, options)))
@@ -69,7 +69,7 @@ def _all(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
 
 
 def _not_inputs(folder: Folder, used: dict[str, str], options: DataOptions) -> Iterator[str]:
-    """What bears a usual name of inputs before those that were taken, and cannot be read."""
+    """Notes on datasets under a usual name of inputs that hold no numbers."""
     for name in INPUTS if options.inputs is None else ():
         found = folder.dataset(name)
         if found is not None and found.path in used:
@@ -79,7 +79,7 @@ def _not_inputs(folder: Folder, used: dict[str, str], options: DataOptions) -> I
 
 
 def _not_targets(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
-    """What bears a usual name of targets, and was not taken.
+    """Notes on members under a usual name of targets that are not the targets.
 
     `labels` are no targets but names of classes, unless there is one for each sequence and
     nothing else to learn.

@@ -180,7 +180,7 @@ class Stored:
         return self
 
     def writer(self, marks: Mapping[str, str]) -> str | None:
-        """What wrote the file, if it is known to reverse axes.
+        """Name of the program that wrote the file, if it is known to reverse axes.
 
         Parameters
         ----------

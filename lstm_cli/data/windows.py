@@ -400,7 +400,7 @@ def _longest(layouts: Sequence[Layout]) -> int:
 
 
 def _targets(base: Layout, cuts: Cuts, options: DataOptions) -> Targets | None:
-    """What the windows are to predict: from targets, or else from the inputs themselves."""
+    """Targets of the windows: from the base's, or else from the inputs themselves."""
     found, window = base.targets, cuts.window
     if found is None and options.targets is not None:
         return None  # named, and not there: the inputs are not what was meant

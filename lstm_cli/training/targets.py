@@ -50,8 +50,8 @@ class Targets:
         fitted = self._fitting(targets, shape)
         rows = self._rows(shape, lengths)
         wanted = taken(fitted, rows, len(shape) - 1)
-        if self.loss == "cross_entropy" and wanted.ndim == 1:
-            wanted = self._classes(wanted)
+        if self.loss == "cross_entropy":
+            wanted = self._classes(wanted) if wanted.ndim == 1 else self._shares(wanted)
         low, high = wanted.min(initial=0), wanted.max(initial=0)
         if self.loss == "binary_cross_entropy" and (low < 0 or high > 1):
             raise DataError(
@@ -106,6 +106,24 @@ class Targets:
         if one_number:
             return "class targets want a softmax at the end and `train.loss: cross_entropy`"
         return None
+
+    def _shares(self, targets: Array) -> Array:
+        """Shares of the classes (rows, F); DataError for whole numbers that cannot be shares."""
+        whole = (targets == np.floor(targets)).all(axis=1)
+        wrong = whole & ((targets < 0).any(axis=1) | (targets.sum(axis=1) > 1))
+        if wrong.any():
+            row = ", ".join(f"{value:g}" for value in targets[wrong][0][:8])
+            hint = None
+            if not self.per_step:
+                hint = "a class a step wants `return_sequences: true` in the last recurrent layer"
+            raise DataError(
+                f"{self.name} holds numbers that are no shares of classes",
+                expected=f"a class each, or of {self.features} classes the share of each: "
+                "0 to 1, and 1 in all",
+                found=row,
+                hint=hint,
+            )
+        return targets
 
     def _classes(self, targets: Array) -> Array:
         wrong = (targets < 0) | (targets >= self.features) | (targets != np.floor(targets))

@@ -284,6 +284,36 @@ def test_windows_that_do_not_fit_are_mended_as_the_hints_say(lstm, tmp_path):
     assert lstm("run", config, data, *far, *ENGINE).code == 0, "run forecasts without targets"
 
 
+def test_classes_of_several_steps_are_refused(lstm, tmp_path):
+    data = file(
+        tmp_path / "d.h5", inputs=X, targets=np.random.default_rng(0).integers(0, 2, (8, 5))
+    )
+    cut = "data: {window: {length: 2, predict: 2}}\n"
+    config = net(tmp_path / "c.yaml", seq=False, data=cut, **CLASSES)
+    outcome = lstm("run", config, data, *ENGINE)
+    assert outcome.code == 3
+    hint = sets(outcome.err.rpartition("hint: ")[2])
+    assert "accuracy" in lstm("run", config, data, *hint, "--json", *ENGINE).json["metrics"]
+    config.write_text(re.sub("train: .*", "", config.read_text()))
+    outcome = lstm("run", config, data, "--json", *ENGINE)
+    assert outcome.json["metrics"] == {}
+    assert "data.window.predict is 2" in outcome.json["notes"][0]
+
+
+def test_classes_a_step_are_no_shares(lstm, tmp_path):
+    """As many classes as steps, and a network that returns one output a sequence by a slip."""
+    y = np.random.default_rng(0).integers(0, 5, (8, 5))
+    config = net(tmp_path / "c.yaml", seq=False, **CLASSES | {"units": 5})
+    data = file(tmp_path / "d.h5", inputs=X, targets=y)
+    outcome = lstm("run", config, data, *ENGINE)
+    assert outcome.code == 3
+    assert "no shares of classes" in outcome.err
+    turn = ["--set", "model.layers.0.return_sequences=true"]
+    assert "accuracy" in lstm("run", config, data, *turn, "--json", *ENGINE).json["metrics"]
+    for shares in (np.eye(5)[y[:, 0]], np.full((8, 5), 0.2), 0 * y):
+        assert lstm("run", config, file(data, inputs=X, targets=shares), *ENGINE).code == 0
+
+
 def test_a_forced_series_of_several_sequences_is_refused(lstm, tmp_path):
     data = file(tmp_path / "d.h5", inputs=X.reshape(-1, 3), lengths=np.full(8, 5))
     config = forecaster(tmp_path, units=3)
@@ -431,6 +461,11 @@ def test_sizes_that_fit_in_reversed_order_are_said(lstm, tmp_path, layout):
     assert hint == ["--set", "data.transpose=true"]
     outcome = lstm("run", config, data, *hint, "--json", *ENGINE)
     assert outcome.json["data"]["features"] == 3
+    right = file(tmp_path / "d.h5", inputs=X)
+    outcome = lstm("run", config, right, *hint, *ENGINE)
+    assert outcome.code == 3
+    back = sets(outcome.err.rpartition("hint: ")[2])
+    assert lstm("run", config, right, *hint, *back, *ENGINE).code == 0
 
 
 def test_what_is_passed_over_is_said(lstm, tmp_path):
