@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lstm_cli.data.types import DataOptions, Layout, TargetInfo
+from lstm_cli.data.windows import Windows
 from lstm_cli.errors import DataError
 
 
@@ -65,6 +66,8 @@ def _infos(layouts: Sequence[Layout]) -> list[TargetInfo]:
 def _target_form(layout: Layout, per_step: bool | None) -> str:
     if layout.targets is None:
         return "no targets"
+    if isinstance(layout, Windows) and layout.targets_of is not None:
+        return f"{layout.targets_of} {layout.targets.info.shape}"
     info = layout.targets.info.placed(per_step)
     # Where the network is to decide, its kinds are those of one a step.
     kind = info.kind if info.per_step is not None else info.placed(True).kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lstm_cli.data.axes import turning
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table
+from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table, only_lengths
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, check_lengths, check_total, pad_into, starts_of
 from lstm_cli.data.roles import Roles
@@ -110,6 +110,8 @@ def _lengths(
     if roles.lengths is not None:
         name, places = roles.lengths.where, options.places(roles.lengths.where, inputs.where)
         table = lengths_table(roles.lengths, options)
+        if folder.folder("targets") is None:  # RETURNN's have a column each
+            only_lengths(roles.lengths, options)
         told[name] = table[:, 0]
         check_lengths(told[name], name, places, None)
         fits = sum(told[name].tolist()) == inputs.shape[-1]

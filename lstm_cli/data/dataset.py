@@ -29,7 +29,7 @@ from lstm_cli.data.types import (
     Room,
     TargetInfo,
 )
-from lstm_cli.data.windows import InputsAsTargets, StepTargets, Windows, need_windows
+from lstm_cli.data.windows import StepTargets, Windows, need_windows
 from lstm_cli.errors import DataError, UsageError
 
 
@@ -139,9 +139,13 @@ class Dataset:
     @property
     def targets_are_inputs(self) -> bool:
         """Windows are to predict the inputs themselves, as the data hold no other targets."""
-        targets = [layout.targets for layout in self.files.layouts]
-        steps = [one.steps for one in targets if isinstance(one, StepTargets)]
-        return any(isinstance(one, InputsAsTargets) for one in steps)
+        return self.targets_of == "the inputs themselves"
+
+    @property
+    def targets_of(self) -> str | None:
+        """Origin of the targets of windows, if it is no dataset of one a step."""
+        layout = self.files.layouts[0]
+        return layout.targets_of if isinstance(layout, Windows) else None
 
     @property
     def reversed_features(self) -> int | None:

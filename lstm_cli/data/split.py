@@ -6,7 +6,7 @@ import numpy as np
 
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.sequences import Indices, StoredSequences, placing
-from lstm_cli.data.types import Array, TargetInfo
+from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError
 
 HOLDING_OUT = 1
@@ -71,7 +71,7 @@ def need_same_form(dataset: Dataset, validation: Dataset, per_step: bool | None 
     """
     sides = {
         "number of features": (dataset.features, validation.features),
-        "targets": (_form(dataset.targets, per_step), _form(validation.targets, per_step)),
+        "targets": (_form(dataset, per_step), _form(validation, per_step)),
         "classes": (_labels(dataset), _labels(validation)),
     }
     for side, (own, other) in sides.items():
@@ -88,10 +88,12 @@ def _labels(dataset: Dataset) -> str | None:
     return None if dataset.class_labels is None else ", ".join(dataset.class_labels)
 
 
-def _form(info: TargetInfo | None, per_step: bool | None) -> str:
-    if info is None:
+def _form(dataset: Dataset, per_step: bool | None) -> str:
+    if dataset.targets is None:
         return "none"
-    info = info.placed(per_step)
+    if dataset.targets_of is not None:
+        return f"{dataset.targets_of}, {dataset.targets.shape} each"
+    info = dataset.targets.placed(per_step)
     return f"{info.shape} each" if info.shape else "one number each"
 
 

@@ -199,6 +199,17 @@ class Windows:
         return self.cuts.known(numbers) if isinstance(self.targets, StepTargets) else None
 
     @property
+    def targets_of(self) -> str | None:
+        """Origin of the targets, if it is no dataset of one a step."""
+        if isinstance(self.targets, SequenceTargets):
+            return "one a sequence"
+        if isinstance(self.targets, StepTargets) and isinstance(
+            self.targets.steps, InputsAsTargets
+        ):
+            return "the inputs themselves"
+        return None
+
+    @property
     def _where(self) -> str:
         """Where the sequences stand: their group, where each has one of its own."""
         return self.base.folder.where if isinstance(self.base, Groups) else self.inputs
@@ -217,12 +228,12 @@ class Windows:
                 f"than a window of {window.length} steps and give none: first sequence {n}{name} "
                 f"with {self.cuts.lengths[n]}"
             )
-        if isinstance(targets, SequenceTargets):
+        if targets is not None and self.targets_of == "one a sequence":
             notes.append(
                 f"targets {targets.info.name} are one a sequence: each window takes its "
                 "sequence's, whatever data.window.horizon says"
             )
-        elif isinstance(targets, StepTargets) and isinstance(targets.steps, InputsAsTargets):
+        elif self.targets_of == "the inputs themselves":
             notes.append(
                 f"{self._where} holds no targets: what a window predicts are the inputs "
                 f"themselves, {window.horizon} {'step' if window.horizon == 1 else 'steps'} after "

@@ -460,7 +460,7 @@ def test_full_sequences_are_read_straight_into_the_room(write, shape, monkeypatc
             monkeypatch.undo()
 
 
-@pytest.mark.parametrize("layout", ["dense", "vlen"])
+@pytest.mark.parametrize("layout", ["dense", "vlen", "concatenated"])
 def test_lengths_of_several_columns_that_differ_are_refused(make, truth, layout):
     path = make(layout)
     with h5py.File(path, "a") as file:

@@ -6,7 +6,16 @@ import h5py
 import numpy as np
 import pytest
 
-from lstm_cli.data import DataOptions, ResultWriter, Window, hold_out, memory, open_data, windows
+from lstm_cli.data import (
+    DataOptions,
+    ResultWriter,
+    Window,
+    hold_out,
+    memory,
+    need_same_form,
+    open_data,
+    windows,
+)
 from lstm_cli.errors import DataError
 
 from .conftest import LAYOUTS, window_starts, write_vlen
@@ -214,3 +223,21 @@ def test_places_are_those_of_the_file(make, truth):
         assert data.target_place(2, None, 3) == (
             f"{path}:/seq1/targets, window 2 of sequence 1 (seq1), step 6, value 1"
         )
+
+
+@pytest.mark.parametrize("other", ["none", "sequence"])
+def test_targets_of_another_kind_are_not_mixed(write, other):
+    """Of one shape each: the inputs themselves, a target a step, a target a sequence."""
+    x, y = np.zeros((9, 1)), np.ones((9, 1))
+    paths = [write("a.h5", g__inputs=x, g__targets=y)]
+    more = {} if other == "none" else {"g__targets": y[0]}
+    paths.append(write("b.h5", g__inputs=x, **more))
+    options = DataOptions(window=Window(3))
+    says = "the inputs themselves" if other == "none" else "one a sequence"
+    for order in (paths, paths[::-1]):
+        with pytest.raises(DataError, match=f"differ in targets.*{says}"):
+            open_data(order, options)
+        with open_data(order[:1], options) as data, open_data(order[1:], options) as validation:
+            need_same_form(data, data, False)
+            with pytest.raises(DataError, match=f"differ in targets.*{says}"):
+                need_same_form(data, validation, False)
