@@ -35,7 +35,7 @@ NAMED = 8
 """Features that a message names; more become a count."""
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Batch, Dataset
+    from lstm_cli.data import Batch, Dataset, TargetInfo
 
 
 def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]:
@@ -224,8 +224,11 @@ def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None
         raise WeightsError(problems)
 
 
-def data_problems(config: Config, data: Dataset) -> list[Problem]:
-    """Every misfit between a config and a dataset's inputs."""
+def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> list[Problem]:
+    """Every misfit between a config and a dataset.
+
+    Unless there is to be `learning`, inputs that stand in for targets need not fit.
+    """
     problems = []
     first, D = config.specs[0], config.specs[0].input_size
     if data.features != D:
@@ -241,9 +244,7 @@ def data_problems(config: Config, data: Dataset) -> list[Problem]:
                     f"D = {D} is model.input_size, {config.where('model', 'input_size')}",
                     f"{data.features} is the last axis of {data.input_name}",
                 ),
-                hint=None
-                if is_weights(config.source)
-                else f"--set model.input_size={data.features}, if the data is right",
+                hint=_features_hint(config, data),
             )
         )
     flattened = [spec for spec in config.specs if isinstance(spec, FlattenSpec)]
@@ -261,24 +262,48 @@ def data_problems(config: Config, data: Dataset) -> list[Problem]:
         if data.max_steps > spec.steps
     ]
     targets = _targets_problem(config, data)
-    return problems if targets is None else [*problems, targets]
+    if targets is not None and (learning or not data.targets_are_inputs):
+        problems.append(targets)
+    return problems
+
+
+def _features_hint(config: Config, data: Dataset) -> str | None:
+    if data.reversed_features == config.specs[0].input_size:
+        if config.data.transpose:
+            return "--set data.transpose=false, if the axes are not reversed in this file"
+        return "--set data.transpose=true, if MATLAB, Julia, Fortran or R wrote the file"
+    if is_weights(config.source):
+        return None
+    return f"--set model.input_size={data.features}, if the data is right"
 
 
 def _targets_problem(config: Config, data: Dataset) -> Problem | None:
     """Targets that a loss named in the config cannot take, as far as their shape tells."""
-    info = data.targets
-    if info is None or config.train is None:
+    if data.targets is None or config.train is None or config.train.loss is None:
         return None
     loss, last = config.train.loss, config.specs[-1]
     per_step = not any(ends_sequence(spec) for spec in config.specs)
+    info = data.targets.placed(per_step)
+    window = config.data.window
+    if loss == "cross_entropy" and window is not None and window.predict > 1:
+        return Problem(
+            f"cross_entropy learns one class for a window, not those of {window.predict} steps",
+            where=(
+                f"predict is {window.predict}, {config.where('data', 'window', 'predict')}",
+                f"train.loss is {loss}, {config.where('train', 'loss')}",
+            ),
+            hint="--set data.window.predict=1",
+        )
     single = {(), (1,)} if loss == "cross_entropy" or last.output_size == 1 else set()
-    if info.per_step is not None and info.per_step != per_step:
-        units = ("a sequence", "a step")
-        what = f"the targets are one {units[info.per_step]}, the outputs one {units[per_step]}"
-        hint = f"`return_sequences: {str(info.per_step).lower()}` in the last recurrent layer"
+    if info.per_step != per_step:
+        units = (f"a {data.noun}", "a step")
+        what = (
+            f"the targets are one {units[bool(info.per_step)]}, the outputs one {units[per_step]}"
+        )
+        hint = _placing_hint(config, per_step)
     elif info.shape not in {(last.output_size,), *single}:
         what = f"a target has shape {info.shape}, an output ({last.output_size},)"
-        hint = "`units` of the last layer, or `train.loss`, must suit the targets"
+        hint = _shape_hint(config, data.targets, per_step)
     else:
         return None
     return Problem(
@@ -293,8 +318,40 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
     )
 
 
-def check_data(config: Config, data: Dataset) -> None:
-    """Raise DataError naming every misfit between a config and a dataset."""
-    problems = data_problems(config, data)
+def _placing_hint(config: Config, per_step: bool) -> str | None:
+    """Hint that turns a network that returns outputs `per_step` into the opposite."""
+    recurrent = [spec for spec in config.specs if isinstance(spec, RecurrentSpec)]
+    flat = next((spec for spec in config.specs if isinstance(spec, FlattenSpec)), None)
+    if flat is not None:
+        return f"without layer {flat.index} (flatten) the outputs are one a step"
+    if not recurrent:
+        return None
+    return f"--set model.layers.{recurrent[-1].index}.return_sequences={str(not per_step).lower()}"
+
+
+def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
+    """Hint that fits the last layer, the loss or the steps to targets of another shape."""
+    placed, last = info.placed(per_step), config.specs[-1]
+    F, units = last.output_size, placed.shape[0] if placed.shape else 1
+    softmax = isinstance(last, DenseSpec) and last.activation is None
+    if placed.shape == () and softmax:
+        return "--set train.loss=cross_entropy takes the targets as classes"
+    if is_weights(config.source):
+        hint = "in a config, data.targets names another dataset"
+    elif isinstance(last, DenseSpec):
+        hint = f"--set model.layers.{last.index}.units={units}"
+    else:
+        hint = f"a last layer {{type: dense, units: {units}}}"
+    other, turn = info.placed(not per_step), _placing_hint(config, per_step)
+    if info.per_step is not None or turn is None:
+        return hint
+    if other.shape == (F,) or (other.shape == () and (F == 1 or softmax)):
+        return f"{turn}, if they are one {'a sequence' if per_step else 'a step'}; else {hint}"
+    return hint
+
+
+def check_data(config: Config, data: Dataset, *, learning: bool = True) -> None:
+    """Raise DataError naming every misfit of `data_problems`."""
+    problems = data_problems(config, data, learning=learning)
     if problems:
         raise DataError(problems)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.data import Dataset, Sampler
+from lstm_cli.data import AS_CLASSES, Dataset, Sampler
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem
 from lstm_cli.network.network import Network
@@ -33,39 +33,15 @@ class DataPlaces:
 
     def input(self, number: int, step: int, feature: int) -> str:
         """``words.h5:/inputs, sequence 17, step 3, feature 5``."""
-        name, sequence = self._of(number)
-        return f"{name}, {sequence}, step {step}, feature {feature}"
+        return self.dataset.input_place(number, step, feature)
 
     def target(self, number: int, step: int | None, feature: int | None) -> str:
-        """The same of a target."""
-        inputs, sequence = self._of(number)
-        parts = [self._targets_beside(inputs), sequence]
-        parts += [f"step {step}"] if step is not None else []
-        parts += [f"value {feature}"] if feature is not None else []
-        return ", ".join(parts)
+        """``words.h5:/targets, sequence 17, step 3, value 5``."""
+        return self.dataset.target_place(number, step, feature)
 
     def sequence(self, number: int) -> str:
         """``sequence 17 of words.h5:/inputs``."""
-        name, sequence = self._of(number)
-        return f"{sequence} of {name}"
-
-    def _of(self, number: int) -> tuple[str, str]:
-        """Name of the inputs in the file that holds a sequence, and what it is called there."""
-        dataset = self.dataset
-        firsts = [first for first, _ in dataset.starts]
-        file = bisect_right(firsts, number) - 1
-        noun = "window" if dataset.layout == "series" and dataset.padded else "sequence"
-        sequence = f"{noun} {number - firsts[file]}"
-        if dataset.names is not None:
-            sequence += f" ({dataset.names[number]})"
-        return dataset.input_names[file], sequence
-
-    def _targets_beside(self, inputs: str) -> str:
-        """Name of the targets in the same file; a dataset tells that of its first file only."""
-        info = self.dataset.targets
-        if info is None or inputs == self.dataset.input_name:
-            return "targets" if info is None else info.name
-        return f"{inputs.rpartition('/')[0]}/{info.name.rpartition('/')[2]}"
+        return f"{self.dataset.sequence(number)} of {self.dataset.place(number)}"
 
 
 @dataclass(frozen=True)
@@ -176,11 +152,23 @@ def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> 
 
 def no_targets(dataset: Dataset) -> DataError:
     """What to raise where there is nothing to learn."""
+    text = [note for note in dataset.notes if " holds text" in note and "targets" in note]
+    if text:
+        return DataError(
+            "the targets are text, and a network learns numbers",
+            expected="a class index (N,) for each, from 0, and the texts once in an attribute "
+            "`classes` of the file",
+            found=text[0],
+            where=dataset.input_names,
+            hint=AS_CLASSES,
+        )
     return DataError(
         "the data have no targets to learn",
         expected="targets beside the inputs: a class (N,), values (N, K), or one for each step",
+        found="; ".join(dataset.notes) or None,
         where=dataset.input_names,
-        hint=f"lstm-cli data {dataset.paths[0]} lists the datasets; `data.targets` names one",
+        hint=f"lstm-cli data {quote(dataset.paths[0])} lists the datasets; "
+        "`data.targets` names one",
     )
 
 
@@ -189,19 +177,21 @@ def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
 
     Counts, every length, and in `dtype` the values of the first and last sequences.
     """
-    N = dataset.count
+    numbers = dataset.numbers
+    N = len(numbers)
     row = 8 * dataset.features * max(dataset.max_steps, 1)
     count = max(1, min(FINGERPRINT_BYTES // row, N))
-    ends = np.unique(np.concatenate([np.arange(count), np.arange(N - count, N)]))
+    ends = numbers[np.unique(np.concatenate([np.arange(count), np.arange(N - count, N)]))]
     batch = dataset.take(ends, dtype, per_step=per_step)
     y = batch.targets
     if y is not None and y.dtype.kind == "f":
         y = y.astype(dtype, copy=False)
+    lengths = dataset.lengths()[numbers]
     return {
         "sequences": N,
         "features": dataset.features,
-        "steps": dataset.total_steps,
-        "lengths": _digest(dataset.lengths()),
+        "steps": int(lengths.sum()),
+        "lengths": _digest(lengths),
         "inputs": _digest(batch.x),
         "targets": "none" if y is None else _digest(y),
     }

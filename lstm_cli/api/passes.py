@@ -218,6 +218,7 @@ def _rows(
         x=batch.x[cut],
         lengths=None if batch.lengths is None else batch.lengths[cut],
         targets=None if batch.targets is None else batch.targets[cut],
+        known=None if batch.known is None else batch.known[cut],
         first=batch.first + first,
         nbytes=0,
     )

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.api.fit import lost_digits, reading_dtype
+from lstm_cli.api.learning_data import DataPlaces
 from lstm_cli.api.model import Model
 from lstm_cli.api.passes import Passes
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, Room, StateReader
-from lstm_cli.engines.types import array_dtype
+from lstm_cli.engines.types import Array, array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
 from lstm_cli.overwriting import HDF5_ATTRIBUTE
+from lstm_cli.training.forensics import bad_data
+from lstm_cli.training.learner import Piece
 from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.version import __version__
@@ -174,7 +177,14 @@ class _Run:
     def _metrics(self) -> tuple[Metrics | None, bool]:
         network = self.model.network
         loss, named = loss_of(self.model)
+        window = self.model.config.data.window
         if self.data.targets is None:
+            return None, named
+        if loss == "cross_entropy" and window is not None and window.predict > 1:
+            self.notes.append(
+                "the targets were not used: cross_entropy compares one class for a window, and "
+                f"data.window.predict is {window.predict}"
+            )
             return None, named
         metrics = Metrics(
             loss,
@@ -275,18 +285,43 @@ class _Run:
         return [read[spec.index] for spec in self.model.network.recurrent]
 
     def _measure(self, metrics: Metrics, batch: Batch, result: Result) -> None:
-        begun = perf_counter()
+        begun, bad = perf_counter(), None
         try:
             if batch.targets is not None:
-                metrics.update(result.outputs, result.logits, batch.targets, batch.lengths)
+                bad = self._update(metrics, batch, result, batch.targets)
         except DataError as error:
-            if self.loss_is_named:
+            if self.loss_is_named and not self.data.targets_are_inputs:
                 raise
             self.metrics = None
             why = error.problems[0]
             sides = f": expected {why.expected}, found {why.found}" if why.expected else ""
             self.notes.append(f"the targets were not used: {why.what}{sides}")
+        if bad is not None:
+            raise bad
         self.watch.add("metrics", perf_counter() - begun)
+
+    def _update(
+        self, metrics: Metrics, batch: Batch, result: Result, targets: Array
+    ) -> DataError | None:
+        """Measure the sequences that have targets; the error for data that are not finite."""
+        x, outputs, logits, lengths = batch.x, result.outputs, result.logits, batch.lengths
+        numbers = batch.first + np.arange(batch.count)
+        if batch.known is not None:
+            known = batch.known
+            x, outputs, targets, numbers = x[known], outputs[known], targets[known], numbers[known]
+            logits = None if logits is None else logits[known]
+            lengths = None if lengths is None else lengths[known]
+        metrics.targets.need_fitting(targets, outputs.shape)
+        with np.errstate(all="ignore"):  # a sum is finite only if every input is
+            finite = np.isfinite(x.sum()) and np.isfinite(targets).all()
+        if not finite:
+            per_step = self.model.network.returns_sequences
+            piece, places = Piece(x, targets, lengths), DataPlaces(self.data)
+            error = bad_data(piece, per_step, numbers, places, "its metrics would mean nothing")
+            if error is not None:
+                return error
+        metrics.update(outputs, logits, targets, lengths)
+        return None
 
     def _note_not_finite(self, batch: Batch, outputs: Any) -> None:
         finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
@@ -307,6 +342,10 @@ class _Run:
 
     def _report(self, seconds: float) -> RunReport:
         network, data = self.model.network, self.data
+        if self.metrics is not None and not len(data.numbers):
+            self.notes.append(
+                "no metrics: the targets of every window lie beyond the end of its sequence"
+            )
         steps: tuple[int | str, ...] = ()
         if network.returns_sequences:
             steps = ("T",) if data.varying else (data.max_steps,)

@@ -27,6 +27,7 @@ from lstm_cli.data import (
     hold_out,
     need_same_form,
     target_statistics,
+    targets_beyond,
 )
 from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, array_dtype
 from lstm_cli.errors import ConfigError
@@ -220,8 +221,10 @@ class Task:
         for side in self.sides.values():
             if side.targets is None:
                 raise no_targets(side)
+            if not len(side.numbers):
+                raise targets_beyond(side.files.layouts)
         if self.validation is not None:
-            need_same_form(self.data, self.validation)
+            need_same_form(self.data, self.validation, self.per_step)
         self._check_normalization()
         self._check_truncation()
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
@@ -297,10 +300,14 @@ class Task:
     def _split(self) -> tuple[Array | None, Sampler | None]:
         """What is learned from, None for all; and what is held out."""
         share, size = self.train.validation, self.train.batch_size
+        every = self.data.numbers
+        learned_all = None if len(every) == self.data.count else every
         if self.validation is not None:
-            return None, Sampler(self.validation, size, stateful=self.model.stateful)
+            held = self.validation.numbers
+            stateful = self.model.stateful
+            return learned_all, Sampler(self.validation, size, indices=held, stateful=stateful)
         if not isinstance(share, float):
-            return None, None
+            return learned_all, None
         learned, held = hold_out(
             self.data,
             share,

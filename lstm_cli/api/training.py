@@ -112,7 +112,11 @@ class TrainingRun:
         self.folder, self._stored = folder, folder.held
         self.notes: list[str] = []
         resolved = resolved_for(config, folder.path)
-        self.text = resolved.to_yaml()
+        self.text = self.model_text = resolved.to_yaml()
+        if data.windowed and data.targets_key is not None:
+            # Windows of data without targets would be compared with the inputs themselves.
+            named = resolved.data.model_copy(update={"targets": data.targets_key})
+            self.model_text = replace(resolved, data=named).to_yaml()
         if config.weights is not None:
             # They are what `run` computes with, very likely what this section `train` gave.
             if weights is None and self._stored is None:
@@ -129,6 +133,7 @@ class TrainingRun:
         self.notes += self.model.notes
         trained = self._stored is None and source is not None
         self.task = Task(self.model, resolved, data, validation, trained=trained)
+        self.notes += [note for side in self.task.sides.values() for note in side.notes]
         self.notes += self.task.notes
         if self._stored is None:
             self.task.check_classes()
@@ -260,7 +265,7 @@ class FolderStore:
 
     def keep_best(self, weights: Mapping[str, Array]) -> None:
         """Write the weights as a model that runs alone, on raw data."""
-        native.write(self.run.folder.model, self.run.task.written(weights), self.run.text)
+        native.write(self.run.folder.model, self.run.task.written(weights), self.run.model_text)
 
     def append(self, row: Row) -> None:
         """Write the epoch's metrics, and show them."""

@@ -146,7 +146,9 @@ def _divergence(
     from lstm_cli.data import DataOptions, open_data
 
     config = a.config if a.config is not None else b.config
-    options = DataOptions() if config is None else data_options(config, allow_external)
+    options = DataOptions()
+    if config is not None:
+        options = data_options(config, allow_external, need_targets=False)
     with open_data(paths, options) as data:
         found = diverge(a, b, data, tolerance)
     console.show(*divergence_report(found))

@@ -70,7 +70,7 @@ def command(
         config,
         options.weights_of(source) or config.weights,
         data_paths,
-        data_options(config, allow_external),
+        data_options(config, allow_external, need_targets=False),
         itemsize=ITEM_BYTES.get(options.dtype, 4),
         batch=batch_size or 64,
         reading=options.reading.options,

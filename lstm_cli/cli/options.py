@@ -256,13 +256,15 @@ batch_option = click.option(
 )
 
 
-def data_options(config: Config, allow_external: bool) -> DataOptions:
-    """How the config says to read the data."""
+def data_options(config: Config, allow_external: bool, *, need_targets: bool = True) -> DataOptions:
+    """How the config says to read the data; without `need_targets`, missing ones are a note."""
     from lstm_cli.data import DataOptions, Window
 
     data = config.data
     cut = data.window
-    window = Window(cut.length, cut.stride, cut.horizon) if cut is not None else None
+    window = None
+    if cut is not None:
+        window = Window(cut.length, cut.stride, cut.horizon, cut.predict)
     return DataOptions(
         inputs=data.inputs,
         targets=data.targets,
@@ -271,6 +273,8 @@ def data_options(config: Config, allow_external: bool) -> DataOptions:
         mask=data.mask,
         layout=data.layout,
         window=window,
+        transpose=data.transpose,
+        need_targets=need_targets,
         features=config.model.input_size,
         where=config.where("data"),
         allow_external=allow_external,

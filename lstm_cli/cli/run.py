@@ -89,12 +89,14 @@ def command(
         "the config's weights": config.weights,
         "--state": state,
     }
-    check_apart(read, data=data_paths, output=output, gates=gates)
+    check_apart(read, output=output, gates=gates)
     for option, path in (("--output", output), ("--gates", gates)):
         if path is not None:
             check_target(path, option=option, force=force, suffix=".h5")
-    with open_data(data_paths, data_options(config, allow_external)) as data:
-        check_data(config, data)
+    reading = data_options(config, allow_external, need_targets=False)
+    with open_data(data_paths, reading) as data:
+        check_apart(data=data.paths, output=output, gates=gates)
+        check_data(config, data, learning=False)
         choice = options.choose_engine(console)
         model = options.model(source, config, choice.engine, console)
         shapes = network_shapes(config)

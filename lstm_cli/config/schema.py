@@ -49,7 +49,7 @@ class ModelSection(Section):
 
 
 class WindowSection(Section):
-    """How one long series is cut into sequences."""
+    """How every sequence is cut into windows; none crosses the end of a sequence."""
 
     length: Size = Field(description="Steps of a window.", examples=[64])
     stride: Size = Field(default=1, description="Steps from one window's start to the next one's.")
@@ -57,7 +57,11 @@ class WindowSection(Section):
         default=1,
         ge=0,
         le=LARGEST,
-        description="The target lies this many steps after a window's end.",
+        description="The first target lies this many steps after a window's last step; "
+        "0 is the last step itself.",
+    )
+    predict: Size = Field(
+        default=1, description="Consecutive steps that the targets cover, flattened step by step."
     )
 
 
@@ -75,7 +79,12 @@ class DataSection(Section):
         default=None, description="Layout of the file; default: recognised."
     )
     window: WindowSection | None = Field(
-        default=None, description="Windows that a series is cut into."
+        default=None, description="Windows that sequences are cut into."
+    )
+    transpose: bool | None = Field(
+        default=None,
+        description="Axes are reversed as stored (MATLAB, Octave, Julia, Fortran, R); "
+        "default: no, and a file that says so is refused.",
     )
 
 

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from lstm_cli.data.sampling import Sampler
     from lstm_cli.data.split import hold_out, need_same_form
     from lstm_cli.data.states import StateReader
+    from lstm_cli.data.storage import AS_CLASSES
     from lstm_cli.data.types import Batch, DataOptions, Room, TargetInfo, Window
+    from lstm_cli.data.windows import targets_beyond
 
 __all__ = [
+    "AS_CLASSES",
     "Batch",
     "DataOptions",
     "Dataset",
@@ -43,6 +46,7 @@ __all__ = [
     "need_same_form",
     "open_data",
     "target_statistics",
+    "targets_beyond",
 ]
 
 _MODULES = {
@@ -55,7 +59,9 @@ _MODULES = {
     "sampling": ("Sampler",),
     "split": ("hold_out", "need_same_form"),
     "states": ("StateReader",),
+    "storage": ("AS_CLASSES",),
     "types": ("Batch", "DataOptions", "Room", "TargetInfo", "Window"),
+    "windows": ("targets_beyond",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

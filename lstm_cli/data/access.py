@@ -35,7 +35,8 @@ class Access:
         y, more = sequences.targets(numbers, T)
         told = None if (lengths == T).all() else lengths
         file = int(files.file_of(numbers[:1])[0])
-        return Batch(x, told, y, int(numbers[0]), file, nbytes + more)
+        known = None if y is None else files.known(numbers)
+        return Batch(x, told, y, int(numbers[0]), file, nbytes + more, known)
 
     def _sequences(self, dtype: np.dtype[Any], by_step: bool) -> Sequences:
         """Where rows come from."""

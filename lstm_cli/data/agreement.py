@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from lstm_cli.data.types import DataOptions, Layout, TargetInfo
+from lstm_cli.data.windows import Windows
 from lstm_cli.errors import DataError
 
 
 def need_alike(layouts: Sequence[Layout], options: DataOptions) -> None:
     """Raise DataError unless layouts, features and targets of all files go together."""
     _need_one_placing(layouts, options)
-    open_all = all(info.per_step is None for info in _infos(layouts))
+    common = common_targets(layouts)
+    per_step = None if common is None else common.per_step
     sides: dict[str, Callable[[Layout], object]] = {
         "layout": lambda layout: layout.name,
         "number of features": lambda layout: layout.features,
-        "targets": lambda layout: _target_form(layout, with_shape=not open_all),
+        "targets": lambda layout: _target_form(layout, per_step),
     }
     for side, of in sides.items():
         for other in layouts[1:]:
@@ -49,12 +50,12 @@ def _need_one_placing(layouts: Sequence[Layout], options: DataOptions) -> None:
 def common_targets(layouts: Sequence[Layout]) -> TargetInfo | None:
     """What the targets of all files are: a file that leaves open goes with those that tell.
 
-    Real numbers (N, T) of files with different T can only be one a step.
+    (N, T) of files with different T can only be one a step.
     """
     infos = _infos(layouts)
     told = [info for info in infos if info.per_step is not None]
     if not told and len({info.shape for info in infos}) > 1:
-        return replace(infos[0], shape=(), per_step=True)
+        return infos[0].placed(True)
     return next(iter(told + infos), None)
 
 
@@ -62,8 +63,12 @@ def _infos(layouts: Sequence[Layout]) -> list[TargetInfo]:
     return [layout.targets.info for layout in layouts if layout.targets is not None]
 
 
-def _target_form(layout: Layout, *, with_shape: bool) -> str:
+def _target_form(layout: Layout, per_step: bool | None) -> str:
     if layout.targets is None:
         return "no targets"
-    info = layout.targets.info
-    return f"{info.kind} {info.shape}" if info.shape and with_shape else info.kind
+    if isinstance(layout, Windows) and layout.targets_of is not None:
+        return f"{layout.targets_of} {layout.targets.info.shape}"
+    info = layout.targets.info.placed(per_step)
+    # Where the network is to decide, its kinds are those of one a step.
+    kind = info.kind if info.per_step is not None else info.placed(True).kind
+    return f"{kind} {info.shape}" if info.shape else kind

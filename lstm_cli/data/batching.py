@@ -6,6 +6,7 @@ import numpy as np
 
 from lstm_cli.data.part import Part
 from lstm_cli.data.types import Array, Batch, Layout
+from lstm_cli.data.windows import Windows
 
 
 def read_batch(
@@ -21,15 +22,19 @@ def read_batch(
     layout, T = part.layout, x.shape[1]
     lengths = None if layout.lengths is None else layout.lengths[start:stop]
     nbytes = layout.read(start, stop, x)
-    y = None
+    y = known = None
     if targets and layout.targets is not None:
         y, more = layout.targets.read(start, stop, T, x.dtype, per_step)
         nbytes += more
+        if isinstance(layout, Windows):
+            known = layout.known(np.arange(start, stop, dtype=np.int64))
     if lengths is None and layout.steps == 0:
         lengths = np.zeros(stop - start, np.int64)
     if lengths is not None and (lengths == T).all():
         lengths = None
-    return Batch(x, lengths, y, part.first + start, file, nbytes)
+    if known is not None and known.all():
+        known = None
+    return Batch(x, lengths, y, part.first + start, file, nbytes, known)
 
 
 def batch_steps(layout: Layout, start: int, stop: int) -> int:

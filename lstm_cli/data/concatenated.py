@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lstm_cli.data.axes import turning
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table
+from lstm_cli.data.lengths import agreed, lengths_of_offsets, lengths_table, only_lengths
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, check_lengths, check_total, pad_into, starts_of
 from lstm_cli.data.roles import Roles
@@ -60,6 +61,14 @@ class Concatenated:
         pad_into(values, self.lengths[start:stop], out)
         return values.nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        first = int(self.starts[number])
+        rows = self.stored.read(slice(first + begin, first + end))
+        return rows.reshape(-1, self.features)
+
+    def place(self, number: int) -> str:
+        return self.inputs
+
     def roles(self) -> dict[str, str]:
         return self.found
 
@@ -101,9 +110,13 @@ def _lengths(
     if roles.lengths is not None:
         name, places = roles.lengths.where, options.places(roles.lengths.where, inputs.where)
         table = lengths_table(roles.lengths, options)
+        if folder.folder("targets") is None:  # RETURNN's have a column each
+            only_lengths(roles.lengths, options)
         told[name] = table[:, 0]
         check_lengths(told[name], name, places, None)
-        check_total(told[name], inputs.shape[0], name, inputs.where, places)
+        fits = sum(told[name].tolist()) == inputs.shape[-1]
+        hint = turning(options) if fits else None
+        check_total(told[name], inputs.shape[0], name, inputs.where, places, hint)
     if roles.offsets is not None:
         told[roles.offsets.where] = lengths_of_offsets(roles.offsets, inputs.shape[0], options)
     lengths = agreed(told, options)

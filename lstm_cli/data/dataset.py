@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,12 +13,14 @@ from numpy.typing import DTypeLike
 from lstm_cli.data.access import Access
 from lstm_cli.data.agreement import common_targets, need_alike
 from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
+from lstm_cli.data.dense import Dense
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.groups import Groups
 from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths, holding
 from lstm_cli.data.recognise import open_layout
 from lstm_cli.data.sequences import Files, Indices
+from lstm_cli.data.series import Series
 from lstm_cli.data.types import (
     MAX_BATCH_BYTES,
     Batch,
@@ -26,7 +29,30 @@ from lstm_cli.data.types import (
     Room,
     TargetInfo,
 )
+from lstm_cli.data.windows import StepTargets, Windows, need_windows
 from lstm_cli.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each of N windows was cut.
+
+    Attributes
+    ----------
+    files
+        The DATA argument, as typed, of each one's file.
+    sequence
+        (N,) number of its sequence in the file, from 0.
+    step
+        (N,) step of the sequence that is the window's first.
+    names
+        Name of its sequence, where the files name them.
+    """
+
+    files: list[str]
+    sequence: Indices
+    step: Indices
+    names: list[str] | None
 
 
 class Dataset:
@@ -42,8 +68,10 @@ class Dataset:
         Valid steps of the shortest and longest sequence, and of all together.
     varying
         The lengths vary, or the files give them.
+    windowed
+        Its sequences are windows that other sequences were cut into.
     padded, width
-        Results are written as (N, T, F): dense inputs, and windows of a series; T = `width`.
+        Results are written as (N, T, F): dense inputs, and windows; T = `width`.
     input_names
         Where the inputs stand, one a file, such as ``words.h5:/test/inputs``.
     starts
@@ -63,6 +91,7 @@ class Dataset:
         self.features = layouts[0].features
         self.layout = layouts[0].name
         self.padded = layouts[0].padded
+        self.windowed = isinstance(layouts[0], Windows)
         self.max_steps = max(layout.steps for layout in layouts)
         self.min_steps = min(_shortest(layout) for layout in layouts)
         self.width = max(layout.width for layout in layouts)
@@ -101,13 +130,55 @@ class Dataset:
         return common_targets([part.layout for part in self._parts])
 
     @property
+    def noun(self) -> str:
+        """``sequence`` or ``window``."""
+        return "window" if self.windowed else "sequence"
+
+    @property
+    def targets_key(self) -> str | None:
+        """Name of the targets for `DataOptions.targets`; None if no dataset holds any."""
+        part = self._parts[0]
+        base = part.layout.base if isinstance(part.layout, Windows) else part.layout
+        path = next((path for path, role in base.roles().items() if role == "targets"), None)
+        if path is None:
+            return None
+        name = path.removeprefix(part.folder.path.rstrip("/") + "/")
+        return name.partition("/")[2] if isinstance(base, Groups) else name
+
+    @property
+    def targets_are_inputs(self) -> bool:
+        """Windows are to predict the inputs themselves, as the data hold no other targets."""
+        return self.targets_of == "the inputs themselves"
+
+    @property
+    def targets_of(self) -> str | None:
+        """Origin of the targets of windows, if it is no dataset of one a step."""
+        layout = self.files.layouts[0]
+        return layout.targets_of if isinstance(layout, Windows) else None
+
+    @property
+    def reversed_features(self) -> int | None:
+        """Features if the axes of dense inputs or of a series were the other way round."""
+        layout = self.files.layouts[0]
+        base = layout.base if isinstance(layout, Windows) else layout
+        if isinstance(base, Dense | Series):
+            return base.stored.shape[0]
+        return None
+
+    @cached_property
+    def numbers(self) -> Indices:
+        """Sequences that may be learned from: windows of which the targets exist, else all."""
+        every = np.arange(self.count, dtype=np.int64)
+        known = None if self.targets is None else self.files.known(every)
+        return every if known is None else every[known]
+
+    @property
     def description(self) -> str:
         """In a line: ``370 sequences, 7–29 steps, 12 features (concatenated)``."""
-        kind = "window" if self.layout == "series" and self.padded else "sequence"
         low, high = self.min_steps, self.max_steps
         steps = _counted(high, "step") if low == high else f"{low}–{high} steps"
         return (
-            f"{_counted(self.count, kind)}, {steps}, {_counted(self.features, 'feature')} "
+            f"{_counted(self.count, self.noun)}, {steps}, {_counted(self.features, 'feature')} "
             f"({self.layout})"
         )
 
@@ -143,13 +214,63 @@ class Dataset:
         """Why datasets that might be taken for targets were not, a sentence each."""
         return tuple(note for part in self._parts for note in part.notes)
 
+    @property
+    def sources(self) -> Sources:
+        """Where each window was cut; for data that are `windowed`."""
+        every = np.arange(self.count, dtype=np.int64)
+        of = self.files.file_of(every)
+        sequence, step, names = np.zeros_like(every), np.zeros_like(every), []
+        for file, layout in enumerate(self.files.layouts):
+            if isinstance(layout, Windows):
+                own = every[of == file] - self.files.firsts[file]
+                sequence[of == file] = layout.cuts.sequences(own)
+                step[of == file] = layout.cuts.starts(own)
+                named = layout.base.sequence_names()
+                names += [] if named is None else [named[n] for n in sequence[of == file].tolist()]
+        files = [self._parts[file].argument for file in of.tolist()]
+        return Sources(files, sequence, step, names if len(names) == self.count else None)
+
     def place(self, number: int) -> str:
         """Where the inputs of a sequence stand: in the groups layout, those of its group."""
+        layout, within = self._within(number)
+        return layout.place(within)
+
+    def sequence(self, number: int) -> str:
+        """A sequence by its number in its file, and its name: ``sequence 17 (ba-7)``."""
+        layout, within = self._within(number)
+        base, window = layout, ""
+        if isinstance(layout, Windows):
+            window, base = f"window {within} of ", layout.base
+            within = int(layout.cuts.sequences(np.array([within]))[0])
+        names = base.sequence_names()
+        return f"{window}sequence {within}" + ("" if names is None else f" ({names[within]})")
+
+    def input_place(self, number: int, step: int, feature: int) -> str:
+        """``words.h5:/inputs, sequence 17, step 3, feature 5``; steps are those of the file."""
+        layout, within = self._within(number)
+        if isinstance(layout, Windows):
+            step += int(layout.cuts.starts(np.array([within]))[0])
+        return f"{self.place(number)}, {self.sequence(number)}, step {step}, feature {feature}"
+
+    def target_place(self, number: int, step: int | None, value: int | None) -> str:
+        """``words.h5:/targets, sequence 17, step 3, value 5``, as far as they are given."""
+        layout, within = self._within(number)
+        name = "targets" if layout.targets is None else layout.targets.place(within)
+        if isinstance(layout, Windows) and isinstance(layout.targets, StepTargets):
+            window, sizes = layout.cuts.window, layout.targets.step_shape
+            ahead, value = divmod(value or 0, sizes[0] if sizes else 1)
+            value = value if sizes else None
+            start = int(layout.cuts.starts(np.array([within]))[0])
+            step = start + window.length - 1 + window.horizon + ahead
+        parts = [name, self.sequence(number)]
+        parts += [] if step is None else [f"step {step}"]
+        parts += [] if value is None else [f"value {value}"]
+        return ", ".join(parts)
+
+    def _within(self, number: int) -> tuple[Layout, int]:
+        """The layout that holds a sequence, and its number there."""
         file = int(self.files.file_of(np.array([number]))[0])
-        layout = self.files.layouts[file]
-        if isinstance(layout, Groups):
-            return layout.place(number - int(self.files.firsts[file]))
-        return layout.inputs
+        return self.files.layouts[file], number - int(self.files.firsts[file])
 
     def lengths(self, first: int = 0, count: int | None = None) -> Lengths:
         """(count,) int64 valid steps of consecutive sequences, by default of all."""
@@ -272,11 +393,16 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Datas
         parts: list[Part] = []
         first = 0
         for path in paths:
-            file = Hdf5File(path, allow_external=options.allow_external)
+            file = Hdf5File(
+                path,
+                allow_external=options.allow_external,
+                transpose=options.transpose is True,
+            )
             files.callback(file.close)
             layout, reason = open_layout(file.folder, options)
-            parts.append(Part(file, file.folder, layout, reason, first, options))
+            parts.append(Part(file, file.folder, layout, reason, first, options, path))
             first += layout.count
+        need_windows([part.layout for part in parts], options)
         return Dataset(parts, options, files.pop_all())
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lstm_cli.data.axes import Turned, turning
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, lengths_table
+from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, only_lengths
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, check_lengths, clear_padding
 from lstm_cli.data.roles import Roles
@@ -63,6 +64,13 @@ class Dense:
             clear_padding(out, self.lengths[start:stop])
         return nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        rows: Array = self.stored.read((slice(number, number + 1), slice(begin, end)))[0]
+        return rows
+
+    def place(self, number: int) -> str:
+        return self.inputs
+
     def roles(self) -> dict[str, str]:
         return self.found
 
@@ -78,6 +86,8 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
     DataError
         Shapes, lengths, mask or targets do not fit together.
     """
+    if inputs.rank == 2 and isinstance(inputs, Turned):
+        inputs = inputs.widened()
     if inputs.rank != 3 or inputs.vlen:
         raise DataError(
             f"{inputs.where} has shape {inputs.shape}",
@@ -86,18 +96,18 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
             where=options.places(inputs.where),
             hint="--set data.layout=... names another layout",
         )
-    N, T, _ = inputs.shape
-    lengths = _lengths(roles, N, T, options)
+    N, T, D = inputs.shape
+    lengths = _lengths(roles, N, T, D, options)
     found = find_targets(folder, options)
     targets = None if found is None else DenseTargets.of(found, N, T, lengths, options)
     paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
     return Dense(folder, inputs, lengths, targets, paths)
 
 
-def _lengths(roles: Roles, N: int, T: int, options: DataOptions) -> Lengths | None:
+def _lengths(roles: Roles, N: int, T: int, D: int, options: DataOptions) -> Lengths | None:
     told: dict[str, Lengths] = {}
     if roles.lengths is not None:
-        told[roles.lengths.where] = lengths_table(roles.lengths, options)[:, 0]
+        told[roles.lengths.where] = only_lengths(roles.lengths, options)
     if roles.offsets is not None and roles.lengths is None and roles.mask is None:
         raise DataError(
             f"{roles.offsets.where} does not go with inputs (N, T, D)",
@@ -108,6 +118,6 @@ def _lengths(roles: Roles, N: int, T: int, options: DataOptions) -> Lengths | No
     if roles.mask is not None:
         told[roles.mask.where] = lengths_of_mask(roles.mask, N, T, options)
     for name, lengths in told.items():
-        check_count(lengths, N, name, options)
+        check_count(lengths, N, name, options, turning(options) if len(lengths) == D else None)
         check_lengths(lengths, name, options.places(name), T)
     return agreed(told, options)

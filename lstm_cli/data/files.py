@@ -11,11 +11,14 @@ from typing import Any
 
 import h5py
 
+from lstm_cli.data.axes import HEADERS
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.links import Folder
 from lstm_cli.data.storage import H5_ERRORS, printable, reading
 from lstm_cli.errors import DataError
 
+HEAD_BYTES = 64
+"""Read of a file's beginning, to tell what wrote it."""
 CHUNK_CACHE_BYTES = 64 << 20
 """Held per dataset that is being read, so that a chunk is unpacked once and not once a batch."""
 
@@ -42,6 +45,8 @@ class Hdf5File:
         ``FILE.h5`` or ``FILE.h5:/group``.
     allow_external
         Follow what leads out of the file.
+    transpose
+        Read datasets with their axes reversed.
 
     Attributes
     ----------
@@ -56,12 +61,16 @@ class Hdf5File:
         It is missing, no HDF5, damaged, locked, or has no such group.
     """
 
-    def __init__(self, argument: str, *, allow_external: bool = False) -> None:
+    def __init__(
+        self, argument: str, *, allow_external: bool = False, transpose: bool = False
+    ) -> None:
         self.path, group = split_argument(argument)
-        _need_readable(self.path)
+        head = _need_readable(self.path)
         self._handle = _open(self.path)
         try:
-            self.root = Folder(self._handle, self.path, "/", self._guard(allow_external))
+            self.root = Folder(
+                self._handle, self.path, "/", self._guard(allow_external, transpose, head)
+            )
             self.folder = _group(self.root, group)
         except BaseException:
             self.close()
@@ -72,10 +81,17 @@ class Hdf5File:
         with suppress(*H5_ERRORS):
             self._handle.close()
 
-    def _guard(self, allow_external: bool) -> Guard:
+    def _guard(self, allow_external: bool, transpose: bool, head: bytes) -> Guard:
         with reading(self.path):
             _, size_bytes = self._handle.id.get_create_plist().get_sizes()
-        return Guard(self.path, allow_external=allow_external, size_bytes=size_bytes)
+        writer = next((name for text, name in HEADERS.items() if head.startswith(text)), None)
+        return Guard(
+            self.path,
+            allow_external=allow_external,
+            size_bytes=size_bytes,
+            transpose=transpose,
+            writer=writer,
+        )
 
     def __enter__(self) -> Hdf5File:
         return self
@@ -84,8 +100,8 @@ class Hdf5File:
         self.close()
 
 
-def _need_readable(path: str) -> None:
-    """Raise DataError for all that can be told without HDF5."""
+def _need_readable(path: str) -> bytes:
+    """How the file begins; DataError for all that can be told without HDF5."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -95,10 +111,11 @@ def _need_readable(path: str) -> None:
         raise DataError(f"{printable(path)} is {kind}", expected="an HDF5 file", where=path)
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
-    _need_hdf5(path, head, status.st_size)
+    _need_hdf5(path, head[:8], status.st_size)
+    return head
 
 
 def _missing(path: str, error: Exception) -> DataError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lstm_cli.data.axes import need_known_axes
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, holding, pad
 from lstm_cli.data.roles import INPUTS, OTHER_ROLES, contents
@@ -15,7 +16,7 @@ from lstm_cli.data.targets import (
     cast_targets,
     find_targets,
 )
-from lstm_cli.data.types import Array, DataOptions, TargetInfo, TargetKind, Targets
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
 from lstm_cli.errors import DataError
 
 
@@ -29,6 +30,8 @@ class Groups:
         Of the children, in natural order.
     paths
         Of each one's inputs, relative to the folder.
+    beside
+        Names of members that are no sequences.
     """
 
     folder: Folder
@@ -38,6 +41,7 @@ class Groups:
     lengths: Lengths
     dtype: str
     targets: Targets | None
+    beside: tuple[str, ...] = ()
     name: str = "groups"
     padded: bool = False
 
@@ -68,6 +72,10 @@ class Groups:
             row[len(values) :] = 0
         return nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        rows = self.folder.again(self.paths[number], slice(begin, end))
+        return rows.reshape(-1, self.features)
+
     def roles(self) -> dict[str, str]:
         base = self.folder.path.rstrip("/")
         roles = {f"{base}/{path}": "inputs" for path in self.paths}
@@ -97,11 +105,20 @@ class GroupTargets:
     ) -> tuple[Array, int]:
         values = [self.folder.again(path) for path in self.paths[start:stop]]
         nbytes = sum(value.nbytes for value in values)
-        by_step = per_step if self.info.per_step is None else self.info.per_step
-        if not by_step:
-            return cast_targets(np.stack(values), self.info, dtype), nbytes
-        rows = cast_targets(np.concatenate(values), self.info, dtype)
+        info = self.info.placed(bool(per_step))
+        shape = (-1, *info.shape) if info.per_step else info.shape
+        values = [value.reshape(shape) for value in values]
+        if not info.per_step:
+            return cast_targets(np.stack(values), info, dtype), nbytes
+        rows = cast_targets(np.concatenate(values), info, dtype)
         return pad(rows, self.lengths[start:stop], steps, rows.dtype), nbytes
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        values = self.folder.again(self.paths[number])
+        return values.reshape(-1, *self.info.placed(True).shape)[begin:end:stride]
+
+    def place(self, number: int) -> str:
+        return f"{self.folder.where.rstrip('/')}/{self.paths[number]}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,8 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
         A child holds no (T, D) inputs, or the children differ in features or targets.
     """
     names, inputs, found = _children(folder, options)
+    own = set(names)
+    beside = tuple(name for name in folder.names() if name not in own)
     first = inputs[0]
     for other in inputs:
         if other.shape[1:] != first.shape[1:]:
@@ -141,7 +160,7 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
     paths = [child.path for child in inputs]
     dtypes = list(dict.fromkeys(child.dtype for child in inputs))
     dtype = dtypes[0] if len(dtypes) == 1 else holding(*dtypes).name
-    return Groups(folder, names, paths, features, lengths, dtype, targets)
+    return Groups(folder, names, paths, features, lengths, dtype, targets, beside)
 
 
 def _children(
@@ -153,7 +172,7 @@ def _children(
     targets: list[Child | None] = []
     usual = list(INPUTS) if options.inputs is None else [options.inputs]
     for name in folder.names():
-        child = folder.folder(name)
+        child = None if name[:1] == "#" else folder.folder(name)  # MATLAB's own
         if child is None:
             continue
         names.append(name)
@@ -172,17 +191,30 @@ def _children(
             found=contents(folder),
             where=options.places(folder.where),
         )
+    if options.targets is not None and options.need_targets:
+        raise DataError(
+            f"data.targets is {options.targets}, but each dataset of {folder.where} is a sequence",
+            expected="a group for each sequence, with its inputs and targets",
+            found=contents(folder),
+            where=options.places(folder.where),
+        )
+    wide = {name: found for name, found in plain.items() if found.rank > 1 or found.vlen}
+    plain = wide or plain  # lists beside matrices are no sequences, and are noted
     inputs = [_child(found, name, options) for name, found in plain.items()]
     return list(plain), inputs, [None] * len(plain)
 
 
 def _inputs_of(child: Folder, name: str, usual: list[str], options: DataOptions) -> Child:
     """A child group's inputs. The name that hits is moved to the front, for the next child."""
+    text = None
     for own in usual:
         found = child.dataset(own)
-        if found is not None:
+        if found is not None and found.numeric:
             usual.insert(0, usual.pop(usual.index(own)))
             return _child(found, f"{name}/{own}", options)
+        text = text or found
+    if text is not None:
+        need_numeric(text, "inputs", options.places(text.where))
     raise DataError(
         f"{child.where} holds no inputs",
         expected=f"a dataset {' or '.join(usual[:3])} in each group",
@@ -193,6 +225,7 @@ def _inputs_of(child: Folder, name: str, usual: list[str], options: DataOptions)
 
 def _child(stored: Stored, path: str, options: DataOptions) -> Child:
     need_numeric(stored, "inputs", options.places(stored.where))
+    need_known_axes(stored, options)
     if stored.rank not in (1, 2) or stored.vlen:
         raise DataError(
             f"{stored.where} has shape {stored.shape}",
@@ -242,11 +275,10 @@ def group_targets(
         fits = (by_step or by_sequence) and len(rest) <= 1 and not child.vlen
         if not fits or child.integral != first.integral:
             raise _unlike(first, child, T, options)
-    # Whole numbers (T,) are classes, one a step; real ones may also be (K,).
-    per_step = None if by_step and by_sequence and not first.integral else by_step
+    # (T,) may also be (K,): what the network returns decides.
+    per_step = None if by_step and by_sequence else by_step
     shape = rest if per_step else first.shape
-    kind: TargetKind = "class" if first.integral and shape == () else "values"
-    info = TargetInfo(first.where, kind, shape, per_step, first.dtype)
+    info = TargetInfo.of(first.where, first.dtype, shape, per_step, rest)
     return GroupTargets(folder, [child.path for child in children], info, lengths)
 
 

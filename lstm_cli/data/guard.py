@@ -30,10 +30,23 @@ class Guard:
     ----------
     allow_external
         Follow what leads out of the file, and believe any shape.
+    transpose
+        Read datasets with their axes reversed.
+    writer
+        Program that wrote the file, if its header says so and it reverses axes.
     """
 
-    def __init__(self, path: str, *, allow_external: bool = False, size_bytes: int = 8) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        allow_external: bool = False,
+        size_bytes: int = 8,
+        transpose: bool = False,
+        writer: str | None = None,
+    ) -> None:
         self.allow_external = allow_external
+        self.transpose, self.writer = transpose, writer
         self._path = path
         self._size_bytes = size_bytes
         self._checked = False

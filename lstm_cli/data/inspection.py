@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lstm_cli.data.axes import ReversedAxesError
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.declared import Declared
 from lstm_cli.data.files import Hdf5File
@@ -54,7 +55,18 @@ def describe(path: str, options: DataOptions | None = None) -> FileReport:
         The file cannot be opened at all. What is wrong inside it stands in the report.
     """
     options = options or DataOptions()
-    with Hdf5File(path, allow_external=options.allow_external) as file:
+    try:
+        return _described(path, options)
+    except ReversedAxesError as error:
+        turned = _described(path, replace(options, transpose=True))
+        told = [replace(one, hint="in a config, data.transpose: true") for one in error.problems]
+        return replace(turned, problems=(*told, *turned.problems))
+
+
+def _described(path: str, options: DataOptions) -> FileReport:
+    """The report; `ReversedAxesError` if the file says that its axes are reversed."""
+    transpose = options.transpose is True
+    with Hdf5File(path, allow_external=options.allow_external, transpose=transpose) as file:
         problems: list[Problem] = []
         groups: list[GroupReport] = []
         roles: dict[str, str] = {}
@@ -62,11 +74,14 @@ def describe(path: str, options: DataOptions | None = None) -> FileReport:
         for folder in _holders(file.folder, options):
             try:
                 groups.append(_any_group(file, folder, options, roles, problems))
+            except ReversedAxesError:
+                raise
             except DataError as error:
                 problems += error.problems
         datasets = tuple(_stored(file.folder, roles, problems))
         if groups:
             keys = _unusual(roles, groups[0], file.path)
+            keys |= {"transpose": "true"} if transpose else {}
         return FileReport(
             file.path,
             os.path.getsize(file.path),
@@ -211,6 +226,8 @@ def _unusual(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, 
             continue  # of another group
         name = path.removeprefix(f"{base}/")
         if group.layout == "groups":
+            if "/" not in name:
+                continue  # every dataset is a sequence: one name would leave out the others
             name = name.rpartition("/")[2]
         if role in USUAL and name not in USUAL[role] and not name.startswith("targets/data/"):
             keys.setdefault(role, name)
@@ -226,7 +243,11 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     if group.features is None:
         size = f"{group.candidates[-1]}  # or another that divides every row"
     lines = ["model:", f"  input_size: {size}", "  layers:"]
-    targets = group.targets
+    targets = None if group.targets is None else group.targets.placed(True)
+    if group.targets is not None and group.targets.per_step is None:
+        units = (*group.targets.shape, 1)[0]
+        lines.append(f"    # taken as one a step; return_sequences: false and units: {units} take")
+        lines.append(f"    # them as {units} a sequence")
     sequences = str(targets is not None and targets.per_step is True).lower()
     lines.append(f"    - {{type: lstm, hidden_size: 100, return_sequences: {sequences}}}")
     loss = "mse"

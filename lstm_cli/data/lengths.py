@@ -29,6 +29,20 @@ def lengths_table(stored: Stored, options: DataOptions) -> Lengths:
     return table.reshape(len(table), -1) if table.size else np.zeros((0, 1), np.int64)
 
 
+def only_lengths(stored: Stored, options: DataOptions) -> Lengths:
+    """(N,) lengths; DataError if there are further columns that say something else."""
+    table = lengths_table(stored, options)
+    if (table != table[:, :1]).any():
+        n = int(np.argmax((table != table[:, :1]).any(axis=1)))
+        raise DataError(
+            f"{stored.where} has {table.shape[1]} columns, which differ in sequence {n}",
+            expected=f"one length each, ({len(table)},)",
+            found=", ".join(map(str, table[n].tolist())),
+            where=options.places(stored.where),
+        )
+    return table[:, 0]
+
+
 def lengths_of_offsets(stored: Stored, rows: int, options: DataOptions) -> Lengths:
     """(N,) lengths from offsets (N+1,), which begin at 0 and end at `rows`."""
     places = options.places(stored.where)
@@ -93,7 +107,9 @@ def _refuse_holes(kept: NDArray[np.bool_], start: int, where: str, places: tuple
         )
 
 
-def check_count(lengths: Lengths, N: int, name: str, options: DataOptions) -> None:
+def check_count(
+    lengths: Lengths, N: int, name: str, options: DataOptions, hint: str | None = None
+) -> None:
     """Raise DataError unless there is one length a sequence."""
     if len(lengths) != N:
         raise DataError(
@@ -101,6 +117,7 @@ def check_count(lengths: Lengths, N: int, name: str, options: DataOptions) -> No
             expected=f"({N},)",
             found=f"({len(lengths)},)",
             where=options.places(name),
+            hint=hint,
         )
 
 

@@ -10,15 +10,17 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import h5py
 import numpy as np
 from h5py import h5l, h5o
 
+from lstm_cli.data.axes import Turned
 from lstm_cli.data.declared import Declared, declared
 from lstm_cli.data.guard import Guard
-from lstm_cli.data.storage import Stored, printable, read_attribute, reading
+from lstm_cli.data.storage import OCTAVE, Stored, printable, read_attribute, reading
 from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError
 
@@ -61,7 +63,7 @@ class Folder:
         with reading(where):
             found = self._walk(name, where)
         if isinstance(found, h5py.Dataset):
-            return Stored(found, path, where, self.guard)
+            return (Turned if self.guard.transpose else Stored)(found, path, where, self.guard)
         if isinstance(found, h5py.Group):
             return Folder(found, self.file, path, self.guard)
         return None
@@ -81,10 +83,14 @@ class Folder:
             return None
         return Folder(found, self.file, path, self.guard)
 
-    def again(self, name: str) -> Array:
-        """All values of a dataset that `find` has let pass before."""
-        with reading(f"{self.file}:{printable(_join(self.path, name))}"):
-            return np.asarray(self.group[name][...])
+    def again(self, name: str, rows: slice | EllipsisType = ...) -> Array:
+        """All values, or some rows, of a dataset that `find` has let pass before."""
+        where = f"{self.file}:{printable(_join(self.path, name))}"
+        with reading(where):
+            found = self._walk(name, where)
+            if not self.guard.transpose:
+                return np.asarray(found[rows])
+        return Turned(found, name, where, self.guard).read(rows)
 
     def soft_link(self, name: str) -> str | None:
         """The path that a soft link in this group names, or None if `name` is none."""
@@ -143,7 +149,7 @@ class Folder:
             if link is None:
                 return None
             if link.soft is None:
-                here = here[name]
+                here = self._unwrapped(here[name], where)
                 continue
             followed += 1
             if followed > MAX_LINKS:
@@ -152,6 +158,14 @@ class Folder:
                 here = here.file["/"]
             todo.extendleft(reversed(_components(link.soft)))
         return here
+
+    def _unwrapped(self, found: Any, where: str) -> Any:
+        """The value of a variable of Octave, which keeps each in a group; else `found`."""
+        if isinstance(found, h5py.Group) and OCTAVE in found.attrs:
+            link = self._link(found, "value", where)
+            if link is not None and link.soft is None:
+                return found["value"]
+        return found
 
     def _link(self, group: Any, name: str, where: str) -> _Link | None:
         """How `name` is linked in `group`; None if it is not. Refuses what leaves the file."""

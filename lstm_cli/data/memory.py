@@ -7,10 +7,10 @@ from math import prod
 
 import numpy as np
 
-from lstm_cli.data.ragged import Lengths, cast, starts_of, valid_steps
-from lstm_cli.data.sequences import Files, Indices, StoredSequences
-from lstm_cli.data.series import Series
+from lstm_cli.data.ragged import Lengths, starts_of, valid_steps
+from lstm_cli.data.sequences import Files, Indices, StoredSequences, lengths_of
 from lstm_cli.data.types import Array, Layout
+from lstm_cli.data.windows import Windows
 
 KEPT_BYTES = 256 << 20
 """What inputs and targets may take in memory, at `VALUE_BYTES` each."""
@@ -23,7 +23,7 @@ PIECE_BYTES = 32 << 20
 
 @dataclass(frozen=True, eq=False)
 class KeptSequences:
-    """Rows of all sequences, one after the other; the windows of a series share theirs.
+    """Rows of all sequences, one after the other; the windows of a sequence share theirs.
 
     Attributes
     ----------
@@ -68,16 +68,13 @@ def fits_in_memory(files: Files) -> bool:
 
 def _values(layout: Layout) -> int:
     """Numbers to keep of a file."""
-    if layout.lengths is None:
-        steps = layout.count * layout.steps
-    else:
-        steps = sum(layout.lengths.tolist())
-    kept = layout.stored.shape[0] if isinstance(layout, Series) else steps
+    base = layout.base if isinstance(layout, Windows) else layout
+    steps = int(lengths_of(base).sum())
     targets = 0
     if layout.targets is not None:
         info = layout.targets.info
         targets = prod(info.shape) * (steps if info.per_step else layout.count)
-    return kept * layout.features + targets
+    return steps * layout.features + targets
 
 
 def keep(stored: StoredSequences) -> KeptSequences:
@@ -95,10 +92,12 @@ def keep(stored: StoredSequences) -> KeptSequences:
     held = 0
     for file, layout in enumerate(files.layouts):
         numbers = np.arange(files.firsts[file], files.firsts[file + 1], dtype=np.int64)
-        if isinstance(layout, Series):
-            series = layout.stored.read().reshape(-1, layout.features)
-            rows.append(cast(series, stored.dtype))
-            starts.append(held + np.arange(layout.count, dtype=np.int64) * layout.window.stride)
+        if isinstance(layout, Windows):
+            base = StoredSequences(Files((layout.base,)), stored.dtype, by_step=False)
+            rows += _rows(base, np.arange(layout.base.count, dtype=np.int64))
+            cuts, own = layout.cuts, numbers - files.firsts[file]
+            begin = starts_of(cuts.lengths)[cuts.sequences(own)]
+            starts.append(held + begin + cuts.starts(own))
         else:
             rows += _rows(stored, numbers)
             starts.append(held + starts_of(files.lengths[numbers])[:-1])

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.ragged import valid_steps
 from lstm_cli.data.sequences import Indices, StoredSequences, placing
-from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError
 
 PIECE = 1024
@@ -25,7 +24,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Of each feature, over valid steps; windows of a series count each as they are read.
+    """Of each feature, over valid steps; windows count each as they are read.
 
     Attributes
     ----------
@@ -90,7 +89,7 @@ def class_counts(
     DataError
         There are no targets, one is no class from 0 to `classes` - 1, or a file is damaged.
     """
-    info = dataset.targets
+    info = None if dataset.targets is None else dataset.targets.placed(bool(per_step))
     if info is None or info.shape not in ((), (1,)):
         raise DataError(
             "there are no classes to count",
@@ -180,8 +179,11 @@ class _Piece:
         rows: Vector = x[valid]
         bad = ~np.isfinite(rows)
         if bad.any():
-            names = [layout.inputs for layout in self.dataset.files.layouts]
-            raise self._bad(names, valid, rows, bad, "feature", "finite numbers")
+            row, feature = np.argwhere(bad)[0].tolist()
+            n, step = np.argwhere(valid)[row].tolist()
+            number = int(self.numbers[n])
+            place = self.dataset.input_place(number, step, feature)
+            raise self._bad(number, rows[row, feature], place, "finite numbers")
         return rows
 
     def finite_targets(self) -> Vector:
@@ -196,33 +198,20 @@ class _Piece:
 
     def bad_target(self, rows: Vector, bad: NDArray[np.bool_], expected: str) -> DataError:
         """The error for the first of the `bad` among `finite_targets`."""
-        layouts = self.dataset.files.layouts
-        names = [one.targets.info.name for one in layouts if one.targets is not None]
-        return self._bad(names, self.counted, rows, bad, "value", expected)
-
-    def _bad(
-        self,
-        names: list[str],
-        mask: Array,
-        rows: Vector,
-        bad: NDArray[np.bool_],
-        noun: str,
-        expected: str,
-    ) -> DataError:
-        row, column = np.argwhere(bad)[0].tolist()
-        n, *step = np.argwhere(mask)[row].tolist()
+        row, value = np.argwhere(bad)[0].tolist()
+        n, *step = np.argwhere(self.counted)[row].tolist()
         number = int(self.numbers[n])
-        files, named = self.stored.files, self.dataset.names
-        file = int(files.file_of(self.numbers[n : n + 1])[0])
-        sequence = f"sequence {number - int(files.firsts[file])}"
-        if named is not None:
-            sequence += f" ({named[number]})"
-        place = ", ".join([sequence, *(f"step {t}" for t in step), f"{noun} {column}"])
+        place = self.dataset.target_place(number, step[0] if step else None, value)
+        return self._bad(number, rows[row, value], place, expected)
+
+    def _bad(self, number: int, found: float, place: str, expected: str) -> DataError:
+        name, _, within = place.partition(", ")
+        file = int(self.stored.files.file_of(np.array([number]))[0])
         return DataError(
-            f"{names[file]} holds {rows[row, column]:g}",
+            f"{name} holds {found:g}",
             expected=expected,
-            found=f"{rows[row, column]:g} in {place}",
-            where=names[file],
+            found=f"{found:g} in {within}",
+            where=name,
             hint=f"lstm-cli data {quote(self.dataset.paths[file])} lists what is wrong with it",
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lstm_cli.data.files import Hdf5File
-from lstm_cli.data.groups import Groups
 from lstm_cli.data.labels import class_labels
 from lstm_cli.data.links import Folder
-from lstm_cli.data.targets import passed_over
+from lstm_cli.data.passed_over import passed_over
 from lstm_cli.data.types import DataOptions, Layout
+from lstm_cli.data.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Part:
     reason: str
     first: int
     options: DataOptions
+    argument: str = ""
 
     @property
     def class_labels(self) -> list[str] | None:
@@ -32,8 +33,8 @@ class Part:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why datasets beside the inputs were not taken for targets."""
-        folder, layout = self.folder, self.layout
-        if isinstance(layout, Groups):  # all alike: the first tells for the others
-            folder = folder.folder(layout.names[0]) or folder
-        return passed_over(folder, self.options, layout.count)
+        """Notes on data in the file that are not read, and that windows leave out."""
+        if isinstance(self.layout, Windows):
+            base = passed_over(self.folder, self.layout.base, self.options)
+            return base + self.layout.notes
+        return passed_over(self.folder, self.layout, self.options)

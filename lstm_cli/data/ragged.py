@@ -103,7 +103,14 @@ def check_lengths(lengths: Lengths, name: str, places: Sequence[str], most: int 
         )
 
 
-def check_total(lengths: Lengths, rows: int, name: str, inputs: str, places: Sequence[str]) -> None:
+def check_total(
+    lengths: Lengths,
+    rows: int,
+    name: str,
+    inputs: str,
+    places: Sequence[str],
+    hint: str | None = None,
+) -> None:
     """Raise DataError unless the lengths add up to the rows of the inputs."""
     # Python's integers: a forged file may hold lengths whose sum wraps round to the right one.
     total = sum(lengths.tolist())
@@ -119,4 +126,5 @@ def check_total(lengths: Lengths, rows: int, name: str, inputs: str, places: Seq
         expected=f"{rows} steps in all",
         found=f"{total} in {name}",
         where=places,
+        hint=hint,
     )

@@ -6,21 +6,33 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from shlex import quote
 
+from lstm_cli.data.axes import need_known_axes
 from lstm_cli.data.concatenated import open_concatenated
 from lstm_cli.data.dense import open_dense
 from lstm_cli.data.groups import open_groups
 from lstm_cli.data.links import Folder
-from lstm_cli.data.roles import INPUTS, OTHER_ROLES, Roles, contents, find_roles, missing
+from lstm_cli.data.roles import INPUTS, OFFSETS, OTHER_ROLES, Roles, contents, find_roles, missing
 from lstm_cli.data.series import open_series
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
 from lstm_cli.data.vlen import open_vlen
+from lstm_cli.data.windows import open_windows
 from lstm_cli.errors import DataError, nearest
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")
 )
 """Child groups of these names are parts of a data set, not sequences."""
+
+PARTS_OF = {
+    "dense": ("lengths", "mask", "offsets"),
+    "concatenated": ("lengths", "offsets"),
+    "vlen": ("lengths",),
+    "groups": (),
+    "series": (),
+}
+"""Datasets beside the inputs that have a part in each layout; `open_dense` refuses offsets."""
+PARTS = ("lengths", "offsets", "mask")
 
 LOOK_AT = 50
 """Children looked at to tell what a group is."""
@@ -43,15 +55,9 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
     DataError
         There are none, there are several layouts, or something in it does not fit.
     """
-    told = recognise(folder, options)
-    if options.window is not None and told.layout != "series":
-        raise DataError(
-            f"data.window cuts a series, but {folder.where} is {told.layout}",
-            expected="one series: inputs (T, D) without lengths",
-            found=told.reason,
-            where=options.places(folder.where),
-            hint="remove data.window, or set data.layout: series",
-        )
+    told = _with_roles(folder, recognise(folder, options), options)
+    if told.roles.inputs is not None:
+        need_known_axes(told.roles.inputs, options)
     layout = _open(folder, told, options)
     if layout.count == 0 or layout.features == 0:
         lacking = "sequences" if layout.count == 0 else "features"
@@ -61,6 +67,8 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
             found=f"{layout.count} sequences, {layout.features} features",
             where=options.places(layout.inputs),
         )
+    if options.window is not None:
+        layout = open_windows(layout, options, options.window)
     return layout, told.reason
 
 
@@ -78,6 +86,46 @@ def _open(folder: Folder, told: Recognition, options: DataOptions) -> Layout:
     if told.layout == "vlen":
         return open_vlen(folder, told.roles, inputs, options)
     return open_series(folder, told.roles, inputs, options)
+
+
+def _with_roles(folder: Folder, told: Recognition, options: DataOptions) -> Recognition:
+    """The recognition, without what has no part in the layout; DataError if that was asked for."""
+    roles, others = told.roles, set(PARTS) - set(PARTS_OF[told.layout])
+    if told.layout == "dense" and (roles.lengths or roles.mask):
+        others.add("offsets")
+    for part in PARTS:
+        if part in others and getattr(options, part) is not None:
+            raise DataError(
+                f"data.{part} has no part in the {told.layout} layout",
+                expected=" or ".join(PARTS_OF[told.layout]) or "no lengths, offsets or mask",
+                found=f"data.{part}: {getattr(options, part)}; {told.reason}",
+                where=options.places(folder.where),
+                hint="--set data.layout=concatenated"
+                if told.layout == "series" and part != "mask"
+                else f"--set data.{part}=null",
+            )
+    if told.layout == "series" and options.window is not None and roles.divided is not None:
+        _need_one_series(told, roles.divided, options)
+    return replace(told, roles=replace(roles, **dict.fromkeys(others)))
+
+
+def _need_one_series(told: Recognition, divided: Stored, options: DataOptions) -> None:
+    """Raise DataError if windows of a forced series would see several of its sequences."""
+    inputs = told.roles.inputs
+    if inputs is None or not inputs.rank or not divided.numeric or divided.rank != 1:
+        return
+    if divided.shape[0] < 2:
+        return
+    values = divided.read()
+    total = values[-1] if _base(divided) in OFFSETS else values.sum()
+    if total == inputs.shape[0]:
+        raise DataError(
+            f"data.layout is series, but {divided.where} divides the rows of {inputs.where}",
+            expected="data.layout: concatenated, so that no window sees two sequences",
+            found=f"{divided.where} {divided.shape}",
+            where=options.places(inputs.where, divided.where),
+            hint="--set data.layout=concatenated",
+        )
 
 
 def recognise(folder: Folder, options: DataOptions) -> Recognition:
@@ -138,10 +186,11 @@ def parts_of(folder: Folder, options: DataOptions) -> list[Folder]:
 
 def _child_groups(folder: Folder) -> list[Folder]:
     members = islice(folder.members(), LOOK_AT)
-    return [child for child in members if isinstance(child, Folder)]
+    groups = [child for child in members if isinstance(child, Folder)]
+    return [child for child in groups if _base(child)[:1] != "#"]  # MATLAB's own
 
 
-def _base(folder: Folder) -> str:
+def _base(folder: Folder | Stored) -> str:
     return folder.path.rpartition("/")[2]
 
 
@@ -197,10 +246,7 @@ def _only_candidate(folder: Folder, options: DataOptions) -> Recognition | None:
 def _may_be_inputs(found: Folder | Stored) -> bool:
     if isinstance(found, Folder) or not found.numeric or found.rank not in (1, 2, 3):
         return False
-    # NetCDF-4 writes a dataset for each axis.
-    scale = found.attribute("CLASS")
-    is_axis = scale in (b"DIMENSION_SCALE", "DIMENSION_SCALE")
-    return not is_axis and found.path.rpartition("/")[2] not in OTHER_ROLES
+    return not found.is_axis and found.path.rpartition("/")[2] not in OTHER_ROLES
 
 
 def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataError:
@@ -217,8 +263,9 @@ def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataE
 def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
     # A refused dataset under an expected name says more than that there is none.
     for name in folder.names():
-        if name not in OTHER_ROLES:
-            folder.find(name)
+        found = None if name in OTHER_ROLES else folder.find(name)
+        if isinstance(found, Stored) and name in INPUTS:
+            need_numeric(found, "inputs", options.places(found.where))
     return DataError(
         f"{folder.where} holds no inputs",
         expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",

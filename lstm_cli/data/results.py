@@ -76,7 +76,9 @@ class ResultWriter(Writer):
         self._states: dict[int, tuple[Any, Any]] = {}
         self._outputs: Any = None
         self._starts = starts_of(dataset.lengths())
-        if dataset.layout == "groups":
+        # Windows are dense, whatever they were cut from.
+        self._layout = "dense" if dataset.windowed else dataset.layout
+        if self._layout == "groups":
             _need_own_names(dataset, path)
 
     @property
@@ -95,7 +97,7 @@ class ResultWriter(Writer):
     ) -> None:
         """Write the outputs (N, T, F) or (N, F) of a batch, and final states by layer index."""
         stop = batch.first + batch.count
-        if self._dataset.layout == "groups":
+        if self._layout == "groups":
             self._write_groups(batch, outputs)
         elif not self._per_step:
             self._file.fill(self._outputs, slice(batch.first, stop), outputs)
@@ -103,7 +105,7 @@ class ResultWriter(Writer):
             steps = min(outputs.shape[1], self._dataset.width)
             place = (slice(batch.first, stop), slice(0, steps))
             self._file.fill(self._outputs, place, outputs[:, :steps])
-        elif self._dataset.layout == "vlen":
+        elif self._layout == "vlen":
             self._write_rows(batch, outputs)
         else:
             rows = slice(int(self._starts[batch.first]), int(self._starts[stop]))
@@ -114,15 +116,21 @@ class ResultWriter(Writer):
     def _prepare(self) -> None:
         data, file = self._dataset, self._file
         file.describe(self._attributes)
-        if data.layout == "vlen" and self._per_step:
+        if self._layout == "vlen" and self._per_step:
             self._outputs = file.create("outputs", (data.count,), self._dtype, vlen=True)
             file.describe({"features": self._features}, self._outputs)
-        elif data.layout != "groups":
+        elif self._layout != "groups":
             self._outputs = file.create("outputs", self.shape, self._dtype)
         if data.varying:
             file.put("lengths", data.lengths())
-        if data.names is not None and data.layout != "groups":
+        if data.names is not None and self._layout != "groups":
             file.put_texts("names", data.names)
+        if data.windowed:
+            file.put_texts("source/file", data.sources.files)
+            file.put("source/sequence", data.sources.sequence)
+            file.put("source/step", data.sources.step)
+            if data.sources.names is not None:
+                file.put_texts("source/name", data.sources.names)
         if data.class_labels is not None:
             file.put_texts("classes", data.class_labels)
         for layer, directions, h, c in self._state_shapes:

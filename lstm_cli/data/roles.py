@@ -57,10 +57,15 @@ def find_roles(folder: Folder, options: DataOptions, *, forced_inputs: bool = Tr
     """
     return Roles(
         find_role(folder, options, "inputs", INPUTS, required=forced_inputs),
-        find_role(folder, options, "lengths", LENGTHS),
-        find_role(folder, options, "offsets", OFFSETS),
+        as_vector(find_role(folder, options, "lengths", LENGTHS)),
+        as_vector(find_role(folder, options, "offsets", OFFSETS)),
         find_role(folder, options, "mask", MASK),
     )
+
+
+def as_vector(stored: Stored | None) -> Stored | None:
+    """A dataset that may be a row or column, if its axes are turned, as a vector."""
+    return None if stored is None else stored.vector()
 
 
 def find_role(
@@ -80,7 +85,11 @@ def find_role(
     """
     configured: str | None = getattr(options, role)
     if configured is None:
-        return first_dataset(folder, usual)
+        found = first_dataset(folder, usual)
+        if role == "inputs" and found is not None and not found.numeric:
+            numeric = (folder.dataset(name) for name in usual)
+            found = next((one for one in numeric if one is not None and one.numeric), None)
+        return found
     found = folder.dataset(configured)
     if found is None and required:
         raise missing(folder, configured, role, options)

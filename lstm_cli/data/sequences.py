@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from lstm_cli.data.agreement import common_targets
 from lstm_cli.data.ragged import Lengths
 from lstm_cli.data.types import Array, Layout, TargetInfo
+from lstm_cli.data.windows import StepTargets, Windows
 
 Indices: TypeAlias = NDArray[np.int64]
 """Numbers of sequences, counted over all files."""
@@ -64,6 +65,42 @@ class Files:
     def targets(self) -> TargetInfo | None:
         """What the targets of all files are, or None."""
         return common_targets(self.layouts)
+
+    def known(self, numbers: Indices) -> NDArray[np.bool_] | None:
+        """(n,) true for sequences that have a target; None if all have."""
+        if not any(isinstance(layout, Windows) for layout in self.layouts):
+            return None
+        known, files = np.ones(len(numbers), np.bool_), self.file_of(numbers)
+        for file, layout in enumerate(self.layouts):
+            of = files == file
+            if isinstance(layout, Windows):
+                own = layout.known(numbers[of] - self.firsts[file])
+                known[of] = True if own is None else own
+        return None if known.all() else known
+
+    def sequences(self, numbers: Indices) -> Indices:
+        """(n,) the sequence, counted over all files, that each window is of."""
+        found, first = numbers.copy(), 0
+        files = self.file_of(numbers)
+        for file, layout in enumerate(self.layouts):
+            if isinstance(layout, Windows):
+                of = files == file
+                found[of] = first + layout.cuts.sequences(numbers[of] - self.firsts[file])
+                first += layout.base.count
+        return found
+
+    def seen(self, numbers: Indices) -> tuple[Indices, Indices]:
+        """(n,) first and last step of its sequence that each window sees, targets included."""
+        first = np.zeros(len(numbers), np.int64)
+        files = self.file_of(numbers)
+        reach = 0
+        for file, layout in enumerate(self.layouts):
+            if isinstance(layout, Windows):
+                of = files == file
+                first[of] = layout.cuts.starts(numbers[of] - self.firsts[file])
+                stepwise = isinstance(layout.targets, StepTargets)
+                reach = layout.steps - 1 + (layout.cuts.window.reach if stepwise else 0)
+        return first, first + reach
 
     def file_of(self, numbers: Indices) -> Indices:
         """(n,) the file that holds each sequence."""

@@ -6,8 +6,7 @@ import numpy as np
 
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.sequences import Indices, StoredSequences, placing
-from lstm_cli.data.series import Series
-from lstm_cli.data.types import Array, Layout, TargetInfo
+from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError
 
 HOLDING_OUT = 1
@@ -19,9 +18,10 @@ def hold_out(
 ) -> tuple[Indices, Indices]:
     """Numbers of the sequences to learn from, and of those held out; both sorted.
 
-    Sequences are drawn by `seed`, each class in proportion where targets are classes. Windows
-    of a series are not drawn: the last ones are held out, and those before them that share a
-    step with them, or have their target there, belong to neither side.
+    Sequences are drawn by `seed`, each class in proportion where targets are classes; all windows
+    of a sequence go with it. Windows of series are not drawn: the last ones are held out, and
+    those before them that share a step with them, or have their target there, belong to neither
+    side. Windows without targets belong to none.
 
     Parameters
     ----------
@@ -37,26 +37,41 @@ def hold_out(
     DataError
         One side would have no sequence.
     """
-    windows = dataset.layout == "series" and dataset.padded
-    held = round(share * dataset.count)
-    if not 0 < held < dataset.count:
-        raise _one_sided(dataset, share, held)
-    if windows:
-        return _last_windows(dataset, share, held)
+    numbers = dataset.numbers
+    if dataset.windowed:
+        sequences = dataset.files.sequences(numbers)
+        if dataset.layout == "series" or len(np.unique(sequences)) == 1:
+            return _last_windows(dataset, numbers, share)
+        present, units = np.unique(sequences, return_inverse=True)
+    else:
+        present, units = numbers, np.arange(len(numbers))
+    held = _held(dataset, share, len(present))
     philox = np.random.Philox(key=seed, counter=[0, HOLDING_OUT, 0, 0])
     rng = np.random.Generator(philox)
     kinds = _classes(dataset, per_step) if classes else None
-    if kinds is None:
-        kinds = np.zeros(dataset.count, np.int64)
-    chosen = _stratified(kinds, held, rng)
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    first = np.zeros(len(present), np.int64)
+    first[units[::-1]] = numbers[::-1]  # a sequence's first window has its class
+    own = np.zeros(len(present), np.int64) if kinds is None else kinds[first]
+    chosen = _stratified(own, held, rng)[units]
+    return numbers[~chosen], numbers[chosen]
 
 
-def need_same_form(dataset: Dataset, validation: Dataset) -> None:
-    """Raise DataError unless what is learned from one dataset can be measured on the other."""
+def _held(dataset: Dataset, share: float, count: int) -> int:
+    """How many of `count` are held out; DataError if one side would have none."""
+    held = round(share * count)
+    if not 0 < held < count:
+        raise _one_sided(dataset, share, held, count)
+    return held
+
+
+def need_same_form(dataset: Dataset, validation: Dataset, per_step: bool | None = None) -> None:
+    """Raise DataError unless what is learned from one dataset can be measured on the other.
+
+    `per_step` is as `Dataset.batches` takes it.
+    """
     sides = {
         "number of features": (dataset.features, validation.features),
-        "targets": (_form(dataset.targets), _form(validation.targets)),
+        "targets": (_form(dataset, per_step), _form(validation, per_step)),
         "classes": (_labels(dataset), _labels(validation)),
     }
     for side, (own, other) in sides.items():
@@ -73,9 +88,12 @@ def _labels(dataset: Dataset) -> str | None:
     return None if dataset.class_labels is None else ", ".join(dataset.class_labels)
 
 
-def _form(info: TargetInfo | None) -> str:
-    if info is None:
+def _form(dataset: Dataset, per_step: bool | None) -> str:
+    if dataset.targets is None:
         return "none"
+    if dataset.targets_of is not None:
+        return f"{dataset.targets_of}, {dataset.targets.shape} each"
+    info = dataset.targets.placed(per_step)
     return f"{info.shape} each" if info.shape else "one number each"
 
 
@@ -93,8 +111,7 @@ def _differ(
     )
 
 
-def _one_sided(dataset: Dataset, share: float, held: int) -> DataError:
-    N = dataset.count
+def _one_sided(dataset: Dataset, share: float, held: int, N: int) -> DataError:
     hint = f"--set train.validation={1 / max(N, 2):.2g}"
     if N < 2:
         hint = "--set train.validation=FILE.h5:/group holds out other data"
@@ -113,7 +130,7 @@ def _one_sided(dataset: Dataset, share: float, held: int) -> DataError:
 def _classes(dataset: Dataset, per_step: bool | None) -> Array | None:
     """(N,) class of each sequence, or None if the targets do not say one."""
     info = dataset.targets
-    if info is None or info.kind != "class" or placing(info, per_step):
+    if info is None or placing(info, per_step) or info.placed(False).kind != "class":
         return None
     stored = StoredSequences(dataset.files, np.dtype(np.float64), by_step=False)
     return stored.targets(np.arange(dataset.count, dtype=np.int64), 1)[0]
@@ -135,12 +152,15 @@ def _stratified(kinds: Array, held: int, rng: np.random.Generator) -> Array:
     return chosen
 
 
-def _last_windows(dataset: Dataset, share: float, held: int) -> tuple[Indices, Indices]:
+def _last_windows(dataset: Dataset, numbers: Indices, share: float) -> tuple[Indices, Indices]:
     """The last windows, and those before them that end, target and all, before they begin."""
-    first = dataset.count - held
-    file = int(dataset.files.file_of(np.array([first], np.int64))[0])
-    begin = int(dataset.files.firsts[file])
-    train = np.arange(begin + _apart(dataset.files.layouts[file], first - begin), dtype=np.int64)
+    count = len(numbers)
+    held = _held(dataset, share, count)
+    begin, last = dataset.files.seen(numbers)
+    own = dataset.files.sequences(numbers)
+    first = count - held
+    apart = (own < own[first]) | (last < begin[first])
+    train = numbers[:first][apart[:first]]
     if not len(train):
         raise DataError(
             f"every window before the {held} held out shares a step with them",
@@ -149,14 +169,4 @@ def _last_windows(dataset: Dataset, share: float, held: int) -> tuple[Indices, I
             where=dataset.input_names,
             hint=f"--set train.validation={share / 2:.2g}, or a smaller data.window.length",
         )
-    return train, np.arange(first, dataset.count, dtype=np.int64)
-
-
-def _apart(layout: Layout, first: int) -> int:
-    """Windows of a file that see nothing of window `first` or later ones."""
-    if not isinstance(layout, Series):
-        return first
-    window = layout.window
-    # Window n sees steps up to n stride + length - 1 + horizon, its target's.
-    room = first * window.stride - window.length - window.horizon
-    return min(first, max(0, room // window.stride + 1))
+    return train, numbers[first:]

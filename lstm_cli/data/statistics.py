@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.ragged import valid_steps
-from lstm_cli.data.types import Array, Batch
+from lstm_cli.data.types import Array, Batch, TargetInfo
 from lstm_cli.errors import Problem
 
 SCAN_SEQUENCES = 1024
@@ -31,19 +31,21 @@ class Statistics:
         (D,) smallest and largest finite value of each feature.
     classes
         How often each integer stands in the targets.
+    bad_targets
+        By value of a target: as `bad`; the step is None where targets are one a sequence.
     """
 
     features: int
     bad: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     classes: Counter[int] = field(default_factory=Counter)
-    bad_targets: int = 0
+    bad_targets: dict[int, tuple[int, int, int | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.low = np.full(self.features, np.inf)
         self.high = np.full(self.features, -np.inf)
 
-    def add(self, batch: Batch, classes: bool) -> None:
-        """Take in a batch of float64."""
+    def add(self, batch: Batch, info: TargetInfo | None) -> None:
+        """Take in a batch of float64, with targets as `info` says."""
         mask = _mask(batch)
         rows = batch.x[mask]  # (steps, D)
         finite = np.isfinite(rows)
@@ -51,8 +53,8 @@ class Statistics:
             self._add_bad(batch, mask, ~finite)
         self.low = np.minimum(self.low, np.where(finite, rows, np.inf).min(0, initial=np.inf))
         self.high = np.maximum(self.high, np.where(finite, rows, -np.inf).max(0, initial=-np.inf))
-        if batch.targets is not None:
-            self._add_targets(batch.targets, mask, classes)
+        if batch.targets is not None and info is not None:
+            self._add_targets(batch, batch.targets, mask, info)
 
     def _add_bad(self, batch: Batch, mask: Array, bad: Array) -> None:
         places = np.argwhere(mask)  # (steps, 2): sequence, step
@@ -61,18 +63,28 @@ class Statistics:
             count, first, step = self.bad.get(feature, (0, batch.first + n, t))
             self.bad[feature] = (count + int(bad[:, feature].sum()), first, step)
 
-    def _add_targets(self, targets: Array, mask: Array, classes: bool) -> None:
-        if not classes:
-            self.bad_targets += int((~np.isfinite(targets)).sum())
+    def _add_targets(self, batch: Batch, targets: Array, mask: Array, info: TargetInfo) -> None:
+        per_step = bool(info.per_step)
+        if info.kind != "class":
+            if not np.isfinite(targets).all():
+                self._add_bad_targets(batch.first, ~np.isfinite(targets), per_step)
             return
-        values = targets[mask] if targets.ndim == 2 else targets
+        values = targets[mask] if per_step else targets
         if len(self.classes) <= MOST_CLASSES:
             found, counts = np.unique(values, return_counts=True)
             self.classes.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
+    def _add_bad_targets(self, first: int, bad: Array, per_step: bool) -> None:
+        places = np.argwhere(bad.reshape(*bad.shape[: 1 + per_step], -1))
+        for value in np.unique(places[:, -1]).tolist():
+            own = places[places[:, -1] == value]
+            step = int(own[0, 1]) if per_step else None
+            count, n, t = self.bad_targets.get(value, (0, first + int(own[0, 0]), step))
+            self.bad_targets[value] = count + len(own), n, t
+
 
 def gather(dataset: Dataset) -> Statistics:
-    """Read the whole dataset once, in batches.
+    """Read the whole dataset once, in batches; targets that may be one a step are taken so.
 
     Raises
     ------
@@ -80,9 +92,9 @@ def gather(dataset: Dataset) -> Statistics:
         The file is damaged.
     """
     statistics = Statistics(dataset.features)
-    classes = dataset.targets is not None and dataset.targets.kind == "class"
-    for batch in dataset.batches(SCAN_SEQUENCES, np.float64, max_bytes=SCAN_BYTES):
-        statistics.add(batch, classes)
+    info = None if dataset.targets is None else dataset.targets.placed(True)
+    for batch in dataset.batches(SCAN_SEQUENCES, np.float64, per_step=True, max_bytes=SCAN_BYTES):
+        statistics.add(batch, info)
     return statistics
 
 
@@ -98,7 +110,7 @@ def input_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
         Problem(
             f"feature {feature} has {count} NaN or infinite value{'s' if count > 1 else ''}",
             expected="finite numbers",
-            found=f"the first in {_sequence(dataset, sequence)}, step {step}",
+            found=f"the first in {dataset.sequence(sequence)}, step {step}",
             where=(dataset.place(sequence),),
         )
         for feature, (count, sequence, step) in sorted(statistics.bad.items())
@@ -124,7 +136,7 @@ def _empty(dataset: Dataset) -> list[Problem]:
     if not empty:
         return []
     noun = "sequence has" if len(empty) == 1 else "sequences have"
-    listed = ", ".join(_sequence(dataset, n) for n in empty[:SHOWN_SEQUENCES])
+    listed = ", ".join(dataset.sequence(n) for n in empty[:SHOWN_SEQUENCES])
     more = len(empty) - SHOWN_SEQUENCES
     return [
         Problem(
@@ -136,22 +148,25 @@ def _empty(dataset: Dataset) -> list[Problem]:
     ]
 
 
-def _sequence(dataset: Dataset, number: int) -> str:
-    """A sequence by its number, and its name if it has one."""
-    named = "" if dataset.names is None else f" ({dataset.names[number]})"
-    return f"sequence {number}{named}"
-
-
 def target_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
     """Target values that are no numbers, and class indices with gaps or out of range."""
     info = dataset.targets
     if info is None:
         return []
-    where = (info.name,)
+    where, shaped = (info.name,), info.placed(True).shape != ()
     if statistics.bad_targets:
-        count = statistics.bad_targets
-        noun = "target is" if count == 1 else "targets are"
-        return [Problem(f"{count} {noun} NaN or infinite", "finite numbers", where=where)]
+        return [
+            Problem(
+                f"{count} target{' is' if count == 1 else 's are'} NaN or infinite",
+                expected="finite numbers",
+                found=f"the first in {within}",
+                where=(name,),
+            )
+            for value, (count, number, step) in sorted(statistics.bad_targets.items())
+            for name, _, within in [
+                dataset.target_place(number, step, value if shaped else None).partition(", ")
+            ]
+        ]
     if not statistics.classes or len(statistics.classes) > MOST_CLASSES:
         return []
     low, high = min(statistics.classes), max(statistics.classes)

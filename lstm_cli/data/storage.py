@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from math import prod
@@ -36,6 +36,9 @@ H5_ERRORS = (
 
 HEAP_REFERENCE_BYTES = 16
 """What a value of variable length takes where it stands: its length and its place in the heap."""
+
+OCTAVE = "OCTAVE_NEW_FORMAT"
+"""Attribute of the groups in which Octave keeps each variable, under ``value``."""
 
 BOMB_BYTES = 64 << 20
 """Below this a shape may declare what it likes: it fits in memory."""
@@ -107,6 +110,9 @@ class Stored:
             self.vlen = base is not None
             self.text = h5py.check_string_dtype(dtype) is not None
             self.dtype = np.dtype(dtype if base is None else base)
+            # MATLAB writes text as numbers, and of an empty array its shape.
+            self.text |= self.dtype == np.uint16 and self.attribute("MATLAB_class") == b"char"
+            self._empty = self.dtype == np.uint64 and "MATLAB_empty" in dataset.attrs
             width = HEAP_REFERENCE_BYTES if dtype.kind == "O" else dtype.itemsize
             self.nbytes = prod(self.shape) * width
             plist = dataset.id.get_create_plist()
@@ -123,7 +129,17 @@ class Stored:
     @property
     def numeric(self) -> bool:
         """Integers, booleans or real numbers."""
-        return self.dtype.kind in "iufb" and not self.text
+        return self.dtype.kind in "iufb" and not self.text and not self._empty
+
+    @property
+    def is_axis(self) -> bool:
+        """One of the datasets that NetCDF-4 writes for each axis."""
+        return self.attribute("CLASS") in (b"DIMENSION_SCALE", "DIMENSION_SCALE")
+
+    @property
+    def is_cell(self) -> bool:
+        """A MATLAB cell array, whose values stand in other datasets."""
+        return self.dtype.kind == "O" and self.attribute("MATLAB_class") == b"cell"
 
     @property
     def integral(self) -> bool:
@@ -159,11 +175,24 @@ class Stored:
         cut = [len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=False)]
         return (*cut, *self.shape[len(cut) :])
 
-    def blocks(self, start: int, count: int, stride: int, block: int) -> Array:
-        """`count` runs of `block` rows, `stride` apart, one after the other."""
+    def vector(self) -> Stored:
+        """The values as a vector; only turned datasets have rows and columns that are one."""
+        return self
+
+    def writer(self, marks: Mapping[str, str]) -> str | None:
+        """Name of the program that wrote the file, if it is known to reverse axes.
+
+        Parameters
+        ----------
+        marks
+            Attributes of a dataset, and what wrote it.
+        """
         with reading(self.where):
-            pick = h5py.MultiBlockSlice(start=start, count=count, stride=stride, block=block)
-            return np.asarray(self._dataset[pick])
+            found = next(
+                (name for mark, name in marks.items() if mark in self._dataset.attrs), None
+            )
+            octave = OCTAVE in self._dataset.parent.attrs
+        return found or ("Octave" if octave else self._guard.writer)
 
     def attribute(self, name: str) -> Any:
         """An attribute's value, or None."""
@@ -202,6 +231,12 @@ def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
         return holder.attrs[name]
 
 
+AS_CLASSES = (
+    "np.unique(texts, return_inverse=True) in Python gives the classes, and an index for each"
+)
+"""Hint for targets that are text."""
+
+
 def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
     """Raise DataError unless `stored` holds integers or real numbers."""
     if not stored.numeric:
@@ -210,7 +245,9 @@ def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
             expected="integers or real numbers",
             found=f"type {type_name(stored)}",
             where=places,
-            hint=f"in a config, data.{role} names another dataset",
+            hint=AS_CLASSES
+            if stored.text and role == "targets"
+            else f"in a config, data.{role} names another dataset",
         )
 
 
@@ -218,6 +255,8 @@ def type_name(stored: Stored) -> str:
     """The type of a dataset, in HDF5's and in plain words."""
     if stored.text:
         return "text"
+    if stored.is_cell:
+        return "references to other datasets, as MATLAB writes a cell array"
     kinds = {"c": "complex", "S": "string", "O": "object or string", "V": "compound or opaque"}
     return f"{printable(str(stored.dtype))} ({kinds.get(stored.dtype.kind, 'unsupported')})"
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, cast, clear_padding, holding, pad
+from lstm_cli.data.ragged import Lengths, cast, clear_padding, holding, pad, starts_of
 from lstm_cli.data.roles import TARGETS, missing
-from lstm_cli.data.storage import Stored, need_numeric, type_name
+from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import Array, DataOptions, TargetInfo
 from lstm_cli.errors import DataError
 
@@ -42,56 +42,35 @@ def find_targets(folder: Folder, options: DataOptions) -> FoundTargets | None:
     """
     if options.targets is not None:
         return _configured(folder, options.targets, options)
-    usual = (_usable(folder.find(name), options) for name in TARGETS)
-    return next((found for found in usual if found is not None), None)
+    found = (usable(folder.find(name), options) for name in TARGETS)
+    return next((one for one in found if one is not None), None)
 
 
-def _usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets | None:
+def usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets | None:
     """What stands under a usual name, if it can be targets."""
     if isinstance(found, Folder):
         return _returnn(found, options)
-    return FoundTargets(found) if found is not None and found.numeric else None
+    return FoundTargets(found.vector()) if found is not None and found.numeric else None
 
 
-def passed_over(folder: Folder, options: DataOptions, count: int) -> tuple[str, ...]:
-    """Why what bears a usual name before the targets, or in their stead, was not taken.
-
-    `labels` are no targets but names of classes, unless there is one for each of `count`
-    sequences and nothing else to learn.
-    """
-    notes: dict[str, str] = {}
-    for name in TARGETS if options.targets is None else ():
-        found = folder.find(name)
-        if _usable(found, options) is not None:
-            notes.pop("labels", None)
-            break
-        if isinstance(found, Stored):
-            if name != "labels" or found.shape[:1] in ((), (count,)):
-                notes[name] = f"{found.where} holds {type_name(found)}, not numbers"
-        elif isinstance(found, Folder):
-            notes[name] = f"{found.where} is a group without data/KEY"
-        elif (path := folder.soft_link(name)) is not None:
-            notes[name] = (
-                f"{folder.where.rstrip('/')}/{name} is a link to {path}, which is not there"
-            )
-    return tuple(f"{note}: not taken for targets" for note in notes.values())
-
-
-def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets:
+def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets | None:
     found = folder.find(name)
     if isinstance(found, Folder):
         keyed = _returnn(found, options)
         if keyed is not None:
             return keyed
     if not isinstance(found, Stored):
+        if found is None and not options.need_targets:
+            return None
         raise missing(folder, name, "targets", options)
     need_numeric(found, "targets", options.places(found.where))
     path, _, key = name.strip("/").rpartition("/")
     if path.endswith("targets/data"):
         group = folder.folder(path.removesuffix("/data"))
         keys = [] if group is None else _keys(group)
-        return FoundTargets(found, key, 1 + keys.index(key) if key in keys else None)
-    return FoundTargets(found)
+        column = 1 + keys.index(key) if key in keys else None
+        return FoundTargets(found.vector(), key, column)
+    return FoundTargets(found.vector())
 
 
 def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
@@ -113,7 +92,7 @@ def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
     if stored is None:
         return None
     need_numeric(stored, "targets", options.places(stored.where))
-    return FoundTargets(stored, key, 1 + keys.index(key))
+    return FoundTargets(stored.vector(), key, 1 + keys.index(key))
 
 
 def _keys(group: Folder) -> list[str]:
@@ -122,12 +101,14 @@ def _keys(group: Folder) -> list[str]:
     return [] if data is None else sorted(data.names())
 
 
-def target_info(stored: Stored, shape: tuple[int, ...], per_step: bool | None) -> TargetInfo:
-    """What the targets are, from the shape of one."""
-    kind = "class" if stored.integral and shape == () else "values"
-    return TargetInfo(
-        stored.where, "class" if kind == "class" else "values", shape, per_step, str(stored.dtype)
-    )
+def target_info(
+    stored: Stored,
+    shape: tuple[int, ...],
+    per_step: bool | None,
+    step_shape: tuple[int, ...] = (),
+) -> TargetInfo:
+    """Facts about the targets in a dataset; `shape` and `step_shape` as in `TargetInfo`."""
+    return TargetInfo.of(stored.where, str(stored.dtype), shape, per_step, step_shape)
 
 
 def cast_targets(values: Array, info: TargetInfo, dtype: DTypeLike) -> Array:
@@ -148,7 +129,7 @@ def misfit(stored: Stored, expected: str, options: DataOptions) -> DataError:
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """(N,), (N, K), (N, T) or (N, T, K)."""
+    """(N,), (N, K), (N, T) or (N, T, K); what is one a step stands padded."""
 
     stored: Stored
     info: TargetInfo
@@ -165,39 +146,49 @@ class DenseTargets:
         if rank not in (1, 2, 3) or shape[0] != N or (rank == 3 and shape[1] != T) or stored.vlen:
             raise misfit(stored, expected, options)
         if rank == 3:
-            info = target_info(stored, shape[2:], True)
-        elif rank == 2 and shape[1] == T and stored.integral:
-            info = target_info(stored, (), True)
-        else:
-            # Real numbers (N, T) may also be (N, K): the network's output decides.
-            per_step = None if rank == 2 and shape[1] == T else False
-            info = target_info(stored, shape[1:], per_step)
-        return cls(stored, info, lengths)
+            return cls(stored, target_info(stored, shape[2:], True), lengths)
+        # (N, T) may also be (N, K): what the network returns decides.
+        per_step = None if rank == 2 and shape[1] == T else False
+        return cls(stored, target_info(stored, shape[1:], per_step), lengths)
 
     def read(
         self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
     ) -> tuple[Array, int]:
-        by_step = per_step if self.info.per_step is None else self.info.per_step
-        if not by_step:
+        info = self.info.placed(bool(per_step))
+        if not info.per_step:
             values = self.stored.read(slice(start, stop))
-            return cast_targets(values, self.info, dtype), values.nbytes
+            return cast_targets(values, info, dtype), values.nbytes
         values = self.stored.read((slice(start, stop), slice(0, steps)))
-        y = cast_targets(values, self.info, dtype)
+        y = cast_targets(values, info, dtype)
         if y.shape[1] < steps:
             y = np.zeros((len(y), steps, *y.shape[2:]), y.dtype)
         elif self.lengths is not None:
             y = clear_padding(y, self.lengths[start:stop])
         return y, values.nbytes
 
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        rows: Array = self.stored.read((slice(number, number + 1), slice(begin, end, stride)))[0]
+        return rows
+
+    def place(self, number: int) -> str:
+        return self.info.name
+
 
 @dataclass(frozen=True)
 class FlatTargets:
-    """One a sequence, (N, ...), or one a step, (sum T, ...), beside concatenated inputs."""
+    """One a sequence, (N, ...), or one a step, (sum T, ...), beside concatenated inputs.
+
+    Attributes
+    ----------
+    each
+        Rows that one target a sequence takes.
+    """
 
     stored: Stored
     info: TargetInfo
     lengths: Lengths
     starts: Lengths
+    each: int = 1
 
     @classmethod
     def of(
@@ -207,31 +198,61 @@ class FlatTargets:
         starts: Lengths,
         table: Lengths | None,
         options: DataOptions,
-    ) -> FlatTargets:
+    ) -> FlatTargets | DenseTargets:
         """Raises DataError if there are neither N nor sum T of them."""
         stored, N, rows = found.stored, len(lengths), int(starts[-1])
+        if found.column is not None and table is not None and found.column < table.shape[1]:
+            own = table[:, found.column]
+            return cls(stored, *_by_own_lengths(found, own, lengths, options))
+        T = int(lengths.max(initial=0))
+        if rows != N and stored.rank in (2, 3) and stored.shape[:2] == (N, T) and not stored.vlen:
+            return DenseTargets.of(found, N, T, lengths, options)
         expected = f"one a sequence ({N}, ...) or one a step ({rows}, ...)"
         if stored.rank not in (1, 2) or stored.shape[0] not in (N, rows) or stored.vlen:
             raise misfit(stored, expected, options)
         by_step, by_sequence = stored.shape[0] == rows, stored.shape[0] == N
-        if found.column is not None and table is not None and found.column < table.shape[1]:
-            own = table[:, found.column]
-            by_step, by_sequence = bool((own == lengths).all()), bool((own == 1).all())
-            if not by_step and not by_sequence:
-                raise _own_lengths(found, own, lengths, options)
         per_step = None if by_step and by_sequence else by_step
-        return cls(stored, target_info(stored, stored.shape[1:], per_step), lengths, starts)
+        rest = stored.shape[1:]
+        return cls(stored, target_info(stored, rest, per_step, rest), lengths, starts)
 
     def read(
         self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
     ) -> tuple[Array, int]:
-        by_step = per_step if self.info.per_step is None else self.info.per_step
-        if not by_step:
-            values = self.stored.read(slice(start, stop))
-            return cast_targets(values, self.info, dtype), values.nbytes
+        info = self.info.placed(bool(per_step))
+        if not info.per_step:
+            values = self.stored.read(slice(start * self.each, stop * self.each))
+            values = values.reshape(stop - start, *info.shape)
+            return cast_targets(values, info, dtype), values.nbytes
         values = self.stored.read(slice(int(self.starts[start]), int(self.starts[stop])))
-        rows = cast_targets(values, self.info, dtype)
+        rows = cast_targets(values, info, dtype)
         return pad(rows, self.lengths[start:stop], steps, rows.dtype), values.nbytes
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        first = int(self.starts[number])
+        return self.stored.read(slice(first + begin, first + end, stride))
+
+    def place(self, number: int) -> str:
+        return self.info.name
+
+
+def _by_own_lengths(
+    found: FoundTargets, own: Lengths, lengths: Lengths, options: DataOptions
+) -> tuple[TargetInfo, Lengths, Lengths, int]:
+    """Facts, lengths, starts and `each` of targets that a column of seqLengths counts."""
+    stored = found.stored
+    if stored.rank not in (1, 2) or stored.vlen or stored.shape[0] != sum(own.tolist()):
+        expected = f"({sum(own.tolist())}, ...), as its column of lengths adds up"
+        raise misfit(stored, expected, options)
+    by_step = bool((own == lengths).all())
+    alike = len(own) and own[0] > 0 and (own == own[0]).all()
+    each = int(own[0]) if alike and (by_step or own[0] == 1) else 0
+    if not by_step and not each:
+        raise _own_lengths(found, own, lengths, options)
+    rest = stored.shape[1:]
+    shape = rest if each == 1 else (each, *rest)
+    per_step = None if by_step and each else by_step
+    info = target_info(stored, rest if per_step else shape, per_step, rest)
+    return info, lengths, starts_of(lengths), max(each, 1)
 
 
 def _own_lengths(

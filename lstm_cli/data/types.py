@@ -22,19 +22,27 @@ MAX_BATCH_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Window:
-    """How a series is cut.
+    """How sequences are cut.
 
     Attributes
     ----------
     length, stride
         Steps in a window, and from one window's start to the next one's.
     horizon
-        A window's target stands this many steps after its last one.
+        A window's first target stands this many steps after its last step.
+    predict
+        Consecutive steps that a window's targets cover.
     """
 
     length: int
     stride: int = 1
     horizon: int = 1
+    predict: int = 1
+
+    @property
+    def reach(self) -> int:
+        """Steps from a window's last step to the last step of its targets."""
+        return self.horizon + self.predict - 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,11 @@ class DataOptions:
     layout
         One of `LAYOUTS`.
     window
-        Cut a series.
+        Cut every sequence into windows.
+    transpose
+        The axes are reversed as stored, or are not; None: refuse a file that says they are.
+    need_targets
+        A configured dataset of targets that is missing is an error; else a note.
     features
         The config's input size: how many features a flat row of the vlen layout holds, where
         the file does not say it.
@@ -65,6 +77,8 @@ class DataOptions:
     mask: str | None = None
     layout: str | None = None
     window: Window | None = None
+    transpose: bool | None = None
+    need_targets: bool = True
     features: int | None = None
     where: str | None = None
     allow_external: bool = False
@@ -72,7 +86,8 @@ class DataOptions:
     def places(self, *more: str) -> tuple[str, ...]:
         """Places to name in an error: those given, then where options were set, if any was."""
         told = (self.inputs, self.targets, self.lengths, self.offsets, self.mask, self.layout)
-        if self.where is None or (self.window is None and not any(told)):
+        unset = self.window is None and self.transpose is None
+        if self.where is None or (unset and not any(told)):
             return more
         return (*more, self.where)
 
@@ -88,11 +103,13 @@ class TargetInfo:
     kind
         ``class``: integers without a further axis, which may be class indices. Else ``values``.
     shape
-        Of one target: ``()`` or ``(K,)``.
+        Shape of one target: ``()`` or ``(K,)``.
     per_step
-        One a step, one a sequence, or None where the shape allows both.
+        One a step, one a sequence, or None where the shape allows both: the network decides.
     dtype
-        As stored.
+        Type as stored.
+    step_shape
+        Shape of one target a step, where `per_step` is None; `shape` is that of one a sequence.
     """
 
     name: str
@@ -100,6 +117,28 @@ class TargetInfo:
     shape: tuple[int, ...]
     per_step: bool | None
     dtype: str
+    step_shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        per_step: bool | None,
+        step_shape: tuple[int, ...] = (),
+    ) -> TargetInfo:
+        """Facts about targets, with the kind that type and shape tell."""
+        integral = np.dtype(dtype).kind in "iub"
+        kind: TargetKind = "class" if integral and shape == () else "values"
+        return cls(name, kind, shape, per_step, dtype, step_shape)
+
+    def placed(self, per_step: bool | None) -> TargetInfo:
+        """Facts once it is known whether targets are one a step, where the shape allows both."""
+        if self.per_step is not None or per_step is None:
+            return self
+        shape = self.step_shape if per_step else self.shape
+        return TargetInfo.of(self.name, self.dtype, shape, per_step)
 
 
 @dataclass(frozen=True)
@@ -115,6 +154,8 @@ class Batch:
     targets
         (N,), (N, K), (N, T) or (N, T, K), or None; int64 if they may be class indices, else of
         the dtype of `x`, or a wider one that holds what is stored. Padded steps hold 0.
+    known
+        (N,) true for sequences that have a target; None if all have. Others hold 0.
     first
         Number of the first sequence in the whole dataset.
     file
@@ -129,6 +170,7 @@ class Batch:
     first: int
     file: int
     nbytes: int
+    known: NDArray[np.bool_] | None = None
 
     @property
     def count(self) -> int:
@@ -150,6 +192,15 @@ class Targets(Protocol):
 
         `per_step` decides where the shape allows both.
         """
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        """Targets of every `stride`-th step of a sequence, begin to end, as stored.
+
+        Only where targets may be one a step.
+        """
+
+    def place(self, number: int) -> str:
+        """Where the targets of a sequence stand."""
 
 
 class Layout(Protocol):
@@ -203,6 +254,12 @@ class Layout(Protocol):
         out
             (n, T, D) to fill, padding with 0; T at least the longest one's steps.
         """
+
+    def span(self, number: int, begin: int, end: int) -> Array:
+        """Steps begin to end of a sequence, (steps, D), as stored."""
+
+    def place(self, number: int) -> str:
+        """Where the inputs of a sequence stand."""
 
     def roles(self) -> dict[str, str]:
         """Path in the file of every dataset used, and what it was taken for."""

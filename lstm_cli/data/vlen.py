@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import check_count, lengths_table
+from lstm_cli.data.lengths import check_count, only_lengths
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, check_lengths, pad, pad_into, starts_of
 from lstm_cli.data.roles import Roles
@@ -94,6 +94,13 @@ class Vlen:
         pad_into(rows.reshape(-1, self.features), self.lengths[start:stop], out)
         return rows.nbytes
 
+    def span(self, number: int, begin: int, end: int) -> Array:
+        (row,) = self.stored.read(slice(number, number + 1))
+        return np.reshape(row, (-1, self.features))[begin:end]
+
+    def place(self, number: int) -> str:
+        return self.inputs
+
     def roles(self) -> dict[str, str]:
         return self.found
 
@@ -121,7 +128,7 @@ def open_vlen(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
     sizes = _sizes(inputs)
     told = None
     if roles.lengths is not None:
-        told = lengths_table(roles.lengths, options)[:, 0]
+        told = only_lengths(roles.lengths, options)
         check_count(told, len(sizes), roles.lengths.where, options)
         check_lengths(told, roles.lengths.where, options.places(roles.lengths.where), None)
     D = _features(folder, inputs, sizes, told, options)
@@ -200,32 +207,34 @@ def _joined(stored: Stored, rows: Array) -> Array:
 
 
 def _targets(found: FoundTargets, lengths: Lengths, options: DataOptions) -> Targets:
-    """One a sequence, or rows of variable length with one a step."""
-    stored = found.stored
+    """One a sequence, or one a step: in rows of variable length, or padded as (N, T, ...)."""
+    stored, N = found.stored, len(lengths)
     if not stored.vlen:
-        if stored.rank not in (1, 2) or stored.shape[0] != len(lengths):
-            raise misfit(stored, f"({len(lengths)},) or ({len(lengths)}, K)", options)
-        info = target_info(stored, stored.shape[1:], False)
-        return FlatTargets(stored, info, lengths, starts_of(lengths))
-    if stored.rank != 1 or stored.shape[0] != len(lengths):
-        raise misfit(stored, f"({len(lengths)},) rows", options)
+        return FlatTargets.of(found, lengths, starts_of(lengths), None, options)
+    if stored.rank != 1 or stored.shape[0] != N:
+        raise misfit(stored, f"({N},) rows", options)
     sizes = _sizes(stored)
     K = int(sizes.sum()) // max(1, int(lengths.sum()))
-    if K < 1 or (sizes != lengths * K).any():
+    by_step = K > 0 and bool((sizes == lengths * K).all())
+    alike = bool(len(sizes) and sizes[0] > 0 and (sizes == sizes[0]).all())
+    if not by_step and not alike:
         n = int(np.argmax(sizes != lengths * max(1, K)))
         raise DataError(
             f"sequence {n} has {lengths[n]} steps and {sizes[n]} target values",
-            expected="T × K values in each row",
+            expected="T × K values in each row, or as many in every row",
             found=f"{sizes[n]} in {stored.where}",
             where=options.places(stored.where),
         )
-    shape = () if K == 1 else (K,)
-    return VlenTargets(stored, target_info(stored, shape, True), lengths)
+    step_shape = () if K == 1 else (K,)
+    shape = (int(sizes[0]),) if alike else ()
+    per_step = None if by_step and alike else by_step
+    info = target_info(stored, step_shape if per_step else shape, per_step, step_shape)
+    return VlenTargets(stored, info, lengths)
 
 
 @dataclass(frozen=True)
 class VlenTargets:
-    """One a step, in rows of variable length."""
+    """One a step, or as many in every sequence, in rows of variable length."""
 
     stored: Stored
     info: TargetInfo
@@ -234,6 +243,16 @@ class VlenTargets:
     def read(
         self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
     ) -> tuple[Array, int]:
+        info = self.info.placed(bool(per_step))
         rows = _joined(self.stored, self.stored.read(slice(start, stop)))
-        values = cast_targets(rows, self.info, dtype).reshape(-1, *self.info.shape)
+        values = cast_targets(rows, info, dtype).reshape(-1, *info.shape)
+        if not info.per_step:
+            return values, rows.nbytes
         return pad(values, self.lengths[start:stop], steps, values.dtype), rows.nbytes
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        rows = _joined(self.stored, self.stored.read(slice(number, number + 1)))
+        return rows.reshape(-1, *self.info.placed(True).shape)[begin:end:stride]
+
+    def place(self, number: int) -> str:
+        return self.info.name

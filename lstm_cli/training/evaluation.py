@@ -69,7 +69,8 @@ def _not_finite(
 ) -> LstmCliError | None:
     """The error for what is not finite in a batch; None if nothing of it counts."""
     whole = Piece(batch.x, batch.targets, batch.lengths)
-    data = bad_data(whole, network.returns_sequences, batch.numbers, places, "validation")
+    stopped = "training stopped in validation"
+    data = bad_data(whole, network.returns_sequences, batch.numbers, places, stopped)
     if data is not None:
         return data
     found = trace(network, batch.x, batch.lengths, state)

@@ -51,7 +51,8 @@ def explain(
     """
     when = f"{when}, after {_counted(moment.number, 'update')}"
     piece = replace(moment.piece, x=learner.network.engine.to_host(moment.piece.x))
-    data = bad_data(piece, learner.criterion.targets.per_step, numbers, places, when)
+    stopped = f"training stopped in {when}"
+    data = bad_data(piece, learner.criterion.targets.per_step, numbers, places, stopped)
     if data is not None:
         return data
     where: tuple[str, ...] = (when,)
@@ -101,7 +102,7 @@ def place_of(found: NotFinite, piece: Piece, numbers: Array, places: Places) -> 
 
 
 def bad_data(
-    piece: Piece, per_step: bool, numbers: Array, places: Places, when: str
+    piece: Piece, per_step: bool, numbers: Array, places: Places, why: str
 ) -> DataError | None:
     """The error for the first input or target that is not finite; None if all are."""
     culprit = _bad_input(piece, numbers, places)
@@ -113,7 +114,7 @@ def bad_data(
         "the data hold a value that is not finite",
         expected="real numbers: a step that is not known is better left out than filled with NaN",
         found=culprit,
-        where=f"training stopped in {when}",
+        where=why,
         hint=f"lstm-cli data {file} says what else is wrong with the file",
     )
 
@@ -143,7 +144,8 @@ def _bad_target(piece: Piece, per_step: bool, numbers: Array, places: Places) ->
         return None
     row, *rest = _first(bad)
     step = rest.pop(0) + _before(piece, row) if per_step else None
-    place = places.target(int(numbers[row]), step, rest[0] if rest else None)
+    value = rest[0] if rest and targets.shape[-1] > 1 else None
+    place = places.target(int(numbers[row]), step, value)
     return f"{targets[tuple(_first(bad))]} at {place}"
 
 

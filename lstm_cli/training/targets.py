@@ -50,8 +50,8 @@ class Targets:
         fitted = self._fitting(targets, shape)
         rows = self._rows(shape, lengths)
         wanted = taken(fitted, rows, len(shape) - 1)
-        if self.loss == "cross_entropy" and wanted.ndim == 1:
-            wanted = self._classes(wanted)
+        if self.loss == "cross_entropy":
+            wanted = self._classes(wanted) if wanted.ndim == 1 else self._shares(wanted)
         low, high = wanted.min(initial=0), wanted.max(initial=0)
         if self.loss == "binary_cross_entropy" and (low < 0 or high > 1):
             raise DataError(
@@ -60,6 +60,10 @@ class Targets:
                 found=f"{low:g} to {high:g}",
             )
         return rows, wanted
+
+    def need_fitting(self, targets: Array, shape: tuple[int, ...]) -> None:
+        """Raise DataError unless targets fit outputs of `shape`."""
+        self._fitting(targets, shape)
 
     def _rows(self, shape: tuple[int, ...], lengths: Array | None) -> Array | None:
         """Which rows count: (N, T) per step, else (N,); None: all."""
@@ -90,15 +94,36 @@ class Targets:
         return targets
 
     def _shape_hint(self, targets: Array, shape: tuple[int, ...]) -> str | None:
-        if self.per_step and targets.ndim < len(shape):
+        one_number = targets.shape == shape[:-1]
+        if one_number and targets.dtype.kind not in "iu":
+            return "one number for each output wants `units: 1` in the last layer"
+        if self.per_step and targets.ndim < len(shape) and not one_number:
             return (
                 "one target a sequence wants `return_sequences: false` in the last recurrent layer"
             )
         if not self.per_step and targets.ndim > len(shape):
             return "one target a step wants `return_sequences: true` in the last recurrent layer"
-        if targets.ndim == len(shape) - 1 and targets.dtype.kind in "iu":
+        if one_number:
             return "class targets want a softmax at the end and `train.loss: cross_entropy`"
         return None
+
+    def _shares(self, targets: Array) -> Array:
+        """Shares of the classes (rows, F); DataError for whole numbers that cannot be shares."""
+        whole = (targets == np.floor(targets)).all(axis=1)
+        wrong = whole & ((targets < 0).any(axis=1) | (targets.sum(axis=1) > 1))
+        if wrong.any():
+            row = ", ".join(f"{value:g}" for value in targets[wrong][0][:8])
+            hint = None
+            if not self.per_step:
+                hint = "a class a step wants `return_sequences: true` in the last recurrent layer"
+            raise DataError(
+                f"{self.name} holds numbers that are no shares of classes",
+                expected=f"a class each, or of {self.features} classes the share of each: "
+                "0 to 1, and 1 in all",
+                found=row,
+                hint=hint,
+            )
+        return targets
 
     def _classes(self, targets: Array) -> Array:
         wrong = (targets < 0) | (targets >= self.features) | (targets != np.floor(targets))

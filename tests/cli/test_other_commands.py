@@ -119,7 +119,7 @@ def test_the_config_suggested_for_a_series_forecasts_it(lstm, tmp_path):
     (tmp_path / "c.yaml").write_text(document["suggestion"])
     outcome = lstm("run", tmp_path / "c.yaml", "data/sunspots.h5")
     assert outcome.code == 0, outcome.err
-    assert "289 windows" in outcome.out
+    assert "290 windows" in outcome.out
     assert "MSE" in outcome.out
 
 

@@ -231,7 +231,7 @@ def test_not_finite_outputs_are_said(lstm, config, data):
 def test_sunspots_windows(lstm):
     outcome = lstm("run", "configs/sunspots.yaml", "data/sunspots.h5", "--json")
     assert outcome.code == 0, outcome.err
-    assert outcome.json["output"]["shape"] == [289, 1]
+    assert outcome.json["output"]["shape"] == [290, 1]
     assert {"loss", "mse", "mae"} == set(outcome.json["metrics"])
 
 

@@ -73,6 +73,12 @@ def write_vlen(path: str, name: str, rows: list[np.ndarray], dtype: type = np.fl
             stored[n] = row.ravel()
 
 
+def window_starts(T: int, length: int, stride: int) -> list[int]:
+    """Steps at which the windows of a sequence begin, by hand."""
+    starts = [s for s in range(0, T, stride) if s + length <= T]
+    return [*starts, T - length] if starts and starts[-1] + length < T else starts
+
+
 LAYOUTS = ("dense", "mask", "concatenated", "offsets", "vlen", "groups")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError
 
 from .conftest import LAYOUTS, write_vlen
+
+ROOT = Path(__file__).parents[3]
 
 
 def whats(report):
@@ -252,6 +256,79 @@ class TestNotes:
         assert self.notes(write("a.h5", **labelled)) == ()
         assert self.notes(write("b.h5", **labelled, y=[0, 1, 1])) == ()
         assert len(self.notes(write("c.h5", inputs=self.X, labels=["cat", "dog", "cat"]))) == 1
+
+    def test_what_is_like_the_inputs(self, write):
+        parts = {"x": self.X[0], "x1": self.X[1], "x2": np.ones((9, 2)), "z": np.ones((4, 3))}
+        (note,) = self.notes(write("a.h5", **parts, time=np.arange(5.0)))
+        assert "/x1, " in note
+        assert "/x2: of the same form as" in note
+        assert "/z" not in note
+        (note,) = self.notes(write("b.h5", inputs=self.X, more=np.ones((7, 4, 2))))
+        assert "/more: of the same form" in note
+        (note,) = self.notes(write("c.h5", x=np.arange(9.0), x1=np.arange(9.0), n=np.arange(9)))
+        assert "/x1: of the same form" in note
+        assert "/n" not in note
+
+    def test_what_may_be_targets(self, write):
+        for n, label in enumerate((np.zeros(3), np.zeros((3, 4)), np.zeros((3, 2), int))):
+            (note,) = self.notes(write(f"{n}.h5", inputs=self.X, label=label))
+            assert "data.targets: label takes them" in note
+        assert self.notes(write(inputs=self.X, age=np.zeros(3))) == ()
+        path = write("t.h5", inputs=self.X, label=np.zeros(3), targets=np.zeros(3))
+        assert self.notes(path) == ()
+
+    def test_several_targets(self, write):
+        (note,) = self.notes(write(inputs=self.X, targets=np.zeros(3), y=np.zeros(3)))
+        assert "/y: may be targets too, but targets is taken; data.targets: y takes it" in note
+
+    def test_what_stands_beside_groups(self, write):
+        parts = {f"s{n}__inputs": self.X[n] for n in range(3)}
+        (note,) = self.notes(write("a.h5", **parts, targets=np.zeros(3), about="words"))
+        assert "/targets: beside the sequences" in note
+        parts = {f"s{n}": self.X[n] for n in range(3)}
+        (note,) = self.notes(write("b.h5", **parts, targets=np.zeros(3), label=np.zeros(3)))
+        assert "/label, " in note
+        with pytest.raises(DataError, match="each dataset of .* is a sequence"):
+            open_data([write("b.h5")], DataOptions(targets="label"))
+
+    def test_groups_beside_inputs(self, write):
+        (note,) = self.notes(write(inputs=self.X, more__inputs=self.X))
+        assert "/more: sequences of their own" in note
+
+    def test_a_refused_link_beside_targets_is_not_followed(self, write):
+        path = write(inputs=self.X, targets=np.zeros(3), y=h5py.ExternalLink("other.h5", "/y"))
+        with open_data([path]) as data:
+            assert data.notes == ()
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "japanese-vowels.h5:/train",
+            "japanese-vowels.h5:/test",
+            "sunspots.h5",
+            "tmva-time.h5:/test",
+        ],
+    )
+    def test_shipped_data_leave_nothing_out(self, path):
+        with open_data([str(ROOT / "data" / path)]) as data:
+            assert data.notes == ()
+
+    def test_returnn_and_netcdf_have_datasets_of_their_own(self, write):
+        rows, table = np.zeros((5, 2)), np.array([[2, 2], [3, 3]])
+        path = write(
+            "a.h5",
+            inputs=rows,
+            seqLengths=table,
+            seqTags=[b"a", b"b"],
+            targets__data__data=rows,
+            targets__labels__data=[b"x"],
+        )
+        assert self.notes(path) == ()
+        path = write("b.h5", inputs=rows, seqLengths=[2, 3], targetClasses=np.zeros(5, int))
+        with h5py.File(path, "a") as file:
+            file["inputMeans"], file["numTimesteps"] = np.zeros(2), np.zeros(5)
+            file["numTimesteps"].make_scale("numTimesteps")
+        assert self.notes(path) == ()
 
 
 def test_a_link_to_nothing_is_told(write):

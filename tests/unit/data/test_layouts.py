@@ -9,7 +9,7 @@ import pytest
 from lstm_cli.data import DataOptions, Window, open_data
 from lstm_cli.errors import DataError, UsageError
 
-from .conftest import LAYOUTS, write_vlen
+from .conftest import LAYOUTS, window_starts, write_vlen
 
 
 def read_all(dataset, size=4, dtype="float64", **options):
@@ -296,24 +296,28 @@ class TestSeries:
         T = 31
         x = np.random.default_rng(1).normal(size=(T, 3))
         y = np.random.default_rng(2).normal(size=T)
-        starts = [s for s in range(0, T, stride) if s + length - 1 + horizon < T]
+        starts = window_starts(T, length, stride)
         path = write(inputs=x, targets=y)
         options = DataOptions(window=Window(length, stride, horizon))
         with open_data([path], options) as data:
             assert data.count == len(starts)
             sequences, targets = read_all(data, 3)
+            known = set(data.numbers.tolist())
         assert len(sequences) == len(starts)
-        for s, got, target in zip(starts, sequences, targets, strict=True):
+        for n, (s, got, target) in enumerate(zip(starts, sequences, targets, strict=True)):
             np.testing.assert_array_equal(got, x[s : s + length])
-            assert target == y[s + length - 1 + horizon]
+            there = s + length - 1 + horizon < T
+            assert (n in known) is there
+            assert target == (y[s + length - 1 + horizon] if there else 0)
 
     def test_targets_are_the_inputs_by_default(self, write):
         x = np.random.default_rng(1).normal(size=(12, 2))
         with open_data([write(inputs=x)], DataOptions(window=Window(4, 2, 3))) as data:
             sequences, targets = read_all(data)
             assert data.targets.shape == (2,)
-            assert data.description == "3 windows, 4 steps, 2 features (series)"
-        np.testing.assert_array_equal(np.stack(targets), x[[6, 8, 10]])
+            assert data.description == "5 windows, 4 steps, 2 features (series)"
+            np.testing.assert_array_equal(data.numbers, [0, 1, 2])
+        np.testing.assert_array_equal(np.stack(targets[:3]), x[[6, 8, 10]])
         np.testing.assert_array_equal(sequences[2], x[4:8])
 
     def test_one_axis_is_one_feature(self, write):
@@ -326,19 +330,18 @@ class TestSeries:
         path = write(inputs=np.zeros((1000, 2)))
         options = DataOptions(window=Window(5, 100, 0))
         with open_data([path], options) as data:
-            assert sum(b.nbytes for b in data.batches(4, np.float32, targets=False)) == 10 * 5 * 16
+            assert sum(b.nbytes for b in data.batches(4, np.float32, targets=False)) == 11 * 5 * 16
         with open_data([path], DataOptions(window=Window(100))) as data:
             batch = next(data.batches(50, np.float32, targets=False))
             assert batch.nbytes == 149 * 16
 
     def test_too_short(self, write):
-        with pytest.raises(DataError, match="9 steps, too few"):
-            open_data([write(inputs=np.arange(9.0))], DataOptions(window=Window(9)))
-
-    def test_windows_need_a_series(self, make):
-        for layout in LAYOUTS:
-            with pytest.raises(DataError, match="cuts a series"):
-                open_data([make(layout)], DataOptions(window=Window(2)))
+        path = write(inputs=np.arange(9.0))
+        with pytest.raises(DataError, match="no window fits: the longest sequence has 9") as error:
+            open_data([path], DataOptions(window=Window(10)))
+        assert error.value.hints == ("--set data.window.length=8",)
+        with open_data([path], DataOptions(window=Window(8))) as data:
+            assert data.numbers.tolist() == [0]
 
 
 class TestSeveralFiles:
@@ -439,7 +442,7 @@ def test_windows_are_read_into_the_room_that_is_given(write, stored, stride, len
     options = DataOptions(window=Window(length, stride, 0))
     with open_data([write(inputs=x)], options) as data:
         batches = list(data.batches(3, "float32", room=dirty))
-    starts = range(0, 41 - length + 1, stride)
+    starts = window_starts(41, length, stride)
     expected = np.stack([x[s : s + length] for s in starts]).astype(np.float32)
     np.testing.assert_array_equal(np.concatenate([batch.x for batch in batches]), expected)
 
@@ -455,3 +458,18 @@ def test_full_sequences_are_read_straight_into_the_room(write, shape, monkeypatc
             (batch,) = data.batches(N, "float32", room=dirty)
             np.testing.assert_array_equal(batch.x, x)
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("layout", ["dense", "vlen", "concatenated"])
+def test_lengths_of_several_columns_that_differ_are_refused(make, truth, layout):
+    path = make(layout)
+    with h5py.File(path, "a") as file:
+        if "lengths" in file:
+            del file["lengths"]
+        file["lengths"] = np.stack([truth.lengths, truth.lengths], axis=1)
+    with open_data([path]) as data:
+        np.testing.assert_array_equal(data.lengths(), truth.lengths)
+    with h5py.File(path, "a") as file:
+        file["lengths"][4, 1] = 2
+    with pytest.raises(DataError, match="2 columns, which differ in sequence 4"):
+        open_data([path])

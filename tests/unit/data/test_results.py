@@ -122,6 +122,9 @@ def test_windows_are_dense(write, out):
     with h5py.File(out) as file:
         np.testing.assert_array_equal(file["outputs"], np.stack(rows))
         assert "lengths" not in file
+        np.testing.assert_array_equal(file["source/sequence"], np.zeros(9))
+        np.testing.assert_array_equal(file["source/step"], [0, 2, 4, 6, 8, 10, 12, 14, 15])
+        assert set(file["source/file"].asstr()[:]) == {path}
 
 
 def test_whole_series_keeps_its_shape(write, out):

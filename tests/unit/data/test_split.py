@@ -97,7 +97,8 @@ def test_nothing_of_the_last_windows_is_seen(write, window, share):
     options = DataOptions(layout="series", window=window)
     with open_data([path], options) as data:
         train, held = hold_out(data, share, 0)
-        N = data.count
+        N = len(data.numbers)
+        np.testing.assert_array_equal(data.numbers, np.arange(N))
         np.testing.assert_array_equal(held, np.arange(N - round(share * N), N))
 
         def seen(numbers):
@@ -118,10 +119,13 @@ def test_the_last_windows_of_several_series(write):
     options = DataOptions(layout="series", window=Window(4))
     with open_data(paths, options) as data:
         train, held = hold_out(data, 0.5, 0)
-        assert held.tolist() == list(range(39, 78))
-        assert train.tolist() == list(range(39 - 4)), "4 windows share a step with window 39"
+        # Of 27 windows a file, the last has no target.
+        assert data.count == 81
+        assert held.tolist() == [*range(40, 53), *range(54, 80)]
+        assert train.tolist() == [*range(26), *range(27, 36)], "4 share a step with window 40"
         train, held = hold_out(data, 1 / 3, 0)
-        assert train.tolist() == list(range(52)), "the third file shares nothing with the others"
+        assert held.tolist() == list(range(54, 80))
+        assert train.tolist() == [*range(26), *range(27, 53)], "files share nothing"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from lstm_cli.data import DataOptions, Window, memory, open_data
 from lstm_cli.errors import UsageError
 
-from .conftest import LAYOUTS, write_vlen
+from .conftest import LAYOUTS, window_starts, write_vlen
 
 ORDERS = {
     "shuffled": [8, 2, 5, 10, 0, 3],
@@ -125,16 +125,17 @@ def test_a_shape_that_allows_both_follows_per_step(write, source):
 @pytest.mark.parametrize("own_targets", [True, False])
 def test_windows_of_several_series(write, window, own_targets, source):
     rng = np.random.default_rng(2)
-    paths, windows, values = [], [], []
+    paths, windows, values, known = [], [], [], []
     for k, T in enumerate((29, 41)):
         series, y = rng.normal(size=(T, 2)), rng.normal(size=T)
         more = {"targets": y} if own_targets else {}
         paths.append(write(f"{k}.h5", inputs=series, **more))
-        for n in range((T - window.length - window.horizon) // window.stride + 1):
-            start = n * window.stride
+        for start in window_starts(T, window.length, window.stride):
             windows.append(series[start : start + window.length])
             last = start + window.length - 1 + window.horizon
-            values.append(y[last] if own_targets else series[last])
+            own = y if own_targets else series
+            known.append(last < T)
+            values.append(own[last] if last < T else 0 * own[0])
     with open_data(paths, DataOptions(layout="series", window=window)) as data:
         assert data.count == len(windows)
         numbers = rng.permutation(data.count)
@@ -142,6 +143,8 @@ def test_windows_of_several_series(write, window, own_targets, source):
     assert batch.lengths is None
     np.testing.assert_array_equal(batch.x, np.array(windows)[numbers])
     np.testing.assert_array_equal(batch.targets, np.array(values)[numbers])
+    found = np.ones(len(known), bool) if batch.known is None else batch.known
+    np.testing.assert_array_equal(found, np.array(known)[numbers])
 
 
 def test_files_whose_steps_tell_what_their_targets_are(write, source):

@@ -68,8 +68,8 @@ def test_one_a_step(make, truth, layout, width, dtype):
     if layout == "vlen":
         write_vlen(path, "targets", steps, np.dtype(dtype).type)
     info, batches = batches_of(path, per_step=True)
-    expected = None if (layout, width, dtype) == ("dense", None, "float64") else True
-    assert info.per_step is expected
+    assert info.per_step is (None if (layout, width) == ("dense", None) else True)
+    info = info.placed(True)
     assert info.kind == ("class" if dtype == "int32" and width is None else "values")
     check_per_step(batches, steps)
 
@@ -103,23 +103,82 @@ def test_groups_of_which_one_has_none(make):
         open_data([path])
 
 
-def test_ambiguous_real_numbers(write):
-    """(N, 4) beside (N, 4, D): the network's output decides."""
-    y = np.random.default_rng(0).normal(size=(3, 4))
-    path = write(inputs=np.ones((3, 4, 2)), targets=y, lengths=[2, 4, 1])
+@pytest.mark.parametrize("dtype", ["f8", "i4", "u1", "?"])
+@pytest.mark.parametrize(
+    ("layout", "varying"),
+    [
+        *((layout, False) for layout in ("dense", "concatenated", "vlen")),
+        *((layout, True) for layout in ("dense", "concatenated", "vlen")),
+        # Four targets are one a step in sequences of four steps only.
+        *((layout, False) for layout in ("vlen rows", "groups", "returnn")),
+    ],
+)
+def test_what_may_be_one_a_step_or_several_a_sequence(write, layout, varying, dtype):
+    """(N, 4) beside sequences of up to 4 steps: the network's output decides."""
+    rng = np.random.default_rng(0)
+    y = (3 * rng.normal(size=(3, 4))).astype(dtype)
+    lengths = np.array([2, 4, 1] if varying else [4, 4, 4])
+    x = rng.normal(size=(3, 4, 2))
+    flat = np.concatenate([row[:T] for row, T in zip(x, lengths, strict=True)])
+    if layout == "dense":
+        path = write(inputs=x, targets=y, **({"lengths": lengths} if varying else {}))
+    elif layout == "concatenated":
+        path = write(inputs=flat, targets=y, lengths=lengths)
+    elif layout == "groups":
+        path = write(**{f"s{n}__{k}": v[n] for n in range(3) for k, v in
+                        {"inputs": x, "targets": y}.items()})  # fmt: skip
+    elif layout == "returnn":
+        table = np.stack([lengths, lengths], axis=1)
+        path = write(inputs=flat, seqLengths=table, targets__data__classes=y.ravel())
+    else:
+        path = write(attrs={"features": 2})
+        write_vlen(path, "inputs", [row[:T] for row, T in zip(x, lengths, strict=True)])
+        if layout == "vlen":
+            write(targets=y)
+        else:
+            write_vlen(path, "targets", list(y), np.dtype(dtype).type)
     info, whole = batches_of(path)
     assert info.per_step is None
+    assert (info.placed(False).kind, info.placed(False).shape) == ("values", (4,))
     np.testing.assert_array_equal(whole[0].targets, y)
+    assert whole[0].targets.dtype == np.float64
     _, stepped = batches_of(path, per_step=True)
+    kind = "values" if dtype == "f8" else "class"
+    assert (info.placed(True).kind, info.placed(True).shape) == (kind, ())
+    assert stepped[0].targets.dtype == (np.float64 if dtype == "f8" else np.int64)
     np.testing.assert_array_equal(
-        stepped[0].targets, np.where(np.arange(4) < np.array([[2], [4], [1]]), y, 0)
+        stepped[0].targets, np.where(np.arange(4) < lengths[:, None], y, 0)
     )
 
 
-def test_real_numbers_of_files_with_other_steps(write):
+def test_as_many_in_every_sequence(write):
+    y = np.arange(9).reshape(3, 3)
+    path = write(attrs={"features": 1})
+    write_vlen(path, "inputs", [np.zeros(T) for T in (2, 4, 1)])
+    write_vlen(path, "targets", list(y), np.int64)
+    info, batches = batches_of(path, size=2)
+    assert (info.kind, info.shape, info.per_step) == ("values", (3,), False)
+    check_per_sequence(batches, y)
+
+
+@pytest.mark.parametrize("own", [[2, 2, 1], [4, 4, 4], [5, 3, 3]])
+def test_lengths_of_their_own_are_told_by_the_sequence(write, own):
+    table = np.stack([[5, 3, 4], own], axis=1)
+    path = write(
+        inputs=np.ones((12, 3)), seqLengths=table, targets__data__classes=np.zeros(sum(own))
+    )
+    n = int(np.argmax(table[:, 0] != table[:, 1]))
+    with pytest.raises(
+        DataError, match=f"sequence {n} has {table[n, 0]} steps and {own[n]} targets"
+    ):
+        open_data([path])
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i4"])
+def test_targets_of_files_with_other_steps(write, dtype):
     """(N, T) with another T in each file can only be one a step."""
     rng = np.random.default_rng(0)
-    y = [rng.normal(size=(3, 4)), rng.normal(size=(2, 6))]
+    y = [(9 * rng.normal(size=shape)).astype(dtype) for shape in ((3, 4), (2, 6))]
     paths = [
         write(f"{k}.h5", inputs=np.ones((*own.shape, 2)), targets=own) for k, own in enumerate(y)
     ]
@@ -127,7 +186,7 @@ def test_real_numbers_of_files_with_other_steps(write):
         assert (data.targets.per_step, data.targets.shape) == (True, ())
         for batch, own in zip(data.batches(8, np.float64), y, strict=True):
             np.testing.assert_array_equal(batch.targets, own)
-    third = write("c.h5", inputs=np.ones((2, 3, 2)), targets=rng.normal(size=(2, 4)))
+    third = write("c.h5", inputs=np.ones((2, 3, 2)), targets=y[0][:2])
     with pytest.raises(DataError, match="differ in targets"):
         open_data([*paths, third])
 
