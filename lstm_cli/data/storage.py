@@ -240,14 +240,17 @@ AS_CLASSES = (
 def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
     """Raise DataError unless `stored` holds integers or real numbers."""
     if not stored.numeric:
+        hint = f"in a config, data.{role} names another dataset"
+        if stored.text and role == "targets":
+            hint = AS_CLASSES
+        elif stored.is_cell:
+            hint = "a struct with one matrix for each sequence, as FILE:/struct, can be read"
         raise DataError(
             f"{role} {stored.where} does not hold numbers",
             expected="integers or real numbers",
             found=f"type {type_name(stored)}",
             where=places,
-            hint=AS_CLASSES
-            if stored.text and role == "targets"
-            else f"in a config, data.{role} names another dataset",
+            hint=hint,
         )
 
 

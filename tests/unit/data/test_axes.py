@@ -202,8 +202,9 @@ def test_what_matlab_writes_as_numbers_but_are_none(tmp_path, kind, dtype, says)
             stored.attrs["MATLAB_empty"] = 1
         else:
             stored.attrs["MATLAB_class"] = np.bytes_(kind)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=says) as error:
         open_data([str(tmp_path / "m.mat")], TURNED)
+    assert ("a struct with one matrix" in error.value.hints[0]) is (kind == "cell")
 
 
 def test_data_proposes_to_turn_the_axes(tmp_path):

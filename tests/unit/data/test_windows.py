@@ -85,16 +85,16 @@ def check(data, x, y, known, size=4):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("width", [None, 2])
-def test_targets_a_step(make, truth, layout, window, width, source):
+def test_targets_a_step(make, truth, layout, width, source):
     steps = truth.steps if width else [s[:, 0] for s in truth.steps]
     path = make(layout)
     with_steps(path, layout, steps)
-    with open_data([path], DataOptions(window=window)) as data:
-        check(data, *by_hand(truth.sequences, steps, window))
-        assert data.targets.kind == "values"
-        assert data.targets.per_step is False
+    for window in WINDOWS:
+        with open_data([path], DataOptions(window=window)) as data:
+            check(data, *by_hand(truth.sequences, steps, window))
+            assert data.targets.kind == "values"
+            assert data.targets.per_step is False
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -109,11 +109,12 @@ def test_classes_a_step(make, truth, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("window", WINDOWS)
-def test_inputs_are_the_targets_by_default(make, truth, layout, window):
-    with open_data([make(layout)], DataOptions(window=window)) as data:
-        check(data, *by_hand(truth.sequences, truth.sequences, window))
-        assert any("are the inputs themselves" in note for note in data.notes)
+def test_inputs_are_the_targets_by_default(make, truth, layout):
+    path = make(layout)
+    for window in WINDOWS:
+        with open_data([path], DataOptions(window=window)) as data:
+            check(data, *by_hand(truth.sequences, truth.sequences, window))
+            assert any("are the inputs themselves" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
