@@ -43,6 +43,33 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+SLOW = tuple(
+    f"tests/{path}"
+    for path in (
+        *("fuzz/", "oracle/", "property/", "unit/bench/", "unit/test_", "unit/training/test_loop"),
+        *("engines/test_bfloat16", "engines/test_cuda", "engines/test_gradients"),
+        *("engines/test_jit", "unit/engines/cuda/", "unit/engines/jit/"),
+        *("unit/data/test_hardening", "unit/formats/test_torch_codec_hostile"),
+        *("cli/test_bench", "cli/test_compare", "cli/test_cuda", "cli/test_files"),
+        *("cli/test_normalization", "cli/test_other", "cli/test_readings", "cli/test_resume"),
+        "cli/test_train",
+    )
+)
+"""Where tests begin processes, measure, compile much, or compare with other frameworks."""
+
+QUICK_ENGINES = {("reference", "float64"), ("jit", "float32")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``quick`` what is neither slow nor repeated on a further engine or dtype."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        status, dtype = (None if call is None else call.params.get("engine")) or (None, None)
+        repeated = status is not None and (status.engine, dtype) not in QUICK_ENGINES
+        if not repeated and not item.nodeid.startswith(SLOW):
+            item.add_marker("quick")
+
+
 def _engines() -> Iterator[object]:
     """Every engine that can be used here, in each strict dtype it computes in."""
     for status in statuses():

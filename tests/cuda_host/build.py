@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMPILER = None if sys.platform == "win32" else shutil.which("g++")
-KERNEL_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
+KERNEL_FLAGS = ("-std=c++17", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 RUNTIME_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
 FOLDER = "LSTM_CUDA_HOST_FOLDER"
