@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.cells import Activation
+import numpy as np
+
+from lstm_cli.cells import LSTM, Activation
 from lstm_cli.config import Config
 from lstm_cli.config.layers import Layer
 from lstm_cli.config.options import written
+from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.formats.model import Imported
 
 TRAINING = ("dropout", "recurrent_dropout", "forget_bias")
 """Options of a layer that change no output."""
@@ -85,7 +89,7 @@ def unsaid(config: Config, own: Config | None, name: Path, *, bare: bool) -> tup
     return (f"{name} cannot say {meant}; read back, it has {read}",)
 
 
-def contradictions(config: Config, own: Config, format: str) -> list[Gap]:
+def contradictions(config: Config, own: Config, file: Imported) -> list[Gap]:
     """Options that change outputs, and that a config gives otherwise than a file beside it.
 
     What the command line sets is not among them.
@@ -94,8 +98,6 @@ def contradictions(config: Config, own: Config, format: str) -> list[Gap]:
     ----------
     own
         The file's own config.
-    format
-        Of the file.
     """
     found = gaps(config, own)
     if found is None:
@@ -105,8 +107,32 @@ def contradictions(config: Config, own: Config, format: str) -> list[Gap]:
     for key in keys:
         meant, read = getattr(config.model, key), getattr(own.model, key)
         found += [Gap(None, None, key, meant, read)] if meant != read else []
-    silent = UNSAYABLE.get(format, ())
-    return [gap for gap in found if gap.key not in silent and not _is_typed(config, gap)]
+    silent = UNSAYABLE.get(file.format, ())
+    return [
+        gap
+        for gap in found
+        if gap.key not in silent
+        and not _is_typed(config, gap)
+        and not (gap.key == "forget_gate" and gap.read and _stays_open(own, gap.number, file))
+    ]
+
+
+def _stays_open(own: Config, number: int | None, file: Imported) -> bool:
+    """Whether an lstm's forget gate is 1 whatever it reads, as `forget_gate` false is written."""
+    specs = [spec for spec in own.specs if isinstance(spec, RecurrentSpec) and spec.index == number]
+    for spec in specs:
+        H = slice(spec.hidden_size, 2 * spec.hidden_size)
+        for d, cell in enumerate(spec.cells):
+            held = {p.name: file.tensors.get(spec.prefix(d) + p.name) for p in cell.parameters(1)}
+            bias = held.pop("bias")
+            gates = [value for name, value in held.items() if name != "weight_hr"]
+            if bias is None or any(value is None or value[H].any() for value in gates):
+                return False
+            limit = np.inf if cell.clip is None else cell.clip
+            opened = cell.recurrent_activation(np.clip(bias[H].astype(float), -limit, limit))
+            if not (isinstance(cell, LSTM) and np.all(np.abs(opened - 1) < EPSILON)):
+                return False
+    return bool(specs)
 
 
 def contradiction_note(

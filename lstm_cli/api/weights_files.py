@@ -195,7 +195,7 @@ def standing_notes(imported: Imported, config: Config, alone: str | None = None)
         )
     certain = tuple(note for note in imported.notes if not _SETTING.search(note))
     own = description(imported)
-    found = [] if own is None else contradictions(config, own, imported.format)
+    found = [] if own is None else contradictions(config, own, imported)
     if own is None or not found:
         return certain
     places = tuple(f"model.layers.{gap.number}.{gap.key}" for gap in found)

@@ -157,7 +157,7 @@ def read_side(
 def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[str, ...]:
     """A note if the file describes other layers than the config that was given."""
     own = description(imported)
-    found = [] if own is None else contradictions(config, own, imported.format)
+    found = [] if own is None else contradictions(config, own, imported)
     if own is None or not found:
         return ()
     alone = "leave out --config" if taken else None
