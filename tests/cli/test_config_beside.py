@@ -279,6 +279,21 @@ def test_a_file_and_the_config_it_was_made_from_agree(suffix, layers, lstm):
     assert not any(DIFFERS in note for note in found), found
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".keras", ".xml"])
+def test_a_forget_gate_that_is_written_as_open(suffix, lstm):
+    """`forget_gate: false` has no place in these formats: the gate is 1 there, unless it is not."""
+    mapping = net({**LSTM, "forget_gate": False}, DENSE)
+    if suffix == ".xml":
+        mapping = net({**LSTM, "forget_gate": False}, {"type": "flatten"}, DENSE, steps=T)
+    path = saved(mapping, f"m{suffix}", lstm)
+    config = written(mapping)
+    assert DIFFERS not in ran(lstm, config, "d.h5", "--weights", path)[1]
+    mapping["model"]["layers"][0]["forget_gate"] = True
+    path = saved(mapping, f"m{suffix}", lstm)
+    err = check_hints(lstm, config, path)
+    assert f"layers[0].forget_gate: false in C.yaml, true in m{suffix}" in err
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.glob("*.yaml")))
 def test_shipped_configs_agree_with_their_weights(name):
     assert lstm_cli.build(SHIPPED / name, engine="reference").notes == ()
