@@ -179,15 +179,37 @@ def contradiction_note(
 
 def gaps(config: Config, other: Config) -> list[Gap] | None:
     """Options that differ and change outputs; None if the layers are other ones."""
-    mine, theirs = list(_layers(config)), list(_layers(other))
-    if [layer.type for _, layer in mine] != [layer.type for _, layer in theirs]:
+    pairs = _pairs(config, other)
+    if pairs is None:
         return None
     return [
         Gap(k, number, key, written(_value(layer, key)), written(_value(read, key)))
-        for (k, layer), (number, read) in zip(mine, theirs, strict=True)
+        for (k, layer), (number, read) in pairs
         for key in type(layer).model_fields
         if key not in TRAINING and _differs(layer, read, key)
     ]
+
+
+def left_out(config: Config, own: Config) -> set[str]:
+    """Options of a file's own layers, as ``--set`` names them there, that a config does not write.
+
+    None where its layers are other ones.
+    """
+    return {
+        f"model.layers.{number}.{key}"
+        for (_, layer), (number, _) in _pairs(config, own) or ()
+        for key in type(layer).model_fields.keys() - layer.model_fields_set
+    }
+
+
+def _pairs(
+    config: Config, other: Config
+) -> list[tuple[tuple[int, Layer], tuple[int, Layer]]] | None:
+    """The layers of both that compute, with their indices; None if they are of other kinds."""
+    mine, theirs = list(_layers(config)), list(_layers(other))
+    if [layer.type for _, layer in mine] != [layer.type for _, layer in theirs]:
+        return None
+    return list(zip(mine, theirs, strict=True))
 
 
 def _layers(config: Config) -> Iterator[tuple[int, Layer]]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lstm_cli import config as configs
-from lstm_cli.api.differences import contradiction_note, contradictions
+from lstm_cli.api.differences import contradiction_note, contradictions, left_out
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers, ZeroStates
 from lstm_cli.errors import LstmCliError, WeightsError
@@ -180,7 +180,8 @@ def standing_notes(imported: Imported, config: Config, alone: str | None = None)
     """What a file's reader assumed that no option answers, and where a config contradicts the file.
 
     A note that proposes a ``--set`` is answered by that option. A config beside the file answers
-    it too, unless the file describes its layers and the config has another value.
+    it too, unless the file describes its layers, and the config leaves the option out or has
+    another value.
 
     Parameters
     ----------
@@ -195,15 +196,17 @@ def standing_notes(imported: Imported, config: Config, alone: str | None = None)
         )
     certain = tuple(note for note in imported.notes if not _SETTING.search(note))
     own = description(imported)
-    found = [] if own is None else contradictions(config, own, imported)
-    if own is None or not found:
+    if own is None:
         return certain
-    places = tuple(f"model.layers.{gap.number}.{gap.key}" for gap in found)
+    found = contradictions(config, own, imported)
+    places = {f"model.layers.{gap.number}.{gap.key}" for gap in found} | left_out(config, own)
     assumed = tuple(
         f"{imported.path.name} alone: {note}"
         for note in imported.notes
-        if any(f"{key}.".startswith(f"{p}.") for key in _SETTING.findall(note) for p in places)
+        if any(".".join(key.split(".")[:4]) in places for key in _SETTING.findall(note))
     )
+    if not found:
+        return (*assumed, *certain)
     how = alone or f"lstm-cli run {_command(imported)} DATA"
     return (contradiction_note(config, own, found, imported.path, how), *assumed, *certain)
 
