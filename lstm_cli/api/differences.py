@@ -193,7 +193,7 @@ def gaps(config: Config, other: Config) -> list[Gap] | None:
 def left_out(config: Config, own: Config) -> set[str]:
     """Options of a file's own layers, as ``--set`` names them there, that a config does not write.
 
-    None where its layers are other ones.
+    Empty if its layers are of other kinds.
     """
     return {
         f"model.layers.{number}.{key}"
