@@ -127,10 +127,12 @@ def _initial(network: Network, reference: Reference) -> list[Any] | None:
             expected=have or "no states",
             found=f"state.{index}.{letter}",
         )
-    return [_layer_state(spec, reference) for spec in network.recurrent]
+    return [_layer_state(network, spec, reference) for spec in network.recurrent]
 
 
-def _layer_state(spec: RecurrentSpec, reference: Reference) -> tuple[Array | None, ...] | None:
+def _layer_state(
+    network: Network, spec: RecurrentSpec, reference: Reference
+) -> tuple[Array | None, ...] | None:
     """(h, c) of one layer; what is not given is 0."""
     sizes = dict(zip(spec.cells[0].states, spec.cells[0].state_sizes, strict=True))
     given = {letter: reference.state.get((spec.index, letter)) for letter in sizes}
@@ -141,7 +143,7 @@ def _layer_state(spec: RecurrentSpec, reference: Reference) -> tuple[Array | Non
         value, shape = given[letter], (len(reference.x), spec.directions, sizes[letter])
         if value is None:
             value = np.zeros(shape)
-        if value.ndim == 2 and spec.directions == 1:
+        if value.ndim == 2 and (spec.directions == 1 or network.is_one_sided(spec)):
             value = value[:, None]
         pair[place] = value
     return tuple(pair)

@@ -11,10 +11,10 @@ import numpy as np
 from lstm_cli.api.agreement import Agreement, agreement
 from lstm_cli.api.assembly import read_config
 from lstm_cli.api.destination import target_format, unproven
+from lstm_cli.api.differences import unsaid
 from lstm_cli.api.fit import check_memory, check_weights, listed
 from lstm_cli.api.proof import SLACK, Proof, Sided, prove, prove_fold
 from lstm_cli.api.shapes import layer_title
-from lstm_cli.api.unsaid import unsaid
 from lstm_cli.api.weights_files import (
     config_of,
     read_weights,
@@ -186,7 +186,10 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         tuple(_layers(config, tensors)),
         sum(tensors[name].size for spec in config.specs for name in spec.parameters()),
         _narrowest(tensors.values()),
-        (*standing_notes(imported, config), *(made.told(note) for note in notes)),
+        (
+            *standing_notes(imported, config, "leave out --config"),
+            *(made.told(note) for note in notes),
+        ),
         proof,
         checked,
         () if folding is None else folding.warnings(read),

@@ -230,7 +230,8 @@ class _Run:
             directions = {spec.index: spec.directions for spec in network.recurrent}
             zero = network.zero_states.items()
             unread = [key for key, held in zero if len(held) == directions[key[0]]]
-            reader = StateReader(str(self.files.state), shapes, self.data.count, unread)
+            sided = [spec.index for spec in network.recurrent if network.is_one_sided(spec)]
+            reader = StateReader(str(self.files.state), shapes, self.data.count, unread, sided)
             self.states = self.stack.enter_context(reader)
         if self.files.output is not None:
             writer = ResultWriter(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lstm_cli import config as configs
+from lstm_cli.api.differences import contradiction_note, contradictions, left_out
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers, ZeroStates
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff
@@ -174,18 +176,57 @@ def _renumbered(name: str, numbers: Mapping[int, int]) -> str:
     return f"layers.{numbers[int(found[1])]}.{found[2]}"
 
 
-def standing_notes(imported: Imported, config: Config) -> tuple[str, ...]:
-    """The notes of a file that nobody has answered yet.
+def standing_notes(imported: Imported, config: Config, alone: str | None = None) -> tuple[str, ...]:
+    """What a file's reader assumed that no option answers, and where a config contradicts the file.
 
-    A note that proposes a ``--set`` is answered by that option, and by a config of its own.
+    A note that proposes a ``--set`` is answered by that option. A config beside the file answers
+    it too, unless the file describes its layers, and the config leaves the option out or has
+    another value.
+
+    Parameters
+    ----------
+    alone
+        How to take what the file says; None: ``lstm-cli run FILE DATA``.
     """
-    own = config.source == str(imported.path)
-    return tuple(
-        note
+    if config.source == str(imported.path):
+        return tuple(
+            note
+            for note in imported.notes
+            if not (keys := _SETTING.findall(note)) or not all(_is_set(config, key) for key in keys)
+        )
+    certain = tuple(note for note in imported.notes if not _SETTING.search(note))
+    own = description(imported)
+    if own is None:
+        return certain
+    found = contradictions(config, own, imported)
+    places = {f"model.layers.{gap.number}.{gap.key}" for gap in found} | left_out(config, own)
+    assumed = tuple(
+        f"{imported.path.name} alone: {note}"
         for note in imported.notes
-        if not (keys := _SETTING.findall(note))
-        or (own and not all(_is_set(config, key) for key in keys))
+        if any(".".join(key.split(".")[:4]) in places for key in _SETTING.findall(note))
     )
+    if not found:
+        return (*assumed, *certain)
+    how = alone or f"lstm-cli run {_command(imported)} DATA"
+    return (contradiction_note(config, own, found, imported.path, how), *assumed, *certain)
+
+
+def description(imported: Imported) -> Config | None:
+    """The config of a file that describes its layers; None: it does not, or not validly."""
+    if not imported.described:
+        return None
+    try:
+        return config_of(imported)
+    except LstmCliError:
+        return None
+
+
+def _command(imported: Imported) -> str:
+    """A file as CONFIG of a command, with the options that read it."""
+    format, order = imported.reading.format, imported.reading.tmva_order
+    options = [f"--from {format}"] * (format is not None)
+    options += [f"--tmva-order {order}"] * (order is not None)
+    return " ".join([shlex.quote(str(imported.path)), *options])
 
 
 def _is_set(config: Config, dotted: str) -> bool:

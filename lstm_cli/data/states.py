@@ -24,6 +24,8 @@ class StateReader:
         Sequences N of the run.
     unread
         Layers and letters of states that are not asked for, and may be missing.
+    one_sided
+        Layers of which the states of the reverse direction alone are enough.
 
     Raises
     ------
@@ -37,13 +39,16 @@ class StateReader:
         states: Sequence[StateShape],
         count: int,
         unread: Collection[tuple[int, str]] = (),
+        one_sided: Collection[int] = (),
     ) -> None:
         self._file = Hdf5File(path)
         self._stored: dict[int, dict[str, Stored]] = {}
         try:
             for layer, directions, *sizes in states:
                 self._stored[layer] = {
-                    letter: self._state(layer, letter, (count, directions, size))
+                    letter: self._state(
+                        layer, letter, (count, directions, size), layer in one_sided
+                    )
                     for letter, size in zip("hc", sizes, strict=True)
                     if size is not None and (layer, letter) not in unread
                 }
@@ -70,7 +75,7 @@ class StateReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _state(self, layer: int, name: str, shape: tuple[int, int, int]) -> Stored:
+    def _state(self, layer: int, name: str, shape: tuple[int, int, int], one_sided: bool) -> Stored:
         folder = self._file.folder
         stored = folder.dataset(f"state/{layer}/{name}")
         where = f"{folder.where.rstrip('/')}/state/{layer}/{name}"
@@ -82,10 +87,12 @@ class StateReader:
                 where=where,
                 hint="lstm-cli run ... --output writes a file with states",
             )
-        if stored.shape != shape or not stored.numeric:
+        shapes = [shape, (shape[0], 1, shape[2])] if one_sided else [shape]
+        if stored.shape not in shapes or not stored.numeric:
+            either = f", or {shapes[-1]} of the reverse direction, the only one in use"
             raise DataError(
                 f"{where} does not fit the network and the data",
-                expected=f"{letters} = {shape}",
+                expected=f"{letters} = {shape}" + (either if one_sided else ""),
                 found=f"{stored.shape}, {stored.dtype}",
                 where=where,
             )

@@ -96,6 +96,11 @@ class Imported:
     notes
         What was assumed because the file does not say it, and what was left out because it
         changes no output.
+    described
+        Whether the file itself describes its layers: what it does not mention has the default of
+        its format. Else `config` is told from its tensors.
+    reading
+        How it was read.
     zero_states
         Initial states that the model holds at 0, whatever others it is given: layer and letter
         (``h``, ``c``) to directions, 0 forward and 1 reverse.
@@ -112,6 +117,8 @@ class Imported:
     notes: tuple[str, ...] = ()
     text: str | None = None
     halves: Mapping[str, Array] = field(default_factory=dict)
+    described: bool = False
+    reading: ReadOptions = field(default_factory=ReadOptions)
     zero_states: ZeroStates = field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
             for name, value in file.tensors.items()
         ),
         order={kind: " ".join(letters) for kind, letters in NATIVE.items()},
+        described=file.config is not None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
     path, options = Path(path), options or ReadOptions()
     if options.format is not None:
         check_regular(path)
-        return named(options.format).read(path, options)
-    return recognise(path).read(path, options)
+        return replace(named(options.format).read(path, options), reading=options)
+    return replace(recognise(path).read(path, options), reading=options)
 
 
 def recognise(path: Path) -> Format:

@@ -51,10 +51,13 @@ def checked_state(
     N: int,
     adopt: Callable[[Any], Own | None] = lambda _: None,
     zero: ZeroStates = MappingProxyType({}),
+    *,
+    one_sided: bool = False,
 ) -> State:
     """One layer's initial (h, c), shapes checked; a missing c of an lstm is zeros.
 
-    What `adopt` takes stays in the engine's memory. What `zero` names is 0, whatever is given.
+    What `adopt` takes stays in the engine's memory. What `zero` names is 0, whatever is given. The
+    states of a layer that is `one_sided` may be those of its reverse direction alone, (N, 1, H).
     """
     h, c = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
     names, sizes = spec.cells[0].states, spec.cells[0].state_sizes
@@ -63,7 +66,7 @@ def checked_state(
     checked = []
     for name, value, size in zip(names, (h, c), sizes, strict=False):
         held, shape = zero.get((spec.index, name), ()), (N, spec.directions, size)
-        part = _checked_part(spec, name, value, shape, adopt)
+        part = _checked_part(spec, name, value, shape, adopt, one_sided)
         if held and value is not None:
             part = part.copy()
             part[:, list(held)] = 0
@@ -77,16 +80,23 @@ def _checked_part(
     value: Any,
     shape: tuple[int, ...],
     adopt: Callable[[Any], Own | None],
+    one_sided: bool,
 ) -> Own:
     if value is None:
         return np.zeros(shape)
     what = f"initial state {name} of layer {spec.index} ({spec.kind})"
     own = adopt(value)
     array = as_array(value, what) if own is None else own
+    reverse = (shape[0], 1, shape[2])
+    if one_sided and array.shape == reverse:
+        array = as_array(value, what)
+        array = np.concatenate([np.zeros_like(array), array], axis=1)
     if array.shape != shape or array.dtype.kind not in "fiub":
+        either = f", or {reverse} of the reverse direction, the only one in use"
         raise DataError(
             f"{what} does not fit",
-            expected=f"real numbers {shape}, that is (N, directions, features)",
+            expected=f"real numbers {shape}, that is (N, directions, features)"
+            + (either if one_sided else ""),
             found=f"{array.dtype} {array.shape}",
         )
     return array

@@ -238,6 +238,19 @@ class Network:
                 check_steps(spec, x, n)
         return x, n
 
+    def is_one_sided(self, spec: RecurrentSpec) -> bool:
+        """Whether a layer's forward direction holds nothing but 0, beside a reverse one that does.
+
+        Models with a layer that runs in reverse alone are read so.
+        """
+        if spec.directions < 2:
+            return False
+        forward, reverse = (
+            any(self.weights[spec.prefix(d) + p.name].any() for p in cell.parameters(1))
+            for d, cell in enumerate(spec.cells)
+        )
+        return reverse and not forward
+
     def check_state(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
         """Initial states by layer index; see `run`."""
         if state is None:
@@ -257,7 +270,7 @@ class Network:
             )
         pairs, adopt, zero = zip(specs, state, strict=True), self.engine.adopt, self.zero_states
         return {
-            s.index: checked_state(s, given, N, adopt, zero)
+            s.index: checked_state(s, given, N, adopt, zero, one_sided=self.is_one_sided(s))
             for s, given in pairs
             if given is not None
         }

@@ -247,7 +247,8 @@ def test_every_option(lstm):
         assert direction in outcome.out
 
 
-def test_states_that_an_onnx_model_is_not_fed(lstm, tmp_path):
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_states_that_an_onnx_model_is_not_fed(direction, lstm, tmp_path):
     """What it begins with of its own stays 0, whatever --state holds, which may be h alone."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -255,7 +256,8 @@ def test_states_that_an_onnx_model_is_not_fed(lstm, tmp_path):
     rng, real = np.random.default_rng(1), onnx.TensorProto.FLOAT
     shapes = {"X": [2, 1, 4], "initial_h": [1, 1, 3]}
     tensors = {n: rng.standard_normal((1, 12, k)).astype("f4") for n, k in (("W", 4), ("R", 3))}
-    node = helper.make_node("LSTM", ["X", "W", "R", "", "", "initial_h"], ["Y"], hidden_size=3)
+    slots = ["X", "W", "R", "", "", "initial_h"]
+    node = helper.make_node("LSTM", slots, ["Y"], hidden_size=3, direction=direction)
     graph = helper.make_graph(
         [node],
         "g",
@@ -283,6 +285,7 @@ def test_states_that_an_onnx_model_is_not_fed(lstm, tmp_path):
         found, _ = read(tmp_path / "o.h5")
         np.testing.assert_allclose(found["outputs"], expected, rtol=0, atol=1e-6)
         given = {f"state.0.{k}": v for k, v in states.items() if v.shape == h.shape}
+        given |= {k: v[:, 0] for k, v in given.items() if len(states) == 1}  # (N, H)
         np.savez(tmp_path / "r.npz", inputs=x, outputs=expected, **given)
         outcome = lstm(
             "convert", path, tmp_path / "m.st.safetensors", "--check", tmp_path / "r.npz"
@@ -294,6 +297,11 @@ def test_states_that_an_onnx_model_is_not_fed(lstm, tmp_path):
     outcome = lstm("run", path, tmp_path / "d.h5", "--state", tmp_path / "s.h5")
     assert outcome.code == 3
     assert "state/0/h does not exist" in outcome.err
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["state/0/h"] = np.zeros((1, 4, 3))
+    outcome = lstm("run", path, tmp_path / "d.h5", "--state", tmp_path / "s.h5")
+    assert outcome.code == 3
+    assert ("or (1, 1, 3) of the reverse" in outcome.err) is (direction == "reverse")
 
 
 def test_an_onnx_attribute_of_another_type(lstm, tmp_path):

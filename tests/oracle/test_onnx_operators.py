@@ -188,18 +188,37 @@ def test_states_that_are_fed(kind: str, fed: str, direction: str, tmp_path: Path
     feeds = {f"initial_{letter}": states[letter].transpose(1, 0, 2) for letter in fed}
     expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0]
     net = lstm_cli.load(path, engine="reference")
+    alone = states
     if direction == "reverse":  # of a layer of two directions, whose forward one is not used
         states = {k: np.concatenate([v + 7, v], axis=1) for k, v in states.items()}
     c = states["c"] if kind == "LSTM" else None
     expected = expected.transpose(2, 0, 1, 3).reshape(N, T, -1)
     held = [letter for letter in "hc" if letter not in fed and kind == "LSTM"]
-    for given in ([(states["h"], c)], [tuple(None if s in held else states[s] for s in "hc")]):
+    givens = [[(states["h"], c)], [tuple(None if s in held else states[s] for s in "hc")]]
+    givens += [[(alone["h"], None if c is None else alone["c"])]]
+    for given in givens:
         if kind == "LSTM" or given[0][1] is None:
             found = net.run(x, state=given).outputs
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for letter in held:
         assert any(f"no initial_{letter} that is fed" in note for note in net.notes)
     assert bool(held) == any("whatever --state holds" in note for note in net.notes)
+
+
+def test_a_state_of_one_direction_is_enough_for_the_reverse_one_alone(tmp_path: Path) -> None:
+    node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H,
+                            direction="reverse")  # fmt: skip
+    inputs = {"x": (T, N, D), "h": (1, N, H)}
+    path = save(tmp_path / "m.onnx", [node], weights("GRU", 1, 1), inputs)
+    net, x = lstm_cli.load(path, engine="reference"), random_inputs(N, T, D)
+    either = re.escape(f"({N}, 2, {H}), that is (N, directions, features), or ({N}, 1, {H}) of the")
+    with pytest.raises(lstm_cli.LstmCliError, match=f"{either} reverse direction, the only one"):
+        net.run(x, state=[(np.zeros((N, 3, H)), None)])
+    path = save(tmp_path / "m.onnx", [helper.make_node(
+        "GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H, direction="bidirectional"
+    )], weights("GRU", 2, 1), {**inputs, "h": (2, N, H)})  # fmt: skip
+    with pytest.raises(lstm_cli.LstmCliError, match="does not fit"):
+        lstm_cli.load(path, engine="reference").run(x, state=[(np.zeros((N, 1, H)), None)])
 
 
 @pytest.mark.parametrize("zeros", ["constant", "left out"])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lstm_cli.api.differences import contradiction_note, contradictions
 from lstm_cli.api.shapes import layer_title
-from lstm_cli.api.weights_files import config_of, read_weights, tensors_for
+from lstm_cli.api.weights_files import config_of, description, read_weights, tensors_for
 from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array
 from lstm_cli.formats.gates import NATIVE
@@ -129,10 +130,13 @@ def read_side(
     imported = read_weights(path, options, layers=None if config is None else config.specs)
     settings = [found for note in imported.notes for found in _SETTING.findall(note)]
     own = imported.text is not None or imported.config is not None
+    notes, given = imported.notes, config
     if own and not (settings and config is not None):
         config = config_of(imported)
     elif config is not None:
         settings = []
+    if given is not None:
+        notes += _contradiction(given, imported, taken=config is given)
     tensors, halves = _numbered(imported, config)
     grouped, others = _grouped(tensors)
     pairs, _ = _grouped(halves)
@@ -145,9 +149,19 @@ def read_side(
         tuple(_layer(k, grouped[k], config, pairs.get(k, {})) for k in sorted(grouped)),
         others,
         frozenset((int(k), key) for k, key in settings),
-        imported.notes,
+        notes,
         imported,
     )
+
+
+def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[str, ...]:
+    """A note if the file describes other layers than the config that was given."""
+    own = description(imported)
+    found = [] if own is None else contradictions(config, own, imported)
+    if own is None or not found:
+        return ()
+    alone = "leave out --config" if taken else None
+    return (contradiction_note(config, own, found, imported.path, alone, settings=False),)
 
 
 def without_normalization(side: Side, wide: bool) -> Side | None:

@@ -55,7 +55,7 @@ class Assembly:
         self.notes: list[str] = []
         self.input_size: int | None = None
         self.steps: int | None = None
-        self._source, self._release, self._whole = source, release, whole
+        self._source, self._release, self.whole = source, release, whole
         self._unsaid: dict[str, list[int]] = {}
         self._width: int | None = None
         self._declared_steps: int | None = None
@@ -128,7 +128,7 @@ class Assembly:
         for key, places in self._unsaid.items():
             taken, *others = self._release.readings(key)
             usual = taken is TABLE[key][-1] and not others
-            if usual and not self._whole and key == "recurrent_activation":
+            if usual and not self.whole and key == "recurrent_activation":
                 continue  # The note on all activations says it.
             yield self._release.note(key, places)
         yield from self._hard_sigmoids()

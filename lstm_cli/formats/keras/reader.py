@@ -58,6 +58,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         stored=tuple(assembly.stored),
         order=dict(ORDER),
         notes=tuple(assembly.notes),
+        described=assembly.whole,
     )
 
 

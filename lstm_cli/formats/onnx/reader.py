@@ -95,6 +95,7 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
         stored=stored,
         order={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
         notes=tuple(found.notes),
+        described=True,
         zero_states=zero_states(drafts),
     )
 

@@ -45,6 +45,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         stored=tuple(made.stored),
         order={layer["type"]: ORDER[layer["type"]] for layer in made.layers if _gated(layer)},
         notes=tuple(made.notes),
+        described=True,
     )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from networks import random_weights, recurrent
 
+from lstm_cli.api.differences import gaps
 from lstm_cli.api.proof import Sided, difference, draw, prove, same_bits, tolerance
-from lstm_cli.api.unsaid import gaps
 from lstm_cli.api.weights_files import is_weights, standing_notes, tensors_for
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
