@@ -498,6 +498,16 @@ def test_compare(lstm):
         file["inputs"] = raw(**MILD)
     parted = lstm("compare", "a.safetensors", "b.onnx", "--data", "x.h5", "--json").json
     assert parted["divergence"]["outputs"]["largest"] < 1e-3
+    model("far.safetensors", *layers)
+    assert lstm("convert", "far.safetensors", "far.onnx").code == 0
+    far = ("compare", "far.safetensors", "far.onnx")
+    assert (lstm(*far).code, "warning: the fold loses digits: feature 0" in lstm(*far).out) == (
+        0,
+        1,
+    )
+    with h5py.File("far.h5", "w") as file:
+        file["inputs"] = raw()
+    assert lstm(*far, "--data", "far.h5").code == 1
     model("other.safetensors", *layers, mean=MILD["mean"] + [0, 2, 0], scale=MILD["scale"])
     apart = lstm("compare", "a.safetensors", "other.safetensors")
     assert apart.code == 1
