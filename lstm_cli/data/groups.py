@@ -169,6 +169,8 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
 def _held_by(children: Sequence[Child]) -> str:
     """The type of all these, or one that holds them where they differ."""
     dtypes = list(dict.fromkeys(child.dtype for child in children))
+    if len(dtypes) > 1 and all(child.integral for child in children):
+        return max(dtypes, key=lambda dtype: np.dtype(dtype).itemsize)  # they may be classes
     return dtypes[0] if len(dtypes) == 1 else holding(*dtypes).name
 
 
