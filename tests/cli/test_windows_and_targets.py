@@ -572,3 +572,18 @@ def test_windows_of_a_stateful_network(lstm, tmp_path, shape, window, batch, fit
     train = ("train", config, data, *given[3:5], *given[-2:], "--output", tmp_path / "t", *more)
     found = lstm(*train, *ENGINE)
     assert (found.code, "is stateful, but window" not in found.err) == (0, fits), found.err
+
+
+def test_validation_whose_targets_are_missing(lstm, tmp_path):
+    """Windows of it are not compared with the inputs, and no other network is proposed."""
+    config = net(tmp_path / "c.yaml", seq=False, units=2, activation="identity", loss="mse")
+    data = file(tmp_path / "d.h5", inputs=X, targets=X[..., :2])
+    bare = file(tmp_path / "n.h5", inputs=X)
+    given = ("train", config, data, "--output", tmp_path / "o", *ENGINE)
+    given += ("--set", "data.window={length: 2}")
+    refused = lstm(*given, "--set", f"train.validation={bare}")
+    assert refused.code == 3
+    assert "the inputs themselves" in refused.err.partition("hint: ")[0]
+    hint = refused.err.partition("hint: ")[2]
+    assert "--set train.validation=0.2 holds out a share" in " ".join(hint.split())
+    assert lstm(*given, "--set", "train.validation=0.2").code == 0
