@@ -62,7 +62,9 @@ class Unproven:
     def told(self, text: str) -> str:
         """A text about the temporary file as one about the destination."""
         text = text.replace(str(self.path), str(self._destination))
-        return text.replace(self.path.name, self._destination.name)
+        text = text.replace(self.path.name, self._destination.name)
+        mark, part, _ = self.path.name.partition(".part.")
+        return text.replace(mark + part, "")  # of a name with another suffix
 
     def error(self, error: LstmCliError) -> LstmCliError:
         """An error about the temporary file as one about the destination."""

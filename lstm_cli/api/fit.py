@@ -153,6 +153,35 @@ def reading_dtype(network: Network, data: Dataset) -> str:
     return dtype if network.normalization is None else data.holding(dtype)
 
 
+def misplaced_states(
+    network: Network, data: Dataset, batch_size: int, numbers: Array | None = None
+) -> str | None:
+    """A note on windows that continue what does not stand before them in their sequence.
+
+    None if no layer is stateful, or each row of a batch goes on where it ended in the one before.
+    `numbers` are the windows that are run; None: all.
+    """
+    stateful = next((spec for spec in network.recurrent if spec.stateful), None)
+    if stateful is None or not data.windowed:
+        return None
+    every = np.arange(data.count) if numbers is None else np.sort(numbers)
+    files, sequences = data.files.file_of(every), data.files.sequences(every)
+    begin, length = data.files.seen(every)[0], data.max_steps
+    for file in np.unique(files):
+        own = np.flatnonzero(files == file)
+        before, after = own[:-batch_size], own[batch_size:]
+        wrong = (sequences[before] != sequences[after]) | (begin[after] != begin[before] + length)
+        if wrong.any():
+            k = int(np.argmax(wrong))
+            one, other = (int(every[at[k]]) for at in (after, before))
+            return (
+                f"layer {stateful.index} is stateful, but {data.sequence(one)} continues "
+                f"{data.sequence(other)}, which does not end where it begins; "
+                f"--set model.layers.{stateful.index}.stateful=false begins every window anew"
+            )
+    return None
+
+
 def lost_digits(network: Network, data: Dataset) -> str | None:
     """A note on the inputs that the engine's dtype cannot hold, by the first sequences.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.api.fit import lost_digits, reading_dtype
+from lstm_cli.api.fit import lost_digits, misplaced_states, reading_dtype
 from lstm_cli.api.learning_data import DataPlaces
 from lstm_cli.api.model import Model
 from lstm_cli.api.passes import Passes
@@ -165,6 +165,8 @@ class _Run:
         self.notes = list(data.notes)
         if (lost := lost_digits(model.network, data)) is not None:
             self.notes.append(f"{lost}; --dtype float64 keeps those of the inputs")
+        if (misplaced := misplaced_states(model.network, data, batch_size)) is not None:
+            self.notes.append(misplaced)
         self.bad_sequences, self.first_bad = 0, -1
         self.metrics, self.loss_is_named = self._metrics()
         with_logits = self.metrics is not None

@@ -8,7 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from lstm_cli.api.class_weights import class_weights
-from lstm_cli.api.fit import SAMPLE_LOSS, listed, lost_digits, lost_targets, reading_dtype
+from lstm_cli.api.fit import (
+    SAMPLE_LOSS,
+    listed,
+    lost_digits,
+    lost_targets,
+    misplaced_states,
+    reading_dtype,
+)
 from lstm_cli.api.learning_data import (
     DatasetSource,
     HeldOut,
@@ -88,6 +95,9 @@ class Task:
         self.notes: list[str] = []
         self._check()
         self.numbers, self.held_out = self._split()
+        size = self.train.batch_size
+        if (misplaced := misplaced_states(self.network, data, size, self.numbers)) is not None:
+            self.notes.append(misplaced)
 
     @property
     def learned(self) -> int:

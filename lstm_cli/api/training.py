@@ -67,7 +67,8 @@ def open_validation(config: Config, options: DataOptions) -> Iterator[Dataset | 
         yield None
         return
     with open_data([config.validation], options) as data:
-        check_data(config, data)
+        # Inputs in the place of targets are compared with the training data's later.
+        check_data(config, data, learning=False)
         yield data
 
 

@@ -132,7 +132,9 @@ def command(
         check_target(save, option="--save", force=force, suffix=".json", streams=True)
     peers = [bench.peer(name) for name in against]
     before = bench.load_baseline(baseline) if baseline is not None else None
-    sizes, layers_of, loss = _work(config_path, reading, overrides, hidden, batch, steps, features)
+    sizes, layers_of, loss = _work(
+        config_path, reading, overrides, hidden, batch, steps, features, save
+    )
     forward = mode == "forward"
     choice = chosen_engine(console, engine, device, dtype, threads)
     made = choice.engine
@@ -205,6 +207,7 @@ def _work(
     batch: tuple[int, ...] | None,
     steps: tuple[int, ...] | None,
     features: tuple[int, ...] | None,
+    save: Path | None,
 ) -> tuple[tuple[Size, ...], Callable[[Size], tuple[LayerSpec, ...]], str | None]:
     """Sizes to measure, the layers of one, and the loss that the config names."""
     from lstm_cli import bench
@@ -220,6 +223,7 @@ def _work(
     from lstm_cli.engines.types import RecurrentSpec
 
     config = read_config(reading.open(config_path), overrides)
+    check_apart({"the config's weights": config.weights}, save=save)
     fixed = [name for name, given in (("--hidden", hidden), ("--features", features)) if given]
     if fixed:
         raise UsageError(

@@ -82,7 +82,7 @@ def command(
     correlation. Where they differ, known mistakes are tried: the gates in any other order,
     transposed blocks, biases summed or shared out, a shifted forget bias, exchanged directions
     or layers, fewer digits; what explains the difference is named. Exits 0 if they are equal, 1
-    if they are not, explained or not.
+    if they are not, explained or not, or if outputs part with --data.
     """
     from lstm_cli.api.comparison.comparison import compare
     from lstm_cli.cli.compare_tables import report
@@ -98,7 +98,8 @@ def command(
     _notes(console, (a, b), comparison)
     divergence = _divergence(console, a, b, data_paths, tolerance, allow_external)
     console.document({**_document(comparison), "divergence": divergence})
-    return 0 if comparison.equal else DIFFERENT
+    parted = divergence is not None and divergence.parted
+    return 0 if comparison.equal and not parted else DIFFERENT
 
 
 def _config(path: Path | None) -> Config | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from lstm_cli.api.fit import listed
 from lstm_cli.cli import units
 from lstm_cli.cli.tables import plain_table
 
@@ -37,6 +38,11 @@ def report(comparison: Comparison) -> list[Any]:
         lines.append(
             f"note: {comparison.folded} normalizes its inputs (inputs.mean, inputs.scale), {other} "
             "does not: the normalization was folded into the weights to compare them"
+        )
+    if comparison.lost:
+        lines.append(
+            f"warning: the fold loses digits: {listed(comparison.lost)}; equal weights give other "
+            "outputs then, which --data shows"
         )
     lines += [f"differs: {what}" for what in comparison.layers]
     lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,11 +124,15 @@ class GroupTargets:
 
 @dataclass(frozen=True)
 class Child:
-    """What opening needs to know of one sequence's dataset, without holding it open."""
+    """What opening needs to know of one sequence's dataset, without holding it open.
+
+    `flat` is its shape once a row or column of MATLAB's is a vector.
+    """
 
     path: str
     where: str
     shape: tuple[int, ...]
+    flat: tuple[int, ...]
     dtype: str
     integral: bool
     vlen: bool
@@ -135,8 +140,8 @@ class Child:
     @classmethod
     def of(cls, stored: Stored, path: str) -> Child:
         """Of an open dataset, at `path` in the folder of all sequences."""
-        shape, dtype = stored.shape, str(stored.dtype)
-        return cls(path, stored.where, shape, dtype, stored.integral, stored.vlen)
+        shape, flat, dtype = stored.shape, stored.vector().shape, str(stored.dtype)
+        return cls(path, stored.where, shape, flat, dtype, stored.integral, stored.vlen)
 
 
 def open_groups(folder: Folder, options: DataOptions) -> Groups:
@@ -158,9 +163,15 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
     features = first.shape[1] if len(first.shape) == 2 else 1
     targets = group_targets(folder, found, lengths, options)
     paths = [child.path for child in inputs]
-    dtypes = list(dict.fromkeys(child.dtype for child in inputs))
-    dtype = dtypes[0] if len(dtypes) == 1 else holding(*dtypes).name
-    return Groups(folder, names, paths, features, lengths, dtype, targets, beside)
+    return Groups(folder, names, paths, features, lengths, _held_by(inputs), targets, beside)
+
+
+def _held_by(children: Sequence[Child]) -> str:
+    """The type of all these, or one that holds them where they differ."""
+    dtypes = list(dict.fromkeys(child.dtype for child in children))
+    if len(dtypes) > 1 and all(child.integral for child in children):
+        return max(dtypes, key=lambda dtype: np.dtype(dtype).itemsize)  # they may be classes
+    return dtypes[0] if len(dtypes) == 1 else holding(*dtypes).name
 
 
 def _children(
@@ -266,20 +277,28 @@ def group_targets(
             found=f"{children[0].where}, but none in sequence {found.index(None)}",
             where=options.places(folder.where),
         )
-    first = children[0]
-    pairs = list(zip(children, lengths.tolist(), strict=True))
-    rest = first.shape[1:]
-    by_step = all(c.shape[:1] == (T,) and c.shape[1:] == rest for c, T in pairs)
-    by_sequence = len(first.shape) <= 1 and all(c.shape == first.shape for c in children)
-    for child, T in pairs:
+    flat = [child.flat for child in children]
+    shapes = [child.shape for child in children]
+    # A row may also be the values of a sequence's only step.
+    if _one_a_step(flat, lengths) or not _one_a_step(shapes, lengths):
+        shapes = flat
+    first, rest, by_step = children[0], shapes[0][1:], _one_a_step(shapes, lengths)
+    by_sequence = len(flat[0]) <= 1 and len(set(flat)) == 1
+    for child, T in zip(children, lengths.tolist(), strict=True):
         fits = (by_step or by_sequence) and len(rest) <= 1 and not child.vlen
         if not fits or child.integral != first.integral:
             raise _unlike(first, child, T, options)
     # (T,) may also be (K,): what the network returns decides.
     per_step = None if by_step and by_sequence else by_step
-    shape = rest if per_step else first.shape
-    info = TargetInfo.of(first.where, first.dtype, shape, per_step, rest)
+    shape = rest if per_step else flat[0]
+    info = TargetInfo.of(first.where, _held_by(children), shape, per_step, rest)
     return GroupTargets(folder, [child.path for child in children], info, lengths)
+
+
+def _one_a_step(shapes: Sequence[tuple[int, ...]], lengths: Lengths) -> bool:
+    """Whether each has as many rows as its sequence has steps, all of one shape."""
+    pairs = zip(shapes, lengths.tolist(), strict=True)
+    return all(shape[:1] == (T,) and shape[1:] == shapes[0][1:] for shape, T in pairs)
 
 
 def _unlike(first: Child, child: Child, T: int, options: DataOptions) -> DataError:

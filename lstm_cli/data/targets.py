@@ -31,6 +31,11 @@ class FoundTargets:
     key: str | None = None
     column: int | None = None
 
+    def fitting(self, *counts: int) -> Stored:
+        """The dataset; a row or column of MATLAB's as a vector, unless it has `counts` rows."""
+        rows, columns = (*self.stored.shape, 1, 1)[:2]
+        return self.stored if columns > 1 and rows in counts else self.stored.vector()
+
 
 def find_targets(folder: Folder, options: DataOptions) -> FoundTargets | None:
     """The targets as configured, or under a usual name; None if the group has none.
@@ -50,7 +55,7 @@ def usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets 
     """What stands under a usual name, if it can be targets."""
     if isinstance(found, Folder):
         return _returnn(found, options)
-    return FoundTargets(found.vector()) if found is not None and found.numeric else None
+    return FoundTargets(found) if found is not None and found.numeric else None
 
 
 def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets | None:
@@ -69,8 +74,8 @@ def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets
         group = folder.folder(path.removesuffix("/data"))
         keys = [] if group is None else _keys(group)
         column = 1 + keys.index(key) if key in keys else None
-        return FoundTargets(found.vector(), key, column)
-    return FoundTargets(found.vector())
+        return FoundTargets(found, key, column)
+    return FoundTargets(found)
 
 
 def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
@@ -92,7 +97,7 @@ def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
     if stored is None:
         return None
     need_numeric(stored, "targets", options.places(stored.where))
-    return FoundTargets(stored.vector(), key, 1 + keys.index(key))
+    return FoundTargets(stored, key, 1 + keys.index(key))
 
 
 def _keys(group: Folder) -> list[str]:
@@ -140,7 +145,7 @@ class DenseTargets:
         cls, found: FoundTargets, N: int, T: int, lengths: Lengths | None, options: DataOptions
     ) -> DenseTargets:
         """Raises DataError if the shape fits neither sequences nor steps."""
-        stored = found.stored
+        stored = found.fitting(N)
         shape, rank = stored.shape, stored.rank
         expected = f"(N,), (N, K), (N, T) or (N, T, K) with N = {N}, T = {T}"
         if rank not in (1, 2, 3) or shape[0] != N or (rank == 3 and shape[1] != T) or stored.vlen:
@@ -200,7 +205,8 @@ class FlatTargets:
         options: DataOptions,
     ) -> FlatTargets | DenseTargets:
         """Raises DataError if there are neither N nor sum T of them."""
-        stored, N, rows = found.stored, len(lengths), int(starts[-1])
+        N, rows = len(lengths), int(starts[-1])
+        stored = found.fitting(N, rows)
         if found.column is not None and table is not None and found.column < table.shape[1]:
             own = table[:, found.column]
             return cls(stored, *_by_own_lengths(found, own, lengths, options))
@@ -239,7 +245,7 @@ def _by_own_lengths(
     found: FoundTargets, own: Lengths, lengths: Lengths, options: DataOptions
 ) -> tuple[TargetInfo, Lengths, Lengths, int]:
     """Facts, lengths, starts and `each` of targets that a column of seqLengths counts."""
-    stored = found.stored
+    stored = found.fitting(sum(own.tolist()))
     if stored.rank not in (1, 2) or stored.vlen or stored.shape[0] != sum(own.tolist()):
         expected = f"({sum(own.tolist())}, ...), as its column of lengths adds up"
         raise misfit(stored, expected, options)

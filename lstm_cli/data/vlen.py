@@ -208,7 +208,7 @@ def _joined(stored: Stored, rows: Array) -> Array:
 
 def _targets(found: FoundTargets, lengths: Lengths, options: DataOptions) -> Targets:
     """One a sequence, or one a step: in rows of variable length, or padded as (N, T, ...)."""
-    stored, N = found.stored, len(lengths)
+    stored, N = found.fitting(), len(lengths)
     if not stored.vlen:
         return FlatTargets.of(found, lengths, starts_of(lengths), None, options)
     if stored.rank != 1 or stored.shape[0] != N:

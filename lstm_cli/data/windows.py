@@ -12,7 +12,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
 from lstm_cli.data.groups import Groups
-from lstm_cli.data.ragged import Lengths, starts_of
+from lstm_cli.data.ragged import Lengths, holding, starts_of
+from lstm_cli.data.targets import cast_targets
 from lstm_cli.data.types import Array, DataOptions, Layout, TargetInfo, TargetKind, Targets, Window
 from lstm_cli.errors import DataError
 
@@ -270,9 +271,10 @@ class StepTargets:
             padded, nbytes = self.steps.read(block.first, block.last, block.steps, dtype, True)
             picked = block.pick(padded, window.length - 1 + window.horizon, window.predict)
             picked[~known] = 0
-            return picked.reshape(-1, *self.info.shape), nbytes
+            return cast_targets(picked.reshape(-1, *self.info.shape), self.info, dtype), nbytes
         shape = (stop - start, window.predict, *self.step_shape)
-        found = np.zeros(shape, np.int64 if self.info.kind == "class" else dtype)
+        own = np.int64 if self.info.kind == "class" else holding(dtype, self.info.dtype)
+        found = np.zeros(shape, own)
         for sequence, rows, starts in self.cuts.by_sequence(start, stop):
             there = np.flatnonzero(known[rows]) + rows.start
             if not len(there):
@@ -336,7 +338,8 @@ class InputsAsTargets:
     def read(
         self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
     ) -> tuple[Array, int]:
-        padded = np.empty((stop - start, steps, self.layout.features), dtype)
+        wide = holding(dtype, self.layout.dtype)
+        padded = np.empty((stop - start, steps, self.layout.features), wide)
         return padded, self.layout.read(start, stop, padded)
 
     def span(self, number: int, begin: int, end: int, stride: int) -> Array:

@@ -98,6 +98,13 @@ def test_what_another_program_wrote_is_replaced_by_force_only(lstm, commands, tm
     assert sorted(p.name for p in tmp_path.iterdir() if "part" in p.name) == []
 
 
+def test_a_hint_names_no_temporary_file(lstm, native, tmp_path):
+    refused = lstm("convert", native, tmp_path / "o.h5")
+    assert refused.code == 4
+    assert "hint: write o.keras" in refused.err
+    assert lstm("convert", native, tmp_path / "o.keras").code == 0
+
+
 def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
     def work(*_, **__):
         raise AssertionError("computed before it was refused")
@@ -272,6 +279,12 @@ class TestSameFile:
 
     def test_bench_and_its_config(self, lstm, net):
         assert lstm("bench", net, "--save", net, "--force").code == 2
+
+    def test_bench_and_its_weights(self, lstm, net, native):
+        before = native.read_bytes()
+        refused = lstm(*BENCH[:1], net, "--set", f"weights={native}", "--save", native, "--force")
+        assert (refused.code, "the config's weights and --save" in refused.err) == (2, True)
+        assert native.read_bytes() == before
 
     @posix
     def test_links_are_followed(self, lstm, native, tmp_path):

@@ -466,6 +466,24 @@ def test_a_reference_is_compared_with_raw_inputs(lstm):
     assert lstm("convert", "m.safetensors", "m.onnx", "--check", "bad.npz").code == 1
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("hidden_size", [3, 4])  # as many as inputs, or more
+def test_readings_of_a_reference(lstm, kind, hidden_size):
+    """The layers behind the recurrent ones are tried on its outputs as they are."""
+    layer = {"type": kind, "hidden_size": hidden_size, "bidirectional": hidden_size == 4}
+    plain, x = model("m.safetensors", {**layer, "return_sequences": False}, DENSE), raw()
+    mapping = {"model": {"input_size": 3, "layers": [layer]}}
+    own = {name: v for name, v in plain.weights.items() if name.startswith("layers.0.")}
+    net = lstm_cli.build(mapping, engine="reference", dtype="float64", weights=own)
+    steps = net.run((x - MEAN) / SCALE).outputs
+    weight, bias = plain.weights["layers.1.weight"], plain.weights["layers.1.bias"]
+    readings = {"mean over": steps.mean(1), "first step": steps[:, 0]}
+    for name, taken in readings.items():
+        np.savez("r.npz", inputs=x, outputs=taken @ weight.T + bias)
+        done = lstm("convert", "m.safetensors", "m.onnx", "--check", "r.npz")
+        assert (done.code, f"they are the {name}" in " ".join(done.err.split())) == (1, True)
+
+
 def test_compare(lstm):
     layers = ({"type": "gru", "hidden_size": 4}, DENSE)
     model("a.safetensors", *layers, **MILD)
@@ -480,6 +498,16 @@ def test_compare(lstm):
         file["inputs"] = raw(**MILD)
     parted = lstm("compare", "a.safetensors", "b.onnx", "--data", "x.h5", "--json").json
     assert parted["divergence"]["outputs"]["largest"] < 1e-3
+    model("far.safetensors", *layers)
+    assert lstm("convert", "far.safetensors", "far.onnx").code == 0
+    far = ("compare", "far.safetensors", "far.onnx")
+    assert (lstm(*far).code, "warning: the fold loses digits: feature 0" in lstm(*far).out) == (
+        0,
+        1,
+    )
+    with h5py.File("far.h5", "w") as file:
+        file["inputs"] = raw()
+    assert lstm(*far, "--data", "far.h5").code == 1
     model("other.safetensors", *layers, mean=MILD["mean"] + [0, 2, 0], scale=MILD["scale"])
     apart = lstm("compare", "a.safetensors", "other.safetensors")
     assert apart.code == 1

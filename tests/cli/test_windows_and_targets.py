@@ -534,3 +534,56 @@ def test_targets_that_are_text_are_encoded_as_the_hint_says(lstm, tmp_path):
     with h5py.File(data, "a") as stored:
         stored.attrs["classes"] = classes
     assert lstm(*train).code == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "batch", "fits"),
+    [
+        ((12, 3), (3, 3), 1, True),
+        ((12, 3), (4, 2), 2, True),  # every second window continues the one before the last
+        ((12, 3), (4, 2), 1, False),
+        ((13, 3), (3, 3), 1, False),  # the window at the end overlaps
+        ((2, 12, 3), (3, 3), 1, False),
+        ((2, 12, 3), (3, 3), 8, True),  # one batch: nothing is continued
+    ],
+)
+def test_windows_of_a_stateful_network(lstm, tmp_path, shape, window, batch, fits):
+    """States that go from window to window are right, or a note says so and its hint mends it."""
+    config = net(tmp_path / "c.yaml", seq=False, units=2, activation="identity", loss="mse")
+    x = np.random.default_rng(5).normal(size=shape)
+    data, out = file(tmp_path / "d.h5", inputs=x), tmp_path / "o.h5"
+    length, stride = window
+    given = ("run", config, data, "--batch-size", batch, "--output", out, *ENGINE)
+    given += ("--set", f"data.window={{length: {length}, stride: {stride}}}")
+    found = lstm(*given, "--set", "model.layers.0.stateful=true")
+    assert (found.code, "is stateful, but window" not in found.err) == (0, fits)
+    twin = lstm_cli.build(str(config), engine="reference")
+    if x.ndim == 2 and fits:
+        ends = range(length, 13, stride)
+        expected = [twin.run(x[None, (e - length) % length : e]).outputs[0] for e in ends]
+        np.testing.assert_allclose(outputs(out), expected, atol=1e-6)
+    if not fits:
+        hint = re.search(r"--set (model\S+=false)", found.err)[1]
+        again = lstm(*given, "--set", "model.layers.0.stateful=true", "--set", hint)
+        assert (again.code, "is stateful" in again.err) == (0, False)
+    if not fits and shape == (13, 3):
+        return  # nothing is learned from the window at the end
+    more = ("--set", "model.layers.0.stateful=true", "--set", "model.layers.1.units=3")
+    train = ("train", config, data, *given[3:5], *given[-2:], "--output", tmp_path / "t", *more)
+    found = lstm(*train, *ENGINE)
+    assert (found.code, "is stateful, but window" not in found.err) == (0, fits), found.err
+
+
+def test_validation_whose_targets_are_missing(lstm, tmp_path):
+    """Windows of it are not compared with the inputs, and no other network is proposed."""
+    config = net(tmp_path / "c.yaml", seq=False, units=2, activation="identity", loss="mse")
+    data = file(tmp_path / "d.h5", inputs=X, targets=X[..., :2])
+    bare = file(tmp_path / "n.h5", inputs=X)
+    given = ("train", config, data, "--output", tmp_path / "o", *ENGINE)
+    given += ("--set", "data.window={length: 2}")
+    refused = lstm(*given, "--set", f"train.validation={bare}")
+    assert refused.code == 3
+    assert "the inputs themselves" in refused.err.partition("hint: ")[0]
+    hint = refused.err.partition("hint: ")[2]
+    assert "--set train.validation=0.2 holds out a share" in " ".join(hint.split())
+    assert lstm(*given, "--set", "train.validation=0.2").code == 0

@@ -19,7 +19,7 @@ from lstm_cli.api.comparison.structure import (
     option_differences,
 )
 from lstm_cli.engines.types import DIRECTIONS, Array
-from lstm_cli.network.normalization import STORED
+from lstm_cli.network.normalization import STORED, Normalization, Rounding
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Comparison:
     folded
         ``A`` or ``B``: the normalization of its inputs, which the other one does not have, was
         folded into its weights; None: there was nothing to fold.
+    lost
+        Features whose digits the weights with the fold do not hold.
     """
 
     equal: bool
@@ -69,13 +71,14 @@ class Comparison:
     titles: dict[int, str]
     diagnosis: Diagnosis | None
     folded: str | None = None
+    lost: tuple[Rounding, ...] = ()
 
 
 def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
     """Compare two files that were read."""
     pairs = paired(a.layers, b.layers)
     blocks = tuple(_blocks(pairs, tolerance))
-    a, b, folded = _alike(a, b, all(block.equal for block in blocks))
+    a, b, folded, lost = _alike(a, b, all(block.equal for block in blocks))
     if folded is not None:
         pairs = paired(a.layers, b.layers)
         blocks = tuple(_blocks(pairs, tolerance))
@@ -93,17 +96,19 @@ def compare(a: Side, b: Side, tolerance: float = 0.0) -> Comparison:
         _titles(pairs),
         None if same else diagnose(pairs, blocks, tolerance),
         folded,
+        lost,
     )
 
 
-def _alike(a: Side, b: Side, same: bool) -> tuple[Side, Side, str | None]:
+def _alike(a: Side, b: Side, same: bool) -> tuple[Side, Side, str | None, tuple[Rounding, ...]]:
     """Both sides, and the label of the one whose normalization the other has in its weights.
 
+    Last, the features whose digits these weights lose.
     Where the weights are the `same`, the other has lost it.
     """
     normalized = [side for side in (a, b) if set(STORED) & side.others.keys()]
     if len(normalized) != 1 or same:
-        return a, b, None
+        return a, b, None, ()
     other = b if normalized[0] is a else a
     wide = any(
         value.dtype == np.float64
@@ -113,8 +118,11 @@ def _alike(a: Side, b: Side, same: bool) -> tuple[Side, Side, str | None]:
     )
     folded = without_normalization(normalized[0], wide)
     if folded is None:
-        return a, b, None
-    return (folded, b, "A") if other is b else (a, folded, "B")
+        return a, b, None, ()
+    scaling = Normalization.stored(normalized[0].others)
+    dtype = "float64" if wide else "float32"
+    lost = () if scaling is None else tuple(scaling.roundings(dtype))
+    return (folded, b, "A", lost) if other is b else (a, folded, "B", lost)
 
 
 def _file(side: Side) -> File:

@@ -53,6 +53,11 @@ class Divergence:
     outputs: Part | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def parted(self) -> bool:
+        """Whether the networks' outputs do."""
+        return self.outputs is not None and self.outputs.apart
+
 
 def diverge(a: Side, b: Side, data: Dataset, tolerance: float) -> Divergence:
     """Run both networks over the first sequences, in float64, and compare every value.

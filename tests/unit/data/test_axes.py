@@ -122,6 +122,24 @@ def test_groups_with_targets(tmp_path):
     same([row[:T] for row, T in zip(y, LENGTHS, strict=True)], [p[:, 0] for p in rows(FLAT)])
 
 
+def test_rows_that_are_a_sequence_or_a_step(tmp_path):
+    """One row is a vector, but for a single sequence, or a sequence of a single step."""
+    y = RNG.normal(size=(len(FLAT), 2))
+    pairs = list(zip(rows(FLAT), rows(y), strict=True))
+    parts = {f"s{n}__inputs": x for n, (x, _) in enumerate(pairs)}
+    path = matlab(tmp_path / "m.mat", **parts, **{f"s{n}__targets": v for n, (_, v) in
+                                                  enumerate(pairs)})  # fmt: skip
+    _, _, found = read(path)
+    same([row[:T] for row, T in zip(found, LENGTHS, strict=True)], rows(y))
+    labels = {f"s{n}__targets": v[:1] for n, (_, v) in enumerate(pairs)}
+    _, _, found = read(matlab(tmp_path / "l.mat", **parts, **labels))
+    same(found, [v[0] for _, v in pairs])
+    for values, per_step in ((y[:1], False), (y[:4, 0][None], True), (y[:1, :1], False)):
+        one = matlab(tmp_path / "one.mat", inputs=X[:1], targets=values)
+        _, _, found = read(one, per_step=per_step)
+        np.testing.assert_array_equal(found, values if values.size > 1 else values[0])
+
+
 @pytest.mark.parametrize("layout", ["dense", "groups", "series"])
 def test_windows(tmp_path, layout):
     parts = {"inputs": X} if layout == "dense" else {"inputs": FLAT}

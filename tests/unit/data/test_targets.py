@@ -94,6 +94,24 @@ def test_groups_with_values(make, truth):
     check_per_sequence(batches, truth.values)
 
 
+def test_groups_whose_targets_differ_in_type(make, truth):
+    path = make("groups")
+    with h5py.File(path, "a") as file:
+        for n in range(11):
+            file[f"seq{n}/targets"] = (1e9 + truth.values[n]).astype("f4" if n == 0 else "f8")
+    with open_data([path]) as data:
+        assert data.holding_targets(np.float32) == "float64"
+        targets = np.concatenate([b.targets for b in data.batches(4, np.float32)])
+    np.testing.assert_array_equal(targets[1:], 1e9 + truth.values[1:])
+    with h5py.File(path, "a") as file:
+        for n in range(11):
+            del file[f"seq{n}/targets"]
+            file[f"seq{n}/targets"] = np.array(truth.classes[n], "i2" if n == 0 else "i4")
+    info, batches = batches_of(path)
+    assert (info.kind, info.dtype) == ("class", "int32")
+    check_per_sequence(batches, truth.classes)
+
+
 def test_groups_of_which_one_has_none(make):
     path = make("groups")
     with h5py.File(path, "a") as file:

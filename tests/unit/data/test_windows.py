@@ -118,6 +118,22 @@ def test_inputs_are_the_targets_by_default(make, truth, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("own", [False, True])
+def test_targets_keep_their_digits(make, truth, layout, own, source):
+    """Inputs may be read in a smaller type than the targets are stored in."""
+    steps = truth.sequences if own else truth.steps
+    path = make(layout)
+    if not own:
+        with_steps(path, layout, steps)
+    for window in WINDOWS:
+        _, y, _ = by_hand(truth.sequences, steps, window)
+        with open_data([path], DataOptions(window=window)) as data:
+            batches = list(data.batches(4, np.float32))
+            np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), y)
+            np.testing.assert_array_equal(data.take(np.arange(len(y)), np.float32).targets, y)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_target_a_sequence_is_that_of_each_window(make, truth, layout, source):
     path = make(layout)
     with h5py.File(path, "a") as file:
