@@ -38,10 +38,13 @@ MODE = os.environ.get("LSTM_COMPILE_GATE", "one")
 ARCHITECTURES = {
     "no clusters": ("80",),
     "less memory": ("86", "89"),
-    "clusters": ("90", "90a", "100"),
+    "clusters": ("90a", "100"),
     "small clusters": ("120",),
 }
-"""By the name of a device that has them; what some devices alone need is compiled for theirs."""
+"""By the name of a device that has them; what some devices alone need is compiled for theirs.
+
+Plain 90 is missing: no device is compiled for it, see `lstm_cli.engines.cuda.architectures.target`.
+"""
 ALL = sum(ARCHITECTURES.values(), ())
 DOUBLE = ("float64", "cross_entropy")
 FRAME = 32

@@ -21,8 +21,8 @@ from lstm_cli.engines.jit.products import line
 from lstm_cli.engines.jit.tiles import (
     UNROLL,
     Part,
+    add_products,
     first_lanes,
-    fma,
     load_part,
     row_limit,
     store_part,
@@ -325,12 +325,10 @@ class _Kernel:
         def step(k: Value, offset: int) -> None:
             begin = f.at(a, f.mul(f.add(k, offset), part.width), self.element)
             here = f.at(dz, f.mul(f.add(k, offset), stride), self.element)
-            places = [f.at(begin, v * count, self.element) for v in range(part.per)]
-            columns = [f.load(lanes.type, place, lanes.bytes) for place in places]
-            for r, row in enumerate(totals):
-                wide = f.splat(f.load(self.element, f.at(here, r, self.element)), lanes)
-                for total, column in zip(row, columns, strict=True):
-                    f.set(total, fma(f, lanes, column, wide, f.get(total)))
+            columns = [f.at(begin, v * count, self.element) for v in range(part.per)]
+            numbers = [f.at(here, r, self.element) for r in range(rows)]
+            by_column = [[row[v] for row in totals] for v in range(part.per)]
+            add_products(f, lanes, self.machine, columns, numbers, by_column)
 
         whole = f.mul(f.div(n, UNROLL), UNROLL)
         with f.loop(0, whole, UNROLL) as k:

@@ -7,9 +7,10 @@ do not depend on how many rows are computed together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable, i32, i64, vector
+from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable, i64, vector
 from lstm_cli.engines.jit.machine import Machine
 
 UNROLL = 2
@@ -67,9 +68,20 @@ class Part:
 
 
 def row_limit(machine: Machine, vectors: int) -> int:
-    """Rows of a tile that still fits the registers, beside a panel's vectors and a broadcast."""
-    beside = 2 if machine.registers <= 16 else vectors + 2
+    """Rows of a tile that still fits the registers, beside what a step of k holds there."""
+    if numbers_first(machine, vectors):
+        return (machine.registers - 1) // (vectors + 1)
+    beside = vectors + (1 if machine.registers <= 16 else 2)
     return max(1, min(LARGEST, (machine.registers - beside) // vectors))
+
+
+def numbers_first(machine: Machine, vectors: int) -> bool:
+    """Whether a step holds a number of every row and one weight, not all weights and one number.
+
+    Where there are few registers, a tile of many vectors has more rows so. What does not fit is
+    kept in memory by the compiler, which takes more than half of the speed.
+    """
+    return machine.registers <= 16 and vectors > 3
 
 
 class Tiles:
@@ -170,16 +182,15 @@ class Tiles:
         def step(a: list[Value], w: Value, k: Value, offset: int) -> None:
             base = f.at(w, f.mul(k, part.width), element)
             places = [offset * part.width + v * count for v in range(part.vectors)]
-            kind = lanes.integers if part.pairs else lanes.type
-            weights = [f.load(kind, f.at(base, p, element), lanes.bytes) for p in places]
-            for r in range(rows):
-                at = f.at(f.at(a[r], k, element), offset, element)
-                if part.pairs:
-                    self._add_pairs(f, lanes, weights, f.load("i32", at), [s[r] for s in sums])
-                    continue
-                wide = f.splat(f.load(element, at), lanes)
-                for v, weight in enumerate(weights):
-                    f.set(sums[v][r], fma(f, lanes, weight, wide, f.get(sums[v][r])))
+            weights = [f.at(base, p, element) for p in places]
+            numbers = [f.at(f.at(a[r], k, element), offset, element) for r in range(rows)]
+            if not part.pairs:
+                add_products(f, lanes, self.machine, weights, numbers, sums)
+            elif self.machine.dot_bfloat16:
+                _add_dot_products(f, lanes, weights, numbers, sums)
+            else:
+                for half in range(2):
+                    add_products(f, lanes, self.machine, weights, numbers, sums, half)
 
         whole = f.mul(f.div(K, UNROLL), UNROLL)
         with f.loop(0, f.args["times"]) as turn:
@@ -199,27 +210,46 @@ class Tiles:
                 begin = f.at(row, f.mul(f.args["apart"], gate), element)
                 f.store(f.get(sums[v][r]), f.at(begin, place * count, element), 4)
 
-    def _add_pairs(
-        self, f: Function, lanes: Lanes, weights: list[Value], pair: Value, sums: list[Variable]
-    ) -> None:
-        """Add the two products of each pair of bfloat16."""
-        if self.machine.dot_bfloat16:
-            wide = f.splat(pair, Lanes("i32", lanes.count))
-            kind = vector(2 * lanes.count, "bfloat")
-            a = f.convert("bitcast", wide, kind)
-            name = f"llvm.x86.avx512bf16.dpbf16ps.{lanes.bytes * 8}"
-            for weight, total in zip(weights, sums, strict=True):
-                w = f.convert("bitcast", weight, kind)
-                f.set(total, f.intrinsic(name, lanes.type, f.get(total), w, a))
-            return
-        for number, weight_half in zip(
-            _halves(f, pair, Lanes("float", 1)),
-            zip(*[_halves(f, weight, lanes) for weight in weights], strict=True),
-            strict=True,
-        ):
-            wide = f.splat(number, lanes)
-            for w, total in zip(weight_half, sums, strict=True):
-                f.set(total, fma(f, lanes, w, wide, f.get(total)))
+
+def add_products(
+    f: Function,
+    lanes: Lanes,
+    machine: Machine,
+    weights: Sequence[Value],
+    numbers: Sequence[Value],
+    sums: Sequence[Sequence[Variable]],
+    half: int | None = None,
+) -> None:
+    """Add each vector at `weights` times each number at `numbers` to ``sums[weight][number]``.
+
+    With `half`, both are pairs of bfloat16, whose first (0) or second number (1) is multiplied.
+    """
+
+    def wide(at: Value) -> Value:
+        if half is None:
+            return f.splat(f.load(lanes.element, at), lanes)
+        return _half(f, f.splat(f.load("i32", at), Lanes("i32", lanes.count)), lanes, half)
+
+    def vector_at(at: Value) -> Value:
+        if half is None:
+            return f.load(lanes.type, at, lanes.bytes)
+        return _half(f, f.load(lanes.integers, at, lanes.bytes), lanes, half)
+
+    def add(weight: Value, number: Value, total: Variable) -> None:
+        f.set(total, fma(f, lanes, weight, number, f.get(total)))
+
+    if numbers_first(machine, len(weights)):
+        held = [wide(at) for at in numbers]
+        for at, own in zip(weights, sums, strict=True):
+            weight = vector_at(at)
+            for number, total in zip(held, own, strict=True):
+                add(weight, number, total)
+    else:
+        held = [vector_at(at) for at in weights]
+        for r, at in enumerate(numbers):
+            number = wide(at)
+            for weight, own in zip(held, sums, strict=True):
+                add(weight, number, own[r])
 
 
 def halved(f: Function, lanes: Lanes, values: Value, machine: Machine) -> Value:
@@ -239,13 +269,29 @@ def halved(f: Function, lanes: Lanes, values: Value, machine: Machine) -> Value:
     return f.convert("trunc", chosen, vector(lanes.count, "i16"))
 
 
-def _halves(f: Function, pairs: Value, lanes: Lanes) -> tuple[Value, Value]:
-    """The two numbers of pairs of bfloat16, as floats: the first has the lower bits."""
-    one = lanes.count == 1
-    bits, mask = (i32(16), i32(-65536)) if one else (lanes.integer(16), lanes.integer(-65536))
-    kind = "float" if one else lanes.type
-    first = f.convert("bitcast", f.binary("shl", pairs, bits), kind)
-    return first, f.convert("bitcast", f.binary("and", pairs, mask), kind)
+def _half(f: Function, pairs: Value, lanes: Lanes, half: int) -> Value:
+    """The first or second number of pairs of bfloat16, as a float: the first has the lower bits."""
+    operation, bits = ("shl", 16) if half == 0 else ("and", -65536)
+    return f.convert("bitcast", f.binary(operation, pairs, lanes.integer(bits)), lanes.type)
+
+
+def _add_dot_products(
+    f: Function,
+    lanes: Lanes,
+    weights: Sequence[Value],
+    numbers: Sequence[Value],
+    sums: Sequence[Sequence[Variable]],
+) -> None:
+    """Add the two products of each pair of bfloat16 with one instruction."""
+    kind = vector(2 * lanes.count, "bfloat")
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{lanes.bytes * 8}"
+    held = [f.load(lanes.integers, at, lanes.bytes) for at in weights]
+    for r, at in enumerate(numbers):
+        wide = f.splat(f.load("i32", at), Lanes("i32", lanes.count))
+        a = f.convert("bitcast", wide, kind)
+        for weight, own in zip(held, sums, strict=True):
+            w = f.convert("bitcast", weight, kind)
+            f.set(own[r], f.intrinsic(name, lanes.type, f.get(own[r]), w, a))
 
 
 def fma(f: Function, lanes: Lanes, a: Value, b: Value, c: Value) -> Value:
