@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +19,8 @@ from unit.engines.jit.compiled import machine
 from lstm_cli.cells import Activation
 from lstm_cli.cells.expression import symbol
 from lstm_cli.engines.jit import products
-from lstm_cli.engines.jit.compiler import compile_object
-from lstm_cli.engines.jit.ir import Lanes
+from lstm_cli.engines.jit.compiler import _simplify, _target, compile_object
+from lstm_cli.engines.jit.ir import Lanes, Module
 from lstm_cli.engines.jit.layout import columns
 from lstm_cli.engines.jit.machine import Machine, described
 from lstm_cli.engines.jit.products import (
@@ -31,6 +32,7 @@ from lstm_cli.engines.jit.products import (
     run_product,
     tight_columns,
 )
+from lstm_cli.engines.jit.tiles import Part, Tiles
 
 SIZES = (1, 2, 7, 33, 100, 257)
 
@@ -253,3 +255,24 @@ def test_neon_compiles(size: int) -> None:
 @pytest.mark.parametrize(("size", "padded"), [(1, 8), (16, 16), (33, 40), (40, 40), (50, 56)])
 def test_little_of_the_last_panel_is_empty(size: int, padded: int) -> None:
     assert tight_columns(size, Lanes("float", 16)).padded == padded
+
+
+@pytest.mark.parametrize("gates", [1, 2, 3, 4])
+@pytest.mark.parametrize("element", ["float", "double"])
+def test_tiles_stay_in_sixteen_registers(gates: int, element: str) -> None:
+    from llvmlite import binding as llvm
+
+    haswell = described("x86_64-unknown-linux-gnu", "haswell", {"avx2", "fma"})
+    part, module = Part(gates, 1, haswell.lanes(element)), Module()
+    Tiles(module, haswell).product(part)
+    module.function("main", {}, exported=True).done()
+    target = _target(haswell)
+    head = f'target datalayout = "{target.target_data}"\ntarget triple = "{target.triple}"\n'
+    text = head + str(module).replace("internal ", "")  # what is internal and not called is dropped
+    with llvm.create_context() as context, llvm.parse_assembly(text, context) as parsed:
+        _simplify(parsed, target)
+        assembly = target.emit_assembly(parsed)
+    assert assembly.count("vfmadd") > 10
+    # A sum that is kept in memory waits for itself in every step: less than half of the speed.
+    loads = re.findall(r"(?:vfmadd\w+|vmov[au]p[sd])\s+-?\d*\(%rsp\), %", assembly)
+    assert len(loads) <= (8 if gates == 1 else 0)
