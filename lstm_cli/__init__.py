@@ -6,10 +6,10 @@ The public names are loaded when they are first used, so that importing the pack
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from lstm_cli.version import __version__
 
+# Not from `typing`: Ctrl-C while that is loaded would end in a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lstm_cli.api import Model, Trainer, build, load
     from lstm_cli.errors import LstmCliError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["LstmCliError", "Model", "Trainer", "__version__", "build", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in ("Model", "Trainer", "build", "load"):
         from lstm_cli import api
 
