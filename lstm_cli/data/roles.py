@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from shlex import quote
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.storage import Stored, printable
+from lstm_cli.data.storage import Stored
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError, nearest
+from lstm_cli.errors import DataError, nearest, printable, quote
 
 INPUTS = ("inputs", "x", "X", "data", "features", "sequences")
 LENGTHS = ("lengths", "seqLengths", "sequence_lengths")
