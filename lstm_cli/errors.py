@@ -202,14 +202,12 @@ def quote(path: object) -> str:
     text = str(path)
     if text.isprintable():
         return shlex.quote(text)
-    plain = (
-        letter if letter.isprintable() and letter not in "\\'" else _bytes(letter)
-        for letter in text
-    )
-    return f"$'{''.join(plain)}'"
+    return f"$'{''.join(map(_escaped, text))}'"
 
 
-def _bytes(letter: str) -> str:
+def _escaped(letter: str) -> str:
+    if letter.isprintable() and letter not in "\\'":
+        return letter
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 

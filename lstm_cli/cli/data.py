@@ -54,11 +54,8 @@ def command(path: str, *, as_json: bool, quiet: bool, debug: bool, allow_externa
 
 
 def _lines(report: FileReport) -> list[Any]:
-    lines: list[Any] = [
-        f"{printable(report.path)} · {report.format}, {units.size(report.size)}",
-        "",
-    ]
-    lines.append(_stored(report))
+    head = f"{printable(report.path)} · {report.format}, {units.size(report.size)}"
+    lines: list[Any] = [head, "", _stored(report)]
     for group in report.groups[:SHOWN_ALIKE]:
         lines += ["", *_group(group)]
     if (more := len(report.groups) - SHOWN_ALIKE) > 0:
