@@ -107,12 +107,13 @@ def first_dataset(folder: Folder, names: tuple[str, ...]) -> Stored | None:
 def missing(folder: Folder, name: str, role: str, options: DataOptions) -> DataError:
     """The error for a configured dataset that is not there."""
     near = nearest(name, folder.names())
+    named = quote(f"data.{role}={near}")
     return DataError(
         f"{folder.where} holds no dataset {name}",
         expected=f"the {role}, as data.{role} says",
         found=contents(folder),
         where=options.places(folder.where),
-        hint=f"--set data.{role}={near}" if near else f"lstm-cli data {quote(folder.file)}",
+        hint=f"--set {named}" if near else f"lstm-cli data {quote(folder.file)}",
     )
 
 

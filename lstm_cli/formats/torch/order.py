@@ -227,6 +227,17 @@ def numbered(first: str, second: str) -> bool:
     return len(one) < len(other)
 
 
+def _order_hint(found: Sequence[Order], complete: bool) -> str:
+    """What tells the order: a config too, where no two orders have the same sizes."""
+    sizes = {tuple(size for module in one.modules for size in _sizes(module)) for one in found}
+    if len(sizes) < len(found) or not complete:
+        return "a .pt file of torch.save keeps the modules' order"
+    return (
+        "a .pt file of torch.save keeps the modules' order; or list the layers in a config: "
+        "lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG"
+    )
+
+
 def _decided(
     found: list[Order],
     complete: bool,
@@ -243,9 +254,7 @@ def _decided(
             expected="sizes, or numbers in the names, that tell one order",
             found="; ".join(_chain(one.modules) for one in found[:3]),
             where=source,
-            hint="a .pt file of torch.save keeps the modules' order; or list the layers in a "
-            "config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST "
-            "--config CONFIG",
+            hint=_order_hint(found, complete),
         )
     first = modules[0]
     if stored and isinstance(first, Linear) and first.bias is None and first != order.modules[0]:
