@@ -1011,6 +1011,47 @@ def _() -> None:
     torch.save({"weight": torch.ones(1).expand(3, D), "bias": torch.zeros(3)}, "turned.pt")
     net(dense(D), dense(D))
 
+@case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
+@case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
+@case("list the layers in the config with these kinds and sizes, in the model's order", "run wrong.yaml x.h5 --weights k.weights.h5", do=lambda: shutil.copy("two.yaml", "wrong.yaml"))
+@case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "run k.weights.h5 x.h5", do="lstm-cli run two.yaml x.h5 --weights k.weights.h5")
+@case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "convert k.weights.h5 o.onnx", do="--config two.yaml")
+@case("write it without states", "convert p.safetensors o.onnx --states", do="lstm-cli convert p.safetensors o.onnx")
+@case("{}: the {} of its {} is read as {}; {} {}: --set model.layers.{}.{}{}.{}={}", "run a.onnx x.h5")
+def _() -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(3)
+    hdf5(inputs=inputs())
+    sizes = {"a": (4, 3), "b": (3, 4), "c": (4, 5), "d": (5, 4)}
+    made = {k: (rng.standard_normal(s).astype("f4"), np.zeros(s[1], "f4")) for k, s in sizes.items()}
+    net({"type": "lstm", "hidden_size": 4}, {"type": "gru", "hidden_size": 4}, path="two.yaml")
+    saved("two.safetensors", "two.yaml")
+    assert main(["convert", "two.safetensors", "k.weights.h5", "--quiet"]) == 0
+    whole = Path("k.weights.h5").read_bytes()
+    Path("k.weights.h5").write_bytes(keras_files.copied(whole))
+    net(*[dense(s) for s in (5, 4, 3, 4)], path="other.yaml")
+    net(dense(3), path="wrong.yaml")
+    net(dense(4), {"type": "lstm", "hidden_size": 4}, path="fc.yaml")
+    states = {f"rnn.weight_{n}_l0": rng.standard_normal((16, 4)).astype("f4") for n in ("ih", "hh")}
+    states |= {"fc.weight": np.ones((4, 4), "f4"), "fc.bias": np.zeros(4, "f4")}
+    save_file(states, "rnn.safetensors")
+    net({**LSTM, "projection_size": 2}, path="p.yaml")
+    saved("p.safetensors", "p.yaml")
+    weights = [numpy_helper.from_array(np.ones((1, H, n), "f4"), m) for m, n in (("W", D), ("R", H))]
+    node = helper.make_node("RNN", ["x", "W", "R"], ["y"], hidden_size=H, activations=["ThresholdedRelu"])
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [T, None, D]), ("y", None))]
+    model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], weights), ir_version=8)
+    model.opset_import[0].version = 14
+    onnx.save(model, "a.onnx")
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.save({f"{k}.{n}": torch.tensor(v.T) for k, p in made.items() for n, v in zip(("weight", "bias"), p, strict=True)}, "w.pt")
+
 
 # fmt: on
 
@@ -1156,17 +1197,6 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "--seed 1 draws other weights, --dtype float64 holds larger numbers",
         "the weights have become too large: train slower, or limit train.clip_norm",
     ),
-    "still to be followed": (
-        "write it without states",
-        "list the layers in the config with these kinds and sizes, in the model's order",
-        "{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli "
-        "convert FILE DST --config CONFIG",
-        "the modules run in the order in which the file lists them: {}; their sizes also fit as "
-        "{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE",
-        ", and also as {}, which a config of its layers says: lstm-cli run CONFIG DATA --weights "
-        "FILE",
-        "{}: the {} of its {} is read as {}; {} {}: --set model.layers.{}.{}{}.{}={}",
-    ),
 }
 """Texts that no test here follows, by the reason."""
 
@@ -1262,6 +1292,7 @@ def test_every_hint_is_followed():
         assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), place
 
 
+SCHEMA = json_schema()
 FOREIGN = {
     *("--help", "--version"),  # Click's
     *("--std", "--gpu-architecture", "--upgrade"),  # NVRTC's and pip's
@@ -1303,12 +1334,11 @@ def printed_texts() -> Iterator[tuple[str, str]]:
 
 def _known(key: str) -> bool:
     """Whether a dotted key may stand in a config; below a list any layer's keys may."""
-    schema = json_schema()
-    places = [schema]
+    places = [SCHEMA]
     for word in key.split("."):
         places = [
             below[word]
-            for place in _spread(places, schema)
+            for place in _spread(places)
             if word in (below := place.get("properties", {}))
         ]
         if not places:
@@ -1316,13 +1346,13 @@ def _known(key: str) -> bool:
     return True
 
 
-def _spread(places: list[Any], schema: Any) -> list[Any]:
+def _spread(places: list[Any]) -> list[Any]:
     """The schemas that these are, or refer to."""
     found, left = [], list(places)
     while left:
         place = left.pop()
         if "$ref" in place:
-            left.append(schema["$defs"][place["$ref"].rpartition("/")[2]])
+            left.append(SCHEMA["$defs"][place["$ref"].rpartition("/")[2]])
         left += [*place.get("anyOf", ()), *place.get("oneOf", ()), *place.get("allOf", ())]
         found.append(place)
     return found
