@@ -14,6 +14,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def _name(one: Case) -> str:
+def _id(one: Case) -> str:
     return re.sub(r"\W+", "-", one.hint)[:60].strip("-")
 
 
@@ -1056,7 +1057,7 @@ def _() -> None:
 # fmt: on
 
 
-@pytest.mark.parametrize("one", CASES, ids=_name)
+@pytest.mark.parametrize("one", CASES, ids=_id)
 def test_a_hint(lstm, folder, one):
     check(lstm, one)
 
@@ -1201,24 +1202,52 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
 """Texts that no test here follows, by the reason."""
 
 
+@cache
+def sources() -> tuple[tuple[str, tuple[ast.AST, ...], frozenset[ast.AST]], ...]:
+    """Each file of the package: its name, its nodes, and those that are not printed."""
+    found = []
+    for path in sorted((ROOT / "lstm_cli").rglob("*.py")):
+        nodes = tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        silent = frozenset(part for node in nodes for part in _silent(node))
+        found.append((str(path.relative_to(ROOT)), nodes, silent))
+    return tuple(found)
+
+
+def _silent(node: ast.AST) -> Iterator[ast.AST]:
+    """Docstrings, and parts of longer texts."""
+    if isinstance(node, ast.JoinedStr):
+        yield from (part for part in ast.walk(node) if part is not node)
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        yield node.value
+
+
+def _declared(node: ast.AST) -> Iterator[ast.AST]:
+    """The options' own declarations, patterns, and examples in help."""
+    if isinstance(node, ast.Call):
+        declares = getattr(node.func, "attr", None) in ("option", "compile")
+    else:
+        declares = isinstance(node, ast.Assign) and _name(node.targets[0]) == "EPILOG"
+    yield from ast.walk(node) if declares else ()
+
+
+def _name(node: ast.AST) -> str:
+    return getattr(node, "id", None) or getattr(node, "attr", "")
+
+
 def hint_texts() -> dict[str, str]:
     """Texts of the package that tell what to do, and where each stands.
 
     These are what is given as a hint, and all that names a command or an option.
     """
     found: dict[str, str] = {}
-    for path in sorted((ROOT / "lstm_cli").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        passed = set(_unprinted(tree))
-        for node in ast.walk(tree):
-            for part in _hints(node):
-                text = _text(part)
-                if text and text.strip() and part not in passed:
-                    found.setdefault(text, f"{path.relative_to(ROOT)}:{part.lineno}")
-        for node in ast.walk(tree):
+    for path, nodes, silent in sources():
+        passed = silent | {part for node in nodes for part in _declared(node)}
+        hints = dict.fromkeys(part for node in nodes for part in _hints(node))
+        for node in (*hints, *nodes):
             text = None if node in passed else _text(node)
-            if text and " " in text.strip() and (OPTION.search(text) or COMMAND.search(text)):
-                found.setdefault(text, f"{path.relative_to(ROOT)}:{node.lineno}")
+            names = text and " " in text.strip() and (OPTION.search(text) or COMMAND.search(text))
+            if text and text.strip() and (names or node in hints):
+                found.setdefault(text, f"{path}:{node.lineno}")
     return found
 
 
@@ -1236,7 +1265,7 @@ def _hints(node: ast.AST) -> Iterator[ast.AST]:
         yield from _alternatives(node.value)
     elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
         names = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any("hint" in ast.unparse(name).lower() for name in names):
+        if any("hint" in _name(name).lower() for name in names):
             yield from _alternatives(node.value)
     elif isinstance(node, ast.FunctionDef) and "hint" in node.name:
         for part in ast.walk(node):
@@ -1246,34 +1275,16 @@ def _hints(node: ast.AST) -> Iterator[ast.AST]:
 
 def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.IfExp):
-        yield from _alternatives(node.body)
-        yield from _alternatives(node.orelse)
+        parts = [node.body, node.orelse]
     elif isinstance(node, ast.BoolOp):
-        for value in node.values:
-            yield from _alternatives(value)
+        parts = node.values
     elif isinstance(node, ast.BinOp):
-        yield from _alternatives(node.left)
-        yield from _alternatives(node.right)
+        parts = [node.left, node.right]
     else:
         yield node
-
-
-def _unprinted(tree: ast.AST) -> Iterator[ast.AST]:
-    """Docstrings, parts of longer texts, and the options' own declarations and examples."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield from (part for part in ast.walk(node) if part is not node)
-        elif (
-            isinstance(node, ast.Call)
-            and ast.unparse(node.func)
-            in (
-                "click.option",
-                "re.compile",
-            )
-        ) or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EPILOG"):
-            yield from ast.walk(node)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            yield node.value
+        return
+    for part in parts:
+        yield from _alternatives(part)
 
 
 def test_every_hint_is_followed():
@@ -1303,33 +1314,18 @@ SUFFIX = re.compile(r"\.(safetensors|keras|h5|onnx|pt|pkl|weights|save|state_dic
 def test_what_texts_name_exists():
     """Options are some command's, commands are ours, and keys are the schema's."""
     wrong = []
-    for text, where in printed_texts():
+    texts = (
+        (text, f"{path}:{node.lineno}")
+        for path, nodes, silent in sources()
+        for node in nodes
+        if node not in silent and (text := _text(node))
+    )
+    for text, where in texts:
         options = set(OPTION.findall(text)) - set(OPTIONS) - FOREIGN
         named = set(re.findall(r"lstm-cli ([a-z][a-z-]+) (?=[A-Z.{-])", text)) - set(COMMANDS)
         keys = {key for key in KEY.findall(text) if not SUFFIX.search(key) and not _known(key)}
         wrong += [f"{where}: {word}" for word in (*options, *named, *keys)]
     assert not wrong
-
-
-def printed_texts() -> Iterator[tuple[str, str]]:
-    for path in sorted((ROOT / "lstm_cli").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        parts = {
-            part
-            for node in ast.walk(tree)
-            if isinstance(node, ast.JoinedStr)
-            for part in ast.walk(node)
-            if part is not node
-        }
-        docs = {
-            node.value
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        }
-        for node in ast.walk(tree):
-            text = None if node in parts or node in docs else _text(node)
-            if text:
-                yield text, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
 def _known(key: str) -> bool:
