@@ -647,6 +647,21 @@ def _() -> None:
 def _() -> None:
     net({"type": "lstm", "hidden_size": 2**24}, dense(2**24))
 
+
+@case("put the flatten layer after all recurrent ones", "inspect-shapes c.yaml", do=lambda: net(LSTM, LSTM, FLAT, dense(2), steps=T))
+def _() -> None:
+    net(LSTM, FLAT, LSTM, dense(2), steps=T)
+
+
+@case("set `return_sequences: true` in layer {}", "inspect-shapes c.yaml", do="--set model.layers.0.return_sequences=true")
+def _() -> None:
+    net(LAST, LSTM)
+
+
+@case("the smallest config: model: {input_size: 12, layers: [{type: lstm, hidden_size: 100}]}", "inspect-shapes c.yaml", do=_config("model: {input_size: 12, layers: [{type: lstm, hidden_size: 100}]}"))
+def _() -> None:
+    Path("c.yaml").write_text("")
+
 # Training.
 
 
@@ -1086,6 +1101,9 @@ ELSEWHERE = {
     "the reference": "cli/test_readings.py::test_ragged",
     "store {} with the sequences first: swapaxes(0, 1)": "cli/test_readings.py::test_time_first",
     "--set {}": "cli/test_config_beside.py::test_every_option",
+    "np.unique(texts, return_inverse=True) in Python gives the classes, and an index for each": (
+        "cli/test_windows_and_targets.py::test_targets_that_are_text_are_encoded_as_the_hint_says"
+    ),
     "leave out --config": "cli/test_config_beside.py::test_every_command_and_the_interface",
     "lstm-cli run {} DATA": "cli/test_config_beside.py::test_the_readers_options_stand_in_the_command",
     "--from {}": "cli/test_config_beside.py::test_the_readers_options_stand_in_the_command",
@@ -1154,6 +1172,7 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "quantised weights are not read: save the model before it is quantised",
         "rebuild it as one and load the weights there, then save that one",
         "save the state dict with every tensor cloned",
+        "save the weights alone: torch.save(model.state_dict(), path)",
         "save the weights anew where they are",
         "save the weights with torch.save(model.state_dict(), path)",
         "save the whole model, a Sequential or Functional one, which says it: "
@@ -1193,6 +1212,7 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         ", !nontemporal !{i32 1}",
     ),
     "no small input leads there": (
+        "resume with the config the run was started with",
         "hint: fewer units or a smaller --batch-size need less",
         "the native format (.safetensors) has no such limit",
         "--seed 1 draws other weights, --dtype float64 holds larger numbers",
@@ -1259,14 +1279,30 @@ def _text(node: ast.AST) -> str | None:
     return "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
 
 
+@cache
+def passed_names() -> frozenset[str]:
+    """Names whose text is given as a hint somewhere."""
+    given = (
+        _name(node.value)
+        for _, nodes, _ in sources()
+        for node in nodes
+        if isinstance(node, ast.keyword) and node.arg == "hint"
+    )
+    return frozenset(name for name in given if name)
+
+
 def _hints(node: ast.AST) -> Iterator[ast.AST]:
     """Texts that become a hint: an argument, what a name holds, or what a function returns."""
     if isinstance(node, ast.keyword) and node.arg == "hint":
         yield from _alternatives(node.value)
     elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
         names = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any("hint" in _name(name).lower() for name in names):
-            yield from _alternatives(node.value)
+        pairs = [(names[0], node.value)]
+        if isinstance(names[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = list(zip(names[0].elts, node.value.elts, strict=False))
+        for name, value in pairs:
+            if "hint" in _name(name).lower() or _name(name) in passed_names():
+                yield from _alternatives(value)
     elif isinstance(node, ast.FunctionDef) and "hint" in node.name:
         for part in ast.walk(node):
             if isinstance(part, ast.Return | ast.Yield) and part.value is not None:
