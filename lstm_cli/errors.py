@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+
+LONGEST_WORD, LONGEST_LINE = 500, 10_000
+"""Characters without a blank, and in a line, above which a text is cut in the middle."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,10 @@ class Problem:
 
     def __post_init__(self) -> None:
         for key in ("what", "expected", "found", "hint"):
-            object.__setattr__(self, key, _printable(getattr(self, key)))
-        object.__setattr__(self, "where", tuple(str(_printable(place)) for place in self.where))
+            text = getattr(self, key)
+            object.__setattr__(self, key, None if text is None else printable(text))
+        places = tuple(printable(place) for place in self.where)
+        object.__setattr__(self, "where", places)
 
     def lines(self) -> list[str]:
         """The problem as plain text: `what`, then indented details."""
@@ -166,13 +174,41 @@ class MissingExtraError(DeviceError):
         )
 
 
-def _printable(text: str | None) -> str | None:
-    """The text, what no terminal should be sent written as an escape: ``\\x1b``."""
-    if text is None or text.isprintable():
+def printable(text: str, *, lines: bool = False) -> str:
+    """The text as a terminal may be sent it; all that is shown passes here.
+
+    Names in files may hold anything: what is not printable becomes an escape (``\\x1b``,
+    ``\\u202e``), line breaks too unless the text is `lines`. What is endless is cut in the middle.
+    """
+    if not text.isprintable():
+        text = "".join(
+            letter if letter.isprintable() or (lines and letter == "\n") else ascii(letter)[1:-1]
+            for letter in text
+        )
+    if len(text) > LONGEST_WORD:
+        text = re.sub(r"\S+", lambda word: _shortened(word[0], LONGEST_WORD), text)
+        text = re.sub(r".+", lambda line: _shortened(line[0], LONGEST_LINE), text)
+    return text
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= longest:
         return text
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
-    )
+    return f"{text[: longest // 3]} … ({len(text):,} characters) … {text[-longest // 5 :]}"
+
+
+def quote(path: object) -> str:
+    """A path as a shell takes it, in printable characters: ``'my data.h5'``, ``$'\\x1b.h5'``."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable() and letter not in "\\'":
+        return letter
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
 def _size(nbytes: int) -> str:

@@ -11,10 +11,9 @@ import os
 import re
 import stat
 from pathlib import Path
-from shlex import quote
 from typing import BinaryIO
 
-from lstm_cli.errors import LstmCliError, UsageError
+from lstm_cli.errors import LstmCliError, UsageError, quote
 from lstm_cli.version import __version__
 
 PRODUCER = "lstm-cli"

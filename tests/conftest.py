@@ -51,6 +51,7 @@ SLOW = tuple(
         *("engines/test_jit", "unit/engines/cuda/", "unit/engines/jit/"),
         *("unit/data/test_hardening", "unit/formats/test_torch_codec_hostile"),
         *("cli/test_bench", "cli/test_compare", "cli/test_cuda", "cli/test_files"),
+        "cli/test_hints.py::test_a_hint",
         *("cli/test_normalization", "cli/test_other", "cli/test_readings", "cli/test_resume"),
         "cli/test_train",
     )

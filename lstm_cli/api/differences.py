@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from lstm_cli.config import Config
 from lstm_cli.config.layers import Layer
 from lstm_cli.config.options import written
 from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.errors import quote
 from lstm_cli.formats.model import Imported
 
 TRAINING = ("dropout", "recurrent_dropout", "forget_bias")
@@ -78,7 +78,7 @@ def unsaid(config: Config, own: Config | None, name: Path, *, bare: bool) -> tup
     """
     found = None if own is None else gaps(config, own)
     if found is None and bare:
-        return (f"to run {name}: lstm-cli run CONFIG DATA --weights {shlex.quote(str(name))}",)
+        return (f"to run {name}: lstm-cli run CONFIG DATA --weights {quote(str(name))}",)
     if not found or own is None:
         return ()
     if bare:
@@ -275,7 +275,7 @@ def _settings(base: Config, wanted: Config, found: Sequence[Gap]) -> Iterator[st
 
 def _setting(layer: int | None, key: str, value: Any) -> str:
     place = "model" if layer is None else f"model.layers.{layer}"
-    return f"--set {shlex.quote(f'{place}.{key}={_text(value)}')}"
+    return f"--set {quote(f'{place}.{key}={_text(value)}')}"
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     array_dtype,
 )
-from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
+from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError, quote
 from lstm_cli.network.network import Network, ends_sequence
 from lstm_cli.network.normalization import STORED, Normalization, Rounding
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
@@ -74,7 +73,7 @@ def weights_problems(
     name = file or "the weights given"
     hint = None
     if file is not None:
-        hint = f"lstm-cli inspect-shapes {shlex.quote(file)} shows what the file holds"
+        hint = f"lstm-cli inspect-shapes {quote(file)} shows what the file holds"
     merged = merge_biases(config.specs, tensors)
     wanted = expected_tensors(config.specs)
     problems = []

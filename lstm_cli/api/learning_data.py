@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from lstm_cli.data import AS_CLASSES, Dataset, Sampler
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import DataError, Problem
+from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, fold
 from lstm_cli.training.evaluation import evaluate

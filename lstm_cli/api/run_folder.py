@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.errors import LstmCliError, UsageError, WeightsError
+from lstm_cli.errors import LstmCliError, UsageError, WeightsError, quote
 from lstm_cli.files import (
     not_written,
     reason,
@@ -79,10 +79,11 @@ class RunFolder:
         self._new_lock = False
         self._new_folders: list[Path] = []
         if path.exists() and not path.is_dir():
+            folder = path.with_name(f"{path.stem}-run")
             raise UsageError(
                 f"{path} is a file, and a training run is kept in a folder",
                 expected="a folder, or a new name",
-                hint=f"--output {path.with_suffix('')}-run",
+                hint=f"--output {quote(folder)}",
             )
         if not path.exists():
             self._need_writable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from lstm_cli.api.task import Task
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, Dataset, open_data
 from lstm_cli.engines.types import Array, Engine
-from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError
+from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError, quote
 from lstm_cli.formats import native
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.training.loop import End, Loop, Surroundings
@@ -121,7 +120,7 @@ class TrainingRun:
         if config.weights is not None:
             # They are what `run` computes with, very likely what this section `train` gave.
             if weights is None and self._stored is None:
-                own = shlex.quote(str(config.weights))
+                own = quote(str(config.weights))
                 self.notes.append(
                     f"training begins from new weights; --weights {own} begins from the config's"
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from lstm_cli import config as configs
 from lstm_cli.api.differences import contradiction_note, contradictions, left_out
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers, ZeroStates
-from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff
@@ -226,7 +225,7 @@ def _command(imported: Imported) -> str:
     format, order = imported.reading.format, imported.reading.tmva_order
     options = [f"--from {format}"] * (format is not None)
     options += [f"--tmva-order {order}"] * (order is not None)
-    return " ".join([shlex.quote(str(imported.path)), *options])
+    return " ".join([quote(str(imported.path)), *options])
 
 
 def _is_set(config: Config, dotted: str) -> bool:

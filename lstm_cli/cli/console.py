@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lstm_cli.errors import printable
+
 if TYPE_CHECKING:
     import rich.console
 
@@ -32,15 +34,11 @@ class Console:
 
     @cached_property
     def _out(self) -> rich.console.Console:
-        from rich.console import Console as RichConsole
-
-        return RichConsole(highlight=False)
+        return _terminal(stderr=False)
 
     @cached_property
     def _err(self) -> rich.console.Console:
-        from rich.console import Console as RichConsole
-
-        return RichConsole(stderr=True, highlight=False)
+        return _terminal(stderr=True)
 
     def show(self, *renderables: Any) -> None:
         """Tables and text on stdout; nothing where JSON is wanted."""
@@ -50,14 +48,14 @@ class Console:
 
     def _print(self, renderable: Any) -> None:
         if isinstance(renderable, str):
-            self._out.print(renderable, soft_wrap=True, markup=False)
+            self._out.print(renderable, soft_wrap=True)
         elif self._out.is_terminal:
             self._out.print(renderable)
         else:  # a file gets no blanks at the ends of lines
             with self._out.capture() as captured:
                 self._out.print(renderable)
             lines = captured.get().splitlines()
-            self._out.print("\n".join(map(str.rstrip, lines)), soft_wrap=True, markup=False)
+            self._out.print("\n".join(map(str.rstrip, lines)), soft_wrap=True)
 
     def document(self, value: Any) -> None:
         """The JSON document on stdout, if JSON is wanted."""
@@ -67,7 +65,7 @@ class Console:
     def note(self, text: str) -> None:
         """A message on stderr."""
         if not self.quiet:
-            self._err.print(text, soft_wrap=True, markup=False)
+            self._err.print(text, soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -78,7 +76,12 @@ class Console:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), Remaining(compact=True))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit, markup=False),
+            Remaining(compact=True),
+        )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task("", total=total)
             yield lambda done: bar.advance(task, done)
@@ -97,15 +100,51 @@ class Console:
         """One moving line on stderr: field `head`, a bar so wide, field `tail`."""
         from rich.progress import BarColumn, Progress, TextColumn
 
-        head, tail = TextColumn("{task.fields[head]}"), TextColumn("{task.fields[tail]}")
+        head, tail = (
+            TextColumn(f"{{task.fields[{key}]}}", markup=False) for key in ("head", "tail")
+        )
         return Progress(head, BarColumn(width), tail, console=self._err, transient=True)
 
 
+def _terminal(*, stderr: bool) -> rich.console.Console:
+    """Rich's console, which sends no text from a file as it stands: neither codes nor markup."""
+    from rich.console import Console as RichConsole
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
+
+    class Terminal(RichConsole):
+        def render_str(self, text: str, *, style: Any = "", **_: Any) -> Text:
+            """Each text, and cell of a table: before it is measured and laid out."""
+            return Text(printable(text, lines=True), style)
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            """What is about to be written, whichever way it came."""
+            for segment in super().render(renderable, options):
+                plain = segment.control or segment.text.isprintable()
+                shown = segment.text if plain else printable(segment.text, lines=True)
+                yield segment if plain else Segment(shown, segment.style)
+
+    return Terminal(stderr=stderr, highlight=False)
+
+
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, in printable characters."""
     import click
 
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    click.echo(text)
+
+
+def say(text: str) -> None:
+    """A message on stderr before, or after, there is a console."""
+    import click
+
+    click.echo(printable(text, lines=True), err=True)
 
 
 def plain(value: Any) -> Any:

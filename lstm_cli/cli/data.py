@@ -11,7 +11,7 @@ import click
 from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import external_option, output_options
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,8 +54,8 @@ def command(path: str, *, as_json: bool, quiet: bool, debug: bool, allow_externa
 
 
 def _lines(report: FileReport) -> list[Any]:
-    lines: list[Any] = [f"{report.path} · {report.format}, {units.size(report.size)}", ""]
-    lines.append(_stored(report))
+    head = f"{printable(report.path)} · {report.format}, {units.size(report.size)}"
+    lines: list[Any] = [head, "", _stored(report)]
     for group in report.groups[:SHOWN_ALIKE]:
         lines += ["", *_group(group)]
     if (more := len(report.groups) - SHOWN_ALIKE) > 0:
@@ -75,11 +75,11 @@ def _stored(report: FileReport) -> Table:
         kind = _kind(item)
         alike[kind] += 1
         if alike[kind] <= SHOWN_ALIKE:
-            table.add_row(item.path, *_cells(item))
+            table.add_row(printable(item.path), *_cells(item))
     for kind, count in alike.items():
         if count > SHOWN_ALIKE:
             first = next(item for item in report.datasets if _kind(item) == kind)
-            table.add_row(f"… {count - SHOWN_ALIKE:,} more like {first.path}")
+            table.add_row(f"… {count - SHOWN_ALIKE:,} more like {printable(first.path)}")
     return table
 
 
@@ -99,13 +99,13 @@ def _cells(item: StoredReport) -> tuple[str, ...]:
 
 def _group(group: GroupReport) -> list[str]:
     lines = [
-        f"{group.name}: {group.layout} ({group.reason})",
+        f"{printable(group.name)}: {group.layout} ({printable(group.reason)})",
         f"  sequences  {group.count:,}",
         *_extent(group),
     ]
     if group.names:
         more = ", …" if group.count > len(group.names) else ""
-        lines.append(f"  names      {', '.join(group.names)}{more}")
+        lines.append(f"  names      {', '.join(map(printable, group.names))}{more}")
     if group.targets is not None:
         lines.append(f"  targets    {_targets(group)}")
     if group.class_counts:

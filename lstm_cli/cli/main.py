@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
+from lstm_cli.cli.console import say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
 from lstm_cli.files import remove_unfinished
 from lstm_cli.version import __version__
@@ -128,10 +130,17 @@ def _code(args: list[str], signals: Signals) -> int:
         return 1
     except Exception as error:
         if "--debug" in args:
+            sys.excepthook = _show_traceback
             raise
         if signals.asked:  # some libraries make another error of it, while they are imported say
             return _interrupted()
         return _failed(error)
+
+
+def _show_traceback(*error: Any) -> None:
+    from traceback import format_exception
+
+    say("".join(format_exception(*error)).rstrip())
 
 
 def _interrupted() -> int:
@@ -156,10 +165,10 @@ def _prepare_streams() -> None:
 
 def _misused(error: click.ClickException) -> int:
     """Say what is wrong with the arguments, and where the right ones are listed."""
-    click.echo(f"error: {error.format_message().rstrip('.')}", err=True)
+    say(f"error: {error.format_message().rstrip('.')}")
     ctx = getattr(error, "ctx", None)
     path = ctx.command_path if ctx is not None else "lstm-cli"
-    click.echo(f"hint: {path} --help lists what it takes", err=True)
+    say(f"hint: {path} --help lists what it takes")
     return error.exit_code
 
 
@@ -168,16 +177,16 @@ def _failed(error: Exception) -> int:
     from lstm_cli.errors import LstmCliError
 
     if isinstance(error, LstmCliError):
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}")
         return error.exit_code
     if isinstance(error, MemoryError):
-        click.echo(f"error: not enough memory: {error}", err=True)
-        click.echo("hint: fewer units or a smaller --batch-size need less", err=True)
+        say(f"error: not enough memory: {error}")
+        say("hint: fewer units or a smaller --batch-size need less")
         return 1
     if isinstance(error, OSError) and error.filename is None:
         _give_up_stdout()
-        click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+        say(f"error: the output cannot be written: {error.strerror}")
         return 1
-    click.echo(f"error: {type(error).__name__}: {error}", err=True)
-    click.echo("hint: this is a fault in lstm-cli; --debug shows where", err=True)
+    say(f"error: {type(error).__name__}: {error}")
+    say("hint: this is a fault in lstm-cli; --debug shows where")
     return 1

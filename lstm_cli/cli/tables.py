@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lstm_cli.cli import units
+from lstm_cli.errors import printable
 
 if TYPE_CHECKING:
     from lstm_cli.api.inspection import StoredTensor
@@ -160,21 +161,16 @@ def _place_table(blocks: Sequence[Block]) -> Table:
     for block in blocks:
         first = block.symbol, units.shape(block.found or block.shape)
         for k, place in enumerate(block.places):
-            name = _as_stored(f"{place.name}{place.part}")
-            cells: list[Text | str] = [
+            name = printable(f"{place.name}{place.part}")
+            cells = [
                 name,
                 *([] if one else [place.dtype]),
-                _as_stored(place.change),
+                place.change,
             ]
             table.add_row(*(first if k == 0 else ("", "")), *cells)
         if not block.places:
             table.add_row(*first, "-", *([] if one else [""]), block.mark or "")
     return table
-
-
-def _as_stored(name: str) -> Text:
-    """A name from a file: no markup, and nothing that a terminal would obey."""
-    return Text(name if name.isprintable() else repr(name))
 
 
 def _sizes(block: Block) -> tuple[str, str, str]:
@@ -201,7 +197,7 @@ def stored_table(tensors: Sequence[StoredTensor]) -> Table:
     table = plain_table("tensor", "shape", "dtype", "bytes", numbers=("bytes",))
     for tensor in tensors:
         table.add_row(
-            _as_stored(tensor.name),
+            printable(tensor.name),
             units.shape(tensor.shape),
             tensor.dtype,
             units.size(tensor.bytes),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from lstm_cli.cli.options import (
     output_options,
 )
 from lstm_cli.cli.options import batch_size as parsed_batch_size
+from lstm_cli.errors import quote
 
 if TYPE_CHECKING:
     from lstm_cli.api.training import TrainingRun, TrainReport
@@ -188,7 +188,8 @@ def _how(report: TrainReport) -> str:
 def _resume_line() -> str:
     """The command that goes on with the run."""
     given = [str(word) for word in click.get_current_context().obj or ()]
-    return shlex.join(["lstm-cli", *given, *([] if "--resume" in given else ["--resume"])])
+    more = [] if "--resume" in given else ["--resume"]
+    return " ".join(map(quote, ["lstm-cli", *given, *more]))
 
 
 def _show(
@@ -210,8 +211,8 @@ def _show(
     if report.files:
         console.show("", f"files in {run.folder.path}: {', '.join(report.files)}")
     if "model.safetensors" in report.files:
-        data = " ".join(shlex.quote(str(path)) for path in data_paths)
-        console.show(f"lstm-cli run {shlex.quote(report.files['model.safetensors'])} {data}")
+        data = " ".join(quote(str(path)) for path in data_paths)
+        console.show(f"lstm-cli run {quote(report.files['model.safetensors'])} {data}")
 
 
 def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:

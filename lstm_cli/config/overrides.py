@@ -84,12 +84,12 @@ def _check_step(at: Any, path: KeyPath, depth: int) -> None:
             hint=f"set {here} whole: --set '{_dotted(path[:depth])}={{{inside}}}'",
         )
     if not isinstance(key, int) or key >= len(at):
-        last = len(at) - 1
+        last, rest = len(at) - 1, path[depth + isinstance(key, int) :]
         raise ConfigError(
             f"{whole} cannot be set",
             expected=f"an index from 0 to {last} in {here}" if at else f"{here} is an empty list",
             found=str(key),
-            hint=f"--set {_dotted((*path[:depth], 0, *path[depth + 1 :]))}=…",
+            hint=f"--set {_dotted((*path[:depth], 0, *rest))}=…",
         )
 
 

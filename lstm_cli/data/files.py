@@ -6,7 +6,6 @@ import os
 import re
 import stat
 from contextlib import suppress
-from shlex import quote
 from typing import Any
 
 import h5py
@@ -14,8 +13,8 @@ import h5py
 from lstm_cli.data.axes import HEADERS
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.links import Folder
-from lstm_cli.data.storage import H5_ERRORS, printable, reading
-from lstm_cli.errors import DataError
+from lstm_cli.data.storage import H5_ERRORS, reading
+from lstm_cli.errors import DataError, printable, quote
 
 HEAD_BYTES = 64
 """Read of a file's beginning, to tell what wrote it."""

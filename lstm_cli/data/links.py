@@ -20,9 +20,9 @@ from h5py import h5l, h5o
 from lstm_cli.data.axes import Turned
 from lstm_cli.data.declared import Declared, declared
 from lstm_cli.data.guard import Guard
-from lstm_cli.data.storage import OCTAVE, Stored, printable, read_attribute, reading
+from lstm_cli.data.storage import OCTAVE, Stored, read_attribute, reading
 from lstm_cli.data.types import Array
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, printable
 
 MAX_LINKS = 32
 """Soft links followed for one path; more is taken for a circle."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.ragged import valid_steps
 from lstm_cli.data.sequences import Indices, StoredSequences, placing
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, quote
 
 PIECE = 1024
 PIECE_BYTES = 32 << 20

@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_cli.data.storage import H5_ERRORS, printable
+from lstm_cli.data.storage import H5_ERRORS
 from lstm_cli.data.types import Array
-from lstm_cli.errors import LstmCliError, UsageError
+from lstm_cli.errors import LstmCliError, UsageError, printable
 from lstm_cli.files import Temporary, reason, remedy, write_all
 from lstm_cli.overwriting import check_target
 
@@ -51,7 +51,7 @@ def _reason(error: Exception) -> str:
     HDF5 hands the system's number on inside its own words, between times and addresses, and
     sometimes loses it.
     """
-    text = " ".join(printable(str(error)).split())
+    text = printable(" ".join(str(error).split()))
     if number := _number(error):
         return reason(OSError(number, os.strerror(number)))
     if re.search(r"(write|flush|truncate)\b.* fail", text):

@@ -10,10 +10,10 @@ from lstm_cli.data.groups import Groups
 from lstm_cli.data.links import Folder
 from lstm_cli.data.recognise import parts_of
 from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, OTHER_ROLES, TARGETS
-from lstm_cli.data.storage import Stored, printable, type_name
+from lstm_cli.data.storage import Stored, type_name
 from lstm_cli.data.targets import usable
 from lstm_cli.data.types import DataOptions, Layout
-from lstm_cli.errors import DataError, nearest
+from lstm_cli.errors import DataError, nearest, printable
 
 LIKE_TARGETS = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
 """Names that targets have; other datasets of as many rows are times, weights and the like."""

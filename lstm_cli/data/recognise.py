@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import islice
-from shlex import quote
 
 from lstm_cli.data.axes import need_known_axes
 from lstm_cli.data.concatenated import open_concatenated
@@ -17,7 +16,7 @@ from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
 from lstm_cli.data.vlen import open_vlen
 from lstm_cli.data.windows import open_windows
-from lstm_cli.errors import DataError, nearest
+from lstm_cli.errors import DataError, nearest, quote
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from shlex import quote
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.storage import Stored, printable
+from lstm_cli.data.storage import Stored
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError, nearest
+from lstm_cli.errors import DataError, nearest, printable, quote
 
 INPUTS = ("inputs", "x", "X", "data", "features", "sequences")
 LENGTHS = ("lengths", "seqLengths", "sequence_lengths")
@@ -108,12 +107,13 @@ def first_dataset(folder: Folder, names: tuple[str, ...]) -> Stored | None:
 def missing(folder: Folder, name: str, role: str, options: DataOptions) -> DataError:
     """The error for a configured dataset that is not there."""
     near = nearest(name, folder.names())
+    named = quote(f"data.{role}={near}")
     return DataError(
         f"{folder.where} holds no dataset {name}",
         expected=f"the {role}, as data.{role} says",
         found=contents(folder),
         where=options.places(folder.where),
-        hint=f"--set data.{role}={near}" if near else f"lstm-cli data {quote(folder.file)}",
+        hint=f"--set {named}" if near else f"lstm-cli data {quote(folder.file)}",
     )
 
 

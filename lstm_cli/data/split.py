@@ -116,7 +116,7 @@ def _one_sided(dataset: Dataset, share: float, held: int, N: int) -> DataError:
     if N < 2:
         hint = "--set train.validation=FILE.h5:/group holds out other data"
     elif held:
-        hint = f"--set train.validation={(N - 1) / N:.2g}"
+        hint = f"--set train.validation={(N - 1) / N:.9g}"
     return DataError(
         f"a share of {share:g} of {N} sequence{'' if N == 1 else 's'} leaves "
         + ("none to learn from" if held else "none for validation"),
@@ -167,6 +167,16 @@ def _last_windows(dataset: Dataset, numbers: Indices, share: float) -> tuple[Ind
             expected="at least one window to learn from",
             found=f"{first} windows before them",
             where=dataset.input_names,
-            hint=f"--set train.validation={share / 2:.2g}, or a smaller data.window.length",
+            hint=_fewer_windows(begin, last, own),
         )
     return train, numbers[first:]
+
+
+def _fewer_windows(begin: Array, last: Array, own: Array) -> str:
+    """Hint with the largest share that leaves a window to learn from, if there is one."""
+    count = len(begin)
+    free = np.minimum.accumulate(last)[:-1] < begin[1:]
+    fitting = np.flatnonzero(free | (own[1:] != own[0])) + 1
+    if not len(fitting):
+        return "a smaller data.window.length, or other data: --set train.validation=FILE.h5:/group"
+    return f"--set train.validation={(count - fitting[0]) / count:.9g}"

@@ -16,7 +16,7 @@ from h5py import h5d, h5z
 from lstm_cli.data.declared import Declared, declared, storage_kind
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.types import Array
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, printable
 
 Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
 
@@ -55,18 +55,10 @@ def reading(where: str) -> Iterator[None]:
         raise DataError(
             f"{where} cannot be read",
             expected="intact HDF5",
-            found=" ".join(printable(str(error)).split()) or type(error).__name__,
+            found=printable(" ".join(str(error).split())) or type(error).__name__,
             where=where,
             hint="the file may be damaged: copy or make it again",
         ) from error
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal cannot show, such as bytes that are no UTF-8."""
-    if text.isprintable():
-        return text
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class Stored:

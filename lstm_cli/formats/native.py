@@ -82,7 +82,6 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
             f"the weights file {path} cannot be read",
             found=found,
             where=() if named_at is None else named_at,
-            hint="--weights names a .safetensors file",
         )
     entries, metadata = deserialized(path, data)
     known = _DTYPES | _COUNTS if counts else _DTYPES

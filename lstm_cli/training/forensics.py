@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array, LayerResult, LayerSpec, RecurrentSpec, TrainingPass
-from lstm_cli.errors import DataError, LstmCliError, TrainingError
+from lstm_cli.errors import DataError, LstmCliError, TrainingError, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import hosted_layer
 from lstm_cli.network.weights import expected_tensors
 from lstm_cli.training.learner import Learner, Moment, Piece
 from lstm_cli.training.surroundings import Places
+
+USUAL_RATE = 0.01
+"""A learning rate above this is not divided in the advice to train slower, but replaced."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def bad_data(
         expected="real numbers: a step that is not known is better left out than filled with NaN",
         found=culprit,
         where=why,
-        hint=f"lstm-cli data {file} says what else is wrong with the file",
+        hint=f"lstm-cli data {quote(file)} says what else is wrong with the file",
     )
 
 
@@ -249,7 +252,7 @@ def _valid(bad: Array, lengths: Array | None) -> Array | None:
 
 
 def _cause(learner: Learner) -> str:
-    slower = f"--set train.optimizer.learning_rate={learner.updates.rate / 10:g}"
+    slower = f"--set train.optimizer.learning_rate={min(learner.updates.rate / 10, USUAL_RATE):g}"
     if learner.updates.clip_norm is not None or learner.updates.clip_value is not None:
         return f"the values have exploded: train slower, {slower}, in a new --output"
     return (

@@ -144,10 +144,24 @@ def _as_stored(order: Order) -> Order:
         return order
     note = (
         f"the modules run in the order in which the file lists them: {_chain(modules)}; their "
-        f"sizes also fit as {_chain(others[0].modules)}, which a config of its layers says: "
-        "lstm-cli run CONFIG DATA --weights FILE"
+        f"sizes also fit as {_other(order, others)}"
     )
     return Order(modules, order.steps, order.flatten, note)
+
+
+def _other(order: Order, others: Sequence[Order]) -> str:
+    """Another order, and how to say that it is meant: no config tells layers of one size apart."""
+    apart = [one for one in others if _all_sizes(one) != _all_sizes(order)]
+    if not apart:
+        return _chain(others[0].modules)
+    return (
+        f"{_chain(apart[0].modules)}, which a config of its layers says: lstm-cli run CONFIG DATA "
+        "--weights FILE"
+    )
+
+
+def _all_sizes(order: Order) -> tuple[_Size, ...]:
+    return tuple(size for module in order.modules for size in _sizes(module))
 
 
 def _fit(modules: Sequence[Module], flat: bool) -> Order | None:
@@ -227,6 +241,16 @@ def numbered(first: str, second: str) -> bool:
     return len(one) < len(other)
 
 
+def _order_hint(found: Sequence[Order], complete: bool) -> str:
+    """What tells the order: a config too, where no two orders have the same sizes."""
+    if len(set(map(_all_sizes, found))) < len(found) or not complete:
+        return "a .pt file of torch.save keeps the modules' order"
+    return (
+        "a .pt file of torch.save keeps the modules' order; or list the layers in a config: "
+        "lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG"
+    )
+
+
 def _decided(
     found: list[Order],
     complete: bool,
@@ -243,20 +267,13 @@ def _decided(
             expected="sizes, or numbers in the names, that tell one order",
             found="; ".join(_chain(one.modules) for one in found[:3]),
             where=source,
-            hint="a .pt file of torch.save keeps the modules' order; or list the layers in a "
-            "config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST "
-            "--config CONFIG",
+            hint=_order_hint(found, complete),
         )
     first = modules[0]
     if stored and isinstance(first, Linear) and first.bias is None and first != order.modules[0]:
         raise _misfit(modules, source)  # an embedding, more likely than a head that came first
-    others = [_chain(one.modules) for one in found if one is not order]
-    also = (
-        f", and also as {others[0]}, which a config of its layers says: "
-        "lstm-cli run CONFIG DATA --weights FILE"
-        if others
-        else ""
-    )
+    others = [one for one in found if one is not order]
+    also = f", and also as {_other(order, others)}" if others else ""
     note = f"{why}: the modules run as {_chain(order.modules)}, in which their sizes fit{also}"
     return Order(order.modules, order.steps, order.flatten, note)
 
