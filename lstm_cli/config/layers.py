@@ -52,9 +52,7 @@ class RecurrentLayer(Section):
     stateful: bool = Field(
         default=False, description="Row j of a batch continues row j of the batch before."
     )
-    bias: bool = Field(
-        default=True, description="false: no biases, neither stored nor trained."
-    )
+    bias: bool = Field(default=True, description="false: no biases, neither stored nor trained.")
     clip: float | None = Field(
         default=None, gt=0, description="Limit pre-activations to [-clip, clip]; default: no limit."
     )

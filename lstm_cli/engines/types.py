@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -169,19 +169,21 @@ def biased(spec: LayerSpec) -> LayerSpec:
 
 
 def with_biases(
-    spec: LayerSpec, tensors: Mapping[str, Any], zeros: Callable[[int], Any] = np.zeros
+    spec: LayerSpec, tensors: Mapping[str, Any], zeros: Callable[[int], Any] | None = None
 ) -> tuple[LayerSpec, Mapping[str, Any]]:
     """A layer and tensors as all engines compute them: biases that it does not store are 0.
 
     Parameters
     ----------
     zeros
-        Makes a vector of so many zeros.
+        Makes a vector of so many zeros; None: NumPy's, in the dtype of the layer's weights.
     """
     if not lacks_bias(spec):
         return spec, tensors
-    whole = biased(spec)
-    absent = {n: zeros(*p.shape) for n, p in whole.parameters().items() if n not in tensors}
+    whole, stored = biased(spec), spec.parameters()
+    if zeros is None:
+        zeros = partial(np.zeros, dtype=tensors[next(iter(stored))].dtype)
+    absent = {n: zeros(*p.shape) for n, p in whole.parameters().items() if n not in stored}
     return whole, {**tensors, **absent}
 
 

@@ -11,7 +11,13 @@ import numpy as np
 
 from lstm_cli.api.differences import contradiction_note, contradictions
 from lstm_cli.api.shapes import layer_title
-from lstm_cli.api.weights_files import config_of, description, read_weights, tensors_for
+from lstm_cli.api.weights_files import (
+    config_of,
+    description,
+    read_weights,
+    tensors_for,
+    with_reading_bias,
+)
 from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array
 from lstm_cli.formats.gates import NATIVE
@@ -181,16 +187,19 @@ def without_normalization(side: Side, wide: bool) -> Side | None:
         return None
     tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
     shapes = {name: value.shape for name, value in tensors.items()}
-    if misfits(config.specs, shapes) or unfoldable(config.specs) is not None:
+    if misfits(config.specs, shapes):
+        return None
+    config, whole = with_reading_bias(config, tensors)
+    if unfoldable(config.specs) is not None:
         return None
     own = {
         name: value.astype(np.float64) if wide else value
-        for name, value in tensors.items()
+        for name, value in whole.items()
         if name not in STORED
     }
     grouped, _ = _grouped(fold(config.specs, own, Normalization.stored(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
-    return replace(side, layers=layers, others={})
+    return replace(side, config=config, layers=layers, others={})
 
 
 def _numbered(

@@ -272,9 +272,14 @@ def _same_layer(forward: Recurrent, reverse: Recurrent) -> bool:
     return (
         (forward.kind, forward.size) == (reverse.kind, reverse.size)
         and plain[0] == plain[1]
-        and forward.tensors.keys() == reverse.tensors.keys()
+        and _matrices(forward) == _matrices(reverse)
         and same_vector(forward.source, reverse.source)
     )
+
+
+def _matrices(atom: Recurrent) -> set[str]:
+    """Names of the tensors but for biases, which one direction may have and the other not."""
+    return {name for name in atom.tensors if "bias" not in name}
 
 
 def _linear(source: Vector, where: str) -> Linear:
