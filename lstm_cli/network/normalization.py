@@ -177,7 +177,8 @@ def scales_targets(layers: Layers, loss: str) -> bool:
     Its bias takes their mean in.
     """
     last = _weighted(layers)[-1:]
-    return loss in SCALED_LOSSES and bool(last) and _is_linear(last[0]) and not lacks_bias(last[0])
+    linear = loss in SCALED_LOSSES and bool(last) and _is_linear(last[0])
+    return linear and not lacks_bias(last[0])
 
 
 def unfoldable(layers: Layers) -> str | None:
