@@ -21,6 +21,7 @@ sizes = st.integers(1, 9)
 def options(draw: st.DrawFn, kind: str, names: tuple[str, ...] = VALUES) -> dict[str, Any]:
     """Options of a cell of this kind, every one of them taken or left."""
     found: dict[str, Any] = {"activation": parametrised(draw(st.sampled_from(names)))}
+    found["bias"] = draw(st.booleans())
     found["clip"] = draw(st.none() | st.sampled_from([0.2, 0.9, 3.0]))
     if kind != "rnn":
         found["recurrent_activation"] = parametrised(draw(st.sampled_from(GATES)))
@@ -38,9 +39,9 @@ def options(draw: st.DrawFn, kind: str, names: tuple[str, ...] = VALUES) -> dict
 
 @st.composite
 def cells(draw: st.DrawFn, names: tuple[str, ...] = VALUES) -> Cell:
-    """Any cell with any options."""
+    """Any cell with any options, as engines compute it: with biases."""
     kind = draw(st.sampled_from(sorted(KINDS)))
-    return KINDS[kind](hidden_size=draw(sizes), **draw(options(kind, names)))
+    return KINDS[kind](hidden_size=draw(sizes), **draw(options(kind, names)) | {"bias": True})
 
 
 @st.composite
@@ -62,5 +63,5 @@ def stacks(draw: st.DrawFn, *, most_directions: int = 2) -> list[LayerSpec]:
         )  # fmt: skip
         features = specs[-1].output_size
     if draw(st.booleans()):
-        specs.append(DenseSpec(count, features, draw(sizes), None))
+        specs.append(DenseSpec(count, features, draw(sizes), None, draw(st.booleans())))
     return specs
