@@ -21,7 +21,6 @@ sizes = st.integers(1, 9)
 def options(draw: st.DrawFn, kind: str, names: tuple[str, ...] = VALUES) -> dict[str, Any]:
     """Options of a cell of this kind, every one of them taken or left."""
     found: dict[str, Any] = {"activation": parametrised(draw(st.sampled_from(names)))}
-    found["bias"] = draw(st.booleans())
     found["clip"] = draw(st.none() | st.sampled_from([0.2, 0.9, 3.0]))
     if kind != "rnn":
         found["recurrent_activation"] = parametrised(draw(st.sampled_from(GATES)))
@@ -39,9 +38,9 @@ def options(draw: st.DrawFn, kind: str, names: tuple[str, ...] = VALUES) -> dict
 
 @st.composite
 def cells(draw: st.DrawFn, names: tuple[str, ...] = VALUES) -> Cell:
-    """Any cell with any options, as engines compute it: with biases."""
+    """Any cell with any options."""
     kind = draw(st.sampled_from(sorted(KINDS)))
-    return KINDS[kind](hidden_size=draw(sizes), **draw(options(kind, names)) | {"bias": True})
+    return KINDS[kind](hidden_size=draw(sizes), **draw(options(kind, names)))
 
 
 @st.composite
@@ -58,6 +57,7 @@ def stacks(draw: st.DrawFn, *, most_directions: int = 2) -> list[LayerSpec]:
                 index=index,
                 directions=draw(st.integers(1, most_directions)),
                 return_sequences=not (last_only and index == count - 1),
+                bias=draw(st.booleans()),
                 **draw(options(kind)),
             )
         )  # fmt: skip
