@@ -214,6 +214,43 @@ def test_tmva_has_no_layer_without_biases(tmp_path: Path) -> None:
     close(own(back, x), run(given.layers, given.tensors, x).outputs)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("given", [("", ""), ("B", ""), ("", "B"), ("Z", "Z")], ids=str)
+def test_operators_of_onnx_with_and_without_b(kind: str, given: Any, tmp_path: Path) -> None:
+    """One operator a direction; Z is a B of zeros, which is a bias all the same."""
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    node, rng, H = onnx.helper.make_node, np.random.default_rng(3), 4
+    G = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind] * H
+    stored = {name: 0.6 * rng.standard_normal((1, G, size)) for name, size in
+              (("W", D), ("R", H), ("W2", D), ("R2", H))}  # fmt: skip
+    stored |= {"B": rng.standard_normal((1, 2 * G))} if "B" in given else {}
+    stored |= {"Z": np.zeros((1, 2 * G))} if "Z" in given else {}
+    constants = {name: value.astype("f4") for name, value in stored.items()}
+    constants |= {"axis": np.array([1]), "M": rng.standard_normal((2 * H, 2)).astype("f4")}
+    nodes = [
+        node(kind, ["x", "W", "R", given[0]], ["a"], hidden_size=H),
+        node(kind, ["x", "W2", "R2", given[1]], ["b"], hidden_size=H, direction="reverse"),
+        node("Squeeze", ["a", "axis"], ["c"]),
+        node("Squeeze", ["b", "axis"], ["d"]),
+        node("Concat", ["c", "d"], ["e"], axis=2),
+        node("MatMul", ["e", "M"], ["y"]),
+    ]
+    values = [onnx.helper.make_tensor_value_info(name, 1, shape)
+              for name, shape in (("x", (T, N, D)), ("y", (T, N, 2)))]  # fmt: skip
+    held = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], held)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)])
+    model.ir_version = 8
+    onnx.save(model, path := tmp_path / "m.onnx")
+    x = random_inputs(T, N, D).astype("f4")
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    back = registry.read(path)
+    assert flags(back) == [given != ("", ""), False]
+    close(own(back, x.swapaxes(0, 1)).swapaxes(0, 1), session.run(None, {"x": x})[0])
+    said = [note for note in back.notes if "has no bias beside one that has: there it is 0" in note]
+    assert len(said) == (len(set(given)) - 1)
+
+
 def keras_model(seed: int = 0, **options: Any) -> Any:
     keras = pytest.importorskip("keras")
     L = keras.layers
@@ -294,6 +331,16 @@ def test_a_state_dict_of_layers_of_which_one_lacks_biases(tmp_path: Path) -> Non
         module.bias_ih_l1.zero_()
         module.bias_hh_l1.zero_()
         close(own(back, x.numpy()), module(x)[0].numpy())
+    both = torch.nn.LSTM(D, 5, batch_first=True, bidirectional=True)
+    left = {k: v for k, v in both.state_dict().items() if "bias" not in k or "reverse" in k}
+    torch.save(left, tmp_path / "b.pt")
+    half = registry.read(tmp_path / "b.pt")
+    assert flags(half) == [True]
+    assert any("no forward bias is stored" in note for note in half.notes)
+    with torch.no_grad():
+        both.bias_ih_l0.zero_()
+        both.bias_hh_l0.zero_()
+        close(own(half, x.numpy()), both(x)[0].numpy())
     del state["bias_hh_l0"]
     torch.save(state, tmp_path / "m.pt")
     with pytest.raises(WeightsError, match="one bias of two"):
