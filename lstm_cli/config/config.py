@@ -104,10 +104,10 @@ class Config:
         changed = from_mapping({**self._written(), "train": train})
         return replace(self, train=changed.train, places=changed.places)
 
-    def with_biases(self, indices: Collection[int]) -> Config:
-        """The same network, with biases in these layers."""
+    def with_biases(self, indices: Collection[int], bias: bool = True) -> Config:
+        """The same network, with biases in these layers, or without."""
         layers = [
-            layer.model_copy(update={"bias": True}) if k in indices else layer
+            layer.model_copy(update={"bias": bias}) if k in indices else layer
             for k, layer in enumerate(self.model.layers)
         ]
         model = self.model.model_copy(update={"layers": layers})

@@ -400,6 +400,9 @@ def test_biases_on_one_side_alone(path, held, lstm):
     mended, _ = ran(lstm, config, "d.h5", "--weights", path, *shlex.split(hint))
     alone, _ = ran(lstm, path, "d.h5")
     np.testing.assert_allclose(mended, alone, rtol=0, atol=2e-6)
+    made = ("convert", path, "c.safetensors", "--config", config)
+    assert lstm(*made).code == 4
+    assert lstm(*made, *shlex.split(hint)).code == 0
     shown = lstm("inspect-shapes", config, "--weights", path)
     assert shown.code == 4
     assert ("no biases" in shown.out) == held

@@ -383,8 +383,9 @@ def test_formats_without_a_place_get_the_fold(lstm, stack, suffix):
     assert done.json["parameters"] == plain.network.parameter_count
     assert done.json["proof"]["relative_difference"] < 1e-5
     text = plain.config.to_yaml()
-    (plain_config := Path("m.yaml")).write_text(text.replace("bias: false", "bias: true"))
-    found = lstm_cli.build(plain_config, engine="reference", dtype="float64", weights=f"m{suffix}")
+    Path("m.yaml").write_text(text)
+    Path("biased.yaml").write_text(text.replace("bias: false", "bias: true"))
+    found = lstm_cli.build("biased.yaml", engine="reference", dtype="float64", weights=f"m{suffix}")
     assert "inputs.mean" not in found.weights
     x = raw(**MILD)
     expected = plain.run((x - MILD["mean"]) / MILD["scale"], LENGTHS).outputs

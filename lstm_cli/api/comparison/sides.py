@@ -19,7 +19,7 @@ from lstm_cli.api.weights_files import (
     with_reading_bias,
 )
 from lstm_cli.config import Config
-from lstm_cli.engines.types import DIRECTIONS, Array
+from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
@@ -145,6 +145,8 @@ def read_side(
         notes += _contradiction(given, imported, taken=config is given)
     tensors, halves = _numbered(imported, config)
     grouped, others = _grouped(tensors)
+    if config is given and given is not None:
+        config = _with_stored_biases(given, grouped)
     pairs, _ = _grouped(halves)
     return Side(
         label,
@@ -158,6 +160,23 @@ def read_side(
         notes,
         imported,
     )
+
+
+def _with_stored_biases(
+    config: Config, grouped: Mapping[int, Mapping[str, Mapping[str, Array]]]
+) -> Config:
+    """A config beside a file, `bias` as the file's tensors have it."""
+    for bias in (True, False):
+        apart = [
+            spec.index
+            for spec in config.specs
+            if isinstance(spec, RecurrentSpec | DenseSpec)
+            and spec.bias != bias
+            and spec.index in grouped
+            and bias == any("bias" in n for own in grouped[spec.index].values() for n in own)
+        ]
+        config = config.with_biases(apart, bias)
+    return config
 
 
 def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[str, ...]:
