@@ -105,7 +105,7 @@ class Config:
         return replace(self, train=changed.train, places=changed.places)
 
     def with_biases(self, indices: Collection[int], bias: bool = True) -> Config:
-        """The same network, with biases in these layers, or without."""
+        """This network, with biases in these layers, or without."""
         layers = [
             layer.model_copy(update={"bias": bias}) if k in indices else layer
             for k, layer in enumerate(self.model.layers)

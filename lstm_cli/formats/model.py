@@ -148,7 +148,7 @@ class Export:
     config: str
 
     def with_biases(self, indices: Collection[int]) -> Export:
-        """The same network, zeros written out for the biases that these layers do not have."""
+        """This network, zeros written out for the biases that these layers do not have."""
         layers, tensors = list(self.layers), self.tensors
         for k, spec in enumerate(layers):
             if spec.index in indices:

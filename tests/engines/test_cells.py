@@ -91,7 +91,7 @@ UNBIASED = ["lstm peepholes projection", "lstm no forget gate", "lstm coupled", 
 
 @pytest.mark.parametrize("option", UNBIASED)
 def test_no_biases_are_biases_of_zero(option: str, engine: Engine) -> None:
-    """The same bits forward and backward; no gradient, tensor or parameter of a bias."""
+    """Equal bits forward and backward; no gradient, tensor or parameter of a bias."""
     kind, options = OPTIONS[option]
     specs, biased = (
         [
