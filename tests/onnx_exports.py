@@ -44,7 +44,8 @@ def random_layers(rng: np.random.Generator, *, projected: bool = True) -> list[L
         features, index = 6 * features, index + 1
     for _ in range(int(rng.integers(0, 3))):
         units = int(rng.integers(2, 6))
-        found.append(DenseSpec(index, features, units, _dense_activation(rng)))
+        bias = bool(rng.random() < 0.7)
+        found.append(DenseSpec(index, features, units, _dense_activation(rng), bias))
         features, index = units, index + 1
     return found
 
@@ -57,6 +58,7 @@ def random_recurrent(
     options: dict[str, Any] = {"activation": _activation(rng)}
     if rng.random() < 0.3:
         options["clip"] = round(float(rng.uniform(0.2, 1)), 2)  # as few digits as people write
+    options["bias"] = bool(rng.random() < 0.7)
     if kind == "gru":
         options["reset_after"] = bool(rng.random() < 0.5)
     if kind != "rnn" and rng.random() < 0.4:

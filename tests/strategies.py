@@ -57,10 +57,11 @@ def stacks(draw: st.DrawFn, *, most_directions: int = 2) -> list[LayerSpec]:
                 index=index,
                 directions=draw(st.integers(1, most_directions)),
                 return_sequences=not (last_only and index == count - 1),
+                bias=draw(st.booleans()),
                 **draw(options(kind)),
             )
         )  # fmt: skip
         features = specs[-1].output_size
     if draw(st.booleans()):
-        specs.append(DenseSpec(count, features, draw(sizes), None))
+        specs.append(DenseSpec(count, features, draw(sizes), None, draw(st.booleans())))
     return specs

@@ -147,7 +147,7 @@ class Twin:
 
     def _dense(self, spec: DenseSpec, x: Array) -> Array:
         weight = self.weights[f"layers.{spec.index}.weight"]
-        a = x @ weight.T + self.weights[f"layers.{spec.index}.bias"]
+        a = x @ weight.T + self.weights.get(f"layers.{spec.index}.bias", 0.0)
         if spec.activation is not None:
             return activate(spec.activation, a)
         return np.asarray(np.exp(a) / np.exp(a).sum(axis=-1, keepdims=True))
@@ -157,6 +157,7 @@ class Twin:
         for d, cell in enumerate(spec.cells):
             prefix = f"layers.{spec.index}." + ("reverse." if d else "")
             w = {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+            w = dict.fromkeys(("bias", "bias_ih", "bias_hh"), np.zeros(len(w["weight_ih"]))) | w
             sizes = [(cell.projection_size if spec.kind == "lstm" else None) or cell.hidden_size]
             sizes += [cell.hidden_size] if spec.kind == "lstm" else []
             parts = [

@@ -20,6 +20,7 @@ from lstm_cli.api.weights_files import (
     read_weights,
     standing_notes,
     tensors_for,
+    with_reading_bias,
     zero_states_for,
 )
 from lstm_cli.config import Config
@@ -28,7 +29,7 @@ from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
 from lstm_cli.errors import LstmCliError, UsageError, WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
-from lstm_cli.formats.registry import Format
+from lstm_cli.formats.registry import Format, layers_in_need_of_biases
 from lstm_cli.network.normalization import (
     STORED,
     Normalization,
@@ -158,17 +159,21 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     config = given or config_of(imported, order.overrides, hint=CONFIG_HINT)
     tensors: Mapping[str, Array] = _fitted(config, imported, order.dtype)
     folding = None if target.name == "native" else _folding(config, tensors, imported, target)
+    meant = config
     zero = zero_states_for(config.specs, imported)
     checked = None
     if order.check is not None:
         checked = agreement(config, tensors, order.check, order.tolerance, zero)
-    tensors = tensors if folding is None else folding.tensors
+    if folding is not None:
+        config, tensors = folding.config, folding.tensors
     with unproven(destination, force=order.force) as made:
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
         bare = _is_bare(target, destination)
         reading = ReadOptions(tmva_order=WRITTEN_ORDER)
-        back = read_weights(made.path, reading, layers=config.specs if bare else None)
-        other = config if bare else config_of(back)
+        needed = layers_in_need_of_biases(target.name, config.specs)
+        known = config.with_biases(needed) if bare else None
+        back = read_weights(made.path, reading, layers=None if known is None else known.specs)
+        other = known or config_of(back)
         read = Sided(other.specs, _fitted(other, back))
         proof = _proof(config, tensors, read, folding)
         if not proof.holds:
@@ -183,11 +188,11 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
     return Conversion(
         _side(imported, imported.path, kinds),
         _side(back, destination, kinds),
-        tuple(_layers(config, tensors)),
-        sum(tensors[name].size for spec in config.specs for name in spec.parameters()),
+        tuple(_layers(meant, tensors)),
+        sum(tensors[name].size for spec in meant.specs for name in spec.parameters()),
         _narrowest(tensors.values()),
         (
-            *standing_notes(imported, config, "leave out --config"),
+            *standing_notes(imported, meant, "leave out --config"),
             *(made.told(note) for note in notes),
         ),
         proof,
@@ -210,8 +215,9 @@ class _Folding:
     ----------
     source
         The network that normalizes.
-    tensors
-        Its layers' weights, the normalization folded in.
+    config, tensors
+        Its layers' weights, the normalization folded in, and the layers: the first one with a
+        bias, which the fold needs.
     inputs
         What was folded.
     steps
@@ -221,6 +227,7 @@ class _Folding:
     """
 
     source: Sided
+    config: Config
     tensors: Mapping[str, Array]
     inputs: Normalization
     steps: int | None
@@ -230,9 +237,11 @@ class _Folding:
         """The fold, and what rounding it changes; `read` is what the file holds."""
         dtype = _narrowest(read.tensors.values())
         apart = prove(self.source, read, self.steps, dtype, self.inputs).relative_difference
+        biased = self.config.specs != tuple(self.source.layers)
         return (
-            "inputs.mean and inputs.scale are folded into the first layer: on inputs of their "
-            f"range, rounding to {dtype} changes outputs by up to {apart:.2g} of the largest"
+            "inputs.mean and inputs.scale are folded into the first layer"
+            f"{', which has no biases and gets them for that' if biased else ''}: on inputs of "
+            f"their range, rounding to {dtype} changes outputs by up to {apart:.2g} of the largest"
         )
 
     def warnings(self, read: Sided) -> tuple[str, ...]:
@@ -262,11 +271,12 @@ def _folding(
     inputs = Normalization.stored(tensors)
     if inputs is None:
         return None
+    given, (config, tensors) = Sided(config.specs, tensors), with_reading_bias(config, tensors)
     if (why := unfoldable(config.specs)) is not None:
         raise WeightsError(
             f"{target.title} has no place for the normalization of the inputs, inputs.mean and "
             "inputs.scale, and no weights can take it in",
-            expected="a recurrent or dense layer with a bias before any other",
+            expected="a recurrent or dense layer before any other",
             found=why,
             where=str(source.path),
             hint="a native file keeps it: name a DST that ends in .safetensors",
@@ -286,7 +296,7 @@ def _folding(
         )
     recurrent = any(isinstance(spec, RecurrentSpec) for spec in config.specs)
     wide = target.name != "onnx" or not recurrent  # ONNX Runtime has no float64 for these
-    return _Folding(Sided(config.specs, tensors), folded, inputs, config.model.steps, wide)
+    return _Folding(given, config, folded, inputs, config.model.steps, wide)
 
 
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:

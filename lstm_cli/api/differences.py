@@ -79,10 +79,13 @@ def unsaid(config: Config, own: Config | None, name: Path, *, bare: bool) -> tup
     found = None if own is None else gaps(config, own)
     if found is None and bare:
         return (f"to run {name}: lstm-cli run CONFIG DATA --weights {quote(str(name))}",)
+    # Biases that a format needs are the writer's to say, and no setting takes them away.
+    found = [gap for gap in found or () if gap.key != "bias"]
     if not found or own is None:
         return ()
     if bare:
-        settings = " ".join(_settings(own, config, gaps(own, config) or ()))
+        apart = [gap for gap in gaps(own, config) or () if gap.key != "bias"]
+        settings = " ".join(_settings(own, config, apart))
         return (f"to run {name} without a config: {settings}",)
     meant = ", ".join(f"layer {gap.layer} {gap.key}: {_text(gap.meant)}" for gap in found)
     read = ", ".join(f"{gap.key}: {_text(gap.read)}" for gap in found)
@@ -124,7 +127,7 @@ def _stays_open(own: Config, number: int | None, file: Imported) -> bool:
         H = slice(spec.hidden_size, 2 * spec.hidden_size)
         for d, cell in enumerate(spec.cells):
             held = {p.name: file.tensors.get(spec.prefix(d) + p.name) for p in cell.parameters(1)}
-            bias = held.pop("bias")
+            bias = held.pop("bias", None)
             gates = [value for name, value in held.items() if name != "weight_hr"]
             if bias is None or any(value is None or value[H].any() for value in gates):
                 return False

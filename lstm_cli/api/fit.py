@@ -77,7 +77,12 @@ def weights_problems(
     merged = merge_biases(config.specs, tensors)
     wanted = expected_tensors(config.specs)
     problems = []
-    for misfit in misfits(config.specs, {key: v.shape for key, v in merged.items()}):
+    found = misfits(config.specs, {key: v.shape for key, v in merged.items()})
+    settings = {misfit.layer: misfit.bias for misfit in found if misfit.bias is not None}
+    setting = " ".join(
+        f"--set model.layers.{k}.bias={str(bias).lower()}" for k, bias in settings.items()
+    )
+    for misfit in found:
         places: tuple[str, ...] = ()
         if misfit.name in STORED:
             places = sources_of(config, config.specs[0], "(D,)")
@@ -88,7 +93,12 @@ def weights_problems(
             places += (f"{misfit.found} is {misfit.name} in {name}",)
         else:
             places += (f"not in {name}",)
-        problems.append(Problem(misfit.what, where=places, hint=hint))
+        if misfit.bias is not None:
+            line = config.where("model", "layers", misfit.layer or 0, "bias")
+            places += (f"bias: {str(not misfit.bias).lower()} in layers[{misfit.layer}], {line}",)
+        problems.append(
+            Problem(misfit.what, where=places, hint=hint if misfit.bias is None else setting)
+        )
     return problems
 
 

@@ -49,13 +49,13 @@ class Block:
 
 @dataclass(frozen=True)
 class GateShapes:
-    """One gate: its input matrix W, recurrent matrix U, bias b, activation, and value."""
+    """One gate: input matrix W, recurrent matrix U, bias b if it has one, activation, and value."""
 
     letter: str
     name: str
     W: tuple[int, ...]
     U: tuple[int, ...]
-    b: tuple[int, ...]
+    b: tuple[int, ...] | None
     activation: str
     per_step: Shape
 
@@ -102,6 +102,8 @@ def layer_title(spec: LayerSpec) -> str:
     words = f"{spec.kind} {spec.input_size} → {spec.output_size}"
     if isinstance(spec, DenseSpec) and spec.activation_name != "identity":
         words += f", {spec.activation_name}"
+    if isinstance(spec, DenseSpec) and not spec.bias:
+        words += ", no bias"
     if isinstance(spec, RecurrentSpec):
         words += "".join(f", {option}" for option in _options(spec))
     return words
@@ -121,6 +123,8 @@ def _options(spec: RecurrentSpec) -> Iterator[str]:
 def _cell_options(cell: Cell) -> Iterator[str]:
     if cell.projects:
         yield f"{cell.hidden_size} units projected to {cell.output_size}"
+    if not cell.bias:
+        yield "no biases"
     if cell.peephole_gates:
         yield "peepholes"
     if getattr(cell, "coupled_input_forget", False):
@@ -183,7 +187,7 @@ def _directions(spec: RecurrentSpec) -> Iterator[DirectionShapes]:
                 gate.name,
                 (H, spec.input_size),
                 (H, P),
-                (H,),
+                (H,) if cell.bias else None,
                 _gate_function(cell, gate.letter),
                 ("N", H),
             )

@@ -36,7 +36,15 @@ from lstm_cli.data import (
     target_statistics,
     targets_beyond,
 )
-from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, array_dtype
+from lstm_cli.engines.types import (
+    Array,
+    DropoutSpec,
+    FlattenSpec,
+    RecurrentSpec,
+    array_dtype,
+    biased,
+    lacks_bias,
+)
 from lstm_cli.errors import ConfigError
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import (
@@ -256,7 +264,16 @@ class Task:
 
     def _check_normalization(self) -> None:
         """Weights that were trained on raw inputs must come to compute the same without them."""
-        if self.train.scaling is None or not self.trained:
+        if self.train.scaling is None:
+            return
+        last = [spec for spec in self.network.layers if not isinstance(spec, DropoutSpec)][-1]
+        if lacks_bias(last) and scales_targets([biased(last)], self.train.loss):
+            setting = f"; --set model.layers.{last.index}.bias=true scales them"
+            self.notes.append(
+                f"the targets are not scaled: layer {last.index} ({last.kind}) has no bias to take "
+                f"their mean in{'' if self.trained else setting}"
+            )
+        if not self.trained:
             return
         if self.network.normalization is not None:
             self.notes.append(

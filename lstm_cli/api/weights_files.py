@@ -10,11 +10,12 @@ from pathlib import Path
 from lstm_cli import config as configs
 from lstm_cli.api.differences import contradiction_note, contradictions, left_out
 from lstm_cli.config import Config
-from lstm_cli.engines.types import Array, Layers, ZeroStates
 from lstm_cli.errors import LstmCliError, WeightsError, quote
+from lstm_cli.engines.types import Array, Layers, ZeroStates, lacks_bias, with_biases
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff
+from lstm_cli.network.normalization import reading_layer
 
 TEXTS = (".yaml", ".yml", ".json")
 """Suffixes of configs, which are never taken for weights."""
@@ -135,6 +136,19 @@ def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
     """
     numbers = _numbers(layers, imported)
     return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
+
+
+def with_reading_bias(
+    config: Config, tensors: Mapping[str, Array]
+) -> tuple[Config, Mapping[str, Array]]:
+    """The network with biases, of 0 if it has none, in the layer that reads the inputs.
+
+    These take the normalization of the inputs in where it is folded.
+    """
+    first = reading_layer(config.specs)
+    if first is None or not lacks_bias(first):
+        return config, tensors
+    return config.with_biases([first.index]), with_biases(first, tensors)[1]
 
 
 def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], tuple[Stored, ...]]:

@@ -82,12 +82,15 @@ class Cell(ABC):
         Of the gates, and of the candidate.
     clip
         Pre-activations are limited to [-clip, clip]; None leaves them alone.
+    bias
+        False: no biases are stored. The equations are those of biases that are 0.
     """
 
     hidden_size: int
     recurrent_activation: Activation = SIGMOID
     activation: Activation = TANH
     clip: float | None = None
+    bias: bool = True
 
     kind: ClassVar[str]
     gates: ClassVar[tuple[Gate, ...]]
@@ -105,8 +108,13 @@ class Cell(ABC):
 
     @property
     def recurrent_bias(self) -> bool:
-        """Whether the recurrent product carries a bias of its own (``bias_hh``)."""
+        """Whether the recurrent product takes a bias of its own (``bias_hh``)."""
         return False
+
+    @property
+    def bias_names(self) -> tuple[str, ...]:
+        """Names of the biases that the equations have, whether they are stored or 0."""
+        return ("bias_ih", "bias_hh") if self.recurrent_bias else ("bias",)
 
     @property
     def peephole_gates(self) -> tuple[str, ...]:
@@ -143,14 +151,12 @@ class Cell(ABC):
                 "weight_hh", "recurrent matrix", f"({rows}, {reads})", (G * H, P), letters, "U"
             ),
         ]
-        if self.recurrent_bias:
-            names = (("bias_ih", "input", "b"), ("bias_hh", "recurrent", "b_h"))
+        if self.bias:
+            roles = {"bias": "bias", "bias_ih": "input bias", "bias_hh": "recurrent bias"}
             found += [
-                Parameter(n, f"{which} bias", f"({rows},)", (G * H,), letters, s)
-                for n, which, s in names
+                Parameter(name, roles[name], f"({rows},)", (G * H,), letters, symbol)
+                for name, symbol in zip(self.bias_names, ("b", "b_h"), strict=False)
             ]
-        else:
-            found.append(Parameter("bias", "bias", f"({rows},)", (G * H,), letters, "b"))
         return (*found, *self._extra_parameters())
 
     def _extra_parameters(self) -> tuple[Parameter, ...]:

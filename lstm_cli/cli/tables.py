@@ -76,7 +76,8 @@ def _gate_table(title: str, direction: DirectionShapes) -> Table:
         table.add_row(
             gate.name,
             gate.letter,
-            *(units.shape(s) for s in (gate.W, gate.U, gate.b)),
+            *(units.shape(s) for s in (gate.W, gate.U)),
+            units.shape(gate.b) if gate.b else "none",
             gate.activation,
             units.shape(gate.per_step),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +103,15 @@ class Config:
         """
         changed = from_mapping({**self._written(), "train": train})
         return replace(self, train=changed.train, places=changed.places)
+
+    def with_biases(self, indices: Collection[int], bias: bool = True) -> Config:
+        """This network, with biases in these layers, or without."""
+        layers = [
+            layer.model_copy(update={"bias": bias}) if k in indices else layer
+            for k, layer in enumerate(self.model.layers)
+        ]
+        model = self.model.model_copy(update={"layers": layers})
+        return replace(self, model=model, specs=resolve(model))
 
     def _written(self) -> dict[str, Any]:
         sections = {"model": self.model, "data": self.data, "train": self.train}

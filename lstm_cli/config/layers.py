@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from lstm_cli.cells import Activation
 from lstm_cli.cells.activations import SIGMOID, TANH
@@ -46,6 +52,7 @@ class RecurrentLayer(Section):
     stateful: bool = Field(
         default=False, description="Row j of a batch continues row j of the batch before."
     )
+    bias: bool = Field(default=True, description="false: no biases, neither stored nor trained.")
     clip: float | None = Field(
         default=None, gt=0, description="Limit pre-activations to [-clip, clip]; default: no limit."
     )
@@ -78,8 +85,17 @@ class LSTMLayer(RecurrentLayer):
         default=True, description="false: the LSTM before 2000, c = c + i g, which forgets nothing."
     )
     forget_bias: float = Field(
-        default=1.0, description="Value of the forget gate's bias at initialisation."
+        default=1.0,
+        description="Value of the forget gate's bias at initialisation; not with `bias: false`.",
     )
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The default of `forget_bias` stays out of a layer that has no biases."""
+        values: dict[str, Any] = handler(self)
+        if not self.bias:
+            del values["forget_bias"]
+        return values
 
 
 class GRULayer(RecurrentLayer):
@@ -102,13 +118,14 @@ class RNNLayer(RecurrentLayer):
 
 
 class DenseLayer(Section):
-    """A matrix, a bias and an activation, on every step alike."""
+    """A matrix, a bias unless it has none, and an activation, on every step alike."""
 
     type: Literal["dense"] = Field(description="Dense layer, on every step alike.")
     units: Size = Field(description="Outputs.", examples=[9])
     activation: Annotated[Activation | Literal["softmax"], DenseActivation] = Field(
         default=Activation("identity"), description="A name, {name, alpha, beta}, or softmax."
     )
+    bias: bool = Field(default=True, description="false: no bias, neither stored nor trained.")
 
 
 class DropoutLayer(Section):

@@ -51,7 +51,7 @@ def check_size(specs: tuple[LayerSpec, ...], report: Report) -> None:
 def _spec(index: int, layer: Layer, size: int, steps: int) -> LayerSpec:
     if isinstance(layer, DenseLayer):
         activation = None if layer.activation == "softmax" else layer.activation
-        return DenseSpec(index, size, layer.units, activation)
+        return DenseSpec(index, size, layer.units, activation, layer.bias)
     if isinstance(layer, DropoutLayer):
         return DropoutSpec(index, size, layer.rate)
     if isinstance(layer, FlattenLayer):
@@ -79,6 +79,7 @@ def _cell(layer: LSTMLayer | GRULayer | RNNLayer, direction: int) -> Cell:
         return LSTM(
             hidden_size=layer.hidden_size,
             clip=layer.clip,
+            bias=layer.bias,
             activation=activation,
             recurrent_activation=_of(layer.recurrent_activation, direction),
             cell_activation=_of(layer.cell_activation or layer.activation, direction),
@@ -91,11 +92,14 @@ def _cell(layer: LSTMLayer | GRULayer | RNNLayer, direction: int) -> Cell:
         return GRU(
             hidden_size=layer.hidden_size,
             clip=layer.clip,
+            bias=layer.bias,
             activation=activation,
             recurrent_activation=_of(layer.recurrent_activation, direction),
             reset_after=layer.reset_after,
         )
-    return RNN(hidden_size=layer.hidden_size, clip=layer.clip, activation=activation)
+    return RNN(
+        hidden_size=layer.hidden_size, clip=layer.clip, bias=layer.bias, activation=activation
+    )
 
 
 def _of(option: tuple[Activation, ...], direction: int) -> Activation:

@@ -40,6 +40,7 @@ def check(sketch: Sketch, report: Report) -> None:
             _check_pairs(index, layer, report)
         if isinstance(layer, LSTMLayer):
             _check_forget_gate(index, layer, report)
+            _check_forget_bias(index, layer, report)
         if isinstance(layer, FlattenLayer) and not sketch.has_steps:
             _check_steps_given(index, report)
     _check_steps_remain(sketch.layers, report)
@@ -72,6 +73,17 @@ def _check_forget_gate(index: int, layer: LSTMLayer, report: Report) -> None:
             f"{spell(path)} is false, but coupled_input_forget computes that gate as 1 - i",
             also=[(*LAYERS, index, "coupled_input_forget")],
             hint="remove one of the two",
+        )
+
+
+def _check_forget_bias(index: int, layer: LSTMLayer, report: Report) -> None:
+    if not layer.bias and layer.forget_bias and "forget_bias" in layer.model_fields_set:
+        path = (*LAYERS, index, "forget_bias")
+        report.add(
+            path,
+            f"{spell(path)} is {layer.forget_bias:g}, but the layer has no biases",
+            also=[(*LAYERS, index, "bias")],
+            hint=f"remove it, or --set model.layers.{index}.bias=true",
         )
 
 

@@ -34,6 +34,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     State,
     TrainingPass,
+    with_biases,
 )
 from lstm_cli.errors import DeviceError
 
@@ -84,6 +85,7 @@ class ReferenceEngine(Programs):
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """The layer's weights in this engine's dtype, contiguous, one record a direction."""
+        spec, weights = with_biases(spec, weights)
         own = {name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()}
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -60,6 +61,10 @@ class RecurrentSpec:
         return self.cells[0].hidden_size
 
     @property
+    def bias(self) -> bool:
+        return self.cells[0].bias
+
+    @property
     def directions(self) -> int:
         return len(self.cells)
 
@@ -82,12 +87,16 @@ class RecurrentSpec:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A dense layer, on every step alike; `activation` None is softmax over the units."""
+    """A dense layer, on every step alike; `activation` None is softmax over the units.
+
+    Without `bias` none is stored, and it counts as 0.
+    """
 
     index: int
     input_size: int
     units: int
     activation: Activation | None
+    bias: bool = True
     kind: ClassVar[str] = "dense"
 
     @property
@@ -100,13 +109,11 @@ class DenseSpec:
 
     def parameters(self) -> dict[str, Parameter]:
         """Stored name of every tensor to what it is."""
-        F, D = self.units, self.input_size
-        return {
-            f"layers.{self.index}.weight": Parameter(
-                "weight", "matrix", "(units, D)", (F, D), (), "W"
-            ),
-            f"layers.{self.index}.bias": Parameter("bias", "bias", "(units,)", (F,), (), "b"),
-        }
+        F, D, prefix = self.units, self.input_size, f"layers.{self.index}."
+        found = {f"{prefix}weight": Parameter("weight", "matrix", "(units, D)", (F, D), (), "W")}
+        if self.bias:
+            found[f"{prefix}bias"] = Parameter("bias", "bias", "(units,)", (F,), (), "b")
+        return found
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,38 @@ class FlattenSpec:
 LayerSpec: TypeAlias = RecurrentSpec | DenseSpec | DropoutSpec | FlattenSpec
 
 
+def lacks_bias(spec: LayerSpec) -> bool:
+    """Whether a layer's equations have biases, and it stores none."""
+    return isinstance(spec, RecurrentSpec | DenseSpec) and not spec.bias
+
+
+@lru_cache(maxsize=256)
+def biased(spec: LayerSpec) -> LayerSpec:
+    """The layer as its equations have it, with biases."""
+    if isinstance(spec, RecurrentSpec):
+        return replace(spec, cells=tuple(replace(cell, bias=True) for cell in spec.cells))
+    return replace(spec, bias=True) if isinstance(spec, DenseSpec) else spec
+
+
+def with_biases(
+    spec: LayerSpec, tensors: Mapping[str, Any], zeros: Callable[[int], Any] | None = None
+) -> tuple[LayerSpec, Mapping[str, Any]]:
+    """A layer and tensors as all engines compute them: biases that it does not store are 0.
+
+    Parameters
+    ----------
+    zeros
+        Makes a vector of so many zeros; None: NumPy's, in the dtype of the layer's weights.
+    """
+    if not lacks_bias(spec):
+        return spec, tensors
+    whole, stored = biased(spec), spec.parameters()
+    if zeros is None:
+        zeros = partial(np.zeros, dtype=tensors[next(iter(stored))].dtype)
+    absent = {n: zeros(*p.shape) for n, p in whole.parameters().items() if n not in stored}
+    return whole, {**tensors, **absent}
+
+
 @dataclass(frozen=True)
 class TrainingPass:
     """A forward pass that a backward pass will follow.
@@ -175,7 +214,10 @@ class TrainingPass:
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """Derivatives of the loss: for the layer's input, weights by stored name, initial states."""
+    """Derivatives of the loss: for the layer's input, weights by stored name, initial states.
+
+    Those of biases are there whether the layer stores them or not.
+    """
 
     x: Own
     weights: Mapping[str, Own] = field(default_factory=dict)
@@ -247,7 +289,10 @@ class Engine(Elementwise, Protocol):
         """
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Weights of one layer as this engine wants them, made once and used for every batch."""
+        """Weights of one layer as this engine wants them, made once and used for every batch.
+
+        A layer without biases is prepared as one whose biases are 0; see `with_biases`.
+        """
 
     def forward(
         self,

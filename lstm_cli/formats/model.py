@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from lstm_cli.engines.types import Array, Layers, LayerSpec, ZeroStates
+from lstm_cli.engines.types import Array, Layers, LayerSpec, ZeroStates, with_biases
 
 TmvaOrder: TypeAlias = Literal["slots", "labels"]
 """Whether TMVA's elements hold what their slot says (today's writer) or what their label says."""
@@ -146,6 +146,14 @@ class Export:
     layers: tuple[LayerSpec, ...]
     tensors: Mapping[str, Array]
     config: str
+
+    def with_biases(self, indices: Collection[int]) -> Export:
+        """This network, zeros written out for the biases that these layers do not have."""
+        layers, tensors = list(self.layers), self.tensors
+        for k, spec in enumerate(layers):
+            if spec.index in indices:
+                layers[k], tensors = with_biases(spec, tensors)
+        return replace(self, layers=tuple(layers), tensors=tensors)
 
 
 @dataclass(frozen=True)

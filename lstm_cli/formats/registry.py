@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.cells import LSTM
+from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest
 from lstm_cli.files import reason
 from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
@@ -157,4 +159,27 @@ def write(
     LstmCliError
         The file cannot be written. An older file stays as it was.
     """
-    return named(format).write(Path(path), export, options)
+    needed = layers_in_need_of_biases(format, export.layers)
+    notes = tuple(
+        f"layer {k} has no biases: written with biases of 0, which the format needs" for k in needed
+    )
+    return notes + named(format).write(Path(path), export.with_biases(needed), options)
+
+
+def layers_in_need_of_biases(format: str, layers: Layers) -> tuple[int, ...]:
+    """Layers without biases that a format holds with biases only: their indices.
+
+    TMVA has no layer without. Elsewhere a forget gate that is always 1, by its bias, stands in
+    for none.
+    """
+    name = named(format).name
+    return tuple(
+        spec.index
+        for spec in layers
+        if lacks_bias(spec) and (name == "tmva" or (name != "native" and _is_held_open(spec)))
+    )
+
+
+def _is_held_open(spec: LayerSpec) -> bool:
+    cells = spec.cells if isinstance(spec, RecurrentSpec) else ()
+    return any(isinstance(cell, LSTM) and not cell.use_forget_gate for cell in cells)

@@ -17,6 +17,7 @@ from lstm_cli.engines.types import (
     Layers,
     LayerSpec,
     RecurrentSpec,
+    lacks_bias,
 )
 from lstm_cli.errors import ConfigError, WeightsError
 
@@ -171,9 +172,13 @@ def _spacing(dtype: str) -> float:
 
 
 def scales_targets(layers: Layers, loss: str) -> bool:
-    """Whether targets are to be scaled: a dense layer without activation can scale them back."""
+    """Whether targets are to be scaled: a dense layer without activation can scale them back.
+
+    Its bias takes their mean in.
+    """
     last = _weighted(layers)[-1:]
-    return loss in SCALED_LOSSES and bool(last) and _is_linear(last[0])
+    linear = loss in SCALED_LOSSES and bool(last) and _is_linear(last[0])
+    return linear and not lacks_bias(last[0])
 
 
 def unfoldable(layers: Layers) -> str | None:
@@ -187,9 +192,14 @@ def unfoldable(layers: Layers) -> str | None:
         return "no layer has weights"
     if isinstance(first[0], FlattenSpec):
         return f"the padding of layer {first[0].index} (flatten) is 0 in normalized values"
-    if any(bias not in first[0].parameters() for _, bias in _reading_tensors(first[0])):
+    if lacks_bias(first[0]):
         return f"layer {first[0].index} ({first[0].kind}) has no bias"
     return None
+
+
+def reading_layer(layers: Layers) -> LayerSpec | None:
+    """The layer that sees the inputs, dropout passed over; None: there is none."""
+    return next(iter(_weighted(layers)), None)
 
 
 def fold(
@@ -273,8 +283,7 @@ def _reading_tensors(spec: RecurrentSpec | DenseSpec) -> list[tuple[str, str]]:
     if isinstance(spec, DenseSpec):
         return [_dense_tensors(spec)]
     prefixes = [spec.prefix(direction) for direction in range(spec.directions)]
-    bias = "bias_ih" if spec.cells[0].recurrent_bias else "bias"
-    return [(f"{prefix}weight_ih", prefix + bias) for prefix in prefixes]
+    return [(f"{prefix}weight_ih", prefix + spec.cells[0].bias_names[0]) for prefix in prefixes]
 
 
 def _dense_tensors(spec: LayerSpec) -> tuple[str, str]:

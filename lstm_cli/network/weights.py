@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lstm_cli.cells import Parameter
-from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import Problem, WeightsError, nearest
 from lstm_cli.network.normalization import MEAN, SCALE, STORED
 
@@ -31,6 +31,8 @@ class Misfit:
         What is off, short enough for a table: a letter of the formula, ``missing``, ...
     what
         One sentence that names gate, matrix and both shapes.
+    bias
+        The layer's option `bias` that would fit; None: it is not about that.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Misfit:
     found: tuple[int, ...] | None
     mark: str
     what: str
+    bias: bool | None = None
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -94,7 +97,14 @@ def misfits(layers: Layers, shapes: Mapping[str, tuple[int, ...]]) -> list[Misfi
             found.append(_misshapen(name, spec, parameter, tuple(shapes[name])))
     found += _normalization_misfits(layers, shapes)
     extra = [name for name in shapes if name not in wanted and name not in STORED]
-    return found + [_unwanted(name, shapes[name], wanted) for name in extra]
+    unbiased = {f"layers.{spec.index}": spec for spec in layers if lacks_bias(spec)}
+    for name in extra:
+        owner, _, last = name.replace(".reverse.", ".").rpartition(".")
+        if owner in unbiased and last.startswith("bias"):
+            found.append(_unasked(name, shapes[name], unbiased[owner]))
+        else:
+            found.append(_unwanted(name, shapes[name], wanted))
+    return found
 
 
 def _normalization_misfits(
@@ -115,13 +125,28 @@ def _normalization_misfits(
 
 
 def _missing(name: str, spec: LayerSpec, parameter: Parameter, shapes: Iterable[str]) -> Misfit:
-    guess = nearest(name, [other for other in shapes if other.startswith(f"layers.{spec.index}.")])
+    own = [other for other in shapes if other.startswith(f"layers.{spec.index}.")]
+    guess = nearest(name, own)
+    if own and parameter.name.startswith("bias") and not any("bias" in other for other in own):
+        what = (
+            f"{name} is missing: layer {spec.index} ({spec.kind}) has biases in the config, and "
+            f"none in the weights; {gate_names(parameter)} would be {shape_text(parameter.shape)}"
+        )
+        return Misfit(name, spec.index, parameter.shape, None, "missing", what, bias=False)
     near = f"; the nearest name there is {guess}" if guess else ""
     what = (
         f"{name} is missing: {parameter.role} {gate_names(parameter)} of layer {spec.index} "
         f"({spec.kind}), {shape_text(parameter.shape)}{near}"
     )
     return Misfit(name, spec.index, parameter.shape, None, "missing", what)
+
+
+def _unasked(name: str, shape: tuple[int, ...], spec: LayerSpec) -> Misfit:
+    what = (
+        f"{name} {shape_text(shape)} is not wanted: layer {spec.index} ({spec.kind}) has no "
+        "biases in the config, and has them in the weights"
+    )
+    return Misfit(name, spec.index, None, tuple(shape), "not wanted", what, bias=True)
 
 
 def _unwanted(

@@ -423,6 +423,34 @@ def test_layers_and_options_that_differ(compare):
     assert re.search(r"i +W +\(4, 5\) +\(6, 5\)\n", outcome.out)
 
 
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_no_biases_beside_biases_of_zero(compare, exchanged):
+    """They compute the same, which is said; biases that are not 0 are not explained."""
+    a = net(*STACKED)
+    b = net(*({**layer, "bias": False} for layer in STACKED))
+    w = {name: value * ("bias" not in name) for name, value in weights(a).items()}
+    bare = {name: value for name, value in w.items() if "bias" not in name}
+    sides = (bare, w, b, a) if exchanged else (w, bare, a, b)
+    has, lacks = "BA" if exchanged else "AB"
+
+    def run(one, two, mine, theirs):
+        return compare(one, two, mine, other=theirs)
+
+    outcome = run(*sides)
+    assert outcome.code == 1
+    said = f"explained: {lacks} has no biases where {has}'s are 0: both compute the same"
+    assert f"{said}\n" in outcome.out
+    assert "not explained" not in outcome.out
+    assert f"lstm 5 → 12, both directions, no biases in {lacks}" in outcome.out
+    values = ("false", "true") if exchanged else ("true", "false")
+    assert "differs: layer 1: bias {} in A, {} in B".format(*values) in outcome.out
+    w["layers.0.reverse.bias"] = w["layers.0.reverse.bias"] + np.float32(0.5)
+    outcome = run(*sides)
+    assert f"{said} (layer 0 forward, layer 1, layer 2)" in outcome.out
+    assert "not explained: layer 0 reverse: b" in outcome.out
+    assert compare(bare, bare, b).code == 0
+
+
 def test_what_a_file_does_not_say_is_no_difference(lstm, tmp_path):
     relu = {"hidden_size": 4, "activation": "relu", "recurrent_activation": "softsign"}
     layers = [{"type": "lstm", "hidden_size": 4}, {"type": "lstm", **relu}]

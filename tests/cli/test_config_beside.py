@@ -368,3 +368,57 @@ def test_compare(lstm):
     assert "A: m.onnx is taken where C.yaml and m.onnx differ: layers[0].activation: tanh" in err
     assert "--set" not in err
     assert DIFFERS not in lstm("compare", path, path).err
+
+
+UNBIASED = ["m.safetensors", "m.pt", "m.keras", "m.weights.h5", "m.onnx"]
+
+
+@pytest.mark.parametrize("path", UNBIASED)
+@pytest.mark.parametrize("held", [False, True], ids=["none in the file", "biases in the file"])
+def test_biases_on_one_side_alone(path, held, lstm):
+    """An error that names layer, tensor and line; its hint gives the file's own network."""
+    layers = [{**LSTM, "bidirectional": True}, GRU, RNN, DENSE]
+    theirs, mine = ([{**layer, "bias": bias} for layer in layers] for bias in (held, not held))
+    path = saved(net(*theirs), path, lstm)
+    config = Path(written(net(*mine)))
+    refused = lstm("run", config, "d.h5", "--weights", path)
+    assert refused.code == 4
+    said = " ".join(refused.err.split())
+    names = ["0.bias", "0.reverse.bias", "1.bias_ih", "1.bias_hh", "2.bias", "3.bias"]
+    for name in names:
+        layer = f"layer {name[0]} ({layers[int(name[0])]['type']})"
+        if held:
+            shape = rf"layers\.{re.escape(name)} \(\d+,\) is not wanted: "
+            assert re.search(shape + re.escape(f"{layer} has no biases in the config"), said)
+        else:
+            assert f"layers.{name} is missing: {layer} has biases in the config" in said
+    lines = [k for k, line in enumerate(config.read_text().splitlines(), 1) if "bias:" in line]
+    for k, line in enumerate(lines):
+        assert f"bias: {str(not held).lower()} in layers[{k}], C.yaml line {line}" in said
+    hint = said.split("hint: ")[-1].split(" note: ")[0]
+    assert hint == " ".join(f"--set model.layers.{k}.bias={str(held).lower()}" for k in range(4))
+    mended, _ = ran(lstm, config, "d.h5", "--weights", path, *shlex.split(hint))
+    alone, _ = ran(lstm, path, "d.h5")
+    np.testing.assert_allclose(mended, alone, rtol=0, atol=2e-6)
+    made = ("convert", path, "c.safetensors", "--config", config)
+    assert lstm(*made).code == 4
+    assert lstm(*made, *shlex.split(hint)).code == 0
+    shown = lstm("inspect-shapes", config, "--weights", path)
+    assert shown.code == 4
+    assert ("no biases" in shown.out) == held
+    assert ("missing" in shown.out) == (not held)
+    lstm_cli.build(yaml.safe_load(config.read_text()), engine="reference")  # drawn, without weights
+
+
+def test_a_bias_that_is_misnamed_is_not_taken_for_none(lstm):
+    """Where a layer has one bias of a gru's two, the option is not what is wrong."""
+    saved(net(GRU))
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file("m.safetensors")
+    tensors["layers.0.bias_h"] = tensors.pop("layers.0.bias_hh")
+    save_file(tensors, "m.safetensors")
+    err = lstm("run", written(net(GRU)), "d.h5", "--weights", "m.safetensors").err
+    assert "layers.0.bias_hh is missing" in err
+    assert "the nearest name there is layers.0.bias_h" in err
+    assert "bias=" not in err

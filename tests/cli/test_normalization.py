@@ -243,6 +243,34 @@ def test_weights_for_raw_data_compute_the_same_when_they_come_to_be_normalized(
     assert further.json["metrics"]["mse"] == pytest.approx(expected, rel=1e-9)
 
 
+def test_normalization_beside_layers_without_biases(lstm, tmp_path):
+    """Inputs stay normalized; targets are scaled only by a last layer that can take their mean."""
+    rng = np.random.default_rng(2)
+    bare = [{"type": "lstm", "hidden_size": 5, "bias": False}, DENSE | {"bias": False}]
+    path = config(tmp_path / "c.yaml", *bare, train=TRAIN | {"loss": "mse"})
+    with h5py.File("x.h5", "w") as file:
+        file["inputs"] = rng.standard_normal((30, 6, 2)) * [3, 0.2] + [7, -1]
+        file["targets"] = rng.standard_normal((30, 6, 2)) + 3
+    done = lstm("train", path, "x.h5", "--output", "a")
+    assert done.code == 0, done.err
+    assert not [name for name in tensors("a/model.safetensors") if "bias" in name]
+    unscaled = "the targets are not scaled: layer 1 (dense) has no bias to take their mean in"
+    assert f"{unscaled}; --set model.layers.1.bias=true scales them" in " ".join(done.err.split())
+    mended = lstm("train", path, "x.h5", "--output", "b", "--set", "model.layers.1.bias=true")
+    assert "not scaled" not in mended.err
+    mean = tensors("b/model.safetensors")["layers.1.bias"]
+    np.testing.assert_allclose(mean, 3, atol=0.5)  # the targets' own, but for what was learned
+    assert [name for name in tensors("b/model.safetensors") if "bias" in name] == ["layers.1.bias"]
+    raw_ = ("--set", "train.normalize=false")
+    assert lstm("train", path, "x.h5", "--output", "d", *raw_).code == 0
+    more = ("--weights", "d/model.safetensors")
+    further = lstm("train", path, "x.h5", "--output", "e", *more)
+    assert further.code == 4
+    assert "layer 0 (lstm) has no bias" in further.err
+    assert "--set train.normalize=false" in further.err
+    assert lstm("train", path, "x.h5", "--output", "e", *more, *raw_).code == 0
+
+
 def test_flatten_first(lstm, tmp_path):
     """Padding is 0 in normalized values: only a network that normalizes itself can do that."""
     layers = ({"type": "flatten"}, DENSE)
@@ -337,6 +365,8 @@ STACKS = {
         {"type": "dense", "units": 4, "activation": "tanh"},
         {"type": "lstm", "hidden_size": 3},
     ],
+    "no biases": [{"type": "gru", "hidden_size": 4, "bidirectional": True, "bias": False}],
+    "dense without a bias": [{"type": "dense", "units": 4, "bias": False, "activation": "tanh"}],
 }
 MILD = {"mean": np.array([293.0, 1013.0, 0.5]), "scale": np.array([5.0, 8.0, 0.1])}
 
@@ -347,12 +377,15 @@ def test_formats_without_a_place_get_the_fold(lstm, stack, suffix):
     plain = model("m.safetensors", *STACKS[stack], DENSE, **MILD)
     done = lstm("convert", "m.safetensors", f"m{suffix}", "--json")
     assert done.code == 0, done.err
-    assert "inputs.mean and inputs.scale are folded into the first layer" in done.err
+    unbiased = ", which has no biases and gets them for that" if "bias" in stack else ""
+    assert f"inputs.mean and inputs.scale are folded into the first layer{unbiased}: " in done.err
     assert done.json["warnings"] == []
     assert done.json["parameters"] == plain.network.parameter_count
     assert done.json["proof"]["relative_difference"] < 1e-5
-    (plain_config := Path("m.yaml")).write_text(plain.config.to_yaml())
-    found = lstm_cli.build(plain_config, engine="reference", dtype="float64", weights=f"m{suffix}")
+    text = plain.config.to_yaml()
+    Path("m.yaml").write_text(text)
+    Path("biased.yaml").write_text(text.replace("bias: false", "bias: true"))
+    found = lstm_cli.build("biased.yaml", engine="reference", dtype="float64", weights=f"m{suffix}")
     assert "inputs.mean" not in found.weights
     x = raw(**MILD)
     expected = plain.run((x - MILD["mean"]) / MILD["scale"], LENGTHS).outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -39,6 +40,20 @@ def test_inspect_lists_eight_matrices_and_four_biases(lstm):
     assert "10,000" in row
     assert "weight_hh[200:300]" in row
     assert "(64, T, 100)" in outcome.out  # N is the batch size, T is not known yet
+
+
+def test_inspect_says_that_there_are_no_biases(lstm, config):
+    bare = [part for k in range(3) for part in ("--set", f"model.layers.{k}.bias=false")]
+    outcome, whole = lstm("inspect-shapes", config, *bare), lstm("inspect-shapes", config)
+    assert "lstm 5 → 14, both directions, no biases\n" in outcome.out
+    assert "gru 14 → 6, no biases\n" in outcome.out
+    assert "dense 6 → 3, no bias\n" in outcome.out
+    assert not re.search(r"^b_|^b ", outcome.out, re.M)
+    assert "no bias" not in whole.out
+    document = lstm("inspect-shapes", config, *bare, "--json").json
+    gates = [g for k in (0, 1) for d in document["layers"][k]["directions"] for g in d["gates"]]
+    assert {gate["b"] for gate in gates} == {None}
+    assert document["parameters"] == 2 * 28 * (5 + 7) + 18 * (14 + 6) + 3 * 6
 
 
 def test_inspect_with_data_knows_steps_and_bytes(lstm):

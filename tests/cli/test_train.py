@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -330,6 +331,28 @@ def test_more_epochs_move_the_end_of_a_cosine(lstm, net, words, tmp_path):
     outcome = lstm(*given, "--resume", "--set", "train.epochs=4")
     assert outcome.code == 0
     assert "the cosine of the learning rate now ends" in outcome.err
+
+
+def test_layers_without_biases_get_none(lstm, net, words, tmp_path):
+    """Neither the model nor the checkpoint, after decay and a resumed run, holds a bias."""
+    text = net.read_text().replace("hidden_size: 4", "hidden_size: 4, bias: false")
+    net.write_text(text.replace("units: 3", "units: 3, bias: false"))
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    decay = ["--set", "train.optimizer={type: adamw, learning_rate: 0.02, weight_decay: 0.1}"]
+    more = ["--set", "train.epochs=6"]
+    assert lstm("train", net, words, "--output", out, *decay).code == 0
+    assert lstm("train", net, words, "--output", out, *decay, *more, "--resume").code == 0
+    lstm("train", net, words, "--output", whole, *decay, *more)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    kept = native.read(out / "checkpoint.safetensors", counts=True).tensors
+    assert any(re.fullmatch(r"updates/.*/layers\.1\.weight", name) for name in kept)
+    assert not [name for name in kept if name.rpartition(".")[2].startswith("bias")]
+    assert not [n for n in native.read(out / "model.safetensors").tensors if "bias" in n]
+    assert rows(out)[-1]["loss"] < rows(out)[0]["loss"]
+    changed = ["--set", "model.layers.1.bias=true", *decay, *more, "--resume"]
+    refused = lstm("train", net, words, "--output", out, *changed)
+    assert refused.code == 4
+    assert "bias" in refused.err
 
 
 def test_more_epochs_go_on(lstm, net, words, tmp_path):

@@ -20,7 +20,8 @@ from networks import (
 from twin import twin
 
 from lstm_cli.cells import FORMULAS, LSTM, Activation
-from lstm_cli.engines.types import Engine, RecurrentSpec
+from lstm_cli.engines.types import DenseSpec, Engine, RecurrentSpec, TrainingPass
+from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 
 N, T, D, H = 5, 6, 4, 7
@@ -82,6 +83,45 @@ def test_option(option: str, sequences: bool, directions: int, engine: Engine) -
     kind, options = OPTIONS[option]
     spec = recurrent(kind, H, D, directions=directions, return_sequences=sequences, **options)
     check(spec, engine)
+
+
+UNBIASED = ["lstm peepholes projection", "lstm no forget gate", "lstm coupled", "gru reset after",
+            "gru reset before clip", "rnn"]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", UNBIASED)
+def test_no_biases_are_biases_of_zero(option: str, engine: Engine) -> None:
+    """Equal bits forward and backward; no gradient, tensor or parameter of a bias."""
+    kind, options = OPTIONS[option]
+    specs, biased = (
+        [
+            recurrent(kind, H, D, directions=2, bias=bias, **options),
+            DenseSpec(1, 2 * options.get("projection_size", H), 3, None, bias),
+        ]
+        for bias in (False, True)
+    )
+    weights = random_weights(specs)
+    zeros = {name: np.zeros(p.shape) for spec in biased for name, p in spec.parameters().items()}
+    lengths, state, x = random_lengths(N, T), random_states(specs, N), random_inputs(N, T, D)
+    found = []
+    for layers, given in ((specs, weights), (biased, zeros | weights)):
+        net = Network(layers, given, engine)
+        tape = backpropagation.forward(net, x, lengths, state, TrainingPass())
+        d = np.cos(np.arange(tape.outputs.size)).reshape(tape.outputs.shape)
+        d[np.arange(T) >= lengths[:, None]] = 0
+        gradients = backpropagation.backward(net, tape, d, d_logits=False)
+        found.append((net, net.run(x, lengths, state), gradients))
+    (net, one, own), (_, other, wanted) = found
+    np.testing.assert_array_equal(one.outputs, other.outputs)
+    for a, b in zip(one.state[0], other.state[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not any("bias" in name for name in (*net.weights, *own.weights))
+    assert net.parameter_count == sum(value.size for value in weights.values())
+    for name, value in own.weights.items():
+        np.testing.assert_array_equal(value, wanted.weights[name], err_msg=name)
+    np.testing.assert_array_equal(own.inputs, wanted.inputs)
+    expected = twin(specs, weights, x, lengths, state)
+    assert_close(one.outputs, expected.outputs, engine.dtype)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -31,10 +31,10 @@ class Twin(torch.nn.Module):
         self.layers = torch.nn.ModuleList()
         self.names: list[dict[str, str]] = []
         for spec in specs:
-            prefix = f"layers.{spec.index}."
             if isinstance(spec, DenseSpec):
-                layer = torch.nn.Linear(spec.input_size, spec.units, dtype=torch.float64)
-                names = {"weight": prefix + "weight", "bias": prefix + "bias"}
+                sizes = spec.input_size, spec.units
+                layer = torch.nn.Linear(*sizes, bias=spec.bias, dtype=torch.float64)
+                names = {p.name: native for native, p in spec.parameters().items()}
             else:
                 layer, names = self._recurrent(spec)
             with torch.no_grad():
@@ -50,7 +50,7 @@ class Twin(torch.nn.Module):
         more = {"proj_size": cell.projection_size} if cell.projects else {}
         layer = make(
             spec.input_size, spec.hidden_size, bidirectional=spec.directions == 2,
-            batch_first=True, dtype=torch.float64, **more,
+            batch_first=True, dtype=torch.float64, bias=spec.bias, **more,
         )  # fmt: skip
         names = {}
         for d, suffix in enumerate(["", "_reverse"][: spec.directions]):
@@ -87,6 +87,12 @@ STACKS: dict[str, list[LayerSpec]] = {
         recurrent("lstm", 4, 4, index=1, projection_size=3),
         DenseSpec(2, 3, F, None),
     ],
+    "no biases": [
+        recurrent("lstm", H, D, directions=2, bias=False),
+        recurrent("gru", 4, 2 * H, index=1, bias=False),
+        recurrent("rnn", 6, 4, index=2, bias=False),
+        DenseSpec(3, 6, F, None, bias=False),
+    ],
     "three kinds": [
         recurrent("gru", H, D, directions=2),
         recurrent("rnn", 4, 2 * H, index=1),
@@ -122,6 +128,7 @@ def test_cross_entropy_per_step(stack: str, weighted: bool, engine: Engine) -> N
     expected.backward()
     tolerance = TOLERANCES[engine.dtype]
     assert loss.value == pytest.approx(expected.item(), abs=tolerance)
+    assert found.weights.keys() == twin.gradients().keys() == weights.keys()
     for name, value in twin.gradients().items():
         assert np.abs(value).max() > 0
         np.testing.assert_allclose(found.weights[name], value, atol=tolerance, err_msg=name)

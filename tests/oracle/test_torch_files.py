@@ -186,14 +186,15 @@ def _random_layers(rng: np.random.Generator) -> list[dict[str, Any]]:
     for _ in range(rng.integers(1, 3)):
         kind = str(rng.choice(list(MODULES)))
         layer: dict[str, Any] = {"type": kind, "hidden_size": int(rng.integers(2, 7))}
-        layer["bidirectional"] = bool(rng.integers(2))
+        layer |= {"bidirectional": bool(rng.integers(2)), "bias": bool(rng.integers(3))}
         if kind == "lstm":
             if rng.integers(2):
                 layer["projection_size"] = int(rng.integers(1, layer["hidden_size"]))
             layer["forget_gate"] = bool(rng.integers(4))
         for k in range(rng.integers(1, 3)):
             layers += [{"type": "dropout", "rate": 0.5}] * int(k and rng.integers(2)) + [layer]
-    layers += [{"type": "dense", "units": int(u)} for u in rng.integers(2, 9, rng.integers(0, 3))]
+    layers += [{"type": "dense", "units": int(u), "bias": bool(rng.integers(3))}
+               for u in rng.integers(2, 9, rng.integers(0, 3))]  # fmt: skip
     return layers
 
 
@@ -203,7 +204,8 @@ def _modules(state: dict[str, Any]) -> Any:
     for name in dict.fromkeys(key.rpartition(".")[0] for key in state):
         own = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")}
         if "weight" in own:
-            made[name] = nn.Linear(*own["weight"].shape[::-1], dtype=torch.float64)
+            sizes = own["weight"].shape[::-1]
+            made[name] = nn.Linear(*sizes, bias="bias" in own, dtype=torch.float64)
             continue
         rows, columns = own["weight_hh_l0"].shape
         H = own["weight_hr_l0"].shape[1] if "weight_hr_l0" in own else columns
@@ -211,6 +213,7 @@ def _modules(state: dict[str, Any]) -> Any:
         made[name] = MODULES[kind](
             own["weight_ih_l0"].shape[1], H, sum("weight_hh" in k and "rev" not in k for k in own),
             bidirectional="weight_hh_l0_reverse" in own, batch_first=True, dtype=torch.float64,
+            bias="bias_ih_l0" in own,
             **({"proj_size": columns} if columns != H else {}),
         )  # fmt: skip
     return nn.ModuleDict(made)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lstm_cli.api.comparison import words
 from lstm_cli.api.comparison.blocks import Block
 from lstm_cli.api.comparison.directions import Place
 from lstm_cli.api.comparison.findings import Finding, findings
 from lstm_cli.api.comparison.sides import SYMBOLS
 from lstm_cli.api.comparison.sources import Pair, explanations
-from lstm_cli.api.comparison.words import places
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,55 @@ def diagnose(pairs: Sequence[Pair], blocks: Sequence[Block], tolerance: float) -
         if a is not None and b is not None
         for direction in b.directions
     }
-    told = findings(found, tensors)
-    open_ = {(e.place, name, gate) for e in found for name, gate in e.unexplained}
-    covered = {(e.place, name) for e in found for name in tensors[e.place]}
+    absent = list(_biases_of_zeros(pairs))
+    settled = {(place, name) for _, place, names in absent for name in names}
+    told = findings(found, tensors) + tuple(_said_of_zeros(absent, pairs))
+    open_ = {
+        (e.place, name, gate)
+        for e in found
+        for name, gate in e.unexplained
+        if (e.place, name) not in settled
+    }
+    covered = {(e.place, name) for e in found for name in tensors[e.place]} | settled
     left = _left(blocks, open_, covered)
     explained: Literal["wholly", "partly", "not"] = "wholly"
     if left:
         explained = "partly" if told else "not"
     return Diagnosis(explained, told, left)
+
+
+def _biases_of_zeros(pairs: Sequence[Pair]) -> Iterator[tuple[str, Place, tuple[str, ...]]]:
+    """Directions that have no biases on one side, and biases of 0 on the other.
+
+    Yields the label of the side that has none, and the other one's names of them.
+    """
+    for a, b in pairs:
+        if a is None or b is None:
+            continue
+        for one in a.directions:
+            other = next((d for d in b.directions if d.name == one.name), one)
+            biased = [[n for n in side.tensors if n.startswith("bias")] for side in (one, other)]
+            if bool(biased[0]) == bool(biased[1]):
+                continue
+            label, has = ("B", one) if biased[0] else ("A", other)
+            names = tuple(biased[0] or biased[1])
+            if not any(has.tensors[name].any() for name in names):
+                yield label, Place(a.index, one.name), names
+
+
+def _said_of_zeros(
+    absent: Sequence[tuple[str, Place, tuple[str, ...]]], pairs: Sequence[Pair]
+) -> Iterator[Finding]:
+    every = [Place(a.index, d.name) for a, _ in pairs if a is not None for d in a.directions]
+    for label, other in (("A", "B"), ("B", "A")):
+        found = [place for side, place, _ in absent if side == label]
+        if found:
+            symbols = dict.fromkeys(
+                SYMBOLS[n] for s, _, names in absent if s == label for n in names
+            )
+            what = f"{label} has no biases where {other}'s are 0: both compute the same"
+            where = () if set(found) == set(every) else words.places(found, every)
+            yield Finding(what, "absent", where, tuple(symbols))
 
 
 def _left(
@@ -73,7 +114,7 @@ def _left(
         if not block.equal and (not known or block.gate in gates or (gates and not block.gates)):
             left.setdefault(place, []).append(block)
     return tuple(
-        f"{', '.join(places([place], every))}: {', '.join(_names(found))}"
+        f"{', '.join(words.places([place], every))}: {', '.join(_names(found))}"
         for place, found in left.items()
     )
 

@@ -25,7 +25,7 @@ class Finding:
         The sentence: ``B is A with gates in ONNX order i, o, f, g``.
     kind
         ``order``, ``layout``, ``change``, ``shift``, ``scale``, ``bias``, ``sharing``,
-        ``rounding``, ``source``, ``block`` or ``mistake``.
+        ``rounding``, ``source``, ``block``, ``mistake`` or ``absent``.
     where
         Layers and directions: ``layer 0``, ``layer 1 reverse``; empty for all there are.
     matrices

@@ -11,9 +11,15 @@ import numpy as np
 
 from lstm_cli.api.differences import contradiction_note, contradictions
 from lstm_cli.api.shapes import layer_title
-from lstm_cli.api.weights_files import config_of, description, read_weights, tensors_for
+from lstm_cli.api.weights_files import (
+    config_of,
+    description,
+    read_weights,
+    tensors_for,
+    with_reading_bias,
+)
 from lstm_cli.config import Config
-from lstm_cli.engines.types import DIRECTIONS, Array
+from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
@@ -139,6 +145,8 @@ def read_side(
         notes += _contradiction(given, imported, taken=config is given)
     tensors, halves = _numbered(imported, config)
     grouped, others = _grouped(tensors)
+    if config is given and given is not None:
+        config = _with_stored_biases(given, grouped)
     pairs, _ = _grouped(halves)
     return Side(
         label,
@@ -152,6 +160,23 @@ def read_side(
         notes,
         imported,
     )
+
+
+def _with_stored_biases(
+    config: Config, grouped: Mapping[int, Mapping[str, Mapping[str, Array]]]
+) -> Config:
+    """A config beside a file, `bias` as the file's tensors have it."""
+    for bias in (True, False):
+        apart = [
+            spec.index
+            for spec in config.specs
+            if isinstance(spec, RecurrentSpec | DenseSpec)
+            and spec.bias != bias
+            and spec.index in grouped
+            and bias == any("bias" in n for own in grouped[spec.index].values() for n in own)
+        ]
+        config = config.with_biases(apart, bias)
+    return config
 
 
 def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[str, ...]:
@@ -181,16 +206,19 @@ def without_normalization(side: Side, wide: bool) -> Side | None:
         return None
     tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
     shapes = {name: value.shape for name, value in tensors.items()}
-    if misfits(config.specs, shapes) or unfoldable(config.specs) is not None:
+    if misfits(config.specs, shapes):
+        return None
+    config, whole = with_reading_bias(config, tensors)
+    if unfoldable(config.specs) is not None:
         return None
     own = {
         name: value.astype(np.float64) if wide else value
-        for name, value in tensors.items()
+        for name, value in whole.items()
         if name not in STORED
     }
     grouped, _ = _grouped(fold(config.specs, own, Normalization.stored(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
-    return replace(side, layers=layers, others={})
+    return replace(side, config=config, layers=layers, others={})
 
 
 def _numbered(

@@ -19,6 +19,7 @@ CELL = (
     "activation",
     "cell_activation",
     "clip",
+    "bias",
     "peepholes",
     "coupled_input_forget",
     "use_forget_gate",
@@ -150,7 +151,7 @@ def _is_assumed(side: Side, spec: LayerSpec, option: str) -> bool:
 def _options(spec: LayerSpec) -> dict[str, str]:
     """Options by the YAML's names, as text."""
     if isinstance(spec, DenseSpec):
-        return {"activation": spec.activation_name}
+        return {"activation": spec.activation_name, "bias": _said(spec.bias)}
     if not isinstance(spec, RecurrentSpec):
         return {}
     found = {}

@@ -78,7 +78,7 @@ def _dense(
     parameters = {
         own: place.weight(weights[own]).requires_grad_(training) for own in spec.parameters()
     }
-    weight, bias = (parameters[f"layers.{spec.index}.{part}"] for part in ("weight", "bias"))
+    weight, bias = (parameters.get(f"layers.{spec.index}.{part}") for part in ("weight", "bias"))
     function = {
         "identity": lambda x: x,
         "softmax": lambda x: torch.softmax(x, -1),
@@ -135,7 +135,11 @@ def _last(module: Any) -> Callable[[Any], Any]:
 
 def _module(place: TorchPlace, spec: RecurrentSpec) -> Any:
     cell = spec.cells[0]
-    options: dict[str, Any] = {"batch_first": True, "bidirectional": spec.directions == 2}
+    options: dict[str, Any] = {
+        "batch_first": True,
+        "bidirectional": spec.directions == 2,
+        "bias": spec.bias,
+    }
     if spec.kind == "lstm":
         options["proj_size"] = getattr(cell, "projection_size", None) or 0
     if spec.kind == "rnn":

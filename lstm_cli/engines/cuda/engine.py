@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lstm_cli.engines.cuda.arrays import DeviceArrays
 from lstm_cli.engines.cuda.batch import Sequences
 from lstm_cli.engines.cuda.dense import DenseLayer
@@ -28,6 +30,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     State,
     TrainingPass,
+    with_biases,
 )
 from lstm_cli.errors import DeviceError
 
@@ -73,10 +76,12 @@ class CudaEngine(DeviceArrays):
         super().__init__(device, PRECISIONS[dtype])
         self.dtype, self.device = dtype, device.name
         self.way = make_way(way, device, self.precision)
+        self._no_bias: dict[int, Any] = {}
         self.stacks = Stacks(device, self.way, pipelining or Pipelining())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Any]) -> Any:
         """The layer's weights on the device: those that are there already as they are."""
+        spec, weights = with_biases(spec, weights, self._zeros)
         own = {name: self.own(weights[name]) for name in spec.parameters()}
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."
@@ -85,6 +90,12 @@ class CudaEngine(DeviceArrays):
         if isinstance(spec, RecurrentSpec):
             return RecurrentLayer(spec, own, self.hardware, self.precision, self.way)
         return None
+
+    def _zeros(self, size: int) -> Any:
+        """A bias of zeros on the device, made once: weights are prepared anew for every update."""
+        if size not in self._no_bias:
+            self._no_bias[size] = self.own(np.zeros(size))
+        return self._no_bias[size]
 
     def forward(
         self,

@@ -35,6 +35,7 @@ from lstm_cli.engines.types import (
     State,
     TrainingPass,
     array_dtype,
+    with_biases,
 )
 from lstm_cli.errors import DeviceError
 
@@ -80,6 +81,7 @@ class JitEngine(HostArrays):
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """The layer's weights, packed as they are first needed."""
         dtype = array_dtype(self)
+        spec, weights = with_biases(spec, weights)
         own = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."

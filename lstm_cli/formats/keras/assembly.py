@@ -160,10 +160,14 @@ class Assembly:
             raise WeightsError(f"{layer.title} reads no sequence", expected="(batch, steps, D)")
         found, prefix = recurrent.directions(layer), f"layers.{len(self.layers)}."
         biases: list[Variable | None] = []
+        biased = [one.biased for one in found]
+        if len(set(biased)) > 1:
+            without = "reverse" if biased[0] else "forward"
+            self.notes.append(f"{layer.title} has no {without} bias: there it is 0")
         for one, folder in zip(found, ("", "reverse."), strict=False):
             roles = CELL if one.biased else CELL[:2]
             variables = self._source.take(layer, one.inner, roles)
-            tensors, stored = recurrent.tensors(one, variables, prefix + folder)
+            tensors, stored = recurrent.tensors(one, variables, prefix + folder, biased=any(biased))
             self._reads(layer, variables[0].value.shape[0])
             self.tensors |= tensors
             self.stored += stored
@@ -189,8 +193,8 @@ class Assembly:
         kernel = variables[0].value
         if kernel.ndim != 2 or kernel.shape[1] != units or 0 in kernel.shape:
             raise self._misfit(layer, f"({self._width or 'D'}, {units})", kernel.shape)
-        bias = variables[1].value if biased else np.zeros(units, kernel.dtype)
-        if bias.shape != (units,):
+        bias = variables[1].value if biased else None
+        if bias is not None and bias.shape != (units,):
             raise self._misfit(layer, f"({units},)", bias.shape)
         activation = named(layer.options, "activation", "linear", self._release)
         self._reads(layer, kernel.shape[0])
@@ -201,14 +205,18 @@ class Assembly:
                 Stored(variable.name, variable.value.shape, variable.dtype, "", native, "", change)
             )
 
-    def _emit_dense(self, weight: Array, bias: Array, activation: Named) -> tuple[str, str]:
+    def _emit_dense(self, weight: Array, bias: Array | None, activation: Named) -> tuple[str, str]:
         names = (f"layers.{len(self.layers)}.weight", f"layers.{len(self.layers)}.bias")
-        self.tensors |= dict(zip(names, (weight, bias), strict=True))
-        config: dict[str, Any] = {"type": "dense", "units": len(bias)}
+        config: dict[str, Any] = {"type": "dense", "units": len(weight)}
+        self.tensors[names[0]] = weight
+        if bias is None:
+            config["bias"] = False
+        else:
+            self.tensors[names[1]] = bias
         if activation != IDENTITY:
             config["activation"] = activation
         self.layers.append(config)
-        self._width = len(bias)
+        self._width = len(weight)
         return names
 
     def _activation(self, layer: Layer) -> None:
@@ -226,7 +234,7 @@ class Assembly:
             raise WeightsError(f"{layer.title} follows no layer whose size is known")
         self._identities -= F * F
         dtype = next((v.dtype for v in self.tensors.values()), np.dtype(np.float32))
-        self._emit_dense(np.eye(F, dtype=dtype), np.zeros(F, dtype), activation)
+        self._emit_dense(np.eye(F, dtype=dtype), None, activation)
         self.notes.append(
             f"{layer.title} became a dense layer with the identity matrix and that activation"
         )

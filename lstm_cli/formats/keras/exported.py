@@ -101,11 +101,11 @@ class Exporter:
         return {"name": name, "trainable": True, "dtype": self.dtype}
 
     def _dense(self, spec: DenseSpec) -> Written:
-        weight, bias = (self._tensor(f"layers.{spec.index}.{n}") for n in ("weight", "bias"))
+        weight, *bias = (self._tensor(name) for name in spec.parameters())
         title = f"layer {spec.index} (dense)"
         activation = keras_name(spec.activation, title, "activation", self.dtype)
-        config = {"units": spec.units, "activation": activation, "use_bias": True}
-        return self._named("Dense", config, {"": (weight.T, bias)})
+        config = {"units": spec.units, "activation": activation, "use_bias": spec.bias}
+        return self._named("Dense", config, {"": (weight.T, *bias)})
 
     def _recurrent(self, spec: RecurrentSpec) -> Written:
         title, kind = f"layer {spec.index} ({spec.kind})", CLASSES[spec.kind]
@@ -131,7 +131,7 @@ class Exporter:
         config = {
             "units": cell.hidden_size,
             "activation": keras_name(cell.activation, title, "activation", self.dtype),
-            "use_bias": True,
+            "use_bias": cell.bias,
             "return_sequences": spec.return_sequences,
             "go_backwards": False,
             "dropout": spec.dropout,
@@ -141,7 +141,7 @@ class Exporter:
             gates = keras_name(cell.recurrent_activation, title, "recurrent_activation", self.dtype)
             config["recurrent_activation"] = gates
         if spec.kind == "lstm":
-            config["unit_forget_bias"] = spec.forget_bias == 1
+            config["unit_forget_bias"] = spec.bias and spec.forget_bias == 1
         if spec.kind == "gru":
             config["reset_after"] = getattr(cell, "reset_after", True)
         return config
@@ -149,15 +149,15 @@ class Exporter:
     def _variables(self, spec: RecurrentSpec, direction: int, title: str) -> tuple[Array, ...]:
         """Kernel (D, G * H), recurrent kernel (H, G * H) and bias, gates in Keras's order."""
         cell, prefix = spec.cells[direction], spec.prefix(direction)
-        names = ["weight_ih", "weight_hh", "bias"]
-        if spec.kind == "gru":
-            names[2:] = ["bias_ih", "bias_hh"]
+        names = ["weight_ih", "weight_hh", *(cell.bias_names if cell.bias else ())]
         found = [
             reorder(self._tensor(prefix + name), NATIVE[spec.kind], GATES[spec.kind])
             for name in names
         ]
         if not getattr(cell, "use_forget_gate", True):
             self._open(cell, title, found)
+        if len(found) == 2:
+            return found[0].T, found[1].T
         bias = found[2]
         if spec.kind == "gru" and getattr(cell, "reset_after", True):
             bias = np.stack(found[2:])

@@ -146,6 +146,8 @@ def settings(found: Sequence[Direction], release: Release, reset_after: bool) ->
     config: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
     if len(found) > 1:
         config["bidirectional"] = True
+    if not any(one.biased for one in found):
+        config["bias"] = False
     if not first.layer.flag("return_sequences"):
         config["return_sequences"] = False
     if first.layer.flag("stateful"):
@@ -218,7 +220,7 @@ def cudnn(what: str, kind: str) -> WeightsError:
 
 
 def tensors(
-    one: Direction, variables: Sequence[Variable], prefix: str
+    one: Direction, variables: Sequence[Variable], prefix: str, *, biased: bool
 ) -> tuple[dict[str, Array], list[Stored]]:
     """Native tensors of one direction, and where they stood.
 
@@ -227,6 +229,8 @@ def tensors(
     variables
         Kernel (D, G * H), recurrent kernel (H, G * H) and, if it has biases, bias (G * H,), or
         (2, G * H) where there are two.
+    biased
+        The layer has biases: those of this direction are 0 if it has none itself.
 
     Raises
     ------
@@ -242,6 +246,8 @@ def tensors(
     for native, variable in ((f"{prefix}weight_ih", kernel), (f"{prefix}weight_hh", recurrent)):
         found[native] = reorder(variable.value.T, letters, NATIVE[one.kind])
         stored += _blocks(variable, native, letters, axis=1, change="transposed")
+    if not biased:
+        return found, stored
     biases, where = _biases(one, variables[2] if one.biased else None, prefix, kernel.value.dtype)
     return found | biases, stored + where
 

@@ -104,8 +104,9 @@ class Assembly:
     def _dense(self, spec: DenseSpec, flow: Flow) -> Flow:
         builder, prefix = self.builder, f"layers.{spec.index}."
         W = builder.constant("W", self.tensors[prefix + "weight"].T)  # (D, units)
-        b = builder.constant("b", self.tensors[prefix + "bias"])
-        value = builder.add("Add", builder.add("MatMul", flow.value, W), b)
+        value = builder.add("MatMul", flow.value, W)
+        if spec.bias:
+            value = builder.add("Add", value, builder.constant("b", self.tensors[prefix + "bias"]))
         value = add_activation(builder, value, spec.activation)
         return Flow(value, flow.layout, padded=self.options.lengths)
 

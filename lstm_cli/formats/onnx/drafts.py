@@ -89,8 +89,8 @@ def selection(places: Array, size: int, dtype: Any, where: str) -> Draft:
     weight = np.zeros((places.size, size), dtype)
     weight[np.arange(places.size), places] = 1
     return Draft(
-        {"type": "dense", "units": int(places.size)},
-        {"weight": weight, "bias": np.zeros(places.size, dtype)},
+        {"type": "dense", "units": int(places.size), "bias": False},
+        {"weight": weight},
         ("weight",),
         where=where,
     )
@@ -103,7 +103,6 @@ def dense(atom: Linear, activation: Activation | None) -> Draft:
         raise OpenSizeError(f"a matrix of {rows:,} x {atom.size:,}")
     matrices = [_matrix(term.weight) for term in atom.terms]
     weight = np.concatenate(matrices, axis=0).T if len(matrices) > 1 else matrices[0].T
-    bias = np.zeros(atom.size, weight.dtype) if atom.bias is None else atom.bias.array
     stored = [e for term in atom.terms for e in stored_weight(term.weight, "weight")]
     stored += stored_weight(atom.bias, "bias")
     config: dict[str, Any] = {"type": "dense", "units": atom.size}
@@ -111,8 +110,12 @@ def dense(atom: Linear, activation: Activation | None) -> Draft:
         config["activation"] = "softmax"
     elif activation.name != "identity":
         config["activation"] = named(activation)
-    arrays = {"weight": weight, "bias": bias}
-    dtype = np.result_type(weight, bias)
+    arrays = {"weight": weight}
+    if atom.bias is None:
+        config["bias"] = False
+    else:
+        arrays["bias"] = atom.bias.array
+    dtype = np.result_type(*arrays.values())
     tensors = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
     return Draft(config, tensors, ("weight",), stored, atom.where)
 
@@ -144,12 +147,18 @@ def recurrent(parts: Sequence[Recurrent], returns: bool) -> Draft:
     config: dict[str, Any] = {"type": first.kind, "hidden_size": first.size}
     if len(parts) == 2:
         config["bidirectional"] = True
+    biases = dict.fromkeys(name for part in parts for name in part.tensors if "bias" in name)
+    if not biases:
+        config["bias"] = False
     if not returns:
         config["return_sequences"] = False
     config |= _options([part.options for part in parts], [part.guesses for part in parts])
     draft = Draft(config, where=first.where, directions=tuple(parts))
     for prefix, part in zip(("", "reverse."), parts, strict=False):
         draft.tensors |= {prefix + name: value for name, value in part.tensors.items()}
+        for name in biases:  # 0 in a direction that has none, beside one that has
+            rows = part.tensors["weight_hh"][:, 0]
+            draft.tensors.setdefault(prefix + name, np.zeros_like(rows))
         draft.inputs += (prefix + "weight_ih",)
         draft.stored += [replace(e, native=prefix + e.native) for e in part.stored]
     return draft

@@ -161,6 +161,9 @@ class Layering:
     def _recurrent(self, parts: Sequence[Vector]) -> Vector:
         atoms = [part.atom for part in parts if isinstance(part.atom, Recurrent)]
         layer, backwards = self._directions(list(dict.fromkeys(atoms)))
+        biased = [any("bias" in name for name in atom.tensors) for atom in layer]
+        for atom in [a for a, has in zip(layer, biased, strict=True) if not has and any(biased)]:
+            self.notes[f"{atom.where} has no bias beside one that has: there it is 0"] = None
         features = sum(atom.size for atom in layer)
         starts = {id(atom): k * layer[0].size for k, atom in enumerate(layer)}
         places = [part.pick + starts[id(part.atom)] for part in parts]
@@ -272,9 +275,14 @@ def _same_layer(forward: Recurrent, reverse: Recurrent) -> bool:
     return (
         (forward.kind, forward.size) == (reverse.kind, reverse.size)
         and plain[0] == plain[1]
-        and forward.tensors.keys() == reverse.tensors.keys()
+        and _matrices(forward) == _matrices(reverse)
         and same_vector(forward.source, reverse.source)
     )
+
+
+def _matrices(atom: Recurrent) -> set[str]:
+    """Names of the tensors but for biases, which one direction may have and the other not."""
+    return {name for name in atom.tensors if "bias" not in name}
 
 
 def _linear(source: Vector, where: str) -> Linear:

@@ -16,7 +16,7 @@ from lstm_cli.formats.onnx.orders import GATES, PEEPHOLES
 
 
 def operands(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """W (dirs, G*H, D), R (dirs, G*H, H), B (dirs, 2*G*H) and, with peepholes, P (dirs, 3*H).
+    """W (dirs, G*H, D), R (dirs, G*H, H); B (dirs, 2*G*H) and P (dirs, 3*H) where there are any.
 
     Raises
     ------
@@ -48,14 +48,15 @@ def _of_direction(
         native["weight_hh"] = native["weight_hh"] @ native["weight_hr"]  # U W_hr, (4H, H)
     if not forgets(cell):
         _hold_open(spec, direction, native)
-    bias = native["bias_ih"] if cell.recurrent_bias else native["bias"]
-    biases = (bias, native.get("bias_hh", np.zeros_like(bias)))
     ours, theirs = NATIVE[cell.kind], GATES[cell.kind]
     found = {
         "W": reorder(native["weight_ih"], ours, theirs),
         "R": reorder(native["weight_hh"], ours, theirs),
-        "B": np.concatenate([reorder(part, ours, theirs) for part in biases]),
     }
+    if cell.bias:
+        bias = native[cell.bias_names[0]]
+        biases = (bias, native.get("bias_hh", np.zeros_like(bias)))
+        found["B"] = np.concatenate([reorder(part, ours, theirs) for part in biases])
     if "peephole" in native:
         found["P"] = reorder(native["peephole"], cell.peephole_gates, PEEPHOLES)
     return found

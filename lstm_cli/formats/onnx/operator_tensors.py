@@ -25,12 +25,12 @@ class OperatorTensors:
         self.stored: list[Stored] = []
 
     def take(self, slot: str, value: Constant | None) -> None:
-        """One of the operator's tensors; a B that is left out is 0."""
+        """One of the operator's tensors; without B there are no biases."""
         if slot in ("W", "R") and value is not None:
             name = "weight_ih" if slot == "W" else "weight_hh"
             self.found[name] = self._plain(value.array[self.d], self.gates, self.native)
             self._note(value, name, self.gates)
-        elif slot == "B":
+        elif slot == "B" and value is not None:
             self._biases(value)
         elif slot == "P" and value is not None:
             wanted = ("i", "f", "o")
@@ -40,21 +40,19 @@ class OperatorTensors:
     def _plain(self, array: Array, order: Sequence[str], wanted: Sequence[str]) -> Array:
         return reorder(array, order, wanted)
 
-    def _biases(self, value: Constant | None) -> None:
+    def _biases(self, value: Constant) -> None:
         size = len(self.gates) * self.H
-        dtype = self.found["weight_ih"].dtype
-        whole = np.zeros(2 * size, dtype) if value is None else value.array[self.d]
+        whole = value.array[self.d]
         pair = [reorder(half, self.gates, self.native) for half in (whole[:size], whole[size:])]
         if self.kind == "gru":
             self.found |= {"bias_ih": pair[0], "bias_hh": pair[1]}
         else:
             total = pair[0].astype(np.float64) + pair[1]
             self.found["bias"] = total.astype(whole.dtype)
-        if value is not None:
-            names = ("bias_ih", "bias_hh") if self.kind == "gru" else ("bias", "bias")
-            added = "" if self.kind == "gru" else "Wb and Rb added"
-            self._note(value, names[0], self.gates, 0, added)
-            self._note(value, names[1], self.gates, size, added)
+        names = ("bias_ih", "bias_hh") if self.kind == "gru" else ("bias", "bias")
+        added = "" if self.kind == "gru" else "Wb and Rb added"
+        self._note(value, names[0], self.gates, 0, added)
+        self._note(value, names[1], self.gates, size, added)
 
     def _note(
         self,

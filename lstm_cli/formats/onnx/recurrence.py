@@ -48,7 +48,7 @@ class Recurrence:
         """Add a layer that reads (T, N, D); the name of its (T, N, F) or (N, F)."""
         start = self._initial_states(spec) if self.states else {}
         given = {n: self.builder.constant(n, v) for n, v in operands(spec, self.tensors).items()}
-        inputs = [value, given["W"], given["R"], given["B"]]
+        inputs = [value, given["W"], given["R"], given.get("B", "")]
         inputs.append("" if self.masks is None else self.masks.lengths)
         inputs += [swapped(self.builder, name) for name in start.values()] or ["", ""]
         if "P" in given:

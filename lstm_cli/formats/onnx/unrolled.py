@@ -256,6 +256,8 @@ def _tensors(step: Step) -> dict[str, Array]:
         "weight_ih": np.concatenate([matrix(x, "x", features) for x in letters]),
         "weight_hh": np.concatenate([matrix(x, "h", size) for x in letters]),
     }
+    if all(gate.bias is None and gate.h_bias is None for gate in gates.values()):
+        return found
     if step.kind == "gru":
         return found | {"bias_ih": bias("bias"), "bias_hh": bias("h_bias")}
     return found | {"bias": bias("bias")}

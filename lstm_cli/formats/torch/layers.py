@@ -24,7 +24,6 @@ class Network:
     tensors: dict[str, Array] = field(default_factory=dict)
     stored: list[Stored] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    unbiased: list[str] = field(default_factory=list)
     halves: dict[str, Array] = field(default_factory=dict)
 
 
@@ -60,19 +59,24 @@ def _add_recurrent(network: Network, module: Recurrent) -> None:
             options["bidirectional"] = True
         if first.projection_size is not None:
             options["projection_size"] = first.projection_size
+        biased = ["bias_ih" in direction.tensors for direction in layer]
+        if not any(biased):
+            options["bias"] = False
+        elif not all(biased):
+            without = "reverse" if biased[0] else "forward"
+            network.notes.append(f"no {without} bias is stored for {shown(module.name)}: set to 0")
         prefix = f"layers.{len(network.layers)}."
         network.layers.append(options)
         for direction, way in zip(layer, ("", "reverse."), strict=False):
-            _add_direction(network, direction, prefix + way)
-        if "bias_ih" not in first.tensors:
-            network.unbiased.append(module.name)
+            _add_direction(network, direction, prefix + way, biased=any(biased))
 
 
-def _add_direction(network: Network, direction: Direction, prefix: str) -> None:
+def _add_direction(network: Network, direction: Direction, prefix: str, *, biased: bool) -> None:
     tensors, gates = direction.tensors, NATIVE[direction.kind]
     for stem in ("weight_ih", "weight_hh"):
         _add(network, tensors[stem], prefix + stem, gates)
-    _add_biases(network, direction, prefix)
+    if biased:
+        _add_biases(network, direction, prefix)
     if "weight_hr" in tensors:
         _add(network, tensors["weight_hr"], f"{prefix}weight_hr")
 
@@ -121,22 +125,16 @@ def _blocks(
 
 def _add_linear(network: Network, module: Linear) -> None:
     prefix = f"layers.{len(network.layers)}."
-    network.layers.append({"type": "dense", "units": module.output_size})
+    bias = {"bias": False} if module.bias is None else {}
+    network.layers.append({"type": "dense", "units": module.output_size, **bias})
     _add(network, module.weight, f"{prefix}weight")
-    if module.bias is None:
-        dtype = network.tensors[f"{prefix}weight"].dtype
-        network.tensors[f"{prefix}bias"] = np.zeros(module.output_size, dtype)
-        network.unbiased.append(module.name)
-    else:
+    if module.bias is not None:
         _add(network, module.bias, f"{prefix}bias")
 
 
 def _assumptions(order: Order, network: Network) -> list[str]:
     """What a state dict does not say, and what to set where it is otherwise."""
     notes = [] if order.note is None else [order.note]
-    if network.unbiased:
-        names = ", ".join(dict.fromkeys(shown(n or "the module") for n in network.unbiased))
-        notes.append(f"no bias is stored for {names}: set to 0")
     if order.flatten is not None:
         module = order.modules[order.flatten]
         before = order.modules[order.flatten - 1]

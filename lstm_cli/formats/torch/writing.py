@@ -94,8 +94,8 @@ def _names(stacks: list[Stack], *, numbered: bool) -> list[str]:
 def _module(stack: Stack, tensors: Mapping[str, Array]) -> list[tuple[str, Array]]:
     first = stack[0]
     if isinstance(first, DenseSpec):
-        names = ("weight", "bias")
-        return [(name, _plain(tensors[f"layers.{first.index}.{name}"])) for name in names]
+        own = first.parameters().items()
+        return [(parameter.name, _plain(tensors[name])) for name, parameter in own]
     return [
         (f"{stem}_l{k}" + ("_reverse" if direction else ""), value)
         for k, spec in enumerate(stack)

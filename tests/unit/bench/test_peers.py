@@ -44,6 +44,11 @@ BOTH = {
         DenseSpec(5, 5, 9, None),
     ),
     "dense on every step": (*recurrent(LSTM(hidden_size=H)), DenseSpec(1, H, 3, SIGMOID)),
+    "no biases": (
+        *recurrent(*[LSTM(hidden_size=H, bias=False)] * 2),
+        RecurrentSpec(1, 2 * H, (GRU(hidden_size=3, bias=False),)),
+        DenseSpec(2, 3, 2, TANH, bias=False),
+    ),
     "flatten": (
         *recurrent(LSTM(hidden_size=H)),
         FlattenSpec(1, H, SIZE.steps),

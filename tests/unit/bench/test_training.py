@@ -230,6 +230,11 @@ CASES = {
     "gru, both directions, last step": recurrent(*[GRU(hidden_size=H)] * 2, return_sequences=False),
     "rnn": recurrent(RNN(hidden_size=H)),
     "rnn relu, both directions": recurrent(*[RNN(hidden_size=H, activation=RELU)] * 2),
+    "no biases": (
+        *recurrent(*[GRU(hidden_size=H, bias=False)] * 2),
+        RecurrentSpec(1, 2 * H, (LSTM(hidden_size=3, bias=False),)),
+        DenseSpec(2, 3, 2, None, bias=False),
+    ),
     "a stack that ends in softmax": (
         RecurrentSpec(0, D, (LSTM(hidden_size=H),) * 2),
         DropoutSpec(1, 2 * H, 0.5),

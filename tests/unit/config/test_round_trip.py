@@ -36,6 +36,7 @@ def recurrent(draw: st.DrawFn) -> dict[str, Any]:
         one_or_pair = st.one_of(activations(), st.lists(activations(), min_size=2, max_size=2))
     options: dict[str, st.SearchStrategy[Any]] = {
         "stateful": st.booleans(),
+        "bias": st.booleans(),
         "clip": positive,
         "activation": one_or_pair,
         "dropout": rates,
@@ -55,12 +56,17 @@ def recurrent(draw: st.DrawFn) -> dict[str, Any]:
             "forget_bias": st.floats(-9, 9),
         }
     layer = draw(st.fixed_dictionaries({"hidden_size": sizes}, optional=options))
+    if not layer.get("bias", True):
+        layer.pop("forget_bias", None)
     return {"type": kind, "bidirectional": both, **layer}
 
 
 dense = st.fixed_dictionaries(
     {"type": st.just("dense"), "units": sizes},
-    optional={"activation": st.one_of(activations(), st.just("softmax"))},
+    optional={
+        "activation": st.one_of(activations(), st.just("softmax")),
+        "bias": st.booleans(),
+    },
 )
 dropout = st.fixed_dictionaries({"type": st.just("dropout"), "rate": rates})
 optimizers = st.one_of(

@@ -102,6 +102,20 @@ def test_a_loss_that_the_last_layer_does_not_suit(
     assert problem.where == ("configs/mine.yaml line 4", "configs/mine.yaml line 6")
 
 
+@pytest.mark.parametrize("value", ["1.0", "2.5", "-1.0"])
+def test_a_forget_bias_without_biases(only: Only, value: str) -> None:
+    row = f"{{type: lstm, hidden_size: 4, bias: false, forget_bias: {value}}}"
+    problem = only(config(row))
+    number = f"{float(value):g}"
+    assert problem.what == f"model.layers[0].forget_bias is {number}, but the layer has no biases"
+    assert problem.hint == "remove it, or --set model.layers.0.bias=true"
+    assert from_text(config(row), "a", None, ["model.layers.0.bias=true"]).specs[0].parameters()
+    bare = from_text(config("{type: lstm, hidden_size: 4, bias: false}"), "a", None)
+    assert "forget_bias" not in bare.to_yaml()
+    assert from_text(bare.to_yaml(), "a", None) == bare
+    from_text(config("{type: lstm, hidden_size: 4, bias: false, forget_bias: 0.0}"), "a", None)
+
+
 SOFTMAX = "{type: dense, units: 3, activation: softmax}"
 
 

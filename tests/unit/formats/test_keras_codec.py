@@ -305,7 +305,7 @@ def test_activations_of_their_own(tmp_path: Path) -> None:
     imported = described(tmp_path, change)
     assert imported.config is not None
     layers = imported.config["model"]["layers"]
-    assert layers[1] == {"type": "dense", "units": 2 * H, "activation": "relu"}
+    assert layers[1] == {"type": "dense", "units": 2 * H, "bias": False, "activation": "relu"}
     assert layers[-1] == {"type": "dense", "units": 3, "activation": "softmax"}
     np.testing.assert_array_equal(imported.tensors["layers.1.weight"], np.eye(2 * H))
     assert "the layer r (ReLU) became a dense layer" in "".join(imported.notes)

@@ -78,7 +78,6 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
         "--set model.layers.1.return_sequences=false",
         "tanh is assumed in the rnn; if not: --set model.layers.0.activation=relu",
         "--set model.layers.2.activation=softmax",
-        "no bias is stored for fc",
         "the file keeps no order: the modules run as a1 -> a2 -> fc",
         "--set model.layers.1.dropout",
     ):
