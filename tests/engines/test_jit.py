@@ -211,9 +211,8 @@ def test_training_repeats_to_the_bit(threads: Threads, count: int, how: str, dty
     for _ in range(2):
         assert_bits(derivatives(net), expected)
     assert set(used) == {count}
-    if how == "columns":
-        threads(1, "groups")
-        assert_bits(derivatives(network(specs, JitEngine(dtype, 1))), expected)
+    threads(1, "groups")
+    assert_bits(derivatives(network(specs, JitEngine(dtype, 1))), expected)
 
 
 @DTYPES
