@@ -23,6 +23,7 @@ from lstm_cli.engines.pointwise import (
 from lstm_cli.engines.programs import Programs
 from lstm_cli.engines.recurrent import RecurrentBatch, recurrent_backward, recurrent_forward
 from lstm_cli.engines.steps import DirectionWeights
+from lstm_cli.engines.threads import allowed_threads
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
@@ -50,7 +51,7 @@ class ReferenceEngine(Programs):
     dtype
         ``float32`` or ``float64``.
     threads
-        Threads BLAS may use; None leaves it alone.
+        Threads BLAS may use, never more than there are processors; None leaves it alone.
     by_gate
         Compute each gate's products apart and time them: slower, and the same results within
         rounding. `LayerResult.seconds` then has a row a gate and part.
@@ -81,6 +82,7 @@ class ReferenceEngine(Programs):
             from threadpoolctl import ThreadpoolController
 
             self._blas = ThreadpoolController()
+            self._blas_most = min(threads, allowed_threads())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """The layer's weights in this engine's dtype, contiguous, one record a direction."""
@@ -140,7 +142,7 @@ class ReferenceEngine(Programs):
         """Limit BLAS to this engine's threads, or to one where they would only wait."""
         if self._blas is None:
             return nullcontext()
-        threads = self.threads if size >= THREADED_PRODUCT else 1
+        threads = self._blas_most if size >= THREADED_PRODUCT else 1
         return self._blas.limit(limits=threads, user_api="blas")
 
 

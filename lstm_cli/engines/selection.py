@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lstm_cli.engines.threads import default_threads
+from lstm_cli.engines.threads import checked_threads, default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
-from lstm_cli.errors import DeviceError, UsageError, nearest
+from lstm_cli.errors import DeviceError, UsageError, described, nearest
 
 if TYPE_CHECKING:
     from lstm_cli.engines.cuda.status import GpuStatus
@@ -106,19 +106,21 @@ def choose_engine(
     Raises
     ------
     UsageError
-        A name that is no engine, device or dtype; fewer threads than one.
+        A name that is no engine, device or dtype; threads that are no number from 1 to 1,024.
     DeviceError
         The engine, device or dtype cannot be used here. Only ``auto`` falls back, and the choice
         says so.
     """
+    dtype = dtype_name(dtype)
     _check_name("engine", engine, ENGINES)
     _check_name("dtype", dtype, DTYPES)
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,6})?", device):
         raise UsageError(
-            f"{device!r} is not a device", expected="auto, cpu, cuda or cuda:N", found=device
+            "the device cannot be used as given",
+            expected="auto, cpu, cuda or cuda:N, a text",
+            found=described(device),
         )
-    if threads is not None and threads < 1:
-        raise UsageError("threads must be at least 1", found=str(threads))
+    threads = checked_threads(threads)
     unusable: list[EngineStatus] = []
     for name in _fitting(engine, device):
         status = _status(name)  # of no engine behind the chosen one: to ask takes time
@@ -189,7 +191,37 @@ def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> Dev
     )
 
 
-def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+def dtype_name(dtype: object) -> str:
+    """The name of a type of numbers: a name, or what NumPy, PyTorch or ml_dtypes call one.
+
+    Raises
+    ------
+    UsageError
+        It names no type.
+    """
+    name = dtype
+    if isinstance(dtype, type):
+        name = dtype.__name__
+    elif not isinstance(dtype, str):
+        name = getattr(dtype, "name", None)  # np.dtype("float32")
+        if name is None and type(dtype).__module__ == "torch":
+            name = str(dtype).rpartition(".")[2]  # torch.float32
+    if not isinstance(name, str):
+        raise UsageError(
+            "the dtype cannot be used as given",
+            expected=f"{', '.join(DTYPES)}, or one of NumPy's dtypes",
+            found=described(dtype),
+        )
+    return {"float": "float64"}.get(name, name) if isinstance(dtype, type) else name
+
+
+def _check_name(what: str, name: object, known: tuple[str, ...]) -> None:
+    if not isinstance(name, str):
+        raise UsageError(
+            f"the {what} cannot be used as given",
+            expected=f"{', '.join(known)}, a text",
+            found=described(name),
+        )
     if name not in known:
         guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else known)
         raise UsageError(
