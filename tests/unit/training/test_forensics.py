@@ -251,7 +251,7 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
             else value
             for name, value in weights.items()
         }
-        x, lengths = 30 * (2 + rng.standard_normal((N, 9, D))), np.array([9, 0, 4, 7])
+        x, lengths = (30, 1)[layer] * (2 + rng.standard_normal((N, 9, D))), np.array([9, 0, 4, 7])
         places = [
             trace(
                 Network(specs, large, create_engine(name, "cpu", dtype, 2)),
