@@ -6,8 +6,10 @@ the input projection is one product for a run of steps, the recurrence one for e
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,9 @@ from lstm_cli.engines.types import (
     TrainingPass,
 )
 from lstm_cli.errors import DeviceError
+
+_BLAS_BUFFER = 64 << 20
+"""Bytes; OpenBLAS's own buffer has 32 MB."""
 
 THREADED_PRODUCT = 2e7
 """Multiply-adds below which a product is left to one thread: waking others costs more, and
@@ -77,6 +82,7 @@ class ReferenceEngine(Programs):
         self.dtype = dtype
         self.threads = threads
         self.by_gate = by_gate
+        _claim_buffer()
         self._blas: Any = None
         if threads is not None:
             from threadpoolctl import ThreadpoolController
@@ -144,6 +150,25 @@ class ReferenceEngine(Programs):
             return nullcontext()
         threads = self._blas_most if size >= THREADED_PRODUCT else 1
         return self._blas.limit(limits=threads, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _claim_buffer() -> None:
+    """Have BLAS take the memory that it packs matrices into, while it can be had.
+
+    Later, where none is left, OpenBLAS would end the process.
+
+    Raises
+    ------
+    MemoryError
+        There is too little of it.
+    """
+    try:
+        mmap.mmap(-1, _BLAS_BUFFER).close()
+    except OSError as error:
+        raise MemoryError("matrices cannot be multiplied") from error
+    square = np.ones((128, 128), np.float32)  # smaller products need no buffer
+    square @ square
 
 
 def _product_size(spec: LayerSpec, x: Array) -> float:

@@ -178,11 +178,15 @@ def _ordinal(device: str, gpus: Sequence[GpuStatus]) -> int:
     return ordinal
 
 
+_NO_MEMORY = "not enough memory"
 _LIST_HINT = "lstm-cli devices lists all"
 
 
 def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> DeviceError:
     option, asked = ("device", device) if engine == "auto" else ("engine", engine)
+    short = [status.detail for status in statuses if status.detail.startswith(_NO_MEMORY)]
+    if short:
+        raise MemoryError(short[0].removeprefix(f"{_NO_MEMORY}: "))
     hints = [status.hint for status in statuses if status.hint is not None]
     return DeviceError(
         f"{option} {asked} cannot be used here",
@@ -263,6 +267,8 @@ def _jit_status() -> EngineStatus:
         machine = host()
     except Unusable as reason:
         return EngineStatus("jit", "cpu", False, str(reason))
+    except MemoryError as reason:
+        return EngineStatus("jit", "cpu", False, f"{_NO_MEMORY}: {reason}")
     threads, bits = default_threads(), machine.vector_bits
     detail = f"{machine.cpu}, {bits}-bit vectors, {_by_default(threads)}"
     dtypes = (*SUPPORTED_DTYPES, "bfloat16")
