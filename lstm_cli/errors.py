@@ -219,6 +219,23 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
+def described(value: object) -> str:
+    """A value for a message: what it is, with its type and no more than 60 characters of it."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        try:
+            text = repr(value)
+        except ValueError:  # Python prints no integer of more than 4,300 digits
+            text = "a huge number"
+        text = text if len(text) <= 60 else f"{text[:57]}..."
+        return text if value is None else f"{text} ({kind})"
+    shape = getattr(value, "shape", None)
+    dtype = getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None:
+        return f"an array of shape {shape} and type {dtype} ({kind})"
+    return f"an object of type {kind}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be, or None."""
     names = list(known)

@@ -85,6 +85,8 @@ class Temporary:
         follow: bool = True,
     ) -> None:
         self.final = Path(os.path.realpath(path) if follow else path)
+        if not self.final.name:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         self._force, self._mode, self._durable = force, mode, durable
         self.path = self.final
         self.file: BinaryIO

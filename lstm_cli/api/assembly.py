@@ -10,6 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lstm_cli import config as configs
+from lstm_cli.api.arguments import (
+    checked_config,
+    checked_path,
+    checked_seed,
+    checked_text,
+    checked_weights,
+)
 from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.model import Model
 from lstm_cli.api.weights_files import (
@@ -55,9 +62,9 @@ def build(
     device, engine
         What computes; ``auto`` takes the fastest that can be used.
     dtype
-        ``float32`` or ``float64``; what else there is depends on the engine.
+        ``float32`` or ``float64``; what else there is depends on the engine. NumPy's types too.
     threads
-        At most so many; None: what the cgroup grants, else the physical cores.
+        1 to 1,024, at most so many; None: what the cgroup grants, else the physical cores.
     weights
         A weights file of any format, or tensors by native name; wins over the config's own.
         Without any, weights are drawn as `model.init` says.
@@ -69,10 +76,11 @@ def build(
     ConfigError, WeightsError, DeviceError, UsageError
         Each names all that is wrong.
     """
-    source = opened(config)
-    resolved = read_config(source, seed=seed)
-    own = source if isinstance(source, Imported) else None
+    weights = checked_weights(weights)
     made = create_engine(engine, device, dtype, threads)
+    source = opened(checked_config(config))
+    resolved = read_config(source, seed=checked_seed(seed))
+    own = source if isinstance(source, Imported) else None
     return assemble(resolved, made, own if weights is None else weights)
 
 
@@ -109,11 +117,19 @@ def load(
     WeightsError
         The file cannot be read, carries no config and none is given, or does not fit it.
     """
+    options = ReadOptions(
+        checked_text(format, "format"),
+        checked_text(prefix, "prefix"),
+        checked_text(tmva_order, "tmva_order", ("slots", "labels")),  # type: ignore[arg-type]
+    )
+    made = create_engine(engine, device, dtype, threads)
+    path = checked_path(path, "path", "the path of a weights file")  # type: ignore[assignment]
+    config = checked_config(config, optional=True)
     given = None if config is None else read_config(config)
     layers = None if given is None else given.specs
-    imported = read_weights(path, ReadOptions(format, prefix, tmva_order), layers=layers)
+    imported = read_weights(path, options, layers=layers)
     resolved = config_of(imported, hint=CONFIG_HINT) if given is None else given
-    return assemble(resolved, create_engine(engine, device, dtype, threads), imported)
+    return assemble(resolved, made, imported)
 
 
 def opened(

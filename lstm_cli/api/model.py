@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lstm_cli.api.arguments import checked_flag, checked_kind, checked_path
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array
 from lstm_cli.network.carry import StateCarry
@@ -39,6 +40,8 @@ class Model:
         file_sha256: str | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
+        checked_kind(network, Network, "network", "what lstm_cli.build and load make")
+        checked_kind(config, Config, "config", "what lstm_cli.build and load make")
         self.network = network
         self.config = config
         self.weights_name = weights_name
@@ -109,7 +112,11 @@ class Model:
         DataError
             Shapes that do not fit the network.
         """
-        start = self._carry.start(state, len(x)) if self.stateful else state
+        keep = checked_flag(keep, "keep")
+        start = state
+        if self.stateful:
+            x, lengths = self.network.check_given(x, lengths)
+            start = self._carry.start(state, x.shape[0])
         result = self.network.run(x, lengths, start, keep=keep)
         if self.stateful:
             self._carry.keep(result.state)
@@ -129,4 +136,5 @@ class Model:
         """
         from lstm_cli.formats import native
 
+        checked_path(path, "path")
         native.write(path, self.weights, self.config.to_yaml())

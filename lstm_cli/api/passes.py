@@ -19,6 +19,7 @@ from lstm_cli.api.model import Model
 from lstm_cli.api.returning import Coming, Returned
 from lstm_cli.api.timing import Stopwatch
 from lstm_cli.data import Batch, Room
+from lstm_cli.engines.setup import setup_seconds
 from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DeviceMemoryError
 from lstm_cli.network.results import Result
@@ -178,7 +179,10 @@ class Passes:
 
     def _run(self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool) -> Coming:
         if self._stager is None:
+            begun, before = perf_counter(), setup_seconds()
             result = self._model.run(batch.x, batch.lengths, initial, keep=keep)
+            layers = sum(sum(parts.values()) for parts in result.seconds.values())
+            self._watch.passed(perf_counter() - begun, before, layers)
             return Coming(batch, result)
         name = "read/host to device beside"
         if sent is None:

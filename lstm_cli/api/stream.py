@@ -221,6 +221,8 @@ class _Run:
         return self._report(seconds)
 
     def _open(self) -> None:
+        if self.files == RunFiles():
+            return
         network, shapes = self.model.network, state_shapes(self.model)
         dtype = array_dtype(network.engine)
         attributes = {

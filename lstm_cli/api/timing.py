@@ -9,11 +9,19 @@ from time import perf_counter
 
 import numpy as np
 
+from lstm_cli.engines.setup import COMPILING, PACKING, TOUCHING, setup_seconds
 from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 from lstm_cli.network.flops import layer_flops
 
 ALONE, BESIDE = "device to host", "device to host/beside the next batch"
 """Copies of results: such as were waited for, and such as ran while the next batch was computed."""
+
+
+SETUP = (COMPILING, PACKING, TOUCHING)
+"""What comes before the first kernels run."""
+
+BETWEEN = "between layers"
+"""What a pass takes beside its layers' kernels: Python, and arrays for results."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,15 @@ class Stopwatch:
         if nbytes:
             self.bytes[name] = self.bytes.get(name, 0) + nbytes
 
+    def passed(self, seconds: float, before: Mapping[str, float], layers: float) -> None:
+        """One batch's pass: what it spent on setting up since `before`, and between layers."""
+        after = setup_seconds()
+        spent = {name: after[name] - before.get(name, 0.0) for name in after}
+        for name, own in spent.items():
+            if own:
+                self.add(name, own)
+        self.add(BETWEEN, max(0.0, seconds - layers - sum(spent.values())))
+
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
         """Time what is done inside."""
@@ -91,12 +108,12 @@ def layer_name(spec: LayerSpec) -> str:
 def timing_rows(
     watch: Stopwatch, layers: Sequence[LayerSpec], whole: float, sequences: int
 ) -> tuple[TimingRow, ...]:
-    """The table: reading, each layer and its parts, metrics, writing, the rest, all."""
-    names = ["read", "read/host to device beside", "host to device"]
+    """The table: reading, setting up, layers and their parts, metrics, writing, the rest, all."""
+    names = ["read", "read/host to device beside", "host to device", *SETUP]
     for spec in layers:
         own = layer_name(spec)
         names += [own, *(name for name in watch.seconds if name.startswith(own + "/"))]
-    names += [ALONE, BESIDE, "metrics", "write", "write gates"]
+    names += [BETWEEN, ALONE, BESIDE, "metrics", "write", "write gates"]
     rows = [_row(watch, name, whole) for name in names if any(watch.seconds.get(name, ()))]
     # A GPU computes while files are read: its rows and theirs may be more than the whole.
     rest = max(0.0, whole - sum(row.seconds for row in rows if not row.part))
@@ -108,7 +125,7 @@ def timing_rows(
 def _row(watch: Stopwatch, name: str, whole: float) -> TimingRow:
     calls = np.asarray(watch.seconds[name])
     total = float(calls.sum())
-    p50, p95 = np.percentile(calls, (50, 95))  # np.median would load masked arrays
+    p50, p95 = np.interp((0.5, 0.95), np.linspace(0, 1, len(calls)), np.sort(calls))
     label = name.rpartition("/")[2]
     flops, nbytes = watch.flops.get(name), watch.bytes.get(name)
     return TimingRow(

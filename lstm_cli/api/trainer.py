@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lstm_cli.api.arguments import checked_kind
 from lstm_cli.api.class_weights import given_weights
 from lstm_cli.api.model import Model
 from lstm_cli.api.resuming import train_section
@@ -58,6 +59,7 @@ class Trainer:
         optimizer: str | Mapping[str, Any] = "adam",
         **options: Any,
     ) -> None:
+        checked_kind(net, Model, "net", "a model, as lstm_cli.build and load give it")
         for name in options:
             _check_option(name)
         given = {name: value for name, value in options.items() if value is not None}

@@ -10,8 +10,8 @@ from pathlib import Path
 from lstm_cli import config as configs
 from lstm_cli.api.differences import contradiction_note, contradictions, left_out
 from lstm_cli.config import Config
-from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.engines.types import Array, Layers, ZeroStates, lacks_bias, with_biases
+from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff

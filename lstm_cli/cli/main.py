@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -100,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Without `arguments` it is the process's own, which is about to end when this returns.
     """
     signals, code = Signals(), INTERRUPTED
+    if arguments is None:
+        # A thread a core, each with memory of its own, before any is asked for: the engine that
+        # multiplies with it says how many it wants.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = _code(list(sys.argv[1:] if arguments is None else arguments), signals)
     finally:
@@ -116,6 +121,7 @@ def _code(args: list[str], signals: Signals) -> int:
     _prepare_streams()
     gc.set_threshold(GARBAGE)
     try:
+        _check_memory(args)
         # A command returns its exit code; --help and --version return 0.
         # `obj` lets a command name the line it was called with.
         code = cli.main(args, prog_name="lstm-cli", standalone_mode=False, obj=args)
@@ -176,13 +182,14 @@ def _failed(error: Exception) -> int:
     """Say what went wrong in the form that all errors have."""
     from lstm_cli.errors import LstmCliError
 
+    if (shortage := _shortage(error)) is not None:
+        what, hint = shortage
+        say(f"error: {what}")
+        say(f"hint: {hint}")
+        return 1
     if isinstance(error, LstmCliError):
         say(f"error: {error}")
         return error.exit_code
-    if isinstance(error, MemoryError):
-        say(f"error: not enough memory: {error}")
-        say("hint: fewer units or a smaller --batch-size need less")
-        return 1
     if isinstance(error, OSError) and error.filename is None:
         _give_up_stdout()
         say(f"error: the output cannot be written: {error.strerror}")
@@ -190,3 +197,59 @@ def _failed(error: Exception) -> int:
     say(f"error: {type(error).__name__}: {error}")
     say("hint: this is a fault in lstm-cli; --debug shows where")
     return 1
+
+
+LEAST_MEMORY = 96 << 20
+"""Bytes of addresses without which NumPy's BLAS ends the process where it is loaded."""
+
+_SHORT = ("failed to map segment", "cannot allocate memory", "can't allocate", "out of memory")
+"""What loaders say of a library that they found no memory for."""
+
+
+def _check_memory(args: list[str]) -> None:
+    """Raise MemoryError where the libraries of a command cannot be loaded: some end the process."""
+    if set(args) & {"--help", "-h", "--version"} or not args or "numpy" in sys.modules:
+        return
+    if not _is_free(LEAST_MEMORY):
+        raise MemoryError(f"{LEAST_MEMORY >> 20} MB are needed to begin with")
+
+
+def _is_free(size: int) -> bool:
+    """Whether so many bytes can be had; nothing of them is touched."""
+    import mmap
+
+    try:
+        mmap.mmap(-1, size).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
+def _shortage(error: BaseException) -> tuple[str, str] | None:
+    """What there is too little of, memory or threads, and what to do; None: another error.
+
+    An error that came of another one counts where there is no memory to be had indeed: a damaged
+    file may ask for more than there is, too.
+    """
+    from lstm_cli.errors import LstmCliError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen).lower()
+        if isinstance(seen, RuntimeError) and "start new thread" in text:
+            return (
+                "no more threads can be started: their number or the memory is limited",
+                "ulimit -u and ulimit -v show the limits; --threads 1 needs fewest",
+            )
+        loader = isinstance(seen, ImportError | OSError) and any(part in text for part in _SHORT)
+        if isinstance(seen, MemoryError) or loader or getattr(seen, "errno", None) == errno.ENOMEM:
+            mere = isinstance(error, LstmCliError) and _is_free(LEAST_MEMORY)
+            if not mere:
+                detail = f": {seen}" if str(seen) else ""
+                return (
+                    f"not enough memory{detail}",
+                    "fewer units, a smaller --batch-size or --engine reference need less; "
+                    "ulimit -v shows whether the memory is limited",
+                )
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -98,9 +98,20 @@ class ModelOptions:
 def chosen_engine(
     console: Console, engine: str, device: str, dtype: str, threads: int | None
 ) -> Choice:
-    """The engine asked for; stderr is told where ``auto`` had to pass over a faster one."""
-    from lstm_cli.engines.selection import choose_engine
+    """The engine asked for; stderr is told where ``auto`` had to pass over a faster one.
 
+    There are never more threads than the processors that may be used: they would only wait.
+    """
+    from lstm_cli.engines.selection import choose_engine
+    from lstm_cli.engines.threads import allowed_threads
+
+    allowed = allowed_threads()
+    if threads is not None and threads > allowed:
+        console.note(
+            f"note: {threads} threads were asked for; {allowed} can run here at once, "
+            f"and {allowed} are used"
+        )
+        threads = allowed
     choice = choose_engine(engine, device, dtype, threads)
     for note in choice.notes:
         console.note(note)
@@ -123,6 +134,20 @@ def _all(*decorators: Decorator) -> Decorator:
     return apply
 
 
+def thread_count(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A number of threads."""
+    from lstm_cli.engines.threads import MOST_THREADS
+
+    if value is None:
+        return None
+    digits = value.strip()
+    short = digits.isascii() and digits.isdigit() and len(digits.lstrip("0")) <= 4
+    if short and 1 <= int(digits) <= MOST_THREADS:
+        return int(digits)
+    shown = value if len(value) <= 40 else f"{value[:40]}..."
+    raise click.BadParameter(f"{shown!r} is not a whole number from 1 to {MOST_THREADS}")
+
+
 device_options = _all(
     click.option(
         "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Where to compute."
@@ -141,8 +166,9 @@ device_options = _all(
     ),
     click.option(
         "--threads",
-        type=click.IntRange(min=1),
-        help="At most so many threads; default: what the cgroup grants, else the cores.",
+        callback=thread_count,
+        metavar="N",
+        help="At most so many threads, 1 to 1024; default: what the cgroup grants, else the cores.",
     ),
 )
 

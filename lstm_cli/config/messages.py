@@ -150,13 +150,13 @@ def _missing(path: KeyPath, raw: Any, report: Report) -> None:
 
 def _unknown_kind(path: KeyPath, value: Any, report: Report) -> None:
     kinds, noun = KINDS[path[:2]]
-    given = value if isinstance(value, str) else value.get("type")
+    given = value.get("type") if isinstance(value, dict) else value
     if isinstance(value, dict) and "type" not in value:
         what = f"{spell((*path, 'type'))} is missing"
         hint = f"add `type: {next(iter(kinds))}`"
         report.add((*path, "type"), what, expected=either(kinds), hint=hint)
         return
-    at = path if isinstance(value, str) else (*path, "type")
+    at = (*path, "type") if isinstance(value, dict) else path
     report.add(
         at,
         f"{spell(at)} names no {noun}",

@@ -11,7 +11,7 @@ from lstm_cli.errors import ConfigError
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """The value with mappings as dict, tuples as list, paths as text, NumPy scalars as numbers.
+    """The value with mappings as dict, tuples and arrays as list, paths as text.
 
     Raises
     ------
@@ -30,13 +30,14 @@ def plain(value: Any, depth: int = 0) -> Any:
         return [plain(item, depth + 1) for item in value]
     if isinstance(value, PurePath):
         return str(value)
-    # NumPy's numbers, and arrays of one, know how to become Python's.
-    return value.item() if getattr(value, "shape", None) == () else value
+    # NumPy's numbers and arrays know how to become Python's.
+    listed = None if isinstance(value, type) else getattr(value, "tolist", None)
+    return plain(listed(), depth + 1) if callable(listed) else value
 
 
 def _key(key: Any) -> str | int:
     """A key as YAML would give it: a whole number, else text."""
-    number = key.item() if getattr(key, "shape", None) == () else key
+    number = key.item() if hasattr(key, "item") and not isinstance(key, type) else key
     if isinstance(number, int) and not isinstance(number, bool):
         return number
     return str(key)

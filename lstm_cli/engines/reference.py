@@ -6,8 +6,10 @@ the input projection is one product for a run of steps, the recurrence one for e
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from lstm_cli.engines.pointwise import (
 from lstm_cli.engines.programs import Programs
 from lstm_cli.engines.recurrent import RecurrentBatch, recurrent_backward, recurrent_forward
 from lstm_cli.engines.steps import DirectionWeights
+from lstm_cli.engines.threads import allowed_threads
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
@@ -38,6 +41,9 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import DeviceError
 
+_BLAS_BUFFER = 64 << 20
+"""Bytes; OpenBLAS's own buffer has 32 MB."""
+
 THREADED_PRODUCT = 2e7
 """Multiply-adds below which a product is left to one thread: waking others costs more, and
 much more where the cores are shared."""
@@ -51,7 +57,7 @@ class ReferenceEngine(Programs):
     dtype
         ``float32`` or ``float64``.
     threads
-        Threads BLAS may use; None leaves it alone.
+        Threads BLAS may use, never more than there are processors; None leaves it alone.
     by_gate
         Compute each gate's products apart and time them: slower, and the same results within
         rounding. `LayerResult.seconds` then has a row a gate and part.
@@ -77,11 +83,13 @@ class ReferenceEngine(Programs):
         self.dtype = dtype
         self.threads = threads
         self.by_gate = by_gate
+        _claim_buffer()
         self._blas: Any = None
         if threads is not None:
             from threadpoolctl import ThreadpoolController
 
             self._blas = ThreadpoolController()
+            self._blas_most = min(threads, allowed_threads())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
         """The layer's weights in this engine's dtype, contiguous, one record a direction."""
@@ -142,8 +150,27 @@ class ReferenceEngine(Programs):
         """Limit BLAS to this engine's threads, or to one where they would only wait."""
         if self._blas is None:
             return nullcontext()
-        threads = self.threads if size >= THREADED_PRODUCT else 1
+        threads = self._blas_most if size >= THREADED_PRODUCT else 1
         return self._blas.limit(limits=threads, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _claim_buffer() -> None:
+    """Have BLAS take the memory that it packs matrices into, while it can be had.
+
+    Later, where none is left, OpenBLAS would end the process.
+
+    Raises
+    ------
+    MemoryError
+        There is too little of it.
+    """
+    try:
+        mmap.mmap(-1, _BLAS_BUFFER).close()
+    except OSError as error:
+        raise MemoryError("matrices cannot be multiplied") from error
+    square = np.ones((128, 128), np.float32)  # smaller products need no buffer
+    square @ square
 
 
 def _product_size(spec: LayerSpec, x: Array) -> float:

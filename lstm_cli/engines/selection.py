@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lstm_cli.engines.threads import default_threads
+from lstm_cli.engines.threads import checked_threads, default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
-from lstm_cli.errors import DeviceError, UsageError, nearest
+from lstm_cli.errors import DeviceError, UsageError, described, nearest
 
 if TYPE_CHECKING:
     from lstm_cli.engines.cuda.status import GpuStatus
@@ -106,19 +106,21 @@ def choose_engine(
     Raises
     ------
     UsageError
-        A name that is no engine, device or dtype; fewer threads than one.
+        A name that is no engine, device or dtype; threads that are no number from 1 to 1,024.
     DeviceError
         The engine, device or dtype cannot be used here. Only ``auto`` falls back, and the choice
         says so.
     """
+    dtype = dtype_name(dtype)
     _check_name("engine", engine, ENGINES)
     _check_name("dtype", dtype, DTYPES)
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,6})?", device):
         raise UsageError(
-            f"{device!r} is not a device", expected="auto, cpu, cuda or cuda:N", found=device
+            "the device cannot be used as given",
+            expected="auto, cpu, cuda or cuda:N, a text",
+            found=described(device),
         )
-    if threads is not None and threads < 1:
-        raise UsageError("threads must be at least 1", found=str(threads))
+    threads = checked_threads(threads)
     unusable: list[EngineStatus] = []
     for name in _fitting(engine, device):
         status = _status(name)  # of no engine behind the chosen one: to ask takes time
@@ -176,11 +178,15 @@ def _ordinal(device: str, gpus: Sequence[GpuStatus]) -> int:
     return ordinal
 
 
+_NO_MEMORY = "not enough memory"
 _LIST_HINT = "lstm-cli devices lists all"
 
 
 def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> DeviceError:
     option, asked = ("device", device) if engine == "auto" else ("engine", engine)
+    short = [status.detail for status in statuses if status.detail.startswith(_NO_MEMORY)]
+    if short:
+        raise MemoryError(short[0].removeprefix(f"{_NO_MEMORY}: "))
     hints = [status.hint for status in statuses if status.hint is not None]
     return DeviceError(
         f"{option} {asked} cannot be used here",
@@ -189,7 +195,37 @@ def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> Dev
     )
 
 
-def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+def dtype_name(dtype: object) -> str:
+    """The name of a type of numbers: a name, or what NumPy, PyTorch or ml_dtypes call one.
+
+    Raises
+    ------
+    UsageError
+        It names no type.
+    """
+    name = dtype
+    if isinstance(dtype, type):
+        name = dtype.__name__
+    elif not isinstance(dtype, str):
+        name = getattr(dtype, "name", None)  # np.dtype("float32")
+        if name is None and type(dtype).__module__ == "torch":
+            name = str(dtype).rpartition(".")[2]  # torch.float32
+    if not isinstance(name, str):
+        raise UsageError(
+            "the dtype cannot be used as given",
+            expected=f"{', '.join(DTYPES)}, or one of NumPy's dtypes",
+            found=described(dtype),
+        )
+    return {"float": "float64"}.get(name, name) if isinstance(dtype, type) else name
+
+
+def _check_name(what: str, name: object, known: tuple[str, ...]) -> None:
+    if not isinstance(name, str):
+        raise UsageError(
+            f"the {what} cannot be used as given",
+            expected=f"{', '.join(known)}, a text",
+            found=described(name),
+        )
     if name not in known:
         guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else known)
         raise UsageError(
@@ -231,6 +267,8 @@ def _jit_status() -> EngineStatus:
         machine = host()
     except Unusable as reason:
         return EngineStatus("jit", "cpu", False, str(reason))
+    except MemoryError as reason:
+        return EngineStatus("jit", "cpu", False, f"{_NO_MEMORY}: {reason}")
     threads, bits = default_threads(), machine.vector_bits
     detail = f"{machine.cpu}, {bits}-bit vectors, {_by_default(threads)}"
     dtypes = (*SUPPORTED_DTYPES, "bfloat16")

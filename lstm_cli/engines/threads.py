@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 from math import ceil
+from numbers import Integral
 from pathlib import Path
+from typing import Any
+
+from lstm_cli.errors import UsageError, described
+
+MOST_THREADS = 1024
+"""More are taken for a mistake."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -17,6 +24,32 @@ def default_threads() -> int:
     if quota is not None:
         return max(1, min(len(allowed), quota))
     return max(1, _physical_cores(allowed))
+
+
+def allowed_threads() -> int:
+    """Processors this process may use at once, hardware threads of one core counted each."""
+    allowed, quota = len(_allowed()), _cgroup_quota()
+    return max(1, allowed if quota is None else min(allowed, quota))
+
+
+def checked_threads(threads: Any) -> int | None:
+    """A number of threads that was asked for; None: none was.
+
+    Raises
+    ------
+    UsageError
+        No whole number from 1 to `MOST_THREADS`.
+    """
+    if threads is None:
+        return None
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if whole and 1 <= threads <= MOST_THREADS:
+        return int(threads)
+    raise UsageError(
+        "threads cannot be used as given",
+        expected=f"a whole number from 1 to {MOST_THREADS:,}, or None",
+        found=described(threads),
+    )
 
 
 def _allowed() -> set[int]:

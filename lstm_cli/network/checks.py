@@ -104,9 +104,17 @@ def _checked_part(
 
 def as_array(value: Any, what: str, expected: str = "an array") -> Array:
     """`value` in NumPy's memory, from a GPU's too."""
+    masked = isinstance(getattr(value, "mask", None), np.ndarray) and value.mask.any()
+    if masked and hasattr(value, "filled"):
+        raise DataError(
+            f"{what} cannot be read",
+            expected=expected,
+            found="a masked array, some of whose values are masked",
+            hint="array.filled(0) puts numbers in their place; `lengths` leaves steps out",
+        )
     if hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):
         value = value.get()
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever an object's own conversion raises
         raise DataError(f"{what} cannot be read", expected=expected, found=str(error)) from None

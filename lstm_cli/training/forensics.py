@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, LayerResult, LayerSpec, RecurrentSpec, TrainingPass
-from lstm_cli.errors import DataError, LstmCliError, TrainingError, quote
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import (
+    Array,
+    LayerResult,
+    LayerSpec,
+    RecurrentSpec,
+    TrainingPass,
+    array_dtype,
+)
+from lstm_cli.errors import DataError, LstmCliError, TrainingError, WeightsError, quote
+from lstm_cli.network import backpropagation
+from lstm_cli.network.backpropagation import Gradients
 from lstm_cli.network.network import Network
+from lstm_cli.network.normalization import MEAN, SCALE
 from lstm_cli.network.results import hosted_layer
 from lstm_cli.network.weights import expected_tensors
+from lstm_cli.training.criterion import LossValue
 from lstm_cli.training.learner import Learner, Moment, Piece
 from lstm_cli.training.surroundings import Places
 
@@ -30,11 +44,14 @@ class NotFinite:
         ``nan in gate f (forget) of layer 0 (lstm), unit 12``.
     row, step
         Row of the batch, and step; None after the steps are gone.
+    layer
+        Index of the layer.
     """
 
     what: str
     row: int
     step: int | None
+    layer: int
 
 
 def explain(
@@ -43,7 +60,8 @@ def explain(
     """The error for a piece whose loss, gradients or new weights are not finite.
 
     Looked for in the order in which values are made: inputs, targets, weights, the forward
-    pass, the loss, its derivatives.
+    pass, the loss, its derivatives. From the forward pass on with the reference engine, so that
+    every engine names the same place; with the network's own where that one finds nothing.
 
     Parameters
     ----------
@@ -59,18 +77,21 @@ def explain(
     if data is not None:
         return data
     where: tuple[str, ...] = (when,)
-    made = _bad_weight(learner, moment)
+    made, passed = _bad_weight(learner, moment), None
+    early = made is None and not moment.number  # what no update can have made
     if made is None:
-        passed = _bad_forward(learner, moment)
-        if passed is not None:
-            made = passed.what
-            where = (place_of(passed, piece, numbers, places), when)
-    made = made or _bad_gradient(learner, moment) or f"the loss is {moment.loss.value}"
+        moment = _on_host(moment, piece, learner.network)
+        training = TrainingPass(learner.seed, moment.number)
+        passed = trace(learner.network, piece.x, piece.lengths, moment.state, training)
+    if passed is not None:
+        made = passed.what
+        where = (place_of(passed, piece, numbers, places), when)
+    made = made or _bad_loss_or_gradient(learner, moment)
     return TrainingError(
         "training came upon a value that is not finite",
         found=made,
         where=where,
-        hint=_cause(learner),
+        hint=_cause_at_start(learner, moment, passed) if early else _cause(learner),
     )
 
 
@@ -81,7 +102,63 @@ def trace(
     state: Any,
     training: TrainingPass | None = None,
 ) -> NotFinite | None:
-    """The first value of a forward pass that is not finite: by layer, then by step."""
+    """The first value of a forward pass that is not finite.
+
+    First is the first layer, in it the first step that was computed, there the first gate or state
+    in the cell's order, and the first row and unit. The reference engine computes the pass, so that
+    all engines name the same; where its values are finite, for it rounds otherwise, the network's
+    own does.
+    """
+    twin = _twin(network)
+    state = None if state is None else _hosted(state, network)
+    found = _trace(twin, x, lengths, state, training)
+    if found is not None or twin is network:
+        return found
+    found = _trace(network, x, lengths, state, training)
+    if found is None:
+        return None
+    name = f"{network.engine.name}, {network.engine.dtype}"
+    more = f"; on {name} alone: the reference engine, which rounds otherwise, finds none"
+    return replace(found, what=found.what + more)
+
+
+def _twin(network: Network, dtype: str | None = None, **changed: Any) -> Network:
+    """The same network on the reference engine, or with other layers or tensors."""
+    engine = network.engine
+    if isinstance(engine, ReferenceEngine) and dtype is None and not changed:
+        return network
+    reference = ReferenceEngine(dtype or array_dtype(engine), getattr(engine, "threads", None))
+    given = {"layers": network.layers, "weights": network.tensors, **changed}
+    twin = Network(given["layers"], given["weights"], reference)
+    twin.zero_states = network.zero_states
+    return twin
+
+
+def _hosted(state: Sequence[Any], network: Network) -> list[Any]:
+    to_host = network.engine.to_host
+    return [
+        tuple(None if part is None else to_host(part) for part in one)
+        if isinstance(one, tuple | list)
+        else one
+        for one in state
+    ]
+
+
+def _on_host(moment: Moment, piece: Piece, network: Network) -> Moment:
+    """A moment whose piece and state are in NumPy's memory."""
+    targets = network.engine.to_host(piece.targets)
+    state = None if moment.state is None else _hosted(moment.state, network)
+    return replace(moment, piece=replace(piece, targets=targets), state=state)
+
+
+def _trace(
+    network: Network,
+    x: Array,
+    lengths: Array | None,
+    state: Any,
+    training: TrainingPass | None,
+) -> NotFinite | None:
+    """`trace` on the network's own engine."""
     checked, n = network.check(x, lengths)
     states = network.check_state(state, checked.shape[0])
     y = network.engine.batch(checked, n)
@@ -164,21 +241,44 @@ def _bad_weight(learner: Learner, moment: Moment) -> str | None:
     return None
 
 
-def _bad_forward(learner: Learner, moment: Moment) -> NotFinite | None:
+def _bad_loss_or_gradient(learner: Learner, moment: Moment) -> str:
+    """Of the reference engine; where all of it is finite, of the network's own."""
+    twin = _twin(learner.network)
+    if twin is not learner.network:
+        loss, gradients = _learned(twin, learner, moment)
+        made = _bad_loss(loss) or _bad_gradient(learner, gradients)
+        if made is not None:
+            return made
+    made = _bad_loss(moment.loss) or _bad_gradient(learner, moment.gradients)
+    return made or f"the loss is {moment.loss.value}"
+
+
+def _learned(network: Network, learner: Learner, moment: Moment) -> tuple[LossValue, Gradients]:
+    """Loss and derivatives of a moment, by a network that need not be the learner's."""
     piece, training = moment.piece, TrainingPass(learner.seed, moment.number)
-    return trace(learner.network, piece.x, piece.lengths, moment.state, training)
+    tape = backpropagation.forward(network, piece.x, piece.lengths, moment.state, training)
+    given = tape.values, tape.logit_values, piece.targets, tape.lengths, network.engine
+    loss = learner.criterion(*given)
+    fused = learner.criterion.fused
+    return loss, backpropagation.backward(network, tape, loss.gradient, d_logits=fused)
 
 
-def _bad_gradient(learner: Learner, moment: Moment) -> str | None:
+def _bad_loss(loss: LossValue) -> str | None:
+    if math.isfinite(loss.value):
+        return None
+    return f"the loss is {loss.value}, of outputs that are finite"
+
+
+def _bad_gradient(learner: Learner, found: Gradients) -> str | None:
     """The last layer's first: there the derivatives begin."""
-    gradients = moment.gradients.weights
+    gradients = found.weights
     for name, value in reversed(gradients.items()):
         bad = ~np.isfinite(value)
         if bad.any():
             return f"the gradient of {_entry(learner.network, name, value, bad)}"
     name = max(gradients, key=lambda name: float(np.abs(gradients[name]).max(initial=0)))
     value = np.abs(gradients[name])
-    if moment.update is None or moment.update.finite or not value.size:
+    if not value.size or math.isfinite(_squares(gradients)):
         return None
     largest = _entry(learner.network, name, gradients[name], value == value.max())
     return f"a gradient whose square is infinite, largest for {largest}"
@@ -198,7 +298,7 @@ def _entry(network: Network, name: str, values: Array, bad: Array) -> str:
 
 def _in_layer(spec: LayerSpec, result: LayerResult, lengths: Array | None) -> NotFinite | None:
     layer = f"layer {spec.index} ({spec.kind})"
-    if isinstance(spec, RecurrentSpec):
+    if isinstance(spec, RecurrentSpec) and result.kept:
         found = [
             one
             for direction, kept in result.kept.items()
@@ -210,7 +310,7 @@ def _in_layer(spec: LayerSpec, result: LayerResult, lengths: Array | None) -> No
             continue
         row, *step, unit = _first(bad)
         what = f"{values[(row, *step, unit)]} in unit {unit} of {layer}, {name}"
-        return NotFinite(what, row, step[0] if step else None)
+        return NotFinite(what, row, step[0] if step else None, spec.index)
     return None
 
 
@@ -238,7 +338,7 @@ def _in_direction(
         row, step = np.unravel_index(int(when.argmin()), when.shape)
         unit = int(bad[row, step].argmax())
         what = f"{kept[name][row, step, unit]} in {label} of {layer}{side}, unit {unit}"
-        yield int(when.min()), NotFinite(what, int(row), int(step))
+        yield int(when.min()), NotFinite(what, int(row), int(step), spec.index)
 
 
 def _valid(bad: Array, lengths: Array | None) -> Array | None:
@@ -259,6 +359,65 @@ def _cause(learner: Learner) -> str:
         "the values have exploded: limit the gradient, --set train.clip_norm=1.0, or train "
         f"slower, {slower}, in a new --output"
     )
+
+
+def _cause_at_start(learner: Learner, moment: Moment, found: NotFinite | None) -> str:
+    """A setting with which this piece's loss and derivatives are finite: nothing was learned yet.
+
+    Each is tried; learning more slowly would change nothing.
+    """
+    network, piece = learner.network, moment.piece
+    why = "no update was made yet: the weights at the start are too large, or the inputs are"
+
+    def sound(twin: Callable[[], Network]) -> bool:
+        try:
+            loss, gradients = _learned(twin(), learner, moment)
+        except WeightsError:  # values beyond the dtype
+            return False
+        return math.isfinite(loss.value) and math.isfinite(_squares(gradients.weights))
+
+    def normalized() -> Network:
+        x = np.asarray(piece.x, np.float64)
+        valid = x.reshape(-1, x.shape[2])
+        if piece.lengths is not None:
+            valid = x[np.arange(x.shape[1]) < piece.lengths[:, None]]
+        scale = valid.std(axis=0)
+        stored = {MEAN: valid.mean(axis=0), SCALE: np.where(scale > 0, scale, 1.0)}
+        return _twin(network, weights={**network.weights, **stored})
+
+    def clipped(index: int) -> Network:
+        layers = [
+            replace(spec, cells=tuple(replace(cell, clip=_CLIP) for cell in spec.cells))
+            if isinstance(spec, RecurrentSpec) and spec.index == index
+            else spec
+            for spec in network.layers
+        ]
+        return _twin(network, layers=layers)
+
+    ways: list[tuple[str, Callable[[], Network]]] = []
+    if network.normalization is None:
+        ways.append(
+            ("--set train.normalize=true scales the inputs of weights drawn anew", normalized)
+        )
+    for spec in network.recurrent:
+        if spec.cells[0].clip is None and (found is None or spec.index == found.layer):
+            setting = f"--set model.layers.{spec.index}.clip={_CLIP:g}"
+            ways.append((f"{setting} limits what enters its gates", partial(clipped, spec.index)))
+    if array_dtype(network.engine) != "float64":
+        ways.append(("--dtype float64 holds larger values", partial(_twin, network, "float64")))
+    with np.errstate(all="ignore"):
+        way = next((text for text, twin in ways if sound(twin)), "begin with smaller ones")
+    return f"{why}: {way}, in a new --output"
+
+
+_CLIP = 5.0
+"""A limit of pre-activations that leaves sigmoid and tanh as they are, nearly."""
+
+
+def _squares(gradients: Mapping[str, Array]) -> float:
+    """The sum of the squares of all derivatives, as their norm is computed."""
+    with np.errstate(all="ignore"):
+        return float(sum(np.square(value).sum() for value in gradients.values()))
 
 
 def _before(piece: Piece, row: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import lstm_cli
+from lstm_cli.engines import selection, threads
 
 
 def one(path, text):
@@ -289,3 +290,54 @@ def test_a_fault_of_ours_shows_no_traceback_without_debug(lstm, config, data, mo
     assert "--debug" in outcome.err
     with pytest.raises(ZeroDivisionError):
         lstm("run", config, data, "--debug")
+
+
+@pytest.mark.parametrize("least", ["reference 60", "reference 170", "jit 250"])
+def test_little_memory(least):
+    """Libraries that end the process where they find no memory are asked first."""
+    resource = pytest.importorskip("resource")
+    if sys.platform != "linux":
+        pytest.skip("addresses are limited on Linux")
+    engine, megabytes = least.split()
+    limit = int(megabytes) << 20
+    given = ["configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--engine", engine]
+    ended = subprocess.run(
+        [sys.executable, "-m", "lstm_cli", "run", *given],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: not enough memory")
+    assert "hint: " in ended.stderr
+    assert "fault" not in ended.stderr
+
+
+def test_threads_that_cannot_be_started(lstm, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(selection, "choose_engine", refused)
+    outcome = lstm("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: no more threads can be started")
+    assert "fault" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "value", ["99999999999999999999", "5000", "0", "-1", "1.5", "x", "", "9" * 5000]
+)
+def test_threads_that_are_no_number_of_threads(lstm, value):
+    outcome = lstm("run", "c", "d", "--threads", value)
+    assert outcome.code == 2
+    assert "is not a whole number from 1 to 1024" in outcome.err
+    assert len(outcome.err) < 300
+
+
+def test_more_threads_than_can_run(lstm, monkeypatch):
+    monkeypatch.setattr(threads, "allowed_threads", lambda: 1)
+    given = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
+    outcome = lstm(*given, "--threads", 192, "--engine", "reference")
+    assert "192 threads were asked for; 1 can run here at once, and 1 are used" in outcome.err
+    assert outcome.json["threads"] == 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lstm_cli
+from lstm_cli.engines.jit import compiler, recurrent
 
 VOWELS = "data/japanese-vowels.h5:/test"
 VOWELS_CONFIG = "configs/japanese-vowels.yaml"
@@ -28,6 +29,28 @@ def read(path):
             )
         )
         return found, dict(file.attrs)
+
+
+@pytest.mark.parametrize("name", ["reference", "jit"])
+def test_rows_of_the_timings_say_where_all_time_went(lstm, name, monkeypatch):
+    given = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
+    shares = []
+    for _ in range(3):  # another process may take the core at any time
+        rows = lstm(*given, "--engine", name).json["timings"]
+        whole = {row["name"]: row["seconds"] for row in rows if not row["part"]}
+        total = whole.pop("all")
+        assert sum(whole.values()) == pytest.approx(total)
+        shares.append(whole["rest"] / total)
+        assert "between layers" in whole
+    assert min(shares) < 0.1
+    if name == "jit":
+        monkeypatch.setattr(compiler, "_made", {})
+        recurrent._compiled.cache_clear()
+        rows = lstm(*given, "--engine", name).json["timings"]
+        seconds = {row["name"]: row["seconds"] for row in rows}
+        assert seconds["compile or load"] > 0
+        assert seconds["pack weights"] > 0
+        assert seconds["fresh memory"] > 0
 
 
 def test_readme_command_shows_shapes_timings_and_metrics(lstm):

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.api.training import TrainingRun
 from lstm_cli.formats import native
@@ -785,3 +786,45 @@ def test_events_for_tensorboard(lstm, net, words, tmp_path):
     events = list(loader.EventFileLoader(str(path)).Load())
     steps = [e.step for e in events for value in e.summary.value if value.tag == "loss"]
     assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["reference", "jit"])
+@pytest.mark.parametrize(
+    ("layer", "x", "hint"),
+    [
+        ("{type: rnn, hidden_size: 1, activation: relu}", 1.0, "--set model.layers.0.clip=5"),
+        ("{type: dense, units: 1}", 1e25, "--set train.normalize=true"),
+        ("{type: dense, units: 1}", 1.0, "--dtype float64"),
+    ],
+    ids=["clip", "normalize", "float64"],
+)
+def test_a_value_that_is_not_finite_before_any_update(lstm, tmp_path, name, layer, x, hint):
+    config, data, weights = tmp_path / "c.yaml", tmp_path / "d.h5", tmp_path / "w.safetensors"
+    config.write_text(
+        "model:\n  input_size: 1\n  layers:\n"
+        f"    - {layer}\n    - {{type: dense, units: 1}}\n"
+        "train: {loss: mse, epochs: 1, optimizer: {type: sgd, learning_rate: 1e-30}}\n"
+    )
+    inputs = np.full((2, 120, 1), x, "f4")
+    inputs[1] *= 1e-6  # sequence 0 overflows first
+    with h5py.File(data, "w") as file:
+        file["inputs"], file["targets"] = inputs, np.ones((2, 120, 1), "f4")
+    net = lstm_cli.build(config)
+    tensors = {name: np.ones_like(value) for name, value in net.weights.items()}
+    if "rnn" in layer:
+        tensors |= {"layers.0.weight_hh": np.full((1, 1), 4.0), "layers.0.bias": np.zeros(1)}
+        tensors["layers.1.weight"] = np.full((1, 1), 1e-20)
+    elif x == 1:
+        tensors["layers.1.weight"] = np.full((1, 1), 1e20)
+    lstm_cli.build(config, weights=tensors).save(weights)
+    given = ["train", config, data, "--engine", name, "--quiet"]
+    if "normalize" not in hint:
+        given += ["--weights", weights]
+    failed = lstm(*given, "--output", tmp_path / "a")
+    assert failed.code == 1
+    assert f": {hint} " in failed.err
+    assert "learning_rate" not in failed.err
+    if "rnn" in layer:
+        assert "inf in state h of layer 0 (rnn), unit 0" in failed.err
+        assert "step 64 of sequence 0 of" in failed.err
+    assert lstm(*given, *hint.split(), "--output", tmp_path / "b").code == 0

@@ -6,6 +6,8 @@ The same bits whatever a sequence is batched with, and however many threads shar
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -211,9 +213,8 @@ def test_training_repeats_to_the_bit(threads: Threads, count: int, how: str, dty
     for _ in range(2):
         assert_bits(derivatives(net), expected)
     assert set(used) == {count}
-    if how == "columns":
-        threads(1, "groups")
-        assert_bits(derivatives(network(specs, JitEngine(dtype, 1))), expected)
+    threads(1, "groups")
+    assert_bits(derivatives(network(specs, JitEngine(dtype, 1))), expected)
 
 
 @DTYPES
@@ -474,3 +475,64 @@ def test_wrong_kernels_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(pointwise, "emit", mutate(pointwise.emit))
     with pytest.raises(AssertionError, match="Mismatched|Not equal"):
         assert_agrees(small(option), JitEngine("float64"))
+
+
+# Many threads
+
+MANY = """
+import hashlib, resource, sys
+limit = 4 << 30
+if sys.platform == "linux":
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+import numpy as np
+import lstm_cli
+
+def digest(threads, layers, dtype):
+    net = lstm_cli.build(
+        {"model": {"input_size": 9, "layers": [*layers, {"type": "dense", "units": 3}]}},
+        engine="jit", dtype=dtype, threads=threads, seed=3,
+    )
+    rng, found = np.random.default_rng(0), []
+    for N, T in ((20, 5), (400, 3)):
+        x, lengths = rng.standard_normal((N, T, 9)), rng.integers(0, T + 1, N)
+        y = rng.standard_normal((N, T, 3))
+        for n in (None, lengths):
+            result = net.run(x, n, keep=True)
+            found += [result.outputs, *(kept["h"] for kept in result.kept[0].values())]
+            if dtype != "bfloat16":
+                found += lstm_cli.Trainer(net).gradients(x, y, n)[1].values()
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in found)).hexdigest()
+
+cells = {"type": "lstm", "hidden_size": 80, "peepholes": True, "bidirectional": True}, {
+    "type": "gru", "hidden_size": 150
+}
+for dtype in ("float32", "bfloat16"):
+    one, few, many = (digest(threads, cells, dtype) for threads in (1, 3, 192))
+    assert one == few == many, dtype
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert peak < (2 << 20) or sys.platform != "linux", f"{peak} kB"
+print("ok", peak)
+"""
+
+
+def test_many_threads_have_the_same_bits_and_little_memory() -> None:
+    pytest.importorskip("resource")
+    ended = subprocess.run(
+        [sys.executable, "-c", MANY], capture_output=True, text=True, timeout=300
+    )
+    assert ended.stdout.startswith("ok"), ended.stderr
+
+
+def test_workspaces_grow_no_faster_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that share columns also share what inputs are projected to."""
+    monkeypatch.setattr(layers, "SMALL", 0)
+    monkeypatch.setattr(layers, "SHORT", 0)
+    spec = recurrent("lstm", 64, 32)
+    x = np.random.default_rng(0).standard_normal((8, 3000, 32))
+    sizes = []
+    for count in (8, 64):
+        engine = JitEngine("float32", count)
+        network([spec], engine).run(x)
+        sizes.append(engine.workspace_bytes)
+    assert sizes[1] < 8 * sizes[0] + (1 << 20)
+    assert sizes[1] < 64 << 20

@@ -127,9 +127,11 @@ class BackwardBuffers:
     dh, dc, apart
         (N, stride) derivatives of the states, and what of h's comes through no product.
     dp
-        (groups, gates, stride) of peepholes.
+        (N, gates, stride) of peepholes.
     projected
         (steps, stride) of what a projection gave.
+    order
+        Which step is next in the sums over all steps; None: they are in this order.
     zeros
         What stands for derivatives of outputs that nobody reads.
     firsts, meeting
@@ -149,6 +151,7 @@ class BackwardBuffers:
     apart: Array
     dp: Array
     projected: Array
+    order: Array | None
     zeros: Array
     firsts: Array
     meeting: Array
@@ -170,6 +173,14 @@ class BackwardBuffers:
         if key not in self.offsets:
             self.offsets[key] = self.passed * turn + self.row * row
         return self.offsets[key]
+
+    def sorted(self, lines: Lines) -> Lines:
+        """Rows, one a step, in the order in which they are summed."""
+        if self.order is None:
+            return lines
+        if lines.offsets is None:
+            return Lines(lines.base, offsets=self.order * lines.step, owner=lines.owner)
+        return Lines(lines.base, offsets=lines.offsets[self.order], owner=lines.owner)
 
     def begins(self, rows: Rows, row: int, step: int, column: int, *, reverse: bool) -> Array:
         """Where each row's first step is; see `Rows.offsets`."""
@@ -196,7 +207,7 @@ def _buffers(
     rows, dtype, threads = given.rows, weights.dtype.name, given.threads
     row, sequence, time = rows.steps(reverse=given.reverse)
     units, outputs, N = weights.units.stride, weights.outputs.stride, rows.count
-    gates = max(1, len(weights.own.peepholes))
+    gates = len(weights.cell.peephole_gates)
     passed = time
     if given.reverse:
         lengths = rows.T if rows.lengths is None else rows.lengths[row]
@@ -211,8 +222,9 @@ def _buffers(
         dh=space.shaped("dh", (N, outputs), dtype),
         dc=space.shaped("dc", (N, units), dtype),
         apart=space.shaped("dh apart", (N, outputs), dtype),
-        dp=space.shaped("dp", (rows.groups, gates, units), dtype),
+        dp=space.shaped("dp", (N, gates, units), dtype),
         projected=space.shaped("projected", (len(row), outputs), dtype),
+        order=rows.sorted_steps(sequence, passed),
         zeros=space.get("zeros", max(4096, outputs), dtype),
         firsts=rows.firsts(),
         meeting=space.shaped("meeting", (team_words(threads),), "int64"),
@@ -220,6 +232,7 @@ def _buffers(
     entries = {
         "T": rows.T,
         "groups": rows.groups if rows.alone else 0,
+        "apart": rows.apart,
         "ld": units,
         "ld_h": outputs,
         "h_step": N * outputs,
@@ -227,8 +240,7 @@ def _buffers(
         "slots": len(made.schedule.slots),
         "d_slots": len(made.kept.slots),
         "out_size": weights.cell.output_size,
-        "limit": N,
-        "p_size": gates * units,
+        "limit": rows.largest,
         "active": address(rows.active),
         "starts": address(rows.starts),
         "firsts": address(found.firsts),
@@ -240,7 +252,7 @@ def _buffers(
         "dh_apart": address(found.apart),
         "dp": address(found.dp),
         "projected": address(found.projected),
-        "rows": address(space.get("back rows", threads * max(1, N), "int64")),
+        "rows": address(space.get("back rows", threads * rows.largest, "int64")),
         "zeros": address(found.zeros),
     }
     for k, (packing, stage) in enumerate(zip(made.products, made.stages, strict=True)):
@@ -362,7 +374,11 @@ class BackwardPass:
         else:
             found |= {"bias_ih": bias, "bias_hh": bias_hh}
         if own.peepholes:
-            found["peephole"] = self.buffers.dp.sum(axis=0)[:, : cell.hidden_size].ravel()
+            by_sequence = np.empty_like(self.buffers.dp)
+            by_sequence[slice(None) if self.rows.order is None else self.rows.order] = (
+                self.buffers.dp
+            )
+            found["peephole"] = by_sequence.sum(axis=0)[:, : cell.hidden_size].ravel()
         return found
 
     def _gradient(self, out: Array, slots: list[int], a: Lines, bias: Array | None) -> None:
@@ -370,7 +386,7 @@ class BackwardPass:
         kernel = gradient_kernel(out.shape[1], self.weights.lanes.element, self.machine)
         dz = Lines(address(self.buffers.dz), self.buffers.dz.shape[1] * self.units)
         gates = np.array(slots, np.int64) * self.units
-        given = WeightGradient(self.steps, dz, gates, self.cell.hidden_size, a, out, bias)
+        given = self._sums(dz, gates, self.cell.hidden_size, a, out, bias)
         run_gradient(kernel, given, self.space, self.given.threads)
 
     def _projection(self, out: Array, a: Lines) -> None:
@@ -378,8 +394,21 @@ class BackwardPass:
         kernel = gradient_kernel(out.shape[1], self.weights.lanes.element, self.machine)
         gates = np.zeros(1, np.int64)
         dz, P = Lines.of(self.buffers.projected), self.cell.output_size
-        given = WeightGradient(self.steps, dz, gates, P, a, out)
+        given = self._sums(dz, gates, P, a, out)
         run_gradient(kernel, given, self.space, self.given.threads)
+
+    def _sums(
+        self,
+        dz: Lines,
+        gates: Array,
+        units: int,
+        a: Lines,
+        out: Array,
+        bias: Array | None = None,
+    ) -> WeightGradient:
+        """A product over all steps, in an order that does not depend on groups."""
+        dz, a = self.buffers.sorted(dz), self.buffers.sorted(a)
+        return WeightGradient(self.steps, dz, gates, units, a, out, bias)
 
     def _reads(self, k: int) -> Lines:
         """What product `k` of the forward step read, at all steps."""

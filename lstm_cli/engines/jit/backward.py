@@ -94,7 +94,7 @@ def arguments(phases: int) -> Arguments:
     backward phase k.
     """
     numbers = [*NUMBERS, "ld", "ld_h", "h_step", "c_step", "slots", "d_slots", "d_step", "out_size"]
-    numbers += ["limit", "p_size"]
+    numbers += ["limit"]
     addresses = [*ADDRESSES, "d", "d_at", "p", "h", "c", "m", "record", "dz", "dh", "dc"]
     addresses += ["dh_apart", "dp", "projected", "rows", "zeros"]
     for k in range(phases):
@@ -127,14 +127,12 @@ class _Kernel(SequenceKernel):
         f, a, part = self.f, self.a, self.f.args["part"]
         self.z_rows = f.at(a["rows"], f.mul(part, a["limit"]), "ptr")
         with self.groups() as number:
-            # By group, for its sums are not to depend on which threads do the groups.
-            self.own_dp = f.at(a["dp"], f.mul(self.group, a["p_size"]), self.element)
             q, t = f.variable("i64", number), f.variable("i64", 0)
             with f.while_() as ahead:
                 ahead.leave_if(f.compare("sge", f.get(t), a["T"]))
                 count = self.running(f.get(t))
                 ahead.leave_if(f.compare("eq", count, 0))
-                f.set(q, f.add(f.get(q), count))
+                f.set(q, f.add(f.get(q), self.numbers(count)))
                 f.set(t, f.add(f.get(t), 1))
             behind = f.variable("i64", 0)
             with f.while_() as steps:
@@ -143,7 +141,7 @@ class _Kernel(SequenceKernel):
                 with f.when(more):
                     f.set(own, self.running(step))
                 rows, last = f.get(own), f.get(q)
-                f.set(q, f.sub(last, rows))
+                f.set(q, f.select(more, f.sub(last, self.numbers(rows)), last))
                 here = _Here(self, step, f.get(q))
                 self._gate_rows(f.get(behind), last, self.schedule.phases[0].stage.gates)
                 with self.phase():
@@ -330,8 +328,9 @@ class _Place:
             slot = int(name.removeprefix("dz "))
             f.store(d, self._slot(a["dz"], self.number, a["d_slots"], slot), 4)
         elif name.startswith("p_"):
-            gate = self.kernel.cell.peephole_gates.index(name[2:])
-            at = self._slot(self.kernel.own_dp, Value("i64", "0"), 0, gate)
+            # By row, for the sums over rows are not to depend on how these are grouped.
+            gates = self.kernel.cell.peephole_gates
+            at = self._slot(a["dp"], self.row, len(gates), gates.index(name[2:]))
             f.store(f.fadd(f.load(d.type, at, 4), d), at, 4)
         elif name == PROJECTED:
             f.store(d, self._at(a["projected"], self.number, "ld_h"), 4)

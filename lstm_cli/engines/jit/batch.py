@@ -43,6 +43,11 @@ class Rows:
     def groups(self) -> int:
         return len(self.active)
 
+    @property
+    def largest(self) -> int:
+        """Rows of the largest group."""
+        return int(np.diff(self.starts).max(initial=0))
+
     def offsets(self, row: int, step: int, base: int, *, reverse: bool) -> Array:
         """(N,) where each row's first step is; `row` and `step` are strides of the whole array."""
         at = np.arange(self.count) if self.order is None else self.order
@@ -51,13 +56,38 @@ class Rows:
             found += ((self.T if self.lengths is None else self.lengths) - 1) * step
         return found.astype(np.int64, copy=False)
 
+    @property
+    def apart(self) -> int:
+        """Numbers from one step to the next; 0: a group's steps are numbered before the next's.
+
+        Of whole sequences, steps of all groups are numbered together, in the order of their sums.
+        """
+        return self.count if self.order is None else 0
+
     def firsts(self) -> Array:
         """(groups,) which number in the order of all steps a group's first step has."""
+        if self.order is None:
+            return self.starts[:-1]
         totals = self.active.sum(axis=1)
         return np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
 
+    def sorted_steps(self, sequence: Array, passed: Array) -> Array | None:
+        """The order that steps have where all rows are one group; None where they are.
+
+        Sums over steps are made in this order, so that they do not depend on the groups.
+        """
+        if self.groups == 1 or self.order is None or self.lengths is None:
+            return None
+        lengths, rank = np.empty_like(self.lengths), np.empty(self.count, np.int64)
+        lengths[self.order] = self.lengths
+        rank[np.argsort(-lengths, kind="stable")] = np.arange(self.count)
+        return np.lexsort((rank[sequence], passed)).astype(np.int64, copy=False)
+
     def steps(self, *, reverse: bool) -> tuple[Array, Array, Array]:
-        """Row, sequence and time of every valid step, in the order in which they are computed."""
+        """Row, sequence and time of every valid step, in the order of their numbers."""
+        if self.order is None:
+            t, row = (part.ravel() for part in np.indices((self.T, self.count)))
+            return row, row, self.T - 1 - t if reverse else t
         rows, passed = [], []
         for group, active in enumerate(self.active):
             t = np.repeat(np.arange(self.T), active)
@@ -66,11 +96,10 @@ class Rows:
             passed.append(t)
         row = np.concatenate(rows).astype(np.int64)
         t = np.concatenate(passed)
-        n = row if self.order is None else self.order[row]
         if reverse:
             last = self.T - 1 if self.lengths is None else self.lengths[row] - 1
             t = last - t
-        return row, n, t
+        return row, self.order[row], t
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from lstm_cli.engines.jit import cache
 from lstm_cli.engines.jit.ir import Module
 from lstm_cli.engines.jit.machine import Machine, host
 from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.engines.setup import COMPILING, setting_up
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def kernels(name: str, build: Callable[[], Module], machine: Machine | None = No
     found = _made.get(asked)
     if found is None:
         # LLVM works for one thread at a time, so nothing is lost by one lock for all.
-        with _making:
+        with _making, setting_up(COMPILING):
             found = _made.get(asked)
             if found is None:
                 found = _made[asked] = _linked(_compiled(name, build, machine), machine)

@@ -15,7 +15,7 @@ from lstm_cli.cells.expression import Expression
 from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines.jit import pointwise
 from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.ir import Lanes, Module, Value
+from lstm_cli.engines.jit.ir import Lanes, Module, Value, i64
 from lstm_cli.engines.jit.layout import Split
 from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.sequence import (
@@ -113,7 +113,7 @@ class _Kernel(SequenceKernel):
         self.x_rows = f.at(a["rows"], f.mul(part, f.mul(a["limit"], 2)), "ptr")
         self.h_rows = f.at(self.x_rows, a["limit"], "ptr")
         if self.shape.pairs:
-            x_halves = f.mul(f.mul(part, a["limit"]), a["ld_x"])
+            x_halves = f.mul(f.mul(own, a["limit"]), a["ld_x"])
             self.x_halves = f.at(a["halves_x"], x_halves, self.element)
         with self.groups() as number:
             if self.shape.pairs:
@@ -132,7 +132,7 @@ class _Kernel(SequenceKernel):
                     count = self.running(step)
                     self._step(_Here(self, step, f.get(z_row), f.get(q)), count)
                     f.set(z_row, f.add(f.get(z_row), count))
-                    f.set(q, f.add(f.get(q), f.mul(count, a["keep"])))
+                    f.set(q, f.add(f.get(q), f.mul(self.numbers(count), a["keep"])))
                 self.spent("cycles", stamp)
                 f.set(t, ended)
 
@@ -151,15 +151,12 @@ class _Kernel(SequenceKernel):
             with f.loop(0, count) as r:
                 at = f.load("i64", f.at(a["x_at"], f.add(self.first, r), "i64"))
                 row = f.at(a["x"], f.add(at, shift), self.element)
-                if self.shape.pairs:
-                    own = f.mul(f.add(rows, r), a["ld_x"])
-                    halves = f.at(self.x_halves, own, self.element)
-                    self._halve(row, halves, a["in_size"])
-                    row = halves
                 f.store(row, f.at(self.x_rows, f.add(rows, r), "ptr"))
             f.set(total, f.add(rows, count))
             f.set(ended, f.add(step, 1))
         rows, stride, K = f.get(total), f.mul(a["ld"], len(self.cell.letters)), a["K_x"]
+        if self.shape.pairs:
+            self._halve_inputs(rows)
         with self.phase():
             for part in self.shape.inputs.parts:
                 with self.panels(self.shape.inputs, part, a["panels_x"]) as panel:
@@ -176,6 +173,18 @@ class _Kernel(SequenceKernel):
             mask = first_lanes(f, lanes, f.sub(size, k))
             values = load_part(f, lanes, f.at(row, k, self.element), mask)
             f.store(halved(f, lanes, values, self.machine), f.at(into, k, "i16"), 2)
+
+    def _halve_inputs(self, count: Value) -> None:
+        """Inputs in bfloat16, each thread a share of the rows; they are what is multiplied then."""
+        f, a = self.f, self.a
+        with self.phase():
+            start = f.div(f.mul(count, self.me), self.workers)
+            stop = f.div(f.mul(count, f.add(self.me, 1)), self.workers)
+            with f.loop(start, stop) as r:
+                row = f.load("ptr", f.at(self.x_rows, r, "ptr"))
+                into = f.at(self.x_halves, f.mul(r, a["ld_x"]), self.element)
+                self._halve(row, into, a["in_size"])
+        self.rows(self.x_rows, count, self.x_halves, i64(0), a["ld_x"])
 
     def _halve_states(self) -> None:
         """The group's first h in bfloat16."""

@@ -131,7 +131,7 @@ def run_gradient(
 def _narrow(kernel: GradientKernel, given: WeightGradient) -> bool:
     """Whether D fills so little of a vector that vectors had better lie along the units."""
     lanes = kernel.machine.lanes(kernel.columns.split.main.lanes.element).count
-    return 2 * kernel.columns.size <= lanes <= given.units and given.dz.offsets is None
+    return 2 * kernel.columns.size <= lanes <= given.units
 
 
 def _run_transposed(
@@ -143,7 +143,8 @@ def _run_transposed(
     size = int(given.gates.max()) - first + H
     wide = gradient_kernel(size, kernel.columns.split.main.lanes.element, kernel.machine)
     found = space.shaped("transposed gradients", (D, size), kernel.dtype)
-    rows = Lines(given.dz.base + first * given.out.itemsize, given.dz.step)
+    base = given.dz.base + first * given.out.itemsize
+    rows = Lines(base, given.dz.step, given.dz.offsets)
     swapped = WeightGradient(given.steps, given.a, np.zeros(1, np.int64), D, rows, found)
     _run(wide, swapped, space, threads, size, wide.panels)
     for gate, place in enumerate(given.gates - first):

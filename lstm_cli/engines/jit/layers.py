@@ -56,8 +56,7 @@ def work_of(spec: RecurrentSpec, item: int) -> tuple[int, int]:
 def shared(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int, int]:
     """How many threads compute N sequences of T steps, and in how many groups of sequences.
 
-    No groups: threads share the units. Derivatives are added up group by group; so the groups
-    follow from nothing but the batch and the threads allowed.
+    No groups: threads share the units. No result depends on either.
 
     Parameters
     ----------
@@ -66,7 +65,8 @@ def shared(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int,
     fits
         Whether recurrent weights fit half a core's own cache.
     """
-    used = threads if N * work >= SMALL and N * work * T >= SHORT else 1
+    worth = min(threads, 2 * N * work // max(1, SMALL))  # a thread for each half of `SMALL`
+    used = worth if N * work >= SMALL and N * work * T >= SHORT else 1
     least = 2 if fits else TALL
     return used, used if used == 1 or used * least <= N else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -56,10 +57,14 @@ def host() -> Machine:
     ------
     Unusable
         No llvmlite, or a processor without vectors that multiply and add.
+    MemoryError
+        Too little memory to load llvmlite.
     """
     try:
         from llvmlite import binding as llvm
     except (ImportError, OSError) as error:
+        if _is_short_of_memory():
+            raise MemoryError("the package llvmlite cannot be loaded") from None
         raise Unusable(f"the package llvmlite cannot be loaded ({error})") from None
     if llvm.llvm_version_info[0] < 20:
         raise Unusable(f"llvmlite {_version()} is too old: 0.45 or newer is needed")
@@ -74,6 +79,19 @@ def host() -> Machine:
         {name for name, present in features.items() if present},
         features.flatten(),
     )
+
+
+def _is_short_of_memory() -> bool:
+    """Whether there are fewer addresses than llvmlite's library takes."""
+    try:
+        mmap.mmap(-1, _LIBRARY).close()
+    except (OSError, MemoryError):
+        return True
+    return False
+
+
+_LIBRARY = 192 << 20
+"""Bytes; llvmlite's library has some 130 MB."""
 
 
 def described(triple: str, cpu: str, present: set[str], flat: str = "") -> Machine:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lstm_cli.engines.setup import TOUCHING, setting_up
 from lstm_cli.engines.types import Array
 
 Made = TypeVar("Made")
@@ -37,8 +38,9 @@ class Workspace:
         key = (name, dtype)
         found = self._buffers.get(key)
         if found is None or found.size < size:
-            found = self._buffers[key] = aligned(max(size, 16), dtype)
-            found[:] = 0
+            with setting_up(TOUCHING):
+                found = self._buffers[key] = aligned(max(size, 16), dtype)
+                found[:] = 0
             self._plans.clear()  # they hold addresses
         return found
 

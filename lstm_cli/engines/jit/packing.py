@@ -24,6 +24,7 @@ from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import Stock, address, aligned
 from lstm_cli.engines.jit.pool import run
 from lstm_cli.engines.jit.tiles import first_lanes, load_part
+from lstm_cli.engines.setup import PACKING, setting_up
 from lstm_cli.engines.types import Array
 
 _SHARE = 1 << 16
@@ -180,10 +181,11 @@ class Packing:
 
     def __call__(self, matrix: Array, init: Array | None, stock: Stock) -> Packed:
         """A matrix, with `init`, None for zeros; both are read from where they begin."""
-        begin = self._zeros if init is None else self._row(init, stock)
-        if self.columns.split.main.pairs:
-            matrix = paired(matrix)
-        return Packed(self.columns, self.K, self._panels(matrix, stock), begin)
+        with setting_up(PACKING):
+            begin = self._zeros if init is None else self._row(init, stock)
+            if self.columns.split.main.pairs:
+                matrix = paired(matrix)
+            return Packed(self.columns, self.K, self._panels(matrix, stock), begin)
 
     @cached_property
     def _zeros(self) -> Array:

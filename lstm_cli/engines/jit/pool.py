@@ -18,7 +18,6 @@ from lstm_cli.engines.jit.compiler import kernels
 from lstm_cli.engines.jit.machine import host
 from lstm_cli.engines.jit.serving import (
     ACQUIRE,
-    ALLOCATE,
     CORES,
     CORES_WORDS,
     COUNT,
@@ -30,10 +29,14 @@ from lstm_cli.engines.jit.serving import (
     YIELD,
     emit_pool,
     futex,
+    lock_word,
 )
 
 _ROUNDS = 200
 """How often a worker without work offers its core to others before it sleeps."""
+
+_STACK = 1 << 20
+"""Bytes of a worker's stack: kernels keep little there, and the system's 8 MB count for many."""
 
 _START = 1.0
 """Seconds that workers are given to start; later ones join later."""
@@ -52,16 +55,15 @@ class Pool:
         address, word = ctypes.c_void_p, ctypes.c_int64
         self._run: Callable[[int, int, int, int], int]
         self._run = ctypes.CFUNCTYPE(word, address, address, address, word)(made["run"])
-        self._serve = ctypes.CFUNCTYPE(None, address)(made["serve"])
+        self._serve = made["serve"]
         self._address = _memory(POOL_WORDS)
         self._words = (word * POOL_WORDS).from_address(self._address)
         self._words[YIELD], self._words[REST] = _yield_address(), yield_address()
         self._words[ROUNDS] = _ROUNDS
         for k, bits in enumerate(_cores()):
             self._words[CORES + k] = bits
-        for index, name in (ALLOCATE, "allocate"), (ACQUIRE, "acquire"), (RELEASE, "release"):
-            function = getattr(ctypes.pythonapi, f"PyThread_{name}_lock")
-            self._words[index] = _address(function)
+        self._words[ACQUIRE] = _address(ctypes.pythonapi.PyThread_acquire_lock)
+        self._words[RELEASE] = _address(ctypes.pythonapi.PyThread_release_lock)
         self._growing = threading.Lock()
         self._started = 0
         self._asked = 1
@@ -101,9 +103,9 @@ class Pool:
             self._asked = max(self._asked, parts)
 
     def _start(self) -> None:
-        name = f"lstm-cli-{self._started + 1}"
-        given = (self._address,)
-        threading.Thread(target=self._serve, args=given, name=name, daemon=True).start()
+        word = lock_word(self._started + 1)
+        self._words[word] = self._words[word] or _taken_lock()
+        _start_thread(self._serve, self._address)
         self._started += 1
 
     def _await(self, workers: int) -> None:
@@ -111,6 +113,48 @@ class Pool:
         end = time.monotonic() + _START
         while self._words[COUNT] < workers and time.monotonic() < end:
             time.sleep(0)
+
+
+def _taken_lock() -> int:
+    """A lock of Python's that is held."""
+    allocate, acquire = (
+        getattr(ctypes.pythonapi, f"PyThread_{verb}_lock") for verb in ("allocate", "acquire")
+    )
+    allocate.restype, acquire.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int)
+    lock = allocate()
+    if not lock:
+        raise MemoryError
+    acquire(lock, 1)
+    return int(lock)
+
+
+def _start_thread(function: int, argument: int) -> None:
+    """Call a native ``void (ptr)`` on a thread that knows nothing of Python.
+
+    Raises
+    ------
+    RuntimeError
+        The system has no more threads, or no memory for one.
+    """
+    if sys.platform == "win32":
+        serve = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+        before = threading.stack_size(_STACK)
+        try:
+            threading.Thread(target=serve, args=(argument,), daemon=True).start()
+        finally:
+            threading.stack_size(before)
+        return
+    system = ctypes.CDLL(None)
+    thread, attributes = ctypes.c_void_p(), ctypes.create_string_buffer(256)
+    system.pthread_attr_init(attributes)
+    try:
+        system.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK))
+        how = (ctypes.byref(thread), attributes, ctypes.c_void_p(function))
+        if system.pthread_create(*how, ctypes.c_void_p(argument)):
+            raise RuntimeError("can't start new thread")
+    finally:
+        system.pthread_attr_destroy(attributes)
+    system.pthread_detach(thread)
 
 
 def _cores() -> list[int]:

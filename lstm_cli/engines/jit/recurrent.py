@@ -20,7 +20,11 @@ from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
 from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.setup import setup_total
 from lstm_cli.engines.types import Array
+
+_SHARING = 8
+"""Threads that share columns and fill more of their caches with input projections."""
 
 _CALL = Struct("8q")
 """The entries of `forward.Blocks.call`."""
@@ -174,9 +178,9 @@ def run_forward(
     _tell(buffers, given, y)
     if given.threads > 1:
         buffers.meeting.fill(0)
-    begun = perf_counter()
+    begun, before = perf_counter(), setup_total()
     run(kernel.address, address(block), given.threads)
-    seconds = perf_counter() - begun
+    seconds = perf_counter() - begun - (setup_total() - before)
     x, rest = block.item(0), block.item(1)  # the clock's ticks, by part
     share = seconds * x / (x + rest or 1)
     return buffers, (share, seconds - share)
@@ -202,12 +206,14 @@ def _buffers(
     if slots:
         numbers = int(rows.active.sum()) if keep else N
         record = space.shaped("record", (numbers, slots, units), dtype)
-    limit = _limit(N, G * units * h.itemsize, given, weights.cache)
+    limit = _limit(rows, G * units * h.itemsize, given.threads, weights.cache)
+    shares = given.threads if rows.alone else 1  # threads that share columns share these, too
     firsts = rows.firsts() if keep else rows.starts
     meeting = space.shaped("meeting", (team_words(given.threads),), "int64")
     entries = {
         "T": T,
         "groups": rows.groups if rows.alone else 0,
+        "apart": rows.apart,
         "limit": limit,
         "out_size": weights.cell.output_size,
         "ld": units,
@@ -229,7 +235,7 @@ def _buffers(
         "m": address(mask),
         "hm": address(masked),
         "record": address(record),
-        "z": address(space.get("z", given.threads * limit * G * units, dtype)),
+        "z": address(space.get("z", shares * limit * G * units, dtype)),
         "rows": address(space.get("rows", given.threads * 2 * limit, "int64")),
         "in_size": weights.sizes[2],
         "ld_x": 0,
@@ -238,7 +244,7 @@ def _buffers(
     }
     if weights.pairs:
         wide = -(-weights.sizes[2] // 32) * 16
-        halves_x = space.get("halves of x", given.threads * limit * wide, dtype)
+        halves_x = space.get("halves of x", shares * limit * wide, dtype)
         halves_h = space.get("halves of h", h.size // 2, dtype)
         entries |= {"ld_x": wide, "halves_x": address(halves_x), "halves_h": address(halves_h)}
     for k in range(1, len(weights.products)):
@@ -249,10 +255,15 @@ def _buffers(
     return Buffers(block, h, c, mask, masked, record, firsts, meeting)
 
 
-def _limit(N: int, row: int, given: Sequences, cache: int) -> int:
-    """How many rows of input projections a thread holds: about half a cache, a step at least."""
-    own = row if given.rows.alone else -(-row // given.threads)
-    return max(N, cache // 2 // max(1, own), 1)
+def _limit(rows: Rows, row: int, threads: int, cache: int) -> int:
+    """Rows of input projections at once: half a thread's cache, a step at least, no more than all.
+
+    Threads that share columns hold a part of each row. A few of them are counted: more rows would
+    bring no speed, and every thread has its own list of rows.
+    """
+    own = row if rows.alone else -(-row // min(threads, _SHARING))
+    steps = int(rows.active.sum(axis=1).max(initial=0))
+    return max(rows.largest, min(steps, cache // 2 // max(1, own)), 1)
 
 
 def _begin(buffers: Buffers, given: Sequences) -> None:

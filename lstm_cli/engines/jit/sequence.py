@@ -21,7 +21,7 @@ from lstm_cli.engines.jit.tiles import Part, Tiles
 CHUNK = 24
 """Rows whose products are kept, at most, before something is made of them."""
 
-NUMBERS = ("T", "groups")
+NUMBERS = ("T", "groups", "apart")
 ADDRESSES = ("active", "starts", "firsts", "meeting", "yield")
 """What every such kernel is given; see `batch.Rows` and `teams.Team`."""
 
@@ -113,6 +113,11 @@ class SequenceKernel:
     def running(self, step: Value) -> Value:
         """How many of the group's rows have this step."""
         return self.f.load("i64", self.f.at(self.active, step, "i64"), 8)
+
+    def numbers(self, count: Value) -> Value:
+        """From a step's first number to the next one's, where so many of the group's rows run."""
+        apart = self.a["apart"]
+        return self.f.select(self.f.compare("sgt", apart, 0), apart, count)
 
     def share(self, split: Split, part: Part, count: Value) -> tuple[Value, Value]:
         """The first panel of one shape that falls to this thread, and the one behind its last."""

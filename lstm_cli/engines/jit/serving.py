@@ -17,7 +17,7 @@ from lstm_cli.engines.jit.machine import Machine
 MOST_PARTS = 256
 """More than this are never used."""
 
-BUSY, COUNT, YIELD, ALLOCATE, ACQUIRE, RELEASE, ROUNDS, REST = 0, 8, 16, 17, 18, 19, 20, 21
+BUSY, COUNT, YIELD, ACQUIRE, RELEASE, ROUNDS, REST = 0, 8, 16, 18, 19, 20, 21
 """Words of the header: whether a run is on; how many workers there are; the addresses of the
 system's functions; how often a worker offers its core to others before it sleeps. `REST` is what
 those who wait are given, see `pool.yield_address`."""
@@ -34,6 +34,15 @@ known, or only one."""
 
 _STATE, _FUNCTION, _ARGS, _PART, _PARTS, _LOCK, _CORE = range(7)
 """Words of a mailbox."""
+
+
+def lock_word(worker: int) -> int:
+    """The word of a pool for a worker's lock, taken: whoever starts a worker puts it there.
+
+    A worker that never allocates memory needs no arena of the allocator's, 64 MB of addresses.
+    """
+    return 16 + 16 * worker + _LOCK
+
 
 _FREE, _POSTED, _ASLEEP, _TAKEN = range(4)
 """States of a mailbox; the odd ones are those in which its part is not done."""
@@ -133,16 +142,12 @@ def _emit_serve(module: Module, machine: Machine) -> None:
     f = module.function("serve", {"pool": "ptr"}, exported=True, noalias=False)
     pool = f.args["pool"]
     acquire, rounds = _word(f, pool, ACQUIRE), _word(f, pool, ROUNDS, "i64")
-    lock = f.value("ptr", f"call ptr {_word(f, pool, ALLOCATE).name}()")
-    with f.when(f.value("i1", f"icmp eq {lock}, null")):
-        f.done()
-    _lock(f, acquire, lock)
     count = f.at(pool, COUNT, "i64")
     before = f.value("i64", f"atomicrmw add {count}, i64 1 acq_rel, align 8")
     with f.when(f.compare("sge", before, MOST_PARTS - 1)):
         f.done()
     state = _mailbox(f, pool, f.add(before, 1))
-    f.store(lock, f.at(state, _LOCK, "i64"))
+    lock = _word(f, state, _LOCK)
     yield_ = _word(f, pool, YIELD)
     with f.while_():
         with _waiting(f, machine, yield_) as (wait, waited):

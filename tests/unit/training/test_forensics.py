@@ -10,7 +10,8 @@ import pytest
 
 from lstm_cli.cells.activations import Activation
 from lstm_cli.engines.reference import ReferenceEngine
-from lstm_cli.engines.types import DenseSpec
+from lstm_cli.engines.selection import create_engine
+from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.errors import DataError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.training.criterion import Criterion
@@ -40,7 +41,16 @@ class Places:
         return f"sequence {number} of f.h5:/inputs"
 
 
-def learner(*, per_step=True, truncate=None, rate=0.1, directions=1, clip=None, activation=None):
+def learner(
+    *,
+    per_step=True,
+    truncate=None,
+    rate=0.1,
+    directions=1,
+    clip=None,
+    activation=None,
+    dtype="float32",
+):
     options = {"return_sequences": per_step, "directions": directions}
     if activation is not None:
         options["activation"] = Activation(activation)
@@ -48,7 +58,7 @@ def learner(*, per_step=True, truncate=None, rate=0.1, directions=1, clip=None, 
         networks.recurrent("lstm", 5, D, **options),
         DenseSpec(1, 5 * directions, F, Activation("identity")),
     )
-    network = Network(specs, networks.random_weights(specs), ReferenceEngine("float32", 1))
+    network = Network(specs, networks.random_weights(specs), ReferenceEngine(dtype, 1))
     updates = Updates(
         make_optimiser({"type": "sgd", "learning_rate": rate}),
         make_schedule({"type": "constant"}, epochs=1),
@@ -220,3 +230,74 @@ def test_validation_names_layer_and_sequence():
         evaluate(one.network, batches, metrics, Places())
     assert "gate i (input) of layer 0 (lstm), unit 2" in str(caught.value)
     assert "step 4 of sequence 20" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("training", [None, TrainingPass(3, 0)], ids=["run", "train"])
+def test_every_engine_names_the_same_place(kind, dtype, training):
+    both = {"directions": 2, "activation": Activation("relu")}
+    specs = (
+        networks.recurrent(kind, 4, D, index=0, **both),
+        networks.recurrent(kind, 5, 8, index=1, dropout=0.2, **both),
+        DenseSpec(2, 10, F, Activation("identity")),
+    )
+    weights = networks.random_weights(specs)
+    rng, found = np.random.default_rng(4), set()
+    for layer in (0, 1):
+        beyond = 1e37 if dtype == "float32" else 1e307
+        large = dict(weights)
+        for name in weights:
+            if f"layers.{layer}." in name and (kind != "lstm" or "bias" in name):
+                large[name] = beyond * (
+                    np.full_like(weights[name], 5) if kind == "lstm" else weights[name]
+                )
+        x, lengths = (30, 1)[layer] * (2 + rng.standard_normal((N, 9, D))), np.array([9, 0, 4, 7])
+        places = [
+            trace(
+                Network(specs, large, create_engine(name, "cpu", dtype, 2)),
+                x,
+                lengths,
+                None,
+                training,
+            )
+            for name in ("reference", "jit")
+        ]
+        assert places[0] is not None
+        assert places[0] == places[1]
+        found.add(places[0].what)
+    assert len(found) == 2
+
+
+def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
+    specs = (networks.recurrent("lstm", 5, D), DenseSpec(1, 5, F, Activation("identity")))
+    network = Network(specs, networks.random_weights(specs), create_engine("jit", "cpu"))
+    forward = network.engine.forward
+
+    def broken(spec, *args, **options):
+        result = forward(spec, *args, **options)
+        if spec.index == 0:
+            result.kept["forward"]["c"][2, 1, 3] = np.inf
+        return result
+
+    network.engine.forward = broken
+    found = trace(network, batch()[0], LENGTHS, None)
+    assert (found.row, found.step, found.layer) == (2, 1, 0)
+    assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in found.what
+
+
+def test_before_the_first_update_nothing_is_said_of_learning_slower():
+    one = learner(activation="relu")
+    x, y = batch()
+    one.weights["layers.0.weight_ih"][10:15] = 1e38
+    one.weights["layers.0.bias"][:10] = 50
+    error = str(error_of(one, np.abs(x), y))
+    assert "learning_rate" not in error
+    assert "clip_norm" not in error
+    assert "no update was made yet" in error
+
+
+def test_a_loss_beyond_the_numbers():
+    one = learner(dtype="float64")
+    one.weights["layers.1.bias"][...] = 1e200
+    assert "the loss is inf, of outputs that are finite" in str(error_of(one, *batch()))

@@ -103,6 +103,8 @@ def test_steps_are_those_of_the_loops(n: np.ndarray | None, reverse: bool, count
     N = len(LENGTHS)
     rows = batch(N, T, n, count)
     expected, firsts = [], []
+    if n is None:  # of whole sequences all groups' steps are numbered together
+        rows = batch(N, T, n, min(count, 1))
     for own, active in zip(groups(rows), rows.active, strict=True):
         firsts.append(len(expected))
         for passed in range(T):
@@ -111,11 +113,25 @@ def test_steps_are_those_of_the_loops(n: np.ndarray | None, reverse: bool, count
                 length = T if n is None else n[sequence]
                 t = length - 1 - passed if reverse else passed
                 expected.append((row, sequence, t))
+    rows = batch(N, T, n, count)
+    firsts = rows.starts[:-1] if n is None else firsts
     found = list(zip(*rows.steps(reverse=reverse), strict=True))
     assert found == expected
     assert len({(sequence, t) for _, sequence, t in found}) == len(found)
     assert len(found) == (N * T if n is None else n.sum())
     np.testing.assert_array_equal(rows.firsts(), firsts)
+
+
+@pytest.mark.parametrize("n", [None, LENGTHS], ids=["full", "ragged"])
+def test_sums_are_made_in_one_order_whatever_the_groups(n: np.ndarray | None) -> None:
+    orders = []
+    for count in (0, 1, 2, 3):
+        rows = batch(len(LENGTHS), T, n, count)
+        _, sequence, passed = rows.steps(reverse=False)
+        order = rows.sorted_steps(sequence, passed)
+        order = slice(None) if order is None else order
+        orders.append((sequence[order].tolist(), passed[order].tolist()))
+    assert orders == [orders[0]] * 4
 
 
 def test_more_groups_than_rows() -> None:

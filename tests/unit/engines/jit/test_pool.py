@@ -158,18 +158,16 @@ def test_no_part_runs_ahead() -> None:
 
 
 def test_one_part_starts_no_thread() -> None:
-    before = threading.active_count()
     pool, notes = Pool(), Notes()
     assert counted(pool, 1, notes) == counted(pool, 0, notes) == counted(pool, -3, notes) == 1
-    assert threading.active_count() == before
+    assert pool._started == 0
 
 
 def test_the_pool_grows_as_far_as_is_asked() -> None:
     pool, notes = Pool(), Notes()
-    before = threading.active_count()
     for parts, workers in (3, 2), (2, 2), (70, 69), (5, 69):
         assert counted(pool, parts, notes) == parts
-        assert threading.active_count() == before + workers
+        assert pool._started == pool._words[serving.COUNT] == workers
 
 
 def test_more_parts_than_there_can_be() -> None:
@@ -184,15 +182,15 @@ def test_the_system_grants_few_threads(
     granted: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, notes, tried = Pool(), Notes(), []
-    start = threading.Thread.start
+    start = pools._start_thread
 
-    def reluctant(thread: threading.Thread) -> None:
-        tried.append(thread)
+    def reluctant(function: int, argument: int) -> None:
+        tried.append(function)
         if len(tried) > granted:
             raise error
-        start(thread)
+        start(function, argument)
 
-    monkeypatch.setattr(threading.Thread, "start", reluctant)
+    monkeypatch.setattr(pools, "_start_thread", reluctant)
     assert counted(pool, 6, notes) == granted + 1
     assert march(pool, 6, 20, notes) == granted + 1
     assert len(tried) == granted + 1  # nobody asks again for what was refused
@@ -201,13 +199,12 @@ def test_the_system_grants_few_threads(
 def test_a_worker_that_starts_late_joins_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "_START", 0.0)
     pool, notes, go = Pool(), Notes(), threading.Event()
-    serve = pool._serve
+    start = pools._start_thread
 
-    def late(address: int) -> None:
-        go.wait()
-        serve(address)
+    def late(function: int, argument: int) -> None:
+        threading.Thread(target=lambda: (go.wait(), start(function, argument))).start()
 
-    pool._serve = late  # type: ignore[assignment]
+    monkeypatch.setattr(pools, "_start_thread", late)
     assert counted(pool, 2, notes) == 1
     go.set()
     pool._await(1)
