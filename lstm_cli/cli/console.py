@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import rich.console
@@ -26,7 +26,11 @@ class Console:
         No progress and no messages.
     """
 
+    printed: ClassVar[bool] = False
+    """Whether the command has printed its JSON document."""
+
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        Console.printed = False
         self.as_json = as_json
         self.quiet = quiet
 
@@ -63,6 +67,7 @@ class Console:
         """The JSON document on stdout, if JSON is wanted."""
         if self.as_json:
             print_json(value)
+            Console.printed = True
 
     def note(self, text: str) -> None:
         """A message on stderr."""

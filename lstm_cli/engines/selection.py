@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
-from lstm_cli.errors import DeviceError, UsageError, nearest
+from lstm_cli.errors import DeviceError, UsageError, nearest, nearest_first
 
 if TYPE_CHECKING:
     from lstm_cli.engines.cuda.status import GpuStatus
@@ -114,8 +114,11 @@ def choose_engine(
     _check_name("engine", engine, ENGINES)
     _check_name("dtype", dtype, DTYPES)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        guess = nearest(device, ("auto", "cpu", "cuda"))
         raise UsageError(
-            f"{device!r} is not a device", expected="auto, cpu, cuda or cuda:N", found=device
+            f"{device!r} is not a device",
+            expected="auto, cpu, cuda or cuda:N",
+            hint=f"did you mean `{guess}`?" if guess else None,
         )
     if threads is not None and threads < 1:
         raise UsageError("threads must be at least 1", found=str(threads))
@@ -194,7 +197,7 @@ def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
         guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else known)
         raise UsageError(
             f"{name!r} is not {'an' if what[0] in 'aeiou' else 'a'} {what}",
-            expected=", ".join(known),
+            expected=", ".join(nearest_first(name, known)),
             hint=f"did you mean `{guess}`?" if guess else None,
         )
 
