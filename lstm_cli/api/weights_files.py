@@ -85,7 +85,9 @@ def read_weights(
         if named_at is None:
             raise
         problems = [
-            replace(p, where=(*p.where, named_at), hint=p.hint or "--set weights=null draws new ones")
+            replace(
+                p, where=(*p.where, named_at), hint=p.hint or "--set weights=null draws new ones"
+            )
             for p in error.problems
         ]
         raise WeightsError(problems, headline=error.headline) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -38,7 +40,9 @@ class Console:
     def _out(self) -> rich.console.Console:
         from rich.console import Console as RichConsole
 
-        return RichConsole(highlight=False)
+        # Whoever reads a pipe or a file gets tables in their whole width, unless COLUMNS says less.
+        wide = not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdecimal()
+        return RichConsole(highlight=False, width=1 << 16 if wide else None)
 
     @cached_property
     def _err(self) -> rich.console.Console:
@@ -56,10 +60,10 @@ class Console:
         if isinstance(renderable, str):
             self._out.print(renderable, soft_wrap=True, markup=False)
         elif self._out.is_terminal:
-            self._out.print(renderable)
+            self._out.print(renderable, crop=False)
         else:  # a file gets no blanks at the ends of lines
             with self._out.capture() as captured:
-                self._out.print(renderable)
+                self._out.print(renderable, crop=False)
             lines = captured.get().splitlines()
             self._out.print("\n".join(map(str.rstrip, lines)), soft_wrap=True, markup=False)
 

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from lstm_cli.cli import units
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
     from lstm_cli.api.inspection import StoredTensor
     from lstm_cli.api.shapes import Block, DirectionShapes, LayerShapes
     from lstm_cli.api.timing import TimingRow
@@ -27,6 +31,69 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
         justify: Literal["left", "right"] = "right" if column in right else "left"
         table.add_column(column, header_style="dim", justify=justify, overflow="fold")
     return table
+
+
+class NamesTable:
+    """A table with names from a file, which are never broken: where it is too wide, they have
+    lines of their own.
+
+    Parameters
+    ----------
+    columns
+        Headings.
+    names
+        Columns of names, at one end of the row: the last ones stand below their row there, the
+        first ones above it.
+    numbers
+        Headings of columns that are flush right.
+    """
+
+    def __init__(self, columns: Sequence[str], names: range, numbers: Iterable[str] = ()) -> None:
+        self.columns, self.names, self.numbers = tuple(columns), names, tuple(numbers)
+        self.rows: list[tuple[tuple[Text | str, ...], str]] = []
+
+    def add_row(self, *cells: Text | str, style: str = "") -> None:
+        """Add a row; cells that are left out are empty."""
+        self.rows.append(((*cells, *[""] * (len(self.columns) - len(cells))), style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = self._table(range(len(self.columns)))
+        width = _natural_width(whole, console, options)
+        if width <= options.max_width:
+            yield whole
+            return
+        others = [k for k in range(len(self.columns)) if k not in self.names]
+        narrow = self._table(others)
+        width = _natural_width(narrow, console, options)
+        head, *lines = console.render_lines(narrow, options.update(width=width), pad=False)
+        above = 0 in self.names
+        title = " ".join(self.columns[k] for k in self.names if self.columns[k])
+        heads = [[*head, Segment.line()], [*self._below([title], above, "dim", console)]]
+        for part in reversed(heads) if above else heads:
+            yield from part
+        for (cells, style), line in zip(self.rows, lines, strict=True):
+            row = [*line, Segment.line()] if any(str(cells[k]) for k in others) else []
+            own = self._below([str(cells[k]) for k in self.names], above, style, console)
+            yield from (*own, *row) if above else (*row, *own)
+
+    @staticmethod
+    def _below(words: list[str], above: bool, style: str, console: Console) -> list[Segment]:
+        """Names on a line of their own, whole: where it is too long, the terminal wraps it."""
+        text = "  ".join(_as_stored(word).plain for word in words if word)
+        line = Segment(text if above else f"    {text}", console.get_style(style))
+        return [line, Segment.line()] if text else []
+
+    def _table(self, kept: Iterable[int]) -> Table:
+        table = plain_table(*(self.columns[k] for k in kept), numbers=self.numbers)
+        for cells, style in self.rows:
+            table.add_row(*(cells[k] for k in kept), style=style)
+        return table
+
+
+def _natural_width(table: Table, console: Console, options: ConsoleOptions) -> int:
+    """Columns that a table takes where nothing is wrapped."""
+    wide = options.update(width=1 << 16)
+    return max(1, Measurement.get(console, wide, table).maximum)
 
 
 def heading(layer: LayerShapes) -> Text:
@@ -121,7 +188,7 @@ def _rate(row: TimingRow) -> str:
     return f"{units.size(row.gbytes * 1e9)}/s" if row.gbytes is not None else ""
 
 
-def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
+def block_tables(layer: LayerShapes, *, compared: bool) -> list[NamesTable]:
     """Every matrix and vector of every gate of a layer, a table for each direction.
 
     With `compared`, beside those of a weights file.
@@ -130,13 +197,15 @@ def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
     return [_block_table(prefix, list(blocks), compared) for prefix, blocks in groups]
 
 
-def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
-    columns = ("", "role", "formula", "shape", "params", "bytes", f"under {prefix}.")
+def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> NamesTable:
+    sizes: tuple[str, ...] = ("shape", "params", "bytes")
+    marked = any(block.mark for block in blocks)
     if compared:
-        columns = ("", "role", "formula", "config", "weights file", "misfit", f"under {prefix}.")
-    table = plain_table(*columns, numbers=("params", "bytes"))
+        sizes = ("config", "weights file", "misfit") if marked else ("config", "weights file")
+    columns = ("", "role", "formula", *sizes, f"in {prefix}")
+    table = NamesTable(columns, range(len(columns) - 1, len(columns)), ("params", "bytes"))
     for block in blocks:
-        sides = _compared(block) if compared else _sizes(block)
+        sides = (_compared(block) if compared else _sizes(block))[: len(sizes)]
         style = "red" if block.mark else ""
         place = block.stored.removeprefix(f"{prefix}.")
         table.add_row(block.symbol, block.role, block.formula, *sides, place, style=style)
@@ -146,17 +215,22 @@ def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
     return table
 
 
-def place_tables(layer: LayerShapes) -> list[Table]:
+def place_tables(layer: LayerShapes) -> list[NamesTable]:
     """Which tensor of a file of another format is which gate's matrix, a table a direction."""
     groups = groupby(layer.blocks, key=lambda block: block.stored.rpartition(".")[0])
     return [_place_table(list(blocks)) for _, blocks in groups]
 
 
-def _place_table(blocks: Sequence[Block]) -> Table:
+def _place_table(blocks: Sequence[Block]) -> NamesTable:
     dtypes = {place.dtype for block in blocks for place in block.places}
     one = dtypes.pop() if len(dtypes) == 1 else None
-    columns = ("", "shape", "stored as" if one is None else f"stored as {one}, under")
-    table = plain_table(*columns, *([] if one else ["dtype"]), "")
+    columns: tuple[str, ...] = (
+        "",
+        "shape",
+        "stored as" if one is None else f"stored as {one}, under",
+    )
+    columns += ("",) if one else ("dtype", "")
+    table = NamesTable(columns, range(2, len(columns)))
     for block in blocks:
         first = block.symbol, units.shape(block.found or block.shape)
         for k, place in enumerate(block.places):
@@ -196,9 +270,9 @@ def flow_table(layer: LayerShapes) -> Table:
     return table
 
 
-def stored_table(tensors: Sequence[StoredTensor]) -> Table:
+def stored_table(tensors: Sequence[StoredTensor]) -> NamesTable:
     """The tensors of a weights file, as stored."""
-    table = plain_table("tensor", "shape", "dtype", "bytes", numbers=("bytes",))
+    table = NamesTable(("tensor", "shape", "dtype", "bytes"), range(1), ("bytes",))
     for tensor in tensors:
         table.add_row(
             _as_stored(tensor.name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -229,6 +230,7 @@ def _no_mapping(path: KeyPath, value: Any, report: Report) -> None:
     )
 
 
+@lru_cache
 def _fragment(owner: type[Section], key: str) -> dict[str, Any]:
     """The JSON Schema of one key, without the null of an optional one."""
     fragment: dict[str, Any] = owner.model_json_schema()["properties"][key]

@@ -78,7 +78,8 @@ def test_an_unknown_key_of_a_layer(only: Only, layer: str, what: str, hint: str 
          "train.optimizer.momentum is not a key of an adam optimizer", 7,
          "`momentum` belongs to the types sgd, rmsprop"),
         ("train:\n  loss: mse\n  learning_rate: 1\n",
-         "train.learning_rate is not a key of train", 7, "`learning_rate` belongs to train.optimizer"),
+         "train.learning_rate is not a key of train", 7,
+         "`learning_rate` belongs to train.optimizer"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_of_a_section(
