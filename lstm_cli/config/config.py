@@ -144,15 +144,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
 def found_from(folder: Path | None, path: str) -> str:
     """A path relative to a folder as seen from the working directory, without detours.
 
-    ``configs/../data`` becomes ``data``, unless a link makes it another folder.
+    ``configs/../data`` becomes ``data``; where a link makes that another folder, what it leads to.
     """
     joined = str(path) if folder is None else os.path.join(folder, path)
     plain = os.path.normpath(joined)
     try:
-        same = os.path.realpath(plain) == os.path.realpath(joined)
+        real = os.path.realpath(joined)
+        if os.path.realpath(plain) == real:
+            return plain
+        return real if os.path.isabs(joined) else os.path.relpath(real)
     except (OSError, ValueError):
         return joined
-    return plain if same else joined
 
 
 def from_text(
