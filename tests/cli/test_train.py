@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -737,6 +738,7 @@ def test_stateful_layers_want_other_data_for_validation(lstm, net, words, tmp_pa
     assert other.code == 0, other.err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_validation_is_found_from_where_it_is_written(lstm, net, words, tmp_path, monkeypatch):
     write(tmp_path / "held.h5", seed=1, N=17)
     for folder in ("configs", "here", "real"):
