@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from rich.measure import Measurement
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -49,51 +49,40 @@ class NamesTable:
     """
 
     def __init__(self, columns: Sequence[str], names: range, numbers: Iterable[str] = ()) -> None:
-        self.columns, self.names, self.numbers = tuple(columns), names, tuple(numbers)
-        self.rows: list[tuple[tuple[Text | str, ...], str]] = []
+        self.columns, self.names, self.numbers = tuple(columns), names, set(numbers)
+        self.rows: list[tuple[list[str], str]] = [(list(columns), "dim")]
 
     def add_row(self, *cells: Text | str, style: str = "") -> None:
-        """Add a row; cells that are left out are empty."""
-        self.rows.append(((*cells, *[""] * (len(self.columns) - len(cells))), style))
+        """Add a row of one line; cells that are left out are empty."""
+        texts = [_as_stored(str(cell)).plain for cell in cells]
+        self.rows.append((texts + [""] * (len(self.columns) - len(cells)), style))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        whole = self._table(range(len(self.columns)))
-        width = _natural_width(whole, console, options)
-        if width <= options.max_width:
-            yield whole
-            return
-        others = [k for k in range(len(self.columns)) if k not in self.names]
-        narrow = self._table(others)
-        width = _natural_width(narrow, console, options)
-        head, *lines = console.render_lines(narrow, options.update(width=width), pad=False)
-        above = 0 in self.names
-        title = " ".join(self.columns[k] for k in self.names if self.columns[k])
-        heads = [[*head, Segment.line()], [*self._below([title], above, "dim", console)]]
-        for part in reversed(heads) if above else heads:
-            yield from part
-        for (cells, style), line in zip(self.rows, lines, strict=True):
-            row = [*line, Segment.line()] if any(str(cells[k]) for k in others) else []
-            own = self._below([str(cells[k]) for k in self.names], above, style, console)
-            yield from (*own, *row) if above else (*row, *own)
+        every, above = range(len(self.columns)), 0 in self.names
+        lines = self._lines(every)
+        if max(map(cell_len, lines)) > options.max_width:
+            others = self._lines([k for k in every if k not in self.names])
+            lines = []
+            for (cells, _), other in zip(self.rows, others, strict=True):
+                # Whole, be it longer than the screen: the terminal wraps it, and what is copied
+                # has no break.
+                names = "  ".join(cells[k] for k in self.names if cells[k])
+                parts = [names, other] if above else [other, names and f"    {names}"]
+                lines.append("\n".join(part for part in parts if part))
+        for (_, style), line in zip(self.rows, lines, strict=True):
+            yield Segment(line, console.get_style(style))
+            yield Segment.line()
 
-    @staticmethod
-    def _below(words: list[str], above: bool, style: str, console: Console) -> list[Segment]:
-        """Names on a line of their own, whole: where it is too long, the terminal wraps it."""
-        text = "  ".join(_as_stored(word).plain for word in words if word)
-        line = Segment(text if above else f"    {text}", console.get_style(style))
-        return [line, Segment.line()] if text else []
-
-    def _table(self, kept: Iterable[int]) -> Table:
-        table = plain_table(*(self.columns[k] for k in kept), numbers=self.numbers)
-        for cells, style in self.rows:
-            table.add_row(*(cells[k] for k in kept), style=style)
-        return table
-
-
-def _natural_width(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Columns that a table takes where nothing is wrapped."""
-    wide = options.update(width=1 << 16)
-    return max(1, Measurement.get(console, wide, table).maximum)
+    def _lines(self, kept: Sequence[int]) -> list[str]:
+        """Rows of some columns, each as wide as its widest cell."""
+        lines = [""] * len(self.rows)
+        for k in kept:
+            cells = [row[k] for row, _ in self.rows]
+            width, right = max(map(cell_len, cells)), self.columns[k] in self.numbers
+            for n, cell in enumerate(cells):
+                space = " " * (width - cell_len(cell))
+                lines[n] += (space + cell if right else cell + space) + "  "
+        return [line.rstrip() for line in lines]
 
 
 def heading(layer: LayerShapes) -> Text:
@@ -125,7 +114,7 @@ def normalized_line(source: str | None) -> str:
     return f"inputs normalized: (x - mean) / scale, from {source}"
 
 
-def gate_tables(layer: LayerShapes) -> list[Table]:
+def gate_tables(layer: LayerShapes) -> list[NamesTable]:
     """Every gate's shapes in a recurrent layer; directions that are alike share a table."""
     tables = []
     for _, group in groupby(layer.directions, key=lambda d: (d.gates, d.states)):
@@ -136,8 +125,9 @@ def gate_tables(layer: LayerShapes) -> list[Table]:
     return tables
 
 
-def _gate_table(title: str, direction: DirectionShapes) -> Table:
-    table = plain_table(title, "", "W input", "U recurrent", "b", "activation", "per step")
+def _gate_table(title: str, direction: DirectionShapes) -> NamesTable:
+    columns = (title, "", "W input", "U recurrent", "b", "activation", "per step")
+    table = NamesTable(columns, range(0))
     for gate in direction.gates:
         table.add_row(
             gate.name,
@@ -152,9 +142,9 @@ def _gate_table(title: str, direction: DirectionShapes) -> Table:
     return table
 
 
-def other_layer(layer: LayerShapes) -> Table:
+def other_layer(layer: LayerShapes) -> NamesTable:
     """A dense, dropout or flatten layer: its tensors and what it gives."""
-    table = plain_table("tensor", "", "shape")
+    table = NamesTable(("tensor", "", "shape"), range(0))
     for block in layer.blocks:
         table.add_row(block.role, block.symbol, units.shape(block.shape))
     table.add_row("output", "y", units.shape(layer.flows[-1].per_batch))
@@ -260,9 +250,10 @@ def _compared(block: Block) -> tuple[str, str, str]:
     return units.shape(block.shape), found, f"✗ {block.mark}" if block.mark else ""
 
 
-def flow_table(layer: LayerShapes) -> Table:
+def flow_table(layer: LayerShapes) -> NamesTable:
     """The values a layer makes, per step and per batch."""
-    table = plain_table("activation", "per step", "per batch", "bytes", numbers=("bytes",))
+    columns = ("activation", "per step", "per batch", "bytes")
+    table = NamesTable(columns, range(0), ("bytes",))
     for flow in layer.flows:
         nbytes = units.size(flow.bytes) if flow.bytes is not None else ""
         shapes = (units.shape(flow.per_step), units.shape(flow.per_batch))
