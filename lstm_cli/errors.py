@@ -8,7 +8,10 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import lru_cache
+
+SHOWN_PROBLEMS = 20
+"""Problems of one error that are printed; `LstmCliError.problems` has them all."""
 
 LONGEST_WORD, LONGEST_LINE = 500, 10_000
 """Characters without a blank, and in a line, above which a text is cut in the middle."""
@@ -58,7 +61,7 @@ class LstmCliError(Exception):
     """Base of all errors this package raises on purpose.
 
     Carries one or more `problems`, with a `headline` over several; `exit_code` is what the
-    command line exits with.
+    command line exits with. As a text, it is the first problems, then a count of the others.
     """
 
     exit_code = 1
@@ -87,13 +90,16 @@ class LstmCliError(Exception):
             lines = [line for problem in self.problems for line in problem.lines()]
             return "\n".join(lines + [f"hint: {hint}" for hint in self.hints])
         # A hint of one problem stands with it, one that several share at the end.
-        given = Counter(problem.hint for problem in self.problems)
-        shared = [hint for hint in self.hints if given[hint] > 1 or len(self.problems) == 1]
+        shown = self.problems[:SHOWN_PROBLEMS]
+        given = Counter(problem.hint for problem in shown if problem.hint is not None)
+        shared = [hint for hint, count in given.items() if count > 1 or len(self.problems) == 1]
         lines = [self.headline]
-        for problem in self.problems:
+        for problem in shown:
             lines += ["", *(f"  {line}" for line in problem.lines())]
             if problem.hint is not None and problem.hint not in shared:
                 lines.append(f"  hint: {problem.hint}")
+        if (more := len(self.problems) - len(shown)) > 0:
+            lines += ["", f"  and {more:,} more"]
         return "\n".join(lines + ([""] if shared else []) + [f"hint: {hint}" for hint in shared])
 
     @property
@@ -236,9 +242,68 @@ def described(value: object) -> str:
     return f"an object of type {kind}"
 
 
+OTHER_NAMES = {
+    "bce": "binary_cross_entropy", "binary_crossentropy": "binary_cross_entropy",
+    "bce_with_logits": "binary_cross_entropy", "nll": "cross_entropy", "nll_loss": "cross_entropy",
+    "categorical_crossentropy": "cross_entropy", "softmax_cross_entropy": "cross_entropy",
+    "sparse_categorical_crossentropy": "cross_entropy", "l1": "mae", "l1_loss": "mae",
+    "mean_absolute_error": "mae", "mean_squared_error": "mse", "smooth_l1": "huber",
+    "acc": "accuracy", "val_acc": "val_accuracy", "linear": "dense", "fully_connected": "dense",
+    "fc": "dense", "simplernn": "rnn", "elman": "rnn", "bilstm": "lstm", "bigru": "gru",
+    "float": "float32", "single": "float32", "fp32": "float32", "double": "float64",
+    "fp64": "float64", "half": "float16", "fp16": "float16", "bf16": "bfloat16",
+    "numpy": "reference", "llvm": "jit", "gpu": "cuda", "tensorflow": "keras", "tf": "keras",
+    "plateau": "reduce_on_plateau", "zscore": "standard", "hardsigmoid": "hard_sigmoid",
+}  # fmt: skip
+"""What other programs call it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be, or None."""
     names = list(known)
-    folded = {candidate.lower(): candidate for candidate in reversed(names)}
-    match = get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
-    return folded[match[0]] if match else None
+    if (other := OTHER_NAMES.get(name.lower())) in names:
+        return other
+    best = max(names, key=lambda candidate: _likeness(name, candidate), default=None)
+    return best if best is not None and _likeness(name, best) >= 0.6 else None
+
+
+def nearest_first(name: object, known: Iterable[str]) -> list[str]:
+    """All known names, those that are most like `name` first; the others in their own order."""
+    names = list(known)
+    if not isinstance(name, str):
+        return names
+    guess = nearest(name, names)
+    scores = {other: _likeness(name, other) for other in names}
+    return sorted(names, key=lambda other: (other != guess, -scores[other] * (scores[other] > 0.5)))
+
+
+@lru_cache(maxsize=1 << 14)
+def _likeness(name: str, candidate: str) -> float:
+    """From 0 to 1: 1 for names that differ in case and separators alone."""
+    a, b = (text.lower().translate(_SEPARATORS) for text in (name, candidate))
+    if not a or not b or len(a) > 3 * len(b) + 8:
+        return float(a == b)
+    shorter, longer = sorted((len(a), len(b)))
+    edits = _edits(a, b) if longer - shorter <= 0.4 * longer else longer
+    likeness = 1 - edits / longer
+    if shorter >= 3 and (a in b or b in a):  # what begins alike is likelier meant
+        first, last = a[0] == b[0], a[-1] == b[-1]
+        likeness = max(likeness, 0.87 if first else 0.77 if last else 0.67)
+    return likeness
+
+
+_SEPARATORS = {ord(letter): None for letter in "-_ "}
+
+
+def _edits(a: str, b: str) -> int:
+    """Letters to insert, remove, replace, or swap with their neighbor, to make `a` of `b`."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        before, above, row = row, before, [i]
+        for j, other in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, above[j - 2] + 1)
+            row.append(cost)
+    return row[-1]

@@ -186,14 +186,20 @@ def assemble(
     if not isinstance(source, Imported):
         named_at = config.where("weights") if weights is None else None
         source = read_weights(source, options, named_at, config.specs)
-    network = _network(config, tensors_for(config.specs, source), engine, str(source.path))
+    tensors = tensors_for(config.specs, source)
+    network = _network(config, tensors, engine, str(source.path), named=weights is None)
     network.zero_states = zero_states_for(config.specs, source)
     notes = standing_notes(source, config)
     return Model(network, config, str(source.path), source.sha256, notes)
 
 
 def _network(
-    config: Config, tensors: Mapping[str, Array], engine: Engine, file: str | None
+    config: Config,
+    tensors: Mapping[str, Array],
+    engine: Engine,
+    file: str | None,
+    *,
+    named: bool = False,
 ) -> Network:
-    check_weights(config, tensors, file)
+    check_weights(config, tensors, file, named=named)
     return Network(config.specs, tensors, engine)

@@ -30,6 +30,7 @@ SAMPLE, SAMPLE_BYTES = 64, 8 << 20
 """Sequences, and bytes of them, by which it is judged what a dtype loses."""
 SAMPLE_LOSS = 0.05
 """Share of a feature's deviation that rounding may take without a note."""
+NO_WEIGHTS = "--set weights=null draws new weights, untrained ones"
 NAMED = 8
 """Features that a message names; more become a count."""
 
@@ -64,16 +65,23 @@ def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]
 
 
 def weights_problems(
-    config: Config, tensors: Mapping[str, Array], file: str | None
+    config: Config, tensors: Mapping[str, Array], file: str | None, *, named: bool = False
 ) -> list[Problem]:
     """Every misfit between a config and weights, each side with its origin.
 
-    `file` is what the weights were read from; None if they were given as arrays.
+    Parameters
+    ----------
+    file
+        What the weights were read from; None if they were given as arrays.
+    named
+        The config's key `weights` names the file.
     """
     name = file or "the weights given"
     hint = None
     if file is not None:
         hint = f"lstm-cli inspect-shapes {quote(file)} shows what the file holds"
+    if named:
+        hint = f"{NO_WEIGHTS}; {hint}"
     merged = merge_biases(config.specs, tensors)
     wanted = expected_tensors(config.specs)
     problems = []
@@ -255,9 +263,11 @@ def _lost(rows: Array, dtype: str, noun: str) -> list[Rounding]:
     return scaling.roundings(dtype, SAMPLE_LOSS, noun)
 
 
-def check_weights(config: Config, tensors: Mapping[str, Array], file: str | None) -> None:
+def check_weights(
+    config: Config, tensors: Mapping[str, Array], file: str | None, *, named: bool = False
+) -> None:
     """Raise WeightsError naming every misfit between a config and weights."""
-    problems = weights_problems(config, tensors, file)
+    problems = weights_problems(config, tensors, file, named=named)
     if problems:
         raise WeightsError(problems)
 

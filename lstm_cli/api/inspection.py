@@ -106,7 +106,9 @@ def inspect(
             else read_weights(weights, reading, layers=config.specs)
         )
         tensors = tensors_for(config.specs, file)
-        wrong_weights = weights_problems(config, tensors, str(file.path))
+        wrong_weights = weights_problems(
+            config, tensors, str(file.path), named=weights is config.weights
+        )
         merged = merge_biases(config.specs, tensors)
         if not any(name in problem.what for problem in wrong_weights for name in STORED):
             scaling = Normalization.stored(tensors)

@@ -56,12 +56,13 @@ def train_section(config: Config) -> TrainSection:
 
 
 def _seen_from(folder: Path, data: str) -> str:
-    """``FILE.h5:/group`` relative to a folder; absolute on another drive."""
+    """``FILE.h5:/group`` relative to a folder, links resolved; absolute on another drive."""
     from lstm_cli.data.files import split_argument
 
     file, group = split_argument(data)
     try:
-        file = os.path.relpath(file, folder)
+        # From a folder that is a link, .. leads to where it points.
+        file = os.path.relpath(os.path.realpath(file), os.path.realpath(folder))
     except ValueError:
         file = os.path.abspath(file)
     return file if group == "/" else f"{file}:{group}"

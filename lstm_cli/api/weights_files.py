@@ -84,7 +84,12 @@ def read_weights(
     except WeightsError as error:
         if named_at is None:
             raise
-        problems = [replace(p, where=(*p.where, named_at)) for p in error.problems]
+        problems = [
+            replace(
+                p, where=(*p.where, named_at), hint=p.hint or "--set weights=null draws new ones"
+            )
+            for p in error.problems
+        ]
         raise WeightsError(problems, headline=error.headline) from None
 
 

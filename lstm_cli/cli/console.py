@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lstm_cli.errors import printable
 
@@ -28,13 +30,19 @@ class Console:
         No progress and no messages.
     """
 
+    printed: ClassVar[bool] = False
+    """Whether the command has printed its JSON document."""
+
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        Console.printed = False
         self.as_json = as_json
         self.quiet = quiet
 
     @cached_property
     def _out(self) -> rich.console.Console:
-        return _terminal(stderr=False)
+        # Whoever reads a pipe or a file gets tables in their whole width, unless COLUMNS says less.
+        wide = not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdecimal()
+        return _terminal(stderr=False, width=1 << 16 if wide else None)
 
     @cached_property
     def _err(self) -> rich.console.Console:
@@ -50,10 +58,10 @@ class Console:
         if isinstance(renderable, str):
             self._out.print(renderable, soft_wrap=True)
         elif self._out.is_terminal:
-            self._out.print(renderable)
+            self._out.print(renderable, crop=False)
         else:  # a file gets no blanks at the ends of lines
             with self._out.capture() as captured:
-                self._out.print(renderable)
+                self._out.print(renderable, crop=False)
             lines = captured.get().splitlines()
             self._out.print("\n".join(map(str.rstrip, lines)), soft_wrap=True)
 
@@ -61,6 +69,7 @@ class Console:
         """The JSON document on stdout, if JSON is wanted."""
         if self.as_json:
             print_json(value)
+            Console.printed = True
 
     def note(self, text: str) -> None:
         """A message on stderr."""
@@ -106,7 +115,7 @@ class Console:
         return Progress(head, BarColumn(width), tail, console=self._err, transient=True)
 
 
-def _terminal(*, stderr: bool) -> rich.console.Console:
+def _terminal(*, stderr: bool, width: int | None = None) -> rich.console.Console:
     """Rich's console, which sends no text from a file as it stands: neither codes nor markup."""
     from rich.console import Console as RichConsole
     from rich.console import ConsoleOptions, RenderableType
@@ -127,7 +136,7 @@ def _terminal(*, stderr: bool) -> rich.console.Console:
                 shown = segment.text if plain else printable(segment.text, lines=True)
                 yield segment if plain else Segment(shown, segment.style)
 
-    return Terminal(stderr=stderr, highlight=False)
+    return Terminal(stderr=stderr, highlight=False, width=width)
 
 
 def print_json(value: Any) -> None:

@@ -14,8 +14,7 @@ from lstm_cli.cli.options import external_option, output_options
 from lstm_cli.errors import DataError, printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from lstm_cli.cli.tables import NamesTable
     from lstm_cli.data import FileReport
     from lstm_cli.data.report import GroupReport, Spread, StoredReport
 
@@ -66,10 +65,11 @@ def _lines(report: FileReport) -> list[Any]:
     return lines
 
 
-def _stored(report: FileReport) -> Table:
-    from lstm_cli.cli.tables import plain_table
+def _stored(report: FileReport) -> NamesTable:
+    from lstm_cli.cli.tables import NamesTable
 
-    table = plain_table("dataset", "shape", "dtype", "bytes", "stored", "taken for")
+    columns = ("dataset", "shape", "dtype", "bytes", "stored", "taken for")
+    table = NamesTable(columns, range(1))
     alike: Counter[Hashable] = Counter()
     for item in report.datasets:
         kind = _kind(item)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from lstm_cli.cli.console import say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
 from lstm_cli.files import remove_unfinished
 from lstm_cli.version import __version__
+
+if TYPE_CHECKING:
+    from lstm_cli.errors import LstmCliError
 
 COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
@@ -140,7 +143,7 @@ def _code(args: list[str], signals: Signals) -> int:
             raise
         if signals.asked:  # some libraries make another error of it, while they are imported say
             return _interrupted()
-        return _failed(error)
+        return _failed(error, args)
 
 
 def _show_traceback(*error: Any) -> None:
@@ -171,14 +174,47 @@ def _prepare_streams() -> None:
 
 def _misused(error: click.ClickException) -> int:
     """Say what is wrong with the arguments, and where the right ones are listed."""
-    say(f"error: {error.format_message().rstrip('.')}")
     ctx = getattr(error, "ctx", None)
+    message, instead = error.format_message().rstrip("."), None
+    if isinstance(error, click.NoSuchOption) and ctx is not None:
+        message = f"{error.option_name} is not an option of {ctx.command_path}"
+        instead = _instead(error.option_name, ctx)
+    say(f"error: {message}")
+    if instead is not None:
+        say(f"hint: {instead}")
     path = ctx.command_path if ctx is not None else "lstm-cli"
     say(f"hint: {path} --help lists what it takes")
     return error.exit_code
 
 
-def _failed(error: Exception) -> int:
+def _instead(option: str, ctx: click.Context) -> str | None:
+    """A hint to the nearest option, or to the key of the config that has this name."""
+    from lstm_cli.errors import nearest
+
+    options = [name for each in ctx.command.get_params(ctx) for name in each.opts]
+    if (guess := nearest(option, options)) is not None:
+        return f"did you mean {guess}?"
+    if "--set" in options:
+        from lstm_cli.config.train import Optimizer, TrainSection
+
+        key = option.lstrip("-").replace("-", "_")
+        key = {"lr": "learning_rate"}.get(key, key)
+        for section, owner in (("train", TrainSection), ("train.optimizer", Optimizer)):
+            if key in owner.model_fields:
+                return f"the config has it: --set {section}.{key}=…"
+    return None
+
+
+def _print_problems(error: LstmCliError) -> None:
+    """All problems as the JSON document, unless the command has printed one."""
+    from lstm_cli.cli.console import Console, print_json
+
+    if not Console.printed:
+        found = {"exit_code": error.exit_code, "problems": error.problems}
+        print_json({"error": {"headline": error.headline, **found}})
+
+
+def _failed(error: Exception, args: Sequence[str]) -> int:
     """Say what went wrong in the form that all errors have."""
     from lstm_cli.errors import LstmCliError
 
@@ -189,6 +225,8 @@ def _failed(error: Exception) -> int:
         return 1
     if isinstance(error, LstmCliError):
         say(f"error: {error}")
+        if "--json" in args:
+            _print_problems(error)
         return error.exit_code
     if isinstance(error, OSError) and error.filename is None:
         _give_up_stdout()

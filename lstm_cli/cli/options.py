@@ -189,7 +189,8 @@ set_option = click.option(
     multiple=True,
     callback=settings,
     metavar="KEY=VALUE",
-    help="Override a key of the config: --set model.layers.0.hidden_size=64.",
+    help="Override a key of the config: --set model.layers.0.hidden_size=64; paths in it begin "
+    "where it is typed.",
 )
 
 config_options = _all(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from rich.cells import cell_len
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +15,8 @@ from lstm_cli.cli import units
 from lstm_cli.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
     from lstm_cli.api.inspection import StoredTensor
     from lstm_cli.api.shapes import Block, DirectionShapes, LayerShapes
     from lstm_cli.api.timing import TimingRow
@@ -28,6 +32,58 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
         justify: Literal["left", "right"] = "right" if column in right else "left"
         table.add_column(column, header_style="dim", justify=justify, overflow="fold")
     return table
+
+
+class NamesTable:
+    """A table with names from a file, which are never broken: where it is too wide, they have
+    lines of their own.
+
+    Parameters
+    ----------
+    columns
+        Headings.
+    names
+        Columns of names, at one end of the row: the last ones stand below their row there, the
+        first ones above it.
+    numbers
+        Headings of columns that are flush right.
+    """
+
+    def __init__(self, columns: Sequence[str], names: range, numbers: Iterable[str] = ()) -> None:
+        self.columns, self.names, self.numbers = tuple(columns), names, set(numbers)
+        self.rows: list[tuple[list[str], str]] = [(list(columns), "dim")]
+
+    def add_row(self, *cells: Text | str, style: str = "") -> None:
+        """Add a row of one line; cells that are left out are empty."""
+        texts = [printable(str(cell)) for cell in cells]
+        self.rows.append((texts + [""] * (len(self.columns) - len(cells)), style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        every, above = range(len(self.columns)), 0 in self.names
+        lines = self._lines(every)
+        if max(map(cell_len, lines)) > options.max_width:
+            others = self._lines([k for k in every if k not in self.names])
+            lines = []
+            for (cells, _), other in zip(self.rows, others, strict=True):
+                # Whole, be it longer than the screen: the terminal wraps it, and what is copied
+                # has no break.
+                names = "  ".join(cells[k] for k in self.names if cells[k])
+                parts = [names, other] if above else [other, names and f"    {names}"]
+                lines.append("\n".join(part for part in parts if part))
+        for (_, style), line in zip(self.rows, lines, strict=True):
+            yield Segment(line, console.get_style(style))
+            yield Segment.line()
+
+    def _lines(self, kept: Sequence[int]) -> list[str]:
+        """Rows of some columns, each as wide as its widest cell."""
+        lines = [""] * len(self.rows)
+        for k in kept:
+            cells = [row[k] for row, _ in self.rows]
+            width, right = max(map(cell_len, cells)), self.columns[k] in self.numbers
+            for n, cell in enumerate(cells):
+                space = " " * (width - cell_len(cell))
+                lines[n] += (space + cell if right else cell + space) + "  "
+        return [line.rstrip() for line in lines]
 
 
 def heading(layer: LayerShapes) -> Text:
@@ -59,7 +115,7 @@ def normalized_line(source: str | None) -> str:
     return f"inputs normalized: (x - mean) / scale, from {source}"
 
 
-def gate_tables(layer: LayerShapes) -> list[Table]:
+def gate_tables(layer: LayerShapes) -> list[NamesTable]:
     """Every gate's shapes in a recurrent layer; directions that are alike share a table."""
     tables = []
     for _, group in groupby(layer.directions, key=lambda d: (d.gates, d.states)):
@@ -70,8 +126,9 @@ def gate_tables(layer: LayerShapes) -> list[Table]:
     return tables
 
 
-def _gate_table(title: str, direction: DirectionShapes) -> Table:
-    table = plain_table(title, "", "W input", "U recurrent", "b", "activation", "per step")
+def _gate_table(title: str, direction: DirectionShapes) -> NamesTable:
+    columns = (title, "", "W input", "U recurrent", "b", "activation", "per step")
+    table = NamesTable(columns, range(0))
     for gate in direction.gates:
         table.add_row(
             gate.name,
@@ -87,9 +144,9 @@ def _gate_table(title: str, direction: DirectionShapes) -> Table:
     return table
 
 
-def other_layer(layer: LayerShapes) -> Table:
+def other_layer(layer: LayerShapes) -> NamesTable:
     """A dense, dropout or flatten layer: its tensors and what it gives."""
-    table = plain_table("tensor", "", "shape")
+    table = NamesTable(("tensor", "", "shape"), range(0))
     for block in layer.blocks:
         table.add_row(block.role, block.symbol, units.shape(block.shape))
     table.add_row("output", "y", units.shape(layer.flows[-1].per_batch))
@@ -123,7 +180,7 @@ def _rate(row: TimingRow) -> str:
     return f"{units.size(row.gbytes * 1e9)}/s" if row.gbytes is not None else ""
 
 
-def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
+def block_tables(layer: LayerShapes, *, compared: bool) -> list[NamesTable]:
     """Every matrix and vector of every gate of a layer, a table for each direction.
 
     With `compared`, beside those of a weights file.
@@ -132,13 +189,15 @@ def block_tables(layer: LayerShapes, *, compared: bool) -> list[Table]:
     return [_block_table(prefix, list(blocks), compared) for prefix, blocks in groups]
 
 
-def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
-    columns = ("", "role", "formula", "shape", "params", "bytes", f"under {prefix}.")
+def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> NamesTable:
+    sizes: tuple[str, ...] = ("shape", "params", "bytes")
+    marked = any(block.mark for block in blocks)
     if compared:
-        columns = ("", "role", "formula", "config", "weights file", "misfit", f"under {prefix}.")
-    table = plain_table(*columns, numbers=("params", "bytes"))
+        sizes = ("config", "weights file", "misfit") if marked else ("config", "weights file")
+    columns = ("", "role", "formula", *sizes, f"in {prefix}")
+    table = NamesTable(columns, range(len(columns) - 1, len(columns)), ("params", "bytes"))
     for block in blocks:
-        sides = _compared(block) if compared else _sizes(block)
+        sides = (_compared(block) if compared else _sizes(block))[: len(sizes)]
         style = "red" if block.mark else ""
         place = block.stored.removeprefix(f"{prefix}.")
         table.add_row(block.symbol, block.role, block.formula, *sides, place, style=style)
@@ -148,17 +207,22 @@ def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> Table:
     return table
 
 
-def place_tables(layer: LayerShapes) -> list[Table]:
+def place_tables(layer: LayerShapes) -> list[NamesTable]:
     """Which tensor of a file of another format is which gate's matrix, a table a direction."""
     groups = groupby(layer.blocks, key=lambda block: block.stored.rpartition(".")[0])
     return [_place_table(list(blocks)) for _, blocks in groups]
 
 
-def _place_table(blocks: Sequence[Block]) -> Table:
+def _place_table(blocks: Sequence[Block]) -> NamesTable:
     dtypes = {place.dtype for block in blocks for place in block.places}
     one = dtypes.pop() if len(dtypes) == 1 else None
-    columns = ("", "shape", "stored as" if one is None else f"stored as {one}, under")
-    table = plain_table(*columns, *([] if one else ["dtype"]), "")
+    columns: tuple[str, ...] = (
+        "",
+        "shape",
+        "stored as" if one is None else f"stored as {one}, under",
+    )
+    columns += ("",) if one else ("dtype", "")
+    table = NamesTable(columns, range(2, len(columns)))
     for block in blocks:
         first = block.symbol, units.shape(block.found or block.shape)
         for k, place in enumerate(block.places):
@@ -183,9 +247,10 @@ def _compared(block: Block) -> tuple[str, str, str]:
     return units.shape(block.shape), found, f"✗ {block.mark}" if block.mark else ""
 
 
-def flow_table(layer: LayerShapes) -> Table:
+def flow_table(layer: LayerShapes) -> NamesTable:
     """The values a layer makes, per step and per batch."""
-    table = plain_table("activation", "per step", "per batch", "bytes", numbers=("bytes",))
+    columns = ("activation", "per step", "per batch", "bytes")
+    table = NamesTable(columns, range(0), ("bytes",))
     for flow in layer.flows:
         nbytes = units.size(flow.bytes) if flow.bytes is not None else ""
         shapes = (units.shape(flow.per_step), units.shape(flow.per_batch))
@@ -193,9 +258,9 @@ def flow_table(layer: LayerShapes) -> Table:
     return table
 
 
-def stored_table(tensors: Sequence[StoredTensor]) -> Table:
+def stored_table(tensors: Sequence[StoredTensor]) -> NamesTable:
     """The tensors of a weights file, as stored."""
-    table = plain_table("tensor", "shape", "dtype", "bytes", numbers=("bytes",))
+    table = NamesTable(("tensor", "shape", "dtype", "bytes"), range(1), ("bytes",))
     for tensor in tensors:
         table.add_row(
             printable(tensor.name),

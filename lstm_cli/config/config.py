@@ -47,9 +47,10 @@ class Config:
     specs
         The layers, resolved: sizes, cells, activations per direction.
     weights
-        Path of the weights, with the config's folder in front if it was relative.
+        Path of the weights as seen from the working directory.
     folder
-        What relative paths of the config begin from; None is the working directory.
+        What relative paths of the config begin from; None is the working directory. Those of
+        ``--set`` begin there anyway.
     """
 
     name: str
@@ -74,11 +75,18 @@ class Config:
 
     @property
     def validation(self) -> float | str | None:
-        """``train.validation``: a share, or ``FILE.h5:/group`` found from the config's folder."""
+        """``train.validation``: a share, or ``FILE.h5:/group`` as seen from the working directory.
+
+        One from the config begins at its folder, one from ``--set`` where it was typed.
+        """
         found = None if self.train is None else self.train.validation
-        if isinstance(found, str) and self.folder is not None:
-            return os.path.join(self.folder, found)
-        return found
+        if not isinstance(found, str):
+            return found
+        typed = self.places.is_typed(("train", "validation"))
+        file, colon, group = found.rpartition(":/")
+        if len(file) < 2:  # no group, or the colon of a drive
+            file, colon, group = found, "", ""
+        return f"{found_from(None if typed else self.folder, file)}{colon}{group}"
 
     def where(self, *path: str | int) -> str:
         """Where a value, or its nearest ancestor that is written, stands.
@@ -128,7 +136,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
     Parameters
     ----------
     overrides
-        ``dotted.key=value``, later ones win; a list element is ``model.layers.0.units``.
+        ``dotted.key=value``, later ones win; a list element is ``model.layers.0.units``, or
+        ``model.layers[0].units``. Relative paths begin from the working directory.
     seed
         Replaces every seed of the config.
 
@@ -139,6 +148,22 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
     """
     path = Path(path)
     return from_text(read_text(path), str(path), path.parent, overrides, seed)
+
+
+def found_from(folder: Path | None, path: str) -> str:
+    """A path relative to a folder as seen from the working directory, without detours.
+
+    ``configs/../data`` becomes ``data``; where a link makes that another folder, what it leads to.
+    """
+    joined = str(path) if folder is None else os.path.join(folder, path)
+    plain = os.path.normpath(joined)
+    try:
+        real = os.path.realpath(joined)
+        if os.path.realpath(plain) == real:
+            return plain
+        return real if os.path.isabs(joined) else os.path.relpath(real)
+    except (OSError, ValueError):
+        return joined
 
 
 def from_text(
@@ -196,7 +221,7 @@ def _assemble(
     seed: int | None,
 ) -> Config:
     report = Report(Places(source, parsed.lines))
-    report.problems.extend(parsed.problems)
+    report.extend(parsed.problems)
     raw = _sections(parsed.value, source)
     apply_overrides(raw, overrides, report)
     if seed is not None:
@@ -205,7 +230,10 @@ def _assemble(
     specs = resolve(document.model)
     check_size(specs, report)
     _raise_if_any(report)
-    weights = None if document.weights is None else (folder or Path()) / document.weights
+    weights = None
+    if document.weights is not None:
+        begin = None if report.places.is_typed(("weights",)) else folder
+        weights = Path(found_from(begin, document.weights))
     return Config(
         name=name,
         source=source,

@@ -19,6 +19,9 @@ from lstm_cli.config.options import DenseActivation, Directions
 LARGEST = 2**24
 """Upper bound of sizes; what is larger is a slip of the keyboard."""
 
+MOST_LAYERS = 500
+"""Upper bound of layers: each costs some milliseconds in every command, however small it is."""
+
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PerDirection = Annotated[tuple[Activation, ...], Directions]

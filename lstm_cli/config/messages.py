@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ from lstm_cli.config.schema import (
 )
 from lstm_cli.config.train import OPTIMIZERS, SCHEDULES, TrainSection
 from lstm_cli.config.words import an, did_you_mean, either, flow, shown
-from lstm_cli.errors import nearest
+from lstm_cli.errors import nearest, nearest_first
 
 SECTIONS: dict[KeyPath, tuple[type[Section], str]] = {
     (): (Document, "a config"),
@@ -34,6 +36,12 @@ KINDS: dict[KeyPath, tuple[Mapping[str, type[Section]], str]] = {
     ("train", "optimizer"): (OPTIMIZERS, "optimizer"),
     ("train", "schedule"): (SCHEDULES, "schedule"),
 }
+DEFAULTS: dict[KeyPath, str] = {
+    path: TrainSection.model_fields[str(path[1])].default.type for path in list(KINDS)[1:]
+}
+"""The types of mappings that say none."""
+EXPLAINED = 200
+"""Problems for which the nearest key is looked for."""
 ELSEWHERE = {
     "units": "hidden_size", "hidden_size": "units", "size": "hidden_size", "lr": "learning_rate",
     "eps": "epsilon", "alpha": "rho", "features": "input_size", "input_dim": "input_size",
@@ -66,12 +74,12 @@ def explain(error: ValidationError, raw: Any, report: Report) -> None:
 def _misspelt(findings: Sequence[Mapping[str, Any]], raw: Any) -> set[KeyPath]:
     """Paths of keys that an unknown key stands for: `units` where there is a `unit`."""
     found = set()
-    for finding in findings:
-        if finding["type"] == "extra_forbidden":
-            path = _user_path(finding["loc"])
-            owner, _ = _owner(path[:-1], raw)
-            guess = nearest(str(path[-1]), owner.model_fields) or ELSEWHERE.get(str(path[-1]))
-            found.add((*path[:-1], guess or ""))
+    unknown = (finding for finding in findings if finding["type"] == "extra_forbidden")
+    for finding in islice(unknown, EXPLAINED):
+        path = _user_path(finding["loc"])
+        owner, _ = _owner(path[:-1], raw)
+        guess = nearest(str(path[-1]), owner.model_fields) or ELSEWHERE.get(str(path[-1]))
+        found.add((*path[:-1], guess or ""))
     return found
 
 
@@ -104,7 +112,7 @@ def _owner(path: KeyPath, raw: Any) -> tuple[type[Section], str]:
         return SECTIONS[path]
     kinds, noun = KINDS[path[:2]]
     value = value_at(raw, path)
-    name = value if isinstance(value, str) else value["type"]
+    name = value if isinstance(value, str) else value.get("type", DEFAULTS.get(path[:2]))
     return kinds[name], f"{an(name)} {noun}"
 
 
@@ -122,15 +130,26 @@ def _own(path: KeyPath, said: Mapping[str, Any], report: Report) -> None:
 def _unknown_key(path: KeyPath, raw: Any, report: Report) -> None:
     owner, noun = _owner(path[:-1], raw)
     key, known = path[-1], list(owner.model_fields)
-    hint = did_you_mean(key, known)
-    if hint is None and ELSEWHERE.get(str(key)) in known:
-        hint = f"here it is called `{ELSEWHERE[str(key)]}`"
-    hint = hint or _belongs_elsewhere(key, path) or f"keys: {', '.join(known)}"
+    hint = None
+    if report.count < EXPLAINED:
+        hint = did_you_mean(key, known)
+        if hint is None and ELSEWHERE.get(str(key)) in known:
+            hint = f"here it is called `{ELSEWHERE[str(key)]}`"
+        hint = hint or _belongs_elsewhere(key, path)
+        known = nearest_first(key, known)
+    hint = hint or f"keys: {', '.join(known)}"
     report.add(path, f"{spell(path)} is not a key of {noun}", hint=hint)
 
 
 def _belongs_elsewhere(key: str | int, path: KeyPath) -> str | None:
-    """A hint if `key` is known, but in another section."""
+    """A hint if `key` is known, but in another section, or of another type."""
+    for prefix, (kinds, noun) in KINDS.items():
+        having = [name for name, kind in kinds.items() if key in kind.model_fields]
+        if having and _kind_path(path[:-1]) == path[:-1] and path[:2] == prefix:
+            return f"`{key}` belongs to the type{'s' * (len(having) > 1)} {', '.join(having)}"
+        if having and key != "type" and path[:-1] == prefix[:1]:
+            place = f"a {noun}: {spell((*prefix, 0, key))}" if noun == "layer" else spell(prefix)
+            return f"`{key}` belongs to {place}"
     for section, (owner, noun) in SECTIONS.items():
         if section != path[:-1] and key in owner.model_fields:
             return f"`{key}` belongs to {noun if section else 'the top level'}"
@@ -151,7 +170,7 @@ def _missing(path: KeyPath, raw: Any, report: Report) -> None:
 def _unknown_kind(path: KeyPath, value: Any, report: Report) -> None:
     kinds, noun = KINDS[path[:2]]
     given = value.get("type") if isinstance(value, dict) else value
-    if isinstance(value, dict) and "type" not in value:
+    if isinstance(value, dict) and "type" not in value:  # only of a layer: others have defaults
         what = f"{spell((*path, 'type'))} is missing"
         hint = f"add `type: {next(iter(kinds))}`"
         report.add((*path, "type"), what, expected=either(kinds), hint=hint)
@@ -160,7 +179,7 @@ def _unknown_kind(path: KeyPath, value: Any, report: Report) -> None:
     report.add(
         at,
         f"{spell(at)} names no {noun}",
-        expected=either(kinds),
+        expected=either(nearest_first(given, kinds)),
         found=shown(given),
         hint=did_you_mean(given, kinds),
     )
@@ -182,11 +201,12 @@ def _wrong_value(path: KeyPath, kind: str, raw: Any, report: Report) -> None:
     elif kind in ("literal_error", "enum"):
         what = "has an unknown value"
     else:
-        what = "is too short" if kind.endswith("too_short") else "is out of range"
+        lengths = {"too_short": "is too short", "too_long": "is too long"}
+        what = lengths.get(kind.removeprefix("string_"), "is out of range")
     report.add(
         path,
         f"{spell(path)} {what}",
-        expected=_describe(fragment),
+        expected=_describe(fragment, value),
         found=shown(value),
         hint=_mend(str(path[-1]), value, fragment),
     )
@@ -195,6 +215,7 @@ def _wrong_value(path: KeyPath, kind: str, raw: Any, report: Report) -> None:
 def _no_mapping(path: KeyPath, value: Any, report: Report) -> None:
     kinds, noun = KINDS[path[:2]]
     name = value if isinstance(value, str) and value in kinds else next(iter(kinds))
+    name = DEFAULTS.get(path, name)
     required = {
         key: field.examples[0]
         for key, field in kinds[name].model_fields.items()
@@ -209,6 +230,7 @@ def _no_mapping(path: KeyPath, value: Any, report: Report) -> None:
     )
 
 
+@lru_cache
 def _fragment(owner: type[Section], key: str) -> dict[str, Any]:
     """The JSON Schema of one key, without the null of an optional one."""
     fragment: dict[str, Any] = owner.model_json_schema()["properties"][key]
@@ -220,10 +242,10 @@ def _expected(owner: type[Section], key: str) -> str:
     return _describe(_fragment(owner, key))
 
 
-def _describe(fragment: Mapping[str, Any]) -> str:
-    """What a JSON Schema asks for, in words."""
+def _describe(fragment: Mapping[str, Any], value: Any = None) -> str:
+    """What a JSON Schema asks for, in words; choices that are most like `value` first."""
     if "enum" in fragment or "const" in fragment:
-        return either(fragment.get("enum") or [fragment["const"]])
+        return either(nearest_first(value, fragment.get("enum") or [fragment["const"]]))
     nouns = {
         "integer": "a whole number",
         "number": "a number",
@@ -245,6 +267,8 @@ def _bounds(fragment: Mapping[str, Any]) -> str:
     said = [f"{words} {fragment[key]}" for key, words in bounds if key in fragment]
     if fragment.get("minItems") or fragment.get("minLength"):
         said.append("not empty")
+    if "maxItems" in fragment:
+        said.append(f"at most {fragment['maxItems']:,} items")
     return f", {' and '.join(said)}" if said else ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -11,9 +11,10 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lstm_cli.cells import FORMULAS, Activation
+from lstm_cli.cells.activations import SYNONYMS
 from lstm_cli.config.places import KeyPath
-from lstm_cli.config.words import did_you_mean, either, shown
-from lstm_cli.errors import ConfigError
+from lstm_cli.config.words import did_you_mean, either, short, shown
+from lstm_cli.errors import ConfigError, nearest, nearest_first
 
 OWN_ERROR = "lstm_cli"
 """Type of the errors raised here; their context holds a `Problem`'s parts, in our words."""
@@ -52,9 +53,18 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class BareName:
-    """Marks a field whose mapping may be written as its type's name alone."""
+    """Marks a field whose mapping may be written as its type's name alone, or without a type.
+
+    Attributes
+    ----------
+    names
+        Types.
+    default
+        The type of a mapping that has none.
+    """
 
     names: tuple[str, ...]
+    default: str
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -64,9 +74,16 @@ class BareName:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"anyOf": [{"enum": list(self.names)}, handler(schema)]}
+        typed = handler(schema)
+        named = {"$ref": typed["discriminator"]["mapping"][self.default]}
+        bare = dict(handler.resolve_ref_schema(named))
+        del bare["required"]
+        bare["properties"] = {k: v for k, v in bare["properties"].items() if k != "type"}
+        return {"anyOf": [{"enum": list(self.names)}, typed, bare]}
 
     def _expand(self, value: Any) -> Any:
+        if isinstance(value, dict) and "type" not in value:
+            return {"type": self.default, **value}
         return {"type": value} if isinstance(value, str) else value
 
 
@@ -107,7 +124,7 @@ def parse_dense(value: Any) -> Activation | Literal["softmax"]:
     """A dense layer's activation; softmax, which is not element-wise, stays a word."""
     if value in ("softmax", {"name": "softmax"}):
         return "softmax"
-    return _activation(value, ())
+    return _activation(value, (), (*FORMULAS, "softmax"))
 
 
 def written(value: Any) -> Any:
@@ -122,7 +139,7 @@ def written(value: Any) -> Any:
     return {"name": value.name, **{k: v for k, v in parameters.items() if v is not None}}
 
 
-def _activation(value: Any, path: KeyPath) -> Activation:
+def _activation(value: Any, path: KeyPath, known: Iterable[str] = FORMULAS) -> Activation:
     keys = {"name": value} if isinstance(value, str) else value
     if not isinstance(keys, dict):
         refuse("is no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
@@ -140,15 +157,24 @@ def _activation(value: Any, path: KeyPath) -> Activation:
     name = keys.get("name")
     if not isinstance(name, str):
         refuse("names no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
-    return _known(name, keys, path)
+    return _named(name, keys, path, known)
 
 
-def _known(name: str, keys: dict[str, Any], path: KeyPath) -> Activation:
-    if name == "softmax":
+def _named(name: str, keys: dict[str, Any], path: KeyPath, known: Iterable[str]) -> Activation:
+    if name not in FORMULAS and name not in SYNONYMS:
+        if name == "softmax" and name in known:
+            refuse("is softmax, which has no parameters", expected="softmax", path=path)
+        if nearest(name, ["softmax"]) and not (nearest(name, FORMULAS) or "softmax" in known):
+            refuse(
+                f"is {short(name)}, and only a dense layer has softmax",
+                expected=either(sorted(FORMULAS)),
+                hint="add a last layer {type: dense, units: …, activation: softmax}",
+                path=path,
+            )
         refuse(
-            "is softmax, which only a dense layer has",
-            expected=either(sorted(FORMULAS)),
-            hint="add a last layer {type: dense, units: …, activation: softmax}",
+            f"does not fit: {shown(name)} is not an activation",
+            expected=either(nearest_first(name, sorted(known))),
+            hint=did_you_mean(name, (*known, *SYNONYMS)),
             path=path,
         )
     try:

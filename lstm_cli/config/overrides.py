@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,9 @@ from lstm_cli.config.places import KeyPath, Report, spell
 from lstm_cli.config.words import short, shown
 from lstm_cli.config.yaml12 import parse
 from lstm_cli.errors import ConfigError
+
+_ELEMENT = re.compile(r"\.?\[\s*(-?[0-9]+)\s*\]")
+_INDEX = re.compile(r"-?[0-9]{1,9}")
 
 SEEDS: tuple[KeyPath, ...] = (("model", "init", "seed"), ("train", "seed"))
 
@@ -22,7 +26,7 @@ def apply_overrides(raw: dict[Any, Any], overrides: Sequence[str], report: Repor
             path, value = _split(text, option)
             _put(raw, path, value)
         except ConfigError as error:
-            report.problems.extend(replace(p, where=(option,)) for p in error.problems)
+            report.extend(replace(p, where=(option,)) for p in error.problems)
         else:
             report.places.override(path, option)
 
@@ -41,7 +45,8 @@ def apply_seed(raw: dict[Any, Any], seed: int, report: Report) -> None:
 def _split(text: str, option: str) -> tuple[KeyPath, Any]:
     """The path and the value of one option."""
     dotted, equals, written = text.partition("=")
-    keys = [key.strip() for key in dotted.split(".")]
+    # A list element may be written as messages print it: layers[0] is layers.0.
+    keys = [key.strip() for key in _ELEMENT.sub(r".\1", dotted).split(".")]
     if not equals or not all(keys):
         raise ConfigError(
             f"{option!r} is no setting",
@@ -51,11 +56,7 @@ def _split(text: str, option: str) -> tuple[KeyPath, Any]:
     parsed = parse(written, option)
     if parsed.problems:
         raise ConfigError(parsed.problems)
-    return tuple(int(key) if _is_index(key) else key for key in keys), parsed.value
-
-
-def _is_index(key: str) -> bool:
-    return key.isascii() and key.isdigit() and len(key) < 10
+    return tuple(int(key) if _INDEX.fullmatch(key) else key for key in keys), parsed.value
 
 
 def _put(raw: Any, path: KeyPath, value: Any) -> None:
@@ -64,11 +65,21 @@ def _put(raw: Any, path: KeyPath, value: Any) -> None:
     for depth, key in enumerate(path[:-1]):
         _check_step(at, path, depth)
         inner = at.get(key) if isinstance(at, dict) else at[key]
+        if isinstance(inner, str) and (named := _name_key(path[: depth + 1])) is not None:
+            at[key] = inner = {named: inner}
         if inner is None:
             at[key] = inner = {}
         at = inner
     _check_step(at, path, len(path) - 1)
     at[path[-1]] = value
+
+
+def _name_key(path: KeyPath) -> str | None:
+    """The key under which a value that may be a bare name has it, written out; else None."""
+    if path in (("train", "optimizer"), ("train", "schedule")):
+        return "type"
+    in_layer = path[:2] == ("model", "layers") and len(path) > 3
+    return "name" if in_layer and str(path[3]).endswith("activation") else None
 
 
 def _check_step(at: Any, path: KeyPath, depth: int) -> None:
@@ -77,19 +88,21 @@ def _check_step(at: Any, path: KeyPath, depth: int) -> None:
     if isinstance(at, dict):
         return
     if not isinstance(at, list):
-        inside = f"type: {short(at)}, …" if isinstance(at, str) else "…"
         raise ConfigError(
             f"{whole} cannot be set",
             found=f"{here} is {shown(at)}, which has no keys",
-            hint=f"set {here} whole: --set '{_dotted(path[:depth])}={{{inside}}}'",
+            hint=f"set {here} itself: --set {_dotted(path[:depth])}=…",
         )
-    if not isinstance(key, int) or key >= len(at):
-        last, rest = len(at) - 1, path[depth + isinstance(key, int) :]
+    if not isinstance(key, int) or not 0 <= key < len(at):
+        last = len(at) - 1
+        nearby = max(0, len(at) + key) if isinstance(key, int) and key < 0 else 0
+        rest = path[depth + isinstance(key, int) :]  # a key where an index was forgotten stays
+        instead = f"--set {_dotted((*path[:depth], nearby, *rest))}=…"
         raise ConfigError(
             f"{whole} cannot be set",
             expected=f"an index from 0 to {last} in {here}" if at else f"{here} is an empty list",
             found=str(key),
-            hint=f"--set {_dotted((*path[:depth], 0, *rest))}=…",
+            hint=instead if at else f"set {here} whole: --set '{_dotted(path[:depth])}=[…]'",
         )
 
 

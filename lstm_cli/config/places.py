@@ -45,6 +45,10 @@ class Places:
         self._overrides = {p: t for p, t in self._overrides.items() if p[: len(path)] != path}
         self._overrides[path] = text
 
+    def is_typed(self, path: KeyPath) -> bool:
+        """Whether the value at `path` comes from an option, not from the config."""
+        return any(path[:size] in self._overrides for size in range(len(path) + 1))
+
     def where(self, path: KeyPath) -> str:
         """The place of `path`, or of its nearest ancestor that was written at all."""
         for size in range(len(path), -1, -1):
@@ -60,7 +64,21 @@ class Report:
 
     def __init__(self, places: Places) -> None:
         self.places = places
-        self.problems: list[Problem] = []
+        self._problems: dict[Problem, None] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All problems, each once, in order."""
+        return list(self._problems)
+
+    @property
+    def count(self) -> int:
+        """Number of problems so far."""
+        return len(self._problems)
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Note problems that were found elsewhere."""
+        self._problems.update(dict.fromkeys(problems))
 
     def add(
         self,
@@ -74,6 +92,4 @@ class Report:
     ) -> None:
         """Note a problem with the value at `path`; `also` are further paths that take part."""
         where = tuple(dict.fromkeys(self.places.where(p) for p in (path, *also)))
-        problem = Problem(what, expected, found, where, hint)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.extend([Problem(what, expected, found, where, hint)])

@@ -43,7 +43,7 @@ def check_size(specs: tuple[LayerSpec, ...], report: Report) -> None:
             ("model", "layers"),
             "model.layers need more parameters than any machine holds",
             expected=f"at most {MAX_PARAMETERS:,}",
-            found=f"{total:,}",
+            found=f"{total:,}, {4 * total / 1e12:,.0f} TB in float32",
             hint="look for a slip in hidden_size, units, input_size or steps",
         )
 

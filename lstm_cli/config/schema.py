@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.json_schema import GenerateJsonSchema
 
 from lstm_cli.cells import Activation
-from lstm_cli.config.layers import LARGEST, Layer, Section, Size
+from lstm_cli.config.layers import LARGEST, MOST_LAYERS, Layer, Section, Size
 from lstm_cli.config.options import written
 from lstm_cli.config.train import Seed, TrainSection
 from lstm_cli.overwriting import SIGNATURE
@@ -38,6 +38,7 @@ class ModelSection(Section):
     input_size: Size = Field(description="Features D of each step.", examples=[12])
     layers: list[Annotated[Layer, Field(discriminator="type")]] = Field(
         min_length=1,
+        max_length=MOST_LAYERS,
         description="The layers, from input to output.",
         examples=[[{"type": "lstm", "hidden_size": 100}]],
     )
@@ -93,7 +94,9 @@ class Document(Section):
 
     model: ModelSection = Field(description="The layers and what they read.", examples=[EXAMPLE])
     weights: str | None = Field(
-        default=None, min_length=1, description="Weights file, relative to this file."
+        default=None,
+        min_length=1,
+        description="Weights file, relative to this file, in --set to where it is typed.",
     )
     data: DataSection = Field(
         default=DataSection(), description="What the HDF5 file's datasets are."

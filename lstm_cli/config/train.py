@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from lstm_cli.config.layers import LARGEST, Rate, Section, Size
 from lstm_cli.config.options import BareName, is_number, refuse
-from lstm_cli.config.words import did_you_mean, shown
+from lstm_cli.config.words import did_you_mean, either, shown
+from lstm_cli.errors import nearest_first
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -206,7 +207,7 @@ def _check_normalize(value: Any) -> Any:
         return value
     return refuse(
         "has an unknown value",
-        expected="true, false, standard or minmax",
+        expected=either(nearest_first(value, ("true", "false", "standard", "minmax"))),
         found=shown(value),
         hint=did_you_mean(value, ("standard", "minmax", "true", "false")),
     )
@@ -218,9 +219,10 @@ class TrainSection(Section):
     loss: Loss = Field(description="What is minimised.", examples=["cross_entropy"])
     optimizer: Annotated[
         Annotated[SGD | Adam | AdamW | RMSprop | Adagrad | Adadelta, Field(discriminator="type")],
-        BareName(tuple(OPTIMIZERS)),
+        BareName(tuple(OPTIMIZERS), "adam"),
     ] = Field(
-        default=Adam(type="adam"), description="Optimiser: its name, or {type, learning_rate, …}."
+        default=Adam(type="adam"),
+        description="Optimiser: its name, or {type, learning_rate, …}; without a type it is adam.",
     )
     batch_size: Size = Field(default=32, description="Sequences in a batch.")
     epochs: Size = Field(default=50, description="Passes over the data.")
@@ -230,14 +232,15 @@ class TrainSection(Section):
             | PlateauSchedule,
             Field(discriminator="type"),
         ],
-        BareName(tuple(SCHEDULES)),
+        BareName(tuple(SCHEDULES), "constant"),
     ] = Field(
         default=ConstantSchedule(type="constant"),
-        description="Course of the learning rate: a name, or {type, …}.",
+        description="Course of the learning rate: a name, or {type, …}; without a type constant.",
     )  # fmt: skip
     validation: Annotated[float | str | None, BeforeValidator(_check_validation)] = Field(
         default=None,
-        description="Share of the sequences held out, or FILE.h5:/group relative to this file.",
+        description="Share of the sequences held out, or FILE.h5:/group relative to this file, in "
+        "--set to where it is typed.",
     )
     monitor: Monitor | None = Field(
         default=None,

@@ -10,14 +10,16 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lstm_cli.config.layers import MOST_LAYERS
 from lstm_cli.config.places import KeyPath, spell
 from lstm_cli.config.resolver import MAP, MERGE, SEQ, Dumper, implicit_resolvers, scalar
 from lstm_cli.config.words import short
 from lstm_cli.errors import ConfigError, Problem
 
-MAX_DEPTH = 32
-MAX_VALUES = 100_000
-MAX_CHARACTERS = 1 << 20
+MAX_DEPTH = 16
+MAX_VALUES = 30_000
+"""Values and keys of a config, as written and again with all aliases and merges expanded."""
+MAX_CHARACTERS = 1 << 19
 
 
 @dataclass
@@ -45,7 +47,7 @@ def parse(text: str, source: str) -> Parsed:
     Raises
     ------
     ConfigError
-        The text is not YAML, nests too deeply, or grows too large by its aliases.
+        The text is not YAML, nests too deeply, or is too large, be it by its aliases.
     """
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(
@@ -77,21 +79,24 @@ def dump(value: Any) -> str:
     )
 
 
-class _TooDeep(yaml.MarkedYAMLError):
-    """Collections nested in one another without end."""
+class _TooMuch(yaml.MarkedYAMLError):
+    """Collections nested in one another without end, or values without number."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only, typed by YAML 1.2, to a bounded depth."""
+    """Composes nodes only, typed by YAML 1.2, to a bounded depth and number."""
 
     yaml_implicit_resolvers = implicit_resolvers()
-    depth = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         # Composing recurses: without a bound, a line of brackets ends in a RecursionError.
-        if self.depth > MAX_DEPTH:
+        self.nodes += 1
+        if self.depth > MAX_DEPTH or self.nodes > MAX_VALUES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise _TooDeep(problem="nested too deeply", problem_mark=mark)
+            deep = self.depth > MAX_DEPTH
+            problem = "nested too deeply" if deep else "too many values"
+            raise _TooMuch(problem=problem, problem_mark=mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -103,6 +108,8 @@ def _compose(text: str, source: str) -> Node | None:
     try:
         loader = _Loader(text)
         return loader.get_single_node()
+    except _TooMuch as error:
+        raise _too_much(error, source) from None
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, source) from None
     except yaml.reader.ReaderError as error:
@@ -132,9 +139,19 @@ ADVICE: tuple[tuple[str, str, str | None], ...] = (
     (r"<stream end>|end of stream", "the rest of what was begun", "close what was opened"),
     (r"another document", "one document", "remove the line `---` in the middle"),
     (r"undefined alias", "an alias (`*name`) after its anchor (`&name`)", None),
-    (r"nested too deeply", f"at most {MAX_DEPTH} levels", None),
 )
 """What PyYAML says (a pattern), what was expected, and how to mend it."""
+
+
+def _too_much(error: _TooMuch, source: str) -> ConfigError:
+    what, most, hint = f"{source} is nested too deeply", f"{MAX_DEPTH} levels", None
+    if error.problem != "nested too deeply":
+        what, most = f"{source} holds too many values", f"{MAX_VALUES:,} keys and values"
+        hint = (
+            f"a network has at most {MOST_LAYERS} layers; sequences belong in an HDF5 file, as DATA"
+        )
+    line = "" if error.problem_mark is None else f" line {error.problem_mark.line + 1}"
+    return ConfigError(what, expected=f"at most {most}", where=f"{source}{line}", hint=hint)
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
@@ -171,8 +188,8 @@ class _Builder:
         self.values += 1
         if self.values > MAX_VALUES or depth > MAX_DEPTH:
             raise ConfigError(
-                f"{self.source} grows too large when its aliases are expanded",
-                expected=f"at most {MAX_VALUES:,} values, {MAX_DEPTH} levels deep",
+                f"{self.source} grows too large when its aliases and merges are expanded",
+                expected=f"at most {MAX_VALUES:,} keys and values, {MAX_DEPTH} levels deep",
                 where=self._place(node),
                 hint="look for an alias that contains itself, and for aliases of aliases",
             )
@@ -208,7 +225,10 @@ class _Builder:
     def _merged(
         self, node: MappingNode, path: KeyPath, depth: int = 0
     ) -> Iterator[tuple[Node, Node]]:
-        """Entries that ``<<: *anchor`` or ``<<: [*one, *two]`` brings in, the nearest first."""
+        """Entries that ``<<: *anchor`` or ``<<: [*one, *two]`` brings in, the nearest first.
+
+        Each is counted, though most may be overridden: looking at it is work.
+        """
         for key_node, value_node in node.value:
             if key_node.tag != MERGE:
                 continue
@@ -218,7 +238,10 @@ class _Builder:
                 if not isinstance(source, MappingNode):
                     self._problem(key_node, f"{spell(path)} merges what is no mapping")
                     continue
-                yield from ((k, v) for k, v in source.value if k.tag != MERGE)
+                for key, value in source.value:
+                    self._count(key, depth)
+                    if key.tag != MERGE:
+                        yield key, value
                 yield from self._merged(source, path, depth + 1)
 
     def _sequence(self, node: SequenceNode, path: KeyPath) -> list[Any]:

@@ -150,7 +150,7 @@ def _need_hdf5(path: str, head: bytes, size: int) -> None:
             where=path,
             hint=f"nccopy -k nc4 {quote(path)} {quote(os.path.splitext(path)[0] + '.h5')}",
         )
-    if not h5py.is_hdf5(path):
+    if not h5py.is_hdf5(os.path.realpath(path)):  # h5py takes a .. after a link for its folder
         raise DataError(
             f"{path} is no HDF5 file",
             expected="an HDF5 file",

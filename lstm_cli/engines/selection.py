@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lstm_cli.engines.threads import checked_threads, default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
-from lstm_cli.errors import DeviceError, UsageError, described, nearest
+from lstm_cli.errors import DeviceError, UsageError, described, nearest, nearest_first
 
 if TYPE_CHECKING:
     from lstm_cli.engines.cuda.status import GpuStatus
@@ -114,11 +114,13 @@ def choose_engine(
     dtype = dtype_name(dtype)
     _check_name("engine", engine, ENGINES)
     _check_name("dtype", dtype, DTYPES)
+    guess = nearest(device, ("auto", "cpu", "cuda")) if isinstance(device, str) else None
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,6})?", device):
         raise UsageError(
             "the device cannot be used as given",
             expected="auto, cpu, cuda or cuda:N, a text",
             found=described(device),
+            hint=f"did you mean `{guess}`?" if guess else None,
         )
     threads = checked_threads(threads)
     unusable: list[EngineStatus] = []
@@ -230,7 +232,7 @@ def _check_name(what: str, name: object, known: tuple[str, ...]) -> None:
         guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else known)
         raise UsageError(
             f"{name!r} is not {'an' if what[0] in 'aeiou' else 'a'} {what}",
-            expected=", ".join(known),
+            expected=", ".join(nearest_first(name, known)),
             hint=f"did you mean `{guess}`?" if guess else None,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,149 @@ def test_usage(lstm, arguments):
     assert outcome.code == 2
     assert outcome.err.startswith("error: ")
     assert "hint: " in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "hint"),
+    [
+        ("run", "--wieghts", "did you mean --weights?"),
+        ("run", "--Weights", "did you mean --weights?"),
+        ("run", "--batch_size", "did you mean --batch-size?"),
+        ("run", "--outptu", "did you mean --output?"),
+        ("convert", "--ckeck", "did you mean --check?"),
+        ("devices", "--jsno", "did you mean --json?"),
+        ("train", "--epochs", "the config has it: --set train.epochs=…"),
+        ("train", "--lr", "the config has it: --set train.optimizer.learning_rate=…"),
+    ],
+)
+def test_an_unknown_option_proposes_the_nearest(lstm, command, option, hint):
+    outcome = lstm(command, "a", "b", option, "3")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[:2] == [
+        f"error: {option} is not an option of lstm-cli {command}",
+        f"hint: {hint}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "hint", "first"),
+    [
+        ("--engine", "JIT", "`jit`", "jit"),
+        ("--engine", "numpy", "`reference`", "reference"),
+        ("--dtype", "Float32", "`float32`", "float32"),
+        ("--dtype", "double", "`float64`", "float64"),
+        ("--device", "GPU", "`cuda`", "auto"),
+        ("--from", "tf", "`keras`", "native"),
+        ("--from", "ONXX", "`onnx`", "native"),
+    ],
+)
+def test_an_unknown_value_proposes_the_nearest(lstm, config, data, option, value, hint, first):
+    weights = ("--weights", config.parent / "w.safetensors")
+    lstm_cli.build(config, engine="reference").save(weights[1])
+    outcome = lstm("run", config, data, option, value, *weights)
+    assert outcome.code == 2
+    assert f"hint: did you mean {hint}?" in outcome.err
+    assert f"expected {first}" in outcome.err.replace("one of ", "")
+
+
+HINTED = re.compile(r"`(\w+)`")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "guess"),
+    [
+        ("model.layers.2.activation", "gelu", "elu"),
+        ("model.layers.2.activation", "Softmax", "softmax"),
+        ("model.layers.2.activation", "sofmax", "softmax"),
+        ("model.layers.1.activation", "tanhh", "tanh"),
+        ("model.layers.1.recurrent_activation", "hardsigmoid", "hard_sigmoid"),
+        ("model.layers.1.type", "GRUU", "gru"),
+        ("model.layers.2.type", "Linear", "dense"),
+        ("train.optimizer", "Adam", "adam"),
+        ("train.loss", "crossentropy", "cross_entropy"),
+        ("train.loss", "categorical_crossentropy", "cross_entropy"),
+        ("train.schedule", "plateau", "reduce_on_plateau"),
+        ("train.monitor", "acc", "accuracy"),
+        ("train.normalize", "Standard", "standard"),
+        ("model.init.scheme", "glorot", "glorot_uniform"),
+        ("data.layout", "concat", "concatenated"),
+    ],
+)
+def test_a_value_that_is_proposed_can_be_used_there(lstm, config, key, value, guess):
+    loss = "cross_entropy" if guess == "accuracy" or "cross" in guess else "mse"
+    base = ["inspect-shapes", config, "--set", f"train.loss={loss}"]
+    base += ["--set", "model.layers.2.activation=softmax"]
+    outcome = lstm(*base, "--set", f"{key}={value}")
+    assert outcome.code == 4
+    assert HINTED.findall(outcome.err.rpartition("hint: ")[2]) == [guess]
+    assert f"expected one of {guess}, " in outcome.err
+    assert lstm(*base, "--set", f"{key}={guess}").code == 0
+
+
+def test_softmax_in_a_gate_is_not_proposed(lstm, config):
+    outcome = lstm("inspect-shapes", config, "--set", "model.layers.1.activation=Sofmax")
+    assert outcome.code == 4
+    assert "only a dense layer has softmax" in outcome.err
+    assert "did you mean" not in outcome.err
+    assert "softmax," not in outcome.err.partition("expected")[2].partition("\n")[0]
+
+
+def test_many_problems_are_counted_and_json_has_all(lstm, config, data):
+    keys = "".join(f"k{k}: 1\n" for k in range(304))
+    outcome = lstm(
+        "run", one(config.parent / "many.yaml", config.read_text() + keys), data, "--json"
+    )
+    assert outcome.code == 4
+    assert outcome.err.count("is not a key of a config") == 20
+    assert "error: 304 problems" in outcome.err
+    assert "\n  and 284 more\n" in outcome.err
+    error = outcome.json["error"]
+    assert (error["exit_code"], len(error["problems"])) == (4, 304)
+    assert error["problems"][303]["where"] == [f"{config.parent / 'many.yaml'} line 311"]
+
+
+def test_json_is_one_document_whatever_fails(lstm, config, data):
+    outcome = lstm("inspect-shapes", config, data, "--set", "model.input_size=6", "--json")
+    assert outcome.code == 3
+    assert outcome.json["data_problems"]
+    assert lstm("data", config.parent / "none.h5", "--json").json["error"]["exit_code"] == 3
+
+
+@pytest.mark.parametrize("command", ["run", "inspect-shapes"])
+def test_sizes_that_the_configs_weights_do_not_have(lstm, config, data, command):
+    lstm_cli.build(config, engine="reference").save(config.parent / "w.safetensors")
+    own = one(config.parent / "own.yaml", config.read_text() + "weights: w.safetensors\n")
+    given = (command, own, data, "--engine", "reference", "--set", "model.layers.0.hidden_size=4")
+    outcome = lstm(*given)
+    assert outcome.code == 4
+    assert "hint: --set weights=null draws new weights" in outcome.err
+    assert lstm(*given, "--set", "weights=null").code == 0
+    beside = lstm(*given, "--weights", config.parent / "w.safetensors")
+    assert beside.code == 4
+    assert "weights=null" not in beside.err
+
+
+def test_weights_of_a_config_that_are_missing_can_be_left_out(lstm, config, data):
+    own = one(config.parent / "own.yaml", config.read_text() + "weights: none.safetensors\n")
+    outcome = lstm("run", own, data, "--engine", "reference")
+    assert "--set weights=null" in outcome.err
+    assert lstm("run", own, data, "--engine", "reference", "--set", "weights=null").code == 0
+
+
+def test_a_path_in_set_begins_where_it_is_typed(lstm, config, data, tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "here").mkdir()
+    one(tmp_path / "configs" / "own.yaml", config.read_text() + "weights: w.safetensors\n")
+    for folder, seed in (("configs", 1), ("here", 2)):
+        path = tmp_path / folder / "w.safetensors"
+        lstm_cli.build(config, engine="reference", seed=seed).save(path)
+    monkeypatch.chdir(tmp_path / "here")
+    given = ("run", "../configs/own.yaml", "../words.h5", "--engine", "reference", "--json")
+    of_config = lstm(*given).json["model"]
+    assert of_config["weights"] == "../configs/w.safetensors"
+    typed = lstm(*given, "--set", "weights=w.safetensors").json["model"]
+    assert typed["weights"] == "w.safetensors"
+    assert typed["weights_sha256"] != of_config["weights_sha256"]
 
 
 def test_unknown_peer(lstm):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from networks import random_weights
 
+from lstm_cli import build
 from lstm_cli.config import from_mapping
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export
@@ -157,3 +158,60 @@ def test_names_that_a_terminal_would_obey(lstm, tmp_path):
     assert outcome.code == 0
     assert "\x1b" not in outcome.out
     assert "[/red]x" in outcome.out
+
+
+LONG = "a_rather_long_name_of_an_encoder_module_that_goes_on_and_on_until_no_screen_holds_it"
+
+
+@pytest.fixture
+def screen(lstm, monkeypatch):
+    """Run a command on a screen of so many columns; None is a pipe."""
+
+    def run(width, *arguments):
+        if width is None:
+            monkeypatch.delenv("COLUMNS", raising=False)
+        else:
+            monkeypatch.setenv("COLUMNS", str(width))
+        return lstm(*arguments).out.splitlines()
+
+    return run
+
+
+def test_names_of_tensors_are_whole_on_every_screen(screen, tmp_path):
+    config = from_mapping({"model": {"input_size": 5, "layers": STACKED}})
+    native = tmp_path / "m.safetensors"
+    build(config_path(tmp_path, config), engine="reference").save(native)
+    torch = pytest.importorskip("torch")
+    state = torch.nn.LSTM(5, 6, bidirectional=True).state_dict()
+    torch.save({f"{LONG}.{name}": value for name, value in state.items()}, tmp_path / "t.pt")
+    names = {f"{LONG}.{name}[0:6]" for name in state}
+    for width in (80, 120, None):
+        lines = screen(width, "inspect-shapes", tmp_path / "t.pt")
+        assert all(any(name in line for line in lines) for name in names), width
+        row = next(line for line in lines if line.startswith("W_i"))
+        assert (LONG in row) == (width is None or width > 120)
+        # Against weights, which make the widest table: nothing there is broken, all fits.
+        lines = screen(width, "inspect-shapes", tmp_path / "c.yaml", "--weights", native)
+        table = [line for line in lines if line.startswith(("W_", "U_", "b_"))]
+        assert all(re.search(r"  (weight|bias)(_ih|_hh)?(\[\d+:\d+\])?$", line) for line in table)
+        assert len(table) == 39
+        assert max(map(len, table)) <= 80
+
+
+def test_names_of_datasets_are_whole_on_every_screen(screen, tmp_path):
+    path = tmp_path / f"{LONG}.h5"
+    with h5py.File(path, "w") as file:
+        file[f"{LONG}/inputs"] = np.zeros((2, 3, 5), np.float32)
+    for width in (80, 120, None):
+        lines = screen(width, "data", path)
+        assert any(f"/{LONG}/inputs" in line for line in lines), width
+        assert (
+            any(re.match(r"(/a_rather.*)?\(2, 3, 5\) +float32", line) for line in lines)
+            or width is None
+        )
+
+
+def config_path(folder: Path, config) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(config.to_yaml())
+    return path

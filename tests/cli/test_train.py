@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -116,7 +117,7 @@ def test_the_model_runs_alone_and_gives_the_metrics_of_its_validation(
     lstm, net, words, tmp_path, normalize
 ):
     write(words, seed=1, group="held", N=17)
-    sets = ["--set", "train.validation=words.h5:/held", "--set", f"train.normalize={normalize}"]
+    sets = ["--set", f"train.validation={words}:/held", "--set", f"train.normalize={normalize}"]
     with h5py.File(words, "a") as file:
         for name in ("inputs", "lengths", "targets"):
             file.move(name, f"train/{name}")
@@ -668,7 +669,7 @@ def test_a_nan_in_the_validation(lstm, net, words, tmp_path):
         "train",
         net,
         words,
-        *("--output", tmp_path / "run", "--set", "train.validation=bad.h5", "--quiet"),
+        *("--output", tmp_path / "run", "--set", f"train.validation={tmp_path}/bad.h5", "--quiet"),
     )
     assert outcome.code == 3
     assert "bad.h5:/inputs, sequence 11, step 2, feature 1" in outcome.err
@@ -749,9 +750,41 @@ def test_stateful_layers_want_other_data_for_validation(lstm, net, words, tmp_pa
     assert "is stateful" in share.err
     write(tmp_path / "held.h5", seed=2, N=20)
     other = lstm(
-        "train", net, words, "--output", tmp_path / "b", *sets, "--set", "train.validation=held.h5"
+        "train",
+        net,
+        words,
+        "--output",
+        tmp_path / "b",
+        *sets,
+        "--set",
+        f"train.validation={tmp_path}/held.h5",
     )
     assert other.code == 0, other.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_validation_is_found_from_where_it_is_written(lstm, net, words, tmp_path, monkeypatch):
+    write(tmp_path / "held.h5", seed=1, N=17)
+    for folder in ("configs", "here", "real"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "configs" / "c.yaml").write_text(net.read_text())
+    monkeypatch.chdir(tmp_path / "here")
+    given = ("train", "../configs/c.yaml", "../words.h5", "--engine", "reference", "--quiet")
+    held = ("--set", "train.validation=../held.h5", "--set", "train.epochs=1")
+    assert lstm(*given, "--output", "link/run", *held).code == 0
+    written = (tmp_path / "real" / "run" / "config.yaml").read_text()
+    assert "validation: ../../held.h5" in written
+    monkeypatch.chdir(tmp_path)
+    given = ("here/link/run/config.yaml", "words.h5", "--output", "here/link/run")
+    more = ("--engine", "reference", "--quiet", "--resume", "--set", "train.epochs=2")
+    outcome = lstm("train", *given, *more)
+    assert outcome.code == 0, outcome.err
+    assert lstm("data", "here/link/run/../../held.h5").code == 0
+    monkeypatch.chdir(tmp_path / "configs")
+    given = ("c.yaml", "../words.h5", "--output", "../real/run", *more[:-1], "train.epochs=3")
+    again = ("--set", "train.validation=../held.h5")
+    assert lstm("train", *given, *again).code == 0
 
 
 def test_validation_data_of_another_form(lstm, net, words, tmp_path):
@@ -759,7 +792,13 @@ def test_validation_data_of_another_form(lstm, net, words, tmp_path):
         file["inputs"] = np.zeros((3, 4, 2))
         file["targets"] = np.zeros(3, np.int64)
     outcome = lstm(
-        "train", net, words, "--output", tmp_path / "x", "--set", "train.validation=held.h5"
+        "train",
+        net,
+        words,
+        "--output",
+        tmp_path / "x",
+        "--set",
+        f"train.validation={tmp_path}/held.h5",
     )
     assert outcome.code == 3
     assert "held.h5" in outcome.err

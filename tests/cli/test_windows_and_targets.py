@@ -168,8 +168,9 @@ def test_a_forecaster_forecasts_from_the_newest_data(lstm, tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["none", "v.h5"])
-def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, validation):
+def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, monkeypatch, validation):
     """With steps of almost nothing, the losses are those that `run` measures."""
+    monkeypatch.chdir(tmp_path)
     config = forecaster(tmp_path)
     data, _ = basins(tmp_path / "d.h5")
     held, _ = basins(tmp_path / "v.h5", lengths=(9, 20, 7))

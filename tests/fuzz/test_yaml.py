@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,64 @@ def test_any_bytes(tmp_path: Path, start: int) -> None:
     heads = [b"", b"\x89HDF", b"PK", b"\xff\xfe", b"\xef\xbb\xbf", b"model:\n  "]
     path.write_bytes(chance.choice(heads) + chance.randbytes(chance.randrange(200)))
     config_or_error(lambda: load(path))
+
+
+def merges(keys: int) -> str:
+    """A mapping of so many keys, merged 300 times into one that is merged 300 times."""
+    many = "".join(f"  k{k}: {k}\n" for k in range(keys))
+    once, twice = (", ".join([f"*{name}"] * 300) for name in "mn")
+    return f"m: &m\n{many}n: &n {{<<: [{once}]}}\nmodel: {{<<: [{twice}]}}\n"
+
+
+LAYERS = "model:\n  input_size: 3\n  layers:\n"
+WRONG = ", ".join(f"hidden_siz{k}: 1" for k in range(40))
+GROWING = {
+    "merges of 20 keys": merges(20),
+    "merges of 900 keys": merges(900),
+    "merges of one another": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{k}: &a{k} {{<<: [*a{k - 1}, *a{k - 1}]}}\n" for k in range(1, 30)),
+    "overridden merges": "a: &a {" + ", ".join(f"k{k}: 1" for k in range(900)) + "}\n"
+    "b: &b {<<: [" + ", ".join(["*a"] * 900) + "]}\nc: [" + ", ".join(["*b"] * 900) + "]\n",
+    "a flow sequence": "[" + "1," * 200_000 + "]",
+    "many keys": LAYERS + "".join(f"  input_siz{k}: 1\n" for k in range(14_000)),
+    "duplicate keys": "data: {}\n" * 14_000,
+    "long unknown keys": "".join(f"{'a' * 500}{k}: 1\n" for k in range(900)),
+    "digits": "model: " + "9" * 400_000,
+    "hexadecimal digits": "model: 0x" + "f" * 400_000,
+    "an exponent": "model: 1e" + "9" * 400_000,
+    "a long text": "model: " + "a " * 200_000,
+    "escapes": 'model: "' + "\\n" * 200_000 + '"',
+    "deep brackets": "model: " + "[" * 15 + "1," * 9000 + "]" * 15,
+    "10,000 layers": LAYERS + "    - {type: lstm, hidden_size: 3}\n" * 10_000,
+    "wrong layers": LAYERS + "    - {type: lstm, hiden_size: 3, peephole: 1, clipp: 3}\n" * 500,
+    "a wrong layer again": f"{LAYERS}    - &a {{type: lstm, {WRONG}}}\n" + "    - *a\n" * 490,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", GROWING.values(), ids=GROWING)
+def test_work_is_bounded_and_so_is_what_is_printed(text: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        from_text(text, "a.yaml", None)
+    assert time.process_time() - began < 5  # about one second on a quiet machine
+    assert len(str(caught.value)) < 40_000
+
+
+def test_a_mapping_with_one_part_in_many_places_is_bounded() -> None:
+    value: Any = [1] * 9
+    for _ in range(9):
+        value = [value] * 9
+    with pytest.raises(ConfigError, match="too many values"):
+        from_mapping({"model": value})
+
+
+def test_the_most_layers_there_may_be_are_read_and_read_back() -> None:
+    sound = LAYERS + "    - {type: lstm, hidden_size: 3, peepholes: true}\n" * 500
+    config = from_text(sound, "a.yaml", None)
+    assert from_text(config.to_yaml(), "a.yaml", None) == config
+    with pytest.raises(ConfigError) as caught:
+        from_text(sound + "    - {type: dense, units: 1}\n", "a.yaml", None)
+    (problem,) = caught.value.problems
+    assert problem.what == "model.layers is too long"
+    assert problem.expected == "a list, not empty and at most 500 items"
+    assert problem.found == "a list of 501"

@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> Config:
 def test_the_config_of_the_contract(config: Config, tmp_path: Path) -> None:
     assert config.name == "vowels"
     assert config.source == str(tmp_path / "configs" / "vowels.yaml")
-    assert config.weights == tmp_path / "configs" / "../data/japanese-vowels.safetensors"
+    assert config.weights == tmp_path / "data/japanese-vowels.safetensors"
     assert [spec.kind for spec in config.specs] == ["lstm", "dense"]
     assert (config.init_scheme, config.init_seed) == ("glorot_uniform", 0)
     data, train = config.data, config.train

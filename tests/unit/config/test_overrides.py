@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_values_are_yaml(override: str, same_as: str) -> None:
 
 
 def test_a_value_with_an_equals_sign() -> None:
-    assert overridden("weights=a=b.h5").weights == Path("configs/a=b.h5")
+    assert overridden("weights=a=b.h5").weights == Path("a=b.h5")
 
 
 def test_sections_that_are_missing_are_made() -> None:
@@ -102,7 +103,10 @@ def test_the_mapping_given_is_left_alone() -> None:
         ("model..input_size=3", "'--set model..input_size=3' is no setting", None),
         ("model.layers.2.units=3", "model.layers[2].units cannot be set",
          "--set model.layers.0.units=…"),
-        ("model.layers.-1.units=3", "model.layers.-1.units cannot be set", None),
+        ("model.layers.-1.units=3", "model.layers[-1].units cannot be set",
+         "--set model.layers.1.units=…"),
+        ("model.layers[-2].units=3", "model.layers[-2].units cannot be set",
+         "--set model.layers.0.units=…"),
         ("model.layers.first.units=3", "model.layers.first.units cannot be set", None),
         ("model.layers.5=3", "model.layers[5] cannot be set", None),
         ("model.input_size.x=3", "model.input_size.x cannot be set", None),
@@ -127,10 +131,60 @@ def test_faults_name_the_option(
     assert hint is None or problem.hint == hint
 
 
-def test_under_a_bare_name_the_hint_writes_it_out(only: Only) -> None:
-    problem = only(TEXT, "train.optimizer=adam", "train.optimizer.beta1=0.5")
-    assert problem.found == "train.optimizer is 'adam', which has no keys"
-    assert problem.hint == "set train.optimizer whole: --set 'train.optimizer={type: adam, …}'"
+@pytest.mark.parametrize(
+    ("overrides", "same_as"),
+    [
+        (["train.optimizer.learning_rate=1"], ["train.optimizer={type: adam, learning_rate: 1}"]),
+        (["train.optimizer=sgd", "train.optimizer.momentum=0.5"],
+         ["train.optimizer={type: sgd, momentum: 0.5}"]),
+        (["train.optimizer={l2: 1}"], ["train.optimizer={type: adam, l2: 1}"]),
+        (["train.schedule.warmup_steps=3"], ["train.schedule={type: constant, warmup_steps: 3}"]),
+        (["train.schedule=step", "train.schedule.every=3"],
+         ["train.schedule={type: step, every: 3}"]),
+        (["model.layers.0.activation=elu", "model.layers.0.activation.alpha=2"],
+         ["model.layers.0.activation={name: elu, alpha: 2}"]),
+        (["model.layers[0].bidirectional=true", "model.layers[0].cell_activation=[tanh, elu]",
+          "model.layers[0].cell_activation[1].alpha=2"],
+         ["model.layers.0.bidirectional=true",
+          "model.layers.0.cell_activation=[tanh, {name: elu, alpha: 2}]"]),
+    ],
+)  # fmt: skip
+def test_a_key_below_a_default_or_a_bare_name_keeps_the_kind(
+    overrides: list[str], same_as: list[str]
+) -> None:
+    first = ["train={loss: mse}"]
+    assert overridden(*first, *overrides) == overridden(*first, *same_as)
+    assert overridden(*first, *overrides) != overridden(*first)
+
+
+@pytest.mark.parametrize(
+    "element", ["layers[0]", "layers.[0]", "layers[ 0 ]", "layers.0", "layers. 0"]
+)
+def test_an_element_as_messages_print_it(element: str) -> None:
+    assert overridden(f"model.{element}.hidden_size=33").specs[0].output_size == 33
+
+
+def test_a_path_begins_where_it_is_written() -> None:
+    text = TEXT.replace("mse,", "mse, validation: v.h5:/a,") + "weights: ../w.h5\n"
+    folder = Path("configs")
+    config = from_text(text, "mine.yaml", folder)
+    assert (config.weights, config.validation) == (Path("w.h5"), "configs/v.h5:/a")
+    typed = from_text(text, "mine.yaml", folder, ["weights=x/w.h5", "train.validation=../v.h5:/b"])
+    assert (typed.weights, typed.validation) == (Path("x/w.h5"), "../v.h5:/b")
+    whole = from_text(text, "mine.yaml", folder, ["train={loss: mse, validation: v.h5}"])
+    assert (whole.weights, whole.validation) == (Path("w.h5"), "v.h5")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_path_is_shortened_unless_a_link_makes_it_another(tmp_path: Path) -> None:
+    (tmp_path / "far" / "configs").mkdir(parents=True)
+    (tmp_path / "configs").symlink_to(tmp_path / "far" / "configs")
+    config = from_text(TEXT + "weights: ../w.h5", "mine.yaml", tmp_path / "configs")
+    assert config.weights == (tmp_path / "far" / "w.h5").resolve()
+    straight = from_text(TEXT + "weights: ../w.h5", "mine.yaml", tmp_path / "far" / "configs")
+    assert straight.weights == tmp_path / "far" / "w.h5"
+    drive = from_text(TEXT, "mine.yaml", tmp_path, ["train.validation=v.h5:/"])
+    assert drive.validation == "v.h5:/"
 
 
 def test_seed_replaces_every_seed() -> None:

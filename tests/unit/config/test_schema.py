@@ -59,6 +59,10 @@ def test_a_bare_name_and_activations_are_choices(schema: dict[str, Any]) -> None
     optimizer = schema["$defs"]["TrainSection"]["properties"]["optimizer"]
     assert {"enum": list(OPTIMIZERS)} in optimizer["anyOf"]
     assert optimizer["default"]["type"] == "adam"
+    bare = optimizer["anyOf"][2]  # without a type, it is the default's
+    assert set(bare["properties"]) == set(schema["$defs"]["Adam"]["properties"]) - {"type"}
+    assert bare["additionalProperties"] is False
+    assert "required" not in bare
     recurrent = schema["$defs"]["LSTMLayer"]["properties"]["activation"]
     assert recurrent["anyOf"][0] == {"enum": sorted(FORMULAS)}
     assert recurrent["default"] == "tanh"
