@@ -183,6 +183,12 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: ``1 step``, ``7 steps``, ``1,200 classes``."""
+    plural = f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be, or None."""
     names = list(known)

@@ -13,6 +13,7 @@ import numpy as np
 from lstm_cli.data.axes import ReversedAxesError
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.declared import Declared
+from lstm_cli.data.dense import Dense, padding_in_front
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.links import Folder
 from lstm_cli.data.part import Part
@@ -150,6 +151,8 @@ def _group(
     statistics = gather(dataset)
     problems += input_problems(dataset, statistics)
     problems += target_problems(dataset, statistics)
+    if isinstance(layout, Dense) and (padding := padding_in_front(layout)) is not None:
+        problems.append(padding)
     problems += [Problem(note, where=(folder.where,)) for note in dataset.notes]
     lengths = dataset.lengths()
     labels, names = dataset.class_labels, dataset.names

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lstm_cli.data.masks import MaskRows, refuse_values
 from lstm_cli.data.ragged import Lengths, check_lengths, whole_numbers
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import DataOptions
@@ -67,13 +67,13 @@ def lengths_of_offsets(stored: Stored, rows: int, options: DataOptions) -> Lengt
     return lengths
 
 
-def lengths_of_mask(stored: Stored, N: int, T: int, options: DataOptions) -> Lengths:
-    """(N,) lengths from a mask (N, T), read in blocks.
+def rows_of_mask(stored: Stored, N: int, T: int, file: str, options: DataOptions) -> MaskRows:
+    """How the valid steps lie in a mask (N, T), which is read in blocks.
 
     Raises
     ------
     DataError
-        Another shape, or a step that is left out before one that is not.
+        It has another shape, or holds more than 0 and 1.
     """
     places = options.places(stored.where)
     need_numeric(stored, "mask", places)
@@ -85,26 +85,16 @@ def lengths_of_mask(stored: Stored, N: int, T: int, options: DataOptions) -> Len
             found=str(stored.shape),
             where=places,
         )
-    lengths = np.empty(N, np.int64)
+    sums, first, last = np.zeros((3, N), np.int64)
     block = max(1, MASK_BLOCK_BYTES // max(1, T * stored.dtype.itemsize))
-    for start in range(0, N, block):
-        kept = stored.read(slice(start, start + block)).reshape(-1, T) != 0
-        lengths[start : start + block] = kept.sum(axis=1)
-        _refuse_holes(kept, start, stored.where, places)
-    return lengths
-
-
-def _refuse_holes(kept: NDArray[np.bool_], start: int, where: str, places: tuple[str, ...]) -> None:
-    holes = (~kept[:, :-1] & kept[:, 1:]).any(axis=1)
-    if holes.any():
-        n = int(np.argmax(holes))
-        step = int(np.argmin(kept[n]))
-        raise DataError(
-            f"the mask of sequence {start + n} has a hole at step {step}",
-            expected="valid steps first, then padding",
-            found=f"a valid step after step {step} in {where}",
-            where=places,
-        )
+    for start in range(0, N if T else 0, block):
+        values = stored.read(slice(start, start + block)).reshape(-1, T)
+        refuse_values(values, start, stored, file, options)
+        kept, own = values != 0, slice(start, start + block)
+        sums[own] = kept.sum(axis=1)
+        first[own] = kept.argmax(axis=1)
+        last[own] = np.where(kept.any(axis=1), T - kept[:, ::-1].argmax(axis=1), 0)
+    return MaskRows(stored, sums, first, last, T)
 
 
 def check_count(
