@@ -183,10 +183,11 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number and its noun: ``1 step``, ``7 steps``, ``1,200 classes``."""
+def counted(count: int, noun: str, *, grouped: bool = False) -> str:
+    """A number and its noun: ``1 step``, ``7 steps``; `grouped` for ``12,000 classes``."""
     plural = f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
+    number = f"{count:,}" if grouped else str(count)
+    return f"{number} {noun if count == 1 else plural}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

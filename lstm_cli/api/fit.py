@@ -22,7 +22,14 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     array_dtype,
 )
-from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError
+from lstm_cli.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    Problem,
+    WeightsError,
+    counted,
+)
 from lstm_cli.network.network import Network, ends_sequence
 from lstm_cli.network.normalization import STORED, Normalization, Rounding
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
@@ -117,8 +124,8 @@ def check_memory(config: Config, engine: Engine) -> None:
     raise ConfigError(
         f"the weights of this network need {needed / 1e9:.0f} GB while it is built",
         expected=f"less than the {there / 1e9:.0f} GB of this machine",
-        found=f"{counts[largest.index]:,} parameters in layer {largest.index} "
-        f"({layer_title(largest)})",
+        found=f"{counted(counts[largest.index], 'parameter', grouped=True)} in "
+        f"layer {largest.index} ({layer_title(largest)})",
         where=config.where("model", "layers", largest.index),
         hint="fewer units in that layer",
     )
@@ -268,7 +275,8 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
             gates = f": {letters} of layer 0 are ({H}, {D}) = (H, D)"
         problems.append(
             Problem(
-                f"the inputs have {data.features} features, the network reads {D}{gates}",
+                f"the inputs have {counted(data.features, 'feature')}, "
+                f"the network reads {D}{gates}",
                 where=(
                     f"D = {D} is model.input_size, {config.where('model', 'input_size')}",
                     f"{data.features} is the last axis of {data.input_name}",
@@ -279,8 +287,8 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
     flattened = [spec for spec in config.specs if isinstance(spec, FlattenSpec)]
     problems += [
         Problem(
-            f"the longest sequence has {data.max_steps} steps, layer {spec.index} (flatten) "
-            f"takes {spec.steps}",
+            f"the longest sequence has {counted(data.max_steps, 'step')}, "
+            f"layer {spec.index} (flatten) takes {spec.steps}",
             where=(
                 f"{spec.steps} is model.steps, {config.where('model', 'steps')}",
                 f"{data.max_steps} is the longest sequence of {data.input_name}",
@@ -339,8 +347,8 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
         f"{what}: {loss} cannot compare them",
         where=(
             f"train.loss is {loss}, {config.where('train', 'loss')}",
-            f"{last.output_size} features from layer {last.index} ({layer_title(last)}), "
-            f"{config.where('model', 'layers', last.index)}",
+            f"{counted(last.output_size, 'feature')} from layer {last.index} "
+            f"({layer_title(last)}), {config.where('model', 'layers', last.index)}",
             f"targets {info.name}",
         ),
         hint=hint,

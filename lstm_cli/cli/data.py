@@ -11,7 +11,7 @@ import click
 from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import external_option, output_options
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,8 @@ Examples:
 
 SHOWN_CLASSES = 12
 SHOWN_CANDIDATES = 12
+WHOLE = 32
+"""Letters of paths that stand on one line in the narrowest terminal."""
 SHOWN_ALIKE = 20
 """Datasets of one kind, groups and problems that are shown; JSON has them all."""
 
@@ -59,7 +61,7 @@ def _lines(report: FileReport) -> list[Any]:
     for group in report.groups[:SHOWN_ALIKE]:
         lines += ["", *_group(group)]
     if (more := len(report.groups) - SHOWN_ALIKE) > 0:
-        lines += ["", f"… {more:,} more groups of sequences"]
+        lines += ["", f"… {counted(more, 'more group')} of sequences"]
     if report.suggestion:
         lines += ["", "to begin a config with:", ""]
         lines += [f"    {line}" if line else "" for line in report.suggestion.splitlines()]
@@ -70,6 +72,9 @@ def _stored(report: FileReport) -> Table:
     from lstm_cli.cli.tables import plain_table
 
     table = plain_table("dataset", "shape", "dtype", "bytes", "stored", "taken for")
+    longest = max((len(item.path) for item in report.datasets), default=0)
+    for column, whole in zip(table.columns, (longest <= WHOLE, True, False, True), strict=False):
+        column.no_wrap = whole
     alike: Counter[Hashable] = Counter()
     for item in report.datasets:
         kind = _kind(item)
@@ -150,13 +155,13 @@ def _classes(group: GroupReport) -> str:
         f"{index}{f' {labels[index]!r}' if index in labels else ''}: {count:,}"
         for index, count in counts[:SHOWN_CLASSES]
     ]
-    more = f", … {len(counts)} classes" if len(counts) > SHOWN_CLASSES else ""
+    more = f", … {counted(len(counts), 'class')}" if len(counts) > SHOWN_CLASSES else ""
     return ", ".join(shown) + more
 
 
 def _warn(console: Console, report: FileReport) -> None:
     count = len(report.problems)
-    console.note(f"{count} thing{'s' if count > 1 else ''} to look at")
+    console.note(f"{counted(count, 'thing')} to look at")
     for problem in report.problems[:SHOWN_ALIKE]:
         console.note("")
         for line in problem.lines():

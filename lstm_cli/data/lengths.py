@@ -8,7 +8,7 @@ from lstm_cli.data.masks import MaskRows, refuse_values
 from lstm_cli.data.ragged import Lengths, check_lengths, whole_numbers
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 MASK_BLOCK_BYTES = 16 << 20
 """A mask is turned into lengths in blocks of about this size."""
@@ -35,7 +35,7 @@ def only_lengths(stored: Stored, options: DataOptions) -> Lengths:
     if (table != table[:, :1]).any():
         n = int(np.argmax((table != table[:, :1]).any(axis=1)))
         raise DataError(
-            f"{stored.where} has {table.shape[1]} columns, which differ in sequence {n}",
+            f"{stored.where} has {counted(table.shape[1], 'column')}, which differ in sequence {n}",
             expected=f"one length each, ({len(table)},)",
             found=", ".join(map(str, table[n].tolist())),
             where=options.places(stored.where),
@@ -103,7 +103,7 @@ def check_count(
     """Raise DataError unless there is one length a sequence."""
     if len(lengths) != N:
         raise DataError(
-            f"{name} has {len(lengths)} lengths for {N} sequences",
+            f"{name} has {counted(len(lengths), 'length')} for {counted(N, 'sequence')}",
             expected=f"({N},)",
             found=f"({len(lengths)},)",
             where=options.places(name),
@@ -119,7 +119,7 @@ def agreed(told: dict[str, Lengths], options: DataOptions) -> Lengths | None:
         if len(a) != len(b):
             raise DataError(
                 f"{names[0]} and {other} disagree",
-                expected=f"{len(a)} sequences, as {names[0]} says",
+                expected=f"{counted(len(a), 'sequence')}, as {names[0]} says",
                 found=f"{len(b)} in {other}",
                 where=options.places(names[0], other),
             )
@@ -127,7 +127,7 @@ def agreed(told: dict[str, Lengths], options: DataOptions) -> Lengths | None:
             n = int(np.argmax(a != b))
             raise DataError(
                 f"{names[0]} and {other} disagree on sequence {n}",
-                expected=f"{a[n]} steps, as {names[0]} says",
+                expected=f"{counted(a[n], 'step')}, as {names[0]} says",
                 found=f"{b[n]} in {other}",
                 where=options.places(names[0], other),
             )

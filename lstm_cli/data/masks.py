@@ -96,7 +96,7 @@ def misread_mask(rows: MaskRows, beside: Beside, options: DataOptions) -> DataEr
     padding = rows.first > 0
     n, where = int(np.argmax(padding)), rows.stored.where
     inverted, why = _is_inverted(rows, beside)
-    turn, invert = turning_command(rows.stored, beside), inverting_command(rows.stored, beside)
+    turn, invert = turningcopying(rows.stored, beside), invertingcopying(rows.stored, beside)
     if not padding.any():
         what = f"{where} is 0 at every step of every sequence"
         found, hint = f"a mask that may be {INVERTED}", invert
@@ -129,7 +129,7 @@ def _holes(rows: MaskRows, beside: Beside, options: DataOptions) -> DataError:
         found=f"{_of(rows.holes)} with steps left out between valid ones{front}",
         where=options.places(rows.stored.where),
         hint=f"fill those steps in and set the mask to 1 there; or, if the steps around them may "
-        f"become neighbors, {turning_command(rows.stored, beside)}",
+        f"become neighbors, {turningcopying(rows.stored, beside)}",
     )
 
 
@@ -154,7 +154,7 @@ def refuse_values(values: Array, start: int, mask: Stored, file: str, options: D
         expected="1 at valid steps, 0 at padding",
         found="a mask that is added to scores: 0 at valid steps" if added else f"{value:g}",
         where=options.places(mask.where),
-        hint=inverting_command(mask, Beside(file, mask)) if added else None,
+        hint=invertingcopying(mask, Beside(file, mask)) if added else None,
     )
 
 
@@ -181,7 +181,7 @@ def padding_problem(
             f"{mask.where} may be {INVERTED}",
             expected="1 at valid steps, 0 at padding",
             where=(beside.inputs.where,),
-            hint=inverting_command(mask, beside),
+            hint=invertingcopying(mask, beside),
         )
     front = steps < T - sums[own, None]
     if lengths is None or not _differs(rows[front], rows[~valid]):
@@ -191,11 +191,11 @@ def padding_problem(
         f"first steps are blank, and steps past the length are not",
         expected=ORDER,
         where=(beside.inputs.where, lengths.where),
-        hint=turning_command(lengths, beside),
+        hint=turningcopying(lengths, beside),
     )
 
 
-def turning_command(divides: Stored, beside: Beside) -> str:
+def turningcopying(divides: Stored, beside: Beside) -> str:
     """A command that writes a copy of the file with the valid steps in front.
 
     Parameters
@@ -214,37 +214,37 @@ def turning_command(divides: Stored, beside: Beside) -> str:
     lines = [f"o = {order}", f"r = np.arange({N})[:, None]"]
     lines += [_assigned(stored, f"{_values(stored)}[r, o]") for stored in moved]
     also = "" if beside.targets is None else ", and their targets"
-    return f"{_command(beside.file, lines)} has the valid steps{also} first"
+    return f"{copying(beside.file, lines)} has the valid steps{also} first"
 
 
-def inverting_command(mask: Stored, beside: Beside) -> str:
+def invertingcopying(mask: Stored, beside: Beside) -> str:
     """A command that writes a copy of the file with an inverted mask."""
     lines = [_assigned(mask, f"{_values(mask)} == 0")]
-    return f"{_command(beside.file, lines)} has 1 at valid steps"
+    return f"{copying(beside.file, lines)} has 1 at valid steps"
 
 
-def _command(file: str, lines: Sequence[str]) -> str:
+def copying(file: str, lines: Sequence[str]) -> str:
     """A command that changes a copy of a file, and the name of the copy."""
     stem, suffix = os.path.splitext(os.path.basename(file))
     copy = f"{stem}-turned{suffix}"
-    names = f"{_text(file)}, {_text(copy)}"
+    names = f"{text(file)}, {text(copy)}"
     opened = f"import shutil, h5py, numpy as np; f = h5py.File(shutil.copyfile({names}), 'r+')"
     code = "; ".join([opened, *lines]).replace("'", '"')
     return f"python -c {quote(code)} writes {quote(copy)}, which"
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """A name as Python writes it, between double quotes."""
     return json.dumps(name, ensure_ascii=False).replace("'", "\\x27")
 
 
 def _values(stored: Stored) -> str:
-    return f"f[{_text(stored.path)}][:]" + (".T" if isinstance(stored, Turned) else "")
+    return f"f[{text(stored.path)}][:]" + (".T" if isinstance(stored, Turned) else "")
 
 
 def _assigned(stored: Stored, value: str) -> str:
     turned = f"({value}).T" if isinstance(stored, Turned) else value
-    return f"f[{_text(stored.path)}][:] = {turned}"
+    return f"f[{text(stored.path)}][:] = {turned}"
 
 
 def _is_inverted(rows: MaskRows, beside: Beside) -> tuple[bool | None, str]:

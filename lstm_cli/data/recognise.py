@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from shlex import quote
@@ -11,13 +12,29 @@ from lstm_cli.data.concatenated import open_concatenated
 from lstm_cli.data.dense import open_dense
 from lstm_cli.data.groups import open_groups
 from lstm_cli.data.links import Folder
-from lstm_cli.data.roles import INPUTS, OFFSETS, OTHER_ROLES, Roles, contents, find_roles, missing
+from lstm_cli.data.origin import (
+    compound_error,
+    is_table,
+    refuse_foreign,
+    refuse_own,
+    refuse_variables,
+)
+from lstm_cli.data.roles import (
+    INPUTS,
+    OFFSETS,
+    OTHER_ROLES,
+    MissingDatasetError,
+    Roles,
+    contents,
+    find_roles,
+    missing,
+)
 from lstm_cli.data.series import open_series
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
 from lstm_cli.data.vlen import open_vlen
 from lstm_cli.data.windows import open_windows
-from lstm_cli.errors import DataError, nearest
+from lstm_cli.errors import DataError, counted, nearest
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")
@@ -36,6 +53,10 @@ PARTS = ("lengths", "offsets", "mask")
 
 LOOK_AT = 50
 """Children looked at to tell what a group is."""
+DEPTH = 3
+"""Levels of groups below one without data that are looked through for some."""
+SHOWN = 4
+"""Names that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
         raise DataError(
             f"{layout.inputs} holds no {lacking}",
             expected=f"at least one of its {lacking}",
-            found=f"{layout.count} sequences, {layout.features} features",
+            found=f"{counted(layout.count, 'sequence')}, {counted(layout.features, 'feature')}",
             where=options.places(layout.inputs),
         )
     if options.window is not None:
@@ -78,6 +99,8 @@ def _open(folder: Folder, told: Recognition, options: DataOptions) -> Layout:
     inputs = told.roles.inputs
     if inputs is None:
         raise _no_inputs(folder, options)
+    if inputs.dtype.names:
+        raise compound_error(inputs, folder.file, options)
     need_numeric(inputs, "inputs", options.places(inputs.where))
     if told.layout == "dense":
         return open_dense(folder, told.roles, inputs, options)
@@ -138,7 +161,15 @@ def recognise(folder: Folder, options: DataOptions) -> Recognition:
             where=options.places(),
             hint=f"data.layout: {near}" if near else None,
         )
-    told = _holds(folder, options)
+    refuse_own(folder, options)
+    try:
+        told = _holds(folder, options)
+    except MissingDatasetError as error:
+        parts = parts_of(folder, options)
+        if parts:
+            raise _several(folder, parts, options) from error
+        refuse_foreign(folder, options)
+        raise
     if told is not None:
         return told if options.layout is None else _forced(told.roles, options.layout)
     parts = parts_of(folder, options)
@@ -146,6 +177,7 @@ def recognise(folder: Folder, options: DataOptions) -> Recognition:
         return _forced(Roles(), "groups")
     if parts:
         raise _several(folder, parts, options)
+    refuse_foreign(folder, options)
     if options.inputs is not None:
         raise missing(folder, options.inputs, "inputs", options)
     told = _only_candidate(folder, options)
@@ -187,7 +219,8 @@ def parts_of(folder: Folder, options: DataOptions) -> list[Folder]:
 def _child_groups(folder: Folder) -> list[Folder]:
     members = islice(folder.members(), LOOK_AT)
     groups = [child for child in members if isinstance(child, Folder)]
-    return [child for child in groups if _base(child)[:1] != "#"]  # MATLAB's own
+    # MATLAB's own, and tables that stand in a group.
+    return [child for child in groups if _base(child)[:1] != "#" and not is_table(child)]
 
 
 def _base(folder: Folder | Stored) -> str:
@@ -221,7 +254,7 @@ def _by_shape(roles: Roles, inputs: Stored) -> Recognition:
     raise DataError(
         f"{inputs.where} has shape {inputs.shape}",
         expected="inputs (N, T, D), (sum T, D), (T, D), or (N,) of variable length",
-        found=f"{inputs.rank} axes",
+        found=f"{counted(inputs.rank, 'axis')}",
         where=inputs.where,
     )
 
@@ -238,6 +271,7 @@ def _only_candidate(folder: Folder, options: DataOptions) -> Recognition | None:
         return replace(told, reason=f"{told.reason}; it is the only dataset that may be inputs")
     alike = {found.shape[1:] for found in wide}
     if len(wide) > 1 and len(alike) == 1 and all(f.rank == 2 and not f.vlen for f in wide):
+        refuse_variables(wide, folder, options)
         reason = f"each dataset, such as {wide[0].path.rpartition('/')[2]}, has shape (T, D)"
         return Recognition("groups", reason, Roles())
     return None
@@ -256,7 +290,7 @@ def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataE
         expected="one group, named as FILE:/group",
         found=", ".join(names),
         where=options.places(folder.where),
-        hint=f"choose one: {' or '.join(map(quote, names[:4]))}",
+        hint=f"choose one: {' or '.join(map(quote, names[:SHOWN]))}",
     )
 
 
@@ -266,10 +300,35 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
         found = None if name in OTHER_ROLES else folder.find(name)
         if isinstance(found, Stored) and name in INPUTS:
             need_numeric(found, "inputs", options.places(found.where))
+    inside = list(islice(_below(folder, options), LOOK_AT))
+    parts = [found for found in inside if isinstance(found, Folder)]
+    if parts:
+        return _several(folder, parts, options)
+    arrays = [found for found in inside if isinstance(found, Stored)]
+    names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
+    listed = "; or ".join(f"data.inputs: {name}" for name in names[:SHOWN])
+    hint = "in a config, " + (f"{listed} names them" if names else "data.inputs names them")
     return DataError(
         f"{folder.where} holds no inputs",
         expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",
         found=contents(folder),
         where=options.places(folder.where),
-        hint="in a config, data.inputs names them",
+        hint=hint,
     )
+
+
+def _below(folder: Folder, options: DataOptions, depth: int = DEPTH) -> Iterator[Folder | Stored]:
+    """Groups below one that hold a layout, and arrays that may be inputs."""
+    for found in islice(folder.members(), LOOK_AT):
+        if isinstance(found, Stored):
+            if _may_be_inputs(found) and (found.rank > 1 or found.vlen):
+                yield found
+        elif depth and not is_table(found):
+            try:
+                holds = depth < DEPTH and _holds(found, options) is not None
+            except DataError:
+                continue
+            if holds:
+                yield found
+            else:
+                yield from _below(found, options, depth - 1)
