@@ -18,7 +18,7 @@ from lstm_cli.data.targets import (
     find_targets,
 )
 from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
-from lstm_cli.errors import DataError, counted
+from lstm_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def group_targets(
         return None
     if len(children) < len(found):
         raise DataError(
-            f"{counted(len(found) - len(children), 'sequence')} of {len(found)} without targets",
+            f"{len(found) - len(children)} of {len(found)} sequences have no targets",
             expected="targets in every group, or in none",
             found=f"{children[0].where}, but none in sequence {found.index(None)}",
             where=options.places(folder.where),

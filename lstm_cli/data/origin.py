@@ -7,7 +7,7 @@ matrices of anndata, variables of NetCDF.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from shlex import quote
@@ -22,8 +22,9 @@ from lstm_cli.overwriting import HDF5_ATTRIBUTE
 
 LOOK_AT = 50
 """Members of a group that are looked at."""
-DEPTH = 3
-"""Levels of groups that are searched for tables."""
+DEPTH = 4
+MOST_GROUPS = 200
+"""Levels of groups, and groups, that are searched for what else may be meant."""
 SHOWN = 6
 DIRECTIONS = {"forward", "reverse"}
 KERAS = ("model_config", "layer_names", "keras_version")
@@ -107,7 +108,7 @@ def compound_error(
     shown = ", ".join([*names, *(f"{name} (no number)" for name in left)][: 2 * SHOWN])
     more = f"; {counted(len(others) - 1, 'table')} more in the file" if len(others) > 1 else ""
     return OriginError(
-        f"{table.where} is a table of named columns, not an array of numbers",
+        f"{table.where} does not hold numbers, but rows of named columns",
         expected="an array (T, D) of numbers",
         found=f"{counted(table.shape[0] if table.rank else 1, 'row')} of {shown}{more}",
         where=options.places(table.where),
@@ -185,17 +186,27 @@ def netcdf_notes(folder: Folder, inputs: Stored) -> Iterator[str]:
         )
 
 
-def _tables(folder: Folder, depth: int = DEPTH) -> Iterator[Folder | Stored]:
+def _tables(folder: Folder) -> Iterator[Folder | Stored]:
     """Tables of pandas and PyTables, and sparse matrices, in a group and below it."""
     if is_table(folder):
         yield folder
         return
-    for child in islice(folder.members(), LOOK_AT):
-        if isinstance(child, Stored):
-            if child.dtype.names and not child.vlen:
+    for child in below(folder, is_table):
+        if isinstance(child, Folder) or (child.dtype.names and not child.vlen):
+            yield child
+
+
+def below(top: Folder, whole: Callable[[Folder], bool]) -> Iterator[Folder | Stored]:
+    """Datasets, and groups that are `whole`, below a group; each group is looked into once."""
+    todo, seen = [(top, 0)], {top.identity()}
+    while todo:
+        folder, depth = todo.pop(0)
+        for child in islice(folder.members(), LOOK_AT):
+            if isinstance(child, Stored) or whole(child):
                 yield child
-        elif depth > 1:
-            yield from _tables(child, depth - 1)
+            elif depth < DEPTH and len(seen) < MOST_GROUPS and child.identity() not in seen:
+                seen.add(child.identity())
+                todo.append((child, depth + 1))
 
 
 def _pandas_error(
@@ -279,9 +290,9 @@ def _sparse_error(
 
 def _is_keras_3(folder: Folder) -> bool:
     """Whether a file has the groups that Keras 3 writes weights into."""
-    return folder.folder("_layer_checkpoint_dependencies") is not None or (
-        folder.folder("layers") is not None and folder.folder("vars") is not None
-    )
+    layers = folder.folder("_layer_checkpoint_dependencies") or folder.folder("layers")
+    inside = [] if layers is None else islice(layers.members(), LOOK_AT)
+    return any(isinstance(one, Folder) and one.folder("vars") is not None for one in inside)
 
 
 def _gates(folder: Folder) -> list[Stored]:

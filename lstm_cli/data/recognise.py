@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from shlex import quote
@@ -53,8 +52,6 @@ PARTS = ("lengths", "offsets", "mask")
 
 LOOK_AT = 50
 """Children looked at to tell what a group is."""
-DEPTH = 3
-"""Levels of groups below one without data that are looked through for some."""
 SHOWN = 4
 """Names that an error lists."""
 
@@ -205,15 +202,14 @@ def _holds(folder: Folder, options: DataOptions) -> Recognition | None:
 
 def parts_of(folder: Folder, options: DataOptions) -> list[Folder]:
     """Child groups that hold a layout of their own."""
-    parts = []
-    for child in _child_groups(folder):
-        try:
-            told = _holds(child, options)
-        except DataError:
-            continue
-        if told is not None:
-            parts.append(child)
-    return parts
+    return [child for child in _child_groups(folder) if _has_layout(child, options)]
+
+
+def _has_layout(folder: Folder, options: DataOptions) -> bool:
+    try:
+        return _holds(folder, options) is not None
+    except DataError:
+        return False
 
 
 def _child_groups(folder: Folder) -> list[Folder]:
@@ -283,6 +279,11 @@ def _may_be_inputs(found: Folder | Stored) -> bool:
     return not found.is_axis and found.path.rpartition("/")[2] not in OTHER_ROLES
 
 
+def _is_array(stored: Stored) -> bool:
+    """Whether a dataset below a group may be inputs, although nothing says so."""
+    return _may_be_inputs(stored) and (stored.rank > 1 or stored.vlen)
+
+
 def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataError:
     names = [part.where for part in parts]
     return DataError(
@@ -300,11 +301,11 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
         found = None if name in OTHER_ROLES else folder.find(name)
         if isinstance(found, Stored) and name in INPUTS:
             need_numeric(found, "inputs", options.places(found.where))
-    inside = list(islice(_below(folder, options), LOOK_AT))
+    inside = list(islice(below(folder, lambda child: _has_layout(child, options)), LOOK_AT))
     parts = [found for found in inside if isinstance(found, Folder)]
     if parts:
         return _several(folder, parts, options)
-    arrays = [found for found in inside if isinstance(found, Stored)]
+    arrays = [found for found in inside if isinstance(found, Stored) and _is_array(found)]
     names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
     listed = "; or ".join(f"data.inputs: {name}" for name in names[:SHOWN])
     hint = "in a config, " + (f"{listed} names them" if names else "data.inputs names them")
@@ -315,20 +316,3 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
         where=options.places(folder.where),
         hint=hint,
     )
-
-
-def _below(folder: Folder, options: DataOptions, depth: int = DEPTH) -> Iterator[Folder | Stored]:
-    """Groups below one that hold a layout, and arrays that may be inputs."""
-    for found in islice(folder.members(), LOOK_AT):
-        if isinstance(found, Stored):
-            if _may_be_inputs(found) and (found.rank > 1 or found.vlen):
-                yield found
-        elif depth and not is_table(found):
-            try:
-                holds = depth < DEPTH and _holds(found, options) is not None
-            except DataError:
-                continue
-            if holds:
-                yield found
-            else:
-                yield from _below(found, options, depth - 1)

@@ -236,11 +236,13 @@ def spare_class(classes: Mapping[int, int]) -> int:
 def _ignored_problem(dataset: Dataset, classes: Mapping[int, int], labels: list[int]) -> Problem:
     info, spare = dataset.targets, spare_class(classes)
     listed = " and ".join(map(str, labels))
+    looks = "look like ignored labels" if len(labels) > 1 else "looks like an ignored label"
     count = counted(sum(classes[label] for label in labels), "target")
+    negative = len(labels) == 1 and labels[0] < 0
     return Problem(
-        f"label {listed} looks as if it marked targets that are not to be learned: {count}",
+        "a class index is negative" if negative else f"class index {listed} {looks}",
         expected=f"class indices from 0 to {spare - 1}, as the other targets are",
-        found=f"{listed} in {info.name}" if info is not None else listed,
+        found=f"{listed} in {count}" + (f", which {looks}" if negative else ""),
         where=() if info is None else (info.name,),
         hint=f"{dataset.relabeling(labels, spare)}; in a config, units: {spare + 1} and "
         f"train.class_weights: {{{spare}: 0}} keep that class from being learned",
