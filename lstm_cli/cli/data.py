@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,10 @@ Examples:
 
 SHOWN_CLASSES = 12
 SHOWN_CANDIDATES = 12
+NARROWEST = 80
+"""Columns of the narrowest terminal that is thought of."""
 WHOLE = 32
-"""Letters of paths that stand on one line in the narrowest terminal."""
+"""Letters of paths that stand on one line there."""
 SHOWN_ALIKE = 20
 """Datasets of one kind, groups and problems that are shown; JSON has them all."""
 
@@ -115,7 +118,15 @@ def _group(group: GroupReport) -> list[str]:
         lines.append(f"  targets    {_targets(group)}")
     if group.class_counts:
         lines.append(f"  classes    {_classes(group)}")
-    return lines
+    return [part for line in lines for part in _wrapped(line)]
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line in parts that fit the narrowest terminal, those after the first indented."""
+    parts = textwrap.wrap(
+        line, NARROWEST, subsequent_indent=" " * 13, break_long_words=False, break_on_hyphens=False
+    )
+    return [part.replace("\0", " ") for part in parts]
 
 
 def _extent(group: GroupReport) -> list[str]:
@@ -155,6 +166,7 @@ def _classes(group: GroupReport) -> str:
         f"{index}{f' {labels[index]!r}' if index in labels else ''}: {count:,}"
         for index, count in counts[:SHOWN_CLASSES]
     ]
+    shown = [entry.replace(" ", "\0") for entry in shown]  # no line ends within one
     more = f", … {counted(len(counts), 'class')}" if len(counts) > SHOWN_CLASSES else ""
     return ", ".join(shown) + more
 

@@ -12,6 +12,7 @@ from lstm_cli.data.dense import open_dense
 from lstm_cli.data.groups import open_groups
 from lstm_cli.data.links import Folder
 from lstm_cli.data.origin import (
+    below,
     compound_error,
     is_table,
     refuse_foreign,
