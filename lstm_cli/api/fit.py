@@ -338,6 +338,9 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
             f"the targets are one {units[bool(info.per_step)]}, the outputs one {units[per_step]}"
         )
         hint = _placing_hint(config, per_step)
+        fits = info.shape in {(last.output_size,), *single}
+        if hint is not None and hint.startswith("--set") and not fits:
+            hint += f" {_shape_hint(config, info, bool(info.per_step))}"
     elif info.shape not in {(last.output_size,), *single}:
         what = f"a target has shape {info.shape}, an output ({last.output_size},)"
         hint = _shape_hint(config, data.targets, per_step)
@@ -382,6 +385,9 @@ def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
     other, turn = info.placed(not per_step), _placing_hint(config, per_step)
     if info.per_step is not None or turn is None:
         return hint
+    if other.shape == () and softmax and not per_step:
+        shares = "" if other.kind == "class" else f"; {hint}, if they are shares of classes"
+        return f"{turn}, if they are a class a step{shares}"
     if other.shape == (F,) or (other.shape == () and (F == 1 or softmax)):
         return f"{turn}, if they are one {'a sequence' if per_step else 'a step'}; else {hint}"
     return hint

@@ -263,3 +263,43 @@ def test_tables_of_shipped_data_fit(capsys, monkeypatch, name, columns):
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= columns
         assert not any(line.endswith(" ") for line in lines)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "?", "f4"])
+@pytest.mark.parametrize("layout", ["dense", "offsets"])
+@pytest.mark.parametrize(
+    ("units", "activation", "loss"),
+    [
+        (1, "identity", "mse"),
+        (5, "identity", "mse"),
+        (2, "softmax", "cross_entropy"),
+        (3, "sigmoid", "binary_cross_entropy"),
+    ],
+)
+def test_hints_on_targets_that_do_not_fit_lead_to_a_network_that_trains(
+    lstm, dtype, layout, units, activation, loss
+):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(6, 5, 3)), rng.integers(0, 2, (6, 5)).astype(dtype)
+    with h5py.File("d.h5", "w") as file:
+        file["inputs"], file["targets"] = x, y
+        if layout == "offsets":  # one a step for certain
+            del file["inputs"], file["targets"]
+            file["inputs"], file["targets"] = x.reshape(-1, 3)[:27], y.reshape(-1)[:27]
+            file["offsets"] = [0, 5, 9, 10, 15, 22, 27]
+    Path("c.yaml").write_text(
+        "model:\n  input_size: 3\n  layers:\n"
+        "    - {type: lstm, hidden_size: 4, return_sequences: false}\n"
+        f"    - {{type: dense, units: {units}, activation: {activation}}}\n"
+        f"train: {{loss: {loss}, epochs: 1}}\n"
+    )
+    command = ("train", "c.yaml", "d.h5", "--quiet", *REFERENCE, "--output")
+    found = lstm(*command, "o")
+    if found.code == 0:  # five values a sequence
+        assert (layout, units) == ("dense", 5)
+        return
+    parts = re.split(r"; else |, if [\w ]+(?:; |$)", hints(found)[0])
+    # Targets of 0 and 1 are a class a step, and shares of classes only by name.
+    for k, part in enumerate(parts[: 1 if loss == "cross_entropy" else 2]):
+        if part:
+            assert lstm(*command, f"o{k}", *part.split()).code == 0, part
