@@ -19,7 +19,7 @@ from lstm_cli.api.task import Task
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, Dataset, open_data
 from lstm_cli.engines.types import Array, Engine
-from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError, counted
+from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError
 from lstm_cli.formats import native
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.training.loop import End, Loop, Surroundings
@@ -226,9 +226,7 @@ class TrainingRun:
         epochs = 0 if self._stored is None else self._stored.checkpoint.progress.epoch
         rows = self.folder.rows(epochs)
         if len(rows) < epochs:
-            self.notes.append(
-                f"{self.folder.metrics} lacks some of the {counted(epochs, 'epoch')} so far"
-            )
+            self.notes.append(f"{self.folder.metrics} lacks some of the {epochs} epochs so far")
         return rows
 
     def _with_checkpoint(self, error: LstmCliError) -> LstmCliError:

@@ -297,11 +297,6 @@ def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataE
 
 
 def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
-    # A refused dataset under an expected name says more than that there is none.
-    for name in folder.names():
-        found = None if name in OTHER_ROLES else folder.find(name)
-        if isinstance(found, Stored) and name in INPUTS:
-            need_numeric(found, "inputs", options.places(found.where))
     inside = list(islice(below(folder, lambda child: _has_layout(child, options)), LOOK_AT))
     parts = [found for found in inside if isinstance(found, Folder)]
     if parts:
@@ -310,6 +305,11 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
     names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
     listed = "; or ".join(f"data.inputs: {name}" for name in names[:SHOWN])
     hint = "in a config, " + (f"{listed} names them" if names else "data.inputs names them")
+    # A refused dataset under an expected name says more than that there is none.
+    for name in folder.names():
+        found = None if name in OTHER_ROLES else folder.find(name)
+        if isinstance(found, Stored) and name in INPUTS:
+            need_numeric(found, "inputs", options.places(found.where), hint if names else None)
     return DataError(
         f"{folder.where} holds no inputs",
         expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",

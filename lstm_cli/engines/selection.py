@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
-from lstm_cli.errors import DeviceError, UsageError, counted, nearest
+from lstm_cli.errors import DeviceError, UsageError, nearest
 
 if TYPE_CHECKING:
     from lstm_cli.engines.cuda.status import GpuStatus
@@ -246,7 +246,7 @@ def _reference_status() -> EngineStatus:
 
 
 def _by_default(threads: int) -> str:
-    return f"{counted(threads, 'thread')} by default"
+    return f"{threads} thread{'s' if threads != 1 else ''} by default"
 
 
 def _cuda(dtype: str, ordinal: int) -> Engine:

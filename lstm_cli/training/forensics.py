@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array, LayerResult, LayerSpec, RecurrentSpec, TrainingPass
-from lstm_cli.errors import DataError, LstmCliError, TrainingError, counted
+from lstm_cli.errors import DataError, LstmCliError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import hosted_layer
 from lstm_cli.network.weights import expected_tensors
@@ -49,7 +49,7 @@ def explain(
     when
         ``epoch 3, batch 7 of 10``.
     """
-    when = f"{when}, after {counted(moment.number, 'update')}"
+    when = f"{when}, after {_counted(moment.number, 'update')}"
     piece = replace(moment.piece, x=learner.network.engine.to_host(moment.piece.x))
     stopped = f"training stopped in {when}"
     data = bad_data(piece, learner.criterion.targets.per_step, numbers, places, stopped)
@@ -136,10 +136,10 @@ def _bad_target(piece: Piece, per_step: bool, numbers: Array, places: Places) ->
         return None
     bad = ~np.isfinite(targets)
     if piece.lengths is not None:
-        valid = piece.lengths > 0
+        counted = piece.lengths > 0
         if per_step:
-            valid = np.arange(targets.shape[1]) < piece.lengths[:, None]
-        bad &= valid.reshape(valid.shape + (1,) * (bad.ndim - valid.ndim))
+            counted = np.arange(targets.shape[1]) < piece.lengths[:, None]
+        bad &= counted.reshape(counted.shape + (1,) * (bad.ndim - counted.ndim))
     if not bad.any():
         return None
     row, *rest = _first(bad)
@@ -264,3 +264,7 @@ def _before(piece: Piece, row: int) -> int:
 
 def _first(bad: Array) -> tuple[int, ...]:
     return tuple(int(k) for k in np.unravel_index(int(bad.argmax()), bad.shape))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -298,7 +298,7 @@ def test_hints_on_targets_that_do_not_fit_lead_to_a_network_that_trains(
     if found.code == 0:  # five values a sequence
         assert (layout, units) == ("dense", 5)
         return
-    parts = re.split(r"; else |, if [\w ]+(?:; |$)", hints(found)[0])
+    parts = re.split(r", if [\w ]+(?:; (?:else )?|$)", hints(found)[0])
     # Targets of 0 and 1 are a class a step, and shares of classes only by name.
     for k, part in enumerate(parts[: 1 if loss == "cross_entropy" else 2]):
         if part:
