@@ -16,10 +16,10 @@ from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
 from lstm_cli.data.dense import Dense
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.groups import Groups
-from lstm_cli.data.masks import copying, text
 from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths, holding
 from lstm_cli.data.recognise import open_layout
+from lstm_cli.data.rewriting import copying, text
 from lstm_cli.data.sequences import Files, Indices
 from lstm_cli.data.series import Series
 from lstm_cli.data.types import (

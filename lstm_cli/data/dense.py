@@ -8,8 +8,9 @@ from lstm_cli.data.axes import Turned, turning
 from lstm_cli.data.labels import stored_names
 from lstm_cli.data.lengths import agreed, check_count, only_lengths, rows_of_mask
 from lstm_cli.data.links import Folder
-from lstm_cli.data.masks import Beside, misread_mask, padding_problem
+from lstm_cli.data.masks import misread_mask, padding_problem
 from lstm_cli.data.ragged import Lengths, check_lengths, clear_padding
+from lstm_cli.data.rewriting import Beside
 from lstm_cli.data.roles import Roles
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.targets import DenseTargets, find_targets

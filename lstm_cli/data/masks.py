@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_cli.data.axes import Turned
 from lstm_cli.data.ragged import Lengths
+from lstm_cli.data.rewriting import Beside, inverting_command, turning_command
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.types import Array, DataOptions
 from lstm_cli.errors import DataError, Problem, counted
@@ -67,28 +63,6 @@ class MaskRows:
         return bool(((self.last == self.steps) | (self.sums == 0)).all()) and not self.holes.any()
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What stands beside a mask, or beside lengths: all that is turned with them.
-
-    Attributes
-    ----------
-    file
-        The file.
-    inputs
-        (N, T, D).
-    targets
-        Targets that may be one a step, (N, T, ...), or None.
-    lengths
-        (N,) lengths that the file gives too, or None.
-    """
-
-    file: str
-    inputs: Stored
-    targets: Stored | None = None
-    lengths: Lengths | None = None
-
-
 def misread_mask(rows: MaskRows, beside: Beside, options: DataOptions) -> DataError:
     """The error for a mask that is not `usable`: holes, padding in front, or a mask inverted."""
     if rows.holes.any():
@@ -96,7 +70,7 @@ def misread_mask(rows: MaskRows, beside: Beside, options: DataOptions) -> DataEr
     padding = rows.first > 0
     n, where = int(np.argmax(padding)), rows.stored.where
     inverted, why = _is_inverted(rows, beside)
-    turn, invert = turningcopying(rows.stored, beside), invertingcopying(rows.stored, beside)
+    turn, invert = turning_command(rows.stored, beside), inverting_command(rows.stored, beside)
     if not padding.any():
         what = f"{where} is 0 at every step of every sequence"
         found, hint = f"a mask that may be {INVERTED}", invert
@@ -129,7 +103,7 @@ def _holes(rows: MaskRows, beside: Beside, options: DataOptions) -> DataError:
         found=f"{_of(rows.holes)} with steps left out between valid ones{front}",
         where=options.places(rows.stored.where),
         hint=f"fill those steps in and set the mask to 1 there; or, if the steps around them may "
-        f"become neighbors, {turningcopying(rows.stored, beside)}",
+        f"become neighbors, {turning_command(rows.stored, beside)}",
     )
 
 
@@ -154,7 +128,7 @@ def refuse_values(values: Array, start: int, mask: Stored, file: str, options: D
         expected="1 at valid steps, 0 at padding",
         found="a mask that is added to scores: 0 at valid steps" if added else f"{value:g}",
         where=options.places(mask.where),
-        hint=invertingcopying(mask, Beside(file, mask)) if added else None,
+        hint=inverting_command(mask, Beside(file, mask)) if added else None,
     )
 
 
@@ -181,7 +155,7 @@ def padding_problem(
             f"{mask.where} may be {INVERTED}",
             expected="1 at valid steps, 0 at padding",
             where=(beside.inputs.where,),
-            hint=invertingcopying(mask, beside),
+            hint=inverting_command(mask, beside),
         )
     front = steps < T - sums[own, None]
     if lengths is None or not _differs(rows[front], rows[~valid]):
@@ -191,60 +165,8 @@ def padding_problem(
         f"first steps are blank, and steps past the length are not",
         expected=ORDER,
         where=(beside.inputs.where, lengths.where),
-        hint=turningcopying(lengths, beside),
+        hint=turning_command(lengths, beside),
     )
-
-
-def turningcopying(divides: Stored, beside: Beside) -> str:
-    """A command that writes a copy of the file with the valid steps in front.
-
-    Parameters
-    ----------
-    divides
-        The mask, or the lengths of sequences of which the padding stands in front.
-    """
-    N, T = beside.inputs.shape[:2]
-    mask = divides.rank > 1
-    if mask:
-        order = f"np.argsort({_values(divides)}.reshape({N}, {T}) == 0, 1, kind='stable')"
-    else:
-        order = f"(np.arange({T}) - {_values(divides)}.reshape({N}, 1).astype(int)) % {T}"
-    moved = [beside.inputs, *([divides] if mask else [])]
-    moved += [] if beside.targets is None else [beside.targets]
-    lines = [f"o = {order}", f"r = np.arange({N})[:, None]"]
-    lines += [_assigned(stored, f"{_values(stored)}[r, o]") for stored in moved]
-    also = "" if beside.targets is None else ", and their targets"
-    return f"{copying(beside.file, lines)} has the valid steps{also} first"
-
-
-def invertingcopying(mask: Stored, beside: Beside) -> str:
-    """A command that writes a copy of the file with an inverted mask."""
-    lines = [_assigned(mask, f"{_values(mask)} == 0")]
-    return f"{copying(beside.file, lines)} has 1 at valid steps"
-
-
-def copying(file: str, lines: Sequence[str]) -> str:
-    """A command that changes a copy of a file, and the name of the copy."""
-    stem, suffix = os.path.splitext(os.path.basename(file))
-    copy = f"{stem}-turned{suffix}"
-    names = f"{text(file)}, {text(copy)}"
-    opened = f"import shutil, h5py, numpy as np; f = h5py.File(shutil.copyfile({names}), 'r+')"
-    code = "; ".join([opened, *lines]).replace("'", '"')
-    return f"python -c {quote(code)} writes {quote(copy)}, which"
-
-
-def text(name: str) -> str:
-    """A name as Python writes it, between double quotes."""
-    return json.dumps(name, ensure_ascii=False).replace("'", "\\x27")
-
-
-def _values(stored: Stored) -> str:
-    return f"f[{text(stored.path)}][:]" + (".T" if isinstance(stored, Turned) else "")
-
-
-def _assigned(stored: Stored, value: str) -> str:
-    turned = f"({value}).T" if isinstance(stored, Turned) else value
-    return f"f[{text(stored.path)}][:] = {turned}"
 
 
 def _is_inverted(rows: MaskRows, beside: Beside) -> tuple[bool | None, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any
 
-from lstm_cli.data.masks import text
+from lstm_cli.data.rewriting import made_of, text
 from lstm_cli.errors import DataError
 from lstm_cli.overwriting import PRODUCER
 
@@ -111,7 +111,7 @@ def _kind(path: str, head: bytes) -> Kind | None:
     if head[8:9] == b"{":
         return _of_safetensors(path, int.from_bytes(head[:8], "little"))
     if head.startswith(b"\x93NUMPY"):
-        return Kind("an array of NumPy", _converted(path, f'["inputs"] = np.load({text(path)})'))
+        return Kind("an array of NumPy", made_of(path, f'["inputs"] = np.load({text(path)})'))
     packed = next((name for start, name in PACKED.items() if head.startswith(start)), None)
     if packed is None and head[257:262] == b"ustar":
         packed = "tar"
@@ -132,13 +132,6 @@ def _read_by(what: str) -> str | None:
     return None if reader is None else f"{reader} reads it in Python; h5py writes it as HDF5"
 
 
-def _converted(path: str, statement: str) -> str:
-    """A command that writes an HDF5 file from another one."""
-    copy = os.path.splitext(os.path.basename(path))[0] + ".h5"
-    code = f'import h5py, numpy as np; h5py.File({text(copy)}, "w"){statement}'
-    return f"python -c {quote(code)} writes {quote(copy)}"
-
-
 def _of_archive(path: str) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -147,7 +140,7 @@ def _of_archive(path: str) -> Kind:
         return Kind("a damaged zip archive", None)
     if names and all(name.endswith(".npy") for name in names):
         arrays = ", ".join(name.removesuffix(".npy") for name in names[:8])
-        hint = _converted(path, f".update(np.load({text(path)}))")
+        hint = made_of(path, f".update(np.load({text(path)}))")
         return Kind("an archive of NumPy's arrays", hint, f"arrays {arrays}")
     if any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
         return Kind("a file of PyTorch", _as_config(path))
@@ -214,7 +207,7 @@ def _of_columns(path: str, lines: list[str]) -> Kind:
         names = 1
     apart = "" if delimiter is None else f", delimiter={text(delimiter)}"
     read = f"np.loadtxt({text(path)}{apart}, skiprows={names}, ndmin=2)"
-    hint = _converted(path, f'["inputs"] = {read}') + ", if all columns are numbers"
+    hint = made_of(path, f'["inputs"] = {read}') + ", if all columns are numbers"
     return Kind("a table in plain text", hint, lines[0][:72])
 
 

@@ -6,7 +6,6 @@ matrices of anndata, variables of NetCDF.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +13,7 @@ from shlex import quote
 from types import MappingProxyType
 
 from lstm_cli.data.links import Folder
-from lstm_cli.data.masks import text
+from lstm_cli.data.rewriting import converting, text
 from lstm_cli.data.storage import Stored, reading
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, counted
@@ -119,25 +118,6 @@ def compound_error(
 def _columns_hint(table: Stored, file: str, names: Sequence[str]) -> str:
     parts = ", ".join(f"t[{text(name)}].reshape(len(t), -1)" for name in names)
     return converting(file, f"t = f[{text(table.path)}][:]", f"np.hstack([{parts}])")
-
-
-def converting(file: str, read: str, array: str) -> str:
-    """A command that makes a file whose `inputs` are an array, and what to do with it.
-
-    Parameters
-    ----------
-    read, array
-        Python: a statement that reads from the file `f`, and the array (T, D).
-    """
-    copy = os.path.splitext(os.path.basename(file))[0] + "-inputs.h5"
-    code = (
-        f"import h5py, numpy as np; f = h5py.File({text(file)}); {read}; "
-        f'h5py.File({text(copy)}, "w")["inputs"] = {array}'
-    )
-    return (
-        f"python -c {quote(code)} writes {quote(copy)}: one series (T, D); `lengths` (N,) beside "
-        "it divide it into sequences"
-    )
 
 
 def _fields(table: Stored) -> tuple[list[str], list[str]]:
