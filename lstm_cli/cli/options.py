@@ -283,14 +283,9 @@ def data_options(config: Config, allow_external: bool, *, need_targets: bool = T
 
 
 def check_order(config: str, data: Sequence[str] = ()) -> None:
-    """Raise an error if CONFIG is a file of sequences, or of results.
+    """Raise ConfigError if CONFIG is a file of sequences, or of results.
 
-    Raises
-    ------
-    UsageError
-        CONFIG and DATA are swapped.
-    ConfigError
-        They are not: a config is missing.
+    It says whether CONFIG and DATA are swapped, or a config is missing.
     """
     from lstm_cli.api.weights_files import is_hdf5
 
@@ -313,11 +308,11 @@ def check_order(config: str, data: Sequence[str] = ()) -> None:
         )
     words.remove(first)
     words.insert(words.index(config), first)
-    raise UsageError(
+    raise ConfigError(
         "CONFIG and DATA are swapped",
         expected="CONFIG, then DATA",
         found=f"{what}; {first} is a config or a network",
-        hint=shlex.join(["lstm-cli", *words]),
+        hint=f"the config comes before the data: {shlex.join(['lstm-cli', *words])}",
     )
 
 

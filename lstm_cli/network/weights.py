@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_cli.cells import Parameter
 from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec
-from lstm_cli.errors import Problem, WeightsError, counted, nearest
+from lstm_cli.errors import Problem, WeightsError, nearest
 from lstm_cli.network.normalization import MEAN, SCALE, STORED
 
 _GATES_OF = {1: "an rnn", 3: "a gru", 4: "an lstm"}
@@ -152,7 +152,7 @@ def _difference(parameter: Parameter, found: tuple[int, ...]) -> tuple[str, str]
     """What is off, as a short mark and as the end of a sentence."""
     expected, gates = parameter.shape, len(parameter.blocks)
     if len(found) != len(expected):
-        return "rank", f": {counted(len(found), 'dimension')} instead of {len(expected)}"
+        return "rank", f": {len(found)} dimensions instead of {len(expected)}"
     if len(found) == 2 and found == expected[::-1]:
         return "transposed", ": it looks transposed, as Keras stores its kernels"
     letters = [part.strip(" ()") for part in parameter.formula.split(",") if part.strip(" ()")]

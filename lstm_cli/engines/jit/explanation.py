@@ -7,7 +7,6 @@ from lstm_cli.engines.jit.layers import SHORT, SMALL, TALL, shared, work_of
 from lstm_cli.engines.jit.tiles import row_limit
 from lstm_cli.engines.jit.weights import Plan
 from lstm_cli.engines.types import RecurrentSpec
-from lstm_cli.errors import counted
 
 
 def explain(plan: Plan, spec: RecurrentSpec, N: int, T: int) -> Explanation:
@@ -38,8 +37,7 @@ def explain(plan: Plan, spec: RecurrentSpec, N: int, T: int) -> Explanation:
     }
     reasons: tuple[str, ...] = (
         f"{machine.vector_bits}-bit vectors, {machine.registers} registers: tiles of {rows} "
-        f"{'sequence' if rows == 1 else 'sequences'} × {counted(part.gates, 'gate')} × "
-        f"{counted(part.columns, 'unit')}",
+        f"sequence{'s' if rows != 1 else ''} × {part.gates} gates × {part.columns} units",
         _threads(N, T, work, plan.threads, threads),
     )
     if threads > 1:
