@@ -258,6 +258,13 @@ OTHER_NAMES = {
 """What other programs call it."""
 
 
+def counted(count: int, noun: str, *, grouped: bool = False) -> str:
+    """A number and its noun: ``1 step``, ``7 steps``; `grouped` for ``12,000 classes``."""
+    plural = f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
+    number = f"{count:,}" if grouped else str(count)
+    return f"{number} {noun if count == 1 else plural}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be, or None."""
     names = list(known)

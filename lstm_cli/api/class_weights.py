@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import ConfigError, DataError, nearest
+from lstm_cli.errors import ConfigError, DataError, counted, nearest
 
 if TYPE_CHECKING:
     from lstm_cli.data import Dataset
@@ -85,7 +85,7 @@ def _listed(config: Config, given: list[float], classes: int) -> list[float]:
     if len(given) != classes:
         raise ConfigError(
             "train.class_weights does not weight every class",
-            expected=f"{classes} weights",
+            expected=f"{counted(classes, 'weight')}",
             found=str(len(given)),
             where=config.where("train", "class_weights"),
         )

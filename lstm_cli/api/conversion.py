@@ -26,7 +26,7 @@ from lstm_cli.api.weights_files import (
 from lstm_cli.config import Config
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
-from lstm_cli.errors import LstmCliError, UsageError, WeightsError
+from lstm_cli.errors import LstmCliError, UsageError, WeightsError, counted
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
 from lstm_cli.formats.registry import Format, layers_in_need_of_biases
@@ -372,7 +372,8 @@ def _disproved(proof: Proof, source: Path, destination: Path, target: Format) ->
         f"what was written for {destination} does not compute what {source} does",
         expected=f"outputs within {proof.tolerance:.1g} of the largest one",
         found=f"{proof.relative_difference:.2g} in {proof.place}",
-        where=f"{proof.sequences} random sequences of up to {proof.steps} steps, in float64",
+        where=f"{proof.sequences} random sequences of up to "
+        f"{counted(proof.steps, 'step')}, in float64",
         hint=f"nothing was written; this is a fault in how lstm-cli writes or reads {target.title}",
     )
 

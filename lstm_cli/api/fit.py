@@ -21,7 +21,15 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
     array_dtype,
 )
-from lstm_cli.errors import ConfigError, DataError, DeviceMemoryError, Problem, WeightsError, quote
+from lstm_cli.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    Problem,
+    WeightsError,
+    counted,
+    quote,
+)
 from lstm_cli.network.network import Network, ends_sequence
 from lstm_cli.network.normalization import STORED, Normalization, Rounding
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
@@ -134,8 +142,8 @@ def check_memory(config: Config, engine: Engine) -> None:
     raise ConfigError(
         f"the weights of this network need {needed / 1e9:.0f} GB while it is built",
         expected=f"less than the {there / 1e9:.0f} GB of this machine",
-        found=f"{counts[largest.index]:,} parameters in layer {largest.index} "
-        f"({layer_title(largest)})",
+        found=f"{counted(counts[largest.index], 'parameter', grouped=True)} in "
+        f"layer {largest.index} ({layer_title(largest)})",
         where=config.where("model", "layers", largest.index),
         hint="fewer units in that layer",
     )
@@ -287,7 +295,8 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
             gates = f": {letters} of layer 0 are ({H}, {D}) = (H, D)"
         problems.append(
             Problem(
-                f"the inputs have {data.features} features, the network reads {D}{gates}",
+                f"the inputs have {counted(data.features, 'feature')}, "
+                f"the network reads {D}{gates}",
                 where=(
                     f"D = {D} is model.input_size, {config.where('model', 'input_size')}",
                     f"{data.features} is the last axis of {data.input_name}",
@@ -298,8 +307,8 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
     flattened = [spec for spec in config.specs if isinstance(spec, FlattenSpec)]
     problems += [
         Problem(
-            f"the longest sequence has {data.max_steps} steps, layer {spec.index} (flatten) "
-            f"takes {spec.steps}",
+            f"the longest sequence has {counted(data.max_steps, 'step')}, "
+            f"layer {spec.index} (flatten) takes {spec.steps}",
             where=(
                 f"{spec.steps} is model.steps, {config.where('model', 'steps')}",
                 f"{data.max_steps} is the longest sequence of {data.input_name}",
@@ -349,6 +358,9 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
             f"the targets are one {units[bool(info.per_step)]}, the outputs one {units[per_step]}"
         )
         hint = _placing_hint(config, per_step)
+        fits = info.shape in {(last.output_size,), *single}
+        if hint is not None and hint.startswith("--set") and not fits:
+            hint += f" {_shape_hint(config, info, bool(info.per_step))}"
     elif info.shape not in {(last.output_size,), *single}:
         what = f"a target has shape {info.shape}, an output ({last.output_size},)"
         hint = _shape_hint(config, data.targets, per_step)
@@ -358,8 +370,8 @@ def _targets_problem(config: Config, data: Dataset) -> Problem | None:
         f"{what}: {loss} cannot compare them",
         where=(
             f"train.loss is {loss}, {config.where('train', 'loss')}",
-            f"{last.output_size} features from layer {last.index} ({layer_title(last)}), "
-            f"{config.where('model', 'layers', last.index)}",
+            f"{counted(last.output_size, 'feature')} from layer {last.index} "
+            f"({layer_title(last)}), {config.where('model', 'layers', last.index)}",
             f"targets {info.name}",
         ),
         hint=hint,
@@ -393,6 +405,9 @@ def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
     other, turn = info.placed(not per_step), _placing_hint(config, per_step)
     if info.per_step is not None or turn is None:
         return hint
+    if other.shape == () and softmax and not per_step:
+        shares = "" if other.kind == "class" else f"; {hint}, if they are shares of classes"
+        return f"{turn}, if they are a class a step{shares}"
     if other.shape == (F,) or (other.shape == () and (F == 1 or softmax)):
         return f"{turn}, if they are one {'a sequence' if per_step else 'a step'}; else {hint}"
     return hint

@@ -19,7 +19,7 @@ from lstm_cli.api.weights_files import (
 )
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, open_data
-from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError
+from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError, counted
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.network.normalization import STORED, Normalization
 from lstm_cli.network.weights import merge_biases
@@ -70,7 +70,7 @@ class Inspection:
             return None
         sides = [self.weights] if self.weights_problems else []
         sides += [", ".join(self.data_paths)] if self.data_problems else []
-        count = f"{len(problems)} misfit{'s' if len(problems) > 1 else ''}"
+        count = counted(len(problems), "misfit")
         headline = f"{count} between {self.config} and {' and '.join(filter(None, sides))}"
         kind = WeightsError if self.weights_problems else DataError
         return kind(problems, headline=headline)

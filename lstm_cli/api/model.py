@@ -11,6 +11,7 @@ from typing import Any
 from lstm_cli.api.arguments import checked_flag, checked_kind, checked_path
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array
+from lstm_cli.errors import counted
 from lstm_cli.network.carry import StateCarry
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
@@ -51,7 +52,7 @@ class Model:
 
     def __repr__(self) -> str:
         kinds = " → ".join(spec.kind for spec in self.network.layers)
-        count = f"{self.network.parameter_count:,} parameters"
+        count = f"{counted(self.network.parameter_count, 'parameter', grouped=True)}"
         return f"<Model {self.config.name}: {kinds}, {count}, weights {self.weights_name}>"
 
     @property

@@ -21,7 +21,7 @@ from lstm_cli.api.timing import Stopwatch
 from lstm_cli.data import Batch, Room
 from lstm_cli.engines.setup import setup_seconds
 from lstm_cli.engines.types import array_dtype
-from lstm_cli.errors import DeviceMemoryError
+from lstm_cli.errors import DeviceMemoryError, counted
 from lstm_cli.network.results import Result
 
 MARGIN = 0.9
@@ -173,7 +173,8 @@ class Passes:
             raise told
         self._most = len(batch.x) // 2
         self.notes[:] = [
-            f"the device's memory was too small: computed at most {self._most} sequences at a time"
+            "the device's memory was too small: computed at most "
+            f"{counted(self._most, 'sequence')} at a time"
         ]
         return None
 
@@ -206,7 +207,7 @@ class Passes:
             hint = "shorter sequences, a smaller network, or --device cpu"
         elif self._model.stateful:
             hint = f"--batch-size {fits}; batches of a stateful network are never divided"
-        purpose = f"a batch of {rows} sequences of up to {steps} steps"
+        purpose = f"a batch of {counted(rows, 'sequence')} of up to {counted(steps, 'step')}"
         return DeviceMemoryError(needed, before, error.total, purpose=purpose, hint=hint)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lstm_cli import config as configs
 from lstm_cli.config import Config
 from lstm_cli.config.train import TrainSection
-from lstm_cli.errors import ConfigError, Problem, WeightsError
+from lstm_cli.errors import ConfigError, Problem, WeightsError, counted
 from lstm_cli.formats.model import Imported
 from lstm_cli.formats.safety import read_whole
 
@@ -137,7 +137,7 @@ def _sha256(weights: str | Path | Imported | None) -> str | None:
 
 
 def _headline(folder: Path, problems: list[Problem]) -> str:
-    count = f"{len(problems)} setting{'s' if len(problems) > 1 else ''}"
+    count = counted(len(problems), "setting")
     return f"{count} not as in the run in {folder}, which can only go on as it began"
 
 

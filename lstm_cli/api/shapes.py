@@ -14,6 +14,7 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
+from lstm_cli.errors import counted
 from lstm_cli.formats.model import Stored
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.weights import Misfit, misfits
@@ -122,7 +123,7 @@ def _options(spec: RecurrentSpec) -> Iterator[str]:
 
 def _cell_options(cell: Cell) -> Iterator[str]:
     if cell.projects:
-        yield f"{cell.hidden_size} units projected to {cell.output_size}"
+        yield f"{counted(cell.hidden_size, 'unit')} projected to {cell.output_size}"
     if not cell.bias:
         yield "no biases"
     if cell.peephole_gates:

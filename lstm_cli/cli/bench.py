@@ -12,6 +12,7 @@ from lstm_cli.cli.options import (
     FILE,
     Reading,
     check_apart,
+    check_order,
     chosen_engine,
     device_options,
     force_option,
@@ -222,6 +223,7 @@ def _work(
     from lstm_cli.api.assembly import read_config
     from lstm_cli.engines.types import RecurrentSpec
 
+    check_order(config_path)
     config = read_config(reading.open(config_path), overrides)
     check_apart({"the config's weights": config.weights}, save=save)
     fixed = [name for name, given in (("--hidden", hidden), ("--features", features)) if given]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lstm_cli.bench import WORK, geometric_mean
 from lstm_cli.cli import units
 from lstm_cli.cli.tables import plain_table
+from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +50,7 @@ def head_lines(machine: Machine, engine: Engine) -> list[str]:
     """What computed: the processor, or the GPU and all that drives it."""
     how = f"{engine.device}, {engine.name}, {engine.dtype}"
     if not machine.accelerator:
-        threads = f"{machine.threads} of {machine.cores} cores"
+        threads = f"{machine.threads} of {counted(machine.cores, 'core')}"
         return [f"{machine.processor}, {threads} · {how}"]
     kept = {k: v for k, v in machine.versions.items() if k not in ("lstm-cli", "python", "numpy")}
     versions = ", ".join(f"{name} {version}" for name, version in kept.items())
@@ -149,8 +150,8 @@ def _mean(results: Sequence[SizeResult]) -> str:
     if mean is None:
         return ""
     agreed = [a.difference for r in results for a in r.agreements.values() if a.ok]
-    counted = sum(result.ahead_of_best is not None for result in results)
-    sizes = f"{counted} size{'s' if counted != 1 else ''}"
+    ahead = sum(result.ahead_of_best is not None for result in results)
+    sizes = counted(ahead, "size")
     compared = "outputs" if results[0].mode == "forward" else "gradients"
     equal = f"{compared} equal within {max(agreed):.0e}"
     return f"geometric mean over {sizes} {mean:.2f}× the best peer, {equal}"

@@ -12,6 +12,7 @@ from rich.text import Text
 from lstm_cli.api.fit import listed
 from lstm_cli.cli import units
 from lstm_cli.cli.tables import plain_table
+from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from lstm_cli.api.comparison.blocks import Block
@@ -160,7 +161,7 @@ def _verdict(comparison: Comparison) -> str:
 def divergence_report(found: Divergence) -> list[Any]:
     """Where the outputs part, layer by layer."""
     which = "all" if found.sequences == found.of else f"the first {found.sequences} of"
-    steps = "" if found.steps is None else f", {found.steps} steps of each at most"
+    steps = "" if found.steps is None else f", {counted(found.steps, 'step')} of each at most"
     numbers = ("first step", "sequence", "largest", "at step", "in sequence")
     table = plain_table("layer", "", "value", *numbers, numbers=numbers)
     for part in found.parts:
@@ -169,7 +170,11 @@ def divergence_report(found: Divergence) -> list[Any]:
         cells = ["" if cell is None else str(cell) for cell in (*first, *largest)]
         style = "" if part.apart else "dim"
         table.add_row(str(part.layer), part.direction, part.value, *cells, style=style)
-    lines: list[Any] = ["", f"run on {which} {found.of} sequences{steps}, in float64", table]
+    lines: list[Any] = [
+        "",
+        f"run on {which} {counted(found.of, 'sequence')}{steps}, in float64",
+        table,
+    ]
     lines += [*(f"note: {note}" for note in found.notes), found.what]
     if found.outputs is not None:
         out = found.outputs

@@ -18,6 +18,7 @@ from lstm_cli.cli.options import (
     reading_options,
     set_option,
 )
+from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from lstm_cli.api.agreement import Agreement
@@ -131,7 +132,7 @@ def _report(done: Conversion) -> list[Any]:
 
 
 def _proof(proof: Proof) -> list[str]:
-    steps = f"1 to {proof.steps} steps" if proof.ragged else f"{proof.steps} steps"
+    steps = ("1 to " if proof.ragged else "") + counted(proof.steps, "step")
     begun = ", random states" if proof.states else ""
     apart = "largest difference 0"
     if proof.largest_difference:
@@ -148,6 +149,6 @@ def _check(check: Agreement) -> list[str]:
     begun = ", from their states" if check.states else ""
     apart = f"{check.largest_difference:.2g} (at most {check.tolerance:.2g})"
     return [
-        f"check  {check.sequences:,} sequences of {check.path}{begun}",
+        f"check  {counted(check.sequences, 'sequence')} of {check.path}{begun}",
         f"       largest difference {apart}, at {check.place}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import external_option, output_options
-from lstm_cli.errors import DataError, printable
+from lstm_cli.errors import DataError, counted, printable
 
 if TYPE_CHECKING:
     from lstm_cli.cli.tables import NamesTable
@@ -25,8 +26,10 @@ Examples:
 
 SHOWN_CLASSES = 12
 SHOWN_CANDIDATES = 12
-SHOWN_ALIKE = 20
-"""Datasets of one kind, groups and problems that are shown; JSON has them all."""
+NARROWEST = 80
+"""Columns of the narrowest terminal that is thought of."""
+WHOLE = 32
+"""Letters of paths that stand on one line there."""
 
 
 @click.command(epilog=EPILOG)
@@ -58,7 +61,7 @@ def _lines(report: FileReport) -> list[Any]:
     for group in report.groups[:SHOWN_ALIKE]:
         lines += ["", *_group(group)]
     if (more := len(report.groups) - SHOWN_ALIKE) > 0:
-        lines += ["", f"… {more:,} more groups of sequences"]
+        lines += ["", f"… {counted(more, 'more group')} of sequences"]
     if report.suggestion:
         lines += ["", "to begin a config with:", ""]
         lines += [f"    {line}" if line else "" for line in report.suggestion.splitlines()]
@@ -110,7 +113,15 @@ def _group(group: GroupReport) -> list[str]:
         lines.append(f"  targets    {_targets(group)}")
     if group.class_counts:
         lines.append(f"  classes    {_classes(group)}")
-    return lines
+    return [part for line in lines for part in _wrapped(line)]
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line in parts that fit the narrowest terminal, those after the first indented."""
+    parts = textwrap.wrap(
+        line, NARROWEST, subsequent_indent=" " * 13, break_long_words=False, break_on_hyphens=False
+    )
+    return [part.replace("\0", " ") for part in parts]
 
 
 def _extent(group: GroupReport) -> list[str]:
@@ -150,13 +161,14 @@ def _classes(group: GroupReport) -> str:
         f"{index}{f' {labels[index]!r}' if index in labels else ''}: {count:,}"
         for index, count in counts[:SHOWN_CLASSES]
     ]
-    more = f", … {len(counts)} classes" if len(counts) > SHOWN_CLASSES else ""
+    shown = [entry.replace(" ", "\0") for entry in shown]  # no line ends within one
+    more = f", … {counted(len(counts), 'class')}" if len(counts) > SHOWN_CLASSES else ""
     return ", ".join(shown) + more
 
 
 def _warn(console: Console, report: FileReport) -> None:
     count = len(report.problems)
-    console.note(f"{count} thing{'s' if count > 1 else ''} to look at")
+    console.note(f"{counted(count, 'thing')} to look at")
     for problem in report.problems[:SHOWN_ALIKE]:
         console.note("")
         for line in problem.lines():

@@ -9,6 +9,7 @@ import click
 from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import output_options
+from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from lstm_cli.engines.kernel_cache import CacheState
@@ -49,6 +50,6 @@ def _kept(kernels: CacheState) -> str:
     """Where compiled kernels are, or why they are nowhere."""
     if not kernels.usable:
         return f"compiled kernels are not kept: {kernels.reason}"
-    many = f"{kernels.files} file{'s' if kernels.files != 1 else ''}"
+    many = counted(kernels.files, "file")
     held = f"compiled kernels in {kernels.folder}: {many}, {units.size(kernels.bytes)}"
     return held if kernels.reason is None else f"{held}; none are added: {kernels.reason}"

@@ -11,11 +11,13 @@ from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     ModelOptions,
     batch_option,
+    check_order,
     data_options,
     external_option,
     model_options,
     output_options,
 )
+from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from lstm_cli.api.inspection import Inspection
@@ -58,6 +60,7 @@ def command(
     from lstm_cli.cli.tables import stored_table
 
     console = Console(as_json=as_json, quiet=quiet)
+    check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     if not isinstance(source, str) and source.text is None and source.config is None:
         bare = stored_tensors(source)
@@ -88,7 +91,9 @@ def _report(inspection: Inspection) -> list[Any]:
     from lstm_cli.cli.tables import flow_table, heading, normalized_line
 
     nbytes = units.size(inspection.bytes)
-    lines: list[Any] = [f"{inspection.name} · {inspection.parameters:,} parameters, {nbytes}"]
+    lines: list[Any] = [
+        f"{inspection.name} · {counted(inspection.parameters, 'parameter', grouped=True)}, {nbytes}"
+    ]
     title = "" if inspection.format is None else f" · {inspection.format}"
     lines += [f"weights {inspection.weights}{title}"] if inspection.weights is not None else []
     if inspection.normalization is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.errors import UsageError
+from lstm_cli.errors import ConfigError, UsageError, counted, quote
 
 if TYPE_CHECKING:
     from lstm_cli.api import Model
@@ -121,7 +121,7 @@ def chosen_engine(
 def machine_line(engine: Engine) -> str:
     """What computes: device, engine, dtype, and the GPU's name or the number of threads."""
     gpu = getattr(getattr(engine, "hardware", None), "title", None)
-    last = gpu or f"{engine.threads} thread{'s' if engine.threads != 1 else ''}"
+    last = gpu or counted(engine.threads or 1, "thread")
     return f"computed on {', '.join((engine.device, engine.name, engine.dtype, last))}"
 
 
@@ -305,6 +305,40 @@ def data_options(config: Config, allow_external: bool, *, need_targets: bool = T
         features=config.model.input_size,
         where=config.where("data"),
         allow_external=allow_external,
+    )
+
+
+def check_order(config: str, data: Sequence[str] = ()) -> None:
+    """Raise ConfigError if CONFIG is a file of sequences, or of results.
+
+    It says whether CONFIG and DATA are swapped, or a config is missing.
+    """
+    from lstm_cli.api.weights_files import is_hdf5
+
+    if not is_hdf5(config) and not is_hdf5(config.rpartition(":/")[0]):
+        return
+    from lstm_cli.data import holds_data, holds_network, is_config_or_weights
+
+    what = holds_data(config)
+    if what is None:
+        return
+    networks = (path for path in data if is_config_or_weights(path) or holds_network(path))
+    first = next(networks, None)
+    words = [str(word) for word in click.get_current_context().obj or ()]
+    if first is None or first not in words or config not in words:
+        raise ConfigError(
+            what,
+            expected="a config or a weights file as CONFIG",
+            where=config,
+            hint=f"lstm-cli data {quote(config)} shows what it holds",
+        )
+    words.remove(first)
+    words.insert(words.index(config), first)
+    raise ConfigError(
+        "CONFIG and DATA are swapped",
+        expected="CONFIG, then DATA",
+        found=f"{what}; {first} is a config or a network",
+        hint=f"the config comes before the data: {' '.join(['lstm-cli', *map(quote, words)])}",
     )
 
 

@@ -15,6 +15,7 @@ from lstm_cli.cli.options import (
     ModelOptions,
     batch_option,
     check_apart,
+    check_order,
     data_options,
     external_option,
     force_option,
@@ -22,6 +23,7 @@ from lstm_cli.cli.options import (
     model_options,
     output_options,
 )
+from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from lstm_cli.api import Model
@@ -81,6 +83,7 @@ def command(
     from lstm_cli.overwriting import check_target
 
     console = Console(as_json=as_json, quiet=quiet)
+    check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     config = options.config(source)
     read = {
@@ -123,9 +126,10 @@ def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[
 
     engine = model.network.engine
     digest = f", sha256 {model.weights_sha256[:6]}…" if not model.weights_are_random else ""
+    count = counted(model.network.parameter_count, "parameter", grouped=True)
     lines: list[Any] = [
         f"{model.config.name} · {data.description}",
-        f"weights {model.weights_name} ({model.network.parameter_count:,} parameters{digest})",
+        f"weights {model.weights_name} ({count}{digest})",
         machine_line(engine),
     ]
     if model.network.normalization is not None:
@@ -141,8 +145,9 @@ def _notes(console: Console, report: RunReport) -> None:
     if report.not_finite is not None:
         bad = report.not_finite
         console.note(
-            f"warning: the outputs of {bad.sequences} of {report.sequences} sequences hold NaN or "
-            f"infinity, first sequence {bad.first}; lstm-cli data says whether the inputs do"
+            f"warning: the outputs of {bad.sequences} of {counted(report.sequences, 'sequence')} "
+            f"hold NaN or infinity, first sequence {bad.first}; "
+            "lstm-cli data says whether the inputs do"
         )
 
 

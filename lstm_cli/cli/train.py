@@ -13,6 +13,7 @@ from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
     ModelOptions,
+    check_order,
     data_options,
     external_option,
     machine_line,
@@ -20,7 +21,7 @@ from lstm_cli.cli.options import (
     output_options,
 )
 from lstm_cli.cli.options import batch_size as parsed_batch_size
-from lstm_cli.errors import quote
+from lstm_cli.errors import counted, quote
 
 if TYPE_CHECKING:
     from lstm_cli.api.training import TrainingRun, TrainReport
@@ -94,6 +95,7 @@ def command(
     if batch_size is not None:
         chosen = (*options.overrides, f"train.batch_size={batch_size}")
         options = replace(options, overrides=chosen)
+    check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     config = options.config(source)
     train_section(config)
@@ -133,7 +135,7 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
     shown = len(run.notes)
     with (
         interrupts(quiet=console.quiet) as stop,
-        display(console, run.plan.epochs) as reporter,
+        display(console, run.plan.epochs, run.task.train.loss) as reporter,
     ):
         report = _run(run, reporter, stop)
     for note in report.notes[shown:]:
@@ -161,7 +163,7 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
             error.needed,
             error.free,
             error.total,
-            purpose=f"an array of a training step on {size} sequences",
+            purpose=f"an array of a training step on {counted(size, 'sequence')}",
             hint=hint,
         ) from None
 
@@ -176,7 +178,7 @@ def _head(run: TrainingRun) -> list[Any]:
         f"{run.model.config.name} · {task.data.description}",
         f"{task.learned:,} to learn from{held} · loss {task.train.loss}, "
         f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
-        f"{begin} ({run.model.network.parameter_count:,} parameters)",
+        f"{begin} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
         machine_line(engine),
     ]
 
@@ -196,11 +198,11 @@ def _show(
     console: Console, run: TrainingRun, report: TrainReport, data_paths: Sequence[object]
 ) -> None:
     from lstm_cli.cli.tables import plain_table
-    from lstm_cli.cli.train_display import METRICS
+    from lstm_cli.cli.train_display import shown_metrics
 
     row = report.metrics
     if report.best_epoch is not None:
-        names = [name for name in METRICS if name in row or f"val_{name}" in row]
+        names = shown_metrics(row, run.task.train.loss)
         table = plain_table(f"epoch {report.best_epoch}, the best", *names, numbers=names)
         for label, prefix in (("training", ""), ("validation", "val_")):
             figures = [row.get(prefix + name) for name in names]

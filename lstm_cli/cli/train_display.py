@@ -24,15 +24,15 @@ DROPPED = ("accuracy", "val", "best", "rate", "loss")
 class PlainReporter:
     """A line on stderr for each epoch."""
 
-    def __init__(self, console: Console, epochs: int) -> None:
-        self.console, self.epochs = console, epochs
+    def __init__(self, console: Console, epochs: int, loss: str) -> None:
+        self.console, self.epochs, self.loss = console, epochs, loss
 
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Nothing: a line a batch would be too many."""
 
     def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
         """The epoch's line."""
-        self.console.note(epoch_line(progress, row, self.epochs))
+        self.console.note(epoch_line(progress, row, self.epochs, self.loss))
 
 
 class LiveReporter:
@@ -93,20 +93,27 @@ class SilentReporter:
 
 
 @contextmanager
-def display(console: Console, epochs: int) -> Iterator[Reporter]:
+def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
     """The reporter that suits where stderr goes."""
     if console.quiet:
         yield SilentReporter()
     elif not console.watched:
-        yield PlainReporter(console, epochs)
+        yield PlainReporter(console, epochs, loss)
     else:
         with console.live_bar(BAR) as bar:
             yield LiveReporter(bar, epochs, console.width - BAR - 2)
 
 
-def epoch_line(progress: Progress, row: Row, epochs: int) -> str:
+def shown_metrics(row: Row, loss: str) -> list[str]:
+    """Names of metrics in a row, each figure once: the loss stands for the metric that it is."""
+    names = [name.removeprefix("val_") for name in row]
+    return [name for name in METRICS if name in names and name != loss]
+
+
+def epoch_line(progress: Progress, row: Row, epochs: int, loss: str) -> str:
     """``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
-    names = [name for name in row if name.removeprefix("val_") in METRICS]
+    every = shown_metrics(row, loss)
+    names = [name for name in row if name.removeprefix("val_") in every]
     figures = "".join(f"  {name} {row[name]:.4g}" for name in names)
     rate = f"  rate {row['rate']:.3g}"
     spent = units.seconds(row["seconds"])

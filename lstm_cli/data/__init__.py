@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lstm_cli.data.dataset import Dataset, open_data
     from lstm_cli.data.gates import GateWriter
-    from lstm_cli.data.inspection import describe
+    from lstm_cli.data.inspection import describe, holds_data, holds_network
     from lstm_cli.data.moments import (
         FeatureStatistics,
         class_counts,
         feature_statistics,
         target_statistics,
     )
+    from lstm_cli.data.not_hdf5 import is_config_or_weights
     from lstm_cli.data.report import FileReport, GroupReport, StoredReport
     from lstm_cli.data.results import ResultWriter
     from lstm_cli.data.sampling import Sampler
@@ -43,6 +44,9 @@ __all__ = [
     "describe",
     "feature_statistics",
     "hold_out",
+    "holds_data",
+    "holds_network",
+    "is_config_or_weights",
     "need_same_form",
     "open_data",
     "target_statistics",
@@ -52,7 +56,8 @@ __all__ = [
 _MODULES = {
     "dataset": ("Dataset", "open_data"),
     "gates": ("GateWriter",),
-    "inspection": ("describe",),
+    "inspection": ("describe", "holds_data", "holds_network"),
+    "not_hdf5": ("is_config_or_weights",),
     "moments": ("FeatureStatistics", "class_counts", "feature_statistics", "target_statistics"),
     "report": ("FileReport", "GroupReport", "StoredReport"),
     "results": ("ResultWriter",),

@@ -19,6 +19,7 @@ from lstm_cli.data.groups import Groups
 from lstm_cli.data.part import Part
 from lstm_cli.data.ragged import Lengths, holding
 from lstm_cli.data.recognise import open_layout
+from lstm_cli.data.rewriting import copying, text
 from lstm_cli.data.sequences import Files, Indices
 from lstm_cli.data.series import Series
 from lstm_cli.data.types import (
@@ -30,7 +31,7 @@ from lstm_cli.data.types import (
     TargetInfo,
 )
 from lstm_cli.data.windows import StepTargets, Windows, need_windows
-from lstm_cli.errors import DataError, UsageError
+from lstm_cli.errors import DataError, UsageError, counted
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,15 @@ class Dataset:
         name = path.removeprefix(part.folder.path.rstrip("/") + "/")
         return name.partition("/")[2] if isinstance(base, Groups) else name
 
+    def relabeling(self, labels: Sequence[int], label: int) -> str:
+        """A command that writes a copy of the first file with other class targets."""
+        folder, key = self._parts[0].folder, text(self.targets_key or "")
+        own = f"f[{text(folder.path)}]"
+        each = f"({own}[n][{key}] for n in {own})" if self.layout == "groups" else f"[{own}[{key}]]"
+        value = f"np.where(np.isin(d[...], {list(labels)}), {label}, d[...])"
+        command = copying(folder.file, [f"[d.__setitem__(..., {value}) for d in {each}]"])
+        return f"{command} has {label} in its place"
+
     @property
     def targets_are_inputs(self) -> bool:
         """Windows are to predict the inputs themselves, as the data hold no other targets."""
@@ -176,9 +186,9 @@ class Dataset:
     def description(self) -> str:
         """In a line: ``370 sequences, 7–29 steps, 12 features (concatenated)``."""
         low, high = self.min_steps, self.max_steps
-        steps = _counted(high, "step") if low == high else f"{low}–{high} steps"
+        steps = counted(high, "step") if low == high else f"{low}–{high} steps"
         return (
-            f"{_counted(self.count, self.noun)}, {steps}, {_counted(self.features, 'feature')} "
+            f"{counted(self.count, self.noun)}, {steps}, {counted(self.features, 'feature')} "
             f"({self.layout})"
         )
 
@@ -412,7 +422,3 @@ def _shortest(layout: Layout) -> int:
 
 def _total(layout: Layout) -> int:
     return layout.count * layout.steps if layout.lengths is None else int(layout.lengths.sum())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -8,6 +8,8 @@ from typing import Any
 import h5py
 from h5py import h5d
 
+from lstm_cli.errors import counted
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -33,6 +35,10 @@ def declared(dataset: Any) -> Declared:
     """What an h5py dataset says of itself."""
     base = h5py.check_vlen_dtype(dataset.dtype)
     dtype = str(dataset.dtype) if base is None else f"rows of {base}"
+    if dataset.dtype.names:
+        dtype = counted(len(dataset.dtype.names), "column")
+    if dataset.shape is None:
+        dtype = f"{dtype} (null)"
     text = h5py.check_string_dtype(dataset.dtype) is not None
     return Declared(
         (0,) if dataset.shape is None else tuple(dataset.shape),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lstm_cli.data.axes import Turned, turning
 from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import agreed, check_count, lengths_of_mask, only_lengths
+from lstm_cli.data.lengths import agreed, check_count, only_lengths, rows_of_mask
 from lstm_cli.data.links import Folder
+from lstm_cli.data.masks import misread_mask, padding_problem
 from lstm_cli.data.ragged import Lengths, check_lengths, clear_padding
+from lstm_cli.data.rewriting import Beside
 from lstm_cli.data.roles import Roles
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.targets import DenseTargets, find_targets
 from lstm_cli.data.types import Array, DataOptions, Targets
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, Problem
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,32 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
             where=options.places(inputs.where),
             hint="--set data.layout=... names another layout",
         )
-    N, T, D = inputs.shape
-    lengths = _lengths(roles, N, T, D, options)
+    N, T, _ = inputs.shape
     found = find_targets(folder, options)
+    by_step = found.stored if found is not None and found.stored.shape[1:2] == (T,) else None
+    lengths = _lengths(roles, Beside(folder.file, inputs, by_step), options)
     targets = None if found is None else DenseTargets.of(found, N, T, lengths, options)
     paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
     return Dense(folder, inputs, lengths, targets, paths)
 
 
-def _lengths(roles: Roles, N: int, T: int, D: int, options: DataOptions) -> Lengths | None:
+def padding_in_front(layout: Dense) -> Problem | None:
+    """Padding that seems to stand in front, although lengths or a mask say that it does not."""
+    if layout.lengths is None:
+        return None
+    parts = {role: layout.folder.dataset(path) for path, role in layout.found.items()}
+    targets = parts.get("targets")
+    by_step = targets if targets is not None and targets.shape[1:2] == (layout.width,) else None
+    beside = Beside(layout.folder.file, layout.stored, by_step)
+    return padding_problem(parts.get("mask"), parts.get("lengths"), beside, layout.lengths)
+
+
+def _lengths(roles: Roles, beside: Beside, options: DataOptions) -> Lengths | None:
+    N, T, D = beside.inputs.shape
     told: dict[str, Lengths] = {}
     if roles.lengths is not None:
         told[roles.lengths.where] = only_lengths(roles.lengths, options)
+        beside = replace(beside, lengths=told[roles.lengths.where])
     if roles.offsets is not None and roles.lengths is None and roles.mask is None:
         raise DataError(
             f"{roles.offsets.where} does not go with inputs (N, T, D)",
@@ -116,7 +132,10 @@ def _lengths(roles: Roles, N: int, T: int, D: int, options: DataOptions) -> Leng
             where=options.places(roles.offsets.where),
         )
     if roles.mask is not None:
-        told[roles.mask.where] = lengths_of_mask(roles.mask, N, T, options)
+        rows = rows_of_mask(roles.mask, N, T, beside.file, options)
+        if not rows.usable and not (rows.in_order and beside.lengths is not None):
+            raise misread_mask(rows, beside, options)
+        told[roles.mask.where] = rows.sums
     for name, lengths in told.items():
         check_count(lengths, N, name, options, turning(options) if len(lengths) == D else None)
         check_lengths(lengths, name, options.places(name), T)

@@ -13,11 +13,10 @@ import h5py
 from lstm_cli.data.axes import HEADERS
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.links import Folder
+from lstm_cli.data.not_hdf5 import HEAD_BYTES, refuse, refuse_folder
 from lstm_cli.data.storage import H5_ERRORS, reading
 from lstm_cli.errors import DataError, printable, quote
 
-HEAD_BYTES = 64
-"""Read of a file's beginning, to tell what wrote it."""
 CHUNK_CACHE_BYTES = 64 << 20
 """Held per dataset that is being read, so that a chunk is unpacked once and not once a batch."""
 
@@ -106,14 +105,15 @@ def _need_readable(path: str) -> bytes:
     except (OSError, ValueError) as error:
         raise _missing(path, error) from error
     if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise DataError(f"{printable(path)} is {kind}", expected="an HDF5 file", where=path)
+        if stat.S_ISDIR(status.st_mode):
+            raise refuse_folder(path)
+        raise DataError(f"{path} is no regular file", expected="an HDF5 file", where=path)
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
-    _need_hdf5(path, head[:8], status.st_size)
+    _need_hdf5(path, head, status.st_size)
     return head
 
 
@@ -151,12 +151,7 @@ def _need_hdf5(path: str, head: bytes, size: int) -> None:
             hint=f"nccopy -k nc4 {quote(path)} {quote(os.path.splitext(path)[0] + '.h5')}",
         )
     if not h5py.is_hdf5(os.path.realpath(path)):  # h5py takes a .. after a link for its folder
-        raise DataError(
-            f"{path} is no HDF5 file",
-            expected="an HDF5 file",
-            found=f"a file that begins with {head!r}",
-            where=path,
-        )
+        raise refuse(path, head)
 
 
 def _open(path: str) -> Any:

@@ -13,13 +13,21 @@ import numpy as np
 from lstm_cli.data.axes import ReversedAxesError
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.declared import Declared
+from lstm_cli.data.dense import Dense, padding_in_front
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.links import Folder
+from lstm_cli.data.origin import OriginError, is_network
 from lstm_cli.data.part import Part
 from lstm_cli.data.recognise import open_layout, parts_of, recognise
 from lstm_cli.data.report import FileReport, GroupReport, StoredReport
 from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS
-from lstm_cli.data.statistics import gather, input_problems, target_problems
+from lstm_cli.data.statistics import (
+    gather,
+    ignored,
+    input_problems,
+    spare_class,
+    target_problems,
+)
 from lstm_cli.data.storage import Stored
 from lstm_cli.data.types import DataOptions
 from lstm_cli.data.vlen import UnknownFeaturesError
@@ -63,6 +71,36 @@ def describe(path: str, options: DataOptions | None = None) -> FileReport:
         return replace(turned, problems=(*told, *turned.problems))
 
 
+def holds_data(argument: str) -> str | None:
+    """Words for an HDF5 file, or a group of one, that holds no network but data; else None.
+
+    Data are sequences that can be read, and what lstm-cli itself writes: results and gates.
+    """
+    try:
+        with Hdf5File(argument) as file:
+            if is_network(file.root):
+                return None
+            parts = parts_of(file.folder, DataOptions())
+            try:
+                recognise(file.folder, DataOptions())
+            except OriginError as error:
+                return error.problems[0].what if error.own else None
+            except DataError:
+                return f"{argument} holds sequences" if parts else None
+            return f"{argument} holds sequences"
+    except DataError:
+        return None
+
+
+def holds_network(argument: str) -> bool:
+    """Whether an HDF5 file is one of Keras."""
+    try:
+        with Hdf5File(argument) as file:
+            return is_network(file.root)
+    except DataError:
+        return False
+
+
 def _described(path: str, options: DataOptions) -> FileReport:
     """The report; `ReversedAxesError` if the file says that its axes are reversed."""
     transpose = options.transpose is True
@@ -78,6 +116,7 @@ def _described(path: str, options: DataOptions) -> FileReport:
                 raise
             except DataError as error:
                 problems += error.problems
+                roles |= getattr(error, "roles", {})
         datasets = tuple(_stored(file.folder, roles, problems))
         if groups:
             keys = _unusual(roles, groups[0], file.path)
@@ -150,6 +189,8 @@ def _group(
     statistics = gather(dataset)
     problems += input_problems(dataset, statistics)
     problems += target_problems(dataset, statistics)
+    if isinstance(layout, Dense) and (padding := padding_in_front(layout)) is not None:
+        problems.append(padding)
     problems += [Problem(note, where=(folder.where,)) for note in dataset.notes]
     lengths = dataset.lengths()
     labels, names = dataset.class_labels, dataset.names
@@ -189,7 +230,8 @@ def _stored(top: Folder, roles: dict[str, str], problems: list[Problem]) -> Iter
             try:
                 found = folder.find(name)
                 if isinstance(found, Folder):
-                    below.append(found)
+                    if found.attribute("CLASS") not in (b"TINDEX", "TINDEX"):  # of PyTables
+                        below.append(found)
                 elif found is not None:
                     yield _report(found, roles.get(path, ""))
             except DataError as error:
@@ -252,9 +294,10 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     lines.append(f"    - {{type: lstm, hidden_size: 100, return_sequences: {sequences}}}")
     loss = "mse"
     if targets is not None and targets.kind == "class" and group.class_counts:
-        units = len(group.class_labels or ()) or max(group.class_counts) + 1
+        left_out, spare = ignored(group.class_counts), spare_class(group.class_counts)
+        units = spare + 1 if left_out else len(group.class_labels or ()) or spare
         lines.append(f"    - {{type: dense, units: {units}, activation: softmax}}")
-        loss = "cross_entropy"
+        loss = f"cross_entropy\n  class_weights: {{{spare}: 0}}" if left_out else "cross_entropy"
     elif targets is not None:
         units = targets.shape[0] if targets.shape else 1
         lines.append(f"    - {{type: dense, units: {units}}}")

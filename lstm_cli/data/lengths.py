@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lstm_cli.data.masks import MaskRows, refuse_values
 from lstm_cli.data.ragged import Lengths, check_lengths, whole_numbers
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 MASK_BLOCK_BYTES = 16 << 20
 """A mask is turned into lengths in blocks of about this size."""
@@ -35,7 +35,7 @@ def only_lengths(stored: Stored, options: DataOptions) -> Lengths:
     if (table != table[:, :1]).any():
         n = int(np.argmax((table != table[:, :1]).any(axis=1)))
         raise DataError(
-            f"{stored.where} has {table.shape[1]} columns, which differ in sequence {n}",
+            f"{stored.where} has {counted(table.shape[1], 'column')}, which differ in sequence {n}",
             expected=f"one length each, ({len(table)},)",
             found=", ".join(map(str, table[n].tolist())),
             where=options.places(stored.where),
@@ -67,13 +67,13 @@ def lengths_of_offsets(stored: Stored, rows: int, options: DataOptions) -> Lengt
     return lengths
 
 
-def lengths_of_mask(stored: Stored, N: int, T: int, options: DataOptions) -> Lengths:
-    """(N,) lengths from a mask (N, T), read in blocks.
+def rows_of_mask(stored: Stored, N: int, T: int, file: str, options: DataOptions) -> MaskRows:
+    """How the valid steps lie in a mask (N, T), which is read in blocks.
 
     Raises
     ------
     DataError
-        Another shape, or a step that is left out before one that is not.
+        It has another shape, or holds more than 0 and 1.
     """
     places = options.places(stored.where)
     need_numeric(stored, "mask", places)
@@ -85,26 +85,16 @@ def lengths_of_mask(stored: Stored, N: int, T: int, options: DataOptions) -> Len
             found=str(stored.shape),
             where=places,
         )
-    lengths = np.empty(N, np.int64)
+    sums, first, last = np.zeros((3, N), np.int64)
     block = max(1, MASK_BLOCK_BYTES // max(1, T * stored.dtype.itemsize))
-    for start in range(0, N, block):
-        kept = stored.read(slice(start, start + block)).reshape(-1, T) != 0
-        lengths[start : start + block] = kept.sum(axis=1)
-        _refuse_holes(kept, start, stored.where, places)
-    return lengths
-
-
-def _refuse_holes(kept: NDArray[np.bool_], start: int, where: str, places: tuple[str, ...]) -> None:
-    holes = (~kept[:, :-1] & kept[:, 1:]).any(axis=1)
-    if holes.any():
-        n = int(np.argmax(holes))
-        step = int(np.argmin(kept[n]))
-        raise DataError(
-            f"the mask of sequence {start + n} has a hole at step {step}",
-            expected="valid steps first, then padding",
-            found=f"a valid step after step {step} in {where}",
-            where=places,
-        )
+    for start in range(0, N if T else 0, block):
+        values = stored.read(slice(start, start + block)).reshape(-1, T)
+        refuse_values(values, start, stored, file, options)
+        kept, own = values != 0, slice(start, start + block)
+        sums[own] = kept.sum(axis=1)
+        first[own] = kept.argmax(axis=1)
+        last[own] = np.where(kept.any(axis=1), T - kept[:, ::-1].argmax(axis=1), 0)
+    return MaskRows(stored, sums, first, last, T)
 
 
 def check_count(
@@ -113,7 +103,7 @@ def check_count(
     """Raise DataError unless there is one length a sequence."""
     if len(lengths) != N:
         raise DataError(
-            f"{name} has {len(lengths)} lengths for {N} sequences",
+            f"{name} has {counted(len(lengths), 'length')} for {counted(N, 'sequence')}",
             expected=f"({N},)",
             found=f"({len(lengths)},)",
             where=options.places(name),
@@ -129,7 +119,7 @@ def agreed(told: dict[str, Lengths], options: DataOptions) -> Lengths | None:
         if len(a) != len(b):
             raise DataError(
                 f"{names[0]} and {other} disagree",
-                expected=f"{len(a)} sequences, as {names[0]} says",
+                expected=f"{counted(len(a), 'sequence')}, as {names[0]} says",
                 found=f"{len(b)} in {other}",
                 where=options.places(names[0], other),
             )
@@ -137,7 +127,7 @@ def agreed(told: dict[str, Lengths], options: DataOptions) -> Lengths | None:
             n = int(np.argmax(a != b))
             raise DataError(
                 f"{names[0]} and {other} disagree on sequence {n}",
-                expected=f"{a[n]} steps, as {names[0]} says",
+                expected=f"{counted(a[n], 'step')}, as {names[0]} says",
                 found=f"{b[n]} in {other}",
                 where=options.places(names[0], other),
             )

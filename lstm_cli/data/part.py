@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.labels import class_labels
 from lstm_cli.data.links import Folder
+from lstm_cli.data.origin import netcdf_notes
 from lstm_cli.data.passed_over import passed_over
 from lstm_cli.data.types import DataOptions, Layout
 from lstm_cli.data.windows import Windows
@@ -34,7 +35,9 @@ class Part:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes on data in the file that are not read, and that windows leave out."""
-        if isinstance(self.layout, Windows):
-            base = passed_over(self.folder, self.layout.base, self.options)
-            return base + self.layout.notes
-        return passed_over(self.folder, self.layout, self.options)
+        own = self.layout.notes if isinstance(self.layout, Windows) else ()
+        base = self.layout.base if isinstance(self.layout, Windows) else self.layout
+        path = next((path for path, role in base.roles().items() if role == "inputs"), "")
+        inputs = self.folder.dataset(path)
+        told = () if inputs is None else netcdf_notes(self.folder, inputs)
+        return (*passed_over(self.folder, base, self.options), *told, *own)

@@ -9,7 +9,7 @@ from itertools import islice
 from lstm_cli.data.groups import Groups
 from lstm_cli.data.links import Folder
 from lstm_cli.data.recognise import parts_of
-from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, OTHER_ROLES, TARGETS
+from lstm_cli.data.roles import CLASSES, INPUTS, LENGTHS, MASK, OFFSETS, OTHER_ROLES, TARGETS
 from lstm_cli.data.storage import Stored, type_name
 from lstm_cli.data.targets import usable
 from lstm_cli.data.types import DataOptions, Layout
@@ -17,6 +17,8 @@ from lstm_cli.errors import DataError, nearest, printable
 
 LIKE_TARGETS = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
 """Names that targets have; other datasets of as many rows are times, weights and the like."""
+SINGULAR = ("label", "target", "class", "classes")
+"""Names that are hardly anything else, whatever stands beside them."""
 LOOK_AT = 200
 """Members of a group that are looked at."""
 SHOWN = 4
@@ -50,21 +52,32 @@ def _all(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
         yield f"{_listed(parts)}: no part of the {layout.name} layout, and passed over"
     twins, labels = [], []
     for one in rest:
-        if _name(one) in OTHER_ROLES:
+        if _name(one) in OTHER_ROLES.difference(CLASSES):
             continue
         if _like_inputs(one, folder, layout):
             twins.append(one)
-        elif layout.targets is None and _one_each(one, layout):
+        elif _one_each(one, layout):
             labels.append(one)
+    if layout.targets is not None:
+        usual = layout.targets.info.name.endswith("/targets")  # called what they are
+        labels = [one for one in labels if _name(one).lower() in SINGULAR and not usual]
+    else:
+        texts = [one for one in stored if one.text and _name(one) not in OTHER_ROLES]
+        yield from (
+            f"{one.where} holds text, not numbers: not taken for targets"
+            for one in texts
+            if options.targets is None and _one_each(one, layout)
+        )
     if twins:
         yield (
             f"{_listed(twins)}: of the same form as {layout.inputs}, but passed over; "
             f"data.inputs names what is read"
         )
     if labels and options.targets is None:
+        but = "passed over" if layout.targets is None else f"{layout.targets.info.name} is taken"
         yield (
-            f"{_listed(labels)}: may be targets, but passed over; "
-            f"data.targets: {_name(labels[0])} takes them"
+            f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
+            f"{but}; data.targets: {_name(labels[0])} takes them"
         )
 
 

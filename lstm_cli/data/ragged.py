@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lstm_cli.data.types import Array
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 Lengths = NDArray[np.int64]
 
@@ -96,7 +96,7 @@ def check_lengths(lengths: Lengths, name: str, places: Sequence[str], most: int 
     if most is not None and (lengths > most).any():
         n = int(np.argmax(lengths > most))
         raise DataError(
-            f"sequence {n} has length {lengths[n]}, but there are {most} steps",
+            f"sequence {n} has length {lengths[n]}, but there are {counted(most, 'step')}",
             expected=f"at most {most}",
             found=f"{lengths[n]} in {name}",
             where=places,
@@ -121,9 +121,9 @@ def check_total(
     n = int(np.argmax(past)) if past.any() else len(lengths) - 1
     end = sum(lengths[: n + 1].tolist())
     raise DataError(
-        f"the lengths add up to {total} steps, but {inputs} has {rows} rows: "
+        f"the lengths add up to {counted(total, 'step')}, but {inputs} has {counted(rows, 'row')}: "
         f"sequence {n} would end at row {end}",
-        expected=f"{rows} steps in all",
+        expected=f"{counted(rows, 'step')} in all",
         found=f"{total} in {name}",
         where=places,
         hint=hint,

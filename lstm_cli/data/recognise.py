@@ -10,13 +10,30 @@ from lstm_cli.data.concatenated import open_concatenated
 from lstm_cli.data.dense import open_dense
 from lstm_cli.data.groups import open_groups
 from lstm_cli.data.links import Folder
-from lstm_cli.data.roles import INPUTS, OFFSETS, OTHER_ROLES, Roles, contents, find_roles, missing
+from lstm_cli.data.origin import (
+    below,
+    compound_error,
+    is_table,
+    refuse_foreign,
+    refuse_own,
+    refuse_variables,
+)
+from lstm_cli.data.roles import (
+    INPUTS,
+    OFFSETS,
+    OTHER_ROLES,
+    MissingDatasetError,
+    Roles,
+    contents,
+    find_roles,
+    missing,
+)
 from lstm_cli.data.series import open_series
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
 from lstm_cli.data.vlen import open_vlen
 from lstm_cli.data.windows import open_windows
-from lstm_cli.errors import DataError, nearest, quote
+from lstm_cli.errors import DataError, counted, nearest, quote
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")
@@ -35,6 +52,8 @@ PARTS = ("lengths", "offsets", "mask")
 
 LOOK_AT = 50
 """Children looked at to tell what a group is."""
+SHOWN = 4
+"""Names that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,7 @@ def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
         raise DataError(
             f"{layout.inputs} holds no {lacking}",
             expected=f"at least one of its {lacking}",
-            found=f"{layout.count} sequences, {layout.features} features",
+            found=f"{counted(layout.count, 'sequence')}, {counted(layout.features, 'feature')}",
             where=options.places(layout.inputs),
         )
     if options.window is not None:
@@ -77,6 +96,8 @@ def _open(folder: Folder, told: Recognition, options: DataOptions) -> Layout:
     inputs = told.roles.inputs
     if inputs is None:
         raise _no_inputs(folder, options)
+    if inputs.dtype.names:
+        raise compound_error(inputs, folder.file, options)
     need_numeric(inputs, "inputs", options.places(inputs.where))
     if told.layout == "dense":
         return open_dense(folder, told.roles, inputs, options)
@@ -137,7 +158,15 @@ def recognise(folder: Folder, options: DataOptions) -> Recognition:
             where=options.places(),
             hint=f"data.layout: {near}" if near else None,
         )
-    told = _holds(folder, options)
+    refuse_own(folder, options)
+    try:
+        told = _holds(folder, options)
+    except MissingDatasetError as error:
+        parts = parts_of(folder, options)
+        if parts:
+            raise _several(folder, parts, options) from error
+        refuse_foreign(folder, options)
+        raise
     if told is not None:
         return told if options.layout is None else _forced(told.roles, options.layout)
     parts = parts_of(folder, options)
@@ -145,6 +174,7 @@ def recognise(folder: Folder, options: DataOptions) -> Recognition:
         return _forced(Roles(), "groups")
     if parts:
         raise _several(folder, parts, options)
+    refuse_foreign(folder, options)
     if options.inputs is not None:
         raise missing(folder, options.inputs, "inputs", options)
     told = _only_candidate(folder, options)
@@ -172,21 +202,21 @@ def _holds(folder: Folder, options: DataOptions) -> Recognition | None:
 
 def parts_of(folder: Folder, options: DataOptions) -> list[Folder]:
     """Child groups that hold a layout of their own."""
-    parts = []
-    for child in _child_groups(folder):
-        try:
-            told = _holds(child, options)
-        except DataError:
-            continue
-        if told is not None:
-            parts.append(child)
-    return parts
+    return [child for child in _child_groups(folder) if _has_layout(child, options)]
+
+
+def _has_layout(folder: Folder, options: DataOptions) -> bool:
+    try:
+        return _holds(folder, options) is not None
+    except DataError:
+        return False
 
 
 def _child_groups(folder: Folder) -> list[Folder]:
     members = islice(folder.members(), LOOK_AT)
     groups = [child for child in members if isinstance(child, Folder)]
-    return [child for child in groups if _base(child)[:1] != "#"]  # MATLAB's own
+    # MATLAB's own, and tables that stand in a group.
+    return [child for child in groups if _base(child)[:1] != "#" and not is_table(child)]
 
 
 def _base(folder: Folder | Stored) -> str:
@@ -220,7 +250,7 @@ def _by_shape(roles: Roles, inputs: Stored) -> Recognition:
     raise DataError(
         f"{inputs.where} has shape {inputs.shape}",
         expected="inputs (N, T, D), (sum T, D), (T, D), or (N,) of variable length",
-        found=f"{inputs.rank} axes",
+        found=f"{counted(inputs.rank, 'axis')}",
         where=inputs.where,
     )
 
@@ -237,6 +267,7 @@ def _only_candidate(folder: Folder, options: DataOptions) -> Recognition | None:
         return replace(told, reason=f"{told.reason}; it is the only dataset that may be inputs")
     alike = {found.shape[1:] for found in wide}
     if len(wide) > 1 and len(alike) == 1 and all(f.rank == 2 and not f.vlen for f in wide):
+        refuse_variables(wide, folder, options)
         reason = f"each dataset, such as {wide[0].path.rpartition('/')[2]}, has shape (T, D)"
         return Recognition("groups", reason, Roles())
     return None
@@ -248,6 +279,11 @@ def _may_be_inputs(found: Folder | Stored) -> bool:
     return not found.is_axis and found.path.rpartition("/")[2] not in OTHER_ROLES
 
 
+def _is_array(stored: Stored) -> bool:
+    """Whether a dataset below a group may be inputs, although nothing says so."""
+    return _may_be_inputs(stored) and (stored.rank > 1 or stored.vlen)
+
+
 def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataError:
     names = [part.where for part in parts]
     return DataError(
@@ -255,20 +291,28 @@ def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataE
         expected="one group, named as FILE:/group",
         found=", ".join(names),
         where=options.places(folder.where),
-        hint=f"choose one: {' or '.join(map(quote, names[:4]))}",
+        hint=f"choose one: {' or '.join(map(quote, names[:SHOWN]))}",
     )
 
 
 def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
+    inside = list(islice(below(folder, lambda child: _has_layout(child, options)), LOOK_AT))
+    parts = [found for found in inside if isinstance(found, Folder)]
+    if parts:
+        return _several(folder, parts, options)
+    arrays = [found for found in inside if isinstance(found, Stored) and _is_array(found)]
+    names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
+    listed = "; or ".join(f"data.inputs: {name}" for name in names[:SHOWN])
+    hint = "in a config, " + (f"{listed} names them" if names else "data.inputs names them")
     # A refused dataset under an expected name says more than that there is none.
     for name in folder.names():
         found = None if name in OTHER_ROLES else folder.find(name)
         if isinstance(found, Stored) and name in INPUTS:
-            need_numeric(found, "inputs", options.places(found.where))
+            need_numeric(found, "inputs", options.places(found.where), hint if names else None)
     return DataError(
         f"{folder.where} holds no inputs",
         expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",
         found=contents(folder),
         where=options.places(folder.where),
-        hint="in a config, data.inputs names them",
+        hint=hint,
     )

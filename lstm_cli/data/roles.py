@@ -104,11 +104,15 @@ def first_dataset(folder: Folder, names: tuple[str, ...]) -> Stored | None:
     return None
 
 
-def missing(folder: Folder, name: str, role: str, options: DataOptions) -> DataError:
+class MissingDatasetError(DataError):
+    """A configured dataset is not there."""
+
+
+def missing(folder: Folder, name: str, role: str, options: DataOptions) -> MissingDatasetError:
     """The error for a configured dataset that is not there."""
     near = nearest(name, folder.names())
     named = quote(f"data.{role}={near}")
-    return DataError(
+    return MissingDatasetError(
         f"{folder.where} holds no dataset {name}",
         expected=f"the {role}, as data.{role} says",
         found=contents(folder),

@@ -7,7 +7,7 @@ import numpy as np
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.sequences import Indices, StoredSequences, placing
 from lstm_cli.data.types import Array
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 HOLDING_OUT = 1
 """Second word of the generator's counter, which dropout leaves at 0; the third is 0 here."""
@@ -165,7 +165,7 @@ def _last_windows(dataset: Dataset, numbers: Indices, share: float) -> tuple[Ind
         raise DataError(
             f"every window before the {held} held out shares a step with them",
             expected="at least one window to learn from",
-            found=f"{first} windows before them",
+            found=f"{counted(first, 'window')} before them",
             where=dataset.input_names,
             hint=_fewer_windows(begin, last, own),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy as np
 from lstm_cli.data.dataset import Dataset
 from lstm_cli.data.ragged import valid_steps
 from lstm_cli.data.types import Array, Batch, TargetInfo
-from lstm_cli.errors import Problem
+from lstm_cli.errors import Problem, counted
 
 SCAN_SEQUENCES = 1024
 SCAN_BYTES = 32 << 20
 SHOWN_SEQUENCES = 10
+USUALLY_IGNORED = frozenset((9, 99, 127, 255, 999, 9999, 32767, 65535))
+FAR = 10
+"""A label this far above all others looks like none of them."""
 MOST_CLASSES = 1000
 """With more values than this, integers are no class indices."""
 
@@ -108,7 +112,7 @@ def input_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
     """Values that are no numbers, and features that never change."""
     problems = [
         Problem(
-            f"feature {feature} has {count} NaN or infinite value{'s' if count > 1 else ''}",
+            f"feature {feature} has {counted(count, 'NaN or infinite value')}",
             expected="finite numbers",
             found=f"the first in {dataset.sequence(sequence)}, step {step}",
             where=(dataset.place(sequence),),
@@ -169,11 +173,24 @@ def target_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
         ]
     if not statistics.classes or len(statistics.classes) > MOST_CLASSES:
         return []
+    if left_out := ignored(statistics.classes):
+        return [_ignored_problem(dataset, statistics.classes, left_out)]
     low, high = min(statistics.classes), max(statistics.classes)
     labels = dataset.class_labels
     problems = []
     if low < 0:
-        problems.append(Problem("a class index is negative", "0 or more", str(low), where))
+        signs = set(statistics.classes) == {-1, 1}
+        problems.append(
+            Problem(
+                "a class index is negative",
+                "0 or more",
+                str(low),
+                where,
+                f"{dataset.relabeling([-1], 0)}: two classes" if signs else None,
+            )
+        )
+        if signs:
+            return problems
     absent = [] if high > MOST_CLASSES else sorted(set(range(high)) - set(statistics.classes))
     if absent or high > MOST_CLASSES:
         listed = ", ".join(map(str, absent[:10])) or "most"
@@ -195,3 +212,38 @@ def target_problems(dataset: Dataset, statistics: Statistics) -> list[Problem]:
             )
         )
     return problems
+
+
+def ignored(classes: Mapping[int, int]) -> list[int]:
+    """Labels that look as if they marked what is not to be learned: negative, or far above."""
+    kept = sorted(label for label in classes if label >= 0)
+    left_out = [label for label in classes if label < 0]
+    if len(left_out) > 1 or set(classes) == {-1, 1}:
+        return []  # values, or two classes
+    if len(kept) > 1:
+        below, high = kept[-2], kept[-1]
+        usual = high in USUALLY_IGNORED and high > below + 1
+        if usual or high > max(below + FAR, 2 * below):
+            left_out.append(high)
+    return left_out
+
+
+def spare_class(classes: Mapping[int, int]) -> int:
+    """The first class index above all labels that are not `ignored`."""
+    return max((label for label in classes if label not in ignored(classes)), default=-1) + 1
+
+
+def _ignored_problem(dataset: Dataset, classes: Mapping[int, int], labels: list[int]) -> Problem:
+    info, spare = dataset.targets, spare_class(classes)
+    listed = " and ".join(map(str, labels))
+    looks = "look like ignored labels" if len(labels) > 1 else "looks like an ignored label"
+    count = counted(sum(classes[label] for label in labels), "target")
+    negative = len(labels) == 1 and labels[0] < 0
+    return Problem(
+        "a class index is negative" if negative else f"class index {listed} {looks}",
+        expected=f"class indices from 0 to {spare - 1}, as the other targets are",
+        found=f"{listed} in {count}" + (f", which {looks}" if negative else ""),
+        where=() if info is None else (info.name,),
+        hint=f"{dataset.relabeling(labels, spare)}; in a config, units: {spare + 1} and "
+        f"train.class_weights: {{{spare}: 0}} keep that class from being learned",
+    )

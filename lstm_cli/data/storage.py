@@ -229,10 +229,18 @@ AS_CLASSES = (
 """Hint for targets that are text."""
 
 
-def need_numeric(stored: Stored, role: str, places: tuple[str, ...]) -> None:
-    """Raise DataError unless `stored` holds integers or real numbers."""
+def need_numeric(
+    stored: Stored, role: str, places: tuple[str, ...], others: str | None = None
+) -> None:
+    """Raise DataError unless `stored` holds integers or real numbers.
+
+    Parameters
+    ----------
+    others
+        A hint on datasets that do.
+    """
     if not stored.numeric:
-        hint = f"in a config, data.{role} names another dataset"
+        hint = others or f"in a config, data.{role} names another dataset"
         if stored.text and role == "targets":
             hint = AS_CLASSES
         elif stored.is_cell:

@@ -12,7 +12,7 @@ from lstm_cli.data.ragged import Lengths, cast, clear_padding, holding, pad, sta
 from lstm_cli.data.roles import TARGETS, missing
 from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import Array, DataOptions, TargetInfo
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,8 @@ def _own_lengths(
     n = int(np.argmax(own != lengths))
     return DataError(
         f"targets {found.stored.where} have lengths of their own: sequence {n} has "
-        f"{lengths[n]} steps and {own[n]} targets",
+        f"{counted(lengths[n], 'step')} and {counted(own[n], 'target')}",
         expected="one target a step, or one a sequence",
-        found=f"{own[n]} for {lengths[n]} steps",
+        found=f"{own[n]} for {counted(lengths[n], 'step')}",
         where=options.places(found.stored.where),
     )

@@ -23,7 +23,7 @@ from lstm_cli.data.targets import (
     target_info,
 )
 from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 SCAN_BYTES = 16 << 20
 """Read together, about, when sizes are found out: they can be known only by reading."""
@@ -45,7 +45,7 @@ class UnknownFeaturesError(DataError):
             f"nothing says how many features a step of {inputs.where} has",
             expected="an attribute `features` on the dataset, lengths beside it, "
             "or model.input_size in a config",
-            found=f"rows of {low} to {high} values, all multiples of {self.common}",
+            found=f"rows of {low} to {counted(high, 'value')}, all multiples of {self.common}",
             where=options.places(inputs.where),
             hint=f"in a config, model.input_size says it: {self.common}, or what divides it",
         )
@@ -183,7 +183,8 @@ def _lengths(inputs: Stored, sizes: Lengths, D: int, options: DataOptions) -> Le
     if (sizes % D).any():
         n = int(np.argmax(sizes % D != 0))
         raise DataError(
-            f"row {n} of {inputs.where} has {sizes[n]} values, no multiple of {D} features",
+            f"row {n} of {inputs.where} has {counted(sizes[n], 'value')}, "
+            f"no multiple of {counted(D, 'feature')}",
             expected=f"T × {D} values",
             found=str(sizes[n]),
             where=options.places(inputs.where),
@@ -194,8 +195,8 @@ def _lengths(inputs: Stored, sizes: Lengths, D: int, options: DataOptions) -> Le
 def _disagree(inputs: Stored, told: Lengths, lengths: Lengths, options: DataOptions) -> DataError:
     n = int(np.argmax(told != lengths))
     return DataError(
-        f"sequence {n} has length {told[n]}, but its row holds {lengths[n]} steps",
-        expected=f"{told[n]} steps",
+        f"sequence {n} has length {told[n]}, but its row holds {counted(lengths[n], 'step')}",
+        expected=f"{counted(told[n], 'step')}",
         found=f"{lengths[n]} in {inputs.where}",
         where=options.places(inputs.where),
     )
@@ -220,7 +221,7 @@ def _targets(found: FoundTargets, lengths: Lengths, options: DataOptions) -> Tar
     if not by_step and not alike:
         n = int(np.argmax(sizes != lengths * max(1, K)))
         raise DataError(
-            f"sequence {n} has {lengths[n]} steps and {sizes[n]} target values",
+            f"sequence {n} has {counted(lengths[n], 'step')} and {sizes[n]} target values",
             expected="T × K values in each row, or as many in every row",
             found=f"{sizes[n]} in {stored.where}",
             where=options.places(stored.where),

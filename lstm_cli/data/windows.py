@@ -15,7 +15,7 @@ from lstm_cli.data.groups import Groups
 from lstm_cli.data.ragged import Lengths, holding, starts_of
 from lstm_cli.data.targets import cast_targets
 from lstm_cli.data.types import Array, DataOptions, Layout, TargetInfo, TargetKind, Targets, Window
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 MANY = 3
 """Sequences from which on they are read together."""
@@ -225,9 +225,10 @@ class Windows:
             n, names = int(short[0]), self.base.sequence_names()
             name = "" if names is None else f" ({names[n]})"
             notes.append(
-                f"{len(short)} of {len(self.cuts.lengths)} sequences of {self._where} are shorter "
-                f"than a window of {window.length} steps and give none: first sequence {n}{name} "
-                f"with {self.cuts.lengths[n]}"
+                f"{len(short)} of {counted(len(self.cuts.lengths), 'sequence')} of {self._where} "
+                f"{'is' if len(short) == 1 else 'are'} shorter "
+                f"than a window of {counted(window.length, 'step')} and give none: first sequence "
+                f"{n}{name} with {self.cuts.lengths[n]}"
             )
         if targets is not None and self.targets_of == "one a sequence":
             notes.append(
@@ -380,9 +381,9 @@ def need_windows(layouts: Sequence[Layout], options: DataOptions) -> None:
     longest = _longest(layouts)
     fits = longest - window.reach if longest > window.reach else longest
     raise DataError(
-        f"no window fits: the longest sequence has {longest} steps",
-        expected=f"at least {window.length} steps, as data.window.length says",
-        found=f"{longest} steps",
+        f"no window fits: the longest sequence has {counted(longest, 'step')}",
+        expected=f"at least {counted(window.length, 'step')}, as data.window.length says",
+        found=f"{counted(longest, 'step')}",
         where=options.places(*(layout.inputs for layout in layouts)),
         hint=f"--set data.window.length={fits}" if fits else None,
     )
@@ -399,9 +400,9 @@ def targets_beyond(layouts: Sequence[Layout]) -> DataError:
         hint = f"--set data.window.length=1 --set data.window.horizon={longest - window.predict}"
     return DataError(
         "the targets of every window lie beyond the end of its sequence",
-        expected=f"sequences of at least {window.length + window.reach} steps, which hold a "
-        "window and its targets",
-        found=f"{longest} steps in the longest",
+        expected=f"sequences of at least {counted(window.length + window.reach, 'step')}, "
+        "which hold a window and its targets",
+        found=f"{counted(longest, 'step')} in the longest",
         where=tuple(layout.inputs for layout in layouts),
         hint=hint,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import RecurrentSpec, State
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 from lstm_cli.network.checks import checked_state
 
 
@@ -72,7 +72,7 @@ class StateCarry:
             raise DataError(
                 f"layer {spec.index} is stateful: each row continues the same row of the batch "
                 "before",
-                expected=f"at most {len(h)} sequences, as in the batch before",
+                expected=f"at most {counted(len(h), 'sequence')}, as in the batch before",
                 found=f"{N}",
                 hint="reset_state() starts anew",
             )

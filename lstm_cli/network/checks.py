@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array, FlattenSpec, Own, RecurrentSpec, State, ZeroStates
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 
 def checked_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
@@ -38,7 +38,8 @@ def check_steps(spec: FlattenSpec, y: Own, lengths: Array | None) -> None:
     longest = y.shape[1] if lengths is None else int(lengths.max(initial=0))
     if longest > spec.steps:
         raise DataError(
-            f"a sequence of {longest} steps is longer than layer {spec.index} (flatten) takes",
+            f"a sequence of {counted(longest, 'step')} is longer than "
+            f"layer {spec.index} (flatten) takes",
             expected=f"at most model.steps = {spec.steps}",
             found=f"{longest}",
             hint=f"--set model.steps={longest}",

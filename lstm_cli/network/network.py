@@ -23,7 +23,7 @@ from lstm_cli.engines.types import (
     ZeroStates,
     array_dtype,
 )
-from lstm_cli.errors import DataError, WeightsError
+from lstm_cli.errors import DataError, WeightsError, counted
 from lstm_cli.network.checks import as_array, check_steps, checked_lengths, checked_state
 from lstm_cli.network.normalization import STORED, Normalization
 from lstm_cli.network.results import Result, hosted, late
@@ -228,7 +228,7 @@ class Network:
             )
         if x.shape[2] != D:
             raise DataError(
-                f"the inputs have {x.shape[2]} features, but layer 0 reads {D}",
+                f"the inputs have {counted(x.shape[2], 'feature')}, but layer 0 reads {D}",
                 expected=f"(N, T, {D})",
                 found=str(x.shape),
             )

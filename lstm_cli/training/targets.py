@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import DataError
+from lstm_cli.errors import DataError, counted
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Targets:
                 hint = "a class a step wants `return_sequences: true` in the last recurrent layer"
             raise DataError(
                 f"{self.name} holds numbers that are no shares of classes",
-                expected=f"a class each, or of {self.features} classes the share of each: "
-                "0 to 1, and 1 in all",
+                expected=f"a class each, or of {counted(self.features, 'class')} the share of "
+                "each: 0 to 1, and 1 in all",
                 found=row,
                 hint=hint,
             )
@@ -131,7 +131,7 @@ class Targets:
             raise DataError(
                 f"{self.name} holds a class that the network does not have",
                 expected=f"whole numbers 0 to {self.features - 1}: the last layer has "
-                f"{self.features} units",
+                f"{counted(self.features, 'unit')}",
                 found=f"{targets[wrong][0]}",
             )
         return targets.astype(np.int64)

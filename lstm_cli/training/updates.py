@@ -13,7 +13,7 @@ import numpy as np
 from lstm_cli.cells.expression import Expression, symbol
 from lstm_cli.engines.arrays import Array, Elementwise, Late, Own
 from lstm_cli.engines.programs import NUMPY
-from lstm_cli.errors import Problem, WeightsError
+from lstm_cli.errors import Problem, WeightsError, counted
 from lstm_cli.training.optimisers import Optimiser
 from lstm_cli.training.regularisation import (
     clipped,
@@ -214,7 +214,8 @@ class Updates:
         found = self._slots.get(name)
         if found is None:
             raise WeightsError(
-                f"the state of {self.optimiser.name} after {self.count} updates lacks {name}",
+                f"the state of {self.optimiser.name} after {counted(self.count, 'update')} "
+                f"lacks {name}",
                 hint=_SAME_CONFIG,
             )
         for slot, value in found.items():

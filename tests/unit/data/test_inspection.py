@@ -276,6 +276,22 @@ class TestNotes:
         assert self.notes(write(inputs=self.X, age=np.zeros(3))) == ()
         path = write("t.h5", inputs=self.X, label=np.zeros(3), targets=np.zeros(3))
         assert self.notes(path) == ()
+        (note,) = self.notes(write("u.h5", inputs=self.X, label=np.zeros(3), y=np.zeros(3)))
+        assert "/label: may be targets too, but" in note
+        (note,) = self.notes(write("c.h5", inputs=self.X, classes=np.arange(3)))
+        assert "data.targets: classes takes them" in note
+        with open_data([path := write("v.h5", inputs=self.X, label=[b"a", b"b", b"a"])]) as data:
+            assert data.targets is None
+        assert self.notes(path) == (
+            f"{path}:/label holds text, not numbers: not taken for targets",
+        )
+
+    def test_text_under_a_usual_name_beside_several_arrays(self, write):
+        path = write(features=[b"a", b"b"], one=self.X, two=self.X)
+        with pytest.raises(DataError, match="data.inputs: one; or data.inputs: two") as caught:
+            open_data([path])
+        assert "/features does not hold numbers" in str(caught.value)
+        assert open_data([path], DataOptions(inputs="two")).count == 3
 
     def test_several_targets(self, write):
         (note,) = self.notes(write(inputs=self.X, targets=np.zeros(3), y=np.zeros(3)))

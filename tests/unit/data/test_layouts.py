@@ -187,11 +187,10 @@ class TestLengths:
         with pytest.raises(DataError, match="disagree on sequence 0"):
             open_data([path])
 
-    @pytest.mark.parametrize("row", [[1, 0, 1, 0], [0, 1, 1, 1]])
-    def test_mask_with_hole(self, write, row):
+    def test_mask_with_hole(self, write):
         mask = np.ones((9, 4), bool)
-        mask[6] = row
-        with pytest.raises(DataError, match="mask of sequence 6 has a hole"):
+        mask[6] = [1, 0, 1, 0]
+        with pytest.raises(DataError, match="mask of sequence 6 has a hole at step 1"):
             open_data([write(inputs=np.zeros((9, 4, 2)), mask=mask)])
 
     def test_mask_is_read_in_blocks(self, make, truth, monkeypatch):
