@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Array, Engine, array_dtype
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder
+from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder, patterns
 from lstm_cli.network.initialisers import initialise
 from lstm_cli.network.network import Network
 
@@ -87,6 +87,8 @@ def load(
     format: str | None = None,
     prefix: str | None = None,
     tmva_order: TmvaOrder | None = None,
+    only: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
 ) -> Model:
     """A model from a weights file of any format, with the config it carries or the one given.
 
@@ -103,6 +105,10 @@ def load(
     tmva_order
         Whether the elements of an ambiguous TMVA file hold what their ``slots`` or their
         ``labels`` say.
+    only, ignore
+        Patterns of a state dict's names, ``"lstm.*,fc.*"`` or a sequence of them: take only the
+        tensors that the first match, and none that the others match. Names are as stored,
+        whatever the prefix.
 
     Raises
     ------
@@ -111,7 +117,9 @@ def load(
     """
     given = None if config is None else read_config(config)
     layers = None if given is None else given.specs
-    imported = read_weights(path, ReadOptions(format, prefix, tmva_order), layers=layers)
+    taken, left = patterns(only, "only"), patterns(ignore, "ignore")
+    options = ReadOptions(format, prefix, tmva_order, only=taken, ignore=left)
+    imported = read_weights(path, options, layers=layers)
     resolved = config_of(imported, hint=CONFIG_HINT) if given is None else given
     return assemble(resolved, create_engine(engine, device, dtype, threads), imported)
 
