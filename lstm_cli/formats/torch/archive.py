@@ -75,8 +75,8 @@ class TorchArchive:
             raise WeightsError(
                 f"{self.path} is a TorchScript archive, whose code lstm-cli does not run",
                 expected="a state dict",
-                hint=f"torch.save(torch.jit.load({str(self.path)!r}, map_location='cpu').state_dict(), "
-                f"{renamed(self.path)!r})",
+                hint=f"torch.save(torch.jit.load({str(self.path)!r}, map_location='cpu')"
+                f".state_dict(), {renamed(self.path)!r})",
             )
         return folder
 
@@ -182,7 +182,7 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _legacy(data: bytes, path: Path) -> WeightsError:
-    """The error for a file of torch.save before 1.6: its number, version, system, and the values."""
+    """The error for a file of torch.save before 1.6: three small pickles, then the values."""
     scanner = Scanner(data)
     what = f"{path} is in the old, non-zip format of torch.save"
     expected = "a zip archive of torch.save"

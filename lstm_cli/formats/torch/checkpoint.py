@@ -147,16 +147,14 @@ def _given(options: ReadOptions) -> list[tuple[str, tuple[str, ...]]]:
     return [(name, given) for name, given in named if given]
 
 
-def _compiled(
-    pattern: str, option: str, found: Sequence[StateDict], path: Path
-) -> re.Pattern[str]:
+def _compiled(pattern: str, option: str, found: Sequence[StateDict], path: Path) -> re.Pattern[str]:
     """The pattern, which has to match a name."""
     compiled = re.compile(fnmatch.translate(pattern))
     if any(state.matched(compiled) for state in found):
         return compiled
     modules = _modules(found)
     below = f"{pattern.rstrip('.')}.*"
-    names = [n for state in found for n in islice(state.tensors, MOST_NAMES) if len(n) < 200]
+    names = islice((n for state in found for n in state.tensors if len(n) < 200), MOST_NAMES)
     near = below if below in modules else nearest(pattern, [*modules, *names])
     raise WeightsError(
         f"no tensor of {path} has a name that --{option} {shown(pattern)} matches",
@@ -168,7 +166,7 @@ def _compiled(
 
 def _modules(found: Sequence[StateDict]) -> list[str]:
     """Patterns that take one module each, the outermost first: ``lstm.*``, ``net.fc.*``."""
-    names = [name for state in found for name in islice(state.tensors, MOST_NAMES)]
+    names = islice((name for state in found for name in state.tensors), MOST_NAMES)
     parts = [name.split(".") for name in names if len(name) < 200]
     depth = max((len(one) for one in parts), default=0)
     starts = [

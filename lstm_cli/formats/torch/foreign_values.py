@@ -1,7 +1,7 @@
 """Values in a pickle that are no tensors: which keys hold them, and how to save the weights alone.
 
-Nothing of them is made. PyTorch itself can load them, which runs what the file names; a hint has the
-line of Python that does so and saves the state dict without them.
+Nothing of them is made. PyTorch itself can load them, which runs what the file names; a hint has
+the line of Python that does so and saves the state dict without them.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ _KINDS = (
 )
 """Classes and functions that checkpoints often name, in words."""
 
-_POWERFUL = frozenset(
-    "os posix nt subprocess builtins __builtin__ sys shutil socket importlib runpy pty ctypes code "
-    "commands webbrowser pickle torch.hub multiprocessing".split()
-)
+_POWERFUL = {
+    "os", "posix", "nt", "subprocess", "builtins", "__builtin__", "sys", "shutil", "socket", "code",
+    "importlib", "runpy", "pty", "ctypes", "commands", "webbrowser", "pickle", "torch.hub",
+    "multiprocessing",
+}  # fmt: skip
 """Modules whose functions could do anything: a file that names one is not to be loaded at all."""
 
 
@@ -175,8 +176,8 @@ def _hint(
     else:
         return STATE_DICT
     return (
-        f"{_before(foreign)}torch.save({taken}, {renamed(path)!r}) saves the state dict alone; it runs what "
-        "the file names, so only for a file you trust, and where its classes can be imported"
+        f"{_before(foreign)}torch.save({taken}, {renamed(path)!r}) saves the state dict alone; "
+        "it runs what the file names: only for a file you trust, where its classes can be imported"
     )
 
 

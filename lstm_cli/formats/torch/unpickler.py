@@ -21,7 +21,6 @@ LONGEST_KEY = 4096
 LARGEST_KEY = 2**31
 
 
-
 def unpickle(data: bytes, source: str, path: Path | str = "path") -> Any:
     """What a pickle holds: dicts, lists, tuples, numbers, texts and `TensorView`.
 
@@ -178,11 +177,11 @@ class _Machine:
     def reduce(self, _: Any) -> None:
         arguments, callee = self._stack.pop(), self._stack.pop()
         if isinstance(callee, Foreign | Opaque):
-            made = callee if isinstance(callee, Foreign) else callee.source
-            return self._stack.append(Opaque(made))
-        if not isinstance(callee, Callee) or type(arguments) is not tuple:
+            self._make(callee)
+        elif not isinstance(callee, Callee) or type(arguments) is not tuple:
             raise Malformed("it calls what is no function")
-        self._stack.append(callee.call(*arguments))
+        else:
+            self._stack.append(callee.call(*arguments))
 
     def new(self, _: Any) -> None:
         """An object of the class below its arguments."""
