@@ -39,19 +39,6 @@ def is_weights(path: str | Path) -> bool:
         return False
 
 
-def is_hdf5(path: str | Path) -> bool:
-    """Whether a file is HDF5, which sequences are too."""
-    try:
-        return Path(path).is_file() and sniff(Path(path)) == "keras" and not _is_zip(Path(path))
-    except (OSError, ValueError):
-        return False
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
 def _is_text(path: Path) -> bool:
     """Whether a file begins like a text that is no XML: a config without a suffix."""
     with path.open("rb") as file:

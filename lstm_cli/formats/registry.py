@@ -11,6 +11,7 @@ import numpy as np
 
 from lstm_cli.errors import UsageError, WeightsError, nearest
 from lstm_cli.files import reason
+from lstm_cli.formats import foreign
 from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.sniffing import sniff
@@ -136,6 +137,7 @@ def recognise(path: Path) -> Format:
     WeightsError
         Missing, unreadable, or of no known format.
     """
+    foreign.refuse(path)
     check_regular(path)
     try:
         name = sniff(path)

@@ -10,6 +10,7 @@ from typing import Any
 from lstm_cli.engines.types import Layers
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import Layer, snake, title
+from lstm_cli.formats.keras.assembly import BEHIND
 from lstm_cli.formats.keras.hdf5 import Tree
 from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Numbers, Piece, ordered
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn, is_cudnn
@@ -122,7 +123,7 @@ def _piece(tree: Tree, path: str, listed: bool, place: int) -> Piece:
     else:
         return _weightless(stem, path, place)
     if listed and stem not in _WEIGHTED:
-        raise _unknown(path)
+        raise _unlike(stem, path)
     return _made(found, path, place)
 
 
@@ -179,7 +180,7 @@ def _bidirectional(forward: Found, reverse: Found) -> Found:
 def _weightless(stem: str, path: str, place: int) -> Piece:
     kind = _BY_NAME.get(stem)
     if kind is None:
-        raise _unknown(path)
+        raise _unlike(stem, path)
     return Piece(_layer(kind, {}, path, path), path, group=place)
 
 
@@ -200,6 +201,28 @@ def _made(found: Found, path: str, place: int, directions: int = 1) -> Piece:
 def _layer(kind: str, config: dict[str, Any], path: str, group: str) -> Layer:
     name = path.rsplit("/", 1)[-1]
     return Layer(kind, name, Options(title(kind, name), config), path, group)
+
+
+_CLASSES = {
+    snake(kind): kind
+    for kind in (
+        "Embedding", "Conv1D", "Conv2D", "ConvLSTM1D", "SeparableConv1D", "BatchNormalization",
+        "LayerNormalization", "UnitNormalization", "GroupNormalization", "PReLU", "Attention",
+        "AdditiveAttention", "MultiHeadAttention", "EinsumDense", "Normalization",
+    )
+}  # fmt: skip
+"""Classes of Keras's layers with weights that lstm-cli does not have, by their usual names."""
+
+
+def _unlike(stem: str, path: str) -> WeightsError:
+    """The error for a layer of a class that lstm-cli does not have."""
+    kind = _CLASSES.get(stem)
+    if kind is None:
+        return _unknown(path)
+    return WeightsError(
+        f"{title(kind, path.rstrip('/').rsplit('/', 1)[-1])} has no counterpart in lstm-cli",
+        hint="where it stands in front, with k its number in model.layers: " + BEHIND % "",
+    )
 
 
 def _unknown(path: str) -> WeightsError:
@@ -277,7 +300,7 @@ def _listed(
     units: dict[str, dict[str, str]] = {}
     for name in listed:
         if role_of(name) not in CELL:
-            raise _unknown(f"{folder}{name}")
+            raise _unlike(_stem(group), group)
         units.setdefault(name.rpartition("/")[0], {})[role_of(name)] = folder + name
     parts: dict[str, dict[str, str]] = {}
     for unit in units:

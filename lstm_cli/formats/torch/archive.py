@@ -20,7 +20,7 @@ from lstm_cli.formats.torch.unpickler import LARGEST_PICKLE, unpickle, unpickled
 
 MOST_SHARING = 4
 """Tensors may view the stored bytes so many times over, as tied weights do; more is an attack."""
-_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The number with which the files of torch.save before 1.6 begin, as their pickle has it."""
 
 
@@ -172,7 +172,7 @@ def _refuse_pickle(path: Path) -> None:
             data = head + file.read(LARGEST_PICKLE)
     except (OSError, ValueError):
         return  # said when the archive is opened
-    if _LEGACY in head:
+    if LEGACY in head:
         raise _legacy(data, path)
     raise WeightsError(
         f"{path} is a bare pickle, which could run any code",
