@@ -221,15 +221,19 @@ def _pickle(head: bytes, path: Path) -> Kind | None:
 
 
 def _pickled(path: Path, package: str) -> str:
-    load = f"pickle.load(open({str(path)!r}, 'rb'))"
+    load = f"pathlib, pickle; found = pickle.loads({_path(path)}.read_bytes())"
     if package == "joblib":
-        load = f"joblib.load({str(path)!r})"
+        load = f"joblib; found = joblib.load({str(path)!r})"
     return (
         "in Python, where it is a dict of arrays with the names of a state dict: import "
-        f"{load[:6]}; from safetensors.numpy import save_file; save_file({load}, "
-        f"{str(path.with_suffix('.safetensors'))!r}); it runs what the file names: only for a file "
-        "you trust"
+        f"{load}; from safetensors.numpy import save_file; "
+        f"save_file(found, {str(path.with_suffix('.safetensors'))!r}); it runs what the file "
+        "names: only for a file you trust"
     )
+
+
+def _path(path: Path) -> str:
+    return f"pathlib.Path({str(path)!r})"
 
 
 def _protobuf(head: bytes, path: Path) -> Kind | None:
@@ -284,8 +288,8 @@ def _json(path: Path) -> Kind | None:
     if isinstance(value.get("state_dict"), dict):
         return Kind(
             "a state dict as JSON",
-            f"import json, torch; torch.save({{k: torch.tensor(v) for k, v in json.load(open("
-            f"{str(path)!r}))['state_dict'].items()}}, {renamed(path)!r})",
+            "import json, pathlib, torch; torch.save({k: torch.tensor(v) for k, v in json.loads("
+            f"{_path(path)}.read_text())['state_dict'].items()}}, {renamed(path)!r})",
         )
     if {"architecture", "config", "weights"} <= keys:
         hint = (
@@ -296,7 +300,8 @@ def _json(path: Path) -> Kind | None:
         return Kind("a model of RTNeural", _EITHER)
     if "class_name" in keys and "config" in keys:
         hint = (
-            f"with the weights: model = keras.models.model_from_json(open({str(path)!r}).read()); "
+            "with the weights: import keras, pathlib; model = keras.models.model_from_json("
+            f"{_path(path)}.read_text()); "
             "model.load_weights(FILE); model.save('model.keras')"
         )
         return Kind("a Keras model's description, without its weights", hint)

@@ -24,7 +24,7 @@ from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.formats.safety import member_bytes, open_archive, read_whole
 
 WEIGHTS = "model.weights.h5"
-DATA_HINT = "if it holds sequences, the config comes before them: lstm-cli run CONFIG DATA"
+DATA_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
 LARGEST_DESCRIPTION = 16 << 20
 """Bytes of JSON; what it becomes in memory is many times as large."""
 

@@ -64,6 +64,12 @@ _POWERFUL = {
 }  # fmt: skip
 """Modules whose functions could do anything: a file that names one is not to be loaded at all."""
 
+_PLAIN = {
+    "list", "dict", "set", "frozenset", "tuple", "int", "float", "complex", "bool", "str", "bytes",
+    "bytearray", "range", "slice", "object",
+}  # fmt: skip
+"""Names in these modules that are nothing but types."""
+
 
 def refusal(
     root: Any, foreign: Sequence[Foreign], source: str, path: Path | str = "path"
@@ -166,7 +172,7 @@ def _hint(
     """The line of Python that loads all of it and saves the state dict."""
     modules = [trail for trail, value in found if _is_module(value)]
     dicts = state_dicts(root)
-    if any(one.module in _POWERFUL for one in foreign):
+    if any(one.module in _POWERFUL and one.name not in _PLAIN for one in foreign):
         return STATE_DICT
     if whole or (modules and not dicts):
         where = "" if whole else _index(modules[0])

@@ -16,7 +16,7 @@ from lstm_cli.formats.torch.tensors import StoredTensor, shown
 
 _LOSS = re.compile(
     r"(.*_)?(loss(es)?|loss_?f(n|unc|unction)?|criteri(on|a)s?)(_.*|\d*)|\w*[Ll]oss\d*|"
-    r"(bce|nll|ce|kld?|focal|dice)(_?(with_?)?logits)?\d*|cross_?entropy\d*|objective",
+    r"((train|val|test)_)?(bce|nll|ce|kld?|focal|dice)(_?(with_?)?logits)?\d*|cross_?entropy\d*|objective",
 )
 _METRIC = re.compile(
     r"((train|val|valid|validation|test|best)_?)?(acc|accuracy|auroc|auc|f1|f1_?score|precision|"
@@ -197,9 +197,10 @@ def _suffixed(match: re.Match[str], tensors: Iterable[str]) -> Said:
 
 def _kept(module: str, weight: str, kind: str, undo: str) -> Said:
     owner = f"model.get_submodule({module.rstrip('.')!r})" if module else "model"
+    before = "import torch.nn.utils.prune; " if "prune" in undo else ""
     return (
         f"{_named(module)} keeps {shown(weight)} as the parts of {kind}",
-        f"{undo}({owner}, {weight!r}), then torch.save(model.state_dict(), path)",
+        f"{before}{undo}({owner}, {weight!r}), then torch.save(model.state_dict(), path)",
     )
 
 
