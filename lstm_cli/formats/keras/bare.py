@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from lstm_cli.engines.types import Layers
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import Problem, WeightsError
 from lstm_cli.formats.keras.architecture import Layer, snake, title
-from lstm_cli.formats.keras.assembly import BEHIND
+from lstm_cli.formats.keras.assembly import BEHIND, MOST_PROBLEMS
 from lstm_cli.formats.keras.hdf5 import Tree
 from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Numbers, Piece, ordered
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn, is_cudnn
@@ -62,6 +62,9 @@ def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], lis
         A layer that lstm-cli does not have, or an order that cannot be told.
     """
     listed, own = _listed_paths(tree.paths()), _own_paths(tree.datasets())
+    unlike = [path for path in listed if _stem(path) in _CLASSES]
+    if unlike:
+        raise _unlike_any(unlike)
     order = tree.texts("layers", ORDER_ATTRIBUTE) or []
     places = {f"layers/{name}": k for k, name in enumerate(order)}
     if own or places.keys() != set(listed):
@@ -216,13 +219,25 @@ _CLASSES = {
 
 def _unlike(stem: str, path: str) -> WeightsError:
     """The error for a layer of a class that lstm-cli does not have."""
-    kind = _CLASSES.get(stem)
-    if kind is None:
-        return _unknown(path)
+    return _unlike_any([path]) if stem in _CLASSES else _unknown(path)
+
+
+def _unlike_any(paths: Sequence[str]) -> WeightsError:
+    """The error for layers whose names say such classes."""
+    hint = "where they stand in front, with k the last one's number in model.layers: " + BEHIND % ""
     return WeightsError(
-        f"{title(kind, path.rstrip('/').rsplit('/', 1)[-1])} has no counterpart in lstm-cli",
-        hint="where it stands in front, with k its number in model.layers: " + BEHIND % "",
+        [
+            Problem(
+                f"{title(_CLASSES[_stem(path)], _last(path))} has no counterpart in lstm-cli",
+                hint=hint,
+            )
+            for path in paths[:MOST_PROBLEMS]
+        ]
     )
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _unknown(path: str) -> WeightsError:

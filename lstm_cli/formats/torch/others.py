@@ -40,8 +40,10 @@ _PARTS = {
 MOST_PROBLEMS = 20
 
 
-def modules_of(tensors: Tensors, source: str) -> tuple[list[Module], tuple[str, ...]]:
-    """Modules in stored order, and notes about what is left out.
+def modules_of(
+    tensors: Tensors, source: str, stored: bool = True
+) -> tuple[list[Module], tuple[str, ...]]:
+    """Modules in stored order, which says something if `stored`, and notes on what is left out.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def modules_of(tensors: Tensors, source: str) -> tuple[list[Module], tuple[str, 
         if not n.isprintable()
     ]
     if problems or not modules:
-        raise _refused(problems, modules, source)
+        raise _refused(problems, modules, source, stored)
     names = [tensor.name for tensor in counts]
     if names:
         notes.insert(0, f"left out, as they are counts: {listed(names)}")
@@ -90,7 +92,7 @@ def modules_of(tensors: Tensors, source: str) -> tuple[list[Module], tuple[str, 
 
 
 def _refused(
-    problems: list[tuple[Problem, str | None]], modules: Sequence[Module], source: str
+    problems: list[tuple[Problem, str | None]], modules: Sequence[Module], source: str, stored: bool
 ) -> WeightsError:
     """The problems, each with what helps: one option for all that is beside the network."""
     if not problems:
@@ -102,7 +104,7 @@ def _refused(
     patterns = list(dict.fromkeys(pattern for _, pattern in problems if pattern))
     hint: str | None = None
     if not patterns or any(pattern is None for _, pattern in problems):
-        hint = _only(modules)
+        hint = _only(modules, stored)
     elif len(patterns) < MOST_PROBLEMS and all(map(_is_pattern, patterns)):
         hint = f"--ignore '{','.join(patterns)}' leaves out what no output depends on"
     return WeightsError(
@@ -110,10 +112,10 @@ def _refused(
     )
 
 
-def _only(modules: Sequence[Module]) -> str | None:
+def _only(modules: Sequence[Module], stored: bool) -> str | None:
     """How to take the modules that are read, where they are a network by themselves."""
     try:
-        find_order(modules, True, "")
+        modules = find_order(modules, stored, "").modules
     except (WeightsError, IndexError):
         return None
     patterns = [f"{module.name}.*" for module in modules]

@@ -62,7 +62,7 @@ def _imported(
     stored: bool,
     notes: tuple[str, ...] = (),
 ) -> Imported:
-    modules, left_out = modules_of(tensors, str(path))
+    modules, left_out = modules_of(tensors, str(path), stored)
     config, network = translate(find_order(modules, stored, str(path), layers))
     kinds = {str(layer["type"]) for layer in network.layers}
     return Imported(
