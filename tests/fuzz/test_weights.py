@@ -130,6 +130,7 @@ def sample(kind: str, folder: Path) -> Path:
 def test_only_our_errors_escape(kind: str, tmp_path: Path) -> None:
     path = sample(kind, tmp_path)
     command = [sys.executable, "-W", "error", corruption.__file__, str(path), str(CASES), "1"]
+    command += ["refused"] if kind in REFUSED else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended at {lines[-1:]}: {done.stderr[-2000:]}"

@@ -294,7 +294,7 @@ def test_quantized(tmp_path: Path) -> None:
     np.testing.assert_array_equal(net["layers.0.weight_ih"], found.dequantize().numpy())
     linear = torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear})
     torch.save(linear.state_dict(), path)
-    assert "a quantised tensor" in str(refused(path))
+    assert "a quantized tensor" in str(refused(path))
     assert "fc._packed_params._packed_params[0]" in str(refused(path))
 
 

@@ -31,7 +31,7 @@ _UNQUANTIZED = (
 )
 _PLAIN_CLASS = "save the state dict of the model before its tensors become those of another class"
 _TENSORS = {
-    "_rebuild_qtensor": ("a quantised tensor", _UNQUANTIZED),
+    "_rebuild_qtensor": ("a quantized tensor", _UNQUANTIZED),
     "_rebuild_sparse_tensor": ("a sparse tensor", "save tensor.to_dense()"),
     "_rebuild_sparse_csr_tensor": ("a sparse tensor", "save tensor.to_dense()"),
     "_get_layout": ("a sparse tensor", "save tensor.to_dense()"),
