@@ -251,6 +251,11 @@ def test_weights_in_other_forms(kind: str, tmp_path: Path) -> None:
         assert f"keeps {name} as the parts of {words}" in str(error)
         _undone(error, model.eval(), tmp_path / "m.pt")
         check(tmp_path / "m.pt", model)
+    model = nn.LSTM(3, 4, batch_first=True)
+    function(model, "weight_ih_l0")
+    function(model, "weight_hh_l0")
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    assert len(refused(tmp_path / "m.pt").problems) == 2
     model = Net()
     function(model.lstm, "weight_hh_l0")
     function(model.lstm, "weight_hh_l1")

@@ -19,7 +19,7 @@ from lstm_cli.formats.torch.tensors import listed, shown
 DEEPEST = 8
 MOST_NAMES = 1000
 """Names of tensors among which one like a wrong pattern is looked for."""
-_WEIGHT = re.compile(r"(^|\.)weight(_ih|_hh)?(_l\d+(_reverse)?)?$")
+_WEIGHT = re.compile(r"(^|\.)weight(_ih|_hh)?(_l\d+(_reverse)?)?(_(g|v|orig|raw)|\.original\d?)?$")
 
 
 @dataclass(frozen=True)

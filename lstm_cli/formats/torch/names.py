@@ -48,6 +48,8 @@ class Beside:
 def beside_the_network(name: str) -> Beside | None:
     """What a tensor of this name is, if it is no part of the network."""
     *modules, last = name.split(".")
+    if len(name) > LONGEST:
+        return None
     for pattern, kind in (
         (_LOSS, "the class weights of a loss" if last == "weight" else "a part of a loss"),
         (_METRIC, "a metric's, which counts results"),
@@ -135,6 +137,8 @@ _RENAME = (
 MOST_MODULES = 500
 """Modules among which copies are looked for."""
 DEEPEST = 16
+LONGEST = 500
+"""Characters of a name that is looked into."""
 MOST_FORMS = 20
 """Weights in other forms that are named."""
 
@@ -145,7 +149,7 @@ def rewritten(tensors: Mapping[str, StoredTensor]) -> tuple[list[Problem], set[s
     modules: set[str] = set()
     seen: set[tuple[str, ...]] = set()
     for name in tensors:
-        for pattern, explain in _FORMS:
+        for pattern, explain in _FORMS if len(name) <= LONGEST else ():
             match = pattern.fullmatch(name)
             if match is None:
                 continue

@@ -19,6 +19,8 @@ from lstm_cli.formats.torch.opcodes import Malformed, Scanner, opcodes
 LARGEST_PICKLE = 32 << 20
 LONGEST_KEY = 4096
 LARGEST_KEY = 2**31
+MOST_FOREIGN = 50_000
+"""Names that are not admitted, up to which the keys that hold them are looked for."""
 
 
 def unpickle(data: bytes, source: str, path: Path | str = "path") -> Any:
@@ -166,6 +168,8 @@ class _Machine:
         stand_in = admitted.find(*names)
         if isinstance(stand_in, Foreign):
             self.foreign.append(stand_in)
+            if len(self.foreign) > MOST_FOREIGN:
+                raise Malformed("it names very many classes")
         self._stack.append(stand_in)
 
     def find_on_stack(self, _: Any) -> None:
