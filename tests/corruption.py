@@ -1,6 +1,6 @@
 """Damages a weights file in many ways, reads each, and says what escaped. Run as a script, apart:
 
-    python corruption.py FILE COUNT SEED
+    python corruption.py FILE COUNT SEED [refused]
 
 What a library makes of damaged bytes may loop, take all memory, or end the process; the parent
 then knows the case by the last line. One JSON document a line: the case, or what went wrong.
@@ -177,8 +177,8 @@ def _printable(text: str) -> None:
         raise ValueError(f"printed as it stands: {text!r}")
 
 
-def main(name: str, count: int, seed: int) -> None:
-    """Damage, read, and print what escaped."""
+def main(name: str, count: int, seed: int, refused: bool = False) -> None:
+    """Damage, read, and print what escaped; `refused`: the sound file is not read either."""
     _limit_memory()
     source = Path(name)
     content = source.read_bytes()
@@ -186,8 +186,8 @@ def main(name: str, count: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"w{suffix}"
         path.write_bytes(content)
-        if not attempt(path):
-            raise ValueError("the sound file is not read")
+        if attempt(path) == refused:
+            raise ValueError("the sound file is read, or not, against what was said")
         read = 0
         for case in range(count):
             print(json.dumps({"case": case}), flush=True)
@@ -211,4 +211,4 @@ def _limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["refused"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +20,6 @@ from lstm_cli.api.fit import check_memory, check_weights
 from lstm_cli.api.model import Model
 from lstm_cli.api.weights_files import (
     config_of,
-    is_hdf5,
     is_weights,
     read_weights,
     standing_notes,
@@ -31,12 +29,11 @@ from lstm_cli.api.weights_files import (
 from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Array, Engine, array_dtype
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder
+from lstm_cli.formats import foreign
+from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder, patterns
 from lstm_cli.network.initialisers import initialise
 from lstm_cli.network.network import Network
 
-DATA_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
 CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
 
 Weights: TypeAlias = str | Path | Mapping[str, Any] | Imported
@@ -95,6 +92,8 @@ def load(
     format: str | None = None,
     prefix: str | None = None,
     tmva_order: TmvaOrder | None = None,
+    only: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
 ) -> Model:
     """A model from a weights file of any format, with the config it carries or the one given.
 
@@ -111,6 +110,10 @@ def load(
     tmva_order
         Whether the elements of an ambiguous TMVA file hold what their ``slots`` or their
         ``labels`` say.
+    only, ignore
+        Patterns of a state dict's names, ``"lstm.*,fc.*"`` or a sequence of them: take only the
+        tensors that the first match, and none that the others match. Names are as stored,
+        whatever the prefix.
 
     Raises
     ------
@@ -121,6 +124,8 @@ def load(
         checked_text(format, "format"),
         checked_text(prefix, "prefix"),
         checked_text(tmva_order, "tmva_order", ("slots", "labels")),  # type: ignore[arg-type]
+        only=patterns(only, "only"),
+        ignore=patterns(ignore, "ignore"),
     )
     made = create_engine(engine, device, dtype, threads)
     path = checked_path(path, "path", "the path of a weights file")  # type: ignore[assignment]
@@ -136,15 +141,12 @@ def opened(
     config: str | Path | Mapping[str, Any] | Imported, options: ReadOptions | None = None
 ) -> str | Path | Mapping[str, Any] | Imported:
     """What was given as a config; a weights file is read, for what follows to share."""
-    if not isinstance(config, str | Path) or not is_weights(config):
+    if not isinstance(config, str | Path):
         return config
-    try:
-        return read_weights(config, options)
-    except WeightsError as error:
-        if error.hints or not is_hdf5(config):
-            raise
-        problems = [replace(problem, hint=DATA_HINT) for problem in error.problems]
-        raise WeightsError(problems, headline=error.headline) from None
+    foreign.refuse(config)
+    if not is_weights(config):
+        return config
+    return read_weights(config, options)
 
 
 def read_config(

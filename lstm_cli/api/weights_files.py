@@ -24,6 +24,18 @@ _LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)")
 _SETTING = re.compile(r"--set ([\w.]+)=")
 
 
+def is_hdf5(path: str | Path) -> bool:
+    """Whether a file is HDF5, which sequences are too."""
+    try:
+        if not Path(path).is_file():  # a pipe is read once
+            return False
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"
+        return not zipped and sniff(Path(path)) == "keras"
+    except (OSError, ValueError):
+        return False
+
+
 def is_weights(path: str | Path) -> bool:
     """Whether a CONFIG is a weights file: its suffix says so, or else what it holds."""
     name = Path(path).name.lower()
@@ -37,19 +49,6 @@ def is_weights(path: str | Path) -> bool:
         return path.is_file() and sniff(path) is not None and not _is_text(path)
     except (OSError, ValueError):
         return False
-
-
-def is_hdf5(path: str | Path) -> bool:
-    """Whether a file is HDF5, which sequences are too."""
-    try:
-        return Path(path).is_file() and sniff(Path(path)) == "keras" and not _is_zip(Path(path))
-    except (OSError, ValueError):
-        return False
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
 
 
 def _is_text(path: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
 from lstm_cli.cli.console import Console
-from lstm_cli.cli.options import FILE, external_option, output_options
+from lstm_cli.cli.options import FILE, external_option, output_options, selecting_options
 
 if TYPE_CHECKING:
     from lstm_cli.api.comparison.comparison import Comparison
@@ -52,7 +53,7 @@ Examples:
 )
 @click.option("--from-a", metavar="FORMAT", help="Format of A, where its content does not say it.")
 @click.option("--from-b", metavar="FORMAT", help="Format of B, likewise.")
-@click.option("--prefix", help="Of a state dict: take only what stands below this prefix.")
+@selecting_options
 @click.option(
     "--tmva-order",
     type=click.Choice(["slots", "labels"]),
@@ -70,6 +71,8 @@ def command(
     from_a: str | None,
     from_b: str | None,
     prefix: str | None,
+    only: tuple[str, ...],
+    ignore: tuple[str, ...],
     tmva_order: str | None,
     allow_external: bool,
     as_json: bool,
@@ -91,8 +94,11 @@ def command(
     console = Console(as_json=as_json, quiet=quiet)
     order = cast("Literal['slots', 'labels'] | None", tmva_order)
     given = _config(config_path)
-    a = _side("A", a_path, ReadOptions(from_a, prefix, order), given)
-    b = _side("B", b_path, ReadOptions(from_b, prefix, order), given)
+    reading = ReadOptions(None, prefix, order, only=only, ignore=ignore)
+    a_reading, b_reading = _readings(
+        (a_path, replace(reading, format=from_a)), (b_path, replace(reading, format=from_b))
+    )
+    a, b = _side("A", a_path, a_reading, given), _side("B", b_path, b_reading, given)
     comparison = compare(a, b, tolerance)
     console.show(*report(comparison))
     _notes(console, (a, b), comparison)
@@ -100,6 +106,19 @@ def command(
     console.document({**_document(comparison), "divergence": divergence})
     parted = divergence is not None and divergence.parted
     return 0 if comparison.equal and not parted else DIFFERENT
+
+
+def _readings(*sides: tuple[Path, ReadOptions]) -> list[ReadOptions]:
+    """How to read each side: what selects tensors is for state dicts, if one of them is one."""
+    from lstm_cli.formats.registry import format_of
+
+    if all(reading.selecting is None for _, reading in sides):
+        return [reading for _, reading in sides]
+    dicts = [format_of(path, reading).name == "pytorch" for path, reading in sides]
+    return [
+        reading if is_dict or not any(dicts) else replace(reading, prefix=None, only=(), ignore=())
+        for is_dict, (_, reading) in zip(dicts, sides, strict=True)
+    ]
 
 
 def _config(path: Path | None) -> Config | None:

@@ -28,8 +28,8 @@ SHOWN_CLASSES = 12
 SHOWN_CANDIDATES = 12
 NARROWEST = 80
 """Columns of the narrowest terminal that is thought of."""
-WHOLE = 32
-"""Letters of paths that stand on one line there."""
+SHOWN_ALIKE = 20
+"""Datasets of one kind, groups and problems that are shown; JSON has them all."""
 
 
 @click.command(epilog=EPILOG)

@@ -37,13 +37,17 @@ class Reading:
     format: str | None = None
     prefix: str | None = None
     tmva_order: Any = None
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
 
     @property
     def options(self) -> ReadOptions:
         """The same for what reads weights files."""
         from lstm_cli.formats.model import ReadOptions
 
-        return ReadOptions(self.format, self.prefix, self.tmva_order)
+        return ReadOptions(
+            self.format, self.prefix, self.tmva_order, only=self.only, ignore=self.ignore
+        )
 
     def open(self, path: str) -> str | Imported:
         """CONFIG; a weights file is read, once for all that follows."""
@@ -218,14 +222,50 @@ external_option = click.option(
 )
 
 
+def _patterns(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Values of --only or --ignore: patterns with commas between them."""
+    found = [one.strip() for value in values for one in value.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"{','.join(values)!r} has an empty pattern")
+    return tuple(found)
+
+
+selecting_options = _all(
+    click.option("--prefix", help="Read only what stands below this prefix of a state dict."),
+    click.option(
+        "--only",
+        multiple=True,
+        callback=_patterns,
+        metavar="NAMES",
+        help="Read only these tensors of a state dict: --only 'lstm.*,fc.*'.",
+    ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        callback=_patterns,
+        metavar="NAMES",
+        help="Leave these tensors of a state dict out: --ignore 'criterion.*'.",
+    ),
+)
+
+
 def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options on how to read a weights file, handed to the command as ``reading``."""
 
     @wraps(function)  # with the options that it has already
     def gathered(
-        *, read_format: str | None, prefix: str | None, tmva_order: str | None, **others: Any
+        *,
+        read_format: str | None,
+        prefix: str | None,
+        only: tuple[str, ...],
+        ignore: tuple[str, ...],
+        tmva_order: str | None,
+        **others: Any,
     ) -> Any:
-        return function(reading=Reading(read_format, prefix, tmva_order), **others)
+        reading = Reading(read_format, prefix, tmva_order, only, ignore)
+        return function(reading=reading, **others)
 
     return _all(
         click.option(
@@ -234,7 +274,7 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="native|pytorch|keras|onnx|tmva",
             help="Format of the weights read; default: what the file holds.",
         ),
-        click.option("--prefix", help="Read only what stands below this prefix of a state dict."),
+        selecting_options,
         click.option(
             "--tmva-order",
             type=click.Choice(["slots", "labels"]),

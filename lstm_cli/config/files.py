@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lstm_cli.config.words import did_you_mean
@@ -73,6 +74,8 @@ def _decode(content: bytes, path: Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if re.search(rb"[\x00-\x08\x0e-\x1a]", content[:4096]):
+            raise _no_config(path, "a binary file", WEIGHTS_HINT) from None
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             f"{path} is not text in UTF-8",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lstm_cli.engines.types import Array, Layers, LayerSpec, ZeroStates, with_biases
+from lstm_cli.errors import UsageError
 
 TmvaOrder: TypeAlias = Literal["slots", "labels"]
 """Whether TMVA's elements hold what their slot says (today's writer) or what their label says."""
@@ -28,12 +29,45 @@ class ReadOptions:
     layers
         Layers of a config that the file is read for: where it does not say in which order its
         own are, it is that of these.
+    only, ignore
+        Patterns of a state dict's names, such as ``lstm.*``: take only what the first match, and
+        nothing that the others match.
     """
 
     format: str | None = None
     prefix: str | None = None
     tmva_order: TmvaOrder | None = None
     layers: Layers | None = None
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    @property
+    def selecting(self) -> str | None:
+        """The first option that takes a part of a state dict, or None: all of it is taken."""
+        given = {"prefix": self.prefix, "only": self.only, "ignore": self.ignore}
+        return next((name for name, value in given.items() if value), None)
+
+
+def patterns(value: str | Iterable[str] | None, name: str) -> tuple[str, ...]:
+    """Patterns of names, as a sequence or a text with commas.
+
+    Raises
+    ------
+    UsageError
+        One is empty or no text.
+    """
+    if value is None:
+        return ()
+    parts = value.split(",") if isinstance(value, str) else value
+    found = tuple(parts) if isinstance(parts, Iterable) else (parts,)
+    texts = tuple(one.strip() for one in found if isinstance(one, str))
+    if len(texts) != len(found) or not all(texts) or not texts:
+        raise UsageError(
+            f"{name} is no list of patterns",
+            expected="names of tensors, in which * stands for anything: lstm.*,fc.*",
+            found=repr(value)[:200],
+        )
+    return texts
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest
 from lstm_cli.files import reason
+from lstm_cli.formats import foreign
 from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.sniffing import sniff
@@ -108,13 +109,26 @@ def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
         Missing, of no known format, malformed, hostile, or a network that lstm-cli cannot
         represent: names the layer or node, and what about it.
     UsageError
-        ``options.format`` is not a format.
+        ``options.format`` is not a format, or options select tensors of what is no state dict.
     """
     path, options = Path(path), options or ReadOptions()
-    if options.format is not None:
-        check_regular(path)
-        return replace(named(options.format).read(path, options), reading=options)
-    return replace(recognise(path).read(path, options), reading=options)
+    format = format_of(path, options)
+    if options.selecting is not None and format.name != "pytorch":
+        raise UsageError(
+            f"--{options.selecting} is for state dicts, whose tensors have names of their own",
+            expected="a state dict (PyTorch)",
+            found=f"{path}: {format.title}",
+            hint=f"leave --{options.selecting} out: {format.title} files are read whole",
+        )
+    return replace(format.read(path, options), reading=options)
+
+
+def format_of(path: Path, options: ReadOptions) -> Format:
+    """The format that `options` name, else the one that the file holds."""
+    if options.format is None:
+        return recognise(path)
+    check_regular(path)
+    return named(options.format)
 
 
 def recognise(path: Path) -> Format:
@@ -125,6 +139,7 @@ def recognise(path: Path) -> Format:
     WeightsError
         Missing, unreadable, or of no known format.
     """
+    foreign.refuse(path)
     check_regular(path)
     try:
         name = sniff(path)

@@ -489,3 +489,55 @@ def test_written_files(seed: int, tmp_path: Path) -> None:
     bare = registry.read(weights)
     for name, value in again.tensors.items():
         np.testing.assert_array_equal(bare.tensors[name], value)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
+@pytest.mark.parametrize("functional", [False, True])
+def test_layers_in_front_that_are_not_here(suffix: str, functional: bool, tmp_path: Path) -> None:
+    """They are named, each; the hint saves the layers behind them."""
+    keras.utils.set_random_seed(3)
+    front = [L.Embedding(9, 3, name="words"), L.BatchNormalization()]
+    rest = [L.LSTM(4, return_sequences=True), L.GRU(3), L.Dense(2, activation="softmax")]
+    if functional:
+        source = value = keras.Input((STEPS,))
+        for layer in [*front, *rest]:
+            value = layer(value)
+        model = keras.Model(source, value)
+    else:
+        model = keras.Sequential([keras.Input((STEPS,)), *front, *rest])
+    path = tmp_path / f"m{suffix}"
+    (model.save_weights if "weights" in suffix else model.save)(path)
+    with pytest.raises(WeightsError) as caught:
+        registry.read(path)
+    said = str(caught.value)
+    assert "the layer words (Embedding) has no counterpart" in said or suffix == ".weights.h5"
+    assert "(BatchNormalization) has no counterpart" in said
+    assert "config comes before" not in said
+    code = re.search(
+        r"(k = .*?; )?keras\.Sequential.*?\.save\('rest\.keras'\)", caught.value.hints[0]
+    )
+    inputs = re.search(r"what (.*) gives", caught.value.hints[0])
+    assert code is not None
+    assert inputs is not None
+    x = np.random.default_rng(0).integers(0, 9, (4, STEPS))
+    names = {"keras": keras, "model": model, "x": x, "k": model.layers.index(front[-1])}
+    exec(code[0].replace("rest.keras", str(tmp_path / "rest.keras")), names)
+    imported = registry.read(tmp_path / "rest.keras")
+    found = run(imported.config, imported.tensors, eval(inputs[1], names))
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=2e-5)
+
+
+def test_a_description_without_weights(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((STEPS, 3)), L.LSTM(4), L.Dense(2)])
+    (tmp_path / "m.json").write_text(model.to_json())
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(WeightsError, match="a Keras model's description") as caught:
+        registry.read(tmp_path / "m.json")
+    code = (
+        caught.value.hints[0].partition(": ")[2].replace("model.keras", str(tmp_path / "a.keras"))
+    )
+    exec(code, {"FILE": tmp_path / "m.weights.h5"})
+    x = np.random.default_rng(0).standard_normal((4, STEPS, 3))
+    imported = registry.read(tmp_path / "a.keras")
+    found = run(imported.config, imported.tensors, x)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=2e-5)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import Problem, WeightsError
 from lstm_cli.formats.keras import recurrent
 from lstm_cli.formats.keras.activations import IDENTITY, LAYERS, Named, named, of_layer
 from lstm_cli.formats.keras.architecture import Layer, described
@@ -19,6 +19,7 @@ from lstm_cli.formats.keras.variables import CELL, DENSE, Source
 from lstm_cli.formats.keras.words import shown_value
 from lstm_cli.formats.model import Stored
 
+MOST_PROBLEMS = 20
 LARGEST_IDENTITY = 64 << 20
 """Numbers of all identity matrices together that stand in for activations."""
 INPUT_SHAPES = ("batch_shape", "batch_input_shape")
@@ -33,6 +34,35 @@ NOTHING = {
 REFUSED = {
     "Lambda": "holds Python code, which lstm-cli does not run",
 }
+WEIGHTED = ("Dense", "TimeDistributed", *recurrent.KINDS, *recurrent.WRAPPERS)
+KNOWN = {
+    *WEIGHTED, *recurrent.CUDNN, *LAYERS, *NOTHING, "InputLayer", "Dropout", "SpatialDropout1D",
+    "Masking", "Flatten", "Reshape",
+}  # fmt: skip
+BEHIND = (
+    "%skeras.Sequential([keras.Input(model.layers[k].output.shape[1:]), *model.layers[k + 1:]])"
+    ".save('rest.keras') saves the layers behind it, and DATA then holds what "
+    "keras.Model(model.inputs, model.layers[k].output).predict(x) gives"
+)
+"""How to take the layers behind one that stands in front, once it says which number that has."""
+
+
+def check_kinds(layers: Sequence[Layer]) -> None:
+    """Raise WeightsError naming every layer that lstm-cli does not have."""
+    unknown = [k for k, layer in enumerate(layers) if layer.kind not in KNOWN]
+    first = next((k for k, layer in enumerate(layers) if layer.kind in WEIGHTED), len(layers))
+    if not unknown:
+        return
+    last, hint = layers[unknown[-1]], None
+    if unknown[-1] < first < len(layers) and last.group == last.name:
+        hint = BEHIND % f"k = model.layers.index(model.get_layer({last.name!r})); "
+    problems = [replace(_unknown(layers[k]), hint=hint) for k in unknown[:MOST_PROBLEMS]]
+    raise WeightsError(problems)
+
+
+def _unknown(layer: Layer) -> Problem:
+    why = REFUSED.get(layer.kind, "has no counterpart in lstm-cli")
+    return Problem(f"{layer.title} {why}")
 
 
 class Assembly:
@@ -86,7 +116,7 @@ class Assembly:
         for key in INPUT_SHAPES:
             self.start(layer.options.get(key))
         self._note_dtype(layer.options.get("dtype"))
-        if layer.kind in recurrent.KINDS or layer.kind in recurrent.WRAPPERS:
+        if layer.kind in WEIGHTED[2:]:
             return self._recurrent(layer)
         if layer.kind in LAYERS:
             return self._activation(layer)
@@ -107,8 +137,7 @@ class Assembly:
         if layer.kind in recurrent.CUDNN:
             raise recurrent.cudnn(layer.title, recurrent.CUDNN[layer.kind])
         if layer.kind not in handlers:
-            why = REFUSED.get(layer.kind, "has no counterpart in lstm-cli")
-            raise WeightsError(f"{layer.title} {why}")
+            raise WeightsError([_unknown(layer)])
         return handlers[layer.kind](layer)
 
     def finish(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from lstm_cli.engines.types import Layers
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import Problem, WeightsError
 from lstm_cli.formats.keras.architecture import Layer, snake, title
+from lstm_cli.formats.keras.assembly import BEHIND, MOST_PROBLEMS
 from lstm_cli.formats.keras.hdf5 import Tree
 from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Numbers, Piece, ordered
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn, is_cudnn
@@ -61,6 +62,9 @@ def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], lis
         A layer that lstm-cli does not have, or an order that cannot be told.
     """
     listed, own = _listed_paths(tree.paths()), _own_paths(tree.datasets())
+    unlike = [path for path in listed if _stem(path) in _CLASSES]
+    if unlike:
+        raise _unlike_any(unlike)
     order = tree.texts("layers", ORDER_ATTRIBUTE) or []
     places = {f"layers/{name}": k for k, name in enumerate(order)}
     if own or places.keys() != set(listed):
@@ -122,7 +126,7 @@ def _piece(tree: Tree, path: str, listed: bool, place: int) -> Piece:
     else:
         return _weightless(stem, path, place)
     if listed and stem not in _WEIGHTED:
-        raise _unknown(path)
+        raise _unlike(stem, path)
     return _made(found, path, place)
 
 
@@ -179,7 +183,7 @@ def _bidirectional(forward: Found, reverse: Found) -> Found:
 def _weightless(stem: str, path: str, place: int) -> Piece:
     kind = _BY_NAME.get(stem)
     if kind is None:
-        raise _unknown(path)
+        raise _unlike(stem, path)
     return Piece(_layer(kind, {}, path, path), path, group=place)
 
 
@@ -200,6 +204,40 @@ def _made(found: Found, path: str, place: int, directions: int = 1) -> Piece:
 def _layer(kind: str, config: dict[str, Any], path: str, group: str) -> Layer:
     name = path.rsplit("/", 1)[-1]
     return Layer(kind, name, Options(title(kind, name), config), path, group)
+
+
+_CLASSES = {
+    snake(kind): kind
+    for kind in (
+        "Embedding", "Conv1D", "Conv2D", "ConvLSTM1D", "SeparableConv1D", "BatchNormalization",
+        "LayerNormalization", "UnitNormalization", "GroupNormalization", "PReLU", "Attention",
+        "AdditiveAttention", "MultiHeadAttention", "EinsumDense", "Normalization",
+    )
+}  # fmt: skip
+"""Classes of Keras's layers with weights that lstm-cli does not have, by their usual names."""
+
+
+def _unlike(stem: str, path: str) -> WeightsError:
+    """The error for a layer of a class that lstm-cli does not have."""
+    return _unlike_any([path]) if stem in _CLASSES else _unknown(path)
+
+
+def _unlike_any(paths: Sequence[str]) -> WeightsError:
+    """The error for layers whose names say such classes."""
+    hint = "where they stand in front, with k the last one's number in model.layers: " + BEHIND % ""
+    return WeightsError(
+        [
+            Problem(
+                f"{title(_CLASSES[_stem(path)], _last(path))} has no counterpart in lstm-cli",
+                hint=hint,
+            )
+            for path in paths[:MOST_PROBLEMS]
+        ]
+    )
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _unknown(path: str) -> WeightsError:
@@ -277,7 +315,7 @@ def _listed(
     units: dict[str, dict[str, str]] = {}
     for name in listed:
         if role_of(name) not in CELL:
-            raise _unknown(f"{folder}{name}")
+            raise _unlike(_stem(group), group)
         units.setdefault(name.rpartition("/")[0], {})[role_of(name)] = folder + name
     parts: dict[str, dict[str, str]] = {}
     for unit in units:

@@ -13,7 +13,7 @@ from typing import Any
 from lstm_cli.engines.types import Layers, RecurrentSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
-from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly
+from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly, check_kinds
 from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
 from lstm_cli.formats.keras.defaults import TABLE, TODAY, Release, keras_1, release
 from lstm_cli.formats.keras.hdf5 import Tree
@@ -24,6 +24,7 @@ from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.formats.safety import member_bytes, open_archive, read_whole
 
 WEIGHTS = "model.weights.h5"
+DATA_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
 LARGEST_DESCRIPTION = 16 << 20
 """Bytes of JSON; what it becomes in memory is many times as large."""
 
@@ -101,7 +102,10 @@ def _json(text: str | bytes, name: str) -> Any:
 
 
 def _of_hdf5(data: bytes, layers: Layers | None) -> tuple[Assembly, str]:
-    tree = Tree(data)
+    try:
+        tree = Tree(data)
+    except WeightsError as error:  # before it is known whose file it is
+        raise WeightsError([replace(p, hint=p.hint or DATA_HINT) for p in error.problems]) from None
     root = "model_weights/" if "model_weights" in tree else ""
     description = tree.text("", "model_config")
     if description is None:
@@ -118,6 +122,7 @@ def _whole(model: Any, tree: Tree, version: str | None, source: Source) -> tuple
     layers, wrote = layers_of(model), release(version, today=today)
     if not wrote.told and any(_is_of_keras_1(layer) for layer in layers):
         raise keras_1("of Keras 1")
+    check_kinds(layers)
     assembly = Assembly(source, wrote, whole=True)
     if layers and not any(key in layers[0].options.values for key in INPUT_SHAPES):
         assembly.start(_built_shape(model))
@@ -153,6 +158,7 @@ def _bare(tree: Tree, wanted: Layers | None, root: str = "") -> tuple[Assembly, 
         raise WeightsError(
             "the HDF5 file holds no weights of Keras",
             expected="model_config, layer_names, or layers/.../vars",
+            hint=DATA_HINT,
         )
     if len(layers) > MOST_LAYERS:
         raise WeightsError(f"the file has more than {MOST_LAYERS:,} layers")

@@ -7,7 +7,7 @@ it is given, so that a pickle cannot make much out of little.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lstm_cli.formats.torch.opcodes import Malformed
@@ -76,13 +76,32 @@ class Callee:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Anything else that a pickle names. Using it is an error."""
+    """Anything else that a pickle names. A file that does is refused."""
 
     module: str
     name: str
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+@dataclass
+class Opaque:
+    """A value that a pickle would call something foreign for. It is not made.
+
+    Attributes
+    ----------
+    source
+        The class or function.
+    entries
+        What is set in it by key, as in a dict of a class of its own.
+    is_module
+        Whether its state is that of an nn.Module.
+    """
+
+    source: Foreign
+    entries: dict[Any, Any] = field(default_factory=dict)
+    is_module: bool = False
 
 
 def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: Any) -> Any:
@@ -121,7 +140,7 @@ def _integers(values: object) -> tuple[int, ...]:
 
 
 def _parameter(data: object, *_: Any) -> Any:
-    if not isinstance(data, TensorView):
+    if not isinstance(data, TensorView | Opaque):
         raise Malformed("a parameter holds no tensor")
     return data
 
@@ -176,8 +195,15 @@ def find(module: str, name: str) -> Callee | StorageType | Dtype | Foreign:
     return Foreign(module, name)
 
 
-def storage(identity: object) -> Storage:
-    """The storage of a persistent id: ``("storage", class, key, location, count, ...)``."""
+def persistent(identity: object) -> Storage | Foreign:
+    """The storage of a persistent id: ``("storage", class, key, location, count, ...)``.
+
+    Older files have ``("module", class, file, source)`` in the place of a module's class.
+    """
+    if isinstance(identity, tuple) and identity[:1] == ("module",):
+        found = next((one for one in identity if isinstance(one, Foreign)), None)
+        if found is not None:
+            return found
     if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6:
         raise Malformed("a persistent id is no storage's")
     word, kind, key, _, count = identity[:5]

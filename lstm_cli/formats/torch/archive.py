@@ -13,12 +13,14 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.safety import member_bytes, open_archive
 from lstm_cli.formats.torch.admitted import TensorView
+from lstm_cli.formats.torch.foreign_values import REFUSED, loading, refusal, renamed
+from lstm_cli.formats.torch.opcodes import Scanner
 from lstm_cli.formats.torch.tensors import FLOATS, StoredTensor, shown, widened
-from lstm_cli.formats.torch.unpickler import LARGEST_PICKLE, unpickle
+from lstm_cli.formats.torch.unpickler import LARGEST_PICKLE, unpickle, unpickled
 
 MOST_SHARING = 4
 """Tensors may view the stored bytes so many times over, as tied weights do; more is an attack."""
-_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The number with which the files of torch.save before 1.6 begin, as their pickle has it."""
 
 
@@ -41,7 +43,7 @@ class TorchArchive:
             self._order = self._byte_order()
             name = f"{self._folder}data.pkl"
             pickled = member_bytes(self._zip, name, LARGEST_PICKLE)
-            self.root: Any = unpickle(pickled, f"{name} in {path}")
+            self.root: Any = unpickle(pickled, f"{name} in {path}", path)
         except BaseException:
             self._zip.close()
             raise
@@ -73,7 +75,8 @@ class TorchArchive:
             raise WeightsError(
                 f"{self.path} is a TorchScript archive, whose code lstm-cli does not run",
                 expected="a state dict",
-                hint="torch.save(torch.jit.load(path).state_dict(), new_path)",
+                hint=f"torch.save(torch.jit.load({str(self.path)!r}, map_location='cpu')"
+                f".state_dict(), {renamed(self.path)!r})",
             )
         return folder
 
@@ -164,14 +167,35 @@ def _refuse_pickle(path: Path) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(64)
+            if head[:1] != b"\x80" or zipfile.is_zipfile(path):
+                return
+            data = head + file.read(LARGEST_PICKLE)
     except (OSError, ValueError):
         return  # said when the archive is opened
-    if head[:1] != b"\x80" or zipfile.is_zipfile(path):
-        return
-    if _LEGACY in head:
-        what = "is in the old, non-zip format of torch.save"
-        hint = "torch.save(torch.load(path, weights_only=True), path) writes the format of today"
-    else:
-        what = "is a bare pickle, which could run any code"
-        hint = "save the weights with torch.save(model.state_dict(), path)"
-    raise WeightsError(f"{path} {what}", expected="a zip archive of torch.save", hint=hint)
+    if LEGACY in head:
+        raise _legacy(data, path)
+    raise WeightsError(
+        f"{path} is a bare pickle, which could run any code",
+        expected="a zip archive of torch.save",
+        hint="save the weights with torch.save(model.state_dict(), path)",
+    )
+
+
+def _legacy(data: bytes, path: Path) -> WeightsError:
+    """The error for a file of torch.save before 1.6: three small pickles, then the values."""
+    scanner = Scanner(data)
+    what = f"{path} is in the old, non-zip format of torch.save"
+    expected = "a zip archive of torch.save"
+    try:
+        for _ in range(3):
+            unpickled(scanner, str(path))
+        root, foreign = unpickled(scanner, str(path))
+    except WeightsError as error:
+        problem = error.problems[0]
+        return WeightsError(what, expected=expected, found=problem.what, hint=problem.hint)
+    if foreign:
+        problem = refusal(root, foreign, "it", path).problems[0]
+        found = problem.what.removesuffix(REFUSED)
+        return WeightsError(what, expected=expected, found=found, hint=problem.hint)
+    hint = f"torch.save({loading(path)}, {renamed(path)!r}) writes the format of today"
+    return WeightsError(what, expected=expected, hint=hint)

@@ -1,19 +1,25 @@
-"""The state dict in what a file holds: often one entry of a checkpoint among others."""
+"""The state dict in what a file holds, often one entry of a checkpoint, and what is taken of it."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.torch.admitted import TensorView
+from lstm_cli.errors import WeightsError, nearest
+from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.torch.admitted import Opaque, TensorView
+from lstm_cli.formats.torch.modules import place
 from lstm_cli.formats.torch.tensors import listed, shown
 
 DEEPEST = 8
-_WEIGHT = re.compile(r"(^|\.)weight(_ih|_hh)?(_l\d+(_reverse)?)?$")
+MOST_NAMES = 1000
+"""Names of tensors among which one like a wrong pattern is looked for."""
+_WEIGHT = re.compile(r"(^|\.)weight(_ih|_hh)?(_l\d+(_reverse)?)?(_(g|v|orig|raw)|\.original\d?)?$")
 
 
 @dataclass(frozen=True)
@@ -22,54 +28,168 @@ class StateDict:
 
     Attributes
     ----------
-    path
-        Keys that lead to it, joined by dots; empty for the file's own.
+    keys
+        That lead to it in the file; none for the file's own.
     tensors
         By name, in stored order.
     notes
-        What else the file holds.
+        What else the file holds, and what options leave out.
+    plain
+        Whether it is a dict, not one of a class of its own.
     """
 
-    path: str
-    tensors: Mapping[str, TensorView]
+    keys: tuple[str | int, ...]
+    tensors: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    plain: bool = True
+
+    @property
+    def path(self) -> str:
+        """The keys, joined by dots."""
+        return ".".join(map(str, self.keys))
+
+    def full(self, name: str) -> str:
+        """A tensor's name with the keys in front."""
+        return f"{self.path}.{name}" if self.keys else name
 
     def below(self, prefix: str) -> StateDict:
         """Only the names below a prefix, which may begin with this state dict's own path."""
         start = prefix.rstrip(".") + "."
-        own = f"{self.path}." if self.path else ""
         kept = {
-            name: view
-            for name, view in self.tensors.items()
-            if name.startswith(start) or (own + name).startswith(start)
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(start) or self.full(name).startswith(start)
         }
-        return StateDict(self.path, kept, self.notes)
+        return replace(self, tensors=kept)
+
+    def matched(self, pattern: re.Pattern[str]) -> set[str]:
+        """Names that a pattern matches, with the keys in front or without them."""
+        return {n for n in self.tensors if pattern.match(n) or pattern.match(self.full(n))}
 
 
-def find_state_dict(root: Any, prefix: str | None, path: Path) -> StateDict:
-    """The one state dict below `root`, or the one below `prefix`.
+def find_state_dict(root: Any, options: ReadOptions, path: Path) -> StateDict:
+    """The one state dict below `root` from which the options take something.
 
     Raises
     ------
     WeightsError
         None, or several of them.
     """
-    found = list(_state_dicts(root))
+    found, prefix = state_dicts(root), options.prefix
     if prefix:
         # A state dict that stands there wins over names in others that happen to begin so.
         there = [one for one in found if _begins(one.path, prefix) or _begins(prefix, one.path)]
-        found = [part for part in (one.below(prefix) for one in there or found) if part.tensors]
-    if not found:
+        taken = [part for part in (one.below(prefix) for one in there or found) if part.tensors]
+    else:
+        taken = found
+    if not taken:
         raise _none(root, prefix, path)
-    if len(found) > 1:
-        names = [one.path or "(the file itself)" for one in found]
+    if options.only or options.ignore:
+        taken = selected(taken, options, path, found)
+    if len(taken) > 1:
+        names = [one.path or "(the file itself)" for one in taken]
         raise WeightsError(
-            f"{path} holds {len(found)} state dicts",
+            f"{path} holds {len(taken)} state dicts",
             expected="one",
             found=listed(names),
-            hint=f"--prefix {found[-1].path} takes that one" if found[-1].path else None,
+            hint=f"--prefix {taken[-1].path} takes that one" if taken[-1].path else None,
         )
-    return found[0]
+    return taken[0]
+
+
+def selected(
+    found: Sequence[StateDict], options: ReadOptions, path: Path, whole: Sequence[StateDict] = ()
+) -> list[StateDict]:
+    """What ``--only`` and ``--ignore`` take of the state dicts, those that lose all left out.
+
+    Parameters
+    ----------
+    whole
+        The state dicts before a prefix, whose names a pattern may match as well.
+
+    Raises
+    ------
+    WeightsError
+        A pattern matches no name, nothing is left, or only a part of a layer is.
+    """
+    only, ignore = (
+        [_compiled(pattern, name, whole or found, path) for pattern in patterns]
+        for name, patterns in (("only", options.only), ("ignore", options.ignore))
+    )
+    kept = []
+    for state in found:
+        names = set(state.tensors)
+        taken = set[str]().union(*map(state.matched, only)) if only else names
+        ignored = taken.intersection(*[set[str]().union(*map(state.matched, ignore))])
+        left = {name: t for name, t in state.tensors.items() if name in taken - ignored}
+        notes = [
+            f"left out, as {option} says: {listed([n for n in state.tensors if n in out])}"
+            for option, out in (("--only", names - taken), ("--ignore", ignored))
+            if out
+        ]
+        if left:
+            _check_layers(state, left, path)
+            kept.append(replace(state, tensors=left, notes=(*state.notes, *notes)))
+    if not kept:
+        given = [f"--{n} {','.join(p)}" for n, p in _given(options)]
+        raise WeightsError(
+            f"no tensor of {path} is left",
+            expected="at least one that the options take",
+            found=" ".join(given),
+            hint=f"the names are {listed(_modules(found))}",
+        )
+    return kept
+
+
+def _given(options: ReadOptions) -> list[tuple[str, tuple[str, ...]]]:
+    prefix = (options.prefix,) if options.prefix else ()
+    named = (("prefix", prefix), ("only", options.only), ("ignore", options.ignore))
+    return [(name, given) for name, given in named if given]
+
+
+def _compiled(pattern: str, option: str, found: Sequence[StateDict], path: Path) -> re.Pattern[str]:
+    """The pattern, which has to match a name."""
+    compiled = re.compile(fnmatch.translate(pattern))
+    if any(state.matched(compiled) for state in found):
+        return compiled
+    modules = _modules(found)
+    below = f"{pattern.rstrip('.')}.*"
+    names = islice((n for state in found for n in state.tensors if len(n) < 200), MOST_NAMES)
+    near = below if below in modules else nearest(pattern, [*modules, *names])
+    raise WeightsError(
+        f"no tensor of {path} has a name that --{option} {shown(pattern)} matches",
+        expected="a pattern of whole names, in which * stands for anything",
+        found=listed(modules),
+        hint=f"--{option} '{near}'" if near is not None else None,
+    )
+
+
+def _modules(found: Sequence[StateDict]) -> list[str]:
+    """Patterns that take one module each, the outermost first: ``lstm.*``, ``net.fc.*``."""
+    names = islice((name for state in found for name in state.tensors), MOST_NAMES)
+    parts = [name.split(".") for name in names if len(name) < 200]
+    depth = max((len(one) for one in parts), default=0)
+    starts = [
+        ".".join(one[:k]) + (".*" if k < len(one) else "")
+        for k in range(1, min(depth, 6) + 1)
+        for one in parts
+        if k <= len(one)
+    ]
+    return list(dict.fromkeys(starts))
+
+
+def _check_layers(state: StateDict, left: Mapping[str, Any], path: Path) -> None:
+    """Refuse a layer without its bias, say: it would be another one."""
+    kept = {place(name) for name in left}
+    lost = next((n for n in state.tensors if n not in left and place(n) in kept - {None}), None)
+    if lost is not None:
+        module = lost.rpartition(".")[0]
+        raise WeightsError(
+            f"--only and --ignore take a part of one layer's tensors, without {shown(lost)}",
+            expected="all of a layer, or nothing of it",
+            where=str(path),
+            hint=f"'{module}.*' matches all of the module" if module else None,
+        )
 
 
 def _begins(path: str, start: str) -> bool:
@@ -92,18 +212,25 @@ def _word(value: Any) -> str:
     return "one tensor" if isinstance(value, TensorView) else f"a {type(value).__name__}"
 
 
+def state_dicts(root: Any) -> list[StateDict]:
+    """Every mapping that holds weights itself, in stored order."""
+    return list(_state_dicts(root))
+
+
 def _state_dicts(root: Any) -> Iterator[StateDict]:
     """Every mapping that holds weights itself; what lies below one is not searched."""
     seen: set[int] = set()
-    pending: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    pending: list[tuple[tuple[str | int, ...], Any]] = [((), root)]
     while pending:
         keys, value = pending.pop()
+        plain = not isinstance(value, Opaque)
+        value = value.entries if isinstance(value, Opaque) else value
         if id(value) in seen or len(keys) > DEEPEST:
             continue
         seen.add(id(value))
         if isinstance(value, dict):
             if _holds_weights(value):
-                yield _state_dict(keys, value, root)
+                yield _state_dict(keys, value, root, plain=plain)
                 continue
             if _is_optimiser(value):
                 continue
@@ -111,14 +238,11 @@ def _state_dicts(root: Any) -> Iterator[StateDict]:
         pending += [((*keys, key), child) for key, child in reversed(children)]
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        pairs = [(str(key), child) for key, child in value.items()]
-    elif isinstance(value, list | tuple):
-        pairs = [(str(k), child) for k, child in enumerate(value)]
-    else:
-        pairs = []
-    return [pair for pair in pairs if isinstance(pair[1], dict | list | tuple)]
+def _children(value: Any) -> list[tuple[str | int, Any]]:
+    pairs: list[tuple[str | int, Any]] = []
+    if isinstance(value, dict | list | tuple):
+        pairs = [*(value.items() if isinstance(value, dict) else enumerate(value))]
+    return [pair for pair in pairs if isinstance(pair[1], dict | list | tuple | Opaque)]
 
 
 def _holds_weights(mapping: dict[Any, Any]) -> bool:
@@ -132,7 +256,9 @@ def _is_optimiser(mapping: dict[Any, Any]) -> bool:
     return "state" in mapping and "param_groups" in mapping
 
 
-def _state_dict(keys: tuple[str, ...], mapping: dict[Any, Any], root: Any) -> StateDict:
+def _state_dict(
+    keys: tuple[str | int, ...], mapping: dict[Any, Any], root: Any, *, plain: bool
+) -> StateDict:
     tensors = {
         name: value
         for name, value in mapping.items()
@@ -143,7 +269,8 @@ def _state_dict(keys: tuple[str, ...], mapping: dict[Any, Any], root: Any) -> St
     if other:
         notes.append(f"left out, as they are no tensors: {listed(other)}")
     if keys and isinstance(root, dict):
-        beside = [str(name) for name in root if str(name) != keys[0]]
+        beside = [str(name) for name in root if name != keys[0]]
         if beside:
-            notes.append(f"left out of the checkpoint, beside {shown(keys[0])}: {listed(beside)}")
-    return StateDict(".".join(keys), tensors, tuple(notes))
+            first = shown(str(keys[0]))
+            notes.append(f"left out of the checkpoint, beside {first}: {listed(beside)}")
+    return StateDict(keys, tensors, tuple(notes), plain)

@@ -123,6 +123,16 @@ def group(tensors: Tensors) -> tuple[list[Group], list[StoredTensor], list[Store
     return list(groups.values()), strays, counts
 
 
+def place(name: str) -> tuple[str, str | None, bool] | None:
+    """Module, layer and direction of a weight; one of each is one layer's. None: it is none."""
+    match = _RECURRENT.fullmatch(name) or _PLAIN.fullmatch(name)
+    if match is None:
+        return None
+    found = match.groupdict()
+    kind = found.get("layer") if "layer" in found else "plain"
+    return found["prefix"], kind, found.get("reverse") is not None
+
+
 def problem(group: Group, what: str, found: str | None = None, hint: str | None = None) -> Problem:
     """What is wrong with a module."""
     return Problem(f"the module {shown(group.name or '(the whole model)')} {what}", None, found,

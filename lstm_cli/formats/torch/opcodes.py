@@ -15,7 +15,7 @@ class Malformed(ValueError):  # noqa: N818 -- as its message continues
     """The bytes are no pickle that torch.save writes."""
 
 
-class _Scanner:
+class Scanner:
     """Takes bytes in order, never more than there are."""
 
     def __init__(self, data: bytes) -> None:
@@ -41,20 +41,20 @@ class _Scanner:
         return line.decode()
 
 
-def _number(size: int) -> Callable[[_Scanner], Any]:
+def _number(size: int) -> Callable[[Scanner], Any]:
     return lambda scanner: scanner.unsigned(size)
 
 
-def _text(size: int) -> Callable[[_Scanner], Any]:
+def _text(size: int) -> Callable[[Scanner], Any]:
     return lambda scanner: scanner.take(scanner.unsigned(size)).decode()
 
 
-def _bytes(size: int) -> Callable[[_Scanner], Any]:
+def _bytes(size: int) -> Callable[[Scanner], Any]:
     return lambda scanner: scanner.take(scanner.unsigned(size))
 
 
-def _integer(size: int) -> Callable[[_Scanner], Any]:
-    def read(scanner: _Scanner) -> int:
+def _integer(size: int) -> Callable[[Scanner], Any]:
+    def read(scanner: Scanner) -> int:
         length = scanner.unsigned(size)
         if length > LARGEST_INTEGER:
             raise Malformed(f"it has an integer of {length:,} bytes")
@@ -63,19 +63,19 @@ def _integer(size: int) -> Callable[[_Scanner], Any]:
     return read
 
 
-def _signed(scanner: _Scanner) -> Any:
+def _signed(scanner: Scanner) -> Any:
     return int.from_bytes(scanner.take(4), "little", signed=True)
 
 
-def _float(scanner: _Scanner) -> Any:
+def _float(scanner: Scanner) -> Any:
     return struct.unpack(">d", scanner.take(8))[0]
 
 
-def _lines(scanner: _Scanner) -> Any:
+def _lines(scanner: Scanner) -> Any:
     return scanner.line(), scanner.line()
 
 
-_ARGUMENTS: dict[int, Callable[[_Scanner], Any]] = {
+_ARGUMENTS: dict[int, Callable[[Scanner], Any]] = {
     0x80: _number(1),  # PROTO
     0x95: _number(8),  # FRAME
     ord("K"): _number(1),  # BININT1
@@ -104,7 +104,7 @@ _ARGUMENTS: dict[int, Callable[[_Scanner], Any]] = {
 }
 
 
-def opcodes(data: bytes) -> Iterator[tuple[int, Any]]:
+def opcodes(scanner: Scanner) -> Iterator[tuple[int, Any]]:
     """Opcode and argument (None: it has none), up to and with STOP.
 
     Raises
@@ -112,7 +112,6 @@ def opcodes(data: bytes) -> Iterator[tuple[int, Any]]:
     Malformed
         Truncated, an argument that is no text, or more opcodes than any state dict has.
     """
-    scanner = _Scanner(data)
     for _ in range(MOST_OPCODES):
         code = scanner.unsigned(1)
         read = _ARGUMENTS.get(code)

@@ -13,7 +13,7 @@ from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.torch.archive import TorchArchive
-from lstm_cli.formats.torch.checkpoint import find_state_dict
+from lstm_cli.formats.torch.checkpoint import StateDict, find_state_dict, selected
 from lstm_cli.formats.torch.layers import translate
 from lstm_cli.formats.torch.modules import Tensors
 from lstm_cli.formats.torch.order import find_order
@@ -32,11 +32,14 @@ def read(path: Path, options: ReadOptions) -> Imported:
     """
     check_regular(path)
     if _is_safetensors(path):
-        tensors = _below(read_tensors(path), options.prefix, path)
+        whole = StateDict((), read_tensors(path))
+        part = _below(whole, options.prefix, path)
+        if options.only or options.ignore:
+            (part,) = selected([part], options, path, [whole])
         title = "PyTorch state dict in safetensors"
-        return _imported(path, tensors, title, options.layers, stored=False)
+        return _imported(path, part.tensors, title, options.layers, stored=False, notes=part.notes)
     with TorchArchive(path) as archive:
-        state = find_state_dict(archive.root, options.prefix, path)
+        state = find_state_dict(archive.root, options, path)
         tensors = {name: archive.tensor(name, view) for name, view in state.tensors.items()}
         stored = not _is_sorted(tensors)
         title, notes = "PyTorch state dict", state.notes
@@ -59,7 +62,7 @@ def _imported(
     stored: bool,
     notes: tuple[str, ...] = (),
 ) -> Imported:
-    modules, left_out = modules_of(tensors, str(path))
+    modules, left_out = modules_of(tensors, str(path), stored)
     config, network = translate(find_order(modules, stored, str(path), layers))
     kinds = {str(layer["type"]) for layer in network.layers}
     return Imported(
@@ -76,16 +79,13 @@ def _imported(
     )
 
 
-def _below(tensors: Tensors, prefix: str | None, path: Path) -> Tensors:
-    if not prefix:
-        return tensors
-    start = prefix.rstrip(".") + "."
-    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
-    if not kept:
+def _below(state: StateDict, prefix: str | None, path: Path) -> StateDict:
+    part = state.below(prefix) if prefix else state
+    if not part.tensors and prefix:
         raise WeightsError(
-            f"{path} has no tensor below {shown(prefix)}", found=listed(list(tensors))
+            f"{path} has no tensor below {shown(prefix)}", found=listed(list(state.tensors))
         )
-    return kept
+    return part
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -7,53 +7,60 @@ because every opcode it knows only moves stand-ins about.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.torch import admitted
-from lstm_cli.formats.torch.admitted import Callee, Foreign
-from lstm_cli.formats.torch.opcodes import Malformed, opcodes
-from lstm_cli.formats.torch.tensors import shown
+from lstm_cli.formats.torch.admitted import Callee, Foreign, Opaque
+from lstm_cli.formats.torch.foreign_values import STATE_DICT, refusal
+from lstm_cli.formats.torch.opcodes import Malformed, Scanner, opcodes
 
 LARGEST_PICKLE = 32 << 20
 LONGEST_KEY = 4096
 LARGEST_KEY = 2**31
-
-_TENSORS = ("torch._utils", "torch._tensor", "torch.serialization")
-STATE_DICT = "save the weights alone: torch.save(model.state_dict(), path)"
-_EXPLAINED = {
-    "_rebuild_qtensor": ("a quantised tensor", "dequantise the model before saving its state dict"),
-    "_rebuild_sparse_tensor": ("a sparse tensor", "save tensor.to_dense()"),
-    "_rebuild_sparse_csr_tensor": ("a sparse tensor", "save tensor.to_dense()"),
-    "_get_layout": ("a sparse tensor", "save tensor.to_dense()"),
-    "_rebuild_nested_tensor": ("a nested tensor", "save plain tensors"),
-    "_rebuild_meta_tensor_no_storage": ("a tensor without values", "save it from a real device"),
-    "_rebuild_from_type_v2": ("a tensor of a class of its own", STATE_DICT),
-    "_rebuild_wrapper_subclass": ("a tensor of a class of its own", STATE_DICT),
-}
+MOST_FOREIGN = 50_000
+"""Names that are not admitted, up to which the keys that hold them are looked for."""
 
 
-def unpickle(data: bytes, source: str) -> Any:
+def unpickle(data: bytes, source: str, path: Path | str = "path") -> Any:
     """What a pickle holds: dicts, lists, tuples, numbers, texts and `TensorView`.
 
     Parameters
     ----------
     source
         What it was read from, for errors.
+    path
+        The file, as a hint's Python names it.
 
     Raises
     ------
     WeightsError
         It would call or make anything else (named; nothing of it is done), or is malformed.
     """
-    machine = _Machine(source)
+    root, foreign = unpickled(Scanner(data), source)
+    if foreign:
+        raise refusal(root, foreign, source, path)
+    return root
+
+
+def unpickled(scanner: Scanner, source: str) -> tuple[Any, tuple[Foreign, ...]]:
+    """What the next pickle of the bytes holds, and whatever foreign it names.
+
+    Raises
+    ------
+    WeightsError
+        It is malformed.
+    """
+    machine = _Machine()
     try:
-        return machine.run(data)
+        return machine.run(scanner), tuple(machine.foreign)
     except Malformed as error:
         found = str(error)
     except (IndexError, KeyError, TypeError, AttributeError):
         found = "an opcode lacks what it works on"
-    machine.refuse_foreign()
+    if machine.foreign:
+        raise refusal(None, machine.foreign, source)
     raise WeightsError(
         f"{source} is no pickle of a state dict",
         expected="tensors in dicts, as torch.save writes them",
@@ -65,18 +72,16 @@ def unpickle(data: bytes, source: str) -> Any:
 class _Machine:
     """A pickle's stack, its marks and its memo."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(self) -> None:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # a stack for every open mark
         self._memo: dict[int, Any] = {}
-        self._foreign: list[Foreign] = []
+        self.foreign: list[Foreign] = []
 
-    def run(self, data: bytes) -> Any:
+    def run(self, scanner: Scanner) -> Any:
         """Carry out the opcodes; what the last one leaves."""
-        for code, argument in opcodes(data):
+        for code, argument in opcodes(scanner):
             if code == _STOP:
-                self.refuse_foreign()
                 return self._stack.pop()
             if code in _VALUES:
                 self._stack.append(argument)
@@ -88,20 +93,6 @@ class _Machine:
                     raise Malformed(f"it has the opcode {bytes([code])!r}")
                 action(self, argument)
         raise Malformed("it has no end")
-
-    def refuse_foreign(self) -> None:
-        """Raise if anything was named that is not admitted."""
-        if self._foreign:
-            raise self._error(f"names {shown(str(self._foreign[0]))}")
-
-    def _error(self, does: str, hint: str = STATE_DICT) -> WeightsError:
-        key = self._stack[-1] if self._stack else None
-        return WeightsError(
-            f"{self._source} {does}, which is refused: nothing was executed",
-            expected="tensors, storages and plain containers only",
-            where=f"at {shown(key)}" if isinstance(key, str) else (),
-            hint=hint,
-        )
 
     def ignore(self, _: Any) -> None:
         """Of no meaning here."""
@@ -149,6 +140,8 @@ class _Machine:
         self._extend(items)
 
     def _extend(self, items: list[Any]) -> None:
+        if isinstance(self._stack[-1], Opaque | Foreign):
+            return
         if type(self._stack[-1]) is not list:
             raise Malformed("values are added to what is no list")
         self._stack[-1].extend(items)
@@ -163,6 +156,8 @@ class _Machine:
 
     def _set_items(self, items: list[Any]) -> None:
         mapping = self._stack[-1]
+        if isinstance(mapping, Opaque):
+            mapping = mapping.entries
         if type(mapping) is not dict or len(items) % 2:
             raise Malformed("entries are set in what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -172,7 +167,9 @@ class _Machine:
     def find(self, names: tuple[str, str]) -> None:
         stand_in = admitted.find(*names)
         if isinstance(stand_in, Foreign):
-            self._foreign.append(stand_in)
+            self.foreign.append(stand_in)
+            if len(self.foreign) > MOST_FOREIGN:
+                raise Malformed("it names very many classes")
         self._stack.append(stand_in)
 
     def find_on_stack(self, _: Any) -> None:
@@ -183,45 +180,49 @@ class _Machine:
 
     def reduce(self, _: Any) -> None:
         arguments, callee = self._stack.pop(), self._stack.pop()
-        if isinstance(callee, Foreign):
-            raise self._call(callee)
-        if not isinstance(callee, Callee) or type(arguments) is not tuple:
+        if isinstance(callee, Foreign | Opaque):
+            self._make(callee)
+        elif not isinstance(callee, Callee) or type(arguments) is not tuple:
             raise Malformed("it calls what is no function")
-        self._stack.append(callee.call(*arguments))
+        else:
+            self._stack.append(callee.call(*arguments))
 
-    def _call(self, callee: Foreign) -> WeightsError:
-        if callee.module in _TENSORS and callee.name in _EXPLAINED:
-            what, hint = _EXPLAINED[callee.name]
-            return self._error(f"holds {what} ({callee})", hint)
-        return self._error(f"would call {shown(str(callee))}")
+    def new(self, _: Any) -> None:
+        """An object of the class below its arguments."""
+        self._stack.pop()
+        self._make(self._stack.pop())
+
+    def new_of_keywords(self, _: Any) -> None:
+        self._stack.pop()
+        self.new(None)
 
     def instance(self, names: tuple[str, str] | None) -> None:
-        """INST names a class itself; OBJ has it first above the mark; NEWOBJ below its arguments.
+        """INST names a class itself; OBJ has it first above the mark."""
+        items = self._to_mark()
+        if names is not None:
+            self.find(names)
+            items = [self._stack.pop()]
+        self._make(items[0])
 
-        No class is admitted, so this always ends in an error.
-        """
-        near = [*reversed(self._stack[-3:]), *self._stack[:1]]
-        named = [value for value in near if isinstance(value, Foreign)]
-        found = Foreign(*names) if names else next(iter(named), None)
-        if found is None:
+    def _make(self, kind: Any) -> None:
+        if not isinstance(kind, Foreign | Opaque):
             raise Malformed("it makes an object of what is no class")
-        if found.module.startswith("torch.nn.") or found.module == "__main__":
-            raise self._error(f"holds a whole module, an object of the class {shown(str(found))}")
-        raise self._error(f"would make an object of {shown(str(found))}")
+        self._stack.append(Opaque(kind if isinstance(kind, Foreign) else kind.source))
 
     def build(self, _: Any) -> None:
         """Attributes of an OrderedDict, such as the versions of its modules: not needed."""
-        self._stack.pop()
-        if isinstance(self._stack[-1], Foreign):
-            raise self._call(self._stack[-1])
-        if type(self._stack[-1]) is not dict:
+        state = self._stack.pop()
+        if isinstance(self._stack[-1], Opaque):
+            self._stack[-1].is_module |= isinstance(state, dict) and "_modules" in state
+        elif type(self._stack[-1]) is not dict and not isinstance(self._stack[-1], Foreign):
             raise Malformed("attributes are set on what is no dict")
 
-    def extension(self, _: Any) -> None:
-        raise self._error("would make an object of a registered extension")
+    def extension(self, code: int) -> None:
+        self.foreign.append(Foreign("copyreg", f"extension {code}"))
+        self._stack.append(Opaque(self.foreign[-1]))
 
     def persistent(self, _: Any) -> None:
-        self._stack.append(admitted.storage(self._stack.pop()))
+        self._stack.append(admitted.persistent(self._stack.pop()))
 
 
 def _is_key(key: object) -> bool:
@@ -282,8 +283,8 @@ _ACTIONS: dict[int, Callable[[_Machine, Any], None]] = {
     ord("b"): _Machine.build,
     ord("i"): _Machine.instance,
     ord("o"): _Machine.instance,
-    0x81: _Machine.instance,  # NEWOBJ
-    0x92: _Machine.instance,  # NEWOBJ_EX
+    0x81: _Machine.new,  # NEWOBJ
+    0x92: _Machine.new_of_keywords,  # NEWOBJ_EX
     0x82: _Machine.extension,
     0x83: _Machine.extension,
     0x84: _Machine.extension,
