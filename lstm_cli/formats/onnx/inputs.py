@@ -24,6 +24,8 @@ class Inputs:
         D of the sequences.
     sizes
         Of their free axes, by name; None: left open.
+    names
+        Free axes as messages name them.
     """
 
     def __init__(self, graph: Graph, path: Path) -> None:
@@ -35,6 +37,13 @@ class Inputs:
         self.features = self._features(dims)
         free = dims[:-1]
         self.sizes: dict[str, int | None] = {f"axis {k}": n for k, n in enumerate(free)}
+        shape = _type(self.main).shape
+        own = [dim.name for dim in shape.dims] if shape is not None else [None] * len(free)
+        self.names = {
+            f"axis {k}": (f"{quoted(name)}, " if name else "")
+            + f"axis {k} of the input {quoted(self.main.name)}"
+            for k, name in enumerate(own[:-1])
+        }
 
     def values(self) -> dict[str, Anything]:
         """The inputs' values by name."""

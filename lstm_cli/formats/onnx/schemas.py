@@ -14,6 +14,7 @@ from typing import Any
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.onnx.messages import Attribute, Node
 from lstm_cli.formats.onnx.tensors import quoted
+from lstm_cli.formats.onnx.values import RefusedError
 
 NEWEST = 28
 """Opset up to which the table is known to hold."""
@@ -175,7 +176,7 @@ def schema_of(op: str, opset: int) -> Schema | None:
     """An operator's schema in an opset; None for an operator that lstm-cli does not know."""
     rows = [schema for since, schema in SCHEMAS.get(op, ()) if since <= opset]
     if not rows and op in SCHEMAS:
-        raise ValueError(f"opset {opset} has no such operator; {SCHEMAS[op][0][0]} is the first")
+        raise RefusedError(f"opset {opset} has no such operator; {SCHEMAS[op][0][0]} is the first")
     return rows[-1] if rows else None
 
 

@@ -29,9 +29,15 @@ from lstm_cli.formats.onnx.values import (
 )
 from lstm_cli.formats.onnx.vectors import at, counted, joined, pieces, same_array, whole
 
-MOST_WORK = 1_000_000
-"""Vectors that are compared; a step counts as `STEP` of them."""
-STEP = 40
+MOST_WORK = 300_000
+"""Vectors that are compared beyond what a file's operators need."""
+STEP, NODE = 40, 200
+"""Vectors whose comparison takes as long as that of a step, and those allowed for an operator."""
+
+
+def _cost(vector: Vector) -> int:
+    """Long vectors take their time."""
+    return 1 + vector.pick.size // 4096
 
 
 class Rerolling:
@@ -43,11 +49,13 @@ class Rerolling:
         Free axes.
     notes
         To be added to.
+    nodes
+        Operators in the file.
     """
 
-    def __init__(self, frame: Frame, notes: dict[str, None]) -> None:
+    def __init__(self, frame: Frame, notes: dict[str, None], nodes: int = 0) -> None:
         self.frame, self.notes = frame, notes
-        self.left = MOST_WORK
+        self.left = MOST_WORK + NODE * nodes
         self._known: dict[int, tuple[Vector, Vector | None]] = {}
 
     def final(self, vector: Vector) -> Vector | None:
@@ -102,7 +110,7 @@ class Rerolling:
         found: list[tuple[Vector, Step]] = []
         own: Vector | None = whole(h.atom)
         while own is not None and self.left > 0:
-            self.left -= STEP
+            self.left -= STEP * _cost(own)
             step = match(own) or (rnn_start(own, found[-1][1]) if found else None)
             if step is None or (found and not _continues(step, found[-1][1])):
                 return None
@@ -146,7 +154,7 @@ class Rerolling:
 
     def _lifted(self, vectors: Sequence[Vector]) -> Vector | None:
         first = vectors[0]
-        self.left -= len(vectors)
+        self.left -= len(vectors) * _cost(first)
         if self.left < 0 or any(
             not np.array_equal(vector.pick, first.pick) for vector in vectors[1:]
         ):

@@ -7,7 +7,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.onnx.values import ALL, MOST_FEATURES, REVERSED, Atom, Joined, Step, Vector
+from lstm_cli.formats.onnx.values import (
+    ALL,
+    MOST_FEATURES,
+    REVERSED,
+    Atom,
+    Joined,
+    RefusedError,
+    Step,
+    Vector,
+)
 
 
 def counted(n: int) -> Array:
@@ -20,11 +29,11 @@ def bounded(count: int) -> int:
 
     Raises
     ------
-    ValueError
+    RefusedError
         They are more than any network has.
     """
     if count > MOST_FEATURES:
-        raise ValueError(f"it makes {count:,} features of one value")
+        raise RefusedError(f"it makes {count:,} features of one value")
     return count
 
 
