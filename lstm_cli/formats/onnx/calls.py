@@ -21,10 +21,12 @@ from lstm_cli.formats.onnx.values import Anything, Constant, RefusedError
 
 ROOM = 1 << 27
 """Bytes that constants and weights may take beyond what a file of no size holds."""
-MOST_WORK = 1 << 25
+MOST_WORK = 1 << 23
 """Numbers that may be read and made, beyond what the file holds."""
 MOST_NODES = 20_000
 """Operators evaluated beyond those in the file: those of functions count each time."""
+A_NODE = 1000
+"""Numbers that may be read for each operator in the file."""
 MOST_OPEN = 4096
 """Entries of a tensor that holds open sizes."""
 MOST_LISTED = 1 << 16
@@ -50,7 +52,7 @@ class Effort:
     def begin(self) -> None:
         """Allow what the file holds once more: its memory is free again."""
         self.room = ROOM + 4 * self.stored
-        self.work += 4 * self.stored
+        self.work += 4 * self.stored + A_NODE * self.held
         self.nodes += self.held
 
     def spend(self, *, room: int = 0, work: int = 0, nodes: int = 0, where: str = "") -> None:

@@ -72,9 +72,9 @@ def clamped(start: int, stop: int, step: int, size: int) -> slice:
 def _gather(call: Call, arrays: Sequence[Any]) -> Any:
     array = arrays[0]
     axis = call.axis(array.ndim)
-    indices = call.integers(1).astype(np.int64)
+    indices = call.integers(1)
     call.bounded((*array.shape[:axis], *indices.shape, *array.shape[axis + 1 :]))
-    return np.take(array, indices, axis=axis)
+    return np.take(array, indices.astype(np.int64), axis=axis)
 
 
 def _concat(call: Call, arrays: Sequence[Any]) -> Any:

@@ -30,7 +30,7 @@ from lstm_cli.formats.onnx.values import (
 )
 from lstm_cli.formats.onnx.vectors import pieces
 
-A_PART, A_TERM = 64, 32
+A_PART, A_TERM = 64, 64
 """Numbers that are read in the time that one vector of several, or one summand, takes."""
 A_CELL = 8
 """Operators that are evaluated in the time that a recurrent one takes."""
@@ -118,7 +118,7 @@ class Interpreter:
         depth: int,
     ) -> Sequence[Anything]:
         call = self._call(node, names)
-        self.effort.spend(nodes=node_weight(node), where=call.where)
+        self.effort.spend(nodes=node_weight(node), work=_read_numbers(call), where=call.where)
         try:
             attributes = resolved(node, given)
             if node.domain not in DOMAINS or (node.domain, node.op_type, "") in self.functions:
@@ -151,10 +151,7 @@ class Interpreter:
         return Unknown(f"{call.where}: its inputs do not fit it or each other: {forms}"[:400])
 
     def _weigh(self, call: Call, values: Sequence[Anything]) -> None:
-        """Count what an operator read and made."""
-        if call.op not in _UNREAD:
-            constants = [value for value in call.inputs if isinstance(value, Constant)]
-            self.effort.spend(work=sum(np.size(constant.array) for constant in constants))
+        """Count what an operator made."""
         for value in values:
             if isinstance(value, Value):
                 self.effort.spend(work=value.pick.size + _parts(value), where=call.where)
@@ -235,6 +232,16 @@ def node_weight(node: Node) -> int:
     own = (len(a.ints) + len(a.floats) + len(a.strings) for a in node.attributes)
     lists = len(node.inputs) + len(node.outputs) + len(node.attributes) + sum(own)
     return (A_CELL if node.op_type in NODES else 1) + lists // 16
+
+
+def _read_numbers(call: Call) -> int:
+    """Numbers of constants that an operator reads."""
+    constants = [value for value in call.inputs if isinstance(value, Constant)]
+    if call.op == "Gather" and isinstance(call.given(0), Value):  # steps, each on its own
+        return sum(4 * A_PART * constant.array.size for constant in constants)
+    if call.op in _UNREAD:
+        return 0
+    return sum(constant.array.size for constant in constants)
 
 
 def _parts(value: Value) -> int:

@@ -101,9 +101,7 @@ class Message:
                 budget.spend(AN_ARRAY)
                 found.setdefault(name, []).append(_numbers(entry.kind, storage, raw))
             elif entry.many:
-                found.setdefault(name, []).extend(
-                    _several(entry.kind, storage, raw, budget, depth)
-                )
+                found.setdefault(name, []).extend(_several(entry.kind, storage, raw, budget, depth))
             else:
                 found[name] = _value(entry.kind, storage, raw, budget, depth)
         return cls(**{name: _whole(value) for name, value in found.items()})

@@ -29,9 +29,9 @@ from lstm_cli.formats.onnx.values import (
 )
 from lstm_cli.formats.onnx.vectors import at, counted, joined, pieces, same_array, whole
 
-MOST_WORK = 300_000
+MOST_WORK = 50_000
 """Vectors that are compared beyond what a file's operators need."""
-STEP, NODE = 40, 200
+STEP, NODE = 40, 30
 """Vectors whose comparison takes as long as that of a step, and those allowed for an operator."""
 
 
