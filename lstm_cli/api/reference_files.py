@@ -153,9 +153,16 @@ def _is_archive(path: str) -> bool:
     file = Path(path)
     try:
         with file.open("rb") as opened:
-            return opened.read(2) == b"PK"
+            magic = opened.read(6)
     except (OSError, ValueError):
         return file.suffix.lower() == ".npz"
+    if magic == b"\x93NUMPY":
+        raise DataError(
+            f"{path} holds one array, and a reference is several",
+            expected=EXPECTED,
+            hint="numpy.savez('reference.npz', inputs=..., outputs=...) writes them into one file",
+        )
+    return magic[:2] == b"PK"
 
 
 def _of_archive(path: str) -> dict[str, Array]:
@@ -184,6 +191,7 @@ def _array(data: bytes, name: str, path: str) -> Array:
             version = np.lib.format.read_magic(stream)
             read = _HEADERS[version]
             shape, by_columns, dtype = read(stream)
+            shape = tuple(map(int, shape))  # True is one, too
         except Exception:  # syntax, types, names: whatever a damaged header leads to
             raise DataError(
                 f"{name} of {path} is not an array",
@@ -191,7 +199,7 @@ def _array(data: bytes, name: str, path: str) -> Array:
                 found="a header that NumPy does not read",
             ) from None
     if dtype.kind not in "fiub":
-        raise DataError(f"{name} of {path} does not hold numbers", found=f"type {dtype}")
+        raise DataError(f"{name} of {path} does not hold numbers", found=f"type {dtype}"[:80])
     at = stream.tell()
     size = checked_size(shape, dtype.itemsize, len(data) - at, name, Path(path))
     values = np.frombuffer(data[at : at + size], dtype)
