@@ -127,8 +127,10 @@ def _values(
     if given.outputs.ndim == 3:
         yield Reading("every step", "" if spec.return_sequences else f"{setting}=true"), y
         if both and bare:
-            hint = _own(spec, "add the halves of its results yourself")
-            yield Reading("the sum of both directions", hint), y[..., :half] + y[..., half:]
+            for name, how, merged in _merges(y[..., :half], y[..., half:]):
+                hint = _own(spec, f"{how} the halves of its results yourself")
+                yield Reading(f"the {name} of both directions", hint), merged
+        yield from _stacked(y, given, spec)
         return
     N, T, _ = y.shape
     n = np.full(N, T) if given.lengths is None else np.asarray(given.lengths)
@@ -165,11 +167,48 @@ def _values(
         for name, value in (
             ("the forward direction's final state (h_n[-2])", ends[:, :half]),
             ("the reverse direction's final state (h_n[-1])", ends[:, half:]),
-            ("the sum of both final states", ends[:, :half] + ends[:, half:]),
+            *(
+                (f"the {name} of both final states", value)
+                for name, _, value in _merges(ends[:, :half], ends[:, half:])
+            ),
+            *(
+                (f"the {name} of both directions' last step (y[:, -1])", value)
+                for name, _, value in _merges(last[:, :half], last[:, half:])
+            ),
         ):
-            take = "add the halves" if "sum" in name else "take that half"
+            if "y[:, -1]" in name:
+                yield Reading(name, _own(spec, f"merge the halves of {place} yourself")), value
+                continue
+            take = "take that half" if "direction" in name else "merge the halves"
             settings = f"{final} gives both: " if final else ""
             yield Reading(name, f"{settings}{take} of its results yourself"), value
+
+
+def _merges(one: Array, other: Array) -> Iterator[tuple[str, str, Array]]:
+    """What Keras' Bidirectional may make of both directions, apart from side by side."""
+    yield "sum", "add", one + other
+    yield "mean", "average", (one + other) / 2
+    yield "product", "multiply", one * other
+
+
+def _stacked(y: Array, given: Reference, spec: RecurrentSpec) -> Iterator[tuple[Reading, Array]]:
+    """Final states as PyTorch gives them: (directions, N, H), or (N, directions, H)."""
+    N, T, F = y.shape
+    n = np.full(N, T) if given.lengths is None else np.asarray(given.lengths)
+    H, last = F // spec.directions, y[np.arange(N), np.maximum(n - 1, 0)]
+    parts = [last[:, :H], y[:, 0, H:]][: spec.directions]
+    setting = f"--set model.layers.{spec.index}.return_sequences=false"
+    begin = "" if not spec.return_sequences else f"{setting}, and "
+    for axis, take in (
+        (0, "numpy.concatenate(list(h_n), axis=1)"),
+        (1, "h_n.reshape(len(h_n), -1)"),
+    ):
+        value = np.stack(parts, axis)
+        hint = f"{begin}store the final states side by side, (N, {F}): outputs = {take}"
+        yield (
+            Reading("the final states, one direction beside the other (PyTorch's h_n)", hint),
+            value,
+        )
 
 
 def _own(spec: RecurrentSpec, what: str) -> str:

@@ -14,7 +14,7 @@ from lstm_cli.formats.onnx.calls import Call, Effort
 from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
 from lstm_cli.formats.onnx.operators import NODES
 from lstm_cli.formats.onnx.rules import Rules
-from lstm_cli.formats.onnx.schemas import check_inputs, read_attributes, resolved, schema_of
+from lstm_cli.formats.onnx.schemas import check_inputs, read_attributes, resolved, schema_of, unread
 from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.tensors import dtype_name, quoted
 from lstm_cli.formats.onnx.values import (
@@ -171,7 +171,7 @@ class Interpreter:
         """One of ONNX's own operators with its attributes, as its opset has it."""
         schema = schema_of(call.op, call.opset)
         if schema is None:
-            raise RefusedError("it is an operator that lstm-cli does not know")
+            raise RefusedError(unread(call.node))
         check_inputs(call.node, len(call.inputs), schema)
         return replace(call, attributes=read_attributes(call.node, attributes, schema))
 

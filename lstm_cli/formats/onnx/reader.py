@@ -189,6 +189,15 @@ class _Reading:
 
     def layers(self) -> list[Draft]:
         """The network's layers, input to output."""
+        try:
+            return self._layers()
+        except WeightsError:
+            broken = self.layering.rerolling.broken
+            if broken is None:
+                raise
+            raise broken.error(str(self.path)) from None
+
+    def _layers(self) -> list[Draft]:
         outputs = self._outputs()
         name, main = self._main(outputs)
         try:

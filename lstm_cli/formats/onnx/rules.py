@@ -39,6 +39,7 @@ _BY_SIZE = frozenset(
     | NODES
 )
 """What may be done to values by sizes that the file leaves open."""
+EMBEDDING = "it is an embedding, a table read by ids, for which lstm-cli has no layer"
 MOST_TERMS = 256
 
 
@@ -83,6 +84,8 @@ class Rules:
         if any(isinstance(value, Value) for value in call.inputs):
             return self._of_values(call)
         side = next((value for value in call.inputs if isinstance(value, Side)), None)
+        if side is not None and call.op == "Gather" and isinstance(call.given(0), Constant):
+            raise RefusedError(EMBEDDING)
         if side is not None and call.op not in NODES:
             if call.op not in _SIDEWAYS:
                 raise RefusedError(f"it computes something of the input {side.name}")
@@ -111,6 +114,8 @@ class Rules:
             raise OpenSizeError("only what moves values about may do so")
         if call.op in NODES:
             return Operator(call, self.frame, self.notes, self.inputs).outputs()
+        if call.op == "Gather" and isinstance(call.given(0), Constant):
+            raise RefusedError(EMBEDDING)
         if call.op == "Concat":
             return [self._concat(call)]
         if call.op == "Greater":
@@ -120,7 +125,10 @@ class Rules:
             if call.op in ("Shape", "Size"):
                 return [self._shape(call, first)]
             if call.op == "Cast" and call.attributes["to"] not in FLOATS:
-                raise RefusedError("it turns values into something other than real numbers")
+                raise RefusedError(
+                    "it turns values into something other than real numbers, such as ids of an "
+                    "embedding, for which lstm-cli has no layer"
+                )
             moved = views.view(self.frame, call, first)
             if moved is not None:
                 if call.op == "Dropout":
