@@ -60,7 +60,7 @@ def fitting_reading(
         return None
     at = layers.index(spec)
     body, tail = (*layers[:at], replace(spec, return_sequences=True)), layers[at + 1 :]
-    for given, aside in _inputs(reference):
+    for given, aside in (*_inputs(reference), *_stacked(reference, spec)):
         y = run(body, given)
         for reading, value in _values(y, given, spec, bare=not tail):
             for head, setting in _heads(tail):
@@ -130,7 +130,6 @@ def _values(
             for name, how, merged in _merges(y[..., :half], y[..., half:]):
                 hint = _own(spec, f"{how} the halves of its results yourself")
                 yield Reading(f"the {name} of both directions", hint), merged
-        yield from _stacked(y, given, spec)
         return
     N, T, _ = y.shape
     n = np.full(N, T) if given.lengths is None else np.asarray(given.lengths)
@@ -191,24 +190,21 @@ def _merges(one: Array, other: Array) -> Iterator[tuple[str, str, Array]]:
     yield "product", "multiply", one * other
 
 
-def _stacked(y: Array, given: Reference, spec: RecurrentSpec) -> Iterator[tuple[Reading, Array]]:
-    """Final states as PyTorch gives them: (directions, N, H), or (N, directions, H)."""
-    N, T, F = y.shape
-    n = np.full(N, T) if given.lengths is None else np.asarray(given.lengths)
-    H, last = F // spec.directions, y[np.arange(N), np.maximum(n - 1, 0)]
-    parts = [last[:, :H], y[:, 0, H:]][: spec.directions]
-    setting = f"--set model.layers.{spec.index}.return_sequences=false"
-    begin = "" if not spec.return_sequences else f"{setting}, and "
-    for axis, take in (
-        (0, "numpy.concatenate(list(h_n), axis=1)"),
-        (1, "h_n.reshape(len(h_n), -1)"),
-    ):
-        value = np.stack(parts, axis)
-        hint = f"{begin}store the final states side by side, (N, {F}): outputs = {take}"
-        yield (
-            Reading("the final states, one direction beside the other (PyTorch's h_n)", hint),
-            value,
-        )
+def _stacked(
+    reference: Reference, spec: RecurrentSpec
+) -> Iterator[tuple[Reference, Reading | None]]:
+    """Final states as PyTorch gives them, (layers * directions, N, H), or (N, directions, H)."""
+    outputs, N, count = reference.outputs, len(reference.x), spec.directions
+    if outputs.ndim != 3:
+        return
+    what = "stacked by direction"
+    if outputs.shape[1] == N and len(outputs) % count == 0:
+        side = np.concatenate(list(outputs[-count:]), axis=1)
+        hint = f"store outputs = numpy.concatenate(list(outputs[-{count}:]), axis=1)"
+        yield replace(reference, outputs=side), Reading(what, hint)
+    if outputs.shape[:2] == (N, count):
+        side = outputs.reshape(N, -1)
+        yield replace(reference, outputs=side), Reading(what, f"store outputs.reshape({N}, -1)")
 
 
 def _own(spec: RecurrentSpec, what: str) -> str:
