@@ -216,6 +216,18 @@ def test_rounding_explains_what_a_chaotic_network_gives(kind, scale, steps, dtyp
     assert "an assumption may be wrong (activations" in " ".join(outcome.err.split())
 
 
+def test_a_chaotic_last_step_fits_after_fewer_steps(lstm):
+    net = Chaotic("RNN", 12.0, 60)
+    last = ("--set", "model.layers.0.return_sequences=false")
+    for steps, code in ((60, 1), (5, 0)):
+        with net.torch.no_grad():
+            outputs = net.net(net.x[:, :steps])[0][:, -1].numpy()
+        np.savez("r.npz", inputs=net.x[:, :steps].numpy(), outputs=outputs)
+        outcome = lstm("convert", "m.pt", "o.safetensors", "--check", "r.npz", *last)
+        assert outcome.code == code
+        assert ("a reference of fewer steps" in " ".join(outcome.err.split())) == bool(code)
+
+
 def test_a_little_rounding_may_be_accepted(lstm):
     net = Chaotic("RNN", 4.0, 12)
     net.reference("f4")

@@ -15,8 +15,8 @@ from lstm_cli.formats.model import Stored
 from lstm_cli.formats.onnx.unrolled import stored_weight
 from lstm_cli.formats.onnx.values import Guess, Linear, Recurrent, RefusedError, Weight
 
-LARGEST = 1 << 25
-"""Numbers of the largest matrix that is widened."""
+LARGEST, WIDEST = 1 << 27, 1 << 25
+"""Numbers of the largest matrix, and of the largest one that is mostly 0."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Draft:
         for name in self.inputs:
             matrix = self.tensors[name]
             rows = matrix.shape[0]
-            if rows * size * blocks > LARGEST:
+            if rows * size * blocks > WIDEST:
                 raise RefusedError(f"{rows} x {size * blocks} weights, most of them 0")
             wide = np.zeros((rows, blocks, size), matrix.dtype)
             own = matrix.reshape(rows, blocks, -1)
@@ -83,7 +83,7 @@ class Draft:
 
 def selection(places: Array, size: int, dtype: Any, where: str) -> Draft:
     """A dense layer that only picks features."""
-    if places.size * size > LARGEST:
+    if places.size * size > WIDEST:
         raise RefusedError(f"a matrix of {places.size:,} x {size:,}")
     weight = np.zeros((places.size, size), dtype)
     weight[np.arange(places.size), places] = 1
@@ -120,7 +120,7 @@ def _matrix(weight: Weight) -> Array:
     """(in, out)."""
     if not weight.diagonal:
         return weight.array
-    if weight.array.size**2 > LARGEST:
+    if weight.array.size**2 > WIDEST:
         raise RefusedError(f"{weight.array.size} x {weight.array.size} weights, most of them 0")
     dtype = np.float32 if weight.identity else weight.array.dtype
     return np.diag(weight.array.astype(dtype))

@@ -979,3 +979,12 @@ def test_open_sizes_in_every_operator(op: str, tmp_path: Path) -> None:
                         said = str(error).split("hint:")[0]
                         assert not PYTHON.search(said), (names, said)
     assert seen
+
+
+def test_large_matrices_of_the_file_are_read(tmp_path: Path) -> None:
+    """What stands in the file is no work beyond it: 33 million weights."""
+    matrix = Tensor(
+        (1 << 13, (1 << 12) + 8), m.FLOAT, name="M", raw_data=bytes(4 * (1 << 13) * 4104)
+    )
+    made = model([node("MatMul", "x M", "y")], [matrix], inputs=[value("x", "N", "T", 1 << 13)])
+    assert layers(load(tmp_path, made)) == [{"type": "dense", "units": 4104}]
