@@ -147,6 +147,8 @@ def _header(content: bytes, rng: np.random.Generator) -> bytes:
 
 def attempt(path: Path) -> bool:
     """Whether the file is read; LstmCliError means no, and anything else is for the caller."""
+    if path.suffix == ".npz":
+        return _checked(path)
     from lstm_cli.config import from_mapping, from_text
     from lstm_cli.errors import LstmCliError
     from lstm_cli.formats import registry
@@ -166,6 +168,27 @@ def attempt(path: Path) -> bool:
         else:
             return True
         fit_weights(config.specs, imported.tensors)
+    except LstmCliError as error:
+        _printable(str(error))
+    return True
+
+
+def _checked(path: Path) -> bool:
+    """Whether a file is taken as a reference, whatever it says of a network's outputs."""
+    from lstm_cli.api.agreement import agreement
+    from lstm_cli.config import from_mapping
+    from lstm_cli.errors import DataError, LstmCliError
+
+    layers = [{"type": "lstm", "hidden_size": 2}, {"type": "dense", "units": 1}]
+    config = from_mapping({"model": {"input_size": 3, "layers": layers}})
+    rng = np.random.default_rng(0)
+    parameters = {k: p for spec in config.specs for k, p in spec.parameters().items()}
+    tensors = {name: rng.standard_normal(p.shape) for name, p in parameters.items()}
+    try:
+        agreement(config, tensors, str(path), 1e-5, {})
+    except DataError as error:
+        _printable(str(error))
+        return False
     except LstmCliError as error:
         _printable(str(error))
     return True

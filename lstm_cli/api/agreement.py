@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,12 @@ from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import STORED
 
 BATCH = 64
+SEED, DRAWS = 30, 3
+"""Of the random last bits, and how often they are drawn."""
+SLACK = 8
+"""A reference may differ by so many times what was measured of rounding."""
+DISTINCT = 1e-2
+"""Below this, rounding leaves enough to tell a wrong network from a right one."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +94,106 @@ def agreement(
         network.zero_states = zero_states
         return _outputs(network, given)
 
-    def fits(given: Reference, outputs: Array) -> bool:
-        return _compared(given, outputs, tolerance).holds
-
     outputs = run(config.specs, reference)
     alike = outputs.shape == reference.outputs.shape
     if alike and (found := _compared(reference, outputs, tolerance)).holds:
         return found
+    with np.errstate(over="ignore", invalid="ignore"):
+        noise = _rounding(config.specs, tensors, reference, zero_states)
+    if alike and found.largest_difference <= SLACK * noise:
+        raise _rounded(config, reference, outputs, found, noise)
+    slack = SLACK * noise if noise < DISTINCT else 0.0
+
+    def fits(given: Reference, outputs: Array) -> bool:
+        return _compared(given, outputs, max(tolerance, slack)).holds
+
     reading = fitting_reading(config.specs, reference, run, fits)
     raise (
         _disagree(config, found, reading)
         if alike
         else _misshapen(config, reference, outputs, reading)
     )
+
+
+def _rounding(
+    layers: Layers, tensors: Mapping[str, Array], reference: Reference, zero_states: ZeroStates
+) -> float:
+    """How far rounding, in the type that a reference was computed in, moves a network's outputs.
+
+    The network is run in float64 as it is, with weights and inputs that are off by their last
+    bit, and in float32 unless the reference is wider. The result is 0 where a number is too large
+    for the type: that is no matter of its last digits.
+    """
+    narrow, rng = _is_narrow(reference.outputs), np.random.default_rng(SEED)
+    needed = {name for spec in layers for name in spec.parameters()} | set(STORED)
+    own = {name: value for name, value in tensors.items() if name in needed}
+
+    def off(value: Array, *, wide: bool) -> Array:
+        bit = 2.0**-53 if wide else 2.0**-24
+        return np.asarray(value, np.float64) * (1 + bit * rng.choice([-1.0, 1.0], value.shape))
+
+    def drawn(name: str, value: Array) -> Array:
+        summed = "bias" in name and value.dtype != np.float64  # of two biases, and rounded
+        return value if name in STORED else off(value, wide=not (narrow or summed))
+
+    def run(weights: Mapping[str, Array], x: Array, dtype: str = "float64") -> Array:
+        network = Network(layers, weights, ReferenceEngine(dtype))
+        network.zero_states = zero_states
+        return _outputs(network, replace(reference, x=x))
+
+    exact = replace(reference, outputs=run(own, reference.x))
+    others = [run(own, reference.x, "float32")] if narrow else []
+    for _ in range(DRAWS):
+        weights = {name: drawn(name, value) for name, value in own.items()}
+        others.append(run(weights, off(reference.x, wide=not narrow)))
+    apart = max(_compared(exact, other, 0.0).largest_difference for other in others)
+    return apart if np.isfinite(apart) else 0.0
+
+
+def _is_narrow(value: Array) -> bool:
+    """Whether all numbers are ones of float32."""
+    with np.errstate(over="ignore"):
+        return value.dtype.kind != "f" or bool((value.astype(np.float32) == value).all())
+
+
+def _rounded(
+    config: Config, reference: Reference, outputs: Array, found: Agreement, noise: float
+) -> LstmCliError:
+    """The error where rounding explains a difference, with what can be checked all the same."""
+    first = _agreeing_steps(reference, outputs, found.tolerance)
+    ways = "check it with a reference of fewer steps"
+    if first and all(spec.directions == 1 for spec in _recurrent(config)):
+        ways = (
+            f"the first {first} steps agree: cut the reference to inputs[:, :{first}] and "
+            f"outputs[:, :{first}]"
+        )
+    if found.largest_difference < DISTINCT:
+        enough = float(f"{2 * found.largest_difference:.1g}")
+        ways += f", or accept the rounding: --tolerance {enough:g}"
+    return LstmCliError(
+        f"{config.source} does not give the outputs of {found.path} to the tolerance, and rounding "
+        "explains that: this network turns differences in the last bit of its weights and inputs "
+        f"into ones of up to {noise:.2g}",
+        expected=f"a difference of at most {found.tolerance:.2g}",
+        found=f"{found.largest_difference:.2g} at {found.place}: {found.found:.7g}, there "
+        f"{found.expected:.7g}",
+        hint=f"{ways}; nothing was written",
+    )
+
+
+def _agreeing_steps(reference: Reference, outputs: Array, tolerance: float) -> int:
+    """Steps from the first one on at which all outputs agree; 0 for one vector a sequence."""
+    if outputs.ndim != 3 or reference.lengths is not None:
+        return 0
+    for t in range(outputs.shape[1]):
+        own = replace(reference, outputs=reference.outputs[:, t])
+        if not _compared(own, outputs[:, t], tolerance).holds:
+            return t
+    return int(outputs.shape[1])
+
+
+def _recurrent(config: Config) -> list[RecurrentSpec]:
+    return [spec for spec in config.specs if isinstance(spec, RecurrentSpec)]
 
 
 def _outputs(network: Network, reference: Reference) -> Array:
@@ -160,7 +253,9 @@ def _misshapen(
 ) -> DataError:
     expected, spec = reference.outputs, last_recurrent(config.specs)
     hint = None if reading is None else reading.hint
-    if reading is None and spec is not None and expected.ndim != outputs.ndim:
+    if expected.ndim < 2:
+        hint = "store the outputs with an axis of features: outputs[:, None]"
+    elif reading is None and spec is not None and expected.ndim != outputs.ndim:
         every = str(expected.ndim == 3).lower()
         hint = f"--set model.layers.{spec.index}.return_sequences={every}"
         if expected.ndim == 2 and spec.directions == 2:

@@ -60,7 +60,7 @@ def fitting_reading(
         return None
     at = layers.index(spec)
     body, tail = (*layers[:at], replace(spec, return_sequences=True)), layers[at + 1 :]
-    for given, aside in _inputs(reference):
+    for given, aside in (*_inputs(reference), *_stacked(reference, spec)):
         y = run(body, given)
         for reading, value in _values(y, given, spec, bare=not tail):
             for head, setting in _heads(tail):
@@ -127,8 +127,9 @@ def _values(
     if given.outputs.ndim == 3:
         yield Reading("every step", "" if spec.return_sequences else f"{setting}=true"), y
         if both and bare:
-            hint = _own(spec, "add the halves of its results yourself")
-            yield Reading("the sum of both directions", hint), y[..., :half] + y[..., half:]
+            for name, how, merged in _merges(y[..., :half], y[..., half:]):
+                hint = _own(spec, f"{how} the halves of its results yourself")
+                yield Reading(f"the {name} of both directions", hint), merged
         return
     N, T, _ = y.shape
     n = np.full(N, T) if given.lengths is None else np.asarray(given.lengths)
@@ -165,11 +166,45 @@ def _values(
         for name, value in (
             ("the forward direction's final state (h_n[-2])", ends[:, :half]),
             ("the reverse direction's final state (h_n[-1])", ends[:, half:]),
-            ("the sum of both final states", ends[:, :half] + ends[:, half:]),
+            *(
+                (f"the {name} of both final states", value)
+                for name, _, value in _merges(ends[:, :half], ends[:, half:])
+            ),
+            *(
+                (f"the {name} of both directions' last step (y[:, -1])", value)
+                for name, _, value in _merges(last[:, :half], last[:, half:])
+            ),
         ):
-            take = "add the halves" if "sum" in name else "take that half"
+            if "y[:, -1]" in name:
+                yield Reading(name, _own(spec, f"merge the halves of {place} yourself")), value
+                continue
+            take = "take that half" if "direction" in name else "merge the halves"
             settings = f"{final} gives both: " if final else ""
             yield Reading(name, f"{settings}{take} of its results yourself"), value
+
+
+def _merges(one: Array, other: Array) -> Iterator[tuple[str, str, Array]]:
+    """What Keras' Bidirectional may make of both directions, apart from side by side."""
+    yield "sum", "add", one + other
+    yield "mean", "average", (one + other) / 2
+    yield "product", "multiply", one * other
+
+
+def _stacked(
+    reference: Reference, spec: RecurrentSpec
+) -> Iterator[tuple[Reference, Reading | None]]:
+    """Final states as PyTorch gives them, (layers * directions, N, H), or (N, directions, H)."""
+    outputs, N, count = reference.outputs, len(reference.x), spec.directions
+    if outputs.ndim != 3:
+        return
+    what = "stacked by direction"
+    if outputs.shape[1] == N and len(outputs) % count == 0:
+        side = np.concatenate(list(outputs[-count:]), axis=1)
+        hint = f"store outputs = numpy.concatenate(list(outputs[-{count}:]), axis=1)"
+        yield replace(reference, outputs=side), Reading(what, hint)
+    if outputs.shape[:2] == (N, count):
+        side = outputs.reshape(N, -1)
+        yield replace(reference, outputs=side), Reading(what, f"store outputs.reshape({N}, -1)")
 
 
 def _own(spec: RecurrentSpec, what: str) -> str:

@@ -20,6 +20,8 @@ OUTPUTS = ("outputs", "y", "Y", "output")
 LENGTHS = ("lengths", "sequence_lengths")
 STATE = re.compile(r"state[./](\d{1,6})[./]([hc])")
 
+LARGEST = 1 << 28
+"""Bytes that an archive's arrays may take beyond eight times its own."""
 EXPECTED = "inputs (N, T, D) and outputs (N, T, F) or (N, F); optionally lengths (N,), state.0.h"
 
 
@@ -75,7 +77,36 @@ def read_reference(path: str) -> Reference:
         for name, value in arrays.items()
         if (found := STATE.fullmatch(name))
     }
-    return _batch(Reference(path, x, outputs, _first(arrays, LENGTHS), states))
+    given = Reference(path, x, outputs, _first(arrays, LENGTHS), states)
+    _check_forms(given)
+    return _batch(given)
+
+
+def _check_forms(given: Reference) -> None:
+    """Raise unless every array has axes as a reference has them.
+
+    Raises
+    ------
+    DataError
+        An array of other axes, without values, or lengths that are none.
+    """
+    states = {f"state.{k}.{letter}": value for (k, letter), value in given.state.items()}
+    axes = {"inputs": (given.x, (2, 3)), "outputs": (given.outputs, (1, 2, 3))}
+    axes |= {name: (value, (2, 3)) for name, value in states.items()}
+    if given.lengths is not None:
+        axes["lengths"] = (given.lengths, (1,))
+    for name, (value, ranks) in axes.items():
+        if value.ndim not in ranks or not value.size:
+            words = " or ".join(map(str, ranks)) + (" axes" if ranks != (1,) else " axis")
+            raise DataError(
+                f"{name} of {given.path} has another form than a reference has",
+                expected=f"an array of {words}, none of them of size 0; a reference is {EXPECTED}",
+                found=_form(value),
+            )
+    if given.lengths is not None and (
+        given.lengths.dtype.kind not in "iu" or (given.lengths < 0).any()
+    ):
+        raise DataError(f"lengths of {given.path} are no lengths", found=_form(given.lengths))
 
 
 def _first(arrays: Mapping[str, Array], names: tuple[str, ...]) -> Array | None:
@@ -94,8 +125,6 @@ def _batch(given: Reference) -> Reference:
         return replace(given, x=x[None], outputs=outputs[None] if outputs.ndim < 3 else outputs)
     if x.ndim != 2 or lengths is None:
         return given
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any():
-        raise DataError(f"lengths of {given.path} are no lengths", found=_form(lengths))
     total, longest = int(lengths.sum()), int(lengths.max(initial=0))
     if total != len(x) or len(lengths) * longest > 1000 * max(total, 1000):
         raise DataError(
@@ -124,21 +153,30 @@ def _is_archive(path: str) -> bool:
     file = Path(path)
     try:
         with file.open("rb") as opened:
-            return opened.read(2) == b"PK"
+            magic = opened.read(6)
     except (OSError, ValueError):
         return file.suffix.lower() == ".npz"
+    if magic == b"\x93NUMPY":
+        raise DataError(
+            f"{path} holds one array, and a reference is several",
+            expected=EXPECTED,
+            hint="numpy.savez('reference.npz', inputs=..., outputs=...) writes them into one file",
+        )
+    return magic[:2] == b"PK"
 
 
 def _of_archive(path: str) -> dict[str, Array]:
     """The arrays of an ``.npz`` that a reference is made of; no pickle is ever read."""
     try:
         check_regular(Path(path), "the reference")
+        left, found = LARGEST + 8 * Path(path).stat().st_size, {}
         with open_archive(Path(path)) as archive:
-            names = [n for n in archive.namelist() if _wanted(n.removesuffix(".npy"))]
-            return {
-                name.removesuffix(".npy"): _array(member_bytes(archive, name), name, path)
-                for name in names
-            }
+            for name in archive.namelist():
+                if _wanted(name.removesuffix(".npy")):
+                    data = member_bytes(archive, name, left)
+                    left -= len(data)
+                    found[name.removesuffix(".npy")] = _array(data, name, path)
+        return found
     except WeightsError as error:
         problems = [replace(p, hint=None) for p in error.problems]
         raise DataError(problems) from None
@@ -153,13 +191,25 @@ def _array(data: bytes, name: str, path: str) -> Array:
             version = np.lib.format.read_magic(stream)
             read = _HEADERS[version]
             shape, by_columns, dtype = read(stream)
-        except (ValueError, KeyError, OverflowError, RecursionError, MemoryError) as error:
-            raise DataError(f"{name} of {path} is not an array", found=str(error)) from None
+            shape = tuple(map(int, shape))  # True is one, too
+        except Exception:  # syntax, types, names: whatever a damaged header leads to
+            raise DataError(
+                f"{name} of {path} is not an array",
+                expected="an array as numpy.savez writes it",
+                found="a header that NumPy does not read",
+            ) from None
     if dtype.kind not in "fiub":
-        raise DataError(f"{name} of {path} does not hold numbers", found=f"type {dtype}")
+        raise DataError(f"{name} of {path} does not hold numbers", found=f"type {dtype}"[:80])
     at = stream.tell()
     size = checked_size(shape, dtype.itemsize, len(data) - at, name, Path(path))
     values = np.frombuffer(data[at : at + size], dtype)
+    if len(shape) > 3 or not size:  # what a reference does not have, and NumPy may not make
+        raise DataError(
+            f"{name} of {path} has another form than a reference has",
+            expected=EXPECTED,
+            found=f"{dtype} of shape {shape}"[:200],
+        )
+    values = values.astype(dtype.newbyteorder("="), copy=False)
     return values.reshape(shape, order="F" if by_columns else "C")
 
 

@@ -79,6 +79,18 @@ POOLS = {
 HALVES = {
     "h_n[-1]": Taken(lambda y, h: h[-1], r"reverse direction's .*h_n\[-1\]", lambda y: y[:, H:]),
     "h_n[-2]": Taken(lambda y, h: h[-2], r"forward direction's .*h_n\[-2\]", lambda y: y[:, :H]),
+    "states' mean": Taken(lambda y, h: (h[-1] + h[-2]) / 2, "mean of both final states",
+                          lambda y: (y[:, :H] + y[:, H:]) / 2),
+    "states multiplied": Taken(lambda y, h: h[-1] * h[-2], "product of both final states",
+                               lambda y: y[:, :H] * y[:, H:]),
+    "halves' mean": Taken(lambda y, h: (y[..., :H] + y[..., H:]) / 2, "mean of both directions",
+                          lambda y: (y[..., :H] + y[..., H:]) / 2),
+    "last steps added": Taken(lambda y, h: y[:, -1, :H] + y[:, -1, H:],
+                              r"sum of both directions' last step \(y\[:, -1\]\)",
+                              lambda y: y[:, -1, :H] + y[:, -1, H:]),
+    "last steps multiplied": Taken(lambda y, h: y[:, -1, :H] * y[:, -1, H:],
+                                   r"product of both directions' last step",
+                                   lambda y: y[:, -1, :H] * y[:, -1, H:]),
     "both added": Taken(lambda y, h: h[-1] + h[-2], "sum of both final states",
                         lambda y: y[:, :H] + y[:, H:]),
     "halves added": Taken(lambda y, h: y[..., :H] + y[..., H:], "sum of both directions",
@@ -284,3 +296,31 @@ def test_all_layers_states_are_no_flatten_without_a_word(lstm):
     checked(lstm, net, Taken(lambda y, h: torch.cat([h[0], h[1]], 1), ""))
     outcome = lstm("inspect-shapes", "m.pt")
     assert "not for the final states of all 2 layers (h_n)" in " ".join(outcome.err.split())
+
+
+@pytest.mark.parametrize("set_before", ["", "model.layers.1.return_sequences=false"])
+@pytest.mark.parametrize(
+    ("both", "form"), [(True, "h_n"), (True, "all"), (True, "N"), (False, "all")]
+)
+def test_final_states_stacked(both, form, set_before, lstm):
+    """The hint's store and settings are followed until the check passes."""
+    takes = {
+        "h_n": lambda y, h: h[-2:],
+        "all": lambda y, h: h,
+        "N": lambda y, h: h[-2:].swapaxes(0, 1),
+    }
+    settings = [set_before] if set_before else []
+    _, outcome = checked(lstm, Net("GRU", both=both), Taken(takes[form], ""), *settings)
+    assert outcome.code == 3
+    hint = hint_of(outcome)
+    assert "stacked by direction" in " ".join(outcome.err.split())
+    with np.load("r.npz") as plain:
+        x, outputs = plain["inputs"], plain["outputs"]
+    if "concatenate" in hint:
+        first = int(re.search(r"outputs\[(-\d)", hint)[1])
+        outputs = np.concatenate(list(outputs[first:]), axis=1)
+    else:
+        outputs = outputs.reshape(N, -1)
+    np.savez("r.npz", inputs=x, outputs=outputs)
+    options = [part for s in {*SETTING.findall(hint + " "), *settings} for part in ("--set", s)]
+    assert lstm("convert", "m.pt", "m.safetensors", "--check", "r.npz", *options).code == 0

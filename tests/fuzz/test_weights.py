@@ -13,6 +13,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from networks import random_weights
 from lstm_cli.config import from_mapping
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export
+from lstm_cli.formats.onnx import messages as m
 
 CASES = 1000
 LAYERS = [
@@ -50,6 +52,8 @@ SAMPLES = {
     "keras' weights": "w.weights.h5",
     "keras' legacy file": "w.h5",
     "onnx": "w.onnx",
+    "functions in onnx": "w.onnx",
+    "a reference": "w.npz",
     "tmva": "w.xml",
     "a checkpoint of objects": "w.pt",
     "an old checkpoint of objects": "w.pth.tar",
@@ -106,12 +110,59 @@ def legacy(path: Path) -> Path:
     return path
 
 
+def functions() -> m.Model:
+    """Functions, branches, calculated shapes and tensors in an ONNX model."""
+    local, ours = (m.OperatorSet("", 17),), {"domain": "l"}
+    ints = partial(m.Attribute, type=m.A_INTS)
+    inner = m.Function("f", ("a",), ("b",), (), (m.Node(("a",), ("b",), "t", "Tanh"),), local, "l")
+    calls = (
+        m.Node(("a", "M"), ("c",), "p", "MatMul"),
+        m.Node(("c",), ("b",), "q", "f", **ours),
+    )
+    outer = m.Function("g", ("a", "M"), ("b",), (), calls, local, "l")
+    branch = m.Graph((m.Node(("v",), ("w",), "r", "Relu"),), "g", outputs=(m.ValueInfo("w"),))
+    perm = (ints("perm", ints=(1, 0, 2)),)
+    nodes = (
+        m.Node(("x",), ("xt",), "turn", "Transpose", perm),
+        m.Node(("xt",), ("s",), "size", "Shape"),
+        m.Node(("s", "one"), ("n",), "pick", "Gather"),
+        m.Node(("one", "n", "two"), ("t",), "shape", "Concat", (m.Attribute("axis", i=0, type=2),)),
+        m.Node(("t",), ("h",), "zeros", "ConstantOfShape"),
+        m.Node(("xt", "W", "R", "", "", "h"), ("Y",), "cell", "GRU"),
+        m.Node(("Y", "one"), ("y",), "side", "Squeeze"),
+        m.Node(("y", "M"), ("v",), "call", "g", **ours),
+        m.Node(("yes",), ("z",), "if", "If", tuple(
+            m.Attribute(f"{name}_branch", g=branch, type=m.A_GRAPH) for name in ("then", "else")
+        )),
+        m.Node(("z",), ("back",), "back", "Transpose", perm),
+    )  # fmt: skip
+    rng = np.random.default_rng(1)
+    shapes = {"W": (1, 6, 3), "R": (1, 6, 2), "M": (2, 2)}
+    floats = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+    tensors = [m.Tensor(a.shape, m.FLOAT, name=k, raw_data=a.tobytes()) for k, a in floats.items()]
+    wholes = {"one": [1], "two": [2]}
+    tensors += [m.Tensor((1,), m.INT64, name=k, int64_data=np.array(v)) for k, v in wholes.items()]
+    tensors.append(m.Tensor((), m.BOOL, name="yes", raw_data=b"\x01"))
+    dims = (m.Dimension(name="N"), m.Dimension(name="T"), m.Dimension(value=3))
+    x = m.ValueInfo("x", m.Type(m.TensorType(m.FLOAT, m.Shape(dims))))
+    graph = m.Graph(nodes, "g", tuple(tensors), (x,), (m.ValueInfo("back"),))
+    return m.Model(8, graph=graph, operator_sets=local, functions=(inner, outer))
+
+
 def sample(kind: str, folder: Path) -> Path:
     path = folder / SAMPLES[kind]
     if kind == "keras' legacy file":
         return legacy(path)
     if kind in REFUSED:
         return objects(kind, path)
+    if kind == "functions in onnx":
+        path.write_bytes(functions().encode())
+        return path
+    if kind == "a reference":
+        rng = np.random.default_rng(0)
+        arrays = {"inputs": (2, 4, 3), "outputs": (2, 4, 1), "state.0.h": (2, 1, 2)}
+        np.savez(path, lengths=[4, 2], **{k: rng.random(v) for k, v in arrays.items()})
+        return path
     if kind == "pytorch in safetensors":
         from safetensors.numpy import save_file
 

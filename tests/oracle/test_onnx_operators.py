@@ -3,8 +3,12 @@ Runtime have them."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -461,3 +465,116 @@ def test_an_open_last_step_of_both_directions_becomes_a_fixed_one(tmp_path: Path
     found = lstm_cli.load(path, engine="reference").run(x).outputs
     expected = there(path, x=x.transpose(1, 0, 2))[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+# Initial states of zeros, of a shape that is calculated from an open size.
+
+SIZED = {
+    "Tile": ["Concat one n one rep axis=0", "Tile z rep h"],
+    "Equal": ["Concat one n two t axis=0", "Equal t neg e", "Where e ones t u", "Expand z u h"],
+    "Less": ["Concat one n two t axis=0", "Less t neg e", "Where e ones t u", "Expand z u h"],
+    **{
+        op: [f"{op} n {other} k", "Concat one k two t axis=0", "ConstantOfShape t h"]
+        for op, other in (("Max", "one"), ("Min", "big"), ("Mod", "big"), ("Div", "one"))
+    },
+    "Abs": ["Abs n k", "Concat one k two t axis=0", "ConstantOfShape t h"],
+    "Pow": ["Pow n one k", "Concat one k two t axis=0", "ConstantOfShape t h"],
+    "ReduceMax": ["ReduceMax n k axes=[0]", "Concat one k two t axis=0", "ConstantOfShape t h"],
+}
+READ = {"Equal", "Less", "Div", "ReduceMax"}
+"""Operators whose result is the same whatever the size."""
+
+
+@pytest.mark.parametrize("op", SIZED)
+def test_states_whose_size_is_calculated(op: str, tmp_path: Path) -> None:
+    """The size is followed, or named with the operator; fixing it, as the hint says, is read."""
+    make = helper.make_node
+    nodes = [make("Shape", ["x"], ["s"]), make("Gather", ["s", "one"], ["n"])]
+    for line in SIZED[op]:
+        name, *values = line.split()
+        given = {k: json.loads(v) for k, v in (w.split("=") for w in values if "=" in w)}
+        plain = [word for word in values if "=" not in word]
+        nodes.append(helper.make_node(name, plain[:-1], plain[-1:], **given))
+    nodes.append(helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=2))
+    rng = np.random.default_rng(3)
+    shapes = {"W": (1, 6, D), "R": (1, 6, 2), "B": (1, 12)}
+    stored = {name: rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
+    stored |= {"z": np.zeros((1, 1, 2), "f4"), "one": np.array([1]), "two": np.array([2])}
+    stored |= {"neg": np.array([-1] * 3), "ones": np.array([1] * 3), "big": np.array([999])}
+    x = random_inputs(N, T, D)
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", "people", D)})
+    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    if op in READ:
+        found = lstm_cli.load(path, engine="reference").run(x).outputs
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        return
+    named = (
+        rf"(?s)\({op}\) calculates with a size that the model leaves open.*"
+        "people, axis 1 of the input x.*hint: export the model with this size fixed"
+    )
+    with pytest.raises(lstm_cli.LstmCliError, match=named):
+        lstm_cli.load(path, engine="reference")
+    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", N, D)})
+    net = lstm_cli.load(path, engine="reference")
+    np.testing.assert_allclose(net.run(x).outputs, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(net.run(x[:2]).outputs, expected[:2], rtol=0, atol=1e-5)
+
+
+# Loops written out step by step.
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("cell", ["GRUCell", "LSTMCell", "RNNCell"])
+def test_a_step_of_other_weights_is_named(cell: str, last: bool, tmp_path: Path) -> None:
+    path, _, _ = exported(tmp_path, cell, last=last, odd=True, dynamo=False)
+    kind = cell[:-4].lower()
+    with pytest.raises(
+        lstm_cli.LstmCliError,
+        match=rf"(?s)loop of {kind} steps that ends at node /c_2/.*other weights.* at node /d/",
+    ):
+        lstm_cli.load(path, engine="reference")
+
+
+def test_a_first_step_that_was_folded_is_named_and_an_open_batch_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    path, _, _ = exported(tmp_path, "GRUCell", last=False, odd=False, dynamo=True)
+    with pytest.raises(lstm_cli.LstmCliError, match="(?s)folded the.*dynamic_shapes"):
+        lstm_cli.load(path, engine="reference")
+    import torch
+
+    shapes = ({0: torch.export.Dim("N")},)
+    path, x, expected = exported(
+        tmp_path, "GRUCell", last=False, odd=False, dynamo=True, dynamic_shapes=shapes
+    )
+    found = lstm_cli.load(path, engine="reference").run(x).outputs
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def exported(
+    folder: Path, cell: str, *, last: bool, odd: bool, **options: Any
+) -> tuple[Path, Array, Array]:
+    """A loop over one of PyTorch's cells, or over two of them, with its inputs and outputs."""
+    torch = pytest.importorskip("torch")
+    make = getattr(torch.nn, cell)
+
+    class Loop(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(4)
+            self.c, self.d, self.head = make(3, 4), make(3, 4), torch.nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            zeros = torch.zeros(x.shape[0], 4)
+            state, steps = (zeros, zeros), []
+            for t in range(4):
+                step = self.d if odd and t == 1 else self.c
+                made = step(x[:, t], state if cell == "LSTMCell" else state[0])
+                state = made if cell == "LSTMCell" else (made, zeros)
+                steps.append(state[0])
+            return self.head(state[0] if last else torch.stack(steps, 1))
+
+    x, net, path = torch.randn(2, 4, 3), Loop().eval(), folder / "loop.onnx"
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), str(path), **options)
+        return path, x.numpy(), net(x).numpy()

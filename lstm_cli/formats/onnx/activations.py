@@ -15,6 +15,7 @@ from lstm_cli.formats.onnx.values import (
     Activated,
     Anything,
     Exceeds,
+    RefusedError,
     Value,
 )
 from lstm_cli.formats.onnx.vectors import same_vector
@@ -29,7 +30,7 @@ def activation(call: Call) -> Activation:
 
     Raises
     ------
-    ValueError
+    RefusedError
         It is none.
     """
     op = call.op
@@ -41,14 +42,14 @@ def activation(call: Call) -> Activation:
         return _leaky(call.constant(1).array)
     name = _OPERATORS.get(op.lower())  # the schemas know no other spelling
     if name is None:
-        raise ValueError("it is no operator that lstm-cli has a layer for")
+        raise RefusedError("it is no operator that lstm-cli has a layer for")
     return Activation(name, **{k: short(v) for k, v in call.attributes.items()})
 
 
 def _leaky(slopes: Array) -> Activation:
     """PRelu with one slope for all features."""
     if not slopes.size or (slopes != slopes.flat[0]).any():
-        raise ValueError("its slopes differ from feature to feature")
+        raise RefusedError("its slopes differ from feature to feature")
     return Activation("leaky_relu", short(slopes.flat[0]))
 
 
@@ -56,7 +57,7 @@ def _rectifier(call: Call) -> Activation:
     """Clip or Max at 0: relu."""
     limits: list[Any] = [call.attributes.get("min"), call.attributes.get("max")]
     if call.op == "Max" and len(call.inputs) != 2:
-        raise ValueError("it takes the largest of more than a value and a constant")
+        raise RefusedError("it takes the largest of more than a value and a constant")
     for k in (1, 2):
         if call.given(k) is not None:
             limits[k - 1] = float(call.constant(k).array.reshape(-1)[0])
@@ -64,7 +65,7 @@ def _rectifier(call: Call) -> Activation:
                 limits[0] = None
     low, high = limits
     if low != 0 or (high is not None and high < np.finfo(np.float32).max):
-        raise ValueError(f"it limits values to [{low}, {high}], which is no activation here")
+        raise RefusedError(f"it limits values to [{low}, {high}], which is no activation here")
     return Activation("relu")
 
 
@@ -72,7 +73,7 @@ def exceeds(call: Call) -> Exceeds:
     """Greater: where values are larger than a constant."""
     value, limit = call.given(0), call.constant(1).array
     if not isinstance(value, Value) or limit.size != 1:
-        raise ValueError("it compares values that depend on the input")
+        raise RefusedError("it compares values that depend on the input")
     return Exceeds(value.vector, float(limit.reshape(-1)[0]))
 
 
@@ -88,4 +89,4 @@ def softplus(condition: Exceeds, yes: Anything | None, no: Anything | None) -> V
         and same_vector(no.atom.source, yes.vector)
     ):
         return no
-    raise ValueError("it chooses by values that depend on the input")
+    raise RefusedError("it chooses by values that depend on the input")

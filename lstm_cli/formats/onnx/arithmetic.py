@@ -20,6 +20,7 @@ from lstm_cli.formats.onnx.values import (
     Flattened,
     Linear,
     Product,
+    RefusedError,
     Term,
     Value,
     Vector,
@@ -53,15 +54,15 @@ def matmul(frame: Frame, value: Value, constant: Constant, where: str) -> Value:
     """The last axis times a constant matrix (in, out)."""
     matrix = constant.array
     if matrix.ndim < 1 or matrix.dtype.kind != "f":
-        raise ValueError(f"it multiplies with a tensor of {matrix.ndim} axes")
+        raise RefusedError(f"it multiplies with a tensor of {matrix.ndim} axes")
     drop = matrix.ndim == 1
     matrix = matrix[:, None] if drop else matrix
     if any(n != 1 for n in matrix.shape[:-2]):
-        raise ValueError("it multiplies with several matrices")
+        raise RefusedError("it multiplies with several matrices")
     matrix = matrix.reshape(matrix.shape[-2:])
     source = _contracted(frame, value, matrix.shape[0], where)
     if source.pick.size != matrix.shape[0]:
-        raise ValueError(f"it multiplies {source.pick.size} features with {matrix.shape}")
+        raise RefusedError(f"it multiplies {source.pick.size} features with {matrix.shape}")
     term = Term(source, Weight(matrix, constant.origins, constant.change))
     atom = Linear(matrix.shape[1], timed(source), where, (term,))
     outer = tuple(tuple(p for p in axis if p != FEATURES) for axis in value.axes[:-1])
@@ -75,12 +76,12 @@ def _contracted(frame: Frame, value: Value, size: int, where: str) -> Vector:
     if FEATURES in last or not last:
         own = value.pick.shape[len(value.pick.shape) - last.count(FEATURES) :]
         if int(np.prod(own, dtype=object)) != value.pick.size:
-            raise ValueError("it multiplies several rows of features with a matrix")
+            raise RefusedError("it multiplies several rows of features with a matrix")
     free = [part for part in last if part != FEATURES]
     if not free:
         return value.vector
     if len(free) != 1 or not frame.is_time(free[0]) or not every(value.step):
-        raise ValueError("it sums over the sequences of a batch")
+        raise RefusedError("it sums over the sequences of a batch")
     return _flattened(frame, value, last, size, where)
 
 
@@ -96,7 +97,7 @@ def _flattened(frame: Frame, value: Value, last: Axis, size: int, where: str) ->
     order = order[::-1] if value.step == REVERSED else order
     if last[0] == FEATURES:
         if len(last) > 2:
-            raise ValueError("it sums over features on both sides of the steps")
+            raise RefusedError("it sums over features on both sides of the steps")
         order = order.T
     return Vector(Flattened(steps * features, False, where, source, steps), None, order.reshape(-1))
 
@@ -106,7 +107,7 @@ def output(frame: Frame, value: Value) -> Vector:
 
     Raises
     ------
-    ValueError
+    RefusedError
         It is laid out in another way.
     """
     mixed = [axis for axis in value.axes if FEATURES in axis and len(axis) > 1]
@@ -114,9 +115,9 @@ def output(frame: Frame, value: Value) -> Vector:
         return value.vector
     free = [part for part in mixed[0] if part != FEATURES]
     if len(mixed) > 1 or len(free) > 1 or sum(axis.count(FEATURES) for axis in value.axes) > 1:
-        raise ValueError("several axes share one with the features")
+        raise RefusedError("several axes share one with the features")
     if not every(value.step) or not frame.is_time(free[0]) or frame.steps is None:
-        raise ValueError(
+        raise RefusedError(
             "features of different sequences, or of any number of steps, share an axis"
         )
     return _flattened(frame, value, mixed[0], value.pick.size * frame.steps, value.atom.where)

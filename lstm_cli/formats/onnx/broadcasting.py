@@ -12,6 +12,7 @@ from lstm_cli.engines.types import Array
 from lstm_cli.formats.onnx.values import (
     FEATURES,
     Axis,
+    RefusedError,
     Value,
     Vector,
 )
@@ -23,7 +24,7 @@ def collapsed(array: Array, value: Value) -> tuple[Array, Value]:
 
     Raises
     ------
-    ValueError
+    RefusedError
         It is not the same for every sequence and step.
     """
     if array.ndim > len(value.axes):
@@ -36,7 +37,7 @@ def collapsed(array: Array, value: Value) -> tuple[Array, Value]:
         own, features = features[:count], features[count:]
         if count and array.shape[k] != 1:
             if len(axis) != count:
-                raise ValueError("a constant differs from step to step")
+                raise RefusedError("a constant differs from step to step")
             shape += own
         else:
             array = _alike(array, k)
@@ -48,7 +49,7 @@ def _alike(array: Array, axis: int) -> Array:
     """The first entry of an axis whose entries are all the same."""
     first = array.take([0], axis=axis)
     if array.shape[axis] != 1 and not (array == first).all():
-        raise ValueError("a constant differs from sequence to sequence or from step to step")
+        raise RefusedError("a constant differs from sequence to sequence or from step to step")
     return first
 
 
@@ -76,7 +77,7 @@ def _common(one: Axis, other: Axis) -> Axis:
         return one
     if not one:
         return other
-    raise ValueError("it combines values of different layouts")
+    raise RefusedError("it combines values of different layouts")
 
 
 def _spread(pick: Array, own: Sequence[Axis], axes: Sequence[Axis]) -> Array:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
 from lstm_cli.formats.onnx import messages as m
-from lstm_cli.formats.onnx.calls import Call
+from lstm_cli.formats.onnx.calls import Call, known
 from lstm_cli.formats.onnx.sizes import OpenSizeError, Size, exceeds, same, sized
 from lstm_cli.formats.onnx.tensors import DTYPES
+from lstm_cli.formats.onnx.values import RefusedError
 
-LARGEST = 1 << 26
-"""Numbers of the largest tensor that is calculated and does not stand in the file."""
-
-
-def _bounded(shape: Sequence[int]) -> tuple[int, ...]:
-    count = 1
-    for n in shape:
-        count *= max(int(n), 0)
-        if n < 0 or count > LARGEST:
-            raise ValueError(f"a tensor of shape {tuple(shape)} is calculated")
-    return tuple(int(n) for n in shape)
+PRODUCTS = 64
+"""Multiplications in a product of matrices that take as long as a number read otherwise."""
 
 
 def _cast(call: Call, arrays: Sequence[Any]) -> Any:
@@ -31,13 +23,11 @@ def _cast(call: Call, arrays: Sequence[Any]) -> Any:
     if array.dtype == object:
         return array
     if to == m.BFLOAT16:
-        raise ValueError("a cast to bfloat16")
+        raise RefusedError("a cast to bfloat16")
     return array.astype(np.float32 if to == m.FLOAT16 else DTYPES[to], copy=False)
 
 
 def _shape_of_constant(call: Call, arrays: Sequence[Any]) -> Any:
-    if call.constant(0).stretched:
-        raise OpenSizeError("the shape of a tensor of open size")
     return sized(arrays[0].shape)[call.attributes.get("start", 0) : call.attributes.get("end")]
 
 
@@ -45,18 +35,18 @@ def _filled(call: Call, arrays: Sequence[Any]) -> Any:
     given = call.tensor("value")
     value = np.zeros(1, np.float32) if given is None else given.reshape(-1)
     if value.size != 1:
-        raise ValueError(f"its value holds {value.size} numbers in the place of one")
-    return np.broadcast_to(value, _bounded(stretched_shape(arrays[0])))
+        raise RefusedError(f"its value holds {value.size} numbers in the place of one")
+    return np.broadcast_to(value, call.bounded(_sizes(call, 0)))
 
 
-def stretched_shape(sizes: Array) -> tuple[int, ...]:
+def _sizes(call: Call, k: int) -> tuple[int, ...]:
     """A shape in which open sizes stand as 1."""
-    return tuple(1 if isinstance(n, Size) else max(int(n), 0) for n in sizes.reshape(-1))
+    sizes = call.whole_numbers(k) or []
+    return tuple(1 if isinstance(n, Size) else max(n, 0) for n in sizes)
 
 
 def _expand(call: Call, arrays: Sequence[Any]) -> Any:
-    shape = stretched_shape(arrays[1])
-    return np.broadcast_to(arrays[0], _bounded(np.broadcast_shapes(arrays[0].shape, shape)))
+    return np.broadcast_to(arrays[0], call.bounded(arrays[0].shape, _sizes(call, 1)))
 
 
 def _slice(call: Call, arrays: Sequence[Any]) -> Any:
@@ -70,7 +60,7 @@ def _slice(call: Call, arrays: Sequence[Any]) -> Any:
 def clamped(start: int, stop: int, step: int, size: int) -> slice:
     """ONNX's slice of an axis, as Python has it."""
     if step == 0:
-        raise ValueError("a slice with step 0")
+        raise RefusedError("a slice with step 0")
     low, high = (0, size) if step > 0 else (-1, size - 1)
     first = min(max(start + size if start < 0 else start, 0), high)
     last = min(max(stop + size if stop < 0 else stop, low), size)
@@ -82,13 +72,13 @@ def clamped(start: int, stop: int, step: int, size: int) -> slice:
 def _gather(call: Call, arrays: Sequence[Any]) -> Any:
     array = arrays[0]
     axis = call.axis(array.ndim)
-    indices = call.integers(1).astype(np.int64)
-    _bounded((*array.shape[:axis], *indices.shape, *array.shape[axis + 1 :]))
-    return np.take(array, indices, axis=axis)
+    indices = call.integers(1)
+    call.bounded((*array.shape[:axis], *indices.shape, *array.shape[axis + 1 :]))
+    return np.take(array, indices.astype(np.int64), axis=axis)
 
 
 def _concat(call: Call, arrays: Sequence[Any]) -> Any:
-    _bounded([sum(array.size for array in arrays)])
+    call.bounded([sum(array.size for array in arrays)])
     return np.concatenate(arrays, axis=call.axis(arrays[0].ndim))
 
 
@@ -104,7 +94,7 @@ def _squeeze(call: Call, arrays: Sequence[Any]) -> Any:
 
 def _reshape(call: Call, arrays: Sequence[Any]) -> Any:
     array = arrays[0]
-    shape = [int(n) for n in call.integers(1).reshape(-1)]
+    shape = known(call.whole_numbers(1) or [])
     if not call.flag("allowzero"):
         shape = [array.shape[k] if n == 0 else n for k, n in enumerate(shape)]
     return array.reshape(shape)
@@ -117,25 +107,32 @@ def _transpose(call: Call, arrays: Sequence[Any]) -> Any:
 def _divide(call: Call, arrays: Sequence[Any]) -> Any:
     one, other = arrays[:2]
     if object in (one.dtype, other.dtype):
-        return _elementwise(lambda a, b: a.divided(b) if isinstance(a, Size) else _cut(a, b))(
-            call, arrays
-        )
-    if one.dtype.kind in "iu":
-        return _elementwise(_cut)(call, [one.astype(object), other.astype(object)])
-    return one / other
+        return _elementwise(_cut)(call, arrays)
+    call.bounded(one.shape, other.shape)
+    if one.dtype.kind not in "iu":
+        return one / other
+    if not other.all():
+        raise RefusedError("it divides by 0")
+    quotient = np.abs(one) // np.abs(other)
+    return np.where((one < 0) == (other < 0), quotient, -quotient)
 
 
-def _cut(a: Any, b: Any) -> int:
+def _cut(a: Any, b: Any) -> Any:
+    """The quotient of two sizes, towards 0."""
+    if isinstance(a, Size):
+        return a.divided(b)
     if isinstance(b, Size):
-        raise OpenSizeError("a division by an open size")
-    quotient = abs(int(a)) // abs(int(b))
+        raise OpenSizeError("a number is divided by a size that the file leaves open")
+    quotient = abs(a) // abs(b)
     return quotient if (a < 0) == (b < 0) else -quotient
 
 
 def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[[Call, Sequence[Any]], Any]:
     def rule(call: Call, arrays: Sequence[Any]) -> Any:
-        one, other = np.broadcast_arrays(*arrays[:2])
-        found = [function(a, b) for a, b in zip(one.flat, other.flat, strict=True)]
+        shape = call.bounded(*(array.shape for array in arrays[:2]))
+        one, other = (np.broadcast_to(array, shape) for array in arrays[:2])
+        pairs = zip(one.reshape(-1).tolist(), other.reshape(-1).tolist(), strict=True)
+        found = [function(a, b) for a, b in pairs]  # Python's numbers: NumPy's know no open size
         made = np.empty(len(found), object)
         made[:] = found
         return made.reshape(one.shape)
@@ -145,7 +142,7 @@ def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[[Call, Sequenc
 
 def _arithmetic(function: Callable[..., Any]) -> Callable[[Call, Sequence[Any]], Any]:
     def rule(call: Call, arrays: Sequence[Any]) -> Any:
-        _bounded(np.broadcast_shapes(*(array.shape for array in arrays)))
+        call.bounded(*(array.shape for array in arrays))
         found = arrays[0]
         for array in arrays[1:]:
             found = function(found, array)
@@ -159,17 +156,18 @@ def _remainder(call: Call, arrays: Sequence[Any]) -> Any:
     return _arithmetic(np.fmod if call.flag("fmod") else np.mod)(call, arrays)
 
 
-def _compared(known: Callable[..., Any], open_: Callable[[Any, Any], bool]) -> Any:
+def _compared(plain: Callable[..., Any], open_: Callable[[Any, Any], bool]) -> Any:
     def rule(call: Call, arrays: Sequence[Any]) -> Any:
         if object not in (arrays[0].dtype, arrays[1].dtype):
-            return known(arrays[0], arrays[1])
+            call.bounded(*(array.shape for array in arrays))
+            return plain(arrays[0], arrays[1])
         return _elementwise(open_)(call, arrays).astype(bool)
 
     return rule
 
 
 def _where(call: Call, arrays: Sequence[Any]) -> Any:
-    _bounded(np.broadcast_shapes(*(array.shape for array in arrays)))
+    call.bounded(*(array.shape for array in arrays))
     return np.where(arrays[0].astype(bool), arrays[1], arrays[2])
 
 
@@ -177,7 +175,9 @@ def _range(call: Call, arrays: Sequence[Any]) -> Any:
     start, stop, step = (array.reshape(-1)[0] for array in arrays)
     if any(isinstance(item, Size) for item in (start, stop, step)):
         raise OpenSizeError("a range of an open size")
-    _bounded([max(0, int((stop - start) / step) + 1)])
+    if not step:
+        raise RefusedError("its numbers are 0 apart")
+    call.bounded([max(0, int((stop - start) / step) + 1)])
     return np.arange(start, stop, step)
 
 
@@ -193,8 +193,10 @@ def _flatten(call: Call, arrays: Sequence[Any]) -> Any:
 
 
 def _tile(call: Call, arrays: Sequence[Any]) -> Any:
-    repeats = [int(n) for n in call.integers(1)]
-    _bounded([n * k for n, k in zip(arrays[0].shape, repeats, strict=True)])
+    repeats = known(call.whole_numbers(1) or [])
+    if len(repeats) != arrays[0].ndim:
+        raise RefusedError(f"it repeats {arrays[0].ndim} axes {repeats} times")
+    call.bounded([n * max(k, 0) for n, k in zip(arrays[0].shape, repeats, strict=True)])
     return np.tile(arrays[0], repeats)
 
 
@@ -210,8 +212,13 @@ def _reduced(function: Callable[..., Any]) -> Callable[[Call, Sequence[Any]], An
 
 def _matmul(call: Call, arrays: Sequence[Any]) -> Any:
     one, other = arrays[:2]
-    if max(one.size, other.size, one.shape[0] * other.shape[-1]) > LARGEST:
-        raise ValueError("a large product of constants")
+    if not one.ndim or not other.ndim or one.shape[-1] != other.shape[-2:][0]:
+        raise RefusedError(f"it multiplies tensors of shape {one.shape} and {other.shape}")
+    rows, columns = one.shape[-2:-1], other.shape[-1:] if other.ndim > 1 else ()
+    outer = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
+    shape = call.bounded((*outer, *rows, *columns))
+    work = math.prod(shape) * one.shape[-1]
+    call.effort.spend(work=work // (PRODUCTS if one.dtype.kind == "f" else 1), where=call.where)
     return one @ other
 
 

@@ -12,12 +12,11 @@ from lstm_cli.cells import Activation
 from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import Array
 from lstm_cli.formats.model import Stored
-from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.unrolled import stored_weight
-from lstm_cli.formats.onnx.values import Guess, Linear, Recurrent, Weight
+from lstm_cli.formats.onnx.values import Guess, Linear, Recurrent, RefusedError, Weight
 
-LARGEST = 1 << 27
-"""Numbers of the largest matrix that is widened."""
+LARGEST, WIDEST = 1 << 27, 1 << 25
+"""Numbers of the largest matrix, and of the largest one that is mostly 0."""
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Draft:
 
         Raises
         ------
-        ValueError
+        RefusedError
             The matrix would be out of proportion.
         """
         if places.size == size and (places == np.arange(size)).all():
@@ -60,8 +59,8 @@ class Draft:
         for name in self.inputs:
             matrix = self.tensors[name]
             rows = matrix.shape[0]
-            if rows * size * blocks > LARGEST:
-                raise OpenSizeError(f"{rows} x {size * blocks} weights, most of them 0")
+            if rows * size * blocks > WIDEST:
+                raise RefusedError(f"{rows} x {size * blocks} weights, most of them 0")
             wide = np.zeros((rows, blocks, size), matrix.dtype)
             own = matrix.reshape(rows, blocks, -1)
             if np.unique(places).size == places.size:
@@ -84,8 +83,8 @@ class Draft:
 
 def selection(places: Array, size: int, dtype: Any, where: str) -> Draft:
     """A dense layer that only picks features."""
-    if places.size * size > LARGEST:
-        raise OpenSizeError(f"a matrix of {places.size:,} x {size:,}")
+    if places.size * size > WIDEST:
+        raise RefusedError(f"a matrix of {places.size:,} x {size:,}")
     weight = np.zeros((places.size, size), dtype)
     weight[np.arange(places.size), places] = 1
     return Draft(
@@ -100,7 +99,7 @@ def dense(atom: Linear, activation: Activation | None) -> Draft:
     """A dense layer: all summands' matrices side by side; None is softmax."""
     rows = sum(term.source.pick.size for term in atom.terms)
     if rows * atom.size > LARGEST:
-        raise OpenSizeError(f"a matrix of {rows:,} x {atom.size:,}")
+        raise RefusedError(f"a matrix of {rows:,} x {atom.size:,}")
     matrices = [_matrix(term.weight) for term in atom.terms]
     weight = np.concatenate(matrices, axis=0).T if len(matrices) > 1 else matrices[0].T
     stored = [e for term in atom.terms for e in stored_weight(term.weight, "weight")]
@@ -124,8 +123,8 @@ def _matrix(weight: Weight) -> Array:
     """(in, out)."""
     if not weight.diagonal:
         return weight.array
-    if weight.array.size**2 > LARGEST:
-        raise OpenSizeError(f"{weight.array.size} x {weight.array.size} weights, most of them 0")
+    if weight.array.size**2 > WIDEST:
+        raise RefusedError(f"{weight.array.size} x {weight.array.size} weights, most of them 0")
     dtype = np.float32 if weight.identity else weight.array.dtype
     return np.diag(weight.array.astype(dtype))
 

@@ -8,6 +8,7 @@ from lstm_cli.formats.onnx.values import (
     FEATURES,
     Activated,
     Product,
+    RefusedError,
     Softmaxed,
     Value,
 )
@@ -24,7 +25,7 @@ def divide(one: Value, other: Value, where: str) -> Value:
         source = at(inner.source, parts[0].source.step)
         if same_vector(source, one.vector):
             return activate(one, Activation("softsign"), where)
-    raise ValueError("it divides by values that depend on the input")
+    raise RefusedError("it divides by values that depend on the input")
 
 
 def exponential(value: Value, where: str) -> Value:
@@ -37,7 +38,7 @@ def exponential(value: Value, where: str) -> Value:
         if complete(parts[0].source) and same_vector(left, right):
             atom = Activated(value.pick.size, timed(left), where, left, Activation("gauss"))
             return made(atom, value.pick.shape, value.axes)
-    raise ValueError("the exponential is no activation that lstm-cli has")
+    raise RefusedError("the exponential is no activation that lstm-cli has")
 
 
 def activate(value: Value, activation: Activation, where: str) -> Value:
@@ -52,6 +53,6 @@ def softmax(value: Value, axis: int, opset: int, where: str) -> Value:
     own = value.pick.shape[-1] if value.pick.ndim else 1
     last = axis in (-1, rank - 1) or (opset < 13 and all(not p for p in value.axes[axis:-1]))
     if not last or value.axes[-1] != (FEATURES,) or own != value.pick.size:
-        raise ValueError(f"softmax over axis {axis}, which is not the features")
+        raise RefusedError(f"softmax over axis {axis}, which is not the features")
     atom = Softmaxed(value.pick.size, timed(value.vector), where, value.vector)
     return made(atom, value.pick.shape, value.axes)

@@ -10,8 +10,16 @@ import numpy as np
 from lstm_cli.engines.types import Array
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.constant_rules import RULES
-from lstm_cli.formats.onnx.sizes import Size
+from lstm_cli.formats.onnx.sizes import OpenSizeError, Size
 from lstm_cli.formats.onnx.values import Constant, Origin
+
+_VIEWS = frozenset(
+    {"Identity", "Dropout", "Shape", "Size", "ConstantOfShape", "Expand", "Slice", "Gather"}
+    | {"Unsqueeze", "Squeeze", "Transpose", "Split"}
+)
+"""Operators that do not read all of a constant."""
+_COUNTING = frozenset({"Shape", "Size", "ReduceSum", "ReduceProd", "MatMul"})
+"""Operators for which it matters how often an equal number stands there."""
 
 
 def fold(call: Call) -> list[Constant] | None:
@@ -19,7 +27,7 @@ def fold(call: Call) -> list[Constant] | None:
 
     Raises
     ------
-    ValueError
+    RefusedError
         It cannot be calculated from these inputs.
     """
     rule = RULES.get(call.op)
@@ -28,12 +36,28 @@ def fold(call: Call) -> list[Constant] | None:
     inputs = call.inputs
     constants = [value for value in inputs if isinstance(value, Constant)]
     arrays = [value.array if isinstance(value, Constant) else None for value in inputs]
+    stretched = any(value.stretched for value in constants)
+    if stretched and call.op in _COUNTING:
+        raise OpenSizeError("it counts along an axis of open size")
+    if call.op not in _VIEWS:
+        call.bounded([max((value.array.size for value in constants), default=0)])
     made = rule(call, arrays)
-    made = made if isinstance(made, list) else [made]
+    made = [_tidy(array) for array in (made if isinstance(made, list) else [made])]
+    call.effort.spend(room=sum(_new_bytes(array, constants) for array in made), where=call.where)
     origins = _origins(constants)
     change = _change(call.op, constants)
-    stretched = any(value.stretched for value in constants) or _stretches(call, arrays)
-    return [Constant(_tidy(array), origins, change, stretched) for array in made]
+    stretched = stretched or _stretches(call, arrays)
+    return [Constant(array, origins, change, stretched) for array in made]
+
+
+def _new_bytes(array: Array, constants: Sequence[Constant]) -> int:
+    """Bytes of memory that an array takes beyond that of the constants it may be a view of."""
+    if any(np.may_share_memory(array, constant.array) for constant in constants):
+        return 0
+    if not array.size:
+        return 0
+    extents = [(n - 1) * abs(stride) for n, stride in zip(array.shape, array.strides, strict=True)]
+    return int(array.itemsize + sum(extents))
 
 
 def _stretches(call: Call, arrays: Sequence[Any]) -> bool:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.onnx import messages as m
-from lstm_cli.formats.onnx.messages import Graph, TensorType, ValueInfo
+from lstm_cli.formats.onnx.messages import Graph, Node, TensorType, ValueInfo
 from lstm_cli.formats.onnx.operators import NODES
+from lstm_cli.formats.onnx.schemas import title, unread
 from lstm_cli.formats.onnx.tensors import quoted
 from lstm_cli.formats.onnx.values import ALL, FEATURES, MOST_FEATURES, Anything, Input, Side, Value
 from lstm_cli.formats.onnx.vectors import counted
 
+STANDARD = ("", "ai.onnx", "com.microsoft")
+"""Domains whose operators no function of a model stands for."""
 _FLOATS = (m.FLOAT, m.DOUBLE, m.FLOAT16, m.BFLOAT16)
 
 
@@ -24,6 +27,8 @@ class Inputs:
         D of the sequences.
     sizes
         Of their free axes, by name; None: left open.
+    names
+        Free axes as messages name them.
     """
 
     def __init__(self, graph: Graph, path: Path) -> None:
@@ -31,10 +36,22 @@ class Inputs:
         stored = {tensor.name for tensor in graph.initializers}
         self.fed = [value for value in graph.inputs if value.name not in stored]
         self.main = self._sequences()
+        other = self.main.type.other if self.main.type is not None else None
+        if other is not None:
+            raise self._refused(
+                f"the model's input {quoted(self.main.name)} is of the type {other}", "a tensor"
+            )
         dims = self._dims(self.main)
         self.features = self._features(dims)
         free = dims[:-1]
         self.sizes: dict[str, int | None] = {f"axis {k}": n for k, n in enumerate(free)}
+        shape = _type(self.main).shape
+        own = [dim.name for dim in shape.dims] if shape is not None else [None] * len(free)
+        self.names = {
+            f"axis {k}": (f"{quoted(name)}, " if name else "")
+            + f"axis {k} of the input {quoted(self.main.name)}"
+            for k, name in enumerate(own[:-1])
+        }
 
     def values(self) -> dict[str, Anything]:
         """The inputs' values by name."""
@@ -69,6 +86,7 @@ class Inputs:
             raise self._refused(
                 f"the model's input {quoted(value.name)} has {len(dims)} axes",
                 "sequences (N, T, D) or (T, N, D)",
+                self._reader(),
             )
         return dims
 
@@ -78,6 +96,7 @@ class Inputs:
             raise self._refused(
                 f"the features of the model's input {quoted(self.main.name)} are left open",
                 "a fixed last axis",
+                self._reader(),
             )
         return features
 
@@ -90,8 +109,28 @@ class Inputs:
                 return dims[-1] if dims and dims[-1] > 0 else None
         return None
 
-    def _refused(self, what: str, expected: str) -> WeightsError:
-        return WeightsError(what, expected=expected, where=str(self.path))
+    def _reader(self) -> Node | None:
+        """The first node on the way from the sequences that is no layer of ours."""
+        known = {self.main.name}
+        for node in self.graph.nodes:
+            if known.intersection(node.inputs):
+                if node.domain in STANDARD and unread(node) is not None:
+                    return node
+                known.update(node.outputs)
+        return None
+
+    def _refused(self, what: str, expected: str, reader: Node | None = None) -> WeightsError:
+        if reader is None:
+            return WeightsError(what, expected=expected, where=str(self.path))
+        return WeightsError(
+            f"{title(reader)} stands between the model's input {quoted(self.main.name)} and its "
+            f"layers: {unread(reader)}",
+            expected=expected,
+            found=what,
+            where=str(self.path),
+            hint="export what follows this node as a model of its own, and feed it the node's "
+            "outputs",
+        )
 
 
 def _type(value: ValueInfo) -> TensorType:

@@ -5,32 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lstm_cli.errors import LstmCliError, WeightsError
-from lstm_cli.formats.onnx.calls import Call
+from lstm_cli.formats.onnx.calls import Call, Effort
 from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
 from lstm_cli.formats.onnx.operators import NODES
 from lstm_cli.formats.onnx.rules import Rules
-from lstm_cli.formats.onnx.schemas import check_inputs, read_attributes, resolved, schema_of
-from lstm_cli.formats.onnx.tensors import dtype_name, quoted, to_array
+from lstm_cli.formats.onnx.schemas import check_inputs, read_attributes, resolved, schema_of, unread
+from lstm_cli.formats.onnx.sizes import OpenSizeError
+from lstm_cli.formats.onnx.tensors import dtype_name, quoted
 from lstm_cli.formats.onnx.values import (
     Anything,
     Constant,
     Joined,
+    Linear,
     Origin,
     Recurrent,
+    RefusedError,
     Unknown,
     Value,
 )
 from lstm_cli.formats.onnx.vectors import pieces
 
-MOST_NODES = 1_000_000
-"""Operators evaluated, those of functions each time."""
-MOST_WORK = 1 << 30
-"""Numbers moved while values are followed and constants calculated."""
+A_PART, A_TERM = 64, 64
+"""Numbers that are read in the time that one vector of several, or one summand, takes."""
+A_CELL = 8
+"""Operators that are evaluated in the time that a recurrent one takes."""
 DEEPEST = 20
 """Functions within functions, branches within branches."""
 DOMAINS = ("", "ai.onnx")
@@ -45,7 +48,8 @@ _NUMBERS = {
 }
 """Types of the numbers that a Constant holds as they are."""
 
-_MISTAKES = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
+MISTAKES = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
+"""What Python and NumPy raise where inputs do not fit an operator."""
 _MISTAKES_OF_SIZE = (MemoryError, RecursionError)
 
 
@@ -58,18 +62,14 @@ class Interpreter:
         For its functions and operator sets.
     rules
         What evaluates one operator.
-    path
-        Of the file; external data lies beside it.
-    room
-        Bytes that constants and weights which are made anew may take.
+    effort
+        What the file may cost.
     """
 
-    def __init__(self, model: Model, rules: Rules, path: Path, room: int) -> None:
-        self.rules, self.path = rules, path
+    def __init__(self, model: Model, rules: Rules, effort: Effort) -> None:
+        self.rules, self.effort = rules, effort
         self.opset = opset(model)
         self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
-        self.nodes = self.work = 0
-        self.room = room
 
     def run(
         self,
@@ -85,6 +85,7 @@ class Interpreter:
         WeightsError
             A name stands for two values, or the graph computes too much.
         """
+        self.effort.spend(work=len(names))
         _check_names(graph)
         stored = {} if isinstance(graph, Function) else {t.name: t for t in graph.initializers}
         for node in graph.nodes:
@@ -103,7 +104,7 @@ class Interpreter:
     def constant(self, tensor: Tensor) -> Anything:
         """A stored tensor."""
         try:
-            array = to_array(tensor, self.path)
+            array = self.effort.stored_array(tensor)
         except LstmCliError as error:
             return Unknown(f"the tensor {quoted(tensor.name)}", error)
         origin = Origin(tensor.name, tuple(tensor.dims), dtype_name(tensor))
@@ -116,8 +117,8 @@ class Interpreter:
         given: Mapping[str, Attribute | None],
         depth: int,
     ) -> Sequence[Anything]:
-        self._count(node)
         call = self._call(node, names)
+        self.effort.spend(nodes=node_weight(node), work=_read_numbers(call), where=call.where)
         try:
             attributes = resolved(node, given)
             if node.domain not in DOMAINS or (node.domain, node.op_type, "") in self.functions:
@@ -132,54 +133,49 @@ class Interpreter:
                     values = self.rules.evaluate(call)
         except LstmCliError as error:
             return [Unknown(call.where, error)] * len(node.outputs)
-        except _MISTAKES as error:
-            return [Unknown(f"{call.where}: {str(error)[:300]}")] * len(node.outputs)
+        except MISTAKES as error:
+            return [self._refused(call, error)] * len(node.outputs)
         except _MISTAKES_OF_SIZE:
             return [Unknown(f"{call.where}: it is out of proportion")] * len(node.outputs)
         self._weigh(call, values)
         return values
 
-    def _count(self, node: Node) -> None:
-        self.nodes += 1
-        if self.nodes > MOST_NODES or self.work > MOST_WORK or self.room < 0:
-            raise WeightsError(
-                "the model computes more than any network that lstm-cli can represent",
-                found=f"{self.nodes:,} operators up to {quoted(node.name or node.op_type)}",
-                where=str(self.path),
-            )
+    def _refused(self, call: Call, error: Exception) -> Unknown:
+        """Why an operator's outputs are not known; an open size is named, whatever it led to."""
+        said = isinstance(error, RefusedError)
+        if isinstance(error, OpenSizeError) or (call.is_open and not said):
+            return Unknown(call.where, self.rules.frame.open_error(call, error))
+        if said:
+            return Unknown(f"{call.where}: {str(error)[:300]}")
+        forms = ", ".join(_form(value) for value in call.inputs)
+        return Unknown(f"{call.where}: its inputs do not fit it or each other: {forms}"[:400])
 
     def _weigh(self, call: Call, values: Sequence[Anything]) -> None:
-        """Count what an operator read and made."""
-        if call.op not in _UNREAD:
-            constants = [value for value in call.inputs if isinstance(value, Constant)]
-            self.work += sum(np.size(constant.array) for constant in constants)
+        """Count what an operator made."""
         for value in values:
-            if isinstance(value, Constant):
-                array = np.asarray(value.array)
-                self.room -= array.nbytes if array.base is None else 0
-            elif isinstance(value, Value):
-                self.work += value.pick.size
-                self.work += len(value.atom.parts) if isinstance(value.atom, Joined) else 0
-        if call.op in NODES and isinstance(values[0], Value):
+            if isinstance(value, Value):
+                self.effort.spend(work=value.pick.size + _parts(value), where=call.where)
+        if call.op in NODES and values and isinstance(values[0], Value):
             atoms = {piece.atom for piece in pieces(values[0].vector)}
             made = [atom for atom in atoms if isinstance(atom, Recurrent)]
-            self.room -= sum(array.nbytes for atom in made for array in atom.tensors.values())
+            new = sum(array.nbytes for atom in made for array in atom.tensors.values())
+            self.effort.spend(room=new, where=call.where)
 
     def _call(self, node: Node, names: Mapping[str, Anything]) -> Call:
         inputs = [self._input(name, names) for name in node.inputs]
         while inputs and inputs[-1] is None:
             inputs.pop()
-        return Call(node, tuple(inputs), {}, self.opset, self.path)
+        return Call(node, tuple(inputs), {}, self.opset, self.effort)
 
     def _read(self, call: Call, attributes: Mapping[str, Attribute]) -> Call:
         """One of ONNX's own operators with its attributes, as its opset has it."""
         schema = schema_of(call.op, call.opset)
         if schema is None:
-            raise ValueError("it is an operator that lstm-cli does not know")
+            raise RefusedError(unread(call.node))
         check_inputs(call.node, len(call.inputs), schema)
         return replace(call, attributes=read_attributes(call.node, attributes, schema))
 
-    def _input(self, name: str, names: Mapping[str, Anything]) -> Anything | None:
+    def _input(self, name: str, names: Mapping[str, Anything]) -> Any:
         if not name:
             return None
         found = names.get(name)
@@ -197,13 +193,13 @@ class Interpreter:
         """If: the branch that its condition, a constant, takes."""
         condition = call.constant(0).array
         if np.size(condition) != 1:
-            raise ValueError(f"its condition has {np.size(condition)} values")
+            raise RefusedError(f"its condition has {np.size(condition)} values")
         taken = bool(condition.reshape(-1)[0])
         branch: Graph = call.attributes["then_branch" if taken else "else_branch"]
         if depth >= DEEPEST:
-            raise ValueError("its branches are too deep")
+            raise RefusedError("its branches are too deep")
         inner = self.run(branch, dict(names), given, depth + 1)
-        return [inner[output.name] for output in branch.outputs]
+        return [self._input(output.name, inner) for output in branch.outputs]
 
     def _function(
         self, call: Call, attributes: Mapping[str, Attribute], depth: int
@@ -211,20 +207,56 @@ class Interpreter:
         node = call.node
         function = self.functions.get((node.domain, node.op_type, node.overload))
         if function is None:
-            raise ValueError(f"it is an operator of the domain {node.domain!r}")
+            raise RefusedError(f"it is an operator of the domain {node.domain!r}")
         if depth >= DEEPEST:
-            raise ValueError(f"functions within functions more than {DEEPEST} deep")
+            raise RefusedError(f"functions within functions more than {DEEPEST} deep")
+        if len(call.inputs) > len(function.inputs):
+            raise RefusedError(f"its function has {len(function.inputs)} inputs")
         inputs = dict(zip(function.inputs, call.inputs, strict=False))
         names = {name: value for name, value in inputs.items() if value is not None}
         scope: dict[str, Attribute | None] = dict.fromkeys(function.attribute_names)
         scope |= {attribute.name: attribute for attribute in function.attribute_defaults}
         unknown = attributes.keys() - scope.keys()
         if unknown:
-            raise ValueError(f"its function has no attribute {quoted(min(unknown))}")
+            raise RefusedError(f"its function has no attribute {quoted(min(unknown))}")
         outer, self.opset = self.opset, opset(function) or self.opset
-        inner = self.run(function, names, {**scope, **attributes}, depth + 1)
-        self.opset = outer
-        return [inner[name] for name in function.outputs]
+        try:
+            inner = self.run(function, names, {**scope, **attributes}, depth + 1)
+        finally:
+            self.opset = outer
+        return [self._input(name, inner) for name in function.outputs]
+
+
+def node_weight(node: Node) -> int:
+    """A node's share of the work: long lists of inputs, outputs and numbers take their time."""
+    own = (len(a.ints) + len(a.floats) + len(a.strings) for a in node.attributes)
+    lists = len(node.inputs) + len(node.outputs) + len(node.attributes) + sum(own)
+    return (A_CELL if node.op_type in NODES else 1) + lists // 16
+
+
+def _read_numbers(call: Call) -> int:
+    """Numbers of constants that an operator reads."""
+    constants = [value for value in call.inputs if isinstance(value, Constant)]
+    if call.op == "Gather" and isinstance(call.given(0), Value):  # steps, each on its own
+        return sum(4 * A_PART * constant.array.size for constant in constants)
+    if call.op in _UNREAD:
+        return 0
+    return sum(constant.array.size for constant in constants)
+
+
+def _parts(value: Value) -> int:
+    if isinstance(value.atom, Joined):
+        return A_PART * len(value.atom.parts)
+    return A_TERM * len(value.atom.terms) if isinstance(value.atom, Linear) else 0
+
+
+def _form(value: Anything | None) -> str:
+    """A value in a few words."""
+    if isinstance(value, Constant):
+        return f"{value.array.dtype} {value.array.shape}"
+    if isinstance(value, Value):
+        return f"values of {len(value.axes)} axes"
+    return "none" if value is None else "another input"
 
 
 def _check_names(graph: Graph | Function) -> None:
@@ -267,12 +299,12 @@ def opset(model: Model | Function) -> int:
 def _written(call: Call) -> Constant:
     """What a Constant node holds."""
     if len(call.attributes) != 1:
-        raise ValueError(f"it holds {len(call.attributes)} values in the place of one")
+        raise RefusedError(f"it holds {len(call.attributes)} values in the place of one")
     ((key, value),) = call.attributes.items()
     if key in _NUMBERS:
         return Constant(np.array(value, _NUMBERS[key]))
     array = call.tensor("value")
     if array is None:
-        raise ValueError("it holds no tensor of numbers")
+        raise RefusedError("it holds no tensor of numbers")
     name = call.node.outputs[0] if call.node.outputs else ""
     return Constant(array, (Origin(name, array.shape, array.dtype.name),))

@@ -10,6 +10,7 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.onnx.arithmetic import terms, timed
+from lstm_cli.formats.onnx.calls import Effort
 from lstm_cli.formats.onnx.drafts import Draft, dense, recurrent, selection, silent
 from lstm_cli.formats.onnx.frame import Frame, every
 from lstm_cli.formats.onnx.matching import IDENTITY
@@ -55,14 +56,14 @@ class Layering:
         Puts steps that were written out together again.
     notes
         To be added to.
-    room
-        Bytes that weights which are made anew may take.
+    effort
+        What the file may cost.
     """
 
     def __init__(
-        self, frame: Frame, rerolling: Rerolling, notes: dict[str, None], room: int
+        self, frame: Frame, rerolling: Rerolling, notes: dict[str, None], effort: Effort
     ) -> None:
-        self.frame, self.rerolling, self.notes, self.room = frame, rerolling, notes, room
+        self.frame, self.rerolling, self.notes, self.effort = frame, rerolling, notes, effort
         self.drafts: list[Draft] = []
         self.consumer: Draft | None = None  # the layer that reads what is found next
         self.blocks = 1  # of how many steps side by side
@@ -110,9 +111,8 @@ class Layering:
         return self.rerolling.final(piece) or piece
 
     def _add(self, draft: Draft) -> None:
-        self.room -= sum(v.nbytes for v in draft.tensors.values() if v.base is None)
-        if self.room < 0:
-            raise ValueError("its layers are far larger than the file")
+        new = sum(v.nbytes for v in draft.tensors.values() if v.base is None)
+        self.effort.spend(room=new, where=draft.where)
         self.drafts.append(draft)
         self.consumer, self.blocks = draft, 1
 

@@ -18,8 +18,10 @@ from lstm_cli.formats.onnx.wire import Raw, WireError
 
 DEEPEST = 40
 """Messages within messages: graphs within graphs, and nothing that is not hostile has more."""
-MOST_PARTS = 2_000_000
-"""Messages and list elements of a file; a byte of it may cost a hundred in memory."""
+MOST_PARTS = 1_000_000
+"""Fields and numbers of lists; two bytes of a file may cost a hundred in memory."""
+A_MESSAGE, AN_ARRAY = 6, 3
+"""Fields that are read in the time that a message, or an array of numbers, takes."""
 
 Kind: TypeAlias = "str | Callable[[], type[Message]]"
 """``int``, ``float``, ``text``, ``bytes``, an array's dtype, or what gives the message's class."""
@@ -88,18 +90,18 @@ class Message:
         if depth > DEEPEST:
             raise WireError(f"messages within messages more than {DEEPEST} deep")
         budget = budget or Budget()
-        budget.spend(1)
+        budget.spend(A_MESSAGE)
         known, found = _entries(cls), dict[str, Any]()
         for number, storage, raw in wire.fields(data):
+            budget.spend(1)
             if number not in known:
                 continue
             name, entry = known[number]
             if entry.array:
+                budget.spend(AN_ARRAY)
                 found.setdefault(name, []).append(_numbers(entry.kind, storage, raw))
             elif entry.many:
-                values = _several(entry.kind, storage, raw, budget, depth)
-                budget.spend(len(values))
-                found.setdefault(name, []).extend(values)
+                found.setdefault(name, []).extend(_several(entry.kind, storage, raw, budget, depth))
             else:
                 found[name] = _value(entry.kind, storage, raw, budget, depth)
         return cls(**{name: _whole(value) for name, value in found.items()})
@@ -140,7 +142,9 @@ def _whole(value: Any) -> Any:
 def _several(kind: Kind, storage: int, raw: Raw, budget: Budget, depth: int) -> list[Any]:
     """Elements of a list: one, or several numbers packed together."""
     if kind in ("int", "float") and storage == wire.LENGTH:
-        return list(_numbers("<i8" if kind == "int" else "<f4", storage, raw).tolist())
+        numbers = _numbers("<i8" if kind == "int" else "<f4", storage, raw)
+        budget.spend(numbers.size)
+        return list(numbers.tolist())
     return [_value(kind, storage, raw, budget, depth)]
 
 

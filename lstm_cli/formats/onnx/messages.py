@@ -73,9 +73,21 @@ class TensorType(Message):
 
 @dataclass(frozen=True)
 class Type(Message):
-    """A value's type (``TypeProto``); None where it is no tensor."""
+    """A value's type (``TypeProto``): a tensor's, or one of the others."""
 
     tensor: TensorType | None = single(1, lambda: TensorType)
+    sequence: memoryview | None = single(4, "bytes")
+    map: memoryview | None = single(5, "bytes")
+    sparse: memoryview | None = single(8, "bytes")
+    optional: memoryview | None = single(9, "bytes")
+
+    @property
+    def other(self) -> str | None:
+        """The type's name where it is no tensor; None: it is one, or is left open."""
+        names = {"sequence": "sequence", "map": "map", "sparse": "sparse tensor"}
+        names |= {"optional": "optional"}
+        found = (word for field, word in names.items() if getattr(self, field) is not None)
+        return next(found, None)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.frame import Frame
 from lstm_cli.formats.onnx.operator_tensors import OperatorTensors
 from lstm_cli.formats.onnx.orders import GATES
+from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.tensors import short
 from lstm_cli.formats.onnx.values import (
     ALL,
@@ -23,6 +24,7 @@ from lstm_cli.formats.onnx.values import (
     Constant,
     Guess,
     Recurrent,
+    RefusedError,
     Side,
     Unknown,
     Value,
@@ -120,7 +122,7 @@ class Operator:
         if isinstance(x, Unknown):
             return x
         if not isinstance(x, Value) or len(x.axes) != 3:
-            raise ValueError("its X is not the sequences, or not of three axes")
+            raise RefusedError("its X is not the sequences, or not of three axes")
         time, batch = (x.axes[1], x.axes[0]) if self.batch_first else x.axes[:2]
         self.frame.claim(time, batch)
         self.batch = batch
@@ -179,6 +181,8 @@ class Operator:
             return None
         if not isinstance(value, Constant):
             raise self._refused(slot, "a computed value", "an initialiser")
+        if value.array.dtype == object:
+            raise OpenSizeError(f"its {slot} is made of sizes")
         if value.array.dtype.kind != "f":
             raise self._refused(slot, str(value.array.dtype), "real numbers")
         return value

@@ -16,10 +16,11 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.onnx.arithmetic import output
+from lstm_cli.formats.onnx.calls import Effort
 from lstm_cli.formats.onnx.drafts import Draft, guess_notes, state_notes, zero_states
 from lstm_cli.formats.onnx.frame import Frame
 from lstm_cli.formats.onnx.inputs import Inputs
-from lstm_cli.formats.onnx.interpreter import Interpreter, opset
+from lstm_cli.formats.onnx.interpreter import MISTAKES, Interpreter, node_weight, opset
 from lstm_cli.formats.onnx.layers import Layering
 from lstm_cli.formats.onnx.messages import Model
 from lstm_cli.formats.onnx.orders import GATES
@@ -32,6 +33,7 @@ from lstm_cli.formats.onnx.values import (
     Anything,
     CellState,
     Recurrent,
+    RefusedError,
     Side,
     Unknown,
     Value,
@@ -42,8 +44,6 @@ from lstm_cli.formats.safety import read_whole
 
 LARGEST = 1 << 31
 """Bytes of the largest file; protobuf allows no more."""
-ROOM = 1 << 28
-"""Bytes that weights may take beyond what a file of no size holds."""
 OLDEST = 7
 """Opset from which recurrent operators are what they are today."""
 SHOWN = {"lstm": "i o f c", "gru": "z r h", "rnn": "i"}
@@ -77,7 +77,8 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
             expected=f"opset {OLDEST} or newer",
             hint="onnx.version_converter brings a model up to date",
         )
-    found, drafts = _read_layers(path, model, ROOM + 4 * _stored_bytes(path, model, data))
+    effort = Effort(_stored_bytes(path, model, data), _nodes(model), path)
+    found, drafts = _read_layers(model, effort)
     if version > NEWEST:
         found.notes[
             f"opset {version} is newer than {NEWEST}, the newest that lstm-cli knows: operators "
@@ -100,16 +101,17 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
     )
 
 
-def _read_layers(path: Path, model: Model, room: int) -> tuple[_Reading, list[Draft]]:
+def _read_layers(model: Model, effort: Effort) -> tuple[_Reading, list[Draft]]:
     """The layers of a model, whose open steps may have been written into it as a number."""
     try:
-        found = _Reading(path, model, room)
+        found = _Reading(model, effort)
         return found, found.layers()
     except WeightsError as error:
         refused = error
-    for fixed in traced_sizes(model, path):
+    for fixed in traced_sizes(model, effort.path):
         with suppress(WeightsError):
-            found = _Reading(path, model, room, fixed)
+            effort.begin()
+            found = _Reading(model, effort, fixed)
             drafts = found.layers()
             if any(draft.config["type"] == "flatten" for draft in drafts):
                 continue  # it would hang on the number, which may as well be one of features
@@ -135,6 +137,19 @@ def _stored_bytes(path: Path, model: Model, data: bytes) -> int:
     return len(data) + sizes
 
 
+def _nodes(model: Model) -> int:
+    """Operators that the file holds, those within operators among them."""
+    graphs = [] if model.graph is None else [model.graph]
+    nodes = [node for function in model.functions for node in function.nodes]
+    weight = 0
+    while graphs or nodes:
+        nodes += graphs.pop().nodes if graphs else ()
+        weight += sum(map(node_weight, nodes))
+        graphs += [a.g for node in nodes for a in node.attributes if a.g is not None]
+        nodes = []
+    return weight
+
+
 def _title(model: Model, version: int) -> str:
     maker = " ".join(filter(None, (model.producer_name, model.producer_version)))
     written = f", written by {maker}" if maker and maker.isprintable() else ""
@@ -156,30 +171,43 @@ class _Reading:
     """One model being read."""
 
     def __init__(
-        self, path: Path, model: Model, room: int, fixed: Mapping[str, int] = MappingProxyType({})
+        self, model: Model, effort: Effort, fixed: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         if model.graph is None:
             raise WireError("no graph")
-        self.path, self.graph = path, model.graph
+        self.path, self.graph = effort.path, model.graph
         self.notes: dict[str, None] = {}
-        inputs = Inputs(self.graph, path)
+        inputs = Inputs(self.graph, self.path)
         inputs.sizes |= {axis: n for axis, n in fixed.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
-        self.frame = Frame(inputs.sizes, guessed=bool(fixed))
+        self.frame = Frame(inputs.sizes, inputs.names, guessed=bool(fixed))
         names = frozenset(value.name for value in self.graph.inputs)
-        rules = Rules(self.frame, self.notes, names)
-        interpreter = Interpreter(model, rules, path, room)
+        rules = Rules(self.frame, self.notes, names, effort.held)
+        interpreter = Interpreter(model, rules, effort)
         self.values = interpreter.run(self.graph, inputs.values())
-        self.layering = Layering(self.frame, rules.rerolling, self.notes, room)
+        self.layering = Layering(self.frame, rules.rerolling, self.notes, effort)
 
     def layers(self) -> list[Draft]:
         """The network's layers, input to output."""
+        try:
+            return self._layers()
+        except WeightsError:
+            broken = self.layering.rerolling.broken
+            if broken is None:
+                raise
+            raise broken.error(str(self.path)) from None
+
+    def _layers(self) -> list[Draft]:
         outputs = self._outputs()
         name, main = self._main(outputs)
         try:
             drafts = self.layering.layers(output(self.frame, main))
-        except ValueError as error:
+        except RefusedError as error:
             raise self._refused(f"the model's output {quoted(name)}: {error}") from None
+        except MISTAKES:
+            raise self._refused(
+                f"the model's output {quoted(name)} is computed in a way that no layers do"
+            ) from None
         if not drafts:
             raise self._refused("the model gives back its input and has no layers")
         for other, value in outputs.items():

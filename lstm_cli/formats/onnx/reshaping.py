@@ -8,7 +8,7 @@ from typing import Any
 
 from lstm_cli.formats.onnx.frame import Frame, every, merged
 from lstm_cli.formats.onnx.sizes import Number, Size, product
-from lstm_cli.formats.onnx.values import FEATURES, Value
+from lstm_cli.formats.onnx.values import FEATURES, RefusedError, Value
 from lstm_cli.formats.onnx.vectors import at
 
 
@@ -29,7 +29,7 @@ def reshape(frame: Frame, value: Value, target: Sequence[Number], zero: bool = F
         filler = total.divided(rest) if isinstance(total, Size) else total // int(rest or 1)  # type: ignore[arg-type]
         shape[shape.index(-1)] = filler
     if product(shape) != total:
-        raise ValueError(f"it reshapes {shown(dims)} to {shown(shape)}")
+        raise RefusedError(f"it reshapes {shown(dims)} to {shown(shape)}")
     return _Regrouping(frame, value).grouped(shape)
 
 
@@ -50,7 +50,7 @@ class _Regrouping:
         groups = [self._group(n) for n in shape]
         if self.parts:
             if any(size != 1 for _, size in self.parts) or not groups:
-                raise ValueError(f"it reshapes to {shown(shape)} across the axes")
+                raise RefusedError(f"it reshapes to {shown(shape)} across the axes")
             groups[-1] += self.parts[::-1]
         value, axes, sizes = self.value, [], list[int]()
         for group in groups:
@@ -76,7 +76,7 @@ class _Regrouping:
             group.append((part, own))
             have = grown
         if have != size:
-            raise ValueError(f"it reshapes to an axis of {shown([size])} across others")
+            raise RefusedError(f"it reshapes to an axis of {shown([size])} across others")
         return group
 
     def _split(self, size: Number, have: Number, own: Number) -> Number:

@@ -20,6 +20,7 @@ from lstm_cli.formats.onnx.values import (
     Constant,
     Exceeds,
     Linear,
+    RefusedError,
     Side,
     Unknown,
     Value,
@@ -33,6 +34,12 @@ _SIDEWAYS = frozenset(
     | {"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Not", "And", "Or"}
 )
 """What may be made of states and lengths that are fed at run time."""
+_BY_SIZE = frozenset(
+    {"Reshape", "Expand", "Slice", "Gather", "Split", "Squeeze", "Unsqueeze", "ReverseSequence"}
+    | NODES
+)
+"""What may be done to values by sizes that the file leaves open."""
+EMBEDDING = "it is an embedding, a table read by ids, for which lstm-cli has no layer"
 MOST_TERMS = 256
 
 
@@ -47,20 +54,26 @@ class Rules:
         To be added to.
     inputs
         Names of the graph's inputs.
+    nodes
+        Operators in the file.
     """
 
     def __init__(
-        self, frame: Frame, notes: dict[str, None], inputs: frozenset[str] = frozenset()
+        self,
+        frame: Frame,
+        notes: dict[str, None],
+        inputs: frozenset[str] = frozenset(),
+        nodes: int = 0,
     ) -> None:
         self.frame, self.notes, self.inputs = frame, notes, inputs
-        self.rerolling = Rerolling(frame, notes)
+        self.rerolling = Rerolling(frame, notes, nodes)
 
     def evaluate(self, call: Call) -> Sequence[Anything]:
         """The operator's outputs.
 
         Raises
         ------
-        ValueError, LstmCliError
+        RefusedError, LstmCliError
             It cannot be represented.
         """
         unknown = next((value for value in call.inputs if isinstance(value, Unknown)), None)
@@ -71,9 +84,11 @@ class Rules:
         if any(isinstance(value, Value) for value in call.inputs):
             return self._of_values(call)
         side = next((value for value in call.inputs if isinstance(value, Side)), None)
+        if side is not None and call.op == "Gather" and isinstance(call.given(0), Constant):
+            raise RefusedError(EMBEDDING)
         if side is not None and call.op not in NODES:
             if call.op not in _SIDEWAYS:
-                raise ValueError(f"it computes something of the input {side.name}")
+                raise RefusedError(f"it computes something of the input {side.name}")
             changed = call.op in ("Add", "Sub", "Mul", "Concat") and len(call.inputs) > 1
             made = replace(side, computed=side.computed or changed)
             return [made] * len(call.node.outputs)
@@ -91,12 +106,16 @@ class Rules:
                 raise
             return [Side("the number of steps")]
         if found is None:
-            raise ValueError("it is an operator that lstm-cli does not know")
+            raise RefusedError("it is an operator that lstm-cli does not know")
         return found
 
     def _of_values(self, call: Call) -> Sequence[Anything]:
+        if call.is_open and call.op not in _BY_SIZE:
+            raise OpenSizeError("only what moves values about may do so")
         if call.op in NODES:
             return Operator(call, self.frame, self.notes, self.inputs).outputs()
+        if call.op == "Gather" and isinstance(call.given(0), Constant):
+            raise RefusedError(EMBEDDING)
         if call.op == "Concat":
             return [self._concat(call)]
         if call.op == "Greater":
@@ -106,7 +125,10 @@ class Rules:
             if call.op in ("Shape", "Size"):
                 return [self._shape(call, first)]
             if call.op == "Cast" and call.attributes["to"] not in FLOATS:
-                raise ValueError("it turns values into something other than real numbers")
+                raise RefusedError(
+                    "it turns values into something other than real numbers, such as ids of an "
+                    "embedding, for which lstm-cli has no layer"
+                )
             moved = views.view(self.frame, call, first)
             if moved is not None:
                 if call.op == "Dropout":
@@ -124,10 +146,10 @@ class Rules:
     def _concat(self, call: Call) -> Value:
         values = [value for value in call.inputs if isinstance(value, Value)]
         if len(values) != len(call.inputs):
-            raise ValueError("it puts constants or other inputs beside computed values")
+            raise RefusedError("it puts constants or other inputs beside computed values")
         axis = call.axis(len(values[0].axes))
         if any(len(value.axes) != len(values[0].axes) for value in values):
-            raise ValueError("it puts values of different rank side by side")
+            raise RefusedError("it puts values of different rank side by side")
         found = self.rerolling.series(values, axis)
         if found is not None or len(values) == 1:
             return found or values[0]
@@ -145,19 +167,19 @@ class Rules:
         if isinstance(condition, Exceeds):
             return activations.softplus(condition, yes, no)
         if not isinstance(condition, Side):
-            raise ValueError("it chooses by values that depend on the input")
+            raise RefusedError("it chooses by values that depend on the input")
         values = [value for value in (yes, no) if isinstance(value, Value)]
         if len(values) != 1:
-            raise ValueError(f"it chooses by the input {condition.name}")
+            raise RefusedError(f"it chooses by the input {condition.name}")
         other = no if values[0] is yes else yes
         if isinstance(other, Constant) and other.array.any():
-            raise ValueError("it fills the padding with something other than 0")
+            raise RefusedError("it fills the padding with something other than 0")
         self.notes["what the model does to the padding is left to the data's lengths"] = None
         return values[0]
 
     def _chosen(self, value: Anything | None) -> Anything:
         if value is None:
-            raise ValueError("it chooses nothing")
+            raise RefusedError("it chooses nothing")
         return value
 
     def _computed(self, call: Call, first: Anything | None) -> Value:
@@ -167,7 +189,7 @@ class Rules:
         if op in ("Add", "Sub", "Mul", "Div"):
             return self._binary(call, first, second)
         if not isinstance(first, Value):
-            raise ValueError("it is an operator that lstm-cli does not know")
+            raise RefusedError("it is an operator that lstm-cli does not know")
         if op == "Softmax":
             return elementwise.softmax(first, call.attributes["axis"], call.opset, call.where)
         if op in ("ReduceSum", "ReduceMean"):
@@ -190,11 +212,11 @@ class Rules:
         """The sum or mean over an axis of features."""
         axes = call.axes(1) or []
         if len(axes) != 1 or value.axes[axes[0]] != ("f",):
-            raise ValueError("it sums over something other than one axis of features")
+            raise RefusedError("it sums over something other than one axis of features")
         axis, size = axes[0] % len(value.axes), self.frame.dims(value)[axes[0]]
         keep = call.flag("keepdims")
         if not isinstance(size, int) or size > MOST_TERMS:
-            raise ValueError(f"it adds up more than {MOST_TERMS} values")
+            raise RefusedError(f"it adds up more than {MOST_TERMS} values")
         indices = [np.array([k] if keep else k) for k in range(size)]
         parts = [views.gather(self.frame, value, axis, index) for index in indices]
         found = parts[0]
@@ -207,17 +229,17 @@ class Rules:
 
     def _product(self, call: Call, first: Anything | None) -> Value:
         if not isinstance(first, Value):
-            raise ValueError("it multiplies a constant with values, in this order")
+            raise RefusedError("it multiplies a constant with values, in this order")
         factor = call.given(1)
         if not isinstance(factor, Constant):
-            raise ValueError("it multiplies two values that both depend on the input")
+            raise RefusedError("it multiplies two values that both depend on the input")
         if call.op == "MatMul":
             return arithmetic.matmul(self.frame, first, factor, call.where)
         return self._gemm(call, first, factor)
 
     def _gemm(self, call: Call, first: Value, factor: Constant) -> Value:
         if call.flag("transA"):
-            raise ValueError("its transA is 1")
+            raise RefusedError("its transA is 1")
         array, change = factor.array, factor.change
         if call.flag("transB"):
             array = array.T
@@ -250,7 +272,7 @@ class Rules:
         if op == "Mul" and isinstance(first, Constant):
             first, second = second, first
         if not isinstance(first, Value):
-            raise ValueError("it divides a constant by values")
+            raise RefusedError("it divides a constant by values")
         if isinstance(second, Constant):
             if op == "Div":
                 with np.errstate(all="ignore"):
@@ -258,7 +280,7 @@ class Rules:
                 second = Constant(inverse, second.origins, "computed")
             return arithmetic.scale(first, second, call.where)
         if not isinstance(second, Value):
-            raise ValueError("it combines values with something fed at run time")
+            raise RefusedError("it combines values with something fed at run time")
         if op == "Div":
             return elementwise.divide(first, second, call.where)
         return arithmetic.multiply(first, second, call.where)
@@ -267,26 +289,26 @@ class Rules:
         if isinstance(first, Constant):
             first, second = second, first
         if not isinstance(first, Value):
-            raise ValueError("it combines values with something fed at run time")
+            raise RefusedError("it combines values with something fed at run time")
         if isinstance(second, Constant):
             found = arithmetic.add_constant(first, second, call.where)
         elif isinstance(second, Value):
             found = arithmetic.add(first, second, call.where)
         else:
-            raise ValueError("it combines values with something fed at run time")
+            raise RefusedError("it combines values with something fed at run time")
         if isinstance(found.atom, Linear) and len(found.atom.terms) > MOST_TERMS:
-            raise ValueError(f"it adds up more than {MOST_TERMS} values")
+            raise RefusedError(f"it adds up more than {MOST_TERMS} values")
         return found
 
     def _reversed(self, call: Call, value: Value) -> Value:
         """ReverseSequence: within the lengths of the data, or all of T."""
         axis, batch = call.attributes["time_axis"], call.attributes["batch_axis"] % len(value.axes)
         if {axis, batch} != {0, 1}:
-            raise ValueError(f"its time_axis is {axis} and its batch_axis {batch}, not 0 and 1")
+            raise RefusedError(f"its time_axis is {axis} and its batch_axis {batch}, not 0 and 1")
         size, lengths = self.frame.dims(value)[axis], call.given(1)
         if isinstance(lengths, Constant):
             if any(n != size for n in lengths.array.reshape(-1)):
-                raise ValueError("it reverses sequences of lengths that are fixed in the file")
+                raise RefusedError("it reverses sequences of lengths that are fixed in the file")
         elif isinstance(lengths, Side):
             self.notes[f"the model's input {lengths.name} is left to lengths of the data"] = None
         return views.reverse(self.frame, value, axis)
@@ -294,11 +316,11 @@ class Rules:
     def _normalised(self, call: Call, value: Value) -> Value:
         """Batch normalisation as it is at inference: a scale and a shift of every feature."""
         if len(value.axes) < 2 or value.axes[1] != ("f",) or value.pick.ndim != 1:
-            raise ValueError("it normalises over something other than the features")
+            raise RefusedError("it normalises over something other than the features")
         if call.flag("training_mode"):
-            raise ValueError("it normalises by the batch, as in training")
+            raise RefusedError("it normalises by the batch, as in training")
         if not call.attributes.get("spatial", 1) and len(value.axes) > 2:
-            raise ValueError("it normalises every step by numbers of its own (spatial: 0)")
+            raise RefusedError("it normalises every step by numbers of its own (spatial: 0)")
         given = [call.constant(k).array.astype(np.float64) for k in range(1, 5)]
         factor, shift, mean, variance = given
         slope = factor / np.sqrt(variance + call.attributes["epsilon"])

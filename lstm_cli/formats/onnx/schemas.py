@@ -14,6 +14,7 @@ from typing import Any
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.onnx.messages import Attribute, Node
 from lstm_cli.formats.onnx.tensors import quoted
+from lstm_cli.formats.onnx.values import RefusedError
 
 NEWEST = 28
 """Opset up to which the table is known to hold."""
@@ -171,11 +172,41 @@ SCHEMAS: Mapping[str, tuple[tuple[int, Schema], ...]] = {
 """By operator, schemas with the opset from which each holds, oldest first."""
 
 
+_KINDS = {
+    "a convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"),
+    "pooling": ("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool",
+                "GlobalLpPool"),
+    "attention": ("Attention", "MultiHeadAttention", "GroupQueryAttention"),
+    "normalization": ("LayerNormalization", "SkipLayerNormalization", "InstanceNormalization",
+                      "GroupNormalization", "RMSNormalization", "LpNormalization", "LRN"),
+    "a loop": ("Loop", "Scan"),
+    "quantized arithmetic": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+                             "MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"),
+}  # fmt: skip
+_WORDS = {op: word for word, ops in _KINDS.items() for op in ops}
+
+
+def unread(node: Node) -> str | None:
+    """What a node does that lstm-cli reads in no way, in words; None: it may be read."""
+    if node.op_type in SCHEMAS:
+        return None
+    word = _WORDS.get(node.op_type)
+    return (
+        "it is an operator that lstm-cli does not know"
+        if word is None
+        else (
+            f"it is {word}, for which lstm-cli has no layer"
+            if word[:2] == "a "
+            else f"it does {word}, for which lstm-cli has no layer"
+        )
+    )
+
+
 def schema_of(op: str, opset: int) -> Schema | None:
     """An operator's schema in an opset; None for an operator that lstm-cli does not know."""
     rows = [schema for since, schema in SCHEMAS.get(op, ()) if since <= opset]
     if not rows and op in SCHEMAS:
-        raise ValueError(f"opset {opset} has no such operator; {SCHEMAS[op][0][0]} is the first")
+        raise RefusedError(f"opset {opset} has no such operator; {SCHEMAS[op][0][0]} is the first")
     return rows[-1] if rows else None
 
 

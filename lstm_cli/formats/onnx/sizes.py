@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lstm_cli.engines.types import Array
+from lstm_cli.formats.onnx.values import RefusedError
 
 MOST_TERMS = 16
 
@@ -17,7 +18,7 @@ Number: TypeAlias = "int | Size"
 """A size, known or not."""
 
 
-class OpenSizeError(ValueError):
+class OpenSizeError(RefusedError):
     """A calculation needs a size that the file leaves open."""
 
 
@@ -69,6 +70,11 @@ class Size:
             if all(not n % count and _less(k, names) is not None for k, n in self.terms):
                 return _made({_less(k, names) or (): n // count for k, n in self.terms})
         raise OpenSizeError("a size that the file leaves open is divided")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Free axes whose sizes it is made of."""
+        return frozenset(name for names, _ in self.terms for name in names)
 
     @property
     def offset(self) -> tuple[str, int] | None:
@@ -144,7 +150,7 @@ def whole(number: object) -> int:
         raise OpenSizeError("a size that the file leaves open is needed")
     value = float(number)  # type: ignore[arg-type]
     if not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{value} is no size")
+        raise RefusedError(f"{value} is no size")
     return int(number)  # type: ignore[call-overload, no-any-return]
 
 
@@ -163,7 +169,8 @@ def _terms(value: object) -> tuple[tuple[tuple[str, ...], int], ...]:
 
 def _made(terms: dict[tuple[str, ...], int]) -> Number:
     kept = {names: count for names, count in terms.items() if count}
-    if len(kept) > MOST_TERMS or any(len(names) > MOST_TERMS for names in kept):
+    large = any(abs(count) >> 63 for count in kept.values())
+    if large or len(kept) > MOST_TERMS or any(len(names) > MOST_TERMS for names in kept):
         raise OpenSizeError("sizes are calculated in a way that is out of proportion")
     if not any(kept):
         return kept.get((), 0)

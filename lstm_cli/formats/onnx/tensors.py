@@ -32,6 +32,11 @@ DTYPES = {
 }
 """By ``TensorProto.DataType``; bfloat16 as its bits."""
 
+_OTHERS = {
+    8: "string", 14: "complex64", 15: "complex128", 17: "float8e4m3fn", 18: "float8e4m3fnuz",
+    19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4e2m1",
+    24: "float8e8m0", 25: "uint2", 26: "int2",
+}  # fmt: skip
 _MOST_AXES = 16
 
 
@@ -44,6 +49,12 @@ def quoted(name: str) -> str:
 def short(value: float) -> float:
     """A float32 as the shortest decimal that means it."""
     return float(str(np.float32(value)))
+
+
+def type_name(data_type: int) -> str:
+    """A ``TensorProto.DataType`` that is not read, in words."""
+    name = _OTHERS.get(data_type)
+    return f"data type {data_type}" + ("" if name is None else f" ({name})")
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -68,12 +79,14 @@ def to_array(tensor: Tensor, path: Path) -> Array:
         raise WeightsError(
             f"{what} is of a type that lstm-cli does not read",
             expected="float16, bfloat16, float32, float64, integers or booleans",
-            found="a segment" if tensor.segment is not None else f"data type {tensor.data_type}",
+            found="a segment" if tensor.segment is not None else type_name(tensor.data_type),
             where=str(path),
         )
-    if len(tensor.dims) > _MOST_AXES or any(n < 0 for n in tensor.dims):
-        raise WeightsError(f"{what} has an impossible shape", found=str(tensor.dims)[:200])
-    count = math.prod(tensor.dims)
+    dims = tensor.dims
+    if len(dims) > _MOST_AXES or min(dims, default=0) < 0 or math.prod(filter(None, dims)) >> 48:
+        shape = f"{len(dims)} axes, {dims[:_MOST_AXES]}"
+        raise WeightsError(f"{what} has an impossible shape", found=shape, where=str(path))
+    count = math.prod(dims)
     if tensor.data_location == m.EXTERNAL:
         found = np.frombuffer(_external(tensor, path, count * np.dtype(dtype).itemsize), dtype)
     elif tensor.raw_data is not None:

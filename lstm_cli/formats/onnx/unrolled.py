@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError
 from lstm_cli.formats.gates import NATIVE, part
 from lstm_cli.formats.model import Stored
 from lstm_cli.formats.onnx.arithmetic import timed
@@ -29,9 +30,58 @@ from lstm_cli.formats.onnx.values import (
 )
 from lstm_cli.formats.onnx.vectors import at, counted, joined, pieces, same_array, whole
 
-MOST_WORK = 1_000_000
-"""Vectors that are compared; a step counts as `STEP` of them."""
-STEP = 40
+MOST_WORK = 50_000
+"""Vectors that are compared beyond what a file's operators need."""
+STEP, NODE = 40, 30
+"""Vectors whose comparison takes as long as that of a step, and those allowed for an operator."""
+
+
+def _cost(vector: Vector) -> int:
+    """Long vectors take their time."""
+    return 1 + vector.pick.size // 4096
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A loop that is written out step by step and is no layer.
+
+    Attributes
+    ----------
+    kind, steps
+        Of the cell, and how many steps are alike, counted from the last one.
+    last, own, after
+        Nodes that give the last state, that of the step which differs, and that of the next one.
+    folded
+        The step is no step of the cell at all.
+    """
+
+    kind: str
+    steps: int
+    last: str
+    own: str
+    after: str
+    folded: bool
+
+    def error(self, path: str) -> WeightsError:
+        """The error, with what can be done where an exporter folded the first step."""
+        found = f"other weights or activations at {self.own} than in the step after it"
+        hint = None
+        if self.folded:
+            found = (
+                f"{self.own}, before the step of {self.after}, is computed in another way: the "
+                "exporter may have folded the first step's product with its initial state"
+            )
+            hint = (
+                "export the model with an open batch size, so that nothing is folded: torch.onnx."
+                "export(..., dynamo=True, dynamic_shapes=({0: torch.export.Dim('N')},))"
+            )
+        return WeightsError(
+            f"the loop of {self.kind} steps that ends at {self.last} is not one layer",
+            expected="steps that are all computed alike, by the same weights",
+            found=found,
+            where=path,
+            hint=hint,
+        )
 
 
 class Rerolling:
@@ -43,11 +93,14 @@ class Rerolling:
         Free axes.
     notes
         To be added to.
+    nodes
+        Operators in the file.
     """
 
-    def __init__(self, frame: Frame, notes: dict[str, None]) -> None:
+    def __init__(self, frame: Frame, notes: dict[str, None], nodes: int = 0) -> None:
         self.frame, self.notes = frame, notes
-        self.left = MOST_WORK
+        self.left = MOST_WORK + NODE * nodes
+        self.broken: Broken | None = None
         self._known: dict[int, tuple[Vector, Vector | None]] = {}
 
     def final(self, vector: Vector) -> Vector | None:
@@ -102,15 +155,26 @@ class Rerolling:
         found: list[tuple[Vector, Step]] = []
         own: Vector | None = whole(h.atom)
         while own is not None and self.left > 0:
-            self.left -= STEP
+            self.left -= STEP * _cost(own)
             step = match(own) or (rnn_start(own, found[-1][1]) if found else None)
             if step is None or (found and not _continues(step, found[-1][1])):
+                self._note_broken(own, step, found)
                 return None
             found.append((own, step))
             if step.first or len(found) == count:
                 break
             own = step.h_prev
         return found[::-1] if found and found[-1][1].first else None
+
+    def _note_broken(
+        self, own: Vector, step: Step | None, later: Sequence[tuple[Vector, Step]]
+    ) -> None:
+        """Keep why the longest chain of steps is none."""
+        if later and (self.broken is None or len(later) > self.broken.steps):
+            last, after = later[0][0].atom.where, later[-1]
+            self.broken = Broken(
+                after[1].kind, len(later), last, own.atom.where, after[0].atom.where, step is None
+            )
 
     def _recurrent(self, chain: Sequence[tuple[Vector, Step]]) -> Recurrent | None:
         source = self.lifted([step.source for _, step in chain])
@@ -146,7 +210,7 @@ class Rerolling:
 
     def _lifted(self, vectors: Sequence[Vector]) -> Vector | None:
         first = vectors[0]
-        self.left -= len(vectors)
+        self.left -= len(vectors) * _cost(first)
         if self.left < 0 or any(
             not np.array_equal(vector.pick, first.pick) for vector in vectors[1:]
         ):

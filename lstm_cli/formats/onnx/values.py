@@ -27,8 +27,12 @@ Axis: TypeAlias = "tuple[str, ...]"
 
 FEATURES = "f"
 
-MOST_FEATURES = 1 << 24
+MOST_FEATURES = 1 << 22
 """Features of the widest value; what is wider is a slip, or hostile."""
+
+
+class RefusedError(ValueError):
+    """A graph does what cannot be represented: the message, a clause, says what."""
 
 
 @dataclass(frozen=True)

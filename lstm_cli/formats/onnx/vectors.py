@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.onnx.values import ALL, MOST_FEATURES, REVERSED, Atom, Joined, Step, Vector
+from lstm_cli.formats.onnx.values import (
+    ALL,
+    MOST_FEATURES,
+    REVERSED,
+    Atom,
+    Joined,
+    RefusedError,
+    Step,
+    Vector,
+)
 
 
 def counted(n: int) -> Array:
@@ -20,11 +30,11 @@ def bounded(count: int) -> int:
 
     Raises
     ------
-    ValueError
+    RefusedError
         They are more than any network has.
     """
     if count > MOST_FEATURES:
-        raise ValueError(f"it makes {count:,} features of one value")
+        raise RefusedError(f"it makes {count:,} features of one value")
     return count
 
 
@@ -75,13 +85,12 @@ def pieces(vector: Vector) -> Iterator[Vector]:
 def joined(vectors: Sequence[Vector], where: str) -> Vector:
     """Vectors side by side as one."""
     bounded(sum(vector.pick.size for vector in vectors))
-    parts: list[Vector] = []
-    for piece in (piece for vector in vectors for piece in pieces(vector)):
-        last = parts[-1] if parts else None
-        if last is not None and last.atom is piece.atom and last.step == piece.step:
-            parts[-1] = Vector(last.atom, last.step, np.concatenate([last.pick, piece.pick]))
-        else:
-            parts.append(piece)
+    every = (piece for vector in vectors for piece in pieces(vector))
+    groups = [list(own) for _, own in groupby(every, lambda piece: (id(piece.atom), piece.step))]
+    parts = [
+        Vector(own[0].atom, own[0].step, np.concatenate([piece.pick for piece in own]))
+        for own in groups
+    ]
     if len(parts) == 1:
         return parts[0]
     timed = any(part.step in (ALL, REVERSED) for part in parts)

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.onnx.calls import Call
+from lstm_cli.formats.onnx.calls import MOST_LISTED, Call
 from lstm_cli.formats.onnx.constant_rules import clamped
 from lstm_cli.formats.onnx.frame import Frame, every
 from lstm_cli.formats.onnx.reshaping import at_step, flatten, reshape, shown
 from lstm_cli.formats.onnx.sizes import Number, Size, product
-from lstm_cli.formats.onnx.values import FEATURES, REVERSED, Axis, Joined, Recurrent, Value
+from lstm_cli.formats.onnx.values import (
+    FEATURES,
+    REVERSED,
+    Axis,
+    Joined,
+    Recurrent,
+    RefusedError,
+    Value,
+)
 from lstm_cli.formats.onnx.vectors import bounded, composed, counted, joined
 
 MOST_STEPS = 4096
@@ -26,7 +34,7 @@ def transpose(frame: Frame, value: Value, perm: Sequence[int] | None) -> Value:
     rank = len(value.axes)
     perm = list(range(rank))[::-1] if perm is None else [k % rank for k in perm]
     if sorted(perm) != list(range(rank)):
-        raise ValueError(f"axes {perm} of {rank}")
+        raise RefusedError(f"axes {perm} of {rank}")
     order = [number for k in perm for number in _feature_numbers(value, k)]
     return replace(value, pick=value.pick.transpose(order), axes=tuple(value.axes[k] for k in perm))
 
@@ -42,7 +50,7 @@ def unsqueeze(frame: Frame, value: Value, axes: Sequence[int]) -> Value:
     rank = len(value.axes) + len(axes)
     places = {axis % rank for axis in axes if -rank <= axis < rank}
     if len(places) != len(axes):
-        raise ValueError(f"axes {list(axes)} of {rank}")
+        raise RefusedError(f"axes {list(axes)} of {rank}")
     own = iter(value.axes)
     return replace(value, axes=tuple(() if k in places else next(own) for k in range(rank)))
 
@@ -55,7 +63,7 @@ def squeeze(frame: Frame, value: Value, axes: Sequence[int] | None) -> Value:
     places = sorted({axis % len(dims) for axis in axes}, reverse=True)
     for k in places:
         if dims[k] != 1:
-            raise ValueError(f"it squeezes axis {k}, which is not known to have size 1")
+            raise RefusedError(f"it squeezes axis {k}, which is not known to have size 1")
         value = _without(frame, value, k)
     return value
 
@@ -82,6 +90,8 @@ def gather(frame: Frame, value: Value, axis: int, indices: Array) -> Value:
         return replace(value, pick=pick, axes=value.axes[:axis] + kept + value.axes[axis + 1 :])
     _single_time(frame, value, axis)
     frame.picked += [value.vector] if isinstance(value.atom, Recurrent | Joined) else []
+    if indices.size > MOST_LISTED:
+        raise RefusedError(f"it picks {indices.size:,} steps")
     steps = [frame.index(n if isinstance(n, Size) else int(n)) for n in indices.reshape(-1)]
     if indices.ndim == 0:
         return replace(at_step(value, steps[0]), axes=value.axes[:axis] + value.axes[axis + 1 :])
@@ -94,7 +104,7 @@ def as_features(value: Value, axis: int) -> Value:
     if parts == (FEATURES,):
         return value
     if parts:
-        raise ValueError("it cuts an axis that runs over more than features")
+        raise RefusedError("it cuts an axis that runs over more than features")
     number = _feature_numbers(value, axis).start
     axes = (*value.axes[:axis], (FEATURES,), *value.axes[axis + 1 :])
     return replace(value, pick=np.expand_dims(value.pick, number), axes=axes)
@@ -103,18 +113,18 @@ def as_features(value: Value, axis: int) -> Value:
 def _single_time(frame: Frame, value: Value, axis: int) -> None:
     parts = value.axes[axis]
     if len(parts) != 1 or not frame.is_time(parts[0]):
-        raise ValueError("it picks some sequences of a batch")
+        raise RefusedError("it picks some sequences of a batch")
 
 
 def _some_steps(frame: Frame, value: Value, axis: int, steps: Sequence[Any]) -> Value:
     """Several single steps, as features of an axis of its own."""
-    if len(steps) == frame.steps:
-        if list(steps) == list(range(len(steps))):
-            return value
-        if list(steps) == list(range(len(steps)))[::-1]:
-            return replace(value, step=composed(value.step, REVERSED))
+    all_steps = range(len(steps)) if isinstance(steps, range) else list(range(len(steps)))
+    if len(steps) == frame.steps and steps == all_steps:
+        return value
+    if len(steps) == frame.steps and steps == all_steps[::-1]:
+        return replace(value, step=composed(value.step, REVERSED))
     if not 0 < len(steps) <= MOST_STEPS:
-        raise ValueError(f"it picks {len(steps)} steps")
+        raise RefusedError(f"it picks {len(steps):,} steps")
     axes = (*value.axes[:axis], (), *value.axes[axis + 1 :])
     picked = [replace(at_step(value, step), axes=axes) for step in steps]
     return picked[0] if len(picked) == 1 else stacked(picked, axis, "steps")
@@ -149,11 +159,11 @@ def _open_steps(
     """A range of steps where T is open: only a few from the beginning, or from the end."""
     first = frame.index(start)
     if not isinstance(first, int) or step != 1:
-        raise ValueError("it picks steps that depend on the sizes")
+        raise RefusedError("it picks steps that depend on the sizes")
     end = 0 if far else frame.index(stop)
     if not isinstance(end, int) or (first < 0) != (end <= 0 and first < 0) or end - first < 1:
-        raise ValueError("it picks steps that depend on the sizes")
-    return _some_steps(frame, value, axis, list(range(first, end)))
+        raise RefusedError("it picks steps that depend on the sizes")
+    return _some_steps(frame, value, axis, range(first, end))
 
 
 def stacked(values: Sequence[Value], axis: int, where: str) -> Value:
@@ -161,7 +171,7 @@ def stacked(values: Sequence[Value], axis: int, where: str) -> Value:
     values = [as_features(value, axis) for value in values]
     first = values[0]
     if any(value.axes != first.axes for value in values):
-        raise ValueError("it puts values of different layouts side by side")
+        raise RefusedError("it puts values of different layouts side by side")
     (number,) = _feature_numbers(first, axis)
     bounded(sum(value.pick.size for value in values))
     source = joined([value.vector for value in values], where)
@@ -180,7 +190,7 @@ def split(frame: Frame, value: Value, axis: int, call: Call) -> list[Value]:
     if isinstance(size, Size):
         lengths = call.split_lengths()
         if not lengths or min(lengths) < 1:
-            raise ValueError("it splits an axis of open size")
+            raise RefusedError("it splits an axis of open size")
         ends = [int(n) for n in np.cumsum(lengths)]
     else:
         ends = [*call.split_points(size), size]
@@ -197,7 +207,7 @@ def expand(frame: Frame, value: Value, shape: Sequence[Number]) -> Value:
     dims: list[Number] = [*[1] * (rank - len(value.axes)), *frame.dims(value)]
     wanted = [*[1] * (rank - len(shape)), *shape]
     if any(n not in (1, -1) and n != own for n, own in zip(wanted, dims, strict=True)):
-        raise ValueError(f"it repeats {shown(dims)} to {shown(wanted)}")
+        raise RefusedError(f"it repeats {shown(dims)} to {shown(wanted)}")
     return replace(value, axes=((),) * (rank - len(value.axes)) + value.axes)
 
 
@@ -216,7 +226,7 @@ def view(frame: Frame, call: Call, value: Value) -> list[Value] | None:
     """The outputs of an operator that only moves numbers about; None: it is none of them."""
     op, rank = call.op, len(value.axes)
     if op == "Dropout" and not _is_off(call):
-        raise ValueError("it drops values at random, as in training")
+        raise RefusedError("it drops values at random, as in training")
     if op in ("Identity", "Cast", "Dropout"):
         return [value]
     if op == "Transpose":

@@ -21,6 +21,7 @@ VARINT, EIGHT, LENGTH, FOUR = 0, 1, 2, 5
 """How a value is stored."""
 
 _LONGEST = 10  # bytes of a varint of 64 bits
+_PIECE = 1 << 16  # bytes of packed numbers that are read together: each takes 40 bytes meanwhile
 _MASK = (1 << 64) - 1
 
 
@@ -64,6 +65,8 @@ def _size(data: memoryview, at: int, storage: int) -> tuple[int, int]:
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
     """A number of up to 64 bits, unsigned, and where the next value begins."""
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
     value = 0
     for k, byte in enumerate(data[at : at + _LONGEST]):
         value |= (byte & 0x7F) << (7 * k)
@@ -86,11 +89,26 @@ def varints(data: memoryview) -> Array:
         Cut short, or a number longer than 64 bits.
     """
     octets = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(octets < 0x80)
-    if octets.size == 0:
-        return np.zeros(0, np.int64)
-    if ends.size == 0 or ends[-1] != octets.size - 1:
+    if octets.size and octets[-1] >= 0x80:
         raise WireError("packed numbers are cut short")
+    parts, at = [np.zeros(0, np.int64)], 0
+    while at < octets.size:
+        stop = min(at + _PIECE, octets.size)
+        if octets[stop - 1] >= 0x80:  # a number goes on
+            ahead = octets[stop : stop + _LONGEST] < 0x80
+            if not ahead.any():
+                raise WireError("a packed number is longer than 64 bits")
+            stop += int(np.argmax(ahead)) + 1
+        parts.append(_whole_varints(octets[at:stop]))
+        at = stop
+    return np.concatenate(parts)
+
+
+def _whole_varints(octets: Array) -> Array:
+    """Numbers of bytes that end with the last of them."""
+    ends = np.flatnonzero(octets < 0x80)
+    if ends.size == octets.size:
+        return octets.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > _LONGEST:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from lstm_cli.formats.onnx.message import Budget
 from lstm_cli.formats.onnx.messages import Attribute, Graph, Model, Node, OperatorSet, Tensor
 from lstm_cli.formats.onnx.schemas import NEWEST, SCHEMAS
 from lstm_cli.formats.onnx.sizes import OpenSizeError, Size, exceeds, same
-from lstm_cli.formats.onnx.wire import WireError, encoded_varint, varints
+from lstm_cli.formats.onnx.wire import WireError, encoded, encoded_varint, varints
 
 Array = NDArray[Any]
 D, H = 3, 2
@@ -638,3 +640,351 @@ def test_values_that_mean_something_else(case: str, tmp_path: Path) -> None:
     made = model(nodes, tensors, inputs=inputs)
     with pytest.raises(WeightsError, match=pattern):
         load(tmp_path, replace(made, operator_sets=(OperatorSet("", 18),)))
+
+
+# Work: what a file of some kilobytes may cost.
+
+
+def local(name: str, inputs: str, outputs: str) -> Node:
+    return replace(node(name, inputs, outputs), domain="local")
+
+
+def functions(*bodies: tuple[str, list[Node]]) -> tuple[m.Function, ...]:
+    return tuple(
+        m.Function(name, ("a",), ("b",), (), tuple(nodes), (OperatorSet("", 17),), "local")
+        for name, nodes in bodies
+    )
+
+
+def doubling(start: Node, calls: int) -> Model:
+    """Functions that call the one before twice; `calls` of them, within the depth allowed."""
+    bodies = [("f0", [start])]
+    for k in range(1, calls):
+        before = f"f{k - 1}"
+        bodies.append((f"f{k}", [local(before, "a", "t"), local(before, "t", "b")]))
+    return model([local(f"f{calls - 1}", "x", "y")], functions=functions(*bodies))
+
+
+def filled(*nodes: Node, **sizes: list[int]) -> Model:
+    """Constants made of a shape: c of floats and d of integers."""
+    start = [node("ConstantOfShape", "s", "c"), node("Cast", "c", "d", to=m.INT64)]
+    tensors = [stored(name, given) for name, given in sizes.items()]
+    tensors += [stored("one", [1]), stored("o", np.float32(1)), stored("three", np.ones(3))]
+    return model([*start, *nodes, node("Mul", "x last", "y")], tensors)
+
+
+def repeated(op: str, first: str, second: str, count: int, **attributes: Any) -> list[Node]:
+    made = [node(op, f"{first} {second}", "v0", **attributes)]
+    made += [node(op, f"v{k} {second}", f"v{k + 1}", **attributes) for k in range(count)]
+    return [*made, node("Identity", f"v{count}", "last")]
+
+
+def many(op: str, inputs: str, count: int, **attributes: Any) -> list[Node]:
+    made = [node(op, inputs, f"v{k}", **attributes) for k in range(count)]
+    return [*made, node("Identity", "v0", "last")]
+
+
+STEPS_OF_8 = [value("x", 8, "N", D)]
+CHAIN = [
+    node("Gather", "x first", "h0", axis=0),
+    *[node("Tanh", f"h{k}", f"h{k + 1}") for k in range(1500)],
+    node("Unsqueeze", "h1500 zero", "u"),
+    *[node("Concat", "u u u u u u u u", f"q{k}", axis=0) for k in range(2000)],
+]
+BOMBS: dict[str, Callable[[], Model]] = {
+    "functions that double": lambda: doubling(node("Tanh", "a", "b"), 19),
+    "functions of long lists": lambda: doubling(
+        replace(
+            node("Constant", "", "b"),
+            attributes=(Attribute("value_ints", ints=tuple(range(20_000)), type=m.A_INTS),),
+        ),
+        19,
+    ),
+    "functions in a circle": lambda: model(
+        [local("f", "x", "y")],
+        functions=functions(
+            ("f", [local("g", "a", "t"), local("g", "t", "b")]), ("g", [local("f", "a", "b")])
+        ),
+    ),
+    "concatenated again and again": lambda: filled(
+        *[node("Concat", f"{p} {p}", f"v{k}", axis=0)
+          for k, p in enumerate(["c", *(f"v{k}" for k in range(59))])],
+        node("Identity", "v59", "last"), s=[3],
+    ),
+    "sums of large constants": lambda: filled(*repeated("Add", "c", "c", 400), s=[1 << 20]),
+    "powers": lambda: filled(*repeated("Pow", "c", "c", 400), s=[1 << 20]),
+    "quotients of integers": lambda: filled(*repeated("Div", "d", "one", 400), s=[1 << 20]),
+    "products of matrices": lambda: filled(*many("MatMul", "d d", 50), s=[1500, 1500]),
+    "tiles": lambda: filled(*many("Tile", "c k", 200), s=[1 << 10], k=[1 << 12]),
+    "too large": lambda: filled(*many("Expand", "o k", 1), s=[1], k=[1 << 40]),
+    "an overflow": lambda: filled(*many("Expand", "o k", 1), s=[1], k=[1 << 62, 1 << 62]),
+    "a range": lambda: filled(*many("Range", "one k one", 1), s=[1], k=[1 << 60]),
+    "gathered": lambda: filled(*many("Gather", "three d", 400, axis=0), s=[1 << 20]),
+    "steps without end": lambda: filled(*many("Gather", "x d", 400, axis=0), s=[4096]),
+    "all steps but one": lambda: model(
+        [node("Slice", "x one far", "t"), *lstm("t W R B")],
+        [*weights(), ZERO, stored("one", [1]), stored("far", [1 << 61])],
+        inputs=[value("x", 1 << 62, "N", D)],
+    ),
+    "some of open steps": lambda: model(
+        [node("Slice", "x one far", "t"), *lstm("t W R B")],
+        [*weights(), ZERO, stored("one", [1]), stored("far", [1 << 29])],
+    ),
+    "features": lambda: model(
+        [node("Tanh", f"{p}", f"v{k}")
+         for k, p in enumerate(["x", *(f"v{k}" for k in range(299))])],
+        outputs=["v299"], inputs=[value("x", "T", "N", 1 << 22)],
+    ),
+    "summands": lambda: model(
+        [node("Mul", "x two", "v0"), *[node("Add", f"v{k} x", f"v{k + 1}") for k in range(200)],
+         *[node("Add", "v200 x", f"w{k}") for k in range(4000)]],
+        [stored("two", np.float32(2))], outputs=["v200"],
+    ),
+    "steps that are no loop": lambda: model(
+        CHAIN, [stored("first", np.int64(0)), ZERO], ["q9"], STEPS_OF_8
+    ),
+    "sizes multiplied": lambda: model(
+        [node("Shape", "x", "v0"), *[node("Mul", f"v{k} big", f"v{k + 1}") for k in range(3000)],
+         node("Reshape", "x v3000", "y")],
+        [stored("big", [1 << 62] * 3)],
+    ),
+    "a branch's stored halves": lambda: model(
+        [node("If", "no", f"b{k}", then_branch=HALVES, else_branch=HALVES) for k in range(200)],
+        [stored("no", np.array(False))], outputs=["b9"],
+    ),
+}  # fmt: skip
+HALVES = Graph(
+    (node("Identity", "h", "b"),),
+    "g",
+    (Tensor((1 << 15,), m.FLOAT16, name="h", raw_data=bytes(1 << 16)),),
+    outputs=(value("b"),),
+)
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_work_is_bounded(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(BOMBS[kind]().encode())
+    began = time.process_time()
+    with pytest.raises(WeightsError):
+        read(path, ReadOptions())
+    assert time.process_time() - began < 6  # two seconds on a quiet machine
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    for kind in ("sums of large constants", "tiles", "features", "gathered"):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(BOMBS[kind]().encode())
+        tracemalloc.start()
+        with pytest.raises(WeightsError):
+            read(path, ReadOptions())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 800 << 20
+
+
+FIELDS = {
+    "nodes": lambda n: encoded(7, 2, b"\x0a\x00" * n),
+    "unknown fields": lambda n: encoded(7, 2, b"\x98\x06\x01" * n),
+    "names": lambda n: encoded(7, 2, encoded(1, 2, encoded(1, 2, b"a") * n)),
+    "graphs": lambda n: encoded(7, 2, b"") * n,
+    "functions": lambda n: encoded(25, 2, b"") * n,
+    "numbers of a list": lambda n: encoded(
+        7, 2, encoded(1, 2, encoded(5, 2, encoded(8, 2, b"\x01" * n)))
+    ),
+    "numbers of a tensor, one by one": lambda n: encoded(7, 2, encoded(5, 2, b"\x38\x01" * n)),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_fields_without_end(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(FIELDS[kind](1_100_000))
+    began = time.process_time()
+    with pytest.raises(WeightsError, match="more than 1,000,000 parts"):
+        read(path, ReadOptions())
+    assert time.process_time() - began < 6
+
+
+def test_packed_numbers_across_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstm_cli.formats.onnx.wire._PIECE", 7)
+    rng = np.random.default_rng(0)
+    numbers = [int(n) >> int(k) for n, k in zip(rng.integers(-(2**63), 2**63, 500, np.int64),
+                                                rng.integers(0, 63, 500), strict=True)]  # fmt: skip
+    data = memoryview(b"".join(encoded_varint(n) for n in numbers))
+    assert varints(data).tolist() == numbers
+    with pytest.raises(WireError, match="longer than 64 bits"):
+        varints(memoryview(b"\xff" * 30 + b"\x01"))
+
+
+# What a file may lack or overdo.
+
+
+def test_a_node_without_outputs_or_inputs(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="nothing computes"):
+        load(tmp_path, model([replace(LSTM, outputs=())], weights()))
+    for op in sorted(SCHEMAS):
+        for bare in (node(op, "", ""), node(op, "x", ""), node(op, "q", ""), node(op, "", "y")):
+            with pytest.raises(WeightsError):
+                load(tmp_path, model([bare], weights()))
+    nameless = Node(("", ""), ("", "y"), "", "", ())
+    with pytest.raises(WeightsError):
+        load(tmp_path, model([nameless], weights()))
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [(0, 1 << 62, 1 << 62), (1 << 62, 1 << 62), (-1, 3), (3, -1), (1 << 40,), (1,) * 40],
+    ids=str,
+)
+def test_dims(dims: tuple[int, ...], tmp_path: Path) -> None:
+    for data in (b"", bytes(12)):
+        tensor = Tensor(dims, m.FLOAT, name="W", raw_data=data)
+        with pytest.raises(WeightsError, match="tensor W"):
+            load(tmp_path, model(LAST, [tensor, *weights()[1:], ZERO]))
+        constant = replace(
+            node("Constant", "", "W"), attributes=(Attribute("value", t=tensor, type=m.A_TENSOR),)
+        )
+        with pytest.raises(WeightsError, match="tensor W"):
+            load(tmp_path, model([constant, *LAST], [*weights()[1:], ZERO]))
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(8, "string"), (14, "complex64"), (17, "float8e4m3fn"), (22, "int4"), (99, "99")],
+)
+def test_types_that_are_not_read_are_named(number: int, name: str, tmp_path: Path) -> None:
+    tensor = Tensor((1, 8, 3), number, name="W", raw_data=bytes(24))
+    with pytest.raises(WeightsError, match=f"(?s)tensor W.*{name}"):
+        load(tmp_path, model(LAST, [tensor, *weights()[1:], ZERO]))
+
+
+def test_inputs_that_are_no_tensors(tmp_path: Path) -> None:
+    for name, word in (("sequence", "sequence"), ("optional", "optional"), ("map", "map")):
+        given = m.ValueInfo("x", m.Type(**{name: b""}))
+        with pytest.raises(WeightsError, match=f"input x is of the type {word}"):
+            load(tmp_path, model(LAST, [*weights(), ZERO], inputs=[given]))
+
+
+@pytest.mark.parametrize("key", ["offset", "length"])
+@pytest.mark.parametrize("text", ["-1", "99999999999999999999999", "1e3", "9999999999999"])
+def test_external_data_of_impossible_places(key: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(96))
+    entries = {"location": "w.bin", key: text}
+    external = tuple(m.Property(k, v) for k, v in entries.items())
+    tensor = Tensor((1, 8, 3), m.FLOAT, name="W", data_location=1, external_data=external)
+    made = model(LAST, [tensor, *weights()[1:], ZERO])
+    if (key, text) == ("length", "9999999999999"):
+        assert load(tmp_path, made).config is not None  # more than is needed is not read
+        return
+    with pytest.raises(WeightsError):
+        load(tmp_path, made)
+
+
+def test_external_data_read_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(1 << 22))
+    entries = (m.Property("location", "w.bin"),)
+    tensors = [
+        Tensor((1 << 20,), m.FLOAT, name=f"t{k}", data_location=1, external_data=entries)
+        for k in range(100)
+    ]
+    nodes = [node("Identity", f"t{k}", f"v{k}") for k in range(100)]
+    with pytest.raises(WeightsError, match="computes more"):
+        load(tmp_path, model([*nodes, node("Tanh", "x", "y")], tensors))
+
+
+# Operators that no layer stands for, wherever they are.
+
+FRONT = {
+    "Conv": "a convolution", "MaxPool": "pooling", "Attention": "attention",
+    "LayerNormalization": "normalization", "Loop": "a loop", "MatMulInteger": "quantized",
+    "TopK": "does not know",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", FRONT)
+@pytest.mark.parametrize("sizes", [("N", D, "T"), ("T", "N", "D"), ("N", 1, "T", D), ("N",), None])
+def test_an_operator_in_front_is_named(op: str, sizes: Any, tmp_path: Path) -> None:
+    shape = (
+        [m.ValueInfo("x", m.Type(m.TensorType(m.FLOAT)))] if sizes is None else [value("x", *sizes)]
+    )
+    nodes = [node("Relu", "x", "r"), node(op, "r", "c", "front"),
+             node("Transpose", "c", "t", perm=[2, 0, 1])]  # fmt: skip
+    turned = [node("Transpose", "V", "W", perm=[0, 2, 1])]  # so that W says nothing of D
+    tensors = [stored("V", np.ones((1, D, 4 * H))), *weights()[1:], ZERO]
+    made = model([*nodes, *turned, *lstm("t W R B")], tensors, inputs=shape)
+    with pytest.raises(WeightsError, match=rf"(?s)node front \({op}\).*{FRONT[op]}") as caught:
+        load(tmp_path, made)
+    if "found" in str(caught.value):  # the hint: what follows is read on its own
+        rest = model([*turned, *lstm("x W R B")], tensors)
+        assert [layer["type"] for layer in layers(load(tmp_path, rest))] == ["lstm"]
+
+
+@pytest.mark.parametrize("op", FRONT)
+def test_an_operator_between_or_behind_is_named(op: str, tmp_path: Path) -> None:
+    tensors = [*weights(), ZERO, stored("one", [1]), stored("W2", np.ones((1, 4 * H, H)))]
+    before = [LSTM, node("Squeeze", "Y one", "h"), node(op, "h", "c", "odd")]
+    behind = [node("LSTM", "c W2 R B", "Y2 Yh2", "cell2"), node("Squeeze", "Yh2 zero", "y")]
+    for nodes in (before + behind, [*before, node("Identity", "c", "y")]):
+        with pytest.raises(WeightsError, match=rf"node odd \({op}\).*{FRONT[op]}"):
+            load(tmp_path, model(nodes, tensors))
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_an_embedding_is_named(cast: bool, tmp_path: Path) -> None:
+    kind = m.FLOAT if cast else m.INT64
+    dims = m.Shape((m.Dimension(name="T"), m.Dimension(name="N")))
+    ids = m.ValueInfo("x", m.Type(m.TensorType(kind, dims)))
+    table = stored("E", np.ones((9, D)))
+    nodes = [node("Cast", "x", "i", "ids", to=m.INT64)] if cast else []
+    nodes += [node("Gather", "E i" if cast else "E x", "t", "look"), *lstm("t W R B")]
+    with pytest.raises(WeightsError, match=r"node (ids \(Cast\)|look \(Gather\)).*embedding"):
+        load(tmp_path, model(nodes, [*weights(), ZERO, table], inputs=[ids]))
+
+
+# Sizes that the file leaves open, in every operator.
+
+PYTHON = re.compile(
+    r"argument|object|NoneType|operand|not supported between|bad |'Size'|numpy|NumPy|iterable|"
+    r"unpack|has no attribute|index out|invalid literal|expected str|dtype"
+)
+
+
+@pytest.mark.parametrize("op", sorted(SCHEMAS))
+def test_open_sizes_in_every_operator(op: str, tmp_path: Path) -> None:
+    """Whatever an operator makes of them: it is read, or the message names node and axis."""
+    least = min(schema.least for _, schema in SCHEMAS[op])
+    most = min(max(schema.most for _, schema in SCHEMAS[op]), 5)
+    branch = Graph((node("Identity", "x", "b"),), outputs=(value("b"),))
+    own = {"axis": 0, "to": m.FLOAT, "hidden_size": H}
+    own |= {"then_branch": branch, "else_branch": branch}
+    given = {name: v for name, v in own.items() if name in SCHEMAS[op][-1][1].attributes}
+    tensors = [*weights(), ZERO, stored("three", [1, 2, 3]), stored("real", np.ones(3)),
+               stored("one", [1]), stored("zeros", np.zeros((1, 1, H)))]  # fmt: skip
+    start = [node("Shape", "x", "s"), node("Gather", "s one", "n", "size", axis=0)]
+    seen = 0
+    for other in ("three", "real", "n", "x"):
+        for count in {max(least, 1), max(most, 1)}:
+            for place in range(count):
+                names = [other] * count
+                names[place] = "n" if other != "n" else "s"
+                nodes = [*start, node(op, " ".join(names), "v", "odd", **given)]
+                ends = [node("Add", "x v", "y"), node("ConstantOfShape", "v", "h0")]
+                for end in ends:
+                    cell = [] if end.outputs == ("y",) else lstm("x W R B - h0")
+                    try:
+                        load(tmp_path, model([*nodes, end, *cell], tensors))
+                    except WeightsError as error:
+                        seen += 1
+                        said = str(error).split("hint:")[0]
+                        assert not PYTHON.search(said), (names, said)
+    assert seen
+
+
+def test_large_matrices_of_the_file_are_read(tmp_path: Path) -> None:
+    """What stands in the file is no work beyond it: 33 million weights."""
+    matrix = Tensor(
+        (1 << 13, (1 << 12) + 8), m.FLOAT, name="M", raw_data=bytes(4 * (1 << 13) * 4104)
+    )
+    made = model([node("MatMul", "x M", "y")], [matrix], inputs=[value("x", "N", "T", 1 << 13)])
+    assert layers(load(tmp_path, made)) == [{"type": "dense", "units": 4104}]
