@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -154,6 +156,33 @@ class DeviceMemoryError(DeviceError):
             found=f"{_size(free)}{whole} free",
             hint=hint,
         )
+
+
+class MemoryShortError(LstmCliError):
+    """The machine, or a limit such as ``ulimit -v``, has not enough memory."""
+
+
+_MEMORY = re.compile(
+    r"cannot allocate memory|allocation failed|out of memory|not enough memory"
+    r"|(unable to|can't|cannot) (\w+ )?alloc"
+)
+"""What HDF5 and others say where memory runs out."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error of a library says that memory ran out, and not that a file is damaged."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return _MEMORY.search(str(error).lower()) is not None
+
+
+def short_of_memory(where: str) -> MemoryShortError:
+    """The error to raise where `where` cannot be read because memory ran out."""
+    return MemoryShortError(
+        f"not enough memory to read {where}",
+        where=where,
+        hint="ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+    )
 
 
 class MissingExtraError(DeviceError):

@@ -25,9 +25,6 @@ from lstm_cli.data.targets import (
 from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
 from lstm_cli.errors import DataError
 
-SCAN_BYTES = 16 << 20
-"""Read together, about, when sizes are found out: they can be known only by reading."""
-
 
 class UnknownFeaturesError(DataError):
     """The rows can be read, but nothing says how many features a step has.
@@ -142,16 +139,12 @@ def open_vlen(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
 
 
 def _sizes(stored: Stored) -> Lengths:
-    """(N,) values in each row."""
-    sizes = np.zeros(stored.shape[0], np.int64)
-    start, block = 0, 16
-    while start < len(sizes):
-        rows = stored.read(slice(start, start + block))
-        stop = start + len(rows)
-        sizes[start:stop] = [np.size(row) for row in rows]
-        mean = int(sizes[start:stop].mean()) * stored.dtype.itemsize
-        start, block = stop, min(4 * block, max(1, SCAN_BYTES // max(1, mean)))
-    return sizes
+    """(N,) values in each row; DataError if together they are more than the file holds."""
+    lengths = stored.value_lengths()
+    if lengths is None:
+        return stored.read_sizes() // stored.dtype.itemsize
+    stored.need_held(int(lengths.sum()))
+    return lengths // stored.dtype.itemsize
 
 
 def _features(

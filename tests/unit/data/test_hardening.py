@@ -216,7 +216,7 @@ class TestHeap:
         assert total(path) == 1 + 6 + 15
         self.damaged(path, size, index)
         with pytest.raises(DataError, match="the file's heap is damaged"):
-            open_data([path])
+            total(path)
 
     def test_names_and_attributes(self, write):
         names = write("x.h5", inputs=X, names=["a", "b", "c", "d"])
