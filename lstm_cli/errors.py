@@ -179,7 +179,7 @@ def is_memory(error: BaseException) -> bool:
 def short_of_memory(where: str) -> MemoryShortError:
     """The error to raise where `where` cannot be read because memory ran out."""
     return MemoryShortError(
-        f"not enough memory to read {where}",
+        f"not enough memory for {where}",
         where=where,
         hint="ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
     )

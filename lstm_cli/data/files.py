@@ -176,6 +176,8 @@ def _missing(path: str, error: Exception) -> DataError:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
+    if is_memory(error):
+        raise short_of_memory(path) from error
     denied = isinstance(error, PermissionError)
     return DataError(
         f"{printable(path)} cannot be opened",

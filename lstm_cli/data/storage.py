@@ -408,8 +408,16 @@ def type_name(stored: Stored) -> str:
         return f"rows of variable length of {printable(str(stored.dtype))}"
     if stored.is_cell:
         return "references to other datasets, as MATLAB writes a cell array"
-    kinds = {"c": "complex", "S": "string", "O": "object or string", "V": "compound or opaque"}
-    return f"{printable(str(stored.dtype))} ({kinds.get(stored.dtype.kind, 'unsupported')})"
+    kinds = {
+        "c": "complex",
+        "S": "string",
+        "O": "references",
+        "V": "compound or opaque",
+        "f": "floating point",
+        "b": "booleans",
+    }
+    kind = "an enumeration" if stored.enumerated else kinds.get(stored.dtype.kind, "integers")
+    return f"{printable(str(stored.dtype))} ({kind})"
 
 
 def need_lengths(stored: Stored, role: str, places: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import h5py
 from h5py import h5d, h5f, h5g, h5l, h5o
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, is_memory, short_of_memory
 from lstm_cli.formats.keras.attributes import Attributes
 from lstm_cli.formats.keras.storage import read_dataset
 from lstm_cli.formats.keras.words import shown
@@ -208,6 +208,8 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
+        if is_memory(error):
+            raise short_of_memory(what) from error
         raise WeightsError(
             f"{what} cannot be read",
             expected="intact HDF5",
