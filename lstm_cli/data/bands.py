@@ -76,6 +76,10 @@ class Bands:
                     slice(low - start, high - start),
                 )
 
+    def close(self) -> None:
+        """Keep nothing."""
+        _drop(self._number)
+
     def _band(self, number: int) -> Array:
         key = self._number, number
         with _lock:

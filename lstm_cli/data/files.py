@@ -90,6 +90,8 @@ class Hdf5File:
         """Close the file; a damaged one may fail here too, which helps no one."""
         if hasattr(self, "root"):
             self.root.guard.recent.clear()
+            for bands in self.root.guard.bands:
+                bands.close()
         others = list(self._others.values())
         self._others.clear()
         for other in others:

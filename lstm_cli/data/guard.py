@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy as np
 from lstm_cli.data.types import Array
 
 if TYPE_CHECKING:
+    from lstm_cli.data.bands import Bands
     from lstm_cli.data.links import Folder
     from lstm_cli.data.storage import Stored
 
@@ -236,5 +238,7 @@ class Guard:
         self.allow_external = allow_external
         self.transpose, self.writer = transpose, writer
         self.offset_bytes = offset_bytes
+        self.bands: weakref.WeakSet[Bands] = weakref.WeakSet()
+        """What is kept of large chunks, for as long as the file is open."""
         self.recent: OrderedDict[str, Stored] = OrderedDict()
         """Datasets of which parts were read, by path; the last one last."""

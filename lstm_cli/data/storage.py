@@ -201,7 +201,7 @@ class Stored:
             axis, bands = self._banded(parts)
             if bands is None or isinstance(parts, EllipsisType):
                 return np.asarray(self._dataset[selection])
-            values = np.empty(self._selected(selection), self.dtype)
+            values = np.empty(_selected(self._dataset.shape, parts), self.dtype)
             self._from_bands(bands, axis, parts, values)
             return values
 
@@ -225,10 +225,12 @@ class Stored:
         """The axis along which a part is read, and its bands where HDF5 cannot keep them."""
         if not self._packed or isinstance(parts, EllipsisType) or 0 in self.shape:
             return 0, None
-        cut = (k for k, part in enumerate(parts) if part != slice(None))
-        axis = next(cut, 0)
+        sizes = self._dataset.shape
+        shares = [n / size for n, size in zip(_selected(sizes, parts), sizes, strict=True)]
+        axis = shares.index(min(shares))
         if axis not in self._bands:
             self._bands[axis] = Bands(self._dataset, axis, self.dtype.itemsize)
+            self._guard.bands.add(self._bands[axis])
         bands = self._bands[axis]
         return axis, bands if bands.nbytes > CHUNK_CACHE_BYTES else None
 
@@ -254,7 +256,7 @@ class Stored:
             self.need_held(int(lengths[first].sum()))
         elif self.rank:
             (rows,) = first
-            begin, end, _ = (slice(None) if rows is ... else rows).indices(self.shape[0])
+            begin, end, _ = (slice(None) if rows is ... else rows).indices(self._dataset.shape[0])
             if end - begin > FIRST_ROWS:
                 parts = [values for _, values in self._pieces(begin, end)]
                 return np.concatenate(parts)
@@ -299,7 +301,7 @@ class Stored:
                     source, width = self._guard.source, self._guard.offset_bytes
                     lengths = source.references(place, prod(self.shape), width)
                     item = 1 if self.text else self.dtype.itemsize
-                    self._references = lengths.reshape(self.shape) * item
+                    self._references = lengths.reshape(self._dataset.shape) * item
         return self._references
 
     def need_held(self, nbytes: int) -> None:
@@ -314,11 +316,7 @@ class Stored:
 
     def _selected(self, selection: Selection) -> tuple[int, ...]:
         """Shape of what is selected."""
-        if isinstance(selection, EllipsisType):
-            return self.shape
-        parts = (selection,) if isinstance(selection, slice) else selection
-        cut = [len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=False)]
-        return (*cut, *self.shape[len(cut) :])
+        return _selected(self.shape, selection)
 
     def vector(self) -> Stored:
         """The values as a vector; only turned datasets have rows and columns that are one."""
@@ -359,6 +357,14 @@ class Stored:
     def in_heap(self) -> bool:
         """Its values stand in the file's heap, and only references to them in the dataset."""
         return self.vlen or self.dtype.kind == "O"
+
+
+def _selected(shape: tuple[int, ...], selection: Selection) -> tuple[int, ...]:
+    if isinstance(selection, EllipsisType):
+        return shape
+    parts = (selection,) if isinstance(selection, slice) else selection
+    cut = [len(range(*p.indices(n))) for p, n in zip(parts, shape, strict=False)]
+    return (*cut, *shape[len(cut) :])
 
 
 def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
