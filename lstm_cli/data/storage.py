@@ -228,6 +228,8 @@ class Stored:
         sizes = self._dataset.shape
         shares = [n / size for n, size in zip(_selected(sizes, parts), sizes, strict=True)]
         axis = shares.index(min(shares))
+        if shares[axis] == 1:  # all of it, for which each chunk is unpacked once
+            return 0, None
         if axis not in self._bands:
             self._bands[axis] = Bands(self._dataset, axis, self.dtype.itemsize)
             self._guard.bands.add(self._bands[axis])

@@ -467,6 +467,7 @@ class TestWork:
             found = np.concatenate([batch.x for batch in data.batches(7, np.float64)])
             np.testing.assert_array_equal(found, values)
             assert sorted(reads) == [0, 1, 2]
+            monkeypatch.setattr("lstm_cli.data.memory.KEPT_BYTES", 0)
             order = np.random.default_rng(6).permutation(60)
             for start in range(0, 60, 7):
                 numbers = order[start : start + 7]
