@@ -46,7 +46,7 @@ class Hdf5File:
     argument
         ``FILE.h5`` or ``FILE.h5:/group``.
     allow_external
-        Follow what leads out of the file.
+        Follow what leads out of the file; None: it cannot be allowed.
     transpose
         Read datasets with their axes reversed.
 
@@ -67,12 +67,16 @@ class Hdf5File:
         self,
         argument: str,
         *,
-        allow_external: bool = False,
+        allow_external: bool | None = False,
         transpose: bool = False,
         _others: dict[str, Hdf5File] | None = None,
     ) -> None:
         self.path, group = split_argument(argument)
-        self._options = {"allow_external": allow_external, "transpose": transpose}
+        self._options = {
+            "allow_external": allow_external is True,
+            "optional": allow_external is not None,
+            "transpose": transpose,
+        }
         self._others: dict[str, Hdf5File] = {} if _others is None else _others
         self._native: Any = None
         head = _need_readable(self.path)
@@ -126,7 +130,12 @@ class Hdf5File:
         path = next((place for place in places if os.path.isfile(place)), name)
         key = os.path.realpath(path)
         if key not in self._others:
-            self._others[key] = Hdf5File(f"{path}:/", **self._options, _others=self._others)
+            self._others[key] = Hdf5File(
+                f"{path}:/",
+                allow_external=self._options["allow_external"],
+                transpose=self._options["transpose"],
+                _others=self._others,
+            )
         return self._others[key].root
 
     def _as_hdf5(self) -> Any:

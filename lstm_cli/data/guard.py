@@ -231,14 +231,20 @@ class Guard:
         *,
         allow_external: bool = False,
         offset_bytes: int = 8,
+        optional: bool = True,
         transpose: bool = False,
         writer: str | None = None,
     ) -> None:
         self.source = source
         self.allow_external = allow_external
+        self._optional = optional
         self.transpose, self.writer = transpose, writer
         self.offset_bytes = offset_bytes
         self.bands: weakref.WeakSet[Bands] = weakref.WeakSet()
         """What is kept of large chunks, for as long as the file is open."""
         self.recent: OrderedDict[str, Stored] = OrderedDict()
         """Datasets of which parts were read, by path; the last one last."""
+
+    def hint(self, does: str) -> str | None:
+        """The option that makes what is refused be read, where the command has it."""
+        return f"--allow-external {does}, if you trust the file" if self._optional else None

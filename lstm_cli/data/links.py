@@ -171,7 +171,7 @@ class Folder:
                 continue
             followed += 1
             if followed > MAX_LINKS:
-                raise _refused(where, f"links in a circle, at {printable(name)}", None)
+                raise _refused(where, f"links in a circle, at {printable(name)}")
             if link.file is not None:
                 other = guard.other(link.file)
                 here, guard = other.group, other.guard
@@ -206,8 +206,13 @@ class Folder:
             found += f" to {printable(file)}:{printable(path)}"
         if self.guard.allow_external and file:
             return _Link(path, file)
-        hint = "--allow-external follows it, if you trust the file"
-        raise _refused(where, found, None if self.guard.allow_external else hint)
+        raise LeavesFileError(
+            f"{where} leads out of the file",
+            expected="links within the file",
+            found=found,
+            where=where,
+            hint=None if self.guard.allow_external else self.guard.hint("follows it"),
+        )
 
 
 @dataclass(frozen=True)
@@ -222,14 +227,9 @@ class LeavesFileError(DataError):
     """A link leads out of the file."""
 
 
-def _refused(where: str, found: str, hint: str | None) -> DataError:
-    kind = LeavesFileError if hint else DataError
-    return kind(
-        f"{where} leads out of the file" if hint else f"{where} leads nowhere",
-        expected="links within the file",
-        found=found,
-        where=where,
-        hint=hint,
+def _refused(where: str, found: str) -> DataError:
+    return DataError(
+        f"{where} leads nowhere", expected="links within the file", found=found, where=where
     )
 
 

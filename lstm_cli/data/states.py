@@ -41,7 +41,7 @@ class StateReader:
         unread: Collection[tuple[int, str]] = (),
         one_sided: Collection[int] = (),
     ) -> None:
-        self._file = Hdf5File(path)
+        self._file = Hdf5File(path, allow_external=None)
         self._stored: dict[int, dict[str, Stored]] = {}
         try:
             for layer, directions, *sizes in states:

@@ -123,7 +123,7 @@ class Stored:
         with reading(where):
             plist = dataset.id.get_create_plist()
             if not guard.allow_external:
-                _refuse_foreign(plist, where)
+                _refuse_foreign(plist, where, guard)
             elif plist.get_layout() == h5d.VIRTUAL:
                 check_virtual(dataset, guard.source.path, where)
                 dataset = _as_hdf5(dataset, guard)
@@ -144,7 +144,7 @@ class Stored:
             self.nbytes = prod(self.shape) * width
             self._foreign = storage_kind(plist) in ("virtual", "external storage")
             if not guard.allow_external and not self.null:
-                _refuse_bomb(dataset, self.nbytes, where)
+                _refuse_bomb(dataset, self.nbytes, where, guard)
             _need_filters(plist, where)
             self._packed = bool(dataset.chunks) and plist.get_nfilters() > 0
         self._bands: dict[int, Bands] = {}
@@ -487,7 +487,7 @@ def _as_hdf5(dataset: Any, guard: Guard) -> Any:
     return h5py.Dataset(h5r.dereference(reference, guard.native().id))
 
 
-def _refuse_foreign(plist: Any, where: str) -> None:
+def _refuse_foreign(plist: Any, where: str, guard: Guard) -> None:
     storage = storage_kind(plist)
     if storage == "virtual":
         kind = "a virtual dataset: its values stand in other datasets"
@@ -500,11 +500,11 @@ def _refuse_foreign(plist: Any, where: str) -> None:
         f"{where} is {kind}",
         expected="values stored in the dataset itself",
         where=where,
-        hint="--allow-external reads it, if you trust the file",
+        hint=guard.hint("reads it"),
     )
 
 
-def _refuse_bomb(dataset: Any, declared: int, where: str) -> None:
+def _refuse_bomb(dataset: Any, declared: int, where: str, guard: Guard) -> None:
     if declared <= BOMB_BYTES:
         return
     held, of = _allocated(dataset, declared)
@@ -515,7 +515,7 @@ def _refuse_bomb(dataset: Any, declared: int, where: str) -> None:
         expected=f"storage for shape {tuple(dataset.shape)}, {declared:,} bytes",
         found=f"{held:,} of {of:,} " + ("chunks" if dataset.chunks else "bytes"),
         where=where,
-        hint="--allow-external reads it, if you trust the file",
+        hint=guard.hint("reads it"),
     )
 
 

@@ -486,6 +486,8 @@ def test_every_writer_at_a_limit_on_the_size_of_files(commands, net, data, tmp_p
     """The last bytes too, which HDF5 writes as it closes the file; and the process ends well."""
     every = {name: command(name) for name, command in commands.items()}
     net.write_text(CONFIG + "train: {loss: cross_entropy, epochs: 1}\n")
+    with h5py.File(data, "a") as file:
+        file["targets"] = np.arange(len(file["inputs"])) % 3
     every["run"] = ("train", net, data, "--engine", "reference", "--output", "run")
     quiet = {
         name: [*map(str, command), *([] if command[0] == "schema" else ["--quiet"])]

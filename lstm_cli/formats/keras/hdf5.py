@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h5py
-from h5py import h5d, h5f, h5g, h5l, h5o
+from h5py import h5d, h5f, h5g, h5l, h5o, h5s
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, is_memory, short_of_memory
@@ -102,6 +102,7 @@ class Tree:
             return None
         with _reading(f"the dataset {shown(node.name)}"):
             dataset = h5d.open(node.parent, node.link)
+            _need_values(dataset, node.name)
             value, dtype, stored = read_dataset(dataset, shown(node.name), self._left)
         self._left -= stored
         return Variable(node.name, value, dtype)
@@ -112,7 +113,9 @@ class Tree:
         if node is None or node.group:
             return None
         with _reading(f"the dataset {shown(node.name)}"):
-            return tuple(h5d.open(node.parent, node.link).shape)
+            dataset = h5d.open(node.parent, node.link)
+            _need_values(dataset, node.name)
+            return tuple(dataset.shape)
 
     def texts(self, path: str, name: str) -> list[str] | None:
         """An attribute of texts, or one text, in as many parts as it was written; None: none.
@@ -173,6 +176,14 @@ class Tree:
             raise _refused(name, kinds.get(kind, "a link of an unknown kind"))
         if depth > DEEPEST or len(self._nodes) > MOST_OBJECTS:
             raise _refused(name, "more groups and datasets, or deeper ones, than Keras writes")
+
+
+def _need_values(dataset: Any, name: str) -> None:
+    if dataset.get_space().get_simple_extent_type() == h5s.NULL:
+        raise WeightsError(
+            f"{shown(name)} has no values: its dataspace is null",
+            expected="an array of floating-point numbers",
+        )
 
 
 def _links(group: Any) -> list[bytes]:
