@@ -18,7 +18,7 @@ from lstm_cli.data.declared import Declared, declared, storage_kind
 from lstm_cli.data.guard import Guard, HeapError
 from lstm_cli.data.types import Array
 from lstm_cli.data.virtual import check_virtual
-from lstm_cli.errors import DataError, is_memory, short_of_memory
+from lstm_cli.errors import DataError, has_memory, is_memory, short_of_memory
 
 Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
 
@@ -55,8 +55,14 @@ BOMB_RATIO = 4
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn what h5py raises into a DataError that names `where`."""
+def reading(where: str, nbytes: int = 0) -> Iterator[None]:
+    """Turn what h5py raises into a DataError that names `where`.
+
+    Parameters
+    ----------
+    nbytes
+        Memory that HDF5 needs beside what is read. It does not always say that it lacked.
+    """
     try:
         yield
     except HeapError as error:
@@ -68,7 +74,7 @@ def reading(where: str) -> Iterator[None]:
             hint="the file may be damaged: copy or make it again",
         ) from error
     except H5_ERRORS as error:
-        if is_memory(error):
+        if is_memory(error) or (nbytes and not has_memory(nbytes)):
             raise short_of_memory(where) from error
         raise DataError(
             f"{where} cannot be read",
@@ -147,6 +153,8 @@ class Stored:
                 _refuse_bomb(dataset, self.nbytes, where, guard)
             _need_filters(plist, where)
             self._packed = bool(dataset.chunks) and plist.get_nfilters() > 0
+            # Deflate doubles its buffer as it goes, beside the chunk and the values read.
+            self._unpacking = 4 * prod(dataset.chunks) * width if self._packed else 0
         self._bands: dict[int, Bands] = {}
         self._references: Array | None = None
 
@@ -194,7 +202,7 @@ class Stored:
         if self.null:
             raise _no_values(self)
         parts = (selection,) if isinstance(selection, slice) else selection
-        with reading(self.where):
+        with reading(self.where, self._unpacking):
             self._guard.source.begin()
             if self.in_heap:
                 return self._from_heap(selection)
@@ -217,7 +225,7 @@ class Stored:
             with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
                 out[...] = values.reshape(out.shape)
             return values.nbytes
-        with reading(self.where):
+        with reading(self.where, self._unpacking):
             self._dataset.read_direct(out.reshape(self._selected(selection)), selection)
         return out.nbytes
 

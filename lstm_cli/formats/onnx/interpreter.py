@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.errors import LstmCliError, WeightsError, memory_is_short
 from lstm_cli.formats.onnx.calls import Call
 from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
 from lstm_cli.formats.onnx.operators import NODES
@@ -134,7 +134,9 @@ class Interpreter:
             return [Unknown(call.where, error)] * len(node.outputs)
         except _MISTAKES as error:
             return [Unknown(f"{call.where}: {str(error)[:300]}")] * len(node.outputs)
-        except _MISTAKES_OF_SIZE:
+        except _MISTAKES_OF_SIZE as error:
+            if isinstance(error, MemoryError) and memory_is_short():
+                raise
             return [Unknown(f"{call.where}: it is out of proportion")] * len(node.outputs)
         self._weigh(call, values)
         return values

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 
+import lstm_cli
 from lstm_cli.data import DataOptions, Window, bands, describe, open_data, storage
 from lstm_cli.data.bands import Bands
 from lstm_cli.data.files import split_argument
@@ -731,3 +734,46 @@ def test_natural_order():
     assert natural_order(names) == [
         "9", "10", "S1", "a", "s2", "s02", "s2b", "s10", "s" + "1" * 5000,
     ] or natural_order(names)[:5] == ["9", "10", "S1", "a", "s02"]  # fmt: skip
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import h5py
+import lstm_cli
+from lstm_cli.data import open_data
+from lstm_cli.errors import MemoryShortError
+
+def limited(use, megabytes):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    endless = resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), endless))
+    try:
+        use()
+    except (MemoryShortError, MemoryError):
+        return
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (endless, endless))
+    raise SystemExit(f"{megabytes} MB were enough")
+
+with open_data([sys.argv[1]]) as data:
+    for megabytes in (12, 60, 110, 140):
+        limited(lambda: next(data.batches(50, "f4")), megabytes)
+lstm_cli.load(sys.argv[2], engine="reference")
+for megabytes in (2, 10, 30):
+    limited(lambda: lstm_cli.load(sys.argv[2], engine="reference"), megabytes)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits of Linux")
+def test_little_memory(write, tmp_path):
+    path = write("x.h5")
+    with h5py.File(path, "a") as file:
+        values = np.zeros((1000, 70, 250), np.float32)
+        file.create_dataset("inputs", data=values, chunks=values.shape, compression=1)
+    weights = tmp_path / "w.safetensors"
+    net = {"input_size": 900, "layers": [{"type": "lstm", "hidden_size": 1500}]}
+    lstm_cli.build({"model": net}, engine="reference").save(weights)
+    command = [sys.executable, "-c", LITTLE_MEMORY, path, str(weights)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
