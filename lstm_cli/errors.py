@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import re
 import shlex
@@ -168,6 +170,64 @@ class DeviceMemoryError(DeviceError):
             found=f"{_size(free)}{whole} free",
             hint=hint,
         )
+
+
+class MemoryShortError(LstmCliError):
+    """The machine, or a limit such as ``ulimit -v``, has not enough memory."""
+
+
+_MEMORY = re.compile(r"allocation failed|(unable to|can't|cannot) (\w+ )?alloc|out of memory")
+"""What HDF5 says where memory runs out; or where a damaged file has it ask for too much."""
+_ENOUGH = 1 << 30
+"""Bytes that can be had where memory is not short."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error of a library says that memory ran out, and not that a file is damaged."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    if os.strerror(errno.ENOMEM).lower() in text:
+        return True
+    return _MEMORY.search(text) is not None and memory_is_short()
+
+
+def memory_is_short() -> bool:
+    """Whether memory is limited, or little of it can be had: what fails then may be no fault."""
+    return _is_limited() or not has_memory(_ENOUGH)
+
+
+def has_memory(nbytes: int) -> bool:
+    """Whether so much memory can be had at this moment."""
+    try:
+        mmap.mmap(-1, max(1, nbytes)).close()
+    except (OSError, MemoryError, OverflowError):
+        return False
+    return True
+
+
+def need_memory(nbytes: int, where: str) -> None:
+    """Raise MemoryShortError unless so much can be had: for libraries that crash without it."""
+    if not has_memory(nbytes):
+        raise short_of_memory(where)
+
+
+def _is_limited() -> bool:
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit
+
+        return bool(getrlimit(RLIMIT_AS)[0] != RLIM_INFINITY)
+    except ImportError:  # Windows has no such limits
+        return False
+
+
+def short_of_memory(where: str) -> MemoryShortError:
+    """The error to raise where `where` cannot be read because memory ran out."""
+    return MemoryShortError(
+        f"not enough memory for {where}",
+        where=where,
+        hint="ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+    )
 
 
 class MissingExtraError(DeviceError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
-from lstm_cli.errors import LstmCliError
+from lstm_cli.errors import LstmCliError, short_of_memory
 from lstm_cli.overwriting import is_stream, need_own
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.part\.(.+)", re.DOTALL)
@@ -228,7 +228,15 @@ def remedy(number: int | None) -> str | None:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why a file could not be read or written, in the system's words."""
+    """Why a file could not be read or written, in the system's words.
+
+    Raises
+    ------
+    MemoryShortError
+        Memory ran out, which is no fault of the file.
+    """
+    if getattr(error, "errno", None) == errno.ENOMEM:
+        raise short_of_memory(getattr(error, "filename", None) or "the file") from error
     if getattr(error, "errno", None) == errno.EFBIG:
         return "file too large: the limit on the size of files (ulimit -f) is reached"
     return (getattr(error, "strerror", None) or str(error)).lower()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lstm_cli.config.words import did_you_mean
 from lstm_cli.config.yaml12 import MAX_CHARACTERS
-from lstm_cli.errors import ConfigError
+from lstm_cli.errors import ConfigError, is_memory, short_of_memory
 
 DATA_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
 WEIGHTS_HINT = "give weights as --weights FILE, and a YAML file as CONFIG"
@@ -45,6 +45,8 @@ def read_text(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
+    if is_memory(error):
+        raise short_of_memory(str(path)) from error
     # Windows answers "permission denied" for a folder, so the folder is asked about itself.
     if isinstance(error, OSError) and path.is_dir():
         inside = next(iter(sorted(path.glob("*.y*ml"))), None)

@@ -33,6 +33,7 @@ class Declared:
 
 def declared(dataset: Any) -> Declared:
     """What an h5py dataset says of itself."""
+    storage = storage_kind(dataset.id.get_create_plist())
     base = h5py.check_vlen_dtype(dataset.dtype)
     dtype = str(dataset.dtype) if base is None else f"rows of {base}"
     if dataset.dtype.names:
@@ -41,11 +42,11 @@ def declared(dataset: Any) -> Declared:
         dtype = f"{dtype} (null)"
     text = h5py.check_string_dtype(dataset.dtype) is not None
     return Declared(
-        (0,) if dataset.shape is None else tuple(dataset.shape),
+        None if dataset.shape is None else tuple(dataset.shape),
         "text" if text else dtype,
         dataset.chunks,
         int(dataset.id.get_storage_size()),
-        storage_kind(dataset.id.get_create_plist()),
+        storage,
     )
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import re
 import stat
+import weakref
 from contextlib import suppress
 from typing import Any
 
 import h5py
 
 from lstm_cli.data.axes import HEADERS
-from lstm_cli.data.guard import Guard
+from lstm_cli.data.bands import CHUNK_CACHE_BYTES
+from lstm_cli.data.guard import SIZES, CheckedFile, Guard
 from lstm_cli.data.links import Folder
 from lstm_cli.data.not_hdf5 import HEAD_BYTES, refuse, refuse_folder
 from lstm_cli.data.storage import H5_ERRORS, reading
-from lstm_cli.errors import DataError, printable, quote
+from lstm_cli.errors import DataError, is_memory, printable, quote, short_of_memory
 
-CHUNK_CACHE_BYTES = 64 << 20
-"""Held per dataset that is being read, so that a chunk is unpacked once and not once a batch."""
+CHUNK_SLOTS = 12_421
+"""Chunks of a dataset that can be held at once; a prime, as HDF5 asks for."""
 
 
 def split_argument(argument: str) -> tuple[str, str]:
@@ -42,7 +44,7 @@ class Hdf5File:
     argument
         ``FILE.h5`` or ``FILE.h5:/group``.
     allow_external
-        Follow what leads out of the file.
+        Follow what leads out of the file; None: it cannot be allowed.
     transpose
         Read datasets with their axes reversed.
 
@@ -60,15 +62,27 @@ class Hdf5File:
     """
 
     def __init__(
-        self, argument: str, *, allow_external: bool = False, transpose: bool = False
+        self,
+        argument: str,
+        *,
+        allow_external: bool | None = False,
+        transpose: bool = False,
+        _others: dict[str, Hdf5File] | None = None,
     ) -> None:
         self.path, group = split_argument(argument)
+        self._options = {
+            "allow_external": allow_external is True,
+            "optional": allow_external is not None,
+            "transpose": transpose,
+        }
+        self._others: dict[str, Hdf5File] = {} if _others is None else _others
+        self._native: Any = None
         head = _need_readable(self.path)
-        self._handle = _open(self.path)
+        self._source, self._handle = _open(self.path)
+        # HDF5 closes what is left open after Python has ended, and crashes: it calls Python then.
+        weakref.finalize(self, _close, self._handle)
         try:
-            self.root = Folder(
-                self._handle, self.path, "/", self._guard(allow_external, transpose, head)
-            )
+            self.root = Folder(self._handle, self.path, "/", self._guard(head))
             self.folder = _group(self.root, group)
         except BaseException:
             self.close()
@@ -76,26 +90,69 @@ class Hdf5File:
 
     def close(self) -> None:
         """Close the file; a damaged one may fail here too, which helps no one."""
-        with suppress(*H5_ERRORS):
-            self._handle.close()
+        if hasattr(self, "root"):
+            self.root.guard.recent.clear()
+            for bands in self.root.guard.bands:
+                bands.close()
+        others = list(self._others.values())
+        self._others.clear()
+        for other in others:
+            other.close()
+        for handle in (self._native, self._handle):
+            _close(handle)
+        self._source.close()
 
-    def _guard(self, allow_external: bool, transpose: bool, head: bytes) -> Guard:
+    def _guard(self, head: bytes) -> Guard:
         with reading(self.path):
-            _, size_bytes = self._handle.id.get_create_plist().get_sizes()
-        writer = next((name for text, name in HEADERS.items() if head.startswith(text)), None)
-        return Guard(
-            self.path,
-            allow_external=allow_external,
-            size_bytes=size_bytes,
-            transpose=transpose,
-            writer=writer,
+            offset_bytes, number_bytes = self._handle.id.get_create_plist().get_sizes()
+        if not {offset_bytes, number_bytes} <= SIZES.keys():
+            raise DataError(
+                f"{self.path} has numbers of a size that HDF5 does not read",
+                expected="offsets and sizes of 2, 4 or 8 bytes",
+                found=f"{offset_bytes} and {number_bytes} bytes",
+                where=self.path,
+            )
+        self._source.number_bytes = number_bytes
+        guard = Guard(
+            self._source,
+            offset_bytes=offset_bytes,
+            writer=next((name for text, name in HEADERS.items() if head.startswith(text)), None),
+            **self._options,
         )
+        guard.other, guard.native = self._other, self._as_hdf5
+        return guard
+
+    def _other(self, name: str) -> Folder:
+        """The root of a file that an external link names: beside this one, or where we are."""
+        places = [os.path.join(os.path.dirname(self.path), name), name]
+        path = next((place for place in places if os.path.isfile(place)), name)
+        key = os.path.realpath(path)
+        if key not in self._others:
+            self._others[key] = Hdf5File(
+                f"{path}:/",
+                allow_external=self._options["allow_external"],
+                transpose=self._options["transpose"],
+                _others=self._others,
+            )
+        return self._others[key].root
+
+    def _as_hdf5(self) -> Any:
+        if self._native is None:
+            with reading(self.path):
+                self._native = h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
+        return self._native
 
     def __enter__(self) -> Hdf5File:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close(handle: Any) -> None:
+    with suppress(*H5_ERRORS):
+        if handle is not None:
+            handle.close()
 
 
 def _need_readable(path: str) -> bytes:
@@ -129,6 +186,8 @@ def _missing(path: str, error: Exception) -> DataError:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
+    if is_memory(error):
+        raise short_of_memory(path) from error
     denied = isinstance(error, PermissionError)
     return DataError(
         f"{printable(path)} cannot be opened",
@@ -154,9 +213,12 @@ def _need_hdf5(path: str, head: bytes, size: int) -> None:
         raise refuse(path, head)
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> tuple[CheckedFile, Any]:
+    source = None
     try:
-        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
+        source = CheckedFile(path)
+        file = h5py.File(source, "r", rdcc_nbytes=CHUNK_CACHE_BYTES, rdcc_nslots=CHUNK_SLOTS)
+        return source, file
     except BlockingIOError as error:
         raise DataError(
             f"{path} is locked: another program has it open for writing",
@@ -166,6 +228,10 @@ def _open(path: str) -> Any:
             hint="close the other program, or set HDF5_USE_FILE_LOCKING=FALSE",
         ) from error
     except H5_ERRORS as error:
+        if source is not None:
+            source.close()
+        if is_memory(error):
+            raise short_of_memory(path) from error
         raise DataError(
             f"{path} is damaged or truncated",
             expected="an intact HDF5 file",

@@ -12,7 +12,7 @@ from lstm_cli.data.axes import need_known_axes
 from lstm_cli.data.links import Folder
 from lstm_cli.data.ragged import Lengths, holding, pad
 from lstm_cli.data.roles import INPUTS, OTHER_ROLES, contents
-from lstm_cli.data.storage import Stored, need_numeric
+from lstm_cli.data.storage import BOMB_BYTES, BOMB_RATIO, Stored, need_numeric
 from lstm_cli.data.targets import (
     cast_targets,
     find_targets,
@@ -136,12 +136,25 @@ class Child:
     dtype: str
     integral: bool
     vlen: bool
+    nbytes: int
+    held_bytes: int
+    identity: tuple[int, int]
 
     @classmethod
     def of(cls, stored: Stored, path: str) -> Child:
-        """Of an open dataset, at `path` in the folder of all sequences."""
-        shape, flat, dtype = stored.shape, stored.vector().shape, str(stored.dtype)
-        return cls(path, stored.where, shape, flat, dtype, stored.integral, stored.vlen)
+        """Facts about an open dataset, at `path` in the folder of all sequences."""
+        return cls(
+            path,
+            stored.where,
+            stored.shape,
+            stored.vector().shape,
+            str(stored.dtype),
+            stored.integral,
+            stored.vlen,
+            stored.nbytes,
+            stored.held_bytes,
+            stored.identity,
+        )
 
 
 def open_groups(folder: Folder, options: DataOptions) -> Groups:
@@ -153,6 +166,9 @@ def open_groups(folder: Folder, options: DataOptions) -> Groups:
         A child holds no (T, D) inputs, or the children differ in features or targets.
     """
     names, inputs, found = _children(folder, options)
+    if not options.allow_external:
+        _need_held(inputs, folder, options)
+        _need_held([child for child in found if child is not None], folder, options)
     own = set(names)
     beside = tuple(name for name in folder.names() if name not in own)
     first = inputs[0]
@@ -245,6 +261,31 @@ def _child(stored: Stored, path: str, options: DataOptions) -> Child:
             where=options.places(stored.where),
         )
     return Child.of(stored, path)
+
+
+def _need_held(children: Sequence[Child], folder: Folder, options: DataOptions) -> None:
+    """Raise DataError if the sequences together are far more than the file stores.
+
+    One dataset may stand for several sequences, and some may never have been written, while that
+    stays small or is no more than the rest.
+    """
+    distinct = {child.identity: child for child in children}
+    declared = sum(child.nbytes for child in children)
+    once = sum(child.nbytes for child in distinct.values())
+    held = sum(child.held_bytes for child in distinct.values())
+    if declared - once > max(BOMB_BYTES, once):
+        found = f"{len(distinct)} datasets of {once:,} bytes, linked {len(children)} times"
+    elif once > BOMB_BYTES and held * BOMB_RATIO < once:
+        found = f"{held:,} of {once:,} bytes"
+    else:
+        return
+    raise DataError(
+        f"the sequences of {folder.where} declare far more than the file stores",
+        expected=f"storage for {len(children)} sequences, {declared:,} bytes",
+        found=found,
+        where=options.places(folder.where),
+        hint="--allow-external reads them, if you trust the file",
+    )
 
 
 def _mixed(first: Child, other: Child, options: DataOptions) -> DataError:

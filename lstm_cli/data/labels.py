@@ -8,8 +8,9 @@ import numpy as np
 
 from lstm_cli.data.links import Folder
 from lstm_cli.data.roles import CLASSES, NAMES
-from lstm_cli.data.storage import Stored
+from lstm_cli.data.storage import Stored, type_name
 from lstm_cli.data.types import Array
+from lstm_cli.errors import DataError
 
 
 def stored_names(folder: Folder, count: int) -> list[str] | None:
@@ -43,6 +44,14 @@ def class_labels(folder: Folder, root: Folder, key: str | None) -> list[str] | N
 
 def texts_of_dataset(stored: Stored) -> list[str] | None:
     """A dataset of strings, or of characters (N, width) as NetCDF writes it; else None."""
+    odd = stored.vlen or stored.dtype.kind in "cVO"
+    if stored.null or (odd and not stored.text):
+        raise DataError(
+            f"{stored.where} does not hold names",
+            expected="texts",
+            found=f"type {type_name(stored)}",
+            where=stored.where,
+        )
     if not stored.text and stored.dtype.kind != "S":
         return None
     if stored.rank == 2 and stored.dtype == np.dtype("S1"):

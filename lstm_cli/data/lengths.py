@@ -6,7 +6,7 @@ import numpy as np
 
 from lstm_cli.data.masks import MaskRows, refuse_values
 from lstm_cli.data.ragged import Lengths, check_lengths, whole_numbers
-from lstm_cli.data.storage import Stored, need_numeric
+from lstm_cli.data.storage import Stored, need_lengths
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, counted
 
@@ -17,7 +17,7 @@ MASK_BLOCK_BYTES = 16 << 20
 def lengths_table(stored: Stored, options: DataOptions) -> Lengths:
     """(N, columns) lengths: column 0 the inputs', further ones RETURNN's targets'."""
     places = options.places(stored.where)
-    need_numeric(stored, "lengths", places)
+    need_lengths(stored, "lengths", places)
     if stored.rank not in (1, 2) or (stored.rank == 2 and stored.shape[1] == 0):
         raise DataError(
             f"{stored.where} has shape {stored.shape}",
@@ -46,7 +46,7 @@ def only_lengths(stored: Stored, options: DataOptions) -> Lengths:
 def lengths_of_offsets(stored: Stored, rows: int, options: DataOptions) -> Lengths:
     """(N,) lengths from offsets (N+1,), which begin at 0 and end at `rows`."""
     places = options.places(stored.where)
-    need_numeric(stored, "offsets", places)
+    need_lengths(stored, "offsets", places)
     if stored.rank != 1 or stored.shape[0] == 0:
         raise DataError(
             f"{stored.where} has shape {stored.shape}",
@@ -76,7 +76,7 @@ def rows_of_mask(stored: Stored, N: int, T: int, file: str, options: DataOptions
         It has another shape, or holds more than 0 and 1.
     """
     places = options.places(stored.where)
-    need_numeric(stored, "mask", places)
+    need_lengths(stored, "mask", places)
     shape = (*stored.shape[:2], *(size for size in stored.shape[2:] if size != 1))
     if shape != (N, T):
         raise DataError(

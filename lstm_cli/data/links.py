@@ -18,14 +18,16 @@ import numpy as np
 from h5py import h5l, h5o
 
 from lstm_cli.data.axes import Turned
-from lstm_cli.data.declared import Declared, declared
+from lstm_cli.data.declared import Declared, declared, storage_kind
 from lstm_cli.data.guard import Guard
 from lstm_cli.data.storage import OCTAVE, Stored, read_attribute, reading
 from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError, printable
 
+MAX_RECENT = 8
+"""Datasets of a file that are kept open while parts of them are read."""
 MAX_LINKS = 32
-"""Soft links followed for one path; more is taken for a circle."""
+"""Soft and external links followed for one path; more is taken for a circle."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Folder:
         path = _join(self.path, name)
         where = f"{self.file}:{printable(path)}"
         with reading(where):
-            found = self._walk(name, where)
+            found, guard = self._walk(name, where)
         if isinstance(found, h5py.Dataset):
-            return (Turned if self.guard.transpose else Stored)(found, path, where, self.guard)
+            return (Turned if guard.transpose else Stored)(found, path, where, guard)
         if isinstance(found, h5py.Group):
-            return Folder(found, self.file, path, self.guard)
+            return Folder(found, self.file, path, guard)
         return None
 
     def dataset(self, name: str) -> Stored | None:
@@ -78,19 +80,31 @@ class Folder:
         path = _join(self.path, name)
         where = f"{self.file}:{printable(path)}"
         with reading(where):
-            found = self._walk(name, where)
+            found, guard = self._walk(name, where)
         if not isinstance(found, h5py.Group):
             return None
-        return Folder(found, self.file, path, self.guard)
+        return Folder(found, self.file, path, guard)
 
     def again(self, name: str, rows: slice | EllipsisType = ...) -> Array:
         """All values, or some rows, of a dataset that `find` has let pass before."""
-        where = f"{self.file}:{printable(_join(self.path, name))}"
-        with reading(where):
-            found = self._walk(name, where)
-            if not self.guard.transpose:
-                return np.asarray(found[rows])
-        return Turned(found, name, where, self.guard).read(rows)
+        key = _join(self.path, name)
+        recent = self.guard.recent
+        if rows is ... and key not in recent:
+            where = f"{self.file}:{printable(key)}"
+            with reading(where):
+                found, guard = self._walk(name, where)
+                if not guard.transpose and storage_kind(found.id.get_create_plist()) != "virtual":
+                    return np.asarray(found[...])
+        # Of parts of one dataset its chunks are unpacked once, as long as it stays open.
+        if key not in recent:
+            stored = self.dataset(name)
+            if stored is None:
+                raise DataError(f"{self.file}:{printable(key)} is no dataset any more")
+            recent[key] = stored
+            if len(recent) > MAX_RECENT:
+                recent.popitem(last=False)
+        recent.move_to_end(key)
+        return recent[key].read(rows)
 
     def soft_link(self, name: str) -> str | None:
         """The path that a soft link in this group names, or None if `name` is none."""
@@ -105,7 +119,7 @@ class Folder:
         """What a dataset that `find` refuses says of itself, without following or reading it."""
         try:
             with reading(self.where):
-                found = self._walk(name, self.where)
+                found, _ = self._walk(name, self.where)
                 return declared(found) if isinstance(found, h5py.Dataset) else Declared()
         except DataError as error:
             outside = isinstance(error, LeavesFileError)
@@ -136,34 +150,41 @@ class Folder:
             info = h5o.get_info(self.group.id)
             return int(info.fileno), int(info.addr)
 
-    def _walk(self, path: str, where: str) -> Any:
-        """Follow `path` one component at a time; None if it leads nowhere."""
+    def _walk(self, path: str, where: str) -> tuple[Any, Guard]:
+        """Follow `path` one component at a time, to None if it leads nowhere.
+
+        The guard is that of the file in which it ends.
+        """
+        guard = self.guard
         here = self.group.file["/"] if path.startswith("/") else self.group
         todo = deque(_components(path))
         followed = 0
         while todo:
             name = todo.popleft()
             if not isinstance(here, h5py.Group):
-                return None
+                return None, guard
             link = self._link(here, name, where)
             if link is None:
-                return None
-            if link.soft is None:
+                return None, guard
+            if link.path is None:
                 here = self._unwrapped(here[name], where)
                 continue
             followed += 1
             if followed > MAX_LINKS:
-                raise _refused(where, f"soft links in a circle, at {printable(name)}", None)
-            if link.soft.startswith("/"):
+                raise _refused(where, f"links in a circle, at {printable(name)}")
+            if link.file is not None:
+                other = guard.other(link.file)
+                here, guard = other.group, other.guard
+            elif link.path.startswith("/"):
                 here = here.file["/"]
-            todo.extendleft(reversed(_components(link.soft)))
-        return here
+            todo.extendleft(reversed(_components(link.path)))
+        return here, guard
 
     def _unwrapped(self, found: Any, where: str) -> Any:
         """The value of a variable of Octave, which keeps each in a group; else `found`."""
         if isinstance(found, h5py.Group) and OCTAVE in found.attrs:
             link = self._link(found, "value", where)
-            if link is not None and link.soft is None:
+            if link is not None and link.path is None:
                 return found["value"]
         return found
 
@@ -176,33 +197,39 @@ class Folder:
         kind = links.get_info(raw).type
         if kind == h5l.TYPE_SOFT:
             return _Link(links.get_val(raw).decode("utf-8", "surrogateescape"))
-        if kind != h5l.TYPE_HARD and not self.guard.allow_external:
-            found = f"{printable(name)}, an external link"
-            if kind == h5l.TYPE_EXTERNAL:
-                file, path = (part.decode(errors="replace") for part in links.get_val(raw))
-                found += f" to {printable(file)}:{printable(path)}"
-            raise _refused(where, found, "--allow-external follows it, if you trust the file")
-        return _Link(None)
+        if kind == h5l.TYPE_HARD:
+            return _Link(None)
+        file = path = ""
+        found = f"{printable(name)}, an external link"
+        if kind == h5l.TYPE_EXTERNAL:
+            file, path = (part.decode("utf-8", "surrogateescape") for part in links.get_val(raw))
+            found += f" to {printable(file)}:{printable(path)}"
+        if self.guard.allow_external and file:
+            return _Link(path, file)
+        raise LeavesFileError(
+            f"{where} leads out of the file",
+            expected="links within the file",
+            found=found,
+            where=where,
+            hint=None if self.guard.allow_external else self.guard.hint("follows it"),
+        )
 
 
 @dataclass(frozen=True)
 class _Link:
-    soft: str | None
-    """The path a soft link names."""
+    path: str | None
+    """The path that a link names; None: a hard link."""
+    file: str | None = None
+    """The file that an external link names."""
 
 
 class LeavesFileError(DataError):
     """A link leads out of the file."""
 
 
-def _refused(where: str, found: str, hint: str | None) -> DataError:
-    kind = LeavesFileError if hint else DataError
-    return kind(
-        f"{where} leads out of the file" if hint else f"{where} leads nowhere",
-        expected="links within the file",
-        found=found,
-        where=where,
-        hint=hint,
+def _refused(where: str, found: str) -> DataError:
+    return DataError(
+        f"{where} leads nowhere", expected="links within the file", found=found, where=where
     )
 
 

@@ -69,7 +69,8 @@ def starts_of(lengths: Lengths) -> Lengths:
 def whole_numbers(values: Array, name: str, places: Sequence[str]) -> Lengths:
     """`values` as int64; DataError if any is not a whole number."""
     if values.dtype.kind == "f":
-        wrong = ~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) >= 2**53)
+        exact = 2.0 ** (np.finfo(values.dtype).nmant + 1)  # above, neighbours round to one number
+        wrong = ~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) >= exact)
     else:
         wrong = values > np.iinfo(np.int64).max
     if wrong.any():

@@ -27,7 +27,7 @@ def read_arrays(argument: str, wanted: Callable[[str], bool]) -> dict[str, Array
     DataError
         The file cannot be read, or one that is wanted holds no numbers or leads elsewhere.
     """
-    with Hdf5File(argument) as file:
+    with Hdf5File(argument, allow_external=None) as file:
         found = {}
         for name, stored in _datasets(file.folder, "", wanted):
             need_numeric(stored, name, (stored.where,))

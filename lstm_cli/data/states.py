@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.results import StateShape
-from lstm_cli.data.storage import Stored
+from lstm_cli.data.storage import Stored, type_name
 from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError
 
@@ -41,7 +41,7 @@ class StateReader:
         unread: Collection[tuple[int, str]] = (),
         one_sided: Collection[int] = (),
     ) -> None:
-        self._file = Hdf5File(path)
+        self._file = Hdf5File(path, allow_external=None)
         self._stored: dict[int, dict[str, Stored]] = {}
         try:
             for layer, directions, *sizes in states:
@@ -88,12 +88,12 @@ class StateReader:
                 hint="lstm-cli run ... --output writes a file with states",
             )
         shapes = [shape, (shape[0], 1, shape[2])] if one_sided else [shape]
-        if stored.shape not in shapes or not stored.numeric:
+        if stored.shape not in shapes or not stored.numeric or stored.vlen:
             either = f", or {shapes[-1]} of the reverse direction, the only one in use"
             raise DataError(
                 f"{where} does not fit the network and the data",
                 expected=f"{letters} = {shape}" + (either if one_sided else ""),
-                found=f"{stored.shape}, {stored.dtype}",
+                found=f"{stored.shape}, {type_name(stored)}",
                 where=where,
             )
         return stored

@@ -55,7 +55,10 @@ def usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets 
     """What stands under a usual name, if it can be targets."""
     if isinstance(found, Folder):
         return _returnn(found, options)
-    return FoundTargets(found) if found is not None and found.numeric else None
+    if found is None or found.text or found.is_cell:  # texts are noted, and left out
+        return None
+    need_numeric(found, "targets", options.places(found.where))
+    return FoundTargets(found)
 
 
 def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets | None:

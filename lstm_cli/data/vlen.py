@@ -25,9 +25,6 @@ from lstm_cli.data.targets import (
 from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
 from lstm_cli.errors import DataError, counted
 
-SCAN_BYTES = 16 << 20
-"""Read together, about, when sizes are found out: they can be known only by reading."""
-
 
 class UnknownFeaturesError(DataError):
     """The rows can be read, but nothing says how many features a step has.
@@ -90,13 +87,15 @@ class Vlen:
         return str(self.stored.dtype)
 
     def read(self, start: int, stop: int, out: Array) -> int:
-        rows = _joined(self.stored, self.stored.read(slice(start, stop)))
+        lengths = self.lengths[start:stop] * self.features
+        rows = _joined(self.stored, self.stored.read(slice(start, stop)), lengths)
         pad_into(rows.reshape(-1, self.features), self.lengths[start:stop], out)
         return rows.nbytes
 
     def span(self, number: int, begin: int, end: int) -> Array:
-        (row,) = self.stored.read(slice(number, number + 1))
-        return np.reshape(row, (-1, self.features))[begin:end]
+        rows = self.stored.read(slice(number, number + 1))
+        lengths = self.lengths[number : number + 1] * self.features
+        return _joined(self.stored, rows, lengths).reshape(-1, self.features)[begin:end]
 
     def place(self, number: int) -> str:
         return self.inputs
@@ -142,16 +141,12 @@ def open_vlen(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions
 
 
 def _sizes(stored: Stored) -> Lengths:
-    """(N,) values in each row."""
-    sizes = np.zeros(stored.shape[0], np.int64)
-    start, block = 0, 16
-    while start < len(sizes):
-        rows = stored.read(slice(start, start + block))
-        stop = start + len(rows)
-        sizes[start:stop] = [np.size(row) for row in rows]
-        mean = int(sizes[start:stop].mean()) * stored.dtype.itemsize
-        start, block = stop, min(4 * block, max(1, SCAN_BYTES // max(1, mean)))
-    return sizes
+    """(N,) values in each row; DataError if together they are more than the file holds."""
+    lengths = stored.value_lengths()
+    if lengths is None:
+        return stored.read_sizes() // stored.dtype.itemsize
+    stored.need_held(int(lengths.sum()))
+    return lengths // stored.dtype.itemsize
 
 
 def _features(
@@ -202,8 +197,16 @@ def _disagree(inputs: Stored, told: Lengths, lengths: Lengths, options: DataOpti
     )
 
 
-def _joined(stored: Stored, rows: Array) -> Array:
-    """Rows of variable length as one flat array."""
+def _joined(stored: Stored, rows: Array, sizes: Lengths) -> Array:
+    """Rows of variable length as one flat array; DataError if they have not the sizes known."""
+    if [np.size(row) for row in rows] != sizes.tolist():
+        raise DataError(
+            f"{stored.where} has changed since it was opened",
+            expected=f"{int(sizes.sum())} values in {len(sizes)} rows",
+            found=str(sum(np.size(row) for row in rows)),
+            where=stored.where,
+            hint="the file may be damaged: copy or make it again",
+        )
     return np.concatenate([np.empty(0, stored.dtype), *(np.ravel(row) for row in rows)])
 
 
@@ -230,7 +233,7 @@ def _targets(found: FoundTargets, lengths: Lengths, options: DataOptions) -> Tar
     shape = (int(sizes[0]),) if alike else ()
     per_step = None if by_step and alike else by_step
     info = target_info(stored, step_shape if per_step else shape, per_step, step_shape)
-    return VlenTargets(stored, info, lengths)
+    return VlenTargets(stored, info, lengths, sizes)
 
 
 @dataclass(frozen=True)
@@ -240,19 +243,21 @@ class VlenTargets:
     stored: Stored
     info: TargetInfo
     lengths: Lengths
+    sizes: Lengths
 
     def read(
         self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
     ) -> tuple[Array, int]:
         info = self.info.placed(bool(per_step))
-        rows = _joined(self.stored, self.stored.read(slice(start, stop)))
+        rows = _joined(self.stored, self.stored.read(slice(start, stop)), self.sizes[start:stop])
         values = cast_targets(rows, info, dtype).reshape(-1, *info.shape)
         if not info.per_step:
             return values, rows.nbytes
         return pad(values, self.lengths[start:stop], steps, values.dtype), rows.nbytes
 
     def span(self, number: int, begin: int, end: int, stride: int) -> Array:
-        rows = _joined(self.stored, self.stored.read(slice(number, number + 1)))
+        sizes = self.sizes[number : number + 1]
+        rows = _joined(self.stored, self.stored.read(slice(number, number + 1)), sizes)
         return rows.reshape(-1, *self.info.placed(True).shape)[begin:end:stride]
 
     def place(self, number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, need_memory
 from lstm_cli.files import reason, write_whole
 from lstm_cli.formats.safety import irregular
 from lstm_cli.overwriting import PRODUCER
@@ -102,6 +102,7 @@ def deserialized(path: Path, data: bytes) -> tuple[list[Any], dict[str, str]]:
     """
     from safetensors import SafetensorError, deserialize
 
+    need_memory(len(data) + (8 << 20), str(path))  # without it, its Rust ends the process
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as error:

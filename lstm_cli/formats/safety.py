@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, is_memory, short_of_memory
 from lstm_cli.files import reason
 
 LARGEST_TEXT = 64 << 20
@@ -150,9 +150,11 @@ def member_bytes(archive: zipfile.ZipFile, name: str, limit: int | None = None) 
             data = file.read(info.file_size + 1)
     except KeyError:
         raise WeightsError(f"{path} has no member {name!r}") from None
-    except WeightsError:
+    except (WeightsError, MemoryError):  # sizes were checked: it is memory that lacks
         raise
     except Exception as error:  # zlib, struct, EOF: whatever a damaged archive leads to
+        if is_memory(error):
+            raise short_of_memory(path) from error
         raise WeightsError(f"the member {name!r} of {path} is damaged", found=str(error)) from None
     if len(data) != info.file_size:
         raise _refused(path, f"the member {name!r} holds another size than it declares")

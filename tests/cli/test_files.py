@@ -463,6 +463,49 @@ def test_a_limit_on_the_size_of_files(net, tmp_path):
     assert (tmp_path / "o.h5").exists()
 
 
+LIMITED = """
+import json, os, resource, sys
+from lstm_cli.cli.main import main
+before, infinity = set(os.listdir()), resource.RLIM_INFINITY
+for name, command in json.loads(sys.argv[1]).items():
+    assert main(command) == 0, name
+    size = os.path.getsize(name) if os.path.isfile(name) else 3000
+    for path in set(os.listdir()) - before:
+        os.system(f"rm -r {path}")
+    for limit in (0, 100, size // 2, size - 60):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, infinity))
+        code = main(command)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (infinity, infinity))
+        assert code == 1, (name, limit, code)
+        assert set(os.listdir()) == before, (name, limit)
+"""
+
+
+@posix
+def test_every_writer_at_a_limit_on_the_size_of_files(commands, net, data, tmp_path):
+    """The last bytes too, which HDF5 writes as it closes the file; and the process ends well."""
+    every = {name: command(name) for name, command in commands.items()}
+    net.write_text(CONFIG + "train: {loss: cross_entropy, epochs: 1}\n")
+    with h5py.File(data, "a") as file:
+        file["targets"] = np.arange(len(file["inputs"])) % 3
+    every["run"] = ("train", net, data, "--engine", "reference", "--output", "run")
+    quiet = {
+        name: [*map(str, command), *([] if command[0] == "schema" else ["--quiet"])]
+        for name, command in every.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, json.dumps(quiet)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("the limit on the size of files (ulimit -f)") == 4 * len(every)
+    assert "Traceback" not in done.stderr
+
+
 class Ended(BaseException):
     """The process would have ended at once, with this code."""
 

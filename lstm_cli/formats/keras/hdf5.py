@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import h5py
-from h5py import h5d, h5f, h5g, h5l, h5o
+from h5py import h5d, h5f, h5g, h5l, h5o, h5s
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, is_memory, need_memory, short_of_memory
 from lstm_cli.formats.keras.attributes import Attributes
 from lstm_cli.formats.keras.storage import read_dataset
 from lstm_cli.formats.keras.words import shown
@@ -78,6 +78,7 @@ class Tree:
         self._attributes = Attributes(data[_superblock(data) :])
         self._left = len(data)
         self._nodes: dict[str, _Node] = {}
+        need_memory(2 * len(data), "the HDF5 file")  # HDF5 gives another reason
         with _reading("the HDF5 file"):
             self._file = h5py.File(h5f.open_file_image(data))
             root = h5g.open(self._file.id, b"/")
@@ -102,6 +103,7 @@ class Tree:
             return None
         with _reading(f"the dataset {shown(node.name)}"):
             dataset = h5d.open(node.parent, node.link)
+            _need_values(dataset, node.name)
             value, dtype, stored = read_dataset(dataset, shown(node.name), self._left)
         self._left -= stored
         return Variable(node.name, value, dtype)
@@ -112,7 +114,9 @@ class Tree:
         if node is None or node.group:
             return None
         with _reading(f"the dataset {shown(node.name)}"):
-            return tuple(h5d.open(node.parent, node.link).shape)
+            dataset = h5d.open(node.parent, node.link)
+            _need_values(dataset, node.name)
+            return tuple(dataset.shape)
 
     def texts(self, path: str, name: str) -> list[str] | None:
         """An attribute of texts, or one text, in as many parts as it was written; None: none.
@@ -175,6 +179,14 @@ class Tree:
             raise _refused(name, "more groups and datasets, or deeper ones, than Keras writes")
 
 
+def _need_values(dataset: Any, name: str) -> None:
+    if dataset.get_space().get_simple_extent_type() == h5s.NULL:
+        raise WeightsError(
+            f"{shown(name)} has no values: its dataspace is null",
+            expected="an array of floating-point numbers",
+        )
+
+
 def _links(group: Any) -> list[bytes]:
     found: list[bytes] = []
 
@@ -208,6 +220,8 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
+        if is_memory(error):
+            raise short_of_memory(what) from error
         raise WeightsError(
             f"{what} cannot be read",
             expected="intact HDF5",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.errors import LstmCliError, WeightsError, memory_is_short
 from lstm_cli.formats.onnx.calls import Call, Effort
 from lstm_cli.formats.onnx.messages import Attribute, Function, Graph, Model, Node, Tensor
 from lstm_cli.formats.onnx.operators import NODES
@@ -135,7 +135,9 @@ class Interpreter:
             return [Unknown(call.where, error)] * len(node.outputs)
         except MISTAKES as error:
             return [self._refused(call, error)] * len(node.outputs)
-        except _MISTAKES_OF_SIZE:
+        except _MISTAKES_OF_SIZE as error:
+            if isinstance(error, MemoryError) and memory_is_short():
+                raise
             return [Unknown(f"{call.where}: it is out of proportion")] * len(node.outputs)
         self._weigh(call, values)
         return values
