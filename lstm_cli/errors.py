@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 SHOWN_PROBLEMS = 20
 """Problems of one error that are printed; `LstmCliError.problems` has them all."""
@@ -325,9 +326,13 @@ def counted(count: int, noun: str, *, grouped: bool = False) -> str:
     return f"{number} {noun if count == 1 else plural}"
 
 
+MOST_COMPARED, LONGEST_COMPARED = 1_000, 64
+"""Names, and letters of one, that are compared with a misspelled name: files may hold any number."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be, or None."""
-    names = list(known)
+    names = list(islice(known, MOST_COMPARED))
     if (other := OTHER_NAMES.get(name.lower())) in names:
         return other
     best = max(names, key=lambda candidate: _likeness(name, candidate), default=None)
@@ -351,7 +356,8 @@ def _likeness(name: str, candidate: str) -> float:
     if not a or not b or len(a) > 3 * len(b) + 8:
         return float(a == b)
     shorter, longer = sorted((len(a), len(b)))
-    edits = _edits(a, b) if longer - shorter <= 0.4 * longer else longer
+    alike = longer <= LONGEST_COMPARED and longer - shorter <= 0.4 * longer
+    edits = _edits(a, b) if alike else longer * (a != b)
     likeness = 1 - edits / longer
     if shorter >= 3 and (a in b or b in a):  # what begins alike is likelier meant
         first, last = a[0] == b[0], a[-1] == b[-1]
