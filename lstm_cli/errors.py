@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 SHOWN_PROBLEMS = 20
 """Problems of one error that are printed; `LstmCliError.problems` has them all."""
@@ -325,12 +326,20 @@ def counted(count: int, noun: str, *, grouped: bool = False) -> str:
     return f"{number} {noun if count == 1 else plural}"
 
 
+LONGEST_LIKE, MOST_LETTERS = 200, 1_000_000
+"""Letters of a name that is compared with others, and pairs of letters that are, about a second."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be, or None."""
     names = list(known)
     if (other := OTHER_NAMES.get(name.lower())) in names:
         return other
-    best = max(names, key=lambda candidate: _likeness(name, candidate), default=None)
+    if len(name) > LONGEST_LIKE:
+        return None
+    short = (candidate for candidate in names if len(candidate) <= LONGEST_LIKE)
+    some = islice(short, MOST_LETTERS // (len(name) ** 2 + 64))
+    best = max(some, key=lambda candidate: _likeness(name, candidate), default=None)
     return best if best is not None and _likeness(name, best) >= 0.6 else None
 
 
