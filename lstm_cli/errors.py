@@ -327,7 +327,7 @@ def counted(count: int, noun: str, *, grouped: bool = False) -> str:
 
 
 MOST_COMPARED, LONGEST_COMPARED = 1_000, 64
-"""Names, and letters of one, that are compared with a misspelled name: files may hold any number."""
+"""Names, and letters of each, that are compared with a misspelled one: files may hold more."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

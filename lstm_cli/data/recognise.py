@@ -302,8 +302,9 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
         return _several(folder, parts, options)
     arrays = [found for found in inside if isinstance(found, Stored) and _is_array(found)]
     names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
-    listed = "; or ".join(f"data.inputs: {name}" for name in names[:SHOWN])
-    hint = "in a config, " + (f"{listed} names them" if names else "data.inputs names them")
+    listed = "; or ".join(f"data.inputs: {name}" for name in names[:SHOWN]) or "data.inputs"
+    choice = any(_may_be_inputs(found) for found in inside) or len(inside) == LOOK_AT
+    hint = f"in a config, {listed} names them" if choice else None
     # A refused dataset under an expected name says more than that there is none.
     for name in folder.names():
         found = None if name in OTHER_ROLES else folder.find(name)

@@ -142,6 +142,9 @@ class TestOwnFiles:
         assert found.code == 3
         assert "gates.h5 holds gates and states of every step" in found.err
         assert re.search(r"/layers/0/forward/i +\(7, 9, 7\) .*gate i", found.out)
+        (hint,) = hints(found)
+        values = eval(re.search(r"h5py\.File.*\]", hint)[0], {"h5py": h5py})
+        assert values.shape == (7, 9, 7)
         assert "holds gates" in lstm("run", config, "gates.h5").err
 
     def test_a_training_folder(self, lstm):

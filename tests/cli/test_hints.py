@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(rf"lstm-cli ({'|'.join(COMMANDS)})\b")
 SETTING = re.compile(r"--set ('[^']*'|\S+?)[;,]?(?=\s|$)")
-KEY = re.compile(r"\b(?:model|data|train)\.[a-z_]++(?!\d)(?:\.[a-z_]++(?!\d))*")
+KEY = re.compile(r"\b(?:model|data|train)\.[a-z_]++(?![\d(])(?:\.[a-z_]++(?![\d(]))*")
 
 N, T, D, H = 6, 5, 4, 3
 
@@ -335,8 +335,8 @@ def _() -> None:
 # CONFIG, DATA and weights.
 
 
-@case("the config comes before the data: lstm-cli run CONFIG DATA", "run x.h5 c.yaml", do="lstm-cli run c.yaml x.h5")
-@case("give weights as --weights FILE, and a YAML file as CONFIG", "run w.npz x.h5", do="lstm-cli run c.yaml x.h5 --weights n.safetensors")
+@case("the config comes before the data: lstm-cli run CONFIG DATA", "convert x.h5 o.onnx", do="lstm-cli run c.yaml x.h5")
+@case("give weights as --weights FILE, and a YAML file as CONFIG", "run w.yaml x.h5", do="lstm-cli run c.yaml x.h5 --weights w.yaml")
 @case("name a YAML config, and the weights with --weights", "run bare.safetensors x.h5", do="lstm-cli run c.yaml x.h5 --weights bare.safetensors")
 @case("--config names a YAML config that describes the layers", "convert bare.safetensors o.onnx", do="--config c.yaml")
 @case("lstm-cli inspect-shapes {} shows what the file holds", "run c.yaml x.h5 --weights bare.safetensors --set model.layers.0.hidden_size=2", do="lstm-cli inspect-shapes bare.safetensors", shows="layers.0.weight_ih")
@@ -348,10 +348,16 @@ def _() -> None:
     net()
     saved()
     save_file(load_file("n.safetensors"), "bare.safetensors")
-    np.savez("w.npz", x=1)
+    shutil.copy("n.safetensors", "w.yaml")
     hdf5(inputs=inputs())
 
 
+@case("lstm-cli data {} shows what it holds", "run x.h5 x2.h5", do="lstm-cli data x.h5", shows="/inputs")
+@case("it stands in the place of CONFIG: lstm-cli inspect-shapes {}", "run c.yaml w.weights.h5", do="lstm-cli inspect-shapes w.weights.h5", shows="layers/lstm")
+@case("name its files: {}{}", "run c.yaml f", do="lstm-cli run c.yaml f/a.h5")
+@case("the config comes first, then the data, which are HDF5: lstm-cli run CONFIG DATA.h5", "run t.csv x.h5", do="lstm-cli run c.yaml x.h5")
+@case("leave --{} out: {} files are read whole", "inspect-shapes n.safetensors --only 'lstm.*'", do="lstm-cli inspect-shapes n.safetensors")
+@case("numpy.savez('reference.npz', inputs=..., outputs=...) writes them into one file", "convert n.safetensors o.onnx --check r.npy", do="--check reference.npz")
 @case("--to onnx, or leave them out", "convert n.safetensors o.keras --lengths", do="--to onnx")
 @case("--to onnx, or leave them out", "convert n.safetensors o.keras --lengths", do="lstm-cli convert n.safetensors o.keras")
 @case("name another file to write", "convert n.safetensors n.safetensors", do="lstm-cli convert n.safetensors m.safetensors")
@@ -367,6 +373,13 @@ def _() -> None:
     saved()
     hdf5(inputs=inputs())
     hdf5("x2.h5", inputs=inputs())
+    Path("f").mkdir()
+    hdf5("f/a.h5", inputs=inputs())
+    Path("t.csv").write_text("a,b\n1,2\n")
+    assert main(["convert", "n.safetensors", "w.weights.h5", "--quiet"]) == 0
+    outputs = lstm_cli.load("n.safetensors", engine="reference").run(inputs()).outputs
+    np.savez("reference.npz", inputs=inputs(), outputs=outputs)
+    np.save("r.npy", inputs())
     Path("r").mkdir()
     saved("r/model.safetensors")
     saved("r/checkpoint.safetensors")
@@ -386,7 +399,8 @@ def _() -> None:
 @case("--set {}", "run c.yaml x.h5 --set data.inputs=frames_")
 @case("--set {}", "run c.yaml x.h5 --set 'data.inputs=two word'")
 @case("lstm-cli data {}", "run c.yaml x.h5 --set data.inputs=zzz", do="lstm-cli data x.h5", shows="/frames")
-@case("in a config, data.inputs names them", "run c.yaml only.h5", do="--set data.inputs=frames")
+@case("in a config, {} names them", "run one.yaml line.h5", do="--set data.inputs=second")
+@case("in a config, {} names them", "run c.yaml only.h5", do="--set data.inputs=frames")
 @case("in a config, data.lengths names them", "run c.yaml x.h5 --set data.inputs=rows --set data.layout=concatenated", do="--set data.lengths=number")
 @case("--set data.{}=null", "run c.yaml x.h5 --set data.inputs=rows --set data.lengths=number --set data.mask=number")
 @case("--set data.layout=concatenated", "run c.yaml x.h5 --set data.inputs=rows --set data.lengths=number --set data.layout=series")
@@ -398,6 +412,8 @@ def _() -> None:
 def _() -> None:
     net()
     hdf5("only.h5", frames=inputs(), rows=inputs(8, D))
+    hdf5("line.h5", first=inputs(8), second=inputs(9))
+    net(path="one.yaml", size=1)
     hdf5(a__inputs=inputs(), frames=inputs(), rows=inputs(8, D), **{"two words": inputs()}, number=np.array([3, 5]), text=["a", "b"])
 
 
@@ -444,13 +460,17 @@ def _features(path: str, features: int | None) -> None:
         pass
 
 
-@case("--allow-external follows it, if you trust the file", "run c.yaml link.h5")
-@case("--allow-external reads it, if you trust the file", "run c.yaml raw.h5")
+@case("--allow-external reads them, if you trust the file", "inspect-shapes c.yaml unwritten.h5")
+@case("--allow-external {}, if you trust the file", "run c.yaml link.h5")
+@case("--allow-external {}, if you trust the file", "run c.yaml raw.h5")
 def _() -> None:
     net()
     with h5py.File("link.h5", "w") as file:
         file["inputs"] = h5py.ExternalLink("away.h5", "/inputs")
     hdf5("away.h5", inputs=inputs())
+    with h5py.File("unwritten.h5", "w") as file:
+        for n in range(70):
+            file.create_dataset(f"s{n}/inputs", (100_000, D), "f4")
     Path("raw.bin").write_bytes(bytes(4 * N * T * D))
     with h5py.File("raw.h5", "w") as file:
         file.create_dataset("inputs", (N, T, D), "f4", external=[("raw.bin", 0, 4 * N * T * D)])
@@ -517,10 +537,13 @@ def _() -> None:
 
 
 @case("did you mean {}?", "run . x.h5", do="lstm-cli run ./c.yaml x.h5")
-@case("set {} whole: --set '{}={{}}'", "inspect-shapes o.yaml --set train.optimizer.learning_rate=0.1", do="lstm-cli inspect-shapes o.yaml --set 'train.optimizer={type: sgd, learning_rate: 0.1}'")
+@case("set {} itself: --set {}=…", "run c.yaml x.h5 --set model.layers.0.hidden_size.x=3", do="lstm-cli run c.yaml x.h5 --set model.layers.0.hidden_size=3")
+@case("set {} whole: --set '{}=[…]'", "run e.yaml x.h5 --set model.layers.0.hidden_size=3", do="lstm-cli run e.yaml x.h5 --set 'model.layers=[{type: lstm, hidden_size: 3}]'")
+@case("the config has it: --set {}.{}=…", "inspect-shapes t.yaml --lr 0.1", do="lstm-cli inspect-shapes t.yaml --set train.optimizer.learning_rate=0.1")
 @case("--set {}=…", "run c.yaml x.h5 --set model.layers.hidden_size=3", do="lstm-cli run c.yaml x.h5 --set model.layers.0.hidden_size=3")
 def _() -> None:
-    net(LAST, path="o.yaml", train={"loss": "mse", "optimizer": "sgd"})
+    Path("e.yaml").write_text("model: {input_size: 4, layers: []}")
+    net(LAST, path="t.yaml", train={"loss": "mse"})
     net()
     hdf5(inputs=inputs())
 
@@ -565,6 +588,11 @@ def _() -> None:
 @case("sequences belong in an HDF5 file, given as DATA", "inspect-shapes c.yaml", do=_config(YAML))
 def _() -> None:
     Path("c.yaml").write_text("# " + "x" * 12_000_000)
+
+
+@case("a network has at most {} layers; sequences belong in an HDF5 file, as DATA", "inspect-shapes c.yaml", do=_config(YAML))
+def _() -> None:
+    Path("c.yaml").write_text("model: [" + "1," * 30_000 + "1]")
 
 
 @case("here it is called `{}`", "inspect-shapes c.yaml", do=_config(YAML))
@@ -689,6 +717,10 @@ def _() -> None:
 @case("leave `train.truncate` out", "train c.yaml x.h5 --output r --set train.truncate=2 --set model.layers.0.bidirectional=true", do="--set train.truncate=null")
 @case("lstm-cli run {} {}", "train c.yaml x.h5 --output r", do="lstm-cli run r/model.safetensors x.h5", shows="accuracy")
 @case("the values have exploded: limit the gradient, --set train.clip_norm=1.0, or train slower, {}, in a new --output", "train e.yaml e.h5 --output r", do="--set train.clip_norm=1.0 --output r2")
+@case("{}: {}, in a new --output", "train s.yaml large.h5 --output r", do="--set train.normalize=true --output r2")
+@case("--set train.normalize=true scales the inputs of weights drawn anew", "train s.yaml large.h5 --output r", do="--set train.normalize=true --output r2")
+@case("--set model.layers.{}.clip={}", "train s.yaml e.h5 --output r --weights first.safetensors", do="--set model.layers.0.clip=5 --output r2")
+@case("--dtype float64 holds larger values", "train s.yaml e.h5 --output r --weights last.safetensors", do="--dtype float64 --output r2")
 @case("--set train.optimizer.learning_rate={}", "train e.yaml e.h5 --output r", do="--set train.optimizer.learning_rate=0.01 --output r2")
 @case("the values have exploded: train slower, {}, in a new --output", "train e.yaml e.h5 --output r --set train.clip_norm=1e39", do="--set train.optimizer.learning_rate=0.01 --output r2")
 @case("lstm-cli data {} says what else is wrong with the file", "train c.yaml nan.h5 --output r", do="lstm-cli data nan.h5", shows="thing to look at")
@@ -712,6 +744,13 @@ def _() -> None:
     sgd = {"loss": "mse", "epochs": 60, "optimizer": {"type": "sgd", "learning_rate": 100}}
     net(LAST, dense(2), path="e.yaml", train=sgd)
     hdf5("e.h5", inputs=inputs(), targets=inputs(N, 2))
+    relu = {**LAST, "type": "rnn", "activation": "relu"}
+    net(relu, dense(2), path="s.yaml", train={"loss": "mse", "epochs": 1, "normalize": False})
+    hdf5("large.h5", inputs=inputs() * np.float32(1e30), targets=inputs(N, 2))
+    weights = random_weights(lstm_cli.build("s.yaml", engine="reference").config.specs, 3)
+    for name, key in (("first", "layers.0.weight_ih"), ("last", "layers.1.weight")):
+        large = weights | {key: weights[key] * 1e22}
+        lstm_cli.build("s.yaml", engine="reference", weights=large).save(f"{name}.safetensors")
     bad = inputs()
     bad[0, 0, 0] = np.nan
     hdf5("nan.h5", inputs=bad, targets=CLASSES)
@@ -754,6 +793,7 @@ def _grid(hidden: int) -> None:
 
 @case("x[None] makes a batch of one sequence", lambda: _built().run(inputs(T, D)), do=lambda: _built().run(inputs(T, D)[None]))
 @case("--set model.steps={}", lambda: _built(FLAT, steps=T - 1).run(inputs()), do=lambda: _built(FLAT, steps=T).run(inputs()))
+@case("look for a dict that stands in many places", lambda: lstm_cli.build(_many()), do=lambda: _built())
 @case("look for a dict that contains itself", lambda: lstm_cli.build(_circle()), do=lambda: _built())
 def _() -> None:
     pass
@@ -764,13 +804,20 @@ def _built(*layers: Any, steps: int | None = None) -> Any:
     return lstm_cli.build({"model": model}, engine="reference")
 
 
+def _many() -> dict[str, Any]:
+    made: Any = dict.fromkeys(range(50), 1)
+    for _ in range(3):
+        made = dict.fromkeys(range(20), made)
+    return {"model": made}
+
+
 def _circle() -> dict[str, Any]:
     made: dict[str, Any] = {}
     made["model"] = made
     return made
 
 
-@case("warning: the outputs of {} of {} sequences hold NaN or infinity, first sequence {}; lstm-cli data says whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
+@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data says whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
 def _() -> None:
     net()
     bad = inputs()
@@ -849,8 +896,12 @@ def _() -> None:
 
 @case("--set model.layers.{}.return_sequences=false", "run w.safetensors x.h5")
 @case("dropout between layers is not stored, and changes no output; for training: --set model.layers.{}.dropout=0.2", "run w.safetensors x.h5")
+@case("the names are {}", "inspect-shapes odd.safetensors --only 'rnn.*' --ignore '*'", do="lstm-cli inspect-shapes odd.safetensors --only 'rnn.*'")
+@case("'{}.*' matches all of the module", "inspect-shapes fc.safetensors --ignore '*.bias_hh_l0'", do="lstm-cli inspect-shapes fc.safetensors --ignore 'rnn.*'")
+@case("{} is taken for a Linear, though by its name it is of a loss: --ignore '{}.*' leaves it out", "run loss.safetensors x.h5", do="--ignore 'criterion.*'")
+@case("torch.save(model.state_dict(), path) writes the weights of all modules", "run step.safetensors x.h5", do=lambda: shutil.copy("w.safetensors", "step.safetensors"))
+@case("--set model.layers.{}.bias={}", "run c.yaml x.h5 --weights bare.safetensors")
 @case("--prefix takes only the names below a prefix", "run two.safetensors x.h5", do="--prefix rnn")
-@case("--prefix takes only the names below a prefix, where the rest is another network's", "run odd.safetensors x.h5", do="--prefix rnn")
 def _() -> None:
     from safetensors.numpy import save_file
 
@@ -863,6 +914,14 @@ def _() -> None:
     save_file(lstm("rnn", D) | lstm("rnn", H, 1), "w.safetensors")
     save_file(lstm("rnn", D) | lstm("other", D + 9), "two.safetensors")
     save_file(lstm("rnn", D) | {"norm.weight": np.ones(3, "f4")}, "odd.safetensors")
+    save_file({"step": np.array(3)}, "step.safetensors")
+    head = {"weight": np.ones((2, H), "f4"), "bias": np.zeros(2, "f4")}
+    for name, module in (("fc", "fc"), ("loss", "criterion")):
+        more = {f"{module}.{k}": v for k, v in head.items()}
+        save_file(lstm("rnn", D) | more, f"{name}.safetensors")
+    net({**LSTM, "bias": False}, path="no.yaml")
+    saved("bare.safetensors", "no.yaml")
+    net()
 
 
 @case("ONNX holds it: --to onnx", "convert n.safetensors o.pt", do="--to onnx")
@@ -1010,6 +1069,7 @@ def _() -> None:
 
 @case("--prefix {} takes that one", "run two.pt x.h5")
 @case("a .pt file of torch.save keeps the modules' order", "run c.yaml x.h5 --weights w.safetensors", do="--weights w.pt")
+@case("zip the folder again: torch.save's file is a zip archive of it", "run unpacked x.h5", do=lambda: _zipped("unpacked"))
 @case("torch.save(model.state_dict(), path) writes one", "run none.pt x.h5", do=lambda: shutil.copy("w.pt", "none.pt"))
 @case("a .pt file of torch.save keeps the modules' order", "run w.safetensors x.h5", do="lstm-cli run w.pt x.h5")
 @case("save tensor.contiguous()", "run turned.pt x.h5", do=lambda: shutil.copy("w.pt", "turned.pt"))
@@ -1021,11 +1081,21 @@ def _() -> None:
     one, other = (torch.nn.Linear(D, D) for _ in range(2))
     states = {f"{n}.{k}": v for n, m in (("b", one), ("a", other)) for k, v in m.state_dict().items()}
     torch.save(states, "w.pt")
+    shutil.unpack_archive("w.pt", "unpacking", "zip")
+    (folder,) = Path("unpacking").iterdir()
+    folder.rename("unpacked")
     save_file({k: v.numpy() for k, v in sorted(states.items())}, "w.safetensors")
     torch.save({"net": one.state_dict(), "ema": one.state_dict()}, "two.pt")
     torch.save({"epoch": 3}, "none.pt")
     torch.save({"weight": torch.ones(1).expand(3, D), "bias": torch.zeros(3)}, "turned.pt")
     net(dense(D), dense(D))
+
+
+def _zipped(folder: str) -> None:
+    made = shutil.make_archive("made", "zip", ".", folder)
+    shutil.rmtree(folder)
+    Path(made).rename(folder)
+
 
 @case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
 @case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
@@ -1050,7 +1120,7 @@ def _() -> None:
     Path("k.weights.h5").write_bytes(keras_files.copied(whole))
     net(*[dense(s) for s in (5, 4, 3, 4)], path="other.yaml")
     net(dense(3), path="wrong.yaml")
-    net(dense(4), {"type": "lstm", "hidden_size": 4}, path="fc.yaml")
+    net(dense(4), {"type": "lstm", "hidden_size": 4, "bias": False}, path="fc.yaml")
     states = {f"rnn.weight_{n}_l0": rng.standard_normal((16, 4)).astype("f4") for n in ("ih", "hh")}
     states |= {"fc.weight": np.ones((4, 4), "f4"), "fc.bias": np.zeros(4, "f4")}
     save_file(states, "rnn.safetensors")
@@ -1139,6 +1209,43 @@ ELSEWHERE = {
         "cli/test_normalization.py::test_compare"
     ),
     "--batch-size {}, or --batch-size auto": "cli/test_cuda.py::test_memory_that_runs_out",
+    "store the outputs with an axis of features: outputs[:, None]": "cli/test_check_references.py::test_outputs_without_an_axis_of_features",
+    "{}; nothing was written": "cli/test_check_references.py::test_rounding_explains_what_a_chaotic_network_gives",
+    ", or accept the rounding: --tolerance {}": "cli/test_check_references.py::test_a_little_rounding_may_be_accepted",
+    "{}, if they are a class a step{}": "cli/test_data.py::test_hints_on_targets_that_do_not_fit_lead_to_a_network_that_trains",
+    "{}; {}": "cli/test_errors.py::test_sizes_that_the_configs_weights_do_not_have",
+    "--set weights=null draws new weights, untrained ones": "cli/test_errors.py::test_sizes_that_the_configs_weights_do_not_have",
+    "--set weights=null draws new ones": "cli/test_errors.py::test_weights_of_a_config_that_are_missing_can_be_left_out",
+    "store outputs = numpy.concatenate(list(outputs[-{}:]), axis=1)": "cli/test_readings.py::test_final_states_stacked",
+    "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_beside_layers_without_biases",
+    "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
+    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_structure.py::test_a_forget_bias_without_biases",
+    "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_masks.py::test_where_nothing_tells_both_are_named",
+    "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_masks.py::test_holes",
+    ", if all columns are numbers": "unit/data/test_origin.py::test_columns",
+    "lstm-cli train CONFIG DATA --output {} --resume goes on with its run": "cli/test_data.py::test_a_training_folder",
+    "lstm-cli run {} DATA runs the network of that run": "cli/test_data.py::test_a_training_folder",
+    "{}: lstm-cli run {} DATA": "cli/test_data.py::test_a_training_folder",
+    "in Python, h5py.File({})[{}][:] reads the outputs": "cli/test_data.py::test_results",
+    "; lstm-cli run CONFIG DATA --state {} begins with these states": "cli/test_data.py::test_results",
+    "in Python, h5py.File({})[{}][:] reads one of them": "cli/test_data.py::test_gates",
+    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_origin.py::test_variables_are_no_sequences",
+    "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_origin.py::test_series",
+    "{}; in a config, units: {} and train.class_weights: {{}: 0} keep that class from being learned": "cli/test_data.py::test_what_to_do_works",
+    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/data/test_hardening.py::test_chunks_that_cannot_be_kept",
+    "with the weights: import keras, pathlib; model = keras.models.model_from_json({}.read_text()); model.load_weights(FILE); model.save('model.keras')": "oracle/test_keras_files.py::test_a_description_without_weights",
+    "k = model.layers.index(model.get_layer({})); ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
+    "where they stand in front, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
+    "export the model with this size fixed (torch.onnx.export without dynamic_axes or dynamic_shapes): lstm-cli runs any number of sequences all the same": "oracle/test_onnx_operators.py::test_states_whose_size_is_calculated",
+    "export the model with an open batch size, so that nothing is folded: torch.onnx.export(..., dynamo=True, dynamic_shapes=({0: torch.export.Dim('N')},))": "oracle/test_onnx_operators.py::test_a_first_step_that_was_folded_is_named_and_an_open_batch_is_read",
+    "torch.save({}, {}) writes the format of today": "oracle/test_torch_hints.py::test_old_files_of_any_device",
+    "torch.save(torch.jit.load({}, map_location='cpu').state_dict(), {})": "oracle/test_torch_hints.py::test_torchscript",
+    "--{} '{}'": "cli/test_selecting.py::test_a_pattern_that_matches_nothing",
+    "{}torch.save({}, {}) saves the state dict alone; it runs what the file names: only for a file you trust, where its classes can be imported": "oracle/test_torch_hints.py::test_a_whole_module",
+    "is, by its name, a copy of {}: --prefix {} reads it alone": "oracle/test_torch_hints.py::test_a_copy_beside_the_network",
+    "--ignore '{}' leaves out what no output depends on": "oracle/test_torch_hints.py::test_losses_and_metrics",
+    "--only '{}' takes these layers alone; what stands in front of them in the model has to be computed before, and DATA to hold its outputs": "oracle/test_torch_hints.py::test_an_embedding_in_front",
+    "array.filled(0) puts numbers in their place; `lengths` leaves steps out": "property/test_arguments.py::test_masked_values_are_not_taken_for_numbers",
     "hint: this is a fault in lstm-cli; --debug shows where": (
         "cli/test_errors.py::test_a_fault_of_ours_shows_no_traceback_without_debug"
     ),
@@ -1159,6 +1266,8 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
     ),
     "the framework that wrote the file does it": (
         "train with one of ",
+        "the trainer's .ckpt holds the weights by their names; here they are one list without",
+        "export what follows this node as a model of its own, and feed it the node's outputs",
         "concat is what lstm-cli has",
         "Bidirectional(merge_mode='concat') has a reverse pass",
         "export it with a fixed number of steps, of which single ones can be read; the final "
@@ -1180,8 +1289,6 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "save the whole model, with an input of fixed steps: Input((steps, features))",
         "the file may be damaged: copy or save it again",
         "the file may be damaged: copy or make it again",
-        "torch.save(torch.jit.load(path).state_dict(), new_path)",
-        "torch.save(torch.load(path, weights_only=True), path) writes the format of today",
         "{} has no bias: if it is an nn.Embedding, there is no layer for it",
         "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both, which a state dict does "
         "not say: torch.onnx.export writes a model that does",
@@ -1197,7 +1304,19 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "a smaller batch needs less: --batch-size",
         "lstm-cli devices lists all",
     ),
+    "a limit of the system, or other programs, must change": (
+        "ulimit -u and ulimit -v show the limits; --threads 1 needs fewest",
+        "fewer units, a smaller --batch-size or --engine reference need less; ulimit -v shows "
+        "whether the memory is limited",
+        "ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+    ),
     "it explains, and asks for nothing": (
+        "Weights file, relative to this file, in --set to where it is typed.",
+        "Share of the sequences held out, or FILE.h5:/group relative to this file, in --set to "
+        "where it is typed.",
+        "{} holds gates and states of every step, as lstm-cli run --gates writes them",
+        "{} holds results, as lstm-cli run --output writes them",
+        "--only and --ignore take a part of one layer's tensors, without {}",
         "TF1's BasicLSTMCell adds 1 to b_f at run time; elsewhere what is stored is all there is, "
         "and `forget_bias` of a config is for fresh weights only",
         "Keras and TF1 store a kernel as (inputs, gates), natively it is (gates, inputs)",
@@ -1213,7 +1332,6 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
     ),
     "no small input leads there": (
         "resume with the config the run was started with",
-        "hint: fewer units or a smaller --batch-size need less",
         "the native format (.safetensors) has no such limit",
         "--seed 1 draws other weights, --dtype float64 holds larger numbers",
         "the weights have become too large: train slower, or limit train.clip_norm",
@@ -1343,6 +1461,7 @@ SCHEMA = json_schema()
 FOREIGN = {
     *("--help", "--version"),  # Click's
     *("--std", "--gpu-architecture", "--upgrade"),  # NVRTC's and pip's
+    "model.inputs",  # Keras's
 }
 SUFFIX = re.compile(r"\.(safetensors|keras|h5|onnx|pt|pkl|weights|save|state_dict|json|xml|npz)\b")
 
@@ -1360,6 +1479,7 @@ def test_what_texts_name_exists():
         options = set(OPTION.findall(text)) - set(OPTIONS) - FOREIGN
         named = set(re.findall(r"lstm-cli ([a-z][a-z-]+) (?=[A-Z.{-])", text)) - set(COMMANDS)
         keys = {key for key in KEY.findall(text) if not SUFFIX.search(key) and not _known(key)}
+        keys -= FOREIGN
         wrong += [f"{where}: {word}" for word in (*options, *named, *keys)]
     assert not wrong
 
