@@ -162,6 +162,14 @@ class TestOwnFiles:
         found = lstm("data", "run/checkpoint.safetensors")
         assert "the checkpoint of a training run" in found.err
         line = hints(found)[0].partition(" goes on")[0]
+        for name in (
+            "run",
+            "run/checkpoint.safetensors",
+        ):  # not config.yaml, which holds no weights
+            for arguments in (("run", name, data), ("convert", name, "o.onnx")):
+                refused = lstm(*arguments)
+                assert (refused.code, "of a training run" in refused.err) == (4, True)
+                assert "run/model.safetensors" in hints(refused)[0]
         words = shlex.split(line.replace("CONFIG", str(CONFIG)).replace("DATA", data))
         assert lstm(*words[1:], "--set", "train.epochs=1", *REFERENCE).code == 0
 

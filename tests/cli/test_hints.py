@@ -357,6 +357,7 @@ def _() -> None:
 @case("name another file to write", "convert n.safetensors n.safetensors", do="lstm-cli convert n.safetensors m.safetensors")
 @case("--to ", "convert n.safetensors o.unknown", do="--to onnx")
 @case("{} names another file", "run c.yaml x.h5 --output o.h5 --gates o.h5", do="--gates g.h5")
+@case("convert and compare take it beside the weights, as --config {}", "run c.yaml x.h5 --weights c.yaml", do="lstm-cli convert n.safetensors d.pt --config c.yaml")
 @case("{} names another file", "convert n.safetensors c.yaml --config c.yaml", do="lstm-cli convert n.safetensors d.safetensors --config c.yaml")
 @case("--force replaces it", "run c.yaml x.h5 --output x2.h5")
 @case("mkdir -p {}", "run c.yaml x.h5 --output a/o.h5", do=lambda: Path("a").mkdir())
@@ -1139,6 +1140,7 @@ ELSEWHERE = {
         "cli/test_normalization.py::test_compare"
     ),
     "--batch-size {}, or --batch-size auto": "cli/test_cuda.py::test_memory_that_runs_out",
+    "{} holds the network of that run": "cli/test_data.py::test_a_training_folder",
     "hint: this is a fault in lstm-cli; --debug shows where": (
         "cli/test_errors.py::test_a_fault_of_ours_shows_no_traceback_without_debug"
     ),
