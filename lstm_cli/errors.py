@@ -272,6 +272,15 @@ def quote(path: object) -> str:
     return f"$'{''.join(map(_escaped, text))}'"
 
 
+def in_yaml(name: str) -> str:
+    """A name as a config takes it, in printable characters: ``inputs``, ``"a: b"``."""
+    word = re.fullmatch(r"[^\W\d_][\w/.-]*|/[\w/. -]*[\w/.-]", name)
+    if word and name.isprintable() and name.lower() not in ("null", "true", "false"):
+        return name
+    letters = name.replace("\\", r"\\").replace('"', r"\"")
+    return '"' + "".join(c if c.isprintable() else rf"\U{ord(c):08x}" for c in letters) + '"'
+
+
 def _escaped(letter: str) -> str:
     if letter.isprintable() and letter not in "\\'":
         return letter

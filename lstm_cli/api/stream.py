@@ -351,6 +351,8 @@ class _Run:
             self.notes.append(
                 "no metrics: the targets of every window lie beyond the end of its sequence"
             )
+        if self.states is not None and self.states.not_finite is not None:
+            self.notes.append(self.states.not_finite)
         steps: tuple[int | str, ...] = ()
         if network.returns_sequences:
             steps = ("T",) if data.varying else (data.max_steps,)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli.console import say
+from lstm_cli.cli.console import Console, print_json, say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
 from lstm_cli.files import remove_unfinished
 from lstm_cli.version import __version__
 
 if TYPE_CHECKING:
-    from lstm_cli.errors import LstmCliError
+    from lstm_cli.errors import Problem
 
 COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _code(args: list[str], signals: Signals) -> int:
     """Run a command; its exit code."""
     _prepare_streams()
+    Console.printed = False
     gc.set_threshold(GARBAGE)
     try:
         _check_memory(args)
@@ -131,7 +132,7 @@ def _code(args: list[str], signals: Signals) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        return _misused(error)
+        return _misused(error, args)
     except (KeyboardInterrupt, click.Abort):
         return _interrupted()
     except BrokenPipeError:
@@ -172,7 +173,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _misused(error: click.ClickException) -> int:
+def _misused(error: click.ClickException, args: Sequence[str]) -> int:
     """Say what is wrong with the arguments, and where the right ones are listed."""
     ctx = getattr(error, "ctx", None)
     message, instead = error.format_message().rstrip("."), None
@@ -183,7 +184,12 @@ def _misused(error: click.ClickException) -> int:
     if instead is not None:
         say(f"hint: {instead}")
     path = ctx.command_path if ctx is not None else "lstm-cli"
-    say(f"hint: {path} --help lists what it takes")
+    listed = f"{path} --help lists what it takes"
+    say(f"hint: {listed}")
+    if "--json" in args:
+        from lstm_cli.errors import Problem
+
+        _print_problems([Problem(message, hint=instead or listed)], error.exit_code)
     return error.exit_code
 
 
@@ -205,28 +211,30 @@ def _instead(option: str, ctx: click.Context) -> str | None:
     return None
 
 
-def _print_problems(error: LstmCliError) -> None:
+def _print_problems(
+    problems: Sequence[Problem], exit_code: int, headline: str | None = None
+) -> None:
     """All problems as the JSON document, unless the command has printed one."""
-    from lstm_cli.cli.console import Console, print_json
-
     if not Console.printed:
-        found = {"exit_code": error.exit_code, "problems": error.problems}
-        print_json({"error": {"headline": error.headline, **found}})
+        found = {"exit_code": exit_code, "problems": problems}
+        print_json({"error": {"headline": headline, **found}})
 
 
 def _failed(error: Exception, args: Sequence[str]) -> int:
     """Say what went wrong in the form that all errors have."""
-    from lstm_cli.errors import LstmCliError
+    from lstm_cli.errors import LstmCliError, Problem
 
     if (shortage := _shortage(error)) is not None:
         what, hint = shortage
         say(f"error: {what}")
         say(f"hint: {hint}")
+        if "--json" in args:
+            _print_problems([Problem(what, hint=hint)], 1)
         return 1
     if isinstance(error, LstmCliError):
         say(f"error: {error}")
         if "--json" in args:
-            _print_problems(error)
+            _print_problems(error.problems, error.exit_code, error.headline)
         return error.exit_code
     if isinstance(error, OSError) and error.filename is None:
         _give_up_stdout()

@@ -10,9 +10,10 @@ from typing import Any
 from lstm_cli.config.places import KeyPath, Report, spell
 from lstm_cli.config.words import short, shown
 from lstm_cli.config.yaml12 import parse
-from lstm_cli.errors import ConfigError
+from lstm_cli.errors import ConfigError, quote
 
 _ELEMENT = re.compile(r"\.?\[\s*(-?[0-9]+)\s*\]")
+_UNDIVIDED = re.compile(r"\](?=[^.\[\s])")
 _INDEX = re.compile(r"-?[0-9]{1,9}")
 
 SEEDS: tuple[KeyPath, ...] = (("model", "init", "seed"), ("train", "seed"))
@@ -45,6 +46,13 @@ def apply_seed(raw: dict[Any, Any], seed: int, report: Report) -> None:
 def _split(text: str, option: str) -> tuple[KeyPath, Any]:
     """The path and the value of one option."""
     dotted, equals, written = text.partition("=")
+    spaced = _UNDIVIDED.sub("].", dotted)
+    if spaced != dotted:
+        raise ConfigError(
+            f"{option!r} is no setting",
+            expected="a dot behind the number of a list element",
+            hint=f"--set {quote(f'{spaced}={written}')}",
+        )
     # A list element may be written as messages print it: layers[0] is layers.0.
     keys = [key.strip() for key in _ELEMENT.sub(r".\1", dotted).split(".")]
     if not equals or not all(keys):

@@ -17,7 +17,7 @@ from lstm_cli.data.guard import SIZES, CheckedFile, Guard
 from lstm_cli.data.links import Folder
 from lstm_cli.data.not_hdf5 import HEAD_BYTES, refuse, refuse_folder
 from lstm_cli.data.storage import H5_ERRORS, reading
-from lstm_cli.errors import DataError, is_memory, printable, quote, short_of_memory
+from lstm_cli.errors import DataError, in_yaml, is_memory, printable, quote, short_of_memory
 
 CHUNK_SLOTS = 12_421
 """Chunks of a dataset that can be held at once; a prime, as HDF5 asks for."""
@@ -262,5 +262,6 @@ def _group(root: Folder, path: str) -> Folder:
         expected="a group that holds one",
         found=f"shape {found.shape}",
         where=where,
-        hint=f"{group} names the group; in a config, data.inputs: {name} names the dataset",
+        hint=f"{group} names the group; in a config, data.inputs: {in_yaml(name)} names the "
+        "dataset",
     )

@@ -108,25 +108,26 @@ def _holes(rows: MaskRows, beside: Beside, options: DataOptions) -> DataError:
 
 
 def refuse_values(values: Array, start: int, mask: Stored, file: str, options: DataOptions) -> None:
-    """Raise DataError where a mask of floating point holds more than 0 and 1.
+    """Raise DataError where a mask holds more than 0 and 1, or 0 and another whole number.
 
     Parameters
     ----------
     values
         (n, T) of the sequences from `start` on.
     """
-    if values.dtype.kind != "f":
-        return
-    wrong = ~np.isin(values, (0, 1))
+    real = values.dtype.kind == "f"
+    # Whole numbers may be 0 and 255; several of them number the pieces of a row, say.
+    wrong = ~np.isin(values, (0, 1 if real else values.max(initial=0)))
     if not wrong.any():
         return
     n, t = np.argwhere(wrong)[0].tolist()
     value = values[n, t]
-    added = value < 0  # what attention adds to its scores: 0 keeps a step
+    added = real and value < 0  # what attention adds to its scores: 0 keeps a step
+    other = f"{value:g}" if real else f"{value} beside {values.max()}: numbers of pieces, say"
     raise DataError(
         f"the mask holds {value:g} at sequence {start + n}, step {t}",
         expected="1 at valid steps, 0 at padding",
-        found="a mask that is added to scores: 0 at valid steps" if added else f"{value:g}",
+        found="a mask that is added to scores: 0 at valid steps" if added else other,
         where=options.places(mask.where),
         hint=inverting_command(mask, Beside(file, mask)) if added else None,
     )

@@ -15,7 +15,7 @@ from lstm_cli.data.links import Folder
 from lstm_cli.data.rewriting import converting, text
 from lstm_cli.data.storage import Stored, reading
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError, counted, quote
+from lstm_cli.errors import DataError, counted, in_yaml, quote
 from lstm_cli.overwriting import HDF5_ATTRIBUTE
 
 LOOK_AT = 50
@@ -142,8 +142,9 @@ def refuse_variables(names: Sequence[Stored], folder: Folder, options: DataOptio
         expected="one array of inputs",
         found=", ".join(f"{stored.path} {stored.shape}" for stored in names[:SHOWN]),
         where=options.places(folder.where),
-        hint=f"in a config, data.inputs: {names[0].path} takes one of them; data.layout: groups "
-        f"takes each for a sequence; {converting(folder.file, f'a = [{arrays}]', 'np.hstack(a)')}",
+        hint=f"in a config, data.inputs: {in_yaml(names[0].path)} takes one of them; "
+        "data.layout: groups takes each for a sequence; "
+        f"{converting(folder.file, f'a = [{arrays}]', 'np.hstack(a)')}",
     )
 
 
@@ -205,7 +206,7 @@ def _pandas_error(
         found, hint = "; ".join(parts) or "nothing that holds numbers", None
         if len(blocks) == 1:
             (block,) = blocks
-            hint = f"in a config, data.inputs: {block.path} reads it as one series (T, D)"
+            hint = f"in a config, data.inputs: {in_yaml(block.path)} reads it as one series (T, D)"
         elif blocks:
             arrays = ", ".join(f"f[{text(block.path)}][:]" for block in blocks)
             hint = converting(frame.file, f"a = [{arrays}]", "np.hstack(a)")

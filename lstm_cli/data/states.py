@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from lstm_cli.data.files import Hdf5File
 from lstm_cli.data.results import StateShape
 from lstm_cli.data.storage import Stored, type_name
@@ -42,6 +44,7 @@ class StateReader:
         one_sided: Collection[int] = (),
     ) -> None:
         self._file = Hdf5File(path, allow_external=None)
+        self.not_finite: str | None = None
         self._stored: dict[int, dict[str, Stored]] = {}
         try:
             for layer, directions, *sizes in states:
@@ -62,8 +65,17 @@ class StateReader:
         found = {}
         for layer, stored in self._stored.items():
             parts = {letter: state.read(rows) for letter, state in stored.items()}
+            for letter, part in parts.items():
+                self._note_not_finite(f"state/{layer}/{letter}", first, part)
             found[layer] = (parts.get("h"), parts.get("c"))
         return found
+
+    def _note_not_finite(self, name: str, first: int, values: Array) -> None:
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if self.not_finite is None and not finite.all():
+            place = f"{self._file.folder.where.rstrip('/')}/{name}"
+            row = first + int(np.argmin(finite))
+            self.not_finite = f"{place} holds NaN or infinity, in sequence {row} say"
 
     def close(self) -> None:
         """Close the file."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, quote
 from lstm_cli.formats.torch.archive import LEGACY
 from lstm_cli.formats.torch.foreign_values import renamed
 
@@ -133,11 +133,14 @@ def _folder(path: Path) -> Kind | None:
     if "data.pkl" in names and "data" in names:
         hint = "zip the folder again: torch.save's file is a zip archive of it"
         return Kind("an unpacked file of torch.save", hint)
+    if {"model.safetensors", "config.yaml"} <= names:
+        best = quote(path / "model.safetensors")
+        return Kind("the folder of a training run", f"name the network in it: {best}")
     weights = [
         n for n in sorted(names) if n.endswith((".safetensors", ".bin", ".pt", ".keras", ".onnx"))
     ]
     if weights and not any(name.endswith((".yaml", ".yml")) for name in names):
-        return Kind("a folder", f"name the file in it: {path / weights[0]}")
+        return Kind("a folder", f"name the file in it: {quote(path / weights[0])}")
     return None
 
 
@@ -192,7 +195,7 @@ def _gzip(path: Path) -> Kind:
     except Exception:  # zlib, EOF: damaged, and compressed all the same
         head = b""
     if head[257:262] == b"ustar":
-        return Kind("a compressed archive (tar, gzip)", f"tar -xzf {path} unpacks it")
+        return Kind("a compressed archive (tar, gzip)", f"tar -xzf {quote(path)} unpacks it")
     return Kind("a compressed file (gzip)", "gunzip unpacks it")
 
 

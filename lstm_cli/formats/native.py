@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, need_memory
+from lstm_cli.errors import WeightsError, need_memory, quote
 from lstm_cli.files import reason, write_whole
 from lstm_cli.formats.safety import irregular
 from lstm_cli.overwriting import PRODUCER
@@ -84,6 +84,14 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
             where=() if named_at is None else named_at,
         )
     entries, metadata = deserialized(path, data)
+    if "training" in metadata and not counts:
+        best = path.parent / "model.safetensors"
+        raise WeightsError(
+            f"{path} is the checkpoint of a training run",
+            expected="a file of weights",
+            where=str(path),
+            hint=f"{quote(best)} holds the network of that run" if best.is_file() else None,
+        )
     known = _DTYPES | _COUNTS if counts else _DTYPES
     tensors = {
         name: _array(path, name, entry, known) for name, entry in sorted(entries, key=itemgetter(0))

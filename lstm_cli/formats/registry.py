@@ -11,7 +11,7 @@ import numpy as np
 
 from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
-from lstm_cli.errors import UsageError, WeightsError, nearest
+from lstm_cli.errors import UsageError, WeightsError, nearest, quote
 from lstm_cli.files import reason
 from lstm_cli.formats import foreign
 from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
@@ -147,8 +147,14 @@ def recognise(path: Path) -> Format:
         raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
     if name is None and path.stat().st_size == 0:
         raise WeightsError(f"the weights file {path} is empty", found="0 bytes")
+    titles = ", ".join(f"{f.title} ({', '.join(f.suffixes)})" for f in FORMATS.values())
+    if name is None and path.suffix.lower() in (".yaml", ".yml"):
+        raise WeightsError(
+            f"{path} is a config by its name, and a weights file is needed",
+            expected=f"one of {titles}",
+            hint=f"convert and compare take it beside the weights, as --config {quote(path)}",
+        )
     if name is None:
-        titles = ", ".join(f"{f.title} ({', '.join(f.suffixes)})" for f in FORMATS.values())
         raise WeightsError(
             f"{path} is no weights file of a known format",
             expected=f"one of {titles}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 
 import h5py
@@ -165,8 +166,46 @@ class TestOwnFiles:
         found = lstm("data", "run/checkpoint.safetensors")
         assert "the checkpoint of a training run" in found.err
         line = hints(found)[0].partition(" goes on")[0]
+        for name in (
+            "run",
+            "run/checkpoint.safetensors",
+        ):  # not config.yaml, which holds no weights
+            for arguments in (("run", name, data), ("convert", name, "o.onnx")):
+                refused = lstm(*arguments)
+                assert (refused.code, "of a training run" in refused.err) == (4, True)
+                assert "run/model.safetensors" in hints(refused)[0]
         words = shlex.split(line.replace("CONFIG", str(CONFIG)).replace("DATA", data))
         assert lstm(*words[1:], "--set", "train.epochs=1", *REFERENCE).code == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a: b", "#x", "'q", 'q"', "12", "1e3", "null", "Yes", "- k", "x #y", "{z}", "@w", "n\\x1b",
+     "a\x1b[31mb", "a\u202eb", "l\u00e4ng e", "v\U000e0001"],
+)  # fmt: skip
+def test_a_config_that_is_proposed_has_the_name_of_the_dataset(lstm, name):
+    with h5py.File("d.h5", "w") as file:
+        file[name] = np.random.default_rng(1).normal(size=(4, 6, 3)).astype("f4")
+    found = lstm("data", "d.h5")
+    assert found.out.replace("\n", "").isprintable()
+    text = found.out.partition("to begin a config with:")[2]
+    Path("c.yaml").write_text(textwrap.dedent(text), encoding="utf-8")
+    assert lstm("run", "c.yaml", "d.h5", *REFERENCE).code == 0
+    with h5py.File("d.h5", "w") as file:
+        file["inputs"], file["labels of"] = np.ones((4, 6, 3)), np.zeros(4, int)
+    assert 'data.targets: "labels of"' in lstm("data", "d.h5").err
+
+
+def test_masks_of_whole_numbers(lstm, config):
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    for values, code in ((mask, 0), (mask * 255, 0), (mask * [1, 1, 2, 2], 3), (-mask, 3)):
+        with h5py.File("d.h5", "w") as file:
+            file["inputs"], file["mask"] = np.random.default_rng(0).normal(size=(2, 4, 5)), values
+        outcome = lstm("run", config, "d.h5", *REFERENCE)
+        assert outcome.code == code, outcome.err
+        if code:
+            assert "the mask holds" in outcome.err
+            assert "d.h5:/mask" in outcome.err
 
 
 class TestIgnoredLabels:

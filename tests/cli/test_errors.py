@@ -250,6 +250,16 @@ def test_json_is_one_document_whatever_fails(lstm, config, data):
     assert outcome.code == 3
     assert outcome.json["data_problems"]
     assert lstm("data", config.parent / "none.h5", "--json").json["error"]["exit_code"] == 3
+    for arguments in (
+        ["train", config, data],
+        ["devices", "--thing"],
+        ["run", config, "--nothing"],
+    ):
+        outcome = lstm(*arguments, "--json")
+        error = outcome.json["error"]
+        assert (outcome.code, error["exit_code"], len(error["problems"])) == (2, 2, 1)
+        assert f"error: {error['problems'][0]['what']}\n" in outcome.err
+        assert f"hint: {error['problems'][0]['hint']}\n" in outcome.err
 
 
 @pytest.mark.parametrize("command", ["run", "inspect-shapes"])

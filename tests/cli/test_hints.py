@@ -363,6 +363,7 @@ def _() -> None:
 @case("name another file to write", "convert n.safetensors n.safetensors", do="lstm-cli convert n.safetensors m.safetensors")
 @case("--to ", "convert n.safetensors o.unknown", do="--to onnx")
 @case("{} names another file", "run c.yaml x.h5 --output o.h5 --gates o.h5", do="--gates g.h5")
+@case("convert and compare take it beside the weights, as --config {}", "run c.yaml x.h5 --weights c.yaml", do="lstm-cli convert n.safetensors d.pt --config c.yaml")
 @case("{} names another file", "convert n.safetensors c.yaml --config c.yaml", do="lstm-cli convert n.safetensors d.safetensors --config c.yaml")
 @case("--force replaces it", "run c.yaml x.h5 --output x2.h5")
 @case("mkdir -p {}", "run c.yaml x.h5 --output a/o.h5", do=lambda: Path("a").mkdir())
@@ -1246,6 +1247,7 @@ ELSEWHERE = {
     "--ignore '{}' leaves out what no output depends on": "oracle/test_torch_hints.py::test_losses_and_metrics",
     "--only '{}' takes these layers alone; what stands in front of them in the model has to be computed before, and DATA to hold its outputs": "oracle/test_torch_hints.py::test_an_embedding_in_front",
     "array.filled(0) puts numbers in their place; `lengths` leaves steps out": "property/test_arguments.py::test_masked_values_are_not_taken_for_numbers",
+    "{} holds the network of that run": "cli/test_data.py::test_a_training_folder",
     "hint: this is a fault in lstm-cli; --debug shows where": (
         "cli/test_errors.py::test_a_fault_of_ours_shows_no_traceback_without_debug"
     ),

@@ -159,6 +159,22 @@ def test_states_of_another_network_are_refused(lstm, config, data, tmp_path):
     assert "s.h5" in outcome.err
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_states_that_are_not_finite_are_named(lstm, tmp_path, data, value):
+    config = tmp_path / "net.yaml"
+    config.write_text("model: {input_size: 5, layers: [{type: gru, hidden_size: 4}]}")
+    h = np.zeros((7, 1, 4), np.float32)
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["state/0/h"] = h
+    given = ("--state", tmp_path / "s.h5", "--engine", "reference", "--batch-size", 2)
+    assert "NaN" not in lstm("run", config, data, *given).err
+    h[5, 0, 2] = value
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file["state/0/h"][...] = h
+    outcome = lstm("run", config, data, *given)
+    assert "s.h5:/state/0/h holds NaN or infinity, in sequence 5 say" in outcome.err
+
+
 def test_gates_are_written_and_satisfy_the_equations(lstm, tmp_path, data):
     config = tmp_path / "net.yaml"
     config.write_text("model: {input_size: 5, layers: [{type: lstm, hidden_size: 4}]}")

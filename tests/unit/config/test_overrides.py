@@ -100,6 +100,8 @@ def test_the_mapping_given_is_left_alone() -> None:
         ("model.layers", "'--set model.layers' is no setting",
          "--set model.layers.0.hidden_size=128"),
         ("=3", "'--set =3' is no setting", None),
+        ("model.layers[0]units=3", "'--set model.layers[0]units=3' is no setting",
+         "--set 'model.layers[0].units=3'"),
         ("model..input_size=3", "'--set model..input_size=3' is no setting", None),
         ("model.layers.2.units=3", "model.layers[2].units cannot be set",
          "--set model.layers.0.units=…"),
