@@ -177,8 +177,10 @@ class MemoryShortError(LstmCliError):
     """The machine, or a limit such as ``ulimit -v``, has not enough memory."""
 
 
-_MEMORY = re.compile(r"allocation failed|(unable to|can't|cannot) (\w+ )?alloc|out of memory")
-"""What HDF5 says where memory runs out; or where a damaged file has it ask for too much."""
+_MEMORY = re.compile(
+    r"allocation failed|(unable to|can't|cannot) (\w+ )?alloc|out of memory|failed to map segment"
+)
+"""What HDF5 and loaders say where memory runs out; or where a damaged file asks for too much."""
 _ENOUGH = 1 << 30
 """Bytes that can be had where memory is not short."""
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lstm_cli.cli.console import Console, print_json, say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
+from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory, nearest
 from lstm_cli.files import remove_unfinished
 from lstm_cli.version import __version__
-
-if TYPE_CHECKING:
-    from lstm_cli.errors import Problem
 
 COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
@@ -65,8 +62,6 @@ class LazyGroup(click.Group):
         """As Click's own, with the nearest name where there is no such command."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            from lstm_cli.errors import nearest
-
             guess = nearest(name, COMMANDS)
             more = f" Did you mean {guess}?" if guess else ""
             ctx.fail(f"{name!r} is not a command.{more}")
@@ -195,8 +190,6 @@ def _misused(error: click.ClickException, args: Sequence[str]) -> int:
 
 def _instead(option: str, ctx: click.Context) -> str | None:
     """A hint to the nearest option, or to the key of the config that has this name."""
-    from lstm_cli.errors import nearest
-
     options = [name for each in ctx.command.get_params(ctx) for name in each.opts]
     if (guess := nearest(option, options)) is not None:
         return f"did you mean {guess}?"
@@ -222,9 +215,7 @@ def _print_problems(
 
 def _failed(error: Exception, args: Sequence[str]) -> int:
     """Say what went wrong in the form that all errors have."""
-    from lstm_cli.errors import LstmCliError, Problem
-
-    if (shortage := _shortage(error)) is not None:
+    if (shortage := _shortage(error, args[0] if args else "")) is not None:
         what, hint = shortage
         say(f"error: {what}")
         say(f"hint: {hint}")
@@ -248,54 +239,43 @@ def _failed(error: Exception, args: Sequence[str]) -> int:
 LEAST_MEMORY = 96 << 20
 """Bytes of addresses without which NumPy's BLAS ends the process where it is loaded."""
 
-_SHORT = ("failed to map segment", "cannot allocate memory", "can't allocate", "out of memory")
-"""What loaders say of a library that they found no memory for."""
+_SAVING = {
+    "run": "fewer units, a smaller --batch-size or --engine reference need less; ",
+    "train": "fewer units, a smaller --batch-size or --engine reference need less; ",
+    "bench": "fewer units or --engine reference need less; ",
+}
+"""What needs less memory, by command; the others have nothing to choose."""
 
 
 def _check_memory(args: list[str]) -> None:
     """Raise MemoryError where the libraries of a command cannot be loaded: some end the process."""
     if set(args) & {"--help", "-h", "--version"} or not args or "numpy" in sys.modules:
         return
-    if not _is_free(LEAST_MEMORY):
+    if not has_memory(LEAST_MEMORY):
         raise MemoryError(f"{LEAST_MEMORY >> 20} MB are needed to begin with")
 
 
-def _is_free(size: int) -> bool:
-    """Whether so many bytes can be had; nothing of them is touched."""
-    import mmap
-
-    try:
-        mmap.mmap(-1, size).close()
-    except (OSError, MemoryError):
-        return False
-    return True
-
-
-def _shortage(error: BaseException) -> tuple[str, str] | None:
+def _shortage(error: BaseException, command: str) -> tuple[str, str] | None:
     """What there is too little of, memory or threads, and what to do; None: another error.
 
     An error that came of another one counts where there is no memory to be had indeed: a damaged
     file may ask for more than there is, too.
     """
-    from lstm_cli.errors import LstmCliError
-
     seen: BaseException | None = error
     while seen is not None:
-        text = str(seen).lower()
-        if isinstance(seen, RuntimeError) and "start new thread" in text:
+        if isinstance(seen, RuntimeError) and "start new thread" in str(seen).lower():
+            fewer = "; --threads 1 needs fewest" if command in _SAVING else ""
             return (
                 "no more threads can be started: their number or the memory is limited",
-                "ulimit -u and ulimit -v show the limits; --threads 1 needs fewest",
+                f"ulimit -u and ulimit -v show the limits{fewer}",
             )
-        loader = isinstance(seen, ImportError | OSError) and any(part in text for part in _SHORT)
-        if isinstance(seen, MemoryError) or loader or getattr(seen, "errno", None) == errno.ENOMEM:
-            mere = isinstance(error, LstmCliError) and _is_free(LEAST_MEMORY)
+        if isinstance(seen, MemoryError | ImportError | OSError) and is_memory(seen):
+            mere = isinstance(error, LstmCliError) and has_memory(LEAST_MEMORY)
             if not mere:
                 detail = f": {seen}" if str(seen) else ""
                 return (
                     f"not enough memory{detail}",
-                    "fewer units, a smaller --batch-size or --engine reference need less; "
-                    "ulimit -v shows whether the memory is limited",
+                    f"{_SAVING.get(command, '')}ulimit -v shows whether the memory is limited",
                 )
         seen = seen.__cause__ or seen.__context__
     return None

@@ -59,7 +59,10 @@ def patterns(value: str | Iterable[str] | None, name: str) -> tuple[str, ...]:
     if value is None:
         return ()
     parts = value.split(",") if isinstance(value, str) else value
-    found = tuple(parts) if isinstance(parts, Iterable) else (parts,)
+    try:
+        found: tuple[object, ...] = tuple(parts)
+    except TypeError:  # a scalar array has __iter__, and cannot be iterated
+        found = (parts,)
     texts = tuple(one.strip() for one in found if isinstance(one, str))
     if len(texts) != len(found) or not all(texts) or not texts:
         raise UsageError(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import lstm_cli
+from lstm_cli.cli.main import COMMANDS, cli
 from lstm_cli.engines import selection, threads
 
 
@@ -477,6 +478,21 @@ def test_threads_that_cannot_be_started(lstm, monkeypatch):
     assert outcome.code == 1
     assert outcome.err.startswith("error: no more threads can be started")
     assert "fault" not in outcome.err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_hints_to_need_less_name_options_of_the_command(lstm, monkeypatch, command, error):
+    def refused(*_):
+        raise error
+
+    own = cli.get_command(None, command)
+    options = {name for each in own.params for name in each.opts}
+    monkeypatch.setattr(own, "make_context", refused)
+    outcome = lstm(command)
+    assert outcome.code == 1
+    assert "hint: " in outcome.err
+    assert set(re.findall(r"--[a-z-]+", outcome.err)) <= options
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from lstm_cli.engines.jit.ir import Lanes
+from lstm_cli.errors import has_memory
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def host() -> Machine:
     try:
         from llvmlite import binding as llvm
     except (ImportError, OSError) as error:
-        if _is_short_of_memory():
+        if not has_memory(_LIBRARY):
             raise MemoryError("the package llvmlite cannot be loaded") from None
         raise Unusable(f"the package llvmlite cannot be loaded ({error})") from None
     if llvm.llvm_version_info[0] < 20:
@@ -81,17 +81,8 @@ def host() -> Machine:
     )
 
 
-def _is_short_of_memory() -> bool:
-    """Whether there are fewer addresses than llvmlite's library takes."""
-    try:
-        mmap.mmap(-1, _LIBRARY).close()
-    except (OSError, MemoryError):
-        return True
-    return False
-
-
 _LIBRARY = 192 << 20
-"""Bytes; llvmlite's library has some 130 MB."""
+"""Bytes of addresses; llvmlite's library has some 130 MB."""
 
 
 def described(triple: str, cpu: str, present: set[str], flat: str = "") -> Machine:
