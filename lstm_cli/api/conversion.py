@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,7 +147,7 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
             f"--lengths and --states are of ONNX models, and {destination} is to be {target.title}",
             hint="--to onnx, or leave them out",
         )
-    if destination.exists() and Path(source).exists() and destination.samefile(source):
+    if all(map(os.path.exists, (destination, source))) and destination.samefile(source):
         raise UsageError(
             "the source and the destination are the same file",
             found=f"{source} and {destination}",

@@ -78,14 +78,14 @@ class RunFolder:
         self._lock: int | None = None
         self._new_lock = False
         self._new_folders: list[Path] = []
-        if path.exists() and not path.is_dir():
+        if os.path.exists(path) and not os.path.isdir(path):
             folder = path.with_name(f"{path.stem}-run")
             raise UsageError(
                 f"{path} is a file, and a training run is kept in a folder",
                 expected="a folder, or a new name",
                 hint=f"--output {quote(folder)}",
             )
-        if not path.exists():
+        if not os.path.exists(path):
             self._need_writable()
             return
         try:
@@ -129,12 +129,12 @@ class RunFolder:
     def files(self) -> dict[str, str]:
         """Path of each of the run's files that is there, by name."""
         names = (MODEL, CHECKPOINT, CONFIG, METRICS, CURVES, EVENTS)
-        return {name: str(self.path / name) for name in names if (self.path / name).exists()}
+        return {name: str(self.path / name) for name in names if os.path.exists(self.path / name)}
 
     def save(self, checkpoint: Checkpoint, config: str, facts: Mapping[str, Any]) -> None:
         """Write the checkpoint; the first one makes the folder."""
         text = json.dumps({"progress": checkpoint.progress.numbers(), "facts": facts})
-        first = not self.checkpoint.exists()
+        first = not os.path.exists(self.checkpoint)
         try:
             with unfinished(self.path, self) if first else nullcontext():
                 if self._lock is None:
@@ -191,7 +191,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what this process made, if there is no checkpoint."""
-        if self.checkpoint.exists():
+        if os.path.exists(self.checkpoint):
             return
         with suppress(OSError):
             if self._new_lock:
@@ -207,16 +207,18 @@ class RunFolder:
 
     def _need_writable(self) -> None:
         """Raise unless the folder can be made, as far as that can be told without making it."""
-        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
+        parent = next(parent for parent in self.path.absolute().parents if os.path.exists(parent))
         number = errno.ENOTDIR
-        if parent.is_dir():
+        if os.path.isdir(parent):
             number = 0 if os.access(parent, os.W_OK | os.X_OK) else errno.EACCES
         if number:
             raise not_written(self.path, "the run", OSError(number, os.strerror(number)))
 
     def _make(self) -> None:
         """Make the folder and lock it; another process may have done so meanwhile."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        missing = [
+            folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)
+        ]
         try:
             for folder in reversed(missing):
                 self._new_folders.append(folder)
@@ -231,7 +233,7 @@ class RunFolder:
         path = self.path / LOCK
         try:
             while True:
-                self._new_lock = not path.exists()
+                self._new_lock = not os.path.exists(path)
                 self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
                 self._take_lock(self._lock)
                 # The process that held the lock may have removed the file.
@@ -262,7 +264,7 @@ class RunFolder:
     def _held(self, resume: bool) -> Stored | None:
         """The run that the folder holds, if it is to go on."""
         names = (CHECKPOINT, MODEL, METRICS, CONFIG, CURVES, EVENTS)
-        found = [name for name in names if (self.path / name).exists()]
+        found = [name for name in names if os.path.exists(self.path / name)]
         if not found:
             return None
         if CHECKPOINT not in found:

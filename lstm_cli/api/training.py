@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,7 +231,7 @@ class TrainingRun:
 
     def _with_checkpoint(self, error: LstmCliError) -> LstmCliError:
         """The same error, with where the run can still be found, if it was saved."""
-        if not self.folder.checkpoint.exists():
+        if not os.path.exists(self.folder.checkpoint):
             return error
         first, *others = error.problems
         where = (*first.where, f"the last good checkpoint is {self.folder.checkpoint}")

@@ -421,4 +421,7 @@ def _identity(path: str | Path) -> tuple[int, int] | str:
             status = os.stat(name)
             if stat.S_ISREG(status.st_mode) and status.st_ino:
                 return status.st_dev, status.st_ino
-    return os.path.normcase(os.path.realpath(path))
+    try:
+        return os.path.normcase(os.path.realpath(path))
+    except ValueError:  # no file can have such a name; reading it says so
+        return str(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
     if is_memory(error):
         raise short_of_memory(str(path)) from error
     # Windows answers "permission denied" for a folder, so the folder is asked about itself.
-    if isinstance(error, OSError) and path.is_dir():
+    if isinstance(error, OSError) and os.path.isdir(path):
         inside = next(iter(sorted(path.glob("*.y*ml"))), None)
         hint = f"did you mean {inside}?" if inside else None
         return ConfigError(f"{path} is a folder", expected="a YAML config", hint=hint)

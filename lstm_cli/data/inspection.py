@@ -28,7 +28,7 @@ from lstm_cli.data.statistics import (
     spare_class,
     target_problems,
 )
-from lstm_cli.data.storage import Stored
+from lstm_cli.data.storage import Stored, is_word
 from lstm_cli.data.types import DataOptions
 from lstm_cli.data.vlen import UnknownFeaturesError
 from lstm_cli.errors import DataError, Problem, in_yaml
@@ -230,7 +230,7 @@ def _stored(top: Folder, roles: dict[str, str], problems: list[Problem]) -> Iter
             try:
                 found = folder.find(name)
                 if isinstance(found, Folder):
-                    if found.attribute("CLASS") not in (b"TINDEX", "TINDEX"):  # of PyTables
+                    if not is_word(found.attribute("CLASS"), "TINDEX"):  # of PyTables
                         below.append(found)
                 elif found is not None:
                     yield _report(found, roles.get(path, ""))

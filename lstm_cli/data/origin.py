@@ -11,9 +11,11 @@ from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
 
+import numpy as np
+
 from lstm_cli.data.links import Folder
 from lstm_cli.data.rewriting import converting, text
-from lstm_cli.data.storage import Stored, reading
+from lstm_cli.data.storage import Stored, is_word, reading
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, counted, in_yaml, quote
 from lstm_cli.overwriting import HDF5_ATTRIBUTE
@@ -247,14 +249,16 @@ def _listed(items: Stored) -> str:
 def _sparse_error(
     matrix: Folder, matrices: Sequence[Folder | Stored], options: DataOptions
 ) -> OriginError:
-    shape, by_row = matrix.attribute("shape"), matrix.attribute("encoding-type") == SPARSE[0]
-    hint = None
+    by_row = is_word(matrix.attribute("encoding-type"), SPARSE[0])
+    stored, shape, hint = matrix.attribute("shape"), None, None
+    if isinstance(stored, np.ndarray) and stored.dtype.kind in "iu" and stored.ndim == 1:
+        shape = tuple(stored.tolist())
     if shape is not None and len(shape) == 2:
         own, other = ("r", "c") if by_row else ("c", "r")
         path = matrix.path
-        count = int(shape[0] if by_row else shape[1])
+        count = shape[0] if by_row else shape[1]
         lines = (
-            f"x = np.zeros({tuple(int(size) for size in shape)}); "
+            f"x = np.zeros({shape}); "
             f"{own} = np.repeat(np.arange({count}), np.diff(f[{text(path + '/indptr')}][:])); "
             f"{other} = f[{text(path + '/indices')}][:]; x[r, c] = f[{text(path + '/data')}][:]"
         )
@@ -262,7 +266,7 @@ def _sparse_error(
     return OriginError(
         f"{matrix.where} is a sparse matrix ({_text(matrix.attribute('encoding-type'))})",
         expected="an array of numbers",
-        found=None if shape is None else f"shape {tuple(map(int, shape))}, in three parts",
+        found=None if shape is None else f"shape {shape}, in three parts",
         where=options.places(matrix.where),
         hint=hint,
     )

@@ -135,7 +135,7 @@ class Stored:
             self.text = h5py.check_string_dtype(dtype) is not None
             self.dtype = np.dtype(dtype if base is None else base)
             # MATLAB writes text as numbers, and of an empty array its shape.
-            self.text |= self.dtype == np.uint16 and self.attribute("MATLAB_class") == b"char"
+            self.text |= self.dtype == np.uint16 and is_word(self.attribute("MATLAB_class"), "char")
             self._empty = self.dtype == np.uint64 and "MATLAB_empty" in dataset.attrs
             self.enumerated = h5py.check_enum_dtype(dtype) is not None and dtype.kind != "b"
             width = HEAP_REFERENCE_BYTES if dtype.kind == "O" else dtype.itemsize
@@ -177,12 +177,12 @@ class Stored:
     @property
     def is_axis(self) -> bool:
         """One of the datasets that NetCDF-4 writes for each axis."""
-        return self.attribute("CLASS") in (b"DIMENSION_SCALE", "DIMENSION_SCALE")
+        return is_word(self.attribute("CLASS"), "DIMENSION_SCALE")
 
     @property
     def is_cell(self) -> bool:
         """A MATLAB cell array, whose values stand in other datasets."""
-        return self.dtype.kind == "O" and self.attribute("MATLAB_class") == b"cell"
+        return self.dtype.kind == "O" and is_word(self.attribute("MATLAB_class"), "cell")
 
     @property
     def integral(self) -> bool:
@@ -369,6 +369,11 @@ def _selected(shape: tuple[int, ...], selection: Selection) -> tuple[int, ...]:
     return (*cut, *shape[len(cut) :])
 
 
+def is_word(value: object, word: str) -> bool:
+    """Whether an attribute's value is this one word, and no array of words."""
+    return isinstance(value, str | bytes) and value in (word, word.encode())
+
+
 def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
     """A number, text, or array of them that stands in an attribute; None for anything else."""
     with reading(where):
@@ -380,7 +385,8 @@ def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
         if text is None and dtype.kind not in "iufbSU":
             return None
         guard.source.begin()
-        return holder.attrs[name]
+        value = holder.attrs[name]
+        return None if isinstance(value, h5py.Empty) else value
 
 
 AS_CLASSES = (

@@ -511,3 +511,30 @@ def test_more_threads_than_can_run(lstm, monkeypatch):
     outcome = lstm(*given, "--threads", 192, "--engine", "reference")
     assert "192 threads were asked for; 1 can run here at once, and 1 are used" in outcome.err
     assert outcome.json["threads"] == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "é" * 130, "x" * 300 + ".yaml", "a/" * 2500 + "m"])
+def test_names_that_no_file_can_have(lstm, config, data, tmp_path, monkeypatch, name):
+    weights = Path("data/japanese-vowels.safetensors").resolve()
+    monkeypatch.chdir(tmp_path)
+    reading = ("run", "net.yaml", "words.h5", "--engine", "reference")
+    learning = ("train", "net.yaml", "words.h5", "--engine", "reference", "--output")
+    for given in (
+        ("data", name), ("run", name, "words.h5"), ("inspect-shapes", name), (*reading, name),
+        *((*reading, option, name) for option in ("--weights", "--state", "--output", "--gates")),
+        ("convert", name, "o.onnx"), ("convert", weights, name, "--to", "onnx"),
+        ("convert", weights, "o.onnx", "--config", name), ("compare", name, weights),
+        ("convert", weights, "o.onnx", "--check", name), (*learning, name),
+        ("compare", weights, weights, "--config", name), (*learning, name, "--resume"),
+    ):  # fmt: skip
+        outcome = lstm(*given)
+        assert outcome.code in (1, 2, 3, 4), given[0]
+        assert "error: " in outcome.err, given[0]
+        assert "fault in lstm-cli" not in outcome.err, given
+
+
+def test_a_name_that_the_system_cannot_spell(lstm, tmp_path):
+    weights = "data/japanese-vowels.safetensors"
+    outcome = lstm("convert", weights, tmp_path / "o.onnx", "--check", "\ud800")
+    assert outcome.code == 3
+    assert "fault in lstm-cli" not in outcome.err

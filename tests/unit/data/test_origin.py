@@ -158,6 +158,31 @@ def test_a_sparse_matrix(kind):
     np.testing.assert_array_equal(rows(obey(one.hint)), dense)
 
 
+@pytest.mark.parametrize("shape", [3, 1.5, "x", [1.5, 2.5], ["a", "b"], [[7, 4]], [7], None])
+@pytest.mark.parametrize("kind", ["csr_matrix", b"csr_matrix"])
+def test_a_sparse_matrix_whose_shape_is_none(kind, shape):
+    with h5py.File("a.h5ad", "w") as file:
+        matrix = file.create_group("X")
+        matrix.attrs["encoding-type"] = kind
+        matrix.attrs["shape"] = h5py.Empty("i4") if shape is None else shape
+        for name in ("data", "indices", "indptr"):
+            matrix[name] = [0, 1]
+    assert "X is a sparse matrix (csr_matrix)" in problem("a.h5ad").what
+
+
+def test_attributes_of_several_words(write):
+    words = {"CLASS": ["DIMENSION_SCALE", "b"], "MATLAB_class": [b"cell", b"char"]}
+    path = write("w.h5", inputs=np.ones((6, 5, 3)), other=np.ones(6), objects=["a"] * 6)
+    with h5py.File(path, "a") as file:
+        file.create_group("table").attrs.update(words)
+        for name in ("inputs", "other", "objects"):
+            file[name].attrs.update(words)
+    options = DataOptions(transpose=False)
+    report = describe(str(path), options)
+    assert report.groups, report.problems
+    assert rows(path, options).shape == (5, 3)
+
+
 class TestNetcdf:
     def write(self, **variables):
         with h5py.File("n.nc", "w") as file:
