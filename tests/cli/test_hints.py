@@ -777,7 +777,7 @@ BENCH = "bench --hidden 2 --batch 1 --steps 2 --rounds 1"
 @case("bench --mode forward measures layers without weights", "bench d.yaml --steps 2 --batch 1 --rounds 1 --mode train", do="--mode forward")
 @case("--{} 128", lambda: _grid(0), do=lambda: _grid(128))
 @case("did you mean `{}`?", f"{BENCH} --dtype flot64", do="--dtype float64")
-@case("hint: {} --help lists what it takes", "run c.yaml --nonsense", do="lstm-cli run --help", shows="--batch-size")
+@case("{} --help lists what it takes", "run c.yaml --nonsense", do="lstm-cli run --help", shows="--batch-size")
 @case("--dtype float32", "run c.yaml x.h5 --dtype float16")
 def _() -> None:
     net({"type": "dropout", "rate": 0.5}, path="d.yaml")
@@ -1307,9 +1307,9 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "lstm-cli devices lists all",
     ),
     "a limit of the system, or other programs, must change": (
-        "ulimit -u and ulimit -v show the limits; --threads 1 needs fewest",
-        "fewer units, a smaller --batch-size or --engine reference need less; ulimit -v shows "
-        "whether the memory is limited",
+        "; --threads 1 needs fewest",
+        "fewer units, a smaller --batch-size or --engine reference need less; ",
+        "fewer units or --engine reference need less; ",
         "ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
     ),
     "it explains, and asks for nothing": (
