@@ -52,6 +52,8 @@ BOMB_BYTES = 64 << 20
 """Below this a shape may declare what it likes: it fits in memory."""
 BOMB_RATIO = 4
 """Above it, at least one chunk in so many must exist."""
+MOST_EMPTY = 100_000
+"""Rows of a dataset that holds no values: each may be a sequence to go through."""
 
 
 @contextmanager
@@ -519,6 +521,14 @@ def _refuse_foreign(plist: Any, where: str, guard: Guard) -> None:
 
 
 def _refuse_bomb(dataset: Any, declared: int, where: str, guard: Guard) -> None:
+    if not declared and max(dataset.shape, default=0) > MOST_EMPTY:
+        raise DataError(
+            f"{where} declares rows without end and stores no values",
+            expected=f"axes of at most {MOST_EMPTY:,} where one is 0",
+            found=f"shape {tuple(dataset.shape)}",
+            where=where,
+            hint=guard.hint("reads it"),
+        )
     if declared <= BOMB_BYTES:
         return
     held, of = _allocated(dataset, declared)

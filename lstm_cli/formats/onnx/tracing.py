@@ -31,7 +31,9 @@ def traced_sizes(model: Model, path: Path) -> Iterator[dict[str, int]]:
     sizes: dict[int, None] = {}
     for tensor in graph.initializers:
         if tensor.name in targets and len(tensor.dims) == 1 and 0 < tensor.dims[0] < 8:
-            sizes |= {int(n): None for n in to_array(tensor, path)[:2] if n > 1}
+            values = to_array(tensor, path)[:2]
+            if values.dtype.kind == "i":  # a damaged target may be of any type
+                sizes |= {int(n): None for n in values if n > 1}
     for size in list(sizes)[:MOST_TRIED]:
         for axis in axes:
             yield {axis: size}

@@ -138,6 +138,19 @@ class TestStorage:
         with pytest.raises(DataError, match="declares far more"):
             open_data([path])
 
+    @pytest.mark.parametrize("shape", [(2**40, 0, 3), (0, 2**40), (10**6, 5, 0)])
+    def test_rows_that_hold_nothing(self, write, shape):
+        path = write("x.h5")
+        with h5py.File(path, "a") as file:
+            file.create_dataset("inputs", shape, "f4")
+        with pytest.raises(DataError, match="declares rows without end") as caught:
+            open_data([path])
+        assert "--allow-external" in str(caught.value)
+        if shape == (10**6, 5, 0):  # what the hint says leads past this
+            with pytest.raises(DataError) as caught:
+                open_data([path], DataOptions(allow_external=True))
+            assert "without end" not in str(caught.value)
+
     def test_good_compression_is_no_bomb(self, write):
         path = write("x.h5")
         with h5py.File(path, "a") as file:

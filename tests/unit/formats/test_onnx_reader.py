@@ -609,6 +609,7 @@ def test_a_function_has_an_opset_of_its_own(tmp_path: Path) -> None:
 
 VALUES: dict[str, tuple[list[Node], str]] = {
     "shape of reals": ([node("Reshape", "x one", "y")], "input 1 holds float32"),
+    "shape without end": ([node("Reshape", "x inf", "y")], "input 1 holds float"),
     "indices of reals": ([node("Gather", "x one", "y")], "input 1 holds float32"),
     "axes of reals": ([node("Squeeze", "x one", "y")], "input 1 holds float32"),
     "two values": ([node("Constant", "", "c", value_float=1.0, value_int=1),
@@ -634,7 +635,7 @@ VALUES: dict[str, tuple[list[Node], str]] = {
 def test_values_that_mean_something_else(case: str, tmp_path: Path) -> None:
     nodes, pattern = VALUES[case]
     extra = {"one": np.ones(1), "axis": [2], "half": np.float32(0.5), "yes": np.array(True)}
-    extra["Wi"] = np.ones((1, 4 * H, D), int)
+    extra |= {"Wi": np.ones((1, 4 * H, D), int), "inf": np.full(2, np.inf)}
     tensors = [*weights(), ZERO, *(stored(k, v) for k, v in extra.items())]
     inputs = [value("x", "T", "N", D), value("n", "N"), value("s", 1, "N", H)]
     made = model(nodes, tensors, inputs=inputs)
