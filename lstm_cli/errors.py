@@ -353,11 +353,15 @@ def nearest_first(name: object, known: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda other: (other != guess, -scores[other] * (scores[other] > 0.5)))
 
 
+LONGEST_COMPARED = 300
+"""Letters of a name beyond which no other is proposed: the work grows with their square."""
+
+
 @lru_cache(maxsize=1 << 14)
 def _likeness(name: str, candidate: str) -> float:
     """From 0 to 1: 1 for names that differ in case and separators alone."""
     a, b = (text.lower().translate(_SEPARATORS) for text in (name, candidate))
-    if not a or not b or len(a) > 3 * len(b) + 8:
+    if not a or not b or len(a) > 3 * len(b) + 8 or len(b) > LONGEST_COMPARED:
         return float(a == b)
     shorter, longer = sorted((len(a), len(b)))
     edits = _edits(a, b) if longer - shorter <= 0.4 * longer else longer
