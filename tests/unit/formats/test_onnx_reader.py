@@ -988,4 +988,4 @@ def test_large_matrices_of_the_file_are_read(tmp_path: Path) -> None:
         (1 << 13, (1 << 12) + 8), m.FLOAT, name="M", raw_data=bytes(4 * (1 << 13) * 4104)
     )
     made = model([node("MatMul", "x M", "y")], [matrix], inputs=[value("x", "N", "T", 1 << 13)])
-    assert layers(load(tmp_path, made)) == [{"type": "dense", "units": 4104}]
+    assert layers(load(tmp_path, made)) == [{"type": "dense", "units": 4104, "bias": False}]

@@ -320,7 +320,7 @@ def test_a_state_without_one_of_its_arrays_is_refused() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"other": np.ones(3)}, "after 1 updates lacks other"),
+        ({"other": np.ones(3)}, "after 1 update lacks other"),
         ({MATRIX: np.ones((3, 1))}, rf"adam.m does not fit {MATRIX}(?s:.)*\(3, 1\)"),
         ({MATRIX: np.ones((8, 3), np.float32)}, rf"does not fit {MATRIX}(?s:.)*float32"),
     ],
