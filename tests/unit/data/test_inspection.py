@@ -163,7 +163,7 @@ class TestRowsOfUnknownFeatures:
         assert "input_size: 6" in report.suggestion
         (problem,) = report.problems
         assert "nothing says how many features" in problem.what
-        assert problem.hint is None  # no dataset there could be inputs
+        assert "--set" not in problem.hint
         assert "model.input_size" in problem.hint
 
     def test_no_row(self, write):
