@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 PASSED, FAILED, CANNOT, LEFT = STATES = ("passed", "failed", "cannot", "left")
 SILENT = 300

@@ -26,7 +26,9 @@ if build.COMPILER is None:
 @pytest.fixture
 def scripts(monkeypatch):
     """Imports a script as a module."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), str(ROOT / "tests"), *sys.path])
+    monkeypatch.setattr(
+        sys, "path", [str(ROOT / "scripts"), str(ROOT / "tests" / "support"), *sys.path]
+    )
     return importlib.import_module
 
 
