@@ -12,7 +12,7 @@ from lstm_cli.api.proof import place_text
 from lstm_cli.api.readings import Reading, fitting_reading, last_recurrent
 from lstm_cli.api.reference_files import Reference, read_reference
 from lstm_cli.config import Config
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, Layers, RecurrentSpec, ZeroStates
 from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.network.network import Network

@@ -25,7 +25,7 @@ from lstm_cli.api.weights_files import (
     zero_states_for,
 )
 from lstm_cli.config import Config
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
 from lstm_cli.errors import LstmCliError, UsageError, WeightsError, counted
 from lstm_cli.formats import registry

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, RecurrentSpec
 from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import Network, ends_sequence

@@ -149,7 +149,7 @@ class Trainer:
     def _piece(self, x: Any, y: Any, lengths: Any) -> Piece:
         network = self.net.network
         checked, n = network.check_given(x, lengths)
-        own, N = network.engine.adopt(y), checked.shape[0]
+        own, N = network.engine.from_device_array(y), checked.shape[0]
         targets = _numbers(y) if own is None else own
         if targets.ndim == 0 or targets.shape[0] != N:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, so that only the first run of a network waits for the compiler.
+"""CompiledKernels kernels on disk, so that only the first run of a network waits for the compiler.
 
 What is read here is executed. So a file counts only if nobody else can have written it (owner and
 permissions of folder and file), and if it is whole and made for exactly what is asked (a hash over
@@ -30,7 +30,7 @@ _DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledKernels:
     """Object code, and the names of the functions it exports."""
 
     exported: tuple[str, ...]
@@ -62,7 +62,7 @@ class _NotUsed(Exception):  # noqa: N818 - no failure, a state
     """Why the cache, or one file of it, is not used."""
 
 
-def load(key: str) -> Compiled | None:
+def load(key: str) -> CompiledKernels | None:
     """What is kept under a key, or None."""
     try:
         path = _private(_place()) / (key + _SUFFIX)
@@ -73,7 +73,7 @@ def load(key: str) -> Compiled | None:
     return kept
 
 
-def store(key: str, compiled: Compiled) -> None:
+def store(key: str, compiled: CompiledKernels) -> None:
     """Keep it if possible."""
     with suppress(OSError, _NotUsed):
         folder = _made()
@@ -166,12 +166,12 @@ def _require_private(found: os.stat_result, *, directory: bool) -> None:
 # One file: magic, a hash of the rest; then the key, the exported names, and the object code
 
 
-def _contents(key: str, compiled: Compiled) -> bytes:
+def _contents(key: str, compiled: CompiledKernels) -> bytes:
     body = f"{key}\n{' '.join(compiled.exported)}\n".encode() + compiled.code
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
-def _parsed(key: str, content: bytes) -> Compiled:
+def _parsed(key: str, content: bytes) -> CompiledKernels:
     start = len(_MAGIC) + hashlib.sha256().digest_size
     body = content[start:]
     if content[:start] != _MAGIC + hashlib.sha256(body).digest():
@@ -179,7 +179,7 @@ def _parsed(key: str, content: bytes) -> Compiled:
     own, names, code = body.split(b"\n", 2)
     if own != key.encode():
         raise _NotUsed("the file was made for something else")
-    return Compiled(tuple(names.decode().split()), code)
+    return CompiledKernels(tuple(names.decode().split()), code)
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lstm_cli.engines.threads import checked_threads, default_threads
+from lstm_cli.engines.machine import checked_threads, default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 from lstm_cli.errors import DeviceError, UsageError, described, nearest, nearest_first
 
@@ -58,7 +58,7 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """The engine that computes.
 
     Attributes
@@ -100,7 +100,7 @@ def choose_engine(
     device: str = "auto",
     dtype: str = "float32",
     threads: int | None = None,
-) -> Choice:
+) -> EngineChoice:
     """The engine asked for; ``auto`` takes the first that can be used on the device.
 
     Raises
@@ -129,7 +129,7 @@ def choose_engine(
         if status.usable:
             made = _make(name, dtype, threads, device, status)
             passed = {s.engine: s.detail for s in unusable if s.device == status.device or s.gpus}
-            return Choice(made, passed)
+            return EngineChoice(made, passed)
         unusable.append(status)
     raise _unusable(engine, device, unusable)
 
@@ -303,7 +303,7 @@ def _jit(dtype: str, threads: int) -> Engine:
 
 
 def _reference(dtype: str, threads: int) -> Engine:
-    from lstm_cli.engines.reference import ReferenceEngine
+    from lstm_cli.engines.reference.engine import ReferenceEngine
 
     return ReferenceEngine(dtype, threads)
 

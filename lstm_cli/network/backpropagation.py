@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.stacks import backward_layers, forward_layers
-from lstm_cli.engines.types import Array, DropoutSpec, Own, State, TrainingPass
+from lstm_cli.engines.types import Array, DropoutSpec, EngineArray, State, TrainingPass
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import hosted
 
@@ -36,8 +36,8 @@ class Tape:
     """
 
     network: Network
-    values: Own
-    logit_values: Own | None
+    values: EngineArray
+    logit_values: EngineArray | None
     state: list[State]
     lengths: Array | None
     steps: int
@@ -69,8 +69,8 @@ class Gradients:
     """
 
     network: Network
-    tensors: dict[str, Own]
-    input_values: Own
+    tensors: dict[str, EngineArray]
+    input_values: EngineArray
     states: Mapping[int, State]
 
     @cached_property
@@ -104,7 +104,7 @@ def forward(
     """Forward pass with dropout that keeps what `backward` needs; see `Network.run`."""
     x, n = network.check(x, lengths)
     states = network.check_state(state, x.shape[0])
-    y, layers = network.engine.batch(x, n), tuple(network.prepared())
+    y, layers = network.engine.from_padded(x, n), tuple(network.prepared())
     made = forward_layers(network.engine, layers, y, n, states, training=training)
     specs = zip(network.layers, made, strict=True)
     last = [result for spec, result in specs if not isinstance(spec, DropoutSpec)][-1:]
@@ -114,7 +114,7 @@ def forward(
     return Tape(network, made[-1].output, logits, finals, n, x.shape[1], tapes)
 
 
-def backward(network: Network, tape: Tape, d: Own, *, d_logits: bool) -> Gradients:
+def backward(network: Network, tape: Tape, d: EngineArray, *, d_logits: bool) -> Gradients:
     """Derivatives for all weights, the inputs and the initial states.
 
     Parameters

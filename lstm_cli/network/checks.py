@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, FlattenSpec, Own, RecurrentSpec, State, ZeroStates
+from lstm_cli.engines.types import Array, EngineArray, FlattenSpec, RecurrentSpec, State, ZeroStates
 from lstm_cli.errors import DataError, counted
 
 
@@ -33,7 +33,7 @@ def checked_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
     return n
 
 
-def check_steps(spec: FlattenSpec, y: Own, lengths: Array | None) -> None:
+def check_steps(spec: FlattenSpec, y: EngineArray, lengths: Array | None) -> None:
     """Raise if a sequence is longer than a flatten layer takes."""
     longest = y.shape[1] if lengths is None else int(lengths.max(initial=0))
     if longest > spec.steps:
@@ -50,14 +50,14 @@ def checked_state(
     spec: RecurrentSpec,
     given: Any,
     N: int,
-    adopt: Callable[[Any], Own | None] = lambda _: None,
+    from_device_array: Callable[[Any], EngineArray | None] = lambda _: None,
     zero: ZeroStates = MappingProxyType({}),
     *,
     one_sided: bool = False,
 ) -> State:
     """One layer's initial (h, c), shapes checked; a missing c of an lstm is zeros.
 
-    What `adopt` takes stays in the engine's memory. What `zero` names is 0, whatever is given. The
+    X
     states of a layer that is `one_sided` may be those of its reverse direction alone, (N, 1, H).
     """
     h, c = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
@@ -67,7 +67,7 @@ def checked_state(
     checked = []
     for name, value, size in zip(names, (h, c), sizes, strict=False):
         held, shape = zero.get((spec.index, name), ()), (N, spec.directions, size)
-        part = _checked_part(spec, name, value, shape, adopt, one_sided)
+        part = _checked_part(spec, name, value, shape, from_device_array, one_sided)
         if held and value is not None:
             part = part.copy()
             part[:, list(held)] = 0
@@ -80,13 +80,13 @@ def _checked_part(
     name: str,
     value: Any,
     shape: tuple[int, ...],
-    adopt: Callable[[Any], Own | None],
+    from_device_array: Callable[[Any], EngineArray | None],
     one_sided: bool,
-) -> Own:
+) -> EngineArray:
     if value is None:
         return np.zeros(shape)
     what = f"initial state {name} of layer {spec.index} ({spec.kind})"
-    own = adopt(value)
+    own = from_device_array(value)
     array = as_array(value, what) if own is None else own
     reverse = (shape[0], 1, shape[2])
     if one_sided and array.shape == reverse:

@@ -13,11 +13,11 @@ from lstm_cli.engines.types import (
     Array,
     DropoutSpec,
     Engine,
+    EngineArray,
     FlattenSpec,
     LayerResult,
     Layers,
     LayerSpec,
-    Own,
     RecurrentSpec,
     State,
     ZeroStates,
@@ -63,7 +63,7 @@ class Network:
         fitted = fit_weights(self.layers, weights)
         self.normalization = Normalization.stored(fitted)
         self._weights: dict[str, Array] | None = None
-        self._own: dict[str, Own] = {
+        self._own: dict[str, EngineArray] = {
             name: _cast(name, v, array_dtype(engine))
             for name, v in fitted.items()
             if name not in STORED
@@ -147,17 +147,20 @@ class Network:
         """
         x, lengths = self.check(x, lengths)
         states = self.check_state(state, x.shape[0])
-        steps, stay = x.shape[1], self.engine.adopt(x) is not None
-        given = self.engine.batch(x, lengths), lengths, states
-        made = forward_layers(self.engine, tuple(self.prepared()), *given, keep=keep)
+        steps, stay = x.shape[1], self.engine.from_device_array(x) is not None
+        given = self.engine.from_padded(x, lengths), lengths, states
+        made = forward_layers(self.engine, tuple(self.prepared()), *given, return_gates=keep)
         y = made[-1].output
         if stay:
-            return self._result(made, self.engine.laid_out, self.engine.laid_out(y))
+            return self._result(made, self.engine.to_padded, self.engine.to_padded(y))
         outputs = self.without_empty(self.engine.to_host(y), steps, lengths)
         return self._result(made, self.engine.to_host, outputs)
 
     def _result(
-        self, made: Sequence[LayerResult], given: Callable[[Own], Own], outputs: Own
+        self,
+        made: Sequence[LayerResult],
+        given: Callable[[EngineArray], EngineArray],
+        outputs: EngineArray,
     ) -> Result:
         """What all layers gave, in the form that `given` makes of an engine's values."""
         pairs = list(zip(self.layers, made, strict=True))
@@ -167,7 +170,7 @@ class Network:
         return Result(
             outputs,
             [hosted(result.state, given) for result in made if result.state is not None],
-            {s.index: late(r.kept, given) for s, r in pairs if r.kept},
+            {s.index: late(r.gates, given) for s, r in pairs if r.gates},
             {s.index: r.seconds for s, r in pairs},
             lambda: None if logits is None else given(logits),
         )
@@ -176,7 +179,7 @@ class Network:
         """Every layer with its weights as the engine wants them."""
         return zip(self.layers, self._prepared, strict=True)
 
-    def set_weights(self, weights: Mapping[str, Own]) -> None:
+    def set_weights(self, weights: Mapping[str, EngineArray]) -> None:
         """Compute with these tensors from now on; names and shapes as `weights` has them.
 
         They may be in NumPy's memory or the engine's own.
@@ -195,15 +198,15 @@ class Network:
         empty = np.full(len(y), steps == 0) if lengths is None else lengths == 0
         return np.where(empty[:, None], np.zeros((), y.dtype), y) if empty.any() else y
 
-    def check(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
+    def check(self, x: Any, lengths: Any) -> tuple[EngineArray, Array | None]:
         """Inputs, normalized, in the engine's dtype with 0 in the padding, and lengths; see `run`.
 
         What is in the engine's own memory already stays there.
         """
         x, n = self.check_given(x, lengths)
         scaling, dtype = self.normalization, array_dtype(self.engine)
-        if self.engine.adopt(x) is not None:
-            return x if scaling is None else self.engine.normalized(
+        if self.engine.from_device_array(x) is not None:
+            return x if scaling is None else self.engine.normalize(
                 x, scaling.mean, scaling.scale
             ), n
         shorter = n if n is not None and (n < x.shape[1]).any() else None
@@ -215,9 +218,9 @@ class Network:
         with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
             return x.astype(dtype, copy=False), n
 
-    def check_given(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
+    def check_given(self, x: Any, lengths: Any) -> tuple[EngineArray, Array | None]:
         """Inputs as they were given, as an array, and lengths; see `run`."""
-        D, own = self.input_size, self.engine.adopt(x)
+        D, own = self.input_size, self.engine.from_device_array(x)
         x = as_array(x, "the inputs", f"real numbers of shape (N, T, {D})") if own is None else own
         if x.ndim != 3 or x.dtype.kind not in "fiub":
             raise DataError(
@@ -268,9 +271,15 @@ class Network:
                 expected=f"{len(specs)} entries, one for each recurrent layer",
                 found=f"{len(state)}",
             )
-        pairs, adopt, zero = zip(specs, state, strict=True), self.engine.adopt, self.zero_states
+        pairs, from_device_array, zero = (
+            zip(specs, state, strict=True),
+            self.engine.from_device_array,
+            self.zero_states,
+        )
         return {
-            s.index: checked_state(s, given, N, adopt, zero, one_sided=self.is_one_sided(s))
+            s.index: checked_state(
+                s, given, N, from_device_array, zero, one_sided=self.is_one_sided(s)
+            )
             for s, given in pairs
             if given is not None
         }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lstm_cli.engines.types import Array, LayerResult, Own, State
+from lstm_cli.engines.types import Array, EngineArray, LayerResult, State
 
 
 @dataclass(frozen=True)
@@ -30,38 +30,38 @@ class Result:
         Gives `logits`.
     """
 
-    outputs: Own
+    outputs: EngineArray
     state: list[State]
-    kept: Mapping[int, Mapping[str, Mapping[str, Own]]] = field(default_factory=dict)
+    kept: Mapping[int, Mapping[str, Mapping[str, EngineArray]]] = field(default_factory=dict)
     seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    make_logits: Callable[[], Own | None] = lambda: None
+    make_logits: Callable[[], EngineArray | None] = lambda: None
 
     @cached_property
-    def logits(self) -> Own | None:
+    def logits(self) -> EngineArray | None:
         """The last dense layer's values before its activation; None if another layer is last."""
         return self.make_logits()
 
 
-def hosted(state: State, to_host: Callable[[Own], Array]) -> State:
+def hosted(state: State, to_host: Callable[[EngineArray], Array]) -> State:
     """A layer's states in NumPy's memory."""
     h, c = state
     return to_host(h), None if c is None else to_host(c)
 
 
 def late(
-    kept: Mapping[str, Mapping[str, Own]], given: Callable[[Own], Own]
-) -> Mapping[str, Mapping[str, Own]]:
+    kept: Mapping[str, Mapping[str, EngineArray]], given: Callable[[EngineArray], EngineArray]
+) -> Mapping[str, Mapping[str, EngineArray]]:
     """What was kept, by direction and name."""
     return {direction: Late(values, given) for direction, values in kept.items()}
 
 
-def hosted_layer(result: LayerResult, to_host: Callable[[Own], Array]) -> LayerResult:
+def hosted_layer(result: LayerResult, to_host: Callable[[EngineArray], Array]) -> LayerResult:
     """What a layer gave, but for its states and its tape, in NumPy's memory."""
     logits = None if result.logits is None else to_host(result.logits)
-    return LayerResult(to_host(result.output), None, late(result.kept, to_host), logits)
+    return LayerResult(to_host(result.output), None, late(result.gates, to_host), logits)
 
 
-class Late(Mapping[str, Own]):
+class Late(Mapping[str, EngineArray]):
     """Values that come to the caller's memory one by one, when they are asked for.
 
     Parameters
@@ -72,11 +72,13 @@ class Late(Mapping[str, Own]):
         Makes of such a value what the caller gets.
     """
 
-    def __init__(self, values: Mapping[str, Own], given: Callable[[Own], Own]) -> None:
+    def __init__(
+        self, values: Mapping[str, EngineArray], given: Callable[[EngineArray], EngineArray]
+    ) -> None:
         self._values, self._given = values, given
-        self._made: dict[str, Own] = {}
+        self._made: dict[str, EngineArray] = {}
 
-    def __getitem__(self, name: str) -> Own:
+    def __getitem__(self, name: str) -> EngineArray:
         if name not in self._made:
             self._made[name] = self._given(self._values[name])
         return self._made[name]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, select, symbol
-from lstm_cli.engines.arrays import Array, Elementwise, Late, Own, RowsLoss
-from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.engines.types import Array, ArrayOperations, Deferred, EngineArray, RowsLoss
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
 from lstm_cli.training.targets import Targets
@@ -34,8 +34,8 @@ class LossValue:
         What the mean was divided by: rows, or the sum of their class weights.
     """
 
-    late: Late
-    gradient: Own
+    late: Deferred
+    gradient: EngineArray
     weight: float
 
     @cached_property
@@ -76,11 +76,11 @@ class Criterion:
 
     def __call__(
         self,
-        outputs: Own,
-        logits: Own | None,
+        outputs: EngineArray,
+        logits: EngineArray | None,
         targets: Any,
         lengths: Array | None,
-        engine: Elementwise = NUMPY,
+        engine: ArrayOperations = NUMPY,
     ) -> LossValue:
         """Loss of a batch: outputs and logits (N, T, F) or (N, F); see `Targets.counted`.
 
@@ -92,20 +92,20 @@ class Criterion:
         values = logits if self.fused else outputs
         if values is None:
             raise DataError(f"{self.targets.loss} wants a dense layer at the end")
-        rows, wanted = None, None if self.fused else engine.aligned(targets, values)
+        rows, wanted = None, None if self.fused else engine.match_layout(targets, values)
         if wanted is None:
             shape = tuple(outputs.shape)
             rows, wanted = self.targets.counted(engine.to_host(targets), shape, lengths)
-        a = engine.counted(values, rows)
+        a = engine.gather_valid(values, rows)
         with np.errstate(all="ignore"):  # what is not finite is found and named by the caller
             if self.targets.loss == "cross_entropy":
                 found = engine.cross_entropy(a, wanted, self.class_weights, self.label_smoothing)
             else:
-                found = self._elementwise(a, engine.like(wanted, a), engine)
-        gradient = engine.spread(found.gradient, values, rows)
+                found = self._elementwise(a, engine.convert_like(wanted, a), engine)
+        gradient = engine.scatter_valid(found.gradient, values, rows)
         return LossValue(lambda: found.total() * found.scale, gradient, found.weight)
 
-    def _elementwise(self, a: Own, t: Own, engine: Elementwise) -> RowsLoss:
+    def _elementwise(self, a: EngineArray, t: EngineArray, engine: ArrayOperations) -> RowsLoss:
         """A loss of each number apart, for rows (rows, F)."""
         equation, given = self._equation, {"a": a, "t": t}
         total = float(a.shape[0])

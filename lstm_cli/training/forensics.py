@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import (
     Array,
     LayerResult,
@@ -161,10 +161,10 @@ def _trace(
     """`trace` on the network's own engine."""
     checked, n = network.check(x, lengths)
     states = network.check_state(state, checked.shape[0])
-    y = network.engine.batch(checked, n)
+    y = network.engine.from_padded(checked, n)
     for spec, prepared in network.prepared():
         result = network.engine.forward(
-            spec, prepared, y, n, states.get(spec.index), keep=True, training=training
+            spec, prepared, y, n, states.get(spec.index), return_gates=True, training=training
         )
         found = _in_layer(spec, hosted_layer(result, network.engine.to_host), n)
         if found is not None:
@@ -298,10 +298,10 @@ def _entry(network: Network, name: str, values: Array, bad: Array) -> str:
 
 def _in_layer(spec: LayerSpec, result: LayerResult, lengths: Array | None) -> NotFinite | None:
     layer = f"layer {spec.index} ({spec.kind})"
-    if isinstance(spec, RecurrentSpec) and result.kept:
+    if isinstance(spec, RecurrentSpec) and result.gates:
         found = [
             one
-            for direction, kept in result.kept.items()
+            for direction, kept in result.gates.items()
             for one in _in_direction(spec, direction, kept, lengths, layer)
         ]
         return min(found, key=lambda one: one[0])[1] if found else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, Own, State, TrainingPass, array_dtype
+from lstm_cli.engines.types import Array, EngineArray, State, TrainingPass, array_dtype
 from lstm_cli.network import backpropagation
 from lstm_cli.network.backpropagation import Gradients, Tape
 from lstm_cli.network.network import Network
@@ -31,8 +31,8 @@ class Piece:
         Steps of the batch that came before the piece: for all sequences, or (N,).
     """
 
-    x: Own
-    targets: Own
+    x: EngineArray
+    targets: EngineArray
     lengths: Array | None
     before: int | Array = 0
 
@@ -119,7 +119,7 @@ class Learner:
     ) -> None:
         self.network, self.criterion, self.updates = network, criterion, updates
         self.seed, self.truncate = seed, truncate
-        self.own_weights: dict[str, Own] = {
+        self.own_weights: dict[str, EngineArray] = {
             name: network.engine.copy(value) for name, value in network.weights.items()
         }
         network.set_weights(self.own_weights)
@@ -138,7 +138,7 @@ class Learner:
     @property
     def finite(self) -> bool:
         """Whether all weights are."""
-        return self.network.engine.finite(list(self.own_weights.values()))
+        return self.network.engine.all_finite(list(self.own_weights.values()))
 
     def gradients(
         self, piece: Piece, state: Sequence[Any] | None = None
@@ -156,8 +156,8 @@ class Learner:
 
     def step(
         self,
-        x: Own,
-        targets: Own,
+        x: EngineArray,
+        targets: EngineArray,
         lengths: Array | None,
         state: Sequence[Any] | None = None,
         *,
@@ -217,7 +217,9 @@ class Learner:
         }
         self.network.set_weights(self.own_weights)
 
-    def _pieces(self, x: Own, targets: Own, lengths: Array | None) -> Iterator[Piece | _Prefix]:
+    def _pieces(
+        self, x: EngineArray, targets: EngineArray, lengths: Array | None
+    ) -> Iterator[Piece | _Prefix]:
         k, T = self.truncate, x.shape[1]
         if k is None or k >= T:
             yield Piece(x, targets, lengths)

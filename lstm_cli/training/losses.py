@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lstm_cli.cells.expression import Value, clip, exp, log1p, select, sigmoid
-from lstm_cli.engines.cross_entropy import log_softmax
+from lstm_cli.engines.reference.arrays import log_softmax
 from lstm_cli.engines.types import Array, DenseSpec, Layers
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")

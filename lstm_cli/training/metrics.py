@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, symbol
-from lstm_cli.engines.programs import NUMPY
-from lstm_cli.engines.types import Array, Elementwise
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.engines.types import Array, ArrayOperations
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
 from lstm_cli.training.targets import Targets, taken
@@ -62,7 +62,7 @@ class Metrics:
         logits: Array | None,
         targets: Array,
         lengths: Array | None,
-        engine: Elementwise = NUMPY,
+        engine: ArrayOperations = NUMPY,
     ) -> None:
         """Add a batch.
 
@@ -132,7 +132,7 @@ class Metrics:
         self._sums[name] = self._sums.get(name, 0.0) + total
 
     def _measure(
-        self, names: Mapping[str, str], a: Array, wanted: Array, engine: Elementwise
+        self, names: Mapping[str, str], a: Array, wanted: Array, engine: ArrayOperations
     ) -> None:
         """Losses of each number apart, by the name of the metric; rows (rows, F)."""
         dtype = np.result_type(a.dtype, wanted.dtype if wanted.dtype.kind == "f" else a.dtype)
@@ -152,7 +152,7 @@ class Metrics:
         if self.features == 2:
             self._score(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
 
-    def _decide(self, logits: Array, targets: Array, engine: Elementwise) -> None:
+    def _decide(self, logits: Array, targets: Array, engine: ArrayOperations) -> None:
         self._measure({"loss": self.loss}, logits, targets, engine)
         right = (logits > 0) == (targets > 0.5)
         self._add("accuracy", float(right.sum()) / logits.shape[1])

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from lstm_cli.cells.expression import Expression, Value, clip, select, symbol
-from lstm_cli.engines.arrays import Elementwise, Late, Own
-from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.engines.types import ArrayOperations, Deferred, EngineArray
 
 
 def penalised(w: Value, g: Value, l1: float, l2: float) -> Value:
@@ -32,7 +32,9 @@ def clipped(g: Value, limit: float | None) -> Value:
 
 
 def global_norm(
-    gradients: Mapping[str, Own], engine: Elementwise = NUMPY, limit: float | None = None
+    gradients: Mapping[str, EngineArray],
+    engine: ArrayOperations = NUMPY,
+    limit: float | None = None,
 ) -> float:
     """Euclidean norm of all gradients together, in float64, whatever order they are in.
 
@@ -45,8 +47,10 @@ def global_norm(
 
 
 def late_norm(
-    gradients: Mapping[str, Own], engine: Elementwise = NUMPY, limit: float | None = None
-) -> Late:
+    gradients: Mapping[str, EngineArray],
+    engine: ArrayOperations = NUMPY,
+    limit: float | None = None,
+) -> Deferred:
     """The `global_norm`, for later."""
     square = _square(limit)
     squares = engine.totals(square, [{"g": g} for g in gradients.values()])
@@ -59,7 +63,9 @@ def _square(limit: float | None) -> Expression:
     return g * g  # type: ignore[no-any-return]
 
 
-def exceeds(gradients: Mapping[str, Own], limit: float, engine: Elementwise = NUMPY) -> bool:
+def exceeds(
+    gradients: Mapping[str, EngineArray], limit: float, engine: ArrayOperations = NUMPY
+) -> bool:
     """Whether a number is outside [-limit, limit]."""
     counts = engine.totals(_outside(limit), [{"g": g} for g in gradients.values()])
     return any(count() > 0 for count in counts)

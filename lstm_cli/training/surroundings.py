@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lstm_cli.engines.types import Array, Own
+from lstm_cli.engines.types import Array, EngineArray
 from lstm_cli.training.progress import Checkpoint, Progress
 
 Row = dict[str, float]
@@ -28,7 +28,7 @@ class LearningBatch:
         Number of the file; stateful layers start anew with each.
     """
 
-    x: Own
+    x: EngineArray
     targets: Array
     lengths: Array | None
     numbers: Array

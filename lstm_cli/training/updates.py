@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, symbol
-from lstm_cli.engines.arrays import Array, Elementwise, Late, Own
-from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.engines.types import Array, ArrayOperations, Deferred, EngineArray
 from lstm_cli.errors import Problem, WeightsError, counted
 from lstm_cli.training.optimisers import Optimiser
 from lstm_cli.training.regularisation import (
@@ -97,7 +97,7 @@ class Updates:
         self.steps_per_epoch = steps_per_epoch
         self.count = 0
         self.epoch = 0
-        self._slots: dict[str, dict[str, Own]] = {}
+        self._slots: dict[str, dict[str, EngineArray]] = {}
 
     @property
     def rate(self) -> float:
@@ -106,17 +106,20 @@ class Updates:
         return self.schedule.rate(full, self.count + 1, self.epoch, self.steps_per_epoch)
 
     def norm(
-        self, weights: Mapping[str, Own], gradients: Mapping[str, Own], engine: Elementwise = NUMPY
-    ) -> Late:
+        self,
+        weights: Mapping[str, EngineArray],
+        gradients: Mapping[str, EngineArray],
+        engine: ArrayOperations = NUMPY,
+    ) -> Deferred:
         """The norm of all gradients, for `apply`, once somebody asks for it."""
         return late_norm(_fitting(weights, gradients, engine), engine)
 
     def apply(
         self,
-        weights: Mapping[str, Own],
-        gradients: Mapping[str, Own],
-        engine: Elementwise = NUMPY,
-        norm: Late | None = None,
+        weights: Mapping[str, EngineArray],
+        gradients: Mapping[str, EngineArray],
+        engine: ArrayOperations = NUMPY,
+        norm: Deferred | None = None,
     ) -> UpdateReport:
         """Change the weights by their gradients; leave them if these are not finite.
 
@@ -158,7 +161,7 @@ class Updates:
         self.epoch += 1
         self.schedule.epoch_ended(metric, larger_is_better)
 
-    def state_arrays(self, engine: Elementwise = NUMPY) -> dict[str, Array]:
+    def state_arrays(self, engine: ArrayOperations = NUMPY) -> dict[str, Array]:
         """All that a resumed run needs: ``step``, ``epoch``, ``adam.m/<weight>``, ...
 
         The arrays are a snapshot in NumPy's memory: later updates do not change them.
@@ -207,7 +210,9 @@ class Updates:
             for name, n in numbers.items()
         }
 
-    def _slots_of(self, name: str, w: Own, engine: Elementwise) -> dict[str, Own]:
+    def _slots_of(
+        self, name: str, w: EngineArray, engine: ArrayOperations
+    ) -> dict[str, EngineArray]:
         """What is kept for a weight; zeros before the first update."""
         if not self.count or not self.optimiser.slots:
             return {slot: engine.zeros_like(w) for slot in self.optimiser.slots}
@@ -226,9 +231,11 @@ class Updates:
                     found=f"{value.shape} {value.dtype}",
                     hint=_SAME_CONFIG,
                 )
-        return {slot: engine.like(value, w) for slot, value in found.items()}
+        return {slot: engine.convert_like(value, w) for slot, value in found.items()}
 
-    def _limits(self, gradients: Mapping[str, Own], engine: Elementwise, late: Late) -> _Limits:
+    def _limits(
+        self, gradients: Mapping[str, EngineArray], engine: ArrayOperations, late: Deferred
+    ) -> _Limits:
         norm = left = late()
         factor, outside = 1.0, False
         if not math.isfinite(norm):
@@ -242,7 +249,7 @@ class Updates:
         largest = min((float(np.finfo(g.dtype).max) for g in gradients.values()), default=math.inf)
         return _Limits(norm if left < math.sqrt(largest) else math.inf, factor, outside)
 
-    def _roots(self, w: Own) -> Mapping[str, Expression]:
+    def _roots(self, w: EngineArray) -> Mapping[str, Expression]:
         scaled = self.clip_norm is not None
         return _equation(self.optimiser, self.clip_value, scaled, penalties=w.ndim > 1)
 
@@ -292,8 +299,10 @@ def _equation(
 
 
 def _fitting(
-    weights: Mapping[str, Own], gradients: Mapping[str, Own], engine: Elementwise
-) -> dict[str, Own]:
+    weights: Mapping[str, EngineArray],
+    gradients: Mapping[str, EngineArray],
+    engine: ArrayOperations,
+) -> dict[str, EngineArray]:
     """The gradient of every weight, in its precision."""
     fitting = {}
     for name, w in weights.items():
@@ -305,7 +314,7 @@ def _fitting(
                 expected=str(w.shape),
                 found=None if found is None else str(found.shape),
             )
-        fitting[name] = engine.like(found, w)
+        fitting[name] = engine.convert_like(found, w)
     return fitting
 
 

@@ -12,7 +12,7 @@ from networks import network, random_inputs, random_lengths, recurrent
 
 from lstm_cli.cells import Activation
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec
 from lstm_cli.errors import DeviceError
 from lstm_cli.network.network import Network
@@ -225,9 +225,9 @@ def test_a_weight_that_is_not_finite_is_seen() -> None:
     engine = cuda()
     for bad in (np.nan, np.inf, -np.inf):
         values = np.ones((3, 50), np.float32)
-        assert engine.finite([engine.copy(values)])
+        assert engine.all_finite([engine.copy(values)])
         values[2, 17] = bad
-        assert not engine.finite([engine.copy(np.ones(4)), engine.copy(values)])
+        assert not engine.all_finite([engine.copy(np.ones(4)), engine.copy(values)])
 
 
 def test_seconds_of_layers_are_the_devices() -> None:

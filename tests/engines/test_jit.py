@@ -46,8 +46,8 @@ from lstm_cli.engines.jit.compiler import Kernels
 from lstm_cli.engines.jit.engine import JitEngine
 from lstm_cli.engines.jit.ir import Function, Lanes, Value
 from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
-from lstm_cli.engines.kernel_cache import Compiled
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.kernel_cache import CompiledKernels
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation as learning
 from lstm_cli.network.network import Network
@@ -372,11 +372,11 @@ ELSEWHERE = [
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compiled]]:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CompiledKernels]]:
     """Have kernels compiled, but neither linked nor run: all object code."""
-    made: list[Compiled] = []
+    made: list[CompiledKernels] = []
 
-    def linked(compiled: Compiled, machine: Machine) -> Kernels:
+    def linked(compiled: CompiledKernels, machine: Machine) -> Kernels:
         made.append(compiled)
         return Kernels(dict.fromkeys(compiled.exported, 0))
 
@@ -395,7 +395,9 @@ COMPILED += [(ELSEWHERE[k % len(ELSEWHERE)], option) for k, option in enumerate(
 @pytest.mark.parametrize(
     ("machine", "option"), COMPILED, ids=[f"{m.triple} {option}" for m, option in COMPILED]
 )
-def test_every_cell_compiles_for(machine: Machine, option: str, compiled: list[Compiled]) -> None:
+def test_every_cell_compiles_for(
+    machine: Machine, option: str, compiled: list[CompiledKernels]
+) -> None:
     magic = b"\xcf\xfa\xed\xfe" if "apple" in machine.triple else b"\x7fELF"
     spec, dense = small(option), DenseSpec(1, 42, 3, None)
     if "projection" in option:

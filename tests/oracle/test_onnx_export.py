@@ -19,7 +19,7 @@ from networks import (
 
 import lstm_cli
 from lstm_cli.cells import FORMULAS, LSTM, Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import WriteOptions

@@ -25,7 +25,7 @@ from networks import (
 
 import lstm_cli
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.onnx import read

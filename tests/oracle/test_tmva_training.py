@@ -11,7 +11,7 @@ import pytest
 from networks import Array, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.initialisers import initialise

@@ -11,7 +11,7 @@ import pytest
 from networks import random_weights
 
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.gates import NATIVE

@@ -87,7 +87,7 @@ def _layer(
     yield "inference"
     engine.forward(spec, prepared, x, lengths)
     yield "inspection"
-    engine.forward(spec, prepared, x, lengths, keep=True)
+    engine.forward(spec, prepared, x, lengths, return_gates=True)
     yield "training"
     result = engine.forward(spec, prepared, x, lengths, training=TrainingPass())
     engine.backward(spec, prepared, result.tape, engine.own(np.zeros(result.output.shape, real)))

@@ -67,7 +67,7 @@ class Passing:
     y: DeviceArray | None
     y_element: DeviceArray | None
     dropped: DeviceArray | None
-    keep: bool
+    return_gates: bool
     training: TrainingPass | None
 
 

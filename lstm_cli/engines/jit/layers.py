@@ -109,7 +109,7 @@ class RecurrentLayer:
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
 
     def forward(
-        self, x: Array, lengths: Array | None, state: State | None, *, keep: bool
+        self, x: Array, lengths: Array | None, state: State | None, *, return_gates: bool
     ) -> LayerResult:
         """Every direction over the batch; see `lstm_cli.engines.types.Engine`."""
         spec, x = self.spec, _readable(x)
@@ -118,12 +118,12 @@ class RecurrentLayer:
         kept: dict[str, dict[str, Array]] = {}
         finals, input_seconds, seconds = [], 0.0, 0.0
         for d, cell in enumerate(spec.cells):
-            plan = schedule.inspection(cell) if keep else self._inference[d]
-            given = Sequences(x, rows, d == 1, _initial(state, d), None, keep, threads)
+            plan = schedule.inspection(cell) if return_gates else self._inference[d]
+            given = Sequences(x, rows, d == 1, _initial(state, d), None, return_gates, threads)
             space = self.spaces.take(self._purposes[d])
             left, spent = self._run(d, plan, given, y, space)
             finals.append(final_states(self.weights[d], rows, left))
-            if keep:
+            if return_gates:
                 kept[DIRECTIONS[d]] = _kept(cell, given, left)
             self.spaces.give(self._purposes[d], space)
             input_seconds, seconds = input_seconds + spent[0], seconds + spent[1]

@@ -20,7 +20,7 @@ from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
 from lstm_cli.engines.schedule import Schedule
-from lstm_cli.engines.setup import setup_total
+from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import Array
 
 _SHARING = 8
@@ -178,9 +178,9 @@ def run_forward(
     _tell(buffers, given, y)
     if given.threads > 1:
         buffers.meeting.fill(0)
-    begun, before = perf_counter(), setup_total()
+    begun, before = perf_counter(), total_setup_seconds()
     run(kernel.address, address(block), given.threads)
-    seconds = perf_counter() - begun - (setup_total() - before)
+    seconds = perf_counter() - begun - (total_setup_seconds() - before)
     x, rest = block.item(0), block.item(1)  # the clock's ticks, by part
     share = seconds * x / (x + rest or 1)
     return buffers, (share, seconds - share)

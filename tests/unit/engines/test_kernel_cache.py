@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from lstm_cli.engines import kernel_cache as cache
-from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.engines.kernel_cache import CompiledKernels
 from lstm_cli.files import Temporary
 
 KEY = "5f" * 32
 OTHER = "a0" * 32
-KERNELS = Compiled(("step", "gates"), bytes(range(256)) * 5 + b"\n\n\0")
+KERNELS = CompiledKernels(("step", "gates"), bytes(range(256)) * 5 + b"\n\n\0")
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are POSIX's")
 
@@ -51,8 +51,8 @@ def test_storing_replaces(file: Path) -> None:
 
 
 def test_no_functions_and_no_code(folder: Path) -> None:
-    cache.store(KEY, Compiled((), b""))
-    assert cache.load(KEY) == Compiled((), b"")
+    cache.store(KEY, CompiledKernels((), b""))
+    assert cache.load(KEY) == CompiledKernels((), b"")
 
 
 @pytest.mark.parametrize("position", [0, 18, 19, 50, 51, 114, 116, 121, 127, 200, -1])

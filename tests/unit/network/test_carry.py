@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import network, random_inputs, random_states, recurrent, rows
 
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import DataError
 from lstm_cli.network.carry import StateCarry
 from lstm_cli.network.network import Network

@@ -9,7 +9,7 @@ import pytest
 from networks import random_inputs, random_lengths, random_states, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import ConfigError, WeightsError
 from lstm_cli.network.network import Network

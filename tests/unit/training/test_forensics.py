@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.activations import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.errors import DataError, TrainingError
@@ -277,7 +277,7 @@ def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
     def broken(spec, *args, **options):
         result = forward(spec, *args, **options)
         if spec.index == 0:
-            result.kept["forward"]["c"][2, 1, 3] = np.inf
+            result.gates["forward"]["c"][2, 1, 3] = np.inf
         return result
 
     network.engine.forward = broken

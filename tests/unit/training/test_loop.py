@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.activations import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec
 from lstm_cli.errors import ConfigError, DataError
 from lstm_cli.network.network import Network

@@ -15,7 +15,7 @@ from lstm_cli.engines.jit.compiler import compile_object
 from lstm_cli.engines.jit.ir import literal
 from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
 from lstm_cli.engines.jit.maps import CHUNK, OWN, Task, build, run_map, run_total
-from lstm_cli.engines.programs import NUMPY
+from lstm_cli.engines.reference.arrays import NUMPY
 from lstm_cli.training.optimisers import OPTIMISERS, Optimiser, make_optimiser
 
 pytest.importorskip("llvmlite")

@@ -1,4 +1,4 @@
-"""What is the reference engine's own: profiling by gate, runs of steps, threads, dtypes."""
+"""The reference engine: profiling by gate, chunks of input projections, threads, dtypes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from networks import (
 from twin import twin
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines import recurrence
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference import recurrent as forward_pass
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec
 from lstm_cli.errors import DeviceError
 
@@ -46,7 +46,7 @@ def test_a_run_of_steps_may_be_short(
     steps: int, by_gate: bool, spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = len(spec.cells[0].gates) * H
-    monkeypatch.setattr(recurrence, "PROJECTION_BYTES", steps * N * rows * 8)
+    monkeypatch.setattr(forward_pass, "PROJECTION_BYTES", steps * N * rows * 8)
     x, lengths, state = random_inputs(N, T, D), random_lengths(N, T), random_states([spec], N)
     engine = ReferenceEngine("float64", by_gate=by_gate)
     found = network([spec], engine).run(x, lengths, state, keep=True)

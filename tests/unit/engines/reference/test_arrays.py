@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.expression import evaluate, exp, symbol
-from lstm_cli.engines.programs import NUMPY, PIECE
+from lstm_cli.engines.reference.arrays import CHUNK, NUMPY
 
 X, Y = symbol("x"), symbol("y")
 
@@ -20,7 +20,7 @@ def drawn(shape: Any, dtype: Any = np.float32) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(1,), (3, 5), (PIECE,), (PIECE + 1,), (7, PIECE // 2)])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (CHUNK,), (CHUNK + 1,), (7, CHUNK // 2)])
 def test_pieces_give_the_bits_of_the_whole(shape: Any, dtype: Any) -> None:
     roots = {"sum": X + exp(Y) * symbol("n"), "product": X * Y}
     given = {**drawn(shape, dtype), "n": 0.3}
@@ -31,14 +31,14 @@ def test_pieces_give_the_bits_of_the_whole(shape: Any, dtype: Any) -> None:
 
 
 def test_a_result_may_take_the_place_of_an_input() -> None:
-    arrays = drawn(2 * PIECE + 3)
+    arrays = drawn(2 * CHUNK + 3)
     expected = {"x": arrays["x"] + arrays["y"], "y": arrays["x"].copy()}
     NUMPY.evaluate({"y": X, "x": X + Y}, arrays, arrays)
     for name, value in expected.items():
         np.testing.assert_array_equal(arrays[name], value)
 
 
-@pytest.mark.parametrize("size", [1, 7, PIECE, 2 * PIECE + 3])
+@pytest.mark.parametrize("size", [1, 7, CHUNK, 2 * CHUNK + 3])
 def test_a_sum_is_in_double_precision(size: int) -> None:
     given = drawn(size)
     products = [float(x) * float(y) for x, y in zip(given["x"], given["y"], strict=True)]
