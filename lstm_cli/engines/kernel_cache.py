@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lstm_cli.files import Temporary, is_temporary, remove_leftovers
 
-VARIABLE = "LSTM_CLI_CACHE_DIR"
+ENVIRONMENT_VARIABLE = "LSTM_CLI_CACHE_DIR"
 """Environment variable: another folder, or, where it is empty, no cache."""
 
 LIMIT_BYTES, LIMIT_FILES = 256 << 20, 2000
@@ -115,10 +115,10 @@ def _nearest(folder: Path | None) -> Path | None:
 
 def _place() -> Path:
     """Where the cache is to be."""
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen is not None:
         if not chosen:
-            raise _NotUsed(f"turned off by an empty {VARIABLE}")
+            raise _NotUsed(f"turned off by an empty {ENVIRONMENT_VARIABLE}")
         return Path(chosen).absolute() / "kernels"
     home = Path(os.path.expanduser("~"))
     if sys.platform == "win32":

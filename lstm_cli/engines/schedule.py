@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lstm_cli.cells import Cell, trace
+from lstm_cli.cells.cell import PROJECTED, CellGraph, Stage
 from lstm_cli.cells.expression import Expression, symbol, topological
 from lstm_cli.cells.gradient import gradient
-from lstm_cli.cells.tracing import PROJECTED, CellGraph, Stage
 
 MASK = "mask"
 """The symbol of recurrent dropout: what the vector of a recurrent product is multiplied by."""
@@ -80,7 +80,7 @@ class BackwardPhase:
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class CellSchedule:
     """A cell's step, for one purpose.
 
     Attributes
@@ -119,31 +119,31 @@ def stages(cell: Cell) -> tuple[Stage, ...]:
 
 
 @lru_cache(maxsize=256)
-def inference(cell: Cell) -> Schedule:
+def inference(cell: Cell) -> CellSchedule:
     """The step alone: slots hold what one phase leaves for the next."""
     graph = trace(cell)
     return _schedule("inference", graph, _carried(graph))
 
 
 @lru_cache(maxsize=256)
-def inspection(cell: Cell) -> Schedule:
+def inspection(cell: Cell) -> CellSchedule:
     """The step with every gate and every state but h in the first slots, in that order."""
     graph = trace(cell)
     values = {**graph.gates, **graph.states}
-    kept = [values[name] for name in inspected(cell)]
+    kept = [values[name] for name in inspection_names(cell)]
     return _schedule(
         "inspection", graph, [*kept, *(node for node in _carried(graph) if node not in kept)]
     )
 
 
-def inspected(cell: Cell) -> list[str]:
+def inspection_names(cell: Cell) -> list[str]:
     """The names of what `inspection` keeps in its first slots: gates, and states but h."""
     graph = trace(cell)
     return [*graph.gates, *(name for name in graph.states if name != "h")]
 
 
 @lru_cache(maxsize=256)
-def training(cell: Cell, dropout: bool) -> Schedule:
+def training(cell: Cell, dropout: bool) -> CellSchedule:
     """The step, with what its backward step needs in the slots; and that backward step."""
     graph = _masked(trace(cell)) if dropout else trace(cell)
     derivatives = _derivatives(graph)
@@ -209,7 +209,7 @@ def _phase_of(node: Expression, graph: CellGraph) -> int:
     return max((k for k, stage in enumerate(graph.stages) if names & _gives(stage)), default=0)
 
 
-def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> Schedule:
+def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> CellSchedule:
     """Phases that fill `slots`."""
     kept = {node: slot_symbol(k) for k, node in enumerate(slots)}
     phases = []
@@ -228,7 +228,7 @@ def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> Schedu
         following = graph.stages[k + 1].reads if k + 1 < len(graph.stages) else None
         reads = None if following is None else substitute(following, before)
         phases.append(Phase(stage, reads, states, own))
-    return Schedule(purpose, tuple(phases), tuple(slots))
+    return CellSchedule(purpose, tuple(phases), tuple(slots))
 
 
 def _carried(graph: CellGraph) -> list[Expression]:

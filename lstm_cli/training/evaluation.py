@@ -1,4 +1,4 @@
-"""Metrics of a network on data that it does not learn from."""
+"""Metrics of a network on validation or test data."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.errors import LstmCliError, TrainingError
-from lstm_cli.network.carry import StateCarry
 from lstm_cli.network.network import Network
-from lstm_cli.training.forensics import bad_data, place_of, trace
-from lstm_cli.training.learner import Piece
+from lstm_cli.network.state import StateCarry
+from lstm_cli.training.interfaces import Places, TrainingBatch
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.surroundings import LearningBatch, Places
+from lstm_cli.training.nonfinite import first_nonfinite, location, nonfinite_data_error
+from lstm_cli.training.train_step import Chunk
 
 
 def evaluate(
     network: Network,
-    batches: Iterable[LearningBatch],
+    batches: Iterable[TrainingBatch],
     metrics: Metrics,
     places: Places,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Run a network over batches as they stand in the data.
+    """Run a network over batches in the order of the data.
 
     Parameters
     ----------
     metrics
-        Empty ones, to be filled.
+        Empty metrics, which the function fills.
     places
-        Names of places in the data, for errors.
+        Names of places in the data, for error messages.
     stop
-        Asked after every batch whether to give up.
+        Function that is called after every batch. True ends the evaluation.
 
     Returns
     -------
-    Metrics by name; None if `stop` said so.
+    Metrics by name. None if `stop` returned True.
 
     Raises
     ------
     DataError
         An input or target is not finite.
     TrainingError
-        An output is not.
+        An output is not finite.
     """
     carry, file = StateCarry(network.recurrent), None
     for batch in batches:
@@ -58,27 +58,27 @@ def evaluate(
                 raise error
         metrics.update(result.outputs, result.logits, batch.targets, batch.lengths, network.engine)
         if carry.active:
-            carry.keep(result.state)
+            carry.store(result.state)
         if stop():
             return None
     return metrics.result()
 
 
 def _not_finite(
-    network: Network, batch: LearningBatch, state: Any, places: Places
+    network: Network, batch: TrainingBatch, state: Any, places: Places
 ) -> LstmCliError | None:
-    """The error for what is not finite in a batch; None if nothing of it counts."""
-    whole = Piece(batch.x, batch.targets, batch.lengths)
+    """Error for a value in a batch that is not finite. None if all such values are padding."""
+    chunk = Chunk(batch.x, batch.targets, batch.lengths)
     stopped = "training stopped in validation"
-    data = bad_data(whole, network.returns_sequences, batch.numbers, places, stopped)
+    data = nonfinite_data_error(chunk, network.returns_sequences, batch.numbers, places, stopped)
     if data is not None:
         return data
-    found = trace(network, batch.x, batch.lengths, state)
-    if found is None:
+    value = first_nonfinite(network, batch.x, batch.lengths, state)
+    if value is None:
         return None
     return TrainingError(
-        "validation came upon a value that is not finite",
-        found=found.what,
-        where=place_of(found, whole, batch.numbers, places),
+        "a value in validation is not finite",
+        found=value.what,
+        where=location(value, chunk, batch.numbers, places),
         hint="the weights have become too large: train slower, or limit train.clip_norm",
     )

@@ -12,8 +12,8 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.targets import TargetFormat
 
 torch = pytest.importorskip("torch")
 
@@ -111,7 +111,9 @@ def test_cross_entropy_per_step(stack: str, weighted: bool, engine: Engine) -> N
     classes = np.random.default_rng(1).integers(0, F, (N, T))
     class_weights = [0.5, 2.0, 1.3] if weighted else None
     smoothing = 0.15 if weighted else 0.0
-    criterion = Criterion(Targets("cross_entropy", True, F, "targets"), class_weights, smoothing)
+    criterion = Criterion(
+        TargetFormat("cross_entropy", True, F, "targets"), class_weights, smoothing
+    )
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, LENGTHS, None, PASS)
     loss = criterion(tape.outputs, tape.logits, classes, LENGTHS)
@@ -150,7 +152,7 @@ def test_losses_of_values(loss_name: str, engine: Engine) -> None:
     weights = {name: 2 * value for name, value in random_weights(specs, seed=4).items()}
     x = random_inputs(N, T, D)
     values = np.random.default_rng(1).random((N, T, F)) * (3 if loss_name == "huber" else 1)
-    criterion = Criterion(Targets(loss_name, True, F, "targets"))
+    criterion = Criterion(TargetFormat(loss_name, True, F, "targets"))
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, LENGTHS, None, PASS)
     loss = criterion(tape.outputs, tape.logits, values, LENGTHS)

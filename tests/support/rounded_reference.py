@@ -12,7 +12,7 @@ import numpy as np
 from cuda_host.device import rounded_tf32
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.reference import recurrent
 from lstm_cli.engines.reference.backward import BackwardPass, DirectionGradients, DirectionTape

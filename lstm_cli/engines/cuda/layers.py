@@ -19,7 +19,7 @@ from lstm_cli.engines.cuda.rounding import multiplied, rounded
 from lstm_cli.engines.cuda.rows import dense_rows, seen_rows
 from lstm_cli.engines.cuda.weights import direction_tensors
 from lstm_cli.engines.cuda.windows import Window, multiply_rows
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
     LayerGradients,
@@ -253,7 +253,9 @@ class RecurrentLayer:
         last = made.final[0].reshape(batch.N, self.spec.output_size)
         return Sequences(batch, seen_rows(self.device, self.precision, last, batch), per_step=False)
 
-    def _purpose(self, d: int, *, return_gates: bool, training: TrainingPass | None) -> Schedule:
+    def _purpose(
+        self, d: int, *, return_gates: bool, training: TrainingPass | None
+    ) -> CellSchedule:
         cell = self.spec.cells[d]
         if training is not None:
             return schedules.training(cell, self.spec.recurrent_dropout > 0)
@@ -266,7 +268,7 @@ class RecurrentLayer:
         cell = self.spec.cells[d]
         P = cell.output_size
         parts = {"h": y[:, d * P : (d + 1) * P]}
-        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspected(cell))}
+        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspection_names(cell))}
         return {
             name: Sequences(batch, dense_rows(self.device, self.precision, part))
             for name, part in parts.items()

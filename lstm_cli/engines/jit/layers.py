@@ -22,7 +22,7 @@ from lstm_cli.engines.jit.recurrent import (
     run_forward,
 )
 from lstm_cli.engines.jit.weights import RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
@@ -162,7 +162,7 @@ class RecurrentLayer:
         return LayerResult(output, _stacked(finals), seconds=timing, tape=tape)
 
     def _run(
-        self, d: int, plan: Schedule, given: Sequences, y: Array | None, space: Workspace
+        self, d: int, plan: CellSchedule, given: Sequences, y: Array | None, space: Workspace
     ) -> tuple[Buffers, tuple[float, float]]:
         """One direction's kernel."""
         kernel = forward_kernel(self.weights[d], plan)
@@ -233,7 +233,7 @@ def _kept(cell: Cell, given: Sequences, left: Buffers) -> dict[str, Array]:
     lengths = rows.T if rows.lengths is None else rows.lengths[row]
     after = lengths - t if given.reverse else t + 1
     graph = schedule.inspection(cell)
-    names = schedule.inspected(cell)
+    names = schedule.inspection_names(cell)
     N, T = given.x.shape[:2]
     record = left.record
 

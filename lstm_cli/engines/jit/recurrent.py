@@ -19,7 +19,7 @@ from lstm_cli.engines.jit.memory import Workspace, address
 from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import Array
 
@@ -35,12 +35,12 @@ class ForwardKernel:
     """A compiled forward kernel, the layout of its block, and what that says of the weights."""
 
     address: int
-    schedule: Schedule
+    schedule: CellSchedule
     blocks: Blocks
     weights: bytes
 
 
-def forward_kernel(weights: RecurrentWeights, plan: Schedule) -> ForwardKernel:
+def forward_kernel(weights: RecurrentWeights, plan: CellSchedule) -> ForwardKernel:
     """The kernel for a cell and the shapes of its panels, made once for these weights."""
     found = weights.kernels.get(plan)
     if found is None:
@@ -52,7 +52,7 @@ def forward_kernel(weights: RecurrentWeights, plan: Schedule) -> ForwardKernel:
 
 
 @lru_cache(maxsize=256)
-def _compiled(weights: Plan, schedule: Schedule) -> int:
+def _compiled(weights: Plan, schedule: CellSchedule) -> int:
     """The kernel's address."""
     machine = weights.machine
     splits = tuple(packing.columns.split for packing in weights.products)

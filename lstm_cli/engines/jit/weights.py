@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.jit.ir import Lanes
 from lstm_cli.engines.jit.layout import Columns, columns
 from lstm_cli.engines.jit.machine import Machine

@@ -98,7 +98,7 @@ class ReferenceEngine(NumpyElementwise):
             self._blas_limit = min(threads, allowed_threads())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Contiguous weights in this engine's dtype. A recurrent layer has a record per direction."""
+        """Contiguous weights in this engine's dtype. A recurrent layer has one per direction."""
         spec, weights = with_biases(spec, weights)
         tensors = {
             name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()

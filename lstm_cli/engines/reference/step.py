@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import PROJECTED
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.engines.types import Array
 
 

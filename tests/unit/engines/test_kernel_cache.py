@@ -26,7 +26,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, not made yet."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "kernels"
 
 
@@ -154,7 +154,7 @@ def test_a_pipe_does_not_keep_the_program_waiting(file: Path) -> None:
 def test_an_empty_variable_turns_it_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setenv(cache.VARIABLE, "")
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, "")
     monkeypatch.chdir(tmp_path)
     cache.store(KEY, KERNELS)
     assert cache.load(KEY) is None
@@ -201,7 +201,7 @@ def test_a_file_in_the_folders_place(tmp_path: Path, part: str) -> None:
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (cache.VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for variable in (cache.ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     cache.store(KEY, KERNELS)
@@ -228,7 +228,7 @@ def test_the_usual_places(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for variable in (cache.VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for variable in (cache.ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)

@@ -10,17 +10,17 @@ from engines.test_cells import OPTIONS
 from networks import KINDS
 
 from lstm_cli.cells import Cell, trace
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.cells.expression import Expression, evaluate, symbol, topological
 from lstm_cli.cells.gradient import gradient
-from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines import schedule
 from lstm_cli.engines.schedule import (
     CHEAP,
     MASK,
-    Schedule,
+    CellSchedule,
     inference,
-    inspected,
     inspection,
+    inspection_names,
     reads_symbol,
     slot_symbol,
     substitute,
@@ -28,7 +28,7 @@ from lstm_cli.engines.schedule import (
     training,
 )
 
-Make = Callable[[Cell], Schedule]
+Make = Callable[[Cell], CellSchedule]
 
 MADE: dict[str, Make] = {
     "inference": inference,
@@ -98,7 +98,7 @@ def test_phases_compute_the_step(made: str, option: str) -> None:
 @every_option
 def test_inspection_keeps_gates_and_states_in_order(option: str) -> None:
     known = Known(cell_of(option))
-    plan, names = inspection(known.cell), inspected(known.cell)
+    plan, names = inspection(known.cell), inspection_names(known.cell)
     values = {**known.graph.gates, **known.graph.states}
     assert names == [*known.graph.gates, *(["c"] if "c" in known.graph.states else [])]
     assert plan.slots[: len(names)] == tuple(values[name] for name in names)

@@ -10,8 +10,8 @@ from networks import network, random_inputs, random_states, recurrent, rows
 
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import DataError
-from lstm_cli.network.carry import StateCarry
 from lstm_cli.network.network import Network
+from lstm_cli.network.state import StateCarry
 
 N, T, D = 4, 8, 3
 LAYERS = [

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from lstm_cli.engines.types import Engine
-from lstm_cli.training.criterion import Criterion, LossValue
-from lstm_cli.training.losses import LOSSES
+from lstm_cli.training.losses import LOSSES, Criterion, LossValue
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
 
 N, T = 5, 7
 LENGTHS = np.array([7, 3, 0, 1, 5])
@@ -37,7 +36,7 @@ def drawn(loss: str, F: int, dtype: str = "float64") -> tuple[Any, Any]:
 
 
 def criterion(loss: str, F: int, options: dict[str, Any]) -> Criterion:
-    return Criterion(Targets(loss, True, F, "targets"), **options)
+    return Criterion(TargetFormat(loss, True, F, "targets"), **options)
 
 
 def called(one: Criterion, a: Any, *given: Any) -> LossValue:

@@ -14,15 +14,15 @@ from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.errors import DataError, TrainingError
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
 from lstm_cli.training.evaluation import evaluate
-from lstm_cli.training.forensics import explain, trace
-from lstm_cli.training.learner import Learner
+from lstm_cli.training.interfaces import TrainingBatch
+from lstm_cli.training.losses import Criterion
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.optimisers import make_optimiser
+from lstm_cli.training.nonfinite import first_nonfinite, nonfinite_error
+from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.surroundings import LearningBatch
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 N, T, D, F = 4, 7, 3, 2
@@ -60,12 +60,12 @@ def learner(
     )
     network = Network(specs, networks.random_weights(specs), ReferenceEngine(dtype, 1))
     updates = Updates(
-        make_optimiser({"type": "sgd", "learning_rate": rate}),
+        make_optimizer({"type": "sgd", "learning_rate": rate}),
         make_schedule({"type": "constant"}, epochs=1),
         clip_norm=clip,
     )
-    criterion = Criterion(Targets("mse", per_step, F, "targets"))
-    return Learner(network, criterion, updates, truncate=truncate)
+    criterion = Criterion(TargetFormat("mse", per_step, F, "targets"))
+    return TrainStep(network, criterion, updates, truncate=truncate)
 
 
 def batch(per_step=True):
@@ -95,7 +95,7 @@ def error_of(one, x, y):
         update = moment.update
         sound = update is not None and update.finite and one.finite
         if not sound and not errors:
-            errors.append(explain(one, moment, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
+            errors.append(nonfinite_error(one, moment, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
 
     one.network.set_weights(one.weights)
     one.step(x, y, LENGTHS, watch=watch)
@@ -105,7 +105,7 @@ def error_of(one, x, y):
 def test_a_sound_batch_needs_no_explanation():
     one = learner()
     one.step(*batch(), LENGTHS, watch=lambda moment: None)
-    assert trace(one.network, batch()[0], LENGTHS, None) is None
+    assert first_nonfinite(one.network, batch()[0], LENGTHS, None) is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -225,7 +225,7 @@ def test_validation_names_layer_and_sequence():
     x[3, 4:, 0] = 100
     one.network.set_weights(one.weights)
     metrics = Metrics("mse", per_step=True, features=F, name="targets")
-    batches = [LearningBatch(x, y, LENGTHS, NUMBERS, 0)]
+    batches = [TrainingBatch(x, y, LENGTHS, NUMBERS, 0)]
     with pytest.raises(TrainingError, match="validation came upon") as caught:
         evaluate(one.network, batches, metrics, Places())
     assert "gate i (input) of layer 0 (lstm), unit 2" in str(caught.value)
@@ -254,7 +254,7 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
                 )
         x, lengths = (30, 1)[layer] * (2 + rng.standard_normal((N, 9, D))), np.array([9, 0, 4, 7])
         places = [
-            trace(
+            first_nonfinite(
                 Network(specs, large, create_engine(name, "cpu", dtype, 2)),
                 x,
                 lengths,
@@ -281,7 +281,7 @@ def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
         return result
 
     network.engine.forward = broken
-    found = trace(network, batch()[0], LENGTHS, None)
+    found = first_nonfinite(network, batch()[0], LENGTHS, None)
     assert (found.row, found.step, found.layer) == (2, 1, 0)
     assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in found.what
 

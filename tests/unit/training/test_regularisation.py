@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.expression import evaluate, symbol
-from lstm_cli.training.regularisation import (
-    clipped,
-    decayed,
-    exceeds,
-    global_norm,
-    norm_factor,
-    penalised,
-)
+from lstm_cli.training.updates import clipped, decayed, exceeds, global_norm, norm_factor, penalized
 
 W = np.array([[-2.0, 0.0, 3.0], [0.5, -0.25, 1.5]])
 G = np.array([[0.1, 0.2, -0.3], [0.4, -0.5, 0.6]])
@@ -33,7 +26,7 @@ def test_penalties_are_the_derivatives_of_their_sums() -> None:
     def penalty(w: Any) -> float:
         return float(l1 * np.abs(w).sum() + l2 / 2 * (w**2).sum())
 
-    found = penalised(W, G, l1, l2)
+    found = penalized(W, G, l1, l2)
     for place in np.ndindex(W.shape):
         shift = np.zeros_like(W)
         shift[place] = step
@@ -42,7 +35,7 @@ def test_penalties_are_the_derivatives_of_their_sums() -> None:
 
 
 def test_without_penalties_nothing_is_computed() -> None:
-    assert penalised(W, G, 0.0, 0.0) is G
+    assert penalized(W, G, 0.0, 0.0) is G
     assert decayed(W, 0.1, 0.0) is W
 
 
@@ -52,10 +45,10 @@ def test_decay() -> None:
 
 def test_symbols_give_what_arrays_give_in_their_precision() -> None:
     w, g, rate = symbol("w"), symbol("g"), symbol("rate")
-    roots = {"penalised": penalised(w, g, 0.3, 0.7), "decayed": decayed(w, rate, 0.5)}
+    roots = {"penalised": penalized(w, g, 0.3, 0.7), "decayed": decayed(w, rate, 0.5)}
     single = {"w": W.astype(np.float32), "g": G.astype(np.float32)}
     found = evaluate(roots, {**single, "rate": 0.1})
-    np.testing.assert_array_equal(found["penalised"], penalised(single["w"], single["g"], 0.3, 0.7))
+    np.testing.assert_array_equal(found["penalised"], penalized(single["w"], single["g"], 0.3, 0.7))
     np.testing.assert_array_equal(found["decayed"], decayed(single["w"], 0.1, 0.5))
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lstm_cli.errors import ConfigError
-from lstm_cli.training.schedules import SCHEDULES, Schedule, make_schedule
+from lstm_cli.training.schedules import SCHEDULES, RateSchedule, make_schedule
 
 RATE, PER_EPOCH, EPOCHS = 0.3, 4, 11
 
 
-def rates(schedule: Schedule, epochs: int = EPOCHS, full: float = RATE) -> list[float]:
+def rates(schedule: RateSchedule, epochs: int = EPOCHS, full: float = RATE) -> list[float]:
     """The rate of every update of a run."""
     return [
         schedule.rate(full, epoch * PER_EPOCH + k + 1, epoch, PER_EPOCH)
@@ -36,7 +36,7 @@ def torch_rates(kind: str, count: int, **options: Any) -> list[float]:
     return found
 
 
-def made(**options: Any) -> Schedule:
+def made(**options: Any) -> RateSchedule:
     return make_schedule(options, epochs=EPOCHS)
 
 
@@ -115,11 +115,11 @@ def test_epochs_count_from_the_end_of_the_warm_up() -> None:
 LOSSES = [5.0, 4.0, 4.0, 4.5, 4.2, 3.9, 3.9, 4.0, 4.0, 4.0, 4.0, math.nan, 4.0, 4.0, 3.0, 3.5]
 
 
-def plateau_rates(schedule: Schedule, metrics: list[float], larger: bool) -> list[float]:
+def plateau_rates(schedule: RateSchedule, metrics: list[float], larger: bool) -> list[float]:
     found = []
     for epoch, metric in enumerate(metrics):
         found.append(schedule.rate(RATE, epoch * PER_EPOCH + 1, epoch, PER_EPOCH))
-        schedule.epoch_ended(metric, larger)
+        schedule.on_epoch_end(metric, larger)
     return found
 
 
@@ -170,7 +170,7 @@ def test_plateau_goes_on_from_its_state(cut: int) -> None:
 
 def test_plateaus_do_not_share_their_state() -> None:
     first, second = made(type="reduce_on_plateau"), made(type="reduce_on_plateau")
-    first.epoch_ended(1.0, larger_is_better=False)
+    first.on_epoch_end(1.0, larger_is_better=False)
     assert math.isnan(second.state()["best"])
 
 
@@ -184,7 +184,7 @@ def test_a_minimum_above_the_full_rate_raises_nothing(kind: str) -> None:
 def test_other_schedules_have_no_state(kind: str) -> None:
     schedule = made(type=kind)
     before = rates(schedule)
-    schedule.epoch_ended(1.0, larger_is_better=True)
+    schedule.on_epoch_end(1.0, larger_is_better=True)
     schedule.load_state({})
     assert schedule.state() == {}
     assert rates(schedule) == before

@@ -10,7 +10,7 @@ import pytest
 
 from lstm_cli.engines.types import Engine
 from lstm_cli.errors import WeightsError
-from lstm_cli.training.optimisers import OPTIMISERS, make_optimiser
+from lstm_cli.training.optimizers import OPTIMIZERS, make_optimizer
 from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.updates import Updates
 
@@ -24,8 +24,8 @@ def drawn(seed: int, dtype: Any = np.float64) -> dict[str, Any]:
 
 
 def made(optimizer: Any = None, schedule: Any = None, **options: Any) -> Updates:
-    optimiser = make_optimiser(optimizer or {"type": "sgd", "learning_rate": 0.1})
-    return Updates(optimiser, make_schedule(schedule or {"type": "constant"}, epochs=6), **options)
+    optimizer = make_optimizer(optimizer or {"type": "sgd", "learning_rate": 0.1})
+    return Updates(optimizer, make_schedule(schedule or {"type": "constant"}, epochs=6), **options)
 
 
 def flat(arrays: dict[str, Any]) -> Any:
@@ -47,11 +47,11 @@ def test_weights_change_in_place_and_gradients_do_not() -> None:
     assert (report.rate, report.finite) == (0.1, True)
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_penalties_and_decay_concern_matrices_only(kind: str) -> None:
     rate, l1, l2, decay = 0.2, 0.03, 0.05, 0.07
     options = {"type": kind, "learning_rate": rate, "l1": l1, "l2": l2, "weight_decay": decay}
-    plain = make_optimiser({"type": kind, "learning_rate": rate})
+    plain = make_optimizer({"type": kind, "learning_rate": rate})
     weights, gradients = drawn(0), drawn(1)
     made(options).apply(weights, gradients)
     for name, w in drawn(0).items():
@@ -143,7 +143,7 @@ def test_gradients_whose_squares_overflow_count_as_infinite_unless_clipped() -> 
     assert np.linalg.norm(moved) == pytest.approx(1.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_single_precision_stays_single(kind: str) -> None:
     options = {"type": kind, "learning_rate": np.float64(0.1), "l1": 0.1, "l2": 0.1}
     updates = made(
@@ -175,7 +175,7 @@ def test_single_precision_is_near_double() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"type": kind} for kind in OPTIMISERS),
+        *({"type": kind} for kind in OPTIMIZERS),
         {"type": "sgd", "momentum": 0.9, "nesterov": True},
         {"type": "rmsprop", "momentum": 0.5},
     ],
@@ -207,7 +207,7 @@ def test_the_rate_follows_the_schedule() -> None:
     rates = []
     for _ in range(2):
         rates += [updates.apply(drawn(0), drawn(1)).rate for _ in range(3)]
-        updates.epoch_ended(1.0, larger_is_better=False)
+        updates.on_epoch_end(1.0, larger_is_better=False)
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.05, 0.05, 0.05])
     assert updates.rate == pytest.approx(0.025)
 
@@ -231,7 +231,7 @@ def train(updates: Updates, weights: Any, epochs: Any) -> list[float]:
         for k in range(4):
             report = updates.apply(weights, drawn(100 * epoch + k, np.float32))
             found += [report.rate, report.norm]
-        updates.epoch_ended(METRICS[epoch], larger_is_better=False)
+        updates.on_epoch_end(METRICS[epoch], larger_is_better=False)
     return found
 
 
@@ -347,7 +347,7 @@ def test_gradient_descent_finds_a_minimum() -> None:
     """Every optimiser, on the squared distance to a point."""
     target = drawn(9)
     rates = {"sgd": 0.1, "adam": 0.1, "adamw": 0.1, "rmsprop": 0.02, "adagrad": 1.0}
-    for kind in OPTIMISERS:
+    for kind in OPTIMIZERS:
         options = {"type": kind, "learning_rate": rates.get(kind, 20.0), "weight_decay": 0.0}
         updates, weights = made(options), drawn(0)
         start = float(np.linalg.norm(flat(weights) - flat(target)))

@@ -17,7 +17,7 @@ from lstm_cli.engines.jit.machine import described
 from lstm_cli.engines.jit.memory import ALIGNMENT, address, aligned
 from lstm_cli.engines.machine import MeasurableEngine
 from lstm_cli.engines.types import RecurrentSpec
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 
 DTYPES = {"float": np.float32, "double": np.float64, "bfloat": np.float32}
@@ -133,7 +133,7 @@ def test_what_an_engine_keeps_to_compute_in_is_counted():
     engine = JitEngine("float32", threads=1)
     assert engine.workspace_bytes == 0
     layers = (RecurrentSpec(0, 3, (LSTM(hidden_size=40),)),)
-    net = Network(layers, initialise(layers, seed=0), engine)
+    net = Network(layers, initialize(layers, seed=0), engine)
     net.run(np.zeros((5, 2, 3)))
     small = engine.workspace_bytes
     assert small > 5 * 40 * 4

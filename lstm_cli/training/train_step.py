@@ -1,4 +1,4 @@
-"""One update at a time: forward, loss, backward, new weights; truncated if asked for."""
+"""One training step: forward pass, loss, backward pass and weight update."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lstm_cli.engines.types import Array, EngineArray, State, TrainingPass, arra
 from lstm_cli.network import backpropagation
 from lstm_cli.network.backpropagation import Gradients, Tape
 from lstm_cli.network.network import Network
-from lstm_cli.network.results import hosted
-from lstm_cli.training.criterion import Criterion, LossValue
+from lstm_cli.network.results import state_to_host
+from lstm_cli.training.losses import Criterion, LossValue
 from lstm_cli.training.updates import UpdateReport, Updates
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A batch, or the part of one that errors travel through.
+class Chunk:
+    """A batch, or the steps of a batch through which errors travel in one backward pass.
 
     Attributes
     ----------
     x, targets, lengths
-        As of a batch.
+        Inputs (N, T, D), targets and valid steps (N,) of these steps.
     before
-        Steps of the batch that came before the piece: for all sequences, or (N,).
+        Number of earlier steps of the batch: for all sequences, or (N,).
     """
 
     x: EngineArray
@@ -38,22 +38,22 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A piece as it was learned from.
+class StepTrace:
+    """Inputs and results of training on one chunk, for metrics and error messages.
 
     Attributes
     ----------
-    piece, state
-        What went in; `state` None is zeros.
+    chunk, state
+        Chunk, and its initial states. None is zeros.
     number
-        Updates made before: what its dropout was drawn from.
+        Number of earlier updates. Dropout masks depend on it.
     loss, tape, gradients
-        What came out.
+        Loss, forward pass and derivatives.
     update
-        None if nothing of the piece counts, or the loss is not finite.
+        Report of the update. None if no row counts, or the loss is not finite.
     """
 
-    piece: Piece
+    chunk: Chunk
     state: Sequence[Any] | None
     number: int
     loss: LossValue
@@ -64,20 +64,20 @@ class Moment:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one batch did.
+    """Result of training on one batch.
 
     Attributes
     ----------
     loss
-        Mean over what counts.
+        Mean over the rows that count.
     weight
-        What it is a mean over: rows, or the sum of their class weights.
+        Divisor of the mean: rows, or the sum of their class weights.
     updates
-        The updates made: one, or one a piece where steps are truncated.
+        Updates of the batch: one, or one per chunk with truncation.
     tape
-        The last forward pass.
+        Last forward pass.
     gradients
-        The last derivatives.
+        Last derivatives.
     """
 
     loss: float
@@ -90,22 +90,22 @@ class StepReport:
     def state(self) -> list[State]:
         """Final states of every recurrent layer, in NumPy's memory."""
         to_host = self.tape.network.engine.to_host
-        return [hosted(state, to_host) for state in self.tape.state]
+        return [state_to_host(state, to_host) for state in self.tape.state]
 
 
-class Learner:
-    """A network with what is minimised and how.
+class TrainStep:
+    """A network with its criterion and its updates.
 
     Parameters
     ----------
     network
-        Its weights change with every step.
+        Network whose weights every step changes.
     criterion, updates
-        The loss, and how weights follow from its derivatives.
+        Loss, and the updates from its derivatives.
     seed
-        Of dropout.
+        Seed of dropout.
     truncate
-        Errors travel back at most so many steps; None: all.
+        Largest number of steps through which errors travel back. None: no limit.
     """
 
     def __init__(
@@ -119,40 +119,40 @@ class Learner:
     ) -> None:
         self.network, self.criterion, self.updates = network, criterion, updates
         self.seed, self.truncate = seed, truncate
-        self.own_weights: dict[str, EngineArray] = {
+        self.engine_weights: dict[str, EngineArray] = {
             name: network.engine.copy(value) for name, value in network.weights.items()
         }
-        network.set_weights(self.own_weights)
+        network.set_weights(self.engine_weights)
 
     @property
     def weights(self) -> dict[str, Array]:
-        """Tensors by stored name in NumPy's memory; on the CPU those that updates change."""
-        return {name: self.network.engine.to_host(v) for name, v in self.own_weights.items()}
+        """Tensors by stored name in NumPy's memory. On the CPU they are the trained arrays."""
+        return {name: self.network.engine.to_host(v) for name, v in self.engine_weights.items()}
 
     @property
     def tensors(self) -> dict[str, Array]:
-        """`weights`, and the normalization of the inputs, which no update changes."""
+        """`weights`, and the normalization of the inputs, which updates do not change."""
         scaling = self.network.normalization
         return self.weights if scaling is None else self.weights | scaling.tensors
 
     @property
-    def finite(self) -> bool:
-        """Whether all weights are."""
-        return self.network.engine.all_finite(list(self.own_weights.values()))
+    def weights_finite(self) -> bool:
+        """Whether all weights are finite."""
+        return self.network.engine.all_finite(list(self.engine_weights.values()))
 
     def gradients(
-        self, piece: Piece, state: Sequence[Any] | None = None
+        self, chunk: Chunk, state: Sequence[Any] | None = None
     ) -> tuple[LossValue, Gradients, Tape]:
-        """Loss and derivatives, with the dropout of the update that would come next."""
+        """Loss, derivatives and tape of a chunk, with the dropout of the next update."""
         training = TrainingPass(self.seed, self.updates.count)
-        tape = backpropagation.forward(self.network, piece.x, piece.lengths, state, training)
+        tape = backpropagation.forward(self.network, chunk.x, chunk.lengths, state, training)
         loss = self.criterion(
-            tape.values, tape.logit_values, piece.targets, tape.lengths, self.network.engine
+            tape.values, tape.logit_values, chunk.targets, tape.lengths, self.network.engine
         )
-        found = backpropagation.backward(
+        gradients = backpropagation.backward(
             self.network, tape, loss.gradient, d_logits=self.criterion.fused
         )
-        return loss, found, tape
+        return loss, gradients, tape
 
     def step(
         self,
@@ -161,87 +161,87 @@ class Learner:
         lengths: Array | None,
         state: Sequence[Any] | None = None,
         *,
-        watch: Callable[[Moment], None] | None = None,
+        watch: Callable[[StepTrace], None] | None = None,
     ) -> StepReport:
-        """One batch: an update, or where steps are truncated an update a piece.
+        """Train on one batch: one update, or one per chunk with truncation.
 
         A loss or gradient that is not finite changes no weights.
 
         Parameters
         ----------
         watch
-            Called after every piece.
+            Function that is called after every chunk.
 
         Raises
         ------
         DataError
-            Inputs or targets that do not fit.
+            Inputs or targets do not fit.
         """
         total, weight = 0.0, 0.0
         updates: list[UpdateReport] = []
-        for piece in self._pieces(x, targets, lengths):
-            if isinstance(piece, _Prefix):
-                state = self.network.run(piece.x, piece.lengths, state).state
+        for chunk in self._chunks(x, targets, lengths):
+            if isinstance(chunk, _Prefix):
+                state = self.network.run(chunk.x, chunk.lengths, state).state
                 continue
             number = self.updates.count
-            loss, found, tape = self.gradients(piece, state)
-            update = self._update(loss, found)
+            loss, gradients, tape = self.gradients(chunk, state)
+            update = self._update(loss, gradients)
             total, weight = total + loss.value * loss.weight, weight + loss.weight
             if update is not None:
                 updates.append(update)
             if watch is not None:
-                watch(Moment(piece, state, number, loss, tape, found, update))
+                watch(StepTrace(chunk, state, number, loss, tape, gradients, update))
             state = tape.state
         mean = total / weight if weight else 0.0
-        return StepReport(mean, weight, tuple(updates), tape, found)
+        return StepReport(mean, weight, tuple(updates), tape, gradients)
 
-    def _update(self, loss: LossValue, found: Gradients) -> UpdateReport | None:
-        """New weights, unless nothing counts or the loss is not finite."""
+    def _update(self, loss: LossValue, gradients: Gradients) -> UpdateReport | None:
+        """Update the weights, unless no row counts or the loss is not finite."""
         if not loss.weight:
             return None
-        engine, weights = self.network.engine, self.own_weights
-        # Asked for before the loss is waited for: an engine then waits for both at once.
-        norm = self.updates.norm(weights, found.tensors, engine)
+        engine, weights = self.network.engine, self.engine_weights
+        # Started before the loss is awaited, so that an engine waits for both at once.
+        norm = self.updates.norm(weights, gradients.tensors, engine)
         if not math.isfinite(loss.value):
             return None
-        update = self.updates.apply(weights, found.tensors, engine, norm)
+        update = self.updates.apply(weights, gradients.tensors, engine, norm)
         self.network.set_weights(weights)
         return update
 
     def load_weights(self, weights: dict[str, Array]) -> None:
-        """Go on from these weights."""
+        """Replace the weights."""
         engine = self.network.engine
         dtype = array_dtype(engine)
-        self.own_weights = {
-            name: engine.copy(np.asarray(weights[name], dtype)) for name in self.own_weights
+        self.engine_weights = {
+            name: engine.copy(np.asarray(weights[name], dtype)) for name in self.engine_weights
         }
-        self.network.set_weights(self.own_weights)
+        self.network.set_weights(self.engine_weights)
 
-    def _pieces(
+    def _chunks(
         self, x: EngineArray, targets: EngineArray, lengths: Array | None
-    ) -> Iterator[Piece | _Prefix]:
+    ) -> Iterator[Chunk | _Prefix]:
         k, T = self.truncate, x.shape[1]
         if k is None or k >= T:
-            yield Piece(x, targets, lengths)
+            yield Chunk(x, targets, lengths)
             return
         x, targets = (self.network.engine.to_host(values) for values in (x, targets))
         n = np.full(len(x), T) if lengths is None else np.asarray(lengths)
         if self.criterion.targets.per_step:
             for first in range(0, max(int(n.max(initial=1)), 1), k):
-                own = np.clip(n - first, 0, k)
+                valid = np.clip(n - first, 0, k)
                 part = slice(first, first + k)
-                yield Piece(x[:, part], targets[:, part], own, first)
+                yield Chunk(x[:, part], targets[:, part], valid, first)
         else:
-            # The target stands at the end, so errors travel through each sequence's last steps.
+            # The target belongs to the end, so errors travel through each sequence's last steps.
             before = np.maximum(n - k, 0)
             yield _Prefix(x[:, : int(before.max(initial=0))], before)
             at = np.minimum(before[:, None] + np.arange(k), T - 1)
-            yield Piece(x[np.arange(len(x))[:, None], at], targets, n - before, before)
+            yield Chunk(x[np.arange(len(x))[:, None], at], targets, n - before, before)
 
 
 @dataclass(frozen=True)
 class _Prefix:
-    """Steps that only carry the state forward."""
+    """First steps of a batch, which only carry the state forward."""
 
     x: Array
     lengths: Array
