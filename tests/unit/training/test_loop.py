@@ -117,14 +117,14 @@ def make(store, *, stop=lambda: False, kind="plain", plan=None, validation=None)
     )
     truncate = 4 if kind == "truncated" else None
     criterion = Criterion(TargetFormat(loss, True, F, "targets"))
-    learner = TrainStep(network, criterion, updates, seed=3, truncate=truncate)
-    around = LoopIO(
+    train_step = TrainStep(network, criterion, updates, seed=3, truncate=truncate)
+    io = LoopIO(
         Source(stateful, classes), validation or (lambda weights: {}), store, Nobody(), stop
     )
     loop = Loop(
-        learner,
+        train_step,
         plan or StopRule(EPOCHS, "loss", checkpoint_every=0),
-        around,
+        io,
         lambda: Metrics(loss, per_step=True, features=F, name="targets"),
     )
     if store.disk["checkpoint"] is not None:
@@ -197,7 +197,7 @@ def test_the_run_learns(undisturbed):
 def test_stateful_layers_start_anew_with_each_file_and_epoch():
     loop = make(Store(), kind="stateful", plan=StopRule(2, "loss"))
     starts, ends = [], []
-    step = loop.learner.step
+    step = loop.train_step.step
 
     def watched(x, targets, lengths, state, **more):
         report = step(x, targets, lengths, state, **more)
@@ -205,7 +205,7 @@ def test_stateful_layers_start_anew_with_each_file_and_epoch():
         ends.append(report.state)
         return report
 
-    loop.learner.step = watched
+    loop.train_step.step = watched
     loop.run()
     # Batches 0 and 1 are of one file, 2 of another; then comes the next epoch.
     assert [state is None for state in starts] == [True, False, True] * 2
@@ -233,7 +233,7 @@ def test_the_best_weights_are_kept_and_patience_ends():
     make(at_two, plan=StopRule(2, "val_loss"), validation=scripted(losses)).run()
     for name, value in at_two.disk["best"].items():
         np.testing.assert_array_equal(store.disk["best"][name], value)
-        assert not np.array_equal(value, loop.learner.weights[name])
+        assert not np.array_equal(value, loop.train_step.weights[name])
 
 
 def test_a_larger_accuracy_is_better():
@@ -273,7 +273,7 @@ def test_a_metric_that_does_not_exist():
 
 def test_nothing_counts():
     loop = make(Store())
-    loop.around.source.lengths[:] = 0
-    loop.around.source.places = type("Places", (), {"sequence": lambda self, n: f"sequence {n}"})()
+    loop.io.source.lengths[:] = 0
+    loop.io.source.places = type("Places", (), {"sequence": lambda self, n: f"sequence {n}"})()
     with pytest.raises(DataError, match="nothing can be learned"):
         loop.run()

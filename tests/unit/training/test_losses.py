@@ -1,4 +1,4 @@
-"""Losses against their formulas written out, and against PyTorch where it is installed."""
+"""Losses compared with their formulas and with PyTorch, and the criterion on every engine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells import LSTM, Activation
-from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec
 from lstm_cli.training import losses
+from lstm_cli.training.losses import LOSSES, Criterion
+from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.targets import TargetFormat
 
 ROWS, F = 11, 5
 
@@ -124,6 +127,110 @@ def test_torch_agrees(logits: Any, classes: Any, shares: Any) -> None:
         (RecurrentSpec(1, 4, (LSTM(hidden_size=3),)), "mse"),
     ],
 )
-def test_the_last_layer_tells_the_loss(last: LayerSpec, loss: str) -> None:
+def test_the_last_layer_determines_the_default_loss(last: LayerSpec, loss: str) -> None:
     softmax = DenseSpec(0, 5, 4, None)  # in the middle, where it says nothing
     assert losses.loss_for((softmax, last)) == loss
+
+
+# The criterion of a batch
+
+N, T = 5, 7
+LENGTHS = np.array([7, 3, 0, 1, 5])
+CASES = [
+    *((loss, F, {}) for loss in LOSSES for F in (2, 40)),
+    ("cross_entropy", 3, {"class_weights": [0.5, 0.0, 2.0]}),
+    ("cross_entropy", 3, {"label_smoothing": 0.2}),
+    ("cross_entropy", 3, {"label_smoothing": 0.2, "class_weights": [0.5, 0.25, 2.0]}),
+    ("binary_cross_entropy", 3, {"label_smoothing": 0.2}),
+    ("binary_cross_entropy", 1, {"class_weights": [0.5, 3.0]}),
+    ("binary_cross_entropy", 1, {"label_smoothing": 0.2, "class_weights": [0.0, 3.0]}),
+]
+
+
+def random_batch(loss: str, F: int, dtype: str = "float64") -> tuple[Any, Any]:
+    """Outputs or logits, and targets; errors on either side of huber's 1."""
+    rng = np.random.default_rng(0)
+    a = (2 * rng.standard_normal((N, T, F))).astype(dtype)
+    if loss == "cross_entropy":
+        return a, rng.integers(0, F, (N, T))
+    return a, (rng.random((N, T, F)) > 0.4).astype(dtype)
+
+
+def criterion(loss: str, F: int, options: dict[str, Any]) -> Criterion:
+    return Criterion(TargetFormat(loss, True, F, "targets"), **options)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "some"])
+@pytest.mark.parametrize(("loss", "F", "options"), CASES, ids=str)
+def test_the_gradient_is_the_derivative(loss: str, F: int, options: Any, lengths: Any) -> None:
+    one, (a, targets), step = criterion(loss, F, options), random_batch(loss, F), 1e-6
+    found = one(a, a, targets, lengths)
+    direction = np.random.default_rng(1).standard_normal(a.shape)
+    slope = (
+        one(a + step * direction, a + step * direction, targets, lengths).value
+        - one(a - step * direction, a - step * direction, targets, lengths).value
+    ) / (2 * step)
+    assert (found.gradient * direction).sum() == pytest.approx(slope, abs=1e-8)
+    assert abs(slope) > 1e-4
+
+
+@pytest.mark.parametrize(("loss", "F", "options"), CASES, ids=str)
+def test_only_what_counts_is_counted(loss: str, F: int, options: Any) -> None:
+    one, (a, targets) = criterion(loss, F, options), random_batch(loss, F)
+    counted = np.arange(T) < LENGTHS[:, None]
+    valid = a[counted][:, None]
+    alone = one(valid, valid, targets[counted][:, None], None)
+    if loss != "cross_entropy":
+        targets[~counted] = math.nan
+    a[~counted] = math.inf
+    found = one(a, a, targets, LENGTHS)
+    assert found.value == pytest.approx(alone.value, rel=1e-13)
+    assert found.weight == pytest.approx(alone.weight, rel=1e-13)
+    np.testing.assert_allclose(found.gradient[counted], alone.gradient[:, 0], atol=1e-14)
+    assert not found.gradient[~counted].any()
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "some"])
+@pytest.mark.parametrize(("loss", "F", "options"), CASES, ids=str)
+def test_every_engine_finds_the_same(
+    engine: Engine, loss: str, F: int, options: Any, lengths: Any
+) -> None:
+    one, (a, targets) = criterion(loss, F, options), random_batch(loss, F, engine.dtype)
+    wide = one(a.astype("f8"), a.astype("f8"), targets.astype("f8"), lengths)
+    found = one(a, a, targets, lengths, engine)
+    tolerance = 1e-6 if engine.dtype == "float32" else 1e-13
+    assert found.gradient.dtype == engine.dtype
+    assert found.gradient.shape == a.shape
+    assert found.value == pytest.approx(wide.value, rel=tolerance)
+    assert found.weight == pytest.approx(wide.weight, rel=tolerance)
+    np.testing.assert_allclose(found.gradient, wide.gradient, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_engine_measures_the_same(engine: Engine, loss: str) -> None:
+    a, targets = random_batch(loss, 2, engine.dtype)
+    results = []
+    for arguments in ((engine,), ()):
+        metrics = Metrics(loss, per_step=True, features=2, name="targets")
+        metrics.update(a, a, targets, LENGTHS, *arguments)
+        metrics.update(a, a, targets, None, *arguments)
+        results.append(metrics.result())
+    assert results[0] == pytest.approx(results[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nothing_that_counts(engine: Engine, loss: str) -> None:
+    a, targets = random_batch(loss, 2, engine.dtype)
+    found = criterion(loss, 2, {})(a, a, targets, np.zeros(N, int), engine)
+    assert (found.value, found.weight) == (0.0, 0.0)
+    assert not found.gradient.any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows_in_the_loss(engine: Engine, loss: str, bad: float) -> None:
+    a, targets = random_batch(loss, 2, engine.dtype)
+    a[2, 3, 1] = bad
+    if loss == "binary_cross_entropy":
+        targets[2, 3, 1] = 0
+    assert not math.isfinite(criterion(loss, 2, {})(a, a, targets, None, engine).value)

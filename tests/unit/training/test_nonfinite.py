@@ -41,7 +41,7 @@ class Places:
         return f"sequence {number} of f.h5:/inputs"
 
 
-def learner(
+def train_step(
     *,
     per_step=True,
     truncate=None,
@@ -91,11 +91,11 @@ def error_of(one, x, y):
     """The error that the loop would raise for this batch."""
     errors = []
 
-    def watch(moment):
-        update = moment.update
-        sound = update is not None and update.finite and one.finite
-        if not sound and not errors:
-            errors.append(nonfinite_error(one, moment, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
+    def watch(trace):
+        update = trace.update
+        finite = update is not None and update.finite and one.weights_finite
+        if not finite and not errors:
+            errors.append(nonfinite_error(one, trace, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
 
     one.network.set_weights(one.weights)
     one.step(x, y, LENGTHS, watch=watch)
@@ -103,8 +103,8 @@ def error_of(one, x, y):
 
 
 def test_a_sound_batch_needs_no_explanation():
-    one = learner()
-    one.step(*batch(), LENGTHS, watch=lambda moment: None)
+    one = train_step()
+    one.step(*batch(), LENGTHS, watch=lambda trace: None)
     assert first_nonfinite(one.network, batch()[0], LENGTHS, None) is None
 
 
@@ -114,7 +114,7 @@ def test_an_input(value, truncate):
     x, y = batch()
     x[2, 4, 1] = value
     x[1, 5, 0] = np.nan  # padding, which does not matter
-    error = error_of(learner(truncate=truncate), x, y)
+    error = error_of(train_step(truncate=truncate), x, y)
     assert isinstance(error, DataError)
     assert f"{value} at f.h5:/inputs, sequence 30, step 4, feature 1" in str(error)
     assert "epoch 3, batch 2 of 9" in str(error)
@@ -124,7 +124,7 @@ def test_an_input(value, truncate):
 def test_an_input_of_the_last_steps():
     x, y = batch(per_step=False)
     x[0, 6, 2] = np.nan
-    error = error_of(learner(per_step=False, truncate=2), x, y)
+    error = error_of(train_step(per_step=False, truncate=2), x, y)
     assert "sequence 40, step 6, feature 2" in str(error)
 
 
@@ -133,7 +133,7 @@ def test_a_target(truncate):
     x, y = batch()
     y[3, 5, 1] = np.inf
     y[1, 6, 0] = np.nan  # padding
-    error = error_of(learner(truncate=truncate), x, y)
+    error = error_of(train_step(truncate=truncate), x, y)
     assert isinstance(error, DataError)
     assert "inf at f.h5:/targets, sequence 20, step 5, value 1" in str(error)
 
@@ -141,13 +141,13 @@ def test_a_target(truncate):
 def test_a_target_of_a_sequence():
     x, y = batch(per_step=False)
     y[1, 0] = np.nan
-    error = error_of(learner(per_step=False), x, y)
+    error = error_of(train_step(per_step=False), x, y)
     assert "nan at f.h5:/targets, sequence 10, step None, value 0" in str(error)
 
 
 def test_a_weight_that_an_update_made():
     x, y = batch()
-    error = error_of(learner(rate=3e38), x, 1000 * y)
+    error = error_of(train_step(rate=3e38), x, 1000 * y)
     assert type(error) is TrainingError
     assert "made by an update of rate 3e+38 from a gradient of norm" in str(error)
     assert re.search(r"layers.0.weight_ih\[\d+, \d\], gate . of layer 0 \(lstm\): ", str(error))
@@ -156,7 +156,7 @@ def test_a_weight_that_an_update_made():
 
 def test_clipping_is_not_advised_twice():
     x, y = batch()
-    error = error_of(learner(rate=3e38, clip=50.0), x, 1000 * y)
+    error = error_of(train_step(rate=3e38, clip=50.0), x, 1000 * y)
     assert "clip_norm" not in str(error)
     assert "--set train.optimizer.learning_rate=0.01" in str(error)
 
@@ -165,7 +165,7 @@ def test_clipping_is_not_advised_twice():
     ("name", "rows", "gate"), [("i", 0, "input"), ("f", 5, "forget"), ("o", 15, "output")]
 )
 def test_a_gate_of_the_forward_pass(name, rows, gate):
-    one = learner()
+    one = train_step()
     x, y = batch()
     open_up(one, rows + 2)
     x[:, :, 0] = 0.1
@@ -177,7 +177,7 @@ def test_a_gate_of_the_forward_pass(name, rows, gate):
 
 
 def test_the_reverse_direction_is_followed_backwards():
-    one = learner(directions=2)
+    one = train_step(directions=2)
     x, y = batch()
     open_up(one, 2, "reverse.")
     x[:, :, 0] = 0.1
@@ -188,7 +188,7 @@ def test_the_reverse_direction_is_followed_backwards():
 
 
 def test_a_state():
-    one = learner(activation="relu")
+    one = train_step(activation="relu")
     x, y = batch()
     x[...] = 1
     one.weights["layers.0.weight_ih"][10:15] = 1e38  # the candidate's values add up in c
@@ -199,7 +199,7 @@ def test_a_state():
 
 
 def test_a_dense_layer():
-    one = learner(per_step=False)
+    one = train_step(per_step=False)
     x, y = batch(per_step=False)
     one.weights["layers.1.weight"][1] = 3e38
     one.weights["layers.0.bias"][...] = 50  # every output is tanh(c) with c large
@@ -208,7 +208,7 @@ def test_a_dense_layer():
 
 
 def test_a_gradient():
-    one = learner()
+    one = train_step()
     x, y = batch()
     one.weights["layers.1.weight"][0] = 1e25
     error = error_of(one, x, y)
@@ -218,7 +218,7 @@ def test_a_gradient():
 
 
 def test_validation_names_layer_and_sequence():
-    one = learner()
+    one = train_step()
     x, y = batch()
     open_up(one, 2)
     x[:, :, 0] = 0.1
@@ -226,7 +226,7 @@ def test_validation_names_layer_and_sequence():
     one.network.set_weights(one.weights)
     metrics = Metrics("mse", per_step=True, features=F, name="targets")
     batches = [TrainingBatch(x, y, LENGTHS, NUMBERS, 0)]
-    with pytest.raises(TrainingError, match="validation came upon") as caught:
+    with pytest.raises(TrainingError, match="a value in validation") as caught:
         evaluate(one.network, batches, metrics, Places())
     assert "gate i (input) of layer 0 (lstm), unit 2" in str(caught.value)
     assert "step 4 of sequence 20" in str(caught.value)
@@ -287,7 +287,7 @@ def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
 
 
 def test_before_the_first_update_nothing_is_said_of_learning_slower():
-    one = learner(activation="relu")
+    one = train_step(activation="relu")
     x, y = batch()
     one.weights["layers.0.weight_ih"][10:15] = 1e38
     one.weights["layers.0.bias"][:10] = 50
@@ -298,6 +298,6 @@ def test_before_the_first_update_nothing_is_said_of_learning_slower():
 
 
 def test_a_loss_beyond_the_numbers():
-    one = learner(dtype="float64")
+    one = train_step(dtype="float64")
     one.weights["layers.1.bias"][...] = 1e200
     assert "the loss is inf, of outputs that are finite" in str(error_of(one, *batch()))

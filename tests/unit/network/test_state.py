@@ -23,7 +23,7 @@ LAYERS = [
 
 def step(net: Network, carry: StateCarry, x: Any) -> Any:
     result = net.run(x, None, carry.start(None, len(x)))
-    carry.keep(result.state)
+    carry.store(result.state)
     return result.outputs
 
 
@@ -39,7 +39,7 @@ def test_a_layer_that_is_not_stateful_starts_anew() -> None:
     net = network(LAYERS, ReferenceEngine("float64"))
     carry, x = StateCarry(net.recurrent), random_inputs(N, T, D)
     first = net.run(x[:, :3])
-    carry.keep(first.state)
+    carry.store(first.state)
     start = carry.start(None, N)
     assert start is not None
     assert start[2] is None
@@ -54,7 +54,7 @@ def test_the_reverse_direction_starts_anew() -> None:
     net = network(specs, ReferenceEngine("float64"))
     carry, x = StateCarry(net.recurrent), random_inputs(N, T, D)
     first = net.run(x[:, :3])
-    carry.keep(first.state)
+    carry.store(first.state)
     found = step(net, carry, x[:, 3:])
     h, c = first.state[0]
     assert h[:, 1].any()  # what was found is not changed, only what is carried
@@ -68,12 +68,12 @@ def test_reset() -> None:
     net = network(LAYERS[:2], ReferenceEngine())
     carry, x = StateCarry(net.recurrent), random_inputs(N, T, D)
     assert carry.active
-    assert not carry.holds
+    assert not carry.has_states
     first = step(net, carry, x)
-    assert carry.holds
+    assert carry.has_states
     assert (step(net, carry, x) != first).any()
     carry.reset()
-    assert not carry.holds
+    assert not carry.has_states
     np.testing.assert_array_equal(step(net, carry, x), first)
 
 
@@ -81,7 +81,7 @@ def test_a_smaller_last_batch_continues_its_rows() -> None:
     net = network(LAYERS[:2], ReferenceEngine("float64"))
     carry, x = StateCarry(net.recurrent), random_inputs(N, T, D)
     first = net.run(x[:, :3])
-    carry.keep(first.state)
+    carry.store(first.state)
     found = step(net, carry, x[:2, 3:])
     expected = net.run(x[:2, 3:], None, rows(first.state, slice(2))).outputs
     np.testing.assert_allclose(found, expected, atol=1e-12)
@@ -112,5 +112,5 @@ def test_without_stateful_layers_nothing_is_carried() -> None:
     carry = StateCarry(net.recurrent)
     step(net, carry, random_inputs(N, T, D))
     assert not carry.active
-    assert not carry.holds
+    assert not carry.has_states
     assert carry.start(None, N) is None
