@@ -14,9 +14,8 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, fold
-from lstm_cli.training.evaluation import evaluate
 from lstm_cli.training.interfaces import TrainingBatch
-from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.metrics import Metrics, evaluate
 
 COUNTED = ("sequences", "features", "steps")
 """What a fingerprint counts, rather than hashes."""

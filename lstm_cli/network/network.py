@@ -48,7 +48,7 @@ class Network:
     normalization
         Normalization of the inputs. None: the network reads them unchanged.
     zero_states
-        Initial states that are 0 whatever the caller gives.
+        Initial states that stay 0 even if the caller gives others.
 
     Raises
     ------

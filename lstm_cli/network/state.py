@@ -153,7 +153,7 @@ def checked_state(
     from_device_array
         `Engine.from_device_array`. The arrays it returns stay in the engine's memory.
     zero
-        States that are 0 whatever the caller gave.
+        States that stay 0 even if the caller gives others.
     one_sided
         The states may be those of the reverse direction alone, (N, 1, H).
 
@@ -230,5 +230,5 @@ def as_array(value: Any, what: str, expected: str = "an array") -> Array:
         value = value.get()
     try:
         return np.asarray(value)
-    except Exception as error:  # whatever an object's own conversion raises
+    except Exception as error:  # an object's own conversion may raise anything
         raise DataError(f"{what} cannot be read", expected=expected, found=str(error)) from None

@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_cli.cells import Parameter
 from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec, lacks_bias
-from lstm_cli.errors import Problem, WeightsError, nearest
+from lstm_cli.errors import Problem, WeightsError, counted, nearest
 from lstm_cli.network.normalization import MEAN, SCALE, TENSOR_NAMES
 
 _GATES_OF = {1: "an rnn", 3: "a gru", 4: "an lstm"}
@@ -162,38 +162,38 @@ def _superfluous(
     return Misfit(name, None, None, tuple(shape), "not wanted", what)
 
 
-def _misshapen(name: str, spec: LayerSpec, parameter: Parameter, found: tuple[int, ...]) -> Misfit:
+def _misshapen(name: str, spec: LayerSpec, parameter: Parameter, shape: tuple[int, ...]) -> Misfit:
     expected, gates = parameter.shape, len(parameter.blocks)
-    mark, why = _difference(parameter, found)
+    mark, why = _difference(parameter, shape)
     verb = "together are" if gates > 1 else "is"
-    what = f"{name}: {gate_names(parameter)} {verb} {shape_text(found)}, "
+    what = f"{name}: {gate_names(parameter)} {verb} {shape_text(shape)}, "
     what += f"expected {shape_text(expected)} = {parameter.formula}"
-    if gates and set(mark.split(", ")) <= set("HDP") and found[0] % gates == 0:
+    if gates and set(mark.split(", ")) <= set("HDP") and shape[0] % gates == 0:
         # Equal numbers of gates: describe one gate's matrix, as in the equations.
-        one, other = (shape_text((size[0] // gates, *size[1:])) for size in (found, expected))
+        one, other = (shape_text((size[0] // gates, *size[1:])) for size in (shape, expected))
         verb = verb.removeprefix("together ")
         formula = parameter.formula.replace(f"{gates}H", "H")
         what = f"{name}: {gate_names(parameter)} {verb} {one}, expected {other} = {formula}"
-    return Misfit(name, spec.index, expected, found, mark, f"{what}{why}")
+    return Misfit(name, spec.index, expected, shape, mark, f"{what}{why}")
 
 
-def _difference(parameter: Parameter, found: tuple[int, ...]) -> tuple[str, str]:
+def _difference(parameter: Parameter, shape: tuple[int, ...]) -> tuple[str, str]:
     """The difference as a short mark, and as the end of a sentence."""
     expected, gates = parameter.shape, len(parameter.blocks)
-    if len(found) != len(expected):
-        return "rank", f": {len(found)} dimensions instead of {len(expected)}"
-    if len(found) == 2 and found == expected[::-1]:
+    if len(shape) != len(expected):
+        return "rank", f": {counted(len(shape), 'dimension')} instead of {len(expected)}"
+    if len(shape) == 2 and shape == expected[::-1]:
         return "transposed", ": it looks transposed, as Keras stores its kernels"
     letters = [part.strip(" ()") for part in parameter.formula.split(",") if part.strip(" ()")]
-    wrong = [k for k, sizes in enumerate(zip(found, expected, strict=True)) if sizes[0] != sizes[1]]
+    wrong = [k for k, sizes in enumerate(zip(shape, expected, strict=True)) if sizes[0] != sizes[1]]
     mark = ", ".join(letters[k].lstrip("0123456789") for k in wrong)
     if wrong != [0] or not gates:
         return mark, ""
     H = expected[0] // gates
-    if len(found) == 1 and found[0] == 2 * expected[0]:
+    if len(shape) == 1 and shape[0] == 2 * expected[0]:
         return "two biases", ": twice as long, so two biases in one row, as ONNX stores them"
-    if found[0] % H == 0 and found[0] // H in _GATES_OF:
-        other = found[0] // H
+    if shape[0] % H == 0 and shape[0] // H in _GATES_OF:
+        other = shape[0] // H
         count = {1: "one gate", 3: "three gates", 4: "four gates"}[other]
         kind = _GATES_OF[other]
         short = "gate missing" if other < gates else "gate too many"

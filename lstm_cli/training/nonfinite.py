@@ -20,7 +20,7 @@ from lstm_cli.engines.types import (
     TrainingPass,
     array_dtype,
 )
-from lstm_cli.errors import DataError, LstmCliError, TrainingError, WeightsError, quote
+from lstm_cli.errors import DataError, LstmCliError, TrainingError, WeightsError, counted, quote
 from lstm_cli.network import backpropagation
 from lstm_cli.network.backpropagation import Gradients
 from lstm_cli.network.network import Network
@@ -71,7 +71,7 @@ def nonfinite_error(
     when
         Position in the run, such as ``epoch 3, batch 7 of 10``.
     """
-    when = f"{when}, after {_counted(trace.number, 'update')}"
+    when = f"{when}, after {counted(trace.number, 'update')}"
     network = train_step.network
     chunk = replace(trace.chunk, x=network.engine.to_host(trace.chunk.x))
     stopped = f"training stopped in {when}"
@@ -398,6 +398,19 @@ def _hint_at_start(train_step: TrainStep, trace: StepTrace, value: NonFiniteValu
             return False
         return math.isfinite(loss.value) and math.isfinite(_squares(gradients.weights))
 
+    settings = _settings_to_try(network, chunk, value)
+    with np.errstate(all="ignore"):
+        advice = next(
+            (text for text, changed in settings if is_finite(changed)), "begin with smaller ones"
+        )
+    return f"{why}: {advice}, in a new --output"
+
+
+def _settings_to_try(
+    network: Network, chunk: Chunk, value: NonFiniteValue | None
+) -> list[tuple[str, Callable[[], Network]]]:
+    """Advice by setting, each with a function that returns the network with that setting."""
+
     def normalized() -> Network:
         x = np.asarray(chunk.x, np.float64)
         valid = x.reshape(-1, x.shape[2])
@@ -428,11 +441,7 @@ def _hint_at_start(train_step: TrainStep, trace: StepTrace, value: NonFiniteValu
     if array_dtype(network.engine) != "float64":
         wide = partial(_on_reference, network, "float64")
         settings.append(("--dtype float64 holds larger values", wide))
-    with np.errstate(all="ignore"):
-        advice = next(
-            (text for text, changed in settings if is_finite(changed)), "begin with smaller ones"
-        )
-    return f"{why}: {advice}, in a new --output"
+    return settings
 
 
 _CLIP = 5.0
@@ -451,7 +460,3 @@ def _before(chunk: Chunk, row: int) -> int:
 
 def _first(bad: Array) -> tuple[int, ...]:
     return tuple(int(k) for k in np.unravel_index(int(bad.argmax()), bad.shape))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

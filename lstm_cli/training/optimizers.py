@@ -1,7 +1,7 @@
 """Optimizers. Each update equation is written once, for arrays and for symbols.
 
-Numbers that change between updates but are the same for every weight enter the equations by
-name, such as the rate and Adam's bias corrections. So an engine traces an equation once, with
+Numbers that all weights share but that change between updates enter the equations by name, such as
+the rate. So an engine traces an equation once, with
 symbols for these numbers, and uses the result for all updates.
 """
 
@@ -291,13 +291,13 @@ def from_mapping(
             expected=", ".join(kinds),
             hint=_did_you_mean(kind, kinds),
         )
-    known = [field.name for field in fields(kinds[kind]) if field.init]  # type: ignore[arg-type]
+    names = [field.name for field in fields(kinds[kind]) if field.init]  # type: ignore[arg-type]
     for key in options:
-        if key != "type" and key not in known:
+        if key != "type" and key not in names:
             raise ConfigError(
                 f"{section}.{key} is not a key of {kind}",
-                expected=", ".join(known),
-                hint=_did_you_mean(key, known),
+                expected=", ".join(names),
+                hint=_did_you_mean(key, names),
             )
     return kinds[kind](**{key: _plain(value) for key, value in options.items() if key != "type"})
 
@@ -307,6 +307,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    guess = nearest(name, known)
+def _did_you_mean(name: str, names: Iterable[str]) -> str | None:
+    guess = nearest(name, names)
     return f"did you mean `{guess}`?" if guess else None

@@ -23,7 +23,7 @@ class HostArrays(ABC):
     """`lstm_cli.engines.types.ArrayOperations` of an engine whose arrays are NumPy arrays."""
 
     def from_device_array(self, array: Any) -> Any:
-        """None: the engine has no memory but NumPy's."""
+        """No array: the engine has no memory but NumPy's."""
         return None
 
     def normalize(self, x: Array, mean: Array, scale: Array) -> Array:
@@ -76,7 +76,7 @@ class HostArrays(ABC):
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
     def match_layout(self, array: Any, values: Array) -> Any:
-        """None: there is no layout but NumPy's."""
+        """No array: there is no layout but NumPy's."""
         return None
 
     def gather_valid(self, values: Array, rows: Array | None) -> Array:

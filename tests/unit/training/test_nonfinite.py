@@ -14,10 +14,9 @@ from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.errors import DataError, TrainingError
 from lstm_cli.network.network import Network
-from lstm_cli.training.evaluation import evaluate
 from lstm_cli.training.interfaces import TrainingBatch
 from lstm_cli.training.losses import Criterion
-from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.metrics import Metrics, evaluate
 from lstm_cli.training.nonfinite import first_nonfinite, nonfinite_error
 from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
