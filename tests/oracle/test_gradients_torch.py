@@ -24,7 +24,7 @@ LENGTHS = np.maximum(random_lengths(N, T, seed=3), 1)  # PyTorch packs no empty 
 
 
 class Twin(torch.nn.Module):
-    """The same stack in PyTorch, in float64, with native weights."""
+    """A stack in PyTorch, in float64, with native weights."""
 
     def __init__(self, specs: list[LayerSpec], weights: dict[str, Array]) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class Twin(torch.nn.Module):
         return x
 
     def gradients(self) -> dict[str, Array]:
-        found = {}
+        actual = {}
         for layer, names in zip(self.layers, self.names, strict=True):
             for own, native in names.items():
-                found[native] = getattr(layer, own).grad.numpy()
-        return found
+                actual[native] = getattr(layer, own).grad.numpy()
+        return actual
 
 
 STACKS: dict[str, list[LayerSpec]] = {
@@ -117,7 +117,7 @@ def test_cross_entropy_per_step(stack: str, weighted: bool, engine: Engine) -> N
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, LENGTHS, None, PASS)
     loss = criterion(tape.outputs, tape.logits, classes, LENGTHS)
-    found = backpropagation.backward(net, tape, loss.gradient, d_logits=True)
+    actual = backpropagation.backward(net, tape, loss.gradient, d_logits=True)
 
     twin = Twin(specs, weights)
     inputs = torch.from_numpy(x).requires_grad_()
@@ -130,11 +130,11 @@ def test_cross_entropy_per_step(stack: str, weighted: bool, engine: Engine) -> N
     expected.backward()
     tolerance = TOLERANCES[engine.dtype]
     assert loss.value == pytest.approx(expected.item(), abs=tolerance)
-    assert found.weights.keys() == twin.gradients().keys() == weights.keys()
+    assert actual.weights.keys() == twin.gradients().keys() == weights.keys()
     for name, value in twin.gradients().items():
         assert np.abs(value).max() > 0
-        np.testing.assert_allclose(found.weights[name], value, atol=tolerance, err_msg=name)
-    np.testing.assert_allclose(found.inputs, inputs.grad.numpy(), atol=tolerance)
+        np.testing.assert_allclose(actual.weights[name], value, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(actual.inputs, inputs.grad.numpy(), atol=tolerance)
 
 
 REGRESSION = {
@@ -156,7 +156,7 @@ def test_losses_of_values(loss_name: str, engine: Engine) -> None:
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, LENGTHS, None, PASS)
     loss = criterion(tape.outputs, tape.logits, values, LENGTHS)
-    found = backpropagation.backward(net, tape, loss.gradient, d_logits=criterion.fused)
+    actual = backpropagation.backward(net, tape, loss.gradient, d_logits=criterion.fused)
 
     twin = Twin(specs, weights)
     valid = torch.from_numpy(np.arange(T) < LENGTHS[:, None])
@@ -166,7 +166,7 @@ def test_losses_of_values(loss_name: str, engine: Engine) -> None:
     assert loss.value == pytest.approx(expected.item(), abs=TOLERANCES[engine.dtype])
     for name, value in twin.gradients().items():
         atol = TOLERANCES[engine.dtype]
-        np.testing.assert_allclose(found.weights[name], value, atol=atol, err_msg=name)
+        np.testing.assert_allclose(actual.weights[name], value, atol=atol, err_msg=name)
 
 
 F_ = torch.nn.functional
@@ -199,8 +199,8 @@ def test_derivatives_at_kinks(name: str, where: str, engine: Engine) -> None:
     weights["layers.0.weight" if where == "dense" else "layers.0.weight_ih"][:] = 1
     net = Network([spec], weights, engine)
     tape = backpropagation.forward(net, POINTS[:, None, None], None, None, PASS)
-    found = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+    actual = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
     inputs = torch.from_numpy(POINTS.copy()).requires_grad_()
     function(inputs).sum().backward()
     expected, tolerance = inputs.grad.numpy(), TOLERANCES[engine.dtype]
-    np.testing.assert_allclose(found.inputs.ravel(), expected, atol=tolerance)
+    np.testing.assert_allclose(actual.inputs.ravel(), expected, atol=tolerance)

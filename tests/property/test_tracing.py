@@ -71,8 +71,8 @@ def test_a_stage_reads_only_what_is_known_before_it(cell: Cell) -> None:
 def test_only_operations_engines_know(cell: Cell) -> None:
     graph = trace(cell)
     roots = [*graph.gates.values(), *graph.states.values(), *(s.reads for s in graph.stages)]
-    found = {node.op for node in topological(roots)}
-    assert found <= {"symbol", "constant", *OPERATIONS}
+    actual = {node.op for node in topological(roots)}
+    assert actual <= {"symbol", "constant", *OPERATIONS}
 
 
 @given(cell=cells(EVERY))

@@ -1,4 +1,4 @@
-"""Kernels on disk: found again, and never taken from a file that is not whole and one's own."""
+"""Kernels on disk: found again, and read only from complete files of this user."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, not made yet."""
+    """Folder of an empty cache. It does not exist yet."""
     monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "kernels"
 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """What the kernels are kept in."""
+    """Files of the cache."""
     cache.store(KEY, KERNELS)
     (only,) = folder.iterdir()
     return only

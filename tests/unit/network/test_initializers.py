@@ -48,9 +48,9 @@ def gates_of(weights: dict[str, Any], name: str, count: int) -> list[Any]:
 
 def matrices(weights: dict[str, Any]) -> list[Any]:
     """Every gate's matrix of the first layer, and the dense matrix."""
-    found = gates_of(weights, "layers.0.weight_ih", 4) + gates_of(weights, "layers.0.weight_hh", 4)
-    found += gates_of(weights, "layers.0.reverse.weight_hh", 4)
-    return [*found, weights["layers.0.weight_hr"]]
+    actual = gates_of(weights, "layers.0.weight_ih", 4) + gates_of(weights, "layers.0.weight_hh", 4)
+    actual += gates_of(weights, "layers.0.reverse.weight_hh", 4)
+    return [*actual, weights["layers.0.weight_hr"]]
 
 
 @pytest.mark.parametrize("scheme", BOUNDS)

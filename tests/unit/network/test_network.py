@@ -1,4 +1,4 @@
-"""What a network takes, refuses, and says of itself."""
+"""Arguments of a network, errors, and properties."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def test_a_layer_that_is_not_stateful_starts_anew() -> None:
     assert start is not None
     assert start[2] is None
     np.testing.assert_array_equal(start[0][1], first.state[0][1])
-    found = step(net, carry, x[:, 3:])
+    actual = step(net, carry, x[:, 3:])
     expected = net.run(x[:, 3:], None, [*first.state[:2], None]).outputs
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_the_reverse_direction_starts_anew() -> None:
@@ -55,13 +55,13 @@ def test_the_reverse_direction_starts_anew() -> None:
     carry, x = StateCarry(net.recurrent), random_inputs(N, T, D)
     first = net.run(x[:, :3])
     carry.store(first.state)
-    found = step(net, carry, x[:, 3:])
+    actual = step(net, carry, x[:, 3:])
     h, c = first.state[0]
     assert h[:, 1].any()  # what was found is not changed, only what is carried
     zeros = np.zeros_like(h[:, :1])
     start = [(np.concatenate([h[:, :1], zeros], axis=1), np.concatenate([c[:, :1], zeros], axis=1))]
-    np.testing.assert_array_equal(found, net.run(x[:, 3:], None, start).outputs)
-    np.testing.assert_array_equal(found[:, :, 5:], net.run(x[:, 3:]).outputs[:, :, 5:])
+    np.testing.assert_array_equal(actual, net.run(x[:, 3:], None, start).outputs)
+    np.testing.assert_array_equal(actual[:, :, 5:], net.run(x[:, 3:]).outputs[:, :, 5:])
 
 
 def test_reset() -> None:
@@ -82,9 +82,9 @@ def test_a_smaller_last_batch_continues_its_rows() -> None:
     carry, x = StateCarry(net.recurrent), random_inputs(N, T, D)
     first = net.run(x[:, :3])
     carry.store(first.state)
-    found = step(net, carry, x[:2, 3:])
+    actual = step(net, carry, x[:2, 3:])
     expected = net.run(x[:2, 3:], None, rows(first.state, slice(2))).outputs
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 def test_more_rows_than_before_continue_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The loop without files: wherever it is cut off and resumed, it ends in the same bits."""
+"""The training loop without files: interrupted and resumed anywhere, it ends in the same bits."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ def make(store, *, stop=lambda: False, kind="plain", plan=None, validation=None)
     return loop
 
 
-def assert_same(found, expected):
-    assert found["rows"] == expected["rows"]
+def assert_same(actual, expected):
+    assert actual["rows"] == expected["rows"]
     for name, value in expected["best"].items():
-        assert found["best"][name].tobytes() == value.tobytes(), name
-    a, b = found["checkpoint"], expected["checkpoint"]
+        assert actual["best"][name].tobytes() == value.tobytes(), name
+    a, b = actual["checkpoint"], expected["checkpoint"]
     assert a.tensors.keys() == b.tensors.keys()
     for name, value in b.tensors.items():
         assert a.tensors[name].tobytes() == value.tobytes(), name
@@ -210,9 +210,9 @@ def test_stateful_layers_start_anew_with_each_file_and_epoch():
     # Batches 0 and 1 are of one file, 2 of another; then comes the next epoch.
     assert [state is None for state in starts] == [True, False, True] * 2
     for k in (1, 4):
-        for found, expected in zip(starts[k][0], ends[k - 1][0], strict=True):
-            np.testing.assert_array_equal(found, expected)
-            assert np.abs(found).max() > 0
+        for actual, expected in zip(starts[k][0], ends[k - 1][0], strict=True):
+            np.testing.assert_array_equal(actual, expected)
+            assert np.abs(actual).max() > 0
 
 
 def scripted(values):

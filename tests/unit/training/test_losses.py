@@ -36,22 +36,22 @@ def shares() -> Any:
 
 
 def test_cross_entropy(logits: Any, classes: Any, shares: Any) -> None:
-    found, soft = losses.cross_entropy(logits, classes), losses.cross_entropy(logits, shares)
-    assert found.shape == soft.shape == (ROWS,)
+    actual, soft = losses.cross_entropy(logits, classes), losses.cross_entropy(logits, shares)
+    assert actual.shape == soft.shape == (ROWS,)
     for n in range(ROWS):
         total = sum(math.exp(a) for a in logits[n])
         logs = [math.log(math.exp(a) / total) for a in logits[n]]
-        assert found[n] == pytest.approx(-logs[classes[n]], rel=1e-12)
+        assert actual[n] == pytest.approx(-logs[classes[n]], rel=1e-12)
         expected = -sum(t * log for t, log in zip(shares[n], logs, strict=True))
         assert soft[n] == pytest.approx(expected, rel=1e-12)
     one_hot = np.eye(F)[classes]
-    np.testing.assert_allclose(losses.cross_entropy(logits, one_hot), found, rtol=1e-14)
+    np.testing.assert_allclose(losses.cross_entropy(logits, one_hot), actual, rtol=1e-14)
 
 
 def test_binary_cross_entropy(logits: Any) -> None:
     targets = np.random.default_rng(3).random((ROWS, F))
-    found = losses.binary_cross_entropy(logits, targets)
-    for a, t, value in zip(logits.flat, targets.flat, found.flat, strict=True):
+    actual = losses.binary_cross_entropy(logits, targets)
+    for a, t, value in zip(logits.flat, targets.flat, actual.flat, strict=True):
         p = 1 / (1 + math.exp(-a))
         assert value == pytest.approx(-t * math.log(p) - (1 - t) * math.log(1 - p), rel=1e-11)
 
@@ -66,12 +66,12 @@ def test_large_logits_do_not_overflow() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_show_in_the_loss_without_a_warning(bad: float) -> None:
     logits = np.array([[0.5, bad, 1.0], [0.5, 2.0, 1.0]])
-    for found in (
+    for actual in (
         losses.cross_entropy(logits, np.array([0, 1])),
         losses.cross_entropy(logits, np.eye(3)[[0, 1]]),
         losses.binary_cross_entropy(logits, np.zeros((2, 3))).sum(axis=1),
     ):
-        np.testing.assert_array_equal(np.isfinite(found), [False, True])
+        np.testing.assert_array_equal(np.isfinite(actual), [False, True])
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_logits_that_are_not_finite_show_in_the_loss_without_a_warning(bad: floa
 )
 def test_elementwise(name: str, error: float, expected: float) -> None:
     targets = np.array([[0.7, -2.0]])
-    found = losses.ELEMENTWISE[name](targets + error, targets)
-    np.testing.assert_allclose(found, [[expected, expected]], rtol=1e-14)
-    np.testing.assert_allclose(losses.ELEMENTWISE[name](targets, targets + error), found)
+    actual = losses.ELEMENTWISE[name](targets + error, targets)
+    np.testing.assert_allclose(actual, [[expected, expected]], rtol=1e-14)
+    np.testing.assert_allclose(losses.ELEMENTWISE[name](targets, targets + error), actual)
 
 
 def test_all_are_named() -> None:
@@ -114,8 +114,8 @@ def test_torch_agrees(logits: Any, classes: Any, shares: Any) -> None:
         (losses.huber(logits, shares), functional.huber_loss(a, t, reduction="none")),
         (losses.log_softmax(logits), functional.log_softmax(a, dim=-1)),
     ]
-    for found, expected in pairs:
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-11)
+    for actual, expected in pairs:
+        np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def criterion(loss: str, F: int, options: dict[str, Any]) -> Criterion:
 @pytest.mark.parametrize(("loss", "F", "options"), CASES, ids=str)
 def test_the_gradient_is_the_derivative(loss: str, F: int, options: Any, lengths: Any) -> None:
     one, (a, targets), step = criterion(loss, F, options), random_batch(loss, F), 1e-6
-    found = one(a, a, targets, lengths)
+    actual = one(a, a, targets, lengths)
     direction = np.random.default_rng(1).standard_normal(a.shape)
     slope = (
         one(a + step * direction, a + step * direction, targets, lengths).value
         - one(a - step * direction, a - step * direction, targets, lengths).value
     ) / (2 * step)
-    assert (found.gradient * direction).sum() == pytest.approx(slope, abs=1e-8)
+    assert (actual.gradient * direction).sum() == pytest.approx(slope, abs=1e-8)
     assert abs(slope) > 1e-4
 
 
@@ -183,11 +183,11 @@ def test_only_what_counts_is_counted(loss: str, F: int, options: Any) -> None:
     if loss != "cross_entropy":
         targets[~counted] = math.nan
     a[~counted] = math.inf
-    found = one(a, a, targets, LENGTHS)
-    assert found.value == pytest.approx(alone.value, rel=1e-13)
-    assert found.weight == pytest.approx(alone.weight, rel=1e-13)
-    np.testing.assert_allclose(found.gradient[counted], alone.gradient[:, 0], atol=1e-14)
-    assert not found.gradient[~counted].any()
+    actual = one(a, a, targets, LENGTHS)
+    assert actual.value == pytest.approx(alone.value, rel=1e-13)
+    assert actual.weight == pytest.approx(alone.weight, rel=1e-13)
+    np.testing.assert_allclose(actual.gradient[counted], alone.gradient[:, 0], atol=1e-14)
+    assert not actual.gradient[~counted].any()
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "some"])
@@ -197,13 +197,13 @@ def test_every_engine_finds_the_same(
 ) -> None:
     one, (a, targets) = criterion(loss, F, options), random_batch(loss, F, engine.dtype)
     wide = one(a.astype("f8"), a.astype("f8"), targets.astype("f8"), lengths)
-    found = one(a, a, targets, lengths, engine)
+    actual = one(a, a, targets, lengths, engine)
     tolerance = 1e-6 if engine.dtype == "float32" else 1e-13
-    assert found.gradient.dtype == engine.dtype
-    assert found.gradient.shape == a.shape
-    assert found.value == pytest.approx(wide.value, rel=tolerance)
-    assert found.weight == pytest.approx(wide.weight, rel=tolerance)
-    np.testing.assert_allclose(found.gradient, wide.gradient, rtol=0, atol=tolerance)
+    assert actual.gradient.dtype == engine.dtype
+    assert actual.gradient.shape == a.shape
+    assert actual.value == pytest.approx(wide.value, rel=tolerance)
+    assert actual.weight == pytest.approx(wide.weight, rel=tolerance)
+    np.testing.assert_allclose(actual.gradient, wide.gradient, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -221,9 +221,9 @@ def test_every_engine_measures_the_same(engine: Engine, loss: str) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_that_counts(engine: Engine, loss: str) -> None:
     a, targets = random_batch(loss, 2, engine.dtype)
-    found = criterion(loss, 2, {})(a, a, targets, np.zeros(N, int), engine)
-    assert (found.value, found.weight) == (0.0, 0.0)
-    assert not found.gradient.any()
+    actual = criterion(loss, 2, {})(a, a, targets, np.zeros(N, int), engine)
+    assert (actual.value, actual.weight) == (0.0, 0.0)
+    assert not actual.gradient.any()
 
 
 @pytest.mark.parametrize("loss", LOSSES)

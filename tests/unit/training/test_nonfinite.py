@@ -242,7 +242,7 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
         DenseSpec(2, 10, F, Activation("identity")),
     )
     weights = networks.random_weights(specs)
-    rng, found = np.random.default_rng(4), set()
+    rng, actual = np.random.default_rng(4), set()
     for layer in (0, 1):
         beyond = 1e37 if dtype == "float32" else 1e307
         large = dict(weights)
@@ -264,8 +264,8 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
         ]
         assert places[0] is not None
         assert places[0] == places[1]
-        found.add(places[0].what)
-    assert len(found) == 2
+        actual.add(places[0].what)
+    assert len(actual) == 2
 
 
 def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
@@ -280,9 +280,9 @@ def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
         return result
 
     network.engine.forward = broken
-    found = first_nonfinite(network, batch()[0], LENGTHS, None)
-    assert (found.row, found.step, found.layer) == (2, 1, 0)
-    assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in found.what
+    actual = first_nonfinite(network, batch()[0], LENGTHS, None)
+    assert (actual.row, actual.step, actual.layer) == (2, 1, 0)
+    assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in actual.what
 
 
 def test_before_the_first_update_nothing_is_said_of_learning_slower():

@@ -1,4 +1,4 @@
-"""Optimisers against PyTorch, against formulas written out, and as symbols."""
+"""Optimizers against PyTorch, against formulas written out, and as symbols."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def drawn(seed: int, *shape: int) -> Any:
 def course(optimizer: Optimizer, w: Any, gradients: Any) -> Any:
     """The weight after each update."""
     slots = {slot: np.zeros_like(w) for slot in optimizer.slots}
-    found = []
+    actual = []
     for step, g in enumerate(gradients, start=1):
         w, slots = optimizer.update(w, g, slots, optimizer.learning_rate, step)
-        found.append(w)
-    return np.stack(found)
+        actual.append(w)
+    return np.stack(actual)
 
 
 @every_case
@@ -87,8 +87,8 @@ def test_equals_pytorch(case: str) -> None:
         weight.grad = torch.tensor(g)
         optimizer.step()
         expected.append(weight.detach().numpy().copy())
-    found = course(make_optimizer(options), start, gradients)
-    np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=1e-12)
+    actual = course(make_optimizer(options), start, gradients)
+    np.testing.assert_allclose(actual, np.stack(expected), rtol=0, atol=1e-12)
 
 
 # The same formulas for one number, written out as their papers have them.
@@ -153,10 +153,10 @@ FORMULAS: dict[str, Any] = {
 @every_case
 def test_equals_the_formula(case: str) -> None:
     start, gradients = drawn(2, 4), drawn(3, STEPS, 4)
-    found = course(make_optimizer(CASES[case][0]), start, gradients)[-1]
+    actual = course(make_optimizer(CASES[case][0]), start, gradients)[-1]
     expected = [FORMULAS[case](w, list(g)) for w, g in zip(start, gradients.T, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    assert np.all(found != start)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+    assert np.all(actual != start)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -169,13 +169,13 @@ def test_one_trace_serves_every_update(case: str, dtype: Any) -> None:
     w, kept = optimizer.equation(symbol("w"), symbol("g"), slots, numbers)
     for step in (1, 9):
         arrays = {n: np.abs(drawn(k + step, *SHAPE)).astype(dtype) for k, n in enumerate(names)}
-        found = evaluate({"w": w, **kept}, arrays | optimizer.numbers(0.1, step))
+        actual = evaluate({"w": w, **kept}, arrays | optimizer.numbers(0.1, step))
         given = {slot: arrays[slot] for slot in optimizer.slots}
         expected, expected_kept = optimizer.update(arrays["w"], arrays["g"], given, 0.1, step)
-        np.testing.assert_array_equal(found.pop("w"), expected, strict=True)
+        np.testing.assert_array_equal(actual.pop("w"), expected, strict=True)
         assert expected.dtype == dtype
-        assert found.keys() == expected_kept.keys() == set(optimizer.slots)
-        for slot, value in found.items():
+        assert actual.keys() == expected_kept.keys() == set(optimizer.slots)
+        for slot, value in actual.items():
             np.testing.assert_array_equal(value, expected_kept[slot], strict=True)
 
 
@@ -193,8 +193,8 @@ def test_an_update_is_pure_and_keeps_the_precision(case: str) -> None:
 @every_case
 def test_a_zero_gradient_at_first_changes_nothing(case: str) -> None:
     w = drawn(6, *SHAPE)
-    found = course(make_optimizer(CASES[case][0]), w, np.zeros((2, *SHAPE)))
-    np.testing.assert_array_equal(found, np.stack([w, w]))
+    actual = course(make_optimizer(CASES[case][0]), w, np.zeros((2, *SHAPE)))
+    np.testing.assert_array_equal(actual, np.stack([w, w]))
 
 
 def test_slots_are_kept_only_where_they_are_used() -> None:
