@@ -1,7 +1,7 @@
-"""CellSchedule of a cell's step: phases, each a matrix product and the pointwise part after it.
+"""Phases of a cell's step, each a matrix product and the pointwise part after it.
 
-jit and cuda emit kernels from a schedule. Numbered slots hold the values that a later phase or the
-backward step needs: results of costly functions, and sums of products. Values that cheap
+jit and cuda emit kernels from these phases. Numbered slots hold the values that a later phase or
+the backward step needs: results of costly functions, and sums of products. Values that cheap
 arithmetic can recompute from these have no slot. `lstm_cli.cells.gradient.backward` computes the
 same backward step in another way, and is the oracle for it.
 """
@@ -122,14 +122,14 @@ def stages(cell: Cell) -> tuple[Stage, ...]:
 
 @lru_cache(maxsize=256)
 def inference(cell: Cell) -> CellSchedule:
-    """CellSchedule of inference. Slots hold the values that one phase passes to the next."""
+    """The schedule of inference. Slots hold the values that one phase passes to the next."""
     graph = trace(cell)
     return _schedule("inference", graph, _between_phases(graph))
 
 
 @lru_cache(maxsize=256)
 def inspection(cell: Cell) -> CellSchedule:
-    """CellSchedule that stores every gate, then every state but h, in the first slots."""
+    """The schedule that stores every gate, then every state but h, in the first slots."""
     graph = trace(cell)
     values = {**graph.gates, **graph.states}
     first = [values[name] for name in inspection_names(cell)]
@@ -145,7 +145,7 @@ def inspection_names(cell: Cell) -> list[str]:
 
 @lru_cache(maxsize=256)
 def training(cell: Cell, dropout: bool) -> CellSchedule:
-    """CellSchedule of training: slots hold the values that the backward phases need."""
+    """The schedule of training: slots hold the values that the backward phases need."""
     graph = _masked(trace(cell)) if dropout else trace(cell)
     derivatives = _derivatives(graph)
     needed = [node for parts in derivatives.values() for node in parts]

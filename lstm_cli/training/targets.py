@@ -1,4 +1,4 @@
-"""TargetFormat in the format of a loss: checked against the outputs, and valid rows only."""
+"""Format of targets for a loss: shape check against the outputs, and selection of valid rows."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TargetFormat:
         return np.asarray(lengths > 0)
 
     def _reshaped(self, targets: Array, shape: tuple[int, ...]) -> Array:
-        """TargetFormat as (N, [T]) classes or (N, [T], F) values."""
+        """Targets as classes (N, [T]) or as values (N, [T], F)."""
         rank = len(shape)
         if self.loss == "cross_entropy" and targets.ndim == rank and targets.shape[-1] == 1:
             targets = targets[..., 0]
