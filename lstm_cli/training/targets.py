@@ -75,7 +75,7 @@ class TargetFormat:
         return np.asarray(lengths > 0)
 
     def _reshaped(self, targets: Array, shape: tuple[int, ...]) -> Array:
-        """Targets as classes (N, [T]) or as values (N, [T], F)."""
+        """The targets as classes (N, [T]) or as values (N, [T], F)."""
         rank = len(shape)
         if self.loss == "cross_entropy" and targets.ndim == rank and targets.shape[-1] == 1:
             targets = targets[..., 0]
