@@ -36,8 +36,8 @@ from lstm_cli.cli.bench_tables import bench_report
 from lstm_cli.cli.tables import plain_table
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Engine
-from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import Network
+from lstm_cli.network.results import layer_flops
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 100

@@ -13,7 +13,7 @@ from strategies_cuda import CELLS
 
 from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.pipelining import Pipelining
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.errors import DeviceError
 from lstm_cli.network import backpropagation

@@ -12,11 +12,11 @@ from lstm_cli.api.proof import place_text
 from lstm_cli.api.readings import Reading, fitting_reading, last_recurrent
 from lstm_cli.api.reference_files import Reference, read_reference
 from lstm_cli.config import Config
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, Layers, RecurrentSpec, ZeroStates
 from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.network.network import Network
-from lstm_cli.network.normalization import STORED
+from lstm_cli.network.normalization import TENSOR_NAMES
 
 BATCH = 64
 SEED, DRAWS = 30, 3
@@ -88,7 +88,7 @@ def agreement(
     def run(layers: Layers, given: Reference) -> Array:
         needed = {name for spec in layers for name in spec.parameters()}
         if layers[0].index == config.specs[0].index:  # what follows reads no raw inputs
-            needed |= set(STORED)
+            needed |= set(TENSOR_NAMES)
         own = {name: value for name, value in tensors.items() if name in needed}
         network = Network(layers, own, ReferenceEngine("float64"))
         network.zero_states = zero_states
@@ -125,7 +125,7 @@ def _rounding(
     for the type: that is no matter of its last digits.
     """
     narrow, rng = _is_narrow(reference.outputs), np.random.default_rng(SEED)
-    needed = {name for spec in layers for name in spec.parameters()} | set(STORED)
+    needed = {name for spec in layers for name in spec.parameters()} | set(TENSOR_NAMES)
     own = {name: value for name, value in tensors.items() if name in needed}
 
     def off(value: Array, *, wide: bool) -> Array:
@@ -134,7 +134,7 @@ def _rounding(
 
     def drawn(name: str, value: Array) -> Array:
         summed = "bias" in name and value.dtype != np.float64  # of two biases, and rounded
-        return value if name in STORED else off(value, wide=not (narrow or summed))
+        return value if name in TENSOR_NAMES else off(value, wide=not (narrow or summed))
 
     def run(weights: Mapping[str, Array], x: Array, dtype: str = "float64") -> Array:
         network = Network(layers, weights, ReferenceEngine(dtype))
@@ -199,7 +199,7 @@ def _recurrent(config: Config) -> list[RecurrentSpec]:
 def _outputs(network: Network, reference: Reference) -> Array:
     """Of all sequences, computed some at a time."""
     x, lengths = reference.x, reference.lengths
-    network.check_given(x, lengths)
+    network.check_arrays(x, lengths)
     state, parts = _initial(network, reference), []
     for first in range(0, len(x), BATCH):
         rows = slice(first, first + BATCH)

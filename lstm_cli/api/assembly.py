@@ -31,7 +31,7 @@ from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Array, Engine, array_dtype
 from lstm_cli.formats import foreign
 from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder, patterns
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 
 CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
@@ -179,7 +179,7 @@ def assemble(
     check_memory(config, engine)
     source = config.weights if weights is None else weights
     if source is None:
-        drawn = initialise(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
+        drawn = initialize(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
         name = f"random, seed {config.init_seed}"
         return Model(Network(config.specs, drawn, engine), config, name)
     if isinstance(source, Mapping):

@@ -25,18 +25,18 @@ from lstm_cli.api.weights_files import (
     zero_states_for,
 )
 from lstm_cli.config import Config
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
 from lstm_cli.errors import LstmCliError, UsageError, WeightsError, counted
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
 from lstm_cli.formats.registry import Format, layers_in_need_of_biases
 from lstm_cli.network.normalization import (
-    STORED,
+    TENSOR_NAMES,
     Normalization,
     fold,
     fold_noise,
-    unfoldable,
+    fold_obstacle,
 )
 from lstm_cli.network.weights import fit_weights
 from lstm_cli.overwriting import check_target
@@ -269,11 +269,11 @@ def _folding(
     LstmCliError
         The folded network does not compute what the other does.
     """
-    inputs = Normalization.stored(tensors)
+    inputs = Normalization.from_tensors(tensors)
     if inputs is None:
         return None
     given, (config, tensors) = Sided(config.specs, tensors), with_reading_bias(config, tensors)
-    if (why := unfoldable(config.specs)) is not None:
+    if (why := fold_obstacle(config.specs)) is not None:
         raise WeightsError(
             f"{target.title} has no place for the normalization of the inputs, inputs.mean and "
             "inputs.scale, and no weights can take it in",
@@ -282,7 +282,7 @@ def _folding(
             where=str(source.path),
             hint="a native file keeps it: name a DST that ends in .safetensors",
         )
-    own = {name: value for name, value in tensors.items() if name not in STORED}
+    own = {name: value for name, value in tensors.items() if name not in TENSOR_NAMES}
     folded = fold(config.specs, own, inputs)
     check_memory(config, ReferenceEngine("float64"))
     proof = prove_fold(Sided(config.specs, tensors), config.model.steps, inputs)
@@ -305,7 +305,7 @@ def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dic
     tensors = tensors_for(config.specs, imported)
     check_weights(config, tensors, str(imported.path))
     fitted = fit_weights(config.specs, tensors, str(imported.path))
-    wide = {name: fitted.pop(name).astype(np.float64) for name in STORED if name in fitted}
+    wide = {name: fitted.pop(name).astype(np.float64) for name in TENSOR_NAMES if name in fitted}
     if dtype is None:
         return {name: _stored(value) for name, value in fitted.items()} | wide
     with np.errstate(over="ignore"):
@@ -356,7 +356,7 @@ def _proof(
     dtype = _narrowest((*tensors.values(), *read.tensors.values()))
     steps = config.model.steps
     if folding is None:
-        inputs = Normalization.stored(tensors)
+        inputs = Normalization.from_tensors(tensors)
         return prove(Sided(config.specs, tensors), read, steps, dtype, inputs)
     # What is folded is large beside what it leaves: rounding it is told apart from other faults.
     rounded = {name: value.astype(dtype) for name, value in tensors.items()}

@@ -31,7 +31,7 @@ from lstm_cli.errors import (
     quote,
 )
 from lstm_cli.network.network import Network, ends_sequence
-from lstm_cli.network.normalization import STORED, Normalization, Rounding
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, Rounding
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
 SAMPLE, SAMPLE_BYTES = 64, 8 << 20
@@ -100,7 +100,7 @@ def weights_problems(
     )
     for misfit in found:
         places: tuple[str, ...] = ()
-        if misfit.name in STORED:
+        if misfit.name in TENSOR_NAMES:
             places = sources_of(config, config.specs[0], "(D,)")
         if misfit.name in wanted:
             spec, parameter = wanted[misfit.name]

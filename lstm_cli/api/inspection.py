@@ -21,7 +21,7 @@ from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, open_data
 from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError, counted
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
-from lstm_cli.network.normalization import STORED, Normalization
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization
 from lstm_cli.network.weights import merge_biases
 
 
@@ -110,8 +110,8 @@ def inspect(
             config, tensors, str(file.path), named=weights is config.weights
         )
         merged = merge_biases(config.specs, tensors)
-        if not any(name in problem.what for problem in wrong_weights for name in STORED):
-            scaling = Normalization.stored(tensors)
+        if not any(name in problem.what for problem in wrong_weights for name in TENSOR_NAMES):
+            scaling = Normalization.from_tensors(tensors)
         found = {name: value.shape for name, value in merged.items()}
     description, steps, wrong_data = None, config.model.steps, []
     if data:

@@ -14,9 +14,8 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, fold
-from lstm_cli.training.evaluation import evaluate
-from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.surroundings import LearningBatch
+from lstm_cli.training.interfaces import TrainingBatch
+from lstm_cli.training.metrics import Metrics, evaluate
 
 COUNTED = ("sequences", "features", "steps")
 """What a fingerprint counts, rather than hashes."""
@@ -26,7 +25,7 @@ FINGERPRINT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class DataPlaces:
-    """Names of places in a dataset; see `lstm_cli.training.surroundings.Places`."""
+    """Names of places in a dataset; see `lstm_cli.training.interfaces.Places`."""
 
     dataset: Dataset
 
@@ -45,7 +44,7 @@ class DataPlaces:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """The training part of a dataset; see `lstm_cli.training.surroundings.Source`.
+    """The training part of a dataset; see `lstm_cli.training.interfaces.TrainingSource`.
 
     Attributes
     ----------
@@ -69,7 +68,7 @@ class DatasetSource:
         """Every batch of an epoch."""
         return self.sampler.order(epoch)
 
-    def read(self, numbers: Array) -> LearningBatch:
+    def read(self, numbers: Array) -> TrainingBatch:
         """One batch, its targets scaled."""
         batch = read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
         if self.targets is None:
@@ -116,7 +115,7 @@ class HeldOut:
             self.network, self._batches(), self.metrics(), DataPlaces(dataset), self.stop
         )
 
-    def _batches(self) -> Iterator[LearningBatch]:
+    def _batches(self) -> Iterator[TrainingBatch]:
         for numbers in self._order():
             yield read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
 
@@ -135,7 +134,7 @@ def nothing_held_out(weights: Mapping[str, Array]) -> dict[str, float]:
     return {}
 
 
-def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> LearningBatch:
+def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> TrainingBatch:
     """Sequences as they stand in the data, with their targets.
 
     Raises
@@ -146,7 +145,7 @@ def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> 
     batch = dataset.take(numbers, dtype, per_step=per_step)
     if batch.targets is None:
         raise no_targets(dataset)
-    return LearningBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
+    return TrainingBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
 
 
 def no_targets(dataset: Dataset) -> DataError:

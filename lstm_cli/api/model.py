@@ -12,9 +12,9 @@ from lstm_cli.api.arguments import checked_flag, checked_kind, checked_path
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import counted
-from lstm_cli.network.carry import StateCarry
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
+from lstm_cli.network.state import StateCarry
 
 
 class Model:
@@ -84,7 +84,7 @@ class Model:
     @property
     def carries_state(self) -> bool:
         """Whether a batch was run since the last `reset_state`, so that the next continues it."""
-        return self._carry.holds
+        return self._carry.has_states
 
     def run(
         self,
@@ -116,11 +116,11 @@ class Model:
         keep = checked_flag(keep, "keep")
         start = state
         if self.stateful:
-            x, lengths = self.network.check_given(x, lengths)
+            x, lengths = self.network.check_arrays(x, lengths)
             start = self._carry.start(state, x.shape[0])
         result = self.network.run(x, lengths, start, keep=keep)
         if self.stateful:
-            self._carry.keep(result.state)
+            self._carry.store(result.state)
         return result
 
     def reset_state(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.files import write_whole
-from lstm_cli.training.surroundings import Row
+from lstm_cli.training.interfaces import EpochRow
 
 NO_CURVES = "curves.png is drawn with the plot extra: pip install 'lstm-cli[plot]'"
 NOT_CURVES = ("epoch", "updates", "rate", "seconds")
@@ -31,7 +31,7 @@ class Observers:
         Epochs that have ended already; grows with those that end.
     """
 
-    def __init__(self, folder: RunFolder, rows: list[Row]) -> None:
+    def __init__(self, folder: RunFolder, rows: list[EpochRow]) -> None:
         self.folder, self.rows = folder, rows
         self.notes: list[str] = []
         self._writer: Any = None
@@ -56,12 +56,12 @@ class Observers:
             except Exception as error:
                 self.notes.append(f"no learning curves: {error}")
 
-    def epoch_ended(self, row: Row) -> None:
+    def on_epoch_end(self, row: EpochRow) -> None:
         """Take in an epoch."""
         self.rows.append(row)
         self._write(row)
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: EpochRow) -> None:
         if not self._watched:
             return
         try:
@@ -84,7 +84,7 @@ def _events(folder: RunFolder) -> Any:
     return import_module("tensorboard.summary").Writer(str(folder.events))
 
 
-def draw_curves(rows: Sequence[Row]) -> bytes:
+def draw_curves(rows: Sequence[EpochRow]) -> bytes:
     """The metrics over the epochs, a panel each, training and validation together, as PNG."""
     figure_type = import_module("matplotlib.figure").Figure
     found = dict.fromkeys(name for row in rows for name in row if name not in NOT_CURVES)

@@ -19,7 +19,7 @@ from lstm_cli.api.model import Model
 from lstm_cli.api.returning import Coming, Returned
 from lstm_cli.api.timing import Stopwatch
 from lstm_cli.data import Batch, Room
-from lstm_cli.engines.setup import setup_seconds
+from lstm_cli.engines.setup_time import setup_seconds
 from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DeviceMemoryError, counted
 from lstm_cli.network.results import Result

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, RecurrentSpec
-from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import Network, ends_sequence
-from lstm_cli.network.normalization import STORED, Normalization, fold, fold_noise
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_noise
+from lstm_cli.network.results import layer_flops
 
 SEED = 20
 SEQUENCES, STEPS = 4, 7
@@ -135,7 +135,9 @@ def prove(
 def prove_fold(side: Sided, steps: int | None, inputs: Normalization) -> Proof:
     """Run a network beside what its normalization, folded in float64, makes of its weights."""
     own = {
-        name: np.asarray(v, np.float64) for name, v in side.tensors.items() if name not in STORED
+        name: np.asarray(v, np.float64)
+        for name, v in side.tensors.items()
+        if name not in TENSOR_NAMES
     }
     folded = fold(side.layers, own, inputs)
     noise = SLACK * fold_noise(side.layers, folded, inputs, np.float64)

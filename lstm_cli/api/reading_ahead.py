@@ -11,7 +11,7 @@ from lstm_cli.api.learning_data import DataPlaces, DatasetSource
 from lstm_cli.engines.cuda.staging import Stager
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DeviceMemoryError
-from lstm_cli.training.surroundings import LearningBatch
+from lstm_cli.training.interfaces import TrainingBatch
 
 
 class ReadingAhead:
@@ -33,7 +33,7 @@ class ReadingAhead:
         self._stager = Stager(device, source.dtype)
         self._reader = ThreadPoolExecutor(1)
         self._order: Sequence[Array] = ()
-        self._next: tuple[int, Future[tuple[LearningBatch, Any]]] | None = None
+        self._next: tuple[int, Future[tuple[TrainingBatch, Any]]] | None = None
 
     @property
     def places(self) -> DataPlaces:
@@ -46,7 +46,7 @@ class ReadingAhead:
         self._order = self._source.order(epoch)
         return self._order
 
-    def read(self, numbers: Array) -> LearningBatch:
+    def read(self, numbers: Array) -> TrainingBatch:
         """One batch, its inputs on the device where there is room for them.
 
         Raises
@@ -82,7 +82,7 @@ class ReadingAhead:
             if sent is not None:
                 sent.settle()
 
-    def _sent(self, k: int) -> tuple[LearningBatch, Any]:
+    def _sent(self, k: int) -> tuple[TrainingBatch, Any]:
         """A batch, and its inputs on their way; None where the device has no room for two."""
         batch = self._source.read(self._order[k])
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from lstm_cli.api.timing import ALONE, BESIDE, Stopwatch
 from lstm_cli.data import Batch
 from lstm_cli.engines.types import State
-from lstm_cli.network.results import Result, late
+from lstm_cli.network.results import Result, converted_gates
 
 
 class Coming:
@@ -91,7 +91,7 @@ class Returned(Coming):
         self._result = Result(
             outputs,
             list(_states(given.state, iter(others))),
-            {index: late(kept, to_host) for index, kept in given.kept.items()},
+            {index: converted_gates(kept, to_host) for index, kept in given.kept.items()},
             given.seconds,
             lambda: logits,
         )

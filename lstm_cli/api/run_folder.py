@@ -21,8 +21,8 @@ from lstm_cli.files import (
     write_whole,
 )
 from lstm_cli.formats import native
-from lstm_cli.training.progress import Checkpoint, Progress
-from lstm_cli.training.surroundings import Row
+from lstm_cli.training.checkpoint import Checkpoint, Progress
+from lstm_cli.training.interfaces import EpochRow
 
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.jsonl", "curves.png"
@@ -158,7 +158,7 @@ class RunFolder:
         if _read(path) != data:
             write_whole(path, data, "the config")
 
-    def rows(self, epochs: int) -> list[Row]:
+    def rows(self, epochs: int) -> list[EpochRow]:
         """The rows of metrics up to an epoch; what was written after it is removed."""
         data = _read(self.metrics)
         rows = [row for row in map(_row, data.splitlines()) if row is not None]
@@ -168,7 +168,7 @@ class RunFolder:
             write_whole(self.metrics, kept, "the metrics")
         return rows
 
-    def append(self, row: Row) -> None:
+    def append(self, row: EpochRow) -> None:
         """Add a row of metrics."""
         try:
             with self.metrics.open("ab", buffering=0) as file:
@@ -294,7 +294,7 @@ def read_checkpoint(path: Path) -> Stored:
     file = native.read(path, counts=True)
     try:
         training = json.loads(file.metadata["training"])
-        progress, facts = Progress.of(training["progress"]), dict(training["facts"])
+        progress, facts = Progress.from_numbers(training["progress"]), dict(training["facts"])
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _no_checkpoint(path) from None
     if file.config is None:
@@ -319,11 +319,11 @@ def _read(path: Path) -> bytes:
         raise LstmCliError(f"{path} cannot be read", found=reason(error)) from None
 
 
-def _line(row: Row) -> bytes:
+def _line(row: EpochRow) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
-def _row(line: bytes) -> Row | None:
+def _row(line: bytes) -> EpochRow | None:
     """A row of metrics; None for a line that was not written to its end."""
     try:
         row = json.loads(line)

@@ -22,10 +22,10 @@ from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
 from lstm_cli.overwriting import HDF5_ATTRIBUTE
-from lstm_cli.training.forensics import bad_data
-from lstm_cli.training.learner import Piece
 from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.nonfinite import nonfinite_data_error
+from lstm_cli.training.train_step import Chunk
 from lstm_cli.version import __version__
 
 AUTO_BYTES = 64 << 20
@@ -316,13 +316,15 @@ class _Run:
             x, outputs, targets, numbers = x[known], outputs[known], targets[known], numbers[known]
             logits = None if logits is None else logits[known]
             lengths = None if lengths is None else lengths[known]
-        metrics.targets.need_fitting(targets, outputs.shape)
+        metrics.targets.check_shape(targets, outputs.shape)
         with np.errstate(all="ignore"):  # a sum is finite only if every input is
             finite = np.isfinite(x.sum()) and np.isfinite(targets).all()
         if not finite:
             per_step = self.model.network.returns_sequences
-            piece, places = Piece(x, targets, lengths), DataPlaces(self.data)
-            error = bad_data(piece, per_step, numbers, places, "its metrics would mean nothing")
+            piece, places = Chunk(x, targets, lengths), DataPlaces(self.data)
+            error = nonfinite_data_error(
+                piece, per_step, numbers, places, "its metrics would mean nothing"
+            )
             if error is not None:
                 return error
         metrics.update(outputs, logits, targets, lengths)

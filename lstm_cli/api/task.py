@@ -51,17 +51,17 @@ from lstm_cli.network.normalization import (
     SCALED_LOSSES,
     Normalization,
     fold,
+    fold_obstacle,
     scales_targets,
-    unfoldable,
 )
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.loop import Plan
+from lstm_cli.training.interfaces import TrainingSource, Validation
+from lstm_cli.training.loop import StopRule
+from lstm_cli.training.losses import Criterion
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.optimisers import make_optimiser
+from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.surroundings import Source, Validation
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 
@@ -117,10 +117,10 @@ class Task:
         """Sequences that are held out."""
         return 0 if self.held_out is None else len(self.held_out.numbers)
 
-    def plan(self, checkpoint_every: float) -> Plan:
+    def plan(self, checkpoint_every: float) -> StopRule:
         """How long, and what counts."""
         monitor = self.train.monitor or ("loss" if self.held_out is None else "val_loss")
-        return Plan(self.train.epochs, monitor, self.train.patience, checkpoint_every)
+        return StopRule(self.train.epochs, monitor, self.train.patience, checkpoint_every)
 
     @cached_property
     def sides(self) -> dict[str, Dataset]:
@@ -148,7 +148,9 @@ class Task:
             return network
         inputs = None
         if network.normalization is None:
-            inputs = Normalization.of(method, feature_statistics(self.data, self.numbers))
+            inputs = Normalization.from_statistics(
+                method, feature_statistics(self.data, self.numbers)
+            )
         if self.trained:
             back = [None if one is None else one.inverse for one in (inputs, self.targets)]
             network.set_weights(fold(network.layers, network.weights, *back))
@@ -162,7 +164,7 @@ class Task:
         if method is None or not scales_targets(self.network.layers, self.train.loss):
             return None
         found = target_statistics(self.data, self.numbers, per_step=self.per_step)
-        return None if found is None else Normalization.of(method, found)
+        return None if found is None else Normalization.from_statistics(method, found)
 
     def written(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         """All tensors of the trained network, for outputs in the units of the data."""
@@ -171,24 +173,24 @@ class Task:
         return own if scaling is None else own | scaling.tensors
 
     @cached_property
-    def learner(self) -> Learner:
+    def learner(self) -> TrainStep:
         """The network with its loss and updates."""
         train, F = self.train, self.network.output_size
         weights = class_weights(self.config, F, self.data, self.numbers, self.per_step)
         updates = Updates(
-            make_optimiser(train.optimizer.model_dump()),
+            make_optimizer(train.optimizer.model_dump()),
             make_schedule(train.schedule.model_dump(exclude_none=True), epochs=train.epochs),
             clip_norm=train.clip_norm,
             clip_value=train.clip_value,
             steps_per_epoch=self._updates_per_epoch(),
         )
         criterion = Criterion(self._targets(), weights, train.label_smoothing)
-        return Learner(
+        return TrainStep(
             self.normalized, criterion, updates, seed=train.seed, truncate=train.truncate
         )
 
     @contextmanager
-    def reading(self) -> Iterator[Source]:
+    def reading(self) -> Iterator[TrainingSource]:
         """Batches of the training part, as long as the context lasts."""
         engine = self.network.engine
         dtype = self._dtype(self.data)
@@ -280,7 +282,7 @@ class Task:
                 f"{self.model.weights_name} normalizes its inputs by inputs.mean and inputs.scale: "
                 "train.normalize keeps these, and takes none from the new data"
             )
-        elif (why := unfoldable(self.network.layers)) is not None:
+        elif (why := fold_obstacle(self.network.layers)) is not None:
             raise ConfigError(
                 f"train.normalize cannot go on from {self.model.weights_name}, which was trained "
                 "on inputs as they are",
@@ -344,10 +346,10 @@ class Task:
         )
         return learned, Sampler(self.data, size, indices=held)
 
-    def _targets(self) -> Targets:
+    def _targets(self) -> TargetFormat:
         info = self.data.targets
         name = "targets" if info is None else info.name
-        return Targets(self.train.loss, self.per_step, self.network.output_size, name)
+        return TargetFormat(self.train.loss, self.per_step, self.network.output_size, name)
 
     @cached_property
     def _sampler(self) -> Sampler:

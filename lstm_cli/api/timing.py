@@ -9,15 +9,15 @@ from time import perf_counter
 
 import numpy as np
 
-from lstm_cli.engines.setup import COMPILING, PACKING, TOUCHING, setup_seconds
+from lstm_cli.engines.setup_time import COMPILING, FRESH_MEMORY, PACKING, setup_seconds
 from lstm_cli.engines.types import LayerSpec, RecurrentSpec
-from lstm_cli.network.flops import layer_flops
+from lstm_cli.network.results import layer_flops
 
 ALONE, BESIDE = "device to host", "device to host/beside the next batch"
 """Copies of results: such as were waited for, and such as ran while the next batch was computed."""
 
 
-SETUP = (COMPILING, PACKING, TOUCHING)
+SETUP = (COMPILING, PACKING, FRESH_MEMORY)
 """What comes before the first kernels run."""
 
 BETWEEN = "between layers"

@@ -11,13 +11,12 @@ from lstm_cli.api.model import Model
 from lstm_cli.api.resuming import train_section
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import ConfigError, DataError, nearest
-from lstm_cli.network.carry import StateCarry
-from lstm_cli.network.checks import as_array
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner, Piece
-from lstm_cli.training.optimisers import make_optimiser
+from lstm_cli.network.state import StateCarry, as_array
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import Chunk, TrainStep
 from lstm_cli.training.updates import Updates
 
 OPTIONS = (
@@ -65,17 +64,17 @@ class Trainer:
         given = {name: value for name, value in options.items() if value is not None}
         self._config = net.config.with_train({"loss": loss, "optimizer": optimizer, **given})
         train, network = train_section(self._config), net.network
-        targets = Targets(loss, network.returns_sequences, network.output_size, "targets")
+        targets = TargetFormat(loss, network.returns_sequences, network.output_size, "targets")
         weights = given_weights(self._config, network.output_size)
         updates = Updates(
-            make_optimiser(train.optimizer.model_dump()),
+            make_optimizer(train.optimizer.model_dump()),
             make_schedule(train.schedule.model_dump(exclude_none=True), epochs=train.epochs),
             clip_norm=train.clip_norm,
             clip_value=train.clip_value,
         )
         criterion = Criterion(targets, weights, train.label_smoothing)
         self.net = net
-        self._learner = Learner(
+        self._learner = TrainStep(
             network, criterion, updates, seed=train.seed, truncate=train.truncate
         )
         self._carry = StateCarry(network.recurrent)
@@ -88,7 +87,7 @@ class Trainer:
         x
             Sequences (N, T, D).
         y
-            Targets: classes (N,), values (N, F), or one for each step.
+            TargetFormat: classes (N,), values (N, F), or one for each step.
         lengths
             (N,) valid steps; None: all T.
 
@@ -105,9 +104,9 @@ class Trainer:
         start = self._carry.start(None, piece.x.shape[0])
         report = self._learner.step(piece.x, piece.targets, piece.lengths, start)
         if self._carry.active:
-            self._carry.keep(report.state)
+            self._carry.store(report.state)
         if report.updates:
-            self._learner.updates.epoch_ended(report.loss, larger_is_better=False)
+            self._learner.updates.on_epoch_end(report.loss, larger_is_better=False)
         return report.loss
 
     def gradients(
@@ -146,10 +145,10 @@ class Trainer:
         """Let stateful layers start from zeros again, as at the beginning of a file."""
         self._carry.reset()
 
-    def _piece(self, x: Any, y: Any, lengths: Any) -> Piece:
+    def _piece(self, x: Any, y: Any, lengths: Any) -> Chunk:
         network = self.net.network
-        checked, n = network.check_given(x, lengths)
-        own, N = network.engine.adopt(y), checked.shape[0]
+        checked, n = network.check_arrays(x, lengths)
+        own, N = network.engine.from_device_array(y), checked.shape[0]
         targets = _numbers(y) if own is None else own
         if targets.ndim == 0 or targets.shape[0] != N:
             raise DataError(
@@ -157,7 +156,7 @@ class Trainer:
                 expected=f"{N} of them, one for each sequence",
                 found=f"shape {targets.shape}",
             )
-        return Piece(checked, targets, n)
+        return Chunk(checked, targets, n)
 
 
 def _numbers(y: Any) -> Array:

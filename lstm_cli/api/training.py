@@ -22,9 +22,9 @@ from lstm_cli.engines.types import Array, Engine
 from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError, quote
 from lstm_cli.formats import native
 from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.training.loop import End, Loop, Surroundings
-from lstm_cli.training.progress import Checkpoint, Progress
-from lstm_cli.training.surroundings import Reporter, Row
+from lstm_cli.training.checkpoint import Checkpoint, Progress
+from lstm_cli.training.interfaces import EpochRow, Reporter
+from lstm_cli.training.loop import End, Loop, LoopIO
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class TrainReport:
     monitor: str
     best: float | None
     best_epoch: int | None
-    metrics: Row
-    rows: tuple[Row, ...]
+    metrics: EpochRow
+    rows: tuple[EpochRow, ...]
     files: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -150,7 +150,9 @@ class TrainingRun:
     @property
     def ended(self) -> End | None:
         """Whether the run that the folder holds has ended already, and why."""
-        return None if self._stored is None else self.plan.ended(self._stored.checkpoint.progress)
+        return (
+            None if self._stored is None else self.plan.end_reason(self._stored.checkpoint.progress)
+        )
 
     def run(self, reporter: Reporter, stop: Callable[[], bool]) -> TrainReport:
         """Train, from the start or from the checkpoint. Nothing is written before the first one.
@@ -165,7 +167,7 @@ class TrainingRun:
         task = self.task
         with Observers(self.folder, self._rows()) as observers, task.reading() as source:
             store = FolderStore(self, observers)
-            around = Surroundings(source, task.validate(stop), store, reporter, stop)
+            around = LoopIO(source, task.validate(stop), store, reporter, stop)
             loop = Loop(task.learner, self.plan, around, task.metrics)
             if self._stored is not None:
                 loop.resume(self._stored.checkpoint)
@@ -221,7 +223,7 @@ class TrainingRun:
                 raise DataError([problem for problem in wrong if problem is not None])
         return begun | found | _machine(engine) | {"dtype": engine.dtype}
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[EpochRow]:
         """The rows of metrics up to the checkpoint."""
         epochs = 0 if self._stored is None else self._stored.checkpoint.progress.epoch
         rows = self.folder.rows(epochs)
@@ -238,7 +240,7 @@ class TrainingRun:
         told = Problem(first.what, first.expected, first.found, where, first.hint)
         return type(error)([told, *others])
 
-    def _report(self, end: End, progress: Progress, rows: list[Row]) -> TrainReport:
+    def _report(self, end: End, progress: Progress, rows: list[EpochRow]) -> TrainReport:
         best = next((row for row in rows if row["epoch"] == progress.best_epoch), {})
         return TrainReport(
             end,
@@ -264,14 +266,14 @@ class FolderStore:
     def __init__(self, run: TrainingRun, observers: Observers) -> None:
         self.run, self.observers = run, observers
 
-    def keep_best(self, weights: Mapping[str, Array]) -> None:
+    def save_best(self, weights: Mapping[str, Array]) -> None:
         """Write the weights as a model that runs alone, on raw data."""
         native.write(self.run.folder.model, self.run.task.written(weights), self.run.model_text)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: EpochRow) -> None:
         """Write the epoch's metrics, and show them."""
         self.run.folder.append(row)
-        self.observers.epoch_ended(row)
+        self.observers.on_epoch_end(row)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint."""

@@ -15,7 +15,7 @@ from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff
-from lstm_cli.network.normalization import reading_layer
+from lstm_cli.network.normalization import first_layer
 
 TEXTS = (".yaml", ".yml", ".json")
 """Suffixes of configs, which are never taken for weights."""
@@ -149,7 +149,7 @@ def with_reading_bias(
 
     These take the normalization of the inputs in where it is folded.
     """
-    first = reading_layer(config.specs)
+    first = first_layer(config.specs)
     if first is None or not lacks_bias(first):
         return config, tensors
     return config.with_biases([first.index]), with_biases(first, tensors)[1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from lstm_cli.bench.results import Agreement
 from lstm_cli.engines.types import Array
-from lstm_cli.training.optimisers import Optimiser
+from lstm_cli.training.optimizers import Optimizer
 
 NOISE = 1e-3
 """Gradients of a tensor are held against this share of the largest one of all, where they are
@@ -85,7 +85,7 @@ def relative_differences(
 
 
 def update_agreement(
-    before: Mapping[str, Array], step: FirstStep, optimiser: Optimiser, tolerance: float
+    before: Mapping[str, Array], step: FirstStep, optimizer: Optimizer, tolerance: float
 ) -> Agreement:
     """Compare the weights after a step with what the optimiser makes of the step's own gradients.
 
@@ -100,10 +100,10 @@ def update_agreement(
         if name not in step.gradients or name not in step.weights:
             return Agreement(float("inf"), tolerance, False, what)
         g = np.asarray(step.gradients[name], np.float64)
-        slots = {slot: np.zeros_like(g) for slot in optimiser.slots}
-        rate = optimiser.learning_rate
+        slots = {slot: np.zeros_like(g) for slot in optimizer.slots}
+        rate = optimizer.learning_rate
         with np.errstate(all="ignore"):  # what is not finite does not agree
-            expected, _ = optimiser.update(np.asarray(w, np.float64), g, slots, rate, 1)
+            expected, _ = optimizer.update(np.asarray(w, np.float64), g, slots, rate, 1)
         found.append(agreement(expected, step.weights[name], tolerance, what))
     return worst(found)
 

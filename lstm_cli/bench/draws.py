@@ -8,14 +8,14 @@ import numpy as np
 
 from lstm_cli.bench.sizes import Size
 from lstm_cli.engines.types import Array, Layers
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import ends_sequence
 
 
 def random_weights(layers: Layers, seed: int, dtype: str) -> dict[str, Array]:
     """Weights in which nothing is zero or equal, so that a mistake cannot hide."""
     rng = np.random.default_rng(seed)
-    weights = initialise(layers, seed=seed, dtype="float64")
+    weights = initialize(layers, seed=seed, dtype="float64")
     return {
         name: (value + rng.uniform(-0.5, 0.5, value.shape) * (value.ndim == 1)).astype(dtype)
         for name, value in weights.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lstm_cli.bench.results import SizeResult
 from lstm_cli.bench.sizes import Size
-from lstm_cli.engines.explanation import Explaining, ExplainingStacks, Explanation
+from lstm_cli.engines.explanation import ExplainingEngine, Explanation, StackExplainingEngine
 from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
 
 
@@ -53,9 +53,9 @@ def _explained(result: SizeResult, layers: Sequence[LayerSpec], engine: Engine) 
     size, training = result.size, result.mode == "train"
     N, T, told = size.batch, size.steps, dict[int, Explanation]()
     recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
-    if isinstance(engine, ExplainingStacks):
+    if isinstance(engine, StackExplainingEngine):
         told |= engine.explain_layers(layers, N, T, training=training)
-    elif isinstance(engine, Explaining):
+    elif isinstance(engine, ExplainingEngine):
         told |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
     found = tuple(
         LayerExplanation(f"{s.index} {s.kind}", told[s.index]) for s in recurrent if s.index in told

@@ -15,7 +15,7 @@ from lstm_cli.bench.rounds import Samples, interleave
 from lstm_cli.bench.shares import limits_of, shares
 from lstm_cli.bench.sizes import Size
 from lstm_cli.bench.training import TrainingContest
-from lstm_cli.engines.limits import Limits
+from lstm_cli.engines.machine import MachinePeaks
 from lstm_cli.engines.types import Engine, LayerSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 
@@ -79,7 +79,7 @@ def measure(
 
     sizes = tuple(sizes)
     results, reads = [], []
-    limits: list[Limits] = []
+    limits: list[MachinePeaks] = []
     for done, size in enumerate(sizes):
         if progress is not None:
             progress(done, len(sizes), size)
@@ -91,7 +91,7 @@ def measure(
         limits += limits_of(engine, reads[-1])
     if not limits:
         return tuple(results)
-    best = Limits.best(limits)
+    best = MachinePeaks.best(limits)
     pairs = zip(results, reads, strict=True)
     return tuple(replace(one, shares=shares(one.ours, read, best)) for one, read in pairs)
 

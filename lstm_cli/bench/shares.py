@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lstm_cli.bench.results import Shares, Timing
-from lstm_cli.engines.limits import Limits, Measurable
+from lstm_cli.engines.machine import MachinePeaks, MeasurableEngine
 from lstm_cli.engines.types import Engine
 
 
-def limits_of(engine: Engine, reads: Mapping[int, int]) -> tuple[Limits, ...]:
+def limits_of(engine: Engine, reads: Mapping[int, int]) -> tuple[MachinePeaks, ...]:
     """The limits for what is read, measured once; none if the engine does not know its machine."""
-    return (engine.limits(tuple(reads)),) if isinstance(engine, Measurable) else ()
+    return (engine.measure_peaks(tuple(reads)),) if isinstance(engine, MeasurableEngine) else ()
 
 
-def shares(timing: Timing, reads: Mapping[int, int], limits: Limits) -> Shares:
+def shares(timing: Timing, reads: Mapping[int, int], limits: MachinePeaks) -> Shares:
     """A timing's median beside the limits.
 
     Parameters

@@ -9,8 +9,8 @@ from itertools import product
 from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import UsageError
-from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import ends_sequence
+from lstm_cli.network.results import layer_flops
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,11 @@ from lstm_cli.bench.sizes import Size, describe, recurrent_reads, training_flops
 from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.losses import loss_for
-from lstm_cli.training.optimisers import Adam
-from lstm_cli.training.schedules import Constant
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.losses import Criterion, loss_for
+from lstm_cli.training.optimizers import AdamOptimizer
+from lstm_cli.training.schedules import ConstantRate
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 TOLERANCES: Mapping[str, float] = {"float32": 2e-4, "float64": 1e-10}
@@ -91,7 +90,7 @@ class TrainingContest:
         self.reads = recurrent_reads(layers, 2 * batch.longest, weight_bytes(engine))
         self._size, self._engine = size, engine
         weights = random_weights(layers, seed, dtype)
-        self._lesson = Lesson(layers, weights, loss, Adam(), batch.lengths)
+        self._lesson = Lesson(layers, weights, loss, AdamOptimizer(), batch.lengths)
         self._x = random_inputs(layers, size, seed, dtype)
         self._targets = random_targets(layers, size, loss, seed, dtype)
 
@@ -134,7 +133,7 @@ class TrainingContest:
             parts = rounded_gradients(expected, found, exact, dtype)
             gradients = parts[-1]
         parts += [
-            update_agreement(lesson.weights, step, lesson.optimiser, rounded)
+            update_agreement(lesson.weights, step, lesson.optimizer, rounded)
             for step in (found, expected)
         ]
         return next((part for part in parts if not part.ok), gradients)
@@ -174,11 +173,11 @@ class OwnTrainee:
     def __init__(self, lesson: Lesson, engine: Engine) -> None:
         self._engine, self.clock = engine, clock_of(engine)
         network = Network(lesson.layers, lesson.weights, engine)
-        targets = Targets(
+        targets = TargetFormat(
             lesson.loss, network.returns_sequences, network.output_size, "random targets"
         )
-        updates = Updates(lesson.optimiser, Constant())
-        self._learner = Learner(network, Criterion(targets), updates)
+        updates = Updates(lesson.optimizer, ConstantRate())
+        self._learner = TrainStep(network, Criterion(targets), updates)
         self._lengths = lesson.lengths
         self._gradients: Mapping[str, Array] = {}
 

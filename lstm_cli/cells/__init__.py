@@ -1,11 +1,10 @@
 """Recurrent cells, each written once as its equations."""
 
 from lstm_cli.cells.activations import FORMULAS, Activation
-from lstm_cli.cells.cell import Cell, Gate, Parameter, Step
+from lstm_cli.cells.cell import Cell, CellGraph, Gate, Parameter, Stage, Step, trace
 from lstm_cli.cells.gru import GRU
 from lstm_cli.cells.lstm import LSTM
 from lstm_cli.cells.rnn import RNN
-from lstm_cli.cells.tracing import CellGraph, Stage, trace
 
 __all__ = [
     "CELLS",
@@ -24,3 +23,4 @@ __all__ = [
 ]
 
 CELLS: dict[str, type[Cell]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+"""The class of every kind of cell, by the config's name for it."""

@@ -1,7 +1,7 @@
-"""Activation functions, as equations: ONNX's set for recurrent operators, and TMVA's two more.
+"""Activation functions as equations: the set of ONNX's recurrent operators, and two of TMVA's.
 
-A branch is chosen by a comparison that NaN fails into the side that keeps it. At a kink, the branch
-is the one whose derivative PyTorch has there: ``docs/training.md`` has the table.
+Comparisons are written so that NaN takes the branch that returns NaN. At a kink, the branch has
+PyTorch's derivative there: ``docs/training.md`` has the table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lstm_cli.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Formula:
-    """How one activation is computed, and the defaults of its parameters (None: it has none)."""
+    """Function of one activation, and the defaults of its parameters. None: no such parameter."""
 
     function: Callable[..., Value]
     alpha: float | None = None
@@ -60,7 +60,7 @@ def _symmrelu(x: Value) -> Value:
 
 
 def _absolute(x: Value) -> Value:
-    # Only where its kink at 0 cancels: its derivative there is 1.
+    # For uses where the kink at 0 cancels; the derivative there is 1.
     return select(x < 0, -x, x)
 
 
@@ -69,7 +69,7 @@ def _softsign(x: Value) -> Value:
 
 
 def _softplus(x: Value) -> Value:
-    # The kinks of both terms cancel, if both take x = 0 for positive.
+    # The kinks of both terms cancel, since both treat x = 0 as positive.
     return log1p(exp(-_absolute(x))) + select(x < 0, 0.0, x)
 
 
@@ -100,12 +100,12 @@ SYNONYMS: Mapping[str, str] = {"linear": "identity", "none": "identity"}
 
 @dataclass(frozen=True)
 class Activation:
-    """An element-wise activation with its parameters filled in; call it on a value.
+    """An elementwise activation with its parameters. Call it on a value.
 
     Raises
     ------
     ConfigError
-        Unknown name, or a parameter that this activation does not have.
+        The name is unknown, or the activation lacks a given parameter.
     """
 
     name: str
@@ -124,10 +124,10 @@ class Activation:
             )
         object.__setattr__(self, "name", name)
         for key in ("alpha", "beta"):
-            given, default = getattr(self, key), getattr(formula, key)
-            if given is not None and default is None:
-                raise ConfigError(f"the activation {name} has no {key}", found=f"{key}: {given:g}")
-            object.__setattr__(self, key, default if given is None else float(given))
+            value, default = getattr(self, key), getattr(formula, key)
+            if value is not None and default is None:
+                raise ConfigError(f"the activation {name} has no {key}", found=f"{key}: {value:g}")
+            object.__setattr__(self, key, default if value is None else float(value))
 
     def __call__(self, x: Value) -> Value:
         parameters = [value for value in (self.alpha, self.beta) if value is not None]

@@ -1,4 +1,10 @@
-"""What every cell is: gates, states, parameters, and one step written as equations."""
+"""The base class of cells, and the tracer that turns a cell's equations into a graph.
+
+A `Cell` has gates, states, parameters and one step written as equations. `trace` calls the step
+once with symbols. The result is a `CellGraph`, from which engines emit code. Each matrix product
+divides the step: the vector that it reads must be known first. So a step is a sequence of stages,
+then the new states.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from lstm_cli.cells.activations import SIGMOID, TANH, Activation
-from lstm_cli.cells.expression import Value, clip
+from lstm_cli.cells.expression import Expression, Value, clip, evaluate, symbol
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,11 @@ class Parameter:
     name
         Name within its layer and direction, such as ``weight_ih``.
     role
-        What one gate's part of it is, in words.
+        Role of one gate's part, such as ``input matrix``.
     formula, shape
         The shape in letters, such as ``(4H, D)``, and in numbers.
     blocks
-        Gate letters stacked along the first axis, in stored order; empty if not by gate.
+        Gate letters stacked along the first axis, in stored order. Empty for other tensors.
     symbol
         The letter of one gate's block in the equations: ``W``, ``U``, ``b`` or ``p``.
     """
@@ -47,7 +53,7 @@ class Parameter:
 
 
 class Step(Protocol):
-    """What an engine, or the tracer, hands to a cell for one time step."""
+    """Inputs and matrix products of one time step, which an engine or the tracer supplies."""
 
     @property
     def x(self) -> Mapping[str, Value]:
@@ -58,32 +64,32 @@ class Step(Protocol):
         """Per-unit vectors (peepholes), by gate letter, each (H,)."""
 
     def recurrent(self, vector: Value, gates: tuple[str, ...]) -> Mapping[str, Value]:
-        """Recurrent part of the gates' pre-activations, U `vector` (+ its bias, if it has one)."""
+        """Recurrent parts of the gates' pre-activations: U `vector`, plus any recurrent bias."""
 
     def project(self, vector: Value) -> Value:
         """W_hr `vector`: the projection of an unprojected output (N, H) to (N, P)."""
 
     def record(self, gate: str, value: Value) -> Value:
-        """Note a finished gate and hand it back."""
+        """Record the value of a finished gate, and return it."""
 
     def select(self, new: tuple[Value, ...], old: tuple[Value, ...]) -> tuple[Value, ...]:
-        """The states after this step: `new`, or `old` for a sequence that has ended."""
+        """States after this step: `new`, or `old` for a sequence that has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(ABC):
-    """A recurrent cell. Subclasses are its equations; options are fields.
+    """A recurrent cell. Subclasses contain the equations, and their fields are the options.
 
     Attributes
     ----------
     hidden_size
         Units H.
     recurrent_activation, activation
-        Of the gates, and of the candidate.
+        Activation of the gates, and of the candidate.
     clip
-        Pre-activations are limited to [-clip, clip]; None leaves them alone.
+        Limit of pre-activations to [-clip, clip]. None: no limit.
     bias
-        False: no biases are stored. The equations are those of biases that are 0.
+        False: no biases are stored, and the equations have biases of 0.
     """
 
     hidden_size: int
@@ -108,17 +114,17 @@ class Cell(ABC):
 
     @property
     def recurrent_bias(self) -> bool:
-        """Whether the recurrent product takes a bias of its own (``bias_hh``)."""
+        """Whether the recurrent product has its own bias (``bias_hh``)."""
         return False
 
     @property
     def bias_names(self) -> tuple[str, ...]:
-        """Names of the biases that the equations have, whether they are stored or 0."""
+        """Names of the biases in the equations, stored or 0."""
         return ("bias_ih", "bias_hh") if self.recurrent_bias else ("bias",)
 
     @property
     def peephole_gates(self) -> tuple[str, ...]:
-        """Gates that see the cell state, in stored order."""
+        """Gates that read the cell state, in stored order."""
         return ()
 
     @property
@@ -137,15 +143,15 @@ class Cell(ABC):
         return tuple(parameter.name for parameter in self.parameters(1))
 
     def gate_activation(self, letter: str) -> Activation:
-        """The activation that gives this gate its value."""
+        """Activation of the gate with this letter."""
         return self.activation if letter in ("g", "n") else self.recurrent_activation
 
     def parameters(self, input_size: int) -> tuple[Parameter, ...]:
-        """The stored tensors of one direction that reads D = `input_size` features."""
+        """Stored tensors of one direction with D = `input_size` input features."""
         G, H, D, P = len(self.gates), self.hidden_size, input_size, self.output_size
         rows = "H" if G == 1 else f"{G}H"
         letters, reads = self.letters, "P" if self.projects else "H"
-        found = [
+        tensors = [
             Parameter("weight_ih", "input matrix", f"({rows}, D)", (G * H, D), letters, "W"),
             Parameter(
                 "weight_hh", "recurrent matrix", f"({rows}, {reads})", (G * H, P), letters, "U"
@@ -153,27 +159,116 @@ class Cell(ABC):
         ]
         if self.bias:
             roles = {"bias": "bias", "bias_ih": "input bias", "bias_hh": "recurrent bias"}
-            found += [
+            tensors += [
                 Parameter(name, roles[name], f"({rows},)", (G * H,), letters, symbol)
                 for name, symbol in zip(self.bias_names, ("b", "b_h"), strict=False)
             ]
-        return (*found, *self._extra_parameters())
+        return (*tensors, *self._extra_parameters())
 
     def _extra_parameters(self) -> tuple[Parameter, ...]:
         return ()
 
     def pre(self, a: Value) -> Value:
-        """A finished pre-activation, clipped if the cell clips."""
+        """The pre-activation `a`, clipped if the cell has a `clip`."""
         return a if self.clip is None else clip(a, -self.clip, self.clip)
 
     @abstractmethod
     def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
-        """One step: the new states from the previous ones, in the order of `states`."""
+        """One step: new states from the previous ones, in the order of `states`."""
 
     def forward(
         self, steps: Iterable[Step], states: tuple[Value, ...]
     ) -> Iterator[tuple[Value, ...]]:
-        """The sequence: `cell_forward` over `steps`, yielding the states after each."""
+        """The sequence: `cell_forward` for each of `steps`, yielding the states after each."""
         for step in steps:
             states = step.select(self.cell_forward(step, *states), states)
             yield states
+
+
+# Tracing
+
+
+PROJECTED = "projected"
+"""Symbol of the projected output, W_hr times the unprojected output."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One matrix product of a step.
+
+    Attributes
+    ----------
+    matrix
+        ``weight_hh`` or ``weight_hr``.
+    reads
+        Vector that the matrix multiplies, as an expression of symbols known before this stage.
+    gates
+        Gates whose recurrent parts the product computes, as symbols ``h_<letter>``. Empty for a
+        projection, which computes the symbol `PROJECTED`.
+    """
+
+    matrix: str
+    reads: Expression
+    gates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellGraph:
+    """A cell's step as a graph: products in order, then gates and states as expressions.
+
+    Its symbols are ``x_<gate>`` and ``h_<gate>`` (input and recurrent part of a pre-activation),
+    ``p_<gate>`` (peephole), ``<state>_prev``, and `PROJECTED`.
+    """
+
+    stages: tuple[Stage, ...]
+    gates: Mapping[str, Expression]
+    states: Mapping[str, Expression]
+
+    def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
+        """One step evaluated from the graph. It equals the cell's `cell_forward`."""
+        values: dict[str, Value] = {f"x_{k}": v for k, v in step.x.items()}
+        values |= {f"p_{k}": v for k, v in step.p.items()}
+        values |= {f"{k}_prev": v for k, v in zip(self.states, states, strict=True)}
+        for stage in self.stages:
+            vector = evaluate({"": stage.reads}, values)[""]
+            if stage.matrix == "weight_hr":
+                values[PROJECTED] = step.project(vector)
+            else:
+                parts = step.recurrent(vector, stage.gates)
+                values |= {f"h_{gate}": parts[gate] for gate in stage.gates}
+        for gate, value in evaluate(self.gates, values).items():
+            step.record(gate, value)
+        return tuple(evaluate(self.states, values).values())
+
+
+class _Tracer:
+    """A step whose values are symbols. It records the products and gates that the cell requests."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.x = {gate: symbol(f"x_{gate}") for gate in cell.letters}
+        self.p = {gate: symbol(f"p_{gate}") for gate in cell.peephole_gates}
+        self.stages: list[Stage] = []
+        self.gates: dict[str, Expression] = {}
+
+    def recurrent(self, vector: Value, gates: tuple[str, ...]) -> Mapping[str, Value]:
+        self.stages.append(Stage("weight_hh", vector, gates))
+        return {gate: symbol(f"h_{gate}") for gate in gates}
+
+    def project(self, vector: Value) -> Value:
+        self.stages.append(Stage("weight_hr", vector))
+        return symbol(PROJECTED)
+
+    def record(self, gate: str, value: Value) -> Value:
+        self.gates[gate] = value
+        return value
+
+    def select(self, new: tuple[Value, ...], old: tuple[Value, ...]) -> tuple[Value, ...]:
+        return new
+
+
+def trace(cell: Cell) -> CellGraph:
+    """The graph of one step of `cell` with its options."""
+    tracer = _Tracer(cell)
+    states = cell.cell_forward(tracer, *(symbol(f"{name}_prev") for name in cell.states))
+    named = dict(zip(cell.states, states, strict=True))
+    return CellGraph(tuple(tracer.stages), tracer.gates, named)

@@ -1,8 +1,8 @@
-"""Symbols for a cell's equations: the small graph every generated engine is emitted from.
+"""Expression graph of a cell's equations, from which engines emit code.
 
-An `Expression` is one node. Called with expressions, the functions here build nodes; called
-with NumPy arrays, they compute. So a cell's equations, written once, do both. Equal nodes are
-one object, which makes common subexpressions shared without a pass of their own.
+An `Expression` is one node. The functions here build nodes from expressions, and compute with
+NumPy arrays. So equations that are written once do both. Equal nodes are one object, so common
+subexpressions are always shared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 Value: TypeAlias = Any
-"""A NumPy array or an `Expression`: what the equations are written in."""
+"""A NumPy array or an `Expression`."""
 
 Number: TypeAlias = float | int
 
@@ -27,9 +27,9 @@ class Expression:
     op
         ``symbol``, ``constant``, or a key of `OPERATIONS`.
     args
-        The nodes it reads.
+        Nodes that the operation reads.
     payload
-        A symbol's name, a constant's value, else None.
+        Name of a symbol, or value of a constant. None for an operation.
     """
 
     __slots__ = ("__weakref__", "args", "op", "payload")
@@ -101,12 +101,12 @@ def symbol(name: str) -> Expression:
 
 
 def lift(value: Expression | Number) -> Expression:
-    """A number as a constant node; a node as it is."""
+    """A constant node for a number; a node unchanged."""
     return value if isinstance(value, Expression) else Expression("constant", payload=float(value))
 
 
 def _sigmoid(x: Value) -> Value:
-    # exp(-x) may overflow to infinity, and 1 / infinity is the 0 that is wanted.
+    # exp(-x) may overflow to infinity, and 1 / infinity is the correct 0.
     with np.errstate(over="ignore"):
         return 1.0 / (1.0 + np.exp(-x))
 
@@ -127,7 +127,7 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "select": np.where,
     "clip": np.clip,
 }
-"""What each operation computes. NaN passes through all of them; `select` takes either side."""
+"""NumPy function of each operation. NaN propagates, and `select` ignores the other branch."""
 
 
 def _apply(op: str, *values: Value) -> Value:
@@ -162,7 +162,7 @@ def sigmoid(x: Value) -> Value:
 
 
 def select(condition: Value, yes: Value, no: Value) -> Value:
-    """`yes` where `condition` holds, else `no`; the side not taken does not matter."""
+    """`yes` where `condition` holds, else `no`. The branch not taken is ignored, even NaN."""
     return _apply("select", condition, yes, no)
 
 
@@ -172,7 +172,7 @@ def clip(x: Value, low: Number, high: Number) -> Value:
 
 
 def topological(roots: Iterable[Expression]) -> list[Expression]:
-    """Every node below `roots`, each once, arguments before what reads them."""
+    """Every node of the graph below `roots`, once, arguments before the nodes that read them."""
     order: dict[Expression, None] = {}
     stack = [(root, False) for root in reversed(list(roots))]
     while stack:
@@ -188,12 +188,12 @@ def topological(roots: Iterable[Expression]) -> list[Expression]:
 
 
 class Program:
-    """Expressions made ready to be computed many times.
+    """Expressions compiled for repeated evaluation.
 
     Parameters
     ----------
     roots
-        What to compute, by name.
+        Expressions to compute, by name.
     """
 
     def __init__(self, roots: Mapping[str, Expression]) -> None:
@@ -210,12 +210,12 @@ class Program:
         self._size = len(order)
 
     def __call__(self, symbols: Mapping[str, Value]) -> dict[str, Value]:
-        """The value of every root.
+        """Values of all roots by name.
 
         Raises
         ------
         KeyError
-            A symbol of the expressions has no value.
+            A symbol of the expressions has no value in `symbols`.
         """
         values: list[Value] = [None] * self._size
         for k, name in self._symbols:
@@ -228,5 +228,5 @@ class Program:
 
 
 def evaluate(roots: Mapping[str, Expression], symbols: Mapping[str, Value]) -> dict[str, Value]:
-    """The value of every root, given the value of every symbol, once; see `Program`."""
+    """Values of all roots from values of all symbols; `Program` is for repeated use."""
     return Program(roots)(symbols)

@@ -1,7 +1,8 @@
-"""Reverse mode on the expression graph: derivatives as expressions.
+"""Reverse-mode differentiation of the expression graph: derivatives as expressions.
 
-A cell's backward step is generated from the same graph as its forward step, so that an engine
-which can emit one can emit the other.
+A cell's backward step comes from the same graph as its forward step. So an engine that can emit
+one can emit the other. `backward` is the oracle for the backward phases that jit and cuda use
+(`lstm_cli.engines.schedule`): the reference engine computes with it, and tests compare both.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lstm_cli.cells.cell import CellGraph, Stage
 from lstm_cli.cells.expression import Expression, lift, select, symbol, topological
-from lstm_cli.cells.tracing import CellGraph, Stage
 
 Adjoints = dict[Expression, Expression]
 
 
 def _clip(d: Expression, x: Expression, low: Expression, high: Expression) -> Expression:
-    """1 on the closed interval, 0 outside it."""
+    """Derivative of clipping: 1 on the closed interval, 0 outside it."""
     return Expression(
         "select", (x < low, lift(0.0), Expression("select", (high < x, lift(0.0), d)))
     )
@@ -38,7 +39,7 @@ RULES: Mapping[str, Callable[..., tuple[Expression | None, ...]]] = {
     "less": lambda d, y, a, b: (None, None),
     "less_equal": lambda d, y, a, b: (None, None),
 }
-"""Adjoints of an operation's arguments, from its own adjoint `d`, its value `y`, its arguments."""
+"""Adjoints of an operation's arguments, from its adjoint `d`, its value `y` and its arguments."""
 
 
 def gradient(seeds: Mapping[Expression, Expression]) -> dict[str, Expression]:
@@ -47,29 +48,29 @@ def gradient(seeds: Mapping[Expression, Expression]) -> dict[str, Expression]:
     Parameters
     ----------
     seeds
-        The adjoint of each result. A result that is a symbol passes its adjoint on.
+        Adjoint of each result. The derivative for a result that is a symbol is its adjoint.
 
     Returns
     -------
-    For every symbol that the results depend on, the sum over results of adjoint times
-    derivative, by the symbol's name.
+    By name of every symbol that the results depend on: the sum over results of adjoint times
+    derivative.
     """
     adjoints: Adjoints = {}
     for result, seed in seeds.items():
         _accumulate(adjoints, result, seed)
-    found: dict[str, Expression] = {}
+    derivatives: dict[str, Expression] = {}
     for node in reversed(topological(seeds)):
         d = adjoints.get(node)
         if d is None or node.op == "constant":
             continue
         if node.op == "symbol":
-            found[str(node.payload)] = d
+            derivatives[str(node.payload)] = d
             continue
         parts = RULES[node.op](d, node, *node.args)
         for arg, part in zip(node.args, parts, strict=True):
             if part is not None and arg.op != "constant":
                 _accumulate(adjoints, arg, part)
-    return found
+    return derivatives
 
 
 def _accumulate(adjoints: Adjoints, node: Expression, part: Expression) -> None:
@@ -79,14 +80,15 @@ def _accumulate(adjoints: Adjoints, node: Expression, part: Expression) -> None:
 
 @dataclass(frozen=True)
 class BackwardStage:
-    """One matrix product of a step, backwards.
+    """Backward computation of one matrix product of a step.
 
     Attributes
     ----------
     stage
-        The product.
+        The matrix product.
     gradients
-        Derivatives of the vector it reads, by symbol, from the adjoint ``d_reads``.
+        Derivatives through the vector that the product reads, by symbol, from the adjoint
+        ``d_reads``.
     """
 
     stage: Stage
@@ -95,14 +97,14 @@ class BackwardStage:
 
 @dataclass(frozen=True)
 class BackwardGraph:
-    """A cell's step backwards: the states first, then the stages from last to first.
+    """A cell's backward step: first the states, then the stages from last to first.
 
     Attributes
     ----------
     states
-        Derivatives of the new states, by symbol, from the adjoints ``d_<state>``.
+        Derivatives through the new states, by symbol, from the adjoints ``d_<state>``.
     stages
-        Last first. Each needs the adjoints of what it gives: ``h_<gate>`` or ``projected``.
+        Stages, last first. Each needs the adjoints of its results: ``h_<gate>`` or ``projected``.
     """
 
     states: Mapping[str, Expression]

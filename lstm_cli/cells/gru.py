@@ -35,11 +35,11 @@ class GRU(Cell):
         return True
 
     def reset_gate(self, step: Step, a: Value) -> Value:
-        """How much of the past the candidate sees: r = σ(W_r x + b_ir + U_r h_prev + b_hr)."""
+        """Share of the past that the candidate reads: r = σ(W_r x + b_ir + U_r h_prev + b_hr)."""
         return step.record("r", self.recurrent_activation(self.pre(a)))
 
     def update_gate(self, step: Step, a: Value) -> Value:
-        """How much of the past stays: z = σ(W_z x + b_iz + U_z h_prev + b_hz)."""
+        """Share of the past that stays: z = σ(W_z x + b_iz + U_z h_prev + b_hz)."""
         return step.record("z", self.recurrent_activation(self.pre(a)))
 
     def candidate_value(self, step: Step, a: Value) -> Value:
@@ -47,7 +47,7 @@ class GRU(Cell):
         return step.record("n", self.activation(self.pre(a)))
 
     def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
-        """h = (1 - z) n + z h_prev."""
+        """One step: h = (1 - z) n + z h_prev."""
         (h_prev,) = states
         x = step.x
         u = step.recurrent(h_prev, self.letters if self.reset_after else ("r", "z"))

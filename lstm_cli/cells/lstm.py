@@ -1,4 +1,4 @@
-"""The LSTM cell: two states, eight weight matrices, four biases, a function for each gate.
+"""The LSTM cell: two states, eight weight matrices, four biases, one function per gate.
 
 Hochreiter and Schmidhuber 1997; forget gate, Gers et al. 2000; peepholes, Gers et al. 2002;
 projection, Sak et al. 2014; coupled gates, Greff et al. 2017.
@@ -20,15 +20,15 @@ class LSTM(Cell):
     Attributes
     ----------
     cell_activation
-        Of c on its way out.
+        Activation of c in the output h = o act(c).
     peepholes
-        Gates i and f see the old c, o the new one, each through a vector of its own.
+        Gates i and f also read the old c, and o the new c, each through a vector.
     projection_size
-        h is W_hr (o * act(c)) of this many features P; None leaves h at H.
+        Features P of the projected output h = W_hr (o * act(c)). None: h has H features.
     coupled_input_forget
-        f = 1 - i.
+        True: the forget gate is f = 1 - i.
     use_forget_gate
-        False is the LSTM before 2000: c = c + i g.
+        False: the LSTM of 1997 without forget gate, c = c_prev + i g.
     """
 
     cell_activation: Activation = TANH
@@ -60,23 +60,23 @@ class LSTM(Cell):
 
     def _extra_parameters(self) -> tuple[Parameter, ...]:
         H, P = self.hidden_size, self.projection_size
-        found = []
+        tensors = []
         if self.peepholes:
-            found.append(
+            tensors.append(
                 Parameter("peephole", "peephole", "(3H,)", (3 * H,), self.peephole_gates, "p")
             )
         if P is not None:
-            found.append(Parameter("weight_hr", "projection", "(P, H)", (P, H), (), "W_hr"))
-        return tuple(found)
+            tensors.append(Parameter("weight_hr", "projection", "(P, H)", (P, H), (), "W_hr"))
+        return tuple(tensors)
 
     def input_gate(self, step: Step, a: Value, c_prev: Value) -> Value:
-        """How much of the candidate enters: i = σ(W_i x + U_i h_prev + b_i [+ p_i c_prev])."""
+        """Share of the candidate that enters c: i = σ(W_i x + U_i h_prev + b_i [+ p_i c_prev])."""
         if self.peepholes:
             a = a + step.p["i"] * c_prev
         return step.record("i", self.recurrent_activation(self.pre(a)))
 
     def forget_gate(self, step: Step, a: Value, c_prev: Value, i: Value) -> Value:
-        """How much of c stays: f = σ(W_f x + U_f h_prev + b_f [+ p_f c_prev]), 1 - i, or 1."""
+        """Share of c that stays: f = σ(W_f x + U_f h_prev + b_f [+ p_f c_prev]), 1 - i, or 1."""
         if not self.use_forget_gate:
             return None
         if self.coupled_input_forget:
@@ -86,17 +86,17 @@ class LSTM(Cell):
         return step.record("f", self.recurrent_activation(self.pre(a)))
 
     def candidate_value(self, step: Step, a: Value) -> Value:
-        """What may enter: g = tanh(W_g x + U_g h_prev + b_g)."""
+        """Candidate for c: g = tanh(W_g x + U_g h_prev + b_g)."""
         return step.record("g", self.activation(self.pre(a)))
 
     def output_gate(self, step: Step, a: Value, c: Value) -> Value:
-        """How much of c shows: o = σ(W_o x + U_o h_prev + b_o [+ p_o c])."""
+        """Share of c in the output: o = σ(W_o x + U_o h_prev + b_o [+ p_o c])."""
         if self.peepholes:
             a = a + step.p["o"] * c
         return step.record("o", self.recurrent_activation(self.pre(a)))
 
     def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
-        """c = f c_prev + i g; h = o tanh(c), projected if the cell projects."""
+        """One step: c = f c_prev + i g; h = o tanh(c), projected if the cell projects."""
         h_prev, c_prev = states
         x, u = step.x, step.recurrent(h_prev, self.letters)
         i = self.input_gate(step, x["i"] + u["i"], c_prev)

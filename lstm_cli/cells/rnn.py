@@ -20,11 +20,11 @@ class RNN(Cell):
         return self.activation
 
     def hidden_value(self, step: Step, a: Value) -> Value:
-        """h = tanh(W x + U h_prev + b)."""
+        """Value of the only gate, h = tanh(W x + U h_prev + b)."""
         return step.record("h", self.activation(self.pre(a)))
 
     def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
-        """h = tanh(W x + U h_prev + b)."""
+        """One step: h = tanh(W x + U h_prev + b)."""
         (h_prev,) = states
         u = step.recurrent(h_prev, self.letters)
         return (self.hidden_value(step, step.x["h"] + u["h"]),)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lstm_cli.cli.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
-    from lstm_cli.engines.selection import Choice
+    from lstm_cli.engines.selection import EngineChoice
     from lstm_cli.engines.types import Engine
     from lstm_cli.formats.model import Imported, ReadOptions
 
@@ -76,7 +76,7 @@ class ModelOptions:
 
         return read_config(source, self.overrides, self.seed)
 
-    def choose_engine(self, console: Console, threads: int | None = None) -> Choice:
+    def choose_engine(self, console: Console, threads: int | None = None) -> EngineChoice:
         """The engine asked for, with `threads` unless --threads says otherwise."""
         threads = self.threads or threads
         return chosen_engine(console, self.engine, self.device, self.dtype, threads)
@@ -101,13 +101,13 @@ class ModelOptions:
 
 def chosen_engine(
     console: Console, engine: str, device: str, dtype: str, threads: int | None
-) -> Choice:
+) -> EngineChoice:
     """The engine asked for; stderr is told where ``auto`` had to pass over a faster one.
 
     There are never more threads than the processors that may be used: they would only wait.
     """
+    from lstm_cli.engines.machine import allowed_threads
     from lstm_cli.engines.selection import choose_engine
-    from lstm_cli.engines.threads import allowed_threads
 
     allowed = allowed_threads()
     if threads is not None and threads > allowed:
@@ -140,7 +140,7 @@ def _all(*decorators: Decorator) -> Decorator:
 
 def thread_count(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """A number of threads."""
-    from lstm_cli.engines.threads import MOST_THREADS
+    from lstm_cli.engines.machine import MOST_THREADS
 
     if value is None:
         return None

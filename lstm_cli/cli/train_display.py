@@ -11,8 +11,8 @@ from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from lstm_cli.training.progress import Progress
-    from lstm_cli.training.surroundings import Reporter, Row
+    from lstm_cli.training.checkpoint import Progress
+    from lstm_cli.training.interfaces import EpochRow, Reporter
 
 METRICS = ("loss", "accuracy", "auc", "mse", "mae")
 BAR = 12
@@ -27,10 +27,10 @@ class PlainReporter:
     def __init__(self, console: Console, epochs: int, loss: str) -> None:
         self.console, self.epochs, self.loss = console, epochs, loss
 
-    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+    def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Nothing: a line a batch would be too many."""
 
-    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+    def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """The epoch's line."""
         self.console.note(epoch_line(progress, row, self.epochs, self.loss))
 
@@ -52,9 +52,9 @@ class LiveReporter:
         self.bar, self.epochs, self.width = bar, epochs, width
         self.task: Any = None
         self._begun, self._first = perf_counter(), 0.0
-        self._last: Row = {}
+        self._last: EpochRow = {}
 
-    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+    def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Move the line."""
         head = f"epoch {progress.epoch + 1}/{self.epochs}"
         if self.task is None:
@@ -72,7 +72,7 @@ class LiveReporter:
         tail = fitting(parts, self.width - len(head))
         self.bar.update(self.task, completed=progress.batch, total=batches, head=head, tail=tail)
 
-    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+    def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Remember what the next line shows."""
         self._last = row
 
@@ -85,10 +85,10 @@ class LiveReporter:
 class SilentReporter:
     """Nobody is told."""
 
-    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+    def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Nothing."""
 
-    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+    def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Nothing."""
 
 
@@ -104,13 +104,13 @@ def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
             yield LiveReporter(bar, epochs, console.width - BAR - 2)
 
 
-def shown_metrics(row: Row, loss: str) -> list[str]:
+def shown_metrics(row: EpochRow, loss: str) -> list[str]:
     """Names of metrics in a row, each figure once: the loss stands for the metric that it is."""
     names = [name.removeprefix("val_") for name in row]
     return [name for name in METRICS if name in names and name != loss]
 
 
-def epoch_line(progress: Progress, row: Row, epochs: int, loss: str) -> str:
+def epoch_line(progress: Progress, row: EpochRow, epochs: int, loss: str) -> str:
     """``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
     every = shown_metrics(row, loss)
     names = [name for name in row if name.removeprefix("val_") in every]
@@ -145,7 +145,7 @@ def best(progress: Progress) -> str:
     return f"best {progress.best:.4g} ({progress.best_epoch})"
 
 
-def _measured(row: Row) -> dict[str, str]:
+def _measured(row: EpochRow) -> dict[str, str]:
     """What the last epoch gave: ``val 0.301``, ``accuracy 0.963``."""
     found = {}
     if "val_loss" in row:

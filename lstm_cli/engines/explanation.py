@@ -1,4 +1,4 @@
-"""How an engine runs a recurrent layer, and why: what ``bench --explain`` shows."""
+"""Explanation of an engine's choices for a recurrent layer, shown by ``bench --explain``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was chosen for one layer and one size of batch.
+    """An engine's choice of kernels for one layer and one batch size.
 
     Attributes
     ----------
     way
-        In a few words, such as ``persistent, clusters of 8``.
+        Name of the chosen kernels, such as ``persistent, clusters of 8``.
     reasons
-        Why, in short sentences: what was decided, and the sizes that decided it.
+        Short sentences: each decision with the sizes that led to it.
     floor
-        Seconds that a step of all directions takes at least by a model of the machine, nothing of
-        it measured; None where there is no model.
+        Least seconds per step of all directions, by a model of the machine that no measurement
+        has confirmed. None where there is no model.
     numbers
-        The plan itself, by name.
+        Parameters of the plan by name.
     """
 
     way: str
@@ -33,18 +33,18 @@ class Explanation:
 
 
 @runtime_checkable
-class Explaining(Protocol):
-    """An engine that chooses between ways to run a layer, and can say which and why."""
+class ExplainingEngine(Protocol):
+    """An engine that chooses between kernels for a layer and explains the choice."""
 
     def explain(
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
-        """What it does with a batch of N sequences of T steps."""
+        """The choice for a batch of N sequences of T steps."""
 
 
 @runtime_checkable
-class ExplainingStacks(Protocol):
-    """An engine that may run layers side by side, so that one layer tells only a part."""
+class StackExplainingEngine(Protocol):
+    """An engine that may run layers at the same time, so that it explains them together."""
 
     def explain_layers(
         self,
@@ -54,4 +54,4 @@ class ExplainingStacks(Protocol):
         *,
         training: bool = False,
     ) -> Mapping[int, Explanation]:
-        """What it does with each recurrent layer of a network, by its index."""
+        """The choice for each recurrent layer of a network, by layer index."""

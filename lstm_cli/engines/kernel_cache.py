@@ -1,9 +1,9 @@
-"""Compiled kernels on disk, so that only the first run of a network waits for the compiler.
+"""Cache of compiled kernels on disk, so that only the first run of a network compiles them.
 
-What is read here is executed. So a file counts only if nobody else can have written it (owner and
-permissions of folder and file), and if it is whole and made for exactly what is asked (a hash over
-its contents and its key). Whatever is amiss, the kernels are compiled instead: no failure of the
-cache ever is one of the program.
+The program executes the contents of these files. So a file must belong to this user, and no other
+user may have write permission for file or folder. A hash over contents and key shows that it is
+complete and belongs to the key. Otherwise the kernels are compiled again: a failure of the cache is
+never an error of the program.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 
 from lstm_cli.files import Temporary, is_temporary, remove_leftovers
 
-VARIABLE = "LSTM_CLI_CACHE_DIR"
-"""Environment variable: another folder, or, where it is empty, no cache."""
+ENVIRONMENT_VARIABLE = "LSTM_CLI_CACHE_DIR"
+"""Environment variable with another folder. An empty value disables the cache."""
 
 LIMIT_BYTES, LIMIT_FILES = 256 << 20, 2000
+"""Largest size of the cache, in bytes and in files."""
 
 _MAGIC = b"lstm-cli kernels 1\n"
 _SUFFIX = ".kernels"
@@ -30,8 +31,8 @@ _DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """Object code, and the names of the functions it exports."""
+class CompiledKernels:
+    """Object code, and the names of the functions that it exports."""
 
     exported: tuple[str, ...]
     code: bytes
@@ -39,16 +40,16 @@ class Compiled:
 
 @dataclass(frozen=True)
 class CacheState:
-    """What there is to say about the cache.
+    """Status of the cache.
 
     Attributes
     ----------
     folder
-        None where there is no place for one.
+        Folder of the cache. None: there is no suitable folder.
     usable, reason
-        Whether kernels are looked for there; why not, or why none are added.
+        Whether kernels are read from the cache. The reason says why not, or why none are added.
     files, bytes
-        What is kept.
+        Number and total size of the files.
     """
 
     folder: Path | None
@@ -58,38 +59,38 @@ class CacheState:
     bytes: int = 0
 
 
-class _NotUsed(Exception):  # noqa: N818 - no failure, a state
-    """Why the cache, or one file of it, is not used."""
+class _NotUsed(Exception):  # noqa: N818 - a state, not a failure
+    """Reason why the cache, or one file of it, is not used."""
 
 
-def load(key: str) -> Compiled | None:
-    """What is kept under a key, or None."""
+def load(key: str) -> CompiledKernels | None:
+    """Kernels stored under a key. None if there are none."""
     try:
-        path = _private(_place()) / (key + _SUFFIX)
-        kept = _parsed(key, _read(path))
+        path = _private(_location()) / (key + _SUFFIX)
+        kernels = _parsed(key, _read(path))
     except (OSError, _NotUsed):
         return None
     _touch(path)
-    return kept
+    return kernels
 
 
-def store(key: str, compiled: Compiled) -> None:
-    """Keep it if possible."""
+def store(key: str, compiled: CompiledKernels) -> None:
+    """Store kernels under a key if possible."""
     with suppress(OSError, _NotUsed):
-        folder = _made()
+        folder = _created_folder()
         _write(folder / (key + _SUFFIX), _contents(key, compiled))
         _prune(folder)
 
 
 def state() -> CacheState:
-    """Where the cache is, whether it is used, and how much it holds. Changes nothing."""
+    """Folder, use and size of the cache. The call changes nothing."""
     folder = None
     try:
-        folder = _place()
+        folder = _location()
         _private(folder)
-        sizes = [found.st_size for _, found in _files(folder)]
+        sizes = [status.st_size for _, status in _files(folder)]
     except FileNotFoundError:
-        return CacheState(folder, True, _read_only(_nearest(folder)))
+        return CacheState(folder, True, _read_only(_nearest_existing(folder)))
     except _NotUsed as why:
         return CacheState(folder, False, str(why))
     except OSError as error:
@@ -98,14 +99,13 @@ def state() -> CacheState:
 
 
 def _read_only(folder: Path | None) -> str | None:
-    """Why nothing can be added."""
+    """Reason why no kernels can be added."""
     if folder is not None and os.access(folder, os.W_OK | os.X_OK):
         return None
     return f"{folder} cannot be written to"
 
 
-def _nearest(folder: Path | None) -> Path | None:
-    """The folder in which the first missing one would be made."""
+def _nearest_existing(folder: Path | None) -> Path | None:
     parents = () if folder is None else folder.parents
     return next((parent for parent in parents if os.path.isdir(parent)), None)
 
@@ -113,12 +113,11 @@ def _nearest(folder: Path | None) -> Path | None:
 # The folder
 
 
-def _place() -> Path:
-    """Where the cache is to be."""
-    chosen = os.environ.get(VARIABLE)
+def _location() -> Path:
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen is not None:
         if not chosen:
-            raise _NotUsed(f"turned off by an empty {VARIABLE}")
+            raise _NotUsed(f"turned off by an empty {ENVIRONMENT_VARIABLE}")
         return Path(chosen).absolute() / "kernels"
     home = Path(os.path.expanduser("~"))
     if sys.platform == "win32":
@@ -127,16 +126,15 @@ def _place() -> Path:
         base = home / "Library" / "Caches"
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not base.is_absolute():  # to be ignored, says the XDG specification
+        if not base.is_absolute():  # the XDG specification says to ignore it
             base = home / ".cache"
     if not base.is_absolute():
         raise _NotUsed("no home folder is known")
     return base / "lstm-cli" / "kernels"
 
 
-def _made() -> Path:
-    """The folder, which now is there."""
-    folder = _place()
+def _created_folder() -> Path:
+    folder = _location()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -144,54 +142,54 @@ def _made() -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """The folder, which is one's own."""
     _require_private(folder.lstat(), directory=True)
     return folder
 
 
-def _require_private(found: os.stat_result, *, directory: bool) -> None:
-    """Refuse what someone else may have written, or can lead elsewhere."""
+def _require_private(status: os.stat_result, *, directory: bool) -> None:
+    """Raise unless the entry is no link, and this user alone may write to it."""
     what = "folder" if directory else "file"
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         raise _NotUsed(f"the {what} is a link")
-    if stat.S_IFMT(found.st_mode) != (stat.S_IFDIR if directory else stat.S_IFREG):
+    if stat.S_IFMT(status.st_mode) != (stat.S_IFDIR if directory else stat.S_IFREG):
         raise _NotUsed(f"something that is no {what} is in its place")
-    if sys.platform != "win32":  # there the mode says nothing, but the place is the user's own
-        if found.st_uid != os.geteuid():
+    if (
+        sys.platform != "win32"
+    ):  # on Windows the mode says nothing, but the folder belongs to the user
+        if status.st_uid != os.geteuid():
             raise _NotUsed(f"the {what} belongs to another user")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise _NotUsed(f"others may write to the {what}")
 
 
 # One file: magic, a hash of the rest; then the key, the exported names, and the object code
 
 
-def _contents(key: str, compiled: Compiled) -> bytes:
+def _contents(key: str, compiled: CompiledKernels) -> bytes:
     body = f"{key}\n{' '.join(compiled.exported)}\n".encode() + compiled.code
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
-def _parsed(key: str, content: bytes) -> Compiled:
+def _parsed(key: str, content: bytes) -> CompiledKernels:
     start = len(_MAGIC) + hashlib.sha256().digest_size
     body = content[start:]
     if content[:start] != _MAGIC + hashlib.sha256(body).digest():
         raise _NotUsed("the file is damaged, or none of this program's")
-    own, names, code = body.split(b"\n", 2)
-    if own != key.encode():
+    stored_key, names, code = body.split(b"\n", 2)
+    if stored_key != key.encode():
         raise _NotUsed("the file was made for something else")
-    return Compiled(tuple(names.decode().split()), code)
+    return CompiledKernels(tuple(names.decode().split()), code)
 
 
 def _read(path: Path) -> bytes:
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    # A pipe in the file's place must not keep the program waiting.
+    # Without O_NONBLOCK, a pipe at this path would block the program.
     with open(os.open(path, flags | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         _require_private(os.fstat(file.fileno()), directory=False)
         return file.read()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """In one step as others see it."""
     with Temporary(path, mode=0o600, durable=False, follow=False) as file:
         file.write(content)
         file.keep()
@@ -201,33 +199,33 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Note that a file is in use; once a day is enough."""
+    """Update the time of a file in use, at most once a day to save writes."""
     with suppress(OSError):
         if time.time() - path.stat().st_mtime > _DAY:
             os.utime(path)
 
 
 def _prune(folder: Path) -> None:
-    """Keep within the limits: what was not used for longest goes."""
+    """Remove files beyond the limits, the least recently used first."""
     remove_leftovers(folder)
-    kept = _files(folder)
-    files, size = len(kept), sum(found.st_size for _, found in kept)
-    for path, found in sorted(kept, key=lambda file: file[1].st_mtime_ns):
+    entries = _files(folder)
+    files, size = len(entries), sum(status.st_size for _, status in entries)
+    for path, status in sorted(entries, key=lambda file: file[1].st_mtime_ns):
         if files <= LIMIT_FILES and size <= LIMIT_BYTES:
             return
         _remove(path)
-        files, size = files - 1, size - found.st_size
+        files, size = files - 1, size - status.st_size
 
 
 def _files(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """What is kept. A file that another process removes meanwhile is left out."""
-    there = []
+    """Files of the cache with their status. Files that vanish meanwhile are left out."""
+    files = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(_SUFFIX) and not is_temporary(entry.name):
                 with suppress(FileNotFoundError):
-                    there.append((entry.path, os.lstat(entry.path)))
-    return there
+                    files.append((entry.path, os.lstat(entry.path)))
+    return files
 
 
 def _remove(path: str) -> None:

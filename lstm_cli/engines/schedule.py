@@ -1,8 +1,9 @@
-"""A cell's step in phases: what is computed after each of its matrix products.
+"""Phases of a cell's step, each a matrix product and the pointwise part after it.
 
-A phase is a product and the pointwise part that follows it. What a later phase, or the backward
-step, needs of an earlier one is kept in numbered slots: results of costly functions, and sums
-of products, never what can be had again by cheap arithmetic from these.
+jit and cuda emit kernels from these phases. Numbered slots hold the values that a later phase or
+the backward step needs: results of costly functions, and sums of products. Values that cheap
+arithmetic can recompute from these have no slot. `lstm_cli.cells.gradient.backward` computes the
+same backward step in another way, and is the oracle for it.
 """
 
 from __future__ import annotations
@@ -12,32 +13,33 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lstm_cli.cells import Cell, trace
+from lstm_cli.cells.cell import PROJECTED, CellGraph, Stage
 from lstm_cli.cells.expression import Expression, symbol, topological
 from lstm_cli.cells.gradient import gradient
-from lstm_cli.cells.tracing import PROJECTED, CellGraph, Stage
 
 MASK = "mask"
-"""The symbol of recurrent dropout: what the vector of a recurrent product is multiplied by."""
+"""Symbol of the mask of recurrent dropout, which multiplies the vector of a recurrent product."""
 
 CHEAP = frozenset(
     {"add", "subtract", "multiply", "negative", "less", "less_equal", "select", "clip"}
 )
+"""Operations that are recomputed rather than stored."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A product, and what follows it over the same columns.
+    """A matrix product, and the pointwise part after it over the same columns.
 
     Attributes
     ----------
     stage
         The product.
     reads
-        What the next product multiplies; None for the last one.
+        Vector that the next product multiplies. None in the last phase.
     states
-        New states that can be known by now.
+        New states that this phase computes.
     slots
-        What is kept, by slot.
+        Values that this phase stores, by slot number.
     """
 
     stage: Stage
@@ -47,31 +49,31 @@ class Phase:
 
     @property
     def projects(self) -> bool:
-        """Whether its columns are the P of a projection, rather than the H units."""
+        """Whether the columns are the P features of a projection, rather than the H units."""
         return self.stage.matrix == "weight_hr"
 
     @property
     def roots(self) -> dict[str, Expression]:
-        """All that it computes, by name: ``reads``, ``slot 0``, and the states' names."""
-        found = {f"slot {k}": node for k, node in self.slots.items()}
-        found |= dict(self.states)
-        return found if self.reads is None else found | {"reads": self.reads}
+        """All expressions of the phase by name: ``reads``, ``slot 0``, and the states' names."""
+        roots = {f"slot {k}": node for k, node in self.slots.items()}
+        roots |= dict(self.states)
+        return roots if self.reads is None else roots | {"reads": self.reads}
 
 
 @dataclass(frozen=True)
 class BackwardPhase:
-    """A product of the backward step, and what follows it.
+    """A matrix product of the backward step, and the pointwise part after it.
 
     Attributes
     ----------
     stage
-        The product that this one undoes; None for the first phase, which begins from the
-        states' derivatives.
+        Forward product that this phase differentiates. None for the first phase, which starts
+        from the states' derivatives.
     projects
-        Whether its columns are the P of a projection.
+        Whether the columns are the P features of a projection.
     derivatives
-        By the symbol they belong to: ``x_<gate>``, ``h_<gate>``, ``p_<gate>``, `PROJECTED`,
-        and ``<state>_prev`` for what does not come through a product.
+        Derivatives by symbol: ``x_<gate>``, ``h_<gate>``, ``p_<gate>``, `PROJECTED`, and
+        ``<state>_prev`` for the part that does not come through a product.
     """
 
     stage: Stage | None
@@ -80,23 +82,23 @@ class BackwardPhase:
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
-    """A cell's step, for one purpose.
+class CellSchedule:
+    """Phases and slots of a cell's step, for one purpose.
 
     Attributes
     ----------
     purpose
         ``inference``, ``inspection`` or ``training``.
     phases
-        In order.
+        Forward phases in order.
     slots
-        What is kept of each step, in order of slots.
+        Value of each slot, in slot order.
     backward
-        The backward step; empty but for training.
+        Backward phases. Only training has them.
     reads
-        In training, the slot of what each product but the first reads.
+        Slot of the vector that each product after the first reads. Only training has them.
     dropout
-        Whether the vectors of recurrent products are multiplied by a mask.
+        Whether a mask multiplies the vectors of recurrent products.
     """
 
     purpose: str
@@ -108,87 +110,86 @@ class Schedule:
 
     @property
     def name(self) -> str:
-        """Differs between schedules of one cell."""
+        """Name that differs between the schedules of one cell."""
         return f"{self.purpose} with dropout" if self.dropout else self.purpose
 
 
 @lru_cache(maxsize=256)
 def stages(cell: Cell) -> tuple[Stage, ...]:
-    """A cell's matrix products, in order."""
+    """Matrix products of a cell in order."""
     return trace(cell).stages
 
 
 @lru_cache(maxsize=256)
-def inference(cell: Cell) -> Schedule:
-    """The step alone: slots hold what one phase leaves for the next."""
+def inference(cell: Cell) -> CellSchedule:
+    """The schedule of inference. Slots hold the values that one phase passes to the next."""
     graph = trace(cell)
-    return _schedule("inference", graph, _carried(graph))
+    return _schedule("inference", graph, _between_phases(graph))
 
 
 @lru_cache(maxsize=256)
-def inspection(cell: Cell) -> Schedule:
-    """The step with every gate and every state but h in the first slots, in that order."""
+def inspection(cell: Cell) -> CellSchedule:
+    """The schedule that stores every gate, then every state but h, in the first slots."""
     graph = trace(cell)
     values = {**graph.gates, **graph.states}
-    kept = [values[name] for name in inspected(cell)]
-    return _schedule(
-        "inspection", graph, [*kept, *(node for node in _carried(graph) if node not in kept)]
-    )
+    first = [values[name] for name in inspection_names(cell)]
+    rest = [node for node in _between_phases(graph) if node not in first]
+    return _schedule("inspection", graph, [*first, *rest])
 
 
-def inspected(cell: Cell) -> list[str]:
-    """The names of what `inspection` keeps in its first slots: gates, and states but h."""
+def inspection_names(cell: Cell) -> list[str]:
+    """Names of the first slots of `inspection`: gates, then states but h."""
     graph = trace(cell)
     return [*graph.gates, *(name for name in graph.states if name != "h")]
 
 
 @lru_cache(maxsize=256)
-def training(cell: Cell, dropout: bool) -> Schedule:
-    """The step, with what its backward step needs in the slots; and that backward step."""
+def training(cell: Cell, dropout: bool) -> CellSchedule:
+    """The schedule of training: slots hold the values that the backward phases need."""
     graph = _masked(trace(cell)) if dropout else trace(cell)
     derivatives = _derivatives(graph)
     needed = [node for parts in derivatives.values() for node in parts]
     slots = list(
-        dict.fromkeys([*_carried(graph), *_cut(needed, _forward_only, _at_hand_backwards)])
+        dict.fromkeys([*_between_phases(graph), *_cut(needed, _forward_only, _in_memory_backward)])
     )
     reads = [stage.reads for stage in graph.stages[1:]]
     slots += [node for node in reads if node not in slots]
     forward = _schedule("training", graph, slots)
-    kept = {node: slot_symbol(k) for k, node in enumerate(slots)}
+    stored = {node: slot_symbol(k) for k, node in enumerate(slots)}
     phases = tuple(
-        BackwardPhase(stage, projects, {n: substitute(v, kept) for n, v in found.items()})
-        for stage, projects, found in _backward_phases(graph, derivatives)
+        BackwardPhase(stage, projects, {n: substitute(v, stored) for n, v in parts.items()})
+        for stage, projects, parts in _backward_phases(graph, derivatives)
     )
-    places = tuple(slots.index(node) for node in reads)
-    return replace(forward, backward=phases, reads=places, dropout=dropout)
+    read_slots = tuple(slots.index(node) for node in reads)
+    return replace(forward, backward=phases, reads=read_slots, dropout=dropout)
 
 
 def slot_symbol(k: int) -> Expression:
-    """The value of slot `k`."""
+    """Symbol of the value of slot `k`."""
     return symbol(f"slot {k}")
 
 
 def reads_symbol(k: int) -> Expression:
-    """The derivative for the vector that product `k` reads."""
+    """Symbol of the derivative for the vector that product `k` reads."""
     return symbol(f"d_reads {k}")
 
 
 def substitute(root: Expression, values: Mapping[Expression, Expression]) -> Expression:
-    """`root` with some of its nodes replaced."""
-    made: dict[Expression, Expression] = {}
+    """`root` with nodes replaced by their `values`."""
+    replaced: dict[Expression, Expression] = {}
     for node in topological([root]):
-        args = tuple(made[arg] for arg in node.args)
-        made[node] = values.get(node) or Expression(node.op, args, node.payload)
-    return made[root]
+        args = tuple(replaced[arg] for arg in node.args)
+        replaced[node] = values.get(node) or Expression(node.op, args, node.payload)
+    return replaced[root]
 
 
 def symbols(roots: Iterable[Expression]) -> list[str]:
-    """The names of the symbols that `roots` are computed from."""
+    """Names of the symbols in `roots`."""
     return [str(node.payload) for node in topological(roots) if node.op == "symbol"]
 
 
 def _masked(graph: CellGraph) -> CellGraph:
-    """The graph with dropout on what the recurrent products read."""
+    """The graph with dropout of the vectors that recurrent products read."""
     stages = tuple(
         stage
         if stage.matrix == "weight_hr"
@@ -198,24 +199,25 @@ def _masked(graph: CellGraph) -> CellGraph:
     return CellGraph(stages, graph.gates, graph.states)
 
 
-def _gives(stage: Stage) -> set[str]:
-    """The symbols whose values a product gives."""
+def _result_symbols(stage: Stage) -> set[str]:
     return {f"h_{gate}" for gate in stage.gates} or {PROJECTED}
 
 
 def _phase_of(node: Expression, graph: CellGraph) -> int:
-    """The first phase after which a node can be known."""
+    """The first phase that can compute a node."""
     names = set(symbols([node]))
-    return max((k for k, stage in enumerate(graph.stages) if names & _gives(stage)), default=0)
+    return max(
+        (k for k, stage in enumerate(graph.stages) if names & _result_symbols(stage)), default=0
+    )
 
 
-def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> Schedule:
-    """Phases that fill `slots`."""
-    kept = {node: slot_symbol(k) for k, node in enumerate(slots)}
+def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> CellSchedule:
+    """A schedule whose phases fill `slots`."""
+    stored = {node: slot_symbol(k) for k, node in enumerate(slots)}
     phases = []
     for k, stage in enumerate(graph.stages):
-        before = {n: s for n, s in kept.items() if _phase_of(n, graph) < k}
-        own = {
+        before = {n: s for n, s in stored.items() if _phase_of(n, graph) < k}
+        phase_slots = {
             number: substitute(node, before)
             for number, node in enumerate(slots)
             if _phase_of(node, graph) == k
@@ -227,13 +229,13 @@ def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> Schedu
         }
         following = graph.stages[k + 1].reads if k + 1 < len(graph.stages) else None
         reads = None if following is None else substitute(following, before)
-        phases.append(Phase(stage, reads, states, own))
-    return Schedule(purpose, tuple(phases), tuple(slots))
+        phases.append(Phase(stage, reads, states, phase_slots))
+    return CellSchedule(purpose, tuple(phases), tuple(slots))
 
 
-def _carried(graph: CellGraph) -> list[Expression]:
-    """What later phases need of earlier ones."""
-    found: list[Expression] = []
+def _between_phases(graph: CellGraph) -> list[Expression]:
+    """Values of earlier phases that later phases need."""
+    nodes: list[Expression] = []
     for k in range(1, len(graph.stages)):
         later = [node for node in graph.states.values() if _phase_of(node, graph) == k]
         later += [stage.reads for stage in graph.stages[k + 1 :]]
@@ -242,17 +244,17 @@ def _carried(graph: CellGraph) -> list[Expression]:
         def early(node: Expression, limit: int = k) -> bool:
             return _phase_of(node, graph) < limit
 
-        found += _cut(later, early, _at_hand)
-    return list(dict.fromkeys(found))
+        nodes += _cut(later, early, _in_memory)
+    return list(dict.fromkeys(nodes))
 
 
-def _at_hand(name: str) -> bool:
-    """Whether a symbol can be read from memory in any phase of the step."""
+def _in_memory(name: str) -> bool:
+    """Whether a symbol is in memory in every phase of the forward step."""
     return name.startswith(("x_", "p_")) or name in ("h_prev", MASK)
 
 
-def _at_hand_backwards(name: str) -> bool:
-    """Whether a symbol can be read from memory in the backward step."""
+def _in_memory_backward(name: str) -> bool:
+    """Whether a symbol is in memory in the backward step."""
     return name.startswith("p_") or name.endswith("_prev") or name == MASK
 
 
@@ -263,38 +265,46 @@ def _forward_only(node: Expression) -> bool:
 def _cut(
     roots: Iterable[Expression],
     early: Callable[[Expression], bool],
-    at_hand: Callable[[str], bool],
+    in_memory: Callable[[str], bool],
 ) -> list[Expression]:
-    """The nodes to keep so that `roots` can be had from them by cheap arithmetic."""
-    found: dict[Expression, None] = {}
-    seen: set[Expression] = set()
+    """Nodes to store so that cheap arithmetic recomputes `roots` from them.
+
+    Parameters
+    ----------
+    early
+        Whether an earlier phase can compute a node.
+    in_memory
+        Whether a symbol needs no slot.
+    """
+    stored: dict[Expression, None] = {}
+    visited: set[Expression] = set()
     stack = list(roots)
     while stack:
         node = stack.pop()
-        if node in seen or node.op == "constant":
+        if node in visited or node.op == "constant":
             continue
-        seen.add(node)
+        visited.add(node)
         if node.op == "symbol":
-            if early(node) and not at_hand(str(node.payload)):
-                found[node] = None
+            if early(node) and not in_memory(str(node.payload)):
+                stored[node] = None
         elif early(node) and (node.op not in CHEAP or _sums_parts(node)):
-            if not all(at_hand(name) for name in symbols([node])) or node.op not in CHEAP:
-                found[node] = None
+            if not all(in_memory(name) for name in symbols([node])) or node.op not in CHEAP:
+                stored[node] = None
         else:
             stack += node.args
-    return list(found)
+    return list(stored)
 
 
 def _sums_parts(node: Expression) -> bool:
-    """Whether a node adds up an input part and a recurrent part, which none need know apart."""
+    """Whether a node is the sum of an input part and a recurrent part, which is one slot."""
     return node.op == "add" and all(
         arg.op == "symbol" and str(arg.payload).startswith(("x_", "h_")) for arg in node.args
     )
 
 
 def _derivatives(graph: CellGraph) -> dict[str, list[Expression]]:
-    """By symbol, the derivatives that come from the states and from each product's vector."""
-    found: dict[str, list[Expression]] = {}
+    """Derivatives by symbol: one part through the states, and one through each product's vector."""
+    derivatives: dict[str, list[Expression]] = {}
     seeds: dict[Expression, Expression] = {}
     for name, state in graph.states.items():
         d = symbol(f"d_{name}")
@@ -303,27 +313,27 @@ def _derivatives(graph: CellGraph) -> dict[str, list[Expression]]:
     parts += [gradient({s.reads: reads_symbol(k)}) for k, s in enumerate(graph.stages)]
     for part in parts:
         for name, d in part.items():
-            found.setdefault(name, []).append(d)
-    return {name: d for name, d in found.items() if name != MASK}
+            derivatives.setdefault(name, []).append(d)
+    return {name: d for name, d in derivatives.items() if name != MASK}
 
 
 def _backward_phases(
     graph: CellGraph, derivatives: Mapping[str, list[Expression]]
 ) -> list[tuple[Stage | None, bool, dict[str, Expression]]]:
-    """The first phase, then a phase for each product but the first, from the last one.
+    """The first phase, then a phase for each product from the last to the second.
 
-    The first product's vector is known before the step: what its derivative gives belongs to
-    the states before, and is added where the step before begins.
+    The first product reads states of the previous step. So its derivative belongs to those states,
+    and is added where the backward step of the previous step starts.
     """
     later = list(range(len(graph.stages) - 1, 0, -1))
     position = {str(reads_symbol(k).payload): n + 1 for n, k in enumerate(later)}
     first = str(reads_symbol(0).payload)
     phases: list[dict[str, Expression]] = [{} for _ in range(len(later) + 1)]
     for name, parts in derivatives.items():
-        own = [d for d in parts if first not in symbols([d])]
-        if own:
-            total = own[0]
-            for part in own[1:]:
+        here = [d for d in parts if first not in symbols([d])]
+        if here:
+            total = here[0]
+            for part in here[1:]:
                 total = total + part
             at = max((position.get(s, 0) for s in symbols([total])), default=0)
             phases[at][name] = total

@@ -1,4 +1,4 @@
-"""Which engines can be used here, and the choice of one."""
+"""Selection of an engine: status of each engine on this machine, and the choice of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lstm_cli.engines.threads import checked_threads, default_threads
+from lstm_cli.engines.machine import checked_threads, default_threads
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 from lstm_cli.errors import DeviceError, UsageError, described, nearest, nearest_first
 
@@ -20,28 +20,28 @@ DTYPES = ("float32", "float64", "bfloat16", "tf32", "float16")
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """Whether an engine can be used here.
+    """Status of an engine on this machine.
 
     Attributes
     ----------
     engine, device
-        ``reference`` on ``cpu``, and so on.
+        Name and device: ``reference`` on ``cpu``, and so on.
     usable
-        Whether `create_engine` will make it.
+        Whether `create_engine` can create it.
     detail
-        What it computes with, or why it cannot be used.
+        Hardware and versions it uses, or the reason why it cannot be used.
     dtypes
-        What it computes in.
+        Dtypes it computes in.
     threads
-        How many it uses where none are asked for.
+        Default number of threads.
     processor, vector_bits
-        What its kernels are made for.
+        Processor and vector width of its kernels.
     gpus
-        All that there are, usable or not.
+        All GPUs, usable or not.
     versions
-        Of the driver and of packages, by name.
+        Versions of the driver and of packages, by name.
     hint
-        What makes it usable, where it is not.
+        Advice that makes an unusable engine usable.
     """
 
     engine: str
@@ -58,14 +58,14 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The engine that computes.
+class EngineChoice:
+    """The chosen engine.
 
     Attributes
     ----------
     passed_over
-        Engines that ``auto`` would have preferred here, and why they cannot be used. Of cuda only
-        where there is a GPU.
+        Engines that ``auto`` prefers, with the reason why they cannot be used. cuda is included
+        only if the machine has a GPU.
     """
 
     engine: Engine
@@ -73,7 +73,7 @@ class Choice:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line on every engine passed over."""
+        """One line for every engine that was passed over."""
         return tuple(
             f"{name} cannot be used here: {reason}; computing with {self.engine.name}"
             for name, reason in self.passed_over.items()
@@ -81,8 +81,8 @@ class Choice:
 
 
 def engine_statuses() -> tuple[EngineStatus, ...]:
-    """Every engine of the project, usable or not, in the order `auto` prefers them."""
-    return tuple(_status(name) for name in _HOMES)
+    """Status of every engine, in the order in which `auto` prefers them."""
+    return tuple(_status(name) for name in _DEVICES)
 
 
 def create_engine(
@@ -91,7 +91,7 @@ def create_engine(
     dtype: str = "float32",
     threads: int | None = None,
 ) -> Engine:
-    """The engine asked for; see `choose_engine`."""
+    """The requested engine; see `choose_engine`."""
     return choose_engine(engine, device, dtype, threads).engine
 
 
@@ -100,16 +100,16 @@ def choose_engine(
     device: str = "auto",
     dtype: str = "float32",
     threads: int | None = None,
-) -> Choice:
-    """The engine asked for; ``auto`` takes the first that can be used on the device.
+) -> EngineChoice:
+    """The requested engine. ``auto`` takes the first engine that can be used on the device.
 
     Raises
     ------
     UsageError
-        A name that is no engine, device or dtype; threads that are no number from 1 to 1,024.
+        The name of engine, device or dtype is unknown, or threads is not from 1 to 1,024.
     DeviceError
-        The engine, device or dtype cannot be used here. Only ``auto`` falls back, and the choice
-        says so.
+        The engine, device or dtype cannot be used here. Only ``auto`` takes another engine, and
+        `EngineChoice.notes` says so.
     """
     dtype = dtype_name(dtype)
     _check_name("engine", engine, ENGINES)
@@ -124,28 +124,30 @@ def choose_engine(
         )
     threads = checked_threads(threads)
     unusable: list[EngineStatus] = []
-    for name in _fitting(engine, device):
-        status = _status(name)  # of no engine behind the chosen one: to ask takes time
+    for name in _candidates(engine, device):
+        status = _status(name)  # later engines are not examined, since that takes time
         if status.usable:
-            made = _make(name, dtype, threads, device, status)
-            passed = {s.engine: s.detail for s in unusable if s.device == status.device or s.gpus}
-            return Choice(made, passed)
+            chosen = _make(name, dtype, threads, device, status)
+            passed_over = {
+                s.engine: s.detail for s in unusable if s.device == status.device or s.gpus
+            }
+            return EngineChoice(chosen, passed_over)
         unusable.append(status)
     raise _unusable(engine, device, unusable)
 
 
-def _fitting(engine: str, device: str) -> list[str]:
-    """Engines that are meant, in the order `auto` prefers them."""
+def _candidates(engine: str, device: str) -> list[str]:
+    """Engines that fit the request, in the order in which `auto` prefers them."""
     kind = device.partition(":")[0]
-    named = [name for name in _HOMES if engine in ("auto", name)]
-    found = [name for name in named if kind in ("auto", _HOMES[name])]
-    if not found:
+    engines = [name for name in _DEVICES if engine in ("auto", name)]
+    candidates = [name for name in engines if kind in ("auto", _DEVICES[name])]
+    if not candidates:
         raise DeviceError(
             f"the {engine} engine does not run on {device}",
-            expected=f"--device {_HOMES[engine]}",
+            expected=f"--device {_DEVICES[engine]}",
             found=f"--device {device}",
         )
-    return found
+    return candidates
 
 
 def _make(name: str, dtype: str, threads: int | None, device: str, status: EngineStatus) -> Engine:
@@ -155,12 +157,12 @@ def _make(name: str, dtype: str, threads: int | None, device: str, status: Engin
 
 
 def _ordinal(device: str, gpus: Sequence[GpuStatus]) -> int:
-    """The GPU that is meant: by its number, or the first that can be used.
+    """Number of the requested GPU, or of the first that can be used.
 
     Raises
     ------
     DeviceError
-        There is none of that number, or it cannot be used.
+        The GPU does not exist, or cannot be used.
     """
     if ":" not in device:
         return next(k for k, gpu in enumerate(gpus) if gpu.usable)
@@ -185,25 +187,25 @@ _LIST_HINT = "lstm-cli devices lists all"
 
 
 def _unusable(engine: str, device: str, statuses: Sequence[EngineStatus]) -> DeviceError:
-    option, asked = ("device", device) if engine == "auto" else ("engine", engine)
+    option, value = ("device", device) if engine == "auto" else ("engine", engine)
     short = [status.detail for status in statuses if status.detail.startswith(_NO_MEMORY)]
     if short:
         raise MemoryError(short[0].removeprefix(f"{_NO_MEMORY}: "))
     hints = [status.hint for status in statuses if status.hint is not None]
     return DeviceError(
-        f"{option} {asked} cannot be used here",
+        f"{option} {value} cannot be used here",
         found="; ".join(f"{status.engine}: {status.detail}" for status in statuses),
         hint=hints[0] if hints else f"--{option} auto takes what can be used; {_LIST_HINT}",
     )
 
 
 def dtype_name(dtype: object) -> str:
-    """The name of a type of numbers: a name, or what NumPy, PyTorch or ml_dtypes call one.
+    """Name of a dtype, given as a name or as a dtype of NumPy, PyTorch or ml_dtypes.
 
     Raises
     ------
     UsageError
-        It names no type.
+        The argument is not a dtype.
     """
     name = dtype
     if isinstance(dtype, type):
@@ -221,48 +223,46 @@ def dtype_name(dtype: object) -> str:
     return {"float": "float64"}.get(name, name) if isinstance(dtype, type) else name
 
 
-def _check_name(what: str, name: object, known: tuple[str, ...]) -> None:
+def _check_name(what: str, name: object, names: tuple[str, ...]) -> None:
     if not isinstance(name, str):
         raise UsageError(
             f"the {what} cannot be used as given",
-            expected=f"{', '.join(known)}, a text",
+            expected=f"{', '.join(names)}, a text",
             found=described(name),
         )
-    if name not in known:
-        guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else known)
+    if name not in names:
+        guess = nearest(name, SUPPORTED_DTYPES if what == "dtype" else names)
         raise UsageError(
             f"{name!r} is not {'an' if what[0] in 'aeiou' else 'a'} {what}",
-            expected=", ".join(nearest_first(name, known)),
+            expected=", ".join(nearest_first(name, names)),
             hint=f"did you mean `{guess}`?" if guess else None,
         )
 
 
-# Each engine: its device, its status, and how it is made
+# Each engine: its device, its status, and its constructor
 
 
 def _cuda_status() -> EngineStatus:
-    """Whether there is a GPU, and all that it needs."""
     from lstm_cli.engines.cuda.status import DTYPES, cuda_status
 
-    found = cuda_status()
-    usable = [gpu for gpu in found.gpus if gpu.usable]
-    if found.problem is not None or not usable:
+    status = cuda_status()
+    usable = [gpu for gpu in status.gpus if gpu.usable]
+    if status.problem is not None or not usable:
         return EngineStatus(
             "cuda",
             "cuda",
             False,
-            found.problem or "no GPU can be used",
-            gpus=found.gpus,
-            versions=found.versions,
-            hint=found.hint,
+            status.problem or "no GPU can be used",
+            gpus=status.gpus,
+            versions=status.versions,
+            hint=status.hint,
         )
-    first, versions = usable[0], found.versions
+    first, versions = usable[0], status.versions
     detail = f"{first.title}, CUDA {versions['driver']}, CuPy {versions['cupy']}"
-    return EngineStatus("cuda", "cuda", True, detail, DTYPES, gpus=found.gpus, versions=versions)
+    return EngineStatus("cuda", "cuda", True, detail, DTYPES, gpus=status.gpus, versions=versions)
 
 
 def _jit_status() -> EngineStatus:
-    """Whether kernels can be made for this processor."""
     from lstm_cli.engines.jit.machine import Unusable, host
 
     try:
@@ -303,13 +303,13 @@ def _jit(dtype: str, threads: int) -> Engine:
 
 
 def _reference(dtype: str, threads: int) -> Engine:
-    from lstm_cli.engines.reference import ReferenceEngine
+    from lstm_cli.engines.reference.engine import ReferenceEngine
 
     return ReferenceEngine(dtype, threads)
 
 
-_HOMES = {"cuda": "cuda", "jit": "cpu", "reference": "cpu"}
-"""The device of every engine, in the order `auto` prefers them."""
+_DEVICES = {"cuda": "cuda", "jit": "cpu", "reference": "cpu"}
+"""Device of every engine, in the order in which `auto` prefers them."""
 
 _STATUSES = {"cuda": _cuda_status, "jit": _jit_status, "reference": _reference_status}
 

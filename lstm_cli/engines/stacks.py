@@ -1,4 +1,7 @@
-"""A network's layers one after the other, but for those that an engine takes together."""
+"""Layers of a network in order, or in groups that run together (benefit unmeasured).
+
+Only the cuda engine runs groups, and it has never run on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,132 +12,155 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 from lstm_cli.engines.types import (
     Array,
     Engine,
+    EngineArray,
     LayerGradients,
     LayerResult,
     LayerSpec,
-    Own,
     State,
     TrainingPass,
 )
 from lstm_cli.errors import ConfigError
 
-Prepared: TypeAlias = Sequence[tuple[LayerSpec, Any]]
-"""Layers with their weights as `Engine.prepare` made them."""
+PreparedLayers: TypeAlias = Sequence[tuple[LayerSpec, Any]]
+"""Layers with their weights as `Engine.prepare` returned them."""
 
 
 @runtime_checkable
-class Stacking(Protocol):
-    """An engine that may run some layers side by side."""
+class StackingEngine(Protocol):
+    """An engine that may run several layers at the same time."""
 
-    def parts(self, layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
-        """All layers in their order, those together that it may take together."""
+    def layer_groups(
+        self, layers: Sequence[LayerSpec], *, training: bool
+    ) -> Iterator[list[LayerSpec]]:
+        """All layers in order, in groups that the engine may run at the same time."""
 
     def forward_stack(
         self,
-        layers: Prepared,
-        x: Own,
+        layers: PreparedLayers,
+        x: EngineArray,
         states: Mapping[int, State],
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
-        """What each layer of such a part gives; None: they are to run one after the other."""
+        """Result of each layer of such a group. None: run them one after another."""
 
     def backward_stack(
-        self, layers: Prepared, tapes: Sequence[Any], d_output: Own
+        self, layers: PreparedLayers, tapes: Sequence[Any], d_output: EngineArray
     ) -> list[LayerGradients] | None:
-        """Derivatives through each layer of such a part, in the layers' order; None: as above."""
+        """Derivatives through each layer of such a group, in layer order.
+
+        None: run them one after another.
+        """
 
 
 def forward_layers(
     engine: Engine,
-    layers: Prepared,
-    x: Own,
+    layers: PreparedLayers,
+    x: EngineArray,
     lengths: Array | None,
     states: Mapping[int, State],
     *,
-    keep: bool = False,
+    return_gates: bool = False,
     training: TrainingPass | None = None,
 ) -> list[LayerResult]:
-    """All layers over a batch, each reading what the one before it gave.
+    """Forward pass of all layers over a batch. Each layer reads the output of the previous one.
 
     Parameters
     ----------
     states
-        Initial states by layer index; zeros where there are none.
+        Initial states by layer index. A layer without an entry starts from zeros.
 
     See `Engine.forward` for the others.
     """
-    made: list[LayerResult] = []
+    results: list[LayerResult] = []
     stacking = _stacking(engine)
-    for part in _parts(stacking, layers, training=training is not None):
-        if stacking is not None and len(part) > 1:
-            found = stacking.forward_stack(part, x, states, keep=keep, training=training)
-            if found is not None:
-                made += found
-                x = made[-1].output
+    for group in _groups(stacking, layers, training=training is not None):
+        if stacking is not None and len(group) > 1:
+            together = stacking.forward_stack(
+                group, x, states, return_gates=return_gates, training=training
+            )
+            if together is not None:
+                results += together
+                x = results[-1].output
                 continue
-        for spec, prepared in part:
-            given = (spec, prepared, x, lengths, states.get(spec.index))
-            made.append(engine.forward(*given, keep=keep, training=training))
-            x = made[-1].output
-    return made
+        for spec, prepared in group:
+            results.append(
+                engine.forward(
+                    spec,
+                    prepared,
+                    x,
+                    lengths,
+                    states.get(spec.index),
+                    return_gates=return_gates,
+                    training=training,
+                )
+            )
+            x = results[-1].output
+    return results
 
 
 def backward_layers(
-    engine: Engine, layers: Prepared, tapes: Sequence[Any], d: Own, *, d_logits: bool
+    engine: Engine,
+    layers: PreparedLayers,
+    tapes: Sequence[Any],
+    d: EngineArray,
+    *,
+    d_logits: bool,
 ) -> list[LayerGradients]:
-    """Derivatives through all layers, in the layers' order.
+    """Derivatives through all layers, in layer order.
 
     Parameters
     ----------
     tapes
-        What each layer's pass for training left.
+        Each layer's `LayerResult.tape` of the forward pass.
     d
-        The derivative for the last layer's output, or with `d_logits` for the last dense layer's
+        Derivative for the last layer's output. With `d_logits` it is for the last dense layer's
         values before its activation.
 
     Raises
     ------
     ConfigError
-        `d_logits`, and no dense layer stands at the end.
+        `d_logits` is set, and the network does not end in a dense layer.
     """
-    made: list[LayerGradients] = []
-    left = {spec.index: tape for (spec, _), tape in zip(layers, tapes, strict=True)}
+    results: list[LayerGradients] = []  # last layer first
+    tape_of = {spec.index: tape for (spec, _), tape in zip(layers, tapes, strict=True)}
     stacking = _stacking(engine)
-    for part in reversed(_parts(stacking, layers, training=True)):
-        if stacking is not None and len(part) > 1 and not d_logits:
-            found = stacking.backward_stack(part, [left[spec.index] for spec, _ in part], d)
-            if found is not None:
-                made += reversed(found)
-                d = made[-1].x
+    for group in reversed(_groups(stacking, layers, training=True)):
+        if stacking is not None and len(group) > 1 and not d_logits:
+            group_tapes = [tape_of[spec.index] for spec, _ in group]
+            together = stacking.backward_stack(group, group_tapes, d)
+            if together is not None:
+                results += reversed(together)
+                d = results[-1].x
                 continue
-        for spec, prepared in reversed(part):
+        for spec, prepared in reversed(group):
             ends = d_logits and spec.kind == "dense"
             if d_logits and spec.kind not in ("dense", "dropout"):
                 raise ConfigError("the loss is computed from the logits of a last dense layer")
-            one = engine.backward(spec, prepared, left[spec.index], d, d_logits=ends)
+            one = engine.backward(spec, prepared, tape_of[spec.index], d, d_logits=ends)
             d_logits = d_logits and not ends
-            made.append(one)
+            results.append(one)
             d = one.x
-    return made[::-1]
+    return results[::-1]
 
 
-def _stacking(engine: Engine) -> Stacking | None:
-    """The engine, if it may run layers side by side."""
-    return cast(Stacking, engine) if _stacks(type(engine)) else None
+def _stacking(engine: Engine) -> StackingEngine | None:
+    return cast(StackingEngine, engine) if _is_stacking(type(engine)) else None
 
 
 @cache
-def _stacks(kind: type) -> bool:
-    """Asked once for a kind of engine: the answer takes as long as a small layer."""
-    return issubclass(kind, Stacking)
+def _is_stacking(kind: type) -> bool:
+    """Cached, since the check of a protocol takes as long as a small layer."""
+    return issubclass(kind, StackingEngine)
 
 
-def _parts(stacking: Stacking | None, layers: Prepared, *, training: bool) -> list[Prepared]:
-    """Layers that are taken together."""
+def _groups(
+    stacking: StackingEngine | None, layers: PreparedLayers, *, training: bool
+) -> list[PreparedLayers]:
     if stacking is None:
         return [[pair] for pair in layers]
     pairs = iter(layers)
     specs = [spec for spec, _ in layers]
-    return [[next(pairs) for _ in part] for part in stacking.parts(specs, training=training)]
+    groups = stacking.layer_groups(specs, training=training)
+    return [[next(pairs) for _ in group] for group in groups]

@@ -1,4 +1,9 @@
-"""What an engine takes and gives: layer specifications, batches, and the engine protocol."""
+"""The contract of engines: layer specifications, batches, results, and the protocols.
+
+An engine computes layers on one device. `ArrayOperations` is what it computes on arrays,
+`Engine` adds the layers. Layers and batches are described here, and the engines in
+``reference/``, ``jit/`` and ``cuda/`` implement the protocols.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,36 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lstm_cli.cells import Activation, Cell, Parameter
-from lstm_cli.engines.arrays import Array as Array
-from lstm_cli.engines.arrays import Elementwise as Elementwise
-from lstm_cli.engines.arrays import Own as Own
+from lstm_cli.cells.expression import Expression
 
-State: TypeAlias = tuple[Own, Own | None]
+Array: TypeAlias = NDArray[Any]
+"""An array in NumPy's memory."""
+
+EngineArray: TypeAlias = Any
+"""An array, or the values of a batch, in the engine's memory and layout."""
+
+Values: TypeAlias = Mapping[str, EngineArray | float]
+"""Values of symbols by name: arrays and numbers."""
+
+Deferred: TypeAlias = Callable[[], float]
+"""A number that may still be in computation. The call waits for it."""
+
+State: TypeAlias = tuple[EngineArray, EngineArray | None]
 """(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
 
 ZeroStates: TypeAlias = Mapping[tuple[int, str], tuple[int, ...]]
-"""Initial states held at 0: index of the layer and ``h`` or ``c`` to directions."""
+"""Initial states fixed at 0: layer index and ``h`` or ``c``, to the directions concerned."""
+
+SUPPORTED_DTYPES = ("float32", "float64")
+"""Dtypes that every engine computes in."""
 
 DIRECTIONS = ("forward", "reverse")
+
+
+# Layers
 
 
 @dataclass(frozen=True)
@@ -30,17 +52,19 @@ class RecurrentSpec:
     Attributes
     ----------
     index
-        Place in the config's list of layers, the ``<k>`` of weight names.
+        Position in the config's list of layers, the ``<k>`` of weight names.
     input_size
-        Features D it reads.
+        Input features D.
     cells
-        One cell a direction: forward, or forward and reverse.
+        One cell per direction: forward, or forward and reverse.
     return_sequences
-        Every step's output, or the last one's only.
+        True: the output has every step. False: it has the last step alone.
     stateful
-        Row j of a batch continues row j of the one before.
+        Row j of a batch continues row j of the previous batch.
     dropout, recurrent_dropout
-        Rates, used in training only.
+        Dropout rates, used in training only.
+    forget_bias
+        Initial bias of an lstm's forget gate.
     """
 
     index: int
@@ -73,11 +97,11 @@ class RecurrentSpec:
         return self.directions * self.cells[0].output_size
 
     def prefix(self, direction: int) -> str:
-        """Where this direction's tensors are stored, such as ``layers.0.reverse.``."""
+        """Prefix of the stored names of a direction's tensors, such as ``layers.0.reverse.``."""
         return f"layers.{self.index}." + ("reverse." if direction else "")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Stored name of every tensor to what it is, forward direction first."""
+        """Description of every stored tensor by its name, forward direction first."""
         return {
             self.prefix(d) + p.name: p
             for d, cell in enumerate(self.cells)
@@ -87,9 +111,18 @@ class RecurrentSpec:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A dense layer, on every step alike; `activation` None is softmax over the units.
+    """A dense layer, applied to every step.
 
-    Without `bias` none is stored, and it counts as 0.
+    Attributes
+    ----------
+    index
+        Position in the config's list of layers.
+    input_size, units
+        Input features D and output features F.
+    activation
+        Activation of each unit. None is softmax over the units.
+    bias
+        False: no bias is stored, and the layer computes with a bias of 0.
     """
 
     index: int
@@ -108,17 +141,17 @@ class DenseSpec:
         return "softmax" if self.activation is None else str(self.activation)
 
     def parameters(self) -> dict[str, Parameter]:
-        """Stored name of every tensor to what it is."""
+        """Description of every stored tensor by its name."""
         F, D, prefix = self.units, self.input_size, f"layers.{self.index}."
-        found = {f"{prefix}weight": Parameter("weight", "matrix", "(units, D)", (F, D), (), "W")}
+        tensors = {f"{prefix}weight": Parameter("weight", "matrix", "(units, D)", (F, D), (), "W")}
         if self.bias:
-            found[f"{prefix}bias"] = Parameter("bias", "bias", "(units,)", (F,), (), "b")
-        return found
+            tensors[f"{prefix}bias"] = Parameter("bias", "bias", "(units,)", (F,), (), "b")
+        return tensors
 
 
 @dataclass(frozen=True)
 class DropoutSpec:
-    """Dropout, the identity outside training."""
+    """A dropout layer: the identity outside training."""
 
     index: int
     input_size: int
@@ -130,13 +163,13 @@ class DropoutSpec:
         return self.input_size
 
     def parameters(self) -> dict[str, Parameter]:
-        """No tensors."""
+        """An empty mapping: the layer stores no tensors."""
         return {}
 
 
 @dataclass(frozen=True)
 class FlattenSpec:
-    """(N, T, F) to (N, steps * F); sequences shorter than `steps` are padded with zeros."""
+    """A layer from (N, T, F) to (N, steps * F). Zeros fill sequences shorter than `steps`."""
 
     index: int
     input_size: int
@@ -148,21 +181,22 @@ class FlattenSpec:
         return self.steps * self.input_size
 
     def parameters(self) -> dict[str, Parameter]:
-        """No tensors."""
+        """An empty mapping: the layer stores no tensors."""
         return {}
 
 
 LayerSpec: TypeAlias = RecurrentSpec | DenseSpec | DropoutSpec | FlattenSpec
+Layers: TypeAlias = Sequence[LayerSpec]
 
 
 def lacks_bias(spec: LayerSpec) -> bool:
-    """Whether a layer's equations have biases, and it stores none."""
+    """Whether the equations of a layer have biases that the layer does not store."""
     return isinstance(spec, RecurrentSpec | DenseSpec) and not spec.bias
 
 
 @lru_cache(maxsize=256)
 def biased(spec: LayerSpec) -> LayerSpec:
-    """The layer as its equations have it, with biases."""
+    """The layer with stored biases, as its equations have them."""
     if isinstance(spec, RecurrentSpec):
         return replace(spec, cells=tuple(replace(cell, bias=True) for cell in spec.cells))
     return replace(spec, bias=True) if isinstance(spec, DenseSpec) else spec
@@ -171,12 +205,13 @@ def biased(spec: LayerSpec) -> LayerSpec:
 def with_biases(
     spec: LayerSpec, tensors: Mapping[str, Any], zeros: Callable[[int], Any] | None = None
 ) -> tuple[LayerSpec, Mapping[str, Any]]:
-    """A layer and tensors as all engines compute them: biases that it does not store are 0.
+    """A layer and its tensors as all engines compute them: absent biases become 0.
 
     Parameters
     ----------
     zeros
-        Makes a vector of so many zeros; None: NumPy's, in the dtype of the layer's weights.
+        Function from a length to a vector of zeros. None makes NumPy arrays in the dtype of the
+        layer's weights.
     """
     if not lacks_bias(spec):
         return spec, tensors
@@ -187,6 +222,9 @@ def with_biases(
     return whole, {**tensors, **absent}
 
 
+# One pass over a layer
+
+
 @dataclass(frozen=True)
 class TrainingPass:
     """A forward pass that a backward pass will follow.
@@ -194,67 +232,193 @@ class TrainingPass:
     Attributes
     ----------
     seed, update
-        Of dropout: equal numbers give equal masks.
+        Seed of dropout, and number of the update. Equal numbers give equal masks.
     """
 
     seed: int = 0
     update: int = 0
 
     def mask(self, spec: LayerSpec, part: int, shape: tuple[int, ...], rate: float) -> Array:
-        """What to multiply by: 0 with probability `rate`, else 1 / (1 - rate), in float32.
+        """Dropout mask in float32: 0 with probability `rate`, else 1 / (1 - rate).
 
-        From a generator that counts (Philox), by seed, layer, part and update, so that a mask
-        depends on nothing that was drawn before.
+        A counter-based generator (Philox) draws it from seed, layer, part and update. So a mask
+        depends on no earlier draw.
         """
         counter = [0, 0, spec.index << 8 | part, self.update]
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
-        kept = generator.random(shape, np.float32) >= rate
-        return np.asarray(kept * np.float32(1 / (1 - rate)), np.float32)
+        survives = generator.random(shape, np.float32) >= rate
+        return np.asarray(survives * np.float32(1 / (1 - rate)), np.float32)
 
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """Derivatives of the loss: for the layer's input, weights by stored name, initial states.
+    """Derivatives of the loss for one layer.
 
-    Those of biases are there whether the layer stores them or not.
+    Attributes
+    ----------
+    x
+        Derivative for the layer's input, in its shape.
+    weights
+        Derivatives by stored name. Biases are included even where the layer stores none.
+    state
+        Derivatives for the initial states of a recurrent layer.
     """
 
-    x: Own
-    weights: Mapping[str, Own] = field(default_factory=dict)
+    x: EngineArray
+    weights: Mapping[str, EngineArray] = field(default_factory=dict)
     state: State | None = None
 
 
 @dataclass
 class LayerResult:
-    """What one layer gave.
+    """Result of one layer's forward pass.
 
     Attributes
     ----------
     output
-        (N, T, F), or (N, F) after the steps are gone. Padded steps hold 0.
+        (N, T, F), or (N, F) where steps are reduced. Padded steps are 0.
     state
         Final states of a recurrent layer.
-    kept
-        What was asked to be kept: by direction and name, (N, T, H) or (N, T, P). Steps past
-        a sequence's end hold 0.
+    gates
+        Gates and states of every step, if requested. By direction and name: (N, T, H) or
+        (N, T, P). Padded steps are 0.
     logits
-        A dense layer's values before its activation.
+        Values of a dense layer before its activation.
     seconds
         Time by part, such as ``input projection`` and ``recurrence``.
     tape
-        What the engine's `backward` needs, where the pass was for training.
+        Values that the engine's `backward` needs. Set after a pass for training.
     """
 
-    output: Own
+    output: EngineArray
     state: State | None = None
-    kept: Mapping[str, Mapping[str, Own]] = field(default_factory=dict)
-    logits: Own | None = None
+    gates: Mapping[str, Mapping[str, EngineArray]] = field(default_factory=dict)
+    logits: EngineArray | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     tape: Any = None
 
 
-class Engine(Elementwise, Protocol):
-    """Computes layers on one device. Explicit, passed along; there is no global one."""
+@dataclass(frozen=True)
+class RowsLoss:
+    """Loss of the valid rows of a batch, and its derivative.
+
+    Attributes
+    ----------
+    total
+        Sum over rows of loss times row weight.
+    gradient
+        Derivative of the mean for the rows, (rows, F).
+    weight
+        Divisor of the mean: rows, or the sum of their class weights.
+    scale
+        Factor from `total` to the mean. It is 0 if no row counts.
+    """
+
+    total: Deferred
+    gradient: EngineArray
+    weight: float
+    scale: float
+
+
+# Protocols
+
+
+class ArrayOperations(Protocol):
+    """Operations of an engine on its arrays, element by element.
+
+    Array arguments may be in NumPy's memory or in the engine's. All arrays of one call have one
+    shape and no gaps between their numbers. The same array may be passed twice. Pass numbers that
+    change between calls as values of symbols, since an engine may compile the expressions.
+    """
+
+    def evaluate(
+        self,
+        roots: Mapping[str, Expression],
+        values: Values,
+        out: Mapping[str, EngineArray],
+    ) -> None:
+        """Compute every root into its array of `out`, which may be one of the inputs.
+
+        Parameters
+        ----------
+        roots
+            Expressions to compute, by name.
+        values
+            A value for every symbol. Arrays have the dtype of `out`.
+        out
+            Writable arrays, one for each root.
+        """
+
+    def total(self, root: Expression, values: Values) -> float:
+        """Sum over all elements. Each is computed and added in double precision."""
+
+    def totals(self, root: Expression, many: Sequence[Values]) -> Sequence[Deferred]:
+        """The `total` for each entry of `many`."""
+
+    def all_finite(self, arrays: Sequence[EngineArray]) -> bool:
+        """Whether all numbers of these arrays are finite."""
+
+    def convert_like(self, array: Any, other: EngineArray) -> EngineArray:
+        """`array` in the memory and dtype of `other`, without gaps; a copy only where needed."""
+
+    def copy(self, array: Array) -> EngineArray:
+        """A writable copy in this engine's memory, without gaps."""
+
+    def zeros_like(self, array: EngineArray) -> EngineArray:
+        """Zeros in the memory, shape and dtype of `array`."""
+
+    def empty_like(self, array: EngineArray) -> EngineArray:
+        """Uninitialized array in the memory, shape and dtype of `array`."""
+
+    def download(self, array: EngineArray) -> Array:
+        """A copy in NumPy's memory."""
+
+    def to_host(self, values: EngineArray) -> Array:
+        """An array, or values over a batch, in NumPy's memory: (N, T, F) or (N, F)."""
+
+    def gather_valid(self, values: EngineArray, rows: Array | None) -> EngineArray:
+        """The valid rows of values (N, T, F) or (N, F), as one array (rows, F).
+
+        Parameters
+        ----------
+        rows
+            (N, T) or (N,), True for valid rows. False is allowed for padding only. None: all rows
+            are valid.
+        """
+
+    def scatter_valid(
+        self, gathered: EngineArray, values: EngineArray, rows: Array | None
+    ) -> EngineArray:
+        """The inverse of `gather_valid`: rows in the layout of `values`, and 0 elsewhere."""
+
+    def match_layout(self, array: Any, values: EngineArray) -> EngineArray | None:
+        """`array` in the layout of `values`, which has its shape, if that needs no wait.
+
+        None for an array in NumPy's memory; use `gather_valid` for such an array.
+        """
+
+    def cross_entropy(
+        self,
+        logits: EngineArray,
+        targets: Array,
+        class_weights: Array | None,
+        label_smoothing: float,
+    ) -> RowsLoss:
+        """Cross-entropy of the softmax of logits (rows, F).
+
+        Parameters
+        ----------
+        targets
+            In NumPy's memory: classes (rows,) int64, or probabilities of classes (rows, F).
+        class_weights
+            (F,) weight of each class. None: all weights are 1.
+        label_smoothing
+            Share of each target that is spread over all classes.
+        """
+
+
+class Engine(ArrayOperations, Protocol):
+    """Computes layers on one device. Callers pass it explicitly; there is no global engine."""
 
     name: str
     device: str
@@ -262,64 +426,67 @@ class Engine(Elementwise, Protocol):
 
     @property
     def threads(self) -> int | None:
-        """How many it may use; None if it does not say."""
+        """Number of threads it may use. None if it sets no number."""
 
-    def adopt(self, array: Any) -> Own | None:
-        """A caller's array that is in this engine's memory already; None: it is not.
+    def from_device_array(self, array: Any) -> EngineArray | None:
+        """A caller's array that is already in this engine's memory. None for all others.
 
-        What NumPy holds, any engine reads: this is about memory of another kind.
+        It concerns memory other than NumPy's: every engine reads NumPy arrays.
         """
 
-    def normalized(self, x: Own, mean: Array, scale: Array) -> Own:
-        """(x - mean) / scale of what `adopt` took, (N, T, D), in double precision, then cast."""
+    def normalize(self, x: EngineArray, mean: Array, scale: Array) -> EngineArray:
+        """(x - mean) / scale in double precision, then cast.
 
-    def batch(self, x: Own, lengths: Array | None) -> Own:
-        """Values of a batch (N, T, D), or (N, D), in the form that layers take and give.
+        `x` (N, T, D) is a result of `from_device_array`.
+        """
+
+    def from_padded(self, x: EngineArray, lengths: Array | None) -> EngineArray:
+        """Values of a batch (N, T, D) or (N, D) in the layout that layers take and return.
 
         Parameters
         ----------
         lengths
-            (N,) valid steps; None if all T are.
+            (N,) valid steps. None: all T steps are valid.
         """
 
-    def laid_out(self, values: Own) -> Own:
-        """What a layer gave as an array (N, T, F) or (N, F) in this engine's memory.
+    def to_padded(self, values: EngineArray) -> EngineArray:
+        """Values of a layer as an array (N, T, F) or (N, F) in this engine's memory.
 
-        0 in the padding, and for a sequence of length 0.
+        Padding is 0, and so are sequences of length 0.
         """
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Weights of one layer as this engine wants them, made once and used for every batch.
+        """Weights of one layer as this engine needs them. One call serves every batch.
 
-        A layer without biases is prepared as one whose biases are 0; see `with_biases`.
+        A layer without biases is prepared with biases of 0; see `with_biases`.
         """
 
     def forward(
         self,
         spec: LayerSpec,
         prepared: Any,
-        x: Own,
+        x: EngineArray,
         lengths: Array | None,
         state: State | None = None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """One layer over a batch. All it gives is in the engine's own memory and form.
+        """Forward pass of one layer. Its results are in the engine's memory and layout.
 
         Parameters
         ----------
         x
-            Of `batch`, or the layer before: (N, T, D), or (N, D) for a dense or dropout layer
-            after the steps are gone.
+            Result of `from_padded` or of the previous layer: (N, T, D). Dense and dropout layers
+            also take (N, D).
         lengths
-            (N,) valid steps; None if all T are.
+            (N,) valid steps. None: all T steps are valid.
         state
-            Initial (h, c), in NumPy's memory or the engine's own; None is zeros.
-        keep
-            Keep gates and states of every step.
+            Initial (h, c) in NumPy's memory or the engine's. None is zeros.
+        return_gates
+            Return gates and states of every step.
         training
-            Apply dropout, and keep what `backward` needs.
+            Apply dropout, and store the values that `backward` needs.
         """
 
     def backward(
@@ -327,29 +494,24 @@ class Engine(Elementwise, Protocol):
         spec: LayerSpec,
         prepared: Any,
         tape: Any,
-        d_output: Own,
+        d_output: EngineArray,
         *,
         d_logits: bool = False,
     ) -> LayerGradients:
-        """Derivatives of the loss through one layer, in the engine's own memory and form.
+        """Derivatives of the loss through one layer, in the engine's memory and layout.
 
         Parameters
         ----------
         tape
-            Of the forward pass.
+            `LayerResult.tape` of the forward pass.
         d_output
-            Derivative for the layer's output, in its shape; in NumPy's memory or the form that
-            layers give.
+            Derivative for the layer's output, in its shape. It is in NumPy's memory or in the
+            layout of layers.
         d_logits
             `d_output` is for a dense layer's values before the activation.
         """
 
 
 def array_dtype(engine: Engine) -> str:
-    """The dtype of an engine's arrays in NumPy's memory, ``float32`` or ``float64``."""
+    """Dtype of an engine's arrays in NumPy's memory: ``float32`` or ``float64``."""
     return "float64" if engine.dtype == "float64" else "float32"
-
-
-Layers: TypeAlias = Sequence[LayerSpec]
-SUPPORTED_DTYPES = ("float32", "float64")
-FLOAT32 = np.dtype(np.float32)

@@ -1,1 +1,1 @@
-"""Networks: layers, initial weights, and the forward pass through all of them."""
+"""Networks: layers, initial weights, forward and backward passes."""

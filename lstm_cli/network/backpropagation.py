@@ -1,4 +1,4 @@
-"""The loss's derivatives through a whole network, layer by layer from the last."""
+"""Forward pass for training, and derivatives of the loss through the whole network."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.stacks import backward_layers, forward_layers
-from lstm_cli.engines.types import Array, DropoutSpec, Own, State, TrainingPass
+from lstm_cli.engines.types import Array, DropoutSpec, EngineArray, State, TrainingPass
 from lstm_cli.network.network import Network
-from lstm_cli.network.results import hosted
+from lstm_cli.network.results import state_to_host
 
 
 @dataclass(frozen=True)
 class Tape:
-    """A forward pass of training.
+    """Values of a forward pass for training.
 
     Attributes
     ----------
     network
-        What was run.
+        The network that computed the pass.
     values, logit_values
-        Of the last layer, in the engine's form: its output, and what `logits` is made from.
+        Output and logits of the last layer, in the engine's layout.
     state
         Final states of every recurrent layer, in the engine's memory.
     lengths
         (N,) valid steps, or None.
     steps
-        T.
+        Steps T of the batch.
     layers
-        What each layer's backward pass needs.
+        Each layer's tape.
     """
 
     network: Network
-    values: Own
-    logit_values: Own | None
+    values: EngineArray
+    logit_values: EngineArray | None
     state: list[State]
     lengths: Array | None
     steps: int
@@ -45,42 +45,42 @@ class Tape:
 
     @cached_property
     def outputs(self) -> Array:
-        """As `Result` has them, in NumPy's memory."""
+        """Outputs as in `Result`, in NumPy's memory."""
         y = self.network.engine.to_host(self.values)
         return self.network.without_empty(y, self.steps, self.lengths)
 
     @cached_property
     def logits(self) -> Array | None:
-        """As `Result` has them, in NumPy's memory; None if no dense layer stands at the end."""
+        """Logits as in `Result`, in NumPy's memory. None if the last layer is not dense."""
         values = self.logit_values
         return None if values is None else self.network.engine.to_host(values)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of the loss, in NumPy's memory when they are asked for.
+    """Derivatives of the loss. The properties copy them to NumPy's memory at the first use.
 
     Attributes
     ----------
     network
-        Whose they are.
+        The network of the weights.
     tensors, input_values, states
-        In the engine's memory and form.
+        Derivatives for weights, inputs and initial states, in the engine's memory and layout.
     """
 
     network: Network
-    tensors: dict[str, Own]
-    input_values: Own
+    tensors: dict[str, EngineArray]
+    input_values: EngineArray
     states: Mapping[int, State]
 
     @cached_property
     def weights(self) -> dict[str, Array]:
-        """By stored name."""
+        """Derivatives for the weights by stored name."""
         return {name: self.network.engine.to_host(v) for name, v in self.tensors.items()}
 
     @cached_property
     def inputs(self) -> Array:
-        """For the inputs as they were given, (N, T, D), 0 in the padding."""
+        """Derivative for the caller's inputs (N, T, D), with padding of 0."""
         d, scaling = self.network.engine.to_host(self.input_values), self.network.normalization
         if scaling is None:
             return d
@@ -89,9 +89,9 @@ class Gradients:
 
     @cached_property
     def state(self) -> Mapping[int, State]:
-        """(dh, dc) of every recurrent layer, by its index."""
+        """(dh, dc) for the initial states of every recurrent layer, by layer index."""
         to_host = self.network.engine.to_host
-        return {k: hosted(state, to_host) for k, state in self.states.items()}
+        return {k: state_to_host(state, to_host) for k, state in self.states.items()}
 
 
 def forward(
@@ -101,32 +101,32 @@ def forward(
     state: Sequence[Any] | None,
     training: TrainingPass,
 ) -> Tape:
-    """Forward pass with dropout that keeps what `backward` needs; see `Network.run`."""
+    """Forward pass with dropout that stores the values `backward` needs; see `Network.run`."""
     x, n = network.check(x, lengths)
     states = network.check_state(state, x.shape[0])
-    y, layers = network.engine.batch(x, n), tuple(network.prepared())
-    made = forward_layers(network.engine, layers, y, n, states, training=training)
-    specs = zip(network.layers, made, strict=True)
+    y, layers = network.engine.from_padded(x, n), tuple(network.prepared())
+    results = forward_layers(network.engine, layers, y, n, states, training=training)
+    specs = zip(network.layers, results, strict=True)
     last = [result for spec, result in specs if not isinstance(spec, DropoutSpec)][-1:]
     logits = last[0].logits if last else None
-    finals = [result.state for result in made if result.state is not None]
-    tapes = tuple(result.tape for result in made)
-    return Tape(network, made[-1].output, logits, finals, n, x.shape[1], tapes)
+    finals = [result.state for result in results if result.state is not None]
+    tapes = tuple(result.tape for result in results)
+    return Tape(network, results[-1].output, logits, finals, n, x.shape[1], tapes)
 
 
-def backward(network: Network, tape: Tape, d: Own, *, d_logits: bool) -> Gradients:
+def backward(network: Network, tape: Tape, d: EngineArray, *, d_logits: bool) -> Gradients:
     """Derivatives for all weights, the inputs and the initial states.
 
     Parameters
     ----------
     d
-        Derivative for the outputs, or with `d_logits` for the last dense layer's values before
-        its activation; 0 wherever nothing is counted. In NumPy's memory or the engine's form.
+        Derivative for the outputs, or with `d_logits` for the logits. Rows that do not count
+        are 0. It is in NumPy's memory or the engine's layout.
     """
     layers = tuple(network.prepared())
-    made = backward_layers(network.engine, layers, tape.layers, d, d_logits=d_logits)
-    weights = {name: value for one in made for name, value in one.weights.items()}
-    pairs = zip(network.layers, made, strict=True)
+    gradients = backward_layers(network.engine, layers, tape.layers, d, d_logits=d_logits)
+    weights = {name: value for one in gradients for name, value in one.weights.items()}
+    pairs = zip(network.layers, gradients, strict=True)
     states = {spec.index: one.state for spec, one in pairs if one.state is not None}
     tensors = {name: weights[name] for name in network.weight_names}
-    return Gradients(network, tensors, made[0].x, states)
+    return Gradients(network, tensors, gradients[0].x, states)

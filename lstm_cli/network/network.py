@@ -13,20 +13,20 @@ from lstm_cli.engines.types import (
     Array,
     DropoutSpec,
     Engine,
+    EngineArray,
     FlattenSpec,
     LayerResult,
     Layers,
     LayerSpec,
-    Own,
     RecurrentSpec,
     State,
     ZeroStates,
     array_dtype,
 )
 from lstm_cli.errors import DataError, WeightsError, counted
-from lstm_cli.network.checks import as_array, check_steps, checked_lengths, checked_state
-from lstm_cli.network.normalization import STORED, Normalization
-from lstm_cli.network.results import Result, hosted, late
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization
+from lstm_cli.network.results import Result, converted_gates, state_to_host
+from lstm_cli.network.state import as_array, check_steps, checked_lengths, checked_state
 from lstm_cli.network.weights import fit_weights
 
 
@@ -36,24 +36,24 @@ class Network:
     Parameters
     ----------
     layers
-        Layer specifications, sizes already chained.
+        Layer specifications with matching sizes.
     weights
-        Tensors by stored name; two biases of an lstm or rnn are added. With ``inputs.mean`` and
-        ``inputs.scale``, inputs are normalized first.
+        Tensors by stored name. Two biases of an lstm or rnn are added to one. With
+        ``inputs.mean`` and ``inputs.scale`` the network normalizes its inputs.
     engine
-        What computes.
+        Engine that computes the layers.
 
     Attributes
     ----------
     normalization
-        Of the inputs, applied to all that is run; None: they are taken as they are.
+        Normalization of the inputs. None: the network reads them unchanged.
     zero_states
-        Initial states that begin with 0 whatever is given.
+        Initial states that stay 0 even if the caller gives others.
 
     Raises
     ------
     WeightsError
-        The weights do not fit the layers; names every misfit.
+        The weights do not fit the layers. The error names every misfit.
     """
 
     def __init__(self, layers: Layers, weights: Mapping[str, Array], engine: Engine) -> None:
@@ -61,63 +61,65 @@ class Network:
         self.engine = engine
         self.zero_states: ZeroStates = {}
         fitted = fit_weights(self.layers, weights)
-        self.normalization = Normalization.stored(fitted)
+        self.normalization = Normalization.from_tensors(fitted)
         self._weights: dict[str, Array] | None = None
-        self._own: dict[str, Own] = {
+        self._engine_weights: dict[str, EngineArray] = {
             name: _cast(name, v, array_dtype(engine))
             for name, v in fitted.items()
-            if name not in STORED
+            if name not in TENSOR_NAMES
         }
         self._prepare()
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """The layers' tensors by stored name, in the engine's dtype, in NumPy's memory, read only.
+        """Read-only tensors of the layers by stored name, in the engine's dtype and NumPy's memory.
 
-        Without the inputs' normalization, which no update changes and `tensors` also has.
+        They exclude the inputs' normalization; `tensors` includes it.
         """
         if self._weights is None:
             to_host = self.engine.to_host
-            self._weights = {name: _read_only(to_host(v)) for name, v in self._own.items()}
+            self._weights = {
+                name: _read_only(to_host(v)) for name, v in self._engine_weights.items()
+            }
         return MappingProxyType(self._weights)
 
     @property
     def tensors(self) -> Mapping[str, Array]:
-        """`weights`, and the inputs' normalization: all that makes this network again."""
+        """`weights` and the inputs' normalization: all tensors of a weights file."""
         if self.normalization is None:
             return self.weights
-        own = {name: _read_only(value) for name, value in self.normalization.tensors.items()}
-        return MappingProxyType({**self.weights, **own})
+        scaling = {name: _read_only(value) for name, value in self.normalization.tensors.items()}
+        return MappingProxyType({**self.weights, **scaling})
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        """The tensors' stored names, in the layers' order."""
-        return tuple(self._own)
+        """Stored names of the tensors, in layer order."""
+        return tuple(self._engine_weights)
 
     @property
     def input_size(self) -> int:
-        """Features D of a step."""
+        """Input features D."""
         return self.layers[0].input_size
 
     @property
     def output_size(self) -> int:
-        """Features F of the output."""
+        """Output features F."""
         return self.layers[-1].output_size
 
     @property
     def recurrent(self) -> tuple[RecurrentSpec, ...]:
-        """The recurrent layers, in order."""
+        """The recurrent layers in order."""
         return tuple(spec for spec in self.layers if isinstance(spec, RecurrentSpec))
 
     @property
     def returns_sequences(self) -> bool:
-        """Whether the output has one row a step."""
+        """Whether the output has one row per step."""
         return not any(ends_sequence(spec) for spec in self.layers)
 
     @property
     def parameter_count(self) -> int:
-        """Numbers stored."""
-        return sum(value.size for value in self._own.values())
+        """Number of trainable parameters."""
+        return sum(value.size for value in self._engine_weights.values())
 
     def run(
         self,
@@ -132,78 +134,86 @@ class Network:
         Parameters
         ----------
         x
-            Sequences (N, T, D); what stands past a sequence's length does not matter.
+            Sequences (N, T, D). Values past a sequence's length are ignored.
         lengths
-            (N,) valid steps; None: all T.
+            (N,) valid steps. None: all T steps are valid.
         state
-            Initial states as `Result.state` gives them; None, or None for a layer: zeros.
+            Initial states in the form of `Result.state`. None, or None for a layer, is zeros.
         keep
-            Keep every gate and state.
+            Return every gate and state of every step in `Result.kept`.
 
         Raises
         ------
         DataError
-            Shapes that do not fit the network.
+            A shape does not fit the network.
         """
         x, lengths = self.check(x, lengths)
         states = self.check_state(state, x.shape[0])
-        steps, stay = x.shape[1], self.engine.adopt(x) is not None
-        given = self.engine.batch(x, lengths), lengths, states
-        made = forward_layers(self.engine, tuple(self.prepared()), *given, keep=keep)
-        y = made[-1].output
-        if stay:
-            return self._result(made, self.engine.laid_out, self.engine.laid_out(y))
+        steps, on_device = x.shape[1], self.engine.from_device_array(x) is not None
+        results = forward_layers(
+            self.engine,
+            tuple(self.prepared()),
+            self.engine.from_padded(x, lengths),
+            lengths,
+            states,
+            return_gates=keep,
+        )
+        y = results[-1].output
+        if on_device:
+            return self._result(results, self.engine.to_padded, self.engine.to_padded(y))
         outputs = self.without_empty(self.engine.to_host(y), steps, lengths)
-        return self._result(made, self.engine.to_host, outputs)
+        return self._result(results, self.engine.to_host, outputs)
 
     def _result(
-        self, made: Sequence[LayerResult], given: Callable[[Own], Own], outputs: Own
+        self,
+        results: Sequence[LayerResult],
+        convert: Callable[[EngineArray], EngineArray],
+        outputs: EngineArray,
     ) -> Result:
-        """What all layers gave, in the form that `given` makes of an engine's values."""
-        pairs = list(zip(self.layers, made, strict=True))
+        pairs = list(zip(self.layers, results, strict=True))
         # Dropout is the identity here.
         last = next((r for s, r in reversed(pairs) if not isinstance(s, DropoutSpec)), None)
         logits = None if last is None else last.logits
         return Result(
             outputs,
-            [hosted(result.state, given) for result in made if result.state is not None],
-            {s.index: late(r.kept, given) for s, r in pairs if r.kept},
+            [state_to_host(r.state, convert) for r in results if r.state is not None],
+            {s.index: converted_gates(r.gates, convert) for s, r in pairs if r.gates},
             {s.index: r.seconds for s, r in pairs},
-            lambda: None if logits is None else given(logits),
+            lambda: None if logits is None else convert(logits),
         )
 
     def prepared(self) -> Iterator[tuple[LayerSpec, Any]]:
-        """Every layer with its weights as the engine wants them."""
+        """Every layer with its weights as the engine prepared them."""
         return zip(self.layers, self._prepared, strict=True)
 
-    def set_weights(self, weights: Mapping[str, Own]) -> None:
-        """Compute with these tensors from now on; names and shapes as `weights` has them.
+    def set_weights(self, weights: Mapping[str, EngineArray]) -> None:
+        """Replace all tensors. Names and shapes are those of `weights`.
 
-        They may be in NumPy's memory or the engine's own.
+        They may be in NumPy's memory or in the engine's.
         """
-        self._own = {name: weights[name] for name in self._own}
+        self._engine_weights = {name: weights[name] for name in self._engine_weights}
         self._prepare()
 
     def _prepare(self) -> None:
         self._weights = None
-        self._prepared = [self.engine.prepare(spec, self._own) for spec in self.layers]
+        self._prepared = [self.engine.prepare(spec, self._engine_weights) for spec in self.layers]
 
     def without_empty(self, y: Array, steps: int, lengths: Array | None) -> Array:
-        """Outputs (N, F) with 0 for the sequences of length 0; others as they are."""
+        """Outputs (N, F) with 0 for sequences of length 0. Outputs (N, T, F) unchanged."""
         if y.ndim == 3:
             return y
         empty = np.full(len(y), steps == 0) if lengths is None else lengths == 0
         return np.where(empty[:, None], np.zeros((), y.dtype), y) if empty.any() else y
 
-    def check(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
-        """Inputs, normalized, in the engine's dtype with 0 in the padding, and lengths; see `run`.
+    def check(self, x: Any, lengths: Any) -> tuple[EngineArray, Array | None]:
+        """Normalized inputs in the engine's dtype with padding of 0, and lengths; see `run`.
 
-        What is in the engine's own memory already stays there.
+        Inputs in the engine's memory stay there.
         """
-        x, n = self.check_given(x, lengths)
+        x, n = self.check_arrays(x, lengths)
         scaling, dtype = self.normalization, array_dtype(self.engine)
-        if self.engine.adopt(x) is not None:
-            return x if scaling is None else self.engine.normalized(
+        if self.engine.from_device_array(x) is not None:
+            return x if scaling is None else self.engine.normalize(
                 x, scaling.mean, scaling.scale
             ), n
         shorter = n if n is not None and (n < x.shape[1]).any() else None
@@ -212,17 +222,18 @@ class Network:
         if shorter is not None:
             padding = (np.arange(x.shape[1]) >= shorter[:, None])[:, :, None]
             x = np.where(padding, np.zeros((), x.dtype), x)
-        with np.errstate(over="ignore"):  # what is beyond the dtype becomes infinite
+        with np.errstate(over="ignore"):  # values beyond the dtype become infinite
             return x.astype(dtype, copy=False), n
 
-    def check_given(self, x: Any, lengths: Any) -> tuple[Own, Array | None]:
-        """Inputs as they were given, as an array, and lengths; see `run`."""
-        D, own = self.input_size, self.engine.adopt(x)
-        x = as_array(x, "the inputs", f"real numbers of shape (N, T, {D})") if own is None else own
+    def check_arrays(self, x: Any, lengths: Any) -> tuple[EngineArray, Array | None]:
+        """Inputs as an array, otherwise unchanged, and checked lengths; see `run`."""
+        D, on_device = self.input_size, self.engine.from_device_array(x)
+        expected = f"real numbers of shape (N, T, {D})"
+        x = as_array(x, "the inputs", expected) if on_device is None else on_device
         if x.ndim != 3 or x.dtype.kind not in "fiub":
             raise DataError(
                 "the inputs are not a batch of sequences",
-                expected=f"real numbers of shape (N, T, {D})",
+                expected=expected,
                 found=f"{x.dtype} of shape {x.shape}",
                 hint="x[None] makes a batch of one sequence" if x.ndim == 2 else None,
             )
@@ -239,9 +250,9 @@ class Network:
         return x, n
 
     def is_one_sided(self, spec: RecurrentSpec) -> bool:
-        """Whether a layer's forward direction holds nothing but 0, beside a reverse one that does.
+        """Whether a layer's forward weights are all 0 and its reverse weights are not.
 
-        Models with a layer that runs in reverse alone are read so.
+        Readers of other formats represent a reverse-only layer like this.
         """
         if spec.directions < 2:
             return False
@@ -252,7 +263,7 @@ class Network:
         return reverse and not forward
 
     def check_state(self, state: Sequence[Any] | None, N: int) -> dict[int, State]:
-        """Initial states by layer index; see `run`."""
+        """Checked initial states by layer index; see `run`."""
         if state is None:
             return {}
         specs = self.recurrent
@@ -268,23 +279,27 @@ class Network:
                 expected=f"{len(specs)} entries, one for each recurrent layer",
                 found=f"{len(state)}",
             )
-        pairs, adopt, zero = zip(specs, state, strict=True), self.engine.adopt, self.zero_states
         return {
-            s.index: checked_state(s, given, N, adopt, zero, one_sided=self.is_one_sided(s))
-            for s, given in pairs
-            if given is not None
+            spec.index: checked_state(
+                spec,
+                value,
+                N,
+                self.engine.from_device_array,
+                self.zero_states,
+                one_sided=self.is_one_sided(spec),
+            )
+            for spec, value in zip(specs, state, strict=True)
+            if value is not None
         }
 
 
 def _read_only(value: Array) -> Array:
-    """A view of an array that nobody can write to."""
     view = np.asarray(value).view()
     view.setflags(write=False)
     return view
 
 
 def _cast(name: str, value: Array, dtype: str) -> Array:
-    """A weight in the engine's dtype, a copy; it must fit."""
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
     if not np.isfinite(cast).all():
@@ -298,7 +313,7 @@ def _cast(name: str, value: Array, dtype: str) -> Array:
 
 
 def ends_sequence(spec: LayerSpec) -> bool:
-    """Whether the layer turns (N, T, F) into (N, F)."""
+    """Whether the layer reduces (N, T, F) to (N, F)."""
     return isinstance(spec, FlattenSpec) or (
         isinstance(spec, RecurrentSpec) and not spec.return_sequences
     )

@@ -1,4 +1,4 @@
-"""Normalization of inputs and targets, kept beside the weights or folded into them."""
+"""Normalization of inputs and targets, stored with the weights or folded into them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Method: TypeAlias = Literal["standard", "minmax"]
 Vector: TypeAlias = NDArray[np.float64]
 
 MEAN, SCALE = "inputs.mean", "inputs.scale"
-STORED = (MEAN, SCALE)
-"""Stored names of the normalization of a network's inputs, (D,) float64 each."""
+TENSOR_NAMES = (MEAN, SCALE)
+"""Stored names of the normalization of a network's inputs. Each tensor is (D,) float64."""
 
 SCALED_LOSSES = ("mse", "mae", "huber")
-"""Losses whose targets may have any scale."""
+"""Losses that allow targets of any scale."""
 
-LARGEST_LOSS = 1e-4
-"""Share of a feature's scale: what rounding may take of it before a warning names the feature."""
+ROUNDING_LIMIT = 1e-4
+"""Rounding, as a share of a feature's scale, above which a warning names the feature."""
 
 
 class Statistics(Protocol):
-    """Moments and extremes that a normalization is made from: (D,) each."""
+    """Moments and extremes of features, (D,) each, from which a normalization is computed."""
 
     @property
     def mean(self) -> Vector:
@@ -57,14 +57,14 @@ class Statistics(Protocol):
 
 @dataclass(frozen=True)
 class Rounding:
-    """Digits of one feature that a dtype cannot hold.
+    """Rounding of one feature by a dtype.
 
     Attributes
     ----------
     noun, number
-        Such as ``feature``, and its number from 0.
+        Word such as ``feature``, and its number from 0.
     mean, scale
-        Its normalization.
+        Normalization of the feature.
     share
         Spacing of the dtype's numbers near the mean, as a share of the scale.
     """
@@ -84,41 +84,44 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """x becomes (x - mean) / scale, feature by feature.
+    """The transformation of x to (x - mean) / scale for each feature.
 
     Attributes
     ----------
     mean, scale
-        (D,) float64: what is subtracted, and the divisor, which is never 0.
+        (D,) float64. The scale is never 0.
     """
 
     mean: Vector
     scale: Vector
 
     @classmethod
-    def of(cls, method: Method, statistics: Statistics) -> Normalization:
-        """``standard``: mean 0, deviation 1; ``minmax``: 0 to 1. A constant is divided by 1."""
+    def from_statistics(cls, method: Method, statistics: Statistics) -> Normalization:
+        """Normalization to mean 0 and deviation 1 (``standard``), or to 0 to 1 (``minmax``).
+
+        The scale of a constant feature is 1.
+        """
         low, high = statistics.minimum, statistics.maximum
         if method == "standard":
             mean, scale = statistics.mean, statistics.std
         else:
             with np.errstate(over="ignore"):
                 mean, scale = low, high - low
-        # Deviations too small or too large for float64 are as little use as none.
+        # A deviation that underflows or overflows in float64 is treated as that of a constant.
         varies = (low < high) & (scale > 0) & np.isfinite(scale)
         return cls(mean, np.where(varies, scale, 1.0))
 
     @classmethod
-    def stored(cls, tensors: Mapping[str, Array]) -> Normalization | None:
-        """The normalization among stored tensors that were checked; None if there is none."""
+    def from_tensors(cls, tensors: Mapping[str, Array]) -> Normalization | None:
+        """The normalization among checked tensors of a weights file. None if there is none."""
         if MEAN not in tensors:
             return None
-        mean, scale = (np.array(tensors[name], np.float64) for name in STORED)
+        mean, scale = (np.array(tensors[name], np.float64) for name in TENSOR_NAMES)
         return cls(mean, scale)
 
     @property
     def tensors(self) -> dict[str, Vector]:
-        """By stored name."""
+        """Mean and scale by stored name."""
         return {MEAN: self.mean, SCALE: self.scale}
 
     @property
@@ -128,36 +131,36 @@ class Normalization:
 
     @property
     def inverse(self) -> Normalization:
-        """What undoes this one; to fold it is to take a fold back."""
+        """The inverse transformation. Folding it undoes the fold of this one."""
         return Normalization(-self.mean / self.scale, 1 / self.scale)
 
     def apply(
         self, x: Array, lengths: ArrayLike | None = None, dtype: DTypeLike = np.float64
     ) -> Array:
-        """`x` (N, T, D), or (N, D) without `lengths`, normalized; padding is 0.
+        """Normalized `x` (N, T, D), or (N, D) without `lengths`, with padding of 0.
 
-        Computed in double precision, then cast to `dtype`.
+        It is computed in double precision, then cast to `dtype`.
         """
-        with np.errstate(all="ignore"):  # what is not finite shows where it is used
-            changed = np.subtract(x, self.mean)
-            changed /= self.scale
-            changed = changed.astype(dtype, copy=False)
+        with np.errstate(all="ignore"):  # values that are not finite show at their use
+            scaled = np.subtract(x, self.mean)
+            scaled /= self.scale
+            scaled = scaled.astype(dtype, copy=False)
         if lengths is not None:
-            changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
-        return changed
+            scaled[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
+        return scaled
 
     def undo(self, x: Array, lengths: ArrayLike | None = None) -> Array:
-        """The inverse of `apply`, in float64."""
+        """Inverse of `apply`, in float64."""
         with np.errstate(all="ignore"):
-            changed = x * self.scale + self.mean
+            scaled = x * self.scale + self.mean
         if lengths is not None:
-            changed[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
-        return np.asarray(changed)
+            scaled[np.arange(x.shape[1]) >= np.asarray(lengths)[:, None]] = 0
+        return np.asarray(scaled)
 
     def roundings(
-        self, dtype: str, largest: float = LARGEST_LOSS, noun: str = "feature"
+        self, dtype: str, largest: float = ROUNDING_LIMIT, noun: str = "feature"
     ) -> list[Rounding]:
-        """Features of which `dtype` loses more than this share of their scale."""
+        """Features that `dtype` rounds by more than `largest`, as a share of their scale."""
         with np.errstate(over="ignore"):
             shares = np.abs(self.mean / self.scale) * _spacing(dtype)
         return [
@@ -167,27 +170,27 @@ class Normalization:
 
 
 def _spacing(dtype: str) -> float:
-    """From 1 to the next number of an engine's dtype."""
     return {"bfloat16": 2.0**-7, "tf32": 2.0**-10}.get(dtype) or float(np.finfo(dtype).eps)
 
 
 def scales_targets(layers: Layers, loss: str) -> bool:
-    """Whether targets are to be scaled: a dense layer without activation can scale them back.
+    """Whether training scales the targets for these layers and this loss.
 
-    Its bias takes their mean in.
+    The network must end in a dense layer without activation, whose weights and bias can take the
+    scaling.
     """
-    last = _weighted(layers)[-1:]
+    last = _without_dropout(layers)[-1:]
     linear = loss in SCALED_LOSSES and bool(last) and _is_linear(last[0])
     return linear and not lacks_bias(last[0])
 
 
-def unfoldable(layers: Layers) -> str | None:
-    """Why no weights of these layers can do what a normalization of inputs does; None: some can.
+def fold_obstacle(layers: Layers) -> str | None:
+    """Reason why a normalization of inputs cannot be folded into these layers. None: it can.
 
-    A flatten layer fills short sequences up with zeros, which after normalization are other
-    values than before: no weights behind it can make up for that.
+    A flatten layer pads short sequences with zeros. Zeros are other values after normalization
+    than before, and no weights of a later layer can correct that.
     """
-    first = _weighted(layers)[:1]
+    first = _without_dropout(layers)[:1]
     if not first or isinstance(first[0], DropoutSpec):
         return "no layer has weights"
     if isinstance(first[0], FlattenSpec):
@@ -197,9 +200,9 @@ def unfoldable(layers: Layers) -> str | None:
     return None
 
 
-def reading_layer(layers: Layers) -> LayerSpec | None:
-    """The layer that sees the inputs, dropout passed over; None: there is none."""
-    return next(iter(_weighted(layers)), None)
+def first_layer(layers: Layers) -> LayerSpec | None:
+    """The first layer that is not dropout. None if there is none."""
+    return next(iter(_without_dropout(layers)), None)
 
 
 def fold(
@@ -208,35 +211,35 @@ def fold(
     inputs: Normalization | None,
     targets: Normalization | None = None,
 ) -> dict[str, Array]:
-    """Weights that give, on raw inputs, raw outputs: what was normalized, they scale themselves.
+    """Weights for raw inputs and raw outputs, with the normalizations folded in.
 
-    With a = W (x - m) / s + b = (W / s) x + (b - (W / s) m), for the first layer's pre-activation
-    a, and s y + m = (s W) h + (s b + m) for the last layer's output y = W h + b.
+    For the first layer's pre-activation a = W (x - m) / s + b = (W / s) x + (b - (W / s) m).
+    For the last layer's output y = W h + b: s y + m = (s W) h + (s b + m).
 
     Parameters
     ----------
     layers, weights
-        The network, its layers' tensors by stored name.
+        Layers of the network, and their tensors by stored name.
     inputs, targets
-        How they were normalized; None: not at all.
+        Normalizations of inputs and targets. None: not normalized.
 
     Returns
     -------
-    All tensors in the dtypes they came in, computed in float64; those given are left alone.
+    Copies of all tensors in their dtypes, computed in float64.
 
     Raises
     ------
     ConfigError
-        The first layer cannot take the inputs' normalization, or the last one the targets'.
+        The first layer cannot take the inputs' normalization, or the last layer the targets'.
     WeightsError
-        A folded weight is beyond its dtype.
+        A folded weight exceeds the range of its dtype.
     """
     if inputs is None and targets is None:
         return {name: np.array(value) for name, value in weights.items()}
     folded = {name: np.array(value, np.float64) for name, value in weights.items()}
-    with np.errstate(all="ignore"):  # what does not fit is found and named below
+    with np.errstate(all="ignore"):  # `_cast` raises for values that do not fit
         if inputs is not None:
-            for weight, bias in _reading_tensors(_reading_layer(layers)):
+            for weight, bias in _input_tensors(_foldable_layer(layers)):
                 folded[weight] = folded[weight] / inputs.scale
                 folded[bias] = folded[bias] - folded[weight] @ inputs.mean
         if targets is not None:
@@ -249,37 +252,35 @@ def fold(
 def fold_noise(
     layers: Layers, folded: Mapping[str, Array], inputs: Normalization, dtype: DTypeLike
 ) -> float:
-    """Rounding of the first layer's pre-activations in `dtype`, on inputs of the data's range.
+    """Rounding error of the first layer's pre-activations in `dtype`, by estimate.
 
-    Their terms are as large as W m / s, and nearly cancel.
+    Inputs lie within 3 scales of their mean. Terms as large as W m / s nearly cancel.
     """
-    most, largest = np.abs(inputs.mean) + 3 * np.abs(inputs.scale), 0.0
+    bound, largest = np.abs(inputs.mean) + 3 * np.abs(inputs.scale), 0.0
     with np.errstate(over="ignore"):
-        for weight, bias in _reading_tensors(_reading_layer(layers)):
-            terms = np.abs(folded[weight]).astype(np.float64) @ most + np.abs(folded[bias])
+        for weight, bias in _input_tensors(_foldable_layer(layers)):
+            terms = np.abs(folded[weight]).astype(np.float64) @ bound + np.abs(folded[bias])
             largest = max(largest, float(terms.max(initial=0.0)))
     return largest * float(np.finfo(dtype).eps)
 
 
-def _weighted(layers: Layers) -> list[LayerSpec]:
-    """The layers without dropout, which is the identity once trained."""
+def _without_dropout(layers: Layers) -> list[LayerSpec]:
     return [spec for spec in layers if not isinstance(spec, DropoutSpec)]
 
 
-def _reading_layer(layers: Layers) -> RecurrentSpec | DenseSpec:
-    """The layer that sees the inputs."""
-    first, why = _weighted(layers)[:1], unfoldable(layers)
-    if why is None and not isinstance(first[0], FlattenSpec | DropoutSpec):
+def _foldable_layer(layers: Layers) -> RecurrentSpec | DenseSpec:
+    first, obstacle = _without_dropout(layers)[:1], fold_obstacle(layers)
+    if obstacle is None and not isinstance(first[0], FlattenSpec | DropoutSpec):
         return first[0]
     raise ConfigError(
         "the normalization of the inputs cannot be folded into weights",
         expected="a recurrent or dense layer with a bias before any other",
-        found=why,
+        found=obstacle,
     )
 
 
-def _reading_tensors(spec: RecurrentSpec | DenseSpec) -> list[tuple[str, str]]:
-    """Stored names of matrix and bias that make the pre-activation from x."""
+def _input_tensors(spec: RecurrentSpec | DenseSpec) -> list[tuple[str, str]]:
+    """Stored names of the matrices that read x, with their biases."""
     if isinstance(spec, DenseSpec):
         return [_dense_tensors(spec)]
     prefixes = [spec.prefix(direction) for direction in range(spec.directions)]
@@ -295,8 +296,7 @@ def _is_linear(spec: LayerSpec) -> bool:
 
 
 def _linear_layer(layers: Layers) -> LayerSpec:
-    """The dense layer without activation at the end."""
-    last = _weighted(layers)[-1:]
+    last = _without_dropout(layers)[-1:]
     if last and _is_linear(last[0]):
         return last[0]
     raise ConfigError(
@@ -307,7 +307,6 @@ def _linear_layer(layers: Layers) -> LayerSpec:
 
 
 def _cast(name: str, value: Array, like: Array) -> Array:
-    """A folded tensor in the dtype it came in; it must fit."""
     with np.errstate(over="ignore"):
         cast = value.astype(like.dtype)
     if not np.isfinite(cast).all():

@@ -1,4 +1,4 @@
-"""What a network's forward pass gave."""
+"""Result of a network's forward pass, and the arithmetic of its layers."""
 
 from __future__ import annotations
 
@@ -6,83 +6,119 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lstm_cli.engines.types import Array, LayerResult, Own, State
+from lstm_cli.engines.types import (
+    Array,
+    DenseSpec,
+    EngineArray,
+    LayerResult,
+    LayerSpec,
+    RecurrentSpec,
+    State,
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a forward pass gave: arrays of NumPy, or where the inputs were the engine's, its own.
+    """Result of a forward pass: NumPy arrays, or the engine's arrays if the inputs were such.
 
     Attributes
     ----------
     outputs
         (N, T, F), or (N, F) if the network does not return sequences. Padded steps, and
-        sequences of length 0, hold 0.
+        sequences of length 0, are 0.
     state
-        Final (h, c) of every recurrent layer: h (N, directions, P or H), c (N, directions, H),
-        None for gru and rnn.
+        Final (h, c) of every recurrent layer: h (N, directions, P or H), c (N, directions, H).
+        c is None for gru and rnn.
     kept
-        By layer index, direction and name: every gate and state of every step (N, T, H),
-        where asked for.
+        Every gate and state of every step (N, T, H), if requested. By layer index, direction
+        and name.
     seconds
         Time by layer index and part.
     make_logits
-        Gives `logits`.
+        Function that returns `logits`.
     """
 
-    outputs: Own
+    outputs: EngineArray
     state: list[State]
-    kept: Mapping[int, Mapping[str, Mapping[str, Own]]] = field(default_factory=dict)
+    kept: Mapping[int, Mapping[str, Mapping[str, EngineArray]]] = field(default_factory=dict)
     seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    make_logits: Callable[[], Own | None] = lambda: None
+    make_logits: Callable[[], EngineArray | None] = lambda: None
 
     @cached_property
-    def logits(self) -> Own | None:
-        """The last dense layer's values before its activation; None if another layer is last."""
+    def logits(self) -> EngineArray | None:
+        """Values of the last dense layer before its activation. None if another layer is last."""
         return self.make_logits()
 
 
-def hosted(state: State, to_host: Callable[[Own], Array]) -> State:
-    """A layer's states in NumPy's memory."""
+def state_to_host(state: State, to_host: Callable[[EngineArray], Array]) -> State:
+    """States of a layer as NumPy arrays."""
     h, c = state
     return to_host(h), None if c is None else to_host(c)
 
 
-def late(
-    kept: Mapping[str, Mapping[str, Own]], given: Callable[[Own], Own]
-) -> Mapping[str, Mapping[str, Own]]:
-    """What was kept, by direction and name."""
-    return {direction: Late(values, given) for direction, values in kept.items()}
+def converted_gates(
+    gates: Mapping[str, Mapping[str, EngineArray]], convert: Callable[[EngineArray], EngineArray]
+) -> Mapping[str, Mapping[str, EngineArray]]:
+    """Gates by direction and name, each converted at its first use."""
+    return {direction: LazyValues(values, convert) for direction, values in gates.items()}
 
 
-def hosted_layer(result: LayerResult, to_host: Callable[[Own], Array]) -> LayerResult:
-    """What a layer gave, but for its states and its tape, in NumPy's memory."""
+def layer_to_host(result: LayerResult, to_host: Callable[[EngineArray], Array]) -> LayerResult:
+    """Result of a layer as NumPy arrays, without its states and tape."""
     logits = None if result.logits is None else to_host(result.logits)
-    return LayerResult(to_host(result.output), None, late(result.kept, to_host), logits)
+    return LayerResult(to_host(result.output), None, converted_gates(result.gates, to_host), logits)
 
 
-class Late(Mapping[str, Own]):
-    """Values that come to the caller's memory one by one, when they are asked for.
+class LazyValues(Mapping[str, EngineArray]):
+    """Values that are converted one by one, at their first use.
 
     Parameters
     ----------
     values
-        Of the engine, by name.
-    given
-        Makes of such a value what the caller gets.
+        The engine's arrays by name.
+    convert
+        Converter from an engine's array to the caller's.
     """
 
-    def __init__(self, values: Mapping[str, Own], given: Callable[[Own], Own]) -> None:
-        self._values, self._given = values, given
-        self._made: dict[str, Own] = {}
+    def __init__(
+        self,
+        values: Mapping[str, EngineArray],
+        convert: Callable[[EngineArray], EngineArray],
+    ) -> None:
+        self._values, self._convert = values, convert
+        self._converted: dict[str, EngineArray] = {}
 
-    def __getitem__(self, name: str) -> Own:
-        if name not in self._made:
-            self._made[name] = self._given(self._values[name])
-        return self._made[name]
+    def __getitem__(self, name: str) -> EngineArray:
+        if name not in self._converted:
+            self._converted[name] = self._convert(self._values[name])
+        return self._converted[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def layer_flops(spec: LayerSpec, positions: int) -> dict[str, float]:
+    """Floating-point operations of a layer's matrix products, by part.
+
+    A multiply-add is two operations. Only valid steps count, so that padding adds no work.
+
+    Parameters
+    ----------
+    positions
+        Valid steps of all sequences together.
+    """
+    if isinstance(spec, RecurrentSpec):
+        cell, H = spec.cells[0], spec.hidden_size
+        stacked = len(cell.gates) * H
+        projection = cell.output_size * H if cell.projects else 0
+        per_step = 2.0 * spec.directions * positions
+        return {
+            "input projection": per_step * stacked * spec.input_size,
+            "recurrence": per_step * (stacked * cell.output_size + projection),
+        }
+    if isinstance(spec, DenseSpec):
+        return {"product": 2.0 * spec.units * spec.input_size * positions}
+    return {}

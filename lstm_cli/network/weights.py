@@ -1,4 +1,4 @@
-"""Do these tensors fit these layers? Every misfit, said in terms of gates."""
+"""Comparison of tensors with the layers that need them. Misfits are reported by gate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from lstm_cli.cells import Parameter
 from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec, lacks_bias
-from lstm_cli.errors import Problem, WeightsError, nearest
-from lstm_cli.network.normalization import MEAN, SCALE, STORED
+from lstm_cli.errors import Problem, WeightsError, counted, nearest
+from lstm_cli.network.normalization import MEAN, SCALE, TENSOR_NAMES
 
 _GATES_OF = {1: "an rnn", 3: "a gru", 4: "an lstm"}
 
@@ -22,17 +22,17 @@ class Misfit:
     Attributes
     ----------
     name
-        Its stored name.
+        Stored name of the tensor.
     layer
-        Index of its layer; None for a tensor that belongs to no layer.
+        Index of its layer. None for a tensor that belongs to no layer.
     expected, found
-        Shapes; None where the tensor is not wanted, or is not there.
+        Shapes. None where the layers do not need the tensor, or where it is missing.
     mark
-        What is off, short enough for a table: a letter of the formula, ``missing``, ...
+        The difference, short enough for a table: a letter of the formula, ``missing``, ...
     what
-        One sentence that names gate, matrix and both shapes.
+        One sentence with gate, matrix and both shapes.
     bias
-        The layer's option `bias` that would fit; None: it is not about that.
+        Value of the layer's option `bias` that would fit. None: the option is not the cause.
     """
 
     name: str
@@ -45,26 +45,26 @@ class Misfit:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as it is written: ``(100, 12)``, ``(100,)``."""
+    """A shape as text: ``(100, 12)``, ``(100,)``."""
     return str(tuple(int(size) for size in shape))
 
 
 def gate_names(parameter: Parameter) -> str:
-    """The gates' own names of a stacked tensor: ``W_i, W_f, W_g, W_o``."""
+    """Names of a stacked tensor's gates: ``W_i, W_f, W_g, W_o``."""
     if not parameter.blocks:
         return parameter.symbol
     return ", ".join(f"{parameter.symbol}_{gate}" for gate in parameter.blocks)
 
 
 def expected_tensors(layers: Layers) -> dict[str, tuple[LayerSpec, Parameter]]:
-    """Stored name of every tensor the layers need to its layer and what it is."""
+    """Layer and description of every tensor that the layers need, by stored name."""
     return {
         name: (spec, parameter) for spec in layers for name, parameter in spec.parameters().items()
     }
 
 
 def split_biases(layers: Layers) -> dict[str, tuple[str, str]]:
-    """``bias`` of every lstm and rnn direction to the two names it may be stored under."""
+    """The two names under which a file may store each ``bias`` of an lstm or rnn."""
     return {
         name: (f"{name}_ih", f"{name}_hh")
         for name, (spec, parameter) in expected_tensors(layers).items()
@@ -73,13 +73,13 @@ def split_biases(layers: Layers) -> dict[str, tuple[str, str]]:
 
 
 def merge_biases(layers: Layers, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The tensors, the two biases of an lstm or rnn added to one."""
+    """The tensors with the two biases of an lstm or rnn added to one."""
     merged = dict(tensors)
     for name, pair in split_biases(layers).items():
         if name not in merged and all(part in merged for part in pair):
             first, second = (merged[part] for part in pair)
             if first.shape == second.shape:
-                wide = np.result_type(first, second, np.float32)  # halves may overflow
+                wide = np.result_type(first, second, np.float32)  # float16 biases may overflow
                 merged[name] = first.astype(wide) + second
                 for part in pair:
                     del merged[part]
@@ -87,30 +87,30 @@ def merge_biases(layers: Layers, tensors: Mapping[str, Array]) -> dict[str, Arra
 
 
 def misfits(layers: Layers, shapes: Mapping[str, tuple[int, ...]]) -> list[Misfit]:
-    """Every tensor that is missing, not wanted, or of another shape than the layers need."""
-    wanted = expected_tensors(layers)
-    found: list[Misfit] = []
-    for name, (spec, parameter) in wanted.items():
+    """Every tensor that is missing, superfluous, or of another shape than the layers need."""
+    needed = expected_tensors(layers)
+    result: list[Misfit] = []
+    for name, (spec, parameter) in needed.items():
         if name not in shapes:
-            found.append(_missing(name, spec, parameter, shapes))
+            result.append(_missing(name, spec, parameter, shapes))
         elif tuple(shapes[name]) != parameter.shape:
-            found.append(_misshapen(name, spec, parameter, tuple(shapes[name])))
-    found += _normalization_misfits(layers, shapes)
-    extra = [name for name in shapes if name not in wanted and name not in STORED]
+            result.append(_misshapen(name, spec, parameter, tuple(shapes[name])))
+    result += _normalization_misfits(layers, shapes)
+    extra = [name for name in shapes if name not in needed and name not in TENSOR_NAMES]
     unbiased = {f"layers.{spec.index}": spec for spec in layers if lacks_bias(spec)}
     for name in extra:
         owner, _, last = name.replace(".reverse.", ".").rpartition(".")
         if owner in unbiased and last.startswith("bias"):
-            found.append(_unasked(name, shapes[name], unbiased[owner]))
+            result.append(_superfluous_bias(name, shapes[name], unbiased[owner]))
         else:
-            found.append(_unwanted(name, shapes[name], wanted))
-    return found
+            result.append(_superfluous(name, shapes[name], needed))
+    return result
 
 
 def _normalization_misfits(
     layers: Layers, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Misfit]:
-    """Mean and scale of the inputs: both or none, one number for each feature."""
+    """Misfits of mean and scale of the inputs: both or none, one number per feature."""
     D = layers[0].input_size
     for name, other, word in ((MEAN, SCALE, "means"), (SCALE, MEAN, "scales")):
         if name in shapes and tuple(shapes[name]) != (D,):
@@ -125,9 +125,13 @@ def _normalization_misfits(
 
 
 def _missing(name: str, spec: LayerSpec, parameter: Parameter, shapes: Iterable[str]) -> Misfit:
-    own = [other for other in shapes if other.startswith(f"layers.{spec.index}.")]
-    guess = nearest(name, own)
-    if own and parameter.name.startswith("bias") and not any("bias" in other for other in own):
+    layer_names = [other for other in shapes if other.startswith(f"layers.{spec.index}.")]
+    guess = nearest(name, layer_names)
+    if (
+        layer_names
+        and parameter.name.startswith("bias")
+        and not any("bias" in other for other in layer_names)
+    ):
         what = (
             f"{name} is missing: layer {spec.index} ({spec.kind}) has biases in the config, and "
             f"none in the weights; {gate_names(parameter)} would be {shape_text(parameter.shape)}"
@@ -141,7 +145,7 @@ def _missing(name: str, spec: LayerSpec, parameter: Parameter, shapes: Iterable[
     return Misfit(name, spec.index, parameter.shape, None, "missing", what)
 
 
-def _unasked(name: str, shape: tuple[int, ...], spec: LayerSpec) -> Misfit:
+def _superfluous_bias(name: str, shape: tuple[int, ...], spec: LayerSpec) -> Misfit:
     what = (
         f"{name} {shape_text(shape)} is not wanted: layer {spec.index} ({spec.kind}) has no "
         "biases in the config, and has them in the weights"
@@ -149,47 +153,47 @@ def _unasked(name: str, shape: tuple[int, ...], spec: LayerSpec) -> Misfit:
     return Misfit(name, spec.index, None, tuple(shape), "not wanted", what, bias=True)
 
 
-def _unwanted(
-    name: str, shape: tuple[int, ...], wanted: Mapping[str, tuple[LayerSpec, Parameter]]
+def _superfluous(
+    name: str, shape: tuple[int, ...], needed: Mapping[str, tuple[LayerSpec, Parameter]]
 ) -> Misfit:
-    guess = nearest(name, wanted)
+    guess = nearest(name, needed)
     near = f"; the nearest name it has is {guess}" if guess else ""
     what = f"{name} {shape_text(shape)} belongs to no layer of the config{near}"
     return Misfit(name, None, None, tuple(shape), "not wanted", what)
 
 
-def _misshapen(name: str, spec: LayerSpec, parameter: Parameter, found: tuple[int, ...]) -> Misfit:
+def _misshapen(name: str, spec: LayerSpec, parameter: Parameter, shape: tuple[int, ...]) -> Misfit:
     expected, gates = parameter.shape, len(parameter.blocks)
-    mark, why = _difference(parameter, found)
+    mark, why = _difference(parameter, shape)
     verb = "together are" if gates > 1 else "is"
-    what = f"{name}: {gate_names(parameter)} {verb} {shape_text(found)}, "
+    what = f"{name}: {gate_names(parameter)} {verb} {shape_text(shape)}, "
     what += f"expected {shape_text(expected)} = {parameter.formula}"
-    if gates and set(mark.split(", ")) <= set("HDP") and found[0] % gates == 0:
-        # As many gates on both sides: speak of one gate's matrix, as people write it down.
-        one, other = (shape_text((size[0] // gates, *size[1:])) for size in (found, expected))
+    if gates and set(mark.split(", ")) <= set("HDP") and shape[0] % gates == 0:
+        # Equal numbers of gates: describe one gate's matrix, as in the equations.
+        one, other = (shape_text((size[0] // gates, *size[1:])) for size in (shape, expected))
         verb = verb.removeprefix("together ")
         formula = parameter.formula.replace(f"{gates}H", "H")
         what = f"{name}: {gate_names(parameter)} {verb} {one}, expected {other} = {formula}"
-    return Misfit(name, spec.index, expected, found, mark, f"{what}{why}")
+    return Misfit(name, spec.index, expected, shape, mark, f"{what}{why}")
 
 
-def _difference(parameter: Parameter, found: tuple[int, ...]) -> tuple[str, str]:
-    """What is off, as a short mark and as the end of a sentence."""
+def _difference(parameter: Parameter, shape: tuple[int, ...]) -> tuple[str, str]:
+    """The difference as a short mark, and as the end of a sentence."""
     expected, gates = parameter.shape, len(parameter.blocks)
-    if len(found) != len(expected):
-        return "rank", f": {len(found)} dimensions instead of {len(expected)}"
-    if len(found) == 2 and found == expected[::-1]:
+    if len(shape) != len(expected):
+        return "rank", f": {counted(len(shape), 'dimension')} instead of {len(expected)}"
+    if len(shape) == 2 and shape == expected[::-1]:
         return "transposed", ": it looks transposed, as Keras stores its kernels"
     letters = [part.strip(" ()") for part in parameter.formula.split(",") if part.strip(" ()")]
-    wrong = [k for k, sizes in enumerate(zip(found, expected, strict=True)) if sizes[0] != sizes[1]]
+    wrong = [k for k, sizes in enumerate(zip(shape, expected, strict=True)) if sizes[0] != sizes[1]]
     mark = ", ".join(letters[k].lstrip("0123456789") for k in wrong)
     if wrong != [0] or not gates:
         return mark, ""
     H = expected[0] // gates
-    if len(found) == 1 and found[0] == 2 * expected[0]:
+    if len(shape) == 1 and shape[0] == 2 * expected[0]:
         return "two biases", ": twice as long, so two biases in one row, as ONNX stores them"
-    if found[0] % H == 0 and found[0] // H in _GATES_OF:
-        other = found[0] // H
+    if shape[0] % H == 0 and shape[0] // H in _GATES_OF:
+        other = shape[0] // H
         count = {1: "one gate", 3: "three gates", 4: "four gates"}[other]
         kind = _GATES_OF[other]
         short = "gate missing" if other < gates else "gate too many"
@@ -200,18 +204,17 @@ def _difference(parameter: Parameter, found: tuple[int, ...]) -> tuple[str, str]
 def fit_weights(
     layers: Layers, tensors: Mapping[str, Array], source: str | None = None
 ) -> dict[str, Array]:
-    """The tensors the layers need, in their order, and the inputs' normalization if there is one.
+    """The tensors that the layers need, in order, and the inputs' normalization if present.
 
     Raises
     ------
     WeightsError
-        Names every tensor that is missing, superfluous, misshapen, or holds NaN or infinity, and
-        a scale of 0.
+        Names every tensor that is missing, superfluous, misshapen or not finite, and a scale of 0.
     """
     merged = merge_biases(layers, {name: np.asarray(value) for name, value in tensors.items()})
-    found = misfits(layers, {name: value.shape for name, value in merged.items()})
+    shape_misfits = misfits(layers, {name: value.shape for name, value in merged.items()})
     where = (source,) if source else ()
-    problems = [Problem(misfit.what, where=where) for misfit in found]
+    problems = [Problem(misfit.what, where=where) for misfit in shape_misfits]
     problems += [
         Problem(what, where=where)
         for name, value in merged.items()
@@ -219,7 +222,7 @@ def fit_weights(
     ]
     if problems:
         raise WeightsError(problems)
-    names = [*expected_tensors(layers), *(name for name in STORED if name in merged)]
+    names = [*expected_tensors(layers), *(name for name in TENSOR_NAMES if name in merged)]
     return {name: merged[name] for name in names}
 
 

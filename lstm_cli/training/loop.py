@@ -1,4 +1,4 @@
-"""The loop: epochs of batches, validation, the best weights, checkpoints."""
+"""The training loop: epochs of batches, validation, best weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ import numpy as np
 
 from lstm_cli.engines.types import Array, State
 from lstm_cli.errors import ConfigError, DataError, WeightsError
-from lstm_cli.network.carry import StateCarry
-from lstm_cli.training.forensics import explain
-from lstm_cli.training.learner import Learner, Moment
+from lstm_cli.network.state import StateCarry
+from lstm_cli.training.checkpoint import Checkpoint, Progress, with_prefix
+from lstm_cli.training.interfaces import (
+    EpochRow,
+    Reporter,
+    RunStore,
+    TrainingBatch,
+    TrainingSource,
+    Validation,
+)
 from lstm_cli.training.metrics import METRICS, Metrics
-from lstm_cli.training.progress import Checkpoint, Progress, prefixed
-from lstm_cli.training.surroundings import LearningBatch, Reporter, Row, Source, Store, Validation
+from lstm_cli.training.nonfinite import nonfinite_error
+from lstm_cli.training.train_step import StepTrace, TrainStep
 
 End = Literal["epochs", "patience", "interrupted"]
-"""Why a run ended: all epochs done, none better for too long, or asked to stop."""
+"""Reason of the end: all epochs done, patience exhausted, or a request to stop."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long, and what counts.
+class StopRule:
+    """Length of a run, and the metric that picks the best epoch.
 
     Attributes
     ----------
     epochs
-        At most so many.
+        Largest number of epochs.
     monitor
         The metric that picks the best epoch: ``val_loss``, ``accuracy``, ...
     patience
-        End after so many epochs without a better one; None: never.
+        Epochs without improvement after which the run ends. None: no limit.
     checkpoint_every
-        Seconds between two checkpoints within an epoch.
+        Seconds between checkpoints within an epoch.
     """
 
     epochs: int
@@ -46,11 +53,11 @@ class Plan:
 
     @property
     def larger_is_better(self) -> bool:
-        """Of the monitored metric."""
+        """Whether larger values of the monitored metric are better."""
         return self.monitor.removeprefix("val_") in ("accuracy", "auc")
 
-    def ended(self, progress: Progress) -> End | None:
-        """Whether the run has ended, and why."""
+    def end_reason(self, progress: Progress) -> End | None:
+        """Reason why the run has ended. None: it has not."""
         if progress.epoch >= self.epochs:
             return "epochs"
         waited = progress.epoch - (progress.best_epoch or 0)
@@ -64,189 +71,198 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the loop works with; see `lstm_cli.training.surroundings`.
+class LoopIO:
+    """Objects that connect the loop with data, storage and user.
 
-    `stop` is asked after every batch whether to save and end.
+    The loop calls `stop` after every batch. If it returns True, the loop saves and ends.
     """
 
-    source: Source
+    source: TrainingSource
     validation: Validation
-    store: Store
+    store: RunStore
     reporter: Reporter
     stop: Callable[[], bool] = lambda: False
 
 
 class Loop:
-    """One run. Killed at any moment and resumed, it ends in the same bits.
+    """One run. If it is killed at any time and resumed, it ends in the same bits.
 
-    An epoch ends in three writes: the best weights, its row of metrics, the checkpoint. What
-    stands after the last checkpoint is done again, to the bit, so that it does not matter
-    between which of them a process dies.
+    An epoch ends in three writes: best weights, row of metrics, checkpoint. A resumed run repeats
+    everything after the last checkpoint bit for bit. So the process may die between any two
+    writes.
 
     Parameters
     ----------
-    learner
+    train_step
         Network, loss and updates.
-    plan, around
-        How long, and with what.
+    stop_rule
+        Length of the run and monitored metric.
+    io
+        Data, validation, storage and reports.
     metrics
-        Makes the empty metrics of an epoch.
+        Function that returns empty metrics for an epoch.
     """
 
     def __init__(
-        self, learner: Learner, plan: Plan, around: Surroundings, metrics: Callable[[], Metrics]
+        self,
+        train_step: TrainStep,
+        stop_rule: StopRule,
+        io: LoopIO,
+        metrics: Callable[[], Metrics],
     ) -> None:
-        self.learner, self.plan, self.around = learner, plan, around
+        self.train_step, self.stop_rule, self.io = train_step, stop_rule, io
         self.progress = Progress()
         self._new_metrics = metrics
         self._metrics = metrics()
-        self._carry = StateCarry(learner.network.recurrent)
+        self._carry = StateCarry(train_step.network.recurrent)
         self._carried: list[State] = []
         self._since = self._saved = perf_counter()
-        self._is_kept = False
+        self._has_checkpoint = False
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+        """Restore a checkpoint.
 
         Raises
         ------
         WeightsError
-            It is one of another network, optimiser or schedule.
+            The checkpoint belongs to another network, optimizer or schedule.
         """
         try:
-            self.learner.load_weights(checkpoint.part("weights"))
-            self.learner.updates.load_state(checkpoint.part("updates"))
+            self.train_step.load_weights(checkpoint.part("weights"))
+            self.train_step.updates.load_state(checkpoint.part("updates"))
             self._metrics.load_state(checkpoint.part("metrics"))
         except KeyError as error:
             raise WeightsError(f"the checkpoint lacks {error.args[0]}") from None
         self.progress = replace(checkpoint.progress)
-        self._is_kept = True
+        self._has_checkpoint = True
         self._load_carry(checkpoint.part("carry"))
 
     def run(self) -> End:
-        """Train until all epochs are done, patience is at its end, or `stop` says so.
+        """Train until all epochs are done, patience is exhausted, or `stop` returns True.
 
         Raises
         ------
         TrainingError, DataError
-            The first value that is not finite. The last checkpoint stays.
+            A value is not finite. The last checkpoint remains.
         LstmCliError
-            The run cannot be saved. The last checkpoint stays.
+            The run cannot be saved. The last checkpoint remains.
         """
         self._since = self._saved = perf_counter()
-        while (end := self.plan.ended(self.progress)) is None:
-            if self.around.stop() or not self._epoch():
+        while (end := self.stop_rule.end_reason(self.progress)) is None:
+            if self.io.stop() or not self._epoch():
                 return "interrupted"
         return end
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands."""
+        """The current state of the run."""
         self._count_time()
         tensors = {
-            **prefixed("weights", self.learner.tensors),
-            **prefixed("updates", self.learner.updates.state_arrays(self.learner.network.engine)),
-            **prefixed("metrics", self._metrics.state_arrays()),
-            **prefixed("carry", self._carry_arrays()),
+            **with_prefix("weights", self.train_step.tensors),
+            **with_prefix(
+                "updates", self.train_step.updates.state_arrays(self.train_step.network.engine)
+            ),
+            **with_prefix("metrics", self._metrics.state_arrays()),
+            **with_prefix("carry", self._carry_arrays()),
         }
         return Checkpoint(replace(self.progress), tensors)
 
     def save(self) -> None:
         """Write a checkpoint."""
-        self.around.store.save(self.checkpoint())
-        self._saved, self._is_kept = perf_counter(), True
+        self.io.store.save(self.checkpoint())
+        self._saved, self._has_checkpoint = perf_counter(), True
 
     def _epoch(self) -> bool:
-        """The rest of an epoch; False if it was interrupted, and saved."""
+        """Run the rest of an epoch. False if it was interrupted and saved."""
         progress = self.progress
-        order = self.around.source.order(progress.epoch)
+        order = self.io.source.order(progress.epoch)
         for numbers in order[progress.batch :]:
             self._batch(numbers, len(order))
-            if self.around.stop():
+            if self.io.stop():
                 self.save()
                 return False
-            if perf_counter() - self._saved >= self.plan.checkpoint_every:
+            if perf_counter() - self._saved >= self.stop_rule.checkpoint_every:
                 self.save()
-        measured = self.around.validation(self.learner.weights)
-        if measured is None:
+        validation = self.io.validation(self.train_step.weights)
+        if validation is None:
             self.save()
             return False
-        self._end_epoch(measured)
+        self._end_epoch(validation)
         return True
 
     def _batch(self, numbers: Array, batches: int) -> None:
-        batch = self.around.source.read(numbers)
+        batch = self.io.source.read(numbers)
         if self.progress.batch == 0 or batch.file != self.progress.file:
             self._carry.reset()
         when = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1} of {batches}"
-        report = self.learner.step(
+        report = self.train_step.step(
             batch.x,
             batch.targets,
             batch.lengths,
             self._carry.start(None, batch.x.shape[0]),
-            watch=lambda moment: self._watch(moment, batch, when),
+            watch=lambda trace: self._watch(trace, batch, when),
         )
         if self._carry.active:
             self._carried = report.state
-            self._carry.keep(report.state)
+            self._carry.store(report.state)
         self.progress.batch += 1
         self.progress.file = batch.file
         loss = self._metrics.mean("loss")
-        self.around.reporter.stepped(self.progress, batches, loss)
+        self.io.reporter.on_batch_end(self.progress, batches, loss)
 
-    def _watch(self, moment: Moment, batch: LearningBatch, when: str) -> None:
-        """Count a piece's metrics, unless something is not finite."""
-        update, sound = moment.update, math.isfinite(moment.loss.value)
+    def _watch(self, trace: StepTrace, batch: TrainingBatch, when: str) -> None:
+        """Add a chunk to the metrics. Raise if a value is not finite."""
+        update, finite = trace.update, math.isfinite(trace.loss.value)
         if update is not None:
             self.progress.rate = update.rate
-            sound = update.finite and self.learner.finite
-        if not sound:
-            raise explain(self.learner, moment, batch.numbers, self.around.source.places, when)
-        piece, tape, raw = moment.piece, moment.tape, self.around.source.raw
-        engine = self.learner.network.engine
+            finite = update.finite and self.train_step.weights_finite
+        if not finite:
+            places = self.io.source.places
+            raise nonfinite_error(self.train_step, trace, batch.numbers, places, when)
+        chunk, tape, raw = trace.chunk, trace.tape, self.io.source.raw
+        engine = self.train_step.network.engine
         self._metrics.update(
-            raw(tape.outputs), tape.logits, raw(piece.targets), tape.lengths, engine
+            raw(tape.outputs), tape.logits, raw(chunk.targets), tape.lengths, engine
         )
 
-    def _end_epoch(self, measured: dict[str, float]) -> None:
-        progress, store = self.progress, self.around.store
-        row = self._row(measured)
-        value = row[self.plan.monitor]
-        improved = self.plan.improves(value, progress.best)
-        if not self._is_kept:  # a best model beside no checkpoint could not be gone on with
+    def _end_epoch(self, validation: dict[str, float]) -> None:
+        progress, store = self.progress, self.io.store
+        row = self._row(validation)
+        value = row[self.stop_rule.monitor]
+        improved = self.stop_rule.improves(value, progress.best)
+        if not self._has_checkpoint:  # a best model without a checkpoint could not be resumed
             self.save()
         progress.epoch += 1
         progress.batch, progress.file, progress.seconds = 0, 0, 0.0
         if improved:
             progress.best, progress.best_epoch = value, progress.epoch
-            store.keep_best(self.learner.weights)
-        self.learner.updates.epoch_ended(value, self.plan.larger_is_better)
+            store.save_best(self.train_step.weights)
+        self.train_step.updates.on_epoch_end(value, self.stop_rule.larger_is_better)
         self._metrics = self._new_metrics()
         self._carry.reset()
         self._carried = []
         store.append(row)
         self.save()
-        self.around.reporter.epoch_ended(progress, row, improved)
+        self.io.reporter.on_epoch_end(progress, row, improved)
 
-    def _row(self, measured: dict[str, float]) -> Row:
-        """The epoch's line of metrics."""
+    def _row(self, validation: dict[str, float]) -> EpochRow:
+        """The row of metrics of the epoch."""
         self._count_time()
-        own = self._metrics.result()
-        row: Row = {"epoch": self.progress.epoch + 1, "updates": self.learner.updates.count}
-        row |= {name: own[name] for name in METRICS if name in own}
-        row |= {f"val_{name}": measured[name] for name in METRICS if name in measured}
+        training = self._metrics.result()
+        row: EpochRow = {"epoch": self.progress.epoch + 1, "updates": self.train_step.updates.count}
+        row |= {name: training[name] for name in METRICS if name in training}
+        row |= {f"val_{name}": validation[name] for name in METRICS if name in validation}
         row |= {"rate": self.progress.rate, "seconds": round(self.progress.seconds, 3)}
-        if not own:
+        if not training:
             raise DataError(
                 "nothing can be learned from the data: no step has a target that counts",
-                where=self.around.source.places.sequence(0),
+                where=self.io.source.places.sequence(0),
             )
-        if self.plan.monitor not in row:
+        if self.stop_rule.monitor not in row:
             two = "auc wants two classes, both in the data"
             raise ConfigError(
-                f"train.monitor is {self.plan.monitor}, which the data do not give",
+                f"train.monitor is {self.stop_rule.monitor}, which the data do not give",
                 expected=", ".join(name for name in row if name.rpartition("_")[2] in METRICS),
-                hint=two if "auc" in self.plan.monitor else None,
+                hint=two if "auc" in self.stop_rule.monitor else None,
             )
         return row
 
@@ -256,14 +272,14 @@ class Loop:
         self._since = now
 
     def _carry_arrays(self) -> dict[str, Array]:
-        """What stateful layers carry, by layer and state."""
-        found: dict[str, Array] = {}
+        """Carried states of stateful layers, by layer and state."""
+        arrays: dict[str, Array] = {}
         for spec, (h, c) in zip(self._carry.layers, self._carried, strict=False):
             if spec.stateful:
-                found[f"{spec.index}/h"] = h
+                arrays[f"{spec.index}/h"] = h
                 if c is not None:
-                    found[f"{spec.index}/c"] = c
-        return found
+                    arrays[f"{spec.index}/c"] = c
+        return arrays
 
     def _load_carry(self, arrays: dict[str, Array]) -> None:
         if not arrays:
@@ -273,4 +289,4 @@ class Loop:
             (arrays.get(f"{spec.index}/h", nothing), arrays.get(f"{spec.index}/c"))
             for spec in self._carry.layers
         ]
-        self._carry.keep(self._carried)
+        self._carry.store(self._carried)

@@ -1,14 +1,40 @@
-"""Losses of each number or row of what is counted; cross-entropies from the logits."""
+"""Losses, their derivatives, and the criterion of a batch.
+
+Cross-entropies are computed from the logits, together with their softmax or sigmoid. The other
+losses are computed from the outputs, for each number separately.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from lstm_cli.cells.expression import Value, clip, exp, log1p, select, sigmoid
-from lstm_cli.engines.cross_entropy import log_softmax
-from lstm_cli.engines.types import Array, DenseSpec, Layers
+from lstm_cli.cells.expression import (
+    Expression,
+    Value,
+    clip,
+    exp,
+    log1p,
+    select,
+    sigmoid,
+    symbol,
+)
+from lstm_cli.engines.reference.arrays import NUMPY, log_softmax
+from lstm_cli.engines.types import (
+    Array,
+    ArrayOperations,
+    Deferred,
+    DenseSpec,
+    EngineArray,
+    Layers,
+    RowsLoss,
+)
+from lstm_cli.errors import DataError
+from lstm_cli.training.targets import TargetFormat
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")
 
@@ -16,22 +42,22 @@ _BY_ACTIVATION = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
 
 
 def loss_for(layers: Layers) -> str:
-    """The loss that suits the last layer: what is meant where none is named."""
+    """Default loss for the activation of the last layer."""
     last = layers[-1]
     name = last.activation_name if isinstance(last, DenseSpec) else ""
     return _BY_ACTIVATION.get(name, "mse")
 
 
-@np.errstate(all="ignore")  # what is not finite shows in the loss
+@np.errstate(all="ignore")  # a value that is not finite shows in the loss
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """-log p of the class (targets (rows,)), or - sum t log p (targets (rows, F)): (rows,)."""
+    """-log p of the class for targets (rows,), or - sum t log p for targets (rows, F): (rows,)."""
     logs = log_softmax(logits)
     if targets.ndim == 1:
         return np.asarray(-logs[np.arange(len(targets)), targets])
     return np.asarray(-(targets * logs).sum(axis=-1))
 
 
-@np.errstate(all="ignore")  # what is not finite shows in the loss
+@np.errstate(all="ignore")  # a value that is not finite shows in the loss
 def binary_cross_entropy(logits: Value, targets: Value) -> Value:
     """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), without overflow."""
     # max(a, 0) - a t + log(1 + exp(-|a|)) is the same sum, rearranged.
@@ -61,7 +87,7 @@ def _absolute(x: Value) -> Value:
 
 
 def _sign(x: Value) -> Value:
-    """-1 or 1; of 0 and NaN the number itself."""
+    """-1 or 1; 0 and NaN unchanged."""
     return select(x < 0.0, -1.0, select(-x < 0.0, 1.0, x))
 
 
@@ -71,7 +97,7 @@ ELEMENTWISE: Mapping[str, Callable[[Value, Value], Value]] = {
     "mae": mae,
     "huber": huber,
 }
-"""Losses of each number apart, of arrays or expressions."""
+"""Losses of single numbers, for arrays or expressions of outputs (or logits) and targets."""
 
 DERIVATIVES: Mapping[str, Callable[[Value, Value], Value]] = {
     "binary_cross_entropy": lambda logits, targets: sigmoid(logits) - targets,
@@ -79,4 +105,149 @@ DERIVATIVES: Mapping[str, Callable[[Value, Value], Value]] = {
     "mae": lambda outputs, targets: _sign(outputs - targets),
     "huber": lambda outputs, targets: clip(outputs - targets, -1.0, 1.0),
 }
-"""Of each number's loss for the output, or for the logit."""
+"""Derivatives of these losses for the output, or for the logit."""
+
+
+# The loss of a batch
+
+FUSED = ("cross_entropy", "binary_cross_entropy")
+"""Losses that are computed from the logits."""
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """Loss of a batch and its derivative.
+
+    Attributes
+    ----------
+    deferred
+        Function that waits for `value` and returns it.
+    gradient
+        Derivative for the logits or outputs, in their layout. Rows that do not count are 0.
+    weight
+        Divisor of the mean: rows, or the sum of their class weights.
+    """
+
+    deferred: Deferred
+    gradient: EngineArray
+    weight: float
+
+    @cached_property
+    def value(self) -> float:
+        """Mean over the rows that count. 0 if none does."""
+        return self.deferred()
+
+
+class Criterion:
+    """The loss that training minimizes.
+
+    Parameters
+    ----------
+    targets
+        Name of the loss, and shape of the outputs.
+    class_weights
+        Weight of a row by its class. (F,) for cross_entropy; (2,), for 0 and for 1, for
+        binary_cross_entropy of one unit. None: all weights are 1.
+    label_smoothing
+        For both cross-entropies: share of each target that is spread over all classes
+        (Szegedy et al. 2016).
+    """
+
+    def __init__(
+        self,
+        targets: TargetFormat,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.targets = targets
+        self.class_weights = None if class_weights is None else np.asarray(class_weights, float)
+        self.label_smoothing = label_smoothing
+
+    @property
+    def fused(self) -> bool:
+        """Whether the loss is computed from the logits, and its derivative is for them."""
+        return self.targets.loss in FUSED
+
+    def __call__(
+        self,
+        outputs: EngineArray,
+        logits: EngineArray | None,
+        targets: Any,
+        lengths: Array | None,
+        engine: ArrayOperations = NUMPY,
+    ) -> LossValue:
+        """Loss of a batch with outputs and logits (N, T, F) or (N, F).
+
+        `TargetFormat.valid_rows` describes the targets.
+
+        Raises
+        ------
+        DataError
+            The targets do not fit, or a cross-entropy has no dense layer at the end.
+        """
+        values = logits if self.fused else outputs
+        if values is None:
+            raise DataError(f"{self.targets.loss} wants a dense layer at the end")
+        rows, fitted = None, None if self.fused else engine.match_layout(targets, values)
+        if fitted is None:
+            shape = tuple(outputs.shape)
+            rows, fitted = self.targets.valid_rows(engine.to_host(targets), shape, lengths)
+        a = engine.gather_valid(values, rows)
+        with np.errstate(all="ignore"):  # the caller reports values that are not finite
+            if self.targets.loss == "cross_entropy":
+                loss = engine.cross_entropy(a, fitted, self.class_weights, self.label_smoothing)
+            else:
+                loss = self._elementwise(a, engine.convert_like(fitted, a), engine)
+        gradient = engine.scatter_valid(loss.gradient, values, rows)
+        return LossValue(lambda: loss.total() * loss.scale, gradient, loss.weight)
+
+    def _elementwise(self, a: EngineArray, t: EngineArray, engine: ArrayOperations) -> RowsLoss:
+        """Loss of rows (rows, F), for each number separately."""
+        equation, values = self._equation, {"a": a, "t": t}
+        total = float(a.shape[0])
+        if equation.weight is not None:
+            total = engine.total(equation.weight, values)
+        scale = 1 / (total * a.shape[1]) if total else 0.0
+        d = engine.empty_like(a)
+        engine.evaluate({"d": equation.derivative}, {**values, "scale": scale}, {"d": d})
+        (total_loss,) = engine.totals(equation.loss, [values])
+        return RowsLoss(total_loss, d, total, scale)
+
+    @cached_property
+    def _equation(self) -> _Equation:
+        """Loss of one number in symbols: a is the output or logit, t the target."""
+        a, t, scale = symbol("a"), symbol("t"), symbol("scale")
+        function = ELEMENTWISE[self.targets.loss]
+        derivative = DERIVATIVES[self.targets.loss]
+        if self.label_smoothing and self.targets.loss == "binary_cross_entropy":
+            smooth = (1 - self.label_smoothing) * t + self.label_smoothing / 2
+        else:
+            smooth = t
+        if self.class_weights is None or self.targets.loss != "binary_cross_entropy":
+            return _Equation(function(a, smooth), derivative(a, smooth) * scale, None)
+        # As for cross_entropy: each class's share counts with the weight of the class.
+        zero, one = (float(weight) for weight in self.class_weights)
+        weight = zero * (1.0 - t) + one * t
+        counts = select(weight <= 0.0, 0.0, 1.0)
+        negative, positive = zero * (1.0 - smooth) * counts, one * smooth * counts
+        loss = negative * function(a, 0.0) + positive * function(a, 1.0)
+        d = negative * derivative(a, 0.0) + positive * derivative(a, 1.0)
+        return _Equation(loss, d * scale, weight)
+
+
+@dataclass(frozen=True)
+class _Equation:
+    """Expressions of the loss of one number.
+
+    Attributes
+    ----------
+    loss, derivative
+        Loss and derivative, multiplied by the weight. The derivative also has the factor of the
+        symbol ``scale``.
+    weight
+        Weight of the number. None is 1.
+    """
+
+    loss: Expression
+    derivative: Expression
+    weight: Expression | None

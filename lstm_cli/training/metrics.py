@@ -1,27 +1,36 @@
-"""Metrics over a dataset, gathered batch by batch: each counted number weighs the same."""
+"""Metrics over a dataset, and the evaluation of a network on validation or test data.
+
+Batches are summed, so that each valid row has the same weight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, symbol
-from lstm_cli.engines.programs import NUMPY
-from lstm_cli.engines.types import Array, Elementwise
-from lstm_cli.errors import DataError
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.engines.types import Array, ArrayOperations
+from lstm_cli.errors import DataError, LstmCliError, TrainingError
+from lstm_cli.network.network import Network
+from lstm_cli.network.state import StateCarry
 from lstm_cli.training import losses
-from lstm_cli.training.targets import Targets, taken
+from lstm_cli.training.interfaces import Places, TrainingBatch
+from lstm_cli.training.nonfinite import first_nonfinite, location, nonfinite_data_error
+from lstm_cli.training.targets import TargetFormat, select_rows
+from lstm_cli.training.train_step import Chunk
 
 METRICS = ("loss", "accuracy", "auc", "mse", "mae")
-"""Every metric, in the order in which they are shown."""
+"""Every metric, in the order of tables."""
 
 
 def area_under_curve(scores: Array, positive: Array) -> float | None:
-    """Area under the ROC curve, ties counted half; None if a class is absent.
+    """Area under the ROC curve, with ties counted half. None if a class is absent.
 
-    The Mann-Whitney statistic: the chance that a positive scores above a negative.
+    It is the Mann-Whitney statistic: the probability that a positive scores above a negative.
     """
     positives = int(positive.sum())
     negatives = len(positive) - positives
@@ -45,12 +54,12 @@ class Metrics:
     features
         Features F of its output.
     name
-        The targets' name, for errors.
+        Name of the targets, for error messages.
     """
 
     def __init__(self, loss: str, *, per_step: bool, features: int, name: str) -> None:
         self.loss, self.features = loss, features
-        self.targets = Targets(loss, per_step, features, name)
+        self.targets = TargetFormat(loss, per_step, features, name)
         self.count = 0
         self._sums: dict[str, float] = {}
         self._scores: list[Array] = []
@@ -62,7 +71,7 @@ class Metrics:
         logits: Array | None,
         targets: Array,
         lengths: Array | None,
-        engine: Elementwise = NUMPY,
+        engine: ArrayOperations = NUMPY,
     ) -> None:
         """Add a batch.
 
@@ -71,33 +80,33 @@ class Metrics:
         outputs, logits
             (N, T, F) or (N, F).
         targets
-            (N,) or (N, K); one for each step where the network returns sequences.
+            (N,) or (N, K), or with a step axis if the network returns sequences.
         lengths
-            (N,) valid steps; sequences of length 0 and padded steps are not counted.
+            (N,) valid steps. Sequences of length 0 and padded steps do not count.
         engine
-            What computes.
+            Engine that computes the losses.
 
         Raises
         ------
         DataError
-            Targets that do not fit the outputs.
+            The targets do not fit the outputs.
         """
-        counted, wanted = self.targets.counted(targets, outputs.shape, lengths)
+        rows, fitted = self.targets.valid_rows(targets, outputs.shape, lengths)
         axes = outputs.ndim - 1
-        with np.errstate(all="ignore"):  # what is not finite shows in the figures
+        with np.errstate(all="ignore"):  # values that are not finite show in the metrics
             if self.loss not in ("cross_entropy", "binary_cross_entropy"):
                 names = {"loss": self.loss, "mse": "mse", "mae": "mae"}
-                self._measure(names, taken(outputs, counted, axes), wanted, engine)
+                self._measure(names, select_rows(outputs, rows, axes), fitted, engine)
             elif logits is None:
                 raise DataError(f"{self.loss} wants a dense layer at the end")
             elif self.loss == "cross_entropy":
-                self._classify(taken(logits, counted, axes), wanted)
+                self._classify(select_rows(logits, rows, axes), fitted)
             else:
-                self._decide(taken(logits, counted, axes), wanted, engine)
-        self.count += len(wanted)
+                self._decide(select_rows(logits, rows, axes), fitted, engine)
+        self.count += len(fitted)
 
     def result(self) -> dict[str, float]:
-        """Metrics by name; empty if nothing was counted."""
+        """Metrics by name. Empty if no row counted."""
         if not self.count:
             return {}
         means = {name: total / self.count for name, total in self._sums.items()}
@@ -108,11 +117,11 @@ class Metrics:
         return means
 
     def mean(self, name: str) -> float | None:
-        """The mean of one metric so far; None if nothing was counted, or for ``auc``."""
+        """Mean of one metric so far. None if no row counted, or for ``auc``."""
         return self._sums[name] / self.count if self.count and name in self._sums else None
 
     def state_arrays(self) -> dict[str, Array]:
-        """What was gathered, for `load_state`: counts and sums, and the scores of a curve."""
+        """State for `load_state`: counts, sums and the scores of the ROC curve."""
         arrays = {f"sum.{name}": np.asarray(total) for name, total in self._sums.items()}
         arrays["count"] = np.asarray(self.count, np.int64)
         if self._scores:
@@ -121,7 +130,7 @@ class Metrics:
         return arrays
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
-        """Go on from what `state_arrays` gave."""
+        """Restore a result of `state_arrays`."""
         self.count = int(arrays["count"])
         sums = {name: value for name, value in arrays.items() if name.startswith("sum.")}
         self._sums = {name.removeprefix("sum."): float(value) for name, value in sums.items()}
@@ -132,18 +141,18 @@ class Metrics:
         self._sums[name] = self._sums.get(name, 0.0) + total
 
     def _measure(
-        self, names: Mapping[str, str], a: Array, wanted: Array, engine: Elementwise
+        self, names: Mapping[str, str], a: Array, targets: Array, engine: ArrayOperations
     ) -> None:
-        """Losses of each number apart, by the name of the metric; rows (rows, F)."""
-        dtype = np.result_type(a.dtype, wanted.dtype if wanted.dtype.kind == "f" else a.dtype)
-        given = {
+        """Add losses of single numbers by metric name, for rows (rows, F)."""
+        dtype = np.result_type(a.dtype, targets.dtype if targets.dtype.kind == "f" else a.dtype)
+        values = {
             "a": np.ascontiguousarray(a, dtype),
-            "t": np.ascontiguousarray(wanted, dtype),
+            "t": np.ascontiguousarray(targets, dtype),
         }
-        found = {loss: engine.total(_equation(loss), given) for loss in set(names.values())}
+        totals = {loss: engine.total(_equation(loss), values) for loss in set(names.values())}
         for name, loss in names.items():
             # Means are over rows; a row's features are averaged first.
-            self._add(name, found[loss] / a.shape[1])
+            self._add(name, totals[loss] / a.shape[1])
 
     def _classify(self, logits: Array, targets: Array) -> None:
         classes = targets if targets.ndim == 1 else targets.argmax(axis=-1)
@@ -152,7 +161,7 @@ class Metrics:
         if self.features == 2:
             self._score(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
 
-    def _decide(self, logits: Array, targets: Array, engine: Elementwise) -> None:
+    def _decide(self, logits: Array, targets: Array, engine: ArrayOperations) -> None:
         self._measure({"loss": self.loss}, logits, targets, engine)
         right = (logits > 0) == (targets > 0.5)
         self._add("accuracy", float(right.sum()) / logits.shape[1])
@@ -166,5 +175,75 @@ class Metrics:
 
 @lru_cache(maxsize=8)
 def _equation(loss: str) -> Expression:
-    """The loss of output or logit a with target t."""
     return losses.ELEMENTWISE[loss](symbol("a"), symbol("t"))  # type: ignore[no-any-return]
+
+
+# Evaluation
+
+
+def evaluate(
+    network: Network,
+    batches: Iterable[TrainingBatch],
+    metrics: Metrics,
+    places: Places,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Run a network over batches in the order of the data.
+
+    Parameters
+    ----------
+    metrics
+        Empty metrics, which the function fills.
+    places
+        Names of places in the data, for error messages.
+    stop
+        Function that is called after every batch. True ends the evaluation.
+
+    Returns
+    -------
+    Metrics by name. None if `stop` returned True.
+
+    Raises
+    ------
+    DataError
+        An input or target is not finite.
+    TrainingError
+        An output is not finite.
+    """
+    carry, file = StateCarry(network.recurrent), None
+    for batch in batches:
+        if batch.file != file:
+            carry.reset()
+            file = batch.file
+        state = carry.start(None, len(batch.x))
+        result = network.run(batch.x, batch.lengths, state)
+        if not (np.isfinite(result.outputs).all() and np.isfinite(batch.targets).all()):
+            error = _not_finite(network, batch, state, places)
+            if error is not None:
+                raise error
+        metrics.update(result.outputs, result.logits, batch.targets, batch.lengths, network.engine)
+        if carry.active:
+            carry.store(result.state)
+        if stop():
+            return None
+    return metrics.result()
+
+
+def _not_finite(
+    network: Network, batch: TrainingBatch, state: Any, places: Places
+) -> LstmCliError | None:
+    """Error for a value in a batch that is not finite. None if all such values are padding."""
+    chunk = Chunk(batch.x, batch.targets, batch.lengths)
+    stopped = "training stopped in validation"
+    data = nonfinite_data_error(chunk, network.returns_sequences, batch.numbers, places, stopped)
+    if data is not None:
+        return data
+    value = first_nonfinite(network, batch.x, batch.lengths, state)
+    if value is None:
+        return None
+    return TrainingError(
+        "a value in validation is not finite",
+        found=value.what,
+        where=location(value, chunk, batch.numbers, places),
+        hint="the weights have become too large: train slower, or limit train.clip_norm",
+    )

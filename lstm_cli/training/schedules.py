@@ -1,7 +1,7 @@
-"""Learning-rate schedules: a linear warm-up to the full rate, then a course of its own.
+"""Learning-rate schedules: a linear warm-up to the full rate, then a decay.
 
-Updates are counted from 1, epochs from 0. A rate depends on nothing but these counts, except
-where the course waits for a metric.
+Updates are counted from 1, epochs from 0. A rate depends on these counts alone, except for
+`ReduceOnPlateau`, which waits for a metric.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from lstm_cli.training import sections
+from lstm_cli.training.optimizers import from_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule(ABC):
-    """What every schedule has.
+class RateSchedule(ABC):
+    """Base class of schedules.
 
     Attributes
     ----------
     warmup_steps, warmup_epochs
-        Updates or epochs, not both, in which the rate rises in equal steps: at update k of W
-        it is k / W of the full rate.
+        Length of the warm-up in updates or in epochs, not both. At update k of a warm-up of W
+        updates the rate is k / W of the full rate.
     """
 
     warmup_steps: int = 0
@@ -32,7 +32,7 @@ class Schedule(ABC):
     name: ClassVar[str]
 
     def rate(self, learning_rate: float, step: int, epoch: int, steps_per_epoch: int) -> float:
-        """The learning rate of an update.
+        """Learning rate of an update.
 
         Parameters
         ----------
@@ -43,53 +43,54 @@ class Schedule(ABC):
         epoch
             Number of its epoch, counted from 0.
         steps_per_epoch
-            Updates in an epoch.
+            Updates per epoch.
         """
         warmup = self.warmup_steps or self.warmup_epochs * steps_per_epoch
         if step <= warmup:
             return learning_rate * step / warmup
-        # Whole epochs count from the one in which the warm-up ends: changes stay between epochs.
+        # Whole epochs count from the epoch in which the warm-up ends: the rate changes between
+        # epochs.
         epoch -= warmup // steps_per_epoch
         elapsed = (step - 1 - warmup) / steps_per_epoch
-        return self._course(learning_rate, epoch, elapsed, warmup / steps_per_epoch)
+        return self._decayed_rate(learning_rate, epoch, elapsed, warmup / steps_per_epoch)
 
     @abstractmethod
-    def _course(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
-        """The rate after the warm-up.
+    def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
+        """Rate after the warm-up.
 
         Parameters
         ----------
         full
             The full rate.
         epoch, elapsed
-            Whole epochs, and epochs with their fraction, since the end of the warm-up.
+            Whole epochs, and fractional epochs, since the end of the warm-up.
         warmup
-            Its length in epochs.
+            Length of the warm-up in epochs.
         """
 
-    def epoch_ended(self, metric: float, larger_is_better: bool) -> None:  # noqa: B027
-        """Take note of the monitored metric; only a course that waits for it does."""
+    def on_epoch_end(self, metric: float, larger_is_better: bool) -> None:  # noqa: B027
+        """Receive the monitored metric. Most schedules ignore it."""
 
     def state(self) -> dict[str, float]:
-        """What a resumed run needs besides the counts, as plain numbers."""
+        """State for a resumed run besides the counts, as plain numbers."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027
-        """Go on from what `state` gave; names that are not the schedule's own are left alone."""
+        """Restore a result of `state`. Other names are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(Schedule):
-    """The full rate."""
+class ConstantRate(RateSchedule):
+    """The full rate, unchanged."""
 
     name = "constant"
 
-    def _course(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
+    def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         return full
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Schedule):
+class StepDecay(RateSchedule):
     """The rate is multiplied by `factor` every `every` epochs."""
 
     every: int = 10
@@ -97,32 +98,32 @@ class Step(Schedule):
 
     name = "step"
 
-    def _course(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
+    def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         return full * self.factor ** (epoch // self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exponential(Schedule):
+class ExponentialDecay(RateSchedule):
     """The rate is multiplied by `factor` after each epoch."""
 
     factor: float = 0.95
 
     name = "exponential"
 
-    def _course(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
+    def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         return full * self.factor**epoch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule):
-    """Half a cosine, update by update, from the full rate to `minimum`: Loshchilov, Hutter 2017.
+class CosineDecay(RateSchedule):
+    """Half a cosine from the full rate to `minimum` (Loshchilov and Hutter 2017).
 
     Attributes
     ----------
     epochs
-        Where the minimum is reached, counted from the start of the run; it stays there.
+        Epoch of the minimum, counted from the start of the run. The rate stays there.
     minimum
-        The rate at the end; a full rate below it stays as it is.
+        Rate at the end. A full rate below it stays unchanged.
     """
 
     epochs: int
@@ -130,7 +131,7 @@ class Cosine(Schedule):
 
     name = "cosine"
 
-    def _course(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
+    def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         length = self.epochs - warmup
         share = min(1.0, elapsed / length) if length > 0 else 1.0
         minimum = min(self.minimum, full)
@@ -138,8 +139,8 @@ class Cosine(Schedule):
 
 
 @dataclass
-class _Watch:
-    """What `ReduceOnPlateau` has seen: the best metric (NaN: none), bad epochs since, changes."""
+class _PlateauState:
+    """Best metric (NaN: none yet), epochs since without improvement, and reductions so far."""
 
     best: float = math.nan
     bad_epochs: int = 0
@@ -147,18 +148,18 @@ class _Watch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReduceOnPlateau(Schedule):
+class ReduceOnPlateau(RateSchedule):
     """The rate is multiplied by `factor` when the monitored metric has stopped improving.
 
     Attributes
     ----------
     factor
-        Of each change.
+        Factor of each reduction.
     patience
-        Epochs without improvement that are waited for; the next such epoch changes the rate,
-        and the count starts anew.
+        Epochs without improvement that leave the rate unchanged. The next one reduces it, and
+        the count restarts.
     minimum
-        The rate goes no lower; a full rate below it stays as it is.
+        Lowest rate. A full rate below it stays unchanged.
     """
 
     factor: float = 0.1
@@ -166,30 +167,32 @@ class ReduceOnPlateau(Schedule):
     minimum: float = 0.0
 
     name = "reduce_on_plateau"
-    _watch: _Watch = field(default_factory=_Watch, init=False, repr=False, compare=False)
+    _state: _PlateauState = field(
+        default_factory=_PlateauState, init=False, repr=False, compare=False
+    )
 
-    def _course(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
-        return max(full * self.factor**self._watch.reductions, min(self.minimum, full))
+    def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
+        return max(full * self.factor**self._state.reductions, min(self.minimum, full))
 
-    def epoch_ended(self, metric: float, larger_is_better: bool) -> None:
-        """Count the epoch as better than the best so far, or as bad; NaN is bad."""
-        watch = self._watch
-        if _is_better(metric, watch.best, larger_is_better):
-            watch.best, watch.bad_epochs = float(metric), 0
+    def on_epoch_end(self, metric: float, larger_is_better: bool) -> None:
+        """Count the epoch as an improvement or not. NaN is none."""
+        plateau = self._state
+        if _is_better(metric, plateau.best, larger_is_better):
+            plateau.best, plateau.bad_epochs = float(metric), 0
             return
-        watch.bad_epochs += 1
-        if watch.bad_epochs > self.patience:
-            watch.reductions, watch.bad_epochs = watch.reductions + 1, 0
+        plateau.bad_epochs += 1
+        if plateau.bad_epochs > self.patience:
+            plateau.reductions, plateau.bad_epochs = plateau.reductions + 1, 0
 
     def state(self) -> dict[str, float]:
         """``best`` (NaN before any metric), ``bad_epochs`` and ``reductions``."""
-        return asdict(self._watch)
+        return asdict(self._state)
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` gave."""
-        self._watch.best = float(state["best"])
-        self._watch.bad_epochs = int(state["bad_epochs"])
-        self._watch.reductions = int(state["reductions"])
+        """Restore a result of `state`."""
+        self._state.best = float(state["best"])
+        self._state.bad_epochs = int(state["bad_epochs"])
+        self._state.reductions = int(state["reductions"])
 
 
 def _is_better(metric: float, best: float, larger_is_better: bool) -> bool:
@@ -198,24 +201,25 @@ def _is_better(metric: float, best: float, larger_is_better: bool) -> bool:
     return metric > best if larger_is_better else metric < best
 
 
-SCHEDULES: dict[str, type[Schedule]] = {
-    kind.name: kind for kind in (Constant, Step, Exponential, Cosine, ReduceOnPlateau)
+SCHEDULES: dict[str, type[RateSchedule]] = {
+    kind.name: kind
+    for kind in (ConstantRate, StepDecay, ExponentialDecay, CosineDecay, ReduceOnPlateau)
 }
 
 
-def make_schedule(options: Mapping[str, Any], *, epochs: int) -> Schedule:
-    """The schedule of the config's section ``train.schedule``; what is left out is default.
+def make_schedule(options: Mapping[str, Any], *, epochs: int) -> RateSchedule:
+    """The schedule of the config's section ``train.schedule``. Omitted options have defaults.
 
     Parameters
     ----------
     epochs
-        Epochs of the run: the length of a cosine that names none.
+        Epochs of the run: the default length of a cosine.
 
     Raises
     ------
     ConfigError
-        An unknown type or key. Values are taken as checked.
+        The type or a key is unknown. Values are not checked here.
     """
-    if options.get("type") == Cosine.name and options.get("epochs") is None:
+    if options.get("type") == CosineDecay.name and options.get("epochs") is None:
         options = {**options, "epochs": epochs}
-    return sections.make("schedule", SCHEDULES, options)
+    return from_mapping("schedule", SCHEDULES, options)

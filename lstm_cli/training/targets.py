@@ -1,4 +1,4 @@
-"""Targets as a loss takes them: fitted to the outputs, and only what counts."""
+"""Format of targets for a loss: shape check against the outputs, and selection of valid rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lstm_cli.errors import DataError, counted
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What targets a network with this loss takes.
+class TargetFormat:
+    """Format of the targets of a network with this loss.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Targets:
     features
         Features F of its output.
     name
-        The targets' name, for errors.
+        Name of the targets, for error messages.
     """
 
     loss: str
@@ -31,42 +31,42 @@ class Targets:
     features: int
     name: str
 
-    def counted(
+    def valid_rows(
         self, targets: Array, shape: tuple[int, ...], lengths: Array | None
     ) -> tuple[Array | None, Array]:
-        """Which rows of outputs of `shape` count, and the targets of those.
+        """Valid rows of outputs of `shape`, and the targets of these rows.
 
         Returns
         -------
-        Rows (N, T) or (N,), True where a step or sequence counts, or None if all do; and for
-        them either classes (rows,) int64 or values (rows, F).
+        Mask (N, T) or (N,), True for valid steps or sequences. None: all are valid. Then the
+        targets of these rows: classes (rows,) int64, or values (rows, F).
 
         Raises
         ------
         DataError
-            Targets of another shape, a class that there is not, a value that the loss does not
+            The targets have another shape, an unknown class, or a value that the loss does not
             take.
         """
-        fitted = self._fitting(targets, shape)
+        reshaped = self._reshaped(targets, shape)
         rows = self._rows(shape, lengths)
-        wanted = taken(fitted, rows, len(shape) - 1)
+        values = select_rows(reshaped, rows, len(shape) - 1)
         if self.loss == "cross_entropy":
-            wanted = self._classes(wanted) if wanted.ndim == 1 else self._shares(wanted)
-        low, high = wanted.min(initial=0), wanted.max(initial=0)
+            values = self._classes(values) if values.ndim == 1 else self._shares(values)
+        low, high = values.min(initial=0), values.max(initial=0)
         if self.loss == "binary_cross_entropy" and (low < 0 or high > 1):
             raise DataError(
                 f"{self.name} holds values that binary_cross_entropy does not take",
                 expected="0 to 1",
                 found=f"{low:g} to {high:g}",
             )
-        return rows, wanted
+        return rows, values
 
-    def need_fitting(self, targets: Array, shape: tuple[int, ...]) -> None:
+    def check_shape(self, targets: Array, shape: tuple[int, ...]) -> None:
         """Raise DataError unless targets fit outputs of `shape`."""
-        self._fitting(targets, shape)
+        self._reshaped(targets, shape)
 
     def _rows(self, shape: tuple[int, ...], lengths: Array | None) -> Array | None:
-        """Which rows count: (N, T) per step, else (N,); None: all."""
+        """Mask of valid rows: (N, T) per step, else (N,). None: all are valid."""
         full = shape[1] if self.per_step else 1
         if lengths is None or lengths.min(initial=full) >= full:
             return None
@@ -74,8 +74,8 @@ class Targets:
             return np.asarray(np.arange(shape[1]) < lengths[:, None])
         return np.asarray(lengths > 0)
 
-    def _fitting(self, targets: Array, shape: tuple[int, ...]) -> Array:
-        """Targets as (N, [T]) classes or (N, [T], F) values."""
+    def _reshaped(self, targets: Array, shape: tuple[int, ...]) -> Array:
+        """The targets as classes (N, [T]) or as values (N, [T], F)."""
         rank = len(shape)
         if self.loss == "cross_entropy" and targets.ndim == rank and targets.shape[-1] == 1:
             targets = targets[..., 0]
@@ -108,7 +108,7 @@ class Targets:
         return None
 
     def _shares(self, targets: Array) -> Array:
-        """Shares of the classes (rows, F); DataError for whole numbers that cannot be shares."""
+        """Checked shares of the classes (rows, F)."""
         whole = (targets == np.floor(targets)).all(axis=1)
         wrong = whole & ((targets < 0).any(axis=1) | (targets.sum(axis=1) > 1))
         if wrong.any():
@@ -137,13 +137,13 @@ class Targets:
         return targets.astype(np.int64)
 
 
-def taken(array: Array, rows: Array | None, axes: int) -> Array:
-    """The rows that count, one after another; None: all, without a copy.
+def select_rows(array: Array, rows: Array | None, axes: int) -> Array:
+    """The valid rows as one array (rows, ...). Without a mask, a view of all rows.
 
     Parameters
     ----------
     axes
-        How many axes number the rows: 2 of (N, T, F).
+        Number of leading axes that number the rows: 2 of (N, T, F).
     """
     if rows is None:
         return array.reshape(-1, *array.shape[axes:])

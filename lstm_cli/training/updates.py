@@ -1,4 +1,4 @@
-"""Weights after their gradients: clipping, penalties, the optimiser's step, and what it keeps."""
+"""Weight updates: clipping, penalties, weight decay, the optimizer's step and its state."""
 
 from __future__ import annotations
 
@@ -10,36 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.cells.expression import Expression, symbol
-from lstm_cli.engines.arrays import Array, Elementwise, Late, Own
-from lstm_cli.engines.programs import NUMPY
+from lstm_cli.cells.expression import Expression, Value, clip, select, symbol
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.engines.types import Array, ArrayOperations, Deferred, EngineArray
 from lstm_cli.errors import Problem, WeightsError, counted
-from lstm_cli.training.optimisers import Optimiser
-from lstm_cli.training.regularisation import (
-    clipped,
-    decayed,
-    exceeds,
-    global_norm,
-    late_norm,
-    norm_factor,
-    penalised,
-)
-from lstm_cli.training.schedules import Schedule
+from lstm_cli.training.optimizers import Optimizer
+from lstm_cli.training.schedules import RateSchedule
 
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What one update did.
+    """Report of one update.
 
     Attributes
     ----------
     norm
-        Of all gradients together, before clipping; infinite too where what clipping left is
-        so large that its square overflows in the weights' precision.
+        Norm of all gradients together, before clipping. It is infinite if the squares of the
+        clipped gradients overflow in the weights' precision.
     rate
-        The learning rate.
+        Learning rate of the update.
     clipped
-        Whether the gradients were limited.
+        Whether clipping changed the gradients.
     """
 
     norm: float
@@ -48,7 +39,7 @@ class UpdateReport:
 
     @property
     def finite(self) -> bool:
-        """Whether the gradients could be used; if not, nothing was changed."""
+        """Whether the gradients were finite. If not, the update changed nothing."""
         return math.isfinite(self.norm)
 
 
@@ -56,119 +47,121 @@ _SAME_CONFIG = "resume with the config the run was started with"
 
 
 class Updates:
-    """Updates weights in place, and keeps what that needs from one update to the next.
+    """Updates weights in place, and holds the optimizer's state between updates.
 
-    The gradient is clipped value by value, then by the norm of all gradients together. Then
-    come the penalties, whose share is therefore never clipped, and weight decay. Both concern
-    matrices only, never biases and peepholes (one dimension). Everything is computed in the
-    weights' own precision, but for the norm; all of it in one pass over a weight, its gradient
-    and what the optimiser keeps for it.
+    Gradients are clipped value by value, then by the norm of all gradients together. Penalties
+    follow, so they are never clipped, and then weight decay. Both apply to matrices only, not to
+    biases and peepholes. All is computed in the precision of the weights, except the norm. One
+    pass over a weight, its gradient and its slots computes the whole update.
 
     Parameters
     ----------
-    optimiser, schedule
-        The equation, its rate and penalties; the course of the rate.
+    optimizer, schedule
+        Update equation with rate and penalties, and schedule of the rate.
     clip_norm, clip_value
-        Limits, or None.
+        Limits of the norm, and of each value. None: no limit.
     steps_per_epoch
-        Updates in an epoch; for a warm-up in epochs and for a cosine.
+        Updates per epoch, for a warm-up in epochs and for a cosine.
 
     Attributes
     ----------
     count
-        Updates made.
+        Number of updates so far.
     epoch
-        Epochs ended.
+        Number of completed epochs.
     """
 
     def __init__(
         self,
-        optimiser: Optimiser,
-        schedule: Schedule,
+        optimizer: Optimizer,
+        schedule: RateSchedule,
         *,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         steps_per_epoch: int = 1,
     ) -> None:
-        self.optimiser, self.schedule = optimiser, schedule
-        # As Python's numbers, which leave the precision of arrays as it is.
+        self.optimizer, self.schedule = optimizer, schedule
+        # Python numbers do not change the precision of arrays.
         self.clip_norm = None if clip_norm is None else float(clip_norm)
         self.clip_value = None if clip_value is None else float(clip_value)
         self.steps_per_epoch = steps_per_epoch
         self.count = 0
         self.epoch = 0
-        self._slots: dict[str, dict[str, Own]] = {}
+        self._slots: dict[str, dict[str, EngineArray]] = {}
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next update."""
-        full = float(self.optimiser.learning_rate)
+        """Learning rate of the next update."""
+        full = float(self.optimizer.learning_rate)
         return self.schedule.rate(full, self.count + 1, self.epoch, self.steps_per_epoch)
 
     def norm(
-        self, weights: Mapping[str, Own], gradients: Mapping[str, Own], engine: Elementwise = NUMPY
-    ) -> Late:
-        """The norm of all gradients, for `apply`, once somebody asks for it."""
-        return late_norm(_fitting(weights, gradients, engine), engine)
+        self,
+        weights: Mapping[str, EngineArray],
+        gradients: Mapping[str, EngineArray],
+        engine: ArrayOperations = NUMPY,
+    ) -> Deferred:
+        """Deferred norm of all gradients, for `apply`."""
+        return deferred_norm(_fitting(weights, gradients, engine), engine)
 
     def apply(
         self,
-        weights: Mapping[str, Own],
-        gradients: Mapping[str, Own],
-        engine: Elementwise = NUMPY,
-        norm: Late | None = None,
+        weights: Mapping[str, EngineArray],
+        gradients: Mapping[str, EngineArray],
+        engine: ArrayOperations = NUMPY,
+        norm: Deferred | None = None,
     ) -> UpdateReport:
-        """Change the weights by their gradients; leave them if these are not finite.
+        """Update the weights in place. Gradients that are not finite change nothing.
 
         Parameters
         ----------
         weights
-            Writable arrays by name, without gaps, in NumPy's memory or the engine's own.
+            Writable arrays by name, without gaps, in NumPy's memory or the engine's.
         gradients
-            Of every weight, in its shape; left as they are. Further names are not looked at.
+            Gradient of every weight, in its shape. They are not changed. Other names are ignored.
         engine
-            What computes.
+            Engine that computes the update.
         norm
-            As `norm` gave it, for an engine that has computed it by now.
+            Result of the method `norm` for these gradients. None: it is computed here.
 
         Raises
         ------
         WeightsError
-            A weight without a gradient or with one of another shape, or a loaded state that
-            belongs to other weights.
+            A weight has no gradient, or one of another shape; or a loaded state belongs to other
+            weights.
         """
-        # What overflows shows in the norm or the next loss, not as a warning.
+        # Overflow shows in the norm or the next loss, not as a warning.
         with np.errstate(over="ignore", invalid="ignore"):
-            found = _fitting(weights, gradients, engine)
+            fitted = _fitting(weights, gradients, engine)
             slots = {name: self._slots_of(name, w, engine) for name, w in weights.items()}
-            limits = self._limits(found, engine, norm or late_norm(found, engine))
+            limits = self._limits(fitted, engine, norm or deferred_norm(fitted, engine))
         report = UpdateReport(limits.norm, self.rate, limits.clipped)
         if report.finite:
             self.count += 1
             self._slots = slots
-            numbers = self.optimiser.numbers(report.rate, self.count) | {_FACTOR: limits.factor}
+            numbers = self.optimizer.numbers(report.rate, self.count) | {_FACTOR: limits.factor}
             for name, w in weights.items():
                 roots = self._roots(w)
                 out = {_WEIGHT: w} | slots[name]
-                engine.evaluate(roots, {**out, _GRADIENT: found[name], **numbers}, out)
+                engine.evaluate(roots, {**out, _GRADIENT: fitted[name], **numbers}, out)
         return report
 
-    def epoch_ended(self, metric: float, larger_is_better: bool) -> None:
-        """Count an epoch, and let the schedule see the monitored metric."""
+    def on_epoch_end(self, metric: float, larger_is_better: bool) -> None:
+        """Count an epoch, and pass the monitored metric to the schedule."""
         self.epoch += 1
-        self.schedule.epoch_ended(metric, larger_is_better)
+        self.schedule.on_epoch_end(metric, larger_is_better)
 
-    def state_arrays(self, engine: Elementwise = NUMPY) -> dict[str, Array]:
-        """All that a resumed run needs: ``step``, ``epoch``, ``adam.m/<weight>``, ...
+    def state_arrays(self, engine: ArrayOperations = NUMPY) -> dict[str, Array]:
+        """State for a resumed run: ``step``, ``epoch``, ``adam.m/<weight>``, ...
 
-        The arrays are a snapshot in NumPy's memory: later updates do not change them.
+        The arrays are copies in NumPy's memory, which later updates do not change.
 
         Parameters
         ----------
         engine
-            What made the updates.
+            Engine that computed the updates.
         """
-        kind = self.optimiser.name
+        kind = self.optimizer.name
         arrays = {
             f"{kind}.{slot}/{name}": engine.download(value)
             for name, slots in self._slots.items()
@@ -177,24 +170,24 @@ class Updates:
         return arrays | self._counts()
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
-        """Go on from what `state_arrays` gave.
+        """Restore a result of `state_arrays`.
 
         Raises
         ------
         WeightsError
-            Names every array that is missing, or that this optimiser and schedule do not have.
+            Names every array that is missing, or unknown to this optimizer and schedule.
         """
-        kind, counts = self.optimiser.name, self._counts()
+        kind, counts = self.optimizer.name, self._counts()
         weights = sorted({name.partition("/")[2] for name in arrays if "/" in name})
         places = {
             f"{kind}.{slot}/{name}": (name, slot)
             for name in weights
-            for slot in self.optimiser.slots
+            for slot in self.optimizer.slots
         }
         _check(arrays, places, counts, f"{kind} and {self.schedule.name}")
         self.count, self.epoch = arrays["step"].item(), arrays["epoch"].item()
-        own = self.schedule.state()
-        self.schedule.load_state({n: arrays[f"{self.schedule.name}.{n}"].item() for n in own})
+        names = self.schedule.state()
+        self.schedule.load_state({n: arrays[f"{self.schedule.name}.{n}"].item() for n in names})
         self._slots = {name: {} for name in weights}
         for full, (name, slot) in places.items():
             self._slots[name][slot] = np.array(arrays[full], order="C")
@@ -207,58 +200,62 @@ class Updates:
             for name, n in numbers.items()
         }
 
-    def _slots_of(self, name: str, w: Own, engine: Elementwise) -> dict[str, Own]:
-        """What is kept for a weight; zeros before the first update."""
-        if not self.count or not self.optimiser.slots:
-            return {slot: engine.zeros_like(w) for slot in self.optimiser.slots}
-        found = self._slots.get(name)
-        if found is None:
+    def _slots_of(
+        self, name: str, w: EngineArray, engine: ArrayOperations
+    ) -> dict[str, EngineArray]:
+        """Slots of a weight: zeros before the first update."""
+        if not self.count or not self.optimizer.slots:
+            return {slot: engine.zeros_like(w) for slot in self.optimizer.slots}
+        slots = self._slots.get(name)
+        if slots is None:
             raise WeightsError(
-                f"the state of {self.optimiser.name} after {counted(self.count, 'update')} "
+                f"the state of {self.optimizer.name} after {counted(self.count, 'update')} "
                 f"lacks {name}",
                 hint=_SAME_CONFIG,
             )
-        for slot, value in found.items():
+        for slot, value in slots.items():
             if value.shape != w.shape or value.dtype != w.dtype:
                 raise WeightsError(
-                    f"{self.optimiser.name}.{slot} does not fit {name}",
+                    f"{self.optimizer.name}.{slot} does not fit {name}",
                     expected=f"{w.shape} {w.dtype}",
                     found=f"{value.shape} {value.dtype}",
                     hint=_SAME_CONFIG,
                 )
-        return {slot: engine.like(value, w) for slot, value in found.items()}
+        return {slot: engine.convert_like(value, w) for slot, value in slots.items()}
 
-    def _limits(self, gradients: Mapping[str, Own], engine: Elementwise, late: Late) -> _Limits:
-        norm = left = late()
+    def _limits(
+        self, gradients: Mapping[str, EngineArray], engine: ArrayOperations, deferred: Deferred
+    ) -> _Limits:
+        norm = remaining = deferred()
         factor, outside = 1.0, False
         if not math.isfinite(norm):
             return _Limits(norm, factor, outside)
         if self.clip_value is not None:
             outside = exceeds(gradients, self.clip_value, engine)
-            left = global_norm(gradients, engine, self.clip_value) if outside else norm
+            remaining = global_norm(gradients, engine, self.clip_value) if outside else norm
         if self.clip_norm is not None:
-            factor = norm_factor(left, self.clip_norm)
-            left = min(left, self.clip_norm)
+            factor = norm_factor(remaining, self.clip_norm)
+            remaining = min(remaining, self.clip_norm)
         largest = min((float(np.finfo(g.dtype).max) for g in gradients.values()), default=math.inf)
-        return _Limits(norm if left < math.sqrt(largest) else math.inf, factor, outside)
+        return _Limits(norm if remaining < math.sqrt(largest) else math.inf, factor, outside)
 
-    def _roots(self, w: Own) -> Mapping[str, Expression]:
+    def _roots(self, w: EngineArray) -> Mapping[str, Expression]:
         scaled = self.clip_norm is not None
-        return _equation(self.optimiser, self.clip_value, scaled, penalties=w.ndim > 1)
+        return _equation(self.optimizer, self.clip_value, scaled, penalties=w.ndim > 1)
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """What clipping does to all gradients together.
+    """Result of clipping for all gradients together.
 
     Attributes
     ----------
     norm
-        As in `UpdateReport`.
+        `UpdateReport.norm`.
     factor
-        What they are multiplied by, after their numbers were limited.
+        Factor of the gradients, after each value is limited.
     outside
-        Whether any of these numbers had to be.
+        Whether any value exceeded its limit.
     """
 
     norm: float
@@ -275,38 +272,40 @@ _WEIGHT, _GRADIENT, _FACTOR = "the weight", "the gradient", "the factor"
 
 @lru_cache(maxsize=256)
 def _equation(
-    optimiser: Optimiser, clip_value: float | None, scaled: bool, *, penalties: bool
+    optimizer: Optimizer, clip_value: float | None, scaled: bool, *, penalties: bool
 ) -> Mapping[str, Expression]:
-    """The whole update of a weight: its new value and its slots, by name."""
+    """Whole update of a weight: expressions of its new value and its slots, by name."""
     w, g = symbol(_WEIGHT), clipped(symbol(_GRADIENT), clip_value)
-    numbers = {name: symbol(name) for name in optimiser.numbers(0.0, 1)}
+    numbers = {name: symbol(name) for name in optimizer.numbers(0.0, 1)}
     if scaled:
         g = g * symbol(_FACTOR)
     shrunk = w
     if penalties:
-        g = penalised(w, g, optimiser.l1, optimiser.l2)
-        shrunk = decayed(w, numbers["rate"], optimiser.weight_decay)
-    slots = {slot: symbol(slot) for slot in optimiser.slots}
-    new, kept = optimiser.equation(shrunk, g, slots, numbers)
-    return {_WEIGHT: new} | kept
+        g = penalized(w, g, optimizer.l1, optimizer.l2)
+        shrunk = decayed(w, numbers["rate"], optimizer.weight_decay)
+    slots = {slot: symbol(slot) for slot in optimizer.slots}
+    new, new_slots = optimizer.equation(shrunk, g, slots, numbers)
+    return {_WEIGHT: new} | new_slots
 
 
 def _fitting(
-    weights: Mapping[str, Own], gradients: Mapping[str, Own], engine: Elementwise
-) -> dict[str, Own]:
-    """The gradient of every weight, in its precision."""
-    fitting = {}
+    weights: Mapping[str, EngineArray],
+    gradients: Mapping[str, EngineArray],
+    engine: ArrayOperations,
+) -> dict[str, EngineArray]:
+    """Gradient of every weight, in the precision of the weight."""
+    fitted = {}
     for name, w in weights.items():
-        found = gradients.get(name)
-        if found is None or found.shape != w.shape:
-            is_what = "is missing" if found is None else "has another shape"
+        gradient = gradients.get(name)
+        if gradient is None or gradient.shape != w.shape:
+            is_what = "is missing" if gradient is None else "has another shape"
             raise WeightsError(
                 f"the gradient of {name} {is_what}",
                 expected=str(w.shape),
-                found=None if found is None else str(found.shape),
+                found=None if gradient is None else str(gradient.shape),
             )
-        fitting[name] = engine.like(found, w)
-    return fitting
+        fitted[name] = engine.convert_like(gradient, w)
+    return fitted
 
 
 def _check(
@@ -315,7 +314,7 @@ def _check(
     counts: Mapping[str, Array],
     owner: str,
 ) -> None:
-    """Raise if `arrays` are not those at `places` and numbers like `counts`."""
+    """Raise WeightsError unless `arrays` has exactly `places`, and numbers like `counts`."""
     problems = [Problem(f"{name} is missing") for name in [*places, *counts] if name not in arrays]
     for name, value in arrays.items():
         if name in counts:
@@ -334,3 +333,80 @@ def _number_problems(name: str, value: Array, dtype: np.dtype[Any]) -> list[Prob
         return []
     expected = "one number" if dtype.kind == "f" else "one whole number, at least 0"
     return [Problem(f"{name} is no count of a training state", expected, f"{value!r}")]
+
+
+# Penalties and clipping
+
+
+def penalized(w: Value, g: Value, l1: float, l2: float) -> Value:
+    """Gradient with penalties, g + l2 w + l1 sign(w), for arrays or expressions."""
+    if l2:
+        g = g + l2 * w
+    if l1:
+        # A selection, since a factor sign(w) would not have the precision of the weights.
+        g = select(w < 0.0, g - l1, select(-w < 0.0, g + l1, g))
+    return g
+
+
+def decayed(w: Value, rate: Value, weight_decay: float) -> Value:
+    """Decoupled weight decay, w - rate weight_decay w (Loshchilov and Hutter 2019)."""
+    return w - rate * (weight_decay * w) if weight_decay else w
+
+
+def clipped(g: Value, limit: float | None) -> Value:
+    """Gradient with each value limited to [-limit, limit], for arrays or expressions."""
+    return g if limit is None else clip(g, -limit, limit)
+
+
+def global_norm(
+    gradients: Mapping[str, EngineArray],
+    engine: ArrayOperations = NUMPY,
+    limit: float | None = None,
+) -> float:
+    """Euclidean norm of all gradients together, in float64. Their order does not matter.
+
+    Parameters
+    ----------
+    limit
+        Limit of each value before it is squared.
+    """
+    return deferred_norm(gradients, engine, limit)()
+
+
+def deferred_norm(
+    gradients: Mapping[str, EngineArray],
+    engine: ArrayOperations = NUMPY,
+    limit: float | None = None,
+) -> Deferred:
+    """Deferred `global_norm`."""
+    square = _square(limit)
+    squares = engine.totals(square, [{"g": g} for g in gradients.values()])
+    return lambda: math.sqrt(sum(sorted(one() for one in squares)))
+
+
+@lru_cache(maxsize=64)
+def _square(limit: float | None) -> Expression:
+    g = clipped(symbol("g"), limit)
+    return g * g  # type: ignore[no-any-return]
+
+
+def exceeds(
+    gradients: Mapping[str, EngineArray], limit: float, engine: ArrayOperations = NUMPY
+) -> bool:
+    """Whether any value is outside [-limit, limit]."""
+    counts = engine.totals(_outside(limit), [{"g": g} for g in gradients.values()])
+    return any(count() > 0 for count in counts)
+
+
+@lru_cache(maxsize=64)
+def _outside(limit: float) -> Expression:
+    g = symbol("g")
+    return select(-g < -limit, 1.0, select(g < -limit, 1.0, 0.0))  # type: ignore[no-any-return]
+
+
+def norm_factor(norm: float, limit: float) -> float:
+    """Factor of all gradients that reduces their common `norm` to `limit`.
+
+    Pascanu et al. 2013, algorithm 1.
+    """
+    return limit / norm if norm > limit else 1.0

@@ -8,7 +8,7 @@ from lstm_cli.bench import Machine, Size
 from lstm_cli.bench.explanations import LayerExplanation, SizeExplanation
 from lstm_cli.cli.bench_tables import explanation_lines, head_lines
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.selection import engine_statuses
 
 SMALL = ("--hidden", "4,40", "--batch", "3", "--steps", "5", "--rounds", "1")

@@ -49,7 +49,7 @@ def test_devices_tells_of_the_kernels_on_disk(lstm, tmp_path, monkeypatch):
     nothing = {"folder": str(place), "usable": True, "reason": None, "files": 0, "bytes": 0}
     assert lstm("devices", "--json").json["kernel_cache"] == nothing
     assert f"compiled kernels in {place}: 0 files, 0 B" in lstm("devices").out
-    cache.store("0" * 64, cache.Compiled(("f",), b"code"))
+    cache.store("0" * 64, cache.CompiledKernels(("f",), b"code"))
     state = lstm("devices", "--json").json["kernel_cache"]
     assert (state["files"], state["usable"]) == (1, True)
     assert f"compiled kernels in {place}: 1 file, {state['bytes']} B" in lstm("devices").out

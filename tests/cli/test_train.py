@@ -691,7 +691,7 @@ def test_a_rate_that_explodes(lstm, net, words, tmp_path):
     sets = ["--set", "train.optimizer={type: sgd, learning_rate: 1e39}"]
     outcome = lstm("train", net, words, "--output", out, *sets)
     assert outcome.code == 1
-    assert "training came upon a value that is not finite" in outcome.err
+    assert "a value in training is not finite" in outcome.err
     assert "epoch 1, batch 1 of 4" in outcome.err
     assert "--set train.clip_norm=1.0" in outcome.err
     assert "layers." in outcome.err

@@ -1,4 +1,4 @@
-"""bfloat16 on the jit engine: what is rounded, and nothing else; the same bits in any batch."""
+"""bfloat16 on the jit engine: operands of products are rounded, and bits depend on no batch."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ IDS = ["lstm", "projected", "gru", "gru before", "rnn"]
 
 
 def bf16(values: Array) -> Array:
-    """Rounded to bfloat16, in float64."""
+    """Values rounded to bfloat16, in float64."""
     return widened(rounded(np.asarray(values, np.float32))).astype(np.float64)
 
 
 def lstm_loop(weights: dict[str, Array], x: Array, h: Array, c: Array) -> Array:
-    """One LSTM layer, step by step, with what a product reads rounded; (N, T, H)."""
+    """Outputs (N, T, H) of one LSTM layer, with operands of products rounded."""
     W, U = bf16(weights["layers.0.weight_ih"]), bf16(weights["layers.0.weight_hh"])
     b, steps = weights["layers.0.bias"], []
     for t in range(x.shape[1]):
@@ -53,19 +53,19 @@ def lstm_loop(weights: dict[str, Array], x: Array, h: Array, c: Array) -> Array:
 
 
 @pytest.mark.parametrize(("N", "H", "D"), [(1, 33, 7), (9, 40, 21), (30, 18, 64)])
-def test_what_a_product_reads_is_rounded_and_nothing_else(N: int, H: int, D: int) -> None:
+def test_only_operands_of_products_are_rounded(N: int, H: int, D: int) -> None:
     spec = RecurrentSpec(0, D, (LSTM(hidden_size=H),))
     weights, x = random_weights([spec]), random_inputs(N, 5, D)
     state = random_states([spec], N)
-    found = Network([spec], weights, JitEngine("bfloat16", 2)).run(x, None, state)
+    actual = Network([spec], weights, JitEngine("bfloat16", 2)).run(x, None, state)
     h, c = state[0]
     expected = lstm_loop(weights, x, h[:, 0], c[:, 0])
-    # A sum that is rounded otherwise can round h to a neighbour, 2^-8 away, here and there.
-    assert np.abs(found.outputs - expected).mean() < 2e-4
-    assert np.abs(found.outputs - expected).max() < 4e-3
+    # A sum that is rounded otherwise can round h to a neighbor, 2^-8 away, here and there.
+    assert np.abs(actual.outputs - expected).mean() < 2e-4
+    assert np.abs(actual.outputs - expected).max() < 4e-3
     plain = Network([spec], weights, JitEngine("float32", 2)).run(x, None, state)
-    assert np.abs(plain.outputs - expected).mean() > 3 * np.abs(found.outputs - expected).mean()
-    assert found.outputs.dtype == found.state[0][0].dtype == np.float32
+    assert np.abs(plain.outputs - expected).mean() > 3 * np.abs(actual.outputs - expected).mean()
+    assert actual.outputs.dtype == actual.state[0][0].dtype == np.float32
 
 
 @pytest.mark.parametrize(("kind", "options"), CELLS, ids=IDS)
@@ -76,13 +76,13 @@ def test_every_cell_with_and_without_the_dot_product(kind: str, options: dict[st
     exact = Network([spec], weights, JitEngine("float64", 1)).run(x, lengths, state).outputs
     # Without the feature in its name, too: LLVM would use the instruction all the same.
     features = HOST.features.replace("+avx512bf16", "-avx512bf16")
-    found = [
+    actual = [
         Network([spec], weights, JitEngine("bfloat16", 1, machine)).run(x, lengths, state).outputs
         for machine in (HOST, replace(HOST, features=features, dot_bfloat16=False))
     ]
-    for outputs in found:
+    for outputs in actual:
         assert 1e-5 < np.abs(outputs - exact).max() < 3e-2
-    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=4e-3)
+    np.testing.assert_allclose(actual[0], actual[1], rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize(("kind", "options"), CELLS, ids=IDS)
@@ -93,11 +93,11 @@ def test_the_same_bits_in_any_batch(kind: str, options: dict[str, Any]) -> None:
     whole = net.run(x, lengths, state).outputs
     for n in (0, 13, 30):
         h, c = state[0]
-        own = [(h[n : n + 1], None if c is None else c[n : n + 1])]
-        alone = net.run(x[n : n + 1], lengths[n : n + 1], own).outputs
+        state_of_row = [(h[n : n + 1], None if c is None else c[n : n + 1])]
+        alone = net.run(x[n : n + 1], lengths[n : n + 1], state_of_row).outputs
         np.testing.assert_array_equal(alone[0], whole[n])
-    kept = net.run(x, lengths, state, keep=True)
-    np.testing.assert_array_equal(kept.outputs, whole)
+    with_gates = net.run(x, lengths, state, keep=True)
+    np.testing.assert_array_equal(with_gates.outputs, whole)
 
 
 def test_there_is_no_training_in_bfloat16() -> None:
@@ -109,11 +109,11 @@ def test_there_is_no_training_in_bfloat16() -> None:
 
 def test_rounding() -> None:
     values = np.array([1.0, 1.00390625, 1.01171875, -3.14159274, 1e-40, 3.4e38, np.inf, np.nan])
-    found = widened(rounded(values.astype(np.float32)))
+    actual = widened(rounded(values.astype(np.float32)))
     expected = [1.0, 1.0, 1.015625, -3.140625, 9.18355e-41, np.inf, np.inf]  # ties go to even
-    np.testing.assert_allclose(found[:-1], expected, rtol=1e-2)
-    assert found[1] == 1.0
-    assert found[2] == 1.015625
-    assert np.isnan(found[-1])
+    np.testing.assert_allclose(actual[:-1], expected, rtol=1e-2)
+    assert actual[1] == 1.0
+    assert actual[2] == 1.015625
+    assert np.isnan(actual[-1])
     halves = paired(np.array([[1.0, -2.0, 0.5]], np.float32))
     assert halves.tolist() == [[0xC0003F80, 0x3F00]]

@@ -15,7 +15,7 @@ from lstm_cli.engines.cuda.batch import Sequences, make_batch
 from lstm_cli.engines.cuda.general import GeneralWay, Tuning
 from lstm_cli.engines.cuda.layers import RecurrentLayer
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec, TrainingPass
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
@@ -136,10 +136,10 @@ class Case:
 def test_inference_and_what_is_kept(name, precision):
     case = Case([CELLS[name]], precision, RAGGED)
     case.check_forward()
-    wanted, found = case.check_forward(keep=True)
-    kept = found.kept["forward"]
-    assert set(kept) == set(wanted.kept["forward"])
-    for gate, values in wanted.kept["forward"].items():
+    wanted, found = case.check_forward(return_gates=True)
+    kept = found.gates["forward"]
+    assert set(kept) == set(wanted.gates["forward"])
+    for gate, values in wanted.gates["forward"].items():
         case.check(kept[gate], values, gate)
 
 
@@ -157,7 +157,7 @@ def test_both_directions(name, lengths, sequences):
     cells = [CELLS[name]] * 2
     case = Case(cells, "float32", lengths, return_sequences=sequences)
     case.check_forward()
-    case.check_forward(keep=True)
+    case.check_forward(return_gates=True)
     case.check_training()
     together = {launch.grid[1] for what, launch in case.device.launches if what == "forward"}
     assert together == {2}
@@ -238,7 +238,7 @@ def test_nothing_to_compute(size, lengths, sequences):
     cell = LSTM(hidden_size=4, projection_size=2, peepholes=True)
     case = Case([cell] * 2, "bfloat16", lengths, size=size, return_sequences=sequences)
     case.check_forward()
-    case.check_forward(keep=True)
+    case.check_forward(return_gates=True)
     found = case.layer.forward(
         Sequences(case.batch, case.device.upload(case.x[case.valid])), None, training=TrainingPass()
     )

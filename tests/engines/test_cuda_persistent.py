@@ -69,9 +69,9 @@ VARIANTS = [name for name in CELLS if "projection" not in name and name != "gru-
 def test_cells(name):
     case = make([CELLS[name]], "tf32", forced(BLOCK, 8))
     case.check_forward()
-    wanted, found = case.check_forward(keep=True)
-    for gate, values in wanted.kept["forward"].items():
-        case.check(found.kept["forward"][gate], values, gate)
+    wanted, found = case.check_forward(return_gates=True)
+    for gate, values in wanted.gates["forward"].items():
+        case.check(found.gates["forward"][gate], values, gate)
     case.check_training()
 
 

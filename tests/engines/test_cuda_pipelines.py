@@ -29,7 +29,7 @@ from lstm_cli.engines.cuda.persistent_way import PersistentWay
 from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID
 from lstm_cli.engines.cuda.stacks import Stacks, parts
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, TrainingPass
 from lstm_cli.errors import DeviceError, DeviceMemoryError
 from lstm_cli.network import backpropagation

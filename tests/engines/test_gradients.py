@@ -1,7 +1,7 @@
-"""Backpropagation against finite differences, all weights, inputs and states at once.
+"""Backpropagation compared with finite differences, for weights, inputs and states together.
 
-One random direction through everything: the derivative along it, from the gradients, against
-a difference quotient of fourth order. A derivative that is missing or wrong anywhere shows.
+The derivative along one random direction, from the gradients, must equal a difference quotient of
+fourth order. So a missing or wrong derivative shows anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cuda_host.engine import make, statuses
 from networks import (
     Array,
     network,
-    parametrised,
+    parametrized,
     random_inputs,
     random_lengths,
     random_states,
@@ -51,7 +51,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Case:
-    """A network on a batch, and a smooth loss with random weights on what counts."""
+    """A network on a batch, and a smooth loss with random weights of the valid outputs."""
 
     def __init__(self, specs: Sequence[LayerSpec], engine: Engine, lengths: Any) -> None:
         self.specs, self.engine, self.lengths = list(specs), engine, lengths
@@ -63,8 +63,8 @@ class Case:
         rng = np.random.default_rng(4)
         self.linear, self.square = (rng.standard_normal(outputs.shape) for _ in range(2))
         steps = np.full(N, T) if lengths is None else np.asarray(lengths)
-        counted = np.arange(T) < steps[:, None] if outputs.ndim == 3 else steps > 0
-        self.linear[~counted] = self.square[~counted] = 0
+        valid = np.arange(T) < steps[:, None] if outputs.ndim == 3 else steps > 0
+        self.linear[~valid] = self.square[~valid] = 0
 
     def network(self, weights: dict[str, Array]) -> Network:
         return Network(self.specs, weights, self.engine)
@@ -100,17 +100,17 @@ class Case:
 
         h = STEP
         numeric = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
-        found = self.gradients()
-        exact = sum((found.weights[name] * dw[name]).sum() for name in dw)
-        exact += (found.inputs * dx).sum()
-        for state, one in zip((found.state[k] for k in sorted(found.state)), ds, strict=True):
+        actual = self.gradients()
+        exact = sum((actual.weights[name] * dw[name]).sum() for name in dw)
+        exact += (actual.inputs * dx).sum()
+        for state, one in zip((actual.state[k] for k in sorted(actual.state)), ds, strict=True):
             pairs = zip(state, one, strict=True)
             exact += sum((g * d).sum() for g, d in pairs if g is not None and d is not None)
         assert exact == pytest.approx(numeric, rel=tolerance)
 
 
 EXACT = [s for s in statuses() if "float64" in s.dtypes]
-"""Engines that compute in float64: difference quotients need its digits."""
+"""Engines that compute in float64, which difference quotients need."""
 
 
 @pytest.fixture(params=EXACT, ids=lambda status: status.engine)
@@ -137,7 +137,7 @@ SMOOTH = sorted(FORMULAS)
 @pytest.mark.parametrize("place", ["recurrent_activation", "activation", "cell_activation"])
 def test_activations(name: str, place: str, exact: Engine) -> None:
     # Kinks are points; a random direction of this length crosses none of them with this seed.
-    layer = recurrent("lstm", H, D, **{place: parametrised(name)})
+    layer = recurrent("lstm", H, D, **{place: parametrized(name)})
     case = Case([layer], exact, random_lengths(N, T, seed=8))
     for key in case.weights:
         case.weights[key] *= 0.7
@@ -146,7 +146,7 @@ def test_activations(name: str, place: str, exact: Engine) -> None:
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_dense_activations(name: str, exact: Engine) -> None:
-    specs = [DenseSpec(0, D, 6, parametrised(name)), DenseSpec(1, 6, 4, None)]
+    specs = [DenseSpec(0, D, 6, parametrized(name)), DenseSpec(1, 6, 4, None)]
     Case(specs, exact, None).check()
 
 
@@ -180,7 +180,7 @@ def test_dropout_of_every_kind(exact: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_what_stands_in_the_padding_does_not_matter(name: str, engine: Engine) -> None:
+def test_padding_does_not_matter(name: str, engine: Engine) -> None:
     kind, options = CELLS[name]
     specs = [recurrent(kind, H, D, directions=2, **options)]
     net, lengths = network(specs, engine), random_lengths(N, T)
@@ -188,25 +188,25 @@ def test_what_stands_in_the_padding_does_not_matter(name: str, engine: Engine) -
     dirty = clean.copy()
     for row, length in zip(dirty, lengths, strict=True):
         row[length:] = np.nan
-    found = []
+    actual = []
     for x in (clean, dirty):
         tape = backpropagation.forward(net, x, lengths, None, PASS)
         d = np.where(tape.outputs != 0, 1.5, 0).astype(engine.dtype)
-        found.append(backpropagation.backward(net, tape, d, d_logits=False))
-    for key, value in found[0].weights.items():
+        actual.append(backpropagation.backward(net, tape, d, d_logits=False))
+    for key, value in actual[0].weights.items():
         assert np.abs(value).max() > 0 or "peephole" in key
-        np.testing.assert_array_equal(found[1].weights[key], value)
-    assert (found[1].inputs[np.arange(T) >= lengths[:, None]] == 0).all()
+        np.testing.assert_array_equal(actual[1].weights[key], value)
+    assert (actual[1].inputs[np.arange(T) >= lengths[:, None]] == 0).all()
 
 
-def test_a_sequence_of_length_0_passes_nothing_on(engine: Engine) -> None:
+def test_a_sequence_of_length_0_has_no_derivatives(engine: Engine) -> None:
     net = network([recurrent("lstm", H, D, return_sequences=False)], engine)
     lengths = np.array([0, 3, 0, 2])
     tape = backpropagation.forward(net, random_inputs(N, T, D), lengths, None, PASS)
-    found = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
-    h, c = found.state[0]
+    actual = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+    h, c = actual.state[0]
     assert c is not None
-    assert (found.inputs[[0, 2]] == 0).all()
+    assert (actual.inputs[[0, 2]] == 0).all()
     assert (h[[0, 2]] == 0).all()
     assert (np.abs(h[[1, 3]]).max(axis=(1, 2)) > 0).all()
 

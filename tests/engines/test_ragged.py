@@ -79,20 +79,20 @@ def test_padding_that_overflows_the_dtype_does_not_matter(engine: Engine) -> Non
 
 def test_padded_steps_are_zero(specs: list[LayerSpec], engine: Engine) -> None:
     x, state = random_inputs(N, T, D), random_states(specs, N)
-    found = network(specs, engine).run(x, LENGTHS, state).outputs
-    valid = np.arange(T) < LENGTHS[:, None] if found.ndim == 3 else LENGTHS > 0
-    assert not found[~valid].any()
-    assert found[valid].all()
-    assert_close(found, expected_of(specs, x, LENGTHS, state).outputs, engine.dtype)
+    actual = network(specs, engine).run(x, LENGTHS, state).outputs
+    valid = np.arange(T) < LENGTHS[:, None] if actual.ndim == 3 else LENGTHS > 0
+    assert not actual[~valid].any()
+    assert actual[valid].all()
+    assert_close(actual, expected_of(specs, x, LENGTHS, state).outputs, engine.dtype)
 
 
 def test_an_empty_sequence_keeps_its_states(specs: list[LayerSpec], engine: Engine) -> None:
     state = random_states(specs, N)
-    found = network(specs, engine).run(random_inputs(N, T, D), LENGTHS, state)
+    actual = network(specs, engine).run(random_inputs(N, T, D), LENGTHS, state)
     empty = int(np.argmin(LENGTHS))
     assert LENGTHS[empty] == 0
-    assert not found.outputs[empty].any()
-    for one, other in zip(found.state, state, strict=True):
+    assert not actual.outputs[empty].any()
+    for one, other in zip(actual.state, state, strict=True):
         for a, b in zip(one, other, strict=True):
             if b is not None:
                 np.testing.assert_array_equal(a[empty], b[empty].astype(engine.dtype))
@@ -100,10 +100,10 @@ def test_an_empty_sequence_keeps_its_states(specs: list[LayerSpec], engine: Engi
 
 def test_a_batch_of_empty_sequences(specs: list[LayerSpec], engine: Engine) -> None:
     state = random_states(specs, 3)
-    found = network(specs, engine).run(np.full((3, T, D), np.nan), np.zeros(3, int), state)
-    assert not found.outputs.any()
-    started = [tuple(None if s is None else s.astype(engine.dtype) for s in p) for p in state]
-    assert_states_close(found.state, started, engine.dtype)
+    actual = network(specs, engine).run(np.full((3, T, D), np.nan), np.zeros(3, int), state)
+    assert not actual.outputs.any()
+    initial = [tuple(None if s is None else s.astype(engine.dtype) for s in p) for p in state]
+    assert_states_close(actual.state, initial, engine.dtype)
 
 
 def test_the_batch_does_not_matter(specs: list[LayerSpec], engine: Engine) -> None:
@@ -149,11 +149,13 @@ def test_lengths_of_all_steps_are_as_none(specs: list[LayerSpec], engine: Engine
     assert_close(full.outputs, expected_of(specs, x, None, None).outputs, engine.dtype)
 
 
-def test_the_callers_arrays_stay_as_they_were(specs: list[LayerSpec], engine: Engine) -> None:
+def test_the_callers_arrays_stay_unchanged(specs: list[LayerSpec], engine: Engine) -> None:
     x, state = random_inputs(N, T, D).astype(engine.dtype), random_states(specs, N)
-    kept = [x.copy(), *(s.copy() for pair in state for s in pair if s is not None)]
-    found = network(specs, engine).run(x, LENGTHS, state)
-    for one, other in zip(kept, [x, *(s for p in state for s in p if s is not None)], strict=True):
+    copies = [x.copy(), *(s.copy() for pair in state for s in pair if s is not None)]
+    actual = network(specs, engine).run(x, LENGTHS, state)
+    for one, other in zip(
+        copies, [x, *(s for p in state for s in p if s is not None)], strict=True
+    ):
         np.testing.assert_array_equal(one, other)
-    assert not np.shares_memory(found.outputs, x)
-    assert_close(found.outputs, expected_of(specs, x, LENGTHS, state).outputs, engine.dtype)
+    assert not np.shares_memory(actual.outputs, x)
+    assert_close(actual.outputs, expected_of(specs, x, LENGTHS, state).outputs, engine.dtype)

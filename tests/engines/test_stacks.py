@@ -1,22 +1,18 @@
-"""Layers on top of each other, on every engine, against the loop twin."""
+"""Stacked layers on every engine, compared with the loop twin."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import pytest
 from networks import (
     assert_close,
-    assert_states_close,
     network,
-    parametrised,
+    parametrized,
     random_inputs,
     random_lengths,
-    random_states,
     random_weights,
     recurrent,
 )
-from twin import twin
+from twin import check_forward, twin
 
 from lstm_cli.cells import FORMULAS, Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec, LayerSpec
@@ -56,29 +52,19 @@ STACKS: dict[str, list[LayerSpec]] = {
 }
 
 
-def check(specs: Sequence[LayerSpec], engine: Engine, *, ragged: bool) -> None:
-    """The stack against its twin, from non-zero states."""
-    x, state = random_inputs(N, T, D), random_states(specs, N)
-    lengths = random_lengths(N, T) if ragged else None
-    expected = twin(specs, random_weights(specs), x, lengths, state)
-    found = network(specs, engine).run(x, lengths, state)
-    assert_close(found.outputs, expected.outputs, engine.dtype)
-    assert_states_close(found.state, expected.state, engine.dtype)
-
-
 @pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "full"])
 @pytest.mark.parametrize("name", STACKS)
 def test_stack(name: str, ragged: bool, engine: Engine) -> None:
-    check(STACKS[name], engine, ragged=ragged)
+    check_forward(STACKS[name], engine, N, T, ragged=ragged)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_dense_activation(name: str, engine: Engine) -> None:
-    specs = [recurrent("gru", 5, D), DenseSpec(1, 5, 3, parametrised(name))]
-    check(specs, engine, ragged=True)
+    specs = [recurrent("gru", 5, D), DenseSpec(1, 5, 3, parametrized(name))]
+    check_forward(specs, engine, N, T)
 
 
-def test_flatten_takes_fewer_steps_than_it_is_made_for(engine: Engine) -> None:
+def test_flatten_takes_fewer_steps_than_its_size(engine: Engine) -> None:
     specs = STACKS["flatten pads"]
     x = random_inputs(N, 2, D)
     expected = twin(specs, random_weights(specs), x)

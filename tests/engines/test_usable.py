@@ -1,4 +1,4 @@
-"""Which engines this suite ran on: one that cannot be used here is skipped, with the reason."""
+"""Engines that this suite runs on. An unusable engine is skipped with the reason."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_engine(status: EngineStatus) -> None:
     engine = create_engine(status.engine, status.device)
     assert (engine.name, engine.dtype) == (status.engine, "float32")
     specs, x = [recurrent("lstm", 5, 3, directions=2)], random_inputs(2, 4, 3)
-    found = network(specs, engine).run(x).outputs
-    np.testing.assert_allclose(found, twin(specs, random_weights(specs), x).outputs, atol=2e-5)
+    actual = network(specs, engine).run(x).outputs
+    np.testing.assert_allclose(actual, twin(specs, random_weights(specs), x).outputs, atol=2e-5)
 
 
-def test_the_fixture_gives_what_it_says(engine: Engine) -> None:
+def test_the_fixture_has_the_dtype_of_its_name(engine: Engine) -> None:
     assert engine.dtype in ("float32", "float64")
     assert network([recurrent("rnn", 2, 3)], engine).weights["layers.0.bias"].dtype == engine.dtype

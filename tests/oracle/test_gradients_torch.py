@@ -12,8 +12,8 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.targets import TargetFormat
 
 torch = pytest.importorskip("torch")
 
@@ -24,7 +24,7 @@ LENGTHS = np.maximum(random_lengths(N, T, seed=3), 1)  # PyTorch packs no empty 
 
 
 class Twin(torch.nn.Module):
-    """The same stack in PyTorch, in float64, with native weights."""
+    """A stack in PyTorch, in float64, with native weights."""
 
     def __init__(self, specs: list[LayerSpec], weights: dict[str, Array]) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class Twin(torch.nn.Module):
         return x
 
     def gradients(self) -> dict[str, Array]:
-        found = {}
+        actual = {}
         for layer, names in zip(self.layers, self.names, strict=True):
             for own, native in names.items():
-                found[native] = getattr(layer, own).grad.numpy()
-        return found
+                actual[native] = getattr(layer, own).grad.numpy()
+        return actual
 
 
 STACKS: dict[str, list[LayerSpec]] = {
@@ -111,11 +111,13 @@ def test_cross_entropy_per_step(stack: str, weighted: bool, engine: Engine) -> N
     classes = np.random.default_rng(1).integers(0, F, (N, T))
     class_weights = [0.5, 2.0, 1.3] if weighted else None
     smoothing = 0.15 if weighted else 0.0
-    criterion = Criterion(Targets("cross_entropy", True, F, "targets"), class_weights, smoothing)
+    criterion = Criterion(
+        TargetFormat("cross_entropy", True, F, "targets"), class_weights, smoothing
+    )
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, LENGTHS, None, PASS)
     loss = criterion(tape.outputs, tape.logits, classes, LENGTHS)
-    found = backpropagation.backward(net, tape, loss.gradient, d_logits=True)
+    actual = backpropagation.backward(net, tape, loss.gradient, d_logits=True)
 
     twin = Twin(specs, weights)
     inputs = torch.from_numpy(x).requires_grad_()
@@ -128,11 +130,11 @@ def test_cross_entropy_per_step(stack: str, weighted: bool, engine: Engine) -> N
     expected.backward()
     tolerance = TOLERANCES[engine.dtype]
     assert loss.value == pytest.approx(expected.item(), abs=tolerance)
-    assert found.weights.keys() == twin.gradients().keys() == weights.keys()
+    assert actual.weights.keys() == twin.gradients().keys() == weights.keys()
     for name, value in twin.gradients().items():
         assert np.abs(value).max() > 0
-        np.testing.assert_allclose(found.weights[name], value, atol=tolerance, err_msg=name)
-    np.testing.assert_allclose(found.inputs, inputs.grad.numpy(), atol=tolerance)
+        np.testing.assert_allclose(actual.weights[name], value, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(actual.inputs, inputs.grad.numpy(), atol=tolerance)
 
 
 REGRESSION = {
@@ -150,11 +152,11 @@ def test_losses_of_values(loss_name: str, engine: Engine) -> None:
     weights = {name: 2 * value for name, value in random_weights(specs, seed=4).items()}
     x = random_inputs(N, T, D)
     values = np.random.default_rng(1).random((N, T, F)) * (3 if loss_name == "huber" else 1)
-    criterion = Criterion(Targets(loss_name, True, F, "targets"))
+    criterion = Criterion(TargetFormat(loss_name, True, F, "targets"))
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, LENGTHS, None, PASS)
     loss = criterion(tape.outputs, tape.logits, values, LENGTHS)
-    found = backpropagation.backward(net, tape, loss.gradient, d_logits=criterion.fused)
+    actual = backpropagation.backward(net, tape, loss.gradient, d_logits=criterion.fused)
 
     twin = Twin(specs, weights)
     valid = torch.from_numpy(np.arange(T) < LENGTHS[:, None])
@@ -164,7 +166,7 @@ def test_losses_of_values(loss_name: str, engine: Engine) -> None:
     assert loss.value == pytest.approx(expected.item(), abs=TOLERANCES[engine.dtype])
     for name, value in twin.gradients().items():
         atol = TOLERANCES[engine.dtype]
-        np.testing.assert_allclose(found.weights[name], value, atol=atol, err_msg=name)
+        np.testing.assert_allclose(actual.weights[name], value, atol=atol, err_msg=name)
 
 
 F_ = torch.nn.functional
@@ -197,8 +199,8 @@ def test_derivatives_at_kinks(name: str, where: str, engine: Engine) -> None:
     weights["layers.0.weight" if where == "dense" else "layers.0.weight_ih"][:] = 1
     net = Network([spec], weights, engine)
     tape = backpropagation.forward(net, POINTS[:, None, None], None, None, PASS)
-    found = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
+    actual = backpropagation.backward(net, tape, np.ones_like(tape.outputs), d_logits=False)
     inputs = torch.from_numpy(POINTS.copy()).requires_grad_()
     function(inputs).sum().backward()
     expected, tolerance = inputs.grad.numpy(), TOLERANCES[engine.dtype]
-    np.testing.assert_allclose(found.inputs.ravel(), expected, atol=tolerance)
+    np.testing.assert_allclose(actual.inputs.ravel(), expected, atol=tolerance)

@@ -19,7 +19,7 @@ from networks import TOLERANCES, random_weights, recurrent
 from lstm_cli.api.weights_files import config_of
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry

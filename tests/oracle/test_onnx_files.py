@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from networks import (
     Array,
-    parametrised,
+    parametrized,
     random_inputs,
     random_lengths,
     random_states,
@@ -25,7 +25,7 @@ from networks import (
 
 import lstm_cli
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.onnx import read
@@ -76,9 +76,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm activations": (
         "lstm",
         {
-            "recurrent_activation": parametrised("hard_sigmoid"),
-            "activation": parametrised("scaled_tanh"),
-            "cell_activation": parametrised("softsign"),
+            "recurrent_activation": parametrized("hard_sigmoid"),
+            "activation": parametrized("scaled_tanh"),
+            "cell_activation": parametrized("softsign"),
         },
     ),
     "gru after": ("gru", {"reset_after": True}),
@@ -87,14 +87,14 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru activations": (
         "gru",
         {
-            "recurrent_activation": parametrised("hard_sigmoid"),
-            "activation": parametrised("scaled_tanh"),
+            "recurrent_activation": parametrized("hard_sigmoid"),
+            "activation": parametrized("scaled_tanh"),
         },
     ),
     "rnn": ("rnn", {}),
     "rnn clip": ("rnn", {"clip": 0.3}),
-    "rnn leaky": ("rnn", {"activation": parametrised("leaky_relu")}),
-    "rnn elu": ("rnn", {"activation": parametrised("elu")}),
+    "rnn leaky": ("rnn", {"activation": parametrized("leaky_relu")}),
+    "rnn elu": ("rnn", {"activation": parametrized("elu")}),
 }
 
 

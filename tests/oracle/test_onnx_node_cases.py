@@ -11,7 +11,7 @@ import pytest
 from networks import Array
 
 import lstm_cli
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.formats import registry
 from lstm_cli.network.network import Network

@@ -17,7 +17,7 @@ import pytest
 from networks import (
     Array,
     network,
-    parametrised,
+    parametrized,
     random_inputs,
     random_lengths,
     random_states,
@@ -60,16 +60,16 @@ def check(
     weights = {name: scale * value for name, value in random_weights([spec]).items()}
     x, state = scale * random_inputs(N, T, spec.input_size), random_states([spec], N)
     y, h, c = onnx_models.run(spec, weights, x, lengths, state[0], opset=opset)
-    found = Network([spec], weights, engine).run(x, lengths, state)
-    close(found.outputs, y)
-    close(found.state[0][0], h)
+    actual = Network([spec], weights, engine).run(x, lengths, state)
+    close(actual.outputs, y)
+    close(actual.state[0][0], h)
     if c is not None:
-        close(found.state[0][1], c)
+        close(actual.state[0][1], c)
 
 
-def close(found: Any, expected: Array) -> None:
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+def close(actual: Any, expected: Array) -> None:
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("directions", [1, 2])
@@ -89,18 +89,18 @@ def test_opset(kind: str, opset: int, engine: Engine) -> None:
 @pytest.mark.parametrize("name", onnx_models.NAMES)
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 def test_activation_of_the_candidate(kind: str, name: str, engine: Engine) -> None:
-    check(recurrent(kind, H, D, activation=parametrised(name), directions=2), engine, scale=0.5)
+    check(recurrent(kind, H, D, activation=parametrized(name), directions=2), engine, scale=0.5)
 
 
 @pytest.mark.parametrize("name", onnx_models.NAMES)
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_activation_of_the_gates(kind: str, name: str, engine: Engine) -> None:
-    check(recurrent(kind, H, D, recurrent_activation=parametrised(name)), engine, scale=0.5)
+    check(recurrent(kind, H, D, recurrent_activation=parametrized(name)), engine, scale=0.5)
 
 
 @pytest.mark.parametrize("name", onnx_models.NAMES)
 def test_activation_of_the_cell_state(name: str, engine: Engine) -> None:
-    check(recurrent("lstm", H, D, cell_activation=parametrised(name)), engine, scale=0.5)
+    check(recurrent("lstm", H, D, cell_activation=parametrized(name)), engine, scale=0.5)
 
 
 @pytest.mark.parametrize("name", ["affine", "elu", "hard_sigmoid", "leaky_relu", "scaled_tanh"])
@@ -109,14 +109,14 @@ def test_default_parameters(name: str, engine: Engine) -> None:
 
 
 def test_directions_with_activations_of_their_own(engine: Engine) -> None:
-    forward = LSTM(hidden_size=H, activation=parametrised("elu"))
+    forward = LSTM(hidden_size=H, activation=parametrized("elu"))
     reverse = LSTM(
         hidden_size=H,
-        recurrent_activation=parametrised("hard_sigmoid"),
+        recurrent_activation=parametrized("hard_sigmoid"),
         cell_activation=Activation("softsign"),
     )
     check(RecurrentSpec(0, D, (forward, reverse)), engine)
-    pair = (GRU(hidden_size=H), GRU(hidden_size=H, activation=parametrised("scaled_tanh")))
+    pair = (GRU(hidden_size=H), GRU(hidden_size=H, activation=parametrized("scaled_tanh")))
     check(RecurrentSpec(0, D, pair), engine)
 
 
@@ -128,10 +128,10 @@ def test_one_direction_is_half_of_both(option: str, direction: str, engine: Engi
     lengths, x = np.maximum(random_lengths(N, T), 1), random_inputs(N, T, D)
     state, weights = random_states([spec], N), random_weights([spec])
     y, h, _ = onnx_models.run(spec, weights, x, lengths, state[0], direction=direction)
-    found = network([spec], engine).run(x, lengths, state)
+    actual = network([spec], engine).run(x, lengths, state)
     d = 0 if direction == "forward" else 1
-    close(found.outputs[:, :, d * H : (d + 1) * H], y)
-    close(found.state[0][0][:, d : d + 1], h)
+    close(actual.outputs[:, :, d * H : (d + 1) * H], y)
+    close(actual.state[0][0][:, d : d + 1], h)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
@@ -139,10 +139,10 @@ def test_a_sequence_of_length_0(kind: str, engine: Engine) -> None:
     spec = recurrent(kind, H, D, directions=2)
     lengths, x, state = random_lengths(N, T), random_inputs(N, T, D), random_states([spec], N)
     y, h, _ = onnx_models.run(spec, random_weights([spec]), x, lengths, state[0])
-    found = network([spec], engine).run(x, lengths, state)
-    close(found.outputs, y)
+    actual = network([spec], engine).run(x, lengths, state)
+    close(actual.outputs, y)
     empty = lengths == 0
     assert empty.any()
-    close(found.state[0][0][~empty], h[~empty])
+    close(actual.state[0][0][~empty], h[~empty])
     assert not h[empty].any()  # ONNX Runtime's own choice
-    close(found.state[0][0][empty], state[0][0][empty])
+    close(actual.state[0][0][empty], state[0][0][empty])

@@ -14,7 +14,7 @@ import tmva_files as tmva
 from tmva_files import Layer, dense, flat, recurrent
 
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Imported, ReadOptions

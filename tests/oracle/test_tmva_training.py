@@ -11,17 +11,17 @@ import pytest
 from networks import Array, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
+from lstm_cli.training.losses import Criterion
 from lstm_cli.training.metrics import area_under_curve
-from lstm_cli.training.optimisers import SGD
-from lstm_cli.training.schedules import Constant
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.optimizers import SGDOptimizer
+from lstm_cli.training.schedules import ConstantRate
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 LINEAR = Activation("identity")
@@ -90,11 +90,11 @@ def test_gradients_of_every_matrix_and_bias_of_every_gate(
                 )  # fmt: skip
 
 
-def learner(specs: list[LayerSpec], loss: str, features: int, seed: int = 1) -> Learner:
-    weights = initialise(specs, "xavier", seed=seed)
-    updates = Updates(SGD(learning_rate=0.1), Constant())
-    criterion = Criterion(Targets(loss, False, features, "targets"))
-    return Learner(Network(specs, weights, ReferenceEngine()), criterion, updates)
+def learner(specs: list[LayerSpec], loss: str, features: int, seed: int = 1) -> TrainStep:
+    weights = initialize(specs, "xavier", seed=seed)
+    updates = Updates(SGDOptimizer(learning_rate=0.1), ConstantRate())
+    criterion = Criterion(TargetFormat(loss, False, features, "targets"))
+    return TrainStep(Network(specs, weights, ReferenceEngine()), criterion, updates)
 
 
 def losses_of_the_identity(seed: int) -> tuple[float, float]:

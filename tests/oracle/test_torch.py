@@ -43,13 +43,13 @@ class Stack:
 
     def weights(self) -> Weights:
         """Native names; the two biases stay two."""
-        found = {}
+        actual = {}
         for name, value in self.module.named_parameters():
             reverse = name.endswith("_reverse")
             stem, _, layer = name.removesuffix("_reverse").rpartition("_l")
             prefix = f"layers.{layer}." + ("reverse." if reverse else "")
-            found[prefix + stem] = value.detach().numpy()
-        return found
+            actual[prefix + stem] = value.detach().numpy()
+        return actual
 
     def states(self) -> list[Any]:
         """Initial states in native shapes, by layer."""
@@ -93,9 +93,9 @@ def check(stack: Stack, engine: Engine, *, ragged: bool, filling: float = 0.0) -
     if lengths is not None:
         for n, length in enumerate(lengths):
             x[n, length:] = filling
-    found = Network(stack.specs, stack.weights(), engine).run(x, lengths, states)
-    assert_close(found.outputs, y, engine.dtype)
-    for k, pair in enumerate(found.state):
+    actual = Network(stack.specs, stack.weights(), engine).run(x, lengths, states)
+    assert_close(actual.outputs, y, engine.dtype)
+    for k, pair in enumerate(actual.state):
         for part, final in zip(pair, finals, strict=False):
             assert_close(part, final[k], engine.dtype)
 
@@ -137,8 +137,8 @@ def test_every_other_order_of_gates_is_caught(kind: str, engine: Engine) -> None
     right = tuple(range(GATES[kind]))
     for order in permutations(right):
         weights = _permuted(stack.specs[0], stack.weights(), order)
-        found = Network(stack.specs, weights, engine).run(x, None, states).outputs
-        assert (np.abs(found - y).max() < 1e-3) == (order == right), order
+        actual = Network(stack.specs, weights, engine).run(x, None, states).outputs
+        assert (np.abs(actual - y).max() < 1e-3) == (order == right), order
 
 
 @pytest.mark.parametrize("name", ["bias_ih", "bias_hh"])
@@ -149,5 +149,5 @@ def test_a_bias_left_out_is_caught(kind: str, name: str, engine: Engine) -> None
     y, _ = stack.run(x, None, states)
     weights = stack.weights()
     weights[f"layers.0.{name}"] = 0 * weights[f"layers.0.{name}"]
-    found = Network(stack.specs, weights, engine).run(x, None, states).outputs
-    assert np.abs(found - y).max() > 1e-3
+    actual = Network(stack.specs, weights, engine).run(x, None, states).outputs
+    assert np.abs(actual - y).max() > 1e-3

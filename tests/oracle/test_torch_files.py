@@ -11,7 +11,7 @@ import pytest
 from networks import random_weights
 
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.gates import NATIVE
@@ -89,15 +89,15 @@ def saved(model: Any, rng: np.random.Generator, path: Path) -> tuple[Path, ReadO
         save_file({name: value.contiguous() for name, value in state.items()}, path)
         return path, options
     if rng.integers(2):
-        optimiser = torch.optim.Adam(model.parameters())
+        optimizer = torch.optim.Adam(model.parameters())
         sum(p.sum() for p in model.parameters()).backward()
-        optimiser.step()
+        optimizer.step()
         model.load_state_dict(
             {k.removeprefix(start): v for k, v in state.items() if "norm." not in k}
         )
         key = str(rng.choice(["state_dict", "model_state_dict", "model"]))
         state = {"epoch": 3, "sizes": torch.Size([1, 2]), "seen": {1, 2}, "loss": [0.5, None],
-                 key: dict(state), "optimizer": optimiser.state_dict()}  # fmt: skip
+                 key: dict(state), "optimizer": optimizer.state_dict()}  # fmt: skip
         if rng.integers(2):
             state["ema"] = {"w.weight": torch.ones(2, 3)}
             options = ReadOptions(prefix=key)

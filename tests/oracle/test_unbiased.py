@@ -16,7 +16,7 @@ from networks import random_inputs, random_lengths, random_states, random_weight
 
 import lstm_cli
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported, WriteOptions

@@ -43,11 +43,11 @@ def worked_example(engine: Engine) -> Network:
 @pytest.mark.parametrize("step", [0, 1])
 def test_value(value: str, step: int, engine: Engine) -> None:
     result = worked_example(engine).run(X, keep=True)
-    found = float(result.kept[0]["forward"][value][0, step, 0])
+    actual = float(result.kept[0]["forward"][value][0, step, 0])
     published = PUBLISHED[value][step]
     if engine.dtype == "float64":
-        assert f"{found:.8g}" == published
-    assert found == pytest.approx(float(published), abs=3e-7)
+        assert f"{actual:.8g}" == published
+    assert actual == pytest.approx(float(published), abs=3e-7)
 
 
 def test_final_states(engine: Engine) -> None:
@@ -78,19 +78,19 @@ def test_gradients(engine: Engine) -> None:
     net = worked_example(engine)
     tape = backpropagation.forward(net, X, None, None, TrainingPass())
     d = (tape.outputs[0, :, 0] - TARGETS).reshape(1, 2, 1).astype(engine.dtype)
-    found = backpropagation.backward(net, tape, d, d_logits=False)
+    actual = backpropagation.backward(net, tape, d, d_logits=False)
     exact = engine.dtype == "float64"
     for gate, texts in GRADIENTS.items():
         k = "ifgo".index(gate)
         values = [
-            *found.weights["layers.0.weight_ih"][k],
-            found.weights["layers.0.weight_hh"][k, 0],
-            found.weights["layers.0.bias"][k],
+            *actual.weights["layers.0.weight_ih"][k],
+            actual.weights["layers.0.weight_hh"][k, 0],
+            actual.weights["layers.0.bias"][k],
         ]
         for value, text in zip(values, texts, strict=True):
             expected = published(text) if exact else pytest.approx(float(text), abs=3e-7)
             assert float(value) == expected, gate
     for t, texts in enumerate(INPUT_GRADIENTS):
-        for value, text in zip(found.inputs[0, t], texts, strict=True):
+        for value, text in zip(actual.inputs[0, t], texts, strict=True):
             expected = published(text) if exact else pytest.approx(float(text), abs=3e-7)
             assert float(value) == expected

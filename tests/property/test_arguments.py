@@ -1,4 +1,4 @@
-"""Whatever is given to a public callable, it gives a result or an `LstmCliError`."""
+"""Public callables return a result or raise `LstmCliError` for any arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ X, Y = np.ones((2, 5, 3)), np.ones((2, 5, 2))
 
 
 class Stubborn:
-    """What refuses to become anything."""
+    """An object that refuses every conversion."""
 
     def __array__(self, *args: Any, **options: Any) -> Any:
         raise RuntimeError("no array")

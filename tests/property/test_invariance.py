@@ -1,4 +1,4 @@
-"""For any network: batching, padding and order do not matter, and the loop twin agrees."""
+"""Random networks: batching, padding and order do not matter, and the loop twin agrees."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ Property: TypeAlias = Callable[[Case, Draw], None]
 
 
 def the_twin_agrees(case: Case, draw: Draw) -> None:
-    found, expected = case.net.run(*case.batch), case.twin(*case.batch)
-    assert_close(found.outputs, expected.outputs, case.engine.dtype)
-    assert_states_close(found.state, expected.state, case.engine.dtype)
+    actual, expected = case.net.run(*case.batch), case.twin(*case.batch)
+    assert_close(actual.outputs, expected.outputs, case.engine.dtype)
+    assert_states_close(actual.state, expected.state, case.engine.dtype)
 
 
 def padding_does_not_matter(case: Case, draw: Draw) -> None:
@@ -74,11 +74,11 @@ def padding_does_not_matter(case: Case, draw: Draw) -> None:
     padded = np.full((N, T + draw(st.integers(0, 3)), D), draw(st.floats(width=32)))
     for n, length in enumerate(lengths):
         padded[n, :length] = x[n, :length]
-    found, expected = case.net.run(padded, lengths, state), case.net.run(x, lengths, state)
+    actual, expected = case.net.run(padded, lengths, state), case.net.run(x, lengths, state)
     if case.net.returns_sequences:
-        assert not found.outputs[:, T:].any()
-        found = type(found)(found.outputs[:, :T], found.state)
-    assert_same(found, expected, case.engine)
+        assert not actual.outputs[:, T:].any()
+        actual = type(actual)(actual.outputs[:, :T], actual.state)
+    assert_same(actual, expected, case.engine)
 
 
 def batching_and_order_do_not_matter(case: Case, draw: Draw) -> None:
@@ -92,9 +92,9 @@ def batching_and_order_do_not_matter(case: Case, draw: Draw) -> None:
 def one_sequence_of_one_step(case: Case, draw: Draw) -> None:
     x, _, state = case.batch
     x, state, length = x[:1, :1], rows(state, slice(1)), draw(st.integers(0, 1))
-    found, expected = (run(x, np.array([length]), state) for run in (case.net.run, case.twin))
-    assert_close(found.outputs, expected.outputs, case.engine.dtype)
-    assert found.outputs.any() == bool(length)
+    actual, expected = (run(x, np.array([length]), state) for run in (case.net.run, case.twin))
+    assert_close(actual.outputs, expected.outputs, case.engine.dtype)
+    assert actual.outputs.any() == bool(length)
     cut = case.net.run(x[:, :length], None, state)
     assert_states_close(cut.state, expected.state, case.engine.dtype)
 

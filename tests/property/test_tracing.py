@@ -12,7 +12,7 @@ from strategies import cells
 
 from lstm_cli.cells import FORMULAS, Cell, trace
 from lstm_cli.cells.expression import OPERATIONS, topological
-from lstm_cli.engines.steps import DirectionWeights, NumpyStep
+from lstm_cli.engines.reference.step import DirectionWeights, NumpyStep
 from lstm_cli.engines.types import RecurrentSpec
 
 EVERY = tuple(FORMULAS)
@@ -30,7 +30,7 @@ def step_of(
         name.removeprefix(spec.prefix(0)): value.astype(dtype)
         for name, value in random_weights([spec], seed).items()
     }
-    weights = DirectionWeights.of(cell, named)
+    weights = DirectionWeights.from_tensors(cell, named)
     z = rng.standard_normal((N, len(cell.gates) * cell.hidden_size)).astype(dtype)
     states = [rng.standard_normal((N, size)).astype(dtype) for size in cell.state_sizes]
     history: dict[str, Any] = {}
@@ -71,8 +71,8 @@ def test_a_stage_reads_only_what_is_known_before_it(cell: Cell) -> None:
 def test_only_operations_engines_know(cell: Cell) -> None:
     graph = trace(cell)
     roots = [*graph.gates.values(), *graph.states.values(), *(s.reads for s in graph.stages)]
-    found = {node.op for node in topological(roots)}
-    assert found <= {"symbol", "constant", *OPERATIONS}
+    actual = {node.op for node in topological(roots)}
+    assert actual <= {"symbol", "constant", *OPERATIONS}
 
 
 @given(cell=cells(EVERY))

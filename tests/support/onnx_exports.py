@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from networks import Array, parametrised, random_weights, recurrent
+from networks import Array, parametrized, random_weights, recurrent
 
 from lstm_cli.cells import FORMULAS, Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
@@ -62,7 +62,7 @@ def random_recurrent(
     if kind == "gru":
         options["reset_after"] = bool(rng.random() < 0.5)
     if kind != "rnn" and rng.random() < 0.4:
-        options["recurrent_activation"] = parametrised("hard_sigmoid")
+        options["recurrent_activation"] = parametrized("hard_sigmoid")
     hidden = int(rng.integers(2, 8))
     if kind == "lstm":
         options |= _lstm_options(rng, hidden, projected)
@@ -91,12 +91,12 @@ def _lstm_options(rng: np.random.Generator, hidden: int, projected: bool) -> dic
 def _activation(rng: np.random.Generator) -> Activation:
     if rng.random() < 0.5:
         return Activation("tanh")
-    return parametrised(str(rng.choice(["softsign", "elu", "scaled_tanh", "hard_sigmoid"])))
+    return parametrized(str(rng.choice(["softsign", "elu", "scaled_tanh", "hard_sigmoid"])))
 
 
 def _dense_activation(rng: np.random.Generator) -> Activation | None:
     name = str(rng.choice(["softmax", *FORMULAS]))
-    return None if name == "softmax" else parametrised(name)
+    return None if name == "softmax" else parametrized(name)
 
 
 def run_model(path: Path, feeds: dict[str, Array]) -> dict[str, Array]:

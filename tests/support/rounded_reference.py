@@ -1,4 +1,4 @@
-"""The reference engine's passes with operands of products rounded: what a narrow dtype gives."""
+"""Passes of the reference engine that round the operands of products to a narrow dtype."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from cuda_host.device import rounded_tf32
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import Stage
-from lstm_cli.engines import recurrent
-from lstm_cli.engines.backpropagation import BackwardPass, PassGradients, PassTape
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.recurrence import Pass
-from lstm_cli.engines.steps import DirectionWeights, NumpyStep, TrainingStep
+from lstm_cli.engines.reference import recurrent
+from lstm_cli.engines.reference.backward import BackwardPass, DirectionGradients, DirectionTape
+from lstm_cli.engines.reference.recurrent import ForwardPass
+from lstm_cli.engines.reference.step import DirectionWeights, NumpyStep, TrainingStep
 from lstm_cli.engines.types import Array
 
 
@@ -59,7 +59,7 @@ class _Step(TrainingStep):
         return super().project(self.round(vector))
 
 
-class RoundedPass(Pass):
+class RoundedPass(ForwardPass):
     """A forward pass in a precision."""
 
     def __init__(self, precision: str, cell: Cell, weights: DirectionWeights, *given, **options):
@@ -69,8 +69,8 @@ class RoundedPass(Pass):
     def _project(self, part: Array) -> Array:
         return super()._project(self.round(part))
 
-    def _step(self, z: Array, ended: Array | None, history: object) -> NumpyStep:
-        step = _Step(self.weights, z, ended, history, self.seconds, mask=self.mask)
+    def _step(self, z: Array, padding: Array | None, history: object) -> NumpyStep:
+        step = _Step(self.weights, z, padding, history, self.seconds, mask=self.mask)
         step.round = self.round
         if self.tape is not None:
             self.tape.steps.append(step)
@@ -80,12 +80,12 @@ class RoundedPass(Pass):
 class RoundedBackwardPass(BackwardPass):
     """A backward pass in what a precision's derivatives are multiplied in."""
 
-    def __init__(self, precision: str, cell: Cell, weights: DirectionWeights, tape: PassTape):
+    def __init__(self, precision: str, cell: Cell, weights: DirectionWeights, tape: DirectionTape):
         back = PRECISIONS[precision].derivatives
         super().__init__(cell, rounded_weights(weights, back), tape)
         self.round = lambda values: rounded(values, back)
 
-    def run(self, d_output: Array | None, d_last: Array | None) -> PassGradients:
+    def run(self, d_output: Array | None, d_last: Array | None) -> DirectionGradients:
         found = super().run(d_output, d_last)
         T, N, D = self.tape.xt.shape
         dx = self.round(self.dz.reshape(T * N, -1)) @ self.weights.weight_ih
@@ -120,7 +120,7 @@ class RoundedBackwardPass(BackwardPass):
 def rounding(precision: str) -> Iterator[None]:
     """The reference engine rounds as a precision does."""
     with (
-        patch.object(recurrent, "Pass", partial(RoundedPass, precision)),
+        patch.object(recurrent, "ForwardPass", partial(RoundedPass, precision)),
         patch.object(recurrent, "BackwardPass", partial(RoundedBackwardPass, precision)),
     ):
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
-from networks import KINDS, parametrised, recurrent
+from networks import KINDS, parametrized, recurrent
 
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import DenseSpec, LayerSpec
@@ -20,14 +20,14 @@ sizes = st.integers(1, 9)
 @st.composite
 def options(draw: st.DrawFn, kind: str, names: tuple[str, ...] = VALUES) -> dict[str, Any]:
     """Options of a cell of this kind, every one of them taken or left."""
-    found: dict[str, Any] = {"activation": parametrised(draw(st.sampled_from(names)))}
+    found: dict[str, Any] = {"activation": parametrized(draw(st.sampled_from(names)))}
     found["clip"] = draw(st.none() | st.sampled_from([0.2, 0.9, 3.0]))
     if kind != "rnn":
-        found["recurrent_activation"] = parametrised(draw(st.sampled_from(GATES)))
+        found["recurrent_activation"] = parametrized(draw(st.sampled_from(GATES)))
     if kind == "gru":
         found["reset_after"] = draw(st.booleans())
     if kind == "lstm":
-        found["cell_activation"] = parametrised(draw(st.sampled_from(names)))
+        found["cell_activation"] = parametrized(draw(st.sampled_from(names)))
         found["peepholes"] = draw(st.booleans())
         found["projection_size"] = draw(st.none() | sizes)
         forget = draw(st.sampled_from(["plain", "coupled", "none"]))

@@ -1,7 +1,7 @@
-"""The slow loop twin: recurrent networks from the textbook equations, one step of one sequence.
+"""The loop twin: recurrent networks from the textbook equations, one step of one sequence.
 
-Written apart from ``lstm_cli.cells``: it reads a layer's options and computes in float64 with
-no batch, no mask and no stacked product. A sequence is cut to its length before anything else.
+It is independent of ``lstm_cli.cells``. It reads a layer's options and computes in float64
+without batches, masks or stacked products. Each sequence is first cut to its length.
 """
 
 from __future__ import annotations
@@ -10,10 +10,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from networks import (
+    assert_close,
+    assert_states_close,
+    random_inputs,
+    random_lengths,
+    random_states,
+    random_weights,
+)
 from numpy.typing import NDArray
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import (
+    DenseSpec,
+    DropoutSpec,
+    Engine,
+    FlattenSpec,
+    LayerSpec,
+    RecurrentSpec,
+)
+from lstm_cli.network.network import Network
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
@@ -37,7 +53,7 @@ ACTIVATIONS = {
 
 
 def activate(activation: Activation, x: Array) -> Array:
-    """The activation's formula, in float64."""
+    """An activation in float64."""
     return np.asarray(ACTIVATIONS[activation.name](x, activation.alpha, activation.beta))
 
 
@@ -98,7 +114,7 @@ STEPS = {"lstm": lstm_step, "gru": gru_step, "rnn": rnn_step}
 
 
 class Twin:
-    """What the loops found: padded `outputs`, final `state`, and gates by layer and direction."""
+    """Results of the loops: padded `outputs`, final `state`, and gates by layer and direction."""
 
     def __init__(self, specs: Sequence[LayerSpec], weights: Weights) -> None:
         self.specs, self.weights = specs, weights
@@ -107,23 +123,23 @@ class Twin:
         self.gates: list[dict[tuple[int, str, str], Array]] = []
 
     def run(self, x: Array, lengths: Array | None = None, state: Any = None) -> Twin:
-        """Forward pass over (N, T, D), one sequence after the other."""
+        """Forward pass over (N, T, D), one sequence after another."""
         N, T, _ = x.shape
         lengths = np.full(N, T) if lengths is None else lengths
-        found = [self._sequence(x[n, : lengths[n]], _row(state, n)) for n in range(N)]
-        per_step = found[0][0].ndim == 2
-        shape = (N, T, found[0][0].shape[-1]) if per_step else found[0][0].shape
+        results = [self._sequence(x[n, : lengths[n]], _row(state, n)) for n in range(N)]
+        per_step = results[0][0].ndim == 2
+        shape = (N, T, results[0][0].shape[-1]) if per_step else results[0][0].shape
         self.outputs = np.zeros(shape if per_step else (N, *shape))
-        for n, (y, _) in enumerate(found):
+        for n, (y, _) in enumerate(results):
             if per_step:
                 self.outputs[n, : lengths[n]] = y
             elif lengths[n]:
                 self.outputs[n] = y
-        layers = len(found[0][1])
+        layers = len(results[0][1])
         self.state = [
             tuple(
-                None if part is None else np.stack([finals[k][s] for _, finals in found])
-                for s, part in enumerate(found[0][1][k])
+                None if part is None else np.stack([finals[k][s] for _, finals in results])
+                for s, part in enumerate(results[0][1][k])
             )
             for k in range(layers)
         ]
@@ -134,8 +150,8 @@ class Twin:
         finals = []
         for spec in self.specs:
             if isinstance(spec, RecurrentSpec):
-                given = None if state is None else state[len(finals)]
-                x, final = self._recurrent(spec, x, given)
+                initial = None if state is None else state[len(finals)]
+                x, final = self._recurrent(spec, x, initial)
                 finals.append(final)
             elif isinstance(spec, DenseSpec):
                 x = self._dense(spec, x)
@@ -152,7 +168,7 @@ class Twin:
             return activate(spec.activation, a)
         return np.asarray(np.exp(a) / np.exp(a).sum(axis=-1, keepdims=True))
 
-    def _recurrent(self, spec: RecurrentSpec, x: Array, given: Any) -> tuple[Array, Any]:
+    def _recurrent(self, spec: RecurrentSpec, x: Array, initial: Any) -> tuple[Array, Any]:
         sequences, lasts, finals = [], [], []
         for d, cell in enumerate(spec.cells):
             prefix = f"layers.{spec.index}." + ("reverse." if d else "")
@@ -161,7 +177,7 @@ class Twin:
             sizes = [(cell.projection_size if spec.kind == "lstm" else None) or cell.hidden_size]
             sizes += [cell.hidden_size] if spec.kind == "lstm" else []
             parts = [
-                np.zeros(size) if given is None or given[s] is None else given[s][d]
+                np.zeros(size) if initial is None or initial[s] is None else initial[s][d]
                 for s, size in enumerate(sizes)
             ]
             outputs = np.zeros((len(x), sizes[0]))
@@ -192,5 +208,32 @@ def _row(state: Any, n: int) -> Any:
 def twin(
     specs: Sequence[LayerSpec], weights: Weights, x: Array, lengths: Any = None, state: Any = None
 ) -> Twin:
-    """The twin's result for a network of `specs` with float64 `weights`."""
+    """Result of the twin for a network of `specs` with float64 `weights`."""
     return Twin(specs, weights).run(x, lengths, state)
+
+
+def check_forward(
+    specs: Sequence[LayerSpec],
+    engine: Engine,
+    N: int,
+    T: int,
+    *,
+    ragged: bool = True,
+    scale: float = 1.0,
+) -> None:
+    """Compare an engine with the twin on random inputs, from non-zero states.
+
+    Parameters
+    ----------
+    ragged
+        Whether sequences have random lengths.
+    scale
+        Factor of inputs and weights.
+    """
+    x, state = scale * random_inputs(N, T, specs[0].input_size), random_states(specs, N)
+    lengths = random_lengths(N, T) if ragged else None
+    weights = {name: scale * value for name, value in random_weights(specs).items()}
+    expected = twin(specs, weights, x, lengths, state)
+    actual = Network(specs, weights, engine).run(x, lengths, state)
+    assert_close(actual.outputs, expected.outputs, engine.dtype)
+    assert_states_close(actual.state, expected.state, engine.dtype)

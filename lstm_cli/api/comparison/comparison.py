@@ -19,7 +19,7 @@ from lstm_cli.api.comparison.structure import (
     option_differences,
 )
 from lstm_cli.engines.types import DIRECTIONS, Array
-from lstm_cli.network.normalization import STORED, Normalization, Rounding
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, Rounding
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _alike(a: Side, b: Side, same: bool) -> tuple[Side, Side, str | None, tuple[
     Last, the features whose digits these weights lose.
     Where the weights are the `same`, the other has lost it.
     """
-    normalized = [side for side in (a, b) if set(STORED) & side.others.keys()]
+    normalized = [side for side in (a, b) if set(TENSOR_NAMES) & side.others.keys()]
     if len(normalized) != 1 or same:
         return a, b, None, ()
     other = b if normalized[0] is a else a
@@ -119,7 +119,7 @@ def _alike(a: Side, b: Side, same: bool) -> tuple[Side, Side, str | None, tuple[
     folded = without_normalization(normalized[0], wide)
     if folded is None:
         return a, b, None, ()
-    scaling = Normalization.stored(normalized[0].others)
+    scaling = Normalization.from_tensors(normalized[0].others)
     dtype = "float64" if wide else "float32"
     lost = () if scaling is None else tuple(scaling.roundings(dtype))
     return (folded, b, "A", lost) if other is b else (a, folded, "B", lost)

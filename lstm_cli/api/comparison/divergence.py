@@ -13,7 +13,7 @@ from lstm_cli.api.comparison.sides import Side
 from lstm_cli.api.fit import check_data, check_weights
 from lstm_cli.api.weights_files import tensors_for
 from lstm_cli.data import Batch, Dataset
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DIRECTIONS, Array, LayerResult, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.network.network import Network
@@ -151,14 +151,14 @@ class _Twins:
     def _layer(
         self, spec: LayerSpec, parting: Parting, one: LayerResult, other: LayerResult
     ) -> None:
-        if not one.kept or not other.kept:
+        if not one.gates or not other.gates:
             self._add((spec.index, "", "output"), parting, one.output, other.output)
             return
         for direction in DIRECTIONS:
-            mine, theirs = one.kept.get(direction, {}), other.kept.get(direction, {})
+            mine, theirs = one.gates.get(direction, {}), other.gates.get(direction, {})
             for name in _by_gate(spec, mine):
                 if name in theirs:
-                    shown = direction if len(one.kept) > 1 else ""
+                    shown = direction if len(one.gates) > 1 else ""
                     self._add((spec.index, shown, name), parting, mine[name], theirs[name])
 
     def _add(self, key: tuple[int, str, str], parting: Parting, one: Array, other: Array) -> None:
@@ -203,9 +203,9 @@ def _walk(
 ) -> Iterator[tuple[LayerSpec | None, LayerResult, Array | None]]:
     """Every layer with weights and what it gives, and at the end the outputs."""
     x, lengths = network.check(batch.x, batch.lengths)
-    y, engine, steps = network.engine.batch(x, lengths), network.engine, x.shape[1]
+    y, engine, steps = network.engine.from_padded(x, lengths), network.engine, x.shape[1]
     for spec, prepared in network.prepared():
-        made = engine.forward(spec, prepared, y, lengths, keep=True)
+        made = engine.forward(spec, prepared, y, lengths, return_gates=True)
         y = made.output
         if spec.parameters():
             yield spec, made, lengths

@@ -22,7 +22,7 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_obstacle
 from lstm_cli.network.weights import merge_biases, misfits
 
 SYMBOLS = {
@@ -202,21 +202,21 @@ def without_normalization(side: Side, wide: bool) -> Side | None:
     None also where no weights can take it in, or the tensors do not fit the config.
     """
     config = side.config
-    if config is None or not set(STORED) <= side.others.keys():
+    if config is None or not set(TENSOR_NAMES) <= side.others.keys():
         return None
     tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
     shapes = {name: value.shape for name, value in tensors.items()}
     if misfits(config.specs, shapes):
         return None
     config, whole = with_reading_bias(config, tensors)
-    if unfoldable(config.specs) is not None:
+    if fold_obstacle(config.specs) is not None:
         return None
     own = {
         name: value.astype(np.float64) if wide else value
         for name, value in whole.items()
-        if name not in STORED
+        if name not in TENSOR_NAMES
     }
-    grouped, _ = _grouped(fold(config.specs, own, Normalization.stored(tensors)))
+    grouped, _ = _grouped(fold(config.specs, own, Normalization.from_tensors(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
     return replace(side, config=config, layers=layers, others={})
 

@@ -13,7 +13,7 @@ from lstm_cli.bench.sizes import Size
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import DeviceError, LstmCliError
-from lstm_cli.training.optimisers import Adam
+from lstm_cli.training.optimizers import AdamOptimizer
 
 Placed: TypeAlias = Any
 """An array where a contestant computes: a GPU's, or NumPy's own."""
@@ -95,7 +95,7 @@ class Lesson:
     layers: Layers
     weights: Mapping[str, Array]
     loss: str
-    optimiser: Adam
+    optimizer: AdamOptimizer
     lengths: Array | None = None
 
 

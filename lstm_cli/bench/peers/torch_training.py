@@ -15,7 +15,7 @@ from lstm_cli.bench.peers.torch_place import TorchPlace
 from lstm_cli.bench.sizes import Size
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array, DenseSpec, Layers
-from lstm_cli.training.criterion import FUSED
+from lstm_cli.training.losses import FUSED
 
 _Loss = Callable[[Any, Any], Any]
 
@@ -36,7 +36,7 @@ class TorchLearner:
         self._loss = _loss(torch, lesson.loss)
         self._parameters = {name: p for layer in stack for name, p in layer.parameters.items()}
         self.clock = place.clock
-        adam = lesson.optimiser
+        adam = lesson.optimizer
         # Neither foreach nor fused is asked for. As PyTorch ships it, that is the loop over
         # tensors on a CPU; foreach is chosen by itself on accelerators only.
         self._optimiser = torch.optim.Adam(

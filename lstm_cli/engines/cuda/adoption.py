@@ -16,7 +16,7 @@ LEGACY_STREAMS = (0, 1)
 """Addresses of the default stream, with which ours keeps in step."""
 
 
-def adopt(gpu: Gpu, array: Any) -> DeviceArray | None:
+def from_device_array(gpu: Gpu, array: Any) -> DeviceArray | None:
     """An array in C order on the GPU, without a copy where that can be; None: it is not there."""
     if host_array(array):
         return None

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, select, symbol
-from lstm_cli.engines.arrays import Array, Late, RowsLoss, Values
 from lstm_cli.engines.cuda import elementwise
 from lstm_cli.engines.cuda.batch import Batch, Sequences, make_batch
 from lstm_cli.engines.cuda.classes import cross_entropy
@@ -16,6 +15,7 @@ from lstm_cli.engines.cuda.copies import normalize, pack, put, take, unpack
 from lstm_cli.engines.cuda.device import Device, DeviceArray, dtype_name, host_array
 from lstm_cli.engines.cuda.elementwise import Sums
 from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.types import Array, Deferred, RowsLoss, Values
 
 ADOPTED = ("float32", "float64")
 """Dtypes of a caller's arrays on the device that are taken as they are."""
@@ -44,25 +44,25 @@ class DeviceArrays:
         self._sums = Sums(device)
         self._full: dict[tuple[int, int], Batch] = {}
 
-    def adopt(self, array: Any) -> DeviceArray | None:
+    def from_device_array(self, array: Any) -> DeviceArray | None:
         """A caller's array of floats that is on this device already."""
-        own = None if host_array(array) else self.hardware.adopt(array)
+        own = None if host_array(array) else self.hardware.from_device_array(array)
         return own if own is not None and dtype_name(own.dtype) in ADOPTED else None
 
     def own(self, array: Any) -> DeviceArray:
         """An array on the device, of the real numbers' type: a copy if it is NumPy's."""
-        found = self.adopt(array)
+        found = self.from_device_array(array)
         if found is None:
             return self.hardware.upload(np.ascontiguousarray(array, self.precision.real))
         if dtype_name(found.dtype) != self.precision.real:
             return self.own(self.hardware.download(found))
         return found
 
-    def normalized(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
+    def normalize(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
         """(x - mean) / scale of a caller's array (N, T, D), computed where it is."""
         return normalize(self.hardware, x, mean, scale, self.precision.real)
 
-    def batch(self, x: Any, lengths: Array | None) -> Sequences:
+    def from_padded(self, x: Any, lengths: Array | None) -> Sequences:
         """Values of a batch on the device, the steps that there are."""
         N, T = (x.shape[0], x.shape[1]) if x.ndim == 3 else (x.shape[0], 1)
         batch = self._batch(int(N), int(T), lengths)
@@ -82,21 +82,21 @@ class DeviceArrays:
 
     def _packed(self, batch: Batch, x: Any) -> DeviceArray:
         """(N, T, F) in either memory as (Q, F)."""
-        if self.adopt(x) is not None:
+        if self.from_device_array(x) is not None:
             return pack(self.hardware, batch, x, self.precision.real)
         rows = x.reshape(-1, x.shape[2])
         if batch.lengths is not None:
             rows = x[np.arange(batch.T) < batch.lengths[:, None]]
         return self.own(rows)
 
-    def laid_out(self, values: Any) -> DeviceArray:
+    def to_padded(self, values: Any) -> DeviceArray:
         """What a layer gave as (N, T, F) or (N, F) on the device, 0 in the padding."""
         return unpack(self.hardware, values) if isinstance(values, Sequences) else values
 
     def to_host(self, values: Any) -> Array:
         """An array, or what a layer gave, in NumPy's memory."""
         if not isinstance(values, Sequences):
-            own = None if host_array(values) else self.hardware.adopt(values)
+            own = None if host_array(values) else self.hardware.from_device_array(values)
             return values if own is None else self.hardware.download(own)
         real, batch = self.hardware.download(values.real), values.batch
         if not values.per_step or batch.lengths is None:
@@ -121,12 +121,12 @@ class DeviceArrays:
         """A copy on the device, of the real numbers' type."""
         return self.hardware.upload(np.ascontiguousarray(array, self.precision.real))
 
-    def like(self, array: Any, other: Any) -> Any:
+    def convert_like(self, array: Any, other: Any) -> Any:
         """The array in the memory and dtype of another."""
         if host_array(other):
             given = array if host_array(array) else self.hardware.download(array)
             return np.ascontiguousarray(given, other.dtype)
-        if self.adopt(array) is not None and array.dtype == other.dtype:
+        if self.from_device_array(array) is not None and array.dtype == other.dtype:
             return array
         given = array if host_array(array) else self.hardware.download(array)
         return self.hardware.upload(np.ascontiguousarray(given, dtype_name(other.dtype)))
@@ -160,7 +160,7 @@ class DeviceArrays:
         """The sum of an expression over all elements."""
         return self.totals(root, [values])[0]()
 
-    def totals(self, root: Expression, many: Sequence[Values]) -> list[Late]:
+    def totals(self, root: Expression, many: Sequence[Values]) -> list[Deferred]:
         """The sums of an expression; the first that is asked for waits for all."""
         found = []
         for values in many:
@@ -168,11 +168,11 @@ class DeviceArrays:
             found.append(elementwise.total(self.hardware, root, given, self._sums))
         return found
 
-    def finite(self, arrays: Sequence[Any]) -> bool:
+    def all_finite(self, arrays: Sequence[Any]) -> bool:
         """Whether all numbers are."""
         return not any(late() for late in self.totals(NOT_FINITE, [{"x": a} for a in arrays]))
 
-    def counted(self, values: Any, rows: Array | None) -> DeviceArray:
+    def gather_valid(self, values: Any, rows: Array | None) -> DeviceArray:
         """The rows that count, (rows, F)."""
         if not isinstance(values, Sequences):
             own = values.reshape(-1, values.shape[-1]) if rows is None else values[rows]
@@ -181,7 +181,7 @@ class DeviceArrays:
             return values.real
         return take(self.hardware, values.real, self.hardware.upload(np.flatnonzero(rows)))
 
-    def spread(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
+    def scatter_valid(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
         """The rows that count at their places."""
         if not isinstance(values, Sequences):
             out = np.zeros(values.shape, values.dtype)
@@ -193,9 +193,9 @@ class DeviceArrays:
             counted = put(self.hardware, counted, where, values.batch.N)
         return Sequences(values.batch, counted, values.per_step)
 
-    def aligned(self, array: Any, values: Any) -> DeviceArray | None:
+    def match_layout(self, array: Any, values: Any) -> DeviceArray | None:
         """A caller's array on the device as `values` are stored; None: it is NumPy's."""
-        if not isinstance(values, Sequences) or self.adopt(array) is None:
+        if not isinstance(values, Sequences) or self.from_device_array(array) is None:
             return None
         batch = values.batch
         empty = batch.T == 0 or (batch.lengths is not None and not batch.lengths.all())

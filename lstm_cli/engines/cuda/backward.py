@@ -11,8 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.cell import PROJECTED, Stage
 from lstm_cli.cells.expression import Expression, lift
-from lstm_cli.cells.tracing import PROJECTED, Stage
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.products import (
@@ -23,7 +23,7 @@ from lstm_cli.engines.cuda.products import (
     opening,
     tiles,
 )
-from lstm_cli.engines.schedule import MASK, BackwardPhase, Schedule, reads_symbol, symbols
+from lstm_cli.engines.schedule import MASK, BackwardPhase, CellSchedule, reads_symbol, symbols
 
 NAME = "backward"
 
@@ -60,13 +60,13 @@ def parameters(phases: int) -> Parameters:
     return Parameters(SHARED, tuple(own))
 
 
-def undone(schedule: Schedule) -> tuple[Stage, ...]:
+def undone(schedule: CellSchedule) -> tuple[Stage, ...]:
     """The stage whose product each backward phase undoes; the first one that of the step behind."""
     return tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
 
 
 @lru_cache(maxsize=256)
-def shares_derivatives(schedule: Schedule) -> bool:
+def shares_derivatives(schedule: CellSchedule) -> bool:
     """Whether input and recurrent parts have the same derivatives, which are then kept once."""
     found: dict[str, Expression] = {}
     for phase in schedule.backward:
@@ -75,13 +75,13 @@ def shares_derivatives(schedule: Schedule) -> bool:
     return all(found[name] is found.get("h" + name[1:]) for name in names)
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, rows: int) -> str:
     """CUDA C++ of the kernel `NAME`, for tiles of so many rows; no size is in it."""
     given, body = parameters(len(schedule.backward)), _body(cell, schedule)
     return kernel(opening(precision, rows), NAME, THREADS, given, body)
 
 
-def _body(cell: Cell, schedule: Schedule) -> str:
+def _body(cell: Cell, schedule: CellSchedule) -> str:
     """What comes before the last step, and the loop back; turn -1 only brings h's derivative."""
     phases, size = range(len(schedule.backward)), len(cell.letters)
     first = _phase(cell, schedule, 0)
@@ -109,7 +109,7 @@ def scratch_bytes(cell: Cell, precision: Precision, N: int, P8: int, H8: int) ->
     return N * (2 * len(cell.letters) * H8 + P8) * item
 
 
-def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
+def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
     """A product, and the derivatives that can be known after it."""
     phase, stage = schedule.backward[k], undone(schedule)[k]
     body = [
@@ -131,7 +131,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
     return tiles(k, 1, columns, f"{vectors}; {rows}; {len(stage.gates)} * H8", body)
 
 
-def _bring_back(schedule: Schedule) -> list[str]:
+def _bring_back(schedule: CellSchedule) -> list[str]:
     """h's derivative: from the step behind, or of the final state, and of this step's output."""
     carried = any("h_prev" in phase.derivatives for phase in schedule.backward)
     later = any("d_h" in symbols(phase.derivatives.values()) for phase in schedule.backward[1:])
@@ -148,7 +148,7 @@ def _bring_back(schedule: Schedule) -> list[str]:
     return [*lines, "dh[n * h_row + unit] = d_h;"] if later else lines
 
 
-def _derivatives(cell: Cell, schedule: Schedule, k: int) -> list[str]:
+def _derivatives(cell: Cell, schedule: CellSchedule, k: int) -> list[str]:
     """Statements that compute a phase's derivatives and keep them."""
     phase = schedule.backward[k]
     roots = dict(phase.derivatives)
@@ -164,7 +164,7 @@ def _derivatives(cell: Cell, schedule: Schedule, k: int) -> list[str]:
     return lines
 
 
-def _address(cell: Cell, schedule: Schedule, phase: BackwardPhase, name: str) -> str:
+def _address(cell: Cell, schedule: CellSchedule, phase: BackwardPhase, name: str) -> str:
     """Where a symbol's value is, for one row and unit."""
     if name.startswith("slot "):
         slot = name.removeprefix("slot ")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from lstm_cli.engines.arrays import Array, RowsLoss
 from lstm_cli.engines.cuda.copies import TYPES
 from lstm_cli.engines.cuda.device import Device, DeviceArray, Launch, dtype_name
 from lstm_cli.engines.cuda.elementwise import BLOCK_SUM, PARTS, Sums
 from lstm_cli.engines.cuda.launches import compiled
 from lstm_cli.engines.cuda.primitives import PRELUDE
 from lstm_cli.engines.cuda.softmax import ROWS, SUMS, THREADS
+from lstm_cli.engines.types import Array, RowsLoss
 
 KERNEL = """
 // The share of class f, smoothed, times what the class counts for.
@@ -66,7 +66,7 @@ def cross_entropy(
     label_smoothing: float,
     sums: Sums,
 ) -> RowsLoss:
-    """The loss of logits (rows, F); see `lstm_cli.engines.arrays.Elementwise`."""
+    """The loss of logits (rows, F); see `lstm_cli.engines.types.ArrayOperations`."""
     rows, F = logits.shape
     out = device.empty(logits.shape, dtype_name(logits.dtype))
     weight = _weight(targets, class_weights)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.cuda.architectures import OPTIONS, target
-from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.engines.kernel_cache import CompiledKernels
 from lstm_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def architecture(capability: tuple[int, int]) -> str:
         ) from None
 
 
-def compile_source(source: str, names: Sequence[str], architecture: str) -> Compiled:
+def compile_source(source: str, names: Sequence[str], architecture: str) -> CompiledKernels:
     """Machine code of a source, from disk if it was made before.
 
     Parameters
@@ -54,7 +54,7 @@ def compile_source(source: str, names: Sequence[str], architecture: str) -> Comp
     key = key_of(source, architecture, nvrtc.getVersion())
     found = kernel_cache.load(key)
     if found is None:
-        found = Compiled(tuple(names), _compiled(source, architecture))
+        found = CompiledKernels(tuple(names), _compiled(source, architecture))
         kernel_cache.store(key, found)
     return found
 
@@ -83,7 +83,9 @@ def _compiled(source: str, architecture: str) -> bytes:
         nvrtc.destroyProgram(program)
 
 
-def load_kernels(gpu: Gpu, compiled: Compiled, names: Sequence[str]) -> Mapping[str, GpuKernel]:
+def load_kernels(
+    gpu: Gpu, compiled: CompiledKernels, names: Sequence[str]
+) -> Mapping[str, GpuKernel]:
     """Machine code as kernels. The GPU must be the current device."""
     from cupy.cuda.function import Module
 

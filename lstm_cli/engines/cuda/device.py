@@ -178,7 +178,7 @@ class Device(Protocol):
     def after(self, mark: Any) -> None:
         """What is started from now on in this lane waits for a mark, of a `send` or a lane."""
 
-    def adopt(self, array: Any) -> DeviceArray | None:
+    def from_device_array(self, array: Any) -> DeviceArray | None:
         """An array of the caller's that is in this device's memory already; None: it is not."""
 
     def multiply(

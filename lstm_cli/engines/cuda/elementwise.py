@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lstm_cli.cells.expression import Expression, topological
-from lstm_cli.engines.arrays import Late
 from lstm_cli.engines.cuda.copies import TYPES
 from lstm_cli.engines.cuda.device import Device, DeviceArray, Launch, dtype_name
 from lstm_cli.engines.cuda.launches import LOOP, THREADS, compiled, over
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.primitives import PRELUDE
+from lstm_cli.engines.types import Deferred
 
 PARTS = 64
 """Blocks that share out a sum, at most."""
@@ -47,7 +47,7 @@ class Sums:
         self._used = 0
         self._open: list[_Sum] = []
 
-    def room(self, parts: int) -> tuple[DeviceArray, Late]:
+    def room(self, parts: int) -> tuple[DeviceArray, Deferred]:
         """Where so many parts of a sum go, and the sum of all, for later."""
         if self._used + parts > ROOM:
             self.fetch()
@@ -85,7 +85,7 @@ def evaluate(
     values: Mapping[str, DeviceArray | float],
     out: Mapping[str, DeviceArray],
 ) -> None:
-    """Every root into its array of `out`; see `lstm_cli.engines.arrays.Elementwise`."""
+    """Every root into its array of `out`; see `lstm_cli.engines.types.ArrayOperations`."""
     first = next(iter(out.values()))
     for array in out.values():
         _need_alike(first, array)
@@ -103,7 +103,7 @@ def evaluate(
 
 def total(
     device: Device, root: Expression, values: Mapping[str, DeviceArray | float], sums: Sums
-) -> Late:
+) -> Deferred:
     """The sum of a root over all elements, each computed and added in double precision."""
     first = next(value for value in values.values() if not isinstance(value, float | int))
     given, numbers = _given([root], values, first)

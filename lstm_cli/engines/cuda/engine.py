@@ -19,7 +19,7 @@ from lstm_cli.engines.cuda.reshaping import dropout, dropout_backward, flatten, 
 from lstm_cli.engines.cuda.stacks import Stacks, parts
 from lstm_cli.engines.cuda.ways import WAYS, make_way
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.stacks import Prepared
+from lstm_cli.engines.stacks import PreparedLayers
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -105,14 +105,16 @@ class CudaEngine(DeviceArrays):
         lengths: Array | None,
         state: State | None = None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
-        values = x if isinstance(x, Sequences) else self.batch(x, lengths)
+        values = x if isinstance(x, Sequences) else self.from_padded(x, lengths)
         if isinstance(spec, RecurrentSpec):
             layer: RecurrentLayer = prepared
-            return layer.forward(values, self._state(state), keep=keep, training=training)
+            return layer.forward(
+                values, self._state(state), return_gates=return_gates, training=training
+            )
         if isinstance(spec, DenseSpec):
             dense: DenseLayer = prepared
             return dense.forward(values, training=training is not None)
@@ -120,24 +122,26 @@ class CudaEngine(DeviceArrays):
             return dropout(self.hardware, spec, values, training)
         return flatten(self.hardware, spec, values)
 
-    def parts(self, layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
-        """Stacks that may run side by side; see `lstm_cli.engines.stacks.Stacking`."""
+    def layer_groups(
+        self, layers: Sequence[LayerSpec], *, training: bool
+    ) -> Iterator[list[LayerSpec]]:
+        """Stacks that may run side by side; see `lstm_cli.engines.stacks.StackingEngine`."""
         return parts(layers, training=training)
 
     def forward_stack(
         self,
-        layers: Prepared,
+        layers: PreparedLayers,
         x: Any,
         states: Mapping[int, State],
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
-        """A stack side by side; see `lstm_cli.engines.stacks.Stacking`."""
+        """A stack side by side; see `lstm_cli.engines.stacks.StackingEngine`."""
         recurrent = [pair for pair in layers if isinstance(pair[0], RecurrentSpec)]
         given = [self._state(states.get(spec.index)) for spec, _ in recurrent]
         stack = [layer for _, layer in recurrent]
-        made = self.stacks.forward(stack, x, given, keep=keep, training=training)
+        made = self.stacks.forward(stack, x, given, return_gates=return_gates, training=training)
         if made is None:
             return None
         found: list[LayerResult] = []
@@ -149,7 +153,7 @@ class CudaEngine(DeviceArrays):
         return found
 
     def backward_stack(
-        self, layers: Prepared, tapes: Sequence[Any], d_output: Any
+        self, layers: PreparedLayers, tapes: Sequence[Any], d_output: Any
     ) -> list[LayerGradients] | None:
         """The way back through it."""
         both = [(layer, tape) for (_, layer), tape in zip(layers, tapes, strict=True) if layer]
@@ -198,7 +202,7 @@ class CudaEngine(DeviceArrays):
     def explain(
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
-        """What was chosen; see `lstm_cli.engines.explanation.Explaining`."""
+        """What was chosen; see `lstm_cli.engines.explanation.ExplainingEngine`."""
         return self.explain_layers([spec], N, T, training=training)[spec.index]
 
     def explain_layers(
@@ -209,7 +213,7 @@ class CudaEngine(DeviceArrays):
         *,
         training: bool = False,
     ) -> Mapping[int, Explanation]:
-        """What was chosen; see `lstm_cli.engines.explanation.ExplainingStacks`."""
+        """What was chosen; see `lstm_cli.engines.explanation.StackExplainingEngine`."""
         from lstm_cli.engines.cuda.explanation import explain_stack
 
         return explain_stack(self.stacks, layers, N, T, training=training)

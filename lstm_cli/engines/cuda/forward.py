@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import PROJECTED
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.products import (
@@ -22,7 +22,7 @@ from lstm_cli.engines.cuda.products import (
     opening,
     tiles,
 )
-from lstm_cli.engines.schedule import MASK, Phase, Schedule, symbols
+from lstm_cli.engines.schedule import MASK, CellSchedule, Phase, symbols
 
 NAME = "forward"
 
@@ -62,13 +62,13 @@ def parameters(phases: int) -> Parameters:
     return Parameters(SHARED, tuple(own))
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, rows: int) -> str:
     """CUDA C++ of the kernel `NAME`, for tiles of so many rows; no size is in it."""
     given, body = parameters(len(schedule.phases)), _body(cell, schedule)
     return kernel(opening(precision, rows), NAME, THREADS, given, body)
 
 
-def _body(cell: Cell, schedule: Schedule) -> str:
+def _body(cell: Cell, schedule: CellSchedule) -> str:
     """What comes before the first step, and the loop over steps."""
     phases = range(len(schedule.phases))
     steps = "".join(_phase(cell, schedule, k) + "    meet(meeting, met);\n" for k in phases)
@@ -99,7 +99,7 @@ def _body(cell: Cell, schedule: Schedule) -> str:
 """
 
 
-def _buffers(schedule: Schedule) -> str:
+def _buffers(schedule: CellSchedule) -> str:
     """Where later products' vectors stand, and slots that one phase leaves for the next."""
     phases, lines, place = len(schedule.phases), [], "x_0 + 2 * N * P8"
     for k in range(1, phases):
@@ -110,7 +110,7 @@ def _buffers(schedule: Schedule) -> str:
     return "\n".join(lines)
 
 
-def scratch_bytes(schedule: Schedule, precision: Precision, N: int, P8: int, H8: int) -> int:
+def scratch_bytes(schedule: CellSchedule, precision: Precision, N: int, P8: int, H8: int) -> int:
     """What one direction's buffers take, a multiple of 16."""
     item = 2 if precision.narrow else 8 if precision.real == "float64" else 4
     real = 8 if precision.real == "float64" else 4
@@ -118,7 +118,7 @@ def scratch_bytes(schedule: Schedule, precision: Precision, N: int, P8: int, H8:
     return vectors * item + N * len(schedule.slots) * H8 * real
 
 
-def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
+def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
     """A product and what follows it, over all rows of a step."""
     phase = schedule.phases[k]
     gates = max(1, len(phase.stage.gates))
@@ -143,7 +143,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
     return tiles(k, gates, columns, f"{vectors}; count; {'H8' if k else 'P8'}", body)
 
 
-def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
+def _address(cell: Cell, schedule: CellSchedule, phase: Phase, name: str) -> str:
     """Where a symbol's value is, for one row and unit."""
     if name.startswith("slot "):
         return f"kept[{name.removeprefix('slot ')} * H + unit]"
@@ -162,7 +162,7 @@ def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
     return f"own[{phase.stage.gates.index(gate)}]"
 
 
-def _store(schedule: Schedule, k: int, name: str, value: str) -> list[str]:
+def _store(schedule: CellSchedule, k: int, name: str, value: str) -> list[str]:
     """A result to where it is kept."""
     if name == "reads":
         return [

@@ -236,9 +236,9 @@ class Gpu:
             made.reshape(-1).view(np.uint8)[:] = held
         return made
 
-    def adopt(self, array: Any) -> DeviceArray | None:
+    def from_device_array(self, array: Any) -> DeviceArray | None:
         """A caller's array that is in this device's memory already."""
-        return adoption.adopt(self, array)
+        return adoption.from_device_array(self, array)
 
     # Computing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.batch import Sequences
 from lstm_cli.engines.cuda.device import Device, DeviceArray
 from lstm_cli.engines.cuda.precision import Precision

@@ -19,7 +19,7 @@ from lstm_cli.engines.cuda.rounding import multiplied, rounded
 from lstm_cli.engines.cuda.rows import dense_rows, seen_rows
 from lstm_cli.engines.cuda.weights import direction_tensors
 from lstm_cli.engines.cuda.windows import Window, multiply_rows
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
     LayerGradients,
@@ -60,7 +60,7 @@ class RecurrentLayer:
         x: Sequences,
         state: DeviceState | None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """Every direction over the batch; see `lstm_cli.engines.types.Engine`.
@@ -70,7 +70,7 @@ class RecurrentLayer:
         """
         spans = Spans(self.device)
         spans.begin("input projection")
-        made = self.begun(x, state, keep=keep, training=training)
+        made = self.begun(x, state, return_gates=return_gates, training=training)
         self.project(made)
         spans.begin("recurrence")
         self.way.forward(made.runs)
@@ -82,7 +82,7 @@ class RecurrentLayer:
         x: Sequences,
         state: DeviceState | None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> Passing:
         """All arrays of a pass, of which nothing is computed yet but what its input is rounded to.
@@ -96,10 +96,10 @@ class RecurrentLayer:
         self._operand(x)
         first = self._first(x.batch.N, state)
         final = self._copied(first)
-        y, y_element = self._outputs(x.batch, keep=keep or training is not None)
+        y, y_element = self._outputs(x.batch, return_gates=return_gates or training is not None)
         runs = []
         for d, tensors in enumerate(self.tensors):
-            purpose = self._purpose(d, keep=keep, training=training)
+            purpose = self._purpose(d, return_gates=return_gates, training=training)
             mask = state_mask(self.device, self.precision, self.spec, d, x.batch.N, training)
             h, c = (None if part is None else part[:, d] for part in final)
             z = self.device.empty(
@@ -113,7 +113,7 @@ class RecurrentLayer:
                     **buffers(self.device, tensors, purpose, x.batch),
                 )
             )  # fmt: skip
-        return Passing(x, tuple(runs), first, final, y, y_element, dropped, keep, training)
+        return Passing(x, tuple(runs), first, final, y, y_element, dropped, return_gates, training)
 
     def project(self, made: Passing) -> None:
         """W_ih x of all steps."""
@@ -140,8 +140,8 @@ class RecurrentLayer:
         result = LayerResult(self._output(made), final, seconds=seconds)
         if made.training is not None:
             result.tape = Tape(made.x, made.runs, made.first, y, made.dropped)
-        elif made.keep:
-            result.kept = {
+        elif made.return_gates:
+            result.gates = {
                 DIRECTIONS[d]: self._kept(d, batch, y, run.record)
                 for d, run in enumerate(made.runs)
             }
@@ -236,12 +236,12 @@ class RecurrentLayer:
         return made[0], made[1]
 
     def _outputs(
-        self, batch: Batch, *, keep: bool
+        self, batch: Batch, *, return_gates: bool
     ) -> tuple[DeviceArray | None, DeviceArray | None]:
         """Where h of every step goes, as it is and as the next layer's products take it."""
         sequences = self.spec.return_sequences
         shape = (batch.Q, self.spec.output_size)
-        y = self.device.empty(shape, self.precision.real) if sequences or keep else None
+        y = self.device.empty(shape, self.precision.real) if sequences or return_gates else None
         narrow = sequences and self.precision.narrow
         return y, self.device.empty(shape, self.precision.element) if narrow else None
 
@@ -253,11 +253,13 @@ class RecurrentLayer:
         last = made.final[0].reshape(batch.N, self.spec.output_size)
         return Sequences(batch, seen_rows(self.device, self.precision, last, batch), per_step=False)
 
-    def _purpose(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:
+    def _purpose(
+        self, d: int, *, return_gates: bool, training: TrainingPass | None
+    ) -> CellSchedule:
         cell = self.spec.cells[d]
         if training is not None:
             return schedules.training(cell, self.spec.recurrent_dropout > 0)
-        return schedules.inspection(cell) if keep else schedules.inference(cell)
+        return schedules.inspection(cell) if return_gates else schedules.inference(cell)
 
     def _kept(
         self, d: int, batch: Batch, y: DeviceArray, record: DeviceArray
@@ -266,7 +268,7 @@ class RecurrentLayer:
         cell = self.spec.cells[d]
         P = cell.output_size
         parts = {"h": y[:, d * P : (d + 1) * P]}
-        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspected(cell))}
+        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspection_names(cell))}
         return {
             name: Sequences(batch, dense_rows(self.device, self.precision, part))
             for name, part in parts.items()

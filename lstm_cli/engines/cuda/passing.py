@@ -8,7 +8,7 @@ from typing import Any
 from lstm_cli.engines.cuda.batch import Batch, Sequences
 from lstm_cli.engines.cuda.device import Device, DeviceArray
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import TrainingPass
 
 DeviceState = tuple[DeviceArray, DeviceArray | None]
@@ -67,7 +67,7 @@ class Passing:
     y: DeviceArray | None
     y_element: DeviceArray | None
     dropped: DeviceArray | None
-    keep: bool
+    return_gates: bool
     training: TrainingPass | None
 
 
@@ -94,7 +94,7 @@ class Returning:
 
 
 def buffers(
-    device: Device, tensors: DirectionTensors, plan: Schedule, batch: Batch
+    device: Device, tensors: DirectionTensors, plan: CellSchedule, batch: Batch
 ) -> dict[str, Any]:
     """What a direction's pass keeps of every step, but for h."""
     if plan.purpose == "inference":

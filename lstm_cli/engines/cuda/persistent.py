@@ -17,7 +17,7 @@ from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.products import Parameters, kernel
 from lstm_cli.engines.cuda.tensor_products import HOLD, SETTING, constants, opening, product
-from lstm_cli.engines.schedule import MASK, Schedule, symbols
+from lstm_cli.engines.schedule import MASK, CellSchedule, symbols
 
 NAME = "persistent_forward"
 
@@ -61,7 +61,7 @@ WEIGHT = """  const int gate = row / UNITS, unit = first + row % UNITS;
   return w + ((long long){block} * H + unit) * H + k;"""
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, plan: Plan) -> str:
     """CUDA C++ of the kernel `NAME`."""
     made = _Forward(cell, schedule, plan)
     quick = plan.work.H * plan.work.item_bytes % 16 == 0
@@ -133,7 +133,7 @@ def choice(blocks: tuple[int, ...], number: str) -> str:
 class _Forward:
     """Parts of the source."""
 
-    def __init__(self, cell: Cell, schedule: Schedule, plan: Plan) -> None:
+    def __init__(self, cell: Cell, schedule: CellSchedule, plan: Plan) -> None:
         self.cell, self.schedule, self.plan = cell, schedule, plan
         self.phase = schedule.phases[0]
         self.blocks = product_gates(cell)

@@ -16,7 +16,7 @@ from lstm_cli.engines.cuda.pointwise import emit
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.products import Parameters, kernel
 from lstm_cli.engines.cuda.tensor_products import HOLD, SETTING, constants, opening, product
-from lstm_cli.engines.schedule import Schedule, symbols
+from lstm_cli.engines.schedule import CellSchedule, symbols
 
 NAME = "persistent_backward"
 
@@ -65,7 +65,7 @@ WEIGHT = """  constexpr int WIDE = BLOCKS * UNITS;
   return w + ((long long){block} * H + from) * H + unit;"""
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, plan: Plan) -> str:
     """CUDA C++ of the kernel `NAME`; `precision` is the one that derivatives have."""
     made = _Backward(cell, schedule, plan)
     hand = HAND_OVERS[plan.kind]
@@ -112,7 +112,7 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Plan) -> 
 class _Backward:
     """Parts of the source."""
 
-    def __init__(self, cell: Cell, schedule: Schedule, plan: Plan) -> None:
+    def __init__(self, cell: Cell, schedule: CellSchedule, plan: Plan) -> None:
         self.cell, self.plan, self.schedule = cell, plan, schedule
         self.derivatives = schedule.backward[0].derivatives
         self.blocks = product_gates(cell)

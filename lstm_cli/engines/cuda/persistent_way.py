@@ -21,7 +21,7 @@ from lstm_cli.engines.cuda.handover import meets
 from lstm_cli.engines.cuda.plan import BLOCK, GRID, Facts, Plan, Work, work_of
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.errors import DeviceError
 
 Choose = Callable[[Work, Facts, int, int], Plan | None]
@@ -154,7 +154,7 @@ class PersistentWay:
             return f"{needed} blocks of its kernel are not resident at the same time"
         return _Made(plan, kernel)
 
-    def _kernel(self, cell: Cell, schedule: Schedule, plan: Plan, backward: bool) -> Kernel:
+    def _kernel(self, cell: Cell, schedule: CellSchedule, plan: Plan, backward: bool) -> Kernel:
         key = (schedule, plan, backward)
         found = self._kernels.get(key)
         if found is None:

@@ -14,7 +14,7 @@ from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda.batch import Batch
 from lstm_cli.engines.cuda.device import DeviceArray
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class ForwardRun:
     """
 
     tensors: DirectionTensors
-    schedule: Schedule
+    schedule: CellSchedule
     batch: Batch
     reverse: bool
     z: DeviceArray

@@ -117,7 +117,7 @@ class Stacks:
         x: Sequences,
         states: Sequence[DeviceState | None],
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
         """What each layer gives; None: they are to run one after the other.
@@ -132,7 +132,7 @@ class Stacks:
         passes: list[Passing] = []
         try:
             for layer, state in zip(layers, states, strict=True):
-                passes.append(layer.begun(x, state, keep=keep, training=training))
+                passes.append(layer.begun(x, state, return_gates=return_gates, training=training))
                 x = layer.output(passes[-1])
         except DeviceMemoryError:
             return None

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.jit import backward
 from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.backward import Derivatives, Shape, derivatives, gate_order
@@ -24,7 +24,7 @@ from lstm_cli.engines.jit.products import Lines, Product, ProductKernel, product
 from lstm_cli.engines.jit.recurrent import Buffers, Sequences, equations
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import Array
 
 
@@ -48,7 +48,7 @@ class Design:
 
     address: int
     arguments: Arguments
-    schedule: Schedule
+    schedule: CellSchedule
     kept: Derivatives
     stages: tuple[Stage, ...]
     products: tuple[Packing, ...]
@@ -57,7 +57,7 @@ class Design:
 
 
 @lru_cache(maxsize=256)
-def design(weights: Plan, schedule: Schedule) -> Design:
+def design(weights: Plan, schedule: CellSchedule) -> Design:
     """The kernel for a cell and the shapes of its panels."""
     cell, machine = weights.cell, weights.machine
     kept = derivatives(cell, schedule)
@@ -99,7 +99,7 @@ class BackwardKernel:
     inputs: Packed
 
 
-def backward_kernel(weights: RecurrentWeights, plan: Schedule) -> BackwardKernel:
+def backward_kernel(weights: RecurrentWeights, plan: CellSchedule) -> BackwardKernel:
     """The kernel, and the weights packed the other way round, once for these weights."""
     key = ("backward", plan)
     found = weights.kernels.get(key)

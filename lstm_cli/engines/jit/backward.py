@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.cell import PROJECTED, Stage
 from lstm_cli.cells.expression import Expression, lift
-from lstm_cli.cells.tracing import PROJECTED, Stage
 from lstm_cli.engines.jit import pointwise
 from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.ir import Lanes, Module, Value
@@ -25,13 +25,7 @@ from lstm_cli.engines.jit.sequence import (
     SequenceKernel,
 )
 from lstm_cli.engines.jit.tiles import Part, first_lanes, load_part
-from lstm_cli.engines.schedule import (
-    MASK,
-    BackwardPhase,
-    Schedule,
-    reads_symbol,
-    symbols,
-)
+from lstm_cli.engines.schedule import MASK, BackwardPhase, CellSchedule, reads_symbol, symbols
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Derivatives:
 
 
 @lru_cache(maxsize=256)
-def derivatives(cell: Cell, schedule: Schedule) -> Derivatives:
+def derivatives(cell: Cell, schedule: CellSchedule) -> Derivatives:
     """The slots of a cell's derivatives; 0 for a gate that nothing depends on."""
     found: dict[str, Expression] = {}
     for phase in schedule.backward:
@@ -103,7 +97,7 @@ def arguments(phases: int) -> Arguments:
     return Arguments(numbers, addresses)
 
 
-def build(cell: Cell, schedule: Schedule, shape: Shape, machine: Machine) -> Module:
+def build(cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine) -> Module:
     """A module with the function ``backward``."""
     module = Module()
     _Kernel(module, cell, schedule, shape, machine).emit()
@@ -114,7 +108,7 @@ class _Kernel(SequenceKernel):
     """The emission of one backward kernel."""
 
     def __init__(
-        self, module: Module, cell: Cell, schedule: Schedule, shape: Shape, machine: Machine
+        self, module: Module, cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine
     ) -> None:
         layout = arguments(len(schedule.backward))
         super().__init__(module, "backward", layout, shape.lanes.element, machine)

@@ -11,13 +11,13 @@ from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.jit import cache
 from lstm_cli.engines.jit.ir import Module
 from lstm_cli.engines.jit.machine import Machine, host
-from lstm_cli.engines.kernel_cache import Compiled
-from lstm_cli.engines.setup import COMPILING, setting_up
+from lstm_cli.engines.kernel_cache import CompiledKernels
+from lstm_cli.engines.setup_time import COMPILING, setup_timer
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled functions: ``kernels["name"]`` is the address of one.
+    """CompiledKernels functions: ``kernels["name"]`` is the address of one.
 
     The code is never removed from memory, for a thread may be in it to the process's very end.
     """
@@ -56,7 +56,7 @@ def kernels(name: str, build: Callable[[], Module], machine: Machine | None = No
     found = _made.get(asked)
     if found is None:
         # LLVM works for one thread at a time, so nothing is lost by one lock for all.
-        with _making, setting_up(COMPILING):
+        with _making, setup_timer(COMPILING):
             found = _made.get(asked)
             if found is None:
                 found = _made[asked] = _linked(_compiled(name, build, machine), machine)
@@ -82,7 +82,7 @@ def compile_object(module: Module, machine: Machine) -> bytes:
         return bytes(target.emit_object(parsed))
 
 
-def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compiled:
+def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> CompiledKernels:
     """From disk, or made and kept there."""
     try:
         key = cache.key_of(name, machine)
@@ -95,9 +95,9 @@ def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compi
     return found
 
 
-def _emitted(build: Callable[[], Module], machine: Machine) -> Compiled:
+def _emitted(build: Callable[[], Module], machine: Machine) -> CompiledKernels:
     module = build()
-    return Compiled(module.exported, compile_object(module, machine))
+    return CompiledKernels(module.exported, compile_object(module, machine))
 
 
 def _simplify(parsed: Any, target: Any) -> None:
@@ -113,7 +113,7 @@ def _simplify(parsed: Any, target: Any) -> None:
             passes.run(function, builder)
 
 
-def _linked(compiled: Compiled, machine: Machine) -> Kernels:
+def _linked(compiled: CompiledKernels, machine: Machine) -> Kernels:
     """Object code, made executable."""
     from llvmlite import binding as llvm
 

@@ -20,8 +20,8 @@ from lstm_cli.engines.jit.products import (
     product_kernel,
     run_product,
 )
-from lstm_cli.engines.pointwise import DenseTape, softmax, through_activation
-from lstm_cli.engines.setup import setup_total
+from lstm_cli.engines.reference.layers import DenseTape, softmax, through_activation
+from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import Array, DenseSpec, LayerGradients, LayerResult
 
 
@@ -46,7 +46,7 @@ class DenseLayer:
 
     def forward(self, x: Array, lengths: Array | None, threads: int) -> LayerResult:
         """Every step of every sequence; past its end 0."""
-        begun, prepared = perf_counter(), setup_total()
+        begun, prepared = perf_counter(), total_setup_seconds()
         spec, M = self.spec, x.size // self.spec.input_size
         flat = np.ascontiguousarray(x).reshape(M, spec.input_size)
         logits = np.empty((M, spec.units), x.dtype)
@@ -63,7 +63,7 @@ class DenseLayer:
         if lengths is not None and y.ndim == 3:
             ended = np.arange(x.shape[1]) >= lengths[:, None]
             y = np.where(ended[:, :, None], np.zeros((), y.dtype), y)
-        seconds = {"product": perf_counter() - begun - (setup_total() - prepared)}
+        seconds = {"product": perf_counter() - begun - (total_setup_seconds() - prepared)}
         return LayerResult(y, logits=logits, seconds=seconds, tape=DenseTape(x, logits, y))
 
     def backward(

@@ -14,15 +14,15 @@ import numpy as np
 
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.host import HostArrays
 from lstm_cli.engines.jit.dense import DenseLayer
 from lstm_cli.engines.jit.layers import RecurrentLayer
 from lstm_cli.engines.jit.machine import Machine, host
 from lstm_cli.engines.jit.maps import run_map, run_total
 from lstm_cli.engines.jit.memory import Stock, Workspaces
 from lstm_cli.engines.jit.weights import plan, recurrent_weights
-from lstm_cli.engines.limits import Limits
-from lstm_cli.engines.pointwise import dropout_forward, flatten_backward, flatten_forward
+from lstm_cli.engines.machine import MachinePeaks
+from lstm_cli.engines.reference.arrays import HostArrays
+from lstm_cli.engines.reference.layers import dropout_forward, flatten_backward, flatten_forward
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
@@ -108,14 +108,14 @@ class JitEngine(HostArrays):
         lengths: Array | None,
         state: State | None = None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
         if isinstance(spec, RecurrentSpec):
             layer: RecurrentLayer = prepared
             if training is None:
-                return layer.forward(x, lengths, state, keep=keep)
+                return layer.forward(x, lengths, state, return_gates=return_gates)
             if self.dtype == "bfloat16":
                 raise DeviceError(
                     "bfloat16 is for inference; there is no training in it",
@@ -157,15 +157,15 @@ class JitEngine(HostArrays):
         values: Mapping[str, Array | float],
         out: Mapping[str, Array],
     ) -> None:
-        """Every root, element by element; see `lstm_cli.engines.types.Elementwise`."""
+        """Every root, element by element; see `lstm_cli.engines.types.ArrayOperations`."""
         run_map(roots, values, out, self.machine, self.threads)
 
     def total(self, root: Expression, values: Mapping[str, Array | float]) -> float:
-        """The sum of an expression; see `lstm_cli.engines.types.Elementwise`."""
+        """The sum of an expression; see `lstm_cli.engines.types.ArrayOperations`."""
         return run_total(root, values, self.machine, self.threads)
 
-    def limits(self, sizes: Sequence[int] = ()) -> Limits:
-        """What the machine can do at most; see `lstm_cli.engines.limits.Measurable`."""
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
+        """What the machine can do at most; see `lstm_cli.engines.machine.MeasurableEngine`."""
         from lstm_cli.engines.jit.limits import measure
 
         element = "bfloat" if self.dtype == "bfloat16" else self._lanes.element
@@ -174,7 +174,7 @@ class JitEngine(HostArrays):
     def explain(
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
-        """What was chosen; see `lstm_cli.engines.explanation.Explaining`."""
+        """What was chosen; see `lstm_cli.engines.explanation.ExplainingEngine`."""
         from lstm_cli.engines.jit.explanation import explain
 
         pairs = self.dtype == "bfloat16"

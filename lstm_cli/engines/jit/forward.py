@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.cells.expression import Expression
-from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines.jit import pointwise
 from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.ir import Lanes, Module, Value, i64
@@ -25,7 +25,7 @@ from lstm_cli.engines.jit.sequence import (
     SequenceKernel,
 )
 from lstm_cli.engines.jit.tiles import Part, first_lanes, halved, load_part, store_part
-from lstm_cli.engines.schedule import MASK, Phase, Schedule, symbols
+from lstm_cli.engines.schedule import MASK, CellSchedule, Phase, symbols
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def blocks(phases: int) -> Blocks:
     return Blocks(weights, batch, call, Arguments.joined(call, batch, weights))
 
 
-def build(cell: Cell, schedule: Schedule, shape: Shape, machine: Machine) -> Module:
+def build(cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine) -> Module:
     """A module with the function ``forward``."""
     module = Module()
     _Kernel(module, cell, schedule, shape, machine).emit()
@@ -99,7 +99,7 @@ class _Kernel(SequenceKernel):
     """The emission of one forward kernel."""
 
     def __init__(
-        self, module: Module, cell: Cell, schedule: Schedule, shape: Shape, machine: Machine
+        self, module: Module, cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine
     ) -> None:
         layout = blocks(len(schedule.phases)).all
         super().__init__(module, "forward", layout, shape.lanes.element, machine)

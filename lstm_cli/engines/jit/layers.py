@@ -22,7 +22,7 @@ from lstm_cli.engines.jit.recurrent import (
     run_forward,
 )
 from lstm_cli.engines.jit.weights import RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
@@ -109,7 +109,7 @@ class RecurrentLayer:
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
 
     def forward(
-        self, x: Array, lengths: Array | None, state: State | None, *, keep: bool
+        self, x: Array, lengths: Array | None, state: State | None, *, return_gates: bool
     ) -> LayerResult:
         """Every direction over the batch; see `lstm_cli.engines.types.Engine`."""
         spec, x = self.spec, _readable(x)
@@ -118,12 +118,12 @@ class RecurrentLayer:
         kept: dict[str, dict[str, Array]] = {}
         finals, input_seconds, seconds = [], 0.0, 0.0
         for d, cell in enumerate(spec.cells):
-            plan = schedule.inspection(cell) if keep else self._inference[d]
-            given = Sequences(x, rows, d == 1, _initial(state, d), None, keep, threads)
+            plan = schedule.inspection(cell) if return_gates else self._inference[d]
+            given = Sequences(x, rows, d == 1, _initial(state, d), None, return_gates, threads)
             space = self.spaces.take(self._purposes[d])
             left, spent = self._run(d, plan, given, y, space)
             finals.append(final_states(self.weights[d], rows, left))
-            if keep:
+            if return_gates:
                 kept[DIRECTIONS[d]] = _kept(cell, given, left)
             self.spaces.give(self._purposes[d], space)
             input_seconds, seconds = input_seconds + spent[0], seconds + spent[1]
@@ -162,7 +162,7 @@ class RecurrentLayer:
         return LayerResult(output, _stacked(finals), seconds=timing, tape=tape)
 
     def _run(
-        self, d: int, plan: Schedule, given: Sequences, y: Array | None, space: Workspace
+        self, d: int, plan: CellSchedule, given: Sequences, y: Array | None, space: Workspace
     ) -> tuple[Buffers, tuple[float, float]]:
         """One direction's kernel."""
         kernel = forward_kernel(self.weights[d], plan)
@@ -233,7 +233,7 @@ def _kept(cell: Cell, given: Sequences, left: Buffers) -> dict[str, Array]:
     lengths = rows.T if rows.lengths is None else rows.lengths[row]
     after = lengths - t if given.reverse else t + 1
     graph = schedule.inspection(cell)
-    names = schedule.inspected(cell)
+    names = schedule.inspection_names(cell)
     N, T = given.x.shape[:2]
     record = left.record
 

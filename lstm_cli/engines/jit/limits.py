@@ -17,7 +17,7 @@ from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, vector
 from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import ALIGNMENT, address, aligned
 from lstm_cli.engines.jit.tiles import fma
-from lstm_cli.engines.limits import Limits, Reads
+from lstm_cli.engines.machine import MachinePeaks, ReadBandwidth
 
 TRY_SECONDS = 5e-4
 """A try is at least about this long, so that waking the threads does not show in it."""
@@ -33,7 +33,9 @@ SIDE_BY_SIDE = 8
 _BLOCK = Arguments(["times", "vectors"], ["data", "left"])
 
 
-def measure(machine: Machine, threads: int, element: str, sizes: Sequence[int] = ()) -> Limits:
+def measure(
+    machine: Machine, threads: int, element: str, sizes: Sequence[int] = ()
+) -> MachinePeaks:
     """Multiply-adds a second, and reads a second of memory of each size.
 
     Parameters
@@ -43,12 +45,14 @@ def measure(machine: Machine, threads: int, element: str, sizes: Sequence[int] =
     element
         ``float``, ``double``, or ``bfloat``: two products at once, where the machine has such.
     sizes
-        As `lstm_cli.engines.limits.Measurable.limits` has them.
+        As `lstm_cli.engines.machine.MeasurableEngine.limits` has them.
     """
     sizes = sizes or standard_sizes(machine, threads)
     flops = _flops(machine, threads, element)
-    reads = tuple(Reads(size, _reads(machine, threads, element, size) / 1e9) for size in sizes)
-    return Limits(flops / 1e9, reads)
+    reads = tuple(
+        ReadBandwidth(size, _reads(machine, threads, element, size) / 1e9) for size in sizes
+    )
+    return MachinePeaks(flops / 1e9, reads)
 
 
 def standard_sizes(machine: Machine, threads: int) -> tuple[int, int]:

@@ -19,14 +19,14 @@ from typing import TypeAlias
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, topological
-from lstm_cli.engines.arrays import Array, Values
 from lstm_cli.engines.jit import pointwise, pool
 from lstm_cli.engines.jit.arguments import Arguments
 from lstm_cli.engines.jit.compiler import kernels
 from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable
 from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import address
-from lstm_cli.engines.programs import checked
+from lstm_cli.engines.reference.arrays import check_same_layout
+from lstm_cli.engines.types import Array, Values
 
 CHUNK = 1 << 12
 """Numbers of one array that one thread does at once; a multiple of all vectors."""
@@ -94,7 +94,7 @@ def run_map(
     machine: Machine,
     threads: int = 1,
 ) -> None:
-    """Every root into its array of `out`; see `lstm_cli.engines.types.Elementwise`.
+    """Every root into its array of `out`; see `lstm_cli.engines.types.ArrayOperations`.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def run_map(
 
 
 def run_total(root: Expression, values: Values, machine: Machine, threads: int = 1) -> float:
-    """The sum of an expression over all elements; see `lstm_cli.engines.types.Elementwise`.
+    """The sum of an expression over all elements; see `lstm_cli.engines.types.ArrayOperations`.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def run_total(root: Expression, values: Values, machine: Machine, threads: int =
 
 def _element(arrays: Sequence[Array]) -> str:
     """What the arrays hold, which is the same for all of them."""
-    checked(arrays)
+    check_same_layout(arrays)
     dtype = arrays[0].dtype
     wrong = dtype not in _ELEMENTS
     for array in arrays:

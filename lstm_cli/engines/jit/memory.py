@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lstm_cli.engines.setup import TOUCHING, setting_up
+from lstm_cli.engines.setup_time import FRESH_MEMORY, setup_timer
 from lstm_cli.engines.types import Array
 
 Made = TypeVar("Made")
@@ -38,7 +38,7 @@ class Workspace:
         key = (name, dtype)
         found = self._buffers.get(key)
         if found is None or found.size < size:
-            with setting_up(TOUCHING):
+            with setup_timer(FRESH_MEMORY):
                 found = self._buffers[key] = aligned(max(size, 16), dtype)
                 found[:] = 0
             self._plans.clear()  # they hold addresses

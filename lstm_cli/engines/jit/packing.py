@@ -24,7 +24,7 @@ from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import Stock, address, aligned
 from lstm_cli.engines.jit.pool import run
 from lstm_cli.engines.jit.tiles import first_lanes, load_part
-from lstm_cli.engines.setup import PACKING, setting_up
+from lstm_cli.engines.setup_time import PACKING, setup_timer
 from lstm_cli.engines.types import Array
 
 _SHARE = 1 << 16
@@ -181,7 +181,7 @@ class Packing:
 
     def __call__(self, matrix: Array, init: Array | None, stock: Stock) -> Packed:
         """A matrix, with `init`, None for zeros; both are read from where they begin."""
-        with setting_up(PACKING):
+        with setup_timer(PACKING):
             begin = self._zeros if init is None else self._row(init, stock)
             if self.columns.split.main.pairs:
                 matrix = paired(matrix)

@@ -19,8 +19,8 @@ from lstm_cli.engines.jit.memory import Workspace, address
 from lstm_cli.engines.jit.pool import run, yield_address
 from lstm_cli.engines.jit.teams import team_words
 from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
-from lstm_cli.engines.setup import setup_total
+from lstm_cli.engines.schedule import CellSchedule
+from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import Array
 
 _SHARING = 8
@@ -35,12 +35,12 @@ class ForwardKernel:
     """A compiled forward kernel, the layout of its block, and what that says of the weights."""
 
     address: int
-    schedule: Schedule
+    schedule: CellSchedule
     blocks: Blocks
     weights: bytes
 
 
-def forward_kernel(weights: RecurrentWeights, plan: Schedule) -> ForwardKernel:
+def forward_kernel(weights: RecurrentWeights, plan: CellSchedule) -> ForwardKernel:
     """The kernel for a cell and the shapes of its panels, made once for these weights."""
     found = weights.kernels.get(plan)
     if found is None:
@@ -52,7 +52,7 @@ def forward_kernel(weights: RecurrentWeights, plan: Schedule) -> ForwardKernel:
 
 
 @lru_cache(maxsize=256)
-def _compiled(weights: Plan, schedule: Schedule) -> int:
+def _compiled(weights: Plan, schedule: CellSchedule) -> int:
     """The kernel's address."""
     machine = weights.machine
     splits = tuple(packing.columns.split for packing in weights.products)
@@ -178,9 +178,9 @@ def run_forward(
     _tell(buffers, given, y)
     if given.threads > 1:
         buffers.meeting.fill(0)
-    begun, before = perf_counter(), setup_total()
+    begun, before = perf_counter(), total_setup_seconds()
     run(kernel.address, address(block), given.threads)
-    seconds = perf_counter() - begun - (setup_total() - before)
+    seconds = perf_counter() - begun - (total_setup_seconds() - before)
     x, rest = block.item(0), block.item(1)  # the clock's ticks, by part
     share = seconds * x / (x + rest or 1)
     return buffers, (share, seconds - share)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.jit.ir import Lanes
 from lstm_cli.engines.jit.layout import Columns, columns
 from lstm_cli.engines.jit.machine import Machine
 from lstm_cli.engines.jit.memory import Stock, aligned
 from lstm_cli.engines.jit.packing import Order, Packed, Packing
+from lstm_cli.engines.reference.step import DirectionWeights
 from lstm_cli.engines.schedule import stages
-from lstm_cli.engines.steps import DirectionWeights
 from lstm_cli.engines.types import Array
 
 
@@ -191,4 +191,4 @@ class RecurrentWeights:
 
 def recurrent_weights(plan: Plan, tensors: Mapping[str, Array], stock: Stock) -> RecurrentWeights:
     """From tensors by name within the direction, without gaps."""
-    return RecurrentWeights(plan, DirectionWeights.of(plan.cell, tensors), stock)
+    return RecurrentWeights(plan, DirectionWeights.from_tensors(plan.cell, tensors), stock)

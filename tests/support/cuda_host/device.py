@@ -153,7 +153,7 @@ class HostDevice:
         _need(isinstance(mark, HostMark), f"a wait for {mark}")
         self.log.append((self.current, "after", mark))
 
-    def adopt(self, array: Any) -> HostArray | None:
+    def from_device_array(self, array: Any) -> HostArray | None:
         """Its own arrays."""
         return array if isinstance(array, HostArray) else None
 

@@ -11,7 +11,7 @@ import pytest
 
 from lstm_cli.bench import Lesson, Run, Setting, Size, Trainee, Unsupported
 from lstm_cli.bench.training import OwnTrainee
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.network.network import Network
 
 

@@ -11,9 +11,9 @@ from lstm_cli.bench.agreement import (
     worst,
 )
 from lstm_cli.bench.results import Agreement
-from lstm_cli.training.optimisers import Adam
+from lstm_cli.training.optimizers import AdamOptimizer
 
-ADAM = Adam(learning_rate=0.01)
+ADAM = AdamOptimizer(learning_rate=0.01)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lstm_cli.bench.agreement import agreement
 from lstm_cli.bench.draws import random_weights
 from lstm_cli.bench.rounds import Samples
 from lstm_cli.cells import LSTM
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import UsageError
 

@@ -100,5 +100,5 @@ def test_windows_tells_of_memory_in_its_own_way(monkeypatch, told):
 def test_what_the_engine_keeps_is_told_where_it_is_known(engine, monkeypatch):
     monkeypatch.setattr(host, "peak_memory", lambda: 99)
     assert memory(engine) == Memory(99, None)
-    engine.workspace_bytes, engine.limits = 77, lambda sizes: None
+    engine.workspace_bytes, engine.measure_peaks = 77, lambda sizes: None
     assert memory(engine) == Memory(99, 77)

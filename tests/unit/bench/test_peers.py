@@ -10,7 +10,7 @@ from lstm_cli.bench.agreement import agreement
 from lstm_cli.bench.contest import TOLERANCES
 from lstm_cli.bench.draws import random_inputs, random_weights
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import DeviceError, UsageError
 from lstm_cli.network.network import Network

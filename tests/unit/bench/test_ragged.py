@@ -12,7 +12,7 @@ from lstm_cli.bench.draws import random_inputs, random_lengths, random_weights
 from lstm_cli.bench.rounds import Samples
 from lstm_cli.bench.training import TrainingContest
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 

@@ -14,7 +14,7 @@ from lstm_cli.bench.draws import random_inputs, random_weights
 from lstm_cli.bench.peers import Setting
 from lstm_cli.bench.peers.torch_place import TorchPlace, tf32
 from lstm_cli.bench.rounding import ROUNDED, rounded_agreement, rounded_gradients
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.network.network import Network
 
 SIZE = Size(hidden=24, batch=5, steps=6, features=9)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from networks import parametrised
+from networks import parametrized
 
 from lstm_cli.cells import FORMULAS, Activation
 from lstm_cli.errors import ConfigError
@@ -50,23 +50,23 @@ def test_values(name: str, dtype: str) -> None:
     x, expected = (
         np.array(list(side), dtype) for side in zip(*LITERALS[name].items(), strict=True)
     )
-    found = Activation(name)(x)
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found, expected, rtol=1e-6 if dtype == "float32" else 1e-14)
+    actual = Activation(name)(x)
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual, expected, rtol=1e-6 if dtype == "float32" else 1e-14)
 
 
 @pytest.mark.parametrize(("name", "alpha", "beta", "x", "expected"), WITH_PARAMETERS)
 def test_parameters(name: str, alpha: float, beta: float | None, x: float, expected: float) -> None:
-    found = Activation(name, alpha, beta)(np.array([x]))
-    np.testing.assert_allclose(found, [expected], rtol=1e-14)
+    actual = Activation(name, alpha, beta)(np.array([x]))
+    np.testing.assert_allclose(actual, [expected], rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_nan_passes_and_its_neighbours_do_not_mind(name: str) -> None:
-    activation = parametrised(name)
-    found = activation(np.array([np.nan, 0.4, np.nan, -0.4]))
-    np.testing.assert_array_equal(np.isnan(found), [True, False, True, False])
-    np.testing.assert_array_equal(found[[1, 3]], activation(np.array([0.4, -0.4])))
+def test_nan_stays_nan_and_changes_no_other_value(name: str) -> None:
+    activation = parametrized(name)
+    actual = activation(np.array([np.nan, 0.4, np.nan, -0.4]))
+    np.testing.assert_array_equal(np.isnan(actual), [True, False, True, False])
+    np.testing.assert_array_equal(actual[[1, 3]], activation(np.array([0.4, -0.4])))
 
 
 LIMITS = {
@@ -85,8 +85,8 @@ LIMITS = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LIMITS)
 def test_saturates_without_a_warning(name: str, dtype: str) -> None:
-    found = Activation(name)(np.array([-1e4, 1e4], dtype))
-    np.testing.assert_allclose(found, np.array(LIMITS[name], dtype), rtol=1e-6, atol=0)
+    actual = Activation(name)(np.array([-1e4, 1e4], dtype))
+    np.testing.assert_allclose(actual, np.array(LIMITS[name], dtype), rtol=1e-6, atol=0)
 
 
 def test_synonyms() -> None:

@@ -1,4 +1,4 @@
-"""What a cell says of itself: parameters, gates and states, for every option that changes them."""
+"""Parameters, gates and states of cells, for every option that changes them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ SHAPES: list[tuple[Cell, dict[str, tuple[str, tuple[int, ...]]]]] = [
 
 @pytest.mark.parametrize(("cell", "expected"), SHAPES, ids=lambda value: getattr(value, "kind", ""))
 def test_parameters(cell: Cell, expected: dict[str, Any]) -> None:
-    found = {p.name: (p.formula, p.shape) for p in cell.parameters(3)}
-    assert found == expected
+    actual = {p.name: (p.formula, p.shape) for p in cell.parameters(3)}
+    assert actual == expected
     assert cell.tensor_names == tuple(expected)
 
 

@@ -110,9 +110,9 @@ def test_a_shared_node_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None
     operations = {**ex.OPERATIONS, "tanh": lambda x: calls.append(1) or np.tanh(x)}
     monkeypatch.setattr(ex, "OPERATIONS", operations)
     shared = ex.tanh(X)
-    found = evaluate({"a": shared * shared, "b": 1.0 - shared}, VALUES)
+    actual = evaluate({"a": shared * shared, "b": 1.0 - shared}, VALUES)
     assert len(calls) == 1
-    np.testing.assert_allclose(found["a"], np.tanh(VALUES["x"]) ** 2)
+    np.testing.assert_allclose(actual["a"], np.tanh(VALUES["x"]) ** 2)
 
 
 def test_a_symbol_without_a_value() -> None:
@@ -127,6 +127,6 @@ def test_repr() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sigmoid_saturates_without_a_warning(dtype: str) -> None:
     x = np.array([-np.inf, -1e30, -1e4, 0, 1e4, 1e30, np.inf], dtype)
-    found = ex.sigmoid(x)
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, [0, 0, 0, 0.5, 1, 1, 1])
+    actual = ex.sigmoid(x)
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(actual, [0, 0, 0, 0.5, 1, 1, 1])

@@ -149,7 +149,7 @@ def test_a_config_does_not_change(config: Config) -> None:
 
 
 def test_init_schemes_are_those_of_the_network() -> None:
-    from lstm_cli.network.initialisers import SCHEMES
+    from lstm_cli.network.initializers import SCHEMES
 
     assert set(INIT_SCHEMES) == set(SCHEMES)
 

@@ -14,7 +14,7 @@ from lstm_cli.engines.cuda.persistent_way import PersistentWay
 from lstm_cli.engines.cuda.pipelining import Pipelining
 from lstm_cli.engines.cuda.plan import Facts, work_of
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.explanation import Explaining, ExplainingStacks
+from lstm_cli.engines.explanation import ExplainingEngine, StackExplainingEngine
 from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 
 DEVICE = HostDevice(multiprocessors=132)
@@ -63,7 +63,7 @@ def test_why_there_is_no_plan_is_said():
 
 def test_the_engine_tells_it():
     engine = CudaEngine("tf32", DEVICE, "general")
-    assert isinstance(engine, Explaining)
+    assert isinstance(engine, ExplainingEngine)
     spec = RecurrentSpec(0, 8, (LSTM(hidden_size=8),))
     assert engine.explain(spec, 3, 5).way == "general"
 
@@ -75,7 +75,7 @@ def stack(hidden, *, depth=2):
 
 def pipelined(layers, N, T, dtype="bfloat16", how=None, **options):
     engine = CudaEngine(dtype, DEVICE, "auto", how)
-    assert isinstance(engine, ExplainingStacks)
+    assert isinstance(engine, StackExplainingEngine)
     return engine, engine.explain_layers(layers, N, T, **options)
 
 

@@ -1,4 +1,4 @@
-"""Kernels on disk: found again, and never taken from a file that is not whole and one's own."""
+"""Kernels on disk: found again, and read only from complete files of this user."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pathlib import Path
 import pytest
 
 from lstm_cli.engines import kernel_cache as cache
-from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.engines.kernel_cache import CompiledKernels
 from lstm_cli.files import Temporary
 
 KEY = "5f" * 32
 OTHER = "a0" * 32
-KERNELS = Compiled(("step", "gates"), bytes(range(256)) * 5 + b"\n\n\0")
+KERNELS = CompiledKernels(("step", "gates"), bytes(range(256)) * 5 + b"\n\n\0")
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are POSIX's")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, not made yet."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    """Folder of an empty cache. It does not exist yet."""
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "kernels"
 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """What the kernels are kept in."""
+    """Files of the cache."""
     cache.store(KEY, KERNELS)
     (only,) = folder.iterdir()
     return only
@@ -51,8 +51,8 @@ def test_storing_replaces(file: Path) -> None:
 
 
 def test_no_functions_and_no_code(folder: Path) -> None:
-    cache.store(KEY, Compiled((), b""))
-    assert cache.load(KEY) == Compiled((), b"")
+    cache.store(KEY, CompiledKernels((), b""))
+    assert cache.load(KEY) == CompiledKernels((), b"")
 
 
 @pytest.mark.parametrize("position", [0, 18, 19, 50, 51, 114, 116, 121, 127, 200, -1])
@@ -154,7 +154,7 @@ def test_a_pipe_does_not_keep_the_program_waiting(file: Path) -> None:
 def test_an_empty_variable_turns_it_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setenv(cache.VARIABLE, "")
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, "")
     monkeypatch.chdir(tmp_path)
     cache.store(KEY, KERNELS)
     assert cache.load(KEY) is None
@@ -201,7 +201,7 @@ def test_a_file_in_the_folders_place(tmp_path: Path, part: str) -> None:
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (cache.VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for variable in (cache.ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     cache.store(KEY, KERNELS)
@@ -228,7 +228,7 @@ def test_the_usual_places(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for variable in (cache.VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for variable in (cache.ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)

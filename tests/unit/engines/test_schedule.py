@@ -1,4 +1,4 @@
-"""A cell's step in phases computes what its equations say, from no more than what is at hand."""
+"""Phases of a cell's step: they equal its equations, and read only values that are in memory."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from engines.test_cells import OPTIONS
-from networks import KINDS
+from networks import CELL_OPTIONS, KINDS
 
 from lstm_cli.cells import Cell, trace
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.cells.expression import Expression, evaluate, symbol, topological
 from lstm_cli.cells.gradient import gradient
-from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines import schedule
 from lstm_cli.engines.schedule import (
     CHEAP,
     MASK,
-    Schedule,
+    CellSchedule,
     inference,
-    inspected,
     inspection,
+    inspection_names,
     reads_symbol,
     slot_symbol,
     substitute,
@@ -28,26 +27,26 @@ from lstm_cli.engines.schedule import (
     training,
 )
 
-Make = Callable[[Cell], Schedule]
+Make = Callable[[Cell], CellSchedule]
 
-MADE: dict[str, Make] = {
+SCHEDULES: dict[str, Make] = {
     "inference": inference,
     "inspection": inspection,
     "training": lambda cell: training(cell, False),
     "dropout": lambda cell: training(cell, True),
 }
 
-every_option = pytest.mark.parametrize("option", OPTIONS)
-every_kind = pytest.mark.parametrize("made", MADE)
+every_option = pytest.mark.parametrize("option", CELL_OPTIONS)
+every_kind = pytest.mark.parametrize("purpose", SCHEDULES)
 
 
 def cell_of(option: str) -> Cell:
-    kind, options = OPTIONS[option]
+    kind, options = CELL_OPTIONS[option]
     return KINDS[kind](hidden_size=7, **options)
 
 
-class Known:
-    """A random number for every symbol of a step, products' results among them."""
+class StepValues:
+    """Random values of all symbols of a step, including results of products."""
 
     def __init__(self, cell: Cell) -> None:
         self.cell, self.graph = cell, trace(cell)
@@ -58,57 +57,62 @@ class Known:
         names += [f"d_{name}" for name in cell.states] + [f"d_reads {k}" for k in range(3)]
         self.values = {name: rng.standard_normal(5) for name in names}
 
-    def gives(self, k: int) -> set[str]:
-        """What the product of phase `k` gives."""
+    def product_results(self, k: int) -> set[str]:
+        """Symbols that the product of phase `k` computes."""
         stage = self.graph.stages[k]
         return {f"h_{gate}" for gate in stage.gates} or {PROJECTED}
 
-    def of(self, root: Expression) -> np.ndarray:
+    def evaluate(self, root: Expression) -> np.ndarray:
         return np.asarray(evaluate({"": root}, self.values)[""])
 
 
 @every_option
 @every_kind
-def test_phases_compute_the_step(made: str, option: str) -> None:
-    known = Known(cell_of(option))
-    plan = MADE[made](known.cell)
+def test_phases_compute_the_step(purpose: str, option: str) -> None:
+    step = StepValues(cell_of(option))
+    plan = SCHEDULES[purpose](step.cell)
     assert [phase.stage.matrix for phase in plan.phases] == [
-        stage.matrix for stage in known.graph.stages
+        stage.matrix for stage in step.graph.stages
     ]
-    at_hand = {n for n in known.values if n.startswith(("x_", "p_")) or n.endswith("_prev")}
-    found: dict[str, np.ndarray] = {}
+    in_memory = {n for n in step.values if n.startswith(("x_", "p_")) or n.endswith("_prev")}
+    actual: dict[str, np.ndarray] = {}
     for k, phase in enumerate(plan.phases):
-        allowed = at_hand | known.gives(k) | {MASK} | {n for n in found if n.startswith("slot")}
+        allowed = (
+            in_memory
+            | step.product_results(k)
+            | {MASK}
+            | {n for n in actual if n.startswith("slot")}
+        )
         if k:
-            allowed -= {"c_prev"}  # in its place there may be the new c by now
+            allowed -= {"c_prev"}  # the new c may have overwritten it
         roots = phase.roots
         assert set(symbols(roots.values())) <= allowed
-        found |= evaluate(roots, {**known.values, **found})
+        actual |= evaluate(roots, {**step.values, **actual})
         if phase.reads is not None:
-            expected = known.of(known.graph.stages[k + 1].reads)
-            if plan.dropout and known.graph.stages[k + 1].matrix == "weight_hh":
-                expected = expected * known.values[MASK]
-            np.testing.assert_allclose(found["reads"], expected, rtol=1e-13)
-    for name, state in known.graph.states.items():
-        np.testing.assert_allclose(found[name], known.of(state), rtol=1e-13)
+            expected = step.evaluate(step.graph.stages[k + 1].reads)
+            if plan.dropout and step.graph.stages[k + 1].matrix == "weight_hh":
+                expected = expected * step.values[MASK]
+            np.testing.assert_allclose(actual["reads"], expected, rtol=1e-13)
+    for name, state in step.graph.states.items():
+        np.testing.assert_allclose(actual[name], step.evaluate(state), rtol=1e-13)
     for k in range(len(plan.slots)):
-        assert f"slot {k}" in found
+        assert f"slot {k}" in actual
 
 
 @every_option
-def test_inspection_keeps_gates_and_states_in_order(option: str) -> None:
-    known = Known(cell_of(option))
-    plan, names = inspection(known.cell), inspected(known.cell)
-    values = {**known.graph.gates, **known.graph.states}
-    assert names == [*known.graph.gates, *(["c"] if "c" in known.graph.states else [])]
+def test_inspection_stores_gates_and_states_in_order(option: str) -> None:
+    step = StepValues(cell_of(option))
+    plan, names = inspection(step.cell), inspection_names(step.cell)
+    values = {**step.graph.gates, **step.graph.states}
+    assert names == [*step.graph.gates, *(["c"] if "c" in step.graph.states else [])]
     assert plan.slots[: len(names)] == tuple(values[name] for name in names)
 
 
 @every_option
 @pytest.mark.parametrize("dropout", [False, True])
 def test_the_backward_step_is_the_gradient(dropout: bool, option: str) -> None:
-    known = Known(cell_of(option))
-    plan, graph = training(known.cell, dropout), known.graph
+    step = StepValues(cell_of(option))
+    plan, graph = training(step.cell, dropout), step.graph
     seeds: dict[Expression, Expression] = {}
     for name, state in graph.states.items():
         d = symbol(f"d_{name}")
@@ -118,40 +122,42 @@ def test_the_backward_step_is_the_gradient(dropout: bool, option: str) -> None:
         if dropout and stage.matrix == "weight_hh":
             d = d * symbol(MASK)
         seeds[stage.reads] = seeds[stage.reads] + d if stage.reads in seeds else d
-    expected = {name: known.of(d) for name, d in gradient(seeds).items() if name != MASK}
-    kept = {str(slot_symbol(k).payload): known.of(s) for k, s in enumerate(plan.slots)}
-    if dropout:  # what a masked product reads is kept masked
+    expected = {name: step.evaluate(d) for name, d in gradient(seeds).items() if name != MASK}
+    slots = {str(slot_symbol(k).payload): step.evaluate(s) for k, s in enumerate(plan.slots)}
+    if dropout:  # a slot holds the vector after the mask
         for k, slot in zip(range(1, len(graph.stages)), plan.reads, strict=True):
             if graph.stages[k].matrix == "weight_hh":
-                masked = known.of(graph.stages[k].reads) * known.values[MASK]
-                np.testing.assert_allclose(kept[f"slot {slot}"], masked)
-    found: dict[str, np.ndarray] = {}
+                masked = step.evaluate(graph.stages[k].reads) * step.values[MASK]
+                np.testing.assert_allclose(slots[f"slot {slot}"], masked)
+    actual: dict[str, np.ndarray] = {}
     later = {f"d_reads {k}" for k in range(1, len(graph.stages))}
-    seen = {f"d_{name}" for name in graph.states}
+    available = {f"d_{name}" for name in graph.states}
     for phase in plan.backward:
         if phase.stage is not None:
-            own = (phase.stage.matrix, phase.stage.gates)
-            k = [(stage.matrix, stage.gates) for stage in graph.stages].index(own)
-            seen |= {f"d_reads {k}"}
+            key = (phase.stage.matrix, phase.stage.gates)
+            k = [(stage.matrix, stage.gates) for stage in graph.stages].index(key)
+            available |= {f"d_reads {k}"}
         for name, d in phase.derivatives.items():
-            assert name not in found
+            assert name not in actual
             for other in symbols([d]):
-                at_hand = other.startswith(("p_", "slot ")) or other.endswith("_prev")
-                assert at_hand or other == MASK or other in seen
-            found[name] = np.asarray(evaluate({"": d}, {**known.values, **kept})[""])
-    assert later <= seen
+                in_memory = other.startswith(("p_", "slot ")) or other.endswith("_prev")
+                assert in_memory or other == MASK or other in available
+            actual[name] = np.asarray(evaluate({"": d}, {**step.values, **slots})[""])
+    assert later <= available
     if plan.backward[0].projects:
-        assert set(found) >= {PROJECTED}
-    assert set(found) == set(expected)
+        assert set(actual) >= {PROJECTED}
+    assert set(actual) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], np.broadcast_to(value, 5), rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            actual[name], np.broadcast_to(value, 5), rtol=1e-12, err_msg=name
+        )
 
 
 SLOTS = {
     "lstm": (0, 5, 5),  # i, f, g, o, and tanh(c)
     "lstm coupled": (0, 5, 4),  # f is 1 - i
     "lstm no forget gate": (0, 4, 4),
-    "lstm peepholes projection": (0, 5, 6),  # and what is projected
+    "lstm peepholes projection": (0, 5, 6),  # and the unprojected output
     "gru reset after": (0, 3, 4),  # r, z, n, and the sum that r scales
     "gru reset before": (1, 3, 4),  # z, which the second phase needs; in training r h_prev, too
     "rnn": (0, 1, 1),
@@ -161,24 +167,24 @@ SLOTS = {
 @pytest.mark.parametrize("option", SLOTS)
 def test_slots_are_few(option: str) -> None:
     cell = cell_of(option)
-    found = [len(MADE[name](cell).slots) for name in ("inference", "inspection", "training")]
-    assert tuple(found) == SLOTS[option]
+    actual = [len(SCHEDULES[name](cell).slots) for name in ("inference", "inspection", "training")]
+    assert tuple(actual) == SLOTS[option]
     assert len(training(cell, True).slots) == SLOTS[option][2]
 
 
 @every_option
-def test_what_is_cheap_to_have_again_is_not_kept(option: str) -> None:
+def test_cheap_values_have_no_slot(option: str) -> None:
     cell = cell_of(option)
     plan = training(cell, False)
     reads = {stage.reads for stage in trace(cell).stages[1:]}
     for node in plan.slots:
         sums = node.op == "add" and all(arg.op == "symbol" for arg in node.args)
-        product = node.op == "symbol"  # of a matrix, which is dear
+        product = node.op == "symbol"  # of a matrix, which is expensive
         compared = any(n.op in ("less", "clip") for n in topological([node]))
         assert node.op not in CHEAP or sums or product or compared or node in reads
 
 
-def test_a_slot_is_what_is_kept_of_one_phase_for_a_later_one() -> None:
+def test_a_slot_passes_a_value_from_one_phase_to_a_later_one() -> None:
     plan = inference(cell_of("gru reset before"))
     first, second = plan.phases
     assert list(first.slots) == [0]
@@ -195,7 +201,7 @@ def test_a_projection_is_a_phase_of_its_own() -> None:
     assert symbols(plan.phases[1].roots.values()) == [PROJECTED]
 
 
-def test_schedules_are_made_once() -> None:
+def test_schedules_are_cached() -> None:
     cell = cell_of("lstm")
     assert inference(cell) is inference(cell_of("lstm"))
     assert training(cell, True) is not training(cell, False)

@@ -13,7 +13,7 @@ from networks import random_inputs, random_weights, recurrent
 
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry

@@ -13,7 +13,7 @@ import pytest
 from networks import random_inputs
 
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.keras.defaults import TABLE, release

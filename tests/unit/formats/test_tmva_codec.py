@@ -13,7 +13,7 @@ import tmva_files as tmva
 from networks import random_inputs, random_weights
 
 from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, Imported

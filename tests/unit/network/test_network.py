@@ -1,4 +1,4 @@
-"""What a network takes, refuses, and says of itself."""
+"""Arguments of a network, errors, and properties."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from networks import network, random_inputs, random_states, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import DataError, LstmCliError
-from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import Network
+from lstm_cli.network.results import layer_flops
 
 N, T, D = 4, 6, 3
 LSTM = recurrent("lstm", 5, D, directions=2, projection_size=2)

@@ -9,11 +9,11 @@ import pytest
 from networks import random_inputs, random_lengths, random_states, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import ConfigError, WeightsError
 from lstm_cli.network.network import Network
-from lstm_cli.network.normalization import Normalization, fold, scales_targets, unfoldable
+from lstm_cli.network.normalization import Normalization, fold, fold_obstacle, scales_targets
 
 N, T, D, H = 6, 7, 3, 5
 IDENTITY = Activation("identity")
@@ -147,7 +147,7 @@ def test_float32_folds_in_float64():
     ],
 )
 def test_a_network_that_begins_with_flatten_cannot_be_folded(specs):
-    assert unfoldable(specs)
+    assert fold_obstacle(specs)
     with pytest.raises(ConfigError, match="cannot be folded") as error:
         fold(specs, random_weights(specs), INPUTS, None)
     assert error.value.exit_code == 4
@@ -155,7 +155,7 @@ def test_a_network_that_begins_with_flatten_cannot_be_folded(specs):
 
 def test_layers_that_can_be_folded():
     for specs in STACKS.values():
-        assert unfoldable(specs) is None
+        assert fold_obstacle(specs) is None
 
 
 @pytest.mark.parametrize(
@@ -189,10 +189,10 @@ def test_a_scaling_that_does_not_fit_the_dtype():
 
 def test_standard_and_minmax():
     rows = np.random.default_rng(1).normal(size=(40, D)) * [1e-3, 1, 50] + [1e6, 0, -3]
-    standard = Normalization.of("standard", Facts(rows)).apply(rows)
+    standard = Normalization.from_statistics("standard", Facts(rows)).apply(rows)
     np.testing.assert_allclose(standard.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(standard.std(0), 1, rtol=1e-9)
-    minmax = Normalization.of("minmax", Facts(rows)).apply(rows)
+    minmax = Normalization.from_statistics("minmax", Facts(rows)).apply(rows)
     np.testing.assert_allclose(minmax.min(0), 0, atol=1e-12)
     np.testing.assert_allclose(minmax.max(0), 1, rtol=1e-12)
 
@@ -201,10 +201,12 @@ def test_standard_and_minmax():
 def test_a_constant_is_divided_by_one(method):
     rows = np.random.default_rng(1).normal(size=(40, D))
     rows[:, 1] = 0.1
-    scaling = Normalization.of(method, Facts(rows))
+    scaling = Normalization.from_statistics(method, Facts(rows))
     assert scaling.scale[1] == 1
     assert np.abs(scaling.apply(rows)[:, 1]).max() < 1e-15
-    assert np.isfinite(Normalization.of(method, Facts(rows * 1e-320)).apply(rows * 1e-320)).all()
+    assert np.isfinite(
+        Normalization.from_statistics(method, Facts(rows * 1e-320)).apply(rows * 1e-320)
+    ).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -111,7 +111,7 @@ def test_every_misfit_is_named_at_once() -> None:
         (RNN, "weight_ih", (20, 3), "gate too many", ["four gates of 5", "an lstm's", "W_h is"]),
         (LSTM, "bias", (40,), "two biases", ["twice as long", "b_i, b_f, b_g, b_o", "(20,)"]),
         (LSTM, "bias", (20, 1), "rank", ["2 dimensions instead of 1", "(20, 1)"]),
-        (LSTM, "weight_ih", (20,), "rank", ["1 dimensions instead of 2"]),
+        (LSTM, "weight_ih", (20,), "rank", ["1 dimension instead of 2"]),
         (LSTM, "weight_ih", (), "rank", ["0 dimensions instead of 2"]),
         (LSTM, "weight_hh", (24, 6), "H, H", ["are (6, 6), expected (5, 5) = (H, H)"]),
         (LSTM, "weight_ih", (0, 3), "H", ["(0, 3)"]),

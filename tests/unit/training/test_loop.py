@@ -1,4 +1,4 @@
-"""The loop without files: wherever it is cut off and resumed, it ends in the same bits."""
+"""The training loop without files: interrupted and resumed anywhere, it ends in the same bits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.activations import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec
 from lstm_cli.errors import ConfigError, DataError
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.loop import Loop, Plan, Surroundings
+from lstm_cli.training.checkpoint import Checkpoint, Progress
+from lstm_cli.training.interfaces import TrainingBatch
+from lstm_cli.training.loop import Loop, LoopIO, StopRule
+from lstm_cli.training.losses import Criterion
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.optimisers import make_optimiser
-from lstm_cli.training.progress import Checkpoint, Progress
+from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.surroundings import LearningBatch
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 N, T, D, F, SIZE, EPOCHS = 11, 6, 3, 2, 4, 3
@@ -51,7 +51,7 @@ class Source:
     def read(self, numbers):
         lengths = self.lengths[numbers]
         file = 1 if self.stateful and numbers[0] >= 2 * SIZE else 0
-        return LearningBatch(self.x[numbers], self.targets[numbers], lengths, numbers, file)
+        return TrainingBatch(self.x[numbers], self.targets[numbers], lengths, numbers, file)
 
     def raw(self, values):
         return values
@@ -69,7 +69,7 @@ class Store:
             raise DeadError
         self.writes += 1
 
-    def keep_best(self, weights):
+    def save_best(self, weights):
         self._write()
         self.disk["best"] = {name: value.copy() for name, value in weights.items()}
 
@@ -81,14 +81,14 @@ class Store:
         self._write()
         numbers = json.loads(json.dumps(checkpoint.progress.numbers()))
         tensors = {name: np.array(value) for name, value in checkpoint.tensors.items()}
-        self.disk["checkpoint"] = Checkpoint(Progress.of(numbers), tensors)
+        self.disk["checkpoint"] = Checkpoint(Progress.from_numbers(numbers), tensors)
 
 
 class Nobody:
-    def stepped(self, progress, batches, loss):
+    def on_batch_end(self, progress, batches, loss):
         self.last = loss
 
-    def epoch_ended(self, progress, row, improved):
+    def on_epoch_end(self, progress, row, improved):
         self.row = row
 
 
@@ -111,20 +111,20 @@ def make(store, *, stop=lambda: False, kind="plain", plan=None, validation=None)
     network = Network(specs, networks.random_weights(specs), ReferenceEngine("float32", 1))
     loss = "cross_entropy" if classes else "mse"
     updates = Updates(
-        make_optimiser({"type": "adam", "learning_rate": 0.02}),
+        make_optimizer({"type": "adam", "learning_rate": 0.02}),
         make_schedule({"type": "reduce_on_plateau", "patience": 1}, epochs=EPOCHS),
         clip_norm=0.7,
     )
     truncate = 4 if kind == "truncated" else None
-    criterion = Criterion(Targets(loss, True, F, "targets"))
-    learner = Learner(network, criterion, updates, seed=3, truncate=truncate)
-    around = Surroundings(
+    criterion = Criterion(TargetFormat(loss, True, F, "targets"))
+    train_step = TrainStep(network, criterion, updates, seed=3, truncate=truncate)
+    io = LoopIO(
         Source(stateful, classes), validation or (lambda weights: {}), store, Nobody(), stop
     )
     loop = Loop(
-        learner,
-        plan or Plan(EPOCHS, "loss", checkpoint_every=0),
-        around,
+        train_step,
+        plan or StopRule(EPOCHS, "loss", checkpoint_every=0),
+        io,
         lambda: Metrics(loss, per_step=True, features=F, name="targets"),
     )
     if store.disk["checkpoint"] is not None:
@@ -134,11 +134,11 @@ def make(store, *, stop=lambda: False, kind="plain", plan=None, validation=None)
     return loop
 
 
-def assert_same(found, expected):
-    assert found["rows"] == expected["rows"]
+def assert_same(actual, expected):
+    assert actual["rows"] == expected["rows"]
     for name, value in expected["best"].items():
-        assert found["best"][name].tobytes() == value.tobytes(), name
-    a, b = found["checkpoint"], expected["checkpoint"]
+        assert actual["best"][name].tobytes() == value.tobytes(), name
+    a, b = actual["checkpoint"], expected["checkpoint"]
     assert a.tensors.keys() == b.tensors.keys()
     for name, value in b.tensors.items():
         assert a.tensors[name].tobytes() == value.tobytes(), name
@@ -182,7 +182,7 @@ def test_after_whichever_batch_it_is_asked_to_stop(undisturbed):
 def test_how_often_it_is_saved_changes_nothing(undisturbed):
     kind, whole = undisturbed
     store = Store()
-    make(store, kind=kind, plan=Plan(EPOCHS, "loss", checkpoint_every=1e9)).run()
+    make(store, kind=kind, plan=StopRule(EPOCHS, "loss", checkpoint_every=1e9)).run()
     assert store.writes < whole.writes
     assert_same(store.disk, whole.disk)
 
@@ -195,9 +195,9 @@ def test_the_run_learns(undisturbed):
 
 
 def test_stateful_layers_start_anew_with_each_file_and_epoch():
-    loop = make(Store(), kind="stateful", plan=Plan(2, "loss"))
+    loop = make(Store(), kind="stateful", plan=StopRule(2, "loss"))
     starts, ends = [], []
-    step = loop.learner.step
+    step = loop.train_step.step
 
     def watched(x, targets, lengths, state, **more):
         report = step(x, targets, lengths, state, **more)
@@ -205,14 +205,14 @@ def test_stateful_layers_start_anew_with_each_file_and_epoch():
         ends.append(report.state)
         return report
 
-    loop.learner.step = watched
+    loop.train_step.step = watched
     loop.run()
     # Batches 0 and 1 are of one file, 2 of another; then comes the next epoch.
     assert [state is None for state in starts] == [True, False, True] * 2
     for k in (1, 4):
-        for found, expected in zip(starts[k][0], ends[k - 1][0], strict=True):
-            np.testing.assert_array_equal(found, expected)
-            assert np.abs(found).max() > 0
+        for actual, expected in zip(starts[k][0], ends[k - 1][0], strict=True):
+            np.testing.assert_array_equal(actual, expected)
+            assert np.abs(actual).max() > 0
 
 
 def scripted(values):
@@ -223,23 +223,23 @@ def scripted(values):
 
 def test_the_best_weights_are_kept_and_patience_ends():
     store = Store()
-    plan = Plan(50, "val_loss", patience=2)
+    plan = StopRule(50, "val_loss", patience=2)
     losses = [3.0, 2.0, 2.5, 2.0, 1.0]  # as good as the best is not better
     loop = make(store, plan=plan, validation=scripted(losses))
     assert loop.run() == "patience"
     assert loop.progress.epoch == 4
     assert (loop.progress.best, loop.progress.best_epoch) == (2.0, 2)
     at_two = Store()
-    make(at_two, plan=Plan(2, "val_loss"), validation=scripted(losses)).run()
+    make(at_two, plan=StopRule(2, "val_loss"), validation=scripted(losses)).run()
     for name, value in at_two.disk["best"].items():
         np.testing.assert_array_equal(store.disk["best"][name], value)
-        assert not np.array_equal(value, loop.learner.weights[name])
+        assert not np.array_equal(value, loop.train_step.weights[name])
 
 
 def test_a_larger_accuracy_is_better():
     store = Store()
     values = iter([0.5, 0.7, 0.6, 0.8])
-    plan = Plan(4, "val_accuracy")
+    plan = StopRule(4, "val_accuracy")
     loop = make(store, plan=plan, validation=lambda weights: {"accuracy": next(values)})
     loop.run()
     assert (loop.progress.best, loop.progress.best_epoch) == (0.8, 4)
@@ -247,33 +247,33 @@ def test_a_larger_accuracy_is_better():
 
 def test_more_epochs_go_on_where_fewer_ended():
     whole = Store()
-    make(whole, plan=Plan(5, "loss")).run()
+    make(whole, plan=StopRule(5, "loss")).run()
     store = Store()
-    make(store, plan=Plan(2, "loss")).run()
-    assert make(store, plan=Plan(2, "loss")).run() == "epochs"
-    make(store, plan=Plan(5, "loss")).run()
+    make(store, plan=StopRule(2, "loss")).run()
+    assert make(store, plan=StopRule(2, "loss")).run() == "epochs"
+    make(store, plan=StopRule(5, "loss")).run()
     assert_same(store.disk, whole.disk)
 
 
 def test_an_interrupted_validation_is_done_again():
     whole = Store()
-    make(whole, plan=Plan(2, "val_loss"), validation=scripted([1.0, 2.0])).run()
+    make(whole, plan=StopRule(2, "val_loss"), validation=scripted([1.0, 2.0])).run()
     store, answers = Store(), iter([{"loss": 1.0}, None])
-    loop = make(store, plan=Plan(2, "val_loss"), validation=lambda weights: next(answers))
+    loop = make(store, plan=StopRule(2, "val_loss"), validation=lambda weights: next(answers))
     assert loop.run() == "interrupted"
     assert store.disk["checkpoint"].progress.batch == 3
-    make(store, plan=Plan(2, "val_loss"), validation=scripted([2.0])).run()
+    make(store, plan=StopRule(2, "val_loss"), validation=scripted([2.0])).run()
     assert_same(store.disk, whole.disk)
 
 
 def test_a_metric_that_does_not_exist():
     with pytest.raises(ConfigError, match="val_auc"):
-        make(Store(), plan=Plan(2, "val_auc"), validation=scripted([1.0])).run()
+        make(Store(), plan=StopRule(2, "val_auc"), validation=scripted([1.0])).run()
 
 
 def test_nothing_counts():
     loop = make(Store())
-    loop.around.source.lengths[:] = 0
-    loop.around.source.places = type("Places", (), {"sequence": lambda self, n: f"sequence {n}"})()
+    loop.io.source.lengths[:] = 0
+    loop.io.source.places = type("Places", (), {"sequence": lambda self, n: f"sequence {n}"})()
     with pytest.raises(DataError, match="nothing can be learned"):
         loop.run()

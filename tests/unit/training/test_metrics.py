@@ -59,18 +59,18 @@ def test_area_under_curve(
 
 def test_classes_of_a_sequence() -> None:
     logits, classes = rng().standard_normal((N, F)), rng(1).integers(0, F, N)
-    found = measure(metrics("cross_entropy"), logits, logits, classes, None)
-    assert found["loss"] == pytest.approx(losses.cross_entropy(logits, classes).mean())
-    assert found["accuracy"] == pytest.approx((logits.argmax(axis=1) == classes).mean())
-    assert set(found) == {"loss", "accuracy"}
+    actual = measure(metrics("cross_entropy"), logits, logits, classes, None)
+    assert actual["loss"] == pytest.approx(losses.cross_entropy(logits, classes).mean())
+    assert actual["accuracy"] == pytest.approx((logits.argmax(axis=1) == classes).mean())
+    assert set(actual) == {"loss", "accuracy"}
 
 
 def test_empty_sequences_are_not_counted() -> None:
     logits, classes = rng().standard_normal((N, F)), rng(1).integers(0, F, N)
-    found = measure(metrics("cross_entropy"), logits, logits, classes, LENGTHS)
+    actual = measure(metrics("cross_entropy"), logits, logits, classes, LENGTHS)
     kept = LENGTHS > 0
     expected = losses.cross_entropy(logits[kept], classes[kept]).mean()
-    assert found["loss"] == pytest.approx(expected)
+    assert actual["loss"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
@@ -78,7 +78,7 @@ def test_values_of_every_step(loss: str) -> None:
     outputs, targets = rng().standard_normal((N, T, F)), 2 * rng(1).standard_normal((N, T, F))
     for n, length in enumerate(LENGTHS):
         targets[n, length:] = np.nan
-    found = measure(metrics(loss, per_step=True), outputs, None, targets, LENGTHS)
+    actual = measure(metrics(loss, per_step=True), outputs, None, targets, LENGTHS)
     valid = np.arange(T) < LENGTHS[:, None]
     errors = (outputs - targets)[valid]
     size = np.abs(errors)
@@ -87,20 +87,20 @@ def test_values_of_every_step(loss: str) -> None:
         "mae": size,
         "huber": np.where(size <= 1, errors**2 / 2, size - 0.5),
     }
-    assert set(found) == {"loss", "mse", "mae"}
-    assert found["loss"] == pytest.approx(expected[loss].mean())
-    assert found["mse"] == pytest.approx(expected["mse"].mean())
-    assert found["mae"] == pytest.approx(expected["mae"].mean())
+    assert set(actual) == {"loss", "mse", "mae"}
+    assert actual["loss"] == pytest.approx(expected[loss].mean())
+    assert actual["mse"] == pytest.approx(expected["mse"].mean())
+    assert actual["mae"] == pytest.approx(expected["mae"].mean())
 
 
 def test_classes_of_every_step_count_to_the_length() -> None:
     logits, classes = rng().standard_normal((N, T, F)), rng(1).integers(0, F, (N, T))
-    found = measure(metrics("cross_entropy", per_step=True), logits, logits, classes, LENGTHS)
+    actual = measure(metrics("cross_entropy", per_step=True), logits, logits, classes, LENGTHS)
     rows = [(n, t) for n in range(N) for t in range(LENGTHS[n])]
     single = [losses.cross_entropy(logits[n, t][None], classes[n, t][None])[0] for n, t in rows]
-    assert found["loss"] == pytest.approx(np.mean(single))
+    assert actual["loss"] == pytest.approx(np.mean(single))
     hits = [logits[n, t].argmax() == classes[n, t] for n, t in rows]
-    assert found["accuracy"] == pytest.approx(np.mean(hits))
+    assert actual["accuracy"] == pytest.approx(np.mean(hits))
 
 
 @pytest.mark.parametrize("padding", [-1, 99])
@@ -155,28 +155,28 @@ def test_binary() -> None:
     logits = 2 * rng().standard_normal((20, 1))
     targets = rng(1).integers(0, 2, 20)
     outputs = 1 / (1 + np.exp(-logits))
-    found = measure(metrics("binary_cross_entropy", features=1), outputs, logits, targets, None)
+    actual = measure(metrics("binary_cross_entropy", features=1), outputs, logits, targets, None)
     p, t = outputs[:, 0], targets
-    assert found["loss"] == pytest.approx(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean())
-    assert found["accuracy"] == pytest.approx(((p > 0.5) == (t == 1)).mean())
-    assert found["auc"] == pytest.approx(area_under_curve(p, t == 1))
+    assert actual["loss"] == pytest.approx(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean())
+    assert actual["accuracy"] == pytest.approx(((p > 0.5) == (t == 1)).mean())
+    assert actual["auc"] == pytest.approx(area_under_curve(p, t == 1))
 
 
 def test_binary_of_several_features() -> None:
     logits, targets = rng().standard_normal((N, F)), rng(1).integers(0, 2, (N, F)).astype(float)
-    found = measure(metrics("binary_cross_entropy"), logits, logits, targets, None)
-    assert found["loss"] == pytest.approx(losses.binary_cross_entropy(logits, targets).mean())
-    assert found["accuracy"] == pytest.approx(((logits > 0) == (targets == 1)).mean())
-    assert "auc" not in found
+    actual = measure(metrics("binary_cross_entropy"), logits, logits, targets, None)
+    assert actual["loss"] == pytest.approx(losses.binary_cross_entropy(logits, targets).mean())
+    assert actual["accuracy"] == pytest.approx(((logits > 0) == (targets == 1)).mean())
+    assert "auc" not in actual
 
 
 def test_values_without_an_axis_of_features() -> None:
     outputs, targets = rng().standard_normal((N, 1)), rng(1).standard_normal(N)
-    found = measure(metrics("mse", features=1), outputs, None, targets, None)
-    assert found["mse"] == pytest.approx(((outputs[:, 0] - targets) ** 2).mean())
+    actual = measure(metrics("mse", features=1), outputs, None, targets, None)
+    assert actual["mse"] == pytest.approx(((outputs[:, 0] - targets) ** 2).mean())
     steps, wanted = rng().standard_normal((N, T, 1)), rng(1).standard_normal((N, T))
-    found = measure(metrics("mse", per_step=True, features=1), steps, None, wanted, None)
-    assert found["mse"] == pytest.approx(((steps[..., 0] - wanted) ** 2).mean())
+    actual = measure(metrics("mse", per_step=True, features=1), steps, None, wanted, None)
+    assert actual["mse"] == pytest.approx(((steps[..., 0] - wanted) ** 2).mean())
 
 
 def test_nothing_counted() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lstm_cli.errors import ConfigError
-from lstm_cli.training.schedules import SCHEDULES, Schedule, make_schedule
+from lstm_cli.training.schedules import SCHEDULES, RateSchedule, make_schedule
 
 RATE, PER_EPOCH, EPOCHS = 0.3, 4, 11
 
 
-def rates(schedule: Schedule, epochs: int = EPOCHS, full: float = RATE) -> list[float]:
+def rates(schedule: RateSchedule, epochs: int = EPOCHS, full: float = RATE) -> list[float]:
     """The rate of every update of a run."""
     return [
         schedule.rate(full, epoch * PER_EPOCH + k + 1, epoch, PER_EPOCH)
@@ -28,15 +28,15 @@ def torch_rates(kind: str, count: int, **options: Any) -> list[float]:
     torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
     scheduler = getattr(torch.optim.lr_scheduler, kind)(optimizer, **options)
-    found = []
+    actual = []
     for _ in range(count):
-        found.append(optimizer.param_groups[0]["lr"])
+        actual.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return actual
 
 
-def made(**options: Any) -> Schedule:
+def made(**options: Any) -> RateSchedule:
     return make_schedule(options, epochs=EPOCHS)
 
 
@@ -63,27 +63,27 @@ def test_cosine_equals_pytorchs_stepped_by_update() -> None:
 
 
 def test_cosine_stays_at_its_minimum() -> None:
-    found = rates(made(type="cosine", epochs=5, minimum=0.02))
-    assert found[5 * PER_EPOCH :] == [pytest.approx(0.02)] * (6 * PER_EPOCH)
-    assert found[5 * PER_EPOCH // 2] == pytest.approx((RATE + 0.02) / 2)
-    assert found[: 5 * PER_EPOCH + 1] == sorted(found[: 5 * PER_EPOCH + 1], reverse=True)
+    actual = rates(made(type="cosine", epochs=5, minimum=0.02))
+    assert actual[5 * PER_EPOCH :] == [pytest.approx(0.02)] * (6 * PER_EPOCH)
+    assert actual[5 * PER_EPOCH // 2] == pytest.approx((RATE + 0.02) / 2)
+    assert actual[: 5 * PER_EPOCH + 1] == sorted(actual[: 5 * PER_EPOCH + 1], reverse=True)
 
 
 def test_cosine_ends_with_the_run_whatever_the_warm_up() -> None:
-    found = rates(made(type="cosine", warmup_steps=6))
+    actual = rates(made(type="cosine", warmup_steps=6))
     length = EPOCHS * PER_EPOCH - 6
     expected = [RATE * (1 + math.cos(math.pi * k / length)) / 2 for k in range(length)]
-    assert found[6:] == pytest.approx(expected, rel=1e-10)
-    assert found[5] == found[6] == RATE
+    assert actual[6:] == pytest.approx(expected, rel=1e-10)
+    assert actual[5] == actual[6] == RATE
     # Nothing of the length is left after the warm-up.
     assert rates(made(type="cosine", warmup_epochs=3, epochs=3))[3 * PER_EPOCH] == 0.0
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_warm_up_in_updates(kind: str) -> None:
-    found = rates(made(type=kind, warmup_steps=3))
-    assert found[:3] == pytest.approx([RATE / 3, RATE * 2 / 3, RATE], rel=1e-12)
-    assert found[3] == RATE  # the course starts from the full rate
+    actual = rates(made(type=kind, warmup_steps=3))
+    assert actual[:3] == pytest.approx([RATE / 3, RATE * 2 / 3, RATE], rel=1e-12)
+    assert actual[3] == RATE  # the course starts from the full rate
 
 
 def test_warm_up_equals_pytorchs() -> None:
@@ -102,12 +102,12 @@ def test_warm_up_in_epochs_is_as_many_updates(kind: str) -> None:
 
 
 def test_epochs_count_from_the_end_of_the_warm_up() -> None:
-    found = rates(made(type="exponential", factor=0.5, warmup_epochs=2), epochs=5)
+    actual = rates(made(type="exponential", factor=0.5, warmup_epochs=2), epochs=5)
     after = [RATE] * PER_EPOCH + [RATE / 2] * PER_EPOCH + [RATE / 4] * PER_EPOCH
-    assert found[2 * PER_EPOCH :] == pytest.approx(after)
+    assert actual[2 * PER_EPOCH :] == pytest.approx(after)
     # A warm-up that ends within an epoch: changes still stand between epochs.
-    found = rates(made(type="exponential", factor=0.5, warmup_steps=PER_EPOCH + 1), epochs=4)
-    assert found[PER_EPOCH + 1 :] == pytest.approx(
+    actual = rates(made(type="exponential", factor=0.5, warmup_steps=PER_EPOCH + 1), epochs=4)
+    assert actual[PER_EPOCH + 1 :] == pytest.approx(
         [RATE] * 3 + [RATE / 2] * PER_EPOCH + [RATE / 4] * PER_EPOCH
     )
 
@@ -115,12 +115,12 @@ def test_epochs_count_from_the_end_of_the_warm_up() -> None:
 LOSSES = [5.0, 4.0, 4.0, 4.5, 4.2, 3.9, 3.9, 4.0, 4.0, 4.0, 4.0, math.nan, 4.0, 4.0, 3.0, 3.5]
 
 
-def plateau_rates(schedule: Schedule, metrics: list[float], larger: bool) -> list[float]:
-    found = []
+def plateau_rates(schedule: RateSchedule, metrics: list[float], larger: bool) -> list[float]:
+    actual = []
     for epoch, metric in enumerate(metrics):
-        found.append(schedule.rate(RATE, epoch * PER_EPOCH + 1, epoch, PER_EPOCH))
-        schedule.epoch_ended(metric, larger)
-    return found
+        actual.append(schedule.rate(RATE, epoch * PER_EPOCH + 1, epoch, PER_EPOCH))
+        schedule.on_epoch_end(metric, larger)
+    return actual
 
 
 @pytest.mark.parametrize("larger", [False, True])
@@ -141,18 +141,18 @@ def test_plateau_equals_pytorchs(larger: bool) -> None:
     for metric in metrics:
         expected.append(optimizer.param_groups[0]["lr"])
         scheduler.step(metric)
-    found = plateau_rates(
+    actual = plateau_rates(
         made(type="reduce_on_plateau", factor=0.3, patience=2, minimum=0.01), metrics, larger
     )
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert len(set(found)) == 4  # the full rate, two changes, the minimum
+    assert actual == pytest.approx(expected, rel=1e-12)
+    assert len(set(actual)) == 4  # the full rate, two changes, the minimum
 
 
 def test_plateau_waits_its_patience() -> None:
-    found = plateau_rates(
+    actual = plateau_rates(
         made(type="reduce_on_plateau", factor=0.5, patience=2), [1.0] * 8, larger=False
     )
-    assert found == [RATE] * 4 + [RATE / 2] * 3 + [RATE / 4]
+    assert actual == [RATE] * 4 + [RATE / 2] * 3 + [RATE / 4]
 
 
 @pytest.mark.parametrize("cut", range(len(LOSSES)))
@@ -170,7 +170,7 @@ def test_plateau_goes_on_from_its_state(cut: int) -> None:
 
 def test_plateaus_do_not_share_their_state() -> None:
     first, second = made(type="reduce_on_plateau"), made(type="reduce_on_plateau")
-    first.epoch_ended(1.0, larger_is_better=False)
+    first.on_epoch_end(1.0, larger_is_better=False)
     assert math.isnan(second.state()["best"])
 
 
@@ -184,7 +184,7 @@ def test_a_minimum_above_the_full_rate_raises_nothing(kind: str) -> None:
 def test_other_schedules_have_no_state(kind: str) -> None:
     schedule = made(type=kind)
     before = rates(schedule)
-    schedule.epoch_ended(1.0, larger_is_better=True)
+    schedule.on_epoch_end(1.0, larger_is_better=True)
     schedule.load_state({})
     assert schedule.state() == {}
     assert rates(schedule) == before

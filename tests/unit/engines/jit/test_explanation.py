@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells import GRU, LSTM, RNN
-from lstm_cli.engines.explanation import Explaining
+from lstm_cli.engines.explanation import ExplainingEngine
 from lstm_cli.engines.selection import engine_statuses
 from lstm_cli.engines.types import RecurrentSpec
 
@@ -42,7 +42,7 @@ def test_every_way_is_told_with_its_reasons():
     from lstm_cli.engines.jit.engine import JitEngine
 
     engine = JitEngine("float32", 2)
-    assert isinstance(engine, Explaining)
+    assert isinstance(engine, ExplainingEngine)
     ways = {engine.explain(layer(H), N, T).way for H, N, T, _ in CASES}
     assert ways == {
         "1 thread",

@@ -15,9 +15,9 @@ from lstm_cli.engines.jit.compiler import compile_object
 from lstm_cli.engines.jit.engine import JitEngine
 from lstm_cli.engines.jit.machine import described
 from lstm_cli.engines.jit.memory import ALIGNMENT, address, aligned
-from lstm_cli.engines.limits import Measurable
+from lstm_cli.engines.machine import MeasurableEngine
 from lstm_cli.engines.types import RecurrentSpec
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 
 DTYPES = {"float": np.float32, "double": np.float64, "bfloat": np.float32}
@@ -79,13 +79,13 @@ def test_every_vector_of_a_share_is_read_and_none_of_anothers(monkeypatch, eleme
 def test_an_engine_measures_what_it_is_asked_for(dtype):
     machine()
     engine = JitEngine(dtype, threads=2)
-    assert isinstance(engine, Measurable)
-    found = engine.limits((1000, 1 << 20))
+    assert isinstance(engine, MeasurableEngine)
+    found = engine.measure_peaks((1000, 1 << 20))
     assert [one.bytes for one in found.reads] == [1000, 1 << 20]
     assert found.gflops > 0
     assert all(one.gbytes > 0 for one in found.reads)
     cache = engine.machine.cache
-    assert [one.bytes for one in engine.limits().reads] == [cache, 8 * cache]
+    assert [one.bytes for one in engine.measure_peaks().reads] == [cache, 8 * cache]
 
 
 @pytest.mark.parametrize("costs", [[1.0, 9.0, 2.0, 3.0, 2.0], [9.0, 3.0, 3.0, 2.0, 5.0]])
@@ -133,7 +133,7 @@ def test_what_an_engine_keeps_to_compute_in_is_counted():
     engine = JitEngine("float32", threads=1)
     assert engine.workspace_bytes == 0
     layers = (RecurrentSpec(0, 3, (LSTM(hidden_size=40),)),)
-    net = Network(layers, initialise(layers, seed=0), engine)
+    net = Network(layers, initialize(layers, seed=0), engine)
     net.run(np.zeros((5, 2, 3)))
     small = engine.workspace_bytes
     assert small > 5 * 40 * 4

@@ -15,13 +15,13 @@ from lstm_cli.engines.jit.compiler import compile_object
 from lstm_cli.engines.jit.ir import literal
 from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
 from lstm_cli.engines.jit.maps import CHUNK, OWN, Task, build, run_map, run_total
-from lstm_cli.engines.programs import NUMPY
-from lstm_cli.training.optimisers import OPTIMISERS, Optimiser, make_optimiser
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.training.optimizers import OPTIMIZERS, Optimizer, make_optimizer
 
 pytest.importorskip("llvmlite")
 
 KINDS = [
-    *({"type": kind} for kind in OPTIMISERS),
+    *({"type": kind} for kind in OPTIMIZERS),
     {"type": "sgd", "momentum": 0.9},
     {"type": "sgd", "momentum": 0.9, "nesterov": True},
     {"type": "rmsprop", "momentum": 0.5},
@@ -44,10 +44,10 @@ def machine() -> Machine:
         pytest.skip(str(error))
 
 
-def update(optimiser: Optimiser) -> dict[str, Expression]:
-    numbers = {name: symbol(name) for name in optimiser.numbers(0.1, 1)}
-    slots = {name: symbol(name) for name in optimiser.slots}
-    w, kept = optimiser.equation(symbol("w"), symbol("g"), slots, numbers)
+def update(optimizer: Optimizer) -> dict[str, Expression]:
+    numbers = {name: symbol(name) for name in optimizer.numbers(0.1, 1)}
+    slots = {name: symbol(name) for name in optimizer.slots}
+    w, kept = optimizer.equation(symbol("w"), symbol("g"), slots, numbers)
     return {"w": w} | kept
 
 
@@ -74,13 +74,13 @@ def mapped(
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_every_optimiser(machine: Machine, options: dict[str, Any], dtype: str) -> None:
-    optimiser = make_optimiser(options)
-    arrays = drawn(["w", "g", *optimiser.slots], (37, 11), dtype)
+    optimizer = make_optimizer(options)
+    arrays = drawn(["w", "g", *optimizer.slots], (37, 11), dtype)
     for step, rate in ((1, 0.1), (7, 0.03)):  # with the same kernel
-        numbers = optimiser.numbers(rate, step)
-        found = mapped(machine, update(optimiser), arrays, numbers)
+        numbers = optimizer.numbers(rate, step)
+        found = mapped(machine, update(optimizer), arrays, numbers)
         wide = {name: array.astype(np.longdouble) for name, array in arrays.items()}
-        w, slots = optimiser.equation(wide["w"], wide["g"], wide, numbers)
+        w, slots = optimizer.equation(wide["w"], wide["g"], wide, numbers)
         for name, expected in ({"w": w} | slots).items():
             np.testing.assert_allclose(
                 found[name], expected.astype("f8"), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]
@@ -88,9 +88,9 @@ def test_every_optimiser(machine: Machine, options: dict[str, Any], dtype: str) 
 
 
 def test_an_elements_bits_do_not_depend_on_where_it_stands(machine: Machine) -> None:
-    optimiser = make_optimiser({"type": "adam"})
-    roots, numbers = update(optimiser), optimiser.numbers(0.1, 3)
-    whole = drawn(["w", "g", *optimiser.slots], 80, "f4")
+    optimizer = make_optimizer({"type": "adam"})
+    roots, numbers = update(optimizer), optimizer.numbers(0.1, 3)
+    whole = drawn(["w", "g", *optimizer.slots], 80, "f4")
     expected = mapped(machine, roots, whole, numbers)
     for size in range(1, 71):
         for start in (0, 9):
@@ -104,10 +104,10 @@ def test_an_elements_bits_do_not_depend_on_where_it_stands(machine: Machine) -> 
 def test_results_may_take_the_place_of_inputs_and_nothing_else(
     machine: Machine, dtype: str
 ) -> None:
-    optimiser = make_optimiser({"type": "adadelta"})
-    roots, numbers = update(optimiser), optimiser.numbers(0.1, 1)
+    optimizer = make_optimizer({"type": "adadelta"})
+    roots, numbers = update(optimizer), optimizer.numbers(0.1, 1)
     for size in (1, 15, 16, 17, 63, 70, CHUNK, CHUNK + 1):
-        memory = drawn(["w", "g", *optimiser.slots], size + 40, dtype)
+        memory = drawn(["w", "g", *optimizer.slots], size + 40, dtype)
         before = {name: array.copy() for name, array in memory.items()}
         arrays = {name: array[20 : size + 20] for name, array in memory.items()}
         expected = mapped(machine, roots, arrays, numbers)
@@ -129,8 +129,8 @@ def test_two_arrays_change_places(machine: Machine) -> None:
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_same_bits(machine: Machine, threads: int) -> None:
-    optimiser = make_optimiser({"type": "rmsprop"})
-    roots, numbers = update(optimiser), optimiser.numbers(0.1, 1)
+    optimizer = make_optimizer({"type": "rmsprop"})
+    roots, numbers = update(optimizer), optimizer.numbers(0.1, 1)
     arrays = drawn(["w", "g", "v"], LARGE, "f4")
     expected = mapped(machine, roots, arrays, numbers)
     found = mapped(machine, roots, arrays, numbers, threads)
@@ -222,8 +222,8 @@ def test_numbers_beyond_single_precision_are_infinite(machine: Machine) -> None:
 
 def test_another_machine() -> None:
     arm = described("aarch64-unknown-linux-gnu", "generic", {"neon"})
-    optimiser = make_optimiser({"type": "adam"})
-    update_task = Task(tuple(update(optimiser).items()), ("w", "g", "m", "v"), "float")
+    optimizer = make_optimizer({"type": "adam"})
+    update_task = Task(tuple(update(optimizer).items()), ("w", "g", "m", "v"), "float")
     sum_task = Task((("", symbol("g") * symbol("g")),), ("g",), "float", summed=True)
     for task in (update_task, sum_task):
         assert compile_object(build(task, arm), arm).startswith(b"\x7fELF")
@@ -233,9 +233,9 @@ def test_narrower_vectors_give_the_same_bits(machine: Machine) -> None:
     if not machine.x86 or machine.vector_bits == 256:
         pytest.skip("this machine has one width of vectors")
     narrow = replace(machine, vector_bits=256, registers=16)
-    optimiser = make_optimiser({"type": "adam"})
-    arrays = drawn(["w", "g", *optimiser.slots], 75, "f4")
-    numbers = optimiser.numbers(0.1, 1)
-    expected = mapped(machine, update(optimiser), arrays, numbers)
-    for name, value in mapped(narrow, update(optimiser), arrays, numbers).items():
+    optimizer = make_optimizer({"type": "adam"})
+    arrays = drawn(["w", "g", *optimizer.slots], 75, "f4")
+    numbers = optimizer.numbers(0.1, 1)
+    expected = mapped(machine, update(optimizer), arrays, numbers)
+    for name, value in mapped(narrow, update(optimizer), arrays, numbers).items():
         np.testing.assert_array_equal(value, expected[name])

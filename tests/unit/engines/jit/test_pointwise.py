@@ -11,6 +11,7 @@ from unit.engines.jit.compiled import COUNTS, Array, Vectorised, graph
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
 from lstm_cli.cells.activations import FORMULAS
+from lstm_cli.cells.cell import trace
 from lstm_cli.cells.expression import (
     OPERATIONS,
     Expression,
@@ -24,7 +25,6 @@ from lstm_cli.cells.expression import (
     topological,
 )
 from lstm_cli.cells.gradient import backward
-from lstm_cli.cells.tracing import trace
 from lstm_cli.engines.jit import pointwise
 from lstm_cli.engines.jit.ir import Lanes, Module, Value
 

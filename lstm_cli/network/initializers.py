@@ -1,4 +1,4 @@
-"""Initial weights: each gate's matrix is drawn as the matrix it is, not as a slice of a stack.
+"""Initial weights. The matrix of each gate is drawn as its own matrix, not as part of a stack.
 
 Glorot and Bengio 2010; He et al. 2015; Saxe et al. 2014 (orthogonal). `xavier`,
 `xavier_uniform`, `gauss`, `uniform`, `zero` and `identity` are TMVA's.
@@ -24,16 +24,16 @@ def _uniform(rng: np.random.Generator, rows: int, columns: int, limit: float) ->
 
 
 def _xavier(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
-    """A Gaussian of sigma sqrt(6 / (rows + columns)), cut at 2 sigma."""
-    drawn = rng.standard_normal((rows, columns))
-    while (outside := np.abs(drawn) > 2).any():
-        drawn[outside] = rng.standard_normal(int(outside.sum()))
-    return np.asarray(drawn * np.sqrt(6 / (rows + columns)))
+    """A Gaussian of sigma sqrt(6 / (rows + columns)), truncated at 2 sigma."""
+    values = rng.standard_normal((rows, columns))
+    while (outside := np.abs(values) > 2).any():
+        values[outside] = rng.standard_normal(int(outside.sum()))
+    return np.asarray(values * np.sqrt(6 / (rows + columns)))
 
 
 def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Matrix:
-    drawn = rng.standard_normal((max(rows, columns), min(rows, columns)))
-    q, r = np.linalg.qr(drawn)
+    gaussian = rng.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(gaussian)
     q = q * np.sign(np.diag(r))
     return np.asarray(q if rows >= columns else q.T)
 
@@ -79,11 +79,11 @@ SCHEMES: Mapping[str, Scheme] = {
     "zero": _zero,
     "identity": _identity,
 }
-"""Names of `model.init.scheme`: a generator, rows and columns to one gate's matrix."""
+"""Schemes by the names of `model.init.scheme`. A scheme draws the matrix of one gate."""
 
 
 def _tensor(parameter: Parameter, scheme: Scheme, rng: np.random.Generator) -> Matrix:
-    """One stored tensor: matrices by `scheme`, block by block; vectors zero."""
+    """One stored tensor: a matrix block by block with `scheme`, or a vector of zeros."""
     if len(parameter.shape) == 1:
         return np.zeros(parameter.shape)
     blocks = max(len(parameter.blocks), 1)
@@ -91,13 +91,13 @@ def _tensor(parameter: Parameter, scheme: Scheme, rng: np.random.Generator) -> M
     return np.concatenate([scheme(rng, rows, columns) for _ in range(blocks)])
 
 
-def initialise(
+def initialize(
     layers: Layers, scheme: str = "glorot_uniform", seed: int = 0, dtype: str = "float32"
 ) -> dict[str, NDArray[Any]]:
-    """Weights for every layer, by stored name.
+    """Initial weights of every layer, by stored name.
 
-    Every tensor has a generator of its own, seeded by `seed` and its name, so that changing
-    one layer leaves the others' weights alone. Draws are made in float64 and then rounded.
+    Each tensor has its own generator, seeded by `seed` and its name. So a change of one layer
+    leaves the weights of others unchanged. Values are drawn in float64 and then rounded.
     """
     weights: dict[str, NDArray[Any]] = {}
     for spec in layers:

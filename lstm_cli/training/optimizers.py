@@ -1,36 +1,38 @@
-"""Optimisers: each one's update written once, for arrays and for symbols alike.
+"""Optimizers. Each update equation is written once, for arrays and for symbols.
 
-What changes from update to update but is the same for every weight (the rate, Adam's bias
-corrections) enters the equations as numbers by name. An engine can therefore trace an
-equation once, with symbols for these numbers, and use the result for all updates.
+Numbers that all weights share but that change between updates enter the equations by name, such as
+the rate. So an engine traces an equation once, with
+symbols for these numbers, and uses the result for all updates.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from lstm_cli.cells.expression import Value, sqrt
-from lstm_cli.training import sections
+from lstm_cli.errors import ConfigError, nearest
 
 Slots = Mapping[str, Value]
 Update = tuple[Value, dict[str, Value]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimiser(ABC):
-    """What every optimiser has. The penalties are applied around the equation, not by it.
+class Optimizer(ABC):
+    """Base class of optimizers. `lstm_cli.training.updates` applies the penalties.
 
     Attributes
     ----------
     learning_rate
-        Step size before any schedule.
+        Step size before the schedule.
     weight_decay
-        Matrices shrink by rate x this each update, apart from the gradient.
+        Matrices shrink by rate x `weight_decay` per update, independently of the gradient.
     l1, l2
-        This x sign(weight), this x weight are added to the gradients of matrices.
+        Terms `l1` x sign(weight) and `l2` x weight are added to the gradients of matrices.
     """
 
     learning_rate: float = 0.001
@@ -43,10 +45,10 @@ class Optimiser(ABC):
     @property
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
-        """Names of the arrays kept for each weight, shaped like it and 0 at the start."""
+        """Names of the state arrays per weight. They have its shape and start at 0."""
 
     def numbers(self, rate: float, step: int) -> dict[str, float]:
-        """What the equation reads at update number `step`, counted from 1, for all weights."""
+        """Numbers of the equation at update number `step`, counted from 1."""
         return {"rate": rate}
 
     @abstractmethod
@@ -56,9 +58,9 @@ class Optimiser(ABC):
         Parameters
         ----------
         w, g, slots
-            Arrays of one shape, or expressions. Left as they are.
+            Arrays of one shape, or expressions. They are not changed.
         numbers
-            As `numbers` gives them, or expressions.
+            Result of the method `numbers`, or expressions.
         """
 
     def update(self, w: Value, g: Value, slots: Slots, rate: float, step: int) -> Update:
@@ -67,15 +69,15 @@ class Optimiser(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Optimiser):
+class SGDOptimizer(Optimizer):
     """Gradient descent; momentum of Polyak 1964, Nesterov's as in Sutskever et al. 2013.
 
     Attributes
     ----------
     momentum
-        Share of the last step that is kept.
+        Share of the last step that is repeated.
     nesterov
-        Step from where the momentum leads.
+        True: the gradient is applied after the momentum (Nesterov).
     """
 
     learning_rate: float = 0.01
@@ -98,13 +100,13 @@ class SGD(Optimiser):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimiser):
+class AdamOptimizer(Optimizer):
     """Adam: Kingma and Ba 2015, algorithm 1.
 
     Attributes
     ----------
     beta1, beta2
-        Decay of the means of gradients and of squared gradients.
+        Decay rates of the means of gradients and of squared gradients.
     epsilon
         Added to the root in the denominator.
     """
@@ -120,7 +122,7 @@ class Adam(Optimiser):
         return ("m", "v")
 
     def numbers(self, rate: float, step: int) -> dict[str, float]:
-        """The rate, and what the means are divided by because they start at 0."""
+        """The rate, and the bias corrections of the means, which start at 0."""
         return {
             "rate": rate,
             "m_correction": 1 - self.beta1**step,
@@ -128,7 +130,7 @@ class Adam(Optimiser):
         }
 
     def equation(self, w: Value, g: Value, slots: Slots, numbers: Mapping[str, Value]) -> Update:
-        """w = w - rate m̂ / (√v̂ + epsilon), of the corrected means of g and g²."""
+        """w = w - rate m̂ / (√v̂ + epsilon), with corrected means of g and g²."""
         m = self.beta1 * slots["m"] + (1 - self.beta1) * g
         v = self.beta2 * slots["v"] + (1 - self.beta2) * (g * g)
         m_hat = m / numbers["m_correction"]
@@ -137,7 +139,7 @@ class Adam(Optimiser):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Adam):
+class AdamWOptimizer(AdamOptimizer):
     """Adam, by default with decoupled weight decay: Loshchilov and Hutter 2019."""
 
     weight_decay: float = 0.01
@@ -146,15 +148,15 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMSprop(Optimiser):
+class RMSpropOptimizer(Optimizer):
     """RMSprop: Hinton 2012, Neural Networks for Machine Learning, lecture 6e.
 
     Attributes
     ----------
     rho
-        Decay of the mean of squared gradients.
+        Decay rate of the mean of squared gradients.
     momentum
-        Share of the last step that is kept.
+        Share of the last step that is repeated.
     epsilon
         Added to the root in the denominator.
     """
@@ -180,7 +182,7 @@ class RMSprop(Optimiser):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adagrad(Optimiser):
+class AdagradOptimizer(Optimizer):
     """Adagrad: Duchi et al. 2011, the diagonal case.
 
     Attributes
@@ -199,19 +201,19 @@ class Adagrad(Optimiser):
         return ("sum",)
 
     def equation(self, w: Value, g: Value, slots: Slots, numbers: Mapping[str, Value]) -> Update:
-        """w = w - rate g / (√sum + epsilon), of the sum of all g²."""
+        """w = w - rate g / (√sum + epsilon), with the sum of all g²."""
         total = slots["sum"] + g * g
         return w - numbers["rate"] * g / (sqrt(total) + self.epsilon), {"sum": total}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adadelta(Optimiser):
+class AdadeltaOptimizer(Optimizer):
     """Adadelta: Zeiler 2012, algorithm 1, its step multiplied by the rate.
 
     Attributes
     ----------
     rho
-        Decay of the means of squared gradients and squared steps.
+        Decay rate of the means of squared gradients and squared steps.
     epsilon
         Added to both means.
     """
@@ -234,17 +236,77 @@ class Adadelta(Optimiser):
         return w - numbers["rate"] * d, {"v": v, "steps": steps}
 
 
-OPTIMISERS: dict[str, type[Optimiser]] = {
-    kind.name: kind for kind in (SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta)
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    kind.name: kind
+    for kind in (
+        SGDOptimizer,
+        AdamOptimizer,
+        AdamWOptimizer,
+        RMSpropOptimizer,
+        AdagradOptimizer,
+        AdadeltaOptimizer,
+    )
 }
 
 
-def make_optimiser(options: Mapping[str, Any]) -> Optimiser:
-    """The optimiser of the config's section ``train.optimizer``; what is left out is default.
+def make_optimizer(options: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of the config's section ``train.optimizer``. Omitted options have defaults.
 
     Raises
     ------
     ConfigError
-        An unknown type or key. Values are taken as checked.
+        The type or a key is unknown. Values are not checked here.
     """
-    return sections.make("optimizer", OPTIMISERS, options)
+    return from_mapping("optimizer", OPTIMIZERS, options)
+
+
+# From a section of the config
+
+Record = TypeVar("Record")
+
+
+def from_mapping(
+    section: str, kinds: Mapping[str, type[Record]], options: Mapping[str, Any]
+) -> Record:
+    """An object of the class that ``options["type"]`` names, with the other options as fields.
+
+    Parameters
+    ----------
+    section
+        Name of the section for errors, such as ``optimizer``.
+    kinds
+        Dataclasses by type.
+
+    Raises
+    ------
+    ConfigError
+        The type is missing or unknown, or lacks an option.
+    """
+    if "type" not in options:
+        raise ConfigError(f"{section} has no type", expected=", ".join(kinds))
+    kind = str(options["type"])
+    if kind not in kinds:
+        raise ConfigError(
+            f"{kind} is no {section}",
+            expected=", ".join(kinds),
+            hint=_did_you_mean(kind, kinds),
+        )
+    names = [field.name for field in fields(kinds[kind]) if field.init]  # type: ignore[arg-type]
+    for key in options:
+        if key != "type" and key not in names:
+            raise ConfigError(
+                f"{section}.{key} is not a key of {kind}",
+                expected=", ".join(names),
+                hint=_did_you_mean(key, names),
+            )
+    return kinds[kind](**{key: _plain(value) for key, value in options.items() if key != "type"})
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as a Python number, which does not change the precision of arrays."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str | None:
+    guess = nearest(name, names)
+    return f"did you mean `{guess}`?" if guess else None

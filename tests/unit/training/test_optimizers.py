@@ -1,4 +1,4 @@
-"""Optimisers against PyTorch, against formulas written out, and as symbols."""
+"""Optimizers against PyTorch, against formulas written out, and as symbols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lstm_cli.cells.expression import evaluate, symbol
 from lstm_cli.errors import ConfigError
-from lstm_cli.training.optimisers import OPTIMISERS, Optimiser, make_optimiser
+from lstm_cli.training.optimizers import Optimizer, make_optimizer
 
 STEPS, SHAPE = 20, (3, 5)
 
@@ -65,14 +65,14 @@ def drawn(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def course(optimiser: Optimiser, w: Any, gradients: Any) -> Any:
+def course(optimizer: Optimizer, w: Any, gradients: Any) -> Any:
     """The weight after each update."""
-    slots = {slot: np.zeros_like(w) for slot in optimiser.slots}
-    found = []
+    slots = {slot: np.zeros_like(w) for slot in optimizer.slots}
+    actual = []
     for step, g in enumerate(gradients, start=1):
-        w, slots = optimiser.update(w, g, slots, optimiser.learning_rate, step)
-        found.append(w)
-    return np.stack(found)
+        w, slots = optimizer.update(w, g, slots, optimizer.learning_rate, step)
+        actual.append(w)
+    return np.stack(actual)
 
 
 @every_case
@@ -87,8 +87,8 @@ def test_equals_pytorch(case: str) -> None:
         weight.grad = torch.tensor(g)
         optimizer.step()
         expected.append(weight.detach().numpy().copy())
-    found = course(make_optimiser(options), start, gradients)
-    np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=1e-12)
+    actual = course(make_optimizer(options), start, gradients)
+    np.testing.assert_allclose(actual, np.stack(expected), rtol=0, atol=1e-12)
 
 
 # The same formulas for one number, written out as their papers have them.
@@ -153,77 +153,77 @@ FORMULAS: dict[str, Any] = {
 @every_case
 def test_equals_the_formula(case: str) -> None:
     start, gradients = drawn(2, 4), drawn(3, STEPS, 4)
-    found = course(make_optimiser(CASES[case][0]), start, gradients)[-1]
+    actual = course(make_optimizer(CASES[case][0]), start, gradients)[-1]
     expected = [FORMULAS[case](w, list(g)) for w, g in zip(start, gradients.T, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    assert np.all(found != start)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+    assert np.all(actual != start)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @every_case
 def test_one_trace_serves_every_update(case: str, dtype: Any) -> None:
-    optimiser = make_optimiser(CASES[case][0])
-    names = ["w", "g", *optimiser.slots]
-    numbers = {name: symbol(name) for name in optimiser.numbers(0.1, 1)}
-    slots = {slot: symbol(slot) for slot in optimiser.slots}
-    w, kept = optimiser.equation(symbol("w"), symbol("g"), slots, numbers)
+    optimizer = make_optimizer(CASES[case][0])
+    names = ["w", "g", *optimizer.slots]
+    numbers = {name: symbol(name) for name in optimizer.numbers(0.1, 1)}
+    slots = {slot: symbol(slot) for slot in optimizer.slots}
+    w, kept = optimizer.equation(symbol("w"), symbol("g"), slots, numbers)
     for step in (1, 9):
         arrays = {n: np.abs(drawn(k + step, *SHAPE)).astype(dtype) for k, n in enumerate(names)}
-        found = evaluate({"w": w, **kept}, arrays | optimiser.numbers(0.1, step))
-        given = {slot: arrays[slot] for slot in optimiser.slots}
-        expected, expected_kept = optimiser.update(arrays["w"], arrays["g"], given, 0.1, step)
-        np.testing.assert_array_equal(found.pop("w"), expected, strict=True)
+        actual = evaluate({"w": w, **kept}, arrays | optimizer.numbers(0.1, step))
+        given = {slot: arrays[slot] for slot in optimizer.slots}
+        expected, expected_kept = optimizer.update(arrays["w"], arrays["g"], given, 0.1, step)
+        np.testing.assert_array_equal(actual.pop("w"), expected, strict=True)
         assert expected.dtype == dtype
-        assert found.keys() == expected_kept.keys() == set(optimiser.slots)
-        for slot, value in found.items():
+        assert actual.keys() == expected_kept.keys() == set(optimizer.slots)
+        for slot, value in actual.items():
             np.testing.assert_array_equal(value, expected_kept[slot], strict=True)
 
 
 @every_case
 def test_an_update_is_pure_and_keeps_the_precision(case: str) -> None:
-    optimiser = make_optimiser(CASES[case][0])
+    optimizer = make_optimizer(CASES[case][0])
     w, g = (drawn(seed, *SHAPE).astype(np.float32) for seed in (4, 5))
-    slots = {slot: np.ones(SHAPE, np.float32) for slot in optimiser.slots}
+    slots = {slot: np.ones(SHAPE, np.float32) for slot in optimizer.slots}
     for array in (w, g, *slots.values()):
         array.flags.writeable = False
-    new, kept = optimiser.update(w, g, slots, 0.1, 3)
+    new, kept = optimizer.update(w, g, slots, 0.1, 3)
     assert {array.dtype for array in (new, *kept.values())} == {np.dtype(np.float32)}
 
 
 @every_case
 def test_a_zero_gradient_at_first_changes_nothing(case: str) -> None:
     w = drawn(6, *SHAPE)
-    found = course(make_optimiser(CASES[case][0]), w, np.zeros((2, *SHAPE)))
-    np.testing.assert_array_equal(found, np.stack([w, w]))
+    actual = course(make_optimizer(CASES[case][0]), w, np.zeros((2, *SHAPE)))
+    np.testing.assert_array_equal(actual, np.stack([w, w]))
 
 
 def test_slots_are_kept_only_where_they_are_used() -> None:
-    assert make_optimiser({"type": "sgd"}).slots == ()
-    assert make_optimiser({"type": "sgd", "momentum": 0.5}).slots == ("velocity",)
-    assert make_optimiser({"type": "rmsprop"}).slots == ("v",)
-    assert make_optimiser({"type": "rmsprop", "momentum": 0.5}).slots == ("v", "velocity")
+    assert make_optimizer({"type": "sgd"}).slots == ()
+    assert make_optimizer({"type": "sgd", "momentum": 0.5}).slots == ("velocity",)
+    assert make_optimizer({"type": "rmsprop"}).slots == ("v",)
+    assert make_optimizer({"type": "rmsprop", "momentum": 0.5}).slots == ("v", "velocity")
 
 
 def test_defaults_are_those_of_the_config() -> None:
     from lstm_cli.config.train import OPTIMIZERS
 
-    assert OPTIMISERS.keys() == OPTIMIZERS.keys()
+    assert OPTIMIZERS.keys() == OPTIMIZERS.keys()
     for kind, section in OPTIMIZERS.items():
         options = section(type=kind).model_dump()
-        assert make_optimiser(options) == make_optimiser({"type": kind})
+        assert make_optimizer(options) == make_optimizer({"type": kind})
 
 
 def test_numpy_numbers_do_not_raise_the_precision() -> None:
-    optimiser = make_optimiser({"type": "sgd", "momentum": np.float64(0.5)})
+    optimizer = make_optimizer({"type": "sgd", "momentum": np.float64(0.5)})
     w = np.ones(3, np.float32)
-    new, _ = optimiser.update(w, w, {"velocity": w}, 0.1, 1)
+    new, _ = optimizer.update(w, w, {"velocity": w}, 0.1, 1)
     assert new.dtype == np.float32
 
 
 def test_an_unknown_type_or_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"adma is no optimizer(?s:.)*did you mean `adam`"):
-        make_optimiser({"type": "adma"})
+        make_optimizer({"type": "adma"})
     with pytest.raises(ConfigError, match=r"optimizer has no type(?s:.)*adam, adamw"):
-        make_optimiser({"learning_rate": 0.1})
+        make_optimizer({"learning_rate": 0.1})
     with pytest.raises(ConfigError, match=r"rmsprop(?s:.)*did you mean `momentum`"):
-        make_optimiser({"type": "rmsprop", "momentun": 0.1})
+        make_optimizer({"type": "rmsprop", "momentun": 0.1})

@@ -1,4 +1,4 @@
-"""How far a run has come, and the checkpoint that another process goes on from."""
+"""Progress of a run, and the checkpoint from which another process resumes it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from lstm_cli.errors import WeightsError
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes
     ----------
     epoch
-        Epochs ended.
+        Number of completed epochs.
     batch
-        Batches of the next epoch that are done.
+        Number of completed batches of the current epoch.
     file
-        File of the last batch.
+        Number of the last batch's file.
     seconds
-        Spent on that epoch.
+        Time spent on the current epoch.
     rate
         Learning rate of the last update.
     best, best_epoch
-        Best value of the monitored metric, and its epoch counted from 1; None before any.
+        Best value of the monitored metric, and its epoch, counted from 1. None before the
+        first epoch ends.
     """
 
     epoch: int = 0
@@ -39,19 +40,19 @@ class Progress:
     best_epoch: int | None = None
 
     def numbers(self) -> dict[str, float | None]:
-        """As plain numbers, for `of`."""
+        """Progress as plain numbers, for `from_numbers`."""
         return asdict(self)
 
     @classmethod
-    def of(cls, numbers: Mapping[str, Any]) -> Progress:
-        """Go on from what `numbers` gave.
+    def from_numbers(cls, numbers: Mapping[str, Any]) -> Progress:
+        """Progress from a result of `numbers`.
 
         Raises
         ------
         WeightsError
-            Something is missing, or is no number.
+            An entry is missing, or is not a number.
         """
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for field in fields(cls):
             value = numbers.get(field.name, "nothing")
             optional = field.name.startswith("best")
@@ -60,23 +61,23 @@ class Progress:
                 raise WeightsError(
                     f"{field.name} is no number of a run's progress", found=repr(value)
                 )
-            found[field.name] = value
-        return cls(**found)
+            values[field.name] = value
+        return cls(**values)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a resumed run needs to end in the same bits.
+    """State of a run from which it can be resumed bit for bit.
 
-    Every random number is a function of the seed and of counts that stand here, so that there
-    is no generator to store.
+    Every random number is a function of the seed and of counts in the checkpoint. So no random
+    generator is stored.
 
     Attributes
     ----------
     progress
         Counts, and the best epoch.
     tensors
-        ``weights/…``, ``updates/…`` (slots of the optimiser, counts, the schedule),
+        ``weights/…``, ``updates/…`` (slots of the optimizer, counts, the schedule),
         ``metrics/…`` (sums of the epoch) and ``carry/…`` (states of stateful layers).
     """
 
@@ -84,12 +85,12 @@ class Checkpoint:
     tensors: Mapping[str, Array]
 
     def part(self, name: str) -> dict[str, Array]:
-        """The tensors below ``name/``, without it."""
+        """Tensors whose names begin with ``name/``, by the rest of their names."""
         prefix = name + "/"
-        own = {key: value for key, value in self.tensors.items() if key.startswith(prefix)}
-        return {key.removeprefix(prefix): value for key, value in own.items()}
+        part = {key: value for key, value in self.tensors.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): value for key, value in part.items()}
 
 
-def prefixed(name: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Tensors as a part of a checkpoint."""
+def with_prefix(name: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Tensors under names that begin with ``name/``."""
     return {f"{name}/{key}": value for key, value in tensors.items()}

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.activations import Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.errors import DataError, TrainingError
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.evaluation import evaluate
-from lstm_cli.training.forensics import explain, trace
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.optimisers import make_optimiser
+from lstm_cli.training.interfaces import TrainingBatch
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.metrics import Metrics, evaluate
+from lstm_cli.training.nonfinite import first_nonfinite, nonfinite_error
+from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.surroundings import LearningBatch
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 N, T, D, F = 4, 7, 3, 2
@@ -41,7 +40,7 @@ class Places:
         return f"sequence {number} of f.h5:/inputs"
 
 
-def learner(
+def train_step(
     *,
     per_step=True,
     truncate=None,
@@ -60,12 +59,12 @@ def learner(
     )
     network = Network(specs, networks.random_weights(specs), ReferenceEngine(dtype, 1))
     updates = Updates(
-        make_optimiser({"type": "sgd", "learning_rate": rate}),
+        make_optimizer({"type": "sgd", "learning_rate": rate}),
         make_schedule({"type": "constant"}, epochs=1),
         clip_norm=clip,
     )
-    criterion = Criterion(Targets("mse", per_step, F, "targets"))
-    return Learner(network, criterion, updates, truncate=truncate)
+    criterion = Criterion(TargetFormat("mse", per_step, F, "targets"))
+    return TrainStep(network, criterion, updates, truncate=truncate)
 
 
 def batch(per_step=True):
@@ -91,11 +90,11 @@ def error_of(one, x, y):
     """The error that the loop would raise for this batch."""
     errors = []
 
-    def watch(moment):
-        update = moment.update
-        sound = update is not None and update.finite and one.finite
-        if not sound and not errors:
-            errors.append(explain(one, moment, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
+    def watch(trace):
+        update = trace.update
+        finite = update is not None and update.finite and one.weights_finite
+        if not finite and not errors:
+            errors.append(nonfinite_error(one, trace, NUMBERS, Places(), "epoch 3, batch 2 of 9"))
 
     one.network.set_weights(one.weights)
     one.step(x, y, LENGTHS, watch=watch)
@@ -103,9 +102,9 @@ def error_of(one, x, y):
 
 
 def test_a_sound_batch_needs_no_explanation():
-    one = learner()
-    one.step(*batch(), LENGTHS, watch=lambda moment: None)
-    assert trace(one.network, batch()[0], LENGTHS, None) is None
+    one = train_step()
+    one.step(*batch(), LENGTHS, watch=lambda trace: None)
+    assert first_nonfinite(one.network, batch()[0], LENGTHS, None) is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -114,7 +113,7 @@ def test_an_input(value, truncate):
     x, y = batch()
     x[2, 4, 1] = value
     x[1, 5, 0] = np.nan  # padding, which does not matter
-    error = error_of(learner(truncate=truncate), x, y)
+    error = error_of(train_step(truncate=truncate), x, y)
     assert isinstance(error, DataError)
     assert f"{value} at f.h5:/inputs, sequence 30, step 4, feature 1" in str(error)
     assert "epoch 3, batch 2 of 9" in str(error)
@@ -124,7 +123,7 @@ def test_an_input(value, truncate):
 def test_an_input_of_the_last_steps():
     x, y = batch(per_step=False)
     x[0, 6, 2] = np.nan
-    error = error_of(learner(per_step=False, truncate=2), x, y)
+    error = error_of(train_step(per_step=False, truncate=2), x, y)
     assert "sequence 40, step 6, feature 2" in str(error)
 
 
@@ -133,7 +132,7 @@ def test_a_target(truncate):
     x, y = batch()
     y[3, 5, 1] = np.inf
     y[1, 6, 0] = np.nan  # padding
-    error = error_of(learner(truncate=truncate), x, y)
+    error = error_of(train_step(truncate=truncate), x, y)
     assert isinstance(error, DataError)
     assert "inf at f.h5:/targets, sequence 20, step 5, value 1" in str(error)
 
@@ -141,13 +140,13 @@ def test_a_target(truncate):
 def test_a_target_of_a_sequence():
     x, y = batch(per_step=False)
     y[1, 0] = np.nan
-    error = error_of(learner(per_step=False), x, y)
+    error = error_of(train_step(per_step=False), x, y)
     assert "nan at f.h5:/targets, sequence 10, step None, value 0" in str(error)
 
 
 def test_a_weight_that_an_update_made():
     x, y = batch()
-    error = error_of(learner(rate=3e38), x, 1000 * y)
+    error = error_of(train_step(rate=3e38), x, 1000 * y)
     assert type(error) is TrainingError
     assert "made by an update of rate 3e+38 from a gradient of norm" in str(error)
     assert re.search(r"layers.0.weight_ih\[\d+, \d\], gate . of layer 0 \(lstm\): ", str(error))
@@ -156,7 +155,7 @@ def test_a_weight_that_an_update_made():
 
 def test_clipping_is_not_advised_twice():
     x, y = batch()
-    error = error_of(learner(rate=3e38, clip=50.0), x, 1000 * y)
+    error = error_of(train_step(rate=3e38, clip=50.0), x, 1000 * y)
     assert "clip_norm" not in str(error)
     assert "--set train.optimizer.learning_rate=0.01" in str(error)
 
@@ -165,7 +164,7 @@ def test_clipping_is_not_advised_twice():
     ("name", "rows", "gate"), [("i", 0, "input"), ("f", 5, "forget"), ("o", 15, "output")]
 )
 def test_a_gate_of_the_forward_pass(name, rows, gate):
-    one = learner()
+    one = train_step()
     x, y = batch()
     open_up(one, rows + 2)
     x[:, :, 0] = 0.1
@@ -177,7 +176,7 @@ def test_a_gate_of_the_forward_pass(name, rows, gate):
 
 
 def test_the_reverse_direction_is_followed_backwards():
-    one = learner(directions=2)
+    one = train_step(directions=2)
     x, y = batch()
     open_up(one, 2, "reverse.")
     x[:, :, 0] = 0.1
@@ -188,7 +187,7 @@ def test_the_reverse_direction_is_followed_backwards():
 
 
 def test_a_state():
-    one = learner(activation="relu")
+    one = train_step(activation="relu")
     x, y = batch()
     x[...] = 1
     one.weights["layers.0.weight_ih"][10:15] = 1e38  # the candidate's values add up in c
@@ -199,7 +198,7 @@ def test_a_state():
 
 
 def test_a_dense_layer():
-    one = learner(per_step=False)
+    one = train_step(per_step=False)
     x, y = batch(per_step=False)
     one.weights["layers.1.weight"][1] = 3e38
     one.weights["layers.0.bias"][...] = 50  # every output is tanh(c) with c large
@@ -208,7 +207,7 @@ def test_a_dense_layer():
 
 
 def test_a_gradient():
-    one = learner()
+    one = train_step()
     x, y = batch()
     one.weights["layers.1.weight"][0] = 1e25
     error = error_of(one, x, y)
@@ -218,15 +217,15 @@ def test_a_gradient():
 
 
 def test_validation_names_layer_and_sequence():
-    one = learner()
+    one = train_step()
     x, y = batch()
     open_up(one, 2)
     x[:, :, 0] = 0.1
     x[3, 4:, 0] = 100
     one.network.set_weights(one.weights)
     metrics = Metrics("mse", per_step=True, features=F, name="targets")
-    batches = [LearningBatch(x, y, LENGTHS, NUMBERS, 0)]
-    with pytest.raises(TrainingError, match="validation came upon") as caught:
+    batches = [TrainingBatch(x, y, LENGTHS, NUMBERS, 0)]
+    with pytest.raises(TrainingError, match="a value in validation") as caught:
         evaluate(one.network, batches, metrics, Places())
     assert "gate i (input) of layer 0 (lstm), unit 2" in str(caught.value)
     assert "step 4 of sequence 20" in str(caught.value)
@@ -243,7 +242,7 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
         DenseSpec(2, 10, F, Activation("identity")),
     )
     weights = networks.random_weights(specs)
-    rng, found = np.random.default_rng(4), set()
+    rng, actual = np.random.default_rng(4), set()
     for layer in (0, 1):
         beyond = 1e37 if dtype == "float32" else 1e307
         large = dict(weights)
@@ -254,7 +253,7 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
                 )
         x, lengths = (30, 1)[layer] * (2 + rng.standard_normal((N, 9, D))), np.array([9, 0, 4, 7])
         places = [
-            trace(
+            first_nonfinite(
                 Network(specs, large, create_engine(name, "cpu", dtype, 2)),
                 x,
                 lengths,
@@ -265,8 +264,8 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
         ]
         assert places[0] is not None
         assert places[0] == places[1]
-        found.add(places[0].what)
-    assert len(found) == 2
+        actual.add(places[0].what)
+    assert len(actual) == 2
 
 
 def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
@@ -277,17 +276,17 @@ def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
     def broken(spec, *args, **options):
         result = forward(spec, *args, **options)
         if spec.index == 0:
-            result.kept["forward"]["c"][2, 1, 3] = np.inf
+            result.gates["forward"]["c"][2, 1, 3] = np.inf
         return result
 
     network.engine.forward = broken
-    found = trace(network, batch()[0], LENGTHS, None)
-    assert (found.row, found.step, found.layer) == (2, 1, 0)
-    assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in found.what
+    actual = first_nonfinite(network, batch()[0], LENGTHS, None)
+    assert (actual.row, actual.step, actual.layer) == (2, 1, 0)
+    assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in actual.what
 
 
 def test_before_the_first_update_nothing_is_said_of_learning_slower():
-    one = learner(activation="relu")
+    one = train_step(activation="relu")
     x, y = batch()
     one.weights["layers.0.weight_ih"][10:15] = 1e38
     one.weights["layers.0.bias"][:10] = 50
@@ -298,6 +297,6 @@ def test_before_the_first_update_nothing_is_said_of_learning_slower():
 
 
 def test_a_loss_beyond_the_numbers():
-    one = learner(dtype="float64")
+    one = train_step(dtype="float64")
     one.weights["layers.1.bias"][...] = 1e200
     assert "the loss is inf, of outputs that are finite" in str(error_of(one, *batch()))

@@ -1,7 +1,7 @@
-"""One direction of a recurrent layer backwards, in NumPy: backpropagation through time.
+"""Backpropagation through time for one direction of a recurrent layer, in NumPy.
 
-The step is the gradient of the cell's own graph. What does not depend on the step before is
-left to the end: the derivatives of all weights are one product each over all steps.
+The backward step is the gradient of the cell's graph (`lstm_cli.cells.gradient`). Derivatives
+of the weights do not depend on the order of steps: each is one product over all steps at the end.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from functools import lru_cache
 import numpy as np
 
 from lstm_cli.cells import Cell, trace
+from lstm_cli.cells.cell import PROJECTED, Stage
 from lstm_cli.cells.expression import Program
 from lstm_cli.cells.gradient import backward
-from lstm_cli.cells.tracing import PROJECTED, Stage
-from lstm_cli.engines.steps import DirectionWeights, TrainingStep
+from lstm_cli.engines.reference.step import DirectionWeights, TrainingStep
 from lstm_cli.engines.types import Array
 
 
 @dataclass
-class PassTape:
-    """What one direction keeps of its forward pass: in its own order, time first."""
+class DirectionTape:
+    """Values of one direction's forward pass, in the order of its steps, time first."""
 
     xt: Array  # (T, N, D)
-    order: Array | None  # (T, N)
-    ended: Array | None  # (T, N, 1)
+    order: Array | None  # (T, N), time indices of a reversed pass
+    padding: Array | None  # (T, N, 1), True past a sequence's end
     steps: list[TrainingStep] = field(default_factory=list)
     states: list[tuple[Array, ...]] = field(default_factory=list)  # before each step, and last
 
 
 @dataclass(frozen=True)
-class PassGradients:
-    """Derivatives for one direction: input (T, N, D), tensors by name, initial states."""
+class DirectionGradients:
+    """Derivatives of one direction for its input (T, N, D), its tensors and initial states."""
 
     x: Array
     tensors: Mapping[str, Array]
@@ -42,7 +42,7 @@ class PassGradients:
 
 @dataclass(frozen=True)
 class _Programs:
-    """A cell's backward step, ready to compute."""
+    """Compiled expressions of a cell's backward step."""
 
     states: Program
     stages: tuple[tuple[Stage, Program], ...]
@@ -56,9 +56,9 @@ def _programs(cell: Cell) -> _Programs:
 
 
 class BackwardPass:
-    """The steps of one direction from last to first."""
+    """Backward pass of one direction: its steps from last to first."""
 
-    def __init__(self, cell: Cell, weights: DirectionWeights, tape: PassTape) -> None:
+    def __init__(self, cell: Cell, weights: DirectionWeights, tape: DirectionTape) -> None:
         self.cell, self.weights, self.tape = cell, weights, tape
         self.programs = _programs(cell)
         T, N, _ = tape.xt.shape
@@ -68,16 +68,16 @@ class BackwardPass:
         self.peepholes = {gate: np.zeros_like(p) for gate, p in weights.peepholes.items()}
         self.projected: list[Array] = [np.empty(0)] * T
 
-    def run(self, d_output: Array | None, d_last: Array | None) -> PassGradients:
-        """All steps, then the products over all steps.
+    def run(self, d_output: Array | None, d_last: Array | None) -> DirectionGradients:
+        """Derivatives of all steps, then the products over all steps.
 
         Parameters
         ----------
         d_output
-            (T, N, P) derivative for every step's h, in the pass's order, 0 past the ends; None
-            if only the last step's output was used.
+            (T, N, P) derivative for every step's h, in the pass's order, with padding of 0. None
+            if the layer returned its last step alone.
         d_last
-            (N, P) derivative for the last h of each sequence; None for zeros.
+            (N, P) derivative for the last h of each sequence. None is zeros.
         """
         T, N, _ = self.tape.xt.shape
         dtype = self.tape.xt.dtype
@@ -92,19 +92,21 @@ class BackwardPass:
                 carry["h"] = carry["h"] + d_output[t]
             carry = self._step(t, carry)
         dx = self.dz.reshape(T * N, -1) @ self.weights.weight_ih
-        return PassGradients(dx.reshape(T, N, -1), self._tensors(), tuple(carry.values()))
+        return DirectionGradients(dx.reshape(T, N, -1), self._tensors(), tuple(carry.values()))
 
     def _step(self, t: int, carry: dict[str, Array]) -> dict[str, Array]:
         """Derivatives for the states before step `t` from those after it."""
-        step, ended = self.tape.steps[t], step_ended(self.tape, t)
-        seeds = carry if ended is None else {k: _zero(ended, d) for k, d in carry.items()}
-        known = step.symbols(dict(zip(self.cell.states, self.tape.states[t], strict=True)))
-        known |= {f"d_{name}": d for name, d in seeds.items()}
-        adjoints = self.programs.states(known)
+        step, padding = self.tape.steps[t], step_padding(self.tape, t)
+        seeds = carry
+        if padding is not None:
+            seeds = {name: _zero(padding, d) for name, d in carry.items()}
+        values = step.symbols(dict(zip(self.cell.states, self.tape.states[t], strict=True)))
+        values |= {f"d_{name}": d for name, d in seeds.items()}
+        adjoints = self.programs.states(values)
         for number, (stage, program) in enumerate(self.programs.stages):
             read = len(self.programs.stages) - 1 - number
-            known["d_reads"] = self._stage(t, stage, step, read, adjoints)
-            for name, part in program(known).items():
+            values["d_reads"] = self._stage(t, stage, step, read, adjoints)
+            for name, part in program(values).items():
                 adjoints[name] = adjoints[name] + part if name in adjoints else part
         for gate, block in self.weights.blocks.items():
             if f"x_{gate}" in adjoints:
@@ -113,19 +115,20 @@ class BackwardPass:
             if f"p_{gate}" in adjoints:
                 total += np.sum(adjoints[f"p_{gate}"], axis=0)
         return {
-            name: self._before(adjoints.get(f"{name}_prev"), d, ended) for name, d in carry.items()
+            name: self._before(adjoints.get(f"{name}_prev"), d, padding)
+            for name, d in carry.items()
         }
 
     @staticmethod
-    def _before(adjoint: Array | None, after: Array, ended: Array | None) -> Array:
-        """A state's derivative before the step; a sequence that is over passes its own on."""
+    def _before(adjoint: Array | None, after: Array, padding: Array | None) -> Array:
+        """Derivative for a state before the step. In padding it is the one after the step."""
         new = np.zeros_like(after) if adjoint is None else adjoint
-        return new if ended is None else np.where(ended, after, new)
+        return new if padding is None else np.where(padding, after, new)
 
     def _stage(
         self, t: int, stage: Stage, step: TrainingStep, read: int, adjoints: dict[str, Array]
     ) -> Array:
-        """The derivative for what a product reads; its own output's is noted for the weights."""
+        """Derivative for the vector that a product reads; the product's own goes into `du`."""
         if stage.matrix == "weight_hr":
             d = adjoints.pop(PROJECTED)
             self.projected[t] = d
@@ -139,41 +142,41 @@ class BackwardPass:
         return np.asarray(reads if step.mask is None else reads * step.mask)
 
     def _tensors(self) -> dict[str, Array]:
-        """Derivatives of the stored tensors."""
+        """Derivatives for the stored tensors of the direction."""
         T, N, D = self.tape.xt.shape
         dz = self.dz.reshape(T * N, -1)
-        found = {"weight_ih": dz.T @ self.tape.xt.reshape(T * N, D)}
-        found["weight_hh"] = np.zeros_like(self.weights.weight_hh)
+        tensors = {"weight_ih": dz.T @ self.tape.xt.reshape(T * N, D)}
+        tensors["weight_hh"] = np.zeros_like(self.weights.weight_hh)
         for k, stage in enumerate(reversed([stage for stage, _ in self.programs.stages])):
             reads = self._reads(k)
             if stage.matrix == "weight_hr":
                 flat = np.concatenate(self.projected) if T else np.zeros((0, self.cell.output_size))
-                found["weight_hr"] = flat.T @ reads
+                tensors["weight_hr"] = flat.T @ reads
             else:
                 rows = self.weights.rows(stage.gates)
-                found["weight_hh"][rows] = self.du[:, :, rows].reshape(T * N, -1).T @ reads
+                tensors["weight_hh"][rows] = self.du[:, :, rows].reshape(T * N, -1).T @ reads
         if self.cell.recurrent_bias:
-            found["bias_ih"] = dz.sum(axis=0)
-            found["bias_hh"] = self.du.sum(axis=(0, 1))
+            tensors["bias_ih"] = dz.sum(axis=0)
+            tensors["bias_hh"] = self.du.sum(axis=(0, 1))
         else:
-            found["bias"] = dz.sum(axis=0)
+            tensors["bias"] = dz.sum(axis=0)
         if self.peepholes:
-            found["peephole"] = np.concatenate(list(self.peepholes.values()))
-        return found
+            tensors["peephole"] = np.concatenate(list(self.peepholes.values()))
+        return tensors
 
     def _reads(self, k: int) -> Array:
-        """What the `k`-th product read in all steps: (T * N, features)."""
+        """Vectors that the `k`-th product read in all steps: (T * N, features)."""
         if not self.tape.steps:
             return np.zeros((0, self.cell.hidden_size), self.tape.xt.dtype)
         return np.concatenate([step.reads[k] for step in self.tape.steps])
 
 
-def step_ended(tape: PassTape, t: int) -> Array | None:
-    """(N, 1) which sequences are over at step `t`; None if none is."""
-    if tape.ended is None or not tape.ended[t].any():
+def step_padding(tape: DirectionTape, t: int) -> Array | None:
+    """(N, 1), True for sequences that ended before step `t`. None if all are running."""
+    if tape.padding is None or not tape.padding[t].any():
         return None
-    return np.asarray(tape.ended[t])
+    return np.asarray(tape.padding[t])
 
 
-def _zero(ended: Array, d: Array) -> Array:
-    return np.where(ended, np.zeros((), d.dtype), d)
+def _zero(padding: Array, d: Array) -> Array:
+    return np.where(padding, np.zeros((), d.dtype), d)

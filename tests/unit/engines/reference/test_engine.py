@@ -1,4 +1,4 @@
-"""What is the reference engine's own: profiling by gate, runs of steps, threads, dtypes."""
+"""The reference engine: profiling by gate, chunks of input projections, threads, dtypes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from networks import (
 from twin import twin
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines import recurrence
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference import recurrent as forward_pass
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec
 from lstm_cli.errors import DeviceError
 
@@ -46,31 +46,31 @@ def test_a_run_of_steps_may_be_short(
     steps: int, by_gate: bool, spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = len(spec.cells[0].gates) * H
-    monkeypatch.setattr(recurrence, "PROJECTION_BYTES", steps * N * rows * 8)
+    monkeypatch.setattr(forward_pass, "PROJECTION_BYTES", steps * N * rows * 8)
     x, lengths, state = random_inputs(N, T, D), random_lengths(N, T), random_states([spec], N)
     engine = ReferenceEngine("float64", by_gate=by_gate)
-    found = network([spec], engine).run(x, lengths, state, keep=True)
+    actual = network([spec], engine).run(x, lengths, state, keep=True)
     expected = twin([spec], random_weights([spec]), x, lengths, state)
-    assert_close(found.outputs, expected.outputs, "float64")
-    assert_states_close(found.state, expected.state, "float64")
+    assert_close(actual.outputs, expected.outputs, "float64")
+    assert_states_close(actual.state, expected.state, "float64")
 
 
 def test_times_by_gate(spec: Any) -> None:
-    found = network([spec], ReferenceEngine(by_gate=True)).run(random_inputs(N, T, D))
+    actual = network([spec], ReferenceEngine(by_gate=True)).run(random_inputs(N, T, D))
     letters = spec.cells[0].letters
     parts = {f"{gate} input" for gate in letters} | {f"{gate} recurrent" for gate in letters}
     parts |= {f"{gate} function" for gate in letters}
     parts |= {"states", "input projection", "recurrence"}
-    assert set(found.seconds[0]) == parts
-    assert all(seconds >= 0 for seconds in found.seconds[0].values())
+    assert set(actual.seconds[0]) == parts
+    assert all(seconds >= 0 for seconds in actual.seconds[0].values())
 
 
 def test_times(spec: Any) -> None:
-    found = network([spec, DenseSpec(1, spec.output_size, 2, None)], ReferenceEngine()).run(
+    actual = network([spec, DenseSpec(1, spec.output_size, 2, None)], ReferenceEngine()).run(
         random_inputs(N, T, D)
     )
-    assert set(found.seconds[0]) == {"input projection", "recurrence"}
-    assert set(found.seconds[1]) == {"product"}
+    assert set(actual.seconds[0]) == {"input projection", "recurrence"}
+    assert set(actual.seconds[1]) == {"product"}
 
 
 def test_threads_limit_blas_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +80,16 @@ def test_threads_limit_blas_while_it_computes(monkeypatch: pytest.MonkeyPatch) -
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
     def watched(activation: Activation, x: Any) -> Any:
-        seen.append(blas_threads())
+        threads_seen.append(blas_threads())
         return original(activation, x)
 
-    seen: list[list[int]] = []
+    threads_seen: list[list[int]] = []
     original = Activation.__call__
     monkeypatch.setattr(Activation, "__call__", watched)
     before = blas_threads()
     specs = [DenseSpec(0, D, 2, Activation("tanh"))]
     network(specs, ReferenceEngine(threads=1)).run(random_inputs(N, T, D))
-    assert seen == [[1] * len(before)]
+    assert threads_seen == [[1] * len(before)]
     assert blas_threads() == before
 
 
@@ -98,11 +98,11 @@ def test_the_result_is_in_the_engines_dtype_whatever_comes_in(spec: Any) -> None
         net = network([spec], ReferenceEngine(dtype))
         for given in ("float16", "float32", "float64", "int8"):
             x = np.round(2 * random_inputs(N, T, D)).astype(given)
-            found = net.run(x)
-            assert found.outputs.dtype == dtype
-            assert all(s.dtype == dtype for pair in found.state for s in pair if s is not None)
+            actual = net.run(x)
+            assert actual.outputs.dtype == dtype
+            assert all(s.dtype == dtype for pair in actual.state for s in pair if s is not None)
             expected = twin([spec], random_weights([spec]), x.astype(float)).outputs
-            assert_close(found.outputs, expected, dtype)
+            assert_close(actual.outputs, expected, dtype)
 
 
 def test_an_unknown_dtype() -> None:

@@ -1,7 +1,7 @@
-"""The reference engine: NumPy, step by step, the cells' own equations. The oracle.
+"""The reference engine: NumPy, one step after another, with the equations of the cells.
 
-It supports every layer option in float32 and float64. Time is the first axis inside a layer;
-the input projection is one product for a run of steps, the recurrence one for each step.
+It is the oracle for the other engines, and supports every layer option in float32 and float64.
+One product projects the inputs of many steps. The recurrence takes a product per step.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.pointwise import (
-    DenseWeights,
+from lstm_cli.engines.machine import allowed_threads
+from lstm_cli.engines.reference.arrays import NumpyElementwise
+from lstm_cli.engines.reference.layers import (
+    PreparedDense,
     dense_backward,
     dense_forward,
     dropout_forward,
     flatten_backward,
     flatten_forward,
 )
-from lstm_cli.engines.programs import Programs
-from lstm_cli.engines.recurrent import RecurrentBatch, recurrent_backward, recurrent_forward
-from lstm_cli.engines.steps import DirectionWeights
-from lstm_cli.engines.threads import allowed_threads
+from lstm_cli.engines.reference.recurrent import (
+    RecurrentBatch,
+    recurrent_backward,
+    recurrent_forward,
+)
+from lstm_cli.engines.reference.step import DirectionWeights
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
@@ -42,14 +46,16 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import DeviceError
 
 _BLAS_BUFFER = 64 << 20
-"""Bytes; OpenBLAS's own buffer has 32 MB."""
+"""Bytes of free memory required at the start. OpenBLAS's buffer has 32 MB."""
 
 THREADED_PRODUCT = 2e7
-"""Multiply-adds below which a product is left to one thread: waking others costs more, and
-much more where the cores are shared."""
+"""Smallest product, in multiply-adds, that several threads compute.
+
+Waking other threads for a smaller product costs more time than it saves, above all on shared cores.
+"""
 
 
-class ReferenceEngine(Programs):
+class ReferenceEngine(NumpyElementwise):
     """NumPy on the CPU.
 
     Parameters
@@ -57,15 +63,15 @@ class ReferenceEngine(Programs):
     dtype
         ``float32`` or ``float64``.
     threads
-        Threads BLAS may use, never more than there are processors; None leaves it alone.
+        Threads that BLAS may use, at most the number of processors. None leaves BLAS's setting.
     by_gate
-        Compute each gate's products apart and time them: slower, and the same results within
-        rounding. `LayerResult.seconds` then has a row a gate and part.
+        Compute and time the products of each gate separately. This is slower, and results agree
+        within rounding. `LayerResult.seconds` then has a row per gate and part.
 
     Raises
     ------
     DeviceError
-        Another dtype.
+        The engine does not compute in `dtype`.
     """
 
     name = "reference"
@@ -89,18 +95,22 @@ class ReferenceEngine(Programs):
             from threadpoolctl import ThreadpoolController
 
             self._blas = ThreadpoolController()
-            self._blas_most = min(threads, allowed_threads())
+            self._blas_limit = min(threads, allowed_threads())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """The layer's weights in this engine's dtype, contiguous, one record a direction."""
+        """Contiguous weights in this engine's dtype. A recurrent layer has one per direction."""
         spec, weights = with_biases(spec, weights)
-        own = {name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()}
+        tensors = {
+            name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()
+        }
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."
-            return DenseWeights(own[prefix + "weight"], own[prefix + "bias"])
+            return PreparedDense(tensors[prefix + "weight"], tensors[prefix + "bias"])
         if isinstance(spec, RecurrentSpec):
             return [
-                DirectionWeights.of(cell, {k: own[spec.prefix(d) + k] for k in cell.tensor_names})
+                DirectionWeights.from_tensors(
+                    cell, {k: tensors[spec.prefix(d) + k] for k in cell.tensor_names}
+                )
                 for d, cell in enumerate(spec.cells)
             ]
         return None
@@ -113,13 +123,13 @@ class ReferenceEngine(Programs):
         lengths: Array | None,
         state: State | None = None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
+        """Forward pass of one layer; see `lstm_cli.engines.types.Engine`."""
         with self._blas_threads(_product_size(spec, x)), np.errstate(all="ignore"):
             if isinstance(spec, RecurrentSpec):
-                batch = RecurrentBatch(x, lengths, state, keep, self.by_gate, training)
+                batch = RecurrentBatch(x, lengths, state, return_gates, self.by_gate, training)
                 return recurrent_forward(spec, prepared, batch)
             if isinstance(spec, DenseSpec):
                 return dense_forward(spec, prepared, x, lengths)
@@ -147,23 +157,23 @@ class ReferenceEngine(Programs):
             return flatten_backward(tape, d_output)
 
     def _blas_threads(self, size: float) -> Any:
-        """Limit BLAS to this engine's threads, or to one where they would only wait."""
+        """Context in which BLAS uses this engine's threads, or one for a small product."""
         if self._blas is None:
             return nullcontext()
-        threads = self._blas_most if size >= THREADED_PRODUCT else 1
+        threads = self._blas_limit if size >= THREADED_PRODUCT else 1
         return self._blas.limit(limits=threads, user_api="blas")
 
 
 @lru_cache(maxsize=1)
 def _claim_buffer() -> None:
-    """Have BLAS take the memory that it packs matrices into, while it can be had.
+    """Make BLAS allocate its packing buffer while memory is free.
 
-    Later, where none is left, OpenBLAS would end the process.
+    If no memory is left later, OpenBLAS ends the process.
 
     Raises
     ------
     MemoryError
-        There is too little of it.
+        There is too little memory.
     """
     try:
         mmap.mmap(-1, _BLAS_BUFFER).close()
@@ -174,7 +184,7 @@ def _claim_buffer() -> None:
 
 
 def _product_size(spec: LayerSpec, x: Array) -> float:
-    """Multiply-adds of the product that a layer makes most often."""
+    """Multiply-adds of the product that a layer computes most often."""
     if isinstance(spec, RecurrentSpec):
         cell = spec.cells[0]
         return float(len(x) * len(cell.gates) * cell.hidden_size * cell.output_size)

@@ -11,7 +11,7 @@ from networks import recurrent
 
 from lstm_cli.cells import GRU
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec
-from lstm_cli.network.initialisers import SCHEMES, initialise
+from lstm_cli.network.initializers import SCHEMES, initialize
 
 H, D = 120, 80
 SPECS: list[LayerSpec] = [
@@ -48,21 +48,21 @@ def gates_of(weights: dict[str, Any], name: str, count: int) -> list[Any]:
 
 def matrices(weights: dict[str, Any]) -> list[Any]:
     """Every gate's matrix of the first layer, and the dense matrix."""
-    found = gates_of(weights, "layers.0.weight_ih", 4) + gates_of(weights, "layers.0.weight_hh", 4)
-    found += gates_of(weights, "layers.0.reverse.weight_hh", 4)
-    return [*found, weights["layers.0.weight_hr"]]
+    actual = gates_of(weights, "layers.0.weight_ih", 4) + gates_of(weights, "layers.0.weight_hh", 4)
+    actual += gates_of(weights, "layers.0.reverse.weight_hh", 4)
+    return [*actual, weights["layers.0.weight_hr"]]
 
 
 @pytest.mark.parametrize("scheme", BOUNDS)
 def test_bounds_are_those_of_one_gate(scheme: str) -> None:
-    for matrix in matrices(initialise(SPECS, scheme, dtype="float64")):
+    for matrix in matrices(initialize(SPECS, scheme, dtype="float64")):
         bound = BOUNDS[scheme](*matrix.shape)
         assert 0.97 * bound < np.abs(matrix).max() <= bound
 
 
 @pytest.mark.parametrize("scheme", DEVIATIONS)
 def test_deviations_are_those_of_one_gate(scheme: str) -> None:
-    for matrix in matrices(initialise(SPECS, scheme, dtype="float64")):
+    for matrix in matrices(initialize(SPECS, scheme, dtype="float64")):
         expected = DEVIATIONS[scheme](*matrix.shape)
         assert matrix.std() == pytest.approx(expected, rel=0.05)
         assert abs(matrix.mean()) < 0.05 * expected
@@ -73,20 +73,20 @@ def test_every_drawn_scheme_is_measured() -> None:
 
 
 def test_orthogonal() -> None:
-    for matrix in matrices(initialise(SPECS, "orthogonal", dtype="float64")):
+    for matrix in matrices(initialize(SPECS, "orthogonal", dtype="float64")):
         m, n = matrix.shape
         product = matrix @ matrix.T if m <= n else matrix.T @ matrix
         np.testing.assert_allclose(product, np.eye(min(m, n)), atol=1e-12)
 
 
 def test_zero() -> None:
-    weights = initialise(SPECS, "zero")
+    weights = initialize(SPECS, "zero")
     assert not any(value.any() for name, value in weights.items() if "weight" in name)
     assert weights["layers.0.bias"].sum() == H
 
 
 def test_identity_is_one_in_every_gate() -> None:
-    weights = initialise(SPECS, "identity")
+    weights = initialize(SPECS, "identity")
     for block in gates_of(weights, "layers.0.weight_ih", 4):
         np.testing.assert_array_equal(block, np.eye(H, D))
     for block in gates_of(weights, "layers.1.weight_hh", 3):
@@ -96,7 +96,7 @@ def test_identity_is_one_in_every_gate() -> None:
 @pytest.mark.parametrize("forget_bias", [1.0, 0.0, 2.5])
 def test_the_forget_bias_stands_in_f_alone(forget_bias: float) -> None:
     spec = recurrent("lstm", 5, 3, directions=2, peepholes=True, forget_bias=forget_bias)
-    weights = initialise([spec])
+    weights = initialize([spec])
     for name in ("layers.0.bias", "layers.0.reverse.bias"):
         i, f, g, o = np.split(weights[name], 4)
         np.testing.assert_array_equal(f, np.full(5, forget_bias))
@@ -105,36 +105,36 @@ def test_the_forget_bias_stands_in_f_alone(forget_bias: float) -> None:
 
 
 def test_other_vectors_are_zero() -> None:
-    weights = initialise(SPECS)
+    weights = initialize(SPECS)
     for name in ("1.bias_ih", "1.bias_hh", "2.bias", "3.bias"):
         assert not weights[f"layers.{name}"].any()
 
 
 def test_shapes_names_and_dtype() -> None:
     for dtype in ("float32", "float64"):
-        weights = initialise(SPECS, dtype=dtype)
+        weights = initialize(SPECS, dtype=dtype)
         wanted = {n: p.shape for spec in SPECS for n, p in spec.parameters().items()}
         assert {name: value.shape for name, value in weights.items()} == wanted
         assert {value.dtype.name for value in weights.values()} == {dtype}
 
 
 def test_float32_is_float64_rounded() -> None:
-    single, double = initialise(SPECS, dtype="float32"), initialise(SPECS, dtype="float64")
+    single, double = initialize(SPECS, dtype="float32"), initialize(SPECS, dtype="float64")
     for name, value in double.items():
         np.testing.assert_array_equal(single[name], value.astype("float32"))
 
 
 def test_seeds() -> None:
-    one, same, other = (initialise(SPECS, seed=seed) for seed in (3, 3, 4))
+    one, same, other = (initialize(SPECS, seed=seed) for seed in (3, 3, 4))
     for name, value in one.items():
         np.testing.assert_array_equal(value, same[name])
         assert "weight" not in name or (value != other[name]).mean() > 0.99
-    large = initialise(SPECS, seed=2**63 - 1)
+    large = initialize(SPECS, seed=2**63 - 1)
     assert (large["layers.0.weight_ih"] != one["layers.0.weight_ih"]).any()
 
 
 def test_no_two_tensors_and_no_two_gates_are_alike() -> None:
-    weights = initialise(SPECS)
+    weights = initialize(SPECS)
     drawn = [block for name in ("", "reverse.") for block in
              gates_of(weights, f"layers.0.{name}weight_ih", 4)]  # fmt: skip
     flat = np.stack([block.ravel() for block in drawn])
@@ -143,8 +143,8 @@ def test_no_two_tensors_and_no_two_gates_are_alike() -> None:
 
 
 def test_a_layer_does_not_depend_on_the_others() -> None:
-    whole = initialise(SPECS)
+    whole = initialize(SPECS)
     changed = [*SPECS[:1], RecurrentSpec(1, 80, (GRU(hidden_size=11),)), SPECS[3]]
-    for name, value in initialise(changed).items():
+    for name, value in initialize(changed).items():
         if not name.startswith("layers.1."):
             np.testing.assert_array_equal(value, whole[name])

@@ -1,4 +1,8 @@
-"""One time step in NumPy: what the reference engine hands to a cell's equations."""
+"""One time step in NumPy: matrix products and gates of a cell's equations.
+
+A cell's `cell_forward` computes its gates with a `NumpyStep`. `ProfiledStep` measures each gate
+and `TrainingStep` stores the values that the backward step needs.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ from time import perf_counter
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import PROJECTED
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.engines.types import Array
 
 
 @dataclass(frozen=True)
 class DirectionWeights:
-    """One direction's tensors, and where each gate's rows stand in them."""
+    """Tensors of one direction, and the rows of each gate in them."""
 
     weight_ih: Array  # (G*H, D)
     weight_hh: Array  # (G*H, P)
@@ -26,8 +30,8 @@ class DirectionWeights:
     blocks: Mapping[str, slice]
 
     @classmethod
-    def of(cls, cell: Cell, tensors: Mapping[str, Array]) -> DirectionWeights:
-        """From tensors by name within the direction."""
+    def from_tensors(cls, cell: Cell, tensors: Mapping[str, Array]) -> DirectionWeights:
+        """Weights from tensors by their names within the direction."""
         H = cell.hidden_size
         blocks = {gate: slice(k * H, (k + 1) * H) for k, gate in enumerate(cell.letters)}
         peepholes = {
@@ -45,7 +49,7 @@ class DirectionWeights:
         )
 
     def rows(self, gates: tuple[str, ...]) -> slice:
-        """The rows of neighbouring gates."""
+        """Rows of gates that are stored next to each other."""
         return slice(self.blocks[gates[0]].start, self.blocks[gates[-1]].stop)
 
 
@@ -56,26 +60,26 @@ class NumpyStep:
     ----------
     z
         Input projection with its bias, (N, G*H).
-    ended
-        (N, 1) True where a sequence is over; None if all lengths are T.
+    padding
+        (N, 1), True for sequences that ended before this step. None if all lengths are T.
     history
-        Where gates are kept, by letter; None keeps nothing.
+        Receives the gates of every step by letter. None: gates are not stored.
     seconds
-        Where a subclass notes what it timed.
+        Receives the times that a subclass measures.
     """
 
     def __init__(
         self,
         weights: DirectionWeights,
         z: Array,
-        ended: Array | None,
+        padding: Array | None,
         history: dict[str, list[Array]] | None,
         seconds: dict[str, float],
     ) -> None:
         self.weights = weights
         self.x: Mapping[str, Array] = {gate: z[:, b] for gate, b in weights.blocks.items()}
         self.p = weights.peepholes
-        self.ended = ended
+        self.padding = padding
         self.history = history
         self.seconds = seconds
 
@@ -94,85 +98,85 @@ class NumpyStep:
         return np.asarray(vector @ self.weights.weight_hr.T)  # type: ignore[union-attr]
 
     def record(self, gate: str, value: Array) -> Array:
-        """Keep the gate if gates are kept."""
+        """Store the gate if the caller asked for gates."""
         if self.history is not None:
             self.history.setdefault(gate, []).append(value)
         return value
 
     def select(self, new: tuple[Array, ...], old: tuple[Array, ...]) -> tuple[Array, ...]:
-        """New states, or old ones where a sequence is over."""
-        if self.ended is None:
+        """New states, or old ones in padding."""
+        if self.padding is None:
             return new
-        return tuple(np.where(self.ended, o, n) for n, o in zip(new, old, strict=True))
+        return tuple(np.where(self.padding, o, n) for n, o in zip(new, old, strict=True))
 
 
 class ProfiledStep(NumpyStep):
-    """A step that computes and times every gate apart.
+    """A step that computes and times every gate separately.
 
-    ``<gate> recurrent`` is the gate's product, ``<gate> function`` its activation with what is
-    added on the way to it, ``states`` the rest of the step.
+    ``<gate> recurrent`` is the gate's product. ``<gate> function`` is its activation and the sums
+    before it. ``states`` is the rest of the step.
     """
 
     def __init__(
         self,
         weights: DirectionWeights,
         z: Array,
-        ended: Array | None,
+        padding: Array | None,
         history: dict[str, list[Array]] | None,
         seconds: dict[str, float],
     ) -> None:
-        super().__init__(weights, z, ended, history, seconds)
-        self._mark = perf_counter()
+        super().__init__(weights, z, padding, history, seconds)
+        self._last_time = perf_counter()
 
-    def _spent(self, what: str) -> None:
+    def _add_time(self, part: str) -> None:
         now = perf_counter()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - self._mark
-        self._mark = now
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last_time
+        self._last_time = now
 
     def recurrent(self, vector: Array, gates: tuple[str, ...]) -> Mapping[str, Array]:
-        """U `vector` for `gates`, a product each."""
-        self._spent("states")
+        """U `vector` for `gates`, with one product per gate."""
+        self._add_time("states")
         parts: dict[str, Array] = {}
         for gate in gates:
             parts |= super().recurrent(vector, (gate,))
-            self._spent(f"{gate} recurrent")
+            self._add_time(f"{gate} recurrent")
         return parts
 
     def record(self, gate: str, value: Array) -> Array:
-        """Note the time since the last mark as this gate's own."""
-        self._spent(f"{gate} function")
+        """Store the gate, and count the time since the last measurement for it."""
+        self._add_time(f"{gate} function")
         return super().record(gate, value)
 
     def select(self, new: tuple[Array, ...], old: tuple[Array, ...]) -> tuple[Array, ...]:
-        """The end of the step."""
-        chosen = super().select(new, old)
-        self._spent("states")
-        return chosen
+        """The states after the step; the remaining time counts as ``states``."""
+        states = super().select(new, old)
+        self._add_time("states")
+        return states
 
 
 class TrainingStep(NumpyStep):
-    """A step that keeps what its backward step needs, and applies recurrent dropout.
+    """A step that stores the values of its backward step, and applies recurrent dropout.
 
     Attributes
     ----------
     mask
-        (N, P) what the vector of each recurrent product is multiplied by, the same in all
-        steps (Gal and Ghahramani 2016); None without dropout.
+        (N, P) dropout mask of the vectors that recurrent products read. It is the same in all
+        steps (Gal and Ghahramani 2016). None without dropout.
     reads
-        The vector that each product read, in order.
+        Vectors that the products read, in order.
     """
 
     def __init__(
         self,
         weights: DirectionWeights,
         z: Array,
-        ended: Array | None,
+        padding: Array | None,
         history: dict[str, list[Array]] | None,
         seconds: dict[str, float],
         *,
         mask: Array | None = None,
     ) -> None:
-        super().__init__(weights, z, ended, history, seconds)
+        super().__init__(weights, z, padding, history, seconds)
         self.mask = mask
         self.reads: list[Array] = []
         self._parts: dict[str, Array] = {}
@@ -194,7 +198,7 @@ class TrainingStep(NumpyStep):
         return projected
 
     def symbols(self, states: Mapping[str, Array]) -> dict[str, Array]:
-        """The value of every symbol of the cell's graph, from the states before this step."""
-        known = {f"x_{gate}": part for gate, part in self.x.items()} | self._parts
-        known |= {f"p_{gate}": vector for gate, vector in self.p.items()}
-        return known | {f"{name}_prev": value for name, value in states.items()}
+        """Values of all symbols of the cell's graph, from the states before this step."""
+        values = {f"x_{gate}": part for gate, part in self.x.items()} | self._parts
+        values |= {f"p_{gate}": vector for gate, vector in self.p.items()}
+        return values | {f"{name}_prev": value for name, value in states.items()}

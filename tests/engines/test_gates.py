@@ -1,4 +1,4 @@
-"""What is kept on request: every gate and state of every step, and the logits."""
+"""Gates and states of every step, and the logits, on every engine."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def test_gates(name: str, sequences: bool, engine: Engine) -> None:
     x = random_inputs(N, T, D)
     expected = twin([spec], random_weights([spec]), x, lengths, state)
     layer = type(spec)(**{**vars(spec), "return_sequences": sequences})
-    found = network([layer], engine).run(x, lengths, state, keep=True)
-    wanted = {key for gates in expected.gates for key in gates}
-    kept = {(0, d, name) for d, values in found.kept[0].items() for name in values}
-    states = {(0, d, name) for d in found.kept[0] for name in spec.cells[0].states}
-    assert kept == wanted | states
-    for k, direction, gate in wanted:
+    actual = network([layer], engine).run(x, lengths, state, keep=True)
+    gates_of_cell = {key for gates in expected.gates for key in gates}
+    returned = {(0, d, name) for d, values in actual.kept[0].items() for name in values}
+    states = {(0, d, name) for d in actual.kept[0] for name in spec.cells[0].states}
+    assert returned == gates_of_cell | states
+    for k, direction, gate in gates_of_cell:
         values = np.zeros((N, T, 5))
         for n, gates in enumerate(expected.gates):
             values[n, : lengths[n]] = gates.get((k, direction, gate), np.zeros((0, 5)))
-        assert_close(found.kept[k][direction][gate], values, engine.dtype, f"{direction} {gate}")
+        assert_close(actual.kept[k][direction][gate], values, engine.dtype, f"{direction} {gate}")
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -55,41 +55,41 @@ def test_states(name: str, engine: Engine) -> None:
     spec = LAYERS[name]
     lengths = random_lengths(N, T)
     x = random_inputs(N, T, D)
-    found = network([spec], engine).run(x, lengths, keep=True)
+    actual = network([spec], engine).run(x, lengths, keep=True)
     expected = twin([spec], random_weights([spec]), x, lengths)
-    h = np.concatenate([kept["h"] for kept in found.kept[0].values()], axis=-1)
+    h = np.concatenate([gates["h"] for gates in actual.kept[0].values()], axis=-1)
     assert_close(h, expected.outputs, engine.dtype)
     if spec.kind == "lstm":
         ends = np.flatnonzero(lengths)
-        last = found.kept[0]["forward"]["c"][ends, lengths[ends] - 1]
+        last = actual.kept[0]["forward"]["c"][ends, lengths[ends] - 1]
         assert_close(last, expected.state[0][1][ends, 0], engine.dtype)
 
 
-def test_nothing_is_kept_unasked(engine: Engine) -> None:
+def test_gates_are_returned_only_on_request(engine: Engine) -> None:
     specs = [LAYERS["lstm"], DenseSpec(1, 10, 3, None)]
-    found = network(specs, engine).run(random_inputs(N, T, D))
-    assert not found.kept
+    actual = network(specs, engine).run(random_inputs(N, T, D))
+    assert not actual.kept
 
 
 @pytest.mark.parametrize("activation", [None, Activation("sigmoid")], ids=["softmax", "sigmoid"])
 def test_logits(activation: Activation | None, engine: Engine) -> None:
     specs = [LAYERS["gru"], DenseSpec(1, 10, 3, activation)]
     x, lengths = random_inputs(N, T, D), random_lengths(N, T)
-    found = network(specs, engine).run(x, lengths, keep=True)
+    actual = network(specs, engine).run(x, lengths, keep=True)
     plain = [specs[0], DenseSpec(1, 10, 3, Activation("identity"))]
     expected = twin(plain, random_weights(plain), x, lengths)
-    assert found.logits is not None
+    assert actual.logits is not None
     valid = np.arange(T) < lengths[:, None]
-    assert_close(found.logits[valid], expected.outputs[valid], engine.dtype)
+    assert_close(actual.logits[valid], expected.outputs[valid], engine.dtype)
     assert_close(
-        found.outputs, twin(specs, random_weights(specs), x, lengths).outputs, engine.dtype
+        actual.outputs, twin(specs, random_weights(specs), x, lengths).outputs, engine.dtype
     )
 
 
-def test_logits_under_a_dropout(engine: Engine) -> None:
+def test_logits_below_a_dropout_layer(engine: Engine) -> None:
     specs = [LAYERS["gru"], DenseSpec(1, 10, 3, None), DropoutSpec(2, 3, 0.5)]
     x = random_inputs(N, T, D)
-    found = network(specs, engine).run(x, keep=True)
+    actual = network(specs, engine).run(x, keep=True)
     plain = [specs[0], DenseSpec(1, 10, 3, Activation("identity"))]
-    assert found.logits is not None
-    assert_close(found.logits, twin(plain, random_weights(plain), x).outputs, engine.dtype)
+    assert actual.logits is not None
+    assert_close(actual.logits, twin(plain, random_weights(plain), x).outputs, engine.dtype)

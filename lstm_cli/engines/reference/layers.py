@@ -1,4 +1,4 @@
-"""Layers without recurrence, in NumPy: dense, dropout, flatten; forward beside backward."""
+"""Dense, dropout and flatten layers in NumPy, forward and backward."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lstm_cli.engines.types import (
 
 
 @dataclass(frozen=True)
-class DenseWeights:
-    """A dense layer's tensors."""
+class PreparedDense:
+    """Tensors of a dense layer."""
 
     weight: Array  # (units, D)
     bias: Array  # (units,)
@@ -32,7 +32,7 @@ class DenseWeights:
 
 @dataclass(frozen=True)
 class DenseTape:
-    """What a dense layer's backward pass needs."""
+    """Values of a dense layer that its backward pass needs."""
 
     x: Array
     logits: Array
@@ -46,36 +46,36 @@ def softmax(x: Array) -> Array:
 
 
 def dense_forward(
-    spec: DenseSpec, weights: DenseWeights, x: Array, lengths: Array | None
+    spec: DenseSpec, weights: PreparedDense, x: Array, lengths: Array | None
 ) -> LayerResult:
-    """act(W x + b) on every step alike, 0 past a sequence's end."""
-    begun = perf_counter()
+    """act(W x + b) for every step, with padding of 0."""
+    start = perf_counter()
     a = x.reshape(-1, x.shape[-1]) @ weights.weight.T + weights.bias
     a = a.reshape(*x.shape[:-1], spec.units)
     y = softmax(a) if spec.activation is None else spec.activation(a)
     if lengths is not None and y.ndim == 3:
-        ended = np.arange(x.shape[1]) >= lengths[:, None]  # (N, T)
-        y = np.where(ended[:, :, None], np.zeros((), y.dtype), y)
-    seconds = {"product": perf_counter() - begun}
+        padding = np.arange(x.shape[1]) >= lengths[:, None]  # (N, T)
+        y = np.where(padding[:, :, None], np.zeros((), y.dtype), y)
+    seconds = {"product": perf_counter() - start}
     return LayerResult(y, logits=a, seconds=seconds, tape=DenseTape(x, a, y))
 
 
 def dense_backward(
-    spec: DenseSpec, weights: DenseWeights, tape: DenseTape, d_output: Array, *, d_logits: bool
+    spec: DenseSpec, weights: PreparedDense, tape: DenseTape, d_output: Array, *, d_logits: bool
 ) -> LayerGradients:
-    """Derivatives for input, weight and bias; `d_output` is 0 past a sequence's end."""
+    """Derivatives for input, weight and bias; padding of `d_output` is 0."""
     d = d_output if d_logits else through_activation(spec, tape, d_output)
     flat = d.reshape(-1, spec.units)
     prefix = f"layers.{spec.index}."
-    found = {
+    tensors = {
         prefix + "weight": flat.T @ tape.x.reshape(-1, spec.input_size),
         prefix + "bias": flat.sum(axis=0),
     }
-    return LayerGradients((flat @ weights.weight).reshape(tape.x.shape), found)
+    return LayerGradients((flat @ weights.weight).reshape(tape.x.shape), tensors)
 
 
 def through_activation(spec: DenseSpec, tape: DenseTape, d: Array) -> Array:
-    """The derivative for the values before the activation, from the one for those after it."""
+    """Derivative for the values before the activation, from `d` for those after it."""
     if spec.activation is None:
         y = tape.output
         return np.asarray(y * (d - (d * y).sum(axis=-1, keepdims=True)))
@@ -88,7 +88,7 @@ def _derivative(activation: Activation) -> Program:
 
 
 def dropout_forward(spec: DropoutSpec, x: Array, training: TrainingPass | None) -> LayerResult:
-    """Some values 0 and the rest larger, in training; else the identity."""
+    """Inverted dropout in training; the identity otherwise."""
     if training is None or spec.rate == 0:
         return LayerResult(x)
     mask = training.mask(spec, 0, x.shape, spec.rate)
@@ -106,7 +106,7 @@ def flatten_forward(spec: FlattenSpec, x: Array, lengths: Array | None) -> Layer
 def flatten_backward(
     tape: tuple[tuple[int, int, int], Array | None], d_output: Array
 ) -> LayerGradients:
-    """(N, steps * F) back to (N, T, F); 0 past a sequence's end."""
+    """Derivative (N, steps * F) as (N, T, F), with padding of 0."""
     shape, lengths = tape
     N, T, F = shape
     d = d_output.reshape(N, -1, F)
