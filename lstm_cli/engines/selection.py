@@ -263,7 +263,7 @@ def _cuda_status() -> EngineStatus:
 
 def _jit_status() -> EngineStatus:
     """Whether kernels can be made for this processor."""
-    from lstm_cli.engines.jit.machine import Unusable, host
+    from lstm_cli.engines.jit.runtime.machine import Unusable, host
 
     try:
         machine = host()

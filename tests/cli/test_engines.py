@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.engines import kernel_cache as cache
-from lstm_cli.engines.jit import machine
+from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.engines.selection import engine_statuses
 
 needs_jit = pytest.mark.skipif(

@@ -31,7 +31,7 @@ import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.cli.main import COMMANDS, cli, main
 from lstm_cli.config import json_schema
-from lstm_cli.engines.jit import machine
+from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.errors import LstmCliError
 
 ROOT = Path(__file__).parents[2]

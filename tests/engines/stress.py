@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from networks import Array, network, random_inputs, random_lengths, random_states, recurrent
 
-from lstm_cli.engines.jit import layers, products
+from lstm_cli.engines.jit import layers
+from lstm_cli.engines.jit.codegen import matmul
 from lstm_cli.engines.jit.engine import JitEngine
 from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.network import backpropagation
@@ -91,7 +92,7 @@ def held() -> dict[str, int]:
 def main(runs: int, seed: int) -> None:
     """So many runs, shared by the callers."""
     layers.SMALL = layers.SHORT = 0  # so that small work is shared out, too
-    products._SHARE = 1  # type: ignore[misc]
+    matmul._SHARE = 1  # type: ignore[misc]
     batches = jobs()
     engine = JitEngine("float32", THREADS)
     net = network(SPECS, engine)

@@ -15,13 +15,13 @@ from lstm_cli.errors import DeviceError
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 
-machines = pytest.importorskip("lstm_cli.engines.jit.machine")
+machines = pytest.importorskip("lstm_cli.engines.jit.runtime.machine")
 try:
     HOST = machines.host()
 except machines.Unusable as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
-from lstm_cli.engines.jit.bfloat16 import paired, rounded, widened  # noqa: E402
+from lstm_cli.engines.jit.codegen.packing import paired, rounded, widened  # noqa: E402
 from lstm_cli.engines.jit.engine import JitEngine  # noqa: E402
 
 CELLS: list[tuple[str, dict[str, Any]]] = [

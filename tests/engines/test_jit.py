@@ -32,20 +32,14 @@ from networks import (
 )
 
 from lstm_cli.cells.expression import Expression
-from lstm_cli.engines.jit import (
-    backpropagation,
-    compiler,
-    gradients,
-    layers,
-    pointwise,
-    pool,
-    products,
-)
-from lstm_cli.engines.jit import recurrent as forwards
-from lstm_cli.engines.jit.compiler import Kernels
+from lstm_cli.engines.jit import backward, layers
+from lstm_cli.engines.jit import forward as forwards
+from lstm_cli.engines.jit.codegen import cell, matmul, weight_gradient
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Value
 from lstm_cli.engines.jit.engine import JitEngine
-from lstm_cli.engines.jit.ir import Function, Lanes, Value
-from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
+from lstm_cli.engines.jit.runtime import compiler, thread_pool
+from lstm_cli.engines.jit.runtime.compiler import Kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, described, host
 from lstm_cli.engines.kernel_cache import Compiled
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec, TrainingPass
@@ -117,16 +111,16 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     """Have small work shared out in a way; the list says how many threads there were."""
     monkeypatch.setattr(layers, "SMALL", 0)
     monkeypatch.setattr(layers, "SHORT", 0)
-    monkeypatch.setattr(products, "_SHARE", 1)
-    monkeypatch.setattr(gradients, "_SHARE", 1)
+    monkeypatch.setattr(matmul, "_SHARE", 1)
+    monkeypatch.setattr(weight_gradient, "_SHARE", 1)
     used: list[int] = []
 
     def run(function: int, args: int, parts: int) -> int:
-        used.append(pool.run(function, args, parts))
+        used.append(thread_pool.run(function, args, parts))
         return used[-1]
 
     monkeypatch.setattr(forwards, "run", run)
-    monkeypatch.setattr(backpropagation, "run", run)
+    monkeypatch.setattr(backward, "run", run)
     original = layers.batch
 
     def share(count: int, how: str) -> list[int]:
@@ -225,9 +219,9 @@ def test_training_repeats_to_the_bit_where_threads_are_not_to_be_had(
     net = network(stack(), JitEngine(dtype, 3))
     threads(3, how)
     expected = derivatives(net)
-    real = pool.shared()
+    real = thread_pool.shared()
     alone = SimpleNamespace(run=lambda function, args, _: real.run(function, args, 1))
-    monkeypatch.setattr(pool, "shared", lambda: alone)
+    monkeypatch.setattr(thread_pool, "shared", lambda: alone)
     assert_bits(derivatives(net), expected)
 
 
@@ -382,7 +376,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compiled]]:
 
     monkeypatch.setattr(compiler, "_linked", linked)
     monkeypatch.setattr(compiler, "_made", {})
-    monkeypatch.setattr(pool, "shared", lambda: SimpleNamespace(run=lambda *_: 1))
+    monkeypatch.setattr(thread_pool, "shared", lambda: SimpleNamespace(run=lambda *_: 1))
     with patch.dict(os.environ, {"LSTM_CLI_CACHE_DIR": ""}), np.errstate(all="ignore"):
         yield made
 
@@ -472,7 +466,7 @@ def test_wrong_kernels_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     for key in list(compiler._made):
         if key[0].startswith(("forward ", "backward ")):
             del compiler._made[key]
-    monkeypatch.setattr(pointwise, "emit", mutate(pointwise.emit))
+    monkeypatch.setattr(cell, "emit", mutate(cell.emit))
     with pytest.raises(AssertionError, match="Mismatched|Not equal"):
         assert_agrees(small(option), JitEngine("float64"))
 

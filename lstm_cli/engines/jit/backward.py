@@ -1,340 +1,442 @@
-"""The backward kernel: the steps of one direction from last to first, written as LLVM IR.
-
-A step begins with the products that bring the derivative of h back from the step behind it. The
-gradient of the cell's own graph does the rest. Derivatives of pre-activations are kept for all
-steps, since those of weights and inputs are large products over all of them, made afterwards.
-"""
+"""One direction of a recurrent layer backwards: its kernel, then the products over all steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from lstm_cli.cells import Cell
-from lstm_cli.cells.expression import Expression, lift
-from lstm_cli.cells.tracing import PROJECTED, Stage
-from lstm_cli.engines.jit import pointwise
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.ir import Lanes, Module, Value
-from lstm_cli.engines.jit.layout import Split
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.sequence import (
-    ADDRESSES,
-    NUMBERS,
-    Factors,
-    SequenceKernel,
+import numpy as np
+
+from lstm_cli.cells.tracing import Stage
+from lstm_cli.engines.jit.batch import Rows
+from lstm_cli.engines.jit.codegen import backward
+from lstm_cli.engines.jit.codegen.backward import Derivatives, Shape, derivatives, gate_order
+from lstm_cli.engines.jit.codegen.matmul import (
+    Lines,
+    Product,
+    ProductKernel,
+    product_kernel,
+    run_product,
 )
-from lstm_cli.engines.jit.tiles import Part, first_lanes, load_part
-from lstm_cli.engines.schedule import (
-    MASK,
-    BackwardPhase,
-    Schedule,
-    reads_symbol,
-    symbols,
+from lstm_cli.engines.jit.codegen.packing import Order, Packed, Packing
+from lstm_cli.engines.jit.codegen.tile import columns
+from lstm_cli.engines.jit.codegen.weight_gradient import (
+    WeightGradient,
+    gradient_kernel,
+    run_gradient,
 )
+from lstm_cli.engines.jit.forward import Buffers, Sequences, equations
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Arguments, Workspace, address
+from lstm_cli.engines.jit.runtime.thread_pool import run, yield_address
+from lstm_cli.engines.jit.runtime.worker_ir import team_words
+from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
+from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.types import Array
 
 
-@dataclass(frozen=True)
-class Derivatives:
-    """Which derivatives are kept of each step, and where.
-
-    Equal ones are kept once. Those that only the recurrence has come first, then the shared
-    ones, then those that only the input has: so both find theirs side by side.
+@dataclass(frozen=True, eq=False)
+class Design:
+    """A compiled backward kernel, and how the weights it multiplies are packed.
 
     Attributes
     ----------
-    slots
-        By slot, what it holds.
-    recurrent, inputs
-        By gate, the slot of ``h_<gate>`` and of ``x_<gate>``.
+    kept
+        Where derivatives are kept.
+    stages
+        The stage that each product undoes.
+    products
+        How its matrix is packed.
+    inputs
+        How W_ih is, for the derivatives of x.
+    product
+        The kernel that makes these.
     """
 
-    slots: tuple[Expression, ...]
-    recurrent: dict[str, int]
-    inputs: dict[str, int]
+    address: int
+    arguments: Arguments
+    schedule: Schedule
+    kept: Derivatives
+    stages: tuple[Stage, ...]
+    products: tuple[Packing, ...]
+    inputs: Packing
+    product: ProductKernel
 
 
 @lru_cache(maxsize=256)
-def derivatives(cell: Cell, schedule: Schedule) -> Derivatives:
-    """The slots of a cell's derivatives; 0 for a gate that nothing depends on."""
-    found: dict[str, Expression] = {}
-    for phase in schedule.backward:
-        found |= phase.derivatives
-    pairs = {g: tuple(found.get(f"{k}_{g}", lift(0.0)) for k in "hx") for g in cell.letters}
-    apart = [gate for gate, (h, x) in pairs.items() if h is not x]
-    shared = [gate for gate in cell.letters if gate not in apart]
-    recurrent = {gate: k for k, gate in enumerate([*apart, *shared])}
-    inputs = {gate: k + len(apart) for k, gate in enumerate([*shared, *apart])}
-    slots = [pairs[gate][0] for gate in recurrent] + [pairs[gate][1] for gate in apart]
-    return Derivatives(tuple(slots), recurrent, inputs)
+def design(weights: Plan, schedule: Schedule) -> Design:
+    """The kernel for a cell and the shapes of its panels."""
+    cell, machine = weights.cell, weights.machine
+    kept = derivatives(cell, schedule)
+    stages = tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
+    products = tuple(_undoing(weights, kept, stage) for stage in stages)
+    shape = Shape(weights.lanes, tuple(packing.columns.split for packing in products))
+    name = f"backward {equations(cell)} {shape.name} {schedule.name}"
+    built = kernels(name, lambda: backward.build(cell, schedule, shape, machine), machine)
+    inputs = _transposed(weights, weights.input_size, kept.inputs, cell.letters, per=None)
+    arguments = backward.arguments(len(products))
+    product = product_kernel(inputs.columns.split, machine=machine)
+    return Design(built["backward"], arguments, schedule, kept, stages, products, inputs, product)
 
 
-def gate_order(slots: dict[str, int], gates: tuple[str, ...]) -> tuple[str, ...]:
-    """Gates as their slots follow one another."""
-    return tuple(sorted(gates, key=slots.__getitem__))
+def _undoing(weights: Plan, kept: Derivatives, stage: Stage) -> Packing:
+    """How a stage's matrix is packed to multiply derivatives."""
+    H, P, per = weights.cell.hidden_size, weights.cell.output_size, weights.per
+    if stage.matrix == "weight_hr":
+        return weights.packing(columns(H, 1, weights.lanes, per), Order.transposed(P, H))
+    return _transposed(weights, P, kept.recurrent, stage.gates, per or 2)
+
+
+def _transposed(
+    weights: Plan, width: int, slots: Mapping[str, int], gates: tuple[str, ...], per: int | None
+) -> Packing:
+    """Of gates' blocks of a matrix (G*H, width), side by side as their derivatives are."""
+    letters = weights.cell.letters
+    blocks = [letters.index(gate) for gate in gate_order(dict(slots), gates)]
+    order = Order.transposed(weights.cell.hidden_size, width, blocks)
+    return weights.packing(columns(width, 1, weights.lanes, per), order)
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardKernel:
+    """A backward kernel with weights: those of each of its products, and W_ih."""
+
+    design: Design
+    products: tuple[Packed, ...]
+    inputs: Packed
+
+
+def backward_kernel(weights: RecurrentWeights, plan: Schedule) -> BackwardKernel:
+    """The kernel, and the weights packed the other way round, once for these weights."""
+    key = ("backward", plan)
+    found = weights.kernels.get(key)
+    if found is None:
+        made, own, stock = design(weights.plan, plan), weights.own, weights.stock
+        matrices = [np.asarray(getattr(own, stage.matrix)) for stage in made.stages]
+        pairs = zip(made.products, matrices, strict=True)
+        products = tuple(packing(matrix, None, stock) for packing, matrix in pairs)
+        inputs = made.inputs(own.weight_ih, None, stock)
+        found = weights.kernels[key] = BackwardKernel(made, products, inputs)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardBuffers:
+    """What a way back works in, for a kind of batch, and the block that tells the kernel of it.
+
+    Attributes
+    ----------
+    row, sequence, time, passed
+        Of every valid step, in the order in which they are computed: its row, its sequence, and
+        how many steps of that came before it in time, and in order.
+    dz
+        (steps, slots, stride) derivatives of pre-activations.
+    dh, dc, apart
+        (N, stride) derivatives of the states, and what of h's comes through no product.
+    dp
+        (N, gates, stride) of peepholes.
+    projected
+        (steps, stride) of what a projection gave.
+    order
+        Which step is next in the sums over all steps; None: they are in this order.
+    zeros
+        What stands for derivatives of outputs that nobody reads.
+    firsts, meeting
+        The block names them.
+    offsets
+        Where rows of an array begin, by what that depends on.
+    """
+
+    block: Array
+    row: Array
+    sequence: Array
+    time: Array
+    passed: Array
+    dz: Array
+    dh: Array
+    dc: Array
+    apart: Array
+    dp: Array
+    projected: Array
+    order: Array | None
+    zeros: Array
+    firsts: Array
+    meeting: Array
+    offsets: dict[Hashable, Array] = field(default_factory=dict)
+
+    def steps(self, array: Array) -> Array:
+        """Where each step of an array (N, T, size) begins."""
+        sequence, time = (stride // array.itemsize for stride in array.strides[:2])
+        key = ("steps", sequence, time)
+        if key not in self.offsets:
+            found = self.sequence * sequence + self.time * time
+            self.offsets[key] = found.astype(np.int64, copy=False)
+        return self.offsets[key]
+
+    def reads(self, array: Array) -> Array:
+        """Where each step's row of an array (turns, N, stride) begins."""
+        turn, row = (stride // array.itemsize for stride in array.strides[:2])
+        key = ("reads", turn, row)
+        if key not in self.offsets:
+            self.offsets[key] = self.passed * turn + self.row * row
+        return self.offsets[key]
+
+    def sorted(self, lines: Lines) -> Lines:
+        """Rows, one a step, in the order in which they are summed."""
+        if self.order is None:
+            return lines
+        if lines.offsets is None:
+            return Lines(lines.base, offsets=self.order * lines.step, owner=lines.owner)
+        return Lines(lines.base, offsets=lines.offsets[self.order], owner=lines.owner)
+
+    def begins(self, rows: Rows, row: int, step: int, column: int, *, reverse: bool) -> Array:
+        """Where each row's first step is; see `Rows.offsets`."""
+        key = ("begins", row, step, column)
+        if key not in self.offsets:
+            self.offsets[key] = rows.offsets(row, step, column, reverse=reverse)
+        return self.offsets[key]
+
+
+def backward_buffers(
+    weights: RecurrentWeights, made: Design, given: Sequences, space: Workspace
+) -> BackwardBuffers:
+    """Buffers for the batch, kept for all full batches of its shape."""
+    rows = given.rows
+    if rows.order is not None:
+        return _buffers(weights, made, given, space)
+    key = ("backward", made, weights.sizes, rows, given.reverse, given.threads)
+    return space.plan(key) or space.keep(key, _buffers(weights, made, given, space))
+
+
+def _buffers(
+    weights: RecurrentWeights, made: Design, given: Sequences, space: Workspace
+) -> BackwardBuffers:
+    rows, dtype, threads = given.rows, weights.dtype.name, given.threads
+    row, sequence, time = rows.steps(reverse=given.reverse)
+    units, outputs, N = weights.units.stride, weights.outputs.stride, rows.count
+    gates = len(weights.cell.peephole_gates)
+    passed = time
+    if given.reverse:
+        lengths = rows.T if rows.lengths is None else rows.lengths[row]
+        passed = np.asarray(lengths - 1 - time)
+    found = BackwardBuffers(
+        block=made.arguments.empty(),
+        row=row,
+        sequence=sequence,
+        time=time,
+        passed=passed,
+        dz=space.shaped("dz", (len(row), len(made.kept.slots), units), dtype),
+        dh=space.shaped("dh", (N, outputs), dtype),
+        dc=space.shaped("dc", (N, units), dtype),
+        apart=space.shaped("dh apart", (N, outputs), dtype),
+        dp=space.shaped("dp", (N, gates, units), dtype),
+        projected=space.shaped("projected", (len(row), outputs), dtype),
+        order=rows.sorted_steps(sequence, passed),
+        zeros=space.get("zeros", max(4096, outputs), dtype),
+        firsts=rows.firsts(),
+        meeting=space.shaped("meeting", (team_words(threads),), "int64"),
+    )
+    entries = {
+        "T": rows.T,
+        "groups": rows.groups if rows.alone else 0,
+        "apart": rows.apart,
+        "ld": units,
+        "ld_h": outputs,
+        "h_step": N * outputs,
+        "c_step": N * units,
+        "slots": len(made.schedule.slots),
+        "d_slots": len(made.kept.slots),
+        "out_size": weights.cell.output_size,
+        "limit": rows.largest,
+        "active": address(rows.active),
+        "starts": address(rows.starts),
+        "firsts": address(found.firsts),
+        "meeting": address(found.meeting),
+        "yield": yield_address(),
+        "dz": address(found.dz),
+        "dh": address(found.dh),
+        "dc": address(found.dc),
+        "dh_apart": address(found.apart),
+        "dp": address(found.dp),
+        "projected": address(found.projected),
+        "rows": address(space.get("back rows", threads * rows.largest, "int64")),
+        "zeros": address(found.zeros),
+    }
+    for k, (packing, stage) in enumerate(zip(made.products, made.stages, strict=True)):
+        entries |= {f"K_{k}": packing.K // max(1, len(stage.gates))}
+        entries |= {f"panels_{k}": packing.columns.count}
+    made.arguments.put(found.block, entries)
+    return found
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a kernel is made for: how each product's columns are cut."""
+class Gradients:
+    """Derivatives for one direction: tensors by name, and initial states (N, size)."""
 
-    lanes: Lanes
-    products: tuple[Split, ...]
-
-    @property
-    def name(self) -> str:
-        return ", ".join([self.lanes.suffix, *(split.name for split in self.products)])
+    tensors: Mapping[str, Array]
+    states: tuple[Array, ...]
 
 
-@lru_cache(maxsize=8)
-def arguments(phases: int) -> Arguments:
-    """The kernel's block; see `forward.Blocks`.
+class BackwardPass:
+    """One direction's way back.
 
-    Product 0 brings h's derivative back from the step behind; product k undoes the stage of
-    backward phase k.
+    Parameters
+    ----------
+    given, left
+        What the forward kernel was given, and what it left.
     """
-    numbers = [*NUMBERS, "ld", "ld_h", "h_step", "c_step", "slots", "d_slots", "d_step", "out_size"]
-    numbers += ["limit"]
-    addresses = [*ADDRESSES, "d", "d_at", "p", "h", "c", "m", "record", "dz", "dh", "dc"]
-    addresses += ["dh_apart", "dp", "projected", "rows", "zeros"]
-    for k in range(phases):
-        numbers += [f"K_{k}", f"panels_{k}"]
-        addresses += [f"w_{k}"]
-    return Arguments(numbers, addresses)
-
-
-def build(cell: Cell, schedule: Schedule, shape: Shape, machine: Machine) -> Module:
-    """A module with the function ``backward``."""
-    module = Module()
-    _Kernel(module, cell, schedule, shape, machine).emit()
-    return module
-
-
-class _Kernel(SequenceKernel):
-    """The emission of one backward kernel."""
-
-    def __init__(
-        self, module: Module, cell: Cell, schedule: Schedule, shape: Shape, machine: Machine
-    ) -> None:
-        layout = arguments(len(schedule.backward))
-        super().__init__(module, "backward", layout, shape.lanes.element, machine)
-        self.cell, self.schedule, self.shape = cell, schedule, shape
-        self.kept = derivatives(cell, schedule)
-        self.carries_h = any("h_prev" in phase.derivatives for phase in schedule.backward)
-
-    def emit(self) -> None:
-        """All of it."""
-        f, a, part = self.f, self.a, self.f.args["part"]
-        self.z_rows = f.at(a["rows"], f.mul(part, a["limit"]), "ptr")
-        with self.groups() as number:
-            q, t = f.variable("i64", number), f.variable("i64", 0)
-            with f.while_() as ahead:
-                ahead.leave_if(f.compare("sge", f.get(t), a["T"]))
-                count = self.running(f.get(t))
-                ahead.leave_if(f.compare("eq", count, 0))
-                f.set(q, f.add(f.get(q), self.numbers(count)))
-                f.set(t, f.add(f.get(t), 1))
-            behind = f.variable("i64", 0)
-            with f.while_() as steps:
-                step, more = f.sub(f.get(t), 1), f.compare("sgt", f.get(t), 0)
-                own = f.variable("i64", 0)
-                with f.when(more):
-                    f.set(own, self.running(step))
-                rows, last = f.get(own), f.get(q)
-                f.set(q, f.select(more, f.sub(last, self.numbers(rows)), last))
-                here = _Here(self, step, f.get(q))
-                self._gate_rows(f.get(behind), last, self.schedule.phases[0].stage.gates)
-                with self.phase():
-                    self._bring_back(f.get(t), f.get(behind))
-                    with f.when(more):
-                        self._begin(here, rows)
-                steps.leave_if(f.compare("eq", f.get(t), 0))
-                self._step(here, rows)
-                f.set(t, step)
-                f.set(behind, rows)
-
-    def _gate_rows(self, count: Value, q: Value, gates: tuple[str, ...]) -> None:
-        """The addresses of the rows' derivatives for neighbouring slots."""
-        f, a = self.f, self.a
-        first = min(self.kept.recurrent[gate] for gate in gates)
-        base = f.at(a["dz"], f.mul(a["ld"], first), self.element)
-        self.rows(self.z_rows, count, base, q, f.mul(a["ld"], a["d_slots"]))
-
-    def _bring_back(self, step: Value, count: Value) -> None:
-        """h's derivative from the step behind, for the rows that had it."""
-        f, a = self.f, self.a
-        gates = self.schedule.phases[0].stage.gates
-        split = self.shape.products[0]
-        factors = Factors(a["w_0"], a["zeros"], a["K_0"], step, len(gates), a["ld"], begins=False)
-        for part in split.parts:
-            lanes = part.lanes
-            products = self.products(split, part, a["panels_0"], self.z_rows, count, factors)
-            with products as (r, column, own):
-                row = f.add(self.first, r)
-                at = f.add(f.mul(row, a["ld_h"]), column)
-                d = f.load(lanes.type, own, 4)
-                if self.schedule.dropout:
-                    mask = f.load(lanes.type, f.at(a["m"], at, self.element), 4)
-                    d = f.fmul(d, mask)
-                if self.carries_h:
-                    apart = f.load(lanes.type, f.at(a["dh_apart"], at, self.element), 4)
-                    d = f.fadd(d, apart)
-                f.store(d, f.at(a["dh"], at, self.element), 4)
-
-    def _step(self, here: _Here, count: Value) -> None:
-        """The phases of one step, but for the first."""
-        for k, phase in enumerate(self.schedule.backward):
-            if phase.stage is None:
-                continue
-            self._sources(here, phase.stage, count)
-            split, panels = self.shape.products[k], self.a[f"panels_{k}"]
-            factors = self._factors(here, k, phase.stage)
-            with self.phase():
-                for part in split.parts:
-                    products = self.products(split, part, panels, self.z_rows, count, factors)
-                    with products as (r, column, own):
-                        _Place(here, phase, k, part, r, column, own).compute()
-
-    def _begin(self, here: _Here, count: Value) -> None:
-        """The first phase, which has no product of its own."""
-        f, phase, split = self.f, self.schedule.backward[0], self.shape.products[0]
-        for part in split.parts:
-            with (
-                self.panels(split, part, self.a["panels_0"]) as panel,
-                f.loop(0, count) as r,
-                f.loop(0, part.columns, part.lanes.count) as shift,
-            ):
-                column = f.add(panel.column, shift)
-                _Place(here, phase, 0, part, r, column, None).compute()
-
-    def _sources(self, here: _Here, stage: Stage, count: Value) -> None:
-        """The rows that undo a stage: the derivatives of what it gave."""
-        a = self.a
-        if stage.gates:
-            self._gate_rows(count, here.q, stage.gates)
-        else:
-            self.rows(self.z_rows, count, a["projected"], here.q, a["ld_h"])
-
-    def _factors(self, here: _Here, k: int, stage: Stage) -> Factors:
-        a = self.a
-        times = max(1, len(stage.gates))
-        w, K = a[f"w_{k}"], a[f"K_{k}"]
-        return Factors(w, a["zeros"], K, here.step, times, a["ld"], begins=False)
-
-
-class _Here:
-    """Where the states before a step are, and its first number in all steps."""
-
-    def __init__(self, kernel: _Kernel, step: Value, q: Value) -> None:
-        self.kernel, self.step, self.q = kernel, step, q
-        f, a, element = kernel.f, kernel.a, kernel.element
-        self.h = f.at(a["h"], f.mul(step, a["h_step"]), element)
-        self.c = f.at(a["c"], f.mul(step, a["c_step"]), element)
-
-
-class _Place:
-    """One row and one vector of columns: where its numbers are, and the derivatives there."""
 
     def __init__(
         self,
-        here: _Here,
-        phase: BackwardPhase,
-        k: int,
-        part: Part,
-        r: Value,
-        column: Value,
-        own: Value | None,
+        weights: RecurrentWeights,
+        kernel: BackwardKernel,
+        given: Sequences,
+        left: Buffers,
+        space: Workspace,
+        machine: Machine,
     ) -> None:
-        self.here, self.phase, self.k, self.part, self.own = here, phase, k, part, own
-        self.kernel, self.f, self.a = here.kernel, here.kernel.f, here.kernel.a
-        self.column, self.row = column, self.f.add(self.kernel.first, r)
-        self.number = self.f.add(here.q, r)
+        self.weights, self.kernel, self.given, self.left = weights, kernel, given, left
+        self.design, self.rows, self.cell = kernel.design, given.rows, weights.cell
+        self.space, self.machine = space, machine
+        self.buffers = backward_buffers(weights, kernel.design, given, space)
+        self.units, self.steps = weights.units.stride, len(self.buffers.row)
 
-    def compute(self) -> None:
-        """All derivatives that can be known in this phase."""
-        f, slots = self.f, self.kernel.kept.slots
-        own = dict(self.phase.derivatives)
-        roots = {
-            n: d for n, d in own.items() if n.partition("_")[0] not in ("x", "h") or "_prev" in n
-        }
-        roots |= {f"dz {s}": d for s, d in enumerate(slots) if self._falls_here(d, own)}
-        names = symbols(roots.values())
-        values = {name: self._load(name) for name in names}
-        if self.k == 0 and self._later("d_h"):
-            d_h = values.get("d_h") or self._load("d_h")
-            f.store(d_h, self._at(self.a["dh"], self.row, "ld_h"), 4)
-        for name, d in pointwise.emit(f, self.part.lanes, roots, values).items():
-            self._store(name, d)
+    def run(self, d: Array, column: int, dx: Array, add: bool) -> Gradients:
+        """All of it.
 
-    def _falls_here(self, d: Expression, own: dict[str, Expression]) -> bool:
-        """Whether a slot is filled in this phase; constants are in the last one."""
-        last = self.k == len(self.kernel.schedule.backward) - 1
-        return any(d is other for other in own.values()) or (last and d.op == "constant")
+        Parameters
+        ----------
+        d
+            (N, T, F) derivative of the layer's output, this direction's from `column` on; or
+            (N, P) of the last step's output.
+        dx
+            (N, T, D) to be written, where there are valid steps, or with `add` added to.
+        """
+        self._steps(d, column)
+        self._inputs(dx, add)
+        return Gradients(self._tensors(), self._states())
 
-    def _later(self, name: str) -> bool:
-        phases = self.kernel.schedule.backward[1:]
-        return any(name in symbols(phase.derivatives.values()) for phase in phases)
-
-    def _at(self, base: Value, row: Value, ld: str) -> Value:
-        """The vector in a row of a buffer."""
-        f = self.f
-        return f.at(base, f.add(f.mul(row, self.a[ld]), self.column), self.kernel.element)
-
-    def _slot(self, base: Value, row: Value, slots: Value | int, k: int) -> Value:
-        return self._at(base, self.f.add(self.f.mul(row, slots), k), "ld")
-
-    def _load(self, name: str) -> Value:
-        """The value of a symbol."""
-        here, a, f, lanes = self.here, self.a, self.f, self.part.lanes
-        if name == "d_h" and self.k == 0:
-            carried = f.load(lanes.type, self._at(a["dh"], self.row, "ld_h"), 4)
-            start = f.load("i64", f.at(a["d_at"], self.row, "i64"))
-            at = f.add(f.add(start, f.mul(here.step, a["d_step"])), self.column)
-            count = f.sub(a["out_size"], self.column)
-            place = f.at(a["d"], at, self.kernel.element)
-            own = load_part(f, lanes, place, first_lanes(f, lanes, count))
-            return f.fadd(carried, own)
-        return f.load(lanes.type, self._address(name), 4)
-
-    def _address(self, name: str) -> Value:
-        """Where a symbol's value is kept."""
-        here, a = self.here, self.a
-        if self.own is not None and name == str(reads_symbol(self._product()).payload):
-            return self.own
-        if name.startswith("slot "):
-            slot = int(name.removeprefix("slot "))
-            return self._slot(a["record"], self.number, a["slots"], slot)
-        if name.startswith("p_"):
-            gates = self.kernel.cell.peephole_gates
-            return self._slot(a["p"], Value("i64", "0"), 0, gates.index(name[2:]))
-        buffer, row, ld = {
-            "d_h": (a["dh"], self.row, "ld_h"),
-            "d_c": (a["dc"], self.row, "ld"),
-            "h_prev": (here.h, self.row, "ld_h"),
-            "c_prev": (here.c, self.row, "ld"),
-            MASK: (a["m"], self.row, "ld_h"),
-        }[name]
-        return self._at(buffer, row, ld)
-
-    def _product(self) -> int:
-        """The number of the stage that this phase undoes."""
-        stages = [phase.stage for phase in self.kernel.schedule.phases]
-        return stages.index(self.phase.stage)  # type: ignore[arg-type]
-
-    def _store(self, name: str, d: Value) -> None:
-        """A derivative to where it is kept."""
-        f, a = self.f, self.a
-        if name.startswith("dz "):
-            slot = int(name.removeprefix("dz "))
-            f.store(d, self._slot(a["dz"], self.number, a["d_slots"], slot), 4)
-        elif name.startswith("p_"):
-            # By row, for the sums over rows are not to depend on how these are grouped.
-            gates = self.kernel.cell.peephole_gates
-            at = self._slot(a["dp"], self.row, len(gates), gates.index(name[2:]))
-            f.store(f.fadd(f.load(d.type, at, 4), d), at, 4)
-        elif name == PROJECTED:
-            f.store(d, self._at(a["projected"], self.number, "ld_h"), 4)
-        elif name == "c_prev":
-            f.store(d, self._at(a["dc"], self.row, "ld"), 4)
+    def _steps(self, d: Array, column: int) -> None:
+        """The kernel: derivatives of all steps; those of peepholes, by thread."""
+        rows, buffers, left = self.rows, self.buffers, self.left
+        for begun in (buffers.dh, buffers.dc, buffers.apart, buffers.dp):
+            begun.fill(0)
+        if d.ndim == 2:
+            own = d[:, column : column + self.cell.output_size]
+            buffers.dh[:, : own.shape[1]] = own if rows.order is None else own[rows.order]
+            d, row, step, column = buffers.zeros, 0, 0, 0
         else:
-            f.store(d, self._at(a["dh_apart"], self.row, "ld_h"), 4)
+            row, step = (stride // d.itemsize for stride in d.strides[:2])
+        reverse = self.given.reverse
+        begins = buffers.begins(rows, row, step, column, reverse=reverse)
+        entries = {
+            "d_step": -step if reverse else step,
+            "d": address(d),
+            "d_at": address(begins),
+            "p": address(self.weights.peepholes),
+            "h": address(left.h),
+            "c": address(left.c),
+            "m": address(left.mask),
+            "record": address(left.record),
+        }
+        entries |= {f"w_{k}": address(w.panels) for k, w in enumerate(self.kernel.products)}
+        self.design.arguments.put(buffers.block, entries)
+        buffers.meeting.fill(0)
+        run(self.design.address, address(buffers.block), self.given.threads)
+
+    def _inputs(self, dx: Array, add: bool) -> None:
+        """Derivatives of x."""
+        dz, inputs = self.buffers.dz, self.design.kept.inputs
+        step = dz.shape[1] * self.units
+        first = address(dz) + min(inputs.values()) * self.units * dz.itemsize
+        a, out = Lines(first, step, owner=dz), Lines.of(dx, self.buffers.steps(dx))
+        times = len(inputs)
+        product = Product(
+            self.steps, a, self.kernel.inputs, out, times=times, skip=self.units, add=add
+        )
+        run_product(self.design.product, product, self.given.threads)
+
+    def _tensors(self) -> dict[str, Array]:
+        """Derivatives of the stored tensors."""
+        cell, kept, own = self.cell, self.design.kept, self.weights.own
+        like = self.weights.stock.like
+        lines = Lines.of(self.given.x, self.buffers.steps(self.given.x))
+        bias = like(own.bias)
+        found = {"weight_ih": like(own.weight_ih)}
+        places = [kept.inputs[gate] for gate in cell.letters]
+        self._gradient(found["weight_ih"], places, lines, bias)
+        found["weight_hh"] = like(own.weight_hh)
+        bias_hh = like(bias) if cell.recurrent_bias else None
+        for k, phase in enumerate(self.design.schedule.phases):
+            if phase.projects:
+                found["weight_hr"] = like(np.asarray(own.weight_hr))
+                self._projection(found["weight_hr"], self._reads(k))
+                continue
+            block = own.rows(phase.stage.gates)
+            places = [kept.recurrent[gate] for gate in phase.stage.gates]
+            part = None if bias_hh is None else bias_hh[block]
+            self._gradient(found["weight_hh"][block], places, self._reads(k), part)
+        if bias_hh is None:
+            found["bias"] = bias
+        else:
+            found |= {"bias_ih": bias, "bias_hh": bias_hh}
+        if own.peepholes:
+            by_sequence = np.empty_like(self.buffers.dp)
+            by_sequence[slice(None) if self.rows.order is None else self.rows.order] = (
+                self.buffers.dp
+            )
+            found["peephole"] = by_sequence.sum(axis=0)[:, : cell.hidden_size].ravel()
+        return found
+
+    def _gradient(self, out: Array, slots: list[int], a: Lines, bias: Array | None) -> None:
+        """Derivatives of gates' blocks of a matrix."""
+        kernel = gradient_kernel(out.shape[1], self.weights.lanes.element, self.machine)
+        dz = Lines(address(self.buffers.dz), self.buffers.dz.shape[1] * self.units)
+        gates = np.array(slots, np.int64) * self.units
+        given = self._sums(dz, gates, self.cell.hidden_size, a, out, bias)
+        run_gradient(kernel, given, self.space, self.given.threads)
+
+    def _projection(self, out: Array, a: Lines) -> None:
+        """Derivatives of W_hr."""
+        kernel = gradient_kernel(out.shape[1], self.weights.lanes.element, self.machine)
+        gates = np.zeros(1, np.int64)
+        dz, P = Lines.of(self.buffers.projected), self.cell.output_size
+        given = self._sums(dz, gates, P, a, out)
+        run_gradient(kernel, given, self.space, self.given.threads)
+
+    def _sums(
+        self,
+        dz: Lines,
+        gates: Array,
+        units: int,
+        a: Lines,
+        out: Array,
+        bias: Array | None = None,
+    ) -> WeightGradient:
+        """A product over all steps, in an order that does not depend on groups."""
+        dz, a = self.buffers.sorted(dz), self.buffers.sorted(a)
+        return WeightGradient(self.steps, dz, gates, units, a, out, bias)
+
+    def _reads(self, k: int) -> Lines:
+        """What product `k` of the forward step read, at all steps."""
+        left = self.left
+        if k == 0:
+            buffer = left.h if left.masked is None else left.masked
+            return Lines.of(buffer, self.buffers.reads(buffer))
+        record = np.asarray(left.record)
+        slot = self.design.schedule.reads[k - 1]
+        base = address(record) + slot * self.units * record.itemsize
+        return Lines(base, record.shape[1] * self.units, owner=record)
+
+    def _states(self) -> tuple[Array, ...]:
+        """Derivatives of the initial states."""
+        found = []
+        for buffer, size in zip(
+            (self.buffers.dh, self.buffers.dc), self.cell.state_sizes, strict=False
+        ):
+            own = np.empty((len(buffer), size), buffer.dtype)
+            own[slice(None) if self.rows.order is None else self.rows.order] = buffer[:, :size]
+            found.append(own)
+        return tuple(found)

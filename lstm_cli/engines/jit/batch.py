@@ -7,7 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.jit.codegen.tile import row_limit
+from lstm_cli.engines.jit.weights import Plan
+from lstm_cli.engines.types import Array, RecurrentSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,3 +137,108 @@ def batch(N: int, T: int, lengths: Array | None, groups: int) -> Rows:
     if lengths is None or (N and (lengths == T).all()):
         return full(N, T, groups)
     return ragged(lengths, T, groups)
+
+
+SMALL = 1 << 15
+"""Multiply-adds of a step below which a second thread costs more than it brings."""
+
+
+SHORT = 1 << 21
+"""The same of a whole batch: to wake a thread takes some ten microseconds."""
+
+
+TALL = 24
+"""Rows that a thread wants of its own where all weights together are too large for its cache."""
+
+
+def work_of(spec: RecurrentSpec, item: int) -> tuple[int, int]:
+    """Multiply-adds of a sequence's step, and bytes of a direction's recurrent weights.
+
+    `item` is the bytes of a number.
+    """
+    cell = spec.cells[0]
+    rows = len(cell.gates) * cell.hidden_size
+    return rows * (cell.output_size + spec.input_size), item * rows * cell.output_size
+
+
+def shared(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int, int]:
+    """How many threads compute N sequences of T steps, and in how many groups of sequences.
+
+    No groups: threads share the units. No result depends on either.
+
+    Parameters
+    ----------
+    work
+        Multiply-adds of a sequence's step.
+    fits
+        Whether recurrent weights fit half a core's own cache.
+    """
+    worth = min(threads, 2 * N * work // max(1, SMALL))  # a thread for each half of `SMALL`
+    used = worth if N * work >= SMALL and N * work * T >= SHORT else 1
+    least = 2 if fits else TALL
+    return used, used if used == 1 or used * least <= N else 0
+
+
+def explain(plan: Plan, spec: RecurrentSpec, N: int, T: int) -> Explanation:
+    """How the kernels of a layer cut its columns and its batch.
+
+    Parameters
+    ----------
+    plan
+        Of the first direction's weights; the other's differs in nothing that is told here.
+    """
+    machine, lanes = plan.machine, plan.lanes
+    work, recurrent = work_of(spec, lanes.bits // 8)
+    fits = recurrent <= machine.cache // 2
+    threads, groups = shared(N, T, work, plan.threads, fits=fits)
+    part = plan.products[0].columns.split.main
+    rows = row_limit(machine, part.vectors)
+    numbers: dict[str, str | int | float] = {
+        "vector_bits": machine.vector_bits,
+        "lanes": lanes.count,
+        "registers": machine.registers,
+        "tile_rows": rows,
+        "tile_gates": part.gates,
+        "tile_units": part.columns,
+        "threads": threads,
+        "groups": groups,
+        "multiply_adds": N * work,
+        "recurrent_bytes": recurrent,
+    }
+    reasons: tuple[str, ...] = (
+        f"{machine.vector_bits}-bit vectors, {machine.registers} registers: tiles of {rows} "
+        f"sequence{'s' if rows != 1 else ''} × {part.gates} gates × {part.columns} units",
+        _threads(N, T, work, plan.threads, threads),
+    )
+    if threads > 1:
+        reasons = (*reasons, *_groups(N, recurrent, machine.cache, fits=fits))
+    return Explanation(_way(threads, groups), reasons, None, numbers)
+
+
+def _way(threads: int, groups: int) -> str:
+    if threads == 1:
+        return "1 thread"
+    if groups:
+        return f"{threads} threads, each with sequences of its own"
+    return f"{threads} threads that share the units"
+
+
+def _threads(N: int, T: int, work: int, allowed: int, used: int) -> str:
+    """Why so many."""
+    if allowed == 1:
+        return "one thread was allowed"
+    if N * work < SMALL:
+        return f"a step is {N * work:,} multiply-adds: below {SMALL:,} one thread is faster"
+    if used == 1:
+        return f"the batch is {N * work * T:,} multiply-adds: below {SHORT:,} one is faster"
+    return f"a step is {N * work:,} multiply-adds, enough for {used} threads"
+
+
+def _groups(N: int, recurrent: int, cache: int, *, fits: bool) -> tuple[str, str]:
+    """Why threads share units or sequences."""
+    least = 2 if fits else TALL
+    size, half = f"{recurrent / 1e6:.3g} MB", f"half of a {cache / 1e6:.3g} MB cache"
+    return (
+        f"{size} of recurrent weights {'fit' if fits else 'do not fit'} {half}",
+        f"so {least} sequences a thread are enough to part them; there are {N}",
+    )

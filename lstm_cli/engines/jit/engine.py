@@ -15,11 +15,10 @@ import numpy as np
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.host import HostArrays
-from lstm_cli.engines.jit.dense import DenseLayer
-from lstm_cli.engines.jit.layers import RecurrentLayer
-from lstm_cli.engines.jit.machine import Machine, host
-from lstm_cli.engines.jit.maps import run_map, run_total
-from lstm_cli.engines.jit.memory import Stock, Workspaces
+from lstm_cli.engines.jit.codegen.elementwise import run_map, run_total
+from lstm_cli.engines.jit.layers import DenseLayer, RecurrentLayer
+from lstm_cli.engines.jit.runtime.machine import Machine, host
+from lstm_cli.engines.jit.runtime.memory import Stock, Workspaces
 from lstm_cli.engines.jit.weights import plan, recurrent_weights
 from lstm_cli.engines.limits import Limits
 from lstm_cli.engines.pointwise import dropout_forward, flatten_backward, flatten_forward
@@ -166,7 +165,7 @@ class JitEngine(HostArrays):
 
     def limits(self, sizes: Sequence[int] = ()) -> Limits:
         """What the machine can do at most; see `lstm_cli.engines.limits.Measurable`."""
-        from lstm_cli.engines.jit.limits import measure
+        from lstm_cli.engines.jit.runtime.peaks import measure
 
         element = "bfloat" if self.dtype == "bfloat16" else self._lanes.element
         return measure(self.machine, self.threads, element, sizes)
@@ -175,7 +174,7 @@ class JitEngine(HostArrays):
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
         """What was chosen; see `lstm_cli.engines.explanation.Explaining`."""
-        from lstm_cli.engines.jit.explanation import explain
+        from lstm_cli.engines.jit.batch import explain
 
         pairs = self.dtype == "bfloat16"
         how = self._lanes, self.machine, self.threads, pairs

@@ -4,71 +4,47 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.expression import symbol
 from lstm_cli.engines import schedule
-from lstm_cli.engines.jit.backpropagation import BackwardPass, backward_kernel
-from lstm_cli.engines.jit.batch import Rows, batch
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import Workspace, Workspaces
-from lstm_cli.engines.jit.recurrent import (
+from lstm_cli.engines.jit.backward import BackwardPass, backward_kernel
+from lstm_cli.engines.jit.batch import Rows, batch, shared, work_of
+from lstm_cli.engines.jit.codegen.matmul import Lines, Product, packed, product_kernel, run_product
+from lstm_cli.engines.jit.codegen.packing import Packed
+from lstm_cli.engines.jit.codegen.weight_gradient import (
+    WeightGradient,
+    gradient_kernel,
+    run_gradient,
+)
+from lstm_cli.engines.jit.forward import (
     Buffers,
     Sequences,
     final_states,
     forward_kernel,
     run_forward,
 )
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Stock, Workspace, Workspaces
 from lstm_cli.engines.jit.weights import RecurrentWeights
+from lstm_cli.engines.pointwise import DenseTape, softmax, through_activation
 from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.setup import setup_total
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
+    DenseSpec,
     LayerGradients,
     LayerResult,
     RecurrentSpec,
     State,
     TrainingPass,
 )
-
-SMALL = 1 << 15
-"""Multiply-adds of a step below which a second thread costs more than it brings."""
-
-SHORT = 1 << 21
-"""The same of a whole batch: to wake a thread takes some ten microseconds."""
-
-TALL = 24
-"""Rows that a thread wants of its own where all weights together are too large for its cache."""
-
-
-def work_of(spec: RecurrentSpec, item: int) -> tuple[int, int]:
-    """Multiply-adds of a sequence's step, and bytes of a direction's recurrent weights.
-
-    `item` is the bytes of a number.
-    """
-    cell = spec.cells[0]
-    rows = len(cell.gates) * cell.hidden_size
-    return rows * (cell.output_size + spec.input_size), item * rows * cell.output_size
-
-
-def shared(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int, int]:
-    """How many threads compute N sequences of T steps, and in how many groups of sequences.
-
-    No groups: threads share the units. No result depends on either.
-
-    Parameters
-    ----------
-    work
-        Multiply-adds of a sequence's step.
-    fits
-        Whether recurrent weights fit half a core's own cache.
-    """
-    worth = min(threads, 2 * N * work // max(1, SMALL))  # a thread for each half of `SMALL`
-    used = worth if N * work >= SMALL and N * work * T >= SHORT else 1
-    least = 2 if fits else TALL
-    return used, used if used == 1 or used * least <= N else 0
 
 
 @dataclass
@@ -265,3 +241,74 @@ def _stacked(finals: Sequence[tuple[Array, ...]]) -> State:
     else:
         stacked = [np.stack(part, axis=1) for part in zip(*finals, strict=True)]
     return stacked[0], stacked[1] if len(stacked) > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """A dense layer's weights, packed for this machine.
+
+    Attributes
+    ----------
+    weight, bias
+        (units, D) and (units,), as stored, without gaps.
+    stock
+        Where the memory of panels and of gradients comes from.
+    """
+
+    spec: DenseSpec
+    weight: Array
+    bias: Array
+    machine: Machine
+    stock: Stock
+    _packed: dict[str, Packed] = field(default_factory=dict)
+
+    def forward(self, x: Array, lengths: Array | None, threads: int) -> LayerResult:
+        """Every step of every sequence; past its end 0."""
+        begun, prepared = perf_counter(), setup_total()
+        spec, M = self.spec, x.size // self.spec.input_size
+        flat = np.ascontiguousarray(x).reshape(M, spec.input_size)
+        logits = np.empty((M, spec.units), x.dtype)
+        y = logits if spec.activation is None else np.empty_like(logits)
+        weights = self._of("forward", self.weight, self.bias, threads)
+        root = None if spec.activation is None else spec.activation(symbol("a"))
+        kernel = product_kernel(weights.columns.split, root, self.machine)
+        before = None if root is None else Lines.of(logits)
+        run_product(kernel, Product(M, Lines.of(flat), weights, Lines.of(y), before), threads)
+        if spec.activation is None:
+            y = softmax(logits)
+        shape = (*x.shape[:-1], spec.units)
+        logits, y = logits.reshape(shape), y.reshape(shape)
+        if lengths is not None and y.ndim == 3:
+            ended = np.arange(x.shape[1]) >= lengths[:, None]
+            y = np.where(ended[:, :, None], np.zeros((), y.dtype), y)
+        seconds = {"product": perf_counter() - begun - (setup_total() - prepared)}
+        return LayerResult(y, logits=logits, seconds=seconds, tape=DenseTape(x, logits, y))
+
+    def backward(
+        self, tape: DenseTape, d_output: Array, spaces: Workspaces, threads: int, *, d_logits: bool
+    ) -> LayerGradients:
+        """Derivatives for input, weight and bias; `d_output` is 0 past a sequence's end."""
+        spec = self.spec
+        d = d_output if d_logits else through_activation(spec, tape, d_output)
+        flat = np.ascontiguousarray(d, tape.x.dtype).reshape(-1, spec.units)
+        x = np.ascontiguousarray(tape.x).reshape(-1, spec.input_size)
+        dx = self.stock.shaped(x.shape, x.dtype)
+        weights = self._of("backward", self.weight.T, None, threads)
+        kernel = product_kernel(weights.columns.split, machine=self.machine)
+        run_product(kernel, Product(len(x), Lines.of(flat), weights, Lines.of(dx)), threads)
+        weight, bias = self.stock.like(self.weight), self.stock.like(self.bias)
+        element = "float" if x.itemsize == 4 else "double"
+        made = gradient_kernel(spec.input_size, element, self.machine)
+        start = np.zeros(1, np.int64)
+        given = WeightGradient(len(x), Lines.of(flat), start, spec.units, Lines.of(x), weight, bias)
+        space = spaces.take("dense")
+        run_gradient(made, given, space, threads)
+        spaces.give("dense", space)
+        prefix = f"layers.{spec.index}."
+        found: dict[str, Any] = {prefix + "weight": weight, prefix + "bias": bias}
+        return LayerGradients(dx.reshape(tape.x.shape), found)
+
+    def _of(self, which: str, matrix: Array, init: Array | None, threads: int) -> Packed:
+        if which not in self._packed:
+            self._packed[which] = packed(matrix, init, self.machine, threads, self.stock)
+        return self._packed[which]

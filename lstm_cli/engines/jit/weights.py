@@ -11,11 +11,11 @@ import numpy as np
 
 from lstm_cli.cells import Cell
 from lstm_cli.cells.tracing import Stage
-from lstm_cli.engines.jit.ir import Lanes
-from lstm_cli.engines.jit.layout import Columns, columns
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import Stock, aligned
-from lstm_cli.engines.jit.packing import Order, Packed, Packing
+from lstm_cli.engines.jit.codegen.ir import Lanes
+from lstm_cli.engines.jit.codegen.packing import Order, Packed, Packing
+from lstm_cli.engines.jit.codegen.tile import Columns, columns
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Stock, aligned
 from lstm_cli.engines.schedule import stages
 from lstm_cli.engines.steps import DirectionWeights
 from lstm_cli.engines.types import Array

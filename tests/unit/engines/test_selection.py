@@ -8,7 +8,7 @@ import pytest
 
 from lstm_cli.engines import selection
 from lstm_cli.engines.jit import engine
-from lstm_cli.engines.jit import machine as machines
+from lstm_cli.engines.jit.runtime import machine as machines
 from lstm_cli.engines.selection import (
     EngineStatus,
     choose_engine,

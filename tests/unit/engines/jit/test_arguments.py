@@ -7,11 +7,11 @@ import struct
 
 import numpy as np
 import pytest
-from unit.engines.jit.compiled import address
+from compiled_ir import address
 
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.ir import Module
-from lstm_cli.engines.jit.memory import address as address_of
+from lstm_cli.engines.jit.codegen.ir import Module
+from lstm_cli.engines.jit.runtime.memory import Arguments
+from lstm_cli.engines.jit.runtime.memory import address as address_of
 
 VALUES = {"T": -3, "N": 1 << 40, "x": (1 << 63) - 9, "rate": 0.1, "eps": 1e-300}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from unit.engines.jit.compiled import COUNTS, Array, function
+from compiled_ir import COUNTS, Array, function
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp,

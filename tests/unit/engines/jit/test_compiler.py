@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from lstm_cli.engines import kernel_cache
-from lstm_cli.engines.jit import cache, compiler
-from lstm_cli.engines.jit.compiler import compile_object, kernels
-from lstm_cli.engines.jit.ir import Module
-from lstm_cli.engines.jit.machine import Machine, Unusable, host
+from lstm_cli.engines.jit.codegen.ir import Module
+from lstm_cli.engines.jit.runtime import compiler
+from lstm_cli.engines.jit.runtime.compiler import compile_object, kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, host
 
 AVX2 = Machine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma", 256, 16)
 NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", 128, 32)
@@ -200,7 +200,7 @@ def test_without_sources(
     def refuse() -> str:
         raise OSError("no files")
 
-    monkeypatch.setattr(cache, "sources", refuse)
+    monkeypatch.setattr(compiler, "sources", refuse)
     made = kernels("affine", Counted(machine))
     np.testing.assert_array_equal(computed(made["affine"], x), 1.7 * x - 0.3)
     assert not folder.exists()
@@ -250,8 +250,8 @@ def test_processes_that_compile_into_one_cold_folder(folder: Path) -> None:
 def test_a_thread_in_a_kernel_does_not_disturb_the_end() -> None:
     code = """
 import ctypes, threading, time
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Module
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.codegen.ir import Module
 
 def build():
     module = Module()
@@ -318,7 +318,7 @@ def test_equal_modules_give_equal_objects() -> None:
 
 def test_llvmlite_is_loaded_only_when_something_is_compiled() -> None:
     code = (
-        "import sys, lstm_cli.engines.jit.compiler, lstm_cli.engines.kernel_cache as cache; "
+        "import sys, lstm_cli.engines.jit.runtime.compiler, lstm_cli.engines.kernel_cache as cache; "
         "cache.state(); sys.exit('llvmlite' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

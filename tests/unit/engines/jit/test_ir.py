@@ -9,10 +9,10 @@ from itertools import count
 
 import numpy as np
 import pytest
-from unit.engines.jit.compiled import address, machine
+from compiled_ir import address, machine
 
-from lstm_cli.engines.jit import ir
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value
+from lstm_cli.engines.jit.codegen import ir
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Module, Value
 
 _number = count()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lstm_cli.engines.jit.ir import Lanes
-from lstm_cli.engines.jit.layout import Columns, columns
+from lstm_cli.engines.jit.codegen.ir import Lanes
+from lstm_cli.engines.jit.codegen.tile import Columns, columns
 
 LANES = [Lanes("float", 16), Lanes("float", 8), Lanes("float", 4), Lanes("double", 2)]
 SIZES = [*range(1, 70), 100, 127, 128, 129, 200]

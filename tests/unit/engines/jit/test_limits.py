@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from unit.engines.jit.compiled import machine
+from compiled_ir import machine
 
 from lstm_cli.cells import LSTM
-from lstm_cli.engines.jit import limits
-from lstm_cli.engines.jit.compiler import compile_object
 from lstm_cli.engines.jit.engine import JitEngine
-from lstm_cli.engines.jit.machine import described
-from lstm_cli.engines.jit.memory import ALIGNMENT, address, aligned
+from lstm_cli.engines.jit.runtime import peaks
+from lstm_cli.engines.jit.runtime.compiler import compile_object
+from lstm_cli.engines.jit.runtime.machine import described
+from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, address, aligned
 from lstm_cli.engines.limits import Measurable
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.network.initialisers import initialise
@@ -32,9 +32,9 @@ def left_by(monkeypatch, element, kernel, times, **entries):
         kept.append(aligned(size, dtype))
         return kept[-1]
 
-    monkeypatch.setattr(limits, "aligned", aligned_and_kept)
+    monkeypatch.setattr(peaks, "aligned", aligned_and_kept)
     here = machine()
-    assert limits._call(here, PARTS, element, kernel, times, **entries) == PARTS
+    assert peaks._call(here, PARTS, element, kernel, times, **entries) == PARTS
     return kept[-1].reshape(PARTS, ALIGNMENT)[:, : here.vector_bits // 8]
 
 
@@ -46,15 +46,15 @@ def test_what_a_kernel_is_called_with_is_there_until_it_returns(monkeypatch):
         found.extend((ctypes.c_int64 * 3).from_address(block))
         return len(others)
 
-    monkeypatch.setattr(limits.pool, "run", run)
-    limits._call(machine(), PARTS, "float", "read", 5, vectors=24, data=64)
+    monkeypatch.setattr(peaks.thread_pool, "run", run)
+    peaks._call(machine(), PARTS, "float", "read", 5, vectors=24, data=64)
     assert found == [5, 24, 64]
 
 
 @pytest.mark.parametrize("element", DTYPES)
 @pytest.mark.parametrize("times", [0, 1, 5])
 def test_every_chain_is_multiplied_and_added_to_as_often_as_is_counted(monkeypatch, element, times):
-    x = 2.0 + np.arange(limits.chains(machine()))
+    x = 2.0 + np.arange(peaks.chains(machine()))
     for _ in range(times):
         x = x + 2 if element == "bfloat" and machine().dot_bfloat16 else x / 2 + 1
     found = left_by(monkeypatch, element, "multiply", times).view(DTYPES[element])
@@ -91,28 +91,28 @@ def test_an_engine_measures_what_it_is_asked_for(dtype):
 @pytest.mark.parametrize("costs", [[1.0, 9.0, 2.0, 3.0, 2.0], [9.0, 3.0, 3.0, 2.0, 5.0]])
 def test_the_best_try_counts(monkeypatch, costs):
     left, now = [50.0, 2.0, *costs], [0.0]  # the first call compiles; the second is long enough
-    monkeypatch.setattr(limits, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(peaks, "perf_counter", lambda: now[0])
 
     def work(times):
         assert times == 1
         now[0] += left.pop(0)
         return 12.0
 
-    assert limits._rate(work) == 12.0 / min(costs)
+    assert peaks._rate(work) == 12.0 / min(costs)
     assert not left
 
 
 def test_a_try_is_long_enough_for_the_clock(monkeypatch):
     now, asked = [0.0], []
-    monkeypatch.setattr(limits, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(peaks, "perf_counter", lambda: now[0])
 
     def work(times):
         asked.append(times)
         now[0] += times * 1e-6
         return float(times)
 
-    assert limits._rate(work) == pytest.approx(1e6)
-    assert asked[-1] * 1e-6 >= limits.TRY_SECONDS
+    assert peaks._rate(work) == pytest.approx(1e6)
+    assert asked[-1] * 1e-6 >= peaks.TRY_SECONDS
     assert len(asked) < 12
 
 
@@ -125,7 +125,7 @@ def test_the_kernels_are_made_for_other_machines_too(element):
     plain = replace(machine(), dot_bfloat16=False)
     targets = [NEON, narrow, plain] if machine().x86 else [NEON]
     for target in targets:
-        assert compile_object(limits.build(target, element), target)
+        assert compile_object(peaks.build(target, element), target)
 
 
 def test_what_an_engine_keeps_to_compute_in_is_counted():

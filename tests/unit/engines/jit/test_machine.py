@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lstm_cli.engines.jit.ir import Lanes
-from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
+from lstm_cli.engines.jit.codegen.ir import Lanes
+from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, described, host
 
 LINUX = "x86_64-unknown-linux-gnu"
 AVX2 = {"sse2", "avx", "avx2", "fma"}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.expression import Expression, exp, select, sqrt, symbol
-from lstm_cli.engines.jit.compiler import compile_object
-from lstm_cli.engines.jit.ir import literal
-from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
-from lstm_cli.engines.jit.maps import CHUNK, OWN, Task, build, run_map, run_total
+from lstm_cli.engines.jit.codegen.elementwise import CHUNK, OWN, Task, build, run_map, run_total
+from lstm_cli.engines.jit.codegen.ir import literal
+from lstm_cli.engines.jit.runtime.compiler import compile_object
+from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, described, host
 from lstm_cli.engines.programs import NUMPY
 from lstm_cli.training.optimisers import OPTIMISERS, Optimiser, make_optimiser
 

@@ -9,7 +9,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from lstm_cli.engines.jit.memory import _PLANS, Workspace, Workspaces, address, aligned
+from lstm_cli.engines.jit.runtime.memory import _PLANS, Workspace, Workspaces, address, aligned
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])

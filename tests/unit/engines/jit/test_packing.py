@@ -11,14 +11,13 @@ import pytest
 
 pytest.importorskip("llvmlite.binding")
 
-from unit.engines.jit.compiled import machine
+from compiled_ir import machine
 
-from lstm_cli.engines.jit.bfloat16 import paired
-from lstm_cli.engines.jit.compiler import compile_object
-from lstm_cli.engines.jit.layout import Columns, columns
-from lstm_cli.engines.jit.machine import Machine, described
-from lstm_cli.engines.jit.memory import Stock
-from lstm_cli.engines.jit.packing import Order, Packer, Packing, build
+from lstm_cli.engines.jit.codegen.packing import Order, Packer, Packing, build, paired
+from lstm_cli.engines.jit.codegen.tile import Columns, columns
+from lstm_cli.engines.jit.runtime.compiler import compile_object
+from lstm_cli.engines.jit.runtime.machine import Machine, described
+from lstm_cli.engines.jit.runtime.memory import Stock
 
 Array = np.ndarray[Any, Any]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from compiled_ir import COUNTS, Array, Vectorised, graph
 from networks import PARAMETERS
-from unit.engines.jit.compiled import COUNTS, Array, Vectorised, graph
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
 from lstm_cli.cells.activations import FORMULAS
@@ -25,8 +25,8 @@ from lstm_cli.cells.expression import (
 )
 from lstm_cli.cells.gradient import backward
 from lstm_cli.cells.tracing import trace
-from lstm_cli.engines.jit import pointwise
-from lstm_cli.engines.jit.ir import Lanes, Module, Value
+from lstm_cli.engines.jit.codegen import cell
+from lstm_cli.engines.jit.codegen.ir import Lanes, Module, Value
 
 DTYPES = {"float": np.dtype("f4"), "double": np.dtype("f8")}
 TOLERANCES = {"float": 2e-6, "double": 5e-15}
@@ -270,7 +270,7 @@ def test_nan_takes_the_branch_that_keeps_it(root: Expression) -> None:
 def test_symbol_without_a_value() -> None:
     lanes, f = Lanes("float", 4), Module().function("f", {})
     with pytest.raises(KeyError, match="b"):
-        pointwise.emit(f, lanes, {"y": a + b}, {"a": Value(lanes.type, "%a")})
+        cell.emit(f, lanes, {"y": a + b}, {"a": Value(lanes.type, "%a")})
 
 
 def test_comparisons_of_equal_numbers() -> None:

@@ -12,13 +12,13 @@ import time
 import numpy as np
 import pytest
 
-from lstm_cli.engines.jit import pool as pools
-from lstm_cli.engines.jit import serving
-from lstm_cli.engines.jit.compiler import Kernels, compile_object, kernels
-from lstm_cli.engines.jit.ir import Function, Module, Value
-from lstm_cli.engines.jit.machine import Machine, Unusable, host
-from lstm_cli.engines.jit.pool import Pool, run, shared, yield_address
-from lstm_cli.engines.jit.serving import MOST_PARTS, emit_pool
+from lstm_cli.engines.jit.codegen.ir import Function, Module, Value
+from lstm_cli.engines.jit.runtime import thread_pool as pools
+from lstm_cli.engines.jit.runtime import worker_ir
+from lstm_cli.engines.jit.runtime.compiler import Kernels, compile_object, kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, host
+from lstm_cli.engines.jit.runtime.thread_pool import Pool, run, shared, yield_address
+from lstm_cli.engines.jit.runtime.worker_ir import MOST_PARTS, emit_pool
 
 SLOTS = 320
 """Words of a `Notes` for parts, each on its own."""
@@ -36,12 +36,12 @@ def emit_barrier(module: Module, machine: Machine) -> Function:
     arrived, parts, rest = f.args["counter"], f.args["parts"], f.args["rest"]
     with f.when(f.compare("sgt", parts, 1)):
         passed = f.at(arrived, 1, "i64")
-        before = serving.watch(f, passed)  # cannot change before this part has arrived, too
+        before = worker_ir.watch(f, passed)  # cannot change before this part has arrived, too
         others = f.value("i64", f"atomicrmw add {arrived}, i64 1 acq_rel, align 8")
         with f.when(f.compare("eq", f.add(others, 1), parts)):
-            serving._publish(f, 0, arrived)
-            serving.announce(f, machine, f.add(before, 1), passed, rest, arrived)
-        with serving.awaiting(f, machine, passed, rest, arrived) as (wait, now):
+            worker_ir._publish(f, 0, arrived)
+            worker_ir.announce(f, machine, f.add(before, 1), passed, rest, arrived)
+        with worker_ir.awaiting(f, machine, passed, rest, arrived) as (wait, now):
             wait.leave_if(f.compare("ne", now, before))
     f.done()
     return f
@@ -167,7 +167,7 @@ def test_the_pool_grows_as_far_as_is_asked() -> None:
     pool, notes = Pool(), Notes()
     for parts, workers in (3, 2), (2, 2), (70, 69), (5, 69):
         assert counted(pool, parts, notes) == parts
-        assert pool._started == pool._words[serving.COUNT] == workers
+        assert pool._started == pool._words[worker_ir.COUNT] == workers
 
 
 def test_more_parts_than_there_can_be() -> None:
@@ -228,10 +228,10 @@ def test_workers_without_work_sleep() -> None:
     march(pool, 4, 5, notes)
     states = [pool._words[32 + 16 * worker] for worker in range(3)]
     end = time.monotonic() + 30
-    while states != [serving._ASLEEP] * 3 and time.monotonic() < end:
+    while states != [worker_ir._ASLEEP] * 3 and time.monotonic() < end:
         time.sleep(0.01)
         states = [pool._words[32 + 16 * worker] for worker in range(3)]
-    assert states == [serving._ASLEEP] * 3
+    assert states == [worker_ir._ASLEEP] * 3
     used = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - used < 0.1
@@ -265,16 +265,16 @@ def test_several_threads_ask_at_once() -> None:
 def test_who_finds_the_pool_in_use_works_alone() -> None:
     pool, notes = Pool(), Notes()
     assert counted(pool, 2, notes) == 2
-    pool._words[serving.BUSY] = 1
+    pool._words[worker_ir.BUSY] = 1
     assert counted(pool, 2, notes) == 1
     assert march(pool, 2, 4, notes) == 1
-    pool._words[serving.BUSY] = 0
+    pool._words[worker_ir.BUSY] = 0
     assert march(pool, 2, 4, notes) == 2
 
 
 def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Impatient barriers, so that nearly every wait ends in sleep."""
-    monkeypatch.setattr(serving, "_PATIENCE", 1)
+    monkeypatch.setattr(worker_ir, "_PATIENCE", 1)
     machine, notes = host(), Notes()
 
     def build() -> Module:
@@ -289,7 +289,7 @@ def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPat
         assert run(made["march"], notes.address, parts) == parts
         assert notes.failures == 0
         assert (notes.parts[:parts] == 500).all()
-        assert notes.words[serving._SLEEPERS] == 0
+        assert notes.words[worker_ir._SLEEPERS] == 0
 
 
 def test_the_shared_pool_is_one() -> None:
@@ -319,7 +319,7 @@ HEAD = """
 import ctypes, os, sys, threading, time
 sys.path.insert(0, {folder!r})
 from test_pool import Notes, _kernels, counted, march
-from lstm_cli.engines.jit.pool import Pool, run, shared
+from lstm_cli.engines.jit.runtime.thread_pool import Pool, run, shared
 notes = Notes()
 march(shared(), 3, 50, notes)
 """

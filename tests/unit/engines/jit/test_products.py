@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import re
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +11,13 @@ import pytest
 
 pytest.importorskip("llvmlite.binding")
 
-from unit.engines.jit.compiled import machine
+from compiled_ir import at_an_end, machine, narrower
 
 from lstm_cli.cells import Activation
 from lstm_cli.cells.expression import symbol
-from lstm_cli.engines.jit import products
-from lstm_cli.engines.jit.compiler import _simplify, _target, compile_object
-from lstm_cli.engines.jit.ir import Lanes, Module
-from lstm_cli.engines.jit.layout import columns
-from lstm_cli.engines.jit.machine import Machine, described
-from lstm_cli.engines.jit.products import (
+from lstm_cli.engines.jit.codegen import matmul
+from lstm_cli.engines.jit.codegen.ir import Lanes, Module
+from lstm_cli.engines.jit.codegen.matmul import (
     Lines,
     Product,
     build,
@@ -32,7 +26,9 @@ from lstm_cli.engines.jit.products import (
     run_product,
     tight_columns,
 )
-from lstm_cli.engines.jit.tiles import Part, Tiles
+from lstm_cli.engines.jit.codegen.tile import Part, Tiles, columns
+from lstm_cli.engines.jit.runtime.compiler import _simplify, _target, compile_object
+from lstm_cli.engines.jit.runtime.machine import Machine, described
 
 SIZES = (1, 2, 7, 33, 100, 257)
 
@@ -94,7 +90,7 @@ class Problem:
 @pytest.fixture(autouse=True)
 def _many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small work is shared out, too."""
-    monkeypatch.setattr(products, "_SHARE", 1)
+    monkeypatch.setattr(matmul, "_SHARE", 1)
     machine()
 
 
@@ -208,31 +204,6 @@ def test_nothing_behind_the_last_number_is_touched() -> None:
     given = replace(problem.given(), a=Lines.of(a), out=Lines.of(out))
     run_product(product_kernel(given.weights.columns.split), given, 1)
     problem.check(out)
-
-
-def at_an_end(array: np.ndarray) -> np.ndarray:
-    """A copy whose last number is the last one before memory that nobody may touch."""
-    if sys.platform != "linux":
-        pytest.skip("pages are protected as Linux does it")
-    page = mmap.PAGESIZE
-    size = -(-array.nbytes // page) * page
-    memory = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    assert protect(ctypes.c_void_p(memory.ctypes.data + size), ctypes.c_size_t(page), 0) == 0
-    copy = memory[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def narrower() -> Machine:
-    """This machine, if it had AVX2 only."""
-    if not machine().x86:
-        pytest.skip("not an x86 processor")
-    features = ",".join(
-        name if not name.startswith("+avx512") else "-" + name[1:]
-        for name in machine().features.split(",")
-    )
-    return replace(machine(), features=features, vector_bits=256, registers=16, dot_bfloat16=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Module
-from lstm_cli.engines.jit.machine import Unusable, host
-from lstm_cli.engines.jit.memory import aligned
-from lstm_cli.engines.jit.pool import Pool, run, yield_address
-from lstm_cli.engines.jit.teams import Team, team_words
+from lstm_cli.engines.jit.codegen.ir import Module
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Unusable, host
+from lstm_cli.engines.jit.runtime.memory import aligned
+from lstm_cli.engines.jit.runtime.thread_pool import Pool, run, yield_address
+from lstm_cli.engines.jit.runtime.worker_ir import Team, team_words
 
 PHASES, SHARES = 3000, 8
 FAILURES, TEAM = 3 + SHARES, 24

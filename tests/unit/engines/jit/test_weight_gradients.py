@@ -10,22 +10,21 @@ import pytest
 
 pytest.importorskip("llvmlite.binding")
 
-from unit.engines.jit.compiled import machine
-from unit.engines.jit.test_products import at_an_end, narrower
+from compiled_ir import at_an_end, machine, narrower
 
-from lstm_cli.engines.jit import gradients
-from lstm_cli.engines.jit.compiler import compile_object
-from lstm_cli.engines.jit.gradients import (
+from lstm_cli.engines.jit.codegen import weight_gradient
+from lstm_cli.engines.jit.codegen.matmul import Lines
+from lstm_cli.engines.jit.codegen.tile import columns
+from lstm_cli.engines.jit.codegen.weight_gradient import (
     GradientKernel,
     WeightGradient,
+    build,
     gradient_kernel,
     run_gradient,
 )
-from lstm_cli.engines.jit.layout import columns
-from lstm_cli.engines.jit.machine import Machine, described
-from lstm_cli.engines.jit.memory import Workspace
-from lstm_cli.engines.jit.outer import build
-from lstm_cli.engines.jit.products import Lines
+from lstm_cli.engines.jit.runtime.compiler import compile_object
+from lstm_cli.engines.jit.runtime.machine import Machine, described
+from lstm_cli.engines.jit.runtime.memory import Workspace
 
 SIZES = (1, 2, 7, 33, 100, 257)
 
@@ -94,7 +93,7 @@ class Problem:
 @pytest.fixture(autouse=True)
 def _many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small work is shared out, too."""
-    monkeypatch.setattr(gradients, "_SHARE", 1)
+    monkeypatch.setattr(weight_gradient, "_SHARE", 1)
     machine()
 
 
@@ -169,7 +168,7 @@ def test_nothing_behind_the_last_number_is_touched(size: int, offsets: bool) -> 
 def test_every_thread_has_a_part_of_its_own(threads: int) -> None:
     for strips in (1, 3, 22, 170):
         for panels in (0, 1, 2, 5):
-            rows, across = gradients._grid(strips, panels, threads)
+            rows, across = weight_gradient._grid(strips, panels, threads)
             assert 1 <= rows * across <= threads
             assert across <= max(panels, 1)
 
@@ -178,7 +177,9 @@ def test_every_thread_has_a_part_of_its_own(threads: int) -> None:
 def test_smaller_cache(size: int) -> None:
     problem = Problem(600, 40, size)
     whole = problem.kernel()
-    small = replace(whole, block=gradients._block(whole.columns.split, replace(machine(), cache=0)))
+    small = replace(
+        whole, block=weight_gradient._block(whole.columns.split, replace(machine(), cache=0))
+    )
     assert small.block < whole.block
     run_gradient(small, problem.given(), problem.space, 3)
     problem.check(np.concatenate([problem.out[:-1], problem.bias[:-1, None]], axis=1))

@@ -1,17 +1,106 @@
-"""The inner products: some rows times one panel of weights, every sum held in a register.
+"""How weights are laid out for the kernels: panels, and the numbers of columns they cover.
 
-A panel is [k][gate][column]: what one k contributes to neighbouring columns lies together. Every
-output is summed over k in order, in one register, whatever the shape of the tile; so its bits
-do not depend on how many rows are computed together.
+A matrix product gives, for each gate, a row of columns: units, features, or projected features.
+The columns are cut into panels. One panel holds `per` vectors of neighbouring columns of every
+gate, so that all gates of a unit are at hand together; the last, narrower panel is the tail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable, i64, vector
-from lstm_cli.engines.jit.machine import Machine
+from lstm_cli.engines.jit.codegen.ir import (
+    Function,
+    Lanes,
+    Module,
+    Value,
+    Variable,
+    fma,
+    i64,
+    vector,
+)
+from lstm_cli.engines.jit.runtime.machine import Machine
+
+
+@dataclass(frozen=True)
+class Split:
+    """A row of columns for each gate, cut into panels.
+
+    Attributes
+    ----------
+    main, tail
+        The shape of all panels but the last, and of a narrower last one.
+    """
+
+    main: Part
+    tail: Part | None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.main,) if self.tail is None else (self.main, self.tail)
+
+    @property
+    def name(self) -> str:
+        """Equal for equal kernels."""
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def gates(self) -> int:
+        return self.main.gates
+
+    @property
+    def paired(self) -> Split:
+        """The same for pairs of bfloat16."""
+        tail = None if self.tail is None else replace(self.tail, pairs=True)
+        return Split(replace(self.main, pairs=True), tail)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A split of `size` columns: `count` main panels, and the tail if there is one."""
+
+    split: Split
+    size: int
+    count: int
+
+    @property
+    def padded(self) -> int:
+        """Columns with those that only fill the last vector."""
+        tail = self.split.tail
+        return self.count * self.split.main.columns + (tail.columns if tail else 0)
+
+    @property
+    def stride(self) -> int:
+        """Columns rounded up to whole vectors: how far apart rows of them are kept."""
+        count = self.split.main.lanes.count
+        return -(-self.size // count) * count
+
+    @property
+    def width(self) -> int:
+        """Numbers for each k, all gates, padded."""
+        return self.split.gates * self.padded
+
+
+@lru_cache(maxsize=256)
+def columns(size: int, gates: int, lanes: Lanes, per: int | None = None) -> Columns:
+    """`size` columns of `gates` gates; by default about four vectors make a panel."""
+    per = per or max(1, 4 // gates)
+    main = Part(gates, per, lanes)
+    count, rest = divmod(size, main.columns)
+    half = lanes.count // 2
+    tail = None
+    if half and rest and rest <= half:
+        tail = Part(gates, 1, Lanes(lanes.element, half))
+    elif rest:
+        vectors = -(-rest // lanes.count)
+        if vectors == per:
+            count += 1
+        else:
+            tail = Part(gates, vectors, lanes)
+    return Columns(Split(main, tail), size, count)
+
 
 UNROLL = 2
 """Steps of k in one turn of the inner loop."""
@@ -292,34 +381,3 @@ def _add_dot_products(
         for weight, own in zip(held, sums, strict=True):
             w = f.convert("bitcast", weight, kind)
             f.set(own[r], f.intrinsic(name, lanes.type, f.get(own[r]), w, a))
-
-
-def fma(f: Function, lanes: Lanes, a: Value, b: Value, c: Value) -> Value:
-    """a b + c, rounded once."""
-    return f.intrinsic(f"llvm.fma.{lanes.suffix}", lanes.type, a, b, c)
-
-
-def store_part(f: Function, lanes: Lanes, value: Value, at: Value, count: Value) -> None:
-    """Store the first `count` numbers of a vector, all of them if it has no more."""
-    whole = f.compare("sge", count, lanes.count)
-    with f.when(whole):
-        f.store(value, at, 4)
-    with f.when(f.value("i1", f"xor {whole}, true")):
-        mask = first_lanes(f, lanes, count)
-        name = f"llvm.masked.store.{lanes.suffix}.p0"
-        f.intrinsic(name, "void", value, at, Value("i32", str(lanes.bits // 8)), mask)
-
-
-def load_part(f: Function, lanes: Lanes, at: Value, mask: Value) -> Value:
-    """The numbers of a vector that `mask` has, 0 in the other lanes; nothing else is touched."""
-    name, align = f"llvm.masked.load.{lanes.suffix}.p0", Value("i32", str(lanes.bits // 8))
-    return f.intrinsic(name, lanes.type, at, align, mask, lanes.number(0.0))
-
-
-def first_lanes(f: Function, lanes: Lanes, count: Value) -> Value:
-    """A mask that has the first `count` lanes; `count` may be less than none or more than all."""
-    kind = f"i{lanes.bits}"
-    limit = count if kind == "i64" else f.convert("trunc", count, kind)
-    wide = f.splat(limit, Lanes(kind, lanes.count))
-    order = ", ".join(f"{kind} {k}" for k in range(lanes.count))
-    return f.value(vector(lanes.count, "i1"), f"icmp slt {lanes.integers} <{order}>, {wide.name}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from lstm_cli.engines.jit.ir import Function, Lanes, Value
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Value, fma
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,6 @@ _FORMATS = {
         ),
     ),
 }
-
-
-def fma(f: Function, lanes: Lanes, a: Value, b: Value, c: Value) -> Value:
-    """a b + c, rounded once."""
-    return f.intrinsic(f"llvm.fma.{lanes.suffix}", lanes.type, a, b, c)
 
 
 def at_least(f: Function, x: Value, low: Value) -> Value:

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.ir import Module, Operand, Value
-from lstm_cli.engines.jit.layout import Split
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.teams import Team
-from lstm_cli.engines.jit.tiles import Part, Tiles
+from lstm_cli.engines.jit.codegen.ir import Module, Operand, Value
+from lstm_cli.engines.jit.codegen.tile import Part, Split, Tiles
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Arguments
+from lstm_cli.engines.jit.runtime.worker_ir import Team
 
 CHUNK = 24
 """Rows whose products are kept, at most, before something is made of them."""

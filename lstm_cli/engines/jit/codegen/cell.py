@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lstm_cli.cells.expression import Expression, topological
-from lstm_cli.engines.jit import arithmetic
-from lstm_cli.engines.jit.ir import Function, Lanes, Value
+from lstm_cli.engines.jit.codegen import vector_math
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Value, fma
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class _Emitter:
     def _fraction(self, node: Expression) -> Fraction:
         x = self.value(node.args[0])
         if node.op == "tanh":
-            return Fraction(*arithmetic.tanh_fraction(self.f, self.lanes, x))
-        return Fraction(None, arithmetic.sigmoid_fraction(self.f, self.lanes, x)[1])
+            return Fraction(*vector_math.tanh_fraction(self.f, self.lanes, x))
+        return Fraction(None, vector_math.sigmoid_fraction(self.f, self.lanes, x)[1])
 
     def _multiply(self, a: Expression, b: Expression) -> Pending:
         left, right = self._known[a], self._known[b]
@@ -185,20 +185,20 @@ class _Emitter:
         return self.f.fsub(self.value(a), self.value(b))
 
     def _fma(self, a: Value, b: Value, c: Value) -> Value:
-        return arithmetic.fma(self.f, self.lanes, a, b, c)
+        return fma(self.f, self.lanes, a, b, c)
 
     def _clip(self, x: Expression, low: Expression, high: Expression) -> Value:
-        limited = arithmetic.at_least(self.f, self.value(x), self.value(low))
-        return arithmetic.at_most(self.f, limited, self.value(high))
+        limited = vector_math.at_least(self.f, self.value(x), self.value(low))
+        return vector_math.at_most(self.f, limited, self.value(high))
 
     def _exp(self, x: Expression) -> Value:
-        return arithmetic.exp(self.f, self.lanes, self.value(x))
+        return vector_math.exp(self.f, self.lanes, self.value(x))
 
     def _log1p(self, x: Expression) -> Value:
-        return arithmetic.log1p(self.f, self.lanes, self.value(x))
+        return vector_math.log1p(self.f, self.lanes, self.value(x))
 
     def _sqrt(self, x: Expression) -> Value:
-        return arithmetic.sqrt(self.f, self.lanes, self.value(x))
+        return vector_math.sqrt(self.f, self.lanes, self.value(x))
 
     def _select(self, condition: Expression, yes: Expression, no: Expression) -> Value:
         return self.f.select(*map(self.value, (condition, yes, no)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from typing import Any
@@ -15,10 +18,10 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.expression import Expression, topological
-from lstm_cli.engines.jit import arithmetic, pointwise
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value
-from lstm_cli.engines.jit.machine import Machine, Unusable, host
+from lstm_cli.engines.jit.codegen import cell, vector_math
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Module, Value
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, host
 
 Array = np.ndarray[Any, Any]
 Body = Callable[[Function, Lanes, Mapping[str, Value]], Mapping[str, Value]]
@@ -94,7 +97,7 @@ def function(name: str, element: str, lanes: int) -> Callable[[Array], Array]:
     """A function of `arithmetic`, on arrays."""
 
     def body(f: Function, lanes: Lanes, given: Mapping[str, Value]) -> Mapping[str, Value]:
-        return {"y": getattr(arithmetic, name)(f, lanes, given["x"])}
+        return {"y": getattr(vector_math, name)(f, lanes, given["x"])}
 
     made = Vectorised(Lanes(element, lanes), ("x",), body)
     return lambda x: made({"x": x})["y"]
@@ -106,5 +109,30 @@ def graph(element: str, lanes: int, roots: Mapping[str, Expression]) -> Vectoris
     return Vectorised(
         Lanes(element, lanes),
         tuple(str(node.payload) for node in nodes if node.op == "symbol"),
-        lambda f, lanes, given: pointwise.emit(f, lanes, roots, given),
+        lambda f, lanes, given: cell.emit(f, lanes, roots, given),
     )
+
+
+def at_an_end(array: np.ndarray) -> np.ndarray:
+    """A copy whose last number is the last one before memory that nobody may touch."""
+    if sys.platform != "linux":
+        pytest.skip("pages are protected as Linux does it")
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(memory.ctypes.data + size), ctypes.c_size_t(page), 0) == 0
+    copy = memory[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def narrower() -> Machine:
+    """This machine, if it had AVX2 only."""
+    if not machine().x86:
+        pytest.skip("not an x86 processor")
+    features = ",".join(
+        name if not name.startswith("+avx512") else "-" + name[1:]
+        for name in machine().features.split(",")
+    )
+    return replace(machine(), features=features, vector_bits=256, registers=16, dot_bfloat16=False)

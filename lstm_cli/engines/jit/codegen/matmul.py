@@ -15,16 +15,22 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression
-from lstm_cli.engines.jit import pointwise
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value
-from lstm_cli.engines.jit.layout import Columns, Split, columns
-from lstm_cli.engines.jit.machine import Machine, host
-from lstm_cli.engines.jit.memory import Stock, address
-from lstm_cli.engines.jit.packing import Order, Packed, packing
-from lstm_cli.engines.jit.pool import run
-from lstm_cli.engines.jit.tiles import Part, Tiles, first_lanes, load_part, store_part
+from lstm_cli.engines.jit.codegen import cell
+from lstm_cli.engines.jit.codegen.ir import (
+    Function,
+    Lanes,
+    Module,
+    Value,
+    first_lanes,
+    load_part,
+    store_part,
+)
+from lstm_cli.engines.jit.codegen.packing import Order, Packed, packing
+from lstm_cli.engines.jit.codegen.tile import Columns, Part, Split, Tiles, columns
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, host
+from lstm_cli.engines.jit.runtime.memory import Arguments, Stock, address
+from lstm_cli.engines.jit.runtime.thread_pool import run
 from lstm_cli.engines.types import Array
 
 _ROWS = 24
@@ -317,7 +323,7 @@ def _emit_results(
         with f.when(f.value("i1", f"icmp ne {a['before']}, null")):
             store("before")
         for k, value in found.items():
-            found[k] = pointwise.emit(f, lanes, {"y": activation}, {"a": value})["y"]
+            found[k] = cell.emit(f, lanes, {"y": activation}, {"a": value})["y"]
     for add in (False, True):
         with f.when(f.compare("eq", a["add"], int(add))):
             store("out", add=add)

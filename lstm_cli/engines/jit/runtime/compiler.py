@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from lstm_cli import cells
 from lstm_cli.engines import kernel_cache
-from lstm_cli.engines.jit import cache
-from lstm_cli.engines.jit.ir import Module
-from lstm_cli.engines.jit.machine import Machine, host
+from lstm_cli.engines.jit.codegen.ir import Module
+from lstm_cli.engines.jit.runtime.machine import Machine, host
 from lstm_cli.engines.kernel_cache import Compiled
 from lstm_cli.engines.setup import COMPILING, setting_up
 
@@ -85,7 +88,7 @@ def compile_object(module: Module, machine: Machine) -> bytes:
 def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compiled:
     """From disk, or made and kept there."""
     try:
-        key = cache.key_of(name, machine)
+        key = key_of(name, machine)
     except OSError:
         return _emitted(build, machine)
     found = kernel_cache.load(key)
@@ -141,3 +144,40 @@ def _target(machine: Machine) -> Any:
     return llvm.Target.from_triple(triple).create_target_machine(
         cpu=machine.cpu, features=machine.features, opt=1, reloc="pic", codemodel="small"
     )
+
+
+def key_of(name: str, machine: Machine) -> str:
+    """What a file is found by: a hash of all that its contents depend on.
+
+    Raises
+    ------
+    OSError
+        The package's sources cannot be read, so nothing says what made the contents.
+    """
+    import llvmlite
+    from llvmlite import binding as llvm
+
+    parts = (llvmlite.__version__, llvm.llvm_version_info, machine, sources(), name)
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def sources() -> str:
+    """A hash of the code that emits and compiles the kernels.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, as in a zip archive.
+    """
+    jit = Path(__file__).parents[1]
+    files = {*jit.rglob("*.py"), *jit.parent.glob("*.py")}
+    for folder in cells.__path__:
+        files.update(Path(folder).glob("*.py"))
+    if Path(__file__) not in files:
+        raise OSError("the package's sources are no files")
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.parent.name}/{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

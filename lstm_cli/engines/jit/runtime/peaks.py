@@ -10,13 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from lstm_cli.engines.jit import pool
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, vector
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import ALIGNMENT, address, aligned
-from lstm_cli.engines.jit.tiles import fma
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Module, Value, fma, vector
+from lstm_cli.engines.jit.runtime import thread_pool
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, Arguments, address, aligned
 from lstm_cli.engines.limits import Limits, Reads
 
 TRY_SECONDS = 5e-4
@@ -112,7 +110,7 @@ def _call(
     left = aligned(threads * ALIGNMENT, "uint8")
     given = {"vectors": 0, "data": 0, "times": times, "left": address(left), **entries}
     block = _BLOCK.block(given)  # held here, for its address does not keep it
-    return pool.run(made[kernel], address(block), threads)
+    return thread_pool.run(made[kernel], address(block), threads)
 
 
 def _lanes(machine: Machine, element: str) -> Lanes:

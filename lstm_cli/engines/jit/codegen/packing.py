@@ -15,15 +15,20 @@ from struct import Struct
 
 import numpy as np
 
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.bfloat16 import paired
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, vector
-from lstm_cli.engines.jit.layout import Columns
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import Stock, address, aligned
-from lstm_cli.engines.jit.pool import run
-from lstm_cli.engines.jit.tiles import first_lanes, load_part
+from lstm_cli.engines.jit.codegen.ir import (
+    Function,
+    Lanes,
+    Module,
+    Value,
+    first_lanes,
+    load_part,
+    vector,
+)
+from lstm_cli.engines.jit.codegen.tile import Columns
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Arguments, Stock, address, aligned
+from lstm_cli.engines.jit.runtime.thread_pool import run
 from lstm_cli.engines.setup import PACKING, setting_up
 from lstm_cli.engines.types import Array
 
@@ -381,3 +386,24 @@ def _shuffled(f: Function, a: Value, b: Value, order: list[int]) -> Value:
     places = ", ".join(f"i32 {k}" for k in order)
     mask = f"{vector(len(order), 'i32')} <{places}>"
     return f.value(a.type, f"shufflevector {a}, {b}, {mask}")
+
+
+def rounded(values: Array) -> Array:
+    """The upper 16 bits of float32 numbers, as uint16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    up = bits + (0x7FFF + ((bits >> 16) & 1))
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, up >> 16).astype(np.uint16)
+
+
+def paired(values: Array) -> Array:
+    """Neighbours along the last axis in one uint32, the first in its lower half; 0 for none."""
+    size = values.shape[-1]
+    halves = np.zeros((*values.shape[:-1], size + size % 2), np.uint16)
+    halves[..., :size] = rounded(values)
+    pairs: Array = halves[..., ::2] | halves[..., 1::2].astype(np.uint32) << 16
+    return pairs
+
+
+def widened(values: Array) -> Array:
+    """Upper halves as float32 again."""
+    return (values.astype(np.uint32) << 16).view(np.float32)

@@ -413,3 +413,34 @@ class Case:
 
 def _aligned(align: int | None) -> str:
     return "" if align is None else f", align {align}"
+
+
+def fma(f: Function, lanes: Lanes, a: Value, b: Value, c: Value) -> Value:
+    """a b + c, rounded once."""
+    return f.intrinsic(f"llvm.fma.{lanes.suffix}", lanes.type, a, b, c)
+
+
+def store_part(f: Function, lanes: Lanes, value: Value, at: Value, count: Value) -> None:
+    """Store the first `count` numbers of a vector, all of them if it has no more."""
+    whole = f.compare("sge", count, lanes.count)
+    with f.when(whole):
+        f.store(value, at, 4)
+    with f.when(f.value("i1", f"xor {whole}, true")):
+        mask = first_lanes(f, lanes, count)
+        name = f"llvm.masked.store.{lanes.suffix}.p0"
+        f.intrinsic(name, "void", value, at, Value("i32", str(lanes.bits // 8)), mask)
+
+
+def load_part(f: Function, lanes: Lanes, at: Value, mask: Value) -> Value:
+    """The numbers of a vector that `mask` has, 0 in the other lanes; nothing else is touched."""
+    name, align = f"llvm.masked.load.{lanes.suffix}.p0", Value("i32", str(lanes.bits // 8))
+    return f.intrinsic(name, lanes.type, at, align, mask, lanes.number(0.0))
+
+
+def first_lanes(f: Function, lanes: Lanes, count: Value) -> Value:
+    """A mask that has the first `count` lanes; `count` may be less than none or more than all."""
+    kind = f"i{lanes.bits}"
+    limit = count if kind == "i64" else f.convert("trunc", count, kind)
+    wide = f.splat(limit, Lanes(kind, lanes.count))
+    order = ", ".join(f"{kind} {k}" for k in range(lanes.count))
+    return f.value(vector(lanes.count, "i1"), f"icmp slt {lanes.integers} <{order}>, {wide.name}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from lstm_cli.engines.jit.ir import Lanes
+from lstm_cli.engines.jit.codegen.ir import Lanes
 from lstm_cli.errors import has_memory
 
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.machine import host
-from lstm_cli.engines.jit.serving import (
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import host
+from lstm_cli.engines.jit.runtime.worker_ir import (
     ACQUIRE,
     CORES,
     CORES_WORDS,

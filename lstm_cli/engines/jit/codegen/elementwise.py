@@ -20,12 +20,12 @@ import numpy as np
 
 from lstm_cli.cells.expression import Expression, topological
 from lstm_cli.engines.arrays import Array, Values
-from lstm_cli.engines.jit import pointwise, pool
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.compiler import kernels
-from lstm_cli.engines.jit.ir import Function, Lanes, Module, Value, Variable
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import address
+from lstm_cli.engines.jit.codegen import cell
+from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Module, Value, Variable
+from lstm_cli.engines.jit.runtime import thread_pool
+from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Arguments, address
 from lstm_cli.engines.programs import checked
 
 CHUNK = 1 << 12
@@ -153,7 +153,7 @@ def _run(made: _Made, size: int, places: list[int], values: Values, threads: int
     block = ctypes.create_string_buffer(made.block.size)
     made.block.pack_into(block, 0, size, *places, *[values[name] for name in made.reals])
     parts = max(1, min(threads, size // (CHUNK * OWN)))
-    pool.run(made.address, ctypes.addressof(block), parts)
+    thread_pool.run(made.address, ctypes.addressof(block), parts)
 
 
 @lru_cache(maxsize=256)
@@ -220,7 +220,7 @@ class _Map:
             value = f.load(stored.type, f.at(begin, k, element), self._alignment)
             narrow = element != lanes.element
             values[name] = f.convert("fpext", value, lanes.type) if narrow else value
-        return pointwise.emit(f, lanes, dict(self.task.roots), values)
+        return cell.emit(f, lanes, dict(self.task.roots), values)
 
     @contextmanager
     def spare(self, first: Value, rest: Value) -> Iterator[dict[str, Value]]:
