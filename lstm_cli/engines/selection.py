@@ -263,11 +263,11 @@ def _cuda_status() -> EngineStatus:
 
 def _jit_status() -> EngineStatus:
     """Whether kernels can be made for this processor."""
-    from lstm_cli.engines.jit.runtime.machine import Unusable, host
+    from lstm_cli.engines.jit.runtime.machine import UnusableMachine, this_machine
 
     try:
-        machine = host()
-    except Unusable as reason:
+        machine = this_machine()
+    except UnusableMachine as reason:
         return EngineStatus("jit", "cpu", False, str(reason))
     except MemoryError as reason:
         return EngineStatus("jit", "cpu", False, f"{_NO_MEMORY}: {reason}")

@@ -1150,9 +1150,9 @@ def test_a_hint(lstm, folder, one):
 
 def test_an_engine_that_cannot_be_used(lstm, folder, monkeypatch):
     def host() -> None:
-        raise machine.Unusable("no kernels here")
+        raise machine.UnusableMachine("no kernels here")
 
-    monkeypatch.setattr(machine, "host", host)
+    monkeypatch.setattr(machine, "this_machine", host)
     hint, asked = "--{} auto takes what can be used; {}", "run c.yaml x.h5 --engine jit"
     check(lstm, Case(hint, _plain, asked, "lstm-cli run c.yaml x.h5 --engine auto"))
     check(lstm, Case(hint, _plain, asked, "lstm-cli devices", "no kernels here"))

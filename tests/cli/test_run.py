@@ -45,7 +45,7 @@ def test_rows_of_the_timings_say_where_all_time_went(lstm, name, monkeypatch):
         assert "between layers" in whole
     assert min(shares) < 0.1
     if name == "jit":
-        monkeypatch.setattr(compiler, "_made", {})
+        monkeypatch.setattr(compiler, "_loaded", {})
         forward._compiled.cache_clear()
         rows = lstm(*given, "--engine", name).json["timings"]
         seconds = {row["name"]: row["seconds"] for row in rows}

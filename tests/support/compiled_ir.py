@@ -1,4 +1,4 @@
-"""Emitted functions, compiled and called on arrays: what the tests of the emitters share."""
+"""Emitted functions, compiled and called on arrays, for tests of the jit engine's emitters."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ import pytest
 
 from lstm_cli.cells.expression import Expression, topological
 from lstm_cli.engines.jit.codegen import cell, vector_math
-from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Module, Value
-from lstm_cli.engines.jit.runtime.compiler import kernels
-from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, host
+from lstm_cli.engines.jit.codegen.ir import Function, Module, Value, VectorType
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, UnusableMachine, this_machine
 
 Array = np.ndarray[Any, Any]
-Body = Callable[[Function, Lanes, Mapping[str, Value]], Mapping[str, Value]]
+Body = Callable[[Function, VectorType, Mapping[str, Value]], Mapping[str, Value]]
 
 COUNTS = {"float": (1, 2, 4, 8, 16), "double": (1, 2, 4, 8)}
-"""Numbers of lanes that kernels use."""
+"""Lanes of the vectors that kernels use, by element."""
 
 _counter = count()
 
 
-def machine() -> Machine:
-    """This machine; the test is skipped where no kernels can be made."""
+def usable_machine() -> Machine:
+    """This machine; skips the test if no kernels can be made."""
     try:
-        return host()
-    except Unusable as error:
+        return this_machine()
+    except UnusableMachine as error:
         pytest.skip(str(error))
 
 
-def address(module: Module, name: str) -> int:
-    """Where the compiled function `name` is; nothing of it is kept on disk."""
+def compiled_address(module: Module, name: str) -> int:
+    """Address of the compiled function `name`, which is not stored on disk."""
     with patch.dict(os.environ, {"LSTM_CLI_CACHE_DIR": ""}):
-        return kernels(name, lambda: module, machine())[name]
+        return load_kernels(name, lambda: module, usable_machine())[name]
 
 
-class Vectorised:
-    """A function of vectors, called on arrays of any length that the number of lanes divides.
+class VectorFunction:
+    """A function of vectors, called on arrays whose length is a multiple of the lanes.
 
     Attributes
     ----------
@@ -55,68 +55,70 @@ class Vectorised:
         Its LLVM IR.
     """
 
-    def __init__(self, lanes: Lanes, inputs: tuple[str, ...], body: Body) -> None:
-        self.lanes, self.inputs = lanes, inputs
-        self.dtype = np.dtype("f4" if lanes.element == "float" else "f8")
+    def __init__(self, vector: VectorType, inputs: tuple[str, ...], body: Body) -> None:
+        self.vector, self.inputs = vector, inputs
+        self.dtype = np.dtype("f4" if vector.element == "float" else "f8")
         module, name = Module(), f"vectorised{next(_counter)}"
         f = module.function(name, {"data": "ptr", "count": "i64"}, exported=True)
-        align = lanes.bits // 8
-        with f.loop(0, f.args["count"], lanes.count) as k:
-            given = {
-                key: f.load(lanes.type, self._at(f, n, k), align) for n, key in enumerate(inputs)
+        align = vector.bits // 8
+        with f.loop(0, f.args["count"], vector.count) as k:
+            values = {
+                key: f.load(vector.type, self._at(f, n, k), align) for n, key in enumerate(inputs)
             }
-            results = body(f, lanes, given)
+            results = body(f, vector, values)
             for n, value in enumerate(results.values(), len(inputs)):
                 f.store(value, self._at(f, n, k), align)
-        f.done()
+        f.ret()
         self.outputs, self.text = tuple(results), str(module)
         call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-        self._call = call(address(module, name))
+        self._call = call(compiled_address(module, name))
 
     def _at(self, f: Function, n: int, k: Value) -> Value:
         array = f.load("ptr", f.at(f.args["data"], n, "ptr"), 8)
-        return f.at(array, k, self.lanes.element)
+        return f.at(array, k, self.vector.element)
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        given = [np.ascontiguousarray(arrays[key], self.dtype) for key in self.inputs]
-        (length,) = {len(array) for array in given}
-        assert length % self.lanes.count == 0
-        found = {key: np.full(length, -7.0, self.dtype) for key in self.outputs}
-        addresses = np.array([a.ctypes.data for a in (*given, *found.values())], np.uint64)
+        inputs = [np.ascontiguousarray(arrays[key], self.dtype) for key in self.inputs]
+        (length,) = {len(array) for array in inputs}
+        assert length % self.vector.count == 0
+        results = {key: np.full(length, -7.0, self.dtype) for key in self.outputs}
+        addresses = np.array([a.ctypes.data for a in (*inputs, *results.values())], np.uint64)
         self._call(addresses.ctypes.data, length)
-        return found
+        return results
 
     def count(self, instruction: str) -> int:
-        """How often an instruction, or the call of an intrinsic, is in it."""
-        found = re.findall(rf"= (?:{instruction} |call <.*> @llvm\.{instruction}\.)", self.text)
-        return len(found)
+        """How often the text has an instruction, or the call of an intrinsic."""
+        pattern = rf"= (?:{instruction} |call <.*> @llvm\.{instruction}\.)"
+        return len(re.findall(pattern, self.text))
 
 
 @cache
-def function(name: str, element: str, lanes: int) -> Callable[[Array], Array]:
-    """A function of `arithmetic`, on arrays."""
+def math_function(name: str, element: str, lanes: int) -> Callable[[Array], Array]:
+    """A function of `vector_math`, on arrays."""
 
-    def body(f: Function, lanes: Lanes, given: Mapping[str, Value]) -> Mapping[str, Value]:
-        return {"y": getattr(vector_math, name)(f, lanes, given["x"])}
+    def body(f: Function, vector: VectorType, values: Mapping[str, Value]) -> Mapping[str, Value]:
+        return {"y": getattr(vector_math, name)(f, vector, values["x"])}
 
-    made = Vectorised(Lanes(element, lanes), ("x",), body)
-    return lambda x: made({"x": x})["y"]
+    function = VectorFunction(VectorType(element, lanes), ("x",), body)
+    return lambda x: function({"x": x})["y"]
 
 
-def graph(element: str, lanes: int, roots: Mapping[str, Expression]) -> Vectorised:
+def expression_function(
+    element: str, lanes: int, roots: Mapping[str, Expression]
+) -> VectorFunction:
     """An expression graph, on arrays."""
     nodes = topological(roots.values())
-    return Vectorised(
-        Lanes(element, lanes),
+    return VectorFunction(
+        VectorType(element, lanes),
         tuple(str(node.payload) for node in nodes if node.op == "symbol"),
-        lambda f, lanes, given: cell.emit(f, lanes, roots, given),
+        lambda f, vector, values: cell.emit(f, vector, roots, values),
     )
 
 
-def at_an_end(array: np.ndarray) -> np.ndarray:
-    """A copy whose last number is the last one before memory that nobody may touch."""
+def before_protected_page(array: np.ndarray) -> np.ndarray:
+    """A copy whose last number is right before a page that must not be accessed."""
     if sys.platform != "linux":
-        pytest.skip("pages are protected as Linux does it")
+        pytest.skip("protects pages with a function of Linux")
     page = mmap.PAGESIZE
     size = -(-array.nbytes // page) * page
     memory = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
@@ -127,12 +129,13 @@ def at_an_end(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def narrower() -> Machine:
-    """This machine, if it had AVX2 only."""
-    if not machine().x86:
+def avx2_machine() -> Machine:
+    """This machine, as if it had AVX2 only."""
+    if not usable_machine().x86:
         pytest.skip("not an x86 processor")
+    here = usable_machine()
     features = ",".join(
         name if not name.startswith("+avx512") else "-" + name[1:]
-        for name in machine().features.split(",")
+        for name in here.features.split(",")
     )
-    return replace(machine(), features=features, vector_bits=256, registers=16, dot_bfloat16=False)
+    return replace(here, features=features, vector_bits=256, registers=16, dot_bfloat16=False)

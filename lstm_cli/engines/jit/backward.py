@@ -1,4 +1,7 @@
-"""One direction of a recurrent layer backwards: its kernel, then the products over all steps."""
+"""Backward pass of one direction: its kernel, then the products over all steps.
+
+`codegen.backward` writes the kernel itself. Start at `BackwardPass.run`.
+"""
 
 from __future__ import annotations
 
@@ -9,144 +12,171 @@ from functools import lru_cache
 import numpy as np
 
 from lstm_cli.cells.tracing import Stage
-from lstm_cli.engines.jit.batch import Rows
+from lstm_cli.engines.jit.batch import RowGroups
 from lstm_cli.engines.jit.codegen import backward
-from lstm_cli.engines.jit.codegen.backward import Derivatives, Shape, derivatives, gate_order
-from lstm_cli.engines.jit.codegen.matmul import (
-    Lines,
-    Product,
-    ProductKernel,
-    product_kernel,
-    run_product,
+from lstm_cli.engines.jit.codegen.backward import (
+    BackwardVariant,
+    DerivativeSlots,
+    derivative_slots,
+    gate_order,
 )
-from lstm_cli.engines.jit.codegen.packing import Order, Packed, Packing
-from lstm_cli.engines.jit.codegen.tile import columns
+from lstm_cli.engines.jit.codegen.matmul import (
+    Matmul,
+    MatmulKernel,
+    MemoryRows,
+    matmul_kernel,
+    run_matmul,
+)
+from lstm_cli.engines.jit.codegen.packing import MatrixLayout, PackedMatrix, PanelPacking
+from lstm_cli.engines.jit.codegen.tile import split_columns
 from lstm_cli.engines.jit.codegen.weight_gradient import (
     WeightGradient,
-    gradient_kernel,
-    run_gradient,
+    run_weight_gradient,
+    weight_gradient_kernel,
 )
-from lstm_cli.engines.jit.forward import Buffers, Sequences, equations
-from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.forward import ForwardBuffers, ForwardInputs, equations
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Arguments, Workspace, address
-from lstm_cli.engines.jit.runtime.thread_pool import run, yield_address
-from lstm_cli.engines.jit.runtime.worker_ir import team_words
-from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
+from lstm_cli.engines.jit.runtime.thread_pool import run, syscall_address
+from lstm_cli.engines.jit.runtime.worker_ir import shared_phase_words
+from lstm_cli.engines.jit.weights import PackingPlan, RecurrentWeights
 from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Design:
-    """A compiled backward kernel, and how the weights it multiplies are packed.
+class BackwardPlan:
+    """A compiled backward kernel, and the packing of the weights that it multiplies.
 
     Attributes
     ----------
-    kept
-        Where derivatives are kept.
+    slots
+        Places of the derivatives of pre-activations.
     stages
-        The stage that each product undoes.
+        Stage that each product undoes.
     products
-        How its matrix is packed.
+        Packing of each product's matrix.
     inputs
-        How W_ih is, for the derivatives of x.
-    product
-        The kernel that makes these.
+        Packing of W_ih for the derivatives of x.
+    input_kernel
+        Matrix product that computes the derivatives of x.
     """
 
     address: int
     arguments: Arguments
     schedule: Schedule
-    kept: Derivatives
+    slots: DerivativeSlots
     stages: tuple[Stage, ...]
-    products: tuple[Packing, ...]
-    inputs: Packing
-    product: ProductKernel
+    products: tuple[PanelPacking, ...]
+    inputs: PanelPacking
+    input_kernel: MatmulKernel
 
 
 @lru_cache(maxsize=256)
-def design(weights: Plan, schedule: Schedule) -> Design:
+def backward_plan(weights: PackingPlan, schedule: Schedule) -> BackwardPlan:
     """The kernel for a cell and the shapes of its panels."""
     cell, machine = weights.cell, weights.machine
-    kept = derivatives(cell, schedule)
+    slots = derivative_slots(cell, schedule)
     stages = tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
-    products = tuple(_undoing(weights, kept, stage) for stage in stages)
-    shape = Shape(weights.lanes, tuple(packing.columns.split for packing in products))
-    name = f"backward {equations(cell)} {shape.name} {schedule.name}"
-    built = kernels(name, lambda: backward.build(cell, schedule, shape, machine), machine)
-    inputs = _transposed(weights, weights.input_size, kept.inputs, cell.letters, per=None)
-    arguments = backward.arguments(len(products))
-    product = product_kernel(inputs.columns.split, machine=machine)
-    return Design(built["backward"], arguments, schedule, kept, stages, products, inputs, product)
+    products = tuple(_stage_packing(weights, slots, stage) for stage in stages)
+    splits = tuple(packing.columns.split for packing in products)
+    variant = BackwardVariant(weights.vector, splits)
+    name = f"backward {equations(cell)} {variant.name} {schedule.name}"
+    kernels = load_kernels(name, lambda: backward.build(cell, schedule, variant, machine), machine)
+    inputs = _transposed(weights, weights.input_size, slots.inputs, cell.letters, None)
+    return BackwardPlan(
+        address=kernels["backward"],
+        arguments=backward.backward_arguments(len(products)),
+        schedule=schedule,
+        slots=slots,
+        stages=stages,
+        products=products,
+        inputs=inputs,
+        input_kernel=matmul_kernel(inputs.columns.split, machine=machine),
+    )
 
 
-def _undoing(weights: Plan, kept: Derivatives, stage: Stage) -> Packing:
-    """How a stage's matrix is packed to multiply derivatives."""
-    H, P, per = weights.cell.hidden_size, weights.cell.output_size, weights.per
+def _stage_packing(weights: PackingPlan, slots: DerivativeSlots, stage: Stage) -> PanelPacking:
+    """Packing of a stage's matrix to multiply derivatives."""
+    H, P = weights.cell.hidden_size, weights.cell.output_size
+    vectors = weights.gate_vectors
     if stage.matrix == "weight_hr":
-        return weights.packing(columns(H, 1, weights.lanes, per), Order.transposed(P, H))
-    return _transposed(weights, P, kept.recurrent, stage.gates, per or 2)
+        columns = split_columns(H, 1, weights.vector, vectors)
+        return weights.packing(columns, MatrixLayout.transposed(P, H))
+    return _transposed(weights, P, slots.recurrent, stage.gates, vectors or 2)
 
 
 def _transposed(
-    weights: Plan, width: int, slots: Mapping[str, int], gates: tuple[str, ...], per: int | None
-) -> Packing:
-    """Of gates' blocks of a matrix (G*H, width), side by side as their derivatives are."""
+    weights: PackingPlan,
+    width: int,
+    slots: Mapping[str, int],
+    gates: tuple[str, ...],
+    gate_vectors: int | None,
+) -> PanelPacking:
+    """Packing of gates' blocks of a matrix (G*H, width), in the order of their slots."""
     letters = weights.cell.letters
     blocks = [letters.index(gate) for gate in gate_order(dict(slots), gates)]
-    order = Order.transposed(weights.cell.hidden_size, width, blocks)
-    return weights.packing(columns(width, 1, weights.lanes, per), order)
+    layout = MatrixLayout.transposed(weights.cell.hidden_size, width, blocks)
+    columns = split_columns(width, 1, weights.vector, gate_vectors)
+    return weights.packing(columns, layout)
 
 
 @dataclass(frozen=True, eq=False)
 class BackwardKernel:
-    """A backward kernel with weights: those of each of its products, and W_ih."""
+    """A backward kernel with the packed weights of its products, and W_ih."""
 
-    design: Design
-    products: tuple[Packed, ...]
-    inputs: Packed
+    plan: BackwardPlan
+    products: tuple[PackedMatrix, ...]
+    inputs: PackedMatrix
 
 
-def backward_kernel(weights: RecurrentWeights, plan: Schedule) -> BackwardKernel:
-    """The kernel, and the weights packed the other way round, once for these weights."""
-    key = ("backward", plan)
-    found = weights.kernels.get(key)
-    if found is None:
-        made, own, stock = design(weights.plan, plan), weights.own, weights.stock
-        matrices = [np.asarray(getattr(own, stage.matrix)) for stage in made.stages]
-        pairs = zip(made.products, matrices, strict=True)
-        products = tuple(packing(matrix, None, stock) for packing, matrix in pairs)
-        inputs = made.inputs(own.weight_ih, None, stock)
-        found = weights.kernels[key] = BackwardKernel(made, products, inputs)
-    return found
+def backward_kernel(weights: RecurrentWeights, schedule: Schedule) -> BackwardKernel:
+    """The kernel, and the transposed weights, packed once for these weights."""
+    key = ("backward", schedule)
+    kernel = weights.kernels.get(key)
+    if kernel is None:
+        plan, tensors = backward_plan(weights.plan, schedule), weights.tensors
+        matrices = [np.asarray(getattr(tensors, stage.matrix)) for stage in plan.stages]
+        products = tuple(
+            packing(matrix, None, weights.array_pool)
+            for packing, matrix in zip(plan.products, matrices, strict=True)
+        )
+        inputs = plan.inputs(tensors.weight_ih, None, weights.array_pool)
+        kernel = weights.kernels[key] = BackwardKernel(plan, products, inputs)
+    return kernel
 
 
 @dataclass(frozen=True, eq=False)
 class BackwardBuffers:
-    """What a way back works in, for a kind of batch, and the block that tells the kernel of it.
+    """Buffers of one direction's backward pass for one kind of batch.
+
+    A step record is a valid step of a sequence; records have the order in which steps are computed.
 
     Attributes
     ----------
+    block
+        The kernel's argument block.
     row, sequence, time, passed
-        Of every valid step, in the order in which they are computed: its row, its sequence, and
-        how many steps of that came before it in time, and in order.
+        (records,) row, sequence, time, and number of the sequence's steps computed before.
     dz
-        (steps, slots, stride) derivatives of pre-activations.
-    dh, dc, apart
-        (N, stride) derivatives of the states, and what of h's comes through no product.
+        (records, slots, stride) derivatives of pre-activations.
+    dh, dc
+        (N, stride) derivatives of the states.
+    dh_direct
+        (N, stride) part of the derivative of h that comes through no product.
     dp
-        (N, gates, stride) of peepholes.
+        (N, gates, stride) derivatives of peepholes by row.
     projected
-        (steps, stride) of what a projection gave.
+        (records, stride) derivatives of a projection's results.
     order
-        Which step is next in the sums over all steps; None: they are in this order.
+        (records,) order of records in sums over all steps; None for the order of their numbers.
     zeros
-        What stands for derivatives of outputs that nobody reads.
-    firsts, meeting
-        The block names them.
+        Zeros for the derivatives of outputs that nothing reads.
+    first_records, phase_memory
+        Arrays whose addresses are in `block`.
     offsets
-        Where rows of an array begin, by what that depends on.
+        Places of rows and steps of an array, by its strides.
     """
 
     block: Array
@@ -157,286 +187,297 @@ class BackwardBuffers:
     dz: Array
     dh: Array
     dc: Array
-    apart: Array
+    dh_direct: Array
     dp: Array
     projected: Array
     order: Array | None
     zeros: Array
-    firsts: Array
-    meeting: Array
+    first_records: Array
+    phase_memory: Array
     offsets: dict[Hashable, Array] = field(default_factory=dict)
 
     def steps(self, array: Array) -> Array:
-        """Where each step of an array (N, T, size) begins."""
+        """Place of each record's step in an array (N, T, size)."""
         sequence, time = (stride // array.itemsize for stride in array.strides[:2])
         key = ("steps", sequence, time)
         if key not in self.offsets:
-            found = self.sequence * sequence + self.time * time
-            self.offsets[key] = found.astype(np.int64, copy=False)
+            places = self.sequence * sequence + self.time * time
+            self.offsets[key] = places.astype(np.int64, copy=False)
         return self.offsets[key]
 
-    def reads(self, array: Array) -> Array:
-        """Where each step's row of an array (turns, N, stride) begins."""
-        turn, row = (stride // array.itemsize for stride in array.strides[:2])
-        key = ("reads", turn, row)
+    def operand_rows(self, array: Array) -> Array:
+        """Place of each record's row in states (times, N, stride) before its step."""
+        time, row = (stride // array.itemsize for stride in array.strides[:2])
+        key = ("operand rows", time, row)
         if key not in self.offsets:
-            self.offsets[key] = self.passed * turn + self.row * row
+            self.offsets[key] = self.passed * time + self.row * row
         return self.offsets[key]
 
-    def sorted(self, lines: Lines) -> Lines:
-        """Rows, one a step, in the order in which they are summed."""
+    def in_sum_order(self, rows: MemoryRows) -> MemoryRows:
+        """Rows, one per record, in the order of sums over steps."""
         if self.order is None:
-            return lines
-        if lines.offsets is None:
-            return Lines(lines.base, offsets=self.order * lines.step, owner=lines.owner)
-        return Lines(lines.base, offsets=lines.offsets[self.order], owner=lines.owner)
+            return rows
+        if rows.offsets is None:
+            return MemoryRows(rows.base, offsets=self.order * rows.step, owner=rows.owner)
+        return MemoryRows(rows.base, offsets=rows.offsets[self.order], owner=rows.owner)
 
-    def begins(self, rows: Rows, row: int, step: int, column: int, *, reverse: bool) -> Array:
-        """Where each row's first step is; see `Rows.offsets`."""
-        key = ("begins", row, step, column)
+    def row_starts(
+        self, rows: RowGroups, row: int, step: int, column: int, *, reverse: bool
+    ) -> Array:
+        """Place of each row's first step; see `RowGroups.offsets`."""
+        key = ("row starts", row, step, column)
         if key not in self.offsets:
             self.offsets[key] = rows.offsets(row, step, column, reverse=reverse)
         return self.offsets[key]
 
 
 def backward_buffers(
-    weights: RecurrentWeights, made: Design, given: Sequences, space: Workspace
+    weights: RecurrentWeights, plan: BackwardPlan, inputs: ForwardInputs, workspace: Workspace
 ) -> BackwardBuffers:
-    """Buffers for the batch, kept for all full batches of its shape."""
-    rows = given.rows
+    """Buffers for the batch; all full batches of one shape share them."""
+    rows = inputs.rows
     if rows.order is not None:
-        return _buffers(weights, made, given, space)
-    key = ("backward", made, weights.sizes, rows, given.reverse, given.threads)
-    return space.plan(key) or space.keep(key, _buffers(weights, made, given, space))
+        return _buffers(weights, plan, inputs, workspace)
+    key = ("backward", plan, weights.sizes, rows, inputs.reverse, inputs.threads)
+    buffers: BackwardBuffers | None = workspace.cached(key)
+    if buffers is None:
+        buffers = workspace.remember(key, _buffers(weights, plan, inputs, workspace))
+    return buffers
 
 
 def _buffers(
-    weights: RecurrentWeights, made: Design, given: Sequences, space: Workspace
+    weights: RecurrentWeights, plan: BackwardPlan, inputs: ForwardInputs, workspace: Workspace
 ) -> BackwardBuffers:
-    rows, dtype, threads = given.rows, weights.dtype.name, given.threads
-    row, sequence, time = rows.steps(reverse=given.reverse)
+    rows, dtype, threads = inputs.rows, weights.dtype.name, inputs.threads
+    row, sequence, time = rows.steps(reverse=inputs.reverse)
     units, outputs, N = weights.units.stride, weights.outputs.stride, rows.count
     gates = len(weights.cell.peephole_gates)
     passed = time
-    if given.reverse:
+    if inputs.reverse:
         lengths = rows.T if rows.lengths is None else rows.lengths[row]
         passed = np.asarray(lengths - 1 - time)
-    found = BackwardBuffers(
-        block=made.arguments.empty(),
+    buffers = BackwardBuffers(
+        block=plan.arguments.empty(),
         row=row,
         sequence=sequence,
         time=time,
         passed=passed,
-        dz=space.shaped("dz", (len(row), len(made.kept.slots), units), dtype),
-        dh=space.shaped("dh", (N, outputs), dtype),
-        dc=space.shaped("dc", (N, units), dtype),
-        apart=space.shaped("dh apart", (N, outputs), dtype),
-        dp=space.shaped("dp", (N, gates, units), dtype),
-        projected=space.shaped("projected", (len(row), outputs), dtype),
-        order=rows.sorted_steps(sequence, passed),
-        zeros=space.get("zeros", max(4096, outputs), dtype),
-        firsts=rows.firsts(),
-        meeting=space.shaped("meeting", (team_words(threads),), "int64"),
+        dz=workspace.shaped("dz", (len(row), len(plan.slots.slots), units), dtype),
+        dh=workspace.shaped("dh", (N, outputs), dtype),
+        dc=workspace.shaped("dc", (N, units), dtype),
+        dh_direct=workspace.shaped("direct dh", (N, outputs), dtype),
+        dp=workspace.shaped("dp", (N, gates, units), dtype),
+        projected=workspace.shaped("projected", (len(row), outputs), dtype),
+        order=rows.sum_order(sequence, passed),
+        zeros=workspace.get("zeros", max(4096, outputs), dtype),
+        first_records=rows.first_records(),
+        phase_memory=workspace.shaped("phases", (shared_phase_words(threads),), "int64"),
     )
     entries = {
         "T": rows.T,
-        "groups": rows.groups if rows.alone else 0,
-        "apart": rows.apart,
+        "groups": rows.groups if rows.thread_owns_groups else 0,
+        "step_stride": rows.step_stride,
         "ld": units,
         "ld_h": outputs,
         "h_step": N * outputs,
         "c_step": N * units,
-        "slots": len(made.schedule.slots),
-        "d_slots": len(made.kept.slots),
+        "slots": len(plan.schedule.slots),
+        "d_slots": len(plan.slots.slots),
         "out_size": weights.cell.output_size,
         "limit": rows.largest,
         "active": address(rows.active),
         "starts": address(rows.starts),
-        "firsts": address(found.firsts),
-        "meeting": address(found.meeting),
-        "yield": yield_address(),
-        "dz": address(found.dz),
-        "dh": address(found.dh),
-        "dc": address(found.dc),
-        "dh_apart": address(found.apart),
-        "dp": address(found.dp),
-        "projected": address(found.projected),
-        "rows": address(space.get("back rows", threads * rows.largest, "int64")),
-        "zeros": address(found.zeros),
+        "first_records": address(buffers.first_records),
+        "phase_memory": address(buffers.phase_memory),
+        "syscall": syscall_address(),
+        "dz": address(buffers.dz),
+        "dh": address(buffers.dh),
+        "dc": address(buffers.dc),
+        "dh_direct": address(buffers.dh_direct),
+        "dp": address(buffers.dp),
+        "projected": address(buffers.projected),
+        "rows": address(workspace.get("back rows", threads * rows.largest, "int64")),
+        "zeros": address(buffers.zeros),
     }
-    for k, (packing, stage) in enumerate(zip(made.products, made.stages, strict=True)):
+    for k, (packing, stage) in enumerate(zip(plan.products, plan.stages, strict=True)):
         entries |= {f"K_{k}": packing.K // max(1, len(stage.gates))}
         entries |= {f"panels_{k}": packing.columns.count}
-    made.arguments.put(found.block, entries)
-    return found
+    plan.arguments.put(buffers.block, entries)
+    return buffers
 
 
 @dataclass(frozen=True)
-class Gradients:
-    """Derivatives for one direction: tensors by name, and initial states (N, size)."""
+class DirectionGradients:
+    """Derivatives of one direction: tensors by name, and initial states (N, size)."""
 
     tensors: Mapping[str, Array]
     states: tuple[Array, ...]
 
 
 class BackwardPass:
-    """One direction's way back.
+    """Backward pass of one direction over one batch.
 
     Parameters
     ----------
-    given, left
-        What the forward kernel was given, and what it left.
+    inputs, forward
+        Inputs of the forward pass, and the buffers that it filled.
     """
 
     def __init__(
         self,
         weights: RecurrentWeights,
         kernel: BackwardKernel,
-        given: Sequences,
-        left: Buffers,
-        space: Workspace,
+        inputs: ForwardInputs,
+        forward: ForwardBuffers,
+        workspace: Workspace,
         machine: Machine,
     ) -> None:
-        self.weights, self.kernel, self.given, self.left = weights, kernel, given, left
-        self.design, self.rows, self.cell = kernel.design, given.rows, weights.cell
-        self.space, self.machine = space, machine
-        self.buffers = backward_buffers(weights, kernel.design, given, space)
-        self.units, self.steps = weights.units.stride, len(self.buffers.row)
+        self.weights, self.kernel, self.inputs, self.forward = weights, kernel, inputs, forward
+        self.plan, self.rows, self.cell = kernel.plan, inputs.rows, weights.cell
+        self.workspace, self.machine = workspace, machine
+        self.buffers = backward_buffers(weights, kernel.plan, inputs, workspace)
+        self.units, self.records = weights.units.stride, len(self.buffers.row)
 
-    def run(self, d: Array, column: int, dx: Array, add: bool) -> Gradients:
-        """All of it.
+    def run(self, d: Array, column: int, dx: Array, add: bool) -> DirectionGradients:
+        """Compute all derivatives of this direction.
 
         Parameters
         ----------
         d
-            (N, T, F) derivative of the layer's output, this direction's from `column` on; or
-            (N, P) of the last step's output.
+            (N, T, F) derivative of the layer's output, in which this direction begins at `column`;
+            or (N, P) derivative of the last step's output.
         dx
-            (N, T, D) to be written, where there are valid steps, or with `add` added to.
+            (N, T, D) derivative of x, written at valid steps.
+        add
+            Add to `dx` instead of writing it.
         """
-        self._steps(d, column)
-        self._inputs(dx, add)
-        return Gradients(self._tensors(), self._states())
+        self._run_kernel(d, column)
+        self._input_gradient(dx, add)
+        return DirectionGradients(self._tensor_gradients(), self._state_gradients())
 
-    def _steps(self, d: Array, column: int) -> None:
-        """The kernel: derivatives of all steps; those of peepholes, by thread."""
-        rows, buffers, left = self.rows, self.buffers, self.left
-        for begun in (buffers.dh, buffers.dc, buffers.apart, buffers.dp):
-            begun.fill(0)
+    def _run_kernel(self, d: Array, column: int) -> None:
+        """Derivatives of all steps, of states, and of peepholes by row."""
+        rows, buffers, forward = self.rows, self.buffers, self.forward
+        for sums in (buffers.dh, buffers.dc, buffers.dh_direct, buffers.dp):
+            sums.fill(0)
         if d.ndim == 2:
-            own = d[:, column : column + self.cell.output_size]
-            buffers.dh[:, : own.shape[1]] = own if rows.order is None else own[rows.order]
+            last = d[:, column : column + self.cell.output_size]
+            by_row = last if rows.order is None else last[rows.order]
+            buffers.dh[:, : last.shape[1]] = by_row
             d, row, step, column = buffers.zeros, 0, 0, 0
         else:
             row, step = (stride // d.itemsize for stride in d.strides[:2])
-        reverse = self.given.reverse
-        begins = buffers.begins(rows, row, step, column, reverse=reverse)
+        reverse = self.inputs.reverse
+        starts = buffers.row_starts(rows, row, step, column, reverse=reverse)
         entries = {
             "d_step": -step if reverse else step,
             "d": address(d),
-            "d_at": address(begins),
+            "d_at": address(starts),
             "p": address(self.weights.peepholes),
-            "h": address(left.h),
-            "c": address(left.c),
-            "m": address(left.mask),
-            "record": address(left.record),
+            "h": address(forward.h),
+            "c": address(forward.c),
+            "m": address(forward.mask),
+            "record": address(forward.record),
         }
         entries |= {f"w_{k}": address(w.panels) for k, w in enumerate(self.kernel.products)}
-        self.design.arguments.put(buffers.block, entries)
-        buffers.meeting.fill(0)
-        run(self.design.address, address(buffers.block), self.given.threads)
+        self.plan.arguments.put(buffers.block, entries)
+        buffers.phase_memory.fill(0)
+        run(self.plan.address, address(buffers.block), self.inputs.threads)
 
-    def _inputs(self, dx: Array, add: bool) -> None:
+    def _input_gradient(self, dx: Array, add: bool) -> None:
         """Derivatives of x."""
-        dz, inputs = self.buffers.dz, self.design.kept.inputs
+        dz, slots = self.buffers.dz, self.plan.slots.inputs
         step = dz.shape[1] * self.units
-        first = address(dz) + min(inputs.values()) * self.units * dz.itemsize
-        a, out = Lines(first, step, owner=dz), Lines.of(dx, self.buffers.steps(dx))
-        times = len(inputs)
-        product = Product(
-            self.steps, a, self.kernel.inputs, out, times=times, skip=self.units, add=add
+        first = address(dz) + min(slots.values()) * self.units * dz.itemsize
+        product = Matmul(
+            self.records,
+            MemoryRows(first, step, owner=dz),
+            self.kernel.inputs,
+            MemoryRows.of(dx, self.buffers.steps(dx)),
+            times=len(slots),
+            skip=self.units,
+            add=add,
         )
-        run_product(self.design.product, product, self.given.threads)
+        run_matmul(self.plan.input_kernel, product, self.inputs.threads)
 
-    def _tensors(self) -> dict[str, Array]:
+    def _tensor_gradients(self) -> dict[str, Array]:
         """Derivatives of the stored tensors."""
-        cell, kept, own = self.cell, self.design.kept, self.weights.own
-        like = self.weights.stock.like
-        lines = Lines.of(self.given.x, self.buffers.steps(self.given.x))
-        bias = like(own.bias)
-        found = {"weight_ih": like(own.weight_ih)}
-        places = [kept.inputs[gate] for gate in cell.letters]
-        self._gradient(found["weight_ih"], places, lines, bias)
-        found["weight_hh"] = like(own.weight_hh)
+        cell, slots, tensors = self.cell, self.plan.slots, self.weights.tensors
+        like = self.weights.array_pool.like
+        x_rows = MemoryRows.of(self.inputs.x, self.buffers.steps(self.inputs.x))
+        bias = like(tensors.bias)
+        gradients = {"weight_ih": like(tensors.weight_ih)}
+        places = [slots.inputs[gate] for gate in cell.letters]
+        self._gate_gradient(gradients["weight_ih"], places, x_rows, bias)
+        gradients["weight_hh"] = like(tensors.weight_hh)
         bias_hh = like(bias) if cell.recurrent_bias else None
-        for k, phase in enumerate(self.design.schedule.phases):
+        for k, phase in enumerate(self.plan.schedule.phases):
             if phase.projects:
-                found["weight_hr"] = like(np.asarray(own.weight_hr))
-                self._projection(found["weight_hr"], self._reads(k))
+                gradients["weight_hr"] = like(np.asarray(tensors.weight_hr))
+                self._projection_gradient(gradients["weight_hr"], self._operand_rows(k))
                 continue
-            block = own.rows(phase.stage.gates)
-            places = [kept.recurrent[gate] for gate in phase.stage.gates]
+            block = tensors.rows(phase.stage.gates)
+            places = [slots.recurrent[gate] for gate in phase.stage.gates]
             part = None if bias_hh is None else bias_hh[block]
-            self._gradient(found["weight_hh"][block], places, self._reads(k), part)
+            self._gate_gradient(gradients["weight_hh"][block], places, self._operand_rows(k), part)
         if bias_hh is None:
-            found["bias"] = bias
+            gradients["bias"] = bias
         else:
-            found |= {"bias_ih": bias, "bias_hh": bias_hh}
-        if own.peepholes:
-            by_sequence = np.empty_like(self.buffers.dp)
-            by_sequence[slice(None) if self.rows.order is None else self.rows.order] = (
-                self.buffers.dp
-            )
-            found["peephole"] = by_sequence.sum(axis=0)[:, : cell.hidden_size].ravel()
-        return found
+            gradients |= {"bias_ih": bias, "bias_hh": bias_hh}
+        if tensors.peepholes:
+            by_sequence = self._by_sequence(self.buffers.dp)
+            gradients["peephole"] = by_sequence.sum(axis=0)[:, : cell.hidden_size].ravel()
+        return gradients
 
-    def _gradient(self, out: Array, slots: list[int], a: Lines, bias: Array | None) -> None:
-        """Derivatives of gates' blocks of a matrix."""
-        kernel = gradient_kernel(out.shape[1], self.weights.lanes.element, self.machine)
-        dz = Lines(address(self.buffers.dz), self.buffers.dz.shape[1] * self.units)
+    def _gate_gradient(
+        self, out: Array, slots: list[int], a: MemoryRows, bias: Array | None
+    ) -> None:
+        """Derivatives of gates' blocks of a matrix, and of their bias."""
+        kernel = weight_gradient_kernel(out.shape[1], self.weights.vector.element, self.machine)
+        dz = MemoryRows(address(self.buffers.dz), self.buffers.dz.shape[1] * self.units)
         gates = np.array(slots, np.int64) * self.units
-        given = self._sums(dz, gates, self.cell.hidden_size, a, out, bias)
-        run_gradient(kernel, given, self.space, self.given.threads)
+        gradient = self._sum_over_steps(dz, gates, self.cell.hidden_size, a, out, bias)
+        run_weight_gradient(kernel, gradient, self.workspace, self.inputs.threads)
 
-    def _projection(self, out: Array, a: Lines) -> None:
+    def _projection_gradient(self, out: Array, a: MemoryRows) -> None:
         """Derivatives of W_hr."""
-        kernel = gradient_kernel(out.shape[1], self.weights.lanes.element, self.machine)
+        kernel = weight_gradient_kernel(out.shape[1], self.weights.vector.element, self.machine)
         gates = np.zeros(1, np.int64)
-        dz, P = Lines.of(self.buffers.projected), self.cell.output_size
-        given = self._sums(dz, gates, P, a, out)
-        run_gradient(kernel, given, self.space, self.given.threads)
+        dz, P = MemoryRows.of(self.buffers.projected), self.cell.output_size
+        gradient = self._sum_over_steps(dz, gates, P, a, out)
+        run_weight_gradient(kernel, gradient, self.workspace, self.inputs.threads)
 
-    def _sums(
+    def _sum_over_steps(
         self,
-        dz: Lines,
+        dz: MemoryRows,
         gates: Array,
         units: int,
-        a: Lines,
+        a: MemoryRows,
         out: Array,
         bias: Array | None = None,
     ) -> WeightGradient:
         """A product over all steps, in an order that does not depend on groups."""
-        dz, a = self.buffers.sorted(dz), self.buffers.sorted(a)
-        return WeightGradient(self.steps, dz, gates, units, a, out, bias)
+        dz, a = self.buffers.in_sum_order(dz), self.buffers.in_sum_order(a)
+        return WeightGradient(self.records, dz, gates, units, a, out, bias)
 
-    def _reads(self, k: int) -> Lines:
-        """What product `k` of the forward step read, at all steps."""
-        left = self.left
+    def _operand_rows(self, k: int) -> MemoryRows:
+        """Rows that product `k` of the forward step multiplied, one per record."""
+        forward = self.forward
         if k == 0:
-            buffer = left.h if left.masked is None else left.masked
-            return Lines.of(buffer, self.buffers.reads(buffer))
-        record = np.asarray(left.record)
-        slot = self.design.schedule.reads[k - 1]
+            buffer = forward.h if forward.masked is None else forward.masked
+            return MemoryRows.of(buffer, self.buffers.operand_rows(buffer))
+        record = np.asarray(forward.record)
+        slot = self.plan.schedule.reads[k - 1]
         base = address(record) + slot * self.units * record.itemsize
-        return Lines(base, record.shape[1] * self.units, owner=record)
+        return MemoryRows(base, record.shape[1] * self.units, owner=record)
 
-    def _states(self) -> tuple[Array, ...]:
+    def _state_gradients(self) -> tuple[Array, ...]:
         """Derivatives of the initial states."""
-        found = []
-        for buffer, size in zip(
-            (self.buffers.dh, self.buffers.dc), self.cell.state_sizes, strict=False
-        ):
-            own = np.empty((len(buffer), size), buffer.dtype)
-            own[slice(None) if self.rows.order is None else self.rows.order] = buffer[:, :size]
-            found.append(own)
-        return tuple(found)
+        buffers = zip((self.buffers.dh, self.buffers.dc), self.cell.state_sizes, strict=False)
+        return tuple(self._by_sequence(buffer[:, :size]) for buffer, size in buffers)
+
+    def _by_sequence(self, values: Array) -> Array:
+        """A copy of values by row, in the caller's order of sequences."""
+        copy = np.empty(values.shape, values.dtype)
+        copy[slice(None) if self.rows.order is None else self.rows.order] = values
+        return copy

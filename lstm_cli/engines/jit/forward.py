@@ -1,4 +1,7 @@
-"""One direction of a recurrent layer forwards: what its kernel is given, and what it leaves."""
+"""Forward pass of one direction: its kernel's buffers and arguments, and the call.
+
+`codegen.forward` writes the kernel itself. Start at `run_forward`.
+"""
 
 from __future__ import annotations
 
@@ -11,59 +14,70 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.jit.batch import Rows
+from lstm_cli.engines.jit.batch import RowGroups
 from lstm_cli.engines.jit.codegen import forward
-from lstm_cli.engines.jit.codegen.forward import Blocks, Shape
-from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.codegen.forward import ForwardArguments, ForwardVariant
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.memory import Workspace, address
-from lstm_cli.engines.jit.runtime.thread_pool import run, yield_address
-from lstm_cli.engines.jit.runtime.worker_ir import team_words
-from lstm_cli.engines.jit.weights import Plan, RecurrentWeights
+from lstm_cli.engines.jit.runtime.thread_pool import run, syscall_address
+from lstm_cli.engines.jit.runtime.worker_ir import shared_phase_words
+from lstm_cli.engines.jit.weights import PackingPlan, RecurrentWeights
 from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.setup import setup_total
 from lstm_cli.engines.types import Array
 
-_SHARING = 8
-"""Threads that share columns and fill more of their caches with input projections."""
+_COUNTED_THREADS = 8
+"""Most threads with shared columns whose caches together set the rows of input projections."""
 
 _CALL = Struct("8q")
-"""The entries of `forward.Blocks.call`."""
+"""Entries of `codegen.forward.ForwardArguments.call`, in order."""
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardKernel:
-    """A compiled forward kernel, the layout of its block, and what that says of the weights."""
+    """A compiled forward kernel bound to weights.
+
+    Attributes
+    ----------
+    arguments
+        Layout of the kernel's argument block.
+    weights
+        Bytes of the block's entries about the weights.
+    """
 
     address: int
     schedule: Schedule
-    blocks: Blocks
+    arguments: ForwardArguments
     weights: bytes
 
 
-def forward_kernel(weights: RecurrentWeights, plan: Schedule) -> ForwardKernel:
-    """The kernel for a cell and the shapes of its panels, made once for these weights."""
-    found = weights.kernels.get(plan)
-    if found is None:
-        blocks = forward.blocks(len(plan.phases))
-        packed = blocks.weights.pack(_weight_entries(weights))
-        code = _compiled(weights.plan, plan)
-        found = weights.kernels[plan] = ForwardKernel(code, plan, blocks, packed)
-    return found
+def forward_kernel(weights: RecurrentWeights, schedule: Schedule) -> ForwardKernel:
+    """The kernel for a cell and the shapes of its panels, built once for these weights."""
+    kernel = weights.kernels.get(schedule)
+    if kernel is None:
+        arguments = forward.forward_arguments(len(schedule.phases))
+        packed = arguments.weights.pack(_weight_entries(weights))
+        code = _compiled(weights.plan, schedule)
+        kernel = ForwardKernel(code, schedule, arguments, packed)
+        weights.kernels[schedule] = kernel
+    return kernel
 
 
 @lru_cache(maxsize=256)
-def _compiled(weights: Plan, schedule: Schedule) -> int:
+def _compiled(plan: PackingPlan, schedule: Schedule) -> int:
     """The kernel's address."""
-    machine = weights.machine
-    splits = tuple(packing.columns.split for packing in weights.products)
-    shape = Shape(weights.lanes, weights.inputs.columns.split, splits)
-    name = f"forward {equations(weights.cell)} {shape.name} {schedule.name}"
-    made = kernels(name, lambda: forward.build(weights.cell, schedule, shape, machine), machine)
-    return made["forward"]
+    machine = plan.machine
+    splits = tuple(packing.columns.split for packing in plan.products)
+    variant = ForwardVariant(plan.vector, plan.inputs.columns.split, splits)
+    name = f"forward {equations(plan.cell)} {variant.name} {schedule.name}"
+    kernels = load_kernels(
+        name, lambda: forward.build(plan.cell, schedule, variant, machine), machine
+    )
+    return kernels["forward"]
 
 
 def equations(cell: Cell) -> str:
-    """What of a cell shows in a kernel: all but its sizes."""
+    """Text of a cell without its sizes: equal for cells with equal kernels."""
     sizes = {"hidden_size": 1}
     if getattr(cell, "projection_size", None) is not None:
         sizes["projection_size"] = 1
@@ -71,66 +85,68 @@ def equations(cell: Cell) -> str:
 
 
 def _weight_entries(weights: RecurrentWeights) -> dict[str, int]:
-    named = {"x": weights.inputs}
-    named |= {str(k): packed for k, packed in enumerate(weights.products)}
+    matrices = {"x": weights.inputs}
+    matrices |= {str(k): packed for k, packed in enumerate(weights.products)}
     entries = {"p": address(weights.peepholes)}
-    for key, packed in named.items():
+    for key, packed in matrices.items():
         entries |= {f"K_{key}": packed.K, f"panels_{key}": packed.columns.count}
         entries |= {f"w_{key}": address(packed.panels), f"b_{key}": address(packed.init)}
     return entries
 
 
 @dataclass(slots=True)
-class Sequences:
-    """What one direction computes on.
+class ForwardInputs:
+    """Inputs and options of one direction's forward pass.
 
     Attributes
     ----------
     x
-        (N, T, D), numbers of a step side by side.
+        (N, T, D) inputs; the numbers of a step are contiguous.
     rows
-        The order in which the kernel takes the sequences.
+        Order in which the kernel computes the sequences.
     reverse
         From each sequence's last step to its first.
     states
         Initial (h, c), each (N, size); None for zeros.
     mask
-        (N, P) of recurrent dropout.
-    keep
-        Keep the states and slots of every step.
+        (N, P) recurrent dropout; None without it.
+    record_steps
+        Write the states and slots of every step.
     threads
-        As many at most.
+        Most threads to use.
     """
 
     x: Array
-    rows: Rows
+    rows: RowGroups
     reverse: bool
     states: tuple[Array | None, ...]
     mask: Array | None
-    keep: bool
+    record_steps: bool
     threads: int
 
 
 @dataclass
-class Buffers:
-    """A direction's buffers for a kind of batch, and the block that tells the kernel of them.
+class ForwardBuffers:
+    """Buffers of one direction for one kind of batch.
 
     Attributes
     ----------
+    block
+        The kernel's argument block.
     h, c
-        (turns, N, stride) by row: a turn for each step and one more, or for the last ones only.
+        (times, N, stride) states by row: T + 1 times if all steps are recorded, else the last ones.
     mask, masked
-        (N, stride) of recurrent dropout, and h times it as `h` is.
+        (N, stride) recurrent dropout, and h times the mask with the shape of `h`.
     record
-        (numbers, slots, stride) what is kept of each step, by its number in all steps.
-    firsts
-        (groups,) the number of a group's first step.
-    meeting
-        What threads that share columns meet at.
+        (step records, slots, stride) values recorded of each step.
+    first_records
+        (groups,) number of a group's first step record.
+    phase_memory
+        Memory of `worker_ir.SharedPhases`, zero before each call.
     offsets
-        By an array's strides, the distance of steps, and where rows begin.
-    told
-        Whose weights stand in the block.
+        Step stride, address of row starts, and row starts, by an array's strides and column.
+    bound_kernel
+        Kernel whose weight entries are in `block`.
     """
 
     block: Array
@@ -139,182 +155,194 @@ class Buffers:
     mask: Array | None
     masked: Array | None
     record: Array | None
-    firsts: Array
-    meeting: Array
+    first_records: Array
+    phase_memory: Array
     offsets: dict[tuple[int, ...], tuple[int, int, Array]] = field(default_factory=dict)
-    told: ForwardKernel | None = None
+    bound_kernel: ForwardKernel | None = None
 
 
 def run_forward(
     weights: RecurrentWeights,
     kernel: ForwardKernel,
-    given: Sequences,
+    inputs: ForwardInputs,
     y: tuple[Array, int] | None,
-    space: Workspace,
-) -> tuple[Buffers, tuple[float, float]]:
-    """The forward kernel over a batch.
+    workspace: Workspace,
+) -> tuple[ForwardBuffers, tuple[float, float]]:
+    """Run the forward kernel over a batch.
 
     Parameters
     ----------
     y
-        (N, T, F) to be written from a column on; None: nowhere. Padding is left as it is.
+        Output (N, T, F), and the column at which this direction begins; padding is not written.
+        None: the output of single steps is not needed.
 
     Returns
     -------
     buffers, seconds
-        What it left in the workspace; time of the input projection, and of the recurrence.
+        Buffers that the kernel filled; seconds of the input projection and of the recurrence.
     """
-    rows = given.rows
+    rows = inputs.rows
     if rows.order is None:
-        key = (kernel.address, weights.sizes, rows, *_kind(given))
-        buffers = space.plan(key) or space.keep(key, _buffers(weights, kernel, given, space))
+        key = (kernel.address, weights.sizes, rows, *_variant_key(inputs))
+        buffers = workspace.cached(key)
+        if buffers is None:
+            buffers = workspace.remember(key, _buffers(weights, kernel, inputs, workspace))
     else:
-        buffers = _buffers(weights, kernel, given, space)
-    _begin(buffers, given)
+        buffers = _buffers(weights, kernel, inputs, workspace)
+    _load_initial_states(buffers, inputs)
     block = buffers.block
-    if buffers.told is not kernel:
-        kernel.blocks.all.fill(block, kernel.blocks.weights, kernel.weights)
-        buffers.told = kernel
-    _tell(buffers, given, y)
-    if given.threads > 1:
-        buffers.meeting.fill(0)
-    begun, before = perf_counter(), setup_total()
-    run(kernel.address, address(block), given.threads)
-    seconds = perf_counter() - begun - (setup_total() - before)
-    x, rest = block.item(0), block.item(1)  # the clock's ticks, by part
-    share = seconds * x / (x + rest or 1)
+    if buffers.bound_kernel is not kernel:
+        kernel.arguments.all.fill(block, kernel.arguments.weights, kernel.weights)
+        buffers.bound_kernel = kernel
+    _write_call_arguments(buffers, inputs, y)
+    if inputs.threads > 1:
+        buffers.phase_memory.fill(0)
+    start, setup_before = perf_counter(), setup_total()
+    run(kernel.address, address(block), inputs.threads)
+    seconds = perf_counter() - start - (setup_total() - setup_before)
+    x_cycles, cycles = block.item(0), block.item(1)
+    share = seconds * x_cycles / (x_cycles + cycles or 1)
     return buffers, (share, seconds - share)
 
 
-def _kind(given: Sequences) -> tuple[object, ...]:
-    """What, beside the rows and the cell, buffers depend on."""
-    return given.reverse, given.keep, given.mask is None, given.threads
+def _variant_key(inputs: ForwardInputs) -> tuple[object, ...]:
+    """Options that shape the buffers, beside the rows and the cell."""
+    return inputs.reverse, inputs.record_steps, inputs.mask is None, inputs.threads
 
 
 def _buffers(
-    weights: RecurrentWeights, kernel: ForwardKernel, given: Sequences, space: Workspace
-) -> Buffers:
-    """Buffers for the batch, and the block's entries that are the same for all such batches."""
-    rows, dtype, keep = given.rows, weights.dtype.name, given.keep
+    weights: RecurrentWeights, kernel: ForwardKernel, inputs: ForwardInputs, workspace: Workspace
+) -> ForwardBuffers:
+    """Buffers for the batch, and the block's entries that all such batches share."""
+    rows, dtype, recorded = inputs.rows, weights.dtype.name, inputs.record_steps
     N, T, G = rows.count, rows.T, len(weights.cell.letters)
     units, outputs, slots = weights.units.stride, weights.outputs.stride, len(kernel.schedule.slots)
-    h = space.shaped("h", (T + 1 if keep else 2, N, outputs), dtype)
-    c = space.shaped("c", (T + 1 if keep else 1, N, units), dtype)
+    h = workspace.shaped("h", (T + 1 if recorded else 2, N, outputs), dtype)
+    c = workspace.shaped("c", (T + 1 if recorded else 1, N, units), dtype)
     mask = masked = record = None
-    if given.mask is not None:
-        mask, masked = space.shaped("mask", h.shape[1:], dtype), space.shaped("hm", h.shape, dtype)
+    if inputs.mask is not None:
+        mask = workspace.shaped("mask", h.shape[1:], dtype)
+        masked = workspace.shaped("hm", h.shape, dtype)
     if slots:
-        numbers = int(rows.active.sum()) if keep else N
-        record = space.shaped("record", (numbers, slots, units), dtype)
-    limit = _limit(rows, G * units * h.itemsize, given.threads, weights.cache)
-    shares = given.threads if rows.alone else 1  # threads that share columns share these, too
-    firsts = rows.firsts() if keep else rows.starts
-    meeting = space.shaped("meeting", (team_words(given.threads),), "int64")
+        records = int(rows.active.sum()) if recorded else N
+        record = workspace.shaped("record", (records, slots, units), dtype)
+    limit = _projected_rows(rows, G * units * h.itemsize, inputs.threads, weights.cache)
+    # Threads that share columns also share the input projections.
+    shares = inputs.threads if rows.thread_owns_groups else 1
+    first_records = rows.first_records() if recorded else rows.starts
+    phase_memory = workspace.shaped("phases", (shared_phase_words(inputs.threads),), "int64")
     entries = {
         "T": T,
-        "groups": rows.groups if rows.alone else 0,
-        "apart": rows.apart,
+        "groups": rows.groups if rows.thread_owns_groups else 0,
+        "step_stride": rows.step_stride,
         "limit": limit,
         "out_size": weights.cell.output_size,
         "ld": units,
         "ld_h": outputs,
         "h_step": N * outputs,
-        "h_turn": -1 if keep else 1,
+        "h_mask": -1 if recorded else 1,
         "c_step": N * units,
-        "c_turn": -1 if keep else 0,
-        "keep": keep,
+        "c_mask": -1 if recorded else 0,
+        "recorded": recorded,
         "slots": slots,
         "z_size": limit * G * units,
         "active": address(rows.active),
         "starts": address(rows.starts),
-        "firsts": address(firsts),
-        "meeting": address(meeting),
-        "yield": yield_address(),
+        "first_records": address(first_records),
+        "phase_memory": address(phase_memory),
+        "syscall": syscall_address(),
         "h": address(h),
         "c": address(c),
         "m": address(mask),
         "hm": address(masked),
         "record": address(record),
-        "z": address(space.get("z", shares * limit * G * units, dtype)),
-        "rows": address(space.get("rows", given.threads * 2 * limit, "int64")),
+        "z": address(workspace.get("z", shares * limit * G * units, dtype)),
+        "rows": address(workspace.get("rows", inputs.threads * 2 * limit, "int64")),
         "in_size": weights.sizes[2],
         "ld_x": 0,
-        "halves_x": 0,
-        "halves_h": 0,
+        "bf16_x": 0,
+        "bf16_h": 0,
     }
-    if weights.pairs:
-        wide = -(-weights.sizes[2] // 32) * 16
-        halves_x = space.get("halves of x", shares * limit * wide, dtype)
-        halves_h = space.get("halves of h", h.size // 2, dtype)
-        entries |= {"ld_x": wide, "halves_x": address(halves_x), "halves_h": address(halves_h)}
+    if weights.bf16:
+        ld_x = -(-weights.sizes[2] // 32) * 16
+        bf16_x = workspace.get("bf16 x", shares * limit * ld_x, dtype)
+        bf16_h = workspace.get("bf16 h", h.size // 2, dtype)
+        entries |= {"ld_x": ld_x, "bf16_x": address(bf16_x), "bf16_h": address(bf16_h)}
     for k in range(1, len(weights.products)):
-        entries[f"reads_{k}"] = address(space.get(f"reads {k}", N * units, dtype))
-    layout = kernel.blocks
-    block = layout.all.empty()
-    layout.all.fill(block, layout.batch, layout.batch.pack(entries))
-    return Buffers(block, h, c, mask, masked, record, firsts, meeting)
+        entries[f"reads_{k}"] = address(workspace.get(f"reads {k}", N * units, dtype))
+    arguments = kernel.arguments
+    block = arguments.all.empty()
+    arguments.all.fill(block, arguments.batch, arguments.batch.pack(entries))
+    return ForwardBuffers(block, h, c, mask, masked, record, first_records, phase_memory)
 
 
-def _limit(rows: Rows, row: int, threads: int, cache: int) -> int:
-    """Rows of input projections at once: half a thread's cache, a step at least, no more than all.
+def _projected_rows(rows: RowGroups, row_bytes: int, threads: int, cache: int) -> int:
+    """Rows of input projections computed at once: half a cache, at least the rows of one step.
 
-    Threads that share columns hold a part of each row. A few of them are counted: more rows would
+    Threads that share columns hold a part of each row. Only a few of them are counted: more rows
     bring no speed, and every thread has its own list of rows.
     """
-    own = row if rows.alone else -(-row // min(threads, _SHARING))
+    counted = min(threads, _COUNTED_THREADS)
+    bytes_per_thread = row_bytes if rows.thread_owns_groups else -(-row_bytes // counted)
     steps = int(rows.active.sum(axis=1).max(initial=0))
-    return max(rows.largest, min(steps, cache // 2 // max(1, own)), 1)
+    return max(rows.largest, min(steps, cache // 2 // max(1, bytes_per_thread)), 1)
 
 
-def _begin(buffers: Buffers, given: Sequences) -> None:
-    """Initial states by row, and the mask."""
-    rows = given.rows
-    for buffer, state in zip((buffers.h, buffers.c), given.states, strict=False):
-        _by_row(buffer[0], state, rows)
+def _load_initial_states(buffers: ForwardBuffers, inputs: ForwardInputs) -> None:
+    """Copy initial states and the dropout mask by row."""
+    rows = inputs.rows
+    for buffer, state in zip((buffers.h, buffers.c), inputs.states, strict=False):
+        _copy_by_row(buffer[0], state, rows)
     if buffers.mask is not None and buffers.masked is not None:
-        _by_row(buffers.mask, given.mask, rows)
+        _copy_by_row(buffers.mask, inputs.mask, rows)
         np.multiply(buffers.h[0], buffers.mask, buffers.masked[0])
 
 
-def _by_row(into: Array, values: Array | None, rows: Rows) -> None:
-    """Values by sequence in the order of rows; columns that only fill the last vector are 0."""
-    into.fill(0)
+def _copy_by_row(target: Array, values: Array | None, rows: RowGroups) -> None:
+    """Copy values (N, size) in the order of rows; padding columns become 0."""
+    target.fill(0)
     if values is not None:
-        into[:, : values.shape[1]] = values if rows.order is None else values[rows.order]
+        target[:, : values.shape[1]] = values if rows.order is None else values[rows.order]
 
 
-def _tell(buffers: Buffers, given: Sequences, y: tuple[Array, int] | None) -> None:
-    """Fill the entries that change from call to call, which come first in the block."""
-    x_step, x_at = _steps(buffers, given, given.x, 0)
+def _write_call_arguments(
+    buffers: ForwardBuffers, inputs: ForwardInputs, y: tuple[Array, int] | None
+) -> None:
+    """Write the block's first entries, which change from call to call."""
+    x_step, x_at = _row_starts(buffers, inputs, inputs.x, 0)
     y_step = y_at = y_address = 0
     if y is not None:
-        y_step, y_at = _steps(buffers, given, *y)
+        y_step, y_at = _row_starts(buffers, inputs, y[0], y[1])
         y_address = address(y[0])
-    into: Any = buffers.block
-    _CALL.pack_into(into, 0, 0, 0, x_step, y_step, address(given.x), x_at, y_address, y_at)
+    block: Any = buffers.block
+    _CALL.pack_into(block, 0, 0, 0, x_step, y_step, address(inputs.x), x_at, y_address, y_at)
 
 
-def _steps(buffers: Buffers, given: Sequences, array: Array, column: int) -> tuple[int, int]:
-    """From one of the pass's steps to the next, and the address of where each row begins."""
+def _row_starts(
+    buffers: ForwardBuffers, inputs: ForwardInputs, array: Array, column: int
+) -> tuple[int, int]:
+    """Numbers from one step of the pass to the next, and address of each row's first step."""
     key = (*array.strides, column)
-    found = buffers.offsets.get(key)
-    if found is None:
+    entry = buffers.offsets.get(key)
+    if entry is None:
         row, step = (stride // array.itemsize for stride in array.strides[:2])
-        at = given.rows.offsets(row, step, column, reverse=given.reverse)
-        found = (-step if given.reverse else step), address(at), at
-        buffers.offsets[key] = found
-    return found[:2]
+        starts = inputs.rows.offsets(row, step, column, reverse=inputs.reverse)
+        entry = (-step if inputs.reverse else step), address(starts), starts
+        buffers.offsets[key] = entry
+    return entry[:2]
 
 
-def final_states(weights: RecurrentWeights, rows: Rows, left: Buffers) -> tuple[Array, ...]:
-    """The last states, each (N, size), in the caller's order."""
-    found = []
-    for buffer, size in zip((left.h, left.c), weights.cell.state_sizes, strict=False):
+def final_states(
+    weights: RecurrentWeights, rows: RowGroups, buffers: ForwardBuffers
+) -> tuple[Array, ...]:
+    """Last states, each (N, size), in the caller's order of sequences."""
+    states = []
+    for buffer, size in zip((buffers.h, buffers.c), weights.cell.state_sizes, strict=False):
         if rows.lengths is None:
-            found.append(buffer[rows.T % len(buffer), :, :size].copy())
+            states.append(buffer[rows.T % len(buffer), :, :size].copy())
         else:
             last = buffer[rows.lengths % len(buffer), np.arange(rows.count), :size]
             final = np.empty_like(last)
             final[rows.order] = last
-            found.append(final)
-    return tuple(found)
+            states.append(final)
+    return tuple(states)

@@ -26,15 +26,15 @@ def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that no kernels can be made for."""
 
     def host() -> machines.Machine:
-        raise machines.Unusable(REASON)
+        raise machines.UnusableMachine(REASON)
 
-    monkeypatch.setattr(machines, "host", host)
+    monkeypatch.setattr(machines, "this_machine", host)
 
 
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that kernels can be made for, whatever this one is."""
-    arm = machines.described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    arm = machines.machine_from_features("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
     for module in (machines, engine):
         monkeypatch.setattr(module, "host", lambda: arm)
 

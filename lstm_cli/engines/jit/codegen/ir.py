@@ -1,8 +1,8 @@
-"""LLVM IR as text: what the kernels are written with.
+"""LLVM IR as text: functions whose methods append one instruction each.
 
-Text rather than llvmlite's builder, for that one has no bfloat16, and is slower than LLVM is at
-reading. Values that change live in stack slots (`Function.variable`), which LLVM's first pass
-turns into registers; so no code here has to place phi nodes.
+llvmlite's own builder has no bfloat16, and takes longer than LLVM takes to read text. Values that
+change live in stack slots (`Function.variable`), which LLVM's first pass turns into registers; so
+emitters place no phi nodes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Value:
 
 
 Operand: TypeAlias = Value | int
-"""A value, or a whole number that is meant as i64."""
+"""A value, or a whole number that stands for an i64 constant."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
-    """What a kernel computes in: `count` numbers of type `element` at once.
+class VectorType:
+    """A vector of `count` numbers of type `element`, one in each lane.
 
     Attributes
     ----------
@@ -45,71 +45,61 @@ class Lanes:
 
     @property
     def bits(self) -> int:
-        """Of one number."""
+        """Bits of one number."""
         return 32 if self.element == "float" else 64
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """Bytes of the vector."""
         return self.bits // 8 * self.count
 
     @property
     def type(self) -> str:
-        return vector(self.count, self.element)
+        return vector_text(self.count, self.element)
 
     @property
     def integers(self) -> str:
-        """The vector of whole numbers with the same bits."""
-        return vector(self.count, f"i{self.bits}")
+        """Type of the vector of integers with as many bits."""
+        return vector_text(self.count, f"i{self.bits}")
 
     @property
     def suffix(self) -> str:
-        """As names of intrinsics end: ``v16f32``."""
+        """Ending of intrinsics' names, such as ``v16f32``."""
         return f"v{self.count}f{self.bits}"
 
     def number(self, value: float) -> Value:
         """`value` in every lane."""
-        return splatted(self.type, self.count, self.element, literal(value, self.element))
+        return splat_constant(self.type, self.count, self.element, literal(value, self.element))
 
     def integer(self, value: int) -> Value:
-        """The whole number `value` in every lane."""
-        return splatted(self.integers, self.count, f"i{self.bits}", str(value))
+        """The integer `value` in every lane."""
+        return splat_constant(self.integers, self.count, f"i{self.bits}", str(value))
 
 
-def vector(count: int, element: str) -> str:
-    """``<16 x float>``."""
+def vector_text(count: int, element: str) -> str:
+    """Text of a vector type, such as ``<16 x float>``."""
     return f"<{count} x {element}>"
 
 
-def splatted(type_: str, count: int, element: str, text: str) -> Value:
-    """A constant in every lane."""
+def splat_constant(type_: str, count: int, element: str, text: str) -> Value:
+    """A constant with `text` in every lane."""
     return Value(type_, "<" + ", ".join([f"{element} {text}"] * count) + ">")
 
 
 def literal(value: float, element: str) -> str:
-    """A number as LLVM reads it: the bits of the double it is."""
+    """Text of a number in LLVM's syntax: the bits of an equal double."""
     if element == "float":
-        value = ctypes.c_float(value).value  # infinite where it is too large
+        value = ctypes.c_float(value).value  # infinite if it is too large
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
 
 
 def i64(value: Operand) -> Value:
-    """A whole number as an operand; a value as it is."""
+    """An i64 constant for a whole number; a value unchanged."""
     return value if isinstance(value, Value) else Value("i64", str(value))
 
 
-def i32(value: int) -> Value:
-    """A whole number of 32 bits."""
-    return Value("i32", str(value))
-
-
-def null() -> Value:
-    """No address."""
-    return Value("ptr", "null")
-
-
 class Module:
-    """Functions that are compiled together."""
+    """Functions that are compiled and linked together."""
 
     def __init__(self) -> None:
         self._functions: list[Function] = []
@@ -124,21 +114,21 @@ class Module:
         exported: bool = False,
         noalias: bool = True,
     ) -> Function:
-        """A function to be filled; `parameters` are types by name.
+        """Add a function without instructions; `parameters` are types by name.
 
-        Without `noalias`, other threads may write to where its pointers lead while it runs.
+        Without `noalias`, other threads may write to the memory of its pointers while it runs.
         """
-        made = Function(self, name, parameters, returns, exported, noalias)
-        self._functions.append(made)
-        return made
+        function = Function(self, name, parameters, returns, exported, noalias)
+        self._functions.append(function)
+        return function
 
     def declare(self, name: str, returns: str, arguments: Sequence[str]) -> None:
-        """Make an intrinsic known."""
+        """Declare an intrinsic."""
         self._declared[name] = f"declare {returns} @{name}({', '.join(arguments)})"
 
     @property
     def exported(self) -> tuple[str, ...]:
-        """Names of the functions that can be called from outside."""
+        """Names of the functions that other code can call."""
         return tuple(f.name for f in self._functions if f.exported)
 
     def __str__(self) -> str:
@@ -147,8 +137,8 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
-    """A stack slot."""
+class StackSlot:
+    """Memory on the stack for a value that changes."""
 
     type: str
     address: Value
@@ -160,7 +150,7 @@ class Function:
     Attributes
     ----------
     args
-        Its parameters by name.
+        Values of the parameters by name.
     """
 
     def __init__(
@@ -181,29 +171,29 @@ class Function:
 
     def __str__(self) -> str:
         head = "define" if self.exported else "define internal"
-        # Pointers of one call never overlap where one of them is written through.
-        given = ", ".join(
+        # The memory that a call writes through one pointer is not used through another one.
+        parameters = ", ".join(
             f"ptr noalias %{k}" if v.type == "ptr" and self.noalias else str(v)
             for k, v in self.args.items()
         )
         body = "\n".join(["entry:", *self._slots, "  br label %start", "start:", *self._lines])
         attributes = "nounwind" if self.exported else "nounwind noinline"
-        return f"{head} {self.returns} @{self.name}({given}) {attributes} {{\n{body}\n}}"
+        return f"{head} {self.returns} @{self.name}({parameters}) {attributes} {{\n{body}\n}}"
 
     # Instructions
 
     def line(self, text: str) -> None:
-        """An instruction without a result."""
+        """Append an instruction without a result."""
         self._lines.append("  " + text)
 
     def value(self, type_: str, text: str) -> Value:
-        """An instruction with a result of that type."""
+        """Append an instruction with a result of that type."""
         name = self._fresh("v")
         self._lines.append(f"  %{name} = {text}")
         return Value(type_, f"%{name}")
 
     def binary(self, op: str, a: Operand, b: Operand) -> Value:
-        """Two operands of one type, which is the result's."""
+        """Append an instruction on two operands of the result's type."""
         a, b = i64(a), i64(b)
         return self.value(a.type, f"{op} {a}, {b.name}")
 
@@ -221,7 +211,7 @@ class Function:
         return self.binary("mul nsw", a, b)
 
     def div(self, a: Operand, b: Operand) -> Value:
-        """Whole numbers, rounded towards zero."""
+        """Quotient of whole numbers, rounded towards zero."""
         return self.binary("sdiv", a, b)
 
     def rem(self, a: Operand, b: Operand) -> Value:
@@ -242,34 +232,34 @@ class Function:
     def fneg(self, a: Value) -> Value:
         return self.value(a.type, f"fneg {a}")
 
-    def compare(self, how: str, a: Operand, b: Operand) -> Value:
-        """``eq``, ``ne``, ``slt``, ``sle``, ``sgt``, ``sge`` of whole numbers."""
+    def compare(self, predicate: str, a: Operand, b: Operand) -> Value:
+        """Compare integers: ``eq``, ``ne``, ``slt``, ``sle``, ``sgt`` or ``sge``."""
         a, b = i64(a), i64(b)
-        return self.value("i1", f"icmp {how} {a}, {b.name}")
+        return self.value("i1", f"icmp {predicate} {a}, {b.name}")
 
-    def fcompare(self, how: str, a: Value, b: Value) -> Value:
-        """``olt``, ``ole``, ``ogt``, ... of vectors, false where either is NaN."""
+    def fcompare(self, predicate: str, a: Value, b: Value) -> Value:
+        """Compare vectors: ``olt``, ``ole``, ``ogt``, ...; false in lanes with a NaN."""
         count = a.type.split()[0].lstrip("<")
-        return self.value(vector(int(count), "i1"), f"fcmp {how} {a}, {b.name}")
+        return self.value(vector_text(int(count), "i1"), f"fcmp {predicate} {a}, {b.name}")
 
     def select(self, condition: Value, yes: Operand, no: Operand) -> Value:
         yes, no = i64(yes), i64(no)
         return self.value(yes.type, f"select {condition}, {yes}, {no}")
 
-    def smaller(self, a: Operand, b: Operand) -> Value:
+    def minimum(self, a: Operand, b: Operand) -> Value:
         """The smaller whole number."""
         return self.select(self.compare("slt", a, b), a, b)
 
-    def larger(self, a: Operand, b: Operand) -> Value:
+    def maximum(self, a: Operand, b: Operand) -> Value:
         """The larger whole number."""
         return self.select(self.compare("sgt", a, b), a, b)
 
     def convert(self, op: str, a: Value, type_: str) -> Value:
-        """``bitcast``, ``fpext``, ``zext``, ``sitofp``, ..."""
+        """Convert to a type by ``bitcast``, ``fpext``, ``zext``, ``sitofp``, ..."""
         return self.value(type_, f"{op} {a} to {type_}")
 
     def intrinsic(self, name: str, returns: str, *arguments: Value) -> Value:
-        """A call of LLVM's own function; declared as it is used."""
+        """Call and declare one of LLVM's own functions."""
         self.module.declare(name, returns, [a.type for a in arguments])
         text = f"call {returns} @{name}({', '.join(map(str, arguments))})"
         if returns == "void":
@@ -278,9 +268,9 @@ class Function:
         return self.value(returns, text)
 
     def call(self, function: Function, *arguments: Operand) -> Value:
-        """A call of another function of the module."""
-        given = ", ".join(str(i64(a)) for a in arguments)
-        text = f"call {function.returns} @{function.name}({given})"
+        """Call another function of the module."""
+        operands = ", ".join(str(i64(a)) for a in arguments)
+        text = f"call {function.returns} @{function.name}({operands})"
         if function.returns == "void":
             self.line(text)
             return Value("void", "")
@@ -289,7 +279,7 @@ class Function:
     # Memory
 
     def at(self, base: Value, index: Operand, type_: str) -> Value:
-        """The address of element `index` of an array of `type_` at `base`."""
+        """Address of element `index` of an array of `type_` at `base`."""
         return self.value("ptr", f"getelementptr {type_}, {base}, {i64(index)}")
 
     def load(self, type_: str, address: Value, align: int | None = None) -> Value:
@@ -298,39 +288,39 @@ class Function:
     def store(self, value: Operand, address: Value, align: int | None = None) -> None:
         self.line(f"store {i64(value)}, {address}" + _aligned(align))
 
-    def variable(self, type_: str, initial: Operand | None = None) -> Variable:
-        """A slot for a value that changes."""
+    def variable(self, type_: str, initial: Operand | None = None) -> StackSlot:
+        """A stack slot for a value that changes."""
         name = self._fresh("s")
         self._slots.append(f"  %{name} = alloca {type_}")
-        made = Variable(type_, Value("ptr", f"%{name}"))
+        slot = StackSlot(type_, Value("ptr", f"%{name}"))
         if initial is not None:
-            self.set(made, initial)
-        return made
+            self.set(slot, initial)
+        return slot
 
-    def get(self, variable: Variable) -> Value:
+    def get(self, variable: StackSlot) -> Value:
         return self.load(variable.type, variable.address)
 
-    def set(self, variable: Variable, value: Operand) -> None:
+    def set(self, variable: StackSlot, value: Operand) -> None:
         self.store(value, variable.address)
 
     def array(self, count: int, type_: str, align: int = 64) -> Value:
-        """The address of an array on the stack."""
+        """Address of an array on the stack."""
         name = self._fresh("a")
         self._slots.append(f"  %{name} = alloca [{count} x {type_}], align {align}")
         return Value("ptr", f"%{name}")
 
-    def splat(self, scalar: Value, lanes: Lanes) -> Value:
+    def splat(self, scalar: Value, vector: VectorType) -> Value:
         """A number in every lane."""
-        type_ = lanes.type
-        one = self.value(type_, f"insertelement {type_} poison, {scalar}, i64 0")
-        zeros = vector(lanes.count, "i32")
-        return self.value(type_, f"shufflevector {one}, {type_} poison, {zeros} zeroinitializer")
+        type_ = vector.type
+        single = self.value(type_, f"insertelement {type_} poison, {scalar}, i64 0")
+        zeros = vector_text(vector.count, "i32")
+        return self.value(type_, f"shufflevector {single}, {type_} poison, {zeros} zeroinitializer")
 
     # Control
 
     @contextmanager
     def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
-        """For index from `start` while it is below `stop`."""
+        """Loop over an index from `start`, while it is below `stop`."""
         k = self._fresh("l")
         index = Value("i64", f"%{k}.i")
         self._lines += [f"  br label %{k}.before", f"{k}.before:", f"  br label %{k}.head"]
@@ -345,36 +335,36 @@ class Function:
         self._lines += [f"  br label %{k}.head", f"{k}.end:"]
 
     @contextmanager
-    def while_(self) -> Iterator[Loop]:
-        """Until `Loop.leave_if`."""
+    def while_(self) -> Iterator[WhileLoop]:
+        """Loop until `WhileLoop.leave_if`."""
         k = self._fresh("w")
         self._lines += [f"  br label %{k}.body", f"{k}.body:"]
-        yield Loop(self, k)
+        yield WhileLoop(self, k)
         self._lines += [f"  br label %{k}.body", f"{k}.end:"]
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
-        """Where `condition` holds."""
+        """Run the code inside if `condition` holds."""
         k = self._fresh("c")
         self._lines += [f"  br {condition}, label %{k}.yes, label %{k}.end", f"{k}.yes:"]
         yield
         self._lines += [f"  br label %{k}.end", f"{k}.end:"]
 
     @contextmanager
-    def switch(self, value: Value, cases: Sequence[int]) -> Iterator[Mapping[int, Case]]:
-        """One of several parts, chosen by a whole number; none if no case has it."""
+    def switch(self, value: Value, cases: Sequence[int]) -> Iterator[Mapping[int, SwitchCase]]:
+        """Run one of several cases, chosen by a whole number; none if no case has it."""
         k = self._fresh("k")
         arms = " ".join(f"i64 {n}, label %{k}.is{n}" for n in cases)
         self.line(f"switch {value}, label %{k}.end [ {arms} ]")
-        yield {n: Case(self, f"{k}.is{n}", f"{k}.end") for n in cases}
+        yield {n: SwitchCase(self, f"{k}.is{n}", f"{k}.end") for n in cases}
         self._lines.append(f"{k}.end:")
 
-    def done(self, value: Operand | None = None) -> None:
-        """Return."""
+    def ret(self, value: Operand | None = None) -> None:
+        """Return from the function."""
         self.line("ret void" if value is None else f"ret {i64(value)}")
 
     def label(self, name: str) -> None:
-        """Begin a block that something jumps to."""
+        """Start a basic block."""
         self._lines.append(f"{name}:")
 
     def _fresh(self, kind: str) -> str:
@@ -383,22 +373,22 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Loop:
-    """A loop that ends from within."""
+class WhileLoop:
+    """A loop without a condition; code inside leaves it."""
 
     function: Function
     name: str
 
     def leave_if(self, condition: Value) -> None:
-        """Go on behind the loop where `condition` holds."""
+        """Leave the loop if `condition` holds."""
         go = self.function._fresh("g")
         self.function.line(f"br {condition}, label %{self.name}.end, label %{go}")
         self.function.label(go)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One arm of a switch; a context in which its instructions are written."""
+class SwitchCase:
+    """One case of a switch: a context for its instructions."""
 
     function: Function
     begin: str
@@ -415,32 +405,34 @@ def _aligned(align: int | None) -> str:
     return "" if align is None else f", align {align}"
 
 
-def fma(f: Function, lanes: Lanes, a: Value, b: Value, c: Value) -> Value:
-    """a b + c, rounded once."""
-    return f.intrinsic(f"llvm.fma.{lanes.suffix}", lanes.type, a, b, c)
+def fma(f: Function, vector: VectorType, a: Value, b: Value, c: Value) -> Value:
+    """The fused multiply-add a b + c, rounded once."""
+    return f.intrinsic(f"llvm.fma.{vector.suffix}", vector.type, a, b, c)
 
 
-def store_part(f: Function, lanes: Lanes, value: Value, at: Value, count: Value) -> None:
-    """Store the first `count` numbers of a vector, all of them if it has no more."""
-    whole = f.compare("sge", count, lanes.count)
+def store_first(f: Function, vector: VectorType, value: Value, at: Value, count: Value) -> None:
+    """Store the first `count` numbers of a vector, or all if there are no more."""
+    whole = f.compare("sge", count, vector.count)
     with f.when(whole):
         f.store(value, at, 4)
     with f.when(f.value("i1", f"xor {whole}, true")):
-        mask = first_lanes(f, lanes, count)
-        name = f"llvm.masked.store.{lanes.suffix}.p0"
-        f.intrinsic(name, "void", value, at, Value("i32", str(lanes.bits // 8)), mask)
+        mask = lane_mask(f, vector, count)
+        name = f"llvm.masked.store.{vector.suffix}.p0"
+        f.intrinsic(name, "void", value, at, Value("i32", str(vector.bits // 8)), mask)
 
 
-def load_part(f: Function, lanes: Lanes, at: Value, mask: Value) -> Value:
-    """The numbers of a vector that `mask` has, 0 in the other lanes; nothing else is touched."""
-    name, align = f"llvm.masked.load.{lanes.suffix}.p0", Value("i32", str(lanes.bits // 8))
-    return f.intrinsic(name, lanes.type, at, align, mask, lanes.number(0.0))
+def load_masked(f: Function, vector: VectorType, at: Value, mask: Value) -> Value:
+    """Load the numbers of the lanes in `mask`, 0 in the others; no other memory is read."""
+    name, align = f"llvm.masked.load.{vector.suffix}.p0", Value("i32", str(vector.bits // 8))
+    return f.intrinsic(name, vector.type, at, align, mask, vector.number(0.0))
 
 
-def first_lanes(f: Function, lanes: Lanes, count: Value) -> Value:
-    """A mask that has the first `count` lanes; `count` may be less than none or more than all."""
-    kind = f"i{lanes.bits}"
+def lane_mask(f: Function, vector: VectorType, count: Value) -> Value:
+    """Mask of the first `count` lanes; `count` may be negative, or larger than the vector."""
+    kind = f"i{vector.bits}"
     limit = count if kind == "i64" else f.convert("trunc", count, kind)
-    wide = f.splat(limit, Lanes(kind, lanes.count))
-    order = ", ".join(f"{kind} {k}" for k in range(lanes.count))
-    return f.value(vector(lanes.count, "i1"), f"icmp slt {lanes.integers} <{order}>, {wide.name}")
+    wide = f.splat(limit, VectorType(kind, vector.count))
+    order = ", ".join(f"{kind} {k}" for k in range(vector.count))
+    return f.value(
+        vector_text(vector.count, "i1"), f"icmp slt {vector.integers} <{order}>, {wide.name}"
+    )

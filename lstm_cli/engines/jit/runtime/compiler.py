@@ -1,4 +1,7 @@
-"""From emitted IR to functions that can be called: LLVM's passes, object code, the linker."""
+"""Compilation of emitted IR to callable functions: LLVM's passes, object code, the linker, cache.
+
+Start at `load_kernels`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 from lstm_cli import cells
 from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.jit.codegen.ir import Module
-from lstm_cli.engines.jit.runtime.machine import Machine, host
+from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
 from lstm_cli.engines.kernel_cache import Compiled
 from lstm_cli.engines.setup import COMPILING, setting_up
 
@@ -22,7 +25,7 @@ from lstm_cli.engines.setup import COMPILING, setting_up
 class Kernels:
     """Compiled functions: ``kernels["name"]`` is the address of one.
 
-    The code is never removed from memory, for a thread may be in it to the process's very end.
+    The code stays in memory until the process ends, since a thread may run it until then.
     """
 
     addresses: Mapping[str, int]
@@ -31,39 +34,39 @@ class Kernels:
         return self.addresses[function]
 
 
-_made: dict[tuple[str, Machine, int], Kernels] = {}
-_making = threading.RLock()
+_loaded: dict[tuple[str, Machine, int], Kernels] = {}
+_loading = threading.RLock()
 
 
-def kernels(name: str, build: Callable[[], Module], machine: Machine | None = None) -> Kernels:
-    """The kernels of that name: made once a process, and compiled once a machine and user.
+def load_kernels(name: str, build: Callable[[], Module], machine: Machine | None = None) -> Kernels:
+    """The kernels of that name: linked once per process, compiled once per machine and user.
 
     Parameters
     ----------
     name
-        Says all that the emitted code depends on, beside the machine and the sources of this
-        package: the cell's equations, the dtype, what is exported. Equal names get the same
-        kernels, so nothing that holds for one process only, such as an address, may be in them.
+        Text of all that the emitted code depends on, beside the machine and this package's sources:
+        the cell's equations, the dtype, the exported functions. Equal names share kernels, so a
+        name holds nothing of one process, such as an address.
     build
-        Emits them; called only if they are nowhere to be found.
+        Emitter of the module; called only if the kernels are nowhere in memory or on disk.
     machine
-        What they are made for; this machine unless a test narrows it.
+        Machine that the kernels are made for; this machine by default.
 
     Raises
     ------
     RuntimeError
-        What was emitted is not valid IR, which is a mistake in an emitter.
+        The emitted IR is not valid, which is a bug in an emitter.
     """
-    machine = host() if machine is None else machine
-    asked = (name, machine, machine.cache)
-    found = _made.get(asked)
-    if found is None:
-        # LLVM works for one thread at a time, so nothing is lost by one lock for all.
-        with _making, setting_up(COMPILING):
-            found = _made.get(asked)
-            if found is None:
-                found = _made[asked] = _linked(_compiled(name, build, machine), machine)
-    return found
+    machine = this_machine() if machine is None else machine
+    key = (name, machine, machine.cache)
+    kernels = _loaded.get(key)
+    if kernels is None:
+        # LLVM works for one thread at a time, so one lock for all kernels costs nothing.
+        with _loading, setting_up(COMPILING):
+            kernels = _loaded.get(key)
+            if kernels is None:
+                kernels = _loaded[key] = _linked(_compiled(name, build, machine), machine)
+    return kernels
 
 
 def compile_object(module: Module, machine: Machine) -> bytes:
@@ -72,7 +75,7 @@ def compile_object(module: Module, machine: Machine) -> bytes:
     Raises
     ------
     RuntimeError
-        What was emitted is not valid IR.
+        The emitted IR is not valid.
     """
     from llvmlite import binding as llvm
 
@@ -86,16 +89,16 @@ def compile_object(module: Module, machine: Machine) -> bytes:
 
 
 def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compiled:
-    """From disk, or made and kept there."""
+    """Object code from disk, or compiled and stored there."""
     try:
-        key = key_of(name, machine)
+        key = cache_key(name, machine)
     except OSError:
         return _emitted(build, machine)
-    found = kernel_cache.load(key)
-    if found is None:
-        found = _emitted(build, machine)
-        kernel_cache.store(key, found)
-    return found
+    compiled = kernel_cache.load(key)
+    if compiled is None:
+        compiled = _emitted(build, machine)
+        kernel_cache.store(key, compiled)
+    return compiled
 
 
 def _emitted(build: Callable[[], Module], machine: Machine) -> Compiled:
@@ -104,7 +107,7 @@ def _emitted(build: Callable[[], Module], machine: Machine) -> Compiled:
 
 
 def _simplify(parsed: Any, target: Any) -> None:
-    """The two passes that pay: with more of them the kernels were found to be no faster."""
+    """Run the two passes that pay: with more of them the kernels were no faster."""
     from llvmlite import binding as llvm
 
     builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options())
@@ -117,11 +120,11 @@ def _simplify(parsed: Any, target: Any) -> None:
 
 
 def _linked(compiled: Compiled, machine: Machine) -> Kernels:
-    """Object code, made executable."""
+    """Link object code into executable memory."""
     from llvmlite import binding as llvm
 
     # llvmlite's own memory manager puts code and constants side by side, as the small code model
-    # asks. An engine for each, for names to be free; it wants a module, if an empty one.
+    # needs. One engine per module lets names repeat; an engine starts from an empty module.
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(machine), use_lmm=True)
     engine.add_object_file(llvm.ObjectFileRef.from_data(compiled.code))
     addresses = {name: engine.get_function_address(name) for name in compiled.exported}
@@ -146,29 +149,29 @@ def _target(machine: Machine) -> Any:
     )
 
 
-def key_of(name: str, machine: Machine) -> str:
-    """What a file is found by: a hash of all that its contents depend on.
+def cache_key(name: str, machine: Machine) -> str:
+    """Key of a file of kernels: a hash of all that its contents depend on.
 
     Raises
     ------
     OSError
-        The package's sources cannot be read, so nothing says what made the contents.
+        The package's sources cannot be read, so their hash is unknown.
     """
     import llvmlite
     from llvmlite import binding as llvm
 
-    parts = (llvmlite.__version__, llvm.llvm_version_info, machine, sources(), name)
+    parts = (llvmlite.__version__, llvm.llvm_version_info, machine, source_hash(), name)
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
-def sources() -> str:
-    """A hash of the code that emits and compiles the kernels.
+def source_hash() -> str:
+    """Hash of the code that emits and compiles the kernels.
 
     Raises
     ------
     OSError
-        It cannot be read, as in a zip archive.
+        The sources cannot be read, as in a zip archive.
     """
     jit = Path(__file__).parents[1]
     files = {*jit.rglob("*.py"), *jit.parent.glob("*.py")}

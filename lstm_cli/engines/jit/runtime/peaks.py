@@ -1,7 +1,7 @@
-"""The limits of this machine: how fast it multiplies and adds, and how fast it reads.
+"""Measured peaks of this machine: multiply-adds per second, and bytes read per second.
 
-Both are measured with the instructions that the kernels consist of, on as many threads as they get.
-Whatever else runs on the machine can only slow a try down, so the best of a few counts.
+Both are measured with the instructions that kernels consist of, on an engine's number of threads.
+Other work on the machine can only slow a trial down, so the best of a few trials counts.
 """
 
 from __future__ import annotations
@@ -10,38 +10,38 @@ import math
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from lstm_cli.engines.jit.codegen.ir import Function, Lanes, Module, Value, fma, vector
+from lstm_cli.engines.jit.codegen.ir import Function, Module, Value, VectorType, fma, vector_text
 from lstm_cli.engines.jit.runtime import thread_pool
-from lstm_cli.engines.jit.runtime.compiler import kernels
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, Arguments, address, aligned
 from lstm_cli.engines.limits import Limits, Reads
 
-TRY_SECONDS = 5e-4
-"""A try is at least about this long, so that waking the threads does not show in it."""
+TRIAL_SECONDS = 5e-4
+"""Minimum seconds of a trial, so that waking the threads does not show in it."""
 
-TRIES = 5
+TRIALS = 5
 
-SPARE = 4
-"""Registers that hold no chain: two operands, and some for the compiler."""
+SPARE_REGISTERS = 4
+"""Registers without a chain: two for operands, and some for the compiler."""
 
-SIDE_BY_SIDE = 8
-"""Vectors read in one turn, each into a register of its own."""
+PARALLEL_READS = 8
+"""Vectors read in one iteration, each into a register of its own."""
 
-_BLOCK = Arguments(["times", "vectors"], ["data", "left"])
+_ARGUMENTS = Arguments(["times", "vectors"], ["data", "results"])
 
 
 def measure(machine: Machine, threads: int, element: str, sizes: Sequence[int] = ()) -> Limits:
-    """Multiply-adds a second, and reads a second of memory of each size.
+    """Measure multiply-adds per second, and reads per second of memory of each size.
 
     Parameters
     ----------
     threads
-        All at work at once.
+        Threads that work at the same time.
     element
-        ``float``, ``double``, or ``bfloat``: two products at once, where the machine has such.
+        ``float``, ``double``, or ``bfloat``: two products per instruction if the machine has one.
     sizes
-        As `lstm_cli.engines.limits.Measurable.limits` has them.
+        Bytes that all threads together read over and over; none: `standard_sizes`.
     """
     sizes = sizes or standard_sizes(machine, threads)
     flops = _flops(machine, threads, element)
@@ -50,28 +50,28 @@ def measure(machine: Machine, threads: int, element: str, sizes: Sequence[int] =
 
 
 def standard_sizes(machine: Machine, threads: int) -> tuple[int, int]:
-    """What each core's own cache holds easily, and what only the one behind it holds."""
+    """Bytes that fit in half of each core's cache, and bytes that fit only in the next cache."""
     return threads * machine.cache // 2, threads * machine.cache * 4
 
 
 def _flops(machine: Machine, threads: int, element: str) -> float:
-    """Floating-point operations a second."""
-    each = 2.0 * _lanes(machine, element).count * chains(machine)
+    """Floating-point operations per second."""
+    operations = 2.0 * _full_vector(machine, element).count * chains(machine)
     if _paired(machine, element):
-        each *= 2
+        operations *= 2
 
     def work(times: int) -> float:
-        return each * times * _call(machine, threads, element, "multiply", times)
+        return operations * times * _call(machine, threads, element, "multiply", times)
 
     return _rate(work)
 
 
 def _reads(machine: Machine, threads: int, element: str, size: int) -> float:
-    """Bytes a second."""
-    width = _lanes(machine, element).bytes
-    turn = width * SIDE_BY_SIDE
-    share = max(turn, size // threads // turn * turn)
-    # Written, for pages that nobody has written yet are all the same one.
+    """Bytes read per second."""
+    width = _full_vector(machine, element).bytes
+    step = width * PARALLEL_READS
+    share = max(step, size // threads // step * step)
+    # Pages that have never been written are all the same page of zeros.
     data = aligned(share * threads, "uint8")
     data[:] = 1
     vectors = share // width
@@ -85,36 +85,36 @@ def _reads(machine: Machine, threads: int, element: str, size: int) -> float:
 
 
 def _rate(work: Callable[[int], float]) -> float:
-    """What `work`, called with a number of turns, says it did a second, at its best."""
+    """Best rate of `work`, which takes a number of iterations and gives its amount of work."""
     times, seconds = 1, 0.0
-    work(times)  # compiles, and wakes the threads
-    while seconds < TRY_SECONDS:
-        begun = perf_counter()
+    work(times)  # compile, and wake the threads
+    while seconds < TRIAL_SECONDS:
+        start = perf_counter()
         work(times)
-        seconds = perf_counter() - begun
-        if seconds < TRY_SECONDS:
-            times = max(2 * times, math.ceil(times * TRY_SECONDS / max(seconds, 1e-5)))
+        seconds = perf_counter() - start
+        if seconds < TRIAL_SECONDS:
+            times = max(2 * times, math.ceil(times * TRIAL_SECONDS / max(seconds, 1e-5)))
     best = 0.0
-    for _ in range(TRIES):
-        begun = perf_counter()
-        done = work(times)
-        best = max(best, done / (perf_counter() - begun))
+    for _ in range(TRIALS):
+        start = perf_counter()
+        amount = work(times)
+        best = max(best, amount / (perf_counter() - start))
     return best
 
 
 def _call(
     machine: Machine, threads: int, element: str, kernel: str, times: int, **entries: int
 ) -> int:
-    """Run a kernel on all threads; how many there were."""
-    made = kernels(f"limits {element}", lambda: build(machine, element), machine)
-    left = aligned(threads * ALIGNMENT, "uint8")
-    given = {"vectors": 0, "data": 0, "times": times, "left": address(left), **entries}
-    block = _BLOCK.block(given)  # held here, for its address does not keep it
-    return thread_pool.run(made[kernel], address(block), threads)
+    """Run a kernel on all threads; the number of threads that took part."""
+    kernels = load_kernels(f"limits {element}", lambda: build(machine, element), machine)
+    results = aligned(threads * ALIGNMENT, "uint8")
+    values = {"vectors": 0, "data": 0, "times": times, "results": address(results), **entries}
+    block = _ARGUMENTS.block(values)  # a name for it, since its address does not keep it alive
+    return thread_pool.run(kernels[kernel], address(block), threads)
 
 
-def _lanes(machine: Machine, element: str) -> Lanes:
-    return machine.lanes("double" if element == "double" else "float")
+def _full_vector(machine: Machine, element: str) -> VectorType:
+    return machine.vector("double" if element == "double" else "float")
 
 
 def _paired(machine: Machine, element: str) -> bool:
@@ -122,8 +122,8 @@ def _paired(machine: Machine, element: str) -> bool:
 
 
 def chains(machine: Machine) -> int:
-    """Multiply-adds under way at once: one a register, which is more than any unit needs."""
-    return machine.registers - SPARE
+    """Independent multiply-adds: one per register, which is more than any execution unit needs."""
+    return machine.registers - SPARE_REGISTERS
 
 
 def build(machine: Machine, element: str) -> Module:
@@ -137,48 +137,50 @@ def build(machine: Machine, element: str) -> Module:
 def _begin(module: Module, name: str) -> tuple[Function, dict[str, Value]]:
     kinds = {"block": "ptr", "part": "i64", "parts": "i64"}
     f = module.function(name, kinds, exported=True)
-    return f, _BLOCK.read(f, f.args["block"])
+    return f, _ARGUMENTS.read(f, f.args["block"])
 
 
 def _finish(f: Function, a: dict[str, Value], op: str, values: Sequence[Value]) -> None:
-    """Store all values as one, lest what nobody reads is never computed."""
+    """Store all values as one, so that the compiler does not drop their computation."""
     total = values[0]
     for value in values[1:]:
         total = f.binary(op, total, value)
-    own = f.mul(f.args["part"], ALIGNMENT)
-    f.store(total, f.at(a["left"], own, "i8"), ALIGNMENT)
-    f.done()
+    place = f.mul(f.args["part"], ALIGNMENT)
+    f.store(total, f.at(a["results"], place, "i8"), ALIGNMENT)
+    f.ret()
 
 
 def _emit_multiply(module: Module, machine: Machine, element: str) -> None:
-    """Multiply and add to every register, `times` times; each waits for its own last result."""
+    """Emit multiply-adds of every register, `times` times; each waits for its own last result."""
     f, a = _begin(module, "multiply")
-    lanes = _lanes(machine, element)
-    sums = [f.variable(lanes.type, lanes.number(2.0 + k)) for k in range(chains(machine))]
+    vector = _full_vector(machine, element)
+    sums = [f.variable(vector.type, vector.number(2.0 + k)) for k in range(chains(machine))]
     with f.loop(0, a["times"]):
         for x in sums:
-            f.set(x, _step(f, lanes, f.get(x), paired=_paired(machine, element)))
+            f.set(x, _step(f, vector, f.get(x), paired=_paired(machine, element)))
     _finish(f, a, "fadd", [f.get(x) for x in sums])
 
 
-def _step(f: Function, lanes: Lanes, x: Value, *, paired: bool) -> Value:
+def _step(f: Function, vector: VectorType, x: Value, *, paired: bool) -> Value:
     """x / 2 + 1; or x + 1 * 1 + 1 * 1, from two pairs of bfloat16."""
     if not paired:
-        return fma(f, lanes, x, lanes.number(0.5), lanes.number(1.0))
-    ones = f.convert("bitcast", lanes.integer(0x3F803F80), vector(2 * lanes.count, "bfloat"))
-    name = f"llvm.x86.avx512bf16.dpbf16ps.{lanes.bytes * 8}"
-    return f.intrinsic(name, lanes.type, x, ones, ones)
+        return fma(f, vector, x, vector.number(0.5), vector.number(1.0))
+    ones = f.convert("bitcast", vector.integer(0x3F803F80), vector_text(2 * vector.count, "bfloat"))
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{vector.bytes * 8}"
+    return f.intrinsic(name, vector.type, x, ones, ones)
 
 
 def _emit_read(module: Module, machine: Machine, element: str) -> None:
-    """Read a share of `vectors` vectors from its beginning to its end, `times` times."""
+    """Emit reads of a share of `vectors` vectors from first to last, `times` times."""
     f, a = _begin(module, "read")
-    lanes = _lanes(machine, element)
-    first = f.mul(f.args["part"], f.mul(a["vectors"], lanes.bytes))
+    vector = _full_vector(machine, element)
+    first = f.mul(f.args["part"], f.mul(a["vectors"], vector.bytes))
     begin = f.at(a["data"], first, "i8")
-    seen = [f.variable(lanes.integers, lanes.integer(k)) for k in range(SIDE_BY_SIDE)]
-    with f.loop(0, a["times"]), f.loop(0, a["vectors"], SIDE_BY_SIDE) as k:
-        for j, own in enumerate(seen):
-            place = f.at(begin, f.mul(f.add(k, j), lanes.bytes), "i8")
-            f.set(own, f.binary("or", f.get(own), f.load(lanes.integers, place, lanes.bytes)))
-    _finish(f, a, "or", [f.get(own) for own in seen])
+    read = [f.variable(vector.integers, vector.integer(k)) for k in range(PARALLEL_READS)]
+    with f.loop(0, a["times"]), f.loop(0, a["vectors"], PARALLEL_READS) as k:
+        for j, bits in enumerate(read):
+            place = f.at(begin, f.mul(f.add(k, j), vector.bytes), "i8")
+            value = f.get(bits)
+            value = f.binary("or", value, f.load(vector.integers, place, vector.bytes))
+            f.set(bits, value)
+    _finish(f, a, "or", [f.get(bits) for bits in read])

@@ -1,4 +1,4 @@
-"""Derivatives of weights, against NumPy in double precision."""
+"""Derivatives of weights, compared with NumPy in double precision."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 
 pytest.importorskip("llvmlite.binding")
 
-from compiled_ir import at_an_end, machine, narrower
+from compiled_ir import avx2_machine, before_protected_page, usable_machine
 
 from lstm_cli.engines.jit.codegen import weight_gradient
-from lstm_cli.engines.jit.codegen.matmul import Lines
-from lstm_cli.engines.jit.codegen.tile import columns
+from lstm_cli.engines.jit.codegen.matmul import MemoryRows
+from lstm_cli.engines.jit.codegen.tile import split_columns
 from lstm_cli.engines.jit.codegen.weight_gradient import (
-    GradientKernel,
     WeightGradient,
+    WeightGradientKernel,
     build,
-    gradient_kernel,
-    run_gradient,
+    run_weight_gradient,
+    weight_gradient_kernel,
 )
 from lstm_cli.engines.jit.runtime.compiler import compile_object
-from lstm_cli.engines.jit.runtime.machine import Machine, described
+from lstm_cli.engines.jit.runtime.machine import Machine, machine_from_features
 from lstm_cli.engines.jit.runtime.memory import Workspace
 
 SIZES = (1, 2, 7, 33, 100, 257)
@@ -31,7 +31,7 @@ SIZES = (1, 2, 7, 33, 100, 257)
 
 @dataclass
 class Problem:
-    """Random factors: gates in slots of their own order, `a` in random order, NaN in between."""
+    """Random operands: gates in any slots, `a` in random order, NaN between them."""
 
     steps: int
     units: int
@@ -53,19 +53,19 @@ class Problem:
         self.out = np.full((G * H + 1, D), 7.0, self.dtype)
         self.bias = np.full(G * H + 1, 7.0, self.dtype)
 
-    def kernel(self, on: Machine | None = None) -> GradientKernel:
+    def kernel(self, on: Machine | None = None) -> WeightGradientKernel:
         element = "float" if self.dtype == np.float32 else "double"
-        return gradient_kernel(self.size, element, on)
+        return weight_gradient_kernel(self.size, element, on)
 
-    def given(self, *, bias: bool = True) -> WeightGradient:
+    def gradient(self, *, bias: bool = True) -> WeightGradient:
         row = self.slots.shape[1] * self.slots.shape[2]
         places = np.array(self.gates, np.int64) * self.slots.shape[2]
         return WeightGradient(
             self.steps,
-            Lines.of(self.slots.reshape(self.steps, row)),
+            MemoryRows.of(self.slots.reshape(self.steps, row)),
             places,
             self.units,
-            Lines.of(self.lines, self.order * (self.size + 2)),
+            MemoryRows.of(self.lines, self.order * (self.size + 2)),
             self.out[:-1],
             self.bias[:-1] if bias else None,
         )
@@ -73,8 +73,8 @@ class Problem:
     def run(self, threads: int = 1, on: Machine | None = None, **changes: Any) -> np.ndarray:
         """Derivatives of the weights and, as a last column, of the bias."""
         self.out[:-1], self.bias[:-1] = np.nan, np.nan
-        given = replace(self.given(), **changes)
-        run_gradient(self.kernel(on), given, self.space, threads)
+        gradient = replace(self.gradient(), **changes)
+        run_weight_gradient(self.kernel(on), gradient, self.space, threads)
         assert (self.out[-1] == 7).all()
         assert self.bias[-1] == 7
         return np.concatenate([self.out[:-1], self.bias[:-1, None]], axis=1)
@@ -82,19 +82,18 @@ class Problem:
     @property
     def expected(self) -> np.ndarray:
         flat = self.dz.reshape(self.steps, -1).astype(np.float64)
-        found = flat.T @ self.a.astype(np.float64)
-        return np.concatenate([found, flat.sum(axis=0)[:, None]], axis=1)
+        result = flat.T @ self.a.astype(np.float64)
+        return np.concatenate([result, flat.sum(axis=0)[:, None]], axis=1)
 
-    def check(self, found: np.ndarray) -> None:
+    def check(self, result: np.ndarray) -> None:
         atol = float(20 * np.finfo(self.dtype).eps * (1 + self.steps) ** 0.5)
-        np.testing.assert_allclose(found, self.expected, rtol=1e-5, atol=atol)
+        np.testing.assert_allclose(result, self.expected, rtol=1e-5, atol=atol)
 
 
 @pytest.fixture(autouse=True)
 def _many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small work is shared out, too."""
-    monkeypatch.setattr(weight_gradient, "_SHARE", 1)
-    machine()
+    monkeypatch.setattr(weight_gradient, "_MIN_THREAD_WORK", 1)
+    usable_machine()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -119,10 +118,10 @@ def test_gates_in_slots(gates: tuple[int, ...], size: int) -> None:
 )
 def test_same_bits_for_any_number_of_threads(units: int, size: int, gates: tuple[int, ...]) -> None:
     problem = Problem(1100, units, size, gates)
-    alone = problem.run(1)
-    problem.check(alone)
+    single = problem.run(1)
+    problem.check(single)
     for threads in (2, 3, 5):
-        np.testing.assert_array_equal(problem.run(threads), alone)
+        np.testing.assert_array_equal(problem.run(threads), single)
 
 
 @pytest.mark.parametrize("units", [1, 40])
@@ -134,10 +133,10 @@ def test_no_steps(units: int) -> None:
 @pytest.mark.parametrize("size", [3, 20])
 def test_bias_not_wanted(size: int) -> None:
     problem = Problem(40, 33, size)
-    found = problem.run(bias=None)
-    assert np.isnan(found[:, -1]).all()
-    found[:, -1] = problem.expected[:, -1]
-    problem.check(found)
+    result = problem.run(bias=None)
+    assert np.isnan(result[:, -1]).all()
+    result[:, -1] = problem.expected[:, -1]
+    problem.check(result)
 
 
 @pytest.mark.parametrize("size", [3, 100])
@@ -148,7 +147,7 @@ def test_derivatives_anywhere(size: int) -> None:
     rows = np.full_like(problem.slots, np.nan)
     rows[order] = problem.slots
     row = rows.shape[1] * rows.shape[2]
-    problem.check(problem.run(2, dz=Lines.of(rows, order * row)))
+    problem.check(problem.run(2, dz=MemoryRows.of(rows, order * row)))
 
 
 @pytest.mark.parametrize("offsets", [False, True])
@@ -156,11 +155,11 @@ def test_derivatives_anywhere(size: int) -> None:
 def test_nothing_behind_the_last_number_is_touched(size: int, offsets: bool) -> None:
     problem = Problem(300, 33, size)
     where = np.arange(300)
-    dz, a = at_an_end(problem.dz[:, 0]), at_an_end(problem.a)
-    out, bias = at_an_end(problem.out[:-1]), at_an_end(problem.bias[:-1])
-    given = replace(problem.given(), a=Lines.of(a), out=out, bias=bias)
-    given = replace(given, dz=Lines.of(dz, where * 33) if offsets else Lines.of(dz))
-    run_gradient(problem.kernel(), given, problem.space, 2)
+    dz, a = before_protected_page(problem.dz[:, 0]), before_protected_page(problem.a)
+    out, bias = before_protected_page(problem.out[:-1]), before_protected_page(problem.bias[:-1])
+    gradient = replace(problem.gradient(), a=MemoryRows.of(a), out=out, bias=bias)
+    gradient = replace(gradient, dz=MemoryRows.of(dz, where * 33) if offsets else MemoryRows.of(dz))
+    run_weight_gradient(problem.kernel(), gradient, problem.space, 2)
     problem.check(np.concatenate([out, bias[:, None]], axis=1))
 
 
@@ -178,10 +177,11 @@ def test_smaller_cache(size: int) -> None:
     problem = Problem(600, 40, size)
     whole = problem.kernel()
     small = replace(
-        whole, block=weight_gradient._block(whole.columns.split, replace(machine(), cache=0))
+        whole,
+        block=weight_gradient._block_steps(whole.columns.split, replace(usable_machine(), cache=0)),
     )
     assert small.block < whole.block
-    run_gradient(small, problem.given(), problem.space, 3)
+    run_weight_gradient(small, problem.gradient(), problem.space, 3)
     problem.check(np.concatenate([problem.out[:-1], problem.bias[:-1, None]], axis=1))
 
 
@@ -198,24 +198,24 @@ def test_nan_stays_in_its_row_and_column() -> None:
     problem = Problem(50, 33, 41)
     problem.slots[7, 0, 5] = np.nan
     problem.lines[problem.order[9], 11] = np.inf
-    found = problem.run()
-    assert np.isnan(found[5]).all()
-    assert not np.isfinite(found[:, 11]).any()
-    found[5], found[:, 11] = problem.expected[5], problem.expected[:, 11]
-    problem.check(found)
+    result = problem.run()
+    assert np.isnan(result[5]).all()
+    assert not np.isfinite(result[:, 11]).any()
+    result[5], result[:, 11] = problem.expected[5], problem.expected[:, 11]
+    problem.check(result)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1, 3, 33, 50])
 def test_avx2(size: int, dtype: Any) -> None:
     problem = Problem(300, 33, size, (1, 0), dtype)
-    problem.check(problem.run(on=narrower()))
-    problem.check(problem.run(2, on=narrower()))
+    problem.check(problem.run(on=avx2_machine()))
+    problem.check(problem.run(2, on=avx2_machine()))
 
 
 @pytest.mark.parametrize("size", [1, 50, 64])
 def test_neon_compiles(size: int) -> None:
-    neon = described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    neon = machine_from_features("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
     for element in ("float", "double"):
-        module = build(columns(size, 1, neon.lanes(element)).split, neon)
+        module = build(split_columns(size, 1, neon.vector(element)).split, neon)
         assert len(compile_object(module, neon)) > 1000

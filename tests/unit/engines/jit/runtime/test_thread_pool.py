@@ -1,4 +1,4 @@
-"""Every part is done exactly once and none runs ahead, whoever asks, and whatever sleeps."""
+"""Every part runs exactly once and none runs ahead, for any caller and with sleeping threads."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ import numpy as np
 import pytest
 
 from lstm_cli.engines.jit.codegen.ir import Function, Module, Value
-from lstm_cli.engines.jit.runtime import thread_pool as pools
-from lstm_cli.engines.jit.runtime import worker_ir
-from lstm_cli.engines.jit.runtime.compiler import Kernels, compile_object, kernels
-from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, host
-from lstm_cli.engines.jit.runtime.thread_pool import Pool, run, shared, yield_address
-from lstm_cli.engines.jit.runtime.worker_ir import MOST_PARTS, emit_pool
+from lstm_cli.engines.jit.runtime import thread_pool, worker_ir
+from lstm_cli.engines.jit.runtime.compiler import Kernels, compile_object, load_kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, UnusableMachine, this_machine
+from lstm_cli.engines.jit.runtime.thread_pool import Pool, process_pool, run, syscall_address
+from lstm_cli.engines.jit.runtime.worker_ir import MAX_PARTS, emit_pool
 
 SLOTS = 320
-"""Words of a `Notes` for parts, each on its own."""
+"""Words of a `Notes` for parts, one word each."""
 
 PART = {"args": "ptr", "part": "i64", "parts": "i64"}
 
 
 def emit_barrier(module: Module, machine: Machine) -> Function:
-    """``barrier(ptr counter, i64 parts, ptr rest)``: returns when all parts have called it.
+    """``barrier(ptr memory, i64 parts, ptr syscall)``: returns when all parts have called it.
 
-    `counter` is 8 words of memory, zero before its first use.
+    `memory` is 8 words, zero before its first use: arrived parts, complete barriers, sleepers.
     """
-    parameters = {"counter": "ptr", "parts": "i64", "rest": "ptr"}
+    parameters = {"memory": "ptr", "parts": "i64", "syscall": "ptr"}
     f = module.function("barrier", parameters, noalias=False)
-    arrived, parts, rest = f.args["counter"], f.args["parts"], f.args["rest"]
+    memory, parts, syscall = f.args.values()
     with f.when(f.compare("sgt", parts, 1)):
-        passed = f.at(arrived, 1, "i64")
-        before = worker_ir.watch(f, passed)  # cannot change before this part has arrived, too
-        others = f.value("i64", f"atomicrmw add {arrived}, i64 1 acq_rel, align 8")
+        complete = f.at(memory, 1, "i64")
+        before = worker_ir.load_acquire(
+            f, complete
+        )  # no barrier completes before this part arrives
+        others = f.value("i64", f"atomicrmw add {memory}, i64 1 acq_rel, align 8")
         with f.when(f.compare("eq", f.add(others, 1), parts)):
-            worker_ir._publish(f, 0, arrived)
-            worker_ir.announce(f, machine, f.add(before, 1), passed, rest, arrived)
-        with worker_ir.awaiting(f, machine, passed, rest, arrived) as (wait, now):
-            wait.leave_if(f.compare("ne", now, before))
-    f.done()
+            worker_ir._store_release(f, 0, memory)
+            after = f.add(before, 1)
+            worker_ir.store_and_wake(f, machine, after, complete, syscall, memory)
+        with worker_ir.waiting_loop(f, machine, complete, syscall, memory) as (wait, value):
+            wait.leave_if(f.compare("ne", value, before))
+    f.ret()
     return f
 
 
@@ -51,19 +53,19 @@ def emit_barrier(module: Module, machine: Machine) -> Function:
 def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSTM_CLI_CACHE_DIR", "")
     try:
-        host()
-    except Unusable as why:
+        this_machine()
+    except UnusableMachine as why:
         pytest.skip(str(why))
 
 
 class Notes:
-    """What the test kernels work on: a barrier's counter, a few words, and one word a part."""
+    """Memory of the test kernels: a barrier's words, a few more, and one word per part."""
 
     def __init__(self) -> None:
-        self._room = np.zeros(8 + 16 + SLOTS, np.int64)
-        skipped = -self._room.ctypes.data % 64 // 8
-        self.words = self._room[skipped:][: 16 + SLOTS]
-        self.words[8] = yield_address()
+        memory = np.zeros(8 + 16 + SLOTS, np.int64)
+        skipped = -memory.ctypes.data % 64 // 8
+        self.words = memory[skipped:][: 16 + SLOTS]
+        self.words[8] = syscall_address()
         self.address = self.words.ctypes.data
 
     @property
@@ -75,8 +77,8 @@ class Notes:
         return int(self.words[9])
 
     @property
-    def seen(self) -> int:
-        """The number of parts the last run's part 0 was told of."""
+    def used(self) -> int:
+        """The number of parts that part 0 of the last run got as an argument."""
         return int(self.words[11])
 
 
@@ -84,11 +86,11 @@ def _kernels() -> Kernels:
     def build() -> Module:
         module = Module()
         _emit_count(module.function("count", PART, exported=True, noalias=False))
-        barrier = emit_barrier(module, host())
+        barrier = emit_barrier(module, this_machine())
         _emit_march(module.function("march", PART, exported=True, noalias=False), barrier)
         return module
 
-    return kernels("tests of the pool", build)
+    return load_kernels("tests of the pool", build)
 
 
 def _slot(f: Function, part: Value) -> Value:
@@ -96,37 +98,36 @@ def _slot(f: Function, part: Value) -> Value:
 
 
 def _emit_count(f: Function) -> None:
-    """Each part adds one to its word."""
     slot = _slot(f, f.args["part"])
     f.value("i64", f"atomicrmw add {slot}, i64 1 seq_cst")
     with f.when(f.compare("eq", f.args["part"], 0)):
         f.store(f.args["parts"], f.at(f.args["args"], 11, "i64"))
-    f.done()
+    f.ret()
 
 
 def _emit_march(f: Function, barrier: Function) -> None:
-    """As many steps as word 10 says: note the step, meet, look at the neighbour's note, meet.
+    """March as many steps as word 10 has: store the step, wait, check the neighbor, wait.
 
-    Notes are plain loads and stores; only the barriers order them.
+    These loads and stores are plain; only the barriers order them.
     """
     args, part, parts = f.args.values()
-    rest, steps = f.load("ptr", f.at(args, 8, "i64")), f.load("i64", f.at(args, 10, "i64"))
-    neighbour = f.rem(f.add(part, 1), parts)
+    syscall, steps = f.load("ptr", f.at(args, 8, "i64")), f.load("i64", f.at(args, 10, "i64"))
+    neighbor = f.rem(f.add(part, 1), parts)
     with f.loop(1, f.add(steps, 1)) as step:
         f.store(step, _slot(f, part))
-        f.call(barrier, args, parts, rest)
-        strayed = f.compare("ne", f.load("i64", _slot(f, neighbour)), step)
-        with f.when(strayed):
+        f.call(barrier, args, parts, syscall)
+        differs = f.compare("ne", f.load("i64", _slot(f, neighbor)), step)
+        with f.when(differs):
             f.value("i64", f"atomicrmw add {f.at(args, 9, 'i64')}, i64 1 seq_cst")
-        f.call(barrier, args, parts, rest)
-    f.done()
+        f.call(barrier, args, parts, syscall)
+    f.ret()
 
 
 def counted(pool: Pool, parts: int, notes: Notes) -> int:
-    """Run `count` once and check what it noted."""
+    """Run `count` once and check its words."""
     notes.parts[:] = 0
     used = pool.run(_kernels()["count"], notes.address, parts)
-    assert notes.seen == used
+    assert notes.used == used
     assert list(np.flatnonzero(notes.parts)) == list(range(used))
     assert notes.parts.max() == 1
     return used
@@ -140,19 +141,19 @@ def march(pool: Pool, parts: int, steps: int, notes: Notes) -> int:
     return used
 
 
-def test_every_part_is_done_once() -> None:
-    pool, notes, count = shared(), Notes(), _kernels()["count"]
+def test_every_part_runs_once() -> None:
+    pool, notes, count = process_pool(), Notes(), _kernels()["count"]
     expected = np.zeros(SLOTS, np.int64)
     rng = np.random.default_rng(3)
     for parts in rng.integers(1, 6, 20_000).tolist():
         used = pool.run(count, notes.address, parts)
-        assert used == parts == notes.seen
+        assert used == parts == notes.used
         expected[:used] += 1
     assert np.array_equal(notes.parts, expected)
 
 
 def test_no_part_runs_ahead() -> None:
-    pool, notes = shared(), Notes()
+    pool, notes = process_pool(), Notes()
     for parts, steps in (2, 4000), (3, 60), (1, 100), (5, 40), (2, 1), (2, 300), (4, 7):
         assert march(pool, parts, steps, notes) == parts
 
@@ -163,17 +164,17 @@ def test_one_part_starts_no_thread() -> None:
     assert pool._started == 0
 
 
-def test_the_pool_grows_as_far_as_is_asked() -> None:
+def test_the_pool_grows_as_far_as_requested() -> None:
     pool, notes = Pool(), Notes()
     for parts, workers in (3, 2), (2, 2), (70, 69), (5, 69):
         assert counted(pool, parts, notes) == parts
-        assert pool._started == pool._words[worker_ir.COUNT] == workers
+        assert pool._started == pool._words[worker_ir.WORKER_COUNT] == workers
 
 
 def test_more_parts_than_there_can_be() -> None:
     pool, notes = Pool(), Notes()
-    assert counted(pool, MOST_PARTS + 40, notes) == MOST_PARTS
-    assert counted(pool, MOST_PARTS + 50, notes) == MOST_PARTS
+    assert counted(pool, MAX_PARTS + 40, notes) == MAX_PARTS
+    assert counted(pool, MAX_PARTS + 50, notes) == MAX_PARTS
 
 
 @pytest.mark.parametrize("granted", [0, 1, 3])
@@ -182,7 +183,7 @@ def test_the_system_grants_few_threads(
     granted: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, notes, tried = Pool(), Notes(), []
-    start = pools._start_thread
+    start = thread_pool._start_thread
 
     def reluctant(function: int, argument: int) -> None:
         tried.append(function)
@@ -190,21 +191,21 @@ def test_the_system_grants_few_threads(
             raise error
         start(function, argument)
 
-    monkeypatch.setattr(pools, "_start_thread", reluctant)
+    monkeypatch.setattr(thread_pool, "_start_thread", reluctant)
     assert counted(pool, 6, notes) == granted + 1
     assert march(pool, 6, 20, notes) == granted + 1
-    assert len(tried) == granted + 1  # nobody asks again for what was refused
+    assert len(tried) == granted + 1  # no new try after a refusal
 
 
 def test_a_worker_that_starts_late_joins_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "_START", 0.0)
+    monkeypatch.setattr(thread_pool, "_START_SECONDS", 0.0)
     pool, notes, go = Pool(), Notes(), threading.Event()
-    start = pools._start_thread
+    start = thread_pool._start_thread
 
     def late(function: int, argument: int) -> None:
         threading.Thread(target=lambda: (go.wait(), start(function, argument))).start()
 
-    monkeypatch.setattr(pools, "_start_thread", late)
+    monkeypatch.setattr(thread_pool, "_start_thread", late)
     assert counted(pool, 2, notes) == 1
     go.set()
     pool._await(1)
@@ -215,7 +216,7 @@ def test_a_worker_that_starts_late_joins_late(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("gap", [0.0003, 0.004])
 def test_after_a_while_without_work(gap: float) -> None:
-    pool, notes = shared(), Notes()
+    pool, notes = process_pool(), Notes()
     for _ in range(30):
         time.sleep(gap)
         assert counted(pool, 3, notes) == 3
@@ -224,7 +225,7 @@ def test_after_a_while_without_work(gap: float) -> None:
 
 
 def test_workers_without_work_sleep() -> None:
-    pool, notes = shared(), Notes()
+    pool, notes = process_pool(), Notes()
     march(pool, 4, 5, notes)
     states = [pool._words[32 + 16 * worker] for worker in range(3)]
     end = time.monotonic() + 30
@@ -262,7 +263,7 @@ def test_several_threads_ask_at_once() -> None:
     assert (3, 3) in used
 
 
-def test_who_finds_the_pool_in_use_works_alone() -> None:
+def test_a_caller_that_finds_the_pool_in_use_runs_all_parts_itself() -> None:
     pool, notes = Pool(), Notes()
     assert counted(pool, 2, notes) == 2
     pool._words[worker_ir.BUSY] = 1
@@ -273,9 +274,9 @@ def test_who_finds_the_pool_in_use_works_alone() -> None:
 
 
 def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Impatient barriers, so that nearly every wait ends in sleep."""
-    monkeypatch.setattr(worker_ir, "_PATIENCE", 1)
-    machine, notes = host(), Notes()
+    """With a spin limit of 1, nearly every wait ends in sleep."""
+    monkeypatch.setattr(worker_ir, "_SPIN_LIMIT", 1)
+    machine, notes = this_machine(), Notes()
 
     def build() -> Module:
         module = Module()
@@ -283,17 +284,17 @@ def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPat
         _emit_march(module.function("march", PART, exported=True, noalias=False), barrier)
         return module
 
-    made = kernels("tests of the pool, impatient", build)
+    compiled = load_kernels("tests of the pool with sleeping barriers", build)
     notes.words[10] = 500
     for parts in 2, 3, 2, 5:
-        assert run(made["march"], notes.address, parts) == parts
+        assert run(compiled["march"], notes.address, parts) == parts
         assert notes.failures == 0
         assert (notes.parts[:parts] == 500).all()
         assert notes.words[worker_ir._SLEEPERS] == 0
 
 
-def test_the_shared_pool_is_one() -> None:
-    assert shared() is shared()
+def test_the_process_has_one_pool() -> None:
+    assert process_pool() is process_pool()
     notes = Notes()
     assert run(_kernels()["count"], notes.address, 2) == 2
 
@@ -313,32 +314,32 @@ def test_other_machines_code(machine: Machine) -> None:
     assert compile_object(module, machine)
 
 
-# What ends, and what is left running: seen from outside.
+# The end of the interpreter, forks and interrupts, in a process of their own
 
 HEAD = """
 import ctypes, os, sys, threading, time
 sys.path.insert(0, {folder!r})
-from test_pool import Notes, _kernels, counted, march
-from lstm_cli.engines.jit.runtime.thread_pool import Pool, run, shared
+from test_thread_pool import Notes, _kernels, counted, march
+from lstm_cli.engines.jit.runtime.thread_pool import Pool, process_pool, run
 notes = Notes()
-march(shared(), 3, 50, notes)
+march(process_pool(), 3, 50, notes)
 """
 
 ENDINGS = {
-    "workers look for work": "",
+    "workers spin": "",
     "workers sleep": "time.sleep(0.05)",
     "an exit code": "sys.exit(7)",
     "an exception": "raise KeyError(7)",
     "from a thread that works": """
         def work():
             while True:
-                march(shared(), 3, 200, notes)
+                march(process_pool(), 3, 200, notes)
         threading.Thread(target=work, daemon=True).start()
         time.sleep(0.02)
     """,
     "at the very end": """
         import atexit
-        atexit.register(lambda: march(shared(), 2, 50, notes))
+        atexit.register(lambda: march(process_pool(), 2, 50, notes))
         atexit.register(lambda: counted(Pool(), 3, notes))
     """,
     "several pools": "[counted(Pool(), 4, Notes()) for _ in range(5)]",
@@ -365,13 +366,13 @@ import warnings
 warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
 for pause in 0, 0.01:
     time.sleep(pause)
-    shared().run(_kernels()["count"], notes.address, 3)
+    process_pool().run(_kernels()["count"], notes.address, 3)
     child = os.fork()
     if not child:
-        assert march(shared(), 3, 30, notes) == 3
-        assert counted(shared(), 2, notes) == 2
+        assert march(process_pool(), 3, 30, notes) == 3
+        assert counted(process_pool(), 2, notes) == 2
         os._exit(5)
-    assert march(shared(), 3, 30, Notes()) == 3
+    assert march(process_pool(), 3, 30, Notes()) == 3
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 """
 
@@ -379,14 +380,14 @@ FORKED_BUSY = """
 import warnings
 warnings.simplefilter("ignore")
 def work():
-    mine = Notes()
+    own_notes = Notes()
     while True:
-        march(shared(), 3, 100, mine)
+        march(process_pool(), 3, 100, own_notes)
 threading.Thread(target=work, daemon=True).start()
 for _ in range(5):
     child = os.fork()
     if not child:
-        assert march(shared(), 3, 30, notes) == 3
+        assert march(process_pool(), 3, 30, notes) == 3
         os._exit(5)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 """
@@ -412,7 +413,7 @@ while time.monotonic() < end:
     except KeyboardInterrupt:
         hit += 1
 assert hit
-assert march(shared(), 3, 50, notes) == 3
+assert march(process_pool(), 3, 50, notes) == 3
 """
 
 

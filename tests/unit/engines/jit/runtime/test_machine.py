@@ -1,4 +1,4 @@
-"""What a processor's names say about the kernels that can be made for it."""
+"""Machines described from the names of processors and their features."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
-from lstm_cli.engines.jit.codegen.ir import Lanes
-from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, described, host
+from lstm_cli.engines.jit.codegen.ir import VectorType
+from lstm_cli.engines.jit.runtime.machine import (
+    Machine,
+    UnusableMachine,
+    machine_from_features,
+    this_machine,
+)
 
 LINUX = "x86_64-unknown-linux-gnu"
 AVX2 = {"sse2", "avx", "avx2", "fma"}
@@ -19,57 +24,59 @@ AVX512 = AVX2 | {"avx512f", "avx512vl", "avx512dq", "avx512bw"}
 
 
 def test_avx2() -> None:
-    machine = described(LINUX, "haswell", AVX2)
+    machine = machine_from_features(LINUX, "haswell", AVX2)
     assert (machine.vector_bits, machine.registers) == (256, 16)
     assert machine.x86
     assert not machine.dot_bfloat16
-    assert machine.lanes("float") == Lanes("float", 8)
-    assert machine.lanes("double") == Lanes("double", 4)
+    assert machine.vector("float") == VectorType("float", 8)
+    assert machine.vector("double") == VectorType("double", 4)
 
 
 def test_avx512() -> None:
-    machine = described(LINUX, "skylake-avx512", AVX512)
+    machine = machine_from_features(LINUX, "skylake-avx512", AVX512)
     assert (machine.vector_bits, machine.registers) == (512, 32)
     assert not machine.dot_bfloat16
-    assert machine.lanes("float") == Lanes("float", 16)
-    assert described(LINUX, "znver4", AVX512 | {"avx512bf16"}).dot_bfloat16
+    assert machine.vector("float") == VectorType("float", 16)
+    assert machine_from_features(LINUX, "znver4", AVX512 | {"avx512bf16"}).dot_bfloat16
 
 
 @pytest.mark.parametrize("missing", ["avx512f", "avx512vl", "avx512dq", "avx512bw"])
 def test_half_of_avx512_is_avx2(missing: str) -> None:
-    machine = described(LINUX, "knl", (AVX512 | {"avx512bf16"}) - {missing})
+    machine = machine_from_features(LINUX, "knl", (AVX512 | {"avx512bf16"}) - {missing})
     assert (machine.vector_bits, machine.registers, machine.dot_bfloat16) == (256, 16, False)
 
 
 @pytest.mark.parametrize("triple", ["aarch64-unknown-linux-gnu", "arm64-apple-darwin24.1.0"])
 def test_arm(triple: str) -> None:
-    machine = described(triple, "apple-m1", {"neon", "fullfp16"})
+    machine = machine_from_features(triple, "apple-m1", {"neon", "fullfp16"})
     assert (machine.vector_bits, machine.registers) == (128, 32)
     assert not machine.x86
-    assert machine.lanes("double") == Lanes("double", 2)
+    assert machine.vector("double") == VectorType("double", 2)
 
 
 @pytest.mark.parametrize("present", [set(), {"sse2"}, AVX2 - {"fma"}, AVX2 - {"avx2"}])
 def test_an_old_processor(present: set[str]) -> None:
-    with pytest.raises(Unusable, match=r"\(nehalem\) has neither AVX2 with FMA nor AVX-512"):
-        described(LINUX, "nehalem", present)
+    with pytest.raises(UnusableMachine, match=r"\(nehalem\) has neither AVX2 with FMA nor AVX-512"):
+        machine_from_features(LINUX, "nehalem", present)
 
 
 @pytest.mark.parametrize(
     "triple", ["riscv64-unknown-linux-gnu", "powerpc64le-linux-gnu", "i686-pc-windows-msvc"]
 )
 def test_another_architecture(triple: str) -> None:
-    with pytest.raises(Unusable, match=f"no kernels are made for {triple.split('-')[0]}"):
-        described(triple, "generic", AVX2)
+    with pytest.raises(UnusableMachine, match=f"no kernels are made for {triple.split('-')[0]}"):
+        machine_from_features(triple, "generic", AVX2)
 
 
 def test_features_are_those_given_or_those_present() -> None:
-    assert described(LINUX, "haswell", AVX2).features == "+avx,+avx2,+fma,+sse2"
-    assert described(LINUX, "haswell", AVX2, "+avx2,-avx512f").features == "+avx2,-avx512f"
+    assert machine_from_features(LINUX, "haswell", AVX2).features == "+avx,+avx2,+fma,+sse2"
+    assert (
+        machine_from_features(LINUX, "haswell", AVX2, "+avx2,-avx512f").features == "+avx2,-avx512f"
+    )
 
 
 def test_the_cache_is_no_part_of_what_a_machine_is() -> None:
-    machine = described(LINUX, "haswell", AVX2)
+    machine = machine_from_features(LINUX, "haswell", AVX2)
     assert machine.cache >= 1 << 17
     assert replace(machine, cache=1) == machine
     assert replace(machine, cpu="skylake") != machine
@@ -95,28 +102,28 @@ def llvm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     )
     package: Any = SimpleNamespace(binding=binding, __version__="0.44.0")
     monkeypatch.setitem(sys.modules, "llvmlite", package)
-    host.cache_clear()
+    this_machine.cache_clear()
     yield binding
-    host.cache_clear()
+    this_machine.cache_clear()
 
 
 def test_host(llvm: SimpleNamespace) -> None:
-    machine = host()
+    machine = this_machine()
     assert machine == Machine(LINUX, "haswell", "+avx,+avx2,-avx512f,+fma,+sse2", 256, 16)
-    assert host() is machine
+    assert this_machine() is machine
 
 
 @pytest.mark.usefixtures("llvm")
 def test_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llvmlite", None)
-    with pytest.raises(Unusable, match="the package llvmlite cannot be loaded"):
-        host()
+    with pytest.raises(UnusableMachine, match="the package llvmlite cannot be loaded"):
+        this_machine()
 
 
 def test_an_old_llvmlite(llvm: SimpleNamespace) -> None:
     llvm.llvm_version_info = (15, 0, 7)
-    with pytest.raises(Unusable, match=r"llvmlite 0\.44\.0 is too old: 0\.45 or newer"):
-        host()
+    with pytest.raises(UnusableMachine, match=r"llvmlite 0\.44\.0 is too old: 0\.45 or newer"):
+        this_machine()
 
 
 def test_a_system_that_forbids_to_make_code(llvm: SimpleNamespace) -> None:
@@ -124,13 +131,15 @@ def test_a_system_that_forbids_to_make_code(llvm: SimpleNamespace) -> None:
         raise OSError("mprotect failed")
 
     llvm.check_jit_execution = refuse
-    with pytest.raises(Unusable, match=r"does not let programs make code \(mprotect failed\)"):
-        host()
+    with pytest.raises(
+        UnusableMachine, match=r"does not let programs make code \(mprotect failed\)"
+    ):
+        this_machine()
 
 
 def test_an_old_processor_as_host(llvm: SimpleNamespace) -> None:
     llvm.get_host_cpu_features = lambda: type("Features", (dict,), {"flatten": lambda self: ""})(
         sse2=True, avx2=False, fma=False
     )
-    with pytest.raises(Unusable, match="neither AVX2"):
-        host()
+    with pytest.raises(UnusableMachine, match="neither AVX2"):
+        this_machine()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from compiled_ir import COUNTS, Array, Vectorised, graph
+from compiled_ir import COUNTS, Array, VectorFunction, expression_function
 from networks import PARAMETERS
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
@@ -26,7 +26,7 @@ from lstm_cli.cells.expression import (
 from lstm_cli.cells.gradient import backward
 from lstm_cli.cells.tracing import trace
 from lstm_cli.engines.jit.codegen import cell
-from lstm_cli.engines.jit.codegen.ir import Lanes, Module, Value
+from lstm_cli.engines.jit.codegen.ir import Module, Value, VectorType
 
 DTYPES = {"float": np.dtype("f4"), "double": np.dtype("f8")}
 TOLERANCES = {"float": 2e-6, "double": 5e-15}
@@ -70,19 +70,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def parts(cell: Cell) -> dict[str, Mapping[str, Expression]]:
-    """Every graph that a kernel of a cell is made of."""
+    """Every expression graph in the kernels of a cell."""
     graph_ = trace(cell)
     back = backward(graph_)
-    found: dict[str, Mapping[str, Expression]] = {
+    graphs: dict[str, Mapping[str, Expression]] = {
         "states": graph_.states,
         "gates and states": {**{f"gate {k}": v for k, v in graph_.gates.items()}, **graph_.states},
         "backwards": back.states,
     }
     for k, stage in enumerate(graph_.stages):
-        found[f"reads {k}"] = {"reads": stage.reads}
+        graphs[f"reads {k}"] = {"reads": stage.reads}
     for k, stage in enumerate(back.stages):
-        found[f"reads {k} backwards"] = stage.gradients
-    return found
+        graphs[f"reads {k} backwards"] = stage.gradients
+    return graphs
 
 
 GRAPHS = {f"{name}: {part}": g for name, cell in CELLS.items() for part, g in parts(cell).items()}
@@ -106,10 +106,10 @@ def random(names: list[str], element: str, count: int = 480) -> dict[str, Array]
 
 
 def specials(names: list[str], element: str) -> dict[str, Array]:
-    """Special values of one symbol or two, the others so small that no gate rounds to 1."""
+    """Special values of one or two symbols; the others are so small that no gate rounds to 1."""
     values = np.array(SPECIAL, DTYPES[element])
-    given = random(names, element, len(names) ** 2 * len(values) ** 2)
-    columns = np.stack([given[name].reshape(-1, len(values), len(values)) / 6 for name in names])
+    inputs = random(names, element, len(names) ** 2 * len(values) ** 2)
+    columns = np.stack([inputs[name].reshape(-1, len(values), len(values)) / 6 for name in names])
     for k in range(len(names)):
         for n in range(len(names)):
             columns[k, k * len(names) + n] = values[:, None]
@@ -120,63 +120,65 @@ def specials(names: list[str], element: str) -> dict[str, Array]:
     }
 
 
-def assert_close(found: Mapping[str, Array], wanted: Mapping[str, Array], element: str) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
+def assert_close(actual: Mapping[str, Array], reference: Mapping[str, Array], element: str) -> None:
+    assert actual.keys() == reference.keys()
+    for name, value in actual.items():
         tolerance = TOLERANCES[element]
-        expected = np.broadcast_to(wanted[name], value.shape)
+        expected = np.broadcast_to(reference[name], value.shape)
         np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def test_every_operation_is_in_some_graph() -> None:
-    found = {n.op for g in GRAPHS.values() for n in topological(g.values())}
-    assert found >= OPERATIONS.keys()
+    actual = {n.op for g in GRAPHS.values() for n in topological(g.values())}
+    assert actual >= OPERATIONS.keys()
 
 
 @pytest.mark.parametrize("element", COUNTS)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_as_numpy(name: str, element: str) -> None:
     roots = GRAPHS[name]
-    given = random(symbols(roots), element)
-    found = graph(element, COUNTS[element][-1], roots)(given)
-    assert_close(found, Program(roots)(given), element)
+    inputs = random(symbols(roots), element)
+    actual = expression_function(element, COUNTS[element][-1], roots)(inputs)
+    assert_close(actual, Program(roots)(inputs), element)
 
 
 @pytest.mark.parametrize("element", COUNTS)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_special_values(name: str, element: str) -> None:
-    """NaN stays, and comes only where NumPy has it."""
+    """A NaN stays a NaN, and no NaN appears without one in NumPy's result."""
     roots = GRAPHS[name]
-    given = specials(symbols(roots), element)
-    found, wanted = graph(element, 4, roots)(given), Program(roots)(given)
-    poisoned = np.any([np.isnan(value) for value in given.values()], axis=0)
-    for key, value in found.items():
-        expected = np.broadcast_to(wanted[key], value.shape)
+    inputs = specials(symbols(roots), element)
+    actual, reference = expression_function(element, 4, roots)(inputs), Program(roots)(inputs)
+    poisoned = np.any([np.isnan(value) for value in inputs.values()], axis=0)
+    for key, value in actual.items():
+        expected = np.broadcast_to(reference[key], value.shape)
         new = np.isnan(value) & ~np.isnan(expected)
-        assert not new.any(), {k: v[new][0] for k, v in given.items()}
+        assert not new.any(), {k: v[new][0] for k, v in inputs.items()}
         lost = ~np.isnan(value) & np.isnan(expected) & poisoned
-        assert not lost.any(), {k: v[lost][0] for k, v in given.items()}
+        assert not lost.any(), {k: v[lost][0] for k, v in inputs.items()}
 
 
 @pytest.mark.parametrize("element", COUNTS)
 @pytest.mark.parametrize("name", [n for n in GRAPHS if "states" in n or "backwards" in n])
-def test_equal_bits_for_every_number_of_lanes(name: str, element: str) -> None:
+def test_equal_bits_for_every_vector_length(name: str, element: str) -> None:
     roots = GRAPHS[name]
-    given = random(symbols(roots), element)
-    first, *others = (graph(element, lanes, roots)(given) for lanes in COUNTS[element])
+    inputs = random(symbols(roots), element)
+    first, *others = (
+        expression_function(element, lanes, roots)(inputs) for lanes in COUNTS[element]
+    )
     for other in others:
         for key, value in first.items():
             np.testing.assert_array_equal(value.view(np.uint8), other[key].view(np.uint8))
 
 
-def made(**roots: Expression) -> Vectorised:
-    return graph("double", 4, roots)
+def compiled(**roots: Expression) -> VectorFunction:
+    return expression_function("double", 4, roots)
 
 
 def test_divisions_of_an_lstm_step() -> None:
     graph_ = trace(LSTM(hidden_size=3))
-    assert made(**graph_.states).count("fdiv") == 3
-    assert made(**graph_.states, **graph_.gates).count("fdiv") == 5
+    assert compiled(**graph_.states).count("fdiv") == 3
+    assert compiled(**graph_.states, **graph_.gates).count("fdiv") == 5
 
 
 @pytest.mark.parametrize(
@@ -196,10 +198,10 @@ def test_divisions_of_an_lstm_step() -> None:
     ids=str,
 )
 def test_merged_divisions(root: Expression, divisions: int) -> None:
-    function = made(y=root)
-    given = random(symbols({"y": root}), "double")
+    function = compiled(y=root)
+    inputs = random(symbols({"y": root}), "double")
     assert function.count("fdiv") == divisions
-    assert_close(function(given), Program({"y": root})(given), "double")
+    assert_close(function(inputs), Program({"y": root})(inputs), "double")
 
 
 @pytest.mark.parametrize(
@@ -208,42 +210,42 @@ def test_merged_divisions(root: Expression, divisions: int) -> None:
     ids=str,
 )
 def test_one_product_is_fused(root: Expression) -> None:
-    function = made(y=root)
+    function = compiled(y=root)
     products = sum(n.op == "multiply" for n in topological([root]))
     assert function.count("fma") == 1
     assert function.count("fmul") == products - 1
-    given = random(symbols({"y": root}), "double")
-    assert_close(function(given), Program({"y": root})(given), "double")
+    inputs = random(symbols({"y": root}), "double")
+    assert_close(function(inputs), Program({"y": root})(inputs), "double")
 
 
 def test_fused_product_is_rounded_once() -> None:
     x = np.full(4, 1 + 2.0**-30)
     exact = 2.0**-60
-    function = made(y=a * a - b)
+    function = compiled(y=a * a - b)
     np.testing.assert_array_equal(function({"a": x, "b": x * x})["y"], exact)
 
 
 def test_shared_product_is_computed_once() -> None:
     product = a * b
-    for function in (made(x=product, y=product + c), made(x=product + c, y=product - d)):
+    for function in (compiled(x=product, y=product + c), compiled(x=product + c, y=product - d)):
         assert (function.count("fmul"), function.count("fma")) == (1, 0)
 
 
 def test_root_that_is_a_symbol_or_a_constant() -> None:
     values = random(["a"], "double")
-    found = made(x=a, y=Expression("constant", payload=-0.0), z=a + 0.25)(values)
-    np.testing.assert_array_equal(found["x"], values["a"])
-    np.testing.assert_array_equal(found["z"], values["a"] + 0.25)
-    assert np.signbit(found["y"]).all()
+    actual = compiled(x=a, y=Expression("constant", payload=-0.0), z=a + 0.25)(values)
+    np.testing.assert_array_equal(actual["x"], values["a"])
+    np.testing.assert_array_equal(actual["z"], values["a"] + 0.25)
+    assert np.signbit(actual["y"]).all()
 
 
 @pytest.mark.parametrize("element", COUNTS)
 def test_large_factors_do_not_spoil_a_merged_division(element: str) -> None:
-    """What is finite is right; only a product of gates may be 0 where it was below 1e-30."""
+    """Finite results are exact, but a product of gates below 1e-30 may be 0."""
     high = float(np.finfo(DTYPES[element]).max)
     x = np.linspace(-1, 1, 4096) * np.log(high)
-    given = {"a": x, "b": np.roll(x, 1234), "c": np.full(4096, high)}
-    given = {key: value.astype(DTYPES[element]) for key, value in given.items()}
+    inputs = {"a": x, "b": np.roll(x, 1234), "c": np.full(4096, high)}
+    inputs = {key: value.astype(DTYPES[element]) for key, value in inputs.items()}
     gate, candidate = sigmoid(a), tanh(b)
     roots = {
         "two gates": gate * sigmoid(b),
@@ -251,31 +253,33 @@ def test_large_factors_do_not_spoil_a_merged_division(element: str) -> None:
         "scaled gate": gate * c,
         "scaled twice": (c * gate) * candidate,
     }
-    wide = {key: value.astype(np.longdouble) for key, value in given.items()}
+    wide = {key: value.astype(np.longdouble) for key, value in inputs.items()}
     for key, root in roots.items():
-        found = graph(element, 4, {"y": root})({k: given[k] for k in symbols({"y": root})})["y"]
-        wanted = Program({"y": root})(wide)["y"].astype(found.dtype)
+        actual = expression_function(element, 4, {"y": root})(
+            {k: inputs[k] for k in symbols({"y": root})}
+        )["y"]
+        reference = Program({"y": root})(wide)["y"].astype(actual.dtype)
         # A gate itself does not fall below 1 / high, which is not 0 when it is scaled by high.
         least = 4.0 if "scaled" in key else 1e-30
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=least, err_msg=key)
+        np.testing.assert_allclose(actual, reference, rtol=1e-6, atol=least, err_msg=key)
 
 
 @pytest.mark.parametrize("root", [clip(a, -0.5, 0.5), select(a < b, a, b), exp(a)], ids=str)
 def test_nan_takes_the_branch_that_keeps_it(root: Expression) -> None:
-    given = {"a": np.array([np.nan, 1, np.nan, -1]), "b": np.array([1.0, np.nan, np.nan, 2])}
-    given = {key: given[key] for key in symbols({"y": root})}
-    np.testing.assert_allclose(made(y=root)(given)["y"], Program({"y": root})(given)["y"])
+    inputs = {"a": np.array([np.nan, 1, np.nan, -1]), "b": np.array([1.0, np.nan, np.nan, 2])}
+    inputs = {key: inputs[key] for key in symbols({"y": root})}
+    np.testing.assert_allclose(compiled(y=root)(inputs)["y"], Program({"y": root})(inputs)["y"])
 
 
 def test_symbol_without_a_value() -> None:
-    lanes, f = Lanes("float", 4), Module().function("f", {})
+    vector, f = VectorType("float", 4), Module().function("f", {})
     with pytest.raises(KeyError, match="b"):
-        cell.emit(f, lanes, {"y": a + b}, {"a": Value(lanes.type, "%a")})
+        cell.emit(f, vector, {"y": a + b}, {"a": Value(vector.type, "%a")})
 
 
 def test_comparisons_of_equal_numbers() -> None:
-    given = {"a": np.array([0.0, -0.0, 2.5, np.inf]), "b": np.array([0.0, 0.0, 2.5, np.inf])}
+    inputs = {"a": np.array([0.0, -0.0, 2.5, np.inf]), "b": np.array([0.0, 0.0, 2.5, np.inf])}
     roots = {"<": select(a < b, 1.0, 2.0), "<=": select(a <= b, 1.0, 2.0)}
-    found = made(**roots)(given)
-    np.testing.assert_array_equal(found["<"], 2)
-    np.testing.assert_array_equal(found["<="], 1)
+    actual = compiled(**roots)(inputs)
+    np.testing.assert_array_equal(actual["<"], 2)
+    np.testing.assert_array_equal(actual["<="], 1)

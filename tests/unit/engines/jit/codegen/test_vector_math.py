@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from compiled_ir import COUNTS, Array, function
+from compiled_ir import COUNTS, Array, math_function
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp,
@@ -16,11 +16,11 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "sqrt": np.sqrt,
 }
 WORST = {"exp": 1.1, "tanh": 2.5, "sigmoid": 2.5, "log1p": 1.5, "sqrt": 0.5}
-"""In units in the last place."""
+"""Largest errors, in units in the last place."""
 WIDE = {"float": np.dtype("f8"), "double": np.dtype(np.longdouble)}
 DTYPES = {"float": np.dtype("f4"), "double": np.dtype("f8")}
 LEAST = {"float": -87.33, "double": -708.39}
-"""Where sigmoid falls no further."""
+"""Value of x below which sigmoid falls no further."""
 
 needs_more_than_double = pytest.mark.skipif(
     np.finfo(np.longdouble).nmant < 60, reason="nothing here is more exact than float64"
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def whole(x: Array) -> Array:
-    """As many numbers as every count of lanes divides."""
+    """The first numbers of x, a multiple of every vector length."""
     return x[: len(x) // 16 * 16]
 
 
 def float_samples() -> Array:
-    """Every 997th float, NaN and infinity among them, and all near where things change."""
+    """Every 997th float, with NaN and infinity, and all floats near special places."""
     bits = np.arange(0, 2**32, 997, dtype=np.uint32).view("f4")
     special = [0, 1e-38, 2e-4, 0.0625, 0.17, 0.3466, 0.5, 1, 2, 9.01, 9.25, 16.6, 87.3, 88.4, 88.73]
     special += [103.3, 104, *2.0 ** np.arange(-30, 7), *(np.log(2) / 2 * np.arange(1, 250, 2))]
@@ -60,18 +60,18 @@ def samples() -> dict[str, Array]:
     return {"float": float_samples(), "double": double_samples()}
 
 
-def errors(found: Array, wanted: Array) -> Array:
-    """In units in the last place of the result; infinite where it is wrongly finite or not."""
-    near = wanted.astype(found.dtype)
-    distance = np.abs(found.astype(wanted.dtype) - wanted) / np.spacing(np.abs(near))
-    exact = same(found, near)
+def errors(actual: Array, exact: Array) -> Array:
+    """Errors in units in the last place; infinite where only one of both is finite."""
+    near = exact.astype(actual.dtype)
+    distance = np.abs(actual.astype(exact.dtype) - exact) / np.spacing(np.abs(near))
+    equal = same(actual, near)
     return np.where(
-        exact & ~np.isfinite(near), 0, np.where(np.isfinite(distance), distance, np.inf)
+        equal & ~np.isfinite(near), 0, np.where(np.isfinite(distance), distance, np.inf)
     )
 
 
 def same(a: Array, b: Array) -> Array:
-    """Element by element; NaN is NaN."""
+    """Equality element by element; a NaN equals a NaN."""
     return (a == b) | (np.isnan(a) & np.isnan(b))
 
 
@@ -81,20 +81,20 @@ def test_error(name: str, element: str, samples: dict[str, Array]) -> None:
     x = samples[element]
     if name == "sigmoid":
         x = whole(x[~(x < LEAST[element])])
-    found = function(name, element, COUNTS[element][-1])(x)
-    wanted = FUNCTIONS[name](x.astype(WIDE[element]))
-    error = errors(found, wanted)
+    actual = math_function(name, element, COUNTS[element][-1])(x)
+    exact = FUNCTIONS[name](x.astype(WIDE[element]))
+    error = errors(actual, exact)
     k = int(np.argmax(error))
-    assert error[k] <= WORST[name], f"{name}({x[k]!r}) = {found[k]!r}, not {wanted[k]!r}"
+    assert error[k] <= WORST[name], f"{name}({x[k]!r}) = {actual[k]!r}, not {exact[k]!r}"
 
 
 @pytest.mark.parametrize("element", COUNTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_equal_bits_for_every_number_of_lanes(
+def test_equal_bits_for_every_vector_length(
     name: str, element: str, samples: dict[str, Array]
 ) -> None:
     x = samples[element][:40_000]
-    first, *others = (function(name, element, lanes)(x) for lanes in COUNTS[element])
+    first, *others = (math_function(name, element, lanes)(x) for lanes in COUNTS[element])
     for other in others:
         np.testing.assert_array_equal(first.view(np.uint8), other.view(np.uint8))
 
@@ -118,18 +118,18 @@ def test_special_values(name: str, element: str) -> None:
         1e-300,
     ]
     x = np.resize(np.array(special, DTYPES[element]), 16)
-    found = function(name, element, 4)(x)
+    actual = math_function(name, element, 4)(x)
     least = float(np.exp(LEAST[element])) * (1 + 1e-5) if name == "sigmoid" else 0
-    wanted = FUNCTIONS[name](x.astype(WIDE[element])).astype(x.dtype)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=least)
+    exact = FUNCTIONS[name](x.astype(WIDE[element])).astype(x.dtype)
+    np.testing.assert_allclose(actual, exact, rtol=1e-6, atol=least)
     if name != "sigmoid":
-        np.testing.assert_array_equal(found == 0, wanted == 0)
+        np.testing.assert_array_equal(actual == 0, exact == 0)
 
 
 @pytest.mark.parametrize("element", COUNTS)
 def test_sigmoid_falls_below_every_number_that_matters_and_never_rises(element: str) -> None:
     x = np.linspace(-3, 3, 4096, dtype=DTYPES[element]) * abs(LEAST[element])
-    y = function("sigmoid", element, 4)(x)
+    y = math_function("sigmoid", element, 4)(x)
     assert y[0] == y[1000] < {"float": 1.2e-38, "double": 2.3e-308}[element]
     assert y[-1] == 1
     assert (np.diff(y) >= 0).all()
@@ -141,10 +141,10 @@ def test_tanh_is_odd_and_reaches_one(element: str) -> None:
         [np.geomspace(1e-40, 30, 4080), [9.1, 19.4, 20, 1e3, 1e6, 1e30, 0, 0, 0] + [5] * 7]
     )
     x = x.astype(DTYPES[element])
-    tanh = function("tanh", element, 4)
-    found, mirrored = tanh(x), tanh(-x)
-    np.testing.assert_array_equal(found, -mirrored)
-    np.testing.assert_array_equal(np.signbit(mirrored), ~np.signbit(found))
-    assert (found <= 1).all()
-    assert (found[x >= {"float": 9.1, "double": 19.2}[element]] == 1).all()
-    assert (found[x < 8] < 1).all()
+    tanh = math_function("tanh", element, 4)
+    actual, mirrored = tanh(x), tanh(-x)
+    np.testing.assert_array_equal(actual, -mirrored)
+    np.testing.assert_array_equal(np.signbit(mirrored), ~np.signbit(actual))
+    assert (actual <= 1).all()
+    assert (actual[x >= {"float": 9.1, "double": 19.2}[element]] == 1).all()
+    assert (actual[x < 8] < 1).all()

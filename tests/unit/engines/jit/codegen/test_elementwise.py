@@ -1,4 +1,4 @@
-"""Expressions on whole arrays: against NumPy, wherever a number stands, on any count of threads."""
+"""Expressions on whole arrays, compared with NumPy at every place and number of threads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiled_ir import usable_machine
 
 from lstm_cli.cells.expression import Expression, exp, select, sqrt, symbol
-from lstm_cli.engines.jit.codegen.elementwise import CHUNK, OWN, Task, build, run_map, run_total
+from lstm_cli.engines.jit.codegen.elementwise import (
+    CHUNK,
+    MIN_THREAD_CHUNKS,
+    ElementwiseTask,
+    build,
+    evaluate_elementwise,
+    sum_elementwise,
+)
 from lstm_cli.engines.jit.codegen.ir import literal
 from lstm_cli.engines.jit.runtime.compiler import compile_object
-from lstm_cli.engines.jit.runtime.machine import Machine, Unusable, described, host
+from lstm_cli.engines.jit.runtime.machine import (
+    Machine,
+    machine_from_features,
+)
 from lstm_cli.engines.programs import NUMPY
 from lstm_cli.training.optimisers import OPTIMISERS, Optimiser, make_optimiser
 
@@ -26,8 +37,8 @@ KINDS = [
     {"type": "sgd", "momentum": 0.9, "nesterov": True},
     {"type": "rmsprop", "momentum": 0.5},
 ]
-LARGE = CHUNK * OWN * 3 + 5
-"""Enough for three threads, and no whole number of vectors."""
+LARGE = CHUNK * MIN_THREAD_CHUNKS * 3 + 5
+"""Elements for three threads, not a multiple of a vector."""
 TOLERANCES = {"f4": 1e-6, "f8": 1e-14}
 
 
@@ -38,16 +49,13 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    try:
-        return host()
-    except Unusable as error:
-        pytest.skip(str(error))
+    return usable_machine()
 
 
-def update(optimiser: Optimiser) -> dict[str, Expression]:
-    numbers = {name: symbol(name) for name in optimiser.numbers(0.1, 1)}
-    slots = {name: symbol(name) for name in optimiser.slots}
-    w, kept = optimiser.equation(symbol("w"), symbol("g"), slots, numbers)
+def update(optimizer: Optimiser) -> dict[str, Expression]:
+    numbers = {name: symbol(name) for name in optimizer.numbers(0.1, 1)}
+    slots = {name: symbol(name) for name in optimizer.slots}
+    w, kept = optimizer.equation(symbol("w"), symbol("g"), slots, numbers)
     return {"w": w} | kept
 
 
@@ -67,36 +75,36 @@ def mapped(
     """Results in arrays of their own, filled before with what is no result."""
     first = next(iter(arrays.values()))
     out = {name: np.full_like(first, -77) for name in roots}
-    run_map(roots, {**arrays, **numbers}, out, machine, threads)
+    evaluate_elementwise(roots, {**arrays, **numbers}, out, machine, threads)
     return out
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_every_optimiser(machine: Machine, options: dict[str, Any], dtype: str) -> None:
-    optimiser = make_optimiser(options)
-    arrays = drawn(["w", "g", *optimiser.slots], (37, 11), dtype)
+def test_every_optimizer(machine: Machine, options: dict[str, Any], dtype: str) -> None:
+    optimizer = make_optimiser(options)
+    arrays = drawn(["w", "g", *optimizer.slots], (37, 11), dtype)
     for step, rate in ((1, 0.1), (7, 0.03)):  # with the same kernel
-        numbers = optimiser.numbers(rate, step)
-        found = mapped(machine, update(optimiser), arrays, numbers)
+        numbers = optimizer.numbers(rate, step)
+        actual = mapped(machine, update(optimizer), arrays, numbers)
         wide = {name: array.astype(np.longdouble) for name, array in arrays.items()}
-        w, slots = optimiser.equation(wide["w"], wide["g"], wide, numbers)
+        w, slots = optimizer.equation(wide["w"], wide["g"], wide, numbers)
         for name, expected in ({"w": w} | slots).items():
             np.testing.assert_allclose(
-                found[name], expected.astype("f8"), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]
+                actual[name], expected.astype("f8"), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]
             )
 
 
 def test_an_elements_bits_do_not_depend_on_where_it_stands(machine: Machine) -> None:
-    optimiser = make_optimiser({"type": "adam"})
-    roots, numbers = update(optimiser), optimiser.numbers(0.1, 3)
-    whole = drawn(["w", "g", *optimiser.slots], 80, "f4")
+    optimizer = make_optimiser({"type": "adam"})
+    roots, numbers = update(optimizer), optimizer.numbers(0.1, 3)
+    whole = drawn(["w", "g", *optimizer.slots], 80, "f4")
     expected = mapped(machine, roots, whole, numbers)
     for size in range(1, 71):
         for start in (0, 9):
             part = {name: array[start : start + size] for name, array in whole.items()}
-            found = mapped(machine, roots, part, numbers)
-            for name, value in found.items():
+            actual = mapped(machine, roots, part, numbers)
+            for name, value in actual.items():
                 np.testing.assert_array_equal(value, expected[name][start : start + size])
 
 
@@ -104,14 +112,16 @@ def test_an_elements_bits_do_not_depend_on_where_it_stands(machine: Machine) -> 
 def test_results_may_take_the_place_of_inputs_and_nothing_else(
     machine: Machine, dtype: str
 ) -> None:
-    optimiser = make_optimiser({"type": "adadelta"})
-    roots, numbers = update(optimiser), optimiser.numbers(0.1, 1)
+    optimizer = make_optimiser({"type": "adadelta"})
+    roots, numbers = update(optimizer), optimizer.numbers(0.1, 1)
     for size in (1, 15, 16, 17, 63, 70, CHUNK, CHUNK + 1):
-        memory = drawn(["w", "g", *optimiser.slots], size + 40, dtype)
+        memory = drawn(["w", "g", *optimizer.slots], size + 40, dtype)
         before = {name: array.copy() for name, array in memory.items()}
         arrays = {name: array[20 : size + 20] for name, array in memory.items()}
         expected = mapped(machine, roots, arrays, numbers)
-        run_map(roots, {**arrays, **numbers}, {name: arrays[name] for name in roots}, machine)
+        evaluate_elementwise(
+            roots, {**arrays, **numbers}, {name: arrays[name] for name in roots}, machine
+        )
         for name, value in before.items():
             value[20 : size + 20] = expected.get(name, value[20 : size + 20])
             np.testing.assert_array_equal(memory[name], value)
@@ -119,7 +129,7 @@ def test_results_may_take_the_place_of_inputs_and_nothing_else(
 
 def test_two_arrays_change_places(machine: Machine) -> None:
     roots = {"a": symbol("b"), "b": symbol("a")}
-    for evaluate in (lambda *call: run_map(*call, machine), NUMPY.evaluate):
+    for evaluate in (lambda *call: evaluate_elementwise(*call, machine), NUMPY.evaluate):
         arrays = drawn("ab", 50, "f4")
         before = {name: array.copy() for name, array in arrays.items()}
         evaluate(roots, arrays, arrays)
@@ -129,16 +139,16 @@ def test_two_arrays_change_places(machine: Machine) -> None:
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_same_bits(machine: Machine, threads: int) -> None:
-    optimiser = make_optimiser({"type": "rmsprop"})
-    roots, numbers = update(optimiser), optimiser.numbers(0.1, 1)
+    optimizer = make_optimiser({"type": "rmsprop"})
+    roots, numbers = update(optimizer), optimizer.numbers(0.1, 1)
     arrays = drawn(["w", "g", "v"], LARGE, "f4")
     expected = mapped(machine, roots, arrays, numbers)
-    found = mapped(machine, roots, arrays, numbers, threads)
+    actual = mapped(machine, roots, arrays, numbers, threads)
     assert not (expected["w"] == -77).any()
-    for name, value in found.items():
+    for name, value in actual.items():
         np.testing.assert_array_equal(value, expected[name])
     square = symbol("g") * symbol("g")
-    totals = {run_total(square, {"g": arrays["g"]}, machine, n) for n in (1, threads)}
+    totals = {sum_elementwise(square, {"g": arrays["g"]}, machine, n) for n in (1, threads)}
     assert len(totals) == 1
 
 
@@ -154,14 +164,14 @@ def test_a_sum_is_in_double_precision(machine: Machine, size: int, dtype: str) -
     expected = math.fsum(
         np.where(wide["x"] < wide["y"], np.exp(wide["x"]) * 0.3, np.sqrt(wide["y"]))
     )
-    found = run_total(root, {**arrays, "n": 0.3}, machine)
-    assert found == pytest.approx(expected, rel=1e-14)
+    actual = sum_elementwise(root, {**arrays, "n": 0.3}, machine)
+    assert actual == pytest.approx(expected, rel=1e-14)
     assert NUMPY.total(root, {**arrays, "n": 0.3}) == pytest.approx(expected, rel=1e-14)
 
 
 def test_squares_of_single_precision_do_not_overflow(machine: Machine) -> None:
     g = np.full(33, 1e30, np.float32)
-    assert run_total(symbol("g") * symbol("g"), {"g": g}, machine) == pytest.approx(33e60)
+    assert sum_elementwise(symbol("g") * symbol("g"), {"g": g}, machine) == pytest.approx(33e60)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -170,29 +180,32 @@ def test_what_is_not_finite_stays_where_it_is(machine: Machine, bad: float) -> N
     for place in (0, 17, 35, 36):
         x = drawn("x", 37, "f4")["x"]
         x[place] = bad
-        found = mapped(machine, root, {"x": x}, {})["y"]
-        np.testing.assert_array_equal(found, x * 2 + 1)
-        assert not math.isfinite(run_total(symbol("x"), {"x": x}, machine))
+        actual = mapped(machine, root, {"x": x}, {})["y"]
+        np.testing.assert_array_equal(actual, x * 2 + 1)
+        assert not math.isfinite(sum_elementwise(symbol("x"), {"x": x}, machine))
 
 
 def test_nothing_at_all(machine: Machine) -> None:
     empty = np.zeros((0, 3), np.float32)
-    run_map({"x": symbol("x") + 1.0}, {"x": empty}, {"x": empty}, machine)
-    assert run_total(symbol("x"), {"x": empty}, machine) == 0.0
+    evaluate_elementwise({"x": symbol("x") + 1.0}, {"x": empty}, {"x": empty}, machine)
+    assert sum_elementwise(symbol("x"), {"x": empty}, machine) == 0.0
 
 
 def test_numbers_are_no_part_of_the_kernel() -> None:
     """A rate that changes with every step must not be compiled with every step."""
     root = (("y", symbol("x") * symbol("rate")),)
-    task = Task(root, ("x",), "float")
-    assert task.reals == ("rate",)
-    assert task.name == Task(root, ("x",), "float").name
-    others = [Task(root, ("x",), "double"), Task(root, ("x", "rate"), "float")]
-    others += [Task(root, ("x",), "float", summed=True)]
-    others += [Task((("y", symbol("x") * symbol("other")),), ("x",), "float")]
-    others += [Task((("y", symbol("rate") * symbol("x")),), ("x",), "float")]
-    others += [Task((("y", symbol("x") + symbol("rate")),), ("x",), "float")]
-    others += [Task((("z", symbol("x") * symbol("rate")),), ("x",), "float")]
+    task = ElementwiseTask(root, ("x",), "float")
+    assert task.scalars == ("rate",)
+    assert task.name == ElementwiseTask(root, ("x",), "float").name
+    others = [
+        ElementwiseTask(root, ("x",), "double"),
+        ElementwiseTask(root, ("x", "rate"), "float"),
+    ]
+    others += [ElementwiseTask(root, ("x",), "float", summed=True)]
+    others += [ElementwiseTask((("y", symbol("x") * symbol("other")),), ("x",), "float")]
+    others += [ElementwiseTask((("y", symbol("rate") * symbol("x")),), ("x",), "float")]
+    others += [ElementwiseTask((("y", symbol("x") + symbol("rate")),), ("x",), "float")]
+    others += [ElementwiseTask((("z", symbol("x") * symbol("rate")),), ("x",), "float")]
     assert len({task.name, *(other.name for other in others)}) == 1 + len(others)
 
 
@@ -204,11 +217,11 @@ def test_arrays_that_do_not_fit_are_refused(machine: Machine) -> None:
     for b in [*gaps, *kinds]:
         for out in (b, np.empty_like(x)):
             with pytest.raises(ValueError, match="are wanted"):
-                run_map(roots, {"a": x, "b": b}, {"y": out}, machine)
+                evaluate_elementwise(roots, {"a": x, "b": b}, {"y": out}, machine)
     for b in gaps:
         with pytest.raises(ValueError, match="are wanted"):
             NUMPY.evaluate(roots, {"a": x, "b": b}, {"y": x})
-    for total in (NUMPY.total, lambda *call: run_total(*call, machine)):
+    for total in (NUMPY.total, lambda *call: sum_elementwise(*call, machine)):
         with pytest.raises(ValueError, match="at least one"):
             total(symbol("n"), {"n": 1.0})
 
@@ -221,10 +234,10 @@ def test_numbers_beyond_single_precision_are_infinite(machine: Machine) -> None:
 
 
 def test_another_machine() -> None:
-    arm = described("aarch64-unknown-linux-gnu", "generic", {"neon"})
-    optimiser = make_optimiser({"type": "adam"})
-    update_task = Task(tuple(update(optimiser).items()), ("w", "g", "m", "v"), "float")
-    sum_task = Task((("", symbol("g") * symbol("g")),), ("g",), "float", summed=True)
+    arm = machine_from_features("aarch64-unknown-linux-gnu", "generic", {"neon"})
+    optimizer = make_optimiser({"type": "adam"})
+    update_task = ElementwiseTask(tuple(update(optimizer).items()), ("w", "g", "m", "v"), "float")
+    sum_task = ElementwiseTask((("", symbol("g") * symbol("g")),), ("g",), "float", summed=True)
     for task in (update_task, sum_task):
         assert compile_object(build(task, arm), arm).startswith(b"\x7fELF")
 
@@ -233,9 +246,9 @@ def test_narrower_vectors_give_the_same_bits(machine: Machine) -> None:
     if not machine.x86 or machine.vector_bits == 256:
         pytest.skip("this machine has one width of vectors")
     narrow = replace(machine, vector_bits=256, registers=16)
-    optimiser = make_optimiser({"type": "adam"})
-    arrays = drawn(["w", "g", *optimiser.slots], 75, "f4")
-    numbers = optimiser.numbers(0.1, 1)
-    expected = mapped(machine, update(optimiser), arrays, numbers)
-    for name, value in mapped(narrow, update(optimiser), arrays, numbers).items():
+    optimizer = make_optimiser({"type": "adam"})
+    arrays = drawn(["w", "g", *optimizer.slots], 75, "f4")
+    numbers = optimizer.numbers(0.1, 1)
+    expected = mapped(machine, update(optimizer), arrays, numbers)
+    for name, value in mapped(narrow, update(optimizer), arrays, numbers).items():
         np.testing.assert_array_equal(value, expected[name])
