@@ -432,7 +432,6 @@ class BackwardPass:
     def _gate_gradient(
         self, out: Array, slots: list[int], a: MemoryRows, bias: Array | None
     ) -> None:
-        """Derivatives of gates' blocks of a matrix, and of their bias."""
         kernel = weight_gradient_kernel(out.shape[1], self.weights.vector.element, self.machine)
         dz = MemoryRows(address(self.buffers.dz), self.buffers.dz.shape[1] * self.units)
         gates = np.array(slots, np.int64) * self.units
@@ -440,7 +439,6 @@ class BackwardPass:
         run_weight_gradient(kernel, gradient, self.workspace, self.inputs.threads)
 
     def _projection_gradient(self, out: Array, a: MemoryRows) -> None:
-        """Derivatives of W_hr."""
         kernel = weight_gradient_kernel(out.shape[1], self.weights.vector.element, self.machine)
         gates = np.zeros(1, np.int64)
         dz, P = MemoryRows.of(self.buffers.projected), self.cell.output_size
@@ -472,7 +470,6 @@ class BackwardPass:
         return MemoryRows(base, record.shape[1] * self.units, owner=record)
 
     def _state_gradients(self) -> tuple[Array, ...]:
-        """Derivatives of the initial states."""
         buffers = zip((self.buffers.dh, self.buffers.dc), self.cell.state_sizes, strict=False)
         return tuple(self._by_sequence(buffer[:, :size]) for buffer, size in buffers)
 

@@ -1,7 +1,7 @@
 """Sharing of a batch among threads: their number, groups of sequences, order of rows, reasons.
 
-Start at `thread_sharing` for the decision, at `group_rows` for the order that kernels read, and at
-`explain` for the reasons shown to users.
+`thread_sharing` decides, `group_rows` makes the order that kernels read, and `explain` gives users
+the reasons.
 """
 
 from __future__ import annotations

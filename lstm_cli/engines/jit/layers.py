@@ -168,7 +168,6 @@ class PreparedRecurrent:
         y: Array | None,
         workspace: Workspace,
     ) -> tuple[ForwardBuffers, tuple[float, float]]:
-        """Run one direction's kernel."""
         kernel = forward_kernel(self.weights[d], plan)
         output = None if y is None else (y, d * self.spec.cells[0].output_size)
         return run_forward(self.weights[d], kernel, inputs, output, workspace)
@@ -181,7 +180,6 @@ class PreparedRecurrent:
         return np.empty(shape, x.dtype) if lengths is None else np.zeros(shape, x.dtype)
 
     def _share_rows(self, x: Array, lengths: Array | None) -> tuple[int, RowGroups]:
-        """Number of threads, and how they share the batch."""
         N, T, _ = x.shape
         threads, groups = thread_sharing(N, T, self._work, self.threads, fits=self._fits)
         return threads, group_rows(N, T, lengths, groups)
@@ -226,7 +224,6 @@ def _contiguous_steps(x: Array) -> Array:
 
 
 def _direction_states(state: State | None, d: int) -> tuple[Array | None, ...]:
-    """One direction's initial states."""
     if state is None:
         return None, None
     return tuple(None if part is None else part[:, d] for part in state)

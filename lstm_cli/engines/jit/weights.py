@@ -197,7 +197,6 @@ class RecurrentWeights:
         return flat
 
     def _stage_tensors(self, stage: Stage) -> tuple[Array, Array | None]:
-        """A stage's matrix and bias."""
         if stage.matrix == "weight_hr":
             return np.asarray(self.tensors.weight_hr), None
         rows, bias = self.tensors.rows(stage.gates), self.tensors.bias_hh

@@ -335,7 +335,6 @@ class _ElementEmitter:
         return self._at(buffer, row, ld)
 
     def _stage_number(self) -> int:
-        """Number of the stage that this phase undoes."""
         stages = [phase.stage for phase in self.kernel.schedule.phases]
         return stages.index(self.phase.stage)  # type: ignore[arg-type]
 

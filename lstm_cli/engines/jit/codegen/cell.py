@@ -5,13 +5,13 @@ vector length gets the same operations in the same order. They differ from the g
 which keep NaN and round less often. A product that is only added becomes one fused multiply-add.
 Divisions are deferred and merged, since one division takes as long as ten products.
 
-tanh and sigmoid are fractions. If such a value is a factor of one product and read by nothing else,
-numerators and denominators are multiplied, then divided once. So i g of an LSTM, sigmoid times
-tanh, takes one division; f c_prev is c_prev over the denominator of f. Numerators are bounded and
-denominators at least 1, so finite numbers give no 0 / 0 and no infinity / infinity. The price: if
-the product of two denominators overflows, the result is 0, where the exact product is at most 1e-30
-(float) or 1e-290 (double). A quotient of the graph itself has no such bounds and is divided at
-once. So is a fraction with a third factor.
+tanh and sigmoid are fractions. If such a value is only a factor of one product, numerators and
+denominators are multiplied, then divided once. So i g of an LSTM, sigmoid times tanh, takes one
+division; f c_prev is c_prev over the denominator of f. Numerators are bounded and denominators at
+least 1, so finite numbers give no 0 / 0 and no infinity / infinity. One result differs: if the
+product of two denominators overflows, it is 0. The exact product is then at most 1e-30 (float) or
+1e-290 (double). A quotient of the graph itself has no such bounds and is divided at once. So is a
+fraction with a third factor.
 """
 
 from __future__ import annotations
@@ -153,14 +153,14 @@ class _Emitter:
         return DeferredFraction(None, vector_math.sigmoid_fraction(self.f, self.vector, x)[1])
 
     def _multiply(self, a: Expression, b: Expression) -> Deferred:
-        left, right = self._values[a], self._values[b]
-        if isinstance(right, DeferredFraction) and not isinstance(left, DeferredFraction):
-            a, b, left, right = b, a, right, left
-        if isinstance(left, DeferredFraction) and not left.merged:
-            if isinstance(right, DeferredFraction) and not right.merged:
-                return self._merged(left, right)
-            if left.numerator is None:
-                return self.f.fdiv(self.value(b), left.denominator)
+        first, second = self._values[a], self._values[b]
+        if isinstance(second, DeferredFraction) and not isinstance(first, DeferredFraction):
+            a, b, first, second = b, a, second, first
+        if isinstance(first, DeferredFraction) and not first.merged:
+            if isinstance(second, DeferredFraction) and not second.merged:
+                return self._merged(first, second)
+            if first.numerator is None:
+                return self.f.fdiv(self.value(b), first.denominator)
         return DeferredProduct(self.value(a), self.value(b))
 
     def _merged(self, a: DeferredFraction, b: DeferredFraction) -> DeferredFraction:

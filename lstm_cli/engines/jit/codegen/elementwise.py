@@ -2,8 +2,8 @@
 
 The arrays are cut into chunks, and each thread gets whole chunks. A vector is read from each
 input, computed and stored. The remaining elements go through a vector of their own, so an element's
-bits do not depend on its place. A sum adds one partial sum per chunk, in order, so it does not
-depend on the number of threads either.
+bits do not depend on its place. A sum adds one partial sum per chunk, in order, so its bits do
+not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -248,7 +248,6 @@ class _MapEmitter:
         self.f.store(self.f.load(self.task.element, source), target)
 
     def _broadcast(self, scalar: Value) -> Value:
-        """A scalar in every lane."""
         if self.vector.element == "float":
             scalar = self.f.convert("fptrunc", scalar, "float")
         return self.f.splat(scalar, self.vector)

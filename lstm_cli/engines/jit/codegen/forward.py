@@ -1,7 +1,7 @@
 """Forward kernel: one direction of a recurrent layer over a batch, written as LLVM IR.
 
-The kernel projects the inputs of as many steps as fit in the cache. Then, step by step, it computes
-each panel's recurrent products, and the cell's equations while these are still in a near cache.
+The kernel projects the inputs of as many steps as fit in the cache. Then each step computes one
+panel's recurrent products after another, and the cell's equations on each while it is cached.
 `_ElementEmitter.compute` is where the gates of one row are computed.
 """
 

@@ -184,6 +184,10 @@ class SequenceKernel:
             w, init = panel.data(operand.w, run), operand.init
             init = panel.data(init, 1) if operand.init_per_panel else init
             sign = f.select(backwards, -1, 1)
+            out = f.at(results, f.mul(begin, size), self.element)
+            w_step = f.mul(sign, f.mul(run, shape.width))
+            init_step = f.mul(sign, shape.width if operand.init_per_panel else 0)
+            out_step, width, columns = f.mul(sign, size), shape.width, shape.columns
             f.call(
                 product,
                 at,
@@ -193,13 +197,13 @@ class SequenceKernel:
                 times,
                 skip,
                 init,
-                f.at(results, f.mul(begin, size), self.element),
-                shape.width,
-                shape.columns,
+                out,
+                width,
+                columns,
                 here,
-                f.mul(sign, f.mul(run, shape.width)),
-                f.mul(sign, shape.width if operand.init_per_panel else 0),
-                f.mul(sign, size),
+                w_step,
+                init_step,
+                out_step,
             )
             with (
                 f.loop(0, here) as p,

@@ -2,11 +2,11 @@
 
 A matrix product gives, for each gate, a row of columns: units, features, or projected features.
 The columns are cut into panels. A panel holds a few vectors of neighboring columns of every gate,
-so that all gates of a unit are computed together; a narrower last panel is the tail. In memory a
+so all gates of a unit are computed together. A narrower last panel is the tail. In memory a
 panel is [k][gate][column]: the weights that multiply number k of a row lie together.
 
-A tile is some rows times one panel. Every output is summed over k in order, in one register,
-whatever the shape of the tile; so its bits do not depend on the number of rows.
+A tile is some rows times one panel. Every tile sums an output over k in order, in one register, so
+the bits of an output do not depend on the number of rows.
 """
 
 from __future__ import annotations

@@ -271,6 +271,5 @@ def _float(f: Function, vector: VectorType, exponents: Value) -> Value:
 
 
 def _bits(vector: VectorType, value: float) -> int:
-    """The bits of a number, as an integer."""
     number, whole = ("<f", "<i") if vector.element == "float" else ("<d", "<q")
     return int(struct.unpack(whole, struct.pack(number, value))[0])

@@ -416,7 +416,6 @@ class _WeightGradientEmitter:
         return f.at(row_address(f, a, "dz", q, self.element), shift, self.element)
 
     def _units(self, f: Function, a: dict[str, Value]) -> Value:
-        """Units of the strips."""
         last = f.minimum(f.mul(f.args["strips"], self.strip), a["units"])
         return f.sub(last, f.mul(f.args["strip"], self.strip))
 

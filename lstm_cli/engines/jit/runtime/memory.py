@@ -190,7 +190,6 @@ class Arguments:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """Number of each entry, by name."""
         return {name: k for k, name in enumerate(self.names)}
 
     def read(self, f: Function, block: Value) -> dict[str, Value]:

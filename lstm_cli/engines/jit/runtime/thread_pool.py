@@ -184,7 +184,6 @@ def _sched_yield_address() -> int:
 
 
 def _address(function: object) -> int:
-    """Address of a function of a shared library."""
     return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 

@@ -228,7 +228,7 @@ class SharedPhases:
     A phase has as many shares as there are threads. Each thread first takes its own share, whose
     weights are in its cache. Then it waits for the others, and takes shares whose thread sleeps or
     has lost its core. A late thread finds phases complete and catches up. So two threads are hardly
-    slower than one on busy cores, and no result depends on which thread took a share.
+    slower than one on busy cores. No result depends on the thread that took a share.
 
     Parameters
     ----------
@@ -416,7 +416,6 @@ def futex_number(machine: Machine) -> int:
 
 
 def _yield_core(f: Function, machine: Machine, syscall_fn: Value) -> None:
-    """Offer the core to other threads."""
     if futex_number(machine):
         f.line(f"call i64 (i64, ...) {syscall_fn.name}(i64 {24 if machine.x86 else 124})")
     else:
