@@ -17,8 +17,8 @@ from lstm_cli.network.network import Network
 
 machines = pytest.importorskip("lstm_cli.engines.jit.runtime.machine")
 try:
-    HOST = machines.host()
-except machines.Unusable as reason:
+    HOST = machines.this_machine()
+except machines.UnusableMachine as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
 from lstm_cli.engines.jit.codegen import packing  # noqa: E402

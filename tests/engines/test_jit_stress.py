@@ -29,7 +29,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Report of each process; all start at once, with no kernels on disk."""
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]),
         "LSTM_CLI_CACHE_DIR": str(tmp_path_factory.mktemp("kernels")),
     }
     command = [sys.executable, str(ROOT / "tests/engines/stress.py"), str(RUNS)]

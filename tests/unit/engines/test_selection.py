@@ -25,10 +25,10 @@ REASON = "the processor (k6) has neither AVX2 with FMA nor AVX-512"
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that no kernels can be made for."""
 
-    def host() -> machines.Machine:
+    def this_machine() -> machines.Machine:
         raise machines.UnusableMachine(REASON)
 
-    monkeypatch.setattr(machines, "this_machine", host)
+    monkeypatch.setattr(machines, "this_machine", this_machine)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that kernels can be made for, whatever this one is."""
     arm = machines.machine_from_features("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
     for module in (machines, engine):
-        monkeypatch.setattr(module, "host", lambda: arm)
+        monkeypatch.setattr(module, "this_machine", lambda: arm)
 
 
 def test_auto_takes_the_first_usable() -> None:
