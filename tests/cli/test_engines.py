@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.engines import kernel_cache as cache
-from lstm_cli.engines.jit import machine
+from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.engines.selection import engine_statuses
 
 needs_jit = pytest.mark.skipif(
@@ -21,9 +21,9 @@ def no_jit(monkeypatch):
     reason = "the processor (k6) has neither AVX2 with FMA nor AVX-512"
 
     def host():
-        raise machine.Unusable(reason)
+        raise machine.UnusableMachine(reason)
 
-    monkeypatch.setattr(machine, "host", host)
+    monkeypatch.setattr(machine, "this_machine", host)
     return reason
 
 

@@ -31,7 +31,7 @@ import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.cli.main import COMMANDS, cli, main
 from lstm_cli.config import json_schema
-from lstm_cli.engines.jit import machine
+from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.errors import LstmCliError
 
 ROOT = Path(__file__).parents[2]
@@ -1150,9 +1150,9 @@ def test_a_hint(lstm, folder, one):
 
 def test_an_engine_that_cannot_be_used(lstm, folder, monkeypatch):
     def host() -> None:
-        raise machine.Unusable("no kernels here")
+        raise machine.UnusableMachine("no kernels here")
 
-    monkeypatch.setattr(machine, "host", host)
+    monkeypatch.setattr(machine, "this_machine", host)
     hint, asked = "--{} auto takes what can be used; {}", "run c.yaml x.h5 --engine jit"
     check(lstm, Case(hint, _plain, asked, "lstm-cli run c.yaml x.h5 --engine auto"))
     check(lstm, Case(hint, _plain, asked, "lstm-cli devices", "no kernels here"))

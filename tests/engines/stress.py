@@ -1,6 +1,6 @@
-"""What each process of ``test_jit_stress`` does: many small runs on one engine by many threads.
+"""Script of each process of ``test_jit_stress``: many small runs on one engine by many threads.
 
-Prints a JSON object: what was found wrong, and what the process held before and after.
+Prints a JSON object: the number of wrong results, and the process's resources before and after.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from networks import Array, network, random_inputs, random_lengths, random_states, recurrent
 
-from lstm_cli.engines.jit import layers, products
+from lstm_cli.engines.jit import batch
+from lstm_cli.engines.jit.codegen import matmul
 from lstm_cli.engines.jit.engine import JitEngine
 from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.network import backpropagation
@@ -36,7 +37,7 @@ SPECS = [
 
 @dataclass(frozen=True)
 class Job:
-    """A batch, forwards or back and forth."""
+    """A batch for a forward pass, or for a forward and a backward pass."""
 
     x: Array
     lengths: Array | None
@@ -46,10 +47,10 @@ class Job:
     def run(self, net: Network) -> list[bytes]:
         """All bits of the results."""
         if not self.trains:
-            found = net.run(self.x, self.lengths, self.state)
-            return [part.tobytes() for part in (found.outputs, *_parts(found.state))]
-        given = (self.x, self.lengths, self.state, TrainingPass(seed=3))
-        tape = backpropagation.forward(net, *given)
+            result = net.run(self.x, self.lengths, self.state)
+            return [part.tobytes() for part in (result.outputs, *_parts(result.state))]
+        training = TrainingPass(seed=3)
+        tape = backpropagation.forward(net, self.x, self.lengths, self.state, training)
         d = np.cos(np.arange(tape.outputs.size, dtype=np.float32)).reshape(tape.outputs.shape)
         d *= tape.outputs != 0
         back = backpropagation.backward(net, tape, d, d_logits=False)
@@ -64,20 +65,20 @@ def _parts(state: Any) -> list[Array]:
 def jobs() -> list[Job]:
     """Batches of many shapes, ragged or not, with states or without."""
     rng = np.random.default_rng(1)
-    found = []
+    batches = []
     for seed in range(60):
         N, T = int(rng.integers(1, 12)), int(rng.integers(1, 10))
         if seed % 20 == 5:
-            N, T = 10 * N, 10 * T  # results so large that their memory is used again
+            N, T = 10 * N, 10 * T  # results so large that their memory is reused
         lengths = random_lengths(N, T, seed) if seed % 3 else None
         state = random_states(SPECS, N, seed) if seed % 2 else None
         x = random_inputs(N, T, D, seed).astype(np.float32)
-        found.append(Job(x, lengths, state, trains=seed % 6 == 5))
-    return found
+        batches.append(Job(x, lengths, state, trains=seed % 6 == 5))
+    return batches
 
 
-def held() -> dict[str, int]:
-    """Memory that is resident (kB), open files and threads of this process."""
+def resources() -> dict[str, int]:
+    """Resident memory (kB), open files and threads of this process."""
     gc.collect()
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     values = dict(line.split(":", 1) for line in status)
@@ -89,9 +90,9 @@ def held() -> dict[str, int]:
 
 
 def main(runs: int, seed: int) -> None:
-    """So many runs, shared by the callers."""
-    layers.SMALL = layers.SHORT = 0  # so that small work is shared out, too
-    products._SHARE = 1  # type: ignore[misc]
+    """Share `runs` runs among the callers."""
+    batch.MIN_STEP_WORK = batch.MIN_BATCH_WORK = 0  # share even small work
+    matmul._MIN_THREAD_WORK = 1  # type: ignore[misc]
     batches = jobs()
     engine = JitEngine("float32", THREADS)
     net = network(SPECS, engine)
@@ -107,16 +108,16 @@ def main(runs: int, seed: int) -> None:
         return sum(batches[k].run(net) != expected[k] for k in chosen)
 
     with ThreadPoolExecutor(CALLERS) as pool:
-        alone = network(SPECS, JitEngine("float32", THREADS))
-        expected = [job.run(alone) for job in batches]
+        single = network(SPECS, JitEngine("float32", THREADS))
+        expected = [job.run(single) for job in batches]
         others = list(pool.map(everything, range(CALLERS)))
         wrong = sum(a != b for other in others for a, b in zip(other, expected, strict=True))
         half = partial(some, runs // CALLERS // 2)
         wrong += sum(pool.map(half, range(CALLERS)))
-        before = held()  # by now all memory has grown to the size that is needed
+        before = resources()  # by now all memory has its final size
         wrong += sum(pool.map(half, range(CALLERS, 2 * CALLERS)))
-        after = held()
-    spaces = max(len(free) for free in engine._spaces._free.values())
+        after = resources()
+    spaces = max(len(free) for free in engine._workspaces._free.values())
     report = {"wrong": wrong, "before": before, "after": after, "spaces": spaces}
     print(json.dumps(report))
 

@@ -1,6 +1,6 @@
-"""What the jit engine promises beyond the other engines, and kernels for other processors.
+"""Promises of the jit engine beyond those of the other engines, and kernels for other processors.
 
-The same bits whatever a sequence is batched with, and however many threads share the work.
+A sequence gives the same bits in every batch, and on any number of threads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from engines.test_cells import OPTIONS
 from networks import (
-    CELL_OPTIONS,
     Array,
     assert_close,
     assert_states_close,
@@ -32,33 +32,32 @@ from networks import (
 )
 
 from lstm_cli.cells.expression import Expression
-from lstm_cli.engines.jit import (
-    backpropagation,
-    compiler,
-    gradients,
-    layers,
-    pointwise,
-    pool,
-    products,
-)
-from lstm_cli.engines.jit import recurrent as forwards
-from lstm_cli.engines.jit.compiler import Kernels
+from lstm_cli.engines.jit import backward, forward, layers
+from lstm_cli.engines.jit import batch as batch_module
+from lstm_cli.engines.jit.codegen import cell, matmul, weight_gradient
+from lstm_cli.engines.jit.codegen.ir import Function, Value, VectorType
 from lstm_cli.engines.jit.engine import JitEngine
-from lstm_cli.engines.jit.ir import Function, Lanes, Value
-from lstm_cli.engines.jit.machine import Machine, Unusable, described, host
-from lstm_cli.engines.kernel_cache import CompiledKernels
-from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.engines.jit.runtime import compiler, thread_pool
+from lstm_cli.engines.jit.runtime.compiler import Kernels
+from lstm_cli.engines.jit.runtime.machine import (
+    Machine,
+    UnusableMachine,
+    machine_from_features,
+    this_machine,
+)
+from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation as learning
 from lstm_cli.network.network import Network
 
 try:
-    HERE = host()
-except Unusable as why:
+    HERE = this_machine()
+except UnusableMachine as why:
     pytest.skip(f"the jit engine: {why}", allow_module_level=True)
 
 N, T, D = 29, 7, 5
-"""More rows than are multiplied at once (`sequence.CHUNK`)."""
+"""More rows than are multiplied at once (`sequence.MAX_CHUNK_ROWS`)."""
 
 PASS = TrainingPass(seed=3, update=7)
 
@@ -66,7 +65,7 @@ Threads = Callable[[int, str], list[int]]
 
 
 def stack(**options: Any) -> list[LayerSpec]:
-    """Every kind of cell, in both directions, of widths that fill no panel."""
+    """Layers of every kind of cell, in both directions, with sizes that fill no panel."""
     return [
         recurrent("lstm", 37, D, directions=2, peepholes=True, projection_size=19, **options),
         recurrent("gru", 23, 38, index=1, directions=2, reset_after=False, **options),
@@ -79,7 +78,7 @@ def stack(**options: Any) -> list[LayerSpec]:
 
 @cache
 def batch() -> tuple[Array, Array, list[Any]]:
-    """Inputs, lengths and states, none of them equal to another's."""
+    """Random inputs, lengths and states."""
     return random_inputs(N, T, D), random_lengths(N, T), random_states(stack(), N)
 
 
@@ -88,10 +87,10 @@ def flat(outputs: Array, state: Sequence[Any]) -> list[Array]:
     return [outputs, *(part for pair in state for part in pair if part is not None)]
 
 
-def assert_bits(found: Sequence[Array], expected: Sequence[Array], what: object = "") -> None:
-    """Nothing differs, not even the sign of a zero or which NaN it is."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+def assert_bits(actual: Sequence[Array], expected: Sequence[Array], what: object = "") -> None:
+    """No bit differs, not even the sign of a zero or the bits of a NaN."""
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
         assert one.shape == other.shape
         kind = f"u{one.itemsize}"
         a, b = (np.ascontiguousarray(v).view(kind) for v in (one, other))
@@ -99,49 +98,49 @@ def assert_bits(found: Sequence[Array], expected: Sequence[Array], what: object 
 
 
 @cache
-def alone(dtype: str) -> list[Array]:
-    """The stack's results, every sequence computed by itself on one thread."""
+def one_by_one(dtype: str) -> list[Array]:
+    """The stack's results, each sequence computed by itself on one thread."""
     net, (x, lengths, state) = network(stack(), JitEngine(dtype, 1)), batch()
-    found = []
+    results = []
     for n in range(N):
         one = slice(n, n + 1)
         result = net.run(x[one, : lengths[n]], None, rows(state, one))
         padded = np.zeros((1, T, result.outputs.shape[2]), dtype)
         padded[:, : lengths[n]] = result.outputs
-        found.append(flat(padded, result.state))
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        results.append(flat(padded, result.state))
+    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
-    """Have small work shared out in a way; the list says how many threads there were."""
-    monkeypatch.setattr(layers, "SMALL", 0)
-    monkeypatch.setattr(layers, "SHORT", 0)
-    monkeypatch.setattr(products, "_SHARE", 1)
-    monkeypatch.setattr(gradients, "_SHARE", 1)
+    """Share even small work; the list holds the number of threads of each run."""
+    monkeypatch.setattr(batch_module, "MIN_STEP_WORK", 0)
+    monkeypatch.setattr(batch_module, "MIN_BATCH_WORK", 0)
+    monkeypatch.setattr(matmul, "_MIN_THREAD_WORK", 1)
+    monkeypatch.setattr(weight_gradient, "_MIN_THREAD_WORK", 1)
     used: list[int] = []
 
     def run(function: int, args: int, parts: int) -> int:
-        used.append(pool.run(function, args, parts))
+        used.append(thread_pool.run(function, args, parts))
         return used[-1]
 
-    monkeypatch.setattr(forwards, "run", run)
-    monkeypatch.setattr(backpropagation, "run", run)
-    original = layers.batch
+    monkeypatch.setattr(forward, "run", run)
+    monkeypatch.setattr(backward, "run", run)
+    original = layers.group_rows
 
-    def share(count: int, how: str) -> list[int]:
-        groups = 0 if how == "columns" and count > 1 else count
-        monkeypatch.setattr(layers, "batch", lambda N, T, n, _: original(N, T, n, groups))
+    def share(count: int, unit: str) -> list[int]:
+        groups = 0 if unit == "columns" and count > 1 else count
+        monkeypatch.setattr(layers, "group_rows", lambda N, T, n, _: original(N, T, n, groups))
         used.clear()
         return used
 
     return share
 
 
-SHARES = [(1, "groups"), *((n, how) for n in (2, 3, 4) for how in ("groups", "columns"))]
+SHARES = [(1, "groups"), *((n, unit) for n in (2, 3, 4) for unit in ("groups", "columns"))]
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
-SHARED = pytest.mark.parametrize(("count", "how"), SHARES, ids=str)
+SHARED = pytest.mark.parametrize(("count", "unit"), SHARES, ids=str)
 
 
 # The same bits
@@ -150,37 +149,37 @@ SHARED = pytest.mark.parametrize(("count", "how"), SHARES, ids=str)
 @DTYPES
 @SHARED
 def test_batches_and_threads_do_not_change_a_bit(
-    threads: Threads, count: int, how: str, dtype: str
+    threads: Threads, count: int, unit: str, dtype: str
 ) -> None:
     x, lengths, state = batch()
     net = network(stack(), JitEngine(dtype, count))
-    used = threads(count, how)
+    used = threads(count, unit)
     rng = np.random.default_rng(9)
     halves = np.split(rng.permutation(N), [11])
     for chosen in (np.arange(N), rng.permutation(N), *halves, [3, 3, 0, 28, 3]):
-        found = net.run(x[chosen], lengths[chosen], rows(state, chosen))
-        expected = [part[chosen] for part in alone(dtype)]
-        assert_bits(flat(found.outputs, found.state), expected)
+        result = net.run(x[chosen], lengths[chosen], rows(state, chosen))
+        expected = [part[chosen] for part in one_by_one(dtype)]
+        assert_bits(flat(result.outputs, result.state), expected)
     assert set(used) == {count}
 
 
 @DTYPES
 @SHARED
-def test_a_batch_without_lengths(threads: Threads, count: int, how: str, dtype: str) -> None:
+def test_a_batch_without_lengths(threads: Threads, count: int, unit: str, dtype: str) -> None:
     x, _, state = batch()
     expected = network(stack(), JitEngine(dtype, 1)).run(x, np.full(N, T), state)
     net = network(stack(), JitEngine(dtype, count))
-    used = threads(count, how)
-    for given in (x, np.asfortranarray(x), x.transpose(1, 0, 2).copy().transpose(1, 0, 2)):
-        found = net.run(given, None, state)
-        assert_bits(flat(found.outputs, found.state), flat(expected.outputs, expected.state))
+    used = threads(count, unit)
+    for layout in (x, np.asfortranarray(x), x.transpose(1, 0, 2).copy().transpose(1, 0, 2)):
+        result = net.run(layout, None, state)
+        assert_bits(flat(result.outputs, result.state), flat(expected.outputs, expected.state))
     assert set(used) == {count}
 
 
 @DTYPES
-@pytest.mark.parametrize("option", CELL_OPTIONS)
-def test_gates_are_kept_without_changing_a_bit(option: str, dtype: str) -> None:
-    kind, options = CELL_OPTIONS[option]
+@pytest.mark.parametrize("option", OPTIONS)
+def test_recording_gates_changes_no_bit(option: str, dtype: str) -> None:
+    kind, options = OPTIONS[option]
     spec = recurrent(kind, 37, D, directions=2, **options)
     x, lengths, _ = batch()
     net = network([spec], JitEngine(dtype))
@@ -192,22 +191,26 @@ def test_gates_are_kept_without_changing_a_bit(option: str, dtype: str) -> None:
 
 
 def derivatives(net: Network) -> list[Array]:
-    """All that a forward and a backward pass with dropout give."""
+    """All results of a forward and a backward pass with dropout."""
     x, lengths, state = batch()
     tape = learning.forward(net, x, lengths, state, PASS)
     d = np.random.default_rng(5).standard_normal(tape.outputs.shape).astype(tape.outputs.dtype)
     d[np.arange(T) >= lengths[:, None]] = 0
-    found = learning.backward(net, tape, d, d_logits=False)
-    assert all(np.abs(value).max() > 0 for value in found.weights.values())
-    parts = [found.inputs, *(found.weights[name] for name in sorted(found.weights))]
-    return [*flat(tape.outputs, tape.state), *parts, *flat(found.inputs, found.state.values())]
+    gradients = learning.backward(net, tape, d, d_logits=False)
+    assert all(np.abs(value).max() > 0 for value in gradients.weights.values())
+    parts = [gradients.inputs, *(gradients.weights[name] for name in sorted(gradients.weights))]
+    return [
+        *flat(tape.outputs, tape.state),
+        *parts,
+        *flat(gradients.inputs, gradients.state.values()),
+    ]
 
 
 @DTYPES
 @SHARED
-def test_training_repeats_to_the_bit(threads: Threads, count: int, how: str, dtype: str) -> None:
+def test_training_repeats_to_the_bit(threads: Threads, count: int, unit: str, dtype: str) -> None:
     specs = stack(dropout=0.2, recurrent_dropout=0.3)
-    used = threads(count, how)
+    used = threads(count, unit)
     expected = derivatives(network(specs, JitEngine(dtype, count)))
     net = network(specs, JitEngine(dtype, count))
     for _ in range(2):
@@ -218,23 +221,23 @@ def test_training_repeats_to_the_bit(threads: Threads, count: int, how: str, dty
 
 
 @DTYPES
-@pytest.mark.parametrize("how", ["groups", "columns"])
-def test_training_repeats_to_the_bit_where_threads_are_not_to_be_had(
-    threads: Threads, how: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("unit", ["groups", "columns"])
+def test_training_repeats_to_the_bit_without_free_threads(
+    threads: Threads, unit: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = network(stack(), JitEngine(dtype, 3))
-    threads(3, how)
+    threads(3, unit)
     expected = derivatives(net)
-    real = pool.shared()
-    alone = SimpleNamespace(run=lambda function, args, _: real.run(function, args, 1))
-    monkeypatch.setattr(pool, "shared", lambda: alone)
+    real = thread_pool.process_pool()
+    single = SimpleNamespace(run=lambda function, args, _: real.run(function, args, 1))
+    monkeypatch.setattr(thread_pool, "process_pool", lambda: single)
     assert_bits(derivatives(net), expected)
 
 
-# Numbers that are none
+# Values that are not finite
 
 
-def test_a_sequence_that_is_not_finite_leaves_the_others_alone() -> None:
+def test_a_sequence_that_is_not_finite_does_not_change_the_others() -> None:
     x, lengths, state = batch()
     engine = JitEngine("float32", 2)
     clean = network(stack(), engine).run(x, lengths, state)
@@ -243,31 +246,31 @@ def test_a_sequence_that_is_not_finite_leaves_the_others_alone() -> None:
     dirty[long[0], 2, 1], dirty[long[1], 0, 4], dirty[long[2], 3, 0] = np.nan, np.inf, -np.inf
     states[0][0][long[3], 0, 2] = states[0][1][long[4], 1, 0] = np.nan
     net = network(stack(), engine)
-    found = net.run(dirty, lengths, states)
+    result = net.run(dirty, lengths, states)
     bad = long[:5]
     others = np.setdiff1d(np.arange(N), bad)
-    assert np.isnan(found.outputs[bad]).any(axis=(1, 2)).sum() >= 3
+    assert np.isnan(result.outputs[bad]).any(axis=(1, 2)).sum() >= 3
     for one, other in zip(
-        flat(found.outputs, found.state), flat(clean.outputs, clean.state), strict=True
+        flat(result.outputs, result.state), flat(clean.outputs, clean.state), strict=True
     ):
         assert_bits([one[others]], [other[others]])
-    again = net.run(x, lengths, state)  # nothing of it is left in memory that is used again
+    again = net.run(x, lengths, state)  # reused memory holds nothing of it
     assert_bits(flat(again.outputs, again.state), flat(clean.outputs, clean.state))
 
 
-def test_what_stands_in_the_padding_does_not_change_a_bit() -> None:
+def test_values_in_the_padding_change_no_bit() -> None:
     x, lengths, state = batch()
     net = network(stack(), JitEngine("float32", 2))
     expected = net.run(x, lengths, state)
     for filling in (np.nan, np.inf, 3e38):
         dirty = x.copy()
         dirty[np.arange(T) >= lengths[:, None]] = filling
-        found = net.run(dirty, lengths, state)
-        assert_bits(flat(found.outputs, found.state), flat(expected.outputs, expected.state))
+        result = net.run(dirty, lengths, state)
+        assert_bits(flat(result.outputs, result.state), flat(expected.outputs, expected.state))
 
 
 def put(array: Array, value: float, seed: int) -> None:
-    """Somewhere in it, one number that is none."""
+    """Write `value` at a random place."""
     array[tuple(np.random.default_rng(seed).integers(0, array.shape))] = value
 
 
@@ -278,10 +281,10 @@ NOT_FINITE = ["lstm", "lstm peepholes projection", "gru reset after", "gru reset
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30], ids=str)
 @pytest.mark.parametrize("where", ["x", "weight_ih", "weight_hh", "bias", "state"])
 @pytest.mark.parametrize("option", NOT_FINITE)
-def test_what_is_not_finite_comes_out_as_in_numpy(
+def test_values_that_are_not_finite_come_out_as_in_numpy(
     option: str, where: str, value: float, dtype: str
 ) -> None:
-    kind, options = CELL_OPTIONS[option]
+    kind, options = OPTIONS[option]
     spec = recurrent(kind, 21, D, directions=2, **options)
     x, lengths, _ = batch()
     x, weights = x.astype(dtype), random_weights([spec])
@@ -290,17 +293,17 @@ def test_what_is_not_finite_comes_out_as_in_numpy(
         names = [name for name in weights if where in name]
         place = {"x": x, "state": state[0]}.get(where)
         put(weights[names[seed % len(names)]] if place is None else place, value, seed)
-    own = {name: array.astype(dtype) for name, array in weights.items()}
-    found = []
+    tensors = {name: array.astype(dtype) for name, array in weights.items()}
+    results = []
     for engine in (JitEngine(dtype), ReferenceEngine(dtype)):
-        result = engine.forward(spec, engine.prepare(spec, own), x, lengths, state)
-        found.append(flat(result.output, [result.state]))
-    for one, other in zip(*found, strict=True):
+        result = engine.forward(spec, engine.prepare(spec, tensors), x, lengths, state)
+        results.append(flat(result.output, [result.state]))
+    for one, other in zip(*results, strict=True):
         # The sigmoid of this engine never is 0, so infinity times a closed gate is no NaN.
         known = np.ones(one.shape, bool) if np.isnan(value) else ~np.isnan(other)
         np.testing.assert_allclose(one[known], other[known], rtol=1e-5, atol=3e-5)
     if np.isnan(value):
-        assert np.isnan(found[0][0]).any()
+        assert np.isnan(results[0][0]).any()
 
 
 # Other processors
@@ -318,19 +321,19 @@ def narrow(bits: int, registers: int) -> Machine:
 
 
 NARROW = [narrow(256, 16), narrow(128, 32)] if HERE.x86 and HERE.vector_bits == 512 else []
-"""As with AVX2; and with as many and as wide registers as processors by ARM have."""
+"""This machine with AVX2 only, and with the number and width of ARM's registers."""
 
 if HERE.x86 and HERE.vector_bits == 256:
     NARROW = [narrow(128, 16)]
 
 
 def small(option: str) -> RecurrentSpec:
-    kind, options = CELL_OPTIONS[option]
+    kind, options = OPTIONS[option]
     return recurrent(kind, 21, D, directions=2, recurrent_dropout=0.3, **options)
 
 
 def assert_agrees(spec: RecurrentSpec, engine: Engine) -> None:
-    """Forward and backward, as the reference engine has it."""
+    """Forward and backward pass agree with the reference engine."""
     N, T = 13, 4
     x, lengths, state = random_inputs(N, T, D), random_lengths(N, T), random_states([spec], N)
     d = np.random.default_rng(1).standard_normal((N, T, spec.output_size)).astype(engine.dtype)
@@ -341,20 +344,20 @@ def assert_agrees(spec: RecurrentSpec, engine: Engine) -> None:
         result = net.run(x, lengths, state)
         tape = learning.forward(net, x, lengths, state, PASS)
         passes.append((result, tape, learning.backward(net, tape, d, d_logits=False)))
-    (one, tape, found), (other_, tape_, expected) = passes
+    (one, tape, gradients), (other_, tape_, expected) = passes
     assert_close(one.outputs, other_.outputs, engine.dtype)
     assert_states_close(one.state, other_.state, engine.dtype)
     assert_close(tape.outputs, tape_.outputs, engine.dtype)
     rtol, atol = (2e-4, 2e-4) if engine.dtype == "float32" else (1e-9, 1e-11)
     for name, value in expected.weights.items():
-        np.testing.assert_allclose(found.weights[name], value, rtol, atol, err_msg=name)
-    np.testing.assert_allclose(found.inputs, expected.inputs, rtol, atol)
-    for a, b in zip(found.state[0], expected.state[0], strict=True):
+        np.testing.assert_allclose(gradients.weights[name], value, rtol, atol, err_msg=name)
+    np.testing.assert_allclose(gradients.inputs, expected.inputs, rtol, atol)
+    for a, b in zip(gradients.state[0], expected.state[0], strict=True):
         if a is not None and b is not None:
             np.testing.assert_allclose(a, b, rtol, atol)
 
 
-NARROW_RUNS = [(option, "float32") for option in CELL_OPTIONS]
+NARROW_RUNS = [(option, "float32") for option in OPTIONS]
 NARROW_RUNS += [(option, "float64") for option in ("lstm peepholes projection", "gru reset before")]
 
 
@@ -365,26 +368,26 @@ def test_narrower_vectors(option: str, dtype: str, machine: Machine) -> None:
 
 
 ELSEWHERE = [
-    described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"}),
-    described("arm64-apple-macosx", "apple-m1", {"neon"}),
-    described("x86_64-pc-windows-msvc", "haswell", {"avx2", "fma"}),
+    machine_from_features("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"}),
+    machine_from_features("arm64-apple-macosx", "apple-m1", {"neon"}),
+    machine_from_features("x86_64-pc-windows-msvc", "haswell", {"avx2", "fma"}),
 ]
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CompiledKernels]]:
-    """Have kernels compiled, but neither linked nor run: all object code."""
-    made: list[CompiledKernels] = []
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compiled]]:
+    """Compile kernels, but neither link nor run them; the list holds all object code."""
+    objects: list[Compiled] = []
 
-    def linked(compiled: CompiledKernels, machine: Machine) -> Kernels:
-        made.append(compiled)
+    def linked(compiled: Compiled, machine: Machine) -> Kernels:
+        objects.append(compiled)
         return Kernels(dict.fromkeys(compiled.exported, 0))
 
     monkeypatch.setattr(compiler, "_linked", linked)
-    monkeypatch.setattr(compiler, "_made", {})
-    monkeypatch.setattr(pool, "shared", lambda: SimpleNamespace(run=lambda *_: 1))
+    monkeypatch.setattr(compiler, "_loaded", {})
+    monkeypatch.setattr(thread_pool, "process_pool", lambda: SimpleNamespace(run=lambda *_: 1))
     with patch.dict(os.environ, {"LSTM_CLI_CACHE_DIR": ""}), np.errstate(all="ignore"):
-        yield made
+        yield objects
 
 
 OTHER_CELLS = ["gru reset after", "gru reset before", "rnn"]
@@ -395,9 +398,7 @@ COMPILED += [(ELSEWHERE[k % len(ELSEWHERE)], option) for k, option in enumerate(
 @pytest.mark.parametrize(
     ("machine", "option"), COMPILED, ids=[f"{m.triple} {option}" for m, option in COMPILED]
 )
-def test_every_cell_compiles_for(
-    machine: Machine, option: str, compiled: list[CompiledKernels]
-) -> None:
+def test_every_cell_compiles_for(machine: Machine, option: str, compiled: list[Compiled]) -> None:
     magic = b"\xcf\xfa\xed\xfe" if "apple" in machine.triple else b"\x7fELF"
     spec, dense = small(option), DenseSpec(1, 42, 3, None)
     if "projection" in option:
@@ -409,41 +410,43 @@ def test_every_cell_compiles_for(
     net.run(x, np.array([2, 3, 4]), keep=True)
     net.run(x)
     Network([spec, dense], net.weights, JitEngine("bfloat16", 2, machine)).run(x)
-    exported = [name for made in compiled for name in made.exported]
+    exported = [name for code in compiled for name in code.exported]
     assert exported.count("forward") >= 2
     assert exported.count("backward") == 1
-    assert all(made.code.startswith(magic) for made in compiled)
-    # A function of LLVM's for a missing instruction is in no library: linking ends the process.
-    assert not any(b"__trunc" in made.code or b"__ext" in made.code for made in compiled)
+    assert all(code.code.startswith(magic) for code in compiled)
+    # LLVM calls a function for a missing instruction; linking it would end the process.
+    assert not any(b"__trunc" in code.code or b"__ext" in code.code for code in compiled)
 
 
-# These tests can fail
+# These tests can fail: wrong kernels
 
 
 Roots = Mapping[str, Expression]
 Values = Mapping[str, Value]
-Emit = Callable[[Function, Lanes, Roots, Values], dict[str, Value]]
+Emit = Callable[[Function, VectorType, Roots, Values], dict[str, Value]]
 
 
 def exchanged(one: str, other: str) -> Callable[[Emit], Emit]:
-    """Kernels that take two symbols for each other."""
+    """Kernels with two symbols exchanged."""
     names = {one: other, other: one}
 
     def mutate(emit: Emit) -> Emit:
-        return lambda f, lanes, roots, values: emit(
-            f, lanes, roots, {key: values.get(names.get(key, key), v) for key, v in values.items()}
+        return lambda f, vector, roots, values: emit(
+            f, vector, roots, {key: values.get(names.get(key, key), v) for key, v in values.items()}
         )
 
     return mutate
 
 
 def zeroed(root: str) -> Callable[[Emit], Emit]:
-    """Kernels that give 0 for a root."""
+    """Kernels that compute 0 for a root."""
 
     def mutate(emit: Emit) -> Emit:
-        def mutated(f: Function, lanes: Lanes, roots: Roots, values: Values) -> dict[str, Value]:
-            found = emit(f, lanes, roots, values)
-            return {key: lanes.number(0.0) if key == root else v for key, v in found.items()}
+        def mutated(
+            f: Function, vector: VectorType, roots: Roots, values: Values
+        ) -> dict[str, Value]:
+            results = emit(f, vector, roots, values)
+            return {key: vector.number(0.0) if key == root else v for key, v in results.items()}
 
         return mutated
 
@@ -457,24 +460,24 @@ MUTATIONS = {
     "peepholes": ("lstm peepholes", exchanged("p_i", "p_f")),
     "h": ("rnn", zeroed("h")),
     "c": ("lstm", zeroed("c")),
-    "what the second product reads": ("gru reset before", zeroed("reads")),
+    "operand of the second product": ("gru reset before", zeroed("reads")),
     "a derivative for a gate": ("lstm", zeroed("dz 2")),
     "a derivative for x": ("gru reset after", zeroed("dz 3")),
     "a derivative for a state": ("lstm", zeroed("c_prev")),
     "a derivative for a peephole": ("lstm peepholes", zeroed("p_o")),
-    "what a kernel keeps": ("lstm", zeroed("slot 0")),
+    "recorded values": ("lstm", zeroed("slot 0")),
 }
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_wrong_kernels_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_kernels_are_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     option, mutate = MUTATIONS[name]
     monkeypatch.setenv("LSTM_CLI_CACHE_DIR", "")
-    monkeypatch.setattr(compiler, "_made", dict(compiler._made))
-    for key in list(compiler._made):
+    monkeypatch.setattr(compiler, "_loaded", dict(compiler._loaded))
+    for key in list(compiler._loaded):
         if key[0].startswith(("forward ", "backward ")):
-            del compiler._made[key]
-    monkeypatch.setattr(pointwise, "emit", mutate(pointwise.emit))
+            del compiler._loaded[key]
+    monkeypatch.setattr(cell, "emit", mutate(cell.emit))
     with pytest.raises(AssertionError, match="Mismatched|Not equal"):
         assert_agrees(small(option), JitEngine("float64"))
 
@@ -494,16 +497,16 @@ def digest(threads, layers, dtype):
         {"model": {"input_size": 9, "layers": [*layers, {"type": "dense", "units": 3}]}},
         engine="jit", dtype=dtype, threads=threads, seed=3,
     )
-    rng, found = np.random.default_rng(0), []
+    rng, arrays = np.random.default_rng(0), []
     for N, T in ((20, 5), (400, 3)):
         x, lengths = rng.standard_normal((N, T, 9)), rng.integers(0, T + 1, N)
         y = rng.standard_normal((N, T, 3))
         for n in (None, lengths):
             result = net.run(x, n, keep=True)
-            found += [result.outputs, *(kept["h"] for kept in result.kept[0].values())]
+            arrays += [result.outputs, *(kept["h"] for kept in result.kept[0].values())]
             if dtype != "bfloat16":
-                found += lstm_cli.Trainer(net).gradients(x, y, n)[1].values()
-    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in found)).hexdigest()
+                arrays += lstm_cli.Trainer(net).gradients(x, y, n)[1].values()
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 cells = {"type": "lstm", "hidden_size": 80, "peepholes": True, "bidirectional": True}, {
     "type": "gru", "hidden_size": 150
@@ -517,7 +520,7 @@ print("ok", peak)
 """
 
 
-def test_many_threads_have_the_same_bits_and_little_memory() -> None:
+def test_many_threads_give_the_same_bits_in_little_memory() -> None:
     pytest.importorskip("resource")
     ended = subprocess.run(
         [sys.executable, "-c", MANY], capture_output=True, text=True, timeout=300
@@ -526,9 +529,9 @@ def test_many_threads_have_the_same_bits_and_little_memory() -> None:
 
 
 def test_workspaces_grow_no_faster_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that share columns also share what inputs are projected to."""
-    monkeypatch.setattr(layers, "SMALL", 0)
-    monkeypatch.setattr(layers, "SHORT", 0)
+    """Threads that share columns also share the input projections."""
+    monkeypatch.setattr(batch_module, "MIN_STEP_WORK", 0)
+    monkeypatch.setattr(batch_module, "MIN_BATCH_WORK", 0)
     spec = recurrent("lstm", 64, 32)
     x = np.random.default_rng(0).standard_normal((8, 3000, 32))
     sizes = []

@@ -26,10 +26,10 @@ PROCESSES, RUNS, CALLERS = 3, 4800, 4
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process has to say; they begin at once, with no kernels on disk yet."""
+    """Report of each process; all start at once, with no kernels on disk."""
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]),
         "LSTM_CLI_CACHE_DIR": str(tmp_path_factory.mktemp("kernels")),
     }
     command = [sys.executable, str(ROOT / "tests/engines/stress.py"), str(RUNS)]
@@ -39,17 +39,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         )
         for n in range(PROCESSES)
     ]
-    found = []
+    results = []
     try:
         for process in started:
             out, err = process.communicate(timeout=120)
             assert process.returncode == 0, err
-            found.append(json.loads(out))
+            results.append(json.loads(out))
     finally:
         for process in started:
             process.kill()
             process.wait()
-    return found
+    return results
 
 
 def test_every_run_gives_the_same_bits(reports: list[dict[str, Any]]) -> None:

@@ -1,334 +1,480 @@
-"""The backward kernel: the steps of one direction from last to first, written as LLVM IR.
+"""Backward pass of one direction: its kernel, then the products over all steps.
 
-A step begins with the products that bring the derivative of h back from the step behind it. The
-gradient of the cell's own graph does the rest. Derivatives of pre-activations are kept for all
-steps, since those of weights and inputs are large products over all of them, made afterwards.
+`codegen.backward` writes the kernel itself. Start at `BackwardPass.run`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from lstm_cli.cells import Cell
-from lstm_cli.cells.cell import PROJECTED, Stage
-from lstm_cli.cells.expression import Expression, lift
-from lstm_cli.engines.jit import pointwise
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.ir import Lanes, Module, Value
-from lstm_cli.engines.jit.layout import Split
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.sequence import (
-    ADDRESSES,
-    NUMBERS,
-    Factors,
-    SequenceKernel,
+import numpy as np
+
+from lstm_cli.cells.tracing import Stage
+from lstm_cli.engines.jit.batch import RowGroups
+from lstm_cli.engines.jit.codegen import backward
+from lstm_cli.engines.jit.codegen.backward import (
+    BackwardVariant,
+    DerivativeSlots,
+    derivative_slots,
+    gate_order,
 )
-from lstm_cli.engines.jit.tiles import Part, first_lanes, load_part
-from lstm_cli.engines.schedule import MASK, BackwardPhase, CellSchedule, reads_symbol, symbols
+from lstm_cli.engines.jit.codegen.matmul import (
+    Matmul,
+    MatmulKernel,
+    MemoryRows,
+    matmul_kernel,
+    run_matmul,
+)
+from lstm_cli.engines.jit.codegen.packing import MatrixLayout, PackedMatrix, PanelPacking
+from lstm_cli.engines.jit.codegen.tile import split_columns
+from lstm_cli.engines.jit.codegen.weight_gradient import (
+    WeightGradient,
+    run_weight_gradient,
+    weight_gradient_kernel,
+)
+from lstm_cli.engines.jit.forward import ForwardBuffers, ForwardInputs, equations
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import Arguments, Workspace, address
+from lstm_cli.engines.jit.runtime.thread_pool import run, syscall_address
+from lstm_cli.engines.jit.runtime.worker_ir import shared_phase_words
+from lstm_cli.engines.jit.weights import PackingPlan, RecurrentWeights
+from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.types import Array
 
 
-@dataclass(frozen=True)
-class Derivatives:
-    """Which derivatives are kept of each step, and where.
-
-    Equal ones are kept once. Those that only the recurrence has come first, then the shared
-    ones, then those that only the input has: so both find theirs side by side.
+@dataclass(frozen=True, eq=False)
+class BackwardPlan:
+    """A compiled backward kernel, and the packing of the weights that it multiplies.
 
     Attributes
     ----------
     slots
-        By slot, what it holds.
-    recurrent, inputs
-        By gate, the slot of ``h_<gate>`` and of ``x_<gate>``.
+        Places of the derivatives of pre-activations.
+    stages
+        Stage that each product undoes.
+    products
+        Packing of each product's matrix.
+    inputs
+        Packing of W_ih for the derivatives of x.
+    input_kernel
+        Matrix product that computes the derivatives of x.
     """
 
-    slots: tuple[Expression, ...]
-    recurrent: dict[str, int]
-    inputs: dict[str, int]
+    address: int
+    arguments: Arguments
+    schedule: Schedule
+    slots: DerivativeSlots
+    stages: tuple[Stage, ...]
+    products: tuple[PanelPacking, ...]
+    inputs: PanelPacking
+    input_kernel: MatmulKernel
 
 
 @lru_cache(maxsize=256)
-def derivatives(cell: Cell, schedule: CellSchedule) -> Derivatives:
-    """The slots of a cell's derivatives; 0 for a gate that nothing depends on."""
-    found: dict[str, Expression] = {}
-    for phase in schedule.backward:
-        found |= phase.derivatives
-    pairs = {g: tuple(found.get(f"{k}_{g}", lift(0.0)) for k in "hx") for g in cell.letters}
-    apart = [gate for gate, (h, x) in pairs.items() if h is not x]
-    shared = [gate for gate in cell.letters if gate not in apart]
-    recurrent = {gate: k for k, gate in enumerate([*apart, *shared])}
-    inputs = {gate: k + len(apart) for k, gate in enumerate([*shared, *apart])}
-    slots = [pairs[gate][0] for gate in recurrent] + [pairs[gate][1] for gate in apart]
-    return Derivatives(tuple(slots), recurrent, inputs)
+def backward_plan(weights: PackingPlan, schedule: Schedule) -> BackwardPlan:
+    """The kernel for a cell and the shapes of its panels."""
+    cell, machine = weights.cell, weights.machine
+    slots = derivative_slots(cell, schedule)
+    stages = tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
+    products = tuple(_stage_packing(weights, slots, stage) for stage in stages)
+    splits = tuple(packing.columns.split for packing in products)
+    variant = BackwardVariant(weights.vector, splits)
+    name = f"backward {equations(cell)} {variant.name} {schedule.name}"
+    kernels = load_kernels(name, lambda: backward.build(cell, schedule, variant, machine), machine)
+    inputs = _transposed(weights, weights.input_size, slots.inputs, cell.letters, None)
+    return BackwardPlan(
+        address=kernels["backward"],
+        arguments=backward.backward_arguments(len(products)),
+        schedule=schedule,
+        slots=slots,
+        stages=stages,
+        products=products,
+        inputs=inputs,
+        input_kernel=matmul_kernel(inputs.columns.split, machine=machine),
+    )
 
 
-def gate_order(slots: dict[str, int], gates: tuple[str, ...]) -> tuple[str, ...]:
-    """Gates as their slots follow one another."""
-    return tuple(sorted(gates, key=slots.__getitem__))
+def _stage_packing(weights: PackingPlan, slots: DerivativeSlots, stage: Stage) -> PanelPacking:
+    """Packing of a stage's matrix to multiply derivatives."""
+    H, P = weights.cell.hidden_size, weights.cell.output_size
+    vectors = weights.gate_vectors
+    if stage.matrix == "weight_hr":
+        columns = split_columns(H, 1, weights.vector, vectors)
+        return weights.packing(columns, MatrixLayout.transposed(P, H))
+    return _transposed(weights, P, slots.recurrent, stage.gates, vectors or 2)
+
+
+def _transposed(
+    weights: PackingPlan,
+    width: int,
+    slots: Mapping[str, int],
+    gates: tuple[str, ...],
+    gate_vectors: int | None,
+) -> PanelPacking:
+    """Packing of gates' blocks of a matrix (G*H, width), in the order of their slots."""
+    letters = weights.cell.letters
+    blocks = [letters.index(gate) for gate in gate_order(dict(slots), gates)]
+    layout = MatrixLayout.transposed(weights.cell.hidden_size, width, blocks)
+    columns = split_columns(width, 1, weights.vector, gate_vectors)
+    return weights.packing(columns, layout)
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardKernel:
+    """A backward kernel with the packed weights of its products, and W_ih."""
+
+    plan: BackwardPlan
+    products: tuple[PackedMatrix, ...]
+    inputs: PackedMatrix
+
+
+def backward_kernel(weights: RecurrentWeights, schedule: Schedule) -> BackwardKernel:
+    """The kernel, and the transposed weights, packed once for these weights."""
+    key = ("backward", schedule)
+    kernel = weights.kernels.get(key)
+    if kernel is None:
+        plan, tensors = backward_plan(weights.plan, schedule), weights.tensors
+        matrices = [np.asarray(getattr(tensors, stage.matrix)) for stage in plan.stages]
+        products = tuple(
+            packing(matrix, None, weights.array_pool)
+            for packing, matrix in zip(plan.products, matrices, strict=True)
+        )
+        inputs = plan.inputs(tensors.weight_ih, None, weights.array_pool)
+        kernel = weights.kernels[key] = BackwardKernel(plan, products, inputs)
+    return kernel
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardBuffers:
+    """Buffers of one direction's backward pass for one kind of batch.
+
+    A step record is a valid step of a sequence; records have the order in which steps are computed.
+
+    Attributes
+    ----------
+    block
+        The kernel's argument block.
+    row, sequence, time, passed
+        (records,) row, sequence, time, and number of the sequence's steps computed before.
+    dz
+        (records, slots, stride) derivatives of pre-activations.
+    dh, dc
+        (N, stride) derivatives of the states.
+    dh_direct
+        (N, stride) part of the derivative of h that comes through no product.
+    dp
+        (N, gates, stride) derivatives of peepholes by row.
+    projected
+        (records, stride) derivatives of a projection's results.
+    order
+        (records,) order of records in sums over all steps; None for the order of their numbers.
+    zeros
+        Zeros for the derivatives of outputs that nothing reads.
+    first_records, phase_memory
+        Arrays whose addresses are in `block`.
+    offsets
+        Places of rows and steps of an array, by its strides.
+    """
+
+    block: Array
+    row: Array
+    sequence: Array
+    time: Array
+    passed: Array
+    dz: Array
+    dh: Array
+    dc: Array
+    dh_direct: Array
+    dp: Array
+    projected: Array
+    order: Array | None
+    zeros: Array
+    first_records: Array
+    phase_memory: Array
+    offsets: dict[Hashable, Array] = field(default_factory=dict)
+
+    def steps(self, array: Array) -> Array:
+        """Place of each record's step in an array (N, T, size)."""
+        sequence, time = (stride // array.itemsize for stride in array.strides[:2])
+        key = ("steps", sequence, time)
+        if key not in self.offsets:
+            places = self.sequence * sequence + self.time * time
+            self.offsets[key] = places.astype(np.int64, copy=False)
+        return self.offsets[key]
+
+    def operand_rows(self, array: Array) -> Array:
+        """Place of each record's row in states (times, N, stride) before its step."""
+        time, row = (stride // array.itemsize for stride in array.strides[:2])
+        key = ("operand rows", time, row)
+        if key not in self.offsets:
+            self.offsets[key] = self.passed * time + self.row * row
+        return self.offsets[key]
+
+    def in_sum_order(self, rows: MemoryRows) -> MemoryRows:
+        """Rows, one per record, in the order of sums over steps."""
+        if self.order is None:
+            return rows
+        if rows.offsets is None:
+            return MemoryRows(rows.base, offsets=self.order * rows.step, owner=rows.owner)
+        return MemoryRows(rows.base, offsets=rows.offsets[self.order], owner=rows.owner)
+
+    def row_starts(
+        self, rows: RowGroups, row: int, step: int, column: int, *, reverse: bool
+    ) -> Array:
+        """Place of each row's first step; see `RowGroups.offsets`."""
+        key = ("row starts", row, step, column)
+        if key not in self.offsets:
+            self.offsets[key] = rows.offsets(row, step, column, reverse=reverse)
+        return self.offsets[key]
+
+
+def backward_buffers(
+    weights: RecurrentWeights, plan: BackwardPlan, inputs: ForwardInputs, workspace: Workspace
+) -> BackwardBuffers:
+    """Buffers for the batch; all full batches of one shape share them."""
+    rows = inputs.rows
+    if rows.order is not None:
+        return _buffers(weights, plan, inputs, workspace)
+    key = ("backward", plan, weights.sizes, rows, inputs.reverse, inputs.threads)
+    buffers: BackwardBuffers | None = workspace.cached(key)
+    if buffers is None:
+        buffers = workspace.remember(key, _buffers(weights, plan, inputs, workspace))
+    return buffers
+
+
+def _buffers(
+    weights: RecurrentWeights, plan: BackwardPlan, inputs: ForwardInputs, workspace: Workspace
+) -> BackwardBuffers:
+    rows, dtype, threads = inputs.rows, weights.dtype.name, inputs.threads
+    row, sequence, time = rows.steps(reverse=inputs.reverse)
+    units, outputs, N = weights.units.stride, weights.outputs.stride, rows.count
+    gates = len(weights.cell.peephole_gates)
+    passed = time
+    if inputs.reverse:
+        lengths = rows.T if rows.lengths is None else rows.lengths[row]
+        passed = np.asarray(lengths - 1 - time)
+    buffers = BackwardBuffers(
+        block=plan.arguments.empty(),
+        row=row,
+        sequence=sequence,
+        time=time,
+        passed=passed,
+        dz=workspace.shaped("dz", (len(row), len(plan.slots.slots), units), dtype),
+        dh=workspace.shaped("dh", (N, outputs), dtype),
+        dc=workspace.shaped("dc", (N, units), dtype),
+        dh_direct=workspace.shaped("direct dh", (N, outputs), dtype),
+        dp=workspace.shaped("dp", (N, gates, units), dtype),
+        projected=workspace.shaped("projected", (len(row), outputs), dtype),
+        order=rows.sum_order(sequence, passed),
+        zeros=workspace.get("zeros", max(4096, outputs), dtype),
+        first_records=rows.first_records(),
+        phase_memory=workspace.shaped("phases", (shared_phase_words(threads),), "int64"),
+    )
+    entries = {
+        "T": rows.T,
+        "groups": rows.groups if rows.thread_owns_groups else 0,
+        "step_stride": rows.step_stride,
+        "ld": units,
+        "ld_h": outputs,
+        "h_step": N * outputs,
+        "c_step": N * units,
+        "slots": len(plan.schedule.slots),
+        "d_slots": len(plan.slots.slots),
+        "out_size": weights.cell.output_size,
+        "limit": rows.largest,
+        "active": address(rows.active),
+        "starts": address(rows.starts),
+        "first_records": address(buffers.first_records),
+        "phase_memory": address(buffers.phase_memory),
+        "syscall": syscall_address(),
+        "dz": address(buffers.dz),
+        "dh": address(buffers.dh),
+        "dc": address(buffers.dc),
+        "dh_direct": address(buffers.dh_direct),
+        "dp": address(buffers.dp),
+        "projected": address(buffers.projected),
+        "rows": address(workspace.get("back rows", threads * rows.largest, "int64")),
+        "zeros": address(buffers.zeros),
+    }
+    for k, (packing, stage) in enumerate(zip(plan.products, plan.stages, strict=True)):
+        entries |= {f"K_{k}": packing.K // max(1, len(stage.gates))}
+        entries |= {f"panels_{k}": packing.columns.count}
+    plan.arguments.put(buffers.block, entries)
+    return buffers
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a kernel is made for: how each product's columns are cut."""
+class DirectionGradients:
+    """Derivatives of one direction: tensors by name, and initial states (N, size)."""
 
-    lanes: Lanes
-    products: tuple[Split, ...]
-
-    @property
-    def name(self) -> str:
-        return ", ".join([self.lanes.suffix, *(split.name for split in self.products)])
+    tensors: Mapping[str, Array]
+    states: tuple[Array, ...]
 
 
-@lru_cache(maxsize=8)
-def arguments(phases: int) -> Arguments:
-    """The kernel's block; see `forward.Blocks`.
+class BackwardPass:
+    """Backward pass of one direction over one batch.
 
-    Product 0 brings h's derivative back from the step behind; product k undoes the stage of
-    backward phase k.
+    Parameters
+    ----------
+    inputs, forward
+        Inputs of the forward pass, and the buffers that it filled.
     """
-    numbers = [*NUMBERS, "ld", "ld_h", "h_step", "c_step", "slots", "d_slots", "d_step", "out_size"]
-    numbers += ["limit"]
-    addresses = [*ADDRESSES, "d", "d_at", "p", "h", "c", "m", "record", "dz", "dh", "dc"]
-    addresses += ["dh_apart", "dp", "projected", "rows", "zeros"]
-    for k in range(phases):
-        numbers += [f"K_{k}", f"panels_{k}"]
-        addresses += [f"w_{k}"]
-    return Arguments(numbers, addresses)
-
-
-def build(cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine) -> Module:
-    """A module with the function ``backward``."""
-    module = Module()
-    _Kernel(module, cell, schedule, shape, machine).emit()
-    return module
-
-
-class _Kernel(SequenceKernel):
-    """The emission of one backward kernel."""
-
-    def __init__(
-        self, module: Module, cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine
-    ) -> None:
-        layout = arguments(len(schedule.backward))
-        super().__init__(module, "backward", layout, shape.lanes.element, machine)
-        self.cell, self.schedule, self.shape = cell, schedule, shape
-        self.kept = derivatives(cell, schedule)
-        self.carries_h = any("h_prev" in phase.derivatives for phase in schedule.backward)
-
-    def emit(self) -> None:
-        """All of it."""
-        f, a, part = self.f, self.a, self.f.args["part"]
-        self.z_rows = f.at(a["rows"], f.mul(part, a["limit"]), "ptr")
-        with self.groups() as number:
-            q, t = f.variable("i64", number), f.variable("i64", 0)
-            with f.while_() as ahead:
-                ahead.leave_if(f.compare("sge", f.get(t), a["T"]))
-                count = self.running(f.get(t))
-                ahead.leave_if(f.compare("eq", count, 0))
-                f.set(q, f.add(f.get(q), self.numbers(count)))
-                f.set(t, f.add(f.get(t), 1))
-            behind = f.variable("i64", 0)
-            with f.while_() as steps:
-                step, more = f.sub(f.get(t), 1), f.compare("sgt", f.get(t), 0)
-                own = f.variable("i64", 0)
-                with f.when(more):
-                    f.set(own, self.running(step))
-                rows, last = f.get(own), f.get(q)
-                f.set(q, f.select(more, f.sub(last, self.numbers(rows)), last))
-                here = _Here(self, step, f.get(q))
-                self._gate_rows(f.get(behind), last, self.schedule.phases[0].stage.gates)
-                with self.phase():
-                    self._bring_back(f.get(t), f.get(behind))
-                    with f.when(more):
-                        self._begin(here, rows)
-                steps.leave_if(f.compare("eq", f.get(t), 0))
-                self._step(here, rows)
-                f.set(t, step)
-                f.set(behind, rows)
-
-    def _gate_rows(self, count: Value, q: Value, gates: tuple[str, ...]) -> None:
-        """The addresses of the rows' derivatives for neighbouring slots."""
-        f, a = self.f, self.a
-        first = min(self.kept.recurrent[gate] for gate in gates)
-        base = f.at(a["dz"], f.mul(a["ld"], first), self.element)
-        self.rows(self.z_rows, count, base, q, f.mul(a["ld"], a["d_slots"]))
-
-    def _bring_back(self, step: Value, count: Value) -> None:
-        """h's derivative from the step behind, for the rows that had it."""
-        f, a = self.f, self.a
-        gates = self.schedule.phases[0].stage.gates
-        split = self.shape.products[0]
-        factors = Factors(a["w_0"], a["zeros"], a["K_0"], step, len(gates), a["ld"], begins=False)
-        for part in split.parts:
-            lanes = part.lanes
-            products = self.products(split, part, a["panels_0"], self.z_rows, count, factors)
-            with products as (r, column, own):
-                row = f.add(self.first, r)
-                at = f.add(f.mul(row, a["ld_h"]), column)
-                d = f.load(lanes.type, own, 4)
-                if self.schedule.dropout:
-                    mask = f.load(lanes.type, f.at(a["m"], at, self.element), 4)
-                    d = f.fmul(d, mask)
-                if self.carries_h:
-                    apart = f.load(lanes.type, f.at(a["dh_apart"], at, self.element), 4)
-                    d = f.fadd(d, apart)
-                f.store(d, f.at(a["dh"], at, self.element), 4)
-
-    def _step(self, here: _Here, count: Value) -> None:
-        """The phases of one step, but for the first."""
-        for k, phase in enumerate(self.schedule.backward):
-            if phase.stage is None:
-                continue
-            self._sources(here, phase.stage, count)
-            split, panels = self.shape.products[k], self.a[f"panels_{k}"]
-            factors = self._factors(here, k, phase.stage)
-            with self.phase():
-                for part in split.parts:
-                    products = self.products(split, part, panels, self.z_rows, count, factors)
-                    with products as (r, column, own):
-                        _Place(here, phase, k, part, r, column, own).compute()
-
-    def _begin(self, here: _Here, count: Value) -> None:
-        """The first phase, which has no product of its own."""
-        f, phase, split = self.f, self.schedule.backward[0], self.shape.products[0]
-        for part in split.parts:
-            with (
-                self.panels(split, part, self.a["panels_0"]) as panel,
-                f.loop(0, count) as r,
-                f.loop(0, part.columns, part.lanes.count) as shift,
-            ):
-                column = f.add(panel.column, shift)
-                _Place(here, phase, 0, part, r, column, None).compute()
-
-    def _sources(self, here: _Here, stage: Stage, count: Value) -> None:
-        """The rows that undo a stage: the derivatives of what it gave."""
-        a = self.a
-        if stage.gates:
-            self._gate_rows(count, here.q, stage.gates)
-        else:
-            self.rows(self.z_rows, count, a["projected"], here.q, a["ld_h"])
-
-    def _factors(self, here: _Here, k: int, stage: Stage) -> Factors:
-        a = self.a
-        times = max(1, len(stage.gates))
-        w, K = a[f"w_{k}"], a[f"K_{k}"]
-        return Factors(w, a["zeros"], K, here.step, times, a["ld"], begins=False)
-
-
-class _Here:
-    """Where the states before a step are, and its first number in all steps."""
-
-    def __init__(self, kernel: _Kernel, step: Value, q: Value) -> None:
-        self.kernel, self.step, self.q = kernel, step, q
-        f, a, element = kernel.f, kernel.a, kernel.element
-        self.h = f.at(a["h"], f.mul(step, a["h_step"]), element)
-        self.c = f.at(a["c"], f.mul(step, a["c_step"]), element)
-
-
-class _Place:
-    """One row and one vector of columns: where its numbers are, and the derivatives there."""
 
     def __init__(
         self,
-        here: _Here,
-        phase: BackwardPhase,
-        k: int,
-        part: Part,
-        r: Value,
-        column: Value,
-        own: Value | None,
+        weights: RecurrentWeights,
+        kernel: BackwardKernel,
+        inputs: ForwardInputs,
+        forward: ForwardBuffers,
+        workspace: Workspace,
+        machine: Machine,
     ) -> None:
-        self.here, self.phase, self.k, self.part, self.own = here, phase, k, part, own
-        self.kernel, self.f, self.a = here.kernel, here.kernel.f, here.kernel.a
-        self.column, self.row = column, self.f.add(self.kernel.first, r)
-        self.number = self.f.add(here.q, r)
+        self.weights, self.kernel, self.inputs, self.forward = weights, kernel, inputs, forward
+        self.plan, self.rows, self.cell = kernel.plan, inputs.rows, weights.cell
+        self.workspace, self.machine = workspace, machine
+        self.buffers = backward_buffers(weights, kernel.plan, inputs, workspace)
+        self.units, self.records = weights.units.stride, len(self.buffers.row)
 
-    def compute(self) -> None:
-        """All derivatives that can be known in this phase."""
-        f, slots = self.f, self.kernel.kept.slots
-        own = dict(self.phase.derivatives)
-        roots = {
-            n: d for n, d in own.items() if n.partition("_")[0] not in ("x", "h") or "_prev" in n
-        }
-        roots |= {f"dz {s}": d for s, d in enumerate(slots) if self._falls_here(d, own)}
-        names = symbols(roots.values())
-        values = {name: self._load(name) for name in names}
-        if self.k == 0 and self._later("d_h"):
-            d_h = values.get("d_h") or self._load("d_h")
-            f.store(d_h, self._at(self.a["dh"], self.row, "ld_h"), 4)
-        for name, d in pointwise.emit(f, self.part.lanes, roots, values).items():
-            self._store(name, d)
+    def run(self, d: Array, column: int, dx: Array, add: bool) -> DirectionGradients:
+        """Compute all derivatives of this direction.
 
-    def _falls_here(self, d: Expression, own: dict[str, Expression]) -> bool:
-        """Whether a slot is filled in this phase; constants are in the last one."""
-        last = self.k == len(self.kernel.schedule.backward) - 1
-        return any(d is other for other in own.values()) or (last and d.op == "constant")
+        Parameters
+        ----------
+        d
+            (N, T, F) derivative of the layer's output, in which this direction begins at `column`;
+            or (N, P) derivative of the last step's output.
+        dx
+            (N, T, D) derivative of x, written at valid steps.
+        add
+            Add to `dx` instead of writing it.
+        """
+        self._run_kernel(d, column)
+        self._input_gradient(dx, add)
+        return DirectionGradients(self._tensor_gradients(), self._state_gradients())
 
-    def _later(self, name: str) -> bool:
-        phases = self.kernel.schedule.backward[1:]
-        return any(name in symbols(phase.derivatives.values()) for phase in phases)
-
-    def _at(self, base: Value, row: Value, ld: str) -> Value:
-        """The vector in a row of a buffer."""
-        f = self.f
-        return f.at(base, f.add(f.mul(row, self.a[ld]), self.column), self.kernel.element)
-
-    def _slot(self, base: Value, row: Value, slots: Value | int, k: int) -> Value:
-        return self._at(base, self.f.add(self.f.mul(row, slots), k), "ld")
-
-    def _load(self, name: str) -> Value:
-        """The value of a symbol."""
-        here, a, f, lanes = self.here, self.a, self.f, self.part.lanes
-        if name == "d_h" and self.k == 0:
-            carried = f.load(lanes.type, self._at(a["dh"], self.row, "ld_h"), 4)
-            start = f.load("i64", f.at(a["d_at"], self.row, "i64"))
-            at = f.add(f.add(start, f.mul(here.step, a["d_step"])), self.column)
-            count = f.sub(a["out_size"], self.column)
-            place = f.at(a["d"], at, self.kernel.element)
-            own = load_part(f, lanes, place, first_lanes(f, lanes, count))
-            return f.fadd(carried, own)
-        return f.load(lanes.type, self._address(name), 4)
-
-    def _address(self, name: str) -> Value:
-        """Where a symbol's value is kept."""
-        here, a = self.here, self.a
-        if self.own is not None and name == str(reads_symbol(self._product()).payload):
-            return self.own
-        if name.startswith("slot "):
-            slot = int(name.removeprefix("slot "))
-            return self._slot(a["record"], self.number, a["slots"], slot)
-        if name.startswith("p_"):
-            gates = self.kernel.cell.peephole_gates
-            return self._slot(a["p"], Value("i64", "0"), 0, gates.index(name[2:]))
-        buffer, row, ld = {
-            "d_h": (a["dh"], self.row, "ld_h"),
-            "d_c": (a["dc"], self.row, "ld"),
-            "h_prev": (here.h, self.row, "ld_h"),
-            "c_prev": (here.c, self.row, "ld"),
-            MASK: (a["m"], self.row, "ld_h"),
-        }[name]
-        return self._at(buffer, row, ld)
-
-    def _product(self) -> int:
-        """The number of the stage that this phase undoes."""
-        stages = [phase.stage for phase in self.kernel.schedule.phases]
-        return stages.index(self.phase.stage)  # type: ignore[arg-type]
-
-    def _store(self, name: str, d: Value) -> None:
-        """A derivative to where it is kept."""
-        f, a = self.f, self.a
-        if name.startswith("dz "):
-            slot = int(name.removeprefix("dz "))
-            f.store(d, self._slot(a["dz"], self.number, a["d_slots"], slot), 4)
-        elif name.startswith("p_"):
-            # By row, for the sums over rows are not to depend on how these are grouped.
-            gates = self.kernel.cell.peephole_gates
-            at = self._slot(a["dp"], self.row, len(gates), gates.index(name[2:]))
-            f.store(f.fadd(f.load(d.type, at, 4), d), at, 4)
-        elif name == PROJECTED:
-            f.store(d, self._at(a["projected"], self.number, "ld_h"), 4)
-        elif name == "c_prev":
-            f.store(d, self._at(a["dc"], self.row, "ld"), 4)
+    def _run_kernel(self, d: Array, column: int) -> None:
+        """Derivatives of all steps, of states, and of peepholes by row."""
+        rows, buffers, forward = self.rows, self.buffers, self.forward
+        for sums in (buffers.dh, buffers.dc, buffers.dh_direct, buffers.dp):
+            sums.fill(0)
+        if d.ndim == 2:
+            last = d[:, column : column + self.cell.output_size]
+            by_row = last if rows.order is None else last[rows.order]
+            buffers.dh[:, : last.shape[1]] = by_row
+            d, row, step, column = buffers.zeros, 0, 0, 0
         else:
-            f.store(d, self._at(a["dh_apart"], self.row, "ld_h"), 4)
+            row, step = (stride // d.itemsize for stride in d.strides[:2])
+        reverse = self.inputs.reverse
+        starts = buffers.row_starts(rows, row, step, column, reverse=reverse)
+        entries = {
+            "d_step": -step if reverse else step,
+            "d": address(d),
+            "d_at": address(starts),
+            "p": address(self.weights.peepholes),
+            "h": address(forward.h),
+            "c": address(forward.c),
+            "m": address(forward.mask),
+            "record": address(forward.record),
+        }
+        entries |= {f"w_{k}": address(w.panels) for k, w in enumerate(self.kernel.products)}
+        self.plan.arguments.put(buffers.block, entries)
+        buffers.phase_memory.fill(0)
+        run(self.plan.address, address(buffers.block), self.inputs.threads)
+
+    def _input_gradient(self, dx: Array, add: bool) -> None:
+        """Derivatives of x."""
+        dz, slots = self.buffers.dz, self.plan.slots.inputs
+        step = dz.shape[1] * self.units
+        first = address(dz) + min(slots.values()) * self.units * dz.itemsize
+        product = Matmul(
+            self.records,
+            MemoryRows(first, step, owner=dz),
+            self.kernel.inputs,
+            MemoryRows.of(dx, self.buffers.steps(dx)),
+            times=len(slots),
+            skip=self.units,
+            add=add,
+        )
+        run_matmul(self.plan.input_kernel, product, self.inputs.threads)
+
+    def _tensor_gradients(self) -> dict[str, Array]:
+        """Derivatives of the stored tensors."""
+        cell, slots, tensors = self.cell, self.plan.slots, self.weights.tensors
+        like = self.weights.array_pool.like
+        x_rows = MemoryRows.of(self.inputs.x, self.buffers.steps(self.inputs.x))
+        bias = like(tensors.bias)
+        gradients = {"weight_ih": like(tensors.weight_ih)}
+        places = [slots.inputs[gate] for gate in cell.letters]
+        self._gate_gradient(gradients["weight_ih"], places, x_rows, bias)
+        gradients["weight_hh"] = like(tensors.weight_hh)
+        bias_hh = like(bias) if cell.recurrent_bias else None
+        for k, phase in enumerate(self.plan.schedule.phases):
+            if phase.projects:
+                gradients["weight_hr"] = like(np.asarray(tensors.weight_hr))
+                self._projection_gradient(gradients["weight_hr"], self._operand_rows(k))
+                continue
+            block = tensors.rows(phase.stage.gates)
+            places = [slots.recurrent[gate] for gate in phase.stage.gates]
+            part = None if bias_hh is None else bias_hh[block]
+            self._gate_gradient(gradients["weight_hh"][block], places, self._operand_rows(k), part)
+        if bias_hh is None:
+            gradients["bias"] = bias
+        else:
+            gradients |= {"bias_ih": bias, "bias_hh": bias_hh}
+        if tensors.peepholes:
+            by_sequence = self._by_sequence(self.buffers.dp)
+            gradients["peephole"] = by_sequence.sum(axis=0)[:, : cell.hidden_size].ravel()
+        return gradients
+
+    def _gate_gradient(
+        self, out: Array, slots: list[int], a: MemoryRows, bias: Array | None
+    ) -> None:
+        kernel = weight_gradient_kernel(out.shape[1], self.weights.vector.element, self.machine)
+        dz = MemoryRows(address(self.buffers.dz), self.buffers.dz.shape[1] * self.units)
+        gates = np.array(slots, np.int64) * self.units
+        gradient = self._sum_over_steps(dz, gates, self.cell.hidden_size, a, out, bias)
+        run_weight_gradient(kernel, gradient, self.workspace, self.inputs.threads)
+
+    def _projection_gradient(self, out: Array, a: MemoryRows) -> None:
+        kernel = weight_gradient_kernel(out.shape[1], self.weights.vector.element, self.machine)
+        gates = np.zeros(1, np.int64)
+        dz, P = MemoryRows.of(self.buffers.projected), self.cell.output_size
+        gradient = self._sum_over_steps(dz, gates, P, a, out)
+        run_weight_gradient(kernel, gradient, self.workspace, self.inputs.threads)
+
+    def _sum_over_steps(
+        self,
+        dz: MemoryRows,
+        gates: Array,
+        units: int,
+        a: MemoryRows,
+        out: Array,
+        bias: Array | None = None,
+    ) -> WeightGradient:
+        """A product over all steps, in an order that does not depend on groups."""
+        dz, a = self.buffers.in_sum_order(dz), self.buffers.in_sum_order(a)
+        return WeightGradient(self.records, dz, gates, units, a, out, bias)
+
+    def _operand_rows(self, k: int) -> MemoryRows:
+        """Rows that product `k` of the forward step multiplied, one per record."""
+        forward = self.forward
+        if k == 0:
+            buffer = forward.h if forward.masked is None else forward.masked
+            return MemoryRows.of(buffer, self.buffers.operand_rows(buffer))
+        record = np.asarray(forward.record)
+        slot = self.plan.schedule.reads[k - 1]
+        base = address(record) + slot * self.units * record.itemsize
+        return MemoryRows(base, record.shape[1] * self.units, owner=record)
+
+    def _state_gradients(self) -> tuple[Array, ...]:
+        buffers = zip((self.buffers.dh, self.buffers.dc), self.cell.state_sizes, strict=False)
+        return tuple(self._by_sequence(buffer[:, :size]) for buffer, size in buffers)
+
+    def _by_sequence(self, values: Array) -> Array:
+        """A copy of values by row, in the caller's order of sequences."""
+        copy = np.empty(values.shape, values.dtype)
+        copy[slice(None) if self.rows.order is None else self.rows.order] = values
+        return copy

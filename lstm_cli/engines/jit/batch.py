@@ -1,4 +1,8 @@
-"""The rows of a batch as the kernels take them: longest first, dealt out among threads."""
+"""Sharing of a batch among threads: their number, groups of sequences, order of rows, reasons.
+
+`thread_sharing` decides, `group_rows` makes the order that kernels read, and `explain` gives users
+the reasons.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,67 @@ from functools import lru_cache
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
+from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.jit.codegen.tile import max_tile_rows
+from lstm_cli.engines.jit.weights import PackingPlan
+from lstm_cli.engines.types import Array, RecurrentSpec
+
+MIN_STEP_WORK = 1 << 15
+"""Multiply-adds of one step below which a second thread costs more time than it saves."""
+
+MIN_BATCH_WORK = 1 << 21
+"""Multiply-adds of a whole batch below which one thread is faster: waking costs about 10 us."""
+
+MIN_UNCACHED_ROWS = 24
+"""Minimum sequences per thread when the weights exceed half of the second-level cache."""
+
+
+def step_work(spec: RecurrentSpec, item: int) -> tuple[int, int]:
+    """Multiply-adds of one sequence's step, and bytes of one direction's recurrent weights.
+
+    `item` is the bytes of one number.
+    """
+    cell = spec.cells[0]
+    rows = len(cell.gates) * cell.hidden_size
+    return rows * (cell.output_size + spec.input_size), item * rows * cell.output_size
+
+
+def thread_sharing(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int, int]:
+    """Number of threads for N sequences of T steps, and number of groups of sequences.
+
+    0 groups: threads share the columns of every step. The bits of results depend on neither.
+
+    Parameters
+    ----------
+    work
+        Multiply-adds of one sequence's step.
+    fits
+        Recurrent weights fit half of a core's second-level cache.
+    """
+    useful = min(threads, 2 * N * work // max(1, MIN_STEP_WORK))  # a thread per half of it
+    used = useful if N * work >= MIN_STEP_WORK and N * work * T >= MIN_BATCH_WORK else 1
+    rows_per_thread = 2 if fits else MIN_UNCACHED_ROWS
+    return used, used if used == 1 or used * rows_per_thread <= N else 0
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Sequences in groups, in each group longest first.
+class RowGroups:
+    """Sequences of a batch in groups; each group has its longest sequence first.
+
+    A row is the place of a sequence in this order.
 
     Attributes
     ----------
     order
-        (N,) which sequence a row is; None: each its own.
+        (N,) the sequence of each row; None: row and sequence are the same number.
     lengths
-        (N,) by row; None: all T.
+        (N,) steps by row; None: all have T steps.
     starts
         (groups + 1,) first row of each group.
     active
-        (groups, T) how many of a group's rows have that step.
-    alone
-        Whether threads take a group each; else there is one group, and they share its columns.
+        (groups, T) number of a group's rows that have a step.
+    thread_owns_groups
+        Each thread computes whole groups; otherwise all threads share one group's columns.
     """
 
     T: int
@@ -33,7 +79,7 @@ class Rows:
     lengths: Array | None
     starts: Array
     active: Array
-    alone: bool
+    thread_owns_groups: bool
 
     @property
     def count(self) -> int:
@@ -49,32 +95,42 @@ class Rows:
         return int(np.diff(self.starts).max(initial=0))
 
     def offsets(self, row: int, step: int, base: int, *, reverse: bool) -> Array:
-        """(N,) where each row's first step is; `row` and `step` are strides of the whole array."""
+        """Place of each row's first step, (N,) int64.
+
+        Parameters
+        ----------
+        row, step
+            Strides of the whole array, in numbers.
+        base
+            Number added to every place.
+        reverse
+            The first step is a sequence's last one in time.
+        """
         at = np.arange(self.count) if self.order is None else self.order
-        found = at * row + base
+        places = at * row + base
         if reverse:
-            found += ((self.T if self.lengths is None else self.lengths) - 1) * step
-        return found.astype(np.int64, copy=False)
+            places += ((self.T if self.lengths is None else self.lengths) - 1) * step
+        return places.astype(np.int64, copy=False)
 
     @property
-    def apart(self) -> int:
-        """Numbers from one step to the next; 0: a group's steps are numbered before the next's.
+    def step_stride(self) -> int:
+        """Step records from one step to the next; 0: records of a group are contiguous.
 
-        Of whole sequences, steps of all groups are numbered together, in the order of their sums.
+        Full sequences number the steps of all groups together, in the order of sums over steps.
         """
         return self.count if self.order is None else 0
 
-    def firsts(self) -> Array:
-        """(groups,) which number in the order of all steps a group's first step has."""
+    def first_records(self) -> Array:
+        """Number of each group's first step record, (groups,) int64."""
         if self.order is None:
             return self.starts[:-1]
         totals = self.active.sum(axis=1)
         return np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
 
-    def sorted_steps(self, sequence: Array, passed: Array) -> Array | None:
-        """The order that steps have where all rows are one group; None where they are.
+    def sum_order(self, sequence: Array, passed: Array) -> Array | None:
+        """Order of step records in sums over all steps; None: the order of their numbers.
 
-        Sums over steps are made in this order, so that they do not depend on the groups.
+        It is the order that one single group would have, so sums do not depend on the groups.
         """
         if self.groups == 1 or self.order is None or self.lengths is None:
             return None
@@ -84,15 +140,15 @@ class Rows:
         return np.lexsort((rank[sequence], passed)).astype(np.int64, copy=False)
 
     def steps(self, *, reverse: bool) -> tuple[Array, Array, Array]:
-        """Row, sequence and time of every valid step, in the order of their numbers."""
+        """Row, sequence and time of every valid step, in the order of step records."""
         if self.order is None:
             t, row = (part.ravel() for part in np.indices((self.T, self.count)))
             return row, row, self.T - 1 - t if reverse else t
         rows, passed = [], []
         for group, active in enumerate(self.active):
             t = np.repeat(np.arange(self.T), active)
-            begun = np.cumsum(active) - active
-            rows.append(self.starts[group] + np.arange(len(t)) - np.repeat(begun, active))
+            before = np.cumsum(active) - active
+            rows.append(self.starts[group] + np.arange(len(t)) - np.repeat(before, active))
             passed.append(t)
         row = np.concatenate(rows).astype(np.int64)
         t = np.concatenate(passed)
@@ -103,34 +159,98 @@ class Rows:
 
 
 @lru_cache(maxsize=64)
-def full(N: int, T: int, groups: int) -> Rows:
-    """N sequences of T steps, in about equal groups; 0 groups: one whose columns are shared."""
+def full_batch(N: int, T: int, groups: int) -> RowGroups:
+    """N sequences of T steps in groups of about equal size; 0 groups: one with shared columns."""
     starts = np.array([N * k // max(1, groups) for k in range(max(1, groups) + 1)], np.int64)
     active = np.repeat(np.diff(starts)[:, None], T, axis=1)
-    return Rows(T, None, None, starts, np.ascontiguousarray(active), groups > 0)
+    return RowGroups(T, None, None, starts, np.ascontiguousarray(active), groups > 0)
 
 
-def ragged(lengths: Array, T: int, groups: int) -> Rows:
-    """As `full`, of sequences of unequal length: groups have about equal work."""
+def ragged_batch(lengths: Array, T: int, groups: int) -> RowGroups:
+    """Sequences of unequal length in groups of about equal work; `groups` as in `full_batch`."""
     N, count = len(lengths), max(1, groups)
     longest = np.argsort(-lengths, kind="stable")
-    turn = np.arange(N) % (2 * count)
-    group = np.minimum(
-        turn, 2 * count - 1 - turn
-    )  # there and back, so that none gets all long ones
+    position = np.arange(N) % (2 * count)
+    # Groups are dealt out there and back, so that no group gets all the long sequences.
+    group = np.minimum(position, 2 * count - 1 - position)
     order = longest[np.argsort(group, kind="stable")]
     sizes = np.bincount(group, minlength=count)
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     by_row = lengths[order]
     active = np.empty((count, T), np.int64)
     for k in range(count):
-        own = by_row[starts[k] : starts[k + 1]]
-        active[k] = len(own) - np.searchsorted(own[::-1], np.arange(T), side="right")
-    return Rows(T, order, by_row, starts, active, groups > 0)
+        members = by_row[starts[k] : starts[k + 1]]
+        active[k] = len(members) - np.searchsorted(members[::-1], np.arange(T), side="right")
+    return RowGroups(T, order, by_row, starts, active, groups > 0)
 
 
-def batch(N: int, T: int, lengths: Array | None, groups: int) -> Rows:
-    """The rows of a batch."""
+def group_rows(N: int, T: int, lengths: Array | None, groups: int) -> RowGroups:
+    """The rows of a batch; `groups` is what `thread_sharing` chose."""
     if lengths is None or (N and (lengths == T).all()):
-        return full(N, T, groups)
-    return ragged(lengths, T, groups)
+        return full_batch(N, T, groups)
+    return ragged_batch(lengths, T, groups)
+
+
+def explain(plan: PackingPlan, spec: RecurrentSpec, N: int, T: int) -> Explanation:
+    """Vectors, tiles, threads and groups that a layer's kernels use, with the reasons.
+
+    Parameters
+    ----------
+    plan
+        Packing of the first direction; the other direction has the same numbers.
+    """
+    machine, vector = plan.machine, plan.vector
+    work, recurrent = step_work(spec, vector.bits // 8)
+    fits = recurrent <= machine.cache // 2
+    threads, groups = thread_sharing(N, T, work, plan.threads, fits=fits)
+    shape = plan.products[0].columns.split.main
+    rows = max_tile_rows(machine, shape.vectors)
+    numbers: dict[str, str | int | float] = {
+        "vector_bits": machine.vector_bits,
+        "lanes": vector.count,
+        "registers": machine.registers,
+        "tile_rows": rows,
+        "tile_gates": shape.gates,
+        "tile_units": shape.columns,
+        "threads": threads,
+        "groups": groups,
+        "multiply_adds": N * work,
+        "recurrent_bytes": recurrent,
+    }
+    reasons: tuple[str, ...] = (
+        f"{machine.vector_bits}-bit vectors, {machine.registers} registers: tiles of {rows} "
+        f"sequence{'s' if rows != 1 else ''} × {shape.gates} gates × {shape.columns} units",
+        _thread_reason(N, T, work, plan.threads, threads),
+    )
+    if threads > 1:
+        reasons = (*reasons, *_group_reasons(N, recurrent, machine.cache, fits=fits))
+    return Explanation(_summary(threads, groups), reasons, None, numbers)
+
+
+def _summary(threads: int, groups: int) -> str:
+    if threads == 1:
+        return "1 thread"
+    if groups:
+        return f"{threads} threads, each with sequences of its own"
+    return f"{threads} threads that share the units"
+
+
+def _thread_reason(N: int, T: int, work: int, allowed: int, used: int) -> str:
+    if allowed == 1:
+        return "one thread was allowed"
+    if N * work < MIN_STEP_WORK:
+        return f"a step is {N * work:,} multiply-adds: below {MIN_STEP_WORK:,} one thread is faster"
+    if used == 1:
+        return (
+            f"the batch is {N * work * T:,} multiply-adds: below {MIN_BATCH_WORK:,} one is faster"
+        )
+    return f"a step is {N * work:,} multiply-adds, enough for {used} threads"
+
+
+def _group_reasons(N: int, recurrent: int, cache: int, *, fits: bool) -> tuple[str, str]:
+    rows_per_thread = 2 if fits else MIN_UNCACHED_ROWS
+    size, half = f"{recurrent / 1e6:.3g} MB", f"half of a {cache / 1e6:.3g} MB cache"
+    return (
+        f"{size} of recurrent weights {'fit' if fits else 'do not fit'} {half}",
+        f"groups need {rows_per_thread} sequences per thread; the batch has {N}",
+    )

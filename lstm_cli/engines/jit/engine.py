@@ -1,7 +1,7 @@
 """The jit engine: kernels compiled for this processor from the cells' equations.
 
-The same bits whatever a sequence is batched with, wherever it stands in the batch, and however many
-threads there are: every sum is made in one order, and no result depends on how work is shared.
+A sequence gives the same bits in every batch, at every place in it, and on any number of threads:
+every sum is made in one order, and no result depends on how threads share the work.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.cells import Cell
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.jit.dense import DenseLayer
-from lstm_cli.engines.jit.layers import RecurrentLayer
-from lstm_cli.engines.jit.machine import Machine, host
-from lstm_cli.engines.jit.maps import run_map, run_total
-from lstm_cli.engines.jit.memory import Stock, Workspaces
-from lstm_cli.engines.jit.weights import plan, recurrent_weights
-from lstm_cli.engines.machine import MachinePeaks
-from lstm_cli.engines.reference.arrays import HostArrays
-from lstm_cli.engines.reference.layers import dropout_forward, flatten_backward, flatten_forward
+from lstm_cli.engines.host import HostArrays
+from lstm_cli.engines.jit.batch import explain
+from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
+from lstm_cli.engines.jit.layers import PreparedDense, PreparedRecurrent
+from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
+from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspaces
+from lstm_cli.engines.jit.weights import PackingPlan, packing_plan, recurrent_weights
+from lstm_cli.engines.limits import Limits
+from lstm_cli.engines.pointwise import dropout_forward, flatten_backward, flatten_forward
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
@@ -40,7 +41,8 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import DeviceError
 
 JIT_DTYPES = (*SUPPORTED_DTYPES, "bfloat16")
-"""bfloat16 is for inference: the matrices of recurrent layers, and what they multiply."""
+"""Dtypes of the engine. In bfloat16, for inference only, recurrent layers round their matrices and
+the numbers that these multiply."""
 
 
 class JitEngine(HostArrays):
@@ -51,14 +53,14 @@ class JitEngine(HostArrays):
     dtype
         One of `JIT_DTYPES`.
     threads
-        As many as are used where the work is enough for them.
+        Most threads to use; small work takes fewer.
     machine
-        What the kernels are made for; this machine by default.
+        Machine that the kernels are made for; this machine by default.
 
     Raises
     ------
     DeviceError
-        Another dtype.
+        The dtype is not one of `JIT_DTYPES`.
     """
 
     name = "jit"
@@ -74,31 +76,31 @@ class JitEngine(HostArrays):
                 hint="--dtype float32",
             )
         self.dtype, self.threads = dtype, threads
-        self.machine = machine or host()
-        self._lanes = self.machine.lanes("double" if dtype == "float64" else "float")
-        self._spaces, self._stock = Workspaces(), Stock()
+        self.machine = machine or this_machine()
+        self._vector = self.machine.vector("double" if dtype == "float64" else "float")
+        self._workspaces, self._array_pool = Workspaces(), ArrayPool()
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """The layer's weights, packed as they are first needed."""
+        """The layer with its weights, which are packed at first use; None without weights."""
         dtype = array_dtype(self)
         spec, weights = with_biases(spec, weights)
-        own = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
+        tensors = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."
-            weight, bias = own[prefix + "weight"], own[prefix + "bias"]
-            return DenseLayer(spec, weight, bias, self.machine, self._stock)
+            weight, bias = tensors[prefix + "weight"], tensors[prefix + "bias"]
+            return PreparedDense(spec, weight, bias, self.machine, self._array_pool)
         if isinstance(spec, RecurrentSpec):
-            how = self._lanes, self.machine, self.threads, self.dtype == "bfloat16"
-            packed = [
-                recurrent_weights(
-                    plan(cell, spec.input_size, *how),
-                    {name: own[spec.prefix(d) + name] for name in cell.tensor_names},
-                    self._stock,
-                )
-                for d, cell in enumerate(spec.cells)
-            ]
-            return RecurrentLayer(spec, packed, self.machine, self._spaces, self.threads)
+            packed = []
+            for d, cell in enumerate(spec.cells):
+                stored = {name: tensors[spec.prefix(d) + name] for name in cell.tensor_names}
+                plan = self._packing_plan(cell, spec.input_size)
+                packed.append(recurrent_weights(plan, stored, self._array_pool))
+            return PreparedRecurrent(spec, packed, self.machine, self._workspaces, self.threads)
         return None
+
+    def _packing_plan(self, cell: Cell, input_size: int) -> PackingPlan:
+        bf16 = self.dtype == "bfloat16"
+        return packing_plan(cell, input_size, self._vector, self.machine, self.threads, bf16)
 
     def forward(
         self,
@@ -108,14 +110,14 @@ class JitEngine(HostArrays):
         lengths: Array | None,
         state: State | None = None,
         *,
-        return_gates: bool = False,
+        keep: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
+        """Run one layer over a batch; see `lstm_cli.engines.types.Engine`."""
         if isinstance(spec, RecurrentSpec):
-            layer: RecurrentLayer = prepared
+            layer: PreparedRecurrent = prepared
             if training is None:
-                return layer.forward(x, lengths, state, return_gates=return_gates)
+                return layer.forward(x, lengths, state, keep=keep)
             if self.dtype == "bfloat16":
                 raise DeviceError(
                     "bfloat16 is for inference; there is no training in it",
@@ -124,7 +126,7 @@ class JitEngine(HostArrays):
             return layer.forward_training(x, lengths, state, training)
         with np.errstate(all="ignore"):
             if isinstance(spec, DenseSpec):
-                dense: DenseLayer = prepared
+                dense: PreparedDense = prepared
                 return dense.forward(x, lengths, self.threads)
             if isinstance(spec, DropoutSpec):
                 return dropout_forward(spec, x, training)
@@ -142,11 +144,13 @@ class JitEngine(HostArrays):
         """Derivatives through one layer; see `lstm_cli.engines.types.Engine`."""
         with np.errstate(all="ignore"):
             if isinstance(spec, RecurrentSpec):
-                layer: RecurrentLayer = prepared
+                layer: PreparedRecurrent = prepared
                 return layer.backward(tape, d_output)
             if isinstance(spec, DenseSpec):
-                dense: DenseLayer = prepared
-                return dense.backward(tape, d_output, self._spaces, self.threads, d_logits=d_logits)
+                dense: PreparedDense = prepared
+                return dense.backward(
+                    tape, d_output, self._workspaces, self.threads, d_logits=d_logits
+                )
             if isinstance(spec, DropoutSpec):
                 return LayerGradients(d_output if tape is None else d_output * tape)
             return flatten_backward(tape, d_output)
@@ -157,37 +161,32 @@ class JitEngine(HostArrays):
         values: Mapping[str, Array | float],
         out: Mapping[str, Array],
     ) -> None:
-        """Every root, element by element; see `lstm_cli.engines.types.ArrayOperations`."""
-        run_map(roots, values, out, self.machine, self.threads)
+        """Evaluate expressions element by element; see `lstm_cli.engines.types.Elementwise`."""
+        evaluate_elementwise(roots, values, out, self.machine, self.threads)
 
     def total(self, root: Expression, values: Mapping[str, Array | float]) -> float:
-        """The sum of an expression; see `lstm_cli.engines.types.ArrayOperations`."""
-        return run_total(root, values, self.machine, self.threads)
+        """The sum of an expression; see `lstm_cli.engines.types.Elementwise`."""
+        return sum_elementwise(root, values, self.machine, self.threads)
 
-    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """What the machine can do at most; see `lstm_cli.engines.machine.MeasurableEngine`."""
-        from lstm_cli.engines.jit.limits import measure
+    def limits(self, sizes: Sequence[int] = ()) -> Limits:
+        """Measured peaks of the machine; see `lstm_cli.engines.limits.Measurable`."""
+        from lstm_cli.engines.jit.runtime.peaks import measure
 
-        element = "bfloat" if self.dtype == "bfloat16" else self._lanes.element
+        element = "bfloat" if self.dtype == "bfloat16" else self._vector.element
         return measure(self.machine, self.threads, element, sizes)
 
     def explain(
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
-        """What was chosen; see `lstm_cli.engines.explanation.ExplainingEngine`."""
-        from lstm_cli.engines.jit.explanation import explain
-
-        pairs = self.dtype == "bfloat16"
-        how = self._lanes, self.machine, self.threads, pairs
-        return explain(plan(spec.cells[0], spec.input_size, *how), spec, N, T)
+        """Kernels and threads for a layer; see `lstm_cli.engines.explanation.Explaining`."""
+        return explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
 
     @property
     def workspace_bytes(self) -> int:
-        """Memory kept to compute in, beside the weights; what is in use just now is not counted."""
-        return self._spaces.bytes + self._stock.bytes
+        """Bytes of idle workspaces and idle pooled arrays, without the weights."""
+        return self._workspaces.bytes + self._array_pool.bytes
 
 
 @lru_cache(maxsize=256)
 def _names(spec: LayerSpec) -> tuple[str, ...]:
-    """The names that a layer's tensors are stored under."""
     return tuple(spec.parameters())

@@ -1,346 +1,348 @@
-"""The forward kernel: one direction of a recurrent layer over a batch, written as LLVM IR.
+"""Forward pass of one direction: its kernel's buffers and arguments, and the call.
 
-For a run of steps whose input projections fit the cache, these are computed at once; then step by
-step each panel's recurrent products, and the cell's equations on them while they are at hand.
+`codegen.forward` writes the kernel itself. Start at `run_forward`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from struct import Struct
+from time import perf_counter
+from typing import Any
+
+import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.cell import PROJECTED
-from lstm_cli.cells.expression import Expression
-from lstm_cli.engines.jit import pointwise
-from lstm_cli.engines.jit.arguments import Arguments
-from lstm_cli.engines.jit.ir import Lanes, Module, Value, i64
-from lstm_cli.engines.jit.layout import Split
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.sequence import (
-    ADDRESSES,
-    NUMBERS,
-    Factors,
-    SequenceKernel,
-)
-from lstm_cli.engines.jit.tiles import Part, first_lanes, halved, load_part, store_part
-from lstm_cli.engines.schedule import MASK, CellSchedule, Phase, symbols
+from lstm_cli.engines.jit.batch import RowGroups
+from lstm_cli.engines.jit.codegen import forward
+from lstm_cli.engines.jit.codegen.forward import ForwardArguments, ForwardVariant
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
+from lstm_cli.engines.jit.runtime.memory import Workspace, address
+from lstm_cli.engines.jit.runtime.thread_pool import run, syscall_address
+from lstm_cli.engines.jit.runtime.worker_ir import shared_phase_words
+from lstm_cli.engines.jit.weights import PackingPlan, RecurrentWeights
+from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.setup import setup_total
+from lstm_cli.engines.types import Array
+
+_COUNTED_THREADS = 8
+"""Most threads with shared columns whose caches together set the rows of input projections."""
+
+_CALL = Struct("8q")
+"""Entries of `codegen.forward.ForwardArguments.call`, in order."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a kernel is made for: all of it shows in the code.
+@dataclass(frozen=True, eq=False)
+class ForwardKernel:
+    """A compiled forward kernel bound to weights.
 
     Attributes
     ----------
-    inputs
-        How the gates' columns are cut for the input projection.
-    products
-        How each phase's columns are cut.
+    arguments
+        Layout of the kernel's argument block.
+    weights
+        Bytes of the block's entries about the weights.
     """
 
-    lanes: Lanes
-    inputs: Split
-    products: tuple[Split, ...]
-
-    @property
-    def pairs(self) -> bool:
-        """Whether matrices are multiplied in bfloat16."""
-        return self.inputs.main.pairs
-
-    @property
-    def name(self) -> str:
-        splits = (self.inputs, *self.products)
-        return ", ".join([self.lanes.suffix, *(split.name for split in splits)])
+    address: int
+    schedule: Schedule
+    arguments: ForwardArguments
+    weights: bytes
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The kernel's block, in three parts: of the weights, of a kind of batch, and of a call.
+def forward_kernel(weights: RecurrentWeights, schedule: Schedule) -> ForwardKernel:
+    """The kernel for a cell and the shapes of its panels, built once for these weights."""
+    kernel = weights.kernels.get(schedule)
+    if kernel is None:
+        arguments = forward.forward_arguments(len(schedule.phases))
+        packed = arguments.weights.pack(_weight_entries(weights))
+        code = _compiled(weights.plan, schedule)
+        kernel = ForwardKernel(code, schedule, arguments, packed)
+        weights.kernels[schedule] = kernel
+    return kernel
 
-    Strides are in numbers, not bytes. `h_turn` and `c_turn` are masks on the step: 0 keeps one
-    buffer, 1 alternates between two, -1 keeps every step. `halves_x` and `halves_h` are inputs
-    and h in bfloat16.
+
+@lru_cache(maxsize=256)
+def _compiled(plan: PackingPlan, schedule: Schedule) -> int:
+    """The kernel's address."""
+    machine = plan.machine
+    splits = tuple(packing.columns.split for packing in plan.products)
+    variant = ForwardVariant(plan.vector, plan.inputs.columns.split, splits)
+    name = f"forward {equations(plan.cell)} {variant.name} {schedule.name}"
+    kernels = load_kernels(
+        name, lambda: forward.build(plan.cell, schedule, variant, machine), machine
+    )
+    return kernels["forward"]
+
+
+def equations(cell: Cell) -> str:
+    """Text of a cell without its sizes: equal for cells with equal kernels."""
+    sizes = {"hidden_size": 1}
+    if getattr(cell, "projection_size", None) is not None:
+        sizes["projection_size"] = 1
+    return repr(replace(cell, **sizes))  # type: ignore[arg-type]
+
+
+def _weight_entries(weights: RecurrentWeights) -> dict[str, int]:
+    matrices = {"x": weights.inputs}
+    matrices |= {str(k): packed for k, packed in enumerate(weights.products)}
+    entries = {"p": address(weights.peepholes)}
+    for key, packed in matrices.items():
+        entries |= {f"K_{key}": packed.K, f"panels_{key}": packed.columns.count}
+        entries |= {f"w_{key}": address(packed.panels), f"b_{key}": address(packed.init)}
+    return entries
+
+
+@dataclass(slots=True)
+class ForwardInputs:
+    """Inputs and options of one direction's forward pass.
+
+    Attributes
+    ----------
+    x
+        (N, T, D) inputs; the numbers of a step are contiguous.
+    rows
+        Order in which the kernel computes the sequences.
+    reverse
+        From each sequence's last step to its first.
+    states
+        Initial (h, c), each (N, size); None for zeros.
+    mask
+        (N, P) recurrent dropout; None without it.
+    record_steps
+        Write the states and slots of every step.
+    threads
+        Most threads to use.
     """
 
-    weights: Arguments
-    batch: Arguments
-    call: Arguments
-    all: Arguments
+    x: Array
+    rows: RowGroups
+    reverse: bool
+    states: tuple[Array | None, ...]
+    mask: Array | None
+    record_steps: bool
+    threads: int
 
 
-@lru_cache(maxsize=8)
-def blocks(phases: int) -> Blocks:
-    """The layout for a cell with so many phases."""
-    numbers, addresses = ["K_x", "panels_x"], ["w_x", "b_x", "p"]
-    for k in range(phases):
-        numbers += [f"K_{k}", f"panels_{k}"]
-        addresses += [f"w_{k}", f"b_{k}"]
-    weights = Arguments(numbers, addresses)
-    numbers = [*NUMBERS, "limit", "out_size", "ld", "ld_h", "h_step", "h_turn", "c_step", "c_turn"]
-    addresses = [*ADDRESSES, "h", "c", "m", "hm", "record", "z", "rows", "halves_x", "halves_h"]
-    addresses += [f"reads_{k}" for k in range(1, phases)]
-    numbers += ["keep", "slots", "z_size", "in_size", "ld_x"]
-    batch = Arguments(numbers, addresses)
-    numbers = ["cycles_x", "cycles", "x_step", "y_step"]
-    call = Arguments(numbers, ["x", "x_at", "y", "y_at"])
-    return Blocks(weights, batch, call, Arguments.joined(call, batch, weights))
+@dataclass
+class ForwardBuffers:
+    """Buffers of one direction for one kind of batch.
+
+    Attributes
+    ----------
+    block
+        The kernel's argument block.
+    h, c
+        (times, N, stride) states by row: T + 1 times if all steps are recorded, else the last ones.
+    mask, masked
+        (N, stride) recurrent dropout, and h times the mask with the shape of `h`.
+    record
+        (step records, slots, stride) values recorded of each step.
+    first_records
+        (groups,) number of a group's first step record.
+    phase_memory
+        Memory of `worker_ir.SharedPhases`, zero before each call.
+    offsets
+        Step stride, address of row starts, and row starts, by an array's strides and column.
+    bound_kernel
+        Kernel whose weight entries are in `block`.
+    """
+
+    block: Array
+    h: Array
+    c: Array
+    mask: Array | None
+    masked: Array | None
+    record: Array | None
+    first_records: Array
+    phase_memory: Array
+    offsets: dict[tuple[int, ...], tuple[int, int, Array]] = field(default_factory=dict)
+    bound_kernel: ForwardKernel | None = None
 
 
-def build(cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine) -> Module:
-    """A module with the function ``forward``."""
-    module = Module()
-    _Kernel(module, cell, schedule, shape, machine).emit()
-    return module
+def run_forward(
+    weights: RecurrentWeights,
+    kernel: ForwardKernel,
+    inputs: ForwardInputs,
+    y: tuple[Array, int] | None,
+    workspace: Workspace,
+) -> tuple[ForwardBuffers, tuple[float, float]]:
+    """Run the forward kernel over a batch.
+
+    Parameters
+    ----------
+    y
+        Output (N, T, F), and the column at which this direction begins; padding is not written.
+        None: the output of single steps is not needed.
+
+    Returns
+    -------
+    buffers, seconds
+        Buffers that the kernel filled; seconds of the input projection and of the recurrence.
+    """
+    rows = inputs.rows
+    if rows.order is None:
+        key = (kernel.address, weights.sizes, rows, *_variant_key(inputs))
+        buffers = workspace.cached(key)
+        if buffers is None:
+            buffers = workspace.remember(key, _buffers(weights, kernel, inputs, workspace))
+    else:
+        buffers = _buffers(weights, kernel, inputs, workspace)
+    _load_initial_states(buffers, inputs)
+    block = buffers.block
+    if buffers.bound_kernel is not kernel:
+        kernel.arguments.all.fill(block, kernel.arguments.weights, kernel.weights)
+        buffers.bound_kernel = kernel
+    _write_call_arguments(buffers, inputs, y)
+    if inputs.threads > 1:
+        buffers.phase_memory.fill(0)
+    start, setup_before = perf_counter(), setup_total()
+    run(kernel.address, address(block), inputs.threads)
+    seconds = perf_counter() - start - (setup_total() - setup_before)
+    x_cycles, cycles = block.item(0), block.item(1)
+    share = seconds * x_cycles / (x_cycles + cycles or 1)
+    return buffers, (share, seconds - share)
 
 
-class _Kernel(SequenceKernel):
-    """The emission of one forward kernel."""
-
-    def __init__(
-        self, module: Module, cell: Cell, schedule: CellSchedule, shape: Shape, machine: Machine
-    ) -> None:
-        layout = blocks(len(schedule.phases)).all
-        super().__init__(module, "forward", layout, shape.lanes.element, machine)
-        self.cell, self.schedule, self.shape = cell, schedule, shape
-
-    def emit(self) -> None:
-        """All of it."""
-        f, a, part = self.f, self.a, self.f.args["part"]
-        own = f.select(f.compare("sgt", a["groups"], 0), part, 0)
-        self.own_z = f.at(a["z"], f.mul(own, a["z_size"]), self.element)
-        self.x_rows = f.at(a["rows"], f.mul(part, f.mul(a["limit"], 2)), "ptr")
-        self.h_rows = f.at(self.x_rows, a["limit"], "ptr")
-        if self.shape.pairs:
-            x_halves = f.mul(f.mul(own, a["limit"]), a["ld_x"])
-            self.x_halves = f.at(a["halves_x"], x_halves, self.element)
-        with self.groups() as number:
-            if self.shape.pairs:
-                with self.phase(), f.when(f.compare("eq", self.me, 0)):
-                    self._halve_states()
-            q, t = f.variable("i64", number), f.variable("i64", 0)
-            with f.while_() as runs:
-                begun = f.get(t)
-                runs.leave_if(f.compare("sge", begun, a["T"]))
-                runs.leave_if(f.compare("eq", self.running(begun), 0))
-                stamp = self.clock()
-                ended = self._project(begun)
-                stamp = self.spent("cycles_x", stamp)
-                z_row = f.variable("i64", 0)
-                with f.loop(begun, ended) as step:
-                    count = self.running(step)
-                    self._step(_Here(self, step, f.get(z_row), f.get(q)), count)
-                    f.set(z_row, f.add(f.get(z_row), count))
-                    f.set(q, f.add(f.get(q), f.mul(self.numbers(count), a["keep"])))
-                self.spent("cycles", stamp)
-                f.set(t, ended)
-
-    def _project(self, begun: Value) -> Value:
-        """The input projections of as many steps as fit; the step behind them."""
-        f, a = self.f, self.a
-        ended, total = f.variable("i64", begun), f.variable("i64", 0)
-        with f.while_() as run:
-            step, rows = f.get(ended), f.get(total)
-            run.leave_if(f.compare("sge", step, a["T"]))
-            count = self.running(step)
-            run.leave_if(f.compare("eq", count, 0))
-            full = f.compare("sgt", f.add(rows, count), a["limit"])
-            run.leave_if(f.binary("and", full, f.compare("sgt", rows, 0)))
-            shift = f.mul(step, a["x_step"])
-            with f.loop(0, count) as r:
-                at = f.load("i64", f.at(a["x_at"], f.add(self.first, r), "i64"))
-                row = f.at(a["x"], f.add(at, shift), self.element)
-                f.store(row, f.at(self.x_rows, f.add(rows, r), "ptr"))
-            f.set(total, f.add(rows, count))
-            f.set(ended, f.add(step, 1))
-        rows, stride, K = f.get(total), f.mul(a["ld"], len(self.cell.letters)), a["K_x"]
-        if self.shape.pairs:
-            self._halve_inputs(rows)
-        with self.phase():
-            for part in self.shape.inputs.parts:
-                with self.panels(self.shape.inputs, part, a["panels_x"]) as panel:
-                    out = f.at(self.own_z, panel.column, self.element)
-                    w, b = panel.data(a["w_x"], K), panel.data(a["b_x"], 1)
-                    product = self.tiles.product(part)
-                    f.call(product, self.x_rows, rows, w, K, 1, 0, b, out, stride, a["ld"])
-        return f.get(ended)
-
-    def _halve(self, row: Value, into: Value, size: Value) -> None:
-        """A row of numbers in bfloat16, with 0 behind the last one."""
-        f, lanes = self.f, self.shape.lanes
-        with f.loop(0, size, lanes.count) as k:
-            mask = first_lanes(f, lanes, f.sub(size, k))
-            values = load_part(f, lanes, f.at(row, k, self.element), mask)
-            f.store(halved(f, lanes, values, self.machine), f.at(into, k, "i16"), 2)
-
-    def _halve_inputs(self, count: Value) -> None:
-        """Inputs in bfloat16, each thread a share of the rows; they are what is multiplied then."""
-        f, a = self.f, self.a
-        with self.phase():
-            start = f.div(f.mul(count, self.me), self.workers)
-            stop = f.div(f.mul(count, f.add(self.me, 1)), self.workers)
-            with f.loop(start, stop) as r:
-                row = f.load("ptr", f.at(self.x_rows, r, "ptr"))
-                into = f.at(self.x_halves, f.mul(r, a["ld_x"]), self.element)
-                self._halve(row, into, a["in_size"])
-        self.rows(self.x_rows, count, self.x_halves, i64(0), a["ld_x"])
-
-    def _halve_states(self) -> None:
-        """The group's first h in bfloat16."""
-        f, a = self.f, self.a
-        behind = f.load("i64", f.at(f.at(a["starts"], self.group, "i64"), 1, "i64"))
-        with f.loop(self.first, behind) as row:
-            at = f.mul(row, a["ld_h"])
-            into = f.at(a["halves_h"], at, "i16")
-            self._halve(f.at(a["h"], at, self.element), into, a["ld_h"])
-
-    def _step(self, here: _Here, count: Value) -> None:
-        """One step of all running rows."""
-        for k, phase in enumerate(self.schedule.phases):
-            base, ld = here.reads(k)
-            self.rows(self.h_rows, count, base, self.first, ld)
-            split = self.shape.products[k]
-            a, panels = self.a, self.a[f"panels_{k}"]
-            factors = Factors(a[f"w_{k}"], a[f"b_{k}"], a[f"K_{k}"], here.step)
-            with self.phase():
-                for part in reversed(split.parts):
-                    products = self.products(split, part, panels, self.h_rows, count, factors)
-                    with products as (r, column, own):
-                        _Place(here, phase, part, r, column, own).compute()
+def _variant_key(inputs: ForwardInputs) -> tuple[object, ...]:
+    """Options that shape the buffers, beside the rows and the cell."""
+    return inputs.reverse, inputs.record_steps, inputs.mask is None, inputs.threads
 
 
-class _Here:
-    """Where the states before and after a step are."""
+def _buffers(
+    weights: RecurrentWeights, kernel: ForwardKernel, inputs: ForwardInputs, workspace: Workspace
+) -> ForwardBuffers:
+    """Buffers for the batch, and the block's entries that all such batches share."""
+    rows, dtype, recorded = inputs.rows, weights.dtype.name, inputs.record_steps
+    N, T, G = rows.count, rows.T, len(weights.cell.letters)
+    units, outputs, slots = weights.units.stride, weights.outputs.stride, len(kernel.schedule.slots)
+    h = workspace.shaped("h", (T + 1 if recorded else 2, N, outputs), dtype)
+    c = workspace.shaped("c", (T + 1 if recorded else 1, N, units), dtype)
+    mask = masked = record = None
+    if inputs.mask is not None:
+        mask = workspace.shaped("mask", h.shape[1:], dtype)
+        masked = workspace.shaped("hm", h.shape, dtype)
+    if slots:
+        records = int(rows.active.sum()) if recorded else N
+        record = workspace.shaped("record", (records, slots, units), dtype)
+    limit = _projected_rows(rows, G * units * h.itemsize, inputs.threads, weights.cache)
+    # Threads that share columns also share the input projections.
+    shares = inputs.threads if rows.thread_owns_groups else 1
+    first_records = rows.first_records() if recorded else rows.starts
+    phase_memory = workspace.shaped("phases", (shared_phase_words(inputs.threads),), "int64")
+    entries = {
+        "T": T,
+        "groups": rows.groups if rows.thread_owns_groups else 0,
+        "step_stride": rows.step_stride,
+        "limit": limit,
+        "out_size": weights.cell.output_size,
+        "ld": units,
+        "ld_h": outputs,
+        "h_step": N * outputs,
+        "h_mask": -1 if recorded else 1,
+        "c_step": N * units,
+        "c_mask": -1 if recorded else 0,
+        "recorded": recorded,
+        "slots": slots,
+        "z_size": limit * G * units,
+        "active": address(rows.active),
+        "starts": address(rows.starts),
+        "first_records": address(first_records),
+        "phase_memory": address(phase_memory),
+        "syscall": syscall_address(),
+        "h": address(h),
+        "c": address(c),
+        "m": address(mask),
+        "hm": address(masked),
+        "record": address(record),
+        "z": address(workspace.get("z", shares * limit * G * units, dtype)),
+        "rows": address(workspace.get("rows", inputs.threads * 2 * limit, "int64")),
+        "in_size": weights.sizes[2],
+        "ld_x": 0,
+        "bf16_x": 0,
+        "bf16_h": 0,
+    }
+    if weights.bf16:
+        ld_x = -(-weights.sizes[2] // 32) * 16
+        bf16_x = workspace.get("bf16 x", shares * limit * ld_x, dtype)
+        bf16_h = workspace.get("bf16 h", h.size // 2, dtype)
+        entries |= {"ld_x": ld_x, "bf16_x": address(bf16_x), "bf16_h": address(bf16_h)}
+    for k in range(1, len(weights.products)):
+        entries[f"reads_{k}"] = address(workspace.get(f"reads {k}", N * units, dtype))
+    arguments = kernel.arguments
+    block = arguments.all.empty()
+    arguments.all.fill(block, arguments.batch, arguments.batch.pack(entries))
+    return ForwardBuffers(block, h, c, mask, masked, record, first_records, phase_memory)
 
-    def __init__(self, kernel: _Kernel, step: Value, z_row: Value, q: Value) -> None:
-        self.kernel, self.f, self.a = kernel, kernel.f, kernel.a
-        self.step, self.z_row, self.q = step, z_row, q
-        after = self.f.add(step, 1)
-        self.h, self.h_new = self._turn("h", "h", step), self._turn("h", "h", after)
-        self.c, self.c_new = self._turn("c", "c", step), self._turn("c", "c", after)
-        if kernel.shape.pairs:
-            self.halves, self.halves_new = self._halves(step), self._halves(after)
-        if kernel.schedule.dropout:
-            self.m, self.m_new = self._turn("hm", "h", step), self._turn("hm", "h", after)
 
-    def _turn(self, buffer: str, kind: str, step: Value) -> Value:
-        f, a = self.f, self.a
-        turn = f.binary("and", step, a[f"{kind}_turn"])
-        return f.at(a[buffer], f.mul(turn, a[f"{kind}_step"]), self.kernel.element)
+def _projected_rows(rows: RowGroups, row_bytes: int, threads: int, cache: int) -> int:
+    """Rows of input projections computed at once: half a cache, at least the rows of one step.
 
-    def _halves(self, step: Value) -> Value:
-        f, a = self.f, self.a
-        turn = f.binary("and", step, a["h_turn"])
-        return f.at(a["halves_h"], f.mul(turn, a["h_step"]), "i16")
-
-    def reads(self, k: int) -> tuple[Value, Value]:
-        """The vectors that product `k` reads: their address, and from one row to the next."""
-        if self.kernel.shape.pairs:
-            base = self.a[f"reads_{k}"] if k else self.halves
-            return base, self.f.div(self.a["ld" if k else "ld_h"], 2)
-        if k:
-            return self.a[f"reads_{k}"], self.a["ld"]
-        return (self.m if self.kernel.schedule.dropout else self.h), self.a["ld_h"]
+    Threads that share columns hold a part of each row. Only a few of them are counted: more rows
+    bring no speed, and every thread has its own list of rows.
+    """
+    counted = min(threads, _COUNTED_THREADS)
+    bytes_per_thread = row_bytes if rows.thread_owns_groups else -(-row_bytes // counted)
+    steps = int(rows.active.sum(axis=1).max(initial=0))
+    return max(rows.largest, min(steps, cache // 2 // max(1, bytes_per_thread)), 1)
 
 
-class _Place:
-    """One row and one vector of columns: where its numbers are, and the equations on them."""
+def _load_initial_states(buffers: ForwardBuffers, inputs: ForwardInputs) -> None:
+    """Copy initial states and the dropout mask by row."""
+    rows = inputs.rows
+    for buffer, state in zip((buffers.h, buffers.c), inputs.states, strict=False):
+        _copy_by_row(buffer[0], state, rows)
+    if buffers.mask is not None and buffers.masked is not None:
+        _copy_by_row(buffers.mask, inputs.mask, rows)
+        np.multiply(buffers.h[0], buffers.mask, buffers.masked[0])
 
-    def __init__(
-        self, here: _Here, phase: Phase, part: Part, r: Value, column: Value, own: Value
-    ) -> None:
-        self.here, self.phase, self.part = here, phase, part
-        self.kernel, self.f, self.a = here.kernel, here.f, here.a
-        self.r, self.column, self.own = r, column, own
-        self.row = self.f.add(self.kernel.first, r)
 
-    def compute(self) -> None:
-        """What follows the product."""
-        f, lanes, roots = self.f, self.part.lanes, self.phase.roots
-        values = {name: self._load(name) for name in symbols(roots.values())}
-        found: dict[str, Value] = {}
-        for part in self._passes(roots):
-            found |= pointwise.emit(f, lanes, part, values)
-        for name, value in found.items():
-            self._store(name, value)
-        if self.kernel.schedule.dropout and "h" in roots:
-            masked = f.fmul(found["h"], values.get(MASK) or self._load(MASK))
-            f.store(masked, self._at(self.here.m_new, self.row, "ld_h"), 4)
+def _copy_by_row(target: Array, values: Array | None, rows: RowGroups) -> None:
+    """Copy values (N, size) in the order of rows; padding columns become 0."""
+    target.fill(0)
+    if values is not None:
+        target[:, : values.shape[1]] = values if rows.order is None else values[rows.order]
 
-    def _passes(self, roots: Mapping[str, Expression]) -> list[Mapping[str, Expression]]:
-        """What is emitted together: states have the same bits whether or not gates are kept."""
-        if self.kernel.schedule.backward:
-            return [roots]
-        slots = {name: node for name, node in roots.items() if name.startswith("slot")}
-        return [{name: node for name, node in roots.items() if name not in slots}, slots]
 
-    def _at(self, base: Value, row: Value, ld: str) -> Value:
-        """The vector in a row of a buffer."""
-        f = self.f
-        return f.at(base, f.add(f.mul(row, self.a[ld]), self.column), self.kernel.element)
+def _write_call_arguments(
+    buffers: ForwardBuffers, inputs: ForwardInputs, y: tuple[Array, int] | None
+) -> None:
+    """Write the block's first entries, which change from call to call."""
+    x_step, x_at = _row_starts(buffers, inputs, inputs.x, 0)
+    y_step = y_at = y_address = 0
+    if y is not None:
+        y_step, y_at = _row_starts(buffers, inputs, y[0], y[1])
+        y_address = address(y[0])
+    block: Any = buffers.block
+    _CALL.pack_into(block, 0, 0, 0, x_step, y_step, address(inputs.x), x_at, y_address, y_at)
 
-    def _slot(self, base: Value, row: Value, slots: Value | int, k: int) -> Value:
-        return self._at(base, self.f.add(self.f.mul(row, slots), k), "ld")
 
-    def _address(self, name: str) -> Value:
-        """Where a symbol's value is kept."""
-        here, a, f, cell = self.here, self.a, self.f, self.kernel.cell
-        if name.startswith("slot "):
-            q = f.add(here.q, self.r)
-            return self._slot(a["record"], q, a["slots"], int(name.removeprefix("slot ")))
-        if name == "h_prev":
-            return self._at(here.h, self.row, "ld_h")
-        if name == "c_prev":
-            return self._at(here.c, self.row, "ld")
-        if name == MASK:
-            return self._at(a["m"], self.row, "ld_h")
-        if name == PROJECTED:
-            return self.own
-        kind, _, gate = name.partition("_")
-        if kind == "x":
-            row, gates = f.add(here.z_row, self.r), cell.letters
-            return self._slot(self.kernel.own_z, row, len(gates), gates.index(gate))
-        if kind == "p":
-            return self._slot(a["p"], Value("i64", "0"), 0, cell.peephole_gates.index(gate))
-        place = self.phase.stage.gates.index(gate) * self.part.columns
-        return f.at(self.own, place, self.kernel.element)
+def _row_starts(
+    buffers: ForwardBuffers, inputs: ForwardInputs, array: Array, column: int
+) -> tuple[int, int]:
+    """Numbers from one step of the pass to the next, and address of each row's first step."""
+    key = (*array.strides, column)
+    entry = buffers.offsets.get(key)
+    if entry is None:
+        row, step = (stride // array.itemsize for stride in array.strides[:2])
+        starts = inputs.rows.offsets(row, step, column, reverse=inputs.reverse)
+        entry = (-step if inputs.reverse else step), address(starts), starts
+        buffers.offsets[key] = entry
+    return entry[:2]
 
-    def _load(self, name: str) -> Value:
-        return self.f.load(self.part.lanes.type, self._address(name), 4)
 
-    def _store(self, name: str, value: Value) -> None:
-        """A result to where it is kept."""
-        f, here = self.f, self.here
-        if name == "reads":
-            k = self.kernel.schedule.phases.index(self.phase) + 1
-            self._store_factor(value, self.a[f"reads_{k}"], "ld")
-        elif name == "c":
-            f.store(value, self._at(here.c_new, self.row, "ld"), 4)
-        elif name == "h":
-            f.store(value, self._at(here.h_new, self.row, "ld_h"), 4)
-            if self.kernel.shape.pairs:
-                self._store_factor(value, here.halves_new, "ld_h")
-            self._output(value)
+def final_states(
+    weights: RecurrentWeights, rows: RowGroups, buffers: ForwardBuffers
+) -> tuple[Array, ...]:
+    """Last states, each (N, size), in the caller's order of sequences."""
+    states = []
+    for buffer, size in zip((buffers.h, buffers.c), weights.cell.state_sizes, strict=False):
+        if rows.lengths is None:
+            states.append(buffer[rows.T % len(buffer), :, :size].copy())
         else:
-            f.store(value, self._address(name), 4)
-
-    def _store_factor(self, value: Value, base: Value, ld: str) -> None:
-        """What a product will multiply."""
-        f = self.f
-        if self.kernel.shape.pairs:
-            place = f.add(f.mul(self.row, self.a[ld]), self.column)
-            f.store(
-                halved(f, self.part.lanes, value, self.kernel.machine), f.at(base, place, "i16"), 2
-            )
-        else:
-            f.store(value, self._at(base, self.row, ld), 4)
-
-    def _output(self, value: Value) -> None:
-        """The layer's output of this step, without the columns that only fill the vector."""
-        f, a = self.f, self.a
-        with f.when(f.compare("ne", f.convert("ptrtoint", a["y"], "i64"), 0)):
-            start = f.load("i64", f.at(a["y_at"], self.row, "i64"))
-            at = f.add(f.add(start, f.mul(self.here.step, a["y_step"])), self.column)
-            place = f.at(a["y"], at, self.kernel.element)
-            store_part(f, self.part.lanes, value, place, f.sub(a["out_size"], self.column))
+            last = buffer[rows.lengths % len(buffer), np.arange(rows.count), :size]
+            final = np.empty_like(last)
+            final[rows.order] = last
+            states.append(final)
+    return tuple(states)

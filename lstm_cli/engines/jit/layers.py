@@ -1,31 +1,52 @@
-"""Whole recurrent layers: every direction forwards and backwards, and how threads share them."""
+"""Layers prepared for this machine: recurrent layers in all directions, and dense layers.
+
+Start at `PreparedRecurrent.forward`; `batch.thread_sharing` decides how threads share the work.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 
 import numpy as np
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.expression import symbol
 from lstm_cli.engines import schedule
-from lstm_cli.engines.jit.backpropagation import BackwardPass, backward_kernel
-from lstm_cli.engines.jit.batch import Rows, batch
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import Workspace, Workspaces
-from lstm_cli.engines.jit.recurrent import (
-    Buffers,
-    Sequences,
+from lstm_cli.engines.jit.backward import BackwardPass, backward_kernel
+from lstm_cli.engines.jit.batch import RowGroups, group_rows, step_work, thread_sharing
+from lstm_cli.engines.jit.codegen.matmul import (
+    Matmul,
+    MemoryRows,
+    matmul_kernel,
+    pack_matrix,
+    run_matmul,
+)
+from lstm_cli.engines.jit.codegen.packing import PackedMatrix
+from lstm_cli.engines.jit.codegen.weight_gradient import (
+    WeightGradient,
+    run_weight_gradient,
+    weight_gradient_kernel,
+)
+from lstm_cli.engines.jit.forward import (
+    ForwardBuffers,
+    ForwardInputs,
     final_states,
     forward_kernel,
     run_forward,
 )
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspace, Workspaces
 from lstm_cli.engines.jit.weights import RecurrentWeights
-from lstm_cli.engines.schedule import CellSchedule
+from lstm_cli.engines.pointwise import DenseTape, softmax, through_activation
+from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.setup import setup_total
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
+    DenseSpec,
     LayerGradients,
     LayerResult,
     RecurrentSpec,
@@ -33,64 +54,39 @@ from lstm_cli.engines.types import (
     TrainingPass,
 )
 
-SMALL = 1 << 15
-"""Multiply-adds of a step below which a second thread costs more than it brings."""
-
-SHORT = 1 << 21
-"""The same of a whole batch: to wake a thread takes some ten microseconds."""
-
-TALL = 24
-"""Rows that a thread wants of its own where all weights together are too large for its cache."""
-
-
-def work_of(spec: RecurrentSpec, item: int) -> tuple[int, int]:
-    """Multiply-adds of a sequence's step, and bytes of a direction's recurrent weights.
-
-    `item` is the bytes of a number.
-    """
-    cell = spec.cells[0]
-    rows = len(cell.gates) * cell.hidden_size
-    return rows * (cell.output_size + spec.input_size), item * rows * cell.output_size
-
-
-def shared(N: int, T: int, work: int, threads: int, *, fits: bool) -> tuple[int, int]:
-    """How many threads compute N sequences of T steps, and in how many groups of sequences.
-
-    No groups: threads share the units. No result depends on either.
-
-    Parameters
-    ----------
-    work
-        Multiply-adds of a sequence's step.
-    fits
-        Whether recurrent weights fit half a core's own cache.
-    """
-    worth = min(threads, 2 * N * work // max(1, SMALL))  # a thread for each half of `SMALL`
-    used = worth if N * work >= SMALL and N * work * T >= SHORT else 1
-    least = 2 if fits else TALL
-    return used, used if used == 1 or used * least <= N else 0
-
 
 @dataclass
-class _Tape:
-    """What a layer's backward pass needs."""
+class RecurrentTape:
+    """Forward values for a recurrent layer's backward pass, one list item per direction.
 
-    given: list[Sequences]
-    left: list[Buffers]
-    spaces: list[Workspace]
+    Attributes
+    ----------
+    inputs, buffers, workspaces
+        Inputs, filled buffers, and the workspace that holds these; it returns with the tape's end.
+    lengths
+        (N,) steps of the sequences; None: all have T.
+    dropout_mask
+        (N, T, D) scaled mask of the inputs; None without dropout.
+    """
+
+    inputs: list[ForwardInputs]
+    buffers: list[ForwardBuffers]
+    workspaces: list[Workspace]
     lengths: Array | None
-    dropped: Array | None
+    dropout_mask: Array | None
 
 
-class RecurrentLayer:
-    """A recurrent layer on this machine.
+class PreparedRecurrent:
+    """A recurrent layer with its packed weights.
 
     Parameters
     ----------
     weights
-        Of each direction.
-    spaces
-        Where workspaces come from.
+        Weights of each direction.
+    workspaces
+        Source of workspaces.
+    threads
+        Most threads to use.
     """
 
     def __init__(
@@ -98,170 +94,264 @@ class RecurrentLayer:
         spec: RecurrentSpec,
         weights: Sequence[RecurrentWeights],
         machine: Machine,
-        spaces: Workspaces,
+        workspaces: Workspaces,
         threads: int,
     ) -> None:
         self.spec, self.weights, self.machine = spec, weights, machine
-        self.spaces, self.threads = spaces, threads
-        self._work, recurrent = work_of(spec, weights[0].lanes.bits // 8)
+        self.workspaces, self.threads = workspaces, threads
+        self._work, recurrent = step_work(spec, weights[0].vector.bits // 8)
         self._fits = recurrent <= machine.cache // 2
         self._inference = [schedule.inference(cell) for cell in spec.cells]
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
 
     def forward(
-        self, x: Array, lengths: Array | None, state: State | None, *, return_gates: bool
+        self, x: Array, lengths: Array | None, state: State | None, *, keep: bool
     ) -> LayerResult:
-        """Every direction over the batch; see `lstm_cli.engines.types.Engine`."""
-        spec, x = self.spec, _readable(x)
-        threads, rows = self._rows(x, lengths)
+        """Run every direction over the batch; see `lstm_cli.engines.types.Engine`."""
+        spec, x = self.spec, _contiguous_steps(x)
+        threads, rows = self._share_rows(x, lengths)
         y = self._output(x, lengths)
-        kept: dict[str, dict[str, Array]] = {}
+        gates: dict[str, dict[str, Array]] = {}
         finals, input_seconds, seconds = [], 0.0, 0.0
         for d, cell in enumerate(spec.cells):
-            plan = schedule.inspection(cell) if return_gates else self._inference[d]
-            given = Sequences(x, rows, d == 1, _initial(state, d), None, return_gates, threads)
-            space = self.spaces.take(self._purposes[d])
-            left, spent = self._run(d, plan, given, y, space)
-            finals.append(final_states(self.weights[d], rows, left))
-            if return_gates:
-                kept[DIRECTIONS[d]] = _kept(cell, given, left)
-            self.spaces.give(self._purposes[d], space)
+            plan = schedule.inspection(cell) if keep else self._inference[d]
+            states = _direction_states(state, d)
+            inputs = ForwardInputs(x, rows, d == 1, states, None, keep, threads)
+            workspace = self.workspaces.acquire(self._purposes[d])
+            buffers, spent = self._run(d, plan, inputs, y, workspace)
+            finals.append(final_states(self.weights[d], rows, buffers))
+            if keep:
+                gates[DIRECTIONS[d]] = _gates_and_states(cell, inputs, buffers)
+            self.workspaces.release(self._purposes[d], workspace)
             input_seconds, seconds = input_seconds + spent[0], seconds + spent[1]
-        output = _last(finals, x.shape[1], lengths) if y is None else y
+        output = _last_output(finals, x.shape[1], lengths) if y is None else y
         timing = {"input projection": input_seconds, "recurrence": seconds}
-        return LayerResult(output, _stacked(finals), kept, seconds=timing)
+        return LayerResult(output, _stack_states(finals), gates, seconds=timing)
 
     def forward_training(
         self, x: Array, lengths: Array | None, state: State | None, training: TrainingPass
     ) -> LayerResult:
-        """As `forward`, with dropout, and a tape for `backward`."""
-        spec, dropped = self.spec, None
+        """Run as `forward` does, with dropout, and record a tape for `backward`."""
+        spec, dropout_mask = self.spec, None
         if spec.dropout:
-            dropped = training.mask(spec, 0, x.shape, spec.dropout).astype(x.dtype)
-            x = x * dropped
-        x = _readable(x)
-        threads, rows = self._rows(x, lengths)
+            dropout_mask = training.mask(spec, 0, x.shape, spec.dropout).astype(x.dtype)
+            x = x * dropout_mask
+        x = _contiguous_steps(x)
+        threads, rows = self._share_rows(x, lengths)
         y = self._output(x, lengths)
-        tape = _Tape([], [], [], lengths, dropped)
+        tape = RecurrentTape([], [], [], lengths, dropout_mask)
         finals, timing = [], {"input projection": 0.0, "recurrence": 0.0}
         for d, cell in enumerate(spec.cells):
-            mask = self._mask(training, d, cell, len(x))
+            mask = self._recurrent_mask(training, d, cell, len(x))
             plan = schedule.training(cell, mask is not None)
-            given = Sequences(x, rows, d == 1, _initial(state, d), mask, True, threads)
+            inputs = ForwardInputs(
+                x, rows, d == 1, _direction_states(state, d), mask, True, threads
+            )
             purpose = (spec.prefix(d), True)
-            space = self.spaces.take(purpose)
-            weakref.finalize(tape, self.spaces.give, purpose, space).atexit = False
-            left, spent = self._run(d, plan, given, y, space)
-            finals.append(final_states(self.weights[d], rows, left))
-            tape.given.append(given)
-            tape.left.append(left)
-            tape.spaces.append(space)
+            workspace = self.workspaces.acquire(purpose)
+            weakref.finalize(tape, self.workspaces.release, purpose, workspace).atexit = False
+            buffers, spent = self._run(d, plan, inputs, y, workspace)
+            finals.append(final_states(self.weights[d], rows, buffers))
+            tape.inputs.append(inputs)
+            tape.buffers.append(buffers)
+            tape.workspaces.append(workspace)
             for part, more in zip(timing, spent, strict=True):
                 timing[part] += more
-        output = _last(finals, x.shape[1], lengths) if y is None else y
-        return LayerResult(output, _stacked(finals), seconds=timing, tape=tape)
+        output = _last_output(finals, x.shape[1], lengths) if y is None else y
+        return LayerResult(output, _stack_states(finals), seconds=timing, tape=tape)
 
     def _run(
-        self, d: int, plan: CellSchedule, given: Sequences, y: Array | None, space: Workspace
-    ) -> tuple[Buffers, tuple[float, float]]:
-        """One direction's kernel."""
+        self,
+        d: int,
+        plan: Schedule,
+        inputs: ForwardInputs,
+        y: Array | None,
+        workspace: Workspace,
+    ) -> tuple[ForwardBuffers, tuple[float, float]]:
         kernel = forward_kernel(self.weights[d], plan)
-        into = None if y is None else (y, d * self.spec.cells[0].output_size)
-        return run_forward(self.weights[d], kernel, given, into, space)
+        output = None if y is None else (y, d * self.spec.cells[0].output_size)
+        return run_forward(self.weights[d], kernel, inputs, output, workspace)
 
     def _output(self, x: Array, lengths: Array | None) -> Array | None:
-        """Where the output of every step goes."""
+        """Memory for the output of every step, 0 in the padding."""
         if not self.spec.return_sequences:
             return None
         shape = (*x.shape[:2], self.spec.output_size)
         return np.empty(shape, x.dtype) if lengths is None else np.zeros(shape, x.dtype)
 
-    def _rows(self, x: Array, lengths: Array | None) -> tuple[int, Rows]:
-        """How many threads there are, and how they share the batch."""
+    def _share_rows(self, x: Array, lengths: Array | None) -> tuple[int, RowGroups]:
         N, T, _ = x.shape
-        threads, groups = shared(N, T, self._work, self.threads, fits=self._fits)
-        return threads, batch(N, T, lengths, groups)
+        threads, groups = thread_sharing(N, T, self._work, self.threads, fits=self._fits)
+        return threads, group_rows(N, T, lengths, groups)
 
-    def _mask(self, training: TrainingPass, d: int, cell: Cell, N: int) -> Array | None:
+    def _recurrent_mask(self, training: TrainingPass, d: int, cell: Cell, N: int) -> Array | None:
         rate = self.spec.recurrent_dropout
         return training.mask(self.spec, 1 + d, (N, cell.output_size), rate) if rate else None
 
-    def backward(self, tape: _Tape, d_output: Array) -> LayerGradients:
+    def backward(self, tape: RecurrentTape, d_output: Array) -> LayerGradients:
         """Derivatives for the input, every tensor, and the initial states."""
         spec, P = self.spec, self.spec.cells[0].output_size
-        x = tape.given[0].x
-        whole = tape.lengths is None or bool((tape.lengths == x.shape[1]).all())
-        dx = self.weights[0].stock.shaped(x.shape, x.dtype)
-        if not whole:
+        x = tape.inputs[0].x
+        full = tape.lengths is None or bool((tape.lengths == x.shape[1]).all())
+        dx = self.weights[0].array_pool.shaped(x.shape, x.dtype)
+        if not full:
             dx.fill(0)
         d = np.ascontiguousarray(d_output, x.dtype)
         if not spec.return_sequences and tape.lengths is not None:
             d = np.where((tape.lengths > 0)[:, None], d, np.zeros((), d.dtype))
-        found: dict[str, Array] = {}
+        tensors: dict[str, Array] = {}
         states = []
-        for k, (weights, given) in enumerate(zip(self.weights, tape.given, strict=True)):
-            plan = schedule.training(weights.cell, given.mask is not None)
+        for k, (weights, inputs) in enumerate(zip(self.weights, tape.inputs, strict=True)):
+            plan = schedule.training(weights.cell, inputs.mask is not None)
             kernel = backward_kernel(weights, plan)
-            way = BackwardPass(weights, kernel, given, tape.left[k], tape.spaces[k], self.machine)
-            gradients = way.run(d, k * P, dx, add=k > 0)
-            found |= {spec.prefix(k) + name: value for name, value in gradients.tensors.items()}
+            backward = BackwardPass(
+                weights, kernel, inputs, tape.buffers[k], tape.workspaces[k], self.machine
+            )
+            gradients = backward.run(d, k * P, dx, add=k > 0)
+            tensors |= {spec.prefix(k) + name: value for name, value in gradients.tensors.items()}
             states.append(gradients.states)
-        if tape.dropped is not None:
-            dx *= tape.dropped
-        return LayerGradients(dx, found, _stacked(states))
+        if tape.dropout_mask is not None:
+            dx *= tape.dropout_mask
+        return LayerGradients(dx, tensors, _stack_states(states))
 
 
-def _readable(x: Array) -> Array:
-    """The inputs as kernels read them: numbers of a step side by side, whole strides."""
+def _contiguous_steps(x: Array) -> Array:
+    """Inputs with contiguous steps and strides of whole numbers, as kernels read them."""
     item = x.itemsize
     if x.strides[2] == item and not (x.strides[0] % item or x.strides[1] % item):
         return x
     return np.array(x, order="C")
 
 
-def _initial(state: State | None, d: int) -> tuple[Array | None, ...]:
-    """A direction's initial states."""
+def _direction_states(state: State | None, d: int) -> tuple[Array | None, ...]:
     if state is None:
         return None, None
     return tuple(None if part is None else part[:, d] for part in state)
 
 
-def _kept(cell: Cell, given: Sequences, left: Buffers) -> dict[str, Array]:
-    """Gates and states of every step (N, T, H) or (N, T, P), 0 past the ends."""
-    rows = given.rows
-    row, n, t = rows.steps(reverse=given.reverse)
+def _gates_and_states(
+    cell: Cell, inputs: ForwardInputs, buffers: ForwardBuffers
+) -> dict[str, Array]:
+    """Gates and states of every step, (N, T, H) or (N, T, P), 0 past a sequence's end."""
+    rows = inputs.rows
+    row, n, t = rows.steps(reverse=inputs.reverse)
     lengths = rows.T if rows.lengths is None else rows.lengths[row]
-    after = lengths - t if given.reverse else t + 1
+    after = lengths - t if inputs.reverse else t + 1
     graph = schedule.inspection(cell)
-    names = schedule.inspection_names(cell)
-    N, T = given.x.shape[:2]
-    record = left.record
+    names = schedule.inspected(cell)
+    N, T = inputs.x.shape[:2]
+    record = buffers.record
 
-    def spread(values: Array) -> Array:
-        found = np.zeros((N, T, values.shape[-1]), values.dtype)
-        found[n, t] = values
-        return found
+    def padded(values: Array) -> Array:
+        array = np.zeros((N, T, values.shape[-1]), values.dtype)
+        array[n, t] = values
+        return array
 
-    kept = {"h": spread(left.h[after, row, : cell.output_size])}
+    arrays = {"h": padded(buffers.h[after, row, : cell.output_size])}
     if record is not None and graph.slots:
-        kept |= {name: spread(record[:, k, : cell.hidden_size]) for k, name in enumerate(names)}
-    return kept
+        arrays |= {name: padded(record[:, k, : cell.hidden_size]) for k, name in enumerate(names)}
+    return arrays
 
 
-def _last(finals: list[tuple[Array, ...]], T: int, lengths: Array | None) -> Array:
-    """The last step's output (N, F), 0 for a sequence that has none."""
+def _last_output(finals: list[tuple[Array, ...]], T: int, lengths: Array | None) -> Array:
+    """Output of the last step (N, F), 0 for a sequence without steps."""
     parts = [final[0] for final in finals]
     y = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     if lengths is None and T > 0:
         return y
-    seen = np.full(len(y), T > 0) if lengths is None else lengths > 0
-    return np.where(seen[:, None], y, np.zeros((), y.dtype))
+    has_steps = np.full(len(y), T > 0) if lengths is None else lengths > 0
+    return np.where(has_steps[:, None], y, np.zeros((), y.dtype))
 
 
-def _stacked(finals: Sequence[tuple[Array, ...]]) -> State:
-    """Each direction's states (N, size) as (N, directions, size)."""
+def _stack_states(finals: Sequence[tuple[Array, ...]]) -> State:
+    """Stack each direction's states (N, size) to (N, directions, size)."""
     if len(finals) == 1:
         stacked = [part[:, None] for part in finals[0]]
     else:
         stacked = [np.stack(part, axis=1) for part in zip(*finals, strict=True)]
     return stacked[0], stacked[1] if len(stacked) > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedDense:
+    """A dense layer with its packed weights.
+
+    Attributes
+    ----------
+    weight, bias
+        (units, D) and (units,) as stored, contiguous.
+    array_pool
+        Source of the memory for panels and gradients.
+    """
+
+    spec: DenseSpec
+    weight: Array
+    bias: Array
+    machine: Machine
+    array_pool: ArrayPool
+    _packed: dict[str, PackedMatrix] = field(default_factory=dict)
+
+    def forward(self, x: Array, lengths: Array | None, threads: int) -> LayerResult:
+        """Apply the layer to every step (N, T, D) or (N, D); past a sequence's end 0."""
+        start, setup_before = perf_counter(), setup_total()
+        spec, M = self.spec, x.size // self.spec.input_size
+        flat = np.ascontiguousarray(x).reshape(M, spec.input_size)
+        logits = np.empty((M, spec.units), x.dtype)
+        y = logits if spec.activation is None else np.empty_like(logits)
+        weights = self._pack("forward", self.weight, self.bias, threads)
+        root = None if spec.activation is None else spec.activation(symbol("a"))
+        kernel = matmul_kernel(weights.columns.split, root, self.machine)
+        sums = None if root is None else MemoryRows.of(logits)
+        product = Matmul(M, MemoryRows.of(flat), weights, MemoryRows.of(y), sums)
+        run_matmul(kernel, product, threads)
+        if spec.activation is None:
+            y = softmax(logits)
+        shape = (*x.shape[:-1], spec.units)
+        logits, y = logits.reshape(shape), y.reshape(shape)
+        if lengths is not None and y.ndim == 3:
+            past_end = np.arange(x.shape[1]) >= lengths[:, None]
+            y = np.where(past_end[:, :, None], np.zeros((), y.dtype), y)
+        seconds = {"product": perf_counter() - start - (setup_total() - setup_before)}
+        return LayerResult(y, logits=logits, seconds=seconds, tape=DenseTape(x, logits, y))
+
+    def backward(
+        self,
+        tape: DenseTape,
+        d_output: Array,
+        workspaces: Workspaces,
+        threads: int,
+        *,
+        d_logits: bool,
+    ) -> LayerGradients:
+        """Derivatives for input, weight and bias; `d_output` is 0 past a sequence's end."""
+        spec = self.spec
+        d = d_output if d_logits else through_activation(spec, tape, d_output)
+        flat = np.ascontiguousarray(d, tape.x.dtype).reshape(-1, spec.units)
+        x = np.ascontiguousarray(tape.x).reshape(-1, spec.input_size)
+        dx = self.array_pool.shaped(x.shape, x.dtype)
+        packed = self._pack("backward", self.weight.T, None, threads)
+        kernel = matmul_kernel(packed.columns.split, machine=self.machine)
+        product = Matmul(len(x), MemoryRows.of(flat), packed, MemoryRows.of(dx))
+        run_matmul(kernel, product, threads)
+        gradient = WeightGradient(
+            steps=len(x),
+            dz=MemoryRows.of(flat),
+            gates=np.zeros(1, np.int64),
+            units=spec.units,
+            a=MemoryRows.of(x),
+            out=self.array_pool.like(self.weight),
+            bias=self.array_pool.like(self.bias),
+        )
+        element = "float" if x.itemsize == 4 else "double"
+        gradient_kernel = weight_gradient_kernel(spec.input_size, element, self.machine)
+        workspace = workspaces.acquire("dense")
+        run_weight_gradient(gradient_kernel, gradient, workspace, threads)
+        workspaces.release("dense", workspace)
+        prefix = f"layers.{spec.index}."
+        tensors = {prefix + "weight": gradient.out, prefix + "bias": np.asarray(gradient.bias)}
+        return LayerGradients(dx.reshape(tape.x.shape), tensors)
+
+    def _pack(self, name: str, matrix: Array, init: Array | None, threads: int) -> PackedMatrix:
+        if name not in self._packed:
+            self._packed[name] = pack_matrix(matrix, init, self.machine, threads, self.array_pool)
+        return self._packed[name]

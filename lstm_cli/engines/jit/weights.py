@@ -1,4 +1,4 @@
-"""One direction's weights, packed for the kernels."""
+"""Packed weights of one direction of a recurrent layer."""
 
 from __future__ import annotations
 
@@ -10,113 +10,125 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.cell import Stage
-from lstm_cli.engines.jit.ir import Lanes
-from lstm_cli.engines.jit.layout import Columns, columns
-from lstm_cli.engines.jit.machine import Machine
-from lstm_cli.engines.jit.memory import Stock, aligned
-from lstm_cli.engines.jit.packing import Order, Packed, Packing
-from lstm_cli.engines.reference.step import DirectionWeights
+from lstm_cli.cells.tracing import Stage
+from lstm_cli.engines.jit.codegen.ir import VectorType
+from lstm_cli.engines.jit.codegen.packing import MatrixLayout, PackedMatrix, PanelPacking
+from lstm_cli.engines.jit.codegen.tile import Columns, split_columns
+from lstm_cli.engines.jit.runtime.machine import Machine
+from lstm_cli.engines.jit.runtime.memory import ArrayPool, aligned
 from lstm_cli.engines.schedule import stages
+from lstm_cli.engines.steps import DirectionWeights
 from lstm_cli.engines.types import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """How all weights of one shape are packed: what need not be found anew for each of them.
+class PackingPlan:
+    """Packing of all matrices of a cell, shared by all weights of the same shape.
 
     Attributes
     ----------
     input_size
-        D.
+        D, the features of the inputs.
+    vector
+        Full vector of this machine in the layer's dtype.
     threads
-        As many pack together at most.
-    pairs
-        Whether the matrices are multiplied in bfloat16.
+        Most threads that pack one matrix.
+    bf16
+        Matrices are multiplied in bfloat16.
     """
 
     cell: Cell
     input_size: int
-    lanes: Lanes
+    vector: VectorType
     machine: Machine
     threads: int
-    pairs: bool = False
+    bf16: bool = False
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The cell's products."""
+        """The matrix products of one step, in order."""
         return stages(self.cell)
 
     @cached_property
-    def per(self) -> int | None:
-        """Vectors a gate in a panel: one where phases must cut their columns alike."""
+    def gate_vectors(self) -> int | None:
+        """Vectors per gate in a panel; None for the default.
+
+        A cell with several products of W_hh needs 1: its phases then cut their columns alike.
+        """
         return 1 if sum(stage.matrix == "weight_hh" for stage in self.stages) > 1 else None
 
     @cached_property
-    def inputs(self) -> Packing:
-        """Of W_ih."""
+    def inputs(self) -> PanelPacking:
+        """Packing of W_ih (G*H, D)."""
         return self._gates(len(self.cell.letters), self.input_size)
 
     @cached_property
-    def products(self) -> tuple[Packing, ...]:
-        """Of the matrix of every stage."""
+    def products(self) -> tuple[PanelPacking, ...]:
+        """Packing of each stage's matrix."""
         return tuple(self._stage(stage) for stage in self.stages)
 
     @cached_property
     def units(self) -> Columns:
-        """The columns of the H units."""
-        return columns(self.cell.hidden_size, 1, self.lanes, 1)
+        """Columns of the H units."""
+        return split_columns(self.cell.hidden_size, 1, self.vector, 1)
 
     @cached_property
     def outputs(self) -> Columns:
-        """The columns of the P features of h."""
-        return columns(self.cell.output_size, 1, self.lanes, 1)
+        """Columns of the P features of h."""
+        return split_columns(self.cell.output_size, 1, self.vector, 1)
 
-    def packing(self, cut: Columns, order: Order) -> Packing:
-        """Of a matrix, for products in floating point of its own."""
-        return Packing(cut, order, self.machine, self.threads)
+    def packing(self, columns: Columns, layout: MatrixLayout) -> PanelPacking:
+        """Packing of a matrix in its own dtype, never in bfloat16."""
+        return PanelPacking(columns, layout, self.machine, self.threads)
 
-    def _rows(self, cut: Columns, K: int) -> Packing:
-        """Of a matrix (gates * size, K), for the forward step."""
-        gates, size = cut.split.gates, cut.size
-        if self.pairs:
-            cut, K = replace(cut, split=cut.split.paired), -(-K // 2)
-        return self.packing(cut, Order.of(gates, size, K))
+    def _rows(self, columns: Columns, K: int) -> PanelPacking:
+        """Packing of a matrix (gates * size, K) for the forward step."""
+        gates, size = columns.split.gates, columns.size
+        if self.bf16:
+            columns, K = replace(columns, split=columns.split.with_bf16), -(-K // 2)
+        return self.packing(columns, MatrixLayout.of(gates, size, K))
 
-    def _stage(self, stage: Stage) -> Packing:
+    def _stage(self, stage: Stage) -> PanelPacking:
         H, P = self.cell.hidden_size, self.cell.output_size
         if stage.matrix == "weight_hr":
-            return self._rows(columns(P, 1, self.lanes), H)
+            return self._rows(split_columns(P, 1, self.vector), H)
         return self._gates(len(stage.gates), P)
 
-    def _gates(self, gates: int, K: int) -> Packing:
+    def _gates(self, gates: int, K: int) -> PanelPacking:
         H = self.cell.hidden_size
-        return self._rows(columns(H, gates, self.lanes, self.per), K)
+        return self._rows(split_columns(H, gates, self.vector, self.gate_vectors), K)
 
 
 @lru_cache(maxsize=256)
-def plan(
-    cell: Cell, input_size: int, lanes: Lanes, machine: Machine, threads: int, pairs: bool = False
-) -> Plan:
-    """The plan for a cell that reads D = `input_size` features."""
-    return Plan(cell, input_size, lanes, machine, threads, pairs)
+def packing_plan(
+    cell: Cell,
+    input_size: int,
+    vector: VectorType,
+    machine: Machine,
+    threads: int,
+    bf16: bool = False,
+) -> PackingPlan:
+    """The cached plan for a cell that reads D = `input_size` features."""
+    return PackingPlan(cell, input_size, vector, machine, threads, bf16)
 
 
 @dataclass(frozen=True, eq=False)
 class RecurrentWeights:
-    """One direction's weights.
+    """Weights of one direction, packed at first use.
 
     Attributes
     ----------
-    own
-        As stored, without gaps.
-    stock
-        Where the memory of panels comes from.
+    tensors
+        The stored tensors, contiguous.
+    array_pool
+        Source of the memory for panels.
+    kernels
+        Kernels bound to these weights, by schedule.
     """
 
-    plan: Plan
-    own: DirectionWeights
-    stock: Stock
+    plan: PackingPlan
+    tensors: DirectionWeights
+    array_pool: ArrayPool
     kernels: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -124,26 +136,26 @@ class RecurrentWeights:
         return self.plan.cell
 
     @property
-    def lanes(self) -> Lanes:
-        return self.plan.lanes
+    def vector(self) -> VectorType:
+        return self.plan.vector
 
     @property
     def cache(self) -> int:
-        """Bytes of a core's own second-level cache."""
+        """Bytes of a core's second-level cache."""
         return self.plan.machine.cache
 
     @property
-    def pairs(self) -> bool:
-        """Whether the matrices are multiplied in bfloat16."""
-        return self.plan.pairs
+    def bf16(self) -> bool:
+        """Matrices are multiplied in bfloat16."""
+        return self.plan.bf16
 
     @property
     def dtype(self) -> Any:
-        return self.own.bias.dtype
+        return self.tensors.bias.dtype
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """All sizes that shape a kernel's buffers."""
+    def sizes(self) -> tuple[int, int, int]:
+        """H, P and D: the sizes that shape a kernel's buffers."""
         return self.cell.hidden_size, self.cell.output_size, self.plan.input_size
 
     @property
@@ -152,43 +164,47 @@ class RecurrentWeights:
 
     @property
     def units(self) -> Columns:
-        """The columns of the H units."""
+        """Columns of the H units."""
         return self.plan.units
 
     @property
     def outputs(self) -> Columns:
-        """The columns of the P features of h."""
+        """Columns of the P features of h."""
         return self.plan.outputs
 
     @cached_property
-    def inputs(self) -> Packed:
-        """W_ih, beginning from its bias."""
-        return self.plan.inputs(self.own.weight_ih, self.own.bias, self.stock)
+    def inputs(self) -> PackedMatrix:
+        """W_ih; its sums start from the bias."""
+        return self.plan.inputs(self.tensors.weight_ih, self.tensors.bias, self.array_pool)
 
     @cached_property
-    def products(self) -> tuple[Packed, ...]:
-        """The matrix of every stage."""
-        pairs = zip(self.plan.products, self.stages, strict=True)
-        return tuple(packing(*self._tensors(stage), self.stock) for packing, stage in pairs)
+    def products(self) -> tuple[PackedMatrix, ...]:
+        """Each stage's matrix."""
+        packed = []
+        for packing, stage in zip(self.plan.products, self.stages, strict=True):
+            matrix, bias = self._stage_tensors(stage)
+            packed.append(packing(matrix, bias, self.array_pool))
+        return tuple(packed)
 
     @cached_property
     def peepholes(self) -> Array:
-        """(gates, stride) flat; one number where the cell has none."""
+        """Peephole vectors, flat (gates * stride,); a row of zeros for a cell without them."""
         stride = self.units.stride
-        found = aligned(max(1, len(self.own.peepholes)) * stride, self.dtype)
-        found[:] = 0
-        for k, vector in enumerate(self.own.peepholes.values()):
-            found[k * stride : k * stride + len(vector)] = vector
-        return found
+        flat = aligned(max(1, len(self.tensors.peepholes)) * stride, self.dtype)
+        flat[:] = 0
+        for k, values in enumerate(self.tensors.peepholes.values()):
+            flat[k * stride : k * stride + len(values)] = values
+        return flat
 
-    def _tensors(self, stage: Stage) -> tuple[Array, Array | None]:
-        """A stage's matrix and bias."""
+    def _stage_tensors(self, stage: Stage) -> tuple[Array, Array | None]:
         if stage.matrix == "weight_hr":
-            return np.asarray(self.own.weight_hr), None
-        rows, bias = self.own.rows(stage.gates), self.own.bias_hh
-        return self.own.weight_hh[rows], None if bias is None else bias[rows]
+            return np.asarray(self.tensors.weight_hr), None
+        rows, bias = self.tensors.rows(stage.gates), self.tensors.bias_hh
+        return self.tensors.weight_hh[rows], None if bias is None else bias[rows]
 
 
-def recurrent_weights(plan: Plan, tensors: Mapping[str, Array], stock: Stock) -> RecurrentWeights:
-    """From tensors by name within the direction, without gaps."""
-    return RecurrentWeights(plan, DirectionWeights.from_tensors(plan.cell, tensors), stock)
+def recurrent_weights(
+    plan: PackingPlan, tensors: Mapping[str, Array], array_pool: ArrayPool
+) -> RecurrentWeights:
+    """Weights from contiguous tensors by name within the direction."""
+    return RecurrentWeights(plan, DirectionWeights.of(plan.cell, tensors), array_pool)
