@@ -36,7 +36,7 @@ def make_device(host: bool, ordinal: int = 0) -> Any:
         from cuda_host.device import HostDevice
 
         return HostDevice()
-    from lstm_cli.engines.cuda.gpu import Gpu
+    from lstm_cli.engines.cuda.runtime.gpu import Gpu
 
     return Gpu(ordinal)
 
@@ -68,11 +68,11 @@ def one(dtype: str, way: str, options: argparse.Namespace) -> int:
 
 def all_of_them(options: argparse.Namespace) -> int:
     """Each dtype and way in a process of its own; what failed stands on stdout."""
+    from lstm_cli.engines.cuda.engine import KERNELS
     from lstm_cli.engines.cuda.precision import PRECISIONS
-    from lstm_cli.engines.cuda.ways import WAYS
 
     report = []
-    pairs = list(product(options.dtype or PRECISIONS, options.way or WAYS))
+    pairs = list(product(options.dtype or PRECISIONS, options.way or KERNELS))
     if options.total:
         options.limit = options.total / ceil(len(pairs) / options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:

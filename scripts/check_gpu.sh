@@ -47,7 +47,7 @@ sanitizer() {  # on few and small cases: it slows kernels down a hundredfold
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null \
         | head -n 1)
     [ -n "$tool" ] || { echo "compute-sanitizer is not installed: no race check"; return 0; }
-    ways=$("$python" -c "from lstm_cli.engines.cuda.ways import WAYS; print(*WAYS)") || return 1
+    ways=$("$python" -c "from lstm_cli.engines.cuda.engine import KERNELS; print(*KERNELS)") || return 1
     local bad=0 check way dtype
     for check in memcheck racecheck synccheck; do
         for way in $ways; do

@@ -19,16 +19,17 @@ sys.path.insert(0, str(ROOT))
 from cuda.bindings import nvrtc  # noqa: E402 - behind the path
 
 from lstm_cli.cells import GRU, LSTM, Cell  # noqa: E402
-from lstm_cli.engines.cuda import persistent, persistent_backward  # noqa: E402
-from lstm_cli.engines.cuda.costs import best  # noqa: E402
-from lstm_cli.engines.cuda.plan import Facts, work_of  # noqa: E402
+from lstm_cli.engines.cuda.codegen import persistent_backward  # noqa: E402
+from lstm_cli.engines.cuda.codegen import persistent_forward as persistent
+from lstm_cli.engines.cuda.planning.plan import DeviceLimits, recurrence_shape  # noqa: E402
+from lstm_cli.engines.cuda.planning.plan_search import best_plan  # noqa: E402
 from lstm_cli.engines.cuda.precision import PRECISIONS  # noqa: E402
 from lstm_cli.engines.schedule import inference, training  # noqa: E402
 
 DEVICES = {
-    "90a": Facts(132, 232448, 16),
-    "80": Facts(108, 166912, 1),
-    "86": Facts(84, 101376, 1),
+    "90a": DeviceLimits(132, 232448, 16),
+    "80": DeviceLimits(108, 166912, 1),
+    "86": DeviceLimits(84, 101376, 1),
 }
 HIDDEN = (64, 128, 160, 192, 256, 320, 512, 768, 1024, 1536, 2048)
 BATCH = (1, 16, 64, 128)
@@ -50,8 +51,8 @@ def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> 
     failed = 0
     for backward in (False, True):
         precision = PRECISIONS[dtype].backward if backward else PRECISIONS[dtype]
-        work = work_of(cell, PRECISIONS[dtype], backward)
-        plan = None if isinstance(work, str) else best(work, DEVICES[architecture], N, 1)
+        work = recurrence_shape(cell, PRECISIONS[dtype], backward)
+        plan = None if isinstance(work, str) else best_plan(work, DEVICES[architecture], N, 1)
         if plan is None:
             continue
         module = persistent_backward if backward else persistent

@@ -12,7 +12,7 @@ from networks import random_inputs, random_lengths, random_states, random_weight
 from strategies_cuda import CELLS
 
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.cuda.pipelining import Pipelining
+from lstm_cli.engines.cuda.stacks import PipelineOptions
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.errors import DeviceError
@@ -213,7 +213,7 @@ def expected(case: Case) -> tuple[Values, Values]:
 
 def problems(case: Case, dtype: str, device: Any, way: str) -> list[str] | None:
     """What of a case is wrong on the device; None if the way cannot run it, and says so."""
-    how = None if case.window is None else Pipelining("always", case.window)
+    how = None if case.window is None else PipelineOptions("always", case.window)
     engine = CudaEngine(dtype, device, way, how)
     case_found: list[str] = []
     for number in range(case.repeats):

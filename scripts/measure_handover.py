@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "sup
 
 from check_gpu import make_device  # noqa: E402 - behind the path
 
-from lstm_cli.engines.cuda.device import Launch  # noqa: E402
-from lstm_cli.engines.cuda.primitives import PRELUDE  # noqa: E402
+from lstm_cli.engines.cuda.codegen.primitives import PRELUDE  # noqa: E402
+from lstm_cli.engines.cuda.runtime.device import Launch  # noqa: E402
 
 THREADS, TRIES = 256, 5
 

@@ -29,7 +29,7 @@ from check_gpu import make_device  # noqa: E402 - behind the path
 from networks import network, random_inputs, recurrent  # noqa: E402
 
 from lstm_cli.engines.cuda.engine import CudaEngine  # noqa: E402
-from lstm_cli.engines.cuda.pipelining import Pipelining  # noqa: E402
+from lstm_cli.engines.cuda.stacks import PipelineOptions  # noqa: E402
 from lstm_cli.engines.types import TrainingPass  # noqa: E402
 from lstm_cli.network import backpropagation  # noqa: E402
 
@@ -110,7 +110,9 @@ def call_of(engine: CudaEngine, job: Job) -> Callable[[], list[Any]]:
 def measured(job: Job, device: Any) -> Measured:
     """Both ways, compared and timed."""
     dtype, mode, depth, H, N, T = job
-    sides = [CudaEngine(dtype, device, "auto", Pipelining(when)) for when in ("never", "always")]
+    sides = [
+        CudaEngine(dtype, device, "auto", PipelineOptions(when)) for when in ("never", "always")
+    ]
     specs = [recurrent("lstm", H, H, index=k) for k in range(depth)]
     how = sides[1].stacks.plan(specs, N, T)
     by_itself = CudaEngine(dtype, device).stacks.plan(specs, N, T)

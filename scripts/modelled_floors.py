@@ -15,22 +15,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lstm_cli.cells import LSTM  # noqa: E402 - behind the path
-from lstm_cli.engines.cuda.costs import best, seconds  # noqa: E402
-from lstm_cli.engines.cuda.plan import Facts, work_of  # noqa: E402
+from lstm_cli.engines.cuda.planning.plan import DeviceLimits, recurrence_shape  # noqa: E402
+from lstm_cli.engines.cuda.planning.plan_search import best_plan, step_seconds  # noqa: E402
 from lstm_cli.engines.cuda.precision import PRECISIONS  # noqa: E402
 
-H200 = Facts(132, 232448, 16)
+H200 = DeviceLimits(132, 232448, 16)
 HIDDEN = (64, 128, 160, 192, 256, 320, 512, 768, 1024, 1536, 2048)
 BATCH = (1, 16, 64, 128)
 
 
 def entry(dtype: str, H: int, N: int, *, backward: bool = False) -> str:
     """Modelled microseconds a step, and who hands h over; or that no plan fits."""
-    work = work_of(LSTM(hidden_size=H), PRECISIONS[dtype], backward)
-    plan = None if isinstance(work, str) else best(work, H200, N, 1)
+    work = recurrence_shape(LSTM(hidden_size=H), PRECISIONS[dtype], backward)
+    plan = None if isinstance(work, str) else best_plan(work, H200, N, 1)
     if plan is None:
         return "general"
-    return f"{seconds(plan, H200, N, 1) * 1e6:.2f} {plan.kind} {plan.blocks}"
+    return f"{step_seconds(plan, H200, N, 1) * 1e6:.2f} {plan.kind} {plan.blocks}"
 
 
 def table(dtype: str, *, backward: bool = False) -> str:

@@ -59,9 +59,9 @@ class Passes:
         self._device: Any = hardware
         self._stager: Any = None
         if hardware is not None:
-            from lstm_cli.engines.cuda.staging import Stager
+            from lstm_cli.engines.cuda.runtime.memory import Uploader
 
-            self._stager = Stager(hardware, array_dtype(model.network.engine))
+            self._stager = Uploader(hardware, array_dtype(model.network.engine))
 
     def ahead(
         self, read: Callable[[Room], Iterator[Batch]]

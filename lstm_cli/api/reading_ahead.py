@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from lstm_cli.api.learning_data import DataPlaces, DatasetSource
-from lstm_cli.engines.cuda.staging import Stager
+from lstm_cli.engines.cuda.runtime.memory import Uploader
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DeviceMemoryError
 from lstm_cli.training.surroundings import LearningBatch
@@ -30,7 +30,7 @@ class ReadingAhead:
 
     def __init__(self, source: DatasetSource, device: Any) -> None:
         self._source = source
-        self._stager = Stager(device, source.dtype)
+        self._stager = Uploader(device, source.dtype)
         self._reader = ThreadPoolExecutor(1)
         self._order: Sequence[Array] = ()
         self._next: tuple[int, Future[tuple[LearningBatch, Any]]] | None = None

@@ -73,7 +73,7 @@ class WallClock:
 
 
 class Marks(Protocol):
-    """What a device must offer; `lstm_cli.engines.cuda.device.Device` does."""
+    """What a device must offer; `lstm_cli.engines.cuda.runtime.device.Device` does."""
 
     def mark(self) -> Any:
         """Note the moment after all that was started."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from lstm_cli.bench.clocks import WALL, Clock, DeviceClock
 from lstm_cli.bench.peers import Setting
-from lstm_cli.engines.cuda.device import Device
+from lstm_cli.engines.cuda.runtime.device import Device
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import Array, Engine
 

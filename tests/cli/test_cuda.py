@@ -153,7 +153,7 @@ def test_results_come_back_while_the_next_batch_computes(lstm, gpu, files):
 def test_copies_that_nobody_waits_for_are_waited_for(gpu):
     from cuda_host.device import HostMark
 
-    from lstm_cli.engines.cuda.staging import Returning, Stager
+    from lstm_cli.engines.cuda.runtime.memory import Download, Uploader
 
     waited = []
 
@@ -163,13 +163,13 @@ def test_copies_that_nobody_waits_for_are_waited_for(gpu):
 
     device = gpu()
     device.mark = lambda: Watched(0.0)
-    Returning(device, [device.zeros((2, 3), "float32")])
+    Download(device, [device.zeros((2, 3), "float32")])
     assert len(waited) == 1, "dropped at once"
-    returning = Returning(device, [device.zeros((2, 3), "float32")])
+    returning = Download(device, [device.zeros((2, 3), "float32")])
     returning.wait()
     del returning
     assert len(waited) == 2
-    stager = Stager(device, "float32")
+    stager = Uploader(device, "float32")
     stager.send_room(stager.room((2, 3), "float32")).settle()
     assert len(waited) == 3
 
@@ -309,7 +309,7 @@ def test_weights_larger_than_the_device(lstm, gpu, files):
 
 
 def test_gpus_are_listed(lstm, monkeypatch):
-    from lstm_cli.engines.cuda.status import GpuStatus
+    from lstm_cli.engines.cuda.runtime.status import GpuStatus
 
     gpus = (
         GpuStatus("cuda:0", "NVIDIA H200", "9.0", 150 << 30, 140 << 30, True),

@@ -24,7 +24,7 @@ from cuda_gate import CompileError, compiled, problem
 from cuda_sources import sources
 from strategies_cuda import LARGE
 
-from lstm_cli.engines.cuda.primitives import PRELUDE
+from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 try:
@@ -43,7 +43,7 @@ ARCHITECTURES = {
 }
 """By the name of a device that has them; what some devices alone need is compiled for theirs.
 
-Plain 90 is missing: no device is compiled for it, see `lstm_cli.engines.cuda.architectures.target`.
+Plain 90 is missing: no device is compiled for it, see `lstm_cli.engines.cuda.runtime.kernel.compile_target`.
 """
 ALL = sum(ARCHITECTURES.values(), ())
 DOUBLE = ("float64", "cross_entropy")

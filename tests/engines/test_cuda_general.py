@@ -11,9 +11,9 @@ from rounded_reference import rounding
 from strategies_cuda import CELLS
 
 from lstm_cli.cells import GRU, LSTM, Activation
-from lstm_cli.engines.cuda.batch import Sequences, make_batch
-from lstm_cli.engines.cuda.general import GeneralWay, Tuning
-from lstm_cli.engines.cuda.layers import RecurrentLayer
+from lstm_cli.engines.cuda.batch import PackedSequences, make_batch
+from lstm_cli.engines.cuda.kernels import GeneralKernels, GeneralTuning
+from lstm_cli.engines.cuda.layers import PreparedRecurrent
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec, TrainingPass
@@ -67,8 +67,8 @@ class Case:
         self.batch = make_batch(self.device, self.N, self.T, lengths)
         up = self.device.upload
         held = {name: up(w) for name, w in self.weights.items()}
-        way = GeneralWay(self.device, self.precision, tuning)
-        self.layer = RecurrentLayer(self.spec, held, self.device, self.precision, way)
+        way = GeneralKernels(self.device, self.precision, tuning)
+        self.layer = PreparedRecurrent(self.spec, held, self.device, self.precision, way)
 
     @property
     def valid(self):
@@ -84,7 +84,9 @@ class Case:
             given = (self.spec, self.prepared, self.x, self.lengths, self.state)
             wanted = self.engine.forward(*given, **how)
         state = tuple(None if part is None else up(part) for part in self.state)
-        found = self.layer.forward(Sequences(self.batch, up(self.x[self.valid])), state, **how)
+        found = self.layer.forward(
+            PackedSequences(self.batch, up(self.x[self.valid])), state, **how
+        )
         for given, kept in zip(self.state, state, strict=True):  # the caller's own
             if given is not None:
                 np.testing.assert_array_equal(self.device.download(kept), given)
@@ -95,7 +97,7 @@ class Case:
         with rounding(self.precision.name):
             expected = self.engine.backward(self.spec, self.prepared, wanted.tape, self.d)
         d = self.d[self.valid] if self.spec.return_sequences else self.d
-        given = Sequences(self.batch, self.device.upload(d), self.spec.return_sequences)
+        given = PackedSequences(self.batch, self.device.upload(d), self.spec.return_sequences)
         return expected, self.layer.backward(found.tape, given)
 
     def check(self, sequences, wanted, what=""):
@@ -164,7 +166,7 @@ def test_both_directions(name, lengths, sequences):
 
 
 def test_counters_of_meetings_go_on_from_layer_to_layer():
-    tuning = Tuning(rows=1, warps=1, blocks=3)
+    tuning = GeneralTuning(rows=1, warps=1, blocks=3)
     cell = GRU(hidden_size=5)
     first = Case([cell], "float32", tuning=tuning)
     both = Case([cell] * 2, "float32", tuning=tuning)
@@ -181,7 +183,7 @@ def test_counters_of_meetings_go_on_from_layer_to_layer():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_blocks_of_two_directions_do_not_wait_for_each_other(seed):
-    tuning = Tuning(rows=1, warps=1, blocks=4)
+    tuning = GeneralTuning(rows=1, warps=1, blocks=4)
     cells = [LSTM(hidden_size=70, projection_size=40)] * 2
     lengths = np.array([3, 6, 1, 0])
     case = Case(cells, "float32", lengths, seed=seed, tuning=tuning, size=(4, 6))
@@ -201,7 +203,11 @@ def test_directions_with_different_equations_run_one_by_one():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     "tuning",
-    [Tuning(rows=1, warps=3, blocks=3), Tuning(rows=4, warps=2, blocks=5), Tuning(rows=8, warps=8)],
+    [
+        GeneralTuning(rows=1, warps=3, blocks=3),
+        GeneralTuning(rows=4, warps=2, blocks=5),
+        GeneralTuning(rows=8, warps=8),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -240,10 +246,12 @@ def test_nothing_to_compute(size, lengths, sequences):
     case.check_forward()
     case.check_forward(keep=True)
     found = case.layer.forward(
-        Sequences(case.batch, case.device.upload(case.x[case.valid])), None, training=TrainingPass()
+        PackedSequences(case.batch, case.device.upload(case.x[case.valid])),
+        None,
+        training=TrainingPass(),
     )
     d = case.d[case.valid] if sequences else case.d
-    given = Sequences(case.batch, case.device.upload(d), sequences)
+    given = PackedSequences(case.batch, case.device.upload(d), sequences)
     gradients = case.layer.backward(found.tape, given)
     for name, parameter in case.spec.parameters().items():
         zeros = np.zeros(parameter.shape, "float32")

@@ -11,9 +11,8 @@ from engines.test_cuda_general import Case
 from strategies_cuda import CELLS
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
-from lstm_cli.engines.cuda.general import GeneralWay
-from lstm_cli.engines.cuda.persistent_way import CANNOT, PersistentWay
-from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID, Facts, Plan
+from lstm_cli.engines.cuda.kernels import NO_PERSISTENT_KERNEL, GeneralKernels, PersistentKernels
+from lstm_cli.engines.cuda.planning.plan import BLOCK, CLUSTER, GRID, DeviceLimits, PersistentPlan
 from lstm_cli.errors import DeviceError
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
@@ -25,9 +24,11 @@ MANY = np.array([3, 1, 0, 2, 3, 3, 1, 2, 3, 1, 2, 3, 0, 1, 2, 3, 3, 2, 1])
 def forced(kind, units, *, sequences=8, columns=8, row_warps=1, sum_warps=2, held=None):
     """A plan of these sizes, whatever the work."""
 
-    def choose(work, facts: Facts, N, directions):
+    def choose(work, facts: DeviceLimits, N, directions):
         blocks = -(-work.H // units)
-        plan = Plan(work, kind, blocks, units, sequences, columns, row_warps, sum_warps, held=0)
+        plan = PersistentPlan(
+            work, kind, blocks, units, sequences, columns, row_warps, sum_warps, held=0
+        )
         return replace(plan, held=plan.chunks if held is None else min(held, plan.chunks))
 
     return choose
@@ -44,7 +45,7 @@ def make(cells, precision, choose, lengths=RAGGED, **how):
     """A layer whose way is persistent, and has no other."""
     case = Case(cells, precision, lengths, **how)
     case.device.multiprocessors = 16
-    case.layer.way = PersistentWay(case.device, case.precision, None, choose)
+    case.layer.way = PersistentKernels(case.device, case.precision, None, choose)
     return case
 
 
@@ -111,7 +112,7 @@ def test_groups_parts_and_warps_do_not_matter(choose, seed):
 
 def test_groups_that_are_not_resident_together_run_one_after_the_other():
     case = make([RNN(hidden_size=33)], "tf32", forced(GRID, 8), MANY, size=(19, 3))
-    case.layer.way.facts = Facts(5, 232448, 16)
+    case.layer.way.facts = DeviceLimits(5, 232448, 16)
     case.check_training()
     launched = [name for name, _ in case.device.launches]
     assert launched.count("persistent_forward") == 3
@@ -122,7 +123,7 @@ def test_same_as_the_general_way(cell):
     """Operands are rounded alike, so only the order of sums differs."""
     case = make([cell], "tf32", forced(CLUSTER, 8))
     _, found = case.forward()
-    case.layer.way = GeneralWay(case.device, case.precision)
+    case.layer.way = GeneralKernels(case.device, case.precision)
     _, general = case.forward()
     one, other = (case.device.download(result.output.real) for result in (found, general))
     assert np.median(np.abs(one - other)) <= 1e-6
@@ -136,7 +137,7 @@ def test_few(size):
 
 def test_own_choice():
     case = Case([LSTM(hidden_size=20)], "bfloat16", RAGGED)
-    case.layer.way = PersistentWay(case.device, case.precision)
+    case.layer.way = PersistentKernels(case.device, case.precision)
     case.check_training()
     assert "persistent_forward" in {name for name, _ in case.device.launches}
 
@@ -147,10 +148,10 @@ def test_own_choice():
 )
 def test_what_no_plan_is_made_for(name, precision, why):
     case = Case([CELLS[name]], precision, RAGGED)
-    case.layer.way = PersistentWay(case.device, case.precision)
-    with pytest.raises(DeviceError, match=f"{CANNOT}: .*{why}"):
+    case.layer.way = PersistentKernels(case.device, case.precision)
+    with pytest.raises(DeviceError, match=f"{NO_PERSISTENT_KERNEL}: .*{why}"):
         case.forward()
-    case.layer.way = PersistentWay(
-        case.device, case.precision, GeneralWay(case.device, case.precision)
+    case.layer.way = PersistentKernels(
+        case.device, case.precision, GeneralKernels(case.device, case.precision)
     )
     case.check_training()

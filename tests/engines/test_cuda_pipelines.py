@@ -24,11 +24,9 @@ from networks import (
 
 from lstm_cli.cells import RNN
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.cuda.general import GeneralWay
-from lstm_cli.engines.cuda.persistent_way import PersistentWay
-from lstm_cli.engines.cuda.pipelining import Pipelining
-from lstm_cli.engines.cuda.plan import BLOCK, CLUSTER, GRID
-from lstm_cli.engines.cuda.stacks import Stacks, parts
+from lstm_cli.engines.cuda.kernels import GeneralKernels, PersistentKernels
+from lstm_cli.engines.cuda.planning.plan import BLOCK, CLUSTER, GRID
+from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, TrainingPass
 from lstm_cli.errors import DeviceError, DeviceMemoryError
@@ -37,7 +35,7 @@ from lstm_cli.network import backpropagation
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
 D, T, STEPS = 4, 11, 4
-ALWAYS, NEVER = Pipelining("always", STEPS), Pipelining("never")
+ALWAYS, NEVER = PipelineOptions("always", STEPS), PipelineOptions("never")
 
 STACKS = {
     "two": [recurrent("lstm", 7, D), recurrent("lstm", 5, 7, index=1)],
@@ -67,8 +65,8 @@ def engine_of(dtype, allowed, device=None, choose=None, way="general"):
     device = device or LazyDevice(multiprocessors=8)
     engine = CudaEngine(dtype, device, way, allowed)
     if choose is not None:
-        engine.way = PersistentWay(device, engine.precision, None, choose)
-        engine.stacks = Stacks(device, engine.way, allowed)
+        engine.way = PersistentKernels(device, engine.precision, None, choose)
+        engine.stacks = PipelinedStacks(device, engine.way, allowed)
     return engine
 
 
@@ -299,7 +297,7 @@ def test_seconds_add_up_to_those_of_the_stack():
 
 
 def indices(specs, *, training=False):
-    return [[spec.index for spec in part] for part in parts(specs, training=training)]
+    return [[spec.index for spec in part] for part in stack_groups(specs, training=training)]
 
 
 def test_what_makes_a_stack():
@@ -377,9 +375,9 @@ def test_what_runs_instead_of_a_plan_that_cannot_is_no_neighbour_of_clusters(mon
     for H, beside in ((16, False), (24, True)):
         device = LazyDevice(multiprocessors=16)
         engine = engine_of("tf32", ALWAYS, device, KINDS["cluster"])
-        general = GeneralWay(device, engine.precision)
-        engine.way = PersistentWay(device, engine.precision, general, KINDS["cluster"])
-        engine.stacks = Stacks(device, engine.way, ALWAYS)
+        general = GeneralKernels(device, engine.precision)
+        engine.way = PersistentKernels(device, engine.precision, general, KINDS["cluster"])
+        engine.stacks = PipelinedStacks(device, engine.way, ALWAYS)
         pair = [replace(specs[0], cells=(RNN(hidden_size=H),)), replace(specs[1], input_size=H)]
         net = network(pair, engine)
         tape = backpropagation.forward(net, x, None, None, TrainingPass())

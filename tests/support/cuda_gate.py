@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lstm_cli.engines.cuda.architectures import OPTIONS
+from lstm_cli.engines.cuda.runtime.kernel import NVRTC_OPTIONS
 
 
 class CompileError(RuntimeError):
@@ -15,7 +15,7 @@ def compiled(source: str, architecture: str) -> str:
     """The compiler's log, with what ptxas says of registers and frames."""
     from cuda.bindings import nvrtc
 
-    options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, "--ptxas-options=-v"]
+    options = [f"--gpu-architecture=sm_{architecture}", *NVRTC_OPTIONS, "--ptxas-options=-v"]
     error, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(str(error))

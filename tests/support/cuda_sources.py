@@ -19,10 +19,9 @@ from strategies_cuda import CELLS, LARGE
 from lstm_cli.cells import Activation, Cell
 from lstm_cli.cells.activations import FORMULAS
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.cuda.general import GeneralWay
-from lstm_cli.engines.cuda.persistent_way import PersistentWay
-from lstm_cli.engines.cuda.pipelining import Pipelining
+from lstm_cli.engines.cuda.kernels import GeneralKernels, PersistentKernels
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.stacks import PipelineOptions
 from lstm_cli.engines.types import (
     DenseSpec,
     DropoutSpec,
@@ -41,7 +40,7 @@ from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.targets import Targets
 from lstm_cli.training.updates import Updates
 
-WAYS = {"general": GeneralWay, "persistent": PersistentWay}
+WAYS = {"general": GeneralKernels, "persistent": PersistentKernels}
 
 DEVICES = {
     "clusters": {"multiprocessors": 132, "shared_bytes": 232448, "largest_cluster": 16},
@@ -138,7 +137,7 @@ def _pipelined(precision: str, recorder: Recorder) -> None:
     """Run layers side by side, ragged, there and back."""
     cell, lengths = CELLS["lstm"], np.array([T, 1, 2])
     specs = (RecurrentSpec(0, D, (cell,)), RecurrentSpec(1, cell.hidden_size, (cell,)))
-    engine = CudaEngine(precision, recorder, "auto", Pipelining("always", 2))
+    engine = CudaEngine(precision, recorder, "auto", PipelineOptions("always", 2))
     network = Network(specs, random_weights(specs), engine)
     x = np.zeros((3, T, D), engine.precision.real)
     for n in (lengths, None):

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.cuda.device import Array, Device, DeviceArray
+from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Sequences of one batch.
+class DeviceBatch:
+    """PackedSequences of one batch.
 
     Attributes
     ----------
     N, T
-        Sequences, and steps of the padded layout.
+        PackedSequences, and steps of the padded layout.
     Q
         Steps that are stored.
     lengths
@@ -59,7 +59,7 @@ class Batch:
 
 
 @dataclass(eq=False)
-class Sequences:
+class PackedSequences:
     """Values over the steps of a batch, or one row a sequence once steps are gone.
 
     Attributes
@@ -75,7 +75,7 @@ class Sequences:
         operands are `real` itself.
     """
 
-    batch: Batch
+    batch: DeviceBatch
     real: DeviceArray
     per_step: bool = True
     element: Any = field(default=None)
@@ -87,7 +87,7 @@ class Sequences:
         return (batch.N, batch.T, F) if self.per_step else (batch.N, F)
 
 
-def make_batch(device: Device, N: int, T: int, lengths: Array | None) -> Batch:
+def make_batch(device: Device, N: int, T: int, lengths: Array | None) -> DeviceBatch:
     """The batch of N sequences of T steps, or of `lengths`."""
     if lengths is not None and bool((lengths == T).all()):
         lengths = None
@@ -97,7 +97,7 @@ def make_batch(device: Device, N: int, T: int, lengths: Array | None) -> Batch:
     counts = (n[:, None] > np.arange(T)).sum(axis=0) if lengths is not None else np.full(T, N)
     sizes = (order, starts[order], n[order], counts)
     table = device.upload(np.concatenate([part.astype(np.int64) for part in sizes]))
-    return Batch(
+    return DeviceBatch(
         N,
         T,
         int(n.sum()),

@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.cuda.arrays import DeviceArrays
-from lstm_cli.engines.cuda.batch import Sequences
-from lstm_cli.engines.cuda.dense import DenseLayer
-from lstm_cli.engines.cuda.device import Device
-from lstm_cli.engines.cuda.layers import RecurrentLayer
-from lstm_cli.engines.cuda.passing import DeviceState
-from lstm_cli.engines.cuda.pipelining import Pipelining
-from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.cuda.reshaping import dropout, dropout_backward, flatten, flatten_backward
-from lstm_cli.engines.cuda.stacks import Stacks, parts
-from lstm_cli.engines.cuda.ways import WAYS, make_way
+from lstm_cli.engines.cuda.batch import PackedSequences
+from lstm_cli.engines.cuda.kernels import GeneralKernels, PersistentKernels, RecurrenceKernels
+from lstm_cli.engines.cuda.layers import (
+    PreparedDense,
+    PreparedRecurrent,
+    dropout,
+    dropout_backward,
+    flatten,
+    flatten_backward,
+)
+from lstm_cli.engines.cuda.passes import DeviceState
+from lstm_cli.engines.cuda.precision import PRECISIONS, Precision
+from lstm_cli.engines.cuda.runtime.device import Device
+from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.stacks import Prepared
 from lstm_cli.engines.types import (
@@ -34,6 +38,18 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import DeviceError
 
+KERNELS = ("auto", "general", "persistent")
+"""``auto`` takes persistent kernels where there is a plan, and the general ones elsewhere;
+``persistent`` has nothing else."""
+
+
+def select_kernels(name: str, device: Device, precision: Precision) -> RecurrenceKernels:
+    """What runs recurrent layers: a name of `KERNELS`."""
+    if name == "persistent":
+        return PersistentKernels(device, precision)
+    general = GeneralKernels(device, precision)
+    return general if name == "general" else PersistentKernels(device, precision, general)
+
 
 class CudaEngine(DeviceArrays):
     """Kernels on a GPU.
@@ -45,7 +61,7 @@ class CudaEngine(DeviceArrays):
     device
         What computes.
     way
-        How recurrent layers run: one of `WAYS`; ``auto`` chooses by their sizes.
+        How recurrent layers run: one of `KERNELS`; ``auto`` chooses by their sizes.
     pipelining
         When recurrent layers on top of each other run side by side; None: a model decides.
 
@@ -63,7 +79,7 @@ class CudaEngine(DeviceArrays):
         dtype: str,
         device: Device,
         way: str = "auto",
-        pipelining: Pipelining | None = None,
+        pipelining: PipelineOptions | None = None,
     ) -> None:
         if dtype not in PRECISIONS:
             raise DeviceError(
@@ -71,13 +87,13 @@ class CudaEngine(DeviceArrays):
                 expected=", ".join(PRECISIONS),
                 hint="--dtype float32",
             )
-        if way not in WAYS:
-            raise DeviceError(f"{way} is no way to run a layer", expected=", ".join(WAYS))
+        if way not in KERNELS:
+            raise DeviceError(f"{way} is no way to run a layer", expected=", ".join(KERNELS))
         super().__init__(device, PRECISIONS[dtype])
         self.dtype, self.device = dtype, device.name
-        self.way = make_way(way, device, self.precision)
+        self.way = select_kernels(way, device, self.precision)
         self._no_bias: dict[int, Any] = {}
-        self.stacks = Stacks(device, self.way, pipelining or Pipelining())
+        self.stacks = PipelinedStacks(device, self.way, pipelining or PipelineOptions())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Any]) -> Any:
         """The layer's weights on the device: those that are there already as they are."""
@@ -86,9 +102,9 @@ class CudaEngine(DeviceArrays):
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."
             tensors = own[prefix + "weight"], own[prefix + "bias"]
-            return DenseLayer(spec, *tensors, self.hardware, self.precision)
+            return PreparedDense(spec, *tensors, self.hardware, self.precision)
         if isinstance(spec, RecurrentSpec):
-            return RecurrentLayer(spec, own, self.hardware, self.precision, self.way)
+            return PreparedRecurrent(spec, own, self.hardware, self.precision, self.way)
         return None
 
     def _zeros(self, size: int) -> Any:
@@ -109,20 +125,20 @@ class CudaEngine(DeviceArrays):
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
-        values = x if isinstance(x, Sequences) else self.batch(x, lengths)
+        values = x if isinstance(x, PackedSequences) else self.batch(x, lengths)
         if isinstance(spec, RecurrentSpec):
-            layer: RecurrentLayer = prepared
+            layer: PreparedRecurrent = prepared
             return layer.forward(values, self._state(state), keep=keep, training=training)
         if isinstance(spec, DenseSpec):
-            dense: DenseLayer = prepared
+            dense: PreparedDense = prepared
             return dense.forward(values, training=training is not None)
         if isinstance(spec, DropoutSpec):
             return dropout(self.hardware, spec, values, training)
         return flatten(self.hardware, spec, values)
 
     def parts(self, layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
-        """Stacks that may run side by side; see `lstm_cli.engines.stacks.Stacking`."""
-        return parts(layers, training=training)
+        """PipelinedStacks that may run side by side; see `lstm_cli.engines.stacks.Stacking`."""
+        return stack_groups(layers, training=training)
 
     def forward_stack(
         self,
@@ -186,10 +202,10 @@ class CudaEngine(DeviceArrays):
             sequences = spec.return_sequences
         d = self.over(tape.x, d_output, per_step=sequences)
         if isinstance(spec, RecurrentSpec):
-            layer: RecurrentLayer = prepared
+            layer: PreparedRecurrent = prepared
             return layer.backward(tape, d)
         if isinstance(spec, DenseSpec):
-            dense: DenseLayer = prepared
+            dense: PreparedDense = prepared
             return dense.backward(tape, d.real, d_logits=d_logits)
         if isinstance(spec, DropoutSpec):
             return dropout_backward(self.hardware, tape, d)
@@ -210,6 +226,6 @@ class CudaEngine(DeviceArrays):
         training: bool = False,
     ) -> Mapping[int, Explanation]:
         """What was chosen; see `lstm_cli.engines.explanation.ExplainingStacks`."""
-        from lstm_cli.engines.cuda.explanation import explain_stack
+        from lstm_cli.engines.cuda.explain import explain_stack
 
         return explain_stack(self.stacks, layers, N, T, training=training)

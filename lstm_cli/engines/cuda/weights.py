@@ -6,20 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.cuda.device import Device, DeviceArray
-from lstm_cli.engines.cuda.launches import compiled, over
+from lstm_cli.engines.cuda.codegen.layout import round_operands
+from lstm_cli.engines.cuda.codegen.matmul import CONVERSIONS, padded_size
+from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
+from lstm_cli.engines.cuda.passes import DirectionWeights
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.primitives import PRELUDE
-from lstm_cli.engines.cuda.products import CONVERSIONS, padded
-from lstm_cli.engines.cuda.recurrence import DirectionTensors
-from lstm_cli.engines.cuda.rounding import rounded
+from lstm_cli.engines.cuda.runtime.device import (
+    Device,
+    DeviceArray,
+    cached_kernels,
+    grid_stride_launch,
+)
 
 MATRICES = ("weight_ih", "weight_hh", "weight_hr")
 """The tensors that products multiply."""
 
-NAME = "pack"
+PACK_KERNEL = "pack"
 
-PACK = """
+PACK_CODE = """
 extern "C" __global__ void __launch_bounds__(256) pack(
     const element* from, element* to, long long A, long long B, long long C,
     long long A_filled, long long B_filled, long long a_step, long long b_step, long long c_step) {
@@ -35,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256) pack(
 
 
 @dataclass(frozen=True)
-class Packing:
+class MatrixPacking:
     """How a matrix is turned round: axes A, B, C of the packed one, by what the other has there.
 
     Attributes
@@ -53,13 +57,13 @@ class Packing:
     steps: tuple[int, int, int]
 
 
-def direction_tensors(
+def direction_weights(
     device: Device,
     cell: Cell,
     input_size: int,
     precision: Precision,
     real: Mapping[str, DeviceArray],
-) -> DirectionTensors:
+) -> DirectionWeights:
     """A direction's tensors with the operands of its products.
 
     Parameters
@@ -70,17 +74,17 @@ def direction_tensors(
     names = [name for name in MATRICES if name in real]
     element = {name: real[name] for name in names}
     if precision.narrow:
-        element = {name: rounded(device, precision, real[name]) for name in names}
-    return DirectionTensors(cell, input_size, precision, dict(real), element)
+        element = {name: round_operands(device, precision, real[name]) for name in names}
+    return DirectionWeights(cell, input_size, precision, dict(real), element)
 
 
-def operands(tensors: DirectionTensors, precision: Precision, name: str) -> DeviceArray:
+def operand_matrix(tensors: DirectionWeights, precision: Precision, name: str) -> DeviceArray:
     """A matrix in the type that a precision multiplies."""
     return (tensors.element if precision.narrow else tensors.real)[name]
 
 
-def packed(
-    device: Device, tensors: DirectionTensors, precision: Precision, name: str, gates: range,
+def packed_weights(
+    device: Device, tensors: DirectionWeights, precision: Precision, name: str, gates: range,
     *, transposed: bool,
 ) -> DeviceArray:  # fmt: skip
     """A matrix as a general kernel multiplies it, made once.
@@ -95,7 +99,7 @@ def packed(
     """
     key = f"general {name} {gates.start}:{gates.stop} {transposed} {precision.name}"
     if key not in tensors.made:
-        whole = operands(tensors, precision, name)
+        whole = operand_matrix(tensors, precision, name)
         height, width = whole.shape
         if name == "weight_hr":
             block, number = whole, 1
@@ -103,37 +107,39 @@ def packed(
             H = tensors.cell.hidden_size
             block, number = whole[gates.start * H : gates.stop * H], len(gates)
             height = H
-        packing = _packing(number, height, width, transposed=transposed)
-        tensors.made[key] = _packed(device, precision, block, packing)
+        packing = _matrix_packing(number, height, width, transposed=transposed)
+        tensors.made[key] = _pack_matrix(device, precision, block, packing)
     return tensors.made[key]
 
 
-def _packing(gates: int, height: int, width: int, *, transposed: bool) -> Packing:
+def _matrix_packing(gates: int, height: int, width: int, *, transposed: bool) -> MatrixPacking:
     if transposed:
-        sizes, filled = (padded(width), gates, height), (width, gates)
-        return Packing(sizes, filled, (1, height * width, width))
-    sizes, filled = (gates, padded(height), width), (gates, height)
-    return Packing(sizes, filled, (height * width, width, 1))
+        sizes, filled = (padded_size(width), gates, height), (width, gates)
+        return MatrixPacking(sizes, filled, (1, height * width, width))
+    sizes, filled = (gates, padded_size(height), width), (gates, height)
+    return MatrixPacking(sizes, filled, (height * width, width, 1))
 
 
-def _packed(
-    device: Device, precision: Precision, block: DeviceArray, packing: Packing
+def _pack_matrix(
+    device: Device, precision: Precision, block: DeviceArray, packing: MatrixPacking
 ) -> DeviceArray:
     plain = packing.filled == packing.sizes[:2] and packing.steps[2] == 1
     if plain and precision.name != "tf32":
         return block  # it stands so already
     A, B, C = packing.sizes
     out = device.empty((A * B, C), precision.element)
-    kernel = compiled(device, ("pack", precision.name), [NAME], lambda: source(precision))[NAME]
+    kernel = cached_kernels(
+        device, ("pack", precision.name), [PACK_KERNEL], lambda: pack_source(precision)
+    )[PACK_KERNEL]
     sizes = (A, B, C, *packing.filled, *packing.steps)
-    kernel(over(device, out.size), block, out, *sizes)
+    kernel(grid_stride_launch(device, out.size), block, out, *sizes)
     return out
 
 
-def source(precision: Precision) -> str:
+def pack_source(precision: Precision) -> str:
     """CUDA C++ of the kernel that packs a matrix: operands as they are, or rounded to TF32."""
     ready = "round_tf32(x)" if precision.name == "tf32" else "x"
     return f"""{PRELUDE}
 typedef {CONVERSIONS[precision.name][0]} element;
 __device__ __forceinline__ element ready(element x) {{ return {ready}; }}
-{PACK}"""
+{PACK_CODE}"""

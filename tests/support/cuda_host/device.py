@@ -15,8 +15,8 @@ from cuda_host import build
 from cuda_host.arrays import POISON, HostArray, Memory, make_array
 from cuda_host.build import HostError
 from cuda_host.kernel import HostKernel
-from lstm_cli.engines.cuda.device import Launch
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.runtime.device import Launch
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HostMark:
 
 
 class HostDevice:
-    """A `lstm_cli.engines.cuda.device.Device` without a GPU.
+    """A `lstm_cli.engines.cuda.runtime.device.Device` without a GPU.
 
     Parameters
     ----------

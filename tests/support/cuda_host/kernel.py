@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cuda_host import build
 from cuda_host.arrays import HostArray, intact
 from cuda_host.build import HostError
-from lstm_cli.engines.cuda.device import Launch
+from lstm_cli.engines.cuda.runtime.device import Launch
 from lstm_cli.errors import DeviceError
 
 if TYPE_CHECKING:

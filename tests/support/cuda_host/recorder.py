@@ -11,7 +11,7 @@ import numpy as np
 from cuda_host.arrays import HostArray
 from cuda_host.device import HostDevice
 from cuda_host.kernel import HostKernel
-from lstm_cli.engines.cuda.device import Launch
+from lstm_cli.engines.cuda.runtime.device import Launch
 
 WHOLE = SimpleNamespace(intact=lambda: True)
 

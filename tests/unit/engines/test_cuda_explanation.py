@@ -6,14 +6,13 @@ import pytest
 from cuda_host.device import HostDevice
 
 from lstm_cli.cells import GRU, LSTM
-from lstm_cli.engines.cuda import costs
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.cuda.explanation import explain
-from lstm_cli.engines.cuda.general import GeneralWay
-from lstm_cli.engines.cuda.persistent_way import PersistentWay
-from lstm_cli.engines.cuda.pipelining import Pipelining
-from lstm_cli.engines.cuda.plan import Facts, work_of
+from lstm_cli.engines.cuda.explain import explain_layer
+from lstm_cli.engines.cuda.kernels import GeneralKernels, PersistentKernels
+from lstm_cli.engines.cuda.planning import plan_search as costs
+from lstm_cli.engines.cuda.planning.plan import DeviceLimits, recurrence_shape
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.stacks import PipelineOptions
 from lstm_cli.engines.explanation import Explaining, ExplainingStacks
 from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 
@@ -22,8 +21,8 @@ DEVICE = HostDevice(multiprocessors=132)
 
 def told(dtype, cell, *, N=16, directions=1, training=False, general=False):
     spec = RecurrentSpec(0, 8, (cell,) * directions)
-    make = GeneralWay if general else PersistentWay
-    return explain(make(DEVICE, PRECISIONS[dtype]), spec, N, training=training)
+    make = GeneralKernels if general else PersistentKernels
+    return explain_layer(make(DEVICE, PRECISIONS[dtype]), spec, N, training=training)
 
 
 @pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
@@ -31,10 +30,12 @@ def told(dtype, cell, *, N=16, directions=1, training=False, general=False):
 def test_it_is_the_plan_with_the_fastest_step(dtype, H, kind):
     cell = LSTM(hidden_size=H)
     found = told(dtype, cell)
-    plan = costs.best(work_of(cell, PRECISIONS[dtype], False), Facts.of(DEVICE), 16, 1)
+    plan = costs.best_plan(
+        recurrence_shape(cell, PRECISIONS[dtype], False), DeviceLimits.of(DEVICE), 16, 1
+    )
     assert found.numbers["forward_kind"] == plan.kind
     assert found.numbers["forward_blocks"] == plan.blocks
-    assert found.floor == pytest.approx(costs.seconds(plan, Facts.of(DEVICE), 16, 1))
+    assert found.floor == pytest.approx(costs.step_seconds(plan, DeviceLimits.of(DEVICE), 16, 1))
     assert {"block": "one block", "cluster": "clusters of", "grid": "blocks of the grid"}[
         plan.kind
     ] in found.way
@@ -114,7 +115,7 @@ def test_both_ways_of_training_are_told():
 @pytest.mark.parametrize(
     ("layers", "options", "why"),
     [
-        (stack(64), {"how": Pipelining("never")}, "no pipeline was allowed"),
+        (stack(64), {"how": PipelineOptions("never")}, "no pipeline was allowed"),
         ([*stack(64)[:1], RecurrentSpec(1, 64, (LSTM(hidden_size=9),) * 2)], {}, "last step"),
         ([*stack(64)[:1], DenseSpec(1, 64, 64, None), stack(64, depth=3)[2]], {}, "as they are"),
     ],
@@ -131,7 +132,7 @@ def test_why_layers_are_not_pipelined_is_told(layers, options, why):
 def test_few_steps_and_full_devices_are_not_pipelined():
     assert "by the model" in " ".join(pipelined(stack(64), 8, 50)[1][1].reasons)
     assert "by the model" in " ".join(pipelined(stack(1024), 128, 2000)[1][1].reasons)
-    assert "fewer multi" in pipelined(stack(8), 1, 9, how=Pipelining("always"))[0].stacks.plan(
+    assert "fewer multi" in pipelined(stack(8), 1, 9, how=PipelineOptions("always"))[0].stacks.plan(
         stack(8, depth=200), 1, 9
     )
 

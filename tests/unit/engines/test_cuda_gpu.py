@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lstm_cli.engines.cuda import lanes, occupancy
-from lstm_cli.engines.cuda.architectures import target
-from lstm_cli.engines.cuda.cublas import Blas, product
-from lstm_cli.engines.cuda.device import Launch
-from lstm_cli.engines.cuda.kernel import Arguments, GpuKernel
-from lstm_cli.engines.cuda.transfers import rows_of
+from lstm_cli.engines.cuda.runtime import gpu as lanes
+from lstm_cli.engines.cuda.runtime import kernel as occupancy
+from lstm_cli.engines.cuda.runtime.cublas import Blas, gemm_arguments
+from lstm_cli.engines.cuda.runtime.device import Launch
+from lstm_cli.engines.cuda.runtime.kernel import Arguments, GpuKernel, compile_target
+from lstm_cli.engines.cuda.runtime.memory import row_layout
 from lstm_cli.errors import DeviceError
 
 
@@ -68,7 +68,7 @@ def test_products_by_columns(ta: bool, tb: bool) -> None:
     b = np.zeros((5, 7) if tb else (4, 7))[:, 1 : 5 if tb else 6]
     a[...], b[...] = A.T if ta else A, B.T if tb else B
     c = np.zeros((3, 8))[:, :5]
-    p = product(placed(a), placed(b), placed(c), transpose_a=ta, transpose_b=tb)
+    p = gemm_arguments(placed(a), placed(b), placed(c), transpose_a=ta, transpose_b=tb)
 
     def column_major(address: int, rows: int, columns: int, leading: int) -> np.ndarray:
         flat = np.ctypeslib.as_array((ctypes.c_double * (leading * columns)).from_address(address))
@@ -85,14 +85,14 @@ def test_stacks_of_products() -> None:
     rows, out = np.zeros((3, 7, 4), np.float32), np.zeros((3, 9, 6), np.float32)
     b = np.zeros((6, 4), np.float32)
     window = placed(rows[:, 2:5]), placed(b), placed(out[:, 2:5])
-    p = product(*window, transpose_a=False, transpose_b=True)
+    p = gemm_arguments(*window, transpose_a=False, transpose_b=True)
     assert (p.count, p.step_second, p.step_out) == (3, 28, 54)
     assert (p.m, p.n, p.k, p.ld_first, p.ld_second, p.ld_out) == (6, 3, 4, 4, 4, 6)
     assert (p.second, p.out) == (rows[:, 2:].ctypes.data, out[:, 2:].ctypes.data)
     one = (placed(rows[:, 2:3]), placed(b), placed(out[:, 2:3]))
-    assert product(*one, transpose_a=False, transpose_b=True).step_second == 28
+    assert gemm_arguments(*one, transpose_a=False, transpose_b=True).step_second == 28
     with pytest.raises(ValueError, match="no product"):
-        product(*window, transpose_a=True, transpose_b=True)
+        gemm_arguments(*window, transpose_a=True, transpose_b=True)
 
 
 def test_products_of_stacks_are_one_call_of_cublas() -> None:
@@ -101,7 +101,7 @@ def test_products_of_stacks_are_one_call_of_cublas() -> None:
     blas._factors = {"float32": np.array([0, 1], np.float32)}
     rows, b, out = (np.zeros(size, np.float32) for size in ((3, 7, 4), (6, 4), (3, 7, 6)))
     stack = placed(rows), placed(b), placed(out)
-    blas.multiply(product(*stack, transpose_a=False, transpose_b=True), "tf32", add=False)
+    blas.multiply(gemm_arguments(*stack, transpose_a=False, transpose_b=True), "tf32", add=False)
     (name, *given), one = blas._library.calls[0], blas._factors["float32"].ctypes.data + 4
     # As in cublas_v2.h, an operand's leading dimension and step behind it.
     assert name == "gemmStridedBatchedEx"
@@ -120,7 +120,7 @@ def test_lanes_have_streams_and_handles_of_their_own(monkeypatch: pytest.MonkeyP
         return object()
 
     monkeypatch.setattr(lanes, "Blas", object)
-    own = lanes.Lanes(SimpleNamespace(cuda=SimpleNamespace(Stream=stream)))
+    own = lanes.Streams(SimpleNamespace(cuda=SimpleNamespace(Stream=stream)))
     main, handle = own.stream, own.blas
     with own.chosen(2):
         other = own.stream
@@ -139,12 +139,12 @@ def test_lanes_have_streams_and_handles_of_their_own(monkeypatch: pytest.MonkeyP
 
 def test_rows_of_views() -> None:
     whole = np.zeros((6, 2, 5), np.float32)
-    assert rows_of(placed(whole)) == (1, 240, 240)
-    assert rows_of(placed(whole[:, 1])) == (6, 20, 40)
-    assert rows_of(placed(whole[:, :, 1:3])) == (12, 8, 20)
-    assert rows_of(placed(whole[2:4])) == (1, 80, 80)
+    assert row_layout(placed(whole)) == (1, 240, 240)
+    assert row_layout(placed(whole[:, 1])) == (6, 20, 40)
+    assert row_layout(placed(whole[:, :, 1:3])) == (12, 8, 20)
+    assert row_layout(placed(whole[2:4])) == (1, 80, 80)
     with pytest.raises(ValueError, match="no rows"):
-        rows_of(placed(np.zeros((4, 6, 8))[:, :3, :2]))
+        row_layout(placed(np.zeros((4, 6, 8))[:, :3, :2]))
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_rows_of_views() -> None:
     [((8, 0), "sm_80"), ((9, 0), "sm_90a"), ((12, 0), "sm_120"), ((11, 0), "compute_100")],
 )
 def test_targets(capability: tuple[int, int], expected: str) -> None:
-    assert target(capability, (75, 80, 86, 90, 100, 120)) == expected
+    assert compile_target(capability, (75, 80, 86, 90, 100, 120)) == expected
 
 
 def test_no_target() -> None:
     with pytest.raises(ValueError, match=r"7\.5"):
-        target((7, 5), (80, 90))
+        compile_target((7, 5), (80, 90))
 
 
 class FakeDriver:
@@ -206,18 +206,18 @@ def test_blocks_that_cannot_run_together(kernel: GpuKernel) -> None:
 
 
 def test_records_of_the_driver() -> None:
-    assert ctypes.sizeof(occupancy._Attribute) == 72
-    assert ctypes.sizeof(occupancy._Config) == 56
-    assert occupancy._Config.stream.offset == 32
-    assert occupancy._Attribute.cluster.offset == 8
+    assert ctypes.sizeof(occupancy._LaunchAttribute) == 72
+    assert ctypes.sizeof(occupancy._LaunchConfig) == 56
+    assert occupancy._LaunchConfig.stream.offset == 32
+    assert occupancy._LaunchAttribute.cluster.offset == 8
 
 
 def test_each_thread_chooses_its_own_lane():
     from concurrent.futures import ThreadPoolExecutor
 
-    from lstm_cli.engines.cuda.lanes import Lanes
+    from lstm_cli.engines.cuda.runtime.gpu import Streams
 
-    lanes = Lanes(SimpleNamespace(cuda=SimpleNamespace(Stream=lambda non_blocking: object())))
+    lanes = Streams(SimpleNamespace(cuda=SimpleNamespace(Stream=lambda non_blocking: object())))
     with lanes.chosen(2), ThreadPoolExecutor(1) as other:
         assert lanes.stream is not lanes.main
         assert other.submit(lambda: lanes.stream).result() is lanes.main

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from lstm_cli.engines import selection
-from lstm_cli.engines.cuda import driver as drivers
-from lstm_cli.engines.cuda import occupancy, status
-from lstm_cli.engines.cuda.device import Launch
-from lstm_cli.engines.cuda.driver import Driver, Listed, NoDriver
+from lstm_cli.engines.cuda.runtime import kernel as occupancy
+from lstm_cli.engines.cuda.runtime import status
+from lstm_cli.engines.cuda.runtime import status as drivers
+from lstm_cli.engines.cuda.runtime.device import Launch
+from lstm_cli.engines.cuda.runtime.status import DriverGpu, DriverInfo, DriverUnavailable
 from lstm_cli.errors import DeviceError
 
-H200 = Listed(0, "NVIDIA H200", (9, 0), 150 << 30)
-T4 = Listed(1, "Tesla T4", (7, 5), 16 << 30)
+H200 = DriverGpu(0, "NVIDIA H200", (9, 0), 150 << 30)
+T4 = DriverGpu(1, "Tesla T4", (7, 5), 16 << 30)
 
 
 @pytest.fixture
@@ -23,13 +24,15 @@ def machine(monkeypatch):
     """Sets what the driver says, and what there is of CuPy."""
 
     def make(version=(13, 0), gpus=(H200, T4), *, cupy=True, problem=None):
-        monkeypatch.setattr(status, "driver", lambda: Driver(version, tuple(gpus)))
+        monkeypatch.setattr(status, "driver", lambda: DriverInfo(version, tuple(gpus)))
         monkeypatch.setattr(status, "find_spec", lambda name: object() if cupy else None)
         if cupy and problem is None:
             monkeypatch.setattr(status, "_cupy_versions", lambda found: {"cupy": "14.2.0"})
-            asked = {0: status._status(H200, 140 << 30, "")}
-            real = status._asked
-            monkeypatch.setattr(status, "_asked", lambda gpu: asked.get(gpu.ordinal) or real(gpu))
+            asked = {0: status._gpu_status(H200, 140 << 30, "")}
+            real = status._query_gpu
+            monkeypatch.setattr(
+                status, "_query_gpu", lambda gpu: asked.get(gpu.ordinal) or real(gpu)
+            )
         return status.cuda_status()
 
     return make
@@ -37,11 +40,11 @@ def machine(monkeypatch):
 
 def test_no_driver(monkeypatch) -> None:
     def refuse():
-        raise NoDriver("no NVIDIA driver is installed (libcuda.so.1 is not found)")
+        raise DriverUnavailable("no NVIDIA driver is installed (libcuda.so.1 is not found)")
 
     monkeypatch.setattr(status, "driver", refuse)
     found = status.cuda_status()
-    assert (found.problem, found.gpus) == (str(NoDriver(found.problem)), ())
+    assert (found.problem, found.gpus) == (str(DriverUnavailable(found.problem)), ())
     assert found.hint == status.DRIVER_HINT
 
 
@@ -71,14 +74,14 @@ def test_no_cupy(machine, version, extra) -> None:
     ],
 )
 def test_another_cupy(version, build, problem, hint) -> None:
-    with pytest.raises(status._Missing, match=problem) as missing:
-        status._check_cupy(version, build, Driver((12, 4), (H200,)))
+    with pytest.raises(status._MissingPart, match=problem) as missing:
+        status._check_cupy(version, build, DriverInfo((12, 4), (H200,)))
     assert hint in missing.value.hint
 
 
 def test_a_cupy_that_goes(machine) -> None:
-    status._check_cupy("13.4.1", 12000, Driver((13, 0), (H200,)))
-    status._check_cupy("14.0.0rc1", 13020, Driver((13, 0), (H200,)))
+    status._check_cupy("13.4.1", 12000, DriverInfo((13, 0), (H200,)))
+    status._check_cupy("14.0.0rc1", 13020, DriverInfo((13, 0), (H200,)))
 
 
 def test_a_missing_library(monkeypatch) -> None:
@@ -88,7 +91,9 @@ def test_a_missing_library(monkeypatch) -> None:
     monkeypatch.setattr(status, "_cublas", refuse)
     monkeypatch.setattr(status, "_runtime", lambda: "13.0")
     monkeypatch.setattr(status, "_nvrtc", lambda: "13.0")
-    with pytest.raises(status._Missing, match=r"cannot load cublas: libcublas.so.13: cannot open$"):
+    with pytest.raises(
+        status._MissingPart, match=r"cannot load cublas: libcublas.so.13: cannot open$"
+    ):
         status._library_versions("pip")
 
 
@@ -136,9 +141,9 @@ def test_what_the_driver_lists(monkeypatch) -> None:
         cuDeviceTotalMem_v2=lambda p, d: put(p, 1 << 37),
         cuDeviceGetAttribute=lambda p, a, d: put(p, {75: 9, 76: 0}[a]),
     )
-    monkeypatch.setattr(drivers, "library", lambda: cuda)
-    found = drivers.driver.__wrapped__()
-    assert found == Driver((12, 4), (Listed(0, "NVIDIA H200", (9, 0), 1 << 37),))
+    monkeypatch.setattr(drivers, "driver_library", lambda: cuda)
+    found = drivers.read_driver.__wrapped__()
+    assert found == DriverInfo((12, 4), (DriverGpu(0, "NVIDIA H200", (9, 0), 1 << 37),))
 
 
 @pytest.mark.parametrize(("code", "clusters"), [(0, 8), (912, 0)])
@@ -164,8 +169,8 @@ def test_records_are_those_of_the_header() -> None:
     theirs = cuda.CUlaunchConfig()
     theirs.gridDimX, theirs.blockDimX, theirs.sharedMemBytes = 128, 256, 4096
     theirs.hStream = 77
-    raw = ctypes.string_at(theirs.getPtr(), ctypes.sizeof(occupancy._Config))
-    ours = occupancy._Config.from_buffer_copy(raw)
+    raw = ctypes.string_at(theirs.getPtr(), ctypes.sizeof(occupancy._LaunchConfig))
+    ours = occupancy._LaunchConfig.from_buffer_copy(raw)
     assert (ours.grid[0], ours.block[0], ours.shared, ours.stream) == (128, 256, 4096, 77)
 
 
@@ -175,11 +180,11 @@ def test_compiles_and_keeps(tmp_path, monkeypatch) -> None:
         nvrtc.getVersion()
     except Exception:
         pytest.skip("NVRTC is not installed")
-    from lstm_cli.engines.cuda.compiler import architecture, compile_source
+    from lstm_cli.engines.cuda.runtime.kernel import compile_source, gpu_architecture
 
     monkeypatch.setenv("LSTM_CLI_CACHE_DIR", str(tmp_path))
     source = 'extern "C" __global__ void f(float* x) { x[threadIdx.x] = 1.0f; }'
-    assert architecture((9, 0)) == "sm_90a"
+    assert gpu_architecture((9, 0)) == "sm_90a"
     made = compile_source(source, ["f"], "sm_90a")
     assert made.code[:4] == b"\x7fELF"
     assert compile_source(source, ["f"], "sm_90a") == made

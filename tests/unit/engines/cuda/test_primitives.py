@@ -7,8 +7,8 @@ import pytest
 from cuda_host import build
 from cuda_host.device import HostDevice, rounded_tf32
 
-from lstm_cli.engines.cuda.device import Launch
-from lstm_cli.engines.cuda.primitives import PRELUDE
+from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
+from lstm_cli.engines.cuda.runtime.device import Launch
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="g++ is not installed")
 

@@ -7,8 +7,8 @@ import pytest
 from cuda_host.build import COMPILER
 from cuda_host.device import HostDevice
 
+from lstm_cli.engines.cuda.codegen.rows import column_sums
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.cuda.reduce import column_sums
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
