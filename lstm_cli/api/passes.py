@@ -80,7 +80,7 @@ class Passes:
             while (batch := self._read(batches)) is not None:
                 yield batch, None
             return
-        batches = read(self._stager.room)
+        batches = read(self._stager.allocate_pinned)
         with ThreadPoolExecutor(1) as reader:
             # Two are read ahead, so that one is there to be sent before the one in front computes.
             waiting = deque(reader.submit(next, batches, None) for _ in range(2))
@@ -95,7 +95,7 @@ class Passes:
             finally:  # where a run ends early, copies may still be on their way
                 for left in (sent, coming):
                     if left is not None:
-                        left.settle()
+                        left.discard()
 
     def _read(self, batches: Iterator[Batch]) -> Batch | None:
         begun = perf_counter()
@@ -117,7 +117,7 @@ class Passes:
         if batch is None or self._stager is None or self._most is not None:
             return None
         try:
-            return self._stager.send_room(batch.x)
+            return self._stager.upload_pinned(batch.x)
         except DeviceMemoryError:
             return None
 
@@ -137,7 +137,7 @@ class Passes:
         while first < rows:
             stop = rows if self._most is None else min(rows, first + self._most)
             if sent is not None and stop - first < rows:  # its copy may not outlive its memory
-                self._stager.arrived(sent)
+                self._stager.wait_for(sent)
                 sent = None
             part, state = _rows(batch, initial, first, stop)
             started = self._started(part, sent, state, keep)
@@ -187,8 +187,8 @@ class Passes:
             return Coming(batch, result)
         name = "read/host to device beside"
         if sent is None:
-            sent, name = self._stager.send_room(batch.x), "host to device"
-        result = self._model.run(self._stager.arrived(sent), batch.lengths, initial, keep=keep)
+            sent, name = self._stager.upload_pinned(batch.x), "host to device"
+        result = self._model.run(self._stager.wait_for(sent), batch.lengths, initial, keep=keep)
         copied = name, sent
         return Returned(
             batch, result, copied, self._model.network.engine, self._watch, self._logits

@@ -1,4 +1,4 @@
-"""``run`` on the cuda engine, on the host's device: rows of the table, memory that runs out."""
+"""``run`` and ``train`` on the cuda engine, on the host device: timings, overlap, memory limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ model:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Makes the cuda engine compute on a host's device of so many bytes."""
+    """Lets the cuda engine compute on a host device with this many bytes of memory."""
     from cuda_host.device import HostDevice
 
     from lstm_cli.engines.cuda.engine import CudaEngine
@@ -44,7 +44,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """A config and data."""
+    """Configs and data."""
     rng = np.random.default_rng(3)
     (tmp_path / "net.yaml").write_text(CONFIG.replace("STATEFUL", "false"))
     (tmp_path / "carry.yaml").write_text(CONFIG.replace("STATEFUL", "true"))
@@ -72,7 +72,7 @@ def test_rows_and_results(lstm, gpu, files):
     assert rows["device to host"]["calls"] == 1
     assert rows["beside the next batch"]["calls"] == 2
     copies = [rows[name]["calls"] for name in rows if name.startswith("host to device")]
-    assert (sum(copies), device.sent) == (3, 3)
+    assert (sum(copies), device.uploads) == (3, 3)
     whole = sum(row["seconds"] for row in done.json["timings"] if not row["part"])
     assert whole == pytest.approx(2 * rows["all"]["seconds"], rel=1e-6)
     assert "host" in lstm("run", *given[:-1], "--device", "cuda").out.splitlines()[2]
@@ -108,36 +108,36 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
 
 
 def test_results_come_back_while_the_next_batch_computes(lstm, gpu, files):
-    from cuda_host.device import HostDevice, HostMark
+    from cuda_host.device import HostDevice, HostEvent
 
-    class Late(HostDevice):
-        """Copies to the host only when they are waited for, as late as a GPU may."""
+    class LateDevice(HostDevice):
+        """Copies to the host only when a wait requires it, as late as a GPU may."""
 
-        def receive(self, array, target):
-            marks = super().receive(array, target)
-            late, target[:] = target.copy(), 0xFF
+        def copy_to_host_async(self, array, target):
+            start, end = super().copy_to_host_async(array, target)
+            values, target[:] = target.copy(), 0xFF
             self.log.append((0, "late", target.nbytes))
             device = self
 
-            class Deferred(HostMark):
+            class DeferredEvent(HostEvent):
                 def wait(self):
                     device.log.append((0, "waited", target.nbytes))
-                    for other, values in device.coming:
-                        other[:] = values
-                    device.coming.clear()
+                    for other, copied in device.pending:
+                        other[:] = copied
+                    device.pending.clear()
 
                 def seconds_since(self, earlier):
                     self.wait()
                     return self.at - earlier.at
 
-            self.coming.append((target, late))
-            return marks[0], Deferred(marks[1].at)
+            self.pending.append((target, values))
+            return start, DeferredEvent(end.at)
 
         def __init__(self, **options):
             super().__init__(**options)
-            self.coming = []
+            self.pending = []
 
-    device = gpu(kind=Late)
+    device = gpu(kind=LateDevice)
     given = (files / "net.yaml", files / "x.h5", "--batch-size", "16")
     done = lstm("run", *given, "--device", "cuda", "--output", files / "gpu.h5")
     assert done.code == 0, done.err
@@ -146,32 +146,32 @@ def test_results_come_back_while_the_next_batch_computes(lstm, gpu, files):
     assert np.allclose(outputs(files / "gpu.h5"), outputs(files / "cpu.h5"), atol=1e-6)
     names = [name for _, name, _ in device.log]
     first = names.index("waited")
-    begun = [k for k, name in enumerate(names) if name == "late"]
-    assert sum(k < first for k in begun) == 6, "the second batch is on its way by then"
+    late = [k for k, name in enumerate(names) if name == "late"]
+    assert sum(k < first for k in late) == 6, "the second batch has started by then"
 
 
-def test_copies_that_nobody_waits_for_are_waited_for(gpu):
-    from cuda_host.device import HostMark
+def test_unused_copies_are_waited_for(gpu):
+    from cuda_host.device import HostEvent
 
     from lstm_cli.engines.cuda.runtime.memory import Download, Uploader
 
-    waited = []
+    waits = []
 
-    class Watched(HostMark):
+    class WatchedEvent(HostEvent):
         def wait(self):
-            waited.append(self.at)
+            waits.append(self.at)
 
     device = gpu()
-    device.mark = lambda: Watched(0.0)
+    device.record_event = lambda: WatchedEvent(0.0)
     Download(device, [device.zeros((2, 3), "float32")])
-    assert len(waited) == 1, "dropped at once"
-    returning = Download(device, [device.zeros((2, 3), "float32")])
-    returning.wait()
-    del returning
-    assert len(waited) == 2
-    stager = Uploader(device, "float32")
-    stager.send_room(stager.room((2, 3), "float32")).settle()
-    assert len(waited) == 3
+    assert len(waits) == 1, "the download is deleted at once"
+    download = Download(device, [device.zeros((2, 3), "float32")])
+    download.wait()
+    del download
+    assert len(waits) == 2
+    uploader = Uploader(device, "float32")
+    uploader.upload_pinned(uploader.allocate_pinned((2, 3), "float32")).discard()
+    assert len(waits) == 3
 
 
 def test_memory_that_runs_out(lstm, gpu, files):
@@ -252,7 +252,7 @@ def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lesson
 
     device = gpu()
     ahead, _ = run("ahead", "--device", "cuda")
-    assert device.sent == 6
+    assert device.uploads == 6
     monkeypatch.setattr(reading_ahead, "ReadingAhead", lambda source, device: nullcontext(source))
     alone, _ = run("alone", "--device", "cuda")
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (ahead, alone)]

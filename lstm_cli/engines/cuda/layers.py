@@ -1,4 +1,7 @@
-"""Whole recurrent layers on the device: both directions forwards and backwards."""
+"""Layers with their weights on the device: recurrent, dense, dropout and flatten.
+
+Each layer has a forward pass and, next to it, its backward pass.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,13 @@ from lstm_cli.engines.cuda.codegen.cell import emit
 from lstm_cli.engines.cuda.codegen.elementwise import evaluate
 from lstm_cli.engines.cuda.codegen.general_backward import shares_derivatives
 from lstm_cli.engines.cuda.codegen.layout import (
-    C_TYPES,
-    dense_rows,
+    contiguous_rows,
     multiply_by_mask,
     operand_of,
     pad_steps,
-    round_operands,
-    seen_rows,
+    round_if_narrow,
     unpad_steps,
+    zero_empty_rows,
 )
 from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
 from lstm_cli.engines.cuda.codegen.rows import column_sums, softmax, softmax_backward
@@ -39,9 +41,9 @@ from lstm_cli.engines.cuda.passes import (
     ForwardPass,
     ForwardRun,
     RecurrentTape,
-    training_buffers,
+    step_buffers,
 )
-from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.cuda.precision import C_TYPES, Precision
 from lstm_cli.engines.cuda.runtime.device import (
     LOOP_THREADS,
     Device,
@@ -67,14 +69,14 @@ from lstm_cli.engines.types import (
 
 
 class PreparedRecurrent:
-    """A recurrent layer.
+    """A recurrent layer, one direction or both, with its weights on the device.
 
     Parameters
     ----------
     weights
-        Stored tensors by name, of `precision.real`, on the device.
-    way
-        What runs the recurrence; it is asked in every pass.
+        Stored tensors by name, in the accumulator type, on the device.
+    kernels
+        Kernels that run the recurrence.
     """
 
     def __init__(
@@ -83,14 +85,13 @@ class PreparedRecurrent:
         weights: Mapping[str, DeviceArray],
         device: Device,
         precision: Precision,
-        way: RecurrenceKernels,
+        kernels: RecurrenceKernels,
     ) -> None:
-        self.spec, self.device, self.precision, self.way = spec, device, precision, way
-        self.tensors: list[DirectionWeights] = []
+        self.spec, self.device, self.precision, self.kernels = spec, device, precision, kernels
+        self.weights: list[DirectionWeights] = []
         for d, cell in enumerate(spec.cells):
-            own = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
-            made = direction_weights(device, cell, spec.input_size, precision, own)
-            self.tensors.append(made)
+            stored = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
+            self.weights.append(direction_weights(device, cell, spec.input_size, precision, stored))
 
     def forward(
         self,
@@ -100,21 +101,21 @@ class PreparedRecurrent:
         keep: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """Every direction over the batch; see `lstm_cli.engines.types.Engine`.
+        """Run every direction over the batch; see `lstm_cli.engines.types.Engine`.
 
-        The output and what is kept are `PackedSequences`, states arrays on the device, seconds read when
-        they are asked for. A pass for training keeps its tape instead of gates.
+        The output and kept gates are `PackedSequences`, states are arrays on the device. Reading
+        the seconds waits for the device. A pass for training keeps its tape instead of gates.
         """
-        spans = EventTimer(self.device)
-        spans.begin("input projection")
-        made = self.begun(x, state, keep=keep, training=training)
-        self.project(made)
-        spans.begin("recurrence")
-        self.way.forward(made.runs)
-        spans.end()
-        return self.ended(made, spans)
+        timer = EventTimer(self.device)
+        timer.start("input projection")
+        layer_pass = self.allocate_forward(x, state, keep=keep, training=training)
+        self.project(layer_pass)
+        timer.start("recurrence")
+        self.kernels.forward(layer_pass.runs)
+        timer.stop()
+        return self.finish_forward(layer_pass, timer)
 
-    def begun(
+    def allocate_forward(
         self,
         x: PackedSequences,
         state: DeviceState | None,
@@ -122,200 +123,214 @@ class PreparedRecurrent:
         keep: bool = False,
         training: TrainingPass | None = None,
     ) -> ForwardPass:
-        """All arrays of a pass, of which nothing is computed yet but what its input is rounded to.
+        """Allocate all arrays of a forward pass; only the input is rounded already.
 
-        `x` may be the output of a pass that has only begun, unless the layer has dropout.
+        `x` may be the output of a pass that is only allocated, unless the layer has dropout.
         """
-        dropped = None
+        mask = None
         if training is not None and self.spec.dropout:
-            dropped = input_mask(self.device, self.precision, self.spec, x.batch, training)
+            mask = _input_mask(self.device, self.precision, self.spec, x.batch, training)
             x = PackedSequences(
-                x.batch, multiply_by_mask(self.device, self.precision, x.real, dropped)
+                x.batch, multiply_by_mask(self.device, self.precision, x.values, mask)
             )
-        self._operand(x)
-        first = self._first(x.batch.N, state)
-        final = self._copied(first)
-        y, y_element = self._outputs(x.batch, keep=keep or training is not None)
-        runs = []
-        for d, tensors in enumerate(self.tensors):
-            purpose = self._purpose(d, keep=keep, training=training)
-            mask = state_mask(self.device, self.precision, self.spec, d, x.batch.N, training)
-            h, c = (None if part is None else part[:, d] for part in final)
-            z = self.device.empty(
-                (x.batch.Q, tensors.element["weight_ih"].shape[0]), self.precision.real
+        operand_of(self.device, self.precision, x)
+        initial = self._initial_state(x.batch.N, state)
+        final = self._copy_state(initial)
+        y, y_operand = self._allocate_outputs(x.batch, keep=keep or training is not None)
+        runs = [
+            self._forward_run(d, x.batch, final, (y, y_operand), keep=keep, training=training)
+            for d in range(len(self.weights))
+        ]
+        return ForwardPass(x, tuple(runs), initial, final, y, y_operand, mask, keep, training)
+
+    def _forward_run(
+        self,
+        d: int,
+        batch: DeviceBatch,
+        state: DeviceState,
+        outputs: tuple[DeviceArray | None, DeviceArray | None],
+        *,
+        keep: bool,
+        training: TrainingPass | None,
+    ) -> ForwardRun:
+        weights, schedule = self.weights[d], self._schedule(d, keep=keep, training=training)
+        h, c = (None if part is None else part[:, d] for part in state)
+        rows = weights.operands["weight_ih"].shape[0]
+        y, y_operand = outputs
+        return ForwardRun(
+            weights,
+            schedule,
+            batch,
+            d == 1,
+            self.device.empty((batch.Q, rows), self.precision.accumulator),
+            h,
+            c,
+            y=y,
+            column=d * self.spec.cells[0].output_size,
+            y_operand=y_operand,
+            mask=_state_mask(self.device, self.precision, self.spec, d, batch.N, training),
+            **step_buffers(self.device, weights, schedule, batch),
+        )
+
+    def project(self, layer_pass: ForwardPass) -> None:
+        """Compute the input projections W_ih x of all steps."""
+        x = layer_pass.x
+        for run in layer_pass.runs:
+            if x.batch.Q:
+                operand = operand_of(self.device, self.precision, x)
+                weight = run.weights.operands["weight_ih"]
+                self.device.multiply(operand, weight, run.z, self.precision.name, transpose_b=True)
+
+    def project_chunk(self, layer_pass: ForwardPass, chunk: TimeChunk) -> None:
+        """Compute the input projections of a chunk of steps."""
+        x = operand_of(self.device, self.precision, layer_pass.x)
+        for run in layer_pass.runs:
+            weight = run.weights.operands["weight_ih"]
+            multiply_chunk_rows(
+                self.device, chunk, x, weight, run.z, self.precision, transpose_b=True
             )
-            column = d * self.spec.cells[0].output_size
-            runs.append(
-                ForwardRun(
-                    tensors, purpose, x.batch, d == 1, z, h, c,
-                    y=y, column=column, y_element=y_element, mask=mask,
-                    **training_buffers(self.device, tensors, purpose, x.batch),
-                )
-            )  # fmt: skip
-        return ForwardPass(x, tuple(runs), first, final, y, y_element, dropped, keep, training)
 
-    def project(self, made: ForwardPass) -> None:
-        """W_ih x of all steps."""
-        for run in made.runs:
-            if made.x.batch.Q:
-                weight, how = run.tensors.element["weight_ih"], self.precision.name
-                self.device.multiply(self._operand(made.x), weight, run.z, how, transpose_b=True)
+    def step_output(self, layer_pass: ForwardPass) -> PackedSequences:
+        """Output of every step; its arrays may be only allocated yet."""
+        return PackedSequences(layer_pass.x.batch, layer_pass.y, operand=layer_pass.y_operand)
 
-    def project_window(self, made: ForwardPass, window: TimeChunk) -> None:
-        """The same of a window of steps."""
-        x = self._operand(made.x)
-        for run in made.runs:
-            weight = run.tensors.element["weight_ih"]
-            given = (x, weight, run.z, self.precision)
-            multiply_chunk_rows(self.device, window, *given, transpose_b=True)
-
-    def output(self, made: ForwardPass) -> PackedSequences:
-        """What a pass over sequences gives, once it is computed."""
-        return PackedSequences(made.x.batch, made.y, element=made.y_element)
-
-    def ended(self, made: ForwardPass, seconds: Mapping[str, float]) -> LayerResult:
-        """What a pass gave whose runs were started."""
-        batch, y, final = made.x.batch, made.y, made.final
-        result = LayerResult(self._output(made), final, seconds=seconds)
-        if made.training is not None:
-            result.tape = RecurrentTape(made.x, made.runs, made.first, y, made.dropped)
-        elif made.keep:
+    def finish_forward(self, layer_pass: ForwardPass, seconds: Mapping[str, float]) -> LayerResult:
+        """Result of a launched forward pass."""
+        batch, y = layer_pass.x.batch, layer_pass.y
+        result = LayerResult(
+            self._layer_output(layer_pass), layer_pass.final_state, seconds=seconds
+        )
+        if layer_pass.training is not None:
+            result.tape = RecurrentTape(
+                layer_pass.x, layer_pass.runs, layer_pass.initial_state, y, layer_pass.input_mask
+            )
+        elif layer_pass.keep:
             result.kept = {
-                DIRECTIONS[d]: self._kept(d, batch, y, run.record)
-                for d, run in enumerate(made.runs)
+                DIRECTIONS[d]: self._step_values(d, batch, y, run.record)
+                for d, run in enumerate(layer_pass.runs)
             }
         return result
 
     def backward(self, tape: RecurrentTape, d_output: PackedSequences) -> LayerGradients:
-        """Derivatives for the input (`PackedSequences`), every tensor by stored name, and the states."""
-        made = self.returning(tape, d_output)
-        self.way.backward(made.runs)
-        for d, run in enumerate(made.runs):
-            input_gradient(self.device, self.precision, run, made.dx, add=d > 0)
-        return self.returned(made)
+        """Derivatives for the input (`PackedSequences`), every stored tensor, and the states."""
+        layer_pass = self.allocate_backward(tape, d_output)
+        self.kernels.backward(layer_pass.runs)
+        for d, run in enumerate(layer_pass.runs):
+            input_gradient(self.device, self.precision, run, layer_pass.dx, add=d > 0)
+        return self.finish_backward(layer_pass)
 
-    def returning(self, tape: RecurrentTape, d_output: PackedSequences) -> BackwardPass:
-        """All arrays of a way back, of which nothing is computed yet.
+    def allocate_backward(self, tape: RecurrentTape, d_output: PackedSequences) -> BackwardPass:
+        """Allocate all arrays of a backward pass.
 
-        `d_output` may be what another way back gives that has only begun, if it has every step.
+        `d_output` may be the result of a backward pass that is only allocated, if it has every
+        step.
         """
         batch, P = tape.x.batch, self.spec.cells[0].output_size
-        dh, dc = self._first(batch.N, None)
-        d_y = d_output.real
+        dh, dc = self._initial_state(batch.N, None)
+        d_y = d_output.values
         if not self.spec.return_sequences:
-            dh = seen_rows(self.device, self.precision, d_y, batch)
+            dh = zero_empty_rows(self.device, self.precision, d_y, batch)
             dh, d_y = dh.reshape(batch.N, self.spec.directions, P), None
         runs = [self._backward_run(d, tape, d_y, (dh, dc)) for d in range(len(tape.runs))]
-        dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.real)
+        dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.accumulator)
         return BackwardPass(tape, tuple(runs), (dh, dc), dx)
 
-    def returned(self, made: BackwardPass) -> LayerGradients:
-        """What a way back gave whose runs and input derivatives were started."""
-        found, dx = dict[str, Any](), made.dx
-        for d, run in enumerate(made.runs):
-            gradients = tensor_gradients(self.device, self.precision, run, made.tape.x)
-            found |= {self.spec.prefix(d) + name: value for name, value in gradients.items()}
-        if made.tape.dropped is not None:
-            dx = multiply_by_mask(self.device, self.precision, dx, made.tape.dropped)
-        return LayerGradients(PackedSequences(made.tape.x.batch, dx), found, made.carried)
+    def finish_backward(self, layer_pass: BackwardPass) -> LayerGradients:
+        """Gradients of a launched backward pass whose input derivatives are launched too."""
+        gradients, dx, tape = dict[str, Any](), layer_pass.dx, layer_pass.tape
+        for d, run in enumerate(layer_pass.runs):
+            tensors = tensor_gradients(self.device, self.precision, run, tape.x)
+            gradients |= {self.spec.prefix(d) + name: value for name, value in tensors.items()}
+        if tape.input_mask is not None:
+            dx = multiply_by_mask(self.device, self.precision, dx, tape.input_mask)
+        d_input = PackedSequences(tape.x.batch, dx)
+        return LayerGradients(d_input, gradients, layer_pass.d_state)
 
     def _backward_run(
-        self, d: int, tape: RecurrentTape, d_y: DeviceArray | None, carried: DeviceState
+        self, d: int, tape: RecurrentTape, d_y: DeviceArray | None, d_state: DeviceState
     ) -> BackwardRun:
-        """One direction's derivatives, and where they go."""
-        device, run, real = self.device, tape.runs[d], self.precision.real
-        cell, Q, N = run.tensors.cell, tape.x.batch.Q, tape.x.batch.N
+        device, run, real = self.device, tape.runs[d], self.precision.accumulator
+        cell, Q, N = run.weights.cell, tape.x.batch.Q, tape.x.batch.N
         H, P, peepholes = cell.hidden_size, cell.output_size, len(cell.peephole_gates)
         dz = device.empty((Q, len(cell.letters) * H), real)
-        shared = shares_derivatives(run.schedule)
-        states = [None if s is None else s[:, d] for s in (*tape.first, *carried)]
-        h_first, c_first, dh, dc = states
+        h_initial, c_initial, dh, dc = (
+            None if part is None else part[:, d] for part in (*tape.initial_state, *d_state)
+        )
         return BackwardRun(
             run,
-            h_first,
-            c_first,
+            h_initial,
+            c_initial,
             tape.y,
             d_y,
             dh,
             dc,
             dz,
-            dz if shared else device.empty(dz.shape, real),
+            dz if shares_derivatives(run.schedule) else device.empty(dz.shape, real),
             device.empty((Q, P), real) if cell.projects else None,
             device.zeros((N, peepholes, H), real) if peepholes else None,
         )
 
-    def _operand(self, x: PackedSequences) -> DeviceArray:
-        """The values as products take them; they stay with their sequences."""
-        if not self.precision.narrow:
-            return x.real
-        if x.element is None:
-            x.element = round_operands(self.device, self.precision, x.real)
-        return x.element
-
-    def _first(self, N: int, state: DeviceState | None) -> DeviceState:
-        """The initial states, zeros where none are given."""
+    def _initial_state(self, N: int, state: DeviceState | None) -> DeviceState:
+        """The given initial states, else zeros."""
         if state is not None:
             return state
         directions, cell = self.spec.directions, self.spec.cells[0]
         parts = [
-            self.device.zeros((N, directions, size), self.precision.real)
+            self.device.zeros((N, directions, size), self.precision.accumulator)
             for size in cell.state_sizes
         ]
         return parts[0], parts[1] if len(parts) > 1 else None
 
-    def _copied(self, state: DeviceState) -> DeviceState:
-        made = []
-        for part in state:
-            copied = None
-            if part is not None:
-                copied = self.device.empty(part.shape, self.precision.real)
-                if part.size:
-                    self.device.copy(part, copied)
-            made.append(copied)
-        return made[0], made[1]
+    def _copy_state(self, state: DeviceState) -> DeviceState:
+        h, c = state
+        return self._copy(h), None if c is None else self._copy(c)
 
-    def _outputs(
+    def _copy(self, array: DeviceArray) -> DeviceArray:
+        out = self.device.empty(array.shape, self.precision.accumulator)
+        if array.size:
+            self.device.copy(array, out)
+        return out
+
+    def _allocate_outputs(
         self, batch: DeviceBatch, *, keep: bool
     ) -> tuple[DeviceArray | None, DeviceArray | None]:
-        """Where h of every step goes, as it is and as the next layer's products take it."""
+        """Allocate h of every step in the accumulator type and in the next layer's operand type."""
         sequences = self.spec.return_sequences
         shape = (batch.Q, self.spec.output_size)
-        y = self.device.empty(shape, self.precision.real) if sequences or keep else None
+        y = self.device.empty(shape, self.precision.accumulator) if sequences or keep else None
         narrow = sequences and self.precision.narrow
-        return y, self.device.empty(shape, self.precision.element) if narrow else None
+        return y, self.device.empty(shape, self.precision.operand) if narrow else None
 
-    def _output(self, made: ForwardPass) -> PackedSequences:
-        """What the layer gives: every step, or each sequence's last one."""
+    def _layer_output(self, layer_pass: ForwardPass) -> PackedSequences:
+        """Output of every step, or of each sequence's last step."""
         if self.spec.return_sequences:
-            return self.output(made)
-        batch = made.x.batch
-        last = made.final[0].reshape(batch.N, self.spec.output_size)
-        return PackedSequences(
-            batch, seen_rows(self.device, self.precision, last, batch), per_step=False
-        )
+            return self.step_output(layer_pass)
+        batch = layer_pass.x.batch
+        last = layer_pass.final_state[0].reshape(batch.N, self.spec.output_size)
+        rows = zero_empty_rows(self.device, self.precision, last, batch)
+        return PackedSequences(batch, rows, per_step=False)
 
-    def _purpose(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:
+    def _schedule(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:
         cell = self.spec.cells[d]
         if training is not None:
             return schedules.training(cell, self.spec.recurrent_dropout > 0)
         return schedules.inspection(cell) if keep else schedules.inference(cell)
 
-    def _kept(
+    def _step_values(
         self, d: int, batch: DeviceBatch, y: DeviceArray, record: DeviceArray
     ) -> dict[str, PackedSequences]:
-        """Gates and states of every step, by name."""
+        """Gates and states of every step of one direction, by name."""
         cell = self.spec.cells[d]
         P = cell.output_size
         parts = {"h": y[:, d * P : (d + 1) * P]}
         parts |= {name: record[:, k] for k, name in enumerate(schedules.inspected(cell))}
         return {
-            name: PackedSequences(batch, dense_rows(self.device, self.precision, part))
+            name: PackedSequences(batch, contiguous_rows(self.device, self.precision, part))
             for name, part in parts.items()
         }
 
 
-# MERGED masks: """A recurrent layer's masks of dropout, drawn on the host and sent to the device."""
-def state_mask(
+def _state_mask(
     device: Device,
     precision: Precision,
     spec: RecurrentSpec,
@@ -323,36 +338,35 @@ def state_mask(
     N: int,
     training: TrainingPass | None,
 ) -> DeviceArray | None:
-    """Of recurrent dropout in direction d: (N, P); None: there is none."""
+    """Mask (N, P) of recurrent dropout in direction d; None without dropout."""
     rate = spec.recurrent_dropout
     if training is None or not rate:
         return None
     shape = (N, spec.cells[d].output_size)
     mask = training.mask(spec, 1 + d, shape, rate)
-    return device.upload(mask.astype(precision.real))
+    return device.upload(mask.astype(precision.accumulator))
 
 
-def input_mask(
+def _input_mask(
     device: Device,
     precision: Precision,
     spec: RecurrentSpec,
     batch: DeviceBatch,
     training: TrainingPass,
 ) -> DeviceArray:
-    """Of dropout, for the steps that there are: (Q, D)."""
+    """Dropout mask (Q, D) of the input, for the valid steps."""
     shape = (batch.N, batch.T, spec.input_size)
     mask = training.mask(spec, 0, shape, spec.dropout)
     if batch.lengths is None:
         mask = mask.reshape(batch.Q, shape[2])
     else:
         mask = mask[np.arange(batch.T) < batch.lengths[:, None]]
-    return device.upload(mask.astype(precision.real))
+    return device.upload(mask.astype(precision.accumulator))
 
 
-# MERGED dense: """A dense layer on the device: a product, then bias and activation in one kernel."""
 @dataclass(frozen=True)
 class DenseTape:
-    """What the backward pass needs."""
+    """Values of a dense layer's forward pass that its backward pass needs."""
 
     x: PackedSequences
     logits: DeviceArray
@@ -365,7 +379,7 @@ class PreparedDense:
     Parameters
     ----------
     weight, bias
-        (units, D) and (units,), of the precision's `real`.
+        (units, D) and (units,), in the accumulator type.
     """
 
     def __init__(
@@ -380,63 +394,59 @@ class PreparedDense:
         self.device, self.precision = device, precision
 
     def forward(self, x: PackedSequences, *, training: bool) -> LayerResult:
-        """act(W x + b) for every row that there is."""
+        """Compute act(W x + b) for every valid row."""
         device, precision = self.device, self.precision
-        spans = EventTimer(device)
-        spans.begin("product")
-        a = device.empty((x.real.shape[0], self.spec.units), precision.real)
+        timer = EventTimer(device)
+        timer.start("product")
+        a = device.empty((x.values.shape[0], self.spec.units), precision.accumulator)
         if a.size:
-            weight = self._operand(self.weight, precision)
-            x_element = operand_of(device, precision, x)
-            device.multiply(x_element, weight, a, precision.name, transpose_b=True)
-        y = self._activated(a)
-        spans.end()
+            weight = round_if_narrow(device, precision, self.weight)
+            operand = operand_of(device, precision, x)
+            device.multiply(operand, weight, a, precision.name, transpose_b=True)
+        y = self._activate(a)
+        timer.stop()
         tape = DenseTape(x, a, y) if training else None
         logits = PackedSequences(x.batch, a, x.per_step)
-        return LayerResult(
-            PackedSequences(x.batch, y, x.per_step), logits=logits, seconds=spans, tape=tape
-        )
+        output = PackedSequences(x.batch, y, x.per_step)
+        return LayerResult(output, logits=logits, seconds=timer, tape=tape)
 
     def backward(self, tape: DenseTape, d_output: DeviceArray, *, d_logits: bool) -> LayerGradients:
-        """Derivatives for input, weight and bias from those of the rows that there are."""
+        """Derivatives for input, weight and bias from those of the valid rows."""
         device, spec, precision = self.device, self.spec, self.precision.backward
-        d = d_output if d_logits else self._through(tape, d_output)
-        dx = device.empty(tape.x.real.shape, precision.real)
-        dw = device.zeros(self.weight.shape, precision.real)
+        d = d_output if d_logits else self._activation_backward(tape, d_output)
+        dx = device.empty(tape.x.values.shape, precision.accumulator)
+        dw = device.zeros(self.weight.shape, precision.accumulator)
         db = column_sums(device, precision, d)
         if dx.size:
-            narrow = self._operand(d, precision)
-            device.multiply(narrow, self._operand(self.weight, precision), dx, precision.name)
+            operand = round_if_narrow(device, precision, d)
+            weight = round_if_narrow(device, precision, self.weight)
+            device.multiply(operand, weight, dx, precision.name)
             x = operand_of(device, precision, tape.x)
-            device.multiply(narrow, x, dw, precision.name, transpose_a=True)
+            device.multiply(operand, x, dw, precision.name, transpose_a=True)
         prefix = f"layers.{spec.index}."
-        found = {prefix + "weight": dw, prefix + "bias": db}
-        return LayerGradients(PackedSequences(tape.x.batch, dx, tape.x.per_step), found)
+        gradients = {prefix + "weight": dw, prefix + "bias": db}
+        return LayerGradients(PackedSequences(tape.x.batch, dx, tape.x.per_step), gradients)
 
-    def _operand(self, values: DeviceArray, precision: Precision) -> DeviceArray:
-        return round_operands(self.device, precision, values) if precision.narrow else values
-
-    def _activated(self, a: DeviceArray) -> DeviceArray:
-        """The activation of logits, to which the bias is added in place."""
+    def _activate(self, a: DeviceArray) -> DeviceArray:
+        """Activation of logits, to which the bias is added in place."""
         activation = self.spec.activation
         if activation is None:
             return softmax(self.device, a, self.bias)
-        plain = str(activation) == "identity"
-        y = a if plain else self.device.empty(a.shape, self.precision.real)
+        in_place = str(activation) == "identity"
+        y = a if in_place else self.device.empty(a.shape, self.precision.accumulator)
         if a.size:
-            key = ("dense", activation, self.precision.real)
-            kernel = cached_kernels(self.device, key, ["finish"], lambda: self._source(activation))
-            kernel["finish"](
-                grid_stride_launch(self.device, a.size), a, self.bias, y, self.spec.units, a.size
-            )
+            key = ("dense", activation, self.precision.accumulator)
+            kernels = cached_kernels(self.device, key, ["finish"], lambda: self._source(activation))
+            launch = grid_stride_launch(self.device, a.size)
+            kernels["finish"](launch, a, self.bias, y, self.spec.units, a.size)
         return y
 
     def _source(self, activation: Activation) -> str:
-        """CUDA C++ of the kernel ``finish``."""
+        """CUDA C++ of the kernel ``finish``: bias and activation."""
         lines, names = emit({"y": activation(symbol("a"))}, {"a": "a"})
         body = "\n    ".join(lines)
         return f"""{PRELUDE}
-typedef {C_TYPES[self.precision.real]} real;
+typedef {C_TYPES[self.precision.accumulator]} real;
 extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) finish(
     real* logits, const real* bias, real* y, long long F, long long size) {{
   {GRID_STRIDE_LOOP} {{
@@ -448,14 +458,14 @@ extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) finish(
 }}
 """
 
-    def _through(self, tape: DenseTape, d: DeviceArray) -> DeviceArray:
-        """The derivative for the logits from the one for the activations."""
+    def _activation_backward(self, tape: DenseTape, d: DeviceArray) -> DeviceArray:
+        """Derivative for the logits from the derivative for the activations."""
         activation = self.spec.activation
         if activation is None:
             return softmax_backward(self.device, tape.output, d)
         if str(activation) == "identity":
             return d
-        out = self.device.empty(d.shape, self.precision.real)
+        out = self.device.empty(d.shape, self.precision.accumulator)
         root = _derivative(activation)
         evaluate(self.device, {"a": root}, {"a": tape.logits, "d": d}, {"a": out})
         return out
@@ -466,13 +476,20 @@ def _derivative(activation: Activation) -> Expression:
     return gradient({activation(symbol("a")): symbol("d")})["a"]
 
 
-# MERGED reshaping: """Dropout and flatten on the device: forward beside backward."""
 _MASK_PRODUCT = {"y": symbol("x") * symbol("m")}
 
 
 @dataclass(frozen=True)
 class MaskTape:
-    """What a backward pass needs: the values that came in, and of dropout its mask, if any."""
+    """Values that the backward pass of dropout or flatten needs.
+
+    Attributes
+    ----------
+    x
+        Input of the layer.
+    mask
+        Dropout mask; None without dropout.
+    """
 
     x: PackedSequences
     mask: DeviceArray | None = None
@@ -481,7 +498,7 @@ class MaskTape:
 def dropout(
     device: Device, spec: DropoutSpec, x: PackedSequences, training: TrainingPass | None
 ) -> LayerResult:
-    """Some values 0 and the rest larger, in training; else the identity."""
+    """Set random values to 0 and scale the others in training; else the identity."""
     if training is None:
         return LayerResult(x)
     if spec.rate == 0:
@@ -491,24 +508,24 @@ def dropout(
     if x.per_step:
         n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
         mask = mask[np.arange(batch.T) < n[:, None]]
-    own = device.upload(np.ascontiguousarray(mask, dtype_name(x.real.dtype)))
-    tape = MaskTape(x, own)
-    return LayerResult(_apply_mask(device, x, own), tape=tape)
+    device_mask = device.upload(np.ascontiguousarray(mask, dtype_name(x.values.dtype)))
+    output = _apply_mask(device, x, device_mask)
+    return LayerResult(output, tape=MaskTape(x, device_mask))
 
 
 def dropout_backward(device: Device, tape: MaskTape, d: PackedSequences) -> LayerGradients:
-    """The derivative for the values before dropout."""
+    """Derivative for the values before dropout."""
     return LayerGradients(d if tape.mask is None else _apply_mask(device, d, tape.mask))
 
 
 def _apply_mask(device: Device, x: PackedSequences, mask: DeviceArray) -> PackedSequences:
-    out = device.empty(x.real.shape, dtype_name(x.real.dtype))
-    evaluate(device, _MASK_PRODUCT, {"x": x.real, "m": mask}, {"y": out})
+    out = device.empty(x.values.shape, dtype_name(x.values.dtype))
+    evaluate(device, _MASK_PRODUCT, {"x": x.values, "m": mask}, {"y": out})
     return PackedSequences(x.batch, out, x.per_step)
 
 
 def flatten(device: Device, spec: FlattenSpec, x: PackedSequences) -> LayerResult:
-    """(N, T, F) to (N, steps * F), padded with zeros."""
+    """Flatten (N, T, F) to (N, steps * F), padded with zeros."""
     y = PackedSequences(x.batch, pad_steps(device, x, spec.steps), per_step=False)
     return LayerResult(y, tape=MaskTape(x))
 
@@ -516,7 +533,6 @@ def flatten(device: Device, spec: FlattenSpec, x: PackedSequences) -> LayerResul
 def flatten_backward(
     device: Device, spec: FlattenSpec, tape: MaskTape, d: PackedSequences
 ) -> LayerGradients:
-    """(N, steps * F) back to the steps that there are."""
-    return LayerGradients(
-        PackedSequences(tape.x.batch, unpad_steps(device, tape.x.batch, d.real, spec.steps))
-    )
+    """Derivative (N, steps * F) of the flattened values, back to the valid steps."""
+    values = unpad_steps(device, tape.x.batch, d.values, spec.steps)
+    return LayerGradients(PackedSequences(tape.x.batch, values))

@@ -1,7 +1,7 @@
-"""One direction of a recurrent layer on the device: what kernels take, and what they leave.
+"""Records of a recurrent layer's pass: arrays of each direction, and the kernels' arguments.
 
-Every way to run a recurrence (the general kernels, the persistent ones) is given the same records,
-so that a layer need not know which one computes.
+`ForwardRun` and `BackwardRun` describe one direction. General and persistent kernels take the same
+records, so a layer need not know which of them runs.
 """
 
 from __future__ import annotations
@@ -20,58 +20,57 @@ from lstm_cli.engines.types import TrainingPass
 
 @dataclass(frozen=True, eq=False)
 class DirectionWeights:
-    """One direction's tensors on the device, as stored (row-major).
+    """Tensors of one direction on the device, as stored (row-major).
 
     Attributes
     ----------
-    real
-        By name within the direction (``weight_ih``, ``weight_hh``, ``bias``, ``bias_ih``,
-        ``bias_hh``, ``peephole``, ``weight_hr``), in the precision's `real`.
-    element
-        The matrices among them in the precision's `element`; the same arrays where that is `real`.
-    made
-        Whatever a way to run has packed from them, by a name of its own; made once.
+    stored
+        Tensors by name within the direction (``weight_ih``, ``weight_hh``, ``bias``, ``bias_ih``,
+        ``bias_hh``, ``peephole``, ``weight_hr``), in the precision's accumulator type.
+    operands
+        The matrices among them in the operand type; the same arrays where both types are one.
+    packings
+        Packed copies of matrices by key, each made once.
     """
 
     cell: Cell
     input_size: int
     precision: Precision
-    real: dict[str, DeviceArray]
-    element: dict[str, DeviceArray]
-    made: dict[str, DeviceArray] = field(default_factory=dict)
+    stored: dict[str, DeviceArray]
+    operands: dict[str, DeviceArray]
+    packings: dict[str, DeviceArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardRun:
-    """A forward pass of one direction, over all steps of a batch or a window of them.
+    """Forward pass of one direction over all steps of a batch, or over a chunk of steps.
 
-    G gates, P features of h. Row q of a sequence's step t is ``starts + t``, or
-    ``starts + steps - 1 - t`` in reverse.
+    There are G gates, and h has P features. Step t of a sequence is row ``starts + t``, or row
+    ``starts + steps - 1 - t`` in reverse. "Real" is the accumulator type.
 
     Attributes
     ----------
     z
-        (Q, G*H) real, input projections without bias.
+        (Q, G*H) real: input projections without bias.
     h, c
-        (N, P) and (N, H) real, in the caller's order: initial states, which become the final ones.
-        A sequence that is over, or has no step, keeps its own. `c` None where the cell has none.
+        (N, P) and (N, H) real, in the caller's order: initial states, overwritten by the final
+        ones. A sequence without further steps keeps its states. `c` is None if the cell has none.
     y, column
-        (Q, F) real, of which columns ``column : column + P`` get h of every step; None: nowhere.
-    y_element
-        The same in the operands' type; None: nowhere.
+        (Q, F) real; columns ``column : column + P`` receive h of every step. None: not stored.
+    y_operand
+        Copy of `y` in the operand type; None: not stored.
     c_steps
-        (Q, H) real: c after every step; None: not kept.
+        (Q, H) real: c after every step; None: not stored.
     record
-        (Q, slots, H) real: the schedule's slots of every step; None: not kept.
+        (Q, slots, H) real: the schedule's slots of every step; None: not stored.
     reads
-        In training, what each product read in every step, one array a product, of the precision's
-        `element`: (Q, P) for the first (h before the step, times the mask), (Q, H) for others; else
-        empty.
+        Inputs of each product in every step, in the operand type, for training; else empty. The
+        first is (Q, P), h before the step times the mask; the others are (Q, H).
     mask
-        (N, P) real, of recurrent dropout, in the caller's order; None: none.
+        (N, P) real: mask of recurrent dropout, in the caller's order; None without dropout.
     """
 
-    tensors: DirectionWeights
+    weights: DirectionWeights
     schedule: Schedule
     batch: DeviceBatch
     reverse: bool
@@ -80,7 +79,7 @@ class ForwardRun:
     c: DeviceArray | None
     y: DeviceArray | None = None
     column: int = 0
-    y_element: DeviceArray | None = None
+    y_operand: DeviceArray | None = None
     c_steps: DeviceArray | None = None
     record: DeviceArray | None = None
     reads: tuple[DeviceArray, ...] = ()
@@ -89,36 +88,37 @@ class ForwardRun:
 
 @dataclass(frozen=True, eq=False)
 class BackwardRun:
-    """A backward pass of one direction over all steps or a window, after a forward one.
+    """Backward pass of one direction over all steps or a chunk, after a forward pass.
 
     Attributes
     ----------
     forward
-        The forward pass, with `c_steps`, `record`, `reads` and what else its schedule kept. Its
-        `h` and `c` hold final states by now.
-    h_first, c_first
-        (N, P) and (N, H) real: the states it began from.
+        The forward pass with its stored `c_steps`, `record` and `reads`. Its `h` and `c` hold final
+        states by now.
+    h_initial, c_initial
+        (N, P) and (N, H) real: initial states of the forward pass.
     y
-        (Q, F) real: h of every step stands in ``column : column + P``.
+        (Q, F) real: h of every step in columns ``column : column + P``.
     d_y
-        (Q, F) real: the derivative for h of every step in those columns; None: none.
+        (Q, F) real: derivative for h of every step in those columns; None: zero.
     dh, dc
-        (N, P) and (N, H) real, in the caller's order: derivatives for the final states, which
-        become those for the initial ones.
+        (N, P) and (N, H) real, in the caller's order: derivatives for the final states, overwritten
+        by those for the initial states.
     dz
-        (Q, G*H) real: gets the derivatives for the input parts.
+        (Q, G*H) real: receives the derivatives for the input parts.
     du
-        (Q, G*H) real: gets those for the recurrent parts; may be `dz` itself where the cell only
-        ever adds the two.
+        (Q, G*H) real: receives the derivatives for the recurrent parts. It may be `dz` itself where
+        the cell only adds the two parts.
     d_projected
-        (Q, P) real: gets the derivative for W_hr's product; None where the cell does not project.
+        (Q, P) real: receives the derivative for W_hr's product; None if the cell does not project.
     dp
-        (N, peepholes, H) real: each sequence's sum over steps is added; None without peepholes.
+        (N, peepholes, H) real: adds up each sequence's derivatives over steps; None without
+        peepholes.
     """
 
     forward: ForwardRun
-    h_first: DeviceArray
-    c_first: DeviceArray | None
+    h_initial: DeviceArray
+    c_initial: DeviceArray | None
     y: DeviceArray
     d_y: DeviceArray | None
     dh: DeviceArray
@@ -129,114 +129,110 @@ class BackwardRun:
     dp: DeviceArray | None = None
 
 
-# MERGED passing: """What belongs to one pass of a recurrent layer over a batch, and what its way back needs."""
 DeviceState = tuple[DeviceArray, DeviceArray | None]
-"""(N, directions, P) and (N, directions, H) on the device."""
+"""States h (N, directions, P) and c (N, directions, H) on the device."""
 
 
 @dataclass(frozen=True, eq=False)
 class RecurrentTape:
-    """What a layer's backward pass needs of its forward pass.
+    """Values of a layer's forward pass that its backward pass needs.
 
     Attributes
     ----------
     x
-        What the layer read, after dropout.
+        Input of the layer, after dropout.
     runs
-        Of each direction.
-    first
-        The states that they began from.
+        Forward run of each direction.
+    initial_state
+        States before the first step.
     y
         (Q, F): h of every step.
-    dropped
-        (Q, D): what the input was multiplied by.
+    input_mask
+        (Q, D): dropout mask of the input; None without dropout.
     """
 
     x: PackedSequences
     runs: tuple[ForwardRun, ...]
-    first: DeviceState
+    initial_state: DeviceState
     y: DeviceArray
-    dropped: DeviceArray | None
+    input_mask: DeviceArray | None
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """A forward pass: all its arrays, whether they are computed or not.
+    """All arrays of a layer's forward pass, computed or only allocated.
 
     Attributes
     ----------
     x
-        What the layer reads, after dropout.
+        Input of the layer, after dropout.
     runs
-        Of each direction.
-    first, final
-        The states that they begin from, and those that they leave.
-    y, y_element
-        (Q, F): h of every step, and the same in the operands' type; None: nowhere.
-    dropped
-        (Q, D): what the input was multiplied by.
+        Forward run of each direction.
+    initial_state, final_state
+        States before the first step and after the last one.
+    y, y_operand
+        (Q, F): h of every step, and its copy in the operand type; None: not stored.
+    input_mask
+        (Q, D): dropout mask of the input; None without dropout.
     keep, training
-        What the pass is for; see `lstm_cli.engines.types.Engine`.
+        Purpose of the pass; see `lstm_cli.engines.types.Engine`.
     """
 
     x: PackedSequences
     runs: tuple[ForwardRun, ...]
-    first: DeviceState
-    final: DeviceState
+    initial_state: DeviceState
+    final_state: DeviceState
     y: DeviceArray | None
-    y_element: DeviceArray | None
-    dropped: DeviceArray | None
+    y_operand: DeviceArray | None
+    input_mask: DeviceArray | None
     keep: bool
     training: TrainingPass | None
 
 
 @dataclass(frozen=True, eq=False)
 class BackwardPass:
-    """A way back: all its arrays, whether they are computed or not.
+    """All arrays of a layer's backward pass, computed or only allocated.
 
     Attributes
     ----------
     tape
-        Of the forward pass.
+        Tape of the forward pass.
     runs
-        Of each direction.
-    carried
-        Derivatives for the final states, which become those for the initial ones.
+        Backward run of each direction.
+    d_state
+        Derivatives for the final states, overwritten by those for the initial states.
     dx
-        (Q, D): gets the derivative for the input, after dropout.
+        (Q, D): receives the derivative for the input after dropout.
     """
 
     tape: RecurrentTape
     runs: tuple[BackwardRun, ...]
-    carried: DeviceState
+    d_state: DeviceState
     dx: DeviceArray
 
 
-def training_buffers(
-    device: Device, tensors: DirectionWeights, plan: Schedule, batch: DeviceBatch
+def step_buffers(
+    device: Device, weights: DirectionWeights, schedule: Schedule, batch: DeviceBatch
 ) -> dict[str, Any]:
-    """What a direction's pass keeps of every step, but for h."""
-    if plan.purpose == "inference":
+    """Allocate the `ForwardRun` fields, other than `y`, that store values of every step."""
+    if schedule.purpose == "inference":
         return {}
-    precision, cell, Q = tensors.precision, tensors.cell, batch.Q
-    real, H = precision.real, cell.hidden_size
-    kept: dict[str, Any] = {"record": device.empty((Q, len(plan.slots), H), real)}
-    if plan.purpose == "training":
-        widths = [H if k else cell.output_size for k in range(len(plan.phases))]
-        kept["reads"] = tuple(device.empty((Q, width), precision.element) for width in widths)
+    precision, cell, Q = weights.precision, weights.cell, batch.Q
+    real, H = precision.accumulator, cell.hidden_size
+    buffers: dict[str, Any] = {"record": device.empty((Q, len(schedule.slots), H), real)}
+    if schedule.purpose == "training":
+        widths = [H if k else cell.output_size for k in range(len(schedule.phases))]
+        buffers["reads"] = tuple(device.empty((Q, width), precision.operand) for width in widths)
         if len(cell.states) > 1:
-            kept["c_steps"] = device.empty((Q, H), real)
-    return kept
+            buffers["c_steps"] = device.empty((Q, H), real)
+    return buffers
 
 
-# MERGED arguments: """Runs of a recurrence as arguments of the kernels that compute them, whichever way."""
-DirectionPass = TypeVar("DirectionPass", ForwardRun, BackwardRun)
+Run = TypeVar("Run", ForwardRun, BackwardRun)
 
 
-def launch_groups(
-    runs: Sequence[DirectionPass], forward_of: Callable[[DirectionPass], ForwardRun]
-) -> list[list[DirectionPass]]:
-    """Runs that one launch can do: of one schedule, and so of one cell."""
+def launch_groups(runs: Sequence[Run], forward_of: Callable[[Run], ForwardRun]) -> list[list[Run]]:
+    """Group the runs that one launch can compute: those of one schedule, and so of one cell."""
     first = forward_of(runs[0])
     if all(forward_of(run).schedule is first.schedule for run in runs):
         return [list(runs)]
@@ -244,43 +240,42 @@ def launch_groups(
 
 
 def forward_strides(run: ForwardRun) -> dict[str, Argument]:
-    """How far apart the rows of its arrays are, which all directions have in common."""
-    y = run.y if run.y is not None else run.y_element
+    """Row strides of a run's arrays, in elements; all directions share them."""
+    y = run.y if run.y is not None else run.y_operand
     return {"h_row": _row_stride(run.h), "c_row": _row_stride(run.c), "y_row": _row_stride(y)}
 
 
 def backward_strides(run: BackwardRun) -> dict[str, Argument]:
-    """The same of a backward pass."""
+    """Row strides of a backward run's arrays, in elements; all directions share them."""
     return {
         "h_row": _row_stride(run.dh),
         "c_row": _row_stride(run.dc),
-        "h_first_row": _row_stride(run.h_first),
-        "c_first_row": _row_stride(run.c_first),
+        "h_first_row": _row_stride(run.h_initial),
+        "c_first_row": _row_stride(run.c_initial),
         "y_row": _row_stride(run.y),
         "d_row": _row_stride(run.d_y),
     }
 
 
 def _row_stride(array: DeviceArray | None) -> int:
-    """How far apart an array's rows are, in numbers."""
     if array is None:
         return 0
     return int(array.strides[0]) // int(array.dtype.itemsize)
 
 
 def forward_arguments(run: ForwardRun) -> dict[str, Argument]:
-    """A direction's own arguments, but for its weights and what products read."""
-    real = run.tensors.real
+    """Arguments of one direction, by the names in the kernels, without weights and `reads`."""
+    stored = run.weights.stored
     return {
         "z": run.z,
-        "bias": real["bias_ih" if run.tensors.cell.recurrent_bias else "bias"],
-        "bias_hh": real.get("bias_hh"),
-        "p": real.get("peephole"),
+        "bias": stored["bias_ih" if run.weights.cell.recurrent_bias else "bias"],
+        "bias_hh": stored.get("bias_hh"),
+        "p": stored.get("peephole"),
         "m": run.mask,
         "h": run.h,
         "c": run.c,
         "y": run.y,
-        "y_element": run.y_element,
+        "y_element": run.y_operand,
         "c_steps": run.c_steps,
         "record": run.record,
         "column": run.column,
@@ -289,15 +284,15 @@ def forward_arguments(run: ForwardRun) -> dict[str, Argument]:
 
 
 def backward_arguments(run: BackwardRun) -> dict[str, Argument]:
-    """A direction's own arguments, but for its weights."""
-    first = run.forward
+    """Arguments of one direction, by the names in the kernels, without weights."""
+    forward = run.forward
     return {
-        "p": first.tensors.real.get("peephole"),
-        "m": first.mask,
-        "record": first.record,
-        "c_steps": first.c_steps,
-        "h_first": run.h_first,
-        "c_first": run.c_first,
+        "p": forward.weights.stored.get("peephole"),
+        "m": forward.mask,
+        "record": forward.record,
+        "c_steps": forward.c_steps,
+        "h_first": run.h_initial,
+        "c_first": run.c_initial,
         "y": run.y,
         "d_y": run.d_y,
         "dh": run.dh,
@@ -306,6 +301,6 @@ def backward_arguments(run: BackwardRun) -> dict[str, Argument]:
         "du": run.du,
         "d_projected": run.d_projected,
         "dp": run.dp,
-        "column": first.column,
-        "reverse": int(first.reverse),
+        "column": forward.column,
+        "reverse": int(forward.reverse),
     }

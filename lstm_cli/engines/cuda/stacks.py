@@ -1,4 +1,16 @@
-"""Recurrent layers on top of each other, side by side: each in a lane of its own."""
+"""Pipelined stacks of recurrent layers, each layer in its own stream; the benefit is unmeasured.
+
+While a layer computes one chunk of steps, the layer below computes the next chunk; in the backward
+pass, the layer above does. This can pay where one layer leaves most of the device idle and there
+are many steps. Each chunk costs a launch, a product and host time.
+
+Cooperative blocks must be resident at the same time, and two layers must not block each other. So
+each of L layers may start at most 1/L of the multiprocessors' number of such blocks. Then some
+multiprocessor is free while any of these blocks is not running, and every block fits on it.
+Blocks that do not wait for one another end by themselves; so do clusters, which start as a whole,
+and products. But clusters need neighboring multiprocessors. Cooperative blocks may occupy some of
+these while they themselves wait behind the cluster. So a stack with both kinds is not pipelined.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +25,16 @@ from lstm_cli.engines.cuda.batch import PackedSequences
 from lstm_cli.engines.cuda.gradients import chunk_input_gradient, input_gradient
 from lstm_cli.engines.cuda.kernels import RecurrenceKernels
 from lstm_cli.engines.cuda.layers import PreparedRecurrent
-from lstm_cli.engines.cuda.passes import (
-    BackwardPass,
-    DeviceState,
-    ForwardPass,
-    RecurrentTape,
-)
-from lstm_cli.engines.cuda.planning import plan_search as costs
+from lstm_cli.engines.cuda.passes import BackwardPass, DeviceState, ForwardPass, RecurrentTape
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, GRID
+from lstm_cli.engines.cuda.planning.plan_search import CHUNK_SECONDS, pipeline_seconds
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, Event, EventInterval
-from lstm_cli.engines.cuda.time_chunks import TimeChunk, backward_chunk, forward_chunk, time_chunks
+from lstm_cli.engines.cuda.time_chunks import (
+    TimeChunk,
+    backward_chunk,
+    forward_chunk,
+    time_chunks,
+)
 from lstm_cli.engines.types import (
     DropoutSpec,
     LayerGradients,
@@ -33,28 +45,137 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import DeviceMemoryError
 
+MAX_PIPELINE_LAYERS = 6
+"""Layers per pipeline at most; higher stacks are several pipelines. A GPU runs about 8 streams at a
+time."""
+
+MAX_TIME_CHUNKS = 64
+"""Largest number of chunks per pass that a plan considers."""
+
+MIN_SPEEDUP = 1.1
+"""Modeled speedup that a pipeline needs to be chosen, since the model is rough."""
+
 MAX_CACHED_PLANS = 256
-"""Sizes that are remembered."""
+"""Largest number of cached pipeline plans, one per stack and batch size."""
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Rules for pipelines, in place of the cost model; for tests and measurements.
+
+    Attributes
+    ----------
+    mode
+        ``auto``: where the model expects a speedup; ``always``: wherever possible; or ``never``.
+    chunk_steps
+        Steps per chunk; None: the model chooses.
+    """
+
+    mode: str = "auto"
+    chunk_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """Sizes of a pipeline.
+
+    Attributes
+    ----------
+    layers, chunks
+        Number of layers, and of chunks of steps.
+    chunk_steps
+        Steps per chunk.
+    sm_limit
+        Multiprocessors that each layer may use for cooperative blocks.
+    seconds, sequential_seconds
+        Modeled seconds of the pipeline, and of the layers one after the other.
+    """
+
+    layers: int
+    chunks: int
+    chunk_steps: int
+    sm_limit: int
+    seconds: float
+    sequential_seconds: float
+
+
+def plan_pipeline(
+    kernels: RecurrenceKernels,
+    with_sm_limit: Callable[[int], RecurrenceKernels],
+    cells: Sequence[Cell],
+    N: int,
+    T: int,
+    options: PipelineOptions,
+    *,
+    backward: bool = False,
+) -> PipelinePlan | str:
+    """Plan a stack as a pipeline, or return the reason against it.
+
+    Parameters
+    ----------
+    kernels, with_sm_limit
+        Kernels for the whole device, and a function that limits them to some multiprocessors.
+    cells
+        Cell of each layer, from the lowest.
+    N, T
+        Sequences, and steps of every sequence.
+    """
+    if options.mode == "never":
+        return "no pipeline was allowed"
+    if T < 2 or N < 1:
+        return "one step cannot be cut in chunks"
+    sm_limit = kernels.multiprocessors // len(cells)
+    if sm_limit < 1:
+        return "the device has fewer multiprocessors than there are layers"
+    limited = with_sm_limit(sm_limit)
+    steps = [limited.modeled_step(cell, N, backward=backward) for cell in cells]
+    if mixes_clusters_and_grids(kind for _, kind in steps):
+        return "clusters and cooperative blocks may keep each other off the device"
+    slowest = max(seconds for seconds, _ in steps)
+    unlimited = [kernels.modeled_step(cell, N, backward=backward) for cell in cells]
+    sequential = sum(T * seconds + CHUNK_SECONDS for seconds, _ in unlimited)
+    sizes = sorted({ceil(T / n) for n in _chunk_counts(T)})
+    if options.chunk_steps:
+        sizes = [options.chunk_steps]
+    modeled = {size: pipeline_seconds(slowest, len(cells), T, size) for size in sizes}
+    size = min(modeled, key=lambda size: modeled[size])
+    plan = PipelinePlan(len(cells), ceil(T / size), size, sm_limit, modeled[size], sequential)
+    if options.mode == "auto" and plan.seconds * MIN_SPEEDUP > sequential:
+        return (
+            f"one after the other is as fast: {sequential * 1e6:.0f} µs by the model, "
+            f"{plan.seconds * 1e6:.0f} in {plan.chunks} chunks of {size} steps"
+        )
+    return plan
+
+
+def mixes_clusters_and_grids(kinds: Iterable[str]) -> bool:
+    """True if clusters would run concurrently with cooperative blocks of a grid."""
+    return {CLUSTER, GRID} <= set(kinds)
+
+
+def _chunk_counts(T: int) -> range:
+    """Candidate numbers of chunks."""
+    return range(2, min(T, MAX_TIME_CHUNKS) + 1)
 
 
 def stack_groups(layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
-    """All layers in their order: stacks that may run side by side, and others one by one.
+    """Group layers, in order: stacks that may be pipelined, and other layers one by one.
 
-    A stack is of recurrent layers in one direction, each of which reads all steps of the one below
-    it as they are. Dropout between two is the identity but in training.
+    A stack is a list of recurrent layers in one direction. Each reads all steps of the layer below
+    unchanged. Dropout between two layers is the identity except in training.
     """
-    part: list[LayerSpec] = []
+    group: list[LayerSpec] = []
     for spec in layers:
-        if part and not _joins_stack(part, spec, training=training):
-            yield from _split_stack(part)
-            part = []
-        part.append(spec)
-    yield from _split_stack(part)
+        if group and not _joins_stack(group, spec, training=training):
+            yield from _split_stack(group)
+            group = []
+        group.append(spec)
+    yield from _split_stack(group)
 
 
-def _joins_stack(part: Sequence[LayerSpec], spec: LayerSpec, *, training: bool) -> bool:
-    """Whether a layer belongs to the stack below it."""
-    below = next((one for one in reversed(part) if isinstance(one, RecurrentSpec)), None)
+def _joins_stack(group: Sequence[LayerSpec], spec: LayerSpec, *, training: bool) -> bool:
+    """True if a layer belongs to the stack below it."""
+    below = next((one for one in reversed(group) if isinstance(one, RecurrentSpec)), None)
     if below is None or below.directions > 1 or not below.return_sequences:
         return False
     if isinstance(spec, DropoutSpec):
@@ -64,40 +185,42 @@ def _joins_stack(part: Sequence[LayerSpec], spec: LayerSpec, *, training: bool) 
     )
 
 
-def _split_stack(part: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
-    """A stack without what stands behind its last recurrent layer, not higher than lanes reach."""
-    whole = list(part)
+def _split_stack(group: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
+    """Split off layers behind the last recurrent one, and split a stack that is too high."""
+    stack = list(group)
     behind: list[list[LayerSpec]] = []
-    while len(whole) > 1 and not isinstance(whole[-1], RecurrentSpec):
-        behind.insert(0, [whole.pop()])
-    recurrent = sum(isinstance(spec, RecurrentSpec) for spec in whole)
-    pieces = -(-recurrent // MAX_PIPELINE_LAYERS)
-    most, count, piece = -(-recurrent // max(1, pieces)), 0, list[LayerSpec]()
-    for spec in whole:
-        if count == most and isinstance(spec, RecurrentSpec):
-            yield piece
-            count, piece = 0, []
-        piece.append(spec)
+    while len(stack) > 1 and not isinstance(stack[-1], RecurrentSpec):
+        behind.insert(0, [stack.pop()])
+    recurrent = sum(isinstance(spec, RecurrentSpec) for spec in stack)
+    pipelines = -(-recurrent // MAX_PIPELINE_LAYERS)
+    per_pipeline, count, part = -(-recurrent // max(1, pipelines)), 0, list[LayerSpec]()
+    for spec in stack:
+        if count == per_pipeline and isinstance(spec, RecurrentSpec):
+            yield part
+            count, part = 0, []
+        part.append(spec)
         count += isinstance(spec, RecurrentSpec)
-    if piece:
-        yield piece
+    if part:
+        yield part
     yield from behind
 
 
 class PipelinedStacks:
-    """Runs stacks of recurrent layers.
+    """Plans and runs pipelines of recurrent layers.
 
     Parameters
     ----------
-    way
-        How one layer runs on the whole device.
-    allowed
-        When layers run side by side.
+    kernels
+        Kernels of one layer on the whole device.
+    options
+        Rules for pipelines.
     """
 
-    def __init__(self, device: Device, way: RecurrenceKernels, allowed: PipelineOptions) -> None:
-        self.device, self.way, self.allowed = device, way, allowed
-        self._ways: dict[int, list[RecurrenceKernels]] = {}
+    def __init__(
+        self, device: Device, kernels: RecurrenceKernels, options: PipelineOptions
+    ) -> None:
+        self.device, self.kernels, self.options = device, kernels, options
+        self._limited_kernels: dict[int, list[RecurrenceKernels]] = {}
         self._plans: dict[tuple[Any, ...], PipelinePlan | str] = {}
 
     def plan(
@@ -108,14 +231,15 @@ class PipelinedStacks:
         *,
         backward: bool = False,
     ) -> PipelinePlan | str:
-        """How a stack runs over N sequences, the longest of T steps, side by side, or why not."""
+        """Plan a stack over N sequences of at most T steps, or return the reason against it."""
         cells = tuple(spec.cells[0] for spec in specs)
         key = (cells, N, T, backward)
         if key not in self._plans:
             if len(self._plans) >= MAX_CACHED_PLANS:
                 self._plans.clear()
-            given = (cells, N, T, self.allowed)
-            self._plans[key] = plan_pipeline(self.way, self._own, *given, backward=backward)
+            self._plans[key] = plan_pipeline(
+                self.kernels, self._limited, cells, N, T, self.options, backward=backward
+            )
         return self._plans[key]
 
     def forward(
@@ -127,29 +251,31 @@ class PipelinedStacks:
         keep: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
-        """What each layer gives; None: they are to run one after the other.
+        """Result of each layer; None if the layers must run one after the other.
 
-        All layers' arrays are there at once. Where there is no room for that, there may be for one
-        layer's.
+        A pipeline allocates the arrays of all layers at once. Where memory is too small for that,
+        it may still suffice for one layer at a time.
         """
         batch, specs = x.batch, [layer.spec for layer in layers]
-        chosen = self.plan(specs, batch.N, batch.longest)
-        if isinstance(chosen, str):
+        plan = self.plan(specs, batch.N, batch.longest)
+        if isinstance(plan, str):
             return None
         passes: list[ForwardPass] = []
         try:
             for layer, state in zip(layers, states, strict=True):
-                passes.append(layer.begun(x, state, keep=keep, training=training))
-                x = layer.output(passes[-1])
+                passes.append(layer.allocate_forward(x, state, keep=keep, training=training))
+                x = layer.step_output(passes[-1])
         except DeviceMemoryError:
             return None
-        ways = self.beside(chosen)
-        met = [way.hand_over(one.runs[0]) for way, one in zip(ways, passes, strict=True)]
-        if mixes_clusters_and_grids(met):  # a plan that cannot run, and what runs instead
+        kernels = self.stream_kernels(plan)
+        kinds = [one.exchange_kind(p.runs[0]) for one, p in zip(kernels, passes, strict=True)]
+        if mixes_clusters_and_grids(kinds):  # a fallback kernel replaces a plan that cannot run
             return None
-        seconds = _PipelineRun(self.device, layers, ways, chosen.steps).forward(passes)
-        ended = zip(layers, passes, seconds, strict=True)
-        return [layer.ended(made, one) for layer, made, one in ended]
+        timings = _PipelineRun(self.device, layers, kernels, plan.chunk_steps).forward(passes)
+        return [
+            layer.finish_forward(layer_pass, timing)
+            for layer, layer_pass, timing in zip(layers, passes, timings, strict=True)
+        ]
 
     def backward(
         self,
@@ -157,254 +283,148 @@ class PipelinedStacks:
         tapes: Sequence[RecurrentTape],
         d_output: PackedSequences,
     ) -> list[LayerGradients] | None:
-        """Derivatives through each layer; None: they are to run one after the other."""
+        """Derivatives through each layer; None if the layers must run one after the other."""
         batch, specs = tapes[0].x.batch, [layer.spec for layer in layers]
-        chosen = self.plan(specs, batch.N, batch.longest, backward=True)
-        if isinstance(chosen, str):
+        plan = self.plan(specs, batch.N, batch.longest, backward=True)
+        if isinstance(plan, str):
             return None
-        ways = self.beside(chosen)
-        met = [
-            way.hand_over(tape.runs[0], backward=True)
-            for way, tape in zip(ways, tapes, strict=True)
+        kernels = self.stream_kernels(plan)
+        kinds = [
+            one.exchange_kind(tape.runs[0], backward=True)
+            for one, tape in zip(kernels, tapes, strict=True)
         ]
-        if mixes_clusters_and_grids(met):
+        if mixes_clusters_and_grids(kinds):
             return None
-        made: list[BackwardPass] = []
-        elements: list[DeviceArray | None] = []
+        passes: list[BackwardPass] = []
+        dz_operands: list[DeviceArray | None] = []
         try:
             for layer, tape in zip(reversed(layers), reversed(tapes), strict=True):
-                made.insert(0, layer.returning(tape, d_output))
-                elements.insert(0, _operand_buffer(layer, made[0]))
-                d_output = PackedSequences(batch, made[0].dx)
+                passes.insert(0, layer.allocate_backward(tape, d_output))
+                dz_operands.insert(0, _operand_buffer(layer, passes[0]))
+                d_output = PackedSequences(batch, passes[0].dx)
         except DeviceMemoryError:
             return None
-        _PipelineRun(self.device, layers, ways, chosen.steps).backward(made, elements)
-        lowest, first = layers[0], made[0]
-        input_gradient(self.device, lowest.precision, first.runs[0], first.dx, add=False)
-        return [layer.returned(one) for layer, one in zip(layers, made, strict=True)]
+        run = _PipelineRun(self.device, layers, kernels, plan.chunk_steps)
+        run.backward(passes, dz_operands)
+        lowest = passes[0]
+        input_gradient(self.device, layers[0].precision, lowest.runs[0], lowest.dx, add=False)
+        return [layer.finish_backward(one) for layer, one in zip(layers, passes, strict=True)]
 
-    def beside(self, chosen: PipelinePlan) -> list[RecurrenceKernels]:
-        """A way for each lane, with scratch memory of its own."""
-        self._own(chosen.share)
-        found = self._ways[chosen.share]
-        while len(found) < chosen.layers:
-            found.append(self.way.beside(chosen.share))
-        return found[: chosen.layers]
+    def stream_kernels(self, plan: PipelinePlan) -> list[RecurrenceKernels]:
+        """Kernels for each layer's stream, with scratch memory of their own."""
+        self._limited(plan.sm_limit)
+        kernels = self._limited_kernels[plan.sm_limit]
+        while len(kernels) < plan.layers:
+            kernels.append(self.kernels.with_sm_limit(plan.sm_limit))
+        return kernels[: plan.layers]
 
-    def _own(self, share: int) -> RecurrenceKernels:
-        """The first of the ways for a share, by which all are planned."""
-        if share not in self._ways:
-            self._ways[share] = [self.way.beside(share)]
-        return self._ways[share][0]
+    def _limited(self, sm_limit: int) -> RecurrenceKernels:
+        """Kernels limited to `sm_limit` multiprocessors, used for planning."""
+        if sm_limit not in self._limited_kernels:
+            self._limited_kernels[sm_limit] = [self.kernels.with_sm_limit(sm_limit)]
+        return self._limited_kernels[sm_limit][0]
 
 
-def _operand_buffer(layer: PreparedRecurrent, made: BackwardPass) -> DeviceArray | None:
-    """Where dz goes as products take it; None: they take it as it is, or rows of it."""
+def _operand_buffer(layer: PreparedRecurrent, layer_pass: BackwardPass) -> DeviceArray | None:
+    """Buffer for dz in the operand type; None where products take dz itself or gathered rows."""
     back = layer.precision.backward
-    if made.tape.x.batch.ragged:
+    if layer_pass.tape.x.batch.ragged:
         return None
-    return layer.device.empty(made.runs[0].dz.shape, back.element) if back.narrow else None
+    return layer.device.empty(layer_pass.runs[0].dz.shape, back.operand) if back.narrow else None
 
 
 @dataclass(eq=False)
 class _PipelineRun:
-    """A pass of a stack, or its way back, window by window.
+    """A forward or backward pass of a stack, chunk by chunk.
 
     Attributes
     ----------
-    ways
-        Of each layer, in its lane.
-    steps
-        Of a window.
-    left
-        By layer, a mark behind every window that is done.
+    kernels
+        Kernels of each layer, for its stream.
+    chunk_steps
+        Steps per chunk.
+    chunk_events
+        By layer and chunk, an event after the chunk's work.
     """
 
     device: Device
     layers: Sequence[PreparedRecurrent]
-    ways: Sequence[RecurrenceKernels]
-    steps: int
-    left: list[dict[int, Event]] = field(default_factory=list)
+    kernels: Sequence[RecurrenceKernels]
+    chunk_steps: int
+    chunk_events: list[dict[int, Event]] = field(default_factory=list)
 
     def forward(self, passes: Sequence[ForwardPass]) -> list[EventInterval]:
-        """Start it all; each layer's time is that by which it ends after the one below."""
-        cut = time_chunks(self.device, passes[0].x.batch, self.steps)
-        with self._lanes() as (begun, ends):
-            for place, number in _launch_order(len(self.layers), len(cut)):
-                self._forward(place, number, passes[place], cut[number])
-        edges = [begun, *ends]
+        """Start all chunks; a layer's time is what it adds to the time of the layers below."""
+        chunks = time_chunks(self.device, passes[0].x.batch, self.chunk_steps)
+        with self._streams() as (start, ends):
+            for k, number in _launch_order(len(self.layers), len(chunks)):
+                self._forward(k, number, passes[k], chunks[number])
+        edges = [start, *ends]
         return [EventInterval("pipelined", edges[k], edges[k + 1]) for k in range(len(ends))]
 
     def backward(
-        self, made: Sequence[BackwardPass], elements: Sequence[DeviceArray | None]
+        self, passes: Sequence[BackwardPass], dz_operands: Sequence[DeviceArray | None]
     ) -> None:
-        """Start it all, from the highest layer's last window to the lowest one's first."""
-        cut, count = time_chunks(self.device, made[0].tape.x.batch, self.steps), len(self.layers)
-        with self._lanes():
-            for place, turn in _launch_order(count, len(cut)):
-                k, number = count - 1 - place, len(cut) - 1 - turn
-                self._backward(k, number, made[k], cut[number], elements[k])
+        """Start all chunks, from the highest layer's last chunk to the lowest layer's first."""
+        chunks = time_chunks(self.device, passes[0].tape.x.batch, self.chunk_steps)
+        count = len(self.layers)
+        with self._streams():
+            for from_top, from_end in _launch_order(count, len(chunks)):
+                k, number = count - 1 - from_top, len(chunks) - 1 - from_end
+                self._backward(k, number, passes[k], chunks[number], dz_operands[k])
 
     @contextmanager
-    def _lanes(self) -> Iterator[tuple[Event, list[Event]]]:
-        """Lanes begin behind the main one, which goes on behind them, whatever happens inside.
+    def _streams(self) -> Iterator[tuple[Event, list[Event]]]:
+        """Streams start after the main stream, which waits for them even if an error occurs.
 
-        Gives the marks where they begin and, later, where each ends.
+        Yields the event at their start, and a list that later holds the event at each one's end.
         """
-        begun, ends = self.device.mark(), list[Event]()
-        self.left = [{} for _ in self.layers]
-        lanes = range(1, len(self.layers) + 1)
-        for lane in lanes:
-            with self.device.lane(lane):
-                self.device.after(begun)
+        start, ends = self.device.record_event(), list[Event]()
+        self.chunk_events = [{} for _ in self.layers]
+        streams = range(1, len(self.layers) + 1)
+        for stream in streams:
+            with self.device.use_stream(stream):
+                self.device.wait_event(start)
         try:
-            yield begun, ends
+            yield start, ends
         finally:
-            for lane in lanes:
-                with self.device.lane(lane):
-                    ends.append(self.device.mark())
-                self.device.after(ends[-1])
+            for stream in streams:
+                with self.device.use_stream(stream):
+                    ends.append(self.device.record_event())
+                self.device.wait_event(ends[-1])
 
-    def _forward(self, k: int, number: int, made: ForwardPass, window: TimeChunk) -> None:
-        """A window of a layer, behind the same one of the layer below."""
+    def _forward(self, k: int, number: int, layer_pass: ForwardPass, chunk: TimeChunk) -> None:
+        """Start a chunk of layer k after the same chunk of the layer below."""
         layer = self.layers[k]
-        with self.device.lane(k + 1):
+        with self.device.use_stream(k + 1):
             if k:
-                self.device.after(self.left[k - 1][number])
-            layer.project_window(made, window)
-            self.ways[k].forward([forward_chunk(run, window) for run in made.runs])
-            self.left[k][number] = self.device.mark()
+                self.device.wait_event(self.chunk_events[k - 1][number])
+            layer.project_chunk(layer_pass, chunk)
+            self.kernels[k].forward([forward_chunk(run, chunk) for run in layer_pass.runs])
+            self.chunk_events[k][number] = self.device.record_event()
 
     def _backward(
         self,
         k: int,
         number: int,
-        made: BackwardPass,
-        window: TimeChunk,
-        element: DeviceArray | None,
+        layer_pass: BackwardPass,
+        chunk: TimeChunk,
+        dz_operand: DeviceArray | None,
     ) -> None:
-        """A window of a layer's way back, behind the same one of the layer above."""
-        (run,) = made.runs
-        with self.device.lane(k + 1):
+        """Start a backward chunk of layer k after the same chunk of the layer above."""
+        (run,) = layer_pass.runs
+        with self.device.use_stream(k + 1):
             if k + 1 < len(self.layers):
-                self.device.after(self.left[k + 1][number])
-            self.ways[k].backward([backward_chunk(self.device, run, window)])
-            if k:  # nobody waits for the lowest one's, which are one product afterwards
+                self.device.wait_event(self.chunk_events[k + 1][number])
+            self.kernels[k].backward([backward_chunk(self.device, run, chunk)])
+            if k:  # the lowest layer's input gradient is one product afterwards
                 precision = self.layers[k].precision
-                chunk_input_gradient(self.device, precision, run, made.dx, element, window)
-            self.left[k][number] = self.device.mark()
+                chunk_input_gradient(self.device, precision, run, layer_pass.dx, dz_operand, chunk)
+            self.chunk_events[k][number] = self.device.record_event()
 
 
-def _launch_order(layers: int, time_chunks: int) -> Iterator[tuple[int, int]]:
-    """Layers and their windows as they are started: what can run at the same time together."""
-    for turn in range(time_chunks + layers - 1):
-        for place in range(max(0, turn - time_chunks + 1), min(layers, turn + 1)):
-            yield place, turn - place
-
-
-# MERGED pipelining: """Whether recurrent layers on top of each other run side by side, and in which windows of steps.  While a layer computes a window, the one below it computes the next; on the way back, the one above it does. That pays where a layer leaves most of the device idle and there are many steps; each window costs a launch, a product of its own, and time of the host.  Blocks that wait for one another across the grid have to be on the device together, and those of two layers must not keep each other off it. So each of L layers gets a share, an L-th of all multiprocessors, and starts no more of such blocks than that. Then some multiprocessor is empty as long as one of them is not running, for blocks that run are fewer than multiprocessors, and every block fits an empty one: it starts, whatever else runs. Blocks that wait for nobody, or within a cluster, which starts as a whole, end by themselves, and so do products. Clusters need neighbouring multiprocessors, though, which waiting blocks may hold in part while they wait for their turn behind the cluster: a stack that has both is not pipelined. """
-MAX_PIPELINE_LAYERS = 6
-"""Of a pipeline; higher stacks are several. A GPU runs work of about 8 streams at a time."""
-MAX_TIME_CHUNKS = 64
-MIN_SPEEDUP = 1.1
-"""How much faster a pipeline has to be by the model, which is rough, to be chosen."""
-
-PIPELINES = ("auto", "always", "never")
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """What is otherwise chosen by a model; for tests and measurements.
-
-    Attributes
-    ----------
-    when
-        A name of `PIPELINES`: where the model says that it is faster, wherever it is possible, or
-        nowhere.
-    steps
-        Of a window.
-    """
-
-    when: str = "auto"
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class PipelinePlan:
-    """How layers run side by side.
-
-    Attributes
-    ----------
-    layers, windows
-        How many.
-    steps
-        Of a window.
-    share
-        Multiprocessors of a layer whose blocks wait for one another.
-    seconds, apart
-        Modelled: of the pipeline, and of the layers one after the other.
-    """
-
-    layers: int
-    windows: int
-    steps: int
-    share: int
-    seconds: float
-    apart: float
-
-
-def plan_pipeline(
-    way: RecurrenceKernels,
-    beside: Callable[[int], RecurrenceKernels],
-    cells: Sequence[Cell],
-    N: int,
-    T: int,
-    allowed: PipelineOptions,
-    *,
-    backward: bool = False,
-) -> PipelinePlan | str:
-    """How a stack of layers runs side by side, or why it does not.
-
-    Parameters
-    ----------
-    way, beside
-        What runs a layer on the whole device, and what runs it on so many multiprocessors.
-    cells
-        Of each layer, from the lowest.
-    N, T
-        Sequences, all of so many steps.
-    """
-    if allowed.when == "never":
-        return "no pipeline was allowed"
-    if T < 2 or N < 1:
-        return "there are no windows of a step"
-    share = way.multiprocessors // len(cells)
-    if share < 1:
-        return "the device has fewer multiprocessors than there are layers"
-    own = beside(share)
-    steps = [own.modelled(cell, N, backward=backward) for cell in cells]
-    if mixes_clusters_and_grids(kind for _, kind in steps):
-        return "clusters may keep blocks that wait across the grid off the device"
-    slowest = max(seconds for seconds, _ in steps)
-    whole = [way.modelled(cell, N, backward=backward) for cell in cells]
-    apart = sum(T * seconds + costs.CHUNK_SECONDS for seconds, _ in whole)
-    windows = [allowed.steps] if allowed.steps else sorted({ceil(T / n) for n in _chunk_counts(T)})
-    modelled = {size: costs.pipeline_seconds(slowest, len(cells), T, size) for size in windows}
-    size = min(modelled, key=lambda size: modelled[size])
-    found = PipelinePlan(len(cells), ceil(T / size), size, share, modelled[size], apart)
-    if allowed.when == "auto" and found.seconds * MIN_SPEEDUP > apart:
-        return (
-            f"one after the other is as fast: {apart * 1e6:.0f} µs by the model, "
-            f"{found.seconds * 1e6:.0f} in {found.windows} windows of {size} steps"
-        )
-    return found
-
-
-def mixes_clusters_and_grids(kinds: Iterable[str]) -> bool:
-    """Whether clusters would run beside blocks that wait for one another across the grid."""
-    return {CLUSTER, GRID} <= set(kinds)
-
-
-def _chunk_counts(T: int) -> range:
-    """Of windows that are worth a thought."""
-    return range(2, min(T, MAX_TIME_CHUNKS) + 1)
+def _launch_order(layers: int, chunks: int) -> Iterator[tuple[int, int]]:
+    """Pairs of layer and chunk in launch order; pairs that can run concurrently are adjacent."""
+    for diagonal in range(chunks + layers - 1):
+        for k in range(max(0, diagonal - chunks + 1), min(layers, diagonal + 1)):
+            yield k, diagonal - k

@@ -1,8 +1,8 @@
-"""Windows of steps: a batch, and a layer's pass over it, cut into stretches of time.
+"""Chunks of steps of a batch and a pass, for pipelined stacks, whose benefit is unmeasured.
 
-A window of a batch is a batch itself: its sequences begin further on among the same rows, and have
-as many steps as the window leaves them, so longest first they still are. Of a window, a run has
-all arrays of the whole; its states are those that the window before has left.
+A chunk of a batch is a batch itself. Its sequences begin further on among the same rows, and end
+with the chunk; the longest-first order stays. A run over a chunk uses the arrays of the whole run;
+its initial states are those that the chunk before has left.
 """
 
 from __future__ import annotations
@@ -21,59 +21,60 @@ from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray
 
 @dataclass(frozen=True, eq=False)
 class TimeChunk:
-    """A stretch of steps.
+    """A range of steps of a batch.
 
     Attributes
     ----------
     batch
-        The window itself.
+        The chunk as a batch.
     first
-        Its first step.
+        First step of the chunk.
     rows
-        (R,) int64 on the device: the numbers of its rows, where sequences differ in length; else
-        they are found by counting.
-    before
-        (N,) int64 on the device, likewise: by the caller's order, the row of the step before. Of a
-        sequence that is over any row.
+        (R,) int64 on the device: row numbers of the chunk's steps. None if all sequences have one
+        length: then the rows follow from the sizes.
+    previous_rows
+        (N,) int64 on the device, in the caller's order: row of the step before the chunk; any row
+        for a sequence that has ended. None if all sequences have one length.
     """
 
     batch: DeviceBatch
     first: int
     rows: DeviceArray | None = None
-    before: DeviceArray | None = None
+    previous_rows: DeviceArray | None = None
 
 
 _CHUNKS: WeakKeyDictionary[DeviceBatch, dict[int, tuple[TimeChunk, ...]]] = WeakKeyDictionary()
 
 
 def time_chunks(device: Device, batch: DeviceBatch, steps: int) -> tuple[TimeChunk, ...]:
-    """A batch in windows of so many steps, the last with what is left; made once.
+    """Cut a batch in chunks of `steps` steps, the last one shorter; made once per batch.
 
-    Call it in the main lane: the tables that it makes are kept for passes to come.
+    Call it on the main stream: later passes use the same tables.
     """
-    made = _CHUNKS.setdefault(batch, {})
-    if steps not in made:
-        made[steps] = _split_batch(device, batch, steps)
-    return made[steps]
+    chunks = _CHUNKS.setdefault(batch, {})
+    if steps not in chunks:
+        chunks[steps] = _split_batch(device, batch, steps)
+    return chunks[steps]
 
 
 def _split_batch(device: Device, batch: DeviceBatch, steps: int) -> tuple[TimeChunk, ...]:
     n = np.full(batch.N, batch.T, np.int64) if batch.lengths is None else batch.lengths
-    begun, order = np.cumsum(n) - n, np.argsort(-n, kind="stable")
+    starts, order = np.cumsum(n) - n, np.argsort(-n, kind="stable")
     tables, sizes = list[Array](), list[int]()
-    for at in range(0, batch.longest, steps):
-        size = min(steps, batch.longest - at)
-        left = np.clip(n - at, 0, size)
-        tables += [begun[order] + at, left[order]]
+    for first in range(0, batch.longest, steps):
+        size = min(steps, batch.longest - first)
+        lengths = np.clip(n - first, 0, size)
+        tables += [starts[order] + first, lengths[order]]
         if batch.ragged:
-            tables += [_row_numbers(begun + at, left), np.clip(begun + at - 1, 0, batch.Q - 1)]
+            previous = np.clip(starts + first - 1, 0, batch.Q - 1)
+            tables += [_row_numbers(starts + first, lengths), previous]
         sizes.append(size)
-    whole = device.upload(np.concatenate([table.astype(np.int64) for table in tables]))
+    joined = device.upload(np.concatenate([table.astype(np.int64) for table in tables]))
     ends = np.cumsum([len(table) for table in tables])
-    parts = iter([whole[int(e) - len(t) : int(e)] for t, e in zip(tables, ends, strict=True)])
-    found = []
+    parts = iter([joined[int(e) - len(t) : int(e)] for t, e in zip(tables, ends, strict=True)])
+    chunks = []
     for k, size in enumerate(sizes):
-        own = replace(
+        chunk_batch = replace(
             batch,
             T=size,
             starts=next(parts),
@@ -82,20 +83,21 @@ def _split_batch(device: Device, batch: DeviceBatch, steps: int) -> tuple[TimeCh
             longest=size,
             sorted_steps=np.clip(batch.sorted_steps - k * steps, 0, size),
         )
-        rest = (next(parts), next(parts)) if batch.ragged else ()
-        found.append(TimeChunk(own, k * steps, *rest))
-    return tuple(found)
+        rows = next(parts) if batch.ragged else None
+        previous_rows = next(parts) if batch.ragged else None
+        chunks.append(TimeChunk(chunk_batch, k * steps, rows, previous_rows))
+    return tuple(chunks)
 
 
 def _row_numbers(starts: Array, lengths: Array) -> Array:
-    """The numbers of sequences' rows, one sequence behind the other."""
+    """Row numbers of sequences, one sequence after the other."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 def multiply_chunk_rows(
     device: Device,
-    window: TimeChunk,
+    chunk: TimeChunk,
     a: DeviceArray,
     b: DeviceArray,
     out: DeviceArray,
@@ -103,55 +105,55 @@ def multiply_chunk_rows(
     *,
     transpose_b: bool = False,
 ) -> None:
-    """The window's rows of out = a b.
+    """Compute the chunk's rows of out = a b.
 
     Parameters
     ----------
     a
-        (Q, K) of the operands' type, or real: then its rows are rounded.
+        (Q, K) of the operand type, or of the accumulator type: then its rows are rounded.
     """
     name = precision.name
-    if window.rows is None:
-        parts = chunk_rows(a, window), b, chunk_rows(out, window)
-        device.multiply(*parts, name, transpose_b=transpose_b)
+    if chunk.rows is None:
+        a_rows, out_rows = chunk_rows(a, chunk), chunk_rows(out, chunk)
+        device.multiply(a_rows, b, out_rows, name, transpose_b=transpose_b)
         return
-    rows = gather_rows(device, a, window.rows)
-    if str(rows.dtype) != precision.element:
+    rows = gather_rows(device, a, chunk.rows)
+    if str(rows.dtype) != precision.operand:
         rows = round_operands(device, precision, rows)
-    made = device.empty((rows.shape[0], out.shape[1]), precision.real)
-    device.multiply(rows, b, made, name, transpose_b=transpose_b)
-    scatter_rows_into(device, made, window.rows, out)
+    product = device.empty((rows.shape[0], out.shape[1]), precision.accumulator)
+    device.multiply(rows, b, product, name, transpose_b=transpose_b)
+    scatter_rows_into(device, product, chunk.rows, out)
 
 
-def chunk_rows(values: DeviceArray, window: TimeChunk) -> DeviceArray:
-    """A window's rows where lengths do not differ: a view (N, steps, F), or (steps, F) of one."""
-    N, F = window.batch.N, values.shape[1]
-    steps = slice(window.first, window.first + window.batch.T)
+def chunk_rows(values: DeviceArray, chunk: TimeChunk) -> DeviceArray:
+    """View a chunk's rows where all lengths are equal: (N, steps, F), or (steps, F) if N = 1."""
+    N, F = chunk.batch.N, values.shape[1]
+    steps = slice(chunk.first, chunk.first + chunk.batch.T)
     if N == 1:
         return values[steps]
     return values.reshape(N, values.shape[0] // N, F)[:, steps]
 
 
-def forward_chunk(run: ForwardRun, window: TimeChunk) -> ForwardRun:
-    """A forward run over a window."""
-    return replace(run, batch=window.batch)
+def forward_chunk(run: ForwardRun, chunk: TimeChunk) -> ForwardRun:
+    """Restrict a forward run to a chunk."""
+    return replace(run, batch=chunk.batch)
 
 
-def backward_chunk(device: Device, run: BackwardRun, window: TimeChunk) -> BackwardRun:
-    """A backward run over a window.
+def backward_chunk(device: Device, run: BackwardRun, chunk: TimeChunk) -> BackwardRun:
+    """Restrict a backward run to a chunk.
 
-    The states that it begins from are those of the step before, or the run's own.
+    Its initial states are those of the step before the chunk, or those of the whole run.
     """
-    forward, h, c = forward_chunk(run.forward, window), run.h_first, run.c_first
-    if window.first:
-        h = _previous_rows(device, run.y, window)
-        c = None if c is None else _previous_rows(device, run.forward.c_steps, window)
-    return replace(run, forward=forward, h_first=h, c_first=c)
+    forward, h, c = forward_chunk(run.forward, chunk), run.h_initial, run.c_initial
+    if chunk.first:
+        h = _rows_before(device, run.y, chunk)
+        c = None if c is None else _rows_before(device, run.forward.c_steps, chunk)
+    return replace(run, forward=forward, h_initial=h, c_initial=c)
 
 
-def _previous_rows(device: Device, values: DeviceArray, window: TimeChunk) -> DeviceArray:
-    """Every sequence's row (N, F) of the step before a window: a view where that can be."""
-    if window.before is not None:
-        return gather_rows(device, values, window.before)
-    N = window.batch.N
-    return values.reshape(N, values.shape[0] // N, values.shape[1])[:, window.first - 1]
+def _rows_before(device: Device, values: DeviceArray, chunk: TimeChunk) -> DeviceArray:
+    """Rows (N, F) of the step before a chunk: a view if all lengths are equal."""
+    if chunk.previous_rows is not None:
+        return gather_rows(device, values, chunk.previous_rows)
+    N = chunk.batch.N
+    return values.reshape(N, values.shape[0] // N, values.shape[1])[:, chunk.first - 1]

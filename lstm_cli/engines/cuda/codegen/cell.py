@@ -1,4 +1,7 @@
-"""Expressions as CUDA C++: one statement for each node, arguments before what reads them."""
+"""CUDA C++ of expressions: where the equations of a gate become statements of a kernel.
+
+Each node of the expression graph is one statement, and arguments come before their readers.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ OPERATIONS: Mapping[str, str] = {
     "select": "{0} ? {1} : {2}",
     "clip": "{0} < {1} ? {1} : {2} < {0} ? {2} : {0}",
 }
-"""What each operation is in C++. NaN passes through all of them, as it does in NumPy."""
+"""CUDA C++ of each operation. NaN propagates through all of them, as in NumPy."""
 
 CONDITIONS = ("less", "less_equal")
 
@@ -30,19 +33,20 @@ CONDITIONS = ("less", "less_equal")
 def emit(
     roots: Mapping[str, Expression], values: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Statements that compute expressions, and the C++ name of each root.
+    """Emit statements that compute expressions.
 
     Parameters
     ----------
     roots
-        What to compute, by name.
+        Expressions to compute, by name.
     values
-        The C++ expression of every symbol.
+        CUDA C++ of every symbol.
 
     Returns
     -------
-    Lines of C++ in the type ``real``, which the code around them defines; and for each root the
-    name of the variable that holds it.
+    lines, names
+        Statements in the type ``real``, which the code around them defines; and the name of the
+        variable that holds each root.
     """
     names: dict[Expression, str] = {}
     lines = []

@@ -1,20 +1,18 @@
-"""Expressions on the device's arrays, element by element: a kernel for each set of expressions.
+"""Elementwise kernels and sums of expressions: one kernel per set of expressions.
 
-DeferredSums are made in one order, whatever runs when: each block leaves the sum of its own numbers, and
-the host adds these up. They come to the host together, when the first of them is asked for, so that
-a training step waits once.
+Each block adds up its own numbers, and the host adds up the blocks, so a sum has a fixed order. All
+sums come to the host together when the first one is read, so a training step waits once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from lstm_cli.cells.expression import Expression, topological
 from lstm_cli.engines.arrays import Late
 from lstm_cli.engines.cuda.codegen.cell import emit
-from lstm_cli.engines.cuda.codegen.layout import C_TYPES
 from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
+from lstm_cli.engines.cuda.precision import C_TYPES
 from lstm_cli.engines.cuda.runtime.device import (
     LOOP_THREADS,
     Device,
@@ -26,10 +24,10 @@ from lstm_cli.engines.cuda.runtime.device import (
 )
 
 MAX_SUM_BLOCKS = 64
-"""Blocks that share out a sum, at most."""
+"""Largest number of blocks that share out a sum."""
 
 SUM_BUFFER_SIZE = 1 << 13
-"""Parts of sums that are kept on the device before they are fetched."""
+"""Partial sums that the device keeps before they are fetched."""
 
 BLOCK_SUM = """
 __device__ __forceinline__ void leave_sum(double own, double* sums, double* to) {
@@ -42,37 +40,43 @@ __device__ __forceinline__ void leave_sum(double own, double* sums, double* to) 
   if (threadIdx.x == 0) to[blockIdx.x] = sums[0];
 }
 """
-"""The sum of a block's own numbers, in an order that is always the same."""
+"""CUDA C++ of a block's sum, in a fixed order."""
 
 
 class DeferredSums:
-    """DeferredSums that the device makes and the host asks for later."""
+    """Sums that the device computes, and the host fetches together when one is read."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._parts: DeviceArray | None = None
+        self._buffer: DeviceArray | None = None
         self._used = 0
-        self._open: list[_DeferredSum] = []
+        self._pending: list[_DeferredSum] = []
 
-    def room(self, parts: int) -> tuple[DeviceArray, Late]:
-        """Where so many parts of a sum go, and the sum of all, for later."""
+    def reserve(self, parts: int) -> tuple[DeviceArray, Late]:
+        """Reserve device memory for the partial sums of one sum.
+
+        Returns
+        -------
+        buffer, total
+            (parts,) float64 on the device, and a call that waits for the total.
+        """
         if self._used + parts > SUM_BUFFER_SIZE:
             self.fetch()
-        if self._parts is None:
-            self._parts = self.device.empty((SUM_BUFFER_SIZE,), "float64")
+        if self._buffer is None:
+            self._buffer = self.device.empty((SUM_BUFFER_SIZE,), "float64")
         place = slice(self._used, self._used + parts)
         self._used += parts
-        made = _DeferredSum(self, place)
-        self._open.append(made)
-        return self._parts[place], made
+        total = _DeferredSum(self, place)
+        self._pending.append(total)
+        return self._buffer[place], total
 
     def fetch(self) -> None:
-        """All that were asked to be made, to the host."""
-        if self._parts is not None and self._used:
-            found = self.device.download(self._parts[: self._used])
-            for one in self._open:
-                one.value = float(found[one.place].sum())
-        self._open, self._used = [], 0
+        """Copy all pending sums to the host."""
+        if self._buffer is not None and self._used:
+            parts = self.device.download(self._buffer[: self._used])
+            for pending in self._pending:
+                pending.value = float(parts[pending.place].sum())
+        self._pending, self._used = [], 0
 
 
 class _DeferredSum:
@@ -92,46 +96,61 @@ def evaluate(
     values: Mapping[str, DeviceArray | float],
     out: Mapping[str, DeviceArray],
 ) -> None:
-    """Every root into its array of `out`; see `lstm_cli.engines.arrays.Elementwise`."""
+    """Compute every root elementwise into its array of `out`.
+
+    Parameters
+    ----------
+    values
+        Array or number of each symbol. All arrays have the shape and dtype of those of `out`.
+
+    Raises
+    ------
+    ValueError
+        The arrays differ in shape or dtype.
+    """
     first = next(iter(out.values()))
     for array in out.values():
         _require_same_layout(first, array)
-    given, numbers = _symbol_values(roots.values(), values, first)
+    arrays, numbers = _symbol_values(roots.values(), values, first)
     if not first.size:
         return
-    real = dtype_name(first.dtype)
-    key = ("evaluate", tuple(roots.items()), tuple(given), tuple(numbers), real)
-    kernel = cached_kernels(
-        device, key, ["evaluate"], lambda: _evaluate_source(roots, list(given), list(numbers), real)
-    )["evaluate"]
-    arrays = [*given.values(), *(out[name] for name in roots)]
-    kernel(grid_stride_launch(device, first.size), *arrays, *numbers.values(), first.size)
+    dtype = dtype_name(first.dtype)
+    key = ("evaluate", tuple(roots.items()), tuple(arrays), tuple(numbers), dtype)
+    kernels = cached_kernels(
+        device,
+        key,
+        ["evaluate"],
+        lambda: _evaluate_source(roots, list(arrays), list(numbers), dtype),
+    )
+    outputs = [out[name] for name in roots]
+    launch = grid_stride_launch(device, first.size)
+    kernels["evaluate"](launch, *arrays.values(), *outputs, *numbers.values(), first.size)
 
 
 def total(
     device: Device, root: Expression, values: Mapping[str, DeviceArray | float], sums: DeferredSums
 ) -> Late:
-    """The sum of a root over all elements, each computed and added in double precision."""
+    """Sum a root over all elements, each computed and added in double precision."""
     first = next(value for value in values.values() if not isinstance(value, float | int))
-    given, numbers = _symbol_values([root], values, first)
+    arrays, numbers = _symbol_values([root], values, first)
     if not first.size:
         return lambda: 0.0
-    real = dtype_name(first.dtype)
-    key = ("total", root, tuple(given), tuple(numbers), real)
-    kernel = cached_kernels(
-        device, key, ["total"], lambda: _total_source(root, list(given), list(numbers), real)
-    )["total"]
-    parts = min(MAX_SUM_BLOCKS, -(-first.size // LOOP_THREADS))
-    place, late = sums.room(parts)
-    launch = Launch((parts, 1, 1), LOOP_THREADS, shared=LOOP_THREADS * 8)
-    kernel(launch, *given.values(), place, *numbers.values(), first.size)
-    return late
+    dtype = dtype_name(first.dtype)
+    key = ("total", root, tuple(arrays), tuple(numbers), dtype)
+    kernels = cached_kernels(
+        device, key, ["total"], lambda: _total_source(root, list(arrays), list(numbers), dtype)
+    )
+    blocks = min(MAX_SUM_BLOCKS, -(-first.size // LOOP_THREADS))
+    parts, deferred = sums.reserve(blocks)
+    launch = Launch((blocks, 1, 1), LOOP_THREADS, shared=LOOP_THREADS * 8)
+    kernels["total"](launch, *arrays.values(), parts, *numbers.values(), first.size)
+    return deferred
 
 
 def _symbol_values(
-    roots: Any, values: Mapping[str, DeviceArray | float], like: DeviceArray
+    roots: Iterable[Expression], values: Mapping[str, DeviceArray | float], like: DeviceArray
 ) -> tuple[dict[str, DeviceArray], dict[str, float]]:
-    """Arrays and numbers that the roots read, by name, in an order that is always the same."""
+    """Arrays and numbers that the roots read, by name, in a fixed order."""
     names = [str(node.payload) for node in topological(roots) if node.op == "symbol"]
     numbers = {n: float(values[n]) for n in names if isinstance(values[n], float | int)}
     arrays = {name: values[name] for name in names if name not in numbers}
@@ -143,13 +162,13 @@ def _symbol_values(
 def _require_same_layout(one: DeviceArray, other: DeviceArray) -> None:
     if one.shape != other.shape or one.dtype != other.dtype:
         raise ValueError(
-            f"arrays of one shape and dtype are wanted, not {one.shape} {one.dtype} and "
+            f"arrays must have one shape and dtype, not {one.shape} {one.dtype} and "
             f"{other.shape} {other.dtype}"
         )
 
 
 def _evaluate_source(
-    roots: Mapping[str, Expression], arrays: Sequence[str], numbers: Sequence[str], real: str
+    roots: Mapping[str, Expression], arrays: Sequence[str], numbers: Sequence[str], dtype: str
 ) -> str:
     """CUDA C++ of the kernel ``evaluate``."""
     lines, names = emit(roots, _symbol_expressions(arrays, numbers, "a{}[k]"))
@@ -158,7 +177,7 @@ def _evaluate_source(
     listed = ", ".join([*_kernel_parameters(arrays, numbers, outs), "long long size"])
     body = "\n    ".join(lines)
     return f"""{PRELUDE}
-typedef {C_TYPES[real]} real;
+typedef {C_TYPES[dtype]} real;
 extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) evaluate({listed}) {{
   {GRID_STRIDE_LOOP} {{
     {body}
@@ -168,7 +187,7 @@ extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) evaluate({listed}) 
 
 
 def _total_source(
-    root: Expression, arrays: Sequence[str], numbers: Sequence[str], given: str
+    root: Expression, arrays: Sequence[str], numbers: Sequence[str], dtype: str
 ) -> str:
     """CUDA C++ of the kernel ``total``."""
     lines, names = emit({"": root}, _symbol_expressions(arrays, numbers, "real(a{}[k])"))
@@ -177,7 +196,7 @@ def _total_source(
     body = "\n    ".join([*lines, f"own += {names['']};"])
     return f"""{PRELUDE}
 typedef double real;
-typedef {C_TYPES[given]} given;
+typedef {C_TYPES[dtype]} given;
 {BLOCK_SUM}
 extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) total({listed}) {{
   DYNAMIC_SHARED(memory);
@@ -193,12 +212,13 @@ extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) total({listed}) {{
 def _symbol_expressions(
     arrays: Sequence[str], numbers: Sequence[str], element: str
 ) -> dict[str, str]:
-    named = {name: element.format(k) for k, name in enumerate(arrays)}
-    return named | {name: f"real(n{k})" for k, name in enumerate(numbers)}
+    """CUDA C++ of each symbol; `element` formats that of an array by its number."""
+    expressions = {name: element.format(k) for k, name in enumerate(arrays)}
+    return expressions | {name: f"real(n{k})" for k, name in enumerate(numbers)}
 
 
 def _kernel_parameters(
     arrays: Sequence[str], numbers: Sequence[str], outs: Sequence[str]
 ) -> list[str]:
-    reads = [f"const real* a{k}" for k in range(len(arrays))]
-    return [*reads, *outs, *(f"double n{k}" for k in range(len(numbers)))]
+    inputs = [f"const real* a{k}" for k in range(len(arrays))]
+    return [*inputs, *outs, *(f"double n{k}" for k in range(len(numbers)))]

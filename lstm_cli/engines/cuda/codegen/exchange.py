@@ -1,30 +1,30 @@
-"""How the blocks of a persistent kernel hand over what each has computed, once a step.
+"""Exchange of values between the blocks of a persistent kernel, once per step; speed unmeasured.
 
-The vectors of a group stand in two buffers: a step reads the one that the step before wrote. Three
-kinds differ in where they stand:
+The vectors of a group are in two buffers: a step reads the one that the step before wrote. The
+three kinds of exchange differ in where the buffers are:
 
 ``block``
-    One block has all units. The buffers are in its shared memory, and ``__syncthreads`` orders
-    everything.
+    One block has all units. The buffers are in its shared memory, and ``__syncthreads`` orders all
+    accesses.
 ``cluster``
     Every block of a thread-block cluster has the whole vectors in its own shared memory. It
-    writes its units to its own buffer, waits for its own threads, and copies them 16 bytes at a
-    time to the others' (``st.shared::cluster``). Then all threads of all blocks arrive with
-    release and wait with acquire, so whatever was stored before an arrival is seen behind a wait.
+    writes its units to its own buffer and synchronizes its threads. Then it copies the units, 16
+    bytes at a time, to the other blocks (``st.shared::cluster``). Finally all threads of all blocks
+    arrive with release and wait with acquire. So stores before an arrival are visible after a wait.
 ``grid``
-    The buffers are in global memory. Threads write them with ordinary stores and meet at
-    ``__syncthreads``; one thread then adds to the group's counter with release at the device's
-    scope, which, by cumulativity, covers what the block's other threads wrote before that
-    barrier. One thread of each block waits for the count with acquire, and the barrier behind
-    passes that on to its block. The vectors are read past the L1 cache (``ld.global.cg``), which
-    no other block's stores reach. All blocks of a launch have to be resident.
+    The buffers are in global memory. Threads write them with ordinary stores, then synchronize
+    (``__syncthreads``). One thread adds to the group's counter with release at device scope. By
+    cumulativity, this covers the writes of the block's other threads before the barrier. One thread
+    of each block waits for the count with acquire, and a barrier passes that on to its block. Loads
+    bypass the L1 cache (``ld.global.cg``), which other blocks' stores do not reach. All
+    blocks of a launch have to be resident.
 
-One meeting a step is enough. What step s writes is the buffer that step s - 1 read; a block gets
-to step s only behind the meeting at the end of step s - 1, to which every block came after its
-last read: the products' operands are in registers, and the sums have gone through
-``__syncthreads``, before a block writes anything or arrives. Nothing is handed over in the last
-step, so no block stores into one that has ended; and no block stores into another before all of
-a cluster have met once, for one might not have begun.
+One barrier per step is enough. Step s writes the buffer that step s - 1 read. A block reaches step
+s only after the barrier at the end of step s - 1. Every block arrives there after its last read:
+the products' operands are in registers, and the sums have passed ``__syncthreads``, before a block
+writes or arrives. The last step exchanges nothing, so no block stores into one that has ended. And
+no block stores into another before a first barrier of the cluster, since that one may not have
+started.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from dataclasses import dataclass
 from lstm_cli.engines.cuda.planning.plan import BLOCK, CLUSTER, GRID, PersistentPlan
 
 COUNTER_WORDS = 32
-"""Counters are a cache line apart."""
+"""32-bit words per counter: each has its own cache line."""
 
 
 @dataclass(frozen=True)
 class ExchangeCode:
-    """Code of one kind; the names in it are the kernel's.
+    """CUDA C++ of one kind of exchange; it uses names of the kernel.
 
     Attributes
     ----------
     buffers
-        Declares ``element* exchange``, the group's two buffers.
+        Declaration of ``element* exchange``, the group's two buffers.
     first, stride
-        Which of a buffer's numbers a thread fills at the start.
+        First number of the buffers that a thread initializes, and the distance to its next one.
     load
-        A `Quad` of a vector at the address ``from``.
+        Load of a `Quad` of a vector at the address ``from``.
     arrive, wait
-        After a step's values are written; before they are read.
+        Statements after a step's values are written, and before they are read.
     """
 
     buffers: str
@@ -106,14 +106,14 @@ __device__ __forceinline__ void spread(element* after, int block, int now) {
   }
 }
 """
-"""The copies of `CLUSTER`; ``OWN`` is how many stretches of columns a block has in a vector."""
+"""CUDA C++ of the copies within a cluster; a block has ``OWN`` ranges of columns in a vector."""
 
 
 def cluster_copy_code(plan: PersistentPlan) -> str:
-    """The device function that a kind needs."""
+    """CUDA C++ of the device function that copies within a cluster; empty for other kinds."""
     return CLUSTER_COPY_CODE if plan.kind == CLUSTER else ""
 
 
 def counter_words(plan: PersistentPlan, groups: int, directions: int) -> int:
-    """Words of counters that a launch needs."""
+    """32-bit words of counters per launch; 0 unless the exchange is through global memory."""
     return groups * directions * COUNTER_WORDS if plan.kind == GRID else 0

@@ -1,9 +1,9 @@
-"""The general backward kernel of a cell: a whole sequence from its last step to its first.
+"""General backward kernel of a cell: a whole sequence from its last step to its first.
 
-A step begins with the product that brings h's derivative back from the step behind it; the
-gradient of the cell's own graph does the rest. Tiles, exchange buffers and meetings are those of
-the forward kernel. Derivatives of pre-activations are left for all steps, since those of weights
-and inputs are large products over all of them, made afterwards.
+A step begins with the product that brings back h's derivative from the following step. The gradient
+of the cell's graph computes the rest. Tiles, exchange buffers and grid barriers are those of the
+forward kernel. The kernel stores derivatives of pre-activations for all steps; afterwards, large
+products over all steps compute those of weights and inputs.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ SHARED_PARAMETERS = (
     "long long scratch_bytes",
     "unsigned* meeting",
 )
-"""Of the batch; `order` to `counts` as in `Batch`, ``*_row`` how far apart rows are."""
+"""Parameters of the batch; `order` to `counts` as in `DeviceBatch`, ``*_row`` are row strides."""
 
 
 @lru_cache(maxsize=64)
 def parameters(phases: int) -> KernelParameters:
-    """The kernel's parameters; see `BackwardRun`. ``w_k`` are packed weights of product k."""
+    """Parameters of the kernel; see `BackwardRun`. ``w_k`` are the packed weights of product k."""
     own = ["const real* p", "const real* m", "const real* record", "const real* c_steps"]
     own += ["const real* h_first", "const real* c_first", "const real* y", "const real* d_y"]
     own += ["real* dh", "real* dc", "real* dz", "real* du", "real* d_projected", "real* dp"]
@@ -61,28 +61,29 @@ def parameters(phases: int) -> KernelParameters:
 
 
 def undone_stages(schedule: Schedule) -> tuple[Stage, ...]:
-    """The stage whose product each backward phase undoes; the first one that of the step behind."""
+    """Stage whose product each backward phase undoes; the first undoes the following step's."""
     return tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
 
 
 @lru_cache(maxsize=256)
 def shares_derivatives(schedule: Schedule) -> bool:
-    """Whether input and recurrent parts have the same derivatives, which are then kept once."""
-    found: dict[str, Expression] = {}
+    """True if input and recurrent parts have the same derivatives, which are then stored once."""
+    derivatives: dict[str, Expression] = {}
     for phase in schedule.backward:
-        found |= phase.derivatives
-    names = [name for name in found if name.startswith("x_")]
-    return all(found[name] is found.get("h" + name[1:]) for name in names)
+        derivatives |= phase.derivatives
+    names = [name for name in derivatives if name.startswith("x_")]
+    return all(derivatives[name] is derivatives.get("h" + name[1:]) for name in names)
 
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
-    """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of so many rows; no size is in it."""
-    given, body = parameters(len(schedule.backward)), _body(cell, schedule)
-    return kernel_source(general_prelude(precision, rows), KERNEL_NAME, MAX_THREADS, given, body)
+    """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of `rows` sequences and any other sizes."""
+    prelude, body = general_prelude(precision, rows), _body(cell, schedule)
+    names = parameters(len(schedule.backward))
+    return kernel_source(prelude, KERNEL_NAME, MAX_THREADS, names, body)
 
 
 def _body(cell: Cell, schedule: Schedule) -> str:
-    """What comes before the last step, and the loop back; turn -1 only brings h's derivative."""
+    """Initialization and the loop back over steps; step -1 only computes h's derivative."""
     phases, size = range(len(schedule.backward)), len(cell.letters)
     first = _phase(cell, schedule, 0)
     later = "".join(_phase(cell, schedule, k) + "    meet(meeting, met);\n" for k in phases if k)
@@ -104,13 +105,13 @@ def _body(cell: Cell, schedule: Schedule) -> str:
 
 
 def scratch_bytes(cell: Cell, precision: Precision, N: int, P8: int, H8: int) -> int:
-    """What one direction's buffers take, a multiple of 16."""
-    item = 2 if precision.narrow else 8 if precision.real == "float64" else 4
+    """Bytes of scratch memory per direction, a multiple of 16."""
+    item = 2 if precision.narrow else 8 if precision.accumulator == "float64" else 4
     return N * (2 * len(cell.letters) * H8 + P8) * item
 
 
 def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
-    """A product, and the derivatives that can be known after it."""
+    """A product, and the derivatives that depend on no later product."""
     phase, stage = schedule.backward[k], undone_stages(schedule)[k]
     body = [
         "const long long n = order[r], length = steps[r];",
@@ -132,7 +133,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
 
 
 def _bring_back(schedule: Schedule) -> list[str]:
-    """h's derivative: from the step behind, or of the final state, and of this step's output."""
+    """Derivative of h: from the following step or the final state, and from this step's output."""
     carried = any("h_prev" in phase.derivatives for phase in schedule.backward)
     later = any("d_h" in symbols(phase.derivatives.values()) for phase in schedule.backward[1:])
     masked = "own[0] * m[n * P + unit]" if schedule.dropout else "own[0]"
@@ -149,23 +150,23 @@ def _bring_back(schedule: Schedule) -> list[str]:
 
 
 def _derivatives(cell: Cell, schedule: Schedule, k: int) -> list[str]:
-    """Statements that compute a phase's derivatives and keep them."""
+    """Statements that compute and store a phase's derivatives."""
     phase = schedule.backward[k]
     roots = dict(phase.derivatives)
-    if k == len(schedule.backward) - 1:  # what nothing depends on is 0
+    if k == len(schedule.backward) - 1:  # derivatives without a reader of their value are 0
         known = {name for one in schedule.backward for name in one.derivatives}
         names = [f"{kind}_{gate}" for kind in "xh" for gate in cell.letters]
         roots |= {name: lift(0.0) for name in names if name not in known}
     shared = shares_derivatives(schedule)
     values = {name: _address(cell, schedule, phase, name) for name in symbols(roots.values())}
-    lines, found = emit(roots, values)
-    for name, value in found.items():
+    lines, results = emit(roots, values)
+    for name, value in results.items():
         lines += _store(cell, name, value, shared=shared)
     return lines
 
 
 def _address(cell: Cell, schedule: Schedule, phase: BackwardPhase, name: str) -> str:
-    """Where a symbol's value is, for one row and unit."""
+    """CUDA C++ of a symbol's value, for one row and unit."""
     if name.startswith("slot "):
         slot = name.removeprefix("slot ")
         return f"record[(q * {len(schedule.slots)} + {slot}) * H + unit]"
@@ -185,7 +186,7 @@ def _address(cell: Cell, schedule: Schedule, phase: BackwardPhase, name: str) ->
 
 
 def _store(cell: Cell, name: str, value: str, *, shared: bool) -> list[str]:
-    """A derivative to where it is kept."""
+    """Statements that store a derivative."""
     size = len(cell.letters)
     if name == PROJECTED:
         return [

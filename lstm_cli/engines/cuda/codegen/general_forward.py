@@ -1,9 +1,8 @@
-"""The general forward kernel of a cell: a whole sequence in one launch, for any size.
+"""General forward kernel of a cell: a whole sequence in one launch, for any size.
 
-Blocks take tiles of rows and columns, the same ones in every step, so that a row's states belong
-to one thread. What a product reads comes from an exchange buffer in the operands' type, which
-other blocks have written: between two phases all blocks of a direction wait for one another, and
-the host takes part in no step.
+Blocks take the same tiles of rows and columns in every step, so one thread owns a row's states. A
+product reads an exchange buffer in the operand type, which other blocks have written. A grid
+barrier separates two phases, and the host takes part in no step.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ SHARED_PARAMETERS = (
     "long long scratch_bytes",
     "unsigned* meeting",
 )
-"""Of the batch; `order` to `counts` as in `Batch`, ``*_row`` how far apart rows are."""
+"""Parameters of the batch; `order` to `counts` as in `DeviceBatch`, ``*_row`` are row strides."""
 
 
 @lru_cache(maxsize=64)
 def parameters(phases: int) -> KernelParameters:
-    """The kernel's parameters; see `ForwardRun`. ``w_k`` are packed weights of product k."""
+    """Parameters of the kernel; see `ForwardRun`. ``w_k`` are the packed weights of product k."""
     own = ["const real* z", "const real* bias", "const real* bias_hh", "const real* p"]
     own += ["const real* m", "real* h", "real* c", "real* y", "element* y_element"]
     own += [
@@ -63,13 +62,14 @@ def parameters(phases: int) -> KernelParameters:
 
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
-    """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of so many rows; no size is in it."""
-    given, body = parameters(len(schedule.phases)), _body(cell, schedule)
-    return kernel_source(general_prelude(precision, rows), KERNEL_NAME, MAX_THREADS, given, body)
+    """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of `rows` sequences and any other sizes."""
+    prelude, body = general_prelude(precision, rows), _body(cell, schedule)
+    names = parameters(len(schedule.phases))
+    return kernel_source(prelude, KERNEL_NAME, MAX_THREADS, names, body)
 
 
 def _body(cell: Cell, schedule: Schedule) -> str:
-    """What comes before the first step, and the loop over steps."""
+    """Initialization before the first step, and the loop over steps."""
     phases = range(len(schedule.phases))
     steps = "".join(_phase(cell, schedule, k) + "    meet(meeting, met);\n" for k in phases)
     gates = max(max(1, len(phase.stage.gates)) for phase in schedule.phases)
@@ -100,7 +100,7 @@ def _body(cell: Cell, schedule: Schedule) -> str:
 
 
 def _buffers(schedule: Schedule) -> str:
-    """Where later products' vectors stand, and slots that one phase leaves for the next."""
+    """Declarations of the buffers: vectors of later products, and slots between phases."""
     phases, lines, place = len(schedule.phases), [], "x_0 + 2 * N * P8"
     for k in range(1, phases):
         lines.append(f"  element* x_{k} = {place};  // (N, H8)")
@@ -111,15 +111,15 @@ def _buffers(schedule: Schedule) -> str:
 
 
 def scratch_bytes(schedule: Schedule, precision: Precision, N: int, P8: int, H8: int) -> int:
-    """What one direction's buffers take, a multiple of 16."""
-    item = 2 if precision.narrow else 8 if precision.real == "float64" else 4
-    real = 8 if precision.real == "float64" else 4
+    """Bytes of scratch memory per direction, a multiple of 16."""
+    item = 2 if precision.narrow else 8 if precision.accumulator == "float64" else 4
+    real = 8 if precision.accumulator == "float64" else 4
     vectors = 2 * N * P8 + (len(schedule.phases) - 1) * N * H8
     return vectors * item + N * len(schedule.slots) * H8 * real
 
 
 def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
-    """A product and what follows it, over all rows of a step."""
+    """A product and the equations after it, over all rows of a step."""
     phase = schedule.phases[k]
     gates = max(1, len(phase.stage.gates))
     roots = phase.roots
@@ -144,7 +144,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
 
 
 def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
-    """Where a symbol's value is, for one row and unit."""
+    """CUDA C++ of a symbol's value, for one row and unit."""
     if name.startswith("slot "):
         return f"kept[{name.removeprefix('slot ')} * H + unit]"
     if name in ("h_prev", "c_prev"):
@@ -163,7 +163,7 @@ def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
 
 
 def _store(schedule: Schedule, k: int, name: str, value: str) -> list[str]:
-    """A result to where it is kept."""
+    """Statements that store a result."""
     if name == "reads":
         return [
             f"const element read = narrow({value});",

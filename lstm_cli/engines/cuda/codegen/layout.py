@@ -1,4 +1,4 @@
-"""Values from one layout to another: packed and padded batches, flattened steps, operands."""
+"""Kernels that move and convert values: packing and padding, gathering rows, rounding operands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
 from lstm_cli.engines.cuda.codegen.matmul import CONVERSIONS
 from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
-from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.cuda.precision import C_TYPES, Precision
 from lstm_cli.engines.cuda.runtime.device import (
     Argument,
     Array,
@@ -19,23 +19,10 @@ from lstm_cli.engines.cuda.runtime.device import (
     grid_stride_launch,
 )
 
-C_TYPES = {"float32": "float", "float64": "double"}
-"""Real numbers in C++."""
-
 _MOVED_C_TYPES = C_TYPES | {"uint16": "unsigned short"}
-"""And 16-bit floats, which are only moved."""
+"""C++ names of types that are only moved: accumulators and 16-bit floats."""
 
 _LAYOUT_KERNELS = ("pack", "unpack", "repack", "begun", "normalize", "take", "put")
-
-
-def operand_of(device: Device, precision: Precision, values: PackedSequences) -> DeviceArray:
-    """The values as the operand of a product, made once."""
-    if not precision.narrow:
-        return values.real
-    if values.element is None:
-        values.element = round_operands(device, precision, values.real)
-    return values.element
-
 
 _PACKING_CODE = """
 extern "C" __global__ void __launch_bounds__(256) pack(
@@ -84,87 +71,100 @@ extern "C" __global__ void __launch_bounds__(256) begun(
   }
 }
 """.replace("GRID_STRIDE_LOOP", GRID_STRIDE_LOOP)
-"""Between (Q, F), the steps that there are, and (N, T, F), as its caller has a batch."""
+"""Kernels between packed values (Q, F) and the caller's layout (N, T, F)."""
 
 
-def pack_steps(device: Device, batch: DeviceBatch, array: DeviceArray, real: str) -> DeviceArray:
-    """An array (N, T, F), float32 or float64 and with any gaps, as (Q, F)."""
+def pack_steps(
+    device: Device, batch: DeviceBatch, array: DeviceArray, accumulator: str
+) -> DeviceArray:
+    """Pack an array (N, T, F) as (Q, F); it is float32 or float64, with any strides."""
     F = array.shape[2]
-    if not batch.ragged and _is_contiguous(array) and dtype_name(array.dtype) == real:
+    if not batch.ragged and _is_contiguous(array) and dtype_name(array.dtype) == accumulator:
         return array.reshape(batch.Q, F)
-    out = device.empty((batch.Q, F), real)
+    out = device.empty((batch.Q, F), accumulator)
     size = batch.N * batch.T * F
     if out.size:
-        kernel = _layout_kernel(device, "pack", real, dtype_name(array.dtype))
-        steps = [stride // array.dtype.itemsize for stride in array.strides]
-        places = (batch.order, batch.starts, batch.steps)
-        kernel(grid_stride_launch(device, size), array, out, *places, batch.T, F, *steps, size)
+        kernel = _layout_kernel(device, "pack", accumulator, dtype_name(array.dtype))
+        n_step, t_step, f_step = _element_strides(array)
+        kernel(
+            grid_stride_launch(device, size),
+            array,
+            out,
+            batch.order,
+            batch.starts,
+            batch.steps,
+            batch.T,
+            F,
+            n_step,
+            t_step,
+            f_step,
+            size,
+        )
     return out
 
 
 def normalize(
-    device: Device, array: DeviceArray, mean: Array, scale: Array, real: str
+    device: Device, array: DeviceArray, mean: Array, scale: Array, accumulator: str
 ) -> DeviceArray:
-    """(x - mean) / scale of an array (N, T, F), float32 or float64 and with any gaps."""
-    out = device.empty(tuple(array.shape), real)
+    """Compute (x - mean) / scale of an array (N, T, F), float32 or float64, with any strides."""
+    out = device.empty(tuple(array.shape), accumulator)
     if out.size:
-        kernel = _layout_kernel(device, "normalize", real, dtype_name(array.dtype))
-        steps = [stride // array.dtype.itemsize for stride in array.strides]
-        own = device.upload(np.ascontiguousarray(mean)), device.upload(np.ascontiguousarray(scale))
-        kernel(
-            grid_stride_launch(device, out.size),
-            array,
-            out,
-            *own,
-            *array.shape[1:],
-            *steps,
-            out.size,
-        )
+        kernel = _layout_kernel(device, "normalize", accumulator, dtype_name(array.dtype))
+        n_step, t_step, f_step = _element_strides(array)
+        mean_there = device.upload(np.ascontiguousarray(mean))
+        scale_there = device.upload(np.ascontiguousarray(scale))
+        _, T, F = array.shape
+        launch = grid_stride_launch(device, out.size)
+        kernel(launch, array, out, mean_there, scale_there, T, F, n_step, t_step, f_step, out.size)
     return out
 
 
-def unpack_steps(device: Device, values: PackedSequences) -> DeviceArray:
-    """Values as (N, T, F), 0 in the padding; or (N, F), 0 for a sequence of length 0."""
-    batch, real, dtype = values.batch, values.real, dtype_name(values.real.dtype)
-    F = real.shape[1]
-    if values.per_step:
+def _element_strides(array: DeviceArray) -> list[int]:
+    return [stride // array.dtype.itemsize for stride in array.strides]
+
+
+def unpack_steps(device: Device, packed: PackedSequences) -> DeviceArray:
+    """Unpack values as (N, T, F), 0 in the padding; or (N, F), 0 for a sequence of length 0."""
+    batch, values, dtype = packed.batch, packed.values, dtype_name(packed.values.dtype)
+    F = values.shape[1]
+    if packed.per_step:
         if not batch.ragged:
-            return real.reshape(batch.N, batch.T, F)
-        return pad_steps(device, values, batch.T).reshape(batch.N, batch.T, F)
+            return values.reshape(batch.N, batch.T, F)
+        return pad_steps(device, packed, batch.T).reshape(batch.N, batch.T, F)
     if not batch.ragged and batch.T:
-        return real
-    out = device.empty(real.shape, dtype)
+        return values
+    out = device.empty(values.shape, dtype)
     if out.size:
         kernel = _layout_kernel(device, "begun", dtype)
-        kernel(
-            grid_stride_launch(device, real.size), real, out, batch.order, batch.steps, F, real.size
-        )
+        launch = grid_stride_launch(device, values.size)
+        kernel(launch, values, out, batch.order, batch.steps, F, values.size)
     return out
 
 
-def pad_steps(device: Device, values: PackedSequences, T: int) -> DeviceArray:
-    """Values over steps as (N, T * F), for any number T of steps; 0 behind each sequence's end."""
-    batch, F, dtype = values.batch, values.real.shape[1], dtype_name(values.real.dtype)
+def pad_steps(device: Device, packed: PackedSequences, T: int) -> DeviceArray:
+    """Pad values over steps to (N, T * F), for any T; 0 after the end of each sequence."""
+    batch, values, dtype = packed.batch, packed.values, dtype_name(packed.values.dtype)
+    F = values.shape[1]
     out = device.empty((batch.N, T * F), dtype)
     if out.size:
         kernel = _layout_kernel(device, "unpack", dtype)
-        places = (batch.order, batch.starts, batch.steps)
-        kernel(
-            grid_stride_launch(device, out.size), values.real, out, *places, batch.T, T, F, out.size
-        )
+        launch = grid_stride_launch(device, out.size)
+        order, starts, steps = batch.order, batch.starts, batch.steps
+        kernel(launch, values, out, order, starts, steps, batch.T, T, F, out.size)
     return out
 
 
 def unpad_steps(device: Device, batch: DeviceBatch, array: DeviceArray, T: int) -> DeviceArray:
-    """The inverse of `pad_steps`: (Q, F) of (N, T * F); steps behind T are 0."""
+    """Invert `pad_steps`: (Q, F) from (N, T * F); steps after T are 0."""
     dtype = dtype_name(array.dtype)
     F = array.shape[1] // T if T else 0
     out = device.empty((batch.Q, F), dtype)
     size = batch.N * batch.T * F
     if out.size:
         kernel = _layout_kernel(device, "repack", dtype)
-        places = (batch.order, batch.starts, batch.steps)
-        kernel(grid_stride_launch(device, size), array, out, *places, T, batch.T, F, size)
+        launch = grid_stride_launch(device, size)
+        order, starts, steps = batch.order, batch.starts, batch.steps
+        kernel(launch, array, out, order, starts, steps, T, batch.T, F, size)
     return out
 
 
@@ -181,34 +181,34 @@ extern "C" __global__ void __launch_bounds__(256) put(
 
 
 def gather_rows(device: Device, array: DeviceArray, rows: DeviceArray) -> DeviceArray:
-    """Some rows of a matrix, by number."""
+    """Gather rows of a matrix by number."""
     out = device.empty((rows.shape[0], array.shape[1]), dtype_name(array.dtype))
     if out.size:
         kernel = _layout_kernel(device, "take", dtype_name(array.dtype))
-        kernel(grid_stride_launch(device, out.size), array, out, rows, array.shape[1], out.size)
+        launch = grid_stride_launch(device, out.size)
+        kernel(launch, array, out, rows, array.shape[1], out.size)
     return out
 
 
 def scatter_rows(device: Device, array: DeviceArray, rows: DeviceArray, count: int) -> DeviceArray:
-    """A matrix of `count` rows that has an array's rows at these numbers, and else 0."""
+    """Scatter an array's rows, by number, to a new matrix of `count` rows that are 0 elsewhere."""
     out = device.zeros((count, array.shape[1]), dtype_name(array.dtype))
-    if array.size:
-        kernel = _layout_kernel(device, "put", dtype_name(array.dtype))
-        kernel(grid_stride_launch(device, array.size), array, out, rows, array.shape[1], array.size)
+    scatter_rows_into(device, array, rows, out)
     return out
 
 
 def scatter_rows_into(
     device: Device, array: DeviceArray, rows: DeviceArray, out: DeviceArray
 ) -> None:
-    """An array's rows to these of a matrix that is there."""
+    """Scatter an array's rows, by number, to a matrix."""
     if array.size:
-        kernel = _layout_kernel(device, "put", str(array.dtype))
-        kernel(grid_stride_launch(device, array.size), array, out, rows, array.shape[1], array.size)
+        kernel = _layout_kernel(device, "put", dtype_name(array.dtype))
+        launch = grid_stride_launch(device, array.size)
+        kernel(launch, array, out, rows, array.shape[1], array.size)
 
 
 def _is_contiguous(array: DeviceArray) -> bool:
-    """Whether an array is in C order without gaps."""
+    """True if an array is contiguous in C order."""
     expected = array.dtype.itemsize
     for size, stride in zip(array.shape[::-1], array.strides[::-1], strict=True):
         if size > 1 and stride != expected:
@@ -217,20 +217,24 @@ def _is_contiguous(array: DeviceArray) -> bool:
     return True
 
 
-def _layout_kernel(device: Device, name: str, real: str, given: str | None = None) -> Kernel:
-    given = given or real
-    key = ("copies", real, given)
-    return cached_kernels(device, key, _LAYOUT_KERNELS, lambda: _layout_source(real, given))[name]
+def _layout_kernel(
+    device: Device, name: str, dtype: str, source_dtype: str | None = None
+) -> Kernel:
+    source_dtype = source_dtype or dtype
+    key = ("copies", dtype, source_dtype)
+    kernels = cached_kernels(
+        device, key, _LAYOUT_KERNELS, lambda: _layout_source(dtype, source_dtype)
+    )
+    return kernels[name]
 
 
-def _layout_source(real: str, given: str) -> str:
+def _layout_source(dtype: str, source_dtype: str) -> str:
     return f"""{PRELUDE}
-typedef {_MOVED_C_TYPES[real]} real;
-typedef {_MOVED_C_TYPES[given]} given;
+typedef {_MOVED_C_TYPES[dtype]} real;
+typedef {_MOVED_C_TYPES[source_dtype]} given;
 {_PACKING_CODE}{_GATHER_CODE}"""
 
 
-# MERGED rows: """Rows of a batch on the device: copies without gaps, and rows of sequences that have a step."""
 _ROW_COPY_KERNELS = ("dense_rows", "seen_rows")
 
 _ROW_COPY_CODE = """
@@ -253,25 +257,24 @@ extern "C" __global__ void __launch_bounds__(256) seen_rows(
 
 
 def _row_copy_source(precision: Precision) -> str:
-    """CUDA C++ of `_ROW_COPY_KERNELS`."""
-    return f"{PRELUDE}\ntypedef {precision.c_real} real;\n{_ROW_COPY_CODE}"
+    return f"{PRELUDE}\ntypedef {precision.c_accumulator} real;\n{_ROW_COPY_CODE}"
 
 
-def dense_rows(device: Device, precision: Precision, rows: DeviceArray) -> DeviceArray:
-    """A copy of rows (Q, F) that may be apart, without gaps."""
+def contiguous_rows(device: Device, precision: Precision, rows: DeviceArray) -> DeviceArray:
+    """Copy rows (Q, F) with any row stride to a contiguous array."""
     Q, F = rows.shape
-    out = device.empty((Q, F), precision.real)
-    step = rows.strides[0] // rows.dtype.itemsize
-    _copy_rows(device, precision, "dense_rows", out, rows, out, Q, F, step)
+    out = device.empty((Q, F), precision.accumulator)
+    stride = rows.strides[0] // rows.dtype.itemsize
+    _copy_rows(device, precision, "dense_rows", out, rows, out, Q, F, stride)
     return out
 
 
-def seen_rows(
+def zero_empty_rows(
     device: Device, precision: Precision, rows: DeviceArray, batch: DeviceBatch
 ) -> DeviceArray:
-    """A copy of rows (N, F) without gaps, 0 where a sequence has no step."""
+    """Copy contiguous rows (N, F), with 0 for sequences without steps."""
     N, F = rows.shape
-    out = device.empty((N, F), precision.real)
+    out = device.empty((N, F), precision.accumulator)
     if N and batch.sorted_steps[-1] > 0:
         device.copy(rows, out)
     else:
@@ -283,14 +286,13 @@ def _copy_rows(
     device: Device, precision: Precision, name: str, out: DeviceArray, *arguments: Argument
 ) -> None:
     if out.size:
-        key = ("rows", precision.real)
-        kernel = cached_kernels(
+        key = ("rows", precision.accumulator)
+        kernels = cached_kernels(
             device, key, _ROW_COPY_KERNELS, lambda: _row_copy_source(precision)
-        )[name]
-        kernel(grid_stride_launch(device, out.size), *arguments)
+        )
+        kernels[name](grid_stride_launch(device, out.size), *arguments)
 
 
-# MERGED rounding: """Numbers on the device in the operands' type and back, and their products with masks."""
 _ROUNDING_KERNELS = ("rounded", "rounded_rows", "widened", "multiplied")
 
 _ROUNDING_CODE = """
@@ -317,55 +319,66 @@ extern "C" __global__ void __launch_bounds__(256) multiplied(
 
 
 def _rounding_source(precision: Precision) -> str:
-    """CUDA C++ of `_ROUNDING_KERNELS`."""
-    element, widen, narrow = CONVERSIONS[precision.name]
+    operand, widen, narrow = CONVERSIONS[precision.name]
     return f"""{PRELUDE}
-typedef {precision.c_real} real;
-typedef {element} element;
+typedef {precision.c_accumulator} real;
+typedef {operand} element;
 __device__ __forceinline__ real widen(element x) {{ return {widen}; }}
 __device__ __forceinline__ element narrow(real x) {{ return {narrow}; }}
 {_ROUNDING_CODE}"""
 
 
-def round_operands(device: Device, precision: Precision, real: DeviceArray) -> DeviceArray:
-    """An array without gaps in the operands' type."""
-    return _convert(device, precision, "rounded", [real], precision.element)
+def operand_of(device: Device, precision: Precision, packed: PackedSequences) -> DeviceArray:
+    """Values as the operand of a product; rounded once, then kept."""
+    if not precision.narrow:
+        return packed.values
+    if packed.operand is None:
+        packed.operand = round_operands(device, precision, packed.values)
+    return packed.operand
+
+
+def round_if_narrow(device: Device, precision: Precision, values: DeviceArray) -> DeviceArray:
+    """Contiguous values as the operand of a product."""
+    return round_operands(device, precision, values) if precision.narrow else values
+
+
+def round_operands(device: Device, precision: Precision, values: DeviceArray) -> DeviceArray:
+    """Round a contiguous array to the operand type."""
+    return _convert(device, precision, "rounded", [values], precision.operand)
 
 
 def round_rows_into(
-    device: Device, precision: Precision, real: DeviceArray, element: DeviceArray
+    device: Device, precision: Precision, values: DeviceArray, out: DeviceArray
 ) -> None:
-    """The same of a stack of matrices, or of one, that is part of an array; to the same part."""
-    if real.size:
-        stacked = real.ndim == 3
-        row = real.size // real.shape[0] if stacked else real.size
-        step = real.strides[0] // real.dtype.itemsize if stacked else 0
-        given = (real, element, row, step, real.size)
-        _rounding_kernel(device, precision, "rounded_rows")(
-            grid_stride_launch(device, real.size), *given
-        )
+    """Round a sub-matrix, or a stack of sub-matrices, into the same place of `out`."""
+    if values.size:
+        stacked = values.ndim == 3
+        row = values.size // values.shape[0] if stacked else values.size
+        stride = values.strides[0] // values.dtype.itemsize if stacked else 0
+        kernel = _rounding_kernel(device, precision, "rounded_rows")
+        launch = grid_stride_launch(device, values.size)
+        kernel(launch, values, out, row, stride, values.size)
 
 
-def widen_operands(device: Device, precision: Precision, element: DeviceArray) -> DeviceArray:
-    """Operands as the numbers that they are."""
-    return _convert(device, precision, "widened", [element], precision.real)
+def widen_operands(device: Device, precision: Precision, operands: DeviceArray) -> DeviceArray:
+    """Convert operands to the accumulator type."""
+    return _convert(device, precision, "widened", [operands], precision.accumulator)
 
 
 def multiply_by_mask(
     device: Device, precision: Precision, x: DeviceArray, mask: DeviceArray
 ) -> DeviceArray:
-    """The product of two arrays, number by number."""
-    return _convert(device, precision, "multiplied", [x, mask], precision.real)
+    """Multiply an array by a mask, elementwise."""
+    return _convert(device, precision, "multiplied", [x, mask], precision.accumulator)
 
 
 def _convert(
-    device: Device, precision: Precision, name: str, given: list[DeviceArray], dtype: str
+    device: Device, precision: Precision, name: str, inputs: list[DeviceArray], dtype: str
 ) -> DeviceArray:
-    out = device.empty(given[0].shape, dtype)
+    out = device.empty(inputs[0].shape, dtype)
     if out.size:
-        _rounding_kernel(device, precision, name)(
-            grid_stride_launch(device, out.size), *given, out, out.size
-        )
+        kernel = _rounding_kernel(device, precision, name)
+        kernel(grid_stride_launch(device, out.size), *inputs, out, out.size)
     return out
 
 

@@ -1,8 +1,8 @@
-"""What the general kernels are made of: products of a few rows, meetings of blocks, parameters.
+"""Parts of the general kernels: products of a few rows, grid barriers, kernel parameters.
 
 A tile is some rows of a batch times the 32 columns of a warp's lanes. The warps of a block share
-out the sum of a tile's product, add up their parts in shared memory, and then share out its
-rows. So even one sequence keeps a block busy, and the order of every sum is fixed by sizes alone.
+out the sum of a tile's product, add up their parts in shared memory, and then share out its rows.
+So even one sequence keeps a block busy, and sizes alone fix the order of every sum.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
 from lstm_cli.engines.cuda.precision import Precision
 
 MAX_THREADS = 256
-"""Of a block at most."""
+"""Largest number of threads per block."""
 
 CHUNK = 64
-"""Numbers of a row that a warp holds in shared memory at a time."""
+"""Numbers of a row that a warp keeps in shared memory at a time."""
 
 ROW_MULTIPLE = 8
-"""What the length of a row that is multiplied is rounded up to: 16 bytes of the narrowest type."""
+"""The padded length of a multiplied row is a multiple of this: 16 bytes of the narrowest type."""
 
 CONVERSIONS: Mapping[str, tuple[str, str, str]] = {
     "float32": ("float", "x", "x"),
@@ -32,7 +32,7 @@ CONVERSIONS: Mapping[str, tuple[str, str, str]] = {
     "float16": ("unsigned short", "widen_f16(x)", "narrow_f16(x)"),
     "bfloat16": ("unsigned short", "widen_bf16(x)", "narrow_bf16(x)"),
 }
-"""By precision: the operands' type in C, an operand as a number, and a number as an operand."""
+"""C++ by precision: operand type, conversion of operand `x` to the accumulator type, and back."""
 
 MULTIPLY_CODE = """
 union Few { Quad quad; element x[sizeof(Quad) / sizeof(element)]; };
@@ -128,15 +128,15 @@ __device__ __forceinline__ void meet(unsigned* meeting, unsigned& met) {
 """
 
 BARRIER_COUNTER_WORDS = 64
-"""32-bit counters of meetings: each direction's own, a cache line apart."""
+"""32-bit words of grid barrier counters: one counter per direction, in separate cache lines."""
 
 
 def general_prelude(precision: Precision, rows: int) -> str:
-    """What a general kernel's source begins with: the types and functions of a precision."""
-    element, widen, narrow = CONVERSIONS[precision.name]
+    """CUDA C++ before a general kernel: the types and functions of a precision."""
+    operand, widen, narrow = CONVERSIONS[precision.name]
     return f"""{PRELUDE}
-typedef {precision.c_real} real;
-typedef {element} element;
+typedef {precision.c_accumulator} real;
+typedef {operand} element;
 constexpr int R = {rows}, CHUNK = {CHUNK};
 __device__ __forceinline__ real widen(element x) {{ return {widen}; }}
 __device__ __forceinline__ element narrow(real x) {{ return {narrow}; }}
@@ -144,7 +144,7 @@ __device__ __forceinline__ element narrow(real x) {{ return {narrow}; }}
 
 
 def index_statements() -> str:
-    """Statements at the beginning of both kernels: a thread's place, padded sizes, meetings."""
+    """CUDA C++ at the start of general kernels: thread index, padded sizes, barrier counter."""
     return """  const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   const long long all = (long long)gridDim.x * blockDim.x;
   const long long P8 = (P + 7) / 8 * 8, H8 = (H + 7) / 8 * 8;
@@ -153,19 +153,19 @@ def index_statements() -> str:
 
 
 def tile_loop(k: int, gates: int, columns: str, product: str, body: Sequence[str]) -> str:
-    """The code of one phase of a step: a loop over tiles.
+    """CUDA C++ of one phase of a step: a loop over tiles.
 
     KernelParameters
     ----------
     k
-        The number of the product, for its weights ``w_<k>``.
+        Number of the product, for its weights ``w_<k>``.
     gates
-        How many sums a row and column have.
+        Number of sums per row and column.
     columns
-        How many columns there are, in C++.
+        Number of columns, in C++.
     product
-        Arguments of ``multiply`` for the vectors: where they are, and how far apart, and how many
-        there are; with the length of a vector, parted by ``;``.
+        Arguments of ``multiply``, separated by ``;``: the vectors with their stride, the number of
+        vectors, and the length of a vector.
     body
         Statements for the row ``r`` and the column ``unit``, whose sums are ``own``.
     """
@@ -194,72 +194,73 @@ def tile_loop(k: int, gates: int, columns: str, product: str, body: Sequence[str
 
 
 def kernel_source(
-    start: str, name: str, threads: int, given: KernelParameters, body: str, cluster: int = 1
+    start: str, name: str, threads: int, parameters: KernelParameters, body: str, cluster: int = 1
 ) -> str:
-    """The source of a kernel that keeps a multiprocessor to itself.
+    """CUDA C++ of a kernel, compiled for one block per multiprocessor.
 
     KernelParameters
     ----------
     start
-        What goes before it.
+        Source before the kernel.
     body
-        Statements, to which ``memory`` is the block's dynamic shared memory.
+        Statements; ``memory`` is the block's dynamic shared memory.
     cluster
-        Blocks of a thread-block cluster; 1: none.
+        Blocks per thread-block cluster; 1 without clusters.
     """
     clusters = f"CLUSTER({cluster}) " if cluster > 1 else ""
     return f"""{start}
 extern "C" __global__ void {clusters}__launch_bounds__({threads}, 1) {name}(
-    {given.declared}) {{
+    {parameters.declarations}) {{
   DYNAMIC_SHARED(memory);
-{given.chosen(body)}
+{parameters.direction_statements(body)}
 {body}}}
 """
 
 
 @dataclass(frozen=True)
 class KernelParameters:
-    """A kernel's parameters: those of the batch, and those that each of two directions has.
+    """Parameters of a kernel: those of the batch, and those of each of two directions.
 
     Attributes
     ----------
-    shared, own
-        As in C++: ``const real* z``.
+    shared, per_direction
+        Declarations in C++, such as ``const real* z``.
     """
 
     shared: tuple[str, ...]
-    own: tuple[str, ...]
+    per_direction: tuple[str, ...]
 
     @property
-    def declared(self) -> str:
-        """The list in C++."""
-        both = [f"{one}_of_{d}" for d in range(2) for one in self.own]
-        return ",\n    ".join([*self.shared, *both])
+    def declarations(self) -> str:
+        """CUDA C++ of the parameter list."""
+        directions = [f"{one}_of_{d}" for d in range(2) for one in self.per_direction]
+        return ",\n    ".join([*self.shared, *directions])
 
-    def chosen(self, body: str) -> str:
-        """Statements that give each name that `body` has the value of the block's direction."""
+    def direction_statements(self, body: str) -> str:
+        """Statements that set each name used in `body` to the value of the block's direction."""
         lines = []
-        for one in self.own:
+        for one in self.per_direction:
             name = _parameter_name(one)
             if re.search(rf"\b{name}\b", body):
                 lines.append(f"  {one} = blockIdx.y ? {name}_of_1 : {name}_of_0;")
         return "\n".join(lines)
 
-    def values(self, shared: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """The arguments in order; a second direction that is not there has the first one's."""
-        of_all, of_one = self._names
-        found = [shared[name] for name in of_all]
+    def values(
+        self, shared: Mapping[str, Any], per_direction: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
+        """Arguments in order; a missing second direction repeats those of the first."""
+        shared_names, direction_names = self._names
+        arguments = [shared[name] for name in shared_names]
         for d in range(2):
-            given = own[min(d, len(own) - 1)]
-            found += [given[name] for name in of_one]
-        return found
+            values = per_direction[min(d, len(per_direction) - 1)]
+            arguments += [values[name] for name in direction_names]
+        return arguments
 
     @cached_property
     def _names(self) -> tuple[list[str], list[str]]:
-        """Without their types: this is asked for at every launch."""
-        return [_parameter_name(one) for one in self.shared], [
-            _parameter_name(one) for one in self.own
-        ]
+        """Names without types; cached, since every launch needs them."""
+        shared = [_parameter_name(one) for one in self.shared]
+        return shared, [_parameter_name(one) for one in self.per_direction]
 
 
 def _parameter_name(parameter: str) -> str:
@@ -267,11 +268,11 @@ def _parameter_name(parameter: str) -> str:
 
 
 def padded_size(size: int) -> int:
-    """The length of a row that is multiplied, with the zeros behind it."""
+    """Length of a multiplied row with its padding."""
     return -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def shared_memory_bytes(precision: Precision, rows: int, gates: int, warps: int) -> int:
-    """Shared memory of a block: a chunk of each row, and every warp's sums."""
-    size = 8 if precision.real == "float64" else 4
+    """Bytes of shared memory per block: a chunk of each row, and the sums of every warp."""
+    size = 8 if precision.accumulator == "float64" else 4
     return warps * rows * (CHUNK + gates * 32) * size

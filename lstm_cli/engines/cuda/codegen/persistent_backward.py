@@ -1,9 +1,9 @@
-"""The persistent backward kernel: the same blocks, from the last step to the first.
+"""Persistent backward kernel of a cell, from the last step to the first; its speed is unmeasured.
 
-What is handed over is du, the derivatives for the recurrent parts of all gates, and the weights on
-the chip are those of W_hh's columns that belong to a block's units: their product with du is the
-derivative for h of the step before. So a step is the product of the step behind it, then the
-equations; one more product follows the first step's, for the states before it.
+Blocks exchange du, the derivatives for the recurrent parts of all gates. A block keeps W_hh's
+columns of its own units on the chip. Their product with du is the derivative for h of the step
+before. So a step multiplies the following step's du, then computes the equations. One more product
+after the first step computes the derivatives for the initial states.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHARED_PARAMETERS = (
     "unsigned char* exchanged",
     "unsigned* counters",
 )
-"""Of the batch; a launch takes groups of sequences from `first_row` on."""
+"""Parameters of the batch; a launch takes groups of sequences from `first_row` on."""
 
 DIRECTION_PARAMETERS = (
     "const element* w",
@@ -66,7 +66,7 @@ DIRECTION_PARAMETERS = (
     "long long column",
     "long long reverse",
 )
-"""Of a direction; see `BackwardRun`. ``du`` is null where it is ``dz``."""
+"""Parameters of a direction; see `BackwardRun`. ``du`` is null where it would equal ``dz``."""
 
 PARAMETERS = KernelParameters(SHARED_PARAMETERS, DIRECTION_PARAMETERS)
 
@@ -77,28 +77,28 @@ WEIGHT_ADDRESS = """  constexpr int WIDE = BLOCKS * UNITS;
 
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, plan: PersistentPlan) -> str:
-    """CUDA C++ of the kernel `KERNEL_NAME`; `precision` is the one that derivatives have."""
-    made = _BackwardSource(cell, schedule, plan)
-    hand = EXCHANGES[plan.kind]
-    own = {"SLOTS": max(1, len(schedule.slots)), "PEEPHOLES": max(1, len(cell.peephole_gates))}
-    sizes = kernel_constants(plan, len(made.blocks), len(cell.letters), quick=False) | own
+    """CUDA C++ of the kernel `KERNEL_NAME`; `precision` is that of derivatives."""
+    parts = _BackwardSource(cell, schedule, plan)
+    exchange = EXCHANGES[plan.kind]
+    counts = {"SLOTS": max(1, len(schedule.slots)), "PEEPHOLES": max(1, len(cell.peephole_gates))}
+    sizes = kernel_constants(plan, len(parts.blocks), len(cell.letters), aligned=False) | counts
     body = f"""{INDEX_CODE}{WEIGHT_LOADING_CODE}
-  {hand.buffers}
+  {exchange.buffers}
   float* sums = (float*)next_memory;
   next_memory += {min(2, plan.parts)} * SUM_WARPS * COLUMNS * SUM_ROW * 4;
-{made.tables()}
-{made.beginning()}
+{parts.load_tables()}
+{parts.load_states()}
   const element* before = exchange;
   element* after = exchange + SEQUENCES * ROW;
   int now = 0, were = 0;
-  {"cluster_arrive();" if plan.kind == CLUSTER else hand.arrive}
+  {"cluster_arrive();" if plan.kind == CLUSTER else exchange.arrive}
   for (int t = longest; t >= 0; t--) {{
     if (t > 0) {{
-{made.ask()}
+{parts.load_values()}
     }}
     were = now;  // how many sequences have a step t, and how many a step t - 1
     while (now < rows && lengths[now] >= t) now++;
-    {hand.wait}
+    {exchange.wait}
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {{
       const bool behind = part * COLUMNS < were;
@@ -106,22 +106,22 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Persisten
       if (behind) {{
 {product_code(plan)}
       }}
-{made.compute()}
+{parts.compute()}
     }}
     if (t == 0) break;
-    {hand.arrive}
-{made.leave()}
+    {exchange.arrive}
+{parts.store_results()}
     element* read = (element*)before;
     before = after, after = read;
   }}
-{made.ending()}
+{parts.store_states()}
 """
-    start = persistent_prelude(precision, sizes, made.weight()) + cluster_copy_code(plan)
+    start = persistent_prelude(precision, sizes, parts.weight_address()) + cluster_copy_code(plan)
     return kernel_source(start, KERNEL_NAME, plan.threads, PARAMETERS, body, plan.cluster)
 
 
 class _BackwardSource:
-    """Parts of the source."""
+    """Parts of the kernel's source."""
 
     def __init__(self, cell: Cell, schedule: Schedule, plan: PersistentPlan) -> None:
         self.cell, self.plan, self.schedule = cell, plan, schedule
@@ -131,13 +131,13 @@ class _BackwardSource:
         self.slots = [int(n.removeprefix("slot ")) for n in self.names if n.startswith("slot ")]
         self.has_c = "c" in cell.states
 
-    def weight(self) -> str:
+    def weight_address(self) -> str:
         return WEIGHT_ADDRESS.format(
             gates=len(self.blocks), block=stored_block(self.blocks, "gate")
         )
 
-    def tables(self) -> str:
-        """Peepholes and lengths to shared memory."""
+    def load_tables(self) -> str:
+        """Load peepholes and lengths into shared memory."""
         number = len(self.cell.peephole_gates)
         peepholes = f"""  float* own_p = (float*)next_memory;
   next_memory += {number} * UNITS * 4;
@@ -151,13 +151,13 @@ class _BackwardSource:
     lengths[i] = i < rows ? (int)steps[base + i] : 0;
   __syncthreads();"""
 
-    def beginning(self) -> str:
-        """Derivatives for the final states to registers, zeros to the buffers."""
-        hand = EXCHANGES[self.plan.kind]
+    def load_states(self) -> str:
+        """Load derivatives for the final states into registers, and zeros into the buffers."""
+        code = EXCHANGES[self.plan.kind]
         c = "dc_[i] = dc[q * c_row + unit];" if self.has_c else ""
         number = len(self.cell.peephole_gates)
         p = [f"dp_[i][{k}] = dp[(q * {number} + {k}) * H + unit];" for k in range(number)]
-        return f"""  for (int i = {hand.first}; i < 2 * SEQUENCES * PADDED; i += {hand.stride})
+        return f"""  for (int i = {code.first}; i < 2 * SEQUENCES * PADDED; i += {code.stride})
     exchange[i / PADDED * ROW + i % PADDED] = element(0);
   const int by = reverse ? -1 : 1;
   real dh_[PARTS * ITEMS], dc_[PARTS * ITEMS], m_[PARTS * ITEMS], d_y_[PARTS * ITEMS];
@@ -180,8 +180,8 @@ class _BackwardSource:
       }}
     }}"""
 
-    def ask(self) -> str:
-        """What the equations read of step t - 1, as long as others are waited for."""
+    def load_values(self) -> str:
+        """Load the values of step t - 1 while the block waits for other blocks."""
         slots = len(self.schedule.slots)
         loads = [f"kept_[i][{s}] = at[{s} * H];" for s in self.slots]
         if loads:
@@ -203,7 +203,7 @@ class _BackwardSource:
     }}"""
 
     def compute(self) -> str:
-        """The product's sums, then the equations, for each unit and sequence of one part."""
+        """Add up the product's sums, then compute the equations, for each item of one part."""
         lines, names = emit(self.derivatives, {name: self._value(name) for name in self.names})
         body = [*lines]
         for g, gate in enumerate(self.cell.letters):
@@ -215,8 +215,8 @@ class _BackwardSource:
         if self.has_c:
             body.append(f"dc_[i] = {names.get('c_prev', '0.0f')};")
         body.append(f"dh_[i] = {names.get('h_prev', '0.0f')};")
-        for own, g in enumerate(self.blocks):
-            body.append(f"after[n * ROW + {own} * BLOCKS * UNITS + unit] = narrow(du_[i][{g}]);")
+        for k, g in enumerate(self.blocks):
+            body.append(f"after[n * ROW + {k} * BLOCKS * UNITS + unit] = narrow(du_[i][{g}]);")
         inner = "\n".join("          " + line for line in body)
         return f"""#pragma unroll
       for (int j = 0; j < ITEMS; j++) {{
@@ -235,7 +235,7 @@ class _BackwardSource:
       }}"""
 
     def _value(self, name: str) -> str:
-        """Where a symbol's value is."""
+        """CUDA C++ of a symbol's value."""
         if name.startswith("p_"):
             return f"own_p[{self.cell.peephole_gates.index(name[2:])} * UNITS + u]"
         if name.startswith("slot "):
@@ -248,8 +248,8 @@ class _BackwardSource:
             "mask": "m_[i]",
         }[name]
 
-    def leave(self) -> str:
-        """What a step leaves in memory."""
+    def store_results(self) -> str:
+        """Store the results of a step in global memory."""
         gates = range(len(self.cell.letters))
         dz = " ".join(f"dz[at + {g} * H] = dz_[i][{g}];" for g in gates)
         du = " ".join(f"du[at + {g} * H] = du_[i][{g}];" for g in gates)
@@ -262,8 +262,8 @@ class _BackwardSource:
       }}
     }}"""
 
-    def ending(self) -> str:
-        """Derivatives for the initial states, and for the peepholes."""
+    def store_states(self) -> str:
+        """Store the derivatives for the initial states and for the peepholes."""
         number = len(self.cell.peephole_gates)
         c = "dc[q * c_row + unit] = dc_[i];" if self.has_c else ""
         p = [f"dp[(q * {number} + {k}) * H + unit] = dp_[i][{k}];" for k in range(number)]

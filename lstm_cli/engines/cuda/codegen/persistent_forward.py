@@ -1,9 +1,9 @@
-"""The persistent forward kernel of a cell with one product: weights stay on the chip.
+"""Persistent forward kernel of a cell with one product per step; its speed is unmeasured.
 
-A block loads the recurrent weights of its units once. In each step it multiplies them with the
-group's vectors h, then deals out its units and sequences to its threads, which keep their own
-states in registers. What a step needs from memory (its input part) is asked for before the block
-waits for the others' h; what it leaves in memory is written behind its own arrival.
+A block loads the recurrent weights of its units once, and they stay on the chip. In each step it
+multiplies them with the group's vectors h. Then its threads share out units and sequences; they
+keep their states in registers. Loads of a step's input part start before the block waits for the
+other blocks' h. Stores of a step's results follow the block's own arrival at the barrier.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHARED_PARAMETERS = (
     "unsigned char* exchanged",
     "unsigned* counters",
 )
-"""Of the batch; a launch takes groups of sequences from `first_row` on."""
+"""Parameters of the batch; a launch takes groups of sequences from `first_row` on."""
 
 DIRECTION_PARAMETERS = (
     "const element* w",
@@ -58,7 +58,7 @@ DIRECTION_PARAMETERS = (
     "long long column",
     "long long reverse",
 )
-"""Of a direction; see `ForwardRun`. ``w`` is the whole recurrent matrix, as stored."""
+"""Parameters of a direction; see `ForwardRun`. ``w`` is the whole recurrent matrix, as stored."""
 
 PARAMETERS = KernelParameters(SHARED_PARAMETERS, DIRECTION_PARAMETERS)
 
@@ -69,50 +69,50 @@ WEIGHT_ADDRESS = """  const int gate = row / UNITS, unit = first + row % UNITS;
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, plan: PersistentPlan) -> str:
     """CUDA C++ of the kernel `KERNEL_NAME`."""
-    made = _ForwardSource(cell, schedule, plan)
-    quick = plan.work.H * plan.work.item_bytes % 16 == 0
-    hand = EXCHANGES[plan.kind]
-    sizes = kernel_constants(plan, 1, len(cell.letters), quick=quick) | {
+    parts = _ForwardSource(cell, schedule, plan)
+    aligned = plan.shape.H * plan.shape.operand_bytes % 16 == 0
+    exchange = EXCHANGES[plan.kind]
+    sizes = kernel_constants(plan, 1, len(cell.letters), aligned=aligned) | {
         "SLOTS": max(1, len(schedule.slots))
     }
     body = f"""{INDEX_CODE}{WEIGHT_LOADING_CODE}
-  {hand.buffers}
+  {exchange.buffers}
   float* sums = (float*)next_memory;
   next_memory += {min(2, plan.parts)} * SUM_WARPS * COLUMNS * SUM_ROW * 4;
-{made.tables()}
-{made.beginning()}
+{parts.load_tables()}
+{parts.load_states()}
   const element* before = exchange;
   element* after = exchange + SEQUENCES * ROW;
   const int by = reverse ? -1 : 1;
   int now = rows;
-  {"cluster_arrive();" if plan.kind == CLUSTER else hand.arrive}
+  {"cluster_arrive();" if plan.kind == CLUSTER else exchange.arrive}
   for (int t = 0; t < longest; t++) {{
-{made.ask()}
+{parts.load_inputs()}
     while (lengths[now - 1] <= t) now--;
-    {hand.wait}
+    {exchange.wait}
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {{
       if (part * COLUMNS >= now) continue;
       float* own_sums = sums + (part & 1) * (SUM_WARPS * COLUMNS * SUM_ROW);
 {product_code(plan)}
-{made.compute()}
+{parts.compute()}
     }}
     if (t + 1 < longest) {{
-      {hand.arrive}
+      {exchange.arrive}
     }}
-{made.leave()}
+{parts.store_results()}
     element* read = (element*)before;
     before = after, after = read;
   }}
-{made.ending()}
+{parts.store_states()}
 """
-    start = persistent_prelude(precision, sizes, made.weight()) + cluster_copy_code(plan)
+    start = persistent_prelude(precision, sizes, parts.weight_address()) + cluster_copy_code(plan)
     return kernel_source(start, KERNEL_NAME, plan.threads, PARAMETERS, body, plan.cluster)
 
 
 ITEM_LOOP = """#pragma unroll
     for (int i = 0; i < PARTS * ITEMS; i++) {"""
-"""A thread's units and sequences: the unit ``u`` of sequence ``n`` of the group."""
+"""CUDA C++ of the loop over a thread's items: unit ``u`` of sequence ``n`` of the group."""
 
 ITEM_INDICES = """
       const int item = i % ITEMS * THREADS + thread, u = item % UNITS;
@@ -122,12 +122,12 @@ ITEM_INDICES = """
 
 @lru_cache(maxsize=64)
 def product_gate_blocks(cell: Cell) -> tuple[int, ...]:
-    """The blocks of the recurrent matrix that the kernel multiplies, by number."""
+    """Numbers of the gate blocks of the recurrent matrix that the kernel multiplies."""
     return tuple(cell.letters.index(gate) for gate in multiplied_gates(cell))
 
 
 def stored_block(blocks: tuple[int, ...], number: str) -> str:
-    """The number of the stored block that belongs to a kernel's own, in C++."""
+    """CUDA C++ of the stored gate block for a kernel's block `number`."""
     if blocks == tuple(range(len(blocks))):
         return number
     text = str(blocks[-1])
@@ -137,7 +137,7 @@ def stored_block(blocks: tuple[int, ...], number: str) -> str:
 
 
 class _ForwardSource:
-    """Parts of the source."""
+    """Parts of the kernel's source."""
 
     def __init__(self, cell: Cell, schedule: Schedule, plan: PersistentPlan) -> None:
         self.cell, self.schedule, self.plan = cell, schedule, plan
@@ -147,23 +147,23 @@ class _ForwardSource:
         self.inputs = [g for g in cell.letters if f"x_{g}" in self.names]
         self.has_c = "c" in cell.states
 
-    def weight(self) -> str:
+    def weight_address(self) -> str:
         block = stored_block(self.blocks, "gate")
         return WEIGHT_ADDRESS.format(rows=len(self.blocks), block=block)
 
-    def tables(self) -> str:
-        """Biases, peepholes and lengths to shared memory."""
+    def load_tables(self) -> str:
+        """Load biases, peepholes and lengths into shared memory."""
         G, P = len(self.cell.letters), len(self.cell.peephole_gates)
-        kept = [("own_bias", "bias", G)]
-        kept += [("own_bias_hh", "bias_hh", G)] if self.cell.recurrent_bias else []
-        kept += [("own_p", "p", P)] if P else []
+        tables = [("own_bias", "bias", G)]
+        tables += [("own_bias_hh", "bias_hh", G)] if self.cell.recurrent_bias else []
+        tables += [("own_p", "p", P)] if P else []
         lines = []
-        for own, given, number in kept:
-            lines.append(f"""  float* {own} = (float*)next_memory;
-  next_memory += {number} * UNITS * 4;
-  for (int i = thread; i < {number} * UNITS; i += THREADS) {{
+        for name, source_name, count in tables:
+            lines.append(f"""  float* {name} = (float*)next_memory;
+  next_memory += {count} * UNITS * 4;
+  for (int i = thread; i < {count} * UNITS; i += THREADS) {{
     const int unit = unit_first + i % UNITS;
-    {own}[i] = unit < H ? {given}[i / UNITS * H + unit] : 0.0f;
+    {name}[i] = unit < H ? {source_name}[i / UNITS * H + unit] : 0.0f;
   }}""")
         return (
             "\n".join(lines)
@@ -174,13 +174,13 @@ class _ForwardSource:
   __syncthreads();"""
         )
 
-    def beginning(self) -> str:
-        """States to registers, and the first vectors to the buffers."""
-        hand = EXCHANGES[self.plan.kind]
+    def load_states(self) -> str:
+        """Load states into registers, and the first vectors into the buffers."""
+        code = EXCHANGES[self.plan.kind]
         mask = " * m[order[base + n] * H + k]" if self.schedule.dropout else ""
         c = "c_[i] = c[q * c_row + unit];" if self.has_c else ""
         m = "m_[i] = m[q * H + unit];" if self.schedule.dropout else ""
-        return f"""  for (int i = {hand.first}; i < 2 * SEQUENCES * PADDED; i += {hand.stride}) {{
+        return f"""  for (int i = {code.first}; i < 2 * SEQUENCES * PADDED; i += {code.stride}) {{
     const int k = i % PADDED, n = i / PADDED % SEQUENCES;
     real x = 0.0f;
     if (i < SEQUENCES * PADDED && n < rows && k < H)
@@ -204,11 +204,11 @@ class _ForwardSource:
     }}"""
 
     def _next(self, i: str) -> str:
-        """What the next product reads of an item's h."""
+        """CUDA C++ of an item's h as the next product reads it."""
         return f"narrow(h_[{i}] * m_[{i}])" if self.schedule.dropout else f"narrow(h_[{i}])"
 
-    def ask(self) -> str:
-        """Input parts to registers, as long as others are waited for."""
+    def load_inputs(self) -> str:
+        """Load input parts into registers while the block waits for other blocks."""
         numbers = [self.cell.letters.index(g) for g in self.inputs]
         loads = " ".join(f"z_[i][{g}] = from[{g} * H];" for g in numbers)
         return f"""{ITEM_LOOP}{ITEM_INDICES}
@@ -219,7 +219,7 @@ class _ForwardSource:
     }}"""
 
     def compute(self) -> str:
-        """The equations, for each unit and sequence of one part."""
+        """Compute the equations for each unit and sequence of one part."""
         values = {name: self._value(name) for name in self.names}
         lines, names = emit(self.phase.roots, values)
         sums = len(self.blocks)
@@ -244,7 +244,7 @@ class _ForwardSource:
       }}"""
 
     def _value(self, name: str) -> str:
-        """Where a symbol's value is."""
+        """CUDA C++ of a symbol's value."""
         if name in ("h_prev", "c_prev"):
             return f"{name[0]}_[i]"
         if name == MASK:
@@ -259,8 +259,8 @@ class _ForwardSource:
         two = self.cell.recurrent_bias
         return f"({own} + own_bias_hh[{block} * UNITS + u])" if two else own
 
-    def leave(self) -> str:
-        """What a step leaves in memory."""
+    def store_results(self) -> str:
+        """Store the results of a step in global memory."""
         c = "if (c_steps) c_steps[q * H + unit] = c_[i];" if self.has_c else ""
         slots = len(self.schedule.slots)
         kept = " ".join(f"at[{s} * H] = kept_[i][{s}];" for s in range(slots))
@@ -277,8 +277,8 @@ class _ForwardSource:
       }}
     }}"""
 
-    def ending(self) -> str:
-        """Final states."""
+    def store_states(self) -> str:
+        """Store the final states."""
         c = "c[q * c_row + unit] = c_[i];" if self.has_c else ""
         return f"""{ITEM_LOOP}{ITEM_INDICES}
       if (length_[i] > 0) {{

@@ -1,15 +1,15 @@
-"""What every kernel source begins with: device functions in PTX, which the tests emulate.
+"""Prelude of every kernel source: device functions in inline PTX, which the tests emulate.
 
-NVRTC is given no headers, so instructions that CUDA C++ has no built-in function for stand here as
-inline assembly. The PTX ISA says under the same names what they are:
+NVRTC compiles without headers. So instructions without a built-in function of CUDA C++ are inline
+assembly here. The PTX ISA documents them under these names:
 
 ==================  ==========================================================================
 ``widen_f16``       ``cvt.f32.f16``; bfloat16 is the upper half of a float32
-``narrow_...``      ``cvt.rn.f16.f32``, ``cvt.rn.bf16.f32``: to nearest, ties to even; what is too
-                    large becomes infinity
+``narrow_...``      ``cvt.rn.f16.f32``, ``cvt.rn.bf16.f32``: to nearest, ties to even; too large
+                    numbers become infinity
 ``round_tf32``      ``cvt.rna.tf32.f32``: to nearest, ties away from zero
-``load_global``     ``ld.global.cg``: from the L2 cache, where all blocks see one value
-``grid_arrive``     ``red.release.gpu``: whoever acquires the count sees what was written
+``load_global``     ``ld.global.cg``: from the L2 cache, which all blocks share
+``grid_arrive``     ``red.release.gpu``: a thread that acquires the count sees earlier writes
 ``grid_wait``       ``ld.acquire.gpu``
 ``mma_...``         ``mma.sync.aligned.m16n8k16``, for tf32 ``m16n8k8``; ``row.col``, sums in f32
 ``cluster_arrive``  ``barrier.cluster.arrive.release``
@@ -17,16 +17,16 @@ inline assembly. The PTX ISA says under the same names what they are:
 ``store_cluster``   ``mapa.shared::cluster``, ``st.shared::cluster``
 ==================  ==========================================================================
 
-All of it exists from compute capability 8.0, what clusters need from 9.0; a source that uses
-clusters does not compile for less. How threads meet:
+All of them exist from compute capability 8.0, those for clusters from 9.0. A source that uses
+clusters does not compile for less. Barriers between blocks:
 
-- A grid: ``__syncthreads(); if (threadIdx.x == 0) { grid_arrive(n); grid_wait(n, target); }
-  __syncthreads();``. One thread calls these functions for its block. The barrier in front makes its
-  release hold for what the block's other threads wrote; the one behind passes on what it acquired.
-  Counters may wrap: a target is reached once the count is less than 2^31 past it.
-- A cluster: every thread of every block calls ``cluster_arrive`` and then ``cluster_wait``. All
-  have to meet once before the first ``store_cluster``, for a block may not have begun yet, and once
-  behind the last, for a block that has ended has no memory.
+- In a grid: ``__syncthreads(); if (threadIdx.x == 0) { grid_arrive(n); grid_wait(n, target); }
+  __syncthreads();``. One thread calls these functions for its block. The barrier before them
+  extends its release to the writes of the block's other threads; the barrier after them passes on
+  what it acquired. Counters may wrap: a count up to 2^31 past the target has reached it.
+- In a cluster: every thread of every block calls ``cluster_arrive`` and then ``cluster_wait``. One
+  such barrier must precede the first ``store_cluster``, since a block may not have started yet. One
+  must follow the last, since a block that has ended has no memory.
 """
 
 from __future__ import annotations
@@ -179,9 +179,9 @@ template <class T> DEVICE void store_cluster(T* own, unsigned rank, T value) {
 """
 
 PRELUDE = _COMMON + "#ifndef LSTM_HOST\n" + _CONVERSIONS + _MEMORY + _WARPS + _CLUSTERS + "#endif\n"
-"""CUDA C++ that goes in front of a kernel source. ``LSTM_HOST`` is defined where the tests' shim
-has defined the same functions for the host."""
+"""CUDA C++ before every kernel source. The tests' shim defines ``LSTM_HOST`` and the same functions
+for the host."""
 
 GRID_STRIDE_LOOP = """for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < size;
        k += (long long)gridDim.x * blockDim.x)"""
-"""In C++: the numbers k of ``size`` that a thread has to do with."""
+"""CUDA C++ of the loop over the elements k, of ``size``, that a thread computes."""

@@ -1,4 +1,7 @@
-"""Kernels that take a matrix row by row: softmax and its derivative. A warp has a row."""
+"""Kernels over the rows of a matrix: softmax, cross-entropy, and sums of columns.
+
+Softmax and cross-entropy give each row to a warp. Every sum has an order that sizes alone decide.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,8 @@ import numpy as np
 
 from lstm_cli.engines.arrays import Array, RowsLoss
 from lstm_cli.engines.cuda.codegen.elementwise import BLOCK_SUM, MAX_SUM_BLOCKS, DeferredSums
-from lstm_cli.engines.cuda.codegen.layout import C_TYPES
 from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
-from lstm_cli.engines.cuda.precision import Precision
+from lstm_cli.engines.cuda.precision import C_TYPES, Precision
 from lstm_cli.engines.cuda.runtime.device import (
     Device,
     DeviceArray,
@@ -19,14 +21,14 @@ from lstm_cli.engines.cuda.runtime.device import (
 )
 
 ROW_THREADS = 128
-"""Of a block: four rows at a time."""
+"""Threads per block: four rows at a time."""
 
 ROW_BLOCKS_PER_SM = 16
-"""For each multiprocessor, at most."""
+"""Largest number of blocks per multiprocessor."""
 
 ROW_LOOP = """for (long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
        row < rows; row += (long long)gridDim.x * (blockDim.x / 32))"""
-"""In C++: the rows of a thread's warp."""
+"""CUDA C++ of the loop over the rows of a thread's warp."""
 
 WARP_REDUCTIONS = """
 template <class T> __device__ __forceinline__ T warp_sum(T x) {
@@ -79,41 +81,41 @@ extern "C" __global__ void __launch_bounds__(128) through(
 """.replace("ROW_LOOP", ROW_LOOP)
 
 
-def row_launch(device: Device, rows: int, shared: int = 0) -> Launch:
-    """A launch with a warp for each row, as far as that is useful."""
+def row_launch(device: Device, rows: int) -> Launch:
+    """Launch with a warp per row, up to `ROW_BLOCKS_PER_SM`."""
     blocks = min(-(-rows // (ROW_THREADS // 32)), ROW_BLOCKS_PER_SM * device.multiprocessors)
-    return Launch((max(1, blocks), 1, 1), ROW_THREADS, shared=shared)
+    return Launch((max(1, blocks), 1, 1), ROW_THREADS)
 
 
 def softmax(device: Device, logits: DeviceArray, bias: DeviceArray) -> DeviceArray:
     """Softmax over the columns of logits (rows, F), to which the bias is added in place."""
     out = device.empty(logits.shape, dtype_name(logits.dtype))
     if out.size:
+        rows, F = logits.shape
         kernel = _softmax_kernel(device, "softmax", dtype_name(logits.dtype))
-        kernel(row_launch(device, logits.shape[0]), logits, bias, out, *logits.shape)
+        kernel(row_launch(device, rows), logits, bias, out, rows, F)
     return out
 
 
 def softmax_backward(device: Device, y: DeviceArray, d: DeviceArray) -> DeviceArray:
-    """The derivative for the logits from the one for the softmax `y`, (rows, F) each."""
+    """Derivative for the logits from the derivative for the softmax `y`, (rows, F) each."""
     out = device.empty(y.shape, dtype_name(y.dtype))
     if out.size:
+        rows, F = y.shape
         kernel = _softmax_kernel(device, "through", dtype_name(y.dtype))
-        kernel(row_launch(device, y.shape[0]), y, d, out, *y.shape)
+        kernel(row_launch(device, rows), y, d, out, rows, F)
     return out
 
 
-def _softmax_kernel(device: Device, name: str, real: str) -> Kernel:
-    return cached_kernels(
-        device, ("softmax", real), ["softmax", "through"], lambda: _softmax_source(real)
-    )[name]
+def _softmax_kernel(device: Device, name: str, dtype: str) -> Kernel:
+    key, names = ("softmax", dtype), ["softmax", "through"]
+    return cached_kernels(device, key, names, lambda: _softmax_source(dtype))[name]
 
 
-def _softmax_source(real: str) -> str:
-    return f"{PRELUDE}\ntypedef {C_TYPES[real]} real;\n{WARP_REDUCTIONS}{SOFTMAX_CODE}"
+def _softmax_source(dtype: str) -> str:
+    return f"{PRELUDE}\ntypedef {C_TYPES[dtype]} real;\n{WARP_REDUCTIONS}{SOFTMAX_CODE}"
 
 
-# MERGED classes: """Cross-entropy of a softmax on the device: the loss of rows and its derivative in one kernel."""
 CROSS_ENTROPY_CODE = """
 // The share of class f, smoothed, times what the class counts for.
 __device__ __forceinline__ double share(
@@ -168,9 +170,13 @@ def cross_entropy(
     label_smoothing: float,
     sums: DeferredSums,
 ) -> RowsLoss:
-    """The loss of logits (rows, F); see `lstm_cli.engines.arrays.Elementwise`."""
+    """Loss of logits (rows, F) and its derivative, in one kernel.
+
+    See `cross_entropy` of the engine protocol for the other parameters.
+    """
     rows, F = logits.shape
-    out = device.empty(logits.shape, dtype_name(logits.dtype))
+    dtype = dtype_name(logits.dtype)
+    out = device.empty(logits.shape, dtype)
     weight = _total_weight(targets, class_weights)
     scale = 1 / weight if weight else 0.0
     if not out.size:
@@ -178,35 +184,48 @@ def cross_entropy(
     classes = device.upload(targets.astype(np.int64)) if targets.ndim == 1 else None
     shares = device.upload(targets.astype(np.float64)) if targets.ndim == 2 else None
     counts = None if class_weights is None else device.upload(class_weights.astype(np.float64))
-    real = dtype_name(logits.dtype)
-    kernel = cached_kernels(
-        device, ("classes", real), ["cross_entropy"], lambda: _cross_entropy_source(real)
-    )
+    key, names = ("classes", dtype), ["cross_entropy"]
+    kernel = cached_kernels(device, key, names, lambda: _cross_entropy_source(dtype))[names[0]]
     blocks = min(MAX_SUM_BLOCKS, -(-rows // (ROW_THREADS // 32)))
-    place, late = sums.room(blocks)
-    given = (logits, classes, shares, counts, out, place, float(label_smoothing), float(scale))
-    launch = Launch((blocks, 1, 1), ROW_THREADS, shared=ROW_THREADS * 8)
-    kernel["cross_entropy"](launch, *given, rows, F)
-    return RowsLoss(late, out, weight, scale)
+    parts, total = sums.reserve(blocks)
+    kernel(
+        Launch((blocks, 1, 1), ROW_THREADS, shared=ROW_THREADS * 8),
+        logits,
+        classes,
+        shares,
+        counts,
+        out,
+        parts,
+        float(label_smoothing),
+        float(scale),
+        rows,
+        F,
+    )
+    return RowsLoss(total, out, weight, scale)
 
 
 def _total_weight(targets: Array, class_weights: Array | None) -> float:
-    """What all rows count for together."""
+    """Number of rows, or the sum of their class weights."""
     if class_weights is None:
         return float(len(targets))
     return float((class_weights[targets] if targets.ndim == 1 else targets @ class_weights).sum())
 
 
-def _cross_entropy_source(real: str) -> str:
-    return f"{PRELUDE}\ntypedef {C_TYPES[real]} real;\n{WARP_REDUCTIONS}{BLOCK_SUM}{CROSS_ENTROPY_CODE}"
+def _cross_entropy_source(dtype: str) -> str:
+    functions = f"{WARP_REDUCTIONS}{BLOCK_SUM}{CROSS_ENTROPY_CODE}"
+    return f"{PRELUDE}\ntypedef {C_TYPES[dtype]} real;\n{functions}"
 
 
-# MERGED reduce: """Sums over rows on the device, in an order that sizes alone decide."""
 COLUMN_SUMS_KERNEL = "column_sums"
+
 COLUMN_SUM_THREADS = 256
+"""Threads per block of the column sums."""
+
 MIN_ROWS_PER_BLOCK = 256
 """Rows that one block adds up, at least."""
+
 MAX_ROW_BLOCKS = 64
+"""Largest number of blocks that share out the rows."""
 
 COLUMN_SUMS_CODE = """
 // Block (x, y) adds up run y of the rows, in 32 columns; its 8 warps take every eighth row.
@@ -233,28 +252,25 @@ extern "C" __global__ void __launch_bounds__(256) column_sums(
 
 def column_sums_source(precision: Precision) -> str:
     """CUDA C++ of the kernel `COLUMN_SUMS_KERNEL`."""
-    return f"{PRELUDE}\ntypedef {precision.c_real} real;\n{COLUMN_SUMS_CODE}"
+    return f"{PRELUDE}\ntypedef {precision.c_accumulator} real;\n{COLUMN_SUMS_CODE}"
 
 
 def column_sums(device: Device, precision: Precision, matrix: DeviceArray) -> DeviceArray:
-    """The sum of a matrix (rows, columns) without gaps over its rows: (columns,)."""
+    """Sum a contiguous matrix (rows, columns) over its rows: (columns,)."""
     rows, columns = matrix.shape
     if rows == 0:
-        return device.zeros((columns,), precision.real)
-    key = ("column sums", precision.real)
-    kernel = cached_kernels(
-        device, key, [COLUMN_SUMS_KERNEL], lambda: column_sums_source(precision)
-    )[COLUMN_SUMS_KERNEL]
-    item = 8 if precision.real == "float64" else 4
-    runs = min(MAX_ROW_BLOCKS, -(-rows // MIN_ROWS_PER_BLOCK))
+        return device.zeros((columns,), precision.accumulator)
+    key, names = ("column sums", precision.accumulator), [COLUMN_SUMS_KERNEL]
+    kernel = cached_kernels(device, key, names, lambda: column_sums_source(precision))[names[0]]
+    item = 8 if precision.accumulator == "float64" else 4
+    blocks = min(MAX_ROW_BLOCKS, -(-rows // MIN_ROWS_PER_BLOCK))
     while True:
-        run = -(-rows // runs)
-        runs = -(-rows // run)
-        out = device.empty((runs, columns), precision.real)
-        launch = Launch(
-            (-(-columns // 32), runs, 1), COLUMN_SUM_THREADS, shared=COLUMN_SUM_THREADS * item
-        )
-        kernel(launch, matrix, out, rows, columns, columns, run)
-        if runs == 1:
+        block_rows = -(-rows // blocks)
+        blocks = -(-rows // block_rows)
+        out = device.empty((blocks, columns), precision.accumulator)
+        grid = (-(-columns // 32), blocks, 1)
+        launch = Launch(grid, COLUMN_SUM_THREADS, shared=COLUMN_SUM_THREADS * item)
+        kernel(launch, matrix, out, rows, columns, columns, block_rows)
+        if blocks == 1:
             return out.reshape(columns)
-        matrix, rows, runs = out, runs, 1
+        matrix, rows, blocks = out, blocks, 1

@@ -1,15 +1,15 @@
-"""Products of weights that stay on the chip with the vectors of a step, by tensor cores.
+"""Products by tensor cores with weights that stay on the chip; their speed is unmeasured.
 
-An ``mma`` multiplies 16 rows with 8 columns, over 32 bytes of a row (16 numbers of 16 bits, 8 of
-TF32). Which numbers of a row those are is free, as long as both operands agree: here a lane takes
-16 neighbouring bytes of 64, which are its operands of two ``mma`` in a row, so that vectors and
-weights are loaded 16 bytes at a time. It is the same for all types: of a `Quad` x, y, z, w, the
-first ``mma`` takes x and y, the second z and w.
+An ``mma`` multiplies 16 rows with 8 columns, over 32 bytes of a row (16 numbers of 16 bits, or 8 of
+TF32). Any numbers of a row may be taken together, if both operands agree. Here a lane takes 16
+adjacent bytes of 64: its operands of two successive ``mma``. So vectors and weights are loaded 16
+bytes at a time. This holds for all types: of a `Quad` x, y, z, w, the first ``mma`` takes x and y,
+the second z and w.
 
-A warp has some tiles of rows and some chunks of 64 bytes of them. The first chunks' weights stay in
-its registers from first step to last (every loop over them is unrolled, for registers have no
-index), the others' in shared memory, in the order in which lanes read them. Warps that share out
-sums leave their parts in shared memory, from where whoever needs a sum adds them up.
+A warp has some tiles of rows and some chunks of 64 bytes of these rows. The weights of the first
+chunks stay in registers over all steps; every loop over them is unrolled, since registers have no
+index. The other weights stay in shared memory, in the lanes' reading order. Warps that share out a
+sum leave their parts in shared memory, and the threads that need the sum add the parts up.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ OPERAND_WORDS = {
     True: "(unsigned)weight(w, first, row, k) | (unsigned)weight(w, first, row, k + 1) << 16",
     False: "__float_as_uint(round_tf32(weight(w, first, row, k)))",
 }
-"""A word of an operand, by whether it holds two numbers."""
+"""CUDA C++ of a 32-bit word of an operand; the key is true if a word holds two numbers."""
 
 STORED_WORDS = {True: "x", False: "__float_as_uint(round_tf32(__uint_as_float(x)))"}
-"""A stored word as an operand."""
+"""CUDA C++ that converts a stored word `x` to an operand; keys as in `OPERAND_WORDS`."""
 
 LOADING_CODE = """
 // The weights of a block's row from number k on: zero outside the matrix.
@@ -103,7 +103,7 @@ WEIGHT_LOADING_CODE = """
         (sum_warp * CHUNKS + c) * CHUNK + lane_quad);
   }
 """
-"""Weights to registers and shared memory, at the start."""
+"""CUDA C++ that loads the weights into registers and shared memory, before the first step."""
 
 PRODUCT_CODE = """
       float sum[SETS][TILES][COLUMNS / 8][4];
@@ -154,16 +154,25 @@ PRODUCT_CODE = """
           }
       __syncthreads();
 """
-"""One part's product, its sums in shared memory."""
+"""CUDA C++ of the product of one part, which leaves its sums in shared memory."""
 
 
-def kernel_constants(plan: PersistentPlan, own: int, gates: int, *, quick: bool) -> dict[str, int]:
-    """What a kernel's source is told of its sizes, by name.
+def kernel_constants(
+    plan: PersistentPlan, column_ranges: int, gates: int, *, aligned: bool
+) -> dict[str, int]:
+    """Constants of a kernel's source, by name.
 
-    `quick`: whether 16 bytes of a row stand together in the stored matrix.
+    Parameters
+    ----------
+    column_ranges
+        Ranges of columns of an exchanged vector that belong to one block.
+    gates
+        Number of gates.
+    aligned
+        True if 16 bytes of a row are contiguous and aligned in the stored matrix.
     """
     return {
-        "H": plan.work.H,
+        "H": plan.shape.H,
         "GATES": gates,
         "BLOCKS": plan.blocks,
         "UNITS": plan.units,
@@ -175,35 +184,35 @@ def kernel_constants(plan: PersistentPlan, own: int, gates: int, *, quick: bool)
         "WARPS": plan.row_warps * plan.sum_warps,
         "THREADS": plan.threads,
         "TILES": plan.tiles,
-        "CHUNK": plan.work.chunk,
+        "CHUNK": plan.shape.chunk,
         "CHUNKS": plan.chunks,
-        "PADDED": plan.padded,
-        "ROW": plan.row_numbers,
-        "SUM_ROW": plan.sum_row,
-        "HELD": plan.held,
-        "SETS": plan.sets,
-        "AHEAD": plan.ahead,
+        "PADDED": plan.padded_width,
+        "ROW": plan.vector_stride,
+        "SUM_ROW": plan.sum_stride,
+        "HELD": plan.register_chunks,
+        "SETS": plan.accumulator_sets,
+        "AHEAD": plan.prefetch_chunks,
         "ITEMS": plan.items,
-        "OWN": own,
-        "QUICK": int(quick),
+        "OWN": column_ranges,
+        "QUICK": int(aligned),
         "COUNTER_WORDS": COUNTER_WORDS,
     }
 
 
 def persistent_prelude(precision: Precision, sizes: dict[str, int], address: str) -> str:
-    """The start of a source: types, sizes, and how weights are loaded.
+    """CUDA C++ before a persistent kernel: types, constants, and functions that load weights.
 
     Parameters
     ----------
     address
-        Statements of the function ``address(w, first, row, k)``.
+        Statements of the function ``address(w, first, row, k)``, which locates a weight.
     """
-    element, _, narrow = CONVERSIONS[precision.name]
+    operand, _, narrow = CONVERSIONS[precision.name]
     names = ", ".join(f"{name} = {value}" for name, value in sizes.items())
     loads = LOADING_CODE.replace("WORD;", OPERAND_WORDS[precision.narrow] + ";")
     return f"""{PRELUDE}
 typedef float real;
-typedef {element} element;
+typedef {operand} element;
 constexpr int {names};
 __device__ __forceinline__ element narrow(real x) {{ return {narrow}; }}
 __device__ __forceinline__ unsigned ready(unsigned x) {{ return {STORED_WORDS[precision.narrow]}; }}
@@ -220,7 +229,7 @@ __device__ __forceinline__ element weight(const element* w, int first, int row, 
 
 
 def product_code(plan: PersistentPlan) -> str:
-    """The code of a part's product."""
+    """CUDA C++ of the product of one part, for a kind of exchange."""
     return PRODUCT_CODE.replace("LOAD;", EXCHANGES[plan.kind].load + ";")
 
 
@@ -235,4 +244,4 @@ INDEX_CODE = """  const int thread = threadIdx.x, lane = thread & 31, warp = thr
   const int rows = N - base < SEQUENCES ? (int)(N - base) : SEQUENCES;
   unsigned char* next_memory = memory;
 """
-"""Who a thread is. A group whose sequences have no step has nothing to do."""
+"""CUDA C++ of a thread's indices. A group whose sequences have no step returns at once."""

@@ -1,4 +1,4 @@
-"""Products of matrices by cuBLAS, which wants them column by column."""
+"""Products of row-major matrices by cuBLAS, which expects column-major ones."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ COMPUTE_TYPES = {
 class GemmArguments:
     """Arguments of cublasGemmEx for a product of row-major matrices.
 
-    A row-major matrix is a column-major one, turned. So instead of C = A B it is C' = B' A' that
-    is computed: the operands change places, and m is the columns of C. Of a stack of `count`
-    matrices A, ``step_*`` says how far apart two are, in numbers; B is the same for all.
+    A row-major matrix is a transposed column-major one. So cuBLAS computes C' = B' A' instead of
+    C = A B: the operands change places, and m is the number of columns of C. A may be a stack of
+    `count` matrices; ``stride_*`` are the elements from one matrix to the next. All share B.
     """
 
-    turn_first: int
-    turn_second: int
+    transpose_first: int
+    transpose_second: int
     m: int
     n: int
     k: int
@@ -55,19 +55,19 @@ class GemmArguments:
     out: int
     ld_out: int
     count: int = 1
-    step_second: int = 0
-    step_out: int = 0
+    stride_second: int = 0
+    stride_out: int = 0
 
 
 def gemm_arguments(
     a: DeviceArray, b: DeviceArray, out: DeviceArray, *, transpose_a: bool, transpose_b: bool
 ) -> GemmArguments:
-    """What cuBLAS is told of out = a b; see `lstm_cli.engines.cuda.runtime.device.Device.multiply`.
+    """Arguments of cuBLAS for out = a b; see `Device.multiply`.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, or rows with gaps: a mistake in the caller.
+        Shapes do not fit, or rows have gaps: a mistake in the caller.
     """
     stack = tuple(a.shape[:-2])
     M, K = a.shape[-2:][::-1] if transpose_a else a.shape[-2:]
@@ -91,12 +91,11 @@ def gemm_arguments(
 
 
 def _matrix_stride(array: DeviceArray) -> int:
-    """Elements from a matrix of a stack to the next."""
     return int(array.strides[0]) // int(array.dtype.itemsize)
 
 
 def _leading_dimension(array: DeviceArray) -> int:
-    """Elements from a row to the next, at least those of a row."""
+    """Elements from one row to the next, at least the length of a row."""
     rows, columns = array.shape[-2:]
     size = array.dtype.itemsize
     if columns > 1 and array.strides[-1] != size:
@@ -110,10 +109,10 @@ def _leading_dimension(array: DeviceArray) -> int:
 
 
 class Blas:
-    """cuBLAS on one device, with a handle of its own, so that nobody else's settings apply.
+    """cuBLAS for one stream of one device, with its own handle and settings.
 
-    A stream has a handle of its own: with one for several, cuBLAS does not promise the same bits.
-    The device must be the current one whenever this is used, and the stream too.
+    Each stream has its own handle: with a shared one, cuBLAS does not promise the same bits. The
+    device and the stream must be current at every call.
     """
 
     def __init__(self) -> None:
@@ -121,25 +120,25 @@ class Blas:
 
         self._library: Any = cublas
         self._handle = cublas.create()
-        # One and zero, in the host's memory as the handle's pointer mode has it.
+        # Zero and one in host memory, as the handle's pointer mode expects.
         self._factors = {t: np.array([0, 1], t) for t in ("float32", "float64")}
 
-    def multiply(self, given: GemmArguments, precision: str, *, add: bool) -> None:
-        """Start it."""
-        real = PRECISIONS[precision].real
-        factors = self._factors[real]
+    def multiply(self, gemm: GemmArguments, precision: str, *, add: bool) -> None:
+        """Start the product on the current stream."""
+        accumulator = PRECISIONS[precision].accumulator
+        factors = self._factors[accumulator]
         zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
         kind = OPERAND_TYPES[precision]
-        first = (given.first, kind, given.ld_first)
-        second = (given.second, kind, given.ld_second)
-        result = (given.out, R_64F if real == "float64" else R_32F, given.ld_out)
-        sizes = (given.turn_first, given.turn_second, given.m, given.n, given.k, one)
-        factor, how = one if add else zero, (COMPUTE_TYPES[precision], GEMM_DEFAULT)
+        first = (gemm.first, kind, gemm.ld_first)
+        second = (gemm.second, kind, gemm.ld_second)
+        result = (gemm.out, R_64F if accumulator == "float64" else R_32F, gemm.ld_out)
+        sizes = (gemm.transpose_first, gemm.transpose_second, gemm.m, gemm.n, gemm.k, one)
+        factor, mode = one if add else zero, (COMPUTE_TYPES[precision], GEMM_DEFAULT)
         try:
-            if given.count == 1:
-                self._library.gemmEx(self._handle, *sizes, *first, *second, factor, *result, *how)
+            if gemm.count == 1:
+                self._library.gemmEx(self._handle, *sizes, *first, *second, factor, *result, *mode)
                 return
-            stacked = (*first, 0, *second, given.step_second, factor, *result, given.step_out)
-            self._library.gemmStridedBatchedEx(self._handle, *sizes, *stacked, given.count, *how)
+            stacked = (*first, 0, *second, gemm.stride_second, factor, *result, gemm.stride_out)
+            self._library.gemmStridedBatchedEx(self._handle, *sizes, *stacked, gemm.count, *mode)
         except self._library.CUBLASError as error:
             raise DeviceError("a product failed", found=str(error)) from error

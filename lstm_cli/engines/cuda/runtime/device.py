@@ -1,7 +1,7 @@
-"""What the cuda engine asks of a device: memory, copies, products, compiled kernels, clocks.
+"""The device protocol: memory, streams, copies, products and kernels, as the cuda engine uses them.
 
-CuPy drives a GPU (`lstm_cli.engines.cuda.runtime.gpu`). The tests drive the same kernel sources on the
-host through a shim, so that everything above this protocol is run and checked without a GPU.
+CuPy drives a GPU (`lstm_cli.engines.cuda.runtime.gpu`). The tests run the same kernel sources on
+the host through a shim. So all code above this protocol runs and is checked without a GPU.
 """
 
 from __future__ import annotations
@@ -18,43 +18,49 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 DeviceArray: TypeAlias = Any
-"""An array in the device's memory. What may be asked of it: `shape`, `dtype`, `strides`, `size`,
-`nbytes`, `ndim`, `reshape`, and basic slices, which are views. Nothing else: no arithmetic, no
-NumPy function, no assignment."""
+"""Array in the device's memory. It offers `shape`, `dtype`, `strides`, `size`, `nbytes`, `ndim`,
+`reshape`, and basic slices, which are views. It offers no arithmetic, no NumPy function and no
+assignment."""
 
 Argument: TypeAlias = Any
-"""Of a kernel: a `DeviceArray` or None (its address), an int (``long long``), a float
+"""Argument of a kernel: a `DeviceArray` or None (its address), an int (``long long``), or a float
 (``double``)."""
+
+LOOP_THREADS = 256
+"""Threads per block of a kernel that loops over elements."""
+
+LOOP_BLOCKS_PER_SM = 8
+"""Largest number of such blocks per multiprocessor; beyond it each thread takes more elements."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How many threads run a kernel.
+    """Sizes of a kernel launch.
 
     Attributes
     ----------
     grid
         Blocks in x, y and z.
     threads
-        In a block, a multiple of 32.
+        Threads per block, a multiple of 32.
     shared
-        Bytes of dynamic shared memory a block.
+        Bytes of dynamic shared memory per block.
     cluster
-        Blocks in x that form a thread-block cluster; 1: none. The source says the same with
-        ``__cluster_dims__``, for that is how a cluster is launched.
-    together
-        All blocks must run at the same time, for they wait for one another.
+        Blocks in x per thread-block cluster; 1 without clusters. The source repeats the number in
+        ``__cluster_dims__``.
+    cooperative
+        Launch cooperatively: all blocks run at the same time, since they wait for one another.
     """
 
     grid: tuple[int, int, int]
     threads: int
     shared: int = 0
     cluster: int = 1
-    together: bool = False
+    cooperative: bool = False
 
     @property
     def blocks(self) -> int:
-        """All of them."""
+        """Number of blocks of the whole grid."""
         x, y, z = self.grid
         return x * y * z
 
@@ -63,48 +69,48 @@ class Kernel(Protocol):
     """A compiled ``extern "C" __global__`` function."""
 
     def __call__(self, launch: Launch, *arguments: Argument) -> None:
-        """Start it; it runs behind everything that was started before it in its lane.
+        """Start the kernel behind all earlier work of the current stream.
 
         Raises
         ------
         DeviceError
-            The blocks cannot run together, or the device refuses the launch.
+            The blocks cannot run at the same time, or the device refuses the launch.
         """
 
     def resident(self, launch: Launch) -> int:
-        """How many blocks can run at the same time on the whole device."""
+        """Count the blocks that can run at the same time on the whole device."""
 
 
 class Event(Protocol):
-    """A moment in the order of what a lane does."""
+    """A point in the work of a stream."""
 
     def seconds_since(self, earlier: Any) -> float:
-        """Between two marks; waits for this one."""
+        """Seconds between two events; waits for this one."""
 
     def wait(self) -> None:
-        """Until everything before it is done."""
+        """Wait until all work before the event is done."""
 
 
 class Device(Protocol):
     """Memory and kernels of one device.
 
-    What is started runs in the order of a *lane*: the main one, number 0, unless another is chosen.
-    Lanes run beside one another, and know of one another only by marks that they wait for.
+    A *stream* runs its work in order. Work goes to the main stream, number 0, unless another one is
+    chosen. Streams run concurrently; one waits for another only through events.
 
     Attributes
     ----------
     name
-        Such as ``cuda:0``.
+        Device name, such as ``cuda:0``.
     title
-        Such as ``NVIDIA H200``.
+        Product name, such as ``NVIDIA H200``.
     architecture
-        What kernels are compiled for, such as ``sm_90a``; ``host`` for the shim.
+        Compilation target, such as ``sm_90a``; ``host`` for the shim.
     multiprocessors
-        How many there are.
+        Number of multiprocessors.
     shared_bytes
-        Dynamic shared memory that a block may use at most.
+        Largest number of bytes of dynamic shared memory per block.
     largest_cluster
-        Blocks of a cluster at most; 1 where there are none.
+        Largest number of blocks per cluster; 1 without clusters.
     """
 
     name: str
@@ -114,73 +120,73 @@ class Device(Protocol):
     shared_bytes: int
     largest_cluster: int
 
-    def lane(self, number: int) -> AbstractContextManager[None]:
-        """What is started inside goes into another lane.
+    def use_stream(self, number: int) -> AbstractContextManager[None]:
+        """Send work started inside the context to another stream.
 
-        Memory belongs to the lane in which it was asked for: once nobody holds it, it may be given
-        to what that lane does next. So whoever lets another lane use it holds it until its own
-        lane waits for the other.
+        Memory belongs to the stream that allocated it. Once freed, it may serve that stream's next
+        work. So keep an array that another stream uses until its own stream has waited for the
+        other one.
         """
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        """Memory for an array in C order, not filled; dtype in NumPy's words.
+        """Allocate an uninitialized array in C order; `dtype` is NumPy's name.
 
         Raises
         ------
         DeviceMemoryError
-            Not enough is free.
+            Too little memory is free.
         """
 
     def zeros(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        """The same filled with 0."""
+        """Allocate an array of zeros in C order."""
 
     def fill_zero(self, array: DeviceArray) -> None:
-        """Set an array without gaps to 0."""
+        """Set a contiguous array to 0."""
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
-        """All of an array without gaps to another of its size and dtype."""
+        """Copy a contiguous array to another of its size and dtype."""
 
     def upload(self, array: Array) -> DeviceArray:
-        """A copy in the device's memory, C order; `array` may change as soon as this returns."""
+        """Copy to the device, C order; `array` may change as soon as this returns."""
 
     def upload_into(self, array: Array, target: DeviceArray) -> None:
-        """The same, into memory that is there."""
+        """Copy to an array of the device; `array` may change as soon as this returns."""
 
     def download(self, array: DeviceArray) -> Array:
-        """A copy in NumPy's memory, waiting for all that gives its values."""
+        """Copy to NumPy's memory; waits for the values."""
 
-    def pinned(self, nbytes: int) -> Array:
-        """(nbytes,) uint8 of NumPy's memory that the device reaches by itself, for `send`."""
+    def allocate_pinned(self, nbytes: int) -> Array:
+        """Allocate (nbytes,) uint8 of page-locked host memory for asynchronous copies."""
 
-    def send(self, array: Array, target: DeviceArray) -> tuple[Event, Event]:
-        """Copy from pinned memory to an array of its bytes, while the device computes.
+    def copy_to_device_async(self, array: Array, target: DeviceArray) -> tuple[Event, Event]:
+        """Copy from pinned memory to an array of the same size while the device computes.
 
-        The copy begins after all that was started before, and only who waits for it sees it:
-        `after` its second mark. `array` may not change before that mark either.
-
-        Returns
-        -------
-        begun, done
-            Marks around the copy.
-        """
-
-    def receive(self, array: DeviceArray, target: Array) -> tuple[Event, Event]:
-        """Copy an array to pinned memory of its bytes, while the device computes.
-
-        The copy begins after all that was started before. Until its second mark is waited for,
-        `target` may not be read, and `array` not change nor be given back.
+        The copy starts after all earlier work. Only work that waits for the second event (see
+        `wait_event`) may read `target`. `array` may not change before that event.
 
         Returns
         -------
-        begun, done
-            Marks around the copy.
+        start, end
+            Events around the copy.
         """
 
-    def after(self, mark: Any) -> None:
-        """What is started from now on in this lane waits for a mark, of a `send` or a lane."""
+    def copy_to_host_async(self, array: DeviceArray, target: Array) -> tuple[Event, Event]:
+        """Copy an array to pinned memory of the same size while the device computes.
 
-    def adopt(self, array: Any) -> DeviceArray | None:
-        """An array of the caller's that is in this device's memory already; None: it is not."""
+        The copy starts after all earlier work. Before the second event, `target` may not be read,
+        and `array` may neither change nor be freed.
+
+        Returns
+        -------
+        start, end
+            Events around the copy.
+        """
+
+    def wait_event(self, event: Any) -> None:
+        """Let later work of the current stream wait for an event of a copy or a stream."""
+
+    def from_device_array(self, array: Any) -> DeviceArray | None:
+        """View a caller's array that is in this device's memory; None if it is elsewhere."""
 
     def multiply(
         self,
@@ -193,49 +199,41 @@ class Device(Protocol):
         transpose_b: bool = False,
         add: bool = False,
     ) -> None:
-        """out = a b, or out + a b: matrices whose rows have no gaps, but may be apart.
+        """Compute out = a b, or out += a b. Each row is contiguous; rows may be strided.
 
         Parameters
         ----------
         a, b
-            (M, K) and (K, N), or turned; of the precision's `element`. `a` may be a stack
-            (S, M, K), not turned, all of which b multiplies.
+            (M, K) and (K, N), or transposed; of the precision's operand type. `a` may be a stack
+            (S, M, K), not transposed; b multiplies each of its matrices.
         out
-            (M, N) of its `real`, or (S, M, N).
+            (M, N) of the accumulator type, or (S, M, N).
         precision
             A name of `PRECISIONS`.
         """
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Kernel]:
-        """The kernels `names` of a source, from the kernel cache if they were made before."""
+        """Compile the kernels `names` of a source, or load them from the kernel cache."""
 
-    def mark(self) -> Event:
-        """Note the moment after all that was started in this lane."""
+    def record_event(self) -> Event:
+        """Record an event after all earlier work of the current stream."""
 
     def wait(self) -> None:
-        """Until everything that was started is done."""
+        """Wait until all work of all streams is done."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and in all. What this program holds but does not use counts as free."""
+        """Bytes free and bytes in total. Unused memory of this program's pool counts as free."""
 
 
 @cache
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Its name, such as ``float32``; NumPy makes it anew each time it is asked."""
+    """Name of a dtype, such as ``float32``. Cached, since NumPy builds the name on every call."""
     return dtype.name
 
 
 def is_host_array(array: Any) -> bool:
-    """Whether an array is in NumPy's memory."""
+    """True if an array is in NumPy's memory."""
     return isinstance(array, np.ndarray)
-
-
-# MERGED launches: """How many threads a kernel over many numbers gets, and the loop that they share them in."""
-LOOP_THREADS = 256
-"""Of a block of a kernel that goes through numbers one by one."""
-
-LOOP_BLOCKS_PER_SM = 8
-"""Of such a kernel for each multiprocessor, at most: then every thread has several numbers."""
 
 
 _KERNELS: WeakKeyDictionary[Device, dict[Hashable, Mapping[str, Kernel]]] = WeakKeyDictionary()
@@ -244,48 +242,52 @@ _KERNELS: WeakKeyDictionary[Device, dict[Hashable, Mapping[str, Kernel]]] = Weak
 def cached_kernels(
     device: Device, key: Hashable, names: Sequence[str], source: Callable[[], str]
 ) -> Mapping[str, Kernel]:
-    """A source's kernels `names`, which `source` is asked for only once for a key and device."""
-    made = _KERNELS.setdefault(device, {})
-    found = made.get(key)
-    if found is None:
-        found = made[key] = device.compile(source(), names)
-    return found
+    """Compile the kernels `names` of a source once per key and device.
+
+    `source` is called only if the kernels are not compiled yet.
+    """
+    kernels = _KERNELS.setdefault(device, {})
+    compiled = kernels.get(key)
+    if compiled is None:
+        compiled = kernels[key] = device.compile(source(), names)
+    return compiled
 
 
-def grid_stride_launch(device: Device, items: int, each: int = LOOP_THREADS) -> Launch:
-    """A launch for `items` numbers, at least one, of which a block takes `each` at a time."""
-    blocks = min(-(-items // each), LOOP_BLOCKS_PER_SM * device.multiprocessors)
+def grid_stride_launch(device: Device, items: int, per_block: int = LOOP_THREADS) -> Launch:
+    """Launch for a grid-stride loop over `items` elements, `per_block` at a time per block."""
+    blocks = min(-(-items // per_block), LOOP_BLOCKS_PER_SM * device.multiprocessors)
     return Launch((max(1, blocks), 1, 1), LOOP_THREADS)
 
 
-# MERGED clocks: """Seconds of a layer's parts on the device, read when they are asked for: reading one waits."""
 class EventTimer(Mapping[str, float]):
-    """Seconds by part. A part that is begun again adds to itself.
+    """Device seconds by part of a layer's work; reading a value waits for the device.
+
+    A part that starts again adds to its own seconds.
 
     Parameters
     ----------
     device
-        Whose clock.
+        Device whose events are timed.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._parts: list[tuple[str, Event]] = []
         self._end: Event | None = None
-        self._found: dict[str, float] | None = None
+        self._seconds: dict[str, float] | None = None
 
-    def begin(self, part: str) -> None:
-        """What is started from now on belongs to a part."""
-        self._parts.append((part, self._device.mark()))
+    def start(self, part: str) -> None:
+        """Count the work started from now on to a part."""
+        self._parts.append((part, self._device.record_event()))
 
-    def end(self) -> None:
-        """No more parts."""
-        self._end = self._device.mark()
+    def stop(self) -> None:
+        """End the last part."""
+        self._end = self._device.record_event()
 
     def __getitem__(self, part: str) -> float:
-        if self._found is None:
-            self._found = self._read()
-        return self._found[part]
+        if self._seconds is None:
+            self._seconds = self._read()
+        return self._seconds[part]
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict(self._parts))
@@ -294,26 +296,26 @@ class EventTimer(Mapping[str, float]):
         return len(dict(self._parts))
 
     def _read(self) -> dict[str, float]:
-        ends = [mark for _, mark in self._parts[1:]] + [self._end or self._device.mark()]
-        found: dict[str, float] = {}
-        for (part, begun), end in zip(self._parts, ends, strict=True):
-            found[part] = found.get(part, 0.0) + end.seconds_since(begun)
-        return found
+        ends = [event for _, event in self._parts[1:]] + [self._end or self._device.record_event()]
+        seconds: dict[str, float] = {}
+        for (part, start), end in zip(self._parts, ends, strict=True):
+            seconds[part] = seconds.get(part, 0.0) + end.seconds_since(start)
+        return seconds
 
 
 class EventInterval(Mapping[str, float]):
-    """Seconds of one part, between two marks."""
+    """Device seconds of one part, between two events; reading the value waits for the device."""
 
-    def __init__(self, part: str, begun: Event, end: Event) -> None:
-        self._part, self._begun, self._end = part, begun, end
-        self._found: float | None = None
+    def __init__(self, part: str, start: Event, end: Event) -> None:
+        self._part, self._start, self._end = part, start, end
+        self._seconds: float | None = None
 
     def __getitem__(self, part: str) -> float:
         if part != self._part:
             raise KeyError(part)
-        if self._found is None:
-            self._found = self._end.seconds_since(self._begun)
-        return self._found
+        if self._seconds is None:
+            self._seconds = self._end.seconds_since(self._start)
+        return self._seconds
 
     def __iter__(self) -> Iterator[str]:
         return iter([self._part])

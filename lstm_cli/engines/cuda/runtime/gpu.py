@@ -1,8 +1,8 @@
-"""A GPU, driven by CuPy: memory, copies, products, kernels, clocks.
+"""A GPU driven by CuPy: memory, streams, copies, products, kernels, events.
 
-Everything runs in order on one stream, which waits for the legacy default stream and is waited for
-by it, so that what a caller's CuPy or PyTorch does there needs no synchronisation. Copies that may
-overlap run on a stream for either way, ordered by events.
+The main stream is synchronized with the legacy default stream in both directions. So a caller's
+CuPy or PyTorch work on the default stream needs no synchronization. Copies that overlap with
+kernels have a stream of their own per direction, ordered by events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.cuda.runtime import memory as adoption
+from lstm_cli.engines.cuda.runtime import memory
 from lstm_cli.engines.cuda.runtime.cublas import Blas, gemm_arguments
 from lstm_cli.engines.cuda.runtime.device import Array, DeviceArray
 from lstm_cli.engines.cuda.runtime.kernel import (
@@ -27,40 +27,45 @@ from lstm_cli.engines.cuda.runtime.kernel import (
     load_kernels,
     max_cluster_blocks,
 )
-from lstm_cli.engines.cuda.runtime.memory import PinnedMemory, copy_rows_to_host
 from lstm_cli.errors import DeviceError, DeviceMemoryError
+
+STAGED_BYTES = 32 << 20
+"""Largest copy, in bytes, that goes through pinned memory of this engine."""
+
+MULTIPROCESSOR_COUNT, MAX_SHARED_OPTIN = 16, 97  # of cudaDeviceAttr
+HOST_TO_DEVICE, DEVICE_TO_DEVICE = 1, 3  # of cudaMemcpyKind
 
 
 class GpuEvent:
-    """A moment in the order of a stream."""
+    """An `lstm_cli.engines.cuda.runtime.device.Event` of a GPU."""
 
     def __init__(self, gpu: Gpu, stream: Any) -> None:
         self._gpu = gpu
-        with gpu.failures("the GPU's clock"):
+        with gpu.failures("an event of the GPU cannot be recorded"):
             gpu.make_current()
             self.event = gpu.cupy.cuda.Event()
             self.event.record(stream)
 
     def seconds_since(self, earlier: Any) -> float:
-        """Between two marks, of the same lane or of two; waits for both."""
-        with self._gpu.failures("the GPU's clock"):
+        """Seconds between two events of one stream or two; waits for both."""
+        with self._gpu.failures("the GPU's time cannot be read"):
             earlier.event.synchronize()
             self.event.synchronize()
             milliseconds = self._gpu.cupy.cuda.get_elapsed_time(earlier.event, self.event)
         return float(milliseconds) / 1e3
 
     def wait(self) -> None:
-        """Until everything before it is done."""
+        """Wait until all work before the event is done."""
         with self._gpu.failures("the GPU failed in what it computed"):
             self.event.synchronize()
 
 
 class Streams:
-    """The streams that work runs on, made when they are first used; each thread chooses its own.
+    """CUDA streams by number, created on first use, each with a cuBLAS handle.
 
-    The main one waits for the legacy default stream and is waited for by it. The others do not:
-    they are beside it by marks alone. CuPy's pool of memory keeps what a stream gives back for
-    that stream.
+    Each host thread chooses its own current stream. Only the main stream is synchronized with the
+    legacy default stream; the others are ordered by events alone. CuPy's memory pool keeps freed
+    memory for the stream that freed it.
 
     Parameters
     ----------
@@ -81,24 +86,24 @@ class Streams:
 
     @property
     def main(self) -> Any:
-        """The main lane's stream."""
+        """The main stream."""
         return self._streams[0]
 
     @property
-    def stream(self) -> Any:
-        """The stream of the lane that is chosen."""
+    def current(self) -> Any:
+        """The stream that this thread has chosen."""
         return self._streams[self._number]
 
     @property
     def blas(self) -> Blas:
-        """Products of the lane that is chosen."""
+        """The cuBLAS handle of the current stream."""
         if self._number not in self._handles:
             self._handles[self._number] = Blas()
         return self._handles[self._number]
 
     @contextmanager
-    def chosen(self, number: int) -> Iterator[None]:
-        """Choose a lane; its stream is made on the current device."""
+    def use(self, number: int) -> Iterator[None]:
+        """Choose a stream; a new one is created on the current device."""
         if number not in self._streams:
             self._streams[number] = self._cupy.cuda.Stream(non_blocking=True)
         before, self._choice.number = self._number, number
@@ -108,20 +113,13 @@ class Streams:
             self._choice.number = before
 
     def synchronize(self) -> None:
-        """Wait for all of them."""
+        """Wait for all streams."""
         for stream in self._streams.values():
             stream.synchronize()
 
 
-STAGED_BYTES = 32 << 20
-"""Copies up to so large go through memory of ours that the device reaches by itself."""
-
-MULTIPROCESSOR_COUNT, MAX_SHARED_OPTIN = 16, 97  # of cudaDeviceAttr
-HOST_TO_DEVICE, DEVICE_TO_DEVICE = 1, 3  # of cudaMemcpyKind
-
-
 class Gpu:
-    """A `lstm_cli.engines.cuda.runtime.device.Device` that is a GPU.
+    """An `lstm_cli.engines.cuda.runtime.device.Device` that is a GPU.
 
     Parameters
     ----------
@@ -148,14 +146,13 @@ class Gpu:
             properties = runtime.getDeviceProperties(ordinal)
             self.multiprocessors = self._attribute(MULTIPROCESSOR_COUNT)
             self.shared_bytes = self._attribute(MAX_SHARED_OPTIN)
-            self._lanes = Streams(cupy)
-            self.copy_stream: Any = cupy.cuda.Stream(non_blocking=True)
-            self.return_stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self._streams = Streams(cupy)
+            self._upload_stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self._download_stream: Any = cupy.cuda.Stream(non_blocking=True)
         self.title = properties["name"].decode(errors="replace")
         self.capability = int(properties["major"]), int(properties["minor"])
         self.architecture = gpu_architecture(self.capability)
         self.largest_cluster = max_cluster_blocks(self.capability)
-        self._pinned = PinnedMemory(self)
         self._staged: deque[tuple[Any, Any]] = deque()
 
     def _attribute(self, number: int) -> int:
@@ -163,24 +160,24 @@ class Gpu:
 
     @property
     def main_stream(self) -> Any:
-        """The main lane's stream."""
-        return self._lanes.main
+        """The main stream."""
+        return self._streams.main
 
     @property
-    def stream(self) -> int:
-        """Address of the stream that work goes to."""
-        return int(self._lanes.stream.ptr)
+    def stream_address(self) -> int:
+        """Address of the current stream."""
+        return int(self._streams.current.ptr)
 
     @contextmanager
-    def lane(self, number: int) -> Iterator[None]:
-        """Let work go to another lane; see `lstm_cli.engines.cuda.runtime.device.Device`."""
+    def use_stream(self, number: int) -> Iterator[None]:
+        """Send work to another stream; see `Device.use_stream`."""
         self.make_current()
-        with self._lanes.chosen(number):
+        with self._streams.use(number):
             yield
 
     @cached_property
     def versions(self) -> Mapping[str, str]:
-        """Of what computes here, by name."""
+        """Versions of driver, runtime, CuPy and NVRTC, by name."""
         from cupy_backends.cuda.libs import nvrtc
 
         runtime = self.runtime
@@ -192,61 +189,62 @@ class Gpu:
         }
 
     def make_current(self) -> None:
-        """Let this thread's CUDA calls be about this GPU."""
+        """Make this GPU the current device of the calling thread."""
         if self.runtime.getDevice() != self.ordinal:
             self.runtime.setDevice(self.ordinal)
 
     @contextmanager
-    def failures(self, what: str) -> Iterator[None]:
-        """Say of CUDA's errors what they are errors of."""
+    def failures(self, message: str) -> Iterator[None]:
+        """Turn CUDA errors into a `DeviceError` with this message."""
         try:
             yield
         except self.errors as error:
-            raise DeviceError(what, found=str(error)) from error
+            raise DeviceError(message, found=str(error)) from error
 
     # Memory
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        """Memory for an array; see `lstm_cli.engines.cuda.runtime.device.Device`."""
+        """Allocate an uninitialized array; see `Device.empty`."""
         out_of_memory = self.cupy.cuda.memory.OutOfMemoryError
         try:
-            return self._allocated(shape, dtype)
+            return self._allocate(shape, dtype)
         except out_of_memory:
             pass
-        with self._device:  # whose pool it is
+        with self._device:  # the pool of this device
             self.cupy.get_default_memory_pool().free_all_blocks()
         try:
-            return self._allocated(shape, dtype)
+            return self._allocate(shape, dtype)
         except out_of_memory:
             needed = math.prod(shape) * np.dtype(dtype).itemsize
-        raise DeviceMemoryError(needed, *self.memory())
+        free, total = self.memory()
+        raise DeviceMemoryError(needed, free, total)
 
-    def _allocated(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        with self._device, self._lanes.stream:
+    def _allocate(self, shape: Sequence[int], dtype: str) -> DeviceArray:
+        with self._device, self._streams.current:
             return self.cupy.ndarray(tuple(shape), np.dtype(dtype))
 
     def zeros(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        """The same filled with 0."""
-        made = self.empty(shape, dtype)
-        self.fill_zero(made)
-        return made
+        """Allocate an array of zeros."""
+        array = self.empty(shape, dtype)
+        self.fill_zero(array)
+        return array
 
     def fill_zero(self, array: DeviceArray) -> None:
-        """Set an array without gaps to 0."""
+        """Set a contiguous array to 0."""
         if array.nbytes:
             with self.failures("memory cannot be cleared"):
                 self.make_current()
-                self.runtime.memsetAsync(array.data.ptr, 0, array.nbytes, self.stream)
+                self.runtime.memsetAsync(array.data.ptr, 0, array.nbytes, self.stream_address)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and in all; what CuPy's pool holds but does not use is free."""
-        with self.failures("the GPU's memory"), self._device:
+        """Bytes free and bytes in total; unused memory of CuPy's pool counts as free."""
+        with self.failures("the GPU's memory cannot be read"), self._device:
             free, total = self.runtime.memGetInfo()
             return int(free) + int(self.cupy.get_default_memory_pool().free_bytes()), int(total)
 
-    def pinned(self, nbytes: int) -> Array:
-        """(nbytes,) uint8 of the host's memory that the device reaches by itself."""
-        return self._pinned.array(nbytes)
+    def allocate_pinned(self, nbytes: int) -> Array:
+        """Allocate (nbytes,) uint8 of page-locked host memory."""
+        return memory.allocate_pinned(self, nbytes)
 
     # Copies
 
@@ -257,75 +255,77 @@ class Gpu:
                 self.runtime.memcpyAsync(target, source, nbytes, kind, stream)
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
-        """All of an array without gaps to another."""
-        places = target.data.ptr, source.data.ptr
-        self._copy(*places, source.nbytes, DEVICE_TO_DEVICE, self.stream)
+        """Copy a contiguous array to another."""
+        self._copy(
+            target.data.ptr, source.data.ptr, source.nbytes, DEVICE_TO_DEVICE, self.stream_address
+        )
 
     def upload(self, array: Array) -> DeviceArray:
-        """A copy in the device's memory."""
-        made = self.empty(array.shape, array.dtype.name)
-        self.upload_into(array, made)
-        return made
+        """Copy to the device."""
+        target = self.empty(array.shape, array.dtype.name)
+        self.upload_into(array, target)
+        return target
 
     def upload_into(self, array: Array, target: DeviceArray) -> None:
-        """The same, into memory that is there."""
-        given = np.ascontiguousarray(array)
-        if given.nbytes > STAGED_BYTES:  # the driver takes it in pieces, before it returns
-            place = given.ctypes.data
-            self._copy(target.data.ptr, place, given.nbytes, HOST_TO_DEVICE, self.stream)
-        elif given.nbytes:
+        """Copy to an array of the device."""
+        source = np.ascontiguousarray(array)
+        nbytes, address, stream = source.nbytes, source.ctypes.data, self.stream_address
+        if nbytes > STAGED_BYTES:  # the driver copies it in parts before it returns
+            self._copy(target.data.ptr, address, nbytes, HOST_TO_DEVICE, stream)
+        elif nbytes:
             while self._staged and self._staged[0][0].event.done:
                 self._staged.popleft()
-            held = self.pinned(given.nbytes)
-            held[:] = given.reshape(-1).view(np.uint8)
-            place = held.ctypes.data
-            self._copy(target.data.ptr, place, given.nbytes, HOST_TO_DEVICE, self.stream)
-            self._staged.append((self.mark(), held))
+            pinned = self.allocate_pinned(nbytes)
+            pinned[:] = source.reshape(-1).view(np.uint8)
+            self._copy(target.data.ptr, pinned.ctypes.data, nbytes, HOST_TO_DEVICE, stream)
+            self._staged.append((self.record_event(), pinned))
 
-    def send(self, array: Array, target: DeviceArray) -> tuple[GpuEvent, GpuEvent]:
-        """Copy from pinned memory beside what computes; see `Device.send`."""
+    def copy_to_device_async(self, array: Array, target: DeviceArray) -> tuple[GpuEvent, GpuEvent]:
+        """Copy from pinned memory while kernels run; see `Device.copy_to_device_async`."""
+        stream = self._upload_stream
         with self.failures("a copy failed"):
             self.make_current()
-            self.copy_stream.wait_event(self.mark().event)
-            begun = GpuEvent(self, self.copy_stream)
-            places = target.data.ptr, array.ctypes.data
-            self._copy(*places, array.nbytes, HOST_TO_DEVICE, self.copy_stream.ptr)
-            return begun, GpuEvent(self, self.copy_stream)
+            stream.wait_event(self.record_event().event)
+            start = GpuEvent(self, stream)
+            self._copy(target.data.ptr, array.ctypes.data, array.nbytes, HOST_TO_DEVICE, stream.ptr)
+            return start, GpuEvent(self, stream)
 
-    def receive(self, array: DeviceArray, target: Array) -> tuple[GpuEvent, GpuEvent]:
-        """Copy to pinned memory beside what computes; see `Device.receive`."""
+    def copy_to_host_async(self, array: DeviceArray, target: Array) -> tuple[GpuEvent, GpuEvent]:
+        """Copy to pinned memory while kernels run; see `Device.copy_to_host_async`."""
+        stream = self._download_stream
         with self.failures("a copy from the GPU failed"):
             self.make_current()
-            self.return_stream.wait_event(self.mark().event)
-            begun = GpuEvent(self, self.return_stream)
+            stream.wait_event(self.record_event().event)
+            start = GpuEvent(self, stream)
             if array.nbytes:
-                copy_rows_to_host(self, array, target.ctypes.data, int(self.return_stream.ptr))
-            return begun, GpuEvent(self, self.return_stream)
+                memory.copy_rows_to_host(self, array, target.ctypes.data, int(stream.ptr))
+            return start, GpuEvent(self, stream)
 
-    def after(self, mark: Any) -> None:
-        """Let what this lane is given from now on wait for a mark; see `Device.after`."""
-        with self.failures("the GPU's order"):
+    def wait_event(self, event: Any) -> None:
+        """Let later work of the current stream wait for an event."""
+        with self.failures("the GPU cannot wait for an event"):
             self.make_current()
-            self._lanes.stream.wait_event(mark.event)
+            self._streams.current.wait_event(event.event)
 
     def download(self, array: DeviceArray) -> Array:
-        """A copy in NumPy's memory."""
-        made = np.empty(array.shape, array.dtype)
-        if made.nbytes == 0:
-            return made
-        staged = made.nbytes <= STAGED_BYTES
-        held = self.pinned(made.nbytes) if staged else made.reshape(-1).view(np.uint8)
+        """Copy to NumPy's memory; waits for the values."""
+        target = np.empty(array.shape, array.dtype)
+        if target.nbytes == 0:
+            return target
+        flat = target.reshape(-1).view(np.uint8)
+        staged = target.nbytes <= STAGED_BYTES
+        buffer = self.allocate_pinned(target.nbytes) if staged else flat
         with self.failures("a copy from the GPU failed, or what was computed before it"):
             self.make_current()
-            copy_rows_to_host(self, array, held.ctypes.data, self.stream)
-            self._lanes.stream.synchronize()
+            memory.copy_rows_to_host(self, array, buffer.ctypes.data, self.stream_address)
+            self._streams.current.synchronize()
         if staged:
-            made.reshape(-1).view(np.uint8)[:] = held
-        return made
+            flat[:] = buffer
+        return target
 
-    def adopt(self, array: Any) -> DeviceArray | None:
-        """A caller's array that is in this device's memory already."""
-        return adoption.from_device_array(self, array)
+    def from_device_array(self, array: Any) -> DeviceArray | None:
+        """View a caller's array that is in this GPU's memory; None if it is elsewhere."""
+        return memory.from_device_array(self, array)
 
     # Computing
 
@@ -340,16 +340,16 @@ class Gpu:
         transpose_b: bool = False,
         add: bool = False,
     ) -> None:
-        """out = a b, or out + a b; see `lstm_cli.engines.cuda.runtime.device.Device`."""
-        given = gemm_arguments(a, b, out, transpose_a=transpose_a, transpose_b=transpose_b)
-        if given.m == 0 or given.n == 0 or given.count == 0:
+        """Compute out = a b, or out += a b; see `Device.multiply`."""
+        gemm = gemm_arguments(a, b, out, transpose_a=transpose_a, transpose_b=transpose_b)
+        if gemm.m == 0 or gemm.n == 0 or gemm.count == 0:
             return
-        if given.k == 0:
+        if gemm.k == 0:
             if not add:
                 self._clear_rows(out)
             return
-        with self.failures("a product failed"), self._device, self._lanes.stream:
-            self._lanes.blas.multiply(given, precision, add=add)
+        with self.failures("a product failed"), self._device, self._streams.current:
+            self._streams.blas.multiply(gemm, precision, add=add)
 
     def _clear_rows(self, out: DeviceArray) -> None:
         if out.flags.c_contiguous:
@@ -359,30 +359,30 @@ class Gpu:
             self._clear_rows(part)
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, GpuKernel]:
-        """The kernels `names` of a source."""
+        """Compile the kernels `names` of a source."""
         compiled = compile_source(source, names, self.architecture)
         with self.failures("a kernel cannot be loaded"), self._device:
             return load_kernels(self, compiled, names)
 
-    def mark(self) -> GpuEvent:
-        """Note the moment after all that was started."""
-        return GpuEvent(self, self._lanes.stream)
+    def record_event(self) -> GpuEvent:
+        """Record an event after all earlier work of the current stream."""
+        return GpuEvent(self, self._streams.current)
 
     def wait(self) -> None:
-        """Until everything that was started is done."""
+        """Wait until all work of all streams is done."""
         with self.failures("the GPU failed in what it computed"):
             self.make_current()
-            self._lanes.synchronize()
-            self.copy_stream.synchronize()
-            self.return_stream.synchronize()
+            self._streams.synchronize()
+            self._upload_stream.synchronize()
+            self._download_stream.synchronize()
 
 
 @cache
 def shared_gpu(ordinal: int) -> Gpu:
-    """The GPU, made once: what was compiled for one network is there for the next."""
+    """The GPU of an ordinal, created once, so that networks share compiled kernels."""
     return Gpu(ordinal)
 
 
 def format_cuda_version(version: int) -> str:
-    """CUDA's number of a version as people write it."""
+    """Format CUDA's version number: 12040 is ``12.4``."""
     return f"{version // 1000}.{version % 1000 // 10}"

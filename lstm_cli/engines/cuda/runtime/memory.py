@@ -1,4 +1,4 @@
-"""Memory that both sides reach, and copies of arrays whose rows are apart."""
+"""Memory of host and GPU: pinned memory, asynchronous copies, and arrays of other packages."""
 
 from __future__ import annotations
 
@@ -17,31 +17,41 @@ from lstm_cli.errors import DeviceError
 if TYPE_CHECKING:
     from lstm_cli.engines.cuda.runtime.gpu import Gpu
 
-
 DEVICE_TO_HOST = 2  # of cudaMemcpyKind
 
+PINNED_BUFFERS = 2
+"""Number of pinned buffers that `Uploader.upload` uses in turn."""
 
-class PinnedMemory:
-    """Page-locked memory, from CuPy's pool, which keeps what is given back."""
+DLPACK_CUDA_DEVICE = 2
+"""kDLCUDA, of DLPack."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
+DEFAULT_STREAM_ADDRESSES = (0, 1)
+"""Addresses of the default stream, which is synchronized with the main stream."""
 
-    def array(self, nbytes: int) -> Array:
-        """(nbytes,) uint8; the memory goes back to the pool with the last array over it."""
-        with self._gpu.failures(f"{nbytes:,} bytes cannot be page-locked"):
-            self._gpu.make_current()
-            memory: Any = self._gpu.cupy.cuda.alloc_pinned_memory(nbytes)
-        return np.frombuffer(memory, np.uint8, nbytes)
+
+def allocate_pinned(gpu: Gpu, nbytes: int) -> Array:
+    """Page-locked memory (nbytes,) uint8 from CuPy's pool.
+
+    It goes back to the pool with the last array that views it.
+    """
+    with gpu.failures(f"{nbytes:,} bytes cannot be page-locked"):
+        gpu.make_current()
+        memory: Any = gpu.cupy.cuda.alloc_pinned_memory(nbytes)
+    return np.frombuffer(memory, np.uint8, nbytes)
 
 
 def row_layout(array: DeviceArray) -> tuple[int, int, int]:
-    """An array as rows without gaps: how many, bytes of each, and from one to the next.
+    """Layout of an array as contiguous rows.
+
+    Returns
+    -------
+    count, width, pitch
+        Number of rows, bytes per row, and bytes from one row to the next.
 
     Raises
     ------
     ValueError
-        It is no such array: a mistake in the caller.
+        The array has no such layout: a mistake in the caller.
     """
     width, axes = array.dtype.itemsize, list(zip(array.shape, array.strides, strict=True))
     axes = [(size, stride) for size, stride in axes if size != 1]
@@ -59,7 +69,7 @@ def row_layout(array: DeviceArray) -> tuple[int, int, int]:
 
 
 def copy_rows_to_host(gpu: Gpu, array: DeviceArray, target: int, stream: int) -> None:
-    """Start the copy of an array to the host's memory, where it has no gaps, on a stream."""
+    """Start the copy of an array to contiguous host memory at `target`, on a stream."""
     count, width, pitch = row_layout(array)
     source = array.data.ptr
     if count == 1:
@@ -70,196 +80,188 @@ def copy_rows_to_host(gpu: Gpu, array: DeviceArray, target: int, stream: int) ->
         )
 
 
-# MERGED staging: """Batches on their way to the device, and results on their way back, beside what it computes.  Copies run beside kernels only from and to page-locked memory. """
-PINNED_BUFFERS = 2
-
-
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """An array whose copy to the device was started.
+    """An array whose copy to the device has started.
 
     Attributes
     ----------
     array
-        On the device; `Uploader.arrived` before it is used.
-    begun, done
-        Marks around the copy.
+        Array on the device. Call `Uploader.wait_for` before work reads it.
+    start, end
+        Events around the copy.
     source
-        What is copied, which must live until then.
+        Pinned memory that is copied; it must live until the copy ends.
     """
 
     array: DeviceArray
-    begun: Event
-    done: Event
+    start: Event
+    end: Event
     source: Array
 
-    def settle(self) -> None:
-        """Wait for the copy, where nobody will use the array: its memory is then given back."""
+    def discard(self) -> None:
+        """Wait for the copy of an array that no work will read, so that its memory can be freed."""
         with suppress(DeviceError):
-            self.done.wait()
+            self.end.wait()
 
     @property
     def seconds(self) -> float:
-        """What the copy took; waits for it."""
-        return self.done.seconds_since(self.begun)
+        """Device seconds of the copy; waits for it."""
+        return self.end.seconds_since(self.start)
 
 
 class Uploader:
-    """Copies arrays to a device.
+    """Copies arrays to a device while it computes.
 
     Parameters
     ----------
     device
-        Where they go.
+        Target of the copies.
     dtype
-        What arrays become that are not of its `room`.
+        Type on the device of arrays that `upload` copies.
     """
 
     def __init__(self, device: Device, dtype: str) -> None:
         self._device, self._dtype = device, np.dtype(dtype)
         self._buffers: list[Array | None] = [None] * PINNED_BUFFERS
-        self._used: list[Event | None] = [None] * PINNED_BUFFERS
-        self._turn = 0
+        self._copied: list[Event | None] = [None] * PINNED_BUFFERS
+        self._index = 0
 
-    def room(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Page-locked memory for an array, for `send_room`."""
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Allocate a page-locked array for `upload_pinned`."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        held = self._device.pinned(max(nbytes, 1))[:nbytes]
-        return np.ndarray(shape, dtype, held)
+        pinned = self._device.allocate_pinned(max(nbytes, 1))[:nbytes]
+        return np.ndarray(shape, dtype, pinned)
 
-    def send_room(self, array: Array) -> Upload:
-        """Start the copy of an array of `room`, or of some rows of it.
+    def upload_pinned(self, array: Array) -> Upload:
+        """Start the copy of an array of `allocate_pinned`, or of some of its rows.
 
         Raises
         ------
         DeviceMemoryError
-            The device has no room for it.
+            The device has too little free memory.
         """
         target = self._device.empty(array.shape, array.dtype.name)
-        return Upload(target, *self._device.send(array, target), array)
+        start, end = self._device.copy_to_device_async(array, target)
+        return Upload(target, start, end, array)
 
-    def send(self, array: Any) -> Upload:
-        """Start the copy of any array of NumPy's, which may change as soon as this returns.
+    def upload(self, array: Any) -> Upload:
+        """Start the copy of a NumPy array, which may change as soon as this returns.
 
-        It goes through one of two buffers, in turns.
+        The array is first copied to one of two pinned buffers, in turn.
 
         Raises
         ------
         DeviceMemoryError
-            The device has no room for it.
+            The device has too little free memory.
         """
-        turn, shape = self._turn, array.shape
+        index, shape = self._index, array.shape
         target = self._device.empty(shape, self._dtype.name)
-        last = self._used[turn]
+        last = self._copied[index]
         if last is not None:
             last.wait()
         nbytes = math.prod(shape) * self._dtype.itemsize
-        held = self._buffer(turn, nbytes)
-        held.view(self._dtype).reshape(shape)[...] = array
-        begun, done = self._device.send(held, target)
-        self._used[turn], self._turn = done, (turn + 1) % PINNED_BUFFERS
-        return Upload(target, begun, done, held)
+        buffer = self._buffer(index, nbytes)
+        buffer.view(self._dtype).reshape(shape)[...] = array
+        start, end = self._device.copy_to_device_async(buffer, target)
+        self._copied[index], self._index = end, (index + 1) % PINNED_BUFFERS
+        return Upload(target, start, end, buffer)
 
-    def arrived(self, sent: Upload) -> DeviceArray:
-        """The array, for what is started from now on."""
-        self._device.after(sent.done)
-        return sent.array
+    def wait_for(self, upload: Upload) -> DeviceArray:
+        """Let later work wait for the copy; returns the array on the device."""
+        self._device.wait_event(upload.end)
+        return upload.array
 
-    def _buffer(self, turn: int, nbytes: int) -> Array:
-        """The buffer whose turn it is, at least so large."""
-        held = self._buffers[turn]
-        if held is None or held.nbytes < nbytes:
-            held = self._buffers[turn] = self._device.pinned(max(nbytes, 1))
-        return held[:nbytes]
+    def _buffer(self, index: int, nbytes: int) -> Array:
+        buffer = self._buffers[index]
+        if buffer is None or buffer.nbytes < nbytes:
+            buffer = self._buffers[index] = self._device.allocate_pinned(max(nbytes, 1))
+        return buffer[:nbytes]
 
 
 class Download:
-    """Arrays of the device on their way to the host's memory.
+    """Copies of device arrays to host memory, started while the device computes.
 
     Parameters
     ----------
     device
-        Whose they are.
+        Device of the arrays.
     arrays
-        Held until their copies are done.
+        Arrays to copy. They are kept until their copies end.
     """
 
     def __init__(self, device: Device, arrays: Sequence[DeviceArray]) -> None:
         self._arrays = list(arrays)
-        self._marks: list[tuple[Event, Event]] = []
+        self._events: list[tuple[Event, Event]] = []
         self._targets: list[Array] = []
-        # All of them before the first copy: a failure may not leave one behind that runs.
-        held = [device.pinned(max(array.nbytes, 1))[: array.nbytes] for array in arrays]
-        for array, target in zip(arrays, held, strict=True):
-            self._marks.append(device.receive(array, target))
+        # Allocate all buffers before the first copy: a failure must not leave a copy running.
+        pinned = [device.allocate_pinned(max(array.nbytes, 1))[: array.nbytes] for array in arrays]
+        for array, target in zip(arrays, pinned, strict=True):
+            self._events.append(device.copy_to_host_async(array, target))
         self._targets = [
             target.view(array.dtype).reshape(array.shape)
-            for array, target in zip(arrays, held, strict=True)
+            for array, target in zip(arrays, pinned, strict=True)
         ]
 
     def __del__(self) -> None:
-        """No memory goes back to where others take it while a copy still writes there."""
+        """Wait for the copies: freed memory must not be reused while a copy still writes to it."""
         with suppress(DeviceError):
             self.wait()
 
     def wait(self) -> list[Array]:
-        """The arrays in the host's memory, once they are all there."""
-        if self._marks and self._arrays:
-            self._marks[-1][1].wait()
+        """Wait for all copies; returns the arrays in host memory."""
+        if self._events and self._arrays:
+            self._events[-1][1].wait()
         self._arrays.clear()
         return self._targets
 
     @property
     def seconds(self) -> float:
-        """What the copies took, by the device's clock; waits for them."""
-        if not self._marks:
+        """Device seconds of all copies; waits for them."""
+        if not self._events:
             return 0.0
-        return float(self._marks[-1][1].seconds_since(self._marks[0][0]))
-
-
-# MERGED adoption: """Arrays of a caller's that are on the GPU already: CuPy's, PyTorch's, anyone's."""
-DLPACK_CUDA_DEVICE = 2
-"""kDLCUDA, of DLPack."""
-
-DEFAULT_STREAM_ADDRESSES = (0, 1)
-"""Addresses of the default stream, with which ours keeps in step."""
+        return float(self._events[-1][1].seconds_since(self._events[0][0]))
 
 
 def from_device_array(gpu: Gpu, array: Any) -> DeviceArray | None:
-    """An array in C order on the GPU, without a copy where that can be; None: it is not there."""
+    """View a GPU array of CuPy, PyTorch or another package as a contiguous CuPy array.
+
+    An array that is not contiguous is copied. None if the array is not on this GPU.
+    """
     if is_host_array(array):
         return None
-    found = array if isinstance(array, gpu.cupy.ndarray) else _view_of_other_package(gpu, array)
-    if found is None or found.device.id != gpu.ordinal:
+    view = array if isinstance(array, gpu.cupy.ndarray) else _view_of_other_package(gpu, array)
+    if view is None or view.device.id != gpu.ordinal:
         return None
     _wait_for_caller(gpu)
-    if found.flags.c_contiguous:
-        return found
+    if view.flags.c_contiguous:
+        return view
     gpu.make_current()
     with gpu.main_stream:
-        return gpu.cupy.ascontiguousarray(found)
+        return gpu.cupy.ascontiguousarray(view)
 
 
 def _view_of_other_package(gpu: Gpu, array: Any) -> DeviceArray | None:
-    """Another package's array as one of CuPy's, if it is on this GPU."""
-    detach = getattr(array, "detach", None)  # PyTorch exports nothing that has a gradient
-    given = array if detach is None else detach()
-    if _exported_by(gpu, given):
+    detach = getattr(array, "detach", None)  # PyTorch does not export an array with a gradient
+    source = array if detach is None else detach()
+    if _exports_from(gpu, source):
         gpu.make_current()
-        return gpu.cupy.from_dlpack(given)
-    if not hasattr(given, "__dlpack_device__") and hasattr(given, "__cuda_array_interface__"):
+        return gpu.cupy.from_dlpack(source)
+    if not hasattr(source, "__dlpack_device__") and hasattr(source, "__cuda_array_interface__"):
         gpu.make_current()
-        return gpu.cupy.asarray(given)
+        return gpu.cupy.asarray(source)
     return None
 
 
-def _exported_by(gpu: Gpu, array: Any) -> bool:
-    tell = getattr(array, "__dlpack_device__", None)
-    return tell is not None and tuple(map(int, tell())) == (DLPACK_CUDA_DEVICE, gpu.ordinal)
+def _exports_from(gpu: Gpu, array: Any) -> bool:
+    dlpack_device = getattr(array, "__dlpack_device__", None)
+    if dlpack_device is None:
+        return False
+    return tuple(map(int, dlpack_device())) == (DLPACK_CUDA_DEVICE, gpu.ordinal)
 
 
 def _wait_for_caller(gpu: Gpu) -> None:
-    """Behind what the caller's stream still computes, where that is one of its own."""
+    """Let the main stream wait for the caller's stream, which may still compute the array."""
     current = gpu.cupy.cuda.get_current_stream()
-    if current.ptr not in (*DEFAULT_STREAM_ADDRESSES, gpu.stream):
+    if current.ptr not in (*DEFAULT_STREAM_ADDRESSES, gpu.stream_address):
         gpu.main_stream.wait_event(current.record())

@@ -1,4 +1,4 @@
-"""Whether there is a GPU that the cuda engine can use, and if not, what is missing."""
+"""GPUs that the cuda engine can use, and what is missing where there are none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.cuda.runtime.kernel import MINIMUM_CAPABILITY
+
+MINIMUM_CAPABILITY = (8, 0)
+"""Compute capability that the kernels need: bfloat16, TF32, asynchronous copies."""
 
 SUCCESS, NO_DEVICE = 0, 100
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
@@ -26,11 +28,11 @@ class DriverGpu:
     ordinal
         The N of ``cuda:N``.
     title
-        Such as ``NVIDIA H200``.
+        Product name, such as ``NVIDIA H200``.
     capability
-        Major and minor number.
+        Major and minor compute capability.
     memory
-        Bytes in all.
+        Bytes in total.
     """
 
     ordinal: int
@@ -41,14 +43,14 @@ class DriverGpu:
 
 @dataclass(frozen=True)
 class DriverInfo:
-    """The driver.
+    """The NVIDIA driver and its GPUs.
 
     Attributes
     ----------
     version
-        The CUDA version it can run, major and minor.
+        Major and minor CUDA version that the driver can run.
     gpus
-        What it lists.
+        GPUs that the driver lists.
     """
 
     version: tuple[int, int]
@@ -56,17 +58,17 @@ class DriverInfo:
 
 
 class DriverUnavailable(Exception):  # noqa: N818 - no failure, a state
-    """Why there is no driver that answers."""
+    """The driver is missing or does not start; the message says why."""
 
 
 @lru_cache(maxsize=1)
 def driver_library() -> Any:
-    """The driver's library.
+    """Load the driver's library.
 
     Raises
     ------
     DriverUnavailable
-        There is none that can be loaded.
+        The library cannot be loaded.
     """
     if sys.platform == "darwin":
         raise DriverUnavailable("there is no NVIDIA driver for macOS")
@@ -79,12 +81,12 @@ def driver_library() -> Any:
 
 @lru_cache(maxsize=1)
 def read_driver() -> DriverInfo:
-    """The driver and its GPUs.
+    """Read the driver's version and its GPUs, without any package.
 
     Raises
     ------
     DriverUnavailable
-        It cannot be loaded, or does not start.
+        The driver cannot be loaded, or does not start.
     """
     cuda = driver_library()
     status = cuda.cuInit(0)
@@ -129,7 +131,7 @@ def _error_text(cuda: Any, status: int) -> str:
 DTYPES = tuple(PRECISIONS)
 
 OLDEST_DRIVER = (12, 0)
-"""The oldest CUDA version for which CuPy is still made."""
+"""Oldest CUDA version that CuPy still supports."""
 OLDEST_CUPY = (13, 4)
 
 DRIVER_HINT = "https://www.nvidia.com/drivers has drivers; --device cpu needs none"
@@ -137,18 +139,18 @@ DRIVER_HINT = "https://www.nvidia.com/drivers has drivers; --device cpu needs no
 
 @dataclass(frozen=True)
 class GpuStatus:
-    """A GPU.
+    """Status of one GPU.
 
     Attributes
     ----------
     name, title
-        Such as ``cuda:0``, and ``NVIDIA H200``.
+        Device name such as ``cuda:0``, product name such as ``NVIDIA H200``.
     compute_capability
-        Such as ``9.0``.
+        Compute capability, such as ``9.0``.
     memory_total, memory_free
-        Bytes; free is None where nothing here can ask.
+        Bytes; free is None if CuPy cannot be asked.
     usable, detail
-        Whether the cuda engine runs on it, and why not.
+        True if the cuda engine runs on it; else the reason it does not.
     """
 
     name: str
@@ -162,16 +164,16 @@ class GpuStatus:
 
 @dataclass(frozen=True)
 class CudaStatus:
-    """What the cuda engine finds.
+    """Status of the cuda engine on this machine.
 
     Attributes
     ----------
     problem, hint
-        Why no GPU can be used, and what mends it; None: at least one can.
+        Reason why no GPU can be used, and its cure; None if one can be used.
     gpus
-        All that the driver lists.
+        All GPUs that the driver lists.
     versions
-        Of driver and packages, by name.
+        Versions of driver and packages, by name.
     """
 
     problem: str | None
@@ -181,79 +183,79 @@ class CudaStatus:
 
 
 class _MissingPart(Exception):  # noqa: N818 - no failure, a state
-    """What is missing, and what mends it."""
+    """A part that the engine needs is missing; `hint` says how to install it."""
 
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
-        self.what, self.hint = what, hint
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.problem, self.hint = problem, hint
 
 
 def cuda_status() -> CudaStatus:
-    """What there is. CuPy is imported only where there is a driver with a GPU."""
+    """Examine driver, CuPy and GPUs. CuPy is imported only if the driver lists a GPU."""
     try:
-        found = read_driver()
+        driver = read_driver()
     except DriverUnavailable as why:
         return CudaStatus(str(why), DRIVER_HINT)
-    versions = {"driver": _format_version(found.version)}
+    versions = {"driver": _format_version(driver.version)}
     try:
-        _check_driver(found)
-        versions |= _cupy_versions(found)
+        _check_driver(driver)
+        versions |= _cupy_versions(driver)
     except _MissingPart as missing:
-        gpus = tuple(_gpu_status(gpu, None, missing.what) for gpu in found.gpus)
-        return CudaStatus(missing.what, missing.hint, gpus, versions)
-    gpus = tuple(_query_gpu(gpu) for gpu in found.gpus)
+        gpus = tuple(_gpu_status(gpu, None, missing.problem) for gpu in driver.gpus)
+        return CudaStatus(missing.problem, missing.hint, gpus, versions)
+    gpus = tuple(_query_gpu(gpu) for gpu in driver.gpus)
     if any(gpu.usable for gpu in gpus):
         return CudaStatus(None, None, gpus, versions)
     return CudaStatus(gpus[0].detail, "--device cpu", gpus, versions)
 
 
-def _check_driver(found: DriverInfo) -> None:
-    if not found.gpus:
+def _check_driver(driver: DriverInfo) -> None:
+    if not driver.gpus:
         raise _MissingPart("the NVIDIA driver finds no GPU", "nvidia-smi lists what it finds")
-    if found.version < OLDEST_DRIVER:
+    if driver.version < OLDEST_DRIVER:
         raise _MissingPart(
-            f"the NVIDIA driver runs CUDA {_format_version(found.version)} only, "
+            f"the NVIDIA driver runs CUDA {_format_version(driver.version)} only, "
             f"{_format_version(OLDEST_DRIVER)} or later is needed",
             DRIVER_HINT,
         )
 
 
-def _cupy_versions(found: DriverInfo) -> dict[str, str]:
-    """Versions of CuPy and of the libraries it loads."""
-    install = f"pip install 'lstm-cli[{_pip_extra(found)}]'"
+def _cupy_versions(driver: DriverInfo) -> dict[str, str]:
+    """Versions of CuPy and of the libraries that it loads."""
+    install = f"pip install 'lstm-cli[{_pip_extra(driver)}]'"
     if find_spec("cupy") is None:
         raise _MissingPart("CuPy is not installed", install)
     try:
         import cupy
-        from cupy_backends.cuda.api import driver as cuda
+        from cupy_backends.cuda.api import driver as cuda_api
     except Exception as error:
         raise _MissingPart(f"CuPy does not load: {_first_line(error)}", install) from error
-    _check_cupy(str(cupy.__version__), int(cuda.get_build_version()), found)
+    _check_cupy(str(cupy.__version__), int(cuda_api.get_build_version()), driver)
     return {"cupy": str(cupy.__version__), **_library_versions(install)}
 
 
-def _check_cupy(version: str, build: int, found: DriverInfo) -> None:
-    """Raise unless this CuPy is one for this driver."""
+def _check_cupy(version: str, build: int, driver: DriverInfo) -> None:
+    """Raise unless this CuPy supports this driver."""
     if _version_numbers(version) < OLDEST_CUPY:
         raise _MissingPart(
             f"CuPy {version} is too old, {_format_version(OLDEST_CUPY)} or later is needed",
-            f"pip install --upgrade 'lstm-cli[{_pip_extra(found)}]'",
+            f"pip install --upgrade 'lstm-cli[{_pip_extra(driver)}]'",
         )
-    if build // 1000 > found.version[0]:
+    if build // 1000 > driver.version[0]:
         raise _MissingPart(
             f"the installed CuPy is made for CUDA {build // 1000}, "
-            f"the NVIDIA driver runs CUDA {_format_version(found.version)} only",
+            f"the NVIDIA driver runs CUDA {_format_version(driver.version)} only",
             f"pip uninstall cupy-cuda{build // 1000}x, "
-            f"then pip install 'lstm-cli[{_pip_extra(found)}]'",
+            f"then pip install 'lstm-cli[{_pip_extra(driver)}]'",
         )
 
 
 def _library_versions(install: str) -> dict[str, str]:
-    """Versions of what CuPy loads late; a wheel of it brings none of them."""
+    """Versions of libraries that CuPy loads lazily; its wheels contain none of them."""
     versions = {}
-    for name, ask in {"cuda runtime": _runtime, "nvrtc": _nvrtc, "cublas": _cublas}.items():
+    for name, read in {"cuda runtime": _runtime, "nvrtc": _nvrtc, "cublas": _cublas}.items():
         try:
-            versions[name] = ask()
+            versions[name] = read()
         except Exception as error:
             raise _MissingPart(f"CuPy cannot load {name}: {_first_line(error)}", install) from error
     return versions
@@ -278,11 +280,12 @@ def _cublas() -> str:
 
 
 def _query_gpu(gpu: DriverGpu) -> GpuStatus:
-    """A GPU, asked through CuPy for what is free."""
+    """Status of a GPU, with the free memory that CuPy reports."""
     if gpu.capability < MINIMUM_CAPABILITY:
         needed = _format_version(MINIMUM_CAPABILITY)
-        own = _format_version(gpu.capability)
-        return _gpu_status(gpu, None, f"compute capability {own} is below {needed} ({gpu.title})")
+        actual = _format_version(gpu.capability)
+        problem = f"compute capability {actual} is below {needed} ({gpu.title})"
+        return _gpu_status(gpu, None, problem)
     try:
         import cupy
 
@@ -295,17 +298,17 @@ def _query_gpu(gpu: DriverGpu) -> GpuStatus:
 
 def _gpu_status(gpu: DriverGpu, free: int | None, problem: str) -> GpuStatus:
     capability = _format_version(gpu.capability)
-    named = f"cuda:{gpu.ordinal}", gpu.title, capability
-    return GpuStatus(*named, gpu.memory, free, not problem, problem)
+    name = f"cuda:{gpu.ordinal}"
+    return GpuStatus(name, gpu.title, capability, gpu.memory, free, not problem, problem)
 
 
-def _pip_extra(found: DriverInfo) -> str:
-    """The extra whose CuPy the driver can run."""
-    return "cuda13" if found.version[0] >= 13 else "cuda12"
+def _pip_extra(driver: DriverInfo) -> str:
+    """Extra of this package with a CuPy that the driver can run."""
+    return "cuda13" if driver.version[0] >= 13 else "cuda12"
 
 
 def _version_numbers(version: str) -> tuple[int, ...]:
-    """``14.2.0rc1`` as (14, 2)."""
+    """Major and minor version: ``14.2.0rc1`` is (14, 2)."""
     parts = version.split(".")[:2]
     return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
 
@@ -315,6 +318,6 @@ def _format_version(version: tuple[int, ...]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """An error's first line with something in it."""
+    """First line of an error that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,9 +1,9 @@
-"""What the model that chooses persistent plans says of a step, as Markdown; nothing is measured.
+"""Modeled times of persistent kernels per step, as Markdown; nothing is measured.
 
-    python scripts/modelled_floors.py
+    python scripts/modeled_floors.py
 
 The device is an H200: 132 multiprocessors, 227 KB of shared memory a block, clusters of up to 16.
-`benchmarks/gpu.md` holds what it prints.
+`benchmarks/gpu.md` contains the output.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ BATCH = (1, 16, 64, 128)
 
 
 def entry(dtype: str, H: int, N: int, *, backward: bool = False) -> str:
-    """Modelled microseconds a step, and who hands h over; or that no plan fits."""
-    work = recurrence_shape(LSTM(hidden_size=H), PRECISIONS[dtype], backward)
-    plan = None if isinstance(work, str) else best_plan(work, H200, N, 1)
+    """Modeled microseconds per step, and the kind of exchange; or ``general`` without a plan."""
+    shape = recurrence_shape(LSTM(hidden_size=H), PRECISIONS[dtype], backward)
+    plan = None if isinstance(shape, str) else best_plan(shape, H200, N, 1)
     if plan is None:
         return "general"
     return f"{step_seconds(plan, H200, N, 1) * 1e6:.2f} {plan.kind} {plan.blocks}"
 
 
 def table(dtype: str, *, backward: bool = False) -> str:
-    """A row a number of units, a column a number of sequences."""
+    """Markdown table: a row per number of units, a column per number of sequences."""
     lines = ["| H | " + " | ".join(f"N = {N}" for N in BATCH) + " |", "|--:|" + "---|" * len(BATCH)]
     for H in HIDDEN:
         cells = [entry(dtype, H, N, backward=backward) for N in BATCH]
@@ -43,14 +43,14 @@ def table(dtype: str, *, backward: bool = False) -> str:
 
 
 def main() -> None:
-    """Forward in both kinds of operands, and backward in one."""
+    """Print the tables of forward and backward passes."""
     for title, dtype, backward in (
         ("Forward, bfloat16 and float16", "bfloat16", False),
         ("Forward, tf32", "tf32", False),
         ("Backward, bfloat16", "bfloat16", True),
         ("Backward, tf32 and float16", "tf32", True),
     ):
-        print(f"### {title}: modelled µs a step\n\n{table(dtype, backward=backward)}\n")
+        print(f"### {title}: modeled µs a step\n\n{table(dtype, backward=backward)}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cells that between them use every option, for tests of the GPU kernels."""
+"""Cells that together use every option, for tests of the GPU kernels."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ LARGE = [
     ("gru-256", GRU(hidden_size=256), (16,)),
     ("rnn-256", RNN(hidden_size=256), (16,)),
 ]
-"""Cells that only fast kernels need compiling for once more, with sizes of batches."""
+"""Large cells with batch sizes, compiled again for persistent kernels only."""

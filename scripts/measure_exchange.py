@@ -1,11 +1,11 @@
-"""Measure what it takes to hand h over from step to step: in a cluster, and across the grid.
+"""Measure the exchange of h from step to step: in a cluster, and across the grid.
 
-    python scripts/measure_handover.py
+    python scripts/measure_exchange.py
 
-Every step each block writes its share of h for all others, meets them, and reads all of it. That
-is the least that a persistent kernel needs a step. Once with nothing to hand over, so that the
-meeting alone is seen. What blocks read is checked. --host runs the kernels on the processor, where
-the times mean nothing.
+In every step each block writes its share of h for all others, waits for them, and reads all of h.
+That is the least that a persistent kernel needs per step. A payload of 0 bytes shows the barrier
+alone. The values that blocks read are checked. --host runs the kernels on the processor, where the
+times mean nothing.
 """
 
 from __future__ import annotations
@@ -85,19 +85,19 @@ extern "C" __global__ void __launch_bounds__(256) across_grid(
 
 
 @dataclass(frozen=True)
-class Handover:
-    """A measurement.
+class ExchangeTime:
+    """Measured time of an exchange.
 
     Attributes
     ----------
     kind
         ``cluster`` or ``grid``.
     blocks, groups
-        Blocks that meet, and how many such groups there are at the same time.
+        Blocks per group, and groups at the same time.
     payload
         Bytes of h that every block reads.
     micro
-        Microseconds a hand-over, the median of some tries; None: it failed, as `problem` says.
+        Microseconds per exchange, the median of some tries; None after a `problem`.
     """
 
     kind: str
@@ -108,8 +108,8 @@ class Handover:
     problem: str = ""
 
 
-def cluster(device: Any, size: int, groups: int, payload: int, steps: int) -> Handover:
-    """A hand-over in distributed shared memory, in so many clusters at the same time."""
+def cluster(device: Any, size: int, groups: int, payload: int, steps: int) -> ExchangeTime:
+    """Measure an exchange in distributed shared memory, in some clusters at the same time."""
     words = payload // 16 // size * size
 
     def once() -> tuple[float, Any]:
@@ -117,34 +117,34 @@ def cluster(device: Any, size: int, groups: int, payload: int, steps: int) -> Ha
         kernel = device.compile(source, (f"cluster_{size}",))[f"cluster_{size}"]
         launch = Launch((size * groups, 1, 1), THREADS, max(16, 2 * words * 16), cluster=size)
         out = device.zeros((size * groups * THREADS,), "uint32")
-        first = device.mark()
+        start = device.record_event()
         kernel(launch, out, steps, words)
-        return device.mark().seconds_since(first), out
+        return device.record_event().seconds_since(start), out
 
     return measured("cluster", size, groups, words, steps, once, device)
 
 
-def grid(device: Any, blocks: int, payload: int, steps: int) -> Handover:
-    """A hand-over through the L2 cache, blocks counted in a flag."""
+def grid(device: Any, blocks: int, payload: int, steps: int) -> ExchangeTime:
+    """Measure an exchange through the L2 cache, with a counter of arrived blocks."""
     words = payload // 16 // blocks * blocks
 
     def once() -> tuple[float, Any]:
         kernel = device.compile(PRELUDE + GRID_KERNEL, ("across_grid",))["across_grid"]
-        launch = Launch((blocks, 1, 1), THREADS, together=True)
+        launch = Launch((blocks, 1, 1), THREADS, cooperative=True)
         out = device.zeros((blocks * THREADS,), "uint32")
         h = device.zeros((max(4, 2 * words * 4),), "uint32")
         counter = device.zeros((1,), "uint32")
-        first = device.mark()
+        start = device.record_event()
         kernel(launch, out, h, counter, steps, words)
-        return device.mark().seconds_since(first), out
+        return device.record_event().seconds_since(start), out
 
     return measured("grid", blocks, 1, words, steps, once, device)
 
 
 def measured(
     kind: str, blocks: int, groups: int, words: int, steps: int, once: Any, device: Any
-) -> Handover:
-    """The median of some tries, if what the blocks read is right."""
+) -> ExchangeTime:
+    """Median of some tries, if the blocks read the right values."""
     try:
         once()
         tries = []
@@ -153,17 +153,21 @@ def measured(
             tries.append(seconds)
         sums = device.download(out).reshape(blocks * groups, THREADS).astype(np.uint64)
     except Exception as error:  # of any class: this GPU has no such clusters, say
-        return Handover(kind, blocks, groups, words * 16, None, f"{type(error).__name__}: {error}")
+        return ExchangeTime(
+            kind, blocks, groups, words * 16, None, f"{type(error).__name__}: {error}"
+        )
     every = np.arange(words, dtype=np.uint64)
     expected = int(every.sum()) * steps + words * (steps * (steps - 1) // 2)
-    # Sums of threads are kept modulo 2^32, and so is what they add up to.
+    # Sums of threads are modulo 2^32, and so is their total.
     if (sums.sum(axis=1) % 2**32 != expected % 2**32).any():
-        return Handover(kind, blocks, groups, words * 16, None, "blocks read what was not written")
-    return Handover(kind, blocks, groups, words * 16, float(np.median(tries)) / steps * 1e6)
+        return ExchangeTime(
+            kind, blocks, groups, words * 16, None, "blocks read what was not written"
+        )
+    return ExchangeTime(kind, blocks, groups, words * 16, float(np.median(tries)) / steps * 1e6)
 
 
-def all_of_them(device: Any, steps: int) -> Iterator[Handover]:
-    """Clusters of 2 to 16, one and as many as there is room for; grids of 8 to all."""
+def measure_all(device: Any, steps: int) -> Iterator[ExchangeTime]:
+    """Measure clusters of 2 to 16 blocks, one and as many as fit; grids of 8 to all blocks."""
     payloads = (0, 8 << 10, 32 << 10)  # of h: 512 units of 8 sequences in 16 bits are 8 KB
     for size in (2, 4, 8, 16):
         if size <= device.largest_cluster:
@@ -171,16 +175,16 @@ def all_of_them(device: Any, steps: int) -> Iterator[Handover]:
             for groups in dict.fromkeys((1, max(1, many - 1))):
                 for payload in payloads:
                     yield cluster(device, size, groups, payload, steps)
-    everyone = device.multiprocessors
-    for blocks in dict.fromkeys(b for b in (8, 16, 32, 64, 128, everyone) if b <= everyone):
+    largest = device.multiprocessors
+    for blocks in dict.fromkeys(b for b in (8, 16, 32, 64, 128, largest) if b <= largest):
         for payload in (*payloads, 128 << 10):
             yield grid(device, blocks, payload, steps)
 
 
-def table(found: list[Handover]) -> str:
-    """Markdown."""
-    lines = ["| where | blocks | groups | h | a hand-over |", "|---|--:|--:|--:|--:|"]
-    for one in found:
+def table(times: list[ExchangeTime]) -> str:
+    """Markdown table of the measurements."""
+    lines = ["| where | blocks | groups | h | an exchange |", "|---|--:|--:|--:|--:|"]
+    for one in times:
         took = one.problem if one.micro is None else f"{one.micro:.2f} µs"
         size = "nothing" if not one.payload else f"{one.payload / 1024:.3g} KB"
         lines.append(f"| {one.kind} | {one.blocks} | {one.groups} | {size} | {took} |")
@@ -188,21 +192,21 @@ def table(found: list[Handover]) -> str:
 
 
 def main() -> int:
-    """Measure, print, and write."""
+    """Measure, print a table, and write a report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--host", action="store_true", help="no GPU: see that all parts work")
-    parser.add_argument("--steps", type=int, help="hand-overs of a launch")
-    parser.add_argument("--report", type=Path, help="JSON file of what was found")
+    parser.add_argument("--host", action="store_true", help="no GPU: check that all parts work")
+    parser.add_argument("--steps", type=int, help="exchanges per launch")
+    parser.add_argument("--report", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     device = make_device(options.host)
-    found: list[Handover] = []
-    for one in all_of_them(device, options.steps or (3 if options.host else 2000)):
-        found.append(one)
+    times: list[ExchangeTime] = []
+    for one in measure_all(device, options.steps or (3 if options.host else 2000)):
+        times.append(one)
         if options.report is not None:
-            options.report.write_text(json.dumps([asdict(o) for o in found]), encoding="utf-8")
-    print(table(found))
+            options.report.write_text(json.dumps([asdict(o) for o in times]), encoding="utf-8")
+    print(table(times))
     wrong = "blocks read what was not written"
-    return 1 if any(one.problem == wrong for one in found) or not any(o.micro for o in found) else 0
+    return 1 if any(one.problem == wrong for one in times) or not any(o.micro for o in times) else 0
 
 
 if __name__ == "__main__":
