@@ -5,7 +5,7 @@
     python scripts/check_gpu.py contract --host --most 40   # no GPU: kernels built with g++
 
 It needs NumPy and CuPy, neither pydantic nor pytest. Each dtype and kind of kernels has its own
-process, since after a wrong address a GPU computes nothing more for that process.
+process: after a wrong address a GPU computes nothing more for the process that used it.
 """
 
 from __future__ import annotations

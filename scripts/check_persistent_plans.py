@@ -45,7 +45,7 @@ def compile_log(source: str, architecture: str) -> str:
     return log.decode()
 
 
-def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> int:
+def check(cell: Cell, N: int, dtype: str, architecture: str, sources: set[str]) -> int:
     """Number of kernels of a size with a stack frame."""
     failed = 0
     for backward in (False, True):
@@ -64,9 +64,9 @@ def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> 
             )
         ):
             source = module.source(cell, schedule, precision, plan)
-            if source + architecture in seen:
+            if source + architecture in sources:
                 continue
-            seen.add(source + architecture)
+            sources.add(source + architecture)
             log = compile_log(source, architecture)
             registers = re.findall(r"Used (\d+) registers", log)
             frames = re.findall(r"(\d+) bytes stack frame", log)
@@ -77,7 +77,8 @@ def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> 
                 f"{'ok' if good else 'FRAME'} sm_{architecture} {cell.kind} {cell.hidden_size} "
                 f"N={N} {dtype} {what}: {plan.kind} {plan.blocks}x{plan.units}, "
                 f"{plan.register_chunks}/{plan.chunks} chunks in registers, "
-                f"{plan.registers} registers estimated, {' '.join(registers)} used, frame {' '.join(frames) or log}",
+                f"{plan.registers} registers estimated, {' '.join(registers)} used, "
+                f"frame {' '.join(frames) or log}",
                 flush=True,
             )
     return failed
@@ -89,7 +90,7 @@ def main() -> int:
         tuple(map(int, text.split(","))) if text else default
         for text, default in zip([*sys.argv[1:], "", ""], (HIDDEN, BATCH), strict=False)
     )
-    seen: set[str] = set()
+    sources: set[str] = set()
     cells = [
         lambda H: LSTM(hidden_size=H),
         lambda H: LSTM(hidden_size=H, peepholes=True, clip=1.0),
@@ -99,8 +100,8 @@ def main() -> int:
     for architecture, H, N, dtype, make in product(
         DEVICES, hidden, batch, ("bfloat16", "tf32"), cells
     ):
-        failed += check(make(H), N, dtype, architecture, seen)
-    print(f"{failed} of {len(seen)} kernels have a stack frame")
+        failed += check(make(H), N, dtype, architecture, sources)
+    print(f"{failed} of {len(sources)} kernels have a stack frame")
     return int(failed > 0)
 
 

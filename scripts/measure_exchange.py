@@ -2,7 +2,7 @@
 
     python scripts/measure_exchange.py
 
-In every step each block writes its share of h for all others, waits for them, and reads all of h.
+In every step each block writes its share of h for all others. Then it waits and reads all of h.
 That is the least that a persistent kernel needs per step. A payload of 0 bytes shows the barrier
 alone. The values that blocks read are checked. --host runs the kernels on the processor, where the
 times mean nothing.

@@ -116,23 +116,24 @@ def measured(job: Job, device: Any) -> MeasuredStack:
     specs = [recurrent("lstm", H, H, index=k) for k in range(depth)]
     plan = sides[1].stacks.plan(specs, N, T)
     by_itself = CudaEngine(dtype, device).stacks.plan(specs, N, T)
-    known = MeasuredStack(dtype, mode, depth, (H, N, T), chosen=not isinstance(by_itself, str))
+    unmeasured = MeasuredStack(dtype, mode, depth, (H, N, T), chosen=not isinstance(by_itself, str))
     if isinstance(plan, str):
-        return MeasuredStack(**{**asdict(known), "problem": plan})
+        return MeasuredStack(**{**asdict(unmeasured), "problem": plan})
     calls = [call_of(engine, job) for engine in sides]
-    both = [[np.asarray(sides[0].to_host(a)) for a in call()] for call in calls]
+    sequential, pipelined = ([np.asarray(sides[0].to_host(a)) for a in call()] for call in calls)
     off = max(
-        float(np.abs(a - b).max() / max(1e-30, np.abs(a).max())) for a, b in zip(*both, strict=True)
+        float(np.abs(a - b).max() / max(1e-30, np.abs(a).max()))
+        for a, b in zip(sequential, pipelined, strict=True)
     )
     if not off <= CLOSE[dtype]:
-        return MeasuredStack(**{**asdict(known), "problem": f"results differ by {off:.2g}"})
+        return MeasuredStack(**{**asdict(unmeasured), "problem": f"results differ by {off:.2g}"})
     rounds = np.array([[timed(call, device) for call in calls] for _ in range(ROUNDS)])
     apart, beside = np.median(rounds, axis=0) * 1e3
     ratio = float(np.median(rounds[:, 0] / rounds[:, 1]))
     measured_values = {"apart": float(apart), "beside": float(beside), "ratio": ratio}
     measured_values |= {"windows": plan.chunks, "steps": plan.chunk_steps}
     measured_values["modelled"] = plan.sequential_seconds / plan.seconds
-    return MeasuredStack(**{**asdict(known), **measured_values})
+    return MeasuredStack(**{**asdict(unmeasured), **measured_values})
 
 
 def timed(call: Callable[[], Any], device: Any) -> float:

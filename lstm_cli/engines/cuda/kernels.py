@@ -178,7 +178,9 @@ class GeneralKernels:
             run = group[0]
             launch = self._cached_launch("forward", run, len(group), self._forward_launch)
             shared = self._shared_arguments(run, launch, len(group)) | forward_strides(run)
-            per_direction = self._with_counts([self._forward_arguments(one) for one in group])
+            per_direction = self._with_barrier_counts(
+                [self._forward_arguments(one) for one in group]
+            )
             parameters = general_forward.parameters(len(run.schedule.phases))
             self._start(launch, run.batch, parameters.values(shared, per_direction))
 
@@ -190,7 +192,9 @@ class GeneralKernels:
             run, forward = group[0], group[0].forward
             launch = self._cached_launch("backward", forward, len(group), self._backward_launch)
             shared = self._shared_arguments(forward, launch, len(group)) | backward_strides(run)
-            per_direction = self._with_counts([self._backward_arguments(one) for one in group])
+            per_direction = self._with_barrier_counts(
+                [self._backward_arguments(one) for one in group]
+            )
             parameters = general_backward.parameters(len(forward.schedule.backward))
             self._start(launch, forward.batch, parameters.values(shared, per_direction))
 
@@ -264,8 +268,9 @@ class GeneralKernels:
             "meeting": self._barrier_counters,
         }
 
-    def _with_counts(self, per_direction: list[dict[str, Argument]]) -> list[dict[str, Argument]]:
-        """Add the current value of each direction's barrier counter."""
+    def _with_barrier_counts(
+        self, per_direction: list[dict[str, Argument]]
+    ) -> list[dict[str, Argument]]:
         return [
             arguments | {"met_before": self._barrier_counts[d]}
             for d, arguments in enumerate(per_direction)

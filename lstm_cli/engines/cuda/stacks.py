@@ -66,7 +66,8 @@ class PipelineOptions:
     Attributes
     ----------
     mode
-        ``auto``: where the model expects a speedup; ``always``: wherever possible; or ``never``.
+        ``auto``: where the model expects a speedup; ``always``: for every possible stack; or
+        ``never``.
     chunk_steps
         Steps per chunk; None: the model chooses.
     """
@@ -154,7 +155,6 @@ def mixes_clusters_and_grids(kinds: Iterable[str]) -> bool:
 
 
 def _chunk_counts(T: int) -> range:
-    """Candidate numbers of chunks."""
     return range(2, min(T, MAX_TIME_CHUNKS) + 1)
 
 

@@ -1,1 +1,1 @@
-"""CUDA C++ of the kernels. Start with `cell`: the place where a gate is computed."""
+"""CUDA C++ of the kernels; start with `cell`, where a gate is computed."""

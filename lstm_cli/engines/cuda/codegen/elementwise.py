@@ -1,6 +1,6 @@
 """Elementwise kernels and sums of expressions: one kernel per set of expressions.
 
-Each block adds up its own numbers, and the host adds up the blocks, so a sum has a fixed order. All
+Each block adds up its own numbers, and the host adds up the blocks. So a sum has a fixed order. All
 sums come to the host together when the first one is read, so a training step waits once.
 """
 
@@ -212,7 +212,6 @@ extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) total({listed}) {{
 def _symbol_expressions(
     arrays: Sequence[str], numbers: Sequence[str], element: str
 ) -> dict[str, str]:
-    """CUDA C++ of each symbol; `element` formats that of an array by its number."""
     expressions = {name: element.format(k) for k, name in enumerate(arrays)}
     return expressions | {name: f"real(n{k})" for k, name in enumerate(numbers)}
 

@@ -52,12 +52,12 @@ SHARED_PARAMETERS = (
 @lru_cache(maxsize=64)
 def parameters(phases: int) -> KernelParameters:
     """Parameters of the kernel; see `BackwardRun`. ``w_k`` are the packed weights of product k."""
-    own = ["const real* p", "const real* m", "const real* record", "const real* c_steps"]
-    own += ["const real* h_first", "const real* c_first", "const real* y", "const real* d_y"]
-    own += ["real* dh", "real* dc", "real* dz", "real* du", "real* d_projected", "real* dp"]
-    own += ["long long column", "long long reverse", "long long met_before"]
-    own += [f"const element* w_{k}" for k in range(phases)]
-    return KernelParameters(SHARED_PARAMETERS, tuple(own))
+    names = ["const real* p", "const real* m", "const real* record", "const real* c_steps"]
+    names += ["const real* h_first", "const real* c_first", "const real* y", "const real* d_y"]
+    names += ["real* dh", "real* dc", "real* dz", "real* du", "real* d_projected", "real* dp"]
+    names += ["long long column", "long long reverse", "long long met_before"]
+    names += [f"const element* w_{k}" for k in range(phases)]
+    return KernelParameters(SHARED_PARAMETERS, tuple(names))
 
 
 def undone_stages(schedule: Schedule) -> tuple[Stage, ...]:
@@ -78,8 +78,8 @@ def shares_derivatives(schedule: Schedule) -> bool:
 def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
     """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of `rows` sequences and any other sizes."""
     prelude, body = general_prelude(precision, rows), _body(cell, schedule)
-    names = parameters(len(schedule.backward))
-    return kernel_source(prelude, KERNEL_NAME, MAX_THREADS, names, body)
+    declared = parameters(len(schedule.backward))
+    return kernel_source(prelude, KERNEL_NAME, MAX_THREADS, declared, body)
 
 
 def _body(cell: Cell, schedule: Schedule) -> str:

@@ -47,9 +47,9 @@ SHARED_PARAMETERS = (
 @lru_cache(maxsize=64)
 def parameters(phases: int) -> KernelParameters:
     """Parameters of the kernel; see `ForwardRun`. ``w_k`` are the packed weights of product k."""
-    own = ["const real* z", "const real* bias", "const real* bias_hh", "const real* p"]
-    own += ["const real* m", "real* h", "real* c", "real* y", "element* y_element"]
-    own += [
+    names = ["const real* z", "const real* bias", "const real* bias_hh", "const real* p"]
+    names += ["const real* m", "real* h", "real* c", "real* y", "element* y_element"]
+    names += [
         "real* c_steps",
         "real* record",
         "long long column",
@@ -57,8 +57,8 @@ def parameters(phases: int) -> KernelParameters:
         "long long met_before",
     ]
     for k in range(phases):
-        own += [f"const element* w_{k}", f"element* reads_{k}"]
-    return KernelParameters(SHARED_PARAMETERS, tuple(own))
+        names += [f"const element* w_{k}", f"element* reads_{k}"]
+    return KernelParameters(SHARED_PARAMETERS, tuple(names))
 
 
 def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:

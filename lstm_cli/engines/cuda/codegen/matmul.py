@@ -1,8 +1,8 @@
 """Parts of the general kernels: products of a few rows, grid barriers, kernel parameters.
 
 A tile is some rows of a batch times the 32 columns of a warp's lanes. The warps of a block share
-out the sum of a tile's product, add up their parts in shared memory, and then share out its rows.
-So even one sequence keeps a block busy, and sizes alone fix the order of every sum.
+out the sum of a tile's product and add up their parts in shared memory. Then they share out its
+rows. So even one sequence keeps a block busy, and sizes alone fix the order of every sum.
 """
 
 from __future__ import annotations

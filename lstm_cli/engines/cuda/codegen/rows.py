@@ -205,7 +205,6 @@ def cross_entropy(
 
 
 def _total_weight(targets: Array, class_weights: Array | None) -> float:
-    """Number of rows, or the sum of their class weights."""
     if class_weights is None:
         return float(len(targets))
     return float((class_weights[targets] if targets.ndim == 1 else targets @ class_weights).sum())

@@ -9,7 +9,7 @@ the second z and w.
 A warp has some tiles of rows and some chunks of 64 bytes of these rows. The weights of the first
 chunks stay in registers over all steps; every loop over them is unrolled, since registers have no
 index. The other weights stay in shared memory, in the lanes' reading order. Warps that share out a
-sum leave their parts in shared memory, and the threads that need the sum add the parts up.
+sum leave their parts in shared memory. The threads that need the sum add the parts up.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Sizes of persistent kernels: what fits a GPU, and what a model of the machine prefers."""
+"""Plans of persistent kernels, chosen by a cost model that is unmeasured on any GPU."""

@@ -85,13 +85,13 @@ def candidate_plans(
     shape: RecurrenceShape, limits: DeviceLimits, N: int, kind: str | None = None
 ) -> Iterator[PersistentPlan]:
     """Generate all plans that a device can run, or those of one kind of exchange."""
-    seen = set()
+    block_counts = set()
     last = ceil(shape.H / UNIT_MULTIPLE) * UNIT_MULTIPLE
     for units in range(UNIT_MULTIPLE, last + 1, UNIT_MULTIPLE):
         blocks = ceil(shape.H / units)
-        if blocks in seen or blocks > limits.multiprocessors:
+        if blocks in block_counts or blocks > limits.multiprocessors:
             continue  # fewer units with as many blocks came before
-        seen.add(blocks)
+        block_counts.add(blocks)
         possible = _exchange_kinds(blocks, limits)
         chosen = kind or possible[0]
         if chosen not in possible:
@@ -165,7 +165,6 @@ def step_cycles(plan: PersistentPlan, N: int) -> float:
 
 
 def _cluster_copy_cycles(plan: PersistentPlan, active: int) -> float:
-    """Modeled cycles for copying a block's values to the other blocks of its cluster."""
     if plan.kind != CLUSTER:
         return 0.0
     values = plan.units * (plan.shape.gates if plan.shape.backward else 1)

@@ -55,13 +55,13 @@ def compile_target(capability: tuple[int, int], supported: Iterable[int]) -> str
     ValueError
         The compiler supports no capability that the device can run.
     """
-    own, known = 10 * capability[0] + capability[1], set(supported)
-    if own in known:
-        return f"sm_{own}a" if own in ARCHITECTURE_SPECIFIC else f"sm_{own}"
+    target, targets = 10 * capability[0] + capability[1], set(supported)
+    if target in targets:
+        return f"sm_{target}a" if target in ARCHITECTURE_SPECIFIC else f"sm_{target}"
     least = 10 * MINIMUM_CAPABILITY[0] + MINIMUM_CAPABILITY[1]
-    lower = [number for number in known if least <= number <= own]
+    lower = [number for number in targets if least <= number <= target]
     if not lower:
-        raise ValueError(f"the compiler makes nothing for compute capability {own / 10}")
+        raise ValueError(f"the compiler makes nothing for compute capability {target / 10}")
     return f"compute_{max(lower)}"
 
 

@@ -1,4 +1,4 @@
-"""Memory of host and GPU: pinned memory, asynchronous copies, and arrays of other packages."""
+"""Pinned memory, asynchronous copies whose benefit is unmeasured, and arrays of other packages."""
 
 from __future__ import annotations
 
