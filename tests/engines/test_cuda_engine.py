@@ -48,8 +48,8 @@ def learner(
     net: Network, loss: str = "mse", kind: str = "adam", sequences: bool = True, **options: Any
 ) -> Learner:
     limits = {key: options.pop(key) for key in ("clip_norm", "clip_value") if key in options}
-    optimiser = make_optimiser({"type": kind, "learning_rate": 0.05})
-    updates = Updates(optimiser, make_schedule({"type": "constant"}, epochs=1), **limits)
+    optimizer = make_optimiser({"type": kind, "learning_rate": 0.05})
+    updates = Updates(optimizer, make_schedule({"type": "constant"}, epochs=1), **limits)
     return Learner(net, Criterion(Targets(loss, sequences, 3, "y"), **options), updates, seed=3)
 
 
@@ -129,7 +129,7 @@ def test_a_step_waits_once_for_two_numbers() -> None:
 
 
 @pytest.mark.parametrize("kind", OPTIMISERS)
-def test_every_optimiser_learns_as_on_the_reference(kind: str) -> None:
+def test_every_optimizer_learns_as_on_the_reference(kind: str) -> None:
     rng, losses, weights = np.random.default_rng(0), [], []
     x, y = random_inputs(N, T, D), rng.random((N, T, 3))
     for engine in (ReferenceEngine("float64"), cuda("float64")):

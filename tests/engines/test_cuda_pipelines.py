@@ -179,7 +179,7 @@ def test_the_upper_layer_starts_the_backward_pass():
     assert upper[0] < lower[0] < upper[-1] < lower[-1]
 
 
-class Forgetful(LazyDevice):
+class ForgetfulDevice(LazyDevice):
     """Omits one of the waits between streams."""
 
     def __init__(self, number, order):
@@ -194,7 +194,7 @@ class Forgetful(LazyDevice):
 
 def run_without_wait(number, order):
     """All values of a training pass without one wait, and the number of waits."""
-    device, specs = Forgetful(number, order), STACKS["two"]
+    device, specs = ForgetfulDevice(number, order), STACKS["two"]
     net = network(specs, engine_of("float32", ALWAYS, device))
     x = random_inputs(2, T, D).astype(np.float32)
     tape = backpropagation.forward(net, x, None, None, TrainingPass())

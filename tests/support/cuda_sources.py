@@ -157,7 +157,7 @@ def _others() -> Iterator[Source]:
                 pass
         _pipelined(precision, recorder)
         losses = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy")
-        for k, optimiser in enumerate(OPTIMISERS):
+        for k, optimizer in enumerate(OPTIMISERS):
             loss = losses[k % len(losses)]
             last = {"cross_entropy": None, "binary_cross_entropy": Activation("sigmoid")}
             specs = (
@@ -168,7 +168,7 @@ def _others() -> Iterator[Source]:
             )
             network = Network(specs, random_weights(specs), engine)
             updates = Updates(
-                make_optimiser({"type": optimiser}),
+                make_optimiser({"type": optimizer}),
                 make_schedule({"type": "constant"}, epochs=1),
                 clip_norm=1.0,
                 clip_value=1.0,

@@ -265,14 +265,14 @@ class GeneralKernels:
             "P": cell.output_size,
             "scratch": self._scratch,
             "scratch_bytes": launch.scratch_bytes,
-            "meeting": self._barrier_counters,
+            "barrier_counter": self._barrier_counters,
         }
 
     def _with_barrier_counts(
         self, per_direction: list[dict[str, Argument]]
     ) -> list[dict[str, Argument]]:
         return [
-            arguments | {"met_before": self._barrier_counts[d]}
+            arguments | {"arrivals_before": self._barrier_counts[d]}
             for d, arguments in enumerate(per_direction)
         ]
 
@@ -550,7 +550,7 @@ class PersistentKernels:
         """Global buffers of the exchange, and counters that are 0."""
         words = counter_words(plan, groups, directions)
         if not words:
-            return {"exchanged": None, "counters": None}
+            return {"exchange_buffer": None, "counters": None}
         needed = plan.exchange_bytes * groups * directions
         if self._exchange_buffer.size < needed:
             self._exchange_buffer = self.device.empty((needed,), "uint8")
@@ -561,4 +561,4 @@ class PersistentKernels:
             self._used_counters = 0
         counters = self._counters[self._used_counters : self._used_counters + words]
         self._used_counters += words
-        return {"exchanged": self._exchange_buffer, "counters": counters}
+        return {"exchange_buffer": self._exchange_buffer, "counters": counters}

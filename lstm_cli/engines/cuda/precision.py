@@ -7,6 +7,8 @@ from dataclasses import dataclass
 C_TYPES = {"float32": "float", "float64": "double"}
 """C++ names of accumulator types, by NumPy's names."""
 
+_BYTES = {"uint16": 2, "float32": 4, "float64": 8}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -44,6 +46,16 @@ class Precision:
     def c_accumulator(self) -> str:
         """C++ name of the accumulator type."""
         return C_TYPES[self.accumulator]
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """Bytes per number of the accumulator type."""
+        return _BYTES[self.accumulator]
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes per operand."""
+        return _BYTES[self.operand]
 
     @property
     def backward(self) -> Precision:

@@ -82,15 +82,15 @@ EXCHANGES: Mapping[str, ExchangeCode] = {
         "cluster_wait();",
     ),
     GRID: ExchangeCode(
-        "element* exchange = (element*)exchanged\n"
+        "element* exchange = (element*)exchange_buffer\n"
         "    + (long long)(blockIdx.y * groups + group) * 2 * SEQUENCES * ROW;\n"
         "  unsigned* counter = counters + (blockIdx.y * groups + group) * COUNTER_WORDS;\n"
-        "  unsigned met = 0;",
+        "  unsigned arrivals = 0;",
         "block * THREADS + thread",
         "BLOCKS * THREADS",
         "load_global((const Quad*)from)",
         "__syncthreads(); if (thread == 0) grid_arrive(counter);",
-        "met += BLOCKS; if (thread == 0) grid_wait(counter, met); __syncthreads();",
+        "arrivals += BLOCKS; if (thread == 0) grid_wait(counter, arrivals); __syncthreads();",
     ),
 }
 

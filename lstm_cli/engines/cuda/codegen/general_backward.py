@@ -44,7 +44,7 @@ SHARED_PARAMETERS = (
     "long long d_row",
     "unsigned char* scratch",
     "long long scratch_bytes",
-    "unsigned* meeting",
+    "unsigned* barrier_counter",
 )
 """Parameters of the batch; `order` to `counts` as in `DeviceBatch`, ``*_row`` are row strides."""
 
@@ -55,7 +55,7 @@ def parameters(phases: int) -> KernelParameters:
     names = ["const real* p", "const real* m", "const real* record", "const real* c_steps"]
     names += ["const real* h_first", "const real* c_first", "const real* y", "const real* d_y"]
     names += ["real* dh", "real* dc", "real* dz", "real* du", "real* d_projected", "real* dp"]
-    names += ["long long column", "long long reverse", "long long met_before"]
+    names += ["long long column", "long long reverse", "long long arrivals_before"]
     names += [f"const element* w_{k}" for k in range(phases)]
     return KernelParameters(SHARED_PARAMETERS, tuple(names))
 
@@ -86,28 +86,31 @@ def _body(cell: Cell, schedule: Schedule) -> str:
     """Initialization and the loop back over steps; step -1 only computes h's derivative."""
     phases, size = range(len(schedule.backward)), len(cell.letters)
     first = _phase(cell, schedule, 0)
-    later = "".join(_phase(cell, schedule, k) + "    meet(meeting, met);\n" for k in phases if k)
+    later = "".join(
+        _phase(cell, schedule, k) + "    grid_barrier(barrier_counter, arrivals);\n"
+        for k in phases
+        if k
+    )
     return f"""{index_statements()}
   const long long U = {size} * H8;
   real* sums = (real*)memory + (blockDim.x >> 5) * R * CHUNK;  // (warps, R, 1, 32)
   element* u_0 = (element*)(scratch + blockIdx.y * scratch_bytes);  // (2, N, {size}, H8)
   element* projected = u_0 + 2 * N * U;  // (N, P8)
   for (long long i = me; i < N * (2 * U + P8); i += all) u_0[i] = narrow(real(0));
-  meet(meeting, met);
+  grid_barrier(barrier_counter, arrivals);
   for (long long t = longest - 1; t >= -1; t--) {{
     const long long count = counts[t < 0 ? 0 : t], ran = t + 1 < longest ? counts[t + 1] : 0;
-    const element* behind = u_0 + (~t & 1) * N * U;
-    element* here = u_0 + (t & 1) * N * U;
+    const element* following = u_0 + (~t & 1) * N * U;
+    element* current = u_0 + (t & 1) * N * U;
 {first}    if (t < 0) break;
-    meet(meeting, met);
+    grid_barrier(barrier_counter, arrivals);
 {later}  }}
 """
 
 
 def scratch_bytes(cell: Cell, precision: Precision, N: int, P8: int, H8: int) -> int:
     """Bytes of scratch memory per direction, a multiple of 16."""
-    item = 2 if precision.narrow else 8 if precision.accumulator == "float64" else 4
-    return N * (2 * len(cell.letters) * H8 + P8) * item
+    return N * (2 * len(cell.letters) * H8 + P8) * precision.operand_bytes
 
 
 def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
@@ -126,7 +129,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
     if stage.matrix == "weight_hr":
         return tile_loop(k, 1, "H", "projected, P8; count; P8", body)
     block = cell.letters.index(stage.gates[0])
-    vectors = f"{'here' if k else 'behind'} + {block} * H8, U"
+    vectors = f"{'current' if k else 'following'} + {block} * H8, U"
     columns = "P" if k == 0 else "H"
     rows = "count" if k else "ran"
     return tile_loop(k, 1, columns, f"{vectors}; {rows}; {len(stage.gates)} * H8", body)
@@ -205,5 +208,5 @@ def _store(cell: Cell, name: str, value: str, *, shared: bool) -> list[str]:
     at = f"(q * {size} + {block}) * H + unit"
     if kind == "x":
         return [f"dz[{at}] = {value};"]
-    exchanged = f"here[(r * {size} + {block}) * H8 + unit] = narrow({value});"
-    return [exchanged] if shared else [f"du[{at}] = {value};", exchanged]
+    exchange = f"current[(r * {size} + {block}) * H8 + unit] = narrow({value});"
+    return [exchange] if shared else [f"du[{at}] = {value};", exchange]

@@ -39,7 +39,7 @@ SHARED_PARAMETERS = (
     "long long y_row",
     "unsigned char* scratch",
     "long long scratch_bytes",
-    "unsigned* meeting",
+    "unsigned* barrier_counter",
 )
 """Parameters of the batch; `order` to `counts` as in `DeviceBatch`, ``*_row`` are row strides."""
 
@@ -54,7 +54,7 @@ def parameters(phases: int) -> KernelParameters:
         "real* record",
         "long long column",
         "long long reverse",
-        "long long met_before",
+        "long long arrivals_before",
     ]
     for k in range(phases):
         names += [f"const element* w_{k}", f"element* reads_{k}"]
@@ -71,7 +71,9 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> s
 def _body(cell: Cell, schedule: Schedule) -> str:
     """Initialization before the first step, and the loop over steps."""
     phases = range(len(schedule.phases))
-    steps = "".join(_phase(cell, schedule, k) + "    meet(meeting, met);\n" for k in phases)
+    steps = "".join(
+        _phase(cell, schedule, k) + "    grid_barrier(barrier_counter, arrivals);\n" for k in phases
+    )
     gates = max(max(1, len(phase.stage.gates)) for phase in schedule.phases)
     later = "".join(f"\n    x_{k}[i] = narrow(real(0));" for k in phases if k)
     masked = " * m[n * P + j]" if schedule.dropout else ""
@@ -90,7 +92,7 @@ def _body(cell: Cell, schedule: Schedule) -> str:
   }}
   for (long long i = me; i < N * H8; i += all) {{{later}
   }}
-  meet(meeting, met);
+  grid_barrier(barrier_counter, arrivals);
   for (long long t = 0; t < longest; t++) {{
     const long long count = counts[t];
     const element* before = x_0 + (t & 1) * N * P8;
@@ -112,10 +114,9 @@ def _buffers(schedule: Schedule) -> str:
 
 def scratch_bytes(schedule: Schedule, precision: Precision, N: int, P8: int, H8: int) -> int:
     """Bytes of scratch memory per direction, a multiple of 16."""
-    item = 2 if precision.narrow else 8 if precision.accumulator == "float64" else 4
-    real = 8 if precision.accumulator == "float64" else 4
     vectors = 2 * N * P8 + (len(schedule.phases) - 1) * N * H8
-    return vectors * item + N * len(schedule.slots) * H8 * real
+    slots = N * len(schedule.slots) * H8
+    return vectors * precision.operand_bytes + slots * precision.accumulator_bytes
 
 
 def _phase(cell: Cell, schedule: Schedule, k: int) -> str:

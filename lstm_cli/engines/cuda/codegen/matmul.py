@@ -113,14 +113,14 @@ __device__ __forceinline__ void gather(real (&own)[G], const real* sums, int ite
 }
 
 // All blocks of a direction wait for one another.
-__device__ __forceinline__ void meet(unsigned* meeting, unsigned& met) {
+__device__ __forceinline__ void grid_barrier(unsigned* barrier_counter, unsigned& arrivals) {
   __syncthreads();
   if (gridDim.x > 1) {
-    met += gridDim.x;
+    arrivals += gridDim.x;
     if (threadIdx.x == 0) {
       __threadfence();
-      grid_arrive(meeting);
-      grid_wait(meeting, met);
+      grid_arrive(barrier_counter);
+      grid_wait(barrier_counter, arrivals);
     }
     __syncthreads();
   }
@@ -148,8 +148,8 @@ def index_statements() -> str:
     return """  const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   const long long all = (long long)gridDim.x * blockDim.x;
   const long long P8 = (P + 7) / 8 * 8, H8 = (H + 7) / 8 * 8;
-  unsigned met = (unsigned)met_before;
-  meeting += blockIdx.y * 32;"""
+  unsigned arrivals = (unsigned)arrivals_before;
+  barrier_counter += blockIdx.y * 32;"""
 
 
 def tile_loop(k: int, gates: int, columns: str, product: str, body: Sequence[str]) -> str:
@@ -274,5 +274,4 @@ def padded_size(size: int) -> int:
 
 def shared_memory_bytes(precision: Precision, rows: int, gates: int, warps: int) -> int:
     """Bytes of shared memory per block: a chunk of each row, and the sums of every warp."""
-    size = 8 if precision.accumulator == "float64" else 4
-    return warps * rows * (CHUNK + gates * 32) * size
+    return warps * rows * (CHUNK + gates * 32) * precision.accumulator_bytes

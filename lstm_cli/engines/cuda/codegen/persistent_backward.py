@@ -43,7 +43,7 @@ SHARED_PARAMETERS = (
     "long long c_first_row",
     "long long y_row",
     "long long d_row",
-    "unsigned char* exchanged",
+    "unsigned char* exchange_buffer",
     "unsigned* counters",
 )
 """Parameters of the batch; a launch takes groups of sequences from `first_row` on."""

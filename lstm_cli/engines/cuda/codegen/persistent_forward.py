@@ -36,7 +36,7 @@ SHARED_PARAMETERS = (
     "long long h_row",
     "long long c_row",
     "long long y_row",
-    "unsigned char* exchanged",
+    "unsigned char* exchange_buffer",
     "unsigned* counters",
 )
 """Parameters of the batch; a launch takes groups of sequences from `first_row` on."""

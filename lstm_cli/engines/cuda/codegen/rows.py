@@ -261,14 +261,14 @@ def column_sums(device: Device, precision: Precision, matrix: DeviceArray) -> De
         return device.zeros((columns,), precision.accumulator)
     key, names = ("column sums", precision.accumulator), [COLUMN_SUMS_KERNEL]
     kernel = cached_kernels(device, key, names, lambda: column_sums_source(precision))[names[0]]
-    item = 8 if precision.accumulator == "float64" else 4
+    shared = COLUMN_SUM_THREADS * precision.accumulator_bytes
     blocks = min(MAX_ROW_BLOCKS, -(-rows // MIN_ROWS_PER_BLOCK))
     while True:
         block_rows = -(-rows // blocks)
         blocks = -(-rows // block_rows)
         out = device.empty((blocks, columns), precision.accumulator)
         grid = (-(-columns // 32), blocks, 1)
-        launch = Launch(grid, COLUMN_SUM_THREADS, shared=COLUMN_SUM_THREADS * item)
+        launch = Launch(grid, COLUMN_SUM_THREADS, shared=shared)
         kernel(launch, matrix, out, rows, columns, columns, block_rows)
         if blocks == 1:
             return out.reshape(columns)

@@ -209,12 +209,11 @@ def best_plan(
 
 def general_step_seconds(cell: Cell, precision: Precision, tiles: int, blocks: int) -> float:
     """Modeled seconds per step of general kernels: each block reads the weights of its tiles."""
-    operand = 2 if precision.narrow else 8 if precision.accumulator == "float64" else 4
     barrier = EXCHANGE_CYCLES[GRID if blocks > 1 else BLOCK]
     cycles = 0.0
     for stage in stages(cell):
         K = cell.output_size if stage.matrix == "weight_hh" else cell.hidden_size
-        weights = K * max(1, len(stage.gates)) * 32 * operand
+        weights = K * max(1, len(stage.gates)) * 32 * precision.operand_bytes
         reading = ceil(tiles / max(1, blocks)) * weights / GLOBAL_BYTES_PER_CYCLE
         cycles += barrier + EQUATION_LATENCY + reading
     return cycles / CYCLES_PER_SECOND

@@ -195,8 +195,8 @@ BARRIER = """
   __syncthreads();
   if (threadIdx.x == 0) {
     grid_arrive(n);
-    met += gridDim.x;
-    grid_wait(n, met);
+    arrivals += gridDim.x;
+    grid_wait(n, arrivals);
   }
   __syncthreads();"""
 
@@ -205,7 +205,7 @@ def rounds(barrier, seed, first=0):
     """Values after rounds in which blocks add their neighbors' values, and the expected ones."""
     device, T = HostDevice(seed=seed), 30
     body = f"""
-  unsigned met = n[0];
+  unsigned arrivals = n[0];
   __syncthreads();
   if (threadIdx.x == 0) {{ grid_arrive(n + 1); grid_wait(n + 1, gridDim.x); }}
   __syncthreads();
