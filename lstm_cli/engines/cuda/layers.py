@@ -136,7 +136,7 @@ class PreparedRecurrent:
         operand_of(self.device, self.precision, x)
         initial = self._initial_state(x.batch.N, state)
         final = self._copy_state(initial)
-        y, y_operand = self._allocate_outputs(x.batch, keep=keep or training is not None)
+        y, y_operand = self._allocate_outputs(x.batch, store_steps=keep or training is not None)
         runs = [
             self._forward_run(d, x.batch, final, (y, y_operand), keep=keep, training=training)
             for d in range(len(self.weights))
@@ -204,7 +204,7 @@ class PreparedRecurrent:
             result.tape = RecurrentTape(
                 layer_pass.x, layer_pass.runs, layer_pass.initial_state, y, layer_pass.input_mask
             )
-        elif layer_pass.keep:
+        elif layer_pass.return_gates:
             result.kept = {
                 DIRECTIONS[d]: self._step_values(d, batch, y, run.record)
                 for d, run in enumerate(layer_pass.runs)
@@ -292,12 +292,16 @@ class PreparedRecurrent:
         return out
 
     def _allocate_outputs(
-        self, batch: DeviceBatch, *, keep: bool
+        self, batch: DeviceBatch, *, store_steps: bool
     ) -> tuple[DeviceArray | None, DeviceArray | None]:
         """Allocate h of every step in the accumulator type and in the next layer's operand type."""
         sequences = self.spec.return_sequences
         shape = (batch.Q, self.spec.output_size)
-        y = self.device.empty(shape, self.precision.accumulator) if sequences or keep else None
+        y = (
+            self.device.empty(shape, self.precision.accumulator)
+            if sequences or store_steps
+            else None
+        )
         narrow = sequences and self.precision.narrow
         return y, self.device.empty(shape, self.precision.operand) if narrow else None
 

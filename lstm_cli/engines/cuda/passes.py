@@ -174,7 +174,7 @@ class ForwardPass:
         (Q, F): h of every step, and its copy in the operand type; None: not stored.
     input_mask
         (Q, D): dropout mask of the input; None without dropout.
-    keep, training
+    return_gates, training
         Purpose of the pass; see `lstm_cli.engines.types.Engine`.
     """
 
@@ -185,7 +185,7 @@ class ForwardPass:
     y: DeviceArray | None
     y_operand: DeviceArray | None
     input_mask: DeviceArray | None
-    keep: bool
+    return_gates: bool
     training: TrainingPass | None
 
 
