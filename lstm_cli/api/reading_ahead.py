@@ -30,7 +30,7 @@ class ReadingAhead:
 
     def __init__(self, source: DatasetSource, device: Any) -> None:
         self._source = source
-        self._stager = Uploader(device, source.dtype)
+        self._uploader = Uploader(device, source.dtype)
         self._reader = ThreadPoolExecutor(1)
         self._order: Sequence[Array] = ()
         self._next: tuple[int, Future[tuple[LearningBatch, Any]]] | None = None
@@ -60,7 +60,7 @@ class ReadingAhead:
         self._next = None
         if k + 1 < len(self._order):
             self._next = k + 1, self._reader.submit(self._sent, k + 1)
-        return batch if sent is None else replace(batch, x=self._stager.wait_for(sent))
+        return batch if sent is None else replace(batch, x=self._uploader.wait_for(sent))
 
     def raw(self, values: Array) -> Array:
         """Outputs or targets in the units of the data."""
@@ -86,6 +86,6 @@ class ReadingAhead:
         """A batch, and its inputs on their way; None where the device has no room for two."""
         batch = self._source.read(self._order[k])
         try:
-            return batch, self._stager.upload(batch.x)
+            return batch, self._uploader.upload(batch.x)
         except DeviceMemoryError:
             return batch, None
