@@ -1,11 +1,11 @@
-"""Check the cuda engine on a device: every cell, dtype and way against the reference engine.
+"""Check the cuda engine on a device: each cell, dtype and kind of kernels, against the reference.
 
     python scripts/check_gpu.py contract --report contract.json
     python scripts/check_gpu.py versions
     python scripts/check_gpu.py contract --host --most 40   # no GPU: kernels built with g++
 
-Needs NumPy and CuPy, neither pydantic nor pytest. Every dtype and way is a process of its own, for
-a GPU that was given a wrong address computes nothing more for the one that did it.
+It needs NumPy and CuPy, neither pydantic nor pytest. Each dtype and kind of kernels has its own
+process: after a wrong address a GPU computes nothing more for the process that used it.
 """
 
 from __future__ import annotations
@@ -27,52 +27,53 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 PASSED, FAILED, CANNOT, LEFT = STATES = ("passed", "failed", "cannot", "left")
 SILENT = 300
-"""Seconds beyond its limit that one dtype and way may take: then it is taken to wait for ever."""
+"""Seconds beyond its limit after which a process counts as hanging."""
 
 
 def make_device(host: bool, ordinal: int = 0) -> Any:
-    """The GPU, or the tests' stand-in."""
+    """Create the GPU, or the tests' host device."""
     if host:
         from cuda_host.device import HostDevice
 
         return HostDevice()
-    from lstm_cli.engines.cuda.gpu import Gpu
+    from lstm_cli.engines.cuda.runtime.gpu import Gpu
 
     return Gpu(ordinal)
 
 
-def one(dtype: str, way: str, options: argparse.Namespace) -> int:
-    """A dtype and a way, in this process; a line of JSON for each case."""
-    from gpu_checks import cases, problems, small
+def check_one(dtype: str, kernels: str, options: argparse.Namespace) -> int:
+    """Check a dtype and kind of kernels in this process; prints a line of JSON per case."""
+    from gpu_checks import cases, problems, without_repeats
 
-    device, wrong = make_device(options.host), 0
+    device, failures = make_device(options.host), 0
     chosen = [case for case in cases(options.most) if options.only in case.name]
-    random.Random(1).shuffle(chosen)  # where time is short, some of everything
+    random.Random(1).shuffle(chosen)  # so that a short run has some of everything
     until = perf_counter() + options.limit
     for case in chosen:
-        begun = perf_counter()
-        if begun > until:
+        start = perf_counter()
+        if start > until:
             print(json.dumps({"case": case.name, "state": LEFT, "problems": []}), flush=True)
             continue
         try:
-            found = problems(small(case) if options.once else case, dtype, device, way)
+            checked = without_repeats(case) if options.once else case
+            result = problems(checked, dtype, device, kernels)
         except Exception as error:  # of any class: a kernel that does not compile, a lost GPU
-            found = [f"it failed: {type(error).__name__}: {error}"]
-        state = CANNOT if found is None else FAILED if found else PASSED
-        wrong += state == FAILED
-        spent = perf_counter() - begun
-        line = {"case": case.name, "state": state, "problems": found or [], "seconds": spent}
+            result = [f"it failed: {type(error).__name__}: {error}"]
+        state = CANNOT if result is None else FAILED if result else PASSED
+        failures += state == FAILED
+        seconds = perf_counter() - start
+        line = {"case": case.name, "state": state, "problems": result or [], "seconds": seconds}
         print(json.dumps(line), flush=True)
-    return 1 if wrong else 0
+    return 1 if failures else 0
 
 
-def all_of_them(options: argparse.Namespace) -> int:
-    """Each dtype and way in a process of its own; what failed stands on stdout."""
+def check_all(options: argparse.Namespace) -> int:
+    """Check each dtype and kind of kernels in its own process; prints the failures."""
+    from lstm_cli.engines.cuda.kernels import KERNELS
     from lstm_cli.engines.cuda.precision import PRECISIONS
-    from lstm_cli.engines.cuda.ways import WAYS
 
     report = []
-    pairs = list(product(options.dtype or PRECISIONS, options.way or WAYS))
+    pairs = list(product(options.dtype or PRECISIONS, options.kernels or KERNELS))
     if options.total:
         options.limit = options.total / ceil(len(pairs) / options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -88,13 +89,13 @@ def all_of_them(options: argparse.Namespace) -> int:
     return 1 if any(entry[FAILED] for entry in report) else 0
 
 
-def child(dtype: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What one process found."""
-    command = [sys.executable, __file__, "one", "--dtype", dtype, "--way", way]
+def child(dtype: str, kernels: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Report of one process."""
+    command = [sys.executable, __file__, "one", "--dtype", dtype, "--kernels", kernels]
     command += ["--most", str(options.most), "--only", options.only]
     command += ["--host"] * options.host + ["--once"] * options.once
     command += ["--limit", str(options.limit)]
-    begun, longest = perf_counter(), options.limit + SILENT
+    start, longest = perf_counter(), options.limit + SILENT
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=longest)
         output, code, error = done.stdout, done.returncode, done.stderr
@@ -102,7 +103,8 @@ def child(dtype: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
         output = (late.stdout or b"").decode(errors="replace")
         code, error = -1, f"not done after {longest:.0f} s: the next case hangs"
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    entry: dict[str, Any] = {"dtype": dtype, "way": way, "seconds": perf_counter() - begun}
+    entry: dict[str, Any] = {"dtype": dtype, "way": kernels}
+    entry["seconds"] = perf_counter() - start
     for state in STATES:
         entry[state] = sum(line["state"] == state for line in lines)
     entry["problems"] = [
@@ -117,7 +119,7 @@ def child(dtype: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def versions(options: argparse.Namespace) -> int:
-    """The device and what drives it."""
+    """Print the device and the versions of its software."""
     try:
         device = make_device(options.host)
     except Exception as error:  # of any class: no CuPy, no driver
@@ -141,25 +143,27 @@ def versions(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Run a step."""
+    """Run one step of the checks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step", choices=["contract", "one", "versions"])
     parser.add_argument("--host", action="store_true", help="no GPU: kernels run on the processor")
-    parser.add_argument("--most", type=int, default=1 << 20, help="units of a layer at most")
-    parser.add_argument("--only", default="", help="cases whose name has this")
+    parser.add_argument(
+        "--most", type=int, default=1 << 20, help="largest number of units per layer"
+    )
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--once", action="store_true", help="no repetitions")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds for a dtype and way")
-    parser.add_argument("--total", type=float, help="seconds for all of them together, about")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds per process")
+    parser.add_argument("--total", type=float, help="seconds for all processes, about")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument("--dtype", action="append", help="default: all")
-    parser.add_argument("--way", action="append", help="default: all")
-    parser.add_argument("--report", help="JSON file of what was found")
+    parser.add_argument("--kernels", action="append", help="default: all")
+    parser.add_argument("--report", help="JSON file for the results")
     options = parser.parse_args()
     if options.step == "versions":
         return versions(options)
     if options.step == "one":
-        return one(options.dtype[0], options.way[0], options)
-    return all_of_them(options)
+        return check_one(options.dtype[0], options.kernels[0], options)
+    return check_all(options)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Check and measure the cuda engine on this machine's GPU, from a bare checkout:
 #
 #     scripts/check_gpu.sh            # everything; LSTM_CLI_GPU_MINUTES bounds the benchmark
-#     scripts/check_gpu.sh --quick    # a telling part, less than 8 minutes
+#     scripts/check_gpu.sh --quick    # the most telling part, less than 8 minutes
 #     scripts/check_gpu.sh --host     # no GPU: tiny sizes on the processor, to see that it works
 #
 # It needs Python (PYTHON names another than python3) with NumPy, CuPy, h5py, click, rich, PyYAML
@@ -43,27 +43,27 @@ machine() {
 }
 
 sanitizer() {  # on few and small cases: it slows kernels down a hundredfold
-    local tool ways
+    local tool kinds
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null \
         | head -n 1)
     [ -n "$tool" ] || { echo "compute-sanitizer is not installed: no race check"; return 0; }
-    ways=$("$python" -c "from lstm_cli.engines.cuda.ways import WAYS; print(*WAYS)") || return 1
-    local bad=0 check way dtype
+    kinds=$("$python" -c "from lstm_cli.engines.cuda.kernels import KERNELS; print(*KERNELS)") || return 1
+    local bad=0 check kind dtype
     for check in memcheck racecheck synccheck; do
-        for way in $ways; do
+        for kind in $kinds; do
             for dtype in float32 bfloat16; do
                 timeout "$1" "$tool" --tool $check --error-exitcode 9 "$python" \
-                    scripts/check_gpu.py one --dtype $dtype --way "$way" --once --most 64 \
+                    scripts/check_gpu.py one --dtype $dtype --kernels "$kind" --once --most 64 \
                     --only " × 8" > "$work/log" 2>&1
                 local code=$?
                 if [ $code = 124 ]; then
-                    echo "$check, $dtype, $way: not done in $1 s"
+                    echo "$check, $dtype, $kind: not done in $1 s"
                 elif [ $code != 0 ]; then
-                    echo "$check, $dtype, $way: failed with $code"
+                    echo "$check, $dtype, $kind: failed with $code"
                     grep -v '^{.*"passed"' "$work/log" | head -n 40
                     bad=1
                 else
-                    echo "$check, $dtype, $way: nothing found"
+                    echo "$check, $dtype, $kind: nothing found"
                 fi
             done
         done
@@ -79,12 +79,13 @@ suite() {  # the same contract in pytest, with Hypothesis, where both are instal
     fi
 }
 
-parts=(--report "$work/contract.json") bench=() pipelines=() beside=1200 patience=600
+parts=(--report "$work/contract.json") bench=() pipelines=() pipeline_seconds=1200 sanitizer_seconds=600
 case $mode in
-    quick) parts+=(--once --total 150 --jobs 8) bench=(--quick) pipelines=(--quick) beside=90 patience=0 ;;
+    quick) parts+=(--once --total 150 --jobs 8) bench=(--quick) pipelines=(--quick)
+           pipeline_seconds=90 sanitizer_seconds=0 ;;
     full) parts+=(--jobs 4) ;;
     host) parts+=(--once --most 8 --dtype float32 --dtype bfloat16 "${host[@]}")
-          parts+=(--only "${LSTM_CLI_GPU_ONLY:-}") bench=(--host --seconds 0.01) patience=0 ;;
+          parts+=(--only "${LSTM_CLI_GPU_ONLY:-}") bench=(--host --seconds 0.01) sanitizer_seconds=0 ;;
 esac
 [ $mode = quick ] && : "${LSTM_CLI_GPU_MINUTES:=3.5}" && export LSTM_CLI_GPU_MINUTES
 
@@ -94,14 +95,14 @@ if ! machine > "$work/machine" 2>&1; then
     exit 1
 fi
 cat "$work/machine"
-step "hand-overs" "$python" scripts/measure_handover.py --report "$work/handover.json" "${host[@]}"
+step "exchanges" "$python" scripts/measure_exchange.py --report "$work/exchange.json" "${host[@]}"
 step "contract" "$python" scripts/check_gpu.py contract "${parts[@]}"
-[ $patience != 0 ] && step "compute-sanitizer" sanitizer $patience
+[ $sanitizer_seconds != 0 ] && step "compute-sanitizer" sanitizer $sanitizer_seconds
 [ $mode = full ] && step "pytest" suite
-step "pipelines" timeout $beside "$python" scripts/measure_pipelines.py "${pipelines[@]}" \
+step "pipelines" timeout $pipeline_seconds "$python" scripts/measure_pipelines.py "${pipelines[@]}" \
     --report "$work/pipelines.json" "${host[@]}"
 step "benchmark" "$python" scripts/benchmark_gpu.py "${bench[@]}" --machine "$work/machine" \
-    --contract "$work/contract.json" --handover "$work/handover.json" \
+    --contract "$work/contract.json" --exchange "$work/exchange.json" \
     --pipelines "$work/pipelines.json" "${output[@]}"
 [ $failed = 0 ] && echo "== all passed" || echo "== something failed: see above"
 exit $failed

@@ -1,9 +1,9 @@
-"""Compile what plans make of many sizes, and show where registers are not enough.
+"""Compile the persistent kernels of many sizes, and report those with too few registers.
 
     python scripts/check_persistent_plans.py [H,H,...] [N,N,...]
 
-Needs cuda-bindings with NVRTC, no GPU. Exits 1 if a kernel has a stack frame: weights that are not
-in registers.
+It needs cuda-bindings with NVRTC, no GPU. It exits with 1 if a kernel has a stack frame: then some
+weights are not in registers.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ sys.path.insert(0, str(ROOT))
 from cuda.bindings import nvrtc  # noqa: E402 - behind the path
 
 from lstm_cli.cells import GRU, LSTM, Cell  # noqa: E402
-from lstm_cli.engines.cuda import persistent, persistent_backward  # noqa: E402
-from lstm_cli.engines.cuda.costs import best  # noqa: E402
-from lstm_cli.engines.cuda.plan import Facts, work_of  # noqa: E402
+from lstm_cli.engines.cuda.codegen import persistent_backward, persistent_forward  # noqa: E402
+from lstm_cli.engines.cuda.planning.plan import DeviceLimits, recurrence_shape  # noqa: E402
+from lstm_cli.engines.cuda.planning.plan_search import best_plan  # noqa: E402
 from lstm_cli.engines.cuda.precision import PRECISIONS  # noqa: E402
 from lstm_cli.engines.schedule import inference, training  # noqa: E402
 
 DEVICES = {
-    "90a": Facts(132, 232448, 16),
-    "80": Facts(108, 166912, 1),
-    "86": Facts(84, 101376, 1),
+    "90a": DeviceLimits(132, 232448, 16),
+    "80": DeviceLimits(108, 166912, 1),
+    "86": DeviceLimits(84, 101376, 1),
 }
 HIDDEN = (64, 128, 160, 192, 256, 320, 512, 768, 1024, 1536, 2048)
 BATCH = (1, 16, 64, 128)
 
 
-def compiled(source: str, architecture: str) -> str:
-    """The compiler's log."""
+def compile_log(source: str, architecture: str) -> str:
+    """Log of the compiler."""
     options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v"]
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
     nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
@@ -45,16 +45,16 @@ def compiled(source: str, architecture: str) -> str:
     return log.decode()
 
 
-def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> int:
-    """How many kernels of a size have a stack frame."""
+def check(cell: Cell, N: int, dtype: str, architecture: str, sources: set[str]) -> int:
+    """Number of kernels of a size with a stack frame."""
     failed = 0
     for backward in (False, True):
         precision = PRECISIONS[dtype].backward if backward else PRECISIONS[dtype]
-        work = work_of(cell, PRECISIONS[dtype], backward)
-        plan = None if isinstance(work, str) else best(work, DEVICES[architecture], N, 1)
+        shape = recurrence_shape(cell, PRECISIONS[dtype], backward)
+        plan = None if isinstance(shape, str) else best_plan(shape, DEVICES[architecture], N, 1)
         if plan is None:
             continue
-        module = persistent_backward if backward else persistent
+        module = persistent_backward if backward else persistent_forward
         for schedule in (
             (training(cell, True),)
             if backward
@@ -64,10 +64,10 @@ def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> 
             )
         ):
             source = module.source(cell, schedule, precision, plan)
-            if source + architecture in seen:
+            if source + architecture in sources:
                 continue
-            seen.add(source + architecture)
-            log = compiled(source, architecture)
+            sources.add(source + architecture)
+            log = compile_log(source, architecture)
             registers = re.findall(r"Used (\d+) registers", log)
             frames = re.findall(r"(\d+) bytes stack frame", log)
             good = frames == ["0"]
@@ -76,20 +76,21 @@ def check(cell: Cell, N: int, dtype: str, architecture: str, seen: set[str]) -> 
             print(
                 f"{'ok' if good else 'FRAME'} sm_{architecture} {cell.kind} {cell.hidden_size} "
                 f"N={N} {dtype} {what}: {plan.kind} {plan.blocks}x{plan.units}, "
-                f"{plan.held}/{plan.chunks} chunks held, {plan.registers} registers estimated, "
-                f"{' '.join(registers)} used, frame {' '.join(frames) or log}",
+                f"{plan.register_chunks}/{plan.chunks} chunks in registers, "
+                f"{plan.registers} registers estimated, {' '.join(registers)} used, "
+                f"frame {' '.join(frames) or log}",
                 flush=True,
             )
     return failed
 
 
 def main() -> int:
-    """All sizes; 1 if one is wrong."""
+    """Compile all sizes; 1 if a kernel has a stack frame."""
     hidden, batch = (
         tuple(map(int, text.split(","))) if text else default
         for text, default in zip([*sys.argv[1:], "", ""], (HIDDEN, BATCH), strict=False)
     )
-    seen: set[str] = set()
+    sources: set[str] = set()
     cells = [
         lambda H: LSTM(hidden_size=H),
         lambda H: LSTM(hidden_size=H, peepholes=True, clip=1.0),
@@ -99,8 +100,8 @@ def main() -> int:
     for architecture, H, N, dtype, make in product(
         DEVICES, hidden, batch, ("bfloat16", "tf32"), cells
     ):
-        failed += check(make(H), N, dtype, architecture, seen)
-    print(f"{failed} of {len(seen)} kernels have a stack frame")
+        failed += check(make(H), N, dtype, architecture, sources)
+    print(f"{failed} of {len(sources)} kernels have a stack frame")
     return int(failed > 0)
 
 

@@ -1,4 +1,4 @@
-"""What `check_gpu.py` computes on a device and holds against the reference engine in float64."""
+"""Cases of `check_gpu.py`: computed on a device, and compared with the reference in float64."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from cuda_cells import CELLS
 from networks import random_inputs, random_lengths, random_states, random_weights, recurrent
-from strategies_cuda import CELLS
 
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.cuda.pipelining import Pipelining
-from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.engines.cuda.kernels import NO_PERSISTENT_KERNEL
+from lstm_cli.engines.cuda.stacks import PipelineOptions
+from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.errors import DeviceError
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
-
-CANNOT = "cannot run this way"
-"""What a way says of a layer or a size that it does not take."""
 
 TOLERANCES = {
     "float32": (2e-5, 2e-4),
@@ -29,28 +27,31 @@ TOLERANCES = {
     "float16": (4e-3, 1e-2),
     "bfloat16": (3e-2, 6e-2),
 }
-"""By dtype, the largest difference of outputs and states, and that of a derivative beside the
-largest number of its tensor. Those of rounded operands are what rounding moves an LSTM by, times
-four; gates that are swapped, or a product that is not added, move it by more than 0.1."""
+"""Tolerances by dtype: of outputs and states, and of derivatives relative to their largest number.
 
-BROKEN = 0.5
-"""For derivatives of functions that have a kink, in dtypes that round: a sum near the kink may fall
-on its other side, and takes its whole derivative with it."""
+For rounded operands they are four times the error of an LSTM by rounding. Swapped gates, or a
+missing product, move results by more than 0.1."""
+
+KINK_TOLERANCE = 0.5
+"""Tolerance for derivatives of functions with a kink, in dtypes that round: a sum near the kink may
+fall on its other side, where the derivative is another one."""
 
 REPEATS = 5
-"""Passes of a case: a hand-over that comes too early does not always show."""
+"""Passes per case: an exchange that comes too early does not always show."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and a batch.
+    """A network and a inputs.
 
     Attributes
     ----------
     ragged
-        Random lengths, 0 and T among them.
-    window
-        Steps of a window of layers side by side; None: the engine decides.
+        True for random lengths, 0 and T among them.
+    repeats
+        Number of passes.
+    chunk_steps
+        Steps per chunk of a pipeline; None: the engine decides.
     """
 
     name: str
@@ -59,11 +60,11 @@ class Case:
     T: int
     ragged: bool = False
     repeats: int = 1
-    window: int | None = None
+    chunk_steps: int | None = None
 
 
 def cases(most: int) -> Iterator[Case]:
-    """All of them, of layers of at most so many units."""
+    """All cases with at most `most` units per layer."""
     yield from _options()
     yield from _larger_options(most)
     yield from _stacks()
@@ -72,7 +73,7 @@ def cases(most: int) -> Iterator[Case]:
 
 
 def _options() -> Iterator[Case]:
-    """Every option of every cell, small sizes, one direction and two."""
+    """Every option of every cell, in small sizes, with one direction and two."""
     for name, cell in CELLS.items():
         for directions in (1, 2):
             layers = (RecurrentSpec(0, 4, (cell,) * directions),)
@@ -87,7 +88,7 @@ def _options() -> Iterator[Case]:
 
 
 def _larger_options(most: int) -> Iterator[Case]:
-    """The same options in layers that are large enough for persistent kernels."""
+    """Every option of every cell, in layers large enough for persistent kernels."""
     for H in (40, 200):
         for name, cell in CELLS.items():
             if most >= H:
@@ -109,7 +110,7 @@ def _stacks() -> Iterator[Case]:
 
 
 def _pipelines(most: int) -> Iterator[Case]:
-    """Layers side by side, of one size and of several; the last window is shorter."""
+    """Pipelined layers, of one size and of several; the last chunk is shorter."""
     for depth, H, N in (
         (2, 8, 3),
         (2, 100, 1),
@@ -121,7 +122,7 @@ def _pipelines(most: int) -> Iterator[Case]:
         if most >= H:
             layers = tuple(recurrent("lstm", H, H, index=k) for k in range(depth))
             name = f"a pipeline of {depth} lstm of {H} × {N}"
-            yield Case(name, layers, N, 43, repeats=REPEATS, window=8)
+            yield Case(name, layers, N, 43, repeats=REPEATS, chunk_steps=8)
     if most >= 64:
         mixed = (
             recurrent("gru", 64, 24),
@@ -130,11 +131,11 @@ def _pipelines(most: int) -> Iterator[Case]:
         )
         for ragged in (False, True):
             name = "a pipeline of gru, lstm and rnn" + ", ragged" * ragged
-            yield Case(name, mixed, 5, 43, ragged, repeats=REPEATS, window=8)
+            yield Case(name, mixed, 5, 43, ragged, repeats=REPEATS, chunk_steps=8)
 
 
 def _sizes(most: int) -> Iterator[Case]:
-    """Sizes that tensor cores and clusters divide, and sizes that nothing does."""
+    """Sizes that tensor cores and clusters divide, and odd sizes."""
     few, many = (1, 8), (1, 5, 16, 33, 64, 128)
     grid = [(H, N) for H in (8, 16, 32, 64) for N in (*few, 17)]
     grid += [(H, N) for H in (33, 100, 128, 160, 192, 256, 320) for N in many]
@@ -157,8 +158,8 @@ Values = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a case computes on, in float64."""
+class CaseInputs:
+    """Inputs of a case, in float64."""
 
     weights: Values
     x: np.ndarray
@@ -168,36 +169,38 @@ class Batch:
 
 
 @lru_cache(maxsize=1)
-def batch_of(case: Case) -> Batch:
-    """Random numbers; the derivative of the outputs is 0 where nothing counts."""
+def inputs_of(case: Case) -> CaseInputs:
+    """Random inputs; the derivative of the outputs is 0 in the padding."""
     lengths = random_lengths(case.N, case.T, 3) if case.ragged else None
     if lengths is not None and case.T > 100:
         lengths = np.maximum(lengths, np.arange(case.N) % 3 * case.T // 3)
-    ended = any(isinstance(s, RecurrentSpec) and not s.return_sequences for s in case.layers)
-    shape = (case.N, *(() if ended else (case.T,)), case.layers[-1].output_size)
+    last_only = any(isinstance(s, RecurrentSpec) and not s.return_sequences for s in case.layers)
+    shape = (case.N, *(() if last_only else (case.T,)), case.layers[-1].output_size)
     d = np.random.default_rng(7).standard_normal(shape) / np.sqrt(case.N)
     if lengths is not None:
-        counts = lengths > 0 if ended else np.arange(case.T) < lengths[:, None]
+        counts = lengths > 0 if last_only else np.arange(case.T) < lengths[:, None]
         d = np.where(counts[..., None], d, 0.0)
     x = random_inputs(case.N, case.T, case.layers[0].input_size)
-    return Batch(random_weights(case.layers), x, lengths, random_states(case.layers, case.N), d)
+    return CaseInputs(
+        random_weights(case.layers), x, lengths, random_states(case.layers, case.N), d
+    )
 
 
 def computed(case: Case, engine: Any) -> tuple[Values, Values]:
-    """Outputs and states of a pass, and of one for training with all derivatives."""
-    batch, dtype = batch_of(case), "float64" if engine.dtype == "float64" else "float32"
-    network = Network(case.layers, batch.weights, engine)
-    x, d = batch.x.astype(dtype), batch.d.astype(dtype)
-    result = network.run(x, batch.lengths, batch.states)
+    """Outputs and states of inference and training, and all derivatives."""
+    inputs, dtype = inputs_of(case), "float64" if engine.dtype == "float64" else "float32"
+    network = Network(case.layers, inputs.weights, engine)
+    x, d = inputs.x.astype(dtype), inputs.d.astype(dtype)
+    result = network.run(x, inputs.lengths, inputs.states)
     values = {"outputs": result.outputs}
     for k, (h, c) in enumerate(result.state):
         values |= {f"h of layer {k}": h} | ({} if c is None else {f"c of layer {k}": c})
-    tape = backpropagation.forward(network, x, batch.lengths, batch.states, TrainingPass(5, 2))
+    tape = backpropagation.forward(network, x, inputs.lengths, inputs.states, TrainingPass(5, 2))
     values["outputs in training"] = tape.outputs
-    found = backpropagation.backward(network, tape, d, d_logits=False)
-    gradients = {f"gradient of {name}": g for name, g in found.weights.items()}
-    gradients["gradient of inputs"] = found.inputs
-    for k, (dh, dc) in found.state.items():
+    result = backpropagation.backward(network, tape, d, d_logits=False)
+    gradients = {f"gradient of {name}": g for name, g in result.weights.items()}
+    gradients["gradient of inputs"] = result.inputs
+    for k, (dh, dc) in result.state.items():
         gradients |= {f"dh of layer {k}": dh} | ({} if dc is None else {f"dc of layer {k}": dc})
     return tuple(
         {name: np.asarray(engine.to_host(value), np.float64) for name, value in part.items()}
@@ -207,34 +210,36 @@ def computed(case: Case, engine: Any) -> tuple[Values, Values]:
 
 @lru_cache(maxsize=1)
 def expected(case: Case) -> tuple[Values, Values]:
-    """By the reference engine in float64."""
+    """Values of the reference engine in float64."""
     return computed(case, ReferenceEngine("float64"))
 
 
-def problems(case: Case, dtype: str, device: Any, way: str) -> list[str] | None:
-    """What of a case is wrong on the device; None if the way cannot run it, and says so."""
-    how = None if case.window is None else Pipelining("always", case.window)
-    engine = CudaEngine(dtype, device, way, how)
-    case_found: list[str] = []
+def problems(case: Case, dtype: str, device: Any, kernels: str) -> list[str] | None:
+    """Problems of a case on the device; None if the kernels cannot run it, and say so."""
+    pipelining = None
+    if case.chunk_steps is not None:
+        pipelining = PipelineOptions("always", case.chunk_steps)
+    engine = CudaEngine(dtype, device, kernels, pipelining)
     for number in range(case.repeats):
         try:
-            found = computed(case, engine)
+            values, gradients = computed(case, engine)
         except DeviceError as error:
-            if CANNOT in str(error):
+            if NO_PERSISTENT_KERNEL in str(error):
                 return None
             return [f"it failed: {error}"]
-        close, gradients = TOLERANCES[dtype]
+        tolerance, gradient_tolerance = TOLERANCES[dtype]
         if _kinked(case) and dtype not in ("float32", "float64"):
-            gradients = BROKEN
-        case_found = _differing(found[0], expected(case)[0], close, beside=False)
-        case_found += _differing(found[1], expected(case)[1], gradients, beside=True)
-        if case_found:
-            return [f"{line}, pass {number + 1}" if number else line for line in case_found]
-    return case_found
+            gradient_tolerance = KINK_TOLERANCE
+        expected_values, expected_gradients = expected(case)
+        lines = _differences(values, expected_values, tolerance, relative=False)
+        lines += _differences(gradients, expected_gradients, gradient_tolerance, relative=True)
+        if lines:
+            return [f"{line}, pass {number + 1}" if number else line for line in lines]
+    return []
 
 
 def _kinked(case: Case) -> bool:
-    """Whether a cell clips, or has a function that is made of straight lines."""
+    """True if a cell clips, or has a piecewise linear function."""
     return any(
         cell.clip is not None or "hard_sigmoid" in repr(cell)
         for spec in case.layers
@@ -243,21 +248,23 @@ def _kinked(case: Case) -> bool:
     )
 
 
-def _differing(mine: Values, theirs: Values, tolerance: float, *, beside: bool) -> list[str]:
-    """The arrays that are farther apart; `beside`: beside the largest number of the tensor."""
+def _differences(
+    actual: Values, expected_values: Values, tolerance: float, *, relative: bool
+) -> list[str]:
+    """Arrays beyond the tolerance; `relative` to the largest number of each tensor."""
     lines = []
-    least = 1e-3 * max(float(np.abs(value).max(initial=0.0)) for value in theirs.values())
-    for name, value in theirs.items():
-        if mine[name].shape != value.shape:
-            lines.append(f"{name} has shape {mine[name].shape}, not {value.shape}")
+    least = 1e-3 * max(float(np.abs(value).max(initial=0.0)) for value in expected_values.values())
+    for name, value in expected_values.items():
+        if actual[name].shape != value.shape:
+            lines.append(f"{name} has shape {actual[name].shape}, not {value.shape}")
             continue
-        scale = max(least, float(np.abs(value).max(initial=0.0))) if beside else 1.0
-        off = float(np.abs(mine[name] - value).max(initial=0.0)) / (scale or 1.0)
-        if not off <= tolerance:  # NaN is not either
+        scale = max(least, float(np.abs(value).max(initial=0.0))) if relative else 1.0
+        off = float(np.abs(actual[name] - value).max(initial=0.0)) / (scale or 1.0)
+        if not off <= tolerance:  # also true for NaN
             lines.append(f"{name} is off by {off:.2g}, tolerance {tolerance:.0e}")
     return lines
 
 
-def small(case: Case) -> Case:
-    """The same once."""
+def without_repeats(case: Case) -> Case:
+    """The case with a single pass."""
     return replace(case, repeats=1)

@@ -1,4 +1,4 @@
-"""The page that `benchmark_gpu.py` writes: what was measured on a GPU, as Markdown."""
+"""Markdown page of `benchmark_gpu.py` with the measurements on a GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
-from measure_pipelines import Measured, table
+from measure_pipelines import MeasuredStack, table
 
 Record = Mapping[str, Any]
-"""A size in one dtype and mode: `dtype`, `mode`, `ragged`, `size` (H, N, T), `ours` and `theirs` in
-seconds, `ratio`, `step` and `floor` in seconds, `way`, `difference`, `problem`."""
+"""Measurement of one size, dtype and mode: `dtype`, `mode`, `ragged`, `size` (H, N, T), `ours` and
+`theirs` in seconds, `ratio`, `step` and `floor` in seconds, `way`, `difference`, `problem`."""
 
 WORDS = {
     ("forward", False): "Forward passes",
@@ -22,25 +22,25 @@ WORDS = {
     ("train", True): "Training steps, ragged",
 }
 TARGETS = {False: 1.5, True: 5.0}
-"""The geometric mean that performance is to reach, of full and of ragged batches."""
+"""Target of the geometric mean of ratios, for full and for ragged batches."""
 
 GROUPS = tuple(WORDS)
 
 
 @dataclass
 class Page:
-    """All that a page says.
+    """Content of a page.
 
     Attributes
     ----------
     title, machine
-        The GPU, and lines on it and on what drives it.
+        Name of the GPU, and lines on the GPU and its software.
     records
-        What was measured so far.
+        Measurements so far.
     planned
-        How many sizes there are.
-    contract, handover, pipelines
-        What the other scripts have written as JSON; None: not run.
+        Number of sizes to measure.
+    contract, exchange, pipelines
+        JSON files of the other scripts; None: not run.
     notes
         Further paragraphs.
     """
@@ -50,15 +50,15 @@ class Page:
     records: list[Record] = field(default_factory=list)
     planned: int = 0
     contract: Path | None = None
-    handover: Path | None = None
+    exchange: Path | None = None
     pipelines: Path | None = None
     notes: Sequence[str] = ()
 
     def text(self) -> str:
-        """The page."""
+        """Markdown of the page."""
         parts = [f"# The cuda engine on {self.title}", _INTRODUCTION, _fenced(self.machine)]
-        parts += [*self.notes, *self._checked(), *self._handed(), *self._beside()]
-        parts += [*self._means(), *self._below()]
+        parts += [*self.notes, *self._contract(), *self._exchanges(), *self._pipelines()]
+        parts += [*self._means(), *self._slow_sizes()]
         for mode, ragged in GROUPS:
             for dtype in dict.fromkeys(r["dtype"] for r in self.records):
                 parts += _section(self._of(mode, ragged, dtype), mode, ragged, dtype)
@@ -71,44 +71,46 @@ class Page:
             if (r["mode"], r["ragged"]) == (mode, ragged) and dtype in (None, r["dtype"])
         ]
 
-    def _checked(self) -> list[str]:
-        found = _loaded(self.contract)
-        if found is None:
+    def _contract(self) -> list[str]:
+        entries = _loaded(self.contract)
+        if entries is None:
             return ["## Contract\n\nThe contract checks have not run."]
         lines = [
             "| dtype | way | passed | failed | cannot run it | no time left |",
             "|---|---|--:|--:|--:|--:|",
         ]
         problems = []
-        for one in found:
+        for one in entries:
             counts = " | ".join(str(one[k]) for k in ("passed", "failed", "cannot", "left"))
             lines.append(f"| {one['dtype']} | {one['way']} | {counts} |")
             problems += [f"{one['dtype']}, {one['way']}: {line}" for line in one["problems"]]
-        failed = sum(one["failed"] for one in found)
+        failed = sum(one["failed"] for one in entries)
         verdict = f"**{failed} checks failed.**" if failed else "All checks passed."
         parts = [f"## Contract\n\nEvery cell and option beside the reference engine. {verdict}"]
         parts.append("\n".join(lines))
         return [*parts, _fenced(problems[:200])] if problems else parts
 
-    def _handed(self) -> list[str]:
-        found = _loaded(self.handover)
-        if found is None:
-            return ["## Hand-over of h\n\nNot measured."]
-        lines = ["| where | blocks | groups | bytes of h | a hand-over |", "|---|--:|--:|--:|--:|"]
-        for one in found:
+    def _exchanges(self) -> list[str]:
+        entries = _loaded(self.exchange)
+        if entries is None:
+            return ["## Exchange of h\n\nNot measured."]
+        lines = ["| where | blocks | groups | bytes of h | an exchange |", "|---|--:|--:|--:|--:|"]
+        for one in entries:
             took = one["problem"] if one["micro"] is None else f"{one['micro']:.2f} µs"
             place = f"| {one['kind']} | {one['blocks']} | {one['groups']} | {one['payload']:,}"
             lines.append(f"{place} | {took} |")
-        text = "What a step needs at least: every block writes its share, meets the others, reads."
-        return [f"## Hand-over of h\n\n{text}", "\n".join(lines)]
+        text = (
+            "The least that a step needs: each block writes its share, waits, and reads all of h."
+        )
+        return [f"## Exchange of h\n\n{text}", "\n".join(lines)]
 
-    def _beside(self) -> list[str]:
-        found, title = _loaded(self.pipelines), "## Layers side by side"
-        if found is None:
+    def _pipelines(self) -> list[str]:
+        entries, title = _loaded(self.pipelines), "## Pipelined layers"
+        if entries is None:
             return [f"{title}\n\nNot measured."]
-        made = [Measured(**one) for one in found]
+        stacks = [MeasuredStack(**one) for one in entries]
         text = "Stacks of LSTM layers; above 1 a pipeline is faster than one layer after the other."
-        return [f"{title}\n\n{text}", table(made)]
+        return [f"{title}\n\n{text}", table(stacks)]
 
     def _means(self) -> list[str]:
         lines = [
@@ -129,9 +131,9 @@ class Page:
         text = f"{measured} of {self.planned} sizes were measured."
         if measured < self.planned:
             text += " The run was ended before the others, or had no time for them."
-        return [f"## Against PyTorch\n\n{text}", "\n".join(lines) if len(lines) > 2 else _NOBODY]
+        return [f"## Against PyTorch\n\n{text}", "\n".join(lines) if len(lines) > 2 else _NO_PEER]
 
-    def _below(self) -> list[str]:
+    def _slow_sizes(self) -> list[str]:
         slow = sorted(
             (r for r in self.records if r["ratio"] and r["ratio"] < 1), key=lambda r: r["ratio"]
         )
@@ -149,22 +151,22 @@ class Page:
 
 _INTRODUCTION = """\
 One layer, D = H. Weights and inputs are in the GPU's memory before anything is timed, outputs stay
-there. Each side is timed by events in its own queue, in rounds that take turns; a ratio is the
+there. Each side is timed by events in its own queue, in alternating rounds; a ratio is the
 median of the rounds' own ratios, above 1 where lstm-cli is faster. Outputs, or the loss, gradients
-and update of a first step, are compared before. In tf32, float16 and bfloat16 both sides are held
-against float64. PyTorch is `torch.nn.LSTM`: tf32 is float32 with TF32 allowed; 16-bit forward
+and update of a first step, are compared before. In tf32, float16 and bfloat16 both sides are
+compared with float64. PyTorch is `torch.nn.LSTM`: tf32 is float32 with TF32 allowed; 16-bit forward
 passes have weights and inputs in that dtype, 16-bit training is `torch.autocast` with weights in
 float32 (in float16 with a scaled loss). Ragged: lengths uniform in [T/10, T], PyTorch with packed
-sequences. `floor` is modelled, not measured: the least that a step takes by the model that chooses
-the plan.
+sequences. `floor` is modeled, not measured: the least time of a step by the model that chooses the
+plan.
 
 Made by `scripts/check_gpu.sh`."""
 
-_NOBODY = "There was nobody to compare with."
+_NO_PEER = "There was no library to compare with."
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """Of numbers above 0."""
+    """Geometric mean of positive numbers."""
     logs = [log(ratio) for ratio in ratios]
     return exp(sum(logs) / len(logs))
 

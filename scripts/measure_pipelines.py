@@ -1,12 +1,12 @@
-"""Measure recurrent layers side by side against the same layers one after the other, on one GPU.
+"""Measure pipelined recurrent layers against the same layers one after the other, on one GPU.
 
     python scripts/measure_pipelines.py --report pipelines.json
     python scripts/measure_pipelines.py --quick
 
-Stacks of 2 and 4 LSTM layers, D = H, forward passes and those of training with their derivatives.
-Both ways are compared before anything is timed, and take turns. A pipeline is made here wherever it
-is possible; whether the engine would have made it by itself, and what its model says, stands beside
-what was measured. Nothing else may run on the GPU.
+It measures stacks of 2 and 4 LSTM layers, D = H: forward passes, and training passes with their
+derivatives. Both sides are compared before they are timed, and alternate. Here every possible stack
+is a pipeline. The table also says whether the engine itself would choose it, and what its model
+expects. Nothing else may run on the GPU.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from check_gpu import make_device  # noqa: E402 - behind the path
 from networks import network, random_inputs, recurrent  # noqa: E402
 
 from lstm_cli.engines.cuda.engine import CudaEngine  # noqa: E402
-from lstm_cli.engines.cuda.pipelining import Pipelining  # noqa: E402
+from lstm_cli.engines.cuda.stacks import PipelineOptions  # noqa: E402
 from lstm_cli.engines.types import TrainingPass  # noqa: E402
 from lstm_cli.network import backpropagation  # noqa: E402
 
 ROUNDS = 7
 CALLS = 3
-"""Of each side in a round."""
+"""Calls of each side per round."""
 CLOSE = {"float32": 2e-5, "tf32": 4e-3, "bfloat16": 3e-2}
-"""By dtype, what two plans of the same layers may differ by: rounding."""
+"""Largest difference of two plans of the same layers by rounding, by dtype."""
 
 Job = tuple[str, str, int, int, int, int]
-"""dtype, mode, layers, H, N, T."""
+"""One measurement: dtype, mode, layers, H, N, T."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One stack.
+class MeasuredStack:
+    """Measured times of one stack.
 
     Attributes
     ----------
     apart, beside
-        Milliseconds one after the other, and pipelined: medians.
+        Median milliseconds of the layers one after the other, and of the pipeline.
     ratio
-        The median of the rounds' own ratios; above 1 a pipeline is faster.
+        Median of the rounds' own ratios; above 1 the pipeline is faster.
     windows, steps
-        Of the pipeline, forwards.
+        Chunks of the forward pipeline, and steps per chunk.
     modelled
-        The ratio that the model expects of the forward pass.
+        Ratio that the model expects of the forward pass.
     chosen
-        Whether the engine makes a pipeline by itself.
+        True if the engine itself chooses the pipeline.
     """
 
     dtype: str
@@ -76,7 +76,7 @@ class Measured:
 
 
 def jobs(*, quick: bool, host: bool) -> Iterator[Job]:
-    """What is measured, the most telling first."""
+    """Measurements, the most telling first."""
     if host:
         yield from product(("float32", "bfloat16"), ("forward", "train"), (2,), (8,), (2,), (6,))
         return
@@ -91,7 +91,7 @@ def jobs(*, quick: bool, host: bool) -> Iterator[Job]:
 
 
 def call_of(engine: CudaEngine, job: Job) -> Callable[[], list[Any]]:
-    """One pass of a stack, with all its data on the device; gives arrays there."""
+    """Call that runs a stack, with all data on the device; it returns arrays there."""
     _, mode, depth, H, N, T = job
     net = network([recurrent("lstm", H, H, index=k) for k in range(depth)], engine)
     x = engine.copy(random_inputs(N, T, H))
@@ -101,55 +101,59 @@ def call_of(engine: CudaEngine, job: Job) -> Callable[[], list[Any]]:
 
     def step() -> list[Any]:
         tape = backpropagation.forward(net, x, None, None, TrainingPass())
-        found = backpropagation.backward(net, tape, d, d_logits=False)
-        return [engine.to_padded(tape.values), *found.tensors.values()]
+        gradients = backpropagation.backward(net, tape, d, d_logits=False)
+        return [engine.laid_out(tape.values), *gradients.tensors.values()]
 
     return step
 
 
-def measured(job: Job, device: Any) -> Measured:
-    """Both ways, compared and timed."""
+def measured(job: Job, device: Any) -> MeasuredStack:
+    """Compare and time both sides."""
     dtype, mode, depth, H, N, T = job
-    sides = [CudaEngine(dtype, device, "auto", Pipelining(when)) for when in ("never", "always")]
+    sides = [
+        CudaEngine(dtype, device, "auto", PipelineOptions(when)) for when in ("never", "always")
+    ]
     specs = [recurrent("lstm", H, H, index=k) for k in range(depth)]
-    how = sides[1].stacks.plan(specs, N, T)
+    plan = sides[1].stacks.plan(specs, N, T)
     by_itself = CudaEngine(dtype, device).stacks.plan(specs, N, T)
-    known = Measured(dtype, mode, depth, (H, N, T), chosen=not isinstance(by_itself, str))
-    if isinstance(how, str):
-        return Measured(**{**asdict(known), "problem": how})
+    unmeasured = MeasuredStack(dtype, mode, depth, (H, N, T), chosen=not isinstance(by_itself, str))
+    if isinstance(plan, str):
+        return MeasuredStack(**{**asdict(unmeasured), "problem": plan})
     calls = [call_of(engine, job) for engine in sides]
-    both = [[np.asarray(sides[0].to_host(a)) for a in call()] for call in calls]
+    sequential, pipelined = ([np.asarray(sides[0].to_host(a)) for a in call()] for call in calls)
     off = max(
-        float(np.abs(a - b).max() / max(1e-30, np.abs(a).max())) for a, b in zip(*both, strict=True)
+        float(np.abs(a - b).max() / max(1e-30, np.abs(a).max()))
+        for a, b in zip(sequential, pipelined, strict=True)
     )
     if not off <= CLOSE[dtype]:
-        return Measured(**{**asdict(known), "problem": f"results differ by {off:.2g}"})
+        return MeasuredStack(**{**asdict(unmeasured), "problem": f"results differ by {off:.2g}"})
     rounds = np.array([[timed(call, device) for call in calls] for _ in range(ROUNDS)])
     apart, beside = np.median(rounds, axis=0) * 1e3
     ratio = float(np.median(rounds[:, 0] / rounds[:, 1]))
-    found = {"apart": float(apart), "beside": float(beside), "ratio": ratio}
-    found |= {"windows": how.windows, "steps": how.steps, "modelled": how.apart / how.seconds}
-    return Measured(**{**asdict(known), **found})
+    measured_values = {"apart": float(apart), "beside": float(beside), "ratio": ratio}
+    measured_values |= {"windows": plan.chunks, "steps": plan.chunk_steps}
+    measured_values["modelled"] = plan.sequential_seconds / plan.seconds
+    return MeasuredStack(**{**asdict(unmeasured), **measured_values})
 
 
 def timed(call: Callable[[], Any], device: Any) -> float:
-    """Seconds of a call, by the device's clock, the device idle before."""
+    """Device seconds per call, from an idle device."""
     device.wait()
-    begun = device.mark()
-    held = [call() for _ in range(CALLS)]
-    seconds = float(device.mark().seconds_since(begun)) / CALLS
-    held.clear()
+    start = device.record_event()
+    results = [call() for _ in range(CALLS)]
+    seconds = float(device.record_event().seconds_since(start)) / CALLS
+    results.clear()
     return seconds
 
 
-def table(found: list[Measured]) -> str:
-    """Markdown."""
+def table(stacks: list[MeasuredStack]) -> str:
+    """Markdown table of the measurements."""
     lines = [
-        "| dtype | mode | layers | H × N × T | apart | pipelined | ratio | by the model | windows "
-        "| by itself |",
+        "| dtype | mode | layers | H × N × T | sequential | pipelined | ratio | by the model "
+        "| chunks | by itself |",
         "|---|---|--:|---|--:|--:|--:|--:|---|---|",
     ]
-    for one in found:
+    for one in stacks:
         size = " × ".join(map(str, one.size))
         cells = [one.dtype, one.mode, str(one.layers), size]
         if one.ratio is None:
@@ -163,24 +167,24 @@ def table(found: list[Measured]) -> str:
 
 
 def main() -> int:
-    """Measure, print, and write after every stack."""
+    """Measure, print a table, and write a report after every stack."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--host", action="store_true", help="no GPU: see that all parts work")
-    parser.add_argument("--quick", action="store_true", help="the most telling stacks")
-    parser.add_argument("--report", type=Path, help="JSON file of what was found")
+    parser.add_argument("--host", action="store_true", help="no GPU: check that all parts work")
+    parser.add_argument("--quick", action="store_true", help="only the most telling stacks")
+    parser.add_argument("--report", type=Path, help="JSON file for the results")
     options = parser.parse_args()
-    device, found = make_device(options.host), list[Measured]()
+    device, stacks = make_device(options.host), list[MeasuredStack]()
     for job in jobs(quick=options.quick, host=options.host):
         try:
-            found.append(measured(job, device))
+            stacks.append(measured(job, device))
         except Exception as error:  # of any class: too little memory, a lost GPU
             problem = f"it failed: {type(error).__name__}: {str(error).splitlines()[0:1]}"
             dtype, mode, depth, *size = job
-            found.append(Measured(dtype, mode, depth, tuple(size), problem=problem))
+            stacks.append(MeasuredStack(dtype, mode, depth, tuple(size), problem=problem))
         if options.report is not None:
-            options.report.write_text(json.dumps([asdict(o) for o in found]), encoding="utf-8")
-    print(table(found))
-    return 1 if any(word in o.problem for o in found for word in ("differ", "failed")) else 0
+            options.report.write_text(json.dumps([asdict(o) for o in stacks]), encoding="utf-8")
+    print(table(stacks))
+    return 1 if any(word in o.problem for o in stacks for word in ("differ", "failed")) else 0
 
 
 if __name__ == "__main__":

@@ -57,11 +57,11 @@ class Passes:
         self._coming: Coming | None = None
         hardware = getattr(model.network.engine, "hardware", None)
         self._device: Any = hardware
-        self._stager: Any = None
+        self._uploader: Any = None
         if hardware is not None:
-            from lstm_cli.engines.cuda.staging import Stager
+            from lstm_cli.engines.cuda.runtime.memory import Uploader
 
-            self._stager = Stager(hardware, array_dtype(model.network.engine))
+            self._uploader = Uploader(hardware, array_dtype(model.network.engine))
 
     def ahead(
         self, read: Callable[[Room], Iterator[Batch]]
@@ -75,12 +75,12 @@ class Passes:
         read
             Gives the batches, their inputs in the room that is handed to it.
         """
-        if self._stager is None:
+        if self._uploader is None:
             batches = read(np.empty)
             while (batch := self._read(batches)) is not None:
                 yield batch, None
             return
-        batches = read(self._stager.room)
+        batches = read(self._uploader.allocate_pinned)
         with ThreadPoolExecutor(1) as reader:
             # Two are read ahead, so that one is there to be sent before the one in front computes.
             waiting = deque(reader.submit(next, batches, None) for _ in range(2))
@@ -95,7 +95,7 @@ class Passes:
             finally:  # where a run ends early, copies may still be on their way
                 for left in (sent, coming):
                     if left is not None:
-                        left.settle()
+                        left.discard()
 
     def _read(self, batches: Iterator[Batch]) -> Batch | None:
         begun = perf_counter()
@@ -114,10 +114,10 @@ class Passes:
 
     def _sent(self, batch: Batch | None) -> Any:
         """A batch on its way to the device; None where there is no room for two."""
-        if batch is None or self._stager is None or self._most is not None:
+        if batch is None or self._uploader is None or self._most is not None:
             return None
         try:
-            return self._stager.send_room(batch.x)
+            return self._uploader.upload_pinned(batch.x)
         except DeviceMemoryError:
             return None
 
@@ -137,7 +137,7 @@ class Passes:
         while first < rows:
             stop = rows if self._most is None else min(rows, first + self._most)
             if sent is not None and stop - first < rows:  # its copy may not outlive its memory
-                self._stager.arrived(sent)
+                self._uploader.wait_for(sent)
                 sent = None
             part, state = _rows(batch, initial, first, stop)
             started = self._started(part, sent, state, keep)
@@ -147,7 +147,7 @@ class Passes:
                 self._coming.beside = True
             yield from self.rest()
             self._coming = started
-            if self._stager is None or keep:  # all gates of two batches may be too much
+            if self._uploader is None or keep:  # all gates of two batches may be too much
                 yield from self.rest()
             first = stop
 
@@ -179,7 +179,7 @@ class Passes:
         return None
 
     def _run(self, batch: Batch, sent: Any, initial: Sequence[Any] | None, keep: bool) -> Coming:
-        if self._stager is None:
+        if self._uploader is None:
             begun, before = perf_counter(), setup_seconds()
             result = self._model.run(batch.x, batch.lengths, initial, keep=keep)
             layers = sum(sum(parts.values()) for parts in result.seconds.values())
@@ -187,8 +187,8 @@ class Passes:
             return Coming(batch, result)
         name = "read/host to device beside"
         if sent is None:
-            sent, name = self._stager.send_room(batch.x), "host to device"
-        result = self._model.run(self._stager.arrived(sent), batch.lengths, initial, keep=keep)
+            sent, name = self._uploader.upload_pinned(batch.x), "host to device"
+        result = self._model.run(self._uploader.wait_for(sent), batch.lengths, initial, keep=keep)
         copied = name, sent
         return Returned(
             batch, result, copied, self._model.network.engine, self._watch, self._logits

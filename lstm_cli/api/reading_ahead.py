@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from lstm_cli.api.learning_data import DataPlaces, DatasetSource
-from lstm_cli.engines.cuda.staging import Stager
+from lstm_cli.engines.cuda.runtime.memory import Uploader
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DeviceMemoryError
 from lstm_cli.training.interfaces import TrainingBatch
@@ -30,7 +30,7 @@ class ReadingAhead:
 
     def __init__(self, source: DatasetSource, device: Any) -> None:
         self._source = source
-        self._stager = Stager(device, source.dtype)
+        self._uploader = Uploader(device, source.dtype)
         self._reader = ThreadPoolExecutor(1)
         self._order: Sequence[Array] = ()
         self._next: tuple[int, Future[tuple[TrainingBatch, Any]]] | None = None
@@ -60,7 +60,7 @@ class ReadingAhead:
         self._next = None
         if k + 1 < len(self._order):
             self._next = k + 1, self._reader.submit(self._sent, k + 1)
-        return batch if sent is None else replace(batch, x=self._stager.arrived(sent))
+        return batch if sent is None else replace(batch, x=self._uploader.wait_for(sent))
 
     def raw(self, values: Array) -> Array:
         """Outputs or targets in the units of the data."""
@@ -80,12 +80,12 @@ class ReadingAhead:
         if coming is not None and coming[1].exception() is None:
             _, sent = coming[1].result()
             if sent is not None:
-                sent.settle()
+                sent.discard()
 
     def _sent(self, k: int) -> tuple[TrainingBatch, Any]:
         """A batch, and its inputs on their way; None where the device has no room for two."""
         batch = self._source.read(self._order[k])
         try:
-            return batch, self._stager.send(batch.x)
+            return batch, self._uploader.upload(batch.x)
         except DeviceMemoryError:
             return batch, None

@@ -60,7 +60,7 @@ class Returned(Coming):
         watch: Stopwatch,
         logits: bool,
     ) -> None:
-        from lstm_cli.engines.cuda.staging import Returning
+        from lstm_cli.engines.cuda.runtime.memory import Download
 
         super().__init__(batch, result)
         self._copied, self._engine, self._watch = copied, engine, watch
@@ -68,7 +68,7 @@ class Returned(Coming):
         self._settled = False
         arrays = [result.outputs, *_flat(result.state)]
         arrays += [result.logits] if self._has_logits else []
-        self._returning = Returning(engine.hardware, arrays)
+        self._returning = Download(engine.hardware, arrays)
 
     def result(self) -> Result:
         """In NumPy's memory; waits for it."""

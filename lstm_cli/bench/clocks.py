@@ -73,9 +73,9 @@ class WallClock:
 
 
 class Marks(Protocol):
-    """What a device must offer; `lstm_cli.engines.cuda.device.Device` does."""
+    """What a device must offer; `lstm_cli.engines.cuda.runtime.device.Device` does."""
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         """Note the moment after all that was started."""
 
     def wait(self) -> None:
@@ -106,10 +106,10 @@ class DeviceClock:
 
     def seconds(self, call: Call, repeats: int) -> float:
         """Between a mark before the first call and one after the last."""
-        first = self._device.mark()
+        first = self._device.record_event()
         for _ in range(repeats):
             call()
-        return float(self._device.mark().seconds_since(first))
+        return float(self._device.record_event().seconds_since(first))
 
 
 WALL = WallClock()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lstm_cli.api.inspection import StoredTensor
     from lstm_cli.api.shapes import Block, DirectionShapes, LayerShapes
     from lstm_cli.api.timing import TimingRow
-    from lstm_cli.engines.cuda.status import GpuStatus
+    from lstm_cli.engines.cuda.runtime.status import GpuStatus
     from lstm_cli.engines.selection import EngineStatus
 
 

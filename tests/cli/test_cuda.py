@@ -1,4 +1,4 @@
-"""``run`` on the cuda engine, on the host's device: rows of the table, memory that runs out."""
+"""``run`` and ``train`` on the cuda engine, on the host device: timings, overlap, memory limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ model:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Makes the cuda engine compute on a host's device of so many bytes."""
+    """Lets the cuda engine compute on a host device with this many bytes of memory."""
     from cuda_host.device import HostDevice
 
     from lstm_cli.engines.cuda.engine import CudaEngine
@@ -44,7 +44,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """A config and data."""
+    """Configs and data."""
     rng = np.random.default_rng(3)
     (tmp_path / "net.yaml").write_text(CONFIG.replace("STATEFUL", "false"))
     (tmp_path / "carry.yaml").write_text(CONFIG.replace("STATEFUL", "true"))
@@ -61,21 +61,21 @@ def outputs(path):
 
 def test_rows_and_results(lstm, gpu, files):
     device = gpu()
-    given = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--json")
-    done = lstm("run", *given, "--device", "cuda", "--output", files / "gpu.h5")
-    assert done.code == 0, done.err
-    reference = lstm("run", *given, "--engine", "reference", "--output", files / "cpu.h5")
+    arguments = (files / "net.yaml", files / "x.h5", "--batch-size", "16", "--json")
+    result = lstm("run", *arguments, "--device", "cuda", "--output", files / "gpu.h5")
+    assert result.code == 0, result.err
+    reference = lstm("run", *arguments, "--engine", "reference", "--output", files / "cpu.h5")
     assert reference.code == 0
     assert np.allclose(outputs(files / "gpu.h5"), outputs(files / "cpu.h5"), atol=1e-6)
-    rows = {row["name"]: row for row in done.json["timings"]}
+    rows = {row["name"]: row for row in result.json["timings"]}
     assert {"read", "device to host", "layer 0 lstm", "write", "all"} <= set(rows)
     assert rows["device to host"]["calls"] == 1
     assert rows["beside the next batch"]["calls"] == 2
     copies = [rows[name]["calls"] for name in rows if name.startswith("host to device")]
-    assert (sum(copies), device.sent) == (3, 3)
-    whole = sum(row["seconds"] for row in done.json["timings"] if not row["part"])
+    assert (sum(copies), device.uploads) == (3, 3)
+    whole = sum(row["seconds"] for row in result.json["timings"] if not row["part"])
     assert whole == pytest.approx(2 * rows["all"]["seconds"], rel=1e-6)
-    assert "host" in lstm("run", *given[:-1], "--device", "cuda").out.splitlines()[2]
+    assert "host" in lstm("run", *arguments[:-1], "--device", "cuda").out.splitlines()[2]
 
 
 def test_the_next_batch_is_sent_before_this_one_computes(gpu):
@@ -90,7 +90,7 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
     model = SimpleNamespace(network=SimpleNamespace(engine=engine), stateful=False)
     passes = Passes(model, Stopwatch(), halve=False)
     xs = [np.full((2, 3, 1), k, np.float32) for k in range(4)]
-    seen = []
+    batches = []
 
     def read(room):
         for x in xs:
@@ -99,95 +99,95 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
             yield Batch(own, None, None, 0, 0, 0)
 
     for batch, sent in passes.ahead(read):
-        seen.append((batch.x[0, 0, 0], sent is not None))
+        batches.append((batch.x[0, 0, 0], sent is not None))
         if sent is not None:
             assert np.array_equal(sent.array.values, batch.x)
         sleep(0.1)
-    assert seen[0] == (0, False)
-    assert seen[2:] == [(2, True), (3, True)]
+    assert batches[0] == (0, False)
+    assert batches[2:] == [(2, True), (3, True)]
 
 
 def test_results_come_back_while_the_next_batch_computes(lstm, gpu, files):
-    from cuda_host.device import HostDevice, HostMark
+    from cuda_host.device import HostDevice, HostEvent
 
-    class Late(HostDevice):
-        """Copies to the host only when they are waited for, as late as a GPU may."""
+    class LateDevice(HostDevice):
+        """Copies to the host only when a wait requires it, as late as a GPU may."""
 
-        def receive(self, array, target):
-            marks = super().receive(array, target)
-            late, target[:] = target.copy(), 0xFF
+        def copy_to_host_async(self, array, target):
+            start, end = super().copy_to_host_async(array, target)
+            values, target[:] = target.copy(), 0xFF
             self.log.append((0, "late", target.nbytes))
             device = self
 
-            class Deferred(HostMark):
+            class DeferredEvent(HostEvent):
                 def wait(self):
                     device.log.append((0, "waited", target.nbytes))
-                    for other, values in device.coming:
-                        other[:] = values
-                    device.coming.clear()
+                    for other, copied in device.pending:
+                        other[:] = copied
+                    device.pending.clear()
 
                 def seconds_since(self, earlier):
                     self.wait()
                     return self.at - earlier.at
 
-            self.coming.append((target, late))
-            return marks[0], Deferred(marks[1].at)
+            self.pending.append((target, values))
+            return start, DeferredEvent(end.at)
 
         def __init__(self, **options):
             super().__init__(**options)
-            self.coming = []
+            self.pending = []
 
-    device = gpu(kind=Late)
-    given = (files / "net.yaml", files / "x.h5", "--batch-size", "16")
-    done = lstm("run", *given, "--device", "cuda", "--output", files / "gpu.h5")
-    assert done.code == 0, done.err
-    reference = lstm("run", *given, "--engine", "reference", "--output", files / "cpu.h5")
+    device = gpu(kind=LateDevice)
+    arguments = (files / "net.yaml", files / "x.h5", "--batch-size", "16")
+    result = lstm("run", *arguments, "--device", "cuda", "--output", files / "gpu.h5")
+    assert result.code == 0, result.err
+    reference = lstm("run", *arguments, "--engine", "reference", "--output", files / "cpu.h5")
     assert reference.code == 0
     assert np.allclose(outputs(files / "gpu.h5"), outputs(files / "cpu.h5"), atol=1e-6)
     names = [name for _, name, _ in device.log]
     first = names.index("waited")
-    begun = [k for k, name in enumerate(names) if name == "late"]
-    assert sum(k < first for k in begun) == 6, "the second batch is on its way by then"
+    late = [k for k, name in enumerate(names) if name == "late"]
+    assert sum(k < first for k in late) == 6, "the second batch has started by then"
 
 
-def test_copies_that_nobody_waits_for_are_waited_for(gpu):
-    from cuda_host.device import HostMark
+def test_unused_copies_are_waited_for(gpu):
+    from cuda_host.device import HostEvent
 
-    from lstm_cli.engines.cuda.staging import Returning, Stager
+    from lstm_cli.engines.cuda.runtime.memory import Download, Uploader
 
-    waited = []
+    waits = []
 
-    class Watched(HostMark):
+    class WatchedEvent(HostEvent):
         def wait(self):
-            waited.append(self.at)
+            waits.append(self.at)
 
     device = gpu()
-    device.mark = lambda: Watched(0.0)
-    Returning(device, [device.zeros((2, 3), "float32")])
-    assert len(waited) == 1, "dropped at once"
-    returning = Returning(device, [device.zeros((2, 3), "float32")])
-    returning.wait()
-    del returning
-    assert len(waited) == 2
-    stager = Stager(device, "float32")
-    stager.send_room(stager.room((2, 3), "float32")).settle()
-    assert len(waited) == 3
+    device.record_event = lambda: WatchedEvent(0.0)
+    Download(device, [device.zeros((2, 3), "float32")])
+    assert len(waits) == 1, "the download is deleted at once"
+    download = Download(device, [device.zeros((2, 3), "float32")])
+    download.wait()
+    del download
+    assert len(waits) == 2
+    uploader = Uploader(device, "float32")
+    uploader.upload_pinned(uploader.allocate_pinned((2, 3), "float32")).discard()
+    assert len(waits) == 3
 
 
 def test_memory_that_runs_out(lstm, gpu, files):
     whole = gpu()
-    given = (files / "net.yaml", files / "x.h5", "--device", "cuda")
-    lstm("run", *given, "--batch-size", "48", "--output", files / "whole.h5")
+    arguments = (files / "net.yaml", files / "x.h5", "--device", "cuda")
+    lstm("run", *arguments, "--batch-size", "48", "--output", files / "whole.h5")
     gpu(memory=whole.store.peak * 2 // 3)
-    refused = lstm("run", *given, "--batch-size", "48")
+    refused = lstm("run", *arguments, "--batch-size", "48")
     assert (refused.code, refused.out.count("GFLOP")) == (5, 0)
     assert "a batch of 48 sequences of up to 40 steps needs" in refused.err
     fits = int(refused.err.partition("hint: --batch-size ")[2].partition(",")[0])
     assert 8 <= fits <= 24
     gpu(memory=whole.store.peak * 2 // 3)
-    assert lstm("run", *given, "--batch-size", str(fits)).code == 0
+    assert lstm("run", *arguments, "--batch-size", str(fits)).code == 0
     gpu(memory=whole.store.peak * 2 // 3)
-    auto = lstm("run", *given, "--batch-size", "auto", "--output", files / "halves.h5")
+    auto = lstm("run", *arguments, "--batch-size", "auto", "--output", files / "halves.h5")
     assert auto.code == 0, auto.err
     assert "computed at most" in auto.err
     assert np.array_equal(outputs(files / "halves.h5"), outputs(files / "whole.h5"))
@@ -195,8 +195,8 @@ def test_memory_that_runs_out(lstm, gpu, files):
 
 def test_a_stateful_network_is_not_divided(lstm, gpu, files):
     gpu(memory=20_000)
-    given = (files / "carry.yaml", files / "x.h5", "--device", "cuda", "--batch-size", "auto")
-    refused = lstm("run", *given)
+    arguments = (files / "carry.yaml", files / "x.h5", "--device", "cuda", "--batch-size", "auto")
+    refused = lstm("run", *arguments)
     assert refused.code == 5
     assert "stateful" in refused.err
 
@@ -207,8 +207,15 @@ def test_training_whose_memory_runs_out(lstm, gpu, files):
     with h5py.File(files / "x.h5", "a") as file:
         file["targets"] = np.zeros((48, 40, 2), np.float32)
     gpu(memory=30_000)
-    given = (files / "train.yaml", files / "x.h5", "--device", "cuda", "--output", files / "run")
-    refused = lstm("train", *given)
+    arguments = (
+        files / "train.yaml",
+        files / "x.h5",
+        "--device",
+        "cuda",
+        "--output",
+        files / "run",
+    )
+    refused = lstm("train", *arguments)
     assert refused.code == 5, refused.err
     assert "hint: --batch-size 8 needs about half" in refused.err
 
@@ -223,8 +230,8 @@ def test_training_that_fails_ends_its_reader(lstm, gpu, lessons, monkeypatch):
     monkeypatch.setattr("lstm_cli.api.run_folder.RunFolder.save", full)
     monkeypatch.setattr(main, "_failed", lambda error, args: errors.append(error) or 1)
     gpu()
-    given = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")
-    assert lstm("train", *given, "--device", "cuda").code == 1
+    arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")
+    assert lstm("train", *arguments, "--device", "cuda").code == 1
     assert errors[0].__traceback__ is not None
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith("ThreadPoolExecutor")]
@@ -245,14 +252,14 @@ def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lesson
     from lstm_cli.api import reading_ahead
 
     def run(name, *more):
-        given = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / name, *more)
-        done = lstm("train", *given)
-        assert done.code == 0, done.err
-        return (lessons / name / "metrics.jsonl").read_text(), done
+        arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / name, *more)
+        result = lstm("train", *arguments)
+        assert result.code == 0, result.err
+        return (lessons / name / "metrics.jsonl").read_text(), result
 
     device = gpu()
     ahead, _ = run("ahead", "--device", "cuda")
-    assert device.sent == 6
+    assert device.uploads == 6
     monkeypatch.setattr(reading_ahead, "ReadingAhead", lambda source, device: nullcontext(source))
     alone, _ = run("alone", "--device", "cuda")
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (ahead, alone)]
@@ -269,15 +276,17 @@ def test_raw_data_go_to_the_device_in_their_own_type(lstm, gpu, lessons):
         x = mean + scale * file["inputs"][()].astype(float)
         del file["inputs"]
         file["inputs"] = x
-    given = (lessons / "train.yaml", lessons / "x.h5", "--set", "train.truncate=11")
+    arguments = (lessons / "train.yaml", lessons / "x.h5", "--set", "train.truncate=11")
     losses = []
     for place in ("cuda", "cpu"):
         gpu()
         more = ("--device", place, "--output", lessons / place, "--json")
-        done = lstm("train", *given[:2], *more)
-        assert done.code == 0, done.err
-        truncated = lstm("train", *given, *more[:2], "--output", lessons / f"{place} cut", "--json")
-        losses.append((done.json["metrics"]["loss"], truncated.json["metrics"]["loss"]))
+        result = lstm("train", *arguments[:2], *more)
+        assert result.code == 0, result.err
+        truncated = lstm(
+            "train", *arguments, *more[:2], "--output", lessons / f"{place} cut", "--json"
+        )
+        losses.append((result.json["metrics"]["loss"], truncated.json["metrics"]["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     run = ("run", lessons / "cpu" / "model.safetensors", lessons / "x.h5", "--batch-size", "16")
     for place in ("cuda", "cpu"):
@@ -295,8 +304,8 @@ def test_data_that_are_not_finite_are_named_though_they_are_on_the_device(lstm, 
         file["inputs"][17, 5, 2] = np.nan
     text = (lessons / "train.yaml").read_text().replace(", normalize: true", "")
     (lessons / "train.yaml").write_text(text)
-    given = (lessons / "train.yaml", lessons / "x.h5", "--device", "cuda")
-    refused = lstm("train", *given, "--output", lessons / "run")
+    arguments = (lessons / "train.yaml", lessons / "x.h5", "--device", "cuda")
+    refused = lstm("train", *arguments, "--output", lessons / "run")
     assert refused.code == 3
     assert "sequence 17, step 5, feature 2" in refused.err
 
@@ -309,7 +318,7 @@ def test_weights_larger_than_the_device(lstm, gpu, files):
 
 
 def test_gpus_are_listed(lstm, monkeypatch):
-    from lstm_cli.engines.cuda.status import GpuStatus
+    from lstm_cli.engines.cuda.runtime.status import GpuStatus
 
     gpus = (
         GpuStatus("cuda:0", "NVIDIA H200", "9.0", 150 << 30, 140 << 30, True),

@@ -1,4 +1,4 @@
-"""The cuda engine on the host: data stay on the device, training is the reference's."""
+"""The cuda engine on the host: data stay on the device, training equals the reference's."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from networks import network, random_inputs, random_lengths, recurrent
 
 from lstm_cli.cells import Activation
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec
 from lstm_cli.errors import DeviceError
 from lstm_cli.network.network import Network
-from lstm_cli.training.losses import Criterion
-from lstm_cli.training.optimizers import OPTIMIZERS, make_optimizer
+from lstm_cli.training.criterion import Criterion
+from lstm_cli.training.learner import Learner
+from lstm_cli.training.optimisers import OPTIMISERS, make_optimiser
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import TargetFormat
-from lstm_cli.training.train_step import TrainStep
+from lstm_cli.training.targets import Targets
 from lstm_cli.training.updates import Updates
 
 pytestmark = pytest.mark.skipif(not build.COMPILER, reason="g++ is not installed")
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not build.COMPILER, reason="g++ is not installed
 N, T, D = 6, 5, 4
 LENGTHS = random_lengths(N, T)
 ROUNDING = {"tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""What an operand of a product is off by, relative to itself."""
+"""Largest relative error of a rounded operand."""
 
 
 def stack(sequences: bool = True) -> list[Any]:
@@ -46,17 +46,15 @@ def cuda(dtype: str = "float32") -> CudaEngine:
 
 def learner(
     net: Network, loss: str = "mse", kind: str = "adam", sequences: bool = True, **options: Any
-) -> TrainStep:
+) -> Learner:
     limits = {key: options.pop(key) for key in ("clip_norm", "clip_value") if key in options}
-    optimizer = make_optimizer({"type": kind, "learning_rate": 0.05})
+    optimizer = make_optimiser({"type": kind, "learning_rate": 0.05})
     updates = Updates(optimizer, make_schedule({"type": "constant"}, epochs=1), **limits)
-    return TrainStep(
-        net, Criterion(TargetFormat(loss, sequences, 3, "y"), **options), updates, seed=3
-    )
+    return Learner(net, Criterion(Targets(loss, sequences, 3, "y"), **options), updates, seed=3)
 
 
-class Counting(HostDevice):
-    """Notes what is downloaded."""
+class CountingDevice(HostDevice):
+    """Records the size of every download."""
 
     def __init__(self) -> None:
         super().__init__(multiprocessors=2)
@@ -68,16 +66,16 @@ class Counting(HostDevice):
 
 
 def test_inputs_on_the_device_stay_there_and_so_do_results() -> None:
-    device = Counting()
+    device = CountingDevice()
     engine = CudaEngine("float32", device)
     net, x = network(stack(), engine), random_inputs(N, T, D).astype(np.float32)
     expected = net.run(x, LENGTHS)
     device.downloads.clear()
-    found = net.run(device.upload(x), LENGTHS, device_states(device, expected))
+    result = net.run(device.upload(x), LENGTHS, device_states(device, expected))
     assert not device.downloads
     again = net.run(x, LENGTHS, expected.state)
-    np.testing.assert_array_equal(engine.to_host(found.outputs), again.outputs)
-    for one, other in zip(found.state, again.state, strict=True):
+    np.testing.assert_array_equal(engine.to_host(result.outputs), again.outputs)
+    for one, other in zip(result.state, again.state, strict=True):
         for a, b in zip(one, other, strict=True):
             if b is not None:
                 np.testing.assert_array_equal(engine.to_host(a), b)
@@ -94,44 +92,44 @@ def device_states(device: HostDevice, result: Any) -> list[Any]:
 def test_inputs_with_gaps_and_of_another_precision(dtype: str) -> None:
     engine = cuda("float32")
     net, x = network(stack(), engine), random_inputs(N, 2 * T, D).astype(dtype)
-    there = engine.hardware.upload(x)[:, ::2]
+    strided = engine.hardware.upload(x)[:, ::2]
     expected = net.run(x[:, ::2], LENGTHS).outputs
-    np.testing.assert_array_equal(engine.to_host(net.run(there, LENGTHS).outputs), expected)
+    np.testing.assert_array_equal(engine.to_host(net.run(strided, LENGTHS).outputs), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("given", ["float32", "float64"])
-def test_inputs_on_the_device_are_normalized_there(dtype: str, given: str) -> None:
-    device = Counting()
+@pytest.mark.parametrize("input_dtype", ["float32", "float64"])
+def test_inputs_on_the_device_are_normalized_there(dtype: str, input_dtype: str) -> None:
+    device = CountingDevice()
     engine = CudaEngine(dtype, device)
     mean, scale = np.array([1.6e9, -3.0, 1e5, 0.0]), np.array([5.0, 0.25, 50.0, 1.0])
     plain = network(stack(), engine)
-    own = {"inputs.mean": mean, "inputs.scale": scale}
-    net = Network(stack(), {**plain.weights, **own}, engine)
-    x = (mean + scale * random_inputs(N, 2 * T, D)).astype(given)
-    there = device.upload(x)[:, ::2]
+    statistics = {"inputs.mean": mean, "inputs.scale": scale}
+    net = Network(stack(), {**plain.weights, **statistics}, engine)
+    x = (mean + scale * random_inputs(N, 2 * T, D)).astype(input_dtype)
+    strided = device.upload(x)[:, ::2]
     expected = plain.run(((x - mean) / scale)[:, ::2], LENGTHS)
     device.downloads.clear()
-    found = net.run(there, LENGTHS)
+    result = net.run(strided, LENGTHS)
     assert not device.downloads
-    np.testing.assert_array_equal(engine.to_host(found.outputs), expected.outputs)
+    np.testing.assert_array_equal(engine.to_host(result.outputs), expected.outputs)
     np.testing.assert_array_equal(net.run(x[:, ::2], LENGTHS).outputs, expected.outputs)
 
 
 def test_a_step_waits_once_for_two_numbers() -> None:
-    device = Counting()
+    device = CountingDevice()
     one = learner(network(stack(), CudaEngine("float32", device)), clip_norm=0.1)
     rng = np.random.default_rng(0)
     x, y = random_inputs(N, T, D).astype(np.float32), rng.random((N, T, 3)).astype(np.float32)
-    given = device.upload(x), device.upload(y)
-    one.step(*given, LENGTHS)
+    x_there, y_there = device.upload(x), device.upload(y)
+    one.step(x_there, y_there, LENGTHS)
     device.downloads.clear()
-    one.step(*given, LENGTHS)
+    one.step(x_there, y_there, LENGTHS)
     assert len(device.downloads) == 1
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_every_optimiser_learns_as_on_the_reference(kind: str) -> None:
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_every_optimizer_learns_as_on_the_reference(kind: str) -> None:
     rng, losses, weights = np.random.default_rng(0), [], []
     x, y = random_inputs(N, T, D), rng.random((N, T, 3))
     for engine in (ReferenceEngine("float64"), cuda("float64")):
@@ -178,13 +176,13 @@ def test_shares_of_classes_are_targets_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_rounded_operands_cost_what_their_rounding_explains(dtype: str) -> None:
-    # Outputs are probabilities, and every product between inputs and them adds up a few numbers of
-    # about 1: some roundings one behind another, far fewer than 20.
+def test_errors_of_rounded_operands_are_explained_by_their_rounding(dtype: str) -> None:
+    # Outputs are probabilities, and every product before them adds up a few numbers of about 1. So
+    # far fewer than 20 roundings follow one another.
     x, y = random_inputs(N, T, D), np.random.default_rng(0).integers(0, 3, (N, T))
     engines: list[Engine] = [ReferenceEngine("float32"), cuda(dtype)]
-    made = [network(stack(), engine).run(x, LENGTHS).outputs for engine in engines]
-    error = np.abs(made[1] - made[0]).max()
+    exact, rounded = (network(stack(), engine).run(x, LENGTHS).outputs for engine in engines)
+    error = np.abs(rounded - exact).max()
     assert 0 < error < 20 * ROUNDING[dtype]
     curves = []
     for engine in engines:
@@ -194,7 +192,7 @@ def test_rounded_operands_cost_what_their_rounding_explains(dtype: str) -> None:
     np.testing.assert_allclose(curves[1], curves[0], rtol=20 * ROUNDING[dtype])
 
 
-def test_a_checkpoint_goes_on_in_the_same_bits() -> None:
+def test_a_checkpoint_continues_with_the_same_bits() -> None:
     x, y = random_inputs(N, T, D), np.random.default_rng(0).random((N, T, 3))
     whole, first, second = (learner(network(stack(), cuda())) for _ in range(3))
     for one, steps in ((whole, 4), (first, 2)):
@@ -223,24 +221,24 @@ def test_flatten_learns_as_on_the_reference() -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-10)
 
 
-def test_a_weight_that_is_not_finite_is_seen() -> None:
+def test_a_weight_that_is_not_finite_is_detected() -> None:
     engine = cuda()
     for bad in (np.nan, np.inf, -np.inf):
         values = np.ones((3, 50), np.float32)
-        assert engine.all_finite([engine.copy(values)])
+        assert engine.finite([engine.copy(values)])
         values[2, 17] = bad
-        assert not engine.all_finite([engine.copy(np.ones(4)), engine.copy(values)])
+        assert not engine.finite([engine.copy(np.ones(4)), engine.copy(values)])
 
 
-def test_seconds_of_layers_are_the_devices() -> None:
+def test_seconds_of_layers_are_those_of_the_device() -> None:
     seconds = network(stack(), cuda()).run(random_inputs(N, T, D)).seconds
     assert set(seconds[0]) == {"input projection", "recurrence"}
     assert set(seconds[3]) == {"product"}
     assert all(part > 0 for layer in (0, 2, 3) for part in seconds[layer].values())
 
 
-def test_what_there_is_not() -> None:
+def test_unknown_dtypes_and_kernels() -> None:
     with pytest.raises(DeviceError, match="does not compute in int8"):
         cuda("int8")
-    with pytest.raises(DeviceError, match="no way"):
-        CudaEngine("float32", HostDevice(), way="sideways")
+    with pytest.raises(DeviceError, match="there are no sideways kernels"):
+        CudaEngine("float32", HostDevice(), kernels="sideways")

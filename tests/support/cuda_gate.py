@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 
-from lstm_cli.engines.cuda.architectures import OPTIONS
+from lstm_cli.engines.cuda.runtime.kernel import NVRTC_OPTIONS
 
 
 class CompileError(RuntimeError):
-    """The compiler's log."""
+    """A source does not compile; the message is the compiler's log."""
 
 
-def compiled(source: str, architecture: str) -> str:
-    """The compiler's log, with what ptxas says of registers and frames."""
+def compile_log(source: str, architecture: str) -> str:
+    """Compile a source; returns the log, with the registers and stack frames that ptxas reports."""
     from cuda.bindings import nvrtc
 
-    options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, "--ptxas-options=-v"]
+    options = [f"--gpu-architecture=sm_{architecture}", *NVRTC_OPTIONS, "--ptxas-options=-v"]
     error, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(str(error))
@@ -29,16 +29,16 @@ def compiled(source: str, architecture: str) -> str:
     return text
 
 
-def problem(name: str, source: str, architecture: str, most: int) -> str | None:
-    """What is wrong with a source: it does not compile, or has a frame of more than `most` bytes.
+def compile_problem(name: str, source: str, architecture: str, max_frame: int) -> str | None:
+    """Problem of a source: it does not compile, or has a frame of more than `max_frame` bytes.
 
-    Frames are what to look for, not spills: an array that is not wholly in registers has one.
+    Stack frames matter, not spills: an array that is not wholly in registers has a frame.
     """
     try:
-        log = compiled(source, architecture)
+        log = compile_log(source, architecture)
     except CompileError as error:
         return f"{name} on sm_{architecture}: {error}"
-    frames = [int(found) for found in re.findall(r"(\d+) bytes stack frame", log)]
-    if frames and max(frames) <= most:
+    frames = [int(size) for size in re.findall(r"(\d+) bytes stack frame", log)]
+    if frames and max(frames) <= max_frame:
         return None
     return f"{name} on sm_{architecture}: {log}"

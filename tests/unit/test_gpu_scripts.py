@@ -1,4 +1,4 @@
-"""What checks a GPU, proven without one: all its parts work, see mistakes, and survive failures."""
+"""Scripts that check a GPU, tested without one: they work, find mistakes, and survive failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if build.COMPILER is None:
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """Imports a script as a module."""
+    """Function that imports a script as a module."""
     monkeypatch.setattr(
         sys, "path", [str(ROOT / "scripts"), str(ROOT / "tests" / "support"), *sys.path]
     )
@@ -44,7 +44,7 @@ sys.meta_path.insert(0, Missing())
 
 
 @pytest.mark.skipif(BASH is None or os.name != "posix", reason="needs bash")
-def test_the_whole_script_runs_without_what_such_a_machine_lacks(tmp_path):
+def test_the_whole_script_runs_without_optional_packages(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT, encoding="utf-8")
     page = tmp_path / "gpu-host.md"
     environment = {
@@ -64,7 +64,7 @@ def test_the_whole_script_runs_without_what_such_a_machine_lacks(tmp_path):
         "All checks passed.",
         "| bfloat16 | general |",
         "| grid | 8 | 1 | 8,192 |",
-        "## Layers side by side",
+        "## Pipelined layers",
         "| float32 | train | 2 | 8 × 2 × 6 |",
         "8 of 8 sizes were measured.",
         "## Training steps, ragged, bfloat16",
@@ -73,34 +73,34 @@ def test_the_whole_script_runs_without_what_such_a_machine_lacks(tmp_path):
         assert words in text
 
 
-def test_a_mistake_of_the_engine_is_named(scripts, monkeypatch):
+def test_a_mistake_of_the_engine_is_reported(scripts, monkeypatch):
     checks = scripts("gpu_checks")
     case = next(case for case in checks.cases(8) if case.name == "lstm 8 × 8")
     device = HostDevice()
     assert checks.problems(case, "float32", device, "auto") == []
     original = checks.CudaEngine.prepare
 
-    def wrong(self, spec, weights):
-        wrong = dict(weights)
+    def prepare_swapped(self, spec, weights):
+        swapped = dict(weights)
         name = "layers.0.weight_hh"
         i, f, g, o = np.split(np.asarray(self.to_host(weights[name])), 4)
-        wrong[name] = np.concatenate([f, i, g, o])
-        return original(self, spec, wrong)
+        swapped[name] = np.concatenate([f, i, g, o])
+        return original(self, spec, swapped)
 
-    monkeypatch.setattr(checks.CudaEngine, "prepare", wrong)
+    monkeypatch.setattr(checks.CudaEngine, "prepare", prepare_swapped)
     for dtype in checks.TOLERANCES:
-        found = checks.problems(case, dtype, device, "auto")
-        assert any("outputs is off" in line for line in found), dtype
-        assert any("gradient of" in line for line in found), dtype
+        problems = checks.problems(case, dtype, device, "auto")
+        assert any("outputs is off" in line for line in problems), dtype
+        assert any("gradient of" in line for line in problems), dtype
 
 
-def test_a_way_that_cannot_is_no_failure_but_any_other_error_is(scripts, monkeypatch):
+def test_missing_kernels_are_no_failure_but_any_other_error_is(scripts, monkeypatch):
     from lstm_cli.errors import DeviceError
 
     checks = scripts("gpu_checks")
     case = next(checks.cases(8))
     for text, expected in (
-        (f"1536 units {checks.CANNOT}", None),
+        (f"the layer {checks.NO_PERSISTENT_KERNEL}", None),
         ("the launch was refused", ["it failed: the launch was refused"]),
     ):
 
@@ -111,56 +111,56 @@ def test_a_way_that_cannot_is_no_failure_but_any_other_error_is(scripts, monkeyp
         assert checks.problems(case, "float32", HostDevice(), "auto") == expected
 
 
-def test_hand_overs_are_checked(scripts, monkeypatch):
-    handover = scripts("measure_handover")
+def test_exchanges_are_checked(scripts, monkeypatch):
+    exchange = scripts("measure_exchange")
     device = HostDevice(multiprocessors=8, seed=3)
-    good = [handover.cluster(device, 4, 2, 4096, 3), handover.grid(device, 8, 4096, 3)]
+    good = [exchange.cluster(device, 4, 2, 4096, 3), exchange.grid(device, 8, 4096, 3)]
     assert [one.problem for one in good] == ["", ""]
     assert all(one.micro > 0 for one in good)
-    spoilt = handover.GRID_KERNEL.replace("(step + place)", "(step + 2 * place)")
-    spoilt = spoilt.replace("(unsigned)step + place", "(unsigned)step + 2 * place")
-    monkeypatch.setattr(handover, "GRID_KERNEL", spoilt)
-    found = handover.grid(device, 8, 4096, 3)
-    assert (found.micro, found.problem) == (None, "blocks read what was not written")
-    many = handover.cluster(HostDevice(largest_cluster=1), 4, 1, 0, 3)
-    assert many.micro is None, "a launch that is refused is a line of the table"
-    assert many.problem
+    wrong = exchange.GRID_KERNEL.replace("(step + place)", "(step + 2 * place)")
+    wrong = wrong.replace("(unsigned)step + place", "(unsigned)step + 2 * place")
+    monkeypatch.setattr(exchange, "GRID_KERNEL", wrong)
+    result = exchange.grid(device, 8, 4096, 3)
+    assert (result.micro, result.problem) == (None, "blocks read what was not written")
+    refused = exchange.cluster(HostDevice(largest_cluster=1), 4, 1, 0, 3)
+    assert refused.micro is None, "a refused launch is a line of the table"
+    assert refused.problem
 
 
-def test_hand_over_kernels_compile_for_a_gpu(scripts):
+def test_exchange_kernels_compile_for_a_gpu(scripts):
     pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
-    compiled = scripts("engines.test_cuda_compile").compiled
-    handover = scripts("measure_handover")
+    compile_log = scripts("cuda_gate").compile_log
+    exchange = scripts("measure_exchange")
     for architecture in ("90", "90a", "100", "120"):
         for size in (2, 8, 16):
-            source = handover.PRELUDE + handover.CLUSTER_KERNEL.replace("@C@", str(size))
-            assert "0 bytes stack frame" in compiled(source, architecture)
+            source = exchange.PRELUDE + exchange.CLUSTER_KERNEL.replace("@C@", str(size))
+            assert "0 bytes stack frame" in compile_log(source, architecture)
     for architecture in ("80", "86", "89", "90a", "120"):
-        source = handover.PRELUDE + handover.GRID_KERNEL
-        assert "0 bytes stack frame" in compiled(source, architecture)
+        source = exchange.PRELUDE + exchange.GRID_KERNEL
+        assert "0 bytes stack frame" in compile_log(source, architecture)
 
 
 def test_a_size_that_ends_its_process_costs_that_size_alone(scripts, monkeypatch):
     benchmark = scripts("benchmark_gpu")
-    jobs, asked = benchmark.tiny()[:4], []
+    jobs, counts = benchmark.tiny()[:4], []
 
-    def child(left, options, until):
-        asked.append(len(left))
-        for job in left:
+    def child(remaining, options, until):
+        counts.append(len(remaining))
+        for job in remaining:
             yield {"begun": job}
             if job == jobs[1]:
                 return
             yield {"job": list(job), "ratio": 2.0, "problem": ""}
 
-    monkeypatch.setattr(benchmark, "said_by_child", child)
-    found = [benchmark.record(one) for one in benchmark.run(jobs, None, float("inf"))]
-    assert asked == [4, 2]
-    assert [one["ratio"] for one in found] == [2.0, None, 2.0, 2.0]
-    assert "it failed" in found[1]["problem"]
-    assert found[1]["size"] == list(jobs[1][3:])
+    monkeypatch.setattr(benchmark, "child_messages", child)
+    records = [benchmark.record(one) for one in benchmark.run(jobs, None, float("inf"))]
+    assert counts == [4, 2]
+    assert [one["ratio"] for one in records] == [2.0, None, 2.0, 2.0]
+    assert "it failed" in records[1]["problem"]
+    assert records[1]["size"] == list(jobs[1][3:])
 
 
-def test_a_run_has_some_of_everything_first_and_each_size_once(scripts):
+def test_a_run_starts_with_some_of_everything_and_has_each_size_once(scripts):
     benchmark = scripts("benchmark_gpu")
     quick, full = benchmark.quick(), benchmark.full()
     assert full[: len(quick)] == quick
@@ -170,13 +170,13 @@ def test_a_run_has_some_of_everything_first_and_each_size_once(scripts):
     assert {job[:3] for job in quick} > {("tf32", "forward", False), ("bfloat16", "train", True)}
 
 
-def test_a_page_names_what_is_slow_and_what_failed(scripts, tmp_path):
+def test_a_page_lists_slow_and_failed_sizes(scripts, tmp_path):
     page = scripts("gpu_page")
 
     def record(H, ratio, **more):
         both = {"ours": 1e-3, "theirs": 2e-3, "step": 1.25e-6, "floor": 0.5e-6, "way": "general"}
-        job = {"dtype": "tf32", "mode": "forward", "ragged": False, "size": [H, 8, 32]}
-        return {**job, **both, "ratio": ratio, "problem": "", **more}
+        size = {"dtype": "tf32", "mode": "forward", "ragged": False, "size": [H, 8, 32]}
+        return {**size, **both, "ratio": ratio, "problem": "", **more}
 
     contract = tmp_path / "contract.json"
     counts = {"passed": 3, "failed": 1, "cannot": 0, "left": 0}
@@ -192,7 +192,7 @@ def test_a_page_names_what_is_slow_and_what_failed(scripts, tmp_path):
         "| 64 × 8 × 32 | 1.000 ms | 2.000 ms | 4.00 | 1.25 | 0.50 | general |",
     ):
         assert words in text
-    assert scripts("benchmark_gpu").named("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    assert scripts("benchmark_gpu").page_name("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
 
 
 def test_a_process_that_dies_is_a_failure(scripts, monkeypatch):
@@ -201,21 +201,21 @@ def test_a_process_that_dies_is_a_failure(scripts, monkeypatch):
     for output, code in (("", 139), ('{"case": "a", "state": "passed", "problems": []}\n', 139)):
         done = SimpleNamespace(stdout=output, stderr="Segmentation fault", returncode=code)
         monkeypatch.setattr(check.subprocess, "run", lambda *_, done=done, **__: done)
-        found = check.child("tf32", "auto", options)
-        assert found["failed"] == 1
-        assert "Segmentation fault" in found["problems"][-1]
+        report = check.child("tf32", "auto", options)
+        assert report["failed"] == 1
+        assert "Segmentation fault" in report["problems"][-1]
 
 
-def test_the_page_without_figures_says_so_and_holds_what_the_model_gives(scripts):
+def test_the_page_without_measurements_says_so_and_has_modeled_times(scripts):
     text = (ROOT / "benchmarks/gpu.md").read_text(encoding="utf-8")
     assert "**Nothing on this page has been measured.**" in text
     assert "scripts/check_gpu.sh --quick" in text
-    assert "**Modelled, not measured:**" in text
-    modelled = scripts("modelled_floors")
+    assert "**Modeled, not measured:**" in text
+    floors = scripts("modeled_floors")
     for backward in (False, True):
         for dtype in ("bfloat16", "tf32"):
-            table = modelled.table(dtype, backward=backward).splitlines()
-            assert len(table) == 2 + len(modelled.HIDDEN)
+            table = floors.table(dtype, backward=backward).splitlines()
+            assert len(table) == 2 + len(floors.HIDDEN)
             assert table[0] in text
 
 

@@ -1,4 +1,4 @@
-"""Arrays in a device's memory: what the cuda engine moves there and back, and computes on them."""
+"""Arrays in a device's memory: moving them there and back, and computing on them."""
 
 from __future__ import annotations
 
@@ -8,200 +8,221 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, select, symbol
-from lstm_cli.engines.cuda import elementwise
-from lstm_cli.engines.cuda.batch import Batch, Sequences, make_batch
-from lstm_cli.engines.cuda.classes import cross_entropy
-from lstm_cli.engines.cuda.copies import normalize, pack, put, take, unpack
-from lstm_cli.engines.cuda.device import Device, DeviceArray, dtype_name, host_array
-from lstm_cli.engines.cuda.elementwise import Sums
+from lstm_cli.engines.arrays import Array, Late, RowsLoss, Values
+from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences, make_batch
+from lstm_cli.engines.cuda.codegen import elementwise
+from lstm_cli.engines.cuda.codegen.elementwise import DeferredSums
+from lstm_cli.engines.cuda.codegen.layout import (
+    gather_rows,
+    normalize,
+    pack_steps,
+    scatter_rows,
+    unpack_steps,
+)
+from lstm_cli.engines.cuda.codegen.rows import cross_entropy
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.types import Array, Deferred, RowsLoss, Values
+from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, dtype_name, is_host_array
 
-ADOPTED = ("float32", "float64")
-"""Dtypes of a caller's arrays on the device that are taken as they are."""
+ADOPTED_DTYPES = ("float32", "float64")
+"""Dtypes of device arrays that the engine takes from callers without a copy."""
 
-SIZES = 64
-"""Batches without lengths that are remembered, by their size."""
+MAX_CACHED_BATCHES = 64
+"""Largest number of cached batches without lengths, one per size."""
 
-_SAME = symbol("x") - symbol("x")
-NOT_FINITE: Expression = select(_SAME < 0.0, 1.0, select(_SAME <= 0.0, 0.0, 1.0))
+_SELF_DIFFERENCE = symbol("x") - symbol("x")
+NOT_FINITE: Expression = select(
+    _SELF_DIFFERENCE < 0.0, 1.0, select(_SELF_DIFFERENCE <= 0.0, 0.0, 1.0)
+)
 """1 for NaN and infinity, whose difference with themselves is NaN; else 0."""
 
 
 class DeviceArrays:
-    """What `lstm_cli.engines.types.Engine` asks about arrays, where they are a device's.
+    """Array operations of `lstm_cli.engines.types.Engine`, for arrays on a device.
 
     Parameters
     ----------
     device
-        Whose memory.
+        Device that holds the arrays.
     precision
-        Of the numbers.
+        Precision of the engine.
     """
 
     def __init__(self, device: Device, precision: Precision) -> None:
         self.hardware, self.precision = device, precision
-        self._sums = Sums(device)
-        self._full: dict[tuple[int, int], Batch] = {}
+        self._sums = DeferredSums(device)
+        self._batches: dict[tuple[int, int], DeviceBatch] = {}
 
-    def from_device_array(self, array: Any) -> DeviceArray | None:
-        """A caller's array of floats that is on this device already."""
-        own = None if host_array(array) else self.hardware.from_device_array(array)
-        return own if own is not None and dtype_name(own.dtype) in ADOPTED else None
+    def adopt(self, array: Any) -> DeviceArray | None:
+        """View a caller's array of floats that is on this device; None if it is elsewhere."""
+        view = None if is_host_array(array) else self.hardware.from_device_array(array)
+        return view if view is not None and dtype_name(view.dtype) in ADOPTED_DTYPES else None
 
-    def own(self, array: Any) -> DeviceArray:
-        """An array on the device, of the real numbers' type: a copy if it is NumPy's."""
-        found = self.from_device_array(array)
-        if found is None:
-            return self.hardware.upload(np.ascontiguousarray(array, self.precision.real))
-        if dtype_name(found.dtype) != self.precision.real:
-            return self.own(self.hardware.download(found))
-        return found
+    def to_device(self, array: Any) -> DeviceArray:
+        """An array on the device in the accumulator type; a NumPy array is copied."""
+        view = self.adopt(array)
+        if view is None:
+            return self.hardware.upload(np.ascontiguousarray(array, self.precision.accumulator))
+        if dtype_name(view.dtype) != self.precision.accumulator:
+            return self.to_device(self.hardware.download(view))
+        return view
 
-    def normalize(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
-        """(x - mean) / scale of a caller's array (N, T, D), computed where it is."""
-        return normalize(self.hardware, x, mean, scale, self.precision.real)
+    def normalized(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
+        """Compute (x - mean) / scale of a caller's array (N, T, D) on the device."""
+        return normalize(self.hardware, x, mean, scale, self.precision.accumulator)
 
-    def from_padded(self, x: Any, lengths: Array | None) -> Sequences:
-        """Values of a batch on the device, the steps that there are."""
+    def batch(self, x: Any, lengths: Array | None) -> PackedSequences:
+        """Move values (N, T, F) or (N, F) to the device, without padding."""
         N, T = (x.shape[0], x.shape[1]) if x.ndim == 3 else (x.shape[0], 1)
-        batch = self._batch(int(N), int(T), lengths)
+        batch = self._device_batch(int(N), int(T), lengths)
         if x.ndim == 2:
-            return Sequences(batch, self.own(x), per_step=False)
-        return Sequences(batch, self._packed(batch, x))
+            return PackedSequences(batch, self.to_device(x), per_step=False)
+        return PackedSequences(batch, self._packed(batch, x))
 
-    def _batch(self, N: int, T: int, lengths: Array | None) -> Batch:
-        """What kernels ask about a batch; without lengths made once for a size."""
+    def _device_batch(self, N: int, T: int, lengths: Array | None) -> DeviceBatch:
+        """A batch on the device; one without lengths is created once per size."""
         if lengths is not None:
             return make_batch(self.hardware, N, T, lengths)
-        if (N, T) not in self._full:
-            if len(self._full) >= SIZES:
-                self._full.clear()
-            self._full[N, T] = make_batch(self.hardware, N, T, None)
-        return self._full[N, T]
+        if (N, T) not in self._batches:
+            if len(self._batches) >= MAX_CACHED_BATCHES:
+                self._batches.clear()
+            self._batches[N, T] = make_batch(self.hardware, N, T, None)
+        return self._batches[N, T]
 
-    def _packed(self, batch: Batch, x: Any) -> DeviceArray:
-        """(N, T, F) in either memory as (Q, F)."""
-        if self.from_device_array(x) is not None:
-            return pack(self.hardware, batch, x, self.precision.real)
+    def _packed(self, batch: DeviceBatch, x: Any) -> DeviceArray:
+        """Pack (N, T, F), in either memory, as (Q, F)."""
+        if self.adopt(x) is not None:
+            return pack_steps(self.hardware, batch, x, self.precision.accumulator)
         rows = x.reshape(-1, x.shape[2])
         if batch.lengths is not None:
             rows = x[np.arange(batch.T) < batch.lengths[:, None]]
-        return self.own(rows)
+        return self.to_device(rows)
 
-    def to_padded(self, values: Any) -> DeviceArray:
-        """What a layer gave as (N, T, F) or (N, F) on the device, 0 in the padding."""
-        return unpack(self.hardware, values) if isinstance(values, Sequences) else values
+    def laid_out(self, values: Any) -> DeviceArray:
+        """A layer's output as (N, T, F) or (N, F) on the device, 0 in the padding."""
+        return (
+            unpack_steps(self.hardware, values) if isinstance(values, PackedSequences) else values
+        )
 
     def to_host(self, values: Any) -> Array:
-        """An array, or what a layer gave, in NumPy's memory."""
-        if not isinstance(values, Sequences):
-            own = None if host_array(values) else self.hardware.from_device_array(values)
-            return values if own is None else self.hardware.download(own)
-        real, batch = self.hardware.download(values.real), values.batch
+        """An array, or a layer's output, in NumPy's memory."""
+        if not isinstance(values, PackedSequences):
+            view = None if is_host_array(values) else self.hardware.from_device_array(values)
+            return values if view is None else self.hardware.download(view)
+        rows, batch = self.hardware.download(values.values), values.batch
         if not values.per_step or batch.lengths is None:
-            return real.reshape(values.shape)
-        out = np.zeros(values.shape, real.dtype)
-        out[np.arange(batch.T) < batch.lengths[:, None]] = real
+            return rows.reshape(values.shape)
+        out = np.zeros(values.shape, rows.dtype)
+        out[np.arange(batch.T) < batch.lengths[:, None]] = rows
         return out
 
-    def over(self, like: Sequences, values: Any, *, per_step: bool) -> Sequences:
-        """Values over the batch of others: derivatives, as a caller or another layer has them."""
-        if isinstance(values, Sequences):
+    def pack_like(
+        self, reference: PackedSequences, values: Any, *, per_step: bool
+    ) -> PackedSequences:
+        """Pack a caller's derivatives over the batch of other values; packed ones stay as is."""
+        if isinstance(values, PackedSequences):
             return values
         if not per_step:
-            return Sequences(like.batch, self.own(values), per_step=False)
-        return Sequences(like.batch, self._packed(like.batch, values))
+            return PackedSequences(reference.batch, self.to_device(values), per_step=False)
+        return PackedSequences(reference.batch, self._packed(reference.batch, values))
 
     def download(self, array: Any) -> Array:
-        """A copy in NumPy's memory."""
-        return np.array(array) if host_array(array) else self.hardware.download(array)
+        """Copy an array to NumPy's memory."""
+        return np.array(array) if is_host_array(array) else self.hardware.download(array)
 
     def copy(self, array: Any) -> DeviceArray:
-        """A copy on the device, of the real numbers' type."""
-        return self.hardware.upload(np.ascontiguousarray(array, self.precision.real))
+        """Copy an array to the device, in the accumulator type."""
+        return self.hardware.upload(np.ascontiguousarray(array, self.precision.accumulator))
 
-    def convert_like(self, array: Any, other: Any) -> Any:
+    def like(self, array: Any, other: Any) -> Any:
         """The array in the memory and dtype of another."""
-        if host_array(other):
-            given = array if host_array(array) else self.hardware.download(array)
-            return np.ascontiguousarray(given, other.dtype)
-        if self.from_device_array(array) is not None and array.dtype == other.dtype:
+        if is_host_array(other):
+            return np.ascontiguousarray(self._host_array(array), other.dtype)
+        if self.adopt(array) is not None and array.dtype == other.dtype:
             return array
-        given = array if host_array(array) else self.hardware.download(array)
-        return self.hardware.upload(np.ascontiguousarray(given, dtype_name(other.dtype)))
+        host_array = self._host_array(array)
+        return self.hardware.upload(np.ascontiguousarray(host_array, dtype_name(other.dtype)))
+
+    def _host_array(self, array: Any) -> Array:
+        return array if is_host_array(array) else self.hardware.download(array)
 
     def zeros_like(self, array: Any) -> Any:
-        """Zeros, where the array is."""
-        if host_array(array):
+        """Zeros in the memory, shape and dtype of an array."""
+        if is_host_array(array):
             return np.zeros_like(array)
         return self.hardware.zeros(array.shape, dtype_name(array.dtype))
 
     def empty_like(self, array: Any) -> Any:
-        """Any values, where the array is."""
-        if host_array(array):
+        """Uninitialized array in the memory, shape and dtype of an array."""
+        if is_host_array(array):
             return np.empty_like(array)
         return self.hardware.empty(array.shape, dtype_name(array.dtype))
 
     def evaluate(
         self, roots: Mapping[str, Expression], values: Values, out: Mapping[str, Any]
     ) -> None:
-        """Every root, element by element; arrays of NumPy's are copied there and back."""
-        own = {id(array): self._there(array) for array in (*values.values(), *out.values())}
-        given = {name: own[id(value)] for name, value in values.items()}
+        """Compute every root elementwise; NumPy arrays are copied to the device and back."""
+        on_device = {
+            id(array): self._upload_if_host(array) for array in (*values.values(), *out.values())
+        }
         elementwise.evaluate(
-            self.hardware, roots, given, {name: own[id(array)] for name, array in out.items()}
+            self.hardware,
+            roots,
+            {name: on_device[id(value)] for name, value in values.items()},
+            {name: on_device[id(array)] for name, array in out.items()},
         )
         for array in out.values():
-            if host_array(array):
-                array[...] = self.hardware.download(own[id(array)])
+            if is_host_array(array):
+                array[...] = self.hardware.download(on_device[id(array)])
 
     def total(self, root: Expression, values: Values) -> float:
-        """The sum of an expression over all elements."""
+        """Sum an expression over all elements."""
         return self.totals(root, [values])[0]()
 
-    def totals(self, root: Expression, many: Sequence[Values]) -> list[Deferred]:
-        """The sums of an expression; the first that is asked for waits for all."""
-        found = []
+    def totals(self, root: Expression, many: Sequence[Values]) -> list[Late]:
+        """Sums of an expression for each of `many` values; reading the first waits for all."""
+        sums = []
         for values in many:
-            given = {name: self._there(value) for name, value in values.items()}
-            found.append(elementwise.total(self.hardware, root, given, self._sums))
-        return found
+            on_device = {name: self._upload_if_host(value) for name, value in values.items()}
+            sums.append(elementwise.total(self.hardware, root, on_device, self._sums))
+        return sums
 
-    def all_finite(self, arrays: Sequence[Any]) -> bool:
-        """Whether all numbers are."""
-        return not any(late() for late in self.totals(NOT_FINITE, [{"x": a} for a in arrays]))
+    def finite(self, arrays: Sequence[Any]) -> bool:
+        """True if all numbers of the arrays are finite."""
+        return not any(count() for count in self.totals(NOT_FINITE, [{"x": a} for a in arrays]))
 
-    def gather_valid(self, values: Any, rows: Array | None) -> DeviceArray:
-        """The rows that count, (rows, F)."""
-        if not isinstance(values, Sequences):
-            own = values.reshape(-1, values.shape[-1]) if rows is None else values[rows]
-            return self._there(np.ascontiguousarray(own))
+    def counted(self, values: Any, rows: Array | None) -> DeviceArray:
+        """Gather the rows that count in a loss, as (rows, F)."""
+        if not isinstance(values, PackedSequences):
+            chosen = values.reshape(-1, values.shape[-1]) if rows is None else values[rows]
+            return self._upload_if_host(np.ascontiguousarray(chosen))
         if rows is None or values.per_step:
-            return values.real
-        return take(self.hardware, values.real, self.hardware.upload(np.flatnonzero(rows)))
+            return values.values
+        return gather_rows(self.hardware, values.values, self._row_numbers(rows))
 
-    def scatter_valid(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
-        """The rows that count at their places."""
-        if not isinstance(values, Sequences):
+    def spread(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
+        """Scatter gathered rows to their places in the form of `values`; 0 elsewhere."""
+        if not isinstance(values, PackedSequences):
             out = np.zeros(values.shape, values.dtype)
             places = out.reshape(-1, values.shape[-1]) if rows is None else out
             places[slice(None) if rows is None else rows] = self.hardware.download(counted)
             return out
         if rows is not None and not values.per_step:
-            where = self.hardware.upload(np.flatnonzero(rows))
-            counted = put(self.hardware, counted, where, values.batch.N)
-        return Sequences(values.batch, counted, values.per_step)
+            numbers = self._row_numbers(rows)
+            counted = scatter_rows(self.hardware, counted, numbers, values.batch.N)
+        return PackedSequences(values.batch, counted, values.per_step)
 
-    def match_layout(self, array: Any, values: Any) -> DeviceArray | None:
-        """A caller's array on the device as `values` are stored; None: it is NumPy's."""
-        if not isinstance(values, Sequences) or self.from_device_array(array) is None:
+    def _row_numbers(self, rows: Array) -> DeviceArray:
+        return self.hardware.upload(np.flatnonzero(rows))
+
+    def aligned(self, array: Any, values: Any) -> DeviceArray | None:
+        """A caller's device array in the layout of `values`; None if it is in NumPy's memory."""
+        if not isinstance(values, PackedSequences) or self.adopt(array) is None:
             return None
         batch = values.batch
         empty = batch.T == 0 or (batch.lengths is not None and not batch.lengths.all())
         if tuple(array.shape) != values.shape or (empty and not values.per_step):
             return None
-        return self._packed(batch, array) if values.per_step else self.own(array)
+        return self._packed(batch, array) if values.per_step else self.to_device(array)
 
     def cross_entropy(
         self,
@@ -211,9 +232,12 @@ class DeviceArrays:
         label_smoothing: float,
     ) -> RowsLoss:
         """Cross-entropy of the softmax of logits (rows, F)."""
-        given = (targets, class_weights, label_smoothing)
-        return cross_entropy(self.hardware, logits, *given, self._sums)
+        return cross_entropy(
+            self.hardware, logits, targets, class_weights, label_smoothing, self._sums
+        )
 
-    def _there(self, value: Any) -> Any:
-        """A number as it is, an array on the device, in its own dtype."""
-        return self.hardware.upload(np.ascontiguousarray(value)) if host_array(value) else value
+    def _upload_if_host(self, value: Any) -> Any:
+        """A number or device array as it is, a NumPy array on the device, in its own dtype."""
+        if not is_host_array(value):
+            return value
+        return self.hardware.upload(np.ascontiguousarray(value))

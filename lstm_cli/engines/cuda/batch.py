@@ -1,8 +1,8 @@
-"""A batch on the device: which steps there are, and where each stands.
+"""A batch on the device: its valid steps, and where each one is stored.
 
-Values over steps are (Q, F): one row for every step that is stored, a sequence's steps side by
-side. Without lengths, or where all are full, that is the caller's own (N, T, F) flattened, and no
-value moves. A ragged batch holds its valid steps only, so that padding costs nothing.
+Values over steps are packed as (Q, F): one row per valid step, the steps of a sequence next to one
+another. A batch without lengths, or with full ones only, is the caller's (N, T, F) flattened, and
+no value moves. A ragged batch stores no padding, so padding costs nothing.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.cuda.device import Array, Device, DeviceArray
+from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Sequences of one batch.
+class DeviceBatch:
+    """Sizes and lengths of a batch, on the device and in host memory.
 
     Attributes
     ----------
     N, T
         Sequences, and steps of the padded layout.
     Q
-        Steps that are stored.
+        Number of stored steps.
     lengths
-        (N,) in the host's memory; None: all T.
+        (N,) in host memory; None if all sequences have T steps.
     order
-        (N,) int64 on the device: the sequences as kernels take them, longest first.
+        (N,) int64 on the device: sequence numbers in the kernels' order, longest first.
     starts
-        (N,) int64 on the device: the row among the Q where a sequence begins, by that order.
+        (N,) int64 on the device: first row of each sequence among the Q rows, in that order.
     steps
-        (N,) int64 on the device: lengths, by that order.
+        (N,) int64 on the device: length of each sequence, in that order.
     counts
-        (T,) int64 on the device: how many sequences have a step t; the first of the order.
+        (T,) int64 on the device: number of sequences that have a step t. They are first in order.
     longest
-        The length of the longest one.
+        Length of the longest sequence.
     sorted_steps
-        `steps` in the host's memory.
+        `steps` in host memory.
     """
 
     N: int
@@ -54,50 +54,50 @@ class Batch:
 
     @property
     def ragged(self) -> bool:
-        """Whether only some of the N * T steps are stored."""
+        """True if only some of the N * T steps are stored."""
         return self.lengths is not None
 
 
 @dataclass(eq=False)
-class Sequences:
-    """Values over the steps of a batch, or one row a sequence once steps are gone.
+class PackedSequences:
+    """Values over the valid steps of a batch, or one row per sequence.
 
     Attributes
     ----------
     batch
         The batch.
-    real
-        (Q, F), or (N, F) with `per_step` False; float32 or float64.
+    values
+        (Q, F), or (N, F) if `per_step` is False; float32 or float64.
     per_step
-        Whether there is a row a step.
-    element
-        The same values rounded to the operands' type, where somebody made them; None: not yet, or
-        operands are `real` itself.
+        True if there is a row per step.
+    operand
+        `values` rounded to the operand type, once a product has needed them. None before that, and
+        where operands are `values` themselves.
     """
 
-    batch: Batch
-    real: DeviceArray
+    batch: DeviceBatch
+    values: DeviceArray
     per_step: bool = True
-    element: Any = field(default=None)
+    operand: Any = field(default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In the caller's layout: (N, T, F) or (N, F)."""
-        batch, F = self.batch, self.real.shape[1]
+        """Shape in the padded layout: (N, T, F) or (N, F)."""
+        batch, F = self.batch, self.values.shape[1]
         return (batch.N, batch.T, F) if self.per_step else (batch.N, F)
 
 
-def make_batch(device: Device, N: int, T: int, lengths: Array | None) -> Batch:
-    """The batch of N sequences of T steps, or of `lengths`."""
+def make_batch(device: Device, N: int, T: int, lengths: Array | None) -> DeviceBatch:
+    """Create the batch of N sequences of T steps, or of `lengths`."""
     if lengths is not None and bool((lengths == T).all()):
         lengths = None
     n = np.full(N, T, np.int64) if lengths is None else np.asarray(lengths, np.int64)
     order = np.argsort(-n, kind="stable")
     starts = np.cumsum(n) - n
     counts = (n[:, None] > np.arange(T)).sum(axis=0) if lengths is not None else np.full(T, N)
-    sizes = (order, starts[order], n[order], counts)
-    table = device.upload(np.concatenate([part.astype(np.int64) for part in sizes]))
-    return Batch(
+    parts = (order, starts[order], n[order], counts)
+    table = device.upload(np.concatenate([part.astype(np.int64) for part in parts]))
+    return DeviceBatch(
         N,
         T,
         int(n.sum()),

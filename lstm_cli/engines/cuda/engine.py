@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.cuda.arrays import DeviceArrays
-from lstm_cli.engines.cuda.batch import Sequences
-from lstm_cli.engines.cuda.dense import DenseLayer
-from lstm_cli.engines.cuda.device import Device
-from lstm_cli.engines.cuda.layers import RecurrentLayer
-from lstm_cli.engines.cuda.passing import DeviceState
-from lstm_cli.engines.cuda.pipelining import Pipelining
+from lstm_cli.engines.cuda.batch import PackedSequences
+from lstm_cli.engines.cuda.kernels import KERNELS, select_kernels
+from lstm_cli.engines.cuda.layers import (
+    PreparedDense,
+    PreparedRecurrent,
+    dropout,
+    dropout_backward,
+    flatten,
+    flatten_backward,
+)
+from lstm_cli.engines.cuda.passes import DeviceState
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.cuda.reshaping import dropout, dropout_backward, flatten, flatten_backward
-from lstm_cli.engines.cuda.stacks import Stacks, parts
-from lstm_cli.engines.cuda.ways import WAYS, make_way
+from lstm_cli.engines.cuda.runtime.device import Device
+from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.stacks import PreparedLayers
+from lstm_cli.engines.stacks import Prepared
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -36,23 +40,23 @@ from lstm_cli.errors import DeviceError
 
 
 class CudaEngine(DeviceArrays):
-    """Kernels on a GPU.
+    """Layers computed by kernels on a GPU.
 
     Parameters
     ----------
     dtype
         A name of `PRECISIONS`.
     device
-        What computes.
-    way
-        How recurrent layers run: one of `WAYS`; ``auto`` chooses by their sizes.
+        Device that computes.
+    kernels
+        Kernels of recurrent layers: a name of `KERNELS`. ``auto`` chooses by size.
     pipelining
-        When recurrent layers on top of each other run side by side; None: a model decides.
+        Rules for pipelined stacks of recurrent layers; None: a cost model decides.
 
     Raises
     ------
     DeviceError
-        Another dtype or way.
+        The dtype or the kernels are unknown.
     """
 
     name = "cuda"
@@ -62,8 +66,8 @@ class CudaEngine(DeviceArrays):
         self,
         dtype: str,
         device: Device,
-        way: str = "auto",
-        pipelining: Pipelining | None = None,
+        kernels: str = "auto",
+        pipelining: PipelineOptions | None = None,
     ) -> None:
         if dtype not in PRECISIONS:
             raise DeviceError(
@@ -71,31 +75,31 @@ class CudaEngine(DeviceArrays):
                 expected=", ".join(PRECISIONS),
                 hint="--dtype float32",
             )
-        if way not in WAYS:
-            raise DeviceError(f"{way} is no way to run a layer", expected=", ".join(WAYS))
+        if kernels not in KERNELS:
+            raise DeviceError(f"there are no {kernels} kernels", expected=", ".join(KERNELS))
         super().__init__(device, PRECISIONS[dtype])
         self.dtype, self.device = dtype, device.name
-        self.way = make_way(way, device, self.precision)
-        self._no_bias: dict[int, Any] = {}
-        self.stacks = Stacks(device, self.way, pipelining or Pipelining())
+        self.kernels = select_kernels(kernels, device, self.precision)
+        self._zero_biases: dict[int, Any] = {}
+        self.stacks = PipelinedStacks(device, self.kernels, pipelining or PipelineOptions())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Any]) -> Any:
-        """The layer's weights on the device: those that are there already as they are."""
+        """Move a layer's weights to the device; weights already there are not copied."""
         spec, weights = with_biases(spec, weights, self._zeros)
-        own = {name: self.own(weights[name]) for name in spec.parameters()}
+        tensors = {name: self.to_device(weights[name]) for name in spec.parameters()}
         if isinstance(spec, DenseSpec):
             prefix = f"layers.{spec.index}."
-            tensors = own[prefix + "weight"], own[prefix + "bias"]
-            return DenseLayer(spec, *tensors, self.hardware, self.precision)
+            weight, bias = tensors[prefix + "weight"], tensors[prefix + "bias"]
+            return PreparedDense(spec, weight, bias, self.hardware, self.precision)
         if isinstance(spec, RecurrentSpec):
-            return RecurrentLayer(spec, own, self.hardware, self.precision, self.way)
+            return PreparedRecurrent(spec, tensors, self.hardware, self.precision, self.kernels)
         return None
 
     def _zeros(self, size: int) -> Any:
-        """A bias of zeros on the device, made once: weights are prepared anew for every update."""
-        if size not in self._no_bias:
-            self._no_bias[size] = self.own(np.zeros(size))
-        return self._no_bias[size]
+        """A zero bias on the device, cached since weights are prepared again for every update."""
+        if size not in self._zero_biases:
+            self._zero_biases[size] = self.to_device(np.zeros(size))
+        return self._zero_biases[size]
 
     def forward(
         self,
@@ -105,75 +109,74 @@ class CudaEngine(DeviceArrays):
         lengths: Array | None,
         state: State | None = None,
         *,
-        return_gates: bool = False,
+        keep: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """One layer over a batch; see `lstm_cli.engines.types.Engine`."""
-        values = x if isinstance(x, Sequences) else self.from_padded(x, lengths)
+        """Compute one layer over a batch; see `lstm_cli.engines.types.Engine`."""
+        values = x if isinstance(x, PackedSequences) else self.batch(x, lengths)
         if isinstance(spec, RecurrentSpec):
-            layer: RecurrentLayer = prepared
-            return layer.forward(
-                values, self._state(state), return_gates=return_gates, training=training
-            )
+            layer: PreparedRecurrent = prepared
+            return layer.forward(values, self._device_state(state), keep=keep, training=training)
         if isinstance(spec, DenseSpec):
-            dense: DenseLayer = prepared
+            dense: PreparedDense = prepared
             return dense.forward(values, training=training is not None)
         if isinstance(spec, DropoutSpec):
             return dropout(self.hardware, spec, values, training)
         return flatten(self.hardware, spec, values)
 
-    def layer_groups(
-        self, layers: Sequence[LayerSpec], *, training: bool
-    ) -> Iterator[list[LayerSpec]]:
-        """Stacks that may run side by side; see `lstm_cli.engines.stacks.StackingEngine`."""
-        return parts(layers, training=training)
+    def parts(self, layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
+        """Group layers in stacks that may be pipelined; see `lstm_cli.engines.stacks`."""
+        return stack_groups(layers, training=training)
 
     def forward_stack(
         self,
-        layers: PreparedLayers,
+        layers: Prepared,
         x: Any,
         states: Mapping[int, State],
         *,
-        return_gates: bool = False,
+        keep: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
-        """A stack side by side; see `lstm_cli.engines.stacks.StackingEngine`."""
-        recurrent = [pair for pair in layers if isinstance(pair[0], RecurrentSpec)]
-        given = [self._state(states.get(spec.index)) for spec, _ in recurrent]
+        """Compute a stack as a pipeline, or return None; see `lstm_cli.engines.stacks`."""
+        recurrent = [(spec, layer) for spec, layer in layers if isinstance(spec, RecurrentSpec)]
+        initial_states = [self._device_state(states.get(spec.index)) for spec, _ in recurrent]
         stack = [layer for _, layer in recurrent]
-        made = self.stacks.forward(stack, x, given, return_gates=return_gates, training=training)
-        if made is None:
+        recurrent_results = self.stacks.forward(
+            stack, x, initial_states, keep=keep, training=training
+        )
+        if recurrent_results is None:
             return None
-        found: list[LayerResult] = []
+        results: list[LayerResult] = []
         for spec, _ in layers:
-            if isinstance(spec, DropoutSpec):  # between two it is the identity
-                found.append(dropout(self.hardware, spec, found[-1].output, training))
+            if isinstance(spec, DropoutSpec):  # the identity inside a stack
+                results.append(dropout(self.hardware, spec, results[-1].output, training))
             else:
-                found.append(made.pop(0))
-        return found
+                results.append(recurrent_results.pop(0))
+        return results
 
     def backward_stack(
-        self, layers: PreparedLayers, tapes: Sequence[Any], d_output: Any
+        self, layers: Prepared, tapes: Sequence[Any], d_output: Any
     ) -> list[LayerGradients] | None:
-        """The way back through it."""
-        both = [(layer, tape) for (_, layer), tape in zip(layers, tapes, strict=True) if layer]
-        stack, own = [layer for layer, _ in both], [tape for _, tape in both]
-        sequences = stack[-1].spec.return_sequences
-        d = self.over(own[-1].x, d_output, per_step=sequences)
-        made = self.stacks.backward(stack, own, d)
-        if made is None:
+        """Derivatives through a stack as a pipeline, or None."""
+        pairs = [(layer, tape) for (_, layer), tape in zip(layers, tapes, strict=True) if layer]
+        stack, stack_tapes = [layer for layer, _ in pairs], [tape for _, tape in pairs]
+        per_step = stack[-1].spec.return_sequences
+        d = self.pack_like(stack_tapes[-1].x, d_output, per_step=per_step)
+        recurrent_gradients = self.stacks.backward(stack, stack_tapes, d)
+        if recurrent_gradients is None:
             return None
-        found: list[LayerGradients] = []
+        gradients: list[LayerGradients] = []
         for _, layer in reversed(layers):
-            found.append(made.pop() if layer else LayerGradients(found[-1].x))
-        return found[::-1]
+            gradients.append(
+                recurrent_gradients.pop() if layer else LayerGradients(gradients[-1].x)
+            )
+        return gradients[::-1]
 
-    def _state(self, state: State | None) -> DeviceState | None:
-        """A layer's initial states on the device."""
+    def _device_state(self, state: State | None) -> DeviceState | None:
         if state is None:
             return None
         h, c = state
-        return self.own(h), None if c is None else self.own(c)
+        return self.to_device(h), None if c is None else self.to_device(c)
 
     def backward(
         self,
@@ -185,16 +188,16 @@ class CudaEngine(DeviceArrays):
         d_logits: bool = False,
     ) -> LayerGradients:
         """Derivatives through one layer; see `lstm_cli.engines.types.Engine`."""
-        sequences = isinstance(spec, DenseSpec | DropoutSpec) and tape.x.per_step
+        per_step = isinstance(spec, DenseSpec | DropoutSpec) and tape.x.per_step
         if isinstance(spec, RecurrentSpec):
-            sequences = spec.return_sequences
-        d = self.over(tape.x, d_output, per_step=sequences)
+            per_step = spec.return_sequences
+        d = self.pack_like(tape.x, d_output, per_step=per_step)
         if isinstance(spec, RecurrentSpec):
-            layer: RecurrentLayer = prepared
+            layer: PreparedRecurrent = prepared
             return layer.backward(tape, d)
         if isinstance(spec, DenseSpec):
-            dense: DenseLayer = prepared
-            return dense.backward(tape, d.real, d_logits=d_logits)
+            dense: PreparedDense = prepared
+            return dense.backward(tape, d.values, d_logits=d_logits)
         if isinstance(spec, DropoutSpec):
             return dropout_backward(self.hardware, tape, d)
         return flatten_backward(self.hardware, spec, tape, d)
@@ -202,7 +205,7 @@ class CudaEngine(DeviceArrays):
     def explain(
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
-        """What was chosen; see `lstm_cli.engines.explanation.ExplainingEngine`."""
+        """Explain the kernels of one layer; see `lstm_cli.engines.explanation`."""
         return self.explain_layers([spec], N, T, training=training)[spec.index]
 
     def explain_layers(
@@ -213,7 +216,7 @@ class CudaEngine(DeviceArrays):
         *,
         training: bool = False,
     ) -> Mapping[int, Explanation]:
-        """What was chosen; see `lstm_cli.engines.explanation.StackExplainingEngine`."""
-        from lstm_cli.engines.cuda.explanation import explain_stack
+        """Explain the kernels of recurrent layers; see `lstm_cli.engines.explanation`."""
+        from lstm_cli.engines.cuda.explain import explain_stack
 
         return explain_stack(self.stacks, layers, N, T, training=training)

@@ -2,98 +2,99 @@
 
 from __future__ import annotations
 
-from lstm_cli.cells.cell import Stage
-from lstm_cli.engines.cuda.batch import Sequences
-from lstm_cli.engines.cuda.device import Device, DeviceArray
+from lstm_cli.cells.tracing import Stage
+from lstm_cli.engines.cuda.batch import PackedSequences
+from lstm_cli.engines.cuda.codegen.layout import (
+    round_if_narrow,
+    round_rows_into,
+    widen_operands,
+)
+from lstm_cli.engines.cuda.codegen.rows import column_sums
+from lstm_cli.engines.cuda.passes import BackwardRun
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.recurrence import BackwardRun
-from lstm_cli.engines.cuda.reduce import column_sums
-from lstm_cli.engines.cuda.rounding import round_rows, rounded, widened
-from lstm_cli.engines.cuda.weights import operands
-from lstm_cli.engines.cuda.windows import Window, multiply_rows, rows_of
+from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray
+from lstm_cli.engines.cuda.time_chunks import TimeChunk, chunk_rows, multiply_chunk_rows
+from lstm_cli.engines.cuda.weights import operand_matrix
 
 
 def input_gradient(
     device: Device, precision: Precision, run: BackwardRun, dx: DeviceArray, *, add: bool
 ) -> None:
-    """dz W_ih into (Q, D), or added to it."""
+    """Compute dx = dz W_ih, (Q, D), or add to dx."""
     if dx.shape[0]:
         back = precision.backward
-        weight = operands(run.forward.tensors, back, "weight_ih")
-        device.multiply(_operand(device, back, run.dz), weight, dx, back.name, add=add)
+        weight = operand_matrix(run.forward.weights, back, "weight_ih")
+        device.multiply(round_if_narrow(device, back, run.dz), weight, dx, back.name, add=add)
 
 
-def window_gradient(
+def chunk_input_gradient(
     device: Device,
     precision: Precision,
     run: BackwardRun,
     dx: DeviceArray,
-    element: DeviceArray | None,
-    window: Window,
+    dz_operand: DeviceArray | None,
+    chunk: TimeChunk,
 ) -> None:
-    """The same of a window.
+    """Compute the rows of dx = dz W_ih of a chunk of steps.
 
     Parameters
     ----------
-    element
-        (Q, G*H): gets the window's rows of dz in the operands' type; None where they are that, or
-        are gathered first.
+    dz_operand
+        (Q, G*H): receives the chunk's rows of dz in the operand type. None where dz has that type,
+        and where the rows are gathered first.
     """
     back, dz = precision.backward, run.dz
-    if element is not None:
-        round_rows(device, back, rows_of(dz, window), rows_of(element, window))
-        dz = element
-    weight = operands(run.forward.tensors, back, "weight_ih")
-    multiply_rows(device, window, dz, weight, dx, back)
+    if dz_operand is not None:
+        round_rows_into(device, back, chunk_rows(dz, chunk), chunk_rows(dz_operand, chunk))
+        dz = dz_operand
+    weight = operand_matrix(run.forward.weights, back, "weight_ih")
+    multiply_chunk_rows(device, chunk, dz, weight, dx, back)
 
 
 def tensor_gradients(
-    device: Device, precision: Precision, run: BackwardRun, x: Sequences
+    device: Device, precision: Precision, run: BackwardRun, x: PackedSequences
 ) -> dict[str, DeviceArray]:
-    """Derivatives of every tensor of the direction, by name, of `precision.real`."""
-    cell, back = run.forward.tensors.cell, precision.backward
-    real = run.forward.tensors.real
-    found: dict[str, DeviceArray] = {
-        name: device.empty(real[name].shape, precision.real)
+    """Derivatives of every tensor of a direction, by name, in the accumulator type."""
+    stored, back = run.forward.weights.stored, precision.backward
+    cell = run.forward.weights.cell
+    gradients: dict[str, DeviceArray] = {
+        name: device.empty(stored[name].shape, precision.accumulator)
         for name in ("weight_ih", "weight_hh", "weight_hr")
-        if name in real
+        if name in stored
     }
-    dz = _operand(device, back, run.dz)
-    du = dz if run.du is run.dz else _operand(device, back, run.du)
-    _outer(device, back, dz, x.element if back.narrow else x.real, found["weight_ih"])
+    dz = round_if_narrow(device, back, run.dz)
+    du = dz if run.du is run.dz else round_if_narrow(device, back, run.du)
+    x_operand = x.operand if back.narrow else x.values
+    _weight_gradient(device, back, dz, x_operand, gradients["weight_ih"])
     for phase, reads in zip(run.forward.schedule.phases, run.forward.reads, strict=True):
         if precision.narrow and not back.narrow:
-            reads = widened(device, precision, reads)
+            reads = widen_operands(device, precision, reads)
         if phase.projects:
-            d = _operand(device, back, run.d_projected)
-            _outer(device, back, d, reads, found["weight_hr"])
+            d = round_if_narrow(device, back, run.d_projected)
+            _weight_gradient(device, back, d, reads, gradients["weight_hr"])
         else:
-            rows = _rows(run, phase.stage)
-            _outer(device, back, du[:, rows], reads, found["weight_hh"][rows])
+            rows = _gate_rows(run, phase.stage)
+            _weight_gradient(device, back, du[:, rows], reads, gradients["weight_hh"][rows])
     biases = ("bias_ih", "bias_hh") if cell.recurrent_bias else ("bias",)
     for name, d in zip(biases, (run.dz, run.du), strict=False):
-        found[name] = column_sums(device, precision, d)
+        gradients[name] = column_sums(device, precision, d)
     if run.dp is not None:
         N, peepholes, H = run.dp.shape
-        found["peephole"] = column_sums(device, precision, run.dp.reshape(N, peepholes * H))
-    return found
+        gradients["peephole"] = column_sums(device, precision, run.dp.reshape(N, peepholes * H))
+    return gradients
 
 
-def _rows(run: BackwardRun, stage: Stage) -> slice:
-    """The rows of a stage's gates, which are neighbours."""
-    cell = run.forward.tensors.cell
+def _gate_rows(run: BackwardRun, stage: Stage) -> slice:
+    """Rows of a stage's gates, which are adjacent."""
+    cell = run.forward.weights.cell
     blocks = [cell.letters.index(gate) for gate in stage.gates]
     return slice(blocks[0] * cell.hidden_size, (blocks[-1] + 1) * cell.hidden_size)
 
 
-def _operand(device: Device, back: Precision, d: DeviceArray) -> DeviceArray:
-    return rounded(device, back, d) if back.narrow else d
-
-
-def _outer(
+def _weight_gradient(
     device: Device, back: Precision, d: DeviceArray, a: DeviceArray, out: DeviceArray
 ) -> None:
-    """d^T a over all steps."""
+    """Compute d^T a over all steps."""
     if d.shape[0]:
         device.multiply(d, a, out, back.name, transpose_a=True)
     else:

@@ -1,27 +1,66 @@
-"""Whole recurrent layers on the device: both directions forwards and backwards."""
+"""Layers with their weights on the device: recurrent, dense, dropout and flatten.
+
+Each layer has a forward pass and, next to it, its backward pass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
+from lstm_cli.cells import Activation
+from lstm_cli.cells.expression import Expression, symbol
+from lstm_cli.cells.gradient import gradient
 from lstm_cli.engines import schedule as schedules
-from lstm_cli.engines.cuda.backward import shares_derivatives
-from lstm_cli.engines.cuda.batch import Batch, Sequences
-from lstm_cli.engines.cuda.clocks import Spans
-from lstm_cli.engines.cuda.device import Device, DeviceArray
+from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
+from lstm_cli.engines.cuda.codegen.cell import emit
+from lstm_cli.engines.cuda.codegen.elementwise import evaluate
+from lstm_cli.engines.cuda.codegen.general_backward import shares_derivatives
+from lstm_cli.engines.cuda.codegen.layout import (
+    contiguous_rows,
+    multiply_by_mask,
+    operand_of,
+    pad_steps,
+    round_if_narrow,
+    unpad_steps,
+    zero_empty_rows,
+)
+from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
+from lstm_cli.engines.cuda.codegen.rows import column_sums, softmax, softmax_backward
 from lstm_cli.engines.cuda.gradients import input_gradient, tensor_gradients
-from lstm_cli.engines.cuda.masks import input_mask, state_mask
-from lstm_cli.engines.cuda.passing import DeviceState, Passing, Returning, Tape, buffers
-from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.recurrence import BackwardRun, DirectionTensors, ForwardRun, Way
-from lstm_cli.engines.cuda.rounding import multiplied, rounded
-from lstm_cli.engines.cuda.rows import dense_rows, seen_rows
-from lstm_cli.engines.cuda.weights import direction_tensors
-from lstm_cli.engines.cuda.windows import Window, multiply_rows
-from lstm_cli.engines.schedule import CellSchedule
+from lstm_cli.engines.cuda.kernels import RecurrenceKernels
+from lstm_cli.engines.cuda.passes import (
+    BackwardPass,
+    BackwardRun,
+    DeviceState,
+    DirectionWeights,
+    ForwardPass,
+    ForwardRun,
+    RecurrentTape,
+    step_buffers,
+)
+from lstm_cli.engines.cuda.precision import C_TYPES, Precision
+from lstm_cli.engines.cuda.runtime.device import (
+    LOOP_THREADS,
+    Device,
+    DeviceArray,
+    EventTimer,
+    cached_kernels,
+    dtype_name,
+    grid_stride_launch,
+)
+from lstm_cli.engines.cuda.time_chunks import TimeChunk, multiply_chunk_rows
+from lstm_cli.engines.cuda.weights import direction_weights
+from lstm_cli.engines.schedule import Schedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
+    DenseSpec,
+    DropoutSpec,
+    FlattenSpec,
     LayerGradients,
     LayerResult,
     RecurrentSpec,
@@ -29,15 +68,15 @@ from lstm_cli.engines.types import (
 )
 
 
-class RecurrentLayer:
-    """A recurrent layer.
+class PreparedRecurrent:
+    """A recurrent layer, one direction or both, with its weights on the device.
 
     Parameters
     ----------
     weights
-        Stored tensors by name, of `precision.real`, on the device.
-    way
-        What runs the recurrence; it is asked in every pass.
+        Stored tensors by name, in the accumulator type, on the device.
+    kernels
+        Kernels that run the recurrence.
     """
 
     def __init__(
@@ -46,230 +85,458 @@ class RecurrentLayer:
         weights: Mapping[str, DeviceArray],
         device: Device,
         precision: Precision,
-        way: Way,
+        kernels: RecurrenceKernels,
     ) -> None:
-        self.spec, self.device, self.precision, self.way = spec, device, precision, way
-        self.tensors: list[DirectionTensors] = []
+        self.spec, self.device, self.precision, self.kernels = spec, device, precision, kernels
+        self.weights: list[DirectionWeights] = []
         for d, cell in enumerate(spec.cells):
-            own = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
-            made = direction_tensors(device, cell, spec.input_size, precision, own)
-            self.tensors.append(made)
+            stored = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
+            self.weights.append(direction_weights(device, cell, spec.input_size, precision, stored))
 
     def forward(
         self,
-        x: Sequences,
+        x: PackedSequences,
         state: DeviceState | None,
         *,
-        return_gates: bool = False,
+        keep: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
-        """Every direction over the batch; see `lstm_cli.engines.types.Engine`.
+        """Run every direction over the batch; see `lstm_cli.engines.types.Engine`.
 
-        The output and what is kept are `Sequences`, states arrays on the device, seconds read when
-        they are asked for. A pass for training keeps its tape instead of gates.
+        The output and kept gates are `PackedSequences`, states are arrays on the device. Reading
+        the seconds waits for the device. A pass for training keeps its tape instead of gates.
         """
-        spans = Spans(self.device)
-        spans.begin("input projection")
-        made = self.begun(x, state, return_gates=return_gates, training=training)
-        self.project(made)
-        spans.begin("recurrence")
-        self.way.forward(made.runs)
-        spans.end()
-        return self.ended(made, spans)
+        timer = EventTimer(self.device)
+        timer.start("input projection")
+        layer_pass = self.allocate_forward(x, state, keep=keep, training=training)
+        self.project(layer_pass)
+        timer.start("recurrence")
+        self.kernels.forward(layer_pass.runs)
+        timer.stop()
+        return self.finish_forward(layer_pass, timer)
 
-    def begun(
+    def allocate_forward(
         self,
-        x: Sequences,
+        x: PackedSequences,
         state: DeviceState | None,
         *,
-        return_gates: bool = False,
+        keep: bool = False,
         training: TrainingPass | None = None,
-    ) -> Passing:
-        """All arrays of a pass, of which nothing is computed yet but what its input is rounded to.
+    ) -> ForwardPass:
+        """Allocate all arrays of a forward pass; only the input is rounded already.
 
-        `x` may be the output of a pass that has only begun, unless the layer has dropout.
+        `x` may be the output of a pass that is only allocated, unless the layer has dropout.
         """
-        dropped = None
+        mask = None
         if training is not None and self.spec.dropout:
-            dropped = input_mask(self.device, self.precision, self.spec, x.batch, training)
-            x = Sequences(x.batch, multiplied(self.device, self.precision, x.real, dropped))
-        self._operand(x)
-        first = self._first(x.batch.N, state)
-        final = self._copied(first)
-        y, y_element = self._outputs(x.batch, return_gates=return_gates or training is not None)
-        runs = []
-        for d, tensors in enumerate(self.tensors):
-            purpose = self._purpose(d, return_gates=return_gates, training=training)
-            mask = state_mask(self.device, self.precision, self.spec, d, x.batch.N, training)
-            h, c = (None if part is None else part[:, d] for part in final)
-            z = self.device.empty(
-                (x.batch.Q, tensors.element["weight_ih"].shape[0]), self.precision.real
+            mask = _input_mask(self.device, self.precision, self.spec, x.batch, training)
+            x = PackedSequences(
+                x.batch, multiply_by_mask(self.device, self.precision, x.values, mask)
             )
-            column = d * self.spec.cells[0].output_size
-            runs.append(
-                ForwardRun(
-                    tensors, purpose, x.batch, d == 1, z, h, c,
-                    y=y, column=column, y_element=y_element, mask=mask,
-                    **buffers(self.device, tensors, purpose, x.batch),
-                )
-            )  # fmt: skip
-        return Passing(x, tuple(runs), first, final, y, y_element, dropped, return_gates, training)
+        operand_of(self.device, self.precision, x)
+        initial = self._initial_state(x.batch.N, state)
+        final = self._copy_state(initial)
+        y, y_operand = self._allocate_outputs(x.batch, store_steps=keep or training is not None)
+        runs = [
+            self._forward_run(d, x.batch, final, (y, y_operand), keep=keep, training=training)
+            for d in range(len(self.weights))
+        ]
+        return ForwardPass(x, tuple(runs), initial, final, y, y_operand, mask, keep, training)
 
-    def project(self, made: Passing) -> None:
-        """W_ih x of all steps."""
-        for run in made.runs:
-            if made.x.batch.Q:
-                weight, how = run.tensors.element["weight_ih"], self.precision.name
-                self.device.multiply(self._operand(made.x), weight, run.z, how, transpose_b=True)
+    def _forward_run(
+        self,
+        d: int,
+        batch: DeviceBatch,
+        state: DeviceState,
+        outputs: tuple[DeviceArray | None, DeviceArray | None],
+        *,
+        keep: bool,
+        training: TrainingPass | None,
+    ) -> ForwardRun:
+        weights, schedule = self.weights[d], self._schedule(d, keep=keep, training=training)
+        h, c = (None if part is None else part[:, d] for part in state)
+        rows = weights.operands["weight_ih"].shape[0]
+        y, y_operand = outputs
+        return ForwardRun(
+            weights,
+            schedule,
+            batch,
+            d == 1,
+            self.device.empty((batch.Q, rows), self.precision.accumulator),
+            h,
+            c,
+            y=y,
+            column=d * self.spec.cells[0].output_size,
+            y_operand=y_operand,
+            mask=_state_mask(self.device, self.precision, self.spec, d, batch.N, training),
+            **step_buffers(self.device, weights, schedule, batch),
+        )
 
-    def project_window(self, made: Passing, window: Window) -> None:
-        """The same of a window of steps."""
-        x = self._operand(made.x)
-        for run in made.runs:
-            weight = run.tensors.element["weight_ih"]
-            given = (x, weight, run.z, self.precision)
-            multiply_rows(self.device, window, *given, transpose_b=True)
+    def project(self, layer_pass: ForwardPass) -> None:
+        """Compute the input projections W_ih x of all steps."""
+        x = layer_pass.x
+        for run in layer_pass.runs:
+            if x.batch.Q:
+                operand = operand_of(self.device, self.precision, x)
+                weight = run.weights.operands["weight_ih"]
+                self.device.multiply(operand, weight, run.z, self.precision.name, transpose_b=True)
 
-    def output(self, made: Passing) -> Sequences:
-        """What a pass over sequences gives, once it is computed."""
-        return Sequences(made.x.batch, made.y, element=made.y_element)
+    def project_chunk(self, layer_pass: ForwardPass, chunk: TimeChunk) -> None:
+        """Compute the input projections of a chunk of steps."""
+        x = operand_of(self.device, self.precision, layer_pass.x)
+        for run in layer_pass.runs:
+            weight = run.weights.operands["weight_ih"]
+            multiply_chunk_rows(
+                self.device, chunk, x, weight, run.z, self.precision, transpose_b=True
+            )
 
-    def ended(self, made: Passing, seconds: Mapping[str, float]) -> LayerResult:
-        """What a pass gave whose runs were started."""
-        batch, y, final = made.x.batch, made.y, made.final
-        result = LayerResult(self._output(made), final, seconds=seconds)
-        if made.training is not None:
-            result.tape = Tape(made.x, made.runs, made.first, y, made.dropped)
-        elif made.return_gates:
-            result.gates = {
-                DIRECTIONS[d]: self._kept(d, batch, y, run.record)
-                for d, run in enumerate(made.runs)
+    def step_output(self, layer_pass: ForwardPass) -> PackedSequences:
+        """Output of every step; its arrays may be only allocated yet."""
+        return PackedSequences(layer_pass.x.batch, layer_pass.y, operand=layer_pass.y_operand)
+
+    def finish_forward(self, layer_pass: ForwardPass, seconds: Mapping[str, float]) -> LayerResult:
+        """Result of a launched forward pass."""
+        batch, y = layer_pass.x.batch, layer_pass.y
+        result = LayerResult(
+            self._layer_output(layer_pass), layer_pass.final_state, seconds=seconds
+        )
+        if layer_pass.training is not None:
+            result.tape = RecurrentTape(
+                layer_pass.x, layer_pass.runs, layer_pass.initial_state, y, layer_pass.input_mask
+            )
+        elif layer_pass.return_gates:
+            result.kept = {
+                DIRECTIONS[d]: self._step_values(d, batch, y, run.record)
+                for d, run in enumerate(layer_pass.runs)
             }
         return result
 
-    def backward(self, tape: Tape, d_output: Sequences) -> LayerGradients:
-        """Derivatives for the input (`Sequences`), every tensor by stored name, and the states."""
-        made = self.returning(tape, d_output)
-        self.way.backward(made.runs)
-        for d, run in enumerate(made.runs):
-            input_gradient(self.device, self.precision, run, made.dx, add=d > 0)
-        return self.returned(made)
+    def backward(self, tape: RecurrentTape, d_output: PackedSequences) -> LayerGradients:
+        """Derivatives for the input (`PackedSequences`), every stored tensor, and the states."""
+        layer_pass = self.allocate_backward(tape, d_output)
+        self.kernels.backward(layer_pass.runs)
+        for d, run in enumerate(layer_pass.runs):
+            input_gradient(self.device, self.precision, run, layer_pass.dx, add=d > 0)
+        return self.finish_backward(layer_pass)
 
-    def returning(self, tape: Tape, d_output: Sequences) -> Returning:
-        """All arrays of a way back, of which nothing is computed yet.
+    def allocate_backward(self, tape: RecurrentTape, d_output: PackedSequences) -> BackwardPass:
+        """Allocate all arrays of a backward pass.
 
-        `d_output` may be what another way back gives that has only begun, if it has every step.
+        `d_output` may be the result of a backward pass that is only allocated, if it has every
+        step.
         """
         batch, P = tape.x.batch, self.spec.cells[0].output_size
-        dh, dc = self._first(batch.N, None)
-        d_y = d_output.real
+        dh, dc = self._initial_state(batch.N, None)
+        d_y = d_output.values
         if not self.spec.return_sequences:
-            dh = seen_rows(self.device, self.precision, d_y, batch)
+            dh = zero_empty_rows(self.device, self.precision, d_y, batch)
             dh, d_y = dh.reshape(batch.N, self.spec.directions, P), None
         runs = [self._backward_run(d, tape, d_y, (dh, dc)) for d in range(len(tape.runs))]
-        dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.real)
-        return Returning(tape, tuple(runs), (dh, dc), dx)
+        dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.accumulator)
+        return BackwardPass(tape, tuple(runs), (dh, dc), dx)
 
-    def returned(self, made: Returning) -> LayerGradients:
-        """What a way back gave whose runs and input derivatives were started."""
-        found, dx = dict[str, Any](), made.dx
-        for d, run in enumerate(made.runs):
-            gradients = tensor_gradients(self.device, self.precision, run, made.tape.x)
-            found |= {self.spec.prefix(d) + name: value for name, value in gradients.items()}
-        if made.tape.dropped is not None:
-            dx = multiplied(self.device, self.precision, dx, made.tape.dropped)
-        return LayerGradients(Sequences(made.tape.x.batch, dx), found, made.carried)
+    def finish_backward(self, layer_pass: BackwardPass) -> LayerGradients:
+        """Gradients of a launched backward pass whose input derivatives are launched too."""
+        gradients, dx, tape = dict[str, Any](), layer_pass.dx, layer_pass.tape
+        for d, run in enumerate(layer_pass.runs):
+            tensors = tensor_gradients(self.device, self.precision, run, tape.x)
+            gradients |= {self.spec.prefix(d) + name: value for name, value in tensors.items()}
+        if tape.input_mask is not None:
+            dx = multiply_by_mask(self.device, self.precision, dx, tape.input_mask)
+        d_input = PackedSequences(tape.x.batch, dx)
+        return LayerGradients(d_input, gradients, layer_pass.d_state)
 
     def _backward_run(
-        self, d: int, tape: Tape, d_y: DeviceArray | None, carried: DeviceState
+        self, d: int, tape: RecurrentTape, d_y: DeviceArray | None, d_state: DeviceState
     ) -> BackwardRun:
-        """One direction's derivatives, and where they go."""
-        device, run, real = self.device, tape.runs[d], self.precision.real
-        cell, Q, N = run.tensors.cell, tape.x.batch.Q, tape.x.batch.N
+        device, run, real = self.device, tape.runs[d], self.precision.accumulator
+        cell, Q, N = run.weights.cell, tape.x.batch.Q, tape.x.batch.N
         H, P, peepholes = cell.hidden_size, cell.output_size, len(cell.peephole_gates)
         dz = device.empty((Q, len(cell.letters) * H), real)
-        shared = shares_derivatives(run.schedule)
-        states = [None if s is None else s[:, d] for s in (*tape.first, *carried)]
-        h_first, c_first, dh, dc = states
+        h_initial, c_initial, dh, dc = (
+            None if part is None else part[:, d] for part in (*tape.initial_state, *d_state)
+        )
         return BackwardRun(
             run,
-            h_first,
-            c_first,
+            h_initial,
+            c_initial,
             tape.y,
             d_y,
             dh,
             dc,
             dz,
-            dz if shared else device.empty(dz.shape, real),
+            dz if shares_derivatives(run.schedule) else device.empty(dz.shape, real),
             device.empty((Q, P), real) if cell.projects else None,
             device.zeros((N, peepholes, H), real) if peepholes else None,
         )
 
-    def _operand(self, x: Sequences) -> DeviceArray:
-        """The values as products take them; they stay with their sequences."""
-        if not self.precision.narrow:
-            return x.real
-        if x.element is None:
-            x.element = rounded(self.device, self.precision, x.real)
-        return x.element
-
-    def _first(self, N: int, state: DeviceState | None) -> DeviceState:
-        """The initial states, zeros where none are given."""
+    def _initial_state(self, N: int, state: DeviceState | None) -> DeviceState:
+        """The given initial states, else zeros."""
         if state is not None:
             return state
         directions, cell = self.spec.directions, self.spec.cells[0]
         parts = [
-            self.device.zeros((N, directions, size), self.precision.real)
+            self.device.zeros((N, directions, size), self.precision.accumulator)
             for size in cell.state_sizes
         ]
         return parts[0], parts[1] if len(parts) > 1 else None
 
-    def _copied(self, state: DeviceState) -> DeviceState:
-        made = []
-        for part in state:
-            copied = None
-            if part is not None:
-                copied = self.device.empty(part.shape, self.precision.real)
-                if part.size:
-                    self.device.copy(part, copied)
-            made.append(copied)
-        return made[0], made[1]
+    def _copy_state(self, state: DeviceState) -> DeviceState:
+        h, c = state
+        return self._copy(h), None if c is None else self._copy(c)
 
-    def _outputs(
-        self, batch: Batch, *, return_gates: bool
+    def _copy(self, array: DeviceArray) -> DeviceArray:
+        out = self.device.empty(array.shape, self.precision.accumulator)
+        if array.size:
+            self.device.copy(array, out)
+        return out
+
+    def _allocate_outputs(
+        self, batch: DeviceBatch, *, store_steps: bool
     ) -> tuple[DeviceArray | None, DeviceArray | None]:
-        """Where h of every step goes, as it is and as the next layer's products take it."""
+        """Allocate h of every step in the accumulator type and in the next layer's operand type."""
         sequences = self.spec.return_sequences
         shape = (batch.Q, self.spec.output_size)
-        y = self.device.empty(shape, self.precision.real) if sequences or return_gates else None
+        y = (
+            self.device.empty(shape, self.precision.accumulator)
+            if sequences or store_steps
+            else None
+        )
         narrow = sequences and self.precision.narrow
-        return y, self.device.empty(shape, self.precision.element) if narrow else None
+        return y, self.device.empty(shape, self.precision.operand) if narrow else None
 
-    def _output(self, made: Passing) -> Sequences:
-        """What the layer gives: every step, or each sequence's last one."""
+    def _layer_output(self, layer_pass: ForwardPass) -> PackedSequences:
+        """Output of every step, or of each sequence's last step."""
         if self.spec.return_sequences:
-            return self.output(made)
-        batch = made.x.batch
-        last = made.final[0].reshape(batch.N, self.spec.output_size)
-        return Sequences(batch, seen_rows(self.device, self.precision, last, batch), per_step=False)
+            return self.step_output(layer_pass)
+        batch = layer_pass.x.batch
+        last = layer_pass.final_state[0].reshape(batch.N, self.spec.output_size)
+        rows = zero_empty_rows(self.device, self.precision, last, batch)
+        return PackedSequences(batch, rows, per_step=False)
 
-    def _purpose(
-        self, d: int, *, return_gates: bool, training: TrainingPass | None
-    ) -> CellSchedule:
+    def _schedule(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:
         cell = self.spec.cells[d]
         if training is not None:
             return schedules.training(cell, self.spec.recurrent_dropout > 0)
-        return schedules.inspection(cell) if return_gates else schedules.inference(cell)
+        return schedules.inspection(cell) if keep else schedules.inference(cell)
 
-    def _kept(
-        self, d: int, batch: Batch, y: DeviceArray, record: DeviceArray
-    ) -> dict[str, Sequences]:
-        """Gates and states of every step, by name."""
+    def _step_values(
+        self, d: int, batch: DeviceBatch, y: DeviceArray, record: DeviceArray
+    ) -> dict[str, PackedSequences]:
+        """Gates and states of every step of one direction, by name."""
         cell = self.spec.cells[d]
         P = cell.output_size
         parts = {"h": y[:, d * P : (d + 1) * P]}
-        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspection_names(cell))}
+        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspected(cell))}
         return {
-            name: Sequences(batch, dense_rows(self.device, self.precision, part))
+            name: PackedSequences(batch, contiguous_rows(self.device, self.precision, part))
             for name, part in parts.items()
         }
+
+
+def _state_mask(
+    device: Device,
+    precision: Precision,
+    spec: RecurrentSpec,
+    d: int,
+    N: int,
+    training: TrainingPass | None,
+) -> DeviceArray | None:
+    """Mask (N, P) of recurrent dropout in direction d; None without dropout."""
+    rate = spec.recurrent_dropout
+    if training is None or not rate:
+        return None
+    shape = (N, spec.cells[d].output_size)
+    mask = training.mask(spec, 1 + d, shape, rate)
+    return device.upload(mask.astype(precision.accumulator))
+
+
+def _input_mask(
+    device: Device,
+    precision: Precision,
+    spec: RecurrentSpec,
+    batch: DeviceBatch,
+    training: TrainingPass,
+) -> DeviceArray:
+    """Dropout mask (Q, D) of the input, for the valid steps."""
+    shape = (batch.N, batch.T, spec.input_size)
+    mask = training.mask(spec, 0, shape, spec.dropout)
+    if batch.lengths is None:
+        mask = mask.reshape(batch.Q, shape[2])
+    else:
+        mask = mask[np.arange(batch.T) < batch.lengths[:, None]]
+    return device.upload(mask.astype(precision.accumulator))
+
+
+@dataclass(frozen=True)
+class DenseTape:
+    """Values of a dense layer's forward pass that its backward pass needs."""
+
+    x: PackedSequences
+    logits: DeviceArray
+    output: DeviceArray
+
+
+class PreparedDense:
+    """A dense layer with its weights on the device.
+
+    Parameters
+    ----------
+    weight, bias
+        (units, D) and (units,), in the accumulator type.
+    """
+
+    def __init__(
+        self,
+        spec: DenseSpec,
+        weight: DeviceArray,
+        bias: DeviceArray,
+        device: Device,
+        precision: Precision,
+    ) -> None:
+        self.spec, self.weight, self.bias = spec, weight, bias
+        self.device, self.precision = device, precision
+
+    def forward(self, x: PackedSequences, *, training: bool) -> LayerResult:
+        """Compute act(W x + b) for every valid row."""
+        device, precision = self.device, self.precision
+        timer = EventTimer(device)
+        timer.start("product")
+        a = device.empty((x.values.shape[0], self.spec.units), precision.accumulator)
+        if a.size:
+            weight = round_if_narrow(device, precision, self.weight)
+            operand = operand_of(device, precision, x)
+            device.multiply(operand, weight, a, precision.name, transpose_b=True)
+        y = self._activate(a)
+        timer.stop()
+        tape = DenseTape(x, a, y) if training else None
+        logits = PackedSequences(x.batch, a, x.per_step)
+        output = PackedSequences(x.batch, y, x.per_step)
+        return LayerResult(output, logits=logits, seconds=timer, tape=tape)
+
+    def backward(self, tape: DenseTape, d_output: DeviceArray, *, d_logits: bool) -> LayerGradients:
+        """Derivatives for input, weight and bias from those of the valid rows."""
+        device, spec, precision = self.device, self.spec, self.precision.backward
+        d = d_output if d_logits else self._activation_backward(tape, d_output)
+        dx = device.empty(tape.x.values.shape, precision.accumulator)
+        dw = device.zeros(self.weight.shape, precision.accumulator)
+        db = column_sums(device, precision, d)
+        if dx.size:
+            operand = round_if_narrow(device, precision, d)
+            weight = round_if_narrow(device, precision, self.weight)
+            device.multiply(operand, weight, dx, precision.name)
+            x = operand_of(device, precision, tape.x)
+            device.multiply(operand, x, dw, precision.name, transpose_a=True)
+        prefix = f"layers.{spec.index}."
+        gradients = {prefix + "weight": dw, prefix + "bias": db}
+        return LayerGradients(PackedSequences(tape.x.batch, dx, tape.x.per_step), gradients)
+
+    def _activate(self, a: DeviceArray) -> DeviceArray:
+        """Activation of logits, to which the bias is added in place."""
+        activation = self.spec.activation
+        if activation is None:
+            return softmax(self.device, a, self.bias)
+        in_place = str(activation) == "identity"
+        y = a if in_place else self.device.empty(a.shape, self.precision.accumulator)
+        if a.size:
+            key = ("dense", activation, self.precision.accumulator)
+            kernels = cached_kernels(self.device, key, ["finish"], lambda: self._source(activation))
+            launch = grid_stride_launch(self.device, a.size)
+            kernels["finish"](launch, a, self.bias, y, self.spec.units, a.size)
+        return y
+
+    def _source(self, activation: Activation) -> str:
+        """CUDA C++ of the kernel ``finish``: bias and activation."""
+        lines, names = emit({"y": activation(symbol("a"))}, {"a": "a"})
+        body = "\n    ".join(lines)
+        return f"""{PRELUDE}
+typedef {C_TYPES[self.precision.accumulator]} real;
+extern "C" __global__ void __launch_bounds__({LOOP_THREADS}) finish(
+    real* logits, const real* bias, real* y, long long F, long long size) {{
+  {GRID_STRIDE_LOOP} {{
+    const real a = logits[k] + bias[k % F];
+    {body}
+    logits[k] = a;
+    y[k] = {names["y"]};
+  }}
+}}
+"""
+
+    def _activation_backward(self, tape: DenseTape, d: DeviceArray) -> DeviceArray:
+        """Derivative for the logits from the derivative for the activations."""
+        activation = self.spec.activation
+        if activation is None:
+            return softmax_backward(self.device, tape.output, d)
+        if str(activation) == "identity":
+            return d
+        out = self.device.empty(d.shape, self.precision.accumulator)
+        root = _derivative(activation)
+        evaluate(self.device, {"a": root}, {"a": tape.logits, "d": d}, {"a": out})
+        return out
+
+
+@lru_cache(maxsize=64)
+def _derivative(activation: Activation) -> Expression:
+    return gradient({activation(symbol("a")): symbol("d")})["a"]
+
+
+_MASK_PRODUCT = {"y": symbol("x") * symbol("m")}
+
+
+@dataclass(frozen=True)
+class MaskTape:
+    """Values that the backward pass of dropout or flatten needs.
+
+    Attributes
+    ----------
+    x
+        Input of the layer.
+    mask
+        Dropout mask; None without dropout.
+    """
+
+    x: PackedSequences
+    mask: DeviceArray | None = None
+
+
+def dropout(
+    device: Device, spec: DropoutSpec, x: PackedSequences, training: TrainingPass | None
+) -> LayerResult:
+    """Set random values to 0 and scale the others in training; else the identity."""
+    if training is None:
+        return LayerResult(x)
+    if spec.rate == 0:
+        return LayerResult(x, tape=MaskTape(x))
+    batch = x.batch
+    mask = training.mask(spec, 0, x.shape, spec.rate)
+    if x.per_step:
+        n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
+        mask = mask[np.arange(batch.T) < n[:, None]]
+    device_mask = device.upload(np.ascontiguousarray(mask, dtype_name(x.values.dtype)))
+    output = _apply_mask(device, x, device_mask)
+    return LayerResult(output, tape=MaskTape(x, device_mask))
+
+
+def dropout_backward(device: Device, tape: MaskTape, d: PackedSequences) -> LayerGradients:
+    """Derivative for the values before dropout."""
+    return LayerGradients(d if tape.mask is None else _apply_mask(device, d, tape.mask))
+
+
+def _apply_mask(device: Device, x: PackedSequences, mask: DeviceArray) -> PackedSequences:
+    out = device.empty(x.values.shape, dtype_name(x.values.dtype))
+    evaluate(device, _MASK_PRODUCT, {"x": x.values, "m": mask}, {"y": out})
+    return PackedSequences(x.batch, out, x.per_step)
+
+
+def flatten(device: Device, spec: FlattenSpec, x: PackedSequences) -> LayerResult:
+    """Flatten (N, T, F) to (N, steps * F), padded with zeros."""
+    y = PackedSequences(x.batch, pad_steps(device, x, spec.steps), per_step=False)
+    return LayerResult(y, tape=MaskTape(x))
+
+
+def flatten_backward(
+    device: Device, spec: FlattenSpec, tape: MaskTape, d: PackedSequences
+) -> LayerGradients:
+    """Derivative (N, steps * F) of the flattened values, back to the valid steps."""
+    values = unpad_steps(device, tape.x.batch, d.values, spec.steps)
+    return LayerGradients(PackedSequences(tape.x.batch, values))

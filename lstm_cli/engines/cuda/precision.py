@@ -1,52 +1,66 @@
-"""What the cuda engine computes in: the type of sums, and the type of what is multiplied."""
+"""Precisions of the cuda engine: the type of sums, and the type of what products multiply."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+C_TYPES = {"float32": "float", "float64": "double"}
+"""C++ names of accumulator types, by NumPy's names."""
+
+_BYTES = {"uint16": 2, "float32": 4, "float64": 8}
+
 
 @dataclass(frozen=True)
 class Precision:
-    """A dtype in the kernels' words.
+    """A dtype of the engine, as the kernels see it.
 
     Attributes
     ----------
     name
         ``float32``, ``tf32``, ``float16``, ``bfloat16`` or ``float64``.
-    real
-        NumPy's name of the type of states, gates, sums and everything between layers.
-    element
-        NumPy's name of the type in which the operands of products are stored; 16-bit floats are
-        ``uint16``.
-    derivatives
-        The precision whose operands products of derivatives have. Derivatives leave the range of
-        float16, so its backward pass multiplies in TF32, and no loss need be scaled.
+    accumulator
+        NumPy's name of the type of states, gates, sums and all values between layers.
+    operand
+        NumPy's name of the type that stores operands of products. 16-bit floats are ``uint16``.
+    backward_name
+        Name of the precision that multiplies derivatives. Derivatives leave the range of float16,
+        so its backward pass multiplies in TF32 and the loss needs no scaling.
     """
 
     name: str
-    real: str
-    element: str
-    derivatives: str
+    accumulator: str
+    operand: str
+    backward_name: str
 
     @property
     def narrow(self) -> bool:
-        """Whether operands are stored in another type than sums."""
-        return self.element != self.real
+        """True if operands have another type than sums."""
+        return self.operand != self.accumulator
 
     @property
     def tensor_cores(self) -> bool:
-        """Whether the tensor cores multiply it."""
+        """True if tensor cores multiply the operands."""
         return self.name in ("tf32", "float16", "bfloat16")
 
     @property
-    def c_real(self) -> str:
-        """The C type of `real`."""
-        return {"float32": "float", "float64": "double"}[self.real]
+    def c_accumulator(self) -> str:
+        """C++ name of the accumulator type."""
+        return C_TYPES[self.accumulator]
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """Bytes per number of the accumulator type."""
+        return _BYTES[self.accumulator]
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes per operand."""
+        return _BYTES[self.operand]
 
     @property
     def backward(self) -> Precision:
-        """What the backward pass computes in."""
-        return PRECISIONS[self.derivatives]
+        """Precision of the backward pass."""
+        return PRECISIONS[self.backward_name]
 
 
 PRECISIONS = {

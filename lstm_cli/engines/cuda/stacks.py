@@ -1,21 +1,40 @@
-"""Recurrent layers on top of each other, side by side: each in a lane of its own."""
+"""Pipelined stacks of recurrent layers, each layer in its own stream; the benefit is unmeasured.
+
+While a layer computes one chunk of steps, the layer below computes the next chunk; in the backward
+pass, the layer above does. This can pay where one layer leaves most of the device idle and there
+are many steps. Each chunk costs a launch, a product and host time.
+
+Cooperative blocks must be resident at the same time, and two layers must not block each other. So
+each of L layers may start at most 1/L of the multiprocessors' number of such blocks. Then some
+multiprocessor is free while any of these blocks is not running, and every block fits on it.
+Blocks that do not wait for one another end by themselves; so do clusters, which start as a whole,
+and products. But clusters need neighboring multiprocessors. Cooperative blocks may occupy some of
+these while they themselves wait behind the cluster. So a stack with both kinds is not pipelined.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
-from lstm_cli.engines.cuda.batch import Sequences
-from lstm_cli.engines.cuda.clocks import Stretch
-from lstm_cli.engines.cuda.device import Device, DeviceArray, Mark
-from lstm_cli.engines.cuda.gradients import input_gradient, window_gradient
-from lstm_cli.engines.cuda.layers import RecurrentLayer
-from lstm_cli.engines.cuda.passing import DeviceState, Passing, Returning, Tape
-from lstm_cli.engines.cuda.pipelining import MOST_LAYERS, Pipeline, Pipelining, mixed, pipeline
-from lstm_cli.engines.cuda.recurrence import Way
-from lstm_cli.engines.cuda.windows import Window, back_over, over, windows
+from lstm_cli.cells import Cell
+from lstm_cli.engines.cuda.batch import PackedSequences
+from lstm_cli.engines.cuda.gradients import chunk_input_gradient, input_gradient
+from lstm_cli.engines.cuda.kernels import RecurrenceKernels
+from lstm_cli.engines.cuda.layers import PreparedRecurrent
+from lstm_cli.engines.cuda.passes import BackwardPass, DeviceState, ForwardPass, RecurrentTape
+from lstm_cli.engines.cuda.planning.plan import CLUSTER, GRID
+from lstm_cli.engines.cuda.planning.plan_search import CHUNK_SECONDS, pipeline_seconds
+from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, Event, EventInterval
+from lstm_cli.engines.cuda.time_chunks import (
+    TimeChunk,
+    backward_chunk,
+    forward_chunk,
+    time_chunks,
+)
 from lstm_cli.engines.types import (
     DropoutSpec,
     LayerGradients,
@@ -26,28 +45,137 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import DeviceMemoryError
 
-PLANS = 256
-"""Sizes that are remembered."""
+MAX_PIPELINE_LAYERS = 6
+"""Layers per pipeline at most; higher stacks are several pipelines. A GPU runs about 8 streams at a
+time."""
+
+MAX_TIME_CHUNKS = 64
+"""Largest number of chunks per pass that a plan considers."""
+
+MIN_SPEEDUP = 1.1
+"""Modeled speedup that a pipeline needs to be chosen, since the model is rough."""
+
+MAX_CACHED_PLANS = 256
+"""Largest number of cached pipeline plans, one per stack and batch size."""
 
 
-def parts(layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
-    """All layers in their order: stacks that may run side by side, and others one by one.
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Rules for pipelines, in place of the cost model; for tests and measurements.
 
-    A stack is of recurrent layers in one direction, each of which reads all steps of the one below
-    it as they are. Dropout between two is the identity but in training.
+    Attributes
+    ----------
+    mode
+        ``auto``: where the model expects a speedup; ``always``: for every possible stack; or
+        ``never``.
+    chunk_steps
+        Steps per chunk; None: the model chooses.
     """
-    part: list[LayerSpec] = []
+
+    mode: str = "auto"
+    chunk_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """Sizes of a pipeline.
+
+    Attributes
+    ----------
+    layers, chunks
+        Number of layers, and of chunks of steps.
+    chunk_steps
+        Steps per chunk.
+    sm_limit
+        Multiprocessors that each layer may use for cooperative blocks.
+    seconds, sequential_seconds
+        Modeled seconds of the pipeline, and of the layers one after the other.
+    """
+
+    layers: int
+    chunks: int
+    chunk_steps: int
+    sm_limit: int
+    seconds: float
+    sequential_seconds: float
+
+
+def plan_pipeline(
+    kernels: RecurrenceKernels,
+    with_sm_limit: Callable[[int], RecurrenceKernels],
+    cells: Sequence[Cell],
+    N: int,
+    T: int,
+    options: PipelineOptions,
+    *,
+    backward: bool = False,
+) -> PipelinePlan | str:
+    """Plan a stack as a pipeline, or return the reason against it.
+
+    Parameters
+    ----------
+    kernels, with_sm_limit
+        Kernels for the whole device, and a function that limits them to some multiprocessors.
+    cells
+        Cell of each layer, from the lowest.
+    N, T
+        Sequences, and steps of every sequence.
+    """
+    if options.mode == "never":
+        return "no pipeline was allowed"
+    if T < 2 or N < 1:
+        return "one step cannot be cut in chunks"
+    sm_limit = kernels.multiprocessors // len(cells)
+    if sm_limit < 1:
+        return "the device has fewer multiprocessors than there are layers"
+    limited = with_sm_limit(sm_limit)
+    steps = [limited.modeled_step(cell, N, backward=backward) for cell in cells]
+    if mixes_clusters_and_grids(kind for _, kind in steps):
+        return "clusters and cooperative blocks may keep each other off the device"
+    slowest = max(seconds for seconds, _ in steps)
+    unlimited = [kernels.modeled_step(cell, N, backward=backward) for cell in cells]
+    sequential = sum(T * seconds + CHUNK_SECONDS for seconds, _ in unlimited)
+    sizes = sorted({ceil(T / n) for n in _chunk_counts(T)})
+    if options.chunk_steps:
+        sizes = [options.chunk_steps]
+    modeled = {size: pipeline_seconds(slowest, len(cells), T, size) for size in sizes}
+    size = min(modeled, key=lambda size: modeled[size])
+    plan = PipelinePlan(len(cells), ceil(T / size), size, sm_limit, modeled[size], sequential)
+    if options.mode == "auto" and plan.seconds * MIN_SPEEDUP > sequential:
+        return (
+            f"one after the other is as fast: {sequential * 1e6:.0f} µs by the model, "
+            f"{plan.seconds * 1e6:.0f} in {plan.chunks} chunks of {size} steps"
+        )
+    return plan
+
+
+def mixes_clusters_and_grids(kinds: Iterable[str]) -> bool:
+    """True if clusters would run concurrently with cooperative blocks of a grid."""
+    return {CLUSTER, GRID} <= set(kinds)
+
+
+def _chunk_counts(T: int) -> range:
+    return range(2, min(T, MAX_TIME_CHUNKS) + 1)
+
+
+def stack_groups(layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
+    """Group layers, in order: stacks that may be pipelined, and other layers one by one.
+
+    A stack is a list of recurrent layers in one direction. Each reads all steps of the layer below
+    unchanged. Dropout between two layers is the identity except in training.
+    """
+    group: list[LayerSpec] = []
     for spec in layers:
-        if part and not _goes_on(part, spec, training=training):
-            yield from _cut(part)
-            part = []
-        part.append(spec)
-    yield from _cut(part)
+        if group and not _joins_stack(group, spec, training=training):
+            yield from _split_stack(group)
+            group = []
+        group.append(spec)
+    yield from _split_stack(group)
 
 
-def _goes_on(part: Sequence[LayerSpec], spec: LayerSpec, *, training: bool) -> bool:
-    """Whether a layer belongs to the stack below it."""
-    below = next((one for one in reversed(part) if isinstance(one, RecurrentSpec)), None)
+def _joins_stack(group: Sequence[LayerSpec], spec: LayerSpec, *, training: bool) -> bool:
+    """True if a layer belongs to the stack below it."""
+    below = next((one for one in reversed(group) if isinstance(one, RecurrentSpec)), None)
     if below is None or below.directions > 1 or not below.return_sequences:
         return False
     if isinstance(spec, DropoutSpec):
@@ -57,41 +185,43 @@ def _goes_on(part: Sequence[LayerSpec], spec: LayerSpec, *, training: bool) -> b
     )
 
 
-def _cut(part: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
-    """A stack without what stands behind its last recurrent layer, not higher than lanes reach."""
-    whole = list(part)
+def _split_stack(group: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
+    """Split off layers behind the last recurrent one, and split a stack that is too high."""
+    stack = list(group)
     behind: list[list[LayerSpec]] = []
-    while len(whole) > 1 and not isinstance(whole[-1], RecurrentSpec):
-        behind.insert(0, [whole.pop()])
-    recurrent = sum(isinstance(spec, RecurrentSpec) for spec in whole)
-    pieces = -(-recurrent // MOST_LAYERS)
-    most, count, piece = -(-recurrent // max(1, pieces)), 0, list[LayerSpec]()
-    for spec in whole:
-        if count == most and isinstance(spec, RecurrentSpec):
-            yield piece
-            count, piece = 0, []
-        piece.append(spec)
+    while len(stack) > 1 and not isinstance(stack[-1], RecurrentSpec):
+        behind.insert(0, [stack.pop()])
+    recurrent = sum(isinstance(spec, RecurrentSpec) for spec in stack)
+    pipelines = -(-recurrent // MAX_PIPELINE_LAYERS)
+    per_pipeline, count, part = -(-recurrent // max(1, pipelines)), 0, list[LayerSpec]()
+    for spec in stack:
+        if count == per_pipeline and isinstance(spec, RecurrentSpec):
+            yield part
+            count, part = 0, []
+        part.append(spec)
         count += isinstance(spec, RecurrentSpec)
-    if piece:
-        yield piece
+    if part:
+        yield part
     yield from behind
 
 
-class Stacks:
-    """Runs stacks of recurrent layers.
+class PipelinedStacks:
+    """Plans and runs pipelines of recurrent layers.
 
     Parameters
     ----------
-    way
-        How one layer runs on the whole device.
-    allowed
-        When layers run side by side.
+    kernels
+        Kernels of one layer on the whole device.
+    options
+        Rules for pipelines.
     """
 
-    def __init__(self, device: Device, way: Way, allowed: Pipelining) -> None:
-        self.device, self.way, self.allowed = device, way, allowed
-        self._ways: dict[int, list[Way]] = {}
-        self._plans: dict[tuple[Any, ...], Pipeline | str] = {}
+    def __init__(
+        self, device: Device, kernels: RecurrenceKernels, options: PipelineOptions
+    ) -> None:
+        self.device, self.kernels, self.options = device, kernels, options
+        self._limited_kernels: dict[int, list[RecurrenceKernels]] = {}
+        self._plans: dict[tuple[Any, ...], PipelinePlan | str] = {}
 
     def plan(
         self,
@@ -100,191 +230,201 @@ class Stacks:
         T: int,
         *,
         backward: bool = False,
-    ) -> Pipeline | str:
-        """How a stack runs over N sequences, the longest of T steps, side by side, or why not."""
+    ) -> PipelinePlan | str:
+        """Plan a stack over N sequences of at most T steps, or return the reason against it."""
         cells = tuple(spec.cells[0] for spec in specs)
         key = (cells, N, T, backward)
         if key not in self._plans:
-            if len(self._plans) >= PLANS:
+            if len(self._plans) >= MAX_CACHED_PLANS:
                 self._plans.clear()
-            given = (cells, N, T, self.allowed)
-            self._plans[key] = pipeline(self.way, self._own, *given, backward=backward)
+            self._plans[key] = plan_pipeline(
+                self.kernels, self._limited, cells, N, T, self.options, backward=backward
+            )
         return self._plans[key]
 
     def forward(
         self,
-        layers: Sequence[RecurrentLayer],
-        x: Sequences,
+        layers: Sequence[PreparedRecurrent],
+        x: PackedSequences,
         states: Sequence[DeviceState | None],
         *,
-        return_gates: bool = False,
+        keep: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
-        """What each layer gives; None: they are to run one after the other.
+        """Result of each layer; None if the layers must run one after the other.
 
-        All layers' arrays are there at once. Where there is no room for that, there may be for one
-        layer's.
+        A pipeline allocates the arrays of all layers at once. Where memory is too small for that,
+        it may still suffice for one layer at a time.
         """
         batch, specs = x.batch, [layer.spec for layer in layers]
-        chosen = self.plan(specs, batch.N, batch.longest)
-        if isinstance(chosen, str):
+        plan = self.plan(specs, batch.N, batch.longest)
+        if isinstance(plan, str):
             return None
-        passes: list[Passing] = []
+        passes: list[ForwardPass] = []
         try:
             for layer, state in zip(layers, states, strict=True):
-                passes.append(layer.begun(x, state, return_gates=return_gates, training=training))
-                x = layer.output(passes[-1])
+                passes.append(layer.allocate_forward(x, state, keep=keep, training=training))
+                x = layer.step_output(passes[-1])
         except DeviceMemoryError:
             return None
-        ways = self.beside(chosen)
-        met = [way.hand_over(one.runs[0]) for way, one in zip(ways, passes, strict=True)]
-        if mixed(met):  # a plan that cannot run, and what runs instead
+        kernels = self.stream_kernels(plan)
+        kinds = [one.exchange_kind(p.runs[0]) for one, p in zip(kernels, passes, strict=True)]
+        if mixes_clusters_and_grids(kinds):  # a fallback kernel replaces a plan that cannot run
             return None
-        seconds = _Run(self.device, layers, ways, chosen.steps).forward(passes)
-        ended = zip(layers, passes, seconds, strict=True)
-        return [layer.ended(made, one) for layer, made, one in ended]
+        timings = _PipelineRun(self.device, layers, kernels, plan.chunk_steps).forward(passes)
+        return [
+            layer.finish_forward(layer_pass, timing)
+            for layer, layer_pass, timing in zip(layers, passes, timings, strict=True)
+        ]
 
     def backward(
-        self, layers: Sequence[RecurrentLayer], tapes: Sequence[Tape], d_output: Sequences
+        self,
+        layers: Sequence[PreparedRecurrent],
+        tapes: Sequence[RecurrentTape],
+        d_output: PackedSequences,
     ) -> list[LayerGradients] | None:
-        """Derivatives through each layer; None: they are to run one after the other."""
+        """Derivatives through each layer; None if the layers must run one after the other."""
         batch, specs = tapes[0].x.batch, [layer.spec for layer in layers]
-        chosen = self.plan(specs, batch.N, batch.longest, backward=True)
-        if isinstance(chosen, str):
+        plan = self.plan(specs, batch.N, batch.longest, backward=True)
+        if isinstance(plan, str):
             return None
-        ways = self.beside(chosen)
-        met = [
-            way.hand_over(tape.runs[0], backward=True)
-            for way, tape in zip(ways, tapes, strict=True)
+        kernels = self.stream_kernels(plan)
+        kinds = [
+            one.exchange_kind(tape.runs[0], backward=True)
+            for one, tape in zip(kernels, tapes, strict=True)
         ]
-        if mixed(met):
+        if mixes_clusters_and_grids(kinds):
             return None
-        made: list[Returning] = []
-        elements: list[DeviceArray | None] = []
+        passes: list[BackwardPass] = []
+        dz_operands: list[DeviceArray | None] = []
         try:
             for layer, tape in zip(reversed(layers), reversed(tapes), strict=True):
-                made.insert(0, layer.returning(tape, d_output))
-                elements.insert(0, _element(layer, made[0]))
-                d_output = Sequences(batch, made[0].dx)
+                passes.insert(0, layer.allocate_backward(tape, d_output))
+                dz_operands.insert(0, _operand_buffer(layer, passes[0]))
+                d_output = PackedSequences(batch, passes[0].dx)
         except DeviceMemoryError:
             return None
-        _Run(self.device, layers, ways, chosen.steps).backward(made, elements)
-        lowest, first = layers[0], made[0]
-        input_gradient(self.device, lowest.precision, first.runs[0], first.dx, add=False)
-        return [layer.returned(one) for layer, one in zip(layers, made, strict=True)]
+        run = _PipelineRun(self.device, layers, kernels, plan.chunk_steps)
+        run.backward(passes, dz_operands)
+        lowest = passes[0]
+        input_gradient(self.device, layers[0].precision, lowest.runs[0], lowest.dx, add=False)
+        return [layer.finish_backward(one) for layer, one in zip(layers, passes, strict=True)]
 
-    def beside(self, chosen: Pipeline) -> list[Way]:
-        """A way for each lane, with scratch memory of its own."""
-        self._own(chosen.share)
-        found = self._ways[chosen.share]
-        while len(found) < chosen.layers:
-            found.append(self.way.beside(chosen.share))
-        return found[: chosen.layers]
+    def stream_kernels(self, plan: PipelinePlan) -> list[RecurrenceKernels]:
+        """Kernels for each layer's stream, with scratch memory of their own."""
+        self._limited(plan.sm_limit)
+        kernels = self._limited_kernels[plan.sm_limit]
+        while len(kernels) < plan.layers:
+            kernels.append(self.kernels.with_sm_limit(plan.sm_limit))
+        return kernels[: plan.layers]
 
-    def _own(self, share: int) -> Way:
-        """The first of the ways for a share, by which all are planned."""
-        if share not in self._ways:
-            self._ways[share] = [self.way.beside(share)]
-        return self._ways[share][0]
+    def _limited(self, sm_limit: int) -> RecurrenceKernels:
+        """Kernels limited to `sm_limit` multiprocessors, used for planning."""
+        if sm_limit not in self._limited_kernels:
+            self._limited_kernels[sm_limit] = [self.kernels.with_sm_limit(sm_limit)]
+        return self._limited_kernels[sm_limit][0]
 
 
-def _element(layer: RecurrentLayer, made: Returning) -> DeviceArray | None:
-    """Where dz goes as products take it; None: they take it as it is, or rows of it."""
+def _operand_buffer(layer: PreparedRecurrent, layer_pass: BackwardPass) -> DeviceArray | None:
+    """Buffer for dz in the operand type; None where products take dz itself or gathered rows."""
     back = layer.precision.backward
-    if made.tape.x.batch.ragged:
+    if layer_pass.tape.x.batch.ragged:
         return None
-    return layer.device.empty(made.runs[0].dz.shape, back.element) if back.narrow else None
+    return layer.device.empty(layer_pass.runs[0].dz.shape, back.operand) if back.narrow else None
 
 
 @dataclass(eq=False)
-class _Run:
-    """A pass of a stack, or its way back, window by window.
+class _PipelineRun:
+    """A forward or backward pass of a stack, chunk by chunk.
 
     Attributes
     ----------
-    ways
-        Of each layer, in its lane.
-    steps
-        Of a window.
-    left
-        By layer, a mark behind every window that is done.
+    kernels
+        Kernels of each layer, for its stream.
+    chunk_steps
+        Steps per chunk.
+    chunk_events
+        By layer and chunk, an event after the chunk's work.
     """
 
     device: Device
-    layers: Sequence[RecurrentLayer]
-    ways: Sequence[Way]
-    steps: int
-    left: list[dict[int, Mark]] = field(default_factory=list)
+    layers: Sequence[PreparedRecurrent]
+    kernels: Sequence[RecurrenceKernels]
+    chunk_steps: int
+    chunk_events: list[dict[int, Event]] = field(default_factory=list)
 
-    def forward(self, passes: Sequence[Passing]) -> list[Stretch]:
-        """Start it all; each layer's time is that by which it ends after the one below."""
-        cut = windows(self.device, passes[0].x.batch, self.steps)
-        with self._lanes() as (begun, ends):
-            for place, number in _turns(len(self.layers), len(cut)):
-                self._forward(place, number, passes[place], cut[number])
-        edges = [begun, *ends]
-        return [Stretch("pipelined", edges[k], edges[k + 1]) for k in range(len(ends))]
+    def forward(self, passes: Sequence[ForwardPass]) -> list[EventInterval]:
+        """Start all chunks; a layer's time is what it adds to the time of the layers below."""
+        chunks = time_chunks(self.device, passes[0].x.batch, self.chunk_steps)
+        with self._streams() as (start, ends):
+            for k, number in _launch_order(len(self.layers), len(chunks)):
+                self._forward(k, number, passes[k], chunks[number])
+        edges = [start, *ends]
+        return [EventInterval("pipelined", edges[k], edges[k + 1]) for k in range(len(ends))]
 
-    def backward(self, made: Sequence[Returning], elements: Sequence[DeviceArray | None]) -> None:
-        """Start it all, from the highest layer's last window to the lowest one's first."""
-        cut, count = windows(self.device, made[0].tape.x.batch, self.steps), len(self.layers)
-        with self._lanes():
-            for place, turn in _turns(count, len(cut)):
-                k, number = count - 1 - place, len(cut) - 1 - turn
-                self._backward(k, number, made[k], cut[number], elements[k])
+    def backward(
+        self, passes: Sequence[BackwardPass], dz_operands: Sequence[DeviceArray | None]
+    ) -> None:
+        """Start all chunks, from the highest layer's last chunk to the lowest layer's first."""
+        chunks = time_chunks(self.device, passes[0].tape.x.batch, self.chunk_steps)
+        count = len(self.layers)
+        with self._streams():
+            for from_top, from_end in _launch_order(count, len(chunks)):
+                k, number = count - 1 - from_top, len(chunks) - 1 - from_end
+                self._backward(k, number, passes[k], chunks[number], dz_operands[k])
 
     @contextmanager
-    def _lanes(self) -> Iterator[tuple[Mark, list[Mark]]]:
-        """Lanes begin behind the main one, which goes on behind them, whatever happens inside.
+    def _streams(self) -> Iterator[tuple[Event, list[Event]]]:
+        """Streams start after the main stream, which waits for them even if an error occurs.
 
-        Gives the marks where they begin and, later, where each ends.
+        Yields the event at their start, and a list that later holds the event at each one's end.
         """
-        begun, ends = self.device.mark(), list[Mark]()
-        self.left = [{} for _ in self.layers]
-        lanes = range(1, len(self.layers) + 1)
-        for lane in lanes:
-            with self.device.lane(lane):
-                self.device.after(begun)
+        start, ends = self.device.record_event(), list[Event]()
+        self.chunk_events = [{} for _ in self.layers]
+        streams = range(1, len(self.layers) + 1)
+        for stream in streams:
+            with self.device.use_stream(stream):
+                self.device.wait_event(start)
         try:
-            yield begun, ends
+            yield start, ends
         finally:
-            for lane in lanes:
-                with self.device.lane(lane):
-                    ends.append(self.device.mark())
-                self.device.after(ends[-1])
+            for stream in streams:
+                with self.device.use_stream(stream):
+                    ends.append(self.device.record_event())
+                self.device.wait_event(ends[-1])
 
-    def _forward(self, k: int, number: int, made: Passing, window: Window) -> None:
-        """A window of a layer, behind the same one of the layer below."""
+    def _forward(self, k: int, number: int, layer_pass: ForwardPass, chunk: TimeChunk) -> None:
+        """Start a chunk of layer k after the same chunk of the layer below."""
         layer = self.layers[k]
-        with self.device.lane(k + 1):
+        with self.device.use_stream(k + 1):
             if k:
-                self.device.after(self.left[k - 1][number])
-            layer.project_window(made, window)
-            self.ways[k].forward([over(run, window) for run in made.runs])
-            self.left[k][number] = self.device.mark()
+                self.device.wait_event(self.chunk_events[k - 1][number])
+            layer.project_chunk(layer_pass, chunk)
+            self.kernels[k].forward([forward_chunk(run, chunk) for run in layer_pass.runs])
+            self.chunk_events[k][number] = self.device.record_event()
 
     def _backward(
         self,
         k: int,
         number: int,
-        made: Returning,
-        window: Window,
-        element: DeviceArray | None,
+        layer_pass: BackwardPass,
+        chunk: TimeChunk,
+        dz_operand: DeviceArray | None,
     ) -> None:
-        """A window of a layer's way back, behind the same one of the layer above."""
-        (run,) = made.runs
-        with self.device.lane(k + 1):
+        """Start a backward chunk of layer k after the same chunk of the layer above."""
+        (run,) = layer_pass.runs
+        with self.device.use_stream(k + 1):
             if k + 1 < len(self.layers):
-                self.device.after(self.left[k + 1][number])
-            self.ways[k].backward([back_over(self.device, run, window)])
-            if k:  # nobody waits for the lowest one's, which are one product afterwards
+                self.device.wait_event(self.chunk_events[k + 1][number])
+            self.kernels[k].backward([backward_chunk(self.device, run, chunk)])
+            if k:  # the lowest layer's input gradient is one product afterwards
                 precision = self.layers[k].precision
-                window_gradient(self.device, precision, run, made.dx, element, window)
-            self.left[k][number] = self.device.mark()
+                chunk_input_gradient(self.device, precision, run, layer_pass.dx, dz_operand, chunk)
+            self.chunk_events[k][number] = self.device.record_event()
 
 
-def _turns(layers: int, windows: int) -> Iterator[tuple[int, int]]:
-    """Layers and their windows as they are started: what can run at the same time together."""
-    for turn in range(windows + layers - 1):
-        for place in range(max(0, turn - windows + 1), min(layers, turn + 1)):
-            yield place, turn - place
+def _launch_order(layers: int, chunks: int) -> Iterator[tuple[int, int]]:
+    """Pairs of layer and chunk in launch order; pairs that can run concurrently are adjacent."""
+    for diagonal in range(chunks + layers - 1):
+        for k in range(max(0, diagonal - chunks + 1), min(layers, diagonal + 1)):
+            yield k, diagonal - k

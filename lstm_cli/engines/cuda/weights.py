@@ -1,4 +1,4 @@
-"""A direction's tensors on the device, and its matrices as the general kernels multiply them."""
+"""Weights of a direction on the device, and matrices packed for the general kernels."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.cuda.device import Device, DeviceArray
-from lstm_cli.engines.cuda.launches import compiled, over
+from lstm_cli.engines.cuda.codegen.layout import round_operands
+from lstm_cli.engines.cuda.codegen.matmul import CONVERSIONS, padded_size
+from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
+from lstm_cli.engines.cuda.passes import DirectionWeights
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.cuda.primitives import PRELUDE
-from lstm_cli.engines.cuda.products import CONVERSIONS, padded
-from lstm_cli.engines.cuda.recurrence import DirectionTensors
-from lstm_cli.engines.cuda.rounding import rounded
+from lstm_cli.engines.cuda.runtime.device import (
+    Device,
+    DeviceArray,
+    cached_kernels,
+    grid_stride_launch,
+)
 
 MATRICES = ("weight_ih", "weight_hh", "weight_hr")
-"""The tensors that products multiply."""
+"""Names of the tensors that products multiply."""
 
-NAME = "pack"
+PACK_KERNEL = "pack"
 
-PACK = """
+PACK_CODE = """
 extern "C" __global__ void __launch_bounds__(256) pack(
     const element* from, element* to, long long A, long long B, long long C,
     long long A_filled, long long B_filled, long long a_step, long long b_step, long long c_step) {
@@ -35,105 +39,111 @@ extern "C" __global__ void __launch_bounds__(256) pack(
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How a matrix is turned round: axes A, B, C of the packed one, by what the other has there.
+class MatrixPacking:
+    """Layout of a packed matrix with axes A, B, C, relative to the stored matrix.
 
     Attributes
     ----------
     sizes
-        Of the three axes; the last two are side by side.
+        Sizes of the three axes; a row of the packed matrix is one C.
     filled
-        How much of A and B is there; behind it stand zeros.
-    steps
-        How far apart neighbours on each axis are in the stored matrix.
+        Sizes of A and B that hold values; zeros pad the rest.
+    strides
+        Elements between neighbors on each axis in the stored matrix.
     """
 
     sizes: tuple[int, int, int]
     filled: tuple[int, int]
-    steps: tuple[int, int, int]
+    strides: tuple[int, int, int]
 
 
-def direction_tensors(
+def direction_weights(
     device: Device,
     cell: Cell,
     input_size: int,
     precision: Precision,
-    real: Mapping[str, DeviceArray],
-) -> DirectionTensors:
-    """A direction's tensors with the operands of its products.
+    stored: Mapping[str, DeviceArray],
+) -> DirectionWeights:
+    """Create a direction's weights, with matrices rounded to the operand type.
 
     Parameters
     ----------
-    real
-        (rows, columns) or (size,) by name within the direction, as stored, of `precision.real`.
+    stored
+        (rows, columns) or (size,) by name within the direction, in the accumulator type.
     """
-    names = [name for name in MATRICES if name in real]
-    element = {name: real[name] for name in names}
+    names = [name for name in MATRICES if name in stored]
+    operands = {name: stored[name] for name in names}
     if precision.narrow:
-        element = {name: rounded(device, precision, real[name]) for name in names}
-    return DirectionTensors(cell, input_size, precision, dict(real), element)
+        operands = {name: round_operands(device, precision, stored[name]) for name in names}
+    return DirectionWeights(cell, input_size, precision, dict(stored), operands)
 
 
-def operands(tensors: DirectionTensors, precision: Precision, name: str) -> DeviceArray:
+def operand_matrix(weights: DirectionWeights, precision: Precision, name: str) -> DeviceArray:
     """A matrix in the type that a precision multiplies."""
-    return (tensors.element if precision.narrow else tensors.real)[name]
+    return (weights.operands if precision.narrow else weights.stored)[name]
 
 
-def packed(
-    device: Device, tensors: DirectionTensors, precision: Precision, name: str, gates: range,
-    *, transposed: bool,
-) -> DeviceArray:  # fmt: skip
-    """A matrix as a general kernel multiplies it, made once.
+def packed_weights(
+    device: Device,
+    weights: DirectionWeights,
+    precision: Precision,
+    name: str,
+    gates: range,
+    *,
+    transposed: bool,
+) -> DeviceArray:
+    """Pack a matrix for a general kernel, once.
 
     Parameters
     ----------
     gates
-        Which of the gates' blocks of rows; of ``weight_hr``, whose rows are no gates', ignored.
+        Gates whose row blocks are packed. Ignored for ``weight_hr``, which has no gates.
     transposed
-        (K, gates, units) for the forward pass, K being the matrix's columns, or (gates, rows of a
-        gate, columns) for the backward pass; the axis that is summed over is padded with zeros.
+        True for the forward pass: (K, gates, units), K being the matrix's columns. False for the
+        backward pass: (gates, rows per gate, columns). Zeros pad the axis that is summed over.
     """
     key = f"general {name} {gates.start}:{gates.stop} {transposed} {precision.name}"
-    if key not in tensors.made:
-        whole = operands(tensors, precision, name)
-        height, width = whole.shape
+    if key not in weights.packings:
+        matrix = operand_matrix(weights, precision, name)
+        height, width = matrix.shape
         if name == "weight_hr":
-            block, number = whole, 1
+            block, count = matrix, 1
         else:
-            H = tensors.cell.hidden_size
-            block, number = whole[gates.start * H : gates.stop * H], len(gates)
+            H = weights.cell.hidden_size
+            block, count = matrix[gates.start * H : gates.stop * H], len(gates)
             height = H
-        packing = _packing(number, height, width, transposed=transposed)
-        tensors.made[key] = _packed(device, precision, block, packing)
-    return tensors.made[key]
+        packing = _matrix_packing(count, height, width, transposed=transposed)
+        weights.packings[key] = _pack_matrix(device, precision, block, packing)
+    return weights.packings[key]
 
 
-def _packing(gates: int, height: int, width: int, *, transposed: bool) -> Packing:
+def _matrix_packing(gates: int, height: int, width: int, *, transposed: bool) -> MatrixPacking:
     if transposed:
-        sizes, filled = (padded(width), gates, height), (width, gates)
-        return Packing(sizes, filled, (1, height * width, width))
-    sizes, filled = (gates, padded(height), width), (gates, height)
-    return Packing(sizes, filled, (height * width, width, 1))
+        sizes, filled = (padded_size(width), gates, height), (width, gates)
+        return MatrixPacking(sizes, filled, (1, height * width, width))
+    sizes, filled = (gates, padded_size(height), width), (gates, height)
+    return MatrixPacking(sizes, filled, (height * width, width, 1))
 
 
-def _packed(
-    device: Device, precision: Precision, block: DeviceArray, packing: Packing
+def _pack_matrix(
+    device: Device, precision: Precision, block: DeviceArray, packing: MatrixPacking
 ) -> DeviceArray:
-    plain = packing.filled == packing.sizes[:2] and packing.steps[2] == 1
-    if plain and precision.name != "tf32":
-        return block  # it stands so already
+    unchanged = packing.filled == packing.sizes[:2] and packing.strides[2] == 1
+    if unchanged and precision.name != "tf32":
+        return block
     A, B, C = packing.sizes
-    out = device.empty((A * B, C), precision.element)
-    kernel = compiled(device, ("pack", precision.name), [NAME], lambda: source(precision))[NAME]
-    sizes = (A, B, C, *packing.filled, *packing.steps)
-    kernel(over(device, out.size), block, out, *sizes)
+    out = device.empty((A * B, C), precision.operand)
+    key = ("pack", precision.name)
+    kernel = cached_kernels(device, key, [PACK_KERNEL], lambda: pack_source(precision))[PACK_KERNEL]
+    launch = grid_stride_launch(device, out.size)
+    kernel(launch, block, out, A, B, C, *packing.filled, *packing.strides)
     return out
 
 
-def source(precision: Precision) -> str:
-    """CUDA C++ of the kernel that packs a matrix: operands as they are, or rounded to TF32."""
+def pack_source(precision: Precision) -> str:
+    """CUDA C++ of the packing kernel; TF32 operands are rounded."""
     ready = "round_tf32(x)" if precision.name == "tf32" else "x"
     return f"""{PRELUDE}
 typedef {CONVERSIONS[precision.name][0]} element;
 __device__ __forceinline__ element ready(element x) {{ return {ready}; }}
-{PACK}"""
+{PACK_CODE}"""

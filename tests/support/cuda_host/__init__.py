@@ -1,1 +1,1 @@
-"""GPU kernels run on the host: a fiber for each CUDA thread, and a device made of them."""
+"""GPU kernels run on the host: one fiber per CUDA thread, and a device that uses them."""

@@ -1,4 +1,4 @@
-"""Arrays of the host device: no more can be done with them than with a GPU's."""
+"""Arrays of the host device, which allow no more than the arrays of a GPU."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ import numpy as np
 from lstm_cli.errors import DeviceMemoryError
 
 GUARD = 256
-"""Bytes before and behind an array that nobody may write, and its alignment."""
+"""Bytes of each guard before and after an array, and the array's alignment."""
 FENCE = 0xA5
 POISON = 0xFF
-"""NaN in every type of floats."""
+"""Byte whose repetition is NaN in every float type."""
 
 
 class Memory:
-    """What is allocated, and what may be."""
+    """Total, used and largest used bytes of a device."""
 
     def __init__(self, total: int):
         self.total, self.used, self.peak = total, 0, 0
 
     def allocate(self, nbytes: int) -> Allocation:
-        """Poisoned bytes between two guards.
+        """Allocate poisoned bytes between two guards.
 
         Raises
         ------
         DeviceMemoryError
-            Less is free.
+            Too few bytes are free.
         """
         free = self.total - self.used
         if nbytes > free:
             raise DeviceMemoryError(needed=nbytes, free=free)
-        made = Allocation(nbytes)
+        allocation = Allocation(nbytes)
         self.used += nbytes
         self.peak = max(self.peak, self.used)
-        weakref.finalize(made, self._give_back, nbytes)
-        return made
+        weakref.finalize(allocation, self._free, nbytes)
+        return allocation
 
-    def _give_back(self, nbytes: int) -> None:
+    def _free(self, nbytes: int) -> None:
         self.used -= nbytes
 
 
 class Allocation:
-    """Bytes of the device."""
+    """Bytes of the device, with guards, and the stream that allocated them."""
 
     def __init__(self, nbytes: int):
         raw = np.full(nbytes + 3 * GUARD, FENCE, np.uint8)
@@ -54,16 +54,16 @@ class Allocation:
         self.guards = raw[start : start + GUARD], raw[start + GUARD + nbytes :][:GUARD]
         self.data = raw[start + GUARD : start + GUARD + nbytes]
         self.data[:] = POISON
-        self.lane = 0
+        self.stream = 0
 
 
 def intact(guards: Iterable[np.ndarray]) -> bool:
-    """Whether nothing was written beside an allocation."""
+    """True if no guard of an allocation was overwritten."""
     return all(bool((guard == FENCE).all()) for guard in guards)
 
 
 class HostArray:
-    """An array that NumPy's functions, arithmetic and assignment do not take."""
+    """An array that rejects NumPy functions, arithmetic and assignment."""
 
     __array_ufunc__ = None
     __iter__ = None
@@ -84,7 +84,7 @@ class HostArray:
         return f"HostArray({self.shape}, {self.dtype})"
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        raise TypeError("an array of the device is no array of NumPy's; download it")
+        raise TypeError("an array of the device is no NumPy array; download it")
 
     def __bool__(self) -> bool:
         raise TypeError("the truth of an array of the device")
@@ -93,11 +93,11 @@ class HostArray:
         raise TypeError("a comparison of an array of the device")
 
     def reshape(self, *shape: Any) -> HostArray:
-        """A view; what would have to be copied is refused."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        made = self.values.view()
-        made.shape = tuple(wanted)
-        return HostArray(self.allocation, made)
+        """A view of another shape; a reshape that needs a copy is an error."""
+        new_shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        view = self.values.view()
+        view.shape = tuple(new_shape)
+        return HostArray(self.allocation, view)
 
     def __getitem__(self, key: Any) -> HostArray:
         parts = key if isinstance(key, tuple) else (key,)
@@ -109,12 +109,12 @@ class HostArray:
 
     @property
     def contiguous(self) -> bool:
-        """Whether it has no gaps and is in C order."""
+        """True if the array is contiguous in C order."""
         return self.values.flags.c_contiguous
 
 
 def make_array(memory: Memory, shape: Any, dtype: str) -> HostArray:
-    """A poisoned array."""
+    """Allocate a poisoned array."""
     kind = np.dtype(dtype)
     size = math.prod(shape)
     allocation = memory.allocate(size * kind.itemsize)

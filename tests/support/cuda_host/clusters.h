@@ -1,4 +1,4 @@
-// How threads of a block, of a cluster and of a grid wait for one another.
+// Barriers of a block, a cluster and a grid.
 #pragma once
 #include "scheduler.h"
 
@@ -11,7 +11,7 @@ extern "C" void host_block_barrier() { meet(s.current->block->barrier); }
 extern "C" void host_arrive(unsigned* counter) { ++*counter; }
 
 extern "C" void host_wait(const unsigned* counter, unsigned target) {
-  if (!s.launch.together) fail("grid_wait in a launch whose blocks need not run together");
+  if (!s.launch.cooperative) fail("grid_wait in a launch that is not cooperative");
   Wait wait{s.current, counter, target};
   if (satisfied(wait) && !s.launch.seed) return;
   s.waits.push_back(wait);
@@ -54,7 +54,7 @@ extern "C" void* host_cluster_address(void* own, unsigned rank, unsigned size) {
     fail("store_cluster outside shared memory, at byte %zd of %u",
          static_cast<std::ptrdiff_t>(offset), s.launch.shared);
   if (offset % size) fail("store_cluster to an address that is not aligned");
-  // A block of a cluster may not have begun yet until all have met once, and is gone when it ends.
+  // A block of a cluster exists from the first cluster barrier until it ends.
   if (!cluster->barrier.phase) fail("store_cluster before the cluster's blocks have met");
   if (!cluster->blocks[rank]->live) fail("store_cluster into a block that is over");
   return cluster->blocks[rank]->memory.data() + GUARD + offset;

@@ -1,4 +1,4 @@
-"""The cuda engine's device on the host: CUDA sources built with g++, arrays that are opaque."""
+"""The cuda engine's device on the host: CUDA sources compiled with g++, opaque arrays."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from cuda_host import build
 from cuda_host.arrays import POISON, HostArray, Memory, make_array
 from cuda_host.build import HostError
 from cuda_host.kernel import HostKernel
-from lstm_cli.engines.cuda.device import Launch
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.runtime.device import Launch
 
 
 @dataclass(frozen=True)
-class HostMark:
-    """A moment."""
+class HostEvent:
+    """A point in time: work is done as soon as it starts."""
 
     at: float
 
-    def seconds_since(self, earlier: HostMark) -> float:
-        """Between two marks."""
+    def seconds_since(self, earlier: HostEvent) -> float:
+        """Seconds between two events."""
         return self.at - earlier.at
 
     def wait(self) -> None:
-        """It is over."""
+        """Return at once."""
 
 
 class HostDevice:
-    """A `lstm_cli.engines.cuda.device.Device` without a GPU.
+    """A `lstm_cli.engines.cuda.runtime.device.Device` without a GPU.
 
     Parameters
     ----------
     seed
-        0: threads run in their order; else the order is drawn, always the same for one seed.
+        0: threads run in their order; else in a random order, always the same for one seed.
     memory
-        Bytes that it has.
+        Bytes of memory in total.
 
     Attributes
     ----------
     launches
-        The name and launch of every kernel that was started.
+        Name and launch of every kernel that was started.
     log
-        What was started, in order: the lane, what it is, and for marks and waits the mark.
+        Work in the order of its start: stream, name, and for events and waits the event.
+    uploads
+        Number of asynchronous copies to the device.
     """
 
     name, title, architecture = "host", "host", "host"
@@ -67,40 +69,40 @@ class HostDevice:
         self.store = Memory(memory)
         self.launches: list[tuple[str, Launch]] = []
         self.log: list[tuple[int, str, Any]] = []
-        self.current = 0
-        self.sent = 0
+        self.stream = 0
+        self.uploads = 0
 
     @contextmanager
-    def lane(self, number: int) -> Iterator[None]:
-        """What is started inside goes into another lane."""
-        before, self.current = self.current, number
+    def use_stream(self, number: int) -> Iterator[None]:
+        """Send work started inside the context to another stream."""
+        before, self.stream = self.stream, number
         try:
             yield
         finally:
-            self.current = before
+            self.stream = before
 
     def do(self, what: str, work: Callable[[], None], *arrays: HostArray) -> None:
-        """Run what was started, at once; `work` holds none of the arrays themselves."""
-        self.log.append((self.current, what, None))
+        """Run work at once; `work` keeps none of the arrays themselves alive."""
+        self.log.append((self.stream, what, None))
         work()
 
     def empty(self, shape: Sequence[int], dtype: str) -> HostArray:
-        """Filled with NaN, and -1 where there is none."""
+        """An array of NaN; integers are -1."""
         return make_array(self.store, shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: str) -> HostArray:
-        """Filled with 0."""
-        made = self.empty(shape, dtype)
-        self.fill_zero(made)
-        return made
+        """An array of zeros."""
+        array = self.empty(shape, dtype)
+        self.fill_zero(array)
+        return array
 
     def fill_zero(self, array: HostArray) -> None:
-        """Set to 0."""
+        """Set an array to 0."""
         _need(array.contiguous, "fill_zero of an array with gaps")
         self.do("zero", partial(_fill, array.values, 0), array)
 
     def copy(self, source: HostArray, target: HostArray) -> None:
-        """One array to another."""
+        """Copy one array to another."""
         _need(source.contiguous and target.contiguous, "a copy of an array with gaps")
         _need(source.size == target.size, f"a copy of {source} to {target}")
         _need(source.dtype == target.dtype, f"a copy of {source} to {target}")
@@ -108,53 +110,57 @@ class HostDevice:
         self.do("copy", partial(_fill, *flat), source, target)
 
     def upload(self, array: np.ndarray) -> HostArray:
-        """A copy."""
-        made = self.empty(np.shape(array), np.asarray(array).dtype.name)
-        self.do("upload", partial(_fill, made.values, np.array(array)), made)
-        return made
+        """Copy to the device."""
+        target = self.empty(np.shape(array), np.asarray(array).dtype.name)
+        self.do("upload", partial(_fill, target.values, np.array(array)), target)
+        return target
 
     def upload_into(self, array: np.ndarray, target: HostArray) -> None:
-        """A copy to what is there."""
+        """Copy to an array of the device."""
         _need(target.contiguous, "an upload into an array with gaps")
         _need(array.shape == target.shape, f"an upload of {array.shape} into {target}")
         _need(array.dtype == target.dtype, f"an upload of {array.dtype} into {target}")
         self.do("upload", partial(_fill, target.values, np.array(array)), target)
 
     def download(self, array: HostArray) -> np.ndarray:
-        """A copy."""
+        """Copy to NumPy's memory."""
         _need(isinstance(array, HostArray), f"a download of {type(array)}")
         self.wait()
         return array.values.copy(order="C")
 
-    def pinned(self, nbytes: int) -> np.ndarray:
-        """Bytes of the host's memory."""
+    def allocate_pinned(self, nbytes: int) -> np.ndarray:
+        """Poisoned bytes of host memory."""
         return np.full(nbytes, POISON, np.uint8)
 
-    def send(self, array: np.ndarray, target: HostArray) -> tuple[HostMark, HostMark]:
-        """A copy, at once."""
+    def copy_to_device_async(
+        self, array: np.ndarray, target: HostArray
+    ) -> tuple[HostEvent, HostEvent]:
+        """Copy to the device, at once."""
         _need(target.contiguous, "a copy into an array with gaps")
         _need(array.nbytes == target.nbytes, f"a copy of {array.nbytes} bytes to {target}")
-        begun = self.mark()
+        start = self.record_event()
         flat = target.values.reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8)
-        self.do("send", partial(_fill, *flat), target)
-        self.sent += 1
-        return begun, self.mark()
+        self.do("copy to device", partial(_fill, *flat), target)
+        self.uploads += 1
+        return start, self.record_event()
 
-    def receive(self, array: HostArray, target: np.ndarray) -> tuple[HostMark, HostMark]:
-        """A copy to the host, at once."""
+    def copy_to_host_async(
+        self, array: HostArray, target: np.ndarray
+    ) -> tuple[HostEvent, HostEvent]:
+        """Copy to the host, at once."""
         _need(array.nbytes == target.nbytes, f"a copy of {array} to {target.nbytes} bytes")
-        begun = self.mark()
+        start = self.record_event()
         flat = target.view(array.dtype).reshape(array.shape), array.values
-        self.do("receive", partial(_fill, *flat), array)
-        return begun, self.mark()
+        self.do("copy to host", partial(_fill, *flat), array)
+        return start, self.record_event()
 
-    def after(self, mark: HostMark) -> None:
-        """It is over."""
-        _need(isinstance(mark, HostMark), f"a wait for {mark}")
-        self.log.append((self.current, "after", mark))
+    def wait_event(self, event: HostEvent) -> None:
+        """Log the wait."""
+        _need(isinstance(event, HostEvent), f"a wait for {event}")
+        self.log.append((self.stream, "wait_event", event))
 
     def from_device_array(self, array: Any) -> HostArray | None:
-        """Its own arrays."""
+        """An array of this device; None for any other."""
         return array if isinstance(array, HostArray) else None
 
     def multiply(
@@ -168,51 +174,52 @@ class HostDevice:
         transpose_b: bool = False,
         add: bool = False,
     ) -> None:
-        """By NumPy, on operands that are rounded as a GPU's are."""
-        for array, kind in ((a, "element"), (b, "element"), (out, "real")):
+        """Compute a product with NumPy, on operands rounded as on a GPU."""
+        for array, kind in ((a, "operand"), (b, "operand"), (out, "accumulator")):
             wanted = getattr(PRECISIONS[precision], kind)
             _need(array.dtype == wanted, f"multiply in {precision} of {array}, not {wanted}")
             stacked = array is not b and a.ndim == 3
             _need(array.ndim == 2 + stacked, f"multiply of {array}")
             dense = array.shape[-1] <= 1 or array.strides[-1] == array.dtype.itemsize
             _need(dense, f"multiply of {array} whose rows have gaps")
-        _need(a.ndim == 2 or not transpose_a, "multiply of a stack that is turned")
+        _need(a.ndim == 2 or not transpose_a, "multiply of a transposed stack")
         for operand in (a, b):
             _need(not np.shares_memory(operand.values, out.values), "multiply onto an operand")
         shapes = a.shape[::-1] if transpose_a else a.shape, b.shape[:: -1 if transpose_b else 1]
         fits = shapes[0][-1] == shapes[1][0] and out.shape == (*shapes[0][:-1], shapes[1][1])
         _need(fits, f"multiply of {a} and {b} to {out}")
-        given = a.values, b.values, out.values
+        left_values, right_values, out_values = a.values, b.values, out.values
 
         def work() -> None:
-            left, right = (widened(operand, precision) for operand in given[:2])
+            left = widened(left_values, precision)
+            right = widened(right_values, precision)
             product = self.matmul(
                 left.T if transpose_a else left, right.T if transpose_b else right
             )
-            given[2][...] = product + given[2] if add else product
+            out_values[...] = product + out_values if add else product
 
         self.do("multiply", work, a, b, out)
 
     def matmul(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """A product, in whatever order NumPy adds up."""
+        """A matrix product, in NumPy's order of summation."""
         return left @ right
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, HostKernel]:
-        """Built with g++."""
+        """Compile kernels with g++."""
         library = build.library(source, tuple(names))
         return {name: HostKernel(self, source, name, library) for name in names}
 
-    def mark(self) -> HostMark:
-        """Now."""
-        made = HostMark(time.perf_counter())
-        self.log.append((self.current, "mark", made))
-        return made
+    def record_event(self) -> HostEvent:
+        """An event at this point in time."""
+        event = HostEvent(time.perf_counter())
+        self.log.append((self.stream, "record_event", event))
+        return event
 
     def wait(self) -> None:
-        """Nothing runs behind another's back."""
+        """Return at once, since no work is pending."""
 
     def memory(self) -> tuple[int, int]:
-        """Free, and all."""
+        """Bytes free and bytes in total."""
         return self.store.total - self.store.used, self.store.total
 
 
@@ -226,7 +233,7 @@ def _need(is_so: bool, what: str) -> None:
 
 
 def widened(values: np.ndarray, precision: str) -> np.ndarray:
-    """Operands of products as the numbers that are multiplied."""
+    """Stored operands as the numbers that are multiplied."""
     if precision == "float16":
         return values.view(np.float16).astype(np.float32)
     if precision == "bfloat16":
@@ -237,7 +244,7 @@ def widened(values: np.ndarray, precision: str) -> np.ndarray:
 
 
 def rounded_tf32(values: np.ndarray) -> np.ndarray:
-    """float32 with 10 bits of fraction, halves away from zero."""
+    """Round float32 to 10 bits of fraction, ties away from zero."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isnan(values), np.float32(np.nan), rounded)

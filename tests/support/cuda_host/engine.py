@@ -1,4 +1,4 @@
-"""The cuda engine without a GPU, among the engines that tests run on."""
+"""Engines that tests run on, with the cuda engine on the host among them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lstm_cli.engines.selection import EngineStatus, create_engine, engine_statu
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 
 HOST = EngineStatus("cuda-host", "host", True, "GPU kernels built with g++", SUPPORTED_DTYPES)
-"""The kernels' sources on the host."""
+"""Status of the cuda engine on the host."""
 
 
 def statuses() -> list[EngineStatus]:
-    """Every engine that can be used here, the host's where it can be built."""
-    found = [HOST] if build.COMPILER else []
-    return found + [status for status in engine_statuses() if status.usable]
+    """Every usable engine; the cuda engine on the host needs a C++ compiler."""
+    host = [HOST] if build.COMPILER else []
+    return host + [status for status in engine_statuses() if status.usable]
 
 
 def make(status: EngineStatus, dtype: str) -> Engine:
-    """One of `statuses`."""
+    """Create the engine of a status."""
     if status is HOST:
         return CudaEngine(dtype, HostDevice(multiprocessors=2))
     return create_engine(status.engine, status.device, dtype)

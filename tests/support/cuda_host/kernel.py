@@ -1,4 +1,4 @@
-"""A kernel of the host device: what a launch may be, and running it on fibers."""
+"""Kernels of the host device: checks of a launch, and its run on fibers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cuda_host import build
 from cuda_host.arrays import HostArray, intact
 from cuda_host.build import HostError
-from lstm_cli.engines.cuda.device import Launch
+from lstm_cli.engines.cuda.runtime.device import Launch
 from lstm_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ RUNNING = threading.Lock()  # the scheduler has one state
 
 
 class HostLaunch(ctypes.Structure):
-    """As in shim.h."""
+    """Launch record of shim.h."""
 
     _fields_ = (
         ("grid", ctypes.c_uint * 3),
-        *((name, ctypes.c_uint) for name in ("threads", "shared", "cluster", "together")),
+        *((name, ctypes.c_uint) for name in ("threads", "shared", "cluster", "cooperative")),
         ("resident", ctypes.c_uint),
         ("seed", ctypes.c_uint),
     )
@@ -42,40 +42,42 @@ class HostKernel:
         self.letters = letters().decode()
 
     def resident(self, launch: Launch) -> int:
-        """As many as threads, shared memory and 128 registers a thread allow."""
+        """Blocks that threads, shared memory and 128 registers per thread allow."""
         device = self.device
-        each = min(
+        per_multiprocessor = min(
             2048 // launch.threads,
             65536 // (128 * launch.threads),
             (device.shared_bytes + 1024) // (launch.shared + 1024),
             32,
         )
-        return device.multiprocessors // launch.cluster * launch.cluster * max(1, each)
+        return (
+            device.multiprocessors // launch.cluster * launch.cluster * max(1, per_multiprocessor)
+        )
 
     def __call__(self, launch: Launch, *arguments: Any) -> None:
-        """Run it to its end."""
+        """Run the kernel to its end."""
         self._check(launch)
-        held = self._hold(arguments)
-        addresses = (ctypes.c_void_p * max(1, len(held)))(*map(ctypes.addressof, held))
-        # Without a need to run together, blocks that wait for one another may do so for ever.
+        values = self._c_values(arguments)
+        addresses = (ctypes.c_void_p * max(1, len(values)))(*map(ctypes.addressof, values))
+        # Blocks of a launch that is not cooperative might wait for one another forever.
         resident = self.resident(launch)
-        given = HostLaunch(
-            launch.grid, launch.threads, launch.shared, launch.cluster, launch.together,
+        host_launch = HostLaunch(
+            launch.grid, launch.threads, launch.shared, launch.cluster, launch.cooperative,
             resident, self.device.seed,
         )  # fmt: skip
         used = {k: a for k, a in enumerate(arguments) if isinstance(a, HostArray)}
         fences = {k: a.allocation.guards for k, a in used.items()}
-        pointed = held, addresses
+        alive = values, addresses
 
         def work() -> None:
             message = ctypes.create_string_buffer(500)
             with RUNNING:
-                failed = self.start(ctypes.byref(given), pointed[1], message, len(message))
+                failed = self.start(ctypes.byref(host_launch), alive[1], message, len(message))
             if failed:
                 raise HostError(f"{self.name}: {message.value.decode()}")
             for k, guards in fences.items():
                 if not intact(guards):
-                    raise HostError(f"{self.name}: a write beside the array of argument {k}")
+                    raise HostError(f"{self.name}: a write outside the array of argument {k}")
 
         self.device.launches.append((self.name, launch))
         self.device.do(self.name, work, *used.values())
@@ -86,7 +88,7 @@ class HostKernel:
         wrong = {
             "an empty grid": min(sizes) < 1,
             "too large a grid": launch.grid[0] >= 2**31 or max(launch.grid[1:]) > 65535,
-            "threads that are no whole warps": launch.threads % 32 != 0,
+            "a number of threads that is no multiple of 32": launch.threads % 32 != 0,
             "too many threads": launch.threads > min(1024, self.bounds or 1024),
             "too much shared memory": launch.shared > device.shared_bytes,
             "another cluster than the source": launch.cluster != self.cluster,
@@ -96,22 +98,21 @@ class HostKernel:
         for what, is_so in wrong.items():
             if is_so:
                 raise HostError(f"{self.name} is launched with {what}: {launch}")
-        if launch.together and launch.blocks > self.resident(launch):
-            raise DeviceError(f"{launch.blocks} blocks of {self.name} cannot run together")
+        if launch.cooperative and launch.blocks > self.resident(launch):
+            raise DeviceError(f"{launch.blocks} blocks of {self.name} cannot run at the same time")
 
-    def _hold(self, arguments: Sequence[Any]) -> list[Any]:
-        """The arguments as C values."""
+    def _c_values(self, arguments: Sequence[Any]) -> list[Any]:
         if len(arguments) != len(self.letters):
             expected = len(self.letters)
             raise HostError(f"{self.name} takes {expected} arguments, not {len(arguments)}")
-        held: list[Any] = []
+        values: list[Any] = []
         for k, (letter, a) in enumerate(zip(self.letters, arguments, strict=True)):
             if letter == "p" and (a is None or isinstance(a, HostArray)):
-                held.append(ctypes.c_void_p(None if a is None else a.values.ctypes.data))
+                values.append(ctypes.c_void_p(None if a is None else a.values.ctypes.data))
             elif letter == "q" and type(a) is int:
-                held.append(ctypes.c_longlong(a))
+                values.append(ctypes.c_longlong(a))
             elif letter == "d" and type(a) is float:
-                held.append(ctypes.c_double(a))
+                values.append(ctypes.c_double(a))
             else:
                 raise HostError(f"{self.name} takes a {letter} as argument {k}, not {a!r}")
-        return held
+        return values

@@ -1,4 +1,4 @@
-"""A device that runs nothing and keeps every source it is asked to compile."""
+"""A device that runs nothing and records every source it compiles."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from cuda_host.arrays import HostArray
 from cuda_host.device import HostDevice
 from cuda_host.kernel import HostKernel
-from lstm_cli.engines.cuda.device import Launch
+from lstm_cli.engines.cuda.runtime.device import Launch
 
 WHOLE = SimpleNamespace(intact=lambda: True)
 
 
 class RecordedKernel:
-    """A kernel that does nothing."""
+    """A kernel whose launch does nothing."""
 
     resident = HostKernel.resident
 
@@ -25,16 +25,16 @@ class RecordedKernel:
         self.device = device
 
     def __call__(self, launch: Launch, *arguments: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Recorder(HostDevice):
-    """Its arrays hold zeros.
+    """A device whose arrays are zeros.
 
     Attributes
     ----------
     sources
-        Each source, and the names of its kernels.
+        Names of the kernels of each source.
     """
 
     def __init__(self, **options: Any):
@@ -42,17 +42,17 @@ class Recorder(HostDevice):
         self.sources: dict[str, tuple[str, ...]] = {}
 
     def empty(self, shape: Sequence[int], dtype: str) -> HostArray:
-        """Zeros that take no memory before they are touched."""
+        """Zeros that take no memory before their first use."""
         return HostArray(WHOLE, np.zeros(tuple(shape), dtype))
 
     def upload(self, array: np.ndarray) -> HostArray:
-        """Zeros of its shape."""
+        """Zeros of the array's shape."""
         return self.empty(array.shape, array.dtype.name)
 
     def multiply(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, RecordedKernel]:
-        """Kernels that do nothing."""
+        """Record the source."""
         self.sources[source] = tuple(names)
         return {name: RecordedKernel(self) for name in names}

@@ -1,7 +1,7 @@
-// The threads of a launch as fibers of one thread of the system.
+// Runs the threads of a launch as fibers of one system thread.
 //
-// A fiber runs until it must wait for others; then the next one that can run goes on. Seed 0 takes
-// them in their order; any other seed draws, so that a barrier that is missing shows. If nobody can
+// A fiber runs until it must wait; then the next fiber that can run continues. Seed 0 takes
+// them in order; any other seed takes a random one, so a missing barrier shows. If no fiber can
 // run, or a rule of the device is broken, the launch ends with a message.
 #include "clusters.h"
 #include "scheduler.h"
@@ -24,7 +24,7 @@ void finish(Block* block) {
   if (--cluster->live == 0) s.over = cluster;
 }
 
-// What every fiber runs.
+// Body of every fiber.
 void enter() {
   s.kernel(s.given);
   Fiber* me = s.current;
@@ -73,7 +73,7 @@ void begin(Cluster& cluster, std::size_t first, std::size_t first_stack) {
 
 }  // namespace
 
-// Runs a launch, `resident` blocks of it at a time. 0: done; else the message says what is wrong.
+// Runs a launch, `resident` blocks at a time. Returns 0, or sets the message to the problem.
 extern "C" int host_launch(const HostLaunch* launch, void (*kernel)(void**), void** given,
                            char* message, int room) {
   s = State{};

@@ -1,4 +1,4 @@
-// Fibers, what they wait for, and which one runs next.
+// Scheduler of fibers: their barriers, and the choice of the next one.
 #pragma once
 #include "shim.h"
 #include "switch.h"
@@ -35,7 +35,7 @@ struct Warp {
   float d[32][4], product[32][4];
 };
 
-struct Group {  // of threads that wait for one another
+struct Group {  // threads that wait for one another
   explicit Group(unsigned size = 0) : size(size) {}
   unsigned size, count = 0, phase = 0;
   std::vector<Fiber*> waiting;
@@ -135,7 +135,7 @@ void resume(void** from, Fiber* to) {
   host_switch(from, to->sp);
 }
 
-// Nobody can run: says who waits.
+// No fiber can run: reports which ones wait.
 void tell_deadlock() {
   s.failed = true;
   int n = std::snprintf(s.message, s.room,

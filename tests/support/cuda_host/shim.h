@@ -1,5 +1,5 @@
-// CUDA C++ as a host compiler reads it. No header is included, so that a kernel builds quickly;
-// runtime.cpp, which is built once, schedules the threads.
+// CUDA C++ for a host compiler. No header is included, so that a kernel compiles quickly;
+// runtime.cpp, which is compiled once, schedules the threads.
 #pragma once
 #define LSTM_HOST 1
 #define __global__
@@ -28,7 +28,7 @@ void host_cluster_arrive();
 void host_cluster_wait();
 void* host_cluster_address(void* own, unsigned rank, unsigned size);
 struct HostLaunch {
-  unsigned grid[3], threads, shared, cluster, together, resident, seed;
+  unsigned grid[3], threads, shared, cluster, cooperative, resident, seed;
 };
 int host_launch(const HostLaunch*, void (*kernel)(void**), void** given, char* message, int room);
 double tanh(double), exp(double), log1p(double), sqrt(double), fabs(double);
@@ -125,7 +125,7 @@ static inline double shuffle_xor(double value, int lanes) {
   return value;
 }
 
-// What a kernel takes, one letter an argument, and how it is called with an array of addresses.
+// Types of a kernel's arguments, one letter each, and its call with an array of addresses.
 template <class T> struct Letter;
 template <class T> struct Letter<T*> { static constexpr char is = 'p'; };
 template <> struct Letter<long long> { static constexpr char is = 'q'; };

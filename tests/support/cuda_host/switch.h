@@ -1,11 +1,11 @@
-// A fiber's stack and the step from one to another.
+// Stack of a fiber, and the switch from one fiber to another.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 #if defined(__x86_64__) && !defined(_WIN32)
 #define OWN_SWITCH 1
-// Saves what a callee must keep, changes the stack, and returns there.
+// Saves the callee-saved registers, switches stacks, and returns on the other stack.
 extern "C" void host_switch(void** from, void* to) asm("host_switch");
 asm(R"(
 .text

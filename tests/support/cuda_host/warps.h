@@ -1,11 +1,11 @@
-// What the 32 lanes of a warp do together.
+// Operations of the 32 lanes of a warp.
 #pragma once
 #include "scheduler.h"
 #include <cstring>
 
 namespace {
 
-// Whether this lane is the last of its warp to come to a collective operation.
+// True if this lane is the last of its warp to reach a collective operation.
 bool last_of(Warp& warp, unsigned kind) {
   if (warp.count && warp.kind != kind) fail("lanes of a warp are at different operations");
   warp.kind = kind;

@@ -78,7 +78,7 @@ class Shim:
     def upload(self, array):
         return array
 
-    def mark(self):
+    def record_event(self):
         moment = SimpleNamespace(at=perf_counter())
         moment.seconds_since = lambda earlier: moment.at - earlier.at
         return moment

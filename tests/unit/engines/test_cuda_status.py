@@ -1,4 +1,4 @@
-"""What a user is told who has no GPU that can be used: each thing that is missing, and its cure."""
+"""Status of the cuda engine without a usable GPU: each missing part, and its cure."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from types import SimpleNamespace
 import pytest
 
 from lstm_cli.engines import selection
-from lstm_cli.engines.cuda import driver as drivers
-from lstm_cli.engines.cuda import occupancy, status
-from lstm_cli.engines.cuda.device import Launch
-from lstm_cli.engines.cuda.driver import Driver, Listed, NoDriver
+from lstm_cli.engines.cuda.runtime import kernel, status
+from lstm_cli.engines.cuda.runtime.device import Launch
+from lstm_cli.engines.cuda.runtime.status import DriverGpu, DriverInfo, DriverUnavailable
 from lstm_cli.errors import DeviceError
 
-H200 = Listed(0, "NVIDIA H200", (9, 0), 150 << 30)
-T4 = Listed(1, "Tesla T4", (7, 5), 16 << 30)
+H200 = DriverGpu(0, "NVIDIA H200", (9, 0), 150 << 30)
+T4 = DriverGpu(1, "Tesla T4", (7, 5), 16 << 30)
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what the driver says, and what there is of CuPy."""
+    """Returns the status on a machine with this driver, these GPUs, and CuPy or not."""
 
     def make(version=(13, 0), gpus=(H200, T4), *, cupy=True, problem=None):
-        monkeypatch.setattr(status, "driver", lambda: Driver(version, tuple(gpus)))
+        monkeypatch.setattr(status, "read_driver", lambda: DriverInfo(version, tuple(gpus)))
         monkeypatch.setattr(status, "find_spec", lambda name: object() if cupy else None)
         if cupy and problem is None:
-            monkeypatch.setattr(status, "_cupy_versions", lambda found: {"cupy": "14.2.0"})
-            asked = {0: status._status(H200, 140 << 30, "")}
-            real = status._asked
-            monkeypatch.setattr(status, "_asked", lambda gpu: asked.get(gpu.ordinal) or real(gpu))
+            monkeypatch.setattr(status, "_cupy_versions", lambda driver: {"cupy": "14.2.0"})
+            known = {0: status._gpu_status(H200, 140 << 30, "")}
+            query = status._query_gpu
+            monkeypatch.setattr(
+                status, "_query_gpu", lambda gpu: known.get(gpu.ordinal) or query(gpu)
+            )
         return status.cuda_status()
 
     return make
 
 
 def test_no_driver(monkeypatch) -> None:
-    def refuse():
-        raise NoDriver("no NVIDIA driver is installed (libcuda.so.1 is not found)")
+    def fail():
+        raise DriverUnavailable("no NVIDIA driver is installed (libcuda.so.1 is not found)")
 
-    monkeypatch.setattr(status, "driver", refuse)
-    found = status.cuda_status()
-    assert (found.problem, found.gpus) == (str(NoDriver(found.problem)), ())
-    assert found.hint == status.DRIVER_HINT
+    monkeypatch.setattr(status, "read_driver", fail)
+    result = status.cuda_status()
+    assert (result.problem, result.gpus) == (str(DriverUnavailable(result.problem)), ())
+    assert result.hint == status.DRIVER_HINT
 
 
 def test_no_gpu(machine) -> None:
@@ -50,15 +51,15 @@ def test_no_gpu(machine) -> None:
 
 
 def test_an_old_driver(machine) -> None:
-    found = machine(version=(11, 8))
-    assert found.problem == "the NVIDIA driver runs CUDA 11.8 only, 12.0 or later is needed"
-    assert [gpu.usable for gpu in found.gpus] == [False, False]
+    result = machine(version=(11, 8))
+    assert result.problem == "the NVIDIA driver runs CUDA 11.8 only, 12.0 or later is needed"
+    assert [gpu.usable for gpu in result.gpus] == [False, False]
 
 
 @pytest.mark.parametrize(("version", "extra"), [((13, 1), "cuda13"), ((12, 8), "cuda12")])
 def test_no_cupy(machine, version, extra) -> None:
-    found = machine(version=version, cupy=False)
-    assert (found.problem, found.hint) == (
+    result = machine(version=version, cupy=False)
+    assert (result.problem, result.hint) == (
         "CuPy is not installed", f"pip install 'lstm-cli[{extra}]'",
     )  # fmt: skip
 
@@ -70,35 +71,37 @@ def test_no_cupy(machine, version, extra) -> None:
         ("14.2.0", 13000, "made for CUDA 13, the NVIDIA driver runs CUDA 12.4", "lstm-cli[cuda12]"),
     ],
 )
-def test_another_cupy(version, build, problem, hint) -> None:
-    with pytest.raises(status._Missing, match=problem) as missing:
-        status._check_cupy(version, build, Driver((12, 4), (H200,)))
+def test_an_unsupported_cupy(version, build, problem, hint) -> None:
+    with pytest.raises(status._MissingPart, match=problem) as missing:
+        status._check_cupy(version, build, DriverInfo((12, 4), (H200,)))
     assert hint in missing.value.hint
 
 
-def test_a_cupy_that_goes(machine) -> None:
-    status._check_cupy("13.4.1", 12000, Driver((13, 0), (H200,)))
-    status._check_cupy("14.0.0rc1", 13020, Driver((13, 0), (H200,)))
+def test_a_supported_cupy(machine) -> None:
+    status._check_cupy("13.4.1", 12000, DriverInfo((13, 0), (H200,)))
+    status._check_cupy("14.0.0rc1", 13020, DriverInfo((13, 0), (H200,)))
 
 
 def test_a_missing_library(monkeypatch) -> None:
-    def refuse():
+    def fail():
         raise ImportError("\nlibcublas.so.13: cannot open\nmore")
 
-    monkeypatch.setattr(status, "_cublas", refuse)
+    monkeypatch.setattr(status, "_cublas", fail)
     monkeypatch.setattr(status, "_runtime", lambda: "13.0")
     monkeypatch.setattr(status, "_nvrtc", lambda: "13.0")
-    with pytest.raises(status._Missing, match=r"cannot load cublas: libcublas.so.13: cannot open$"):
+    with pytest.raises(
+        status._MissingPart, match=r"cannot load cublas: libcublas.so.13: cannot open$"
+    ):
         status._library_versions("pip")
 
 
-def test_usable_and_not(machine) -> None:
-    found = machine()
-    assert found.problem is None
-    assert [gpu.usable for gpu in found.gpus] == [True, False]
-    assert found.gpus[1].detail == "compute capability 7.5 is below 8.0 (Tesla T4)"
-    alone = machine(gpus=(T4,))
-    assert alone.problem == "compute capability 7.5 is below 8.0 (Tesla T4)"
+def test_usable_and_unusable_gpus(machine) -> None:
+    result = machine()
+    assert result.problem is None
+    assert [gpu.usable for gpu in result.gpus] == [True, False]
+    assert result.gpus[1].detail == "compute capability 7.5 is below 8.0 (Tesla T4)"
+    only_t4 = machine(gpus=(T4,))
+    assert only_t4.problem == "compute capability 7.5 is below 8.0 (Tesla T4)"
 
 
 def test_devices_by_number(machine) -> None:
@@ -111,14 +114,14 @@ def test_devices_by_number(machine) -> None:
         selection._ordinal("cuda:1", gpus)
 
 
-def test_a_gpu_passed_over_is_told(machine) -> None:
+def test_the_reason_against_a_gpu_is_reported(machine) -> None:
     machine(cupy=False)
     choice = selection.choose_engine()
     assert choice.passed_over["cuda"] == "CuPy is not installed"
     assert "cuda" not in selection.choose_engine(device="cpu").passed_over
 
 
-def test_what_the_driver_lists(monkeypatch) -> None:
+def test_gpus_that_the_driver_lists(monkeypatch) -> None:
     def put(pointer, value):
         pointer._obj.value = value
         return 0
@@ -136,27 +139,27 @@ def test_what_the_driver_lists(monkeypatch) -> None:
         cuDeviceTotalMem_v2=lambda p, d: put(p, 1 << 37),
         cuDeviceGetAttribute=lambda p, a, d: put(p, {75: 9, 76: 0}[a]),
     )
-    monkeypatch.setattr(drivers, "library", lambda: cuda)
-    found = drivers.driver.__wrapped__()
-    assert found == Driver((12, 4), (Listed(0, "NVIDIA H200", (9, 0), 1 << 37),))
+    monkeypatch.setattr(status, "driver_library", lambda: cuda)
+    driver = status.read_driver.__wrapped__()
+    assert driver == DriverInfo((12, 4), (DriverGpu(0, "NVIDIA H200", (9, 0), 1 << 37),))
 
 
 @pytest.mark.parametrize(("code", "clusters"), [(0, 8), (912, 0)])
 def test_clusters_that_fit(monkeypatch, code, clusters) -> None:
-    def ask(count, function, config):
-        given = config._obj
-        assert list(given.grid) == [128, 1, 1]
-        assert list(given.attributes[0].cluster) == [16, 1, 1]
+    def query(count, function, config):
+        record = config._obj
+        assert list(record.grid) == [128, 1, 1]
+        assert list(record.attributes[0].cluster) == [16, 1, 1]
         count._obj.value = 8
         return code
 
-    cuda = SimpleNamespace(cuOccupancyMaxActiveClusters=ask)
-    monkeypatch.setattr(occupancy, "library", lambda: cuda)
+    cuda = SimpleNamespace(cuOccupancyMaxActiveClusters=query)
+    monkeypatch.setattr(kernel, "driver_library", lambda: cuda)
     launch = Launch((128, 1, 1), 256, shared=1 << 16, cluster=16)
-    assert occupancy.active_clusters(5, launch, 7) == clusters
+    assert kernel.active_clusters(5, launch, 7) == clusters
     cuda.cuOccupancyMaxActiveClusters = lambda *_: 1
     with pytest.raises(DeviceError, match="clusters of 16 blocks"):
-        occupancy.active_clusters(5, launch, 7)
+        kernel.active_clusters(5, launch, 7)
 
 
 def test_records_are_those_of_the_header() -> None:
@@ -164,25 +167,25 @@ def test_records_are_those_of_the_header() -> None:
     theirs = cuda.CUlaunchConfig()
     theirs.gridDimX, theirs.blockDimX, theirs.sharedMemBytes = 128, 256, 4096
     theirs.hStream = 77
-    raw = ctypes.string_at(theirs.getPtr(), ctypes.sizeof(occupancy._Config))
-    ours = occupancy._Config.from_buffer_copy(raw)
+    raw = ctypes.string_at(theirs.getPtr(), ctypes.sizeof(kernel._LaunchConfig))
+    ours = kernel._LaunchConfig.from_buffer_copy(raw)
     assert (ours.grid[0], ours.block[0], ours.shared, ours.stream) == (128, 256, 4096, 77)
 
 
-def test_compiles_and_keeps(tmp_path, monkeypatch) -> None:
+def test_a_source_is_compiled_once_and_kept_on_disk(tmp_path, monkeypatch) -> None:
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
     try:
         nvrtc.getVersion()
     except Exception:
         pytest.skip("NVRTC is not installed")
-    from lstm_cli.engines.cuda.compiler import architecture, compile_source
+    from lstm_cli.engines.cuda.runtime.kernel import compile_source, gpu_architecture
 
     monkeypatch.setenv("LSTM_CLI_CACHE_DIR", str(tmp_path))
     source = 'extern "C" __global__ void f(float* x) { x[threadIdx.x] = 1.0f; }'
-    assert architecture((9, 0)) == "sm_90a"
-    made = compile_source(source, ["f"], "sm_90a")
-    assert made.code[:4] == b"\x7fELF"
-    assert compile_source(source, ["f"], "sm_90a") == made
+    assert gpu_architecture((9, 0)) == "sm_90a"
+    compiled = compile_source(source, ["f"], "sm_90a")
+    assert compiled.code[:4] == b"\x7fELF"
+    assert compile_source(source, ["f"], "sm_90a") == compiled
     assert len(list((tmp_path / "kernels").iterdir())) == 1
     assert b".entry f" in compile_source(source, ["f"], "compute_90").code
     with pytest.raises(DeviceError, match="does not compile") as error:

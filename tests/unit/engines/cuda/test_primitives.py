@@ -1,4 +1,4 @@
-"""The device functions that all kernels share, as the host device emulates them."""
+"""Device functions that all kernels share, as the host device emulates them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from cuda_host import build
 from cuda_host.device import HostDevice, rounded_tf32
 
-from lstm_cli.engines.cuda.device import Launch
-from lstm_cli.engines.cuda.primitives import PRELUDE
+from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
+from lstm_cli.engines.cuda.runtime.device import Launch
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="g++ is not installed")
 
@@ -17,14 +17,14 @@ ONE = Launch((1, 1, 1), 32)
 
 
 def kernel(body, parameters, device=None, cluster=1):
-    """A kernel of a body; its argument `n` counts arrivals where there is one."""
+    """Compile a kernel with this body; its argument `n`, if any, counts arrivals."""
     clusters = f"CLUSTER({cluster}) " if cluster > 1 else ""
     source = f'{PRELUDE}extern "C" __global__ void {clusters}k({parameters}) {{\n{body}\n}}\n'
     return (device or HostDevice()).compile(source, ["k"])["k"]
 
 
 def converted(name, values, result):
-    """What a conversion makes of values."""
+    """Values after a conversion."""
     device = HostDevice()
     types = {"uint16": "unsigned short", "float32": "float"}
     body = f"const long long k = (long long)blockIdx.x * 256 + threadIdx.x; y[k] = {name}(x[k]);"
@@ -36,7 +36,7 @@ def converted(name, values, result):
 
 
 def floats():
-    """All kinds of float32: of every exponent, halfway between neighbours, special."""
+    """float32 of every kind: each exponent, halfway between neighbors, special values."""
     rng = np.random.default_rng(3)
     any_bits = rng.integers(0, 2**32, 100_000, np.uint32).view(np.float32)
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -61,21 +61,21 @@ def test_widen():
 def test_narrow_f16():
     x = floats()
     with np.errstate(over="ignore", invalid="ignore"):
-        wanted = x.astype(np.float16)
-    found = converted("narrow_f16", x, "uint16").view(np.float16)
-    np.testing.assert_array_equal(found, wanted)
-    np.testing.assert_array_equal(np.signbit(found)[~np.isnan(x)], np.signbit(x)[~np.isnan(x)])
+        expected = x.astype(np.float16)
+    actual = converted("narrow_f16", x, "uint16").view(np.float16)
+    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(np.signbit(actual)[~np.isnan(x)], np.signbit(x)[~np.isnan(x)])
 
 
 def test_narrow_bf16():
-    """The nearest by distance in float64, of two equally near the even one."""
+    """Compare distances in float64: the nearest is right, the even one of two equally near."""
     x = floats()
-    found = converted("narrow_bf16", x, "uint16")
-    wide = (found.astype(np.uint32) << 16).view(np.float32)
+    actual = converted("narrow_bf16", x, "uint16")
+    wide = (actual.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(np.isnan(wide), np.isnan(x))
     fine = np.isfinite(x) & np.isfinite(wide)
-    below = ((found - 1).astype(np.uint32) << 16).view(np.float32)
-    above = ((found + 1).astype(np.uint32) << 16).view(np.float32)
+    below = ((actual - 1).astype(np.uint32) << 16).view(np.float32)
+    above = ((actual + 1).astype(np.uint32) << 16).view(np.float32)
     exact = np.where(fine, x, 0).astype(float)
     off = np.abs(exact - np.where(fine, wide, 0))
     for other in (below, above):
@@ -84,7 +84,7 @@ def test_narrow_bf16():
         assert (off[comparable] <= distance[comparable]).all()
         tie = comparable & (off == distance) & (off > 0)
         assert tie.any()
-        assert (found[tie] % 2 == 0).all()
+        assert (actual[tie] % 2 == 0).all()
     limit = float(2**128 - 2**119)  # halfway between the largest bfloat16 and 2^128
     large = np.abs(np.where(np.isnan(x), 0, x).astype(float)) >= limit
     np.testing.assert_array_equal(np.isinf(wide), large)
@@ -92,19 +92,19 @@ def test_narrow_bf16():
 
 def test_round_tf32():
     x = floats()
-    found = converted("round_tf32", x, "float32")
+    actual = converted("round_tf32", x, "float32")
     with np.errstate(over="ignore"):
-        wanted = rounded_tf32(x)
-    np.testing.assert_array_equal(found, wanted)
-    bits = found.view(np.uint32)
+        expected = rounded_tf32(x)
+    np.testing.assert_array_equal(actual, expected)
+    bits = actual.view(np.uint32)
     assert (bits & 0x1FFF == 0).all()
-    fine = np.isfinite(x) & np.isfinite(found)
+    fine = np.isfinite(x) & np.isfinite(actual)
     step = np.ldexp(1.0, np.maximum(np.frexp(x[fine])[1], -125) - 11)
-    off = np.abs(found[fine].astype(float) - x[fine])
+    off = np.abs(actual[fine].astype(float) - x[fine])
     assert (off <= step / 2).all()
     tie = off == step / 2
     assert tie.any()
-    assert (np.abs(found[fine][tie]) > np.abs(x[fine][tie])).all()
+    assert (np.abs(actual[fine][tie]) > np.abs(x[fine][tie])).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -187,25 +187,25 @@ def test_shuffle(c_type, dtype, seed):
         Launch((1, 1, 1), 64), device.upload(x), y
     )
     sums = x.reshape(2, 32).astype(dtype)
-    wanted = np.repeat(sums.sum(axis=1, dtype=dtype), 32) - x[np.arange(64) ^ 3]
-    np.testing.assert_allclose(y.values, wanted, rtol=1e-6, atol=1e4 if dtype == "f4" else 0)
+    expected = np.repeat(sums.sum(axis=1, dtype=dtype), 32) - x[np.arange(64) ^ 3]
+    np.testing.assert_allclose(y.values, expected, rtol=1e-6, atol=1e4 if dtype == "f4" else 0)
 
 
-MEETING = """
+BARRIER = """
   __syncthreads();
   if (threadIdx.x == 0) {
     grid_arrive(n);
-    met += gridDim.x;
-    grid_wait(n, met);
+    arrivals += gridDim.x;
+    grid_wait(n, arrivals);
   }
   __syncthreads();"""
 
 
-def rounds(meeting, seed, first=0):
-    """Blocks that add what their neighbours wrote, round by round; and what comes out."""
+def rounds(barrier, seed, first=0):
+    """Values after rounds in which blocks add their neighbors' values, and the expected ones."""
     device, T = HostDevice(seed=seed), 30
     body = f"""
-  unsigned met = n[0];
+  unsigned arrivals = n[0];
   __syncthreads();
   if (threadIdx.x == 0) {{ grid_arrive(n + 1); grid_wait(n + 1, gridDim.x); }}
   __syncthreads();
@@ -213,37 +213,37 @@ def rounds(meeting, seed, first=0):
   for (long long t = 0; t < T; t++) {{
     const unsigned* from = x + t % 2 * all;
     x[(t + 1) % 2 * all + me] = 3u * load_global(from + (me + 77) % all) + load_global(from + me);
-    {meeting}
+    {barrier}
   }}"""
     run = kernel(body, "unsigned* x, unsigned* n, long long T", device)
     start = np.random.default_rng(2).integers(0, 2**32, BLOCKS * THREADS, np.uint32)
     x = device.zeros((2, BLOCKS * THREADS), "uint32")
-    x.values[0] = wanted = start
+    x.values[0] = expected = start
     n = device.upload(np.array([first, 0], np.uint32))
-    run(Launch((BLOCKS, 1, 1), THREADS, together=True), x, n, T)
+    run(Launch((BLOCKS, 1, 1), THREADS, cooperative=True), x, n, T)
     for _ in range(T):
-        wanted = np.uint32(3) * np.roll(wanted, -77) + wanted
-    return x.values[T % 2], wanted
+        expected = np.uint32(3) * np.roll(expected, -77) + expected
+    return x.values[T % 2], expected
 
 
 @pytest.mark.parametrize("first", [0, 2**31 - 50, 2**32 - 50])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_grid_barrier(seed, first):
-    np.testing.assert_array_equal(*rounds(MEETING, seed, first))
+    np.testing.assert_array_equal(*rounds(BARRIER, seed, first))
 
 
 @pytest.mark.parametrize(
-    "meeting",
-    ["__syncthreads();", MEETING.replace("__syncthreads();", "", 1), MEETING.rpartition("__")[0]],
+    "barrier",
+    ["__syncthreads();", BARRIER.replace("__syncthreads();", "", 1), BARRIER.rpartition("__")[0]],
     ids=["no grid barrier", "none before it", "none behind it"],
 )
-def test_missing_barrier_shows(meeting):
-    results = [rounds(meeting, seed) for seed in range(6)]
-    assert not all((found == wanted).all() for found, wanted in results)
+def test_missing_barrier_shows(barrier):
+    results = [rounds(barrier, seed) for seed in range(6)]
+    assert not all((actual == expected).all() for actual, expected in results)
 
 
 def reversed_in_block(barrier, seed):
-    """Rounds of reversing through shared memory; and what comes out."""
+    """True if rounds of reversing through shared memory give the expected values."""
     device = HostDevice(seed=seed)
     body = f"""
   DYNAMIC_SHARED(memory);
@@ -258,10 +258,10 @@ def reversed_in_block(barrier, seed):
   y[threadIdx.x] = own;"""
     y = device.empty((96,), "uint32")
     kernel(body, "unsigned* y", device)(Launch((1, 1, 1), 96, shared=4 * 96), y)
-    wanted = np.arange(1, 97, dtype=np.uint32)
+    expected = np.arange(1, 97, dtype=np.uint32)
     for _ in range(5):
-        wanted = wanted * np.uint32(5) + wanted[::-1]
-    return (y.values == wanted).all()
+        expected = expected * np.uint32(5) + expected[::-1]
+    return (y.values == expected).all()
 
 
 def test_block_barrier():
@@ -287,14 +287,14 @@ CLUSTER_ROUNDS = """
 
 
 def in_clusters(body, seed):
-    """What rounds of two clusters of four make, and what they should."""
+    """True if rounds in two clusters of four blocks give the expected values."""
     device = HostDevice(seed=seed)
     y = device.empty((8, 32), "uint32")
     kernel(body, "unsigned* y", device, 4)(Launch((8, 1, 1), 32, 256, 4), y)
-    wanted = np.arange(256, dtype=np.uint32).reshape(2, 4, 32) * np.uint32(7)
+    expected = np.arange(256, dtype=np.uint32).reshape(2, 4, 32) * np.uint32(7)
     for _ in range(6):
-        wanted = wanted * np.uint32(3) + np.roll(wanted, 1, 1)[..., np.arange(32) ^ 1]
-    return (y.values == wanted.reshape(8, 32)).all()
+        expected = expected * np.uint32(3) + np.roll(expected, 1, 1)[..., np.arange(32) ^ 1]
+    return (y.values == expected.reshape(8, 32)).all()
 
 
 def test_clusters():
@@ -332,7 +332,7 @@ def test_store_and_load_of_every_type(c_type, value):
     run = kernel(body, f"const {c_type}* x, {c_type}* y", device, 2)
     run(Launch((2, 1, 1), 32, 64, 2), x, y)
     size = {"float": 4, "double": 8, "unsigned short": 2, "Pair": 8, "Quad": 16}[c_type]
-    found = y.values[: 4 * size].reshape(2, 2, size)
-    assert found[0, 0].any()
-    assert not found[:, 1].any()
-    np.testing.assert_array_equal(found[0, 0], found[1, 0])
+    actual = y.values[: 4 * size].reshape(2, 2, size)
+    assert actual[0, 0].any()
+    assert not actual[:, 1].any()
+    np.testing.assert_array_equal(actual[0, 0], actual[1, 0])

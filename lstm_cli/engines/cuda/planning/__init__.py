@@ -1,0 +1,1 @@
+"""Plans of persistent kernels, chosen by a cost model that is unmeasured on any GPU."""

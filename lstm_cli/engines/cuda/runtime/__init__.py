@@ -1,0 +1,1 @@
+"""A device: memory, streams, compiled kernels. `device` is the protocol; `gpu` drives CuPy."""

@@ -1,0 +1,267 @@
+"""Pinned memory, asynchronous copies whose benefit is unmeasured, and arrays of other packages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray, Event, is_host_array
+from lstm_cli.errors import DeviceError
+
+if TYPE_CHECKING:
+    from lstm_cli.engines.cuda.runtime.gpu import Gpu
+
+DEVICE_TO_HOST = 2  # of cudaMemcpyKind
+
+PINNED_BUFFERS = 2
+"""Number of pinned buffers that `Uploader.upload` uses in turn."""
+
+DLPACK_CUDA_DEVICE = 2
+"""kDLCUDA, of DLPack."""
+
+DEFAULT_STREAM_ADDRESSES = (0, 1)
+"""Addresses of the default stream, which is synchronized with the main stream."""
+
+
+def allocate_pinned(gpu: Gpu, nbytes: int) -> Array:
+    """Page-locked memory (nbytes,) uint8 from CuPy's pool.
+
+    It goes back to the pool with the last array that views it.
+    """
+    with gpu.failures(f"{nbytes:,} bytes cannot be page-locked"):
+        gpu.make_current()
+        memory: Any = gpu.cupy.cuda.alloc_pinned_memory(nbytes)
+    return np.frombuffer(memory, np.uint8, nbytes)
+
+
+def row_layout(array: DeviceArray) -> tuple[int, int, int]:
+    """Layout of an array as contiguous rows.
+
+    Returns
+    -------
+    count, width, pitch
+        Number of rows, bytes per row, and bytes from one row to the next.
+
+    Raises
+    ------
+    ValueError
+        The array has no such layout: a mistake in the caller.
+    """
+    width, axes = array.dtype.itemsize, list(zip(array.shape, array.strides, strict=True))
+    axes = [(size, stride) for size, stride in axes if size != 1]
+    while axes and axes[-1][1] == width:
+        width *= axes.pop()[0]
+    if not axes:
+        return 1, width, width
+    pitch = axes[-1][1]
+    for (_, outer), (size, inner) in pairwise(axes):
+        if outer != size * inner:
+            raise ValueError(f"shape {array.shape} with strides {array.strides} is no rows")
+    if pitch < width:
+        raise ValueError(f"rows that overlap: strides {array.strides}")
+    return math.prod(size for size, _ in axes), width, pitch
+
+
+def copy_rows_to_host(gpu: Gpu, array: DeviceArray, target: int, stream: int) -> None:
+    """Start the copy of an array to contiguous host memory at `target`, on a stream."""
+    count, width, pitch = row_layout(array)
+    source = array.data.ptr
+    if count == 1:
+        gpu.runtime.memcpyAsync(target, source, width, DEVICE_TO_HOST, stream)
+    else:
+        gpu.runtime.memcpy2DAsync(
+            target, width, source, pitch, width, count, DEVICE_TO_HOST, stream
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """An array whose copy to the device has started.
+
+    Attributes
+    ----------
+    array
+        Array on the device. Call `Uploader.wait_for` before work reads it.
+    start, end
+        Events around the copy.
+    source
+        Pinned memory that is copied; it must live until the copy ends.
+    """
+
+    array: DeviceArray
+    start: Event
+    end: Event
+    source: Array
+
+    def discard(self) -> None:
+        """Wait for the copy of an array that no work will read, so that its memory can be freed."""
+        with suppress(DeviceError):
+            self.end.wait()
+
+    @property
+    def seconds(self) -> float:
+        """Device seconds of the copy; waits for it."""
+        return self.end.seconds_since(self.start)
+
+
+class Uploader:
+    """Copies arrays to a device while it computes.
+
+    Parameters
+    ----------
+    device
+        Target of the copies.
+    dtype
+        Type on the device of arrays that `upload` copies.
+    """
+
+    def __init__(self, device: Device, dtype: str) -> None:
+        self._device, self._dtype = device, np.dtype(dtype)
+        self._buffers: list[Array | None] = [None] * PINNED_BUFFERS
+        self._copied: list[Event | None] = [None] * PINNED_BUFFERS
+        self._index = 0
+
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Allocate a page-locked array for `upload_pinned`."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        pinned = self._device.allocate_pinned(max(nbytes, 1))[:nbytes]
+        return np.ndarray(shape, dtype, pinned)
+
+    def upload_pinned(self, array: Array) -> Upload:
+        """Start the copy of an array of `allocate_pinned`, or of some of its rows.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The device has too little free memory.
+        """
+        target = self._device.empty(array.shape, array.dtype.name)
+        start, end = self._device.copy_to_device_async(array, target)
+        return Upload(target, start, end, array)
+
+    def upload(self, array: Any) -> Upload:
+        """Start the copy of a NumPy array, which may change as soon as this returns.
+
+        The array is first copied to one of two pinned buffers, in turn.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The device has too little free memory.
+        """
+        index, shape = self._index, array.shape
+        target = self._device.empty(shape, self._dtype.name)
+        last = self._copied[index]
+        if last is not None:
+            last.wait()
+        nbytes = math.prod(shape) * self._dtype.itemsize
+        buffer = self._buffer(index, nbytes)
+        buffer.view(self._dtype).reshape(shape)[...] = array
+        start, end = self._device.copy_to_device_async(buffer, target)
+        self._copied[index], self._index = end, (index + 1) % PINNED_BUFFERS
+        return Upload(target, start, end, buffer)
+
+    def wait_for(self, upload: Upload) -> DeviceArray:
+        """Let later work wait for the copy; returns the array on the device."""
+        self._device.wait_event(upload.end)
+        return upload.array
+
+    def _buffer(self, index: int, nbytes: int) -> Array:
+        buffer = self._buffers[index]
+        if buffer is None or buffer.nbytes < nbytes:
+            buffer = self._buffers[index] = self._device.allocate_pinned(max(nbytes, 1))
+        return buffer[:nbytes]
+
+
+class Download:
+    """Copies of device arrays to host memory, started while the device computes.
+
+    Parameters
+    ----------
+    device
+        Device of the arrays.
+    arrays
+        Arrays to copy. They are kept until their copies end.
+    """
+
+    def __init__(self, device: Device, arrays: Sequence[DeviceArray]) -> None:
+        self._arrays = list(arrays)
+        self._events: list[tuple[Event, Event]] = []
+        self._targets: list[Array] = []
+        # Allocate all buffers before the first copy: a failure must not leave a copy running.
+        pinned = [device.allocate_pinned(max(array.nbytes, 1))[: array.nbytes] for array in arrays]
+        for array, target in zip(arrays, pinned, strict=True):
+            self._events.append(device.copy_to_host_async(array, target))
+        self._targets = [
+            target.view(array.dtype).reshape(array.shape)
+            for array, target in zip(arrays, pinned, strict=True)
+        ]
+
+    def __del__(self) -> None:
+        """Wait for the copies: freed memory must not be reused while a copy still writes to it."""
+        with suppress(DeviceError):
+            self.wait()
+
+    def wait(self) -> list[Array]:
+        """Wait for all copies; returns the arrays in host memory."""
+        if self._events and self._arrays:
+            self._events[-1][1].wait()
+        self._arrays.clear()
+        return self._targets
+
+    @property
+    def seconds(self) -> float:
+        """Device seconds of all copies; waits for them."""
+        if not self._events:
+            return 0.0
+        return float(self._events[-1][1].seconds_since(self._events[0][0]))
+
+
+def from_device_array(gpu: Gpu, array: Any) -> DeviceArray | None:
+    """View a GPU array of CuPy, PyTorch or another package as a contiguous CuPy array.
+
+    An array that is not contiguous is copied. None if the array is not on this GPU.
+    """
+    if is_host_array(array):
+        return None
+    view = array if isinstance(array, gpu.cupy.ndarray) else _view_of_other_package(gpu, array)
+    if view is None or view.device.id != gpu.ordinal:
+        return None
+    _wait_for_caller(gpu)
+    if view.flags.c_contiguous:
+        return view
+    gpu.make_current()
+    with gpu.main_stream:
+        return gpu.cupy.ascontiguousarray(view)
+
+
+def _view_of_other_package(gpu: Gpu, array: Any) -> DeviceArray | None:
+    detach = getattr(array, "detach", None)  # PyTorch does not export an array with a gradient
+    source = array if detach is None else detach()
+    if _exports_from(gpu, source):
+        gpu.make_current()
+        return gpu.cupy.from_dlpack(source)
+    if not hasattr(source, "__dlpack_device__") and hasattr(source, "__cuda_array_interface__"):
+        gpu.make_current()
+        return gpu.cupy.asarray(source)
+    return None
+
+
+def _exports_from(gpu: Gpu, array: Any) -> bool:
+    dlpack_device = getattr(array, "__dlpack_device__", None)
+    if dlpack_device is None:
+        return False
+    return tuple(map(int, dlpack_device())) == (DLPACK_CUDA_DEVICE, gpu.ordinal)
+
+
+def _wait_for_caller(gpu: Gpu) -> None:
+    """Let the main stream wait for the caller's stream, which may still compute the array."""
+    current = gpu.cupy.cuda.get_current_stream()
+    if current.ptr not in (*DEFAULT_STREAM_ADDRESSES, gpu.stream_address):
+        gpu.main_stream.wait_event(current.record())
