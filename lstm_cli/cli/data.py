@@ -17,7 +17,7 @@ from lstm_cli.errors import DataError, counted, printable
 if TYPE_CHECKING:
     from lstm_cli.cli.tables import NamesTable
     from lstm_cli.data import FileReport
-    from lstm_cli.data.report import GroupReport, Spread, StoredReport
+    from lstm_cli.data.inspection import GroupReport, Spread, StoredReport
 
 EPILOG = """\b
 Examples:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
+
 TargetKind: TypeAlias = Literal["class", "values"]
+
 Room: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 """Makes the array (C-contiguous, of this shape and dtype) that inputs are read into; its values
 may be anything. ``numpy.empty``, or a device's page-locked memory."""
 
 LAYOUTS = ("dense", "concatenated", "vlen", "groups", "series")
+
 MAX_BATCH_BYTES = 256 << 20
 """Padded inputs of one batch take no more than this, unless rows must be kept together."""
 
@@ -178,91 +181,13 @@ class Batch:
         return int(self.x.shape[0])
 
 
-class Targets(Protocol):
-    """Targets of one file."""
-
-    @property
-    def info(self) -> TargetInfo:
-        """What they are."""
-
-    def read(
-        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
-    ) -> tuple[Array, int]:
-        """Targets of sequences start to stop, steps padded to `steps`, and the bytes read.
-
-        `per_step` decides where the shape allows both.
-        """
-
-    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
-        """Targets of every `stride`-th step of a sequence, begin to end, as stored.
-
-        Only where targets may be one a step.
-        """
-
-    def place(self, number: int) -> str:
-        """Where the targets of a sequence stand."""
+def cast(values: Array, dtype: DTypeLike) -> Array:
+    """`values` as C-contiguous `dtype`; what a smaller type cannot hold becomes infinite."""
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(values, dtype=dtype)
 
 
-class Layout(Protocol):
-    """The sequences of one file, in whichever form it holds them."""
-
-    @property
-    def name(self) -> str:
-        """One of `LAYOUTS`."""
-
-    @property
-    def inputs(self) -> str:
-        """Where the inputs stand, such as ``words.h5:/test/inputs``."""
-
-    @property
-    def count(self) -> int:
-        """Sequences N."""
-
-    @property
-    def features(self) -> int:
-        """Features D."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of the longest sequence."""
-
-    @property
-    def width(self) -> int:
-        """Steps T of the inputs as they stand in the file, padding included."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64] | None:
-        """(N,); None if every sequence has `steps`."""
-
-    @property
-    def dtype(self) -> str:
-        """Of the inputs, as stored."""
-
-    @property
-    def targets(self) -> Targets | None:
-        """What belongs to the sequences, if anything does."""
-
-    @property
-    def padded(self) -> bool:
-        """Results are written as (N, T, F)."""
-
-    def read(self, start: int, stop: int, out: Array) -> int:
-        """Read the inputs of sequences start to stop; the bytes read.
-
-        Parameters
-        ----------
-        out
-            (n, T, D) to fill, padding with 0; T at least the longest one's steps.
-        """
-
-    def span(self, number: int, begin: int, end: int) -> Array:
-        """Steps begin to end of a sequence, (steps, D), as stored."""
-
-    def place(self, number: int) -> str:
-        """Where the inputs of a sequence stand."""
-
-    def roles(self) -> dict[str, str]:
-        """Path in the file of every dataset used, and what it was taken for."""
-
-    def sequence_names(self) -> list[str] | None:
-        """Names the file gives its sequences."""
+def holding(*dtypes: DTypeLike) -> np.dtype[Any]:
+    """The narrowest real type that holds the numbers of all these, at most float64."""
+    wide = np.result_type(np.float32, *(np.dtype(dtype) for dtype in dtypes))
+    return min(wide, np.dtype(np.float64), key=lambda dtype: dtype.itemsize)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
-from lstm_cli.data.groups import Groups
-from lstm_cli.data.ragged import Lengths, holding, starts_of
-from lstm_cli.data.targets import cast_targets
-from lstm_cli.data.types import Array, DataOptions, Layout, TargetInfo, TargetKind, Targets, Window
+from lstm_cli.data.layouts.base import Layout, Targets, cast_targets
+from lstm_cli.data.layouts.groups import Groups
+from lstm_cli.data.lengths import Lengths, starts_of
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, TargetKind, Window, holding
 from lstm_cli.errors import DataError, counted
 
 MANY = 3

@@ -1017,7 +1017,7 @@ BUSY: list[Any] = []
 
 
 def _replacing(path: str) -> None:
-    from lstm_cli.data.output import OutputFile
+    from lstm_cli.hdf5.writing import OutputFile
 
     OutputFile(path, ["x.h5"])
 
@@ -1025,7 +1025,7 @@ def _replacing(path: str) -> None:
 def _unwritable() -> None:
     import errno
 
-    from lstm_cli.data.output import writing
+    from lstm_cli.hdf5.writing import writing
 
     with writing("o.h5"):
         raise OSError(errno.EIO, "Input/output error")

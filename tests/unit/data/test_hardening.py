@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.data import DataOptions, Window, bands, describe, open_data, storage
-from lstm_cli.data.bands import Bands
-from lstm_cli.data.files import split_argument
-from lstm_cli.data.guard import CheckedFile
-from lstm_cli.data.links import natural_order
+from lstm_cli.data import DataOptions, Window, describe, open_data
 from lstm_cli.errors import DataError, MemoryShortError
+from lstm_cli.hdf5 import dataset as hdf5_dataset
+from lstm_cli.hdf5.dataset import Bands
+from lstm_cli.hdf5.file import split_argument
+from lstm_cli.hdf5.group import natural_order
+from lstm_cli.hdf5.heap_check import CheckedFile
 
 ALLOWED = DataOptions(allow_external=True)
 X = np.random.default_rng(3).normal(size=(4, 3, 2))
@@ -183,7 +184,7 @@ class TestStorage:
         path = write("x.h5")
         with h5py.File(path, "a") as file:
             file.create_dataset("inputs", data=X, compression="lzf")
-        monkeypatch.setattr("lstm_cli.data.storage._filter_available", lambda code: False)
+        monkeypatch.setattr("lstm_cli.hdf5.limits._filter_available", lambda code: False)
         with pytest.raises(DataError, match="filter 32000, lzf") as error:
             open_data([path])
         assert error.value.hints == ("pip install hdf5plugin",)
@@ -456,12 +457,12 @@ class TestWork:
 
         def band(self, number):
             key = self._number, number
-            if key not in bands._kept:
+            if key not in hdf5_dataset._kept:
                 reads.append(number)
             return read(self, number)
 
         monkeypatch.setattr(Bands, "_band", band)
-        monkeypatch.setattr(storage, "CHUNK_CACHE_BYTES", 1 << 10)
+        monkeypatch.setattr(hdf5_dataset, "CHUNK_CACHE_BYTES", 1 << 10)
         return reads
 
     @pytest.mark.parametrize("packed", [{"compression": 1}, {"compression": "lzf"}, {"shuffle": 1}])
@@ -483,19 +484,19 @@ class TestWork:
             found = np.concatenate([batch.x for batch in data.batches(7, np.float64)])
             np.testing.assert_array_equal(found, values)
             assert sorted(reads) == [0, 1, 2]
-            monkeypatch.setattr("lstm_cli.data.memory.KEPT_BYTES", 0)
+            monkeypatch.setattr("lstm_cli.data.batches.KEPT_BYTES", 0)
             order = np.random.default_rng(6).permutation(60)
             for start in range(0, 60, 7):
                 numbers = order[start : start + 7]
                 np.testing.assert_array_equal(data.take(numbers, np.float64).x, values[numbers])
             assert sorted(reads) == [0, 1, 2]
         gc.collect()
-        assert not bands._kept
+        assert not hdf5_dataset._kept
 
     def test_chunks_that_cannot_be_kept(self, write, monkeypatch):
-        monkeypatch.setattr(bands, "KEPT_BYTES", 1000)
-        monkeypatch.setattr(storage, "WASTE_BYTES", 4000)
-        monkeypatch.setattr(storage, "CHUNK_CACHE_BYTES", 1000)
+        monkeypatch.setattr(hdf5_dataset, "KEPT_BYTES", 1000)
+        monkeypatch.setattr(hdf5_dataset, "WASTE_BYTES", 4000)
+        monkeypatch.setattr(hdf5_dataset, "CHUNK_CACHE_BYTES", 1000)
         path = write("x.h5")
         values = np.ones((50, 4, 3))
         with h5py.File(path, "a") as file:

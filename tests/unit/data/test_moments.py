@@ -11,8 +11,8 @@ from lstm_cli.data import (
     Window,
     class_counts,
     feature_statistics,
-    moments,
     open_data,
+    statistics,
     target_statistics,
 )
 from lstm_cli.errors import DataError
@@ -23,7 +23,7 @@ from .conftest import LAYOUTS
 @pytest.fixture(params=[3, 1024])
 def piece(request, monkeypatch):
     """In many pieces and in one."""
-    monkeypatch.setattr(moments, "PIECE", request.param)
+    monkeypatch.setattr(statistics, "PIECE", request.param)
 
 
 def check(found, rows, rtol=1e-12):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lstm_cli.data import DataOptions, GateWriter, ResultWriter, StateReader, Window, open_data
-from lstm_cli.data.output import OutputFile, writing
 from lstm_cli.errors import DataError, LstmCliError, UsageError
+from lstm_cli.hdf5.writing import OutputFile, writing
 
 from .conftest import LAYOUTS, write_vlen
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from lstm_cli.data import DataOptions, Window, memory, open_data
+from lstm_cli.data import DataOptions, Window, batches, open_data
 from lstm_cli.errors import UsageError
 
 from .conftest import LAYOUTS, window_starts, write_vlen
@@ -26,7 +26,7 @@ ORDERS = {
 def source(request, monkeypatch):
     """Once from memory, once from the file."""
     if request.param == "streamed":
-        monkeypatch.setattr(memory, "KEPT_BYTES", 0)
+        monkeypatch.setattr(batches, "KEPT_BYTES", 0)
     return request.param
 
 

@@ -10,8 +10,8 @@ from lstm_cli.data import (
     DataOptions,
     ResultWriter,
     Window,
+    batches,
     hold_out,
-    memory,
     need_same_form,
     open_data,
     windows,
@@ -27,7 +27,7 @@ WINDOWS = [Window(3), Window(2, 3, 0), Window(1, 4, 2), Window(4, 2, 0, 2), Wind
 def source(request, monkeypatch):
     """Data that stay in memory; data that are read for every batch, a sequence or all at a time."""
     if request.param != "kept":
-        monkeypatch.setattr(memory, "KEPT_BYTES", 0)
+        monkeypatch.setattr(batches, "KEPT_BYTES", 0)
         monkeypatch.setattr(windows, "MANY", 1 if request.param == "together" else 1 << 30)
         monkeypatch.setattr(windows, "WASTE", 1 << 30)
 

@@ -6,14 +6,23 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from lstm_cli.data.groups import Groups
-from lstm_cli.data.links import Folder
-from lstm_cli.data.recognise import parts_of
-from lstm_cli.data.roles import CLASSES, INPUTS, LENGTHS, MASK, OFFSETS, OTHER_ROLES, TARGETS
-from lstm_cli.data.storage import Stored, type_name
-from lstm_cli.data.targets import usable
-from lstm_cli.data.types import DataOptions, Layout
+from lstm_cli.data.dataset_roles import (
+    CLASSES,
+    INPUTS,
+    LENGTHS,
+    MASK,
+    OFFSETS,
+    OTHER_ROLES,
+    TARGETS,
+    usable,
+)
+from lstm_cli.data.layouts.base import Layout
+from lstm_cli.data.layouts.detect import parts_of
+from lstm_cli.data.layouts.groups import Groups
+from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, in_yaml, nearest, printable
+from lstm_cli.hdf5.dataset import Stored, type_name
+from lstm_cli.hdf5.group import Folder
 
 LIKE_TARGETS = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
 """Names that targets have; other datasets of as many rows are times, weights and the like."""

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lstm_cli.data.axes import Turned, turning
-from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import agreed, check_count, only_lengths, rows_of_mask
-from lstm_cli.data.links import Folder
-from lstm_cli.data.masks import misread_mask, padding_problem
-from lstm_cli.data.ragged import Lengths, check_lengths, clear_padding
-from lstm_cli.data.rewriting import Beside
-from lstm_cli.data.roles import Roles
-from lstm_cli.data.storage import Stored
-from lstm_cli.data.targets import DenseTargets, find_targets
-from lstm_cli.data.types import Array, DataOptions, Targets
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_cli.data.dataset_roles import (
+    FoundTargets,
+    Roles,
+    find_targets,
+    stored_names,
+    turning,
+)
+from lstm_cli.data.layouts.base import Targets, cast_targets, misfit, target_info
+from lstm_cli.data.lengths import (
+    Lengths,
+    agreed,
+    check_count,
+    check_lengths,
+    clear_padding,
+    misread_mask,
+    only_lengths,
+    padding_problem,
+    rows_of_mask,
+)
+from lstm_cli.data.types import Array, DataOptions, TargetInfo
 from lstm_cli.errors import DataError, Problem
+from lstm_cli.hdf5.dataset import Stored, Turned
+from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.writing import Beside
 
 
 @dataclass(frozen=True)
@@ -140,3 +155,50 @@ def _lengths(roles: Roles, beside: Beside, options: DataOptions) -> Lengths | No
         check_count(lengths, N, name, options, turning(options) if len(lengths) == D else None)
         check_lengths(lengths, name, options.places(name), T)
     return agreed(told, options)
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """(N,), (N, K), (N, T) or (N, T, K); what is one a step stands padded."""
+
+    stored: Stored
+    info: TargetInfo
+    lengths: Lengths | None
+
+    @classmethod
+    def of(
+        cls, found: FoundTargets, N: int, T: int, lengths: Lengths | None, options: DataOptions
+    ) -> DenseTargets:
+        """Raises DataError if the shape fits neither sequences nor steps."""
+        stored = found.fitting(N)
+        shape, rank = stored.shape, stored.rank
+        expected = f"(N,), (N, K), (N, T) or (N, T, K) with N = {N}, T = {T}"
+        if rank not in (1, 2, 3) or shape[0] != N or (rank == 3 and shape[1] != T) or stored.vlen:
+            raise misfit(stored, expected, options)
+        if rank == 3:
+            return cls(stored, target_info(stored, shape[2:], True), lengths)
+        # (N, T) may also be (N, K): what the network returns decides.
+        per_step = None if rank == 2 and shape[1] == T else False
+        return cls(stored, target_info(stored, shape[1:], per_step), lengths)
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        info = self.info.placed(bool(per_step))
+        if not info.per_step:
+            values = self.stored.read(slice(start, stop))
+            return cast_targets(values, info, dtype), values.nbytes
+        values = self.stored.read((slice(start, stop), slice(0, steps)))
+        y = cast_targets(values, info, dtype)
+        if y.shape[1] < steps:
+            y = np.zeros((len(y), steps, *y.shape[2:]), y.dtype)
+        elif self.lengths is not None:
+            y = clear_padding(y, self.lengths[start:stop])
+        return y, values.nbytes
+
+    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
+        rows: Array = self.stored.read((slice(number, number + 1), slice(begin, end, stride)))[0]
+        return rows
+
+    def place(self, number: int) -> str:
+        return self.info.name

@@ -17,12 +17,10 @@ import h5py
 import numpy as np
 from h5py import h5l, h5o
 
-from lstm_cli.data.axes import Turned
-from lstm_cli.data.declared import Declared, declared, storage_kind
-from lstm_cli.data.guard import Guard
-from lstm_cli.data.storage import OCTAVE, Stored, read_attribute, reading
-from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError, printable
+from lstm_cli.hdf5.dataset import OCTAVE, Stored, Turned, read_attribute
+from lstm_cli.hdf5.heap_check import Array, Guard
+from lstm_cli.hdf5.limits import Declared, declared, reading, storage_kind
 
 MAX_RECENT = 8
 """Datasets of a file that are kept open while parts of them are read."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lstm_cli.data.labels import stored_names
-from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, starts_of
-from lstm_cli.data.roles import Roles
-from lstm_cli.data.storage import Stored
-from lstm_cli.data.targets import FlatTargets, find_targets
-from lstm_cli.data.types import Array, DataOptions, Targets
+from lstm_cli.data.dataset_roles import Roles, find_targets, stored_names
+from lstm_cli.data.layouts.base import Targets
+from lstm_cli.data.layouts.concatenated import FlatTargets
+from lstm_cli.data.lengths import Lengths, starts_of
+from lstm_cli.data.types import Array, DataOptions
 from lstm_cli.errors import DataError
+from lstm_cli.hdf5.dataset import Stored
+from lstm_cli.hdf5.group import Folder
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_cli.data.labels import stored_names
-from lstm_cli.data.lengths import check_count, only_lengths
-from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, check_lengths, pad, pad_into, starts_of
-from lstm_cli.data.roles import Roles
-from lstm_cli.data.storage import Stored
-from lstm_cli.data.targets import (
-    FlatTargets,
-    FoundTargets,
-    cast_targets,
-    find_targets,
-    misfit,
-    target_info,
+from lstm_cli.data.dataset_roles import FoundTargets, Roles, find_targets, stored_names
+from lstm_cli.data.layouts.base import Targets, cast_targets, misfit, target_info
+from lstm_cli.data.layouts.concatenated import FlatTargets
+from lstm_cli.data.lengths import (
+    Lengths,
+    check_count,
+    check_lengths,
+    only_lengths,
+    pad,
+    pad_into,
+    starts_of,
 )
-from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
+from lstm_cli.data.types import Array, DataOptions, TargetInfo
 from lstm_cli.errors import DataError, counted
+from lstm_cli.hdf5.dataset import Stored
+from lstm_cli.hdf5.group import Folder
 
 
 class UnknownFeaturesError(DataError):

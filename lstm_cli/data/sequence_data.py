@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,28 +10,61 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_cli.data.access import Access
-from lstm_cli.data.agreement import common_targets, need_alike
-from lstm_cli.data.batching import batch_steps, batch_stop, read_batch
-from lstm_cli.data.dense import Dense
-from lstm_cli.data.files import Hdf5File
-from lstm_cli.data.groups import Groups
-from lstm_cli.data.part import Part
-from lstm_cli.data.ragged import Lengths, holding
-from lstm_cli.data.recognise import open_layout
-from lstm_cli.data.rewriting import copying, text
-from lstm_cli.data.sequences import Files, Indices
-from lstm_cli.data.series import Series
-from lstm_cli.data.types import (
-    MAX_BATCH_BYTES,
-    Batch,
-    DataOptions,
-    Layout,
-    Room,
-    TargetInfo,
+from lstm_cli.data.batches import (
+    Access,
+    Files,
+    Indices,
+    batch_steps,
+    batch_stop,
+    common_targets,
+    read_batch,
+    target_infos,
 )
+from lstm_cli.data.dataset_roles import class_labels
+from lstm_cli.data.layouts.base import Layout
+from lstm_cli.data.layouts.dense import Dense
+from lstm_cli.data.layouts.detect import open_layout
+from lstm_cli.data.layouts.groups import Groups
+from lstm_cli.data.layouts.series import Series
+from lstm_cli.data.lengths import Lengths
+from lstm_cli.data.not_sequences import netcdf_notes
+from lstm_cli.data.types import MAX_BATCH_BYTES, Batch, DataOptions, Room, TargetInfo, holding
+from lstm_cli.data.unread_datasets import passed_over
 from lstm_cli.data.windows import StepTargets, Windows, need_windows
 from lstm_cli.errors import DataError, UsageError, counted
+from lstm_cli.hdf5.file import Hdf5File
+from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.writing import copying, text
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file adds: its sequences, and the number of the first of them."""
+
+    file: Hdf5File
+    folder: Folder
+    layout: Layout
+    reason: str
+    first: int
+    options: DataOptions
+    argument: str = ""
+
+    @property
+    def class_labels(self) -> list[str] | None:
+        """Labels of the classes, if the file has them."""
+        targets = self.layout.targets
+        key = None if targets is None else targets.info.name.rpartition("/")[2]
+        return class_labels(self.folder, self.file.root, key)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on data in the file that are not read, and that windows leave out."""
+        own = self.layout.notes if isinstance(self.layout, Windows) else ()
+        base = self.layout.base if isinstance(self.layout, Windows) else self.layout
+        path = next((path for path, role in base.roles().items() if role == "inputs"), "")
+        inputs = self.folder.dataset(path)
+        told = () if inputs is None else netcdf_notes(self.folder, inputs)
+        return (*passed_over(self.folder, base, self.options), *told, *own)
 
 
 @dataclass(frozen=True)
@@ -340,7 +373,7 @@ class Dataset:
                 x = room(
                     (stop - start, batch_steps(part.layout, start, stop), self.features), dtype
                 )
-                yield read_batch(part, number, start, stop, x, targets, per_step)
+                yield read_batch(part.layout, part.first, number, start, stop, x, targets, per_step)
                 start = stop
 
     @property
@@ -422,3 +455,52 @@ def _shortest(layout: Layout) -> int:
 
 def _total(layout: Layout) -> int:
     return layout.count * layout.steps if layout.lengths is None else int(layout.lengths.sum())
+
+
+def need_alike(layouts: Sequence[Layout], options: DataOptions) -> None:
+    """Raise DataError unless layouts, features and targets of all files go together."""
+    _need_one_placing(layouts, options)
+    common = common_targets(layouts)
+    per_step = None if common is None else common.per_step
+    sides: dict[str, Callable[[Layout], object]] = {
+        "layout": lambda layout: layout.name,
+        "number of features": lambda layout: layout.features,
+        "targets": lambda layout: _target_form(layout, per_step),
+    }
+    for side, of in sides.items():
+        for other in layouts[1:]:
+            if of(other) != of(layouts[0]):
+                raise DataError(
+                    f"the files differ in {side}: {of(layouts[0])} in {layouts[0].inputs}, "
+                    f"{of(other)} in {other.inputs}",
+                    expected=str(of(layouts[0])),
+                    found=", ".join(f"{of(one)} in {one.inputs}" for one in layouts),
+                    where=options.places(*(layout.inputs for layout in layouts)),
+                    hint="run the files one at a time",
+                )
+
+
+def _need_one_placing(layouts: Sequence[Layout], options: DataOptions) -> None:
+    """Raise DataError if one file has a target a step and another one a sequence."""
+    infos = target_infos(layouts)
+    by_step = [info.name for info in infos if info.per_step is True]
+    by_sequence = [info.name for info in infos if info.per_step is False]
+    if by_step and by_sequence:
+        raise DataError(
+            "the files differ in targets: one a step in some, one a sequence in others",
+            expected=f"one a step, as in {by_step[0]}",
+            found=f"one a sequence in {by_sequence[0]}",
+            where=options.places(by_step[0], by_sequence[0]),
+            hint="run the files one at a time",
+        )
+
+
+def _target_form(layout: Layout, per_step: bool | None) -> str:
+    if layout.targets is None:
+        return "no targets"
+    if isinstance(layout, Windows) and layout.targets_of is not None:
+        return f"{layout.targets_of} {layout.targets.info.shape}"
+    info = layout.targets.info.placed(per_step)
+    # Where the network is to decide, its kinds are those of one a step.
+    kind = info.kind if info.per_step is not None else info.placed(True).kind
+    return f"{kind} {info.shape}" if info.shape else kind

@@ -5,20 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from lstm_cli.data.axes import need_known_axes
-from lstm_cli.data.concatenated import open_concatenated
-from lstm_cli.data.dense import open_dense
-from lstm_cli.data.groups import open_groups
-from lstm_cli.data.links import Folder
-from lstm_cli.data.origin import (
-    below,
-    compound_error,
-    is_table,
-    refuse_foreign,
-    refuse_own,
-    refuse_variables,
-)
-from lstm_cli.data.roles import (
+from lstm_cli.data.dataset_roles import (
     INPUTS,
     OFFSETS,
     OTHER_ROLES,
@@ -27,13 +14,28 @@ from lstm_cli.data.roles import (
     contents,
     find_roles,
     missing,
+    need_known_axes,
+    need_numeric,
 )
-from lstm_cli.data.series import open_series
-from lstm_cli.data.storage import Stored, need_numeric
-from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
-from lstm_cli.data.vlen import open_vlen
+from lstm_cli.data.layouts.base import Layout
+from lstm_cli.data.layouts.concatenated import open_concatenated
+from lstm_cli.data.layouts.dense import open_dense
+from lstm_cli.data.layouts.groups import open_groups
+from lstm_cli.data.layouts.series import open_series
+from lstm_cli.data.layouts.vlen import open_vlen
+from lstm_cli.data.not_sequences import (
+    below,
+    compound_error,
+    is_table,
+    refuse_foreign,
+    refuse_own,
+    refuse_variables,
+)
+from lstm_cli.data.types import LAYOUTS, DataOptions
 from lstm_cli.data.windows import open_windows
 from lstm_cli.errors import DataError, counted, in_yaml, nearest, quote
+from lstm_cli.hdf5.dataset import Stored
+from lstm_cli.hdf5.group import Folder
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")

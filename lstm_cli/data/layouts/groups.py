@@ -8,17 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_cli.data.axes import need_known_axes
-from lstm_cli.data.links import Folder
-from lstm_cli.data.ragged import Lengths, holding, pad
-from lstm_cli.data.roles import INPUTS, OTHER_ROLES, contents
-from lstm_cli.data.storage import BOMB_BYTES, BOMB_RATIO, Stored, need_numeric
-from lstm_cli.data.targets import (
-    cast_targets,
+from lstm_cli.data.dataset_roles import (
+    INPUTS,
+    OTHER_ROLES,
+    contents,
     find_targets,
+    need_known_axes,
+    need_numeric,
 )
-from lstm_cli.data.types import Array, DataOptions, TargetInfo, Targets
+from lstm_cli.data.layouts.base import Targets, cast_targets
+from lstm_cli.data.lengths import Lengths, pad
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, holding
 from lstm_cli.errors import DataError
+from lstm_cli.hdf5.dataset import Stored
+from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.limits import BOMB_BYTES, BOMB_RATIO
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ import struct
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-
-from lstm_cli.data.types import Array
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from lstm_cli.data.bands import Bands
-    from lstm_cli.data.links import Folder
-    from lstm_cli.data.storage import Stored
+    from lstm_cli.hdf5.dataset import Bands, Stored
+    from lstm_cli.hdf5.group import Folder
+
+Array: TypeAlias = NDArray[Any]
 
 SIGNATURE = b"GCOL\x01"
 HEADER_BYTES = 16

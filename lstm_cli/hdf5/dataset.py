@@ -2,39 +2,127 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
+from copy import copy
+from itertools import count, zip_longest
 from math import prod
 from types import EllipsisType
 from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
-from h5py import h5d, h5o, h5r, h5z
+from h5py import h5d, h5o, h5r
 
-from lstm_cli.data.bands import CHUNK_CACHE_BYTES, KEPT_BYTES, WASTE_BYTES, Bands
-from lstm_cli.data.declared import Declared, declared, storage_kind
-from lstm_cli.data.guard import Guard, HeapError
-from lstm_cli.data.types import Array
-from lstm_cli.data.virtual import check_virtual
-from lstm_cli.errors import DataError, has_memory, is_memory, printable, short_of_memory
+from lstm_cli.errors import DataError, printable
+from lstm_cli.hdf5.heap_check import Array, Guard
+from lstm_cli.hdf5.limits import (
+    Declared,
+    allocated_size,
+    check_virtual,
+    dataset_filters,
+    declared,
+    reading,
+    refuse_outside_storage,
+    refuse_unstored_shape,
+    require_filters,
+    storage_kind,
+)
+
+CHUNK_CACHE_BYTES = 64 << 20
+"""Held by HDF5 for a dataset that is being read, so that its chunks are unpacked once."""
+
+KEPT_BYTES = 448 << 20
+"""Held here, of all datasets together."""
+
+WASTE_BYTES = 2 << 30
+"""Unpacked of one dataset and not used, where nothing can be kept, at most."""
+
+_kept: OrderedDict[tuple[int, int], Array] = OrderedDict()
+"""Bands of all datasets, by the dataset's and their own number; the last used stands last."""
+
+_lock = threading.RLock()
+
+_numbers = count()
+
+
+class Bands:
+    """A dataset along one axis, in bands as wide as its chunks.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes of a band, unpacked.
+    wasted
+        Bytes that were unpacked and not used, because a band is too large to keep.
+    """
+
+    def __init__(self, dataset: Any, axis: int, itemsize: int) -> None:
+        self._dataset, self._axis = dataset, axis
+        self._width = dataset.chunks[axis]
+        self._size = dataset.shape[axis]
+        sizes = zip(dataset.shape, dataset.chunks, strict=True)
+        padded = [-(-size // chunk) * chunk for size, chunk in sizes]
+        padded[axis] = self._width
+        self.nbytes = prod(padded) * itemsize
+        self.wasted = 0
+        self._number = next(_numbers)
+        weakref.finalize(self, _drop, self._number)
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether a band fits in memory."""
+        return bool(self.nbytes <= KEPT_BYTES)
+
+    def touched(self, part: slice) -> int:
+        """Bytes to unpack for a part of the axis."""
+        begin, end, _ = part.indices(self._size)
+        return (-(-end // self._width) - begin // self._width) * self.nbytes if begin < end else 0
+
+    def parts(self, part: slice) -> Iterator[tuple[slice, Array, slice]]:
+        """Where each piece of `part` goes, the band that holds it, and where it stands there."""
+        begin, end, _ = part.indices(self._size)
+        for number in range(begin // self._width, -(-end // self._width)):
+            start = number * self._width
+            low, high = max(begin, start), min(end, start + self._width)
+            if low < high:
+                yield (
+                    slice(low - begin, high - begin),
+                    self._band(number),
+                    slice(low - start, high - start),
+                )
+
+    def close(self) -> None:
+        """Keep nothing."""
+        _drop(self._number)
+
+    def _band(self, number: int) -> Array:
+        key = self._number, number
+        with _lock:
+            if key in _kept:
+                _kept.move_to_end(key)
+                return _kept[key]
+            held = sum(band.nbytes for band in _kept.values())
+            while _kept and held + self.nbytes > KEPT_BYTES:  # before another is unpacked
+                held -= _kept.popitem(last=False)[1].nbytes
+        start = number * self._width
+        where = (slice(None),) * self._axis + (slice(start, start + self._width),)
+        band: Array = self._dataset[where]
+        with _lock:
+            _kept[key] = band
+        return band
+
+
+def _drop(dataset: int) -> None:
+    """Keep nothing more of a dataset that nothing reads."""
+    with _lock:
+        for key in [key for key in _kept if key[0] == dataset]:
+            del _kept[key]
+
 
 Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
-
-H5_ERRORS = (
-    OSError,
-    KeyError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    SystemError,
-)
-"""What h5py is known to raise on damaged files. Caught around calls of h5py alone."""
 
 HEAP_REFERENCE_BYTES = 16
 """What a value of variable length takes where it stands: its length and its place in the heap."""
@@ -44,47 +132,12 @@ OCTAVE = "OCTAVE_NEW_FORMAT"
 
 FIRST_ROWS = 64
 """Rows of variable length that are read together while nothing is known of their sizes."""
+
 SCAN_BYTES = 16 << 20
 """Read together, about, of rows of variable length once their sizes are known."""
+
 SMALL_BYTES = 1 << 20
 """Up to this size values of variable length may share their bytes."""
-BOMB_BYTES = 64 << 20
-"""Below this a shape may declare what it likes: it fits in memory."""
-BOMB_RATIO = 4
-"""Above it, at least one chunk in so many must exist."""
-MOST_EMPTY = 100_000
-"""Rows of a dataset that holds no values: each may be a sequence to go through."""
-
-
-@contextmanager
-def reading(where: str, nbytes: int = 0) -> Iterator[None]:
-    """Turn what h5py raises into a DataError that names `where`.
-
-    Parameters
-    ----------
-    nbytes
-        Memory that HDF5 needs beside what is read. It does not always say that it lacked.
-    """
-    try:
-        yield
-    except HeapError as error:
-        raise DataError(
-            f"{where} cannot be read: the file's heap is damaged",
-            expected="intact HDF5",
-            found=str(error),
-            where=where,
-            hint="the file may be damaged: copy or make it again",
-        ) from error
-    except H5_ERRORS as error:
-        if is_memory(error) or (nbytes and not has_memory(nbytes)):
-            raise short_of_memory(where) from error
-        raise DataError(
-            f"{where} cannot be read",
-            expected="intact HDF5",
-            found=printable(" ".join(str(error).split())) or type(error).__name__,
-            where=where,
-            hint="the file may be damaged: copy or make it again",
-        ) from error
 
 
 class Stored:
@@ -123,7 +176,7 @@ class Stored:
         with reading(where):
             plist = dataset.id.get_create_plist()
             if not guard.allow_external:
-                _refuse_foreign(plist, where, guard)
+                refuse_outside_storage(plist, where, guard)
             elif plist.get_layout() == h5d.VIRTUAL:
                 check_virtual(dataset, guard.source.path, where)
                 dataset = _as_hdf5(dataset, guard)
@@ -144,8 +197,8 @@ class Stored:
             self.nbytes = prod(self.shape) * width
             self._foreign = storage_kind(plist) in ("virtual", "external storage")
             if not guard.allow_external and not self.null:
-                _refuse_bomb(dataset, self.nbytes, where, guard)
-            _need_filters(plist, where)
+                refuse_unstored_shape(dataset, self.nbytes, where, guard)
+            require_filters(plist, where)
             self._packed = bool(dataset.chunks) and plist.get_nfilters() > 0
             # Deflate doubles its buffer as it goes, beside the chunk and the values read.
             self._unpacking = 4 * prod(dataset.chunks) * width if self._packed else 0
@@ -156,7 +209,7 @@ class Stored:
     def held_bytes(self) -> int:
         """Bytes of the values that the file stores, unpacked; the rest are fill values."""
         with reading(self.where):
-            held, of = _allocated(self._dataset, self.nbytes)
+            held, of = allocated_size(self._dataset, self.nbytes)
         return self.nbytes if of == 0 else self.nbytes * min(held, of) // of
 
     @property
@@ -354,7 +407,7 @@ class Stored:
     def compression(self) -> str | None:
         """Names of the filters, or None."""
         with reading(self.where):
-            names = [name for _, name in _filters(self._dataset.id.get_create_plist())]
+            names = [name for _, name in dataset_filters(self._dataset.id.get_create_plist())]
             return ", ".join(names) or None
 
     @property
@@ -391,37 +444,6 @@ def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
         return None if isinstance(value, h5py.Empty) else value
 
 
-AS_CLASSES = (
-    "np.unique(texts, return_inverse=True) in Python gives the classes, and an index for each"
-)
-"""Hint for targets that are text."""
-
-
-def need_numeric(
-    stored: Stored, role: str, places: tuple[str, ...], others: str | None = None
-) -> None:
-    """Raise DataError unless `stored` holds integers or real numbers.
-
-    Parameters
-    ----------
-    others
-        A hint on datasets that do.
-    """
-    if not stored.numeric:
-        hint = others or f"in a config, data.{role} names another dataset"
-        if stored.text and role == "targets":
-            hint = AS_CLASSES
-        elif stored.is_cell:
-            hint = "a struct with one matrix for each sequence, as FILE:/struct, can be read"
-        raise DataError(
-            f"{role} {stored.where} does not hold numbers",
-            expected="integers or real numbers",
-            found=f"type {type_name(stored)}",
-            where=places,
-            hint=hint,
-        )
-
-
 def type_name(stored: Stored) -> str:
     """The type of a dataset, in HDF5's and in plain words."""
     if stored.null:
@@ -442,22 +464,6 @@ def type_name(stored: Stored) -> str:
     }
     kind = "an enumeration" if stored.enumerated else kinds.get(stored.dtype.kind, "integers")
     return f"{printable(str(stored.dtype))} ({kind})"
-
-
-def need_lengths(stored: Stored, role: str, places: tuple[str, ...]) -> None:
-    """Raise DataError unless lengths, offsets or a mask are of a type that tells them exactly."""
-    mask = role == "mask"
-    kinds = "iubf" if mask else "iuf"
-    fits = stored.numeric and not stored.vlen and stored.dtype.kind in kinds
-    if fits and stored.dtype != np.float16 and not stored.enumerated:
-        return
-    raise DataError(
-        f"{role} {stored.where} {'does' if mask else 'do'} not hold whole numbers",
-        expected="booleans or integers" if mask else "integers, such as int64",
-        found=f"type {type_name(stored)}",
-        where=places,
-        hint=f"in a config, data.{role} names another dataset",
-    )
 
 
 def _no_values(stored: Stored) -> DataError:
@@ -503,79 +509,59 @@ def _as_hdf5(dataset: Any, guard: Guard) -> Any:
     return h5py.Dataset(h5r.dereference(reference, guard.native().id))
 
 
-def _refuse_foreign(plist: Any, where: str, guard: Guard) -> None:
-    storage = storage_kind(plist)
-    if storage == "virtual":
-        kind = "a virtual dataset: its values stand in other datasets"
-    elif storage == "external storage":
-        name = plist.get_external(0)[0].decode(errors="replace")
-        kind = f"external storage: its values stand in {printable(name)}"
-    else:
-        return
-    raise DataError(
-        f"{where} is {kind}",
-        expected="values stored in the dataset itself",
-        where=where,
-        hint=guard.hint("reads it"),
-    )
+class Turned(Stored):
+    """A dataset read with its axes reversed.
 
+    Parameters
+    ----------
+    dataset, path, where, guard
+        As for `Stored`.
+    """
 
-def _refuse_bomb(dataset: Any, declared: int, where: str, guard: Guard) -> None:
-    if not declared and max(dataset.shape, default=0) > MOST_EMPTY:
-        raise DataError(
-            f"{where} declares rows without end and stores no values",
-            expected=f"axes of at most {MOST_EMPTY:,} where one is 0",
-            found=f"shape {tuple(dataset.shape)}",
-            where=where,
-            hint=guard.hint("reads it"),
-        )
-    if declared <= BOMB_BYTES:
-        return
-    held, of = _allocated(dataset, declared)
-    if held * BOMB_RATIO >= of:
-        return
-    raise DataError(
-        f"{where} declares far more than the file stores",
-        expected=f"storage for shape {tuple(dataset.shape)}, {declared:,} bytes",
-        found=f"{held:,} of {of:,} " + ("chunks" if dataset.chunks else "bytes"),
-        where=where,
-        hint=guard.hint("reads it"),
-    )
+    def __init__(self, dataset: Any, path: str, where: str, guard: Guard) -> None:
+        super().__init__(dataset, path, where, guard)
+        self._stored_rank = len(self.shape)
+        self.shape = self.shape[::-1]
+        self._axes: tuple[int | None, ...] = tuple(reversed(range(len(self.shape))))
+        """The stored axis that each axis is read from; None: a new one of size 1."""
 
+    def vector(self) -> Stored:
+        """A vector of the values, if they are a row or a column."""
+        if self.rank != 2 or 1 not in self.shape:
+            return self
+        axis = int(np.argmax(self.shape))
+        return self._with((self.shape[axis],), (self._axes[axis],))
 
-def _allocated(dataset: Any, declared: int) -> tuple[int, int]:
-    """What is stored and what the shape declares, in chunks or in bytes."""
-    if dataset.chunks is None:
-        return int(dataset.id.get_storage_size()), declared
-    sizes = zip(dataset.shape, dataset.chunks, strict=True)
-    return int(dataset.id.get_num_chunks()), prod(-(-size // chunk) for size, chunk in sizes)
+    def widened(self) -> Stored:
+        """These values with a last axis of size 1, which MATLAB leaves out."""
+        return self._with((*self.shape, 1), (*self._axes, None))
 
+    def read(self, selection: Selection = ...) -> Array:
+        """The values selected, in the stored dtype."""
+        parts = self._parts(selection)
+        chosen = dict(zip(self._axes, parts, strict=True))
+        every = range(self._stored_rank)
+        values = super().read(tuple(chosen.get(axis, slice(None)) for axis in every))
+        kept = [axis for axis in self._axes if axis is not None]
+        order = kept + [axis for axis in every if axis not in kept]
+        return np.ascontiguousarray(values.transpose(order)).reshape(self._selected(selection))
 
-def _filters(plist: Any) -> list[tuple[int, str]]:
-    found = [plist.get_filter(k) for k in range(plist.get_nfilters())]
-    return [(code, printable(name.decode(errors="replace"))) for code, _, _, name in found]
+    def read_into(self, selection: Selection, out: Array) -> int:
+        """Read the values selected into an array of as many; the bytes read."""
+        values = self.read(selection)
+        with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
+            out[...] = values.reshape(out.shape)
+        return values.nbytes
 
+    def _parts(self, selection: Selection) -> list[slice]:
+        """A slice for each axis."""
+        given: tuple[slice, ...] = ()
+        if not isinstance(selection, EllipsisType):
+            given = (selection,) if isinstance(selection, slice) else selection
+        every = zip_longest(given, self.shape)
+        return [slice(None) if part is None else part for part, _ in every]
 
-def _need_filters(plist: Any, where: str) -> None:
-    if plist.get_layout() != h5d.CHUNKED:
-        return
-    for code, name in _filters(plist):
-        if not _filter_available(code):
-            raise DataError(
-                f"{where} is compressed with a filter that is not installed",
-                expected="a filter HDF5 can load",
-                found=f"filter {code}" + (f", {name}" if name else ""),
-                where=where,
-                hint="pip install hdf5plugin",
-            )
-
-
-def _filter_available(code: int) -> bool:
-    if h5z.filter_avail(code):
-        return True
-    try:
-        # Importing it registers its filters.
-        import_module("hdf5plugin")
-    except ImportError:
-        return False
-    return bool(h5z.filter_avail(code))
+    def _with(self, shape: tuple[int, ...], axes: tuple[int | None, ...]) -> Turned:
+        other = copy(self)
+        other.shape, other._axes = shape, axes
+        return other

@@ -13,11 +13,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lstm_cli.data.links import Folder
-from lstm_cli.data.rewriting import converting, text
-from lstm_cli.data.storage import Stored, is_word, reading
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, counted, in_yaml, quote
+from lstm_cli.hdf5.dataset import Stored, is_word
+from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.limits import reading
+from lstm_cli.hdf5.writing import converting, text
 from lstm_cli.overwriting import HDF5_ATTRIBUTE
 
 LOOK_AT = 50
