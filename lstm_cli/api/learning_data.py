@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.data import AS_CLASSES, Dataset, Sampler
+from lstm_cli.data import AS_CLASSES, Sampler, SequenceData
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
@@ -28,15 +28,15 @@ FINGERPRINT_BYTES = 16 << 20
 class DataPlaces:
     """Names of places in a dataset; see `lstm_cli.training.surroundings.Places`."""
 
-    dataset: Dataset
+    dataset: SequenceData
 
     def input(self, number: int, step: int, feature: int) -> str:
         """``words.h5:/inputs, sequence 17, step 3, feature 5``."""
-        return self.dataset.input_place(number, step, feature)
+        return self.dataset.input_location(number, step, feature)
 
     def target(self, number: int, step: int | None, feature: int | None) -> str:
         """``words.h5:/targets, sequence 17, step 3, value 5``."""
-        return self.dataset.target_place(number, step, feature)
+        return self.dataset.target_location(number, step, feature)
 
     def sequence(self, number: int) -> str:
         """``sequence 17 of words.h5:/inputs``."""
@@ -135,7 +135,7 @@ def nothing_held_out(weights: Mapping[str, Array]) -> dict[str, float]:
     return {}
 
 
-def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> LearningBatch:
+def read_batch(dataset: SequenceData, numbers: Array, dtype: str, per_step: bool) -> LearningBatch:
     """Sequences as they stand in the data, with their targets.
 
     Raises
@@ -149,7 +149,7 @@ def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> 
     return LearningBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
 
 
-def no_targets(dataset: Dataset) -> DataError:
+def no_targets(dataset: SequenceData) -> DataError:
     """What to raise where there is nothing to learn."""
     text = [note for note in dataset.notes if " holds text" in note and "targets" in note]
     if text:
@@ -171,7 +171,7 @@ def no_targets(dataset: Dataset) -> DataError:
     )
 
 
-def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
+def fingerprint(dataset: SequenceData, dtype: str, per_step: bool) -> dict[str, Any]:
     """What tells one dataset from another, without reading a large one whole.
 
     Counts, every length, and in `dtype` the values of the first and last sequences.
@@ -196,7 +196,9 @@ def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
     }
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any], dataset: Dataset) -> Problem | None:
+def changed(
+    old: Mapping[str, Any], new: Mapping[str, Any], dataset: SequenceData
+) -> Problem | None:
     """What is not as it was when a fingerprint was taken; None if all is."""
     names = [name for name, value in new.items() if old.get(name) != value]
     if not names:

@@ -18,7 +18,7 @@ import numpy as np
 from lstm_cli.api.model import Model
 from lstm_cli.api.returning import Coming, Returned
 from lstm_cli.api.timing import Stopwatch
-from lstm_cli.data import Batch, Room
+from lstm_cli.data import Allocator, Batch
 from lstm_cli.engines.setup import setup_seconds
 from lstm_cli.engines.types import array_dtype
 from lstm_cli.errors import DeviceMemoryError, counted
@@ -64,7 +64,7 @@ class Passes:
             self._stager = Stager(hardware, array_dtype(model.network.engine))
 
     def ahead(
-        self, read: Callable[[Room], Iterator[Batch]]
+        self, read: Callable[[Allocator], Iterator[Batch]]
     ) -> Generator[tuple[Batch, Any], None, None]:
         """Every batch; for a GPU the next one is read, and sent, while this one is computed.
 
@@ -223,7 +223,7 @@ def _rows(
         x=batch.x[cut],
         lengths=None if batch.lengths is None else batch.lengths[cut],
         targets=None if batch.targets is None else batch.targets[cut],
-        known=None if batch.known is None else batch.known[cut],
+        has_target=None if batch.has_target is None else batch.has_target[cut],
         first=batch.first + first,
         nbytes=0,
     )

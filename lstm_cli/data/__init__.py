@@ -7,40 +7,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lstm_cli.data.dataset_roles import AS_CLASSES
     from lstm_cli.data.inspection import (
+        DatasetReport,
         FileReport,
         GroupReport,
-        StoredReport,
         describe,
         holds_data,
         holds_network,
     )
     from lstm_cli.data.results import GateWriter, ResultWriter, StateReader
-    from lstm_cli.data.sampling import Sampler, hold_out, need_same_form
-    from lstm_cli.data.sequence_data import Dataset, open_data
+    from lstm_cli.data.sampling import Sampler, hold_out, require_same_form
+    from lstm_cli.data.sequence_data import SequenceData, open_data
     from lstm_cli.data.statistics import (
         FeatureStatistics,
         class_counts,
         feature_statistics,
         target_statistics,
     )
-    from lstm_cli.data.types import Batch, DataOptions, Room, TargetInfo, Window
-    from lstm_cli.data.windows import targets_beyond
+    from lstm_cli.data.types import Allocator, Batch, DataOptions, TargetInfo, Window
+    from lstm_cli.data.windows import targets_beyond_error
     from lstm_cli.hdf5.file import is_config_or_weights
 
 __all__ = [
     "AS_CLASSES",
+    "Allocator",
     "Batch",
     "DataOptions",
-    "Dataset",
+    "DatasetReport",
     "FeatureStatistics",
     "FileReport",
     "GateWriter",
     "GroupReport",
     "ResultWriter",
-    "Room",
     "Sampler",
+    "SequenceData",
     "StateReader",
-    "StoredReport",
     "TargetInfo",
     "Window",
     "class_counts",
@@ -50,10 +50,10 @@ __all__ = [
     "holds_data",
     "holds_network",
     "is_config_or_weights",
-    "need_same_form",
     "open_data",
+    "require_same_form",
     "target_statistics",
-    "targets_beyond",
+    "targets_beyond_error",
 ]
 
 _MODULES = {
@@ -61,17 +61,17 @@ _MODULES = {
     "inspection": (
         "FileReport",
         "GroupReport",
-        "StoredReport",
+        "DatasetReport",
         "describe",
         "holds_data",
         "holds_network",
     ),
     "results": ("GateWriter", "ResultWriter", "StateReader"),
-    "sampling": ("Sampler", "hold_out", "need_same_form"),
-    "sequence_data": ("Dataset", "open_data"),
+    "sampling": ("Sampler", "hold_out", "require_same_form"),
+    "sequence_data": ("SequenceData", "open_data"),
     "statistics": ("FeatureStatistics", "class_counts", "feature_statistics", "target_statistics"),
-    "types": ("Batch", "DataOptions", "Room", "TargetInfo", "Window"),
-    "windows": ("targets_beyond",),
+    "types": ("Batch", "DataOptions", "Allocator", "TargetInfo", "Window"),
+    "windows": ("targets_beyond_error",),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 _HOME["is_config_or_weights"] = "lstm_cli.hdf5.file"

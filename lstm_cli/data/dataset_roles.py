@@ -1,4 +1,7 @@
-"""Which dataset of a group plays which role: found by the config's name, or by the usual ones."""
+"""Roles of the datasets in a group, found by names in the config or by usual names.
+
+The roles are inputs, targets, lengths, offsets, mask, sequence names and class labels.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from lstm_cli.errors import (
     printable,
     quote,
 )
-from lstm_cli.hdf5.dataset import Stored, type_name
-from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.dataset import Dataset, type_name
+from lstm_cli.hdf5.group import Group
 
 INPUTS = ("inputs", "x", "X", "data", "features", "sequences")
 
@@ -34,125 +37,127 @@ CLASSES = ("classes", "class_names")
 
 OTHER_ROLES = frozenset(LENGTHS + OFFSETS + MASK + TARGETS + NAMES + CLASSES)
 
-SHOWN = 8
-"""Members of a group that an error lists."""
+MAX_LISTED = 8
+"""Largest number of members that an error lists."""
 
 
 @dataclass(frozen=True)
-class Roles:
-    """The datasets of one group by the part they play; targets are found later."""
+class DatasetRoles:
+    """Datasets of one group by role. Targets are found by `find_targets`."""
 
-    inputs: Stored | None = None
-    lengths: Stored | None = None
-    offsets: Stored | None = None
-    mask: Stored | None = None
+    inputs: Dataset | None = None
+    lengths: Dataset | None = None
+    offsets: Dataset | None = None
+    mask: Dataset | None = None
 
     @property
-    def divided(self) -> Stored | None:
-        """What divides flat rows into sequences."""
+    def row_divider(self) -> Dataset | None:
+        """Lengths or offsets, which divide flat rows into sequences."""
         return self.lengths or self.offsets
 
-    def paths(self) -> dict[str, str]:
-        """Path in the file to part."""
-        parts = ("inputs", "lengths", "offsets", "mask")
-        stored = {part: getattr(self, part) for part in parts}
-        return {found.path: part for part, found in stored.items() if found is not None}
+    def paths(self, targets: TargetDataset | None = None) -> dict[str, str]:
+        """Role of each dataset by its path in the file, with that of the targets."""
+        datasets = {role: getattr(self, role) for role in ("inputs", "lengths", "offsets", "mask")}
+        paths = {one.path: role for role, one in datasets.items() if one is not None}
+        return paths if targets is None else paths | {targets.dataset.path: "targets"}
 
 
-def find_roles(folder: Folder, options: DataOptions, *, forced_inputs: bool = True) -> Roles:
-    """Find the datasets of `folder`.
+def find_roles(group: Group, options: DataOptions, *, forced_inputs: bool = True) -> DatasetRoles:
+    """Find the inputs, lengths, offsets and mask of a group.
+
+    Parameters
+    ----------
+    forced_inputs
+        A missing dataset of configured inputs is an error.
 
     Raises
     ------
     DataError
-        A configured name is missing (for inputs only with `forced_inputs`), or one leads out
-        of the file.
+        A configured dataset is missing, or a link leaves the file.
     """
-    return Roles(
-        find_role(folder, options, "inputs", INPUTS, required=forced_inputs),
-        as_vector(find_role(folder, options, "lengths", LENGTHS)),
-        as_vector(find_role(folder, options, "offsets", OFFSETS)),
-        find_role(folder, options, "mask", MASK),
+    return DatasetRoles(
+        _find_role(group, options, "inputs", INPUTS, required=forced_inputs),
+        _as_vector(_find_role(group, options, "lengths", LENGTHS)),
+        _as_vector(_find_role(group, options, "offsets", OFFSETS)),
+        _find_role(group, options, "mask", MASK),
     )
 
 
-def as_vector(stored: Stored | None) -> Stored | None:
-    """A dataset that may be a row or column, if its axes are turned, as a vector."""
-    return None if stored is None else stored.vector()
+def _as_vector(dataset: Dataset | None) -> Dataset | None:
+    return None if dataset is None else dataset.as_vector()
 
 
-def find_role(
-    folder: Folder,
+def _find_role(
+    group: Group,
     options: DataOptions,
     role: str,
     usual: tuple[str, ...],
     *,
     required: bool = True,
-) -> Stored | None:
-    """The dataset configured for `role`, or the first that bears a usual name.
+) -> Dataset | None:
+    """The dataset configured for `role`, or the first dataset with a usual name.
 
     Raises
     ------
     DataError
-        The configured one is `required` and not there.
+        The configured dataset is `required` and missing.
     """
     configured: str | None = getattr(options, role)
     if configured is None:
-        found = first_dataset(folder, usual)
-        if role == "inputs" and found is not None and not found.numeric:
-            numeric = (folder.dataset(name) for name in usual)
-            found = next((one for one in numeric if one is not None and one.numeric), None)
-        return found
-    found = folder.dataset(configured)
-    if found is None and required:
-        raise missing(folder, configured, role, options)
-    return found
+        first = _first_dataset(group, usual)
+        if role == "inputs" and first is not None and not first.numeric:
+            candidates = (group.dataset(name) for name in usual)
+            return next((one for one in candidates if one is not None and one.numeric), None)
+        return first
+    dataset = group.dataset(configured)
+    if dataset is None and required:
+        raise missing_error(group, configured, role, options)
+    return dataset
 
 
-def first_dataset(folder: Folder, names: tuple[str, ...]) -> Stored | None:
-    """The first of `names` that is a dataset."""
+def _first_dataset(group: Group, names: tuple[str, ...]) -> Dataset | None:
     for name in names:
-        found = folder.dataset(name)
-        if found is not None:
-            return found
+        dataset = group.dataset(name)
+        if dataset is not None:
+            return dataset
     return None
 
 
 class MissingDatasetError(DataError):
-    """A configured dataset is not there."""
+    """A configured dataset is missing."""
 
 
-def missing(folder: Folder, name: str, role: str, options: DataOptions) -> MissingDatasetError:
-    """The error for a configured dataset that is not there."""
-    near = nearest(name, folder.names())
-    named = quote(f"data.{role}={near}")
+def missing_error(group: Group, name: str, role: str, options: DataOptions) -> MissingDatasetError:
+    """The error for a configured dataset that is missing."""
+    near = nearest(name, group.names())
+    setting = quote(f"data.{role}={near}")
     return MissingDatasetError(
-        f"{folder.where} holds no dataset {name}",
+        f"{group.where} holds no dataset {name}",
         expected=f"the {role}, as data.{role} says",
-        found=contents(folder),
-        where=options.places(folder.where),
-        hint=f"--set {named}" if near else f"lstm-cli data {quote(folder.file)}",
+        found=group_contents(group),
+        where=options.places(group.where),
+        hint=f"--set {setting}" if near else f"lstm-cli data {quote(group.file)}",
     )
 
 
-def contents(folder: Folder) -> str:
-    """What the group holds, in a line: ``frames (5687, 12), lengths (370,)``."""
-    members = filter(None, (_content(folder, name) for name in folder.names()))
-    return ", ".join(islice(members, SHOWN)) or "nothing that can be read"
+def group_contents(group: Group) -> str:
+    """Members of a group in one line, such as ``frames (5687, 12), lengths (370,)``."""
+    members = filter(None, (_member_summary(group, name) for name in group.names()))
+    return ", ".join(islice(members, MAX_LISTED)) or "nothing that can be read"
 
 
-def _content(folder: Folder, name: str) -> str | None:
+def _member_summary(group: Group, name: str) -> str | None:
     """A member in a few words; None if it cannot be read."""
     try:
-        found = folder.find(name)
-        link = folder.soft_link(name) if found is None else None
+        member = group.find(name)
+        link = group.soft_link_target(name) if member is None else None
     except DataError:
         return None
-    if isinstance(found, Folder):
+    if isinstance(member, Group):
         return f"group {printable(name)}"
-    if found is not None:
-        return f"{printable(name)} {found.shape}"
-    return None if link is None else f"{printable(name)} (a link to {link}, which is not there)"
+    if member is not None:
+        return f"{printable(name)} {member.shape}"
+    return None if link is None else f"{printable(name)} (a link to {link}, which is missing)"
 
 
 AS_CLASSES = (
@@ -161,193 +166,197 @@ AS_CLASSES = (
 """Hint for targets that are text."""
 
 
-def need_numeric(
-    stored: Stored, role: str, places: tuple[str, ...], others: str | None = None
+def require_numeric(
+    dataset: Dataset, role: str, places: tuple[str, ...], others: str | None = None
 ) -> None:
-    """Raise DataError unless `stored` holds integers or real numbers.
+    """Raise DataError unless `dataset` holds integers or real numbers.
 
     Parameters
     ----------
+    role
+        Role of the dataset, for the message.
+    places
+        Places that the error names.
     others
-        A hint on datasets that do.
+        A hint that names numeric datasets.
     """
-    if not stored.numeric:
+    if not dataset.numeric:
         hint = others or f"in a config, data.{role} names another dataset"
-        if stored.text and role == "targets":
+        if dataset.text and role == "targets":
             hint = AS_CLASSES
-        elif stored.is_cell:
+        elif dataset.is_matlab_cell:
             hint = "a struct with one matrix for each sequence, as FILE:/struct, can be read"
         raise DataError(
-            f"{role} {stored.where} does not hold numbers",
+            f"{role} {dataset.where} does not hold numbers",
             expected="integers or real numbers",
-            found=f"type {type_name(stored)}",
+            found=f"type {type_name(dataset)}",
             where=places,
             hint=hint,
         )
 
 
-def need_lengths(stored: Stored, role: str, places: tuple[str, ...]) -> None:
-    """Raise DataError unless lengths, offsets or a mask are of a type that tells them exactly."""
+def require_length_type(dataset: Dataset, role: str, places: tuple[str, ...]) -> None:
+    """Raise DataError unless lengths, offsets or a mask have a type that holds them exactly."""
     mask = role == "mask"
     kinds = "iubf" if mask else "iuf"
-    fits = stored.numeric and not stored.vlen and stored.dtype.kind in kinds
-    if fits and stored.dtype != np.float16 and not stored.enumerated:
+    fits = dataset.numeric and not dataset.vlen and dataset.dtype.kind in kinds
+    if fits and dataset.dtype != np.float16 and not dataset.is_enum:
         return
     raise DataError(
-        f"{role} {stored.where} {'does' if mask else 'do'} not hold whole numbers",
+        f"{role} {dataset.where} {'does' if mask else 'do'} not hold whole numbers",
         expected="booleans or integers" if mask else "integers, such as int64",
-        found=f"type {type_name(stored)}",
+        found=f"type {type_name(dataset)}",
         where=places,
         hint=f"in a config, data.{role} names another dataset",
     )
 
 
 @dataclass(frozen=True)
-class FoundTargets:
+class TargetDataset:
     """The dataset of the targets.
 
     Attributes
     ----------
     key
-        Its name under RETURNN's ``targets/data``.
+        Name of the dataset in RETURNN's ``targets/data``.
     column
-        Its column in RETURNN's ``seqLengths``.
+        Column of the targets in RETURNN's ``seqLengths``.
     """
 
-    stored: Stored
+    dataset: Dataset
     key: str | None = None
     column: int | None = None
 
-    def fitting(self, *counts: int) -> Stored:
-        """The dataset; a row or column of MATLAB's as a vector, unless it has `counts` rows."""
-        rows, columns = (*self.stored.shape, 1, 1)[:2]
-        return self.stored if columns > 1 and rows in counts else self.stored.vector()
+    def for_counts(self, *counts: int) -> Dataset:
+        """The dataset. A single row or column is a vector, unless it has one of `counts` rows."""
+        rows, columns = (*self.dataset.shape, 1, 1)[:2]
+        return self.dataset if columns > 1 and rows in counts else self.dataset.as_vector()
 
 
-def find_targets(folder: Folder, options: DataOptions) -> FoundTargets | None:
-    """The targets as configured, or under a usual name; None if the group has none.
+def find_targets(group: Group, options: DataOptions) -> TargetDataset | None:
+    """The configured targets, or targets with a usual name; None if the group has none.
 
     Raises
     ------
     DataError
-        The configured dataset is missing or not numeric, or several could be meant.
+        The configured dataset is missing or not numeric, or the choice is ambiguous.
     """
     if options.targets is not None:
-        return _configured(folder, options.targets, options)
-    found = (usable(folder.find(name), options) for name in TARGETS)
-    return next((one for one in found if one is not None), None)
+        return _configured_targets(group, options.targets, options)
+    candidates = (usable_targets(group.find(name), options) for name in TARGETS)
+    return next((one for one in candidates if one is not None), None)
 
 
-def usable(found: Folder | Stored | None, options: DataOptions) -> FoundTargets | None:
-    """What stands under a usual name, if it can be targets."""
-    if isinstance(found, Folder):
-        return _returnn(found, options)
-    if found is None or found.text or found.is_cell:  # texts are noted, and left out
+def usable_targets(member: Group | Dataset | None, options: DataOptions) -> TargetDataset | None:
+    """A member with a usual name as targets; None if it cannot be targets."""
+    if isinstance(member, Group):
+        return _returnn_targets(member, options)
+    if member is None or member.text or member.is_matlab_cell:  # `unread_datasets` notes text
         return None
-    need_numeric(found, "targets", options.places(found.where))
-    return FoundTargets(found)
+    require_numeric(member, "targets", options.places(member.where))
+    return TargetDataset(member)
 
 
-def _configured(folder: Folder, name: str, options: DataOptions) -> FoundTargets | None:
-    found = folder.find(name)
-    if isinstance(found, Folder):
-        keyed = _returnn(found, options)
-        if keyed is not None:
-            return keyed
-    if not isinstance(found, Stored):
-        if found is None and not options.need_targets:
+def _configured_targets(group: Group, name: str, options: DataOptions) -> TargetDataset | None:
+    member = group.find(name)
+    if isinstance(member, Group):
+        targets = _returnn_targets(member, options)
+        if targets is not None:
+            return targets
+    if not isinstance(member, Dataset):
+        if member is None and not options.need_targets:
             return None
-        raise missing(folder, name, "targets", options)
-    need_numeric(found, "targets", options.places(found.where))
+        raise missing_error(group, name, "targets", options)
+    require_numeric(member, "targets", options.places(member.where))
     path, _, key = name.strip("/").rpartition("/")
     if path.endswith("targets/data"):
-        group = folder.folder(path.removesuffix("/data"))
-        keys = [] if group is None else _keys(group)
+        parent = group.group(path.removesuffix("/data"))
+        keys = [] if parent is None else _returnn_keys(parent)
         column = 1 + keys.index(key) if key in keys else None
-        return FoundTargets(found, key, column)
-    return FoundTargets(found)
+        return TargetDataset(member, key, column)
+    return TargetDataset(member)
 
 
-def _returnn(group: Folder, options: DataOptions) -> FoundTargets | None:
-    """RETURNN's targets: ``classes``, or the only one under ``data``."""
-    data = group.folder("data")
-    keys = _keys(group)
+def _returnn_targets(group: Group, options: DataOptions) -> TargetDataset | None:
+    """RETURNN's targets: ``data/classes``, or the only dataset in ``data``."""
+    data = group.group("data")
+    keys = _returnn_keys(group)
     if data is None or not keys:
         return None
     key = "classes" if "classes" in keys else keys[0]
     if len(keys) > 1 and key != "classes":
         raise DataError(
             f"{data.where} holds several targets",
-            expected="one, or one called classes",
+            expected="one dataset, or one called classes",
             found=", ".join(keys),
             where=options.places(data.where),
             hint=f"in a config, data.targets names one: targets/data/{keys[0]}",
         )
-    stored = data.dataset(key)
-    if stored is None:
+    dataset = data.dataset(key)
+    if dataset is None:
         return None
-    need_numeric(stored, "targets", options.places(stored.where))
-    return FoundTargets(stored, key, 1 + keys.index(key))
+    require_numeric(dataset, "targets", options.places(dataset.where))
+    return TargetDataset(dataset, key, 1 + keys.index(key))
 
 
-def _keys(group: Folder) -> list[str]:
-    """Names under ``data``, sorted as the further columns of seqLengths are."""
-    data = group.folder("data")
+def _returnn_keys(group: Group) -> list[str]:
+    """Names in ``data``, sorted like the further columns of ``seqLengths``."""
+    data = group.group("data")
     return [] if data is None else sorted(data.names())
 
 
-def stored_names(folder: Folder, count: int) -> list[str] | None:
-    """The group's sequence names, if there is one for each of `count`."""
+def read_sequence_names(group: Group, count: int) -> list[str] | None:
+    """Names of the sequences in a group; None unless there are `count` names."""
     for name in NAMES:
-        stored = folder.dataset(name)
-        texts = None if stored is None else texts_of_dataset(stored)
+        dataset = group.dataset(name)
+        texts = None if dataset is None else read_texts(dataset)
         if texts is not None and len(texts) == count:
             return texts
     return None
 
 
-def class_labels(folder: Folder, root: Folder, key: str | None) -> list[str] | None:
-    """Labels of the classes: of the group, else of the file.
+def class_labels(group: Group, root: Group, key: str | None) -> list[str] | None:
+    """Class labels of the group, else of the file; None if there are none.
 
-    Looks at the attribute or dataset ``classes``, at ``class_names``, at RETURNN's
-    ``targets/labels/<key>`` and at CURRENNT's ``labels``.
+    Class labels are the attribute or dataset ``classes``, ``class_names``, RETURNN's
+    ``targets/labels/<key>`` or CURRENNT's ``labels``.
     """
     datasets = (*CLASSES, *(() if key is None else (f"targets/labels/{key}",)), "labels")
-    for place in (folder, root):
-        found = _texts(place.attribute("classes"))
-        if found:
-            return found
+    for place in (group, root):
+        texts = _texts(place.attribute("classes"))
+        if texts:
+            return texts
         for name in datasets:
-            stored = place.dataset(name)
-            texts = None if stored is None else texts_of_dataset(stored)
+            dataset = place.dataset(name)
+            texts = None if dataset is None else read_texts(dataset)
             if texts:
                 return texts
     return None
 
 
-def texts_of_dataset(stored: Stored) -> list[str] | None:
-    """A dataset of strings, or of characters (N, width) as NetCDF writes it; else None."""
-    odd = stored.vlen or stored.dtype.kind in "cVO"
-    if stored.null or (odd and not stored.text):
+def read_texts(dataset: Dataset) -> list[str] | None:
+    """Texts of a dataset of strings, or of NetCDF's characters (N, width); else None."""
+    odd = dataset.vlen or dataset.dtype.kind in "cVO"
+    if dataset.null or (odd and not dataset.text):
         raise DataError(
-            f"{stored.where} does not hold names",
+            f"{dataset.where} does not hold names",
             expected="texts",
-            found=f"type {type_name(stored)}",
-            where=stored.where,
+            found=f"type {type_name(dataset)}",
+            where=dataset.where,
         )
-    if not stored.text and stored.dtype.kind != "S":
+    if not dataset.text and dataset.dtype.kind != "S":
         return None
-    if stored.rank == 2 and stored.dtype == np.dtype("S1"):
-        rows = np.ascontiguousarray(stored.read())
+    if dataset.rank == 2 and dataset.dtype == np.dtype("S1"):
+        rows = np.ascontiguousarray(dataset.read())
         width = rows.shape[1]
         if width == 0:
             return [""] * len(rows)
         return [_text(row) for row in rows.view(f"S{width}")[:, 0]]
-    return _texts(stored.read()) if stored.rank == 1 else None
+    return _texts(dataset.read()) if dataset.rank == 1 else None
 
 
 def _texts(values: Any) -> list[str] | None:
-    """A list of text, from an array or list of str or bytes; None if it is something else."""
+    """Texts of an array or list of str or bytes; None for other values."""
     if values is None or np.ndim(values) != 1:
         return None
     array: Array = np.asarray(values)
@@ -363,29 +372,31 @@ def _text(item: str | bytes) -> str:
     return item if isinstance(item, str) else item.decode("utf-8", "replace")
 
 
-MARKS = {"MATLAB_class": "MATLAB", "rhdf5-NA.OK": "R (rhdf5)"}
-"""Attributes of datasets, and what wrote them."""
+REVERSING_ATTRIBUTES = {"MATLAB_class": "MATLAB", "rhdf5-NA.OK": "R (rhdf5)"}
+"""Attributes of datasets, and the program that writes them with reversed axes."""
 
 
 class ReversedAxesError(DataError):
-    """The file says that its axes are reversed, and the config does not say what to do."""
+    """The file declares reversed axes, and the config does not set data.transpose."""
 
 
-def turning(options: DataOptions) -> str | None:
-    """A hint for a file whose sizes fit in reversed order; None if they are reversed already."""
+def transpose_hint(options: DataOptions) -> str | None:
+    """Hint for a file whose sizes fit in reversed order; None if they are already reversed."""
     if options.transpose:
         return None
     return "--set data.transpose=true, if MATLAB, Julia, Fortran or R wrote the file"
 
 
-def need_known_axes(inputs: Stored, options: DataOptions) -> None:
-    """Raise `ReversedAxesError` if the file says that axes are reversed, and no option does."""
-    writer = None if options.transpose is not None or inputs.rank < 2 else inputs.writer(MARKS)
-    if writer is None:
+def require_known_axes(inputs: Dataset, options: DataOptions) -> None:
+    """Raise `ReversedAxesError` if the file declares reversed axes and no option is set."""
+    if options.transpose is not None or inputs.rank < 2:
+        return
+    program = inputs.reversing_program(REVERSING_ATTRIBUTES)
+    if program is None:
         return
     raise ReversedAxesError(
-        f"{inputs.where} was written by {writer}, which stores the axes in reversed order",
-        expected="data.transpose: true to reverse them, or false to take them as they stand",
+        f"{inputs.where} was written by {program}, which stores the axes in reversed order",
+        expected="data.transpose: true to reverse them, or false to keep them",
         found=f"{inputs.shape} as stored, {inputs.shape[::-1]} reversed",
         where=options.places(inputs.where),
         hint="--set data.transpose=true",

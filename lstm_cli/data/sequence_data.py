@@ -11,39 +11,60 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.batches import (
-    Access,
-    Files,
+    FileLayouts,
     Indices,
+    RandomAccess,
     batch_steps,
     batch_stop,
-    common_targets,
+    common_target_info,
     read_batch,
     target_infos,
 )
 from lstm_cli.data.dataset_roles import class_labels
-from lstm_cli.data.layouts.base import Layout
+from lstm_cli.data.layouts.base import SequenceLayout
 from lstm_cli.data.layouts.dense import Dense
 from lstm_cli.data.layouts.detect import open_layout
 from lstm_cli.data.layouts.groups import Groups
 from lstm_cli.data.layouts.series import Series
 from lstm_cli.data.lengths import Lengths
 from lstm_cli.data.not_sequences import netcdf_notes
-from lstm_cli.data.types import MAX_BATCH_BYTES, Batch, DataOptions, Room, TargetInfo, holding
-from lstm_cli.data.unread_datasets import passed_over
-from lstm_cli.data.windows import StepTargets, Windows, need_windows
+from lstm_cli.data.types import (
+    MAX_BATCH_BYTES,
+    Allocator,
+    Batch,
+    DataOptions,
+    TargetInfo,
+    common_dtype,
+)
+from lstm_cli.data.unread_datasets import unread_notes
+from lstm_cli.data.windows import StepTargets, Windows, require_windows
 from lstm_cli.errors import DataError, UsageError, counted
 from lstm_cli.hdf5.file import Hdf5File
-from lstm_cli.hdf5.group import Folder
-from lstm_cli.hdf5.writing import copying, text
+from lstm_cli.hdf5.group import Group
+from lstm_cli.hdf5.writing import changed_copy_command, python_string
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one file adds: its sequences, and the number of the first of them."""
+class DataSource:
+    """One file of a dataset: its sequences, and the number of the first one.
+
+    Attributes
+    ----------
+    file, group
+        The open file, and the group with the sequences.
+    layout, reason
+        The sequences, and the reason for their layout in words.
+    first
+        Number of the first sequence, counted over all files.
+    options
+        Options for reading.
+    argument
+        The DATA argument as typed.
+    """
 
     file: Hdf5File
-    folder: Folder
-    layout: Layout
+    group: Group
+    layout: SequenceLayout
     reason: str
     first: int
     options: DataOptions
@@ -51,36 +72,36 @@ class Part:
 
     @property
     def class_labels(self) -> list[str] | None:
-        """Labels of the classes, if the file has them."""
+        """Class labels, or None."""
         targets = self.layout.targets
         key = None if targets is None else targets.info.name.rpartition("/")[2]
-        return class_labels(self.folder, self.file.root, key)
+        return class_labels(self.group, self.file.root, key)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on data in the file that are not read, and that windows leave out."""
-        own = self.layout.notes if isinstance(self.layout, Windows) else ()
+        """Notes on data in the file that are not read, or not used by windows."""
+        window_notes = self.layout.notes if isinstance(self.layout, Windows) else ()
         base = self.layout.base if isinstance(self.layout, Windows) else self.layout
         path = next((path for path, role in base.roles().items() if role == "inputs"), "")
-        inputs = self.folder.dataset(path)
-        told = () if inputs is None else netcdf_notes(self.folder, inputs)
-        return (*passed_over(self.folder, base, self.options), *told, *own)
+        inputs = self.group.dataset(path)
+        netcdf = () if inputs is None else netcdf_notes(self.group, inputs)
+        return (*unread_notes(self.group, base, self.options), *netcdf, *window_notes)
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where each of N windows was cut.
+class WindowOrigins:
+    """Origins of N windows.
 
     Attributes
     ----------
     files
-        The DATA argument, as typed, of each one's file.
+        DATA argument of each window, as typed.
     sequence
-        (N,) number of its sequence in the file, from 0.
+        (N,) number of each window's sequence in its file, from 0.
     step
-        (N,) step of the sequence that is the window's first.
+        (N,) first step of each window in its sequence.
     names
-        Name of its sequence, where the files name them.
+        Name of each window's sequence, or None if the files have no names.
     """
 
     files: list[str]
@@ -89,79 +110,83 @@ class Sources:
     names: list[str] | None
 
 
-class Dataset:
-    """Sequences of one or several files, in the order given. Made by `open_data`.
+class SequenceData:
+    """Sequences of one or several files, in the order of the files. Made by `open_data`.
 
     Attributes
     ----------
     count, features
-        Sequences N over all files, and features D.
+        Number of sequences N over all files, and of features D.
     layout
         One of ``dense, concatenated, vlen, groups, series``.
     min_steps, max_steps, total_steps
         Valid steps of the shortest and longest sequence, and of all together.
     varying
-        The lengths vary, or the files give them.
+        The lengths vary, or the files hold lengths.
     windowed
-        Its sequences are windows that other sequences were cut into.
+        The sequences are windows of other sequences.
     padded, width
-        Results are written as (N, T, F): dense inputs, and windows; T = `width`.
+        Results are written as (N, T, F) with T = `width`: for dense inputs and windows.
     input_names
-        Where the inputs stand, one a file, such as ``words.h5:/test/inputs``.
+        File and path of the inputs of each file, such as ``words.h5:/test/inputs``.
     starts
-        Number of the first sequence, and the count, of each file.
+        Number of the first sequence, and count of sequences, of each file.
     paths
-        The files.
+        Paths of the files.
+    reasons
+        Reason for the layout of each file, in words.
     files
-        Their layouts, with the sequences counted through.
+        Layouts of the files.
     """
 
-    def __init__(self, parts: Sequence[Part], options: DataOptions, files: ExitStack) -> None:
-        self._parts = tuple(parts)
+    def __init__(
+        self, sources: Sequence[DataSource], options: DataOptions, files: ExitStack
+    ) -> None:
+        self._sources = tuple(sources)
         self._files = files
-        layouts = [part.layout for part in parts]
-        need_alike(layouts, options)
+        layouts = [source.layout for source in sources]
+        _require_compatible(layouts, options)
         self.count = sum(layout.count for layout in layouts)
         self.features = layouts[0].features
         self.layout = layouts[0].name
         self.padded = layouts[0].padded
         self.windowed = isinstance(layouts[0], Windows)
         self.max_steps = max(layout.steps for layout in layouts)
-        self.min_steps = min(_shortest(layout) for layout in layouts)
+        self.min_steps = min(_min_steps(layout) for layout in layouts)
         self.width = max(layout.width for layout in layouts)
-        self.total_steps = sum(_total(layout) for layout in layouts)
-        told = any(layout.lengths is not None for layout in layouts)
-        self.varying = told or self.min_steps != self.max_steps
+        self.total_steps = sum(_total_steps(layout) for layout in layouts)
+        has_lengths = any(layout.lengths is not None for layout in layouts)
+        self.varying = has_lengths or self.min_steps != self.max_steps
         self.input_names = tuple(layout.inputs for layout in layouts)
-        self.starts = tuple((part.first, part.layout.count) for part in parts)
-        self.paths = tuple(part.file.path for part in parts)
-        self.reasons = tuple(part.reason for part in parts)
-        self.files = Files(tuple(layouts))
-        self._access = Access(self.files)
+        self.starts = tuple((source.first, source.layout.count) for source in sources)
+        self.paths = tuple(source.file.path for source in sources)
+        self.reasons = tuple(source.reason for source in sources)
+        self.files = FileLayouts(tuple(layouts))
+        self._access = RandomAccess(self.files)
 
     @property
     def input_name(self) -> str:
-        """Where the first file's inputs stand."""
+        """File and path of the inputs of the first file."""
         return self.input_names[0]
 
     @property
     def dtype(self) -> str:
-        """Type of the first file's inputs as stored."""
-        return self._parts[0].layout.dtype
+        """Type of the inputs in the first file."""
+        return self._sources[0].layout.dtype
 
-    def holding(self, dtype: DTypeLike) -> str:
-        """The type, at least `dtype`, that holds the inputs of all files as they are stored."""
-        return holding(dtype, *(part.layout.dtype for part in self._parts)).name
+    def dtype_for_inputs(self, dtype: DTypeLike) -> str:
+        """The type, at least `dtype`, that holds the inputs of all files exactly."""
+        return common_dtype(dtype, *(source.layout.dtype for source in self._sources)).name
 
-    def holding_targets(self, dtype: DTypeLike) -> str:
-        """The type, at least `dtype`, that holds the targets of all files as they are stored."""
-        targets = [part.layout.targets for part in self._parts]
-        return holding(dtype, *(one.info.dtype for one in targets if one is not None)).name
+    def dtype_for_targets(self, dtype: DTypeLike) -> str:
+        """The type, at least `dtype`, that holds the targets of all files exactly."""
+        targets = [source.layout.targets for source in self._sources]
+        return common_dtype(dtype, *(one.info.dtype for one in targets if one is not None)).name
 
     @cached_property
     def targets(self) -> TargetInfo | None:
-        """What the targets are, or None; a file whose shapes allow both goes with the others."""
-        return common_targets([part.layout for part in self._parts])
+        """Facts about the targets of all files, or None."""
+        return common_target_info([source.layout for source in self._sources])
 
     @property
     def noun(self) -> str:
@@ -170,54 +195,58 @@ class Dataset:
 
     @property
     def targets_key(self) -> str | None:
-        """Name of the targets for `DataOptions.targets`; None if no dataset holds any."""
-        part = self._parts[0]
-        base = part.layout.base if isinstance(part.layout, Windows) else part.layout
+        """Name of the targets for `DataOptions.targets`; None if no dataset holds targets."""
+        source = self._sources[0]
+        base = source.layout.base if isinstance(source.layout, Windows) else source.layout
         path = next((path for path, role in base.roles().items() if role == "targets"), None)
         if path is None:
             return None
-        name = path.removeprefix(part.folder.path.rstrip("/") + "/")
+        name = path.removeprefix(source.group.path.rstrip("/") + "/")
         return name.partition("/")[2] if isinstance(base, Groups) else name
 
-    def relabeling(self, labels: Sequence[int], label: int) -> str:
-        """A command that writes a copy of the first file with other class targets."""
-        folder, key = self._parts[0].folder, text(self.targets_key or "")
-        own = f"f[{text(folder.path)}]"
-        each = f"({own}[n][{key}] for n in {own})" if self.layout == "groups" else f"[{own}[{key}]]"
+    def relabeling_command(self, labels: Sequence[int], label: int) -> str:
+        """A command that writes a copy of the first file with `labels` replaced by `label`."""
+        group, key = self._sources[0].group, python_string(self.targets_key or "")
+        parent = f"f[{python_string(group.path)}]"
+        datasets = f"[{parent}[{key}]]"
+        if self.layout == "groups":
+            datasets = f"({parent}[n][{key}] for n in {parent})"
         value = f"np.where(np.isin(d[...], {list(labels)}), {label}, d[...])"
-        command = copying(folder.file, [f"[d.__setitem__(..., {value}) for d in {each}]"])
+        command = changed_copy_command(
+            group.file, [f"[d.__setitem__(..., {value}) for d in {datasets}]"]
+        )
         return f"{command} has {label} in its place"
 
     @property
     def targets_are_inputs(self) -> bool:
-        """Windows are to predict the inputs themselves, as the data hold no other targets."""
-        return self.targets_of == "the inputs themselves"
+        """Whether windows predict the inputs themselves, as the data hold no other targets."""
+        return self.targets_origin == "the inputs themselves"
 
     @property
-    def targets_of(self) -> str | None:
-        """Origin of the targets of windows, if it is no dataset of one a step."""
+    def targets_origin(self) -> str | None:
+        """Origin of the targets of windows in words; None for a dataset of targets per step."""
         layout = self.files.layouts[0]
-        return layout.targets_of if isinstance(layout, Windows) else None
+        return layout.targets_origin if isinstance(layout, Windows) else None
 
     @property
     def reversed_features(self) -> int | None:
-        """Features if the axes of dense inputs or of a series were the other way round."""
+        """Features of dense inputs or of a series if their axes were reversed; else None."""
         layout = self.files.layouts[0]
         base = layout.base if isinstance(layout, Windows) else layout
         if isinstance(base, Dense | Series):
-            return base.stored.shape[0]
+            return base.dataset.shape[0]
         return None
 
     @cached_property
     def numbers(self) -> Indices:
-        """Sequences that may be learned from: windows of which the targets exist, else all."""
-        every = np.arange(self.count, dtype=np.int64)
-        known = None if self.targets is None else self.files.known(every)
-        return every if known is None else every[known]
+        """Numbers of the sequences for training: windows with targets, else all sequences."""
+        numbers = np.arange(self.count, dtype=np.int64)
+        has_target = None if self.targets is None else self.files.has_target(numbers)
+        return numbers if has_target is None else numbers[has_target]
 
     @property
     def description(self) -> str:
-        """In a line: ``370 sequences, 7–29 steps, 12 features (concatenated)``."""
+        """The data in one line: ``370 sequences, 7–29 steps, 12 features (concatenated)``."""
         low, high = self.min_steps, self.max_steps
         steps = counted(high, "step") if low == high else f"{low}–{high} steps"
         return (
@@ -229,99 +258,105 @@ class Dataset:
     def names(self) -> list[str] | None:
         """Names of all sequences, or None if a file does not name them."""
         names: list[str] = []
-        for part in self._parts:
-            own = part.layout.sequence_names()
-            if own is None:
+        for source in self._sources:
+            file_names = source.layout.sequence_names()
+            if file_names is None:
                 return None
-            names += own
+            names += file_names
         return names
 
     @cached_property
     def class_labels(self) -> list[str] | None:
-        """Labels of the classes; DataError if two files differ."""
+        """Class labels, or None; DataError if two files differ."""
         labels: list[str] | None = None
-        for part in self._parts:
-            own = part.class_labels
-            if own is not None and labels is not None and own != labels:
+        for source in self._sources:
+            file_labels = source.class_labels
+            if file_labels is not None and labels is not None and file_labels != labels:
                 raise DataError(
-                    f"{part.file.path} labels its classes otherwise than the files before it",
+                    f"{source.file.path} has other class labels than the files before it",
                     expected=", ".join(labels),
-                    found=", ".join(own),
+                    found=", ".join(file_labels),
                     where=self.paths,
                 )
-            labels = own if labels is None else labels
+            labels = file_labels if labels is None else labels
         return labels
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """Why datasets that might be taken for targets were not, a sentence each."""
-        return tuple(note for part in self._parts for note in part.notes)
+        """Notes on data that are not read, one sentence each."""
+        return tuple(note for source in self._sources for note in source.notes)
 
     @property
-    def sources(self) -> Sources:
-        """Where each window was cut; for data that are `windowed`."""
-        every = np.arange(self.count, dtype=np.int64)
-        of = self.files.file_of(every)
-        sequence, step, names = np.zeros_like(every), np.zeros_like(every), []
+    def window_origins(self) -> WindowOrigins:
+        """Origins of the windows, for data that are `windowed`."""
+        numbers = np.arange(self.count, dtype=np.int64)
+        file_numbers = self.files.file_of(numbers)
+        sequence, step, names = np.zeros_like(numbers), np.zeros_like(numbers), []
         for file, layout in enumerate(self.files.layouts):
             if isinstance(layout, Windows):
-                own = every[of == file] - self.files.firsts[file]
-                sequence[of == file] = layout.cuts.sequences(own)
-                step[of == file] = layout.cuts.starts(own)
-                named = layout.base.sequence_names()
-                names += [] if named is None else [named[n] for n in sequence[of == file].tolist()]
-        files = [self._parts[file].argument for file in of.tolist()]
-        return Sources(files, sequence, step, names if len(names) == self.count else None)
+                in_file = file_numbers == file
+                windows = numbers[in_file] - self.files.firsts[file]
+                sequence[in_file] = layout.positions.sequences(windows)
+                step[in_file] = layout.positions.starts(windows)
+                if (file_names := layout.base.sequence_names()) is not None:
+                    names += [file_names[n] for n in sequence[in_file].tolist()]
+        files = [self._sources[file].argument for file in file_numbers.tolist()]
+        return WindowOrigins(files, sequence, step, names if len(names) == self.count else None)
 
     def place(self, number: int) -> str:
-        """Where the inputs of a sequence stand: in the groups layout, those of its group."""
-        layout, within = self._within(number)
-        return layout.place(within)
+        """File and path of the inputs of a sequence."""
+        layout, local_number = self._locate(number)
+        return layout.place(local_number)
 
     def sequence(self, number: int) -> str:
-        """A sequence by its number in its file, and its name: ``sequence 17 (ba-7)``."""
-        layout, within = self._within(number)
+        """Label of a sequence with its number in the file and its name: ``sequence 17 (ba-7)``."""
+        layout, local_number = self._locate(number)
         base, window = layout, ""
         if isinstance(layout, Windows):
-            window, base = f"window {within} of ", layout.base
-            within = int(layout.cuts.sequences(np.array([within]))[0])
+            window, base = f"window {local_number} of ", layout.base
+            local_number = int(layout.positions.sequences(np.array([local_number]))[0])
         names = base.sequence_names()
-        return f"{window}sequence {within}" + ("" if names is None else f" ({names[within]})")
+        return f"{window}sequence {local_number}" + (
+            "" if names is None else f" ({names[local_number]})"
+        )
 
-    def input_place(self, number: int, step: int, feature: int) -> str:
-        """``words.h5:/inputs, sequence 17, step 3, feature 5``; steps are those of the file."""
-        layout, within = self._within(number)
+    def input_location(self, number: int, step: int, feature: int) -> str:
+        """Location of a value: ``words.h5:/inputs, sequence 17, step 3, feature 5``.
+
+        Steps are counted in the sequence of the file, also for windows.
+        """
+        layout, local_number = self._locate(number)
         if isinstance(layout, Windows):
-            step += int(layout.cuts.starts(np.array([within]))[0])
+            step += int(layout.positions.starts(np.array([local_number]))[0])
         return f"{self.place(number)}, {self.sequence(number)}, step {step}, feature {feature}"
 
-    def target_place(self, number: int, step: int | None, value: int | None) -> str:
-        """``words.h5:/targets, sequence 17, step 3, value 5``, as far as they are given."""
-        layout, within = self._within(number)
-        name = "targets" if layout.targets is None else layout.targets.place(within)
+    def target_location(self, number: int, step: int | None, value: int | None) -> str:
+        """Location of a target: ``words.h5:/targets, sequence 17, step 3, value 5``."""
+        layout, local_number = self._locate(number)
+        name = "targets" if layout.targets is None else layout.targets.place(local_number)
         if isinstance(layout, Windows) and isinstance(layout.targets, StepTargets):
-            window, sizes = layout.cuts.window, layout.targets.step_shape
+            window, sizes = layout.positions.window, layout.targets.step_shape
             ahead, value = divmod(value or 0, sizes[0] if sizes else 1)
             value = value if sizes else None
-            start = int(layout.cuts.starts(np.array([within]))[0])
+            start = int(layout.positions.starts(np.array([local_number]))[0])
             step = start + window.length - 1 + window.horizon + ahead
         parts = [name, self.sequence(number)]
         parts += [] if step is None else [f"step {step}"]
         parts += [] if value is None else [f"value {value}"]
         return ", ".join(parts)
 
-    def _within(self, number: int) -> tuple[Layout, int]:
-        """The layout that holds a sequence, and its number there."""
+    def _locate(self, number: int) -> tuple[SequenceLayout, int]:
+        """The layout that holds a sequence, and the number of the sequence there."""
         file = int(self.files.file_of(np.array([number]))[0])
         return self.files.layouts[file], number - int(self.files.firsts[file])
 
     def lengths(self, first: int = 0, count: int | None = None) -> Lengths:
-        """(count,) int64 valid steps of consecutive sequences, by default of all."""
+        """(count,) int64 valid steps of consecutive sequences, by default of all sequences."""
         return self.files.lengths[first : None if count is None else first + count]
 
     def roles(self) -> dict[str, str]:
-        """Path of every dataset used in the first file, and what it was taken for."""
-        return self._parts[0].layout.roles()
+        """Role of every dataset in use in the first file, by its path."""
+        return self._sources[0].layout.roles()
 
     def batches(
         self,
@@ -332,27 +367,27 @@ class Dataset:
         per_step: bool | None = None,
         max_bytes: int = MAX_BATCH_BYTES,
         keep_rows: bool = False,
-        room: Room = np.empty,
+        allocate: Allocator = np.empty,
     ) -> Iterator[Batch]:
-        """Batches in order; none holds sequences of two files.
+        """Batches in the order of the files. Each batch holds sequences of one file.
 
         Parameters
         ----------
         size
-            Sequences in a batch, at most.
+            Largest number of sequences in a batch.
         dtype
-            Of the inputs, and at least of targets that are values.
+            Type of the inputs, and at least of targets that are values.
         targets
-            Read them too.
+            Read the targets too.
         per_step
-            Take targets as one a step, where their shape allows both (`TargetInfo.per_step` is
+            Take targets as one per step if their shape allows both (`TargetInfo.per_step` is
             None); otherwise without effect.
         max_bytes
-            Split a batch whose padded inputs would take more.
+            Split a batch if its padded inputs would take more bytes.
         keep_rows
-            Never split: stateful layers continue row by row.
-        room
-            Makes the arrays that inputs are read into.
+            Never split a batch: stateful layers continue row by row.
+        allocate
+            Makes the arrays for the inputs.
 
         Raises
         ------
@@ -364,42 +399,43 @@ class Dataset:
         dtype = np.dtype(dtype)
         if self.targets is not None and self.targets.per_step is not None:
             per_step = self.targets.per_step
-        for number, part in enumerate(self._parts):
+        for number, source in enumerate(self._sources):
             step_bytes = self.features * dtype.itemsize
             bound = None if keep_rows else max_bytes // step_bytes
             start = 0
-            while start < part.layout.count:
-                stop = batch_stop(part.layout, start, size, bound)
-                x = room(
-                    (stop - start, batch_steps(part.layout, start, stop), self.features), dtype
+            while start < source.layout.count:
+                stop = batch_stop(source.layout, start, size, bound)
+                shape = (stop - start, batch_steps(source.layout, start, stop), self.features)
+                x = allocate(shape, dtype)
+                yield read_batch(
+                    source.layout, source.first, number, start, stop, x, targets, per_step
                 )
-                yield read_batch(part.layout, part.first, number, start, stop, x, targets, per_step)
                 start = stop
 
     @property
     def fits_in_memory(self) -> bool:
-        """Whether `take` reads everything once and keeps it."""
+        """Whether `take` loads all sequences into memory at its first call."""
         return self._access.in_memory
 
     def take(self, indices: Indices, dtype: DTypeLike, *, per_step: bool | None = None) -> Batch:
-        """Sequences by number, of any files, as a batch in the order of `indices`.
+        """Sequences of any files by number, as a batch in the order of `indices`.
 
-        A small dataset is read at the first call and kept; the bits are the same either way,
-        and those of `batches`.
+        Small data are loaded into memory at the first call. The values have the same bits as
+        those of `batches` in both cases.
 
         Parameters
         ----------
         indices
             Numbers (n,), counted over all files; at least one.
         dtype, per_step
-            As `batches` takes them.
+            See `batches`.
 
         Raises
         ------
         DataError
             A file is damaged.
         UsageError
-            There is no such sequence.
+            A number is out of range.
         """
         return self._access.take(indices, np.dtype(dtype), per_step)
 
@@ -407,14 +443,14 @@ class Dataset:
         """Close all files."""
         self._files.close()
 
-    def __enter__(self) -> Dataset:
+    def __enter__(self) -> SequenceData:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Dataset:
+def open_data(paths: Sequence[str], options: DataOptions | None = None) -> SequenceData:
     """Open one or several DATA arguments as one dataset; a context manager.
 
     Parameters
@@ -422,18 +458,18 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Datas
     paths
         ``FILE.h5`` or ``FILE.h5:/group``, each.
     options
-        Names, layout and window, where they are not to be found out.
+        Names, layout and window. Other properties are detected.
 
     Raises
     ------
     DataError
-        A file is missing, damaged or refused, holds no layout, or does not go with the others.
+        A file is missing, damaged or refused, holds no layout, or does not fit the others.
     """
     options = options or DataOptions()
     if isinstance(paths, str) or not paths:
         raise UsageError("no data", expected="a list of at least one file", found=repr(paths))
     with ExitStack() as files:
-        parts: list[Part] = []
+        sources: list[DataSource] = []
         first = 0
         for path in paths:
             file = Hdf5File(
@@ -442,46 +478,46 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Datas
                 transpose=options.transpose is True,
             )
             files.callback(file.close)
-            layout, reason = open_layout(file.folder, options)
-            parts.append(Part(file, file.folder, layout, reason, first, options, path))
+            layout, reason = open_layout(file.group, options)
+            sources.append(DataSource(file, file.group, layout, reason, first, options, path))
             first += layout.count
-        need_windows([part.layout for part in parts], options)
-        return Dataset(parts, options, files.pop_all())
+        require_windows([source.layout for source in sources], options)
+        return SequenceData(sources, options, files.pop_all())
 
 
-def _shortest(layout: Layout) -> int:
+def _min_steps(layout: SequenceLayout) -> int:
     return layout.steps if layout.lengths is None else int(layout.lengths.min(initial=layout.steps))
 
 
-def _total(layout: Layout) -> int:
+def _total_steps(layout: SequenceLayout) -> int:
     return layout.count * layout.steps if layout.lengths is None else int(layout.lengths.sum())
 
 
-def need_alike(layouts: Sequence[Layout], options: DataOptions) -> None:
-    """Raise DataError unless layouts, features and targets of all files go together."""
-    _need_one_placing(layouts, options)
-    common = common_targets(layouts)
+def _require_compatible(layouts: Sequence[SequenceLayout], options: DataOptions) -> None:
+    """Raise DataError unless layouts, features and targets of all files are the same."""
+    _require_one_placement(layouts, options)
+    common = common_target_info(layouts)
     per_step = None if common is None else common.per_step
-    sides: dict[str, Callable[[Layout], object]] = {
+    properties: dict[str, Callable[[SequenceLayout], object]] = {
         "layout": lambda layout: layout.name,
         "number of features": lambda layout: layout.features,
         "targets": lambda layout: _target_form(layout, per_step),
     }
-    for side, of in sides.items():
+    for noun, value in properties.items():
         for other in layouts[1:]:
-            if of(other) != of(layouts[0]):
+            if value(other) != value(layouts[0]):
                 raise DataError(
-                    f"the files differ in {side}: {of(layouts[0])} in {layouts[0].inputs}, "
-                    f"{of(other)} in {other.inputs}",
-                    expected=str(of(layouts[0])),
-                    found=", ".join(f"{of(one)} in {one.inputs}" for one in layouts),
+                    f"the files differ in {noun}: {value(layouts[0])} in {layouts[0].inputs}, "
+                    f"{value(other)} in {other.inputs}",
+                    expected=str(value(layouts[0])),
+                    found=", ".join(f"{value(one)} in {one.inputs}" for one in layouts),
                     where=options.places(*(layout.inputs for layout in layouts)),
                     hint="run the files one at a time",
                 )
 
 
-def _need_one_placing(layouts: Sequence[Layout], options: DataOptions) -> None:
-    """Raise DataError if one file has a target a step and another one a sequence."""
+def _require_one_placement(layouts: Sequence[SequenceLayout], options: DataOptions) -> None:
+    """Raise DataError if one file has targets per step and another one per sequence."""
     infos = target_infos(layouts)
     by_step = [info.name for info in infos if info.per_step is True]
     by_sequence = [info.name for info in infos if info.per_step is False]
@@ -495,12 +531,12 @@ def _need_one_placing(layouts: Sequence[Layout], options: DataOptions) -> None:
         )
 
 
-def _target_form(layout: Layout, per_step: bool | None) -> str:
+def _target_form(layout: SequenceLayout, per_step: bool | None) -> str:
     if layout.targets is None:
         return "no targets"
-    if isinstance(layout, Windows) and layout.targets_of is not None:
-        return f"{layout.targets_of} {layout.targets.info.shape}"
-    info = layout.targets.info.placed(per_step)
-    # Where the network is to decide, its kinds are those of one a step.
-    kind = info.kind if info.per_step is not None else info.placed(True).kind
+    if isinstance(layout, Windows) and layout.targets_origin is not None:
+        return f"{layout.targets_origin} {layout.targets.info.shape}"
+    info = layout.targets.info.resolve(per_step)
+    # If the network decides, the kind is that of targets per step.
+    kind = info.kind if info.per_step is not None else info.resolve(True).kind
     return f"{kind} {info.shape}" if info.shape else kind

@@ -1,4 +1,4 @@
-"""Notes on what a file holds beside the data that are read: nothing is left out unsaid."""
+"""Notes on data in a file that are not read, so that no data are ignored silently."""
 
 from __future__ import annotations
 
@@ -14,68 +14,71 @@ from lstm_cli.data.dataset_roles import (
     OFFSETS,
     OTHER_ROLES,
     TARGETS,
-    usable,
+    usable_targets,
 )
-from lstm_cli.data.layouts.base import Layout
-from lstm_cli.data.layouts.detect import parts_of
+from lstm_cli.data.layouts.base import SequenceLayout
+from lstm_cli.data.layouts.detect import subgroups_with_layout
 from lstm_cli.data.layouts.groups import Groups
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, in_yaml, nearest, printable
-from lstm_cli.hdf5.dataset import Stored, type_name
-from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.dataset import Dataset, type_name
+from lstm_cli.hdf5.group import Group
 
-LIKE_TARGETS = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
-"""Names that targets have; other datasets of as many rows are times, weights and the like."""
-SINGULAR = ("label", "target", "class", "classes")
-"""Names that are hardly anything else, whatever stands beside them."""
-LOOK_AT = 200
-"""Members of a group that are looked at."""
-SHOWN = 4
-"""Names that a note lists."""
+TARGET_LIKE_NAME = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
+"""Typical names of targets. Other datasets of as many rows may be times or weights."""
+CERTAIN_NAMES = ("label", "target", "class", "classes")
+"""Names that mean targets even if there are other targets."""
+MAX_MEMBERS = 200
+"""Largest number of members of a group that are read."""
+MAX_LISTED = 4
+"""Largest number of names in a note."""
 
 
-def passed_over(folder: Folder, layout: Layout, options: DataOptions) -> tuple[str, ...]:
+def unread_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> tuple[str, ...]:
     """Notes on data in the group of `layout` that are not read, one for each kind."""
     if isinstance(layout, Groups):
-        inner = folder.folder(layout.names[0])  # all alike: the first tells for the others
-        return (*_beside(folder, layout), *(() if inner is None else _all(inner, layout, options)))
-    return (*_all(folder, layout, options), *_other_groups(folder, options))
+        inner = group.group(layout.names[0])  # the first group stands for all
+        return (
+            *_sibling_notes(group, layout),
+            *(() if inner is None else _group_notes(inner, layout, options)),
+        )
+    return (*_group_notes(group, layout, options), *_other_group_notes(group, options))
 
 
-def _all(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
+def _group_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> Iterator[str]:
     used = layout.roles()
-    if options.targets is not None and folder.find(options.targets) is None:
-        near = nearest(options.targets, folder.names())
+    if options.targets is not None and group.find(options.targets) is None:
+        near = nearest(options.targets, group.names())
         meant = f"; did you mean {near}?" if near else ""
         yield (
-            f"{folder.where} holds no targets {options.targets}, as data.targets says: "
+            f"{group.where} holds no targets {options.targets}, as data.targets says: "
             f"there are no metrics{meant}"
         )
-    yield from _not_inputs(folder, used, options)
-    yield from _not_targets(folder, layout, options)
-    members = list(islice(folder.members(), LOOK_AT))
-    stored = [one for one in members if isinstance(one, Stored) and one.path not in used]
-    rest = [one for one in stored if one.numeric and not one.is_axis]
-    parts = [one for one in rest if _name(one) in LENGTHS + OFFSETS + MASK]
-    if parts:
-        yield f"{_listed(parts)}: no part of the {layout.name} layout, and passed over"
+    yield from _unread_inputs_notes(group, used, options)
+    yield from _unread_targets_notes(group, layout, options)
+    members = list(islice(group.members(), MAX_MEMBERS))
+    unread = [one for one in members if isinstance(one, Dataset) and one.path not in used]
+    numeric = [one for one in unread if one.numeric and not one.is_dimension_scale]
+    length_datasets = [one for one in numeric if _last_name(one) in LENGTHS + OFFSETS + MASK]
+    if length_datasets:
+        yield f"{_listed(length_datasets)}: no part of the {layout.name} layout, and passed over"
     twins, labels = [], []
-    for one in rest:
-        if _name(one) in OTHER_ROLES.difference(CLASSES):
+    for one in numeric:
+        if _last_name(one) in OTHER_ROLES.difference(CLASSES):
             continue
-        if _like_inputs(one, folder, layout):
+        if _resembles_inputs(one, group, layout):
             twins.append(one)
-        elif _one_each(one, layout):
+        elif _resembles_targets(one, layout):
             labels.append(one)
     if layout.targets is not None:
-        usual = layout.targets.info.name.endswith("/targets")  # called what they are
-        labels = [one for one in labels if _name(one).lower() in SINGULAR and not usual]
+        usual = layout.targets.info.name.endswith("/targets")  # the name is certain
+        labels = [one for one in labels if _last_name(one).lower() in CERTAIN_NAMES and not usual]
     else:
-        texts = [one for one in stored if one.text and _name(one) not in OTHER_ROLES]
+        texts = [one for one in unread if one.text and _last_name(one) not in OTHER_ROLES]
         yield from (
             f"{one.where} holds text, not numbers: not taken for targets"
             for one in texts
-            if options.targets is None and _one_each(one, layout)
+            if options.targets is None and _resembles_targets(one, layout)
         )
     if twins:
         yield (
@@ -86,25 +89,27 @@ def _all(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
         but = "passed over" if layout.targets is None else f"{layout.targets.info.name} is taken"
         yield (
             f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
-            f"{but}; data.targets: {in_yaml(_name(labels[0]))} takes them"
+            f"{but}; data.targets: {in_yaml(_last_name(labels[0]))} takes them"
         )
 
 
-def _not_inputs(folder: Folder, used: dict[str, str], options: DataOptions) -> Iterator[str]:
-    """Notes on datasets under a usual name of inputs that hold no numbers."""
+def _unread_inputs_notes(group: Group, used: dict[str, str], options: DataOptions) -> Iterator[str]:
+    """Notes on datasets with a usual name of inputs that are not numeric."""
     for name in INPUTS if options.inputs is None else ():
-        found = folder.dataset(name)
-        if found is not None and found.path in used:
+        member = group.dataset(name)
+        if member is not None and member.path in used:
             return
-        if found is not None and not found.numeric:
-            yield f"{found.where} holds {type_name(found)}, not numbers: not taken for inputs"
+        if member is not None and not member.numeric:
+            yield f"{member.where} holds {type_name(member)}, not numbers: not taken for inputs"
 
 
-def _not_targets(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
-    """Notes on members under a usual name of targets that are not the targets.
+def _unread_targets_notes(
+    group: Group, layout: SequenceLayout, options: DataOptions
+) -> Iterator[str]:
+    """Notes on members with a usual name of targets that are not the targets.
 
-    `labels` are no targets but names of classes, unless there is one for each sequence and
-    nothing else to learn.
+    The dataset `labels` holds names of classes. It counts as targets only if it has one label
+    per sequence and there are no other targets.
     """
     if options.targets is not None:
         return
@@ -112,84 +117,91 @@ def _not_targets(folder: Folder, layout: Layout, options: DataOptions) -> Iterat
     notes: dict[str, str] = {}
     for name in TARGETS:
         try:
-            found = folder.find(name)
-            usable_one = usable(found, options)
-        except DataError:  # refused: it could not have been taken
+            member = group.find(name)
+            targets = usable_targets(member, options)
+        except DataError:  # refused: it cannot be targets
             continue
-        if usable_one is not None:
+        if targets is not None:
             if taken is not None:
-                notes[name] = f"{_where(found)}: may be targets too, but {taken} is taken"
+                notes[name] = f"{_where(member)}: may be targets too, but {taken} is taken"
                 notes[name] += f"; data.targets: {in_yaml(name)} takes it instead"
             taken = taken or name
             notes.pop("labels", None)
         elif taken is not None:
             continue
-        elif isinstance(found, Stored):
-            if name != "labels" or found.shape[:1] in ((), (layout.count,)):
-                notes[name] = f"{found.where} holds {type_name(found)}, not numbers"
-        elif isinstance(found, Folder):
-            notes[name] = f"{found.where} is a group without data/KEY"
-        elif (path := folder.soft_link(name)) is not None:
-            where = folder.where.rstrip("/")
-            notes[name] = f"{where}/{name} is a link to {path}, which is not there"
+        elif isinstance(member, Dataset):
+            if name != "labels" or member.shape[:1] in ((), (layout.count,)):
+                notes[name] = f"{member.where} holds {type_name(member)}, not numbers"
+        elif isinstance(member, Group):
+            notes[name] = f"{member.where} is a group without data/KEY"
+        elif (path := group.soft_link_target(name)) is not None:
+            where = group.where.rstrip("/")
+            notes[name] = f"{where}/{name} is a link to {path}, which is missing"
     for note in notes.values():
         yield note if "data.targets" in note else f"{note}: not taken for targets"
 
 
-def _where(found: Folder | Stored | None) -> str:
-    return "" if found is None else found.where
+def _where(member: Group | Dataset | None) -> str:
+    return "" if member is None else member.where
 
 
-def _like_inputs(stored: Stored, folder: Folder, layout: Layout) -> bool:
-    """Whether a dataset has the form of the inputs, but for its first axis."""
+def _resembles_inputs(dataset: Dataset, group: Group, layout: SequenceLayout) -> bool:
+    """Whether a dataset has the shape of the inputs, apart from the first axis."""
     path = next((path for path, role in layout.roles().items() if role == "inputs"), "")
-    inputs = folder.dataset(path)
-    if inputs is None or stored.vlen != inputs.vlen or stored.rank != inputs.rank:
+    inputs = group.dataset(path)
+    if inputs is None or dataset.vlen != inputs.vlen or dataset.rank != inputs.rank:
         return False
-    if stored.vlen or stored.rank == 1:
-        # Any list of numbers has one axis: only what has as many of the same type is alike.
-        return stored.shape == inputs.shape and stored.dtype == inputs.dtype
-    return stored.shape[1:] == inputs.shape[1:]
+    if dataset.vlen or dataset.rank == 1:
+        # Any list of numbers has one axis, so length and type must be the same too.
+        return dataset.shape == inputs.shape and dataset.dtype == inputs.dtype
+    return dataset.shape[1:] == inputs.shape[1:]
 
 
-def _one_each(stored: Stored, layout: Layout) -> bool:
-    """Whether a dataset is called like targets, and has some for each sequence or step."""
-    if not LIKE_TARGETS.search(_name(stored)):
+def _resembles_targets(dataset: Dataset, layout: SequenceLayout) -> bool:
+    """Whether a dataset has a name like targets, and one row per sequence or step."""
+    if not TARGET_LIKE_NAME.search(_last_name(dataset)):
         return False
     lengths = layout.lengths
     steps = layout.count * layout.steps if lengths is None else int(lengths.sum())
-    return stored.rank > 0 and stored.shape[0] in (layout.count, steps)
+    return dataset.rank > 0 and dataset.shape[0] in (layout.count, steps)
 
 
-def _beside(folder: Folder, layout: Groups) -> Iterator[str]:
-    """Datasets beside the groups or datasets that are the sequences."""
-    names = [name for name in layout.beside if _may_matter(folder, name)]
+def _sibling_notes(group: Group, layout: Groups) -> Iterator[str]:
+    """Notes on datasets next to the groups or datasets that are sequences."""
+    names = [name for name in layout.other_names if _may_matter(group, name)]
     if names:
-        listed = ", ".join(f"{folder.where.rstrip('/')}/{printable(n)}" for n in names[:SHOWN])
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        listed = ", ".join(f"{group.where.rstrip('/')}/{printable(n)}" for n in names[:MAX_LISTED])
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         yield (
             f"{listed}{more}: beside the sequences, and passed over; targets stand in each "
             "sequence's group, beside its inputs"
         )
 
 
-def _may_matter(folder: Folder, name: str) -> bool:
-    stored = folder.dataset(name)
-    return stored is not None and stored.numeric and stored.rank > 0 and not stored.is_axis
+def _may_matter(group: Group, name: str) -> bool:
+    dataset = group.dataset(name)
+    return (
+        dataset is not None
+        and dataset.numeric
+        and dataset.rank > 0
+        and not dataset.is_dimension_scale
+    )
 
 
-def _other_groups(folder: Folder, options: DataOptions) -> Iterator[str]:
-    parts = [part for part in parts_of(folder, options) if _name(part) not in OTHER_ROLES]
-    if parts:
-        names = ", ".join(part.where for part in parts[:SHOWN])
-        more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+def _other_group_notes(group: Group, options: DataOptions) -> Iterator[str]:
+    subgroups = [
+        one for one in subgroups_with_layout(group, options) if _last_name(one) not in OTHER_ROLES
+    ]
+    if subgroups:
+        names = ", ".join(one.where for one in subgroups[:MAX_LISTED])
+        more = f" and {len(subgroups) - MAX_LISTED} more" if len(subgroups) > MAX_LISTED else ""
         yield f"{names}{more}: sequences of their own, which are passed over; DATA names a group"
 
 
-def _name(stored: Folder | Stored) -> str:
-    return stored.path.rpartition("/")[2]
+def _last_name(dataset: Group | Dataset) -> str:
+    return dataset.path.rpartition("/")[2]
 
 
-def _listed(stored: list[Stored]) -> str:
-    more = f" and {len(stored) - SHOWN} more" if len(stored) > SHOWN else ""
-    return ", ".join(one.where for one in stored[:SHOWN]) + more
+def _listed(datasets: list[Dataset]) -> str:
+    more = f" and {len(datasets) - MAX_LISTED} more" if len(datasets) > MAX_LISTED else ""
+    return ", ".join(one.where for one in datasets[:MAX_LISTED]) + more

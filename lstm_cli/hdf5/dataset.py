@@ -1,4 +1,9 @@
-"""One HDF5 dataset, checked before it is read; every failure of HDF5 becomes a DataError."""
+"""One HDF5 dataset, checked before it is read, and a cache of its large chunks.
+
+Every failure of HDF5 becomes a `DataError`. HDF5 decompresses a whole chunk for any value in
+it. HDF5 caches a chunk only if it fits HDF5's own cache. A chunk of many sequences would be
+decompressed again for every batch. `ChunkSlabs` caches such chunks.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +22,14 @@ import numpy as np
 from h5py import h5d, h5o, h5r
 
 from lstm_cli.errors import DataError, printable
-from lstm_cli.hdf5.heap_check import Array, Guard
+from lstm_cli.hdf5.heap_check import Array, FileAccess
 from lstm_cli.hdf5.limits import (
-    Declared,
+    DatasetMetadata,
     allocated_size,
     check_virtual,
     dataset_filters,
-    declared,
-    reading,
+    read_metadata,
+    reading_errors,
     refuse_outside_storage,
     refuse_unstored_shape,
     require_filters,
@@ -32,31 +37,31 @@ from lstm_cli.hdf5.limits import (
 )
 
 CHUNK_CACHE_BYTES = 64 << 20
-"""Held by HDF5 for a dataset that is being read, so that its chunks are unpacked once."""
+"""Bytes of HDF5's own cache for each dataset, in which each chunk is decompressed once."""
 
-KEPT_BYTES = 448 << 20
-"""Held here, of all datasets together."""
+SLAB_CACHE_BYTES = 448 << 20
+"""Bytes of decompressed slabs that are cached for all datasets together."""
 
-WASTE_BYTES = 2 << 30
-"""Unpacked of one dataset and not used, where nothing can be kept, at most."""
+MAX_WASTED_BYTES = 2 << 30
+"""Bytes of one dataset that may be decompressed and not used, if a slab exceeds the cache."""
 
-_kept: OrderedDict[tuple[int, int], Array] = OrderedDict()
-"""Bands of all datasets, by the dataset's and their own number; the last used stands last."""
+_slab_cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
+"""Slabs by the numbers of dataset and slab, the most recent one last."""
 
 _lock = threading.RLock()
 
 _numbers = count()
 
 
-class Bands:
-    """A dataset along one axis, in bands as wide as its chunks.
+class ChunkSlabs:
+    """A dataset along one axis, cut into slabs, each one chunk wide.
 
     Attributes
     ----------
     nbytes
-        Bytes of a band, unpacked.
-    wasted
-        Bytes that were unpacked and not used, because a band is too large to keep.
+        Bytes of a decompressed slab.
+    wasted_bytes
+        Bytes that were decompressed and not used, because a slab exceeds the cache.
     """
 
     def __init__(self, dataset: Any, axis: int, itemsize: int) -> None:
@@ -67,22 +72,22 @@ class Bands:
         padded = [-(-size // chunk) * chunk for size, chunk in sizes]
         padded[axis] = self._width
         self.nbytes = prod(padded) * itemsize
-        self.wasted = 0
+        self.wasted_bytes = 0
         self._number = next(_numbers)
-        weakref.finalize(self, _drop, self._number)
+        weakref.finalize(self, _evict, self._number)
 
     @property
-    def are_kept(self) -> bool:
-        """Whether a band fits in memory."""
-        return bool(self.nbytes <= KEPT_BYTES)
+    def fit_cache(self) -> bool:
+        """Whether a slab fits the cache."""
+        return bool(self.nbytes <= SLAB_CACHE_BYTES)
 
-    def touched(self, part: slice) -> int:
-        """Bytes to unpack for a part of the axis."""
+    def decompressed_bytes(self, part: slice) -> int:
+        """Bytes to decompress for a part of the axis."""
         begin, end, _ = part.indices(self._size)
         return (-(-end // self._width) - begin // self._width) * self.nbytes if begin < end else 0
 
-    def parts(self, part: slice) -> Iterator[tuple[slice, Array, slice]]:
-        """Where each piece of `part` goes, the band that holds it, and where it stands there."""
+    def pieces(self, part: slice) -> Iterator[tuple[slice, Array, slice]]:
+        """Each piece of a part: its place in the part, its slab, and its place in the slab."""
         begin, end, _ = part.indices(self._size)
         for number in range(begin // self._width, -(-end // self._width)):
             start = number * self._width
@@ -90,132 +95,136 @@ class Bands:
             if low < high:
                 yield (
                     slice(low - begin, high - begin),
-                    self._band(number),
+                    self._slab(number),
                     slice(low - start, high - start),
                 )
 
     def close(self) -> None:
-        """Keep nothing."""
-        _drop(self._number)
+        """Remove the slabs of this dataset from the cache."""
+        _evict(self._number)
 
-    def _band(self, number: int) -> Array:
+    def _slab(self, number: int) -> Array:
         key = self._number, number
         with _lock:
-            if key in _kept:
-                _kept.move_to_end(key)
-                return _kept[key]
-            held = sum(band.nbytes for band in _kept.values())
-            while _kept and held + self.nbytes > KEPT_BYTES:  # before another is unpacked
-                held -= _kept.popitem(last=False)[1].nbytes
+            if key in _slab_cache:
+                _slab_cache.move_to_end(key)
+                return _slab_cache[key]
+            cached_bytes = sum(slab.nbytes for slab in _slab_cache.values())
+            # Free the space before another slab is decompressed.
+            while _slab_cache and cached_bytes + self.nbytes > SLAB_CACHE_BYTES:
+                cached_bytes -= _slab_cache.popitem(last=False)[1].nbytes
         start = number * self._width
         where = (slice(None),) * self._axis + (slice(start, start + self._width),)
-        band: Array = self._dataset[where]
+        slab: Array = self._dataset[where]
         with _lock:
-            _kept[key] = band
-        return band
+            _slab_cache[key] = slab
+        return slab
 
 
-def _drop(dataset: int) -> None:
-    """Keep nothing more of a dataset that nothing reads."""
+def _evict(dataset: int) -> None:
+    """Remove the slabs of a dataset from the cache."""
     with _lock:
-        for key in [key for key in _kept if key[0] == dataset]:
-            del _kept[key]
+        for key in [key for key in _slab_cache if key[0] == dataset]:
+            del _slab_cache[key]
 
 
 Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
 
 HEAP_REFERENCE_BYTES = 16
-"""What a value of variable length takes where it stands: its length and its place in the heap."""
+"""Bytes of a variable-length value in the dataset: its length and its address in the heap."""
 
 OCTAVE = "OCTAVE_NEW_FORMAT"
-"""Attribute of the groups in which Octave keeps each variable, under ``value``."""
+"""Attribute of the groups in which Octave stores each variable, under ``value``."""
 
 FIRST_ROWS = 64
-"""Rows of variable length that are read together while nothing is known of their sizes."""
+"""Variable-length rows that are read together while their sizes are unknown."""
 
 SCAN_BYTES = 16 << 20
-"""Read together, about, of rows of variable length once their sizes are known."""
+"""Approximate bytes of variable-length rows that are read together, once sizes are known."""
 
 SMALL_BYTES = 1 << 20
-"""Up to this size values of variable length may share their bytes."""
+"""Bytes of variable-length values that may share storage."""
 
 
-class Stored:
+class Dataset:
     """A dataset that is safe to read.
 
     Parameters
     ----------
     dataset
         The h5py dataset.
+    path
+        Path in the file.
     where
         File and path, for errors.
-    guard
-        What the file is allowed: virtual and external storage, any shape.
+    access
+        Permissions of the user: virtual and external storage, any shape.
 
     Attributes
     ----------
     path
-        Within its file.
+        Path in the file.
     shape, dtype
-        As stored; a variable-length dataset has the dtype of its elements.
+        Shape and type in the file; a variable-length dataset has the dtype of its elements.
     vlen
         Each element is a row of its own length.
+    null
+        The dataset has a null dataspace: no values and no shape.
     nbytes
-        Bytes the shape declares.
+        Bytes that the shape declares.
 
     Raises
     ------
     DataError
-        It is refused, damaged, or compressed with a filter that is not installed.
+        The dataset is refused, damaged, or compressed with a filter that is not installed.
     """
 
-    def __init__(self, dataset: Any, path: str, where: str, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, dataset: Any, path: str, where: str, access: FileAccess) -> None:
+        self._access = access
         self.path = path
         self.where = where
-        with reading(where):
+        with reading_errors(where):
             plist = dataset.id.get_create_plist()
-            if not guard.allow_external:
-                refuse_outside_storage(plist, where, guard)
+            if not access.allow_external:
+                refuse_outside_storage(plist, where, access)
             elif plist.get_layout() == h5d.VIRTUAL:
-                check_virtual(dataset, guard.source.path, where)
-                dataset = _as_hdf5(dataset, guard)
+                check_virtual(dataset, access.source.path, where)
+                dataset = _open_natively(dataset, access)
             self._dataset = dataset
             self.null = dataset.shape is None
-            """It has no values, and no shape: a null dataspace."""
             self.shape: tuple[int, ...] = (0,) if self.null else tuple(dataset.shape)
             dtype: np.dtype[Any] = _dtype(dataset, where)
             base = h5py.check_vlen_dtype(dtype)
             self.vlen = base is not None
             self.text = h5py.check_string_dtype(dtype) is not None
             self.dtype = np.dtype(dtype if base is None else base)
-            # MATLAB writes text as numbers, and of an empty array its shape.
+            # MATLAB writes text as numbers, and the shape of an empty array as its values.
             self.text |= self.dtype == np.uint16 and is_word(self.attribute("MATLAB_class"), "char")
-            self._empty = self.dtype == np.uint64 and "MATLAB_empty" in dataset.attrs
-            self.enumerated = h5py.check_enum_dtype(dtype) is not None and dtype.kind != "b"
+            self._matlab_empty = self.dtype == np.uint64 and "MATLAB_empty" in dataset.attrs
+            self.is_enum = h5py.check_enum_dtype(dtype) is not None and dtype.kind != "b"
             width = HEAP_REFERENCE_BYTES if dtype.kind == "O" else dtype.itemsize
             self.nbytes = prod(self.shape) * width
-            self._foreign = storage_kind(plist) in ("virtual", "external storage")
-            if not guard.allow_external and not self.null:
-                refuse_unstored_shape(dataset, self.nbytes, where, guard)
+            self._stored_elsewhere = storage_kind(plist) in ("virtual", "external storage")
+            if not access.allow_external and not self.null:
+                refuse_unstored_shape(dataset, self.nbytes, where, access)
             require_filters(plist, where)
-            self._packed = bool(dataset.chunks) and plist.get_nfilters() > 0
-            # Deflate doubles its buffer as it goes, beside the chunk and the values read.
-            self._unpacking = 4 * prod(dataset.chunks) * width if self._packed else 0
-        self._bands: dict[int, Bands] = {}
-        self._references: Array | None = None
+            self._compressed = bool(dataset.chunks) and plist.get_nfilters() > 0
+            # Deflate doubles its buffer step by step, besides the chunk and the values.
+            self._decompression_bytes = 4 * prod(dataset.chunks) * width if self._compressed else 0
+        self._slabs: dict[int, ChunkSlabs] = {}
+        self._value_lengths: Array | None = None
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of the values that the file stores, unpacked; the rest are fill values."""
-        with reading(self.where):
-            held, of = allocated_size(self._dataset, self.nbytes)
-        return self.nbytes if of == 0 else self.nbytes * min(held, of) // of
+    def stored_bytes(self) -> int:
+        """Decompressed bytes of the values in the file; all other values are fill values."""
+        with reading_errors(self.where):
+            stored, declared = allocated_size(self._dataset, self.nbytes)
+        return self.nbytes if declared == 0 else self.nbytes * min(stored, declared) // declared
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Equal for two paths to one dataset."""
-        with reading(self.where):
+        """File and object number, which are equal for two paths to one dataset."""
+        with reading_errors(self.where):
             info = h5o.get_info(self._dataset.id)
             return int(info.fileno), int(info.addr)
 
@@ -226,193 +235,194 @@ class Stored:
 
     @property
     def numeric(self) -> bool:
-        """Integers, booleans or real numbers."""
-        return self.dtype.kind in "iufb" and not (self.text or self._empty or self.null)
+        """Whether the values are integers, booleans or real numbers."""
+        return self.dtype.kind in "iufb" and not (self.text or self._matlab_empty or self.null)
 
     @property
-    def is_axis(self) -> bool:
-        """One of the datasets that NetCDF-4 writes for each axis."""
+    def is_dimension_scale(self) -> bool:
+        """Whether this is one of the datasets that NetCDF-4 writes for each axis."""
         return is_word(self.attribute("CLASS"), "DIMENSION_SCALE")
 
     @property
-    def is_cell(self) -> bool:
-        """A MATLAB cell array, whose values stand in other datasets."""
+    def is_matlab_cell(self) -> bool:
+        """Whether this is a MATLAB cell array, whose values are stored in other datasets."""
         return self.dtype.kind == "O" and is_word(self.attribute("MATLAB_class"), "cell")
 
     @property
     def integral(self) -> bool:
-        """Integers or booleans."""
+        """Whether the values are integers or booleans."""
         return self.dtype.kind in "iub"
 
     def read(self, selection: Selection = ...) -> Array:
-        """The values selected, in the stored dtype."""
+        """The selected values, in the stored dtype."""
         if self.null:
             raise _no_values(self)
         parts = (selection,) if isinstance(selection, slice) else selection
-        with reading(self.where, self._unpacking):
-            self._guard.source.begin()
+        with reading_errors(self.where, self._decompression_bytes):
+            self._access.source.start_read()
             if self.in_heap:
-                return self._from_heap(selection)
-            axis, bands = self._banded(parts)
-            if bands is None or isinstance(parts, EllipsisType):
+                return self._read_heap(selection)
+            axis, slabs = self._slabs_for(parts)
+            if slabs is None or isinstance(parts, EllipsisType):
                 return np.asarray(self._dataset[selection])
             values = np.empty(_selected(self._dataset.shape, parts), self.dtype)
-            self._from_bands(bands, axis, parts, values)
+            self._read_slabs(slabs, axis, parts, values)
             return values
 
     def read_into(self, selection: Selection, out: Array) -> int:
-        """Read the values selected into an array of as many; the bytes read.
+        """Read the selected values into `out`, of the same size; returns the bytes read.
 
-        Where the file holds them as `out` does, HDF5 puts them there itself.
+        HDF5 writes to `out` directly if the file has the type of `out`.
         """
         plain = out.dtype == self.dtype and out.flags.c_contiguous and not self.in_heap
         parts = (selection,) if isinstance(selection, slice) else selection
-        if not plain or not out.size or self._banded(parts)[1] is not None:
+        if not plain or not out.size or self._slabs_for(parts)[1] is not None:
             values = self.read(selection)
             with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
                 out[...] = values.reshape(out.shape)
             return values.nbytes
-        with reading(self.where, self._unpacking):
+        with reading_errors(self.where, self._decompression_bytes):
             self._dataset.read_direct(out.reshape(self._selected(selection)), selection)
         return out.nbytes
 
-    def _banded(self, parts: tuple[slice, ...] | EllipsisType) -> tuple[int, Bands | None]:
-        """The axis along which a part is read, and its bands where HDF5 cannot keep them."""
-        if not self._packed or isinstance(parts, EllipsisType) or 0 in self.shape:
+    def _slabs_for(self, parts: tuple[slice, ...] | EllipsisType) -> tuple[int, ChunkSlabs | None]:
+        """The axis with the smallest part, and its slabs if they exceed HDF5's cache."""
+        if not self._compressed or isinstance(parts, EllipsisType) or 0 in self.shape:
             return 0, None
         sizes = self._dataset.shape
         shares = [n / size for n, size in zip(_selected(sizes, parts), sizes, strict=True)]
         axis = shares.index(min(shares))
-        if shares[axis] == 1:  # all of it, for which each chunk is unpacked once
+        if shares[axis] == 1:  # the whole dataset: each chunk is decompressed once
             return 0, None
-        if axis not in self._bands:
-            self._bands[axis] = Bands(self._dataset, axis, self.dtype.itemsize)
-            self._guard.bands.add(self._bands[axis])
-        bands = self._bands[axis]
-        return axis, bands if bands.nbytes > CHUNK_CACHE_BYTES else None
+        if axis not in self._slabs:
+            self._slabs[axis] = ChunkSlabs(self._dataset, axis, self.dtype.itemsize)
+            self._access.slabs.add(self._slabs[axis])
+        slabs = self._slabs[axis]
+        return axis, slabs if slabs.nbytes > CHUNK_CACHE_BYTES else None
 
-    def _from_bands(self, bands: Bands, axis: int, parts: tuple[slice, ...], values: Array) -> None:
+    def _read_slabs(
+        self, slabs: ChunkSlabs, axis: int, parts: tuple[slice, ...], values: Array
+    ) -> None:
         part = parts[axis] if parts else slice(None)
-        if not bands.are_kept:
-            bands.wasted += max(0, bands.touched(part) - values.nbytes)
-            if bands.wasted > WASTE_BYTES:
-                raise _unpacked_anew(self, bands)
+        if not slabs.fit_cache:
+            slabs.wasted_bytes += max(0, slabs.decompressed_bytes(part) - values.nbytes)
+            if slabs.wasted_bytes > MAX_WASTED_BYTES:
+                raise _repeated_decompression(self, slabs)
             values[...] = self._dataset[parts]
             return
         rest = (*parts[:axis], slice(None), *parts[axis + 1 :])
         front = (slice(None),) * axis
-        for place, band, own in bands.parts(part):
-            values[(*front, place)] = band[(*front, own)][rest]
+        for place, slab, own in slabs.pieces(part):
+            values[(*front, place)] = slab[(*front, own)][rest]
 
-    def _from_heap(self, selection: Selection) -> Array:
-        """Rows or texts, which HDF5 copies out of the heap one by one."""
-        self._need_own_heap()
+    def _read_heap(self, selection: Selection) -> Array:
+        """Read rows or texts, which HDF5 copies from the heap one by one."""
+        self._require_own_heap()
         first = selection[:1] if isinstance(selection, tuple) else (selection,)
         lengths = self.value_lengths() if self.rank else None
         if lengths is not None:
-            self.need_held(int(lengths[first].sum()))
+            self.require_stored(int(lengths[first].sum()))
         elif self.rank:
             (rows,) = first
             begin, end, _ = (slice(None) if rows is ... else rows).indices(self._dataset.shape[0])
             if end - begin > FIRST_ROWS:
-                parts = [values for _, values in self._pieces(begin, end)]
+                parts = [values for _, values in self._heap_pieces(begin, end)]
                 return np.concatenate(parts)
         return np.asarray(self._dataset[selection])
 
-    def _pieces(self, begin: int, end: int) -> Iterator[tuple[slice, Array]]:
-        """Rows or texts in pieces that stay small, even if many share the bytes of a few."""
-        held, start, block = 0, begin, FIRST_ROWS
+    def _heap_pieces(self, begin: int, end: int) -> Iterator[tuple[slice, Array]]:
+        """Rows or texts in small pieces: many values in a hostile file may share their bytes."""
+        read_bytes, start, block = 0, begin, FIRST_ROWS
         while start < end:
             stop = min(end, start + block)
             values = np.asarray(self._dataset[start:stop])
-            held += sum(map(_size, values.reshape(-1)))
-            self.need_held(held)
+            read_bytes += sum(map(_value_bytes, values.reshape(-1)))
+            self.require_stored(read_bytes)
             yield slice(start, stop), values
-            mean = held // (stop - begin) + 1
+            mean = read_bytes // (stop - begin) + 1
             start, block = stop, min(2 * block, max(FIRST_ROWS, SCAN_BYTES // mean))
 
     def read_sizes(self) -> Array:
-        """(N,) bytes of each row of variable length, which only reading tells."""
-        self._need_own_heap()
+        """(N,) bytes of each variable-length row, found by reading all rows."""
+        self._require_own_heap()
         sizes = np.zeros(self.shape[0], np.int64)
-        with reading(self.where):
-            self._guard.source.begin()
-            for rows, values in self._pieces(0, len(sizes)):
-                sizes[rows] = [_size(value) for value in values]
+        with reading_errors(self.where):
+            self._access.source.start_read()
+            for rows, values in self._heap_pieces(0, len(sizes)):
+                sizes[rows] = [_value_bytes(value) for value in values]
         return sizes
 
-    def _need_own_heap(self) -> None:
-        if self._foreign:
+    def _require_own_heap(self) -> None:
+        if self._stored_elsewhere:
             raise DataError(
-                f"{self.where} has values of variable length that stand in other datasets",
-                expected="rows or texts that the dataset holds itself",
+                f"{self.where} has values of variable length that are stored in other datasets",
+                expected="rows or texts stored in the dataset itself",
                 where=self.where,
             )
 
     def value_lengths(self) -> Array | None:
-        """Bytes of each value of variable length, if its references stand in one piece."""
-        if self._references is None and not (self._foreign or self.null) and self.rank:
-            with reading(self.where):
+        """Bytes of each variable-length value; None if chunked storage scatters the references."""
+        if self._value_lengths is None and not (self._stored_elsewhere or self.null) and self.rank:
+            with reading_errors(self.where):
                 place = None if self._dataset.chunks else self._dataset.id.get_offset()
                 if place is not None:
-                    source, width = self._guard.source, self._guard.offset_bytes
-                    lengths = source.references(place, prod(self.shape), width)
+                    source, width = self._access.source, self._access.offset_bytes
+                    lengths = source.heap_value_lengths(place, prod(self.shape), width)
                     item = 1 if self.text else self.dtype.itemsize
-                    self._references = lengths.reshape(self._dataset.shape) * item
-        return self._references
+                    self._value_lengths = lengths.reshape(self._dataset.shape) * item
+        return self._value_lengths
 
-    def need_held(self, nbytes: int) -> None:
-        """Raise DataError if values take more than the file: they share their bytes."""
-        if nbytes > max(self._guard.source.size, SMALL_BYTES):
+    def require_stored(self, nbytes: int) -> None:
+        """Raise DataError if values take more bytes than the file: they share their bytes."""
+        size = self._access.source.size
+        if nbytes > max(size, SMALL_BYTES):
             raise DataError(
                 f"{self.where} declares far more than the file stores",
-                expected=f"values of at most {self._guard.source.size:,} bytes, as the file has",
+                expected=f"at most {size:,} bytes of values, the size of the file",
                 found=f"{nbytes:,} bytes",
                 where=self.where,
             )
 
     def _selected(self, selection: Selection) -> tuple[int, ...]:
-        """Shape of what is selected."""
         return _selected(self.shape, selection)
 
-    def vector(self) -> Stored:
-        """The values as a vector; only turned datasets have rows and columns that are one."""
+    def as_vector(self) -> Dataset:
+        """The dataset itself. A reversed dataset of one row or column becomes a vector."""
         return self
 
-    def writer(self, marks: Mapping[str, str]) -> str | None:
+    def reversing_program(self, programs: Mapping[str, str]) -> str | None:
         """Name of the program that wrote the file, if it is known to reverse axes.
 
         Parameters
         ----------
-        marks
-            Attributes of a dataset, and what wrote it.
+        programs
+            Name of an attribute of datasets to the program that writes the attribute.
         """
-        with reading(self.where):
-            found = next(
-                (name for mark, name in marks.items() if mark in self._dataset.attrs), None
-            )
+        with reading_errors(self.where):
+            attributes = self._dataset.attrs
+            program = next((name for mark, name in programs.items() if mark in attributes), None)
             octave = OCTAVE in self._dataset.parent.attrs
-        return found or ("Octave" if octave else self._guard.writer)
+        return program or ("Octave" if octave else self._access.reversing_program)
 
     def attribute(self, name: str) -> Any:
-        """An attribute's value, or None."""
-        return read_attribute(self._dataset, name, self.where, self._guard)
+        """Value of an attribute, or None."""
+        return read_attribute(self._dataset, name, self.where, self._access)
 
-    def declared(self) -> Declared:
-        """How it is stored."""
-        with reading(self.where):
-            return declared(self._dataset)
+    def read_metadata(self) -> DatasetMetadata:
+        """Shape, type and storage."""
+        with reading_errors(self.where):
+            return read_metadata(self._dataset)
 
     @property
     def compression(self) -> str | None:
-        """Names of the filters, or None."""
-        with reading(self.where):
+        """Names of the compression filters, or None."""
+        with reading_errors(self.where):
             names = [name for _, name in dataset_filters(self._dataset.id.get_create_plist())]
             return ", ".join(names) or None
 
     @property
     def in_heap(self) -> bool:
-        """Its values stand in the file's heap, and only references to them in the dataset."""
+        """Whether the values are stored in the file's heap and the dataset holds references."""
         return self.vlen or self.dtype.kind == "O"
 
 
@@ -425,34 +435,34 @@ def _selected(shape: tuple[int, ...], selection: Selection) -> tuple[int, ...]:
 
 
 def is_word(value: object, word: str) -> bool:
-    """Whether an attribute's value is this one word, and no array of words."""
+    """Whether the value of an attribute is one word, and not an array of words."""
     return isinstance(value, str | bytes) and value in (word, word.encode())
 
 
-def read_attribute(holder: Any, name: str, where: str, guard: Guard) -> Any:
-    """A number, text, or array of them that stands in an attribute; None for anything else."""
-    with reading(where):
+def read_attribute(holder: Any, name: str, where: str, access: FileAccess) -> Any:
+    """Value of an attribute that holds numbers or text; None for any other attribute."""
+    with reading_errors(where):
         if name not in holder.attrs:
             return None
-        # Other types than these crash HDF5 where they are damaged.
+        # Damaged attributes of other types crash HDF5.
         dtype = holder.attrs.get_id(name).dtype
         text = h5py.check_string_dtype(dtype)
         if text is None and dtype.kind not in "iufbSU":
             return None
-        guard.source.begin()
+        access.source.start_read()
         value = holder.attrs[name]
         return None if isinstance(value, h5py.Empty) else value
 
 
-def type_name(stored: Stored) -> str:
-    """The type of a dataset, in HDF5's and in plain words."""
-    if stored.null:
-        return f"{printable(str(stored.dtype))}, but no values (a null dataspace)"
-    if stored.text:
+def type_name(dataset: Dataset) -> str:
+    """Type of a dataset, as NumPy's name and in words."""
+    if dataset.null:
+        return f"{printable(str(dataset.dtype))}, but no values (a null dataspace)"
+    if dataset.text:
         return "text"
-    if stored.vlen:
-        return f"rows of variable length of {printable(str(stored.dtype))}"
-    if stored.is_cell:
+    if dataset.vlen:
+        return f"rows of variable length of {printable(str(dataset.dtype))}"
+    if dataset.is_matlab_cell:
         return "references to other datasets, as MATLAB writes a cell array"
     kinds = {
         "c": "complex",
@@ -462,40 +472,40 @@ def type_name(stored: Stored) -> str:
         "f": "floating point",
         "b": "booleans",
     }
-    kind = "an enumeration" if stored.enumerated else kinds.get(stored.dtype.kind, "integers")
-    return f"{printable(str(stored.dtype))} ({kind})"
+    kind = "an enumeration" if dataset.is_enum else kinds.get(dataset.dtype.kind, "integers")
+    return f"{printable(str(dataset.dtype))} ({kind})"
 
 
-def _no_values(stored: Stored) -> DataError:
+def _no_values(dataset: Dataset) -> DataError:
     return DataError(
-        f"{stored.where} has no values: its dataspace is null",
+        f"{dataset.where} has no values: its dataspace is null",
         expected="an array, which may be of size 0",
-        found=f"type {type_name(stored)}",
-        where=stored.where,
+        found=f"type {type_name(dataset)}",
+        where=dataset.where,
     )
 
 
-def _unpacked_anew(stored: Stored, bands: Bands) -> DataError:
+def _repeated_decompression(dataset: Dataset, slabs: ChunkSlabs) -> DataError:
     return DataError(
-        f"{stored.where} has chunks so large that each batch would unpack them all anew",
-        expected=f"chunks of a few sequences: {KEPT_BYTES:,} bytes of them can be kept",
-        found=f"chunks {tuple(stored.declared().chunks or ())}, {bands.nbytes:,} bytes together",
-        where=stored.where,
+        f"{dataset.where} has chunks so large that each batch would decompress all of them again",
+        expected=f"chunks of a few sequences: {SLAB_CACHE_BYTES:,} bytes of them can be cached",
+        found=f"chunks {dataset.read_metadata().chunks}, {slabs.nbytes:,} bytes together",
+        where=dataset.where,
         hint="in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones",
     )
 
 
-def _size(value: Any) -> int:
+def _value_bytes(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes) else int(np.asarray(value).nbytes)
 
 
 def _dtype(dataset: Any, where: str) -> np.dtype[Any]:
-    """The type as NumPy has it; DataError if it has none."""
+    """The NumPy type; DataError if NumPy has no such type."""
     try:
         dtype: np.dtype[Any] = dataset.dtype
     except (TypeError, ValueError, NotImplementedError) as error:
         raise DataError(
-            f"{where} has a type that is not read",
+            f"{where} has a type that cannot be read",
             expected="integers or real numbers",
             found=printable(str(error)),
             where=where,
@@ -503,65 +513,64 @@ def _dtype(dataset: Any, where: str) -> np.dtype[Any]:
     return dtype
 
 
-def _as_hdf5(dataset: Any, guard: Guard) -> Any:
-    """The dataset as HDF5 opens it by itself: it can open the sources of virtual storage."""
+def _open_natively(dataset: Any, access: FileAccess) -> Any:
+    """The dataset opened without `CheckedFile`, so that HDF5 can open the virtual sources."""
     reference = h5r.create(dataset.id, b".", h5r.OBJECT)
-    return h5py.Dataset(h5r.dereference(reference, guard.native().id))
+    return h5py.Dataset(h5r.dereference(reference, access.open_native().id))
 
 
-class Turned(Stored):
+class ReversedDataset(Dataset):
     """A dataset read with its axes reversed.
 
     Parameters
     ----------
-    dataset, path, where, guard
-        As for `Stored`.
+    dataset, path, where, access
+        See `Dataset`.
     """
 
-    def __init__(self, dataset: Any, path: str, where: str, guard: Guard) -> None:
-        super().__init__(dataset, path, where, guard)
+    def __init__(self, dataset: Any, path: str, where: str, access: FileAccess) -> None:
+        super().__init__(dataset, path, where, access)
         self._stored_rank = len(self.shape)
         self.shape = self.shape[::-1]
         self._axes: tuple[int | None, ...] = tuple(reversed(range(len(self.shape))))
-        """The stored axis that each axis is read from; None: a new one of size 1."""
+        """The stored axis that each axis is read from; None for a new axis of size 1."""
 
-    def vector(self) -> Stored:
-        """A vector of the values, if they are a row or a column."""
+    def as_vector(self) -> Dataset:
+        """The values as a vector if they are one row or column, else the dataset itself."""
         if self.rank != 2 or 1 not in self.shape:
             return self
         axis = int(np.argmax(self.shape))
-        return self._with((self.shape[axis],), (self._axes[axis],))
+        return self._view((self.shape[axis],), (self._axes[axis],))
 
-    def widened(self) -> Stored:
-        """These values with a last axis of size 1, which MATLAB leaves out."""
-        return self._with((*self.shape, 1), (*self._axes, None))
+    def with_feature_axis(self) -> Dataset:
+        """The values with a last axis of size 1, which MATLAB omits."""
+        return self._view((*self.shape, 1), (*self._axes, None))
 
     def read(self, selection: Selection = ...) -> Array:
-        """The values selected, in the stored dtype."""
-        parts = self._parts(selection)
-        chosen = dict(zip(self._axes, parts, strict=True))
-        every = range(self._stored_rank)
-        values = super().read(tuple(chosen.get(axis, slice(None)) for axis in every))
-        kept = [axis for axis in self._axes if axis is not None]
-        order = kept + [axis for axis in every if axis not in kept]
+        """The selected values, in the stored dtype."""
+        slices = dict(zip(self._axes, self._slices(selection), strict=True))
+        stored_axes = range(self._stored_rank)
+        values = super().read(tuple(slices.get(axis, slice(None)) for axis in stored_axes))
+        front = [axis for axis in self._axes if axis is not None]
+        order = front + [axis for axis in stored_axes if axis not in front]
         return np.ascontiguousarray(values.transpose(order)).reshape(self._selected(selection))
 
     def read_into(self, selection: Selection, out: Array) -> int:
-        """Read the values selected into an array of as many; the bytes read."""
+        """Read the selected values into `out`, of the same size; returns the bytes read."""
         values = self.read(selection)
         with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
             out[...] = values.reshape(out.shape)
         return values.nbytes
 
-    def _parts(self, selection: Selection) -> list[slice]:
-        """A slice for each axis."""
-        given: tuple[slice, ...] = ()
+    def _slices(self, selection: Selection) -> list[slice]:
+        """One slice for each axis."""
+        parts: tuple[slice, ...] = ()
         if not isinstance(selection, EllipsisType):
-            given = (selection,) if isinstance(selection, slice) else selection
-        every = zip_longest(given, self.shape)
-        return [slice(None) if part is None else part for part, _ in every]
+            parts = (selection,) if isinstance(selection, slice) else selection
+        pairs = zip_longest(parts, self.shape)
+        return [slice(None) if part is None else part for part, _ in pairs]
 
-    def _with(self, shape: tuple[int, ...], axes: tuple[int | None, ...]) -> Turned:
+    def _view(self, shape: tuple[int, ...], axes: tuple[int | None, ...]) -> ReversedDataset:
         other = copy(self)
         other.shape, other._axes = shape, axes
         return other

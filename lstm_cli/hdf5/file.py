@@ -1,4 +1,4 @@
-"""Opening an HDF5 file by its DATA argument, and naming what a file is that is no HDF5."""
+"""Opening an HDF5 file by its DATA argument, and errors that name the kind of any other file."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ import h5py
 
 from lstm_cli.errors import DataError, in_yaml, is_memory, printable, quote, short_of_memory
 from lstm_cli.hdf5.dataset import CHUNK_CACHE_BYTES
-from lstm_cli.hdf5.group import Folder
-from lstm_cli.hdf5.heap_check import SIZES, CheckedFile, Guard
-from lstm_cli.hdf5.limits import H5_ERRORS, reading
-from lstm_cli.hdf5.writing import made_of, text
+from lstm_cli.hdf5.group import Group
+from lstm_cli.hdf5.heap_check import SIZES, CheckedFile, FileAccess
+from lstm_cli.hdf5.limits import H5_ERRORS, reading_errors
+from lstm_cli.hdf5.writing import conversion_command, python_string
 from lstm_cli.overwriting import PRODUCER
 
-HEADERS = {
+REVERSING_HEADERS = {
     b"MATLAB 7.3 MAT-file": "MATLAB",
     b"HDF5-based Julia Data Format": "Julia",
     b"Julia data file (HDF5)": "Julia",
 }
-"""How the block in front of an HDF5 file begins, and what wrote it."""
+"""First bytes of the block before the HDF5 data, and the program that writes them.
+
+All of these programs store axes in reversed order.
+"""
 
 CHUNK_SLOTS = 12_421
-"""Chunks of a dataset that can be held at once; a prime, as HDF5 asks for."""
+"""Slots of HDF5's chunk cache. HDF5 recommends a prime number."""
 
 
 def split_argument(argument: str) -> tuple[str, str]:
-    """File and group of a DATA argument; the group is ``/`` if none is named.
+    """File and group of a DATA argument. The default group is ``/``.
 
-    Splits at the last ``:/``, never after a drive letter, and not at all where a file of the
-    whole name exists.
+    The argument is split at the last ``:/``. It is not split after a drive letter, or if a file
+    of the whole name exists.
     """
     at = argument.rfind(":/")
     drive = at == 1 and argument[0].isalpha()
@@ -55,21 +58,22 @@ class Hdf5File:
     argument
         ``FILE.h5`` or ``FILE.h5:/group``.
     allow_external
-        Follow what leads out of the file; None: it cannot be allowed.
+        Follow links and storage outside the file. None means that the command has no option
+        for it.
     transpose
         Read datasets with their axes reversed.
 
     Attributes
     ----------
-    folder
-        The group that was named, or the root.
+    group
+        The group in the argument, or the root.
     root
         The root group.
 
     Raises
     ------
     DataError
-        It is missing, no HDF5, damaged, locked, or has no such group.
+        The file is missing, not HDF5, damaged or locked, or has no such group.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Hdf5File:
         *,
         allow_external: bool | None = False,
         transpose: bool = False,
-        _others: dict[str, Hdf5File] | None = None,
+        _other_files: dict[str, Hdf5File] | None = None,
     ) -> None:
         self.path, group = split_argument(argument)
         self._options = {
@@ -86,35 +90,35 @@ class Hdf5File:
             "optional": allow_external is not None,
             "transpose": transpose,
         }
-        self._others: dict[str, Hdf5File] = {} if _others is None else _others
+        self._other_files: dict[str, Hdf5File] = {} if _other_files is None else _other_files
         self._native: Any = None
-        head = _need_readable(self.path)
+        head = _require_readable(self.path)
         self._source, self._handle = _open(self.path)
-        # HDF5 closes what is left open after Python has ended, and crashes: it calls Python then.
+        # HDF5 closes open files after the end of Python, calls Python for that, and crashes.
         weakref.finalize(self, _close, self._handle)
         try:
-            self.root = Folder(self._handle, self.path, "/", self._guard(head))
-            self.folder = _group(self.root, group)
+            self.root = Group(self._handle, self.path, "/", self._file_access(head))
+            self.group = _group(self.root, group)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the file; a damaged one may fail here too, which helps no one."""
+        """Close the file. Errors of damaged files are ignored."""
         if hasattr(self, "root"):
-            self.root.guard.recent.clear()
-            for bands in self.root.guard.bands:
-                bands.close()
-        others = list(self._others.values())
-        self._others.clear()
+            self.root.access.recent_datasets.clear()
+            for slabs in self.root.access.slabs:
+                slabs.close()
+        others = list(self._other_files.values())
+        self._other_files.clear()
         for other in others:
             other.close()
         for handle in (self._native, self._handle):
             _close(handle)
         self._source.close()
 
-    def _guard(self, head: bytes) -> Guard:
-        with reading(self.path):
+    def _file_access(self, head: bytes) -> FileAccess:
+        with reading_errors(self.path):
             offset_bytes, number_bytes = self._handle.id.get_create_plist().get_sizes()
         if not {offset_bytes, number_bytes} <= SIZES.keys():
             raise DataError(
@@ -124,32 +128,38 @@ class Hdf5File:
                 where=self.path,
             )
         self._source.number_bytes = number_bytes
-        guard = Guard(
+        access = FileAccess(
             self._source,
             offset_bytes=offset_bytes,
-            writer=next((name for text, name in HEADERS.items() if head.startswith(text)), None),
+            reversing_program=next(
+                (name for start, name in REVERSING_HEADERS.items() if head.startswith(start)),
+                None,
+            ),
             **self._options,
         )
-        guard.other, guard.native = self._other, self._as_hdf5
-        return guard
+        access.open_other, access.open_native = self._open_other, self._open_natively
+        return access
 
-    def _other(self, name: str) -> Folder:
-        """The root of a file that an external link names: beside this one, or where we are."""
-        places = [os.path.join(os.path.dirname(self.path), name), name]
-        path = next((place for place in places if os.path.isfile(place)), name)
+    def _open_other(self, name: str) -> Group:
+        """Root group of the file that an external link names.
+
+        The name is relative to the folder of this file, else to the working folder.
+        """
+        candidates = [os.path.join(os.path.dirname(self.path), name), name]
+        path = next((path for path in candidates if os.path.isfile(path)), name)
         key = os.path.realpath(path)
-        if key not in self._others:
-            self._others[key] = Hdf5File(
+        if key not in self._other_files:
+            self._other_files[key] = Hdf5File(
                 f"{path}:/",
                 allow_external=self._options["allow_external"],
                 transpose=self._options["transpose"],
-                _others=self._others,
+                _other_files=self._other_files,
             )
-        return self._others[key].root
+        return self._other_files[key].root
 
-    def _as_hdf5(self) -> Any:
+    def _open_natively(self) -> Any:
         if self._native is None:
-            with reading(self.path):
+            with reading_errors(self.path):
                 self._native = h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
         return self._native
 
@@ -166,22 +176,22 @@ def _close(handle: Any) -> None:
             handle.close()
 
 
-def _need_readable(path: str) -> bytes:
-    """How the file begins; DataError for all that can be told without HDF5."""
+def _require_readable(path: str) -> bytes:
+    """First bytes of the file; DataError for every problem that shows without HDF5."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise _missing(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         if stat.S_ISDIR(status.st_mode):
-            raise refuse_folder(path)
+            raise folder_error(path)
         raise DataError(f"{path} is no regular file", expected="an HDF5 file", where=path)
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
-    _need_hdf5(path, head, status.st_size)
+    _require_hdf5(path, head, status.st_size)
     return head
 
 
@@ -209,7 +219,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
     )
 
 
-def _need_hdf5(path: str, head: bytes, size: int) -> None:
+def _require_hdf5(path: str, head: bytes, size: int) -> None:
     if size == 0:
         raise DataError(f"{path} is empty", expected="an HDF5 file", found="0 bytes", where=path)
     if re.match(rb"CDF[\x01\x02\x05]", head):
@@ -221,7 +231,7 @@ def _need_hdf5(path: str, head: bytes, size: int) -> None:
             hint=f"nccopy -k nc4 {quote(path)} {quote(os.path.splitext(path)[0] + '.h5')}",
         )
     if not h5py.is_hdf5(os.path.realpath(path)):  # h5py takes a .. after a link for its folder
-        raise refuse(path, head)
+        raise not_hdf5_error(path, head)
 
 
 def _open(path: str) -> tuple[CheckedFile, Any]:
@@ -233,7 +243,7 @@ def _open(path: str) -> tuple[CheckedFile, Any]:
     except BlockingIOError as error:
         raise DataError(
             f"{path} is locked: another program has it open for writing",
-            expected="a file nobody writes to",
+            expected="a file that no program writes to",
             found=printable(str(error)),
             where=path,
             hint="close the other program, or set HDF5_USE_FILE_LOCKING=FALSE",
@@ -252,12 +262,12 @@ def _open(path: str) -> tuple[CheckedFile, Any]:
         ) from error
 
 
-def _group(root: Folder, path: str) -> Folder:
-    found = root.find(path)
-    if isinstance(found, Folder):
-        return found
+def _group(root: Group, path: str) -> Group:
+    target = root.find(path)
+    if isinstance(target, Group):
+        return target
     where = f"{root.file}:{printable(path)}"
-    if found is None:
+    if target is None:
         inside = ", ".join(printable(name) for name in root.names()[:10])
         raise DataError(
             f"{where} does not exist",
@@ -270,8 +280,8 @@ def _group(root: Folder, path: str) -> Folder:
     group = quote(f"{root.file}:{parent or '/'}")
     raise DataError(
         f"{where} is a dataset",
-        expected="a group that holds one",
-        found=f"shape {found.shape}",
+        expected="a group that holds a dataset",
+        found=f"shape {target.shape}",
         where=where,
         hint=f"{group} names the group; in a config, data.inputs: {in_yaml(name)} names the "
         "dataset",
@@ -279,9 +289,10 @@ def _group(root: Folder, path: str) -> Folder:
 
 
 HEAD_BYTES = 4096
+"""First bytes of a file that are read to find its kind."""
 
 LARGEST_HEADER = 16 << 20
-"""Bytes of a safetensors header that are looked into."""
+"""Largest number of bytes of a safetensors header that are read."""
 
 CONFIGS = (".yaml", ".yml")
 
@@ -289,16 +300,16 @@ TABLES = (".csv", ".tsv", ".txt", ".dat")
 
 AS_CONFIG = "it stands in the place of CONFIG"
 
-PACKED = {
+COMPRESSION_SIGNATURES = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf\x27\x1c": "7z",
 }
-"""How compressed files begin."""
+"""First bytes of compressed files."""
 
-OTHERS = {
+OTHER_SIGNATURES = {
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3\0": "a database of SQLite",
@@ -307,7 +318,7 @@ OTHERS = {
     b"\xd0\xcf\x11\xe0": "an Excel or other Office document",
     b"RIFF": "a sound or video file (RIFF)",
 }
-"""How other files begin, and what they are."""
+"""First bytes of other files, and their kind."""
 
 READERS = {
     "a Parquet file": "pandas.read_parquet",
@@ -315,34 +326,44 @@ READERS = {
     "a MAT-file of MATLAB's older format": "scipy.io.loadmat",
     "an Excel workbook": "pandas.read_excel",
 }
-"""What reads such files in Python."""
+"""Python functions that read such files."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of file: what it is, what was found, and what to do with it."""
+class FileKind:
+    """Kind of a file that is not HDF5.
+
+    Attributes
+    ----------
+    what
+        Name of the kind, with its article.
+    hint
+        A command or advice for such files, or None.
+    contents
+        Contents of the file in a few words, or None.
+    """
 
     what: str
     hint: str | None
-    found: str | None = None
+    contents: str | None = None
 
 
-def refuse(path: str, head: bytes) -> DataError:
-    """The error for a file that is no HDF5; `head` is how it begins."""
+def not_hdf5_error(path: str, head: bytes) -> DataError:
+    """The error for a file that is not HDF5; `head` is its first bytes."""
     kind = _kind(path, head)
     if kind is None:
-        kind = Kind("no HDF5 file", None, f"a file that begins with {head[:8]!r}")
+        kind = FileKind("not an HDF5 file", None, f"a file that begins with {head[:8]!r}")
     return DataError(
         f"{path} is {kind.what}",
         expected="an HDF5 file",
-        found=kind.found,
+        found=kind.contents,
         where=path,
         hint=kind.hint,
     )
 
 
-def refuse_folder(path: str) -> DataError:
-    """The error for a folder in the place of DATA."""
+def folder_error(path: str) -> DataError:
+    """The error for a folder given as DATA."""
     hint, what = None, "a folder"
     names = sorted(os.listdir(path)) if os.access(path, os.R_OK | os.X_OK) else []
     files = [name for name in names if name.endswith((".h5", ".hdf5", ".nc", ".mat"))]
@@ -356,7 +377,7 @@ def refuse_folder(path: str) -> DataError:
 
 
 def is_config_or_weights(path: str) -> bool:
-    """Whether a file can stand in the place of CONFIG, as far as its name and beginning tell."""
+    """Whether a file can be the CONFIG argument, by its name and first bytes."""
     if not os.path.isfile(path):
         return False
     if path.lower().endswith(CONFIGS):
@@ -373,27 +394,34 @@ def _as_config(path: str) -> str:
     return f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA"
 
 
-def _kind(path: str, head: bytes) -> Kind | None:
-    """What a file is; None if nothing tells."""
+def _kind(path: str, head: bytes) -> FileKind | None:
+    """Kind of a file; None if it is unknown."""
     if head.startswith(b"PK\3\4"):
-        return _of_archive(path)
+        return _archive_kind(path)
     if head[8:9] == b"{":
-        return _of_safetensors(path, int.from_bytes(head[:8], "little"))
+        return _safetensors_kind(path, int.from_bytes(head[:8], "little"))
     if head.startswith(b"\x93NUMPY"):
-        return Kind("an array of NumPy", made_of(path, f'["inputs"] = np.load({text(path)})'))
-    packed = next((name for start, name in PACKED.items() if head.startswith(start)), None)
-    if packed is None and head[257:262] == b"ustar":
-        packed = "tar"
-    if packed is not None:
-        return Kind(f"packed ({packed})", "unpack it first")
-    for start, what in OTHERS.items():
+        return FileKind(
+            "an array of NumPy",
+            conversion_command(path, f'["inputs"] = np.load({python_string(path)})'),
+        )
+    compression = next(
+        (name for start, name in COMPRESSION_SIGNATURES.items() if head.startswith(start)), None
+    )
+    if compression is None and head[257:262] == b"ustar":
+        compression = "tar"
+    if compression is not None:
+        return FileKind(f"packed ({compression})", "unpack it first")
+    for start, what in OTHER_SIGNATURES.items():
         if head.startswith(start):
-            return Kind(what, _read_by(what))
+            return FileKind(what, _read_by(what))
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return Kind("a pickle of Python", "load it in Python; h5py writes arrays as an HDF5 file")
+        return FileKind(
+            "a pickle of Python", "load it in Python; h5py writes arrays as an HDF5 file"
+        )
     if path.lower().endswith((".onnx", ".pt", ".pth", ".keras")):
-        return Kind("a network's weights", _as_config(path))
-    return _of_text(path, head)
+        return FileKind("a network's weights", _as_config(path))
+    return _text_kind(path, head)
 
 
 def _read_by(what: str) -> str | None:
@@ -401,85 +429,85 @@ def _read_by(what: str) -> str | None:
     return None if reader is None else f"{reader} reads it in Python; h5py writes it as HDF5"
 
 
-def _of_archive(path: str) -> Kind:
+def _archive_kind(path: str) -> FileKind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # damaged: what it was is not known
-        return Kind("a damaged zip archive", None)
+    except Exception:  # damaged: the contents are unknown
+        return FileKind("a damaged zip archive", None)
     if names and all(name.endswith(".npy") for name in names):
         arrays = ", ".join(name.removesuffix(".npy") for name in names[:8])
-        hint = made_of(path, f".update(np.load({text(path)}))")
-        return Kind("an archive of NumPy's arrays", hint, f"arrays {arrays}")
+        hint = conversion_command(path, f".update(np.load({python_string(path)}))")
+        return FileKind("an archive of NumPy's arrays", hint, f"arrays {arrays}")
     if any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
-        return Kind("a file of PyTorch", _as_config(path))
+        return FileKind("a file of PyTorch", _as_config(path))
     if "config.json" in names or any(name.endswith(".weights.h5") for name in names):
-        return Kind("a model of Keras", _as_config(path))
+        return FileKind("a model of Keras", _as_config(path))
     if "[Content_Types].xml" in names:
-        return Kind("an Excel workbook", _read_by("an Excel workbook"))
-    return Kind("a zip archive", "unpack it first", _listed(names))
+        return FileKind("an Excel workbook", _read_by("an Excel workbook"))
+    return FileKind("a zip archive", "unpack it first", _listed(names))
 
 
-def _of_safetensors(path: str, size: int) -> Kind | None:
-    """Weights, or the checkpoint of a training run."""
+def _safetensors_kind(path: str, size: int) -> FileKind | None:
+    """Weights, the checkpoint of a training run, or None."""
     try:
         with open(path, "rb") as file:
             file.seek(8)
             header: dict[str, Any] = json.loads(file.read(min(size, LARGEST_HEADER)))
         texts = header.pop("__metadata__", None) or {}
         shapes = [f"{name} {tuple(one['shape'])}" for name, one in header.items()]
-        own, training = texts.get("format") == PRODUCER, "training" in texts
+        from_lstm_cli, training = texts.get("format") == PRODUCER, "training" in texts
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
-    if own and training:
+    if from_lstm_cli and training:
         folder = quote(os.path.dirname(path) or ".")
         hint = f"lstm-cli train CONFIG DATA --output {folder} --resume goes on with its run"
-        return Kind("the checkpoint of a training run", hint, _listed(shapes))
+        return FileKind("the checkpoint of a training run", hint, _listed(shapes))
     scaled = " of a network that normalizes its inputs" if "inputs.mean" in header else ""
-    what = f"lstm-cli's weights{scaled}" if own else "a file of weights (safetensors)"
-    return Kind(what, _as_config(path), _listed(shapes))
+    what = f"lstm-cli's weights{scaled}" if from_lstm_cli else "a file of weights (safetensors)"
+    return FileKind(what, _as_config(path), _listed(shapes))
 
 
-def _of_text(path: str, head: bytes) -> Kind | None:
-    """What a text is: a config, metrics, numbers in columns."""
+def _text_kind(path: str, head: bytes) -> FileKind | None:
+    """Kind of a text file: a config, metrics, a table; None if it is unknown."""
     try:
         start = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # else a letter is cut in two
+        if error.start < len(head) - 4:  # near the end a character may be cut in two
             return None
         start = head[: error.start].decode()
     if "\0" in start:
         return None
     lines = [line for line in start.splitlines() if line.strip()]
     if path.lower().endswith(CONFIGS) or re.search(r"^model:\s*$", start, re.MULTILINE):
-        return Kind("a config", f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA")
+        return FileKind("a config", f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA")
     if start.startswith('{"epoch":'):
         model, hint = os.path.join(os.path.dirname(path), "model.safetensors"), None
         if os.path.isfile(model):
             hint = f"lstm-cli run {quote(model)} DATA runs the network of that run"
-        return Kind("the metrics of a training run, one line an epoch", hint, lines[0][:72])
+        return FileKind("the metrics of a training run, one line an epoch", hint, lines[0][:72])
     if start.lstrip().startswith("<MethodSetup") or "<MethodSetup" in start[:400]:
-        return Kind("a network of TMVA", _as_config(path))
+        return FileKind("a network of TMVA", _as_config(path))
     if path.lower().endswith(TABLES) and lines:
-        return _of_columns(path, lines)
+        return _table_kind(path, lines)
     if start.lstrip()[:1] in ("{", "["):
-        return Kind("JSON", None)
+        return FileKind("JSON", None)
     return None
 
 
-def _of_columns(path: str, lines: list[str]) -> Kind:
+def _table_kind(path: str, lines: list[str]) -> FileKind:
     delimiter = next((mark for mark in (",", ";", "\t") if mark in lines[-1]), None)
     try:
         [float(cell) for cell in lines[0].split(delimiter)]
         names = 0
     except ValueError:
         names = 1
-    apart = "" if delimiter is None else f", delimiter={text(delimiter)}"
-    read = f"np.loadtxt({text(path)}{apart}, skiprows={names}, ndmin=2)"
-    hint = made_of(path, f'["inputs"] = {read}') + ", if all columns are numbers"
-    return Kind("a table in plain text", hint, lines[0][:72])
+    option = "" if delimiter is None else f", delimiter={python_string(delimiter)}"
+    read = f"np.loadtxt({python_string(path)}{option}, skiprows={names}, ndmin=2)"
+    hint = conversion_command(path, f'["inputs"] = {read}') + ", if all columns are numbers"
+    return FileKind("a table in plain text", hint, lines[0][:72])
 
 
 def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    return ", ".join(every[:4]) + (", ..." if len(every) > 4 else "")
+    all_names = list(names)
+    return ", ".join(all_names[:4]) + (", ..." if len(all_names) > 4 else "")

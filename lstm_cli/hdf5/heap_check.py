@@ -1,10 +1,11 @@
-"""The file as HDF5 sees it, with two checks that HDF5 leaves out; and what is allowed of it.
+"""The file object that HDF5 reads through: it checks the global heap and the end of the file.
 
-Values of variable length stand in the file's *global heap*, collections of objects each of
-which says where the next begins. HDF5 follows them without a look at whether they get anywhere:
-a damaged collection keeps it busy for ever, beyond the reach of an interrupt. And where a file
-ends early HDF5 reads zeros. So HDF5 reads through an object of Python's, which looks at each
-collection at the moment it is read: no change of the file comes in between.
+Values of variable length are stored in the file's *global heap*. The heap consists of
+collections of objects, and each object says where the next one begins. HDF5 follows that chain
+without checking that it ends: a damaged collection keeps HDF5 busy forever, and an interrupt
+does not stop it. Where a file ends early, HDF5 reads zeros. So HDF5 reads through a Python
+object, `CheckedFile`. It checks each collection at the moment of the read, so the file cannot
+change between check and read.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from lstm_cli.hdf5.dataset import Bands, Stored
-    from lstm_cli.hdf5.group import Folder
+    from lstm_cli.hdf5.dataset import ChunkSlabs, Dataset
+    from lstm_cli.hdf5.group import Group
 
 Array: TypeAlias = NDArray[Any]
 
 SIGNATURE = b"GCOL\x01"
 HEADER_BYTES = 16
-"""Of a collection (signature, version, 3 reserved, size), and of each object in it (index,
-references, 4 reserved, size), whether sizes take 2, 4 or 8 bytes. Index 0 is what is free; its
-size counts its header."""
+"""Header bytes of a collection, and of each object in a collection.
+
+A collection's header holds signature, version, 3 reserved bytes and the size. An object's header
+holds index, references, 4 reserved bytes and the size. Index 0 marks free space; its size
+includes the header. The header has the same length if sizes take 2, 4 or 8 bytes.
+"""
 SIZES = {2: struct.Struct("<H"), 4: struct.Struct("<I"), 8: struct.Struct("<Q")}
-"""Numbers of so many bytes, of which HDF5 reads sizes and offsets."""
-MOST_KNOWN = 100_000
-"""Collections whose check is remembered."""
+"""Formats of sizes and offsets by their bytes."""
+MAX_CHECKED = 100_000
+"""Largest number of collections whose check is remembered."""
 HEAP_SLACK = 64 << 20
-"""Bytes of the heap that one read may load beyond twice the file's own."""
+"""Heap bytes that one read may load beyond twice the size of the file."""
 
 
 class HeapError(OSError):
@@ -43,20 +47,20 @@ class HeapError(OSError):
 
 
 class CutShortError(OSError):
-    """The file ends before what it is to hold."""
+    """The file ends before the bytes to read."""
 
 
 class CheckedFile:
-    """A file open for reading that HDF5 reads through.
+    """A file open for reading, as h5py's file object.
 
     Attributes
     ----------
     path
-        Of the file.
+        Path of the file.
     size
-        Bytes of the file when it was opened.
+        Size of the file in bytes when it was opened.
     number_bytes
-        Bytes of a size in the file; known once HDF5 has opened it.
+        Bytes of each size field in the file. Set once HDF5 has opened the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -65,57 +69,65 @@ class CheckedFile:
         self._lock(path)
         self.size = os.fstat(self._file.fileno()).st_size
         self.number_bytes = 8
-        self._place = 0
-        self._begun: tuple[int, bytes] | None = None
-        self._known: dict[int, int] = {}
-        self._distinct = 0
-        self._loaded = 0
+        self._position = 0
+        self._partial: tuple[int, bytes] | None = None
+        self._checked: dict[int, int] = {}
+        self._distinct_bytes = 0
+        self._loaded_bytes = 0
 
-    def begin(self) -> None:
-        """Count anew what is loaded of the heap: another read begins."""
-        self._loaded = 0
+    def start_read(self) -> None:
+        """Reset the count of heap bytes: another read begins."""
+        self._loaded_bytes = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the file, which keeps the size it had."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
-        self._place = base + offset
-        return self._place
+        """Move to a position in the file. The end stays where it was when the file was opened."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        """The place in the file."""
-        return self._place
+        """Position in the file, in bytes."""
+        return self._position
 
     def read(self, size: int) -> bytes:
-        """Read so many bytes; h5py takes what has this for a file."""
+        """Read `size` bytes. h5py accepts an object with this method as a file."""
         buffer = bytearray(size)
         self.readinto(memoryview(buffer))
         return bytes(buffer)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer; `CutShortError` if the file ends before, `HeapError` as it says."""
-        place, view = self._place, memoryview(buffer).cast("B")
+        """Fill the buffer from the current position.
+
+        Raises
+        ------
+        CutShortError
+            The file ends before the buffer is full.
+        HeapError
+            The bytes hold a damaged heap collection.
+        """
+        place, view = self._position, memoryview(buffer).cast("B")
         self._file.seek(place)
-        got = 0
-        while got < len(view):
-            more = self._file.readinto(view[got:])
+        filled = 0
+        while filled < len(view):
+            more = self._file.readinto(view[filled:])
             if not more:
                 raise CutShortError(
-                    f"the file ends at byte {place + got:,}: it was cut short while it was read"
+                    f"the file ends at byte {place + filled:,}: it was truncated during the read"
                 )
-            got += more
-        self._look(place, view)
-        return got
+            filled += more
+        self._check_collection(place, view)
+        return filled
 
     def write(self, data: memoryview) -> int:
-        """Refuse: the file is open for reading."""
+        """Raise OSError: the file is open for reading only."""
         raise OSError("the file is open for reading")
 
     def truncate(self, size: int) -> int:
-        """Leave the file as it is."""
+        """Leave the file unchanged."""
         return size
 
     def flush(self) -> None:
-        """Nothing: the file has no buffer."""
+        """Do nothing: the file has no buffer."""
 
     def close(self) -> None:
         """Close the file."""
@@ -125,13 +137,13 @@ class CheckedFile:
         if hasattr(self, "_file"):  # HDF5 has closed it by then
             self._file.close()
 
-    def references(self, place: int, count: int, offset_bytes: int) -> Array:
-        """(count,) lengths of values in the heap, from the references to them at a place.
+    def heap_value_lengths(self, place: int, count: int, offset_bytes: int) -> Array:
+        """(count,) lengths of values in the heap, from the references stored at `place`.
 
         Raises
         ------
         CutShortError
-            The file ends before.
+            The file ends before the last reference.
         """
         width = 8 + offset_bytes  # length, address of the collection, index in it
         self.seek(place)
@@ -139,41 +151,41 @@ class CheckedFile:
         lengths: Array = np.ascontiguousarray(raw[:, :4]).view("<u4").reshape(count)
         return lengths.astype(np.int64)
 
-    def _look(self, place: int, view: memoryview) -> None:
-        """Check a collection of the heap, which HDF5 reads at once or in two parts."""
-        begun, self._begun = self._begun, None
+    def _check_collection(self, place: int, view: memoryview) -> None:
+        """Check a heap collection, which HDF5 reads in one or two parts."""
+        partial, self._partial = self._partial, None
         if bytes(view[:5]) == SIGNATURE and len(view) >= HEADER_BYTES:
             data, start = bytes(view), place
-        elif begun is not None and begun[0] + len(begun[1]) == place:
-            data, start = begun[1] + bytes(view), begun[0]
+        elif partial is not None and partial[0] + len(partial[1]) == place:
+            data, start = partial[1] + bytes(view), partial[0]
         else:
             return
         (size,) = SIZES[self.number_bytes].unpack_from(data, 8)
         if size > len(data):
-            self._begun = start, data
+            self._partial = start, data
             return
-        self._count(size, start)
+        self._count_loaded(size, start)
         digest = hash(data)
-        if self._known.get(start) == digest:
+        if self._checked.get(start) == digest:
             return
-        if start not in self._known:
-            self._distinct += size
-        if self._distinct > self.size:
-            raise HeapError(f"collections that lie over each other, at byte {start:,}")
-        if not _ends(data[:size], SIZES[self.number_bytes]):
-            raise HeapError(f"a circle in the global heap at byte {start:,}")
-        if len(self._known) < MOST_KNOWN:
-            self._known[start] = digest
+        if start not in self._checked:
+            self._distinct_bytes += size
+        if self._distinct_bytes > self.size:
+            raise HeapError(f"overlapping collections at byte {start:,}")
+        if not _chain_ends(data[:size], SIZES[self.number_bytes]):
+            raise HeapError(f"a loop in the global heap at byte {start:,}")
+        if len(self._checked) < MAX_CHECKED:
+            self._checked[start] = digest
 
-    def _count(self, size: int, start: int) -> None:
-        self._loaded += size
-        if self._loaded > 2 * self.size + HEAP_SLACK:
-            raise HeapError(f"a collection that is read over and over, at byte {start:,}")
+    def _count_loaded(self, size: int, start: int) -> None:
+        self._loaded_bytes += size
+        if self._loaded_bytes > 2 * self.size + HEAP_SLACK:
+            raise HeapError(f"a collection that is read again and again, at byte {start:,}")
 
     def _lock(self, path: str) -> None:
-        """Refuse a file that another program writes, as HDF5 itself does."""
-        wanted = os.environ.get("HDF5_USE_FILE_LOCKING", "").upper()
-        if os.name == "nt" or wanted in ("FALSE", "0"):
+        """Raise BlockingIOError for a file that another program writes, as HDF5 itself does."""
+        locking = os.environ.get("HDF5_USE_FILE_LOCKING", "").upper()
+        if os.name == "nt" or locking in ("FALSE", "0"):
             return
         import fcntl
 
@@ -186,8 +198,8 @@ class CheckedFile:
             return  # a file system without locks
 
 
-def _ends(data: bytes, number: struct.Struct) -> bool:
-    """Whether the chain of objects in a collection always moves on."""
+def _chain_ends(data: bytes, number: struct.Struct) -> bool:
+    """Check that the chain of objects in a collection always moves forward."""
     end, place = len(data), HEADER_BYTES
     wrap = 1 << 64
     while place + HEADER_BYTES <= end:
@@ -201,29 +213,34 @@ def _ends(data: bytes, number: struct.Struct) -> bool:
     return True
 
 
-class Guard:
-    """What is allowed of one open file, and how it is read.
+class FileAccess:
+    """Access to one open file: its source, the permissions of the user, and caches.
 
     Attributes
     ----------
     source
-        What HDF5 reads it through.
+        The file object that HDF5 reads through.
     allow_external
-        Follow what leads out of the file, and believe any shape.
+        Follow links and storage outside the file, and accept any shape.
     transpose
         Read datasets with their axes reversed.
-    writer
-        Program that wrote the file, if its header says so and it reverses axes.
+    reversing_program
+        Program that wrote the file, if the header names one that reverses axes.
     offset_bytes
         Bytes of an address in the file.
-    other
-        Opens the root group of another file that a link names, for good.
-    native
-        Opens this file as HDF5 does by itself, for good: to follow virtual storage.
+    open_other
+        Opens the file that an external link names and returns its root group. The file stays
+        open.
+    open_native
+        Opens this file without the checks, for virtual storage. The file stays open.
+    slabs
+        Slab caches of the datasets that are read.
+    recent_datasets
+        Datasets that were read in part, by path, the most recent one last.
     """
 
-    other: Callable[[str], Folder]
-    native: Callable[[], Any]
+    open_other: Callable[[str], Group]
+    open_native: Callable[[], Any]
 
     def __init__(
         self,
@@ -233,18 +250,16 @@ class Guard:
         offset_bytes: int = 8,
         optional: bool = True,
         transpose: bool = False,
-        writer: str | None = None,
+        reversing_program: str | None = None,
     ) -> None:
         self.source = source
         self.allow_external = allow_external
-        self._optional = optional
-        self.transpose, self.writer = transpose, writer
+        self._has_option = optional
+        self.transpose, self.reversing_program = transpose, reversing_program
         self.offset_bytes = offset_bytes
-        self.bands: weakref.WeakSet[Bands] = weakref.WeakSet()
-        """What is kept of large chunks, for as long as the file is open."""
-        self.recent: OrderedDict[str, Stored] = OrderedDict()
-        """Datasets of which parts were read, by path; the last one last."""
+        self.slabs: weakref.WeakSet[ChunkSlabs] = weakref.WeakSet()
+        self.recent_datasets: OrderedDict[str, Dataset] = OrderedDict()
 
-    def hint(self, does: str) -> str | None:
-        """The option that makes what is refused be read, where the command has it."""
-        return f"--allow-external {does}, if you trust the file" if self._optional else None
+    def external_hint(self, effect: str) -> str | None:
+        """Hint with the option that permits the read, if the command has that option."""
+        return f"--allow-external {effect}, if you trust the file" if self._has_option else None

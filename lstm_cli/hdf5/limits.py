@@ -1,4 +1,11 @@
-"""What may be read of an HDF5 file: checks before a dataset is read, and errors of HDF5."""
+"""Checks before a dataset is read: storage, declared size, filters, virtual sources.
+
+Also the errors that HDF5 raises, turned into `DataError`, and a dataset's metadata.
+
+A virtual dataset that leads back to itself makes HDF5 call itself until the process crashes.
+One that doubles at each of thirty steps keeps HDF5 busy forever. `check_virtual` follows virtual
+datasets to their sources before HDF5 does.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +23,7 @@ import h5py
 from h5py import h5d, h5o, h5z
 
 from lstm_cli.errors import DataError, counted, has_memory, is_memory, printable, short_of_memory
-from lstm_cli.hdf5.heap_check import Guard, HeapError
+from lstm_cli.hdf5.heap_check import FileAccess, HeapError
 
 H5_ERRORS = (
     OSError,
@@ -30,26 +37,27 @@ H5_ERRORS = (
     MemoryError,
     SystemError,
 )
-"""What h5py is known to raise on damaged files. Caught around calls of h5py alone."""
+"""Errors that h5py raises on damaged files. Caught only around calls of h5py."""
 
 BOMB_BYTES = 64 << 20
-"""Below this a shape may declare what it likes: it fits in memory."""
+"""Bytes that any shape may declare without check: they fit in memory."""
 
 BOMB_RATIO = 4
-"""Above it, at least one chunk in so many must exist."""
+"""Largest ratio of declared to stored size of larger shapes."""
 
 MOST_EMPTY = 100_000
-"""Rows of a dataset that holds no values: each may be a sequence to go through."""
+"""Largest number of rows of a dataset without values: each row may be a sequence."""
 
 
 @contextmanager
-def reading(where: str, nbytes: int = 0) -> Iterator[None]:
-    """Turn what h5py raises into a DataError that names `where`.
+def reading_errors(where: str, nbytes: int = 0) -> Iterator[None]:
+    """Turn errors of h5py into a DataError that names `where`.
 
     Parameters
     ----------
     nbytes
-        Memory that HDF5 needs beside what is read. It does not always say that it lacked.
+        Bytes of memory that HDF5 needs besides the values. HDF5 does not always report that
+        memory was short.
     """
     try:
         yield
@@ -74,16 +82,18 @@ def reading(where: str, nbytes: int = 0) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Declared:
-    """What can be known of a dataset without reading it; None where it cannot.
+class DatasetMetadata:
+    """Facts about a dataset that need no reading; None for unknown facts.
 
     Attributes
     ----------
+    shape, dtype, chunks
+        DatasetMetadata shape, type in words, and chunk shape.
     storage
-        How its values stand: ``contiguous``, ``chunked``, ``compact``, ``virtual``,
+        Kind of storage: ``contiguous``, ``chunked``, ``compact``, ``virtual``,
         ``external storage``, ``external link``, or ``unreadable``.
     nbytes
-        Bytes it takes in the file.
+        Bytes of the dataset in the file.
     """
 
     shape: tuple[int, ...] | None = None
@@ -93,8 +103,8 @@ class Declared:
     storage: str = "unreadable"
 
 
-def declared(dataset: Any) -> Declared:
-    """What an h5py dataset says of itself."""
+def read_metadata(dataset: Any) -> DatasetMetadata:
+    """Metadata of an h5py dataset."""
     storage = storage_kind(dataset.id.get_create_plist())
     base = h5py.check_vlen_dtype(dataset.dtype)
     dtype = str(dataset.dtype) if base is None else f"rows of {base}"
@@ -103,7 +113,7 @@ def declared(dataset: Any) -> Declared:
     if dataset.shape is None:
         dtype = f"{dtype} (null)"
     text = h5py.check_string_dtype(dataset.dtype) is not None
-    return Declared(
+    return DatasetMetadata(
         None if dataset.shape is None else tuple(dataset.shape),
         "text" if text else dtype,
         dataset.chunks,
@@ -113,67 +123,71 @@ def declared(dataset: Any) -> Declared:
 
 
 def storage_kind(plist: Any) -> str:
-    """How the values of a dataset stand, from its creation properties."""
+    """Kind of storage, from the creation properties of a dataset."""
     if plist.get_external_count():
         return "external storage"
     kinds = {h5d.VIRTUAL: "virtual", h5d.CHUNKED: "chunked", h5d.COMPACT: "compact"}
     return kinds.get(plist.get_layout(), "contiguous")
 
 
-def refuse_outside_storage(plist: Any, where: str, guard: Guard) -> None:
+def refuse_outside_storage(plist: Any, where: str, access: FileAccess) -> None:
+    """Raise DataError for virtual and external storage."""
     storage = storage_kind(plist)
     if storage == "virtual":
-        kind = "a virtual dataset: its values stand in other datasets"
+        kind = "a virtual dataset: its values are stored in other datasets"
     elif storage == "external storage":
         name = plist.get_external(0)[0].decode(errors="replace")
-        kind = f"external storage: its values stand in {printable(name)}"
+        kind = f"external storage: its values are stored in {printable(name)}"
     else:
         return
     raise DataError(
         f"{where} is {kind}",
         expected="values stored in the dataset itself",
         where=where,
-        hint=guard.hint("reads it"),
+        hint=access.external_hint("reads it"),
     )
 
 
-def refuse_unstored_shape(dataset: Any, declared: int, where: str, guard: Guard) -> None:
-    if not declared and max(dataset.shape, default=0) > MOST_EMPTY:
+def refuse_unstored_shape(dataset: Any, nbytes: int, where: str, access: FileAccess) -> None:
+    """Raise DataError for a shape of `nbytes` that is far larger than the stored values."""
+    if not nbytes and max(dataset.shape, default=0) > MOST_EMPTY:
         raise DataError(
-            f"{where} declares rows without end and stores no values",
+            f"{where} declares too many rows and stores no values",
             expected=f"axes of at most {MOST_EMPTY:,} where one is 0",
             found=f"shape {tuple(dataset.shape)}",
             where=where,
-            hint=guard.hint("reads it"),
+            hint=access.external_hint("reads it"),
         )
-    if declared <= BOMB_BYTES:
+    if nbytes <= BOMB_BYTES:
         return
-    held, of = allocated_size(dataset, declared)
-    if held * BOMB_RATIO >= of:
+    allocated, read_metadata = allocated_size(dataset, nbytes)
+    if allocated * BOMB_RATIO >= read_metadata:
         return
     raise DataError(
         f"{where} declares far more than the file stores",
-        expected=f"storage for shape {tuple(dataset.shape)}, {declared:,} bytes",
-        found=f"{held:,} of {of:,} " + ("chunks" if dataset.chunks else "bytes"),
+        expected=f"storage for shape {tuple(dataset.shape)}, {nbytes:,} bytes",
+        found=f"{allocated:,} of {read_metadata:,} " + ("chunks" if dataset.chunks else "bytes"),
         where=where,
-        hint=guard.hint("reads it"),
+        hint=access.external_hint("reads it"),
     )
 
 
-def allocated_size(dataset: Any, declared: int) -> tuple[int, int]:
-    """What is stored and what the shape declares, in chunks or in bytes."""
+def allocated_size(dataset: Any, nbytes: int) -> tuple[int, int]:
+    """Stored and declared size: chunks if the dataset is chunked, else bytes."""
     if dataset.chunks is None:
-        return int(dataset.id.get_storage_size()), declared
+        return int(dataset.id.get_storage_size()), nbytes
     sizes = zip(dataset.shape, dataset.chunks, strict=True)
     return int(dataset.id.get_num_chunks()), prod(-(-size // chunk) for size, chunk in sizes)
 
 
 def dataset_filters(plist: Any) -> list[tuple[int, str]]:
-    found = [plist.get_filter(k) for k in range(plist.get_nfilters())]
-    return [(code, printable(name.decode(errors="replace"))) for code, _, _, name in found]
+    """Code and name of each compression filter."""
+    filters = [plist.get_filter(k) for k in range(plist.get_nfilters())]
+    return [(code, printable(name.decode(errors="replace"))) for code, _, _, name in filters]
 
 
 def require_filters(plist: Any, where: str) -> None:
+    """Raise DataError if a compression filter is not installed."""
     if plist.get_layout() != h5d.CHUNKED:
         return
     for code, name in dataset_filters(plist):
@@ -191,45 +205,45 @@ def _filter_available(code: int) -> bool:
     if h5z.filter_avail(code):
         return True
     try:
-        # Importing it registers its filters.
+        # The import registers the filters.
         import_module("hdf5plugin")
     except ImportError:
         return False
     return bool(h5z.filter_avail(code))
 
 
-DEEPEST = 32
-"""Virtual datasets of virtual datasets that are followed."""
+MAX_VIRTUAL_DEPTH = 32
+"""Levels of virtual datasets that are followed."""
 
 MOST_SOURCES = 20_000
-"""Sources that reading a virtual dataset may open, those of its sources among them."""
+"""Largest number of sources that a virtual dataset may open, directly and indirectly."""
 
 _Key = tuple[int, int, int]
-"""Device and number of a file, and the address of an object in it."""
+"""Device and inode of a file, and address of an object in the file."""
 
 
 def check_virtual(dataset: Any, path: str, where: str) -> None:
-    """Raise DataError unless following a virtual dataset comes to an end.
+    """Raise DataError unless a virtual dataset leads to a bounded number of sources.
 
     Parameters
     ----------
     path
-        Of the file that holds it.
+        Path of the file that holds the dataset.
     """
     with ExitStack() as files:
-        _Search(where, files).follow(dataset, path, ())
+        _SourceSearch(where, files).follow(dataset, path, ())
 
 
 @dataclass
-class _Search:
+class _SourceSearch:
     where: str
     files: ExitStack
     sources: dict[_Key, int] = field(default_factory=dict)
-    """Sources below each dataset that was followed to its ends."""
+    """Number of sources below each dataset that was followed to its sources."""
     handles: dict[str, Any] = field(default_factory=dict)
 
     def follow(self, dataset: Any, path: str, above: tuple[_Key, ...]) -> int:
-        """Sources that reading a dataset opens."""
+        """Number of sources that a read of the dataset opens."""
         plist = dataset.id.get_create_plist()
         if plist.get_layout() != h5d.VIRTUAL:
             return 0
@@ -237,8 +251,8 @@ class _Search:
         key = status.st_dev, status.st_ino, int(h5o.get_info(dataset.id).addr)
         if key in above:
             raise self._refused("it is among its own sources")
-        if len(above) >= DEEPEST:
-            raise self._refused(f"sources of sources, more than {DEEPEST} deep")
+        if len(above) >= MAX_VIRTUAL_DEPTH:
+            raise self._refused(f"sources of sources on more than {MAX_VIRTUAL_DEPTH} levels")
         if key not in self.sources:
             total = count = plist.get_virtual_count()
             self._bound(total)
@@ -247,8 +261,8 @@ class _Search:
             )
             for (file, name), times in named.items():
                 below = 0
-                for source, found in self._candidates(file, name, path):
-                    below = max(below, self.follow(found, source, (*above, key)))
+                for source_path, source in self._candidates(file, name, path):
+                    below = max(below, self.follow(source, source_path, (*above, key)))
                 total += below * times
                 self._bound(total)
             self.sources[key] = total
@@ -259,17 +273,16 @@ class _Search:
             raise self._refused(f"{total:,} sources and more")
 
     def _candidates(self, file: str, name: str, path: str) -> Iterator[tuple[str, Any]]:
-        """Every dataset that HDF5 may take for a source, wherever it looks for the file."""
-        places = [path] if file == "." else list(_places(file, path))
-        for place in places:
-            handle = self._open(place)
-            for one in () if handle is None else _named(handle, name):
+        """Every dataset that HDF5 may open as a source, in all folders that it searches."""
+        for candidate in [path] if file == "." else list(_source_paths(file, path)):
+            handle = self._open(candidate)
+            for source_name in () if handle is None else _matching_names(handle, name):
                 try:
-                    found = handle[one]
+                    source = handle[source_name]
                 except Exception:
                     continue
-                if isinstance(found, h5py.Dataset):
-                    yield found.file.filename, found
+                if isinstance(source, h5py.Dataset):
+                    yield source.file.filename, source
 
     def _open(self, path: str) -> Any:
         key = os.path.realpath(path)
@@ -282,48 +295,47 @@ class _Search:
                 self.handles[key] = None
         return self.handles[key]
 
-    def _refused(self, found: str) -> DataError:
+    def _refused(self, reason: str) -> DataError:
         return DataError(
             f"{self.where} is a virtual dataset that cannot be followed to its sources",
-            expected="sources that hold values themselves, at the end",
-            found=found,
+            expected="sources that hold values themselves",
+            found=reason,
             where=self.where,
         )
 
 
-def _places(file: str, path: str) -> Iterator[str]:
-    """Paths at which HDF5 looks for a source file."""
+def _source_paths(file: str, path: str) -> Iterator[str]:
+    """Paths at which HDF5 searches for a source file."""
     here = os.path.dirname(os.path.abspath(path))
     folders = [here, os.path.dirname(os.path.realpath(path)), os.getcwd()]
     for prefix in os.environ.get("HDF5_VDS_PREFIX", "").split(":"):
         folders += [prefix.replace("${ORIGIN}", here)] if prefix else []
     for folder in dict.fromkeys(folders):
         for name in dict.fromkeys((file, os.path.basename(file))):
-            place = os.path.join(folder, name)
-            if os.path.isfile(place):
-                yield place
+            candidate = os.path.join(folder, name)
+            if os.path.isfile(candidate):
+                yield candidate
             elif "%" in name:
-                inner = os.path.dirname(place)
-                known = os.listdir(inner) if os.path.isdir(inner) else []
-                pattern = _pattern(os.path.basename(place))
-                yield from (os.path.join(inner, one) for one in known if pattern.fullmatch(one))
+                inner = os.path.dirname(candidate)
+                entries = os.listdir(inner) if os.path.isdir(inner) else []
+                pattern = _pattern(os.path.basename(candidate))
+                yield from (os.path.join(inner, one) for one in entries if pattern.fullmatch(one))
 
 
-def _named(handle: Any, name: str) -> list[str]:
-    """The dataset of a name, or those that a name with a number in it stands for."""
+def _matching_names(handle: Any, name: str) -> list[str]:
+    """Paths of the datasets that a name, or a printf-like pattern, stands for."""
     if "%" not in name:
         return [name]
-    folder, _, last = name.rpartition("/")
+    parent, _, last = name.rpartition("/")
     try:
-        group = handle[folder or "/"]
-        known = [f"{folder}/{one}" for one in group if _pattern(last).fullmatch(one)]
+        group = handle[parent or "/"]
+        return [f"{parent}/{one}" for one in group if _pattern(last).fullmatch(one)]
     except Exception:
-        known = []
-    return known
+        return []
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """Names that a printf-like one stands for, which has ``%b`` for a number."""
+    """Regular expression of a printf-like name, in which ``%b`` stands for a number."""
     parts = re.split(r"(%%|%\d*b)", name)
     return re.compile("".join(
         "%" if part == "%%" else r"\d+" if re.fullmatch(r"%\d*b", part) else re.escape(part)

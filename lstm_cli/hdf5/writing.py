@@ -1,4 +1,4 @@
-"""Writing HDF5: files that appear when they are whole, and commands that write changed copies."""
+"""Writing HDF5: complete files only, and Python commands in hints that write changed copies."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from numpy.typing import DTypeLike
 
 from lstm_cli.errors import LstmCliError, UsageError, printable, quote
 from lstm_cli.files import Temporary, reason, remedy, write_all
-from lstm_cli.hdf5.dataset import Stored, Turned
+from lstm_cli.hdf5.dataset import Dataset, ReversedDataset
 from lstm_cli.hdf5.heap_check import Array
 from lstm_cli.hdf5.limits import H5_ERRORS
 from lstm_cli.overwriting import check_target
 
 MAX_ATTRIBUTE_BYTES = 60_000
-"""HDF5 keeps attributes below 64 KiB; longer text is written as a dataset of the same name."""
+"""Bytes of text in an attribute, which HDF5 limits to 64 KiB. Longer text becomes a dataset."""
 
 
 @contextmanager
-def writing(path: str, option: str = "--output") -> Iterator[None]:
-    """Turn what h5py raises while writing into an LstmCliError that names `path`.
+def writing_errors(path: str, option: str = "--output") -> Iterator[None]:
+    """Turn errors of h5py during writing into an LstmCliError that names `path`.
 
     Parameters
     ----------
     option
-        What names another path.
+        Option of the command that names another path.
     """
     try:
         yield
@@ -44,65 +44,64 @@ def writing(path: str, option: str = "--output") -> Iterator[None]:
             expected="a folder that may be written to, with room for the results",
             found=_reason(error),
             where=path,
-            hint=remedy(_number(error)) or f"{option} PATH writes elsewhere",
+            hint=remedy(_system_error_number(error)) or f"{option} PATH writes elsewhere",
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Why a file cannot be written, in the system's words where it has any.
+    """Reason why a file cannot be written, as the operating system's message if there is one.
 
-    HDF5 hands the system's number on inside its own words, between times and addresses, and
-    sometimes loses it.
+    HDF5 puts the system's error number into its own message, between times and addresses, and
+    sometimes loses the number.
     """
-    text = printable(" ".join(str(error).split()))
-    if number := _number(error):
+    message = printable(" ".join(str(error).split()))
+    if number := _system_error_number(error):
         return reason(OSError(number, os.strerror(number)))
-    if re.search(r"(write|flush|truncate)\b.* fail", text):
-        return "the system does not take what is written"
-    return text.partition(" (")[0] or type(error).__name__
+    if re.search(r"(write|flush|truncate)\b.* fail", message):
+        return "the system refuses the data"
+    return message.partition(" (")[0] or type(error).__name__
 
 
-def _number(error: Exception) -> int | None:
-    """The system's number of an error."""
-    found = re.search(r"errno = ([0-9]+)", str(error))
-    return int(found[1]) if found else getattr(error, "errno", None)
+def _system_error_number(error: Exception) -> int | None:
+    match = re.search(r"errno = ([0-9]+)", str(error))
+    return int(match[1]) if match else getattr(error, "errno", None)
 
 
-class _Sink:
-    """The file that HDF5 writes to. Once a write has failed, nothing more is written.
+class _FailSafeFile:
+    """The file that HDF5 writes to. After a failed write, nothing more is written.
 
-    HDF5 writes again what could not be written, when a file is closed and when the process ends,
-    and crashes if that fails too. So it is never told of a failure: `check` is.
+    HDF5 repeats failed writes when the file is closed and when the process ends, and crashes if
+    they fail again. So HDF5 never sees a failure; `raise_error` raises it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._error: BaseException | None = None
 
-    def check(self) -> None:
-        """Raise what kept a write from succeeding."""
+    def raise_error(self) -> None:
+        """Raise the error of the first failed write."""
         if self._error is not None:
             raise self._error
 
     def give_up(self) -> None:
-        """Write nothing from now on."""
+        """Ignore all later writes."""
         self._error = self._error or LstmCliError("the file was given up")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the file."""
+        """Move to a position in the file."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The place in the file."""
+        """Position in the file, in bytes."""
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        """Read so many bytes; h5py takes what has this for a file."""
+        """Read `size` bytes. h5py accepts an object with this method as a file."""
         buffer = bytearray(size)
         return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read; of what could not be written, zeros."""
+        """Fill the buffer; bytes that could not be written read as zeros."""
         read = self._file.readinto(buffer) or 0  # type: ignore[attr-defined]
         if self._error is not None:
             buffer[read:] = bytes(len(buffer) - read)
@@ -110,22 +109,22 @@ class _Sink:
         return int(read)
 
     def write(self, data: memoryview) -> int:
-        """Write all of the data."""
-        with self._remembering():
+        """Write all of the data, unless a write has failed."""
+        with self._errors_kept():
             write_all(self._file, data)
         return len(data)
 
     def truncate(self, size: int) -> int:
-        """Give the file its length."""
-        with self._remembering():
+        """Set the length of the file, unless a write has failed."""
+        with self._errors_kept():
             self._file.truncate(size)
         return size
 
     def flush(self) -> None:
-        """Nothing: the file has no buffer."""
+        """Do nothing: the file has no buffer."""
 
     @contextmanager
-    def _remembering(self) -> Iterator[None]:
+    def _errors_kept(self) -> Iterator[None]:
         if self._error is None:
             try:
                 yield
@@ -139,13 +138,13 @@ class OutputFile:
     Parameters
     ----------
     path
-        Its name once it is whole; an older file stays untouched until then.
+        Path of the complete file. An older file stays untouched until then.
     inputs
-        Files being read, which it must not replace.
+        Files being read, which must not be replaced.
     option
-        Of the command line, that names `path`; for hints.
+        Command line option that names `path`, for hints.
     force
-        Replace what another program wrote.
+        Replace a file that another program wrote.
     """
 
     def __init__(
@@ -167,55 +166,57 @@ class OutputFile:
         self.path = path
         self._option, self._force = option, force
         self._temporary: Temporary | None = None
-        self._sink: _Sink | None = None
+        self._sink: _FailSafeFile | None = None
         self._handle: Any = None
 
     def open(self) -> None:
         """Create the temporary file."""
-        with self._writing():
+        with self._writing_errors():
             self._temporary = Temporary(self.path, force=self._force)
-            self._sink = _Sink(self._temporary.file)
+            self._sink = _FailSafeFile(self._temporary.file)
             self._handle = h5py.File(self._sink, "w")
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with writing(self.path, self._option):
+    def _writing_errors(self) -> Iterator[None]:
+        with writing_errors(self.path, self._option):
             try:
                 yield
-            finally:  # what kept a write from succeeding says more than what HDF5 makes of it
+            finally:  # the first failed write tells more than the error of HDF5
                 if self._sink is not None:
-                    self._sink.check()
+                    self._sink.raise_error()
 
     def create(
         self, name: str, shape: Sequence[int], dtype: DTypeLike, *, vlen: bool = False
     ) -> Any:
-        """A dataset of its final shape, filled with zeros until it is written."""
-        with self._writing():
-            stored = h5py.vlen_dtype(np.dtype(dtype)) if vlen else np.dtype(dtype)
-            return self._handle.create_dataset(name, tuple(shape), stored)
+        """Create a dataset of its final shape, filled with zeros."""
+        with self._writing_errors():
+            dataset = h5py.vlen_dtype(np.dtype(dtype)) if vlen else np.dtype(dtype)
+            return self._handle.create_dataset(name, tuple(shape), dataset)
 
     def put(self, name: str, values: Array) -> None:
-        """A dataset written at once."""
-        with self._writing():
+        """Write a whole dataset."""
+        with self._writing_errors():
             self._handle.create_dataset(name, data=values)
 
     def put_texts(self, name: str, texts: Sequence[str]) -> None:
-        """A dataset (N,) of text."""
-        with self._writing():
+        """Write a dataset (N,) of text."""
+        with self._writing_errors():
             self._handle.create_dataset(
-                name, data=[_storable(text) for text in texts], dtype=h5py.string_dtype()
+                name,
+                data=[_storable(python_string) for python_string in texts],
+                dtype=h5py.string_dtype(),
             )
 
     def fill(self, dataset: Any, place: Any, values: Array) -> None:
-        """Write `values` at `place` of a dataset made by `create`."""
-        with self._writing():
+        """Write `values` to a selection of a dataset from `create`."""
+        with self._writing_errors():
             dataset[place] = values
 
     def describe(self, attributes: Mapping[str, Any], dataset: Any = None) -> None:
-        """Attributes of the file, or of a dataset."""
+        """Write attributes of the file, or of a dataset."""
         holder = self._handle if dataset is None else dataset
         for name, value in attributes.items():
-            with self._writing():
+            with self._writing_errors():
                 value = _storable(value) if isinstance(value, str) else value
                 if isinstance(value, str) and len(value.encode()) > MAX_ATTRIBUTE_BYTES:
                     self._handle[name] = value
@@ -223,11 +224,11 @@ class OutputFile:
                     holder.attrs[name] = value
 
     def finish(self) -> None:
-        """Close the file and give it its name."""
+        """Close the file and rename it to `path`."""
         try:
-            with self._writing():
+            with self._writing_errors():
                 self._handle.close()
-            with writing(self.path, self._option):
+            with writing_errors(self.path, self._option):
                 if self._temporary is not None:
                     self._temporary.keep()
         except BaseException:
@@ -235,7 +236,7 @@ class OutputFile:
             raise
 
     def discard(self) -> None:
-        """Remove what was written; an older file stays."""
+        """Remove the unfinished file. An older file stays."""
         try:
             if self._sink is not None:
                 self._sink.give_up()
@@ -247,19 +248,19 @@ class OutputFile:
                 self._temporary.discard()
 
 
-def _storable(text: str) -> str:
-    """Text HDF5 can hold: no NUL, no half of a surrogate pair."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode()
+def _storable(python_string: str) -> str:
+    """Text without NUL and without half of a surrogate pair, which HDF5 cannot store."""
+    return python_string.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode()
 
 
 class Writer(ABC):
-    """Fills an `OutputFile`; a context manager that keeps it only if nothing goes wrong."""
+    """Context manager that fills an `OutputFile`, and discards it after an error."""
 
     _file: OutputFile
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make what the file holds whatever the batches bring."""
+        """Create the datasets that do not depend on the batches."""
 
     def __enter__(self) -> Self:
         try:
@@ -283,77 +284,79 @@ class Writer(ABC):
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What stands beside a mask, or beside lengths: all that is turned with them.
+class PaddedArrays:
+    """Padded arrays that belong to a mask or to lengths.
 
     Attributes
     ----------
     file
-        The file.
+        Path of the file.
     inputs
-        (N, T, D).
+        Inputs (N, T, D).
     targets
-        Targets that may be one a step, (N, T, ...), or None.
+        Targets that may be one per step, (N, T, ...), or None.
     lengths
-        (N,) lengths that the file gives too, or None.
+        (N,) lengths in the file, or None.
     """
 
     file: str
-    inputs: Stored
-    targets: Stored | None = None
+    inputs: Dataset
+    targets: Dataset | None = None
     lengths: Array | None = None
 
 
-def turning_command(divides: Stored, beside: Beside) -> str:
-    """A command that writes a copy of the file with the valid steps in front.
+def padding_last_command(divider: Dataset, arrays: PaddedArrays) -> str:
+    """A command that writes a copy of the file with the valid steps before the padding.
 
     Parameters
     ----------
-    divides
-        The mask, or the lengths of sequences of which the padding stands in front.
+    divider
+        The mask or lengths of sequences that begin with padding.
     """
-    N, T = beside.inputs.shape[:2]
-    mask = divides.rank > 1
+    N, T = arrays.inputs.shape[:2]
+    mask = divider.rank > 1
     if mask:
-        order = f"np.argsort({_values(divides)}.reshape({N}, {T}) == 0, 1, kind='stable')"
+        order = f"np.argsort({_expression(divider)}.reshape({N}, {T}) == 0, 1, kind='stable')"
     else:
-        order = f"(np.arange({T}) - {_values(divides)}.reshape({N}, 1).astype(int)) % {T}"
-    moved = [beside.inputs, *([divides] if mask else [])]
-    moved += [] if beside.targets is None else [beside.targets]
+        order = f"(np.arange({T}) - {_expression(divider)}.reshape({N}, 1).astype(int)) % {T}"
+    moved = [arrays.inputs, *([divider] if mask else [])]
+    moved += [] if arrays.targets is None else [arrays.targets]
     lines = [f"o = {order}", f"r = np.arange({N})[:, None]"]
-    lines += [_assigned(stored, f"{_values(stored)}[r, o]") for stored in moved]
-    also = "" if beside.targets is None else ", and their targets"
-    return f"{copying(beside.file, lines)} has the valid steps{also} first"
+    lines += [_assignment(dataset, f"{_expression(dataset)}[r, o]") for dataset in moved]
+    targets = "" if arrays.targets is None else ", and their targets"
+    return f"{changed_copy_command(arrays.file, lines)} has the valid steps{targets} first"
 
 
-def inverting_command(mask: Stored, beside: Beside) -> str:
+def inverted_mask_command(mask: Dataset, arrays: PaddedArrays) -> str:
     """A command that writes a copy of the file with an inverted mask."""
-    lines = [_assigned(mask, f"{_values(mask)} == 0")]
-    return f"{copying(beside.file, lines)} has 1 at valid steps"
+    lines = [_assignment(mask, f"{_expression(mask)} == 0")]
+    return f"{changed_copy_command(arrays.file, lines)} has 1 at valid steps"
 
 
-def copying(file: str, lines: Sequence[str]) -> str:
-    """A command that changes a copy of a file, and the name of the copy."""
+def changed_copy_command(file: str, lines: Sequence[str]) -> str:
+    """A command that changes a copy of a file by lines of Python, and the name of the copy."""
     stem, suffix = os.path.splitext(os.path.basename(file))
     copy = f"{stem}-turned{suffix}"
-    names = f"{text(file)}, {text(copy)}"
-    opened = f"import shutil, h5py, numpy as np; f = h5py.File(shutil.copyfile({names}), 'r+')"
-    code = "; ".join([opened, *lines]).replace("'", '"')
+    names = f"{python_string(file)}, {python_string(copy)}"
+    opening = f"import shutil, h5py, numpy as np; f = h5py.File(shutil.copyfile({names}), 'r+')"
+    code = "; ".join([opening, *lines]).replace("'", '"')
     return f"python -c {quote(code)} writes {quote(copy)}, which"
 
 
-def converting(file: str, read: str, array: str) -> str:
-    """A command that makes a file whose `inputs` are an array, and what to do with it.
+def series_command(file: str, read: str, array: str) -> str:
+    """A command that writes a file whose `inputs` are one array, and advice on its use.
 
     Parameters
     ----------
-    read, array
-        Python: a statement that reads from the file `f`, and the array (T, D).
+    read
+        Python statement that reads from the file `f`.
+    array
+        Python expression of the array (T, D).
     """
     copy = os.path.splitext(os.path.basename(file))[0] + "-inputs.h5"
     code = (
-        f"import h5py, numpy as np; f = h5py.File({text(file)}); {read}; "
-        f'h5py.File({text(copy)}, "w")["inputs"] = {array}'
+        f"import h5py, numpy as np; f = h5py.File({python_string(file)}); {read}; "
+        f'h5py.File({python_string(copy)}, "w")["inputs"] = {array}'
     )
     return (
         f"python -c {quote(code)} writes {quote(copy)}: one series (T, D); `lengths` (N,) beside "
@@ -361,22 +364,23 @@ def converting(file: str, read: str, array: str) -> str:
     )
 
 
-def made_of(path: str, statement: str) -> str:
-    """A command that writes an HDF5 file from another one."""
+def conversion_command(path: str, statement: str) -> str:
+    """A command that writes an HDF5 file from a file of another kind."""
     copy = os.path.splitext(os.path.basename(path))[0] + ".h5"
-    code = f'import h5py, numpy as np; h5py.File({text(copy)}, "w"){statement}'
+    code = f'import h5py, numpy as np; h5py.File({python_string(copy)}, "w"){statement}'
     return f"python -c {quote(code)} writes {quote(copy)}"
 
 
-def text(name: str) -> str:
-    """A name as Python writes it, between double quotes."""
+def python_string(name: str) -> str:
+    """A name as a Python literal in double quotes."""
     return json.dumps(name, ensure_ascii=False).replace("'", "\\x27")
 
 
-def _values(stored: Stored) -> str:
-    return f"f[{text(stored.path)}][:]" + (".T" if isinstance(stored, Turned) else "")
+def _expression(dataset: Dataset) -> str:
+    transpose = ".T" if isinstance(dataset, ReversedDataset) else ""
+    return f"f[{python_string(dataset.path)}][:]{transpose}"
 
 
-def _assigned(stored: Stored, value: str) -> str:
-    turned = f"({value}).T" if isinstance(stored, Turned) else value
-    return f"f[{text(stored.path)}][:] = {turned}"
+def _assignment(dataset: Dataset, value: str) -> str:
+    turned = f"({value}).T" if isinstance(dataset, ReversedDataset) else value
+    return f"f[{python_string(dataset.path)}][:] = {turned}"

@@ -1025,9 +1025,9 @@ def _replacing(path: str) -> None:
 def _unwritable() -> None:
     import errno
 
-    from lstm_cli.hdf5.writing import writing
+    from lstm_cli.hdf5.writing import writing_errors
 
-    with writing("o.h5"):
+    with writing_errors("o.h5"):
         raise OSError(errno.EIO, "Input/output error")
 
 

@@ -12,7 +12,7 @@ from lstm_cli.api.comparison.parting import Part, Parting, sentence
 from lstm_cli.api.comparison.sides import Side
 from lstm_cli.api.fit import check_data, check_weights
 from lstm_cli.api.weights_files import tensors_for
-from lstm_cli.data import Batch, Dataset
+from lstm_cli.data import Batch, SequenceData
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DIRECTIONS, Array, LayerResult, LayerSpec
 from lstm_cli.errors import WeightsError
@@ -59,7 +59,7 @@ class Divergence:
         return self.outputs is not None and self.outputs.apart
 
 
-def diverge(a: Side, b: Side, data: Dataset, tolerance: float) -> Divergence:
+def diverge(a: Side, b: Side, data: SequenceData, tolerance: float) -> Divergence:
     """Run both networks over the first sequences, in float64, and compare every value.
 
     Raises
@@ -108,7 +108,7 @@ def _network(side: Side) -> Network:
     return Network(config.specs, tensors, ReferenceEngine("float64"))
 
 
-def _batches(data: Dataset, size: int) -> Iterator[Batch]:
+def _batches(data: SequenceData, size: int) -> Iterator[Batch]:
     return data.batches(min(size, SEQUENCES), np.float64, targets=False)
 
 

@@ -1,128 +1,210 @@
-"""What all layouts share: reading sequences and their targets by number."""
+"""Interface of all layouts: sequences and their targets, read by number."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from lstm_cli.data.types import Array, DataOptions, TargetInfo, cast, holding
+from lstm_cli.data.dataset_roles import read_sequence_names
+from lstm_cli.data.lengths import Lengths
+from lstm_cli.data.types import Array, DataOptions, TargetInfo, cast_to, common_dtype
 from lstm_cli.errors import DataError
-from lstm_cli.hdf5.dataset import Stored
+from lstm_cli.hdf5.dataset import Dataset
+from lstm_cli.hdf5.group import Group
 
 
-class Layout(Protocol):
-    """The sequences of one file, in whichever form it holds them."""
+class SequenceLayout(Protocol):
+    """The sequences of one file, in any layout.
+
+    Attributes
+    ----------
+    name
+        One of `LAYOUTS`.
+    inputs
+        File and path of the inputs, such as ``words.h5:/test/inputs``.
+    count
+        Number of sequences N.
+    features
+        Number of features D.
+    steps
+        Steps of the longest sequence.
+    width
+        Steps T of the inputs in the file, padding included.
+    lengths
+        (N,) valid steps; None if every sequence has `steps`.
+    dtype
+        Type of the inputs in the file.
+    targets
+        Targets of the sequences, or None.
+    padded
+        Results are written as (N, T, F).
+    """
 
     @property
-    def name(self) -> str:
-        """One of `LAYOUTS`."""
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def lengths(self) -> Lengths | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def targets(self) -> LayoutTargets | None: ...
+    @property
+    def padded(self) -> bool: ...
+
+    def read(self, start: int, stop: int, out: Array) -> int:
+        """Read the inputs of sequences start to stop, and return the bytes read.
+
+        Parameters
+        ----------
+        out
+            (n, T, D) array to fill, padding with 0. T is at least the steps of the longest one.
+        """
+
+    def place(self, number: int) -> str:
+        """File and path of the inputs of a sequence."""
+
+    def roles(self) -> dict[str, str]:
+        """Role of every dataset in use, by its path in the file."""
+
+    def sequence_names(self) -> list[str] | None:
+        """Names of the sequences, or None."""
+
+
+class LayoutTargets(Protocol):
+    """Targets of the sequences of one file."""
 
     @property
-    def inputs(self) -> str:
-        """Where the inputs stand, such as ``words.h5:/test/inputs``."""
+    def info(self) -> TargetInfo:
+        """Kind, shape and type."""
+
+    def read(
+        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
+    ) -> tuple[Array, int]:
+        """Targets of sequences start to stop, and the bytes read.
+
+        LayoutTargets per step are padded to `steps`. `per_step` decides if the shape allows both.
+        """
+
+    def place(self, number: int) -> str:
+        """File and path of the targets of a sequence."""
+
+
+class UncutTargets(LayoutTargets, Protocol):
+    """Targets of sequences from which windows can be cut."""
+
+    def read_steps(self, number: int, begin: int, end: int, stride: int) -> Array:
+        """Targets of every `stride`-th step of a sequence, begin to end, in the file's type.
+
+        Only for targets that may be one per step.
+        """
+
+
+class UncutLayout(SequenceLayout, Protocol):
+    """Sequences from which windows can be cut: any layout but windows."""
 
     @property
+    def targets(self) -> UncutTargets | None: ...
+
+    def read_steps(self, number: int, begin: int, end: int) -> Array:
+        """Steps begin to end of a sequence, (steps, D), in the type of the file."""
+
+
+@dataclass(frozen=True)
+class DatasetLayout(ABC):
+    """Base of the layouts with all inputs in one dataset.
+
+    Attributes
+    ----------
+    group
+        The group that holds the sequences.
+    dataset
+        The inputs.
+    targets
+        Targets of the sequences, or None.
+    path_roles
+        Role of every dataset in use, by its path in the file.
+    """
+
+    group: Group
+    dataset: Dataset
+    targets: UncutTargets | None
+    path_roles: dict[str, str]
+    name: ClassVar[str]
+    padded: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
     def count(self) -> int:
-        """Sequences N."""
+        """Number of sequences N."""
 
     @property
-    def features(self) -> int:
-        """Features D."""
-
-    @property
+    @abstractmethod
     def steps(self) -> int:
         """Steps of the longest sequence."""
 
     @property
     def width(self) -> int:
-        """Steps T of the inputs as they stand in the file, padding included."""
+        """Steps T of the inputs in the file, padding included."""
+        return self.steps
 
     @property
-    def lengths(self) -> NDArray[np.int64] | None:
-        """(N,); None if every sequence has `steps`."""
+    def inputs(self) -> str:
+        """File and path of the inputs."""
+        return self.dataset.where
 
     @property
     def dtype(self) -> str:
-        """Of the inputs, as stored."""
-
-    @property
-    def targets(self) -> Targets | None:
-        """What belongs to the sequences, if anything does."""
-
-    @property
-    def padded(self) -> bool:
-        """Results are written as (N, T, F)."""
-
-    def read(self, start: int, stop: int, out: Array) -> int:
-        """Read the inputs of sequences start to stop; the bytes read.
-
-        Parameters
-        ----------
-        out
-            (n, T, D) to fill, padding with 0; T at least the longest one's steps.
-        """
-
-    def span(self, number: int, begin: int, end: int) -> Array:
-        """Steps begin to end of a sequence, (steps, D), as stored."""
+        """Type of the inputs in the file."""
+        return str(self.dataset.dtype)
 
     def place(self, number: int) -> str:
-        """Where the inputs of a sequence stand."""
+        """See `SequenceLayout`."""
+        return self.inputs
 
     def roles(self) -> dict[str, str]:
-        """Path in the file of every dataset used, and what it was taken for."""
+        """See `SequenceLayout`."""
+        return self.path_roles
 
     def sequence_names(self) -> list[str] | None:
-        """Names the file gives its sequences."""
-
-
-class Targets(Protocol):
-    """Targets of one file."""
-
-    @property
-    def info(self) -> TargetInfo:
-        """What they are."""
-
-    def read(
-        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
-    ) -> tuple[Array, int]:
-        """Targets of sequences start to stop, steps padded to `steps`, and the bytes read.
-
-        `per_step` decides where the shape allows both.
-        """
-
-    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
-        """Targets of every `stride`-th step of a sequence, begin to end, as stored.
-
-        Only where targets may be one a step.
-        """
-
-    def place(self, number: int) -> str:
-        """Where the targets of a sequence stand."""
+        """See `SequenceLayout`."""
+        return read_sequence_names(self.group, self.count)
 
 
 def target_info(
-    stored: Stored,
+    dataset: Dataset,
     shape: tuple[int, ...],
     per_step: bool | None,
     step_shape: tuple[int, ...] = (),
 ) -> TargetInfo:
-    """Facts about the targets in a dataset; `shape` and `step_shape` as in `TargetInfo`."""
-    return TargetInfo.of(stored.where, str(stored.dtype), shape, per_step, step_shape)
+    """Facts about the targets in a dataset. See `TargetInfo` for the shapes."""
+    return TargetInfo.of(dataset.where, str(dataset.dtype), shape, per_step, step_shape)
 
 
 def cast_targets(values: Array, info: TargetInfo, dtype: DTypeLike) -> Array:
-    """As int64 if they may be class indices, else as `dtype` or what holds them as stored."""
-    return cast(values, np.int64 if info.kind == "class" else holding(dtype, values.dtype))
+    """LayoutTargets as int64 if they may be class indices, else as `dtype` or a wider type."""
+    return cast_to(values, np.int64 if info.kind == "class" else common_dtype(dtype, values.dtype))
 
 
-def misfit(stored: Stored, expected: str, options: DataOptions) -> DataError:
+def misfit_error(dataset: Dataset, expected: str, options: DataOptions) -> DataError:
     """The error for targets whose shape fits neither sequences nor steps."""
     return DataError(
-        f"targets {stored.where} have shape {stored.shape}, which does not fit the inputs",
+        f"targets {dataset.where} have shape {dataset.shape}, which does not fit the inputs",
         expected=expected,
-        found=str(stored.shape),
-        where=options.places(stored.where),
+        found=str(dataset.shape),
+        where=options.places(dataset.where),
         hint="in a config, data.targets names another dataset",
     )

@@ -1,101 +1,85 @@
-"""Layout dense: inputs (N, T, D), with lengths (N,) or a mask (N, T) where sequences vary."""
+"""Layout dense: inputs (N, T, D), with lengths (N,) or a mask (N, T) if the lengths vary."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.data.dataset_roles import (
-    FoundTargets,
-    Roles,
+    DatasetRoles,
+    TargetDataset,
     find_targets,
-    stored_names,
-    turning,
+    transpose_hint,
 )
-from lstm_cli.data.layouts.base import Targets, cast_targets, misfit, target_info
+from lstm_cli.data.layouts.base import (
+    DatasetLayout,
+    cast_targets,
+    misfit_error,
+    target_info,
+)
 from lstm_cli.data.lengths import (
     Lengths,
-    agreed,
     check_count,
     check_lengths,
     clear_padding,
-    misread_mask,
-    only_lengths,
+    mask_error,
+    matching_lengths,
     padding_problem,
-    rows_of_mask,
+    read_mask,
+    single_lengths,
 )
 from lstm_cli.data.types import Array, DataOptions, TargetInfo
 from lstm_cli.errors import DataError, Problem
-from lstm_cli.hdf5.dataset import Stored, Turned
-from lstm_cli.hdf5.group import Folder
-from lstm_cli.hdf5.writing import Beside
+from lstm_cli.hdf5.dataset import Dataset, ReversedDataset
+from lstm_cli.hdf5.group import Group
+from lstm_cli.hdf5.writing import PaddedArrays
 
 
 @dataclass(frozen=True)
-class Dense:
-    """Sequences that stand padded in the file."""
+class Dense(DatasetLayout):
+    """Sequences that are padded in the file."""
 
-    folder: Folder
-    stored: Stored
     lengths: Lengths | None
-    targets: Targets | None
-    found: dict[str, str]
-    name: str = "dense"
-    padded: bool = True
-
-    @property
-    def inputs(self) -> str:
-        return self.stored.where
+    name: ClassVar[str] = "dense"
+    padded: ClassVar[bool] = True
 
     @property
     def count(self) -> int:
-        return self.stored.shape[0]
+        return self.dataset.shape[0]
 
     @property
     def features(self) -> int:
-        return self.stored.shape[2]
+        return self.dataset.shape[2]
 
     @property
     def steps(self) -> int:
-        if self.lengths is None or self.stored.shape[1] == 0:
-            return self.stored.shape[1]
+        if self.lengths is None or self.dataset.shape[1] == 0:
+            return self.dataset.shape[1]
         return int(self.lengths.max(initial=0))
 
     @property
     def width(self) -> int:
-        return self.stored.shape[1]
-
-    @property
-    def dtype(self) -> str:
-        return str(self.stored.dtype)
+        return self.dataset.shape[1]
 
     def read(self, start: int, stop: int, out: Array) -> int:
-        """The first T steps only: padding common to a batch is never read."""
-        steps = min(out.shape[1], self.stored.shape[1])
+        """Read the first T steps only: padding common to a batch is never read."""
+        steps = min(out.shape[1], self.dataset.shape[1])
         selection = slice(start, stop), slice(0, steps)
-        nbytes = self.stored.read_into(selection, out[:, :steps])
+        nbytes = self.dataset.read_into(selection, out[:, :steps])
         out[:, steps:] = 0
         if self.lengths is not None:
             clear_padding(out, self.lengths[start:stop])
         return nbytes
 
-    def span(self, number: int, begin: int, end: int) -> Array:
-        rows: Array = self.stored.read((slice(number, number + 1), slice(begin, end)))[0]
+    def read_steps(self, number: int, begin: int, end: int) -> Array:
+        rows: Array = self.dataset.read((slice(number, number + 1), slice(begin, end)))[0]
         return rows
 
-    def place(self, number: int) -> str:
-        return self.inputs
 
-    def roles(self) -> dict[str, str]:
-        return self.found
-
-    def sequence_names(self) -> list[str] | None:
-        return stored_names(self.folder, self.count)
-
-
-def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions) -> Dense:
+def open_dense(group: Group, roles: DatasetRoles, inputs: Dataset, options: DataOptions) -> Dense:
     """The dense layout of a group.
 
     Raises
@@ -103,8 +87,8 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
     DataError
         Shapes, lengths, mask or targets do not fit together.
     """
-    if inputs.rank == 2 and isinstance(inputs, Turned):
-        inputs = inputs.widened()
+    if inputs.rank == 2 and isinstance(inputs, ReversedDataset):
+        inputs = inputs.with_feature_axis()
     if inputs.rank != 3 or inputs.vlen:
         raise DataError(
             f"{inputs.where} has shape {inputs.shape}",
@@ -114,31 +98,36 @@ def open_dense(folder: Folder, roles: Roles, inputs: Stored, options: DataOption
             hint="--set data.layout=... names another layout",
         )
     N, T, _ = inputs.shape
-    found = find_targets(folder, options)
-    by_step = found.stored if found is not None and found.stored.shape[1:2] == (T,) else None
-    lengths = _lengths(roles, Beside(folder.file, inputs, by_step), options)
-    targets = None if found is None else DenseTargets.of(found, N, T, lengths, options)
-    paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
-    return Dense(folder, inputs, lengths, targets, paths)
+    target_dataset = find_targets(group, options)
+    by_step = (
+        target_dataset.dataset
+        if target_dataset is not None and target_dataset.dataset.shape[1:2] == (T,)
+        else None
+    )
+    lengths = _lengths(roles, PaddedArrays(group.file, inputs, by_step), options)
+    targets = (
+        None if target_dataset is None else DenseTargets.of(target_dataset, N, T, lengths, options)
+    )
+    return Dense(group, inputs, targets, roles.paths(target_dataset), lengths)
 
 
 def padding_in_front(layout: Dense) -> Problem | None:
-    """Padding that seems to stand in front, although lengths or a mask say that it does not."""
+    """Problem if sequences seem to begin with padding, although lengths or a mask differ."""
     if layout.lengths is None:
         return None
-    parts = {role: layout.folder.dataset(path) for path, role in layout.found.items()}
-    targets = parts.get("targets")
+    datasets = {role: layout.group.dataset(path) for path, role in layout.path_roles.items()}
+    targets = datasets.get("targets")
     by_step = targets if targets is not None and targets.shape[1:2] == (layout.width,) else None
-    beside = Beside(layout.folder.file, layout.stored, by_step)
-    return padding_problem(parts.get("mask"), parts.get("lengths"), beside, layout.lengths)
+    arrays = PaddedArrays(layout.group.file, layout.dataset, by_step)
+    return padding_problem(datasets.get("mask"), datasets.get("lengths"), arrays, layout.lengths)
 
 
-def _lengths(roles: Roles, beside: Beside, options: DataOptions) -> Lengths | None:
-    N, T, D = beside.inputs.shape
-    told: dict[str, Lengths] = {}
+def _lengths(roles: DatasetRoles, arrays: PaddedArrays, options: DataOptions) -> Lengths | None:
+    N, T, D = arrays.inputs.shape
+    lengths_by_name: dict[str, Lengths] = {}
     if roles.lengths is not None:
-        told[roles.lengths.where] = only_lengths(roles.lengths, options)
-        beside = replace(beside, lengths=told[roles.lengths.where])
+        lengths_by_name[roles.lengths.where] = single_lengths(roles.lengths, options)
+        arrays = replace(arrays, lengths=lengths_by_name[roles.lengths.where])
     if roles.offsets is not None and roles.lengths is None and roles.mask is None:
         raise DataError(
             f"{roles.offsets.where} does not go with inputs (N, T, D)",
@@ -147,48 +136,54 @@ def _lengths(roles: Roles, beside: Beside, options: DataOptions) -> Lengths | No
             where=options.places(roles.offsets.where),
         )
     if roles.mask is not None:
-        rows = rows_of_mask(roles.mask, N, T, beside.file, options)
-        if not rows.usable and not (rows.in_order and beside.lengths is not None):
-            raise misread_mask(rows, beside, options)
-        told[roles.mask.where] = rows.sums
-    for name, lengths in told.items():
-        check_count(lengths, N, name, options, turning(options) if len(lengths) == D else None)
+        mask = read_mask(roles.mask, N, T, arrays.file, options)
+        if not mask.usable and not (mask.in_order and arrays.lengths is not None):
+            raise mask_error(mask, arrays, options)
+        lengths_by_name[roles.mask.where] = mask.sums
+    for name, lengths in lengths_by_name.items():
+        hint = transpose_hint(options) if len(lengths) == D else None
+        check_count(lengths, N, name, options, hint)
         check_lengths(lengths, name, options.places(name), T)
-    return agreed(told, options)
+    return matching_lengths(lengths_by_name, options)
 
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """(N,), (N, K), (N, T) or (N, T, K); what is one a step stands padded."""
+    """Targets (N,), (N, K), (N, T) or (N, T, K). Targets per step are padded."""
 
-    stored: Stored
+    dataset: Dataset
     info: TargetInfo
     lengths: Lengths | None
 
     @classmethod
     def of(
-        cls, found: FoundTargets, N: int, T: int, lengths: Lengths | None, options: DataOptions
+        cls,
+        target_dataset: TargetDataset,
+        N: int,
+        T: int,
+        lengths: Lengths | None,
+        options: DataOptions,
     ) -> DenseTargets:
-        """Raises DataError if the shape fits neither sequences nor steps."""
-        stored = found.fitting(N)
-        shape, rank = stored.shape, stored.rank
+        """Targets in a dataset; DataError if the shape fits neither sequences nor steps."""
+        dataset = target_dataset.for_counts(N)
+        shape, rank = dataset.shape, dataset.rank
         expected = f"(N,), (N, K), (N, T) or (N, T, K) with N = {N}, T = {T}"
-        if rank not in (1, 2, 3) or shape[0] != N or (rank == 3 and shape[1] != T) or stored.vlen:
-            raise misfit(stored, expected, options)
+        if rank not in (1, 2, 3) or shape[0] != N or (rank == 3 and shape[1] != T) or dataset.vlen:
+            raise misfit_error(dataset, expected, options)
         if rank == 3:
-            return cls(stored, target_info(stored, shape[2:], True), lengths)
-        # (N, T) may also be (N, K): what the network returns decides.
+            return cls(dataset, target_info(dataset, shape[2:], True), lengths)
+        # (N, T) may also be (N, K): the outputs of the network decide.
         per_step = None if rank == 2 and shape[1] == T else False
-        return cls(stored, target_info(stored, shape[1:], per_step), lengths)
+        return cls(dataset, target_info(dataset, shape[1:], per_step), lengths)
 
     def read(
         self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
     ) -> tuple[Array, int]:
-        info = self.info.placed(bool(per_step))
+        info = self.info.resolve(bool(per_step))
         if not info.per_step:
-            values = self.stored.read(slice(start, stop))
+            values = self.dataset.read(slice(start, stop))
             return cast_targets(values, info, dtype), values.nbytes
-        values = self.stored.read((slice(start, stop), slice(0, steps)))
+        values = self.dataset.read((slice(start, stop), slice(0, steps)))
         y = cast_targets(values, info, dtype)
         if y.shape[1] < steps:
             y = np.zeros((len(y), steps, *y.shape[2:]), y.dtype)
@@ -196,8 +191,8 @@ class DenseTargets:
             y = clear_padding(y, self.lengths[start:stop])
         return y, values.nbytes
 
-    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
-        rows: Array = self.stored.read((slice(number, number + 1), slice(begin, end, stride)))[0]
+    def read_steps(self, number: int, begin: int, end: int, stride: int) -> Array:
+        rows: Array = self.dataset.read((slice(number, number + 1), slice(begin, end, stride)))[0]
         return rows
 
     def place(self, number: int) -> str:

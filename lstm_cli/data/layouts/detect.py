@@ -1,4 +1,4 @@
-"""Which layout a group holds: told by names and shapes, or forced by the config."""
+"""Which layout a group holds: detected by names and shapes, or forced by the config."""
 
 from __future__ import annotations
 
@@ -9,149 +9,160 @@ from lstm_cli.data.dataset_roles import (
     INPUTS,
     OFFSETS,
     OTHER_ROLES,
+    DatasetRoles,
     MissingDatasetError,
-    Roles,
-    contents,
     find_roles,
-    missing,
-    need_known_axes,
-    need_numeric,
+    group_contents,
+    missing_error,
+    require_known_axes,
+    require_numeric,
 )
-from lstm_cli.data.layouts.base import Layout
+from lstm_cli.data.layouts.base import SequenceLayout, UncutLayout
 from lstm_cli.data.layouts.concatenated import open_concatenated
 from lstm_cli.data.layouts.dense import open_dense
 from lstm_cli.data.layouts.groups import open_groups
 from lstm_cli.data.layouts.series import open_series
 from lstm_cli.data.layouts.vlen import open_vlen
 from lstm_cli.data.not_sequences import (
-    below,
     compound_error,
+    descendants,
     is_table,
-    refuse_foreign,
-    refuse_own,
+    refuse_foreign_content,
+    refuse_results,
     refuse_variables,
 )
 from lstm_cli.data.types import LAYOUTS, DataOptions
 from lstm_cli.data.windows import open_windows
 from lstm_cli.errors import DataError, counted, in_yaml, nearest, quote
-from lstm_cli.hdf5.dataset import Stored
-from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.dataset import Dataset
+from lstm_cli.hdf5.group import Group
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")
 )
-"""Child groups of these names are parts of a data set, not sequences."""
+"""Names of child groups that are parts of a data set, not sequences."""
 
-PARTS_OF = {
+ROLES_IN_LAYOUT = {
     "dense": ("lengths", "mask", "offsets"),
     "concatenated": ("lengths", "offsets"),
     "vlen": ("lengths",),
     "groups": (),
     "series": (),
 }
-"""Datasets beside the inputs that have a part in each layout; `open_dense` refuses offsets."""
-PARTS = ("lengths", "offsets", "mask")
+"""Roles that each layout uses besides the inputs. `open_dense` refuses offsets."""
+LENGTH_ROLES = ("lengths", "offsets", "mask")
 
-LOOK_AT = 50
-"""Children looked at to tell what a group is."""
-SHOWN = 4
-"""Names that an error lists."""
+MAX_CHILDREN = 50
+"""Largest number of children that are read to detect a layout."""
+MAX_LISTED = 4
+"""Largest number of names that an error lists."""
 
 
 @dataclass(frozen=True)
-class Recognition:
-    """A group's layout and what it was told by."""
+class DetectedLayout:
+    """Layout of a group, the reason in words, and the roles of the datasets."""
 
     layout: str
     reason: str
-    roles: Roles
+    roles: DatasetRoles
 
 
-def open_layout(folder: Folder, options: DataOptions) -> tuple[Layout, str]:
-    """The sequences of a group, and why they were taken for that layout.
+def open_layout(group: Group, options: DataOptions) -> tuple[SequenceLayout, str]:
+    """The sequences of a group, and the reason for their layout in words.
 
     Raises
     ------
     DataError
-        There are none, there are several layouts, or something in it does not fit.
+        The group holds no layout or several layouts, or its datasets do not fit together.
     """
-    told = _with_roles(folder, recognise(folder, options), options)
-    if told.roles.inputs is not None:
-        need_known_axes(told.roles.inputs, options)
-    layout = _open(folder, told, options)
+    detected = _drop_unused_roles(group, detect_layout(group, options), options)
+    if detected.roles.inputs is not None:
+        require_known_axes(detected.roles.inputs, options)
+    layout = _open(group, detected, options)
     if layout.count == 0 or layout.features == 0:
-        lacking = "sequences" if layout.count == 0 else "features"
+        noun = "sequences" if layout.count == 0 else "features"
         raise DataError(
-            f"{layout.inputs} holds no {lacking}",
-            expected=f"at least one of its {lacking}",
+            f"{layout.inputs} holds no {noun}",
+            expected=f"at least one of its {noun}",
             found=f"{counted(layout.count, 'sequence')}, {counted(layout.features, 'feature')}",
             where=options.places(layout.inputs),
         )
-    if options.window is not None:
-        layout = open_windows(layout, options, options.window)
-    return layout, told.reason
+    if options.window is None:
+        return layout, detected.reason
+    return open_windows(layout, options, options.window), detected.reason
 
 
-def _open(folder: Folder, told: Recognition, options: DataOptions) -> Layout:
-    if told.layout == "groups":
-        return open_groups(folder, options)
-    inputs = told.roles.inputs
+def _open(group: Group, detected: DetectedLayout, options: DataOptions) -> UncutLayout:
+    if detected.layout == "groups":
+        return open_groups(group, options)
+    inputs = detected.roles.inputs
     if inputs is None:
-        raise _no_inputs(folder, options)
+        raise _no_inputs_error(group, options)
     if inputs.dtype.names:
-        raise compound_error(inputs, folder.file, options)
-    need_numeric(inputs, "inputs", options.places(inputs.where))
-    if told.layout == "dense":
-        return open_dense(folder, told.roles, inputs, options)
-    if told.layout == "concatenated":
-        return open_concatenated(folder, told.roles, inputs, options)
-    if told.layout == "vlen":
-        return open_vlen(folder, told.roles, inputs, options)
-    return open_series(folder, told.roles, inputs, options)
+        raise compound_error(inputs, group.file, options)
+    require_numeric(inputs, "inputs", options.places(inputs.where))
+    if detected.layout == "dense":
+        return open_dense(group, detected.roles, inputs, options)
+    if detected.layout == "concatenated":
+        return open_concatenated(group, detected.roles, inputs, options)
+    if detected.layout == "vlen":
+        return open_vlen(group, detected.roles, inputs, options)
+    return open_series(group, detected.roles, inputs, options)
 
 
-def _with_roles(folder: Folder, told: Recognition, options: DataOptions) -> Recognition:
-    """The recognition, without what has no part in the layout; DataError if that was asked for."""
-    roles, others = told.roles, set(PARTS) - set(PARTS_OF[told.layout])
-    if told.layout == "dense" and (roles.lengths or roles.mask):
-        others.add("offsets")
-    for part in PARTS:
-        if part in others and getattr(options, part) is not None:
+def _drop_unused_roles(
+    group: Group, detected: DetectedLayout, options: DataOptions
+) -> DetectedLayout:
+    """The detected layout without roles it does not use; DataError if one is configured."""
+    roles, unused = detected.roles, set(LENGTH_ROLES) - set(ROLES_IN_LAYOUT[detected.layout])
+    if detected.layout == "dense" and (roles.lengths or roles.mask):
+        unused.add("offsets")
+    for part in LENGTH_ROLES:
+        if part in unused and getattr(options, part) is not None:
             raise DataError(
-                f"data.{part} has no part in the {told.layout} layout",
-                expected=" or ".join(PARTS_OF[told.layout]) or "no lengths, offsets or mask",
-                found=f"data.{part}: {getattr(options, part)}; {told.reason}",
-                where=options.places(folder.where),
+                f"data.{part} has no part in the {detected.layout} layout",
+                expected=" or ".join(ROLES_IN_LAYOUT[detected.layout])
+                or "no lengths, offsets or mask",
+                found=f"data.{part}: {getattr(options, part)}; {detected.reason}",
+                where=options.places(group.where),
                 hint="--set data.layout=concatenated"
-                if told.layout == "series" and part != "mask"
+                if detected.layout == "series" and part != "mask"
                 else f"--set data.{part}=null",
             )
-    if told.layout == "series" and options.window is not None and roles.divided is not None:
-        _need_one_series(told, roles.divided, options)
-    return replace(told, roles=replace(roles, **dict.fromkeys(others)))
+    if detected.layout == "series" and options.window is not None and roles.row_divider is not None:
+        _require_one_series(detected, roles.row_divider, options)
+    return replace(detected, roles=replace(roles, **dict.fromkeys(unused)))
 
 
-def _need_one_series(told: Recognition, divided: Stored, options: DataOptions) -> None:
-    """Raise DataError if windows of a forced series would see several of its sequences."""
-    inputs = told.roles.inputs
-    if inputs is None or not inputs.rank or not divided.numeric or divided.rank != 1:
+def _require_one_series(
+    detected: DetectedLayout, row_divider: Dataset, options: DataOptions
+) -> None:
+    """Raise DataError if windows of a configured series would span several sequences."""
+    inputs = detected.roles.inputs
+    if inputs is None or not inputs.rank or not row_divider.numeric or row_divider.rank != 1:
         return
-    if divided.shape[0] < 2:
+    if row_divider.shape[0] < 2:
         return
-    values = divided.read()
-    total = values[-1] if _base(divided) in OFFSETS else values.sum()
+    values = row_divider.read()
+    total = values[-1] if _last_name(row_divider) in OFFSETS else values.sum()
     if total == inputs.shape[0]:
         raise DataError(
-            f"data.layout is series, but {divided.where} divides the rows of {inputs.where}",
+            f"data.layout is series, but {row_divider.where} divides the rows of {inputs.where}",
             expected="data.layout: concatenated, so that no window sees two sequences",
-            found=f"{divided.where} {divided.shape}",
-            where=options.places(inputs.where, divided.where),
+            found=f"{row_divider.where} {row_divider.shape}",
+            where=options.places(inputs.where, row_divider.where),
             hint="--set data.layout=concatenated",
         )
 
 
-def recognise(folder: Folder, options: DataOptions) -> Recognition:
-    """Tell the layout of a group; DataError if it holds none, or several parts hold one."""
+def detect_layout(group: Group, options: DataOptions) -> DetectedLayout:
+    """Detect the layout of a group.
+
+    Raises
+    ------
+    DataError
+        The group holds no layout, or its subgroups do.
+    """
     if options.layout is not None and options.layout not in LAYOUTS:
         near = nearest(options.layout, LAYOUTS)
         raise DataError(
@@ -160,73 +171,79 @@ def recognise(folder: Folder, options: DataOptions) -> Recognition:
             where=options.places(),
             hint=f"data.layout: {near}" if near else None,
         )
-    refuse_own(folder, options)
+    refuse_results(group, options)
     try:
-        told = _holds(folder, options)
+        detected = _own_layout(group, options)
     except MissingDatasetError as error:
-        parts = parts_of(folder, options)
-        if parts:
-            raise _several(folder, parts, options) from error
-        refuse_foreign(folder, options)
+        subgroups = subgroups_with_layout(group, options)
+        if subgroups:
+            raise _several_groups_error(group, subgroups, options) from error
+        refuse_foreign_content(group, options)
         raise
-    if told is not None:
-        return told if options.layout is None else _forced(told.roles, options.layout)
-    parts = parts_of(folder, options)
+    if detected is not None:
+        return (
+            detected
+            if options.layout is None
+            else _configured_layout(detected.roles, options.layout)
+        )
+    subgroups = subgroups_with_layout(group, options)
     if options.layout == "groups":
-        return _forced(Roles(), "groups")
-    if parts:
-        raise _several(folder, parts, options)
-    refuse_foreign(folder, options)
+        return _configured_layout(DatasetRoles(), "groups")
+    if subgroups:
+        raise _several_groups_error(group, subgroups, options)
+    refuse_foreign_content(group, options)
     if options.inputs is not None:
-        raise missing(folder, options.inputs, "inputs", options)
-    told = _only_candidate(folder, options)
-    if told is None:
-        raise _no_inputs(folder, options)
-    return told if options.layout is None else _forced(told.roles, options.layout)
+        raise missing_error(group, options.inputs, "inputs", options)
+    detected = _only_candidate(group, options)
+    if detected is None:
+        raise _no_inputs_error(group, options)
+    return (
+        detected if options.layout is None else _configured_layout(detected.roles, options.layout)
+    )
 
 
-def _forced(roles: Roles, layout: str) -> Recognition:
-    return Recognition(layout, f"data.layout is {layout}", roles)
+def _configured_layout(roles: DatasetRoles, layout: str) -> DetectedLayout:
+    return DetectedLayout(layout, f"data.layout is {layout}", roles)
 
 
-def _holds(folder: Folder, options: DataOptions) -> Recognition | None:
-    """The layout of a group that holds inputs under a known name, or a group a sequence."""
-    roles = find_roles(folder, options, forced_inputs=False)
+def _own_layout(group: Group, options: DataOptions) -> DetectedLayout | None:
+    """Layout of a group with inputs of a usual name, or with one child group per sequence."""
+    roles = find_roles(group, options, forced_inputs=False)
     if roles.inputs is not None and options.layout != "groups":
         return _by_shape(roles, roles.inputs)
-    children = _child_groups(folder)
+    children = _child_groups(group)
     sequences = [child for child in children if _is_sequence(child, options)]
-    if sequences and not all(_base(child) in SPLITS for child in sequences):
-        reason = f"each child group, such as {_base(sequences[0])}, holds inputs (T, D)"
-        return Recognition("groups", reason, Roles())
+    if sequences and not all(_last_name(child) in SPLITS for child in sequences):
+        reason = f"each child group, such as {_last_name(sequences[0])}, holds inputs (T, D)"
+        return DetectedLayout("groups", reason, DatasetRoles())
     return None
 
 
-def parts_of(folder: Folder, options: DataOptions) -> list[Folder]:
-    """Child groups that hold a layout of their own."""
-    return [child for child in _child_groups(folder) if _has_layout(child, options)]
+def subgroups_with_layout(group: Group, options: DataOptions) -> list[Group]:
+    """Child groups that hold a layout themselves."""
+    return [child for child in _child_groups(group) if _has_layout(child, options)]
 
 
-def _has_layout(folder: Folder, options: DataOptions) -> bool:
+def _has_layout(group: Group, options: DataOptions) -> bool:
     try:
-        return _holds(folder, options) is not None
+        return _own_layout(group, options) is not None
     except DataError:
         return False
 
 
-def _child_groups(folder: Folder) -> list[Folder]:
-    members = islice(folder.members(), LOOK_AT)
-    groups = [child for child in members if isinstance(child, Folder)]
-    # MATLAB's own, and tables that stand in a group.
-    return [child for child in groups if _base(child)[:1] != "#" and not is_table(child)]
+def _child_groups(group: Group) -> list[Group]:
+    members = islice(group.members(), MAX_CHILDREN)
+    groups = [child for child in members if isinstance(child, Group)]
+    # MATLAB's #refs# and tables are groups too.
+    return [child for child in groups if _last_name(child)[:1] != "#" and not is_table(child)]
 
 
-def _base(folder: Folder | Stored) -> str:
-    return folder.path.rpartition("/")[2]
+def _last_name(group: Group | Dataset) -> str:
+    return group.path.rpartition("/")[2]
 
 
-def _is_sequence(child: Folder, options: DataOptions) -> bool:
-    """Whether a child group holds one sequence: (T, D) that nothing divides further."""
+def _is_sequence(child: Group, options: DataOptions) -> bool:
+    """Whether a child group holds one sequence: inputs (T, D) without lengths or offsets."""
     try:
         roles = find_roles(child, options, forced_inputs=False)
     except DataError:
@@ -234,21 +251,23 @@ def _is_sequence(child: Folder, options: DataOptions) -> bool:
     inputs = roles.inputs
     if inputs is None or inputs.vlen or not inputs.numeric:
         return False
-    return inputs.rank in (1, 2) and roles.divided is None
+    return inputs.rank in (1, 2) and roles.row_divider is None
 
 
-def _by_shape(roles: Roles, inputs: Stored) -> Recognition:
+def _by_shape(roles: DatasetRoles, inputs: Dataset) -> DetectedLayout:
     name = inputs.path.rpartition("/")[2]
     if inputs.vlen:
-        return Recognition("vlen", f"{name} has rows of variable length", roles)
+        return DetectedLayout("vlen", f"{name} has rows of variable length", roles)
     if inputs.rank == 3:
-        return Recognition("dense", f"{name} has 3 axes {inputs.shape}", roles)
-    if roles.divided is not None and inputs.rank in (1, 2):
-        beside = roles.divided.path.rpartition("/")[2]
-        return Recognition("concatenated", f"{name} {inputs.shape} stands beside {beside}", roles)
+        return DetectedLayout("dense", f"{name} has 3 axes {inputs.shape}", roles)
+    if roles.row_divider is not None and inputs.rank in (1, 2):
+        beside = roles.row_divider.path.rpartition("/")[2]
+        return DetectedLayout(
+            "concatenated", f"{name} {inputs.shape} stands beside {beside}", roles
+        )
     if inputs.rank in (1, 2):
         reason = f"{name} {inputs.shape} has neither lengths nor offsets beside it"
-        return Recognition("series", reason, roles)
+        return DetectedLayout("series", reason, roles)
     raise DataError(
         f"{inputs.where} has shape {inputs.shape}",
         expected="inputs (N, T, D), (sum T, D), (T, D), or (N,) of variable length",
@@ -257,67 +276,71 @@ def _by_shape(roles: Roles, inputs: Stored) -> Recognition:
     )
 
 
-def _only_candidate(folder: Folder, options: DataOptions) -> Recognition | None:
-    """The only numeric dataset of a fitting rank; several (T, D) are a sequence each."""
-    candidates = [found for found in folder.members() if _may_be_inputs(found)]
-    stored = [found for found in candidates if isinstance(found, Stored)]
-    wide = [found for found in stored if found.rank > 1 or found.vlen]
-    chosen = wide or stored
-    if len(chosen) == 1:
-        roles = replace(find_roles(folder, options, forced_inputs=False), inputs=chosen[0])
-        told = _by_shape(roles, chosen[0])
-        return replace(told, reason=f"{told.reason}; it is the only dataset that may be inputs")
-    alike = {found.shape[1:] for found in wide}
-    if len(wide) > 1 and len(alike) == 1 and all(f.rank == 2 and not f.vlen for f in wide):
-        refuse_variables(wide, folder, options)
+def _only_candidate(group: Group, options: DataOptions) -> DetectedLayout | None:
+    """Layout by the only dataset that may be inputs; several (T, D) are one sequence each."""
+    candidates = [member for member in group.members() if _may_be_inputs(member)]
+    datasets = [one for one in candidates if isinstance(one, Dataset)]
+    wide = [one for one in datasets if one.rank > 1 or one.vlen]
+    inputs = wide or datasets
+    if len(inputs) == 1:
+        roles = replace(find_roles(group, options, forced_inputs=False), inputs=inputs[0])
+        detected = _by_shape(roles, inputs[0])
+        return replace(
+            detected, reason=f"{detected.reason}; it is the only dataset that may be inputs"
+        )
+    step_shapes = {one.shape[1:] for one in wide}
+    if len(wide) > 1 and len(step_shapes) == 1 and all(w.rank == 2 and not w.vlen for w in wide):
+        refuse_variables(wide, group, options)
         reason = f"each dataset, such as {wide[0].path.rpartition('/')[2]}, has shape (T, D)"
-        return Recognition("groups", reason, Roles())
+        return DetectedLayout("groups", reason, DatasetRoles())
     return None
 
 
-def _may_be_inputs(found: Folder | Stored) -> bool:
-    if isinstance(found, Folder) or not found.numeric or found.rank not in (1, 2, 3):
+def _may_be_inputs(member: Group | Dataset) -> bool:
+    if isinstance(member, Group) or not member.numeric or member.rank not in (1, 2, 3):
         return False
-    return not found.is_axis and found.path.rpartition("/")[2] not in OTHER_ROLES
+    return not member.is_dimension_scale and _last_name(member) not in OTHER_ROLES
 
 
-def _is_array(stored: Stored) -> bool:
-    """Whether a dataset below a group may be inputs, although nothing says so."""
-    return _may_be_inputs(stored) and (stored.rank > 1 or stored.vlen)
+def _is_likely_input(dataset: Dataset) -> bool:
+    return _may_be_inputs(dataset) and (dataset.rank > 1 or dataset.vlen)
 
 
-def _several(folder: Folder, parts: list[Folder], options: DataOptions) -> DataError:
-    names = [part.where for part in parts]
+def _several_groups_error(group: Group, subgroups: list[Group], options: DataOptions) -> DataError:
+    names = [part.where for part in subgroups]
     return DataError(
-        f"{folder.where} holds no sequences itself, but its groups do",
+        f"{group.where} holds no sequences itself, but its groups do",
         expected="one group, named as FILE:/group",
         found=", ".join(names),
-        where=options.places(folder.where),
-        hint=f"choose one: {' or '.join(map(quote, names[:SHOWN]))}",
+        where=options.places(group.where),
+        hint=f"choose one: {' or '.join(map(quote, names[:MAX_LISTED]))}",
     )
 
 
-def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
-    inside = list(islice(below(folder, lambda child: _has_layout(child, options)), LOOK_AT))
-    parts = [found for found in inside if isinstance(found, Folder)]
-    if parts:
-        return _several(folder, parts, options)
-    arrays = [found for found in inside if isinstance(found, Stored) and _is_array(found)]
-    names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
+def _no_inputs_error(group: Group, options: DataOptions) -> DataError:
+    below = list(
+        islice(descendants(group, lambda child: _has_layout(child, options)), MAX_CHILDREN)
+    )
+    subgroups = [one for one in below if isinstance(one, Group)]
+    if subgroups:
+        return _several_groups_error(group, subgroups, options)
+    arrays = [one for one in below if isinstance(one, Dataset) and _is_likely_input(one)]
+    names = [one.path.removeprefix(group.path.rstrip("/") + "/") for one in arrays]
     listed = (
-        "; or ".join(f"data.inputs: {in_yaml(name)}" for name in names[:SHOWN]) or "data.inputs"
+        "; or ".join(f"data.inputs: {in_yaml(name)}" for name in names[:MAX_LISTED])
+        or "data.inputs"
     )
-    choice = any(_may_be_inputs(found) for found in inside) or len(inside) == LOOK_AT
+    choice = any(_may_be_inputs(one) for one in below) or len(below) == MAX_CHILDREN
     hint = f"in a config, {listed} names them" if choice else None
-    # A refused dataset under an expected name says more than that there is none.
-    for name in folder.names():
-        found = None if name in OTHER_ROLES else folder.find(name)
-        if isinstance(found, Stored) and name in INPUTS:
-            need_numeric(found, "inputs", options.places(found.where), hint if names else None)
+    # The error for a refused dataset of a usual name tells more than "holds no inputs".
+    for name in group.names():
+        member = None if name in OTHER_ROLES else group.find(name)
+        if isinstance(member, Dataset) and name in INPUTS:
+            require_numeric(member, "inputs", options.places(member.where), hint if names else None)
     return DataError(
-        f"{folder.where} holds no inputs",
+        f"{group.where} holds no inputs",
         expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",
-        found=contents(folder),
-        where=options.places(folder.where),
+        found=group_contents(group),
+        where=options.places(group.where),
         hint=hint,
     )

@@ -3,76 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from lstm_cli.data.dataset_roles import Roles, find_targets, stored_names
-from lstm_cli.data.layouts.base import Targets
+from lstm_cli.data.dataset_roles import DatasetRoles, find_targets
+from lstm_cli.data.layouts.base import DatasetLayout
 from lstm_cli.data.layouts.concatenated import FlatTargets
 from lstm_cli.data.lengths import Lengths, starts_of
 from lstm_cli.data.types import Array, DataOptions
 from lstm_cli.errors import DataError
-from lstm_cli.hdf5.dataset import Stored
-from lstm_cli.hdf5.group import Folder
+from lstm_cli.hdf5.dataset import Dataset
+from lstm_cli.hdf5.group import Group
 
 
 @dataclass(frozen=True)
-class Series:
-    """A series, the only sequence of its file."""
+class Series(DatasetLayout):
+    """One series, the only sequence of the file."""
 
-    folder: Folder
-    stored: Stored
-    targets: Targets | None
-    found: dict[str, str]
-    name: str = "series"
-    padded: bool = False
-    count: int = 1
+    name: ClassVar[str] = "series"
     lengths: Lengths | None = None
 
     @property
-    def inputs(self) -> str:
-        return self.stored.where
+    def count(self) -> int:
+        return 1
 
     @property
     def features(self) -> int:
-        return self.stored.shape[1] if self.stored.rank == 2 else 1
+        return self.dataset.shape[1] if self.dataset.rank == 2 else 1
 
     @property
     def steps(self) -> int:
-        return self.stored.shape[0]
-
-    @property
-    def width(self) -> int:
-        return self.steps
-
-    @property
-    def dtype(self) -> str:
-        return str(self.stored.dtype)
+        return self.dataset.shape[0]
 
     def read(self, start: int, stop: int, out: Array) -> int:
         out[:, self.steps :] = 0
-        return self.stored.read_into(slice(0, self.steps), out[:, : self.steps])
+        return self.dataset.read_into(slice(0, self.steps), out[:, : self.steps])
 
-    def span(self, number: int, begin: int, end: int) -> Array:
-        return self.stored.read(slice(begin, end)).reshape(-1, self.features)
-
-    def place(self, number: int) -> str:
-        return self.inputs
-
-    def roles(self) -> dict[str, str]:
-        return self.found
-
-    def sequence_names(self) -> list[str] | None:
-        return stored_names(self.folder, self.count)
+    def read_steps(self, number: int, begin: int, end: int) -> Array:
+        return self.dataset.read(slice(begin, end)).reshape(-1, self.features)
 
 
-def open_series(folder: Folder, roles: Roles, inputs: Stored, options: DataOptions) -> Series:
+def open_series(group: Group, roles: DatasetRoles, inputs: Dataset, options: DataOptions) -> Series:
     """The series layout of a group.
 
     Raises
     ------
     DataError
-        Another shape, or targets that do not fit.
+        The inputs have another shape, or the targets do not fit.
     """
     if inputs.rank not in (1, 2) or inputs.vlen:
         raise DataError(
@@ -82,9 +60,8 @@ def open_series(folder: Folder, roles: Roles, inputs: Stored, options: DataOptio
             where=options.places(inputs.where),
         )
     lengths = np.array([inputs.shape[0]], np.int64)
-    found = find_targets(folder, options)
+    target_dataset = find_targets(group, options)
     targets = None
-    if found is not None:
-        targets = FlatTargets.of(found, lengths, starts_of(lengths), None, options)
-    paths = roles.paths() | ({} if found is None else {found.stored.path: "targets"})
-    return Series(folder, inputs, targets, paths)
+    if target_dataset is not None:
+        targets = FlatTargets.of(target_dataset, lengths, starts_of(lengths), None, options)
+    return Series(group, inputs, targets, roles.paths(target_dataset))

@@ -16,7 +16,7 @@ import lstm_cli
 from lstm_cli.data import DataOptions, Window, describe, open_data
 from lstm_cli.errors import DataError, MemoryShortError
 from lstm_cli.hdf5 import dataset as hdf5_dataset
-from lstm_cli.hdf5.dataset import Bands
+from lstm_cli.hdf5.dataset import ChunkSlabs
 from lstm_cli.hdf5.file import split_argument
 from lstm_cli.hdf5.group import natural_order
 from lstm_cli.hdf5.heap_check import CheckedFile
@@ -144,7 +144,7 @@ class TestStorage:
         path = write("x.h5")
         with h5py.File(path, "a") as file:
             file.create_dataset("inputs", shape, "f4")
-        with pytest.raises(DataError, match="declares rows without end") as caught:
+        with pytest.raises(DataError, match="declares too many rows") as caught:
             open_data([path])
         assert "--allow-external" in str(caught.value)
         if shape == (10**6, 5, 0):  # what the hint says leads past this
@@ -421,7 +421,7 @@ class TestVirtual:
         path = tmp_path / "x.h5"
         for n in range(40):
             self.virtual(path, (".", f"v{n + 1}"), name="inputs" if n == 0 else f"v{n}")
-        with pytest.raises(DataError, match="more than 32 deep"):
+        with pytest.raises(DataError, match="more than 32 levels"):
             open_data([str(path)], ALLOWED)
 
     def test_what_ends_is_read(self, write, tmp_path):
@@ -453,15 +453,15 @@ class TestWork:
     def counted(monkeypatch):
         """Chunks that are unpacked: each band that is read."""
         reads = []
-        read = Bands._band
+        read = ChunkSlabs._slab
 
         def band(self, number):
             key = self._number, number
-            if key not in hdf5_dataset._kept:
+            if key not in hdf5_dataset._slab_cache:
                 reads.append(number)
             return read(self, number)
 
-        monkeypatch.setattr(Bands, "_band", band)
+        monkeypatch.setattr(ChunkSlabs, "_slab", band)
         monkeypatch.setattr(hdf5_dataset, "CHUNK_CACHE_BYTES", 1 << 10)
         return reads
 
@@ -484,24 +484,24 @@ class TestWork:
             found = np.concatenate([batch.x for batch in data.batches(7, np.float64)])
             np.testing.assert_array_equal(found, values)
             assert sorted(reads) == [0, 1, 2]
-            monkeypatch.setattr("lstm_cli.data.batches.KEPT_BYTES", 0)
+            monkeypatch.setattr("lstm_cli.data.batches.MEMORY_BYTES", 0)
             order = np.random.default_rng(6).permutation(60)
             for start in range(0, 60, 7):
                 numbers = order[start : start + 7]
                 np.testing.assert_array_equal(data.take(numbers, np.float64).x, values[numbers])
             assert sorted(reads) == [0, 1, 2]
         gc.collect()
-        assert not hdf5_dataset._kept
+        assert not hdf5_dataset._slab_cache
 
     def test_chunks_that_cannot_be_kept(self, write, monkeypatch):
-        monkeypatch.setattr(hdf5_dataset, "KEPT_BYTES", 1000)
-        monkeypatch.setattr(hdf5_dataset, "WASTE_BYTES", 4000)
+        monkeypatch.setattr(hdf5_dataset, "SLAB_CACHE_BYTES", 1000)
+        monkeypatch.setattr(hdf5_dataset, "MAX_WASTED_BYTES", 4000)
         monkeypatch.setattr(hdf5_dataset, "CHUNK_CACHE_BYTES", 1000)
         path = write("x.h5")
         values = np.ones((50, 4, 3))
         with h5py.File(path, "a") as file:
             file.create_dataset("inputs", data=values, chunks=(50, 4, 3), compression=1)
-        with pytest.raises(DataError, match="unpack them all anew") as error:
+        with pytest.raises(DataError, match="decompress all of them again") as error:
             total(path)
         assert "chunks=True" in error.value.hints[0]
         with h5py.File(path, "a") as file:
@@ -624,7 +624,7 @@ def test_memory_that_runs_out_is_no_damage(write, monkeypatch, number):
         def fail(self, place, view):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(CheckedFile, "_look", fail)
+        monkeypatch.setattr(CheckedFile, "_check_collection", fail)
         kind = MemoryShortError if number == errno.ENOMEM else DataError
         with pytest.raises(kind) as error:
             next(data.batches(2, np.float64))
@@ -655,7 +655,7 @@ class TestFiles:
         ("content", "says"),
         [
             (b"", "is empty"),
-            (b"a,b,c\n1,2,3\n", "is no HDF5 file"),
+            (b"a,b,c\n1,2,3\n", "is not an HDF5 file"),
             (b"CDF\x01" + bytes(99), "NetCDF-3"),
             (b"CDF\x05" + bytes(99), "NetCDF-3"),
         ],

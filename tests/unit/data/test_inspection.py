@@ -350,7 +350,7 @@ class TestNotes:
 def test_a_link_to_nothing_is_told(write):
     (problem,) = describe(write(inputs=h5py.SoftLink("/nowhere"), words="x")).problems
     assert "holds no inputs" in problem.what
-    assert problem.found == "inputs (a link to /nowhere, which is not there), words ()"
+    assert problem.found == "inputs (a link to /nowhere, which is missing), words ()"
     assert problem.hint is None  # no dataset there could be inputs
 
 

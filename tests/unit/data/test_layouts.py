@@ -428,7 +428,7 @@ def test_inputs_are_read_into_the_room_that_is_given(make, layout, dtype):
 
     with open_data([make(layout)]) as data:
         own = list(data.batches(4, dtype))
-        given = list(data.batches(4, dtype, room=room))
+        given = list(data.batches(4, dtype, allocate=room))
     assert [batch.x is array for batch, array in zip(given, made, strict=True)] == [True] * 3
     for one, other in zip(own, given, strict=True):
         np.testing.assert_array_equal(one.x, other.x)
@@ -440,7 +440,7 @@ def test_windows_are_read_into_the_room_that_is_given(write, stored, stride, len
     x = (100 * np.random.default_rng(2).normal(size=(41, 3))).astype(stored)
     options = DataOptions(window=Window(length, stride, 0))
     with open_data([write(inputs=x)], options) as data:
-        batches = list(data.batches(3, "float32", room=dirty))
+        batches = list(data.batches(3, "float32", allocate=dirty))
     starts = window_starts(41, length, stride)
     expected = np.stack([x[s : s + length] for s in starts]).astype(np.float32)
     np.testing.assert_array_equal(np.concatenate([batch.x for batch in batches]), expected)
@@ -453,8 +453,8 @@ def test_full_sequences_are_read_straight_into_the_room(write, shape, monkeypatc
     flat = write("flat.h5", inputs=x.reshape(N * T, D), lengths=np.full(N, T))
     with open_data([write(inputs=x)]) as dense, open_data([flat]) as concatenated:
         for data in (dense, concatenated):
-            monkeypatch.setattr(type(data.files.layouts[0].stored), "read", None)
-            (batch,) = data.batches(N, "float32", room=dirty)
+            monkeypatch.setattr(type(data.files.layouts[0].dataset), "read", None)
+            (batch,) = data.batches(N, "float32", allocate=dirty)
             np.testing.assert_array_equal(batch.x, x)
             monkeypatch.undo()
 

@@ -71,7 +71,7 @@ def test_padding_in_front(write, sequences, dtype, filler):
     x, mask = in_front(sequences, filler)
     path = write("it's $a.h5", inputs=x, mask=mask.astype(dtype))
     problem = error(path)
-    assert "padding stands in front of the valid steps in 3 of 4 sequences" in problem.what
+    assert "padding is in front of the valid steps in 3 of 4 sequences" in problem.what
     assert "2 steps of padding in front of sequence 0" in problem.found
     check(obey(problem.hint), sequences)
     assert len(os.listdir()) == 2
@@ -116,7 +116,7 @@ def test_lengths_beside_tell_padding_in_front(write, sequences):
     x, mask = in_front(sequences)
     x[...] = 7  # the inputs tell nothing
     problem = error(write(inputs=x, mask=mask, lengths=STEPS))
-    assert "stands in front" in problem.what
+    assert "in front" in problem.what
     with open_data([obey(problem.hint)]) as data:
         assert data.lengths().tolist() == list(STEPS)
 
@@ -133,7 +133,7 @@ def test_an_inverted_mask(write, sequences, dtype, told_by):
         x = np.random.default_rng(1).normal(size=x.shape)
     lengths = {"lengths": STEPS} if told_by == "lengths" else {}
     problem = error(write(inputs=x, mask=mask.astype(dtype), **lengths))
-    assert "is 1 where padding stands, as PyTorch's key_padding_mask is" in problem.what
+    assert "is 1 at padding, as PyTorch's key_padding_mask is" in problem.what
     with open_data([obey(problem.hint)]) as data:
         assert data.lengths().tolist() == list(STEPS)
 

@@ -23,7 +23,7 @@ from .conftest import LAYOUTS
 @pytest.fixture(params=[3, 1024])
 def piece(request, monkeypatch):
     """In many pieces and in one."""
-    monkeypatch.setattr(statistics, "PIECE", request.param)
+    monkeypatch.setattr(statistics, "PIECE_SEQUENCES", request.param)
 
 
 def check(found, rows, rtol=1e-12):

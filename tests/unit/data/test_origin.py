@@ -101,7 +101,7 @@ class TestPandas:
             pandas_fixed("p.h5", {"a b": A}, key=key)
         one = problem("p.h5")
         assert "p.h5:/test is a table" in one.what
-        assert "beside it p.h5:/train" in one.found
+        assert "other tables are p.h5:/train" in one.found
         assert rows("p.h5", named(one.hint)).shape == (20, 2)
 
     def test_series(self, write):
@@ -278,7 +278,7 @@ class TestOtherFiles:
             ("d.mat", b"MATLAB 5.0 MAT-file, ...", "MATLAB's older format"),
             ("d.zip", b"PK\3\4 damaged", "a damaged zip archive"),
             ("m.onnx", b"\x08\x08\x12", "a network's weights"),
-            ("d.h5", b"\x80\x81\x82", "no HDF5 file"),
+            ("d.h5", b"\x80\x81\x82", "not an HDF5 file"),
             ("d.txt", b"", "is empty"),
         ],
     )

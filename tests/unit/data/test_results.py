@@ -13,7 +13,7 @@ import pytest
 
 from lstm_cli.data import DataOptions, GateWriter, ResultWriter, StateReader, Window, open_data
 from lstm_cli.errors import DataError, LstmCliError, UsageError
-from lstm_cli.hdf5.writing import OutputFile, writing
+from lstm_cli.hdf5.writing import OutputFile, writing_errors
 
 from .conftest import LAYOUTS, write_vlen
 
@@ -283,13 +283,13 @@ except LstmCliError as error:
                     "Disable slist on flush dest failure failed "
                     "(file write failed: time = Mon, buf = 0x55)"
                 ),
-                "the system does not take what is written",
+                "the system refuses the data",
             ),
             (ValueError("Unable to create dataset (name already exists)"), None),
         ],
     )
     def test_reasons_are_the_systems_words(self, error, found):
-        with pytest.raises(LstmCliError) as told, writing("out.h5", "--gates"):
+        with pytest.raises(LstmCliError) as told, writing_errors("out.h5", "--gates"):
             raise error
         (problem,) = told.value.problems
         assert problem.found == (found.lower() if found else "Unable to create dataset")

@@ -27,7 +27,7 @@ def data(write, lengths):
 @pytest.fixture(params=["kept", "streamed"])
 def source(request, monkeypatch):
     if request.param == "streamed":
-        monkeypatch.setattr(batches, "KEPT_BYTES", 0)
+        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
     return request.param
 
 
@@ -82,7 +82,7 @@ def test_blocks_of_neighbours_where_data_are_streamed(data, monkeypatch):
 
     block = 3 * BLOCK_BATCHES
     assert widest(Sampler(data, 3).order(0)) >= block
-    monkeypatch.setattr(batches, "KEPT_BYTES", 0)
+    monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
     with open_data(data.paths) as streamed:
         order = Sampler(streamed, 3).order(0)
     assert widest(order) < block
@@ -91,7 +91,7 @@ def test_blocks_of_neighbours_where_data_are_streamed(data, monkeypatch):
 
 
 def test_windows_in_one_batch_are_not_all_neighbours(write, monkeypatch):
-    monkeypatch.setattr(batches, "KEPT_BYTES", 0)
+    monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
     path = write(inputs=np.arange(500.0)[:, None])
     with open_data([path], DataOptions(window=Window(4), layout="series")) as data:
         order = Sampler(data, 8).order(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lstm_cli.data import DataOptions, Window, hold_out, need_same_form, open_data
+from lstm_cli.data import DataOptions, Window, hold_out, open_data, require_same_form
 from lstm_cli.errors import DataError
 
 
@@ -156,7 +156,7 @@ def pair(write, **other):
     own = {"inputs": np.zeros((4, 3, 2)), "targets": np.zeros((4, 5))}
     one, two = write("one.h5", **own), write("two.h5", **(own | other))
     with open_data([one]) as data, open_data([two]) as validation:
-        need_same_form(data, validation)
+        require_same_form(data, validation)
 
 
 def test_another_dataset_that_fits(write):
@@ -182,6 +182,6 @@ def test_classes_in_another_order(write):
     names = [write(f"{order}.h5", {"classes": list(order)}, inputs=np.zeros((2, 2, 1)),
                    targets=np.array([0, 1])) for order in ("ab", "ba")]  # fmt: skip
     with open_data(names[:1]) as data, open_data(names[1:]) as validation:
-        need_same_form(data, data)
+        require_same_form(data, data)
         with pytest.raises(DataError, match=r"classes: a, b in .* b, a in"):
-            need_same_form(data, validation)
+            require_same_form(data, validation)

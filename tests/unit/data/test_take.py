@@ -26,7 +26,7 @@ ORDERS = {
 def source(request, monkeypatch):
     """Once from memory, once from the file."""
     if request.param == "streamed":
-        monkeypatch.setattr(batches, "KEPT_BYTES", 0)
+        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
     return request.param
 
 
@@ -143,7 +143,7 @@ def test_windows_of_several_series(write, window, own_targets, source):
     assert batch.lengths is None
     np.testing.assert_array_equal(batch.x, np.array(windows)[numbers])
     np.testing.assert_array_equal(batch.targets, np.array(values)[numbers])
-    found = np.ones(len(known), bool) if batch.known is None else batch.known
+    found = np.ones(len(known), bool) if batch.has_target is None else batch.has_target
     np.testing.assert_array_equal(found, np.array(known)[numbers])
 
 

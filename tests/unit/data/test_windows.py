@@ -12,8 +12,8 @@ from lstm_cli.data import (
     Window,
     batches,
     hold_out,
-    need_same_form,
     open_data,
+    require_same_form,
     windows,
 )
 from lstm_cli.errors import DataError
@@ -27,9 +27,11 @@ WINDOWS = [Window(3), Window(2, 3, 0), Window(1, 4, 2), Window(4, 2, 0, 2), Wind
 def source(request, monkeypatch):
     """Data that stay in memory; data that are read for every batch, a sequence or all at a time."""
     if request.param != "kept":
-        monkeypatch.setattr(batches, "KEPT_BYTES", 0)
-        monkeypatch.setattr(windows, "MANY", 1 if request.param == "together" else 1 << 30)
-        monkeypatch.setattr(windows, "WASTE", 1 << 30)
+        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
+        monkeypatch.setattr(
+            windows, "MIN_BLOCK_SEQUENCES", 1 if request.param == "together" else 1 << 30
+        )
+        monkeypatch.setattr(windows, "MAX_PADDING_RATIO", 1 << 30)
 
 
 def with_steps(path, layout, steps):
@@ -74,13 +76,13 @@ def check(data, x, y, known, size=4):
     assert all(batch.lengths is None for batch in batches)
     np.testing.assert_array_equal(np.concatenate([b.x for b in batches]), x)
     np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), y)
-    found = [np.ones(b.count, bool) if b.known is None else b.known for b in batches]
+    found = [np.ones(b.count, bool) if b.has_target is None else b.has_target for b in batches]
     np.testing.assert_array_equal(np.concatenate(found), known)
     numbers = np.random.default_rng(3).permutation(len(x))
     taken = data.take(numbers, np.float64)
     np.testing.assert_array_equal(taken.x, x[numbers])
     np.testing.assert_array_equal(taken.targets, y[numbers])
-    found = np.ones(len(x), bool) if taken.known is None else taken.known
+    found = np.ones(len(x), bool) if taken.has_target is None else taken.has_target
     np.testing.assert_array_equal(found, known[numbers])
 
 
@@ -234,10 +236,10 @@ def test_places_are_those_of_the_file(make, truth):
     with open_data([path], DataOptions(window=Window(3, 2, 1, 2))) as data:
         # Windows of seq0, seq1 (0, 2, 4), ...: window 2 begins at step 2 of seq1.
         assert data.sequence(2) == "window 2 of sequence 1 (seq1)"
-        assert data.input_place(2, 1, 4) == (
+        assert data.input_location(2, 1, 4) == (
             f"{path}:/seq1/inputs, window 2 of sequence 1 (seq1), step 3, feature 4"
         )
-        assert data.target_place(2, None, 3) == (
+        assert data.target_location(2, None, 3) == (
             f"{path}:/seq1/targets, window 2 of sequence 1 (seq1), step 6, value 1"
         )
 
@@ -255,6 +257,6 @@ def test_targets_of_another_kind_are_not_mixed(write, other):
         with pytest.raises(DataError, match=f"differ in targets.*{says}"):
             open_data(order, options)
         with open_data(order[:1], options) as data, open_data(order[1:], options) as validation:
-            need_same_form(data, data, False)
+            require_same_form(data, data, False)
             with pytest.raises(DataError, match=f"differ in targets.*{says}"):
-                need_same_form(data, validation, False)
+                require_same_form(data, validation, False)
