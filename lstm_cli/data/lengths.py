@@ -312,21 +312,23 @@ def mask_error(mask_steps: ValidSteps, arrays: PaddedArrays, options: DataOption
     invert = inverted_mask_command(mask_steps.dataset, arrays)
     if not padding.any():
         what = f"{where} is 0 at every step of every sequence"
-        found, hint = f"a mask that may be {INVERTED_MASK}", invert
+        contents, hint = f"a mask that may be {INVERTED_MASK}", invert
     elif inverted is None:
         what = f"{where} begins with 0 in {_share(padding)}"
-        found = f"padding in front, or a mask that is {INVERTED_MASK}; {why}"
+        contents = f"padding in front, or a mask that is {INVERTED_MASK}; {why}"
         hint = f"for padding in front, {move_padding}; for a mask that is 1 at padding, {invert}"
     elif inverted:
         what = f"{where} is {INVERTED_MASK}"
-        found, hint = why, invert
+        contents, hint = why, invert
     else:
         what = f"the padding is in front of the valid steps in {_share(padding)}"
         count = counted(int(mask_steps.first[n]), "step")
-        found = f"{count} of padding in front of sequence {n}, {where}"
+        contents = f"{count} of padding in front of sequence {n}, {where}"
         hint = move_padding
     expected = f"1 at valid steps, 0 at padding; {ORDER}"
-    return DataError(what, expected=expected, found=found, where=options.places(where), hint=hint)
+    return DataError(
+        what, expected=expected, found=contents, where=options.places(where), hint=hint
+    )
 
 
 def _holes_error(mask_steps: ValidSteps, arrays: PaddedArrays, options: DataOptions) -> DataError:
@@ -395,7 +397,7 @@ def padding_problem(
     rows, steps = x[numbers - begin], np.arange(T)
     valid = steps < sums[numbers, None]
     if mask is not None:
-        if not _is_blank_beside_values(rows[valid], rows[~valid]):
+        if not _differs_from_blank(rows[valid], rows[~valid]):
             return None
         return Problem(
             f"the inputs are blank at the valid steps and not at the others: "
@@ -405,7 +407,7 @@ def padding_problem(
             hint=inverted_mask_command(mask, arrays),
         )
     front = steps < T - sums[numbers, None]
-    if lengths is None or not _is_blank_beside_values(rows[front], rows[~valid]):
+    if lengths is None or not _differs_from_blank(rows[front], rows[~valid]):
         return None
     return Problem(
         f"the padding seems to be in front in {counted(len(padded), 'sequence')} of {N}: the "
@@ -447,7 +449,7 @@ def _sample(inputs: Dataset, begin: int) -> tuple[int, Array]:
     return begin, inputs.read((slice(begin, begin + n),))
 
 
-def _is_blank_beside_values(blank: Array, values: Array) -> bool:
+def _differs_from_blank(blank: Array, values: Array) -> bool:
     """Whether the first values are all equal, and the second ones differ from them."""
     return (
         _all_equal(blank)

@@ -1,7 +1,7 @@
 """Errors for HDF5 content other than sequences, recognized by the program that wrote it.
 
-Such content is results and gates of lstm-cli, networks of Keras, tables of pandas and PyTables,
-sparse matrices of anndata, and variables of NetCDF.
+lstm-cli writes results and gates, Keras writes networks. pandas and PyTables write tables, anndata
+writes sparse matrices, and NetCDF files hold several variables.
 """
 
 from __future__ import annotations
@@ -309,14 +309,14 @@ def _find_gates(group: Group) -> list[Dataset]:
 
 def _gates_error(group: Group, gates: Sequence[Dataset]) -> NotSequencesError:
     count = counted(len(gates), "array")
-    array = f"h5py.File({python_string(group.file)})[{python_string(gates[0].path)}][:]"
+    file, path = python_string(group.file), python_string(gates[0].path)
     error = NotSequencesError(
         f"{group.file} holds gates and states of every step, as lstm-cli run --gates writes them",
         expected="sequences that a network can read",
         found=f"{count}: {', '.join(f'{g.path} {g.shape}' for g in gates[:MAX_LISTED])}"
         + (", ..." if len(gates) > MAX_LISTED else ""),
         where=group.where,
-        hint=f"in Python, {array} reads one of them",
+        hint=f"in Python, h5py.File({file})[{path}][:] reads one of them",
     )
     error.roles = {gate.path: _gate_role(gate.path) for gate in gates}
     return error
@@ -341,8 +341,8 @@ def _results_error(group: Group, outputs: Sequence[Dataset]) -> NotSequencesErro
     many = f" and {counted(len(outputs) - 1, 'more sequence')}" if len(outputs) > 1 else ""
     layers = sorted({path.split("/")[-2] for path in states}, key=int)
     final = f"; final states of layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}"
-    array = f"h5py.File({python_string(group.file)})[{python_string(first.path)}][:]"
-    hint = f"in Python, {array} reads the outputs"
+    file, path = python_string(group.file), python_string(first.path)
+    hint = f"in Python, h5py.File({file})[{path}][:] reads the outputs"
     if states:
         hint += f"; lstm-cli run CONFIG DATA --state {quote(group.file)} begins with these states"
     error = NotSequencesError(

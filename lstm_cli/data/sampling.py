@@ -207,8 +207,8 @@ epoch.
 class Sampler:
     """Batches of an epoch.
 
-    Sequences are shuffled, cut into blocks of `BLOCK_BATCHES` batches, sorted by length within
-    a block and cut into batches, which are shuffled within their block. If the data do not fit
+    Sequences are shuffled and cut into blocks of `BLOCK_BATCHES` batches. Within a block they are
+    sorted by length and cut into batches, which are shuffled. If the data do not fit
     in memory, a block holds neighboring sequences, so that reads stay close together. Every
     epoch has its own generator, so a resumed run continues in the same order.
 

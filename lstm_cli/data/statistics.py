@@ -404,6 +404,10 @@ def target_problems(dataset: SequenceData, scan: DataScan) -> list[Problem]:
                 dataset.target_location(number, step, value if shaped else None).partition(", ")
             ]
         ]
+    return _class_problems(dataset, scan, where)
+
+
+def _class_problems(dataset: SequenceData, scan: DataScan, where: tuple[str, ...]) -> list[Problem]:
     if not scan.classes or len(scan.classes) > MAX_CLASSES:
         return []
     if ignored := ignored_labels(scan.classes):

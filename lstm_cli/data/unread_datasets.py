@@ -113,7 +113,7 @@ def _unread_targets_notes(
     """
     if options.targets is not None:
         return
-    taken = None
+    first_name = None
     notes: dict[str, str] = {}
     for name in TARGETS:
         try:
@@ -122,12 +122,12 @@ def _unread_targets_notes(
         except DataError:  # refused: it cannot be targets
             continue
         if targets is not None:
-            if taken is not None:
-                notes[name] = f"{_where(member)}: may be targets too, but {taken} is taken"
+            if first_name is not None:
+                notes[name] = f"{_where(member)}: may be targets too, but {first_name} is taken"
                 notes[name] += f"; data.targets: {in_yaml(name)} takes it instead"
-            taken = taken or name
+            first_name = first_name or name
             notes.pop("labels", None)
-        elif taken is not None:
+        elif first_name is not None:
             continue
         elif isinstance(member, Dataset):
             if name != "labels" or member.shape[:1] in ((), (layout.count,)):

@@ -52,8 +52,8 @@ class SequenceBlock:
     def pick(self, padded: Array, offset: int, count: int) -> Array:
         """(n, count, ...) steps from `offset` after the start of each window."""
         at = self.starts[:, None] + np.arange(offset, offset + count)
-        picked: Array = padded[self.rows[:, None], np.minimum(at, self.steps - 1)]
-        return picked
+        steps: Array = padded[self.rows[:, None], np.minimum(at, self.steps - 1)]
+        return steps
 
 
 @dataclass(frozen=True)
@@ -278,9 +278,9 @@ class StepTargets:
         block = self.positions.block(start, stop)
         if block is not None:
             padded, nbytes = self.steps.read(block.first, block.last, block.steps, dtype, True)
-            picked = block.pick(padded, window.length - 1 + window.horizon, window.predict)
-            picked[~has_target] = 0
-            return cast_targets(picked.reshape(-1, *self.info.shape), self.info, dtype), nbytes
+            values = block.pick(padded, window.length - 1 + window.horizon, window.predict)
+            values[~has_target] = 0
+            return cast_targets(values.reshape(-1, *self.info.shape), self.info, dtype), nbytes
         shape = (stop - start, window.predict, *self.step_shape)
         is_class = self.info.kind == "class"
         targets = np.zeros(shape, np.int64 if is_class else common_dtype(dtype, self.info.dtype))

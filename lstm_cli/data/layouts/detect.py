@@ -1,4 +1,4 @@
-"""Which layout a group holds: detected by names and shapes, or forced by the config."""
+"""Detection of the layout of a group, by names and shapes or by the config."""
 
 from __future__ import annotations
 
