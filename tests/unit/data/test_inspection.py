@@ -7,11 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, write_vlen
 
 from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError
-
-from .conftest import LAYOUTS, write_vlen
 
 ROOT = Path(__file__).parents[3]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, window_starts, write_vlen
 
 from lstm_cli.data import DataOptions, Window, open_data
 from lstm_cli.errors import DataError, UsageError
-
-from .conftest import LAYOUTS, window_starts, write_vlen
 
 
 def read_all(dataset, size=4, dtype="float64", **options):

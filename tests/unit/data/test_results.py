@@ -10,12 +10,11 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, write_vlen
 
 from lstm_cli.data import DataOptions, GateWriter, ResultWriter, StateReader, Window, open_data
 from lstm_cli.errors import DataError, LstmCliError, UsageError
 from lstm_cli.hdf5.writing import OutputFile, writing_errors
-
-from .conftest import LAYOUTS, write_vlen
 
 STATES = [(0, 2, 3, 4), (2, 1, 5, None)]
 F = 6

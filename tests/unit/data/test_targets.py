@@ -7,11 +7,10 @@ from itertools import pairwise
 import h5py
 import numpy as np
 import pytest
+from data_files import write_vlen
 
 from lstm_cli.data import DataOptions, open_data
 from lstm_cli.errors import DataError
-
-from .conftest import write_vlen
 
 
 def batches_of(path, size=4, options=None, **more):

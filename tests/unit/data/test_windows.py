@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, window_starts, write_vlen
 
 from lstm_cli.data import (
     DataOptions,
@@ -17,8 +18,6 @@ from lstm_cli.data import (
     windows,
 )
 from lstm_cli.errors import DataError
-
-from .conftest import LAYOUTS, window_starts, write_vlen
 
 WINDOWS = [Window(3), Window(2, 3, 0), Window(1, 4, 2), Window(4, 2, 0, 2), Window(3, 1, 1, 3)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS
 
 from lstm_cli.data import (
     DataOptions,
@@ -16,8 +17,6 @@ from lstm_cli.data import (
     target_statistics,
 )
 from lstm_cli.errors import DataError
-
-from .conftest import LAYOUTS
 
 
 @pytest.fixture(params=[3, 1024])

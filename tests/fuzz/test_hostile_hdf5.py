@@ -1,28 +1,32 @@
-"""What leads out of a file, declares more than it holds, or is no HDF5, is refused by name."""
+"""Hostile HDF5: links out of the file, huge declarations, damaged heaps and short memory."""
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from data_files import Write, file_writer, total
 
 import lstm_cli
-from lstm_cli.data import DataOptions, Window, describe, open_data
+from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError, MemoryShortError
-from lstm_cli.hdf5 import dataset as hdf5_dataset
-from lstm_cli.hdf5.dataset import ChunkSlabs
-from lstm_cli.hdf5.file import split_argument
-from lstm_cli.hdf5.group import natural_order
 from lstm_cli.hdf5.heap_check import CheckedFile
 
 ALLOWED = DataOptions(allow_external=True)
+
 X = np.random.default_rng(3).normal(size=(4, 3, 2))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write datasets into a file; see `data_files.file_writer`."""
+    return file_writer(tmp_path)
 
 
 @pytest.fixture
@@ -35,11 +39,6 @@ def link(path, **links):
         for name, target in links.items():
             file[name.replace("__", "/")] = target
     return path
-
-
-def total(path, options=None):
-    with open_data([path], options) as data:
-        return sum(batch.x.sum() for batch in data.batches(2, np.float64))
 
 
 class TestExternalLinks:
@@ -449,79 +448,6 @@ class TestVirtual:
 class TestWork:
     """What a file costs is in proportion to what it holds."""
 
-    @staticmethod
-    def counted(monkeypatch):
-        """Chunks that are unpacked: each band that is read."""
-        reads = []
-        read = ChunkSlabs._slab
-
-        def band(self, number):
-            key = self._number, number
-            if key not in hdf5_dataset._slab_cache:
-                reads.append(number)
-            return read(self, number)
-
-        monkeypatch.setattr(ChunkSlabs, "_slab", band)
-        monkeypatch.setattr(hdf5_dataset, "CHUNK_CACHE_BYTES", 1 << 10)
-        return reads
-
-    @pytest.mark.parametrize("packed", [{"compression": 1}, {"compression": "lzf"}, {"shuffle": 1}])
-    @pytest.mark.parametrize("layout", ["dense", "concatenated", "turned"])
-    def test_each_chunk_is_unpacked_once(self, write, monkeypatch, layout, packed):
-        values = np.random.default_rng(5).normal(size=(60, 4, 3))
-        path, options = write("x.h5"), DataOptions(transpose=layout == "turned" or None)
-        stored, chunks = {
-            "dense": (values, (25, 2, 3)),
-            "concatenated": (values.reshape(-1, 3), (110, 3)),
-            "turned": (values.T, (3, 4, 25)),
-        }[layout]
-        with h5py.File(path, "a") as file:
-            file.create_dataset("inputs", data=stored, chunks=chunks, **packed)
-            if layout == "concatenated":
-                file["lengths"] = np.full(60, 4)
-        reads = self.counted(monkeypatch)
-        with open_data([path], options) as data:
-            found = np.concatenate([batch.x for batch in data.batches(7, np.float64)])
-            np.testing.assert_array_equal(found, values)
-            assert sorted(reads) == [0, 1, 2]
-            monkeypatch.setattr("lstm_cli.data.batches.MEMORY_BYTES", 0)
-            order = np.random.default_rng(6).permutation(60)
-            for start in range(0, 60, 7):
-                numbers = order[start : start + 7]
-                np.testing.assert_array_equal(data.take(numbers, np.float64).x, values[numbers])
-            assert sorted(reads) == [0, 1, 2]
-        gc.collect()
-        assert not hdf5_dataset._slab_cache
-
-    def test_chunks_that_cannot_be_kept(self, write, monkeypatch):
-        monkeypatch.setattr(hdf5_dataset, "SLAB_CACHE_BYTES", 1000)
-        monkeypatch.setattr(hdf5_dataset, "MAX_WASTED_BYTES", 4000)
-        monkeypatch.setattr(hdf5_dataset, "CHUNK_CACHE_BYTES", 1000)
-        path = write("x.h5")
-        values = np.ones((50, 4, 3))
-        with h5py.File(path, "a") as file:
-            file.create_dataset("inputs", data=values, chunks=(50, 4, 3), compression=1)
-        with pytest.raises(DataError, match="decompress all of them again") as error:
-            total(path)
-        assert "chunks=True" in error.value.hints[0]
-        with h5py.File(path, "a") as file:
-            del file["inputs"]
-            file.create_dataset("inputs", data=values, chunks=(5, 4, 3), compression="gzip")
-        assert total(path) == values.sum()
-
-    def test_windows_over_groups(self, write, monkeypatch):
-        path = write("x.h5")
-        values = np.random.default_rng(7).normal(size=(2, 50, 3))
-        with h5py.File(path, "a") as file:
-            for n in range(2):
-                file.create_dataset(f"s{n}/inputs", data=values[n], chunks=(50, 3), compression=1)
-        reads = self.counted(monkeypatch)
-        with open_data([path], DataOptions(window=Window(5, horizon=0))) as data:
-            found = np.concatenate([batch.x for batch in data.batches(9, np.float64)])
-        cut = [values[n, k : k + 5] for n in range(2) for k in range(46)]
-        np.testing.assert_array_equal(found, cut)
-        assert reads == [0, 0]
-
     @pytest.mark.parametrize("kind", ["hard", "soft", "group"])
     def test_many_links_to_one_dataset(self, write, kind):
         values = np.zeros((400_000, 3), np.float32)
@@ -630,124 +556,6 @@ def test_memory_that_runs_out_is_no_damage(write, monkeypatch, number):
             next(data.batches(2, np.float64))
     assert error.value.exit_code == (1 if number == errno.ENOMEM else 3)
     assert ("not enough memory" in str(error.value)) == (number == errno.ENOMEM)
-
-
-class TestFiles:
-    def test_missing(self, tmp_path, write):
-        with pytest.raises(DataError, match="does not exist"):
-            open_data([str(tmp_path / "no.h5")])
-        path = write("x.h5", inputs=X)
-        with pytest.raises(DataError) as error:
-            open_data([f"{path}:train"])
-        assert f"{path}:/train" in str(error.value)
-
-    def test_folder(self, tmp_path):
-        with pytest.raises(DataError, match="is a folder"):
-            open_data([str(tmp_path)])
-
-    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-    def test_pipe(self, tmp_path):
-        os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(DataError, match="no regular file"):
-            open_data([str(tmp_path / "pipe")])
-
-    @pytest.mark.parametrize(
-        ("content", "says"),
-        [
-            (b"", "is empty"),
-            (b"a,b,c\n1,2,3\n", "is not an HDF5 file"),
-            (b"CDF\x01" + bytes(99), "NetCDF-3"),
-            (b"CDF\x05" + bytes(99), "NetCDF-3"),
-        ],
-    )
-    def test_no_hdf5(self, tmp_path, content, says):
-        path = tmp_path / "x.nc"
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=says) as error:
-            open_data([str(path)])
-        if says == "NetCDF-3":
-            assert error.value.hints == (f"nccopy -k nc4 {path} {tmp_path / 'x.h5'}",)
-
-    def test_truncated(self, write):
-        path = write("x.h5", inputs=np.zeros((100, 10, 10)))
-        os.truncate(path, os.path.getsize(path) // 2)
-        with pytest.raises(DataError, match="damaged or truncated"):
-            open_data([path])
-
-    def test_denied(self, write, monkeypatch):
-        path = write("x.h5", inputs=X)
-
-        def refuse(*_: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("builtins.open", refuse)
-        with pytest.raises(DataError, match="cannot be opened") as error:
-            open_data([path])
-        assert "chmod" in error.value.hints[0]
-
-    def test_locked(self, write, monkeypatch):
-        path = write("x.h5", inputs=X)
-
-        def refuse(*_: object, **__: object) -> None:
-            raise BlockingIOError(11, "unable to lock file")
-
-        monkeypatch.setattr(h5py, "File", refuse)
-        with pytest.raises(DataError, match="is locked"):
-            open_data([path])
-
-    def test_missing_group(self, write):
-        with pytest.raises(DataError, match=":/test does not exist") as error:
-            open_data([write("x.h5", train__inputs=X) + ":/test"])
-        assert "train" in str(error.value)
-
-    def test_dataset_as_group(self, write):
-        with pytest.raises(DataError, match="is a dataset") as error:
-            open_data([write("x.h5", g__x=X) + ":/g/x"])
-        assert "data.inputs: x" in error.value.hints[0]
-
-    def test_a_read_that_fails_names_the_dataset(self, write, tmp_path):
-        path = write("x.h5")
-        with h5py.File(path, "a") as file:
-            stored = file.create_dataset("inputs", data=X, chunks=X.shape, fletcher32=True)
-            at = stored.id.get_chunk_info(0).byte_offset
-        with open(path, "r+b") as file:
-            file.seek(at + 5)
-            file.write(b"\xff\xff")
-        with pytest.raises(DataError, match="x.h5:/inputs cannot be read"):
-            total(path)
-
-
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("a.h5", ("a.h5", "/")),
-        ("a.h5:/", ("a.h5", "/")),
-        ("a.h5:/x/y", ("a.h5", "/x/y")),
-        ("a:/b.h5:/x", ("a:/b.h5", "/x")),
-        ("ab:/b.h5:/x", ("ab:/b.h5", "/x")),
-        ("C:/b.h5", ("C:/b.h5", "/")),
-        ("C:/b.h5:/x", ("C:/b.h5", "/x")),
-        ("C:\\b.h5:/x", ("C:\\b.h5", "/x")),
-        ("a:b.h5", ("a:b.h5", "/")),
-        (":/x", (":/x", "/")),
-    ],
-)
-def test_split_argument(argument, expected):
-    assert split_argument(argument) == expected
-
-
-def test_a_file_of_the_whole_name(tmp_path, write, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    os.mkdir("odd:")
-    os.rename(write("x.h5", inputs=X), "odd:/x.h5")
-    assert total("odd:/x.h5") == pytest.approx(X.sum())
-
-
-def test_natural_order():
-    names = ["s10", "s2", "S1", "s02", "a", "10", "9", "s2b", "s" + "1" * 5000]
-    assert natural_order(names) == [
-        "9", "10", "S1", "a", "s2", "s02", "s2b", "s10", "s" + "1" * 5000,
-    ] or natural_order(names)[:5] == ["9", "10", "S1", "a", "s02"]  # fmt: skip
 
 
 LITTLE_MEMORY = """

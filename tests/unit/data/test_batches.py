@@ -5,11 +5,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, window_starts, write_vlen
 
 from lstm_cli.data import DataOptions, Window, batches, open_data
 from lstm_cli.errors import UsageError
-
-from .conftest import LAYOUTS, window_starts, write_vlen
 
 ORDERS = {
     "shuffled": [8, 2, 5, 10, 0, 3],
