@@ -72,12 +72,12 @@ def test_what_the_network_returns_decides_on_targets(lstm, tmp_path, case, dtype
     p = outputs(out)
     valid = np.arange(5) < (LENGTHS if varying else np.full(8, 5))[:, None]
     if case == "5 labels a sequence":
-        wanted = -np.where(y, np.log(p), np.log(1 - p)).mean()
+        expected = -np.where(y, np.log(p), np.log(1 - p)).mean()
     elif case == "1 value a step":
-        wanted = np.square(p[..., 0] - y)[valid].mean()
+        expected = np.square(p[..., 0] - y)[valid].mean()
     else:
-        wanted = -np.log(np.take_along_axis(p, y.astype(int)[..., None], 2)[valid]).mean()
-    assert outcome.json["metrics"]["loss"] == pytest.approx(wanted, rel=1e-5)
+        expected = -np.log(np.take_along_axis(p, y.astype(int)[..., None], 2)[valid]).mean()
+    assert outcome.json["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
     if dtype in ("u1", "f4"):
         outcome = lstm("train", config, data, "--output", tmp_path / "o", "--quiet", *ENGINE)
         assert outcome.code == 0, outcome.err
@@ -149,18 +149,18 @@ def test_a_forecaster_forecasts_from_the_newest_data(lstm, tmp_path):
     outcome = lstm("run", model, data, "--output", out, "--json", *ENGINE)
     assert outcome.code == 0, outcome.err
     network = lstm_cli.load(model, engine="reference")
-    found, at = outputs(out), 0
+    result, at = outputs(out), 0
     errors = []
     for n, starts in {0: [0, 3, 6, 9], 1: [0, 3, 5], 3: [0, 2]}.items():
         x, y = parts[f"b{n}__inputs"], parts[f"b{n}__targets"]
         windows = np.stack([x[s : s + 4] for s in starts])
-        own = network.run(windows).outputs
-        np.testing.assert_allclose(found[at : at + len(starts)], own, rtol=1e-6)
+        values = network.run(windows).outputs
+        np.testing.assert_allclose(result[at : at + len(starts)], values, rtol=1e-6)
         at += len(starts)
         errors += [
-            (p[0] - y[s + 4]) ** 2 for s, p in zip(starts, own, strict=True) if s + 4 < len(x)
+            (p[0] - y[s + 4]) ** 2 for s, p in zip(starts, values, strict=True) if s + 4 < len(x)
         ]
-    assert at == len(found)
+    assert at == len(result)
     assert outcome.json["metrics"]["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
     with h5py.File(out) as stored:
         assert stored["source/name"].asstr()[:].tolist() == ["b0"] * 4 + ["b1"] * 3 + ["b3"] * 2
@@ -173,13 +173,13 @@ def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = forecaster(tmp_path)
     data, _ = basins(tmp_path / "d.h5")
-    held, _ = basins(tmp_path / "v.h5", lengths=(9, 20, 7))
+    held_out, _ = basins(tmp_path / "v.h5", lengths=(9, 20, 7))
     out = tmp_path / "o"
     sets = ["--set", "train.optimizer={type: sgd, learning_rate: 1e-30}"]
     sets += ["--set", f"train.validation={validation}"] if validation != "none" else []
     assert lstm("train", config, data, "--output", out, "--quiet", *sets, *ENGINE).code == 0
     (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for name, path in {"loss": data, "val_loss": held}.items():
+    for name, path in {"loss": data, "val_loss": held_out}.items():
         if name in row:
             outcome = lstm("run", out / "model.safetensors", path, "--json", *ENGINE)
             assert row[name] == pytest.approx(outcome.json["metrics"]["mse"], rel=1e-5)
@@ -324,12 +324,12 @@ def test_a_forced_series_of_several_sequences_is_refused(lstm, tmp_path):
     hint = sets(outcome.err.rpartition("hint: ")[2])
     outcome = lstm("run", config, data, *hint, "--json", *ENGINE)
     assert outcome.json["output"]["shape"] == [16, 3]
-    named = ["--set", "data.layout=series", "--set", "data.lengths=lengths"]
-    outcome = lstm("run", config, data, *named, *ENGINE)
+    options = ["--set", "data.layout=series", "--set", "data.lengths=lengths"]
+    outcome = lstm("run", config, data, *options, *ENGINE)
     assert outcome.code == 3
     assert "data.lengths has no part in the series layout" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
-    outcome = lstm("run", config, data, *named, *hint, "--json", *ENGINE)
+    outcome = lstm("run", config, data, *options, *hint, "--json", *ENGINE)
     assert outcome.json["output"]["shape"] == [16, 3]
 
 
@@ -431,13 +431,13 @@ def test_a_matlab_file_is_refused_and_read_as_the_hint_says(lstm, tmp_path, squa
     assert outcome.code == 3
     assert f"{x.shape} reversed" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
-    found = []
+    result = []
     for data, more in ((right, []), (turned, hint)):
         outcome = lstm("run", config, data, *more, "--output", tmp_path / "o.h5", "--json", *ENGINE)
         assert outcome.code == 0, outcome.err
-        found.append((outputs(tmp_path / "o.h5"), outcome.json["metrics"]))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1]
+        result.append((outputs(tmp_path / "o.h5"), outcome.json["metrics"]))
+    np.testing.assert_array_equal(result[0][0], result[1][0])
+    assert result[0][1] == result[1][1]
     train = ["train", config, turned, "--output", tmp_path / "o", "--quiet", *ENGINE]
     assert lstm(*train).code == 3
     assert lstm(*train, *hint).code == 0
@@ -554,25 +554,34 @@ def test_windows_of_a_stateful_network(lstm, tmp_path, shape, window, batch, fit
     x = np.random.default_rng(5).normal(size=shape)
     data, out = file(tmp_path / "d.h5", inputs=x), tmp_path / "o.h5"
     length, stride = window
-    given = ("run", config, data, "--batch-size", batch, "--output", out, *ENGINE)
-    given += ("--set", f"data.window={{length: {length}, stride: {stride}}}")
-    found = lstm(*given, "--set", "model.layers.0.stateful=true")
-    assert (found.code, "is stateful, but window" not in found.err) == (0, fits)
+    arguments = ("run", config, data, "--batch-size", batch, "--output", out, *ENGINE)
+    arguments += ("--set", f"data.window={{length: {length}, stride: {stride}}}")
+    result = lstm(*arguments, "--set", "model.layers.0.stateful=true")
+    assert (result.code, "is stateful, but window" not in result.err) == (0, fits)
     twin = lstm_cli.build(str(config), engine="reference")
     if x.ndim == 2 and fits:
         ends = range(length, 13, stride)
         expected = [twin.run(x[None, (e - length) % length : e]).outputs[0] for e in ends]
         np.testing.assert_allclose(outputs(out), expected, atol=1e-6)
     if not fits:
-        hint = re.search(r"--set (model\S+=false)", found.err)[1]
-        again = lstm(*given, "--set", "model.layers.0.stateful=true", "--set", hint)
+        hint = re.search(r"--set (model\S+=false)", result.err)[1]
+        again = lstm(*arguments, "--set", "model.layers.0.stateful=true", "--set", hint)
         assert (again.code, "is stateful" in again.err) == (0, False)
     if not fits and shape == (13, 3):
         return  # nothing is learned from the window at the end
     more = ("--set", "model.layers.0.stateful=true", "--set", "model.layers.1.units=3")
-    train = ("train", config, data, *given[3:5], *given[-2:], "--output", tmp_path / "t", *more)
-    found = lstm(*train, *ENGINE)
-    assert (found.code, "is stateful, but window" not in found.err) == (0, fits), found.err
+    train = (
+        "train",
+        config,
+        data,
+        *arguments[3:5],
+        *arguments[-2:],
+        "--output",
+        tmp_path / "t",
+        *more,
+    )
+    result = lstm(*train, *ENGINE)
+    assert (result.code, "is stateful, but window" not in result.err) == (0, fits), result.err
 
 
 def test_validation_whose_targets_are_missing(lstm, tmp_path):
@@ -580,11 +589,11 @@ def test_validation_whose_targets_are_missing(lstm, tmp_path):
     config = net(tmp_path / "c.yaml", seq=False, units=2, activation="identity", loss="mse")
     data = file(tmp_path / "d.h5", inputs=X, targets=X[..., :2])
     bare = file(tmp_path / "n.h5", inputs=X)
-    given = ("train", config, data, "--output", tmp_path / "o", *ENGINE)
-    given += ("--set", "data.window={length: 2}")
-    refused = lstm(*given, "--set", f"train.validation={bare}")
+    arguments = ("train", config, data, "--output", tmp_path / "o", *ENGINE)
+    arguments += ("--set", "data.window={length: 2}")
+    refused = lstm(*arguments, "--set", f"train.validation={bare}")
     assert refused.code == 3
     assert "the inputs themselves" in refused.err.partition("hint: ")[0]
     hint = refused.err.partition("hint: ")[2]
     assert "--set train.validation=0.2 holds out a share" in " ".join(hint.split())
-    assert lstm(*given, "--set", "train.validation=0.2").code == 0
+    assert lstm(*arguments, "--set", "train.validation=0.2").code == 0

@@ -12,7 +12,7 @@ from lstm_cli.errors import UsageError
 
 ORDERS = {
     "shuffled": [8, 2, 5, 10, 0, 3],
-    "neighbours": [3, 4, 5, 6],
+    "neighbors": [3, 4, 5, 6],
     "one": [7],
     "empty sequence alone": [2],
     "falling": [10, 9, 8],
@@ -31,12 +31,12 @@ def source(request, monkeypatch):
 
 def all_rows(data, dtype, per_step=None):
     """Every sequence as its own padded batch, by the way that `run` reads."""
-    found = []
+    result = []
     for batch in data.batches(1, dtype, per_step=per_step):
         T = batch.x.shape[1] if batch.lengths is None else int(batch.lengths[0])
         y = batch.targets
-        found.append((batch.x[0, :T], None if y is None else y[0]))
-    return found
+        result.append((batch.x[0, :T], None if y is None else y[0]))
+    return result
 
 
 def check(batch, rows, numbers, per_step=False):
@@ -96,7 +96,7 @@ def test_targets_follow_their_sequences(make, truth, layout, kind, source):
     if by_step and layout == "vlen":
         write_vlen(path, "targets", targets, targets[0].dtype.type)
     with open_data([path]) as data:
-        for order in (numbers, ORDERS["neighbours"]):
+        for order in (numbers, ORDERS["neighbors"]):
             batch = data.take(np.array(order), np.float32, per_step=by_step)
             rows = all_rows(data, np.float32, by_step)
             assert batch.targets.dtype == (np.int64 if "class" in kind else np.float64), "as stored"
@@ -124,7 +124,7 @@ def test_a_shape_that_allows_both_follows_per_step(write, source):
 @pytest.mark.parametrize("own_targets", [True, False])
 def test_windows_of_several_series(write, window, own_targets, source):
     rng = np.random.default_rng(2)
-    paths, windows, values, known = [], [], [], []
+    paths, windows, values, has_target = [], [], [], []
     for k, T in enumerate((29, 41)):
         series, y = rng.normal(size=(T, 2)), rng.normal(size=T)
         more = {"targets": y} if own_targets else {}
@@ -133,7 +133,7 @@ def test_windows_of_several_series(write, window, own_targets, source):
             windows.append(series[start : start + window.length])
             last = start + window.length - 1 + window.horizon
             own = y if own_targets else series
-            known.append(last < T)
+            has_target.append(last < T)
             values.append(own[last] if last < T else 0 * own[0])
     with open_data(paths, DataOptions(layout="series", window=window)) as data:
         assert data.count == len(windows)
@@ -142,8 +142,8 @@ def test_windows_of_several_series(write, window, own_targets, source):
     assert batch.lengths is None
     np.testing.assert_array_equal(batch.x, np.array(windows)[numbers])
     np.testing.assert_array_equal(batch.targets, np.array(values)[numbers])
-    found = np.ones(len(known), bool) if batch.has_target is None else batch.has_target
-    np.testing.assert_array_equal(found, np.array(known)[numbers])
+    found = np.ones(len(has_target), bool) if batch.has_target is None else batch.has_target
+    np.testing.assert_array_equal(found, np.array(has_target)[numbers])
 
 
 def test_files_whose_steps_tell_what_their_targets_are(write, source):

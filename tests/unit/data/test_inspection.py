@@ -251,9 +251,9 @@ class TestNotes:
         assert "is a link to /nowhere" in note
 
     def test_labels_of_classes_are_none(self, write):
-        labelled = {"inputs": self.X, "labels": ["cat", "dog"]}
-        assert self.notes(write("a.h5", **labelled)) == ()
-        assert self.notes(write("b.h5", **labelled, y=[0, 1, 1])) == ()
+        labeled = {"inputs": self.X, "labels": ["cat", "dog"]}
+        assert self.notes(write("a.h5", **labeled)) == ()
+        assert self.notes(write("b.h5", **labeled, y=[0, 1, 1])) == ()
         assert len(self.notes(write("c.h5", inputs=self.X, labels=["cat", "dog", "cat"]))) == 1
 
     def test_what_is_like_the_inputs(self, write):
@@ -362,11 +362,11 @@ def test_what_is_refused_shows_what_it_declares(write):
         layout[:] = h5py.VirtualSource("other.h5", "/x", shape=(4,))
         file.create_virtual_dataset("virtual", layout)
         file["words"] = ["a", "b"]
-    found = {
+    result = {
         stored.path: (stored.shape, stored.dtype, stored.storage, stored.chunks, stored.role)
         for stored in describe(path).datasets
     }
-    assert found == {
+    assert result == {
         "/bomb": ((1 << 30, 3), "float64", "chunked", (1024, 3), "refused"),
         "/inputs": ((3, 4, 2), "float64", "contiguous", None, "inputs"),
         "/out": (None, "?", "external link", None, "refused"),

@@ -300,12 +300,12 @@ class TestSeries:
         with open_data([path], options) as data:
             assert data.count == len(starts)
             sequences, targets = read_all(data, 3)
-            known = set(data.numbers.tolist())
+            has_target = set(data.numbers.tolist())
         assert len(sequences) == len(starts)
         for n, (s, got, target) in enumerate(zip(starts, sequences, targets, strict=True)):
             np.testing.assert_array_equal(got, x[s : s + length])
             there = s + length - 1 + horizon < T
-            assert (n in known) is there
+            assert (n in has_target) is there
             assert target == (y[s + length - 1 + horizon] if there else 0)
 
     def test_targets_are_the_inputs_by_default(self, write):
@@ -402,13 +402,13 @@ def test_usage(make):
 def test_a_config_that_sets_nothing_is_no_place(write):
     """The config's line is named only if it says how to read the data."""
     paths = [write("a.h5", inputs=np.ones((2, 3, 4))), write("b.h5", inputs=np.ones((2, 3, 5)))]
-    for options, named in [
+    for options, names in [
         (DataOptions(where="mine.yaml line 3"), False),
         (DataOptions(where="mine.yaml line 3", layout="dense"), True),
     ]:
         with pytest.raises(DataError, match="differ in number of features") as error:
             open_data(paths, options)
-        assert ("mine.yaml line 3" in error.value.problems[0].where) is named
+        assert ("mine.yaml line 3" in error.value.problems[0].where) is names
 
 
 def dirty(shape, dtype):
@@ -419,16 +419,16 @@ def dirty(shape, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inputs_are_read_into_the_room_that_is_given(make, layout, dtype):
-    made = []
+    arrays_made = []
 
     def room(shape, dtype):
-        made.append(dirty(shape, dtype))
-        return made[-1]
+        arrays_made.append(dirty(shape, dtype))
+        return arrays_made[-1]
 
     with open_data([make(layout)]) as data:
         own = list(data.batches(4, dtype))
         given = list(data.batches(4, dtype, allocate=room))
-    assert [batch.x is array for batch, array in zip(given, made, strict=True)] == [True] * 3
+    assert [batch.x is array for batch, array in zip(given, arrays_made, strict=True)] == [True] * 3
     for one, other in zip(own, given, strict=True):
         np.testing.assert_array_equal(one.x, other.x)
 

@@ -105,12 +105,12 @@ def test_concatenated(tmp_path, vector, divided):
 def test_structs_and_series(tmp_path):
     parts = {f"s__{name}": part for name, part in zip("abcdef", rows(FLAT), strict=True)}
     path = matlab(tmp_path / "m.mat", **parts)
-    said, x, _ = read(path + ":/s")
-    assert said == "6 sequences, 1–4 steps, 3 features (groups)"
+    message, x, _ = read(path + ":/s")
+    assert message == "6 sequences, 1–4 steps, 3 features (groups)"
     same(x, rows(FLAT))
     whole = matlab(tmp_path / "w.mat", inputs=FLAT, targets=FLAT[:, :1])
-    said, x, y = read(whole)
-    assert said == "1 sequence, 16 steps, 3 features (series)"
+    message, x, y = read(whole)
+    assert message == "1 sequence, 16 steps, 3 features (series)"
     same(x + y, [FLAT, FLAT[:, 0]])
 
 
@@ -129,15 +129,15 @@ def test_rows_that_are_a_sequence_or_a_step(tmp_path):
     parts = {f"s{n}__inputs": x for n, (x, _) in enumerate(pairs)}
     path = matlab(tmp_path / "m.mat", **parts, **{f"s{n}__targets": v for n, (_, v) in
                                                   enumerate(pairs)})  # fmt: skip
-    _, _, found = read(path)
-    same([row[:T] for row, T in zip(found, LENGTHS, strict=True)], rows(y))
+    _, _, result = read(path)
+    same([row[:T] for row, T in zip(result, LENGTHS, strict=True)], rows(y))
     labels = {f"s{n}__targets": v[:1] for n, (_, v) in enumerate(pairs)}
-    _, _, found = read(matlab(tmp_path / "l.mat", **parts, **labels))
-    same(found, [v[0] for _, v in pairs])
+    _, _, result = read(matlab(tmp_path / "l.mat", **parts, **labels))
+    same(result, [v[0] for _, v in pairs])
     for values, per_step in ((y[:1], False), (y[:4, 0][None], True), (y[:1, :1], False)):
         one = matlab(tmp_path / "one.mat", inputs=X[:1], targets=values)
-        _, _, found = read(one, per_step=per_step)
-        np.testing.assert_array_equal(found, values if values.size > 1 else values[0])
+        _, _, result = read(one, per_step=per_step)
+        np.testing.assert_array_equal(result, values if values.size > 1 else values[0])
 
 
 @pytest.mark.parametrize("layout", ["dense", "groups", "series"])

@@ -61,15 +61,15 @@ def test_each_class_in_proportion(write, share):
     counts = {0: 40, 1: 7, 3: 23, 6: 2}
     y = np.random.default_rng(8).permutation(np.repeat(list(counts), list(counts.values())))
     path = write(inputs=np.zeros((72, 2, 1)), targets=y)
-    drawn = set()
+    draw = set()
     for seed in range(5):
-        train, held = split_of(path, share, seed)
-        check_sides(train, held, 72)
-        assert len(held) == round(share * 72)
+        train, validation = split_of(path, share, seed)
+        check_sides(train, validation, 72)
+        assert len(validation) == round(share * 72)
         for kind, count in counts.items():
-            assert abs((y[held] == kind).sum() - share * count) < 1, kind
-        drawn.add(tuple(held))
-    assert len(drawn) == 5
+            assert abs((y[validation] == kind).sum() - share * count) < 1, kind
+        draw.add(tuple(validation))
+    assert len(draw) == 5
 
 
 def test_a_class_of_one_stays_in_training(write):
@@ -105,35 +105,35 @@ def test_nothing_of_the_last_windows_is_seen(write, window, share):
     path = write(inputs=np.arange(120.0)[:, None])
     options = DataOptions(layout="series", window=window)
     with open_data([path], options) as data:
-        train, held = hold_out(data, share, 0)
+        train, validation = hold_out(data, share, 0)
         N = len(data.numbers)
         np.testing.assert_array_equal(data.numbers, np.arange(N))
-        np.testing.assert_array_equal(held, np.arange(N - round(share * N), N))
+        np.testing.assert_array_equal(validation, np.arange(N - round(share * N), N))
 
-        def seen(numbers):
+        def steps_used(numbers):
             batch = data.take(numbers, np.float64)
             return set(batch.x.ravel()) | set(batch.targets.ravel())
 
-        first = data.take(held[:1], np.float64).x.min()
-        assert max(seen(train)) < first
-        assert not seen(train) & seen(held)
+        first = data.take(validation[:1], np.float64).x.min()
+        assert max(steps_used(train)) < first
+        assert not steps_used(train) & steps_used(validation)
         np.testing.assert_array_equal(train, np.arange(len(train)))
-        if len(train) < held[0]:
+        if len(train) < validation[0]:
             left_out = np.arange(len(train), len(train) + 1)
-            assert max(seen(left_out)) >= first, "no window is left out without need"
+            assert max(steps_used(left_out)) >= first, "no window is left out without need"
 
 
 def test_the_last_windows_of_several_series(write):
     paths = [write(f"{k}.h5", inputs=np.arange(30.0)[:, None] + 100 * k) for k in range(3)]
     options = DataOptions(layout="series", window=Window(4))
     with open_data(paths, options) as data:
-        train, held = hold_out(data, 0.5, 0)
+        train, validation = hold_out(data, 0.5, 0)
         # Of 27 windows a file, the last has no target.
         assert data.count == 81
-        assert held.tolist() == [*range(40, 53), *range(54, 80)]
+        assert validation.tolist() == [*range(40, 53), *range(54, 80)]
         assert train.tolist() == [*range(26), *range(27, 36)], "4 share a step with window 40"
-        train, held = hold_out(data, 1 / 3, 0)
-        assert held.tolist() == list(range(54, 80))
+        train, validation = hold_out(data, 1 / 3, 0)
+        assert validation.tolist() == list(range(54, 80))
         assert train.tolist() == [*range(26), *range(27, 53)], "files share nothing"
 
 
@@ -263,7 +263,7 @@ def test_who_shares_a_batch_changes(write):
     assert len(mates[0] & mates[1]) < 4
 
 
-def test_blocks_of_neighbours_where_data_are_streamed(data, monkeypatch):
+def test_blocks_of_neighbors_where_data_are_streamed(data, monkeypatch):
     def widest(batches):
         return max(int(np.ptp(batch)) for batch in batches)
 
@@ -277,7 +277,7 @@ def test_blocks_of_neighbours_where_data_are_streamed(data, monkeypatch):
     assert starts != sorted(starts), "blocks are shuffled"
 
 
-def test_windows_in_one_batch_are_not_all_neighbours(write, monkeypatch):
+def test_windows_in_one_batch_are_not_all_neighbors(write, monkeypatch):
     monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
     path = write(inputs=np.arange(500.0)[:, None])
     with open_data([path], DataOptions(window=Window(4), layout="series")) as data:

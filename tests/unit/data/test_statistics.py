@@ -25,12 +25,12 @@ def piece(request, monkeypatch):
     monkeypatch.setattr(statistics, "PIECE_SEQUENCES", request.param)
 
 
-def check(found, rows, rtol=1e-12):
-    assert found.count == len(rows)
-    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=rtol)
-    np.testing.assert_allclose(found.std, rows.std(0), rtol=rtol)
-    np.testing.assert_array_equal(found.minimum, rows.min(0))
-    np.testing.assert_array_equal(found.maximum, rows.max(0))
+def check(result, rows, rtol=1e-12):
+    assert result.count == len(rows)
+    np.testing.assert_allclose(result.mean, rows.mean(0), rtol=rtol)
+    np.testing.assert_allclose(result.std, rows.std(0), rtol=rtol)
+    np.testing.assert_array_equal(result.minimum, rows.min(0))
+    np.testing.assert_array_equal(result.maximum, rows.max(0))
 
 
 @pytest.mark.usefixtures("piece")

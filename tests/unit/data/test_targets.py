@@ -197,12 +197,13 @@ def test_targets_of_files_with_other_steps(write, dtype):
     rng = np.random.default_rng(0)
     y = [(9 * rng.normal(size=shape)).astype(dtype) for shape in ((3, 4), (2, 6))]
     paths = [
-        write(f"{k}.h5", inputs=np.ones((*own.shape, 2)), targets=own) for k, own in enumerate(y)
+        write(f"{k}.h5", inputs=np.ones((*values.shape, 2)), targets=values)
+        for k, values in enumerate(y)
     ]
     with open_data(paths) as data:
         assert (data.targets.per_step, data.targets.shape) == (True, ())
-        for batch, own in zip(data.batches(8, np.float64), y, strict=True):
-            np.testing.assert_array_equal(batch.targets, own)
+        for batch, values in zip(data.batches(8, np.float64), y, strict=True):
+            np.testing.assert_array_equal(batch.targets, values)
     third = write("c.h5", inputs=np.ones((2, 3, 2)), targets=y[0][:2])
     with pytest.raises(DataError, match="differ in targets"):
         open_data([*paths, third])

@@ -53,36 +53,36 @@ def with_steps(path, layout, steps):
 
 def by_hand(sequences, targets, window):
     """Inputs, targets (0 where they do not exist), and whether they exist, of every window."""
-    x, y, known = [], [], []
-    for sequence, own in zip(sequences, targets, strict=True):
+    x, y, has_target = [], [], []
+    for sequence, values in zip(sequences, targets, strict=True):
         for start in window_starts(len(sequence), window.length, window.stride):
             x.append(sequence[start : start + window.length])
             at = start + window.length - 1 + window.horizon
-            known.append(at + window.predict <= len(sequence))
+            has_target.append(at + window.predict <= len(sequence))
             if window.predict > 1:
-                found = own[at : at + window.predict].ravel()
+                found = values[at : at + window.predict].ravel()
             else:
-                found = own[at] if known[-1] else None
-            y.append(found if known[-1] else 0)
-    shape = np.shape(next(one for one, there in zip(y, known, strict=True) if there))
-    return np.array(x), np.array([np.broadcast_to(one, shape) for one in y]), np.array(known)
+                found = values[at] if has_target[-1] else None
+            y.append(found if has_target[-1] else 0)
+    shape = np.shape(next(one for one, there in zip(y, has_target, strict=True) if there))
+    return np.array(x), np.array([np.broadcast_to(one, shape) for one in y]), np.array(has_target)
 
 
-def check(data, x, y, known, size=4):
+def check(data, x, y, has_target, size=4):
     assert data.count == len(x)
-    np.testing.assert_array_equal(data.numbers, np.flatnonzero(known))
+    np.testing.assert_array_equal(data.numbers, np.flatnonzero(has_target))
     batches = list(data.batches(size, np.float64))
     assert all(batch.lengths is None for batch in batches)
     np.testing.assert_array_equal(np.concatenate([b.x for b in batches]), x)
     np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), y)
-    found = [np.ones(b.count, bool) if b.has_target is None else b.has_target for b in batches]
-    np.testing.assert_array_equal(np.concatenate(found), known)
+    result = [np.ones(b.count, bool) if b.has_target is None else b.has_target for b in batches]
+    np.testing.assert_array_equal(np.concatenate(result), has_target)
     numbers = np.random.default_rng(3).permutation(len(x))
     taken = data.take(numbers, np.float64)
     np.testing.assert_array_equal(taken.x, x[numbers])
     np.testing.assert_array_equal(taken.targets, y[numbers])
-    found = np.ones(len(x), bool) if taken.has_target is None else taken.has_target
-    np.testing.assert_array_equal(found, known[numbers])
+    result = np.ones(len(x), bool) if taken.has_target is None else taken.has_target
+    np.testing.assert_array_equal(result, has_target[numbers])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -119,12 +119,12 @@ def test_inputs_are_the_targets_by_default(make, truth, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("own", [False, True])
-def test_targets_keep_their_digits(make, truth, layout, own, source):
+@pytest.mark.parametrize("forecast", [False, True])
+def test_targets_keep_their_digits(make, truth, layout, forecast, source):
     """Inputs may be read in a smaller type than the targets are stored in."""
-    steps = truth.sequences if own else truth.steps
+    steps = truth.sequences if forecast else truth.steps
     path = make(layout)
-    if not own:
+    if not forecast:
         with_steps(path, layout, steps)
     for window in WINDOWS:
         _, y, _ = by_hand(truth.sequences, steps, window)
@@ -176,16 +176,16 @@ def test_a_file_without_a_window_beside_one_with(write):
 def test_no_sequence_of_training_is_held_out(make, truth, layout):
     """All windows of a sequence are on one side; windows without targets are on none."""
     with open_data([make(layout)], DataOptions(window=Window(2))) as data:
-        seen = set()
+        choices = set()
         for seed in range(20):
-            train, held = hold_out(data, 0.4, seed)
+            train, validation = hold_out(data, 0.4, seed)
             of = data.files.sequences(np.arange(data.count))
-            assert not set(of[train]) & set(of[held])
-            np.testing.assert_array_equal(np.sort([*train, *held]), data.numbers)
+            assert not set(of[train]) & set(of[validation])
+            np.testing.assert_array_equal(np.sort([*train, *validation]), data.numbers)
             # Sequences of 3 steps and more have a window with a target: 8 of 11.
-            assert len(set(of[held])) == round(0.4 * 8)
-            seen |= {tuple(set(of[held]))}
-        assert len(seen) > 5
+            assert len(set(of[validation])) == round(0.4 * 8)
+            choices |= {tuple(set(of[validation]))}
+        assert len(choices) > 5
 
 
 def test_classes_of_sequences_are_held_out_in_proportion(write):
