@@ -61,7 +61,7 @@ def _group_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> 
     numeric = [one for one in unread if one.numeric and not one.is_dimension_scale]
     length_datasets = [one for one in numeric if _last_name(one) in LENGTHS + OFFSETS + MASK]
     if length_datasets:
-        yield f"{_listed(length_datasets)}: no part of the {layout.name} layout, and passed over"
+        yield f"{_listed(length_datasets)}: not used by the {layout.name} layout, and not read"
     twins, labels = [], []
     for one in numeric:
         if _last_name(one) in OTHER_ROLES.difference(CLASSES):
@@ -82,11 +82,11 @@ def _group_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> 
         )
     if twins:
         yield (
-            f"{_listed(twins)}: of the same form as {layout.inputs}, but passed over; "
-            f"data.inputs names what is read"
+            f"{_listed(twins)}: of the same form as {layout.inputs}, but not read; "
+            f"data.inputs names the dataset to read"
         )
     if labels and options.targets is None:
-        but = "passed over" if layout.targets is None else f"{layout.targets.info.name} is taken"
+        but = "not read" if layout.targets is None else f"{layout.targets.info.name} is taken"
         yield (
             f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
             f"{but}; data.targets: {in_yaml(_last_name(labels[0]))} takes them"
@@ -173,8 +173,8 @@ def _sibling_notes(group: Group, layout: Groups) -> Iterator[str]:
         listed = ", ".join(f"{group.where.rstrip('/')}/{printable(n)}" for n in names[:MAX_LISTED])
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         yield (
-            f"{listed}{more}: beside the sequences, and passed over; targets stand in each "
-            "sequence's group, beside its inputs"
+            f"{listed}{more}: next to the sequences, and not read; targets belong in the group of "
+            "each sequence, next to its inputs"
         )
 
 
@@ -195,7 +195,7 @@ def _other_group_notes(group: Group, options: DataOptions) -> Iterator[str]:
     if subgroups:
         names = ", ".join(one.where for one in subgroups[:MAX_LISTED])
         more = f" and {len(subgroups) - MAX_LISTED} more" if len(subgroups) > MAX_LISTED else ""
-        yield f"{names}{more}: sequences of their own, which are passed over; DATA names a group"
+        yield f"{names}{more}: more sequences, which are not read; DATA names a group"
 
 
 def _last_name(dataset: Group | Dataset) -> str:

@@ -421,7 +421,7 @@ def _targets(
     """Targets of the windows, from the targets of the sequences or from the inputs."""
     targets, window = base.targets, positions.window
     if targets is None and options.targets is not None:
-        return None  # named, and not complete: the inputs are not what was meant
+        return None  # the configured dataset is missing: the inputs are no substitute
     if targets is not None and targets.info.per_step is False:
         if window.predict > 1:
             raise DataError(

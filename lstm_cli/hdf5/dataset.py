@@ -167,7 +167,7 @@ class Dataset:
     shape, dtype
         Shape and type in the file; a variable-length dataset has the dtype of its elements.
     vlen
-        Each element is a row of its own length.
+        Each element is a row; rows differ in length.
     null
         The dataset has a null dataspace: no values and no shape.
     nbytes
@@ -278,7 +278,7 @@ class Dataset:
         parts = (selection,) if isinstance(selection, slice) else selection
         if not plain or not out.size or self._slabs_for(parts)[1] is not None:
             values = self.read(selection)
-            with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
+            with np.errstate(all="ignore"):  # values out of range become infinite
                 out[...] = values.reshape(out.shape)
             return values.nbytes
         with reading_errors(self.where, self._decompression_bytes):
@@ -312,8 +312,8 @@ class Dataset:
             return
         rest = (*parts[:axis], slice(None), *parts[axis + 1 :])
         front = (slice(None),) * axis
-        for place, slab, own in slabs.pieces(part):
-            values[(*front, place)] = slab[(*front, own)][rest]
+        for place, slab, in_slab in slabs.pieces(part):
+            values[(*front, place)] = slab[(*front, in_slab)][rest]
 
     def _read_heap(self, selection: Selection) -> Array:
         """Read rows or texts, which HDF5 copies from the heap one by one."""
@@ -558,7 +558,7 @@ class ReversedDataset(Dataset):
     def read_into(self, selection: Selection, out: Array) -> int:
         """Read the selected values into `out`, of the same size; returns the bytes read."""
         values = self.read(selection)
-        with np.errstate(all="ignore"):  # what a smaller type cannot hold becomes infinite
+        with np.errstate(all="ignore"):  # values out of range become infinite
             out[...] = values.reshape(out.shape)
         return values.nbytes
 

@@ -187,7 +187,7 @@ def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, monkeypa
 
 
 def test_a_model_that_learned_targets_is_not_compared_with_inputs(lstm, tmp_path):
-    """Of one feature and one target, so that the inputs would fit."""
+    """Data of one feature and one target, so that the inputs would fit."""
     config = forecaster(tmp_path)
     config.write_text(config.read_text().replace("input_size: 3", "input_size: 1"))
     series = np.random.default_rng(0).normal(size=30)
@@ -302,7 +302,7 @@ def test_classes_of_several_steps_are_refused(lstm, tmp_path):
 
 
 def test_classes_a_step_are_no_shares(lstm, tmp_path):
-    """As many classes as steps, and a network that returns one output a sequence by a slip."""
+    """A network that returns one output per sequence, for data of as many classes as steps."""
     y = np.random.default_rng(0).integers(0, 5, (8, 5))
     config = net(tmp_path / "c.yaml", seq=False, **CLASSES | {"units": 5})
     data = file(tmp_path / "d.h5", inputs=X, targets=y)
@@ -336,7 +336,7 @@ def test_a_forced_series_of_several_sequences_is_refused(lstm, tmp_path):
 @pytest.mark.parametrize("layout", ["dense", "concatenated", "groups", "vlen", "series", "windows"])
 @pytest.mark.parametrize("what", ["inputs", "targets"])
 def test_a_nan_is_named(lstm, tmp_path, layout, what):
-    """In `run`, `train` and `data`: dataset, sequence, step and value."""
+    """The errors of `run`, `train` and `data` name dataset, sequence, step and value."""
     x = X.astype("f8").copy()
     y = np.random.default_rng(0).normal(size=(8, 5, 2))
     {"inputs": x, "targets": y}[what][6, 4, 1] = np.nan
@@ -480,7 +480,7 @@ def test_what_is_passed_over_is_said(lstm, tmp_path):
         assert "d.h5:/b: of the same form as" in outcome.err.replace("\n", " ")
     outcome = lstm("run", config, data, "--set", "data={}", "--json", *ENGINE)
     assert outcome.json["data"]["sequences"] == 2
-    assert any("d.h5:/label: beside the sequences" in note for note in outcome.json["notes"])
+    assert any("d.h5:/label: next to the sequences" in note for note in outcome.json["notes"])
 
 
 def test_parts_without_a_part_are_said_or_refused(lstm, tmp_path):
@@ -490,14 +490,14 @@ def test_parts_without_a_part_are_said_or_refused(lstm, tmp_path):
     data = file(tmp_path / "d.h5", inputs=flat, lengths=np.full(8, 5), mask=mask)
     outcome = lstm("run", config, data, "--json", *ENGINE)
     (note,) = outcome.json["notes"]
-    assert "d.h5:/mask: no part of the concatenated layout" in note
+    assert "d.h5:/mask: not used by the concatenated layout" in note
     outcome = lstm("run", config, data, "--set", "data.mask=mask", *ENGINE)
     assert outcome.code == 3
     assert "data.mask has no part in the concatenated layout" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
     assert lstm("run", config, data, "--set", "data.mask=mask", *hint, *ENGINE).code == 0
     data = file(tmp_path / "d.h5", inputs=X, lengths=LENGTHS, offsets=np.arange(9) * 5)
-    assert "d.h5:/offsets: no part of the dense layout" in lstm("run", config, data, *ENGINE).err
+    assert "d.h5:/offsets: not used by the dense layout" in lstm("run", config, data, *ENGINE).err
     assert lstm("run", config, data, "--set", "data.offsets=offsets", *ENGINE).code == 3
 
 

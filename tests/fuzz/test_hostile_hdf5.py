@@ -446,7 +446,7 @@ class TestVirtual:
 
 
 class TestWork:
-    """What a file costs is in proportion to what it holds."""
+    """Time and memory are in proportion to the values in a file."""
 
     @pytest.mark.parametrize("kind", ["hard", "soft", "group"])
     def test_many_links_to_one_dataset(self, write, kind):

@@ -195,7 +195,7 @@ def target_info(
 
 
 def cast_targets(values: Array, info: TargetInfo, dtype: DTypeLike) -> Array:
-    """LayoutTargets as int64 if they may be class indices, else as `dtype` or a wider type."""
+    """Targets as int64 if they may be class indices, else as `dtype` or a wider type."""
     return cast_to(values, np.int64 if info.kind == "class" else common_dtype(dtype, values.dtype))
 
 

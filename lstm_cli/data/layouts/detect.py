@@ -261,9 +261,9 @@ def _by_shape(roles: DatasetRoles, inputs: Dataset) -> DetectedLayout:
     if inputs.rank == 3:
         return DetectedLayout("dense", f"{name} has 3 axes {inputs.shape}", roles)
     if roles.row_divider is not None and inputs.rank in (1, 2):
-        beside = roles.row_divider.path.rpartition("/")[2]
+        divider = roles.row_divider.path.rpartition("/")[2]
         return DetectedLayout(
-            "concatenated", f"{name} {inputs.shape} stands beside {beside}", roles
+            "concatenated", f"{name} {inputs.shape} stands beside {divider}", roles
         )
     if inputs.rank in (1, 2):
         reason = f"{name} {inputs.shape} has neither lengths nor offsets beside it"

@@ -24,3 +24,9 @@ def write(tmp_path: Path) -> Write:
 def make(truth: Truth, write: Write) -> Callable[[str], str]:
     """Write `truth` in a layout; see `data_files.layout_writer`."""
     return layout_writer(truth, write)
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test in its temporary folder."""
+    monkeypatch.chdir(tmp_path)

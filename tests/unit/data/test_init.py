@@ -1,4 +1,4 @@
-"""The folder costs nothing until a file is opened."""
+"""Import of the data folder: h5py is loaded with the first file."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ class TestNotes:
     def test_what_stands_beside_groups(self, write):
         parts = {f"s{n}__inputs": self.X[n] for n in range(3)}
         (note,) = self.notes(write("a.h5", **parts, targets=np.zeros(3), about="words"))
-        assert "/targets: beside the sequences" in note
+        assert "/targets: next to the sequences" in note
         parts = {f"s{n}": self.X[n] for n in range(3)}
         (note,) = self.notes(write("b.h5", **parts, targets=np.zeros(3), label=np.zeros(3)))
         assert "/label, " in note
@@ -308,7 +308,7 @@ class TestNotes:
 
     def test_groups_beside_inputs(self, write):
         (note,) = self.notes(write(inputs=self.X, more__inputs=self.X))
-        assert "/more: sequences of their own" in note
+        assert "/more: more sequences, which are not read" in note
 
     def test_a_refused_link_beside_targets_is_not_followed(self, write):
         path = write(inputs=self.X, targets=np.zeros(3), y=h5py.ExternalLink("other.h5", "/y"))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 
 import h5py
 import numpy as np
 import pytest
+from data_files import run_hint
 
 from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError
@@ -17,9 +16,7 @@ STEPS = (3, 5, 2, 4)
 N, T, D = len(STEPS), 5, 3
 
 
-@pytest.fixture(autouse=True)
-def _in_its_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 @pytest.fixture
@@ -35,17 +32,6 @@ def in_front(sequences, filler=0.0):
         x[n, T - len(sequence) :] = sequence
         mask[n, T - len(sequence) :] = True
     return x, mask
-
-
-def obey(hint, choice=0):
-    """Do what a hint says, and give the file that it writes."""
-    command = re.findall(r"python -c .*?, which has", hint)[choice]
-    words = shlex.split(command)
-    assert words[:2] == ["python", "-c"]
-    scope = {}
-    exec(words[2], scope)
-    scope["f"].close()
-    return words[4].rstrip(",")
 
 
 def error(path, options=None):
@@ -73,7 +59,7 @@ def test_padding_in_front(write, sequences, dtype, filler):
     problem = error(path)
     assert "padding is in front of the valid steps in 3 of 4 sequences" in problem.what
     assert "2 steps of padding in front of sequence 0" in problem.found
-    check(obey(problem.hint), sequences)
+    check(run_hint(problem.hint), sequences)
     assert len(os.listdir()) == 2
     assert "in front" in error(path).what  # the file itself stays as it was
 
@@ -84,13 +70,13 @@ def test_targets_are_turned_along(write, sequences, shape):
     y = np.random.default_rng(0).normal(size=(N, T, *shape))
     own = [y[n, T - len(sequence) :] for n, sequence in enumerate(sequences)]
     path = write(test__inputs=x, test__mask=mask[..., None], test__y=y)
-    copy = obey(error(f"{path}:/test").hint)
+    copy = run_hint(error(f"{path}:/test").hint)
     check(f"{copy}:/test", sequences, targets=own)
 
 
 def test_targets_of_a_sequence_stay(write, sequences):
     x, mask = in_front(sequences)
-    copy = obey(error(write(inputs=x, mask=mask, y=np.arange(N))).hint)
+    copy = run_hint(error(write(inputs=x, mask=mask, y=np.arange(N))).hint)
     with open_data([copy]) as data:
         assert next(data.batches(9, np.float64)).targets.tolist() == [0, 1, 2, 3]
 
@@ -101,7 +87,7 @@ def test_padding_on_both_sides(write, sequences):
         x[n, 1 : 1 + len(sequence)], mask[n, 1 : 1 + len(sequence)] = sequence, 1
     problem = error(write(inputs=x, mask=mask))
     assert "in front of the valid steps in 4 of 4 sequences" in problem.what
-    check(obey(problem.hint), sequences)
+    check(run_hint(problem.hint), sequences)
 
 
 def test_axes_reversed(sequences):
@@ -109,7 +95,7 @@ def test_axes_reversed(sequences):
     with h5py.File("m.h5", "w") as file:
         file["inputs"], file["mask"] = x.T, mask.T.astype("u1")
     options = DataOptions(transpose=True)
-    check(obey(error("m.h5", options).hint), sequences, options)
+    check(run_hint(error("m.h5", options).hint), sequences, options)
 
 
 def test_lengths_beside_tell_padding_in_front(write, sequences):
@@ -117,7 +103,7 @@ def test_lengths_beside_tell_padding_in_front(write, sequences):
     x[...] = 7  # the inputs tell nothing
     problem = error(write(inputs=x, mask=mask, lengths=STEPS))
     assert "in front" in problem.what
-    with open_data([obey(problem.hint)]) as data:
+    with open_data([run_hint(problem.hint)]) as data:
         assert data.lengths().tolist() == list(STEPS)
 
 
@@ -134,7 +120,7 @@ def test_an_inverted_mask(write, sequences, dtype, told_by):
     lengths = {"lengths": STEPS} if told_by == "lengths" else {}
     problem = error(write(inputs=x, mask=mask.astype(dtype), **lengths))
     assert "is 1 at padding, as PyTorch's key_padding_mask is" in problem.what
-    with open_data([obey(problem.hint)]) as data:
+    with open_data([run_hint(problem.hint)]) as data:
         assert data.lengths().tolist() == list(STEPS)
 
 
@@ -144,10 +130,10 @@ def test_where_nothing_tells_both_are_named(write, sequences):
     path = write(inputs=x, mask=mask)
     problem = error(path)
     assert "begins with 0 in 2 of 2 sequences" in problem.what
-    with open_data([obey(problem.hint, 0)]) as data:
+    with open_data([run_hint(problem.hint, 0)]) as data:
         assert data.lengths().tolist() == [2, 4]
     os.unlink("x-turned.h5")
-    with open_data([obey(problem.hint, 1)]) as data:
+    with open_data([run_hint(problem.hint, 1)]) as data:
         assert data.lengths().tolist() == [3, 1]
 
 
@@ -155,7 +141,7 @@ def test_a_mask_of_zeros(write):
     path = write(inputs=np.ones((2, T, D)), mask=np.zeros((2, T)))
     problem = error(path)
     assert "is 0 at every step of every sequence" in problem.what
-    with open_data([obey(problem.hint)]) as data:
+    with open_data([run_hint(problem.hint)]) as data:
         assert data.lengths().tolist() == [T, T]
     with open_data([write(lengths=[0, 0])]) as data:  # lengths say so too
         assert data.total_steps == 0
@@ -167,7 +153,7 @@ def test_a_mask_that_is_added(write, sequences, low):
     x = in_front(sequences)[0]
     problem = error(write(inputs=x, mask=mask))
     assert "sequence 0, step 3" in problem.what
-    with open_data([obey(problem.hint)]) as data:
+    with open_data([run_hint(problem.hint)]) as data:
         assert data.lengths().tolist() == list(STEPS)
 
 
@@ -185,7 +171,7 @@ def test_holes(write, sequences):
     assert problem.what == "the mask of sequence 1 has a hole at step 2"
     assert "2 of 3 sequences" in problem.found
     assert "front in 1 of 3 sequences" in problem.found
-    check(obey(problem.hint), [x[n][mask[n] == 1] for n in range(3)])
+    check(run_hint(problem.hint), [x[n][mask[n] == 1] for n in range(3)])
 
 
 @pytest.mark.parametrize("filler", [0.0, -999.0])
@@ -193,7 +179,7 @@ def test_lengths_beside_padding_in_front(write, sequences, filler):
     path = write(inputs=in_front(sequences, filler)[0], lengths=np.array(STEPS, "u1"))
     (problem,) = [one for one in describe(path).problems if "in front" in one.what]
     assert "in 3 sequences of 4" in problem.what
-    copy = obey(problem.hint)
+    copy = run_hint(problem.hint)
     check(copy, sequences)
     assert not describe(copy).problems
 
@@ -204,9 +190,9 @@ def test_an_inverted_mask_beside_padding_in_front(write, sequences):
         one for one in describe(write(inputs=x, mask=~mask)).problems if "blank" in one.what
     ]
     with pytest.raises(DataError, match="in front") as caught:
-        open_data([obey(problem.hint)])
+        open_data([run_hint(problem.hint)])
     os.rename("x-turned.h5", "y.h5")
-    check(obey(caught.value.hints[0].replace("x-turned.h5", "y.h5")), sequences)
+    check(run_hint(caught.value.hints[0].replace("x-turned.h5", "y.h5")), sequences)
 
 
 def test_ordinary_padding_is_no_problem(make, truth):

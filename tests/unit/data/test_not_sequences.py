@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shlex
 import struct
 import tarfile
 import zipfile
@@ -14,6 +13,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from data_files import run_hint
 
 from lstm_cli.data import DataOptions, describe, holds_data, holds_network, open_data
 from lstm_cli.errors import DataError
@@ -22,9 +22,7 @@ RNG = np.random.default_rng(8)
 A, B = RNG.normal(size=(20, 2)), RNG.integers(0, 9, (20, 1))
 
 
-@pytest.fixture(autouse=True)
-def _in_its_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def problem(path, options=None):
@@ -40,14 +38,6 @@ def describe_problems(path):
         return describe(path).problems
     except DataError as error:
         return error.problems
-
-
-def obey(hint):
-    """Run the Python that a hint says, and give the file that it writes."""
-    command = re.search(r"python -c .*? writes \S+", hint)[0].rstrip(":,")
-    words = shlex.split(command)
-    exec(words[2], {})
-    return words[4].rstrip(":,")
 
 
 def rows(path, options=None):
@@ -94,7 +84,7 @@ class TestPandas:
         pandas_fixed("p.h5", {"a b": A, "n": B, "t": B}, t="datetime64[ns]")
         one = problem("p.h5:/df")  # two blocks of one column are no two sequences
         assert one.found.endswith("no numbers: t")
-        np.testing.assert_array_equal(rows(obey(one.hint)), np.hstack([A, B]))
+        np.testing.assert_array_equal(rows(run_hint(one.hint)), np.hstack([A, B]))
 
     def test_several_frames(self):
         for key in ("train", "test"):
@@ -125,7 +115,7 @@ class TestPandas:
             frame["_i_table/sorted"] = np.zeros((0, 128))
         one = problem("t.h5")
         assert one.what == "t.h5:/deep/df is a table of pandas (frame_table)"
-        np.testing.assert_array_equal(rows(obey(one.hint)), np.hstack([A, B]))
+        np.testing.assert_array_equal(rows(run_hint(one.hint)), np.hstack([A, B]))
         assert [stored.path for stored in describe("t.h5").datasets] == ["/deep/df/table"]
 
     def test_a_config_that_names_datasets_is_told_too(self):
@@ -140,7 +130,7 @@ def test_rows_of_named_columns(write):
         one = problem(write(f"{name}.h5", **{name: table}))
         assert "does not hold numbers, but rows of named columns" in one.what
         assert one.found == "20 rows of a, b, n (no number)"
-        np.testing.assert_array_equal(rows(obey(one.hint)), np.hstack([A[:, :1], A]))
+        np.testing.assert_array_equal(rows(run_hint(one.hint)), np.hstack([A[:, :1], A]))
 
 
 @pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
@@ -155,7 +145,7 @@ def test_a_sparse_matrix(kind):
         matrix["indptr"] = np.concatenate([[0], np.cumsum((by_row != 0).sum(axis=1))])
     one = problem("a.h5ad")
     assert "X is a sparse matrix" in one.what
-    np.testing.assert_array_equal(rows(obey(one.hint)), dense)
+    np.testing.assert_array_equal(rows(run_hint(one.hint)), dense)
 
 
 @pytest.mark.parametrize("shape", [3, 1.5, "x", [1.5, 2.5], ["a", "b"], [[7, 4]], [7], None])
@@ -198,7 +188,7 @@ class TestNetcdf:
         one = problem(path)
         assert "several variables of NetCDF" in one.what
         np.testing.assert_array_equal(rows(path, named(one.hint.replace(";", " "))), A)
-        np.testing.assert_array_equal(rows(obey(one.hint)), np.hstack([A, A + 1]))
+        np.testing.assert_array_equal(rows(run_hint(one.hint)), np.hstack([A, A + 1]))
         with open_data([path], DataOptions(layout="groups")) as data:
             assert data.names == ["rain", "temperature"]
 
@@ -249,12 +239,12 @@ class TestOtherFiles:
         one = problem("a.npz")
         assert "an archive of NumPy's arrays" in one.what
         assert one.found == "arrays inputs, lengths"
-        with open_data([obey(one.hint)]) as data:
+        with open_data([run_hint(one.hint)]) as data:
             assert data.lengths().tolist() == [12, 8]
 
     def test_npy(self):
         np.save("a.npy", A)
-        np.testing.assert_array_equal(rows(obey(problem("a.npy").hint)), A)
+        np.testing.assert_array_equal(rows(run_hint(problem("a.npy").hint)), A)
 
     @pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
     @pytest.mark.parametrize("header", ["", "first{}second"])
@@ -263,7 +253,7 @@ class TestOtherFiles:
         np.savetxt(name, A, delimiter=delimiter, header=header.format(delimiter), comments="")
         if not header:
             np.savetxt(name, A, delimiter=delimiter)
-        np.testing.assert_array_equal(rows(obey(problem(name).hint)), A)
+        np.testing.assert_array_equal(rows(run_hint(problem(name).hint)), A)
 
     @pytest.mark.parametrize(
         ("name", "content", "says"),

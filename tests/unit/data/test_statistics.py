@@ -21,7 +21,7 @@ from lstm_cli.errors import DataError
 
 @pytest.fixture(params=[3, 1024])
 def piece(request, monkeypatch):
-    """In many pieces and in one."""
+    """Data that are read in many pieces, and in one."""
     monkeypatch.setattr(statistics, "PIECE_SEQUENCES", request.param)
 
 

@@ -245,7 +245,7 @@ def test_places_are_those_of_the_file(make, truth):
 
 @pytest.mark.parametrize("other", ["none", "sequence"])
 def test_targets_of_another_kind_are_not_mixed(write, other):
-    """Of one shape each: the inputs themselves, a target a step, a target a sequence."""
+    """Targets of one shape: the inputs themselves, one per step, one per sequence."""
     x, y = np.zeros((9, 1)), np.ones((9, 1))
     paths = [write("a.h5", g__inputs=x, g__targets=y)]
     more = {} if other == "none" else {"g__targets": y[0]}
