@@ -85,11 +85,7 @@ class Hdf5File:
         _other_files: dict[str, Hdf5File] | None = None,
     ) -> None:
         self.path, group = split_argument(argument)
-        self._options = {
-            "allow_external": allow_external is True,
-            "optional": allow_external is not None,
-            "transpose": transpose,
-        }
+        self._allow_external, self._transpose = allow_external, transpose
         self._other_files: dict[str, Hdf5File] = {} if _other_files is None else _other_files
         self._native: Any = None
         head = _require_readable(self.path)
@@ -135,7 +131,9 @@ class Hdf5File:
                 (name for start, name in REVERSING_HEADERS.items() if head.startswith(start)),
                 None,
             ),
-            **self._options,
+            allow_external=self._allow_external is True,
+            has_option=self._allow_external is not None,
+            transpose=self._transpose,
         )
         access.open_other, access.open_native = self._open_other, self._open_natively
         return access
@@ -151,8 +149,8 @@ class Hdf5File:
         if key not in self._other_files:
             self._other_files[key] = Hdf5File(
                 f"{path}:/",
-                allow_external=self._options["allow_external"],
-                transpose=self._options["transpose"],
+                allow_external=self._allow_external is True,
+                transpose=self._transpose,
                 _other_files=self._other_files,
             )
         return self._other_files[key].root

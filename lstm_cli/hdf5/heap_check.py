@@ -248,13 +248,13 @@ class FileAccess:
         *,
         allow_external: bool = False,
         offset_bytes: int = 8,
-        optional: bool = True,
+        has_option: bool = True,
         transpose: bool = False,
         reversing_program: str | None = None,
     ) -> None:
         self.source = source
         self.allow_external = allow_external
-        self._has_option = optional
+        self._has_option = has_option
         self.transpose, self.reversing_program = transpose, reversing_program
         self.offset_bytes = offset_bytes
         self.slabs: weakref.WeakSet[ChunkSlabs] = weakref.WeakSet()

@@ -174,7 +174,8 @@ class FlatTargets:
             and target_dataset.column < table.shape[1]
         ):
             target_lengths = table[:, target_dataset.column]
-            return cls(dataset, *_counted_targets(target_dataset, target_lengths, lengths, options))
+            info, rows_per_target = _counted_info(target_dataset, target_lengths, lengths, options)
+            return cls(dataset, info, lengths, starts, rows_per_target)
         T = int(lengths.max(initial=0))
         if (
             rows != N
@@ -213,10 +214,10 @@ class FlatTargets:
         return self.info.name
 
 
-def _counted_targets(
+def _counted_info(
     target_dataset: TargetDataset, target_lengths: Lengths, lengths: Lengths, options: DataOptions
-) -> tuple[TargetInfo, Lengths, Lengths, int]:
-    """Facts, lengths, starts and rows per target, as a column of ``seqLengths`` counts them."""
+) -> tuple[TargetInfo, int]:
+    """Facts and rows per target of targets that a column of ``seqLengths`` counts."""
     dataset = target_dataset.for_counts(sum(target_lengths.tolist()))
     if (
         dataset.rank not in (1, 2)
@@ -238,7 +239,7 @@ def _counted_targets(
     shape = rest if rows_per_target == 1 else (rows_per_target, *rest)
     per_step = None if by_step and rows_per_target else by_step
     info = target_info(dataset, rest if per_step else shape, per_step, rest)
-    return info, lengths, starts_of(lengths), max(rows_per_target, 1)
+    return info, max(rows_per_target, 1)
 
 
 def _target_lengths_error(
