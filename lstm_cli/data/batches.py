@@ -391,7 +391,6 @@ def load_into_memory(source: SequencesInFiles) -> SequencesInMemory:
 
 
 def _rows(source: SequencesInFiles, numbers: Indices) -> list[Array]:
-    """Valid steps of sequences, in pieces."""
     files, pieces = source.files, []
     for piece in _pieces(files, numbers):
         T = files.steps(piece)

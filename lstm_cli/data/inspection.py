@@ -248,7 +248,6 @@ def _describe(path: str, options: DataOptions) -> FileReport:
 
 
 def _groups_with_layout(group: Group, options: DataOptions) -> list[Group]:
-    """The groups to report: subgroups with a layout, or the group itself."""
     try:
         detect_layout(group, options)
     except DataError:

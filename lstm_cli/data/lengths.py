@@ -459,12 +459,10 @@ def _differs_from_blank(blank: Array, values: Array) -> bool:
 
 
 def _all_zero(values: Array) -> bool:
-    """Whether all values are 0, NaN or infinite; False without values."""
     return bool(values.size) and not np.any(values[np.isfinite(values)])
 
 
 def _all_equal(values: Array) -> bool:
-    """Whether all values are equal, or none is finite; False without values."""
     if not values.size:
         return False
     unknown = ~np.isfinite(values)

@@ -285,7 +285,6 @@ def _sparse_error(
 
 
 def _is_keras_3(group: Group) -> bool:
-    """Whether a file has the groups of weights that Keras 3 writes."""
     layers = group.group("_layer_checkpoint_dependencies") or group.group("layers")
     inside = [] if layers is None else islice(layers.members(), MAX_MEMBERS)
     return any(isinstance(one, Group) and one.group("vars") is not None for one in inside)
@@ -328,7 +327,6 @@ def _gate_role(path: str) -> str:
 
 
 def _find_outputs(group: Group) -> list[Dataset]:
-    """Output datasets of a run: one dataset, or one in the group of each sequence."""
     if (one := group.dataset("outputs")) is not None:
         return [one]
     children = [child for child in islice(group.members(), MAX_MEMBERS) if isinstance(child, Group)]

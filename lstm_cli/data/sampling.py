@@ -67,7 +67,6 @@ def hold_out(
 
 
 def _validation_count(dataset: SequenceData, share: float, count: int) -> int:
-    """Number of `count` units to hold out; DataError if one side would be empty."""
     held_out = round(share * count)
     if not 0 < held_out < count:
         raise _empty_side_error(dataset, share, held_out, count)
@@ -140,7 +139,6 @@ def _empty_side_error(dataset: SequenceData, share: float, held_out: int, N: int
 
 
 def _classes(dataset: SequenceData, per_step: bool | None) -> Array | None:
-    """(N,) class of each sequence, or None if targets are not one class per sequence."""
     info = dataset.targets
     if info is None or targets_are_per_step(info, per_step) or info.resolve(False).kind != "class":
         return None
@@ -274,7 +272,6 @@ class Sampler:
 
     @cached_property
     def _file_numbers(self) -> list[Indices]:
-        """Numbers that are cut into batches separately: one array per file if `stateful`."""
         if not self.stateful:
             return [self.numbers]
         firsts = [first for first, _ in self.dataset.starts[1:]]

@@ -346,7 +346,6 @@ class SequenceData:
         return ", ".join(parts)
 
     def _locate(self, number: int) -> tuple[SequenceLayout, int]:
-        """The layout that holds a sequence, and the number of the sequence there."""
         file = int(self.files.file_of(np.array([number]))[0])
         return self.files.layouts[file], number - int(self.files.firsts[file])
 

@@ -158,7 +158,6 @@ def _resembles_inputs(dataset: Dataset, group: Group, layout: SequenceLayout) ->
 
 
 def _resembles_targets(dataset: Dataset, layout: SequenceLayout) -> bool:
-    """Whether a dataset has a name like targets, and one row per sequence or step."""
     if not TARGET_LIKE_NAME.search(_last_name(dataset)):
         return False
     lengths = layout.lengths

@@ -219,7 +219,6 @@ class Windows:
 
     @property
     def _location(self) -> str:
-        """File and path of the inputs, or of their group in the groups layout."""
         return self.base.group.where if isinstance(self.base, Groups) else self.inputs
 
     @property

@@ -122,7 +122,6 @@ class ChunkSlabs:
 
 
 def _evict(dataset: int) -> None:
-    """Remove the slabs of a dataset from the cache."""
     with _lock:
         for key in [key for key in _slab_cache if key[0] == dataset]:
             del _slab_cache[key]
@@ -563,7 +562,6 @@ class ReversedDataset(Dataset):
         return values.nbytes
 
     def _slices(self, selection: Selection) -> list[slice]:
-        """One slice for each axis."""
         parts: tuple[slice, ...] = ()
         if not isinstance(selection, EllipsisType):
             parts = (selection,) if isinstance(selection, slice) else selection

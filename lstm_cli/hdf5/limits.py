@@ -335,7 +335,6 @@ def _matching_names(handle: Any, name: str) -> list[str]:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """Regular expression of a printf-like name, in which ``%b`` stands for a number."""
     parts = re.split(r"(%%|%\d*b)", name)
     return re.compile("".join(
         "%" if part == "%%" else r"\d+" if re.fullmatch(r"%\d*b", part) else re.escape(part)

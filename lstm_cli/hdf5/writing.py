@@ -110,13 +110,13 @@ class _FailSafeFile:
 
     def write(self, data: memoryview) -> int:
         """Write all of the data, unless a write has failed."""
-        with self._errors_kept():
+        with self._keep_error():
             write_all(self._file, data)
         return len(data)
 
     def truncate(self, size: int) -> int:
         """Set the length of the file, unless a write has failed."""
-        with self._errors_kept():
+        with self._keep_error():
             self._file.truncate(size)
         return size
 
@@ -124,7 +124,7 @@ class _FailSafeFile:
         """Do nothing: the file has no buffer."""
 
     @contextmanager
-    def _errors_kept(self) -> Iterator[None]:
+    def _keep_error(self) -> Iterator[None]:
         if self._error is None:
             try:
                 yield

@@ -194,7 +194,6 @@ def open_groups(group: Group, options: DataOptions) -> Groups:
 
 
 def _widest_dtype(children: Sequence[ChildDataset]) -> str:
-    """The common type of the children, or one that holds the values of all."""
     dtypes = list(dict.fromkeys(child.dtype for child in children))
     if len(dtypes) > 1 and all(child.integral for child in children):
         return max(dtypes, key=lambda dtype: np.dtype(dtype).itemsize)  # they may be classes
@@ -350,7 +349,6 @@ def _group_targets(
 
 
 def _are_per_step(shapes: Sequence[tuple[int, ...]], lengths: Lengths) -> bool:
-    """Whether targets have one row per step of their sequence, all of one shape."""
     pairs = zip(shapes, lengths.tolist(), strict=True)
     return all(shape[:1] == (T,) and shape[1:] == shapes[0][1:] for shape, T in pairs)
 

@@ -155,7 +155,6 @@ def _features(
 
 
 def _positive_integer(value: Any) -> int | None:
-    """Value of an attribute as a positive integer, or None."""
     if value is None or np.size(value) != 1:
         return None
     number = np.asarray(value).reshape(-1)[0]
