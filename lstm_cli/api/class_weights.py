@@ -12,11 +12,11 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import ConfigError, DataError, counted, nearest
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Dataset
+    from lstm_cli.data import SequenceData
 
 
 def class_weights(
-    config: Config, units: int, dataset: Dataset, numbers: Array | None, per_step: bool
+    config: Config, units: int, dataset: SequenceData, numbers: Array | None, per_step: bool
 ) -> list[float] | None:
     """A weight for each class, or None if all count alike.
 
@@ -115,7 +115,7 @@ def _named(
     return weights
 
 
-def _balanced(counts: Array, dataset: Dataset) -> list[float]:
+def _balanced(counts: Array, dataset: SequenceData) -> list[float]:
     """Every class together counts the same, and the mean of all rows stays 1."""
     missing = np.flatnonzero(counts == 0)
     if missing.size:

@@ -43,7 +43,7 @@ NAMED = 8
 """Features that a message names; more become a count."""
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Batch, Dataset, TargetInfo
+    from lstm_cli.data import Batch, SequenceData, TargetInfo
 
 
 def sources_of(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]:
@@ -172,14 +172,14 @@ def _memory() -> int | None:
         return None
 
 
-def reading_dtype(network: Network, data: Dataset) -> str:
+def reading_dtype(network: Network, data: SequenceData) -> str:
     """The type in which inputs are read: where they are normalized, one that holds them."""
     dtype = array_dtype(network.engine)
-    return dtype if network.normalization is None else data.holding(dtype)
+    return dtype if network.normalization is None else data.dtype_for_inputs(dtype)
 
 
 def misplaced_states(
-    network: Network, data: Dataset, batch_size: int, numbers: Array | None = None
+    network: Network, data: SequenceData, batch_size: int, numbers: Array | None = None
 ) -> str | None:
     """A note on windows that continue what does not stand before them in their sequence.
 
@@ -191,7 +191,7 @@ def misplaced_states(
         return None
     every = np.arange(data.count) if numbers is None else np.sort(numbers)
     files, sequences = data.files.file_of(every), data.files.sequences(every)
-    begin, length = data.files.seen(every)[0], data.max_steps
+    begin, length = data.files.step_ranges(every)[0], data.max_steps
     for file in np.unique(files):
         own = np.flatnonzero(files == file)
         before, after = own[:-batch_size], own[batch_size:]
@@ -207,7 +207,7 @@ def misplaced_states(
     return None
 
 
-def lost_digits(network: Network, data: Dataset) -> str | None:
+def lost_digits(network: Network, data: SequenceData) -> str | None:
     """A note on the inputs that the engine's dtype cannot hold, by the first sequences.
 
     None where it holds all that is stored, or the network normalizes it first.
@@ -215,7 +215,7 @@ def lost_digits(network: Network, data: Dataset) -> str | None:
     engine, reader = network.engine, next((s for s in network.layers if s.parameters()), None)
     # What multiplies the inputs: in bfloat16 and the like, a recurrent layer's matrix.
     dtype = engine.dtype if isinstance(reader, RecurrentSpec) else array_dtype(engine)
-    held = dtype == array_dtype(engine) == data.holding(array_dtype(engine))
+    held = dtype == array_dtype(engine) == data.dtype_for_inputs(array_dtype(engine))
     if held or network.normalization is not None:
         return None
     batch = _sample(data, None)
@@ -223,10 +223,10 @@ def lost_digits(network: Network, data: Dataset) -> str | None:
     return f"digits of the inputs are lost in {dtype}: {listed(lost)}" if lost else None
 
 
-def lost_targets(network: Network, data: Dataset) -> list[Rounding]:
+def lost_targets(network: Network, data: SequenceData) -> list[Rounding]:
     """Targets that outputs in the engine's dtype cannot tell apart, by the first sequences."""
     dtype, info = array_dtype(network.engine), data.targets
-    if info is None or info.kind != "values" or data.holding_targets(dtype) == dtype:
+    if info is None or info.kind != "values" or data.dtype_for_targets(dtype) == dtype:
         return []
     batch = _sample(data, network.returns_sequences)
     if batch is None or batch.targets is None:
@@ -242,7 +242,7 @@ def listed(lost: Sequence[Rounding]) -> str:
     return ", ".join(map(str, lost[:NAMED])) + more
 
 
-def _sample(data: Dataset, per_step: bool | None) -> Batch | None:
+def _sample(data: SequenceData, per_step: bool | None) -> Batch | None:
     """The first sequences in float64; None where they are too much to read for a note."""
     if not data.total_steps or data.max_steps * data.features > SAMPLE_BYTES:
         return None
@@ -280,7 +280,7 @@ def check_weights(
         raise WeightsError(problems)
 
 
-def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> list[Problem]:
+def data_problems(config: Config, data: SequenceData, *, learning: bool = True) -> list[Problem]:
     """Every misfit between a config and a dataset.
 
     Unless there is to be `learning`, inputs that stand in for targets need not fit.
@@ -324,7 +324,7 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
     return problems
 
 
-def _features_hint(config: Config, data: Dataset) -> str | None:
+def _features_hint(config: Config, data: SequenceData) -> str | None:
     if data.reversed_features == config.specs[0].input_size:
         if config.data.transpose:
             return "--set data.transpose=false, if the axes are not reversed in this file"
@@ -334,13 +334,13 @@ def _features_hint(config: Config, data: Dataset) -> str | None:
     return f"--set model.input_size={data.features}, if the data is right"
 
 
-def _targets_problem(config: Config, data: Dataset) -> Problem | None:
+def _targets_problem(config: Config, data: SequenceData) -> Problem | None:
     """Targets that a loss named in the config cannot take, as far as their shape tells."""
     if data.targets is None or config.train is None or config.train.loss is None:
         return None
     loss, last = config.train.loss, config.specs[-1]
     per_step = not any(ends_sequence(spec) for spec in config.specs)
-    info = data.targets.placed(per_step)
+    info = data.targets.resolve(per_step)
     window = config.data.window
     if loss == "cross_entropy" and window is not None and window.predict > 1:
         return Problem(
@@ -391,7 +391,7 @@ def _placing_hint(config: Config, per_step: bool) -> str | None:
 
 def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
     """Hint that fits the last layer, the loss or the steps to targets of another shape."""
-    placed, last = info.placed(per_step), config.specs[-1]
+    placed, last = info.resolve(per_step), config.specs[-1]
     F, units = last.output_size, placed.shape[0] if placed.shape else 1
     softmax = isinstance(last, DenseSpec) and last.activation is None
     if placed.shape == () and softmax:
@@ -402,7 +402,7 @@ def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
         hint = f"--set model.layers.{last.index}.units={units}"
     else:
         hint = f"a last layer {{type: dense, units: {units}}}"
-    other, turn = info.placed(not per_step), _placing_hint(config, per_step)
+    other, turn = info.resolve(not per_step), _placing_hint(config, per_step)
     if info.per_step is not None or turn is None:
         return hint
     if other.shape == () and softmax and not per_step:
@@ -413,7 +413,7 @@ def _shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
     return hint
 
 
-def check_data(config: Config, data: Dataset, *, learning: bool = True) -> None:
+def check_data(config: Config, data: SequenceData, *, learning: bool = True) -> None:
     """Raise DataError naming every misfit of `data_problems`."""
     problems = data_problems(config, data, learning=learning)
     if problems:

@@ -221,6 +221,6 @@ _HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dt
 
 def _of_hdf5(path: str) -> dict[str, Array]:
     """The datasets of an HDF5 file or group that a reference is made of."""
-    from lstm_cli.data.references import read_arrays
+    from lstm_cli.data.results import read_arrays
 
     return read_arrays(path, _wanted)

@@ -57,7 +57,7 @@ def train_section(config: Config) -> TrainSection:
 
 def _seen_from(folder: Path, data: str) -> str:
     """``FILE.h5:/group`` relative to a folder, links resolved; absolute on another drive."""
-    from lstm_cli.data.files import split_argument
+    from lstm_cli.hdf5.file import split_argument
 
     file, group = split_argument(data)
     try:

@@ -16,7 +16,7 @@ from lstm_cli.api.learning_data import DataPlaces
 from lstm_cli.api.model import Model
 from lstm_cli.api.passes import Passes
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
-from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, Room, StateReader
+from lstm_cli.data import Allocator, Batch, GateWriter, ResultWriter, SequenceData, StateReader
 from lstm_cli.engines.types import Array, array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
@@ -109,7 +109,7 @@ def loss_of(model: Model) -> tuple[str, bool]:
     return loss_for(model.network.layers), False
 
 
-def fitting_batch(model: Model, data: Dataset) -> int:
+def fitting_batch(model: Model, data: SequenceData) -> int:
     """A batch size whose step fits a cache, and whose steps together `AUTO_BYTES`."""
     size = np.dtype(array_dtype(model.network.engine)).itemsize
     layers = model.network.layers
@@ -121,7 +121,7 @@ def fitting_batch(model: Model, data: Dataset) -> int:
 
 def run_dataset(
     model: Model,
-    data: Dataset,
+    data: SequenceData,
     *,
     batch_size: int = 64,
     halve: bool = False,
@@ -153,7 +153,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        data: Dataset,
+        data: SequenceData,
         batch_size: int,
         halve: bool,
         files: RunFiles,
@@ -259,14 +259,14 @@ class _Run:
             )
             self.gates = self.stack.enter_context(gates)
 
-    def _batches(self, room: Room) -> Iterator[Batch]:
+    def _batches(self, room: Allocator) -> Iterator[Batch]:
         return self.data.batches(
             self.batch_size,
             reading_dtype(self.model.network, self.data),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
-            room=room,
+            allocate=room,
         )
 
     def _one(self, batch: Batch, result: Result) -> None:
@@ -311,8 +311,8 @@ class _Run:
         """Measure the sequences that have targets; the error for data that are not finite."""
         x, outputs, logits, lengths = batch.x, result.outputs, result.logits, batch.lengths
         numbers = batch.first + np.arange(batch.count)
-        if batch.known is not None:
-            known = batch.known
+        if batch.has_target is not None:
+            known = batch.has_target
             x, outputs, targets, numbers = x[known], outputs[known], targets[known], numbers[known]
             logits = None if logits is None else logits[known]
             lengths = None if lengths is None else lengths[known]

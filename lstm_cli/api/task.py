@@ -27,14 +27,14 @@ from lstm_cli.api.model import Model
 from lstm_cli.api.resuming import train_section
 from lstm_cli.config import Config
 from lstm_cli.data import (
-    Dataset,
     Sampler,
+    SequenceData,
     class_counts,
     feature_statistics,
     hold_out,
-    need_same_form,
+    require_same_form,
     target_statistics,
-    targets_beyond,
+    targets_beyond_error,
 )
 from lstm_cli.engines.types import (
     Array,
@@ -90,8 +90,8 @@ class Task:
         self,
         model: Model,
         config: Config,
-        data: Dataset,
-        validation: Dataset | None,
+        data: SequenceData,
+        validation: SequenceData | None,
         *,
         trained: bool = False,
     ) -> None:
@@ -123,7 +123,7 @@ class Task:
         return StopRule(self.train.epochs, monitor, self.train.patience, checkpoint_every)
 
     @cached_property
-    def sides(self) -> dict[str, Dataset]:
+    def sides(self) -> dict[str, SequenceData]:
         """The datasets, by what they are for."""
         sides = {"data": self.data}
         return sides if self.validation is None else sides | {"validation": self.validation}
@@ -242,9 +242,9 @@ class Task:
             if side.targets is None:
                 raise no_targets(side)
             if not len(side.numbers):
-                raise targets_beyond(side.files.layouts)
+                raise targets_beyond_error(side.files.layouts)
         if self.validation is not None:
-            need_same_form(self.data, self.validation, self.per_step)
+            require_same_form(self.data, self.validation, self.per_step)
         self._check_normalization()
         self._check_truncation()
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
@@ -258,11 +258,11 @@ class Task:
                 hint="--set train.validation=FILE.h5:/group",
             )
 
-    def _dtype(self, data: Dataset) -> str:
+    def _dtype(self, data: SequenceData) -> str:
         """The type in which inputs are read: where they are normalized, one that holds them."""
         if self.train.scaling is None:
             return reading_dtype(self.network, data)
-        return data.holding(array_dtype(self.network.engine))
+        return data.dtype_for_inputs(array_dtype(self.network.engine))
 
     def _check_normalization(self) -> None:
         """Weights that were trained on raw inputs must come to compute the same without them."""

@@ -17,7 +17,7 @@ from lstm_cli.api.resuming import check_same_config, check_same_numbers, resolve
 from lstm_cli.api.run_folder import RunFolder, Stored
 from lstm_cli.api.task import Task
 from lstm_cli.config import Config
-from lstm_cli.data import DataOptions, Dataset, open_data
+from lstm_cli.data import DataOptions, SequenceData, open_data
 from lstm_cli.engines.types import Array, Engine
 from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError, quote
 from lstm_cli.formats import native
@@ -61,7 +61,7 @@ class TrainReport:
 
 
 @contextmanager
-def open_validation(config: Config, options: DataOptions) -> Iterator[Dataset | None]:
+def open_validation(config: Config, options: DataOptions) -> Iterator[SequenceData | None]:
     """The dataset that ``train.validation`` names; None if it names none."""
     if not isinstance(config.validation, str):
         yield None
@@ -102,8 +102,8 @@ class TrainingRun:
         self,
         folder: RunFolder,
         config: Config,
-        data: Dataset,
-        validation: Dataset | None,
+        data: SequenceData,
+        validation: SequenceData | None,
         engine: Engine,
         *,
         weights: str | Path | Imported | None = None,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lstm_cli.api import Model
     from lstm_cli.api.shapes import LayerShapes
     from lstm_cli.api.stream import RunReport
-    from lstm_cli.data import Dataset
+    from lstm_cli.data import SequenceData
 
 EPILOG = """\b
 Examples:
@@ -121,7 +121,7 @@ def command(
         console.document({**document, "passed_over": choice.passed_over})
 
 
-def _head(model: Model, data: Dataset, shapes: tuple[LayerShapes, ...]) -> list[Any]:
+def _head(model: Model, data: SequenceData, shapes: tuple[LayerShapes, ...]) -> list[Any]:
     from lstm_cli.cli.tables import gate_tables, heading, normalized_line, other_layer
 
     engine = model.network.engine
@@ -170,7 +170,7 @@ def _tail(report: RunReport, output: Path | None, gates: Path | None) -> list[An
 
 def _document(
     model: Model,
-    data: Dataset,
+    data: SequenceData,
     shapes: tuple[LayerShapes, ...],
     report: RunReport,
     output: Path | None,

@@ -5,39 +5,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstm_cli.data.dataset import Dataset, open_data
-    from lstm_cli.data.gates import GateWriter
-    from lstm_cli.data.inspection import describe, holds_data, holds_network
-    from lstm_cli.data.moments import (
+    from lstm_cli.data.dataset_roles import AS_CLASSES
+    from lstm_cli.data.inspection import (
+        DatasetReport,
+        FileReport,
+        GroupReport,
+        describe,
+        holds_data,
+        holds_network,
+    )
+    from lstm_cli.data.results import GateWriter, ResultWriter, StateReader
+    from lstm_cli.data.sampling import Sampler, hold_out, require_same_form
+    from lstm_cli.data.sequence_data import SequenceData, open_data
+    from lstm_cli.data.statistics import (
         FeatureStatistics,
         class_counts,
         feature_statistics,
         target_statistics,
     )
-    from lstm_cli.data.not_hdf5 import is_config_or_weights
-    from lstm_cli.data.report import FileReport, GroupReport, StoredReport
-    from lstm_cli.data.results import ResultWriter
-    from lstm_cli.data.sampling import Sampler
-    from lstm_cli.data.split import hold_out, need_same_form
-    from lstm_cli.data.states import StateReader
-    from lstm_cli.data.storage import AS_CLASSES
-    from lstm_cli.data.types import Batch, DataOptions, Room, TargetInfo, Window
-    from lstm_cli.data.windows import targets_beyond
+    from lstm_cli.data.types import Allocator, Batch, DataOptions, TargetInfo, Window
+    from lstm_cli.data.windows import targets_beyond_error
+    from lstm_cli.hdf5.file import is_config_or_weights
 
 __all__ = [
     "AS_CLASSES",
+    "Allocator",
     "Batch",
     "DataOptions",
-    "Dataset",
+    "DatasetReport",
     "FeatureStatistics",
     "FileReport",
     "GateWriter",
     "GroupReport",
     "ResultWriter",
-    "Room",
     "Sampler",
+    "SequenceData",
     "StateReader",
-    "StoredReport",
     "TargetInfo",
     "Window",
     "class_counts",
@@ -47,28 +50,31 @@ __all__ = [
     "holds_data",
     "holds_network",
     "is_config_or_weights",
-    "need_same_form",
     "open_data",
+    "require_same_form",
     "target_statistics",
-    "targets_beyond",
+    "targets_beyond_error",
 ]
 
 _MODULES = {
-    "dataset": ("Dataset", "open_data"),
-    "gates": ("GateWriter",),
-    "inspection": ("describe", "holds_data", "holds_network"),
-    "not_hdf5": ("is_config_or_weights",),
-    "moments": ("FeatureStatistics", "class_counts", "feature_statistics", "target_statistics"),
-    "report": ("FileReport", "GroupReport", "StoredReport"),
-    "results": ("ResultWriter",),
-    "sampling": ("Sampler",),
-    "split": ("hold_out", "need_same_form"),
-    "states": ("StateReader",),
-    "storage": ("AS_CLASSES",),
-    "types": ("Batch", "DataOptions", "Room", "TargetInfo", "Window"),
-    "windows": ("targets_beyond",),
+    "dataset_roles": ("AS_CLASSES",),
+    "inspection": (
+        "FileReport",
+        "GroupReport",
+        "DatasetReport",
+        "describe",
+        "holds_data",
+        "holds_network",
+    ),
+    "results": ("GateWriter", "ResultWriter", "StateReader"),
+    "sampling": ("Sampler", "hold_out", "require_same_form"),
+    "sequence_data": ("SequenceData", "open_data"),
+    "statistics": ("FeatureStatistics", "class_counts", "feature_statistics", "target_statistics"),
+    "types": ("Batch", "DataOptions", "Allocator", "TargetInfo", "Window"),
+    "windows": ("targets_beyond_error",),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+_HOME["is_config_or_weights"] = "lstm_cli.hdf5.file"
 
 
 def __getattr__(name: str) -> Any:
@@ -76,4 +82,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

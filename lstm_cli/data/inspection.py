@@ -1,125 +1,240 @@
-"""What an HDF5 file holds, which layout it was taken for, and what is wrong with it."""
+"""Inspection of an HDF5 file for `lstm-cli data`: datasets, layouts and problems."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from lstm_cli.data.axes import ReversedAxesError
-from lstm_cli.data.dataset import Dataset
-from lstm_cli.data.declared import Declared
-from lstm_cli.data.dense import Dense, padding_in_front
-from lstm_cli.data.files import Hdf5File
-from lstm_cli.data.links import Folder
-from lstm_cli.data.origin import OriginError, is_network
-from lstm_cli.data.part import Part
-from lstm_cli.data.recognise import open_layout, parts_of, recognise
-from lstm_cli.data.report import FileReport, GroupReport, StoredReport
-from lstm_cli.data.roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS
+from lstm_cli.data.dataset_roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS, ReversedAxesError
+from lstm_cli.data.layouts.dense import Dense, padding_in_front
+from lstm_cli.data.layouts.detect import detect_layout, open_layout, subgroups_with_layout
+from lstm_cli.data.layouts.vlen import UnknownFeaturesError
+from lstm_cli.data.not_sequences import NotSequencesError, is_keras_network
+from lstm_cli.data.sequence_data import DataSource, SequenceData
 from lstm_cli.data.statistics import (
-    gather,
-    ignored,
+    ignored_labels,
     input_problems,
+    scan_data,
     spare_class,
     target_problems,
 )
-from lstm_cli.data.storage import Stored, is_word
-from lstm_cli.data.types import DataOptions
-from lstm_cli.data.vlen import UnknownFeaturesError
+from lstm_cli.data.types import DataOptions, TargetInfo
 from lstm_cli.errors import DataError, Problem, in_yaml
+from lstm_cli.hdf5.dataset import Dataset, is_word
+from lstm_cli.hdf5.file import Hdf5File
+from lstm_cli.hdf5.group import Group
+from lstm_cli.hdf5.limits import DatasetMetadata
+
+Spread: TypeAlias = tuple[int, float, int]
+"""Smallest, median and largest value."""
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """Facts about one dataset.
+
+    Attributes
+    ----------
+    path
+        Path in the file.
+    shape, dtype
+        Declared shape and type; None and ``?`` if the dataset cannot be opened.
+    storage
+        ``contiguous``, ``chunked``, ``compact``, ``virtual``, ``external storage``, ``external
+        link``, or ``unreadable``.
+    chunks, compression
+        None for contiguous or uncompressed storage.
+    nbytes
+        Bytes of the dataset in the file, or None.
+    in_heap
+        The dataset holds references; the values of variable length are stored in the heap.
+    role
+        Role of the dataset: ``inputs``, ``targets``, ..., ``refused``, or empty.
+    """
+
+    path: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    storage: str
+    chunks: tuple[int, ...] | None
+    compression: str | None
+    nbytes: int | None
+    in_heap: bool
+    role: str
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Facts about a group that holds sequences.
+
+    Attributes
+    ----------
+    name
+        File and path, such as ``words.h5:/test``.
+    layout, reason
+        Layout of the group, and the reason in words.
+    count, features
+        Number of sequences N and of features D.
+    steps
+        Steps of the shortest, median and longest sequence.
+    total_steps
+        Steps of all sequences together.
+    dtype
+        Type of the inputs in the file.
+    targets
+        Facts about the targets, or None.
+    names
+        The first few sequence names, or None.
+    class_labels
+        Labels of the classes, or None.
+    class_counts
+        Count of each class index in the targets, if they may be class indices.
+    values, candidates
+        Values in the shortest, median and longest row, and the divisors of all rows. Both are
+        set if D is unknown; then `features`, `steps` and `total_steps` are None.
+    """
+
+    name: str
+    layout: str
+    reason: str
+    count: int
+    features: int | None
+    steps: Spread | None
+    total_steps: int | None
+    dtype: str
+    targets: TargetInfo | None
+    names: tuple[str, ...] | None
+    class_labels: tuple[str, ...] | None
+    class_counts: Mapping[int, int]
+    values: Spread | None = None
+    candidates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """Facts about a file: its datasets, the groups that hold sequences, and all problems.
+
+    Attributes
+    ----------
+    path, size
+        Path and bytes of the file.
+    format
+        ``HDF5`` or ``NetCDF-4``.
+    datasets, groups
+        Datasets, and groups with sequences.
+    problems
+        All problems; empty if there are none.
+    suggestion
+        YAML to begin a config with, or empty.
+    """
+
+    path: str
+    size: int
+    format: str
+    datasets: tuple[DatasetReport, ...]
+    groups: tuple[GroupReport, ...]
+    problems: tuple[Problem, ...]
+    suggestion: str
+
 
 MAX_DEPTH = 16
-SHOWN_NAMES = 5
-USUAL = {
+"""Largest depth of groups that are read."""
+
+MAX_NAMES = 5
+"""Largest number of sequence names in a report."""
+
+USUAL_NAMES = {
     "inputs": INPUTS,
     "targets": TARGETS,
     "lengths": LENGTHS,
     "offsets": OFFSETS,
     "mask": MASK,
 }
+"""Usual names of datasets by role."""
 
-WINDOW = 20
-"""Steps of the windows that are suggested for a series."""
+SUGGESTED_WINDOW = 20
+"""Largest number of steps of the windows that are suggested for a series."""
 
 
 def describe(path: str, options: DataOptions | None = None) -> FileReport:
-    """Look a file, or a group of it, through from end to end.
+    """Inspect a file, or one group of it, from end to end.
 
     Parameters
     ----------
     path
         ``FILE.h5`` or ``FILE.h5:/group``.
     options
-        As for `open_data`.
+        See `open_data`.
 
     Raises
     ------
     DataError
-        The file cannot be opened at all. What is wrong inside it stands in the report.
+        The file cannot be opened at all. The report holds all other problems.
     """
     options = options or DataOptions()
     try:
-        return _described(path, options)
+        return _describe(path, options)
     except ReversedAxesError as error:
-        turned = _described(path, replace(options, transpose=True))
-        told = [replace(one, hint="in a config, data.transpose: true") for one in error.problems]
-        return replace(turned, problems=(*told, *turned.problems))
+        report = _describe(path, replace(options, transpose=True))
+        axes = [replace(one, hint="in a config, data.transpose: true") for one in error.problems]
+        return replace(report, problems=(*axes, *report.problems))
 
 
 def holds_data(argument: str) -> str | None:
-    """Words for an HDF5 file, or a group of one, that holds no network but data; else None.
+    """Description of an HDF5 file, or a group, that holds data and no network; else None.
 
-    Data are sequences that can be read, and what lstm-cli itself writes: results and gates.
+    Data are sequences, and results and gates of lstm-cli.
     """
     try:
         with Hdf5File(argument) as file:
-            if is_network(file.root):
+            if is_keras_network(file.root):
                 return None
-            parts = parts_of(file.folder, DataOptions())
+            subgroups = subgroups_with_layout(file.group, DataOptions())
             try:
-                recognise(file.folder, DataOptions())
-            except OriginError as error:
-                return error.problems[0].what if error.own else None
+                detect_layout(file.group, DataOptions())
+            except NotSequencesError as error:
+                return error.problems[0].what if error.by_lstm_cli else None
             except DataError:
-                return f"{argument} holds sequences" if parts else None
+                return f"{argument} holds sequences" if subgroups else None
             return f"{argument} holds sequences"
     except DataError:
         return None
 
 
 def holds_network(argument: str) -> bool:
-    """Whether an HDF5 file is one of Keras."""
+    """Whether an HDF5 file holds a Keras network."""
     try:
         with Hdf5File(argument) as file:
-            return is_network(file.root)
+            return is_keras_network(file.root)
     except DataError:
         return False
 
 
-def _described(path: str, options: DataOptions) -> FileReport:
-    """The report; `ReversedAxesError` if the file says that its axes are reversed."""
+def _describe(path: str, options: DataOptions) -> FileReport:
+    """The report; `ReversedAxesError` if the file declares reversed axes."""
     transpose = options.transpose is True
     with Hdf5File(path, allow_external=options.allow_external, transpose=transpose) as file:
         problems: list[Problem] = []
         groups: list[GroupReport] = []
         roles: dict[str, str] = {}
         keys: dict[str, str] = {}
-        for folder in _holders(file.folder, options):
+        for group in _groups_with_layout(file.group, options):
             try:
-                groups.append(_any_group(file, folder, options, roles, problems))
+                groups.append(_report_group(file, group, options, roles, problems))
             except ReversedAxesError:
                 raise
             except DataError as error:
                 problems += error.problems
                 roles |= getattr(error, "roles", {})
-        datasets = tuple(_stored(file.folder, roles, problems))
+        datasets = tuple(_dataset_reports(file.group, roles, problems))
         if groups:
-            keys = _unusual(roles, groups[0], file.path)
+            keys = _config_keys(roles, groups[0], file.path)
             keys |= {"transpose": "true"} if transpose else {}
         return FileReport(
             file.path,
@@ -132,30 +247,29 @@ def _described(path: str, options: DataOptions) -> FileReport:
         )
 
 
-def _holders(folder: Folder, options: DataOptions) -> list[Folder]:
-    """The groups to look into: the parts of a data set, or the group itself."""
+def _groups_with_layout(group: Group, options: DataOptions) -> list[Group]:
     try:
-        recognise(folder, options)
+        detect_layout(group, options)
     except DataError:
-        return parts_of(folder, options) or [folder]
-    return [folder]
+        return subgroups_with_layout(group, options) or [group]
+    return [group]
 
 
-def _any_group(
+def _report_group(
     file: Hdf5File,
-    folder: Folder,
+    group: Group,
     options: DataOptions,
     roles: dict[str, str],
     problems: list[Problem],
 ) -> GroupReport:
-    """One group, even if nothing says how many features a step has."""
+    """Report on one group, even if the number of features is unknown."""
     try:
-        return _group(file, folder, options, roles, problems)
+        return _group_report(file, group, options, roles, problems)
     except UnknownFeaturesError as error:
         problems += error.problems
-        guessed = replace(options, features=error.common)
-        # What is wrong with a feature, and in which step, is not known without D.
-        report = _group(file, folder, guessed, roles, [])
+        with_features = replace(options, features=error.common_divisor)
+        # Problems of features and steps are unknown without D: they are dropped.
+        report = _group_report(file, group, with_features, roles, [])
         low, middle, high = np.quantile(error.sizes, (0, 0.5, 1)).tolist()
         by_sequence = report.targets is not None and report.targets.per_step is False
         return replace(
@@ -166,7 +280,7 @@ def _any_group(
             targets=report.targets if by_sequence else None,
             class_counts=report.class_counts if by_sequence else {},
             values=(int(low), middle, int(high)),
-            candidates=_divisors(error.common),
+            candidates=_divisors(error.common_divisor),
         )
 
 
@@ -175,27 +289,29 @@ def _divisors(number: int) -> tuple[int, ...]:
     return tuple(sorted({*small, *(number // k for k in small)}))
 
 
-def _group(
+def _group_report(
     file: Hdf5File,
-    folder: Folder,
+    group: Group,
     options: DataOptions,
     roles: dict[str, str],
     problems: list[Problem],
 ) -> GroupReport:
-    """Read one group through; adds to `roles` and `problems`."""
-    layout, reason = open_layout(folder, options)
+    """Report on one group. Adds to `roles` and `problems`."""
+    layout, reason = open_layout(group, options)
     roles |= layout.roles()
-    dataset = Dataset([Part(file, folder, layout, reason, 0, options)], options, ExitStack())
-    statistics = gather(dataset)
-    problems += input_problems(dataset, statistics)
-    problems += target_problems(dataset, statistics)
+    dataset = SequenceData(
+        [DataSource(file, group, layout, reason, 0, options)], options, ExitStack()
+    )
+    scan = scan_data(dataset)
+    problems += input_problems(dataset, scan)
+    problems += target_problems(dataset, scan)
     if isinstance(layout, Dense) and (padding := padding_in_front(layout)) is not None:
         problems.append(padding)
-    problems += [Problem(note, where=(folder.where,)) for note in dataset.notes]
+    problems += [Problem(note, where=(group.where,)) for note in dataset.notes]
     lengths = dataset.lengths()
     labels, names = dataset.class_labels, dataset.names
     return GroupReport(
-        folder.where,
+        group.where,
         layout.name,
         reason,
         dataset.count,
@@ -204,50 +320,60 @@ def _group(
         dataset.total_steps,
         dataset.dtype,
         dataset.targets,
-        None if names is None else tuple(names[:SHOWN_NAMES]),
+        None if names is None else tuple(names[:MAX_NAMES]),
         None if labels is None else tuple(labels),
-        dict(sorted(statistics.classes.items())),
+        dict(sorted(scan.classes.items())),
     )
 
 
-def _stored(top: Folder, roles: dict[str, str], problems: list[Problem]) -> Iterator[StoredReport]:
-    """Every dataset below `top`, each group once whatever links lead to it."""
-    seen: set[tuple[int, int]] = set()
+def _dataset_reports(
+    top: Group, roles: dict[str, str], problems: list[Problem]
+) -> Iterator[DatasetReport]:
+    """Report on every dataset below a group. Each group is visited once."""
+    visited: set[tuple[int, int]] = set()
     todo = [top]
     while todo:
-        folder = todo.pop()
+        group = todo.pop()
         try:
-            identity, names = folder.identity(), folder.names()
+            identity, names = group.identity(), group.names()
         except DataError as error:
             problems += error.problems
             continue
-        if identity in seen or folder.path.count("/") > MAX_DEPTH:
+        if identity in visited or group.path.count("/") > MAX_DEPTH:
             continue
-        seen.add(identity)
-        below: list[Folder] = []
+        visited.add(identity)
+        below: list[Group] = []
         for name in names:
-            path = f"{folder.path.rstrip('/')}/{name}"
+            path = f"{group.path.rstrip('/')}/{name}"
             try:
-                found = folder.find(name)
-                if isinstance(found, Folder):
-                    if not is_word(found.attribute("CLASS"), "TINDEX"):  # of PyTables
-                        below.append(found)
-                elif found is not None:
-                    yield _report(found, roles.get(path, ""))
+                member = group.find(name)
+                if isinstance(member, Group):
+                    if not is_word(member.attribute("CLASS"), "TINDEX"):  # index of PyTables
+                        below.append(member)
+                elif member is not None:
+                    yield _dataset_report(member, roles.get(path, ""))
             except DataError as error:
                 problems += error.problems
-                yield _stored_report(path, folder.declared(name), "refused")
+                yield _metadata_report(path, group.read_metadata(name), "refused")
         todo += reversed(below)
 
 
-def _report(stored: Stored, role: str) -> StoredReport:
-    report = _stored_report(stored.path, stored.declared(), role)
-    return replace(report, compression=stored.compression, in_heap=stored.in_heap)
+def _dataset_report(dataset: Dataset, role: str) -> DatasetReport:
+    report = _metadata_report(dataset.path, dataset.read_metadata(), role)
+    return replace(report, compression=dataset.compression, in_heap=dataset.in_heap)
 
 
-def _stored_report(path: str, told: Declared, role: str) -> StoredReport:
-    return StoredReport(
-        path, told.shape, told.dtype, told.storage, told.chunks, None, told.nbytes, False, role
+def _metadata_report(path: str, metadata: DatasetMetadata, role: str) -> DatasetReport:
+    return DatasetReport(
+        path,
+        metadata.shape,
+        metadata.dtype,
+        metadata.storage,
+        metadata.chunks,
+        None,
+        metadata.nbytes,
+        False,
+        role,
     )
 
 
@@ -259,25 +385,29 @@ def _format(file: Hdf5File) -> str:
     return "NetCDF-4 (an HDF5 file)" if netcdf else "HDF5"
 
 
-def _unusual(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, str]:
-    """Keys for a config's ``data``: the datasets that do not bear a usual name."""
+def _config_keys(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, str]:
+    """Keys of ``data`` in a config for the datasets without a usual name."""
     base = group.name.removeprefix(f"{file}:").rstrip("/")
     keys: dict[str, str] = {}
     for path, role in roles.items():
         if not path.startswith(f"{base}/"):
-            continue  # of another group
+            continue  # another group
         name = path.removeprefix(f"{base}/")
         if group.layout == "groups":
             if "/" not in name:
-                continue  # every dataset is a sequence: one name would leave out the others
+                continue  # every dataset is a sequence: a name would exclude the others
             name = name.rpartition("/")[2]
-        if role in USUAL and name not in USUAL[role] and not name.startswith("targets/data/"):
+        if (
+            role in USUAL_NAMES
+            and name not in USUAL_NAMES[role]
+            and not name.startswith("targets/data/")
+        ):
             keys.setdefault(role, in_yaml(name))
     return keys
 
 
 def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
-    """YAML for the first group: input size, a last layer for its targets, names to set."""
+    """YAML of a config for the first group: input size, last layer, names of datasets."""
     if not groups:
         return ""
     group = groups[0]
@@ -285,7 +415,7 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     if group.features is None:
         size = f"{group.candidates[-1]}  # or another that divides every row"
     lines = ["model:", f"  input_size: {size}", "  layers:"]
-    targets = None if group.targets is None else group.targets.placed(True)
+    targets = None if group.targets is None else group.targets.resolve(True)
     if group.targets is not None and group.targets.per_step is None:
         units = (*group.targets.shape, 1)[0]
         lines.append(f"    # taken as one a step; return_sequences: false and units: {units} take")
@@ -294,23 +424,23 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     lines.append(f"    - {{type: lstm, hidden_size: 100, return_sequences: {sequences}}}")
     loss = "mse"
     if targets is not None and targets.kind == "class" and group.class_counts:
-        left_out, spare = ignored(group.class_counts), spare_class(group.class_counts)
-        units = spare + 1 if left_out else len(group.class_labels or ()) or spare
+        ignored, spare = ignored_labels(group.class_counts), spare_class(group.class_counts)
+        units = spare + 1 if ignored else len(group.class_labels or ()) or spare
         lines.append(f"    - {{type: dense, units: {units}, activation: softmax}}")
-        loss = f"cross_entropy\n  class_weights: {{{spare}: 0}}" if left_out else "cross_entropy"
+        loss = f"cross_entropy\n  class_weights: {{{spare}: 0}}" if ignored else "cross_entropy"
     elif targets is not None:
         units = targets.shape[0] if targets.shape else 1
         lines.append(f"    - {{type: dense, units: {units}}}")
     steps = group.steps[2] if group.layout == "series" and group.steps is not None else 0
     series = targets is None and steps > 2
-    if series:  # the next value from those before it
+    if series:  # forecast of the next value
         lines.append(f"    - {{type: dense, units: {group.features}}}")
-    named = [f"  {role}: {name}" for role, name in keys.items()]
+    data_lines = [f"  {role}: {name}" for role, name in keys.items()]
     if series:
-        length = min(WINDOW, steps // 2)
-        named.append(f"  window: {{length: {length}, stride: 1, horizon: 1}}")
-    if named:
-        lines += ["data:", *named]
+        length = min(SUGGESTED_WINDOW, steps // 2)
+        data_lines.append(f"  window: {{length: {length}, stride: 1, horizon: 1}}")
+    if data_lines:
+        lines += ["data:", *data_lines]
     if targets is not None or series:
         lines += ["train:", f"  loss: {loss}"]
     return "\n".join(lines) + "\n"

@@ -1,48 +1,53 @@
-"""Results of a run: outputs in the input's layout, lengths, final states, names."""
+"""Results of a run: outputs, gates and states written to HDF5, and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_cli.data.dataset import Dataset
-from lstm_cli.data.output import OutputFile, Writer
-from lstm_cli.data.ragged import starts_of, valid_steps
+from lstm_cli.data.dataset_roles import require_numeric
+from lstm_cli.data.lengths import starts_of, valid_steps
+from lstm_cli.data.sequence_data import SequenceData
 from lstm_cli.data.types import Array, Batch
-from lstm_cli.errors import LstmCliError
+from lstm_cli.errors import DataError, LstmCliError
+from lstm_cli.hdf5.dataset import Dataset, type_name
+from lstm_cli.hdf5.file import Hdf5File
+from lstm_cli.hdf5.group import Group
+from lstm_cli.hdf5.writing import OutputFile, Writer
 
 StateShape: TypeAlias = tuple[int, int, int, int | None]
-"""Layer index, directions, size of h, size of c or None."""
+"""Layer index, number of directions, size of h, and size of c or None."""
 
 RESERVED = frozenset(("outputs", "lengths", "names", "classes", "state"))
+"""Names in a results file that no sequence may have."""
 
 
 class ResultWriter(Writer):
-    """Writes ``OUT.h5`` batch by batch; a context manager.
+    """Writes a results file batch by batch; a context manager.
 
-    Leaving it without an error gives the file its name; any error, an interruption too, leaves
-    nothing behind, and an older file as it was.
+    The file gets its name at the end. Any error, also an interruption, leaves no file behind and
+    keeps an older file.
 
     Parameters
     ----------
     path
-        The file to make.
+        Path of the results file.
     dataset
-        What the run reads.
+        The data of the run.
     features
-        Outputs F, of a step or of a sequence.
+        Number of outputs F per step or per sequence.
     per_step
         The network returns sequences.
     dtype
-        Of outputs and states.
+        Type of outputs and states.
     attributes
-        Of the file: version, config, hash of the weights.
+        Attributes of the file: version, config, hash of the weights.
     states
-        A recurrent layer each.
+        Shapes of the states of each recurrent layer.
     force
         Replace a file that another program wrote.
 
@@ -51,13 +56,13 @@ class ResultWriter(Writer):
     LstmCliError
         The file cannot be written, or names of sequences collide.
     UsageError
-        It is one of the files being read, or another program wrote it.
+        The file is being read, or another program wrote it.
     """
 
     def __init__(
         self,
         path: str,
-        dataset: Dataset,
+        dataset: SequenceData,
         *,
         features: int,
         per_step: bool,
@@ -76,14 +81,14 @@ class ResultWriter(Writer):
         self._states: dict[int, tuple[Any, Any]] = {}
         self._outputs: Any = None
         self._starts = starts_of(dataset.lengths())
-        # Windows are dense, whatever they were cut from.
+        # Windows are written as dense.
         self._layout = "dense" if dataset.windowed else dataset.layout
         if self._layout == "groups":
-            _need_own_names(dataset, path)
+            _require_unique_names(dataset, path)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of ``outputs``; of vlen and groups, that of all rows one after the other."""
+        """Shape of ``outputs``; for vlen and groups, the shape of all rows one after the other."""
         data, F = self._dataset, self._features
         if not self._per_step:
             return data.count, F
@@ -126,58 +131,61 @@ class ResultWriter(Writer):
         if data.names is not None and self._layout != "groups":
             file.put_texts("names", data.names)
         if data.windowed:
-            file.put_texts("source/file", data.sources.files)
-            file.put("source/sequence", data.sources.sequence)
-            file.put("source/step", data.sources.step)
-            if data.sources.names is not None:
-                file.put_texts("source/name", data.sources.names)
+            origins = data.window_origins
+            file.put_texts("source/file", origins.files)
+            file.put("source/sequence", origins.sequence)
+            file.put("source/step", origins.step)
+            if origins.names is not None:
+                file.put_texts("source/name", origins.names)
         if data.class_labels is not None:
             file.put_texts("classes", data.class_labels)
         for layer, directions, h, c in self._state_shapes:
-            self._states[layer] = (
-                file.create(f"state/{layer}/h", (data.count, directions, h), self._dtype),
-                None
-                if c is None
-                else file.create(f"state/{layer}/c", (data.count, directions, c), self._dtype),
-            )
+            shapes = {"h": (data.count, directions, h)}
+            if c is not None:
+                shapes["c"] = (data.count, directions, c)
+            datasets = {
+                letter: file.create(f"state/{layer}/{letter}", shape, self._dtype)
+                for letter, shape in shapes.items()
+            }
+            self._states[layer] = datasets["h"], datasets.get("c")
 
     def _sequences(self, batch: Batch, outputs: Array) -> Iterator[tuple[int, Array]]:
-        """Number of each sequence, and its own valid steps (T, F), or its (F,)."""
+        """Number and outputs of each sequence: its valid steps (T, F), or (F,)."""
         lengths = self._dataset.lengths(batch.first, batch.count)
         for row, length in enumerate(lengths.tolist()):
-            own = outputs[row, :length] if self._per_step else outputs[row]
-            yield batch.first + row, own.astype(self._dtype, copy=False)
+            values = outputs[row, :length] if self._per_step else outputs[row]
+            yield batch.first + row, values.astype(self._dtype, copy=False)
 
     def _write_groups(self, batch: Batch, outputs: Array) -> None:
         names = self._dataset.names or []
-        for number, own in self._sequences(batch, outputs):
-            self._file.put(f"{names[number]}/outputs", own)
+        for number, values in self._sequences(batch, outputs):
+            self._file.put(f"{names[number]}/outputs", values)
 
     def _write_rows(self, batch: Batch, outputs: Array) -> None:
-        for number, own in self._sequences(batch, outputs):
-            self._file.fill(self._outputs, number, own.reshape(-1))
+        for number, values in self._sequences(batch, outputs):
+            self._file.fill(self._outputs, number, values.reshape(-1))
 
     def _write_state(self, layer: int, rows: slice, h: Array, c: Array | None) -> None:
-        stored_h, stored_c = self._states[layer]
-        self._file.fill(stored_h, rows, h)
-        if stored_c is not None and c is not None:
-            self._file.fill(stored_c, rows, c)
+        dataset_h, dataset_c = self._states[layer]
+        self._file.fill(dataset_h, rows, h)
+        if dataset_c is not None and c is not None:
+            self._file.fill(dataset_c, rows, c)
 
 
-def valid_rows(batch: Batch, padded: Array, dataset: Dataset) -> Array:
-    """(rows, ...) the valid steps of (N, T, ...), one sequence after the other."""
+def valid_rows(batch: Batch, padded: Array, dataset: SequenceData) -> Array:
+    """(rows, ...) valid steps of (N, T, ...), one sequence after the other."""
     lengths = dataset.lengths(batch.first, batch.count)
     rows: Array = padded[valid_steps(lengths, padded.shape[1])]
     return rows
 
 
-def _need_own_names(dataset: Dataset, path: str) -> None:
-    """Raise LstmCliError if two sequences, or one and what else is written, share a name."""
+def _require_unique_names(dataset: SequenceData, path: str) -> None:
+    """Raise LstmCliError if two sequences share a name, or a name is reserved."""
     names = sorted(dataset.names or [])
-    twice = next((a for a, b in pairwise(names) if a == b), None)
-    if twice is not None:
+    duplicate = next((a for a, b in pairwise(names) if a == b), None)
+    if duplicate is not None:
         raise LstmCliError(
-            f"two sequences are called {twice}: their results would have one place",
+            f"two sequences are called {duplicate}: their results would have the same name",
             expected="names that differ over all files",
             where=(path, *dataset.paths),
             hint="run the files one at a time",
@@ -185,7 +193,223 @@ def _need_own_names(dataset: Dataset, path: str) -> None:
     reserved = next((name for name in names if name in RESERVED), None)
     if reserved is not None:
         raise LstmCliError(
-            f"a sequence is called {reserved}, a name the results need for themselves",
+            f"a sequence is called {reserved}, a name that is reserved in results",
             expected="another name for that group",
             where=(path, *dataset.paths),
         )
+
+
+GateValues: TypeAlias = Mapping[int, Mapping[str, Mapping[str, Array]]]
+"""Values (N, T, H) by layer index, direction, and name of gate or state."""
+
+
+class GateWriter(Writer):
+    """Writes ``layers/<k>/<forward|reverse>/<name>`` batch by batch; a context manager.
+
+    Dense data and windows give (N, T, H); other layouts give (sum T, H) and ``lengths``. The
+    names come from the first batch. The file gets its name at the end, as with `ResultWriter`.
+
+    Raises
+    ------
+    LstmCliError
+        The file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dataset: SequenceData,
+        *,
+        dtype: DTypeLike,
+        attributes: Mapping[str, Any],
+        force: bool = False,
+    ) -> None:
+        self._file = OutputFile(path, dataset.paths, option="--gates", force=force)
+        self._dataset = dataset
+        self._dtype = np.dtype(dtype)
+        self._attributes = dict(attributes)
+        self._datasets: dict[str, Any] = {}
+        self._starts = starts_of(dataset.lengths())
+
+    def _prepare(self) -> None:
+        self._file.describe(self._attributes)
+        if self._dataset.varying or not self._dataset.padded:
+            self._file.put("lengths", self._dataset.lengths())
+        if self._dataset.names is not None:
+            self._file.put_texts("names", self._dataset.names)
+
+    def write(self, batch: Batch, gates: GateValues) -> None:
+        """Write the gates and states of a batch."""
+        stop = batch.first + batch.count
+        for name, values in _flat_names(gates):
+            dataset = self._dataset_for(name, values.shape[2])
+            if self._dataset.padded:
+                steps = min(values.shape[1], self._dataset.width)
+                place = (slice(batch.first, stop), slice(0, steps))
+                self._file.fill(dataset, place, values[:, :steps])
+            else:
+                rows = slice(int(self._starts[batch.first]), int(self._starts[stop]))
+                self._file.fill(dataset, rows, valid_rows(batch, values, self._dataset))
+
+    def _dataset_for(self, name: str, size: int) -> Any:
+        if name not in self._datasets:
+            data = self._dataset
+            steps = (data.count, data.width) if data.padded else (data.total_steps,)
+            self._datasets[name] = self._file.create(name, (*steps, size), self._dtype)
+        return self._datasets[name]
+
+
+def _flat_names(gates: GateValues) -> Iterator[tuple[str, Array]]:
+    for layer, directions in gates.items():
+        for direction, arrays in directions.items():
+            for name, values in arrays.items():
+                yield f"layers/{layer}/{direction}/{name}", values
+
+
+class StateReader:
+    """Reads ``state/<layer>/h`` and ``/c`` of a results file; a context manager.
+
+    Parameters
+    ----------
+    path
+        ``FILE.h5`` or ``FILE.h5:/group``.
+    states
+        Shapes of the states of each recurrent layer that needs states.
+    count
+        Number of sequences N of the run.
+    unread
+        Layers and letters of states that are not read and may be missing.
+    one_sided
+        Layers that need the states of the reverse direction only.
+
+    Attributes
+    ----------
+    not_finite
+        The first state that was read and holds NaN or infinity, in words, or None.
+
+    Raises
+    ------
+    DataError
+        The file is missing or damaged, or a state is missing or has another shape.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        states: Sequence[StateShape],
+        count: int,
+        unread: Collection[tuple[int, str]] = (),
+        one_sided: Collection[int] = (),
+    ) -> None:
+        self._file = Hdf5File(path, allow_external=None)
+        self.not_finite: str | None = None
+        self._datasets: dict[int, dict[str, Dataset]] = {}
+        try:
+            for layer, directions, *sizes in states:
+                self._datasets[layer] = {
+                    letter: self._state(
+                        layer, letter, (count, directions, size), layer in one_sided
+                    )
+                    for letter, size in zip("hc", sizes, strict=True)
+                    if size is not None and (layer, letter) not in unread
+                }
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, first: int, n: int) -> dict[int, tuple[Array | None, Array | None]]:
+        """States h (n, directions, P or H) and c, or None, of `n` sequences, by layer index."""
+        rows = slice(first, first + n)
+        states = {}
+        for layer, datasets in self._datasets.items():
+            values = {letter: dataset.read(rows) for letter, dataset in datasets.items()}
+            for letter, state in values.items():
+                self._note_not_finite(f"state/{layer}/{letter}", first, state)
+            states[layer] = (values.get("h"), values.get("c"))
+        return states
+
+    def _note_not_finite(self, name: str, first: int, values: Array) -> None:
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if self.not_finite is None and not finite.all():
+            place = f"{self._file.group.where.rstrip('/')}/{name}"
+            row = first + int(np.argmin(finite))
+            self.not_finite = f"{place} holds NaN or infinity, in sequence {row} say"
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> StateReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _state(
+        self, layer: int, name: str, shape: tuple[int, int, int], one_sided: bool
+    ) -> Dataset:
+        group = self._file.group
+        dataset = group.dataset(f"state/{layer}/{name}")
+        where = f"{group.where.rstrip('/')}/state/{layer}/{name}"
+        letters = "(N, directions, H)" if name == "c" else "(N, directions, H or P)"
+        if dataset is None:
+            raise DataError(
+                f"{where} does not exist",
+                expected=f"the state of layer {layer}, {letters} = {shape}",
+                where=where,
+                hint="lstm-cli run ... --output writes a file with states",
+            )
+        shapes = [shape, (shape[0], 1, shape[2])] if one_sided else [shape]
+        if dataset.shape not in shapes or not dataset.numeric or dataset.vlen:
+            either = f", or {shapes[-1]} of the reverse direction, the only one in use"
+            raise DataError(
+                f"{where} does not fit the network and the data",
+                expected=f"{letters} = {shape}" + (either if one_sided else ""),
+                found=f"{dataset.shape}, {type_name(dataset)}",
+                where=where,
+            )
+        return dataset
+
+
+MAX_GROUP_DEPTH = 3
+"""Largest depth of datasets that are read, as of ``state/0/h``."""
+
+
+def read_arrays(argument: str, selects: Callable[[str], bool]) -> dict[str, Array]:
+    """Numeric datasets of ``FILE.h5`` or ``FILE.h5:/group``, by their path in the group.
+
+    Parameters
+    ----------
+    selects
+        Tells by the path whether a dataset is read.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or a selected dataset is not numeric or is stored elsewhere.
+    """
+    with Hdf5File(argument, allow_external=None) as file:
+        arrays = {}
+        for name, dataset in _selected_datasets(file.group, "", selects):
+            require_numeric(dataset, name, (dataset.where,))
+            if dataset.vlen:
+                raise DataError(
+                    f"{dataset.where} has rows of their own lengths", where=dataset.where
+                )
+            arrays[name] = dataset.read()
+        return arrays
+
+
+def _selected_datasets(
+    group: Group, prefix: str, selects: Callable[[str], bool], depth: int = 1
+) -> Iterator[tuple[str, Dataset]]:
+    for name in group.names():
+        path = f"{prefix}{name}"
+        if selects(path):
+            dataset = group.dataset(name)
+            if dataset is not None:
+                yield path, dataset
+        elif depth < MAX_GROUP_DEPTH and path.split("/", 1)[0] == "state":
+            inner = group.group(name)
+            if inner is not None:
+                yield from _selected_datasets(inner, f"{path}/", selects, depth + 1)

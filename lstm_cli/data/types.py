@@ -1,37 +1,44 @@
-"""What the data folder takes and gives: options, windows, batches, facts about targets."""
+"""Types of the data folder: options, windows, batches, facts about targets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
+
 TargetKind: TypeAlias = Literal["class", "values"]
-Room: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
-"""Makes the array (C-contiguous, of this shape and dtype) that inputs are read into; its values
-may be anything. ``numpy.empty``, or a device's page-locked memory."""
+
+Allocator: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+"""Function that makes the array for the inputs of a batch, from shape and dtype.
+
+The array is C-contiguous and its values are arbitrary: ``numpy.empty``, or page-locked memory.
+"""
 
 LAYOUTS = ("dense", "concatenated", "vlen", "groups", "series")
+
 MAX_BATCH_BYTES = 256 << 20
-"""Padded inputs of one batch take no more than this, unless rows must be kept together."""
+"""Largest number of bytes of a batch's padded inputs, unless rows must stay together."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """How sequences are cut.
+    """Windows into which sequences are cut.
 
     Attributes
     ----------
-    length, stride
-        Steps in a window, and from one window's start to the next one's.
+    length
+        Steps in a window.
+    stride
+        Steps between the starts of two neighboring windows.
     horizon
-        A window's first target stands this many steps after its last step.
+        Steps between the last step of a window and its first target.
     predict
-        Consecutive steps that a window's targets cover.
+        Consecutive steps that the targets of a window cover.
     """
 
     length: int
@@ -41,13 +48,13 @@ class Window:
 
     @property
     def reach(self) -> int:
-        """Steps from a window's last step to the last step of its targets."""
+        """Steps between the last step of a window and its last target."""
         return self.horizon + self.predict - 1
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the config and the command line say about the data; None is found out.
+    """Options of the config and the command line about the data. None means to detect.
 
     Attributes
     ----------
@@ -58,16 +65,17 @@ class DataOptions:
     window
         Cut every sequence into windows.
     transpose
-        The axes are reversed as stored, or are not; None: refuse a file that says they are.
+        The axes in the file are reversed (True) or not (False). With None, a file that declares
+        reversed axes is refused.
     need_targets
-        A configured dataset of targets that is missing is an error; else a note.
+        A missing dataset of configured targets is an error; else it is a note.
     features
-        The config's input size: how many features a flat row of the vlen layout holds, where
-        the file does not say it.
+        Input size of the config: features in a step of the vlen layout, if the file does not
+        say it.
     where
-        Where names and layout were set, such as ``configs/mine.yaml line 12``, for errors.
+        Place where names and layout were set, such as ``configs/mine.yaml line 12``, for errors.
     allow_external
-        Follow external links, virtual datasets and external storage, and believe any shape.
+        Follow external links, virtual datasets and external storage, and accept any shape.
     """
 
     inputs: str | None = None
@@ -84,32 +92,35 @@ class DataOptions:
     allow_external: bool = False
 
     def places(self, *more: str) -> tuple[str, ...]:
-        """Places to name in an error: those given, then where options were set, if any was."""
-        told = (self.inputs, self.targets, self.lengths, self.offsets, self.mask, self.layout)
+        """Places that an error names: those in `more`, then `where` if any option is set."""
+        names = (self.inputs, self.targets, self.lengths, self.offsets, self.mask, self.layout)
         unset = self.window is None and self.transpose is None
-        if self.where is None or (unset and not any(told)):
+        if self.where is None or (unset and not any(names)):
             return more
         return (*more, self.where)
 
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """What the targets are, as far as the file tells.
+    """Facts about targets that the file tells.
 
     Attributes
     ----------
     name
-        Such as ``words.h5:/test/targets``.
+        File and path, such as ``words.h5:/test/targets``.
     kind
-        ``class``: integers without a further axis, which may be class indices. Else ``values``.
+        ``class`` for integers without a further axis, which may be class indices; else
+        ``values``.
     shape
         Shape of one target: ``()`` or ``(K,)``.
     per_step
-        One a step, one a sequence, or None where the shape allows both: the network decides.
+        True for one target per step, False for one per sequence. None if the shape allows both
+        and the network decides.
     dtype
-        Type as stored.
+        Type in the file.
     step_shape
-        Shape of one target a step, where `per_step` is None; `shape` is that of one a sequence.
+        Shape of one target per step if `per_step` is None; then `shape` is the shape of one
+        target per sequence.
     """
 
     name: str
@@ -128,13 +139,13 @@ class TargetInfo:
         per_step: bool | None,
         step_shape: tuple[int, ...] = (),
     ) -> TargetInfo:
-        """Facts about targets, with the kind that type and shape tell."""
+        """Facts about targets, with the kind that follows from type and shape."""
         integral = np.dtype(dtype).kind in "iub"
         kind: TargetKind = "class" if integral and shape == () else "values"
         return cls(name, kind, shape, per_step, dtype, step_shape)
 
-    def placed(self, per_step: bool | None) -> TargetInfo:
-        """Facts once it is known whether targets are one a step, where the shape allows both."""
+    def resolve(self, per_step: bool | None) -> TargetInfo:
+        """The facts with `per_step` decided, if the shape allows both."""
         if self.per_step is not None or per_step is None:
             return self
         shape = self.step_shape if per_step else self.shape
@@ -143,7 +154,7 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences: consecutive ones of one file, or any, in any order, from `Dataset.take`.
+    """Some sequences: consecutive ones of one file, or any, from `SequenceData.take`.
 
     Attributes
     ----------
@@ -152,16 +163,17 @@ class Batch:
     lengths
         (N,) int64 valid steps; None if all T are.
     targets
-        (N,), (N, K), (N, T) or (N, T, K), or None; int64 if they may be class indices, else of
-        the dtype of `x`, or a wider one that holds what is stored. Padded steps hold 0.
-    known
-        (N,) true for sequences that have a target; None if all have. Others hold 0.
+        (N,), (N, K), (N, T) or (N, T, K), or None. They are int64 if they may be class indices,
+        else the dtype of `x`, or a wider dtype that holds the values in the file. Padded steps
+        hold 0.
+    has_target
+        (N,) true for sequences with a target; None if all have one. Other targets hold 0.
     first
         Number of the first sequence in the whole dataset.
     file
         Number of the file that holds the first sequence.
     nbytes
-        Bytes the file's own types take for what was read; 0 if it was in memory already.
+        Bytes read, in the types of the file; 0 if the sequences were in memory.
     """
 
     x: Array
@@ -170,7 +182,7 @@ class Batch:
     first: int
     file: int
     nbytes: int
-    known: NDArray[np.bool_] | None = None
+    has_target: NDArray[np.bool_] | None = None
 
     @property
     def count(self) -> int:
@@ -178,91 +190,13 @@ class Batch:
         return int(self.x.shape[0])
 
 
-class Targets(Protocol):
-    """Targets of one file."""
-
-    @property
-    def info(self) -> TargetInfo:
-        """What they are."""
-
-    def read(
-        self, start: int, stop: int, steps: int, dtype: DTypeLike, per_step: bool | None
-    ) -> tuple[Array, int]:
-        """Targets of sequences start to stop, steps padded to `steps`, and the bytes read.
-
-        `per_step` decides where the shape allows both.
-        """
-
-    def span(self, number: int, begin: int, end: int, stride: int) -> Array:
-        """Targets of every `stride`-th step of a sequence, begin to end, as stored.
-
-        Only where targets may be one a step.
-        """
-
-    def place(self, number: int) -> str:
-        """Where the targets of a sequence stand."""
+def cast_to(values: Array, dtype: DTypeLike) -> Array:
+    """`values` as C-contiguous `dtype`. Values outside the range of `dtype` become infinite."""
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(values, dtype=dtype)
 
 
-class Layout(Protocol):
-    """The sequences of one file, in whichever form it holds them."""
-
-    @property
-    def name(self) -> str:
-        """One of `LAYOUTS`."""
-
-    @property
-    def inputs(self) -> str:
-        """Where the inputs stand, such as ``words.h5:/test/inputs``."""
-
-    @property
-    def count(self) -> int:
-        """Sequences N."""
-
-    @property
-    def features(self) -> int:
-        """Features D."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of the longest sequence."""
-
-    @property
-    def width(self) -> int:
-        """Steps T of the inputs as they stand in the file, padding included."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64] | None:
-        """(N,); None if every sequence has `steps`."""
-
-    @property
-    def dtype(self) -> str:
-        """Of the inputs, as stored."""
-
-    @property
-    def targets(self) -> Targets | None:
-        """What belongs to the sequences, if anything does."""
-
-    @property
-    def padded(self) -> bool:
-        """Results are written as (N, T, F)."""
-
-    def read(self, start: int, stop: int, out: Array) -> int:
-        """Read the inputs of sequences start to stop; the bytes read.
-
-        Parameters
-        ----------
-        out
-            (n, T, D) to fill, padding with 0; T at least the longest one's steps.
-        """
-
-    def span(self, number: int, begin: int, end: int) -> Array:
-        """Steps begin to end of a sequence, (steps, D), as stored."""
-
-    def place(self, number: int) -> str:
-        """Where the inputs of a sequence stand."""
-
-    def roles(self) -> dict[str, str]:
-        """Path in the file of every dataset used, and what it was taken for."""
-
-    def sequence_names(self) -> list[str] | None:
-        """Names the file gives its sequences."""
+def common_dtype(*dtypes: DTypeLike) -> np.dtype[Any]:
+    """The narrowest floating-point type that holds the numbers of all types, at most float64."""
+    wide = np.result_type(np.float32, *(np.dtype(dtype) for dtype in dtypes))
+    return min(wide, np.dtype(np.float64), key=lambda dtype: dtype.itemsize)

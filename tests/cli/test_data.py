@@ -106,24 +106,24 @@ class TestOwnFiles:
         return "out.h5"
 
     def test_results(self, lstm, config, data, results):
-        found = lstm("data", results)
-        assert found.code == 3
-        assert "out.h5 holds results, as lstm-cli run --output writes them" in found.err
-        assert "found outputs /outputs (7, 9, 3); final states of layers 0, 1" in found.err
-        assert re.search(r"/state/0/h +\(7, 2, 7\).*final state h", found.out)
-        python, _, again = hints(found)[0].partition("; ")
+        result = lstm("data", results)
+        assert result.code == 3
+        assert "out.h5 holds results, as lstm-cli run --output writes them" in result.err
+        assert "found outputs /outputs (7, 9, 3); final states of layers 0, 1" in result.err
+        assert re.search(r"/state/0/h +\(7, 2, 7\).*final state h", result.out)
+        python, _, again = hints(result)[0].partition("; ")
         values = eval(re.search(r"h5py\.File.*\]", python)[0], {"h5py": h5py})
         assert values.shape == (7, 9, 3)
         words = shlex.split(again.replace("CONFIG", str(config)).replace("DATA", str(data)))
         assert lstm(*words[1:6], *REFERENCE).code == 0
 
     def test_results_as_data_and_as_config(self, lstm, config, data, results):
-        found = lstm("run", config, results)
-        assert (found.code, "holds results" in found.err) == (3, True)
-        found = lstm("run", results, data)
-        assert (found.code, "holds results" in found.err) == (4, True)
-        found = lstm("inspect-shapes", CONFIG, results)  # whose config names datasets
-        assert (found.code, "holds results" in found.err) == (3, True)
+        result = lstm("run", config, results)
+        assert (result.code, "holds results" in result.err) == (3, True)
+        result = lstm("run", results, data)
+        assert (result.code, "holds results" in result.err) == (4, True)
+        result = lstm("inspect-shapes", CONFIG, results)  # whose config names datasets
+        assert (result.code, "holds results" in result.err) == (3, True)
         assert lstm(*shlex.split(hints(lstm("run", results, data))[0])[1:3]).code == 3
 
     def test_results_may_be_read_where_the_config_says_so(self, lstm, config, data, results):
@@ -139,11 +139,11 @@ class TestOwnFiles:
         assert "found outputs /a/outputs (3, 3) and 1 more sequence; final states" in found.err
 
     def test_gates(self, lstm, config, results):
-        found = lstm("data", "gates.h5")
-        assert found.code == 3
-        assert "gates.h5 holds gates and states of every step" in found.err
-        assert re.search(r"/layers/0/forward/i +\(7, 9, 7\) .*gate i", found.out)
-        (hint,) = hints(found)
+        result = lstm("data", "gates.h5")
+        assert result.code == 3
+        assert "gates.h5 holds gates and states of every step" in result.err
+        assert re.search(r"/layers/0/forward/i +\(7, 9, 7\) .*gate i", result.out)
+        (hint,) = hints(result)
         values = eval(re.search(r"h5py\.File.*\]", hint)[0], {"h5py": h5py})
         assert values.shape == (7, 9, 7)
         assert "holds gates" in lstm("run", config, "gates.h5").err
@@ -159,13 +159,13 @@ class TestOwnFiles:
             "run/metrics.jsonl": "the metrics of a training run",
         }
         for name, words in says.items():
-            found = lstm("data", name)
-            assert (found.code, words in found.err) == (3, True), name
-            hint = shlex.split(re.search(r"lstm-cli run \S+ DATA", found.err)[0])
+            result = lstm("data", name)
+            assert (result.code, words in result.err) == (3, True), name
+            hint = shlex.split(re.search(r"lstm-cli run \S+ DATA", result.err)[0])
             assert lstm("run", hint[2], data, *REFERENCE).code == 0
-        found = lstm("data", "run/checkpoint.safetensors")
-        assert "the checkpoint of a training run" in found.err
-        line = hints(found)[0].partition(" goes on")[0]
+        result = lstm("data", "run/checkpoint.safetensors")
+        assert "the checkpoint of a training run" in result.err
+        line = hints(result)[0].partition(" goes on")[0]
         for name in (
             "run",
             "run/checkpoint.safetensors",
@@ -228,12 +228,14 @@ class TestIgnoredLabels:
                 file["part/inputs"], file["part/targets"] = x, y
             for n in range(9 if layout == "groups" else 0):
                 file[f"part/s{n}/inputs"], file[f"part/s{n}/targets"] = x[n], y[n]
-        found = lstm("data", "d.h5:/part")
-        assert found.code == 0
-        assert "looks like an ignored label" in found.err or "look like ignored labels" in found.err
-        assert "256" not in found.out
-        assert "{type: dense, units: 4, activation: softmax}" in found.out
-        hint = hints(found)[0]
+        result = lstm("data", "d.h5:/part")
+        assert result.code == 0
+        assert (
+            "looks like an ignored label" in result.err or "look like ignored labels" in result.err
+        )
+        assert "256" not in result.out
+        assert "{type: dense, units: 4, activation: softmax}" in result.out
+        hint = hints(result)[0]
         assert "units: 4 and train.class_weights: {3: 0}" in hint
         copy = python_of(hint)
         assert "ignored" not in lstm("data", f"{copy}:/part").err
@@ -266,12 +268,12 @@ class TestNumbersAndNouns:
         Path("c.yaml").write_text(
             "model:\n  input_size: 1\n  layers:\n    - {type: dense, units: 1}\n"
         )
-        said = [lstm("run", "c.yaml", "d.h5", *REFERENCE), lstm("data", "d.h5")]
-        said += [lstm("inspect-shapes", "c.yaml", "d.h5")]
-        said += [lstm("run", "c.yaml", "d.h5", "--set", "model.input_size=12")]
-        assert "1 sequence, 1 step, 1 feature (dense)" in said[0].out
-        assert "the inputs have 1 feature, the network reads 12" in said[3].err
-        for one in said:
+        message = [lstm("run", "c.yaml", "d.h5", *REFERENCE), lstm("data", "d.h5")]
+        message += [lstm("inspect-shapes", "c.yaml", "d.h5")]
+        message += [lstm("run", "c.yaml", "d.h5", "--set", "model.input_size=12")]
+        assert "1 sequence, 1 step, 1 feature (dense)" in message[0].out
+        assert "the inputs have 1 feature, the network reads 12" in message[3].err
+        for one in message:
             assert not re.findall(r"(?<![\d.,])1 \w+s\b(?<!is)(?<!has)", one.out + one.err)
 
     @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
@@ -285,11 +287,11 @@ class TestNumbersAndNouns:
             "    - {type: dense, units: 1}\n"
             f"train: {{loss: {loss}, epochs: 1, validation: 0.3}}\n"
         )
-        found = lstm("train", "c.yaml", "d.h5", "--output", "o", *REFERENCE)
-        (head,) = [line for line in found.out.splitlines() if "the best" in line]
+        result = lstm("train", "c.yaml", "d.h5", "--output", "o", *REFERENCE)
+        (head,) = [line for line in result.out.splitlines() if "the best" in line]
         names = [name for name in ("loss", "mse", "mae") if name != loss]
         assert head.split()[-len(names) :] == names
-        line = next(line for line in found.err.splitlines() if line.startswith("epoch 1/1"))
+        line = next(line for line in result.err.splitlines() if line.startswith("epoch 1/1"))
         assert re.findall(r"(?:val_)?(?:loss|mse|mae)", line) == [
             *names,
             *(f"val_{name}" for name in names),
@@ -341,11 +343,11 @@ def test_hints_on_targets_that_do_not_fit_lead_to_a_network_that_trains(
         f"train: {{loss: {loss}, epochs: 1}}\n"
     )
     command = ("train", "c.yaml", "d.h5", "--quiet", *REFERENCE, "--output")
-    found = lstm(*command, "o")
-    if found.code == 0:  # five values a sequence
+    result = lstm(*command, "o")
+    if result.code == 0:  # five values a sequence
         assert (layout, units) == ("dense", 5)
         return
-    parts = re.split(r", if [\w ]+(?:; (?:else )?|$)", hints(found)[0])
+    parts = re.split(r", if [\w ]+(?:; (?:else )?|$)", hints(result)[0])
     # Targets of 0 and 1 are a class a step, and shares of classes only by name.
     for k, part in enumerate(parts[: 1 if loss == "cross_entropy" else 2]):
         if part:

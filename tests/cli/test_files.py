@@ -400,7 +400,7 @@ class Faults:
             monkeypatch.setattr(os, name, self._faulty(getattr(os, name)))
         faulty = self._faulty(files.write_all)
         monkeypatch.setattr(files, "write_all", faulty)
-        monkeypatch.setattr("lstm_cli.data.output.write_all", faulty)
+        monkeypatch.setattr("lstm_cli.hdf5.writing.write_all", faulty)
 
     def _faulty(self, function):
         def call(*given, **named):

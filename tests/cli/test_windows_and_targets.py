@@ -72,12 +72,12 @@ def test_what_the_network_returns_decides_on_targets(lstm, tmp_path, case, dtype
     p = outputs(out)
     valid = np.arange(5) < (LENGTHS if varying else np.full(8, 5))[:, None]
     if case == "5 labels a sequence":
-        wanted = -np.where(y, np.log(p), np.log(1 - p)).mean()
+        expected = -np.where(y, np.log(p), np.log(1 - p)).mean()
     elif case == "1 value a step":
-        wanted = np.square(p[..., 0] - y)[valid].mean()
+        expected = np.square(p[..., 0] - y)[valid].mean()
     else:
-        wanted = -np.log(np.take_along_axis(p, y.astype(int)[..., None], 2)[valid]).mean()
-    assert outcome.json["metrics"]["loss"] == pytest.approx(wanted, rel=1e-5)
+        expected = -np.log(np.take_along_axis(p, y.astype(int)[..., None], 2)[valid]).mean()
+    assert outcome.json["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
     if dtype in ("u1", "f4"):
         outcome = lstm("train", config, data, "--output", tmp_path / "o", "--quiet", *ENGINE)
         assert outcome.code == 0, outcome.err
@@ -149,18 +149,18 @@ def test_a_forecaster_forecasts_from_the_newest_data(lstm, tmp_path):
     outcome = lstm("run", model, data, "--output", out, "--json", *ENGINE)
     assert outcome.code == 0, outcome.err
     network = lstm_cli.load(model, engine="reference")
-    found, at = outputs(out), 0
+    result, at = outputs(out), 0
     errors = []
     for n, starts in {0: [0, 3, 6, 9], 1: [0, 3, 5], 3: [0, 2]}.items():
         x, y = parts[f"b{n}__inputs"], parts[f"b{n}__targets"]
         windows = np.stack([x[s : s + 4] for s in starts])
-        own = network.run(windows).outputs
-        np.testing.assert_allclose(found[at : at + len(starts)], own, rtol=1e-6)
+        values = network.run(windows).outputs
+        np.testing.assert_allclose(result[at : at + len(starts)], values, rtol=1e-6)
         at += len(starts)
         errors += [
-            (p[0] - y[s + 4]) ** 2 for s, p in zip(starts, own, strict=True) if s + 4 < len(x)
+            (p[0] - y[s + 4]) ** 2 for s, p in zip(starts, values, strict=True) if s + 4 < len(x)
         ]
-    assert at == len(found)
+    assert at == len(result)
     assert outcome.json["metrics"]["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
     with h5py.File(out) as stored:
         assert stored["source/name"].asstr()[:].tolist() == ["b0"] * 4 + ["b1"] * 3 + ["b3"] * 2
@@ -173,13 +173,13 @@ def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = forecaster(tmp_path)
     data, _ = basins(tmp_path / "d.h5")
-    held, _ = basins(tmp_path / "v.h5", lengths=(9, 20, 7))
+    held_out, _ = basins(tmp_path / "v.h5", lengths=(9, 20, 7))
     out = tmp_path / "o"
     sets = ["--set", "train.optimizer={type: sgd, learning_rate: 1e-30}"]
     sets += ["--set", f"train.validation={validation}"] if validation != "none" else []
     assert lstm("train", config, data, "--output", out, "--quiet", *sets, *ENGINE).code == 0
     (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for name, path in {"loss": data, "val_loss": held}.items():
+    for name, path in {"loss": data, "val_loss": held_out}.items():
         if name in row:
             outcome = lstm("run", out / "model.safetensors", path, "--json", *ENGINE)
             assert row[name] == pytest.approx(outcome.json["metrics"]["mse"], rel=1e-5)
@@ -187,7 +187,7 @@ def test_training_learns_from_windows_that_have_targets(lstm, tmp_path, monkeypa
 
 
 def test_a_model_that_learned_targets_is_not_compared_with_inputs(lstm, tmp_path):
-    """Of one feature and one target, so that the inputs would fit."""
+    """Data of one feature and one target, so that the inputs would fit."""
     config = forecaster(tmp_path)
     config.write_text(config.read_text().replace("input_size: 3", "input_size: 1"))
     series = np.random.default_rng(0).normal(size=30)
@@ -302,7 +302,7 @@ def test_classes_of_several_steps_are_refused(lstm, tmp_path):
 
 
 def test_classes_a_step_are_no_shares(lstm, tmp_path):
-    """As many classes as steps, and a network that returns one output a sequence by a slip."""
+    """A network that returns one output per sequence, for data of as many classes as steps."""
     y = np.random.default_rng(0).integers(0, 5, (8, 5))
     config = net(tmp_path / "c.yaml", seq=False, **CLASSES | {"units": 5})
     data = file(tmp_path / "d.h5", inputs=X, targets=y)
@@ -324,19 +324,19 @@ def test_a_forced_series_of_several_sequences_is_refused(lstm, tmp_path):
     hint = sets(outcome.err.rpartition("hint: ")[2])
     outcome = lstm("run", config, data, *hint, "--json", *ENGINE)
     assert outcome.json["output"]["shape"] == [16, 3]
-    named = ["--set", "data.layout=series", "--set", "data.lengths=lengths"]
-    outcome = lstm("run", config, data, *named, *ENGINE)
+    options = ["--set", "data.layout=series", "--set", "data.lengths=lengths"]
+    outcome = lstm("run", config, data, *options, *ENGINE)
     assert outcome.code == 3
     assert "data.lengths has no part in the series layout" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
-    outcome = lstm("run", config, data, *named, *hint, "--json", *ENGINE)
+    outcome = lstm("run", config, data, *options, *hint, "--json", *ENGINE)
     assert outcome.json["output"]["shape"] == [16, 3]
 
 
 @pytest.mark.parametrize("layout", ["dense", "concatenated", "groups", "vlen", "series", "windows"])
 @pytest.mark.parametrize("what", ["inputs", "targets"])
 def test_a_nan_is_named(lstm, tmp_path, layout, what):
-    """In `run`, `train` and `data`: dataset, sequence, step and value."""
+    """The errors of `run`, `train` and `data` name dataset, sequence, step and value."""
     x = X.astype("f8").copy()
     y = np.random.default_rng(0).normal(size=(8, 5, 2))
     {"inputs": x, "targets": y}[what][6, 4, 1] = np.nan
@@ -431,13 +431,13 @@ def test_a_matlab_file_is_refused_and_read_as_the_hint_says(lstm, tmp_path, squa
     assert outcome.code == 3
     assert f"{x.shape} reversed" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
-    found = []
+    result = []
     for data, more in ((right, []), (turned, hint)):
         outcome = lstm("run", config, data, *more, "--output", tmp_path / "o.h5", "--json", *ENGINE)
         assert outcome.code == 0, outcome.err
-        found.append((outputs(tmp_path / "o.h5"), outcome.json["metrics"]))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1]
+        result.append((outputs(tmp_path / "o.h5"), outcome.json["metrics"]))
+    np.testing.assert_array_equal(result[0][0], result[1][0])
+    assert result[0][1] == result[1][1]
     train = ["train", config, turned, "--output", tmp_path / "o", "--quiet", *ENGINE]
     assert lstm(*train).code == 3
     assert lstm(*train, *hint).code == 0
@@ -480,7 +480,7 @@ def test_what_is_passed_over_is_said(lstm, tmp_path):
         assert "d.h5:/b: of the same form as" in outcome.err.replace("\n", " ")
     outcome = lstm("run", config, data, "--set", "data={}", "--json", *ENGINE)
     assert outcome.json["data"]["sequences"] == 2
-    assert any("d.h5:/label: beside the sequences" in note for note in outcome.json["notes"])
+    assert any("d.h5:/label: next to the sequences" in note for note in outcome.json["notes"])
 
 
 def test_parts_without_a_part_are_said_or_refused(lstm, tmp_path):
@@ -490,14 +490,14 @@ def test_parts_without_a_part_are_said_or_refused(lstm, tmp_path):
     data = file(tmp_path / "d.h5", inputs=flat, lengths=np.full(8, 5), mask=mask)
     outcome = lstm("run", config, data, "--json", *ENGINE)
     (note,) = outcome.json["notes"]
-    assert "d.h5:/mask: no part of the concatenated layout" in note
+    assert "d.h5:/mask: not used by the concatenated layout" in note
     outcome = lstm("run", config, data, "--set", "data.mask=mask", *ENGINE)
     assert outcome.code == 3
     assert "data.mask has no part in the concatenated layout" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
     assert lstm("run", config, data, "--set", "data.mask=mask", *hint, *ENGINE).code == 0
     data = file(tmp_path / "d.h5", inputs=X, lengths=LENGTHS, offsets=np.arange(9) * 5)
-    assert "d.h5:/offsets: no part of the dense layout" in lstm("run", config, data, *ENGINE).err
+    assert "d.h5:/offsets: not used by the dense layout" in lstm("run", config, data, *ENGINE).err
     assert lstm("run", config, data, "--set", "data.offsets=offsets", *ENGINE).code == 3
 
 
@@ -554,25 +554,34 @@ def test_windows_of_a_stateful_network(lstm, tmp_path, shape, window, batch, fit
     x = np.random.default_rng(5).normal(size=shape)
     data, out = file(tmp_path / "d.h5", inputs=x), tmp_path / "o.h5"
     length, stride = window
-    given = ("run", config, data, "--batch-size", batch, "--output", out, *ENGINE)
-    given += ("--set", f"data.window={{length: {length}, stride: {stride}}}")
-    found = lstm(*given, "--set", "model.layers.0.stateful=true")
-    assert (found.code, "is stateful, but window" not in found.err) == (0, fits)
+    arguments = ("run", config, data, "--batch-size", batch, "--output", out, *ENGINE)
+    arguments += ("--set", f"data.window={{length: {length}, stride: {stride}}}")
+    result = lstm(*arguments, "--set", "model.layers.0.stateful=true")
+    assert (result.code, "is stateful, but window" not in result.err) == (0, fits)
     twin = lstm_cli.build(str(config), engine="reference")
     if x.ndim == 2 and fits:
         ends = range(length, 13, stride)
         expected = [twin.run(x[None, (e - length) % length : e]).outputs[0] for e in ends]
         np.testing.assert_allclose(outputs(out), expected, atol=1e-6)
     if not fits:
-        hint = re.search(r"--set (model\S+=false)", found.err)[1]
-        again = lstm(*given, "--set", "model.layers.0.stateful=true", "--set", hint)
+        hint = re.search(r"--set (model\S+=false)", result.err)[1]
+        again = lstm(*arguments, "--set", "model.layers.0.stateful=true", "--set", hint)
         assert (again.code, "is stateful" in again.err) == (0, False)
     if not fits and shape == (13, 3):
         return  # nothing is learned from the window at the end
     more = ("--set", "model.layers.0.stateful=true", "--set", "model.layers.1.units=3")
-    train = ("train", config, data, *given[3:5], *given[-2:], "--output", tmp_path / "t", *more)
-    found = lstm(*train, *ENGINE)
-    assert (found.code, "is stateful, but window" not in found.err) == (0, fits), found.err
+    train = (
+        "train",
+        config,
+        data,
+        *arguments[3:5],
+        *arguments[-2:],
+        "--output",
+        tmp_path / "t",
+        *more,
+    )
+    result = lstm(*train, *ENGINE)
+    assert (result.code, "is stateful, but window" not in result.err) == (0, fits), result.err
 
 
 def test_validation_whose_targets_are_missing(lstm, tmp_path):
@@ -580,11 +589,11 @@ def test_validation_whose_targets_are_missing(lstm, tmp_path):
     config = net(tmp_path / "c.yaml", seq=False, units=2, activation="identity", loss="mse")
     data = file(tmp_path / "d.h5", inputs=X, targets=X[..., :2])
     bare = file(tmp_path / "n.h5", inputs=X)
-    given = ("train", config, data, "--output", tmp_path / "o", *ENGINE)
-    given += ("--set", "data.window={length: 2}")
-    refused = lstm(*given, "--set", f"train.validation={bare}")
+    arguments = ("train", config, data, "--output", tmp_path / "o", *ENGINE)
+    arguments += ("--set", "data.window={length: 2}")
+    refused = lstm(*arguments, "--set", f"train.validation={bare}")
     assert refused.code == 3
     assert "the inputs themselves" in refused.err.partition("hint: ")[0]
     hint = refused.err.partition("hint: ")[2]
     assert "--set train.validation=0.2 holds out a share" in " ".join(hint.split())
-    assert lstm(*given, "--set", "train.validation=0.2").code == 0
+    assert lstm(*arguments, "--set", "train.validation=0.2").code == 0

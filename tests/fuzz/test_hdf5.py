@@ -1,4 +1,4 @@
-"""Damaged files: whatever their bytes are, nothing but LstmCliError escapes."""
+"""Damaged HDF5 files: their only error is LstmCliError."""
 
 from __future__ import annotations
 

@@ -1,107 +1,32 @@
-"""Files of every layout that hold the same random sequences, written by plain h5py."""
+"""Fixtures for files of every layout with the same random sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
-
-
-@dataclass
-class Truth:
-    """Sequences as a list of (T, D) arrays, with targets of each kind."""
-
-    sequences: list[np.ndarray]
-    classes: np.ndarray = field(init=False)
-    values: np.ndarray = field(init=False)
-    steps: list[np.ndarray] = field(init=False)
-
-    def __post_init__(self) -> None:
-        rng = np.random.default_rng(11)
-        N = len(self.sequences)
-        self.classes = rng.integers(0, 4, N)
-        self.values = rng.normal(size=(N, 3))
-        self.steps = [rng.normal(size=(len(s), 2)) for s in self.sequences]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(s) for s in self.sequences])
-
-    @property
-    def flat(self) -> np.ndarray:
-        return np.concatenate(self.sequences)
-
-    def padded(self, T: int, filler: float = 0.0) -> np.ndarray:
-        x = np.full((len(self.sequences), T, self.sequences[0].shape[1]), filler)
-        for row, sequence in zip(x, self.sequences, strict=True):
-            row[: len(sequence)] = sequence
-        return x
+from data_files import Truth, Write, file_writer, layout_writer, random_truth
 
 
 @pytest.fixture
 def truth() -> Truth:
-    rng = np.random.default_rng(5)
-    return Truth([rng.normal(size=(T, 5)) for T in (3, 7, 0, 1, 6, 7, 2, 5, 4, 3, 8)])
-
-
-Write = Callable[..., str]
+    return random_truth()
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write datasets (and attributes, under ``attrs``) into a file; gives its path."""
-
-    def write(name: str = "x.h5", attrs: dict[str, object] | None = None, **data: object) -> str:
-        path = tmp_path / name
-        with h5py.File(path, "a") as file:
-            for key, values in data.items():
-                file[key.replace("__", "/")] = values
-            file.attrs.update(attrs or {})
-        return str(path)
-
-    return write
-
-
-def write_vlen(path: str, name: str, rows: list[np.ndarray], dtype: type = np.float64) -> None:
-    with h5py.File(path, "a") as file:
-        stored = file.create_dataset(name, (len(rows),), h5py.vlen_dtype(dtype))
-        for n, row in enumerate(rows):
-            stored[n] = row.ravel()
-
-
-def window_starts(T: int, length: int, stride: int) -> list[int]:
-    """Steps at which the windows of a sequence begin, by hand."""
-    starts = [s for s in range(0, T, stride) if s + length <= T]
-    return [*starts, T - length] if starts and starts[-1] + length < T else starts
-
-
-LAYOUTS = ("dense", "mask", "concatenated", "offsets", "vlen", "groups")
+    """Write datasets into a file; see `data_files.file_writer`."""
+    return file_writer(tmp_path)
 
 
 @pytest.fixture
-def make(truth: Truth, tmp_path: Path, write: Write) -> Callable[[str], str]:
-    """A file that holds `truth` in the layout asked for."""
+def make(truth: Truth, write: Write) -> Callable[[str], str]:
+    """Write `truth` in a layout; see `data_files.layout_writer`."""
+    return layout_writer(truth, write)
 
-    def make(layout: str) -> str:
-        name = f"{layout}.h5"
-        if layout == "dense":
-            return write(name, inputs=truth.padded(9, np.nan), lengths=truth.lengths)
-        if layout == "mask":
-            mask = np.arange(9) < truth.lengths[:, None]
-            return write(name, inputs=truth.padded(9, np.inf), mask=mask)
-        if layout == "concatenated":
-            return write(name, inputs=truth.flat, lengths=truth.lengths)
-        if layout == "offsets":
-            offsets = np.concatenate([[0], np.cumsum(truth.lengths)])
-            return write(name, inputs=truth.flat, offsets=offsets)
-        if layout == "vlen":
-            path = write(name, attrs={"features": 5})
-            write_vlen(path, "inputs", truth.sequences)
-            return path
-        return write(name, **{f"seq{n}__inputs": s for n, s in enumerate(truth.sequences)})
 
-    return make
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test in its temporary folder."""
+    monkeypatch.chdir(tmp_path)

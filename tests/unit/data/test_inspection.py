@@ -7,11 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, write_vlen
 
 from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError
-
-from .conftest import LAYOUTS, write_vlen
 
 ROOT = Path(__file__).parents[3]
 
@@ -252,9 +251,9 @@ class TestNotes:
         assert "is a link to /nowhere" in note
 
     def test_labels_of_classes_are_none(self, write):
-        labelled = {"inputs": self.X, "labels": ["cat", "dog"]}
-        assert self.notes(write("a.h5", **labelled)) == ()
-        assert self.notes(write("b.h5", **labelled, y=[0, 1, 1])) == ()
+        labeled = {"inputs": self.X, "labels": ["cat", "dog"]}
+        assert self.notes(write("a.h5", **labeled)) == ()
+        assert self.notes(write("b.h5", **labeled, y=[0, 1, 1])) == ()
         assert len(self.notes(write("c.h5", inputs=self.X, labels=["cat", "dog", "cat"]))) == 1
 
     def test_what_is_like_the_inputs(self, write):
@@ -300,7 +299,7 @@ class TestNotes:
     def test_what_stands_beside_groups(self, write):
         parts = {f"s{n}__inputs": self.X[n] for n in range(3)}
         (note,) = self.notes(write("a.h5", **parts, targets=np.zeros(3), about="words"))
-        assert "/targets: beside the sequences" in note
+        assert "/targets: next to the sequences" in note
         parts = {f"s{n}": self.X[n] for n in range(3)}
         (note,) = self.notes(write("b.h5", **parts, targets=np.zeros(3), label=np.zeros(3)))
         assert "/label, " in note
@@ -309,7 +308,7 @@ class TestNotes:
 
     def test_groups_beside_inputs(self, write):
         (note,) = self.notes(write(inputs=self.X, more__inputs=self.X))
-        assert "/more: sequences of their own" in note
+        assert "/more: more sequences, which are not read" in note
 
     def test_a_refused_link_beside_targets_is_not_followed(self, write):
         path = write(inputs=self.X, targets=np.zeros(3), y=h5py.ExternalLink("other.h5", "/y"))
@@ -350,7 +349,7 @@ class TestNotes:
 def test_a_link_to_nothing_is_told(write):
     (problem,) = describe(write(inputs=h5py.SoftLink("/nowhere"), words="x")).problems
     assert "holds no inputs" in problem.what
-    assert problem.found == "inputs (a link to /nowhere, which is not there), words ()"
+    assert problem.found == "inputs (a link to /nowhere, which is missing), words ()"
     assert problem.hint is None  # no dataset there could be inputs
 
 
@@ -363,11 +362,11 @@ def test_what_is_refused_shows_what_it_declares(write):
         layout[:] = h5py.VirtualSource("other.h5", "/x", shape=(4,))
         file.create_virtual_dataset("virtual", layout)
         file["words"] = ["a", "b"]
-    found = {
+    result = {
         stored.path: (stored.shape, stored.dtype, stored.storage, stored.chunks, stored.role)
         for stored in describe(path).datasets
     }
-    assert found == {
+    assert result == {
         "/bomb": ((1 << 30, 3), "float64", "chunked", (1024, 3), "refused"),
         "/inputs": ((3, 4, 2), "float64", "contiguous", None, "inputs"),
         "/out": (None, "?", "external link", None, "refused"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, window_starts, write_vlen
 
 from lstm_cli.data import DataOptions, Window, open_data
 from lstm_cli.errors import DataError, UsageError
-
-from .conftest import LAYOUTS, window_starts, write_vlen
 
 
 def read_all(dataset, size=4, dtype="float64", **options):
@@ -301,12 +300,12 @@ class TestSeries:
         with open_data([path], options) as data:
             assert data.count == len(starts)
             sequences, targets = read_all(data, 3)
-            known = set(data.numbers.tolist())
+            has_target = set(data.numbers.tolist())
         assert len(sequences) == len(starts)
         for n, (s, got, target) in enumerate(zip(starts, sequences, targets, strict=True)):
             np.testing.assert_array_equal(got, x[s : s + length])
             there = s + length - 1 + horizon < T
-            assert (n in known) is there
+            assert (n in has_target) is there
             assert target == (y[s + length - 1 + horizon] if there else 0)
 
     def test_targets_are_the_inputs_by_default(self, write):
@@ -403,13 +402,13 @@ def test_usage(make):
 def test_a_config_that_sets_nothing_is_no_place(write):
     """The config's line is named only if it says how to read the data."""
     paths = [write("a.h5", inputs=np.ones((2, 3, 4))), write("b.h5", inputs=np.ones((2, 3, 5)))]
-    for options, named in [
+    for options, names in [
         (DataOptions(where="mine.yaml line 3"), False),
         (DataOptions(where="mine.yaml line 3", layout="dense"), True),
     ]:
         with pytest.raises(DataError, match="differ in number of features") as error:
             open_data(paths, options)
-        assert ("mine.yaml line 3" in error.value.problems[0].where) is named
+        assert ("mine.yaml line 3" in error.value.problems[0].where) is names
 
 
 def dirty(shape, dtype):
@@ -420,16 +419,16 @@ def dirty(shape, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inputs_are_read_into_the_room_that_is_given(make, layout, dtype):
-    made = []
+    arrays_made = []
 
     def room(shape, dtype):
-        made.append(dirty(shape, dtype))
-        return made[-1]
+        arrays_made.append(dirty(shape, dtype))
+        return arrays_made[-1]
 
     with open_data([make(layout)]) as data:
         own = list(data.batches(4, dtype))
-        given = list(data.batches(4, dtype, room=room))
-    assert [batch.x is array for batch, array in zip(given, made, strict=True)] == [True] * 3
+        given = list(data.batches(4, dtype, allocate=room))
+    assert [batch.x is array for batch, array in zip(given, arrays_made, strict=True)] == [True] * 3
     for one, other in zip(own, given, strict=True):
         np.testing.assert_array_equal(one.x, other.x)
 
@@ -440,7 +439,7 @@ def test_windows_are_read_into_the_room_that_is_given(write, stored, stride, len
     x = (100 * np.random.default_rng(2).normal(size=(41, 3))).astype(stored)
     options = DataOptions(window=Window(length, stride, 0))
     with open_data([write(inputs=x)], options) as data:
-        batches = list(data.batches(3, "float32", room=dirty))
+        batches = list(data.batches(3, "float32", allocate=dirty))
     starts = window_starts(41, length, stride)
     expected = np.stack([x[s : s + length] for s in starts]).astype(np.float32)
     np.testing.assert_array_equal(np.concatenate([batch.x for batch in batches]), expected)
@@ -453,8 +452,8 @@ def test_full_sequences_are_read_straight_into_the_room(write, shape, monkeypatc
     flat = write("flat.h5", inputs=x.reshape(N * T, D), lengths=np.full(N, T))
     with open_data([write(inputs=x)]) as dense, open_data([flat]) as concatenated:
         for data in (dense, concatenated):
-            monkeypatch.setattr(type(data.files.layouts[0].stored), "read", None)
-            (batch,) = data.batches(N, "float32", room=dirty)
+            monkeypatch.setattr(type(data.files.layouts[0].dataset), "read", None)
+            (batch,) = data.batches(N, "float32", allocate=dirty)
             np.testing.assert_array_equal(batch.x, x)
             monkeypatch.undo()
 

@@ -10,12 +10,11 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, write_vlen
 
 from lstm_cli.data import DataOptions, GateWriter, ResultWriter, StateReader, Window, open_data
-from lstm_cli.data.output import OutputFile, writing
 from lstm_cli.errors import DataError, LstmCliError, UsageError
-
-from .conftest import LAYOUTS, write_vlen
+from lstm_cli.hdf5.writing import OutputFile, writing_errors
 
 STATES = [(0, 2, 3, 4), (2, 1, 5, None)]
 F = 6
@@ -107,12 +106,12 @@ def test_results_are_data(make, out, layout):
     rows = run(out, [make(layout)], per_step=True)
     with open_data([out], DataOptions(inputs="outputs")) as data:
         assert data.layout == layout
-        got = [
+        result = [
             row[:T]
             for batch in data.batches(3, np.float64)
             for row, T in zip(batch.x, data.lengths(batch.first, batch.count), strict=True)
         ]
-    for one, other in zip(got, rows, strict=True):
+    for one, other in zip(result, rows, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -260,15 +259,15 @@ except LstmCliError as error:
     print(error)
     sys.exit(error.exit_code)
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 1, done.stderr
-        assert "out.h5 cannot be written" in done.stdout
-        assert "found file too large: the limit on the size of files" in done.stdout
-        assert "hint: ulimit -f unlimited" in done.stdout
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert process.returncode == 1, process.stderr
+        assert "out.h5 cannot be written" in process.stdout
+        assert "found file too large: the limit on the size of files" in process.stdout
+        assert "hint: ulimit -f unlimited" in process.stdout
         assert os.listdir(tmp_path) == ["x.h5"]
 
     @pytest.mark.parametrize(
-        ("error", "found"),
+        ("error", "result"),
         [
             (OSError(errno.ENOSPC, "Can't write data (buf = 0x55)"), os.strerror(errno.ENOSPC)),
             (
@@ -283,16 +282,16 @@ except LstmCliError as error:
                     "Disable slist on flush dest failure failed "
                     "(file write failed: time = Mon, buf = 0x55)"
                 ),
-                "the system does not take what is written",
+                "the system refuses the data",
             ),
             (ValueError("Unable to create dataset (name already exists)"), None),
         ],
     )
-    def test_reasons_are_the_systems_words(self, error, found):
-        with pytest.raises(LstmCliError) as told, writing("out.h5", "--gates"):
+    def test_reasons_are_the_systems_words(self, error, result):
+        with pytest.raises(LstmCliError) as told, writing_errors("out.h5", "--gates"):
             raise error
         (problem,) = told.value.problems
-        assert problem.found == (found.lower() if found else "Unable to create dataset")
+        assert problem.found == (result.lower() if result else "Unable to create dataset")
         assert problem.hint == "--gates PATH writes elsewhere"
 
     @pytest.mark.parametrize("writer", [ResultWriter, GateWriter])

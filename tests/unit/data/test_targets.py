@@ -7,11 +7,10 @@ from itertools import pairwise
 import h5py
 import numpy as np
 import pytest
+from data_files import write_vlen
 
 from lstm_cli.data import DataOptions, open_data
 from lstm_cli.errors import DataError
-
-from .conftest import write_vlen
 
 
 def batches_of(path, size=4, options=None, **more):
@@ -69,7 +68,7 @@ def test_one_a_step(make, truth, layout, width, dtype):
         write_vlen(path, "targets", steps, np.dtype(dtype).type)
     info, batches = batches_of(path, per_step=True)
     assert info.per_step is (None if (layout, width) == ("dense", None) else True)
-    info = info.placed(True)
+    info = info.resolve(True)
     assert info.kind == ("class" if dtype == "int32" and width is None else "values")
     check_per_step(batches, steps)
 
@@ -100,7 +99,7 @@ def test_groups_whose_targets_differ_in_type(make, truth):
         for n in range(11):
             file[f"seq{n}/targets"] = (1e9 + truth.values[n]).astype("f4" if n == 0 else "f8")
     with open_data([path]) as data:
-        assert data.holding_targets(np.float32) == "float64"
+        assert data.dtype_for_targets(np.float32) == "float64"
         targets = np.concatenate([b.targets for b in data.batches(4, np.float32)])
     np.testing.assert_array_equal(targets[1:], 1e9 + truth.values[1:])
     with h5py.File(path, "a") as file:
@@ -157,12 +156,12 @@ def test_what_may_be_one_a_step_or_several_a_sequence(write, layout, varying, dt
             write_vlen(path, "targets", list(y), np.dtype(dtype).type)
     info, whole = batches_of(path)
     assert info.per_step is None
-    assert (info.placed(False).kind, info.placed(False).shape) == ("values", (4,))
+    assert (info.resolve(False).kind, info.resolve(False).shape) == ("values", (4,))
     np.testing.assert_array_equal(whole[0].targets, y)
     assert whole[0].targets.dtype == np.float64
     _, stepped = batches_of(path, per_step=True)
     kind = "values" if dtype == "f8" else "class"
-    assert (info.placed(True).kind, info.placed(True).shape) == (kind, ())
+    assert (info.resolve(True).kind, info.resolve(True).shape) == (kind, ())
     assert stepped[0].targets.dtype == (np.float64 if dtype == "f8" else np.int64)
     np.testing.assert_array_equal(
         stepped[0].targets, np.where(np.arange(4) < lengths[:, None], y, 0)
@@ -198,12 +197,13 @@ def test_targets_of_files_with_other_steps(write, dtype):
     rng = np.random.default_rng(0)
     y = [(9 * rng.normal(size=shape)).astype(dtype) for shape in ((3, 4), (2, 6))]
     paths = [
-        write(f"{k}.h5", inputs=np.ones((*own.shape, 2)), targets=own) for k, own in enumerate(y)
+        write(f"{k}.h5", inputs=np.ones((*values.shape, 2)), targets=values)
+        for k, values in enumerate(y)
     ]
     with open_data(paths) as data:
         assert (data.targets.per_step, data.targets.shape) == (True, ())
-        for batch, own in zip(data.batches(8, np.float64), y, strict=True):
-            np.testing.assert_array_equal(batch.targets, own)
+        for batch, values in zip(data.batches(8, np.float64), y, strict=True):
+            np.testing.assert_array_equal(batch.targets, values)
     third = write("c.h5", inputs=np.ones((2, 3, 2)), targets=y[0][:2])
     with pytest.raises(DataError, match="differ in targets"):
         open_data([*paths, third])
@@ -324,5 +324,5 @@ class TestLabels:
     def test_files_that_differ(self, write):
         a = write("a.h5", inputs=np.ones((3, 2, 1)), attrs={"classes": ["x", "y"]})
         b = write("b.h5", inputs=np.ones((3, 2, 1)), attrs={"classes": ["y", "x"]})
-        with open_data([a, b]) as data, pytest.raises(DataError, match="labels its classes"):
+        with open_data([a, b]) as data, pytest.raises(DataError, match="other class labels"):
             _ = data.class_labels

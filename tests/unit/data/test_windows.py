@@ -5,20 +5,19 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from data_files import LAYOUTS, window_starts, write_vlen
 
 from lstm_cli.data import (
     DataOptions,
     ResultWriter,
     Window,
+    batches,
     hold_out,
-    memory,
-    need_same_form,
     open_data,
+    require_same_form,
     windows,
 )
 from lstm_cli.errors import DataError
-
-from .conftest import LAYOUTS, window_starts, write_vlen
 
 WINDOWS = [Window(3), Window(2, 3, 0), Window(1, 4, 2), Window(4, 2, 0, 2), Window(3, 1, 1, 3)]
 
@@ -27,9 +26,11 @@ WINDOWS = [Window(3), Window(2, 3, 0), Window(1, 4, 2), Window(4, 2, 0, 2), Wind
 def source(request, monkeypatch):
     """Data that stay in memory; data that are read for every batch, a sequence or all at a time."""
     if request.param != "kept":
-        monkeypatch.setattr(memory, "KEPT_BYTES", 0)
-        monkeypatch.setattr(windows, "MANY", 1 if request.param == "together" else 1 << 30)
-        monkeypatch.setattr(windows, "WASTE", 1 << 30)
+        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
+        monkeypatch.setattr(
+            windows, "MIN_BLOCK_SEQUENCES", 1 if request.param == "together" else 1 << 30
+        )
+        monkeypatch.setattr(windows, "MAX_PADDING_RATIO", 1 << 30)
 
 
 def with_steps(path, layout, steps):
@@ -52,36 +53,36 @@ def with_steps(path, layout, steps):
 
 def by_hand(sequences, targets, window):
     """Inputs, targets (0 where they do not exist), and whether they exist, of every window."""
-    x, y, known = [], [], []
-    for sequence, own in zip(sequences, targets, strict=True):
+    x, y, has_target = [], [], []
+    for sequence, values in zip(sequences, targets, strict=True):
         for start in window_starts(len(sequence), window.length, window.stride):
             x.append(sequence[start : start + window.length])
             at = start + window.length - 1 + window.horizon
-            known.append(at + window.predict <= len(sequence))
+            has_target.append(at + window.predict <= len(sequence))
             if window.predict > 1:
-                found = own[at : at + window.predict].ravel()
+                found = values[at : at + window.predict].ravel()
             else:
-                found = own[at] if known[-1] else None
-            y.append(found if known[-1] else 0)
-    shape = np.shape(next(one for one, there in zip(y, known, strict=True) if there))
-    return np.array(x), np.array([np.broadcast_to(one, shape) for one in y]), np.array(known)
+                found = values[at] if has_target[-1] else None
+            y.append(found if has_target[-1] else 0)
+    shape = np.shape(next(one for one, there in zip(y, has_target, strict=True) if there))
+    return np.array(x), np.array([np.broadcast_to(one, shape) for one in y]), np.array(has_target)
 
 
-def check(data, x, y, known, size=4):
+def check(data, x, y, has_target, size=4):
     assert data.count == len(x)
-    np.testing.assert_array_equal(data.numbers, np.flatnonzero(known))
+    np.testing.assert_array_equal(data.numbers, np.flatnonzero(has_target))
     batches = list(data.batches(size, np.float64))
     assert all(batch.lengths is None for batch in batches)
     np.testing.assert_array_equal(np.concatenate([b.x for b in batches]), x)
     np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), y)
-    found = [np.ones(b.count, bool) if b.known is None else b.known for b in batches]
-    np.testing.assert_array_equal(np.concatenate(found), known)
+    result = [np.ones(b.count, bool) if b.has_target is None else b.has_target for b in batches]
+    np.testing.assert_array_equal(np.concatenate(result), has_target)
     numbers = np.random.default_rng(3).permutation(len(x))
     taken = data.take(numbers, np.float64)
     np.testing.assert_array_equal(taken.x, x[numbers])
     np.testing.assert_array_equal(taken.targets, y[numbers])
-    found = np.ones(len(x), bool) if taken.known is None else taken.known
-    np.testing.assert_array_equal(found, known[numbers])
+    result = np.ones(len(x), bool) if taken.has_target is None else taken.has_target
+    np.testing.assert_array_equal(result, has_target[numbers])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -118,12 +119,12 @@ def test_inputs_are_the_targets_by_default(make, truth, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("own", [False, True])
-def test_targets_keep_their_digits(make, truth, layout, own, source):
+@pytest.mark.parametrize("forecast", [False, True])
+def test_targets_keep_their_digits(make, truth, layout, forecast, source):
     """Inputs may be read in a smaller type than the targets are stored in."""
-    steps = truth.sequences if own else truth.steps
+    steps = truth.sequences if forecast else truth.steps
     path = make(layout)
-    if not own:
+    if not forecast:
         with_steps(path, layout, steps)
     for window in WINDOWS:
         _, y, _ = by_hand(truth.sequences, steps, window)
@@ -175,16 +176,16 @@ def test_a_file_without_a_window_beside_one_with(write):
 def test_no_sequence_of_training_is_held_out(make, truth, layout):
     """All windows of a sequence are on one side; windows without targets are on none."""
     with open_data([make(layout)], DataOptions(window=Window(2))) as data:
-        seen = set()
+        choices = set()
         for seed in range(20):
-            train, held = hold_out(data, 0.4, seed)
+            train, validation = hold_out(data, 0.4, seed)
             of = data.files.sequences(np.arange(data.count))
-            assert not set(of[train]) & set(of[held])
-            np.testing.assert_array_equal(np.sort([*train, *held]), data.numbers)
+            assert not set(of[train]) & set(of[validation])
+            np.testing.assert_array_equal(np.sort([*train, *validation]), data.numbers)
             # Sequences of 3 steps and more have a window with a target: 8 of 11.
-            assert len(set(of[held])) == round(0.4 * 8)
-            seen |= {tuple(set(of[held]))}
-        assert len(seen) > 5
+            assert len(set(of[validation])) == round(0.4 * 8)
+            choices |= {tuple(set(of[validation]))}
+        assert len(choices) > 5
 
 
 def test_classes_of_sequences_are_held_out_in_proportion(write):
@@ -234,17 +235,17 @@ def test_places_are_those_of_the_file(make, truth):
     with open_data([path], DataOptions(window=Window(3, 2, 1, 2))) as data:
         # Windows of seq0, seq1 (0, 2, 4), ...: window 2 begins at step 2 of seq1.
         assert data.sequence(2) == "window 2 of sequence 1 (seq1)"
-        assert data.input_place(2, 1, 4) == (
+        assert data.input_location(2, 1, 4) == (
             f"{path}:/seq1/inputs, window 2 of sequence 1 (seq1), step 3, feature 4"
         )
-        assert data.target_place(2, None, 3) == (
+        assert data.target_location(2, None, 3) == (
             f"{path}:/seq1/targets, window 2 of sequence 1 (seq1), step 6, value 1"
         )
 
 
 @pytest.mark.parametrize("other", ["none", "sequence"])
 def test_targets_of_another_kind_are_not_mixed(write, other):
-    """Of one shape each: the inputs themselves, a target a step, a target a sequence."""
+    """Targets of one shape: the inputs themselves, one per step, one per sequence."""
     x, y = np.zeros((9, 1)), np.ones((9, 1))
     paths = [write("a.h5", g__inputs=x, g__targets=y)]
     more = {} if other == "none" else {"g__targets": y[0]}
@@ -255,6 +256,6 @@ def test_targets_of_another_kind_are_not_mixed(write, other):
         with pytest.raises(DataError, match=f"differ in targets.*{says}"):
             open_data(order, options)
         with open_data(order[:1], options) as data, open_data(order[1:], options) as validation:
-            need_same_form(data, data, False)
+            require_same_form(data, data, False)
             with pytest.raises(DataError, match=f"differ in targets.*{says}"):
-                need_same_form(data, validation, False)
+                require_same_form(data, validation, False)
