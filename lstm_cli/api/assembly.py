@@ -29,8 +29,8 @@ from lstm_cli.api.weights_files import (
 from lstm_cli.config import Config
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Array, Engine, array_dtype
-from lstm_cli.formats import foreign
-from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder, patterns
+from lstm_cli.formats import unsupported_files
+from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder, parse_name_patterns
 from lstm_cli.network.initialisers import initialise
 from lstm_cli.network.network import Network
 
@@ -124,8 +124,8 @@ def load(
         checked_text(format, "format"),
         checked_text(prefix, "prefix"),
         checked_text(tmva_order, "tmva_order", ("slots", "labels")),  # type: ignore[arg-type]
-        only=patterns(only, "only"),
-        ignore=patterns(ignore, "ignore"),
+        only=parse_name_patterns(only, "only"),
+        ignore=parse_name_patterns(ignore, "ignore"),
     )
     made = create_engine(engine, device, dtype, threads)
     path = checked_path(path, "path", "the path of a weights file")  # type: ignore[assignment]
@@ -143,7 +143,7 @@ def opened(
     """What was given as a config; a weights file is read, for what follows to share."""
     if not isinstance(config, str | Path):
         return config
-    foreign.refuse(config)
+    unsupported_files.refuse_unsupported_file(config)
     if not is_weights(config):
         return config
     return read_weights(config, options)

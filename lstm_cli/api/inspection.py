@@ -20,7 +20,7 @@ from lstm_cli.api.weights_files import (
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, open_data
 from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError, counted
-from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.network.normalization import STORED, Normalization
 from lstm_cli.network.weights import merge_biases
 
@@ -150,14 +150,14 @@ class StoredTensor:
 
 def stored_tensors(file: Imported) -> tuple[StoredTensor, ...]:
     """The tensors of a weights file under its own names and in its own shapes."""
-    whole = {place.name: place for place in file.stored}
+    whole = {place.name: place for place in file.sources}
     return tuple(
         StoredTensor(name, place.shape, place.dtype, _nbytes(place))
         for name, place in sorted(whole.items())
     )
 
 
-def _nbytes(place: Stored) -> int:
+def _nbytes(place: TensorSource) -> int:
     """Bytes as stored; 0 for a dtype that NumPy does not know by this name."""
     sizes = {"bfloat16": 2}
     try:

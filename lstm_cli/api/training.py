@@ -21,7 +21,7 @@ from lstm_cli.data import DataOptions, Dataset, open_data
 from lstm_cli.engines.types import Array, Engine
 from lstm_cli.errors import DataError, LstmCliError, Problem, TrainingError, quote
 from lstm_cli.formats import native
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.training.loop import End, Loop, Surroundings
 from lstm_cli.training.progress import Checkpoint, Progress
 from lstm_cli.training.surroundings import Reporter, Row

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import lstm_cli
 from lstm_cli.errors import LstmCliError, UsageError
 from lstm_cli.formats import registry
-from lstm_cli.formats.torch.archive_writing import archived
+from lstm_cli.formats.torch.writer import write_archive
 
 SHAPES = {
     "lstm.weight_ih_l0": (12, 5),
@@ -39,7 +39,7 @@ def files(request, tmp_path):
     paths = tmp_path / f"alone{request.param}", tmp_path / f"all{request.param}"
     for path, tensors in zip(paths, (NETWORK, {**NETWORK, **REST}), strict=True):
         if request.param == ".pt":
-            path.write_bytes(archived(tensors))
+            path.write_bytes(write_archive(tensors))
         else:
             save_file(tensors, path)
     return paths

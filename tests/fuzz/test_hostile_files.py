@@ -22,10 +22,10 @@ import pytest
 
 from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.interchange import ReadOptions
+from lstm_cli.formats.limits import open_archive
 from lstm_cli.formats.native import read as read_native
 from lstm_cli.formats.registry import FORMATS
-from lstm_cli.formats.safety import open_archive
 
 SUFFIXES = [suffix for format in FORMATS.values() for suffix in format.suffixes]
 

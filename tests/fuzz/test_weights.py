@@ -25,7 +25,7 @@ from networks import random_weights
 
 from lstm_cli.config import from_mapping
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export
+from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.onnx import messages as m
 
 CASES = 1000

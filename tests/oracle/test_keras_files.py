@@ -23,7 +23,7 @@ from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -179,10 +179,10 @@ def test_random_models(seed: int, tmp_path: Path) -> None:
 
 def check_stored(imported: Imported) -> None:
     """Every part that is listed has the size of the block that it gives."""
-    for stored in imported.stored:
+    for stored in imported.sources:
         whole = np.empty(stored.shape, np.int8)
         part = eval(f"whole{stored.part}" if stored.part else "whole", {"whole": whole})
-        blocks = {s.block for s in imported.stored if s.native == stored.native}
+        blocks = {s.block for s in imported.sources if s.native == stored.native}
         assert part.size * len(blocks) == imported.tensors[stored.native].size
 
 

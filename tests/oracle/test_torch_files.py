@@ -14,8 +14,8 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.gates import NATIVE
-from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 torch = pytest.importorskip("torch")
@@ -120,7 +120,7 @@ def test_random_models(seed: int, dtype: str, tmp_path: Path) -> None:
     wanted = np.where(np.arange(T)[None, :, None] < LENGTHS[:, None, None], wanted, 0)
     close(found, wanted, dtype)
     names = set(model.state_dict())
-    assert len({s.name for s in imported.stored}) == len(names)
+    assert len({s.name for s in imported.sources}) == len(names)
     assert all(value.dtype == dtype for value in imported.tensors.values())
 
 
@@ -135,7 +135,7 @@ def test_cells_and_halves(kind: str, tmp_path: Path) -> None:
         model = model.to(half)
         torch.save(model.state_dict(), tmp_path / "w.pth")
         imported = registry.read(tmp_path / "w.pth")
-        assert {s.dtype for s in imported.stored} == {str(half).removeprefix("torch.")}
+        assert {s.dtype for s in imported.sources} == {str(half).removeprefix("torch.")}
         model = model.to(torch.float32)
         state, outputs = None, []
         with torch.no_grad():
@@ -209,7 +209,7 @@ def _modules(state: dict[str, Any]) -> Any:
             continue
         rows, columns = own["weight_hh_l0"].shape
         H = own["weight_hr_l0"].shape[1] if "weight_hr_l0" in own else columns
-        kind = next(kind for kind, gates in NATIVE.items() if len(gates) == rows // H)
+        kind = next(kind for kind, gates in NATIVE_GATES.items() if len(gates) == rows // H)
         made[name] = MODULES[kind](
             own["weight_ih_l0"].shape[1], H, sum("weight_hh" in k and "rev" not in k for k in own),
             bidirectional="weight_hh_l0_reverse" in own, batch_first=True, dtype=torch.float64,
@@ -264,12 +264,12 @@ def test_two_orders_that_fit_are_refused(tmp_path: Path) -> None:
 
     model = nn.ModuleDict({"encoder": nn.LSTM(4, 4), "decoder": nn.LSTM(4, 4)})
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    assert registry.read(tmp_path / "w.pt").stored[0].name == "encoder.weight_ih_l0"
+    assert registry.read(tmp_path / "w.pt").sources[0].name == "encoder.weight_ih_l0"
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="more than one order"):
         registry.read(tmp_path / "w.safetensors")
     one = registry.read(tmp_path / "w.safetensors", ReadOptions(prefix="encoder."))
-    assert {s.name.partition(".")[0] for s in one.stored} == {"encoder"}
+    assert {s.name.partition(".")[0] for s in one.sources} == {"encoder"}
 
 
 def test_a_state_dict_that_stands_at_the_prefix_wins(tmp_path: Path) -> None:

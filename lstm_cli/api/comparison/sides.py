@@ -20,8 +20,8 @@ from lstm_cli.api.weights_files import (
 )
 from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
-from lstm_cli.formats.gates import NATIVE
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
 from lstm_cli.network.weights import merge_biases, misfits
 
@@ -83,9 +83,13 @@ class Layer:
 
     def gates(self, tensor: str) -> tuple[str, ...]:
         """Letters of the gates that a tensor stacks; none if it is not by gate."""
-        if self.kind not in NATIVE or tensor not in SYMBOLS or tensor in ("weight_hr", "weight"):
+        if (
+            self.kind not in NATIVE_GATES
+            or tensor not in SYMBOLS
+            or tensor in ("weight_hr", "weight")
+        ):
             return ()
-        return PEEPHOLE_GATES if tensor == "peephole" else NATIVE[self.kind]
+        return PEEPHOLE_GATES if tensor == "peephole" else NATIVE_GATES[self.kind]
 
 
 @dataclass(frozen=True)
@@ -226,13 +230,13 @@ def _numbered(
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
     """Tensors, and the halves of biases among them, as the config numbers the layers."""
     if config is None:
-        return imported.tensors, imported.halves
-    both = {**imported.tensors, **imported.halves}
+        return imported.tensors, imported.split_biases
+    both = {**imported.tensors, **imported.split_biases}
     names = tensors_for(config.specs, replace(imported, tensors=both))
     renamed = dict(zip(both, names, strict=True))
     return (
         {renamed[name]: value for name, value in imported.tensors.items()},
-        {renamed[name]: value for name, value in imported.halves.items()},
+        {renamed[name]: value for name, value in imported.split_biases.items()},
     )
 
 

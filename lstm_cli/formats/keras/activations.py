@@ -8,19 +8,22 @@ from typing import Any
 
 from lstm_cli.cells import Activation
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.keras.defaults import Release
-from lstm_cli.formats.keras.words import Options, options, shown_value
+from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options, printable_value
 
-Named = str | dict[str, Any]
+ActivationConfig = str | dict[str, Any]
 """An activation as the config has it: a name, or {name, alpha, beta}."""
 
 IDENTITY = "identity"
-SAME = ("sigmoid", "tanh", "relu", "softplus", "softsign", "softmax")
-LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation")
-HINT = "train with one of " + ", ".join((*SAME, "linear", "elu", "leaky_relu", "hard_sigmoid"))
+SHARED_NAMES = ("sigmoid", "tanh", "relu", "softplus", "softsign", "softmax")
+ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation")
+ACTIVATION_HINT = "train with one of " + ", ".join(
+    (*SHARED_NAMES, "linear", "elu", "leaky_relu", "hard_sigmoid")
+)
 
 
-def named(owner: Options, key: str, default: str, release: Release) -> Named:
+def read_activation(
+    owner: LayerOptions, key: str, default: str, release: Release
+) -> ActivationConfig:
     """The activation under `key` of a layer's options.
 
     Parameters
@@ -40,21 +43,25 @@ def named(owner: Options, key: str, default: str, release: Release) -> Named:
         kind, config = value.get("class_name"), value.get("config")
         if value.get("registered_name") in (None, "function") and kind == "function":
             value = config
-        elif kind in LAYERS:
-            return of_layer(str(kind), options(f"{key} of {owner.owner}", config), release)
+        elif kind in ACTIVATION_LAYERS:
+            return layer_activation(
+                str(kind), parse_options(f"{key} of {owner.owner}", config), release
+            )
         elif isinstance(kind, str) and not config:
             value = kind
     found = _by_name(value, release) if isinstance(value, str) else None
     if found is None:
-        raise owner.refused(key, hint=HINT)
+        raise owner.refused(key, hint=ACTIVATION_HINT)
     return found
 
 
-def _by_name(name: str, release: Release) -> Named | None:
-    if name in SAME:
+def _by_name(name: str, release: Release) -> ActivationConfig | None:
+    if name in SHARED_NAMES:
         return name
-    if name in LAYERS and name != "Activation":  # Keras 2 makes a layer of its class's name
-        return of_layer(name, Options(f"the activation {name}", {}), release)
+    if (
+        name in ACTIVATION_LAYERS and name != "Activation"
+    ):  # Keras 2 makes a layer of its class's name
+        return layer_activation(name, LayerOptions(f"the activation {name}", {}), release)
     if name == "linear":
         return IDENTITY
     if name in ("elu", "celu"):
@@ -66,7 +73,9 @@ def _by_name(name: str, release: Release) -> Named | None:
     return None
 
 
-def of_layer(kind: str, given: Options, release: Release, last: int = -1) -> Named:
+def layer_activation(
+    kind: str, given: LayerOptions, release: Release, last: int = -1
+) -> ActivationConfig:
     """The activation that a layer of its own is.
 
     Parameters
@@ -75,7 +84,7 @@ def of_layer(kind: str, given: Options, release: Release, last: int = -1) -> Nam
         The last axis, over which softmax goes here.
     """
     if kind == "Activation":
-        return named(given, "activation", "linear", release)
+        return read_activation(given, "activation", "linear", release)
     if kind == "Softmax":
         if given.get("axis") not in (None, -1, last):
             raise given.refused("axis")
@@ -90,7 +99,7 @@ def of_layer(kind: str, given: Options, release: Release, last: int = -1) -> Nam
     return _relu(given, release.default(kind))
 
 
-def _relu(given: Options, default: float) -> Named:
+def _relu(given: LayerOptions, default: float) -> ActivationConfig:
     slope, threshold = (given.number(key, default) for key in ("negative_slope", "threshold"))
     if threshold != 0:
         raise given.refused("threshold")
@@ -101,7 +110,7 @@ def _relu(given: Options, default: float) -> Named:
     return {"name": "hard_sigmoid", "alpha": 1.0, "beta": 0.0}
 
 
-def keras_name(activation: Activation | None, owner: str, option: str, dtype: str) -> Any:
+def keras_activation(activation: Activation | None, owner: str, option: str, dtype: str) -> Any:
     """An activation as Keras 3 writes it: a name, or a layer that is one.
 
     Parameters
@@ -119,7 +128,7 @@ def keras_name(activation: Activation | None, owner: str, option: str, dtype: st
     if activation is None:
         return "softmax"
     name, alpha, beta = activation.name, activation.alpha, activation.beta
-    if name in SAME:
+    if name in SHARED_NAMES:
         return name
     if name == "identity":
         return "linear"
@@ -134,7 +143,9 @@ def keras_name(activation: Activation | None, owner: str, option: str, dtype: st
         return "leaky_relu" if usual else _object("LeakyReLU", dtype=dtype, negative_slope=alpha)
     raise WeightsError(
         f"{owner} has {option}: {activation}, which Keras does not have",
-        expected="one of " + ", ".join((*SAME, "identity, elu, leaky_relu")) + ", or hard_sigmoid "
+        expected="one of "
+        + ", ".join((*SHARED_NAMES, "identity, elu, leaky_relu"))
+        + ", or hard_sigmoid "
         "with alpha 1/6 and beta 0.5",
         found=_in_full(activation),
     )
@@ -152,4 +163,4 @@ def _object(kind: str, **config: Any) -> dict[str, Any]:
 def _in_full(activation: Activation) -> str:
     given = {"alpha": activation.alpha, "beta": activation.beta}
     text = ", ".join(f"{key} {value:g}" for key, value in given.items() if value is not None)
-    return f"{shown_value(activation.name)} with {text}" if text else activation.name
+    return f"{printable_value(activation.name)} with {text}" if text else activation.name

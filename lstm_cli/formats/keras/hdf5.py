@@ -1,23 +1,30 @@
-"""An HDF5 file in memory, walked link by link: datasets by path, nothing that leads outside."""
+"""An HDF5 file in memory, walked link by link: floating-point datasets by path.
+
+Links that leave the file are refused, and no dataset declares more values than the file can hold.
+"""
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import h5py
-from h5py import h5d, h5f, h5g, h5l, h5o, h5s
+import numpy as np
+from h5py import h5d, h5f, h5g, h5l, h5o, h5s, h5t, h5z
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, is_memory, need_memory, short_of_memory
-from lstm_cli.formats.keras.attributes import Attributes
-from lstm_cli.formats.keras.storage import read_dataset
-from lstm_cli.formats.keras.words import shown
+from lstm_cli.formats.keras.hdf5_attributes import TextAttributes
+from lstm_cli.formats.keras.options import printable_name
+from lstm_cli.formats.limits import MAX_RATIO, MIN_RATIO_BYTES
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-MOST_OBJECTS = 200_000
+MAX_OBJECTS = 200_000
 DEEPEST = 64
 
 _ERRORS = (
@@ -35,7 +42,7 @@ _ERRORS = (
 
 
 @dataclass(frozen=True)
-class Variable:
+class StoredVariable:
     """A stored tensor.
 
     Attributes
@@ -62,7 +69,7 @@ class _Node:
     group: bool
 
 
-class Tree:
+class Hdf5Tree:
     """The objects of a file by path, such as ``layers/lstm/cell/vars/0``.
 
     Older Keras writes ``_layer_checkpoint_dependencies`` for ``layers``, and on Windows one name
@@ -75,7 +82,7 @@ class Tree:
     """
 
     def __init__(self, data: bytes) -> None:
-        self._attributes = Attributes(data[_superblock(data) :])
+        self._attributes = TextAttributes(data[_superblock(data) :])
         self._left = len(data)
         self._nodes: dict[str, _Node] = {}
         need_memory(2 * len(data), "the HDF5 file")  # HDF5 gives another reason
@@ -96,24 +103,24 @@ class Tree:
         """Paths of all datasets."""
         return [path for path, node in self._nodes.items() if not node.group]
 
-    def variable(self, path: str) -> Variable | None:
+    def variable(self, path: str) -> StoredVariable | None:
         """The values of a dataset; None if there is none of this path."""
         node = self._nodes.get(path)
         if node is None or node.group:
             return None
-        with _reading(f"the dataset {shown(node.name)}"):
+        with _reading(f"the dataset {printable_name(node.name)}"):
             dataset = h5d.open(node.parent, node.link)
             _need_values(dataset, node.name)
-            value, dtype, stored = read_dataset(dataset, shown(node.name), self._left)
+            value, dtype, stored = read_dataset(dataset, printable_name(node.name), self._left)
         self._left -= stored
-        return Variable(node.name, value, dtype)
+        return StoredVariable(node.name, value, dtype)
 
     def shape(self, path: str) -> tuple[int, ...] | None:
         """The shape of a dataset, not read yet; None if there is none of this path."""
         node = self._nodes.get(path)
         if node is None or node.group:
             return None
-        with _reading(f"the dataset {shown(node.name)}"):
+        with _reading(f"the dataset {printable_name(node.name)}"):
             dataset = h5d.open(node.parent, node.link)
             _need_values(dataset, node.name)
             return tuple(dataset.shape)
@@ -148,7 +155,7 @@ class Tree:
         if path and (node is None or not node.group):
             return None
         address = self._root if node is None else node.address
-        where = "the HDF5 file" if node is None else shown(node.name)
+        where = "the HDF5 file" if node is None else printable_name(node.name)
         return self._attributes.texts(address, name, where)
 
     def _walk(self, root: Any) -> None:
@@ -175,14 +182,14 @@ class Tree:
         if kind != h5l.TYPE_HARD:
             kinds = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}
             raise _refused(name, kinds.get(kind, "a link of an unknown kind"))
-        if depth > DEEPEST or len(self._nodes) > MOST_OBJECTS:
+        if depth > DEEPEST or len(self._nodes) > MAX_OBJECTS:
             raise _refused(name, "more groups and datasets, or deeper ones, than Keras writes")
 
 
 def _need_values(dataset: Any, name: str) -> None:
     if dataset.get_space().get_simple_extent_type() == h5s.NULL:
         raise WeightsError(
-            f"{shown(name)} has no values: its dataspace is null",
+            f"{printable_name(name)} has no values: its dataspace is null",
             expected="an array of floating-point numbers",
         )
 
@@ -192,7 +199,7 @@ def _links(group: Any) -> list[bytes]:
 
     def add(link: bytes) -> bool | None:
         found.append(bytes(link))
-        return True if len(found) > MOST_OBJECTS else None
+        return True if len(found) > MAX_OBJECTS else None
 
     group.links.iterate(add)
     return found
@@ -225,12 +232,139 @@ def _reading(what: str) -> Iterator[None]:
         raise WeightsError(
             f"{what} cannot be read",
             expected="intact HDF5",
-            found=shown(" ".join(str(error).split()) or type(error).__name__),
+            found=printable_name(" ".join(str(error).split()) or type(error).__name__),
             hint="the file may be damaged: copy or save it again",
         ) from None
 
 
 def _refused(name: str, found: str) -> WeightsError:
     return WeightsError(
-        f"the HDF5 file is refused: Keras does not write what {shown(name)} is", found=found
+        f"the HDF5 file is refused: Keras does not write what {printable_name(name)} is",
+        found=found,
     )
+
+
+MAX_CHUNKS = 200_000
+_FILTERS = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
+
+
+def read_dataset(dataset: Any, name: str, available: int) -> tuple[Array, str, int]:
+    """Values, stored dtype, and bytes of the file that they took.
+
+    Parameters
+    ----------
+    available
+        Bytes of the file that are not taken by other datasets.
+
+    Raises
+    ------
+    WeightsError
+        No floating-point numbers, stored elsewhere, or a shape that the file does not hold.
+    """
+    code = _code(dataset.get_type(), name)
+    shape, stored = tuple(dataset.shape), int(dataset.get_storage_size())
+    size = math.prod(shape) * np.dtype(code).itemsize
+    plist = dataset.get_create_plist()
+    layout = plist.get_layout()
+    plain = layout in (h5d.CONTIGUOUS, h5d.COMPACT) and plist.get_external_count() == 0
+    if not plain and layout != h5d.CHUNKED:
+        raise WeightsError(f"{name} is stored outside its dataset", found="external or virtual")
+    most = stored if plain else max(MIN_RATIO_BYTES, stored * MAX_RATIO)
+    if stored > available or size > most:
+        raise WeightsError(
+            f"{name} declares a shape that the file does not hold",
+            expected=f"{size:,} bytes for {shape}",
+            found=f"{min(stored, available):,} bytes",
+        )
+    if plain:
+        return (*_widened(_contiguous(dataset, shape, code)), stored)
+    return (*_widened(_Chunks(dataset, plist, shape, code, name, most).read()), stored)
+
+
+def _code(kind: Any, name: str) -> str:
+    """NumPy's code of the stored type; opaque pairs of bytes are how Keras writes bfloat16."""
+    if kind.get_class() == h5t.OPAQUE and kind.get_size() == 2:
+        return "V2"
+    known = {"f2": "IEEE_F16", "f4": "IEEE_F32", "f8": "IEEE_F64"}
+    if kind.get_class() == h5t.FLOAT:
+        for code, standard in known.items():
+            for sign, order in (("<", "LE"), (">", "BE")):
+                if kind.equal(getattr(h5t, standard + order)):
+                    return sign + code
+    raise WeightsError(
+        f"{name} holds no floating-point numbers",
+        expected="float16, bfloat16, float32 or float64",
+        hint="quantised weights are not read: save the model before it is quantised",
+    )
+
+
+def _widened(values: Array) -> tuple[Array, str]:
+    if values.dtype.kind == "V":
+        bits = np.frombuffer(values.tobytes(), "<u2").reshape(values.shape)
+        return (bits.astype(np.uint32) << 16).view(np.float32), "bfloat16"
+    if values.dtype.itemsize == 2:
+        return values.astype(np.float32), "float16"
+    return values.astype(values.dtype.newbyteorder("=")), values.dtype.name
+
+
+def _contiguous(dataset: Any, shape: tuple[int, ...], code: str) -> Array:
+    values = np.empty(shape, code)
+    if values.size:
+        dataset.read(dataset.get_space(), dataset.get_space(), values)
+    return values
+
+
+class _Chunks:
+    """A dataset in chunks, each unpacked here, so that none unpacks to more than it declares."""
+
+    def __init__(
+        self, dataset: Any, plist: Any, shape: tuple[int, ...], code: str, name: str, most: int
+    ) -> None:
+        self._dataset, self._shape, self._name = dataset, shape, name
+        self._dtype = np.dtype(code)
+        self._chunk = tuple(plist.get_chunk())
+        self._filters = [int(plist.get_filter(k)[0]) for k in range(plist.get_nfilters())]
+        self._bytes = math.prod(self._chunk) * self._dtype.itemsize
+        unknown = [k for k in self._filters if k not in _FILTERS]
+        if unknown:
+            raise WeightsError(f"{name} is packed with a filter that is not read: {unknown[0]}")
+        if self._bytes > most:
+            raise self._damaged("its chunks are larger than it")
+
+    def read(self) -> Array:
+        """All values."""
+        counts = [-(-n // c) for n, c in zip(self._shape, self._chunk, strict=True)]
+        total = math.prod(counts)
+        if total > MAX_CHUNKS or total != self._dataset.get_num_chunks():
+            raise self._damaged("chunks are missing")
+        values = np.empty(self._shape, self._dtype)
+        for place in product(*map(range, counts)):
+            start = tuple(k * c for k, c in zip(place, self._chunk, strict=True))
+            target = values[tuple(slice(s, s + c) for s, c in zip(start, self._chunk, strict=True))]
+            target[...] = self._one(start)[tuple(slice(n) for n in target.shape)]
+        return values
+
+    def _one(self, start: tuple[int, ...]) -> Array:
+        mask, raw = self._dataset.read_direct_chunk(start)
+        for k in reversed(range(len(self._filters))):
+            if not mask >> k & 1:
+                raw = self._unfiltered(self._filters[k], raw)
+        if len(raw) != self._bytes:
+            raise self._damaged("a chunk of another size")
+        return np.frombuffer(raw, self._dtype).reshape(self._chunk)
+
+    def _unfiltered(self, code: int, raw: bytes) -> bytes:
+        if code == h5z.FILTER_DEFLATE:
+            try:
+                return zlib.decompressobj().decompress(raw, self._bytes + 5)
+            except zlib.error as error:
+                raise self._damaged(str(error)) from None
+        if code == h5z.FILTER_FLETCHER32:
+            return raw[:-4]
+        width = self._dtype.itemsize
+        if len(raw) % width:
+            raise self._damaged("a chunk of another size")
+        return np.frombuffer(raw, np.uint8).reshape(width, -1).T.tobytes()
+
+    def _damaged(self, found: str) -> WeightsError:
+        return WeightsError(f"{self._name} is damaged", found=found)

@@ -12,20 +12,36 @@ from typing import Any
 
 from lstm_cli.engines.types import Layers, RecurrentSpec
 from lstm_cli.errors import WeightsError, short_of_memory
-from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
-from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly, check_kinds
-from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
-from lstm_cli.formats.keras.defaults import TABLE, TODAY, Release, keras_1, release
-from lstm_cli.formats.keras.hdf5 import Tree
-from lstm_cli.formats.keras.recurrent import KINDS, ORDER
-from lstm_cli.formats.keras.variables import Names, Paths, Source
-from lstm_cli.formats.keras.words import shown
-from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.formats.safety import member_bytes, open_archive, read_whole
+from lstm_cli.formats.interchange import Imported, ReadOptions
+from lstm_cli.formats.keras.architecture import (
+    MAX_LAYERS,
+    KerasLayer,
+    NamedVariables,
+    PathVariables,
+    VariableSource,
+    list_layers,
+)
+from lstm_cli.formats.keras.hdf5 import Hdf5Tree
+from lstm_cli.formats.keras.network_builder import (
+    INPUT_SHAPE_KEYS,
+    KerasNetworkBuilder,
+    check_kinds,
+)
+from lstm_cli.formats.keras.options import (
+    DEFAULTS,
+    NEWEST_RELEASE,
+    Release,
+    find_release,
+    keras_1_error,
+    printable_name,
+)
+from lstm_cli.formats.keras.recurrent import GATE_ORDERS, KINDS
+from lstm_cli.formats.keras.weights_only import has_variable_paths, layers_by_name, layers_by_path
+from lstm_cli.formats.limits import member_bytes, open_archive, read_whole
 
 WEIGHTS = "model.weights.h5"
-DATA_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
-LARGEST_DESCRIPTION = 16 << 20
+CONFIG_FIRST_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
+MAX_DESCRIPTION_BYTES = 16 << 20
 """Bytes of JSON; what it becomes in memory is many times as large."""
 
 
@@ -58,23 +74,23 @@ def read(path: Path, options: ReadOptions) -> Imported:
         sha256=hashlib.sha256(data).hexdigest(),
         config=config,
         tensors=assembly.tensors,
-        stored=tuple(assembly.stored),
-        order=dict(ORDER),
+        sources=tuple(assembly.sources),
+        gate_orders=dict(GATE_ORDERS),
         notes=tuple(assembly.notes),
-        described=assembly.whole,
+        describes_layers=assembly.whole,
     )
 
 
-def _of_archive(path: Path, layers: Layers | None) -> tuple[Assembly, str]:
+def _of_archive(path: Path, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
     with open_archive(path) as archive:
         names = archive.namelist()
-        tree = Tree(member_bytes(archive, _weights_name(names)))
+        tree = Hdf5Tree(member_bytes(archive, _weights_name(names)))
         if "config.json" not in names:
             return _bare(tree, layers)
         model = _json(_text(archive, "config.json"), "config.json")
         metadata = _metadata(archive, names)
     version = metadata.get("keras_version")
-    return _whole(model, tree, version if isinstance(version, str) else None, Paths(tree))
+    return _whole(model, tree, version if isinstance(version, str) else None, PathVariables(tree))
 
 
 def _weights_name(names: Sequence[str]) -> str:
@@ -92,7 +108,7 @@ def _metadata(archive: zipfile.ZipFile, names: Sequence[str]) -> Mapping[str, An
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> bytes:
-    return member_bytes(archive, name, LARGEST_DESCRIPTION)
+    return member_bytes(archive, name, MAX_DESCRIPTION_BYTES)
 
 
 def _json(text: str | bytes, name: str) -> Any:
@@ -100,39 +116,43 @@ def _json(text: str | bytes, name: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         found = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise WeightsError(f"{name} is no JSON", found=shown(found)) from None
+        raise WeightsError(f"{name} is no JSON", found=printable_name(found)) from None
 
 
-def _of_hdf5(data: bytes, layers: Layers | None) -> tuple[Assembly, str]:
+def _of_hdf5(data: bytes, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
     try:
-        tree = Tree(data)
+        tree = Hdf5Tree(data)
     except WeightsError as error:  # before it is known whose file it is
-        raise WeightsError([replace(p, hint=p.hint or DATA_HINT) for p in error.problems]) from None
+        raise WeightsError(
+            [replace(p, hint=p.hint or CONFIG_FIRST_HINT) for p in error.problems]
+        ) from None
     root = "model_weights/" if "model_weights" in tree else ""
     description = tree.text("", "model_config")
     if description is None:
         return _bare(tree, layers, root)
-    if len(description) > LARGEST_DESCRIPTION:
+    if len(description) > MAX_DESCRIPTION_BYTES:
         raise WeightsError("model_config is too large", found=f"{len(description):,} characters")
     version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
-    return _whole(_json(description, "model_config"), tree, version, Names(tree, root))
+    return _whole(_json(description, "model_config"), tree, version, NamedVariables(tree, root))
 
 
-def _whole(model: Any, tree: Tree, version: str | None, source: Source) -> tuple[Assembly, str]:
+def _whole(
+    model: Any, tree: Hdf5Tree, version: str | None, source: VariableSource
+) -> tuple[KerasNetworkBuilder, str]:
     """A model whose description is in the file."""
     today = isinstance(model, Mapping) and "module" in model
-    layers, wrote = layers_of(model), release(version, today=today)
-    if not wrote.told and any(_is_of_keras_1(layer) for layer in layers):
-        raise keras_1("of Keras 1")
+    layers, wrote = list_layers(model), find_release(version, today=today)
+    if not wrote.is_known and any(_is_of_keras_1(layer) for layer in layers):
+        raise keras_1_error("of Keras 1")
     check_kinds(layers)
-    assembly = Assembly(source, wrote, whole=True)
-    if layers and not any(key in layers[0].options.values for key in INPUT_SHAPES):
+    assembly = KerasNetworkBuilder(source, wrote, whole=True)
+    if layers and not any(key in layers[0].options.values for key in INPUT_SHAPE_KEYS):
         assembly.start(_built_shape(model))
     for layer in layers:
         assembly.add(layer)
     if any(path.startswith(("optimizer", "_optimizer")) for path in tree.datasets()):
         assembly.notes.append("the optimiser's state is left out")
-    return assembly, f"Keras {shown(version)} model" if version else "Keras model"
+    return assembly, f"Keras {printable_name(version)} model" if version else "Keras model"
 
 
 def _built_shape(model: Mapping[str, Any]) -> Any:
@@ -140,31 +160,31 @@ def _built_shape(model: Mapping[str, Any]) -> Any:
     return config.get("build_input_shape") if isinstance(config, Mapping) else None
 
 
-def _is_of_keras_1(layer: Layer) -> bool:
+def _is_of_keras_1(layer: KerasLayer) -> bool:
     """Whether a layer has the options of Keras 1: ``output_dim``, ``inner_activation``."""
     values = layer.options.values
     known = layer.kind in KINDS or layer.kind == "Dense"
     return known and "output_dim" in values and "units" not in values
 
 
-def _bare(tree: Tree, wanted: Layers | None, root: str = "") -> tuple[Assembly, str]:
+def _bare(tree: Hdf5Tree, wanted: Layers | None, root: str = "") -> tuple[KerasNetworkBuilder, str]:
     """Weights without a description."""
-    if is_bare(tree):
-        layers, notes, source = by_paths(tree, wanted)
-        wrote = TODAY
+    if has_variable_paths(tree):
+        layers, notes, source = layers_by_path(tree, wanted)
+        wrote = NEWEST_RELEASE
     elif tree.texts(root.rstrip("/"), "layer_names") is not None:
         version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
-        wrote = release(version, today=False)
-        layers, notes, source = by_names(tree, root, wanted)
+        wrote = find_release(version, today=False)
+        layers, notes, source = layers_by_name(tree, root, wanted)
     else:
         raise WeightsError(
             "the HDF5 file holds no weights of Keras",
             expected="model_config, layer_names, or layers/.../vars",
-            hint=DATA_HINT,
+            hint=CONFIG_FIRST_HINT,
         )
-    if len(layers) > MOST_LAYERS:
-        raise WeightsError(f"the file has more than {MOST_LAYERS:,} layers")
-    assembly = Assembly(source, wrote, whole=False)
+    if len(layers) > MAX_LAYERS:
+        raise WeightsError(f"the file has more than {MAX_LAYERS:,} layers")
+    assembly = KerasNetworkBuilder(source, wrote, whole=False)
     for layer in layers:
         assembly.add(layer)
     gates = wrote.default("recurrent_activation")
@@ -175,10 +195,10 @@ def _bare(tree: Tree, wanted: Layers | None, root: str = "") -> tuple[Assembly, 
 
 def _unlike(wanted: Layers, wrote: Release) -> list[str]:
     """Layers of a config that do not have what versions of Keras before 2.3 took by default."""
-    old = TABLE["recurrent_activation"][0]
-    if old not in wrote.readings("recurrent_activation"):
+    old = DEFAULTS["recurrent_activation"][0]
+    if old not in wrote.possible_defaults("recurrent_activation"):
         return []
-    sure = len(wrote.readings("recurrent_activation")) == 1
+    sure = len(wrote.possible_defaults("recurrent_activation")) == 1
     which = f"{wrote.title}, which wrote the file," if sure else "Keras before 2.3 and TensorFlow 1"
     return [
         f"layer {spec.index} of the config has recurrent_activation: {activation}; the default of "
@@ -191,7 +211,9 @@ def _unlike(wanted: Layers, wrote: Release) -> list[str]:
     ]
 
 
-def _assumed(layers: Sequence[Layer], config: Sequence[Mapping[str, Any]], gates: str) -> list[str]:
+def _assumed(
+    layers: Sequence[KerasLayer], config: Sequence[Mapping[str, Any]], gates: str
+) -> list[str]:
     """What a file without a description does not say, and what sets it."""
     notes = []
     recurrent = [k for k, layer in enumerate(config) if "hidden_size" in layer]

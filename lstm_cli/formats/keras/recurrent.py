@@ -10,26 +10,25 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
-from lstm_cli.formats.keras.activations import Named, named
-from lstm_cli.formats.keras.architecture import Layer, class_of, title
-from lstm_cli.formats.keras.defaults import Release
-from lstm_cli.formats.keras.hdf5 import Variable
-from lstm_cli.formats.keras.words import Options, options, shown_value
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.interchange import TensorSource
+from lstm_cli.formats.keras.activations import ActivationConfig, read_activation
+from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
+from lstm_cli.formats.keras.hdf5 import StoredVariable
+from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options, printable_value
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}
-GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
+KERAS_GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
 """Keras's order of the gates, in native letters."""
-ORDER = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
+GATE_ORDERS = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
 """The same in Keras's own letters."""
 WRAPPERS = ("RNN", "Bidirectional")
 CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
 @dataclass(frozen=True)
-class Direction:
+class KerasDirection:
     """One pass over the steps.
 
     Attributes
@@ -43,8 +42,8 @@ class Direction:
     """
 
     kind: str
-    layer: Options
-    cell: Options
+    layer: LayerOptions
+    cell: LayerOptions
     inner: str
 
     @property
@@ -58,7 +57,7 @@ class Direction:
         return self.cell.flag("use_bias", True)
 
 
-def directions(layer: Layer) -> tuple[Direction, ...]:
+def read_directions(layer: KerasLayer) -> tuple[KerasDirection, ...]:
     """The one direction of a layer, or forward and reverse.
 
     Raises
@@ -68,7 +67,7 @@ def directions(layer: Layer) -> tuple[Direction, ...]:
         than activations.
     """
     if layer.kind != "Bidirectional":
-        found: tuple[Direction, ...] = (_direction(layer.kind, layer.options, "cell"),)
+        found: tuple[KerasDirection, ...] = (_direction(layer.kind, layer.options, "cell"),)
     else:
         if layer.options.get("merge_mode") != "concat" and "merge_mode" in layer.options.values:
             raise layer.options.refused("merge_mode", hint="concat is what lstm-cli has")
@@ -93,29 +92,35 @@ def _reversed(forward: Any) -> Any:
     return {**forward, "config": {**config, "go_backwards": not config.get("go_backwards")}}
 
 
-def _inner(layer: Layer, entry: Any, inner: str) -> Direction:
-    kind = class_of(entry)
-    owner = f"{title(kind, inner.split('/')[0])} of {layer.title}"
-    return _direction(kind, options(owner, entry.get("config")), inner)
+def _inner(layer: KerasLayer, entry: Any, inner: str) -> KerasDirection:
+    kind = class_name_of(entry)
+    owner = f"{layer_title(kind, inner.split('/')[0])} of {layer.title}"
+    return _direction(kind, parse_options(owner, entry.get("config")), inner)
 
 
-def _direction(kind: str, given: Options, inner: str) -> Direction:
+def _direction(kind: str, given: LayerOptions, inner: str) -> KerasDirection:
     if kind in KINDS:
-        return Direction(KINDS[kind], given, given, inner)
+        return KerasDirection(KINDS[kind], given, given, inner)
     if kind in CUDNN:
-        raise cudnn(given.owner, CUDNN[kind])
+        raise cudnn_error(given.owner, CUDNN[kind])
     cell = given.get("cell")
-    of = class_of(cell).removesuffix("Cell") if isinstance(cell, Mapping) else shown_value(cell)
+    of = (
+        class_name_of(cell).removesuffix("Cell")
+        if isinstance(cell, Mapping)
+        else printable_value(cell)
+    )
     if kind != "RNN" or not isinstance(cell, Mapping) or of not in KINDS:
         raise WeightsError(
             f"{given.owner} is no recurrent layer that lstm-cli has",
             expected="LSTM, GRU or SimpleRNN",
-            found=of if kind == "RNN" else shown_value(kind),
+            found=of if kind == "RNN" else printable_value(kind),
         )
-    return Direction(KINDS[of], given, options(f"the cell of {given.owner}", cell["config"]), inner)
+    return KerasDirection(
+        KINDS[of], given, parse_options(f"the cell of {given.owner}", cell["config"]), inner
+    )
 
 
-def _check(one: Direction, number: int, count: int) -> None:
+def _check(one: KerasDirection, number: int, count: int) -> None:
     if one.layer.flag("go_backwards") != bool(number):
         raise one.layer.refused(
             "go_backwards", hint="Bidirectional(merge_mode='concat') has a reverse pass"
@@ -127,7 +132,7 @@ def _check(one: Direction, number: int, count: int) -> None:
         raise one.layer.refused("stateful")
 
 
-def _check_alike(layer: Layer, found: Sequence[Direction]) -> None:
+def _check_alike(layer: KerasLayer, found: Sequence[KerasDirection]) -> None:
     alike: dict[str, set[Any]] = {
         "class": {d.kind for d in found},
         "units": {d.hidden_size for d in found},
@@ -140,7 +145,9 @@ def _check_alike(layer: Layer, found: Sequence[Direction]) -> None:
             raise WeightsError(f"the two directions of {layer.title} differ in {what}", found=both)
 
 
-def settings(found: Sequence[Direction], release: Release, reset_after: bool) -> dict[str, Any]:
+def layer_config(
+    found: Sequence[KerasDirection], release: Release, reset_after: bool
+) -> dict[str, Any]:
     """The layer's options in the config's words, those that are not the default."""
     first = found[0]
     config: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
@@ -166,9 +173,9 @@ def settings(found: Sequence[Direction], release: Release, reset_after: bool) ->
 
 
 def _activation(
-    found: Sequence[Direction], key: str, usual: str, release: Release
-) -> dict[str, Named | list[Named]]:
-    each = [named(one.cell, key, release.default(key), release) for one in found]
+    found: Sequence[KerasDirection], key: str, usual: str, release: Release
+) -> dict[str, ActivationConfig | list[ActivationConfig]]:
+    each = [read_activation(one.cell, key, release.default(key), release) for one in found]
     if "softmax" in each:
         raise found[each.index("softmax")].cell.refused(key)
     if all(one == usual for one in each):
@@ -176,8 +183,8 @@ def _activation(
     return {key: each[0] if all(one == each[0] for one in each) else each}
 
 
-def resets_after(
-    found: Sequence[Direction], biases: Sequence[Variable | None], release: Release
+def infer_reset_after(
+    found: Sequence[KerasDirection], biases: Sequence[StoredVariable | None], release: Release
 ) -> bool:
     """A GRU's convention: what its biases tell, else its options, else the version's default."""
     if found[0].kind != "gru":
@@ -188,7 +195,7 @@ def resets_after(
     return found[0].cell.flag("reset_after", release.default("reset_after"))
 
 
-def unsaid(found: Sequence[Direction]) -> tuple[str, ...]:
+def unstated_options(found: Sequence[KerasDirection]) -> tuple[str, ...]:
     """Options whose defaults Keras changed and that neither a layer nor its biases tell."""
     keys = [] if found[0].kind == "rnn" else ["recurrent_activation"]
     if found[0].kind == "gru" and not any(one.biased for one in found):
@@ -196,12 +203,12 @@ def unsaid(found: Sequence[Direction]) -> tuple[str, ...]:
     return tuple(key for key in keys if any(key not in one.cell.values for one in found))
 
 
-def is_cudnn(kind: str, width: int, bias: Sequence[int] | None) -> bool:
+def is_cudnn_bias(kind: str, width: int, bias: Sequence[int] | None) -> bool:
     """Whether a bias is that of CuDNNLSTM or CuDNNGRU: two, one after the other, in one row."""
     return kind != "SimpleRNN" and bias is not None and tuple(bias) == (2 * width,)
 
 
-def cudnn(what: str, kind: str) -> WeightsError:
+def cudnn_error(what: str, kind: str) -> WeightsError:
     """The error that names cuDNN's layout.
 
     Parameters
@@ -209,19 +216,19 @@ def cudnn(what: str, kind: str) -> WeightsError:
     kind
         ``LSTM`` or ``GRU``.
     """
-    options = "recurrent_activation='sigmoid'"
-    options += ", reset_after=True" if kind == "GRU" else ""
+    parse_options = "recurrent_activation='sigmoid'"
+    parse_options += ", reset_after=True" if kind == "GRU" else ""
     return WeightsError(
         f"{what} keeps its weights in cuDNN's layout (CuDNN{kind}), which lstm-cli does not read",
         expected=f"the weights of a {kind} layer",
-        hint=f"in Keras 2, put {kind}(units, {options}) in the place of CuDNN{kind}, load the "
+        hint=f"in Keras 2, put {kind}(units, {parse_options}) in the place of CuDNN{kind}, load the "
         "weights there, which Keras converts, and save that: model.save('model.h5')",
     )
 
 
-def tensors(
-    one: Direction, variables: Sequence[Variable], prefix: str, *, biased: bool
-) -> tuple[dict[str, Array], list[Stored]]:
+def native_tensors(
+    one: KerasDirection, variables: Sequence[StoredVariable], prefix: str, *, biased: bool
+) -> tuple[dict[str, Array], list[TensorSource]]:
     """Native tensors of one direction, and where they stood.
 
     Parameters
@@ -237,50 +244,56 @@ def tensors(
     WeightsError
         A shape that does not fit the units.
     """
-    letters, H = GATES[one.kind], one.hidden_size
+    letters, H = KERAS_GATES[one.kind], one.hidden_size
     width = len(letters) * H
     kernel, recurrent = variables[0], variables[1]
     _check_shape(one, kernel, (None, width))
     _check_shape(one, recurrent, (H, width))
     found, stored = {}, []
     for native, variable in ((f"{prefix}weight_ih", kernel), (f"{prefix}weight_hh", recurrent)):
-        found[native] = reorder(variable.value.T, letters, NATIVE[one.kind])
+        found[native] = reorder_gates(variable.value.T, letters, NATIVE_GATES[one.kind])
         stored += _blocks(variable, native, letters, axis=1, change="transposed")
     if not biased:
         return found, stored
-    biases, where = _biases(one, variables[2] if one.biased else None, prefix, kernel.value.dtype)
+    biases, where = split_bias(
+        one, variables[2] if one.biased else None, prefix, kernel.value.dtype
+    )
     return found | biases, stored + where
 
 
-def _biases(
-    one: Direction, bias: Variable | None, prefix: str, dtype: Any
-) -> tuple[dict[str, Array], list[Stored]]:
-    letters, width = GATES[one.kind], len(GATES[one.kind]) * one.hidden_size
+def split_bias(
+    one: KerasDirection, bias: StoredVariable | None, prefix: str, dtype: Any
+) -> tuple[dict[str, Array], list[TensorSource]]:
+    letters, width = KERAS_GATES[one.kind], len(KERAS_GATES[one.kind]) * one.hidden_size
     names = [prefix + n for n in (("bias_ih", "bias_hh") if one.kind == "gru" else ("bias",))]
     found = {name: np.zeros(width, dtype) for name in names}
     if bias is None:
         return found, []
     two = one.kind == "gru" and bias.value.ndim == 2
-    if is_cudnn(CLASSES[one.kind], width, bias.value.shape):
-        raise cudnn(one.cell.owner, CLASSES[one.kind])
+    if is_cudnn_bias(CLASSES[one.kind], width, bias.value.shape):
+        raise cudnn_error(one.cell.owner, CLASSES[one.kind])
     _check_shape(one, bias, (2, width) if two else (width,))
     if one.kind == "gru" and one.cell.get("reset_after") not in (None, two):
         raise one.cell.refused("reset_after", expected=f"what its bias {bias.value.shape} says")
-    stored: list[Stored] = []
+    stored: list[TensorSource] = []
     for k, name in enumerate(names if two else names[:1]):
         values = bias.value[k] if two else bias.value
-        found[name] = reorder(values, letters, NATIVE[one.kind])
+        found[name] = reorder_gates(values, letters, NATIVE_GATES[one.kind])
         leading = (k,) if two else ()
         stored += _blocks(bias, name, letters, leading=leading)
     return found, stored
 
 
-def _blocks(variable: Variable, native: str, letters: Sequence[str], **how: Any) -> list[Stored]:
-    found = stored_blocks(variable.name, variable.value, native, letters, **how)
+def _blocks(
+    variable: StoredVariable, native: str, letters: Sequence[str], **how: Any
+) -> list[TensorSource]:
+    found = gate_sources(variable.name, variable.value, native, letters, **how)
     return [replace(block, dtype=variable.dtype) for block in found]
 
 
-def _check_shape(one: Direction, variable: Variable, wanted: tuple[int | None, ...]) -> None:
+def _check_shape(
+    one: KerasDirection, variable: StoredVariable, wanted: tuple[int | None, ...]
+) -> None:
     shape = variable.value.shape
     fits = len(shape) == len(wanted) and all(
         w in (None, n) for n, w in zip(shape, wanted, strict=True)

@@ -9,16 +9,36 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder
-from lstm_cli.formats.tmva import attributes, setup
-from lstm_cli.formats.tmva.assembly import Assembly
-from lstm_cli.formats.tmva.document import Document, Element, parse
-from lstm_cli.formats.tmva.numbers import SINGLE_DIGITS
-from lstm_cli.formats.tmva.slots import KINDS, Parts, matrix, orders, parts
+from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder
+from lstm_cli.formats.tmva.document import (
+    FLOAT32_DIGITS,
+    TmvaDocument,
+    XmlElement,
+    check_declared,
+    parse,
+    read_activation,
+    read_output_function,
+    read_size,
+    read_switch,
+)
+from lstm_cli.formats.tmva.header import (
+    find_network,
+    format_title,
+    known_writer_order,
+    training_notes,
+)
+from lstm_cli.formats.tmva.network_builder import TmvaNetworkBuilder
+from lstm_cli.formats.tmva.slots import (
+    LAYER_KINDS,
+    RecurrentElements,
+    find_orders,
+    matrix,
+    recurrent_elements,
+)
 
-LARGEST_SQUARE = 4096
+MAX_IDENTITY_SIZE = 4096
 """Outputs of the largest extra layer that only applies the output function."""
-ORDER = {"lstm": "i f g o", "gru": "r z n", "rnn": "h"}
+GATE_ORDERS = {"lstm": "i f g o", "gru": "r z n", "rnn": "h"}
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -31,39 +51,41 @@ def read(path: Path, options: ReadOptions) -> Imported:
         or ambiguous: names the layer, and what mends it.
     """
     document = parse(path)
-    network = setup.network(document)
+    network = find_network(document)
     reader = _Reader(document, network)
     reader.run(options)
     made = reader.made
     return Imported(
         path=path,
         format="tmva",
-        title=setup.title(document),
+        title=format_title(document),
         sha256=document.sha256,
         config=made.config,
         tensors=made.tensors,
-        stored=tuple(made.stored),
-        order={layer["type"]: ORDER[layer["type"]] for layer in made.layers if _gated(layer)},
+        sources=tuple(made.sources),
+        gate_orders={
+            layer["type"]: GATE_ORDERS[layer["type"]] for layer in made.layers if _gated(layer)
+        },
         notes=tuple(made.notes),
-        described=True,
+        describes_layers=True,
     )
 
 
 def _gated(layer: Mapping[str, Any]) -> bool:
-    return layer["type"] in ORDER
+    return layer["type"] in GATE_ORDERS
 
 
 class _Reader:
-    def __init__(self, document: Document, network: Element) -> None:
+    def __init__(self, document: TmvaDocument, network: XmlElement) -> None:
         self.document, self.network = document, network
-        dtype = "float64" if document.digits > SINGLE_DIGITS else "float32"
-        self.made = Assembly(dtype, steps=attributes.size(document, network, "InputHeight"))
+        dtype = "float64" if document.digits > FLOAT32_DIGITS else "float32"
+        self.made = TmvaNetworkBuilder(dtype, steps=read_size(document, network, "InputHeight"))
 
     def run(self, options: ReadOptions) -> None:
         """Read all layers."""
         recurrent = self._recurrent_layers()
-        writer = setup.known_writer(self.document)
-        found, note = orders(self.document, recurrent, options.tmva_order, writer)
+        writer = known_writer_order(self.document)
+        found, note = find_orders(self.document, recurrent, options.tmva_order, writer)
         chosen = {layer.position: order for layer, order in zip(recurrent, found, strict=True)}
         known = {layer.position: layer for layer in recurrent}
         self.made.notes += [note] if note else []
@@ -77,44 +99,48 @@ class _Reader:
         self._check_input()
         self._finish()
 
-    def _recurrent_layers(self) -> list[Parts]:
+    def _recurrent_layers(self) -> list[RecurrentElements]:
         layers = self.network.children
         for position, element in enumerate(layers):
-            if element.name not in (*KINDS, "ReshapeLayer", "DenseLayer"):
+            if element.name not in (*LAYER_KINDS, "ReshapeLayer", "DenseLayer"):
                 raise WeightsError(
                     f"layer {position} is a TMVA layer that lstm-cli has not",
                     expected="LSTMLayer, GRULayer, RNNLayer, ReshapeLayer or DenseLayer",
                     found=repr(element.name[:60]),
                     where=self.document.where(element),
                 )
-        return [parts(self.document, e, k) for k, e in enumerate(layers) if e.name in KINDS]
+        return [
+            recurrent_elements(self.document, e, k)
+            for k, e in enumerate(layers)
+            if e.name in LAYER_KINDS
+        ]
 
-    def _recurrent(self, layer: Parts, order: TmvaOrder) -> None:
+    def _recurrent(self, layer: RecurrentElements, order: TmvaOrder) -> None:
         document, made, element = self.document, self.made, layer.layer
         H, D = layer.sizes
         if not made.has_steps:
             raise self._misfit(layer.name, element, "every step", "one vector a sequence")
         if made.size not in (None, D):
             raise self._misfit(layer.name, element, f"{D} features", str(made.size))
-        attributes.declared(document, element, "StateSize", H, "rows of its matrices")
-        attributes.declared(document, element, "CellSize", H, "rows of its matrices")
-        attributes.declared(document, element, "InputSize", D, "columns of its input matrices")
+        check_declared(document, element, "StateSize", H, "rows of its matrices")
+        check_declared(document, element, "CellSize", H, "rows of its matrices")
+        check_declared(document, element, "InputSize", D, "columns of its input matrices")
         self._steps(layer)
         made.recurrent(layer, order, self._options(layer))
 
-    def _steps(self, layer: Parts) -> None:
+    def _steps(self, layer: RecurrentElements) -> None:
         """TimeSteps say T; a file whose first layer is recurrent may lay its input out anyhow."""
-        made, steps = self.made, attributes.size(self.document, layer.layer, "TimeSteps")
+        made, steps = self.made, read_size(self.document, layer.layer, "TimeSteps")
         if steps is None:
             return
         if made.size is not None and made.steps not in (None, steps):
             raise self._misfit(layer.name, layer.layer, f"{steps} steps", str(made.steps))
         made.steps = steps
 
-    def _options(self, layer: Parts) -> dict[str, Any]:
+    def _options(self, layer: RecurrentElements) -> dict[str, Any]:
         document, element, k = self.document, layer.layer, len(self.made.layers)
         options: dict[str, Any] = {}
-        returns = attributes.switch(document, element, "ReturnSequence")
+        returns = read_switch(document, element, "ReturnSequence")
         if returns is None:
             self.made.notes.append(
                 f"{layer.name} does not say ReturnSequence: taken to give every step, as its "
@@ -122,10 +148,10 @@ class _Reader:
             )
         elif not returns:
             options["return_sequences"] = False
-        if attributes.switch(document, element, "RememberState"):
+        if read_switch(document, element, "RememberState"):
             options["stateful"] = True
         if layer.kind.name == "gru":
-            after = attributes.switch(document, element, "ResetGateAfter")
+            after = read_switch(document, element, "ResetGateAfter")
             if after is None:
                 self.made.notes.append(
                     f"{layer.name} does not say ResetGateAfter: taken as before, TMVA's default; "
@@ -134,12 +160,12 @@ class _Reader:
             options["reset_after"] = bool(after)
         return {key: value for key, value in options.items() if key != "reset_after" or not value}
 
-    def _reshape(self, element: Element, position: int) -> None:
+    def _reshape(self, element: XmlElement, position: int) -> None:
         document, made = self.document, self.made
         depth, height, width = (
-            attributes.size(document, element, name) for name in ("Depth", "Height", "Width")
+            read_size(document, element, name) for name in ("Depth", "Height", "Width")
         )
-        if attributes.switch(document, element, "Flattening"):
+        if read_switch(document, element, "Flattening"):
             self._flatten(element, position)
             return
         if made.size is None and depth in (None, 1) and height and width:
@@ -153,10 +179,10 @@ class _Reader:
             where=document.where(element),
         )
 
-    def _flatten(self, element: Element, position: int) -> None:
+    def _flatten(self, element: XmlElement, position: int) -> None:
         made = self.made
         if made.size is None:
-            width = attributes.size(self.document, self.network, "InputWidth")
+            width = read_size(self.document, self.network, "InputWidth")
             if width is None or made.steps is None:
                 raise self._misfit(
                     f"ReshapeLayer[{position}]",
@@ -173,30 +199,30 @@ class _Reader:
                 f"ReshapeLayer[{position}]", element, "TimeSteps of the layers before it", "none"
             )
         made.flatten()
-        if attributes.size(self.document, element, "Depth") in (None, 1):
-            attributes.declared(
+        if read_size(self.document, element, "Depth") in (None, 1):
+            check_declared(
                 self.document, element, "Width", made.size or 0, f"{made.steps} steps side by side"
             )
 
-    def _dense(self, element: Element, position: int) -> None:
+    def _dense(self, element: XmlElement, position: int) -> None:
         document, made, name = self.document, self.made, f"DenseLayer[{position}]"
         weights, biases = (matrix(document, element, position, n) for n in ("Weights", "Biases"))
         units, columns = (0, 0) if weights.values is None else weights.values.shape
-        attributes.declared(document, element, "Width", units, "rows of its Weights")
+        check_declared(document, element, "Width", units, "rows of its Weights")
         bias = (0, 0) if biases.values is None else biases.values.shape
         if bias not in ((units, 1), (1, units)):
             raise self._misfit(
                 f"Biases of {name}", biases, f"{units} x 1", f"{bias[0]} x {bias[1]}"
             )
         self._into_dense(name, element, columns)
-        function, fast = attributes.activation(document, element)
+        function, fast = read_activation(document, element)
         if fast:
             made.notes.append(f"{name} has the activation FastTanh, taken as tanh")
         k = made.dense(units, function)
         made.take(f"layers.{k}.weight", weights, f"{name}/Weights")
         made.take(f"layers.{k}.bias", biases, f"{name}/Biases")
 
-    def _into_dense(self, name: str, element: Element, columns: int) -> None:
+    def _into_dense(self, name: str, element: XmlElement, columns: int) -> None:
         """What flows into a dense layer: TMVA's reads one vector, whatever stands before it."""
         made = self.made
         if made.size is None:
@@ -216,7 +242,7 @@ class _Reader:
     def _check_input(self) -> None:
         """Where the file says how its input is laid out, it must be the first layer's."""
         sizes = [
-            attributes.size(self.document, self.network, f"Input{name}")
+            read_size(self.document, self.network, f"Input{name}")
             for name in ("Depth", "Height", "Width")
         ]
         D, T = self.made.input_size or 0, self.made.steps or 1
@@ -233,7 +259,7 @@ class _Reader:
     def _finish(self) -> None:
         """The output function, as the last layer's activation or as a layer of its own."""
         made = self.made
-        function = attributes.output_function(self.document, self.network)
+        function = read_output_function(self.document, self.network)
         if function is None:
             made.notes.append(
                 "Weights do not say OutputFunction: taken as the identity; else "
@@ -241,7 +267,7 @@ class _Reader:
             )
         if function not in (None, "identity"):
             self._apply(function or "")
-        made.notes += setup.training_notes(self.network)
+        made.notes += training_notes(self.network)
 
     def _apply(self, function: str) -> None:
         made = self.made
@@ -250,11 +276,11 @@ class _Reader:
             last["activation"] = function
             return
         size = made.size or 0
-        if size > LARGEST_SQUARE:
+        if size > MAX_IDENTITY_SIZE:
             raise self._misfit(
                 f"OutputFunction {function}",
                 self.network,
-                f"at most {LARGEST_SQUARE} outputs",
+                f"at most {MAX_IDENTITY_SIZE} outputs",
                 str(size),
             )
         k = made.dense(size, function)
@@ -265,7 +291,7 @@ class _Reader:
             "matrix is the identity"
         )
 
-    def _misfit(self, what: str, element: Element, expected: str, found: str) -> WeightsError:
+    def _misfit(self, what: str, element: XmlElement, expected: str, found: str) -> WeightsError:
         return WeightsError(
             f"{what} does not fit the network around it",
             expected=expected,

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import TmvaOrder
-from lstm_cli.formats.tmva.document import Document, Element
+from lstm_cli.formats.interchange import TmvaOrder
+from lstm_cli.formats.tmva.document import TmvaDocument, XmlElement
 
 ORDERS: tuple[TmvaOrder, ...] = ("slots", "labels")
-OLD_TAG = "Candidateeights"
+OLD_CANDIDATE_TAG = "Candidateeights"
 """Only the older writer spells CandidateWeights so."""
 
 _SPELLINGS = {
-    "CandidateWeights": ("CandidateWeights", OLD_TAG),
+    "CandidateWeights": ("CandidateWeights", OLD_CANDIDATE_TAG),
     "OuputWeights": ("OuputWeights", "OutputWeights"),
 }
 
 
 @dataclass(frozen=True)
-class Kind:
+class TmvaLayerKind:
     """A kind of recurrent layer.
 
     Attributes
@@ -46,19 +46,19 @@ class Kind:
     weights: tuple[str, ...]
     biases: tuple[str, ...]
 
-    def held(self, order: TmvaOrder) -> tuple[tuple[str, str], ...]:
+    def slot_contents(self, order: TmvaOrder) -> tuple[tuple[str, str], ...]:
         """What each of `weights` holds: ``W`` or ``U``, and the gate's letter."""
         if order == "slots":
             return tuple((matrix, letter) for matrix in "WU" for letter in self.letters)
         return tuple((matrix, letter) for letter in self.letters for matrix in "WU")
 
 
-def _gated(name: str, tag: str, gates: dict[str, str], weights: Sequence[str]) -> Kind:
+def _gated(name: str, tag: str, gates: dict[str, str], weights: Sequence[str]) -> TmvaLayerKind:
     biases = tuple(f"{gate}Biases" for gate in gates.values())
-    return Kind(name, tag, tuple(gates), tuple(weights), biases)
+    return TmvaLayerKind(name, tag, tuple(gates), tuple(weights), biases)
 
 
-KINDS = {
+LAYER_KINDS = {
     kind.tag: kind
     for kind in (
         _gated(
@@ -79,13 +79,13 @@ KINDS = {
                 "CandidateWeights", "CandidateStateWeights",
             ),
         ),
-        Kind("rnn", "RNNLayer", ("h",), ("InputWeights", "StateWeights"), ("Biases",)),
+        TmvaLayerKind("rnn", "RNNLayer", ("h",), ("InputWeights", "StateWeights"), ("Biases",)),
     )
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Parts:
+class RecurrentElements:
     """The elements of one recurrent layer, each there and with values.
 
     Attributes
@@ -96,11 +96,11 @@ class Parts:
         In the order of the kind's names.
     """
 
-    kind: Kind
-    layer: Element
+    kind: TmvaLayerKind
+    layer: XmlElement
     position: int
-    weights: tuple[Element, ...]
-    biases: tuple[Element, ...]
+    weights: tuple[XmlElement, ...]
+    biases: tuple[XmlElement, ...]
 
     @property
     def name(self) -> str:
@@ -108,12 +108,12 @@ class Parts:
         return f"{self.kind.tag}[{self.position}]"
 
     @property
-    def fitting(self) -> list[TmvaOrder]:
+    def possible_orders(self) -> list[TmvaOrder]:
         """The orders that the numbers of columns allow."""
         H, D = self.sizes
         columns = [_shape(element)[1] for element in self.weights]
         wanted = {"W": D, "U": H}
-        return [o for o in ORDERS if columns == [wanted[m] for m, _ in self.kind.held(o)]]
+        return [o for o in ORDERS if columns == [wanted[m] for m, _ in self.kind.slot_contents(o)]]
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -121,11 +121,13 @@ class Parts:
         return _shape(self.weights[0])
 
     @property
-    def is_old(self) -> bool:
-        return any(element.name == OLD_TAG for element in self.weights)
+    def is_of_old_writer(self) -> bool:
+        return any(element.name == OLD_CANDIDATE_TAG for element in self.weights)
 
 
-def parts(document: Document, layer: Element, position: int) -> Parts:
+def recurrent_elements(
+    document: TmvaDocument, layer: XmlElement, position: int
+) -> RecurrentElements:
     """A recurrent layer's elements.
 
     Raises
@@ -133,7 +135,7 @@ def parts(document: Document, layer: Element, position: int) -> Parts:
     WeightsError
         One is missing, or has another number of rows than the others.
     """
-    kind = KINDS[layer.name]
+    kind = LAYER_KINDS[layer.name]
     weights, biases = (
         tuple(matrix(document, layer, position, name) for name in names)
         for names in (kind.weights, kind.biases)
@@ -148,10 +150,10 @@ def parts(document: Document, layer: Element, position: int) -> Parts:
                 found=f"{shape[0]} x {shape[1]}",
                 where=document.where(element),
             )
-    return Parts(kind, layer, position, weights, biases)
+    return RecurrentElements(kind, layer, position, weights, biases)
 
 
-def matrix(document: Document, layer: Element, position: int, name: str) -> Element:
+def matrix(document: TmvaDocument, layer: XmlElement, position: int, name: str) -> XmlElement:
     """A child that holds numbers.
 
     Raises
@@ -169,9 +171,9 @@ def matrix(document: Document, layer: Element, position: int, name: str) -> Elem
     return element
 
 
-def orders(
-    document: Document,
-    layers: Sequence[Parts],
+def find_orders(
+    document: TmvaDocument,
+    layers: Sequence[RecurrentElements],
     asked: TmvaOrder | None,
     writer: TmvaOrder | None = None,
 ) -> tuple[list[TmvaOrder], str | None]:
@@ -204,25 +206,27 @@ def orders(
     return found, _note(set(told.values()) - {None} or {asked}, bool(unknown)) if gated else None
 
 
-def _told(document: Document, layer: Parts, asked: TmvaOrder | None) -> TmvaOrder | None:
+def _told(
+    document: TmvaDocument, layer: RecurrentElements, asked: TmvaOrder | None
+) -> TmvaOrder | None:
     """The only order that this layer can have, or None."""
-    fitting = layer.fitting
-    if layer.is_old:
-        fitting = [order for order in fitting if order == "labels"]
-    if not fitting:
+    possible_orders = layer.possible_orders
+    if layer.is_of_old_writer:
+        possible_orders = [order for order in possible_orders if order == "labels"]
+    if not possible_orders:
         _misshapen(document, layer)
-    if asked is not None and asked not in fitting:
+    if asked is not None and asked not in possible_orders:
         raise WeightsError(
             f"{layer.name} cannot be read by its {asked}",
-            expected=f"--tmva-order {fitting[0]}, which its matrices fit",
+            expected=f"--tmva-order {possible_orders[0]}, which its matrices fit",
             found=f"--tmva-order {asked}",
             where=document.where(layer.layer),
             hint="leave --tmva-order out",
         )
-    return fitting[0] if len(fitting) == 1 else None
+    return possible_orders[0] if len(possible_orders) == 1 else None
 
 
-def _misshapen(document: Document, layer: Parts) -> NoReturn:
+def _misshapen(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     H, D = layer.sizes
     listed = ", ".join(
         f"{element.name} {rows} x {columns}"
@@ -237,7 +241,7 @@ def _misshapen(document: Document, layer: Parts) -> NoReturn:
     )
 
 
-def _ambiguous(document: Document, layer: Parts) -> NoReturn:
+def _ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     H, _ = layer.sizes
     raise WeightsError(
         f"{layer.name} can be read in two ways: it is as wide as its input, so its matrices, "
@@ -260,6 +264,6 @@ def _note(found: set[TmvaOrder | None], unknown: bool) -> str:
     return writer + (" (layers as wide as their input were read alike)" if unknown else "")
 
 
-def _shape(element: Element) -> tuple[int, int]:
+def _shape(element: XmlElement) -> tuple[int, int]:
     rows, columns = (0, 0) if element.values is None else element.values.shape
     return rows, columns

@@ -1,14 +1,16 @@
-"""A network as a TMVA weights file, as today's ROOT writes it: matrices by slot, not by label."""
+"""Writing a network as a TMVA file in today's order of ROOT: matrices by slot, not by label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from lstm_cli.cells import GRU, LSTM, Activation
+from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -19,18 +21,14 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import WeightsError
 from lstm_cli.files import write_whole
-from lstm_cli.formats.model import Export
-from lstm_cli.formats.tmva.exported import (
-    TAGS,
-    activation_code,
-    check_recurrent,
-    gates,
-    refuse,
-)
-from lstm_cli.formats.tmva.frame import Plan, framed, line
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Export
+from lstm_cli.formats.tmva.document import ACTIVATIONS
+from lstm_cli.formats.tmva.header import TmvaNetwork, file_bytes, tag_text
+from lstm_cli.formats.tmva.slots import LAYER_KINDS
 
 IDENTITY = Activation("identity")
-MOST_VARIABLES = 1_000_000
+MAX_VARIABLES = 1_000_000
 
 
 def write(path: Path, export: Export) -> tuple[str, ...]:
@@ -57,18 +55,18 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     wide = any(value.dtype == np.float64 for value in export.tensors.values())
     pattern = "{:.16e}" if wide else "{:.8e}"  # as many digits as tell any two values apart
     body = [text for spec in specs for text in _layer(spec, export.tensors, steps, pattern)]
-    plan = Plan(export.name, export.input_size, steps, specs, output)
-    write_whole(path, framed(plan, body), "the weights")
+    plan = TmvaNetwork(export.name, export.input_size, steps, specs, output)
+    write_whole(path, file_bytes(plan, body), "the weights")
     return tuple(_notes(export, steps))
 
 
 def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
     """T, which every recurrent layer of TMVA declares."""
     if export.steps is not None:
-        if (variables := export.steps * export.input_size) > MOST_VARIABLES:
+        if (variables := export.steps * export.input_size) > MAX_VARIABLES:
             raise WeightsError(
                 "TMVA declares a variable for every step and feature",
-                expected=f"at most {MOST_VARIABLES:,}",
+                expected=f"at most {MAX_VARIABLES:,}",
                 found=f"{variables:,}",
                 where="model.steps",
             )
@@ -122,7 +120,7 @@ def _layer(
     elif isinstance(spec, FlattenSpec):
         yield _flattening(spec.output_size)
     elif isinstance(spec, DenseSpec):
-        yield line("DenseLayer", Width=spec.units, ActivationFunction=activation_code(spec))
+        yield tag_text("DenseLayer", Width=spec.units, ActivationFunction=activation_code(spec))
         prefix = f"layers.{spec.index}."
         yield _matrix("Weights", tensors[prefix + "weight"], pattern)
         yield _matrix("Biases", tensors[prefix + "bias"][:, None], pattern)
@@ -130,16 +128,16 @@ def _layer(
 
 
 def _flattening(width: int) -> str:
-    return line("ReshapeLayer", "/", Depth=1, Height=1, Width=width, Flattening=1)
+    return tag_text("ReshapeLayer", "/", Depth=1, Height=1, Width=width, Flattening=1)
 
 
 def _recurrent(
     spec: RecurrentSpec, tensors: Mapping[str, Array], steps: int, pattern: str
 ) -> Iterator[str]:
-    kind, cell, H = TAGS[spec.kind], spec.cells[0], spec.hidden_size
+    kind, cell, H = KINDS_BY_NAME[spec.kind], spec.cells[0], spec.hidden_size
     sizes = {"StateSize": H, **({"CellSize": H} if isinstance(cell, LSTM) else {})}
     after = {"ResetGateAfter": int(cell.reset_after)} if isinstance(cell, GRU) else {}
-    yield line(
+    yield tag_text(
         kind.tag,
         **sizes,
         InputSize=spec.input_size,
@@ -148,11 +146,11 @@ def _recurrent(
         ReturnSequence=int(spec.return_sequences),
         **after,
     )
-    found = gates(spec, tensors)
-    held = iter(zip(kind.weights, kind.held("slots"), strict=True))
+    found = gate_matrices(spec, tensors)
+    slot_contents = iter(zip(kind.weights, kind.slot_contents("slots"), strict=True))
     for letter, bias in zip(kind.letters, kind.biases, strict=True):
         for _ in "WU":  # two elements in front of each bias, whatever they hold
-            name, key = next(held)
+            name, key = next(slot_contents)
             yield _matrix(name, found[key], pattern)
         yield _matrix(bias, found["b", letter], pattern)
     yield f"</{kind.tag}>"
@@ -161,7 +159,7 @@ def _recurrent(
 def _matrix(name: str, values: Array, pattern: str) -> str:
     rows, columns = values.shape
     text = "  ".join(map(pattern.format, values.ravel().tolist()))
-    return f"{line(name, Rows=rows, Columns=columns)}{text}  </{name}>"
+    return f"{tag_text(name, Rows=rows, Columns=columns)}{text}  </{name}>"
 
 
 def _notes(export: Export, steps: int) -> Iterator[str]:
@@ -179,3 +177,111 @@ def _notes(export: Export, steps: int) -> Iterator[str]:
         yield f"TMVA takes sequences of exactly {steps} steps: ragged ones differ there"
     if not isinstance(export.layers[-1], DenseSpec | DropoutSpec):
         yield "TMVA trains networks that end in a dense layer; this one does not"
+
+
+OPEN_GATE_BIAS = 40.0
+"""A forget gate's bias at which its sigmoid is 1 to the last bit of a double."""
+
+KINDS_BY_NAME = {kind.name: kind for kind in LAYER_KINDS.values()}
+
+
+def refuse(spec: LayerSpec, what: str, expected: str, hint: str | None = None) -> NoReturn:
+    """Say what of a layer TMVA has not."""
+    raise WeightsError(
+        f"TMVA cannot represent layer {spec.index} ({spec.kind}): it has {what}",
+        expected=expected,
+        where=f"layers.{spec.index}",
+        hint=hint,
+    )
+
+
+def check_recurrent(spec: RecurrentSpec) -> None:
+    """Make sure that TMVA has a recurrent layer of these options.
+
+    Raises
+    ------
+    WeightsError
+        Names the first that it has not.
+    """
+    if spec.directions > 1:
+        refuse(spec, "bidirectional: true", "one direction")
+    cell = spec.cells[0]
+    if cell.clip is not None:
+        refuse(spec, f"clip: {cell.clip:g}", "no clip")
+    _check_activation(spec, "activation", cell.activation, TANH)
+    if spec.kind != "rnn":
+        _check_activation(spec, "recurrent_activation", cell.recurrent_activation, SIGMOID)
+    if isinstance(cell, LSTM):
+        _check_lstm(spec, cell)
+
+
+def _check_lstm(spec: RecurrentSpec, cell: LSTM) -> None:
+    _check_activation(spec, "cell_activation", cell.cell_activation, TANH)
+    if cell.peepholes:
+        refuse(spec, "peepholes: true", "gates that see x and h alone")
+    if cell.projection_size is not None:
+        refuse(spec, f"projection_size: {cell.projection_size}", "h as wide as c")
+    if cell.coupled_input_forget:
+        refuse(spec, "coupled_input_forget: true", "a forget gate of its own")
+
+
+def _check_activation(spec: LayerSpec, key: str, found: Activation, wanted: Activation) -> None:
+    if found != wanted:
+        refuse(spec, f"{key}: {found}", f"{key}: {wanted}, which TMVA's layer always has")
+
+
+def gate_matrices(
+    spec: RecurrentSpec, tensors: Mapping[str, Array]
+) -> dict[tuple[str, str], Array]:
+    """Each gate's W (H, D), U (H, H) and b (H, 1), by matrix and letter.
+
+    Raises
+    ------
+    WeightsError
+        A gru's candidate has a recurrent bias inside the reset gate's reach, which TMVA has not.
+    """
+    prefix, letters = spec.prefix(0), NATIVE_GATES[spec.kind]
+    found: dict[tuple[str, str], Array] = {}
+    stacks = {"W": tensors[prefix + "weight_ih"], "U": tensors[prefix + "weight_hh"]}
+    for matrix, stack in {**stacks, "b": _single_bias(spec, tensors)[:, None]}.items():
+        blocks = np.split(stack, len(letters))
+        found |= {(matrix, letter): block for letter, block in zip(letters, blocks, strict=True)}
+    cell = spec.cells[0]
+    if isinstance(cell, LSTM) and not cell.use_forget_gate:
+        found |= {(matrix, "f"): np.zeros_like(found[matrix, "f"]) for matrix in "WU"}
+        found["b", "f"] = np.full_like(found["b", "f"], OPEN_GATE_BIAS)
+    return found
+
+
+def _single_bias(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:
+    cell, prefix = spec.cells[0], spec.prefix(0)
+    if not isinstance(cell, GRU):
+        return tensors[prefix + "bias"]
+    inner, outer = tensors[prefix + "bias_hh"], tensors[prefix + "bias_ih"]
+    if cell.reset_after and np.any(inner[2 * spec.hidden_size :]):
+        refuse(
+            spec,
+            "reset_after: true and a recurrent bias of its candidate (the last third of "
+            f"{prefix}bias_hh) that is not 0",
+            "one bias a gate, added outside the reset gate's reach",
+            hint="train the layer in TMVA's form: reset_after: false has no such bias",
+        )
+    total = inner.astype(np.float64) + outer
+    return np.asarray(total, np.result_type(inner, outer))
+
+
+def activation_code(spec: DenseSpec) -> int:
+    """TMVA's code of a dense layer's activation.
+
+    Raises
+    ------
+    WeightsError
+        It has none.
+    """
+    found = spec.activation
+    if found is None or found.name not in ACTIVATIONS:
+        last = " (softmax: in the last layer alone)" if found is None else ""
+        refuse(
+            spec, f"activation: {spec.activation_name}", "one of " + ", ".join(ACTIVATIONS) + last
+        )
+    return ACTIVATIONS.index(found.name)

@@ -11,16 +11,20 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.safety import member_bytes, open_archive
-from lstm_cli.formats.torch.admitted import TensorView
-from lstm_cli.formats.torch.foreign_values import REFUSED, loading, refusal, renamed
-from lstm_cli.formats.torch.opcodes import Scanner
-from lstm_cli.formats.torch.tensors import FLOATS, StoredTensor, shown, widened
-from lstm_cli.formats.torch.unpickler import LARGEST_PICKLE, unpickle, unpickled
+from lstm_cli.formats.limits import member_bytes, open_archive
+from lstm_cli.formats.torch.allowed_globals import TensorView
+from lstm_cli.formats.torch.refused_objects import REFUSED, loading, refusal, renamed
+from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable_name, widen
+from lstm_cli.formats.torch.unpickler import (
+    MAX_PICKLE_BYTES,
+    PickleScanner,
+    unpickle,
+    unpickle_next,
+)
 
-MOST_SHARING = 4
+MAX_SHARING = 4
 """Tensors may view the stored bytes so many times over, as tied weights do; more is an attack."""
-LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The number with which the files of torch.save before 1.6 begin, as their pickle has it."""
 
 
@@ -42,14 +46,14 @@ class TorchArchive:
             self._folder = self._find_folder()
             self._order = self._byte_order()
             name = f"{self._folder}data.pkl"
-            pickled = member_bytes(self._zip, name, LARGEST_PICKLE)
+            pickled = member_bytes(self._zip, name, MAX_PICKLE_BYTES)
             self.root: Any = unpickle(pickled, f"{name} in {path}", path)
         except BaseException:
             self._zip.close()
             raise
         self._storages: dict[str, bytes] = {}
         stored = sum(member.file_size for member in self._zip.infolist())
-        self._allowance = MOST_SHARING * stored
+        self._allowance = MAX_SHARING * stored
 
     def __enter__(self) -> TorchArchive:
         return self
@@ -57,9 +61,9 @@ class TorchArchive:
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def tensor(self, name: str, view: TensorView) -> StoredTensor:
+    def tensor(self, name: str, view: TensorView) -> StateTensor:
         """A tensor of the pickle, its values read when they are asked for."""
-        return StoredTensor(name, view.shape, view.dtype, partial(self._values, name, view))
+        return StateTensor(name, view.shape, view.dtype, partial(self._values, name, view))
 
     def _find_folder(self) -> str:
         names = self._zip.namelist()
@@ -97,7 +101,7 @@ class TorchArchive:
         """The tensor's values; every index that the view reaches is checked first."""
         if view.dtype not in FLOATS:
             raise WeightsError(
-                f"{shown(name)} is stored as {view.dtype}",
+                f"{printable_name(name)} is stored as {view.dtype}",
                 expected="one of " + ", ".join(FLOATS),
                 where=str(self.path),
             )
@@ -110,13 +114,13 @@ class TorchArchive:
         else:
             offset = view.offset * dtype.itemsize
             values = np.ndarray(view.shape, dtype, data, offset, strides)
-        return widened(values, view.dtype)
+        return widen(values, view.dtype)
 
     def _storage(self, key: str, name: str) -> bytes:
         member = f"{self._folder}data/{key}"
         if member not in self._zip.NameToInfo:
             raise WeightsError(
-                f"the values of {shown(name)} are missing: there is no member {shown(member)}",
+                f"the values of {printable_name(name)} are missing: there is no member {printable_name(member)}",
                 where=str(self.path),
             )
         if key not in self._storages:
@@ -132,7 +136,7 @@ class TorchArchive:
             inside = last < available
             what = "repeats the values of" if inside else "reaches outside"
             raise WeightsError(
-                f"{shown(name)} {what} its storage",
+                f"{printable_name(name)} {what} its storage",
                 expected=f"at most {available:,} values",
                 found=f"{count:,} values up to number {last:,}",
                 where=str(self.path),
@@ -142,7 +146,7 @@ class TorchArchive:
         if self._allowance < 0:
             raise WeightsError(
                 f"the tensors of {self.path} share their storages too often",
-                expected=f"at most {MOST_SHARING} times the bytes that are stored",
+                expected=f"at most {MAX_SHARING} times the bytes that are stored",
                 hint="save the state dict with every tensor cloned",
             )
 
@@ -169,10 +173,10 @@ def _refuse_pickle(path: Path) -> None:
             head = file.read(64)
             if head[:1] != b"\x80" or zipfile.is_zipfile(path):
                 return
-            data = head + file.read(LARGEST_PICKLE)
+            data = head + file.read(MAX_PICKLE_BYTES)
     except (OSError, ValueError):
         return  # said when the archive is opened
-    if LEGACY in head:
+    if LEGACY_MAGIC in head:
         raise _legacy(data, path)
     raise WeightsError(
         f"{path} is a bare pickle, which could run any code",
@@ -183,13 +187,13 @@ def _refuse_pickle(path: Path) -> None:
 
 def _legacy(data: bytes, path: Path) -> WeightsError:
     """The error for a file of torch.save before 1.6: three small pickles, then the values."""
-    scanner = Scanner(data)
+    scanner = PickleScanner(data)
     what = f"{path} is in the old, non-zip format of torch.save"
     expected = "a zip archive of torch.save"
     try:
         for _ in range(3):
-            unpickled(scanner, str(path))
-        root, foreign = unpickled(scanner, str(path))
+            unpickle_next(scanner, str(path))
+        root, foreign = unpickle_next(scanner, str(path))
     except WeightsError as error:
         problem = error.problems[0]
         return WeightsError(what, expected=expected, found=problem.what, hint=problem.hint)

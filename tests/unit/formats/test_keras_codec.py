@@ -17,7 +17,7 @@ from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 N, T, D, H = 3, 5, 4, 3
@@ -67,7 +67,7 @@ def test_files_of_keras_2(kind: str, two: bool, whole: bool, tmp_path: Path) -> 
     path = kf.legacy(tmp_path / "w.h5", layers, model if whole else None)
     imported = check(path, x, expected)
     assert ("2.4.0" in imported.title) == whole
-    assert {s.name for s in imported.stored} == {
+    assert {s.name for s in imported.sources} == {
         ("model_weights/" if whole else "") + f"{layer}/{name}"
         for layer, variables in layers.items()
         for name in variables
@@ -216,7 +216,7 @@ def test_other_types(tmp_path: Path) -> None:
             kept = 2.0**-7 if name == "bfloat16" else 2.0**-10 if name == "float16" else 0
             np.testing.assert_allclose(found.tensors[native], value, rtol=kept, atol=1e-6 * kept)
             assert found.tensors[native].dtype == ("f8" if name == ">f8" else "f4")
-        assert {s.dtype for s in found.stored} == {"float64" if name == ">f8" else name}
+        assert {s.dtype for s in found.sources} == {"float64" if name == ">f8" else name}
     with pytest.raises(WeightsError, match="no floating-point numbers"):
         rewritten(tmp_path, lambda v: v.astype("i4"))
 
@@ -268,7 +268,7 @@ def test_older_paths(old: str, tmp_path: Path) -> None:
     parts = kf.members(tmp_path / "m.keras")
     (tmp_path / "new.h5").write_bytes(parts["model.weights.h5"])
     with h5py.File(tmp_path / "new.h5") as new, h5py.File(tmp_path / "old.h5", "w") as file:
-        for name in registry.read(tmp_path / "m.keras").stored:
+        for name in registry.read(tmp_path / "m.keras").sources:
             path, number = name.name.rsplit("/", 2)[0], name.name.rsplit("/", 1)[1]
             path = path.replace("/", "\\") if old == "\\" else path.replace("layers", old)
             group = file.require_group(path).require_group("vars")

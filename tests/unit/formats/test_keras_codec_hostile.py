@@ -21,8 +21,8 @@ from networks import random_weights, recurrent
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec
 from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.formats.interchange import Export, ReadOptions
 from lstm_cli.formats.keras import read, write
-from lstm_cli.formats.model import Export, ReadOptions
 
 CASES = 350
 KERNEL = "layers/gru/cell/vars/0"

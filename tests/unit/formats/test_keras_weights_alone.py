@@ -16,8 +16,8 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.keras.defaults import TABLE, release
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.interchange import Imported, ReadOptions
+from lstm_cli.formats.keras.options import DEFAULTS, find_release
 from lstm_cli.network.network import Network
 
 N, T, D, H = 2, 5, 4, 3
@@ -429,10 +429,10 @@ def test_slopes(version: str, kind: str, options: Any, slope: float, tmp_path: P
 
 
 def test_every_default_names_its_source() -> None:
-    for option, defaults in TABLE.items():
+    for option, defaults in DEFAULTS.items():
         assert all(one.source for one in defaults), option
         assert [one.since for one in defaults] == sorted(one.since for one in defaults)
-    assert release("2.2.4-tf", today=False).readings("hard_sigmoid")[0].value == 0.2
+    assert find_release("2.2.4-tf", today=False).possible_defaults("hard_sigmoid")[0].value == 0.2
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,6 @@ def test_metadata_that_is_null(tmp_path: Path) -> None:
     assert native.read(path).config is None
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "W.SAFETENSORS", "a.b/w.SafeTensors"])
-def test_names_of_native_files(name: str) -> None:
-    assert native.is_native(name)
-    assert native.is_native(Path(name))
-    assert not native.is_native(name + ".yaml")
-
-
 def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

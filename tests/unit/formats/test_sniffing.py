@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lstm_cli.formats.sniffing import sniff
+from lstm_cli.formats.detect import detect_format_name
 
 CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 HEAD = ("layers.1.weight", "layers.1.bias")
@@ -29,4 +29,4 @@ HEAD = ("layers.1.weight", "layers.1.bias")
 def test_names_and_signature(tmp_path, names, metadata, format):
     tensors = {name: np.zeros(2, np.float32) for name in (*names, *HEAD)}
     save_file(tensors, tmp_path / "x.safetensors", metadata)
-    assert sniff(tmp_path / "x.safetensors") == format
+    assert detect_format_name(tmp_path / "x.safetensors") == format

@@ -16,7 +16,7 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported
+from lstm_cli.formats.interchange import Export, Imported
 from lstm_cli.network.network import Network
 
 TUTORIAL = [

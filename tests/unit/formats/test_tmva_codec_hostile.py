@@ -12,7 +12,7 @@ import tmva_files as tmva
 
 from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.interchange import ReadOptions
 from lstm_cli.formats.tmva import read
 
 SOUND = tmva.text(

@@ -19,8 +19,8 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, ReadOptions, Stored
-from lstm_cli.formats.torch.archive_writing import archived
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TensorSource
+from lstm_cli.formats.torch.writer import write_archive
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -59,16 +59,18 @@ def refused(folder: Path, shapes: Shapes, prefix: str | None = None) -> str:
 def test_where_everything_stood(tmp_path: Path) -> None:
     found = read(tmp_path, lstm("net.rnn.", 3, 2) | linear("net.fc.", 2, 5))
     assert (found.format, found.title) == ("pytorch", "PyTorch state dict in safetensors")
-    assert found.order == {"lstm": "i f g o"}
-    assert Stored(
+    assert found.gate_orders == {"lstm": "i f g o"}
+    assert TensorSource(
         "net.rnn.weight_ih_l0", (8, 3), "float32", "[4:6]", "layers.0.weight_ih", "g"
-    ) in found.stored  # fmt: skip
-    biases = [s for s in found.stored if s.native == "layers.0.bias" and s.block == "o"]
+    ) in found.sources  # fmt: skip
+    biases = [s for s in found.sources if s.native == "layers.0.bias" and s.block == "o"]
     assert [(s.name, s.part, s.change) for s in biases] == [
         ("net.rnn.bias_ih_l0", "[6:8]", "added to net.rnn.bias_hh_l0"),
         ("net.rnn.bias_hh_l0", "[6:8]", "added to net.rnn.bias_ih_l0"),
     ]
-    assert found.stored[-1] == Stored("net.fc.bias", (5,), "float32", "", "layers.1.bias", "")
+    assert found.sources[-1] == TensorSource(
+        "net.fc.bias", (5,), "float32", "", "layers.1.bias", ""
+    )
 
 
 def test_what_is_assumed_is_said(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
 )
 def test_sizes_and_numbers_tell_the_order(shapes: Shapes, order: str, tmp_path: Path) -> None:
     found = read(tmp_path, shapes)
-    assert list(dict.fromkeys(s.name.split(".")[0] for s in found.stored)) == order.split()
+    assert list(dict.fromkeys(s.name.split(".")[0] for s in found.sources)) == order.split()
 
 
 @pytest.mark.parametrize(
@@ -111,14 +113,14 @@ def test_sizes_and_numbers_tell_the_order(shapes: Shapes, order: str, tmp_path: 
 )
 def test_orders_that_nothing_tells_apart(shapes: Shapes, tmp_path: Path) -> None:
     assert "more than one order" in refused(tmp_path, shapes)
-    (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
+    (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
     found = registry.read(tmp_path / "w.pt")
     names = list(dict.fromkeys(name.split(".")[0] for name in shapes))
-    assert list(dict.fromkeys(s.name.split(".")[0] for s in found.stored)) == names
+    assert list(dict.fromkeys(s.name.split(".")[0] for s in found.sources)) == names
 
 
 def order_of(found: Imported) -> list[str]:
-    return list(dict.fromkeys(stored.name.split(".")[0] for stored in found.stored))
+    return list(dict.fromkeys(stored.name.split(".")[0] for stored in found.sources))
 
 
 def specs(input_size: int, *layers: tuple[str, int]) -> Any:
@@ -133,7 +135,7 @@ def test_a_config_decides(suffix: str, tmp_path: Path) -> None:
     shapes = lstm("lstm.", 3, 5) | linear("fc.", 5, 3)
     path = tmp_path / f"w{suffix}"
     if suffix == ".pt":
-        path.write_bytes(archived(tensors(shapes)))
+        path.write_bytes(write_archive(tensors(shapes)))
     else:
         save_file(tensors(shapes), path, {"format": "pt"})
     found = registry.read(path)
@@ -156,7 +158,7 @@ def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="a and b are alike") as caught:
         registry.read(tmp_path / "w.safetensors", ReadOptions(layers=layers))
     assert "torch.save" in caught.value.hints[0]  # which keeps an order, and this is said:
-    (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
+    (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
     found = registry.read(tmp_path / "w.pt", ReadOptions(layers=layers))
     assert order_of(found) == ["b", "a"]
     assert "file's order is taken, though others fit" in found.notes[0]
@@ -172,12 +174,12 @@ def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
 )
 def test_a_stored_order_that_is_none(shapes: Shapes, order: list[str], tmp_path: Path) -> None:
     """Numbers in names say another, or the names are sorted: biases before weights."""
-    (tmp_path / "w.pt").write_bytes(archived(tensors(shapes)))
+    (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
     found = registry.read(tmp_path / "w.pt")
     assert order_of(found) == order
     why = "the file keeps no order" if "fc" in order else "numbers in the names say another"
     assert why in found.notes[0]
-    first = next(s.name for s in found.stored if s.native.startswith("layers.0."))
+    first = next(s.name for s in found.sources if s.native.startswith("layers.0."))
     assert not first.startswith(("10.", "net.1.", "fc."))
 
 
@@ -225,7 +227,7 @@ def test_what_cannot_be_represented_is_named(kind: str, tmp_path: Path) -> None:
 
 def test_prefixes(tmp_path: Path) -> None:
     shapes = lstm("a.b.", 3, 4) | lstm("a.bc.", 4, 5) | {"a.n.weight": (3,)}
-    assert {s.name.rpartition(".")[0] for s in read(tmp_path, shapes, "a.b").stored} == {"a.b"}
+    assert {s.name.rpartition(".")[0] for s in read(tmp_path, shapes, "a.b").sources} == {"a.b"}
     assert "no tensor below a.b.c" in refused(tmp_path, shapes, "a.b.c")
 
 
@@ -291,7 +293,7 @@ def test_order_and_dtype_survive(tmp_path: Path) -> None:
     """float64 stays, float32 stays, one file of both."""
     given = tensors(lstm("z.", 3, 4) | linear("a.", 4, 2))
     given["a.weight"] = given["a.weight"].astype(np.float64)
-    (tmp_path / "w.pt").write_bytes(archived(given))
+    (tmp_path / "w.pt").write_bytes(write_archive(given))
     found = registry.read(tmp_path / "w.pt")
     assert [str(v.dtype) for v in found.tensors.values()] == ["float32"] * 3 + [
         "float64", "float32",
@@ -301,7 +303,7 @@ def test_order_and_dtype_survive(tmp_path: Path) -> None:
 
 def test_members_are_aligned() -> None:
     """As PyTorch aligns them, so that it can map a file into memory."""
-    data = archived(tensors(lstm("lstm.", 3, 4)))
+    data = write_archive(tensors(lstm("lstm.", 3, 4)))
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         for member in file.infolist():
             name, extra = struct.unpack_from("<HH", data, member.header_offset + 26)

@@ -20,14 +20,14 @@ import pytest
 
 from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import ReadOptions
-from lstm_cli.formats.torch.archive_writing import archived
+from lstm_cli.formats.interchange import ReadOptions
 from lstm_cli.formats.torch.unpickler import unpickle
+from lstm_cli.formats.torch.writer import write_archive
 
 rng = np.random.default_rng(7)
 SHAPES = {"l.weight_ih_l0": (8, 3), "l.weight_hh_l0": (8, 2), "l.bias_ih_l0": (8,),
           "l.bias_hh_l0": (8,), "fc.weight": (2, 2), "fc.bias": (2,)}  # fmt: skip
-SOUND = archived({name: rng.random(shape, np.float32) for name, shape in SHAPES.items()})
+SOUND = write_archive({name: rng.random(shape, np.float32) for name, shape in SHAPES.items()})
 
 
 def put(path: Path, pickled: bytes, **members: bytes) -> Path:
@@ -212,7 +212,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstm_cli.formats.torch.opcodes.MOST_OPCODES", 150_000)
+    monkeypatch.setattr("lstm_cli.formats.torch.unpickler.MAX_OPCODES", 150_000)
     tracemalloc.start()
     try:
         before = time.process_time()

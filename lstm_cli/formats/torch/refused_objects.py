@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.torch.admitted import Foreign, Opaque
-from lstm_cli.formats.torch.checkpoint import StateDict, state_dicts
-from lstm_cli.formats.torch.tensors import shown
+from lstm_cli.formats.torch.allowed_globals import RefusedObject, UnknownGlobal
+from lstm_cli.formats.torch.state_dict import StateDict, state_dicts
+from lstm_cli.formats.torch.tensors import printable_name
 
 STATE_DICT = "save the weights alone: torch.save(model.state_dict(), path)"
 REFUSED = ", which is refused: nothing was executed"
-MOST_PLACES = 20
+MAX_PLACES = 20
 DEEPEST = 32
 
 Key = str | int
@@ -72,14 +72,14 @@ _PLAIN = {
 
 
 def refusal(
-    root: Any, foreign: Sequence[Foreign], source: str, path: Path | str = "path"
+    root: Any, foreign: Sequence[UnknownGlobal], source: str, path: Path | str = "path"
 ) -> WeightsError:
     """The error for a pickle that names something foreign, by the keys that hold it.
 
     Parameters
     ----------
     root
-        What the pickle holds, an `Opaque` in each place of what was not made.
+        What the pickle holds, an `RefusedObject` in each place of what was not made.
     foreign
         All that it names, in order; not empty.
     source, path
@@ -87,7 +87,7 @@ def refusal(
     """
     found = list(_places(root))
     if not found:
-        name = shown(str(foreign[0]))
+        name = printable_name(str(foreign[0]))
         return WeightsError(
             f"{source} names {name}{REFUSED}",
             expected="tensors, storages and plain containers only",
@@ -108,14 +108,14 @@ def refusal(
     )
 
 
-def _places(root: Any) -> Iterator[tuple[Trail, Opaque | Foreign]]:
+def _places(root: Any) -> Iterator[tuple[Trail, RefusedObject | UnknownGlobal]]:
     """Keys that lead to what was not made, the first few in stored order."""
     pending: list[tuple[Trail, Any]] = [((), root)]
     seen: set[int] = set()
     count = 0
-    while pending and count < MOST_PLACES:
+    while pending and count < MAX_PLACES:
         trail, value = pending.pop()
-        if isinstance(value, Opaque | Foreign):
+        if isinstance(value, RefusedObject | UnknownGlobal):
             count += 1
             yield trail, value
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
@@ -128,29 +128,29 @@ def _places(root: Any) -> Iterator[tuple[Trail, Opaque | Foreign]]:
 def _where(trail: Trail) -> str:
     """Keys as one path: ``hyper_parameters.folders[0]``."""
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in trail)
-    return shown(text.removeprefix(".")) if text else "(the file itself)"
+    return printable_name(text.removeprefix(".")) if text else "(the file itself)"
 
 
-def _is_tensor(value: Opaque | Foreign) -> bool:
-    source = value.source if isinstance(value, Opaque) else value
+def _is_tensor(value: RefusedObject | UnknownGlobal) -> bool:
+    source = value.source if isinstance(value, RefusedObject) else value
     return source.module.split(".")[0] == "torch" and source.name in _TENSORS
 
 
-def _is_module(value: Opaque | Foreign) -> bool:
-    if isinstance(value, Foreign):
+def _is_module(value: RefusedObject | UnknownGlobal) -> bool:
+    if isinstance(value, UnknownGlobal):
         return False
     return value.is_module or value.source.module.startswith("torch.nn.")
 
 
-def _tensor_hint(value: Opaque | Foreign) -> str:
-    source = value.source if isinstance(value, Opaque) else value
+def _tensor_hint(value: RefusedObject | UnknownGlobal) -> str:
+    source = value.source if isinstance(value, RefusedObject) else value
     return _TENSORS[source.name][1]
 
 
-def _words(value: Opaque | Foreign) -> str:
+def _words(value: RefusedObject | UnknownGlobal) -> str:
     """What the value is, and which class or function makes it."""
-    source = value.source if isinstance(value, Opaque) else value
-    name = shown(str(source))
+    source = value.source if isinstance(value, RefusedObject) else value
+    name = printable_name(str(source))
     if _is_tensor(value):
         return f"{_TENSORS[source.name][0]} ({name})"
     if _is_module(value):
@@ -158,13 +158,17 @@ def _words(value: Opaque | Foreign) -> str:
     kind = next((words for pattern, words in _KINDS if re.fullmatch(pattern, str(source))), None)
     if kind is not None:
         return f"{kind} ({name})"
-    return f"the function or class {name}" if isinstance(value, Foreign) else f"what {name} makes"
+    return (
+        f"the function or class {name}"
+        if isinstance(value, UnknownGlobal)
+        else f"what {name} makes"
+    )
 
 
 def _hint(
     root: Any,
     found: Sequence[tuple[Trail, Any]],
-    foreign: Sequence[Foreign],
+    foreign: Sequence[UnknownGlobal],
     path: Path | str,
     *,
     whole: bool,
@@ -187,7 +191,7 @@ def _hint(
     )
 
 
-def loading(path: Path | str, foreign: Sequence[Foreign] = ()) -> str:
+def loading(path: Path | str, foreign: Sequence[UnknownGlobal] = ()) -> str:
     """The call that loads a file, of whatever device it was saved on."""
     return f"torch.load({str(path)!r}, map_location='cpu', weights_only={not foreign})"
 
@@ -197,7 +201,7 @@ def renamed(path: Path | str) -> str:
     return str(Path(path).with_suffix("")) + "-weights.pt"
 
 
-def _before(foreign: Sequence[Foreign]) -> str:
+def _before(foreign: Sequence[UnknownGlobal]) -> str:
     """Paths of Windows can be made on Windows only; pure ones anywhere."""
     module = next((one.module for one in foreign if one.name == "WindowsPath"), None)
     return "" if module is None else f"import {module} as p; p.WindowsPath = p.PurePath; "

@@ -1,4 +1,4 @@
-"""Limits for files that come from elsewhere: bounded memory, no paths that lead outside."""
+"""Limits for untrusted files: regular files only, bounded memory, no paths out of an archive."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from pathlib import Path, PurePosixPath
 from lstm_cli.errors import WeightsError, is_memory, short_of_memory
 from lstm_cli.files import reason
 
-LARGEST_TEXT = 64 << 20
-"""Bytes of the largest description (JSON, pickle, XML) that is read."""
-LARGEST_RATIO = 200
-"""A member of an archive may hold at most so many bytes for each stored one."""
-SMALL = 1 << 20
-"""Up to this size a member's ratio does not matter."""
-MOST_MEMBERS = 100_000
+MAX_TEXT_BYTES = 64 << 20
+"""Bytes of the largest JSON, pickle or XML text that is read."""
+MAX_RATIO = 200
+"""Largest ratio of unpacked to stored bytes of an archive member."""
+MIN_RATIO_BYTES = 1 << 20
+"""Unpacked bytes up to which the ratio of a member is not checked."""
+MAX_MEMBERS = 100_000
 
 
 def check_regular(path: Path, what: str = "the weights file") -> None:
-    """Make sure that a file is one.
+    """Check that a path is a regular file.
 
     Raises
     ------
     WeightsError
-        Missing, or no regular file.
+        The file is missing, or not a regular file.
     """
-    if (found := irregular(path)) is not None:
-        raise WeightsError(f"{what} {path} cannot be read", found=found)
+    if (problem := why_not_regular(path)) is not None:
+        raise WeightsError(f"{what} {path} cannot be read", found=problem)
 
 
-def irregular(path: Path) -> str | None:
-    """Why this is no file to be read, or None: a pipe may never begin, a device may never end."""
+def why_not_regular(path: Path) -> str | None:
+    """Reason not to open a path, None for a regular file.
+
+    A pipe may never start, and a device may never end.
+    """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -44,12 +47,12 @@ def irregular(path: Path) -> str | None:
 
 
 def read_whole(path: Path, what: str = "the weights file", limit: int | None = None) -> bytes:
-    """A file's bytes.
+    """Read all bytes of a regular file.
 
     Raises
     ------
     WeightsError
-        Missing, unreadable, no regular file, or larger than `limit` bytes.
+        The file is missing, unreadable, not regular, or larger than `limit` bytes.
     """
     check_regular(path, what)
     try:
@@ -66,12 +69,12 @@ def read_whole(path: Path, what: str = "the weights file", limit: int | None = N
 
 
 def checked_size(shape: Sequence[int], itemsize: int, available: int, name: str, path: Path) -> int:
-    """Bytes of an array of `shape`.
+    """Bytes of an array of `shape`, checked against the bytes that a file has for it.
 
     Raises
     ------
     WeightsError
-        A negative size, or more bytes than the `available` ones that the file holds for it.
+        A size is negative, or the array needs more than `available` bytes.
     """
     size = math.prod(shape) * itemsize
     if any(n < 0 for n in shape) or size > available:
@@ -85,21 +88,21 @@ def checked_size(shape: Sequence[int], itemsize: int, available: int, name: str,
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """A zip archive whose members all stay inside it and unpack to a bounded size.
+    """Open a zip archive whose members stay inside it and unpack to a bounded size.
 
     Raises
     ------
     WeightsError
-        No zip archive, a member named twice or by a path that leads outside, a symbolic link,
-        encrypted, or a declared size out of proportion to what is stored.
+        The file is not a zip archive. Or a member appears twice, has a path out of the archive,
+        is a symbolic link, is encrypted, or declares far more bytes than it stores.
     """
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # struct, zipfile, memory: whatever a damaged archive leads to
-        found = reason(error) if isinstance(error, OSError | ValueError) else str(error)
+    except Exception as error:  # struct, zipfile, memory: damaged archives raise many types
+        problem = reason(error) if isinstance(error, OSError | ValueError) else str(error)
         raise WeightsError(
             f"{path} is not a zip archive that can be read",
-            found=found,
+            found=problem,
             hint="the file may be cut short: copy it, or save it, again",
         ) from None
     try:
@@ -113,7 +116,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     members = archive.infolist()
     names = [member.filename for member in members]
-    if len(members) > MOST_MEMBERS:
+    if len(members) > MAX_MEMBERS:
         raise _refused(path, f"it has {len(members):,} members")
     if len(set(names)) != len(names):
         raise _refused(path, "two members have the same name")
@@ -125,7 +128,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
             raise _refused(path, f"the member {member.filename!r} is a symbolic link")
         if member.flag_bits & 1:
             raise _refused(path, f"the member {member.filename!r} is encrypted")
-        if member.file_size > max(SMALL, LARGEST_RATIO * member.compress_size):
+        if member.file_size > max(MIN_RATIO_BYTES, MAX_RATIO * member.compress_size):
             raise _refused(
                 path,
                 f"the member {member.filename!r} unpacks {member.compress_size:,} bytes to "
@@ -134,12 +137,12 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def member_bytes(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
-    """One member's bytes, never more than it declares.
+    """Read one member of an archive, never more bytes than it declares.
 
     Raises
     ------
     WeightsError
-        No such member, damaged, or larger than `limit`.
+        The member is missing, damaged, or larger than `limit` bytes.
     """
     path = archive.filename or "archive"
     try:
@@ -150,9 +153,9 @@ def member_bytes(archive: zipfile.ZipFile, name: str, limit: int | None = None) 
             data = file.read(info.file_size + 1)
     except KeyError:
         raise WeightsError(f"{path} has no member {name!r}") from None
-    except (WeightsError, MemoryError):  # sizes were checked: it is memory that lacks
+    except (WeightsError, MemoryError):  # sizes were checked, so memory is short
         raise
-    except Exception as error:  # zlib, struct, EOF: whatever a damaged archive leads to
+    except Exception as error:  # zlib, struct, EOF: damaged archives raise many types
         if is_memory(error):
             raise short_of_memory(path) from error
         raise WeightsError(f"the member {name!r} of {path} is damaged", found=str(error)) from None

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lstm_cli.formats.torch.opcodes import Malformed
-
-MOST_AXES = 16
+MAX_AXES = 16
 
 _STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
@@ -26,6 +24,10 @@ _DTYPES = {
     *_STORAGES.values(), "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
     "float8_e8m0fnu", "float4_e2m1fn_x2", "uint16", "uint32", "uint64", "complex32", "bits8",
 }  # fmt: skip
+
+
+class MalformedPickleError(ValueError):
+    """The bytes are no pickle that torch.save writes."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,19 @@ class TensorView:
 
 
 @dataclass(frozen=True)
-class Inert:
+class IgnoredValue:
     """A value that no weight depends on, such as a device."""
 
 
 @dataclass(frozen=True)
-class Callee:
+class AllowedCall:
     """What a pickle may call: its arguments to a stand-in."""
 
     call: Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Foreign:
+class UnknownGlobal:
     """Anything else that a pickle names. A file that does is refused."""
 
     module: str
@@ -86,7 +88,7 @@ class Foreign:
 
 
 @dataclass
-class Opaque:
+class RefusedObject:
     """A value that a pickle would call something foreign for. It is not made.
 
     Attributes
@@ -99,7 +101,7 @@ class Opaque:
         Whether its state is that of an nn.Module.
     """
 
-    source: Foreign
+    source: UnknownGlobal
     entries: dict[Any, Any] = field(default_factory=dict)
     is_module: bool = False
 
@@ -107,9 +109,9 @@ class Opaque:
 def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: Any) -> Any:
     """What torch._utils._rebuild_tensor and _v2 (requires_grad, hooks, metadata) are given."""
     if len(rest) > 2 and rest[2]:
-        raise Malformed("a tensor is stored conjugated or negated")
+        raise MalformedPickleError("a tensor is stored conjugated or negated")
     if not isinstance(storage, Storage):
-        raise Malformed("a tensor has no storage")
+        raise MalformedPickleError("a tensor has no storage")
     return _view(storage, storage.dtype, offset, shape, strides)
 
 
@@ -119,7 +121,7 @@ def _tensor_of_dtype(
     """What torch._utils._rebuild_tensor_v3 is given: the dtype stands beside the storage."""
     dtype = rest[2] if len(rest) > 2 else None
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
-        raise Malformed("a tensor has no storage or no dtype")
+        raise MalformedPickleError("a tensor has no storage or no dtype")
     return _view(storage, dtype.name, offset, shape, strides)
 
 
@@ -127,21 +129,21 @@ def _view(storage: Storage, dtype: str, offset: object, shape: object, strides: 
     sizes, steps = _integers(shape), _integers(strides)
     (start,) = _integers((offset,))
     if len(sizes) != len(steps):
-        raise Malformed("a tensor has more sizes than strides, or fewer")
+        raise MalformedPickleError("a tensor has more sizes than strides, or fewer")
     return TensorView(storage, dtype, start, sizes, steps)
 
 
 def _integers(values: object) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > MOST_AXES:
-        raise Malformed("the shape of a tensor is no short tuple")
+    if not isinstance(values, tuple) or len(values) > MAX_AXES:
+        raise MalformedPickleError("the shape of a tensor is no short tuple")
     if any(type(n) is not int or not 0 <= n < 2**63 for n in values):
-        raise Malformed("a size, stride or offset of a tensor is no natural number")
+        raise MalformedPickleError("a size, stride or offset of a tensor is no natural number")
     return values
 
 
 def _parameter(data: object, *_: Any) -> Any:
-    if not isinstance(data, TensorView | Opaque):
-        raise Malformed("a parameter holds no tensor")
+    if not isinstance(data, TensorView | RefusedObject):
+        raise MalformedPickleError("a parameter holds no tensor")
     return data
 
 
@@ -152,12 +154,12 @@ def _size(*arguments: Any) -> Any:
 def _set(values: object = ()) -> Any:
     """The list itself: its members are not hashed, as that could take for ever."""
     if not isinstance(values, list | tuple):
-        raise Malformed("a set is made of no list")
+        raise MalformedPickleError("a set is made of no list")
     return values
 
 
 def _inert(*_: Any) -> Any:
-    return Inert()
+    return IgnoredValue()
 
 
 def _empty_mapping() -> dict[Any, Any]:
@@ -165,24 +167,24 @@ def _empty_mapping() -> dict[Any, Any]:
 
 
 _CALLEES = {
-    ("collections", "OrderedDict"): Callee(_empty_mapping),
-    ("_codecs", "encode"): Callee(_inert),  # bytes, as old protocols spell them
-    ("torch", "Size"): Callee(_size),
-    ("torch", "device"): Callee(_inert),
-    ("torch._utils", "_rebuild_tensor"): Callee(_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): Callee(_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): Callee(_tensor_of_dtype),
-    ("torch._utils", "_rebuild_parameter"): Callee(_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): Callee(_parameter),
+    ("collections", "OrderedDict"): AllowedCall(_empty_mapping),
+    ("_codecs", "encode"): AllowedCall(_inert),  # bytes, as old protocols spell them
+    ("torch", "Size"): AllowedCall(_size),
+    ("torch", "device"): AllowedCall(_inert),
+    ("torch._utils", "_rebuild_tensor"): AllowedCall(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): AllowedCall(_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): AllowedCall(_tensor_of_dtype),
+    ("torch._utils", "_rebuild_parameter"): AllowedCall(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): AllowedCall(_parameter),
     **{
-        (module, name): Callee(_set)
+        (module, name): AllowedCall(_set)
         for module in ("builtins", "__builtin__")
         for name in ("set", "frozenset")
     },
 }
 
 
-def find(module: str, name: str) -> Callee | StorageType | Dtype | Foreign:
+def find(module: str, name: str) -> AllowedCall | StorageType | Dtype | UnknownGlobal:
     """The stand-in for what a pickle names."""
     if (module, name) in _CALLEES:
         return _CALLEES[module, name]
@@ -192,22 +194,22 @@ def find(module: str, name: str) -> Callee | StorageType | Dtype | Foreign:
             return StorageType(dtype)
     if module == "torch" and name in _DTYPES:
         return Dtype(name)
-    return Foreign(module, name)
+    return UnknownGlobal(module, name)
 
 
-def persistent(identity: object) -> Storage | Foreign:
+def persistent(identity: object) -> Storage | UnknownGlobal:
     """The storage of a persistent id: ``("storage", class, key, location, count, ...)``.
 
     Older files have ``("module", class, file, source)`` in the place of a module's class.
     """
     if isinstance(identity, tuple) and identity[:1] == ("module",):
-        found = next((one for one in identity if isinstance(one, Foreign)), None)
+        found = next((one for one in identity if isinstance(one, UnknownGlobal)), None)
         if found is not None:
             return found
     if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6:
-        raise Malformed("a persistent id is no storage's")
+        raise MalformedPickleError("a persistent id is no storage's")
     word, kind, key, _, count = identity[:5]
     if word != "storage" or not isinstance(kind, StorageType) or not isinstance(key, str):
-        raise Malformed("a persistent id is no storage's")
+        raise MalformedPickleError("a persistent id is no storage's")
     (count,) = _integers((count,))
     return Storage(key, kind.dtype, count)

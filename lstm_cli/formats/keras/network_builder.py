@@ -10,21 +10,31 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import Problem, WeightsError
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.keras import recurrent
-from lstm_cli.formats.keras.activations import IDENTITY, LAYERS, Named, named, of_layer
-from lstm_cli.formats.keras.architecture import Layer, described
-from lstm_cli.formats.keras.defaults import TABLE, Release
-from lstm_cli.formats.keras.hdf5 import Variable
-from lstm_cli.formats.keras.variables import CELL, DENSE, Source
-from lstm_cli.formats.keras.words import shown_value
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.keras.activations import (
+    ACTIVATION_LAYERS,
+    IDENTITY,
+    ActivationConfig,
+    layer_activation,
+    read_activation,
+)
+from lstm_cli.formats.keras.architecture import (
+    CELL_ROLES,
+    DENSE_ROLES,
+    KerasLayer,
+    VariableSource,
+    describe_layer,
+)
+from lstm_cli.formats.keras.hdf5 import StoredVariable
+from lstm_cli.formats.keras.options import DEFAULTS, Release, printable_value
 
-MOST_PROBLEMS = 20
-LARGEST_IDENTITY = 64 << 20
+MAX_PROBLEMS = 20
+MAX_IDENTITY_VALUES = 64 << 20
 """Numbers of all identity matrices together that stand in for activations."""
-INPUT_SHAPES = ("batch_shape", "batch_input_shape")
+INPUT_SHAPE_KEYS = ("batch_shape", "batch_input_shape")
 """Where Keras 3 and Keras 2 write the shape of the input."""
-NOTHING = {
+TRAINING_ONLY = {
     "GaussianNoise": "adds noise",
     "GaussianDropout": "multiplies by noise",
     "AlphaDropout": "drops values its own way",
@@ -35,11 +45,11 @@ REFUSED = {
     "Lambda": "holds Python code, which lstm-cli does not run",
 }
 WEIGHTED = ("Dense", "TimeDistributed", *recurrent.KINDS, *recurrent.WRAPPERS)
-KNOWN = {
-    *WEIGHTED, *recurrent.CUDNN, *LAYERS, *NOTHING, "InputLayer", "Dropout", "SpatialDropout1D",
+KNOWN_KINDS = {
+    *WEIGHTED, *recurrent.CUDNN, *ACTIVATION_LAYERS, *TRAINING_ONLY, "InputLayer", "Dropout", "SpatialDropout1D",
     "Masking", "Flatten", "Reshape",
 }  # fmt: skip
-BEHIND = (
+REST_HINT = (
     "%skeras.Sequential([keras.Input(model.layers[k].output.shape[1:]), *model.layers[k + 1:]])"
     ".save('rest.keras') saves the layers behind it, and DATA then holds what "
     "keras.Model(model.inputs, model.layers[k].output).predict(x) gives"
@@ -47,25 +57,25 @@ BEHIND = (
 """How to take the layers behind one that stands in front, once it says which number that has."""
 
 
-def check_kinds(layers: Sequence[Layer]) -> None:
+def check_kinds(layers: Sequence[KerasLayer]) -> None:
     """Raise WeightsError naming every layer that lstm-cli does not have."""
-    unknown = [k for k, layer in enumerate(layers) if layer.kind not in KNOWN]
+    unknown = [k for k, layer in enumerate(layers) if layer.kind not in KNOWN_KINDS]
     first = next((k for k, layer in enumerate(layers) if layer.kind in WEIGHTED), len(layers))
     if not unknown:
         return
     last, hint = layers[unknown[-1]], None
     if unknown[-1] < first < len(layers) and last.group == last.name:
-        hint = BEHIND % f"k = model.layers.index(model.get_layer({last.name!r})); "
-    problems = [replace(_unknown(layers[k]), hint=hint) for k in unknown[:MOST_PROBLEMS]]
+        hint = REST_HINT % f"k = model.layers.index(model.get_layer({last.name!r})); "
+    problems = [replace(_unknown(layers[k]), hint=hint) for k in unknown[:MAX_PROBLEMS]]
     raise WeightsError(problems)
 
 
-def _unknown(layer: Layer) -> Problem:
+def _unknown(layer: KerasLayer) -> Problem:
     why = REFUSED.get(layer.kind, "has no counterpart in lstm-cli")
     return Problem(f"{layer.title} {why}")
 
 
-class Assembly:
+class KerasNetworkBuilder:
     """Takes layers one by one; what it built is in its attributes.
 
     Attributes
@@ -78,10 +88,10 @@ class Assembly:
         Features D and, where flatten needs it, steps T; None until a layer tells.
     """
 
-    def __init__(self, source: Source, release: Release, *, whole: bool) -> None:
+    def __init__(self, source: VariableSource, release: Release, *, whole: bool) -> None:
         self.layers: list[dict[str, Any]] = []
         self.tensors: dict[str, Array] = {}
-        self.stored: list[Stored] = []
+        self.sources: list[TensorSource] = []
         self.notes: list[str] = []
         self.input_size: int | None = None
         self.steps: int | None = None
@@ -91,8 +101,8 @@ class Assembly:
         self._declared_steps: int | None = None
         self._sequence = True
         self._flat_input = False
-        self._pending: Layer | None = None
-        self._identities = LARGEST_IDENTITY
+        self._pending: KerasLayer | None = None
+        self._identities = MAX_IDENTITY_VALUES
 
     def start(self, shape: Any) -> None:
         """Take the input's shape, (batch, T, D) or (batch, D), if nothing told it yet."""
@@ -105,7 +115,7 @@ class Assembly:
         if self._flat_input:
             self.notes.append("the model reads no sequences: here every step is computed alike")
 
-    def add(self, layer: Layer) -> None:
+    def add(self, layer: KerasLayer) -> None:
         """Add one layer.
 
         Raises
@@ -113,18 +123,18 @@ class Assembly:
         WeightsError
             It cannot be represented: names it, and the option.
         """
-        for key in INPUT_SHAPES:
+        for key in INPUT_SHAPE_KEYS:
             self.start(layer.options.get(key))
         self._note_dtype(layer.options.get("dtype"))
         if layer.kind in WEIGHTED[2:]:
             return self._recurrent(layer)
-        if layer.kind in LAYERS:
+        if layer.kind in ACTIVATION_LAYERS:
             return self._activation(layer)
-        if layer.kind in NOTHING:
+        if layer.kind in TRAINING_ONLY:
             return self.notes.append(
-                f"{layer.title} {NOTHING[layer.kind]} in training only: left out"
+                f"{layer.title} {TRAINING_ONLY[layer.kind]} in training only: left out"
             )
-        handlers: dict[str, Callable[[Layer], None]] = {
+        handlers: dict[str, Callable[[KerasLayer], None]] = {
             "InputLayer": lambda _: None,
             "Dense": self._dense,
             "TimeDistributed": self._time_distributed,
@@ -135,7 +145,7 @@ class Assembly:
             "Reshape": self._reshape,
         }
         if layer.kind in recurrent.CUDNN:
-            raise recurrent.cudnn(layer.title, recurrent.CUDNN[layer.kind])
+            raise recurrent.cudnn_error(layer.title, recurrent.CUDNN[layer.kind])
         if layer.kind not in handlers:
             raise WeightsError([_unknown(layer)])
         return handlers[layer.kind](layer)
@@ -155,8 +165,8 @@ class Assembly:
     def _defaults(self) -> Iterator[str]:
         """Notes on options that the file leaves out and versions of Keras take differently."""
         for key, places in self._unsaid.items():
-            taken, *others = self._release.readings(key)
-            usual = taken is TABLE[key][-1] and not others
+            taken, *others = self._release.possible_defaults(key)
+            usual = taken is DEFAULTS[key][-1] and not others
             if usual and not self.whole and key == "recurrent_activation":
                 continue  # The note on all activations says it.
             yield self._release.note(key, places)
@@ -165,9 +175,9 @@ class Assembly:
     def _hard_sigmoids(self) -> Iterator[str]:
         """The two functions of one name, where the version that tells them apart is missing."""
         alpha = self._release.default("hard_sigmoid")
-        if self._release.told:
+        if self._release.is_known:
             return
-        other = next(one.value for one in TABLE["hard_sigmoid"] if one.value != alpha)
+        other = next(one.value for one in DEFAULTS["hard_sigmoid"] if one.value != alpha)
         found = [
             f"--set {place}.alpha={other!r}"
             for k, layer in enumerate(self.layers)
@@ -184,57 +194,63 @@ class Assembly:
                 f"{' '.join(found)} makes it {theirs}, as in Keras {3 if alpha == 0.2 else 2}"
             )
 
-    def _recurrent(self, layer: Layer) -> None:
+    def _recurrent(self, layer: KerasLayer) -> None:
         if not self._sequence or self._pending is not None:
             raise WeightsError(f"{layer.title} reads no sequence", expected="(batch, steps, D)")
-        found, prefix = recurrent.directions(layer), f"layers.{len(self.layers)}."
-        biases: list[Variable | None] = []
+        found, prefix = recurrent.read_directions(layer), f"layers.{len(self.layers)}."
+        biases: list[StoredVariable | None] = []
         biased = [one.biased for one in found]
         if len(set(biased)) > 1:
             without = "reverse" if biased[0] else "forward"
             self.notes.append(f"{layer.title} has no {without} bias: there it is 0")
         for one, folder in zip(found, ("", "reverse."), strict=False):
-            roles = CELL if one.biased else CELL[:2]
+            roles = CELL_ROLES if one.biased else CELL_ROLES[:2]
             variables = self._source.take(layer, one.inner, roles)
-            tensors, stored = recurrent.tensors(one, variables, prefix + folder, biased=any(biased))
+            tensors, stored = recurrent.native_tensors(
+                one, variables, prefix + folder, biased=any(biased)
+            )
             self._reads(layer, variables[0].value.shape[0])
             self.tensors |= tensors
-            self.stored += stored
+            self.sources += stored
             biases.append(variables[2] if one.biased else None)
-        reset_after = recurrent.resets_after(found, biases, self._release)
-        config = recurrent.settings(found, self._release, reset_after)
-        for key in recurrent.unsaid(found):
+        reset_after = recurrent.infer_reset_after(found, biases, self._release)
+        config = recurrent.layer_config(found, self._release, reset_after)
+        for key in recurrent.unstated_options(found):
             self._unsaid.setdefault(key, []).append(len(self.layers))
         self.layers.append(config)
         self._width = len(found) * found[0].hidden_size
         self._sequence = config.get("return_sequences", True)
 
-    def _time_distributed(self, layer: Layer) -> None:
+    def _time_distributed(self, layer: KerasLayer) -> None:
         inner = layer.options.get("layer")
-        one = described(inner, f"{layer.path}/layer", layer.group)
-        if one.kind not in ("Dense", "Dropout", *LAYERS):
+        one = describe_layer(inner, f"{layer.path}/layer", layer.group)
+        if one.kind not in ("Dense", "Dropout", *ACTIVATION_LAYERS):
             raise WeightsError(f"{layer.title} wraps {one.title}", expected="a Dense layer")
         self.add(replace(one, name=layer.name))  # Keras 2 names variables by the wrapper alone
 
-    def _dense(self, layer: Layer) -> None:
+    def _dense(self, layer: KerasLayer) -> None:
         units, biased = layer.options.size("units"), layer.options.flag("use_bias", True)
-        variables = self._source.take(layer, "", DENSE if biased else DENSE[:1])
+        variables = self._source.take(layer, "", DENSE_ROLES if biased else DENSE_ROLES[:1])
         kernel = variables[0].value
         if kernel.ndim != 2 or kernel.shape[1] != units or 0 in kernel.shape:
             raise self._misfit(layer, f"({self._width or 'D'}, {units})", kernel.shape)
         bias = variables[1].value if biased else None
         if bias is not None and bias.shape != (units,):
             raise self._misfit(layer, f"({units},)", bias.shape)
-        activation = named(layer.options, "activation", "linear", self._release)
+        activation = read_activation(layer.options, "activation", "linear", self._release)
         self._reads(layer, kernel.shape[0])
         natives = self._emit_dense(kernel.T, bias, activation)
         for variable, native in zip(variables, natives, strict=False):
             change = "transposed" if native.endswith("weight") else ""
-            self.stored.append(
-                Stored(variable.name, variable.value.shape, variable.dtype, "", native, "", change)
+            self.sources.append(
+                TensorSource(
+                    variable.name, variable.value.shape, variable.dtype, "", native, "", change
+                )
             )
 
-    def _emit_dense(self, weight: Array, bias: Array | None, activation: Named) -> tuple[str, str]:
+    def _emit_dense(
+        self, weight: Array, bias: Array | None, activation: ActivationConfig
+    ) -> tuple[str, str]:
         names = (f"layers.{len(self.layers)}.weight", f"layers.{len(self.layers)}.bias")
         config: dict[str, Any] = {"type": "dense", "units": len(weight)}
         self.tensors[names[0]] = weight
@@ -248,10 +264,10 @@ class Assembly:
         self._width = len(weight)
         return names
 
-    def _activation(self, layer: Layer) -> None:
+    def _activation(self, layer: KerasLayer) -> None:
         """An activation of its own: the dense layer's before it, or that of an identity matrix."""
         last = 2 if self._sequence else 1
-        activation = of_layer(layer.kind, layer.options, self._release, last)
+        activation = layer_activation(layer.kind, layer.options, self._release, last)
         if activation == IDENTITY:
             return
         before = self.layers[-1] if self.layers else {}
@@ -268,7 +284,7 @@ class Assembly:
             f"{layer.title} became a dense layer with the identity matrix and that activation"
         )
 
-    def _dropout(self, layer: Layer) -> None:
+    def _dropout(self, layer: KerasLayer) -> None:
         rate = layer.options.number("rate", 0.0)
         if not 0 <= rate < 1:
             raise layer.options.refused("rate", "a share below 1")
@@ -278,14 +294,16 @@ class Assembly:
             )
         self.layers.append({"type": "dropout", "rate": rate})
 
-    def _masking(self, layer: Layer) -> None:
-        value = shown_value(layer.options.number("mask_value", self._release.default("Masking")))
+    def _masking(self, layer: KerasLayer) -> None:
+        value = printable_value(
+            layer.options.number("mask_value", self._release.default("Masking"))
+        )
         self.notes.append(
             f"{layer.title} is left out: Keras skips steps whose values are all {value}; here the "
             "lengths in the data say which steps count"
         )
 
-    def _flatten(self, layer: Layer) -> None:
+    def _flatten(self, layer: KerasLayer) -> None:
         if layer.options.text("data_format", "channels_last") != "channels_last":
             raise layer.options.refused("data_format")
         if not self._sequence or self._flat_input:
@@ -298,7 +316,7 @@ class Assembly:
             self.steps = self._declared_steps
             self._width *= self.steps
 
-    def _reshape(self, layer: Layer) -> None:
+    def _reshape(self, layer: KerasLayer) -> None:
         target = layer.options.get("target_shape")
         T, F = self._declared_steps, self._width
         if not isinstance(target, list) or not all(isinstance(n, int) for n in target):
@@ -318,7 +336,7 @@ class Assembly:
         T = self._declared_steps
         return list(target) in ([T, F], [-1, F]) or (T is not None and list(target) == [T, -1])
 
-    def _reads(self, layer: Layer, size: int) -> None:
+    def _reads(self, layer: KerasLayer, size: int) -> None:
         """Check the size of a layer's input against what it reads."""
         if self._pending is not None:
             steps, rest = divmod(size, self._width or size)
@@ -334,12 +352,12 @@ class Assembly:
         config = dtype.get("config") if isinstance(dtype, dict) else None
         name = config.get("name") if isinstance(config, dict) else dtype
         if isinstance(name, str) and "float16" in name:
-            note = f"Keras computes it in {shown_value(name)}; here --dtype says in what"
+            note = f"Keras computes it in {printable_value(name)}; here --dtype says in what"
             if note not in self.notes:
                 self.notes.append(note)
 
     @staticmethod
-    def _misfit(layer: Layer, expected: str, found: Any) -> WeightsError:
+    def _misfit(layer: KerasLayer, expected: str, found: Any) -> WeightsError:
         return WeightsError(
             f"{layer.title} has a kernel or bias that does not fit",
             expected=expected,
@@ -347,7 +365,7 @@ class Assembly:
         )
 
     @staticmethod
-    def _no_steps(layer: Layer) -> WeightsError:
+    def _no_steps(layer: KerasLayer) -> WeightsError:
         return WeightsError(
             f"{layer.title} needs a fixed number of steps, which the file does not tell",
             hint="save the whole model, with an input of fixed steps: Input((steps, features))",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.errors import WeightsError, nearest
-from lstm_cli.formats.model import ReadOptions
-from lstm_cli.formats.torch.admitted import Opaque, TensorView
-from lstm_cli.formats.torch.modules import place
-from lstm_cli.formats.torch.tensors import listed, shown
+from lstm_cli.formats.interchange import ReadOptions
+from lstm_cli.formats.torch.allowed_globals import RefusedObject, TensorView
+from lstm_cli.formats.torch.modules import weight_place
+from lstm_cli.formats.torch.tensors import list_names, printable_name
 
 DEEPEST = 8
-MOST_NAMES = 1000
+MAX_NAMES = 1000
 """Names of tensors among which one like a wrong pattern is looked for."""
 _WEIGHT = re.compile(r"(^|\.)weight(_ih|_hh)?(_l\d+(_reverse)?)?(_(g|v|orig|raw)|\.original\d?)?$")
 
@@ -85,19 +85,19 @@ def find_state_dict(root: Any, options: ReadOptions, path: Path) -> StateDict:
     if not taken:
         raise _none(root, prefix, path)
     if options.only or options.ignore:
-        taken = selected(taken, options, path, found)
+        taken = select_tensors(taken, options, path, found)
     if len(taken) > 1:
         names = [one.path or "(the file itself)" for one in taken]
         raise WeightsError(
             f"{path} holds {len(taken)} state dicts",
             expected="one",
-            found=listed(names),
+            found=list_names(names),
             hint=f"--prefix {taken[-1].path} takes that one" if taken[-1].path else None,
         )
     return taken[0]
 
 
-def selected(
+def select_tensors(
     found: Sequence[StateDict], options: ReadOptions, path: Path, whole: Sequence[StateDict] = ()
 ) -> list[StateDict]:
     """What ``--only`` and ``--ignore`` take of the state dicts, those that lose all left out.
@@ -123,7 +123,7 @@ def selected(
         ignored = taken.intersection(*[set[str]().union(*map(state.matched, ignore))])
         left = {name: t for name, t in state.tensors.items() if name in taken - ignored}
         notes = [
-            f"left out, as {option} says: {listed([n for n in state.tensors if n in out])}"
+            f"left out, as {option} says: {list_names([n for n in state.tensors if n in out])}"
             for option, out in (("--only", names - taken), ("--ignore", ignored))
             if out
         ]
@@ -136,7 +136,7 @@ def selected(
             f"no tensor of {path} is left",
             expected="at least one that the options take",
             found=" ".join(given),
-            hint=f"the names are {listed(_modules(found))}",
+            hint=f"the names are {list_names(_modules(found))}",
         )
     return kept
 
@@ -154,19 +154,19 @@ def _compiled(pattern: str, option: str, found: Sequence[StateDict], path: Path)
         return compiled
     modules = _modules(found)
     below = f"{pattern.rstrip('.')}.*"
-    names = islice((n for state in found for n in state.tensors if len(n) < 200), MOST_NAMES)
+    names = islice((n for state in found for n in state.tensors if len(n) < 200), MAX_NAMES)
     near = below if below in modules else nearest(pattern, [*modules, *names])
     raise WeightsError(
-        f"no tensor of {path} has a name that --{option} {shown(pattern)} matches",
+        f"no tensor of {path} has a name that --{option} {printable_name(pattern)} matches",
         expected="a pattern of whole names, in which * stands for anything",
-        found=listed(modules),
+        found=list_names(modules),
         hint=f"--{option} '{near}'" if near is not None else None,
     )
 
 
 def _modules(found: Sequence[StateDict]) -> list[str]:
     """Patterns that take one module each, the outermost first: ``lstm.*``, ``net.fc.*``."""
-    names = islice((name for state in found for name in state.tensors), MOST_NAMES)
+    names = islice((name for state in found for name in state.tensors), MAX_NAMES)
     parts = [name.split(".") for name in names if len(name) < 200]
     depth = max((len(one) for one in parts), default=0)
     starts = [
@@ -180,12 +180,14 @@ def _modules(found: Sequence[StateDict]) -> list[str]:
 
 def _check_layers(state: StateDict, left: Mapping[str, Any], path: Path) -> None:
     """Refuse a layer without its bias, say: it would be another one."""
-    kept = {place(name) for name in left}
-    lost = next((n for n in state.tensors if n not in left and place(n) in kept - {None}), None)
+    kept = {weight_place(name) for name in left}
+    lost = next(
+        (n for n in state.tensors if n not in left and weight_place(n) in kept - {None}), None
+    )
     if lost is not None:
         module = lost.rpartition(".")[0]
         raise WeightsError(
-            f"--only and --ignore take a part of one layer's tensors, without {shown(lost)}",
+            f"--only and --ignore take a part of one layer's tensors, without {printable_name(lost)}",
             expected="all of a layer, or nothing of it",
             where=str(path),
             hint=f"'{module}.*' matches all of the module" if module else None,
@@ -198,12 +200,12 @@ def _begins(path: str, start: str) -> bool:
 
 
 def _none(root: Any, prefix: str | None, path: Path) -> WeightsError:
-    below = f" below {shown(prefix)}" if prefix else ""
+    below = f" below {printable_name(prefix)}" if prefix else ""
     names = [str(key) for key in root] if isinstance(root, dict) else [_word(root)]
     return WeightsError(
         f"{path} holds no state dict{below}",
         expected="tensors named weight, weight_ih_l0, ... in a dict",
-        found=listed(names) or "an empty dict",
+        found=list_names(names) or "an empty dict",
         hint="torch.save(model.state_dict(), path) writes one",
     )
 
@@ -223,8 +225,8 @@ def _state_dicts(root: Any) -> Iterator[StateDict]:
     pending: list[tuple[tuple[str | int, ...], Any]] = [((), root)]
     while pending:
         keys, value = pending.pop()
-        plain = not isinstance(value, Opaque)
-        value = value.entries if isinstance(value, Opaque) else value
+        plain = not isinstance(value, RefusedObject)
+        value = value.entries if isinstance(value, RefusedObject) else value
         if id(value) in seen or len(keys) > DEEPEST:
             continue
         seen.add(id(value))
@@ -242,7 +244,7 @@ def _children(value: Any) -> list[tuple[str | int, Any]]:
     pairs: list[tuple[str | int, Any]] = []
     if isinstance(value, dict | list | tuple):
         pairs = [*(value.items() if isinstance(value, dict) else enumerate(value))]
-    return [pair for pair in pairs if isinstance(pair[1], dict | list | tuple | Opaque)]
+    return [pair for pair in pairs if isinstance(pair[1], dict | list | tuple | RefusedObject)]
 
 
 def _holds_weights(mapping: dict[Any, Any]) -> bool:
@@ -267,10 +269,10 @@ def _state_dict(
     notes = []
     other = [str(name) for name in mapping if name not in tensors]
     if other:
-        notes.append(f"left out, as they are no tensors: {listed(other)}")
+        notes.append(f"left out, as they are no tensors: {list_names(other)}")
     if keys and isinstance(root, dict):
         beside = [str(name) for name in root if name != keys[0]]
         if beside:
-            first = shown(str(keys[0]))
-            notes.append(f"left out of the checkpoint, beside {first}: {listed(beside)}")
+            first = printable_name(str(keys[0]))
+            notes.append(f"left out of the checkpoint, beside {first}: {list_names(beside)}")
     return StateDict(keys, tensors, tuple(notes), plain)

@@ -9,19 +9,33 @@ from typing import Any
 
 from lstm_cli.engines.types import Layers
 from lstm_cli.errors import Problem, WeightsError
-from lstm_cli.formats.keras.architecture import Layer, snake, title
-from lstm_cli.formats.keras.assembly import BEHIND, MOST_PROBLEMS
-from lstm_cli.formats.keras.hdf5 import Tree
-from lstm_cli.formats.keras.order import HARMLESS, MODEL_HINT, Numbers, Piece, ordered
-from lstm_cli.formats.keras.recurrent import KINDS, cudnn, is_cudnn
-from lstm_cli.formats.keras.variables import CELL, Chosen, Paths, Source, role_of
-from lstm_cli.formats.keras.words import Options, shown
+from lstm_cli.formats.keras.architecture import (
+    CELL_ROLES,
+    AssignedVariables,
+    KerasLayer,
+    PathVariables,
+    VariableSource,
+    layer_title,
+    snake_case,
+    variable_role,
+)
+from lstm_cli.formats.keras.hdf5 import Hdf5Tree
+from lstm_cli.formats.keras.layer_order import (
+    ORDER_INDEPENDENT,
+    SAVE_MODEL_HINT,
+    NameNumbers,
+    UnplacedLayer,
+    order_layers,
+)
+from lstm_cli.formats.keras.network_builder import MAX_PROBLEMS, REST_HINT
+from lstm_cli.formats.keras.options import LayerOptions, printable_name
+from lstm_cli.formats.keras.recurrent import KINDS, cudnn_error, is_cudnn_bias
 
 Shape = tuple[int, ...]
 
 BY_GATES = {4: "LSTM", 3: "GRU", 1: "SimpleRNN"}
 WEIGHTLESS = (
-    *HARMLESS,
+    *ORDER_INDEPENDENT,
     "Flatten",
     "Softmax",
     "ReLU",
@@ -29,7 +43,7 @@ WEIGHTLESS = (
     "ELU",
     "ThresholdedReLU",
 )
-_BY_NAME = {snake(kind): kind for kind in (*WEIGHTLESS, "Activation")} | {"reshape": "Flatten"}
+_BY_NAME = {snake_case(kind): kind for kind in (*WEIGHTLESS, "Activation")} | {"reshape": "Flatten"}
 """Layers without weights by their usual names. The shape to which a Reshape goes is not stored; if
 it is not one row, what follows does not fit."""
 _OTHERS = re.compile(
@@ -39,16 +53,18 @@ _OTHERS = re.compile(
 """Usual names of layers without weights that lstm-cli does not have."""
 _MODELS = ("sequential", "functional", "model")
 _WEIGHTED = ("lstm", "gru", "simple_rnn", "rnn", "bidirectional", "time_distributed", "dense")
-ORDER_ATTRIBUTE = "layer_order"
+LAYER_ORDER_ATTRIBUTE = "layer_order"
 """Names of the layers in their order, where lstm-cli wrote the file."""
 
 
-def is_bare(tree: Tree) -> bool:
+def has_variable_paths(tree: Hdf5Tree) -> bool:
     """Whether the file has variables as Keras 3 writes them."""
     return any(re.search(r"(^|/)vars/\d+$", path) for path in tree.datasets())
 
 
-def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], list[str], Source]:
+def layers_by_path(
+    tree: Hdf5Tree, layers: Layers | None = None
+) -> tuple[list[KerasLayer], list[str], VariableSource]:
     """The layers of a Keras 3 weights file, input to output, what was assumed, and the variables.
 
     Parameters
@@ -65,17 +81,17 @@ def by_paths(tree: Tree, layers: Layers | None = None) -> tuple[list[Layer], lis
     unlike = [path for path in listed if _stem(path) in _CLASSES]
     if unlike:
         raise _unlike_any(unlike)
-    order = tree.texts("layers", ORDER_ATTRIBUTE) or []
+    order = tree.texts("layers", LAYER_ORDER_ATTRIBUTE) or []
     places = {f"layers/{name}": k for k, name in enumerate(order)}
     if own or places.keys() != set(listed):
         places = {}
     pieces = [_piece(tree, path, path in listed, places.get(path, 0)) for path in (*listed, *own)]
-    numbers = Numbers.NOTHING if own else _numbers(tree)
-    found, notes = ordered(pieces, numbers=numbers, layers=layers)
-    return found, notes, Paths(tree)
+    numbers = NameNumbers.NO_ORDER if own else _numbers(tree)
+    found, notes = order_layers(pieces, numbers=numbers, layers=layers)
+    return found, notes, PathVariables(tree)
 
 
-def _numbers(tree: Tree) -> Numbers:
+def _numbers(tree: Hdf5Tree) -> NameNumbers:
     """Meaning of the counted classes in paths: the order of the model's list of layers.
 
     That is the order of a Sequential or Functional model. One of the user's own class lists its
@@ -83,8 +99,8 @@ def _numbers(tree: Tree) -> Numbers:
     """
     name = tree.text("vars", "name")
     if "layers/input_layer" in tree or (name is not None and _stem(name) in _MODELS):
-        return Numbers.ORDER
-    return Numbers.UNKNOWN if name is None else Numbers.NOTHING
+        return NameNumbers.ORDER
+    return NameNumbers.UNKNOWN if name is None else NameNumbers.NO_ORDER
 
 
 def _listed_paths(paths: Iterable[str]) -> list[str]:
@@ -106,7 +122,7 @@ def _stem(path: str) -> str:
     return re.sub(r"_\d+$", "", path.rsplit("/", 1)[-1])
 
 
-def _piece(tree: Tree, path: str, listed: bool, place: int) -> Piece:
+def _piece(tree: Hdf5Tree, path: str, listed: bool, place: int) -> UnplacedLayer:
     """The layer that stands under a path."""
     stem, shape = _stem(path), tree.shape
     if f"{path}/forward_layer/cell/vars/0" in tree:
@@ -115,9 +131,9 @@ def _piece(tree: Tree, path: str, listed: bool, place: int) -> Piece:
     if f"{path}/cell/vars/0" in tree:
         found = _recurrent(shape, f"{path}/cell/vars/")
     elif f"{path}/layer/vars/0" in tree:
-        _, config, reads, gives = _dense(shape, f"{path}/layer/vars/")
+        _, config, input_size, output_size = _dense(shape, f"{path}/layer/vars/")
         inner_layer = {"class_name": "Dense", "config": config}
-        found = "TimeDistributed", {"layer": inner_layer}, reads, gives
+        found = "TimeDistributed", {"layer": inner_layer}, input_size, output_size
     elif f"{path}/vars/0" in tree:
         if f"{path}/vars/2" in tree:  # Only cuDNN's layers have three without a cell.
             _recurrent(shape, f"{path}/vars/")
@@ -130,15 +146,15 @@ def _piece(tree: Tree, path: str, listed: bool, place: int) -> Piece:
     return _made(found, path, place)
 
 
-Found = tuple[str, dict[str, Any], int, int]
+LayerGuess = tuple[str, dict[str, Any], int, int]
 """Class, config, features read, features given."""
 
 
-def _recurrent(shape: Callable[[str], Shape | None], folder: str) -> Found:
-    return recurrent_of([shape(f"{folder}{k}") for k in range(3)], folder)
+def _recurrent(shape: Callable[[str], Shape | None], folder: str) -> LayerGuess:
+    return recurrent_guess([shape(f"{folder}{k}") for k in range(3)], folder)
 
 
-def recurrent_of(shapes: Sequence[Shape | None], where: str) -> Found:
+def recurrent_guess(shapes: Sequence[Shape | None], where: str) -> LayerGuess:
     """A recurrent layer by the shapes of kernel, recurrent kernel and bias."""
     kernel, inner, bias = shapes
     if kernel is None or inner is None or len(kernel) != 2 or len(inner) != 2 or 0 in inner:
@@ -147,19 +163,19 @@ def recurrent_of(shapes: Sequence[Shape | None], where: str) -> Found:
     kind = BY_GATES.get(width // H)
     if kind is None or width % H or (bias is not None and len(bias) not in (1, 2)):
         raise _unknown(where)
-    if is_cudnn(kind, width, bias):
-        raise cudnn(f"the layer {shown(where.strip('/'))}", kind)
+    if is_cudnn_bias(kind, width, bias):
+        raise cudnn_error(f"the layer {printable_name(where.strip('/'))}", kind)
     config = {"units": H, "use_bias": bias is not None, "return_sequences": True}
     if kind == "GRU" and bias is not None:
         config["reset_after"] = len(bias) == 2
     return kind, config, D, H
 
 
-def _dense(shape: Callable[[str], Shape | None], folder: str) -> Found:
-    return dense_of([shape(f"{folder}{k}") for k in range(2)], folder)
+def _dense(shape: Callable[[str], Shape | None], folder: str) -> LayerGuess:
+    return dense_guess([shape(f"{folder}{k}") for k in range(2)], folder)
 
 
-def dense_of(shapes: Sequence[Shape | None], where: str) -> Found:
+def dense_guess(shapes: Sequence[Shape | None], where: str) -> LayerGuess:
     """A dense layer by the shapes of kernel and bias."""
     kernel, bias = shapes
     if kernel is None or len(kernel) != 2 or (bias is not None and bias != kernel[1:]):
@@ -168,7 +184,7 @@ def dense_of(shapes: Sequence[Shape | None], where: str) -> Found:
     return "Dense", config, kernel[0], kernel[1]
 
 
-def _bidirectional(forward: Found, reverse: Found) -> Found:
+def _bidirectional(forward: LayerGuess, reverse: LayerGuess) -> LayerGuess:
     (kind, config, D, H), (other, back, _, _) = forward, reverse
     biased = [one for one in (config, back) if one["use_bias"]]
     if kind == other == "GRU" and len(biased) == 1:  # the one that has biases tells of both
@@ -180,34 +196,34 @@ def _bidirectional(forward: Found, reverse: Found) -> Found:
     return "Bidirectional", both, D, 2 * H
 
 
-def _weightless(stem: str, path: str, place: int) -> Piece:
+def _weightless(stem: str, path: str, place: int) -> UnplacedLayer:
     kind = _BY_NAME.get(stem)
     if kind is None:
         raise _unlike(stem, path)
-    return Piece(_layer(kind, {}, path, path), path, group=place)
+    return UnplacedLayer(_layer(kind, {}, path, path), path, group=place)
 
 
-def _made(found: Found, path: str, place: int, directions: int = 1) -> Piece:
-    kind, config, reads, gives = found
+def _made(found: LayerGuess, path: str, place: int, directions: int = 1) -> UnplacedLayer:
+    kind, config, input_size, output_size = found
     inner = config["layer"]["class_name"] if kind == "Bidirectional" else kind
-    return Piece(
+    return UnplacedLayer(
         _layer(kind, config, path, path),
         path,
-        reads,
-        gives,
+        input_size,
+        output_size,
         kind=KINDS.get(inner, "dense"),
         directions=directions,
         group=place,
     )
 
 
-def _layer(kind: str, config: dict[str, Any], path: str, group: str) -> Layer:
+def _layer(kind: str, config: dict[str, Any], path: str, group: str) -> KerasLayer:
     name = path.rsplit("/", 1)[-1]
-    return Layer(kind, name, Options(title(kind, name), config), path, group)
+    return KerasLayer(kind, name, LayerOptions(layer_title(kind, name), config), path, group)
 
 
 _CLASSES = {
-    snake(kind): kind
+    snake_case(kind): kind
     for kind in (
         "Embedding", "Conv1D", "Conv2D", "ConvLSTM1D", "SeparableConv1D", "BatchNormalization",
         "LayerNormalization", "UnitNormalization", "GroupNormalization", "PReLU", "Attention",
@@ -224,14 +240,16 @@ def _unlike(stem: str, path: str) -> WeightsError:
 
 def _unlike_any(paths: Sequence[str]) -> WeightsError:
     """The error for layers whose names say such classes."""
-    hint = "where they stand in front, with k the last one's number in model.layers: " + BEHIND % ""
+    hint = (
+        "where they stand in front, with k the last one's number in model.layers: " + REST_HINT % ""
+    )
     return WeightsError(
         [
             Problem(
-                f"{title(_CLASSES[_stem(path)], _last(path))} has no counterpart in lstm-cli",
+                f"{layer_title(_CLASSES[_stem(path)], _last(path))} has no counterpart in lstm-cli",
                 hint=hint,
             )
-            for path in paths[:MOST_PROBLEMS]
+            for path in paths[:MAX_PROBLEMS]
         ]
     )
 
@@ -242,49 +260,49 @@ def _last(path: str) -> str:
 
 def _unknown(path: str) -> WeightsError:
     return WeightsError(
-        f"the weights of {shown(path.rstrip('/'))} are those of no layer that lstm-cli has",
+        f"the weights of {printable_name(path.rstrip('/'))} are those of no layer that lstm-cli has",
         expected="LSTM, GRU, SimpleRNN, Bidirectional or Dense",
-        hint=MODEL_HINT,
+        hint=SAVE_MODEL_HINT,
     )
 
 
-def by_names(
-    tree: Tree, root: str, layers: Layers | None = None
-) -> tuple[list[Layer], list[str], Source]:
+def layers_by_name(
+    tree: Hdf5Tree, root: str, layers: Layers | None = None
+) -> tuple[list[KerasLayer], list[str], VariableSource]:
     """The layers of a legacy weights file, input to output, what was assumed, and the variables.
 
     The file lists the outermost layers in order. Within one of them, which is a model then, it
     lists what was frozen last, and numbers in names count what was made: there only the sizes, or
     a config, tell an order.
     """
-    pieces: list[Piece] = []
-    chosen = Chosen(tree)
+    pieces: list[UnplacedLayer] = []
+    chosen = AssignedVariables(tree)
     notes, left_out, own = [], [], False
     for place, group in enumerate(tree.texts(root.rstrip("/"), "layer_names") or []):
         names = tree.texts(root + group, "weight_names") or []
-        listed = [name for name in names if not role_of(name).startswith("seed_")]
+        listed = [name for name in names if not variable_role(name).startswith("seed_")]
         if listed:
             own = own or _in_own_scope(listed, group)
             found = _listed(tree, f"{root}{group}/", group, listed, place, chosen)
             pieces += found
             if len(found) > 1 or _is_nested(listed, group):
                 notes.append(
-                    f"{shown(group)} is taken for a model in the model: layers in it that have no "
+                    f"{printable_name(group)} is taken for a model in the model: layers in it that have no "
                     "weights, such as activations, are not in the file"
                 )
         elif (kind := _BY_NAME.get(_stem(group))) is not None:
-            pieces.append(Piece(_layer(kind, {}, group, group), group, group=place))
+            pieces.append(UnplacedLayer(_layer(kind, {}, group, group), group, group=place))
         elif _OTHERS.fullmatch(_stem(group)):
             raise WeightsError(
-                f"the layer {shown(group)} has, by its name, no counterpart here",
+                f"the layer {printable_name(group)} has, by its name, no counterpart here",
                 expected="layers in one chain, each of a kind that lstm-cli has",
-                hint=MODEL_HINT,
+                hint=SAVE_MODEL_HINT,
             )
         else:
-            left_out.append(shown(group))
+            left_out.append(printable_name(group))
     if own:
         pieces = [replace(piece, group=0) for piece in pieces]
-    found_layers, assumed = ordered(pieces, numbers=Numbers.NOTHING, layers=layers)
+    found_layers, assumed = order_layers(pieces, numbers=NameNumbers.NO_ORDER, layers=layers)
     if left_out:
         names_left = ", ".join(left_out)
         assumed.append(
@@ -309,14 +327,19 @@ def _in_own_scope(listed: Sequence[str], group: str) -> bool:
 
 
 def _listed(
-    tree: Tree, folder: str, group: str, listed: Sequence[str], place: int, chosen: Chosen
-) -> list[Piece]:
+    tree: Hdf5Tree,
+    folder: str,
+    group: str,
+    listed: Sequence[str],
+    place: int,
+    chosen: AssignedVariables,
+) -> list[UnplacedLayer]:
     """The layers of one group: one, or those of a model within the model."""
     units: dict[str, dict[str, str]] = {}
     for name in listed:
-        if role_of(name) not in CELL:
+        if variable_role(name) not in CELL_ROLES:
             raise _unlike(_stem(group), group)
-        units.setdefault(name.rpartition("/")[0], {})[role_of(name)] = folder + name
+        units.setdefault(name.rpartition("/")[0], {})[variable_role(name)] = folder + name
     parts: dict[str, dict[str, str]] = {}
     for unit in units:
         owner, half = _half(unit, group)
@@ -324,17 +347,17 @@ def _listed(
         if half in halves or (halves and (half == "") != ("" in halves)):
             raise _unknown(f"{folder}{unit}")
         halves[half] = unit
-    pieces: list[Piece] = []
+    pieces: list[UnplacedLayer] = []
     for owner, halves in parts.items():
         found = [_unit(tree, units[unit], unit or group) for unit in halves.values()]
         one = found[0]
         if "" not in halves:
             if len(halves) != 2:
                 raise WeightsError(
-                    f"{shown(owner or group)} has one direction only of a Bidirectional",
+                    f"{printable_name(owner or group)} has one direction only of a Bidirectional",
                     expected="forward_ and backward_ in the names",
-                    found=", ".join(shown(unit) for unit in halves.values()),
-                    hint=MODEL_HINT,
+                    found=", ".join(printable_name(unit) for unit in halves.values()),
+                    hint=SAVE_MODEL_HINT,
                 )
             by_half = dict(zip(halves, found, strict=True))
             one = _bidirectional(by_half["forward"], by_half["backward"])
@@ -358,10 +381,10 @@ def _half(unit: str, group: str) -> tuple[str, str]:
     return "/".join(parts[:-1] if cell else parts), ""
 
 
-def _unit(tree: Tree, unit: Mapping[str, str], where: str) -> Found:
+def _unit(tree: Hdf5Tree, unit: Mapping[str, str], where: str) -> LayerGuess:
     kernel, recurrent, bias = (
-        None if role not in unit else tree.shape(unit[role]) for role in CELL
+        None if role not in unit else tree.shape(unit[role]) for role in CELL_ROLES
     )
     if "recurrent_kernel" in unit:
-        return recurrent_of([kernel, recurrent, bias], where)
-    return dense_of([kernel, bias], where)
+        return recurrent_guess([kernel, recurrent, bias], where)
+    return dense_guess([kernel, bias], where)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.gates import NATIVE
-from lstm_cli.formats.model import Stored, TmvaOrder
-from lstm_cli.formats.tmva.document import Element
-from lstm_cli.formats.tmva.slots import Parts
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import TensorSource, TmvaOrder
+from lstm_cli.formats.tmva.document import XmlElement
+from lstm_cli.formats.tmva.slots import RecurrentElements
 
 
 @dataclass
-class Assembly:
+class TmvaNetworkBuilder:
     """A network as far as it has been read.
 
     Attributes
@@ -39,7 +39,7 @@ class Assembly:
     has_steps: bool = True
     layers: list[dict[str, Any]] = field(default_factory=list)
     tensors: dict[str, Array] = field(default_factory=dict)
-    stored: list[Stored] = field(default_factory=list)
+    sources: list[TensorSource] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -54,23 +54,25 @@ class Assembly:
             self.input_size = size
         self.size = size
 
-    def recurrent(self, layer: Parts, order: TmvaOrder, options: dict[str, Any]) -> None:
+    def recurrent(
+        self, layer: RecurrentElements, order: TmvaOrder, options: dict[str, Any]
+    ) -> None:
         """Append a recurrent layer that reads steps."""
         H, D = layer.sizes
         self.reads(D)
         k = len(self.layers)
         self.layers.append({"type": layer.kind.name, "hidden_size": H, **options})
-        held = layer.kind.held(order)
+        slot_contents = layer.kind.slot_contents(order)
         for name, which in (("weight_ih", "W"), ("weight_hh", "U")):
             blocks = {
                 letter: element
-                for element, (matrix, letter) in zip(layer.weights, held, strict=True)
+                for element, (matrix, letter) in zip(layer.weights, slot_contents, strict=True)
                 if matrix == which
             }
-            labels = layer.kind.held("labels")
+            labels = layer.kind.slot_contents("labels")
             changes = {
                 element.name: f"labelled {'_'.join(label)}" if label != hold else ""
-                for element, label, hold in zip(layer.weights, labels, held, strict=True)
+                for element, label, hold in zip(layer.weights, labels, slot_contents, strict=True)
             }
             self._stack(f"layers.{k}.{name}", layer, blocks, changes)
         biases = dict(zip(layer.kind.letters, layer.biases, strict=True))
@@ -96,27 +98,33 @@ class Assembly:
         self.size *= self.steps
         self.has_steps = False
 
-    def take(self, native: str, element: Element, name: str) -> None:
+    def take(self, native: str, element: XmlElement, name: str) -> None:
         """A tensor that is one element; a bias loses its second axis."""
         values = self._cast(element)
         self.tensors[native] = values.ravel() if native.endswith("bias") else values
-        self.stored.append(Stored(name, values.shape, self.dtype, "", native, ""))
+        self.sources.append(TensorSource(name, values.shape, self.dtype, "", native, ""))
 
     def _stack(
-        self, native: str, layer: Parts, blocks: dict[str, Element], changes: dict[str, str]
+        self,
+        native: str,
+        layer: RecurrentElements,
+        blocks: dict[str, XmlElement],
+        changes: dict[str, str],
     ) -> None:
         """A tensor whose gates stand in elements of their own."""
         flat = "bias" in native
-        letters = NATIVE[layer.kind.name]
+        letters = NATIVE_GATES[layer.kind.name]
         values = [self._cast(blocks[letter]) for letter in letters]
         self.tensors[native] = np.concatenate([v.ravel() if flat else v for v in values])
         for letter, value in zip(letters, values, strict=True):
             element = blocks[letter]
             change = changes.get(element.name, "")
             name = f"{layer.name}/{element.name}"
-            self.stored.append(Stored(name, value.shape, self.dtype, "", native, letter, change))
+            self.sources.append(
+                TensorSource(name, value.shape, self.dtype, "", native, letter, change)
+            )
 
-    def _cast(self, element: Element) -> Array:
+    def _cast(self, element: XmlElement) -> Array:
         values = np.zeros((0, 0)) if element.values is None else element.values
         with np.errstate(over="ignore"):  # infinity is refused where all weights are checked
             return values.astype(self.dtype)

@@ -1,0 +1,419 @@
+"""Recognition of modules in a state dict, and of tensors that belong to no layer.
+
+State dicts also hold losses, metrics and copies of the network, and several tools store a weight as
+the parts from which they compute it. Names and shapes tell which; each error names the kind and
+what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lstm_cli.errors import Problem, WeightsError
+from lstm_cli.formats.torch.module_order import find_module_order
+from lstm_cli.formats.torch.modules import (
+    LinearModule,
+    Module,
+    ModuleTensors,
+    StateTensors,
+    UnfitModuleError,
+    group,
+    not_floats,
+    problem,
+    recurrent,
+    shape_of,
+)
+from lstm_cli.formats.torch.tensors import StateTensor, list_names, printable_name
+
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|wte|wpe|tok(en)?s?)([._]|$)", re.IGNORECASE)
+_RANKS = {1: "nn.LayerNorm, nn.RMSNorm or nn.PReLU", 3: "nn.Conv1d", 4: "nn.Conv2d"}
+_PARTS = {
+    "running_mean": "nn.BatchNorm",
+    "running_var": "nn.BatchNorm",
+    "in_proj_weight": "nn.MultiheadAttention",
+    "in_proj_bias": "nn.MultiheadAttention",
+}
+"""Names of tensors that only one kind of module has."""
+MAX_PROBLEMS = 20
+
+
+def recognize_modules(
+    tensors: StateTensors, source: str, stored: bool = True
+) -> tuple[list[Module], tuple[str, ...]]:
+    """Modules in stored order, which says something if `stored`, and notes on what is left out.
+
+    Raises
+    ------
+    WeightsError
+        Names every module and tensor that has no layer here.
+    """
+    found, elsewhere = find_weight_forms(tensors)
+    problems: list[tuple[Problem, str | None]] = [(one, None) for one in found]
+    groups, strays, counts = group(
+        {n: t for n, t in tensors.items() if not _is_below(n, elsewhere)} if found else tensors
+    )
+    modules: list[Module] = []
+    notes: list[str] = []
+    twins = find_copies(groups)
+    for one in groups:
+        beside = twins.get(one.name) or (None if one.recurrent else _beside(one))
+        if beside is not None:
+            shapes = ", ".join(shape_of(tensor) for tensor in one.tensors())
+            problems.append((problem(one, beside.kind, shapes), beside.pattern))
+            continue
+        wrong = not_floats(one)
+        problems += [(each, None) for each in wrong]
+        if not wrong:
+            try:
+                modules.append(recurrent(one) if one.recurrent else _linear(one, strays))
+            except UnfitModuleError as error:
+                problems.append((error.problem, None))
+                continue
+            if is_in_loss(one.name):
+                notes.append(
+                    f"{printable_name(one.name)} is taken for a Linear, though by its name it is of a loss: "
+                    f"--ignore '{one.name}.*' leaves it out"
+                )
+    problems += [_stray_problem(tensor) for tensor in strays]
+    problems += [
+        (Problem(f"the name {printable_name(n)} cannot be printed"), None)
+        for n in tensors
+        if not n.isprintable()
+    ]
+    if problems or not modules:
+        raise _refused(problems, modules, source, stored)
+    names = [tensor.name for tensor in counts]
+    if names:
+        notes.insert(0, f"left out, as they are counts: {list_names(names)}")
+    return modules, tuple(notes)
+
+
+def _refused(
+    problems: list[tuple[Problem, str | None]], modules: Sequence[Module], source: str, stored: bool
+) -> WeightsError:
+    """The problems, each with what helps: one option for all that is beside the network."""
+    if not problems:
+        return WeightsError(
+            "there are no recurrent or linear weights",
+            where=source,
+            hint="torch.save(model.state_dict(), path) writes the weights of all modules",
+        )
+    patterns = list(dict.fromkeys(pattern for _, pattern in problems if pattern))
+    hint: str | None = None
+    if not patterns or any(pattern is None for _, pattern in problems):
+        hint = _only(modules, stored)
+    elif len(patterns) < MAX_PROBLEMS and all(map(_is_pattern, patterns)):
+        hint = f"--ignore '{','.join(patterns)}' leaves out what no output depends on"
+    return WeightsError(
+        [_at(replace(one, hint=one.hint or hint), source) for one, _ in problems[:MAX_PROBLEMS]]
+    )
+
+
+def _only(modules: Sequence[Module], stored: bool) -> str | None:
+    """How to take the modules that are read, where they are a network by themselves."""
+    try:
+        modules = find_module_order(modules, stored, "").modules
+    except (WeightsError, IndexError):
+        return None
+    patterns = [f"{module.name}.*" for module in modules]
+    if len(patterns) > 8 or not all(module.name and _is_pattern(module.name) for module in modules):
+        return None
+    return (
+        f"--only '{','.join(patterns)}' takes these layers alone; what stands in front of them in "
+        "the model has to be computed before, and DATA to hold its outputs"
+    )
+
+
+def _is_pattern(name: str) -> bool:
+    """Whether a name says no more than itself in a pattern within quotes."""
+    return re.fullmatch(r"[\w.* -]+", name) is not None
+
+
+def _at(problem: Problem, source: str) -> Problem:
+    return Problem(problem.what, problem.expected, problem.found, (source,), problem.hint)
+
+
+def _linear(group: ModuleTensors, strays: Sequence[StateTensor]) -> LinearModule:
+    parts = group.parts[0, False]
+    weight, bias = parts.get("weight"), parts.get("bias")
+    if weight is None:
+        raise UnfitModuleError(problem(group, "has a bias and no weight"))
+    if len(weight.shape) != 2:
+        raise UnfitModuleError(problem(group, f"has no layer here: {_kind(group, weight, strays)}",
+                            shape_of(weight)))  # fmt: skip
+    if bias is None and _EMBEDDING.search(group.name):
+        what = "has no layer here: by its name it is nn.Embedding"
+        raise UnfitModuleError(problem(group, what, shape_of(weight)))
+    if 0 in weight.shape or (bias is not None and bias.shape != weight.shape[:1]):
+        sizes = ", ".join(shape_of(t) for t in (weight, bias) if t is not None)
+        raise UnfitModuleError(problem(group, "is no nn.Linear: its shapes do not fit", sizes))
+    return LinearModule(group.name, weight, bias)
+
+
+def _kind(group: ModuleTensors, weight: StateTensor, strays: Sequence[StateTensor]) -> str:
+    """What a module is whose weight is no matrix."""
+    own = {tensor.name.rpartition(".")[2] for tensor in strays
+           if tensor.name.rpartition(".")[0] == group.name}  # fmt: skip
+    if "running_mean" in own:
+        return "by its running mean it is nn.BatchNorm"
+    if not weight.shape:
+        return "it is a single number"
+    kind = _RANKS.get(len(weight.shape), "of no known kind")
+    if len(weight.shape) == 1 and "bias" not in group.parts[0, False]:
+        kind = f"{kind}, or the class weights of a loss"
+    return f"by its shape it is {kind}"
+
+
+def _stray_problem(tensor: StateTensor) -> tuple[Problem, str | None]:
+    """A tensor that is no weight of a layer, and the pattern that leaves it out, if it may be."""
+    last = tensor.name.rpartition(".")[2]
+    beside = non_layer_of_name(tensor.name)
+    kind = None if beside is None else beside.kind
+    pattern = tensor.name if beside is None else beside.pattern
+    if last in _PARTS:
+        kind, pattern = f"it is {_PARTS[last]}'s", ""
+    elif kind is None and not tensor.shape:
+        kind = "it is a single number"
+    what = f"the tensor {printable_name(tensor.name)} has no place in a layer"
+    found = f"{tensor.shape} {tensor.dtype}"
+    return Problem(what + (f": {kind}" if kind else ""), found=found), pattern or None
+
+
+def _beside(group: ModuleTensors) -> NonLayer | None:
+    """What a module is whose weight is no matrix, if by its name it is no part of the network."""
+    weight = group.parts[0, False].get("weight")
+    if weight is None or len(weight.shape) == 2:
+        return None
+    found = non_layer_of_name(f"{group.name}.weight")
+    return None if found is None else NonLayer(f"is no layer: {found.kind}", found.pattern)
+
+
+def _is_below(name: str, modules: Collection[str]) -> bool:
+    """Whether a tensor is of one of the modules, or of a module in one."""
+    own = name.startswith(("module.", "parametrizations.")) or "." not in name
+    return any(name.startswith(f"{module}.") if module else own for module in modules)
+
+
+_LOSS = re.compile(
+    r"(.*_)?(loss(es)?|loss_?f(n|unc|unction)?|criteri(on|a)s?)(_.*|\d*)|\w*[Ll]oss\d*|"
+    r"((train|val|test)_)?(bce|nll|ce|kld?|focal|dice)(_?(with_?)?logits)?\d*|cross_?entropy\d*|objective",
+)
+_METRIC = re.compile(
+    r"((train|val|valid|validation|test|best)_?)?(acc|accuracy|auroc|auc|f1|f1_?score|precision|"
+    r"recall|confusion_?matrix|confmat|conf_mat|mse|mae|rmse|r2|r2_?score|kappa|mcc|iou|jaccard|"
+    r"specificity|metrics?|perplexity|wer|cer|mean_?metric)(_\w+)?\d*|\w+_metrics?",
+    re.IGNORECASE,
+)
+_COPY = re.compile(
+    r"(\w*_)?(ema|shadow|swa|averaged|target|teacher|momentum)(_\w+)?|\w+_(old|best|copy)"
+)
+_OPTIMIZER = re.compile(r"optim(izer)?s?(_states?)?|(lr_)?schedulers?|grad_scaler")
+_LOSS_NAMES = re.compile(r"pos_weight|(class|cls|loss|label)_weights?")
+_METRIC_NAMES = re.compile(
+    r"confmat|[tf][pn]|correct|total|sum_(squared|abs)_(error|obs)|sum_error|mean_value|measure_sum|"
+    r"n_observations|num_obs|preds?"
+)
+_OPTIMIZER_NAMES = re.compile(r"(max_)?exp_avg(_sq)?|momentum_buffer|square_avg|acc_delta")
+_STATE = re.compile(r"[hc]_?(0|init)|(init|initial)_?(h|c|hidden|cell|states?)\w*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NonLayer:
+    """What a tensor or module is that no output depends on, and the pattern that leaves it out."""
+
+    kind: str
+    pattern: str
+
+
+def non_layer_of_name(name: str) -> NonLayer | None:
+    """What a tensor of this name is, if it is no part of the network."""
+    *modules, last = name.split(".")
+    if len(name) > MAX_NAME_LENGTH:
+        return None
+    for pattern, kind in (
+        (_LOSS, "the class weights of a loss" if last == "weight" else "a part of a loss"),
+        (_METRIC, "a metric's, which counts results"),
+        (_OPTIMIZER, "an optimizer's or a schedule's"),
+        (_COPY, "a copy's of the network, such as a moving average"),
+    ):
+        index = next((k for k, part in enumerate(modules) if pattern.fullmatch(part)), None)
+        if index is not None:
+            if pattern is _LOSS and last == "pos_weight":
+                kind = "the weight of positives in a loss"
+            return NonLayer(f"by its name it is {kind}", ".".join([*modules[: index + 1], "*"]))
+    for pattern, kind in (
+        (_LOSS_NAMES, "the class weights of a loss"),
+        (_METRIC_NAMES, "a metric's, which counts results"),
+        (_OPTIMIZER_NAMES, "an optimizer's"),
+        (_STATE, "a learned initial state, without which states begin at 0"),
+    ):
+        if pattern.fullmatch(last):
+            return NonLayer(f"by its name it is {kind}", name)
+    return None
+
+
+def is_in_loss(module: str) -> bool:
+    """Whether a module is, by its name, a loss or in one."""
+    return any(_LOSS.fullmatch(part) for part in module.split("."))
+
+
+def find_copies(groups: Sequence[ModuleTensors]) -> dict[str, NonLayer]:
+    """Modules that are, by name and shapes, a copy of another one, such as a moving average."""
+    found: dict[str, NonLayer] = {}
+    if len(groups) > MAX_MODULES:
+        return found
+    shapes = {group.name: _shapes(group) for group in groups}
+    ends: dict[str, list[str]] = {}
+    for name in shapes:
+        parts = name.split(".")
+        for k in range(max(0, len(parts) - DEEPEST), len(parts)):
+            ends.setdefault(".".join(parts[k:]), []).append(name)
+    for name, own in shapes.items():
+        parts = name.split(".")
+        index = next((k for k, part in enumerate(parts) if _COPY.fullmatch(part)), None)
+        if index is None:
+            continue
+        rest = parts[index + 1 :]
+        while rest and rest[0] in ("module", "model", "_orig_mod"):
+            rest = rest[1:]
+        twins = ends.get(".".join(rest), []) if rest else [*shapes]
+        start = ".".join(parts[: index + 1])
+        twin = next(
+            (t for t in twins if not f"{t}.".startswith(f"{start}.") and shapes[t] == own), None
+        )
+        if twin is not None:
+            other = printable_name(twin or "(the whole model)")
+            kind = f"is, by its name, a copy of {other}: --prefix {start} reads it alone"
+            found[name] = NonLayer(kind, f"{start}.*")
+    return found
+
+
+def _shapes(group: ModuleTensors) -> list[tuple[int, ...]]:
+    return [tensor.shape for tensor in group.tensors()]
+
+
+_PARAMETRIZED = re.compile(
+    r"(?P<module>(?:.*\.)?)parametrizations\.(?P<weight>[^.]+)\.(?P<part>original\d*|\d+\..+)"
+)
+_SUFFIXED = re.compile(r"(?P<module>(?:.*\.)?)(?P<weight>[^.]+)_(?P<part>g|v|u|orig|mask|raw)")
+_ADAPTED = re.compile(
+    r"(?P<module>.*?)\.?(?<![^.])(lora_\w+|hada_\w+|lokr_\w+|ia3_l|base_layer)(\..*|$)"
+)
+_QUANTIZED = re.compile(
+    r"(?P<module>.*?)\.?(?<![^.])(_packed_params|_all_weight_values|qweight|qzeros|SCB|weight_format|"
+    r"weight\.(absmax|quant_map|quant_state|nested_absmax)|scale_weight)(\..*|$)"
+)
+_OLD = {
+    frozenset("gv"): ("weight_norm", "torch.nn.utils.remove_weight_norm"),
+    frozenset(("orig", "u")): ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
+    frozenset(("orig", "mask")): ("pruning", "torch.nn.utils.prune.remove"),
+}
+"""Endings of the parts of a weight: which function made them, and which one undoes it."""
+_RENAME = (
+    "give the weights of the state dict s their names back: import re; torch.save({**{k: v for k, "
+    "v in s.items() if not k.endswith('_raw')}, **{re.sub(%s): v for k, v in s.items() if "
+    "k.endswith('_raw')}}, path)"
+)
+MAX_MODULES = 500
+"""Modules among which copies are looked for."""
+DEEPEST = 16
+MAX_NAME_LENGTH = 500
+"""Characters of a name that is looked into."""
+MAX_FORMS = 20
+"""Weights in other forms that are named."""
+
+
+def find_weight_forms(tensors: Mapping[str, StateTensor]) -> tuple[list[Problem], set[str]]:
+    """Weights that are kept in another form, a problem each, and names of their modules."""
+    problems: list[Problem] = []
+    modules: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
+    for name in tensors:
+        for pattern, explain in _FORMS if len(name) <= MAX_NAME_LENGTH else ():
+            match = pattern.fullmatch(name)
+            if match is None:
+                continue
+            key = (pattern.pattern, match["module"], match.groupdict().get("weight", ""))
+            said = None if key in seen else explain(match, tensors)
+            if said is not None:
+                seen.add(key)
+                modules.add(match["module"].rstrip("."))
+                problems.append(_problem(name, tensors, *said))
+        if len(problems) == MAX_FORMS:
+            break
+    return problems, modules
+
+
+def _problem(name: str, tensors: Mapping[str, StateTensor], what: str, hint: str) -> Problem:
+    return Problem(what, found=f"{printable_name(name)} {tensors[name].shape}", hint=hint)
+
+
+WeightForm = tuple[str, str] | None
+"""What a form of a weight is, and what to do about it."""
+
+
+def _parametrized(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
+    module, weight = match["module"], match["weight"]
+    start = f"{module}parametrizations.{weight}."
+    kind = "a parametrization"
+    if f"{start}original1" in tensors:
+        kind = "weight_norm"
+    elif any(f"{start}{k}._u" in tensors for k in range(3)):
+        kind = "spectral_norm"
+    undo = "torch.nn.utils.parametrize.remove_parametrizations"
+    return _kept(module, weight, kind, undo)
+
+
+def _suffixed(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
+    module, weight = match["module"], match["weight"]
+    parts = {part for part in ("g", "v", "u", "orig", "mask", "raw")
+             if f"{module}{weight}_{part}" in tensors}  # fmt: skip
+    for endings, (kind, undo) in _OLD.items():
+        if endings <= parts and match["part"] in (*endings, "v"):
+            return _kept(module, weight, kind, undo)
+    if match["part"] == "raw" and re.fullmatch(r"(weight|bias)_[ih]h_l\d+(_reverse)?", weight):
+        inner = any(name.startswith(f"{module}module.") for name in tensors)
+        rule = r"r'([^.]+)_raw$', r'module.\1', k" if inner else "r'_raw$', '', k"
+        what = f"{_named(module)} keeps {printable_name(weight)} as {printable_name(weight)}_raw, as WeightDrop does"
+        return what, _RENAME % rule
+    return None
+
+
+def _kept(module: str, weight: str, kind: str, undo: str) -> WeightForm:
+    owner = f"model.get_submodule({module.rstrip('.')!r})" if module else "model"
+    before = "import torch.nn.utils.prune; " if "prune" in undo else ""
+    return (
+        f"{_named(module)} keeps {printable_name(weight)} as the parts of {kind}",
+        f"{before}{undo}({owner}, {weight!r}), then torch.save(model.state_dict(), path)",
+    )
+
+
+def _adapted(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
+    base = any(".base_layer." in f".{name}" or name.endswith(".weight") for name in tensors)
+    return (
+        f"{_named(match['module'])} is adapted by LoRA or a method like it"
+        + ("" if base else ", and the file holds the adapters alone"),
+        "in PyTorch, with the package peft: "
+        "torch.save(model.merge_and_unload().state_dict(), path)",
+    )
+
+
+def _quantized(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
+    return (
+        f"{_named(match['module'])} is quantized",
+        "save the state dict of the model before it is quantized",
+    )
+
+
+def _named(module: str) -> str:
+    return f"the module {printable_name(module.rstrip('.') or '(the whole model)')}"
+
+
+_FORMS = (
+    (_PARAMETRIZED, _parametrized),
+    (_SUFFIXED, _suffixed),
+    (_ADAPTED, _adapted),
+    (_QUANTIZED, _quantized),
+)
