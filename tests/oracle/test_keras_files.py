@@ -342,7 +342,7 @@ def test_weights_of_a_gru_without_biases(forward: bool, reverse: bool, tmp_path:
     assert_equal(imported, model, inputs(8))
     assumed = any("--set model.layers.0.reset_after=false" in note for note in imported.notes)
     assert assumed == (not forward and not reverse)
-    assert any("taken for a Flatten" in note for note in imported.notes)
+    assert any("read as a Flatten" in note for note in imported.notes)
 
 
 def test_functional_with_mask_and_states(tmp_path: Path) -> None:

@@ -17,32 +17,32 @@ from lstm_cli.formats.keras.hdf5 import Hdf5Tree, StoredVariable
 from lstm_cli.formats.keras.options import (
     LayerOptions,
     parse_options,
-    printable_name,
+    printable,
     printable_value,
 )
 
 MODELS = ("Sequential", "Functional", "Model")
-DEEPEST = 8
+MAX_MODEL_DEPTH = 8
 MAX_LAYERS = 10_000
-_OURS = ("keras", "tf_keras", "tensorflow", "builtins")
+_KERAS_PACKAGES = ("keras", "tf_keras", "tensorflow", "builtins")
 
 
 @dataclass(frozen=True)
 class KerasLayer:
-    """One layer as Keras describes it.
+    """Layer in a Keras description.
 
     Attributes
     ----------
     kind
-        Keras's class.
+        Class of the layer in Keras.
     name
-        The user's or Keras's own.
+        Name of the layer, chosen by the user or by Keras.
     options
-        Its config.
+        Config of the layer.
     path
-        Where today's files keep its variables: ``layers/lstm_1``.
+        Path of its variables in files of Keras 3: ``layers/lstm_1``.
     group
-        Where older files do: the name of the layer of the outermost model.
+        Group of its variables in older files: the name of the layer in the outermost model.
     """
 
     kind: str
@@ -53,55 +53,55 @@ class KerasLayer:
 
     @property
     def title(self) -> str:
-        """The layer in an error's words."""
+        """Layer in words, for errors."""
         return self.options.owner
 
 
 def layer_title(kind: str, name: str) -> str:
-    """A layer in an error's words."""
-    return f"the layer {printable_name(name)} ({printable_name(kind)})"
+    """Layer in words, for errors: ``the layer lstm_1 (LSTM)``."""
+    return f"the layer {printable(name)} ({printable(kind)})"
 
 
 def list_layers(
     model: Any, path: str = "", group: str | None = None, depth: int = 0
 ) -> list[KerasLayer]:
-    """All layers, input to output, those of models within it in their place.
+    """List all layers of a model, input to output, with the layers of nested models in place.
 
     Raises
     ------
     WeightsError
-        The layers are no chain, one is the user's own class, or the description is malformed.
+        The layers are not a chain, one is of a user-defined class, or the description is
+        malformed.
     """
     kind, name = class_name_of(model), _name(model)
-    if kind not in MODELS or depth > DEEPEST:
+    if kind not in MODELS or depth > MAX_MODEL_DEPTH:
         raise WeightsError(
-            f"the model {printable_name(name)} is of class {printable_name(kind)}, whose code is not in the file",
+            f"the model {printable(name)} is of class {printable(kind)}, "
+            "whose code is not in the file",
             expected="a Sequential or Functional model",
             hint="rebuild it as one and load the weights there, then save that one",
         )
     entries = _entries(model, name)
-    listed = _places([class_name_of(entry) for entry in entries], path)
+    listed = _variable_paths([class_name_of(entry) for entry in entries], path)
     places = {id(entry): place for entry, place in zip(entries, listed, strict=True)}
     if kind != "Sequential":
         entries = chain_layers(
-            parse_options(f"the model {printable_name(name)}", model["config"]), entries
+            parse_options(f"the model {printable(name)}", model["config"]), entries
         )
-    found: list[KerasLayer] = []
+    layers: list[KerasLayer] = []
     for entry in entries:
-        own = group if group is not None else _name(entry)
+        outermost = group if group is not None else _name(entry)
         if class_name_of(entry) in MODELS:
-            found += list_layers(entry, places[id(entry)] + "/", own, depth + 1)
+            layers += list_layers(entry, places[id(entry)] + "/", outermost, depth + 1)
         else:
-            found.append(describe_layer(entry, places[id(entry)], own))
-        if len(found) > MAX_LAYERS:
-            raise WeightsError(
-                f"the model {printable_name(name)} has more than {MAX_LAYERS:,} layers"
-            )
-    return found
+            layers.append(describe_layer(entry, places[id(entry)], outermost))
+        if len(layers) > MAX_LAYERS:
+            raise WeightsError(f"the model {printable(name)} has more than {MAX_LAYERS:,} layers")
+    return layers
 
 
 def describe_layer(entry: Any, path: str, group: str) -> KerasLayer:
-    """One layer of a description."""
+    """Layer of an entry of a description."""
     kind, name = class_name_of(entry), _name(entry)
     return KerasLayer(
         kind, name, parse_options(layer_title(kind, name), entry.get("config")), path, group
@@ -109,22 +109,21 @@ def describe_layer(entry: Any, path: str, group: str) -> KerasLayer:
 
 
 def class_name_of(entry: Any) -> str:
-    """The class of a serialised object.
+    """Class name of a serialized object.
 
     Raises
     ------
     WeightsError
-        It has none, or it is one that the user made: its code is not in the file, and would not
-        be run if it were.
+        The object has no class, or a user-defined one, whose code lstm-cli would not run.
     """
     kind = entry.get("class_name") if isinstance(entry, Mapping) else None
     if not isinstance(kind, str):
         raise WeightsError("the model's description is malformed", found=printable_value(entry))
     module, registered = entry.get("module"), entry.get("registered_name")
-    own = isinstance(module, str) and module.split(".")[0] not in _OURS
-    if own or ">" in kind or (isinstance(registered, str) and ">" in registered):
+    is_foreign = isinstance(module, str) and module.split(".")[0] not in _KERAS_PACKAGES
+    if is_foreign or ">" in kind or (isinstance(registered, str) and ">" in registered):
         raise WeightsError(
-            f"{layer_title(kind, _name(entry))} is a class of your own, which lstm-cli does not run",
+            f"{layer_title(kind, _name(entry))} is a class of your own, which lstm-cli never runs",
             expected="layers that are Keras's own",
         )
     return kind
@@ -138,64 +137,65 @@ def _name(entry: Any) -> str:
 
 
 def _entries(model: Mapping[str, Any], name: str) -> list[Any]:
-    """Descriptions of the layers; Keras before 2.2.3 wrote a Sequential's as the bare list."""
+    """Descriptions of the layers; Keras before 2.2.3 wrote a Sequential as the list alone."""
     config = model.get("config")
-    found = config.get("layers") if isinstance(config, Mapping) else config
-    if not isinstance(found, list) or len(found) > MAX_LAYERS:
+    entries = config.get("layers") if isinstance(config, Mapping) else config
+    if not isinstance(entries, list) or len(entries) > MAX_LAYERS:
         raise WeightsError(
-            f"the model {printable_name(name)} has no list of layers", found=printable_value(found)
+            f"the model {printable(name)} has no list of layers", found=printable_value(entries)
         )
-    return found
+    return entries
 
 
 def snake_case(kind: str) -> str:
-    """A class as Keras writes it in paths: ``simple_rnn`` for SimpleRNN."""
+    """Class name as Keras writes it in paths: ``simple_rnn`` for SimpleRNN."""
     text = re.sub(r"\W+", "", kind)
     text = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", text)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", text).lower()
 
 
-def _places(kinds: Sequence[str], path: str) -> list[str]:
-    """Where each layer's variables are: by class, counted, in the order of the list."""
+def _variable_paths(kinds: Sequence[str], path: str) -> list[str]:
+    """Path of each layer's variables: its class, with a count from the second one on."""
     counts: Counter[str] = Counter()
-    found = []
+    paths = []
     for kind in map(snake_case, kinds):
-        found.append(f"{path}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else ""))
+        paths.append(f"{path}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else ""))
         counts[kind] += 1
-    return found
+    return paths
 
 
 MAX_NESTING = 16
 
 
 def chain_layers(model: LayerOptions, entries: Sequence[Any]) -> list[Any]:
-    """The descriptions of the layers from the one input to the one output.
+    """Descriptions of the layers from the only input to the only output.
 
-    What computes masks (Keras writes it as layers beside the chain) is left out.
+    Layers that compute masks, which Keras writes next to the chain, are left out.
 
     Raises
     ------
     WeightsError
-        Several inputs or outputs, a layer that reads several, or one that is used twice.
+        The model has several inputs or outputs, a layer reads several tensors, or a layer is used
+        twice.
     """
     by_name = {entry["name"]: entry for entry in entries if isinstance(entry.get("name"), str)}
-    first, last = (_only(model, key) for key in ("input_layers", "output_layers"))
-    found: list[Any] = []
+    first, last = (_only_endpoint(model, key) for key in ("input_layers", "output_layers"))
+    chain: list[Any] = []
     name = last
     while True:
         entry = by_name.get(name)
-        if entry is None or len(found) > len(entries):
+        if entry is None or len(chain) > len(entries):
             raise WeightsError(
-                f"{model.owner} has no way from {printable_name(last)} back to its input"
+                f"{model.owner} has no path from {printable(last)} back to its input"
             )
-        found.append(entry)
+        chain.append(entry)
         if name == first:
-            return found[::-1]
+            return chain[::-1]
         name = _source(entry, name)
 
 
-def _only(model: LayerOptions, key: str) -> str:
-    """The one input or output; Keras 3 writes a bare triple for one, Keras 2 a list of one."""
+def _only_endpoint(model: LayerOptions, key: str) -> str:
+    """Name of the only input or output: a triple in Keras 3, a list of one in Keras 2."""
     value = model.get(key)
     if isinstance(value, Mapping):
         value = list(value.values())
@@ -215,29 +215,27 @@ def _only(model: LayerOptions, key: str) -> str:
 
 
 def _source(entry: Mapping[str, Any], name: str) -> str:
-    """Name of the layer that this one reads."""
+    """Name of the layer whose output this layer reads."""
     nodes = entry.get("inbound_nodes")
     if not isinstance(nodes, list) or not nodes:
-        _refuse_layer(entry, name, "reads no other layer")
+        _refuse(entry, name, "reads no other layer")
     if len(nodes) > 1:
-        _refuse_layer(entry, name, "is used more than once")
+        _refuse(entry, name, "is used more than once")
     histories = list(_histories(nodes[0]))
     if len(histories) != 1:
         names = ", ".join(printable_value(history[0]) for history in histories)
-        _refuse_layer(
-            entry, name, f"reads {len(histories)} tensors: {names}" if names else "reads none"
-        )
-    # The number of the use may be 1: Keras 2 counts the making of a model within it as one.
+        _refuse(entry, name, f"reads {len(histories)} tensors: {names}" if names else "reads none")
+    # The number of the use may be 1: Keras 2 counts the construction of a nested model.
     source, _, tensor = histories[0]
     if tensor != 0:
-        _refuse_layer(entry, name, f"reads a state of {printable_value(source)}")
+        _refuse(entry, name, f"reads a state of {printable_value(source)}")
     if not isinstance(source, str):
-        _refuse_layer(entry, name, "reads what has no name")
+        _refuse(entry, name, "reads a tensor without a name")
     return source
 
 
 def _histories(node: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Layer, use and output of every tensor that a call reads, masks apart."""
+    """Layer, use and output of every tensor that a call reads, except masks."""
     if isinstance(node, Mapping):
         yield from _tensors(node.get("args"), 0)
         arguments = node.get("kwargs")
@@ -253,7 +251,7 @@ def _histories(node: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _tensors(value: Any, depth: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Keras 3: a tensor is an object that tells its history."""
+    """Histories in Keras 3, where a tensor is an object with its history."""
     if depth > MAX_NESTING:
         raise WeightsError("the model's description is nested too deep")
     if isinstance(value, Mapping):
@@ -269,7 +267,7 @@ def _tensors(value: Any, depth: int) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _references(value: Any, depth: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Keras 2: a tensor among a call's other arguments is [layer, use, output]."""
+    """Histories in Keras 2, where a tensor among the arguments is [layer, use, output]."""
     if depth > MAX_NESTING:
         raise WeightsError("the model's description is nested too deep")
     if not isinstance(value, list):
@@ -281,10 +279,10 @@ def _references(value: Any, depth: int) -> Iterator[tuple[Any, Any, Any]]:
         yield from _references(item, depth + 1)
 
 
-def _refuse_layer(entry: Mapping[str, Any], name: str, why: str) -> NoReturn:
+def _refuse(entry: Mapping[str, Any], name: str, why: str) -> NoReturn:
     kind = printable_value(entry.get("class_name"))
     raise WeightsError(
-        f"the layer {printable_name(name)} ({kind}) {why}",
+        f"the layer {printable(name)} ({kind}) {why}",
         expected="layers in one chain, each used once",
     )
 
@@ -294,61 +292,69 @@ DENSE_ROLES = ("kernel", "bias")
 
 
 class VariableSource(Protocol):
-    """Gives variables, layer by layer in the model's order."""
+    """Source of variables, asked for layer by layer in the model's order."""
 
-    def take(self, layer: KerasLayer, inner: str, roles: Sequence[str]) -> list[StoredVariable]:
-        """The variables of these roles.
+    def variables(
+        self, layer: KerasLayer, inner: str, roles: Sequence[str]
+    ) -> list[StoredVariable]:
+        """Variables of a layer, one for each role.
 
         Parameters
         ----------
         inner
-            Where in the layer's own path they are: ``cell``, ``forward_layer/cell``.
+            Path below the layer: ``cell``, ``forward_layer/cell``; empty for a dense layer.
+        roles
+            ``kernel``, ``recurrent_kernel`` or ``bias``, in the order of the result.
         """
 
 
 class PathVariables:
-    """Keras 3, and Keras 2.12 on in ``.keras``: ``layers/lstm/cell/vars/0``."""
+    """Variables by path, of Keras 3 and of ``.keras`` since 2.12: ``layers/lstm/cell/vars/0``."""
 
     def __init__(self, tree: Hdf5Tree) -> None:
         self._tree = tree
 
-    def take(self, layer: KerasLayer, inner: str, roles: Sequence[str]) -> list[StoredVariable]:
+    def variables(
+        self, layer: KerasLayer, inner: str, roles: Sequence[str]
+    ) -> list[StoredVariable]:
         folder = "/".join(part for part in (layer.path, inner, "vars") if part)
-        found = []
+        result = []
         for k, role in enumerate(roles):
             variable = self._tree.variable(f"{folder}/{k}")
             if variable is None:
                 raise _missing(layer, role, f"{folder}/{k}")
-            found.append(variable)
-        return found
+            result.append(variable)
+        return result
 
 
 class NamedVariables:
-    """Legacy ``.h5`` with a description: each outermost layer lists its variables by name."""
+    """Variables by name, of a legacy ``.h5`` where outermost layers list their own."""
 
     def __init__(self, tree: Hdf5Tree, root: str) -> None:
         self._tree, self._root = tree, root
-        self._left: dict[str, list[str]] = {}
+        self._unused_names: dict[str, list[str]] = {}
 
-    def take(self, layer: KerasLayer, inner: str, roles: Sequence[str]) -> list[StoredVariable]:
-        if layer.group not in self._left:
+    def variables(
+        self, layer: KerasLayer, inner: str, roles: Sequence[str]
+    ) -> list[StoredVariable]:
+        if layer.group not in self._unused_names:
             names = self._tree.texts(self._root + layer.group, "weight_names") or []
-            self._left[layer.group] = [n for n in names if variable_role(n) in CELL_ROLES]
+            self._unused_names[layer.group] = [n for n in names if variable_role(n) in CELL_ROLES]
         return [self._one(layer, inner, role) for role in roles]
 
     def _one(self, layer: KerasLayer, inner: str, role: str) -> StoredVariable:
-        left = self._left[layer.group]
-        names = [n for n in _narrowed(left, layer, inner) if variable_role(n) == role]
+        unused = self._unused_names[layer.group]
+        names = [n for n in _narrowed(unused, layer, inner) if variable_role(n) == role]
         if not names:
             raise _missing(layer, role, None)
         if len(names) > 1:
             raise WeightsError(
-                f"the file does not say which {role} is that of {layer.title}",
-                expected=f"one name that tells it: {printable_name(layer.name)}/{role}",
-                found=", ".join(printable_name(name) for name in names[:8]),
+                f"the file does not state which {role} belongs to {layer.title}",
+                expected=f"one name with the layer in it: {printable(layer.name)}/{role}",
+                found=", ".join(printable(name) for name in names[:8]),
                 hint="load the model and save it again: model.save('model.keras')",
             )
-        left.remove(names[0])
+        unused.remove(names[0])
         path = f"{self._root}{layer.group}/{names[0]}"
         variable = self._tree.variable(path)
         if variable is None:
@@ -357,43 +363,47 @@ class NamedVariables:
 
 
 def _narrowed(names: Sequence[str], layer: KerasLayer, inner: str) -> Sequence[str]:
-    """Names of the layer and its direction; all, where none names them.
+    """Names that contain the layer and its direction; all names if none does.
 
-    A list does not tell: what was frozen in training stands at its end. Of several that name the
-    layer, the ones that do so last: a model may have the name of a layer in it.
+    The order of a list is no help, because frozen variables stand at its end. The deepest
+    match wins, because a model may have the name of a layer in it.
     """
     parts = {name: name.split("/")[:-1] for name in names}
-    last = {n: len(p) - p[::-1].index(layer.name) for n, p in parts.items() if layer.name in p}
-    own = [n for n in names if last.get(n) == max(last.values())] if last else names
+    last_part = {n: len(p) - p[::-1].index(layer.name) for n, p in parts.items() if layer.name in p}
+    of_layer = (
+        [n for n in names if last_part.get(n) == max(last_part.values())] if last_part else names
+    )
     direction = inner.split("_")[0] + "_"
-    return [n for n in own if any(p.startswith(direction) for p in parts[n])] or own
+    return [n for n in of_layer if any(p.startswith(direction) for p in parts[n])] or of_layer
 
 
 class AssignedVariables:
-    """Legacy ``.h5`` without a description: variables that were told apart beforehand."""
+    """Variables that `weights_only` has assigned to layers, of a ``.h5`` without a description."""
 
     def __init__(self, tree: Hdf5Tree) -> None:
         self._tree = tree
         self._places: dict[tuple[str, str], Mapping[str, str]] = {}
 
     def add(self, layer: KerasLayer, half: str, places: Mapping[str, str]) -> None:
-        """Variables of a layer, or of its ``forward`` or ``backward`` half, by role."""
+        """Assign variables to a layer, or to its ``forward`` or ``backward`` half, by role."""
         self._places[layer.path, half] = places
 
-    def take(self, layer: KerasLayer, inner: str, roles: Sequence[str]) -> list[StoredVariable]:
+    def variables(
+        self, layer: KerasLayer, inner: str, roles: Sequence[str]
+    ) -> list[StoredVariable]:
         half = inner.partition("_")[0] if "_" in inner else ""
-        found = []
+        result = []
         for role in roles:
             place = self._places[layer.path, half].get(role)
             variable = None if place is None else self._tree.variable(place)
             if variable is None:
                 raise _missing(layer, role, place)
-            found.append(variable)
-        return found
+            result.append(variable)
+        return result
 
 
 def variable_role(name: str) -> str:
-    """What a variable of this name is: ``kernel`` for ``lstm/lstm_cell/kernel:0``."""
+    """Role of a variable by its name: ``kernel`` for ``lstm/lstm_cell/kernel:0``."""
     return name.rsplit("/", 1)[-1].split(":")[0]
 
 
@@ -401,5 +411,5 @@ def _missing(layer: KerasLayer, role: str, place: str | None) -> WeightsError:
     return WeightsError(
         f"{layer.title} has no {role} in the file",
         expected=role,
-        found="nothing" if place is None else printable_name(place),
+        found="nothing" if place is None else printable(place),
     )

@@ -16,65 +16,65 @@ from typing import Any
 from lstm_cli.errors import WeightsError
 
 MAX_CHARACTERS = 80
-"""Characters of a name or value that are shown."""
+"""Characters of a name or value in a message."""
 
 
-def printable_name(name: str) -> str:
-    """A name from a file: as it is where it is plain, else quoted, never long."""
+def printable(name: str) -> str:
+    """Name from a file for a message: quoted if it is not plain, shortened if it is long."""
     text = name if name.isprintable() and name.strip() == name != "" else repr(name)
     text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
 
 
 def printable_value(value: Any) -> str:
-    """Any value from a description, short."""
+    """Value from a description for a message, shortened."""
     if isinstance(value, str):
-        return printable_name(value)
+        return printable(value)
     if isinstance(value, Mapping):
-        return f"an object of class {printable_name(str(value.get('class_name')))}"
+        return f"an object of class {printable(str(value.get('class_name')))}"
     if isinstance(value, list):
-        return f"a list of {len(value)}" if len(value) > 8 else printable_name(str(value)[:200])
-    return printable_name(str(value)[:200]) if not isinstance(value, int) else _whole(value)
+        return f"a list of {len(value)}" if len(value) > 8 else printable(str(value)[:200])
+    return printable(str(value)[:200]) if not isinstance(value, int) else _whole(value)
 
 
 def _whole(value: int) -> str:
-    return str(value) if value.bit_length() < 200 else "a number beyond all measure"
+    return str(value) if value.bit_length() < 200 else "a number of very many digits"
 
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """The options of a layer or model; one that is missing has Keras's default.
+    """Options of a layer or model; a missing option has Keras's default.
 
     Attributes
     ----------
     owner
-        Whose they are, for errors: ``the layer lstm (LSTM)``.
+        Layer or model in words, for errors: ``the layer lstm (LSTM)``.
     """
 
     owner: str
     values: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """The value as it stands; None if it is missing."""
+        """Value of an option as the file has it; None if the option is missing."""
         return self.values.get(key)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """A truth value."""
-        value = self._given(key, default)
+        """Value of an option that is true or false."""
+        value = self._value_or_default(key, default)
         if not isinstance(value, bool):
             raise self.refused(key, "true or false")
         return value
 
     def text(self, key: str, default: str) -> str:
-        """A text."""
-        value = self._given(key, default)
+        """Value of an option that is a text."""
+        value = self._value_or_default(key, default)
         if not isinstance(value, str):
             raise self.refused(key, "a text")
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A finite number."""
-        value = self._given(key, default)
+        """Value of an option that is a finite number."""
+        value = self._value_or_default(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1000:
             return float(value)
         if not isinstance(value, float) or not math.isfinite(value):
@@ -82,7 +82,7 @@ class LayerOptions:
         return value
 
     def size(self, key: str) -> int:
-        """A whole number above 0; there is no default."""
+        """Value of an option that is a whole number above 0 and has no default."""
         value = self.values.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
             raise self.refused(key, "a whole number above 0")
@@ -91,7 +91,7 @@ class LayerOptions:
     def refused(
         self, key: str, expected: str | None = None, hint: str | None = None
     ) -> WeightsError:
-        """The error that names one option and its value."""
+        """Error that names an option and its value."""
         return WeightsError(
             f"{self.owner} has {key}: {printable_value(self.values.get(key))}, which lstm-cli "
             + ("does not understand" if expected else "cannot represent"),
@@ -99,18 +99,18 @@ class LayerOptions:
             hint=hint,
         )
 
-    def _given(self, key: str, default: Any) -> Any:
+    def _value_or_default(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         return default if value is None else value
 
 
 def parse_options(owner: str, values: Any) -> LayerOptions:
-    """Options from any part of a description.
+    """Options from a part of a description.
 
     Raises
     ------
     WeightsError
-        It is no mapping.
+        The part is not a mapping.
     """
     if not isinstance(values, Mapping):
         raise WeightsError(f"{owner} has no config", expected="a mapping of its options")
@@ -122,14 +122,14 @@ VersionNumber = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class VersionDefault:
-    """A value, the first version that has it, and the file or release note that says so.
+    """Default of an option, its first version, and the file or release note that states it.
 
     Attributes
     ----------
     since
-        Version of Keras.
+        First version of Keras with this default.
     bundled
-        Version with the suffix ``-tf``, of the Keras in TensorFlow; None: the same number.
+        First version with the suffix ``-tf``, of the Keras in TensorFlow; None: the same number.
     """
 
     value: Any
@@ -140,7 +140,7 @@ class VersionDefault:
 
 OLDEST_RELEASE = (2, 0, 0)
 TENSORFLOW_1_OR_2 = (2, 2, 4)
-"""Number with ``-tf`` that TensorFlow 1.13 to 2.1 all give, whose defaults differ."""
+"""Version with ``-tf`` in all of TensorFlow 1.13 to 2.1, whose defaults differ."""
 
 DEFAULTS: Mapping[str, tuple[VersionDefault, ...]] = {
     "recurrent_activation": (
@@ -171,23 +171,23 @@ DEFAULTS: Mapping[str, tuple[VersionDefault, ...]] = {
     "Masking": (VersionDefault(0.0, OLDEST_RELEASE, "mask_value"),),
     "activation": (VersionDefault("tanh", OLDEST_RELEASE, "keras/layers/recurrent.py"),),
 }
-"""Values of one option, the oldest first; options of a layer stand under the layer's class."""
+"""Defaults of each option, oldest first. Activation layers have one row for their parameters."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """The version of Keras that wrote a file.
+    """Version of Keras that wrote a file.
 
     Attributes
     ----------
     text
-        As it stands in the file; None where it does not.
+        Version as the file has it; None where it has none.
     number
-        The version, or the newest of its kind where the file has none.
+        Version as a number; the newest possible one where the file has none.
     bundled
-        Whether it is the Keras in TensorFlow: ``-tf``.
+        Whether this is the Keras in TensorFlow, ``-tf``.
     told
-        Whether the file, or its kind, tells it.
+        Whether the file, or its kind, determines the version.
     """
 
     text: str | None
@@ -196,49 +196,50 @@ class Release:
     is_known: bool = True
 
     def possible_defaults(self, option: str) -> tuple[VersionDefault, ...]:
-        """The default that is assumed, and others that the file's version may mean."""
-        have = [one for one in DEFAULTS[option] if self._since(one) <= self.number]
+        """Assumed default of an option, then others that are possible for this version."""
+        in_effect = [row for row in DEFAULTS[option] if self._since(row) <= self.number]
         if not self.is_known:
-            return tuple(reversed(have))
+            return tuple(reversed(in_effect))
         newest = DEFAULTS[option][-1]
-        if self.in_tensorflow and self.number == TENSORFLOW_1_OR_2 and newest not in have:
+        if self.in_tensorflow and self.number == TENSORFLOW_1_OR_2 and newest not in in_effect:
             follows = newest.since < (3, 0, 0)
-            return (newest, *reversed(have)) if follows else tuple(have[-1:])
-        return tuple(have[-1:])
+            return (newest, *reversed(in_effect)) if follows else tuple(in_effect[-1:])
+        return tuple(in_effect[-1:])
 
     def default(self, option: str) -> Any:
-        """The value that is assumed."""
+        """Assumed default of an option."""
         return self.possible_defaults(option)[0].value
 
     @property
     def title(self) -> str:
-        """The version in the words of a note."""
-        return f"Keras {printable_name(self.text)}" if self.text else "Keras"
+        """Version in words, for notes."""
+        return f"Keras {printable(self.text)}" if self.text else "Keras"
 
     def note(self, option: str, layers: Sequence[int]) -> str:
-        """A note on an option that is left out: what is assumed, why, and what sets another."""
-        taken, *others = self.possible_defaults(option)
+        """Note on an option that the file leaves out: the assumed value, and how to set another."""
+        assumed, *others = self.possible_defaults(option)
         if not others:
-            others = [one for one in DEFAULTS[option] if one is not taken]
+            others = [one for one in DEFAULTS[option] if one is not assumed]
         settings = " ".join(
-            f"--set model.layers.{k}.{option}={_text(others[0].value)}" for k in layers
+            f"--set model.layers.{k}.{option}={_yaml_text(others[0].value)}" for k in layers
         )
         which = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-        value, other = _shown(taken.value), _shown(others[0].value)
-        lead = f"the file does not say {option} of {which}"
+        value, other = _default_in_words(assumed.value), _default_in_words(others[0].value)
+        lead = f"the file does not state {option} of {which}"
         if not self.is_known:
-            since = ".".join(map(str, taken.since[:2]))
+            since = ".".join(map(str, assumed.since[:2]))
             return (
-                f"{lead}, nor a version of Keras: {value} is taken, the default since Keras "
+                f"{lead}, nor a version of Keras: {value} is assumed, the default since Keras "
                 f"{since}; before, it was {other}: {settings}"
             )
         if self.in_tensorflow and self.number == TENSORFLOW_1_OR_2:
             return (
-                f"{lead}: {value} is taken, the default in TensorFlow 2, which wrote {self.title} "
-                f"as TensorFlow 1.13 to 1.15 did, where it was {other}: {settings}"
+                f"{lead}: {value} is assumed, the default in TensorFlow 2, which wrote "
+                f"{self.title} as TensorFlow 1.13 to 1.15 did, where it was {other}: {settings}"
             )
         return (
-            f"{lead}: {value} is taken, the default in {self.title}; if it was {other}: {settings}"
+            f"{lead}: {value} is assumed, the default in {self.title}; "
+            f"if it was {other}: {settings}"
         )
 
     def _since(self, one: VersionDefault) -> VersionNumber:
@@ -248,33 +249,33 @@ class Release:
 
 
 NEWEST_RELEASE = Release(None, (3, 999, 0))
-"""Files of variables by path, which Keras writes since 2.12, when the last default had changed."""
+"""Release for files of variables by path: Keras writes them since 2.12, with today's defaults."""
 
 
 def find_release(text: str | None, *, today: bool) -> Release:
-    """The version that a file names, or none.
+    """Release of a file from the text of its version.
 
     Parameters
     ----------
     today
-        Whether a file without a version is written as Keras 3 does.
+        Whether a file without a version has the form of Keras 3.
 
     Raises
     ------
     WeightsError
-        It is Keras 1.
+        The version is Keras 1.
     """
     match = re.match(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(.*)", text or "", re.DOTALL)
     if match is None:
         return Release(None, (3 if today else 2, 999, 0), is_known=False)
     number = int(match[1]), int(match[2]), int(match[3] or 0)
     if number < OLDEST_RELEASE:
-        raise keras_1_error(f"of Keras {printable_name(str(text))}")
+        raise keras_1_error(f"of Keras {printable(str(text))}")
     return Release(text, number, in_tensorflow=match[4].startswith("-tf"))
 
 
 def keras_1_error(which: str) -> WeightsError:
-    """The error that names Keras 1."""
+    """Error for a file of Keras 1."""
     return WeightsError(
         f"the file is {which}, which named all options and weights differently",
         expected="Keras 2 or 3",
@@ -282,10 +283,9 @@ def keras_1_error(which: str) -> WeightsError:
     )
 
 
-def _text(value: Any) -> str:
-    """A value as a setting has it."""
+def _yaml_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _shown(value: Any) -> str:
-    return "hard_sigmoid (0.2 x + 0.5)" if value == "hard_sigmoid" else _text(value)
+def _default_in_words(value: Any) -> str:
+    return "hard_sigmoid (0.2 x + 0.5)" if value == "hard_sigmoid" else _yaml_text(value)

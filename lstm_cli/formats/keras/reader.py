@@ -1,4 +1,4 @@
-"""Reading Keras's files: ``.keras``, ``.weights.h5``, legacy ``.h5``."""
+"""Reading Keras's files: ``.keras``, ``.weights.h5`` and legacy ``.h5``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lstm_cli.formats.keras.options import (
     Release,
     find_release,
     keras_1_error,
-    printable_name,
+    printable,
 )
 from lstm_cli.formats.keras.recurrent import GATE_ORDERS, KINDS
 from lstm_cli.formats.keras.weights_only import has_variable_paths, layers_by_name, layers_by_path
@@ -42,24 +42,24 @@ from lstm_cli.formats.limits import member_bytes, open_archive, read_whole
 WEIGHTS = "model.weights.h5"
 CONFIG_FIRST_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
 MAX_DESCRIPTION_BYTES = 16 << 20
-"""Bytes of JSON; what it becomes in memory is many times as large."""
+"""Bytes of the largest JSON description; its objects need many times as many."""
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
-    """Read a model or its weights, as Keras 2 or 3 wrote them.
+    """Read a model, or its weights alone, of Keras 2 or 3.
 
     Raises
     ------
     WeightsError
-        Missing, damaged, hostile, or a model that lstm-cli cannot represent: names the layer and
-        the option.
+        The file is missing, damaged or hostile, or lstm-cli cannot represent the model; the
+        error names the layer and the option.
     """
     data = read_whole(path)
     try:
         layers = options.layers
-        of_archive = data.startswith(b"PK")
-        assembly, title = _of_archive(path, layers) if of_archive else _of_hdf5(data, layers)
-        config = assembly.finish()
+        is_archive = data.startswith(b"PK")
+        builder, title = _read_archive(path, layers) if is_archive else _read_hdf5(data, layers)
+        config = builder.finish()
     except WeightsError as error:
         problems = [replace(p, where=(*p.where, str(path))) for p in error.problems]
         raise WeightsError(problems, headline=error.headline) from None
@@ -73,86 +73,90 @@ def read(path: Path, options: ReadOptions) -> Imported:
         title=title,
         sha256=hashlib.sha256(data).hexdigest(),
         config=config,
-        tensors=assembly.tensors,
-        sources=tuple(assembly.sources),
+        tensors=builder.tensors,
+        sources=tuple(builder.sources),
         gate_orders=dict(GATE_ORDERS),
-        notes=tuple(assembly.notes),
-        describes_layers=assembly.whole,
+        notes=tuple(builder.notes),
+        describes_layers=builder.describes_layers,
     )
 
 
-def _of_archive(path: Path, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
+def _read_archive(path: Path, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
     with open_archive(path) as archive:
         names = archive.namelist()
         tree = Hdf5Tree(member_bytes(archive, _weights_name(names)))
         if "config.json" not in names:
-            return _bare(tree, layers)
-        model = _json(_text(archive, "config.json"), "config.json")
+            return _read_weights_only(tree, layers)
+        model = _parse_json(_member(archive, "config.json"), "config.json")
         metadata = _metadata(archive, names)
     version = metadata.get("keras_version")
-    return _whole(model, tree, version if isinstance(version, str) else None, PathVariables(tree))
+    return _read_model(
+        model, tree, version if isinstance(version, str) else None, PathVariables(tree)
+    )
 
 
 def _weights_name(names: Sequence[str]) -> str:
-    found = [name for name in names if name.endswith(".weights.h5")]
-    if WEIGHTS in found or len(found) != 1:
+    candidates = [name for name in names if name.endswith(".weights.h5")]
+    if WEIGHTS in candidates or len(candidates) != 1:
         return WEIGHTS
-    return found[0]
+    return candidates[0]
 
 
 def _metadata(archive: zipfile.ZipFile, names: Sequence[str]) -> Mapping[str, Any]:
     if "metadata.json" not in names:
         return {}
-    found = _json(_text(archive, "metadata.json"), "metadata.json")
-    return found if isinstance(found, Mapping) else {}
+    metadata = _parse_json(_member(archive, "metadata.json"), "metadata.json")
+    return metadata if isinstance(metadata, Mapping) else {}
 
 
-def _text(archive: zipfile.ZipFile, name: str) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return member_bytes(archive, name, MAX_DESCRIPTION_BYTES)
 
 
-def _json(text: str | bytes, name: str) -> Any:
+def _parse_json(text: str | bytes, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         found = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise WeightsError(f"{name} is no JSON", found=printable_name(found)) from None
+        raise WeightsError(f"{name} is not JSON", found=printable(found)) from None
 
 
-def _of_hdf5(data: bytes, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
+def _read_hdf5(data: bytes, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
     try:
         tree = Hdf5Tree(data)
-    except WeightsError as error:  # before it is known whose file it is
+    except WeightsError as error:  # the file may not be from Keras
         raise WeightsError(
             [replace(p, hint=p.hint or CONFIG_FIRST_HINT) for p in error.problems]
         ) from None
     root = "model_weights/" if "model_weights" in tree else ""
     description = tree.text("", "model_config")
     if description is None:
-        return _bare(tree, layers, root)
+        return _read_weights_only(tree, layers, root)
     if len(description) > MAX_DESCRIPTION_BYTES:
         raise WeightsError("model_config is too large", found=f"{len(description):,} characters")
     version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
-    return _whole(_json(description, "model_config"), tree, version, NamedVariables(tree, root))
+    return _read_model(
+        _parse_json(description, "model_config"), tree, version, NamedVariables(tree, root)
+    )
 
 
-def _whole(
+def _read_model(
     model: Any, tree: Hdf5Tree, version: str | None, source: VariableSource
 ) -> tuple[KerasNetworkBuilder, str]:
-    """A model whose description is in the file."""
-    today = isinstance(model, Mapping) and "module" in model
-    layers, wrote = list_layers(model), find_release(version, today=today)
-    if not wrote.is_known and any(_is_of_keras_1(layer) for layer in layers):
+    """Read a model whose description is in the file."""
+    is_keras_3 = isinstance(model, Mapping) and "module" in model
+    layers, keras_release = list_layers(model), find_release(version, today=is_keras_3)
+    if not keras_release.is_known and any(_is_of_keras_1(layer) for layer in layers):
         raise keras_1_error("of Keras 1")
     check_kinds(layers)
-    assembly = KerasNetworkBuilder(source, wrote, whole=True)
+    builder = KerasNetworkBuilder(source, keras_release, describes_layers=True)
     if layers and not any(key in layers[0].options.values for key in INPUT_SHAPE_KEYS):
-        assembly.start(_built_shape(model))
+        builder.set_input_shape(_built_shape(model))
     for layer in layers:
-        assembly.add(layer)
+        builder.add(layer)
     if any(path.startswith(("optimizer", "_optimizer")) for path in tree.datasets()):
-        assembly.notes.append("the optimiser's state is left out")
-    return assembly, f"Keras {printable_name(version)} model" if version else "Keras model"
+        builder.notes.append("the optimizer's state is left out")
+    return builder, f"Keras {printable(version)} model" if version else "Keras model"
 
 
 def _built_shape(model: Mapping[str, Any]) -> Any:
@@ -161,21 +165,23 @@ def _built_shape(model: Mapping[str, Any]) -> Any:
 
 
 def _is_of_keras_1(layer: KerasLayer) -> bool:
-    """Whether a layer has the options of Keras 1: ``output_dim``, ``inner_activation``."""
+    # Keras 1 had output_dim for units.
     values = layer.options.values
-    known = layer.kind in KINDS or layer.kind == "Dense"
-    return known and "output_dim" in values and "units" not in values
+    has_units = layer.kind in KINDS or layer.kind == "Dense"
+    return has_units and "output_dim" in values and "units" not in values
 
 
-def _bare(tree: Hdf5Tree, wanted: Layers | None, root: str = "") -> tuple[KerasNetworkBuilder, str]:
-    """Weights without a description."""
+def _read_weights_only(
+    tree: Hdf5Tree, config_layers: Layers | None, root: str = ""
+) -> tuple[KerasNetworkBuilder, str]:
+    """Read a file that has weights and no description."""
     if has_variable_paths(tree):
-        layers, notes, source = layers_by_path(tree, wanted)
-        wrote = NEWEST_RELEASE
+        layers, notes, source = layers_by_path(tree, config_layers)
+        keras_release = NEWEST_RELEASE
     elif tree.texts(root.rstrip("/"), "layer_names") is not None:
         version = tree.text("", "keras_version") or tree.text(root.rstrip("/"), "keras_version")
-        wrote = find_release(version, today=False)
-        layers, notes, source = layers_by_name(tree, root, wanted)
+        keras_release = find_release(version, today=False)
+        layers, notes, source = layers_by_name(tree, root, config_layers)
     else:
         raise WeightsError(
             "the HDF5 file holds no weights of Keras",
@@ -184,73 +190,56 @@ def _bare(tree: Hdf5Tree, wanted: Layers | None, root: str = "") -> tuple[KerasN
         )
     if len(layers) > MAX_LAYERS:
         raise WeightsError(f"the file has more than {MAX_LAYERS:,} layers")
-    assembly = KerasNetworkBuilder(source, wrote, whole=False)
+    builder = KerasNetworkBuilder(source, keras_release, describes_layers=False)
     for layer in layers:
-        assembly.add(layer)
-    gates = wrote.default("recurrent_activation")
-    assembly.notes += [*notes, *_assumed(layers, assembly.layers, gates)]
-    assembly.notes += _unlike(wanted or (), wrote)
-    return assembly, "Keras weights, without the model"
+        builder.add(layer)
+    gates = keras_release.default("recurrent_activation")
+    builder.notes += [*notes, *_assumption_notes(layers, builder.layers, gates)]
+    builder.notes += _other_default_notes(config_layers or (), keras_release)
+    return builder, "Keras weights, without the model"
 
 
-def _unlike(wanted: Layers, wrote: Release) -> list[str]:
-    """Layers of a config that do not have what versions of Keras before 2.3 took by default."""
-    old = DEFAULTS["recurrent_activation"][0]
-    if old not in wrote.possible_defaults("recurrent_activation"):
+def _other_default_notes(config_layers: Layers, keras_release: Release) -> list[str]:
+    """Notes on layers of a config that differ from the defaults of Keras before 2.3."""
+    old_default = DEFAULTS["recurrent_activation"][0]
+    if old_default not in keras_release.possible_defaults("recurrent_activation"):
         return []
-    sure = len(wrote.possible_defaults("recurrent_activation")) == 1
-    which = f"{wrote.title}, which wrote the file," if sure else "Keras before 2.3 and TensorFlow 1"
+    certain = len(keras_release.possible_defaults("recurrent_activation")) == 1
+    which = (
+        f"{keras_release.title}, which wrote the file,"
+        if certain
+        else "Keras before 2.3 and TensorFlow 1"
+    )
     return [
         f"layer {spec.index} of the config has recurrent_activation: {activation}; the default of "
-        f"{which} was {old.value}: recurrent_activation: {old.value} in the config, unless the "
-        f"model {'set another' if sure else 'is newer'}"
-        for spec in wanted
+        f"{which} was {old_default.value}: recurrent_activation: {old_default.value} in the "
+        f"config, unless the model {'set another' if certain else 'is newer'}"
+        for spec in config_layers
         if isinstance(spec, RecurrentSpec)
         and spec.kind != "rnn"
-        and (activation := str(spec.cells[0].recurrent_activation)) != old.value
+        and (activation := str(spec.cells[0].recurrent_activation)) != old_default.value
     ]
 
 
-def _assumed(
+def _assumption_notes(
     layers: Sequence[KerasLayer], config: Sequence[Mapping[str, Any]], gates: str
 ) -> list[str]:
-    """What a file without a description does not say, and what sets it."""
-    notes = []
-    recurrent = [k for k, layer in enumerate(config) if "hidden_size" in layer]
+    """Notes on facts that a file without a description lacks, and on how to set them."""
     dense = [k for k, layer in enumerate(config) if layer["type"] == "dense"]
-    if recurrent:
-        notes.append(
-            f"the file holds no activations: {gates} and tanh assumed in recurrent layers; "
-            f"--set model.layers.{recurrent[0]}.activation=relu says otherwise"
-        )
-        if "bidirectional" in config[-1]:
-            notes.append(
-                f"the file does not say how layer {len(config) - 1} joins its directions: side by "
-                "side is assumed (merge_mode concat)"
-            )
-        if not any(layer["type"] == "flatten" for layer in config):
-            taken = "the last one's"
-            if config[recurrent[-1]].get("bidirectional"):
-                taken = "the final states of both directions (Keras's return_sequences=False); the "
-                taken += "last step, y[:, -1], is outputs[:, -1] of the results with every step"
-            notes.append(
-                "the file does not say which outputs are used: every step's assumed, from the "
-                "first step to the last; "
-                f"--set model.layers.{recurrent[-1]}.return_sequences=false takes {taken}"
-            )
+    notes = _recurrent_notes(config, gates)
     notes += [
-        f"layer {k} (dense) is taken to have no activation; "
-        f"--set model.layers.{k}.activation=softmax says otherwise"
+        f"layer {k} (dense) is assumed to have no activation; "
+        f"--set model.layers.{k}.activation=softmax sets one"
         for k in dense
         if "activation" not in config[k]
     ]
     notes += [
-        f"{layer.title} is left out: which function it is, the file does not say"
+        f"{layer.title} is left out: the file does not state its function"
         for layer in layers
         if layer.kind == "Activation"
     ]
     notes += [
-        f"{layer.title} is taken for a Flatten"
+        f"{layer.title} is read as a Flatten"
         for layer in layers
         if layer.kind == "Flatten" and layer.name.startswith("reshape")
     ]
@@ -258,4 +247,31 @@ def _assumed(
     defaults = sorted({layer.kind for layer in layers if layer.kind in sloped})
     if defaults:
         notes.append(f"Keras's default slopes assumed for {', '.join(defaults)}")
+    return notes
+
+
+def _recurrent_notes(config: Sequence[Mapping[str, Any]], gates: str) -> list[str]:
+    recurrent = [k for k, layer in enumerate(config) if "hidden_size" in layer]
+    if not recurrent:
+        return []
+    notes = [
+        f"the file holds no activations: {gates} and tanh assumed in recurrent layers; "
+        f"--set model.layers.{recurrent[0]}.activation=relu sets another"
+    ]
+    if "bidirectional" in config[-1]:
+        notes.append(
+            f"the file does not state how layer {len(config) - 1} joins its directions: "
+            "concatenation is assumed (merge_mode concat)"
+        )
+    if not any(layer["type"] == "flatten" for layer in config):
+        effect = "takes the last one's"
+        if config[recurrent[-1]].get("bidirectional"):
+            effect = (
+                "takes the final states of both directions (Keras's return_sequences=False); the "
+                "last step, y[:, -1], is outputs[:, -1] of the results with every step"
+            )
+        notes.append(
+            "the file does not state which outputs are used: those of every step are assumed; "
+            f"--set model.layers.{recurrent[-1]}.return_sequences=false {effect}"
+        )
     return notes

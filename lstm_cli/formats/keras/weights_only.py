@@ -1,4 +1,4 @@
-"""Weights without a description: layers told from names and shapes."""
+"""Files of weights without a description: layers inferred from names and shapes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from lstm_cli.formats.keras.layer_order import (
     order_layers,
 )
 from lstm_cli.formats.keras.network_builder import MAX_PROBLEMS, REST_HINT
-from lstm_cli.formats.keras.options import LayerOptions, printable_name
+from lstm_cli.formats.keras.options import LayerOptions, printable
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn_error, is_cudnn_bias
 
 Shape = tuple[int, ...]
 
-BY_GATES = {4: "LSTM", 3: "GRU", 1: "SimpleRNN"}
+KIND_BY_GATE_COUNT = {4: "LSTM", 3: "GRU", 1: "SimpleRNN"}
 WEIGHTLESS = (
     *ORDER_INDEPENDENT,
     "Flatten",
@@ -43,59 +43,67 @@ WEIGHTLESS = (
     "ELU",
     "ThresholdedReLU",
 )
-_BY_NAME = {snake_case(kind): kind for kind in (*WEIGHTLESS, "Activation")} | {"reshape": "Flatten"}
-"""Layers without weights by their usual names. The shape to which a Reshape goes is not stored; if
-it is not one row, what follows does not fit."""
-_OTHERS = re.compile(
+_KIND_BY_NAME = {snake_case(kind): kind for kind in (*WEIGHTLESS, "Activation")} | {
+    "reshape": "Flatten"
+}
+"""Layers without weights by their usual names. A Reshape is read as a Flatten: the file lacks its
+shape, and with another shape the next layer would not fit."""
+_UNSUPPORTED_NAMES = re.compile(
     r"add|subtract|multiply|average|maximum|minimum|concatenate|dot|lambda|permute|repeat_vector|"
     r"(additive_)?attention|(global_)?(max|average)_pooling\dd|(up_sampling|zero_padding|cropping)\dd"
 )
-"""Usual names of layers without weights that lstm-cli does not have."""
+"""Usual names of unsupported layers without weights."""
 _MODELS = ("sequential", "functional", "model")
 _WEIGHTED = ("lstm", "gru", "simple_rnn", "rnn", "bidirectional", "time_distributed", "dense")
 LAYER_ORDER_ATTRIBUTE = "layer_order"
-"""Names of the layers in their order, where lstm-cli wrote the file."""
+"""Attribute with the names of the layers in order, in files that lstm-cli wrote."""
 
 
 def has_variable_paths(tree: Hdf5Tree) -> bool:
-    """Whether the file has variables as Keras 3 writes them."""
+    """Whether a file has variables by path, as Keras 3 writes them."""
     return any(re.search(r"(^|/)vars/\d+$", path) for path in tree.datasets())
 
 
 def layers_by_path(
     tree: Hdf5Tree, layers: Layers | None = None
 ) -> tuple[list[KerasLayer], list[str], VariableSource]:
-    """The layers of a Keras 3 weights file, input to output, what was assumed, and the variables.
+    """Layers of a Keras 3 weights file from input to output, notes, and the source of variables.
 
     Parameters
     ----------
     layers
-        Layers of a config, which the file's are to be.
+        Layers of a config that the file's layers must match.
 
     Raises
     ------
     WeightsError
-        A layer that lstm-cli does not have, or an order that cannot be told.
+        The file has an unsupported layer, or does not determine the order.
     """
-    listed, own = _listed_paths(tree.paths()), _own_paths(tree.datasets())
-    unlike = [path for path in listed if _stem(path) in _CLASSES]
+    listed, attribute_paths = (
+        _listed_layer_paths(tree.paths()),
+        _attribute_layer_paths(tree.datasets()),
+    )
+    unlike = [path for path in listed if _stem(path) in _UNSUPPORTED_CLASSES]
     if unlike:
-        raise _unlike_any(unlike)
+        raise _unsupported_layers(unlike)
     order = tree.texts("layers", LAYER_ORDER_ATTRIBUTE) or []
     places = {f"layers/{name}": k for k, name in enumerate(order)}
-    if own or places.keys() != set(listed):
+    if attribute_paths or places.keys() != set(listed):
         places = {}
-    pieces = [_piece(tree, path, path in listed, places.get(path, 0)) for path in (*listed, *own)]
-    numbers = NameNumbers.NO_ORDER if own else _numbers(tree)
-    found, notes = order_layers(pieces, numbers=numbers, layers=layers)
+    candidates = [
+        _layer_at(tree, path, path in listed, places.get(path, 0))
+        for path in (*listed, *attribute_paths)
+    ]
+    numbers = NameNumbers.NO_ORDER if attribute_paths else _number_meaning(tree)
+    found, notes = order_layers(candidates, numbers=numbers, layers=layers)
     return found, notes, PathVariables(tree)
 
 
-def _numbers(tree: Hdf5Tree) -> NameNumbers:
-    """Meaning of the counted classes in paths: the order of the model's list of layers.
+def _number_meaning(tree: Hdf5Tree) -> NameNumbers:
+    """Meaning of the numbers in paths, which follow the model's list of layers.
 
-    That is the order of a Sequential or Functional model. One of the user's own class lists its
-    layers as they were made, and newer files tell it by its name.
+    The list of a Sequential or Functional model is in order. A model of a user-defined class lists
+    layers as they were constructed; newer files show it by its name.
     """
     name = tree.text("vars", "name")
     if "layers/input_layer" in tree or (name is not None and _stem(name) in _MODELS):
@@ -103,16 +111,16 @@ def _numbers(tree: Hdf5Tree) -> NameNumbers:
     return NameNumbers.UNKNOWN if name is None else NameNumbers.NO_ORDER
 
 
-def _listed_paths(paths: Iterable[str]) -> list[str]:
-    """Paths of the layers, those of models within models too: ``layers/sequential/layers/gru``."""
+def _listed_layer_paths(paths: Iterable[str]) -> list[str]:
+    # With the layers of nested models: layers/sequential/layers/gru.
     models = "|".join(_MODELS)
     pattern = re.compile(rf"(?:layers/(?:{models})(?:_\d+)?/)*layers/[^/]+")
     found = {match.group() for path in paths if (match := pattern.match(path))}
     return sorted(path for path in found if _stem(path) not in _MODELS)
 
 
-def _own_paths(datasets: Sequence[str]) -> list[str]:
-    """Paths of layers that are attributes of a model of the user's own class: ``encoder``."""
+def _attribute_layer_paths(datasets: Sequence[str]) -> list[str]:
+    # Layers that are attributes of a model of a user-defined class: encoder.
     inner = r"/(cell|layer|forward_layer|backward_layer|vars)/.*"
     others = ("layers/", "vars/", "optimizer/", "_optimizer")
     return sorted({re.sub(inner, "", path) for path in datasets if not path.startswith(others)})
@@ -122,32 +130,32 @@ def _stem(path: str) -> str:
     return re.sub(r"_\d+$", "", path.rsplit("/", 1)[-1])
 
 
-def _piece(tree: Hdf5Tree, path: str, listed: bool, place: int) -> UnplacedLayer:
-    """The layer that stands under a path."""
+def _layer_at(tree: Hdf5Tree, path: str, listed: bool, place: int) -> UnplacedLayer:
+    """Layer whose variables stand under a path."""
     stem, shape = _stem(path), tree.shape
     if f"{path}/forward_layer/cell/vars/0" in tree:
         inner = [_recurrent(shape, f"{path}/{d}_layer/cell/vars/") for d in ("forward", "backward")]
-        return _made(_bidirectional(*inner), path, place, directions=2)
+        return _unplaced(_bidirectional(*inner), path, place, directions=2)
     if f"{path}/cell/vars/0" in tree:
-        found = _recurrent(shape, f"{path}/cell/vars/")
+        guess = _recurrent(shape, f"{path}/cell/vars/")
     elif f"{path}/layer/vars/0" in tree:
         _, config, input_size, output_size = _dense(shape, f"{path}/layer/vars/")
         inner_layer = {"class_name": "Dense", "config": config}
-        found = "TimeDistributed", {"layer": inner_layer}, input_size, output_size
+        guess = "TimeDistributed", {"layer": inner_layer}, input_size, output_size
     elif f"{path}/vars/0" in tree:
-        if f"{path}/vars/2" in tree:  # Only cuDNN's layers have three without a cell.
+        if f"{path}/vars/2" in tree:  # only cuDNN's layers have three without a cell
             _recurrent(shape, f"{path}/vars/")
-            raise _unknown(path)
-        found = _dense(shape, f"{path}/vars/")
+            raise _unknown_weights(path)
+        guess = _dense(shape, f"{path}/vars/")
     else:
-        return _weightless(stem, path, place)
+        return _layer_without_weights(stem, path, place)
     if listed and stem not in _WEIGHTED:
-        raise _unlike(stem, path)
-    return _made(found, path, place)
+        raise _unsupported(stem, path)
+    return _unplaced(guess, path, place)
 
 
 LayerGuess = tuple[str, dict[str, Any], int, int]
-"""Class, config, features read, features given."""
+"""Class, config, input size, output size."""
 
 
 def _recurrent(shape: Callable[[str], Shape | None], folder: str) -> LayerGuess:
@@ -155,16 +163,16 @@ def _recurrent(shape: Callable[[str], Shape | None], folder: str) -> LayerGuess:
 
 
 def recurrent_guess(shapes: Sequence[Shape | None], where: str) -> LayerGuess:
-    """A recurrent layer by the shapes of kernel, recurrent kernel and bias."""
+    """Guess a recurrent layer from the shapes of kernel, recurrent kernel and bias."""
     kernel, inner, bias = shapes
     if kernel is None or inner is None or len(kernel) != 2 or len(inner) != 2 or 0 in inner:
-        raise _unknown(where)
+        raise _unknown_weights(where)
     D, (H, width) = kernel[0], inner
-    kind = BY_GATES.get(width // H)
+    kind = KIND_BY_GATE_COUNT.get(width // H)
     if kind is None or width % H or (bias is not None and len(bias) not in (1, 2)):
-        raise _unknown(where)
+        raise _unknown_weights(where)
     if is_cudnn_bias(kind, width, bias):
-        raise cudnn_error(f"the layer {printable_name(where.strip('/'))}", kind)
+        raise cudnn_error(f"the layer {printable(where.strip('/'))}", kind)
     config = {"units": H, "use_bias": bias is not None, "return_sequences": True}
     if kind == "GRU" and bias is not None:
         config["reset_after"] = len(bias) == 2
@@ -176,10 +184,10 @@ def _dense(shape: Callable[[str], Shape | None], folder: str) -> LayerGuess:
 
 
 def dense_guess(shapes: Sequence[Shape | None], where: str) -> LayerGuess:
-    """A dense layer by the shapes of kernel and bias."""
+    """Guess a dense layer from the shapes of kernel and bias."""
     kernel, bias = shapes
     if kernel is None or len(kernel) != 2 or (bias is not None and bias != kernel[1:]):
-        raise _unknown(where)
+        raise _unknown_weights(where)
     config = {"units": kernel[1], "use_bias": bias is not None}
     return "Dense", config, kernel[0], kernel[1]
 
@@ -187,7 +195,7 @@ def dense_guess(shapes: Sequence[Shape | None], where: str) -> LayerGuess:
 def _bidirectional(forward: LayerGuess, reverse: LayerGuess) -> LayerGuess:
     (kind, config, D, H), (other, back, _, _) = forward, reverse
     biased = [one for one in (config, back) if one["use_bias"]]
-    if kind == other == "GRU" and len(biased) == 1:  # the one that has biases tells of both
+    if kind == other == "GRU" and len(biased) == 1:  # the direction with biases decides for both
         config["reset_after"] = back["reset_after"] = biased[0]["reset_after"]
     both = {
         "layer": {"class_name": kind, "config": config},
@@ -196,15 +204,15 @@ def _bidirectional(forward: LayerGuess, reverse: LayerGuess) -> LayerGuess:
     return "Bidirectional", both, D, 2 * H
 
 
-def _weightless(stem: str, path: str, place: int) -> UnplacedLayer:
-    kind = _BY_NAME.get(stem)
+def _layer_without_weights(stem: str, path: str, place: int) -> UnplacedLayer:
+    kind = _KIND_BY_NAME.get(stem)
     if kind is None:
-        raise _unlike(stem, path)
+        raise _unsupported(stem, path)
     return UnplacedLayer(_layer(kind, {}, path, path), path, group=place)
 
 
-def _made(found: LayerGuess, path: str, place: int, directions: int = 1) -> UnplacedLayer:
-    kind, config, input_size, output_size = found
+def _unplaced(guess: LayerGuess, path: str, place: int, directions: int = 1) -> UnplacedLayer:
+    kind, config, input_size, output_size = guess
     inner = config["layer"]["class_name"] if kind == "Bidirectional" else kind
     return UnplacedLayer(
         _layer(kind, config, path, path),
@@ -222,7 +230,7 @@ def _layer(kind: str, config: dict[str, Any], path: str, group: str) -> KerasLay
     return KerasLayer(kind, name, LayerOptions(layer_title(kind, name), config), path, group)
 
 
-_CLASSES = {
+_UNSUPPORTED_CLASSES = {
     snake_case(kind): kind
     for kind in (
         "Embedding", "Conv1D", "Conv2D", "ConvLSTM1D", "SeparableConv1D", "BatchNormalization",
@@ -230,23 +238,21 @@ _CLASSES = {
         "AdditiveAttention", "MultiHeadAttention", "EinsumDense", "Normalization",
     )
 }  # fmt: skip
-"""Classes of Keras's layers with weights that lstm-cli does not have, by their usual names."""
+"""Unsupported classes of layers with weights, by their usual names."""
 
 
-def _unlike(stem: str, path: str) -> WeightsError:
-    """The error for a layer of a class that lstm-cli does not have."""
-    return _unlike_any([path]) if stem in _CLASSES else _unknown(path)
+def _unsupported(stem: str, path: str) -> WeightsError:
+    return _unsupported_layers([path]) if stem in _UNSUPPORTED_CLASSES else _unknown_weights(path)
 
 
-def _unlike_any(paths: Sequence[str]) -> WeightsError:
-    """The error for layers whose names say such classes."""
-    hint = (
-        "where they stand in front, with k the last one's number in model.layers: " + REST_HINT % ""
-    )
+def _unsupported_layers(paths: Sequence[str]) -> WeightsError:
+    """Error for layers whose names show unsupported classes."""
+    hint = "if they come first, with k the last one's number in model.layers: " + REST_HINT % ""
     return WeightsError(
         [
             Problem(
-                f"{layer_title(_CLASSES[_stem(path)], _last(path))} has no counterpart in lstm-cli",
+                f"{layer_title(_UNSUPPORTED_CLASSES[_stem(path)], _last(path))} "
+                "has no counterpart in lstm-cli",
                 hint=hint,
             )
             for path in paths[:MAX_PROBLEMS]
@@ -258,9 +264,9 @@ def _last(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _unknown(path: str) -> WeightsError:
+def _unknown_weights(path: str) -> WeightsError:
     return WeightsError(
-        f"the weights of {printable_name(path.rstrip('/'))} are those of no layer that lstm-cli has",
+        f"the weights of {printable(path.rstrip('/'))} belong to no layer that lstm-cli has",
         expected="LSTM, GRU, SimpleRNN, Bidirectional or Dense",
         hint=SAVE_MODEL_HINT,
     )
@@ -269,64 +275,62 @@ def _unknown(path: str) -> WeightsError:
 def layers_by_name(
     tree: Hdf5Tree, root: str, layers: Layers | None = None
 ) -> tuple[list[KerasLayer], list[str], VariableSource]:
-    """The layers of a legacy weights file, input to output, what was assumed, and the variables.
+    """Layers of a legacy weights file from input to output, notes, and the source of variables.
 
-    The file lists the outermost layers in order. Within one of them, which is a model then, it
-    lists what was frozen last, and numbers in names count what was made: there only the sizes, or
-    a config, tell an order.
+    The file lists the outermost layers in order. The layers of a nested model are not in order:
+    frozen ones come last, and numbers in names count constructed layers. There only sizes or a
+    config determine an order.
     """
-    pieces: list[UnplacedLayer] = []
+    candidates: list[UnplacedLayer] = []
     chosen = AssignedVariables(tree)
-    notes, left_out, own = [], [], False
+    notes, left_out, in_own_model = [], [], False
     for place, group in enumerate(tree.texts(root.rstrip("/"), "layer_names") or []):
         names = tree.texts(root + group, "weight_names") or []
         listed = [name for name in names if not variable_role(name).startswith("seed_")]
         if listed:
-            own = own or _in_own_scope(listed, group)
-            found = _listed(tree, f"{root}{group}/", group, listed, place, chosen)
-            pieces += found
-            if len(found) > 1 or _is_nested(listed, group):
+            in_own_model = in_own_model or _in_own_scope(listed, group)
+            found = _layers_of_group(tree, f"{root}{group}/", group, listed, place, chosen)
+            candidates += found
+            if len(found) > 1 or _is_nested_model(listed, group):
                 notes.append(
-                    f"{printable_name(group)} is taken for a model in the model: layers in it that have no "
-                    "weights, such as activations, are not in the file"
+                    f"{printable(group)} is read as a nested model: its layers without weights, "
+                    "such as activations, are not in the file"
                 )
-        elif (kind := _BY_NAME.get(_stem(group))) is not None:
-            pieces.append(UnplacedLayer(_layer(kind, {}, group, group), group, group=place))
-        elif _OTHERS.fullmatch(_stem(group)):
+        elif (kind := _KIND_BY_NAME.get(_stem(group))) is not None:
+            candidates.append(UnplacedLayer(_layer(kind, {}, group, group), group, group=place))
+        elif _UNSUPPORTED_NAMES.fullmatch(_stem(group)):
             raise WeightsError(
-                f"the layer {printable_name(group)} has, by its name, no counterpart here",
+                f"the layer {printable(group)} has, by its name, no counterpart here",
                 expected="layers in one chain, each of a kind that lstm-cli has",
                 hint=SAVE_MODEL_HINT,
             )
         else:
-            left_out.append(printable_name(group))
-    if own:
-        pieces = [replace(piece, group=0) for piece in pieces]
-    found_layers, assumed = order_layers(pieces, numbers=NameNumbers.NO_ORDER, layers=layers)
+            left_out.append(printable(group))
+    if in_own_model:
+        candidates = [replace(candidate, group=0) for candidate in candidates]
+    found_layers, assumed = order_layers(candidates, numbers=NameNumbers.NO_ORDER, layers=layers)
     if left_out:
         names_left = ", ".join(left_out)
-        assumed.append(
-            f"taken for layers that change nothing, since they have no weights: {names_left}"
-        )
+        assumed.append(f"assumed to change nothing, since they have no weights: {names_left}")
     return found_layers, [*notes, *assumed], chosen
 
 
-def _is_nested(listed: Sequence[str], group: str) -> bool:
-    """Whether a group of one layer seems to be a model: its variables name another layer."""
-    owner = _half(listed[0].rpartition("/")[0], group)[0].split("/")[-1]
+def _is_nested_model(listed: Sequence[str], group: str) -> bool:
+    """Whether a group of one layer seems to be a model, because variables name another layer."""
+    owner = _split_path(listed[0].rpartition("/")[0], group)[0].split("/")[-1]
     return owner not in ("", group) and _stem(group) not in _WEIGHTED
 
 
 def _in_own_scope(listed: Sequence[str], group: str) -> bool:
-    """Whether variables stand below a model of the user's own class: ``net/lstm/kernel:0``.
+    """Whether variables stand below a model of a user-defined class: ``net/lstm/kernel:0``.
 
-    Keras lists the layers of such a model in the order in which it made them.
+    Keras lists the layers of such a model in the order of their construction.
     """
     parts = listed[0].split("/")[:-1]
     return group in parts[1:] and group != parts[0] and _stem(parts[0]) not in _MODELS
 
 
-def _listed(
+def _layers_of_group(
     tree: Hdf5Tree,
     folder: str,
     group: str,
@@ -334,44 +338,44 @@ def _listed(
     place: int,
     chosen: AssignedVariables,
 ) -> list[UnplacedLayer]:
-    """The layers of one group: one, or those of a model within the model."""
+    """Layers of one group: a single one, or those of a nested model."""
     units: dict[str, dict[str, str]] = {}
     for name in listed:
         if variable_role(name) not in CELL_ROLES:
-            raise _unlike(_stem(group), group)
+            raise _unsupported(_stem(group), group)
         units.setdefault(name.rpartition("/")[0], {})[variable_role(name)] = folder + name
     parts: dict[str, dict[str, str]] = {}
     for unit in units:
-        owner, half = _half(unit, group)
+        owner, half = _split_path(unit, group)
         halves = parts.setdefault(owner, {})
         if half in halves or (halves and (half == "") != ("" in halves)):
-            raise _unknown(f"{folder}{unit}")
+            raise _unknown_weights(f"{folder}{unit}")
         halves[half] = unit
-    pieces: list[UnplacedLayer] = []
+    candidates: list[UnplacedLayer] = []
     for owner, halves in parts.items():
-        found = [_unit(tree, units[unit], unit or group) for unit in halves.values()]
-        one = found[0]
+        guesses = [_unit_guess(tree, units[unit], unit or group) for unit in halves.values()]
+        one = guesses[0]
         if "" not in halves:
             if len(halves) != 2:
                 raise WeightsError(
-                    f"{printable_name(owner or group)} has one direction only of a Bidirectional",
+                    f"{printable(owner or group)} has only one direction of a Bidirectional",
                     expected="forward_ and backward_ in the names",
-                    found=", ".join(printable_name(unit) for unit in halves.values()),
+                    found=", ".join(printable(unit) for unit in halves.values()),
                     hint=SAVE_MODEL_HINT,
                 )
-            by_half = dict(zip(halves, found, strict=True))
+            by_half = dict(zip(halves, guesses, strict=True))
             one = _bidirectional(by_half["forward"], by_half["backward"])
         path = owner if len(parts) > 1 else group
-        piece = _made(one, path, place, directions=len(halves))
-        layer = replace(piece.layer, path=f"{folder}{owner}", group=group)
-        pieces.append(replace(piece, layer=layer))
+        candidate = _unplaced(one, path, place, directions=len(halves))
+        layer = replace(candidate.layer, path=f"{folder}{owner}", group=group)
+        candidates.append(replace(candidate, layer=layer))
         for half, unit in halves.items():
             chosen.add(layer, half, units[unit])
-    return pieces
+    return candidates
 
 
-def _half(unit: str, group: str) -> tuple[str, str]:
-    """The layer that a variable's folder belongs to, and which half of a Bidirectional it is."""
+def _split_path(unit: str, group: str) -> tuple[str, str]:
+    """Layer of a variable's path, and its half of a Bidirectional; empty for other layers."""
     parts = unit.split("/")
     for k, part in enumerate(parts):
         half = part.partition("_")[0]
@@ -381,7 +385,7 @@ def _half(unit: str, group: str) -> tuple[str, str]:
     return "/".join(parts[:-1] if cell else parts), ""
 
 
-def _unit(tree: Hdf5Tree, unit: Mapping[str, str], where: str) -> LayerGuess:
+def _unit_guess(tree: Hdf5Tree, unit: Mapping[str, str], where: str) -> LayerGuess:
     kernel, recurrent, bias = (
         None if role not in unit else tree.shape(unit[role]) for role in CELL_ROLES
     )

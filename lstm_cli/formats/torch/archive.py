@@ -14,7 +14,7 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats.limits import member_bytes, open_archive
 from lstm_cli.formats.torch.allowed_globals import TensorView
 from lstm_cli.formats.torch.refused_objects import REFUSED, loading, refusal, renamed
-from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable_name, widen
+from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable, widen
 from lstm_cli.formats.torch.unpickler import (
     MAX_PICKLE_BYTES,
     PickleScanner,
@@ -101,7 +101,7 @@ class TorchArchive:
         """The tensor's values; every index that the view reaches is checked first."""
         if view.dtype not in FLOATS:
             raise WeightsError(
-                f"{printable_name(name)} is stored as {view.dtype}",
+                f"{printable(name)} is stored as {view.dtype}",
                 expected="one of " + ", ".join(FLOATS),
                 where=str(self.path),
             )
@@ -120,7 +120,7 @@ class TorchArchive:
         member = f"{self._folder}data/{key}"
         if member not in self._zip.NameToInfo:
             raise WeightsError(
-                f"the values of {printable_name(name)} are missing: there is no member {printable_name(member)}",
+                f"the values of {printable(name)} are missing: there is no member {printable(member)}",
                 where=str(self.path),
             )
         if key not in self._storages:
@@ -136,7 +136,7 @@ class TorchArchive:
             inside = last < available
             what = "repeats the values of" if inside else "reaches outside"
             raise WeightsError(
-                f"{printable_name(name)} {what} its storage",
+                f"{printable(name)} {what} its storage",
                 expected=f"at most {available:,} values",
                 found=f"{count:,} values up to number {last:,}",
                 where=str(self.path),

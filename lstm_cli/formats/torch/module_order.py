@@ -15,7 +15,7 @@ from itertools import combinations, islice, pairwise
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, Layers, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.torch.modules import LinearModule, Module, RecurrentModule
-from lstm_cli.formats.torch.tensors import printable_name
+from lstm_cli.formats.torch.tensors import printable
 
 MAX_SEARCH_STEPS = 20_000
 """Of the search, which would take for ever with many modules of equal size."""
@@ -105,9 +105,7 @@ def _as_config(
         return replace(as_listed, note=note) if len(found) > 1 else as_listed
     if len(found) > 1 or not search.complete:
         pairs = [(a, b) for a, b in zip(*(o.modules for o in found[:2]), strict=True) if a != b]
-        names = (
-            " and ".join(printable_name(module.name) for module in pairs[0]) if pairs else "several"
-        )
+        names = " and ".join(printable(module.name) for module in pairs[0]) if pairs else "several"
         raise WeightsError(
             f"{names} are alike: no name tells which runs first",
             expected="names or sizes that tell which layer of the config each is",
@@ -312,7 +310,7 @@ def _ends_in_linears(order: ModuleOrder) -> bool:
 
 
 def _chain(modules: Sequence[Module]) -> str:
-    names = [printable_name(module.name or "(the whole model)") for module in modules]
+    names = [printable(module.name or "(the whole model)") for module in modules]
     return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
 
 
@@ -330,18 +328,20 @@ def _reads_a_half(modules: Sequence[Module]) -> Module | None:
 def _misfit(modules: Sequence[Module], source: str) -> WeightsError:
     """Sizes that do not chain, in any order: say each module's."""
     sizes = [
-        f"{printable_name(m.name or '(the whole model)')} ({m.kind}) reads {m.input_size} and gives "
+        f"{printable(m.name or '(the whole model)')} ({m.kind}) reads {m.input_size} and gives "
         f"{m.output_size}"
         for m in modules[:12]
     ]
     bare = [m.name for m in modules if isinstance(m, LinearModule) and m.bias is None]
     hint = "--prefix takes only the names below a prefix"
     if bare:
-        hint = f"{printable_name(bare[0])} has no bias: if it is an nn.Embedding, there is no layer for it"
+        hint = (
+            f"{printable(bare[0])} has no bias: if it is an nn.Embedding, there is no layer for it"
+        )
     halved = _reads_a_half(modules)
     if halved is not None:
         hint = (
-            f"{printable_name(halved.name)} may read one direction (h_n[-1], h_n[-2]) or the sum of both, "
+            f"{printable(halved.name)} may read one direction (h_n[-1], h_n[-2]) or the sum of both, "
             "which a state dict does not say: torch.onnx.export writes a model that does"
         )
     return WeightsError(

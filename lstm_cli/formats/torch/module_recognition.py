@@ -25,7 +25,7 @@ from lstm_cli.formats.torch.modules import (
     recurrent,
     shape_of,
 )
-from lstm_cli.formats.torch.tensors import StateTensor, list_names, printable_name
+from lstm_cli.formats.torch.tensors import StateTensor, list_names, printable
 
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|wte|wpe|tok(en)?s?)([._]|$)", re.IGNORECASE)
 _RANKS = {1: "nn.LayerNorm, nn.RMSNorm or nn.PReLU", 3: "nn.Conv1d", 4: "nn.Conv2d"}
@@ -73,12 +73,12 @@ def recognize_modules(
                 continue
             if is_in_loss(one.name):
                 notes.append(
-                    f"{printable_name(one.name)} is taken for a Linear, though by its name it is of a loss: "
+                    f"{printable(one.name)} is taken for a Linear, though by its name it is of a loss: "
                     f"--ignore '{one.name}.*' leaves it out"
                 )
     problems += [_stray_problem(tensor) for tensor in strays]
     problems += [
-        (Problem(f"the name {printable_name(n)} cannot be printed"), None)
+        (Problem(f"the name {printable(n)} cannot be printed"), None)
         for n in tensors
         if not n.isprintable()
     ]
@@ -176,7 +176,7 @@ def _stray_problem(tensor: StateTensor) -> tuple[Problem, str | None]:
         kind, pattern = f"it is {_PARTS[last]}'s", ""
     elif kind is None and not tensor.shape:
         kind = "it is a single number"
-    what = f"the tensor {printable_name(tensor.name)} has no place in a layer"
+    what = f"the tensor {printable(tensor.name)} has no place in a layer"
     found = f"{tensor.shape} {tensor.dtype}"
     return Problem(what + (f": {kind}" if kind else ""), found=found), pattern or None
 
@@ -284,7 +284,7 @@ def find_copies(groups: Sequence[ModuleTensors]) -> dict[str, NonLayer]:
             (t for t in twins if not f"{t}.".startswith(f"{start}.") and shapes[t] == own), None
         )
         if twin is not None:
-            other = printable_name(twin or "(the whole model)")
+            other = printable(twin or "(the whole model)")
             kind = f"is, by its name, a copy of {other}: --prefix {start} reads it alone"
             found[name] = NonLayer(kind, f"{start}.*")
     return found
@@ -347,7 +347,7 @@ def find_weight_forms(tensors: Mapping[str, StateTensor]) -> tuple[list[Problem]
 
 
 def _problem(name: str, tensors: Mapping[str, StateTensor], what: str, hint: str) -> Problem:
-    return Problem(what, found=f"{printable_name(name)} {tensors[name].shape}", hint=hint)
+    return Problem(what, found=f"{printable(name)} {tensors[name].shape}", hint=hint)
 
 
 WeightForm = tuple[str, str] | None
@@ -376,7 +376,7 @@ def _suffixed(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
     if match["part"] == "raw" and re.fullmatch(r"(weight|bias)_[ih]h_l\d+(_reverse)?", weight):
         inner = any(name.startswith(f"{module}module.") for name in tensors)
         rule = r"r'([^.]+)_raw$', r'module.\1', k" if inner else "r'_raw$', '', k"
-        what = f"{_named(module)} keeps {printable_name(weight)} as {printable_name(weight)}_raw, as WeightDrop does"
+        what = f"{_named(module)} keeps {printable(weight)} as {printable(weight)}_raw, as WeightDrop does"
         return what, _RENAME % rule
     return None
 
@@ -385,7 +385,7 @@ def _kept(module: str, weight: str, kind: str, undo: str) -> WeightForm:
     owner = f"model.get_submodule({module.rstrip('.')!r})" if module else "model"
     before = "import torch.nn.utils.prune; " if "prune" in undo else ""
     return (
-        f"{_named(module)} keeps {printable_name(weight)} as the parts of {kind}",
+        f"{_named(module)} keeps {printable(weight)} as the parts of {kind}",
         f"{before}{undo}({owner}, {weight!r}), then torch.save(model.state_dict(), path)",
     )
 
@@ -408,7 +408,7 @@ def _quantized(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
 
 
 def _named(module: str) -> str:
-    return f"the module {printable_name(module.rstrip('.') or '(the whole model)')}"
+    return f"the module {printable(module.rstrip('.') or '(the whole model)')}"
 
 
 _FORMS = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lstm_cli.errors import Problem
 from lstm_cli.formats.gates import NATIVE_GATES
-from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable_name
+from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable
 
 StateTensors = Mapping[str, StateTensor]
 
@@ -140,21 +140,19 @@ def problem(
     group: ModuleTensors, what: str, found: str | None = None, hint: str | None = None
 ) -> Problem:
     """What is wrong with a module."""
-    return Problem(f"the module {printable_name(group.name or '(the whole model)')} {what}", None, found,
+    return Problem(f"the module {printable(group.name or '(the whole model)')} {what}", None, found,
                    hint=hint)  # fmt: skip
 
 
 def shape_of(tensor: StateTensor) -> str:
     """A tensor's name and shape in one."""
-    return f"{printable_name(tensor.name)} {tensor.shape}"
+    return f"{printable(tensor.name)} {tensor.shape}"
 
 
 def not_floats(group: ModuleTensors) -> list[Problem]:
     """Weights of a dtype that is not read."""
     return [
-        problem(
-            group, "has weights of a dtype that is not read", f"{printable_name(t.name)}: {t.dtype}"
-        )
+        problem(group, "has weights of a dtype that is not read", f"{printable(t.name)}: {t.dtype}")
         for t in group.tensors()
         if t.dtype not in FLOATS
     ]

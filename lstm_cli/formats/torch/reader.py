@@ -29,7 +29,7 @@ from lstm_cli.formats.torch.modules import (
     TorchDirection,
 )
 from lstm_cli.formats.torch.state_dict import StateDict, find_state_dict, select_tensors
-from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, list_names, printable_name, widen
+from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, list_names, printable, widen
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -95,7 +95,7 @@ def _below(state: StateDict, prefix: str | None, path: Path) -> StateDict:
     part = state.below(prefix) if prefix else state
     if not part.tensors and prefix:
         raise WeightsError(
-            f"{path} has no tensor below {printable_name(prefix)}",
+            f"{path} has no tensor below {printable(prefix)}",
             found=list_names(list(state.tensors)),
         )
     return part
@@ -168,7 +168,7 @@ def _add_recurrent(network: TorchNetworkBuilder, module: RecurrentModule) -> Non
         elif not all(biased):
             without = "reverse" if biased[0] else "forward"
             network.notes.append(
-                f"no {without} bias is stored for {printable_name(module.name)}: set to 0"
+                f"no {without} bias is stored for {printable(module.name)}: set to 0"
             )
         prefix = f"layers.{len(network.layers)}."
         network.layers.append(options)
@@ -249,7 +249,7 @@ def _assumptions(order: ModuleOrder, network: TorchNetworkBuilder) -> list[str]:
         before = order.modules[order.flatten - 1]
         states = isinstance(before, RecurrentModule) and len(before.layers) == order.steps
         notes.append(
-            f"{printable_name(module.name)} reads {module.input_size} features, {order.steps} times what "
+            f"{printable(module.name)} reads {module.input_size} features, {order.steps} times what "
             f"the layer before gives: taken for {order.steps} steps side by side (flatten)"
             + (f", not for the final states of all {order.steps} layers (h_n)" if states else "")
         )
@@ -321,7 +321,7 @@ def read_tensors(path: Path) -> dict[str, StateTensor]:
 def _values(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: bytearray) -> Array:
     if dtype not in FLOATS:
         raise WeightsError(
-            f"{printable_name(name)} is stored as {dtype}",
+            f"{printable(name)} is stored as {dtype}",
             expected="one of " + ", ".join(FLOATS),
             where=str(path),
         )
@@ -329,7 +329,7 @@ def _values(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: byt
         values = np.frombuffer(data, f"<{FLOATS[dtype]}").reshape(shape)
     except ValueError as error:
         raise WeightsError(
-            f"{printable_name(name)} has a shape that no array can have",
+            f"{printable(name)} has a shape that no array can have",
             found=f"{shape}: {error}",
             where=str(path),
         ) from None

@@ -14,7 +14,7 @@ from typing import Any
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.torch.allowed_globals import RefusedObject, UnknownGlobal
 from lstm_cli.formats.torch.state_dict import StateDict, state_dicts
-from lstm_cli.formats.torch.tensors import printable_name
+from lstm_cli.formats.torch.tensors import printable
 
 STATE_DICT = "save the weights alone: torch.save(model.state_dict(), path)"
 REFUSED = ", which is refused: nothing was executed"
@@ -87,7 +87,7 @@ def refusal(
     """
     found = list(_places(root))
     if not found:
-        name = printable_name(str(foreign[0]))
+        name = printable(str(foreign[0]))
         return WeightsError(
             f"{source} names {name}{REFUSED}",
             expected="tensors, storages and plain containers only",
@@ -128,7 +128,7 @@ def _places(root: Any) -> Iterator[tuple[Trail, RefusedObject | UnknownGlobal]]:
 def _where(trail: Trail) -> str:
     """Keys as one path: ``hyper_parameters.folders[0]``."""
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in trail)
-    return printable_name(text.removeprefix(".")) if text else "(the file itself)"
+    return printable(text.removeprefix(".")) if text else "(the file itself)"
 
 
 def _is_tensor(value: RefusedObject | UnknownGlobal) -> bool:
@@ -150,7 +150,7 @@ def _tensor_hint(value: RefusedObject | UnknownGlobal) -> str:
 def _words(value: RefusedObject | UnknownGlobal) -> str:
     """What the value is, and which class or function makes it."""
     source = value.source if isinstance(value, RefusedObject) else value
-    name = printable_name(str(source))
+    name = printable(str(source))
     if _is_tensor(value):
         return f"{_TENSORS[source.name][0]} ({name})"
     if _is_module(value):

@@ -14,7 +14,7 @@ from lstm_cli.errors import WeightsError, nearest
 from lstm_cli.formats.interchange import ReadOptions
 from lstm_cli.formats.torch.allowed_globals import RefusedObject, TensorView
 from lstm_cli.formats.torch.modules import weight_place
-from lstm_cli.formats.torch.tensors import list_names, printable_name
+from lstm_cli.formats.torch.tensors import list_names, printable
 
 DEEPEST = 8
 MAX_NAMES = 1000
@@ -157,7 +157,7 @@ def _compiled(pattern: str, option: str, found: Sequence[StateDict], path: Path)
     names = islice((n for state in found for n in state.tensors if len(n) < 200), MAX_NAMES)
     near = below if below in modules else nearest(pattern, [*modules, *names])
     raise WeightsError(
-        f"no tensor of {path} has a name that --{option} {printable_name(pattern)} matches",
+        f"no tensor of {path} has a name that --{option} {printable(pattern)} matches",
         expected="a pattern of whole names, in which * stands for anything",
         found=list_names(modules),
         hint=f"--{option} '{near}'" if near is not None else None,
@@ -187,7 +187,7 @@ def _check_layers(state: StateDict, left: Mapping[str, Any], path: Path) -> None
     if lost is not None:
         module = lost.rpartition(".")[0]
         raise WeightsError(
-            f"--only and --ignore take a part of one layer's tensors, without {printable_name(lost)}",
+            f"--only and --ignore take a part of one layer's tensors, without {printable(lost)}",
             expected="all of a layer, or nothing of it",
             where=str(path),
             hint=f"'{module}.*' matches all of the module" if module else None,
@@ -200,7 +200,7 @@ def _begins(path: str, start: str) -> bool:
 
 
 def _none(root: Any, prefix: str | None, path: Path) -> WeightsError:
-    below = f" below {printable_name(prefix)}" if prefix else ""
+    below = f" below {printable(prefix)}" if prefix else ""
     names = [str(key) for key in root] if isinstance(root, dict) else [_word(root)]
     return WeightsError(
         f"{path} holds no state dict{below}",
@@ -273,6 +273,6 @@ def _state_dict(
     if keys and isinstance(root, dict):
         beside = [str(name) for name in root if name != keys[0]]
         if beside:
-            first = printable_name(str(keys[0]))
+            first = printable(str(keys[0]))
             notes.append(f"left out of the checkpoint, beside {first}: {list_names(beside)}")
     return StateDict(keys, tensors, tuple(notes), plain)

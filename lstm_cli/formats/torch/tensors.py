@@ -41,7 +41,7 @@ def widen(values: Array, dtype: str) -> Array:
     return np.ascontiguousarray(values, np.float64 if dtype == "float64" else np.float32)
 
 
-def printable_name(name: object) -> str:
+def printable(name: object) -> str:
     """A name from a file, safe and short enough to print."""
     text = str(name) if isinstance(name, str) else type(name).__name__
     text = text if len(text) <= MAX_NAME_CHARACTERS else text[:MAX_NAME_CHARACTERS] + "..."
@@ -51,4 +51,4 @@ def printable_name(name: object) -> str:
 def list_names(names: list[str], most: int = 8) -> str:
     """Names in one line, the first few of many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(printable_name(name) for name in names[:most]) + more
+    return ", ".join(printable(name) for name in names[:most]) + more

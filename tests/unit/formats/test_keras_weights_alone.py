@@ -91,7 +91,7 @@ def test_halves_of_which_one_has_a_bias(kind: str, tmp_path: Path) -> None:
 def test_one_half_alone(tmp_path: Path) -> None:
     half = kf.cell_names("bi/backward_lstm", kf.drawn("LSTM", D, H, np.random.default_rng(0)))
     error = refused(kf.legacy(tmp_path / "w.h5", {"bi": half}))
-    assert "bi has one direction only" in str(error)
+    assert "bi has only one direction" in str(error)
     named = {name.replace("bi/", ""): value for name, value in half.items()}
     imported = read(kf.legacy(tmp_path / "v.h5", {"backward_lstm": named}))  # a name of the user's
     assert imported.config["model"]["layers"] == [{"type": "lstm", "hidden_size": H}]
@@ -142,7 +142,7 @@ def test_a_list_that_tells_nothing(kinds: tuple[str, str], tmp_path: Path) -> No
     imported = read(path, config_of(*layers))
     expected = computed(kinds, weights, x)
     np.testing.assert_allclose(run(imported, x, config_of(*layers)), expected, atol=1e-12)
-    assert "sequential_1 is taken for a model" in "".join(imported.notes)
+    assert "sequential_1 is read as a nested model" in "".join(imported.notes)
 
     weights = nested(path, *kinds, last=D + 1)  # only one order fits
     np.testing.assert_allclose(run(read(path), x), computed(kinds, weights, x), atol=1e-12)
@@ -224,7 +224,7 @@ def test_names_that_a_model_has_twice(name: str, tmp_path: Path) -> None:
     listed = {n.replace("/lstm", "").replace("/dense", ""): v for n, v in listed.items()}
     listed = {n.replace("lstm", "x"): v for n, v in listed.items()}
     error = refused(kf.legacy(tmp_path / "v.h5", {name: listed}, model))
-    assert "which kernel is that of the layer lstm" in str(error)
+    assert "which kernel belongs to the layer lstm" in str(error)
 
 
 def test_a_wrapper_in_a_model(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_defaults_by_version(version: str | None, whole: bool, tmp_path: Path) -
 
     hard, after = VERSIONS.get(version or "", (False, True))
     np.testing.assert_allclose(run(imported, x), expected(hard, after), rtol=0, atol=1e-12)
-    notes = [note for note in imported.notes if "does not say" in note and "outputs" not in note]
+    notes = [note for note in imported.notes if "does not state" in note and "outputs" not in note]
     others = [text for text in settings(notes) if "return_sequences" not in text]
     other_gate = "sigmoid" if hard else "hard_sigmoid"
     reset = [f"model.layers.1.reset_after={str(not after).lower()}"]
@@ -441,8 +441,8 @@ def test_every_default_names_its_source() -> None:
         ("add_1", "add_1 has, by its name, no counterpart"),
         ("global_average_pooling1d", "no counterpart"),
         ("thresholded_re_lu", "Keras's default slopes assumed for ThresholdedReLU"),
-        ("reshape", "taken for a Flatten"),
-        ("mine", "layers that change nothing, since they have no weights: mine"),
+        ("reshape", "read as a Flatten"),
+        ("mine", "assumed to change nothing, since they have no weights: mine"),
     ],
 )
 def test_layers_without_weights_in_a_list(name: str, said: str, tmp_path: Path) -> None:
