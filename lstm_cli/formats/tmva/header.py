@@ -1,6 +1,6 @@
 """Everything around the layers in a TMVA file: method, options, variables, classes.
 
-The first half reads it, the second half writes it as ROOT expects it.
+The first half of the file reads it, the second half writes it as ROOT expects it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _METHODS = ("DL::", "DNN::")
 
 
 def find_network(document: TmvaDocument) -> XmlElement:
-    """The element whose children are the layers.
+    """Find the element whose children are the layers.
 
     Raises
     ------
     WeightsError
-        Another method's file, a network behind transformations, or no layers.
+        The file is from another method, transforms its variables, or has no layers.
     """
     root = document.root
-    found = root if root.name == "Weights" else root.child("Weights")
+    weights = root if root.name == "Weights" else root.child("Weights")
     method = root.attributes.get("Method", "DL::")
     if not method.startswith(_METHODS):
         raise WeightsError(
@@ -36,26 +36,26 @@ def find_network(document: TmvaDocument) -> XmlElement:
             expected="DL, a deep network",
             found=repr(method[:60]),
         )
-    if found is None or not found.children:
+    if weights is None or not weights.children:
         raise WeightsError(
             f"{document.path} has no layers",
             expected="<Weights> with LSTMLayer, GRULayer, RNNLayer, ReshapeLayer or DenseLayer",
             found=f"the element {root.name[:60]!r}",
         )
     _check_transformations(document, root)
-    depth = parse_whole_number(found.attributes.get("NetDepth", str(len(found.children))))
-    if depth != len(found.children):
+    depth = parse_whole_number(weights.attributes.get("NetDepth", str(len(weights.children))))
+    if depth != len(weights.children):
         raise WeightsError(
             f"{document.path} does not hold the layers that it declares",
-            expected=f"NetDepth {found.attributes['NetDepth'][:20]}",
-            found=f"{len(found.children)} layers",
-            where=document.where(found),
+            expected=f"NetDepth {weights.attributes['NetDepth'][:20]}",
+            found=f"{len(weights.children)} layers",
+            where=document.where(weights),
         )
-    return found
+    return weights
 
 
 def _check_transformations(document: TmvaDocument, root: XmlElement) -> None:
-    """Inputs that were transformed before they reached the network are not those of the data."""
+    """Refuse a network behind transformations, whose inputs are not those of the data."""
     element = root.child("Transformations")
     if element is None:
         return
@@ -74,19 +74,19 @@ def _check_transformations(document: TmvaDocument, root: XmlElement) -> None:
 
 
 def format_title(document: TmvaDocument) -> str:
-    """The format, with the version that wrote the file where it says so."""
-    release = _info(document, "ROOT Release").split("[")[0].strip()
+    """Format in words, with the version of ROOT where the file states it."""
+    release = _info_value(document, "ROOT Release").split("[")[0].strip()
     if release.isascii() and release.isprintable() and release:
         return f"TMVA XML of ROOT {release[:20]}"
     return "TMVA XML"
 
 
 def known_writer_order(document: TmvaDocument) -> TmvaOrder | None:
-    """How the program that wrote the file orders matrices: lstm-cli does it as today's ROOT."""
-    return "slots" if _info(document, "Creator").startswith("lstm-cli ") else None
+    """Order of the matrices by a known writer: lstm-cli writes them as today's ROOT."""
+    return "slots" if _info_value(document, "Creator").startswith("lstm-cli ") else None
 
 
-def _info(document: TmvaDocument, name: str) -> str:
+def _info_value(document: TmvaDocument, name: str) -> str:
     general = document.root.child("GeneralInfo")
     for info in general.children if general is not None else []:
         if info.attributes.get("name") == name:
@@ -98,13 +98,13 @@ _LOSSES = {"C": "cross-entropy", "R": "sum of squares", "S": "softmax cross-entr
 
 
 def training_notes(element: XmlElement) -> list[str]:
-    """What only training needs, and is left out."""
+    """Notes on settings that only training needs."""
     loss = element.attributes.get("LossFunction", "").strip()
     decay = element.attributes.get("WeightDecay", "0").strip()
     rule = element.attributes.get("Regularization", "0").strip()
     parts = [f"the loss {_LOSSES[loss]}"] if loss in _LOSSES else []
     if rule in ("1", "2"):
-        parts.append(f"L{rule} regularisation of {decay[:20]!r}")
+        parts.append(f"L{rule} regularization of {decay[:20]!r}")
     return [f"left out, as only training needs it: {', '.join(parts)}"] if parts else []
 
 
@@ -127,12 +127,12 @@ _ANALYSES = {
 
 @dataclass(frozen=True)
 class TmvaNetwork:
-    """A network that TMVA has.
+    """Network in a form that TMVA supports.
 
     Attributes
     ----------
     output
-        The output function's letter.
+        Letter of the output function.
     """
 
     name: str
@@ -143,13 +143,13 @@ class TmvaNetwork:
 
 
 def tag_text(tag: str, end: str = "", /, **attributes: object) -> str:
-    """An element's beginning, ``<tag key="value">``; with `end` ``/`` all of it."""
+    """Start tag ``<tag key="value">``; with `end` ``/`` an element without content."""
     texts = "".join(f" {key}={quoteattr(str(value))}" for key, value in attributes.items())
     return f"<{tag}{texts}{end}>"
 
 
 def file_bytes(plan: TmvaNetwork, body: list[str]) -> bytes:
-    """The file: `body`, the layers, inside ``Weights`` inside ``MethodSetup``."""
+    """Bytes of the file: the layers `body` inside ``Weights`` inside ``MethodSetup``."""
     name = re.sub(r"[^0-9A-Za-z_.-]", "_", plan.name) or "network"
     lines = [
         '<?xml version="1.0"?>',
@@ -194,8 +194,8 @@ def _weights_tag(plan: TmvaNetwork, depth: int) -> str:
 
 def _general_lines(plan: TmvaNetwork) -> Iterator[str]:
     yield "<GeneralInfo>"
-    facts = {"Creator": SIGNATURE, "AnalysisType": _ANALYSES[plan.output][0]}
-    for name, value in facts.items():
+    infos = {"Creator": SIGNATURE, "AnalysisType": _ANALYSES[plan.output][0]}
+    for name, value in infos.items():
         yield tag_text("Info", "/", name=name, value=value)
     yield "</GeneralInfo>"
 
@@ -218,7 +218,7 @@ def _option_lines(plan: TmvaNetwork) -> Iterator[str]:
 
 
 def _layout(plan: TmvaNetwork) -> Iterator[str]:
-    """The layers in TMVA's layout strings."""
+    """Layers in the words of TMVA's layout option."""
     for spec in plan.layers:
         if isinstance(spec, RecurrentSpec):
             parts = [spec.kind.upper(), spec.hidden_size, spec.input_size, plan.steps]
@@ -235,7 +235,7 @@ def _layout(plan: TmvaNetwork) -> Iterator[str]:
 
 
 def _variable_lines(plan: TmvaNetwork) -> Iterator[str]:
-    """One variable a step and feature, as a reader of the file must give them."""
+    """One variable for each step and feature, in the order of TMVA's inputs."""
     yield tag_text("Variables", NVar=plan.steps * plan.input_size)
     for t in range(plan.steps):
         for d in range(plan.input_size):

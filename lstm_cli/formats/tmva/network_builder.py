@@ -1,4 +1,4 @@
-"""Layers put together as they are come upon: config, tensors, and what flows between them."""
+"""Builds a native config and native tensors from the layers of a TMVA file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lstm_cli.formats.tmva.slots import RecurrentElements
 
 @dataclass
 class TmvaNetworkBuilder:
-    """A network as far as it has been read.
+    """Network built layer by layer.
 
     Attributes
     ----------
     dtype
-        Of all its tensors.
+        Dtype of all tensors.
     input_size
-        D; None before the first layer.
+        Number of input features D; None before the first layer.
     steps
-        T, where something has said it.
+        Number of steps T; None until the file states it.
     size
-        Features that flow at this point; None before the first layer.
+        Number of features after the last layer; None before the first layer.
     has_steps
-        Whether steps flow at this point, or one vector a sequence.
+        Whether the last layer gives every step, not one vector per sequence.
     """
 
     dtype: str
@@ -44,22 +44,22 @@ class TmvaNetworkBuilder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """In the YAML's words."""
+        """Config with the YAML's keys."""
         steps = {} if self.steps is None else {"steps": self.steps}
         return {"model": {"input_size": self.input_size, **steps, "layers": self.layers}}
 
-    def reads(self, size: int) -> None:
-        """The next layer reads this many features: the network's own, if it is the first."""
+    def set_input(self, size: int) -> None:
+        """Set the input size of the next layer; the first one also sets that of the network."""
         if self.input_size is None:
             self.input_size = size
         self.size = size
 
-    def recurrent(
+    def add_recurrent(
         self, layer: RecurrentElements, order: TmvaOrder, options: dict[str, Any]
     ) -> None:
-        """Append a recurrent layer that reads steps."""
+        """Append a recurrent layer."""
         H, D = layer.sizes
-        self.reads(D)
+        self.set_input(D)
         k = len(self.layers)
         self.layers.append({"type": layer.kind.name, "hidden_size": H, **options})
         slot_contents = layer.kind.slot_contents(order)
@@ -69,49 +69,51 @@ class TmvaNetworkBuilder:
                 for element, (matrix, letter) in zip(layer.weights, slot_contents, strict=True)
                 if matrix == which
             }
-            labels = layer.kind.slot_contents("labels")
+            label_contents = layer.kind.slot_contents("labels")
             changes = {
-                element.name: f"labelled {'_'.join(label)}" if label != hold else ""
-                for element, label, hold in zip(layer.weights, labels, slot_contents, strict=True)
+                element.name: f"labeled {'_'.join(label)}" if label != content else ""
+                for element, label, content in zip(
+                    layer.weights, label_contents, slot_contents, strict=True
+                )
             }
-            self._stack(f"layers.{k}.{name}", layer, blocks, changes)
+            self._stack_gates(f"layers.{k}.{name}", layer, blocks, changes)
         biases = dict(zip(layer.kind.letters, layer.biases, strict=True))
         gru = layer.kind.name == "gru"
-        self._stack(f"layers.{k}.bias" + ("_ih" if gru else ""), layer, biases, {})
+        self._stack_gates(f"layers.{k}.bias" + ("_ih" if gru else ""), layer, biases, {})
         if gru:
             self.tensors[f"layers.{k}.bias_hh"] = np.zeros(3 * H, self.dtype)
         self.size = H
         self.has_steps = options.get("return_sequences", True)
 
-    def dense(self, units: int, activation: str) -> int:
-        """Append a dense layer; its index."""
+    def add_dense(self, units: int, activation: str) -> int:
+        """Append a dense layer, and return its index."""
         options = {} if activation == "identity" else {"activation": activation}
         self.layers.append({"type": "dense", "units": units, **options})
         self.size = units
         return len(self.layers) - 1
 
-    def flatten(self) -> None:
-        """Append a layer that lays the steps side by side."""
-        if self.steps is None or self.size is None:  # the caller has made sure of both
+    def add_flatten(self) -> None:
+        """Append a flatten layer."""
+        if self.steps is None or self.size is None:  # callers check both
             raise ValueError("nothing to flatten")
         self.layers.append({"type": "flatten"})
         self.size *= self.steps
         self.has_steps = False
 
-    def take(self, native: str, element: XmlElement, name: str) -> None:
-        """A tensor that is one element; a bias loses its second axis."""
+    def add_tensor(self, native: str, element: XmlElement, name: str) -> None:
+        """Add a tensor stored in one element; a bias loses its second axis."""
         values = self._cast(element)
         self.tensors[native] = values.ravel() if native.endswith("bias") else values
         self.sources.append(TensorSource(name, values.shape, self.dtype, "", native, ""))
 
-    def _stack(
+    def _stack_gates(
         self,
         native: str,
         layer: RecurrentElements,
         blocks: dict[str, XmlElement],
         changes: dict[str, str],
     ) -> None:
-        """A tensor whose gates stand in elements of their own."""
+        """Add a tensor whose gates are separate elements."""
         flat = "bias" in native
         letters = NATIVE_GATES[layer.kind.name]
         values = [self._cast(blocks[letter]) for letter in letters]
@@ -126,5 +128,5 @@ class TmvaNetworkBuilder:
 
     def _cast(self, element: XmlElement) -> Array:
         values = np.zeros((0, 0)) if element.values is None else element.values
-        with np.errstate(over="ignore"):  # infinity is refused where all weights are checked
+        with np.errstate(over="ignore"):  # infinity is refused when all weights are checked
             return values.astype(self.dtype)

@@ -1,9 +1,8 @@
-"""Which element of a layer holds which gate's matrix: by its slot, or by its label.
+"""Gate matrices in the elements of a TMVA layer: by slot (today's ROOT) or by label (older ROOT).
 
-TMVA keeps all input matrices of a layer in front of all recurrent ones, but writes them under
-names that alternate: `InputStateWeights` is the second slot, the forget gate's input matrix. Its
-older writer kept them in the order of the names. Where a layer is as wide as its input, the two
-cannot be told apart.
+Today's ROOT stores all input matrices before all recurrent ones, but its element names alternate:
+`InputStateWeights` is the second slot, the forget gate's input matrix. An older ROOT stored them as
+the names say. If H equals D, shapes do not distinguish the two orders.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from lstm_cli.formats.tmva.document import TmvaDocument, XmlElement
 
 ORDERS: tuple[TmvaOrder, ...] = ("slots", "labels")
 OLD_CANDIDATE_TAG = "Candidateeights"
-"""Only the older writer spells CandidateWeights so."""
+"""Spelling of CandidateWeights by the older writer only."""
 
 _SPELLINGS = {
     "CandidateWeights": ("CandidateWeights", OLD_CANDIDATE_TAG),
@@ -28,16 +27,16 @@ _SPELLINGS = {
 
 @dataclass(frozen=True)
 class TmvaLayerKind:
-    """A kind of recurrent layer.
+    """Kind of recurrent layer in TMVA.
 
     Attributes
     ----------
     name, tag
-        As a config has it, and as the file has it.
+        Name in a config, and name of the XML element.
     letters
-        Of the gates, in TMVA's order.
+        Letters of the gates, in TMVA's order.
     weights, biases
-        Names of the elements, in the order they are written.
+        Names of the elements, in the order of the file.
     """
 
     name: str
@@ -47,13 +46,15 @@ class TmvaLayerKind:
     biases: tuple[str, ...]
 
     def slot_contents(self, order: TmvaOrder) -> tuple[tuple[str, str], ...]:
-        """What each of `weights` holds: ``W`` or ``U``, and the gate's letter."""
+        """Matrix (``W`` or ``U``) and gate letter in each element of `weights`."""
         if order == "slots":
             return tuple((matrix, letter) for matrix in "WU" for letter in self.letters)
         return tuple((matrix, letter) for letter in self.letters for matrix in "WU")
 
 
-def _gated(name: str, tag: str, gates: dict[str, str], weights: Sequence[str]) -> TmvaLayerKind:
+def _gated_kind(
+    name: str, tag: str, gates: dict[str, str], weights: Sequence[str]
+) -> TmvaLayerKind:
     biases = tuple(f"{gate}Biases" for gate in gates.values())
     return TmvaLayerKind(name, tag, tuple(gates), tuple(weights), biases)
 
@@ -61,7 +62,7 @@ def _gated(name: str, tag: str, gates: dict[str, str], weights: Sequence[str]) -
 LAYER_KINDS = {
     kind.tag: kind
     for kind in (
-        _gated(
+        _gated_kind(
             "lstm",
             "LSTMLayer",
             {"i": "Input", "f": "Forget", "g": "Candidate", "o": "Output"},
@@ -70,7 +71,7 @@ LAYER_KINDS = {
                 "CandidateWeights", "CandidateStateWeights", "OuputWeights", "OutputStateWeights",
             ),
         ),
-        _gated(
+        _gated_kind(
             "gru",
             "GRULayer",
             {"r": "Reset", "z": "Update", "n": "Candidate"},
@@ -86,14 +87,14 @@ LAYER_KINDS = {
 
 @dataclass(frozen=True)
 class RecurrentElements:
-    """The elements of one recurrent layer, each there and with values.
+    """Elements of one recurrent layer, complete and with values.
 
     Attributes
     ----------
     position
-        Of the layer among the file's, from 0.
+        Index of the layer in the file, from 0.
     weights, biases
-        In the order of the kind's names.
+        Elements in the order of the kind's names.
     """
 
     kind: TmvaLayerKind
@@ -104,12 +105,12 @@ class RecurrentElements:
 
     @property
     def name(self) -> str:
-        """The layer's place in the file: ``LSTMLayer[0]``."""
+        """Element and index of the layer, for messages: ``LSTMLayer[0]``."""
         return f"{self.kind.tag}[{self.position}]"
 
     @property
     def possible_orders(self) -> list[TmvaOrder]:
-        """The orders that the numbers of columns allow."""
+        """Orders that the numbers of columns allow."""
         H, D = self.sizes
         columns = [_shape(element)[1] for element in self.weights]
         wanted = {"W": D, "U": H}
@@ -117,7 +118,7 @@ class RecurrentElements:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """(H, D) of the first matrix, an input matrix for either writer."""
+        """H and D, from the first matrix, which is an input matrix in both orders."""
         return _shape(self.weights[0])
 
     @property
@@ -128,12 +129,12 @@ class RecurrentElements:
 def recurrent_elements(
     document: TmvaDocument, layer: XmlElement, position: int
 ) -> RecurrentElements:
-    """A recurrent layer's elements.
+    """Elements of a recurrent layer.
 
     Raises
     ------
     WeightsError
-        One is missing, or has another number of rows than the others.
+        An element is missing, or differs in its number of rows.
     """
     kind = LAYER_KINDS[layer.name]
     weights, biases = (
@@ -154,12 +155,12 @@ def recurrent_elements(
 
 
 def matrix(document: TmvaDocument, layer: XmlElement, position: int, name: str) -> XmlElement:
-    """A child that holds numbers.
+    """Child element with a matrix.
 
     Raises
     ------
     WeightsError
-        It is not there.
+        The child is missing, or has no matrix.
     """
     element = layer.child(*_SPELLINGS.get(name, (name,)))
     if element is None or element.values is None:
@@ -174,59 +175,61 @@ def matrix(document: TmvaDocument, layer: XmlElement, position: int, name: str) 
 def find_orders(
     document: TmvaDocument,
     layers: Sequence[RecurrentElements],
-    asked: TmvaOrder | None,
+    requested: TmvaOrder | None,
     writer: TmvaOrder | None = None,
 ) -> tuple[list[TmvaOrder], str | None]:
-    """The order of each recurrent layer, and a note on how it was found.
+    """Order of each recurrent layer, and a note on its source.
 
-    A file has one writer: a layer that can be read in one way only decides for the others.
+    A file has one writer, so a layer that allows only one order decides for the others.
 
     Parameters
     ----------
     asked
-        What the user says.
+        Order that the user requests.
     writer
-        What the program that wrote the file does, where that is known.
+        Order by the program that wrote the file, if it is known.
 
     Raises
     ------
     WeightsError
-        The matrices fit neither order, or not the one that is asked for; or both, and nothing
-        says which.
+        The matrices fit neither order, or not the requested one, or both without a further
+        hint.
     """
     gated = [layer for layer in layers if layer.kind.name != "rnn"]
-    told = {layer.position: _told(document, layer, asked) for layer in gated}
-    known = {order for order in told.values() if order is not None}
-    if asked is None:
-        asked = known.pop() if len(known) == 1 else writer
-    unknown = [layer for layer in gated if told[layer.position] is None]
-    if unknown and asked is None:
-        _ambiguous(document, unknown[0])
-    found = [told.get(layer.position) or asked or "slots" for layer in layers]
-    return found, _note(set(told.values()) - {None} or {asked}, bool(unknown)) if gated else None
+    decided = {layer.position: _decided_order(document, layer, requested) for layer in gated}
+    decided_orders = {order for order in decided.values() if order is not None}
+    if requested is None:
+        requested = decided_orders.pop() if len(decided_orders) == 1 else writer
+    unknown = [layer for layer in gated if decided[layer.position] is None]
+    if unknown and requested is None:
+        _refuse_ambiguous(document, unknown[0])
+    layer_orders = [decided.get(layer.position) or requested or "slots" for layer in layers]
+    return layer_orders, _note(
+        set(decided.values()) - {None} or {requested}, bool(unknown)
+    ) if gated else None
 
 
-def _told(
-    document: TmvaDocument, layer: RecurrentElements, asked: TmvaOrder | None
+def _decided_order(
+    document: TmvaDocument, layer: RecurrentElements, requested: TmvaOrder | None
 ) -> TmvaOrder | None:
-    """The only order that this layer can have, or None."""
+    """Only order that a layer allows; None if it allows both."""
     possible_orders = layer.possible_orders
     if layer.is_of_old_writer:
         possible_orders = [order for order in possible_orders if order == "labels"]
     if not possible_orders:
-        _misshapen(document, layer)
-    if asked is not None and asked not in possible_orders:
+        _refuse_shapes(document, layer)
+    if requested is not None and requested not in possible_orders:
         raise WeightsError(
-            f"{layer.name} cannot be read by its {asked}",
+            f"{layer.name} cannot be read by its {requested}",
             expected=f"--tmva-order {possible_orders[0]}, which its matrices fit",
-            found=f"--tmva-order {asked}",
+            found=f"--tmva-order {requested}",
             where=document.where(layer.layer),
             hint="leave --tmva-order out",
         )
     return possible_orders[0] if len(possible_orders) == 1 else None
 
 
-def _misshapen(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
+def _refuse_shapes(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     H, D = layer.sizes
     listed = ", ".join(
         f"{element.name} {rows} x {columns}"
@@ -241,11 +244,11 @@ def _misshapen(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     )
 
 
-def _ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
+def _refuse_ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     H, _ = layer.sizes
     raise WeightsError(
         f"{layer.name} can be read in two ways: it is as wide as its input, so its matrices, "
-        f"all {H} x {H}, do not say which of TMVA's two writers wrote them",
+        f"all {H} x {H}, do not show which of TMVA's two writers wrote them",
         expected="--tmva-order slots (today's ROOT, whose labels do not say what they hold) or "
         "--tmva-order labels (an older ROOT)",
         where=document.where(layer.layer),
@@ -254,13 +257,13 @@ def _ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
 
 
 _WRITERS = {
-    "slots": "today's writer: matrices were taken by their slot, not by their label",
-    "labels": "the older writer: each matrix is what its label says",
+    "slots": "today's writer: matrices were read by their slot, not by their label",
+    "labels": "the older writer: each matrix is read by its label",
 }
 
 
-def _note(found: set[TmvaOrder | None], unknown: bool) -> str:
-    writer = " and ".join(_WRITERS[order] for order in ORDERS if order in found)
+def _note(layer_orders: set[TmvaOrder | None], unknown: bool) -> str:
+    writer = " and ".join(_WRITERS[order] for order in ORDERS if order in layer_orders)
     return writer + (" (layers as wide as their input were read alike)" if unknown else "")
 
 

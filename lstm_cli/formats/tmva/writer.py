@@ -1,4 +1,4 @@
-"""Writing a network as a TMVA file in today's order of ROOT: matrices by slot, not by label."""
+"""Writing a network as a TMVA file of today's ROOT: matrices by slot, not by label."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
 
     Returns
     -------
-    What was left out because it changes no output, and what TMVA asks of the data.
+    Notes on parts left out that change no output, and on TMVA's demands on the data.
 
     Raises
     ------
     WeightsError
-        TMVA has not a layer or an option of it: names both; or nothing says how many steps a
-        sequence has.
+        TMVA lacks a layer or an option, which the error names, or the number of steps is not
+        known.
     LstmCliError
-        The file cannot be written. An older file stays as it was.
+        The file cannot be written. An older file is kept.
     """
     specs: tuple[LayerSpec, ...] = tuple(
         spec for spec in export.layers if not isinstance(spec, DropoutSpec)
@@ -53,7 +53,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     _check_flow(specs, steps)
     specs, output = _without_output_function(specs)
     wide = any(value.dtype == np.float64 for value in export.tensors.values())
-    pattern = "{:.16e}" if wide else "{:.8e}"  # as many digits as tell any two values apart
+    pattern = "{:.16e}" if wide else "{:.8e}"  # digits that distinguish any two values
     body = [text for spec in specs for text in _layer(spec, export.tensors, steps, pattern)]
     plan = TmvaNetwork(export.name, export.input_size, steps, specs, output)
     write_whole(path, file_bytes(plan, body), "the weights")
@@ -61,7 +61,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
 
 
 def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
-    """T, which every recurrent layer of TMVA declares."""
+    """Number of steps T, which every recurrent layer of TMVA declares."""
     if export.steps is not None:
         if (variables := export.steps * export.input_size) > MAX_VARIABLES:
             raise WeightsError(
@@ -74,14 +74,14 @@ def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
     if not any(isinstance(spec, RecurrentSpec) for spec in specs):
         return 1
     raise WeightsError(
-        "a TMVA file says how many steps every sequence has, and the config does not",
+        "a TMVA file states how many steps every sequence has, and the config does not",
         expected="model.steps",
         hint="--set model.steps=T, with T the steps of a sequence",
     )
 
 
 def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
-    """TMVA's dense layers read one vector, never steps."""
+    """Refuse a dense layer that reads every step, because TMVA's reads one vector."""
     if not specs:
         raise WeightsError("TMVA has no network without layers", expected="a layer with weights")
     one_vector = steps == 1 and not any(isinstance(spec, RecurrentSpec) for spec in specs)
@@ -92,7 +92,7 @@ def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
         elif isinstance(spec, FlattenSpec):
             one_vector = True
         elif not one_vector:
-            refuse(
+            refuse_layer(
                 spec,
                 "every step as its input",
                 "one vector: a flatten layer before it, or return_sequences: false",
@@ -100,7 +100,7 @@ def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
 
 
 def _without_output_function(specs: tuple[LayerSpec, ...]) -> tuple[tuple[LayerSpec, ...], str]:
-    """The layers, a last sigmoid or softmax taken out of them: TMVA's output function."""
+    """Layers without the last sigmoid or softmax, which becomes TMVA's output function."""
     last = specs[-1]
     if isinstance(last, DenseSpec):
         letter = {"softmax": "M", "sigmoid": "S"}.get(last.activation_name)
@@ -112,7 +112,7 @@ def _without_output_function(specs: tuple[LayerSpec, ...]) -> tuple[tuple[LayerS
 def _layer(
     spec: LayerSpec, tensors: Mapping[str, Array], steps: int, pattern: str
 ) -> Iterator[str]:
-    """The lines of one layer."""
+    """Lines of one layer."""
     if isinstance(spec, RecurrentSpec):
         yield from _recurrent(spec, tensors, steps, pattern)
         if not spec.return_sequences:
@@ -136,7 +136,7 @@ def _recurrent(
 ) -> Iterator[str]:
     kind, cell, H = KINDS_BY_NAME[spec.kind], spec.cells[0], spec.hidden_size
     sizes = {"StateSize": H, **({"CellSize": H} if isinstance(cell, LSTM) else {})}
-    after = {"ResetGateAfter": int(cell.reset_after)} if isinstance(cell, GRU) else {}
+    reset_after = {"ResetGateAfter": int(cell.reset_after)} if isinstance(cell, GRU) else {}
     yield tag_text(
         kind.tag,
         **sizes,
@@ -144,15 +144,15 @@ def _recurrent(
         TimeSteps=steps,
         RememberState=int(spec.stateful),
         ReturnSequence=int(spec.return_sequences),
-        **after,
+        **reset_after,
     )
-    found = gate_matrices(spec, tensors)
+    matrices = gate_matrices(spec, tensors)
     slot_contents = iter(zip(kind.weights, kind.slot_contents("slots"), strict=True))
     for letter, bias in zip(kind.letters, kind.biases, strict=True):
-        for _ in "WU":  # two elements in front of each bias, whatever they hold
+        for _ in "WU":  # two elements before each bias, in the order of slots
             name, key = next(slot_contents)
-            yield _matrix(name, found[key], pattern)
-        yield _matrix(bias, found["b", letter], pattern)
+            yield _matrix(name, matrices[key], pattern)
+        yield _matrix(bias, matrices["b", letter], pattern)
     yield f"</{kind.tag}>"
 
 
@@ -180,13 +180,13 @@ def _notes(export: Export, steps: int) -> Iterator[str]:
 
 
 OPEN_GATE_BIAS = 40.0
-"""A forget gate's bias at which its sigmoid is 1 to the last bit of a double."""
+"""Bias at which a forget gate without weights is 1 to the last bit of a double."""
 
 KINDS_BY_NAME = {kind.name: kind for kind in LAYER_KINDS.values()}
 
 
-def refuse(spec: LayerSpec, what: str, expected: str, hint: str | None = None) -> NoReturn:
-    """Say what of a layer TMVA has not."""
+def refuse_layer(spec: LayerSpec, what: str, expected: str, hint: str | None = None) -> NoReturn:
+    """Raise the error that names an option TMVA lacks."""
     raise WeightsError(
         f"TMVA cannot represent layer {spec.index} ({spec.kind}): it has {what}",
         expected=expected,
@@ -196,18 +196,18 @@ def refuse(spec: LayerSpec, what: str, expected: str, hint: str | None = None) -
 
 
 def check_recurrent(spec: RecurrentSpec) -> None:
-    """Make sure that TMVA has a recurrent layer of these options.
+    """Check that TMVA has a recurrent layer with these options.
 
     Raises
     ------
     WeightsError
-        Names the first that it has not.
+        TMVA lacks an option; the error names the first one.
     """
     if spec.directions > 1:
-        refuse(spec, "bidirectional: true", "one direction")
+        refuse_layer(spec, "bidirectional: true", "one direction")
     cell = spec.cells[0]
     if cell.clip is not None:
-        refuse(spec, f"clip: {cell.clip:g}", "no clip")
+        refuse_layer(spec, f"clip: {cell.clip:g}", "no clip")
     _check_activation(spec, "activation", cell.activation, TANH)
     if spec.kind != "rnn":
         _check_activation(spec, "recurrent_activation", cell.recurrent_activation, SIGMOID)
@@ -218,39 +218,39 @@ def check_recurrent(spec: RecurrentSpec) -> None:
 def _check_lstm(spec: RecurrentSpec, cell: LSTM) -> None:
     _check_activation(spec, "cell_activation", cell.cell_activation, TANH)
     if cell.peepholes:
-        refuse(spec, "peepholes: true", "gates that see x and h alone")
+        refuse_layer(spec, "peepholes: true", "gates that see x and h alone")
     if cell.projection_size is not None:
-        refuse(spec, f"projection_size: {cell.projection_size}", "h as wide as c")
+        refuse_layer(spec, f"projection_size: {cell.projection_size}", "h as wide as c")
     if cell.coupled_input_forget:
-        refuse(spec, "coupled_input_forget: true", "a forget gate of its own")
+        refuse_layer(spec, "coupled_input_forget: true", "a forget gate of its own")
 
 
-def _check_activation(spec: LayerSpec, key: str, found: Activation, wanted: Activation) -> None:
-    if found != wanted:
-        refuse(spec, f"{key}: {found}", f"{key}: {wanted}, which TMVA's layer always has")
+def _check_activation(spec: LayerSpec, key: str, actual: Activation, required: Activation) -> None:
+    if actual != required:
+        refuse_layer(spec, f"{key}: {actual}", f"{key}: {required}, which TMVA's layer always has")
 
 
 def gate_matrices(
     spec: RecurrentSpec, tensors: Mapping[str, Array]
 ) -> dict[tuple[str, str], Array]:
-    """Each gate's W (H, D), U (H, H) and b (H, 1), by matrix and letter.
+    """Matrices W (H, D), U (H, H) and b (H, 1) of each gate, by matrix and letter.
 
     Raises
     ------
     WeightsError
-        A gru's candidate has a recurrent bias inside the reset gate's reach, which TMVA has not.
+        The candidate of a gru has a recurrent bias under the reset gate, which TMVA lacks.
     """
     prefix, letters = spec.prefix(0), NATIVE_GATES[spec.kind]
-    found: dict[tuple[str, str], Array] = {}
+    matrices: dict[tuple[str, str], Array] = {}
     stacks = {"W": tensors[prefix + "weight_ih"], "U": tensors[prefix + "weight_hh"]}
     for matrix, stack in {**stacks, "b": _single_bias(spec, tensors)[:, None]}.items():
         blocks = np.split(stack, len(letters))
-        found |= {(matrix, letter): block for letter, block in zip(letters, blocks, strict=True)}
+        matrices |= {(matrix, letter): block for letter, block in zip(letters, blocks, strict=True)}
     cell = spec.cells[0]
     if isinstance(cell, LSTM) and not cell.use_forget_gate:
-        found |= {(matrix, "f"): np.zeros_like(found[matrix, "f"]) for matrix in "WU"}
-        found["b", "f"] = np.full_like(found["b", "f"], OPEN_GATE_BIAS)
-    return found
+        matrices |= {(matrix, "f"): np.zeros_like(matrices[matrix, "f"]) for matrix in "WU"}
+        matrices["b", "f"] = np.full_like(matrices["b", "f"], OPEN_GATE_BIAS)
+    return matrices
 
 
 def _single_bias(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:
@@ -259,11 +259,11 @@ def _single_bias(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:
         return tensors[prefix + "bias"]
     inner, outer = tensors[prefix + "bias_hh"], tensors[prefix + "bias_ih"]
     if cell.reset_after and np.any(inner[2 * spec.hidden_size :]):
-        refuse(
+        refuse_layer(
             spec,
             "reset_after: true and a recurrent bias of its candidate (the last third of "
             f"{prefix}bias_hh) that is not 0",
-            "one bias a gate, added outside the reset gate's reach",
+            "one bias per gate, outside the reset gate's reach",
             hint="train the layer in TMVA's form: reset_after: false has no such bias",
         )
     total = inner.astype(np.float64) + outer
@@ -271,17 +271,17 @@ def _single_bias(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:
 
 
 def activation_code(spec: DenseSpec) -> int:
-    """TMVA's code of a dense layer's activation.
+    """TMVA's code for the activation of a dense layer.
 
     Raises
     ------
     WeightsError
-        It has none.
+        TMVA has no code for it.
     """
-    found = spec.activation
-    if found is None or found.name not in ACTIVATIONS:
-        last = " (softmax: in the last layer alone)" if found is None else ""
-        refuse(
+    activation = spec.activation
+    if activation is None or activation.name not in ACTIVATIONS:
+        last = " (softmax: in the last layer only)" if activation is None else ""
+        refuse_layer(
             spec, f"activation: {spec.activation_name}", "one of " + ", ".join(ACTIVATIONS) + last
         )
-    return ACTIVATIONS.index(found.name)
+    return ACTIVATIONS.index(activation.name)

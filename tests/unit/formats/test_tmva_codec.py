@@ -214,7 +214,7 @@ DENSE = tmva.dense(3, 2, 3, np.random.default_rng(0))
 RECURRENT = tmva.recurrent("LSTMLayer", 2, 3, 4, np.random.default_rng(1), ReturnSequence=0)
 GAUSS = '<Transformations NTransformations="1"><Transform Name="Gauss"/></Transformations>'
 BROKEN = {
-    "is a TMVA layer that lstm-cli has not": ("ReshapeLayer", "BatchNormLayer"),
+    "is a TMVA layer that lstm-cli does not have": ("ReshapeLayer", "BatchNormLayer"),
     "of another TMVA method": ("DL::TMVA", "BDT::TMVA"),
     "reads transformed variables": ('<Transformations NTransformations="0"/>', GAUSS),
     "does not hold the layers that it declares": ('NetDepth="3"', 'NetDepth="2"'),
@@ -286,7 +286,7 @@ def test_what_an_older_file_leaves_unsaid(tmp_path: Path) -> None:
     found = outputs(imported.config, imported.tensors, x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     notes = " ".join(imported.notes)
-    assert "does not say ReturnSequence" in notes
+    assert "does not state ReturnSequence" in notes
     assert "flattened before it" in notes
     assert "--set model.layers.2.activation=sigmoid" in notes
 
