@@ -19,7 +19,7 @@ from typing import Any
 
 from lstm_cli.errors import WeightsError, quote
 from lstm_cli.formats.torch.archive import LEGACY_MAGIC
-from lstm_cli.formats.torch.refused_objects import renamed
+from lstm_cli.formats.torch.refused_objects import weights_file_name
 
 MAX_JSON_BYTES = 16 << 20
 MAX_FOLDER_ENTRIES = 10_000
@@ -180,7 +180,9 @@ def _zip(path: Path) -> FileKind | None:
     if "saved_model.pb" in last:
         return FileKind("a zip archive of a TensorFlow SavedModel", _SAVE_KERAS)
     if "archive_format" in last or "models/model.json" in names:
-        command = f"torch.save(torch.export.load({str(path)!r}).state_dict, {renamed(path)!r})"
+        command = (
+            f"torch.save(torch.export.load({str(path)!r}).state_dict, {weights_file_name(path)!r})"
+        )
         return FileKind("a program of torch.export", command)
     if "coremldata.bin" in last or any(".mlpackage/" in name for name in names):
         return FileKind("a zip archive of a Core ML model", _SAVE_ANY)
@@ -300,7 +302,7 @@ def _json(path: Path) -> FileKind | None:
         return FileKind(
             "a state dict as JSON",
             "import json, pathlib, torch; torch.save({k: torch.tensor(v) for k, v in json.loads("
-            f"{_path(path)}.read_text())['state_dict'].items()}}, {renamed(path)!r})",
+            f"{_path(path)}.read_text())['state_dict'].items()}}, {weights_file_name(path)!r})",
         )
     if {"architecture", "config", "weights"} <= keys:
         hint = (

@@ -93,7 +93,7 @@ def test_in_python(files):
         net = lstm_cli.load(every, engine="reference", **options)
         np.testing.assert_array_equal(net.run(x).outputs, wanted)
     for wrong in (3, "", [], "a,,b", [1], b"lstm"):
-        with pytest.raises(UsageError, match="ignore is no list of patterns"):
+        with pytest.raises(UsageError, match="ignore is not a list of patterns"):
             lstm_cli.load(every, ignore=wrong)
 
 

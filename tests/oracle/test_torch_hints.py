@@ -183,7 +183,7 @@ def test_losses_and_metrics(suffix: str, tmp_path: Path) -> None:
         save_file(model.state_dict(), path)
     error = refused(path)
     for said in (
-        "criterion is no layer: by its name it is the class weights of a loss",
+        "criterion is not a layer: by its name it is the class weights of a loss",
         "val_bce.pos_weight has no place in a layer: by its name it is the weight of positives",
         "train_acc.confmat has no place in a layer: by its name it is a metric's",
         "train_acc.mean_value has no place in a layer: by its name it is a metric's",

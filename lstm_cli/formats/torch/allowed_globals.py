@@ -1,7 +1,7 @@
-"""What a pickled state dict may name: stand-ins for tensors, storages and containers.
+"""Stand-ins for the globals that a pickled state dict may name: tensors, storages, containers.
 
-A name is looked up in a table of our own; nothing is ever imported. No stand-in copies what
-it is given, so that a pickle cannot make much out of little.
+Names are looked up in a table here, and nothing is ever imported. No stand-in copies its arguments,
+so that a small pickle cannot make large values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STORAGES = {
     "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
     "QUInt2x4": "quint2x4", "Untyped": "uint8", "_Untyped": "uint8",
 }  # fmt: skip
-"""Storage class without its ending to dtype; "Typed" is only ever written as one of these."""
+"""Dtype of each storage class, by its name without ``Storage``."""
 _DTYPES = {
     *_STORAGES.values(), "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
     "float8_e8m0fnu", "float4_e2m1fn_x2", "uint16", "uint32", "uint64", "complex32", "bits8",
@@ -27,26 +27,26 @@ _DTYPES = {
 
 
 class MalformedPickleError(ValueError):
-    """The bytes are no pickle that torch.save writes."""
+    """Bytes that are not a pickle of torch.save."""
 
 
 @dataclass(frozen=True)
 class StorageType:
-    """A class of storages."""
+    """Storage class."""
 
     dtype: str
 
 
 @dataclass(frozen=True)
 class Dtype:
-    """A dtype named on its own."""
+    """Dtype named without a storage."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Values of one dtype in the archive's member ``data/<key>``."""
+    """Storage: `count` values of one dtype in the archive member ``data/<key>``."""
 
     key: str
     dtype: str
@@ -55,7 +55,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorView:
-    """A strided view of a storage, in elements."""
+    """Strided view of a storage; offset and strides in elements."""
 
     storage: Storage
     dtype: str
@@ -66,19 +66,19 @@ class TensorView:
 
 @dataclass(frozen=True)
 class IgnoredValue:
-    """A value that no weight depends on, such as a device."""
+    """Value that no weight depends on, such as a device."""
 
 
 @dataclass(frozen=True)
 class AllowedCall:
-    """What a pickle may call: its arguments to a stand-in."""
+    """Global that a pickle may call, with the stand-in that gets the arguments."""
 
     call: Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class UnknownGlobal:
-    """Anything else that a pickle names. A file that does is refused."""
+    """Any other global that a pickle names; the file is refused."""
 
     module: str
     name: str
@@ -89,16 +89,16 @@ class UnknownGlobal:
 
 @dataclass
 class RefusedObject:
-    """A value that a pickle would call something foreign for. It is not made.
+    """Value that a pickle would build with an unknown global; it is never built.
 
     Attributes
     ----------
     source
-        The class or function.
+        Class or function that the pickle names.
     entries
-        What is set in it by key, as in a dict of a class of its own.
+        Entries set by key, as in a dict of a user-defined class.
     is_module
-        Whether its state is that of an nn.Module.
+        Whether the state is that of an nn.Module.
     """
 
     source: UnknownGlobal
@@ -106,8 +106,10 @@ class RefusedObject:
     is_module: bool = False
 
 
-def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: Any) -> Any:
-    """What torch._utils._rebuild_tensor and _v2 (requires_grad, hooks, metadata) are given."""
+def _rebuild_tensor(
+    storage: object, offset: object, shape: object, strides: object, *rest: Any
+) -> Any:
+    # rest is requires_grad, hooks, metadata, in _rebuild_tensor_v2 only.
     if len(rest) > 2 and rest[2]:
         raise MalformedPickleError("a tensor is stored conjugated or negated")
     if not isinstance(storage, Storage):
@@ -115,10 +117,10 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *re
     return _view(storage, storage.dtype, offset, shape, strides)
 
 
-def _tensor_of_dtype(
+def _rebuild_tensor_v3(
     storage: object, offset: object, shape: object, strides: object, *rest: Any
 ) -> Any:
-    """What torch._utils._rebuild_tensor_v3 is given: the dtype stands beside the storage."""
+    # The dtype is an argument of its own, unlike in older versions.
     dtype = rest[2] if len(rest) > 2 else None
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
         raise MalformedPickleError("a tensor has no storage or no dtype")
@@ -135,26 +137,22 @@ def _view(storage: Storage, dtype: str, offset: object, shape: object, strides: 
 
 def _integers(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > MAX_AXES:
-        raise MalformedPickleError("the shape of a tensor is no short tuple")
+        raise MalformedPickleError("the shape of a tensor is not a short tuple")
     if any(type(n) is not int or not 0 <= n < 2**63 for n in values):
-        raise MalformedPickleError("a size, stride or offset of a tensor is no natural number")
+        raise MalformedPickleError("a size, stride or offset of a tensor is not a natural number")
     return values
 
 
-def _parameter(data: object, *_: Any) -> Any:
+def _rebuild_parameter(data: object, *_: Any) -> Any:
     if not isinstance(data, TensorView | RefusedObject):
         raise MalformedPickleError("a parameter holds no tensor")
     return data
 
 
-def _size(*arguments: Any) -> Any:
-    return _integers(*arguments)
-
-
 def _set(values: object = ()) -> Any:
-    """The list itself: its members are not hashed, as that could take for ever."""
+    # The list stays a list, because hashing its members could take forever.
     if not isinstance(values, list | tuple):
-        raise MalformedPickleError("a set is made of no list")
+        raise MalformedPickleError("a set is not made from a list")
     return values
 
 
@@ -166,16 +164,16 @@ def _empty_mapping() -> dict[Any, Any]:
     return {}
 
 
-_CALLEES = {
+_CALLS = {
     ("collections", "OrderedDict"): AllowedCall(_empty_mapping),
-    ("_codecs", "encode"): AllowedCall(_inert),  # bytes, as old protocols spell them
-    ("torch", "Size"): AllowedCall(_size),
+    ("_codecs", "encode"): AllowedCall(_inert),  # bytes in old protocols
+    ("torch", "Size"): AllowedCall(_integers),
     ("torch", "device"): AllowedCall(_inert),
-    ("torch._utils", "_rebuild_tensor"): AllowedCall(_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): AllowedCall(_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): AllowedCall(_tensor_of_dtype),
-    ("torch._utils", "_rebuild_parameter"): AllowedCall(_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): AllowedCall(_parameter),
+    ("torch._utils", "_rebuild_tensor"): AllowedCall(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): AllowedCall(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): AllowedCall(_rebuild_tensor_v3),
+    ("torch._utils", "_rebuild_parameter"): AllowedCall(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): AllowedCall(_rebuild_parameter),
     **{
         (module, name): AllowedCall(_set)
         for module in ("builtins", "__builtin__")
@@ -184,10 +182,10 @@ _CALLEES = {
 }
 
 
-def find(module: str, name: str) -> AllowedCall | StorageType | Dtype | UnknownGlobal:
-    """The stand-in for what a pickle names."""
-    if (module, name) in _CALLEES:
-        return _CALLEES[module, name]
+def find_global(module: str, name: str) -> AllowedCall | StorageType | Dtype | UnknownGlobal:
+    """Stand-in for a global that a pickle names."""
+    if (module, name) in _CALLS:
+        return _CALLS[module, name]
     if module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage"):
         dtype = _STORAGES.get(name.removesuffix("Storage"))
         if dtype is not None:
@@ -197,19 +195,19 @@ def find(module: str, name: str) -> AllowedCall | StorageType | Dtype | UnknownG
     return UnknownGlobal(module, name)
 
 
-def persistent(identity: object) -> Storage | UnknownGlobal:
-    """The storage of a persistent id: ``("storage", class, key, location, count, ...)``.
+def find_storage(identity: object) -> Storage | UnknownGlobal:
+    """Storage of a persistent id ``("storage", class, key, location, count, ...)``.
 
-    Older files have ``("module", class, file, source)`` in the place of a module's class.
+    Older files have ``("module", class, file, source)`` in place of the class of a module.
     """
     if isinstance(identity, tuple) and identity[:1] == ("module",):
-        found = next((one for one in identity if isinstance(one, UnknownGlobal)), None)
-        if found is not None:
-            return found
+        unknown = next((one for one in identity if isinstance(one, UnknownGlobal)), None)
+        if unknown is not None:
+            return unknown
     if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6:
-        raise MalformedPickleError("a persistent id is no storage's")
+        raise MalformedPickleError("a persistent id is not that of a storage")
     word, kind, key, _, count = identity[:5]
     if word != "storage" or not isinstance(kind, StorageType) or not isinstance(key, str):
-        raise MalformedPickleError("a persistent id is no storage's")
+        raise MalformedPickleError("a persistent id is not that of a storage")
     (count,) = _integers((count,))
     return Storage(key, kind.dtype, count)

@@ -1,8 +1,8 @@
-"""In which order the modules run: the one in which each reads what the one before gives.
+"""Order of the modules in a state dict, in which each module fits the one before it.
 
-A state dict lists its modules in the order in which the model registered them, which is nearly
-always the order in which they run; safetensors, and a dict that was sorted, lose even that. Numbers
-in names tell, and sizes where they allow one order only; a config decides the rest.
+A state dict lists modules as the model registered them, nearly always in the order of the network.
+Safetensors and sorted dicts lose this order. Numbers in names then decide, or sizes that allow a
+single order, or a config.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from lstm_cli.formats.torch.modules import LinearModule, Module, RecurrentModule
 from lstm_cli.formats.torch.tensors import printable
 
 MAX_SEARCH_STEPS = 20_000
-"""Of the search, which would take for ever with many modules of equal size."""
+"""Number of search steps; many modules of equal size would take forever."""
 MAX_ORDERS = 50
 MAX_MODULES = 100
-"""Of which an order is looked for; more must be stored in theirs."""
+"""Number of modules up to which orders are searched; more must be stored in order."""
 
 
 @dataclass(frozen=True)
 class ModuleOrder:
-    """Modules as they run.
+    """Modules in the order of the network.
 
     Attributes
     ----------
     steps
-        T where a Linear reads T times the features before it, all steps side by side.
+        Number of steps T, if a Linear reads T times the features before it.
     flatten
         Index of that Linear.
     note
-        How the order was found, where it is not simply the stored one.
+        Evidence for the order; None if the stored order is the only one.
     """
 
     modules: tuple[Module, ...]
@@ -47,64 +47,64 @@ class ModuleOrder:
 def find_module_order(
     modules: Sequence[Module], stored: bool, source: str, layers: Layers | None = None
 ) -> ModuleOrder:
-    """The order in which the modules run.
+    """Find the order of the modules.
 
     Parameters
     ----------
     stored
-        Whether the order of `modules` says anything.
+        Whether the order of `modules` is that of the model.
     layers
-        Layers of a config, which decide where they can.
+        Layers of a config, which decide if the modules match them.
 
     Raises
     ------
     WeightsError
-        No order fits, or several do.
+        No order fits, or several orders fit.
     """
-    why = "the stored order does not fit" if stored else "the file keeps no order"
+    reason = "the stored order does not fit" if stored else "the file keeps no order"
     pairs = combinations(modules, 2) if len(modules) <= MAX_MODULES else pairwise(modules)
     if stored and any(is_numbered_before(later.name, module.name) for module, later in pairs):
-        stored, why = False, "numbers in the names say another order than the stored one"
-    chosen = None if layers is None else _as_config(modules, stored, source, layers)
+        stored, reason = False, "numbers in the names say another order than the stored one"
+    chosen = None if layers is None else _order_by_config(modules, stored, source, layers)
     if chosen is not None:
         return chosen
     if stored or len(modules) == 1:
         for flat in (False, True):
-            order = _fit(modules, flat)
+            order = _checked_order(modules, flat)
             if order is not None:
-                return _as_stored(order)
+                return _stored_order(order)
     if len(modules) <= MAX_MODULES:
         plain, whole = _Search(modules, flat=False), _Search(modules, flat=True)
-        found, complete = plain.orders(), plain.complete
-        if not found or (not stored and isinstance(found[0].modules[0], LinearModule)):
-            # Where a Linear seems to run first, it may as well read all steps at the end.
-            found += [one for one in whole.orders() if not found or _flattens_last(one)]
+        orders, complete = plain.orders(), plain.complete
+        if not orders or (not stored and isinstance(orders[0].modules[0], LinearModule)):
+            # A Linear that seems to come first may also read all steps at the end.
+            orders += [one for one in whole.orders() if not orders or _flattens_last(one)]
             complete = complete and whole.complete
-        if found:
-            return _decided(found, complete, modules, stored, source, why)
-    raise _misfit(modules, source)
+        if orders:
+            return _decided_order(orders, complete, modules, stored, source, reason)
+    raise _sizes_do_not_fit(modules, source)
 
 
 def _flattens_last(order: ModuleOrder) -> bool:
     return order.flatten is not None and _ends_in_linears(order)
 
 
-def _as_config(
+def _order_by_config(
     modules: Sequence[Module], stored: bool, source: str, layers: Layers
 ) -> ModuleOrder | None:
-    """The order in which the modules are the config's layers; None where they are in none."""
-    wanted = [_sized(spec) for spec in layers if spec.parameters()]
-    if len(modules) > MAX_MODULES or len(wanted) != sum(len(_sizes(m)) for m in modules):
+    """Order in which the modules match the layers of a config; None if there is none."""
+    sizes = [_layer_size(spec) for spec in layers if spec.parameters()]
+    if len(modules) > MAX_MODULES or len(sizes) != sum(len(_module_sizes(m)) for m in modules):
         return None
     flat = any(isinstance(spec, FlattenSpec) for spec in layers)
-    search = _Search(modules, flat, wanted)
-    found = search.orders()
-    as_listed = next((one for one in found if one.modules == tuple(modules)), None)
+    search = _Search(modules, flat, sizes)
+    orders = search.orders()
+    as_listed = next((one for one in orders if one.modules == tuple(modules)), None)
     if stored and as_listed is not None:
-        note = f"the file's order is taken, though others fit the config: {_chain(modules)}"
-        return replace(as_listed, note=note) if len(found) > 1 else as_listed
-    if len(found) > 1 or not search.complete:
-        pairs = [(a, b) for a, b in zip(*(o.modules for o in found[:2]), strict=True) if a != b]
+        note = f"the file's order is taken, though others fit the config: {_chain_text(modules)}"
+        return replace(as_listed, note=note) if len(orders) > 1 else as_listed
+    if len(orders) > 1 or not search.complete:
+        pairs = [(a, b) for a, b in zip(*(o.modules for o in orders[:2]), strict=True) if a != b]
         names = " and ".join(printable(module.name) for module in pairs[0]) if pairs else "several"
         raise WeightsError(
             f"{names} are alike: no name tells which runs first",
@@ -112,19 +112,19 @@ def _as_config(
             where=source,
             hint="a .pt file of torch.save keeps the modules' order",
         )
-    return found[0] if found else None
+    return orders[0] if orders else None
 
 
-_Size = tuple[str, int, int, int]
-"""Kind, features read, features given, directions."""
+ModuleSize = tuple[str, int, int, int]
+"""Kind, input size, output size, number of directions."""
 
 
-def _sized(spec: LayerSpec) -> _Size:
+def _layer_size(spec: LayerSpec) -> ModuleSize:
     kind = "linear" if isinstance(spec, DenseSpec) else spec.kind
     return kind, spec.input_size, spec.output_size, getattr(spec, "directions", 1)
 
 
-def _sizes(module: Module) -> list[_Size]:
+def _module_sizes(module: Module) -> list[ModuleSize]:
     if isinstance(module, LinearModule):
         return [("linear", module.input_size, module.output_size, 1)]
     return [
@@ -133,38 +133,38 @@ def _sizes(module: Module) -> list[_Size]:
     ]
 
 
-def _as_stored(order: ModuleOrder) -> ModuleOrder:
-    """Say so where the file's order is not the only one that fits and no number tells it."""
+def _stored_order(order: ModuleOrder) -> ModuleOrder:
+    """Stored order, with a note if other orders fit as well."""
     modules = order.modules
     others = []
     if 1 < len(modules) <= MAX_MODULES:
-        found = _Search(modules, flat=order.steps is not None).orders()
-        others = [one for one in found if one.modules != modules]
+        orders = _Search(modules, flat=order.steps is not None).orders()
+        others = [one for one in orders if one.modules != modules]
     if not others:
         return order
     note = (
-        f"the modules run in the order in which the file lists them: {_chain(modules)}; their "
-        f"sizes also fit as {_other(order, others)}"
+        f"the modules run in the order of the file: {_chain_text(modules)}; their "
+        f"sizes also fit as {_other_order(order, others)}"
     )
     return ModuleOrder(modules, order.steps, order.flatten, note)
 
 
-def _other(order: ModuleOrder, others: Sequence[ModuleOrder]) -> str:
-    """Another order, and how to say that it is meant: no config tells layers of one size apart."""
+def _other_order(order: ModuleOrder, others: Sequence[ModuleOrder]) -> str:
+    """Another order in words, with the command that selects it, unless all sizes are equal."""
     apart = [one for one in others if _all_sizes(one) != _all_sizes(order)]
     if not apart:
-        return _chain(others[0].modules)
+        return _chain_text(others[0].modules)
     return (
-        f"{_chain(apart[0].modules)}, which a config of its layers says: lstm-cli run CONFIG DATA "
+        f"{_chain_text(apart[0].modules)}, which a config selects: lstm-cli run CONFIG DATA "
         "--weights FILE"
     )
 
 
-def _all_sizes(order: ModuleOrder) -> tuple[_Size, ...]:
-    return tuple(size for module in order.modules for size in _sizes(module))
+def _all_sizes(order: ModuleOrder) -> tuple[ModuleSize, ...]:
+    return tuple(size for module in order.modules for size in _module_sizes(module))
 
 
-def _fit(modules: Sequence[Module], flat: bool) -> ModuleOrder | None:
+def _checked_order(modules: Sequence[Module], flat: bool) -> ModuleOrder | None:
     """The modules in this very order, if each reads what the one before gives."""
     steps = flatten = None
     for k, (before, module) in enumerate(pairwise(modules), 1):
@@ -183,32 +183,32 @@ def _fit(modules: Sequence[Module], flat: bool) -> ModuleOrder | None:
 
 
 class _Search:
-    """All orders in which the sizes chain and numbers in the names ascend."""
+    """Search for orders in which sizes fit and numbers in the names ascend."""
 
     def __init__(
-        self, modules: Sequence[Module], flat: bool, wanted: Sequence[_Size] | None = None
+        self, modules: Sequence[Module], flat: bool, wanted: Sequence[ModuleSize] | None = None
     ) -> None:
-        self._modules, self._flat, self._wanted = modules, flat, wanted
+        self._modules, self._flat, self._config_sizes = modules, flat, wanted
         self._after = [
             [k for k, other in enumerate(modules) if is_numbered_before(other.name, module.name)]
             for module in modules
         ]
-        self._counts = [len(_sizes(module)) for module in modules]
+        self._counts = [len(_module_sizes(module)) for module in modules]
         self._steps = 0
 
     @property
     def complete(self) -> bool:
-        """Whether all orders were tried."""
+        """Whether the search has tried all orders."""
         return self._steps < MAX_SEARCH_STEPS
 
     def orders(self) -> list[ModuleOrder]:
-        """At most `MAX_ORDERS` of them."""
+        """First orders that fit, at most `MAX_ORDERS`."""
         tried = ([self._modules[k] for k in places] for places in self._places())
-        fitting = (order for one in tried if (order := _fit(one, self._flat)) is not None)
+        fitting = (order for one in tried if (order := _checked_order(one, self._flat)) is not None)
         return list(islice(fitting, MAX_ORDERS))
 
     def _places(self) -> Iterator[list[int]]:
-        """Depth first, earlier modules first."""
+        """Indices of the modules, searched depth first, earlier modules first."""
         pending: list[tuple[list[int], list[int]]] = [([], [*range(len(self._modules))])]
         while pending and self.complete:
             chosen, rest = pending.pop()
@@ -220,9 +220,9 @@ class _Search:
                     pending.append(([*chosen, k], [j for j in rest if j != k]))
 
     def _follows(self, chosen: list[int], k: int) -> bool:
-        if self._wanted is not None:
-            done, sizes = sum(self._counts[j] for j in chosen), _sizes(self._modules[k])
-            return list(self._wanted[done : done + len(sizes)]) == sizes
+        if self._config_sizes is not None:
+            done, sizes = sum(self._counts[j] for j in chosen), _module_sizes(self._modules[k])
+            return list(self._config_sizes[done : done + len(sizes)]) == sizes
         if not chosen:
             return True
         before, module = self._modules[chosen[-1]], self._modules[k]
@@ -241,7 +241,7 @@ def natural_sort_key(name: str) -> list[tuple[int, str]]:
 
 
 def is_numbered_before(first: str, second: str) -> bool:
-    """Whether the names differ by a number first, and the first one's is lower or not there."""
+    """Whether the first difference of the names is a lower, or missing, number in `first`."""
     one, other = natural_sort_key(first), natural_sort_key(second)
     for k, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
@@ -249,9 +249,9 @@ def is_numbered_before(first: str, second: str) -> bool:
     return len(one) < len(other)
 
 
-def _order_hint(found: Sequence[ModuleOrder], complete: bool) -> str:
-    """What tells the order: a config too, where no two orders have the same sizes."""
-    if len(set(map(_all_sizes, found))) < len(found) or not complete:
+def _order_hint(orders: Sequence[ModuleOrder], complete: bool) -> str:
+    """Hint on the order; a config helps if no two orders have the same sizes."""
+    if len(set(map(_all_sizes, orders))) < len(orders) or not complete:
         return "a .pt file of torch.save keeps the modules' order"
     return (
         "a .pt file of torch.save keeps the modules' order; or list the layers in a config: "
@@ -259,23 +259,27 @@ def _order_hint(found: Sequence[ModuleOrder], complete: bool) -> str:
     )
 
 
-def _decided(
-    found: list[ModuleOrder],
+def _decided_order(
+    orders: list[ModuleOrder],
     complete: bool,
     modules: Sequence[Module],
     stored: bool,
     source: str,
-    why: str,
+    reason: str,
 ) -> ModuleOrder:
-    """The one order, or the one whose Linears come last, where those are in an order too."""
-    order = found[0] if len(found) == 1 and complete else _preferred(found, complete, modules)
+    """Only order, or the only one whose Linears come last in the order of their numbers."""
+    order = (
+        orders[0]
+        if len(orders) == 1 and complete
+        else _linears_last_order(orders, complete, modules)
+    )
     if order is None:
         raise WeightsError(
             f"the sizes of {len(modules)} modules fit in more than one order",
             expected="sizes, or numbers in the names, that tell one order",
-            found="; ".join(_chain(one.modules) for one in found[:3]),
+            found="; ".join(_chain_text(one.modules) for one in orders[:3]),
             where=source,
-            hint=_order_hint(found, complete),
+            hint=_order_hint(orders, complete),
         )
     first = modules[0]
     if (
@@ -284,23 +288,27 @@ def _decided(
         and first.bias is None
         and first != order.modules[0]
     ):
-        raise _misfit(modules, source)  # an embedding, more likely than a head that came first
-    others = [one for one in found if one is not order]
-    also = f", and also as {_other(order, others)}" if others else ""
-    note = f"{why}: the modules run as {_chain(order.modules)}, in which their sizes fit{also}"
+        raise _sizes_do_not_fit(
+            modules, source
+        )  # more likely an embedding than a head that comes first
+    others = [one for one in orders if one is not order]
+    also = f", and also as {_other_order(order, others)}" if others else ""
+    note = (
+        f"{reason}: the modules run as {_chain_text(order.modules)}, in which their sizes fit{also}"
+    )
     return ModuleOrder(order.modules, order.steps, order.flatten, note)
 
 
-def _preferred(
-    found: list[ModuleOrder], complete: bool, modules: Sequence[Module]
+def _linears_last_order(
+    orders: list[ModuleOrder], complete: bool, modules: Sequence[Module]
 ) -> ModuleOrder | None:
     names = [module.name for module in modules if isinstance(module, LinearModule)]
     pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
-    if not complete or len({one.flatten is None for one in found}) > 1:
+    if not complete or len({one.flatten is None for one in orders}) > 1:
         return None
     if not all(is_numbered_before(a, b) or is_numbered_before(b, a) for a, b in pairs):
         return None
-    taken = [order for order in found if _ends_in_linears(order)]
+    taken = [order for order in orders if _ends_in_linears(order)]
     return taken[0] if len(taken) == 1 else None
 
 
@@ -309,13 +317,13 @@ def _ends_in_linears(order: ModuleOrder) -> bool:
     return kinds == sorted(kinds)
 
 
-def _chain(modules: Sequence[Module]) -> str:
+def _chain_text(modules: Sequence[Module]) -> str:
     names = [printable(module.name or "(the whole model)") for module in modules]
     return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
 
 
-def _reads_a_half(modules: Sequence[Module]) -> Module | None:
-    """A Linear that reads as many features as one direction of a bidirectional module gives."""
+def _linear_of_one_direction(modules: Sequence[Module]) -> Module | None:
+    """Linear whose input has the size of one direction of a bidirectional module."""
     halves = {
         m.output_size // 2
         for m in modules
@@ -325,24 +333,23 @@ def _reads_a_half(modules: Sequence[Module]) -> Module | None:
     return next((m for m in linears if m.input_size in halves), None)
 
 
-def _misfit(modules: Sequence[Module], source: str) -> WeightsError:
-    """Sizes that do not chain, in any order: say each module's."""
+def _sizes_do_not_fit(modules: Sequence[Module], source: str) -> WeightsError:
+    """Error for sizes that fit in no order, with those of each module."""
     sizes = [
         f"{printable(m.name or '(the whole model)')} ({m.kind}) reads {m.input_size} and gives "
         f"{m.output_size}"
         for m in modules[:12]
     ]
-    bare = [m.name for m in modules if isinstance(m, LinearModule) and m.bias is None]
+    without_bias = [m.name for m in modules if isinstance(m, LinearModule) and m.bias is None]
     hint = "--prefix takes only the names below a prefix"
-    if bare:
+    if without_bias:
+        name = printable(without_bias[0])
+        hint = f"{name} has no bias: if it is an nn.Embedding, there is no layer for it"
+    linear = _linear_of_one_direction(modules)
+    if linear is not None:
         hint = (
-            f"{printable(bare[0])} has no bias: if it is an nn.Embedding, there is no layer for it"
-        )
-    halved = _reads_a_half(modules)
-    if halved is not None:
-        hint = (
-            f"{printable(halved.name)} may read one direction (h_n[-1], h_n[-2]) or the sum of both, "
-            "which a state dict does not say: torch.onnx.export writes a model that does"
+            f"{printable(linear.name)} may read one direction (h_n[-1], h_n[-2]) or the sum of "
+            "both, which a state dict does not state: torch.onnx.export writes a model that does"
         )
     return WeightsError(
         "the modules' sizes do not fit one after the other",

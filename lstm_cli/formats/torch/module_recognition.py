@@ -1,8 +1,7 @@
 """Recognition of modules in a state dict, and of tensors that belong to no layer.
 
-State dicts also hold losses, metrics and copies of the network, and several tools store a weight as
-the parts from which they compute it. Names and shapes tell which; each error names the kind and
-what to do.
+State dicts also hold losses, metrics and copies of the network. Several tools store a weight as the
+parts from which they compute it. Names and shapes show the kind, and each error has a hint for it.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from lstm_cli.formats.torch.modules import (
     ModuleTensors,
     StateTensors,
     UnfitModuleError,
-    group,
-    not_floats,
-    problem,
-    recurrent,
-    shape_of,
+    dtype_problems,
+    group_tensors,
+    module_problem,
+    name_and_shape,
+    read_recurrent_module,
 )
 from lstm_cli.formats.torch.tensors import StateTensor, list_names, printable
 
@@ -42,39 +41,52 @@ MAX_PROBLEMS = 20
 def recognize_modules(
     tensors: StateTensors, source: str, stored: bool = True
 ) -> tuple[list[Module], tuple[str, ...]]:
-    """Modules in stored order, which says something if `stored`, and notes on what is left out.
+    """Modules in stored order, and notes on tensors that are left out.
+
+    Parameters
+    ----------
+    source
+        Path of the file, for errors.
+    stored
+        Whether the stored order is that of the model.
 
     Raises
     ------
     WeightsError
-        Names every module and tensor that has no layer here.
+        Modules or tensors have no layer in lstm-cli; the error names each of them.
     """
-    found, elsewhere = find_weight_forms(tensors)
-    problems: list[tuple[Problem, str | None]] = [(one, None) for one in found]
-    groups, strays, counts = group(
-        {n: t for n, t in tensors.items() if not _is_below(n, elsewhere)} if found else tensors
+    form_problems, rewritten_modules = find_weight_forms(tensors)
+    problems: list[tuple[Problem, str | None]] = [(problem, None) for problem in form_problems]
+    groups, strays, integers = group_tensors(
+        {n: t for n, t in tensors.items() if not _is_below(n, rewritten_modules)}
+        if form_problems
+        else tensors
     )
     modules: list[Module] = []
     notes: list[str] = []
-    twins = find_copies(groups)
-    for one in groups:
-        beside = twins.get(one.name) or (None if one.recurrent else _beside(one))
-        if beside is not None:
-            shapes = ", ".join(shape_of(tensor) for tensor in one.tensors())
-            problems.append((problem(one, beside.kind, shapes), beside.pattern))
+    copies = find_copies(groups)
+    for group in groups:
+        non_layer = copies.get(group.name) or (
+            None if group.recurrent else _non_layer_module(group)
+        )
+        if non_layer is not None:
+            shapes = ", ".join(name_and_shape(tensor) for tensor in group.tensors())
+            problems.append((module_problem(group, non_layer.kind, shapes), non_layer.pattern))
             continue
-        wrong = not_floats(one)
-        problems += [(each, None) for each in wrong]
-        if not wrong:
+        dtype_errors = dtype_problems(group)
+        problems += [(problem, None) for problem in dtype_errors]
+        if not dtype_errors:
             try:
-                modules.append(recurrent(one) if one.recurrent else _linear(one, strays))
+                modules.append(
+                    read_recurrent_module(group) if group.recurrent else _linear(group, strays)
+                )
             except UnfitModuleError as error:
                 problems.append((error.problem, None))
                 continue
-            if is_in_loss(one.name):
+            if is_in_loss(group.name):
                 notes.append(
-                    f"{printable(one.name)} is taken for a Linear, though by its name it is of a loss: "
-                    f"--ignore '{one.name}.*' leaves it out"
+                    f"{printable(group.name)} is read as a Linear, though by its name it is of a "
+                    f"loss: --ignore '{group.name}.*' leaves it out"
                 )
     problems += [_stray_problem(tensor) for tensor in strays]
     problems += [
@@ -83,17 +95,17 @@ def recognize_modules(
         if not n.isprintable()
     ]
     if problems or not modules:
-        raise _refused(problems, modules, source, stored)
-    names = [tensor.name for tensor in counts]
+        raise _refusal(problems, modules, source, stored)
+    names = [tensor.name for tensor in integers]
     if names:
         notes.insert(0, f"left out, as they are counts: {list_names(names)}")
     return modules, tuple(notes)
 
 
-def _refused(
+def _refusal(
     problems: list[tuple[Problem, str | None]], modules: Sequence[Module], source: str, stored: bool
 ) -> WeightsError:
-    """The problems, each with what helps: one option for all that is beside the network."""
+    """Error with all problems. One hint has the option that leaves out all non-layers."""
     if not problems:
         return WeightsError(
             "there are no recurrent or linear weights",
@@ -103,16 +115,19 @@ def _refused(
     patterns = list(dict.fromkeys(pattern for _, pattern in problems if pattern))
     hint: str | None = None
     if not patterns or any(pattern is None for _, pattern in problems):
-        hint = _only(modules, stored)
+        hint = _only_hint(modules, stored)
     elif len(patterns) < MAX_PROBLEMS and all(map(_is_pattern, patterns)):
         hint = f"--ignore '{','.join(patterns)}' leaves out what no output depends on"
     return WeightsError(
-        [_at(replace(one, hint=one.hint or hint), source) for one, _ in problems[:MAX_PROBLEMS]]
+        [
+            replace(problem, where=(source,), hint=problem.hint or hint)
+            for problem, _ in problems[:MAX_PROBLEMS]
+        ]
     )
 
 
-def _only(modules: Sequence[Module], stored: bool) -> str | None:
-    """How to take the modules that are read, where they are a network by themselves."""
+def _only_hint(modules: Sequence[Module], stored: bool) -> str | None:
+    """Hint to select the supported modules, if they are a network by themselves."""
     try:
         modules = find_module_order(modules, stored, "").modules
     except (WeightsError, IndexError):
@@ -127,36 +142,37 @@ def _only(modules: Sequence[Module], stored: bool) -> str | None:
 
 
 def _is_pattern(name: str) -> bool:
-    """Whether a name says no more than itself in a pattern within quotes."""
+    # In quotes, such a name matches only itself.
     return re.fullmatch(r"[\w.* -]+", name) is not None
-
-
-def _at(problem: Problem, source: str) -> Problem:
-    return Problem(problem.what, problem.expected, problem.found, (source,), problem.hint)
 
 
 def _linear(group: ModuleTensors, strays: Sequence[StateTensor]) -> LinearModule:
     parts = group.parts[0, False]
     weight, bias = parts.get("weight"), parts.get("bias")
     if weight is None:
-        raise UnfitModuleError(problem(group, "has a bias and no weight"))
+        raise UnfitModuleError(module_problem(group, "has a bias and no weight"))
     if len(weight.shape) != 2:
-        raise UnfitModuleError(problem(group, f"has no layer here: {_kind(group, weight, strays)}",
-                            shape_of(weight)))  # fmt: skip
+        what = f"has no layer here: {_module_kind(group, weight, strays)}"
+        raise UnfitModuleError(module_problem(group, what, name_and_shape(weight)))
     if bias is None and _EMBEDDING.search(group.name):
         what = "has no layer here: by its name it is nn.Embedding"
-        raise UnfitModuleError(problem(group, what, shape_of(weight)))
+        raise UnfitModuleError(module_problem(group, what, name_and_shape(weight)))
     if 0 in weight.shape or (bias is not None and bias.shape != weight.shape[:1]):
-        sizes = ", ".join(shape_of(t) for t in (weight, bias) if t is not None)
-        raise UnfitModuleError(problem(group, "is no nn.Linear: its shapes do not fit", sizes))
+        sizes = ", ".join(name_and_shape(t) for t in (weight, bias) if t is not None)
+        raise UnfitModuleError(
+            module_problem(group, "is not an nn.Linear: its shapes do not fit", sizes)
+        )
     return LinearModule(group.name, weight, bias)
 
 
-def _kind(group: ModuleTensors, weight: StateTensor, strays: Sequence[StateTensor]) -> str:
-    """What a module is whose weight is no matrix."""
-    own = {tensor.name.rpartition(".")[2] for tensor in strays
-           if tensor.name.rpartition(".")[0] == group.name}  # fmt: skip
-    if "running_mean" in own:
+def _module_kind(group: ModuleTensors, weight: StateTensor, strays: Sequence[StateTensor]) -> str:
+    """Kind of a module whose weight is not a matrix."""
+    stray_names = {
+        tensor.name.rpartition(".")[2]
+        for tensor in strays
+        if tensor.name.rpartition(".")[0] == group.name
+    }
+    if "running_mean" in stray_names:
         return "by its running mean it is nn.BatchNorm"
     if not weight.shape:
         return "it is a single number"
@@ -167,11 +183,11 @@ def _kind(group: ModuleTensors, weight: StateTensor, strays: Sequence[StateTenso
 
 
 def _stray_problem(tensor: StateTensor) -> tuple[Problem, str | None]:
-    """A tensor that is no weight of a layer, and the pattern that leaves it out, if it may be."""
+    """Problem of a tensor that belongs to no layer, and the pattern that leaves it out, if any."""
     last = tensor.name.rpartition(".")[2]
-    beside = non_layer_of_name(tensor.name)
-    kind = None if beside is None else beside.kind
-    pattern = tensor.name if beside is None else beside.pattern
+    non_layer = non_layer_of_name(tensor.name)
+    kind = None if non_layer is None else non_layer.kind
+    pattern = tensor.name if non_layer is None else non_layer.pattern
     if last in _PARTS:
         kind, pattern = f"it is {_PARTS[last]}'s", ""
     elif kind is None and not tensor.shape:
@@ -181,19 +197,23 @@ def _stray_problem(tensor: StateTensor) -> tuple[Problem, str | None]:
     return Problem(what + (f": {kind}" if kind else ""), found=found), pattern or None
 
 
-def _beside(group: ModuleTensors) -> NonLayer | None:
-    """What a module is whose weight is no matrix, if by its name it is no part of the network."""
+def _non_layer_module(group: ModuleTensors) -> NonLayer | None:
+    """Kind of a module without a matrix, if its name shows that it is not part of the network."""
     weight = group.parts[0, False].get("weight")
     if weight is None or len(weight.shape) == 2:
         return None
-    found = non_layer_of_name(f"{group.name}.weight")
-    return None if found is None else NonLayer(f"is no layer: {found.kind}", found.pattern)
+    non_layer = non_layer_of_name(f"{group.name}.weight")
+    return (
+        None
+        if non_layer is None
+        else NonLayer(f"is not a layer: {non_layer.kind}", non_layer.pattern)
+    )
 
 
 def _is_below(name: str, modules: Collection[str]) -> bool:
-    """Whether a tensor is of one of the modules, or of a module in one."""
-    own = name.startswith(("module.", "parametrizations.")) or "." not in name
-    return any(name.startswith(f"{module}.") if module else own for module in modules)
+    """Whether a tensor belongs to one of the modules or to a module in them."""
+    of_whole_model = name.startswith(("module.", "parametrizations.")) or "." not in name
+    return any(name.startswith(f"{module}.") if module else of_whole_model for module in modules)
 
 
 _LOSS = re.compile(
@@ -221,22 +241,22 @@ _STATE = re.compile(r"[hc]_?(0|init)|(init|initial)_?(h|c|hidden|cell|states?)\w
 
 @dataclass(frozen=True)
 class NonLayer:
-    """What a tensor or module is that no output depends on, and the pattern that leaves it out."""
+    """Kind of a tensor or module that no output depends on, and a pattern that leaves it out."""
 
     kind: str
     pattern: str
 
 
 def non_layer_of_name(name: str) -> NonLayer | None:
-    """What a tensor of this name is, if it is no part of the network."""
+    """Kind of a tensor whose name shows that it is not part of the network; else None."""
     *modules, last = name.split(".")
     if len(name) > MAX_NAME_LENGTH:
         return None
     for pattern, kind in (
         (_LOSS, "the class weights of a loss" if last == "weight" else "a part of a loss"),
-        (_METRIC, "a metric's, which counts results"),
-        (_OPTIMIZER, "an optimizer's or a schedule's"),
-        (_COPY, "a copy's of the network, such as a moving average"),
+        (_METRIC, "part of a metric, which counts results"),
+        (_OPTIMIZER, "part of an optimizer or a schedule"),
+        (_COPY, "part of a copy of the network, such as a moving average"),
     ):
         index = next((k for k, part in enumerate(modules) if pattern.fullmatch(part)), None)
         if index is not None:
@@ -245,8 +265,8 @@ def non_layer_of_name(name: str) -> NonLayer | None:
             return NonLayer(f"by its name it is {kind}", ".".join([*modules[: index + 1], "*"]))
     for pattern, kind in (
         (_LOSS_NAMES, "the class weights of a loss"),
-        (_METRIC_NAMES, "a metric's, which counts results"),
-        (_OPTIMIZER_NAMES, "an optimizer's"),
+        (_METRIC_NAMES, "part of a metric, which counts results"),
+        (_OPTIMIZER_NAMES, "part of an optimizer"),
         (_STATE, "a learned initial state, without which states begin at 0"),
     ):
         if pattern.fullmatch(last):
@@ -255,22 +275,22 @@ def non_layer_of_name(name: str) -> NonLayer | None:
 
 
 def is_in_loss(module: str) -> bool:
-    """Whether a module is, by its name, a loss or in one."""
+    """Whether a module is, by its name, a loss or part of one."""
     return any(_LOSS.fullmatch(part) for part in module.split("."))
 
 
 def find_copies(groups: Sequence[ModuleTensors]) -> dict[str, NonLayer]:
-    """Modules that are, by name and shapes, a copy of another one, such as a moving average."""
-    found: dict[str, NonLayer] = {}
+    """Modules that copy another one by name and shapes, such as a moving average."""
+    copies: dict[str, NonLayer] = {}
     if len(groups) > MAX_MODULES:
-        return found
-    shapes = {group.name: _shapes(group) for group in groups}
+        return copies
+    shapes = {group.name: _tensor_shapes(group) for group in groups}
     ends: dict[str, list[str]] = {}
     for name in shapes:
         parts = name.split(".")
-        for k in range(max(0, len(parts) - DEEPEST), len(parts)):
+        for k in range(max(0, len(parts) - MAX_NAME_PARTS), len(parts)):
             ends.setdefault(".".join(parts[k:]), []).append(name)
-    for name, own in shapes.items():
+    for name, group_shapes in shapes.items():
         parts = name.split(".")
         index = next((k for k, part in enumerate(parts) if _COPY.fullmatch(part)), None)
         if index is None:
@@ -278,19 +298,24 @@ def find_copies(groups: Sequence[ModuleTensors]) -> dict[str, NonLayer]:
         rest = parts[index + 1 :]
         while rest and rest[0] in ("module", "model", "_orig_mod"):
             rest = rest[1:]
-        twins = ends.get(".".join(rest), []) if rest else [*shapes]
+        candidates = ends.get(".".join(rest), []) if rest else [*shapes]
         start = ".".join(parts[: index + 1])
-        twin = next(
-            (t for t in twins if not f"{t}.".startswith(f"{start}.") and shapes[t] == own), None
+        original = next(
+            (
+                t
+                for t in candidates
+                if not f"{t}.".startswith(f"{start}.") and shapes[t] == group_shapes
+            ),
+            None,
         )
-        if twin is not None:
-            other = printable(twin or "(the whole model)")
+        if original is not None:
+            other = printable(original or "(the whole model)")
             kind = f"is, by its name, a copy of {other}: --prefix {start} reads it alone"
-            found[name] = NonLayer(kind, f"{start}.*")
-    return found
+            copies[name] = NonLayer(kind, f"{start}.*")
+    return copies
 
 
-def _shapes(group: ModuleTensors) -> list[tuple[int, ...]]:
+def _tensor_shapes(group: ModuleTensors) -> list[tuple[int, ...]]:
     return [tensor.shape for tensor in group.tensors()]
 
 
@@ -305,53 +330,51 @@ _QUANTIZED = re.compile(
     r"(?P<module>.*?)\.?(?<![^.])(_packed_params|_all_weight_values|qweight|qzeros|SCB|weight_format|"
     r"weight\.(absmax|quant_map|quant_state|nested_absmax)|scale_weight)(\..*|$)"
 )
-_OLD = {
+_OLD_FORMS = {
     frozenset("gv"): ("weight_norm", "torch.nn.utils.remove_weight_norm"),
     frozenset(("orig", "u")): ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
     frozenset(("orig", "mask")): ("pruning", "torch.nn.utils.prune.remove"),
 }
-"""Endings of the parts of a weight: which function made them, and which one undoes it."""
+"""Endings of the parts of a weight: the method that made them, and the function to undo it."""
 _RENAME = (
     "give the weights of the state dict s their names back: import re; torch.save({**{k: v for k, "
     "v in s.items() if not k.endswith('_raw')}, **{re.sub(%s): v for k, v in s.items() if "
     "k.endswith('_raw')}}, path)"
 )
 MAX_MODULES = 500
-"""Modules among which copies are looked for."""
-DEEPEST = 16
+"""Number of modules up to which copies are searched."""
+MAX_NAME_PARTS = 16
 MAX_NAME_LENGTH = 500
-"""Characters of a name that is looked into."""
+"""Characters of the longest name that is searched for patterns."""
 MAX_FORMS = 20
-"""Weights in other forms that are named."""
+"""Number of weights in other forms that an error names."""
 
 
 def find_weight_forms(tensors: Mapping[str, StateTensor]) -> tuple[list[Problem], set[str]]:
-    """Weights that are kept in another form, a problem each, and names of their modules."""
+    """Problems of weights that are stored in another form, and names of their modules."""
     problems: list[Problem] = []
     modules: set[str] = set()
-    seen: set[tuple[str, ...]] = set()
+    reported: set[tuple[str, ...]] = set()
     for name in tensors:
         for pattern, explain in _FORMS if len(name) <= MAX_NAME_LENGTH else ():
             match = pattern.fullmatch(name)
             if match is None:
                 continue
             key = (pattern.pattern, match["module"], match.groupdict().get("weight", ""))
-            said = None if key in seen else explain(match, tensors)
-            if said is not None:
-                seen.add(key)
+            form = None if key in reported else explain(match, tensors)
+            if form is not None:
+                reported.add(key)
                 modules.add(match["module"].rstrip("."))
-                problems.append(_problem(name, tensors, *said))
+                what, hint = form
+                stored = f"{printable(name)} {tensors[name].shape}"
+                problems.append(Problem(what, found=stored, hint=hint))
         if len(problems) == MAX_FORMS:
             break
     return problems, modules
 
 
-def _problem(name: str, tensors: Mapping[str, StateTensor], what: str, hint: str) -> Problem:
-    return Problem(what, found=f"{printable(name)} {tensors[name].shape}", hint=hint)
-
-
 WeightForm = tuple[str, str] | None
-"""What a form of a weight is, and what to do about it."""
+"""Form of a weight in words, and a hint; None if the form is not known."""
 
 
 def _parametrized(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
@@ -363,29 +386,30 @@ def _parametrized(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
     elif any(f"{start}{k}._u" in tensors for k in range(3)):
         kind = "spectral_norm"
     undo = "torch.nn.utils.parametrize.remove_parametrizations"
-    return _kept(module, weight, kind, undo)
+    return _form_of_parts(module, weight, kind, undo)
 
 
 def _suffixed(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
     module, weight = match["module"], match["weight"]
     parts = {part for part in ("g", "v", "u", "orig", "mask", "raw")
              if f"{module}{weight}_{part}" in tensors}  # fmt: skip
-    for endings, (kind, undo) in _OLD.items():
+    for endings, (kind, undo) in _OLD_FORMS.items():
         if endings <= parts and match["part"] in (*endings, "v"):
-            return _kept(module, weight, kind, undo)
+            return _form_of_parts(module, weight, kind, undo)
     if match["part"] == "raw" and re.fullmatch(r"(weight|bias)_[ih]h_l\d+(_reverse)?", weight):
         inner = any(name.startswith(f"{module}module.") for name in tensors)
         rule = r"r'([^.]+)_raw$', r'module.\1', k" if inner else "r'_raw$', '', k"
-        what = f"{_named(module)} keeps {printable(weight)} as {printable(weight)}_raw, as WeightDrop does"
+        name = printable(weight)
+        what = f"{_module_title(module)} keeps {name} as {name}_raw, as WeightDrop does"
         return what, _RENAME % rule
     return None
 
 
-def _kept(module: str, weight: str, kind: str, undo: str) -> WeightForm:
+def _form_of_parts(module: str, weight: str, kind: str, undo: str) -> WeightForm:
     owner = f"model.get_submodule({module.rstrip('.')!r})" if module else "model"
     before = "import torch.nn.utils.prune; " if "prune" in undo else ""
     return (
-        f"{_named(module)} keeps {printable(weight)} as the parts of {kind}",
+        f"{_module_title(module)} keeps {printable(weight)} as the parts of {kind}",
         f"{before}{undo}({owner}, {weight!r}), then torch.save(model.state_dict(), path)",
     )
 
@@ -393,7 +417,7 @@ def _kept(module: str, weight: str, kind: str, undo: str) -> WeightForm:
 def _adapted(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
     base = any(".base_layer." in f".{name}" or name.endswith(".weight") for name in tensors)
     return (
-        f"{_named(match['module'])} is adapted by LoRA or a method like it"
+        f"{_module_title(match['module'])} is adapted by LoRA or a method like it"
         + ("" if base else ", and the file holds the adapters alone"),
         "in PyTorch, with the package peft: "
         "torch.save(model.merge_and_unload().state_dict(), path)",
@@ -402,12 +426,12 @@ def _adapted(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
 
 def _quantized(match: re.Match[str], tensors: Iterable[str]) -> WeightForm:
     return (
-        f"{_named(match['module'])} is quantized",
+        f"{_module_title(match['module'])} is quantized",
         "save the state dict of the model before it is quantized",
     )
 
 
-def _named(module: str) -> str:
+def _module_title(module: str) -> str:
     return f"the module {printable(module.rstrip('.') or '(the whole model)')}"
 
 

@@ -1,4 +1,4 @@
-"""Reading a PyTorch file: its state dict, the modules and their order, and the native network."""
+"""Reading a PyTorch file: its state dict, the order of its modules, and the native network."""
 
 from __future__ import annotations
 
@@ -38,32 +38,34 @@ def read(path: Path, options: ReadOptions) -> Imported:
     Raises
     ------
     WeightsError
-        Not readable, hostile, or a network that lstm-cli cannot represent.
+        The file is unreadable or hostile, or lstm-cli cannot represent the network.
     """
     check_regular(path)
     if _is_safetensors(path):
         whole = StateDict((), read_tensors(path))
-        part = _below(whole, options.prefix, path)
+        part = _below_prefix(whole, options.prefix, path)
         if options.only or options.ignore:
             (part,) = select_tensors([part], options, path, [whole])
         title = "PyTorch state dict in safetensors"
-        return _imported(path, part.tensors, title, options.layers, stored=False, notes=part.notes)
+        return _build_imported(
+            path, part.tensors, title, options.layers, stored=False, notes=part.notes
+        )
     with TorchArchive(path) as archive:
         state = find_state_dict(archive.root, options, path)
         tensors = {name: archive.tensor(name, view) for name, view in state.tensors.items()}
         stored = not _is_sorted(tensors)
         title, notes = "PyTorch state dict", state.notes
-        return _imported(path, tensors, title, options.layers, stored=stored, notes=notes)
+        return _build_imported(path, tensors, title, options.layers, stored=stored, notes=notes)
 
 
 def _is_sorted(tensors: StateTensors) -> bool:
-    """Whether the names are sorted, which is no order that PyTorch gives: a weight comes first."""
+    # PyTorch never sorts names, because a module's weight comes before its bias.
     names = list(tensors)
     starts = [name.rpartition(".")[2].startswith("bias") for name in names]
     return names == sorted(names) and any(a > b for a, b in pairwise(starts))
 
 
-def _imported(
+def _build_imported(
     path: Path,
     tensors: StateTensors,
     title: str,
@@ -73,25 +75,25 @@ def _imported(
     notes: tuple[str, ...] = (),
 ) -> Imported:
     modules, left_out = recognize_modules(tensors, str(path), stored)
-    config, network = translate(find_module_order(modules, stored, str(path), layers))
-    kinds = {str(layer["type"]) for layer in network.layers}
+    config, builder = build_network(find_module_order(modules, stored, str(path), layers))
+    kinds = {str(layer["type"]) for layer in builder.layers}
     return Imported(
         path=path,
         format="pytorch",
         title=title,
-        sha256=_digest(path),
+        sha256=_sha256(path),
         config=config,
-        tensors=network.tensors,
-        sources=tuple(network.sources),
+        tensors=builder.tensors,
+        sources=tuple(builder.sources),
         gate_orders={
             kind: " ".join(gates) for kind, gates in NATIVE_GATES.items() if kind in kinds
         },
-        notes=(*notes, *left_out, *network.notes),
-        split_biases=network.split_biases,
+        notes=(*notes, *left_out, *builder.notes),
+        split_biases=builder.split_biases,
     )
 
 
-def _below(state: StateDict, prefix: str | None, path: Path) -> StateDict:
+def _below_prefix(state: StateDict, prefix: str | None, path: Path) -> StateDict:
     part = state.below(prefix) if prefix else state
     if not part.tensors and prefix:
         raise WeightsError(
@@ -102,16 +104,16 @@ def _below(state: StateDict, prefix: str | None, path: Path) -> StateDict:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """A zip archive begins with PK, a pickle with 0x80; safetensors with the header's length."""
+    # A zip archive starts with PK, a pickle with 0x80, safetensors with the header's length.
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except (OSError, ValueError):
-        return False  # said when it is opened as an archive
+        return False  # opening it as an archive reports the problem
     return head[8:] == b"{" and not head.startswith(b"PK")
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -121,7 +123,7 @@ def _digest(path: Path) -> str:
 
 @dataclass
 class TorchNetworkBuilder:
-    """A network in native terms, as it grows layer by layer."""
+    """Native network that grows layer by layer; its fields are those of `Imported`."""
 
     layers: list[dict[str, Any]] = field(default_factory=list)
     tensors: dict[str, Array] = field(default_factory=dict)
@@ -130,31 +132,31 @@ class TorchNetworkBuilder:
     split_biases: dict[str, Array] = field(default_factory=dict)
 
 
-def translate(order: ModuleOrder) -> tuple[dict[str, Any], TorchNetworkBuilder]:
-    """The config as a mapping, and the network.
+def build_network(order: ModuleOrder) -> tuple[dict[str, Any], TorchNetworkBuilder]:
+    """Build the config, as a mapping, and the native network.
 
     Raises
     ------
     WeightsError
-        The file lacks a tensor's values.
+        The file lacks the values of a tensor.
     """
-    network = TorchNetworkBuilder()
+    builder = TorchNetworkBuilder()
     for k, module in enumerate(order.modules):
         if k == order.flatten:
-            network.layers.append({"type": "flatten"})
+            builder.layers.append({"type": "flatten"})
         if isinstance(module, RecurrentModule):
-            _add_recurrent(network, module)
+            _add_recurrent(builder, module)
         else:
-            _add_linear(network, module)
+            _add_linear(builder, module)
     model: dict[str, Any] = {"input_size": order.modules[0].input_size}
     if order.steps is not None:
         model["steps"] = order.steps
-    model["layers"] = network.layers
-    network.notes += _assumptions(order, network)
-    return {"model": model}, network
+    model["layers"] = builder.layers
+    builder.notes += _notes(order, builder)
+    return {"model": model}, builder
 
 
-def _add_recurrent(network: TorchNetworkBuilder, module: RecurrentModule) -> None:
+def _add_recurrent(builder: TorchNetworkBuilder, module: RecurrentModule) -> None:
     for layer in module.layers:
         first = layer[0]
         options: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
@@ -167,62 +169,62 @@ def _add_recurrent(network: TorchNetworkBuilder, module: RecurrentModule) -> Non
             options["bias"] = False
         elif not all(biased):
             without = "reverse" if biased[0] else "forward"
-            network.notes.append(
+            builder.notes.append(
                 f"no {without} bias is stored for {printable(module.name)}: set to 0"
             )
-        prefix = f"layers.{len(network.layers)}."
-        network.layers.append(options)
-        for direction, way in zip(layer, ("", "reverse."), strict=False):
-            _add_direction(network, direction, prefix + way, biased=any(biased))
+        prefix = f"layers.{len(builder.layers)}."
+        builder.layers.append(options)
+        for direction, folder in zip(layer, ("", "reverse."), strict=False):
+            _add_direction(builder, direction, prefix + folder, biased=any(biased))
 
 
 def _add_direction(
-    network: TorchNetworkBuilder, direction: TorchDirection, prefix: str, *, biased: bool
+    builder: TorchNetworkBuilder, direction: TorchDirection, prefix: str, *, biased: bool
 ) -> None:
     tensors, gates = direction.tensors, NATIVE_GATES[direction.kind]
     for stem in ("weight_ih", "weight_hh"):
-        _add(network, tensors[stem], prefix + stem, gates)
+        _add_tensor(builder, tensors[stem], prefix + stem, gates)
     if biased:
-        _add_biases(network, direction, prefix)
+        _add_biases(builder, direction, prefix)
     if "weight_hr" in tensors:
-        _add(network, tensors["weight_hr"], f"{prefix}weight_hr")
+        _add_tensor(builder, tensors["weight_hr"], f"{prefix}weight_hr")
 
 
-def _add_biases(network: TorchNetworkBuilder, direction: TorchDirection, prefix: str) -> None:
-    """gru keeps both; lstm and rnn have their sum, added in float64 and rounded once."""
+def _add_biases(builder: TorchNetworkBuilder, direction: TorchDirection, prefix: str) -> None:
+    """Add both biases of a gru, or the sum of those of an lstm or rnn, rounded once."""
     tensors, gates = direction.tensors, NATIVE_GATES[direction.kind]
     rows = len(gates) * direction.hidden_size
     if "bias_ih" not in tensors:
         stems = ("bias_ih", "bias_hh") if direction.kind == "gru" else ("bias",)
-        like = network.tensors[f"{prefix}weight_ih"]
-        network.tensors.update({prefix + stem: np.zeros(rows, like.dtype) for stem in stems})
+        like = builder.tensors[f"{prefix}weight_ih"]
+        builder.tensors.update({prefix + stem: np.zeros(rows, like.dtype) for stem in stems})
     elif direction.kind == "gru":
         for stem in ("bias_ih", "bias_hh"):
-            _add(network, tensors[stem], prefix + stem, gates)
+            _add_tensor(builder, tensors[stem], prefix + stem, gates)
     else:
         pair = tensors["bias_ih"], tensors["bias_hh"]
         first, second = (tensor.read() for tensor in pair)
-        network.tensors[f"{prefix}bias"] = _sum(first, second)
-        network.split_biases |= {f"{prefix}bias_ih": first, f"{prefix}bias_hh": second}
+        builder.tensors[f"{prefix}bias"] = _rounded_sum(first, second)
+        builder.split_biases |= {f"{prefix}bias_ih": first, f"{prefix}bias_hh": second}
         for tensor, other in (pair, pair[::-1]):
             change = f"added to {other.name}"
-            network.sources += _blocks(tensor, f"{prefix}bias", gates, change)
+            builder.sources += _tensor_sources(tensor, f"{prefix}bias", gates, change)
 
 
-def _sum(first: Array, second: Array) -> Array:
+def _rounded_sum(first: Array, second: Array) -> Array:
     dtype = np.result_type(first, second)
-    with np.errstate(all="ignore"):  # an overflow is refused later, where values are checked
+    with np.errstate(all="ignore"):  # an overflow is refused later, with all values
         return np.asarray(first.astype(np.float64) + second, dtype)
 
 
-def _add(
-    network: TorchNetworkBuilder, tensor: StateTensor, native: str, gates: tuple[str, ...] = ()
+def _add_tensor(
+    builder: TorchNetworkBuilder, tensor: StateTensor, native: str, gates: tuple[str, ...] = ()
 ) -> None:
-    network.tensors[native] = tensor.read()
-    network.sources += _blocks(tensor, native, gates)
+    builder.tensors[native] = tensor.read()
+    builder.sources += _tensor_sources(tensor, native, gates)
 
 
-def _blocks(
+def _tensor_sources(
     tensor: StateTensor, native: str, gates: tuple[str, ...], change: str = ""
 ) -> list[TensorSource]:
     if not gates:
@@ -232,31 +234,31 @@ def _blocks(
     return [replace(one, dtype=tensor.dtype) for one in found]
 
 
-def _add_linear(network: TorchNetworkBuilder, module: LinearModule) -> None:
-    prefix = f"layers.{len(network.layers)}."
+def _add_linear(builder: TorchNetworkBuilder, module: LinearModule) -> None:
+    prefix = f"layers.{len(builder.layers)}."
     bias = {"bias": False} if module.bias is None else {}
-    network.layers.append({"type": "dense", "units": module.output_size, **bias})
-    _add(network, module.weight, f"{prefix}weight")
+    builder.layers.append({"type": "dense", "units": module.output_size, **bias})
+    _add_tensor(builder, module.weight, f"{prefix}weight")
     if module.bias is not None:
-        _add(network, module.bias, f"{prefix}bias")
+        _add_tensor(builder, module.bias, f"{prefix}bias")
 
 
-def _assumptions(order: ModuleOrder, network: TorchNetworkBuilder) -> list[str]:
-    """What a state dict does not say, and what to set where it is otherwise."""
+def _notes(order: ModuleOrder, builder: TorchNetworkBuilder) -> list[str]:
+    """Notes on facts that a state dict does not state, and on how to set them."""
     notes = [] if order.note is None else [order.note]
     if order.flatten is not None:
         module = order.modules[order.flatten]
         before = order.modules[order.flatten - 1]
         states = isinstance(before, RecurrentModule) and len(before.layers) == order.steps
         notes.append(
-            f"{printable(module.name)} reads {module.input_size} features, {order.steps} times what "
-            f"the layer before gives: taken for {order.steps} steps side by side (flatten)"
+            f"{printable(module.name)} reads {module.input_size} features, {order.steps} times "
+            f"what the layer before gives: read as {order.steps} steps side by side (flatten)"
             + (f", not for the final states of all {order.steps} layers (h_n)" if states else "")
         )
-    return notes + _unsaid(network.layers, order.flatten is not None)
+    return notes + _assumption_notes(builder.layers, order.flatten is not None)
 
 
-def _unsaid(layers: Sequence[Mapping[str, Any]], flat: bool) -> list[str]:
+def _assumption_notes(layers: Sequence[Mapping[str, Any]], flat: bool) -> list[str]:
     notes = []
     places = {
         kind: [k for k, layer in enumerate(layers) if layer["type"] in kinds]
@@ -265,12 +267,13 @@ def _unsaid(layers: Sequence[Mapping[str, Any]], flat: bool) -> list[str]:
         }.items()
     }  # fmt: skip
     if places["recurrent"] and not flat:
-        notes.append(_every_step(layers, places["recurrent"][-1]))
+        notes.append(_every_step_note(layers, places["recurrent"][-1]))
     if places["rnn"]:
-        notes.append(f"tanh is assumed in the rnn; if not: {_set(places['rnn'], 'relu')}")
+        notes.append(f"tanh is assumed in the rnn; if not: {_settings(places['rnn'], 'relu')}")
     if places["dense"]:
         notes.append(
-            f"no activation is assumed after a Linear; if not: {_set(places['dense'], 'softmax')}"
+            "no activation is assumed after a Linear; if not: "
+            f"{_settings(places['dense'], 'softmax')}"
         )
     if len(places["recurrent"]) > 1:
         notes.append(
@@ -280,8 +283,8 @@ def _unsaid(layers: Sequence[Mapping[str, Any]], flat: bool) -> list[str]:
     return notes
 
 
-def _every_step(layers: Sequence[Mapping[str, Any]], last: int) -> str:
-    """How to take one vector a sequence, of which a bidirectional layer has two."""
+def _every_step_note(layers: Sequence[Mapping[str, Any]], last: int) -> str:
+    """Note on taking one vector per sequence; a bidirectional layer offers two kinds."""
     setting = f"--set model.layers.{last}.return_sequences=false"
     if not layers[last].get("bidirectional"):
         return f"every step's output is taken; for the last valid step only: {setting}"
@@ -292,33 +295,35 @@ def _every_step(layers: Sequence[Mapping[str, Any]], last: int) -> str:
     )
 
 
-def _set(places: list[int], activation: str) -> str:
+def _settings(places: list[int], activation: str) -> str:
     shown_places = places if len(places) <= 4 else places[:3] + places[-1:]
     return " ".join(f"--set model.layers.{k}.activation={activation}" for k in shown_places)
 
 
-_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_tensors(path: Path) -> dict[str, StateTensor]:
-    """All tensors by name, names that differ by a number in the order of the numbers.
+    """All tensors by name; names that differ by a number are sorted by the number.
 
     Raises
     ------
     WeightsError
-        Missing, unreadable, or not safetensors.
+        The file is missing, unreadable or not safetensors.
     """
     entries, _ = deserialize_entries(path, read_whole(path))
     tensors = {}
     for name, entry in sorted(entries, key=lambda pair: natural_sort_key(pair[0])):
-        dtype = _WORDS.get(entry["dtype"], str(entry["dtype"]).lower())
+        dtype = _DTYPE_NAMES.get(entry["dtype"], str(entry["dtype"]).lower())
         shape = tuple(entry["shape"])
-        read = partial(_values, path, name, dtype, shape, entry["data"])
+        read = partial(_safetensors_values, path, name, dtype, shape, entry["data"])
         tensors[name] = StateTensor(name, shape, dtype, read)
     return tensors
 
 
-def _values(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: bytearray) -> Array:
+def _safetensors_values(
+    path: Path, name: str, dtype: str, shape: tuple[int, ...], data: bytearray
+) -> Array:
     if dtype not in FLOATS:
         raise WeightsError(
             f"{printable(name)} is stored as {dtype}",

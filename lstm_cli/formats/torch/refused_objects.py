@@ -1,7 +1,7 @@
-"""Values in a pickle that are no tensors: which keys hold them, and how to save the weights alone.
+"""Errors for objects in a pickle that lstm-cli never builds: their keys, and a hint.
 
-Nothing of them is made. PyTorch itself can load them, which runs what the file names; a hint has
-the line of Python that does so and saves the state dict without them.
+PyTorch itself can load such objects, which executes code that the file names. A hint has the Python
+code that does so and saves the state dict without them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lstm_cli.formats.torch.allowed_globals import RefusedObject, UnknownGlobal
 from lstm_cli.formats.torch.state_dict import StateDict, state_dicts
 from lstm_cli.formats.torch.tensors import printable
 
-STATE_DICT = "save the weights alone: torch.save(model.state_dict(), path)"
+SAVE_WEIGHTS_HINT = "save the weights alone: torch.save(model.state_dict(), path)"
 REFUSED = ", which is refused: nothing was executed"
 MAX_PLACES = 20
 DEEPEST = 32
 
 Key = str | int
-Trail = tuple[Key, ...]
+KeyPath = tuple[Key, ...]
 
 _UNQUANTIZED = (
     "save the state dict of the model before it is quantized; or of each quantized LSTM or GRU m, "
@@ -41,7 +41,7 @@ _TENSORS = {
     "_rebuild_wrapper_subclass": ("a tensor of a class of its own", _PLAIN_CLASS),
     "ScriptObject": ("the packed weights of a quantized module", _UNQUANTIZED),
 }
-"""Tensors that are none here: in words, and what to do."""
+"""Functions that build unsupported tensors: the kind in words, and a hint."""
 _KINDS = (
     (r"numpy\b.*\.scalar", "a NumPy number"),
     (r"numpy\b.*\._reconstruct", "a NumPy array"),
@@ -55,79 +55,83 @@ _KINDS = (
     (r"torch\.torch_version\..*", "a version of PyTorch"),
     (r"torch\.optim\..*", "an optimizer or a schedule"),
 )
-"""Classes and functions that checkpoints often name, in words."""
+"""Classes and functions that checkpoints often name, and their kind in words."""
 
-_POWERFUL = {
+_DANGEROUS_MODULES = {
     "os", "posix", "nt", "subprocess", "builtins", "__builtin__", "sys", "shutil", "socket", "code",
     "importlib", "runpy", "pty", "ctypes", "commands", "webbrowser", "pickle", "torch.hub",
     "multiprocessing",
 }  # fmt: skip
-"""Modules whose functions could do anything: a file that names one is not to be loaded at all."""
+"""Modules with dangerous functions; a hint never loads a file that names one of them."""
 
-_PLAIN = {
+_PLAIN_TYPES = {
     "list", "dict", "set", "frozenset", "tuple", "int", "float", "complex", "bool", "str", "bytes",
     "bytearray", "range", "slice", "object",
 }  # fmt: skip
-"""Names in these modules that are nothing but types."""
+"""Harmless types in these modules."""
 
 
 def refusal(
-    root: Any, foreign: Sequence[UnknownGlobal], source: str, path: Path | str = "path"
+    root: Any, unknown_globals: Sequence[UnknownGlobal], source: str, path: Path | str = "path"
 ) -> WeightsError:
-    """The error for a pickle that names something foreign, by the keys that hold it.
+    """Error for a pickle that names unknown globals, with the keys that hold their values.
 
     Parameters
     ----------
     root
-        What the pickle holds, an `RefusedObject` in each place of what was not made.
-    foreign
-        All that it names, in order; not empty.
+        Content of the pickle, with a `RefusedObject` for each value that was not built.
+    unknown_globals
+        Unknown globals in order; not empty.
     source, path
-        What it was read from, and the file as a hint's Python names it.
+        File and member in words, and the path in the Python code of hints.
     """
-    found = list(_places(root))
-    if not found:
-        name = printable(str(foreign[0]))
+    refused = list(_refused_values(root))
+    if not refused:
+        name = printable(str(unknown_globals[0]))
         return WeightsError(
             f"{source} names {name}{REFUSED}",
             expected="tensors, storages and plain containers only",
-            hint=STATE_DICT,
+            hint=SAVE_WEIGHTS_HINT,
         )
-    tensors = [one for one in found if _is_tensor(one[1])]
-    trail, value = (tensors or found)[0]
-    whole = not trail and _is_module(value)
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    places = "; ".join(f"{_where(t)}: {_words(v)}" for t, v in found[:8])
+    tensors = [one for one in refused if _is_tensor(one[1])]
+    keys, value = (tensors or refused)[0]
+    whole = not keys and _is_module(value)
+    more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+    descriptions = "; ".join(f"{_key_path(t)}: {_description(v)}" for t, v in refused[:8])
     return WeightsError(
-        f"{source} holds {_words(value)}"
-        + (f" under {_where(trail)}{more}" if trail else "")
+        f"{source} holds {_description(value)}"
+        + (f" under {_key_path(keys)}{more}" if keys else "")
         + REFUSED,
         expected="tensors, storages and plain containers only",
-        found=places + (f" and {len(found) - 8} more" if len(found) > 8 else "") if more else None,
-        hint=_tensor_hint(value) if tensors else _hint(root, found, foreign, path, whole=whole),
+        found=descriptions + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
+        if more
+        else None,
+        hint=_tensor_hint(value)
+        if tensors
+        else _hint(root, refused, unknown_globals, path, whole=whole),
     )
 
 
-def _places(root: Any) -> Iterator[tuple[Trail, RefusedObject | UnknownGlobal]]:
-    """Keys that lead to what was not made, the first few in stored order."""
-    pending: list[tuple[Trail, Any]] = [((), root)]
-    seen: set[int] = set()
+def _refused_values(root: Any) -> Iterator[tuple[KeyPath, RefusedObject | UnknownGlobal]]:
+    """Values that were not built, with their keys; the first `MAX_PLACES` in stored order."""
+    pending: list[tuple[KeyPath, Any]] = [((), root)]
+    visited: set[int] = set()
     count = 0
     while pending and count < MAX_PLACES:
-        trail, value = pending.pop()
+        keys, value = pending.pop()
         if isinstance(value, RefusedObject | UnknownGlobal):
             count += 1
-            yield trail, value
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            if len(trail) < DEEPEST:
+            yield keys, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in visited:
+            visited.add(id(value))
+            if len(keys) < DEEPEST:
                 pairs = value.items() if isinstance(value, dict) else enumerate(value)
-                pending += [((*trail, key), child) for key, child in reversed(list(pairs))]
+                pending += [((*keys, key), child) for key, child in reversed(list(pairs))]
 
 
-def _where(trail: Trail) -> str:
-    """Keys as one path: ``hyper_parameters.folders[0]``."""
-    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in trail)
+def _key_path(keys: KeyPath) -> str:
+    # Such as hyper_parameters.folders[0].
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
     return printable(text.removeprefix(".")) if text else "(the file itself)"
 
 
@@ -147,8 +151,8 @@ def _tensor_hint(value: RefusedObject | UnknownGlobal) -> str:
     return _TENSORS[source.name][1]
 
 
-def _words(value: RefusedObject | UnknownGlobal) -> str:
-    """What the value is, and which class or function makes it."""
+def _description(value: RefusedObject | UnknownGlobal) -> str:
+    """Kind of a value, and the class or function that would build it."""
     source = value.source if isinstance(value, RefusedObject) else value
     name = printable(str(source))
     if _is_tensor(value):
@@ -167,53 +171,57 @@ def _words(value: RefusedObject | UnknownGlobal) -> str:
 
 def _hint(
     root: Any,
-    found: Sequence[tuple[Trail, Any]],
-    foreign: Sequence[UnknownGlobal],
+    refused: Sequence[tuple[KeyPath, Any]],
+    unknown_globals: Sequence[UnknownGlobal],
     path: Path | str,
     *,
     whole: bool,
 ) -> str:
-    """The line of Python that loads all of it and saves the state dict."""
-    modules = [trail for trail, value in found if _is_module(value)]
+    """Python code that loads the whole file and saves the state dict."""
+    modules = [keys for keys, value in refused if _is_module(value)]
     dicts = state_dicts(root)
-    if any(one.module in _POWERFUL and one.name not in _PLAIN for one in foreign):
-        return STATE_DICT
+    if any(
+        one.module in _DANGEROUS_MODULES and one.name not in _PLAIN_TYPES for one in unknown_globals
+    ):
+        return SAVE_WEIGHTS_HINT
     if whole or (modules and not dicts):
-        where = "" if whole else _index(modules[0])
-        taken = f"{loading(path, foreign)}{where}.state_dict()"
+        where = "" if whole else _index_code(modules[0])
+        expression = f"{load_code(path, unknown_globals)}{where}.state_dict()"
     elif len(dicts) == 1:
-        taken = _taken(loading(path, foreign), dicts[0], found)
+        expression = _state_dict_code(load_code(path, unknown_globals), dicts[0], refused)
     else:
-        return STATE_DICT
+        return SAVE_WEIGHTS_HINT
     return (
-        f"{_before(foreign)}torch.save({taken}, {renamed(path)!r}) saves the state dict alone; "
+        f"{_windows_paths_code(unknown_globals)}torch.save({expression}, "
+        f"{weights_file_name(path)!r}) saves the state dict alone; "
         "it runs what the file names: only for a file you trust, where its classes can be imported"
     )
 
 
-def loading(path: Path | str, foreign: Sequence[UnknownGlobal] = ()) -> str:
-    """The call that loads a file, of whatever device it was saved on."""
-    return f"torch.load({str(path)!r}, map_location='cpu', weights_only={not foreign})"
+def load_code(path: Path | str, unknown_globals: Sequence[UnknownGlobal] = ()) -> str:
+    """Python code that loads a file onto the CPU."""
+    return f"torch.load({str(path)!r}, map_location='cpu', weights_only={not unknown_globals})"
 
 
-def renamed(path: Path | str) -> str:
-    """A name beside the file for what is saved of it."""
+def weights_file_name(path: Path | str) -> str:
+    """Name for a file of weights next to the original."""
     return str(Path(path).with_suffix("")) + "-weights.pt"
 
 
-def _before(foreign: Sequence[UnknownGlobal]) -> str:
-    """Paths of Windows can be made on Windows only; pure ones anywhere."""
-    module = next((one.module for one in foreign if one.name == "WindowsPath"), None)
+def _windows_paths_code(unknown_globals: Sequence[UnknownGlobal]) -> str:
+    # Windows paths exist on Windows only, pure ones everywhere.
+    module = next((one.module for one in unknown_globals if one.name == "WindowsPath"), None)
     return "" if module is None else f"import {module} as p; p.WindowsPath = p.PurePath; "
 
 
-def _taken(load: str, state: StateDict, found: Sequence[tuple[Trail, Any]]) -> str:
-    """The state dict as Python takes it from the loaded file, without what is no tensor in it."""
-    inside = any(trail[: len(state.keys)] == state.keys for trail, _ in found)
-    taken = load + _index(state.keys)
+def _state_dict_code(load: str, state: StateDict, refused: Sequence[tuple[KeyPath, Any]]) -> str:
+    inside = any(keys[: len(state.keys)] == state.keys for keys, _ in refused)
+    expression = load + _index_code(state.keys)
     plain = state.plain and not inside
-    return taken if plain else f"{{k: v for k, v in {taken}.items() if torch.is_tensor(v)}}"
+    return (
+        expression if plain else f"{{k: v for k, v in {expression}.items() if torch.is_tensor(v)}}"
+    )
 
 
-def _index(trail: Trail) -> str:
-    return "".join(f"[{key!r}]" for key in trail)
+def _index_code(keys: KeyPath) -> str:
+    return "".join(f"[{key!r}]" for key in keys)

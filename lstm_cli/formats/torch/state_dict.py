@@ -1,4 +1,4 @@
-"""The state dict in what a file holds, often one entry of a checkpoint, and what is taken of it."""
+"""The state dict of a file, often one entry of a checkpoint, and the selection of its tensors."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lstm_cli.formats.torch.tensors import list_names, printable
 
 DEEPEST = 8
 MAX_NAMES = 1000
-"""Names of tensors among which one like a wrong pattern is looked for."""
+"""Number of tensor names that are searched for one like a wrong pattern."""
 _WEIGHT = re.compile(r"(^|\.)weight(_ih|_hh)?(_l\d+(_reverse)?)?(_(g|v|orig|raw)|\.original\d?)?$")
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """One state dict of a file.
+    """State dict in a file.
 
     Attributes
     ----------
     keys
-        That lead to it in the file; none for the file's own.
+        Keys that lead to it in the file; empty if the file itself is the state dict.
     tensors
-        By name, in stored order.
+        Tensors by name, in stored order.
     notes
-        What else the file holds, and what options leave out.
+        Notes on other content of the file, and on tensors that options leave out.
     plain
-        Whether it is a dict, not one of a class of its own.
+        Whether it is a plain dict, not one of a user-defined class.
     """
 
     keys: tuple[str | int, ...]
@@ -45,116 +45,129 @@ class StateDict:
 
     @property
     def path(self) -> str:
-        """The keys, joined by dots."""
+        """Keys joined by dots."""
         return ".".join(map(str, self.keys))
 
     def full(self, name: str) -> str:
-        """A tensor's name with the keys in front."""
+        """Name of a tensor with the keys before it."""
         return f"{self.path}.{name}" if self.keys else name
 
     def below(self, prefix: str) -> StateDict:
-        """Only the names below a prefix, which may begin with this state dict's own path."""
+        """Copy with the names below a prefix only; the prefix may start with `path`."""
         start = prefix.rstrip(".") + "."
-        kept = {
+        tensors = {
             name: tensor
             for name, tensor in self.tensors.items()
             if name.startswith(start) or self.full(name).startswith(start)
         }
-        return replace(self, tensors=kept)
+        return replace(self, tensors=tensors)
 
     def matched(self, pattern: re.Pattern[str]) -> set[str]:
-        """Names that a pattern matches, with the keys in front or without them."""
+        """Names that a pattern matches, with or without the keys before them."""
         return {n for n in self.tensors if pattern.match(n) or pattern.match(self.full(n))}
 
 
 def find_state_dict(root: Any, options: ReadOptions, path: Path) -> StateDict:
-    """The one state dict below `root` from which the options take something.
+    """Find the only state dict below `root` from which the options select tensors.
 
     Raises
     ------
     WeightsError
-        None, or several of them.
+        There is none, or there are several.
     """
-    found, prefix = state_dicts(root), options.prefix
+    all_dicts, prefix = state_dicts(root), options.prefix
     if prefix:
-        # A state dict that stands there wins over names in others that happen to begin so.
-        there = [one for one in found if _begins(one.path, prefix) or _begins(prefix, one.path)]
-        taken = [part for part in (one.below(prefix) for one in there or found) if part.tensors]
+        # A state dict at the prefix wins over others whose names happen to start with it.
+        at_prefix = [
+            state
+            for state in all_dicts
+            if _starts_with(state.path, prefix) or _starts_with(prefix, state.path)
+        ]
+        candidates = [
+            part
+            for part in (state.below(prefix) for state in at_prefix or all_dicts)
+            if part.tensors
+        ]
     else:
-        taken = found
-    if not taken:
-        raise _none(root, prefix, path)
+        candidates = all_dicts
+    if not candidates:
+        raise _no_state_dict(root, prefix, path)
     if options.only or options.ignore:
-        taken = select_tensors(taken, options, path, found)
-    if len(taken) > 1:
-        names = [one.path or "(the file itself)" for one in taken]
+        candidates = select_tensors(candidates, options, path, all_dicts)
+    if len(candidates) > 1:
+        names = [state.path or "(the file itself)" for state in candidates]
         raise WeightsError(
-            f"{path} holds {len(taken)} state dicts",
+            f"{path} holds {len(candidates)} state dicts",
             expected="one",
             found=list_names(names),
-            hint=f"--prefix {taken[-1].path} takes that one" if taken[-1].path else None,
+            hint=f"--prefix {candidates[-1].path} takes that one" if candidates[-1].path else None,
         )
-    return taken[0]
+    return candidates[0]
 
 
 def select_tensors(
-    found: Sequence[StateDict], options: ReadOptions, path: Path, whole: Sequence[StateDict] = ()
+    candidates: Sequence[StateDict],
+    options: ReadOptions,
+    path: Path,
+    all_dicts: Sequence[StateDict] = (),
 ) -> list[StateDict]:
-    """What ``--only`` and ``--ignore`` take of the state dicts, those that lose all left out.
+    """Select tensors by ``--only`` and ``--ignore``; state dicts without any are left out.
 
     Parameters
     ----------
-    whole
-        The state dicts before a prefix, whose names a pattern may match as well.
+    all_dicts
+        State dicts before the selection by prefix; patterns may match their names as well.
 
     Raises
     ------
     WeightsError
-        A pattern matches no name, nothing is left, or only a part of a layer is.
+        A pattern matches no name, no tensor is left, or only a part of a layer is left.
     """
     only, ignore = (
-        [_compiled(pattern, name, whole or found, path) for pattern in patterns]
+        [_compile_pattern(pattern, name, all_dicts or candidates, path) for pattern in patterns]
         for name, patterns in (("only", options.only), ("ignore", options.ignore))
     )
-    kept = []
-    for state in found:
+    selection = []
+    for state in candidates:
         names = set(state.tensors)
-        taken = set[str]().union(*map(state.matched, only)) if only else names
-        ignored = taken.intersection(*[set[str]().union(*map(state.matched, ignore))])
-        left = {name: t for name, t in state.tensors.items() if name in taken - ignored}
+        matched = set[str]().union(*map(state.matched, only)) if only else names
+        ignored = matched.intersection(*[set[str]().union(*map(state.matched, ignore))])
+        tensors = {name: t for name, t in state.tensors.items() if name in matched - ignored}
         notes = [
             f"left out, as {option} says: {list_names([n for n in state.tensors if n in out])}"
-            for option, out in (("--only", names - taken), ("--ignore", ignored))
+            for option, out in (("--only", names - matched), ("--ignore", ignored))
             if out
         ]
-        if left:
-            _check_layers(state, left, path)
-            kept.append(replace(state, tensors=left, notes=(*state.notes, *notes)))
-    if not kept:
-        given = [f"--{n} {','.join(p)}" for n, p in _given(options)]
+        if tensors:
+            _check_layers(state, tensors, path)
+            selection.append(replace(state, tensors=tensors, notes=(*state.notes, *notes)))
+    if not selection:
+        option_texts = [f"--{n} {','.join(p)}" for n, p in _selection_options(options)]
         raise WeightsError(
             f"no tensor of {path} is left",
-            expected="at least one that the options take",
-            found=" ".join(given),
-            hint=f"the names are {list_names(_modules(found))}",
+            expected="at least one that the options select",
+            found=" ".join(option_texts),
+            hint=f"the names are {list_names(_module_patterns(candidates))}",
         )
-    return kept
+    return selection
 
 
-def _given(options: ReadOptions) -> list[tuple[str, tuple[str, ...]]]:
+def _selection_options(options: ReadOptions) -> list[tuple[str, tuple[str, ...]]]:
     prefix = (options.prefix,) if options.prefix else ()
-    named = (("prefix", prefix), ("only", options.only), ("ignore", options.ignore))
-    return [(name, given) for name, given in named if given]
+    option_values = (("prefix", prefix), ("only", options.only), ("ignore", options.ignore))
+    return [(name, values) for name, values in option_values if values]
 
 
-def _compiled(pattern: str, option: str, found: Sequence[StateDict], path: Path) -> re.Pattern[str]:
-    """The pattern, which has to match a name."""
+def _compile_pattern(
+    pattern: str, option: str, candidates: Sequence[StateDict], path: Path
+) -> re.Pattern[str]:
+    """Compile a pattern, which must match a name."""
     compiled = re.compile(fnmatch.translate(pattern))
-    if any(state.matched(compiled) for state in found):
+    if any(state.matched(compiled) for state in candidates):
         return compiled
-    modules = _modules(found)
+    modules = _module_patterns(candidates)
     below = f"{pattern.rstrip('.')}.*"
-    names = islice((n for state in found for n in state.tensors if len(n) < 200), MAX_NAMES)
+    names = islice((n for state in candidates for n in state.tensors if len(n) < 200), MAX_NAMES)
     near = below if below in modules else nearest(pattern, [*modules, *names])
     raise WeightsError(
         f"no tensor of {path} has a name that --{option} {printable(pattern)} matches",
@@ -164,9 +177,9 @@ def _compiled(pattern: str, option: str, found: Sequence[StateDict], path: Path)
     )
 
 
-def _modules(found: Sequence[StateDict]) -> list[str]:
-    """Patterns that take one module each, the outermost first: ``lstm.*``, ``net.fc.*``."""
-    names = islice((name for state in found for name in state.tensors), MAX_NAMES)
+def _module_patterns(candidates: Sequence[StateDict]) -> list[str]:
+    """Patterns for one module each, the outermost first: ``lstm.*``, ``net.fc.*``."""
+    names = islice((name for state in candidates for name in state.tensors), MAX_NAMES)
     parts = [name.split(".") for name in names if len(name) < 200]
     depth = max((len(one) for one in parts), default=0)
     starts = [
@@ -178,30 +191,31 @@ def _modules(found: Sequence[StateDict]) -> list[str]:
     return list(dict.fromkeys(starts))
 
 
-def _check_layers(state: StateDict, left: Mapping[str, Any], path: Path) -> None:
-    """Refuse a layer without its bias, say: it would be another one."""
-    kept = {weight_place(name) for name in left}
+def _check_layers(state: StateDict, tensors: Mapping[str, Any], path: Path) -> None:
+    """Refuse a selection of only some tensors of a layer, which would be another layer."""
+    kept_places = {weight_place(name) for name in tensors}
     lost = next(
-        (n for n in state.tensors if n not in left and weight_place(n) in kept - {None}), None
+        (n for n in state.tensors if n not in tensors and weight_place(n) in kept_places - {None}),
+        None,
     )
     if lost is not None:
         module = lost.rpartition(".")[0]
         raise WeightsError(
-            f"--only and --ignore take a part of one layer's tensors, without {printable(lost)}",
+            f"--only and --ignore select a part of one layer's tensors, without {printable(lost)}",
             expected="all of a layer, or nothing of it",
             where=str(path),
             hint=f"'{module}.*' matches all of the module" if module else None,
         )
 
 
-def _begins(path: str, start: str) -> bool:
-    """Whether a path of keys begins with another one, which is not empty."""
+def _starts_with(path: str, start: str) -> bool:
+    # An empty start matches nothing.
     return bool(start) and f"{path}.".startswith(f"{start.rstrip('.')}.")
 
 
-def _none(root: Any, prefix: str | None, path: Path) -> WeightsError:
+def _no_state_dict(root: Any, prefix: str | None, path: Path) -> WeightsError:
     below = f" below {printable(prefix)}" if prefix else ""
-    names = [str(key) for key in root] if isinstance(root, dict) else [_word(root)]
+    names = [str(key) for key in root] if isinstance(root, dict) else [_in_words(root)]
     return WeightsError(
         f"{path} holds no state dict{below}",
         expected="tensors named weight, weight_ih_l0, ... in a dict",
@@ -210,31 +224,31 @@ def _none(root: Any, prefix: str | None, path: Path) -> WeightsError:
     )
 
 
-def _word(value: Any) -> str:
+def _in_words(value: Any) -> str:
     return "one tensor" if isinstance(value, TensorView) else f"a {type(value).__name__}"
 
 
 def state_dicts(root: Any) -> list[StateDict]:
-    """Every mapping that holds weights itself, in stored order."""
+    """All mappings that hold weights themselves, in stored order."""
     return list(_state_dicts(root))
 
 
 def _state_dicts(root: Any) -> Iterator[StateDict]:
-    """Every mapping that holds weights itself; what lies below one is not searched."""
-    seen: set[int] = set()
+    """All mappings that hold weights themselves; the search stops at each of them."""
+    visited: set[int] = set()
     pending: list[tuple[tuple[str | int, ...], Any]] = [((), root)]
     while pending:
         keys, value = pending.pop()
         plain = not isinstance(value, RefusedObject)
         value = value.entries if isinstance(value, RefusedObject) else value
-        if id(value) in seen or len(keys) > DEEPEST:
+        if id(value) in visited or len(keys) > DEEPEST:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, dict):
             if _holds_weights(value):
                 yield _state_dict(keys, value, root, plain=plain)
                 continue
-            if _is_optimiser(value):
+            if _is_optimizer(value):
                 continue
         children = _children(value)
         pending += [((*keys, key), child) for key, child in reversed(children)]
@@ -254,7 +268,7 @@ def _holds_weights(mapping: dict[Any, Any]) -> bool:
     )
 
 
-def _is_optimiser(mapping: dict[Any, Any]) -> bool:
+def _is_optimizer(mapping: dict[Any, Any]) -> bool:
     return "state" in mapping and "param_groups" in mapping
 
 
@@ -269,10 +283,13 @@ def _state_dict(
     notes = []
     other = [str(name) for name in mapping if name not in tensors]
     if other:
-        notes.append(f"left out, as they are no tensors: {list_names(other)}")
+        notes.append(f"left out, as they are not tensors: {list_names(other)}")
     if keys and isinstance(root, dict):
-        beside = [str(name) for name in root if name != keys[0]]
-        if beside:
+        other_entries = [str(name) for name in root if name != keys[0]]
+        if other_entries:
             first = printable(str(keys[0]))
-            notes.append(f"left out of the checkpoint, beside {first}: {list_names(beside)}")
+            notes.append(
+                f"left out of the checkpoint, which holds more than {first}: "
+                f"{list_names(other_entries)}"
+            )
     return StateDict(keys, tensors, tuple(notes), plain)

@@ -1,6 +1,6 @@
 """An unpickler that makes tensors, containers, numbers and texts, and nothing else.
 
-It calls no class and imports no module, whatever a pickle names: its opcodes only move stand-ins
+It calls no class and imports no module that a pickle names. Its opcodes only move stand-ins
 (`allowed_globals`) between a stack and a memo.
 """
 
@@ -19,15 +19,15 @@ from lstm_cli.formats.torch.allowed_globals import (
     RefusedObject,
     UnknownGlobal,
 )
-from lstm_cli.formats.torch.refused_objects import STATE_DICT, refusal
+from lstm_cli.formats.torch.refused_objects import SAVE_WEIGHTS_HINT, refusal
 
 MAX_OPCODES = 1_000_000
-"""An opcode makes one object of a hundred bytes or two at most, so this bounds the memory."""
+"""Number of opcodes in a pickle. Each makes at most 200 bytes, so this limits the memory."""
 MAX_INTEGER_BYTES = 256
 
 
 class PickleScanner:
-    """Takes bytes in order, never more than there are."""
+    """Sequential reader of bytes that never passes the end."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -116,12 +116,12 @@ _ARGUMENTS: dict[int, Callable[[PickleScanner], Any]] = {
 
 
 def opcodes(scanner: PickleScanner) -> Iterator[tuple[int, Any]]:
-    """Opcode and argument (None: it has none), up to and with STOP.
+    """Opcodes with their arguments (None if there is none), up to and including STOP.
 
     Raises
     ------
     Malformed
-        Truncated, an argument that is no text, or more opcodes than any state dict has.
+        The pickle is truncated, an argument is not a text, or there are too many opcodes.
     """
     for _ in range(MAX_OPCODES):
         code = scanner.unsigned(1)
@@ -140,66 +140,66 @@ MAX_PICKLE_BYTES = 32 << 20
 MAX_KEY_CHARACTERS = 4096
 MAX_INTEGER_KEY = 2**31
 MAX_UNKNOWN_GLOBALS = 50_000
-"""Names that are not admitted, up to which the keys that hold them are looked for."""
+"""Number of unknown globals up to which their keys are searched."""
 
 
 def unpickle(data: bytes, source: str, path: Path | str = "path") -> Any:
-    """What a pickle holds: dicts, lists, tuples, numbers, texts and `TensorView`.
+    """Unpickle dicts, lists, tuples, numbers, texts and `TensorView`.
 
     Parameters
     ----------
     source
-        What it was read from, for errors.
+        File and member in words, for errors.
     path
-        The file, as a hint's Python names it.
+        Path in the Python code of hints.
 
     Raises
     ------
     WeightsError
-        It would call or make anything else (named; nothing of it is done), or is malformed.
+        The pickle is malformed, or names an unknown global; nothing of it is executed.
     """
-    root, foreign = unpickle_next(PickleScanner(data), source)
-    if foreign:
-        raise refusal(root, foreign, source, path)
+    root, unknown_globals = unpickle_next(PickleScanner(data), source)
+    if unknown_globals:
+        raise refusal(root, unknown_globals, source, path)
     return root
 
 
 def unpickle_next(scanner: PickleScanner, source: str) -> tuple[Any, tuple[UnknownGlobal, ...]]:
-    """What the next pickle of the bytes holds, and whatever foreign it names.
+    """Unpickle the next pickle of the data; also return the unknown globals that it names.
 
     Raises
     ------
     WeightsError
-        It is malformed.
+        The pickle is malformed.
     """
-    machine = _Machine()
+    machine = _PickleMachine()
     try:
-        return machine.run(scanner), tuple(machine.foreign)
+        return machine.run(scanner), tuple(machine.unknown_globals)
     except MalformedPickleError as error:
-        found = str(error)
+        problem = str(error)
     except (IndexError, KeyError, TypeError, AttributeError):
-        found = "an opcode lacks what it works on"
-    if machine.foreign:
-        raise refusal(None, machine.foreign, source)
+        problem = "an opcode lacks what it works on"
+    if machine.unknown_globals:
+        raise refusal(None, machine.unknown_globals, source)
     raise WeightsError(
-        f"{source} is no pickle of a state dict",
+        f"{source} is not a pickle of a state dict",
         expected="tensors in dicts, as torch.save writes them",
-        found=found,
-        hint=STATE_DICT,
+        found=problem,
+        hint=SAVE_WEIGHTS_HINT,
     )
 
 
-class _Machine:
-    """A pickle's stack, its marks and its memo."""
+class _PickleMachine:
+    """Stack, marks and memo of a pickle, and a method for each opcode."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # a stack for every open mark
+        self._marked_stacks: list[list[Any]] = []  # one stack for each open mark
         self._memo: dict[int, Any] = {}
-        self.foreign: list[UnknownGlobal] = []
+        self.unknown_globals: list[UnknownGlobal] = []
 
     def run(self, scanner: PickleScanner) -> Any:
-        """Carry out the opcodes; what the last one leaves."""
+        """Execute all opcodes and return the value on top of the stack."""
         for code, argument in opcodes(scanner):
             if code == _STOP:
                 return self._stack.pop()
@@ -215,14 +215,14 @@ class _Machine:
         raise MalformedPickleError("it has no end")
 
     def ignore(self, _: Any) -> None:
-        """Of no meaning here."""
+        """Skip an opcode that needs no action."""
 
     def mark(self, _: Any) -> None:
-        self._below.append(self._stack)
+        self._marked_stacks.append(self._stack)
         self._stack = []
 
     def _to_mark(self) -> list[Any]:
-        items, self._stack = self._stack, self._below.pop()
+        items, self._stack = self._stack, self._marked_stacks.pop()
         return items
 
     def pop(self, _: Any) -> None:
@@ -263,7 +263,7 @@ class _Machine:
         if isinstance(self._stack[-1], RefusedObject | UnknownGlobal):
             return
         if type(self._stack[-1]) is not list:
-            raise MalformedPickleError("values are added to what is no list")
+            raise MalformedPickleError("values are added to something that is not a list")
         self._stack[-1].extend(items)
 
     def set_item(self, _: Any) -> None:
@@ -279,23 +279,23 @@ class _Machine:
         if isinstance(mapping, RefusedObject):
             mapping = mapping.entries
         if type(mapping) is not dict or len(items) % 2:
-            raise MalformedPickleError("entries are set in what is no dict")
+            raise MalformedPickleError("entries are set in something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if _is_key(key):
                 mapping[key] = value
 
     def find(self, names: tuple[str, str]) -> None:
-        stand_in = allowed_globals.find(*names)
+        stand_in = allowed_globals.find_global(*names)
         if isinstance(stand_in, UnknownGlobal):
-            self.foreign.append(stand_in)
-            if len(self.foreign) > MAX_UNKNOWN_GLOBALS:
+            self.unknown_globals.append(stand_in)
+            if len(self.unknown_globals) > MAX_UNKNOWN_GLOBALS:
                 raise MalformedPickleError("it names very many classes")
         self._stack.append(stand_in)
 
     def find_on_stack(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise MalformedPickleError("a class is named by no text")
+            raise MalformedPickleError("the name of a class is not a text")
         self.find((module, name))
 
     def reduce(self, _: Any) -> None:
@@ -303,12 +303,12 @@ class _Machine:
         if isinstance(callee, UnknownGlobal | RefusedObject):
             self._make(callee)
         elif not isinstance(callee, AllowedCall) or type(arguments) is not tuple:
-            raise MalformedPickleError("it calls what is no function")
+            raise MalformedPickleError("it calls something that is not a function")
         else:
             self._stack.append(callee.call(*arguments))
 
     def new(self, _: Any) -> None:
-        """An object of the class below its arguments."""
+        """Make an object of the class below its arguments."""
         self._stack.pop()
         self._make(self._stack.pop())
 
@@ -317,7 +317,7 @@ class _Machine:
         self.new(None)
 
     def instance(self, names: tuple[str, str] | None) -> None:
-        """INST names a class itself; OBJ has it first above the mark."""
+        """Make an object of a class that INST names, and OBJ has first above the mark."""
         items = self._to_mark()
         if names is not None:
             self.find(names)
@@ -326,27 +326,27 @@ class _Machine:
 
     def _make(self, kind: Any) -> None:
         if not isinstance(kind, UnknownGlobal | RefusedObject):
-            raise MalformedPickleError("it makes an object of what is no class")
+            raise MalformedPickleError("it makes an object of something that is not a class")
         self._stack.append(RefusedObject(kind if isinstance(kind, UnknownGlobal) else kind.source))
 
     def build(self, _: Any) -> None:
-        """Attributes of an OrderedDict, such as the versions of its modules: not needed."""
+        """Ignore attributes of a dict, such as the versions of modules."""
         state = self._stack.pop()
         if isinstance(self._stack[-1], RefusedObject):
             self._stack[-1].is_module |= isinstance(state, dict) and "_modules" in state
         elif type(self._stack[-1]) is not dict and not isinstance(self._stack[-1], UnknownGlobal):
-            raise MalformedPickleError("attributes are set on what is no dict")
+            raise MalformedPickleError("attributes are set on something that is not a dict")
 
     def extension(self, code: int) -> None:
-        self.foreign.append(UnknownGlobal("copyreg", f"extension {code}"))
-        self._stack.append(RefusedObject(self.foreign[-1]))
+        self.unknown_globals.append(UnknownGlobal("copyreg", f"extension {code}"))
+        self._stack.append(RefusedObject(self.unknown_globals[-1]))
 
     def persistent(self, _: Any) -> None:
-        self._stack.append(allowed_globals.persistent(self._stack.pop()))
+        self._stack.append(allowed_globals.find_storage(self._stack.pop()))
 
 
 def _is_key(key: object) -> bool:
-    """Whether to keep an entry: no state dict has other keys, and hashing them may take long."""
+    # State dicts have no other keys, and hashing them could take long.
     if isinstance(key, str):
         return len(key) <= MAX_KEY_CHARACTERS
     return isinstance(key, int) and abs(key) < MAX_INTEGER_KEY
@@ -365,8 +365,8 @@ _MAKERS: dict[int, Callable[[], Any]] = {
 }
 
 
-def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
-    def make(machine: _Machine, _: Any) -> None:
+def _tuple_of(count: int) -> Callable[[_PickleMachine, Any], None]:
+    def make(machine: _PickleMachine, _: Any) -> None:
         stack = machine._stack
         if len(stack) < count:
             raise MalformedPickleError("a tuple lacks values")
@@ -375,38 +375,38 @@ def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
     return make
 
 
-_ACTIONS: dict[int, Callable[[_Machine, Any], None]] = {
-    0x80: _Machine.ignore,  # PROTO
-    0x95: _Machine.ignore,  # FRAME
-    ord("("): _Machine.mark,
-    ord("0"): _Machine.pop,
-    ord("1"): _Machine.pop_mark,
-    ord("2"): _Machine.duplicate,
-    ord("q"): _Machine.put,
-    ord("r"): _Machine.put,
-    0x94: _Machine.put,  # MEMOIZE
-    ord("h"): _Machine.get,
-    ord("j"): _Machine.get,
-    ord("t"): _Machine.close_tuple,
+_ACTIONS: dict[int, Callable[[_PickleMachine, Any], None]] = {
+    0x80: _PickleMachine.ignore,  # PROTO
+    0x95: _PickleMachine.ignore,  # FRAME
+    ord("("): _PickleMachine.mark,
+    ord("0"): _PickleMachine.pop,
+    ord("1"): _PickleMachine.pop_mark,
+    ord("2"): _PickleMachine.duplicate,
+    ord("q"): _PickleMachine.put,
+    ord("r"): _PickleMachine.put,
+    0x94: _PickleMachine.put,  # MEMOIZE
+    ord("h"): _PickleMachine.get,
+    ord("j"): _PickleMachine.get,
+    ord("t"): _PickleMachine.close_tuple,
     0x85: _tuple_of(1),
     0x86: _tuple_of(2),
     0x87: _tuple_of(3),
-    0x91: _Machine.frozen_set,
-    ord("a"): _Machine.append,
-    ord("e"): _Machine.extend,
-    0x90: _Machine.extend,  # ADDITEMS
-    ord("s"): _Machine.set_item,
-    ord("u"): _Machine.set_items,
-    ord("c"): _Machine.find,
-    0x93: _Machine.find_on_stack,
-    ord("R"): _Machine.reduce,
-    ord("b"): _Machine.build,
-    ord("i"): _Machine.instance,
-    ord("o"): _Machine.instance,
-    0x81: _Machine.new,  # NEWOBJ
-    0x92: _Machine.new_of_keywords,  # NEWOBJ_EX
-    0x82: _Machine.extension,
-    0x83: _Machine.extension,
-    0x84: _Machine.extension,
-    ord("Q"): _Machine.persistent,
+    0x91: _PickleMachine.frozen_set,
+    ord("a"): _PickleMachine.append,
+    ord("e"): _PickleMachine.extend,
+    0x90: _PickleMachine.extend,  # ADDITEMS
+    ord("s"): _PickleMachine.set_item,
+    ord("u"): _PickleMachine.set_items,
+    ord("c"): _PickleMachine.find,
+    0x93: _PickleMachine.find_on_stack,
+    ord("R"): _PickleMachine.reduce,
+    ord("b"): _PickleMachine.build,
+    ord("i"): _PickleMachine.instance,
+    ord("o"): _PickleMachine.instance,
+    0x81: _PickleMachine.new,  # NEWOBJ
+    0x92: _PickleMachine.new_of_keywords,  # NEWOBJ_EX
+    0x82: _PickleMachine.extension,
+    0x83: _PickleMachine.extension,
+    0x84: _PickleMachine.extension,
+    ord("Q"): _PickleMachine.persistent,
 }

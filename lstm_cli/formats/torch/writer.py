@@ -1,4 +1,7 @@
-"""Writing a network as a state dict, in torch.save's archive or in safetensors."""
+"""Writing a network as a state dict, in torch.save's archive or in safetensors.
+
+The archive is written here opcode by opcode, so that equal tensors give equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -28,33 +31,33 @@ from lstm_cli.formats.native import sort_metadata
 from lstm_cli.overwriting import SIGNATURE
 
 ModuleLayers = list[RecurrentSpec | DenseSpec]
-"""Layers of one module: several recurrent ones alike, or one dense layer."""
+"""Layers of one module: equal recurrent layers in a row, or one dense layer."""
 
 OPEN_GATE_BIAS = 40.0
-"""A forget gate's bias that is 1 after a sigmoid, to the last bit of float64."""
+"""Bias at which a forget gate without weights is 1 to the last bit of float64."""
 
 
 def write(path: Path, export: Export) -> tuple[str, ...]:
-    """Write a state dict; what it cannot say, as notes.
+    """Write a state dict; the notes name everything that it cannot hold.
 
     ``.safetensors`` gives safetensors, any other name torch.save's archive.
 
     Raises
     ------
     WeightsError
-        PyTorch's modules cannot hold a layer: names every layer and option.
+        PyTorch's modules lack options of some layers; the error names each of them.
     LstmCliError
-        The file cannot be written. An older file stays as it was.
+        The file cannot be written. An older file is kept.
     """
     check_layers(export.layers)
-    stacks = _stacks(export.layers)
+    groups = _group_layers(export.layers)
     safetensors = path.suffix.lower() == ".safetensors"
-    # Sorted by name, a head behind a flatten could as well be a layer in front.
+    # In a sorted file, a head behind a flatten could also be the first layer.
     flat = any(isinstance(spec, FlattenSpec) for spec in export.layers)
-    names = _names(stacks, is_numbered_before=safetensors and flat)
+    names = _names(groups, is_numbered_before=safetensors and flat)
     tensors: dict[str, Array] = {}
-    for stack, name in zip(stacks, names, strict=True):
-        tensors |= {f"{name}.{key}": value for key, value in _module(stack, export.tensors)}
+    for group, name in zip(groups, names, strict=True):
+        tensors |= {f"{name}.{key}": value for key, value in _module_tensors(group, export.tensors)}
     if safetensors:
         from safetensors.numpy import save
 
@@ -62,83 +65,83 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     else:
         data = write_archive(tensors)
     write_whole(path, data, "the weights")
-    return tuple(_notes(export, dict(zip(names, stacks, strict=True))))
+    return tuple(_notes(export, dict(zip(names, groups, strict=True))))
 
 
-def _stacks(layers: tuple[LayerSpec, ...]) -> list[ModuleLayers]:
-    """Recurrent layers that follow one another and are alike are one module's."""
-    stacks: list[ModuleLayers] = []
-    open_stack = False
+def _group_layers(layers: tuple[LayerSpec, ...]) -> list[ModuleLayers]:
+    """Group equal recurrent layers in a row, which become one module."""
+    groups: list[ModuleLayers] = []
+    continues = False
     for spec in layers:
         if isinstance(spec, DropoutSpec):
             continue
         if isinstance(spec, RecurrentSpec):
-            last = stacks[-1][-1] if open_stack else None
+            last = groups[-1][-1] if continues else None
             if isinstance(last, RecurrentSpec) and are_alike(last, spec):
-                stacks[-1].append(spec)
+                groups[-1].append(spec)
             else:
-                stacks.append([spec])
+                groups.append([spec])
         elif isinstance(spec, DenseSpec):
-            stacks.append([spec])
-        open_stack = isinstance(spec, RecurrentSpec)
-    return stacks
+            groups.append([spec])
+        continues = isinstance(spec, RecurrentSpec)
+    return groups
 
 
-def _names(stacks: list[ModuleLayers], *, is_numbered_before: bool) -> list[str]:
-    """``lstm`` and ``head`` for the plainest network; else numbers, as nn.ModuleList has them."""
-    kinds = [stack[0].kind for stack in stacks]
+def _names(groups: list[ModuleLayers], *, is_numbered_before: bool) -> list[str]:
+    # Numbers are the names in an nn.ModuleList.
+    kinds = [group[0].kind for group in groups]
     plain = len(kinds) == 1 or (len(kinds) == 2 and kinds[0] != "dense" and kinds[1] == "dense")
     if plain and not is_numbered_before:
         return ["head" if kind == "dense" else kind for kind in kinds]
     return [str(k) for k in range(len(kinds))]
 
 
-def _module(stack: ModuleLayers, tensors: Mapping[str, Array]) -> list[tuple[str, Array]]:
-    first = stack[0]
+def _module_tensors(group: ModuleLayers, tensors: Mapping[str, Array]) -> list[tuple[str, Array]]:
+    first = group[0]
     if isinstance(first, DenseSpec):
-        own = first.parameters().items()
-        return [(parameter.name, _plain(tensors[name])) for name, parameter in own]
+        parameters = first.parameters().items()
+        return [(parameter.name, _contiguous(tensors[name])) for name, parameter in parameters]
     return [
         (f"{stem}_l{k}" + ("_reverse" if direction else ""), value)
-        for k, spec in enumerate(stack)
+        for k, spec in enumerate(group)
         if isinstance(spec, RecurrentSpec)
         for direction in range(spec.directions)
-        for stem, value in _direction(spec, direction, tensors)
+        for stem, value in _direction_tensors(spec, direction, tensors)
     ]
 
 
-def _direction(
+def _direction_tensors(
     spec: RecurrentSpec, direction: int, tensors: Mapping[str, Array]
 ) -> list[tuple[str, Array]]:
-    """In PyTorch's order; the one bias of an lstm or rnn as (b, 0)."""
+    """Tensors of one direction in PyTorch's order, with the bias of an lstm or rnn as (b, 0)."""
     prefix, cell = spec.prefix(direction), spec.cells[direction]
-    own = {name: _plain(tensors[prefix + name]) for name in cell.tensor_names}
-    if "bias" in own:
-        own["bias_ih"] = own.pop("bias")
-        own["bias_hh"] = np.zeros_like(own["bias_ih"])
+    cell_tensors = {name: _contiguous(tensors[prefix + name]) for name in cell.tensor_names}
+    if "bias" in cell_tensors:
+        cell_tensors["bias_ih"] = cell_tensors.pop("bias")
+        cell_tensors["bias_hh"] = np.zeros_like(cell_tensors["bias_ih"])
     if isinstance(cell, LSTM) and not cell.use_forget_gate:
-        _open_forget_gate(own)
+        _open_forget_gate(cell_tensors)
     order = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    return [(stem, own[stem]) for stem in order if stem in own]
+    return [(stem, cell_tensors[stem]) for stem in order if stem in cell_tensors]
 
 
-def _open_forget_gate(own: dict[str, Array]) -> None:
-    """A gate that is always 1: c = c + i g, as the LSTM before 2000 has it."""
+def _open_forget_gate(cell_tensors: dict[str, Array]) -> None:
+    """Make the forget gate 1: c = c + i g, the LSTM before 2000."""
     at = NATIVE_GATES["lstm"].index("f")
     for stem in ("weight_ih", "weight_hh", "bias_ih"):
-        own[stem] = own[stem].copy()
-        np.split(own[stem], len(NATIVE_GATES["lstm"]))[at][...] = (
+        cell_tensors[stem] = cell_tensors[stem].copy()
+        np.split(cell_tensors[stem], len(NATIVE_GATES["lstm"]))[at][...] = (
             OPEN_GATE_BIAS if stem == "bias_ih" else 0
         )
 
 
-def _plain(value: Array) -> Array:
+def _contiguous(value: Array) -> Array:
     return np.ascontiguousarray(value, np.asarray(value).dtype.newbyteorder("="))
 
 
 def _notes(export: Export, modules: Mapping[str, ModuleLayers]) -> list[str]:
-    """What the state dict leaves to the code that loads it."""
-    layers = {spec.index: name for name, stack in modules.items() for spec in stack}
+    """Notes on facts that the code around the state dict must supply."""
+    layers = {spec.index: name for name, group in modules.items() for spec in group}
     notes = []
     for spec in export.layers:
         where = f"layer {spec.index}" + (f" ({layers[spec.index]})" if spec.index in layers else "")
@@ -177,28 +180,34 @@ _RELU = Activation("relu")
 
 
 def check_layers(layers: tuple[LayerSpec, ...]) -> None:
-    """Raise WeightsError naming every layer and option that PyTorch's modules lack."""
+    """Check that PyTorch's modules have all options of the layers.
+
+    Raises
+    ------
+    WeightsError
+        The error names each layer and option that they lack.
+    """
     problems = [
         Problem(
             f"{_MODULES[spec.kind]} cannot hold layer {spec.index} ({spec.kind}): it has {option}",
             expected=expected,
-            found=found,
+            found=options,
             hint="ONNX holds it: --to onnx",
         )
         for spec in layers
         if isinstance(spec, RecurrentSpec)
-        for option, expected, found in _misfits(spec)
+        for option, expected, options in _unsupported_options(spec)
     ]
     if problems:
         raise WeightsError(problems)
 
 
-def _misfits(spec: RecurrentSpec) -> Iterator[tuple[str, str, str]]:
-    """Option, what the module has instead, and what the layer has."""
+def _unsupported_options(spec: RecurrentSpec) -> Iterator[tuple[str, str, str]]:
+    """Options that the module lacks: the option, the module's value, and the layer's value."""
     for cell in dict.fromkeys(spec.cells):
-        yield from _of_any(cell)
+        yield from _unsupported_cell_options(cell)
         if isinstance(cell, LSTM):
-            yield from _of_lstm(cell)
+            yield from _unsupported_lstm_options(cell)
         if isinstance(cell, GRU) and not cell.reset_after:
             yield "another reset", "reset_after: true", "reset_after: false"
     if len({cell.activation for cell in spec.cells}) > 1:
@@ -206,7 +215,7 @@ def _misfits(spec: RecurrentSpec) -> Iterator[tuple[str, str, str]]:
         yield "two activations", "one for both directions", f"activation: {found}"
 
 
-def _of_any(cell: Cell) -> Iterator[tuple[str, str, str]]:
+def _unsupported_cell_options(cell: Cell) -> Iterator[tuple[str, str, str]]:
     if cell.clip is not None:
         yield "a clip", "none", f"clip: {cell.clip:g}"
     allowed = (TANH, _RELU) if isinstance(cell, RNN) else (TANH,)
@@ -218,7 +227,7 @@ def _of_any(cell: Cell) -> Iterator[tuple[str, str, str]]:
         yield "another activation", "sigmoid", found
 
 
-def _of_lstm(cell: LSTM) -> Iterator[tuple[str, str, str]]:
+def _unsupported_lstm_options(cell: LSTM) -> Iterator[tuple[str, str, str]]:
     if cell.cell_activation != TANH:
         yield "another activation", "tanh", f"cell_activation: {cell.cell_activation}"
     if cell.peepholes:
@@ -231,38 +240,38 @@ def _of_lstm(cell: LSTM) -> Iterator[tuple[str, str, str]]:
 
 
 def are_alike(first: RecurrentSpec, second: RecurrentSpec) -> bool:
-    """Whether one module can hold both, as two of its layers."""
+    """Whether one module can hold both layers."""
     return first.cells == second.cells
 
 
 FOLDER = "archive"
 ALIGNMENT = 64
-"""Each member's bytes begin at a multiple of this, so that PyTorch can map them."""
-_HEADER = 30
-_PADDING = 0x4246
+"""Alignment of each member in bytes, so that PyTorch can map the file into memory."""
+_LOCAL_HEADER_BYTES = 30
+_PADDING_FIELD = 0x4246
 
 
 def write_archive(tensors: Mapping[str, Array]) -> bytes:
-    """The file: a pickle, the byte order, the values of each tensor, the format's version."""
+    """Bytes of an archive: a pickle, the byte order, the values of each tensor, the version."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, buffer, "data.pkl", pickle_state_dict(tensors))
-        _add(archive, buffer, "byteorder", b"little")
+        _add_member(archive, buffer, "data.pkl", pickle_state_dict(tensors))
+        _add_member(archive, buffer, "byteorder", b"little")
         for k, value in enumerate(tensors.values()):
             values = value.astype(value.dtype.newbyteorder("<"), copy=False)
-            _add(archive, buffer, f"data/{k}", values.tobytes())
-        _add(archive, buffer, "version", b"3\n")
+            _add_member(archive, buffer, f"data/{k}", values.tobytes())
+        _add_member(archive, buffer, "version", b"3\n")
     return buffer.getvalue()
 
 
-def _add(archive: zipfile.ZipFile, buffer: io.BytesIO, name: str, data: bytes) -> None:
-    """A member whose date, mode and system say nothing about where it was written."""
+def _add_member(archive: zipfile.ZipFile, buffer: io.BytesIO, name: str, data: bytes) -> None:
+    """Add a member with a fixed date, mode and system, so that the bytes repeat."""
     member = zipfile.ZipInfo(f"{FOLDER}/{name}")
     member.create_system = 3
     member.external_attr = 0o644 << 16
-    start = buffer.tell() + _HEADER + len(member.filename) + 4
+    start = buffer.tell() + _LOCAL_HEADER_BYTES + len(member.filename) + 4
     padding = -start % ALIGNMENT
-    member.extra = struct.pack("<HH", _PADDING, padding) + bytes(padding)
+    member.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
     archive.writestr(member, data)
 
 
@@ -270,47 +279,64 @@ _STORAGES = {"float32": "FloatStorage", "float64": "DoubleStorage"}
 
 
 def pickle_state_dict(tensors: Mapping[str, Array]) -> bytes:
-    """An OrderedDict of tensors, contiguous ones whose values are in storages 0, 1, 2, ..."""
+    """Pickle an OrderedDict of contiguous tensors with values in storages 0, 1, 2, ...
+
+    The opcodes are those of torch.save in protocol 2.
+    """
     memo: dict[str, int] = {}
-    parts = [b"\x80\x02", _named(memo, "collections", "OrderedDict"), b")R("]
+    parts = [b"\x80\x02", _global_opcodes(memo, "collections", "OrderedDict"), b")R("]
     for k, (name, value) in enumerate(tensors.items()):
-        parts += [_text(name), _tensor(memo, str(k), value)]
+        parts += [_text_opcodes(name), _tensor_opcodes(memo, str(k), value)]
     return b"".join([*parts, b"u."])
 
 
-def _tensor(memo: dict[str, int], key: str, value: Array) -> bytes:
-    """``_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())``."""
+def _tensor_opcodes(memo: dict[str, int], key: str, value: Array) -> bytes:
+    # _rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())
     strides = tuple(step // value.itemsize for step in value.strides)
-    storage = _named(memo, "torch", _STORAGES[str(value.dtype)])
+    storage_class = _global_opcodes(memo, "torch", _STORAGES[str(value.dtype)])
+    storage = [
+        _text_opcodes("storage"),
+        storage_class,
+        _text_opcodes(key),
+        _text_opcodes("cpu"),
+        _integer_opcodes(value.size),
+    ]
     parts = [
-        _named(memo, "torch._utils", "_rebuild_tensor_v2"),
-        b"((", _text("storage"), storage, _text(key), _text("cpu"), _integer(value.size), b"tQ",
-        _integer(0), _sizes(value.shape), _sizes(strides), b"\x89",
-        _named(memo, "collections", "OrderedDict"), b")R", b"tR",
-    ]  # fmt: skip
+        _global_opcodes(memo, "torch._utils", "_rebuild_tensor_v2"),
+        b"((",
+        *storage,
+        b"tQ",
+        _integer_opcodes(0),
+        _tuple_opcodes(value.shape),
+        _tuple_opcodes(strides),
+        b"\x89",
+        _global_opcodes(memo, "collections", "OrderedDict"),
+        b")R",
+        b"tR",
+    ]
     return b"".join(parts)
 
 
-def _named(memo: dict[str, int], module: str, name: str) -> bytes:
-    """A class or function: by name the first time (GLOBAL, BINPUT), by memo then (BINGET)."""
+def _global_opcodes(memo: dict[str, int], module: str, name: str) -> bytes:
+    # By name the first time (GLOBAL, BINPUT), later by memo (BINGET).
     if name in memo:
         return b"h" + bytes([memo[name]])
     memo[name] = len(memo)
     return f"c{module}\n{name}\n".encode() + b"q" + bytes([memo[name]])
 
 
-def _text(text: str) -> bytes:
+def _text_opcodes(text: str) -> bytes:
     data = text.encode()
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def _integer(value: int) -> bytes:
+def _integer_opcodes(value: int) -> bytes:
     if value < 2**31:
         return b"J" + struct.pack("<i", value)
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-def _sizes(sizes: tuple[int, ...]) -> bytes:
-    """A tuple of at most two integers."""
+def _tuple_opcodes(sizes: tuple[int, ...]) -> bytes:
+    # The tuple has one or two integers.
     ends = {1: b"\x85", 2: b"\x86"}
-    return b"".join(map(_integer, sizes)) + ends[len(sizes)]
+    return b"".join(map(_integer_opcodes, sizes)) + ends[len(sizes)]

@@ -104,9 +104,9 @@ def test_a_call_is_named_and_not_made(
         (b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n)R.", "sparse"),
         (b"\x80\x02ccollections\nOrderedDict\n)RK\x01b.", "no state dict"),
         (b"\x80\x02ccollections\nOrderedDict\nccollections\nOrderedDict\n\x85R.", "lacks"),
-        (b"\x80\x02K\x01)R.", "calls what is no function"),
+        (b"\x80\x02K\x01)R.", "calls something that is not a function"),
         (b"\x80\x02c\x1b[2J\n\x1b\n)R.", r"\\x1b"),
-        (b"\x80\x02]}b.", "no dict"),
+        (b"\x80\x02]}b.", "not a dict"),
         (b"\x80\x02}]]s.", "no state dict"),
         (b"\x80\x02N.", "NoneType"),
         (b"\x80\x02.", "lacks"),
@@ -148,13 +148,13 @@ def tensor(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], key: s
         (0, (2**40, 2**20), (0, 0), "0", "repeats the values of its storage"),
         (0, (2, 2**62), (2**62, 1), "0", "outside its storage"),
         (0, (5, 5), (1, 1), "0", "repeats the values of its storage"),
-        (-1, (4, 6), (6, 1), "0", "no natural number"),
-        (0, (4, 6), (-6, 1), "0", "no natural number"),
+        (-1, (4, 6), (6, 1), "0", "not a natural number"),
+        (0, (4, 6), (-6, 1), "0", "not a natural number"),
         (0, (4, 6), (6,), "0", "sizes than strides"),
         (0, (4, 6), (6, 1), "1", "no member w/data/1"),
         (0, (4, 6), (6, 1), "../data.pkl", "no member"),
         (0, (4, 6), (6, 1), "/etc/passwd", "no member"),
-        (0, (1,) * 17, (1,) * 17, "0", "no short tuple"),
+        (0, (1,) * 17, (1,) * 17, "0", "not a short tuple"),
     ],
 )
 def test_views_out_of_bounds(
@@ -267,7 +267,7 @@ def test_archives_of_others(tmp_path: Path) -> None:
     assert "byte order" in refused(put(tmp_path / "w.pt", b"\x80\x02}.", byteorder=b"pdp"))
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
         file.writestr("x", b"1")
-    assert "no file of torch.save" in refused(tmp_path / "w.pt")
+    assert "not a file of torch.save" in refused(tmp_path / "w.pt")
 
 
 def printable(error: LstmCliError) -> None:
