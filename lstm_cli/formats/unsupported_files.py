@@ -130,7 +130,7 @@ def recognize(path: Path) -> FileKind | None:
         return _pickle(head, path)
     if head[:1] == b"\x78" and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
         return FileKind(
-            "a compressed file (zlib), as joblib writes it", _pickle_hint(path, "joblib")
+            "a compressed file (zlib), as joblib writes it", _pickle_code(path, "joblib")
         )
     return _protobuf(head, path) or _text(head, path)
 
@@ -229,11 +229,11 @@ def _pickle(head: bytes, path: Path) -> FileKind | None:
     for package in (b"joblib", b"sklearn", b"pandas", b"numpy"):
         if re.search(rb"\b" + package + rb"[.\w]*\n|[\x8c\x8d].{1,8}?" + package, head, re.DOTALL):
             name = package.decode()
-            return FileKind(f"a Python pickle of {name}'s objects", _pickle_hint(path, name))
+            return FileKind(f"a Python pickle of {name}'s objects", _pickle_code(path, name))
     return None
 
 
-def _pickle_hint(path: Path, package: str) -> str:
+def _pickle_code(path: Path, package: str) -> str:
     load = f"pathlib, pickle; found = pickle.loads({_path(path)}.read_bytes())"
     if package == "joblib":
         load = f"joblib; found = joblib.load({str(path)!r})"

@@ -49,7 +49,7 @@ KNOWN_KINDS = {
     *WEIGHTED, *recurrent.CUDNN, *ACTIVATION_LAYERS, *TRAINING_ONLY, "InputLayer", "Dropout",
     "SpatialDropout1D", "Masking", "Flatten", "Reshape",
 }  # fmt: skip
-REST_HINT = (
+SAVE_REST = (
     "%skeras.Sequential([keras.Input(model.layers[k].output.shape[1:]), *model.layers[k + 1:]])"
     ".save('rest.keras') saves the layers behind it, and DATA then holds what "
     "keras.Model(model.inputs, model.layers[k].output).predict(x) gives"
@@ -71,7 +71,7 @@ def check_kinds(layers: Sequence[KerasLayer]) -> None:
         return
     last, hint = layers[unknown[-1]], None
     if unknown[-1] < first < len(layers) and last.group == last.name:
-        hint = REST_HINT % f"k = model.layers.index(model.get_layer({last.name!r})); "
+        hint = SAVE_REST % f"k = model.layers.index(model.get_layer({last.name!r})); "
     problems = [replace(_unknown(layers[k]), hint=hint) for k in unknown[:MAX_PROBLEMS]]
     raise WeightsError(problems)
 

@@ -264,14 +264,14 @@ def _recurrent_notes(config: Sequence[Mapping[str, Any]], gates: str) -> list[st
             "concatenation is assumed (merge_mode concat)"
         )
     if not any(layer["type"] == "flatten" for layer in config):
-        effect = "takes the last one's"
+        effect = "the last one's"
         if config[recurrent[-1]].get("bidirectional"):
             effect = (
-                "takes the final states of both directions (Keras's return_sequences=False); the "
+                "the final states of both directions (Keras's return_sequences=False); the "
                 "last step, y[:, -1], is outputs[:, -1] of the results with every step"
             )
         notes.append(
             "the file does not state which outputs are used: those of every step are assumed; "
-            f"--set model.layers.{recurrent[-1]}.return_sequences=false {effect}"
+            f"--set model.layers.{recurrent[-1]}.return_sequences=false takes {effect}"
         )
     return notes

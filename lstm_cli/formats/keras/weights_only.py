@@ -27,7 +27,7 @@ from lstm_cli.formats.keras.layer_order import (
     UnplacedLayer,
     order_layers,
 )
-from lstm_cli.formats.keras.network_builder import MAX_PROBLEMS, REST_HINT
+from lstm_cli.formats.keras.network_builder import MAX_PROBLEMS, SAVE_REST
 from lstm_cli.formats.keras.options import LayerOptions, printable
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn_error, is_cudnn_bias
 
@@ -247,7 +247,7 @@ def _unsupported(stem: str, path: str) -> WeightsError:
 
 def _unsupported_layers(paths: Sequence[str]) -> WeightsError:
     """Error for layers whose names show unsupported classes."""
-    hint = "if they come first, with k the last one's number in model.layers: " + REST_HINT % ""
+    hint = "if they come first, with k the last one's number in model.layers: " + SAVE_REST % ""
     return WeightsError(
         [
             Problem(
