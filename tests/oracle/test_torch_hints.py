@@ -185,8 +185,8 @@ def test_losses_and_metrics(suffix: str, tmp_path: Path) -> None:
     for said in (
         "criterion is not a layer: by its name it is the class weights of a loss",
         "val_bce.pos_weight has no place in a layer: by its name it is the weight of positives",
-        "train_acc.confmat has no place in a layer: by its name it is a metric's",
-        "train_acc.mean_value has no place in a layer: by its name it is a metric's",
+        "train_acc.confmat has no place in a layer: by its name it is part of a metric",
+        "train_acc.mean_value has no place in a layer: by its name it is part of a metric",
         "class_weights has no place in a layer: by its name it is the class weights of a loss",
     ):
         assert said in str(error)

@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing is executed, memory and time stay bounded, errors are ours."""
+"""Hostile files of PyTorch: nothing is executed, and memory and time stay bounded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import pickle
 import re
 import struct
 import subprocess
-import time
-import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hostile_files import Call, refused
 
 from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats import registry
@@ -38,19 +37,8 @@ def put(path: Path, pickled: bytes, **members: bytes) -> Path:
     return path
 
 
-def refused(path: Path) -> str:
-    with pytest.raises(WeightsError) as caught:
-        registry.read(path, ReadOptions("pytorch"))
-    assert caught.value.exit_code == 4
-    return str(caught.value)
-
-
-class Call:
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.reduced = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.reduced
+def refused_file(path: Path) -> str:
+    return refused(lambda: registry.read(path, ReadOptions("pytorch")))
 
 
 class Attribute:
@@ -65,7 +53,7 @@ CALLS = {
     "popen": (Call(subprocess.Popen, ["false"]), "[.]Popen"),
     "nested": ({"a": [(1, Call(open, "/x", "w"))]}, "open"),
     "as a key": ({Call(int, "3"): 1}, "int"),
-    "object": (Attribute(), "test_torch_codec_hostile.Attribute"),
+    "object": (Attribute(), "test_hostile_torch.Attribute"),
     "range": (range(10**9), "range"),
     "bytearray": (Call(bytearray, 1 << 40), "bytearray"),
     "reference": (os.system, "holds the function .*system.* under x"),
@@ -117,7 +105,7 @@ def test_a_call_is_named_and_not_made(
     ],
 )  # fmt: skip
 def test_pickles_by_hand(data: bytes, said: str, tmp_path: Path) -> None:
-    assert re.search(said, refused(put(tmp_path / "w.pt", data)), re.DOTALL)
+    assert re.search(said, refused_file(put(tmp_path / "w.pt", data)), re.DOTALL)
 
 
 def text(word: str) -> bytes:
@@ -161,7 +149,7 @@ def test_views_out_of_bounds(
     offset: int, shape: Any, strides: Any, key: str, said: str, tmp_path: Path
 ) -> None:
     data = b"\x80\x02}(" + tensor(offset, shape, strides, key) + b"u."
-    assert said in refused(put(tmp_path / "w.pt", data, data_0=bytes(96)))
+    assert said in refused_file(put(tmp_path / "w.pt", data, data_0=bytes(96)))
 
 
 def test_views_within_bounds(tmp_path: Path) -> None:
@@ -183,7 +171,7 @@ def test_many_views_of_one_storage(tmp_path: Path) -> None:
     whole = tensor(0, (250, 250), (250, 1)).removeprefix(text("w.weight"))
     data = b"\x80\x02}(" + b"".join(name + whole for name in names) + b"u."
     put(tmp_path / "w.pt", data, data_0=bytes(250_000))
-    assert "share their storages" in refused(tmp_path / "w.pt")
+    assert "share their storages" in refused_file(tmp_path / "w.pt")
 
 
 TWO = b"h\x00h\x00\x86"
@@ -213,26 +201,19 @@ BOMBS = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lstm_cli.formats.torch.unpickler.MAX_OPCODES", 150_000)
-    tracemalloc.start()
-    try:
-        before = time.process_time()
-        refused(put(tmp_path / "w.pt", BOMBS[kind]))
-        seconds, peak = time.process_time() - before, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert seconds < 5
-    assert peak < 64 << 20
+    path = put(tmp_path / "w.pt", BOMBS[kind])
+    refused_file(path)
 
 
 def test_keys_that_no_state_dict_has_are_left_out() -> None:
-    """Comparing or hashing them could take for ever."""
+    """Comparing or hashing them could take forever."""
     keys = [text("k" * 5000), b")", integer(2**60), b"N", text("a"), b"K\x01"]
     data = b"\x80\x02}(" + b"N".join(keys) + b"Nu."
     assert unpickle(data, "x") == {"a": None, 1: None}
 
 
 def test_a_large_pickle_is_not_read(tmp_path: Path) -> None:
-    assert "has 33,554,433 bytes" in refused(put(tmp_path / "w.pt", bytes((32 << 20) + 1)))
+    assert "has 33,554,433 bytes" in refused_file(put(tmp_path / "w.pt", bytes((32 << 20) + 1)))
 
 
 def test_members_that_overlap(tmp_path: Path) -> None:
@@ -243,7 +224,7 @@ def test_members_that_overlap(tmp_path: Path) -> None:
     for place, size in ((20, 8000), (24, 8000)):
         data = data[: at + place] + struct.pack("<I", size) + data[at + place + 4 :]
     path.write_bytes(data)
-    assert "overlap" in refused(path)
+    assert "overlap" in refused_file(path)
 
 
 @pytest.mark.parametrize(
@@ -256,18 +237,20 @@ def test_members_that_overlap(tmp_path: Path) -> None:
 )
 def test_bare_pickles(data: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(data)
-    assert said in refused(tmp_path / "w.pt")
+    assert said in refused_file(tmp_path / "w.pt")
 
 
 def test_archives_of_others(tmp_path: Path) -> None:
-    assert "TorchScript" in refused(
+    assert "TorchScript" in refused_file(
         put(tmp_path / "w.pt", b"\x80\x02}.", **{"constants.pkl": b"1"})
     )
-    assert "TorchScript" in refused(put(tmp_path / "w.pt", b"\x80\x02}.", **{"code_x.py": b"1"}))
-    assert "byte order" in refused(put(tmp_path / "w.pt", b"\x80\x02}.", byteorder=b"pdp"))
+    assert "TorchScript" in refused_file(
+        put(tmp_path / "w.pt", b"\x80\x02}.", **{"code_x.py": b"1"})
+    )
+    assert "byte order" in refused_file(put(tmp_path / "w.pt", b"\x80\x02}.", byteorder=b"pdp"))
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
         file.writestr("x", b"1")
-    assert "not a file of torch.save" in refused(tmp_path / "w.pt")
+    assert "not a file of torch.save" in refused_file(tmp_path / "w.pt")
 
 
 def printable(error: LstmCliError) -> None:
@@ -291,33 +274,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(made)
 
 
-def rezipped(rng: np.random.Generator) -> bytes:
-    """A sound archive around a damaged member, which is the pickle as often as not."""
-    with zipfile.ZipFile(io.BytesIO(SOUND)) as file:
-        members = {name: file.read(name) for name in file.namelist()}
-    name = list(members)[int(rng.integers(len(members))) if rng.integers(2) else 0]
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as file:
-        for member, data in members.items():
-            file.writestr(member, damaged(data, rng) if member == name else data)
-    return made.getvalue()
-
-
-def test_a_thousand_corruptions(tmp_path: Path) -> None:
-    path, read = tmp_path / "w.pt", 0
-    for seed in range(1000):
-        rng = np.random.default_rng(seed)
-        path.write_bytes(rezipped(rng) if seed % 2 else damaged(SOUND, rng))
-        try:
-            registry.read(path, ReadOptions("pytorch"))
-            read += 1
-        except LstmCliError as error:
-            printable(error)
-    assert 0 < read < 900
-
-
 def test_a_thousand_corrupt_pickles() -> None:
-    """The pickle machine alone, where nothing stands before it."""
+    """The unpickler alone, without the checks of an archive before it."""
     with zipfile.ZipFile(io.BytesIO(SOUND)) as file:
         sound = file.read("archive/data.pkl")
     for seed in range(1000):
