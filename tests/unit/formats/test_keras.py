@@ -114,46 +114,16 @@ def exported(dtype: str = "float32", **changes: Any) -> Export:
     return Export("net", D, T, tuple(specs), tensors, "")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_round_trip(dtype: str, tmp_path: Path) -> None:
-    given, path, weights = exported(dtype), tmp_path / "m.keras", tmp_path / "m.weights.h5"
-    x = random_inputs(N, T, D)
-    notes = registry.write(path, "keras", given)
+def test_the_model_holds_the_weights_file(tmp_path: Path) -> None:
+    path, weights = tmp_path / "m.keras", tmp_path / "m.weights.h5"
+    notes = registry.write(path, "keras", exported())
     assert any("different lengths" in note for note in notes)
-    imported = registry.read(path)
-    network = Network(given.layers, given.tensors, ReferenceEngine(dtype="float64"))
-    atol = 1e-7 if dtype == "float32" else 1e-14  # the two biases of the GRU became one
-    np.testing.assert_allclose(run(imported, x), network.run(x).outputs, rtol=0, atol=atol)
-    for name, value in given.tensors.items():
-        assert imported.tensors[name].dtype == dtype
-        if "bias_" not in name:
-            np.testing.assert_array_equal(imported.tensors[name], value)
-    assert imported.config is not None
-    assert from_mapping(imported.config).specs == given.layers
-
-    registry.write(weights, "keras", given)
+    registry.write(weights, "keras", exported())
     assert kf.members(path)["model.weights.h5"] == weights.read_bytes()
-    before = path.read_bytes()
-    registry.write(path, "keras", given)
-    assert path.read_bytes() == before
-
-
-def test_a_forget_gate_that_is_always_open(tmp_path: Path) -> None:
-    given, x = exported("float64", use_forget_gate=False), random_inputs(N, T, D)
-    notes = registry.write(tmp_path / "m.keras", "keras", given)
-    assert "layer 2 (lstm) has no forget gate" in notes[0]
-    network = Network(given.layers, given.tensors, ReferenceEngine(dtype="float64"))
-    check(tmp_path / "m.keras", x, network.run(x).outputs)
 
 
 LACKS = {
-    "peepholes": ({"peepholes": True}, "peepholes: true"),
-    "projection": ({"clip": 3.0}, "clip: 3.0"),
-    "coupled": ({"coupled_input_forget": True}, "coupled_input_forget: true"),
-    "cell": ({"cell_activation": Activation("relu")}, "cell_activation: relu"),
     "gauss": ({"activation": Activation("gauss")}, "activation: gauss"),
-    "hard": ({"recurrent_activation": Activation("hard_sigmoid")}, "alpha 0.2, beta 0.5"),
-    "stateful": ({"stateful": True}, "model.layers.2.stateful=false"),
     "open": (
         {"use_forget_gate": False, "recurrent_activation": Activation("softsign")},
         "forget_gate: false",

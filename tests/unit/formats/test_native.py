@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -92,51 +91,12 @@ def test_metadata_that_is_null(tmp_path: Path) -> None:
     assert native.read(path).config is None
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "w.safetensors"
-    native.write(path, tensors(), CONFIG)
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(LstmCliError, match="no space left on device") as error:
-        native.write(path, tensors("float64"), None)
-    assert str(path) in str(error.value)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_write_replaces_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    native.write(path, tensors(), CONFIG)
-    native.write(path, tensors("float64"), None)
-    assert native.read(path).tensors["layers.0.bias"].dtype == np.float64
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LstmCliError, match="no such file or directory"):
-        native.write(tmp_path / "none" / "w.safetensors", tensors(), None)
-
-
 def refused(path: Path) -> str:
     with pytest.raises(WeightsError) as error:
         native.read(path)
     assert error.value.exit_code == 4
     assert path.name in str(error.value)
     return str(error.value)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    assert "no such file" in refused(tmp_path / "none.safetensors")
-
-
-def test_a_folder(tmp_path: Path) -> None:
-    assert "is a directory" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["BOOL", "I64", "U8", "F8_E4M3"])

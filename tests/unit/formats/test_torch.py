@@ -240,14 +240,7 @@ def written(layers: list[LayerSpec], path: Path, steps: int | None = None) -> tu
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("lstm", {"peepholes": True}, "layer 0 .lstm.: it has peepholes"),
-        ("lstm", {"clip": 3.0}, "clip: 3"),
-        ("lstm", {"coupled_input_forget": True}, "coupled_input_forget"),
-        ("lstm", {"cell_activation": Activation("relu")}, "cell_activation: relu"),
-        ("lstm", {"recurrent_activation": Activation("hard_sigmoid")}, "hard_sigmoid"),
         ("lstm", {"projection_size": 4}, "projection_size: 4"),
-        ("gru", {"reset_after": False}, "reset_after: false"),
-        ("gru", {"activation": Activation("softsign")}, "activation: softsign"),
         ("rnn", {"activation": Activation("softsign")}, "tanh or relu"),
     ],
 )
