@@ -122,7 +122,7 @@ def test_gates_stand_in_the_published_order(
 def test_two_swapped_gates_change_the_outputs(
     kind: str, codec: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Else the comparisons of this suite could not notice a wrong order."""
+    """So the comparisons of this suite notice a wrong order."""
     export = holdable(codec, kind)
     path, _ = written(codec, export, tmp_path)
     imported = registry.read(path)
@@ -159,17 +159,17 @@ def test_sources_are_the_blocks_of_the_file(
 
 
 def test_biases_of_a_gru(codec: tuple[str, str], tmp_path: Path) -> None:
-    """Two stay two, so that the reset gate reaches the right one; TMVA has one of each gate."""
+    """Two biases stay two, because the reset gate multiplies one; TMVA has one per gate."""
     export = holdable(codec, "gru")
     path, _ = written(codec, export, tmp_path)
-    found = registry.read(path).tensors
+    tensors = registry.read(path).tensors
     b_ih, b_hh = (f"layers.0.bias_{side}" for side in ("ih", "hh"))
     if codec[0] == "tmva":
-        np.testing.assert_allclose(found[b_ih], export.tensors[b_ih] + export.tensors[b_hh])
-        assert not found[b_hh].any()
+        np.testing.assert_allclose(tensors[b_ih], export.tensors[b_ih] + export.tensors[b_hh])
+        assert not tensors[b_hh].any()
         return
-    np.testing.assert_array_equal(found[b_ih], export.tensors[b_ih])
-    np.testing.assert_array_equal(found[b_hh], export.tensors[b_hh])
+    np.testing.assert_array_equal(tensors[b_ih], export.tensors[b_ih])
+    np.testing.assert_array_equal(tensors[b_hh], export.tensors[b_hh])
 
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn"])
@@ -211,7 +211,7 @@ def test_precision_survives(dtype: str, codec: tuple[str, str], tmp_path: Path) 
     assert any("from float64 to float32" in n for n in notes) == ({dtype} != dtypes)
 
 
-def test_what_is_read_says_what_it_is(codec: tuple[str, str], tmp_path: Path) -> None:
+def test_metadata_of_a_file_that_was_read(codec: tuple[str, str], tmp_path: Path) -> None:
     path, _ = written(codec, holdable(codec, "lstm"), tmp_path)
     imported = registry.read(path)
     assert (imported.path, imported.format) == (path, codec[0])
@@ -234,13 +234,13 @@ def test_equal_networks_give_equal_bytes(codec: tuple[str, str], tmp_path: Path)
 
 
 def test_the_format_is_detected_by_content(codec: tuple[str, str], tmp_path: Path) -> None:
-    """Under a name that says nothing, and not as one of the other formats."""
+    """The file has no suffix, and other formats refuse it."""
     path, _ = written(codec, holdable(codec, "rnn"), tmp_path)
     unnamed = path.rename(tmp_path / "weights")
     assert registry.detect_format(unnamed).name == codec[0]
     for other in registry.FORMATS.keys() - {codec[0]}:
         if {other, codec[0]} == {"native", "pytorch"} and codec[1] == "w.safetensors":
-            continue  # both are safetensors: names of tensors tell them apart
+            continue  # both are safetensors, with other names of tensors
         with pytest.raises(WeightsError, match="weights"):
             registry.read(unnamed, ReadOptions(format=other))
 
@@ -289,7 +289,7 @@ def test_a_write_replaces_the_old_file(codec: tuple[str, str], tmp_path: Path) -
 
 
 def test_a_layer_as_wide_as_its_input(codec: tuple[str, str], tmp_path: Path) -> None:
-    """Then no shape shows which matrix is which."""
+    """No shape shows the meaning of a matrix."""
     export = holdable(codec, "gru", size=D)
     path, _ = written(codec, export, tmp_path)
     imported = registry.read(path)

@@ -185,10 +185,10 @@ def test_only_our_errors_escape(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended at {lines[-1:]}: {done.stderr[-2000:]}"
-    said = [json.loads(line) for line in lines]
-    escaped = [f"case {line['case']}: {line['escaped']}" for line in said if "escaped" in line]
+    reports = [json.loads(line) for line in lines]
+    escaped = [f"case {line['case']}: {line['escaped']}" for line in reports if "escaped" in line]
     assert not escaped, "\n".join(escaped[:5])
-    assert said[-1]["done"] == CASES
+    assert reports[-1]["done"] == CASES
     if kind in REFUSED:
         return
-    assert 0 < said[-1]["read"] < 0.9 * CASES, "the damage must reach what is read"
+    assert 0 < reports[-1]["read"] < 0.9 * CASES, "the damage must reach what is read"

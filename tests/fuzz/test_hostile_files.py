@@ -182,7 +182,7 @@ def test_an_archive_that_says_what_is_not_so(tmp_path: Path) -> None:
 
 
 def put(place: str) -> dict[str, Callable[[h5py.File], None]]:
-    """What stands in the place of a kernel, in each of the ways that lead elsewhere."""
+    """Replacements of a kernel by objects that lead out of the dataset."""
 
     def far(file: h5py.File) -> None:
         file[place] = h5py.ExternalLink("other.h5", "/kernel")

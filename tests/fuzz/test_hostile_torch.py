@@ -155,7 +155,7 @@ def test_views_out_of_bounds(
 def test_views_within_bounds(tmp_path: Path) -> None:
     """Transposed, and one row for all: strides that are no layout of their own."""
     values = np.arange(29, dtype=np.float32)
-    for offset, strides, wanted in (
+    for offset, strides, expected in (
         (0, (1, 4), values[:24].reshape(6, 4).T),
         (5, (1, 4), values[5:].reshape(6, 4).T),
         (3, (0, 1), np.tile(values[3:9], (4, 1))),
@@ -163,7 +163,7 @@ def test_views_within_bounds(tmp_path: Path) -> None:
         data = b"\x80\x02}(" + tensor(offset, (4, 6), strides) + b"u."
         put(tmp_path / "w.pt", data, data_0=values.tobytes())
         found = registry.read(tmp_path / "w.pt").tensors["layers.0.weight"]
-        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_many_views_of_one_storage(tmp_path: Path) -> None:
@@ -258,20 +258,20 @@ def printable(error: LstmCliError) -> None:
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    made = bytearray(data)
+    content = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
-        at, to = sorted(int(n) for n in rng.integers(0, len(made) + 1, 2))
+        at, to = sorted(int(n) for n in rng.integers(0, len(content) + 1, 2))
         kind = rng.integers(5)
         if kind == 0:
-            del made[at : min(to, at + 9)]
+            del content[at : min(to, at + 9)]
         elif kind == 1:
-            made[at:at] = made[to : to + 9]
+            content[at:at] = content[to : to + 9]
         elif kind == 2 and at:
-            del made[at:]
-        elif made:
-            made[at % len(made)] = int(rng.integers(256))
-        made = made or bytearray(1)
-    return bytes(made)
+            del content[at:]
+        elif content:
+            content[at % len(content)] = int(rng.integers(256))
+        content = content or bytearray(1)
+    return bytes(content)
 
 
 def test_a_thousand_corrupt_pickles() -> None:

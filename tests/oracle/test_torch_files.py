@@ -114,11 +114,11 @@ def test_random_models(seed: int, dtype: str, tmp_path: Path) -> None:
     x = rng.standard_normal((N, T, model.input_size)).astype(dtype)
     path, options = saved(model, rng, tmp_path / "w.pt")
     with torch.no_grad():
-        wanted = model(torch.from_numpy(x), torch.from_numpy(LENGTHS)).numpy()
+        expected = model(torch.from_numpy(x), torch.from_numpy(LENGTHS)).numpy()
     imported = registry.read(path, options)
     found = run(imported, x, LENGTHS, dtype)
-    wanted = np.where(np.arange(T)[None, :, None] < LENGTHS[:, None, None], wanted, 0)
-    close(found, wanted, dtype)
+    expected = np.where(np.arange(T)[None, :, None] < LENGTHS[:, None, None], expected, 0)
+    close(found, expected, dtype)
     names = set(model.state_dict())
     assert len({s.name for s in imported.sources}) == len(names)
     assert all(value.dtype == dtype for value in imported.tensors.values())
@@ -166,13 +166,13 @@ def test_the_other_byte_order(tmp_path: Path) -> None:
     little = registry.read(tmp_path / "w.pt").tensors
     with (
         zipfile.ZipFile(tmp_path / "w.pt") as source,
-        zipfile.ZipFile(tmp_path / "b.pt", "w") as made,
+        zipfile.ZipFile(tmp_path / "b.pt", "w") as swapped,
     ):
         for name in source.namelist():
             data = source.read(name)
             if "/data/" in name:
                 data = np.frombuffer(data, "<f8").astype(">f8").tobytes()
-            made.writestr(name, b"big" if name.endswith("byteorder") else data)
+            swapped.writestr(name, b"big" if name.endswith("byteorder") else data)
     big = registry.read(tmp_path / "b.pt").tensors
     for name, value in torch.load(tmp_path / "b.pt", weights_only=True).items():
         assert torch.equal(value, model.state_dict()[name])
@@ -200,23 +200,25 @@ def _random_layers(rng: np.random.Generator) -> list[dict[str, Any]]:
 
 def _modules(state: dict[str, Any]) -> Any:
     """The modules that a written state dict is for, made from its names and shapes alone."""
-    made = {}
+    modules = {}
     for name in dict.fromkeys(key.rpartition(".")[0] for key in state):
-        own = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")}
-        if "weight" in own:
-            sizes = own["weight"].shape[::-1]
-            made[name] = nn.Linear(*sizes, bias="bias" in own, dtype=torch.float64)
+        parameters = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")}
+        if "weight" in parameters:
+            sizes = parameters["weight"].shape[::-1]
+            modules[name] = nn.Linear(*sizes, bias="bias" in parameters, dtype=torch.float64)
             continue
-        rows, columns = own["weight_hh_l0"].shape
-        H = own["weight_hr_l0"].shape[1] if "weight_hr_l0" in own else columns
+        rows, columns = parameters["weight_hh_l0"].shape
+        H = parameters["weight_hr_l0"].shape[1] if "weight_hr_l0" in parameters else columns
         kind = next(kind for kind, gates in NATIVE_GATES.items() if len(gates) == rows // H)
-        made[name] = MODULES[kind](
-            own["weight_ih_l0"].shape[1], H, sum("weight_hh" in k and "rev" not in k for k in own),
-            bidirectional="weight_hh_l0_reverse" in own, batch_first=True, dtype=torch.float64,
-            bias="bias_ih_l0" in own,
+        modules[name] = MODULES[kind](
+            parameters["weight_ih_l0"].shape[1], H,
+            sum("weight_hh" in k and "rev" not in k for k in parameters),
+            bidirectional="weight_hh_l0_reverse" in parameters, batch_first=True,
+            dtype=torch.float64,
+            bias="bias_ih_l0" in parameters,
             **({"proj_size": columns} if columns != H else {}),
         )  # fmt: skip
-    return nn.ModuleDict(made)
+    return nn.ModuleDict(modules)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

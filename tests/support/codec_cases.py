@@ -1,7 +1,7 @@
 """Networks for the contract suite of codecs, and the independent reading of what codecs wrote.
 
-`raw_tensors` reads a file with other code than the package's codecs, and `ORDERS` has the published
-gate order of each format, so that a writer and a reader with one mistake in common are noticed.
+`raw_tensors` reads a file without the package's codecs, and `ORDERS` has the published gate order
+of each format. So a mistake that a writer and a reader share is noticed.
 """
 
 from __future__ import annotations
@@ -187,14 +187,14 @@ def restored_specs(
     if imported.text is not None:
         return from_text(imported.text, "w", None).specs
     assert imported.config is not None
-    found = [dict(layer) for layer in imported.config["model"]["layers"]]
+    file_layers = [dict(layer) for layer in imported.config["model"]["layers"]]
     if not imported.describes_layers:
         originals = [layer for layer in layers if layer["type"] != "dropout"]
-        restored = [layer for layer in found if layer["type"] != "dropout"]
+        restored = [layer for layer in file_layers if layer["type"] != "dropout"]
         for layer, original in zip(restored, originals, strict=True):
             for key in {"activation", "return_sequences"} & original.keys():
                 layer[key] = original[key]
-    return specs_of(found)
+    return specs_of(file_layers)
 
 
 def raw_tensors(path: Path) -> dict[str, Array]:
@@ -217,12 +217,12 @@ def raw_tensors(path: Path) -> dict[str, Array]:
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             data = archive.read("model.weights.h5")
-    found: dict[str, Array] = {}
+    datasets: dict[str, Array] = {}
     with h5py.File(io.BytesIO(data)) as file:
         file.visititems(
-            lambda name, item: found.update({name: item[...]} if hasattr(item, "shape") else {})
+            lambda name, item: datasets.update({name: item[...]} if hasattr(item, "shape") else {})
         )
-    return found
+    return datasets
 
 
 def _xml_matrices(path: Path) -> dict[str, Array]:
@@ -261,7 +261,7 @@ def raw_blocks(format: str, path: Path, kind: str) -> dict[tuple[str, str], Arra
 
 
 def _slot_blocks(raw: Mapping[str, Array], order: str) -> dict[tuple[str, str], Array]:
-    """All input matrices stand before all recurrent ones, whatever the names of the elements."""
+    """Gate blocks of TMVA: all input matrices come before all recurrent ones."""
     matrices = [value for name, value in raw.items() if "Biases" not in name and "Layer[0]" in name]
     keys = [(matrix, letter) for matrix in "WU" for letter in order]
     return dict(zip(keys, matrices, strict=True))

@@ -1,4 +1,4 @@
-"""Which format a safetensors file is, where its names alone do not tell."""
+"""Detection of native and PyTorch files in safetensors, by names and metadata."""
 
 from __future__ import annotations
 

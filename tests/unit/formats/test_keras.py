@@ -1,4 +1,4 @@
-"""Keras's files without Keras: older ones by hand, what is written and read back, refusals."""
+"""Keras's files without Keras: older files written by hand, descriptions, dtypes, refusals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(path: Path, x: Any, expected: Any) -> Imported:
 @pytest.mark.parametrize("two", [False, True], ids=["one bias", "two biases"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
 def test_files_of_keras_2(kind: str, two: bool, whole: bool, tmp_path: Path) -> None:
-    """By hand, against its equations: hard sigmoid 0.2 x + 0.5, a reverse pass, a dense layer."""
+    """Files by hand against the equations: hard sigmoid 0.2 x + 0.5, two directions, a head."""
     rng, x = np.random.default_rng(3), random_inputs(N, T, D)
     two = two and kind == "GRU"
     forward, back = (kf.drawn(kind, D, H, rng, two=two) for _ in range(2))
@@ -147,7 +147,7 @@ def test_names_that_keras_does_not_open(tmp_path: Path) -> None:
 
 
 def rewritten(tmp_path: Path, change: Any = None, **how: Any) -> Imported:
-    """What is read from a ``.keras`` whose HDF5 file was written anew."""
+    """Read a ``.keras`` file whose HDF5 file is rewritten."""
     registry.write(tmp_path / "m.keras", "keras", exported())
     parts = kf.members(tmp_path / "m.keras")
     parts["model.weights.h5"] = kf.copied(parts["model.weights.h5"], change, **how)
@@ -163,11 +163,11 @@ def rewritten(tmp_path: Path, change: Any = None, **how: Any) -> Imported:
     ids=["chunks", "filters"],
 )
 def test_chunks_and_compression(how: dict[str, Any], tmp_path: Path) -> None:
-    found = rewritten(tmp_path, **how).tensors
+    tensors = rewritten(tmp_path, **how).tensors
     original = registry.read(tmp_path / "m.keras").tensors
-    assert found.keys() == original.keys()
+    assert tensors.keys() == original.keys()
     for name, value in original.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(tensors[name], value)
 
 
 def test_other_types(tmp_path: Path) -> None:
@@ -180,13 +180,13 @@ def test_other_types(tmp_path: Path) -> None:
         "bfloat16": bfloat16,
         ">f8": lambda v: v.astype(">f8"),
     }.items():
-        found = rewritten(tmp_path, change)
+        imported = rewritten(tmp_path, change)
         original = original or registry.read(tmp_path / "m.keras").tensors
         for native, value in original.items():
             kept = 2.0**-7 if name == "bfloat16" else 2.0**-10 if name == "float16" else 0
-            np.testing.assert_allclose(found.tensors[native], value, rtol=kept, atol=1e-6 * kept)
-            assert found.tensors[native].dtype == ("f8" if name == ">f8" else "f4")
-        assert {s.dtype for s in found.sources} == {"float64" if name == ">f8" else name}
+            np.testing.assert_allclose(imported.tensors[native], value, rtol=kept, atol=1e-6 * kept)
+            assert imported.tensors[native].dtype == ("f8" if name == ">f8" else "f4")
+        assert {s.dtype for s in imported.sources} == {"float64" if name == ">f8" else name}
     with pytest.raises(WeightsError, match="no floating-point numbers"):
         rewritten(tmp_path, lambda v: v.astype("i4"))
 
@@ -198,12 +198,12 @@ def stack(*sizes: int) -> Export:
     return Export("net", D, None, specs, random_weights(specs, 1), "")
 
 
-def test_order_of_bare_weights(tmp_path: Path) -> None:
-    """A file of lstm-cli says its order, in a copy too; else sizes tell it, or a config."""
+def test_order_of_weights_without_a_description(tmp_path: Path) -> None:
+    """A file of lstm-cli states its order, also in a copy; otherwise sizes or a config decide."""
     path = tmp_path / "m.weights.h5"
     for sizes, unique in (((7, 6, 5), True), ((D, D, D), False)):
-        given = stack(*sizes)
-        registry.write(path, "keras", given)
+        export = stack(*sizes)
+        registry.write(path, "keras", export)
         for order in (True, False):
             path.write_bytes(kf.copied(path.read_bytes(), attributes=order))
             if not unique and not order:
@@ -211,22 +211,22 @@ def test_order_of_bare_weights(tmp_path: Path) -> None:
                     registry.read(path)
                 assert "model.save('model.keras')" in str(caught.value)
                 assert "--weights FILE" in str(caught.value)
-            options = ReadOptions(layers=None if unique or order else given.layers)
+            options = ReadOptions(layers=None if unique or order else export.layers)
             imported = registry.read(path, options)
             told = "the file's own list" if order else "the only one that fits"
             assert told in "".join(imported.notes)
-            for name, value in given.tensors.items():
+            for name, value in export.tensors.items():
                 np.testing.assert_array_equal(imported.tensors[name], value)
 
 
 def test_order_of_very_many_layers(tmp_path: Path) -> None:
     """More names than one attribute of HDF5 holds."""
     specs = tuple(DenseSpec(k, 1, 1, None) for k in range(501))
-    given = Export("net", 1, None, specs, random_weights(specs, 1), "")
-    registry.write(tmp_path / "m.weights.h5", "keras", given)
+    export = Export("net", 1, None, specs, random_weights(specs, 1), "")
+    registry.write(tmp_path / "m.weights.h5", "keras", export)
     found = registry.read(tmp_path / "m.weights.h5").tensors
     assert [found[f"layers.{k}.bias"] for k in range(501)] == [
-        given.tensors[f"layers.{k}.bias"] for k in range(501)
+        export.tensors[f"layers.{k}.bias"] for k in range(501)
     ]
 
 
@@ -251,7 +251,7 @@ def test_older_paths(old: str, tmp_path: Path) -> None:
 
 
 def described(tmp_path: Path, change: Any) -> Imported:
-    """What is read when the description of a written model is changed."""
+    """Read a written model whose description is changed."""
     registry.write(tmp_path / "m.keras", "keras", exported())
     parts = kf.members(tmp_path / "m.keras")
     model = json.loads(parts["config.json"])
@@ -279,13 +279,13 @@ def test_activations_of_their_own(tmp_path: Path) -> None:
     assert layers[-1] == {"type": "dense", "units": 3, "activation": "softmax"}
     np.testing.assert_array_equal(imported.tensors["layers.1.weight"], np.eye(2 * H))
     assert "the layer r (ReLU) became a dense layer" in "".join(imported.notes)
-    given, x = exported(), random_inputs(N, T, D)
+    export, x = exported(), random_inputs(N, T, D)
     parts: dict[bool, dict[str, Any]] = {True: {}, False: {}}
-    for name, value in given.tensors.items():
+    for name, value in export.tensors.items():
         parts[name.startswith("layers.0.")][name] = value
     engine = ReferenceEngine(dtype="float64")
-    first = Network(given.layers[:1], parts[True], engine).run(x).outputs
-    wanted = Network(given.layers[2:], parts[False], engine).run(np.maximum(first, 0)).outputs
+    first = Network(export.layers[:1], parts[True], engine).run(x).outputs
+    wanted = Network(export.layers[2:], parts[False], engine).run(np.maximum(first, 0)).outputs
     np.testing.assert_allclose(run(imported, x), wanted, rtol=0, atol=1e-6)
 
 
@@ -310,7 +310,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_descriptions_that_do_not_do(case: str, tmp_path: Path) -> None:
+def test_unsupported_descriptions_are_named(case: str, tmp_path: Path) -> None:
     change, text = CHANGES[case]
     with pytest.raises(WeightsError) as caught:
         described(tmp_path, lambda layers: change(layers[3]))

@@ -64,7 +64,9 @@ NAMES = {
 @pytest.mark.parametrize("case", NAMES)
 @pytest.mark.parametrize("first", ["forward", "backward"])
 @pytest.mark.parametrize("kind", CELLS)
-def test_halves_are_told_by_their_names(kind: str, first: str, case: str, tmp_path: Path) -> None:
+def test_directions_are_found_by_their_names(
+    kind: str, first: str, case: str, tmp_path: Path
+) -> None:
     """Keras lists the frozen half last, whichever it is."""
     rng, x = np.random.default_rng(1), random_inputs(N, T, D)
     halves = [kf.drawn(kind, D, H, rng) for _ in range(2)]
@@ -88,7 +90,7 @@ def test_halves_of_which_one_has_a_bias(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(run(imported, x), np.concatenate(y, axis=2), rtol=0, atol=1e-12)
 
 
-def test_one_half_alone(tmp_path: Path) -> None:
+def test_one_direction_alone(tmp_path: Path) -> None:
     half = kf.cell_names("bi/backward_lstm", kf.drawn("LSTM", D, H, np.random.default_rng(0)))
     error = refused(kf.legacy(tmp_path / "w.h5", {"bi": half}))
     assert "bi has only one direction" in str(error)
@@ -106,11 +108,11 @@ def nested(path: Path, *kinds: str, width: int = D, last: int | None = None, **h
         if kind == "Dense":
             weights.append([0.6 * rng.standard_normal(s) for s in ((width, units), (units,))])
             roles = ("kernel:0", "bias:0")
-            named = {f"dense_{k}/{r}": w for r, w in zip(roles, weights[-1], strict=True)}
+            names = {f"dense_{k}/{r}": w for r, w in zip(roles, weights[-1], strict=True)}
         else:
             weights.append(kf.drawn(kind, width, units, rng))
-            named = kf.cell_names(f"{kind.lower()}_{k}", weights[-1])
-        parts.append(named)
+            names = kf.cell_names(f"{kind.lower()}_{k}", weights[-1])
+        parts.append(names)
     listed = {name: value for part in parts[::-1] for name, value in part.items()}
     kf.legacy(path, {"sequential_1": listed}, **how)
     return weights
@@ -123,7 +125,7 @@ def computed(kinds: Any, weights: Any, x: Any) -> Any:
 
 
 @pytest.mark.parametrize("kinds", [("LSTM", "Dense"), ("GRU", "LSTM"), ("Dense", "SimpleRNN")])
-def test_a_list_that_tells_nothing(kinds: tuple[str, str], tmp_path: Path) -> None:
+def test_a_list_without_an_order(kinds: tuple[str, str], tmp_path: Path) -> None:
     """A model in the model lists what is frozen last: sizes tell the order, or a config does."""
     path, x = tmp_path / "w.h5", random_inputs(N, T, D)
     weights = nested(path, *kinds)
@@ -148,7 +150,7 @@ def test_a_list_that_tells_nothing(kinds: tuple[str, str], tmp_path: Path) -> No
     np.testing.assert_allclose(run(read(path), x), computed(kinds, weights, x), atol=1e-12)
 
 
-def test_layers_alike_that_no_name_tells_apart(tmp_path: Path) -> None:
+def test_equal_layers_without_numbers(tmp_path: Path) -> None:
     """Numbers count what was made, and the list ends with what was frozen."""
     path = tmp_path / "w.h5"
     nested(path, "LSTM", "LSTM")
@@ -159,16 +161,18 @@ def test_layers_alike_that_no_name_tells_apart(tmp_path: Path) -> None:
     assert "model.save('model.keras')" in error.hints[0]
 
 
-@pytest.mark.parametrize(("scope", "told"), [("net/", False), ("sequential_3/", True), ("", True)])
+@pytest.mark.parametrize(
+    ("scope", "numbered"), [("net/", False), ("sequential_3/", True), ("", True)]
+)
 def test_a_model_of_ones_own_class_lists_what_it_made(
-    scope: str, told: bool, tmp_path: Path
+    scope: str, numbered: bool, tmp_path: Path
 ) -> None:
     """Keras puts the name of such a model before the names of its layers."""
     rng, x = np.random.default_rng(5), random_inputs(N, T, D)
     weights = [kf.drawn("LSTM", D, D, rng) for _ in range(2)]
     groups = {f"lstm_{k}": kf.cell_names(f"{scope}lstm_{k}/cell", weights[k]) for k in range(2)}
     path = kf.legacy(tmp_path / "w.h5", groups)
-    if not told:
+    if not numbered:
         assert "several fit: lstm_0 -> lstm_1; lstm_1 -> lstm_0" in str(refused(path))
         return
     np.testing.assert_allclose(
@@ -260,7 +264,7 @@ CUDNN = {"LSTM": ("cu_dnnlstm_1", {}), "GRU": ("gru_7", {"reset_after": True})}
 @pytest.mark.parametrize("form", ["weights", "model", "bidirectional", "described", "today"])
 @pytest.mark.parametrize("kind", CUDNN)
 def test_layout_of_cudnn(kind: str, form: str, tmp_path: Path) -> None:
-    """Named as what it is, wherever it stands; Keras turns it into a plain layer's."""
+    """A layer of cuDNN is named at any position; Keras converts it to a plain layer."""
     name, options = CUDNN[kind]
     rng, x, gates = np.random.default_rng(2), random_inputs(N, T, D), kf.GATES[kind]
     W, U, b = (rng.standard_normal(s) for s in ((D, gates * H), (H, gates * H), 2 * gates * H))
@@ -349,8 +353,8 @@ def test_defaults_by_version(version: str | None, whole: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("version", ["2.2.4", "2.2.4-tf", None, "2.9.0"])
-def test_a_config_beside_older_weights(version: str, tmp_path: Path) -> None:
-    """Its own default is another than theirs was: a note says so, whoever is right."""
+def test_a_config_with_older_weights(version: str, tmp_path: Path) -> None:
+    """The config has another default than the file's version of Keras: a note states both."""
     weights = kf.drawn("LSTM", D, H, np.random.default_rng(0))
     path = kf.legacy(tmp_path / "w.h5", {"a": kf.cell_names("a", weights)}, version=version)
     layer = {"type": "lstm", "hidden_size": H}
@@ -436,7 +440,7 @@ def test_every_default_names_its_source() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "notes"),
     [
         ("add_1", "add_1 has, by its name, no counterpart"),
         ("global_average_pooling1d", "no counterpart"),
@@ -445,16 +449,16 @@ def test_every_default_names_its_source() -> None:
         ("mine", "assumed to change nothing, since they have no weights: mine"),
     ],
 )
-def test_layers_without_weights_in_a_list(name: str, said: str, tmp_path: Path) -> None:
+def test_layers_without_weights_in_a_list(name: str, notes: str, tmp_path: Path) -> None:
     """Only their names are there, which are usual ones, or the user's."""
     rng = np.random.default_rng(2)
     lstm = kf.cell_names("lstm", kf.drawn("LSTM", D, H, rng))
     dense = {"dense/kernel:0": rng.standard_normal((T * H if name == "reshape" else H, 2))}
     path = kf.legacy(tmp_path / "w.h5", {"lstm": lstm, name: {}, "dense": dense})
-    if "counterpart" in said:
-        assert said in str(refused(path))
+    if "counterpart" in notes:
+        assert notes in str(refused(path))
     else:
-        assert said in "\n".join(read(path).notes)
+        assert notes in "\n".join(read(path).notes)
 
 
 def test_the_last_layer_joins_its_directions(tmp_path: Path) -> None:

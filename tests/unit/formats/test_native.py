@@ -1,4 +1,4 @@
-"""The native weights file: what is written is read back, and a broken file is an error, no more."""
+"""The native weights file: dtypes, metadata, and files that are refused."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def entry(dtype: str, shape: list[int], nbytes: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", ">f8"])
 def test_round_trip(dtype: str, tmp_path: Path) -> None:
-    given, path = tensors(dtype), tmp_path / "w.safetensors"
-    native.write(path, given, CONFIG)
+    original, path = tensors(dtype), tmp_path / "w.safetensors"
+    native.write(path, original, CONFIG)
     file = native.read(path)
     assert file.path == path
     assert file.config == CONFIG
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert file.tensors.keys() == given.keys()
-    for name, value in given.items():
+    assert file.tensors.keys() == original.keys()
+    for name, value in original.items():
         assert file.tensors[name].dtype == value.dtype.newbyteorder("=")
         np.testing.assert_array_equal(file.tensors[name], value)
 
@@ -54,24 +54,24 @@ def test_round_trip(dtype: str, tmp_path: Path) -> None:
 def test_another_reader_understands_it(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    given, path = tensors(), tmp_path / "w.safetensors"
-    native.write(path, given | {"t": given["layers.0.weight_ih"].T}, CONFIG)
+    original, path = tensors(), tmp_path / "w.safetensors"
+    native.write(path, original | {"t": original["layers.0.weight_ih"].T}, CONFIG)
     with safe_open(path, framework="numpy") as file:
         assert file.metadata() == {
             "format": "lstm-cli", "version": lstm_cli.__version__, "config": CONFIG,
         }  # fmt: skip
-        np.testing.assert_array_equal(file.get_tensor("t"), given["layers.0.weight_ih"].T)
+        np.testing.assert_array_equal(file.get_tensor("t"), original["layers.0.weight_ih"].T)
 
 
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
     values = np.array([1.0, -2.5, 3.140625, 0.0, 1e30, -1e-30], np.float32)
     upper = (values.view(np.uint32) >> 16).astype("<u2")
     path = write_raw(tmp_path / "w.safetensors", {"a": entry("BF16", [2, 3], 12)}, upper.tobytes())
-    found = native.read(path).tensors["a"]
-    assert found.dtype == np.float32
-    assert found.shape == (2, 3)
-    np.testing.assert_allclose(found.ravel(), values, rtol=2**-7)
-    np.testing.assert_array_equal(found.ravel()[:4], values[:4])
+    widened = native.read(path).tensors["a"]
+    assert widened.dtype == np.float32
+    assert widened.shape == (2, 3)
+    np.testing.assert_allclose(widened.ravel(), values, rtol=2**-7)
+    np.testing.assert_array_equal(widened.ravel()[:4], values[:4])
 
 
 def test_without_a_config(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""TMVA's codec: what is written is read back to the bit, and what TMVA has not is named."""
+"""TMVA's files: random networks, the elements of a file, ambiguous files, and unfit attributes."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def outputs(config: Any, tensors: Any, x: Any) -> Any:
     return Network(specs, tensors, ReferenceEngine(dtype="float64")).run(x).outputs
 
 
-def round_trip(given: Export, path: Path) -> Imported:
+def round_trip(export: Export, path: Path) -> Imported:
     """Write, read, and compare what both give."""
-    registry.write(path, "tmva", given)
+    registry.write(path, "tmva", export)
     imported = registry.read(path)
-    x = random_inputs(4, given.steps or 5, given.input_size)
-    found = outputs(imported.config, imported.tensors, x)
-    single = any(value.dtype == np.float32 for value in given.tensors.values())
+    x = random_inputs(4, export.steps or 5, export.input_size)
+    actual = outputs(imported.config, imported.tensors, x)
+    single = any(value.dtype == np.float32 for value in export.tensors.values())
     bound = 1e-8 if single else 1e-13  # a gru's biases are added, and rounded
-    expected = outputs(given.layers, given.tensors, x)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+    expected = outputs(export.layers, export.tensors, x)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
     return imported
 
 
@@ -121,7 +121,7 @@ def test_a_written_file_is_what_the_writer_by_hand_makes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_our_own_files_are_never_ambiguous(kind: str, tmp_path: Path) -> None:
-    """As wide as its input, such a layer of another writer's is refused."""
+    """A layer of another writer, as wide as its input, is refused."""
     path = tmp_path / "w.xml"
     round_trip(export([{"type": kind, "hidden_size": 2, "return_sequences": False}]), path)
     path.write_text(path.read_text().replace("lstm-cli", "somebody"))
@@ -129,7 +129,7 @@ def test_our_own_files_are_never_ambiguous(kind: str, tmp_path: Path) -> None:
         registry.read(path)
 
 
-def test_the_name_and_the_frame(tmp_path: Path) -> None:
+def test_the_name_and_the_header(tmp_path: Path) -> None:
     notes = registry.write(tmp_path / "w.xml", "tmva", export(STACK))
     root = ET.parse(tmp_path / "w.xml").getroot()
     assert re.fullmatch(r"DL::[A-Za-z0-9_.-]+", root.attrib["Method"])
@@ -152,7 +152,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_tmva_has_not_is_named(what: str, tmp_path: Path) -> None:
+def test_options_that_tmva_lacks_are_named(what: str, tmp_path: Path) -> None:
     path = tmp_path / "w.xml"
     with pytest.raises(WeightsError, match=rf"layer \d \(\w+\): it has .*{what}"):
         registry.write(path, "tmva", export(REFUSED[what]))
@@ -240,7 +240,7 @@ def test_an_output_function_after_an_activation(tmp_path: Path) -> None:
         assert any("dense layer of its own" in note for note in imported.notes)
 
 
-def test_what_an_older_file_leaves_unsaid(tmp_path: Path) -> None:
+def test_attributes_that_an_older_file_lacks(tmp_path: Path) -> None:
     """No ReturnSequence: every step; a dense layer behind it reads them flattened."""
     rng = np.random.default_rng(2)
     rnn = tmva.recurrent("RNNLayer", 2, 3, 4, rng)

@@ -1,4 +1,4 @@
-"""What the reader of PyTorch's files says, assumes, refuses, and where the writer stops."""
+"""PyTorch's files: notes and refusals of the reader, the order of modules, limits of the writer."""
 
 from __future__ import annotations
 
@@ -56,34 +56,34 @@ def refused(folder: Path, shapes: Shapes, prefix: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_where_everything_stood(tmp_path: Path) -> None:
-    found = read(tmp_path, lstm("net.rnn.", 3, 2) | linear("net.fc.", 2, 5))
-    assert (found.format, found.title) == ("pytorch", "PyTorch state dict in safetensors")
-    assert found.gate_orders == {"lstm": "i f g o"}
+def test_sources_of_all_tensors(tmp_path: Path) -> None:
+    imported = read(tmp_path, lstm("net.rnn.", 3, 2) | linear("net.fc.", 2, 5))
+    assert (imported.format, imported.title) == ("pytorch", "PyTorch state dict in safetensors")
+    assert imported.gate_orders == {"lstm": "i f g o"}
     assert TensorSource(
         "net.rnn.weight_ih_l0", (8, 3), "float32", "[4:6]", "layers.0.weight_ih", "g"
-    ) in found.sources  # fmt: skip
-    biases = [s for s in found.sources if s.native == "layers.0.bias" and s.block == "o"]
+    ) in imported.sources  # fmt: skip
+    biases = [s for s in imported.sources if s.native == "layers.0.bias" and s.block == "o"]
     assert [(s.name, s.part, s.change) for s in biases] == [
         ("net.rnn.bias_ih_l0", "[6:8]", "added to net.rnn.bias_hh_l0"),
         ("net.rnn.bias_hh_l0", "[6:8]", "added to net.rnn.bias_ih_l0"),
     ]
-    assert found.sources[-1] == TensorSource(
+    assert imported.sources[-1] == TensorSource(
         "net.fc.bias", (5,), "float32", "", "layers.1.bias", ""
     )
 
 
-def test_what_is_assumed_is_said(tmp_path: Path) -> None:
+def test_assumptions_have_notes(tmp_path: Path) -> None:
     shapes = lstm("a1.", 3, 4, gates=1) | lstm("a2.", 4, 4, gates=3) | {"fc.weight": (2, 4)}
     notes = "\n".join(read(tmp_path, shapes).notes)
-    for said in (
+    for text in (
         "--set model.layers.1.return_sequences=false",
         "tanh is assumed in the rnn; if not: --set model.layers.0.activation=relu",
         "--set model.layers.2.activation=softmax",
         "the file keeps no order: the modules run as a1 -> a2 -> fc",
         "--set model.layers.1.dropout",
     ):
-        assert said in notes
+        assert text in notes
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def specs(input_size: int, *layers: tuple[str, int]) -> Any:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_config_decides(suffix: str, tmp_path: Path) -> None:
-    """Where sizes fit in two orders, a note names both; a config of either gives it."""
+    """If sizes fit in two orders, a note names both, and a config selects one."""
     shapes = lstm("lstm.", 3, 5) | linear("fc.", 5, 3)
     path = tmp_path / f"w{suffix}"
     if suffix == ".pt":
         path.write_bytes(write_archive(tensors(shapes)))
     else:
         save_file(tensors(shapes), path, {"format": "pt"})
-    found = registry.read(path)
-    assert order_of(found) == ["lstm", "fc"]
-    assert "lstm -> fc" in found.notes[0]
-    assert "also" in found.notes[0]
-    assert "fc -> lstm" in found.notes[0]
-    assert "lstm-cli run CONFIG DATA --weights FILE" in found.notes[0]
+    imported = registry.read(path)
+    assert order_of(imported) == ["lstm", "fc"]
+    assert "lstm -> fc" in imported.notes[0]
+    assert "also" in imported.notes[0]
+    assert "fc -> lstm" in imported.notes[0]
+    assert "lstm-cli run CONFIG DATA --weights FILE" in imported.notes[0]
     for layers, order in (
         (specs(3, ("lstm", 5), ("dense", 3)), ["lstm", "fc"]),
         (specs(5, ("dense", 3), ("lstm", 5)), ["fc", "lstm"]),
@@ -175,11 +175,11 @@ def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
 def test_a_stored_order_that_is_none(shapes: Shapes, order: list[str], tmp_path: Path) -> None:
     """Numbers in names say another, or the names are sorted: biases before weights."""
     (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
-    found = registry.read(tmp_path / "w.pt")
-    assert order_of(found) == order
+    imported = registry.read(tmp_path / "w.pt")
+    assert order_of(imported) == order
     why = "the file keeps no order" if "fc" in order else "numbers in the names say another"
-    assert why in found.notes[0]
-    first = next(s.name for s in found.sources if s.native.startswith("layers.0."))
+    assert why in imported.notes[0]
+    first = next(s.name for s in imported.sources if s.native.startswith("layers.0."))
     assert not first.startswith(("10.", "net.1.", "fc."))
 
 
@@ -262,7 +262,7 @@ def test_what_a_state_dict_cannot_say(tmp_path: Path) -> None:
         DenseSpec(5, 12, 3, None),
     ]
     notes = "\n".join(written(layers, tmp_path / "w.pt", 6))
-    for said in (
+    for text in (
         "layer 0 (0): nn.RNN needs nonlinearity='relu'",
         "layer 1: dropout",
         "layer 2 (0): stateful",
@@ -270,7 +270,7 @@ def test_what_a_state_dict_cannot_say(tmp_path: Path) -> None:
         "layer 4: flatten",
         "layer 5 (2): its activation softmax",
     ):
-        assert said in notes
+        assert text in notes
     found = registry.read(tmp_path / "w.pt")
     assert found.config is not None
     assert [layer["type"] for layer in found.config["model"]["layers"]] == [
@@ -284,18 +284,18 @@ def test_what_a_state_dict_cannot_say(tmp_path: Path) -> None:
 
 def test_order_and_dtype_survive(tmp_path: Path) -> None:
     """float64 stays, float32 stays, one file of both."""
-    given = tensors(lstm("z.", 3, 4) | linear("a.", 4, 2))
-    given["a.weight"] = given["a.weight"].astype(np.float64)
-    (tmp_path / "w.pt").write_bytes(write_archive(given))
-    found = registry.read(tmp_path / "w.pt")
-    assert [str(v.dtype) for v in found.tensors.values()] == ["float32"] * 3 + [
+    state_dict = tensors(lstm("z.", 3, 4) | linear("a.", 4, 2))
+    state_dict["a.weight"] = state_dict["a.weight"].astype(np.float64)
+    (tmp_path / "w.pt").write_bytes(write_archive(state_dict))
+    imported = registry.read(tmp_path / "w.pt")
+    assert [str(v.dtype) for v in imported.tensors.values()] == ["float32"] * 3 + [
         "float64", "float32",
     ]  # fmt: skip
-    assert np.array_equal(found.tensors["layers.1.weight"], given["a.weight"])
+    assert np.array_equal(imported.tensors["layers.1.weight"], state_dict["a.weight"])
 
 
 def test_members_are_aligned() -> None:
-    """As PyTorch aligns them, so that it can map a file into memory."""
+    """PyTorch aligns members in the same way, so that it can map a file into memory."""
     data = write_archive(tensors(lstm("lstm.", 3, 4)))
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         for member in file.infolist():

@@ -106,15 +106,15 @@ def refused(call: Any, path: Path) -> str:
 @pytest.mark.parametrize("suffix", [".bin", "", ".yaml", ".pth.tar"])
 @pytest.mark.parametrize("kind", FILES)
 def test_what_a_file_is(kind: str, suffix: str, tmp_path: Path) -> None:
-    data, said = FILES[kind]
+    data, text = FILES[kind]
     path = tmp_path / f"model{suffix}"
     path.write_bytes(data)
     for call in (lstm_cli.build, registry.read):
-        assert re.search(said, refused(call, path)), refused(call, path)
+        assert re.search(text, refused(call, path)), refused(call, path)
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "text"),
     [
         (("saved_model.pb", "variables/variables.index"), "SavedModel"),
         (("coremldata.bin",), "Core ML"),
@@ -125,13 +125,13 @@ def test_what_a_file_is(kind: str, suffix: str, tmp_path: Path) -> None:
         (("readme",), "folder|directory"),
     ],
 )
-def test_what_a_folder_is(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_what_a_folder_is(names: tuple[str, ...], text: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
     for call in (lstm_cli.build, registry.read):
-        assert re.search(said, refused(call, folder))
+        assert re.search(text, refused(call, folder))
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_line_that_makes_a_state_dict_does(kind: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(found["layers.0.weight_ih"], LSTM["lstm.weight_ih_l0"])
 
 
-def test_damaged_files_end_in_an_error_of_ours(tmp_path: Path) -> None:
+def test_damaged_files_give_an_lstm_cli_error(tmp_path: Path) -> None:
     path = tmp_path / "m"
     for kind, (data, _) in FILES.items():
         for k in range(12):
