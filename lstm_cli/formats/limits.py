@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from lstm_cli.errors import WeightsError, is_memory, short_of_memory
+from lstm_cli.errors import WeightsError, counted, is_memory, short_of_memory
 from lstm_cli.files import reason
 
 MAX_TEXT_BYTES = 64 << 20
@@ -60,8 +60,8 @@ def read_whole(path: Path, what: str = "the weights file", limit: int | None = N
         if limit is not None and size > limit:
             raise WeightsError(
                 f"{what} {path} is too large",
-                expected=f"at most {limit:,} bytes",
-                found=f"{size:,} bytes",
+                expected=f"at most {counted(limit, 'byte', grouped=True)}",
+                found=counted(size, "byte", grouped=True),
             )
         return path.read_bytes()
     except (OSError, ValueError) as error:
@@ -80,8 +80,8 @@ def checked_size(shape: Sequence[int], itemsize: int, available: int, name: str,
     if any(n < 0 for n in shape) or size > available:
         raise WeightsError(
             f"{name} declares a shape that the file does not hold",
-            expected=f"{size:,} bytes for {tuple(shape)}",
-            found=f"{available:,} bytes",
+            expected=f"{counted(size, 'byte', grouped=True)} for {tuple(shape)}",
+            found=counted(available, "byte", grouped=True),
             where=str(path),
         )
     return size
@@ -131,7 +131,8 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
         if member.file_size > max(MIN_RATIO_BYTES, MAX_RATIO * member.compress_size):
             raise _refused(
                 path,
-                f"the member {member.filename!r} unpacks {member.compress_size:,} bytes to "
+                f"the member {member.filename!r} unpacks "
+                f"{counted(member.compress_size, 'byte', grouped=True)} to "
                 f"{member.file_size:,}",
             )
 

@@ -58,7 +58,7 @@ HOSTILE = {
         "a word of",
     ),
     "more numbers": (f'<M><W Rows="1" Columns="9">{"1 " * (2 << 20)}</W></M>', "more numbers"),
-    "a huge claim": ('<M><W Rows="16777216" Columns="16777216">1</W></M>', "1 numbers"),
+    "a huge claim": ('<M><W Rows="16777216" Columns="16777216">1</W></M>', "1 number"),
     "a larger claim": ('<M><W Rows="16777217" Columns="1">1</W></M>', "16,777,216"),
     "a claim beyond all": (f'<M><W Rows="{"9" * 5000}" Columns="1">1</W></M>', "16,777,216"),
     "a negative claim": ('<M><W Rows="-1" Columns="-1">1</W></M>', "1 to 16,777,216"),

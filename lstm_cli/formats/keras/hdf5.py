@@ -18,7 +18,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5s, h5t, h5z
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, is_memory, need_memory, short_of_memory
+from lstm_cli.errors import WeightsError, counted, is_memory, need_memory, short_of_memory
 from lstm_cli.formats.keras.hdf5_attributes import TextAttributes
 from lstm_cli.formats.keras.options import printable
 from lstm_cli.formats.limits import MAX_RATIO, MIN_RATIO_BYTES
@@ -273,8 +273,8 @@ def read_dataset(dataset: Any, name: str, available: int) -> tuple[Array, str, i
     if stored > available or size > limit:
         raise WeightsError(
             f"{name} declares a shape that the file does not hold",
-            expected=f"{size:,} bytes for {shape}",
-            found=f"{min(stored, available):,} bytes",
+            expected=f"{counted(size, 'byte', grouped=True)} for {shape}",
+            found=counted(min(stored, available), "byte", grouped=True),
         )
     if plain:
         return (*_widened(_contiguous(dataset, shape, code)), stored)

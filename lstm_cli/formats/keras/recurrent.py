@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
 from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.keras.activations import ActivationConfig, read_activation
@@ -341,7 +341,7 @@ def _check_shape(
         text = ", ".join("D" if w is None else str(w) for w in expected)
         raise WeightsError(
             f"{direction.cell.owner} has a tensor that does not fit its "
-            f"{direction.hidden_size} units",
+            f"{counted(direction.hidden_size, 'unit')}",
             expected=f"({text}{',' if len(expected) == 1 else ''})",
             found=f"{variable.name} {shape}",
         )

@@ -16,7 +16,7 @@ from xml.parsers import expat
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.files import reason
 from lstm_cli.formats.limits import check_regular
 
@@ -82,7 +82,7 @@ class MatrixParser:
         self._convert("".join(self._pending))
         self._set_pending("")
         if self._count != self.rows * self.columns:
-            raise NumbersError(f"{self._count:,} numbers")
+            raise NumbersError(counted(self._count, "number", grouped=True))
         values = np.concatenate(self._parts) if self._parts else np.zeros(0)
         return values.reshape(self.rows, self.columns)
 
@@ -242,12 +242,12 @@ class _Builder:
             raise ValueError("no element")
         return self._root
 
-    def refuse(self, found: str, expected: str | None = None) -> NoReturn:
+    def refuse(self, problem: str, expected: str | None = None) -> NoReturn:
         """Raise the error that the file is refused."""
         raise WeightsError(
             f"{self.path} is refused",
             expected=expected,
-            found=found,
+            found=problem,
             where=f"{self.path} line {self._parser.CurrentLineNumber}",
         )
 
@@ -306,7 +306,7 @@ class _Builder:
         rows, columns = numbers.rows, numbers.columns
         raise WeightsError(
             f"{self._matrix!r} does not hold the matrix that it declares",
-            expected=f"{rows * columns:,} numbers, {rows} x {columns}",
+            expected=f"{counted(rows * columns, 'number', grouped=True)}, {rows} x {columns}",
             found=str(error),
             where=f"{self.path} line {self._parser.CurrentLineNumber}",
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, LayerSpec, RecurrentSpec
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.interchange import TmvaOrder
 from lstm_cli.formats.tmva.document import TmvaDocument, XmlElement, parse_whole_number
 from lstm_cli.overwriting import SIGNATURE
@@ -48,7 +48,7 @@ def find_network(document: TmvaDocument) -> XmlElement:
         raise WeightsError(
             f"{document.path} does not hold the layers that it declares",
             expected=f"NetDepth {weights.attributes['NetDepth'][:20]}",
-            found=f"{len(weights.children)} layers",
+            found=counted(len(weights.children), "layer"),
             where=document.where(weights),
         )
     return weights

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder
 from lstm_cli.formats.tmva.document import (
     FLOAT32_DIGITS,
@@ -125,7 +125,7 @@ class _Reader:
         if not builder.has_steps:
             raise self._misfit(layer.name, element, "every step", "one vector a sequence")
         if builder.size not in (None, D):
-            raise self._misfit(layer.name, element, f"{D} features", str(builder.size))
+            raise self._misfit(layer.name, element, counted(D, "feature"), str(builder.size))
         check_declared(document, element, "StateSize", H, "rows of its matrices")
         check_declared(document, element, "CellSize", H, "rows of its matrices")
         check_declared(document, element, "InputSize", D, "columns of its input matrices")
@@ -138,7 +138,7 @@ class _Reader:
         if steps is None:
             return
         if builder.size is not None and builder.steps not in (None, steps):
-            raise self._misfit(layer.name, layer.layer, f"{steps} steps", str(builder.steps))
+            raise self._misfit(layer.name, layer.layer, counted(steps, "step"), str(builder.steps))
         builder.steps = steps
 
     def _options(self, layer: RecurrentElements) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class _Reader:
                 element,
                 "Width",
                 builder.size or 0,
-                f"{builder.steps} steps side by side",
+                f"{counted(builder.steps, 'step')} side by side",
             )
 
     def _dense(self, element: XmlElement, position: int) -> None:
@@ -248,7 +248,10 @@ class _Reader:
             builder.notes.append(f"{name} reads one step's features: applied to every step")
         if builder.size != columns:
             raise self._misfit(
-                name, element, f"{columns} inputs, as its Weights have columns", str(builder.size)
+                name,
+                element,
+                f"{counted(columns, 'input')}, as its Weights have columns",
+                str(builder.size),
             )
 
     def _check_input(self) -> None:
@@ -303,10 +306,10 @@ class _Reader:
             "matrix is the identity"
         )
 
-    def _misfit(self, what: str, element: XmlElement, expected: str, found: str) -> WeightsError:
+    def _misfit(self, what: str, element: XmlElement, expected: str, actual: str) -> WeightsError:
         return WeightsError(
             f"{what} does not fit the network around it",
             expected=expected,
-            found=found,
+            found=actual,
             where=self.document.where(element),
         )

@@ -19,7 +19,7 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.files import write_whole
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import Export
@@ -174,7 +174,7 @@ def _notes(export: Export, steps: int) -> Iterator[str]:
         if isinstance(cell, LSTM) and not cell.use_forget_gate:
             yield f"layer {spec.index} has no forget gate: written as one that is always 1"
     if any(isinstance(spec, RecurrentSpec | FlattenSpec) for spec in export.layers):
-        yield f"TMVA takes sequences of exactly {steps} steps: ragged ones differ there"
+        yield f"TMVA takes sequences of exactly {counted(steps, 'step')}: ragged ones differ there"
     if not isinstance(export.layers[-1], DenseSpec | DropoutSpec):
         yield "TMVA trains networks that end in a dense layer; this one does not"
 

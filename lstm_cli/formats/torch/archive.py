@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.limits import member_bytes, open_archive
 from lstm_cli.formats.torch.allowed_globals import TensorView
 from lstm_cli.formats.torch.refused_objects import REFUSED, load_code, refusal, weights_file_name
@@ -138,8 +138,8 @@ class TorchArchive:
             what = "repeats the values of" if inside else "reaches outside"
             raise WeightsError(
                 f"{printable(name)} {what} its storage",
-                expected=f"at most {available:,} values",
-                found=f"{count:,} values up to number {last:,}",
+                expected=f"at most {counted(available, 'value', grouped=True)}",
+                found=f"{counted(count, 'value', grouped=True)} up to number {last:,}",
                 where=str(self.path),
                 hint="save tensor.contiguous()" if inside else None,
             )

@@ -37,6 +37,9 @@ _PARTS = {
 """Names of tensors that only one kind of module has."""
 MAX_PROBLEMS = 20
 
+_Excluded = tuple[Problem, str | None]
+"""Problem of a module or tensor, and a pattern of names that leaves it out."""
+
 
 def recognize_modules(
     tensors: StateTensors, source: str, stored: bool = True
@@ -55,51 +58,53 @@ def recognize_modules(
     WeightsError
         Modules or tensors have no layer in lstm-cli; the error names each of them.
     """
+    all_names = list(tensors)
     form_problems, rewritten_modules = find_weight_forms(tensors)
-    problems: list[tuple[Problem, str | None]] = [(problem, None) for problem in form_problems]
-    groups, strays, integers = group_tensors(
-        {n: t for n, t in tensors.items() if not _is_below(n, rewritten_modules)}
-        if form_problems
-        else tensors
-    )
+    problems: list[_Excluded] = [(problem, None) for problem in form_problems]
+    if form_problems:
+        tensors = {n: t for n, t in tensors.items() if not _is_below(n, rewritten_modules)}
+    groups, strays, integers = group_tensors(tensors)
     modules: list[Module] = []
-    notes: list[str] = []
     copies = find_copies(groups)
     for group in groups:
-        non_layer = copies.get(group.name) or (
-            None if group.recurrent else _non_layer_module(group)
-        )
-        if non_layer is not None:
-            shapes = ", ".join(name_and_shape(tensor) for tensor in group.tensors())
-            problems.append((module_problem(group, non_layer.kind, shapes), non_layer.pattern))
-            continue
-        dtype_errors = dtype_problems(group)
-        problems += [(problem, None) for problem in dtype_errors]
-        if not dtype_errors:
-            try:
-                modules.append(
-                    read_recurrent_module(group) if group.recurrent else _linear(group, strays)
-                )
-            except UnfitModuleError as error:
-                problems.append((error.problem, None))
-                continue
-            if is_in_loss(group.name):
-                notes.append(
-                    f"{printable(group.name)} is read as a Linear, though by its name it is of a "
-                    f"loss: --ignore '{group.name}.*' leaves it out"
-                )
+        module, excluded = _read_group(group, copies.get(group.name), strays)
+        modules += [] if module is None else [module]
+        problems += excluded
     problems += [_stray_problem(tensor) for tensor in strays]
     problems += [
         (Problem(f"the name {printable(n)} cannot be printed"), None)
-        for n in tensors
+        for n in all_names
         if not n.isprintable()
     ]
     if problems or not modules:
         raise _refusal(problems, modules, source, stored)
+    notes = [
+        f"{printable(module.name)} is read as a Linear, though by its name it is of a loss: "
+        f"--ignore '{module.name}.*' leaves it out"
+        for module in modules
+        if is_in_loss(module.name)
+    ]
     names = [tensor.name for tensor in integers]
     if names:
         notes.insert(0, f"left out, as they are counts: {list_names(names)}")
     return modules, tuple(notes)
+
+
+def _read_group(
+    group: ModuleTensors, copy: NonLayer | None, strays: Sequence[StateTensor]
+) -> tuple[Module | None, list[_Excluded]]:
+    """Module of a group of tensors, or its problems with patterns that leave it out."""
+    non_layer = copy or (None if group.recurrent else _non_layer_module(group))
+    if non_layer is not None:
+        shapes = ", ".join(name_and_shape(tensor) for tensor in group.tensors())
+        return None, [(module_problem(group, non_layer.kind, shapes), non_layer.pattern)]
+    if dtype_errors := dtype_problems(group):
+        return None, [(problem, None) for problem in dtype_errors]
+    try:
+        module = read_recurrent_module(group) if group.recurrent else _linear(group, strays)
+    except UnfitModuleError as error:
+        return None, [(error.problem, None)]
+    return module, []
 
 
 def _refusal(

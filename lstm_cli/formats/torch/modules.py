@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lstm_cli.errors import Problem
+from lstm_cli.errors import Problem, counted
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable
 
@@ -272,6 +272,6 @@ def _check_alike(group: ModuleTensors, module: RecurrentModule) -> None:
         for direction in layer:
             if direction.input_size != size:
                 tensor = direction.tensors["weight_ih"]
-                what = f"reads {size} features in layer {k}, which does not fit"
+                what = f"reads {counted(size, 'feature')} in layer {k}, which does not fit"
                 raise UnfitModuleError(module_problem(group, what, name_and_shape(tensor)))
         size = len(layer) * first.output_size

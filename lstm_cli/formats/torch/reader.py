@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array, Layers
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.files import reason
 from lstm_cli.formats.gates import NATIVE_GATES, gate_sources
 from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
@@ -251,8 +251,9 @@ def _notes(order: ModuleOrder, builder: TorchNetworkBuilder) -> list[str]:
         before = order.modules[order.flatten - 1]
         states = isinstance(before, RecurrentModule) and len(before.layers) == order.steps
         notes.append(
-            f"{printable(module.name)} reads {module.input_size} features, {order.steps} times "
-            f"what the layer before gives: read as {order.steps} steps side by side (flatten)"
+            f"{printable(module.name)} reads {counted(module.input_size, 'feature')}, "
+            f"{order.steps} times what the layer before gives: "
+            f"read as {order.steps} steps side by side (flatten)"
             + (f", not for the final states of all {order.steps} layers (h_n)" if states else "")
         )
     return notes + _assumption_notes(builder.layers, order.flatten is not None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.torch import allowed_globals
 from lstm_cli.formats.torch.allowed_globals import (
     AllowedCall,
@@ -35,7 +35,9 @@ class PickleScanner:
     def take(self, size: int) -> bytes:
         end = self.at + size
         if end > len(self.data):
-            raise MalformedPickleError(f"it ends within an opcode that declares {size:,} bytes")
+            raise MalformedPickleError(
+                f"it ends within an opcode that declares {counted(size, 'byte', grouped=True)}"
+            )
         taken = self.data[self.at : end]
         self.at = end
         return taken
