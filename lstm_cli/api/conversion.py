@@ -29,8 +29,8 @@ from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
 from lstm_cli.errors import LstmCliError, UsageError, WeightsError, counted
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
-from lstm_cli.formats.registry import Format, layers_in_need_of_biases
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
+from lstm_cli.formats.registry import Format, layers_needing_biases
 from lstm_cli.network.normalization import (
     TENSOR_NAMES,
     Normalization,
@@ -171,7 +171,7 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
         written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
         bare = _is_bare(target, destination)
         reading = ReadOptions(tmva_order=WRITTEN_ORDER)
-        needed = layers_in_need_of_biases(target.name, config.specs)
+        needed = layers_needing_biases(target.name, config.specs)
         known = config.with_biases(needed) if bare else None
         back = read_weights(made.path, reading, layers=None if known is None else known.specs)
         other = known or config_of(back)
@@ -380,7 +380,7 @@ def _disproved(proof: Proof, source: Path, destination: Path, target: Format) ->
 
 
 def _side(file: Imported, path: Path, kinds: set[str]) -> Side:
-    gates = {kind: order for kind, order in file.order.items() if kind in kinds}
+    gates = {kind: order for kind, order in file.gate_orders.items() if kind in kinds}
     return Side(str(path), file.format, file.title, gates, path.stat().st_size, file.sha256)
 
 

@@ -21,8 +21,8 @@ def target_format(destination: Path, name: str | None) -> Format:
         There is none of that name, or the suffix says none and none is named.
     """
     if name is not None:
-        return registry.named(name)
-    found = registry.by_suffix(destination)
+        return registry.format_named(name)
+    found = registry.format_by_suffix(destination)
     if found is None:
         suffixes = ", ".join(s for format in registry.FORMATS.values() for s in format.suffixes)
         raise UsageError(

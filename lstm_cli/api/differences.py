@@ -17,7 +17,7 @@ from lstm_cli.config.layers import Layer
 from lstm_cli.config.options import written
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import quote
-from lstm_cli.formats.model import Imported
+from lstm_cli.formats.interchange import Imported
 
 TRAINING = ("dropout", "recurrent_dropout", "forget_bias")
 """Options of a layer that change no output."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, WeightsError
-from lstm_cli.formats.safety import check_regular, checked_size, member_bytes, open_archive
+from lstm_cli.formats.limits import check_regular, checked_size, member_bytes, open_archive
 
 INPUTS = ("inputs", "x", "X", "input")
 OUTPUTS = ("outputs", "y", "Y", "output")

@@ -12,8 +12,8 @@ from lstm_cli import config as configs
 from lstm_cli.config import Config
 from lstm_cli.config.train import TrainSection
 from lstm_cli.errors import ConfigError, Problem, WeightsError, counted
-from lstm_cli.formats.model import Imported
-from lstm_cli.formats.safety import read_whole
+from lstm_cli.formats.interchange import Imported
+from lstm_cli.formats.limits import read_whole
 
 if TYPE_CHECKING:
     from lstm_cli.api.run_folder import Stored

@@ -291,7 +291,7 @@ def read_checkpoint(path: Path) -> Stored:
     WeightsError
         It cannot be read, or is none.
     """
-    file = native.read(path, counts=True)
+    file = native.read(path, allow_integers=True)
     try:
         training = json.loads(file.metadata["training"])
         progress, facts = Progress.from_numbers(training["progress"]), dict(training["facts"])

@@ -15,7 +15,7 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import counted
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.weights import Misfit, misfits
 
@@ -45,7 +45,7 @@ class Block:
     stored: str
     found: tuple[int, ...] | None = None
     mark: str | None = None
-    places: tuple[Stored, ...] = ()
+    places: tuple[TensorSource, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def network_shapes(
     batch: int | None = None,
     steps: int | None = None,
     found: Mapping[str, tuple[int, ...]] | None = None,
-    places: Mapping[tuple[str, str], tuple[Stored, ...]] = MappingProxyType({}),
+    places: Mapping[tuple[str, str], tuple[TensorSource, ...]] = MappingProxyType({}),
 ) -> tuple[LayerShapes, ...]:
     """Shapes of every layer.
 
@@ -212,7 +212,7 @@ def _blocks(
     itemsize: int,
     found: Mapping[str, tuple[int, ...]] | None,
     wrong: Mapping[str, Misfit],
-    places: Mapping[tuple[str, str], tuple[Stored, ...]],
+    places: Mapping[tuple[str, str], tuple[TensorSource, ...]],
 ) -> Iterator[Block]:
     gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
     names = {gate.letter: gate.name for gate in gates}

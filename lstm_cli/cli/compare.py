@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lstm_cli.api.comparison.comparison import Comparison
     from lstm_cli.api.comparison.sides import Side
     from lstm_cli.config import Config
-    from lstm_cli.formats.model import ReadOptions
+    from lstm_cli.formats.interchange import ReadOptions
 
 DIFFERENT = 1
 """Exit code of a difference, explained or not."""
@@ -89,7 +89,7 @@ def command(
     """
     from lstm_cli.api.comparison.comparison import compare
     from lstm_cli.cli.compare_tables import report
-    from lstm_cli.formats.model import ReadOptions
+    from lstm_cli.formats.interchange import ReadOptions
 
     console = Console(as_json=as_json, quiet=quiet)
     order = cast("Literal['slots', 'labels'] | None", tmva_order)

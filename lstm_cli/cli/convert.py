@@ -92,7 +92,7 @@ def command(
     initial states state.0.h and state.0.c, (N, directions, H).
     """
     from lstm_cli.api.conversion import Order, convert
-    from lstm_cli.formats.model import WriteOptions
+    from lstm_cli.formats.interchange import WriteOptions
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"--config": config, "--check": check}, destination=destination)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lstm_cli.data import DataOptions
     from lstm_cli.engines.selection import EngineChoice
     from lstm_cli.engines.types import Engine
-    from lstm_cli.formats.model import Imported, ReadOptions
+    from lstm_cli.formats.interchange import Imported, ReadOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -43,7 +43,7 @@ class Reading:
     @property
     def options(self) -> ReadOptions:
         """The same for what reads weights files."""
-        from lstm_cli.formats.model import ReadOptions
+        from lstm_cli.formats.interchange import ReadOptions
 
         return ReadOptions(
             self.format, self.prefix, self.tmva_order, only=self.only, ignore=self.ignore

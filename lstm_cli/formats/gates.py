@@ -1,4 +1,4 @@
-"""Gate orders: blocks of a stacked tensor, from one framework's order to another's."""
+"""Gate orders: reordering the gate blocks of a stacked tensor, and naming their sources."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lstm_cli.cells import CELLS
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.interchange import TensorSource
 
-NATIVE = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
-"""Letters of the gates in native order, by kind of layer."""
+NATIVE_GATES = {kind: tuple(gate.letter for gate in cell.gates) for kind, cell in CELLS.items()}
+"""Letters of the gates in native order, by kind of layer: ``("i", "f", "g", "o")`` for lstm."""
 
 
-def reorder(stacked: Array, order: Sequence[str], wanted: Sequence[str]) -> Array:
-    """A tensor whose first axis stacks the gates `order`, stacked as `wanted` instead.
+def reorder_gates(stacked: Array, order: Sequence[str], new_order: Sequence[str]) -> Array:
+    """Reorder the gate blocks on the first axis of a tensor.
 
     Parameters
     ----------
     stacked
-        (G * H, ...) with G gates.
+        Tensor of G gates in the order `order`, (G * H, ...).
+    order, new_order
+        Letters of the gates, such as ``("i", "f", "g", "o")``.
     """
     blocks = dict(zip(order, np.split(np.asarray(stacked), len(order)), strict=True))
-    return np.concatenate([blocks[letter] for letter in wanted])
+    return np.concatenate([blocks[letter] for letter in new_order])
 
 
-def part(start: int, stop: int, axis: int = 0, leading: Iterable[int] = ()) -> str:
-    """An index as it is written: ``[0:100]``, ``[:, 100:200]``, ``[1, 0:100]``."""
-    places = [*map(str, leading), *[":"] * axis, f"{start}:{stop}"]
-    return f"[{', '.join(places)}]"
+def index_text(start: int, stop: int, axis: int = 0, leading: Iterable[int] = ()) -> str:
+    """Index as text: ``[0:100]``, ``[:, 100:200]``, ``[1, 0:100]``."""
+    indices = [*map(str, leading), *[":"] * axis, f"{start}:{stop}"]
+    return f"[{', '.join(indices)}]"
 
 
-def stored_blocks(
+def gate_sources(
     name: str,
-    stored: Array,
+    tensor: Array,
     native: str,
     order: Sequence[str],
     *,
@@ -42,28 +45,36 @@ def stored_blocks(
     offset: int = 0,
     size: int | None = None,
     change: str = "",
-) -> list[Stored]:
-    """One `Stored` a gate, for a tensor that stacks the gates `order` (native letters).
+) -> list[TensorSource]:
+    """Sources of the gate blocks of one tensor, a `TensorSource` for each gate.
 
     Parameters
     ----------
+    name, native
+        Name of the tensor in the file, and of the native tensor.
+    tensor
+        Tensor in the file; only its shape and dtype matter.
+    order
+        Native letters of the gates, in the file's order.
     axis
-        That stacks the gates, not counting those that `leading` indexes.
+        Axis that stacks the gates, not counting the axes of `leading`.
     leading
-        Indices of the first axes, such as ONNX's direction.
+        Indices on the first axes, such as ONNX's direction.
     offset, size
-        Where the first gate begins along `axis`, and how much of it each one takes; None:
-        an equal share of what follows `offset`.
+        Start of the first gate along `axis`, and length of each gate; None: an equal share of
+        the rest of the axis.
+    change
+        Conversion in a few words; see `TensorSource`.
     """
     if size is None:
-        size = (stored.shape[len(leading) + axis] - offset) // len(order)
+        size = (tensor.shape[len(leading) + axis] - offset) // len(order)
     starts = [offset + k * size for k in range(len(order))]
     return [
-        Stored(
+        TensorSource(
             name,
-            tuple(stored.shape),
-            str(stored.dtype),
-            part(start, start + size, axis, leading),
+            tuple(tensor.shape),
+            str(tensor.dtype),
+            index_text(start, start + size, axis, leading),
             native,
             letter,
             change,

@@ -1,10 +1,10 @@
-"""The native weights file: safetensors, with the config as YAML in its metadata."""
+"""The native weights file: safetensors with the config as YAML text in its metadata."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -15,32 +15,32 @@ import numpy as np
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, need_memory, quote
 from lstm_cli.files import reason, write_whole
-from lstm_cli.formats.safety import irregular
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TensorSource
+from lstm_cli.formats.limits import why_not_regular
 from lstm_cli.overwriting import PRODUCER
 from lstm_cli.version import __version__
 
-SUFFIX = ".safetensors"
-
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_COUNTS = {"I64": "<i8", "U8": "|u1"}
+_INTEGERS = {"I64": "<i8", "U8": "|u1"}
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file, read whole.
+    """Content of a native weights file.
 
     Attributes
     ----------
     path
-        Where it was read from.
+        Path of the file.
     tensors
-        By stored name; bfloat16 widened to float32.
+        Tensors by name; bfloat16 widened to float32.
     config
-        The config it carries, as YAML text; None if it carries none.
+        YAML text of the config; None if the file has none.
     sha256
-        Of the file.
+        SHA-256 of the file, in hexadecimal.
     metadata
-        All texts it carries, by name; the config is one of them.
+        All texts of the file by name, the config among them.
     """
 
     path: Path
@@ -50,41 +50,38 @@ class WeightsFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def is_native(path: str | Path) -> bool:
-    """Whether the name says that this is a native weights file."""
-    return Path(path).suffix.lower() == SUFFIX
-
-
-def read(path: str | Path, named_at: str | None = None, *, counts: bool = False) -> WeightsFile:
+def read(
+    path: str | Path, named_at: str | None = None, *, allow_integers: bool = False
+) -> WeightsFile:
     """Read a safetensors file.
 
     Parameters
     ----------
     named_at
-        The line that names it, for errors.
-    counts
-        Take integers too, as a checkpoint has them; no weight is one.
+        Line of the config that names the file, for errors.
+    allow_integers
+        Accept tensors of integers, which checkpoints hold and weights files do not.
 
     Raises
     ------
     WeightsError
-        Missing, unreadable, not safetensors, or of a dtype that is no real number.
+        The file is missing, unreadable or not safetensors, or a dtype is not a real number.
     """
     path = Path(path)
-    found, data = irregular(path), b""
-    if found is None:
+    problem, data = why_not_regular(path), b""
+    if problem is None:
         try:
             data = path.read_bytes()
         except (OSError, ValueError) as error:
-            found = reason(error)
-    if found is not None:
+            problem = reason(error)
+    if problem is not None:
         raise WeightsError(
             f"the weights file {path} cannot be read",
-            found=found,
+            found=problem,
             where=() if named_at is None else named_at,
         )
-    entries, metadata = deserialized(path, data)
-    if "training" in metadata and not counts:
+    entries, metadata = deserialize_entries(path, data)
+    if "training" in metadata and not allow_integers:
         best = path.parent / "model.safetensors"
         raise WeightsError(
             f"{path} is the checkpoint of a training run",
@@ -92,25 +89,25 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
             where=str(path),
             hint=f"{quote(best)} holds the network of that run" if best.is_file() else None,
         )
-    known = _DTYPES | _COUNTS if counts else _DTYPES
+    codes = _DTYPES | _INTEGERS if allow_integers else _DTYPES
     tensors = {
-        name: _array(path, name, entry, known) for name, entry in sorted(entries, key=itemgetter(0))
+        name: _array(path, name, entry, codes) for name, entry in sorted(entries, key=itemgetter(0))
     }
     digest = hashlib.sha256(data).hexdigest()
     return WeightsFile(path, tensors, metadata.get("config"), digest, metadata)
 
 
-def deserialized(path: Path, data: bytes) -> tuple[list[Any], dict[str, str]]:
-    """What a safetensors file lists, (name, entry) each, and the texts in its header.
+def deserialize_entries(path: Path, data: bytes) -> tuple[list[Any], dict[str, str]]:
+    """Entries (name, entry) of a safetensors file, and the texts in its header.
 
     Raises
     ------
     WeightsError
-        Not safetensors, or a header that names something twice.
+        The data is not safetensors, or its header has a name twice.
     """
     from safetensors import SafetensorError, deserialize
 
-    need_memory(len(data) + (8 << 20), str(path))  # without it, its Rust ends the process
+    need_memory(len(data) + (8 << 20), str(path))  # the library's Rust would end the process
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as error:
@@ -122,12 +119,12 @@ def deserialized(path: Path, data: bytes) -> tuple[list[Any], dict[str, str]]:
     return entries, _metadata(path, data)
 
 
-def _array(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, str]) -> Array:
-    code = known.get(entry["dtype"])
+def _array(path: Path, name: str, entry: Mapping[str, Any], codes: Mapping[str, str]) -> Array:
+    code = codes.get(entry["dtype"])
     if code is None:
         raise WeightsError(
             f"{name} is stored as {entry['dtype']}",
-            expected="one of " + ", ".join(known),
+            expected="one of " + ", ".join(codes),
             where=str(path),
         )
     try:
@@ -143,18 +140,37 @@ def _array(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, 
     return values
 
 
-def _metadata(path: Path, data: bytes) -> dict[str, str]:
-    """The texts in the header, which was checked when the tensors were read."""
+def parse_header(
+    data: bytes, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Header of a safetensors file: JSON behind its length, 8 bytes little-endian.
+
+    Parameters
+    ----------
+    data
+        The file, at least up to the end of its header.
+    pairs_hook
+        ``object_pairs_hook`` of `json.loads`.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        The header is not JSON, or is nested too deep.
+    """
     size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size], object_pairs_hook=pairs_hook)
+
+
+def _metadata(path: Path, data: bytes) -> dict[str, str]:
+    """Texts in a header that `deserialize` has accepted."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):  # readers differ in which of the two they take
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):  # readers differ in which of the two they take
             raise WeightsError(f"{path} is refused", found="a header that names something twice")
-        return found
+        return mapping
 
-    header = json.loads(data[8 : 8 + size], object_pairs_hook=unique)
-    metadata = header.get("__metadata__") or {}
+    metadata = parse_header(data, unique).get("__metadata__") or {}
     return {name: text for name, text in metadata.items() if isinstance(text, str)}
 
 
@@ -166,21 +182,21 @@ def write(
     *,
     what: str = "the weights",
 ) -> None:
-    """Write a native file: to a temporary name first, renamed when it is whole.
+    """Write a native file under a temporary name, and rename it when it is complete.
 
-    The same tensors and texts give the same bytes.
+    Equal tensors and texts give equal bytes.
 
     Parameters
     ----------
     metadata
-        Further texts to carry, by name.
+        Further texts by name.
     what
-        What the file is, for errors.
+        Content of the file in words, for errors.
 
     Raises
     ------
     LstmCliError
-        The folder is not there, not writable, or full. An older file stays as it was.
+        The folder is missing, not writable or full. An older file is kept.
     """
     from safetensors.numpy import save
 
@@ -188,14 +204,40 @@ def write(
     if config is not None:
         texts["config"] = config
     data = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, texts)
-    write_whole(Path(path), repeatable(data), what)
+    write_whole(Path(path), sort_metadata(data), what)
 
 
-def repeatable(data: bytes) -> bytes:
-    """A safetensors file with its texts in order: the library writes them in a random one."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
+def sort_metadata(data: bytes) -> bytes:
+    """Sort the texts in a safetensors header, which the library writes in random order."""
+    header = parse_header(data)
+    body = data[8 + int.from_bytes(data[:8], "little") :]
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def read_network(path: Path, options: ReadOptions) -> Imported:
+    """Read a native file as one format among the others; see `read`."""
+    file = read(path)
+    return Imported(
+        path=path,
+        format="native",
+        title="lstm-cli weights",
+        sha256=file.sha256,
+        config=None,
+        text=file.config,
+        tensors=file.tensors,
+        sources=tuple(
+            TensorSource(name, value.shape, str(value.dtype), "", name, "")
+            for name, value in file.tensors.items()
+        ),
+        gate_orders={kind: " ".join(letters) for kind, letters in NATIVE_GATES.items()},
+        describes_layers=file.config is not None,
+    )
+
+
+def write_network(path: Path, export: Export) -> tuple[str, ...]:
+    """Write a native file; there are never notes, as it holds all of a network."""
+    write(path, export.tensors, export.config)
+    return ()

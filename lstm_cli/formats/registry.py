@@ -1,4 +1,4 @@
-"""All formats: which one a file is, how to read it, how to write it."""
+"""Table of all formats: detecting, reading and writing weights files."""
 
 from __future__ import annotations
 
@@ -13,72 +13,91 @@ from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest, quote
 from lstm_cli.files import reason
-from lstm_cli.formats import foreign
-from lstm_cli.formats.model import Export, Imported, ReadOptions, WriteOptions
-from lstm_cli.formats.safety import check_regular
-from lstm_cli.formats.sniffing import sniff
+from lstm_cli.formats import unsupported_files
+from lstm_cli.formats.detect import detect_format_name
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions, WriteOptions
+from lstm_cli.formats.limits import check_regular
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """A file format.
 
     Attributes
     ----------
     name, title
-        As an option's value, and in words.
+        Value of the options that name the format, and its name in words.
     suffixes
-        File names that say it; the first is the usual one.
-    module
-        Of the codec, which has ``read(path, options)`` and ``write(path, export)``.
+        Suffixes of its files; the first is the usual one.
+    reader, writer
+        Functions ``(path, options)`` and ``(path, export)``, as ``module:function``.
     writes_options
-        Whether its ``write`` also takes a `WriteOptions`.
+        Whether the writer also takes a `WriteOptions`.
     """
 
     name: str
     title: str
     suffixes: tuple[str, ...]
-    module: str
+    reader: str
+    writer: str
     writes_options: bool = False
 
     def read(self, path: Path, options: ReadOptions) -> Imported:
         """Read a file of this format; see `read`."""
-        with np.errstate(all="ignore"):  # what is not finite is refused later
-            imported: Imported = self._codec().read(path, options)
+        with np.errstate(all="ignore"):  # values that are not finite are refused later
+            imported: Imported = _load(self.reader)(path, options)
         return imported
 
     def write(
         self, path: Path, export: Export, options: WriteOptions | None = None
     ) -> tuple[str, ...]:
         """Write a file of this format; see `write`."""
-        more = (options,) if self.writes_options else ()
-        notes: tuple[str, ...] = self._codec().write(path, export, *more)
+        writer = _load(self.writer)
+        notes: tuple[str, ...] = (
+            writer(path, export, options) if self.writes_options else writer(path, export)
+        )
         return notes
 
-    def _codec(self) -> Any:
-        return importlib.import_module(self.module)
+
+def _load(function: str) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _package_format(
+    name: str, title: str, suffixes: tuple[str, ...], *, writes_options: bool = False
+) -> Format:
+    package = f"lstm_cli.formats.{'torch' if name == 'pytorch' else name}"
+    return Format(name, title, suffixes, f"{package}:read", f"{package}:write", writes_options)
 
 
 FORMATS = {
     format.name: format
     for format in (
-        Format("native", "lstm-cli's own", (".safetensors",), "lstm_cli.formats.native_codec"),
-        Format("pytorch", "PyTorch", (".pt", ".pth", ".bin"), "lstm_cli.formats.torch"),
-        Format("keras", "Keras", (".keras", ".weights.h5", ".h5"), "lstm_cli.formats.keras"),
-        Format("onnx", "ONNX", (".onnx",), "lstm_cli.formats.onnx", writes_options=True),
-        Format("tmva", "TMVA", (".xml",), "lstm_cli.formats.tmva"),
+        Format(
+            "native",
+            "lstm-cli's own",
+            (".safetensors",),
+            reader="lstm_cli.formats.native:read_network",
+            writer="lstm_cli.formats.native:write_network",
+        ),
+        _package_format("pytorch", "PyTorch", (".pt", ".pth", ".bin")),
+        _package_format("keras", "Keras", (".keras", ".weights.h5", ".h5")),
+        _package_format("onnx", "ONNX", (".onnx",), writes_options=True),
+        _package_format("tmva", "TMVA", (".xml",)),
     )
 }
+"""All formats by name; a new format is a package with `read` and `write`, and a row here."""
 SYNONYMS = {"torch": "pytorch", "safetensors": "native"}
 
 
-def named(name: str) -> Format:
-    """The format of this name.
+def format_named(name: str) -> Format:
+    """Format of a name, such as ``keras`` or the synonym ``torch``.
 
     Raises
     ------
     UsageError
-        There is none.
+        No format has this name.
     """
     key = SYNONYMS.get(name.lower(), name.lower())
     if key not in FORMATS:
@@ -91,8 +110,8 @@ def named(name: str) -> Format:
     return FORMATS[key]
 
 
-def by_suffix(path: str | Path) -> Format | None:
-    """The format that the file's name says, or None."""
+def format_by_suffix(path: str | Path) -> Format | None:
+    """Format of a file's suffix; None if no format has it."""
     name = Path(path).name.lower()
     for format in FORMATS.values():
         if any(name.endswith(suffix) for suffix in format.suffixes):
@@ -101,15 +120,16 @@ def by_suffix(path: str | Path) -> Format | None:
 
 
 def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
-    """Read a weights file of any format, recognised by what it holds.
+    """Read a weights file of any format, detected from its content.
 
     Raises
     ------
     WeightsError
-        Missing, of no known format, malformed, hostile, or a network that lstm-cli cannot
-        represent: names the layer or node, and what about it.
+        The file is missing, of no known format, malformed or hostile. Or it holds a network that
+        lstm-cli cannot represent; the error names the layer or node and the option.
     UsageError
-        ``options.format`` is not a format, or options select tensors of what is no state dict.
+        ``options.format`` is not a format, or options select tensors and the file holds no
+        state dict.
     """
     path, options = Path(path), options or ReadOptions()
     format = format_of(path, options)
@@ -120,29 +140,29 @@ def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
             found=f"{path}: {format.title}",
             hint=f"leave --{options.selecting} out: {format.title} files are read whole",
         )
-    return replace(format.read(path, options), reading=options)
+    return replace(format.read(path, options), read_options=options)
 
 
 def format_of(path: Path, options: ReadOptions) -> Format:
-    """The format that `options` name, else the one that the file holds."""
+    """Format that `options` name, otherwise the format of the file's content."""
     if options.format is None:
-        return recognise(path)
+        return detect_format(path)
     check_regular(path)
-    return named(options.format)
+    return format_named(options.format)
 
 
-def recognise(path: Path) -> Format:
-    """The format of a file, by what it holds.
+def detect_format(path: Path) -> Format:
+    """Format of a file's content.
 
     Raises
     ------
     WeightsError
-        Missing, unreadable, or of no known format.
+        The file is missing, unreadable, or of no known format.
     """
-    foreign.refuse(path)
+    unsupported_files.refuse_unsupported_file(path)
     check_regular(path)
     try:
-        name = sniff(path)
+        name = detect_format_name(path)
     except (OSError, ValueError) as error:
         raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
     if name is None and path.stat().st_size == 0:
@@ -166,41 +186,41 @@ def recognise(path: Path) -> Format:
 def write(
     path: str | Path, format: str, export: Export, options: WriteOptions | None = None
 ) -> tuple[str, ...]:
-    """Write a network in a format; what was left out because it changes no output, as notes.
+    """Write a network in a format; the notes name parts left out that change no output.
 
     Parameters
     ----------
     options
-        For a format that has a choice; others pass over it.
+        Inputs and outputs of the model; formats without a choice ignore it.
 
     Raises
     ------
     WeightsError
-        The format cannot represent it: names the layer, and what about it.
+        The format cannot represent the network; the error names the layer and the option.
     LstmCliError
-        The file cannot be written. An older file stays as it was.
+        The file cannot be written. An older file is kept.
     """
-    needed = layers_in_need_of_biases(format, export.layers)
+    needed = layers_needing_biases(format, export.layers)
     notes = tuple(
         f"layer {k} has no biases: written with biases of 0, which the format needs" for k in needed
     )
-    return notes + named(format).write(Path(path), export.with_biases(needed), options)
+    return notes + format_named(format).write(Path(path), export.with_biases(needed), options)
 
 
-def layers_in_need_of_biases(format: str, layers: Layers) -> tuple[int, ...]:
-    """Layers without biases that a format holds with biases only: their indices.
+def layers_needing_biases(format: str, layers: Layers) -> tuple[int, ...]:
+    """Indices of layers without biases that a format can only hold with biases.
 
-    TMVA has no layer without. Elsewhere a forget gate that is always 1, by its bias, stands in
-    for none.
+    TMVA has biases in every layer. In other formats a layer without a forget gate is written
+    with a gate that its bias keeps at 1.
     """
-    name = named(format).name
+    name = format_named(format).name
     return tuple(
         spec.index
         for spec in layers
-        if lacks_bias(spec) and (name == "tmva" or (name != "native" and _is_held_open(spec)))
+        if lacks_bias(spec) and (name == "tmva" or (name != "native" and _lacks_forget_gate(spec)))
     )
 
 
-def _is_held_open(spec: LayerSpec) -> bool:
+def _lacks_forget_gate(spec: LayerSpec) -> bool:
     cells = spec.cells if isinstance(spec, RecurrentSpec) else ()
     return any(isinstance(cell, LSTM) and not cell.use_forget_gate for cell in cells)

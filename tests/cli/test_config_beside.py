@@ -210,12 +210,12 @@ def test_defaults_of_an_older_keras(version, lstm):
     other = "sigmoid" if version else "hard_sigmoid"
     err = check_hints(lstm, written(net({**LSTM, "recurrent_activation": other})), path, expected)
     assert "layers[0].recurrent_activation:" in err
-    assert "k.h5 alone: the file does not say recurrent_activation of layer 0" in err
+    assert "k.h5 alone: the file does not state recurrent_activation of layer 0" in err
     if version is None:  # The config's own default is as uncertain as that of the file.
         again, err = ran(lstm, written(net(LSTM)), "d.h5", "--weights", path)
         np.testing.assert_allclose(again, expected, rtol=0, atol=2e-6)
         assert DIFFERS not in err
-        assert "k.h5 alone: the file does not say recurrent_activation of layer 0" in err
+        assert "k.h5 alone: the file does not state recurrent_activation of layer 0" in err
         (setting,) = re.findall(r"--set (\S+)", err)
         x, old = random_inputs(N, T, D).astype("f4"), keras_files.hard_sigmoid
         mended, err = ran(lstm, "C.yaml", "d.h5", "--weights", path, "--set", setting)

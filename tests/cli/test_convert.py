@@ -15,7 +15,7 @@ from networks import random_inputs, random_weights, recurrent
 
 import lstm_cli
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.interchange import ReadOptions
 
 VOWELS = Path(__file__).parents[2] / "data" / "japanese-vowels.safetensors"
 TEST = Path(__file__).parents[2] / "data" / "japanese-vowels.h5"
@@ -307,9 +307,9 @@ def test_usage(lstm, native, tmp_path):
 
 def test_names_that_say_another_format(lstm, native):
     assert lstm("convert", native, "a.safetensors", "--to", "pytorch").code == 0
-    assert registry.recognise(Path("a.safetensors")).name == "pytorch"
+    assert registry.detect_format(Path("a.safetensors")).name == "pytorch"
     assert lstm("convert", "a.safetensors", "b.model", "--to", "onnx", *ALONE).code == 0
-    assert registry.recognise(Path("b.model")).name == "onnx"
+    assert registry.detect_format(Path("b.model")).name == "onnx"
     np.testing.assert_allclose(outputs("b.model"), outputs(native), rtol=0, atol=1e-6)
 
 

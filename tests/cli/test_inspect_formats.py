@@ -17,7 +17,7 @@ from networks import random_weights
 from lstm_cli import build
 from lstm_cli.config import from_mapping
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export
+from lstm_cli.formats.interchange import Export
 
 FLAT = [
     {"type": "lstm", "hidden_size": 6},

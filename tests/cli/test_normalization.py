@@ -42,7 +42,7 @@ def config(path, *layers, train=None, D=2, **more):
 
 
 def tensors(path):
-    return native.read(path, counts=True).tensors
+    return native.read(path, allow_integers=True).tensors
 
 
 def model(path, *layers, mean=MEAN, scale=SCALE, dtype="float32", seed=3, **more):

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import lstm_cli
 from lstm_cli.errors import LstmCliError, UsageError
 from lstm_cli.formats import registry
-from lstm_cli.formats.torch.archive_writing import archived
+from lstm_cli.formats.torch.writer import write_archive
 
 SHAPES = {
     "lstm.weight_ih_l0": (12, 5),
@@ -39,7 +39,7 @@ def files(request, tmp_path):
     paths = tmp_path / f"alone{request.param}", tmp_path / f"all{request.param}"
     for path, tensors in zip(paths, (NETWORK, {**NETWORK, **REST}), strict=True):
         if request.param == ".pt":
-            path.write_bytes(archived(tensors))
+            path.write_bytes(write_archive(tensors))
         else:
             save_file(tensors, path)
     return paths
@@ -93,7 +93,7 @@ def test_in_python(files):
         net = lstm_cli.load(every, engine="reference", **options)
         np.testing.assert_array_equal(net.run(x).outputs, wanted)
     for wrong in (3, "", [], "a,,b", [1], b"lstm"):
-        with pytest.raises(UsageError, match="ignore is no list of patterns"):
+        with pytest.raises(UsageError, match="ignore is not a list of patterns"):
             lstm_cli.load(every, ignore=wrong)
 
 

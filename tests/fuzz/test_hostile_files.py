@@ -1,4 +1,4 @@
-"""Files made to do harm, through recognition: refused, in bounded memory and time."""
+"""Hostile files of every format, read as a detected or a forced format: refused within bounds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pickle
 import stat
 import struct
 import sys
-import time
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -19,35 +17,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hostile_files import Call, refused
 
-from lstm_cli.errors import LstmCliError, WeightsError
+from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.interchange import ReadOptions
+from lstm_cli.formats.limits import open_archive
 from lstm_cli.formats.native import read as read_native
 from lstm_cli.formats.registry import FORMATS
-from lstm_cli.formats.safety import open_archive
 
 SUFFIXES = [suffix for format in FORMATS.values() for suffix in format.suffixes]
 
 
-def refused(read: Callable[[], Any], *, memory: int = 64 << 20, seconds: float = 5) -> str:
-    """The error's text; it must come soon, and little memory be taken until then."""
-    tracemalloc.start()
-    before = time.perf_counter()
-    try:
-        with pytest.raises(LstmCliError) as caught:
-            read()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert time.perf_counter() - before < seconds
-    assert peak < memory
-    assert caught.value.exit_code == 4
-    return str(caught.value)
-
-
 def refused_as_any(path: Path) -> list[str]:
-    """Recognised, and forced to be each of the formats."""
+    """Errors of a file read as the detected format, and as each format."""
     options = [ReadOptions(format=name) for name in (None, *FORMATS)]
     return [refused(partial(registry.read, path, option)) for option in options]
 
@@ -168,16 +151,6 @@ def test_archives(first: tuple[str, bytes], kind: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w.zip"]
 
 
-class Call:
-    """Pickles as a call, which whoever unpickles it makes."""
-
-    def __init__(self, function: Callable[..., Any], *values: Any) -> None:
-        self.call = function, values
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("bare", [False, True], ids=["archive", "bare"])
 def test_pickles_that_call(bare: bool, protocol: int, tmp_path: Path) -> None:
@@ -209,7 +182,7 @@ def test_an_archive_that_says_what_is_not_so(tmp_path: Path) -> None:
 
 
 def put(place: str) -> dict[str, Callable[[h5py.File], None]]:
-    """What stands in the place of a kernel, in each of the ways that lead elsewhere."""
+    """Replacements of a kernel by objects that lead out of the dataset."""
 
     def far(file: h5py.File) -> None:
         file[place] = h5py.ExternalLink("other.h5", "/kernel")

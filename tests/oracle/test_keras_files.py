@@ -23,7 +23,7 @@ from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -103,17 +103,17 @@ class Draw:
     def layers(self) -> list[Any]:
         depth = int(self.rng.integers(1, 4))
         sequence = self.yes()
-        found = []
+        chain = []
         for k in range(depth):
             last = k == depth - 1 and not sequence
-            found += [self.recurrent(last), *self.between(not last)]
+            chain += [self.recurrent(last), *self.between(not last)]
         if sequence and self.yes():
-            found += [self.one([L.Flatten(), L.Reshape((-1,))])]
+            chain += [self.one([L.Flatten(), L.Reshape((-1,))])]
         if self.yes():
             head = [L.Dense(3), L.Softmax()]
         else:
             head = [L.Dense(4, activation=self.one(HEADS), use_bias=self.yes(), **self.name())]
-        return found + head
+        return chain + head
 
     def model(self) -> Any:
         layers = self.layers()
@@ -158,11 +158,11 @@ def run(config: Any, tensors: Any, x: Any, dtype: str = "float32") -> Any:
 
 def assert_equal(imported: Imported, model: Any, x: Any, config: Any = None) -> None:
     config = imported.config if config is None else config
-    found = run(config, imported.tensors, x)
+    actual = run(config, imported.tensors, x)
     expected = predicted(model, x)
-    assert found.shape == expected.shape
+    assert actual.shape == expected.shape
     scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("seed", range(14))
@@ -179,10 +179,10 @@ def test_random_models(seed: int, tmp_path: Path) -> None:
 
 def check_stored(imported: Imported) -> None:
     """Every part that is listed has the size of the block that it gives."""
-    for stored in imported.stored:
+    for stored in imported.sources:
         whole = np.empty(stored.shape, np.int8)
         part = eval(f"whole{stored.part}" if stored.part else "whole", {"whole": whole})
-        blocks = {s.block for s in imported.stored if s.native == stored.native}
+        blocks = {s.block for s in imported.sources if s.native == stored.native}
         assert part.size * len(blocks) == imported.tensors[stored.native].size
 
 
@@ -220,7 +220,7 @@ def weights_only(draw: Draw) -> Any:
 
 def test_weights_alone(tmp_path: Path) -> None:
     """Right or refused, alone and beside a config, in both kinds of file, also when copied."""
-    seen = set()
+    checked = set()
     whole, legacy, today = (tmp_path / name for name in ("m.h5", "b.h5", "m.weights.h5"))
     for seed in range(16):
         model = weights_only(Draw(seed + 100))
@@ -236,13 +236,13 @@ def test_weights_alone(tmp_path: Path) -> None:
                 try:
                     imported = registry.read(path, ReadOptions(layers=layers))
                 except WeightsError:
-                    seen.add((path, layers is None, "refused"))
+                    checked.add((path, layers is None, "refused"))
                     continue
-                seen.add((path, layers is None, "read"))
+                checked.add((path, layers is None, "read"))
                 assert_equal(imported, model, x, config if layers else None)
                 if len({name.split(".")[1] for name in imported.tensors}) > 1:
                     assert "one after the other, each once" in "".join(imported.notes)
-    assert len(seen) >= 7  # every one of them but, perhaps, refusals beside a config
+    assert len(checked) >= 7  # every one of them but, perhaps, refusals beside a config
 
 
 def test_layers_that_make_no_chain_by_their_sizes(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_weights_of_a_gru_without_biases(forward: bool, reverse: bool, tmp_path:
     assert_equal(imported, model, inputs(8))
     assumed = any("--set model.layers.0.reset_after=false" in note for note in imported.notes)
     assert assumed == (not forward and not reverse)
-    assert any("taken for a Flatten" in note for note in imported.notes)
+    assert any("read as a Flatten" in note for note in imported.notes)
 
 
 def test_functional_with_mask_and_states(tmp_path: Path) -> None:
@@ -468,11 +468,11 @@ def export(specs: list[Any], seed: int, dtype: str = "float32") -> Export:
 def test_written_files(seed: int, tmp_path: Path) -> None:
     """Keras opens them, gives the same outputs, and they are read back bit by bit."""
     dtype = "float64" if seed % 4 == 0 else "float32"
-    given = export(drawn_specs(seed), seed, dtype)
+    written_export = export(drawn_specs(seed), seed, dtype)
     path, weights = tmp_path / "m.keras", tmp_path / "m.weights.h5"
-    registry.write(path, "keras", given)
+    registry.write(path, "keras", written_export)
     x = inputs(seed)
-    network = Network(given.layers, given.tensors, ReferenceEngine(dtype=dtype))
+    network = Network(written_export.layers, written_export.tensors, ReferenceEngine(dtype=dtype))
     expected = network.run(x.astype(dtype)).outputs
     model = keras.saving.load_model(path)
     # Keras takes float64 inputs as float32 all the same.
@@ -483,7 +483,7 @@ def test_written_files(seed: int, tmp_path: Path) -> None:
     found = run(again.config, again.tensors, x.astype(dtype), dtype)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCES[dtype])
 
-    registry.write(weights, "keras", given)
+    registry.write(weights, "keras", written_export)
     shaken(model, np.random.default_rng(0)).load_weights(weights)
     np.testing.assert_allclose(predicted(model, x.astype(dtype)), expected, **close)
     bare = registry.read(weights)

@@ -22,7 +22,7 @@ from lstm_cli.cells import FORMULAS, LSTM, Activation
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import WriteOptions
+from lstm_cli.formats.interchange import WriteOptions
 from lstm_cli.network.network import Network
 
 onnx = pytest.importorskip("onnx")

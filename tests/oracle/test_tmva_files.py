@@ -17,7 +17,7 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 WRITERS = ("slots", "labels")
@@ -174,7 +174,7 @@ def test_single_precision_and_six_decimals(tmp_path: Path) -> None:
 def test_where_every_matrix_stood(tmp_path: Path) -> None:
     layer = recurrent("LSTMLayer", 2, 3, 4, np.random.default_rng(8))
     imported = registry.read(tmva.write(tmp_path / "w.xml", [layer]))
-    found = {stored.name: (stored.native, stored.block) for stored in imported.stored}
+    found = {stored.name: (stored.native, stored.block) for stored in imported.sources}
     expected = {"W": "weight_ih", "U": "weight_hh", "b": "bias"}
     assert found == {
         f"LSTMLayer[0]/{element}": (f"layers.0.{expected[holds[0]]}", holds[2])

@@ -1,4 +1,4 @@
-"""What TMVA checks of its LSTM's backward pass: gradients case by case, and two toys.
+"""TMVA's own checks of its LSTM's backward pass: gradients case by case, and two toys.
 
 ROOT's tests TestLSTMBackpropagation: derivatives of every W, U and b against finite
 differences to 1e-2 (here 1e-6), then two small networks that must learn.
@@ -72,7 +72,7 @@ def test_gradients_of_every_matrix_and_bias_of_every_gate(
 
     net = Network(specs, weights, engine)
     tape = backpropagation.forward(net, x, None, None, TrainingPass())
-    found = backpropagation.backward(net, tape, R, d_logits=False).weights
+    gradients = backpropagation.backward(net, tape, R, d_logits=False).weights
     for spec in specs:
         blocks = 4 if isinstance(spec, RecurrentSpec) else 1
         for name in spec.parameters():
@@ -84,7 +84,7 @@ def test_gradients_of_every_matrix_and_bias_of_every_gate(
                 h = 1e-5
                 up = loss(weights | {name: weights[name] + h * direction})
                 down = loss(weights | {name: weights[name] - h * direction})
-                exact = float((found[name] * direction).sum())
+                exact = float((gradients[name] * direction).sum())
                 assert exact == pytest.approx((up - down) / (2 * h), rel=1e-6, abs=1e-8), (
                     name, gate,
                 )  # fmt: skip

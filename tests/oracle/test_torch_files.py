@@ -14,8 +14,8 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.gates import NATIVE
-from lstm_cli.formats.model import Export, Imported, ReadOptions
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
 
 torch = pytest.importorskip("torch")
@@ -114,13 +114,13 @@ def test_random_models(seed: int, dtype: str, tmp_path: Path) -> None:
     x = rng.standard_normal((N, T, model.input_size)).astype(dtype)
     path, options = saved(model, rng, tmp_path / "w.pt")
     with torch.no_grad():
-        wanted = model(torch.from_numpy(x), torch.from_numpy(LENGTHS)).numpy()
+        expected = model(torch.from_numpy(x), torch.from_numpy(LENGTHS)).numpy()
     imported = registry.read(path, options)
     found = run(imported, x, LENGTHS, dtype)
-    wanted = np.where(np.arange(T)[None, :, None] < LENGTHS[:, None, None], wanted, 0)
-    close(found, wanted, dtype)
+    expected = np.where(np.arange(T)[None, :, None] < LENGTHS[:, None, None], expected, 0)
+    close(found, expected, dtype)
     names = set(model.state_dict())
-    assert len({s.name for s in imported.stored}) == len(names)
+    assert len({s.name for s in imported.sources}) == len(names)
     assert all(value.dtype == dtype for value in imported.tensors.values())
 
 
@@ -135,7 +135,7 @@ def test_cells_and_halves(kind: str, tmp_path: Path) -> None:
         model = model.to(half)
         torch.save(model.state_dict(), tmp_path / "w.pth")
         imported = registry.read(tmp_path / "w.pth")
-        assert {s.dtype for s in imported.stored} == {str(half).removeprefix("torch.")}
+        assert {s.dtype for s in imported.sources} == {str(half).removeprefix("torch.")}
         model = model.to(torch.float32)
         state, outputs = None, []
         with torch.no_grad():
@@ -166,13 +166,13 @@ def test_the_other_byte_order(tmp_path: Path) -> None:
     little = registry.read(tmp_path / "w.pt").tensors
     with (
         zipfile.ZipFile(tmp_path / "w.pt") as source,
-        zipfile.ZipFile(tmp_path / "b.pt", "w") as made,
+        zipfile.ZipFile(tmp_path / "b.pt", "w") as swapped,
     ):
         for name in source.namelist():
             data = source.read(name)
             if "/data/" in name:
                 data = np.frombuffer(data, "<f8").astype(">f8").tobytes()
-            made.writestr(name, b"big" if name.endswith("byteorder") else data)
+            swapped.writestr(name, b"big" if name.endswith("byteorder") else data)
     big = registry.read(tmp_path / "b.pt").tensors
     for name, value in torch.load(tmp_path / "b.pt", weights_only=True).items():
         assert torch.equal(value, model.state_dict()[name])
@@ -200,23 +200,25 @@ def _random_layers(rng: np.random.Generator) -> list[dict[str, Any]]:
 
 def _modules(state: dict[str, Any]) -> Any:
     """The modules that a written state dict is for, made from its names and shapes alone."""
-    made = {}
+    modules = {}
     for name in dict.fromkeys(key.rpartition(".")[0] for key in state):
-        own = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")}
-        if "weight" in own:
-            sizes = own["weight"].shape[::-1]
-            made[name] = nn.Linear(*sizes, bias="bias" in own, dtype=torch.float64)
+        parameters = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")}
+        if "weight" in parameters:
+            sizes = parameters["weight"].shape[::-1]
+            modules[name] = nn.Linear(*sizes, bias="bias" in parameters, dtype=torch.float64)
             continue
-        rows, columns = own["weight_hh_l0"].shape
-        H = own["weight_hr_l0"].shape[1] if "weight_hr_l0" in own else columns
-        kind = next(kind for kind, gates in NATIVE.items() if len(gates) == rows // H)
-        made[name] = MODULES[kind](
-            own["weight_ih_l0"].shape[1], H, sum("weight_hh" in k and "rev" not in k for k in own),
-            bidirectional="weight_hh_l0_reverse" in own, batch_first=True, dtype=torch.float64,
-            bias="bias_ih_l0" in own,
+        rows, columns = parameters["weight_hh_l0"].shape
+        H = parameters["weight_hr_l0"].shape[1] if "weight_hr_l0" in parameters else columns
+        kind = next(kind for kind, gates in NATIVE_GATES.items() if len(gates) == rows // H)
+        modules[name] = MODULES[kind](
+            parameters["weight_ih_l0"].shape[1], H,
+            sum("weight_hh" in k and "rev" not in k for k in parameters),
+            bidirectional="weight_hh_l0_reverse" in parameters, batch_first=True,
+            dtype=torch.float64,
+            bias="bias_ih_l0" in parameters,
             **({"proj_size": columns} if columns != H else {}),
         )  # fmt: skip
-    return nn.ModuleDict(made)
+    return nn.ModuleDict(modules)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -264,12 +266,12 @@ def test_two_orders_that_fit_are_refused(tmp_path: Path) -> None:
 
     model = nn.ModuleDict({"encoder": nn.LSTM(4, 4), "decoder": nn.LSTM(4, 4)})
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    assert registry.read(tmp_path / "w.pt").stored[0].name == "encoder.weight_ih_l0"
+    assert registry.read(tmp_path / "w.pt").sources[0].name == "encoder.weight_ih_l0"
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="more than one order"):
         registry.read(tmp_path / "w.safetensors")
     one = registry.read(tmp_path / "w.safetensors", ReadOptions(prefix="encoder."))
-    assert {s.name.partition(".")[0] for s in one.stored} == {"encoder"}
+    assert {s.name.partition(".")[0] for s in one.sources} == {"encoder"}
 
 
 def test_a_state_dict_that_stands_at_the_prefix_wins(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_function_that_could_do_anything_has_no_line_that_loads_it(tmp_path: P
 
 
 def test_old_files_of_any_device(tmp_path: Path) -> None:
-    """As on a machine without a GPU: the storages say ``cuda:0``, in as many letters."""
+    """A file from a GPU: its storages state ``cuda:0``, a text of the same length."""
     model, path = Net(), tmp_path / "old.pth.tar"
     torch.save({"state_dict": model.state_dict()}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
@@ -182,14 +182,14 @@ def test_losses_and_metrics(suffix: str, tmp_path: Path) -> None:
 
         save_file(model.state_dict(), path)
     error = refused(path)
-    for said in (
-        "criterion is no layer: by its name it is the class weights of a loss",
+    for expected in (
+        "criterion is not a layer: by its name it is the class weights of a loss",
         "val_bce.pos_weight has no place in a layer: by its name it is the weight of positives",
-        "train_acc.confmat has no place in a layer: by its name it is a metric's",
-        "train_acc.mean_value has no place in a layer: by its name it is a metric's",
+        "train_acc.confmat has no place in a layer: by its name it is part of a metric",
+        "train_acc.mean_value has no place in a layer: by its name it is part of a metric",
         "class_weights has no place in a layer: by its name it is the class weights of a loss",
     ):
-        assert said in str(error)
+        assert expected in str(error)
     assert "Norm" not in str(error)
     (hint,) = error.hints
     ignore = re.search("--ignore '(.*)'", hint)
@@ -200,7 +200,7 @@ def test_losses_and_metrics(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ema", "model_ema", "swa_model", "target_net"])
 def test_a_copy_beside_the_network(name: str, tmp_path: Path) -> None:
-    """Of equal sizes, both in a row would be a network as well."""
+    """With equal sizes, both modules in a row would also be a network."""
     model = nn.ModuleDict({"lstm": nn.LSTM(3, 3, batch_first=True)})
     copy = nn.ModuleDict({"module": nn.ModuleDict({"lstm": nn.LSTM(3, 3, batch_first=True)})})
     copy.register_buffer("n_averaged", torch.tensor(7))
@@ -269,7 +269,7 @@ def test_weights_in_other_forms(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_weight_drop(inner: bool, tmp_path: Path) -> None:
-    """As published: the raw weight is the wrapper's, the others stay in the module."""
+    """The published form: the raw weight is in the wrapper, the others are in the module."""
     model, path = nn.LSTM(3, 5, batch_first=True), tmp_path / "m.pt"
     states = dict(model.state_dict())
     raw = states.pop("weight_hh_l0")

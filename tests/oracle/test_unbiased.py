@@ -19,7 +19,7 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, WriteOptions
+from lstm_cli.formats.interchange import Export, Imported, WriteOptions
 from lstm_cli.network.network import Network
 
 N, T, D = 5, 6, 3
@@ -59,7 +59,7 @@ def run(layers: Any, tensors: Any, x: Any, lengths: Any = None, state: Any = Non
     return Network(layers, tensors, ReferenceEngine("float64")).run(x, lengths, state)
 
 
-def own(imported: Imported, x: Any) -> Any:
+def outputs_of_file(imported: Imported, x: Any) -> Any:
     """Outputs of a file that was read, by the config that it tells."""
     return run(from_mapping(imported.config).specs, imported.tensors, x).outputs
 
@@ -75,13 +75,13 @@ def close(found: Any, wanted: Any) -> None:
 
 def torch_modules(layers: list[dict[str, Any]]) -> Any:
     """The modules of a network: recurrent layers that are alike in one."""
-    nn, made, size, before = pytest.importorskip("torch").nn, [], D, None
+    nn, modules, size, before = pytest.importorskip("torch").nn, [], D, None
     for layer in layers:
         bias = layer.get("bias", True)
         if layer["type"] == "dense":
-            made.append(nn.Linear(size, size := layer["units"], bias=bias))
+            modules.append(nn.Linear(size, size := layer["units"], bias=bias))
         elif layer == before and layer["type"] == "lstm":
-            made[-1] = nn.LSTM(D, layer["hidden_size"], 2, batch_first=True, bias=bias)
+            modules[-1] = nn.LSTM(D, layer["hidden_size"], 2, batch_first=True, bias=bias)
         else:
             projection = layer.get("projection_size", 0)
             both = layer.get("bidirectional", False)
@@ -89,47 +89,51 @@ def torch_modules(layers: list[dict[str, Any]]) -> Any:
             module = getattr(nn, layer["type"].upper())(
                 size, layer["hidden_size"], batch_first=True, bidirectional=both, bias=bias, **more
             )
-            made.append(module)
+            modules.append(module)
             size = (projection or layer["hidden_size"]) * (1 + both)
         before = layer
-    return made
+    return modules
 
 
-def in_torch(path: Path, layers: list[dict[str, Any]], given: Export) -> None:
+def in_torch(path: Path, layers: list[dict[str, Any]], tensors: Export) -> None:
     torch = pytest.importorskip("torch")
-    made, state = torch_modules(layers), torch.load(path, weights_only=True)
-    for module, name in zip(made, dict.fromkeys(k.rpartition(".")[0] for k in state), strict=True):
+    modules, state = torch_modules(layers), torch.load(path, weights_only=True)
+    for module, name in zip(
+        modules, dict.fromkeys(k.rpartition(".")[0] for k in state), strict=True
+    ):
         parts = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")}
         module.load_state_dict(parts)  # strict: a bias too many or too few is an error
     lengths, x = np.maximum(random_lengths(N, T), 1), random_inputs(N, T, D)
-    states = random_states(given.layers, N)
-    left = [tuple(torch.tensor(p.swapaxes(0, 1)).float() for p in s if p is not None)
+    states = random_states(tensors.layers, N)
+    remaining = [tuple(torch.tensor(p.swapaxes(0, 1)).float() for p in s if p is not None)
             for s in states]  # fmt: skip
     y = torch.tensor(x).float()
     with torch.no_grad():
-        for module in made:
+        for module in modules:
             if isinstance(module, torch.nn.Linear):
                 y = module(y)
                 continue
-            pairs = [left.pop(0) for _ in range(module.num_layers)]
+            pairs = [remaining.pop(0) for _ in range(module.num_layers)]
             start = tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
             packed = torch.nn.utils.rnn.pack_padded_sequence(y, lengths, True, False)
             z, _ = module(packed, start if len(start) > 1 else start[0])
             y, _ = torch.nn.utils.rnn.pad_packed_sequence(z, True, total_length=T)
-    wanted = run(given.layers, given.tensors, x, lengths, states).outputs
+    wanted = run(tensors.layers, tensors.tensors, x, lengths, states).outputs
     valid = np.arange(T) < lengths[:, None]
     close(y.numpy()[valid], wanted[valid])
 
 
-def in_keras(path: Path, layers: list[dict[str, Any]], given: Export) -> None:
+def in_keras(path: Path, layers: list[dict[str, Any]], original: Export) -> None:
     keras = pytest.importorskip("keras")
     model, x = keras.saving.load_model(path), random_inputs(N, T, D).astype("f4")
     kept = [getattr(layer, "forward_layer", layer).use_bias for layer in model.layers]
     assert kept == [layer.get("bias", True) for layer in layers]
-    close(np.asarray(model.predict(x, verbose=0)), run(given.layers, given.tensors, x).outputs)
+    close(
+        np.asarray(model.predict(x, verbose=0)), run(original.layers, original.tensors, x).outputs
+    )
 
 
-def in_onnxruntime(path: Path, layers: list[dict[str, Any]], given: Export) -> None:
+def in_onnxruntime(path: Path, layers: list[dict[str, Any]], inputs: Export) -> None:
     ort = pytest.importorskip("onnxruntime")
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     lengths, x = random_lengths(N, T), random_inputs(N, T, D)
@@ -137,14 +141,14 @@ def in_onnxruntime(path: Path, layers: list[dict[str, Any]], given: Export) -> N
     types = {one.name: one.type for one in session.get_inputs()}
     feeds["lengths"] = lengths.astype("i8" if types["lengths"] == "tensor(int64)" else "i4")
     if any(name.startswith("initial") for name in types):
-        states = random_states(given.layers, N)
-        specs = [spec for spec in given.layers if spec.kind != "dense"]
+        states = random_states(inputs.layers, N)
+        specs = [spec for spec in inputs.layers if spec.kind != "dense"]
         for spec, state in zip(specs, states, strict=True):
             for letter, value in zip("hc", state, strict=True):
                 if value is not None:
                     feeds[f"initial_{letter}.{spec.index}"] = value.astype("f4")
     found = session.run(["y"], feeds)[0]
-    close(found, run(given.layers, given.tensors, x, lengths, states).outputs)
+    close(found, run(inputs.layers, inputs.tensors, x, lengths, states).outputs)
 
 
 @pytest.fixture(autouse=True)
@@ -164,17 +168,17 @@ RUN = {"pytorch": in_torch, "keras": in_keras, "onnx": in_onnxruntime}
 def test_written_without_biases(format: str, name: str, tmp_path: Path) -> None:
     """The framework runs it, and what is read back is the same network to the bit."""
     layers, path = NETS[name], tmp_path / FOREIGN[format]
-    given = export(layers)
+    original = export(layers)
     writing = WriteOptions(lengths=True, states=name != "projection")
-    notes = registry.write(path, format, given, writing if format == "onnx" else None)
+    notes = registry.write(path, format, original, writing if format == "onnx" else None)
     assert not any("bias" in note for note in notes)
-    RUN[format](path, layers, given)
+    RUN[format](path, layers, original)
     back = registry.read(path)
     assert not any("bias" in note for note in back.notes)
     if name != "projection" or format != "onnx":  # there the projection is a layer of its own
         assert flags(back) == [layer.get("bias", True) for layer in layers]
-        assert set(back.tensors) == set(given.tensors)
-        for key, value in given.tensors.items():
+        assert set(back.tensors) == set(original.tensors)
+        for key, value in original.tensors.items():
             np.testing.assert_array_equal(back.tensors[key], value, err_msg=key)
     else:
         assert not any(flags(back))
@@ -195,41 +199,41 @@ def test_biases_of_zeros_stay(format: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", FOREIGN)
 def test_a_forget_gate_that_stands_in_for_none_has_biases(format: str, tmp_path: Path) -> None:
     layers = [LSTM | {"forget_gate": False}, DENSE]
-    given, path = export(layers), tmp_path / FOREIGN[format]
-    notes = registry.write(path, format, given)
+    original, path = export(layers), tmp_path / FOREIGN[format]
+    notes = registry.write(path, format, original)
     assert any("layer 0 has no biases: written with biases of 0" in note for note in notes)
     back, x = registry.read(path), random_inputs(N, T, D)
     assert flags(back) == [True, False]
-    close(own(back, x), run(given.layers, given.tensors, x).outputs)
+    close(outputs_of_file(back, x), run(original.layers, original.tensors, x).outputs)
 
 
 def test_tmva_has_no_layer_without_biases(tmp_path: Path) -> None:
     layers = [GRU | {"reset_after": False, "return_sequences": False}, DENSE]
-    given, path = export(layers, steps=T), tmp_path / "m.xml"
-    notes = registry.write(path, "tmva", given)
+    original, path = export(layers, steps=T), tmp_path / "m.xml"
+    notes = registry.write(path, "tmva", original)
     assert sum("has no biases: written with biases of 0" in note for note in notes) == 2
     back, x = registry.read(path), random_inputs(N, T, D)
     assert all(flags(back))
     assert not any(value.any() for key, value in back.tensors.items() if "bias" in key)
-    close(own(back, x), run(given.layers, given.tensors, x).outputs)
+    close(outputs_of_file(back, x), run(original.layers, original.tensors, x).outputs)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("given", [("", ""), ("B", ""), ("", "B"), ("Z", "Z")], ids=str)
-def test_operators_of_onnx_with_and_without_b(kind: str, given: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("operands", [("", ""), ("B", ""), ("", "B"), ("Z", "Z")], ids=str)
+def test_operators_of_onnx_with_and_without_b(kind: str, operands: Any, tmp_path: Path) -> None:
     """One operator a direction; Z is a B of zeros, which is a bias all the same."""
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     node, rng, H = onnx.helper.make_node, np.random.default_rng(3), 4
     G = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind] * H
     stored = {name: 0.6 * rng.standard_normal((1, G, size)) for name, size in
               (("W", D), ("R", H), ("W2", D), ("R2", H))}  # fmt: skip
-    stored |= {"B": rng.standard_normal((1, 2 * G))} if "B" in given else {}
-    stored |= {"Z": np.zeros((1, 2 * G))} if "Z" in given else {}
+    stored |= {"B": rng.standard_normal((1, 2 * G))} if "B" in operands else {}
+    stored |= {"Z": np.zeros((1, 2 * G))} if "Z" in operands else {}
     constants = {name: value.astype("f4") for name, value in stored.items()}
     constants |= {"axis": np.array([1]), "M": rng.standard_normal((2 * H, 2)).astype("f4")}
     nodes = [
-        node(kind, ["x", "W", "R", given[0]], ["a"], hidden_size=H),
-        node(kind, ["x", "W2", "R2", given[1]], ["b"], hidden_size=H, direction="reverse"),
+        node(kind, ["x", "W", "R", operands[0]], ["a"], hidden_size=H),
+        node(kind, ["x", "W2", "R2", operands[1]], ["b"], hidden_size=H, direction="reverse"),
         node("Squeeze", ["a", "axis"], ["c"]),
         node("Squeeze", ["b", "axis"], ["d"]),
         node("Concat", ["c", "d"], ["e"], axis=2),
@@ -245,10 +249,10 @@ def test_operators_of_onnx_with_and_without_b(kind: str, given: Any, tmp_path: P
     x = random_inputs(T, N, D).astype("f4")
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     back = registry.read(path)
-    assert flags(back) == [given != ("", ""), False]
-    close(own(back, x.swapaxes(0, 1)).swapaxes(0, 1), session.run(None, {"x": x})[0])
+    assert flags(back) == [operands != ("", ""), False]
+    close(outputs_of_file(back, x.swapaxes(0, 1)).swapaxes(0, 1), session.run(None, {"x": x})[0])
     said = [note for note in back.notes if "has no bias beside one that has: there it is 0" in note]
-    assert len(said) == (len(set(given)) - 1)
+    assert len(said) == (len(set(operands)) - 1)
 
 
 def keras_model(seed: int = 0, **options: Any) -> Any:
@@ -273,7 +277,7 @@ def test_keras_files_without_biases(name: str, tmp_path: Path) -> None:
     back = registry.read(path)
     assert flags(back) == [False] * 3
     assert not any("bias" in key for key in back.tensors)
-    close(own(back, x), np.asarray(model.predict(x, verbose=0)))
+    close(outputs_of_file(back, x), np.asarray(model.predict(x, verbose=0)))
 
 
 def test_a_direction_with_biases_beside_one_without(tmp_path: Path) -> None:
@@ -290,7 +294,7 @@ def test_a_direction_with_biases_beside_one_without(tmp_path: Path) -> None:
     assert not back.tensors["layers.0.bias"].any()
     assert back.tensors["layers.0.reverse.bias"].any()
     assert any("has no forward bias: there it is 0" in note for note in back.notes)
-    close(own(back, x), np.asarray(model.predict(x, verbose=0)))
+    close(outputs_of_file(back, x), np.asarray(model.predict(x, verbose=0)))
 
 
 def test_training_adds_no_bias_to_a_model_of_keras(tmp_path: Path) -> None:
@@ -330,7 +334,7 @@ def test_a_state_dict_of_layers_of_which_one_lacks_biases(tmp_path: Path) -> Non
     with torch.no_grad():
         module.bias_ih_l1.zero_()
         module.bias_hh_l1.zero_()
-        close(own(back, x.numpy()), module(x)[0].numpy())
+        close(outputs_of_file(back, x.numpy()), module(x)[0].numpy())
     both = torch.nn.LSTM(D, 5, batch_first=True, bidirectional=True)
     left = {k: v for k, v in both.state_dict().items() if "bias" not in k or "reverse" in k}
     torch.save(left, tmp_path / "b.pt")
@@ -340,7 +344,7 @@ def test_a_state_dict_of_layers_of_which_one_lacks_biases(tmp_path: Path) -> Non
     with torch.no_grad():
         both.bias_ih_l0.zero_()
         both.bias_hh_l0.zero_()
-        close(own(half, x.numpy()), both(x)[0].numpy())
+        close(outputs_of_file(half, x.numpy()), both(x)[0].numpy())
     del state["bias_hh_l0"]
     torch.save(state, tmp_path / "m.pt")
     with pytest.raises(WeightsError, match="one bias of two"):

@@ -1,4 +1,4 @@
-"""Damages a weights file in many ways, reads each, and says what escaped. Run as a script, apart:
+"""Damages a weights file in many ways, reads each, and reports what escaped. A separate script:
 
     python corruption.py FILE COUNT SEED [refused]
 
@@ -61,39 +61,39 @@ def field(data: bytearray, rng: np.random.Generator) -> None:
     data[at : at + size] = (value % 256**size).to_bytes(size, order)  # type: ignore[arg-type]
 
 
-def _stretch(data: bytearray, rng: np.random.Generator) -> slice:
+def _random_slice(data: bytearray, rng: np.random.Generator) -> slice:
     start = int(rng.integers(len(data)))
     return slice(start, start + int(rng.choice([1, 4, 16, 64, 512])))
 
 
 def cleared(data: bytearray, rng: np.random.Generator) -> None:
-    where = _stretch(data, rng)
+    where = _random_slice(data, rng)
     data[where] = bytes([int(rng.choice([0, 255]))]) * len(data[where])
 
 
 def left_out(data: bytearray, rng: np.random.Generator) -> None:
-    del data[_stretch(data, rng)]
+    del data[_random_slice(data, rng)]
 
 
 def repeated(data: bytearray, rng: np.random.Generator) -> None:
-    where = _stretch(data, rng)
+    where = _random_slice(data, rng)
     data[where] = bytes(data[where]) * int(rng.choice([2, 3, 20]))
 
 
 def spliced(data: bytearray, rng: np.random.Generator) -> None:
     """One part of the file in the place of another."""
-    part = bytes(data[_stretch(data, rng)])
+    part = bytes(data[_random_slice(data, rng)])
     at = int(rng.integers(len(data)))
     data[at : at + len(part)] = part
 
 
 def word(data: bytearray, rng: np.random.Generator) -> None:
     """A word or number of the file's texts, another in its place; of the same length or not."""
-    found = list(re.finditer(rb"[A-Za-z_.]{2,}|-?\d+|\"[^\"]{0,40}\"", bytes(data)))
-    if not found:
+    words = list(re.finditer(rb"[A-Za-z_.]{2,}|-?\d+|\"[^\"]{0,40}\"", bytes(data)))
+    if not words:
         return
-    old = found[rng.integers(len(found))]
-    new = WORDS[rng.integers(len(WORDS))] if rng.integers(3) else found[rng.integers(len(found))][0]
+    old = words[rng.integers(len(words))]
+    new = WORDS[rng.integers(len(WORDS))] if rng.integers(3) else words[rng.integers(len(words))][0]
     if rng.integers(2):
         new = new[: len(old[0])].ljust(len(old[0]))
     data[old.start() : old.end()] = new
@@ -130,15 +130,15 @@ def _archive(content: bytes, rng: np.random.Generator) -> bytes:
         members[str(rng.choice(["data.pkl", "x/data.pkl", "config.json", "x"]))] = members[chosen]
     else:
         members[chosen] = damaged(members[chosen], rng)
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _header(content: bytes, rng: np.random.Generator) -> bytes:
-    """A safetensors file whose header's length is right, and its header is not."""
+    """Damage the header of a safetensors file, and keep its length right."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = bytearray(content[8:end])
     word(header, rng)
@@ -146,7 +146,7 @@ def _header(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def attempt(path: Path) -> bool:
-    """Whether the file is read; LstmCliError means no, and anything else is for the caller."""
+    """Return True for a file that is read, False for LstmCliError; other errors pass through."""
     if path.suffix == ".npz":
         return _checked(path)
     from lstm_cli.config import from_mapping, from_text
@@ -158,6 +158,8 @@ def attempt(path: Path) -> bool:
         imported = registry.read(path)
     except LstmCliError as error:
         _printable(str(error))
+        if str(path) not in str(error) and "not enough memory" not in str(error):
+            raise ValueError(f"the error does not name the file: {error}") from error
         return False
     _printable("\n".join(imported.notes))
     try:
@@ -174,7 +176,7 @@ def attempt(path: Path) -> bool:
 
 
 def _checked(path: Path) -> bool:
-    """Whether a file is taken as a reference, whatever it says of a network's outputs."""
+    """Return True for a file that is read as a reference of a network's outputs."""
     from lstm_cli.api.agreement import agreement
     from lstm_cli.config import from_mapping
     from lstm_cli.errors import DataError, LstmCliError
@@ -195,7 +197,7 @@ def _checked(path: Path) -> bool:
 
 
 def _printable(text: str) -> None:
-    """Make sure that what is printed moves no cursor, whatever names a file has."""
+    """Check that a text moves no cursor, also with names from a file."""
     if not all(letter.isprintable() for line in text.split("\n") for letter in line):
         raise ValueError(f"printed as it stands: {text!r}")
 

@@ -50,11 +50,11 @@ def step(kind: str, x: Any, states: list[Any], weights: list[Any], gate: Any) ->
 def recurrence(kind: str, x: Any, weights: list[Any], gate: Any, *, back: bool = False) -> Any:
     """(N, T, H), each output at its own step."""
     states = [np.zeros((len(x), weights[1].shape[0]))] * 2
-    found = np.empty((*x.shape[:2], weights[1].shape[0]))
+    steps = np.empty((*x.shape[:2], weights[1].shape[0]))
     for t in reversed(range(x.shape[1])) if back else range(x.shape[1]):
         states = step(kind, x[:, t], states, weights, gate)
-        found[:, t] = states[0]
-    return found
+        steps[:, t] = states[0]
+    return steps
 
 
 def entry(kind: str, name: str, **config: Any) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def packed(path: Path, parts: dict[str, bytes]) -> Path:
 
 def copied(data: bytes, change: Any = None, attributes: bool = False, **how: Any) -> bytes:
     """An HDF5 file written anew by the alphabet, its datasets as `how` says."""
-    made = io.BytesIO()
-    with h5py.File(io.BytesIO(data), "r") as old, h5py.File(made, "w") as new:
+    buffer = io.BytesIO()
+    with h5py.File(io.BytesIO(data), "r") as old, h5py.File(buffer, "w") as new:
 
         def copy(name: str, thing: Any) -> None:
             if isinstance(thing, h5py.Group):
@@ -130,4 +130,4 @@ def copied(data: bytes, change: Any = None, attributes: bool = False, **how: Any
             new.create_dataset(name, data=value, **how)
 
         old.visititems(copy)
-    return made.getvalue()
+    return buffer.getvalue()

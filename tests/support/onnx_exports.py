@@ -11,7 +11,7 @@ from networks import Array, parametrized, random_weights, recurrent
 
 from lstm_cli.cells import FORMULAS, Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
-from lstm_cli.formats.model import Export
+from lstm_cli.formats.interchange import Export
 
 RECURRENT_ACTIVATIONS = [name for name in FORMULAS if name not in ("symmrelu", "gauss")]
 """What ONNX's recurrent operators have."""

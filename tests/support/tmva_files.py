@@ -1,6 +1,6 @@
-"""TMVA's weights files put together by hand, by both of its writers, and evaluated in NumPy.
+"""TMVA's weights files, written by hand as both of its writers do, and evaluated in NumPy.
 
-Nothing here uses the package: elements and equations are written out once more.
+Nothing here uses the package: elements and equations are written out independently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Element, what today's writer puts into it, what the older one put into it.
+# Element, matrix in it by today's writer, matrix in it by the older writer.
 LSTM = [
     ("InputWeights", "W_i", "W_i"),
     ("InputStateWeights", "W_f", "U_i"),
@@ -62,7 +62,7 @@ def sigmoid(x: Array) -> Array:
 
 @dataclass
 class Layer:
-    """One layer: its element's name and attributes, and its matrices by what they are."""
+    """Layer: name and attributes of its element, and its matrices by their meaning."""
 
     tag: str
     attributes: dict[str, Any]
@@ -87,7 +87,7 @@ def _attributes(values: Mapping[str, Any]) -> str:
 def recurrent(
     tag: str, D: int, H: int, T: int, rng: np.random.Generator, **attributes: Any
 ) -> Layer:
-    """A recurrent layer with weights of its own; `attributes` replace the usual ones."""
+    """Recurrent layer with random weights; `attributes` replace the usual ones."""
     letters = {"LSTMLayer": "ifgo", "GRULayer": "ruc", "RNNLayer": "h"}[tag]
     matrices = {}
     for letter in letters:
@@ -157,7 +157,7 @@ def write(path: Path, layers: Sequence[Layer], **options: Any) -> Path:
 
 
 def evaluate(layers: Sequence[Layer], x: Array, output: str = "I") -> Array:
-    """What TMVA gives for events x (N, T, D)."""
+    """TMVA's outputs for events x (N, T, D)."""
     for layer in layers:
         m, a = layer.matrices, layer.attributes
         if layer.tag == "LSTMLayer":

@@ -12,7 +12,7 @@ from lstm_cli.api.comparison.matching import Reading, readings
 from lstm_cli.api.comparison.rules import equality
 from lstm_cli.api.comparison.sides import Direction, Layer
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.gates import NATIVE
+from lstm_cli.formats.gates import NATIVE_GATES
 
 Order = tuple[str, ...]
 INPUTS = ("weight_ih", "weight")
@@ -75,7 +75,7 @@ def explain(
     chosen = _chosen(layer, found)
     if all(name in chosen and chosen[name].complete for name in found):
         return _explanation(layer, place, source, chosen, b)
-    gates = len(NATIVE.get(layer.kind, ()))
+    gates = len(NATIVE_GATES.get(layer.kind, ()))
     mistake = mistakes.tmva_mistake(a.tensors, b.tensors, gates, tolerance) if gates else None
     if mistake is not None:
         rest = {name: r for name, r in chosen.items() if name not in mistakes.MATRICES}
@@ -160,7 +160,7 @@ def _sharing(
         return None
     if all(name in chosen and chosen[name].complete for name in biases.PAIR):
         return None
-    letters = NATIVE["gru"]
+    letters = NATIVE_GATES["gru"]
     if len(a.tensors["bias_ih"]) % len(letters):
         return None
     orders = [r.order for r in chosen.values() if r.complete and len(r.order) == len(letters)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lstm_cli.formats.gates import NATIVE
+from lstm_cli.formats.gates import NATIVE_GATES
 
 FRAMEWORKS: dict[str, dict[tuple[str, ...], str]] = {
     "lstm": {
@@ -51,5 +51,5 @@ def named(kind: str, order: Sequence[str]) -> OrderName:
 
 def inverse(kind: str, order: Sequence[str]) -> tuple[str, ...]:
     """The order that undoes this one: what native gates become if they are taken for it."""
-    native = tuple(letter for letter in NATIVE[kind] if letter in order)
+    native = tuple(letter for letter in NATIVE_GATES[kind] if letter in order)
     return tuple(native[tuple(order).index(letter)] for letter in native)

@@ -8,7 +8,7 @@ from lstm_cli.bench.peers.base import Unsupported
 from lstm_cli.bench.sizes import Size
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, LayerSpec
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.writer import build_model as build_file
 
 

@@ -1,4 +1,4 @@
-"""Keras's files: ``.keras`` both ways, ``.weights.h5`` both ways, legacy ``.h5`` as input."""
+"""Keras's files: reading ``.keras``, ``.weights.h5`` and ``.h5``, writing the first two."""
 
 from lstm_cli.formats.keras.reader import read
 from lstm_cli.formats.keras.writer import write

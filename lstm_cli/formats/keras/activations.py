@@ -1,4 +1,4 @@
-"""Activations by Keras's name or object, and back."""
+"""Activations in Keras's terms, a name or an object, and in the config's."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from typing import Any
 
 from lstm_cli.cells import Activation
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.keras.defaults import Release
-from lstm_cli.formats.keras.words import Options, options, shown_value
+from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options, printable_value
 
-Named = str | dict[str, Any]
-"""An activation as the config has it: a name, or {name, alpha, beta}."""
+ActivationConfig = str | dict[str, Any]
+"""Activation in a config: a name, or {name, alpha, beta}."""
 
 IDENTITY = "identity"
-SAME = ("sigmoid", "tanh", "relu", "softplus", "softsign", "softmax")
-LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation")
-HINT = "train with one of " + ", ".join((*SAME, "linear", "elu", "leaky_relu", "hard_sigmoid"))
+SHARED_NAMES = ("sigmoid", "tanh", "relu", "softplus", "softsign", "softmax")
+ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation")
+ACTIVATION_HINT = "train with one of " + ", ".join(
+    (*SHARED_NAMES, "linear", "elu", "leaky_relu", "hard_sigmoid")
+)
 
 
-def named(owner: Options, key: str, default: str, release: Release) -> Named:
-    """The activation under `key` of a layer's options.
+def read_activation(
+    owner: LayerOptions, key: str, default: str, release: Release
+) -> ActivationConfig:
+    """Read the activation under `key` of a layer's options.
 
     Parameters
     ----------
     release
-        Version of Keras, which tells what a name means.
+        Version of Keras, on which the meaning of a name depends.
 
     Raises
     ------
     WeightsError
-        lstm-cli has none like it.
+        lstm-cli has no such activation.
     """
     value = owner.get(key)
     if value is None:
@@ -40,21 +43,25 @@ def named(owner: Options, key: str, default: str, release: Release) -> Named:
         kind, config = value.get("class_name"), value.get("config")
         if value.get("registered_name") in (None, "function") and kind == "function":
             value = config
-        elif kind in LAYERS:
-            return of_layer(str(kind), options(f"{key} of {owner.owner}", config), release)
+        elif kind in ACTIVATION_LAYERS:
+            return layer_activation(
+                str(kind), parse_options(f"{key} of {owner.owner}", config), release
+            )
         elif isinstance(kind, str) and not config:
             value = kind
-    found = _by_name(value, release) if isinstance(value, str) else None
-    if found is None:
-        raise owner.refused(key, hint=HINT)
-    return found
+    activation = _by_name(value, release) if isinstance(value, str) else None
+    if activation is None:
+        raise owner.refused(key, hint=ACTIVATION_HINT)
+    return activation
 
 
-def _by_name(name: str, release: Release) -> Named | None:
-    if name in SAME:
+def _by_name(name: str, release: Release) -> ActivationConfig | None:
+    if name in SHARED_NAMES:
         return name
-    if name in LAYERS and name != "Activation":  # Keras 2 makes a layer of its class's name
-        return of_layer(name, Options(f"the activation {name}", {}), release)
+    if (
+        name in ACTIVATION_LAYERS and name != "Activation"
+    ):  # Keras 2 makes a layer from the name of its class
+        return layer_activation(name, LayerOptions(f"the activation {name}", {}), release)
     if name == "linear":
         return IDENTITY
     if name in ("elu", "celu"):
@@ -66,60 +73,64 @@ def _by_name(name: str, release: Release) -> Named | None:
     return None
 
 
-def of_layer(kind: str, given: Options, release: Release, last: int = -1) -> Named:
-    """The activation that a layer of its own is.
+def layer_activation(
+    kind: str, layer: LayerOptions, release: Release, last: int = -1
+) -> ActivationConfig:
+    """Activation that a separate layer computes.
 
     Parameters
     ----------
     last
-        The last axis, over which softmax goes here.
+        Index of the last axis, the only one that lstm-cli's softmax can use.
     """
     if kind == "Activation":
-        return named(given, "activation", "linear", release)
+        return read_activation(layer, "activation", "linear", release)
     if kind == "Softmax":
-        if given.get("axis") not in (None, -1, last):
-            raise given.refused("axis")
+        if layer.get("axis") not in (None, -1, last):
+            raise layer.refused("axis")
         return "softmax"
     if kind == "ELU":
-        return {"name": "elu", "alpha": given.number("alpha", release.default(kind))}
+        return {"name": "elu", "alpha": layer.number("alpha", release.default(kind))}
     if kind == "ThresholdedReLU":
-        return {"name": "thresholded_relu", "alpha": given.number("theta", release.default(kind))}
+        return {"name": "thresholded_relu", "alpha": layer.number("theta", release.default(kind))}
     if kind == "LeakyReLU":
-        key = "negative_slope" if "negative_slope" in given.values else "alpha"
-        return {"name": "leaky_relu", "alpha": given.number(key, release.default(kind))}
-    return _relu(given, release.default(kind))
+        key = "negative_slope" if "negative_slope" in layer.values else "alpha"
+        return {"name": "leaky_relu", "alpha": layer.number(key, release.default(kind))}
+    return _relu(layer, release.default(kind))
 
 
-def _relu(given: Options, default: float) -> Named:
-    slope, threshold = (given.number(key, default) for key in ("negative_slope", "threshold"))
+def _relu(layer: LayerOptions, default: float) -> ActivationConfig:
+    slope, threshold = (layer.number(key, default) for key in ("negative_slope", "threshold"))
     if threshold != 0:
-        raise given.refused("threshold")
-    if given.get("max_value") is None:
+        raise layer.refused("threshold")
+    if layer.get("max_value") is None:
         return {"name": "leaky_relu", "alpha": slope} if slope else "relu"
-    if slope or given.number("max_value", 0.0) != 1:
-        raise given.refused("max_value")
+    if slope or layer.number("max_value", 0.0) != 1:
+        raise layer.refused("max_value")
     return {"name": "hard_sigmoid", "alpha": 1.0, "beta": 0.0}
 
 
-def keras_name(activation: Activation | None, owner: str, option: str, dtype: str) -> Any:
-    """An activation as Keras 3 writes it: a name, or a layer that is one.
+def keras_activation(activation: Activation | None, owner: str, option: str, dtype: str) -> Any:
+    """Write an activation as Keras 3 does: as a name, or as an activation layer.
 
     Parameters
     ----------
     activation
-        None is softmax over the units.
+        Activation; None is softmax over the units.
+    owner, option
+        Layer and option in words, for errors.
     dtype
-        In which a layer of its own computes.
+        Dtype of an activation layer.
 
     Raises
     ------
     WeightsError
-        Keras has none like it: names the layer and the option.
+        Keras has no such activation; the error names the layer and the option.
     """
     if activation is None:
         return "softmax"
     name, alpha, beta = activation.name, activation.alpha, activation.beta
-    if name in SAME:
+    if name in SHARED_NAMES:
         return name
     if name == "identity":
         return "linear"
@@ -134,7 +145,9 @@ def keras_name(activation: Activation | None, owner: str, option: str, dtype: st
         return "leaky_relu" if usual else _object("LeakyReLU", dtype=dtype, negative_slope=alpha)
     raise WeightsError(
         f"{owner} has {option}: {activation}, which Keras does not have",
-        expected="one of " + ", ".join((*SAME, "identity, elu, leaky_relu")) + ", or hard_sigmoid "
+        expected="one of "
+        + ", ".join((*SHARED_NAMES, "identity, elu, leaky_relu"))
+        + ", or hard_sigmoid "
         "with alpha 1/6 and beta 0.5",
         found=_in_full(activation),
     )
@@ -150,6 +163,6 @@ def _object(kind: str, **config: Any) -> dict[str, Any]:
 
 
 def _in_full(activation: Activation) -> str:
-    given = {"alpha": activation.alpha, "beta": activation.beta}
-    text = ", ".join(f"{key} {value:g}" for key, value in given.items() if value is not None)
-    return f"{shown_value(activation.name)} with {text}" if text else activation.name
+    parameters = {"alpha": activation.alpha, "beta": activation.beta}
+    text = ", ".join(f"{key} {value:g}" for key, value in parameters.items() if value is not None)
+    return f"{printable_value(activation.name)} with {text}" if text else activation.name

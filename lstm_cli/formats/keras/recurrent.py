@@ -1,4 +1,8 @@
-"""Keras's recurrent layers: options, and tensors by gate, in native terms."""
+"""Keras's recurrent layers in native terms: options, gate blocks, and the split of biases.
+
+Keras has one bias for each direction. The GRU with ``reset_after`` has two, for the input and for
+the recurrence, as the rows of one array (2, 3H): `split_bias`.
+"""
 
 from __future__ import annotations
 
@@ -9,130 +13,138 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
-from lstm_cli.formats.keras.activations import Named, named
-from lstm_cli.formats.keras.architecture import Layer, class_of, title
-from lstm_cli.formats.keras.defaults import Release
-from lstm_cli.formats.keras.hdf5 import Variable
-from lstm_cli.formats.keras.words import Options, options, shown_value
-from lstm_cli.formats.model import Stored
+from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.interchange import TensorSource
+from lstm_cli.formats.keras.activations import ActivationConfig, read_activation
+from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
+from lstm_cli.formats.keras.hdf5 import StoredVariable
+from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options, printable_value
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}
-GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
+KERAS_GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
 """Keras's order of the gates, in native letters."""
-ORDER = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
-"""The same in Keras's own letters."""
+GATE_ORDERS = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
+"""Keras's order of the gates, in its own letters."""
 WRAPPERS = ("RNN", "Bidirectional")
 CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
 @dataclass(frozen=True)
-class Direction:
-    """One pass over the steps.
+class KerasDirection:
+    """One direction of a recurrent layer.
 
     Attributes
     ----------
     kind
         ``lstm``, ``gru`` or ``rnn``.
     layer, cell
-        Options of the layer and of its cell; the same but for a cell in an RNN layer.
+        Options of the layer and of its cell. They differ only for a cell in an RNN layer.
     inner
-        Where the variables are below the layer's path.
+        Path of the variables below the layer's path.
     """
 
     kind: str
-    layer: Options
-    cell: Options
+    layer: LayerOptions
+    cell: LayerOptions
     inner: str
 
     @property
     def hidden_size(self) -> int:
-        """Units H."""
+        """Number of units H."""
         return self.cell.size("units")
 
     @property
     def biased(self) -> bool:
-        """Whether it has biases."""
+        """Whether the direction has biases."""
         return self.cell.flag("use_bias", True)
 
 
-def directions(layer: Layer) -> tuple[Direction, ...]:
-    """The one direction of a layer, or forward and reverse.
+def read_directions(layer: KerasLayer) -> tuple[KerasDirection, ...]:
+    """Directions of a layer: one, or forward and reverse.
 
     Raises
     ------
     WeightsError
-        Not outputs side by side, a pass that only goes backwards, or two that differ in more
-        than activations.
+        The outputs are not concatenated, the only direction is reverse, or the two directions
+        differ in more than activations.
     """
     if layer.kind != "Bidirectional":
-        found: tuple[Direction, ...] = (_direction(layer.kind, layer.options, "cell"),)
+        directions: tuple[KerasDirection, ...] = (_direction(layer.kind, layer.options, "cell"),)
     else:
         if layer.options.get("merge_mode") != "concat" and "merge_mode" in layer.options.values:
-            raise layer.options.refused("merge_mode", hint="concat is what lstm-cli has")
+            raise layer.options.refused("merge_mode", hint="lstm-cli has concat only")
         forward = layer.options.get("layer")
         reverse = layer.options.get("backward_layer")
         reverse = _reversed(forward) if reverse is None else reverse
-        found = (
+        directions = (
             _inner(layer, forward, "forward_layer/cell"),
             _inner(layer, reverse, "backward_layer/cell"),
         )
-    for number, one in enumerate(found):
-        _check(one, number, len(found))
-    _check_alike(layer, found)
-    return found
+    for number, direction in enumerate(directions):
+        _check(direction, number, len(directions))
+    _check_alike(layer, directions)
+    return directions
 
 
 def _reversed(forward: Any) -> Any:
-    """Without a backward layer Keras makes it of the forward one's config."""
+    # Without a backward layer Keras derives one from the config of the forward layer.
     config = forward.get("config") if isinstance(forward, Mapping) else None
     if not isinstance(config, Mapping):
         return forward
     return {**forward, "config": {**config, "go_backwards": not config.get("go_backwards")}}
 
 
-def _inner(layer: Layer, entry: Any, inner: str) -> Direction:
-    kind = class_of(entry)
-    owner = f"{title(kind, inner.split('/')[0])} of {layer.title}"
-    return _direction(kind, options(owner, entry.get("config")), inner)
+def _inner(layer: KerasLayer, entry: Any, inner: str) -> KerasDirection:
+    kind = class_name_of(entry)
+    owner = f"{layer_title(kind, inner.split('/')[0])} of {layer.title}"
+    return _direction(kind, parse_options(owner, entry.get("config")), inner)
 
 
-def _direction(kind: str, given: Options, inner: str) -> Direction:
+def _direction(kind: str, layer_options: LayerOptions, inner: str) -> KerasDirection:
     if kind in KINDS:
-        return Direction(KINDS[kind], given, given, inner)
+        return KerasDirection(KINDS[kind], layer_options, layer_options, inner)
     if kind in CUDNN:
-        raise cudnn(given.owner, CUDNN[kind])
-    cell = given.get("cell")
-    of = class_of(cell).removesuffix("Cell") if isinstance(cell, Mapping) else shown_value(cell)
-    if kind != "RNN" or not isinstance(cell, Mapping) or of not in KINDS:
+        raise cudnn_error(layer_options.owner, CUDNN[kind])
+    cell = layer_options.get("cell")
+    cell_kind = (
+        class_name_of(cell).removesuffix("Cell")
+        if isinstance(cell, Mapping)
+        else printable_value(cell)
+    )
+    if kind != "RNN" or not isinstance(cell, Mapping) or cell_kind not in KINDS:
         raise WeightsError(
-            f"{given.owner} is no recurrent layer that lstm-cli has",
+            f"{layer_options.owner} is not a recurrent layer that lstm-cli has",
             expected="LSTM, GRU or SimpleRNN",
-            found=of if kind == "RNN" else shown_value(kind),
+            found=cell_kind if kind == "RNN" else printable_value(kind),
         )
-    return Direction(KINDS[of], given, options(f"the cell of {given.owner}", cell["config"]), inner)
+    return KerasDirection(
+        KINDS[cell_kind],
+        layer_options,
+        parse_options(f"the cell of {layer_options.owner}", cell["config"]),
+        inner,
+    )
 
 
-def _check(one: Direction, number: int, count: int) -> None:
-    if one.layer.flag("go_backwards") != bool(number):
-        raise one.layer.refused(
+def _check(direction: KerasDirection, number: int, count: int) -> None:
+    if direction.layer.flag("go_backwards") != bool(number):
+        raise direction.layer.refused(
             "go_backwards", hint="Bidirectional(merge_mode='concat') has a reverse pass"
         )
-    if one.layer.flag("time_major"):
-        raise one.layer.refused("time_major")
-    if count > 1 and one.layer.flag("stateful"):
-        # Keras carries the reverse direction's state on; here it always starts anew.
-        raise one.layer.refused("stateful")
+    if direction.layer.flag("time_major"):
+        raise direction.layer.refused("time_major")
+    if count > 1 and direction.layer.flag("stateful"):
+        # Keras keeps the state of the reverse direction; lstm-cli always starts it anew.
+        raise direction.layer.refused("stateful")
 
 
-def _check_alike(layer: Layer, found: Sequence[Direction]) -> None:
+def _check_alike(layer: KerasLayer, directions: Sequence[KerasDirection]) -> None:
     alike: dict[str, set[Any]] = {
-        "class": {d.kind for d in found},
-        "units": {d.hidden_size for d in found},
-        "return_sequences": {d.layer.flag("return_sequences") for d in found},
-        "reset_after": {d.cell.flag("reset_after") for d in found if d.kind == "gru"},
+        "class": {d.kind for d in directions},
+        "units": {d.hidden_size for d in directions},
+        "return_sequences": {d.layer.flag("return_sequences") for d in directions},
+        "reset_after": {d.cell.flag("reset_after") for d in directions if d.kind == "gru"},
     }
     for what, values in alike.items():
         if len(values) > 1:
@@ -140,13 +152,15 @@ def _check_alike(layer: Layer, found: Sequence[Direction]) -> None:
             raise WeightsError(f"the two directions of {layer.title} differ in {what}", found=both)
 
 
-def settings(found: Sequence[Direction], release: Release, reset_after: bool) -> dict[str, Any]:
-    """The layer's options in the config's words, those that are not the default."""
-    first = found[0]
+def layer_config(
+    directions: Sequence[KerasDirection], release: Release, reset_after: bool
+) -> dict[str, Any]:
+    """Layer of a config, with the options that differ from the config's defaults."""
+    first = directions[0]
     config: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
-    if len(found) > 1:
+    if len(directions) > 1:
         config["bidirectional"] = True
-    if not any(one.biased for one in found):
+    if not any(direction.biased for direction in directions):
         config["bias"] = False
     if not first.layer.flag("return_sequences"):
         config["return_sequences"] = False
@@ -154,7 +168,7 @@ def settings(found: Sequence[Direction], release: Release, reset_after: bool) ->
         config["stateful"] = True
     for key, usual in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
         if key == "activation" or first.kind != "rnn":
-            config |= _activation(found, key, usual, release)
+            config |= _activation(directions, key, usual, release)
     for key in ("dropout", "recurrent_dropout"):
         rate = first.cell.number(key, 0.0)
         if not 0 <= rate < 1:
@@ -166,129 +180,168 @@ def settings(found: Sequence[Direction], release: Release, reset_after: bool) ->
 
 
 def _activation(
-    found: Sequence[Direction], key: str, usual: str, release: Release
-) -> dict[str, Named | list[Named]]:
-    each = [named(one.cell, key, release.default(key), release) for one in found]
+    directions: Sequence[KerasDirection], key: str, usual: str, release: Release
+) -> dict[str, ActivationConfig | list[ActivationConfig]]:
+    each = [read_activation(one.cell, key, release.default(key), release) for one in directions]
     if "softmax" in each:
-        raise found[each.index("softmax")].cell.refused(key)
+        raise directions[each.index("softmax")].cell.refused(key)
     if all(one == usual for one in each):
         return {}
     return {key: each[0] if all(one == each[0] for one in each) else each}
 
 
-def resets_after(
-    found: Sequence[Direction], biases: Sequence[Variable | None], release: Release
+def infer_reset_after(
+    directions: Sequence[KerasDirection], biases: Sequence[StoredVariable | None], release: Release
 ) -> bool:
-    """A GRU's convention: what its biases tell, else its options, else the version's default."""
-    if found[0].kind != "gru":
+    """`reset_after` of a GRU: from its biases, else its options, else the version's default."""
+    if directions[0].kind != "gru":
         return False
     for bias in biases:
         if bias is not None:
             return bias.value.ndim == 2
-    return found[0].cell.flag("reset_after", release.default("reset_after"))
+    return directions[0].cell.flag("reset_after", release.default("reset_after"))
 
 
-def unsaid(found: Sequence[Direction]) -> tuple[str, ...]:
-    """Options whose defaults Keras changed and that neither a layer nor its biases tell."""
-    keys = [] if found[0].kind == "rnn" else ["recurrent_activation"]
-    if found[0].kind == "gru" and not any(one.biased for one in found):
+def unstated_options(directions: Sequence[KerasDirection]) -> tuple[str, ...]:
+    """Missing options that no bias determines and whose defaults Keras has changed."""
+    keys = [] if directions[0].kind == "rnn" else ["recurrent_activation"]
+    if directions[0].kind == "gru" and not any(direction.biased for direction in directions):
         keys.append("reset_after")
-    return tuple(key for key in keys if any(key not in one.cell.values for one in found))
+    return tuple(
+        key for key in keys if any(key not in direction.cell.values for direction in directions)
+    )
 
 
-def is_cudnn(kind: str, width: int, bias: Sequence[int] | None) -> bool:
-    """Whether a bias is that of CuDNNLSTM or CuDNNGRU: two, one after the other, in one row."""
+def is_cudnn_bias(kind: str, width: int, bias: Sequence[int] | None) -> bool:
+    """Whether a bias is from CuDNNLSTM or CuDNNGRU: two biases in one vector (2 G H,)."""
     return kind != "SimpleRNN" and bias is not None and tuple(bias) == (2 * width,)
 
 
-def cudnn(what: str, kind: str) -> WeightsError:
-    """The error that names cuDNN's layout.
+def cudnn_error(what: str, kind: str) -> WeightsError:
+    """Error for a layer in cuDNN's layout.
 
     Parameters
     ----------
     kind
         ``LSTM`` or ``GRU``.
     """
-    options = "recurrent_activation='sigmoid'"
-    options += ", reset_after=True" if kind == "GRU" else ""
+    arguments = "recurrent_activation='sigmoid'"
+    arguments += ", reset_after=True" if kind == "GRU" else ""
     return WeightsError(
         f"{what} keeps its weights in cuDNN's layout (CuDNN{kind}), which lstm-cli does not read",
         expected=f"the weights of a {kind} layer",
-        hint=f"in Keras 2, put {kind}(units, {options}) in the place of CuDNN{kind}, load the "
-        "weights there, which Keras converts, and save that: model.save('model.h5')",
+        hint=f"in Keras 2, put {kind}(units, {arguments}) in the place of CuDNN{kind}, "
+        "load the weights there, which Keras converts, and save that: model.save('model.h5')",
     )
 
 
-def tensors(
-    one: Direction, variables: Sequence[Variable], prefix: str, *, biased: bool
-) -> tuple[dict[str, Array], list[Stored]]:
-    """Native tensors of one direction, and where they stood.
+def native_tensors(
+    direction: KerasDirection, variables: Sequence[StoredVariable], prefix: str, *, biased: bool
+) -> tuple[dict[str, Array], list[TensorSource]]:
+    """Native tensors of one direction, and their sources.
 
     Parameters
     ----------
     variables
-        Kernel (D, G * H), recurrent kernel (H, G * H) and, if it has biases, bias (G * H,), or
-        (2, G * H) where there are two.
+        Kernel (D, G * H), recurrent kernel (H, G * H) and, if the direction has biases, the
+        bias (G * H,), or (2, G * H) for two biases.
     biased
-        The layer has biases: those of this direction are 0 if it has none itself.
+        Whether the layer has biases; they are 0 in a direction without its own.
 
     Raises
     ------
     WeightsError
-        A shape that does not fit the units.
+        A shape does not fit the units.
     """
-    letters, H = GATES[one.kind], one.hidden_size
+    letters, H = KERAS_GATES[direction.kind], direction.hidden_size
     width = len(letters) * H
     kernel, recurrent = variables[0], variables[1]
-    _check_shape(one, kernel, (None, width))
-    _check_shape(one, recurrent, (H, width))
-    found, stored = {}, []
+    _check_shape(direction, kernel, (None, width))
+    _check_shape(direction, recurrent, (H, width))
+    result, sources = {}, []
     for native, variable in ((f"{prefix}weight_ih", kernel), (f"{prefix}weight_hh", recurrent)):
-        found[native] = reorder(variable.value.T, letters, NATIVE[one.kind])
-        stored += _blocks(variable, native, letters, axis=1, change="transposed")
+        result[native] = reorder_gates(variable.value.T, letters, NATIVE_GATES[direction.kind])
+        sources += _blocks(variable, native, letters, axis=1, change="transposed")
     if not biased:
-        return found, stored
-    biases, where = _biases(one, variables[2] if one.biased else None, prefix, kernel.value.dtype)
-    return found | biases, stored + where
+        return result, sources
+    biases, where = split_bias(
+        direction, variables[2] if direction.biased else None, prefix, kernel.value.dtype
+    )
+    return result | biases, sources + where
 
 
-def _biases(
-    one: Direction, bias: Variable | None, prefix: str, dtype: Any
-) -> tuple[dict[str, Array], list[Stored]]:
-    letters, width = GATES[one.kind], len(GATES[one.kind]) * one.hidden_size
-    names = [prefix + n for n in (("bias_ih", "bias_hh") if one.kind == "gru" else ("bias",))]
-    found = {name: np.zeros(width, dtype) for name in names}
+def split_bias(
+    direction: KerasDirection, bias: StoredVariable | None, prefix: str, dtype: Any
+) -> tuple[dict[str, Array], list[TensorSource]]:
+    """Native biases of one direction, and their sources.
+
+    An lstm or rnn has one bias. A gru has ``bias_ih`` and ``bias_hh``: the rows of a Keras bias
+    (2, 3H) with ``reset_after``; without it, the Keras bias (3H,) and zeros.
+
+    Parameters
+    ----------
+    bias
+        Bias of the file; None: all biases are 0.
+    dtype
+        Dtype of the zeros.
+
+    Raises
+    ------
+    WeightsError
+        The shape does not fit the units, contradicts ``reset_after``, or is cuDNN's.
+    """
+    letters, width = (
+        KERAS_GATES[direction.kind],
+        len(KERAS_GATES[direction.kind]) * direction.hidden_size,
+    )
+    names = [prefix + n for n in (("bias_ih", "bias_hh") if direction.kind == "gru" else ("bias",))]
+    result = {name: np.zeros(width, dtype) for name in names}
     if bias is None:
-        return found, []
-    two = one.kind == "gru" and bias.value.ndim == 2
-    if is_cudnn(CLASSES[one.kind], width, bias.value.shape):
-        raise cudnn(one.cell.owner, CLASSES[one.kind])
-    _check_shape(one, bias, (2, width) if two else (width,))
-    if one.kind == "gru" and one.cell.get("reset_after") not in (None, two):
-        raise one.cell.refused("reset_after", expected=f"what its bias {bias.value.shape} says")
-    stored: list[Stored] = []
+        return result, []
+    two = direction.kind == "gru" and bias.value.ndim == 2
+    if is_cudnn_bias(CLASSES[direction.kind], width, bias.value.shape):
+        raise cudnn_error(direction.cell.owner, CLASSES[direction.kind])
+    _check_shape(direction, bias, (2, width) if two else (width,))
+    if direction.kind == "gru" and direction.cell.get("reset_after") not in (None, two):
+        raise direction.cell.refused(
+            "reset_after", expected=f"what its bias {bias.value.shape} says"
+        )
+    sources: list[TensorSource] = []
     for k, name in enumerate(names if two else names[:1]):
         values = bias.value[k] if two else bias.value
-        found[name] = reorder(values, letters, NATIVE[one.kind])
+        result[name] = reorder_gates(values, letters, NATIVE_GATES[direction.kind])
         leading = (k,) if two else ()
-        stored += _blocks(bias, name, letters, leading=leading)
-    return found, stored
+        sources += _blocks(bias, name, letters, leading=leading)
+    return result, sources
 
 
-def _blocks(variable: Variable, native: str, letters: Sequence[str], **how: Any) -> list[Stored]:
-    found = stored_blocks(variable.name, variable.value, native, letters, **how)
-    return [replace(block, dtype=variable.dtype) for block in found]
+def _blocks(
+    variable: StoredVariable,
+    native: str,
+    letters: Sequence[str],
+    *,
+    axis: int = 0,
+    leading: tuple[int, ...] = (),
+    change: str = "",
+) -> list[TensorSource]:
+    blocks = gate_sources(
+        variable.name, variable.value, native, letters, axis=axis, leading=leading, change=change
+    )
+    return [replace(block, dtype=variable.dtype) for block in blocks]
 
 
-def _check_shape(one: Direction, variable: Variable, wanted: tuple[int | None, ...]) -> None:
+def _check_shape(
+    direction: KerasDirection, variable: StoredVariable, expected: tuple[int | None, ...]
+) -> None:
     shape = variable.value.shape
-    fits = len(shape) == len(wanted) and all(
-        w in (None, n) for n, w in zip(shape, wanted, strict=True)
+    fits = len(shape) == len(expected) and all(
+        w in (None, n) for n, w in zip(shape, expected, strict=True)
     )
     if not fits or 0 in shape:
-        text = ", ".join("D" if w is None else str(w) for w in wanted)
+        text = ", ".join("D" if w is None else str(w) for w in expected)
         raise WeightsError(
-            f"{one.cell.owner} has a tensor that does not fit its {one.hidden_size} units",
-            expected=f"({text}{',' if len(wanted) == 1 else ''})",
+            f"{direction.cell.owner} has a tensor that does not fit its "
+            f"{counted(direction.hidden_size, 'unit')}",
+            expected=f"({text}{',' if len(expected) == 1 else ''})",
             found=f"{variable.name} {shape}",
         )

@@ -1,6 +1,6 @@
 """Writing Keras 3's files: ``.keras``, and ``.weights.h5`` for a model of the same layers.
 
-The same network gives the same bytes.
+Equal networks give equal bytes.
 """
 
 from __future__ import annotations
@@ -9,95 +9,104 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from lstm_cli.cells import Cell
+from lstm_cli.engines.types import Array, DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.files import write_whole
-from lstm_cli.formats.keras.bare import ORDER_ATTRIBUTE
-from lstm_cli.formats.keras.exported import Exporter, Written, serialised
-from lstm_cli.formats.model import Export
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
+from lstm_cli.formats.interchange import Export
+from lstm_cli.formats.keras.activations import keras_activation
+from lstm_cli.formats.keras.architecture import snake_case
+from lstm_cli.formats.keras.recurrent import CLASSES, KERAS_GATES
+from lstm_cli.formats.keras.weights_only import LAYER_ORDER_ATTRIBUTE
 from lstm_cli.overwriting import HDF5_ATTRIBUTE, SIGNATURE
 from lstm_cli.version import __version__
 
-VERSION = "3.0.0"
-"""The oldest Keras that reads what is written; every later one does as well."""
-NAMES = 500
-"""Names in one attribute, which HDF5 bounds at 64 KiB."""
+KERAS_VERSION = "3.0.0"
+"""Oldest version of Keras that reads the written files; later ones do as well."""
+NAMES_PER_ATTRIBUTE = 500
+"""Names in one attribute, which HDF5 limits to 64 KiB."""
 DATE = (1980, 1, 1, 0, 0, 0)
-MASKING = (
+MASKING_NOTE = (
     "sequences of different lengths: the model computes all steps; Keras needs a Masking layer "
     "in front, or batches of one length"
 )
-BARE = (
+WEIGHTS_ONLY_NOTE = (
     "a .weights.h5 holds no layers and no activations: load_weights wants a model of the same "
     "layers; a .keras file holds both"
 )
 
 
 def write(path: Path, export: Export) -> tuple[str, ...]:
-    """Write a ``.keras`` or ``.weights.h5`` file; what Keras has in another form, as notes.
+    """Write a ``.keras`` or ``.weights.h5`` file; the notes name parts with another form in Keras.
 
     Raises
     ------
     WeightsError
-        A name that says neither, or an option that Keras has not: names the layer.
+        The name has neither suffix, or Keras lacks an option; the error names the layer.
     LstmCliError
-        The file cannot be written. An older file stays as it was.
+        The file cannot be written. An older file is kept.
     """
     name = path.name.lower()
     if not name.endswith((".keras", ".weights.h5")):
         raise WeightsError(
-            f"Keras opens no file of the name {path.name} as what lstm-cli writes",
+            f"Keras does not open {path.name} as a file of Keras 3, because of its name",
             expected="a name that ends in .keras (the model) or .weights.h5 (its weights)",
             hint=f"write {path.with_suffix('').name}.keras",
         )
-    exporter = Exporter(export)
+    exporter = KerasExporter(export)
     layers = [exporter.layer(spec) for spec in export.layers]
     data = _weights(layers)
-    notes = [*exporter.notes, MASKING]
+    notes = [*exporter.notes, MASKING_NOTE]
     if name.endswith(".keras"):
         data = _archive(data, _model(export, layers, exporter.dtype))
     else:
-        notes.append(BARE)
+        notes.append(WEIGHTS_ONLY_NOTE)
     write_whole(path, data, "the weights")
     return tuple(dict.fromkeys(notes))
 
 
-def _model(export: Export, layers: Sequence[Written], dtype: str) -> dict[str, Any]:
-    """The model's description."""
+def _model(export: Export, layers: Sequence[ExportedLayer], dtype: str) -> dict[str, Any]:
+    """Description of the model."""
     shape = [None, export.steps, export.input_size]
-    given = {"name": "input_layer", "batch_shape": shape, "dtype": dtype, "sparse": False}
+    input_config = {"name": "input_layer", "batch_shape": shape, "dtype": dtype, "sparse": False}
     config = {
         "name": re.sub(r"[^\w.-]+", "_", export.name) or "sequential",
         "trainable": True,
         "dtype": dtype,
         "layers": [
-            serialised("InputLayer", given),
-            *(serialised(layer.kind, layer.config) for layer in layers),
+            serialize("InputLayer", input_config),
+            *(serialize(layer.kind, layer.config) for layer in layers),
         ],
         "build_input_shape": shape,
     }
-    return serialised("Sequential", config) | {
+    return serialize("Sequential", config) | {
         "module": "keras",
         "build_config": {"input_shape": shape},
     }
 
 
-def _weights(layers: Sequence[Written]) -> bytes:
-    """The HDF5 file; beside what Keras writes, it says in which order the layers are."""
+def _weights(layers: Sequence[ExportedLayer]) -> bytes:
+    """HDF5 file of the weights; unlike Keras's own, it states the order of the layers."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs[HDF5_ATTRIBUTE] = __version__
         file.create_group("vars")
         order = [layer.folder.removeprefix("layers/").encode() for layer in layers]
         group = file.create_group("layers")
-        for k in range(0, len(order), NAMES):
-            group.attrs[f"{ORDER_ATTRIBUTE}{k // NAMES}"] = np.array(order[k : k + NAMES])
+        for k in range(0, len(order), NAMES_PER_ATTRIBUTE):
+            group.attrs[f"{LAYER_ORDER_ATTRIBUTE}{k // NAMES_PER_ATTRIBUTE}"] = np.array(
+                order[k : k + NAMES_PER_ATTRIBUTE]
+            )
         for layer in layers:
             file.create_group(f"{layer.folder}/vars")
             for inner, values in layer.variables.items():
@@ -111,7 +120,7 @@ def _weights(layers: Sequence[Written]) -> bytes:
 
 
 def _archive(weights: bytes, model: dict[str, Any]) -> bytes:
-    metadata = {"keras_version": VERSION, "date_saved": "1980-01-01@00:00:00"}
+    metadata = {"keras_version": KERAS_VERSION, "date_saved": "1980-01-01@00:00:00"}
     metadata["producer"] = SIGNATURE
     members = {
         "metadata.json": json.dumps(metadata).encode(),
@@ -125,3 +134,204 @@ def _archive(weights: bytes, model: dict[str, Any]) -> bytes:
             info.create_system = 3
             archive.writestr(info, data)
     return buffer.getvalue()
+
+
+OPEN_GATE_BIAS = 40.0
+"""Bias at which a forget gate without weights is 1 to the last bit, even in float64."""
+OPENING_ACTIVATIONS = ("sigmoid", "hard_sigmoid", "tanh")
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """Layer in Keras's terms.
+
+    Attributes
+    ----------
+    kind, config
+        Class and options in Keras.
+    folder
+        Path of its variables: ``layers/lstm_1``.
+    variables
+        Arrays by path below `folder`, such as ``forward_layer/cell``.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    folder: str
+    variables: Mapping[str, Sequence[Array]] = field(default_factory=dict)
+
+
+def serialize(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Serialize a layer as Keras 3 does."""
+    return {
+        "module": "keras.layers",
+        "class_name": kind,
+        "config": config,
+        "registered_name": None,
+    }
+
+
+class KerasExporter:
+    """Converts native layers to Keras layers.
+
+    Attributes
+    ----------
+    notes
+        Notes on parts that have another form in Keras.
+    """
+
+    def __init__(self, export: Export) -> None:
+        self.notes: list[str] = []
+        self._tensors = export.tensors
+        wide = any(value.dtype == np.float64 for value in export.tensors.values())
+        self.dtype = "float64" if wide else "float32"
+        self._counts: Counter[str] = Counter()
+
+    def layer(self, spec: Any) -> ExportedLayer:
+        """Convert one layer.
+
+        Raises
+        ------
+        WeightsError
+            Keras lacks an option of the layer; the error names both.
+        """
+        if isinstance(spec, RecurrentSpec):
+            return self._recurrent(spec)
+        if isinstance(spec, DenseSpec):
+            return self._dense(spec)
+        if isinstance(spec, DropoutSpec):
+            return self._exported_layer("Dropout", {"rate": spec.rate}, {})
+        if isinstance(spec, FlattenSpec):
+            return self._exported_layer("Flatten", {"data_format": "channels_last"}, {})
+        raise WeightsError(f"layer {spec.index} is of a kind that Keras does not have")
+
+    def _exported_layer(
+        self, kind: str, config: dict[str, Any], variables: Mapping[str, Sequence[Array]]
+    ) -> ExportedLayer:
+        """Layer with the name that Keras itself would choose."""
+        stem = snake_case(kind)
+        count = self._counts[stem]
+        self._counts[stem] += 1
+        name = f"{stem}_{count}" if count else stem
+        return ExportedLayer(kind, self._common_config(name) | config, f"layers/{name}", variables)
+
+    def _common_config(self, name: str) -> dict[str, Any]:
+        return {"name": name, "trainable": True, "dtype": self.dtype}
+
+    def _dense(self, spec: DenseSpec) -> ExportedLayer:
+        weight, *bias = (self._tensor(name) for name in spec.parameters())
+        title = f"layer {spec.index} (dense)"
+        activation = keras_activation(spec.activation, title, "activation", self.dtype)
+        config = {"units": spec.units, "activation": activation, "use_bias": spec.bias}
+        return self._exported_layer("Dense", config, {"": (weight.T, *bias)})
+
+    def _recurrent(self, spec: RecurrentSpec) -> ExportedLayer:
+        title, kind = f"layer {spec.index} ({spec.kind})", CLASSES[spec.kind]
+        if spec.stateful:
+            raise _unsupported_option(
+                title, "stateful: true", f"layers.{spec.index}.stateful=false", _STATEFUL_REASON
+            )
+        configs = [self._config(spec, cell, title) for cell in spec.cells]
+        cells = [self._variables(spec, d, title) for d in range(spec.directions)]
+        if spec.directions == 1:
+            return self._exported_layer(kind, configs[0], {"cell": cells[0]})
+        stem = snake_case(kind)
+        forward = self._common_config(f"forward_{stem}") | configs[0]
+        backward = self._common_config(f"backward_{stem}") | configs[1] | {"go_backwards": True}
+        config = {
+            "merge_mode": "concat",
+            "layer": serialize(kind, forward),
+            "backward_layer": serialize(kind, backward),
+        }
+        variables = {"forward_layer/cell": cells[0], "backward_layer/cell": cells[1]}
+        return self._exported_layer("Bidirectional", config, variables)
+
+    def _config(self, spec: RecurrentSpec, cell: Cell, title: str) -> dict[str, Any]:
+        _check_options(cell, title, spec.index)
+        config = {
+            "units": cell.hidden_size,
+            "activation": keras_activation(cell.activation, title, "activation", self.dtype),
+            "use_bias": cell.bias,
+            "return_sequences": spec.return_sequences,
+            "go_backwards": False,
+            "dropout": spec.dropout,
+            "recurrent_dropout": spec.recurrent_dropout,
+        }
+        if spec.kind != "rnn":
+            gates = keras_activation(
+                cell.recurrent_activation, title, "recurrent_activation", self.dtype
+            )
+            config["recurrent_activation"] = gates
+        if spec.kind == "lstm":
+            config["unit_forget_bias"] = spec.bias and spec.forget_bias == 1
+        if spec.kind == "gru":
+            config["reset_after"] = getattr(cell, "reset_after", True)
+        return config
+
+    def _variables(self, spec: RecurrentSpec, direction: int, title: str) -> tuple[Array, ...]:
+        """Kernel (D, G * H), recurrent kernel (H, G * H) and bias, gates in Keras's order."""
+        cell, prefix = spec.cells[direction], spec.prefix(direction)
+        names = ["weight_ih", "weight_hh", *(cell.bias_names if cell.bias else ())]
+        arrays = [
+            reorder_gates(
+                self._tensor(prefix + name), NATIVE_GATES[spec.kind], KERAS_GATES[spec.kind]
+            )
+            for name in names
+        ]
+        if not getattr(cell, "use_forget_gate", True):
+            self._open_forget_gate(cell, title, arrays)
+        if len(arrays) == 2:
+            return arrays[0].T, arrays[1].T
+        bias = arrays[2]
+        if spec.kind == "gru" and getattr(cell, "reset_after", True):
+            bias = np.stack(arrays[2:])
+        elif spec.kind == "gru":
+            bias = (arrays[2].astype(np.float64) + arrays[3]).astype(arrays[2].dtype)
+        return arrays[0].T, arrays[1].T, bias
+
+    def _open_forget_gate(self, cell: Cell, title: str, arrays: list[Array]) -> None:
+        """Replace a missing forget gate by one that is always 1."""
+        if cell.recurrent_activation.name not in OPENING_ACTIVATIONS:
+            raise _unsupported_option(title, "forget_gate: false with gates that never reach 1")
+        H = cell.hidden_size
+        for values, fill in zip(arrays, (0.0, 0.0, OPEN_GATE_BIAS), strict=True):
+            values[H : 2 * H] = fill
+        self.notes.append(
+            f"{title} has no forget gate: written with one that is always 1 (weights 0, bias 40)"
+        )
+
+    def _tensor(self, name: str) -> Array:
+        return np.asarray(self._tensors[name], self.dtype)
+
+
+_STATEFUL_REASON = (
+    "Keras's stateful layers are for one size of batch, which a model here does not fix"
+)
+
+
+def _check_options(cell: Cell, title: str, index: int) -> None:
+    """Refuse options that Keras's cells lack."""
+    options = {
+        "clip": cell.clip,
+        "peepholes": getattr(cell, "peepholes", False),
+        "projection_size": getattr(cell, "projection_size", None),
+        "coupled_input_forget": getattr(cell, "coupled_input_forget", False),
+    }
+    for key, value in options.items():
+        if value not in (None, False):
+            raise _unsupported_option(title, f"{key}: {str(value).lower()}")
+    outer = getattr(cell, "cell_activation", cell.activation)
+    if outer != cell.activation:
+        raise _unsupported_option(
+            title, f"cell_activation: {outer} beside activation: {cell.activation}"
+        )
+
+
+def _unsupported_option(
+    title: str, option: str, set_: str | None = None, why: str | None = None
+) -> WeightsError:
+    return WeightsError(
+        f"{title} has {option}, which Keras's files cannot hold",
+        found=why,
+        hint=None if set_ is None else f"--set model.{set_}",
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from lstm_cli.engines.types import Array, DenseSpec, FlattenSpec, Layers, LayerSpec, RecurrentSpec
-from lstm_cli.formats.model import WriteOptions
+from lstm_cli.formats.interchange import WriteOptions
 from lstm_cli.formats.onnx.builder import GraphBuilder, Size
 from lstm_cli.formats.onnx.functions import add_activation
 from lstm_cli.formats.onnx.masks import Masks

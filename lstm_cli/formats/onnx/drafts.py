@@ -11,7 +11,7 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.unrolled import stored_weight
 from lstm_cli.formats.onnx.values import Guess, Linear, Recurrent, RefusedError, Weight
 
@@ -42,7 +42,7 @@ class Draft:
     config: dict[str, Any]
     tensors: dict[str, Array] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    stored: list[Stored] = field(default_factory=list)
+    stored: list[TensorSource] = field(default_factory=list)
     where: str = ""
     directions: tuple[Recurrent, ...] = ()
 

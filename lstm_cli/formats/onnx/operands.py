@@ -10,7 +10,7 @@ import numpy as np
 from lstm_cli.cells import LSTM, Activation, Cell
 from lstm_cli.engines.types import DIRECTIONS, Array, RecurrentSpec
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.gates import NATIVE, reorder
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 from lstm_cli.formats.onnx.functions import RECURRENT
 from lstm_cli.formats.onnx.orders import GATES, PEEPHOLES
 
@@ -48,17 +48,17 @@ def _of_direction(
         native["weight_hh"] = native["weight_hh"] @ native["weight_hr"]  # U W_hr, (4H, H)
     if not forgets(cell):
         _hold_open(spec, direction, native)
-    ours, theirs = NATIVE[cell.kind], GATES[cell.kind]
+    ours, theirs = NATIVE_GATES[cell.kind], GATES[cell.kind]
     found = {
-        "W": reorder(native["weight_ih"], ours, theirs),
-        "R": reorder(native["weight_hh"], ours, theirs),
+        "W": reorder_gates(native["weight_ih"], ours, theirs),
+        "R": reorder_gates(native["weight_hh"], ours, theirs),
     }
     if cell.bias:
         bias = native[cell.bias_names[0]]
         biases = (bias, native.get("bias_hh", np.zeros_like(bias)))
-        found["B"] = np.concatenate([reorder(part, ours, theirs) for part in biases])
+        found["B"] = np.concatenate([reorder_gates(part, ours, theirs) for part in biases])
     if "peephole" in native:
-        found["P"] = reorder(native["peephole"], cell.peephole_gates, PEEPHOLES)
+        found["P"] = reorder_gates(native["peephole"], cell.peephole_gates, PEEPHOLES)
     return found
 
 

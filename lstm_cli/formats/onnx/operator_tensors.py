@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.orders import PEEPHOLES
 from lstm_cli.formats.onnx.values import (
     Constant,
@@ -20,9 +20,9 @@ class OperatorTensors:
 
     def __init__(self, kind: str, gates: Sequence[str], direction: int, hidden: int) -> None:
         self.kind, self.gates, self.d, self.H = kind, gates, direction, hidden
-        self.native = NATIVE[kind]
+        self.native = NATIVE_GATES[kind]
         self.found: dict[str, Array] = {}
-        self.stored: list[Stored] = []
+        self.stored: list[TensorSource] = []
 
     def take(self, slot: str, value: Constant | None) -> None:
         """One of the operator's tensors; without B there are no biases."""
@@ -38,12 +38,14 @@ class OperatorTensors:
             self._note(value, "peephole", PEEPHOLES)
 
     def _plain(self, array: Array, order: Sequence[str], wanted: Sequence[str]) -> Array:
-        return reorder(array, order, wanted)
+        return reorder_gates(array, order, wanted)
 
     def _biases(self, value: Constant) -> None:
         size = len(self.gates) * self.H
         whole = value.array[self.d]
-        pair = [reorder(half, self.gates, self.native) for half in (whole[:size], whole[size:])]
+        pair = [
+            reorder_gates(half, self.gates, self.native) for half in (whole[:size], whole[size:])
+        ]
         if self.kind == "gru":
             self.found |= {"bias_ih": pair[0], "bias_hh": pair[1]}
         else:
@@ -66,10 +68,10 @@ class OperatorTensors:
             if value.change or origin.shape != value.array.shape:
                 how = value.change or "reshaped"
                 self.stored.append(
-                    Stored(origin.name, origin.shape, origin.dtype, "", native, "", how)
+                    TensorSource(origin.name, origin.shape, origin.dtype, "", native, "", how)
                 )
                 continue
-            blocks = stored_blocks(
+            blocks = gate_sources(
                 origin.name,
                 value.array,
                 native,
@@ -80,6 +82,6 @@ class OperatorTensors:
                 change=change,
             )
             self.stored += [
-                Stored(b.name, b.shape, origin.dtype, b.part, b.native, b.block, b.change)
+                TensorSource(b.name, b.shape, origin.dtype, b.part, b.native, b.block, b.change)
                 for b in blocks
             ]

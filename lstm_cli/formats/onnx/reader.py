@@ -14,7 +14,8 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, memory_is_short, short_of_memory
-from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
+from lstm_cli.formats.limits import read_whole
 from lstm_cli.formats.onnx.arithmetic import output
 from lstm_cli.formats.onnx.calls import Effort
 from lstm_cli.formats.onnx.drafts import Draft, guess_notes, state_notes, zero_states
@@ -40,7 +41,6 @@ from lstm_cli.formats.onnx.values import (
 )
 from lstm_cli.formats.onnx.vectors import pieces
 from lstm_cli.formats.onnx.wire import WireError
-from lstm_cli.formats.safety import read_whole
 
 LARGEST = 1 << 31
 """Bytes of the largest file; protobuf allows no more."""
@@ -95,10 +95,10 @@ def _imported(path: Path, data: bytes, model: Model) -> Imported:
         sha256=hashlib.sha256(data).hexdigest(),
         config=found.config(drafts),
         tensors=tensors,
-        stored=stored,
-        order={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
+        sources=stored,
+        gate_orders={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
         notes=tuple(found.notes),
-        described=True,
+        describes_layers=True,
         zero_states=zero_states(drafts),
     )
 
@@ -158,10 +158,10 @@ def _title(model: Model, version: int) -> str:
     return f"ONNX opset {version}{written}"[:200]
 
 
-def _named(drafts: Sequence[Draft]) -> tuple[dict[str, Array], tuple[Stored, ...]]:
+def _named(drafts: Sequence[Draft]) -> tuple[dict[str, Array], tuple[TensorSource, ...]]:
     """Tensors under their native names, and where they stood."""
     tensors: dict[str, Array] = {}
-    stored: list[Stored] = []
+    stored: list[TensorSource] = []
     for k, draft in enumerate(drafts):
         prefix = f"layers.{k}."
         tensors |= {prefix + name: value for name, value in draft.tensors.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lstm_cli.engines.types import DropoutSpec, FlattenSpec, RecurrentSpec
-from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.operands import forgets
 
 

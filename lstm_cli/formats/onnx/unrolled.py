@@ -10,8 +10,8 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.gates import NATIVE, part
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.gates import NATIVE_GATES, index_text
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.arithmetic import timed
 from lstm_cli.formats.onnx.frame import Frame
 from lstm_cli.formats.onnx.matching import Step, same_gate
@@ -303,7 +303,7 @@ def _alike(one: Linear, other: Linear) -> bool:
 
 def _tensors(step: Step) -> dict[str, Array]:
     """A cell's native tensors from one step."""
-    letters, gates = NATIVE[step.kind], step.gates
+    letters, gates = NATIVE_GATES[step.kind], step.gates
     some = next(iter(gates.values()))
     size, dtype = _outputs(some), _dtype(some)
     features = step.source.pick.size
@@ -335,20 +335,20 @@ def _dtype(gate: object) -> Any:
     return gate.x.array.dtype  # type: ignore[attr-defined]
 
 
-def _stored(step: Step) -> list[Stored]:
+def _stored(step: Step) -> list[TensorSource]:
     names = {"x": "weight_ih", "h": "weight_hh", "bias": "bias", "h_bias": "bias_hh"}
     if step.kind == "gru":
         names["bias"] = "bias_ih"
     return [
         entry
-        for letter in NATIVE[step.kind]
+        for letter in NATIVE_GATES[step.kind]
         if letter in step.gates
         for slot, native in names.items()
         for entry in stored_weight(getattr(step.gates[letter], slot), native, letter)
     ]
 
 
-def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[Stored]:
+def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[TensorSource]:
     """Where a weight (in, out), or a bias (n,), stood."""
     if weight is None:
         return []
@@ -359,6 +359,8 @@ def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[S
         where = ""
         if weight.columns and weight.change in ("", "transposed", "added") and origin.shape:
             first = weight.change == "transposed" or len(origin.shape) == 1
-            where = part(*weight.columns, axis=0 if first else len(origin.shape) - 1)
-        found.append(Stored(origin.name, origin.shape, origin.dtype, where, native, block, change))
+            where = index_text(*weight.columns, axis=0 if first else len(origin.shape) - 1)
+        found.append(
+            TensorSource(origin.name, origin.shape, origin.dtype, where, native, block, change)
+        )
     return found

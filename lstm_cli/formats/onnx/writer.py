@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lstm_cli.files import write_whole
-from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.assembly import Assembly
 from lstm_cli.formats.onnx.messages import Model, OperatorSet, Property
 from lstm_cli.formats.onnx.remarks import remarks

@@ -1,4 +1,4 @@
-"""A TMVA weights file as a network: each layer in turn, and what flows between them."""
+"""Reading a TMVA file: each layer in turn, checked against the output of the one before."""
 
 from __future__ import annotations
 
@@ -8,17 +8,37 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder
-from lstm_cli.formats.tmva import attributes, setup
-from lstm_cli.formats.tmva.assembly import Assembly
-from lstm_cli.formats.tmva.document import Document, Element, parse
-from lstm_cli.formats.tmva.numbers import SINGLE_DIGITS
-from lstm_cli.formats.tmva.slots import KINDS, Parts, matrix, orders, parts
+from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder
+from lstm_cli.formats.tmva.document import (
+    FLOAT32_DIGITS,
+    TmvaDocument,
+    XmlElement,
+    check_declared,
+    parse,
+    read_activation,
+    read_output_function,
+    read_size,
+    read_switch,
+)
+from lstm_cli.formats.tmva.header import (
+    find_network,
+    format_title,
+    known_writer_order,
+    training_notes,
+)
+from lstm_cli.formats.tmva.network_builder import TmvaNetworkBuilder
+from lstm_cli.formats.tmva.slots import (
+    LAYER_KINDS,
+    RecurrentElements,
+    find_orders,
+    matrix,
+    recurrent_elements,
+)
 
-LARGEST_SQUARE = 4096
-"""Outputs of the largest extra layer that only applies the output function."""
-ORDER = {"lstm": "i f g o", "gru": "r z n", "rnn": "h"}
+MAX_IDENTITY_SIZE = 4096
+"""Most outputs of an extra layer that only applies the output function."""
+GATE_ORDERS = {"lstm": "i f g o", "gru": "r z n", "rnn": "h"}
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -27,49 +47,55 @@ def read(path: Path, options: ReadOptions) -> Imported:
     Raises
     ------
     WeightsError
-        Not well-formed, hostile, of another method than DL, with a layer that lstm-cli has not,
-        or ambiguous: names the layer, and what mends it.
+        The file is not well-formed, hostile, ambiguous or not from the method DL, or has an
+        unsupported layer; the error names the layer and a remedy.
     """
     document = parse(path)
-    network = setup.network(document)
+    network = find_network(document)
     reader = _Reader(document, network)
     reader.run(options)
-    made = reader.made
+    builder = reader.builder
     return Imported(
         path=path,
         format="tmva",
-        title=setup.title(document),
+        title=format_title(document),
         sha256=document.sha256,
-        config=made.config,
-        tensors=made.tensors,
-        stored=tuple(made.stored),
-        order={layer["type"]: ORDER[layer["type"]] for layer in made.layers if _gated(layer)},
-        notes=tuple(made.notes),
-        described=True,
+        config=builder.config,
+        tensors=builder.tensors,
+        sources=tuple(builder.sources),
+        gate_orders={
+            layer["type"]: GATE_ORDERS[layer["type"]]
+            for layer in builder.layers
+            if _has_gates(layer)
+        },
+        notes=tuple(builder.notes),
+        describes_layers=True,
     )
 
 
-def _gated(layer: Mapping[str, Any]) -> bool:
-    return layer["type"] in ORDER
+def _has_gates(layer: Mapping[str, Any]) -> bool:
+    return layer["type"] in GATE_ORDERS
 
 
 class _Reader:
-    def __init__(self, document: Document, network: Element) -> None:
+    def __init__(self, document: TmvaDocument, network: XmlElement) -> None:
         self.document, self.network = document, network
-        dtype = "float64" if document.digits > SINGLE_DIGITS else "float32"
-        self.made = Assembly(dtype, steps=attributes.size(document, network, "InputHeight"))
+        dtype = "float64" if document.digits > FLOAT32_DIGITS else "float32"
+        self.builder = TmvaNetworkBuilder(dtype, steps=read_size(document, network, "InputHeight"))
 
     def run(self, options: ReadOptions) -> None:
         """Read all layers."""
         recurrent = self._recurrent_layers()
-        writer = setup.known_writer(self.document)
-        found, note = orders(self.document, recurrent, options.tmva_order, writer)
-        chosen = {layer.position: order for layer, order in zip(recurrent, found, strict=True)}
-        known = {layer.position: layer for layer in recurrent}
-        self.made.notes += [note] if note else []
+        writer = known_writer_order(self.document)
+        layer_orders, note = find_orders(self.document, recurrent, options.tmva_order, writer)
+        order_by_position = {
+            layer.position: order for layer, order in zip(recurrent, layer_orders, strict=True)
+        }
+        recurrent_by_position = {layer.position: layer for layer in recurrent}
+        self.builder.notes += [note] if note else []
         for position, element in enumerate(self.network.children):
-            if position in known:
-                self._recurrent(known[position], chosen[position])
+            if position in recurrent_by_position:
+                self._recurrent(recurrent_by_position[position], order_by_position[position])
             elif element.name == "ReshapeLayer":
                 self._reshape(element, position)
             else:
@@ -77,149 +103,164 @@ class _Reader:
         self._check_input()
         self._finish()
 
-    def _recurrent_layers(self) -> list[Parts]:
+    def _recurrent_layers(self) -> list[RecurrentElements]:
         layers = self.network.children
         for position, element in enumerate(layers):
-            if element.name not in (*KINDS, "ReshapeLayer", "DenseLayer"):
+            if element.name not in (*LAYER_KINDS, "ReshapeLayer", "DenseLayer"):
                 raise WeightsError(
-                    f"layer {position} is a TMVA layer that lstm-cli has not",
+                    f"layer {position} is a TMVA layer that lstm-cli does not have",
                     expected="LSTMLayer, GRULayer, RNNLayer, ReshapeLayer or DenseLayer",
                     found=repr(element.name[:60]),
                     where=self.document.where(element),
                 )
-        return [parts(self.document, e, k) for k, e in enumerate(layers) if e.name in KINDS]
+        return [
+            recurrent_elements(self.document, e, k)
+            for k, e in enumerate(layers)
+            if e.name in LAYER_KINDS
+        ]
 
-    def _recurrent(self, layer: Parts, order: TmvaOrder) -> None:
-        document, made, element = self.document, self.made, layer.layer
+    def _recurrent(self, layer: RecurrentElements, order: TmvaOrder) -> None:
+        document, builder, element = self.document, self.builder, layer.layer
         H, D = layer.sizes
-        if not made.has_steps:
+        if not builder.has_steps:
             raise self._misfit(layer.name, element, "every step", "one vector a sequence")
-        if made.size not in (None, D):
-            raise self._misfit(layer.name, element, f"{D} features", str(made.size))
-        attributes.declared(document, element, "StateSize", H, "rows of its matrices")
-        attributes.declared(document, element, "CellSize", H, "rows of its matrices")
-        attributes.declared(document, element, "InputSize", D, "columns of its input matrices")
-        self._steps(layer)
-        made.recurrent(layer, order, self._options(layer))
+        if builder.size not in (None, D):
+            raise self._misfit(layer.name, element, counted(D, "feature"), str(builder.size))
+        check_declared(document, element, "StateSize", H, "rows of its matrices")
+        check_declared(document, element, "CellSize", H, "rows of its matrices")
+        check_declared(document, element, "InputSize", D, "columns of its input matrices")
+        self._read_steps(layer)
+        builder.add_recurrent(layer, order, self._options(layer))
 
-    def _steps(self, layer: Parts) -> None:
-        """TimeSteps say T; a file whose first layer is recurrent may lay its input out anyhow."""
-        made, steps = self.made, attributes.size(self.document, layer.layer, "TimeSteps")
+    def _read_steps(self, layer: RecurrentElements) -> None:
+        """Set T from TimeSteps; the input layout does not count if the first layer is recurrent."""
+        builder, steps = self.builder, read_size(self.document, layer.layer, "TimeSteps")
         if steps is None:
             return
-        if made.size is not None and made.steps not in (None, steps):
-            raise self._misfit(layer.name, layer.layer, f"{steps} steps", str(made.steps))
-        made.steps = steps
+        if builder.size is not None and builder.steps not in (None, steps):
+            raise self._misfit(layer.name, layer.layer, counted(steps, "step"), str(builder.steps))
+        builder.steps = steps
 
-    def _options(self, layer: Parts) -> dict[str, Any]:
-        document, element, k = self.document, layer.layer, len(self.made.layers)
+    def _options(self, layer: RecurrentElements) -> dict[str, Any]:
+        document, element, k = self.document, layer.layer, len(self.builder.layers)
         options: dict[str, Any] = {}
-        returns = attributes.switch(document, element, "ReturnSequence")
+        returns = read_switch(document, element, "ReturnSequence")
         if returns is None:
-            self.made.notes.append(
-                f"{layer.name} does not say ReturnSequence: taken to give every step, as its "
-                f"writer did; else --set model.layers.{k}.return_sequences=false"
+            self.builder.notes.append(
+                f"{layer.name} does not state ReturnSequence: every step is assumed, as its "
+                f"writer gave; otherwise --set model.layers.{k}.return_sequences=false"
             )
         elif not returns:
             options["return_sequences"] = False
-        if attributes.switch(document, element, "RememberState"):
+        if read_switch(document, element, "RememberState"):
             options["stateful"] = True
         if layer.kind.name == "gru":
-            after = attributes.switch(document, element, "ResetGateAfter")
+            after = read_switch(document, element, "ResetGateAfter")
             if after is None:
-                self.made.notes.append(
-                    f"{layer.name} does not say ResetGateAfter: taken as before, TMVA's default; "
-                    f"else --set model.layers.{k}.reset_after=true"
+                self.builder.notes.append(
+                    f"{layer.name} does not state ResetGateAfter: 0 is assumed, TMVA's default; "
+                    f"otherwise --set model.layers.{k}.reset_after=true"
                 )
             options["reset_after"] = bool(after)
         return {key: value for key, value in options.items() if key != "reset_after" or not value}
 
-    def _reshape(self, element: Element, position: int) -> None:
-        document, made = self.document, self.made
+    def _reshape(self, element: XmlElement, position: int) -> None:
+        document, builder = self.document, self.builder
         depth, height, width = (
-            attributes.size(document, element, name) for name in ("Depth", "Height", "Width")
+            read_size(document, element, name) for name in ("Depth", "Height", "Width")
         )
-        if attributes.switch(document, element, "Flattening"):
+        if read_switch(document, element, "Flattening"):
             self._flatten(element, position)
             return
-        if made.size is None and depth in (None, 1) and height and width:
-            made.steps = height
-            made.reads(width)
+        if builder.size is None and depth in (None, 1) and height and width:
+            builder.steps = height
+            builder.set_input(width)
             return
         raise WeightsError(
-            f"ReshapeLayer[{position}] gives another shape, which lstm-cli has no layer for",
+            f"ReshapeLayer[{position}] gives a shape for which lstm-cli has no layer",
             expected="Flattening 1, or the first layer giving 1 x steps x features",
             found=f"{depth} x {height} x {width}",
             where=document.where(element),
         )
 
-    def _flatten(self, element: Element, position: int) -> None:
-        made = self.made
-        if made.size is None:
-            width = attributes.size(self.document, self.network, "InputWidth")
-            if width is None or made.steps is None:
+    def _flatten(self, element: XmlElement, position: int) -> None:
+        builder = self.builder
+        if builder.size is None:
+            width = read_size(self.document, self.network, "InputWidth")
+            if width is None or builder.steps is None:
                 raise self._misfit(
                     f"ReshapeLayer[{position}]",
                     element,
                     "InputHeight and InputWidth of Weights, as it is the first layer",
                     "none",
                 )
-            made.reads(width)
-        if not made.has_steps:
-            made.notes.append(f"ReshapeLayer[{position}] flattens one step: left out")
+            builder.set_input(width)
+        if not builder.has_steps:
+            builder.notes.append(f"ReshapeLayer[{position}] flattens one step: left out")
             return
-        if made.steps is None:
+        if builder.steps is None:
             raise self._misfit(
                 f"ReshapeLayer[{position}]", element, "TimeSteps of the layers before it", "none"
             )
-        made.flatten()
-        if attributes.size(self.document, element, "Depth") in (None, 1):
-            attributes.declared(
-                self.document, element, "Width", made.size or 0, f"{made.steps} steps side by side"
+        builder.add_flatten()
+        if read_size(self.document, element, "Depth") in (None, 1):
+            check_declared(
+                self.document,
+                element,
+                "Width",
+                builder.size or 0,
+                f"{counted(builder.steps, 'step')} side by side",
             )
 
-    def _dense(self, element: Element, position: int) -> None:
-        document, made, name = self.document, self.made, f"DenseLayer[{position}]"
+    def _dense(self, element: XmlElement, position: int) -> None:
+        document, builder, name = self.document, self.builder, f"DenseLayer[{position}]"
         weights, biases = (matrix(document, element, position, n) for n in ("Weights", "Biases"))
         units, columns = (0, 0) if weights.values is None else weights.values.shape
-        attributes.declared(document, element, "Width", units, "rows of its Weights")
+        check_declared(document, element, "Width", units, "rows of its Weights")
         bias = (0, 0) if biases.values is None else biases.values.shape
         if bias not in ((units, 1), (1, units)):
             raise self._misfit(
                 f"Biases of {name}", biases, f"{units} x 1", f"{bias[0]} x {bias[1]}"
             )
-        self._into_dense(name, element, columns)
-        function, fast = attributes.activation(document, element)
+        self._check_dense_input(name, element, columns)
+        function, fast = read_activation(document, element)
         if fast:
-            made.notes.append(f"{name} has the activation FastTanh, taken as tanh")
-        k = made.dense(units, function)
-        made.take(f"layers.{k}.weight", weights, f"{name}/Weights")
-        made.take(f"layers.{k}.bias", biases, f"{name}/Biases")
+            builder.notes.append(f"{name} has the activation FastTanh, read as tanh")
+        k = builder.add_dense(units, function)
+        builder.add_tensor(f"layers.{k}.weight", weights, f"{name}/Weights")
+        builder.add_tensor(f"layers.{k}.bias", biases, f"{name}/Biases")
 
-    def _into_dense(self, name: str, element: Element, columns: int) -> None:
-        """What flows into a dense layer: TMVA's reads one vector, whatever stands before it."""
-        made = self.made
-        if made.size is None:
-            made.steps = None
-            made.has_steps = False
-            made.reads(columns)
-        elif made.has_steps and made.steps is not None and columns == made.size * made.steps:
-            made.notes.append(f"{name} reads all steps: they are flattened before it")
-            made.flatten()
-        elif made.has_steps and columns == made.size:
-            made.notes.append(f"{name} reads one step's features: applied to every step alike")
-        if made.size != columns:
+    def _check_dense_input(self, name: str, element: XmlElement, columns: int) -> None:
+        """Match a dense layer, which reads one vector in TMVA, to the layer before it."""
+        builder = self.builder
+        if builder.size is None:
+            builder.steps = None
+            builder.has_steps = False
+            builder.set_input(columns)
+        elif (
+            builder.has_steps
+            and builder.steps is not None
+            and columns == builder.size * builder.steps
+        ):
+            builder.notes.append(f"{name} reads all steps: they are flattened before it")
+            builder.add_flatten()
+        elif builder.has_steps and columns == builder.size:
+            builder.notes.append(f"{name} reads one step's features: applied to every step")
+        if builder.size != columns:
             raise self._misfit(
-                name, element, f"{columns} inputs, as its Weights have columns", str(made.size)
+                name,
+                element,
+                f"{counted(columns, 'input')}, as its Weights have columns",
+                str(builder.size),
             )
 
     def _check_input(self) -> None:
-        """Where the file says how its input is laid out, it must be the first layer's."""
+        """Check the input layout, if the file states it, against the first layer."""
         sizes = [
-            attributes.size(self.document, self.network, f"Input{name}")
+            read_size(self.document, self.network, f"Input{name}")
             for name in ("Depth", "Height", "Width")
         ]
-        D, T = self.made.input_size or 0, self.made.steps or 1
+        D, T = self.builder.input_size or 0, self.builder.steps or 1
         product = int(np.prod([n or 1 for n in sizes], dtype=object))
         if None in sizes or sizes[-1] == D or product == D * T:
             return
@@ -231,44 +272,44 @@ class _Reader:
         )
 
     def _finish(self) -> None:
-        """The output function, as the last layer's activation or as a layer of its own."""
-        made = self.made
-        function = attributes.output_function(self.document, self.network)
+        """Add the output function, as the last layer's activation or as an extra layer."""
+        builder = self.builder
+        function = read_output_function(self.document, self.network)
         if function is None:
-            made.notes.append(
-                "Weights do not say OutputFunction: taken as the identity; else "
-                f"--set model.layers.{len(made.layers) - 1}.activation=sigmoid, or softmax"
+            builder.notes.append(
+                "Weights do not state OutputFunction: the identity is assumed; otherwise "
+                f"--set model.layers.{len(builder.layers) - 1}.activation=sigmoid, or softmax"
             )
         if function not in (None, "identity"):
-            self._apply(function or "")
-        made.notes += setup.training_notes(self.network)
+            self._append_output_function(function or "")
+        builder.notes += training_notes(self.network)
 
-    def _apply(self, function: str) -> None:
-        made = self.made
-        last = made.layers[-1]
+    def _append_output_function(self, function: str) -> None:
+        builder = self.builder
+        last = builder.layers[-1]
         if last["type"] == "dense" and "activation" not in last:
             last["activation"] = function
             return
-        size = made.size or 0
-        if size > LARGEST_SQUARE:
+        size = builder.size or 0
+        if size > MAX_IDENTITY_SIZE:
             raise self._misfit(
                 f"OutputFunction {function}",
                 self.network,
-                f"at most {LARGEST_SQUARE} outputs",
+                f"at most {MAX_IDENTITY_SIZE} outputs",
                 str(size),
             )
-        k = made.dense(size, function)
-        made.tensors[f"layers.{k}.weight"] = np.eye(size, dtype=made.dtype)
-        made.tensors[f"layers.{k}.bias"] = np.zeros(size, made.dtype)
-        made.notes.append(
-            f"the output function {function} stands in a dense layer of its own, {k}, whose "
+        k = builder.add_dense(size, function)
+        builder.tensors[f"layers.{k}.weight"] = np.eye(size, dtype=builder.dtype)
+        builder.tensors[f"layers.{k}.bias"] = np.zeros(size, builder.dtype)
+        builder.notes.append(
+            f"the output function {function} is in a dense layer of its own, {k}, whose "
             "matrix is the identity"
         )
 
-    def _misfit(self, what: str, element: Element, expected: str, found: str) -> WeightsError:
+    def _misfit(self, what: str, element: XmlElement, expected: str, actual: str) -> WeightsError:
         return WeightsError(
             f"{what} does not fit the network around it",
             expected=expected,
-            found=found,
+            found=actual,
             where=self.document.where(element),
         )

@@ -1,9 +1,8 @@
-"""Which element of a layer holds which gate's matrix: by its slot, or by its label.
+"""Gate matrices in the elements of a TMVA layer: by slot (today's ROOT) or by label (older ROOT).
 
-TMVA keeps all input matrices of a layer in front of all recurrent ones, but writes them under
-names that alternate: `InputStateWeights` is the second slot, the forget gate's input matrix. Its
-older writer kept them in the order of the names. Where a layer is as wide as its input, the two
-cannot be told apart.
+Today's ROOT stores all input matrices before all recurrent ones, but its element names alternate:
+`InputStateWeights` is the second slot, the forget gate's input matrix. An older ROOT stored them as
+the names say. If H equals D, shapes do not distinguish the two orders.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import TmvaOrder
-from lstm_cli.formats.tmva.document import Document, Element
+from lstm_cli.formats.interchange import TmvaOrder
+from lstm_cli.formats.tmva.document import TmvaDocument, XmlElement
 
 ORDERS: tuple[TmvaOrder, ...] = ("slots", "labels")
-OLD_TAG = "Candidateeights"
-"""Only the older writer spells CandidateWeights so."""
+OLD_CANDIDATE_TAG = "Candidateeights"
+"""Spelling of CandidateWeights by the older writer only."""
 
 _SPELLINGS = {
-    "CandidateWeights": ("CandidateWeights", OLD_TAG),
+    "CandidateWeights": ("CandidateWeights", OLD_CANDIDATE_TAG),
     "OuputWeights": ("OuputWeights", "OutputWeights"),
 }
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of recurrent layer.
+class TmvaLayerKind:
+    """Kind of recurrent layer in TMVA.
 
     Attributes
     ----------
     name, tag
-        As a config has it, and as the file has it.
+        Name in a config, and name of the XML element.
     letters
-        Of the gates, in TMVA's order.
+        Letters of the gates, in TMVA's order.
     weights, biases
-        Names of the elements, in the order they are written.
+        Names of the elements, in the order of the file.
     """
 
     name: str
@@ -46,22 +45,24 @@ class Kind:
     weights: tuple[str, ...]
     biases: tuple[str, ...]
 
-    def held(self, order: TmvaOrder) -> tuple[tuple[str, str], ...]:
-        """What each of `weights` holds: ``W`` or ``U``, and the gate's letter."""
+    def slot_contents(self, order: TmvaOrder) -> tuple[tuple[str, str], ...]:
+        """Matrix (``W`` or ``U``) and gate letter in each element of `weights`."""
         if order == "slots":
             return tuple((matrix, letter) for matrix in "WU" for letter in self.letters)
         return tuple((matrix, letter) for letter in self.letters for matrix in "WU")
 
 
-def _gated(name: str, tag: str, gates: dict[str, str], weights: Sequence[str]) -> Kind:
+def _gated_kind(
+    name: str, tag: str, gates: dict[str, str], weights: Sequence[str]
+) -> TmvaLayerKind:
     biases = tuple(f"{gate}Biases" for gate in gates.values())
-    return Kind(name, tag, tuple(gates), tuple(weights), biases)
+    return TmvaLayerKind(name, tag, tuple(gates), tuple(weights), biases)
 
 
-KINDS = {
+LAYER_KINDS = {
     kind.tag: kind
     for kind in (
-        _gated(
+        _gated_kind(
             "lstm",
             "LSTMLayer",
             {"i": "Input", "f": "Forget", "g": "Candidate", "o": "Output"},
@@ -70,7 +71,7 @@ KINDS = {
                 "CandidateWeights", "CandidateStateWeights", "OuputWeights", "OutputStateWeights",
             ),
         ),
-        _gated(
+        _gated_kind(
             "gru",
             "GRULayer",
             {"r": "Reset", "z": "Update", "n": "Candidate"},
@@ -79,61 +80,63 @@ KINDS = {
                 "CandidateWeights", "CandidateStateWeights",
             ),
         ),
-        Kind("rnn", "RNNLayer", ("h",), ("InputWeights", "StateWeights"), ("Biases",)),
+        TmvaLayerKind("rnn", "RNNLayer", ("h",), ("InputWeights", "StateWeights"), ("Biases",)),
     )
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The elements of one recurrent layer, each there and with values.
+class RecurrentElements:
+    """Elements of one recurrent layer, complete and with values.
 
     Attributes
     ----------
     position
-        Of the layer among the file's, from 0.
+        Index of the layer in the file, from 0.
     weights, biases
-        In the order of the kind's names.
+        Elements in the order of the kind's names.
     """
 
-    kind: Kind
-    layer: Element
+    kind: TmvaLayerKind
+    layer: XmlElement
     position: int
-    weights: tuple[Element, ...]
-    biases: tuple[Element, ...]
+    weights: tuple[XmlElement, ...]
+    biases: tuple[XmlElement, ...]
 
     @property
     def name(self) -> str:
-        """The layer's place in the file: ``LSTMLayer[0]``."""
+        """Element and index of the layer, for messages: ``LSTMLayer[0]``."""
         return f"{self.kind.tag}[{self.position}]"
 
     @property
-    def fitting(self) -> list[TmvaOrder]:
-        """The orders that the numbers of columns allow."""
+    def possible_orders(self) -> list[TmvaOrder]:
+        """Orders that the numbers of columns allow."""
         H, D = self.sizes
         columns = [_shape(element)[1] for element in self.weights]
         wanted = {"W": D, "U": H}
-        return [o for o in ORDERS if columns == [wanted[m] for m, _ in self.kind.held(o)]]
+        return [o for o in ORDERS if columns == [wanted[m] for m, _ in self.kind.slot_contents(o)]]
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """(H, D) of the first matrix, an input matrix for either writer."""
+        """H and D, from the first matrix, which is an input matrix in both orders."""
         return _shape(self.weights[0])
 
     @property
-    def is_old(self) -> bool:
-        return any(element.name == OLD_TAG for element in self.weights)
+    def is_of_old_writer(self) -> bool:
+        return any(element.name == OLD_CANDIDATE_TAG for element in self.weights)
 
 
-def parts(document: Document, layer: Element, position: int) -> Parts:
-    """A recurrent layer's elements.
+def recurrent_elements(
+    document: TmvaDocument, layer: XmlElement, position: int
+) -> RecurrentElements:
+    """Elements of a recurrent layer.
 
     Raises
     ------
     WeightsError
-        One is missing, or has another number of rows than the others.
+        An element is missing, or differs in its number of rows.
     """
-    kind = KINDS[layer.name]
+    kind = LAYER_KINDS[layer.name]
     weights, biases = (
         tuple(matrix(document, layer, position, name) for name in names)
         for names in (kind.weights, kind.biases)
@@ -148,16 +151,16 @@ def parts(document: Document, layer: Element, position: int) -> Parts:
                 found=f"{shape[0]} x {shape[1]}",
                 where=document.where(element),
             )
-    return Parts(kind, layer, position, weights, biases)
+    return RecurrentElements(kind, layer, position, weights, biases)
 
 
-def matrix(document: Document, layer: Element, position: int, name: str) -> Element:
-    """A child that holds numbers.
+def matrix(document: TmvaDocument, layer: XmlElement, position: int, name: str) -> XmlElement:
+    """Child element with a matrix.
 
     Raises
     ------
     WeightsError
-        It is not there.
+        The child is missing, or has no matrix.
     """
     element = layer.child(*_SPELLINGS.get(name, (name,)))
     if element is None or element.values is None:
@@ -169,60 +172,64 @@ def matrix(document: Document, layer: Element, position: int, name: str) -> Elem
     return element
 
 
-def orders(
-    document: Document,
-    layers: Sequence[Parts],
-    asked: TmvaOrder | None,
+def find_orders(
+    document: TmvaDocument,
+    layers: Sequence[RecurrentElements],
+    requested: TmvaOrder | None,
     writer: TmvaOrder | None = None,
 ) -> tuple[list[TmvaOrder], str | None]:
-    """The order of each recurrent layer, and a note on how it was found.
+    """Order of each recurrent layer, and a note on its source.
 
-    A file has one writer: a layer that can be read in one way only decides for the others.
+    A file has one writer, so a layer that allows only one order decides for the others.
 
     Parameters
     ----------
     asked
-        What the user says.
+        Order that the user requests.
     writer
-        What the program that wrote the file does, where that is known.
+        Order by the program that wrote the file, if it is known.
 
     Raises
     ------
     WeightsError
-        The matrices fit neither order, or not the one that is asked for; or both, and nothing
-        says which.
+        The matrices fit neither order, or not the requested one, or both without a further
+        hint.
     """
     gated = [layer for layer in layers if layer.kind.name != "rnn"]
-    told = {layer.position: _told(document, layer, asked) for layer in gated}
-    known = {order for order in told.values() if order is not None}
-    if asked is None:
-        asked = known.pop() if len(known) == 1 else writer
-    unknown = [layer for layer in gated if told[layer.position] is None]
-    if unknown and asked is None:
-        _ambiguous(document, unknown[0])
-    found = [told.get(layer.position) or asked or "slots" for layer in layers]
-    return found, _note(set(told.values()) - {None} or {asked}, bool(unknown)) if gated else None
+    decided = {layer.position: _decided_order(document, layer, requested) for layer in gated}
+    decided_orders = {order for order in decided.values() if order is not None}
+    if requested is None:
+        requested = decided_orders.pop() if len(decided_orders) == 1 else writer
+    unknown = [layer for layer in gated if decided[layer.position] is None]
+    if unknown and requested is None:
+        _refuse_ambiguous(document, unknown[0])
+    layer_orders = [decided.get(layer.position) or requested or "slots" for layer in layers]
+    return layer_orders, _note(
+        set(decided.values()) - {None} or {requested}, bool(unknown)
+    ) if gated else None
 
 
-def _told(document: Document, layer: Parts, asked: TmvaOrder | None) -> TmvaOrder | None:
-    """The only order that this layer can have, or None."""
-    fitting = layer.fitting
-    if layer.is_old:
-        fitting = [order for order in fitting if order == "labels"]
-    if not fitting:
-        _misshapen(document, layer)
-    if asked is not None and asked not in fitting:
+def _decided_order(
+    document: TmvaDocument, layer: RecurrentElements, requested: TmvaOrder | None
+) -> TmvaOrder | None:
+    """Only order that a layer allows; None if it allows both."""
+    possible_orders = layer.possible_orders
+    if layer.is_of_old_writer:
+        possible_orders = [order for order in possible_orders if order == "labels"]
+    if not possible_orders:
+        _refuse_shapes(document, layer)
+    if requested is not None and requested not in possible_orders:
         raise WeightsError(
-            f"{layer.name} cannot be read by its {asked}",
-            expected=f"--tmva-order {fitting[0]}, which its matrices fit",
-            found=f"--tmva-order {asked}",
+            f"{layer.name} cannot be read by its {requested}",
+            expected=f"--tmva-order {possible_orders[0]}, which its matrices fit",
+            found=f"--tmva-order {requested}",
             where=document.where(layer.layer),
             hint="leave --tmva-order out",
         )
-    return fitting[0] if len(fitting) == 1 else None
+    return possible_orders[0] if len(possible_orders) == 1 else None
 
 
-def _misshapen(document: Document, layer: Parts) -> NoReturn:
+def _refuse_shapes(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     H, D = layer.sizes
     listed = ", ".join(
         f"{element.name} {rows} x {columns}"
@@ -237,11 +244,11 @@ def _misshapen(document: Document, layer: Parts) -> NoReturn:
     )
 
 
-def _ambiguous(document: Document, layer: Parts) -> NoReturn:
+def _refuse_ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoReturn:
     H, _ = layer.sizes
     raise WeightsError(
         f"{layer.name} can be read in two ways: it is as wide as its input, so its matrices, "
-        f"all {H} x {H}, do not say which of TMVA's two writers wrote them",
+        f"all {H} x {H}, do not show which of TMVA's two writers wrote them",
         expected="--tmva-order slots (today's ROOT, whose labels do not say what they hold) or "
         "--tmva-order labels (an older ROOT)",
         where=document.where(layer.layer),
@@ -250,16 +257,16 @@ def _ambiguous(document: Document, layer: Parts) -> NoReturn:
 
 
 _WRITERS = {
-    "slots": "today's writer: matrices were taken by their slot, not by their label",
-    "labels": "the older writer: each matrix is what its label says",
+    "slots": "today's writer: matrices were read by their slot, not by their label",
+    "labels": "the older writer: each matrix is read by its label",
 }
 
 
-def _note(found: set[TmvaOrder | None], unknown: bool) -> str:
-    writer = " and ".join(_WRITERS[order] for order in ORDERS if order in found)
+def _note(layer_orders: set[TmvaOrder | None], unknown: bool) -> str:
+    writer = " and ".join(_WRITERS[order] for order in ORDERS if order in layer_orders)
     return writer + (" (layers as wide as their input were read alike)" if unknown else "")
 
 
-def _shape(element: Element) -> tuple[int, int]:
+def _shape(element: XmlElement) -> tuple[int, int]:
     rows, columns = (0, 0) if element.values is None else element.values.shape
     return rows, columns

@@ -1,14 +1,16 @@
-"""A network as a TMVA weights file, as today's ROOT writes it: matrices by slot, not by label."""
+"""Writing a network as a TMVA file of today's ROOT: matrices by slot, not by label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from lstm_cli.cells import GRU, LSTM, Activation
+from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -17,20 +19,16 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.files import write_whole
-from lstm_cli.formats.model import Export
-from lstm_cli.formats.tmva.exported import (
-    TAGS,
-    activation_code,
-    check_recurrent,
-    gates,
-    refuse,
-)
-from lstm_cli.formats.tmva.frame import Plan, framed, line
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Export
+from lstm_cli.formats.tmva.document import ACTIVATIONS
+from lstm_cli.formats.tmva.header import TmvaNetwork, file_bytes, tag_text
+from lstm_cli.formats.tmva.slots import LAYER_KINDS
 
 IDENTITY = Activation("identity")
-MOST_VARIABLES = 1_000_000
+MAX_VARIABLES = 1_000_000
 
 
 def write(path: Path, export: Export) -> tuple[str, ...]:
@@ -38,15 +36,15 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
 
     Returns
     -------
-    What was left out because it changes no output, and what TMVA asks of the data.
+    Notes on parts left out that change no output, and on TMVA's demands on the data.
 
     Raises
     ------
     WeightsError
-        TMVA has not a layer or an option of it: names both; or nothing says how many steps a
-        sequence has.
+        TMVA lacks a layer or an option, which the error names, or the number of steps is not
+        known.
     LstmCliError
-        The file cannot be written. An older file stays as it was.
+        The file cannot be written. An older file is kept.
     """
     specs: tuple[LayerSpec, ...] = tuple(
         spec for spec in export.layers if not isinstance(spec, DropoutSpec)
@@ -55,20 +53,20 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     _check_flow(specs, steps)
     specs, output = _without_output_function(specs)
     wide = any(value.dtype == np.float64 for value in export.tensors.values())
-    pattern = "{:.16e}" if wide else "{:.8e}"  # as many digits as tell any two values apart
+    pattern = "{:.16e}" if wide else "{:.8e}"  # digits that distinguish any two values
     body = [text for spec in specs for text in _layer(spec, export.tensors, steps, pattern)]
-    plan = Plan(export.name, export.input_size, steps, specs, output)
-    write_whole(path, framed(plan, body), "the weights")
+    plan = TmvaNetwork(export.name, export.input_size, steps, specs, output)
+    write_whole(path, file_bytes(plan, body), "the weights")
     return tuple(_notes(export, steps))
 
 
 def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
-    """T, which every recurrent layer of TMVA declares."""
+    """Number of steps T, which every recurrent layer of TMVA declares."""
     if export.steps is not None:
-        if (variables := export.steps * export.input_size) > MOST_VARIABLES:
+        if (variables := export.steps * export.input_size) > MAX_VARIABLES:
             raise WeightsError(
                 "TMVA declares a variable for every step and feature",
-                expected=f"at most {MOST_VARIABLES:,}",
+                expected=f"at most {MAX_VARIABLES:,}",
                 found=f"{variables:,}",
                 where="model.steps",
             )
@@ -76,14 +74,14 @@ def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
     if not any(isinstance(spec, RecurrentSpec) for spec in specs):
         return 1
     raise WeightsError(
-        "a TMVA file says how many steps every sequence has, and the config does not",
+        "a TMVA file states how many steps every sequence has, and the config does not",
         expected="model.steps",
         hint="--set model.steps=T, with T the steps of a sequence",
     )
 
 
 def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
-    """TMVA's dense layers read one vector, never steps."""
+    """Refuse a dense layer that reads every step, because TMVA's reads one vector."""
     if not specs:
         raise WeightsError("TMVA has no network without layers", expected="a layer with weights")
     one_vector = steps == 1 and not any(isinstance(spec, RecurrentSpec) for spec in specs)
@@ -94,7 +92,7 @@ def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
         elif isinstance(spec, FlattenSpec):
             one_vector = True
         elif not one_vector:
-            refuse(
+            refuse_layer(
                 spec,
                 "every step as its input",
                 "one vector: a flatten layer before it, or return_sequences: false",
@@ -102,7 +100,7 @@ def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
 
 
 def _without_output_function(specs: tuple[LayerSpec, ...]) -> tuple[tuple[LayerSpec, ...], str]:
-    """The layers, a last sigmoid or softmax taken out of them: TMVA's output function."""
+    """Layers without the last sigmoid or softmax, which becomes TMVA's output function."""
     last = specs[-1]
     if isinstance(last, DenseSpec):
         letter = {"softmax": "M", "sigmoid": "S"}.get(last.activation_name)
@@ -114,7 +112,7 @@ def _without_output_function(specs: tuple[LayerSpec, ...]) -> tuple[tuple[LayerS
 def _layer(
     spec: LayerSpec, tensors: Mapping[str, Array], steps: int, pattern: str
 ) -> Iterator[str]:
-    """The lines of one layer."""
+    """Lines of one layer."""
     if isinstance(spec, RecurrentSpec):
         yield from _recurrent(spec, tensors, steps, pattern)
         if not spec.return_sequences:
@@ -122,7 +120,7 @@ def _layer(
     elif isinstance(spec, FlattenSpec):
         yield _flattening(spec.output_size)
     elif isinstance(spec, DenseSpec):
-        yield line("DenseLayer", Width=spec.units, ActivationFunction=activation_code(spec))
+        yield tag_text("DenseLayer", Width=spec.units, ActivationFunction=activation_code(spec))
         prefix = f"layers.{spec.index}."
         yield _matrix("Weights", tensors[prefix + "weight"], pattern)
         yield _matrix("Biases", tensors[prefix + "bias"][:, None], pattern)
@@ -130,38 +128,38 @@ def _layer(
 
 
 def _flattening(width: int) -> str:
-    return line("ReshapeLayer", "/", Depth=1, Height=1, Width=width, Flattening=1)
+    return tag_text("ReshapeLayer", "/", Depth=1, Height=1, Width=width, Flattening=1)
 
 
 def _recurrent(
     spec: RecurrentSpec, tensors: Mapping[str, Array], steps: int, pattern: str
 ) -> Iterator[str]:
-    kind, cell, H = TAGS[spec.kind], spec.cells[0], spec.hidden_size
+    kind, cell, H = KINDS_BY_NAME[spec.kind], spec.cells[0], spec.hidden_size
     sizes = {"StateSize": H, **({"CellSize": H} if isinstance(cell, LSTM) else {})}
-    after = {"ResetGateAfter": int(cell.reset_after)} if isinstance(cell, GRU) else {}
-    yield line(
+    reset_after = {"ResetGateAfter": int(cell.reset_after)} if isinstance(cell, GRU) else {}
+    yield tag_text(
         kind.tag,
         **sizes,
         InputSize=spec.input_size,
         TimeSteps=steps,
         RememberState=int(spec.stateful),
         ReturnSequence=int(spec.return_sequences),
-        **after,
+        **reset_after,
     )
-    found = gates(spec, tensors)
-    held = iter(zip(kind.weights, kind.held("slots"), strict=True))
+    matrices = gate_matrices(spec, tensors)
+    slot_contents = iter(zip(kind.weights, kind.slot_contents("slots"), strict=True))
     for letter, bias in zip(kind.letters, kind.biases, strict=True):
-        for _ in "WU":  # two elements in front of each bias, whatever they hold
-            name, key = next(held)
-            yield _matrix(name, found[key], pattern)
-        yield _matrix(bias, found["b", letter], pattern)
+        for _ in "WU":  # two elements before each bias, in the order of slots
+            name, key = next(slot_contents)
+            yield _matrix(name, matrices[key], pattern)
+        yield _matrix(bias, matrices["b", letter], pattern)
     yield f"</{kind.tag}>"
 
 
 def _matrix(name: str, values: Array, pattern: str) -> str:
     rows, columns = values.shape
     text = "  ".join(map(pattern.format, values.ravel().tolist()))
-    return f"{line(name, Rows=rows, Columns=columns)}{text}  </{name}>"
+    return f"{tag_text(name, Rows=rows, Columns=columns)}{text}  </{name}>"
 
 
 def _notes(export: Export, steps: int) -> Iterator[str]:
@@ -176,6 +174,114 @@ def _notes(export: Export, steps: int) -> Iterator[str]:
         if isinstance(cell, LSTM) and not cell.use_forget_gate:
             yield f"layer {spec.index} has no forget gate: written as one that is always 1"
     if any(isinstance(spec, RecurrentSpec | FlattenSpec) for spec in export.layers):
-        yield f"TMVA takes sequences of exactly {steps} steps: ragged ones differ there"
+        yield f"TMVA takes sequences of exactly {counted(steps, 'step')}: ragged ones differ there"
     if not isinstance(export.layers[-1], DenseSpec | DropoutSpec):
         yield "TMVA trains networks that end in a dense layer; this one does not"
+
+
+OPEN_GATE_BIAS = 40.0
+"""Bias at which a forget gate without weights is 1 to the last bit of a double."""
+
+KINDS_BY_NAME = {kind.name: kind for kind in LAYER_KINDS.values()}
+
+
+def refuse_layer(spec: LayerSpec, what: str, expected: str, hint: str | None = None) -> NoReturn:
+    """Raise the error that names an option TMVA lacks."""
+    raise WeightsError(
+        f"TMVA cannot represent layer {spec.index} ({spec.kind}): it has {what}",
+        expected=expected,
+        where=f"layers.{spec.index}",
+        hint=hint,
+    )
+
+
+def check_recurrent(spec: RecurrentSpec) -> None:
+    """Check that TMVA has a recurrent layer with these options.
+
+    Raises
+    ------
+    WeightsError
+        TMVA lacks an option; the error names the first one.
+    """
+    if spec.directions > 1:
+        refuse_layer(spec, "bidirectional: true", "one direction")
+    cell = spec.cells[0]
+    if cell.clip is not None:
+        refuse_layer(spec, f"clip: {cell.clip:g}", "no clip")
+    _check_activation(spec, "activation", cell.activation, TANH)
+    if spec.kind != "rnn":
+        _check_activation(spec, "recurrent_activation", cell.recurrent_activation, SIGMOID)
+    if isinstance(cell, LSTM):
+        _check_lstm(spec, cell)
+
+
+def _check_lstm(spec: RecurrentSpec, cell: LSTM) -> None:
+    _check_activation(spec, "cell_activation", cell.cell_activation, TANH)
+    if cell.peepholes:
+        refuse_layer(spec, "peepholes: true", "gates that see x and h alone")
+    if cell.projection_size is not None:
+        refuse_layer(spec, f"projection_size: {cell.projection_size}", "h as wide as c")
+    if cell.coupled_input_forget:
+        refuse_layer(spec, "coupled_input_forget: true", "a forget gate of its own")
+
+
+def _check_activation(spec: LayerSpec, key: str, actual: Activation, required: Activation) -> None:
+    if actual != required:
+        refuse_layer(spec, f"{key}: {actual}", f"{key}: {required}, which TMVA's layer always has")
+
+
+def gate_matrices(
+    spec: RecurrentSpec, tensors: Mapping[str, Array]
+) -> dict[tuple[str, str], Array]:
+    """Matrices W (H, D), U (H, H) and b (H, 1) of each gate, by matrix and letter.
+
+    Raises
+    ------
+    WeightsError
+        The candidate of a gru has a recurrent bias under the reset gate, which TMVA lacks.
+    """
+    prefix, letters = spec.prefix(0), NATIVE_GATES[spec.kind]
+    matrices: dict[tuple[str, str], Array] = {}
+    stacks = {"W": tensors[prefix + "weight_ih"], "U": tensors[prefix + "weight_hh"]}
+    for matrix, stack in {**stacks, "b": _single_bias(spec, tensors)[:, None]}.items():
+        blocks = np.split(stack, len(letters))
+        matrices |= {(matrix, letter): block for letter, block in zip(letters, blocks, strict=True)}
+    cell = spec.cells[0]
+    if isinstance(cell, LSTM) and not cell.use_forget_gate:
+        matrices |= {(matrix, "f"): np.zeros_like(matrices[matrix, "f"]) for matrix in "WU"}
+        matrices["b", "f"] = np.full_like(matrices["b", "f"], OPEN_GATE_BIAS)
+    return matrices
+
+
+def _single_bias(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:
+    cell, prefix = spec.cells[0], spec.prefix(0)
+    if not isinstance(cell, GRU):
+        return tensors[prefix + "bias"]
+    inner, outer = tensors[prefix + "bias_hh"], tensors[prefix + "bias_ih"]
+    if cell.reset_after and np.any(inner[2 * spec.hidden_size :]):
+        refuse_layer(
+            spec,
+            "reset_after: true and a recurrent bias of its candidate (the last third of "
+            f"{prefix}bias_hh) that is not 0",
+            "one bias per gate, outside the reset gate's reach",
+            hint="train the layer in TMVA's form: reset_after: false has no such bias",
+        )
+    total = inner.astype(np.float64) + outer
+    return np.asarray(total, np.result_type(inner, outer))
+
+
+def activation_code(spec: DenseSpec) -> int:
+    """TMVA's code for the activation of a dense layer.
+
+    Raises
+    ------
+    WeightsError
+        TMVA has no code for it.
+    """
+    activation = spec.activation
+    if activation is None or activation.name not in ACTIVATIONS:
+        last = " (softmax: in the last layer only)" if activation is None else ""
+        refuse_layer(
+            spec, f"activation: {spec.activation_name}", "one of " + ", ".join(ACTIVATIONS) + last
+        )
+    return ACTIVATIONS.index(activation.name)

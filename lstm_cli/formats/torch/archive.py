@@ -1,4 +1,4 @@
-"""torch.save's file: a zip archive with a pickle and the raw bytes of each storage."""
+"""Reading torch.save's archive: a zip file with a pickle and the raw bytes of each storage."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.safety import member_bytes, open_archive
-from lstm_cli.formats.torch.admitted import TensorView
-from lstm_cli.formats.torch.foreign_values import REFUSED, loading, refusal, renamed
-from lstm_cli.formats.torch.opcodes import Scanner
-from lstm_cli.formats.torch.tensors import FLOATS, StoredTensor, shown, widened
-from lstm_cli.formats.torch.unpickler import LARGEST_PICKLE, unpickle, unpickled
+from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.limits import member_bytes, open_archive
+from lstm_cli.formats.torch.allowed_globals import TensorView
+from lstm_cli.formats.torch.refused_objects import REFUSED, load_code, refusal, weights_file_name
+from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable, widen
+from lstm_cli.formats.torch.unpickler import (
+    MAX_PICKLE_BYTES,
+    PickleScanner,
+    unpickle,
+    unpickle_next,
+)
 
-MOST_SHARING = 4
-"""Tensors may view the stored bytes so many times over, as tied weights do; more is an attack."""
-LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""The number with which the files of torch.save before 1.6 begin, as their pickle has it."""
+MAX_SHARING = 4
+"""Bytes of all tensors per stored byte. Tied weights share storages; more sharing is an attack."""
+LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+"""Number at the start of files from torch.save before 1.6, as their pickle encodes it."""
 
 
 class TorchArchive:
-    """An open archive. A context manager.
+    """Open archive of torch.save; a context manager.
 
     Attributes
     ----------
     root
-        What the pickle holds: dicts, lists, `TensorView` and plain values.
+        Content of the pickle: dicts, lists, `TensorView` and plain values.
     """
 
     def __init__(self, path: Path) -> None:
-        _refuse_pickle(path)
+        _refuse_bare_pickle(path)
         self.path = path
         self._zip = open_archive(path)
         try:
@@ -42,14 +46,14 @@ class TorchArchive:
             self._folder = self._find_folder()
             self._order = self._byte_order()
             name = f"{self._folder}data.pkl"
-            pickled = member_bytes(self._zip, name, LARGEST_PICKLE)
+            pickled = member_bytes(self._zip, name, MAX_PICKLE_BYTES)
             self.root: Any = unpickle(pickled, f"{name} in {path}", path)
         except BaseException:
             self._zip.close()
             raise
         self._storages: dict[str, bytes] = {}
         stored = sum(member.file_size for member in self._zip.infolist())
-        self._allowance = MOST_SHARING * stored
+        self._bytes_left = MAX_SHARING * stored
 
     def __enter__(self) -> TorchArchive:
         return self
@@ -57,16 +61,16 @@ class TorchArchive:
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def tensor(self, name: str, view: TensorView) -> StoredTensor:
-        """A tensor of the pickle, its values read when they are asked for."""
-        return StoredTensor(name, view.shape, view.dtype, partial(self._values, name, view))
+    def tensor(self, name: str, view: TensorView) -> StateTensor:
+        """Tensor of the pickle; its values are read on demand."""
+        return StateTensor(name, view.shape, view.dtype, partial(self._values, name, view))
 
     def _find_folder(self) -> str:
         names = self._zip.namelist()
         folders = [name.removesuffix("data.pkl") for name in names if _is_pickle(name)]
         if len(folders) != 1:
             raise WeightsError(
-                f"{self.path} is no file of torch.save",
+                f"{self.path} is not a file of torch.save",
                 expected="a zip archive with one data.pkl",
                 found=f"{len(folders)} of them" if folders else "none",
             )
@@ -76,14 +80,14 @@ class TorchArchive:
                 f"{self.path} is a TorchScript archive, whose code lstm-cli does not run",
                 expected="a state dict",
                 hint=f"torch.save(torch.jit.load({str(self.path)!r}, map_location='cpu')"
-                f".state_dict(), {renamed(self.path)!r})",
+                f".state_dict(), {weights_file_name(self.path)!r})",
             )
         return folder
 
     def _byte_order(self) -> str:
         name = f"{self._folder}byteorder"
         if name not in self._zip.namelist():
-            return "<"  # as all files before 2.1
+            return "<"  # files before 2.1 have none
         word = member_bytes(self._zip, name, 100).strip()
         if word not in (b"little", b"big"):
             raise WeightsError(
@@ -94,36 +98,37 @@ class TorchArchive:
         return "<" if word == b"little" else ">"
 
     def _values(self, name: str, view: TensorView) -> Array:
-        """The tensor's values; every index that the view reaches is checked first."""
+        """Values of a tensor, after a check of every index that its view reaches."""
         if view.dtype not in FLOATS:
             raise WeightsError(
-                f"{shown(name)} is stored as {view.dtype}",
+                f"{printable(name)} is stored as {view.dtype}",
                 expected="one of " + ", ".join(FLOATS),
                 where=str(self.path),
             )
         dtype = np.dtype(self._order + FLOATS[view.dtype])
         data = self._storage(view.storage.key, name)
-        self._check(name, view, len(data) // dtype.itemsize, dtype.itemsize)
+        self._check_bounds(name, view, len(data) // dtype.itemsize, dtype.itemsize)
         strides = [step * dtype.itemsize for step in view.strides]
         if 0 in view.shape:
             values = np.empty(view.shape, dtype)
         else:
             offset = view.offset * dtype.itemsize
             values = np.ndarray(view.shape, dtype, data, offset, strides)
-        return widened(values, view.dtype)
+        return widen(values, view.dtype)
 
     def _storage(self, key: str, name: str) -> bytes:
         member = f"{self._folder}data/{key}"
         if member not in self._zip.NameToInfo:
             raise WeightsError(
-                f"the values of {shown(name)} are missing: there is no member {shown(member)}",
+                f"the values of {printable(name)} are missing: "
+                f"there is no member {printable(member)}",
                 where=str(self.path),
             )
         if key not in self._storages:
             self._storages[key] = member_bytes(self._zip, member)
         return self._storages[key]
 
-    def _check(self, name: str, view: TensorView, available: int, itemsize: int) -> None:
+    def _check_bounds(self, name: str, view: TensorView, available: int, itemsize: int) -> None:
         count, last = 1, view.offset
         for size, step in zip(view.shape, view.strides, strict=True):
             count *= size
@@ -132,17 +137,17 @@ class TorchArchive:
             inside = last < available
             what = "repeats the values of" if inside else "reaches outside"
             raise WeightsError(
-                f"{shown(name)} {what} its storage",
-                expected=f"at most {available:,} values",
-                found=f"{count:,} values up to number {last:,}",
+                f"{printable(name)} {what} its storage",
+                expected=f"at most {counted(available, 'value', grouped=True)}",
+                found=f"{counted(count, 'value', grouped=True)} up to number {last:,}",
                 where=str(self.path),
                 hint="save tensor.contiguous()" if inside else None,
             )
-        self._allowance -= count * itemsize
-        if self._allowance < 0:
+        self._bytes_left -= count * itemsize
+        if self._bytes_left < 0:
             raise WeightsError(
                 f"the tensors of {self.path} share their storages too often",
-                expected=f"at most {MOST_SHARING} times the bytes that are stored",
+                expected=f"at most {MAX_SHARING} times the bytes that are stored",
                 hint="save the state dict with every tensor cloned",
             )
 
@@ -152,7 +157,7 @@ def _is_pickle(name: str) -> bool:
 
 
 def _refuse_overlap(archive: zipfile.ZipFile, path: Path) -> None:
-    """Members that share their bytes would unpack to far more than each one's share."""
+    # Overlapping members would unpack to more bytes than the ratio of each one shows.
     declared = sum(member.compress_size for member in archive.infolist())
     if declared > path.stat().st_size:
         raise WeightsError(
@@ -162,18 +167,18 @@ def _refuse_overlap(archive: zipfile.ZipFile, path: Path) -> None:
         )
 
 
-def _refuse_pickle(path: Path) -> None:
-    """Bare pickles are not read: say which kind it is, and what mends it."""
+def _refuse_bare_pickle(path: Path) -> None:
+    """Refuse a bare pickle; the error names its kind and a remedy."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
             if head[:1] != b"\x80" or zipfile.is_zipfile(path):
                 return
-            data = head + file.read(LARGEST_PICKLE)
+            data = head + file.read(MAX_PICKLE_BYTES)
     except (OSError, ValueError):
-        return  # said when the archive is opened
-    if LEGACY in head:
-        raise _legacy(data, path)
+        return  # opening the archive reports it
+    if LEGACY_MAGIC in head:
+        raise _legacy_error(data, path)
     raise WeightsError(
         f"{path} is a bare pickle, which could run any code",
         expected="a zip archive of torch.save",
@@ -181,21 +186,21 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _legacy(data: bytes, path: Path) -> WeightsError:
-    """The error for a file of torch.save before 1.6: three small pickles, then the values."""
-    scanner = Scanner(data)
+def _legacy_error(data: bytes, path: Path) -> WeightsError:
+    """Error for a file of torch.save before 1.6: three small pickles before the values."""
+    scanner = PickleScanner(data)
     what = f"{path} is in the old, non-zip format of torch.save"
     expected = "a zip archive of torch.save"
     try:
         for _ in range(3):
-            unpickled(scanner, str(path))
-        root, foreign = unpickled(scanner, str(path))
+            unpickle_next(scanner, str(path))
+        root, unknown_globals = unpickle_next(scanner, str(path))
     except WeightsError as error:
         problem = error.problems[0]
         return WeightsError(what, expected=expected, found=problem.what, hint=problem.hint)
-    if foreign:
-        problem = refusal(root, foreign, "it", path).problems[0]
+    if unknown_globals:
+        problem = refusal(root, unknown_globals, "it", path).problems[0]
         found = problem.what.removesuffix(REFUSED)
         return WeightsError(what, expected=expected, found=found, hint=problem.hint)
-    hint = f"torch.save({loading(path)}, {renamed(path)!r}) writes the format of today"
+    hint = f"torch.save({load_code(path)}, {weights_file_name(path)!r}) writes the format of today"
     return WeightsError(what, expected=expected, hint=hint)

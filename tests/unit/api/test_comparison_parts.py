@@ -14,7 +14,7 @@ from lstm_cli.api.comparison.matching import readings
 from lstm_cli.api.comparison.orders import inverse, named
 from lstm_cli.api.comparison.parting import Parting, sentence
 from lstm_cli.api.comparison.rules import rules
-from lstm_cli.formats.gates import NATIVE, reorder
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -84,13 +84,13 @@ def test_layouts_are_undone():
     data=st.data(),
 )
 def test_any_order_is_read_back(kind, hidden, width, seed, data):
-    native = NATIVE[kind]
+    native = NATIVE_GATES[kind]
     order = tuple(data.draw(st.permutations(native)))
     a = drawn(len(native) * hidden, *([width] if width else []), seed=seed)
-    found = readings(a, reorder(a, native, order), native, 0.0)
+    found = readings(a, reorder_gates(a, native, order), native, 0.0)
     assert [reading.order for reading in found] == [order]
     assert found[0].complete
-    back = reorder(reorder(a, native, order), native, inverse(kind, order))
+    back = reorder_gates(reorder_gates(a, native, order), native, inverse(kind, order))
     np.testing.assert_array_equal(back, a)
 
 
@@ -99,8 +99,8 @@ def test_any_order_is_read_back(kind, hidden, width, seed, data):
 def test_nothing_is_read_into_other_numbers(seed, hidden, width):
     a = drawn(4 * hidden, width, seed=seed)
     b = drawn(4 * hidden, width, seed=seed + 10_000)
-    assert not readings(a, b, NATIVE["lstm"], 0.0)
-    assert not readings(a, a + np.float32(1e-2) * b, NATIVE["lstm"], 0.0)
+    assert not readings(a, b, NATIVE_GATES["lstm"], 0.0)
+    assert not readings(a, a + np.float32(1e-2) * b, NATIVE_GATES["lstm"], 0.0)
 
 
 def test_rules_hold_for_what_they_are_called_after_and_for_nothing_else():

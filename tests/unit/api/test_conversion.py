@@ -16,7 +16,7 @@ from lstm_cli.api.weights_files import is_weights, standing_notes, tensors_for
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
-from lstm_cli.formats.model import Imported
+from lstm_cli.formats.interchange import Imported
 
 NAN = math.nan
 

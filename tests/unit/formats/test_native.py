@@ -1,10 +1,9 @@
-"""The native weights file: what is written is read back, and a broken file is an error, no more."""
+"""The native weights file: dtypes, metadata, and files that are refused."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,14 @@ def entry(dtype: str, shape: list[int], nbytes: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", ">f8"])
 def test_round_trip(dtype: str, tmp_path: Path) -> None:
-    given, path = tensors(dtype), tmp_path / "w.safetensors"
-    native.write(path, given, CONFIG)
+    original, path = tensors(dtype), tmp_path / "w.safetensors"
+    native.write(path, original, CONFIG)
     file = native.read(path)
     assert file.path == path
     assert file.config == CONFIG
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert file.tensors.keys() == given.keys()
-    for name, value in given.items():
+    assert file.tensors.keys() == original.keys()
+    for name, value in original.items():
         assert file.tensors[name].dtype == value.dtype.newbyteorder("=")
         np.testing.assert_array_equal(file.tensors[name], value)
 
@@ -55,24 +54,24 @@ def test_round_trip(dtype: str, tmp_path: Path) -> None:
 def test_another_reader_understands_it(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    given, path = tensors(), tmp_path / "w.safetensors"
-    native.write(path, given | {"t": given["layers.0.weight_ih"].T}, CONFIG)
+    original, path = tensors(), tmp_path / "w.safetensors"
+    native.write(path, original | {"t": original["layers.0.weight_ih"].T}, CONFIG)
     with safe_open(path, framework="numpy") as file:
         assert file.metadata() == {
             "format": "lstm-cli", "version": lstm_cli.__version__, "config": CONFIG,
         }  # fmt: skip
-        np.testing.assert_array_equal(file.get_tensor("t"), given["layers.0.weight_ih"].T)
+        np.testing.assert_array_equal(file.get_tensor("t"), original["layers.0.weight_ih"].T)
 
 
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
     values = np.array([1.0, -2.5, 3.140625, 0.0, 1e30, -1e-30], np.float32)
     upper = (values.view(np.uint32) >> 16).astype("<u2")
     path = write_raw(tmp_path / "w.safetensors", {"a": entry("BF16", [2, 3], 12)}, upper.tobytes())
-    found = native.read(path).tensors["a"]
-    assert found.dtype == np.float32
-    assert found.shape == (2, 3)
-    np.testing.assert_allclose(found.ravel(), values, rtol=2**-7)
-    np.testing.assert_array_equal(found.ravel()[:4], values[:4])
+    widened = native.read(path).tensors["a"]
+    assert widened.dtype == np.float32
+    assert widened.shape == (2, 3)
+    np.testing.assert_allclose(widened.ravel(), values, rtol=2**-7)
+    np.testing.assert_array_equal(widened.ravel()[:4], values[:4])
 
 
 def test_without_a_config(tmp_path: Path) -> None:
@@ -92,58 +91,12 @@ def test_metadata_that_is_null(tmp_path: Path) -> None:
     assert native.read(path).config is None
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "W.SAFETENSORS", "a.b/w.SafeTensors"])
-def test_names_of_native_files(name: str) -> None:
-    assert native.is_native(name)
-    assert native.is_native(Path(name))
-    assert not native.is_native(name + ".yaml")
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "w.safetensors"
-    native.write(path, tensors(), CONFIG)
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(LstmCliError, match="no space left on device") as error:
-        native.write(path, tensors("float64"), None)
-    assert str(path) in str(error.value)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_write_replaces_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    native.write(path, tensors(), CONFIG)
-    native.write(path, tensors("float64"), None)
-    assert native.read(path).tensors["layers.0.bias"].dtype == np.float64
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LstmCliError, match="no such file or directory"):
-        native.write(tmp_path / "none" / "w.safetensors", tensors(), None)
-
-
 def refused(path: Path) -> str:
     with pytest.raises(WeightsError) as error:
         native.read(path)
     assert error.value.exit_code == 4
     assert path.name in str(error.value)
     return str(error.value)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    assert "no such file" in refused(tmp_path / "none.safetensors")
-
-
-def test_a_folder(tmp_path: Path) -> None:
-    assert "is a directory" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["BOOL", "I64", "U8", "F8_E4M3"])
@@ -176,40 +129,3 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     assert "is not a safetensors file" in refused(path)
-
-
-def corrupted(data: bytes, rng: np.random.Generator) -> bytes:
-    """The file with bytes changed, cut off, put in or taken out; mostly in its header."""
-    broken = bytearray(data)
-    header = 8 + int.from_bytes(data[:8], "little")
-    for _ in range(rng.integers(1, 4)):
-        at = int(rng.integers(0, len(broken) if rng.random() < 0.2 else min(header, len(broken))))
-        kind = rng.integers(0, 4)
-        if kind == 0:
-            broken[at] = int(rng.integers(0, 256))
-        elif kind == 1:
-            broken[at] = ord(rng.choice(list('0123456789{}[]",:')))
-        elif kind == 2:
-            del broken[at : at + int(rng.integers(1, 9))]
-        else:
-            broken[at:at] = rng.bytes(int(rng.integers(1, 5)))
-        if not broken:
-            break
-    return bytes(broken)
-
-
-def test_corrupt_files_are_read_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    native.write(path, tensors(), CONFIG)
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    outcomes = {"read": 0, "refused": 0}
-    for _ in range(300):
-        path.write_bytes(corrupted(whole, rng))
-        try:
-            file = native.read(path)
-        except LstmCliError:
-            outcomes["refused"] += 1
-        else:
-            outcomes["read"] += 1
-            assert all(value.dtype.kind == "f" for value in file.tensors.values())
-    assert min(outcomes.values()) > 5

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lstm_cli.errors import LstmCliError, WeightsError
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.onnx import messages as m
 from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.message import Budget
@@ -112,12 +112,12 @@ def test_config_weights_and_where_they_stood(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         found.tensors["layers.0.bias"], B.sum(0)[[0, 2, 3, 1]].reshape(-1).astype("f4")
     )
-    places = {(s.name, s.block, s.native): s.part for s in found.stored if s.name != "B"}
+    places = {(s.name, s.block, s.native): s.part for s in found.sources if s.name != "B"}
     assert places[("W", "f", "layers.0.weight_ih")] == "[0, 4:6]"
     assert places[("R", "g", "layers.0.weight_hh")] == "[0, 6:8]"
-    biases = [s.part for s in found.stored if (s.name, s.block) == ("B", "o")]
+    biases = [s.part for s in found.sources if (s.name, s.block) == ("B", "o")]
     assert biases == ["[0, 2:4]", "[0, 10:12]"]
-    assert found.order == {"lstm": "i o f c"}
+    assert found.gate_orders == {"lstm": "i o f c"}
     assert found.format == "onnx"
     assert "opset 17" in found.title
 

@@ -1,0 +1,271 @@
+"""TMVA's files: random networks, the elements of a file, ambiguous files, and unfit attributes."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tmva_files as tmva
+from networks import random_inputs, random_weights
+
+from lstm_cli.config import from_mapping
+from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats import registry
+from lstm_cli.formats.interchange import Export, Imported
+from lstm_cli.network.network import Network
+
+STACK = [
+    {"type": "gru", "hidden_size": 3, "reset_after": False, "stateful": True},
+    {"type": "dropout", "rate": 0.5},
+    {"type": "lstm", "hidden_size": 3, "dropout": 0.1},
+    {"type": "rnn", "hidden_size": 5, "return_sequences": False},
+    {"type": "dense", "units": 4, "activation": "gauss"},
+    {"type": "dense", "units": 3, "activation": "softmax"},
+]
+
+
+def export(layers: Any, D: int = 2, steps: int | None = 5, dtype: str = "float32") -> Export:
+    model = {"input_size": D, "layers": layers} | ({} if steps is None else {"steps": steps})
+    config = from_mapping({"model": model})
+    weights = random_weights(config.specs, seed=3)
+    for name in weights:
+        if name.endswith("bias_hh"):  # TMVA's candidate has one bias
+            weights[name][-len(weights[name]) // 3 :] = 0
+    tensors = {name: value.astype(dtype) for name, value in weights.items()}
+    return Export("a näme/&<", D, steps, config.specs, tensors, config.to_yaml())
+
+
+def outputs(config: Any, tensors: Any, x: Any) -> Any:
+    specs = from_mapping(config).specs if isinstance(config, dict) else config
+    return Network(specs, tensors, ReferenceEngine(dtype="float64")).run(x).outputs
+
+
+def round_trip(export: Export, path: Path) -> Imported:
+    """Write, read, and compare what both give."""
+    registry.write(path, "tmva", export)
+    imported = registry.read(path)
+    x = random_inputs(4, export.steps or 5, export.input_size)
+    actual = outputs(imported.config, imported.tensors, x)
+    single = any(value.dtype == np.float32 for value in export.tensors.values())
+    bound = 1e-8 if single else 1e-13  # a gru's biases are added, and rounded
+    expected = outputs(export.layers, export.tensors, x)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
+    return imported
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_random_networks(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng([7, seed])
+    D, steps = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    layers: list[dict[str, Any]] = []
+    H = D
+    for _ in range(rng.integers(0, 4)):
+        kind = ("lstm", "gru", "rnn")[rng.integers(3)]
+        H += int(rng.integers(3))
+        layer: dict[str, Any] = {"type": kind, "hidden_size": H}
+        if kind == "gru":
+            layer["reset_after"] = bool(rng.integers(2))
+        if kind == "lstm":
+            layer["forget_gate"] = bool(rng.integers(2))
+        layers.append(layer)
+    if layers and rng.integers(2):
+        layers[-1]["return_sequences"] = False
+    elif not layers or rng.integers(2):
+        layers.append({"type": "flatten"})
+    if layers[-1]["type"] == "flatten" or not layers[-1].get("return_sequences", True):
+        names = ["identity", "relu", "sigmoid", "tanh", "symmrelu", "softsign", "gauss"]
+        for _ in range(rng.integers(1, 4)):
+            name = names[rng.integers(7)]
+            layers.append({"type": "dense", "units": int(rng.integers(1, 6)), "activation": name})
+        if rng.integers(2):
+            layers[-1]["activation"] = ("sigmoid", "softmax")[rng.integers(2)]
+    round_trip(export(layers, D, steps, "float64"), tmp_path / "w.xml")
+
+
+def test_a_written_file_is_what_the_writer_by_hand_makes(tmp_path: Path) -> None:
+    """The elements, in order, with the same attributes and values."""
+    rng = np.random.default_rng(5)
+    layers = [
+        tmva.recurrent("LSTMLayer", 2, 3, 4, rng),
+        tmva.recurrent("GRULayer", 3, 5, 4, rng, RememberState=1),
+        tmva.recurrent("RNNLayer", 5, 2, 4, rng, ReturnSequence=0),
+        tmva.flat(2),
+        tmva.dense(2, 3, 4, rng),
+        tmva.dense(3, 2, 0, rng),
+    ]
+    hand = tmva.write(tmp_path / "hand.xml", layers, shape=(4, 2), output="M")
+    read = registry.read(hand)
+    assert read.config is not None
+    config = from_mapping(read.config)
+    given = Export("x", 2, 4, config.specs, read.tensors, config.to_yaml())
+    registry.write(tmp_path / "ours.xml", "tmva", given)
+    ours, theirs = (ET.parse(tmp_path / name).getroot() for name in ("ours.xml", "hand.xml"))
+    assert ours.attrib == {"Method": "DL::x"}
+    ours, theirs = ours.find("Weights"), theirs.find("Weights")  # type: ignore[assignment]
+    assert set(ours.attrib) == set(theirs.attrib)
+    for key in ("NetDepth", "InputDepth", "InputHeight", "InputWidth", "OutputFunction"):
+        assert ours.get(key) == theirs.get(key)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.tag, one.attrib) == (other.tag, other.attrib)
+        for left, right in zip(one, other, strict=True):
+            assert (left.tag, left.attrib) == (right.tag, right.attrib)
+            assert [float(v) for v in (left.text or "").split()] == [
+                float(v) for v in (right.text or "").split()
+            ]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_our_own_files_are_never_ambiguous(kind: str, tmp_path: Path) -> None:
+    """A layer of another writer, as wide as its input, is refused."""
+    path = tmp_path / "w.xml"
+    round_trip(export([{"type": kind, "hidden_size": 2, "return_sequences": False}]), path)
+    path.write_text(path.read_text().replace("lstm-cli", "somebody"))
+    with pytest.raises(WeightsError, match="can be read in two ways"):
+        registry.read(path)
+
+
+def test_the_name_and_the_header(tmp_path: Path) -> None:
+    notes = registry.write(tmp_path / "w.xml", "tmva", export(STACK))
+    root = ET.parse(tmp_path / "w.xml").getroot()
+    assert re.fullmatch(r"DL::[A-Za-z0-9_.-]+", root.attrib["Method"])
+    layout = "GRU|3|2|5|1|1|0,LSTM|3|3|5|0|1,RNN|5|3|5|0|0,RESHAPE|FLAT,DENSE|4|GAUSS"
+    options = {option.get("name"): option.text for option in root.findall("Options/Option")}
+    assert options["Layout"] == layout + ",DENSE|3|LINEAR"
+    assert len(root.findall("Variables/Variable")) == 10
+    assert [e.get("Name") for e in root.findall("Classes/Class")] == ["Class0", "Class1", "Class2"]
+    assert len(notes) == 3
+    assert "dropout" in notes[0]
+    assert "dropout" in notes[1]
+    assert "exactly 5 steps" in notes[2]
+
+
+LSTM = {"type": "lstm", "hidden_size": 3, "return_sequences": False}
+REFUSED = {
+    "activation: elu": [LSTM, {"type": "dense", "units": 2, "activation": "elu"}],
+    "activation: softmax": [LSTM, *([{"type": "dense", "units": 2, "activation": "softmax"}] * 2)],
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_options_that_tmva_lacks_are_named(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.xml"
+    with pytest.raises(WeightsError, match=rf"layer \d \(\w+\): it has .*{what}"):
+        registry.write(path, "tmva", export(REFUSED[what]))
+    assert not path.exists()
+
+
+def test_a_candidate_with_a_bias_inside_the_reset_gate(tmp_path: Path) -> None:
+    given = export([{"type": "gru", "hidden_size": 3, "return_sequences": False}])
+    given.tensors["layers.0.bias_hh"][-1] = 1e-9
+    with pytest.raises(WeightsError, match="reset_after: true and a recurrent bias"):
+        registry.write(tmp_path / "w.xml", "tmva", given)
+    before = export(
+        [{"type": "gru", "hidden_size": 3, "return_sequences": False, "reset_after": False}],
+        dtype="float64",
+    )
+    before.tensors["layers.0.bias_hh"][-1] = 0.7  # added where the product has no gate of its own
+    round_trip(before, tmp_path / "w.xml")
+
+
+def test_steps_must_be_known(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="how many steps") as caught:
+        registry.write(tmp_path / "w.xml", "tmva", export([LSTM], steps=None))
+    assert "--set model.steps=T" in str(caught.value)
+
+
+DENSE = tmva.dense(3, 2, 3, np.random.default_rng(0))
+RECURRENT = tmva.recurrent("LSTMLayer", 2, 3, 4, np.random.default_rng(1), ReturnSequence=0)
+GAUSS = '<Transformations NTransformations="1"><Transform Name="Gauss"/></Transformations>'
+BROKEN = {
+    "is a TMVA layer that lstm-cli does not have": ("ReshapeLayer", "BatchNormLayer"),
+    "of another TMVA method": ("DL::TMVA", "BDT::TMVA"),
+    "reads transformed variables": ('<Transformations NTransformations="0"/>', GAUSS),
+    "does not hold the layers that it declares": ('NetDepth="3"', 'NetDepth="2"'),
+    "StateSize of LSTMLayer does not fit": ('StateSize="3"', 'StateSize="4"'),
+    "InputSize of LSTMLayer does not fit": ('InputSize="2"', 'InputSize="1"'),
+    "TimeSteps of LSTMLayer does not fit": ('TimeSteps="4"', 'TimeSteps="-4"'),
+    "the input layout": ('InputWidth="2"', 'InputWidth="5"'),
+    "Width of DenseLayer does not fit": ('<DenseLayer Width="2"', '<DenseLayer Width="3"'),
+    "ActivationFunction of DenseLayer does not": ('Function="3"', 'Function="8"'),
+    "ActivationFunction of DenseLayer": ('Function="3"', 'Function="3.0"'),
+    "ReturnSequence of LSTMLayer does not fit": ('ReturnSequence="0"', 'ReturnSequence="2"'),
+    "ReturnSequence of LSTMLayer": ('ReturnSequence="0"', 'ReturnSequence="no"'),
+    "OutputFunction of Weights does not fit": ('OutputFunction="I"', 'OutputFunction="Q"'),
+    "has no matrix OuputWeights": ("OuputWeights", "Weights"),
+    "'InputBiases' does not hold the matrix": (
+        '<InputBiases Rows="3" Columns="1">',
+        '<InputBiases Rows="3" Columns="1">7 ',
+    ),
+    "fit neither of TMVA's two writers": (
+        '<OutputStateWeights Rows="3" Columns="3">',
+        '<OutputStateWeights Rows="3" Columns="4">0 0 0 ',
+    ),
+    "OutputBiases of LSTMLayer.0. has another number of units": (
+        '<OutputBiases Rows="3"',
+        '<OutputBiases Rows="1"',
+    ),
+    "DenseLayer.2. does not fit the network": (
+        '<Weights Rows="2" Columns="3">',
+        '<Weights Rows="2" Columns="4">0 0 ',
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_does_not_fit_is_named(message: str, tmp_path: Path) -> None:
+    path, (old, new) = tmp_path / "w.xml", BROKEN[message]
+    content = tmva.text([RECURRENT, tmva.flat(3), DENSE], shape=(4, 2))
+    assert old in content
+    changed = content.replace(old, new)
+    if 'Rows="1"' in new:
+        changed = re.sub(r"(<OutputBiases[^>]*>\S+)[^<]*", r"\1", changed)
+    path.write_text(changed)
+    with pytest.raises(WeightsError, match=message):
+        registry.read(path)
+
+
+def test_an_output_function_after_an_activation(tmp_path: Path) -> None:
+    """It becomes a layer of its own, and the outputs are TMVA's."""
+    layers = [RECURRENT, tmva.flat(3), DENSE]
+    for output in "SM":
+        imported = registry.read(tmva.write(tmp_path / "w.xml", layers, output=output))
+        x = random_inputs(4, 4, 2)
+        found = outputs(imported.config, imported.tensors, x)
+        np.testing.assert_allclose(found, tmva.evaluate(layers, x, output), rtol=0, atol=1e-12)
+        assert any("dense layer of its own" in note for note in imported.notes)
+
+
+def test_attributes_that_an_older_file_lacks(tmp_path: Path) -> None:
+    """No ReturnSequence: every step; a dense layer behind it reads them flattened."""
+    rng = np.random.default_rng(2)
+    rnn = tmva.recurrent("RNNLayer", 2, 3, 4, rng)
+    del rnn.attributes["ReturnSequence"]
+    layers = [rnn, tmva.dense(12, 2, 0, rng)]
+    content = tmva.text(layers, bare=True).replace(' OutputFunction="I"', "")
+    (tmp_path / "w.xml").write_text(content.replace('Columns="1"', 'Columns="1" Note="é"'))
+    imported = registry.read(tmp_path / "w.xml")
+    x = random_inputs(4, 4, 2)
+    expected = tmva.evaluate([rnn, tmva.flat(12), layers[1]], x)
+    found = outputs(imported.config, imported.tensors, x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    notes = " ".join(imported.notes)
+    assert "does not state ReturnSequence" in notes
+    assert "flattened before it" in notes
+    assert "--set model.layers.2.activation=sigmoid" in notes
+
+
+def test_a_first_layer_that_gives_the_input_its_shape(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    shape = tmva.Layer("ReshapeLayer", {"Depth": 1, "Height": 4, "Width": 2, "Flattening": 0})
+    layers = [shape, RECURRENT, tmva.flat(3), tmva.dense(3, 1, 0, rng)]
+    imported = registry.read(tmva.write(tmp_path / "w.xml", layers, shape=(1, 8)))
+    x = random_inputs(4, 4, 2)
+    found = outputs(imported.config, imported.tensors, x)
+    np.testing.assert_allclose(found, tmva.evaluate(layers[1:], x), rtol=0, atol=1e-12)
+    assert imported.config is not None
+    assert imported.config["model"]["input_size"] == 2
