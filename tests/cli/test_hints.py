@@ -1269,17 +1269,17 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
     "the framework that wrote the file does it": (
         "train with one of ",
         "the trainer's .ckpt holds the weights by their names; here they are one list without",
-        "export what follows this node as a model of its own, and feed it the node's outputs",
+        "export the part after this node as a separate model, and feed it the node's outputs",
         "concat is what lstm-cli has",
         "Bidirectional(merge_mode='concat') has a reverse pass",
-        "export it with a fixed number of steps, of which single ones can be read; the final "
-        "states (Y_h, PyTorch's h_n) are others",
-        "export it with one output, or with its final states alone",
+        "export it with a fixed number of steps, so that single steps can be read; the final "
+        "states (Y_h, PyTorch's h_n) are other vectors",
+        "export it with one output; only final states may be further outputs",
         "in Keras 2, put {}(units, {}) in the place of CuDNN{}, load the weights there, which "
         "Keras converts, and save that: model.save('model.h5')",
         "load it in Keras 2 and save it anew",
         "load the model and save it again: model.save('model.keras')",
-        "onnx.version_converter brings a model up to date",
+        "onnx.version_converter converts a model to a newer opset",
         "quantised weights are not read: save the model before it is quantised",
         "rebuild it as one and load the weights there, then save that one",
         "save the state dict with every tensor cloned",
@@ -1325,8 +1325,8 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "Keras computes it in {}; here --dtype says in what",
         "an assumption may be wrong (activations, the last step or all, initial states): --set or ",
         "--config change it; nothing was written",
-        "an input of the graph in its place is left to --state",
-        "{} has no initial_{} that is fed: its {} (layer {}) begins with 0, as in ONNX Runtime, "
+        "make it an input of the graph, which --state sets",
+        "{} has no input initial_{}: its {} (layer {}) begins with 0, as in ONNX Runtime, "
         "whatever --state holds",
         "nothing was written; this is a fault in how lstm-cli writes or reads {}",
         "--seed {}",

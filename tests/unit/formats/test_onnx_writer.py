@@ -16,7 +16,7 @@ from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpe
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.model import Export, WriteOptions
-from lstm_cli.formats.onnx import builder, messages
+from lstm_cli.formats.onnx import graph_builder, proto
 from lstm_cli.formats.onnx.writer import build_model
 
 D, H = 4, 5
@@ -28,7 +28,7 @@ STACK = (
 )
 
 
-def graph_of(specs: Sequence[LayerSpec], **options: bool) -> messages.Graph:
+def graph_of(specs: Sequence[LayerSpec], **options: bool) -> proto.OnnxGraph:
     graph = build_model(export_of(specs), WriteOptions(**options)).graph
     assert graph is not None
     return graph
@@ -39,7 +39,7 @@ def notes(folder: Path, specs: Sequence[LayerSpec], dtype: str = "float32", **mo
     return "\n".join(registry.write(folder / "m.onnx", "onnx", export, WriteOptions(**more)))
 
 
-def dims(values: Sequence[messages.ValueInfo]) -> dict[str, list[Any]]:
+def dims(values: Sequence[proto.OnnxValueInfo]) -> dict[str, list[Any]]:
     return {
         value.name: [size.name or size.value for size in value.type.tensor.shape.dims]
         for value in values
@@ -55,7 +55,7 @@ def refused(specs: Sequence[LayerSpec], **options: bool) -> str:
 def test_the_file_says_who_wrote_it_and_carries_the_config(tmp_path: Path) -> None:
     path, config = tmp_path / "m.onnx", "model:\n  input_size: 4  # σ\n"
     registry.write(path, "onnx", export_of(STACK, config=config))
-    model = messages.Model.decode(memoryview(path.read_bytes()))
+    model = proto.OnnxModel.decode(memoryview(path.read_bytes()))
     assert (model.ir_version, model.producer_name) == (8, "lstm-cli")
     assert [(s.domain, s.version) for s in model.operator_sets] == [("", 14)]
     assert [(p.key, p.value) for p in model.metadata] == [("lstm-cli.config", config)]
@@ -169,7 +169,7 @@ def test_values_beyond_float32() -> None:
 
 
 def test_more_than_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "LARGEST", 4 * 4 * H * (D + H))
+    monkeypatch.setattr(graph_builder, "MAX_BYTES", 4 * 4 * H * (D + H))
     found = refused([recurrent("lstm", H, D)])
     assert "too large for an ONNX file" in found
     assert "layers.0.B" in found
@@ -180,7 +180,7 @@ def test_a_name_of_any_letters(tmp_path: Path) -> None:
     for name in ("", "Gedächtnis 記憶", "broken \udcff"):
         export = Export(name, D, None, plain.layers, plain.tensors, plain.config)
         registry.write(path, "onnx", export)
-        graph = messages.Model.decode(memoryview(path.read_bytes())).graph
+        graph = proto.OnnxModel.decode(memoryview(path.read_bytes())).graph
         assert graph is not None
         assert graph.name == {"": "network"}.get(name, name.replace("\udcff", "?"))
 
