@@ -28,7 +28,8 @@ from lstm_cli.network.network import Network
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
+from onnx_models import runtime_outputs, save_model  # noqa: E402
 
 N, T, D, H = 3, 4, 2, 3
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -68,32 +69,6 @@ def test_every_operator_that_is_read_has_a_schema() -> None:
     assert {op.lower() for op in RULES} | ACTIVATION_OPERATORS.keys() <= known
 
 
-def save(
-    path: Path,
-    nodes: list[Any],
-    stored: dict[str, Array],
-    inputs: dict[str, tuple[Any, ...]],
-    outputs: tuple[str, ...] = ("y",),
-    opset: int = 14,
-) -> Path:
-    real = TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info(name, real, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, real, None) for name in outputs],
-        [numpy_helper.from_array(value, name) for name, value in stored.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def there(path: Path, **feeds: Array) -> list[Array]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return list(session.run(None, {k: v.astype("f4") for k, v in feeds.items()}))
-
-
 def weights(kind: str, directions: int, seed: int, features: int = D, tag: str = "") -> Any:
     rng, G = np.random.default_rng(seed), GATES[kind]
     shapes = {"W": (G * H, features), "R": (G * H, H), "B": (2 * G * H,)}
@@ -129,9 +104,13 @@ def test_parameters_of_activations(seed: int, tmp_path: Path) -> None:
         values = rng.uniform(0.1, 0.9, rng.integers(0, count + 2)).round(3)
         given |= {f"activation_{letter}": values.tolist()} if values.size else {}
     node = helper.make_node(kind, ["x", "W", "R", "B"], ["y"], hidden_size=H, **given)
-    path = save(tmp_path / "m.onnx", [node], weights(kind, directions, seed), {"x": (T, N, D)})
+    path = save_model(
+        tmp_path / "m.onnx", [node], weights(kind, directions, seed), {"x": (T, N, D)}
+    )
     x = random_inputs(N, T, D, seed)
-    expected = there(path, x=x.transpose(1, 0, 2))[0].transpose(2, 0, 1, 3).reshape(N, T, -1)
+    expected = (
+        runtime_outputs(path, x=x.transpose(1, 0, 2))[0].transpose(2, 0, 1, 3).reshape(N, T, -1)
+    )
     imported = read(path, ReadOptions())
     settings = [s for n in imported.notes if "ONNX Runtime" in n for s in SETTING.findall(n)]
     scale = max(1.0, float(np.abs(expected).max()))
@@ -146,14 +125,14 @@ def test_left_out_parameters_are_said(name: str, tmp_path: Path) -> None:
     x = np.array([-2, 0.5, 3], "f4").reshape(1, 3, 1)
     node = helper.make_node("RNN", ["x", "W", "R"], ["y"], hidden_size=1, activations=[name])
     stored = {"W": np.ones((1, 1, 1), "f4"), "R": np.zeros((1, 1, 1), "f4")}
-    path = save(tmp_path / "m.onnx", [node], stored, {"x": (1, 3, 1)})
+    path = save_model(tmp_path / "m.onnx", [node], stored, {"x": (1, 3, 1)})
     imported = read(path, ReadOptions())
     standard = {"Affine": x, "ScaledTanh": np.tanh(x), "ThresholdedRelu": np.where(x > 1, x, 0)}
     np.testing.assert_allclose(run(imported, x.reshape(3, 1, 1))[:, 0, 0], standard[name][0, :, 0])
     settings = [s for note in imported.notes for s in SETTING.findall(note)]
     assert settings
     found = run(imported, x.reshape(3, 1, 1), *settings)
-    np.testing.assert_allclose(found[:, 0, 0], there(path, x=x)[0].reshape(-1))
+    np.testing.assert_allclose(found[:, 0, 0], runtime_outputs(path, x=x)[0].reshape(-1))
 
 
 def test_as_many_values_as_activations_are_read_in_order_and_said(tmp_path: Path) -> None:
@@ -161,16 +140,16 @@ def test_as_many_values_as_activations_are_read_in_order_and_said(tmp_path: Path
         "LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=H,
         activations=["Sigmoid", "LeakyRelu", "Tanh"], activation_alpha=[0.5, 0.25, 0.75],
     )  # fmt: skip
-    path = save(tmp_path / "m.onnx", [node], weights("LSTM", 1, 0), {"x": (T, N, D)})
+    path = save_model(tmp_path / "m.onnx", [node], weights("LSTM", 1, 0), {"x": (T, N, D)})
     x, imported = random_inputs(N, T, D), read(path, ReadOptions())
     close = {"rtol": 0, "atol": 1e-5}
-    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
     np.testing.assert_allclose(run(imported, x), expected, **close)
     (note,) = (note for note in imported.notes if "counted by activations" in note)
     (setting,) = SETTING.findall(note)
     next(a for a in node.attribute if a.name == "activation_alpha").floats[:] = [0.25]
-    path = save(tmp_path / "n.onnx", [node], weights("LSTM", 1, 0), {"x": (T, N, D)})
-    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    path = save_model(tmp_path / "n.onnx", [node], weights("LSTM", 1, 0), {"x": (T, N, D)})
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
     np.testing.assert_allclose(run(imported, x, setting), expected, **close)
 
 
@@ -189,11 +168,11 @@ def test_states_that_are_fed(kind: str, fed: str, direction: str, tmp_path: Path
         kind, ["x", "W", "R", "B", "", *slots], ["y"], hidden_size=H, direction=direction
     )
     inputs = {"x": (T, N, D)} | {slot: (directions, N, H) for slot in slots if slot}
-    path = save(tmp_path / "m.onnx", [node], weights(kind, directions, 1), inputs)
+    path = save_model(tmp_path / "m.onnx", [node], weights(kind, directions, 1), inputs)
     x = random_inputs(N, T, D)
     states = {letter: rng.standard_normal((N, directions, H)) for letter in "hc"}
     feeds = {f"initial_{letter}": states[letter].transpose(1, 0, 2) for letter in fed}
-    expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0]
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2), **feeds)[0]
     net = lstm_cli.load(path, engine="reference")
     alone = states
     if direction == "reverse":  # of a layer of two directions, whose forward one is not used
@@ -216,12 +195,12 @@ def test_a_state_of_one_direction_is_enough_for_the_reverse_one_alone(tmp_path: 
     node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H,
                             direction="reverse")  # fmt: skip
     inputs = {"x": (T, N, D), "h": (1, N, H)}
-    path = save(tmp_path / "m.onnx", [node], weights("GRU", 1, 1), inputs)
+    path = save_model(tmp_path / "m.onnx", [node], weights("GRU", 1, 1), inputs)
     net, x = lstm_cli.load(path, engine="reference"), random_inputs(N, T, D)
     either = re.escape(f"({N}, 2, {H}), that is (N, directions, features), or ({N}, 1, {H}) of the")
     with pytest.raises(lstm_cli.LstmCliError, match=f"{either} reverse direction, the only one"):
         net.run(x, state=[(np.zeros((N, 3, H)), None)])
-    path = save(tmp_path / "m.onnx", [helper.make_node(
+    path = save_model(tmp_path / "m.onnx", [helper.make_node(
         "GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H, direction="bidirectional"
     )], weights("GRU", 2, 1), {**inputs, "h": (2, N, H)})  # fmt: skip
     with pytest.raises(lstm_cli.LstmCliError, match="does not fit"):
@@ -245,10 +224,10 @@ def test_states_of_a_stack(zeros: str, tmp_path: Path) -> None:
     stored |= weights("GRU", 1, 3, 2 * H, "g") | {"one": np.array([1])}
     stored |= {"zeros": np.zeros((1, N, H), "f4")} if none else {}
     state = {"h": (1, N, H), "c": (1, N, H)}
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D), **state})
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D), **state})
     x, h, c = random_inputs(N, T, D), *(rng.standard_normal((N, 1, H)) for _ in "hc")
     feeds = {"h": h.transpose(1, 0, 2), "c": c.transpose(1, 0, 2)}
-    expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0][:, 0].transpose(1, 0, 2)
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2), **feeds)[0][:, 0].transpose(1, 0, 2)
     net = lstm_cli.load(path, engine="reference")
     noise = rng.standard_normal((N, 1, H))
     given = [(np.concatenate(pair, axis=1) for pair in ((h, noise), (noise, c)))]
@@ -262,11 +241,11 @@ def test_a_state_with_a_default_may_be_fed(fed: bool, tmp_path: Path) -> None:
     node = helper.make_node("LSTM", ["x", "W", "R", "B", "", "h", "c"], ["y"], hidden_size=H)
     stored = weights("LSTM", 1, 1) | {"h": np.zeros((1, N, H), "f4")}
     inputs = {"x": (T, N, D), "c": (1, N, H)} | ({"h": (1, N, H)} if fed else {})
-    path = save(tmp_path / "m.onnx", [node], stored, inputs)
+    path = save_model(tmp_path / "m.onnx", [node], stored, inputs)
     x, state = random_inputs(N, T, D), np.random.default_rng(1).standard_normal((2, N, 1, H))
     feeds = {name: value.transpose(1, 0, 2) for name, value in zip("hc", state, strict=True)}
     feeds = feeds if fed else {"c": feeds["c"]}
-    expected = there(path, x=x.transpose(1, 0, 2), **feeds)[0][:, 0].transpose(1, 0, 2)
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2), **feeds)[0][:, 0].transpose(1, 0, 2)
     net = lstm_cli.load(path, engine="reference")
     found = net.run(x, state=[tuple(state)]).outputs
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -275,7 +254,7 @@ def test_a_state_with_a_default_may_be_fed(fed: bool, tmp_path: Path) -> None:
 
 def test_a_model_that_is_fed_no_states_goes_on_from_those_given(tmp_path: Path) -> None:
     node = helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=H)
-    path = save(tmp_path / "m.onnx", [node], weights("LSTM", 1, 1), {"x": (T, N, D)})
+    path = save_model(tmp_path / "m.onnx", [node], weights("LSTM", 1, 1), {"x": (T, N, D)})
     x, net = random_inputs(N, T, D), lstm_cli.load(path, engine="reference")
     whole, first = net.run(x).outputs, net.run(x[:, :2])
     np.testing.assert_allclose(net.run(x[:, 2:], state=first.state).outputs, whole[:, 2:])
@@ -346,9 +325,9 @@ def test_operators_by_their_attributes(case: str, tmp_path: Path) -> None:
     else:
         inputs, x = {"x": ("N", "T", D)}, 2 * random_inputs(N, T, D)
     head = helper.make_node("MatMul", ["x", "M"], ["a"])
-    path = save(tmp_path / "m.onnx", [head, *nodes], stored, inputs, opset=opset)
+    path = save_model(tmp_path / "m.onnx", [head, *nodes], stored, inputs, opset=opset)
     found = run(read(path, ReadOptions()), x.reshape(-1, *x.shape[-2:]))
-    expected = there(path, x=x)[0]
+    expected = runtime_outputs(path, x=x)[0]
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
 
 
@@ -368,13 +347,12 @@ def test_the_last_step_where_lengths_are_fed(output: str, tmp_path: Path) -> Non
         nodes = [nodes[0], make("Squeeze", ["Y_h", "zero"], ["y"])]
     stored = weights("LSTM", 1, 1)
     stored |= {"one": np.array([1]), "zero": np.array([0]), "last": np.array(-1)}
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, (N,)))
     onnx.save(model, path)
     x, lengths = random_inputs(N, T, D).astype("f4"), np.array([T, 2, 1], "i4")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"x": x.transpose(1, 0, 2), "n": lengths})
+    (expected,) = runtime_outputs(path, x=x.transpose(1, 0, 2), n=lengths)
     net = lstm_cli.load(path, engine="reference")
     found = net.run(x, lengths).outputs
     said = any("last step of node" in note and "gives as 0" in note for note in net.notes)
@@ -401,15 +379,14 @@ def test_the_last_step_of_both_directions(kind: str, lengths: Any, tmp_path: Pat
     stored["M"] = stored["M"].astype("f4")
     stored |= {"end": np.array([-1]), "far": np.array([1 << 40]), "zero": np.array([0])}
     stored |= {"rows": np.array([0, 2 * H])}
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D)})
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": (T, N, D)})
     model, feeds = onnx.load(path), {}
     if lengths is not None:
         model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, (N,)))
         onnx.save(model, path)
         feeds["n"] = np.array(lengths, "i4")
     x = random_inputs(N, T, D).astype("f4")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"x": x.transpose(1, 0, 2), **feeds})
+    (expected,) = runtime_outputs(path, x=x.transpose(1, 0, 2), **feeds)
     net = lstm_cli.load(path, engine="reference")
     found = net.run(x, lengths).outputs
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -425,12 +402,12 @@ def test_states_that_are_constants_become_inputs(tmp_path: Path) -> None:
     node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H)
     h = np.random.default_rng(3).standard_normal((1, N, H)).astype("f4")
     stored = weights("GRU", 1, 1)
-    path = save(tmp_path / "m.onnx", [node], stored | {"h": h}, {"x": (T, N, D)})
+    path = save_model(tmp_path / "m.onnx", [node], stored | {"h": h}, {"x": (T, N, D)})
     with pytest.raises(lstm_cli.LstmCliError, match="make it an input of the graph"):
         lstm_cli.load(path)
     x = random_inputs(N, T, D)
-    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
-    path = save(tmp_path / "n.onnx", [node], stored, {"x": (T, N, D), "h": (1, N, H)})
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    path = save_model(tmp_path / "n.onnx", [node], stored, {"x": (T, N, D), "h": (1, N, H)})
     net = lstm_cli.load(path, engine="reference")
     found = net.run(x, state=[h.transpose(1, 0, 2)]).outputs
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -446,8 +423,8 @@ def test_a_number_of_features_is_not_taken_for_one_of_steps(tmp_path: Path) -> N
         make("Reshape", ["b", "rows"], ["y"]),
     ]
     stored |= {"at": np.array(H - 1), "rows": np.array([2, H]), "one": np.array([1])}
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", 2, D)})
-    assert there(path, x=random_inputs(T, 2, D))[0].shape == (2, H)
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": ("T", 2, D)})
+    assert runtime_outputs(path, x=random_inputs(T, 2, D))[0].shape == (2, H)
     with pytest.raises(lstm_cli.LstmCliError, match=r"step 2"):
         lstm_cli.load(path)
 
@@ -461,12 +438,12 @@ def test_an_open_last_step_of_both_directions_becomes_a_fixed_one(tmp_path: Path
         make("Reshape", ["b", "rows"], ["y"]),
     ]
     stored |= {"last": np.array(-1), "rows": np.array([0, 2 * H])}
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": ("T", N, D)})
     with pytest.raises(lstm_cli.LstmCliError, match="with a fixed number of steps"):
         lstm_cli.load(path)
-    path, x = save(path, nodes, stored, {"x": (T, N, D)}), random_inputs(N, T, D)
+    path, x = save_model(path, nodes, stored, {"x": (T, N, D)}), random_inputs(N, T, D)
     found = lstm_cli.load(path, engine="reference").run(x).outputs
-    expected = there(path, x=x.transpose(1, 0, 2))[0]
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2))[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -505,8 +482,8 @@ def test_states_whose_size_is_calculated(op: str, tmp_path: Path) -> None:
     stored |= {"z": np.zeros((1, 1, 2), "f4"), "one": np.array([1]), "two": np.array([2])}
     stored |= {"neg": np.array([-1] * 3), "ones": np.array([1] * 3), "big": np.array([999])}
     x = random_inputs(N, T, D)
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", "people", D)})
-    expected = there(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", "people", D)})
+    expected = runtime_outputs(path, x=x.transpose(1, 0, 2))[0][:, 0].transpose(1, 0, 2)
     if op in READ:
         found = lstm_cli.load(path, engine="reference").run(x).outputs
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -517,7 +494,7 @@ def test_states_whose_size_is_calculated(op: str, tmp_path: Path) -> None:
     )
     with pytest.raises(lstm_cli.LstmCliError, match=named):
         lstm_cli.load(path, engine="reference")
-    path = save(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", N, D)})
+    path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", N, D)})
     net = lstm_cli.load(path, engine="reference")
     np.testing.assert_allclose(net.run(x).outputs, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(net.run(x[:2]).outputs, expected[:2], rtol=0, atol=1e-5)
