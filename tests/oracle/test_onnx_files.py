@@ -1,4 +1,4 @@
-"""Models that other programs write as ONNX: read, run here, and held against ONNX Runtime."""
+"""ONNX models of other programs, read and compared with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx_models
 from onnx import helper
-from onnx_exports import export_of, random_layers
+from onnx_exports import close, export_of, random_layers
 from onnx_models import runtime_outputs, save_model
 
 N, T, D, H = 4, 6, 3, 5
-TOLERANCE = 2e-5
 INPUT = {"x": ("N", "T", D)}
 
 
@@ -48,12 +47,6 @@ def run_here(imported: Imported, x: Array, *args: Any) -> Result:
     assert imported.config is not None
     config = from_mapping(dict(imported.config))
     return Network(config.specs, imported.tensors, ReferenceEngine("float32")).run(x, *args)
-
-
-def close(found: Array, expected: Array) -> None:
-    assert found.shape == expected.shape
-    scale = max(1.0, float(np.abs(expected).max(initial=0)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
 
 
 def kinds(imported: Imported) -> list[str]:
@@ -112,12 +105,12 @@ def test_operators(
     alone = "reverse" if direction == "reverse" else None
     y, h, c = onnx_models.run(spec, weights, x, lengths, state, direction=alone)
     imported = read(path, ReadOptions())
-    found = run_here(imported, x, lengths, None if state is None else [state])
-    close(found.outputs, y)
+    result = run_here(imported, x, lengths, None if state is None else [state])
+    close(result.outputs, y)
     which = slice(1, None) if alone else slice(None)
-    close(found.state[0][0][:, which], h)
+    close(result.state[0][0][:, which], h)
     if c is not None:
-        close(found.state[0][1][:, which], c)
+        close(result.state[0][1][:, which], c)
     assert ("dense" in kinds(imported)) == (alone is not None)
 
 
@@ -162,7 +155,7 @@ def test_layout_1_is_layout_0_transposed(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A PyTorch network, and how many rows of steps its output has."""
+    """A PyTorch network: its modules and its forward pass; the input may be time-first."""
 
     make: Callable[[], Any]
     forward: Callable[[Any, Any], Any]
@@ -240,7 +233,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def cases() -> Iterator[dict[str, Case]]:
-    """The networks; exporters say much while they work."""
+    """The networks, with the exporters' log messages disabled."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     yield _cases()
@@ -248,7 +241,7 @@ def cases() -> Iterator[dict[str, Case]]:
 
 
 def _export(case: Case, path: Path, *, dynamo: bool = False, open_sizes: bool = False) -> Any:
-    """The network, written to `path`."""
+    """Export a network to `path`; return its PyTorch module."""
     import torch
 
     forward = case.forward
@@ -298,7 +291,7 @@ def _check_pytorch(case: Case, path: Path, *, dynamo: bool) -> None:
 
 
 def test_any_batch_and_length(cases: dict[str, Case], tmp_path: Path) -> None:
-    """Open sizes stay open: batches and lengths other than those at export."""
+    """Open sizes stay open: batch sizes and lengths may differ from those at export."""
     path = tmp_path / "model.onnx"
     _export(cases["lstm every"], path, open_sizes=True)
     imported = read(path, ReadOptions())
@@ -483,14 +476,14 @@ HEADS: dict[str, dict[str, Any]] = {
 def test_activations_of_a_head(op: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     stored = {"M": rng.standard_normal((D, 4)).astype("f4"), "two": np.float32(2)}
-    given = {"PRelu": ["slope"], "Clip": ["null"], "Max": ["null"]}.get(op, [])
+    inputs = {"PRelu": ["slope"], "Clip": ["null"], "Max": ["null"]}.get(op, [])
     values = {"slope": np.full(4, 0.3, "f4"), "null": np.float32(0)}
     nodes = [
         helper.make_node("MatMul", ["x", "M"], ["a"]),
-        helper.make_node(op, ["a", *given], ["b"], **HEADS[op]),
+        helper.make_node(op, ["a", *inputs], ["b"], **HEADS[op]),
         helper.make_node("Mul", ["b", "two"], ["y"]),
     ]
-    stored |= {name: values[name] for name in given}
+    stored |= {name: values[name] for name in inputs}
     path = save_model(tmp_path / "model.onnx", nodes, stored, INPUT)
     x = random_inputs(N, T, D).astype("f4")
     close(run_here(read(path, ReadOptions()), x).outputs, runtime_outputs(path, x)[0])
@@ -502,7 +495,7 @@ _CASES = list(itertools.product(("LSTM", "GRU", "RNN"), (0, 1), (True, False)))
 
 
 @pytest.mark.parametrize(("kind", "layout", "whole"), _CASES)
-def test_bare_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None:
+def test_single_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     G = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     stored = {
@@ -515,11 +508,11 @@ def test_bare_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None
     path = save_model(tmp_path / "m.onnx", [node], stored, {"x": shape}, [o for o in outputs if o])
     x = random_inputs(1, T, D).astype("f4")
     imported = read(path, ReadOptions())
-    found = run_here(imported, x)
+    result = run_here(imported, x)
     node = helper.make_node(kind, ["x", "W", "R"], ["Y", "Y_h"], hidden_size=H)
     plain = save_model(tmp_path / "p.onnx", [node], stored, {"x": (T, 1, D)}, ["Y", "Y_h"])
     y, h = runtime_outputs(plain, x.transpose(1, 0, 2))
-    close(found.outputs, y[:, 0].transpose(1, 0, 2) if whole else h[0])
+    close(result.outputs, y[:, 0].transpose(1, 0, 2) if whole else h[0])
     assert any("laid out" in note for note in imported.notes)
 
 
@@ -545,7 +538,7 @@ def test_own_models(seed: int, lengths: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("open_axes", [("T", "N"), ("T", 2)])
-def test_steps_that_an_exporter_wrote_down_though_they_are_open(tmp_path, open_axes):
+def test_open_steps_that_the_exporter_wrote_as_a_number(tmp_path, open_axes):
     rng = np.random.default_rng(3)
     T, N, D, H = 6, 2, 3, 4
     W, R = (rng.standard_normal((1, 4 * H, n)).astype(np.float32) for n in (D, H))

@@ -1,5 +1,4 @@
-"""Operators' schemas, activations' parameters and initial states: as the onnx package and ONNX
-Runtime have them."""
+"""Schemas, activation parameters and initial states, compared with onnx and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -83,7 +82,7 @@ def run(imported: Imported, x: Array, *overrides: str) -> Array:
     return Network(config.specs, imported.tensors, ReferenceEngine("float32")).run(x).outputs
 
 
-# Parameters of activations: who takes which value, and what is taken where one is missing.
+# Parameters of activations: assignment to activations, and defaults.
 
 NAMES = ["Affine", "ScaledTanh", "ThresholdedRelu", "LeakyRelu", "Elu", "HardSigmoid"]
 NAMES += ["Sigmoid", "Tanh", "Relu", "Softsign", "Softplus"]
@@ -91,19 +90,19 @@ NAMES += ["Sigmoid", "Tanh", "Relu", "Softsign", "Softplus"]
 
 @pytest.mark.parametrize("seed", range(40))
 def test_parameters_of_activations(seed: int, tmp_path: Path) -> None:
-    """ONNX Runtime's numbers, once every note that names them is followed."""
+    """The --set options of the notes give ONNX Runtime's outputs."""
     rng = np.random.default_rng(seed)
     kind = ["LSTM", "GRU", "RNN"][seed % 3]
     directions = 1 + seed // 3 % 2
     count = {"LSTM": 3, "GRU": 2, "RNN": 1}[kind] * directions
-    given = {
+    attributes = {
         "activations": [str(name) for name in rng.choice(NAMES, count)],
         "direction": "bidirectional" if directions == 2 else "forward",
     }
     for letter in ("alpha", "beta"):
         values = rng.uniform(0.1, 0.9, rng.integers(0, count + 2)).round(3)
-        given |= {f"activation_{letter}": values.tolist()} if values.size else {}
-    node = helper.make_node(kind, ["x", "W", "R", "B"], ["y"], hidden_size=H, **given)
+        attributes |= {f"activation_{letter}": values.tolist()} if values.size else {}
+    node = helper.make_node(kind, ["x", "W", "R", "B"], ["y"], hidden_size=H, **attributes)
     path = save_model(
         tmp_path / "m.onnx", [node], weights(kind, directions, seed), {"x": (T, N, D)}
     )
@@ -153,7 +152,7 @@ def test_as_many_values_as_activations_are_read_in_order_and_said(tmp_path: Path
     np.testing.assert_allclose(run(imported, x, setting), expected, **close)
 
 
-# Initial states: what is fed, and what the operator begins with of its own.
+# Initial states: inputs of the graph, and states fixed at 0.
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
@@ -179,19 +178,19 @@ def test_states_that_are_fed(kind: str, fed: str, direction: str, tmp_path: Path
         states = {k: np.concatenate([v + 7, v], axis=1) for k, v in states.items()}
     c = states["c"] if kind == "LSTM" else None
     expected = expected.transpose(2, 0, 1, 3).reshape(N, T, -1)
-    held = [letter for letter in "hc" if letter not in fed and kind == "LSTM"]
-    givens = [[(states["h"], c)], [tuple(None if s in held else states[s] for s in "hc")]]
+    unfed = [letter for letter in "hc" if letter not in fed and kind == "LSTM"]
+    givens = [[(states["h"], c)], [tuple(None if s in unfed else states[s] for s in "hc")]]
     givens += [[(alone["h"], None if c is None else alone["c"])]]
     for given in givens:
         if kind == "LSTM" or given[0][1] is None:
             found = net.run(x, state=given).outputs
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    for letter in held:
+    for letter in unfed:
         assert any(f"no input initial_{letter}:" in note for note in net.notes)
-    assert bool(held) == any("whatever --state holds" in note for note in net.notes)
+    assert bool(unfed) == any("whatever --state holds" in note for note in net.notes)
 
 
-def test_a_state_of_one_direction_is_enough_for_the_reverse_one_alone(tmp_path: Path) -> None:
+def test_the_reverse_direction_takes_a_state_of_one_direction(tmp_path: Path) -> None:
     node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H,
                             direction="reverse")  # fmt: skip
     inputs = {"x": (T, N, D), "h": (1, N, H)}
@@ -209,7 +208,7 @@ def test_a_state_of_one_direction_is_enough_for_the_reverse_one_alone(tmp_path: 
 
 @pytest.mark.parametrize("zeros", ["constant", "left out"])
 def test_states_of_a_stack(zeros: str, tmp_path: Path) -> None:
-    """The second layer takes c alone, the directions of the first take what is theirs."""
+    """One direction of the first layer takes h, the other takes c; the second layer takes none."""
     make, rng = helper.make_node, np.random.default_rng(2)
     none = "zeros" if zeros == "constant" else ""
     nodes = [
@@ -260,7 +259,7 @@ def test_a_model_that_is_fed_no_states_goes_on_from_those_given(tmp_path: Path) 
     np.testing.assert_allclose(net.run(x[:, 2:], state=first.state).outputs, whole[:, 2:])
 
 
-# Operators whose meaning hangs on an attribute.
+# Operators whose meaning depends on an attribute.
 
 HEADS: dict[str, tuple[int, list[Any], dict[str, Array]]] = {
     "ThresholdedRelu": (10, [helper.make_node("ThresholdedRelu", ["a"], ["y"])], {}),
@@ -331,12 +330,12 @@ def test_operators_by_their_attributes(case: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
 
 
-# The last step of all, and each sequence's own last one.
+# The last step T - 1, and the last valid step of each sequence.
 
 
 @pytest.mark.parametrize("output", ["Y", "Y_h"])
 def test_the_last_step_where_lengths_are_fed(output: str, tmp_path: Path) -> None:
-    """Y is 0 past a sequence's end: where its last step is read, a note says so."""
+    """Y is 0 past the end of a sequence: a note says so if the model reads its last step."""
     make = helper.make_node
     nodes = [
         make("LSTM", ["x", "W", "R", "B", "n"], ["Y", "Y_h"], hidden_size=H),
@@ -354,18 +353,18 @@ def test_the_last_step_where_lengths_are_fed(output: str, tmp_path: Path) -> Non
     x, lengths = random_inputs(N, T, D).astype("f4"), np.array([T, 2, 1], "i4")
     (expected,) = runtime_outputs(path, x=x.transpose(1, 0, 2), n=lengths)
     net = lstm_cli.load(path, engine="reference")
-    found = net.run(x, lengths).outputs
-    said = any("last step of node" in note and "gives as 0" in note for note in net.notes)
-    assert said == (output == "Y")
-    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
-    assert np.allclose(found, expected, atol=1e-5) != said
-    assert not said or not expected[1:].any()
+    outputs = net.run(x, lengths).outputs
+    has_note = any("last step of node" in note and "gives as 0" in note for note in net.notes)
+    assert has_note == (output == "Y")
+    np.testing.assert_allclose(outputs[0], expected[0], rtol=0, atol=1e-5)
+    assert np.allclose(outputs, expected, atol=1e-5) != has_note
+    assert not has_note or not expected[1:].any()
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 2, 1]])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_the_last_step_of_both_directions(kind: str, lengths: Any, tmp_path: Path) -> None:
-    """With a fixed number of steps it is another vector than Y_h, and ONNX Runtime's."""
+    """With a fixed T it is not Y_h, and equals ONNX Runtime's output."""
     make = helper.make_node
     slots = ["x", "W", "R", "B"] + ([] if lengths is None else ["n"])
     nodes = [
@@ -394,11 +393,11 @@ def test_the_last_step_of_both_directions(kind: str, lengths: Any, tmp_path: Pat
     assert np.abs(finals @ stored["M"] - expected).max() > 0.05
 
 
-# What the hints on operators propose.
+# The hints on operators work.
 
 
 def test_states_that_are_constants_become_inputs(tmp_path: Path) -> None:
-    """Refused as constants; as inputs, as the hint has it, they are left to --state."""
+    """Constants are refused; the hint makes them inputs, which --state sets."""
     node = helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=H)
     h = np.random.default_rng(3).standard_normal((1, N, H)).astype("f4")
     stored = weights("GRU", 1, 1)
@@ -414,7 +413,7 @@ def test_states_that_are_constants_become_inputs(tmp_path: Path) -> None:
 
 
 def test_a_number_of_features_is_not_taken_for_one_of_steps(tmp_path: Path) -> None:
-    """Step 2 of any number of steps is not the last one, though a Reshape has a 3."""
+    """Step 2 of an open number of steps is not the last step, although a Reshape has a 3."""
     make, stored = helper.make_node, weights("GRU", 1, 1)
     nodes = [
         make("GRU", ["x", "W", "R", "B"], ["Y"], hidden_size=H),
@@ -447,7 +446,7 @@ def test_an_open_last_step_of_both_directions_becomes_a_fixed_one(tmp_path: Path
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-# Initial states of zeros, of a shape that is calculated from an open size.
+# Initial states of zeros whose shape is computed from an open size.
 
 SIZED = {
     "Tile": ["Concat one n one rep axis=0", "Tile z rep h"],
@@ -462,12 +461,12 @@ SIZED = {
     "ReduceMax": ["ReduceMax n k axes=[0]", "Concat one k two t axis=0", "ConstantOfShape t h"],
 }
 READ = {"Equal", "Less", "Div", "ReduceMax"}
-"""Operators whose result is the same whatever the size."""
+"""Operators whose result does not depend on the size."""
 
 
 @pytest.mark.parametrize("op", SIZED)
 def test_states_whose_size_is_calculated(op: str, tmp_path: Path) -> None:
-    """The size is followed, or named with the operator; fixing it, as the hint says, is read."""
+    """The size is followed, or the error names it; a fixed size, as in the hint, is read."""
     make = helper.make_node
     nodes = [make("Shape", ["x"], ["s"]), make("Gather", ["s", "one"], ["n"])]
     for line in SIZED[op]:
@@ -488,11 +487,11 @@ def test_states_whose_size_is_calculated(op: str, tmp_path: Path) -> None:
         found = lstm_cli.load(path, engine="reference").run(x).outputs
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         return
-    named = (
+    pattern = (
         rf"(?s)\({op}\) calculates with a size that the model leaves open.*"
         "people, axis 1 of the input x.*hint: export the model with this size fixed"
     )
-    with pytest.raises(lstm_cli.LstmCliError, match=named):
+    with pytest.raises(lstm_cli.LstmCliError, match=pattern):
         lstm_cli.load(path, engine="reference")
     path = save_model(tmp_path / "m.onnx", nodes, stored, {"x": ("steps", N, D)})
     net = lstm_cli.load(path, engine="reference")
@@ -500,7 +499,7 @@ def test_states_whose_size_is_calculated(op: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(net.run(x[:2]).outputs, expected[:2], rtol=0, atol=1e-5)
 
 
-# Loops written out step by step.
+# Unrolled loops.
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -533,7 +532,7 @@ def test_a_first_step_that_was_folded_is_named_and_an_open_batch_is_read(tmp_pat
 def exported(
     folder: Path, cell: str, *, last: bool, odd: bool, **options: Any
 ) -> tuple[Path, Array, Array]:
-    """A loop over one of PyTorch's cells, or over two of them, with its inputs and outputs."""
+    """Export a loop over one or two PyTorch cells; return path, inputs and outputs."""
     torch = pytest.importorskip("torch")
     make = getattr(torch.nn, cell)
 

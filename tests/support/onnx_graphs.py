@@ -22,9 +22,8 @@ from lstm_cli.formats.onnx.proto import (
 )
 
 Array = NDArray[Any]
-
-
 D, H = 3, 2
+"""Features of the input and units of the recurrent cells."""
 
 
 def value(name: str, *sizes: int | str) -> m.OnnxValueInfo:
@@ -41,24 +40,24 @@ def stored(name: str, array: Any) -> OnnxTensor:
     return OnnxTensor(array.shape, kind, name=name, raw_data=array.tobytes())
 
 
-def attribute(name: str, given: Any) -> OnnxAttribute:
-    if isinstance(given, str):
-        return OnnxAttribute(name, s=given.encode(), type=m.ATTRIBUTE_STRING)
-    if isinstance(given, float):
-        return OnnxAttribute(name, f=given, type=m.ATTRIBUTE_FLOAT)
-    if isinstance(given, int):
-        return OnnxAttribute(name, i=given, type=m.ATTRIBUTE_INT)
-    if isinstance(given, OnnxGraph):
-        return OnnxAttribute(name, g=given, type=m.ATTRIBUTE_GRAPH)
-    if isinstance(given[0], str):
+def attribute(name: str, constant: Any) -> OnnxAttribute:
+    if isinstance(constant, str):
+        return OnnxAttribute(name, s=constant.encode(), type=m.ATTRIBUTE_STRING)
+    if isinstance(constant, float):
+        return OnnxAttribute(name, f=constant, type=m.ATTRIBUTE_FLOAT)
+    if isinstance(constant, int):
+        return OnnxAttribute(name, i=constant, type=m.ATTRIBUTE_INT)
+    if isinstance(constant, OnnxGraph):
+        return OnnxAttribute(name, g=constant, type=m.ATTRIBUTE_GRAPH)
+    if isinstance(constant[0], str):
         return OnnxAttribute(
-            name, strings=tuple(s.encode() for s in given), type=m.ATTRIBUTE_STRINGS
+            name, strings=tuple(s.encode() for s in constant), type=m.ATTRIBUTE_STRINGS
         )
-    return OnnxAttribute(name, ints=tuple(given), type=m.ATTRIBUTE_INTS)
+    return OnnxAttribute(name, ints=tuple(constant), type=m.ATTRIBUTE_INTS)
 
 
 def node(op: str, inputs: str, outputs: str, name: str = "", **attributes: Any) -> OnnxNode:
-    """Inputs and outputs by name, ``-`` for one left out."""
+    """A node whose inputs and outputs are names in one string, ``-`` for an omitted one."""
     ins, outs = (tuple("" if n == "-" else n for n in s.split()) for s in (inputs, outputs))
     return OnnxNode(
         ins, outs, name or op.lower(), op, tuple(attribute(*a) for a in attributes.items())
@@ -84,9 +83,9 @@ def model(
     return OnnxModel(8, graph=graph, operator_sets=(OnnxOperatorSet("", 17),), **options)
 
 
-def load(folder: Path, made: OnnxModel) -> Imported:
+def load(folder: Path, onnx_model: OnnxModel) -> Imported:
     path = folder / "model.onnx"
-    path.write_bytes(made.encode())
+    path.write_bytes(onnx_model.encode())
     return read(path, ReadOptions())
 
 

@@ -52,10 +52,12 @@ TYPES = {
 
 
 def with_attributes(op: str, least: int, opset: int, *attributes: OnnxAttribute) -> OnnxModel:
-    """A model of one operator with so many inputs."""
+    """A model of one operator with `least` inputs."""
     inputs = ("x", *["one"] * (least - 1))[:least]
-    made = model([OnnxNode(inputs, ("y",), "it", op, attributes)], [stored("one", np.ones(1))])
-    return replace(made, operator_sets=(OnnxOperatorSet("", opset),))
+    onnx_model = model(
+        [OnnxNode(inputs, ("y",), "it", op, attributes)], [stored("one", np.ones(1))]
+    )
+    return replace(onnx_model, operator_sets=(OnnxOperatorSet("", opset),))
 
 
 @pytest.mark.parametrize("op", [op for op in SCHEMAS if any(s.attributes for _, s in SCHEMAS[op])])
@@ -120,7 +122,7 @@ def test_a_gru_whose_gate_is_neither_before_nor_after(tmp_path: Path) -> None:
 
 
 def test_attributes_that_are_taken(tmp_path: Path) -> None:
-    """A zero that its writer left out, a runtime's own names, and a clip at nothing."""
+    """A zero that the writer omits, a name reserved for runtimes, and an infinite clip."""
     attributes = (
         OnnxAttribute("input_forget", type=m.ATTRIBUTE_INT),
         OnnxAttribute("__stream", i=3, type=m.ATTRIBUTE_INT),
@@ -155,9 +157,9 @@ OTHER_OPSETS: dict[str, tuple[int, list[OnnxNode], str]] = {
 def test_operators_of_another_opset(case: str, tmp_path: Path) -> None:
     opset, nodes, pattern = OTHER_OPSETS[case]
     output = "z" if case == "too new" else "y"
-    made = model(nodes, [*weights(), ZERO, stored("one", np.ones((1, D)))], [output])
+    onnx_model = model(nodes, [*weights(), ZERO, stored("one", np.ones((1, D)))], [output])
     with pytest.raises(WeightsError, match=f"(?s){pattern}"):
-        load(tmp_path, replace(made, operator_sets=(OnnxOperatorSet("", opset),)))
+        load(tmp_path, replace(onnx_model, operator_sets=(OnnxOperatorSet("", opset),)))
 
 
 NAMES: dict[str, OnnxModel] = {
@@ -177,10 +179,12 @@ def test_names_that_stand_for_two_values(case: str, tmp_path: Path) -> None:
 
 
 def test_opsets_of_a_model(tmp_path: Path) -> None:
-    made = model([node("Relu", "x", "y")])
-    found = load(tmp_path, replace(made, operator_sets=(OnnxOperatorSet("", NEWEST + 1),)))
-    assert any(f"newer than {NEWEST}" in note for note in found.notes)
-    two = replace(made, operator_sets=(OnnxOperatorSet("", 11), OnnxOperatorSet("ai.onnx", 13)))
+    onnx_model = model([node("Relu", "x", "y")])
+    imported = load(tmp_path, replace(onnx_model, operator_sets=(OnnxOperatorSet("", NEWEST + 1),)))
+    assert any(f"newer than {NEWEST}" in note for note in imported.notes)
+    two = replace(
+        onnx_model, operator_sets=(OnnxOperatorSet("", 11), OnnxOperatorSet("ai.onnx", 13))
+    )
     with pytest.raises(WeightsError, match="two versions"):
         load(tmp_path, two)
 
@@ -192,8 +196,8 @@ def test_a_function_has_an_opset_of_its_own(tmp_path: Path) -> None:
     )
     outer, after = replace(node("F", "x", "t"), domain="local"), node("Clip", "t zero", "y")
     tensors = [stored("zero", np.float32(0))]
-    found = load(tmp_path, model([outer, after], tensors, functions=(function,)))
-    assert [layer.get("activation") for layer in layers(found)] == ["relu", "relu"]
+    imported = load(tmp_path, model([outer, after], tensors, functions=(function,)))
+    assert [layer.get("activation") for layer in layers(imported)] == ["relu", "relu"]
     wrong = replace(outer, attributes=(CLIP,))
     with pytest.raises(WeightsError, match="no attribute clip"):
         load(tmp_path, model([wrong, after], tensors, functions=(function,)))
@@ -224,15 +228,15 @@ VALUES: dict[str, tuple[list[OnnxNode], str]] = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_values_that_mean_something_else(case: str, tmp_path: Path) -> None:
+def test_invalid_values_of_operators(case: str, tmp_path: Path) -> None:
     nodes, pattern = VALUES[case]
     extra = {"one": np.ones(1), "axis": [2], "half": np.float32(0.5), "yes": np.array(True)}
     extra |= {"Wi": np.ones((1, 4 * H, D), int), "inf": np.full(2, np.inf)}
     tensors = [*weights(), ZERO, *(stored(k, v) for k, v in extra.items())]
     inputs = [value("x", "T", "N", D), value("n", "N"), value("s", 1, "N", H)]
-    made = model(nodes, tensors, inputs=inputs)
+    onnx_model = model(nodes, tensors, inputs=inputs)
     with pytest.raises(WeightsError, match=pattern):
-        load(tmp_path, replace(made, operator_sets=(OnnxOperatorSet("", 18),)))
+        load(tmp_path, replace(onnx_model, operator_sets=(OnnxOperatorSet("", 18),)))
 
 
 FRONT = {
@@ -254,10 +258,12 @@ def test_an_operator_in_front_is_named(op: str, sizes: Any, tmp_path: Path) -> N
              node("Transpose", "c", "t", perm=[2, 0, 1])]  # fmt: skip
     turned = [node("Transpose", "V", "W", perm=[0, 2, 1])]  # so that W says nothing of D
     tensors = [stored("V", np.ones((1, D, 4 * H))), *weights()[1:], ZERO]
-    made = model([*nodes, *turned, *lstm("t W R B")], tensors, inputs=shape)
+    onnx_model = model([*nodes, *turned, *lstm("t W R B")], tensors, inputs=shape)
     with pytest.raises(WeightsError, match=rf"(?s)node front \({op}\).*{FRONT[op]}") as caught:
-        load(tmp_path, made)
-    if "found" in str(caught.value):  # the hint: what follows is read on its own
+        load(tmp_path, onnx_model)
+    if "found" in str(
+        caught.value
+    ):  # the hint: the part after the node is read as a separate model
         rest = model([*turned, *lstm("x W R B")], tensors)
         assert [layer["type"] for layer in layers(load(tmp_path, rest))] == ["lstm"]
 
@@ -306,30 +312,30 @@ def test_open_sizes() -> None:
 
 @pytest.mark.parametrize("op", sorted(SCHEMAS))
 def test_open_sizes_in_every_operator(op: str, tmp_path: Path) -> None:
-    """Whatever an operator makes of them: it is read, or the message names node and axis."""
+    """The model is read, or the message names the node and the axis."""
     least = min(schema.min_inputs for _, schema in SCHEMAS[op])
     most = min(max(schema.max_inputs for _, schema in SCHEMAS[op]), 5)
     branch = OnnxGraph((node("Identity", "x", "b"),), outputs=(value("b"),))
     own = {"axis": 0, "to": m.FLOAT, "hidden_size": H}
     own |= {"then_branch": branch, "else_branch": branch}
-    given = {name: v for name, v in own.items() if name in SCHEMAS[op][-1][1].attributes}
+    attributes = {name: v for name, v in own.items() if name in SCHEMAS[op][-1][1].attributes}
     tensors = [*weights(), ZERO, stored("three", [1, 2, 3]), stored("real", np.ones(3)),
                stored("one", [1]), stored("zeros", np.zeros((1, 1, H)))]  # fmt: skip
     start = [node("Shape", "x", "s"), node("Gather", "s one", "n", "size", axis=0)]
-    seen = 0
+    refusals = 0
     for other in ("three", "real", "n", "x"):
         for count in {max(least, 1), max(most, 1)}:
             for place in range(count):
                 names = [other] * count
                 names[place] = "n" if other != "n" else "s"
-                nodes = [*start, node(op, " ".join(names), "v", "odd", **given)]
+                nodes = [*start, node(op, " ".join(names), "v", "odd", **attributes)]
                 ends = [node("Add", "x v", "y"), node("ConstantOfShape", "v", "h0")]
                 for end in ends:
                     cell = [] if end.outputs == ("y",) else lstm("x W R B - h0")
                     try:
                         load(tmp_path, model([*nodes, end, *cell], tensors))
                     except WeightsError as error:
-                        seen += 1
-                        said = str(error).split("hint:")[0]
-                        assert not PYTHON.search(said), (names, said)
-    assert seen
+                        refusals += 1
+                        message = str(error).split("hint:")[0]
+                        assert not PYTHON.search(message), (names, message)
+    assert refusals

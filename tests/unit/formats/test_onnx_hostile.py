@@ -117,7 +117,7 @@ def functions(*bodies: tuple[str, list[OnnxNode]]) -> tuple[m.OnnxFunction, ...]
 
 
 def doubling(start: OnnxNode, calls: int) -> OnnxModel:
-    """Functions that call the one before twice; `calls` of them, within the depth allowed."""
+    """`calls` functions, each of which calls the previous one twice, within the allowed depth."""
     bodies = [("f0", [start])]
     for k in range(1, calls):
         before = f"f{k - 1}"
@@ -126,22 +126,22 @@ def doubling(start: OnnxNode, calls: int) -> OnnxModel:
 
 
 def filled(*nodes: OnnxNode, **sizes: list[int]) -> OnnxModel:
-    """Constants made of a shape: c of floats and d of integers."""
+    """A model with the constants c (floats) and d (integers) of the shape s."""
     start = [node("ConstantOfShape", "s", "c"), node("Cast", "c", "d", to=m.INT64)]
-    tensors = [stored(name, given) for name, given in sizes.items()]
+    tensors = [stored(name, shape) for name, shape in sizes.items()]
     tensors += [stored("one", [1]), stored("o", np.float32(1)), stored("three", np.ones(3))]
     return model([*start, *nodes, node("Mul", "x last", "y")], tensors)
 
 
 def repeated(op: str, first: str, second: str, count: int, **attributes: Any) -> list[OnnxNode]:
-    made = [node(op, f"{first} {second}", "v0", **attributes)]
-    made += [node(op, f"v{k} {second}", f"v{k + 1}", **attributes) for k in range(count)]
-    return [*made, node("Identity", f"v{count}", "last")]
+    nodes = [node(op, f"{first} {second}", "v0", **attributes)]
+    nodes += [node(op, f"v{k} {second}", f"v{k + 1}", **attributes) for k in range(count)]
+    return [*nodes, node("Identity", f"v{count}", "last")]
 
 
 def many(op: str, inputs: str, count: int, **attributes: Any) -> list[OnnxNode]:
-    made = [node(op, inputs, f"v{k}", **attributes) for k in range(count)]
-    return [*made, node("Identity", "v0", "last")]
+    nodes = [node(op, inputs, f"v{k}", **attributes) for k in range(count)]
+    return [*nodes, node("Identity", "v0", "last")]
 
 
 STEPS_OF_8 = [value("x", 8, "N", D)]
@@ -234,7 +234,7 @@ def test_work_is_bounded(kind: str, tmp_path: Path) -> None:
     began = time.process_time()
     with pytest.raises(WeightsError):
         read(path, ReadOptions())
-    assert time.process_time() - began < 6  # two seconds on a quiet machine
+    assert time.process_time() - began < 6  # 2 s on a quiet machine
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
@@ -327,9 +327,9 @@ def test_types_that_are_not_read_are_named(number: int, name: str, tmp_path: Pat
 
 def test_inputs_that_are_no_tensors(tmp_path: Path) -> None:
     for name, word in (("sequence", "sequence"), ("optional", "optional"), ("map", "map")):
-        given = m.OnnxValueInfo("x", m.OnnxType(**{name: b""}))
+        sequences = m.OnnxValueInfo("x", m.OnnxType(**{name: b""}))
         with pytest.raises(WeightsError, match=f"input x is of the type {word}"):
-            load(tmp_path, model(LAST, [*weights(), ZERO], inputs=[given]))
+            load(tmp_path, model(LAST, [*weights(), ZERO], inputs=[sequences]))
 
 
 @pytest.mark.parametrize("key", ["offset", "length"])
@@ -339,12 +339,12 @@ def test_external_data_of_impossible_places(key: str, text: str, tmp_path: Path)
     entries = {"location": "w.bin", key: text}
     external = tuple(m.OnnxProperty(k, v) for k, v in entries.items())
     tensor = OnnxTensor((1, 8, 3), m.FLOAT, name="W", data_location=1, external_data=external)
-    made = model(LAST, [tensor, *weights()[1:], ZERO])
+    onnx_model = model(LAST, [tensor, *weights()[1:], ZERO])
     if (key, text) == ("length", "9999999999999"):
-        assert load(tmp_path, made).config is not None  # more than is needed is not read
+        assert load(tmp_path, onnx_model).config is not None  # more than is needed is not read
         return
     with pytest.raises(WeightsError):
-        load(tmp_path, made)
+        load(tmp_path, onnx_model)
 
 
 def test_external_data_read_again_and_again(tmp_path: Path) -> None:
@@ -360,9 +360,11 @@ def test_external_data_read_again_and_again(tmp_path: Path) -> None:
 
 
 def test_large_matrices_of_the_file_are_read(tmp_path: Path) -> None:
-    """What stands in the file is no work beyond it: 33 million weights."""
+    """Weights of the file itself do not count as work: here 33 million."""
     matrix = OnnxTensor(
         (1 << 13, (1 << 12) + 8), m.FLOAT, name="M", raw_data=bytes(4 * (1 << 13) * 4104)
     )
-    made = model([node("MatMul", "x M", "y")], [matrix], inputs=[value("x", "N", "T", 1 << 13)])
-    assert layers(load(tmp_path, made)) == [{"type": "dense", "units": 4104, "bias": False}]
+    onnx_model = model(
+        [node("MatMul", "x M", "y")], [matrix], inputs=[value("x", "N", "T", 1 << 13)]
+    )
+    assert layers(load(tmp_path, onnx_model)) == [{"type": "dense", "units": 4104, "bias": False}]

@@ -39,8 +39,8 @@ from lstm_cli.formats.onnx.proto import (
 
 def test_config_weights_and_where_they_stood(tmp_path: Path) -> None:
     tensors = weights()
-    found = load(tmp_path, model(LAST, [*tensors, ZERO]))
-    assert found.config == {
+    imported = load(tmp_path, model(LAST, [*tensors, ZERO]))
+    assert imported.config == {
         "model": {
             "input_size": D,
             "layers": [{"type": "lstm", "hidden_size": H, "return_sequences": False}],
@@ -48,19 +48,21 @@ def test_config_weights_and_where_they_stood(tmp_path: Path) -> None:
     }
     W = np.frombuffer(bytes(tensors[0].raw_data or b""), "<f4").reshape(4 * H, D)
     i, o, f, c = np.split(W, 4)
-    np.testing.assert_array_equal(found.tensors["layers.0.weight_ih"], np.concatenate([i, f, c, o]))
+    np.testing.assert_array_equal(
+        imported.tensors["layers.0.weight_ih"], np.concatenate([i, f, c, o])
+    )
     B = np.frombuffer(bytes(tensors[2].raw_data or b""), "<f4").astype("f8").reshape(2, 4, H)
     np.testing.assert_array_equal(
-        found.tensors["layers.0.bias"], B.sum(0)[[0, 2, 3, 1]].reshape(-1).astype("f4")
+        imported.tensors["layers.0.bias"], B.sum(0)[[0, 2, 3, 1]].reshape(-1).astype("f4")
     )
-    places = {(s.name, s.block, s.native): s.part for s in found.stored if s.name != "B"}
+    places = {(s.name, s.block, s.native): s.part for s in imported.stored if s.name != "B"}
     assert places[("W", "f", "layers.0.weight_ih")] == "[0, 4:6]"
     assert places[("R", "g", "layers.0.weight_hh")] == "[0, 6:8]"
-    biases = [s.part for s in found.stored if (s.name, s.block) == ("B", "o")]
+    biases = [s.part for s in imported.stored if (s.name, s.block) == ("B", "o")]
     assert biases == ["[0, 2:4]", "[0, 10:12]"]
-    assert found.order == {"lstm": "i o f c"}
-    assert found.format == "onnx"
-    assert "opset 17" in found.title
+    assert imported.order == {"lstm": "i o f c"}
+    assert imported.format == "onnx"
+    assert "opset 17" in imported.title
 
 
 @pytest.mark.parametrize(
@@ -79,12 +81,12 @@ def test_storage(kind: int, field: dict[str, Any], tmp_path: Path) -> None:
     }
     bias = OnnxTensor((3,), kind, name="b", **field)
     nodes = [node("MatMul", "x M", "z"), node("Add", "z b", "y")]
-    found = load(tmp_path, model(nodes, [stored("M", np.eye(3)), bias]))
-    np.testing.assert_array_equal(found.tensors["layers.0.bias"], [0.5, -2, 3])
+    imported = load(tmp_path, model(nodes, [stored("M", np.eye(3)), bias]))
+    np.testing.assert_array_equal(imported.tensors["layers.0.bias"], [0.5, -2, 3])
 
 
-def external(location: str, **given: int) -> OnnxTensor:
-    entries = {"location": location, **{k: str(v) for k, v in given.items()}}
+def external(location: str, **numbers: int) -> OnnxTensor:
+    entries = {"location": location, **{k: str(v) for k, v in numbers.items()}}
     data = tuple(m.OnnxProperty(k, v) for k, v in entries.items())
     return OnnxTensor((3,), m.FLOAT, name="b", external_data=data, data_location=m.EXTERNAL)
 
@@ -96,8 +98,8 @@ def test_external_data(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "w.bin").write_bytes(b"skip" + np.array([1, 2, 3], "<f4").tobytes())
     tensor = external("sub/w.bin", offset=4, length=12)
-    found = load(tmp_path, model(HEAD, [stored("M", np.eye(3)), tensor]))
-    np.testing.assert_array_equal(found.tensors["layers.0.bias"], [1, 2, 3])
+    imported = load(tmp_path, model(HEAD, [stored("M", np.eye(3)), tensor]))
+    np.testing.assert_array_equal(imported.tensors["layers.0.bias"], [1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -180,16 +182,16 @@ def test_refused_by_name(case: str, tmp_path: Path) -> None:
 
 
 def test_weights_fed_at_run_time(tmp_path: Path) -> None:
-    made = model(
+    onnx_model = model(
         LAST, [*weights()[1:], ZERO], inputs=[value("x", 4, 1, D), value("W", 1, 4 * H, D)]
     )
     with pytest.raises(WeightsError, match=r"node cell \(LSTM\): its W is fed at run time"):
-        load(tmp_path, made)
+        load(tmp_path, onnx_model)
 
 
 @pytest.mark.parametrize("steps", [5, "T"])
 def test_last_step_of_a_reverse_half(steps: int | str, tmp_path: Path) -> None:
-    """It is that half's first computed one: exact where T is fixed, refused where it is open."""
+    """The reverse half computes that step first: readable for a fixed T, refused for an open T."""
     nodes = [
         node("LSTM", "x W R B", "Y", "cell", hidden_size=H, direction="bidirectional"),
         node("Transpose", "Y", "t", perm=[0, 2, 1, 3]),
@@ -197,15 +199,15 @@ def test_last_step_of_a_reverse_half(steps: int | str, tmp_path: Path) -> None:
         node("Gather", "r last", "y", axis=0),
     ]
     tensors = [*weights(directions=2), stored("shape", [0, 0, -1]), stored("last", np.int64(-1))]
-    made = model(nodes, tensors, inputs=[value("x", steps, "N", D)])
+    onnx_model = model(nodes, tensors, inputs=[value("x", steps, "N", D)])
     if steps == "T":
         with pytest.raises(WeightsError, match=r"step -1 \(the last\)"):
-            load(tmp_path, made)
+            load(tmp_path, onnx_model)
         return
-    found = load(tmp_path, made)
-    assert [layer["type"] for layer in layers(found)] == ["lstm", "flatten", "dense"]
-    assert found.config is not None
-    assert found.config["model"]["steps"] == steps
+    imported = load(tmp_path, onnx_model)
+    assert [layer["type"] for layer in layers(imported)] == ["lstm", "flatten", "dense"]
+    assert imported.config is not None
+    assert imported.config["model"]["steps"] == steps
 
 
 def test_several_outputs(tmp_path: Path) -> None:
@@ -215,9 +217,9 @@ def test_several_outputs(tmp_path: Path) -> None:
         node("Squeeze", "Y one", "y"),
         node("Tanh", "y", "z"),
     ]
-    found = load(tmp_path, model(nodes, tensors, ["y", "Yh", "Yc"]))
-    assert any("final states" in note for note in found.notes)
-    assert layers(found) == [{"type": "lstm", "hidden_size": H}]
+    imported = load(tmp_path, model(nodes, tensors, ["y", "Yh", "Yc"]))
+    assert any("final states" in note for note in imported.notes)
+    assert layers(imported) == [{"type": "lstm", "hidden_size": H}]
     with pytest.raises(WeightsError, match="gives z besides"):
         load(tmp_path, model(nodes, tensors, ["y", "z"]))
 
@@ -231,11 +233,11 @@ def test_a_function_stands_for_its_nodes(tmp_path: Path) -> None:
         "Leak", ("a",), ("b",), ("slope",), (inner,), (OnnxOperatorSet("", 17),), "local"
     )
     outer = replace(node("Leak", "x", "y", slope=0.25), domain="local")
-    found = load(tmp_path, model([outer], functions=(function,)))
-    assert layers(found)[0]["activation"] == {"name": "leaky_relu", "alpha": 0.25}
+    imported = load(tmp_path, model([outer], functions=(function,)))
+    assert layers(imported)[0]["activation"] == {"name": "leaky_relu", "alpha": 0.25}
     left_out = replace(outer, attributes=())
-    found = load(tmp_path, model([left_out], functions=(function,)))
-    assert layers(found)[0]["activation"] == "leaky_relu"  # the operator's own slope
+    imported = load(tmp_path, model([left_out], functions=(function,)))
+    assert layers(imported)[0]["activation"] == "leaky_relu"  # the operator's own slope
     whole = replace(outer, attributes=(attribute("slope", 1),))
     with pytest.raises(WeightsError, match="(?s)alpha.*type FLOAT.*type INT"):
         load(tmp_path, model([whole], functions=(function,)))
@@ -249,21 +251,21 @@ def test_a_constant_condition_takes_its_branch(tmp_path: Path) -> None:
         f"{name}_branch": OnnxGraph((node(op, "x", "b"),), name, outputs=(value("b"),))
         for name, op in (("then", "Relu"), ("else", "Tanh"))
     }
-    found = load(
+    imported = load(
         tmp_path, model([node("If", "no", "y", **branches)], [stored("no", np.array(False))])
     )
-    assert layers(found)[0]["activation"] == "tanh"
+    assert layers(imported)[0]["activation"] == "tanh"
 
 
-def test_what_came_before_opset_7_is_refused(tmp_path: Path) -> None:
-    made = replace(model(LAST, [*weights(), ZERO]), operator_sets=(OnnxOperatorSet("", 6),))
+def test_opsets_before_7_are_refused(tmp_path: Path) -> None:
+    onnx_model = replace(model(LAST, [*weights(), ZERO]), operator_sets=(OnnxOperatorSet("", 6),))
     with pytest.raises(WeightsError, match="opset 6"):
-        load(tmp_path, made)
+        load(tmp_path, onnx_model)
 
 
 @pytest.mark.parametrize("rest", ["z", "r"])
 def test_a_gru_written_out_keeps_what_its_own_gate_lets(rest: str, tmp_path: Path) -> None:
-    """h = z h + (1 - z) n is one; with another gate's rest it is no cell, and refused."""
+    """h = z * h + (1 - z) * n is a GRU; with 1 - r for 1 - z it is not a cell."""
     rng = np.random.default_rng(1)
     nodes = [node("Gather", "x zero", "x0", axis=0)]
     tensors = [
@@ -289,12 +291,12 @@ def test_a_gru_written_out_keeps_what_its_own_gate_lets(rest: str, tmp_path: Pat
         node("Mul", "rest n", "new"),
         node("Add", "kept new", "y"),
     ]
-    made = model(nodes, tensors, inputs=[value("x", 1, "N", D)])
+    onnx_model = model(nodes, tensors, inputs=[value("x", 1, "N", D)])
     if rest == "z":
-        assert [layer["type"] for layer in layers(load(tmp_path, made))] == ["gru"]
+        assert [layer["type"] for layer in layers(load(tmp_path, onnx_model))] == ["gru"]
         return
     with pytest.raises(WeightsError, match="not a layer that lstm-cli has"):
-        load(tmp_path, made)
+        load(tmp_path, onnx_model)
 
 
 @pytest.mark.parametrize("later", ["U", "V"])
@@ -317,9 +319,9 @@ def test_steps_of_different_weights_are_no_layer(later: str, tmp_path: Path) -> 
             node("Tanh", f"a_{step}", f"h_{step}"),
         ]
         before = f"h_{step}"
-    made = model(nodes, tensors, ["h_second"], [value("x", 2, "N", D)])
+    onnx_model = model(nodes, tensors, ["h_second"], [value("x", 2, "N", D)])
     if later == "U":
-        assert [layer["type"] for layer in layers(load(tmp_path, made))] == ["rnn"]
+        assert [layer["type"] for layer in layers(load(tmp_path, onnx_model))] == ["rnn"]
         return
     with pytest.raises(WeightsError):
-        load(tmp_path, made)
+        load(tmp_path, onnx_model)
