@@ -139,7 +139,6 @@ class GraphBuilder:
         )
 
     def _unique(self, name: str) -> str:
-        """Name with a numeric suffix from its second use on."""
         count = self._used[name] = self._used.get(name, 0) + 1
         return name if count == 1 else f"{name}_{count}"
 
@@ -188,7 +187,6 @@ def to_float32(value: Array, name: str) -> Array:
 
 
 def _without_trailing_empty(names: Sequence[str]) -> tuple[str, ...]:
-    """Names without empty names at the end."""
     last = max((k for k, name in enumerate(names) if name), default=-1)
     return tuple(names[: last + 1])
 
@@ -240,16 +238,14 @@ class LengthMasks:
 
     @cached_property
     def _counts(self) -> str:
-        """Lengths (N,) as int64."""
-        return self.builder.add("Cast", self.lengths, to=INT64)
+        return self.builder.add("Cast", self.lengths, to=INT64)  # (N,)
 
     @cached_property
     def _steps(self) -> str:
-        """Step numbers 0, 1, ..., T - 1, of shape (T,)."""
         add, constant = self.builder.add, self.builder.constant
         steps = add("Gather", add("Shape", self._x), constant("axis", np.int64(1)), axis=0)
         first, stride = constant("first", np.int64(0)), constant("stride", np.int64(1))
-        return add("Range", first, steps, stride)
+        return add("Range", first, steps, stride)  # (T,): 0, 1, ..., T - 1
 
     def _valid(self, *, time_first: bool) -> str:
         """Mask of the valid steps of each sequence: (N, T, 1), or (T, N, 1)."""

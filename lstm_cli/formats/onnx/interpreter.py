@@ -129,10 +129,10 @@ class Interpreter:
             values = self._evaluate(message, names, scope or {}, depth)
             named = zip(message.outputs, values, strict=False)
             names.update({name: value for name, value in named if name})
-        ends = () if isinstance(graph, OnnxFunction) else graph.outputs
-        for end in ends:
-            if end.name not in names and end.name in stored:
-                names[end.name] = self.constant(stored[end.name])
+        outputs = () if isinstance(graph, OnnxFunction) else graph.outputs
+        for name in (info.name for info in outputs):
+            if name not in names and name in stored:
+                names[name] = self.constant(stored[name])
         return names
 
     def constant(self, tensor: OnnxTensor) -> GraphValue:
@@ -159,7 +159,7 @@ class Interpreter:
             if message.domain not in DOMAINS or key in self.functions:
                 values = self._function(node, attributes, depth)
             else:
-                node = self._read(node, attributes)
+                node = self._with_attributes(node, attributes)
                 if message.op_type == "If":
                     values = self._branch(node, names, scope, depth)
                 elif message.op_type == "Constant":
@@ -207,8 +207,10 @@ class Interpreter:
             inputs.pop()
         return GraphNode(message, tuple(inputs), {}, self.opset, self.budget)
 
-    def _read(self, node: GraphNode, attributes: Mapping[str, OnnxAttribute]) -> GraphNode:
-        """Read the attributes of one of ONNX's own operators, as defined in its opset."""
+    def _with_attributes(
+        self, node: GraphNode, attributes: Mapping[str, OnnxAttribute]
+    ) -> GraphNode:
+        """Check one of ONNX's own operators against its opset, and read its attributes."""
         schema = schema_of(node.op, node.opset)
         if schema is None:
             raise UnsupportedError(unsupported_reason(node.message))
@@ -422,19 +424,14 @@ class Dispatcher:
             return [self._where(node)]
         if any(isinstance(value, SymbolicTensor) for value in node.inputs):
             return self._evaluate_symbolic(node)
-        fed = next((value for value in node.inputs if isinstance(value, RuntimeInput)), None)
-        if fed is not None and node.op == "Gather" and isinstance(node.input(0), ConstantTensor):
+        runtime_inputs = [value for value in node.inputs if isinstance(value, RuntimeInput)]
+        if not runtime_inputs:
+            return self._evaluate_constants(node)
+        if node.op == "Gather" and isinstance(node.input(0), ConstantTensor):
             raise UnsupportedError(EMBEDDING)
-        if fed is not None and node.op not in RECURRENT_OPERATORS:
-            return self._evaluate_runtime_input(node, fed)
-        return self._evaluate_constants(node)
-
-    def _evaluate_runtime_input(self, node: GraphNode, fed: RuntimeInput) -> Sequence[GraphValue]:
-        if node.op not in _RUNTIME_INPUT_OPERATORS:
-            raise UnsupportedError(f"it computes with the input {fed.name}")
-        changed = node.op in ("Add", "Sub", "Mul", "Concat") and len(node.inputs) > 1
-        result = replace(fed, computed=fed.computed or changed)
-        return [result] * len(node.message.outputs)
+        if node.op in RECURRENT_OPERATORS:
+            return self._evaluate_constants(node)
+        return _evaluate_runtime_input(node, runtime_inputs[0])
 
     def _evaluate_constants(self, node: GraphNode) -> Sequence[GraphValue]:
         if node.op in ("MatMul", "Gemm"):
@@ -560,6 +557,14 @@ class Dispatcher:
             name = lengths.name
             self.notes[f"the model's input {name} comes from the lengths of the data"] = None
         return ops_layout.reverse(self.free_axes, value, axis)
+
+
+def _evaluate_runtime_input(node: GraphNode, value: RuntimeInput) -> Sequence[GraphValue]:
+    if node.op not in _RUNTIME_INPUT_OPERATORS:
+        raise UnsupportedError(f"it computes with the input {value.name}")
+    changes = node.op in ("Add", "Sub", "Mul", "Concat") and len(node.inputs) > 1
+    result = replace(value, computed=value.computed or changes)
+    return [result] * len(node.message.outputs)
 
 
 def _selected(value: GraphValue | None) -> GraphValue:

@@ -504,11 +504,11 @@ class LayerExtractor:
 
     def _steps_error(self, signal: Signal, label: str, step: object) -> WeightsError:
         if step == REVERSED_STEPS:
-            found = "all steps, from the last to the first"
+            actual = "all steps, from the last to the first"
         elif isinstance(step, int):
-            found = f"step {step}" + (" (the last)" if self.free_axes.is_last(step) else "")
+            actual = f"step {step}" + (" (the last)" if self.free_axes.is_last(step) else "")
         else:
-            found = "all steps mixed with single steps"
+            actual = "all steps mixed with single steps"
         is_recurrent = isinstance(signal, RecurrentDirection)
         return WeightsError(
             f"the steps that the model reads of {label} cannot be represented",
@@ -516,7 +516,7 @@ class LayerExtractor:
             "direction's final step (step 0)"
             if is_recurrent
             else "every step in order",
-            found=found,
+            found=actual,
             hint="export it with a fixed number of steps, so that single steps can be read; the "
             "final states (Y_h, PyTorch's h_n) are other vectors"
             if is_recurrent
@@ -559,7 +559,6 @@ def _matrices(signal: RecurrentDirection) -> set[str]:
 
 
 def _linear(source: FeatureVector, where: str) -> LinearMap:
-    """Linear map of a vector; the identity for a vector of another signal."""
     parts, bias = linear_terms(source)
     return LinearMap(source.indices.size, reads_all_steps(source), where, parts, bias)
 

@@ -94,7 +94,6 @@ def _origins(constants: Sequence[ConstantTensor]) -> tuple[Origin, ...]:
 
 
 def _change_of(op: str, constants: Sequence[ConstantTensor]) -> str:
-    """Operation between the stored tensor and the result, as in `ConstantTensor.change`."""
     if not constants or op in ("Identity", "Unsqueeze", "Squeeze", "Dropout"):
         return constants[0].change if constants else ""
     if op == "Transpose" and constants[0].change in ("", "transposed"):

@@ -248,10 +248,11 @@ def scale(value: SymbolicTensor, constant: ConstantTensor, where: str) -> Symbol
 def multiply(one: SymbolicTensor, other: SymbolicTensor, where: str) -> SymbolicTensor:
     """Elementwise product of two tensors."""
     if isinstance(other.signal, ZeroState) and other.indices.size == one.indices.size:
-        left, right, shape, axes = one.vector, other.vector, one.indices.shape, one.axes
+        first, second, shape, axes = one.vector, other.vector, one.indices.shape, one.axes
     else:
-        (left, right), shape, axes = broadcast_tensors(one, other)
-    signal = ElementwiseProduct(left.indices.size, reads_all_steps(left, right), where, left, right)
+        (first, second), shape, axes = broadcast_tensors(one, other)
+    per_step = reads_all_steps(first, second)
+    signal = ElementwiseProduct(first.indices.size, per_step, where, first, second)
     return tensor_of(signal, shape, axes)
 
 
@@ -270,11 +271,11 @@ def broadcast_constant(array: Array, value: SymbolicTensor) -> tuple[Array, Symb
     shape: list[int] = []
     for k, axis in enumerate(value.axes):
         count = axis.count(FEATURES)
-        own, features = features[:count], features[count:]
+        sizes, features = features[:count], features[count:]
         if count and array.shape[k] != 1:
             if len(axis) != count:
                 raise UnsupportedError("its constant differs from step to step")
-            shape += own
+            shape += sizes
         else:
             array = _first_entry(array, k)
             shape += [1] * count
@@ -299,8 +300,8 @@ def broadcast_tensors(
     padded = [((),) * (rank - len(value.axes)) + value.axes for value in (one, other)]
     axes = tuple(_common_axis(a, b) for a, b in zip(*padded, strict=True))
     index_arrays = [
-        _expand_indices(value.indices, own, axes)
-        for value, own in zip((one, other), padded, strict=True)
+        _expand_indices(value.indices, old_axes, axes)
+        for value, old_axes in zip((one, other), padded, strict=True)
     ]
     shapes = [indices.shape for indices in index_arrays]
     check_feature_count(math.prod(np.broadcast_shapes(*shapes)))
@@ -320,12 +321,12 @@ def _common_axis(one: Axis, other: Axis) -> Axis:
     raise UnsupportedError("it combines tensors of different layouts")
 
 
-def _expand_indices(indices: Array, own: Sequence[Axis], axes: Sequence[Axis]) -> Array:
+def _expand_indices(indices: Array, old_axes: Sequence[Axis], axes: Sequence[Axis]) -> Array:
     """Reshape `indices` to one axis for each axis of features of the result."""
     sizes, shape = iter(indices.shape), []
-    for mine, axis in zip(own, axes, strict=True):
+    for old_axis, axis in zip(old_axes, axes, strict=True):
         count = axis.count(FEATURES)
-        shape += [next(sizes) for _ in range(count)] if mine else [1] * count
+        shape += [next(sizes) for _ in range(count)] if old_axis else [1] * count
     return indices.reshape(shape)
 
 
@@ -349,10 +350,10 @@ def exponential(value: SymbolicTensor, where: str) -> SymbolicTensor:
     negative = len(parts) == 1 and bias is None and bool((parts[0].weight.array == -1).all())
     if negative and parts[0].weight.diagonal and isinstance(inner, ElementwiseProduct):
         step = parts[0].source.step
-        left, right = (vector_at(factor, step) for factor in (inner.left, inner.right))
-        if is_complete(parts[0].source) and same_vector(left, right):
+        first, second = (vector_at(factor, step) for factor in (inner.first, inner.second))
+        if is_complete(parts[0].source) and same_vector(first, second):
             size, gauss = value.indices.size, Activation("gauss")
-            signal = ActivationOutput(size, reads_all_steps(left), where, left, gauss)
+            signal = ActivationOutput(size, reads_all_steps(first), where, first, gauss)
             return tensor_of(signal, value.indices.shape, value.axes)
     raise UnsupportedError("its exponential is not an activation that lstm-cli has")
 
@@ -407,7 +408,6 @@ def activation_of(node: GraphNode) -> Activation:
 
 
 def _leaky_relu(slopes: Array) -> Activation:
-    """Leaky ReLU from PRelu, which must have one slope for all features."""
     if not slopes.size or (slopes != slopes.flat[0]).any():
         raise UnsupportedError("its slopes differ from feature to feature")
     return Activation("leaky_relu", shortest_decimal(slopes.flat[0]))
@@ -442,7 +442,7 @@ def greater(node: GraphNode) -> GreaterThan:
 def softplus(
     condition: GreaterThan, yes: GraphValue | None, no: GraphValue | None
 ) -> SymbolicTensor:
-    """Where with x for large x and softplus(x) otherwise: softplus in float32."""
+    """Softplus from a Where that takes x for large x and softplus(x) otherwise."""
     if (
         isinstance(yes, SymbolicTensor)
         and isinstance(no, SymbolicTensor)

@@ -293,12 +293,12 @@ class RecurrentOperator:
         return vector_at(all_features(signal), step)
 
     def _error(
-        self, attribute: str, found: str, expected: str, hint: str | None = None
+        self, attribute: str, actual: str, expected: str, hint: str | None = None
     ) -> WeightsError:
         return WeightsError(
             f"{self.node.where}: its {attribute} cannot be represented",
             expected=expected,
-            found=found,
+            found=actual,
             where=str(self.node.path),
             hint=hint,
         )

@@ -1,9 +1,9 @@
 """Protobuf codec and the messages of an ONNX file, in bounded memory.
 
-Three layers, bottom to top: the wire format (bytes to fields), `Message` (fields to a frozen
-dataclass and back), and ONNX's messages, numbered as in ``onnx.proto``. A field is a key (number
-and wire type) and a value: a varint, four or eight bytes, or a length and that many bytes. The
-decoder never allocates memory from a declared length.
+The file has three layers, bottom to top. The wire format converts bytes to fields and back.
+`Message` converts fields to a frozen dataclass and back. ONNX's messages have the field numbers of
+``onnx.proto``. A field is a key (number and wire type) and a value: a varint, four or eight bytes,
+or a length and that many bytes. The decoder never allocates memory from a declared length.
 """
 
 # ruff: noqa: RUF009 -- field declarations are calls, as dataclasses.field is
@@ -55,14 +55,13 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int, Raw]]:
         else:
             size, offset = _value_extent(data, offset, wire_type)
             if size > end - offset:
-                left = end - offset
-                raise WireError(f"field {number} has {size:,} bytes, but only {left:,} follow")
+                rest = end - offset
+                raise WireError(f"field {number} has {size:,} bytes, but only {rest:,} follow")
             value, offset = data[offset : offset + size], offset + size
         yield number, wire_type, value
 
 
 def _value_extent(data: memoryview, offset: int, wire_type: int) -> tuple[int, int]:
-    """Size of a value in bytes, and the offset of its first byte."""
     if wire_type == LENGTH_DELIMITED:
         return read_varint(data, offset)
     if wire_type in (FIXED32, FIXED64):
@@ -291,7 +290,6 @@ def _finished(value: Any) -> Any:
 def _list_items(
     kind: FieldKind, wire_type: int, raw: Raw, budget: PartBudget, depth: int
 ) -> list[Any]:
-    """Items of a repeated field: one value, or several packed numbers."""
     if kind in ("int", "float") and wire_type == LENGTH_DELIMITED:
         numbers = _numbers("<i8" if kind == "int" else "<f4", wire_type, raw)
         budget.spend(numbers.size)

@@ -149,17 +149,17 @@ def _read_layers(model: OnnxModel, budget: WorkBudget) -> tuple[_ModelReading, l
         return reading, reading.layers()
     except WeightsError as error:
         first_error = error
-    for fixed in traced_sizes(model, budget.path):
+    for sizes in traced_sizes(model, budget.path):
         with suppress(WeightsError):
             budget.refill()
-            reading = _ModelReading(model, budget, fixed)
+            reading = _ModelReading(model, budget, sizes)
             layers = reading.layers()
             if any(layer.config["type"] == "flatten" for layer in layers):
                 continue  # the number may be a number of features, so T cannot depend on it
-            steps = ", ".join(map(str, fixed.values()))
+            steps = ", ".join(map(str, sizes.values()))
             reading.notes[
                 f"the model declares an axis open and computes with {steps} there, the size at "
-                "export: it is read as a network of any number of steps"
+                "export: it is read as a network of an open number of steps"
             ] = None
             return reading, layers
     raise first_error
@@ -171,11 +171,11 @@ def _stored_bytes(path: Path, model: OnnxModel, data: bytes) -> int:
     external = {
         entry.value for t in tensors for entry in t.external_data if entry.key == "location"
     }
-    sizes = 0
+    size = len(data)
     for name in external:
         with suppress(OSError, ValueError, WeightsError):
-            sizes += external_file(path, name, "").stat().st_size
-    return len(data) + sizes
+            size += external_file(path, name, "").stat().st_size
+    return size
 
 
 def _count_nodes(model: OnnxModel) -> int:
@@ -209,19 +209,19 @@ def _named_tensors(layers: Sequence[ImportedLayer]) -> tuple[dict[str, Array], t
 
 
 class _ModelReading:
-    """One attempt at reading a model, with open sizes replaced by `fixed`."""
+    """One attempt at reading a model, with open sizes of axes replaced by `sizes`."""
 
     def __init__(
-        self, model: OnnxModel, budget: WorkBudget, fixed: Mapping[str, int] = MappingProxyType({})
+        self, model: OnnxModel, budget: WorkBudget, sizes: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         if model.graph is None:
             raise WireError("no graph")
         self.path, self.graph = budget.path, model.graph
         self.notes: dict[str, None] = {}
         inputs = GraphInputs(self.graph, self.path)
-        inputs.sizes |= {axis: n for axis, n in fixed.items() if inputs.sizes.get(axis, n) is None}
+        inputs.sizes |= {axis: n for axis, n in sizes.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
-        self.free_axes = FreeAxes(inputs.sizes, inputs.labels, traced=bool(fixed))
+        self.free_axes = FreeAxes(inputs.sizes, inputs.labels, traced=bool(sizes))
         names = frozenset(value.name for value in self.graph.inputs)
         dispatcher = Dispatcher(self.free_axes, self.notes, names, budget.file_nodes)
         interpreter = Interpreter(model, dispatcher, budget)
@@ -271,8 +271,9 @@ class _ModelReading:
     def _outputs(self) -> dict[str, GraphValue]:
         outputs: dict[str, GraphValue] = {}
         for name in (info.name for info in self.graph.outputs):
+            value = self.values.get(name)
             missing = UnsupportedValue(f"{quote_name(name)}, which no node computes")
-            outputs[name] = self.values.get(name, missing)
+            outputs[name] = missing if value is None else value
         if not outputs:
             raise self._error("the model has no output")
         return outputs

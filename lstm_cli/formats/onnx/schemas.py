@@ -1,8 +1,8 @@
 """ONNX's operator specification: inputs, attributes, gate orders and activation names.
 
 The table repeats ONNX's specification, operator by operator and opset by opset; a test compares
-every row with the onnx package. An attribute of a wrong type or name, or a wrong number of
-inputs, is an error, as in ONNX Runtime: skipped, it would leave a default in its place.
+every row with the onnx package. A wrong attribute or number of inputs is an error, as in ONNX
+Runtime. Skipped, it would leave a default in its place.
 """
 
 from __future__ import annotations
@@ -320,7 +320,8 @@ def _value(node: OnnxNode, attribute: OnnxAttribute, expected: str) -> Any:
             node, attribute.name, f"type {expected.upper()}", f"type {type_name.upper()}"
         )
     field = _FIELDS[expected]
-    others = [name for name, own in _FIELDS.items() if own != field and _is_set(attribute, own)]
+    fields = [(name, other) for name, other in _FIELDS.items() if other != field]
+    others = [name for name, other in fields if _is_set(attribute, other)]
     value = getattr(attribute, field)
     if others or (value is None and expected not in _EMPTY):
         values = " and ".join(f"a value of type {name.upper()}" for name in others) or "no value"

@@ -213,8 +213,8 @@ class SoftmaxOutput(Signal):
 class ElementwiseProduct(Signal):
     """The elementwise product of two vectors."""
 
-    left: FeatureVector
-    right: FeatureVector
+    first: FeatureVector
+    second: FeatureVector
 
 
 @dataclass(frozen=True, eq=False, repr=False)

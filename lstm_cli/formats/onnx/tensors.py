@@ -196,9 +196,9 @@ def _entry_number(entries: Mapping[str, str], key: str, default: int) -> int:
     return int(text)
 
 
-def _external_error(name: str, expected: str, found: str) -> WeightsError:
+def _external_error(name: str, expected: str, actual: str) -> WeightsError:
     return WeightsError(
         f"the data of tensor {quote_name(name)}, stored outside the model, cannot be read",
         expected=expected,
-        found=found,
+        found=actual,
     )

@@ -72,10 +72,10 @@ class BrokenLoop:
 
     def error(self, path: str) -> WeightsError:
         """Error for the user, with a hint if the exporter may have folded the first step."""
-        found = f"other weights or activations at {self.node} than in the step after it"
+        actual = f"other weights or activations at {self.node} than in the step after it"
         hint = None
         if self.is_folded:
-            found = (
+            actual = (
                 f"{self.node}, before the step of {self.next_node}, is computed in another way: "
                 "the exporter may have folded the first step's product with its initial state"
             )
@@ -86,7 +86,7 @@ class BrokenLoop:
         return WeightsError(
             f"the loop of {self.kind} steps that ends at {self.last_node} is not one layer",
             expected="the same operators and weights in every step",
-            found=found,
+            found=actual,
             where=path,
             hint=hint,
         )
@@ -309,7 +309,6 @@ class LoopReroller:
 
 
 def _continues(step: CellStep, later: CellStep) -> bool:
-    """True if `later` can be the step after `step` of the same cell."""
     if step.kind != later.kind or step.options != later.options:
         return False
     if later.c_prev is not None and step.c_prev is None:

@@ -88,8 +88,8 @@ def same_gate(one: GateWeights, other: GateWeights) -> bool:
 def factor_orders(vector: FeatureVector) -> Iterator[tuple[FeatureVector, FeatureVector]]:
     """Yield the two factors of a product in both orders; nothing for another vector."""
     if isinstance(vector.signal, ElementwiseProduct) and is_complete(vector):
-        yield vector.signal.left, vector.signal.right
-        yield vector.signal.right, vector.signal.left
+        yield vector.signal.first, vector.signal.second
+        yield vector.signal.second, vector.signal.first
 
 
 def summed_products(vector: FeatureVector) -> tuple[FeatureVector, FeatureVector] | None:
@@ -281,7 +281,6 @@ def _gru_of_difference(h: FeatureVector) -> CellStep | None:
 
 
 def _zeros(pre: FeatureVector) -> FeatureVector | None:
-    """State of zeros among the inputs of a gate."""
     sources = [part.source for part in linear_terms(pre)[0]]
     return next((source for source in sources if isinstance(source.signal, ZeroState)), None)
 

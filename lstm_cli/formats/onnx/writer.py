@@ -263,7 +263,6 @@ class RecurrentWriter:
         return self.builder.add_node(spec.kind.upper(), inputs, outputs, operator_attributes(spec))
 
     def _output(self, spec: RecurrentSpec, value: str) -> str:
-        """Join the directions, and project them if the layer has a projection."""
         value = self._join_directions(spec, value)
         if not spec.cells[0].projects:
             return value
@@ -305,7 +304,7 @@ class RecurrentWriter:
 
 
 def operator_tensors(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """W (dirs, G*H, D) and R (dirs, G*H, H), with B (dirs, 2*G*H) and P (dirs, 3*H) if any.
+    """Tensors W (dirs, G*H, D) and R (dirs, G*H, H), optionally B (dirs, 2*G*H) and P (dirs, 3*H).
 
     Raises
     ------
@@ -316,7 +315,7 @@ def operator_tensors(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> dict[
     for d, cell in enumerate(spec.cells):
         weights = {name: tensors[spec.prefix(d) + name] for name in cell.tensor_names}
         directions.append(_direction_tensors(spec, d, weights))
-    return {name: np.stack([own[name] for own in directions]) for name in directions[0]}
+    return {name: np.stack([weights[name] for weights in directions]) for name in directions[0]}
 
 
 def projection(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:
