@@ -175,11 +175,6 @@ def _concat(node: GraphNode, arrays: Sequence[Any]) -> Any:
     return np.concatenate(arrays, axis=node.axis(arrays[0].ndim))
 
 
-def _unsqueeze(node: GraphNode, arrays: Sequence[Any]) -> Any:
-    axes = node.axes(1)
-    return np.expand_dims(arrays[0], tuple(axes or ()))
-
-
 def _squeeze(node: GraphNode, arrays: Sequence[Any]) -> Any:
     axes = node.axes(1)
     return np.squeeze(arrays[0], None if axes is None else tuple(axes))
@@ -191,10 +186,6 @@ def _reshape(node: GraphNode, arrays: Sequence[Any]) -> Any:
     if not node.flag("allowzero"):
         shape = [array.shape[k] if n == 0 else n for k, n in enumerate(shape)]
     return array.reshape(shape)
-
-
-def _transpose(node: GraphNode, arrays: Sequence[Any]) -> Any:
-    return np.transpose(arrays[0], node.attributes.get("perm"))
 
 
 def _div(node: GraphNode, arrays: Sequence[Any]) -> Any:
@@ -325,13 +316,9 @@ def _matmul(node: GraphNode, arrays: Sequence[Any]) -> Any:
     return one @ other
 
 
-def _identity(node: GraphNode, arrays: Sequence[Any]) -> Any:
-    return arrays[0]
-
-
 RULES: Mapping[str, Rule] = {
-    "Identity": _identity,
-    "Dropout": _identity,
+    "Identity": lambda node, arrays: arrays[0],
+    "Dropout": lambda node, arrays: arrays[0],
     "Cast": _cast,
     "Shape": _shape_of_constant,
     "Size": lambda node, arrays: np.int64(arrays[0].size),
@@ -340,11 +327,11 @@ RULES: Mapping[str, Rule] = {
     "Slice": _slice,
     "Gather": _gather,
     "Concat": _concat,
-    "Unsqueeze": _unsqueeze,
+    "Unsqueeze": lambda node, arrays: np.expand_dims(arrays[0], tuple(node.axes(1) or ())),
     "Squeeze": _squeeze,
     "Reshape": _reshape,
     "Flatten": _flatten,
-    "Transpose": _transpose,
+    "Transpose": lambda node, arrays: np.transpose(arrays[0], node.attributes.get("perm")),
     "Split": _split,
     "Tile": _tile,
     "Range": _range,

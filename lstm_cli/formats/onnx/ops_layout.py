@@ -19,7 +19,6 @@ from lstm_cli.formats.onnx.sizes import (
     FreeAxes,
     OpenSize,
     is_all_steps,
-    merge_axes,
     product_of,
 )
 from lstm_cli.formats.onnx.symbolic import (
@@ -340,9 +339,9 @@ class _AxisRegrouping:
         for group in groups:
             if len(group) > 1:
                 value, group = self._without_unit_axes(value, group)
-            axis = merge_axes([tuple(part for part, _ in group)])
+            axis, feature_sizes = _merged(group)
             axes.append(axis)
-            sizes += _merged_sizes(group)
+            sizes += feature_sizes
         return replace(value, indices=value.indices.reshape(sizes), axes=tuple(axes))
 
     def _group(self, size: AxisSize) -> list[tuple[str, AxisSize]]:
@@ -396,19 +395,17 @@ class _AxisRegrouping:
         return value, rest or group[:1]
 
 
-def _merged_sizes(group: Sequence[tuple[str, AxisSize]]) -> list[int]:
-    """Sizes of the axes of features in a group, with adjacent axes merged."""
+def _merged(group: Sequence[tuple[str, AxisSize]]) -> tuple[Axis, list[int]]:
+    """Merge adjacent parts of features: one axis, and the sizes of its parts of features."""
+    axis: list[str] = []
     sizes: list[int] = []
-    previous = ""
     for part, size in group:
-        if part == FEATURES:
-            n = int(size)  # type: ignore[arg-type]
-            if previous == FEATURES:
-                sizes[-1] *= n
-            else:
-                sizes.append(n)
-        previous = part
-    return sizes
+        if part == FEATURES and axis[-1:] == [FEATURES]:
+            sizes[-1] *= int(size)  # type: ignore[arg-type]
+            continue
+        axis.append(part)
+        sizes += [int(size)] if part == FEATURES else []  # type: ignore[arg-type]
+    return tuple(axis), sizes
 
 
 def format_sizes(sizes: Sequence[AxisSize]) -> str:

@@ -127,13 +127,9 @@ def size_exceeds(one: AxisSize, other: AxisSize) -> bool:
     difference = one - other
     if isinstance(difference, int):
         return difference > 0
-    counts = [count for names, count in difference.terms if names]
-    constant = dict(difference.terms).get((), 0)
-    least = sum(counts) + constant
-    if all(count > 0 for count in counts) and least > 0:
-        return True
-    if all(count < 0 for count in counts) and least <= 0:
-        return False
+    low, high = _bounds(difference)
+    if low > 0 or high <= 0:
+        return low > 0
     raise OpenSizeError("a comparison depends on an open size")
 
 
@@ -150,13 +146,18 @@ def size_equals(one: AxisSize, other: AxisSize) -> bool:
     difference = one - other
     if isinstance(difference, int):
         return False
-    counts = [count for names, count in difference.terms if names]
-    constant = dict(difference.terms).get((), 0)
-    if all(count > 0 for count in counts) and sum(counts) + constant > 0:
-        return False
-    if all(count < 0 for count in counts) and sum(counts) + constant < 0:
+    low, high = _bounds(difference)
+    if low > 0 or high < 0:
         return False
     raise OpenSizeError("a comparison depends on an open size")
+
+
+def _bounds(size: OpenSize) -> tuple[float, float]:
+    """Bounds of a polynomial for open sizes of at least 1; infinite if unknown."""
+    counts = [count for names, count in size.terms if names]
+    at_one = sum(count for _, count in size.terms)
+    rises, falls = all(count > 0 for count in counts), all(count < 0 for count in counts)
+    return at_one if rises else -math.inf, at_one if falls else math.inf
 
 
 def whole_number(number: object) -> int:
@@ -311,15 +312,6 @@ class FreeAxes:
     def is_first(self, step: StepIndex) -> bool:
         """True for step 0."""
         return step == 0 or (self.steps is not None and step == -self.steps)
-
-
-def merge_axes(axes: Sequence[Axis]) -> Axis:
-    """Merge axes into one; adjacent features become one entry."""
-    merged: list[str] = []
-    for part in (part for axis in axes for part in axis):
-        if part != FEATURES or merged[-1:] != [FEATURES]:
-            merged.append(part)
-    return tuple(merged)
 
 
 def is_all_steps(step: StepIndex) -> bool:

@@ -71,7 +71,9 @@ def build_model(export: Export, options: WriteOptions, steps: int | None = None)
         Number of steps of every sequence, for a model of fixed length; None: open.
     """
     name = export.name.encode(errors="replace").decode()  # a file name may not be valid Unicode
-    graph = NetworkGraph(export.layers, export.tensors, options, steps).graph(name or "network")
+    graph = NetworkGraphWriter(export.layers, export.tensors, options, steps).graph(
+        name or "network"
+    )
     return OnnxModel(
         ir_version=IR_VERSION,
         producer_name=PRODUCER,
@@ -105,7 +107,7 @@ class LayerOutput:
     padded: bool
 
 
-class NetworkGraph:
+class NetworkGraphWriter:
     """Builds the graph of a network, layer by layer.
 
     Parameters
