@@ -252,12 +252,12 @@ def zero_states(layers: Sequence[ImportedLayer]) -> dict[tuple[int, str], tuple[
     """
     states: dict[tuple[int, str], tuple[int, ...]] = {}
     recurrent = [(k, layer) for k, layer in enumerate(layers) if "hidden_size" in layer.config]
-    if not any(part.fed_states for _, layer in recurrent for part in layer.directions):
+    if not any(part.input_states for _, layer in recurrent for part in layer.directions):
         return states
     for k, layer in recurrent:
         for letter in "hc" if layer.config["type"] == "lstm" else "h":
             parts = enumerate(layer.directions)
-            directions = tuple(d for d, part in parts if letter not in part.fed_states)
+            directions = tuple(d for d, part in parts if letter not in part.input_states)
             states |= {(k, letter): directions} if directions else {}
     return states
 

@@ -328,6 +328,13 @@ class _AxisRegrouping:
         self.parts.reverse()
 
     def regroup(self, shape: Sequence[AxisSize]) -> SymbolicTensor:
+        """Tensor with the axes of `shape`.
+
+        Raises
+        ------
+        UnsupportedError
+            An axis of the new shape mixes parts of several axes.
+        """
         groups = [self._group(n) for n in shape]
         if self.parts:
             if any(size != 1 for _, size in self.parts) or not groups:

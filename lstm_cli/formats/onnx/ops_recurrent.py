@@ -107,7 +107,9 @@ class RecurrentOperator:
         self.hidden = R.array.shape[2]
         self._check_lengths()
         states = [name for name in _STATES if name == "h" or self.kind == "lstm"]
-        self.fed_states = frozenset(name for name in states if self._is_fed(_STATES[name]))
+        self.input_states = frozenset(
+            name for name in states if self._is_graph_input(_STATES[name])
+        )
         self.activations = self._activations()
         signals = [self._direction(d, source, weights) for d in range(len(self.directions))]
         return [self._all_outputs(signals), *self._final_states(signals)]
@@ -136,7 +138,7 @@ class RecurrentOperator:
         elif lengths is not None:
             self._note_runtime_input("sequence_lens", lengths, "the lengths of the data")
 
-    def _is_fed(self, k: int) -> bool:
+    def _is_graph_input(self, k: int) -> bool:
         """True if a state is an input of the graph, which may have zeros as its default."""
         state = self.node.input(k)
         if state is None:
@@ -210,7 +212,7 @@ class RecurrentOperator:
             reverse,
             tensors.tensors,
             tuple(tensors.stored),
-            self.fed_states,
+            self.input_states,
             self.activations[d][1],
             isinstance(self.node.input(4), RuntimeInput),
         )

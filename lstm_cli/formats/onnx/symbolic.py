@@ -272,7 +272,7 @@ class RecurrentDirection(Signal):
         Weights in native gate order, by native name without layer and direction.
     stored
         `Stored` entries of the weights, with the same native names.
-    fed_states
+    input_states
         States (``h``, ``c``) that are inputs of the graph.
     ambiguous_parameters
         Activation parameters with more than one reading.
@@ -286,7 +286,7 @@ class RecurrentDirection(Signal):
     reverse: bool
     tensors: Mapping[str, Array]
     stored: tuple[Any, ...] = field(default=())
-    fed_states: frozenset[str] = frozenset()
+    input_states: frozenset[str] = frozenset()
     ambiguous_parameters: tuple[AmbiguousParameter, ...] = ()
     ragged: bool = False
 
