@@ -1,4 +1,4 @@
-"""Models that other programs write as ONNX: read, run here, and held against ONNX Runtime."""
+"""ONNX models of other programs, read and compared with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,31 +32,21 @@ from lstm_cli.formats.onnx import read
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-import onnx_models  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from onnx_exports import export_of, random_layers  # noqa: E402
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+import onnx_models
+from onnx import helper
+from onnx_exports import close, export_of, random_layers
+from onnx_models import runtime_outputs, save_model
 
 N, T, D, H = 4, 6, 3, 5
-TOLERANCE = 2e-5
+INPUT = {"x": ("N", "T", D)}
 
 
 def run_here(imported: Imported, x: Array, *args: Any) -> Result:
     assert imported.config is not None
     config = from_mapping(dict(imported.config))
     return Network(config.specs, imported.tensors, ReferenceEngine("float32")).run(x, *args)
-
-
-def run_there(path: Path, feeds: dict[str, Array]) -> list[Array]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return list(session.run(None, feeds))
-
-
-def close(found: Array, expected: Array) -> None:
-    assert found.shape == expected.shape
-    scale = max(1.0, float(np.abs(expected).max(initial=0)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
 
 
 def kinds(imported: Imported) -> list[str]:
@@ -115,12 +105,12 @@ def test_operators(
     alone = "reverse" if direction == "reverse" else None
     y, h, c = onnx_models.run(spec, weights, x, lengths, state, direction=alone)
     imported = read(path, ReadOptions())
-    found = run_here(imported, x, lengths, None if state is None else [state])
-    close(found.outputs, y)
+    result = run_here(imported, x, lengths, None if state is None else [state])
+    close(result.outputs, y)
     which = slice(1, None) if alone else slice(None)
-    close(found.state[0][0][:, which], h)
+    close(result.state[0][0][:, which], h)
     if c is not None:
-        close(found.state[0][1][:, which], c)
+        close(result.state[0][1][:, which], c)
     assert ("dense" in kinds(imported)) == (alone is not None)
 
 
@@ -149,34 +139,15 @@ def test_layout_1_is_layout_0_transposed(tmp_path: Path) -> None:
                 hidden_size=H, layout=layout,
             ),
         ]  # fmt: skip
-        paths.append(_save(tmp_path / f"{layout}.onnx", nodes, {"W": W, "R": R, "B": B}, ["Y"]))
+        tensors = {"W": W, "R": R, "B": B}
+        paths.append(save_model(tmp_path / f"{layout}.onnx", nodes, tensors, INPUT, ["Y"]))
     x = random_inputs(N, T, D)
     read_both = [read(path, ReadOptions()) for path in paths]
     assert not any("reads (T" in note for imported in read_both for note in imported.notes)
     one, other = (run_here(imported, x).outputs for imported in read_both)
     np.testing.assert_array_equal(one, other)
-    expected = run_there(paths[0], {"x": x.astype("f4")})[0]  # (T, directions, N, H)
+    expected = runtime_outputs(paths[0], x)[0]  # (T, directions, N, H)
     close(other, expected.transpose(2, 0, 1, 3).reshape(N, T, -1))
-
-
-def _save(
-    path: Path,
-    nodes: Sequence[Any],
-    stored: dict[str, Array],
-    outputs: Sequence[str],
-    opset: int = 14,
-    shape: Sequence[Any] = ("N", "T", D),
-) -> Path:
-    graph = helper.make_graph(
-        list(nodes),
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(value, name) for name, value in stored.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 # PyTorch.
@@ -184,7 +155,7 @@ def _save(
 
 @dataclass(frozen=True)
 class Case:
-    """A PyTorch network, and how many rows of steps its output has."""
+    """A PyTorch network: its modules and its forward pass; the input may be time-first."""
 
     make: Callable[[], Any]
     forward: Callable[[Any, Any], Any]
@@ -262,7 +233,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def cases() -> Iterator[dict[str, Case]]:
-    """The networks; exporters say much while they work."""
+    """The networks, with the exporters' log messages disabled."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     yield _cases()
@@ -270,7 +241,7 @@ def cases() -> Iterator[dict[str, Case]]:
 
 
 def _export(case: Case, path: Path, *, dynamo: bool = False, open_sizes: bool = False) -> Any:
-    """The network, written to `path`."""
+    """Export a network to `path`; return its PyTorch module."""
     import torch
 
     forward = case.forward
@@ -312,8 +283,7 @@ def test_pytorch_by_dynamo(name: str, cases: dict[str, Case], tmp_path: Path) ->
 
 def _check_pytorch(case: Case, path: Path, *, dynamo: bool) -> None:
     module, x = _export(case, path, dynamo=dynamo), _inputs(case)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    expected = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    (expected, *_) = runtime_outputs(path, x.numpy())
     ours = x.transpose(0, 1).numpy() if case.time_first else x.numpy()
     found = run_here(read(path, ReadOptions()), ours).outputs
     close(found, expected)
@@ -321,13 +291,13 @@ def _check_pytorch(case: Case, path: Path, *, dynamo: bool) -> None:
 
 
 def test_any_batch_and_length(cases: dict[str, Case], tmp_path: Path) -> None:
-    """Open sizes stay open: batches and lengths other than those at export."""
+    """Open sizes stay open: batch sizes and lengths may differ from those at export."""
     path = tmp_path / "model.onnx"
     _export(cases["lstm every"], path, open_sizes=True)
     imported = read(path, ReadOptions())
     for batch, steps in ((1, 1), (3, 9)):
         x = random_inputs(batch, steps, D).astype("f4")
-        close(run_here(imported, x).outputs, run_there(path, {"x": x})[0])
+        close(run_here(imported, x).outputs, runtime_outputs(path, x)[0])
 
 
 # Keras, which writes every step out.
@@ -406,8 +376,7 @@ def test_keras(name: str, keras: Any, tmp_path: Path) -> None:
     x = random_inputs(N, T, D).astype("f4")
     found = run_here(imported, x).outputs
     close(found, np.asarray(model(x).detach() if hasattr(model(x), "detach") else model(x)))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    close(found, session.run(None, {session.get_inputs()[0].name: x})[0])
+    close(found, runtime_outputs(path, x)[0])
 
 
 # tf2onnx, by hand: Transpose, one operator a direction, Squeeze, Concat, MatMul and Add.
@@ -445,11 +414,11 @@ def test_tf2onnx(kind: str, ending: str, tmp_path: Path) -> None:
         make("Add", ["m", "e"], ["g"]),
         make("Identity", ["g"], ["y"]),
     ]
-    path = _save(tmp_path / "model.onnx", nodes, stored, ["y"])
+    path = save_model(tmp_path / "model.onnx", nodes, stored, INPUT)
     imported = read(path, ReadOptions())
     assert kinds(imported) == [kind.lower(), "dense"]
     x = random_inputs(N, T, D).astype("f4")
-    close(run_here(imported, x).outputs, run_there(path, {"x": x})[0])
+    close(run_here(imported, x).outputs, runtime_outputs(path, x)[0])
 
 
 ORDERS: dict[str, list[Any]] = {
@@ -491,9 +460,9 @@ def test_order_of_features(order: str, tmp_path: Path) -> None:
     ]
     read_by = {name for each in nodes for name in each.input}
     stored = {name: array for name, array in stored.items() if name in read_by}
-    path = _save(tmp_path / "model.onnx", nodes, stored, ["y"], shape=["N", T, D])
+    path = save_model(tmp_path / "model.onnx", nodes, stored, {"x": ("N", T, D)})
     x = random_inputs(N, T, D).astype("f4")
-    close(run_here(read(path, ReadOptions()), x).outputs, run_there(path, {"x": x})[0])
+    close(run_here(read(path, ReadOptions()), x).outputs, runtime_outputs(path, x)[0])
 
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -507,17 +476,17 @@ HEADS: dict[str, dict[str, Any]] = {
 def test_activations_of_a_head(op: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     stored = {"M": rng.standard_normal((D, 4)).astype("f4"), "two": np.float32(2)}
-    given = {"PRelu": ["slope"], "Clip": ["null"], "Max": ["null"]}.get(op, [])
+    inputs = {"PRelu": ["slope"], "Clip": ["null"], "Max": ["null"]}.get(op, [])
     values = {"slope": np.full(4, 0.3, "f4"), "null": np.float32(0)}
     nodes = [
         helper.make_node("MatMul", ["x", "M"], ["a"]),
-        helper.make_node(op, ["a", *given], ["b"], **HEADS[op]),
+        helper.make_node(op, ["a", *inputs], ["b"], **HEADS[op]),
         helper.make_node("Mul", ["b", "two"], ["y"]),
     ]
-    stored |= {name: values[name] for name in given}
-    path = _save(tmp_path / "model.onnx", nodes, stored, ["y"])
+    stored |= {name: values[name] for name in inputs}
+    path = save_model(tmp_path / "model.onnx", nodes, stored, INPUT)
     x = random_inputs(N, T, D).astype("f4")
-    close(run_here(read(path, ReadOptions()), x).outputs, run_there(path, {"x": x})[0])
+    close(run_here(read(path, ReadOptions()), x).outputs, runtime_outputs(path, x)[0])
 
 
 # What the standard's node cases look like, their inputs stored.
@@ -526,7 +495,7 @@ _CASES = list(itertools.product(("LSTM", "GRU", "RNN"), (0, 1), (True, False)))
 
 
 @pytest.mark.parametrize(("kind", "layout", "whole"), _CASES)
-def test_bare_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None:
+def test_single_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     G = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     stored = {
@@ -536,14 +505,14 @@ def test_bare_nodes(kind: str, layout: int, whole: bool, tmp_path: Path) -> None
     outputs = ["Y", "Y_h"] if whole else ["", "Y_h"]
     shape = [1, T, D] if layout else [T, 1, D]
     node = helper.make_node(kind, ["x", "W", "R"], outputs, hidden_size=H, layout=layout)
-    path = _save(tmp_path / "m.onnx", [node], stored, [o for o in outputs if o], shape=shape)
+    path = save_model(tmp_path / "m.onnx", [node], stored, {"x": shape}, [o for o in outputs if o])
     x = random_inputs(1, T, D).astype("f4")
     imported = read(path, ReadOptions())
-    found = run_here(imported, x)
+    result = run_here(imported, x)
     node = helper.make_node(kind, ["x", "W", "R"], ["Y", "Y_h"], hidden_size=H)
-    plain = _save(tmp_path / "p.onnx", [node], stored, ["Y", "Y_h"], shape=[T, 1, D])
-    y, h = run_there(plain, {"x": x.transpose(1, 0, 2)})
-    close(found.outputs, y[:, 0].transpose(1, 0, 2) if whole else h[0])
+    plain = save_model(tmp_path / "p.onnx", [node], stored, {"x": (T, 1, D)}, ["Y", "Y_h"])
+    y, h = runtime_outputs(plain, x.transpose(1, 0, 2))
+    close(result.outputs, y[:, 0].transpose(1, 0, 2) if whole else h[0])
     assert any("laid out" in note for note in imported.notes)
 
 
@@ -569,7 +538,7 @@ def test_own_models(seed: int, lengths: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("open_axes", [("T", "N"), ("T", 2)])
-def test_steps_that_an_exporter_wrote_down_though_they_are_open(tmp_path, open_axes):
+def test_open_steps_that_the_exporter_wrote_as_a_number(tmp_path, open_axes):
     rng = np.random.default_rng(3)
     T, N, D, H = 6, 2, 3, 4
     W, R = (rng.standard_normal((1, 4 * H, n)).astype(np.float32) for n in (D, H))
@@ -578,22 +547,11 @@ def test_steps_that_an_exporter_wrote_down_though_they_are_open(tmp_path, open_a
         helper.make_node("Transpose", ["y"], ["t"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["t", "target"], ["out"]),
     ]
-    given = {"W": W, "R": R, "target": np.array([T, -1, H])}
-    real = TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", real, [*open_axes, D])],
-        [helper.make_tensor_value_info("out", real, [None, None, H])],
-        [numpy_helper.from_array(value, name) for name, value in given.items()],
-    )
-    opset = [helper.make_opsetid("", 14)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
-    path = tmp_path / "m.onnx"
-    onnx.save(model, path)
+    tensors = {"W": W, "R": R, "target": np.array([T, -1, H])}
+    path = save_model(tmp_path / "m.onnx", nodes, tensors, {"x": (*open_axes, D)}, ["out"])
     x = rng.standard_normal((T, N, D)).astype(np.float32)
-    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})
+    (expected,) = runtime_outputs(path, x)
     net = lstm_cli.load(path, engine="reference")
     assert any("declares an axis open and computes with 6 there" in note for note in net.notes)
     found = net.run(x.swapaxes(0, 1)).outputs.swapaxes(0, 1)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)

@@ -1,4 +1,4 @@
-"""The standard's own cases of LSTM, GRU and RNN, read from a file and run here."""
+"""The onnx package's own test cases of LSTM, GRU and RNN, read from files."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ OPERATORS = ("lstm", "gru", "rnn")
 
 
 def node_cases() -> list[Any]:
-    """Every case of the three operators; importing a module of them makes its cases."""
+    """All cases of the three operators; importing a module of cases registers them."""
     package = importlib.import_module("onnx.backend.test.case.node")
     for operator in OPERATORS:
         importlib.import_module(f"{package.__name__}.{operator}")
-    found = [
+    cases = [
         case
         for case in package._NodeTestCases
         if case.model.graph.node[0].op_type.lower() in OPERATORS
     ]
-    return sorted(found, key=lambda case: str(case.name))
+    return sorted(cases, key=lambda case: str(case.name))
 
 
 CASES = node_cases()
 
 
 def test_there_are_cases_of_every_kind() -> None:
-    """18 in the package of today; a newer one may bring more, and each of them is run."""
+    """The onnx package 1.23 has 18 cases; cases of newer versions run as well."""
     kinds = [case.model.graph.node[0].op_type for case in CASES]
     assert {kind: kinds.count(kind) >= 6 for kind in kinds} == dict.fromkeys(
         ("LSTM", "GRU", "RNN"), True
@@ -57,7 +57,7 @@ def test_case(case: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.name))
 def test_case_with_other_numbers(case: Any, tmp_path: Path) -> None:
-    """The cases' weights are constant, so that any order of gates passes them: these are not."""
+    """The cases have constant weights, which any gate order passes; these are random."""
     rng = np.random.default_rng(len(str(case.name)))
     fed = {
         name: value if value.dtype.kind == "i" else rng.uniform(-1, 1, value.shape).astype("f4")
@@ -81,7 +81,7 @@ def check(case: Any, fed: dict[str, Array], expected: dict[str, Array], path: Pa
 
 
 def run_elsewhere(case: Any, fed: dict[str, Array]) -> dict[str, Array]:
-    """ONNX Runtime's outputs; it has no layout 1, so that values are swapped around it."""
+    """Outputs of ONNX Runtime, which has no layout 1: axes are swapped before and after."""
     onnxruntime = pytest.importorskip("onnxruntime")
     turned, model = is_batch_first(case), folded(case.model, fed)
     (node,) = model.graph.node
@@ -118,7 +118,7 @@ def attributes(case: Any) -> dict[str, Any]:
 
 
 def values(case: Any) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What the case feeds, and what it expects, by the names of its model."""
+    """Inputs and expected outputs of a case, by name."""
     ((fed, expected),) = case.data_sets
     graph = case.model.graph
     inputs = [value.name for value in graph.input]
@@ -127,7 +127,7 @@ def values(case: Any) -> tuple[dict[str, Array], dict[str, Array]]:
 
 
 def folded(original: Any, fed: dict[str, Array]) -> Any:
-    """A case's model with its weights inside."""
+    """Model of a case with the weights stored in it."""
     model = onnx.ModelProto()
     model.CopyFrom(original)
     kept = [value for value in model.graph.input if value.name not in WEIGHTS]
@@ -140,7 +140,7 @@ def folded(original: Any, fed: dict[str, Array]) -> Any:
 
 
 def run(path: Path, fed: dict[str, Array], *, batch_first: bool) -> tuple[Result, RecurrentSpec]:
-    """The file on the reference engine, and its recurrent layer."""
+    """Result of the file on the reference engine, and its recurrent layer."""
     imported = registry.read(path)
     layers = lstm_cli.build(dict(imported.config or {}), engine="reference").network.layers
     network = Network(layers, imported.tensors, ReferenceEngine("float64"))
@@ -152,7 +152,7 @@ def run(path: Path, fed: dict[str, Array], *, batch_first: bool) -> tuple[Result
 
 
 def as_onnx(name: str, result: Result, layer: RecurrentSpec, case: Any) -> Array:
-    """An output of ONNX's out of a result of ours, in the layout of the case."""
+    """Output `name` of the operator from a `Result`, in the layout of the case."""
     batch_first = is_batch_first(case)
     if name == "Y":
         N, T, _ = result.outputs.shape

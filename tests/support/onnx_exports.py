@@ -1,4 +1,4 @@
-"""Random networks as ONNX models: written by this package, run by ONNX Runtime."""
+"""Random networks for the ONNX writer, and their outputs in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpe
 from lstm_cli.formats.interchange import Export
 
 RECURRENT_ACTIVATIONS = [name for name in FORMULAS if name not in ("symmrelu", "gauss")]
-"""What ONNX's recurrent operators have."""
+"""Activations of ONNX's recurrent operators, by lstm-cli's names."""
+TOLERANCE = 2e-5
 
 
 def export_of(
     specs: Sequence[LayerSpec], seed: int = 0, dtype: str = "float32", config: str = "model: {}\n"
 ) -> Export:
-    """The layers with `random_weights`, ready to be written."""
+    """The layers with `random_weights`, as an `Export`."""
     weights = {name: value.astype(dtype) for name, value in random_weights(specs, seed).items()}
     steps = next((spec.steps for spec in specs if isinstance(spec, FlattenSpec)), None)
     return Export("random", specs[0].input_size, steps, tuple(specs), weights, config)
 
 
 def random_layers(rng: np.random.Generator, *, projected: bool = True) -> list[LayerSpec]:
-    """A network of one to three recurrent layers with any options, and any head."""
-    features, index, found = int(rng.integers(2, 6)), 0, list[LayerSpec]()
+    """Network of one to three recurrent layers with random options and a random head."""
+    features, index, layers = int(rng.integers(2, 6)), 0, list[LayerSpec]()
     ending = rng.choice(["sequences", "last", "flatten"])
     count = int(rng.integers(1, 4))
     for k in range(count):
         if rng.random() < 0.3:
-            found.append(DropoutSpec(index, features, 0.3))
+            layers.append(DropoutSpec(index, features, 0.3))
             index += 1
         last = ending == "last" and k == count - 1
         spec = random_recurrent(rng, features, index, last=last, projected=projected)
-        found.append(spec)
+        layers.append(spec)
         features, index = spec.output_size, index + 1
     if ending == "flatten":
-        found.append(FlattenSpec(index, features, 6))
+        layers.append(FlattenSpec(index, features, 6))
         features, index = 6 * features, index + 1
     for _ in range(int(rng.integers(0, 3))):
         units = int(rng.integers(2, 6))
         bias = bool(rng.random() < 0.7)
-        found.append(DenseSpec(index, features, units, _dense_activation(rng), bias))
+        layers.append(DenseSpec(index, features, units, _dense_activation(rng), bias))
         features, index = units, index + 1
-    return found
+    return layers
 
 
 def random_recurrent(
     rng: np.random.Generator, features: int, index: int, *, last: bool, projected: bool
 ) -> RecurrentSpec:
-    """A recurrent layer with options drawn."""
+    """Recurrent layer with random options."""
     kind = str(rng.choice(["lstm", "gru", "rnn"]))
     options: dict[str, Any] = {"activation": _activation(rng)}
     if rng.random() < 0.3:
@@ -78,14 +79,14 @@ def random_recurrent(
 
 
 def _lstm_options(rng: np.random.Generator, hidden: int, projected: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"cell_activation": _activation(rng)}
+    options: dict[str, Any] = {"cell_activation": _activation(rng)}
     if rng.random() < 0.4:
-        found["peepholes"] = True
+        options["peepholes"] = True
     if projected and rng.random() < 0.4:
-        found["projection_size"] = int(rng.integers(1, hidden + 2))
+        options["projection_size"] = int(rng.integers(1, hidden + 2))
     if rng.random() < 0.3:
-        found["coupled_input_forget"] = True
-    return found
+        options["coupled_input_forget"] = True
+    return options
 
 
 def _activation(rng: np.random.Generator) -> Activation:
@@ -100,7 +101,7 @@ def _dense_activation(rng: np.random.Generator) -> Activation | None:
 
 
 def run_model(path: Path, feeds: dict[str, Array]) -> dict[str, Array]:
-    """ONNX Runtime's outputs by name; floats are fed as the model takes them."""
+    """Outputs of ONNX Runtime by name; the model's inputs are float32, lengths int32."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -112,10 +113,17 @@ def run_model(path: Path, feeds: dict[str, Array]) -> dict[str, Array]:
     return dict(zip(names, session.run(None, cast), strict=True))
 
 
+def close(actual: Array, expected: Array) -> None:
+    """Compare arrays within `TOLERANCE` of the largest expected value."""
+    assert actual.shape == expected.shape
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * scale)
+
+
 def feeds_of(
     specs: Sequence[LayerSpec], x: Array, lengths: Array | None, states: Sequence[Any] | None
 ) -> dict[str, Array]:
-    """Inputs of a model that was written with what is given; NaN stands in the padding."""
+    """Inputs of a model with these optional inputs; the padding of `x` is NaN."""
     feeds = {"x": x.copy()}
     if lengths is not None:
         feeds["lengths"] = lengths

@@ -1,8 +1,9 @@
-"""One recurrent operator of ONNX as a model in memory, with native weights put in its order."""
+"""Models built with the onnx package, and their outputs in ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,39 @@ NAMES = {
 WITH_ALPHA = {"affine", "elu", "hard_sigmoid", "leaky_relu", "scaled_tanh", "thresholded_relu"}
 WITH_BETA = {"affine", "hard_sigmoid", "scaled_tanh"}
 IR_VERSION = 8
+CPU = ["CPUExecutionProvider"]
+
+
+def save_model(
+    path: Path,
+    nodes: Sequence[Any],
+    tensors: Mapping[str, Array],
+    inputs: Mapping[str, Sequence[Any]],
+    outputs: Sequence[str] = ("y",),
+    opset: int = 14,
+) -> Path:
+    """Save a model of these nodes and stored tensors; `inputs` are float tensors by shape."""
+    info, real = helper.make_tensor_value_info, TensorProto.FLOAT
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [info(name, real, shape) for name, shape in inputs.items()],
+        [info(name, real, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    versions = [helper.make_opsetid("", opset)]
+    model = helper.make_model(graph, opset_imports=versions, ir_version=IR_VERSION)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def runtime_outputs(path: Path, *inputs: Array, **feeds: Array) -> list[Array]:
+    """Outputs of ONNX Runtime; `inputs` in the model's order, `feeds` by name, reals in float32."""
+    session = onnxruntime.InferenceSession(str(path), providers=CPU)
+    names = [entry.name for entry in session.get_inputs()]
+    feeds |= dict(zip(names, inputs, strict=False))
+    cast = {k: v.astype("f4") if v.dtype.kind == "f" else v for k, v in feeds.items()}
+    return list(session.run(None, cast))
 
 
 def _reordered(tensor: Array, source: str, target: str) -> Array:
@@ -42,18 +76,21 @@ def _reordered(tensor: Array, source: str, target: str) -> Array:
 
 def _tensors(spec: RecurrentSpec, direction: int, weights: Mapping[str, Array]) -> dict[str, Array]:
     """W, R, B and P of one direction, without the axis of directions."""
-    prefix, (ours, theirs) = spec.prefix(direction), ORDERS[spec.kind]
-    W, R = (_reordered(weights[prefix + n], ours, theirs) for n in ("weight_ih", "weight_hh"))
+    prefix, (native, onnx_order) = spec.prefix(direction), ORDERS[spec.kind]
+    W, R = (_reordered(weights[prefix + n], native, onnx_order) for n in ("weight_ih", "weight_hh"))
     if spec.kind == "gru":
         pair = [weights[prefix + "bias_ih"], weights[prefix + "bias_hh"]]
     else:
-        # Split unevenly, so that an exchange of the halves would show in neither or in both.
-        whole = weights[prefix + "bias"]
-        pair = [0.75 * whole, 0.25 * whole]
-    found = {"W": W, "R": R, "B": np.concatenate([_reordered(b, ours, theirs) for b in pair])}
+        bias = weights[prefix + "bias"]
+        pair = [0.75 * bias, 0.25 * bias]  # uneven, so that exchanged halves would show
+    tensors = {
+        "W": W,
+        "R": R,
+        "B": np.concatenate([_reordered(b, native, onnx_order) for b in pair]),
+    }
     if prefix + "peephole" in weights:
-        found["P"] = _reordered(weights[prefix + "peephole"], "ifo", "iof")
-    return found
+        tensors["P"] = _reordered(weights[prefix + "peephole"], "ifo", "iof")
+    return tensors
 
 
 def _activations(spec: RecurrentSpec) -> dict[str, list[Any]]:
@@ -62,7 +99,7 @@ def _activations(spec: RecurrentSpec) -> dict[str, list[Any]]:
         gates = [] if spec.kind == "rnn" else [cell.recurrent_activation]
         chosen += [*gates, cell.activation]
         chosen += [cell.cell_activation] if spec.kind == "lstm" else []
-    # Parameters stand only for the activations that take them, in order.
+    # Parameters are listed only for the activations that have them, in order.
     return {
         "activations": [NAMES[a.name] for a in chosen],
         "activation_alpha": [a.alpha for a in chosen if a.name in WITH_ALPHA],
@@ -80,14 +117,14 @@ def run(
     opset: int = 14,
     direction: str | None = None,
 ) -> tuple[Array, Array, Array | None]:
-    """ONNX Runtime's outputs (N, T, F), h and c (N, directions, H).
+    """Run one recurrent operator: outputs (N, T, F), h and c (N, directions, H).
 
-    `direction` ``reverse`` computes the second direction of a bidirectional `spec` alone.
+    The direction ``reverse`` is the second direction of a bidirectional `spec` alone.
     """
     which = {"reverse": [1], "forward": [0]}.get(direction or "", list(range(spec.directions)))
     shown = RecurrentSpec(0, spec.input_size, tuple(spec.cells[d] for d in which))
     per_direction = [_tensors(spec, d, weights) for d in which]
-    held = {name: np.stack([t[name] for t in per_direction]) for name in per_direction[0]}
+    tensors = {name: np.stack([t[name] for t in per_direction]) for name in per_direction[0]}
     feeds: dict[str, Array] = {"X": x.transpose(1, 0, 2).astype(np.float32)}
     if lengths is not None:
         feeds["lens"] = lengths.astype(np.int32)
@@ -95,8 +132,8 @@ def run(
         for name, part in zip(("h0", "c0"), state, strict=True):
             if part is not None:
                 feeds[name] = part[:, which].transpose(1, 0, 2).astype(np.float32)
-    model = _model(shown, held, feeds, opset, direction)
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    model = _model(shown, tensors, feeds, opset, direction)
+    session = onnxruntime.InferenceSession(model, providers=CPU)
     found = session.run(None, feeds)
     y = found[0].transpose(2, 0, 1, 3)  # (T, directions, N, H) to (N, T, directions, H)
     states = [part.transpose(1, 0, 2) for part in found[1:]]
@@ -105,7 +142,7 @@ def run(
 
 def _model(
     spec: RecurrentSpec,
-    held: Mapping[str, Array],
+    tensors: Mapping[str, Array],
     feeds: Mapping[str, Array],
     opset: int,
     direction: str | None,
@@ -124,9 +161,9 @@ def _model(
     if kind == "lstm":
         attributes["input_forget"] = int(cell.coupled_input_forget)
     slots = ["X", "W", "R", "B", "lens", "h0", "c0", "P"][: 8 if kind == "lstm" else 6]
-    given = {*held, *feeds}
+    present = {*tensors, *feeds}
     outputs = ["Y", "Y_h", "Y_c"][: 3 if kind == "lstm" else 2]
-    names = [slot if slot in given else "" for slot in slots]
+    names = [slot if slot in present else "" for slot in slots]
     node = helper.make_node(kind.upper(), names, outputs, **attributes)
     graph = helper.make_graph(
         [node],
@@ -143,7 +180,7 @@ def _model(
             )
             for name in outputs
         ],
-        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in held.items()],
+        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in tensors.items()],
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION

@@ -1,4 +1,4 @@
-"""ONNX: reads and writes models with a codec of its own."""
+"""ONNX models: reader and writer, without the onnx package."""
 
 from lstm_cli.formats.onnx.reader import read
 from lstm_cli.formats.onnx.writer import write

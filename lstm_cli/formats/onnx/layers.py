@@ -1,313 +1,592 @@
-"""From the value that a graph gives back to its input, one layer after the other."""
+"""Extraction of a chain of layers from a symbolic graph, from its output to its input.
+
+`LayerExtractor` turns signals into layers: `dense_layer`, `recurrent_layer`, `selection_layer`
+and flatten. An `ImportedLayer` holds the options, the tensors and their `Stored` entries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from lstm_cli.cells import Activation
+from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.onnx.arithmetic import terms, timed
-from lstm_cli.formats.onnx.calls import Effort
-from lstm_cli.formats.onnx.drafts import Draft, dense, recurrent, selection, silent
-from lstm_cli.formats.onnx.frame import Frame, every
-from lstm_cli.formats.onnx.matching import IDENTITY
-from lstm_cli.formats.onnx.tensors import short
-from lstm_cli.formats.onnx.unrolled import Rerolling
-from lstm_cli.formats.onnx.values import (
-    ALL,
-    REVERSED,
-    Activated,
-    Atom,
-    CellState,
-    Flattened,
-    Input,
-    Linear,
-    Product,
-    Recurrent,
-    Softmaxed,
-    Vector,
+from lstm_cli.formats.model import Stored
+from lstm_cli.formats.onnx.node import WorkBudget
+from lstm_cli.formats.onnx.ops_math import linear_terms, reads_all_steps
+from lstm_cli.formats.onnx.sizes import FreeAxes, is_all_steps
+from lstm_cli.formats.onnx.symbolic import (
+    ALL_STEPS,
+    REVERSED_STEPS,
+    ActivationOutput,
+    AmbiguousParameter,
+    ElementwiseProduct,
+    FeatureVector,
+    FinalCellState,
+    FlattenedSteps,
+    InputSequences,
+    LinearMap,
+    RecurrentDirection,
+    Signal,
+    SoftmaxOutput,
+    UnsupportedError,
+    Weight,
+    all_features,
+    concatenate,
+    is_complete,
+    is_identity_selection,
+    parts_of,
+    same_vector,
+    vector_at,
 )
-from lstm_cli.formats.onnx.vectors import at, complete, counted, joined, pieces, same_vector, whole
+from lstm_cli.formats.onnx.tensors import shortest_decimal
+from lstm_cli.formats.onnx.unroll import LoopReroller, stored_weight
+from lstm_cli.formats.onnx.unroll_match import IDENTITY
 
-MOST_LAYERS = 1000
+MAX_MATRIX, MAX_SPARSE_MATRIX = 1 << 27, 1 << 25
+"""Numbers of the largest matrix, and of the largest matrix of mostly zeros."""
+MAX_LAYERS = 1000
 
-_KINDS: dict[type[Atom], str] = {
-    Product: "a product of values",
-    CellState: "the cell state of a recurrent layer",
-    Input: "the input",
-    Linear: "a linear map",
-    Activated: "an activation",
-    Softmaxed: "a softmax",
-    Recurrent: "a recurrent layer",
+
+@dataclass
+class ImportedLayer:
+    """One layer of the imported network.
+
+    Attributes
+    ----------
+    config
+        Options of the layer, as in the YAML config.
+    tensors
+        Weights by native name within the layer.
+    inputs
+        Names of the tensors whose columns are input features.
+    stored
+        `Stored` entries of the weights, with native names within the layer.
+    where
+        Node that the layer comes from, for errors.
+    directions
+        Directions of a recurrent layer.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Array] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    stored: list[Stored] = field(default_factory=list)
+    where: str = ""
+    directions: tuple[RecurrentDirection, ...] = ()
+
+    def widen(self, positions: Array, size: int, blocks: int = 1) -> None:
+        """Spread the input columns over `size` features, to the given positions.
+
+        The matrix has `blocks` blocks of columns, one for each step of a flattened input.
+
+        Raises
+        ------
+        UnsupportedError
+            The matrix would be too large.
+        """
+        if is_identity_selection(positions, size):
+            return
+        for name in self.inputs:
+            matrix = self.tensors[name]
+            rows = matrix.shape[0]
+            if rows * size * blocks > MAX_SPARSE_MATRIX:
+                raise UnsupportedError(f"it needs {rows} x {size * blocks} weights, most of them 0")
+            wide = np.zeros((rows, blocks, size), matrix.dtype)
+            columns = matrix.reshape(rows, blocks, -1)
+            if np.unique(positions).size == positions.size:
+                wide[:, :, positions] = columns
+            else:
+                for k, position in enumerate(positions):
+                    wide[:, :, position] += columns[:, :, k]
+            self.tensors[name] = wide.reshape(rows, -1)
+        self.stored = [
+            replace(entry, change=", ".join(filter(None, (entry.change, "columns placed"))))
+            if entry.native in self.inputs
+            else entry
+            for entry in self.stored
+        ]
+
+
+def selection_layer(positions: Array, size: int, dtype: Any, where: str) -> ImportedLayer:
+    """Dense layer that selects features by a matrix of zeros and ones."""
+    if positions.size * size > MAX_SPARSE_MATRIX:
+        raise UnsupportedError(f"it needs a matrix of {positions.size:,} x {size:,}")
+    weight = np.zeros((positions.size, size), dtype)
+    weight[np.arange(positions.size), positions] = 1
+    return ImportedLayer(
+        {"type": "dense", "units": int(positions.size), "bias": False},
+        {"weight": weight},
+        ("weight",),
+        where=where,
+    )
+
+
+def dense_layer(signal: LinearMap, activation: Activation | None) -> ImportedLayer:
+    """Dense layer of a linear map, with the matrices of all summands joined; None: softmax."""
+    rows = sum(term.source.indices.size for term in signal.terms)
+    if rows * signal.size > MAX_MATRIX:
+        raise UnsupportedError(f"it needs a matrix of {rows:,} x {signal.size:,}")
+    matrices = [_matrix(term.weight) for term in signal.terms]
+    weight = np.concatenate(matrices, axis=0).T if len(matrices) > 1 else matrices[0].T
+    stored = [e for term in signal.terms for e in stored_weight(term.weight, "weight")]
+    stored += stored_weight(signal.bias, "bias")
+    config: dict[str, Any] = {"type": "dense", "units": signal.size}
+    if activation is None:
+        config["activation"] = "softmax"
+    elif activation.name != "identity":
+        config["activation"] = activation_config(activation)
+    arrays = {"weight": weight}
+    if signal.bias is None:
+        config["bias"] = False
+    else:
+        arrays["bias"] = signal.bias.array
+    dtype = np.result_type(*arrays.values())
+    tensors = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
+    return ImportedLayer(config, tensors, ("weight",), stored, signal.where)
+
+
+def _matrix(weight: Weight) -> Array:
+    """Full matrix (in, out) of a weight."""
+    if not weight.diagonal:
+        return weight.array
+    if weight.array.size**2 > MAX_SPARSE_MATRIX:
+        size = weight.array.size
+        raise UnsupportedError(f"it needs {size} x {size} weights, most of them 0")
+    dtype = np.float32 if weight.identity else weight.array.dtype
+    return np.diag(weight.array.astype(dtype))
+
+
+def activation_config(activation: Activation) -> Any:
+    """Activation as in the YAML config: a name, or a mapping for parameters off the default."""
+    default = Activation(activation.name)
+    parameters = {
+        key: getattr(activation, key)
+        for key in ("alpha", "beta")
+        if getattr(activation, key) != getattr(default, key)
+    }
+    return {"name": activation.name, **parameters} if parameters else activation.name
+
+
+def recurrent_layer(parts: Sequence[RecurrentDirection], returns: bool) -> ImportedLayer:
+    """Recurrent layer of a forward direction and an optional reverse direction."""
+    first = parts[0]
+    config: dict[str, Any] = {"type": first.kind, "hidden_size": first.size}
+    if len(parts) == 2:
+        config["bidirectional"] = True
+    biases = dict.fromkeys(name for part in parts for name in part.tensors if "bias" in name)
+    if not biases:
+        config["bias"] = False
+    if not returns:
+        config["return_sequences"] = False
+    config |= _options(
+        [part.options for part in parts], [part.ambiguous_parameters for part in parts]
+    )
+    layer = ImportedLayer(config, where=first.where, directions=tuple(parts))
+    for prefix, part in zip(("", "reverse."), parts, strict=False):
+        layer.tensors |= {prefix + name: value for name, value in part.tensors.items()}
+        for name in biases:  # a direction without biases gets zeros if the other one has biases
+            rows = part.tensors["weight_hh"][:, 0]
+            layer.tensors.setdefault(prefix + name, np.zeros_like(rows))
+        layer.inputs += (prefix + "weight_ih",)
+        layer.stored += [replace(e, native=prefix + e.native) for e in part.stored]
+    return layer
+
+
+def zero_direction(part: RecurrentDirection) -> RecurrentDirection:
+    """Forward direction of zeros, for a layer whose reverse direction `part` stands alone."""
+    tensors = {name: np.zeros_like(value) for name, value in part.tensors.items()}
+    return replace(part, reverse=False, tensors=tensors, stored=())
+
+
+def _options(
+    options: Sequence[Mapping[str, Any]],
+    ambiguous_parameters: Sequence[Sequence[AmbiguousParameter]],
+) -> dict[str, Any]:
+    """Options that differ from the defaults; ambiguous activations are always mappings."""
+    config: dict[str, Any] = {}
+    is_ambiguous = any(ambiguous_parameters)
+    for key, value in options[0].items():
+        pair = [direction_options.get(key) for direction_options in options]
+        if isinstance(value, Activation) and is_ambiguous:
+            names = [_with_parameters(activation) for activation in pair]
+            config[key] = names[0] if all(a == pair[0] for a in pair) else names
+        elif isinstance(value, Activation):
+            config |= _activations(key, pair, options)
+        elif key == "reset_after":
+            config |= {} if value else {key: False}
+        elif value:
+            config[key] = value
+    return config
+
+
+def _with_parameters(activation: Any) -> Any:
+    """Activation with all of its parameters, so that ``--set`` can change one parameter."""
+    parameters = {"name": activation.name, "alpha": activation.alpha, "beta": activation.beta}
+    config = {key: value for key, value in parameters.items() if value is not None}
+    return config if len(config) > 1 else activation.name
+
+
+def ambiguity_notes(layers: Sequence[ImportedLayer]) -> Iterator[str]:
+    """Yield a note for each ambiguous parameter, with the ``--set`` of its alternative."""
+    for k, layer in enumerate(layers):
+        for d, part in enumerate(layer.directions):
+            for doubt in part.ambiguous_parameters:
+                place = f".{d}" if isinstance(layer.config[doubt.role], list) else ""
+                yield (
+                    f"{part.where}: the {doubt.letter} of its {doubt.name} is read as "
+                    f"{doubt.value:g}; {doubt.why} {doubt.other:g}: --set model.layers.{k}."
+                    f"{doubt.role}{place}.{doubt.letter}={doubt.other:g}"
+                )
+
+
+def zero_states(layers: Sequence[ImportedLayer]) -> dict[tuple[int, str], tuple[int, ...]]:
+    """Directions whose initial state the model fixes at 0, by layer number and state.
+
+    Empty for a model without any state input, whose runs may continue from given states.
+    """
+    states: dict[tuple[int, str], tuple[int, ...]] = {}
+    recurrent = [(k, layer) for k, layer in enumerate(layers) if "hidden_size" in layer.config]
+    if not any(part.input_states for _, layer in recurrent for part in layer.directions):
+        return states
+    for k, layer in recurrent:
+        for letter in "hc" if layer.config["type"] == "lstm" else "h":
+            parts = enumerate(layer.directions)
+            directions = tuple(d for d, part in parts if letter not in part.input_states)
+            states |= {(k, letter): directions} if directions else {}
+    return states
+
+
+def state_notes(
+    layers: Sequence[ImportedLayer], zero: Mapping[tuple[int, str], tuple[int, ...]]
+) -> Iterator[str]:
+    """Yield a note for each state that begins with 0 although other states are inputs."""
+    for (k, letter), directions in zero.items():
+        parts = [layers[k].directions[d] for d in directions]
+        for where in dict.fromkeys(part.where for part in parts):
+            yield (
+                f"{where} has no input initial_{letter}: its {letter} (layer {k}) begins with 0, "
+                "as in ONNX Runtime, whatever --state holds"
+            )
+
+
+def _activations(
+    key: str, pair: Sequence[Any], options: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    defaults: list[Any] = [SIGMOID if key == "recurrent_activation" else TANH] * len(pair)
+    if key == "cell_activation":
+        defaults = [direction_options["activation"] for direction_options in options]
+    if list(pair) == defaults:
+        return {}
+    names = [activation_config(activation) for activation in pair]
+    return {key: names[0] if all(a == pair[0] for a in pair) else names}
+
+
+_DESCRIPTIONS: dict[type[Signal], str] = {
+    ElementwiseProduct: "a product of two tensors",
+    FinalCellState: "the cell state of a recurrent layer",
+    InputSequences: "the input",
+    LinearMap: "a linear map",
+    ActivationOutput: "an activation",
+    SoftmaxOutput: "a softmax",
+    RecurrentDirection: "a recurrent layer",
 }
 
 
-class Layering:
-    """The layers of a graph, found from its output.
+class LayerExtractor:
+    """Extracts the layers of a graph one by one, from its output to its input.
 
     Parameters
     ----------
-    frame
-        Free axes.
-    rerolling
-        Puts steps that were written out together again.
+    free_axes
+        Free axes of the graph's input.
+    reroller
+        Rebuilds recurrent directions from unrolled loops.
     notes
-        To be added to.
-    effort
-        What the file may cost.
+        Notes for the user, which the extractor adds to.
+    budget
+        Work that the file may still cost.
+
+    Attributes
+    ----------
+    consumer
+        Layer extracted last, which reads the next layer; None at the output.
+    blocks
+        Steps that `consumer` reads joined in one vector, 1 without a flatten layer.
+    directions
+        Directions of all recurrent layers.
+    last_step_reads
+        Forward directions of which only the last step is read, which may be padding.
     """
 
     def __init__(
-        self, frame: Frame, rerolling: Rerolling, notes: dict[str, None], effort: Effort
+        self,
+        free_axes: FreeAxes,
+        reroller: LoopReroller,
+        notes: dict[str, None],
+        budget: WorkBudget,
     ) -> None:
-        self.frame, self.rerolling, self.notes, self.effort = frame, rerolling, notes, effort
-        self.drafts: list[Draft] = []
-        self.consumer: Draft | None = None  # the layer that reads what is found next
-        self.blocks = 1  # of how many steps side by side
-        self.recurrent: list[Recurrent] = []
-        self.ends: list[Recurrent] = []  # read at their last step, of which one may be padding
+        self.free_axes, self.reroller, self.notes, self.budget = free_axes, reroller, notes, budget
+        self._reversed_layers: list[ImportedLayer] = []
+        self.consumer: ImportedLayer | None = None
+        self.blocks = 1
+        self.directions: list[RecurrentDirection] = []
+        self.last_step_reads: list[RecurrentDirection] = []
 
-    def layers(self, output: Vector) -> list[Draft]:
-        """Input to output.
+    def layers(self, output: FeatureVector) -> list[ImportedLayer]:
+        """Layers from input to output.
 
         Raises
         ------
         WeightsError
-            Something on the way is no layer of ours: names the node.
+            lstm-cli has no such layer: the error names the node.
         """
-        want: Vector | None = output
-        while want is not None:
-            if len(self.drafts) > MOST_LAYERS:
-                raise WeightsError(f"the model has more than {MOST_LAYERS} layers")
-            want = self._before(want)
-        return self.drafts[::-1]
+        vector: FeatureVector | None = output
+        while vector is not None:
+            if len(self._reversed_layers) > MAX_LAYERS:
+                raise WeightsError(f"the model has more than {MAX_LAYERS} layers")
+            vector = self._extract_layer(vector)
+        return self._reversed_layers[::-1]
 
-    def _before(self, want: Vector) -> Vector | None:
-        """Find the layer that gives `want`; what it reads, None for the graph's input."""
-        parts = [self._resolved(piece) for piece in pieces(want)]
-        parts = [piece for part in parts for piece in pieces(part)]
-        atoms = list(dict.fromkeys(part.atom for part in parts))
-        if not atoms:
+    def _extract_layer(self, vector: FeatureVector) -> FeatureVector | None:
+        """Extract the layer that computes `vector`; return its input, None at the graph's input."""
+        rerolled = [self._rerolled(part) for part in parts_of(vector)]
+        parts = [part for joined in rerolled for part in parts_of(joined)]
+        signals = list(dict.fromkeys(part.signal for part in parts))
+        if not signals:
             raise WeightsError("the model's output is empty")
-        if all(isinstance(atom, Recurrent) for atom in atoms):
+        if all(isinstance(signal, RecurrentDirection) for signal in signals):
             return self._recurrent(parts)
-        if len(atoms) > 1 or len({part.step for part in parts}) > 1:
-            raise self._mixed(atoms, parts)
-        atom, step = atoms[0], parts[0].step
-        pick = np.concatenate([part.pick for part in parts])
-        if isinstance(atom, Input):
-            self._input(atom, step, pick)
+        if len(signals) > 1 or len({part.step for part in parts}) > 1:
+            raise self._mixed_error(signals, parts)
+        signal, step = signals[0], parts[0].step
+        indices = np.concatenate([part.indices for part in parts])
+        if isinstance(signal, InputSequences):
+            self._input(signal, step, indices)
             return None
-        if isinstance(atom, Flattened):
-            return self._flattened(atom, pick)
-        return self._dense(atom, step, pick)
+        if isinstance(signal, FlattenedSteps):
+            return self._flattened(signal, indices)
+        return self._dense(signal, step, indices)
 
-    def _resolved(self, piece: Vector) -> Vector:
-        if piece.atom.timed:
-            return piece
-        return self.rerolling.final(piece) or piece
+    def _rerolled(self, part: FeatureVector) -> FeatureVector:
+        if part.signal.per_step:
+            return part
+        return self.reroller.final(part) or part
 
-    def _add(self, draft: Draft) -> None:
-        new = sum(v.nbytes for v in draft.tensors.values() if v.base is None)
-        self.effort.spend(room=new, where=draft.where)
-        self.drafts.append(draft)
-        self.consumer, self.blocks = draft, 1
+    def _append(self, layer: ImportedLayer) -> None:
+        new_bytes = sum(v.nbytes for v in layer.tensors.values() if v.base is None)
+        self.budget.spend(byte_count=new_bytes, where=layer.where)
+        self._reversed_layers.append(layer)
+        self.consumer, self.blocks = layer, 1
 
     def _add_flatten(self, steps: int, where: str) -> None:
-        self.drafts.append(Draft({"type": "flatten"}, where=where))
+        self._reversed_layers.append(ImportedLayer({"type": "flatten"}, where=where))
         self.blocks = steps
 
-    def _place(self, pick: Array, size: int, where: str) -> None:
-        """Let the layer found last read features `pick` of the `size` ones of the one before it."""
-        if complete_pick(pick, size):
+    def _select_features(self, indices: Array, size: int, where: str) -> None:
+        """Make the consumer read features `indices` of the `size` features of the next layer."""
+        if is_identity_selection(indices, size):
             return
         if self.consumer is None:
-            self.notes[f"a dense layer at the end picks what the model gives of {where}"] = None
-            total = self.blocks * pick.size
-            self.consumer = selection(counted(total), total, np.float32, where)
-            self.drafts.insert(0, self.consumer)
-        self.consumer.widen(pick, size, self.blocks)
+            self.notes[f"a dense layer at the end selects the model's outputs from {where}"] = None
+            total = self.blocks * indices.size
+            self.consumer = selection_layer(np.arange(total), total, np.float32, where)
+            self._reversed_layers.insert(0, self.consumer)
+        self.consumer.widen(indices, size, self.blocks)
 
-    def _input(self, atom: Input, step: object, pick: Array) -> None:
-        if step != ALL:
-            raise self._picks_steps(atom, "the input", step)
-        self._place(pick, atom.size, "the input")
+    def _input(self, signal: InputSequences, step: object, indices: Array) -> None:
+        if step != ALL_STEPS:
+            raise self._steps_error(signal, "the input", step)
+        self._select_features(indices, signal.size, "the input")
 
-    def _flattened(self, atom: Flattened, pick: Array) -> Vector:
-        self._place(pick, atom.size, atom.where)
-        self._add_flatten(atom.steps, atom.where)
-        return atom.source
+    def _flattened(self, signal: FlattenedSteps, indices: Array) -> FeatureVector:
+        self._select_features(indices, signal.size, signal.where)
+        self._add_flatten(signal.steps, signal.where)
+        return signal.source
 
-    def _dense(self, atom: Atom, step: object, pick: Array) -> Vector:
-        linear, activation = self._split(atom)
-        self._place(pick, atom.size, atom.where)
-        self._add(dense(linear, activation))
-        source = joined([term.source for term in linear.terms], atom.where)
-        return at(source, step) if every(step) or isinstance(step, int) else source  # type: ignore[arg-type]
+    def _dense(self, signal: Signal, step: object, indices: Array) -> FeatureVector:
+        linear, activation = self._split(signal)
+        self._select_features(indices, signal.size, signal.where)
+        self._append(dense_layer(linear, activation))
+        source = concatenate([term.source for term in linear.terms], signal.where)
+        return vector_at(source, step) if is_all_steps(step) or isinstance(step, int) else source  # type: ignore[arg-type]
 
-    def _split(self, atom: Atom) -> tuple[Linear, Activation | None]:
-        """A layer's linear part, and its activation; None is softmax."""
-        if isinstance(atom, Linear):
-            return _rescaled(atom)
-        if isinstance(atom, Softmaxed):
-            return _linear(atom.source, atom.where), None
-        if isinstance(atom, Activated):
-            return _linear(atom.source, atom.where), atom.activation
-        raise self._mixed([atom], [whole(atom)])
+    def _split(self, signal: Signal) -> tuple[LinearMap, Activation | None]:
+        """Linear map and activation of a dense layer; None: softmax."""
+        if isinstance(signal, LinearMap):
+            return _rescaled(signal)
+        if isinstance(signal, SoftmaxOutput):
+            return _linear(signal.source, signal.where), None
+        if isinstance(signal, ActivationOutput):
+            return _linear(signal.source, signal.where), signal.activation
+        raise self._mixed_error([signal], [all_features(signal)])
 
-    def _recurrent(self, parts: Sequence[Vector]) -> Vector:
-        atoms = [part.atom for part in parts if isinstance(part.atom, Recurrent)]
-        layer, backwards = self._directions(list(dict.fromkeys(atoms)))
-        biased = [any("bias" in name for name in atom.tensors) for atom in layer]
-        for atom in [a for a, has in zip(layer, biased, strict=True) if not has and any(biased)]:
-            self.notes[f"{atom.where} has no bias beside one that has: there it is 0"] = None
-        features = sum(atom.size for atom in layer)
-        starts = {id(atom): k * layer[0].size for k, atom in enumerate(layer)}
-        places = [part.pick + starts[id(part.atom)] for part in parts]
-        steps = [part.step for part in parts]
-        returns = all(step == ALL for step in steps)
-        if not returns and not self._final(parts, backwards):
-            return self._single_steps(layer, parts, places)
-        self._place(np.concatenate(places), features, layer[0].where)
-        self._add(recurrent(layer, returns))
-        self.recurrent += layer
-        self.ends += [] if returns else [atom for atom in layer if not atom.reverse]
+    def _recurrent(self, parts: Sequence[FeatureVector]) -> FeatureVector:
+        signals = [part.signal for part in parts if isinstance(part.signal, RecurrentDirection)]
+        layer, reverse_ids = self._directions(list(dict.fromkeys(signals)))
+        without_bias = [s for s in layer if not any("bias" in name for name in s.tensors)]
+        for signal in without_bias if len(without_bias) < len(layer) else ():
+            self.notes[
+                f"{signal.where} has no bias, but the other direction has: its bias is read as 0"
+            ] = None
+        features = sum(signal.size for signal in layer)
+        offsets = {id(signal): k * layer[0].size for k, signal in enumerate(layer)}
+        positions = [part.indices + offsets[id(part.signal)] for part in parts]
+        returns_sequences = all(part.step == ALL_STEPS for part in parts)
+        if not returns_sequences and not self._are_final_states(parts, reverse_ids):
+            return self._single_steps(layer, parts, positions)
+        self._select_features(np.concatenate(positions), features, layer[0].where)
+        self._append(recurrent_layer(layer, returns_sequences))
+        self.directions += layer
+        if not returns_sequences:
+            self.last_step_reads += [signal for signal in layer if not signal.reverse]
         return layer[-1].source
 
-    def _final(self, parts: Sequence[Vector], backwards: set[int]) -> bool:
-        """Whether these are final states: forward at the last step, reverse at the first."""
+    def _are_final_states(self, parts: Sequence[FeatureVector], reverse_ids: set[int]) -> bool:
+        """True for forward directions at the last step and reverse directions at step 0."""
         return all(
-            self.frame.first(part.step)
-            if id(part.atom) in backwards
-            else self.frame.last(part.step)
+            self.free_axes.is_first(part.step)
+            if id(part.signal) in reverse_ids
+            else self.free_axes.is_last(part.step)
             for part in parts
         )
 
-    def _directions(self, atoms: list[Recurrent]) -> tuple[list[Recurrent], set[int]]:
-        """Forward and reverse of one layer, and which are reverse (by identity)."""
-        if len(atoms) > 2:
-            raise self._mixed(atoms, [])
-        if len(atoms) == 1:
-            only = atoms[0]
+    def _directions(
+        self, signals: list[RecurrentDirection]
+    ) -> tuple[list[RecurrentDirection], set[int]]:
+        """Forward and reverse direction of one layer, and the ids of reverse directions."""
+        if len(signals) > 2:
+            raise self._mixed_error(signals, [])
+        if len(signals) == 1:
+            only = signals[0]
             if not only.reverse:
                 return [only], set()
             self.notes[
-                f"{only.where} runs in reverse alone: a bidirectional layer whose forward half "
-                "is 0 and unused"
+                f"{only.where} runs in reverse only: it is read as a bidirectional layer whose "
+                "forward half is 0 and unused"
             ] = None
-            return [silent(only), only], {id(only)}
-        forward = [atom for atom in atoms if not atom.reverse]
-        reverse = [atom for atom in atoms if atom.reverse]
-        if len(forward) == 2 and self.frame.steps == 1:
+            return [zero_direction(only), only], {id(only)}
+        forward = [signal for signal in signals if not signal.reverse]
+        reverse = [signal for signal in signals if signal.reverse]
+        if len(forward) == 2 and self.free_axes.steps == 1:
             forward, reverse = forward[:1], forward[1:]  # one step has no direction
         if len(forward) != 1 or not _same_layer(forward[0], reverse[0]):
-            raise self._mixed(atoms, [])
+            raise self._mixed_error(signals, [])
         return [forward[0], reverse[0]], {id(reverse[0])}
 
     def _single_steps(
-        self, layer: Sequence[Recurrent], parts: Sequence[Vector], places: Sequence[Array]
-    ) -> Vector:
-        """Steps that are no final states, picked by a dense layer out of all steps side by side."""
-        steps, where = self.frame.steps, layer[0].where
+        self,
+        layer: Sequence[RecurrentDirection],
+        parts: Sequence[FeatureVector],
+        positions: Sequence[Array],
+    ) -> FeatureVector:
+        """Select single steps by a flatten layer, whose consumer reads these steps only."""
+        steps, where = self.free_axes.steps, layer[0].where
         if steps is None or any(not isinstance(part.step, int) for part in parts):
-            raise self._picks_steps(parts[0].atom, where, parts[0].step)
-        features = sum(atom.size for atom in layer)
-        chosen = [
-            place + int(part.step or 0) % steps * features
-            for place, part in zip(places, parts, strict=True)
-        ]
-        self._place(np.concatenate(chosen), steps * features, where)
+            raise self._steps_error(parts[0].signal, where, parts[0].step)
+        features = sum(signal.size for signal in layer)
+        offsets = [int(part.step or 0) % steps * features for part in parts]
+        indices = [p + offset for p, offset in zip(positions, offsets, strict=True)]
+        self._select_features(np.concatenate(indices), steps * features, where)
         self.notes[
-            f"single steps of {where} are picked out of all {steps}: sequences of another length "
+            f"single steps of {where} are selected from all {steps}: sequences of another length "
             "cannot be run"
         ] = None
         self._add_flatten(steps, where)
-        self._add(recurrent(layer, True))
-        self.recurrent += layer
+        self._append(recurrent_layer(layer, True))
+        self.directions += layer
         return layer[-1].source
 
-    def _picks_steps(self, atom: Atom, what: str, step: object) -> WeightsError:
-        if step == REVERSED:
-            found = "all steps, from the last to the first"
+    def _steps_error(self, signal: Signal, label: str, step: object) -> WeightsError:
+        if step == REVERSED_STEPS:
+            actual = "all steps, from the last to the first"
         elif isinstance(step, int):
-            found = f"step {step}" + (" (the last)" if self.frame.last(step) else "")
+            actual = f"step {step}" + (" (the last)" if self.free_axes.is_last(step) else "")
         else:
-            found = "all steps mixed with single ones"
-        reverse = isinstance(atom, Recurrent)
+            actual = "all steps mixed with single steps"
+        is_recurrent = isinstance(signal, RecurrentDirection)
         return WeightsError(
-            f"what the model takes of {what} cannot be represented",
+            f"the steps that the model reads of {label} cannot be represented",
             expected="every step in order, or a forward direction's last step and a reverse "
-            "direction's final one (step 0)"
-            if reverse
+            "direction's final step (step 0)"
+            if is_recurrent
             else "every step in order",
-            found=found,
-            hint="export it with a fixed number of steps, of which single ones can be read; the "
-            "final states (Y_h, PyTorch's h_n) are others"
-            if reverse
+            found=actual,
+            hint="export it with a fixed number of steps, so that single steps can be read; the "
+            "final states (Y_h, PyTorch's h_n) are other vectors"
+            if is_recurrent
             else None,
         )
 
-    def _mixed(self, atoms: Sequence[Atom], parts: Sequence[Vector]) -> WeightsError:
-        shown = [f"{_KINDS.get(type(atom), 'a value')} of {atom.where}" for atom in atoms[:4]]
-        more = ", ..." if len(atoms) > 4 else ""
+    def _mixed_error(
+        self, signals: Sequence[Signal], parts: Sequence[FeatureVector]
+    ) -> WeightsError:
+        shown = [
+            f"{_DESCRIPTIONS.get(type(signal), 'a value')} of {signal.where}"
+            for signal in signals[:4]
+        ]
+        more = ", ..." if len(signals) > 4 else ""
         return WeightsError(
-            f"{atoms[0].where} is no layer that lstm-cli has, or is combined with others in a "
-            "way that none has",
+            f"{signals[0].where} is not a layer that lstm-cli has, or is combined with others in "
+            "an unsupported way",
             expected="a chain of lstm, gru, rnn, dense, dropout and flatten layers",
             found=", ".join(shown) + more,
         )
 
 
-def complete_pick(pick: Array, size: int) -> bool:
-    """Whether these are all of `size` features, in order."""
-    return bool(pick.size == size and (pick == counted(size)).all())
-
-
-def _same_layer(forward: Recurrent, reverse: Recurrent) -> bool:
-    """Whether two directions can be one layer: only their activations may differ."""
-    plain = [
-        {k: v for k, v in atom.options.items() if not isinstance(v, Activation)}
-        for atom in (forward, reverse)
+def _same_layer(forward: RecurrentDirection, reverse: RecurrentDirection) -> bool:
+    """True if two directions can be one layer: only activations and biases may differ."""
+    options = [
+        {k: v for k, v in signal.options.items() if not isinstance(v, Activation)}
+        for signal in (forward, reverse)
     ]
     return (
         (forward.kind, forward.size) == (reverse.kind, reverse.size)
-        and plain[0] == plain[1]
+        and options[0] == options[1]
         and _matrices(forward) == _matrices(reverse)
         and same_vector(forward.source, reverse.source)
     )
 
 
-def _matrices(atom: Recurrent) -> set[str]:
-    """Names of the tensors but for biases, which one direction may have and the other not."""
-    return {name for name in atom.tensors if "bias" not in name}
+def _matrices(signal: RecurrentDirection) -> set[str]:
+    """Names of the tensors without biases, which one direction alone may have."""
+    return {name for name in signal.tensors if "bias" not in name}
 
 
-def _linear(source: Vector, where: str) -> Linear:
-    """A vector as a linear map: its own, or one that changes nothing."""
-    parts, bias = terms(source)
-    return Linear(source.pick.size, timed(source), where, parts, bias)
+def _linear(source: FeatureVector, where: str) -> LinearMap:
+    parts, bias = linear_terms(source)
+    return LinearMap(source.indices.size, reads_all_steps(source), where, parts, bias)
 
 
-def _rescaled(atom: Linear) -> tuple[Linear, Activation]:
-    """A linear map; one that scales and shifts another layer alike is that layer's activation."""
-    term = atom.terms[0]
-    alike = [w.array for w in (term.weight, atom.bias) if w is not None]
-    if len(atom.terms) > 1 or not term.weight.diagonal or not complete(term.source):
-        return atom, IDENTITY
-    if any((array != array[0]).any() for array in alike) or term.source.step not in (None, ALL):
-        return atom, IDENTITY
-    alpha, beta = short(alike[0][0]), short(alike[1][0]) if len(alike) > 1 else 0.0
-    inner = term.source.atom
-    if isinstance(inner, Linear):
+def _rescaled(signal: LinearMap) -> tuple[LinearMap, Activation]:
+    """Split a linear map into a linear map and an activation, affine or scaled_tanh if possible.
+
+    A map that scales and shifts all features of a layer equally is the activation of that layer.
+    """
+    term = signal.terms[0]
+    arrays = [w.array for w in (term.weight, signal.bias) if w is not None]
+    if len(signal.terms) > 1 or not term.weight.diagonal or not is_complete(term.source):
+        return signal, IDENTITY
+    if any((array != array[0]).any() for array in arrays):
+        return signal, IDENTITY
+    if term.source.step not in (None, ALL_STEPS):
+        return signal, IDENTITY
+    alpha = shortest_decimal(arrays[0][0])
+    beta = shortest_decimal(arrays[1][0]) if len(arrays) > 1 else 0.0
+    inner = term.source.signal
+    if isinstance(inner, LinearMap):
         return inner, Activation("affine", alpha, beta)
-    if isinstance(inner, Activated) and inner.activation.name == "tanh" and not beta:
-        under, steep = _linear(inner.source, inner.where), 1.0
-        if len(under.terms) == 1 and under.terms[0].weight.diagonal and under.bias is None:
-            scales, below = under.terms[0].weight.array, under.terms[0].source
-            if (scales == scales[0]).all() and isinstance(below.atom, Linear) and complete(below):
-                under, steep = below.atom, short(scales[0])
-        return under, Activation("scaled_tanh", alpha, steep)
-    return atom, IDENTITY
+    if isinstance(inner, ActivationOutput) and inner.activation.name == "tanh" and not beta:
+        argument, slope = _linear(inner.source, inner.where), 1.0
+        if len(argument.terms) == 1 and argument.terms[0].weight.diagonal and argument.bias is None:
+            scales, scaled = argument.terms[0].weight.array, argument.terms[0].source
+            is_uniform = (scales == scales[0]).all() and is_complete(scaled)
+            if is_uniform and isinstance(scaled.signal, LinearMap):
+                argument, slope = scaled.signal, shortest_decimal(scales[0])
+        return argument, Activation("scaled_tanh", alpha, slope)
+    return signal, IDENTITY

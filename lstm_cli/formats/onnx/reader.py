@@ -1,9 +1,13 @@
-"""Read an ONNX model: its graph is followed from the input, and layers are told from its output."""
+"""Reader of ONNX models.
+
+The interpreter evaluates the graph from its inputs with symbolic values; `LayerExtractor` then
+extracts the layers from the output back to the input. `GraphInputs` finds the sequences.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,39 +18,70 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, memory_is_short, short_of_memory
-from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
-from lstm_cli.formats.limits import read_whole
-from lstm_cli.formats.onnx.arithmetic import output
-from lstm_cli.formats.onnx.calls import Effort
-from lstm_cli.formats.onnx.drafts import Draft, guess_notes, state_notes, zero_states
-from lstm_cli.formats.onnx.frame import Frame
-from lstm_cli.formats.onnx.inputs import Inputs
-from lstm_cli.formats.onnx.interpreter import MISTAKES, Interpreter, node_weight, opset
-from lstm_cli.formats.onnx.layers import Layering
-from lstm_cli.formats.onnx.messages import Model
-from lstm_cli.formats.onnx.orders import GATES
-from lstm_cli.formats.onnx.rules import Rules
-from lstm_cli.formats.onnx.schemas import NEWEST
-from lstm_cli.formats.onnx.tensors import beside, quoted
-from lstm_cli.formats.onnx.tracing import traced_sizes
-from lstm_cli.formats.onnx.values import (
-    FEATURES,
-    Anything,
-    CellState,
-    Recurrent,
-    RefusedError,
-    Side,
-    Unknown,
-    Value,
+from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.formats.onnx import proto
+from lstm_cli.formats.onnx.interpreter import (
+    MISFIT_ERRORS,
+    Dispatcher,
+    Interpreter,
+    node_weight,
+    opset,
 )
-from lstm_cli.formats.onnx.vectors import pieces
-from lstm_cli.formats.onnx.wire import WireError
+from lstm_cli.formats.onnx.layers import (
+    ImportedLayer,
+    LayerExtractor,
+    ambiguity_notes,
+    state_notes,
+    zero_states,
+)
+from lstm_cli.formats.onnx.node import WorkBudget
+from lstm_cli.formats.onnx.ops_math import output_vector
+from lstm_cli.formats.onnx.proto import (
+    OnnxGraph,
+    OnnxModel,
+    OnnxNode,
+    OnnxTensorType,
+    OnnxValueInfo,
+    WireError,
+)
+from lstm_cli.formats.onnx.schemas import (
+    GATE_ORDERS,
+    NEWEST,
+    RECURRENT_OPERATORS,
+    node_title,
+    unsupported_reason,
+)
+from lstm_cli.formats.onnx.sizes import FreeAxes
+from lstm_cli.formats.onnx.symbolic import (
+    ALL_STEPS,
+    FEATURES,
+    MAX_FEATURES,
+    FinalCellState,
+    GraphValue,
+    InputSequences,
+    RecurrentDirection,
+    RuntimeInput,
+    SymbolicTensor,
+    UnsupportedError,
+    UnsupportedValue,
+    count_axes,
+    parts_of,
+)
+from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, external_file, quote_name, to_array
+from lstm_cli.formats.safety import read_whole
 
-LARGEST = 1 << 31
-"""Bytes of the largest file; protobuf allows no more."""
-OLDEST = 7
-"""Opset from which recurrent operators are what they are today."""
-SHOWN = {"lstm": "i o f c", "gru": "z r h", "rnn": "i"}
+STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
+"""Domains of operators that no function of a model defines."""
+MAX_TRIED_SIZES = 4
+"""Sizes of an open axis that are tried."""
+MAX_TRACED_NODES = 5_000
+"""Nodes of a graph that is read more than once, at most."""
+MAX_BYTES = 1 << 31
+"""Bytes of the largest file, the limit of protobuf."""
+OLDEST_OPSET = 7
+"""First opset with today's recurrent operators."""
+SHOWN_ORDERS = {"lstm": "i o f c", "gru": "z r h", "rnn": "i"}
+"""Gate order of each operator, in the letters of ONNX's specification."""
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -55,92 +90,96 @@ def read(path: Path, options: ReadOptions) -> Imported:
     Raises
     ------
     WeightsError
-        Malformed, or not a network that lstm-cli can represent: names the node and what about it.
+        The file is malformed, or lstm-cli cannot represent the network: the error names the node.
     """
-    data = read_whole(path, "the ONNX model", LARGEST)
+    data = read_whole(path, "the ONNX model", MAX_BYTES)
     try:
-        with np.errstate(all="ignore"):  # weights may hold anything; that is judged later
-            return _imported(path, data, Model.decode(memoryview(data)))
+        with np.errstate(all="ignore"):  # the caller checks the values of the weights
+            return _read_model(path, data, OnnxModel.decode(memoryview(data)))
     except WireError as error:
-        raise WeightsError(f"{path} is no ONNX model, or a damaged one", found=str(error)) from None
+        message = f"{path} is not an ONNX model, or is damaged"
+        raise WeightsError(message, found=str(error)) from None
     except (MemoryError, RecursionError) as error:
         if isinstance(error, MemoryError) and memory_is_short():
             raise short_of_memory(str(path)) from error
-        raise WeightsError(f"{path} holds a model that is out of proportion") from None
+        raise WeightsError(f"{path} holds a model that needs too much memory") from None
 
 
-def _imported(path: Path, data: bytes, model: Model) -> Imported:
+def _read_model(path: Path, data: bytes, model: OnnxModel) -> Imported:
     version = opset(model) or 1
     if model.graph is None:
-        raise WeightsError(f"{path} is no ONNX model, or a damaged one", found="no graph")
-    if version < OLDEST:
+        raise WeightsError(f"{path} is not an ONNX model, or is damaged", found="no graph")
+    if version < OLDEST_OPSET:
         raise WeightsError(
             f"{path} uses operators of ONNX's opset {version}",
-            expected=f"opset {OLDEST} or newer",
-            hint="onnx.version_converter brings a model up to date",
+            expected=f"opset {OLDEST_OPSET} or newer",
+            hint="onnx.version_converter converts a model to a newer opset",
         )
-    effort = Effort(_stored_bytes(path, model, data), _nodes(model), path)
-    found, drafts = _read_layers(model, effort)
+    budget = WorkBudget(_stored_bytes(path, model, data), _count_nodes(model), path)
+    reading, layers = _read_layers(model, budget)
     if version > NEWEST:
-        found.notes[
-            f"opset {version} is newer than {NEWEST}, the newest that lstm-cli knows: operators "
-            "are read as those of that one"
+        reading.notes[
+            f"opset {version} is newer than {NEWEST}, the newest opset that lstm-cli knows: "
+            f"operators are read as in opset {NEWEST}"
         ] = None
-    tensors, stored = _named(drafts)
-    kinds = {node.op_type.lower() for node in model.graph.nodes} & GATES.keys()
+    tensors, stored = _named_tensors(layers)
+    kinds = {node.op_type.lower() for node in model.graph.nodes} & GATE_ORDERS.keys()
     return Imported(
         path=path,
         format="onnx",
         title=_title(model, version),
         sha256=hashlib.sha256(data).hexdigest(),
-        config=found.config(drafts),
+        config=reading.config(layers),
         tensors=tensors,
-        sources=stored,
-        gate_orders={kind: SHOWN[kind] for kind in SHOWN if kind in kinds},
-        notes=tuple(found.notes),
-        describes_layers=True,
-        zero_states=zero_states(drafts),
+        stored=stored,
+        order={kind: SHOWN_ORDERS[kind] for kind in SHOWN_ORDERS if kind in kinds},
+        notes=tuple(reading.notes),
+        described=True,
+        zero_states=zero_states(layers),
     )
 
 
-def _read_layers(model: Model, effort: Effort) -> tuple[_Reading, list[Draft]]:
-    """The layers of a model, whose open steps may have been written into it as a number."""
+def _read_layers(model: OnnxModel, budget: WorkBudget) -> tuple[_ModelReading, list[ImportedLayer]]:
+    """Layers of a model, whose exporter may have written an open size as a number.
+
+    If the model cannot be read as it is, each number that may be such a size is tried.
+    """
     try:
-        found = _Reading(model, effort)
-        return found, found.layers()
+        reading = _ModelReading(model, budget)
+        return reading, reading.layers()
     except WeightsError as error:
-        refused = error
-    for fixed in traced_sizes(model, effort.path):
+        first_error = error
+    for sizes in traced_sizes(model, budget.path):
         with suppress(WeightsError):
-            effort.begin()
-            found = _Reading(model, effort, fixed)
-            drafts = found.layers()
-            if any(draft.config["type"] == "flatten" for draft in drafts):
-                continue  # it would hang on the number, which may as well be one of features
-            steps = ", ".join(map(str, fixed.values()))
-            found.notes[
-                f"the model declares an axis open and computes with {steps} there, which is what "
-                "it was exported with: it is read as a network of any number of steps"
+            budget.refill()
+            reading = _ModelReading(model, budget, sizes)
+            layers = reading.layers()
+            if any(layer.config["type"] == "flatten" for layer in layers):
+                continue  # the number may be a number of features, so T cannot depend on it
+            steps = ", ".join(map(str, sizes.values()))
+            reading.notes[
+                f"the model declares an axis open and computes with {steps} there, the size at "
+                "export: it is read as a network of an open number of steps"
             ] = None
-            return found, drafts
-    raise refused
+            return reading, layers
+    raise first_error
 
 
-def _stored_bytes(path: Path, model: Model, data: bytes) -> int:
-    """Bytes of the model with those of its external data, as far as they are there."""
+def _stored_bytes(path: Path, model: OnnxModel, data: bytes) -> int:
+    """Bytes of the model and of its existing external data."""
     tensors = () if model.graph is None else model.graph.initializers
     external = {
         entry.value for t in tensors for entry in t.external_data if entry.key == "location"
     }
-    sizes = 0
+    size = len(data)
     for name in external:
         with suppress(OSError, ValueError, WeightsError):
-            sizes += beside(path, name, "").stat().st_size
-    return len(data) + sizes
+            size += external_file(path, name, "").stat().st_size
+    return size
 
 
-def _nodes(model: Model) -> int:
-    """Operators that the file holds, those within operators among them."""
+def _count_nodes(model: OnnxModel) -> int:
+    """Operators in the file, with those in functions and branches."""
     graphs = [] if model.graph is None else [model.graph]
     nodes = [node for function in model.functions for node in function.nodes]
     weight = 0
@@ -152,178 +191,171 @@ def _nodes(model: Model) -> int:
     return weight
 
 
-def _title(model: Model, version: int) -> str:
-    maker = " ".join(filter(None, (model.producer_name, model.producer_version)))
-    written = f", written by {maker}" if maker and maker.isprintable() else ""
-    return f"ONNX opset {version}{written}"[:200]
+def _title(model: OnnxModel, version: int) -> str:
+    producer = " ".join(filter(None, (model.producer_name, model.producer_version)))
+    suffix = f", written by {producer}" if producer and producer.isprintable() else ""
+    return f"ONNX opset {version}{suffix}"[:200]
 
 
-def _named(drafts: Sequence[Draft]) -> tuple[dict[str, Array], tuple[TensorSource, ...]]:
-    """Tensors under their native names, and where they stood."""
+def _named_tensors(layers: Sequence[ImportedLayer]) -> tuple[dict[str, Array], tuple[Stored, ...]]:
+    """Tensors by native name, and their `Stored` entries."""
     tensors: dict[str, Array] = {}
-    stored: list[TensorSource] = []
-    for k, draft in enumerate(drafts):
+    stored: list[Stored] = []
+    for k, layer in enumerate(layers):
         prefix = f"layers.{k}."
-        tensors |= {prefix + name: value for name, value in draft.tensors.items()}
-        stored += [replace(entry, native=prefix + entry.native) for entry in draft.stored]
+        tensors |= {prefix + name: value for name, value in layer.tensors.items()}
+        stored += [replace(entry, native=prefix + entry.native) for entry in layer.stored]
     return tensors, tuple(stored)
 
 
-class _Reading:
-    """One model being read."""
+class _ModelReading:
+    """One attempt at reading a model, with open sizes of axes replaced by `sizes`."""
 
     def __init__(
-        self, model: Model, effort: Effort, fixed: Mapping[str, int] = MappingProxyType({})
+        self, model: OnnxModel, budget: WorkBudget, sizes: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         if model.graph is None:
             raise WireError("no graph")
-        self.path, self.graph = effort.path, model.graph
+        self.path, self.graph = budget.path, model.graph
         self.notes: dict[str, None] = {}
-        inputs = Inputs(self.graph, self.path)
-        inputs.sizes |= {axis: n for axis, n in fixed.items() if inputs.sizes.get(axis, n) is None}
+        inputs = GraphInputs(self.graph, self.path)
+        inputs.sizes |= {axis: n for axis, n in sizes.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
-        self.frame = Frame(inputs.sizes, inputs.names, guessed=bool(fixed))
+        self.free_axes = FreeAxes(inputs.sizes, inputs.labels, traced=bool(sizes))
         names = frozenset(value.name for value in self.graph.inputs)
-        rules = Rules(self.frame, self.notes, names, effort.held)
-        interpreter = Interpreter(model, rules, effort)
+        dispatcher = Dispatcher(self.free_axes, self.notes, names, budget.file_nodes)
+        interpreter = Interpreter(model, dispatcher, budget)
         self.values = interpreter.run(self.graph, inputs.values())
-        self.layering = Layering(self.frame, rules.rerolling, self.notes, effort)
+        self.extractor = LayerExtractor(self.free_axes, dispatcher.reroller, self.notes, budget)
 
-    def layers(self) -> list[Draft]:
-        """The network's layers, input to output."""
+    def layers(self) -> list[ImportedLayer]:
+        """Layers of the network, from input to output."""
         try:
             return self._layers()
         except WeightsError:
-            broken = self.layering.rerolling.broken
-            if broken is None:
+            broken_loop = self.extractor.reroller.broken_loop
+            if broken_loop is None:
                 raise
-            raise broken.error(str(self.path)) from None
+            raise broken_loop.error(str(self.path)) from None
 
-    def _layers(self) -> list[Draft]:
+    def _layers(self) -> list[ImportedLayer]:
         outputs = self._outputs()
         name, main = self._main(outputs)
         try:
-            drafts = self.layering.layers(output(self.frame, main))
-        except RefusedError as error:
-            raise self._refused(f"the model's output {quoted(name)}: {error}") from None
-        except MISTAKES:
-            raise self._refused(
-                f"the model's output {quoted(name)} is computed in a way that no layers do"
+            layers = self.extractor.layers(output_vector(self.free_axes, main))
+        except UnsupportedError as error:
+            raise self._error(f"the model's output {quote_name(name)}: {error}") from None
+        except MISFIT_ERRORS:
+            raise self._error(
+                f"the model's output {quote_name(name)} is not computed by layers"
             ) from None
-        if not drafts:
-            raise self._refused("the model gives back its input and has no layers")
+        if not layers:
+            raise self._error("the model returns its input and has no layers")
         for other, value in outputs.items():
             if other != name:
                 self._check_other(other, value)
         self._note_axes(name, main)
         self._note_last_steps()
-        notes = (*state_notes(drafts, zero_states(drafts)), *guess_notes(drafts))
+        notes = (*state_notes(layers, zero_states(layers)), *ambiguity_notes(layers))
         self.notes |= dict.fromkeys(notes)
-        return drafts
+        return layers
 
-    def config(self, drafts: Sequence[Draft]) -> Mapping[str, Any]:
-        """The network in the YAML's words."""
+    def config(self, layers: Sequence[ImportedLayer]) -> Mapping[str, Any]:
+        """Network as a config mapping, as in YAML."""
         model: dict[str, Any] = {"input_size": self.features}
-        if any(draft.config["type"] == "flatten" for draft in drafts):
-            model["steps"] = self.frame.steps
-        model["layers"] = [draft.config for draft in drafts]
+        if any(layer.config["type"] == "flatten" for layer in layers):
+            model["steps"] = self.free_axes.steps
+        model["layers"] = [layer.config for layer in layers]
         return {"model": model}
 
-    def _outputs(self) -> dict[str, Anything]:
-        found: dict[str, Anything] = {}
-        for end in self.graph.outputs:
-            value = self.values.get(end.name)
-            found[end.name] = (
-                Unknown(f"{quoted(end.name)}, which nothing computes") if value is None else value
-            )
-        if not found:
-            raise self._refused("the model has no output")
-        return found
+    def _outputs(self) -> dict[str, GraphValue]:
+        outputs: dict[str, GraphValue] = {}
+        for name in (info.name for info in self.graph.outputs):
+            value = self.values.get(name)
+            missing = UnsupportedValue(f"{quote_name(name)}, which no node computes")
+            outputs[name] = missing if value is None else value
+        if not outputs:
+            raise self._error("the model has no output")
+        return outputs
 
-    def _main(self, outputs: Mapping[str, Anything]) -> tuple[str, Value]:
-        """The output that is the network's: the first that is no state."""
-        values = {name: value for name, value in outputs.items() if isinstance(value, Value)}
-        for final in (False, True):
-            for name, value in values.items():
-                if self._is_state(value, final) is None:
+    def _main(self, outputs: Mapping[str, GraphValue]) -> tuple[str, SymbolicTensor]:
+        """Name and value of the network's output: the first output that is not a state.
+
+        If all outputs are states, it is the first output with a hidden state h.
+        """
+        tensors = {
+            name: value for name, value in outputs.items() if isinstance(value, SymbolicTensor)
+        }
+        for accept_h in (False, True):
+            for name, value in tensors.items():
+                if not _is_state(value, accept_h=accept_h):
                     return name, value
         for other in outputs.values():
-            if isinstance(other, Unknown):
-                raise self._unknown(other)
-        raise self._refused("no output of the model depends on its sequences")
+            if isinstance(other, UnsupportedValue):
+                raise self._unsupported(other)
+        raise self._error("no output of the model depends on its sequences")
 
-    def _is_state(self, value: Value, final: bool) -> bool | None:
-        """True for states; None for what may be the network's output, `final` h among it."""
-        parts = list(pieces(value.vector))
-        if all(isinstance(part.atom, CellState) for part in parts):
-            return True
-        states = all(
-            isinstance(part.atom, Recurrent | CellState) and isinstance(part.step, int | None)
-            for part in parts
-        )
-        return True if states and not final else None
-
-    def _check_other(self, name: str, value: Anything) -> None:
-        """Another output: a state that lstm-cli gives anyway, or an error."""
-        if isinstance(value, Side):
+    def _check_other(self, name: str, value: GraphValue) -> None:
+        """Check a further output, which must be a final state of the network."""
+        if isinstance(value, RuntimeInput):
             return
-        if isinstance(value, Value) and self._belongs(value):
-            self.notes["final states are given with the results, not as outputs of the model"] = (
-                None
-            )
+        if isinstance(value, SymbolicTensor) and self._is_network_state(value):
+            self.notes["final states are part of the results, not outputs of the model"] = None
             return
-        if isinstance(value, Unknown):
-            raise self._unknown(value)
-        raise self._refused(
-            f"the model gives {quoted(name)} besides its other outputs",
-            hint="export it with one output, or with its final states alone",
+        if isinstance(value, UnsupportedValue):
+            raise self._unsupported(value)
+        raise self._error(
+            f"the model gives {quote_name(name)} besides its other outputs",
+            hint="export it with one output; only final states may be further outputs",
         )
 
-    def _belongs(self, value: Value) -> bool:
-        """Whether a value is final states of the network's layers."""
-        places = {atom.where for atom in self.layering.recurrent}
-        known = {id(atom) for atom in self.layering.recurrent}
-        for part in pieces(value.vector):
-            atom = part.atom
-            if isinstance(atom, CellState) and atom.where in places:
+    def _is_network_state(self, value: SymbolicTensor) -> bool:
+        """True if a tensor holds final states of the network's layers."""
+        nodes = {signal.where for signal in self.extractor.directions}
+        ids = {id(signal) for signal in self.extractor.directions}
+        for part in parts_of(value.vector):
+            signal = part.signal
+            if isinstance(signal, FinalCellState) and signal.where in nodes:
                 continue
-            final = isinstance(atom, Recurrent) and id(atom) in known
-            if not final or not isinstance(part.step, int):
+            is_direction = isinstance(signal, RecurrentDirection) and id(signal) in ids
+            if not is_direction or not isinstance(part.step, int):
                 return False
         return True
 
     def _note_last_steps(self) -> None:
-        """Say where the last step of all is another than each sequence's last valid one."""
-        picked = {piece.atom for vector in self.frame.picked for piece in pieces(vector)}
-        for atom in self.layering.ends:
-            if atom.ragged and atom in picked:
+        """Note a last step of Y, which is not the last valid step of shorter sequences."""
+        vectors = self.free_axes.indexed_vectors
+        selected = {part.signal for vector in vectors for part in parts_of(vector)}
+        for signal in self.extractor.last_step_reads:
+            if signal.ragged and signal in selected:
                 self.notes[
-                    f"the model takes the last step of {atom.where}, which ONNX Runtime gives as 0 "
-                    "for sequences shorter than the others; here it is each one's last valid step"
+                    f"the model reads the last step of {signal.where}, which ONNX Runtime gives as "
+                    "0 for sequences shorter than the others; lstm-cli takes the last valid step "
+                    "of each sequence"
                 ] = None
 
-    def _note_axes(self, name: str, value: Value) -> None:
-        """Say where our axes are not the model's."""
-        letters = {self.frame.batch: "N", self.frame.time: "T"}
-        sizes = [*value.pick.shape]
-        own = iter(map(str, sizes) if len(sizes) > 1 else "F")
-        shown = [
-            "x".join(next(own) if part == FEATURES else letters.get(part, "?") for part in axis)
+    def _note_axes(self, name: str, value: SymbolicTensor) -> None:
+        """Note axes of the input and output that are in another order than lstm-cli's."""
+        letters = {self.free_axes.batch: "N", self.free_axes.time: "T"}
+        sizes = [*value.indices.shape]
+        texts = iter(map(str, sizes) if len(sizes) > 1 else "F")
+        layout = [
+            "x".join(next(texts) if part == FEATURES else letters.get(part, "?") for part in axis)
             or "1"
             for axis in value.axes
         ]
-        ours = ["N", "T", "F"] if "T" in shown else ["N", "F"]
-        if shown != ours:
+        native_layout = ["N", "T", "F"] if "T" in layout else ["N", "F"]
+        if layout != native_layout:
             self.notes[
-                f"the model's output {quoted(name)} is laid out as ({', '.join(shown)}); "
-                f"lstm-cli gives ({', '.join(ours)})"
+                f"the model's output {quote_name(name)} is laid out as ({', '.join(layout)}); "
+                f"lstm-cli gives ({', '.join(native_layout)})"
             ] = None
-        free = list(self.frame.sizes)
-        if free[:1] == [self.frame.time]:
-            theirs = "(T, N, D)" if len(free) > 1 else "one sequence (T, D)"
-            self.notes[f"the model reads {theirs}; lstm-cli reads (N, T, D)"] = None
+        free = list(self.free_axes.sizes)
+        if free[:1] == [self.free_axes.time]:
+            input_layout = "(T, N, D)" if len(free) > 1 else "one sequence (T, D)"
+            self.notes[f"the model reads {input_layout}; lstm-cli reads (N, T, D)"] = None
 
-    def _unknown(self, value: Unknown) -> WeightsError:
+    def _unsupported(self, value: UnsupportedValue) -> WeightsError:
         if isinstance(value.error, WeightsError):
             problems = [
                 problem if problem.where else replace(problem, where=(str(self.path),))
@@ -331,7 +363,170 @@ class _Reading:
             ]
             return WeightsError(problems, headline=value.error.headline)
         what = value.what if value.error is None else f"{value.what}: {value.error}"
-        return self._refused(f"the model depends on what lstm-cli cannot represent: {what}")
+        return self._error(f"the model depends on a value that lstm-cli cannot represent: {what}")
 
-    def _refused(self, what: str, hint: str | None = None) -> WeightsError:
-        return WeightsError(what, where=str(self.path), hint=hint)
+    def _error(self, problem: str, hint: str | None = None) -> WeightsError:
+        return WeightsError(problem, where=str(self.path), hint=hint)
+
+
+def _is_state(value: SymbolicTensor, *, accept_h: bool) -> bool:
+    """True for a final state; with `accept_h` only for a cell state c."""
+    parts = list(parts_of(value.vector))
+    if all(isinstance(part.signal, FinalCellState) for part in parts):
+        return True
+    are_states = all(
+        isinstance(part.signal, RecurrentDirection | FinalCellState)
+        and isinstance(part.step, int | None)
+        for part in parts
+    )
+    return are_states and not accept_h
+
+
+class GraphInputs:
+    """Inputs of a graph: the sequences, and other inputs such as states and lengths.
+
+    Attributes
+    ----------
+    features
+        Number of features D of the sequences.
+    sizes
+        Size of each free axis of the sequences by name; None: open.
+    labels
+        Text for each free axis in errors.
+    """
+
+    def __init__(self, graph: OnnxGraph, path: Path) -> None:
+        self.graph, self.path = graph, path
+        stored = {tensor.name for tensor in graph.initializers}
+        self.runtime_inputs = [value for value in graph.inputs if value.name not in stored]
+        self.sequences = self._find_sequences()
+        self.label = f"the model's input {quote_name(self.sequences.name)}"
+        kind = self.sequences.type.non_tensor_kind if self.sequences.type is not None else None
+        if kind is not None:
+            raise self._error(f"{self.label} is of the type {kind}", "a tensor")
+        sizes = self._sizes(self.sequences)
+        self.features = self._features(sizes)
+        free = sizes[:-1]
+        self.sizes: dict[str, int | None] = {f"axis {k}": n for k, n in enumerate(free)}
+        shape = _type(self.sequences).shape
+        axis_names = [dim.name for dim in shape.dims] if shape is not None else [None] * len(free)
+        self.labels = {
+            f"axis {k}": (f"{quote_name(name)}, " if name else "")
+            + f"axis {k} of the input {quote_name(self.sequences.name)}"
+            for k, name in enumerate(axis_names[:-1])
+        }
+
+    def values(self) -> dict[str, GraphValue]:
+        """Symbolic value of each input by name."""
+        values: dict[str, GraphValue] = {
+            info.name: RuntimeInput(quote_name(info.name)) for info in self.runtime_inputs
+        }
+        name, indices = self.sequences.name, np.arange(self.features)
+        signal = InputSequences(self.features, True, f"the input {quote_name(name)}")
+        axes = (*((axis,) for axis in self.sizes), (FEATURES,))
+        values[name] = SymbolicTensor(signal, ALL_STEPS, indices, axes)
+        return values
+
+    def _find_sequences(self) -> OnnxValueInfo:
+        """Input that reaches X of the first recurrent operator, else the first real input."""
+        roots = {info.name: info for info in self.runtime_inputs}
+        for node in self.graph.nodes:
+            node_roots = [roots[name] for name in node.inputs if name in roots]
+            if node.op_type in RECURRENT_OPERATORS and node.inputs:
+                root = roots.get(node.inputs[0])
+                if root is not None:
+                    return root
+            if node_roots:
+                roots |= {name: node_roots[0] for name in node.outputs if name not in roots}
+        types = (*FLOAT_TYPES, proto.UNDEFINED)
+        real_inputs = [info for info in self.runtime_inputs if _type(info).element in types]
+        if not real_inputs:
+            raise self._error("the model has no input of real numbers", "a float input")
+        return real_inputs[0]
+
+    def _sizes(self, info: OnnxValueInfo) -> list[int | None]:
+        """Sizes of an input's axes, None for open sizes."""
+        shape = _type(info).shape
+        if shape is None:
+            return [None, None, None]
+        sizes = [dim.value if dim.value and dim.value > 0 else None for dim in shape.dims]
+        if len(sizes) not in (2, 3):
+            raise self._error(
+                f"{self.label} has {count_axes(len(sizes))}",
+                "sequences (N, T, D) or (T, N, D)",
+                self._first_unsupported(),
+            )
+        return sizes
+
+    def _features(self, sizes: list[int | None]) -> int:
+        features = sizes[-1] if sizes[-1] is not None else self._recurrent_features()
+        if features is None or features > MAX_FEATURES:
+            raise self._error(
+                f"the number of features of {self.label} is open or too large",
+                "a fixed last axis",
+                self._first_unsupported(),
+            )
+        return features
+
+    def _recurrent_features(self) -> int | None:
+        """Number of features in W of the first recurrent operator."""
+        stored = {tensor.name: tensor.dims for tensor in self.graph.initializers}
+        for node in self.graph.nodes:
+            if node.op_type in RECURRENT_OPERATORS and len(node.inputs) > 1:
+                dims = stored.get(node.inputs[1], ())
+                return dims[-1] if dims and dims[-1] > 0 else None
+        return None
+
+    def _first_unsupported(self) -> OnnxNode | None:
+        """First unsupported node on the path from the sequences."""
+        reached = {self.sequences.name}
+        for node in self.graph.nodes:
+            if reached.intersection(node.inputs):
+                if node.domain in STANDARD_DOMAINS and unsupported_reason(node) is not None:
+                    return node
+                reached.update(node.outputs)
+        return None
+
+    def _error(self, problem: str, expected: str, node: OnnxNode | None = None) -> WeightsError:
+        if node is None:
+            return WeightsError(problem, expected=expected, where=str(self.path))
+        return WeightsError(
+            f"{node_title(node)} is between {self.label} and the layers: "
+            f"{unsupported_reason(node)}",
+            expected=expected,
+            found=problem,
+            where=str(self.path),
+            hint="export the part after this node as a separate model, and feed it the node's "
+            "outputs",
+        )
+
+
+def _type(info: OnnxValueInfo) -> OnnxTensorType:
+    tensor = info.type.tensor if info.type is not None else None
+    return OnnxTensorType() if tensor is None else tensor
+
+
+def traced_sizes(model: OnnxModel, path: Path) -> Iterator[dict[str, int]]:
+    """Yield sizes for one open axis that the exporter may have written into the graph.
+
+    The sizes are the first numbers of constant targets of Reshape.
+
+    Raises
+    ------
+    WeightsError
+        The target of a Reshape is damaged.
+    """
+    graph = model.graph
+    if graph is None or len(graph.nodes) > MAX_TRACED_NODES:
+        return
+    axes = [axis for axis, size in GraphInputs(graph, path).sizes.items() if size is None]
+    targets = {n.inputs[1] for n in graph.nodes if n.op_type == "Reshape" and len(n.inputs) > 1}
+    sizes: dict[int, None] = {}
+    for tensor in graph.initializers:
+        if tensor.name in targets and len(tensor.dims) == 1 and 0 < tensor.dims[0] < 8:
+            values = to_array(tensor, path)[:2]
+            if values.dtype.kind == "i":  # a damaged target may have any dtype
+                sizes |= {int(n): None for n in values if n > 1}
+    for size in list(sizes)[:MAX_TRIED_SIZES]:
+        for axis in axes:
+            yield {axis: size}

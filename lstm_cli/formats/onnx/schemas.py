@@ -1,8 +1,8 @@
-"""Which inputs and attributes each operator takes in which opset, and reading them by that.
+"""ONNX's operator specification: inputs, attributes, gate orders and activation names.
 
-The table says what ONNX's operator specification says; a test compares every row with the onnx
-package. A type, a name or a number of inputs that an operator does not have is refused, as ONNX
-Runtime refuses it: passed over, it would leave a default in the place of what was meant.
+The table repeats ONNX's specification, operator by operator and opset by opset; a test compares
+every row with the onnx package. A wrong attribute or number of inputs is an error, as in ONNX
+Runtime. Skipped, it would leave a default in its place.
 """
 
 from __future__ import annotations
@@ -11,16 +11,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.onnx.messages import Attribute, Node
-from lstm_cli.formats.onnx.tensors import quoted
-from lstm_cli.formats.onnx.values import RefusedError
+from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.onnx.proto import OnnxAttribute, OnnxNode
+from lstm_cli.formats.onnx.symbolic import UnsupportedError
+from lstm_cli.formats.onnx.tensors import quote_name
+
+GATE_ORDERS = {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n"), "rnn": ("h",)}
+"""Order of the gates in W, R and B, in native letters."""
+PEEPHOLE_ORDER = ("i", "o", "f")
+"""Order of the peepholes in P."""
+RECURRENT_OPERATORS = frozenset(kind.upper() for kind in GATE_ORDERS)
+
+ACTIVATION_NAMES = {
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "relu": "Relu",
+    "affine": "Affine",
+    "elu": "Elu",
+    "hard_sigmoid": "HardSigmoid",
+    "leaky_relu": "LeakyRelu",
+    "scaled_tanh": "ScaledTanh",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+    "thresholded_relu": "ThresholdedRelu",
+}
+"""Activations of ONNX's recurrent operators: lstm-cli's name to ONNX's name."""
+NATIVE_ACTIVATIONS = {name.lower(): native for native, name in ACTIVATION_NAMES.items()}
+"""ONNX's name in lower case to lstm-cli's name; ONNX ignores the case of activation names."""
 
 NEWEST = 28
-"""Opset up to which the table is known to hold."""
+"""Newest opset that the table was checked against."""
 
-MANY = 1 << 30
-"""Inputs of an operator that takes any number of them."""
+ANY_NUMBER = 1 << 30
+"""Maximum number of inputs of a variadic operator."""
 
 _UNARY = (
     "Abs", "Ceil", "Exp", "Floor", "Identity", "Neg", "Not", "Reciprocal", "Relu", "Sigmoid",
@@ -108,9 +131,9 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_UNARY, ("7 1-1",)),
     **dict.fromkeys(_BINARY, ("7 2-2",)),
 }
-"""By operator, what holds from an opset on: inputs, least and most, and attributes.
+"""Rows of each operator: first opset, minimum and maximum number of inputs, attributes.
 
-An attribute is ``name:type``, with ``=default``, or ``!`` where it must be there.
+An attribute is ``name:type``, with ``=default``, or with ``!`` if it is required.
 """
 
 _FIELDS = {
@@ -124,19 +147,19 @@ _FIELDS = {
     "strings": "strings",
     "sparse_tensor": "sparse",
 }
-"""Where a value of each type stands in the message."""
+"""Field of the protobuf message that holds a value of each type."""
 _TYPES = {
     0: "undefined", 1: "float", 2: "int", 3: "string", 4: "tensor", 5: "graph", 6: "floats",
     7: "ints", 8: "strings", 9: "tensors", 10: "graphs", 11: "sparse_tensor", 12: "sparse_tensors",
     13: "type_proto", 14: "type_protos",
 }  # fmt: skip
 _EMPTY: Mapping[str, Any] = {"float": 0.0, "int": 0, "string": b""}
-"""What a value is that its writer left out for being zero, as protobuf's third version does."""
+"""Values that proto3 writers omit because they are zero."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """An attribute's type; its default, None where there is none."""
+class AttributeSchema:
+    """Type of an attribute, its default (None: no default), and whether it is required."""
 
     type: str
     default: Any
@@ -144,35 +167,37 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Schema:
-    """What an operator takes."""
+class OperatorSchema:
+    """Number of inputs and attributes of an operator."""
 
-    least: int
-    most: int
-    attributes: Mapping[str, Kind]
+    min_inputs: int
+    max_inputs: int
+    attributes: Mapping[str, AttributeSchema]
 
 
-def _kind(text: str) -> Kind:
+def _parse_attribute(text: str) -> AttributeSchema:
     name, _, default = text.rstrip("!").partition("=")
     convert = {"float": float, "int": int}.get(name, str)
-    return Kind(name, convert(default) if default else None, text.endswith("!"))
+    return AttributeSchema(name, convert(default) if default else None, text.endswith("!"))
 
 
-def _parsed(row: str) -> tuple[int, Schema]:
+def _parse_row(row: str) -> tuple[int, OperatorSchema]:
     since, inputs, *attributes = row.split()
-    least, most = inputs.split("-")
+    min_inputs, max_inputs = inputs.split("-")
     pairs = (text.split(":", 1) for text in attributes)
-    kinds = {name: _kind(text) for name, text in pairs}
-    return int(since), Schema(int(least), MANY if most == "n" else int(most), kinds)
+    kinds = {name: _parse_attribute(text) for name, text in pairs}
+    return int(since), OperatorSchema(
+        int(min_inputs), ANY_NUMBER if max_inputs == "n" else int(max_inputs), kinds
+    )
 
 
-SCHEMAS: Mapping[str, tuple[tuple[int, Schema], ...]] = {
-    op: tuple(_parsed(row) for row in rows) for op, rows in _TABLE.items()
+SCHEMAS: Mapping[str, tuple[tuple[int, OperatorSchema], ...]] = {
+    op: tuple(_parse_row(row) for row in rows) for op, rows in _TABLE.items()
 }
-"""By operator, schemas with the opset from which each holds, oldest first."""
+"""Schemas of each operator with the first opset of each, oldest first."""
 
 
-_KINDS = {
+_UNSUPPORTED = {
     "a convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"),
     "pooling": ("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool",
                 "GlobalLpPool"),
@@ -183,119 +208,124 @@ _KINDS = {
     "quantized arithmetic": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
                              "MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"),
 }  # fmt: skip
-_WORDS = {op: word for word, ops in _KINDS.items() for op in ops}
+_DESCRIPTIONS = {op: description for description, ops in _UNSUPPORTED.items() for op in ops}
 
 
-def unread(node: Node) -> str | None:
-    """What a node does that lstm-cli reads in no way, in words; None: it may be read."""
+def unsupported_reason(node: OnnxNode) -> str | None:
+    """Say why lstm-cli cannot read a node of this operator; None if the operator is known."""
     if node.op_type in SCHEMAS:
         return None
-    word = _WORDS.get(node.op_type)
-    return (
-        "it is an operator that lstm-cli does not know"
-        if word is None
-        else (
-            f"it is {word}, for which lstm-cli has no layer"
-            if word[:2] == "a "
-            else f"it does {word}, for which lstm-cli has no layer"
-        )
-    )
+    description = _DESCRIPTIONS.get(node.op_type)
+    if description is None:
+        return "it is an operator that lstm-cli does not know"
+    verb = "is" if description.startswith("a ") else "does"
+    return f"it {verb} {description}, for which lstm-cli has no layer"
 
 
-def schema_of(op: str, opset: int) -> Schema | None:
-    """An operator's schema in an opset; None for an operator that lstm-cli does not know."""
+def schema_of(op: str, opset: int) -> OperatorSchema | None:
+    """Schema of an operator in an opset; None for an operator that lstm-cli does not know.
+
+    Raises
+    ------
+    UnsupportedError
+        The operator is newer than the opset.
+    """
     rows = [schema for since, schema in SCHEMAS.get(op, ()) if since <= opset]
     if not rows and op in SCHEMAS:
-        raise RefusedError(f"opset {opset} has no such operator; {SCHEMAS[op][0][0]} is the first")
+        first = SCHEMAS[op][0][0]
+        raise UnsupportedError(f"opset {opset} has no such operator; opset {first} is the first")
     return rows[-1] if rows else None
 
 
-def title(node: Node) -> str:
-    """A node as errors name it."""
-    names = [name for name in (node.name, *node.outputs) if name]
-    return (
-        f"node {quoted(names[0])} ({quoted(node.op_type)})"
-        if names
-        else f"a {quoted(node.op_type)}"
-    )
+def node_title(node: OnnxNode) -> str:
+    """Format a node for errors: its name (or first output) and operator."""
+    name = next((name for name in (node.name, *node.outputs) if name), None)
+    operator = quote_name(node.op_type)
+    return f"a {operator}" if name is None else f"node {quote_name(name)} ({operator})"
 
 
-def resolved(node: Node, scope: Mapping[str, Attribute | None]) -> dict[str, Attribute]:
-    """A node's attributes by name, those of the function around it in the place of references.
+def resolve_attributes(
+    node: OnnxNode, scope: Mapping[str, OnnxAttribute | None]
+) -> dict[str, OnnxAttribute]:
+    """Attributes of a node by name; references become the enclosing function's attributes.
 
     Parameters
     ----------
     scope
-        Attributes of the function by name; None for one that is left out.
+        Attributes of the enclosing function by name; None for an omitted attribute.
 
     Raises
     ------
     WeightsError
-        One stands twice, or refers to what the function does not have.
+        An attribute occurs twice, or refers to an attribute that the function does not have.
     """
-    found: dict[str, Attribute | None] = {}
+    attributes: dict[str, OnnxAttribute | None] = {}
     for attribute in node.attributes:
-        if attribute.name in found:
-            raise _refused(node, attribute.name, "it once", "it twice")
-        found[attribute.name] = attribute
+        if attribute.name in attributes:
+            raise _attribute_error(node, attribute.name, "one attribute of this name", "two")
+        attributes[attribute.name] = attribute
         if attribute.reference:
-            found[attribute.name] = _referred(node, attribute, scope)
-    return {name: attribute for name, attribute in found.items() if attribute is not None}
+            attributes[attribute.name] = _referenced_attribute(node, attribute, scope)
+    return {name: attribute for name, attribute in attributes.items() if attribute is not None}
 
 
-def _referred(
-    node: Node, attribute: Attribute, scope: Mapping[str, Attribute | None]
-) -> Attribute | None:
+def _referenced_attribute(
+    node: OnnxNode, attribute: OnnxAttribute, scope: Mapping[str, OnnxAttribute | None]
+) -> OnnxAttribute | None:
     if attribute.reference not in scope:
-        raise _refused(
+        raise _attribute_error(
             node,
             attribute.name,
-            "an attribute of the function around the node",
-            f"a reference to {quoted(attribute.reference)}, which is none",
+            "an attribute of the enclosing function",
+            f"a reference to {quote_name(attribute.reference)}, which it does not have",
         )
-    if any(_holds(attribute, field) for field in _FIELDS.values()):
-        raise _refused(node, attribute.name, "a value or a reference", "both")
+    if any(_is_set(attribute, field) for field in _FIELDS.values()):
+        raise _attribute_error(node, attribute.name, "a value or a reference", "both")
     value = scope[attribute.reference]
     return None if value is None else replace(value, name=attribute.name)
 
 
-def read_attributes(node: Node, given: Mapping[str, Attribute], schema: Schema) -> dict[str, Any]:
-    """An operator's attributes as numbers, texts, lists and messages; defaults filled in.
+def read_attributes(
+    node: OnnxNode, attributes: Mapping[str, OnnxAttribute], schema: OperatorSchema
+) -> dict[str, Any]:
+    """Attribute values as numbers, strings, lists and messages, with defaults filled in.
 
     Raises
     ------
     WeightsError
-        One is unknown, of another type than the operator's, or missing.
+        An attribute is unknown, missing, or of another type than the operator's.
     """
-    found = {
+    values = {
         name: kind.default for name, kind in schema.attributes.items() if kind.default is not None
     }
-    for name, attribute in given.items():
+    for name, attribute in attributes.items():
         kind = schema.attributes.get(name)
         if kind is not None:
-            found[name] = _value(node, attribute, kind.type)
-        elif not name.startswith("__"):  # names of a runtime's own, as the specification has it
+            values[name] = _value(node, attribute, kind.type)
+        elif not name.startswith("__"):  # ONNX reserves such names for runtimes
             known = ", ".join(schema.attributes) or "none"
-            raise _refused(node, name, f"one of this operator's attributes: {known}", "it")
+            expected = f"one of this operator's attributes: {known}"
+            raise _attribute_error(node, name, expected, quote_name(name))
     for name, kind in schema.attributes.items():
-        if kind.required and name not in given:
-            raise _refused(node, name, f"a value of type {kind.type.upper()}", "none")
-    return found
+        if kind.required and name not in attributes:
+            raise _attribute_error(node, name, f"a value of type {kind.type.upper()}", "none")
+    return values
 
 
-def _value(node: Node, attribute: Attribute, expected: str) -> Any:
-    """The value, which must be of the expected type, and nothing beside it."""
+def _value(node: OnnxNode, attribute: OnnxAttribute, expected: str) -> Any:
+    """Value of an attribute, which must have the expected type and only that field set."""
     type_name = _TYPES.get(attribute.type, str(attribute.type))
     if type_name != expected:
-        raise _refused(
+        raise _attribute_error(
             node, attribute.name, f"type {expected.upper()}", f"type {type_name.upper()}"
         )
     field = _FIELDS[expected]
-    others = [name for name, own in _FIELDS.items() if own != field and _holds(attribute, own)]
+    fields = [(name, other) for name, other in _FIELDS.items() if other != field]
+    others = [name for name, other in fields if _is_set(attribute, other)]
     value = getattr(attribute, field)
     if others or (value is None and expected not in _EMPTY):
         values = " and ".join(f"a value of type {name.upper()}" for name in others) or "no value"
-        raise _refused(node, attribute.name, f"a value of type {expected.upper()}", values)
+        raise _attribute_error(node, attribute.name, f"a value of type {expected.upper()}", values)
     value = _EMPTY[expected] if value is None else value
     if expected == "string":
         return _text(node, attribute.name, value)
@@ -304,38 +334,43 @@ def _value(node: Node, attribute: Attribute, expected: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _holds(attribute: Attribute, field: str) -> bool:
+def _is_set(attribute: OnnxAttribute, field: str) -> bool:
     return getattr(attribute, field) not in (None, ())
 
 
-def _text(node: Node, name: str, data: Any) -> str:
+def _text(node: OnnxNode, name: str, data: Any) -> str:
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError:
-        raise _refused(node, name, "UTF-8", "other bytes") from None
+        raise _attribute_error(node, name, "UTF-8", "other bytes") from None
 
 
-def check_inputs(node: Node, count: int, schema: Schema) -> None:
-    """Raise unless an operator may have so many inputs.
+def check_inputs(node: OnnxNode, count: int, schema: OperatorSchema) -> None:
+    """Check the number of inputs of an operator.
 
     Raises
     ------
     WeightsError
-        Too few or too many: an operator of another opset.
+        The node has too few or too many inputs, as an operator of another opset would.
     """
-    if schema.least <= count <= schema.most:
+    low, high = schema.min_inputs, schema.max_inputs
+    if low <= count <= high:
         return
-    most = "any number" if schema.most == MANY else str(schema.most)
+    if low == high:
+        expected = counted(low, "input")
+    else:
+        expected = f"{low} inputs or more" if high == ANY_NUMBER else f"{low} to {high} inputs"
     raise WeightsError(
-        f"{title(node)} is not what its operator is in the model's opset",
-        expected=f"{schema.least} inputs" + ("" if schema.least == schema.most else f" to {most}"),
+        f"{node_title(node)} has a number of inputs that its operator does not take in the "
+        "model's opset",
+        expected=expected,
         found=str(count),
     )
 
 
-def _refused(node: Node, name: str, expected: str, found: str) -> WeightsError:
+def _attribute_error(node: OnnxNode, name: str, expected: str, attributes: str) -> WeightsError:
     return WeightsError(
-        f"{title(node)}: its attribute {quoted(name)} cannot be read",
+        f"{node_title(node)}: its attribute {quote_name(name)} cannot be read",
         expected=expected,
-        found=found,
+        found=attributes,
     )

@@ -1,4 +1,4 @@
-"""The ONNX writer by itself: names, sizes, notes and refusals; what it computes is for `oracle`."""
+"""The ONNX writer: names, sizes, notes and errors; `oracle` tests the computed values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.interchange import Export, WriteOptions
-from lstm_cli.formats.onnx import builder, messages
+from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.onnx import graph_builder, proto
 from lstm_cli.formats.onnx.writer import build_model
 
 D, H = 4, 5
@@ -28,7 +28,7 @@ STACK = (
 )
 
 
-def graph_of(specs: Sequence[LayerSpec], **options: bool) -> messages.Graph:
+def graph_of(specs: Sequence[LayerSpec], **options: bool) -> proto.OnnxGraph:
     graph = build_model(export_of(specs), WriteOptions(**options)).graph
     assert graph is not None
     return graph
@@ -39,7 +39,7 @@ def notes(folder: Path, specs: Sequence[LayerSpec], dtype: str = "float32", **mo
     return "\n".join(registry.write(folder / "m.onnx", "onnx", export, WriteOptions(**more)))
 
 
-def dims(values: Sequence[messages.ValueInfo]) -> dict[str, list[Any]]:
+def dims(values: Sequence[proto.OnnxValueInfo]) -> dict[str, list[Any]]:
     return {
         value.name: [size.name or size.value for size in value.type.tensor.shape.dims]
         for value in values
@@ -55,19 +55,19 @@ def refused(specs: Sequence[LayerSpec], **options: bool) -> str:
 def test_the_file_says_who_wrote_it_and_carries_the_config(tmp_path: Path) -> None:
     path, config = tmp_path / "m.onnx", "model:\n  input_size: 4  # σ\n"
     registry.write(path, "onnx", export_of(STACK, config=config))
-    model = messages.Model.decode(memoryview(path.read_bytes()))
+    model = proto.OnnxModel.decode(memoryview(path.read_bytes()))
     assert (model.ir_version, model.producer_name) == (8, "lstm-cli")
     assert [(s.domain, s.version) for s in model.operator_sets] == [("", 14)]
     assert [(p.key, p.value) for p in model.metadata] == [("lstm-cli.config", config)]
-    assert registry.detect_format(path).name == "onnx"
+    assert registry.recognise(path).name == "onnx"
 
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
-    export, found = export_of(STACK), []
+    export, contents = export_of(STACK), []
     for name in ("a.onnx", "b.onnx"):
         registry.write(tmp_path / name, "onnx", export, WriteOptions(lengths=True, states=True))
-        found.append((tmp_path / name).read_bytes())
-    assert found[0] == found[1]
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
 
 
 def test_names_and_sizes() -> None:
@@ -119,15 +119,15 @@ def test_notes_say_what_a_run_must_know(tmp_path: Path) -> None:
         recurrent("lstm", H, 2, index=2, use_forget_gate=False),
         FlattenSpec(3, H, 7),
     ]
-    found = notes(tmp_path, specs, "float64")
-    assert "from float64 to float32" in found
-    assert "layer 0 (lstm): its dropout is left out" in found
-    assert "layer 0 (lstm) is stateful" in found
-    assert "--states" in found
-    assert "layer 0 (lstm): ONNX has no projection" in found
-    assert "layer 1 (dropout) is left out" in found
-    assert "layer 2 (lstm): its forget gate" in found
-    assert "layer 3 (flatten) fixes sequences at 7 steps: shorter ones need" in found
+    text = notes(tmp_path, specs, "float64")
+    assert "from float64 to float32" in text
+    assert "layer 0 (lstm): its dropout is left out" in text
+    assert "layer 0 (lstm) is stateful" in text
+    assert "--states" in text
+    assert "layer 0 (lstm): ONNX has no projection" in text
+    assert "layer 1 (dropout) is left out" in text
+    assert "layer 2 (lstm): its forget gate" in text
+    assert "layer 3 (flatten) fixes sequences at 7 steps: shorter ones need" in text
     with_lengths = notes(tmp_path, specs, lengths=True)
     assert "padded to it, with their length in `lengths`" in with_lengths
     fed = notes(tmp_path, [recurrent("gru", H, D, stateful=True)], states=True)
@@ -137,23 +137,23 @@ def test_notes_say_what_a_run_must_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["symmrelu", "gauss"])
 def test_activations_that_the_operators_lack(name: str) -> None:
     spec = recurrent("lstm", H, D, index=0, directions=2, cell_activation=Activation(name))
-    found = refused([spec])
-    assert "layer 0 (lstm, forward)" in found
-    assert name in found
+    error = refused([spec])
+    assert "layer 0 (lstm, forward)" in error
+    assert name in error
 
 
 def test_a_forget_gate_that_cannot_stay_open() -> None:
     softsign = {"recurrent_activation": Activation("softsign")}
-    found = refused([recurrent("lstm", H, D, use_forget_gate=False, **softsign)])
-    assert "layer 0 (lstm, forward) has no forget gate" in found
-    assert "softsign, which does not" in found
-    found = refused([recurrent("lstm", H, D, use_forget_gate=False, clip=3.0)])
-    assert "sigmoid, which does not within the clip of 3" in found
+    error = refused([recurrent("lstm", H, D, use_forget_gate=False, **softsign)])
+    assert "layer 0 (lstm, forward) has no forget gate" in error
+    assert "softsign, which does not" in error
+    error = refused([recurrent("lstm", H, D, use_forget_gate=False, clip=3.0)])
+    assert "sigmoid, which does not within the clip of 3" in error
 
 
 def test_states_of_a_projected_layer() -> None:
-    found = refused([recurrent("lstm", H, D, projection_size=3)], states=True)
-    assert "layer 0 (lstm): ONNX has no initial state of a projected layer" in found
+    error = refused([recurrent("lstm", H, D, projection_size=3)], states=True)
+    assert "layer 0 (lstm): ONNX has no initial state of a projected layer" in error
 
 
 def test_values_beyond_float32() -> None:
@@ -169,10 +169,10 @@ def test_values_beyond_float32() -> None:
 
 
 def test_more_than_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "LARGEST", 4 * 4 * H * (D + H))
-    found = refused([recurrent("lstm", H, D)])
-    assert "too large for an ONNX file" in found
-    assert "layers.0.B" in found
+    monkeypatch.setattr(graph_builder, "MAX_BYTES", 4 * 4 * H * (D + H))
+    error = refused([recurrent("lstm", H, D)])
+    assert "too large for an ONNX file" in error
+    assert "layers.0.B" in error
 
 
 def test_a_name_of_any_letters(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_name_of_any_letters(tmp_path: Path) -> None:
     for name in ("", "Gedächtnis 記憶", "broken \udcff"):
         export = Export(name, D, None, plain.layers, plain.tensors, plain.config)
         registry.write(path, "onnx", export)
-        graph = messages.Model.decode(memoryview(path.read_bytes())).graph
+        graph = proto.OnnxModel.decode(memoryview(path.read_bytes())).graph
         assert graph is not None
         assert graph.name == {"": "network"}.get(name, name.replace("\udcff", "?"))
 

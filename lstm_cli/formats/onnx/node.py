@@ -1,0 +1,277 @@
+"""One node of the graph, ready to evaluate: input values, typed attributes, and the work budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.types import Array
+from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.onnx import proto
+from lstm_cli.formats.onnx.proto import OnnxNode, OnnxTensor
+from lstm_cli.formats.onnx.schemas import node_title
+from lstm_cli.formats.onnx.sizes import OpenSize, OpenSizeError
+from lstm_cli.formats.onnx.symbolic import ConstantTensor, GraphValue, UnsupportedError, count_axes
+from lstm_cli.formats.onnx.tensors import DTYPES, quote_name, to_array
+
+BYTE_BUDGET = 1 << 27
+"""Bytes of computed constants and weights, on top of four times the file size."""
+NUMBER_BUDGET = 1 << 23
+"""Numbers read and computed, on top of the allowance for the file."""
+NODE_BUDGET = 20_000
+"""Evaluated operators, on top of those in the file; function bodies count at every call."""
+NUMBERS_PER_NODE = 1000
+"""Numbers allowed for each operator in the file."""
+MAX_OPEN_ENTRIES = 4096
+"""Entries of a tensor with open sizes, at most."""
+MAX_LISTED = 1 << 16
+"""Entries of a list of shapes, axes or steps, at most; Python reads them one by one."""
+
+
+class WorkBudget:
+    """Bytes, numbers and operators that reading a file may still cost, over all attempts.
+
+    Parameters
+    ----------
+    stored_bytes
+        Bytes of the file and of its external data.
+    file_nodes
+        Operators in the file.
+    """
+
+    def __init__(self, stored_bytes: int, file_nodes: int, path: Path) -> None:
+        self.stored_bytes, self.file_nodes, self.path = stored_bytes, file_nodes, path
+        self.byte_budget, self.number_budget, self.node_budget = 0, NUMBER_BUDGET, NODE_BUDGET
+        self.refill()
+
+    def refill(self) -> None:
+        """Add the allowance for the file once more, for another attempt in the same memory."""
+        self.byte_budget = BYTE_BUDGET + 4 * self.stored_bytes
+        self.number_budget += 4 * self.stored_bytes + NUMBERS_PER_NODE * self.file_nodes
+        self.node_budget += self.file_nodes
+
+    def spend(
+        self, *, byte_count: int = 0, numbers: int = 0, nodes: int = 0, where: str = ""
+    ) -> None:
+        """Subtract bytes, numbers and operators from the budget.
+
+        Raises
+        ------
+        WeightsError
+            The budget is exhausted.
+        """
+        self.byte_budget -= byte_count
+        self.number_budget -= numbers
+        self.node_budget -= nodes
+        if min(self.byte_budget, self.number_budget, self.node_budget) < 0:
+            raise WeightsError(
+                "the model computes more than any network that lstm-cli can represent",
+                found=f"too many {self._exhausted()}" + (f", up to {where}" if where else ""),
+                where=str(self.path),
+            )
+
+    def _exhausted(self) -> str:
+        if self.node_budget < 0:
+            return "operators, with function bodies counted at every call"
+        return "numbers" if self.number_budget < 0 else "bytes of constants and weights"
+
+    def stored_array(self, tensor: OnnxTensor) -> Array:
+        """Values of a stored tensor; a view into the file costs nothing, other arrays count."""
+        halves = (proto.FLOAT16, proto.BFLOAT16)
+        is_view = tensor.raw_data is not None and tensor.data_type not in halves
+        if tensor.data_location == proto.EXTERNAL or not is_view:
+            count = math.prod(max(n, 0) for n in tensor.dims)
+            size = max(4, np.dtype(DTYPES.get(tensor.data_type, "V")).itemsize)
+            where = f"the tensor {quote_name(tensor.name)}"
+            self.spend(byte_count=count * size, numbers=count, where=where)
+        return to_array(tensor, self.path)
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node with its input values (None: omitted) and its attributes.
+
+    `schemas.read_attributes` reads the attributes and fills in defaults.
+    """
+
+    message: OnnxNode
+    inputs: tuple[GraphValue | None, ...]
+    attributes: Mapping[str, Any]
+    opset: int
+    budget: WorkBudget
+
+    @property
+    def path(self) -> Path:
+        """Path of the model file."""
+        return self.budget.path
+
+    @property
+    def op(self) -> str:
+        """Operator of the node, such as ``LSTM``."""
+        return self.message.op_type
+
+    @property
+    def where(self) -> str:
+        """Name and operator of the node, for errors."""
+        return node_title(self.message)
+
+    def flag(self, name: str) -> bool:
+        """Boolean attribute; False if it is omitted.
+
+        Raises
+        ------
+        UnsupportedError
+            The value is not 0 or 1; runtimes disagree on other values.
+        """
+        value = self.attributes.get(name, 0)
+        if value not in (0, 1):
+            raise UnsupportedError(f"its {name} is {value}, not 0 or 1")
+        return bool(value)
+
+    def tensor(self, name: str) -> Array | None:
+        """Tensor attribute; None if it is omitted."""
+        tensor = self.attributes.get(name)
+        return None if tensor is None else self.budget.stored_array(tensor)
+
+    def input(self, k: int) -> GraphValue | None:
+        """Input `k`; None if it is omitted."""
+        return self.inputs[k] if k < len(self.inputs) else None
+
+    def constant(self, k: int) -> ConstantTensor:
+        """Input `k`, which must be a constant.
+
+        Raises
+        ------
+        UnsupportedError
+            The input depends on the graph's inputs, or is omitted.
+        """
+        value = self.input(k)
+        if not isinstance(value, ConstantTensor):
+            raise UnsupportedError(f"input {k} is not constant")
+        return value
+
+    def integers(self, k: int) -> Array:
+        """Input `k`, which must be a constant of integers or sizes.
+
+        Raises
+        ------
+        UnsupportedError
+            The input is not constant, is omitted, or holds other values.
+        """
+        array: Array = self.constant(k).array
+        if array.dtype.kind not in "iuO" and array.size:
+            raise UnsupportedError(f"input {k} holds {array.dtype} instead of integers")
+        return array
+
+    def whole_numbers(self, k: int) -> list[Any] | None:
+        """Input `k` as a list of sizes; None if it is omitted."""
+        if self.input(k) is None:
+            return None
+        array = self.integers(k).reshape(-1)
+        if array.size > MAX_LISTED:
+            raise UnsupportedError(f"input {k} holds {array.size:,} numbers")
+        return [n if isinstance(n, OpenSize) else int(n) for n in array]
+
+    @property
+    def has_open_sizes(self) -> bool:
+        """True if a constant input holds open sizes."""
+        constants = [value for value in self.inputs if isinstance(value, ConstantTensor)]
+        return any(constant.array.dtype == object for constant in constants)
+
+    def bounded_shape(self, *shapes: Sequence[int]) -> tuple[int, ...]:
+        """Broadcast shape of a constant about to be computed, checked against the budget.
+
+        Raises
+        ------
+        UnsupportedError
+            The constant is too large for the budget.
+        """
+        shape = np.broadcast_shapes(*(tuple(map(int, shape)) for shape in shapes))
+        limit = min(self.budget.byte_budget // 8, self.budget.number_budget)
+        if math.prod(shape) > (MAX_OPEN_ENTRIES if self.has_open_sizes else limit):
+            raise UnsupportedError(f"it computes a constant of shape {tuple(shape)}")
+        return shape
+
+    def axis(self, rank: int) -> int:
+        """Attribute ``axis``, counted from the first axis.
+
+        Raises
+        ------
+        UnsupportedError
+            The tensor has no such axis.
+        """
+        axis: int = self.attributes["axis"]
+        if not -rank <= axis < rank:
+            raise UnsupportedError(f"it has axis {axis}, of a tensor of {count_axes(rank)}")
+        return axis % rank
+
+    def axes(self, k: int) -> list[int] | None:
+        """Attribute ``axes``, or input `k` in newer opsets; None if omitted or empty.
+
+        ONNX Runtime also treats an empty list of axes as omitted.
+        """
+        return self.attributes.get("axes") or self.whole_numbers(k) or None
+
+    def slices(self, rank: int) -> list[tuple[int, Any, Any, int]]:
+        """(axis, start, stop, step) of every axis that Slice cuts."""
+        if "starts" in self.attributes:
+            starts, stops = self.attributes["starts"], self.attributes["ends"]
+            axes, steps = self.attributes.get("axes"), None
+        else:
+            starts, stops = self.whole_numbers(1), self.whole_numbers(2)
+            axes, steps = self.whole_numbers(3), self.whole_numbers(4)
+        if starts is None or stops is None:
+            raise UnsupportedError("it has no limits of the slice")
+        axes = list(range(len(starts))) if axes is None else axes
+        steps = [1] * len(starts) if steps is None else steps
+        if not all(-rank <= axis < rank for axis in axes):
+            raise UnsupportedError(f"it has axes {axes}, of a tensor of {count_axes(rank)}")
+        axes = [axis % rank for axis in axes]
+        return list(zip(axes, starts, stops, steps, strict=True))
+
+    def split_lengths(self) -> list[int] | None:
+        """Lengths of the parts that Split makes; None if all parts are equal."""
+        lengths: list[int] | None = self.attributes.get("split") or self.whole_numbers(1)
+        if lengths is not None and "num_outputs" in self.attributes:
+            raise UnsupportedError("it has both num_outputs and lengths of its parts")
+        return lengths
+
+    def split_points(self, size: int) -> list[int]:
+        """Positions at which Split cuts an axis of `size`, with one part for each output.
+
+        Raises
+        ------
+        UnsupportedError
+            The lengths of the parts do not add up to `size`.
+        """
+        lengths = self.split_lengths()
+        count = len(self.message.outputs)
+        if lengths is None:
+            parts = self.attributes.get("num_outputs")
+            each = -(-size // max(count, 1))
+            if parts not in (None, count) or (parts is None and each * count != size):
+                label = counted(parts or count, "part")
+                raise UnsupportedError(f"it splits an axis of size {size} into {label}")
+            lengths = [each] * (count - 1)
+            lengths = [*lengths, size - sum(lengths)]
+        if len(lengths) != count or sum(lengths) != size or min(lengths, default=0) < 0:
+            raise UnsupportedError(f"it splits an axis of size {size} into {lengths}")
+        return [int(n) for n in np.cumsum(lengths[:-1])]
+
+
+def known_sizes(numbers: Sequence[Any]) -> list[int]:
+    """Sizes as a list of int.
+
+    Raises
+    ------
+    OpenSizeError
+        A size is open.
+    """
+    if any(isinstance(number, OpenSize) for number in numbers):
+        raise OpenSizeError("it needs the number of an open size")
+    return [int(number) for number in numbers]
