@@ -21,9 +21,9 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.agreement import Agreement
     from lstm_cli.api.conversion import Conversion
-    from lstm_cli.api.proof import Proof
+    from lstm_cli.api.equivalence import Equivalence
+    from lstm_cli.api.reference_check import ReferenceCheck
 
 EPILOG = """\b
 Examples:
@@ -91,12 +91,12 @@ def command(
     (N, T, D) and outputs (N, T, F) or (N, F), and where there are any, lengths (N,) and
     initial states state.0.h and state.0.c, (N, directions, H).
     """
-    from lstm_cli.api.conversion import Order, convert
+    from lstm_cli.api.conversion import ConversionRequest, convert
     from lstm_cli.formats.model import WriteOptions
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"--config": config, "--check": check}, destination=destination)
-    order = Order(
+    order = ConversionRequest(
         reading=reading.options,
         to=to,
         config=config,
@@ -131,7 +131,7 @@ def _report(done: Conversion) -> list[Any]:
     return lines if done.check is None else [*lines, *_check(done.check)]
 
 
-def _proof(proof: Proof) -> list[str]:
+def _proof(proof: Equivalence) -> list[str]:
     steps = ("1 to " if proof.ragged else "") + counted(proof.steps, "step")
     begun = ", random states" if proof.states else ""
     apart = "largest difference 0"
@@ -145,7 +145,7 @@ def _proof(proof: Proof) -> list[str]:
     ]
 
 
-def _check(check: Agreement) -> list[str]:
+def _check(check: ReferenceCheck) -> list[str]:
     begun = ", from their states" if check.states else ""
     apart = f"{check.largest_difference:.2g} (at most {check.tolerance:.2g})"
     return [

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from networks import random_weights, recurrent
 
-from lstm_cli.api.differences import gaps
-from lstm_cli.api.proof import Sided, difference, draw, prove, same_bits, tolerance
+from lstm_cli.api.config_differences import option_mismatches
+from lstm_cli.api.equivalence import (
+    ComparedNetwork,
+    check_equivalence,
+    largest_difference,
+    random_input,
+    same_bits,
+    tolerance,
+)
 from lstm_cli.api.weights_files import is_weights, standing_notes, tensors_for
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
@@ -21,21 +28,21 @@ from lstm_cli.formats.model import Imported
 NAN = math.nan
 
 
-def sided(layers: Any, seed: int = 0, dtype: str = "float32") -> Sided:
+def sided(layers: Any, seed: int = 0, dtype: str = "float32") -> ComparedNetwork:
     weights = {name: value.astype(dtype) for name, value in random_weights(layers, seed).items()}
-    return Sided(tuple(layers), weights)
+    return ComparedNetwork(tuple(layers), weights)
 
 
 def test_every_number_of_every_tensor_counts() -> None:
     layers = [recurrent("lstm", 3, 2, directions=2, peepholes=True), DenseSpec(1, 6, 2, None)]
     one = sided(layers)
-    assert prove(one, one, None, "float32").same_bits
-    assert prove(one, one, None, "float32").largest_difference == 0
+    assert check_equivalence(one, one, None, "float32").same_bits
+    assert check_equivalence(one, one, None, "float32").largest_difference == 0
     for name, value in one.tensors.items():
         changed = value.copy()
         changed.flat[-1] += 0.01
-        other = Sided(one.layers, {**one.tensors, name: changed})
-        proof = prove(one, other, None, "float32")
+        other = ComparedNetwork(one.layers, {**one.tensors, name: changed})
+        proof = check_equivalence(one, other, None, "float32")
         assert not proof.holds, name
         assert not proof.same_bits, name
 
@@ -46,8 +53,8 @@ def test_states_that_no_output_shows_count() -> None:
     bias[-3:] = -1000  # the output gate is shut
     shut, other = {**one.tensors, "layers.0.bias": bias}, bias.copy()
     other[6] += 0.1
-    sides = [Sided(one.layers, {**shut, "layers.0.bias": b}) for b in (bias, other)]
-    proof = prove(sides[0], sides[1], None, "float32")
+    sides = [ComparedNetwork(one.layers, {**shut, "layers.0.bias": b}) for b in (bias, other)]
+    proof = check_equivalence(sides[0], sides[1], None, "float32")
     assert not proof.holds
     assert proof.place.startswith("c of recurrent layer 0, sequence ")
 
@@ -55,9 +62,11 @@ def test_states_that_no_output_shows_count() -> None:
 def test_rounding_is_forgiven_and_no_more() -> None:
     layers = [recurrent("gru", 4, 3)]
     wide = sided(layers, dtype="float64")
-    narrow = Sided(wide.layers, {k: v.astype(np.float32) for k, v in wide.tensors.items()})
-    assert prove(wide, narrow, None, "float32").holds
-    assert not prove(wide, narrow, None, "float64").holds
+    narrow = ComparedNetwork(
+        wide.layers, {k: v.astype(np.float32) for k, v in wide.tensors.items()}
+    )
+    assert check_equivalence(wide, narrow, None, "float32").holds
+    assert not check_equivalence(wide, narrow, None, "float64").holds
     assert not same_bits(wide, narrow)
     assert tolerance([recurrent("rnn", 1024, 2)], "float32") == pytest.approx(2e-5)
 
@@ -67,23 +76,23 @@ def test_other_layers_are_compared_by_outputs_alone() -> None:
     one = sided(layers)
     shifted = (RecurrentSpec(1, 2, layers[0].cells),)
     tensors = {name.replace("layers.0", "layers.1"): v for name, v in one.tensors.items()}
-    other = Sided((DropoutSpec(0, 2, 0.5), *shifted), tensors)
-    proof = prove(one, other, None, "float32")
+    other = ComparedNetwork((DropoutSpec(0, 2, 0.5), *shifted), tensors)
+    proof = check_equivalence(one, other, None, "float32")
     assert (proof.holds, proof.states, proof.same_bits) == (True, True, True)
-    last = Sided((recurrent("lstm", 3, 2, return_sequences=False),), one.tensors)
-    proof = prove(one, last, None, "float32")
+    last = ComparedNetwork((recurrent("lstm", 3, 2, return_sequences=False),), one.tensors)
+    proof = check_equivalence(one, last, None, "float32")
     assert not proof.holds
     assert "shape" in proof.place
 
 
 def test_what_is_drawn() -> None:
     layers = [recurrent("rnn", 3, 2)]
-    trial = draw(layers, None, states=True)
+    trial = random_input(layers, None, states=True)
     assert trial.lengths is not None
     assert {7, 1} <= set(trial.lengths.tolist())
     assert trial.state is not None
     assert np.all(trial.state[0][0] != 0)
-    fixed = draw([*layers, FlattenSpec(1, 3, 5)], 5, states=False)
+    fixed = random_input([*layers, FlattenSpec(1, 3, 5)], 5, states=False)
     assert (fixed.x.shape, fixed.lengths, fixed.state) == ((4, 5, 2), None, None)
 
 
@@ -100,7 +109,7 @@ def test_what_is_drawn() -> None:
     ],
 )
 def test_difference(expected: Any, found: Any, absolute: float, relative: float) -> None:
-    told = difference(np.array(expected), np.array(found), "the outputs")
+    told = largest_difference(np.array(expected), np.array(found), "the outputs")
     assert (told.absolute, told.relative) == (absolute, relative)
 
 
@@ -112,13 +121,13 @@ def test_gaps() -> None:
     lstm, dense = {"type": "lstm", "hidden_size": 3}, {"type": "dense", "units": 2}
     drop = {"type": "dropout", "rate": 0.5}
     meant = net({**lstm, "dropout": 0.1, "clip": 2.0}, drop, {**dense, "activation": "softmax"})
-    found = gaps(meant, net({**lstm, "cell_activation": "tanh"}, dense))
+    found = option_mismatches(meant, net({**lstm, "cell_activation": "tanh"}, dense))
     assert found is not None
     assert [(g.layer, g.number, g.key, g.meant, g.read) for g in found] == [
         (0, 0, "clip", 2.0, None),
         (2, 1, "activation", "softmax", "identity"),
     ]
-    assert gaps(meant, net(lstm)) is None
+    assert option_mismatches(meant, net(lstm)) is None
 
 
 def imported(**changes: Any) -> Imported:
@@ -166,6 +175,6 @@ def test_a_projection_to_as_many_features_has_states_of_its_own() -> None:
     merged["layers.0.weight_hh"] = merged["layers.0.weight_hh"] @ merged.pop("layers.0.weight_hr")
     head = {"layers.1.weight": W, "layers.1.bias": np.zeros(3)}
     layers = (recurrent("lstm", 3, 2), DenseSpec(1, 3, 3, Activation("identity")))
-    proof = prove(projected, Sided(layers, merged | head), None, "float64")
+    proof = check_equivalence(projected, ComparedNetwork(layers, merged | head), None, "float64")
     assert proof.holds
     assert not proof.states

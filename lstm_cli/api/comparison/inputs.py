@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lstm_cli.api.differences import contradiction_note, contradictions
-from lstm_cli.api.shapes import layer_title
+from lstm_cli.api.config_differences import contradiction_note, contradictions
+from lstm_cli.api.shape_check import layer_title
 from lstm_cli.api.weights_files import (
     config_of,
     description,
@@ -44,7 +44,7 @@ _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 
 @dataclass(frozen=True)
-class Direction:
+class ComparedDirection:
     """One direction of a recurrent layer, or a dense layer.
 
     Attributes
@@ -63,7 +63,7 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ComparedLayer:
     """A layer that has weights.
 
     Attributes
@@ -79,7 +79,7 @@ class Layer:
     index: int
     kind: str
     title: str
-    directions: tuple[Direction, ...]
+    directions: tuple[ComparedDirection, ...]
 
     def gates(self, tensor: str) -> tuple[str, ...]:
         """Letters of the gates that a tensor stacks; none if it is not by gate."""
@@ -89,7 +89,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedFile:
     """One file.
 
     Attributes
@@ -111,16 +111,16 @@ class Side:
     title: str
     sha256: str
     config: Config | None
-    layers: tuple[Layer, ...]
+    layers: tuple[ComparedLayer, ...]
     others: Mapping[str, Array]
     assumed: frozenset[tuple[int, str]]
     notes: tuple[str, ...]
     imported: Imported
 
 
-def read_side(
+def read_compared_file(
     label: str, path: str | Path, options: ReadOptions, config: Config | None = None
-) -> Side:
+) -> ComparedFile:
     """Read one file.
 
     Parameters
@@ -148,7 +148,7 @@ def read_side(
     if config is given and given is not None:
         config = _with_stored_biases(given, grouped)
     pairs, _ = _grouped(halves)
-    return Side(
+    return ComparedFile(
         label,
         Path(path),
         imported.title,
@@ -189,7 +189,7 @@ def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[
     return (contradiction_note(config, own, found, imported.path, alone, settings=False),)
 
 
-def without_normalization(side: Side, wide: bool) -> Side | None:
+def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None:
     """The side with the normalization of its inputs folded into its weights, None if it has none.
 
     Parameters
@@ -257,7 +257,7 @@ def _layer(
     parts: Mapping[str, dict[str, Array]],
     config: Config | None,
     halves: Mapping[str, dict[str, Array]],
-) -> Layer:
+) -> ComparedLayer:
     specs = {} if config is None else {spec.index: spec for spec in config.specs}
     first = next(iter(parts.values()))
     kind = specs[index].kind if index in specs else _kind(first)
@@ -267,25 +267,25 @@ def _layer(
         if name in parts
     )
     title = layer_title(specs[index]) if index in specs else _title(kind, first, len(directions))
-    return Layer(index, kind, title, directions)
+    return ComparedLayer(index, kind, title, directions)
 
 
 def _direction(
     name: str, tensors: Mapping[str, Array], kind: str, halves: Mapping[str, Array]
-) -> Direction:
+) -> ComparedDirection:
     """One direction; `halves` are the two biases whose sum is among the tensors."""
     if halves:
-        return Direction(name, _in_order(tensors), halves)
+        return ComparedDirection(name, _in_order(tensors), halves)
     pair = {key: tensors[key] for key in ("bias_ih", "bias_hh") if key in tensors}
     if kind not in ("lstm", "rnn") or len(pair) < 2 or "bias" in tensors:
-        return Direction(name, _in_order(tensors))
+        return ComparedDirection(name, _in_order(tensors))
     first, second = pair.values()
     if first.shape != second.shape:
-        return Direction(name, _in_order(tensors))
+        return ComparedDirection(name, _in_order(tensors))
     wide = np.result_type(first, second, np.float32)
     total = (first.astype(np.float64) + second).astype(wide)
     rest = {key: value for key, value in tensors.items() if key not in pair}
-    return Direction(name, _in_order({**rest, "bias": total}), pair)
+    return ComparedDirection(name, _in_order({**rest, "bias": total}), pair)
 
 
 def _in_order(tensors: Mapping[str, Array]) -> dict[str, Array]:
