@@ -259,7 +259,7 @@ class TrainingSetup:
             )
 
     def _dtype(self, data: Dataset) -> str:
-        """Return the dtype in which inputs are read; one that holds them, if they are normalized."""
+        """Return the dtype in which inputs are read; normalized inputs need one that holds them."""
         if self.train.scaling is None:
             return input_dtype(self.network, data)
         return data.holding(array_dtype(self.network.engine))

@@ -491,7 +491,7 @@ def test_data_show_where_outputs_part(compare, data):
     other = {**w, "layers.0.reverse.weight_hh": w["layers.0.reverse.weight_hh"].copy()}
     other["layers.0.reverse.weight_hh"][7, 2] += 0.2  # f reads it from its second step on
     outcome = compare(w, other, config, "--data", data)
-    assert "the outputs part at layer 0 reverse, gate f, step 2 (sequence 0)" in outcome.out
+    assert "the networks first differ at layer 0 reverse, gate f, step 2 (sequence 0)" in outcome.out
     assert "the networks' outputs differ by up to" in outcome.out
     found = compare(w, other, config, "--data", data, "--json").json["divergence"]
     parts = {(p["layer"], p["direction"], p["value"]): p for p in found["parts"]}
@@ -499,7 +499,7 @@ def test_data_show_where_outputs_part(compare, data):
     assert parts[0, "reverse", "f"]["turn"] == 1
     assert parts[2, "", "output"]["largest"] == found["outputs"]["largest"] > 0
     assert found["sequences"] == 7
-    assert "nothing parts by more than 1e-06" in compare(w, w, config, "--data", data).out
+    assert "no value differs by more than 1e-06" in compare(w, w, config, "--data", data).out
 
 
 def test_data_need_a_config(compare, data, tmp_path):

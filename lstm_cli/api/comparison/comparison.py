@@ -1,4 +1,4 @@
-"""C"""
+"""Comparison of two weights files: blocks, layers, options, and the causes of differences."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lstm_cli.api.comparison.diagnosis import Diagnosis, diagnose
 from lstm_cli.api.comparison.inputs import ComparedFile, ComparedLayer, without_normalization
 from lstm_cli.api.comparison.metrics import ComparedBlock, block_metrics, compared_blocks
 from lstm_cli.api.comparison.pairing import LayerPair, paired_layers
+from lstm_cli.api.config_differences import TRAINING_OPTIONS
 from lstm_cli.engines.types import (
     DIRECTIONS,
-    Array,
     DenseSpec,
     FlattenSpec,
     LayerSpec,
@@ -22,15 +22,11 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.network.normalization import STORED, Normalization, Rounding
 
-TRAINING = ("dropout", "recurrent_dropout", "forget_bias")
-"""Options that change no output."""
-
-NAMES = {"use_forget_gate": "forget_gate"}
-
-RELATED = {"recurrent_activation": "activation", "cell_activation": "activation"}
-"""Options that a file says, or does not, together with another."""
-
-CELL = (
+YAML_NAMES = {"use_forget_gate": "forget_gate"}
+"""Names of options in YAML, where a cell has another name."""
+STATED_TOGETHER = {"recurrent_activation": "activation", "cell_activation": "activation"}
+"""Options that a file states, or does not, together with another one."""
+CELL_OPTIONS = (
     "recurrent_activation",
     "activation",
     "cell_activation",
@@ -45,7 +41,7 @@ CELL = (
 
 @dataclass(frozen=True)
 class FileSummary:
-    """One of the two files, and what had to be assumed because it does not say it."""
+    """One of the two files; notes are assumptions about options that it does not state."""
 
     path: Path
     format: str
@@ -55,16 +51,38 @@ class FileSummary:
 
 
 @dataclass(frozen=True)
+class OptionDifference:
+    """An option of a layer that differs between the two files.
+
+    Attributes
+    ----------
+    what
+        Sentence: ``layer 0: recurrent_activation sigmoid in A, hard_sigmoid in B``.
+    counts
+        The option changes outputs, and both files state it.
+    """
+
+    layer: int
+    option: str
+    a: str
+    b: str
+    what: str
+    counts: bool
+
+
+@dataclass(frozen=True)
 class FileComparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes
     ----------
     equal
-        Every number within the tolerance of its counterpart, and no layer or option that
+        Every number is within the tolerance of its counterpart, and no layer or option that
         changes an output differs.
     tolerance
-        Of an element's absolute difference.
+        Largest absolute difference of equal elements.
+    a, b
+        The two files.
     layers
         Differences of layers and sizes, a sentence each.
     options
@@ -72,14 +90,14 @@ class FileComparison:
     blocks
         Every gate's matrices side by side.
     titles
-        A's layers, by index.
+        Titles of A's layers, by index.
     diagnosis
-        Why numbers differ; None where they do not.
+        Causes of different numbers; None where no number differs.
     folded
-        ``A`` or ``B``: the normalization of its inputs, which the other one does not have, was
-        folded into its weights; None: there was nothing to fold.
+        Label of the file, ``A`` or ``B``, whose normalization of the inputs was folded into its
+        weights, since the other file has none; None: there was nothing to fold.
     lost
-        Features whose digits the weights with the fold do not hold.
+        Features whose digits the folded weights do not hold.
     """
 
     equal: bool
@@ -99,18 +117,18 @@ def compare(a: ComparedFile, b: ComparedFile, tolerance: float = 0.0) -> FileCom
     """Compare two files that were read."""
     pairs = paired_layers(a.layers, b.layers)
     blocks = tuple(_blocks(pairs, tolerance))
-    a, b, folded, lost = _alike(a, b, all(block.equal for block in blocks))
+    a, b, folded, lost = _fold_one(a, b, all(block.equal for block in blocks))
     if folded is not None:
         pairs = paired_layers(a.layers, b.layers)
         blocks = tuple(_blocks(pairs, tolerance))
-    layers = (*layer_differences(a, b, pairs), *_others(a, b, tolerance))
+    layers = (*layer_differences(a, b, pairs), *_other_tensors(a, b, tolerance))
     options = tuple(option_differences(a, b, pairs))
     same = all(block.equal for block in blocks)
     return FileComparison(
         same and not layers and not any(option.counts for option in options),
         tolerance,
-        _file(a),
-        _file(b),
+        _summary(a),
+        _summary(b),
         layers,
         options,
         blocks,
@@ -121,15 +139,21 @@ def compare(a: ComparedFile, b: ComparedFile, tolerance: float = 0.0) -> FileCom
     )
 
 
-def _alike(
+def _fold_one(
     a: ComparedFile, b: ComparedFile, same: bool
 ) -> tuple[ComparedFile, ComparedFile, str | None, tuple[Rounding, ...]]:
-    """Both sides, and the label of the one whose normalization the other has in its weights.
+    """Fold the normalization of one file into its weights, if the other file has none.
 
-    Last, the features whose digits these weights lose.
-    Where the weights are the `same`, the other has lost it.
+    Parameters
+    ----------
+    same
+        The weights are the same: then the other file has lost the normalization.
+
+    Returns
+    -------
+    Both files, the label of the folded one, and the features whose digits its weights lose.
     """
-    normalized = [side for side in (a, b) if set(STORED) & side.others.keys()]
+    normalized = [file for file in (a, b) if set(STORED) & file.others.keys()]
     if len(normalized) != 1 or same:
         return a, b, None, ()
     other = b if normalized[0] is a else a
@@ -148,13 +172,13 @@ def _alike(
     return (folded, b, "A", lost) if other is b else (a, folded, "B", lost)
 
 
-def _file(side: ComparedFile) -> FileSummary:
-    return FileSummary(side.path, side.imported.format, side.title, side.sha256, side.notes)
+def _summary(file: ComparedFile) -> FileSummary:
+    return FileSummary(file.path, file.imported.format, file.title, file.sha256, file.notes)
 
 
 def _titles(pairs: Sequence[LayerPair]) -> dict[int, str]:
-    first = (a if a is not None else b for a, b in pairs)
-    return {layer.index: layer.title for layer in first if layer is not None}
+    layers = (a if a is not None else b for a, b in pairs)
+    return {layer.index: layer.title for layer in layers if layer is not None}
 
 
 def _blocks(pairs: Sequence[LayerPair], tolerance: float) -> Iterator[ComparedBlock]:
@@ -168,58 +192,40 @@ def _blocks(pairs: Sequence[LayerPair], tolerance: float) -> Iterator[ComparedBl
             yield from compared_blocks(a, b, one, other, tolerance)
 
 
-def _others(a: ComparedFile, b: ComparedFile, tolerance: float) -> Iterator[str]:
-    """Tensors of no layer, by name."""
+def _other_tensors(a: ComparedFile, b: ComparedFile, tolerance: float) -> Iterator[str]:
+    """Yield differences of tensors that belong to no layer, a sentence each."""
     for name in sorted({*a.others, *b.others}):
-        said = name if name.isprintable() else repr(name)
+        label = name if name.isprintable() else repr(name)
         if name not in a.others or name not in b.others:
-            yield f"{said} is in {'A' if name in a.others else 'B'} alone"
-        elif a.others[name].shape != b.others[name].shape:
-            yield f"{said} is {a.others[name].shape} in A, {b.others[name].shape} in B"
-        elif (apart := _apart(a.others[name], b.others[name])) > tolerance:
-            yield f"{said} differs by up to {apart:.3g}"
-
-
-def _apart(a: Array, b: Array) -> float:
-    return block_metrics(np.atleast_1d(a), np.atleast_1d(b)).difference
-
-
-@dataclass(frozen=True)
-class OptionDifference:
-    """An option of a layer that the two sides do not share.
-
-    Attributes
-    ----------
-    what
-        ``layer 0: recurrent_activation sigmoid in A, hard_sigmoid in B``.
-    counts
-        It changes outputs, and both sides say it.
-    """
-
-    layer: int
-    option: str
-    a: str
-    b: str
-    what: str
-    counts: bool
+            yield f"{label} is in {'A' if name in a.others else 'B'} alone"
+            continue
+        one, other = a.others[name], b.others[name]
+        if one.shape != other.shape:
+            yield f"{label} is {one.shape} in A, {other.shape} in B"
+            continue
+        metrics = block_metrics(np.atleast_1d(one), np.atleast_1d(other))
+        if metrics.difference > tolerance:
+            yield f"{label} differs by up to {metrics.difference:.3g}"
 
 
 def layer_differences(
     a: ComparedFile, b: ComparedFile, pairs: Sequence[LayerPair]
 ) -> Iterator[str]:
-    """Layers that one side does not have, or has otherwise, a sentence each."""
+    """Yield differences of layers and sizes, a sentence each."""
     if len(a.layers) != len(b.layers):
         yield f"A has {_count(a.layers)}, B has {len(b.layers) or 'none'}"
     for one, other in pairs:
         if one is None or other is None:
-            side, layer = ("A", one) if one is not None else ("B", other)
+            label, layer = ("A", one) if one is not None else ("B", other)
             if layer is not None:
-                yield f"layer {layer.index} of {side}, {layer.title}, has no counterpart"
+                yield f"layer {layer.index} of {label}, {layer.title}, has no counterpart"
         elif _sizes(one) != _sizes(other):
-            yield f"layer {one.index}: {one.title} in A; {other.title} in B{_index(one, other)}"
-    shapes = [_between(side) for side in (a, b)]
-    if None not in shapes and shapes[0] != shapes[1]:
-        yield f"flatten stands before {_before(shapes[0])} in A, before {_before(shapes[1])} in B"
+            index = "" if one.index == other.index else f" (its layer {other.index})"
+            yield f"layer {one.index}: {one.title} in A; {other.title} in B{index}"
+    flattens = [_flatten_places(file) for file in (a, b)]
+    if None not in flattens and flattens[0] != flattens[1]:
+        in_a, in_b = (_places_text(places) for places in flattens)
+        yield f"flatten stands before {in_a} in A, before {in_b} in B"
 
 
 def _count(layers: Sequence[ComparedLayer]) -> str:
@@ -227,12 +233,8 @@ def _count(layers: Sequence[ComparedLayer]) -> str:
     return f"{many or 'no'} layer{'s' if many != 1 else ''} with weights"
 
 
-def _index(a: ComparedLayer, b: ComparedLayer) -> str:
-    return "" if a.index == b.index else f" (its layer {b.index})"
-
-
 def _sizes(layer: ComparedLayer) -> tuple[object, ...]:
-    """Kind, directions, and the shape of every tensor."""
+    """Return a layer's kind, directions, and the shape of every tensor."""
     shapes = [
         (d.name, sorted((name, value.shape) for name, value in d.tensors.items()))
         for d in layer.directions
@@ -240,19 +242,19 @@ def _sizes(layer: ComparedLayer) -> tuple[object, ...]:
     return layer.kind, *shapes
 
 
-def _between(side: ComparedFile) -> tuple[int, ...] | None:
-    """How many layers with weights stand before every flatten."""
-    if side.config is None:
+def _flatten_places(file: ComparedFile) -> tuple[int, ...] | None:
+    """Return the number of layers with weights before each flatten; None without a config."""
+    if file.config is None:
         return None
-    found, before = [], 0
-    for spec in side.config.specs:
+    places, before = [], 0
+    for spec in file.config.specs:
         if isinstance(spec, FlattenSpec):
-            found.append(before)
+            places.append(before)
         before += bool(spec.parameters())
-    return tuple(found)
+    return tuple(places)
 
 
-def _before(places: tuple[int, ...] | None) -> str:
+def _places_text(places: tuple[int, ...] | None) -> str:
     if not places:
         return "no layer"
     return ", ".join(f"layer {place} of those with weights" for place in places)
@@ -261,74 +263,77 @@ def _before(places: tuple[int, ...] | None) -> str:
 def option_differences(
     a: ComparedFile, b: ComparedFile, pairs: Sequence[LayerPair]
 ) -> Iterator[OptionDifference]:
-    """Options that differ, layer by layer; none where a side has no config."""
+    """Yield options that differ, layer by layer; none where a file has no config."""
     if a.config is None or b.config is None:
         return
-    ours = {spec.index: spec for spec in a.config.specs}
-    theirs = {spec.index: spec for spec in b.config.specs}
+    specs_a = {spec.index: spec for spec in a.config.specs}
+    specs_b = {spec.index: spec for spec in b.config.specs}
     for one, other in pairs:
-        if one is None or other is None or one.index not in ours or other.index not in theirs:
+        if one is None or other is None:
             continue
-        yield from _differences(ours[one.index], theirs[other.index], a, b)
+        if one.index in specs_a and other.index in specs_b:
+            yield from _layer_options(specs_a[one.index], specs_b[other.index], a, b)
 
 
-def _differences(
+def _layer_options(
     one: LayerSpec, other: LayerSpec, a: ComparedFile, b: ComparedFile
 ) -> Iterator[OptionDifference]:
     if one.kind != other.kind:
         return
-    mine, their = _options(one), _options(other)
-    for key in mine:
-        if mine[key] == their[key]:
+    options_a, options_b = _options(one), _options(other)
+    for key, value in options_a.items():
+        if value == options_b[key]:
             continue
         guesses = [
-            f"{side.label} does not say which"
-            for side, spec in ((a, one), (b, other))
-            if _is_assumed(side, spec, key)
+            f"{file.label} does not say which"
+            for file, spec in ((a, one), (b, other))
+            if _is_assumed(file, spec, key)
         ]
-        idle = "; it changes no output" if key in TRAINING else ""
+        idle = "; it changes no output" if key in TRAINING_OPTIONS else ""
         assumed = f"; {' and '.join(guesses)}" if guesses else ""
         yield OptionDifference(
             one.index,
             key,
-            mine[key],
-            their[key],
-            f"layer {one.index}: {key} {mine[key]} in A, {their[key]} in B{assumed}{idle}",
+            value,
+            options_b[key],
+            f"layer {one.index}: {key} {value} in A, {options_b[key]} in B{assumed}{idle}",
             not guesses and not idle,
         )
 
 
-def _is_assumed(side: ComparedFile, spec: LayerSpec, option: str) -> bool:
-    """Whether a file does not say an option of a layer.
+def _is_assumed(file: ComparedFile, spec: LayerSpec, option: str) -> bool:
+    """Return True if a file does not state an option of a layer.
 
-    What it does not say of one recurrent layer, or one dense one, it says of none: its notes
-    need not name them all.
+    An option that a file does not state for one recurrent (or dense) layer, it states for none:
+    its notes need not name all of them.
     """
-    specs = () if side.config is None else side.config.specs
-    kinds = {other.index: isinstance(other, RecurrentSpec) for other in specs}
-    mine = isinstance(spec, RecurrentSpec)
-    keys = {key for index, key in side.assumed if kinds.get(index, mine) == mine}
-    return RELATED.get(option, option) in keys or option in keys
+    specs = () if file.config is None else file.config.specs
+    recurrent = {other.index: isinstance(other, RecurrentSpec) for other in specs}
+    is_recurrent = isinstance(spec, RecurrentSpec)
+    keys = {
+        key for index, key in file.assumed if recurrent.get(index, is_recurrent) == is_recurrent
+    }
+    return STATED_TOGETHER.get(option, option) in keys or option in keys
 
 
 def _options(spec: LayerSpec) -> dict[str, str]:
-    """Options by the YAML's names, as text."""
+    """Return options as text, by their names in YAML."""
     if isinstance(spec, DenseSpec):
-        return {"activation": spec.activation_name, "bias": _said(spec.bias)}
+        return {"activation": spec.activation_name, "bias": _text(spec.bias)}
     if not isinstance(spec, RecurrentSpec):
         return {}
-    found = {}
-    for name in CELL:
+    options = {}
+    for name in CELL_OPTIONS:
         values = [getattr(cell, name) for cell in spec.cells if hasattr(cell, name)]
         if values:
-            said = list(dict.fromkeys(_said(value) for value in values))
-            found[NAMES.get(name, name)] = ", ".join(said)
-    for name in ("return_sequences", "stateful", *TRAINING):
-        found[name] = _said(getattr(spec, name))
-    return found
+            texts = list(dict.fromkeys(_text(value) for value in values))
+            options[YAML_NAMES.get(name, name)] = ", ".join(texts)
+    for name in ("return_sequences", "stateful", *TRAINING_OPTIONS):
+        options[name] = _text(getattr(spec, name))
+    return options
 
 
-def _said(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:

@@ -1,4 +1,4 @@
-"""The two files of a comparison, as layers and directions of tensors."""
+"""Inputs of a comparison: two weights files, as layers and directions of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lstm_cli.api.config_differences import contradiction_note, contradictions
 from lstm_cli.api.shape_check import layer_title
 from lstm_cli.api.weights_files import (
     config_of,
-    description,
+    described_config,
     read_weights,
     tensors_for,
     with_reading_bias,
@@ -35,7 +35,7 @@ SYMBOLS = {
     "peephole": "p",
     "weight_hr": "W_hr",
 }
-"""A tensor's name within its layer to its letter in the equations."""
+"""Letters in the equations, by a tensor's name within its layer."""
 
 PEEPHOLE_GATES = ("i", "f", "o")
 _NAME = re.compile(r"layers\.(\d{1,9})\.(reverse\.)?(\w+)")
@@ -45,16 +45,16 @@ _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 @dataclass(frozen=True)
 class ComparedDirection:
-    """One direction of a recurrent layer, or a dense layer.
+    """Tensors of one direction of a recurrent layer, or of a dense layer.
 
     Attributes
     ----------
     name
         ``forward`` or ``reverse``.
     tensors
-        By name within the layer; the two biases of an lstm or rnn added.
+        Tensors by name within the layer; the two biases of an lstm or rnn are added.
     biases
-        Those two before they were added, where the file had two.
+        The two biases before they were added, if the file had two.
     """
 
     name: str
@@ -73,7 +73,7 @@ class ComparedLayer:
     kind
         ``lstm``, ``gru``, ``rnn``, ``dense``, or ``unknown``.
     title
-        Such as ``lstm 12 → 100``.
+        Title such as ``lstm 12 → 100``.
     """
 
     index: int
@@ -82,7 +82,7 @@ class ComparedLayer:
     directions: tuple[ComparedDirection, ...]
 
     def gates(self, tensor: str) -> tuple[str, ...]:
-        """Letters of the gates that a tensor stacks; none if it is not by gate."""
+        """Return the letters of the gates that a tensor stacks; none if it is not by gate."""
         if self.kind not in NATIVE or tensor not in SYMBOLS or tensor in ("weight_hr", "weight"):
             return ()
         return PEEPHOLE_GATES if tensor == "peephole" else NATIVE[self.kind]
@@ -90,20 +90,20 @@ class ComparedLayer:
 
 @dataclass(frozen=True)
 class ComparedFile:
-    """One file.
+    """One of the two weights files.
 
     Attributes
     ----------
     label
         ``A`` or ``B``.
     config
-        What it carries, what was told from its tensors, or what was given; None: nothing is known.
+        Config that the file carries, that its tensors imply, or that was given; None: no config.
     layers
-        Those with weights, in order.
+        Layers with weights, in order.
     others
         Tensors whose names belong to no layer.
     assumed
-        Options, by layer and key, that the file does not say.
+        Options that the file does not state, as pairs of layer and key.
     """
 
     label: str
@@ -121,29 +121,29 @@ class ComparedFile:
 def read_compared_file(
     label: str, path: str | Path, options: ReadOptions, config: Config | None = None
 ) -> ComparedFile:
-    """Read one file.
+    """Read one weights file.
 
     Parameters
     ----------
     config
-        Of a file that has none of its own, or does not say all of it.
+        Config for a file that carries none, or does not state all of it.
 
     Raises
     ------
     WeightsError, ConfigError
-        It cannot be read, or the config it carries is wrong.
+        The file cannot be read, or the config that it carries is wrong.
     """
     imported = read_weights(path, options, layers=None if config is None else config.specs)
-    settings = [found for note in imported.notes for found in _SETTING.findall(note)]
-    own = imported.text is not None or imported.config is not None
+    settings = [setting for note in imported.notes for setting in _SETTING.findall(note)]
+    has_config = imported.text is not None or imported.config is not None
     notes, given = imported.notes, config
-    if own and not (settings and config is not None):
+    if has_config and not (settings and config is not None):
         config = config_of(imported)
     elif config is not None:
         settings = []
     if given is not None:
-        notes += _contradiction(given, imported, taken=config is given)
-    tensors, halves = _numbered(imported, config)
+        notes += _contradictions(given, imported, used=config is given)
+    tensors, halves = _renumbered(imported, config)
     grouped, others = _grouped(tensors)
     if config is given and given is not None:
         config = _with_stored_biases(given, grouped)
@@ -165,41 +165,50 @@ def read_compared_file(
 def _with_stored_biases(
     config: Config, grouped: Mapping[int, Mapping[str, Mapping[str, Array]]]
 ) -> Config:
-    """A config beside a file, `bias` as the file's tensors have it."""
+    """Set `bias` of a config's layers as the file's tensors have it."""
     for bias in (True, False):
-        apart = [
+        indices = [
             spec.index
             for spec in config.specs
             if isinstance(spec, RecurrentSpec | DenseSpec)
             and spec.bias != bias
             and spec.index in grouped
-            and bias == any("bias" in n for own in grouped[spec.index].values() for n in own)
+            and bias == any("bias" in n for names in grouped[spec.index].values() for n in names)
         ]
-        config = config.with_biases(apart, bias)
+        config = config.with_biases(indices, bias)
     return config
 
 
-def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[str, ...]:
-    """A note if the file describes other layers than the config that was given."""
-    own = description(imported)
-    found = [] if own is None else contradictions(config, own, imported)
-    if own is None or not found:
+def _contradictions(config: Config, imported: Imported, *, used: bool) -> tuple[str, ...]:
+    """Return a note if the file describes other layers than the config that was given.
+
+    Parameters
+    ----------
+    used
+        The comparison uses the config, and not the file's own.
+    """
+    file_config = described_config(imported)
+    mismatches = [] if file_config is None else contradictions(config, file_config, imported)
+    if file_config is None or not mismatches:
         return ()
-    alone = "leave out --config" if taken else None
-    return (contradiction_note(config, own, found, imported.path, alone, settings=False),)
+    alone = "leave out --config" if used else None
+    path = imported.path
+    note = contradiction_note(config, file_config, mismatches, path, alone, settings=False)
+    return (note,)
 
 
 def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None:
-    """The side with the normalization of its inputs folded into its weights, None if it has none.
+    """Fold the normalization of a file's inputs into its weights.
 
     Parameters
     ----------
     wide
-        Fold in float64, as the other side stores it, though this one has float32.
+        Fold in float64, as the other file stores it, even if this one has float32.
 
     Returns
     -------
-    None also where no weights can take it in, or the tensors do not fit the config.
+    None if there is no normalization, if no weights can include it, or if the tensors do not
+    fit the config.
     """
     config = side.config
     if config is None or not set(STORED) <= side.others.keys():
@@ -211,20 +220,20 @@ def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None
     config, whole = with_reading_bias(config, tensors)
     if unfoldable(config.specs) is not None:
         return None
-    own = {
+    weights = {
         name: value.astype(np.float64) if wide else value
         for name, value in whole.items()
         if name not in STORED
     }
-    grouped, _ = _grouped(fold(config.specs, own, Normalization.stored(tensors)))
+    grouped, _ = _grouped(fold(config.specs, weights, Normalization.stored(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
     return replace(side, config=config, layers=layers, others={})
 
 
-def _numbered(
+def _renumbered(
     imported: Imported, config: Config | None
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    """Tensors, and the halves of biases among them, as the config numbers the layers."""
+    """Return tensors and the two parts of biases, under the layer numbers of the config."""
     if config is None:
         return imported.tensors, imported.halves
     both = {**imported.tensors, **imported.halves}
@@ -239,16 +248,16 @@ def _numbered(
 def _grouped(
     tensors: Mapping[str, Array],
 ) -> tuple[dict[int, dict[str, dict[str, Array]]], dict[str, Array]]:
-    """Tensors by layer, direction and name within it, and those of no layer."""
+    """Return tensors by layer, direction and name within it, and the tensors of no layer."""
     layers: dict[int, dict[str, dict[str, Array]]] = {}
     others = {}
     for name, value in tensors.items():
-        value, found = np.atleast_1d(value), _NAME.fullmatch(name)
-        if found is None:
+        value, match = np.atleast_1d(value), _NAME.fullmatch(name)
+        if match is None:
             others[name] = value
             continue
-        direction = DIRECTIONS[1 if found[2] else 0]
-        layers.setdefault(int(found[1]), {}).setdefault(direction, {})[found[3]] = value
+        direction = DIRECTIONS[1 if match[2] else 0]
+        layers.setdefault(int(match[1]), {}).setdefault(direction, {})[match[3]] = value
     return layers, others
 
 
@@ -273,7 +282,7 @@ def _layer(
 def _direction(
     name: str, tensors: Mapping[str, Array], kind: str, halves: Mapping[str, Array]
 ) -> ComparedDirection:
-    """One direction; `halves` are the two biases whose sum is among the tensors."""
+    """Return one direction; `halves` are the two biases whose sum is among the tensors."""
     if halves:
         return ComparedDirection(name, _in_order(tensors), halves)
     pair = {key: tensors[key] for key in ("bias_ih", "bias_hh") if key in tensors}
@@ -294,7 +303,7 @@ def _in_order(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _kind(tensors: Mapping[str, Array]) -> str:
-    """The kind of a layer that no config names, by how its rows go into its columns."""
+    """Return the kind of a layer without a config, by the ratio of its rows to its columns."""
     if "weight" in tensors:
         return "dense"
     recurrent = tensors.get("weight_hh")

@@ -1,4 +1,4 @@
-"""M"""
+"""Metrics of two weights files, block by block: differences, norms and correlation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK_NUMBERS = 1 << 18
 
 @dataclass(frozen=True)
 class BlockMetrics:
-    """Two blocks of one shape side by side.
+    """Metrics of two blocks of one shape.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class BlockMetrics:
     norm_a, norm_b
         Square roots of the sums of squares.
     correlation
-        Pearson's, over the elements; None where one side is constant.
+        Pearson's correlation over the elements; None where one side is constant.
     """
 
     difference: float
@@ -38,8 +38,48 @@ class BlockMetrics:
     correlation: float | None
 
 
+@dataclass(frozen=True)
+class ComparedBlock:
+    """One gate's matrix or vector on both sides: a row of the table of a comparison.
+
+    Attributes
+    ----------
+    layer
+        Index of the layer in A; in B where A has no such layer.
+    kind, direction, gate, matrix
+        Such as ``lstm``, ``reverse``, ``f``, ``U``; `gate` is empty for a tensor not by gate.
+    tensor
+        Name of the tensor within its layer.
+    shape_a, shape_b
+        Shapes of the block; None: the file has no such block.
+    figures
+        Metrics; None: the shapes differ.
+    equal
+        Every element is within the tolerance.
+    gates
+        Number of gates that the tensor stacks; 0 if it is not by gate.
+    """
+
+    layer: int
+    kind: str
+    direction: str
+    gate: str
+    matrix: str
+    tensor: str
+    shape_a: tuple[int, ...] | None
+    shape_b: tuple[int, ...] | None
+    figures: BlockMetrics | None
+    equal: bool
+    gates: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name in the equations: ``U_f``."""
+        return f"{self.matrix}_{self.gate}" if self.gate else self.matrix
+
+
 def float64_chunks(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
-    """Both arrays in float64, some rows at a time."""
+    """Yield both arrays in float64, some rows at a time."""
     rows = max(1, CHUNK_NUMBERS // max(1, math.prod(a.shape[1:])))
     for start in range(0, len(a), rows):
         stop = start + rows
@@ -47,7 +87,7 @@ def float64_chunks(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
 
 
 def block_metrics(a: Array, b: Array) -> BlockMetrics:
-    """BlockMetrics of two arrays of one shape, of at least one axis."""
+    """Return the metrics of two arrays of one shape, of at least one axis."""
     largest = size_a = 0.0
     sums = np.zeros(5)
     with np.errstate(all="ignore"):
@@ -63,69 +103,29 @@ def block_metrics(a: Array, b: Array) -> BlockMetrics:
 
 
 def _largest_difference(x: Array, y: Array) -> float:
-    """NaN equals NaN, and infinity itself: what is compared is what was stored."""
-    apart = np.abs(x - y)
-    if not np.isfinite(apart).all():
+    """Return the largest difference; equal infinities and two NaN have none."""
+    difference = np.abs(x - y)
+    if not np.isfinite(difference).all():
         same = (x == y) | (np.isnan(x) & np.isnan(y))
-        apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
-    return float(apart.max(initial=0.0))
+        difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
+    return float(difference.max(initial=0.0))
 
 
 def _correlation(sums: Array, count: int) -> float | None:
     a, b, aa, bb, ab = (float(value) for value in sums)
-    spread = (aa - a * a / count, bb - b * b / count) if count else (0.0, 0.0)
-    # What is left of equal numbers after rounding is no spread.
-    if not (spread[0] > 1e-12 * aa and spread[1] > 1e-12 * bb):
+    variances = (aa - a * a / count, bb - b * b / count) if count else (0.0, 0.0)
+    # Equal numbers have a variance of some rounding, not of 0.
+    if not (variances[0] > 1e-12 * aa and variances[1] > 1e-12 * bb):
         return None
-    found = (ab - a * b / count) / math.sqrt(spread[0]) / math.sqrt(spread[1])
-    return max(-1.0, min(1.0, found)) if math.isfinite(found) else None
+    value = (ab - a * b / count) / math.sqrt(variances[0]) / math.sqrt(variances[1])
+    return max(-1.0, min(1.0, value)) if math.isfinite(value) else None
 
 
 def norm(values: Array) -> float:
-    """Square root of the sum of squares."""
+    """Return the square root of the sum of squares."""
     with np.errstate(all="ignore"):
         squares = sum(float((x * x).sum()) for x, _ in float64_chunks(values, values[:0]))
     return math.sqrt(squares) if math.isfinite(squares) else math.inf
-
-
-@dataclass(frozen=True)
-class ComparedBlock:
-    """One gate's matrix or vector on both sides.
-
-    Attributes
-    ----------
-    layer
-        Index in A, or in B where A has none.
-    kind, direction, gate, matrix
-        Such as ``lstm``, ``reverse``, ``f``, ``U``; `gate` is empty for a tensor not by gate.
-    tensor
-        Name within its layer.
-    shape_a, shape_b
-        None: not there.
-    figures
-        None: the shapes differ.
-    equal
-        Within the tolerance, on every element.
-    gates
-        How many gates the tensor stacks; 0 if it is not by gate.
-    """
-
-    layer: int
-    kind: str
-    direction: str
-    gate: str
-    matrix: str
-    tensor: str
-    shape_a: tuple[int, ...] | None
-    shape_b: tuple[int, ...] | None
-    block_metrics: BlockMetrics | None
-    equal: bool
-    gates: int = 0
-
-    @property
-    def name(self) -> str:
-        """As it is written in the equations: ``U_f``."""
-        return f"{self.matrix}_{self.gate}" if self.gate else self.matrix
 
 
 def compared_blocks(
@@ -135,27 +135,28 @@ def compared_blocks(
     other: ComparedDirection | None,
     tolerance: float,
 ) -> Iterator[ComparedBlock]:
-    """Blocks of one direction of two layers; one side may lack it."""
-    mine = {} if one is None else one.tensors
-    theirs = {} if other is None else other.tensors
+    """Yield the blocks of one direction of two layers; one side may lack the direction."""
+    tensors_a = {} if one is None else one.tensors
+    tensors_b = {} if other is None else other.tensors
     direction = one or other
-    place = "" if direction is None or a.kind == "dense" else direction.name
-    for tensor in dict.fromkeys([*mine, *theirs]):
-        x, y = mine.get(tensor), theirs.get(tensor)
-        gates = () if _turned(x, y) else (a if tensor in mine else b).gates(tensor)
+    direction_name = "" if direction is None or a.kind == "dense" else direction.name
+    for tensor in dict.fromkeys([*tensors_a, *tensors_b]):
+        x, y = tensors_a.get(tensor), tensors_b.get(tensor)
+        layer = a if tensor in tensors_a else b
+        gates = () if _is_transposed(x, y) else layer.gates(tensor)
         for k, gate in enumerate(gates or ("",)):
-            pair = [_part(value, k, len(gates)) for value in (x, y)]
-            block = _block(a, place, gate, tensor, pair, tolerance)
+            pair = [_gate_rows(value, k, len(gates)) for value in (x, y)]
+            block = _block(a, direction_name, gate, tensor, pair, tolerance)
             yield replace(block, gates=len(gates))
 
 
-def _turned(a: Array | None, b: Array | None) -> bool:
-    """Whether one is as wide as the other is long: its rows are no gates then."""
+def _is_transposed(a: Array | None, b: Array | None) -> bool:
+    """Return True if one shape is the other one reversed: the rows of one are no gates then."""
     return a is not None and b is not None and a.shape != b.shape and a.shape == b.shape[::-1]
 
 
-def _part(value: Array | None, k: int, gates: int) -> Array | None:
-    """The k-th gate's rows; the whole where the rows are no multiple of the gates."""
+def _gate_rows(value: Array | None, k: int, gates: int) -> Array | None:
+    """Return the rows of the k-th gate; all rows if their number is no multiple of the gates."""
     if value is None:
         return None
     value = np.atleast_1d(value)
@@ -174,9 +175,9 @@ def _block(
     tolerance: float,
 ) -> ComparedBlock:
     a, b = pair
-    found = None
+    metrics = None
     if a is not None and b is not None and a.shape == b.shape:
-        found = block_metrics(a, b)
+        metrics = block_metrics(a, b)
     return ComparedBlock(
         layer.index,
         layer.kind,
@@ -186,6 +187,6 @@ def _block(
         tensor,
         None if a is None else a.shape,
         None if b is None else b.shape,
-        found,
-        found is not None and found.difference <= tolerance,
+        metrics,
+        metrics is not None and metrics.difference <= tolerance,
     )
