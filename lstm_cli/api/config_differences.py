@@ -92,7 +92,7 @@ def unstated_options(
         return (f"to run {name} without a config: {settings}",)
     meant = ", ".join(f"layer {m.layer} {m.key}: {_text(m.config_value)}" for m in mismatches)
     read = ", ".join(f"{m.key}: {_text(m.file_value)}" for m in mismatches)
-    return (f"{name} cannot say {meant}; read back, it has {read}",)
+    return (f"{name} cannot store {meant}; read back, it has {read}",)
 
 
 def _without_bias(mismatches: Sequence[OptionMismatch] | None) -> list[OptionMismatch]:
@@ -229,7 +229,6 @@ def unwritten_options(config: Config, file_config: Config) -> set[str]:
 def _pairs(
     config: Config, other: Config
 ) -> list[tuple[tuple[int, Layer], tuple[int, Layer]]] | None:
-    """Pair the layers of both that compute, with their indices; None if their kinds differ."""
     layers, other_layers = list(_layers(config)), list(_layers(other))
     if [layer.type for _, layer in layers] != [layer.type for _, layer in other_layers]:
         return None

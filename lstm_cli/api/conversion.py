@@ -345,8 +345,8 @@ def _folding(
     config, tensors = with_reading_bias(config, tensors)
     if (why := unfoldable(config.specs)) is not None:
         raise WeightsError(
-            f"{target.title} has no place for the normalization of the inputs, inputs.mean and "
-            "inputs.scale, and no weights can take it in",
+            f"{target.title} cannot store the normalization of the inputs, inputs.mean and "
+            "inputs.scale, and no weights can include it",
             expected="a recurrent or dense layer before any other",
             found=why,
             where=str(source.path),
@@ -410,9 +410,8 @@ def _holds_tensors_only(target: Format, destination: Path) -> bool:
 
 
 def _implied_config(back: Imported, reading: ReadOptions) -> Config | None:
-    """Return the config that a written file implies when read without another; None: none."""
     try:
-        return config_of(read_weights(back.path, reading))
+        return config_of(read_weights(back.path, reading))  # without the config that was written
     except LstmCliError:
         return None
 
@@ -447,7 +446,7 @@ def _proof_error(
     proof: Equivalence, source: Path, destination: Path, target: Format
 ) -> LstmCliError:
     return LstmCliError(
-        f"what was written for {destination} does not compute what {source} does",
+        f"the file for {destination} does not compute what {source} does",
         expected=f"outputs within {proof.tolerance:.1g} of the largest one",
         found=f"{proof.relative_difference:.2g} in {proof.place}",
         where=f"{proof.sequences} random sequences of up to "

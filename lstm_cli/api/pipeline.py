@@ -1,8 +1,8 @@
 """Prefetch of batches and copy-back of results beside a GPU's computing; its benefit is unmeasured.
 
-While the GPU computes one batch, the next one is uploaded and the results of the one before are
-copied back. Where GPU memory is short, batches are divided. `ForwardPipeline` serves forward
-passes, `PrefetchingSource` training.
+While the GPU computes one batch, the next one is uploaded, and earlier results are copied back.
+Where GPU memory is short, batches are divided. `ForwardPipeline` serves forward passes,
+`PrefetchingSource` training.
 """
 
 from __future__ import annotations
@@ -326,7 +326,6 @@ def _arrays(states: list[State]) -> list[Any]:
 
 
 def _states(like: list[State], arrays: Iterator[Any]) -> Iterator[State]:
-    """Group arrays into states (h, c), as `_arrays` took them apart."""
     for _, c in like:
         yield next(arrays), None if c is None else next(arrays)
 
@@ -402,9 +401,8 @@ class PrefetchingSource:
                 upload.settle()
 
     def _upload(self, k: int) -> tuple[LearningBatch, Sent | None]:
-        """Read a batch and start its upload; None: GPU memory holds no second one."""
         batch = self._source.read(self._order[k])
         try:
             return batch, self._stager.send(batch.x)
-        except DeviceMemoryError:
+        except DeviceMemoryError:  # GPU memory holds no second batch
             return batch, None

@@ -120,14 +120,14 @@ def check_reference(
     """
     reference = read_reference(path)
 
-    def run(layers: Layers, given: Reference) -> Array:
+    def run(layers: Layers, variant: Reference) -> Array:
         names = {name for spec in layers for name in spec.parameters()}
         if layers[0].index == config.specs[0].index:  # later layers read no raw inputs
             names |= set(STORED)
         weights = {name: value for name, value in tensors.items() if name in names}
         network = Network(layers, weights, ReferenceEngine("float64"))
         network.zero_states = zero_states
-        return _outputs(network, given)
+        return _outputs(network, variant)
 
     outputs = run(config.specs, reference)
     same_shape = outputs.shape == reference.outputs.shape
@@ -139,8 +139,8 @@ def check_reference(
         raise _rounding_error(config, reference, outputs, check, noise)
     slack = SLACK * noise if noise < DISTINCT else 0.0
 
-    def fits(given: Reference, outputs: Array) -> bool:
-        return _compare(given, outputs, max(tolerance, slack)).holds
+    def fits(variant: Reference, outputs: Array) -> bool:
+        return _compare(variant, outputs, max(tolerance, slack)).holds
 
     interpretation = find_interpretation(config.specs, reference, run, fits)
     raise (
@@ -155,9 +155,9 @@ def _rounding(
 ) -> float:
     """Measure the effect of rounding on the outputs, in the dtype of the reference.
 
-    The network is run in float64 as it is, and with weights and inputs whose last bit is
-    changed at random. It is also run in float32, unless the reference is wider. The result is 0
-    if a number overflows the dtype: rounding does not explain that.
+    The network is run in float64: unchanged, and with random last bits in weights and inputs.
+    It is also run in float32, unless the reference is wider. The result is 0 if a number
+    overflows the dtype: rounding does not explain that.
     """
     narrow, rng = _is_narrow(reference.outputs), np.random.default_rng(SEED)
     names = {name for spec in layers for name in spec.parameters()} | set(STORED)
@@ -186,7 +186,6 @@ def _rounding(
 
 
 def _is_narrow(value: Array) -> bool:
-    """Return True if float32 holds all numbers exactly."""
     with np.errstate(over="ignore"):
         return value.dtype.kind != "f" or bool((value.astype(np.float32) == value).all())
 
@@ -259,7 +258,7 @@ def _initial_states(network: Network, reference: Reference) -> list[Any] | None:
     for index, letter in sorted(reference.state.keys() - known):
         names = ", ".join(f"state.{k}.{s}" for k, s in sorted(known))
         raise DataError(
-            f"{reference.path} has an initial state that the network has not",
+            f"{reference.path} has an initial state that the network does not have",
             expected=names or "no states",
             found=f"state.{index}.{letter}",
         )
@@ -437,7 +436,6 @@ def _heads(tail: Layers) -> Iterator[tuple[Layers, str]]:
 
 
 def _apply_head(head: Layers, value: Array, run: Run) -> Array:
-    """Run the layers after the recurrent ones on every step, or on one vector a sequence."""
     if not head or value.shape[-1] != head[0].input_size:
         return value
     steps = value if value.ndim == 3 else value[:, None]
@@ -460,8 +458,8 @@ def _values(y: Array, reference: Reference, spec: RecurrentSpec, *, is_last: boo
     both = spec.directions == 2
     setting = f"--set model.layers.{spec.index}.return_sequences"
     if reference.outputs.ndim == 3:
-        hint = "" if spec.return_sequences else f"{setting}=true"
-        yield OutputInterpretation("every step", hint), y
+        change = "" if spec.return_sequences else f"{setting}=true"
+        yield OutputInterpretation("every step", change), y
         if both and is_last:
             half = y.shape[2] // 2
             for name, verb, merged in _merges(y[..., :half], y[..., half:]):
@@ -521,11 +519,11 @@ def _direction_values(y: Array, n: Array, last: Array, spec: RecurrentSpec, fina
         ("forward direction's final state (h_n[-2])", ends[:, :half]),
         ("reverse direction's final state (h_n[-1])", ends[:, half:]),
     ):
-        hint = f"{settings}take that half of its results yourself"
-        yield OutputInterpretation(f"the {name}", hint), value
+        advice = f"{settings}take that half of its results yourself"
+        yield OutputInterpretation(f"the {name}", advice), value
     for name, _, value in _merges(ends[:, :half], ends[:, half:]):
-        hint = f"{settings}merge the halves of its results yourself"
-        yield OutputInterpretation(f"the {name} of both final states", hint), value
+        advice = f"{settings}merge the halves of its results yourself"
+        yield OutputInterpretation(f"the {name} of both final states", advice), value
     place = _last_step(bool((n < y.shape[1]).any()))
     for name, _, value in _merges(last[:, :half], last[:, half:]):
         hint = _from_every_step(spec, f"merge the halves of {place} yourself")
@@ -568,8 +566,8 @@ def _stacked(
         yield replace(reference, outputs=vectors), OutputInterpretation(what, hint)
     if outputs.shape[:2] == (N, count):
         vectors = outputs.reshape(N, -1)
-        hint = f"store outputs.reshape({N}, -1)"
-        yield replace(reference, outputs=vectors), OutputInterpretation(what, hint)
+        advice = f"store outputs.reshape({N}, -1)"
+        yield replace(reference, outputs=vectors), OutputInterpretation(what, advice)
 
 
 def _from_every_step(spec: RecurrentSpec, advice: str) -> str:

@@ -53,8 +53,7 @@ class Reference:
 def read_reference(path: str) -> Reference:
     """Read reference inputs and outputs.
 
-    The inputs may also be a single sequence (T, D), or the rows of all sequences (sum T, D) with
-    lengths.
+    Inputs may also be a single sequence (T, D), or rows of all sequences (sum T, D) with lengths.
 
     Raises
     ------
@@ -105,7 +104,10 @@ def _check_axes(reference: Reference) -> None:
             )
     n = reference.lengths
     if n is not None and (n.dtype.kind not in "iu" or (n < 0).any()):
-        raise DataError(f"lengths of {reference.path} are no lengths", found=_form(n))
+        expected = "whole numbers of at least 0"
+        raise DataError(
+            f"lengths of {reference.path} are no lengths", expected=expected, found=_form(n)
+        )
 
 
 def _first(arrays: Mapping[str, Array], names: tuple[str, ...]) -> Array | None:
@@ -139,8 +141,7 @@ def _as_batch(reference: Reference) -> Reference:
 
 
 def _padded(rows: Array, lengths: Array, longest: int) -> Array:
-    """Return rows (sum T, F) as (N, T, F), 0 in the padding."""
-    padded = np.zeros((len(lengths), longest, *rows.shape[1:]), rows.dtype)
+    padded = np.zeros((len(lengths), longest, *rows.shape[1:]), rows.dtype)  # (N, T, F)
     padded[np.arange(longest) < lengths[:, None]] = rows
     return padded
 

@@ -300,7 +300,7 @@ class RunFolder:
             return None
         if CHECKPOINT not in present:
             raise LstmCliError(
-                f"{self.path} holds files that a run would replace, and no run to go on with",
+                f"{self.path} holds files that a run would replace, and no run to resume",
                 expected=f"an empty folder, or one with {CHECKPOINT}",
                 found=", ".join(present),
                 hint="--output names another folder for a new run",
@@ -355,10 +355,9 @@ def _line(row: Row) -> bytes:
 
 
 def _row(line: bytes) -> Row | None:
-    """Return a row of metrics; None for a line that was not written to its end."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a killed process left half a line
         return None
     return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
 
@@ -375,7 +374,6 @@ def _lock(handle: int) -> None:
 
 
 def _is_open(path: Path, handle: int) -> bool:
-    """Return True if a path is that of an open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
@@ -490,7 +488,6 @@ def check_same_numbers(
 
 
 def _sha256(weights: str | Path | Imported | None) -> str | None:
-    """Return the SHA-256 of a weights file; None if there is no file, or no longer one."""
     if isinstance(weights, Imported):
         return weights.sha256
     if weights is None or not Path(weights).is_file():
@@ -500,7 +497,7 @@ def _sha256(weights: str | Path | Imported | None) -> str | None:
 
 def _headline(folder: Path, problems: list[Problem]) -> str:
     count = counted(len(problems), "setting")
-    return f"{count} not as in the run in {folder}, which can only go on as it began"
+    return f"{count} not as in the run in {folder}, which can only be resumed as it began"
 
 
 def _changed_key(config: Config, path: KeyPath, old: Any, new: Any) -> Problem:

@@ -343,21 +343,14 @@ def inspect(
     WeightsError, DataError
         A file cannot be read.
     """
-    file_shapes, wrong_weights, file, scaling = None, [], None, None
+    wrong_weights: list[Problem] = []
+    file, file_shapes, scaling = None, None, None
     if weights is not None:
-        file = (
-            weights
-            if isinstance(weights, Imported)
-            else read_weights(weights, reading, layers=config.specs)
-        )
-        tensors = tensors_for(config.specs, file)
-        wrong_weights = weights_problems(
-            config, tensors, str(file.path), named=weights is config.weights
-        )
-        merged = merge_biases(config.specs, tensors)
-        if not any(name in problem.what for problem in wrong_weights for name in STORED):
-            scaling = Normalization.stored(tensors)
-        file_shapes = {name: value.shape for name, value in merged.items()}
+        named = weights is config.weights
+        if not isinstance(weights, Imported):
+            weights = read_weights(weights, reading, layers=config.specs)
+        file = weights
+        wrong_weights, file_shapes, scaling = _compare_weights(config, file, named=named)
     description, steps, wrong_data = None, config.model.steps, []
     if data:
         with open_data(data, options) as dataset:
@@ -383,6 +376,17 @@ def inspect(
         None if file is None or file.format == "native" else file.title,
         None if scaling is None else scaling.numbers,
     )
+
+
+def _compare_weights(
+    config: Config, file: Imported, *, named: bool
+) -> tuple[list[Problem], dict[str, tuple[int, ...]], Normalization | None]:
+    """Return a file's misfits, the shapes of its tensors, and its normalization if that fits."""
+    tensors = tensors_for(config.specs, file)
+    problems = weights_problems(config, tensors, str(file.path), named=named)
+    shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
+    misfit = any(name in problem.what for problem in problems for name in STORED)
+    return problems, shapes, None if misfit else Normalization.stored(tensors)
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ def _balanced(counts: Array, dataset: Dataset) -> list[float]:
     missing = np.flatnonzero(counts == 0)
     if missing.size:
         raise DataError(
-            f"class {missing[0]} does not occur in what is learned from, so it has no balance",
+            f"class {missing[0]} does not occur in the training data, so it cannot be balanced",
             found=", ".join(f"{n} of class {k}" for k, n in enumerate(counts.tolist())),
             where=dataset.input_names,
             hint="train.class_weights also takes a weight for each class",

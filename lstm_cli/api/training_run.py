@@ -238,7 +238,6 @@ class TrainingRun:
         return facts | fingerprints | _machine(engine) | {"dtype": engine.dtype}
 
     def _rows(self) -> list[Row]:
-        """Return the rows of metrics up to the checkpoint."""
         epochs = 0 if self._stored is None else self._stored.checkpoint.progress.epoch
         rows = self.folder.rows(epochs)
         if len(rows) < epochs:
@@ -246,7 +245,6 @@ class TrainingRun:
         return rows
 
     def _with_checkpoint(self, error: LstmCliError) -> LstmCliError:
-        """Add the path of the last checkpoint to an error, if there is one."""
         if not os.path.exists(self.folder.checkpoint):
             return error
         first, *others = error.problems

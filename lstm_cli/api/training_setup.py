@@ -259,10 +259,9 @@ class TrainingSetup:
             )
 
     def _dtype(self, data: Dataset) -> str:
-        """Return the dtype in which inputs are read; normalized inputs need one that holds them."""
         if self.train.scaling is None:
             return input_dtype(self.network, data)
-        return data.holding(array_dtype(self.network.engine))
+        return data.holding(array_dtype(self.network.engine))  # the stored values, to normalize
 
     def _check_normalization(self) -> None:
         """Raise if weights trained on raw inputs cannot be changed to take normalized ones."""

@@ -136,7 +136,7 @@ def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
     """Return a file's tensors under the layer numbers of a config.
 
     Few formats store layers without weights, such as dropout. So a foreign file's layers are
-    taken in order, if there are as many as the config has layers with weights.
+    taken in order, if the config has as many layers with weights.
     """
     numbers = _layer_numbers(layers, imported)
     return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
@@ -198,8 +198,8 @@ def standing_notes(imported: Imported, config: Config, alone: str | None = None)
     """Return the reader's notes that still stand, and a note on options that contradict the file.
 
     An option set on the command line answers a note that proposes it with ``--set``. A config
-    beside the file answers the note too. But it does not if the file describes its layers, and
-    the config leaves the option out or has another value.
+    beside the file answers the note too. There is one exception: the file describes its layers,
+    and the config lacks the option or has another value.
 
     Parameters
     ----------
@@ -242,7 +242,6 @@ def described_config(imported: Imported) -> Config | None:
 
 
 def _as_argument(imported: Imported) -> str:
-    """Write a file as the CONFIG of a command, with the options that read it."""
     format, order = imported.reading.format, imported.reading.tmva_order
     options = [f"--from {format}"] * (format is not None)
     options += [f"--tmva-order {order}"] * (order is not None)

@@ -234,7 +234,6 @@ def _count(layers: Sequence[ComparedLayer]) -> str:
 
 
 def _sizes(layer: ComparedLayer) -> tuple[object, ...]:
-    """Return a layer's kind, directions, and the shape of every tensor."""
     shapes = [
         (d.name, sorted((name, value.shape) for name, value in d.tensors.items()))
         for d in layer.directions

@@ -337,7 +337,6 @@ def _finding(
 
 
 def _is_whole(key: tuple[Any, ...], facts: Sequence[Fact], names: Iterable[str]) -> bool:
-    """Return True if facts hold on all tensors that they could be about, and on all gates."""
     exempt = {"weight_hr"} if key[0] == "order" else set()
     covered = {fact.tensor for fact in facts}
     return covered >= set(names) - exempt and not any(fact.except_gates for fact in facts)

@@ -161,7 +161,6 @@ def _network(file: ComparedFile) -> Network:
 
 
 def _cut(batch: Batch, count: int, steps: int | None) -> Batch:
-    """Return the first sequences and steps of a batch."""
     lengths = batch.lengths
     if lengths is not None:
         lengths = lengths[:count] if steps is None else np.minimum(lengths[:count], steps)
@@ -322,7 +321,6 @@ def _first_row(size: Array, threshold: float) -> tuple[int, int, None] | None:
 
 
 def _same_nan(a: Array, b: Array) -> Array:
-    """Return True where the last axis has NaN at the same places in both arrays."""
     return np.asarray((np.isnan(a) == np.isnan(b)).all(axis=-1))
 
 

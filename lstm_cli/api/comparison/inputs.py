@@ -136,17 +136,17 @@ def read_compared_file(
     imported = read_weights(path, options, layers=None if config is None else config.specs)
     settings = [setting for note in imported.notes for setting in _SETTING.findall(note)]
     has_config = imported.text is not None or imported.config is not None
-    notes, given = imported.notes, config
+    notes, requested = imported.notes, config
     if has_config and not (settings and config is not None):
         config = config_of(imported)
     elif config is not None:
         settings = []
-    if given is not None:
-        notes += _contradictions(given, imported, used=config is given)
+    if requested is not None:
+        notes += _contradictions(requested, imported, used=config is requested)
     tensors, halves = _renumbered(imported, config)
     grouped, others = _grouped(tensors)
-    if config is given and given is not None:
-        config = _with_stored_biases(given, grouped)
+    if config is requested and requested is not None:
+        config = _with_stored_biases(requested, grouped)
     pairs, _ = _grouped(halves)
     return ComparedFile(
         label,

@@ -173,7 +173,6 @@ def _gate_split(a: tuple[Array, Array], b: tuple[Array, Array], rule: AgreementR
 
 
 def _are_near(a: Iterable[Array], b: Iterable[Array], slack: Array, rule: AgreementRule) -> bool:
-    """Return True if numbers agree under a rule, or as nearly as after a float32 addition."""
     return all(
         bool(((np.abs(x - y) <= slack) | rule.holds(x, y)).all()) for x, y in zip(a, b, strict=True)
     )

@@ -1,7 +1,7 @@
 """Ways in which one tensor of B follows from one of A, each verified on all its numbers.
 
-`tensor_matches` tries orders of the gates, layouts of the tensor (`candidate_layouts`), transforms
-of each gate's block (`transformed`), and losses of digits (`agreement_rules`).
+`tensor_matches` tries orders of the gates, and layouts of the tensor (`candidate_layouts`). It also
+tries transforms of each gate's block (`transformed`) and losses of digits (`agreement_rules`).
 """
 
 from __future__ import annotations
@@ -365,7 +365,6 @@ class BlockMatcher:
         return table
 
     def _shifts(self, rule: AgreementRule) -> dict[tuple[int, int], float]:
-        """Map gate of A and place of B to the constant that B adds."""
         if self.a[0].ndim > 1 or self.letters == ("",):
             return {}
         pairs = itertools.product(enumerate(self.a), enumerate(self.b))
@@ -386,7 +385,6 @@ def agrees(a: Array, b: Array, rule: AgreementRule) -> bool:
 
 
 def _shift(a: Array, b: Array, rule: AgreementRule) -> float | None:
-    """Return the constant by which a vector of B is larger; None if there is none."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return next((constant for constant in _constants(a, b) if _holds(a, b, constant, rule)), None)
 

@@ -1,7 +1,7 @@
 """Pairs of layers and directions, and the way in which each direction of B follows from A.
 
-`direction_matches` matches every direction of B with the one in its place of A, or with another
-one that explains it better.
+`direction_matches` matches every direction of B with the one in its place of A. Another direction
+of A is taken if it explains B's better.
 """
 
 from __future__ import annotations

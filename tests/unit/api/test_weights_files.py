@@ -20,14 +20,14 @@ def config(*layers: dict[str, Any]) -> Config:
 def test_options_that_differ() -> None:
     lstm, dense = {"type": "lstm", "hidden_size": 3}, {"type": "dense", "units": 2}
     drop = {"type": "dropout", "rate": 0.5}
-    meant = config({**lstm, "dropout": 0.1, "clip": 2.0}, drop, {**dense, "activation": "softmax"})
-    mismatches = option_mismatches(meant, config({**lstm, "cell_activation": "tanh"}, dense))
+    base = config({**lstm, "dropout": 0.1, "clip": 2.0}, drop, {**dense, "activation": "softmax"})
+    mismatches = option_mismatches(base, config({**lstm, "cell_activation": "tanh"}, dense))
     assert mismatches is not None
     assert [(m.layer, m.file_layer, m.key, m.config_value, m.file_value) for m in mismatches] == [
         (0, 0, "clip", 2.0, None),
         (2, 1, "activation", "softmax", "identity"),
     ]
-    assert option_mismatches(meant, config(lstm)) is None
+    assert option_mismatches(base, config(lstm)) is None
 
 
 def imported(**changes: Any) -> Imported:
