@@ -49,7 +49,7 @@ from lstm_cli.network.weights import fit_weights
 from lstm_cli.overwriting import check_target
 
 WRITTEN_ORDER: TmvaOrder = "slots"
-"""Order of the elements in a TMVA file, as TMVA's own writer and lstm-cli write it."""
+"""Element order in a TMVA file, as TMVA's own writer and lstm-cli write it."""
 CONFIG_HINT = "--config names a YAML config that describes the layers"
 
 
@@ -97,7 +97,7 @@ class ConvertedFile:
     Attributes
     ----------
     gates
-        Order of the gates in the file, for every kind of layer in the network.
+        Gate order in the file, for every kind of layer in the network.
     bytes
         Bytes of the file.
     """
