@@ -236,15 +236,22 @@ def largest_difference(expected: Array, actual: Array | None, name: str) -> Larg
         return LargestDifference(math.inf, math.inf, place)
     if not expected.size:
         return LargestDifference(place=name)
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(np.asarray(expected, np.float64) - actual)
-    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
-    difference = np.where(same, 0.0, np.where(np.isnan(difference), math.inf, difference))
+    difference = absolute_difference(np.asarray(expected, np.float64), actual)
     at = np.unravel_index(int(np.argmax(difference)), difference.shape)
     largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
     absolute = float(difference[at])
     place = f"{name}, {position_text(at, expected.ndim, name)}"
     return LargestDifference(absolute, absolute / largest if largest else absolute, place)
+
+
+def absolute_difference(a: Array, b: Array) -> Array:
+    """Return |a - b|, where two NaN and equal infinities differ by 0, and one NaN by infinity."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a - b)
+    if not np.isfinite(difference).all():
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        difference = np.where(same, 0.0, np.where(np.isnan(difference), math.inf, difference))
+    return np.asarray(difference)
 
 
 def position_text(at: Sequence[Any], rank: int, name: str = "the outputs") -> str:

@@ -214,7 +214,7 @@ class TrainingRun:
             if was != now:
                 self.notes.append(
                     f"the run began with {name} {was} and goes on with {now}: its last digits "
-                    "will differ from those of an undisturbed run"
+                    "will differ from those of an uninterrupted run"
                 )
 
     def _facts(self, engine: Engine) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def tmva_slot_error(
         [block for name in MATRICES for block in np.split(tensors[name], gates)]
         for tensors in (a, b)
     )
-    # In the file stand all W, then all U; the labels say W and U of one gate, then the next's.
+    # The file stores all W, then all U. Its labels claim W and U of one gate, then of the next.
     by_label = [blocks_a[2 * (k % gates) + k // gates] for k in range(2 * gates)]
     by_slot = [blocks_a[(k % 2) * gates + k // 2] for k in range(2 * gates)]
     rule = equality(tolerance)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lstm_cli.api.comparison.inputs import SYMBOLS, ComparedDirection, ComparedLayer
+from lstm_cli.api.equivalence import absolute_difference
 from lstm_cli.engines.types import Array
 
 CHUNK_NUMBERS = 1 << 18
@@ -92,7 +93,7 @@ def block_metrics(a: Array, b: Array) -> BlockMetrics:
     sums = np.zeros(5)
     with np.errstate(all="ignore"):
         for x, y in float64_chunks(a, b):
-            largest = max(largest, _largest_difference(x, y))
+            largest = max(largest, float(absolute_difference(x, y).max(initial=0.0)))
             size_a = max(size_a, float(np.abs(x).max(initial=0.0)))
             x, y = x.ravel(), y.ravel()
             sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y]
@@ -100,15 +101,6 @@ def block_metrics(a: Array, b: Array) -> BlockMetrics:
         norms = np.sqrt(sums[2:4])
         correlation = _correlation(sums, a.size)
         return BlockMetrics(largest, relative, float(norms[0]), float(norms[1]), correlation)
-
-
-def _largest_difference(x: Array, y: Array) -> float:
-    """Return the largest difference; equal infinities and two NaN have none."""
-    difference = np.abs(x - y)
-    if not np.isfinite(difference).all():
-        same = (x == y) | (np.isnan(x) & np.isnan(y))
-        difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
-    return float(difference.max(initial=0.0))
 
 
 def _correlation(sums: Array, count: int) -> float | None:
