@@ -333,7 +333,7 @@ def assemble(
         named_at = config.where("weights") if weights is None else None
         source = read_weights(source, options, named_at, config.specs)
     tensors = tensors_for(config.specs, source)
-    network = _network(config, tensors, engine, str(source.path), named=weights is None)
+    network = _network(config, tensors, engine, str(source.path), in_config=weights is None)
     network.zero_states = zero_states_for(config.specs, source)
     notes = standing_notes(source, config)
     return Model(network, config, str(source.path), source.sha256, notes)
@@ -345,9 +345,9 @@ def _network(
     engine: Engine,
     file: str | None,
     *,
-    named: bool = False,
+    in_config: bool = False,
 ) -> Network:
-    check_weights(config, tensors, file, named=named)
+    check_weights(config, tensors, file, in_config=in_config)
     return Network(config.specs, tensors, engine)
 
 

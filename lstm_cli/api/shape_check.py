@@ -65,7 +65,7 @@ def dimension_origins(config: Config, spec: LayerSpec, formula: str) -> tuple[st
 
 
 def weights_problems(
-    config: Config, tensors: Mapping[str, Array], file: str | None, *, named: bool = False
+    config: Config, tensors: Mapping[str, Array], file: str | None, *, in_config: bool = False
 ) -> list[Problem]:
     """List every misfit between a config and weights, with the origin of both shapes.
 
@@ -73,14 +73,14 @@ def weights_problems(
     ----------
     file
         Name of the weights file; None if the weights were given as arrays.
-    named
+    in_config
         The config's key `weights` names the file.
     """
     source = file or "the weights given"
     hint = None
     if file is not None:
         hint = f"lstm-cli inspect-shapes {quote(file)} shows what the file holds"
-    if named:
+    if in_config:
         hint = f"{NO_WEIGHTS}; {hint}"
     merged = merge_biases(config.specs, tensors)
     expected = expected_tensors(config.specs)
@@ -111,10 +111,10 @@ def weights_problems(
 
 
 def check_weights(
-    config: Config, tensors: Mapping[str, Array], file: str | None, *, named: bool = False
+    config: Config, tensors: Mapping[str, Array], file: str | None, *, in_config: bool = False
 ) -> None:
     """Raise WeightsError with every misfit of `weights_problems`, if there is any."""
-    problems = weights_problems(config, tensors, file, named=named)
+    problems = weights_problems(config, tensors, file, in_config=in_config)
     if problems:
         raise WeightsError(problems)
 

@@ -346,11 +346,11 @@ def inspect(
     wrong_weights: list[Problem] = []
     file, file_shapes, scaling = None, None, None
     if weights is not None:
-        named = weights is config.weights
+        in_config = weights is config.weights
         if not isinstance(weights, Imported):
             weights = read_weights(weights, reading, layers=config.specs)
         file = weights
-        wrong_weights, file_shapes, scaling = _compare_weights(config, file, named=named)
+        wrong_weights, file_shapes, scaling = _compare_weights(config, file, in_config=in_config)
     description, steps, wrong_data = None, config.model.steps, []
     if data:
         with open_data(data, options) as dataset:
@@ -379,11 +379,11 @@ def inspect(
 
 
 def _compare_weights(
-    config: Config, file: Imported, *, named: bool
+    config: Config, file: Imported, *, in_config: bool
 ) -> tuple[list[Problem], dict[str, tuple[int, ...]], Normalization | None]:
     """Return a file's misfits, the shapes of its tensors, and its normalization if that fits."""
     tensors = tensors_for(config.specs, file)
-    problems = weights_problems(config, tensors, str(file.path), named=named)
+    problems = weights_problems(config, tensors, str(file.path), in_config=in_config)
     shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
     misfit = any(name in problem.what for problem in problems for name in STORED)
     return problems, shapes, None if misfit else Normalization.stored(tensors)
