@@ -1,22 +1,21 @@
-"""What composes the parts, for Python users and for the commands; loaded when first used."""
+"""The Python interface, and the work behind each command; modules load at first use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstm_cli.api.assembly import build, load
-    from lstm_cli.api.model import Model
+    from lstm_cli.api.model import Model, build, load
     from lstm_cli.api.trainer import Trainer
 
 __all__ = ["Model", "Trainer", "build", "load"]
 
-_HOME = {"build": "assembly", "load": "assembly", "Model": "model", "Trainer": "trainer"}
+_MODULES = {"build": "model", "load": "model", "Model": "model", "Trainer": "trainer"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Arguments of the Python interface: what is not of the right kind is named before it is used."""
+"""Checks of the arguments of `build`, `load`, `Model` and `Trainer`, before they are used."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CONFIG = "a path, or the config as a mapping"
 
 
 def checked_path(value: Any, name: str, expected: str = "a path") -> str | os.PathLike[str]:
-    """A path.
+    """Return a path unchanged.
 
     Raises
     ------
     UsageError
-        Something else, or a text that can name no file.
+        The value is no path, or a text that no file can have as its name.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text or "\0" in text:
@@ -32,22 +32,22 @@ def checked_path(value: Any, name: str, expected: str = "a path") -> str | os.Pa
 
 
 def checked_config(value: Any, name: str = "config", *, optional: bool = False) -> Any:
-    """A config as `build` and `load` take it: a path, a mapping, or weights that were read."""
+    """Return a config as `build` and `load` take it: a path, a mapping, or imported weights."""
     if (optional and value is None) or isinstance(value, Mapping | Imported):
         return value
     return checked_path(value, name, CONFIG + (", or None" if optional else ""))
 
 
 def checked_weights(value: Any) -> Any:
-    """Weights: a path, tensors by name, weights that were read, or None."""
+    """Return weights: a path, tensors by name, imported weights, or None."""
     if value is None or isinstance(value, Imported):
         return value
     if not isinstance(value, Mapping):
         return checked_path(value, "weights", "a path, a mapping of names to arrays, or None")
-    return {_text(key): _tensor(key, tensor) for key, tensor in value.items()}
+    return {_tensor_name(key): _tensor(key, tensor) for key, tensor in value.items()}
 
 
-def _text(key: Any) -> str:
+def _tensor_name(key: Any) -> str:
     if not isinstance(key, str):
         raise _wrong("a name in weights", "a text such as layers.0.weight_ih", key)
     return key
@@ -60,12 +60,18 @@ def _tensor(key: str, tensor: Any) -> Array:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def checked_text(value: Any, name: str, known: tuple[str, ...] = ()) -> str | None:
-    """A text, one of those `known` if there are any, or None."""
-    if value is None or (isinstance(value, str) and (not known or value in known)):
+def checked_text(value: Any, name: str, choices: tuple[str, ...] = ()) -> str | None:
+    """Return a text or None; the text is one of `choices` if there are any.
+
+    Raises
+    ------
+    UsageError
+        The value is no text, or none of the choices.
+    """
+    if value is None or (isinstance(value, str) and (not choices or value in choices)):
         return value
-    guess = nearest(value, known) if isinstance(value, str) else None
-    expected = ", ".join(known) if known else "a text"
+    guess = nearest(value, choices) if isinstance(value, str) else None
+    expected = ", ".join(choices) if choices else "a text"
     hint = f"did you mean `{guess}`?" if guess else None
     raise UsageError(
         f"{name} cannot be used as given",
@@ -76,7 +82,13 @@ def checked_text(value: Any, name: str, known: tuple[str, ...] = ()) -> str | No
 
 
 def checked_seed(value: Any) -> int | None:
-    """A whole number, at least 0, or None."""
+    """Return a seed, a whole number of at least 0, or None.
+
+    Raises
+    ------
+    UsageError
+        The value is another one.
+    """
     if value is None:
         return None
     whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -86,14 +98,20 @@ def checked_seed(value: Any) -> int | None:
 
 
 def checked_flag(value: Any, name: str) -> bool:
-    """True or False."""
+    """Return True or False.
+
+    Raises
+    ------
+    UsageError
+        The value is neither.
+    """
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise _wrong(name, "True or False", value)
 
 
 def checked_kind(value: Any, kind: type, name: str, expected: str) -> None:
-    """Raise UsageError unless a value is of a class."""
+    """Raise UsageError unless a value is an instance of a class."""
     if not isinstance(value, kind):
         raise _wrong(name, expected, value)
 

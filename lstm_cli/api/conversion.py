@@ -1,21 +1,27 @@
-"""Weights from one format to another: written, read back, run on both sides, then renamed."""
+"""Conversion of weights: write, read back, run both networks, and only then name the file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from lstm_cli.api.agreement import Agreement, agreement
-from lstm_cli.api.assembly import read_config
-from lstm_cli.api.destination import target_format, unproven
-from lstm_cli.api.differences import unsaid
-from lstm_cli.api.fit import check_memory, check_weights, listed
-from lstm_cli.api.proof import SLACK, Proof, Sided, prove, prove_fold
-from lstm_cli.api.shapes import layer_title
+from lstm_cli.api.config_differences import unstated_options
+from lstm_cli.api.data_notes import itemize
+from lstm_cli.api.equivalence import (
+    SLACK,
+    ComparedNetwork,
+    Equivalence,
+    check_equivalence,
+    check_fold,
+)
+from lstm_cli.api.model import check_memory, read_config
+from lstm_cli.api.reference_check import ReferenceCheck, check_reference
+from lstm_cli.api.shape_check import check_weights, layer_title
 from lstm_cli.api.weights_files import (
     config_of,
     read_weights,
@@ -25,49 +31,50 @@ from lstm_cli.api.weights_files import (
     zero_states_for,
 )
 from lstm_cli.config import Config
-from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
-from lstm_cli.errors import LstmCliError, UsageError, WeightsError, counted
+from lstm_cli.errors import LstmCliError, Problem, UsageError, WeightsError, counted
+from lstm_cli.files import Temporary, not_written
 from lstm_cli.formats import registry
-from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
-from lstm_cli.formats.registry import Format, layers_needing_biases
+from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
+from lstm_cli.formats.registry import Format, layers_in_need_of_biases
 from lstm_cli.network.normalization import (
-    TENSOR_NAMES,
+    STORED,
     Normalization,
     fold,
     fold_noise,
-    fold_obstacle,
+    unfoldable,
 )
 from lstm_cli.network.weights import fit_weights
 from lstm_cli.overwriting import check_target
 
 WRITTEN_ORDER: TmvaOrder = "slots"
-"""What TMVA's own writer gives its elements to hold, and so does ours."""
+"""Element order in a TMVA file, as TMVA's own writer and lstm-cli write it."""
 CONFIG_HINT = "--config names a YAML config that describes the layers"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a conversion was asked for, besides the two files.
+class ConversionRequest:
+    """Options of a conversion, besides the two files.
 
     Attributes
     ----------
     reading
-        What the source does not say about itself.
+        Options for reading the source: facts that the source does not state about itself.
     to
-        Name of the format to write; None: the destination's suffix says it.
+        Name of the format to write; None: the destination's suffix implies it.
     config
-        A config for a source that carries none; wins over its own.
+        Config for a source that carries none; wins over the source's own.
     overrides
         ``dotted.key=value`` for the config.
     writing
-        What a model takes besides sequences.
+        Inputs that the written model takes besides sequences.
     dtype
-        To store; None: as the source has it.
+        Dtype to store; None: the source's.
     check
-        Reference inputs and outputs, a ``.npz`` or HDF5 file.
+        Path of reference inputs and outputs, a ``.npz`` or HDF5 file.
     tolerance
-        How far outputs may be from the reference.
+        Largest difference between outputs and the reference, relative above 1.
     force
         Replace a file that another program wrote.
     """
@@ -84,11 +91,15 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two files.
+class ConvertedFile:
+    """One of the two files of a conversion.
 
-    `gates` has the order of the gates of every kind of layer that the network has; `bytes` are
-    those of the file.
+    Attributes
+    ----------
+    gates
+        Gate order in the file, for every kind of layer in the network.
+    bytes
+        Bytes of the file.
     """
 
     path: str
@@ -110,39 +121,74 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted, what shows that it is right, and what was lost."""
+    """Result of `convert`: both files, the layers, the proof, and notes on losses."""
 
-    source: Side
-    destination: Side
+    source: ConvertedFile
+    destination: ConvertedFile
     layers: tuple[ConvertedLayer, ...]
     parameters: int
     dtype: str
     notes: tuple[str, ...]
-    proof: Proof
-    check: Agreement | None
+    proof: Equivalence
+    check: ReferenceCheck | None
     warnings: tuple[str, ...] = ()
 
 
-def convert(source: str | Path, destination: str | Path, order: Order | None = None) -> Conversion:
+def convert(
+    source: str | Path, destination: str | Path, request: ConversionRequest | None = None
+) -> Conversion:
     """Convert a weights file.
 
-    The file is written under another name, read back, and run beside the source on random
-    sequences; only if both compute the same it gets its name.
+    The result is written under a temporary name, read back, and run beside the source on random
+    sequences. It gets the name of the destination only if both compute the same.
 
     Raises
     ------
     UsageError
-        The destination's format is not known, it is the source, or another program wrote it.
+        The destination's format is unknown, the destination is the source, or another program
+        wrote it.
     WeightsError, ConfigError
         The source cannot be read, or the format cannot represent it.
     DataError
         The reference cannot be read, or does not fit the network.
     LstmCliError
-        Outputs are not those of the reference, the proof fails, or the file cannot be written.
+        Outputs differ from the reference or between the files, or a file cannot be written.
     """
-    order, destination = order or Order(), Path(destination)
-    target = target_format(destination, order.to)
-    if order.writing != WriteOptions() and not target.writes_options:
+    request, destination = request or ConversionRequest(), Path(destination)
+    target = target_format(destination, request.to)
+    _check_paths(source, destination, target, request)
+    config = None if request.config is None else read_config(request.config, request.overrides)
+    layers = None if config is None else config.specs
+    imported = read_weights(source, request.reading, layers=layers)
+    config = config or config_of(imported, request.overrides, hint=CONFIG_HINT)
+    tensors: Mapping[str, Array] = _fitted(config, imported, request.dtype)
+    folding = None if target.name == "native" else _folding(config, tensors, imported, target)
+    zero_states = zero_states_for(config.specs, imported)
+    check = None
+    if request.check is not None:
+        check = check_reference(config, tensors, request.check, request.tolerance, zero_states)
+    job = _Job(imported, destination, target, request, zero_states, folding)
+    if folding is None:
+        output = job.run(config, tensors)
+    else:
+        output = job.run(folding.config, folding.tensors)
+    return Conversion(
+        _converted_file(imported, imported.path, output.kinds),
+        _converted_file(output.imported, destination, output.kinds),
+        tuple(_converted_layers(config, output.tensors)),
+        sum(output.tensors[name].size for spec in config.specs for name in spec.parameters()),
+        _narrowest(output.tensors.values()),
+        (*standing_notes(imported, config, "leave out --config"), *output.notes),
+        output.proof,
+        check,
+        output.warnings,
+    )
+
+
+def _check_paths(
+    source: str | Path, destination: Path, target: Format, request: ConversionRequest
+) -> None:
+    if request.writing != WriteOptions() and not target.writes_options:
         raise UsageError(
             f"--lengths and --states are of ONNX models, and {destination} is to be {target.title}",
             hint="--to onnx, or leave them out",
@@ -153,139 +199,163 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
             found=f"{source} and {destination}",
             hint="name another file to write",
         )
-    check_target(destination, option="DST", force=order.force, suffix=target.suffixes[0])
-    given = None if order.config is None else read_config(order.config, order.overrides)
-    layers = None if given is None else given.specs
-    imported = read_weights(source, order.reading, layers=layers)
-    config = given or config_of(imported, order.overrides, hint=CONFIG_HINT)
-    tensors: Mapping[str, Array] = _fitted(config, imported, order.dtype)
-    folding = None if target.name == "native" else _folding(config, tensors, imported, target)
-    meant = config
-    zero = zero_states_for(config.specs, imported)
-    checked = None
-    if order.check is not None:
-        checked = agreement(config, tensors, order.check, order.tolerance, zero)
-    if folding is not None:
-        config, tensors = folding.config, folding.tensors
-    with unproven(destination, force=order.force) as made:
-        written = registry.write(made.path, target.name, _export(config, tensors), order.writing)
-        bare = _is_bare(target, destination)
-        reading = ReadOptions(tmva_order=WRITTEN_ORDER)
-        needed = layers_needing_biases(target.name, config.specs)
-        known = config.with_biases(needed) if bare else None
-        back = read_weights(made.path, reading, layers=None if known is None else known.specs)
-        other = known or config_of(back)
-        read = Sided(other.specs, _fitted(other, back))
-        proof = _proof(config, tensors, read, folding)
-        if not proof.holds:
-            raise _disproved(proof, imported.path, destination, target)
-        notes = (*written, *unsaid(config, _alone(back, reading), destination, bare=bare))
-        if target.name != "onnx" or order.writing.states:
-            notes += tuple(_taken_states(zero, destination))
-        if folding is not None:
-            notes = (folding.note(read), *notes)
-        made.keep()
-    kinds = {spec.kind for spec in config.specs}
-    return Conversion(
-        _side(imported, imported.path, kinds),
-        _side(back, destination, kinds),
-        tuple(_layers(meant, tensors)),
-        sum(tensors[name].size for spec in meant.specs for name in spec.parameters()),
-        _narrowest(tensors.values()),
-        (
-            *standing_notes(imported, meant, "leave out --config"),
-            *(made.told(note) for note in notes),
-        ),
-        proof,
-        checked,
-        () if folding is None else folding.warnings(read),
-    )
+    check_target(destination, option="DST", force=request.force, suffix=target.suffixes[0])
 
 
-def _taken_states(zero: ZeroStates, name: Path) -> Iterator[str]:
-    """Say that a written file takes states which the source holds at 0."""
-    for index, letter in zero:
-        yield f"{name} takes an initial {letter} in layer {index}, which the source begins with 0"
+@dataclass(frozen=True)
+class _Output:
+    """The file that was written and read back.
+
+    Attributes
+    ----------
+    tensors, kinds
+        Tensors that were written, and the kinds of layers.
+    imported
+        The file, read back.
+    """
+
+    tensors: Mapping[str, Array]
+    kinds: set[str]
+    imported: Imported
+    proof: Equivalence
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Writes a network to the destination, once the file is proven right."""
+
+    source: Imported
+    destination: Path
+    target: Format
+    request: ConversionRequest
+    zero_states: ZeroStates
+    folding: _Folding | None
+
+    def run(self, config: Config, tensors: Mapping[str, Array]) -> _Output:
+        """Write, read back, prove, and give the file its name."""
+        folding, target, destination = self.folding, self.target, self.destination
+        with unverified_file(destination, force=self.request.force) as file:
+            export = _export(config, tensors)
+            notes = registry.write(file.path, target.name, export, self.request.writing)
+            tensors_only = _holds_tensors_only(target, destination)
+            reading = ReadOptions(tmva_order=WRITTEN_ORDER)
+            biased = layers_in_need_of_biases(target.name, config.specs)
+            known = config.with_biases(biased) if tensors_only else None
+            back = read_weights(file.path, reading, layers=None if known is None else known.specs)
+            back_config = known or config_of(back)
+            read_back = ComparedNetwork(back_config.specs, _fitted(back_config, back))
+            proof = _prove(config, tensors, read_back, folding)
+            if not proof.holds:
+                raise _proof_error(proof, self.source.path, destination, target)
+            implied = _implied_config(back, reading)
+            notes = (
+                *notes,
+                *unstated_options(config, implied, destination, tensors_only=tensors_only),
+            )
+            if target.name != "onnx" or self.request.writing.states:
+                notes += tuple(self._state_notes())
+            if folding is not None:
+                notes = (folding.note(read_back), *notes)
+            file.keep()
+        return _Output(
+            tensors,
+            {spec.kind for spec in config.specs},
+            back,
+            proof,
+            tuple(map(file.renamed, notes)),
+            () if folding is None else folding.warnings(read_back),
+        )
+
+    def _state_notes(self) -> Iterator[str]:
+        for index, letter in self.zero_states:
+            yield (
+                f"{self.destination} takes an initial {letter} in layer {index}, which the source "
+                "begins with 0"
+            )
 
 
 @dataclass(frozen=True)
 class _Folding:
-    """A network for a format that has no place for the normalization of its inputs.
+    """A network for a format that cannot store the normalization of the inputs.
 
     Attributes
     ----------
     source
-        The network that normalizes.
+        The network that normalizes its inputs.
     config, tensors
-        Its layers' weights, the normalization folded in, and the layers: the first one with a
-        bias, which the fold needs.
+        The network whose weights include the normalization. Its first layer has a bias, since
+        the fold needs one.
     inputs
-        What was folded.
+        The normalization.
     steps
         T where the config fixes it.
     takes_wide
-        The format can have these weights in float64.
+        The format can store these weights in float64.
     """
 
-    source: Sided
+    source: ComparedNetwork
     config: Config
     tensors: Mapping[str, Array]
     inputs: Normalization
     steps: int | None
     takes_wide: bool
 
-    def note(self, read: Sided) -> str:
-        """The fold, and what rounding it changes; `read` is what the file holds."""
-        dtype = _narrowest(read.tensors.values())
-        apart = prove(self.source, read, self.steps, dtype, self.inputs).relative_difference
+    def note(self, read_back: ComparedNetwork) -> str:
+        """Describe the fold, and the change that rounding makes to the outputs."""
+        dtype = _narrowest(read_back.tensors.values())
+        proof = check_equivalence(self.source, read_back, self.steps, dtype, self.inputs)
         biased = self.config.specs != tuple(self.source.layers)
         return (
             "inputs.mean and inputs.scale are folded into the first layer"
             f"{', which has no biases and gets them for that' if biased else ''}: on inputs of "
-            f"their range, rounding to {dtype} changes outputs by up to {apart:.2g} of the largest"
+            f"their range, rounding to {dtype} changes outputs by up to "
+            f"{proof.relative_difference:.2g} of the largest"
         )
 
-    def warnings(self, read: Sided) -> tuple[str, ...]:
-        """The features whose digits the file loses, in one warning if there are any."""
-        dtype = _narrowest(read.tensors.values())
+    def warnings(self, read_back: ComparedNetwork) -> tuple[str, ...]:
+        """Return one warning on the features whose digits the file loses, if there are any."""
+        dtype = _narrowest(read_back.tensors.values())
         lost = self.inputs.roundings(dtype)
         if not lost:
             return ()
         hint = "only a native file keeps them"
         if dtype == "float32" and self.takes_wide and not self.inputs.roundings("float64"):
             hint = "--dtype float64 keeps them"
-        return (f"the fold loses digits in {dtype}: {listed(lost)}; {hint}",)
+        return (f"the fold loses digits in {dtype}: {itemize(lost)}; {hint}",)
 
 
 def _folding(
     config: Config, tensors: Mapping[str, Array], source: Imported, target: Format
 ) -> _Folding | None:
-    """The network without its normalization; None: it has none.
+    """Fold the normalization into the weights; None for a network without one.
 
     Raises
     ------
     WeightsError
-        No weights can take the normalization in.
+        No weights can include the normalization.
     LstmCliError
-        The folded network does not compute what the other does.
+        The folded network does not compute the same as the source.
     """
-    inputs = Normalization.from_tensors(tensors)
+    inputs = Normalization.stored(tensors)
     if inputs is None:
         return None
-    given, (config, tensors) = Sided(config.specs, tensors), with_reading_bias(config, tensors)
-    if (why := fold_obstacle(config.specs)) is not None:
+    network = ComparedNetwork(config.specs, tensors)
+    config, tensors = with_reading_bias(config, tensors)
+    if (why := unfoldable(config.specs)) is not None:
         raise WeightsError(
-            f"{target.title} has no place for the normalization of the inputs, inputs.mean and "
-            "inputs.scale, and no weights can take it in",
+            f"{target.title} cannot store the normalization of the inputs, inputs.mean and "
+            "inputs.scale, and no weights can include it",
             expected="a recurrent or dense layer before any other",
             found=why,
             where=str(source.path),
             hint="a native file keeps it: name a DST that ends in .safetensors",
         )
-    own = {name: value for name, value in tensors.items() if name not in TENSOR_NAMES}
-    folded = fold(config.specs, own, inputs)
+    weights = {name: value for name, value in tensors.items() if name not in STORED}
+    folded = fold(config.specs, weights, inputs)
     check_memory(config, ReferenceEngine("float64"))
-    proof = prove_fold(Sided(config.specs, tensors), config.model.steps, inputs)
+    proof = check_fold(ComparedNetwork(config.specs, tensors), config.model.steps, inputs)
     if not proof.holds:
         raise LstmCliError(
             "the folded weights do not compute what the normalization and the weights do",
@@ -297,24 +367,23 @@ def _folding(
         )
     recurrent = any(isinstance(spec, RecurrentSpec) for spec in config.specs)
     wide = target.name != "onnx" or not recurrent  # ONNX Runtime has no float64 for these
-    return _Folding(given, config, folded, inputs, config.model.steps, wide)
+    return _Folding(network, config, folded, inputs, config.model.steps, wide)
 
 
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
-    """The tensors that the layers need, in their order, all of `dtype` if one is named."""
+    """Return the tensors that the layers need, in the layers' order, all of `dtype` if given."""
     tensors = tensors_for(config.specs, imported)
     check_weights(config, tensors, str(imported.path))
     fitted = fit_weights(config.specs, tensors, str(imported.path))
-    wide = {name: fitted.pop(name).astype(np.float64) for name in TENSOR_NAMES if name in fitted}
+    wide = {name: fitted.pop(name).astype(np.float64) for name in STORED if name in fitted}
     if dtype is None:
-        return {name: _stored(value) for name, value in fitted.items()} | wide
+        return {name: _as_float(value) for name, value in fitted.items()} | wide
     with np.errstate(over="ignore"):
         cast = {name: value.astype(dtype) for name, value in fitted.items()} | wide
     return fit_weights(config.specs, cast, f"{imported.path}, as {dtype}")
 
 
-def _stored(value: Array) -> Array:
-    """A weight as float32 or float64, whatever it was."""
+def _as_float(value: Array) -> Array:
     wide = value.dtype.kind != "f" or value.dtype.itemsize > 4
     return value.astype(np.float64 if wide else np.float32, copy=False)
 
@@ -334,33 +403,38 @@ def _export(config: Config, tensors: Mapping[str, Array]) -> Export:
     )
 
 
-def _is_bare(target: Format, destination: Path) -> bool:
-    """Whether a file of this format holds tensors, and no more of the layers than they tell."""
-    by_name = destination.name.lower().endswith(".weights.h5")
-    return target.name == "pytorch" or (target.name == "keras" and by_name)
+def _holds_tensors_only(target: Format, destination: Path) -> bool:
+    """Return True if the layers of such a file follow from its tensors alone."""
+    weights_only = destination.name.lower().endswith(".weights.h5")
+    return target.name == "pytorch" or (target.name == "keras" and weights_only)
 
 
-def _alone(back: Imported, reading: ReadOptions) -> Config | None:
-    """The config that a written file is taken for without another; None if it tells none."""
+def _implied_config(back: Imported, reading: ReadOptions) -> Config | None:
     try:
-        return config_of(read_weights(back.path, reading))
+        return config_of(read_weights(back.path, reading))  # without the config that was written
     except LstmCliError:
         return None
 
 
-def _proof(
-    config: Config, tensors: Mapping[str, Array], read: Sided, folding: _Folding | None
-) -> Proof:
-    """Run what was written beside what was read back."""
+def _prove(
+    config: Config,
+    tensors: Mapping[str, Array],
+    read_back: ComparedNetwork,
+    folding: _Folding | None,
+) -> Equivalence:
+    """Compare the network that was written with the one that was read back."""
     check_memory(config, ReferenceEngine("float64"))
-    dtype = _narrowest((*tensors.values(), *read.tensors.values()))
+    dtype = _narrowest((*tensors.values(), *read_back.tensors.values()))
     steps = config.model.steps
     if folding is None:
-        inputs = Normalization.from_tensors(tensors)
-        return prove(Sided(config.specs, tensors), read, steps, dtype, inputs)
-    # What is folded is large beside what it leaves: rounding it is told apart from other faults.
+        inputs = Normalization.stored(tensors)
+        written = ComparedNetwork(config.specs, tensors)
+        return check_equivalence(written, read_back, steps, dtype, inputs)
+    # Folded weights are large and their sum is small. Rounding them first keeps the effect of
+    # rounding apart from other faults.
     rounded = {name: value.astype(dtype) for name, value in tensors.items()}
-    proof = prove(Sided(config.specs, rounded), read, steps, dtype, folding.inputs)
+    written = ComparedNetwork(config.specs, rounded)
+    proof = check_equivalence(written, read_back, steps, dtype, folding.inputs)
     if proof.holds:
         return proof
     # A format that adds two biases rounds their sum.
@@ -368,9 +442,11 @@ def _proof(
     return replace(proof, tolerance=proof.tolerance + noise)
 
 
-def _disproved(proof: Proof, source: Path, destination: Path, target: Format) -> LstmCliError:
+def _proof_error(
+    proof: Equivalence, source: Path, destination: Path, target: Format
+) -> LstmCliError:
     return LstmCliError(
-        f"what was written for {destination} does not compute what {source} does",
+        f"the file for {destination} does not compute what {source} does",
         expected=f"outputs within {proof.tolerance:.1g} of the largest one",
         found=f"{proof.relative_difference:.2g} in {proof.place}",
         where=f"{proof.sequences} random sequences of up to "
@@ -379,12 +455,102 @@ def _disproved(proof: Proof, source: Path, destination: Path, target: Format) ->
     )
 
 
-def _side(file: Imported, path: Path, kinds: set[str]) -> Side:
-    gates = {kind: order for kind, order in file.gate_orders.items() if kind in kinds}
-    return Side(str(path), file.format, file.title, gates, path.stat().st_size, file.sha256)
+def _converted_file(file: Imported, path: Path, kinds: set[str]) -> ConvertedFile:
+    gates = {kind: order for kind, order in file.order.items() if kind in kinds}
+    return ConvertedFile(
+        str(path), file.format, file.title, gates, path.stat().st_size, file.sha256
+    )
 
 
-def _layers(config: Config, tensors: Mapping[str, Array]) -> Iterator[ConvertedLayer]:
+def _converted_layers(config: Config, tensors: Mapping[str, Array]) -> Iterator[ConvertedLayer]:
     for spec in config.specs:
         parameters = sum(tensors[name].size for name in spec.parameters())
         yield ConvertedLayer(spec.index, layer_title(spec), parameters)
+
+
+def target_format(destination: Path, name: str | None) -> Format:
+    """Return the format to write.
+
+    Raises
+    ------
+    UsageError
+        No format has that name, or neither name nor suffix states a format.
+    """
+    if name is not None:
+        return registry.named(name)
+    target = registry.by_suffix(destination)
+    if target is None:
+        suffixes = ", ".join(s for format in registry.FORMATS.values() for s in format.suffixes)
+        raise UsageError(
+            f"the name {destination} does not say in which format to write",
+            expected=f"a suffix out of {suffixes}",
+            hint="--to " + "|".join(registry.FORMATS),
+        )
+    return target
+
+
+class UnverifiedFile:
+    """A file that is written under a temporary name until it is proven right.
+
+    Attributes
+    ----------
+    path
+        Temporary path, with the destination's suffix.
+    """
+
+    def __init__(self, destination: Path, file: Temporary) -> None:
+        self._destination, self._file = destination, file
+        self.path = file.path
+
+    def keep(self) -> None:
+        """Give the file the destination's name.
+
+        Raises
+        ------
+        LstmCliError
+            The system refuses to rename it.
+        """
+        try:
+            self._file.keep()
+        except OSError as error:
+            raise not_written(self._destination, "the weights", error) from None
+
+    def renamed(self, text: str) -> str:
+        """Replace the temporary name in a text by the destination's name."""
+        text = text.replace(str(self.path), str(self._destination))
+        text = text.replace(self.path.name, self._destination.name)
+        mark, part, _ = self.path.name.partition(".part.")
+        return text.replace(mark + part, "")  # a name derived from it has another suffix
+
+    def renamed_error(self, error: LstmCliError) -> LstmCliError:
+        """Replace the temporary name in an error by the destination's name."""
+
+        def renamed(text: str | None) -> str | None:
+            return None if text is None else self.renamed(text)
+
+        problems = [
+            Problem(
+                self.renamed(problem.what),
+                renamed(problem.expected),
+                renamed(problem.found),
+                tuple(map(self.renamed, problem.where)),
+                renamed(problem.hint),
+            )
+            for problem in error.problems
+        ]
+        return type(error)(problems, headline=renamed(error.headline))
+
+
+@contextmanager
+def unverified_file(destination: Path, *, force: bool) -> Iterator[UnverifiedFile]:
+    """Open a temporary file for a destination; remove it at the end unless it was kept."""
+    try:
+        temporary = Temporary(destination, force=force)
+    except OSError as error:
+        raise not_written(destination, "the weights", error) from None
+    with temporary:
+        file = UnverifiedFile(destination, temporary)
+        try:
+            yield file
+        except LstmCliError as error:
+            raise file.renamed_error(error) from None

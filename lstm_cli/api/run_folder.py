@@ -1,17 +1,32 @@
-"""The folder of a training run: one process at a time, and files that are whole or not there."""
+"""The folder of a training run: its lock, its files, and the checks before a run is resumed.
+
+One process at a time works in a folder. A file is either whole or does not exist.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from lstm_cli.errors import LstmCliError, UsageError, WeightsError, quote
+from lstm_cli import config as configs
+from lstm_cli.api.trainer import train_section
+from lstm_cli.config import Config
+from lstm_cli.errors import (
+    ConfigError,
+    LstmCliError,
+    Problem,
+    UsageError,
+    WeightsError,
+    counted,
+    quote,
+)
 from lstm_cli.files import (
     not_written,
     reason,
@@ -21,8 +36,10 @@ from lstm_cli.files import (
     write_whole,
 )
 from lstm_cli.formats import native
-from lstm_cli.training.checkpoint import Checkpoint, Progress
-from lstm_cli.training.interfaces import EpochRow
+from lstm_cli.formats.model import Imported
+from lstm_cli.formats.safety import read_whole
+from lstm_cli.training.progress import Checkpoint, Progress
+from lstm_cli.training.surroundings import Row
 
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.jsonl", "curves.png"
@@ -30,19 +47,23 @@ LOCK, EVENTS = ".lock", "tensorboard"
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
 
+KeyPath: TypeAlias = tuple[str | int, ...]
+"""Keys and list indices from the top of a config."""
+HINT = "--output names another folder for a run with other settings"
+
 
 @dataclass(frozen=True)
-class Stored:
-    """A checkpoint as it was read.
+class StoredRun:
+    """A run as its checkpoint stores it.
 
     Attributes
     ----------
     checkpoint
-        What the loop goes on from.
+        State from which the loop continues.
     config
         The run's config, as YAML.
     facts
-        What else must be as it was: data, weights it began with, dtype, engine, threads.
+        Other values that must not change: data, first weights, dtype, engine, threads.
     """
 
     checkpoint: Checkpoint
@@ -53,28 +74,32 @@ class Stored:
 class RunFolder:
     """A folder for one run; a context manager that holds its lock.
 
-    A folder that is not there is made with the first checkpoint: a run that fails before has
-    nothing to keep.
+    A new folder is made with the first checkpoint: a run that fails before has nothing to keep.
 
     Parameters
     ----------
     path
-        The folder.
+        Path of the folder.
     resume
-        Go on with the run that it holds; one that is missing or empty begins anew.
+        Continue the run in the folder; in a missing or empty folder a run begins.
+
+    Attributes
+    ----------
+    stored
+        The run to continue; None: a new one begins.
 
     Raises
     ------
     LstmCliError
-        It holds a run and `resume` is not set; another process is at work in it; it cannot be
-        made or written.
+        The folder holds a run and `resume` is not set, or another process works in it, or it
+        cannot be made or written.
     UsageError
-        Something that is no folder has its name.
+        The path is no folder.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        self.held: Stored | None = None
+        self.stored: StoredRun | None = None
         self._lock: int | None = None
         self._new_lock = False
         self._new_folders: list[Path] = []
@@ -86,48 +111,48 @@ class RunFolder:
                 hint=f"--output {quote(folder)}",
             )
         if not os.path.exists(path):
-            self._need_writable()
+            self._check_writable()
             return
         try:
             self._open()
-            self.held = self._held(resume)
+            self.stored = self._read_stored(resume)
         except BaseException:
             self.close()
             raise
 
     @property
     def threads(self) -> int | None:
-        """What the run that goes on has computed with."""
-        found = None if self.held is None else self.held.facts.get("threads")
-        return found if isinstance(found, int) and found > 0 else None
+        """Threads of the run to continue; None: there is no such run, or they are unknown."""
+        count = None if self.stored is None else self.stored.facts.get("threads")
+        return count if isinstance(count, int) and count > 0 else None
 
     @property
     def model(self) -> Path:
-        """The best weights so far."""
+        """Path of the best weights so far."""
         return self.path / MODEL
 
     @property
     def checkpoint(self) -> Path:
-        """What a resumed run goes on from."""
+        """Path of the checkpoint, from which a resumed run continues."""
         return self.path / CHECKPOINT
 
     @property
     def metrics(self) -> Path:
-        """A line of JSON for each epoch."""
+        """Path of the metrics, a line of JSON for each epoch."""
         return self.path / METRICS
 
     @property
     def curves(self) -> Path:
-        """The picture of them."""
+        """Path of the plot of the metrics."""
         return self.path / CURVES
 
     @property
     def events(self) -> Path:
-        """The folder TensorBoard is pointed to."""
+        """Path of the folder with TensorBoard's events."""
         return self.path / EVENTS
 
     def files(self) -> dict[str, str]:
-        """Path of each of the run's files that is there, by name."""
+        """Return the paths of the run's files that exist, by name."""
         names = (MODEL, CHECKPOINT, CONFIG, METRICS, CURVES, EVENTS)
         return {name: str(self.path / name) for name in names if os.path.exists(self.path / name)}
 
@@ -138,7 +163,7 @@ class RunFolder:
         try:
             with unfinished(self.path, self) if first else nullcontext():
                 if self._lock is None:
-                    self._make()
+                    self._make_folder()
                 native.write(
                     self.checkpoint,
                     checkpoint.tensors,
@@ -153,22 +178,22 @@ class RunFolder:
             raise
 
     def write_config(self, text: str) -> None:
-        """Write the config as resolved, unless it stands there already."""
+        """Write the config, unless the file holds it already."""
         path, data = self.path / CONFIG, text.encode()
         if _read(path) != data:
             write_whole(path, data, "the config")
 
-    def rows(self, epochs: int) -> list[EpochRow]:
-        """The rows of metrics up to an epoch; what was written after it is removed."""
+    def rows(self, epochs: int) -> list[Row]:
+        """Return the rows of metrics up to an epoch, and remove later ones from the file."""
         data = _read(self.metrics)
         rows = [row for row in map(_row, data.splitlines()) if row is not None]
         rows = [row for row in rows if row["epoch"] <= epochs]
-        kept = b"".join(map(_line, rows))
-        if kept != data:
-            write_whole(self.metrics, kept, "the metrics")
+        lines = b"".join(map(_line, rows))
+        if lines != data:
+            write_whole(self.metrics, lines, "the metrics")
         return rows
 
-    def append(self, row: EpochRow) -> None:
+    def append(self, row: Row) -> None:
         """Add a row of metrics."""
         try:
             with self.metrics.open("ab", buffering=0) as file:
@@ -183,14 +208,14 @@ class RunFolder:
             raise not_written(self.metrics, "the metrics", error) from None
 
     def close(self) -> None:
-        """Let the next process in; what holds nothing is removed."""
+        """Release the lock, and remove a folder without a checkpoint that this process made."""
         self.discard()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def discard(self) -> None:
-        """Remove what this process made, if there is no checkpoint."""
+        """Remove the folders and the lock that this process made, if there is no checkpoint."""
         if os.path.exists(self.checkpoint):
             return
         with suppress(OSError):
@@ -205,8 +230,8 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _need_writable(self) -> None:
-        """Raise unless the folder can be made, as far as that can be told without making it."""
+    def _check_writable(self) -> None:
+        """Raise if the folder cannot be made, as far as permissions tell."""
         parent = next(parent for parent in self.path.absolute().parents if os.path.exists(parent))
         number = errno.ENOTDIR
         if os.path.isdir(parent):
@@ -214,7 +239,7 @@ class RunFolder:
         if number:
             raise not_written(self.path, "the run", OSError(number, os.strerror(number)))
 
-    def _make(self) -> None:
+    def _make_folder(self) -> None:
         """Make the folder and lock it; another process may have done so meanwhile."""
         missing = [
             folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)
@@ -226,10 +251,10 @@ class RunFolder:
         except OSError as error:
             raise not_written(self.path, "the run", error) from None
         self._open()
-        self._held(resume=False)
+        self._read_stored(resume=False)
 
     def _open(self) -> None:
-        """Lock the folder, and remove what killed processes left in it."""
+        """Lock the folder, and remove the temporary files of killed processes."""
         path = self.path / LOCK
         try:
             while True:
@@ -245,61 +270,67 @@ class RunFolder:
         remove_leftovers(self.path)
 
     def _take_lock(self, handle: int) -> None:
-        """Lock the folder; the system lets go when the process ends, however it ends."""
+        """Lock the folder; the system releases the lock when the process ends in any way."""
         try:
             _lock(handle)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                return  # a file system without locks: as good as it gets there
+                return  # a file system without locks
             self._new_lock = False
             raise LstmCliError(
                 f"another process is training in {self.path}",
-                found=_owner(self.path / LOCK),
+                found=_lock_owner(self.path / LOCK),
                 hint="wait until it ends, or name another folder with --output",
             ) from None
-        with suppress(OSError):  # for those who wait; the lock holds without it
+        with suppress(OSError):  # only for messages of other processes
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()}\n".encode())
 
-    def _held(self, resume: bool) -> Stored | None:
-        """The run that the folder holds, if it is to go on."""
+    def _read_stored(self, resume: bool) -> StoredRun | None:
+        """Return the run to continue; None if the folder holds none.
+
+        Raises
+        ------
+        LstmCliError
+            The folder holds a run that is not to be resumed, or files of another kind.
+        """
         names = (CHECKPOINT, MODEL, METRICS, CONFIG, CURVES, EVENTS)
-        found = [name for name in names if os.path.exists(self.path / name)]
-        if not found:
+        present = [name for name in names if os.path.exists(self.path / name)]
+        if not present:
             return None
-        if CHECKPOINT not in found:
+        if CHECKPOINT not in present:
             raise LstmCliError(
-                f"{self.path} holds files that a run would replace, and no run to go on with",
+                f"{self.path} holds files that a run would replace, and no run to resume",
                 expected=f"an empty folder, or one with {CHECKPOINT}",
-                found=", ".join(found),
+                found=", ".join(present),
                 hint="--output names another folder for a new run",
             )
         if not resume:
             raise LstmCliError(
                 f"{self.path} holds a run already",
-                found=", ".join(found),
+                found=", ".join(present),
                 hint="--resume goes on with it; --output names another folder for a new one",
             )
         return read_checkpoint(self.checkpoint)
 
 
-def read_checkpoint(path: Path) -> Stored:
+def read_checkpoint(path: Path) -> StoredRun:
     """Read a checkpoint.
 
     Raises
     ------
     WeightsError
-        It cannot be read, or is none.
+        The file cannot be read, or is no checkpoint.
     """
-    file = native.read(path, allow_integers=True)
+    file = native.read(path, counts=True)
     try:
         training = json.loads(file.metadata["training"])
-        progress, facts = Progress.from_numbers(training["progress"]), dict(training["facts"])
+        progress, facts = Progress.of(training["progress"]), dict(training["facts"])
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _no_checkpoint(path) from None
     if file.config is None:
         raise _no_checkpoint(path)
-    return Stored(Checkpoint(progress, file.tensors), file.config, facts)
+    return StoredRun(Checkpoint(progress, file.tensors), file.config, facts)
 
 
 def _no_checkpoint(path: Path) -> WeightsError:
@@ -310,7 +341,7 @@ def _no_checkpoint(path: Path) -> WeightsError:
 
 
 def _read(path: Path) -> bytes:
-    """What a file of the run holds; nothing if it is not there."""
+    """Return the bytes of a file of the run; none if it does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -319,15 +350,14 @@ def _read(path: Path) -> bytes:
         raise LstmCliError(f"{path} cannot be read", found=reason(error)) from None
 
 
-def _line(row: EpochRow) -> bytes:
+def _line(row: Row) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
-def _row(line: bytes) -> EpochRow | None:
-    """A row of metrics; None for a line that was not written to its end."""
+def _row(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a killed process left half a line
         return None
     return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
 
@@ -344,16 +374,158 @@ def _lock(handle: int) -> None:
 
 
 def _is_open(path: Path, handle: int) -> bool:
-    """Whether a name is that of an open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
 
 
-def _owner(path: Path) -> str | None:
-    """Who holds the lock, as it said itself."""
+def _lock_owner(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace").strip()[:80] or None
     except OSError:
-        return None  # Windows lets nobody read what is locked
+        return None  # Windows forbids reading a locked file
+
+
+def run_config(config: Config, folder: Path) -> Config:
+    """Return the config as a run writes it, with paths relative to the run's folder.
+
+    Raises
+    ------
+    ConfigError
+        The config has no section `train`.
+    """
+    train = train_section(config).model_dump(exclude_none=True)
+    if isinstance(config.validation, str):
+        train["validation"] = _relative_data(folder, config.validation)
+    return config.with_train(train)
+
+
+def _relative_data(folder: Path, data: str) -> str:
+    """Return ``FILE.h5:/group`` relative to a folder, links resolved; absolute on other drives."""
+    from lstm_cli.data.files import split_argument
+
+    file, group = split_argument(data)
+    try:
+        # In a folder that is a link, .. is the parent of the link's target.
+        file = os.path.relpath(os.path.realpath(file), os.path.realpath(folder))
+    except ValueError:
+        file = os.path.abspath(file)
+    return file if group == "/" else f"{file}:{group}"
+
+
+def check_same_config(
+    stored: StoredRun, config: Config, text: str, folder: Path
+) -> tuple[str, ...]:
+    """Check that a resumed run has the config that it began with; more epochs are allowed.
+
+    Parameters
+    ----------
+    config
+        The config as given now; it knows the places of its values, for errors.
+    text
+        The same config, as the run writes it.
+
+    Returns
+    -------
+    Notes on the effect of more epochs.
+
+    Raises
+    ------
+    ConfigError
+        A key has another value than before. The error lists every such key.
+    """
+    name = str(folder / "config.yaml")
+    old = dict(_leaves(_sections(configs.from_text(stored.config, name, folder))))
+    new = dict(_leaves(_sections(configs.from_text(text, name, folder))))
+    problems = [
+        _changed_key(config, path, old.get(path, "nothing"), new.get(path, "nothing"))
+        for path in dict.fromkeys((*old, *new))
+        if old.get(path) != new.get(path) and not _more_epochs(path, old, new)
+    ]
+    if problems:
+        raise ConfigError(problems, headline=_headline(folder, problems))
+    length = ("train", "schedule", "epochs")
+    if old != new and old.get(length, 0) is None:
+        return (
+            "the cosine of the learning rate now ends with the new last epoch: the run differs "
+            "from one that had so many epochs from the start",
+        )
+    return ()
+
+
+def check_same_numbers(
+    stored: StoredRun, folder: Path, *, dtype: str, weights: str | Path | Imported | None
+) -> None:
+    """Check that a resumed run has the dtype and the first weights that it began with.
+
+    Parameters
+    ----------
+    weights
+        Weights file to begin from, or imported weights; None: there is none.
+
+    Raises
+    ------
+    ConfigError
+        The dtype is another one.
+    WeightsError
+        The weights are other ones.
+    """
+    if stored.facts.get("dtype") != dtype:
+        was = str(stored.facts.get("dtype"))
+        problem = Problem("dtype is not the run's", was, dtype, hint=f"--dtype {was}")
+        raise ConfigError([problem], headline=_headline(folder, [problem]))
+    now = _sha256(weights)
+    if now is None or now == (was := str(stored.facts.get("weights_sha256"))):
+        return
+    name = weights.path if isinstance(weights, Imported) else weights
+    raise WeightsError(
+        f"{name} is not what the run in {folder} began with",
+        expected=f"sha256 {was[:16]}…",
+        found=f"sha256 {now[:16]}…",
+        hint=HINT,
+    )
+
+
+def _sha256(weights: str | Path | Imported | None) -> str | None:
+    if isinstance(weights, Imported):
+        return weights.sha256
+    if weights is None or not Path(weights).is_file():
+        return None
+    return hashlib.sha256(read_whole(Path(weights))).hexdigest()
+
+
+def _headline(folder: Path, problems: list[Problem]) -> str:
+    count = counted(len(problems), "setting")
+    return f"{count} not as in the run in {folder}, which can only be resumed as it began"
+
+
+def _changed_key(config: Config, path: KeyPath, old: Any, new: Any) -> Problem:
+    name = ".".join(map(str, path))
+    where = config.where(*path)
+    what = f"{name} was {old}, and is now {new}"
+    if path == ("train", "epochs"):
+        return Problem(what, where=(where,), hint="more epochs are allowed, fewer are not")
+    return Problem(what, where=(where,), hint=HINT)
+
+
+def _more_epochs(path: KeyPath, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:
+    return path == ("train", "epochs") and bool(new[path] > old[path])
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    train = None if config.train is None else config.train.model_dump()
+    return {"model": config.model.model_dump(), "data": config.data.model_dump(), "train": train}
+
+
+def _leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[Any, Any]]:
+    """Yield every value that holds no others, with its path."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        yield path, value
+        return
+    for key, inner in items:
+        yield from _leaves(inner, (*path, key))

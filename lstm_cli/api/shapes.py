@@ -1,39 +1,62 @@
-"""Every shape of a network, gate by gate."""
+"""Every shape of a network, gate by gate, compared with a weights file and data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
+from lstm_cli.api.shape_check import cell_options, data_problems, layer_title, weights_problems
+from lstm_cli.api.weights_files import (
+    read_weights,
+    standing_notes,
+    stored_places,
+    tensors_for,
+)
 from lstm_cli.cells import Cell
 from lstm_cli.config import Config
+from lstm_cli.data import DataOptions, open_data
 from lstm_cli.engines.types import (
     DIRECTIONS,
-    DenseSpec,
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.errors import counted
-from lstm_cli.formats.interchange import TensorSource
+from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError, counted
+from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.network.network import ends_sequence
-from lstm_cli.network.weights import Misfit, misfits
+from lstm_cli.network.normalization import STORED, Normalization
+from lstm_cli.network.weights import Misfit, merge_biases, misfits
+
+ROLES = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "peephole"}
+"""Role of a gate's block in messages, by the symbol of its parameter."""
+
 
 Shape = tuple[int | str, ...]
 """A shape in which the batch N and the steps T may stay letters."""
 
 
-PARTS = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "peephole"}
-"""A parameter's symbol to what its block of one gate is called."""
-
-
 @dataclass(frozen=True)
-class Block:
-    """One matrix or vector of one gate, and where it is stored.
+class GateBlock:
+    """One matrix or vector of one gate, and its places in files.
 
-    `symbol` is its letter in the equations (``W_i``), `stored` the tensor and rows that hold it,
-    `found` its shape in a weights file that was compared, `mark` what is wrong there, `places`
-    where a file of another format has it, under its own names.
+    Attributes
+    ----------
+    symbol
+        Its letter in the equations: ``W_i``.
+    role, formula, shape, parameters, bytes
+        Role in words, shape as a formula such as ``(H, D)``, and sizes.
+    stored
+        Native tensor and rows: ``layers.0.weight_ih[0:100]``.
+    found
+        Shape in the weights file that is compared; None: there is none.
+    mark
+        Short name of the misfit in that file; None: it fits.
+    places
+        Tensors that hold the block in a file of another format, under its own names.
     """
 
     symbol: str
@@ -45,12 +68,12 @@ class Block:
     stored: str
     found: tuple[int, ...] | None = None
     mark: str | None = None
-    places: tuple[TensorSource, ...] = ()
+    places: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True)
 class GateShapes:
-    """One gate: input matrix W, recurrent matrix U, bias b if it has one, activation, and value."""
+    """Shapes of one gate: input matrix W, recurrent matrix U, bias b, and value per step."""
 
     letter: str
     name: str
@@ -62,10 +85,13 @@ class GateShapes:
 
 
 @dataclass(frozen=True)
-class Flow:
-    """A value that the forward pass makes: its shape at one step and over a batch.
+class ValueShapes:
+    """Shapes of a value that the forward pass computes, at one step and over a batch.
 
-    `bytes` are those of the batch; None where N or T is not known.
+    Attributes
+    ----------
+    bytes
+        Bytes of the value over a batch; None where N or T is not known.
     """
 
     name: str
@@ -76,7 +102,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class DirectionShapes:
-    """One direction of a recurrent layer."""
+    """Shapes of one direction of a recurrent layer: gates, states, and options as notes."""
 
     direction: str
     gates: tuple[GateShapes, ...]
@@ -86,7 +112,7 @@ class DirectionShapes:
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """One layer: title such as ``lstm 12 → 100``, and all its tensors and values."""
+    """Shapes of one layer: title such as ``lstm 12 → 100``, tensors and values."""
 
     index: int
     kind: str
@@ -94,48 +120,8 @@ class LayerShapes:
     parameters: int
     bytes: int
     directions: tuple[DirectionShapes, ...]
-    blocks: tuple[Block, ...]
-    flows: tuple[Flow, ...]
-
-
-def layer_title(spec: LayerSpec) -> str:
-    """A layer in a few words: ``lstm 12 → 100, both directions``."""
-    words = f"{spec.kind} {spec.input_size} → {spec.output_size}"
-    if isinstance(spec, DenseSpec) and spec.activation_name != "identity":
-        words += f", {spec.activation_name}"
-    if isinstance(spec, DenseSpec) and not spec.bias:
-        words += ", no bias"
-    if isinstance(spec, RecurrentSpec):
-        words += "".join(f", {option}" for option in _options(spec))
-    return words
-
-
-def _options(spec: RecurrentSpec) -> Iterator[str]:
-    cell = spec.cells[0]
-    if spec.directions == 2:
-        yield "both directions"
-    if not spec.return_sequences:
-        yield "last step"
-    if spec.stateful:
-        yield "stateful"
-    yield from _cell_options(cell)
-
-
-def _cell_options(cell: Cell) -> Iterator[str]:
-    if cell.projects:
-        yield f"{counted(cell.hidden_size, 'unit')} projected to {cell.output_size}"
-    if not cell.bias:
-        yield "no biases"
-    if cell.peephole_gates:
-        yield "peepholes"
-    if getattr(cell, "coupled_input_forget", False):
-        yield "f = 1 - i"
-    if not getattr(cell, "use_forget_gate", True):
-        yield "no forget gate"
-    if not getattr(cell, "reset_after", True):
-        yield "reset before"
-    if cell.clip is not None:
-        yield f"clip {cell.clip:g}"
+    blocks: tuple[GateBlock, ...]
+    flows: tuple[ValueShapes, ...]
 
 
 def network_shapes(
@@ -144,30 +130,32 @@ def network_shapes(
     *,
     batch: int | None = None,
     steps: int | None = None,
-    found: Mapping[str, tuple[int, ...]] | None = None,
-    places: Mapping[tuple[str, str], tuple[TensorSource, ...]] = MappingProxyType({}),
+    file_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    places: Mapping[tuple[str, str], tuple[Stored, ...]] = MappingProxyType({}),
 ) -> tuple[LayerShapes, ...]:
-    """Shapes of every layer.
+    """Return the shapes of every layer.
 
     Parameters
     ----------
     itemsize
         Bytes of a number.
     batch, steps
-        N and T, where they are known; else they stay letters.
-    found
-        Shapes of the tensors of a weights file to set beside the config's.
+        N and T; None: they stay letters.
+    file_shapes
+        Shapes of a weights file's tensors, by native name, to compare with the config's.
     places
-        Native tensor and gate to where a file of another format has it.
+        Places in a file of another format, by native tensor and gate.
     """
-    wrong = {m.name: m for m in misfits(config.specs, found)} if found is not None else {}
+    wrong = (
+        {m.name: m for m in misfits(config.specs, file_shapes)} if file_shapes is not None else {}
+    )
     N: int | str = batch if batch is not None else "N"
     T: int | str = steps if steps is not None else "T"
     layers = []
     for spec in config.specs:
-        blocks = tuple(_blocks(spec, itemsize, found, wrong, places))
+        blocks = tuple(_blocks(spec, itemsize, file_shapes, wrong, places))
         parameters = sum(block.parameters for block in blocks)
-        flows = tuple(_flows(spec, N, T, itemsize))
+        flows = tuple(_value_shapes(spec, N, T, itemsize))
         directions = tuple(_directions(spec)) if isinstance(spec, RecurrentSpec) else ()
         title = layer_title(spec)
         nbytes = parameters * itemsize
@@ -196,7 +184,7 @@ def _directions(spec: RecurrentSpec) -> Iterator[DirectionShapes]:
         )
         sizes = zip(cell.states, cell.state_sizes, strict=True)
         states: dict[str, Shape] = {name: ("N", size) for name, size in sizes}
-        yield DirectionShapes(DIRECTIONS[d], gates, states, tuple(_cell_options(cell)))
+        yield DirectionShapes(DIRECTIONS[d], gates, states, tuple(cell_options(cell)))
 
 
 def _gate_function(cell: Cell, letter: str) -> str:
@@ -210,49 +198,53 @@ def _gate_function(cell: Cell, letter: str) -> str:
 def _blocks(
     spec: LayerSpec,
     itemsize: int,
-    found: Mapping[str, tuple[int, ...]] | None,
+    file_shapes: Mapping[str, tuple[int, ...]] | None,
     wrong: Mapping[str, Misfit],
-    places: Mapping[tuple[str, str], tuple[TensorSource, ...]],
-) -> Iterator[Block]:
+    places: Mapping[tuple[str, str], tuple[Stored, ...]],
+) -> Iterator[GateBlock]:
     gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
     names = {gate.letter: gate.name for gate in gates}
     for stored, parameter in spec.parameters().items():
-        pieces = parameter.blocks or ("",)
-        rows = parameter.shape[0] // len(pieces)
-        there = None if found is None else found.get(stored)
+        letters = parameter.blocks or ("",)
+        rows = parameter.shape[0] // len(letters)
+        file_shape = None if file_shapes is None else file_shapes.get(stored)
         mark = wrong[stored].mark if stored in wrong else None
-        for k, letter in enumerate(pieces):
+        for k, letter in enumerate(letters):
             shape = (rows, *parameter.shape[1:])
-            size = _product(shape)
-            yield Block(
+            size = math.prod(shape)
+            yield GateBlock(
                 f"{parameter.symbol}_{letter}" if letter else parameter.symbol,
-                f"{names[letter]}, {PARTS[parameter.symbol]}" if letter else parameter.role,
-                parameter.formula.replace(f"{len(pieces)}H", "H"),
+                f"{names[letter]}, {ROLES[parameter.symbol]}" if letter else parameter.role,
+                parameter.formula.replace(f"{len(letters)}H", "H"),
                 shape,
                 size,
                 size * itemsize,
                 f"{stored}[{k * rows}:{(k + 1) * rows}]" if letter else stored,
-                _piece(there, len(pieces), mark),
+                _block_shape(file_shape, len(letters), mark),
                 mark,
                 places.get((stored, letter), places.get((stored, ""), ())),
             )
 
 
-def _piece(there: tuple[int, ...] | None, pieces: int, mark: str | None) -> tuple[int, ...] | None:
-    """What a weights file has for one gate: a block if its rows divide, else the whole."""
-    if there is None or not there:
-        return there
-    if mark is not None and (mark[0] not in "HDP" or there[0] % pieces):
-        return there
-    return (there[0] // pieces, *there[1:])
+def _block_shape(
+    file_shape: tuple[int, ...] | None, gates: int, mark: str | None
+) -> tuple[int, ...] | None:
+    """Return the shape of one gate's block in a file: of the whole tensor if rows do not divide."""
+    if file_shape is None or not file_shape:
+        return file_shape
+    if mark is not None and (mark[0] not in "HDP" or file_shape[0] % gates):
+        return file_shape
+    return (file_shape[0] // gates, *file_shape[1:])
 
 
-def _flows(spec: LayerSpec, N: int | str, T: int | str, itemsize: int) -> Iterator[Flow]:
-    def flow(name: str, *features: int, steps: int | str = T) -> Flow:
-        over = (N, steps, *features) if steps != 0 else (N, *features)
-        known = [size for size in over if isinstance(size, int)]
-        size = _product(tuple(known)) * itemsize if len(known) == len(over) else None
-        return Flow(name, (N, *features), over, size)
+def _value_shapes(
+    spec: LayerSpec, N: int | str, T: int | str, itemsize: int
+) -> Iterator[ValueShapes]:
+    def flow(name: str, *features: int, steps: int | str = T) -> ValueShapes:
+        per_batch = (N, steps, *features) if steps != 0 else (N, *features)
+        sizes = [size for size in per_batch if isinstance(size, int)]
+        nbytes = math.prod(sizes) * itemsize if len(sizes) == len(per_batch) else None
+        return ValueShapes(name, (N, *features), per_batch, nbytes)
 
     yield flow("input", spec.input_size)
     if isinstance(spec, RecurrentSpec):
@@ -267,8 +259,160 @@ def _flows(spec: LayerSpec, N: int | str, T: int | str, itemsize: int) -> Iterat
     yield flow("output", spec.output_size, steps=steps)
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+@dataclass(frozen=True)
+class Inspection:
+    """Result of `inspect`.
+
+    Attributes
+    ----------
+    name, config
+        Name and file of the config.
+    weights
+        The weights file that was compared; None: there was none.
+    data, data_paths
+        Description of the data, and their paths; None and empty without data.
+    layers
+        Shapes of every layer.
+    parameters, bytes
+        Parameters of the whole network, and their bytes.
+    weights_problems, data_problems
+        Misfits between the config and the weights, and between the config and the data.
+    notes
+        Assumptions about options that the weights file does not state.
+    format
+        Title of the weights file's format; None for a native one.
+    normalization
+        Mean and scale of the inputs, (D,) each, where the weights file has them.
+    """
+
+    name: str
+    config: str
+    weights: str | None
+    data: str | None
+    data_paths: tuple[str, ...]
+    layers: tuple[LayerShapes, ...]
+    parameters: int
+    bytes: int
+    weights_problems: tuple[Problem, ...]
+    data_problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+    format: str | None = None
+    normalization: Mapping[str, list[float]] | None = None
+
+    def error(self) -> LstmCliError | None:
+        """Return all misfits as one error; None without a misfit.
+
+        The error is a WeightsError if the weights have misfits, else a DataError.
+        """
+        problems = (*self.weights_problems, *self.data_problems)
+        if not problems:
+            return None
+        sources = [self.weights] if self.weights_problems else []
+        sources += [", ".join(self.data_paths)] if self.data_problems else []
+        count = counted(len(problems), "misfit")
+        headline = f"{count} between {self.config} and {' and '.join(filter(None, sources))}"
+        kind = WeightsError if self.weights_problems else DataError
+        return kind(problems, headline=headline)
+
+
+def inspect(
+    config: Config,
+    weights: str | Path | Imported | None,
+    data: Sequence[str],
+    options: DataOptions,
+    *,
+    itemsize: int = 4,
+    batch: int = 64,
+    reading: ReadOptions | None = None,
+) -> Inspection:
+    """Return the shapes of a config, compared with a weights file and data if there are any.
+
+    A misfit raises no error: it is part of the result.
+
+    Parameters
+    ----------
+    itemsize
+        Bytes of a number.
+    batch
+        Sequences of a batch; fewer where the data hold fewer.
+    reading
+        Options for reading, if `weights` is a path.
+
+    Raises
+    ------
+    WeightsError, DataError
+        A file cannot be read.
+    """
+    wrong_weights: list[Problem] = []
+    file, file_shapes, scaling = None, None, None
+    if weights is not None:
+        in_config = weights is config.weights
+        if not isinstance(weights, Imported):
+            weights = read_weights(weights, reading, layers=config.specs)
+        file = weights
+        wrong_weights, file_shapes, scaling = _compare_weights(config, file, in_config=in_config)
+    description, steps, wrong_data = None, config.model.steps, []
+    if data:
+        with open_data(data, options) as dataset:
+            wrong_data = data_problems(config, dataset)
+            description = dataset.description
+            batch, steps = min(batch, dataset.count), dataset.max_steps
+    places = {} if file is None else stored_places(config.specs, file)
+    layers = network_shapes(
+        config, itemsize, batch=batch, steps=steps, file_shapes=file_shapes, places=places
+    )
+    return Inspection(
+        config.name,
+        config.source,
+        None if file is None else str(file.path),
+        description,
+        tuple(data),
+        layers,
+        sum(layer.parameters for layer in layers),
+        sum(layer.bytes for layer in layers),
+        tuple(wrong_weights),
+        tuple(wrong_data),
+        () if file is None else standing_notes(file, config),
+        None if file is None or file.format == "native" else file.title,
+        None if scaling is None else scaling.numbers,
+    )
+
+
+def _compare_weights(
+    config: Config, file: Imported, *, in_config: bool
+) -> tuple[list[Problem], dict[str, tuple[int, ...]], Normalization | None]:
+    """Return a file's misfits, the shapes of its tensors, and its normalization if that fits."""
+    tensors = tensors_for(config.specs, file)
+    problems = weights_problems(config, tensors, str(file.path), in_config=in_config)
+    shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
+    misfit = any(name in problem.what for problem in problems for name in STORED)
+    return problems, shapes, None if misfit else Normalization.stored(tensors)
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a weights file under its stored name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+def file_tensors(file: Imported) -> tuple[FileTensor, ...]:
+    """List the tensors of a weights file under its own names and in its own shapes."""
+    sources = {source.name: source for source in file.stored}
+    return tuple(
+        FileTensor(name, source.shape, source.dtype, _nbytes(source))
+        for name, source in sorted(sources.items())
+    )
+
+
+def _nbytes(source: Stored) -> int:
+    """Return the bytes of a tensor as stored; 0 for a dtype whose name NumPy does not know."""
+    sizes = {"bfloat16": 2}
+    try:
+        size = sizes.get(source.dtype) or np.dtype(source.dtype).itemsize
+    except TypeError:
+        size = 0
+    return math.prod(source.shape) * size

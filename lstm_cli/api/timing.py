@@ -1,4 +1,4 @@
-"""Where the time of a run went: what was timed, and the rows of its table."""
+"""Timings of a run: a stopwatch for each part, and the rows of the table."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from time import perf_counter
 
 import numpy as np
 
-from lstm_cli.engines.setup_time import COMPILING, FRESH_MEMORY, PACKING, setup_seconds
+from lstm_cli.engines.setup import COMPILING, PACKING, TOUCHING, setup_seconds
 from lstm_cli.engines.types import LayerSpec, RecurrentSpec
-from lstm_cli.network.results import layer_flops
+from lstm_cli.network.flops import layer_flops
 
-ALONE, BESIDE = "device to host", "device to host/beside the next batch"
-"""Copies of results: such as were waited for, and such as ran while the next batch was computed."""
-
-
-SETUP = (COMPILING, PACKING, FRESH_MEMORY)
-"""What comes before the first kernels run."""
-
-BETWEEN = "between layers"
-"""What a pass takes beside its layers' kernels: Python, and arrays for results."""
+COPY_BACK, OVERLAPPED_COPY_BACK = "device to host", "device to host/beside the next batch"
+"""Rows for copies of results: waited for, and done while the next batch was computed."""
+SETUP = (COMPILING, PACKING, TOUCHING)
+"""Rows for the work before the first kernels run."""
+BETWEEN_LAYERS = "between layers"
+"""Row for the time of a pass outside of its layers: Python, and arrays for results."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +28,17 @@ class TimingRow:
     Attributes
     ----------
     name
-        ``read``, ``layer 0 lstm``, ``input projection``, ...
+        Name: ``read``, ``layer 0 lstm``, ``input projection``, ...
     part
-        Whether it is a part of the row above it.
+        The row is a part of the row above it.
     calls
-        How often.
+        Number of calls.
     seconds, p50, p95
-        Total, median and 95th percentile of a call.
+        Seconds: in total, and median and 95th percentile of a call.
     share
-        Of the whole.
+        Share of the whole run's time.
     gflops, gbytes, sequences
-        Rates a second, where the row has them.
+        GFLOP, GB and sequences per second; None where they mean nothing.
     """
 
     name: str
@@ -57,7 +54,7 @@ class TimingRow:
 
 
 class Stopwatch:
-    """Gathers the seconds of every call, by name, and what was done in them."""
+    """Gathers seconds, floating-point operations and bytes of every call, by row name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -65,33 +62,49 @@ class Stopwatch:
         self.bytes: dict[str, int] = {}
 
     def add(self, name: str, seconds: float, *, flops: float = 0.0, nbytes: int = 0) -> None:
-        """One call."""
+        """Add one call to a row."""
         self.seconds.setdefault(name, []).append(seconds)
         if flops:
             self.flops[name] = self.flops.get(name, 0.0) + flops
         if nbytes:
             self.bytes[name] = self.bytes.get(name, 0) + nbytes
 
-    def passed(self, seconds: float, before: Mapping[str, float], layers: float) -> None:
-        """One batch's pass: what it spent on setting up since `before`, and between layers."""
+    def add_pass(self, seconds: float, before: Mapping[str, float], layers: float) -> None:
+        """Add the setup and the time between layers of one batch's pass.
+
+        Parameters
+        ----------
+        seconds, layers
+            Seconds of the pass, and of its layers.
+        before
+            Result of `setup_seconds` before the pass.
+        """
         after = setup_seconds()
-        spent = {name: after[name] - before.get(name, 0.0) for name in after}
-        for name, own in spent.items():
-            if own:
-                self.add(name, own)
-        self.add(BETWEEN, max(0.0, seconds - layers - sum(spent.values())))
+        setup = {name: after[name] - before.get(name, 0.0) for name in after}
+        for name, part in setup.items():
+            if part:
+                self.add(name, part)
+        self.add(BETWEEN_LAYERS, max(0.0, seconds - layers - sum(setup.values())))
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Time what is done inside."""
-        begun = perf_counter()
+        """Time the body of a ``with`` statement."""
+        start = perf_counter()
         try:
             yield
         finally:
-            self.add(name, perf_counter() - begun)
+            self.add(name, perf_counter() - start)
 
-    def layer(self, spec: LayerSpec, parts: Mapping[str, float], positions: int) -> None:
-        """One batch through a layer: `positions` valid steps, or sequences once steps are gone."""
+    def add_layer(self, spec: LayerSpec, parts: Mapping[str, float], positions: int) -> None:
+        """Add one batch's time in a layer.
+
+        Parameters
+        ----------
+        parts
+            Seconds by part, such as ``input projection``.
+        positions
+            Valid steps of all sequences; sequences, after a layer that returns one vector each.
+        """
         name = layer_name(spec)
         work = layer_flops(spec, positions)
         self.add(name, sum(parts.values()), flops=sum(work.values()))
@@ -101,21 +114,27 @@ class Stopwatch:
 
 
 def layer_name(spec: LayerSpec) -> str:
-    """A layer as the table of timings names it."""
+    """Return the name of a layer's row: ``layer 0 lstm``."""
     return f"layer {spec.index} {spec.kind}"
 
 
 def timing_rows(
     watch: Stopwatch, layers: Sequence[LayerSpec], whole: float, sequences: int
 ) -> tuple[TimingRow, ...]:
-    """The table: reading, setting up, layers and their parts, metrics, writing, the rest, all."""
+    """Return the table: reading, setup, layers and their parts, metrics, writing, rest, all.
+
+    Parameters
+    ----------
+    whole
+        Seconds of the whole run.
+    """
     names = ["read", "read/host to device beside", "host to device", *SETUP]
     for spec in layers:
-        own = layer_name(spec)
-        names += [own, *(name for name in watch.seconds if name.startswith(own + "/"))]
-    names += [BETWEEN, ALONE, BESIDE, "metrics", "write", "write gates"]
+        layer = layer_name(spec)
+        names += [layer, *(name for name in watch.seconds if name.startswith(layer + "/"))]
+    names += [BETWEEN_LAYERS, COPY_BACK, OVERLAPPED_COPY_BACK, "metrics", "write", "write gates"]
     rows = [_row(watch, name, whole) for name in names if any(watch.seconds.get(name, ()))]
-    # A GPU computes while files are read: its rows and theirs may be more than the whole.
+    # A GPU computes while files are read: the sum of the rows may exceed the whole.
     rest = max(0.0, whole - sum(row.seconds for row in rows if not row.part))
     rows.append(TimingRow("rest", False, 1, rest, rest / whole if whole else 0.0, rest, rest))
     rate = sequences / whole if whole else None

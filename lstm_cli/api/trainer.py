@@ -1,23 +1,34 @@
-"""Training from Python, one batch at a time."""
+"""Training from Python, one batch at a time, and the parts that the section `train` describes.
+
+`Trainer` updates a model's weights. `make_learner` builds the loss, the optimizer and the class
+weights from a config, for `Trainer` and for training runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lstm_cli.api.arguments import checked_kind
-from lstm_cli.api.class_weights import given_weights
 from lstm_cli.api.model import Model
-from lstm_cli.api.resuming import train_section
+from lstm_cli.config import Config
+from lstm_cli.config.train import TrainSection
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import ConfigError, DataError, nearest
-from lstm_cli.network.state import StateCarry, as_array
-from lstm_cli.training.losses import Criterion
-from lstm_cli.training.optimizers import make_optimizer
+from lstm_cli.errors import ConfigError, DataError, counted, nearest
+from lstm_cli.network.carry import StateCarry
+from lstm_cli.network.checks import as_array
+from lstm_cli.network.network import Network
+from lstm_cli.training.criterion import Criterion
+from lstm_cli.training.learner import Learner, Piece
+from lstm_cli.training.optimisers import make_optimiser
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import TargetFormat
-from lstm_cli.training.train_step import Chunk, TrainStep
+from lstm_cli.training.targets import Targets
 from lstm_cli.training.updates import Updates
+
+if TYPE_CHECKING:
+    from lstm_cli.data import Dataset
 
 OPTIONS = (
     "clip_norm",
@@ -37,7 +48,7 @@ class Trainer:
     Parameters
     ----------
     net
-        What is trained: its weights change with every step.
+        Model to train: its weights change with every step.
     loss
         ``cross_entropy``, ``binary_cross_entropy``, ``mse``, ``mae`` or ``huber``.
     optimizer
@@ -48,7 +59,7 @@ class Trainer:
     Raises
     ------
     ConfigError
-        An option that there is not, or a loss that does not fit the last layer.
+        An option is unknown, or the loss does not fit the last layer.
     """
 
     def __init__(
@@ -61,106 +72,100 @@ class Trainer:
         checked_kind(net, Model, "net", "a model, as lstm_cli.build and load give it")
         for name in options:
             _check_option(name)
-        given = {name: value for name, value in options.items() if value is not None}
-        self._config = net.config.with_train({"loss": loss, "optimizer": optimizer, **given})
-        train, network = train_section(self._config), net.network
-        targets = TargetFormat(loss, network.returns_sequences, network.output_size, "targets")
-        weights = given_weights(self._config, network.output_size)
-        updates = Updates(
-            make_optimizer(train.optimizer.model_dump()),
-            make_schedule(train.schedule.model_dump(exclude_none=True), epochs=train.epochs),
-            clip_norm=train.clip_norm,
-            clip_value=train.clip_value,
-        )
-        criterion = Criterion(targets, weights, train.label_smoothing)
+        section = {name: value for name, value in options.items() if value is not None}
+        self._config = net.config.with_train({"loss": loss, "optimizer": optimizer, **section})
+        network = net.network
+        targets = Targets(loss, network.returns_sequences, network.output_size, "targets")
+        weights = configured_class_weights(self._config, network.output_size)
         self.net = net
-        self._learner = TrainStep(
-            network, criterion, updates, seed=train.seed, truncate=train.truncate
-        )
+        self._learner = make_learner(train_section(self._config), network, targets, weights)
         self._carry = StateCarry(network.recurrent)
 
     def step(self, x: Any, y: Any, lengths: Any = None) -> float:
-        """One batch: forward, backward, update. Stateful layers go on where the last one ended.
+        """Run one batch forward and backward, and update the weights.
+
+        Stateful layers continue from the last batch.
 
         Parameters
         ----------
         x
             Sequences (N, T, D).
         y
-            TargetFormat: classes (N,), values (N, F), or one for each step.
+            Targets: classes (N,), values (N, F), or one for each step.
         lengths
             (N,) valid steps; None: all T.
 
         Returns
         -------
-        The mean loss before the update. If it is not finite, the weights are as they were.
+        The mean loss before the update. If it is not finite, the weights do not change.
 
         Raises
         ------
         DataError
-            Inputs or targets that do not fit.
+            Inputs or targets do not fit the network.
         """
         piece = self._piece(x, y, lengths)
         start = self._carry.start(None, piece.x.shape[0])
         report = self._learner.step(piece.x, piece.targets, piece.lengths, start)
         if self._carry.active:
-            self._carry.store(report.state)
+            self._carry.keep(report.state)
         if report.updates:
-            self._learner.updates.on_epoch_end(report.loss, larger_is_better=False)
+            self._learner.updates.epoch_ended(report.loss, larger_is_better=False)
         return report.loss
 
     def gradients(
         self, x: Any, y: Any, lengths: Any = None, state: Sequence[Any] | None = None
     ) -> tuple[float, dict[str, Array]]:
-        """The loss and its derivatives, without an update.
+        """Compute the loss and its derivatives, without an update.
 
         Parameters
         ----------
         x, y, lengths
-            As `step` takes them.
+            Batch, as `step` takes it.
         state
-            Initial states, as `Result.state` gives them; None: zeros, or for a stateful layer
-            where the last `step` ended.
+            Initial states, as `Result.state` gives them. None: zeros; a stateful layer starts
+            from the final states of the last `step`.
 
         Returns
         -------
-        The mean loss; derivatives by native weight name, and for ``inputs`` (N, T, D), as given,
-        ``state.<k>.h`` and ``state.<k>.c`` (N, directions, features) of every recurrent layer.
+        The mean loss, and derivatives by name. Names are native weight names, ``inputs``
+        (N, T, D), and ``state.<k>.h`` and ``state.<k>.c`` (N, directions, features) of every
+        recurrent layer. Derivatives of inputs are those of the inputs as given.
 
         Raises
         ------
         DataError
-            Inputs, targets or states that do not fit.
+            Inputs, targets or states do not fit the network.
         """
         piece = self._piece(x, y, lengths)
-        loss, found, _ = self._learner.gradients(piece, self._carry.start(state, piece.x.shape[0]))
-        gradients = {**found.weights, "inputs": found.inputs}
-        for k, (dh, dc) in sorted(found.state.items()):
+        start = self._carry.start(state, piece.x.shape[0])
+        loss, derivatives, _ = self._learner.gradients(piece, start)
+        gradients = {**derivatives.weights, "inputs": derivatives.inputs}
+        for k, (dh, dc) in sorted(derivatives.state.items()):
             gradients[f"state.{k}.h"] = dh
             if dc is not None:
                 gradients[f"state.{k}.c"] = dc
         return loss.value, gradients
 
     def reset_state(self) -> None:
-        """Let stateful layers start from zeros again, as at the beginning of a file."""
+        """Make stateful layers start from zeros again, as at the beginning of a file."""
         self._carry.reset()
 
-    def _piece(self, x: Any, y: Any, lengths: Any) -> Chunk:
+    def _piece(self, x: Any, y: Any, lengths: Any) -> Piece:
         network = self.net.network
-        checked, n = network.check_arrays(x, lengths)
-        own, N = network.engine.from_device_array(y), checked.shape[0]
-        targets = _numbers(y) if own is None else own
+        inputs, n = network.check_given(x, lengths)
+        adopted, N = network.engine.adopt(y), inputs.shape[0]
+        targets = _target_array(y) if adopted is None else adopted
         if targets.ndim == 0 or targets.shape[0] != N:
             raise DataError(
                 "the targets do not belong to the inputs",
                 expected=f"{N} of them, one for each sequence",
                 found=f"shape {targets.shape}",
             )
-        return Chunk(checked, targets, n)
+        return Piece(inputs, targets, n)
 
 
-def _numbers(y: Any) -> Array:
-    """Targets as an array of NumPy."""
+def _target_array(y: Any) -> Array:
     targets = as_array(y, "the targets")
     if targets.dtype.kind not in "fiub":
         raise DataError(
@@ -177,3 +182,164 @@ def _check_option(name: str) -> None:
             expected=", ".join(OPTIONS),
             hint=f"did you mean `{guess}`?" if guess else "lstm-cli train takes it in its config",
         )
+
+
+def train_section(config: Config) -> TrainSection:
+    """Return the config's section `train`.
+
+    Raises
+    ------
+    ConfigError
+        The config has no such section.
+    """
+    if config.train is None:
+        raise ConfigError(
+            f"{config.source} does not say how to train",
+            expected="a section train, with at least a loss",
+            where=config.source,
+            hint="--set train.loss=cross_entropy, or binary_cross_entropy, mse, mae, huber",
+        )
+    return config.train
+
+
+def make_learner(
+    train: TrainSection,
+    network: Network,
+    targets: Targets,
+    weights: list[float] | None,
+    steps_per_epoch: int = 1,
+) -> Learner:
+    """Combine a network with the loss, optimizer and schedule of a section `train`.
+
+    Parameters
+    ----------
+    weights
+        A weight for each class; None: all count the same.
+    steps_per_epoch
+        Updates in an epoch; with 1, the schedule counts each update as an epoch.
+    """
+    updates = Updates(
+        make_optimiser(train.optimizer.model_dump()),
+        make_schedule(train.schedule.model_dump(exclude_none=True), epochs=train.epochs),
+        clip_norm=train.clip_norm,
+        clip_value=train.clip_value,
+        steps_per_epoch=steps_per_epoch,
+    )
+    criterion = Criterion(targets, weights, train.label_smoothing)
+    return Learner(network, criterion, updates, seed=train.seed, truncate=train.truncate)
+
+
+def class_weights(
+    config: Config, units: int, dataset: Dataset, numbers: Array | None, per_step: bool
+) -> list[float] | None:
+    """Return a weight for each class, as configured or balanced; None if all count the same.
+
+    Parameters
+    ----------
+    units
+        Units of the last layer.
+    numbers
+        Sequences that are learned from; None: all.
+
+    Raises
+    ------
+    ConfigError
+        The config weights a class that does not exist, or units that are no classes.
+    DataError
+        A class that is to be balanced does not occur.
+    """
+    if config.train is None or config.train.class_weights != "balanced":
+        return configured_class_weights(config, units, dataset.class_labels)
+    from lstm_cli.data import class_counts
+
+    classes = _class_count(config, units)
+    counts = class_counts(dataset, numbers, classes=classes, per_step=per_step)
+    return _balanced(counts, dataset)
+
+
+def configured_class_weights(
+    config: Config, units: int, labels: Sequence[str] | None = None
+) -> list[float] | None:
+    """Return a weight for each class as the config lists or names them; None if it does not.
+
+    Raises
+    ------
+    ConfigError
+        The config weights a class that does not exist, has too few weights, or says
+        ``balanced``, which needs the data.
+    """
+    section = None if config.train is None else config.train.class_weights
+    if section is None:
+        return None
+    if section == "balanced":
+        raise ConfigError(
+            "class_weights: balanced needs all the data, of which only a batch is seen here",
+            expected="a list with a weight for each class, or {class: weight}",
+        )
+    classes = _class_count(config, units)
+    if isinstance(section, Mapping):
+        return _named_weights(config, section, classes, labels)
+    return _listed_weights(config, [float(weight) for weight in section], classes)
+
+
+def _class_count(config: Config, units: int) -> int:
+    """Return the number of classes that the last layer tells apart: two for one sigmoid unit."""
+    if config.train is None or config.train.loss != "binary_cross_entropy":
+        return units
+    if units > 1:
+        raise ConfigError(
+            "train.class_weights needs classes that exclude each other",
+            expected="one sigmoid unit, or loss: cross_entropy",
+            found=f"{units} sigmoid units",
+            where=config.where("train", "class_weights"),
+            hint="remove train.class_weights",
+        )
+    return 2
+
+
+def _listed_weights(config: Config, weights: list[float], classes: int) -> list[float]:
+    if len(weights) != classes:
+        raise ConfigError(
+            "train.class_weights does not weight every class",
+            expected=f"{counted(classes, 'weight')}",
+            found=str(len(weights)),
+            where=config.where("train", "class_weights"),
+        )
+    return weights
+
+
+def _named_weights(
+    config: Config,
+    by_name: Mapping[str | int, float],
+    classes: int,
+    labels: Sequence[str] | None,
+) -> list[float]:
+    """Return weights by class index or label; a class without a name counts 1."""
+    weights = [1.0] * classes
+    names = {label: k for k, label in enumerate((labels or ())[:classes])}
+    names |= {str(k): k for k in range(classes) if str(k) not in names}
+    for name, weight in by_name.items():
+        if str(name) not in names:
+            guess = nearest(str(name), names)
+            raise ConfigError(
+                f"train.class_weights names a class that there is not: {name}",
+                expected=", ".join(names),
+                where=config.where("train", "class_weights", name),
+                hint=f"did you mean `{guess}`?" if guess else None,
+            )
+        weights[names[str(name)]] = float(weight)
+    return weights
+
+
+def _balanced(counts: Array, dataset: Dataset) -> list[float]:
+    """Return weights under which every class has the same total, and the mean of rows stays 1."""
+    missing = np.flatnonzero(counts == 0)
+    if missing.size:
+        raise DataError(
+            f"class {missing[0]} does not occur in the training data, so it cannot be balanced",
+            found=", ".join(f"{n} of class {k}" for k, n in enumerate(counts.tolist())),
+            where=dataset.input_names,
+            hint="train.class_weights also takes a weight for each class",
+        )
+    weights: list[float] = (counts.sum() / (len(counts) * counts)).tolist()
+    return weights

@@ -1,4 +1,4 @@
-"""Weights files of any format: read once, their config, and which layers their tensors fit."""
+"""Weights files of any format: reading, the config they carry, and the layers of their tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lstm_cli import config as configs
-from lstm_cli.api.differences import contradiction_note, contradictions, left_out
+from lstm_cli.api.config_differences import contradiction_note, contradictions, unwritten_options
 from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers, ZeroStates, lacks_bias, with_biases
 from lstm_cli.errors import LstmCliError, WeightsError, quote
@@ -17,15 +17,15 @@ from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.sniffing import sniff
 from lstm_cli.network.normalization import first_layer
 
-TEXTS = (".yaml", ".yml", ".json")
-"""Suffixes of configs, which are never taken for weights."""
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+"""Suffixes of configs, which are never read as weights."""
 
 _LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)")
 _SETTING = re.compile(r"--set ([\w.]+)=")
 
 
 def is_hdf5(path: str | Path) -> bool:
-    """Whether a file is HDF5, which sequences are too."""
+    """Return True if a file is HDF5: Keras weights, or sequences."""
     try:
         if not Path(path).is_file():  # a pipe is read once
             return False
@@ -37,22 +37,22 @@ def is_hdf5(path: str | Path) -> bool:
 
 
 def is_weights(path: str | Path) -> bool:
-    """Whether a CONFIG is a weights file: its suffix says so, or else what it holds."""
+    """Return True if a CONFIG argument is a weights file, by its suffix or else its content."""
     name = Path(path).name.lower()
-    if name.endswith(TEXTS):
+    if name.endswith(CONFIG_SUFFIXES):
         return False
     if registry.by_suffix(path) is not None:
         return True
     path = Path(path)
     try:
-        # What is no regular file, such as a pipe, can be read only once: by what it is meant for.
+        # A pipe can be read only once: its content is left to the reader of configs.
         return path.is_file() and sniff(path) is not None and not _is_text(path)
     except (OSError, ValueError):
         return False
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file begins like a text that is no XML: a config without a suffix."""
+    """Return True if a file begins like a text other than XML: a config without a suffix."""
     with path.open("rb") as file:
         head = file.read(256)
     return min(head, default=0) >= 9 and not head.lstrip().startswith(b"<")
@@ -69,14 +69,14 @@ def read_weights(
     Parameters
     ----------
     named_at
-        The line that names it, for errors.
+        Place in a config that names the file, for errors.
     layers
-        Layers of the config that it is read for; see `ReadOptions.layers`.
+        Layers of the config that the weights are read for; see `ReadOptions.layers`.
 
     Raises
     ------
     WeightsError
-        It cannot be read, or holds what lstm-cli cannot represent.
+        The file cannot be read, or holds a layer or option that lstm-cli cannot represent.
     """
     try:
         return registry.read(path, replace(options or ReadOptions(), layers=layers))
@@ -99,14 +99,14 @@ def config_of(
     *,
     hint: str = "name a YAML config, and the weights with --weights",
 ) -> Config:
-    """The config that a weights file carries, or that its tensors tell.
+    """Return the config that a weights file carries, or that its tensors imply.
 
     Raises
     ------
     WeightsError
-        There is none.
+        The file has no config, and its tensors imply none.
     ConfigError
-        It is wrong, or what overrides make of it.
+        The config is wrong, as stored or with the overrides.
     """
     name = str(imported.path)
     if imported.text is not None:
@@ -124,7 +124,7 @@ def config_of(
 
 
 def _stem(path: Path) -> str:
-    """The file's name without the suffix that says its format: ``out`` of ``out.weights.h5``."""
+    """Return a file's name without the suffix of its format: ``out`` of ``out.weights.h5``."""
     for format in registry.FORMATS.values():
         for suffix in sorted(format.suffixes, key=len, reverse=True):
             if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
@@ -133,21 +133,21 @@ def _stem(path: Path) -> str:
 
 
 def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
-    """A file's tensors under the numbers that the layers have in a config.
+    """Return a file's tensors under the layer numbers of a config.
 
-    Layers without weights, such as dropout, stand in few formats: so a foreign file's layers
-    are taken in order, as long as there are as many of them as the config has with weights.
+    Few formats store layers without weights, such as dropout. So a foreign file's layers are
+    taken in order, if the config has as many layers with weights.
     """
-    numbers = _numbers(layers, imported)
+    numbers = _layer_numbers(layers, imported)
     return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
 
 
 def with_reading_bias(
     config: Config, tensors: Mapping[str, Array]
 ) -> tuple[Config, Mapping[str, Array]]:
-    """The network with biases, of 0 if it has none, in the layer that reads the inputs.
+    """Return the network with biases, 0 where it has none, in the layer that reads the inputs.
 
-    These take the normalization of the inputs in where it is folded.
+    Folding the normalization of the inputs into the weights needs these biases.
     """
     first = first_layer(config.specs)
     if first is None or not lacks_bias(first):
@@ -156,13 +156,14 @@ def with_reading_bias(
 
 
 def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], tuple[Stored, ...]]:
-    """Native tensor and gate to where a foreign file has it: two places where these are added.
+    """Return the places in a foreign file of every block, by native tensor and gate.
 
-    Layers are numbered as in a config; see `tensors_for`.
+    A block that is the sum of two tensors has two places. Layers have the numbers of the
+    config; see `tensors_for`.
     """
     if imported.format == "native":
         return {}
-    numbers = _numbers(layers, imported)
+    numbers = _layer_numbers(layers, imported)
     places: dict[tuple[str, str], tuple[Stored, ...]] = {}
     for stored in imported.stored:
         native = _renumbered(stored.native, numbers)
@@ -172,38 +173,38 @@ def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], t
 
 
 def zero_states_for(layers: Layers, imported: Imported) -> ZeroStates:
-    """The initial states that a file's model holds at 0, layers numbered as in a config."""
-    numbers = _numbers(layers, imported)
+    """Return the initial states that a file's model holds at 0, by layer number of a config."""
+    numbers = _layer_numbers(layers, imported)
     return {(numbers.get(k, k), letter): v for (k, letter), v in imported.zero_states.items()}
 
 
-def _numbers(layers: Layers, imported: Imported) -> dict[int, int]:
-    """A file's number of each layer with weights, and the config's."""
-    there = sorted({int(m[1]) for name in imported.tensors if (m := _LAYER.fullmatch(name))})
-    wanted = [spec.index for spec in layers if spec.parameters()]
-    if imported.format == "native" or len(there) != len(wanted):
-        wanted = there
-    return dict(zip(there, wanted, strict=True))
+def _layer_numbers(layers: Layers, imported: Imported) -> dict[int, int]:
+    """Map a file's number of each layer with weights to the config's number."""
+    of_file = sorted({int(m[1]) for name in imported.tensors if (m := _LAYER.fullmatch(name))})
+    of_config = [spec.index for spec in layers if spec.parameters()]
+    if imported.format == "native" or len(of_file) != len(of_config):
+        of_config = of_file
+    return dict(zip(of_file, of_config, strict=True))
 
 
 def _renumbered(name: str, numbers: Mapping[int, int]) -> str:
-    found = _LAYER.fullmatch(name)
-    if found is None or int(found[1]) not in numbers:
+    match = _LAYER.fullmatch(name)
+    if match is None or int(match[1]) not in numbers:
         return name
-    return f"layers.{numbers[int(found[1])]}.{found[2]}"
+    return f"layers.{numbers[int(match[1])]}.{match[2]}"
 
 
 def standing_notes(imported: Imported, config: Config, alone: str | None = None) -> tuple[str, ...]:
-    """What a file's reader assumed that no option answers, and where a config contradicts the file.
+    """Return the reader's notes that still stand, and a note on options that contradict the file.
 
-    A note that proposes a ``--set`` is answered by that option. A config beside the file answers
-    it too, unless the file describes its layers, and the config leaves the option out or has
-    another value.
+    An option set on the command line answers a note that proposes it with ``--set``. A config
+    beside the file answers the note too. There is one exception: the file describes its layers,
+    and the config lacks the option or has another value.
 
     Parameters
     ----------
     alone
-        How to take what the file says; None: ``lstm-cli run FILE DATA``.
+        How to use the file's own options; None: ``lstm-cli run FILE DATA``.
     """
     if config.source == str(imported.path):
         return tuple(
@@ -212,24 +213,26 @@ def standing_notes(imported: Imported, config: Config, alone: str | None = None)
             if not (keys := _SETTING.findall(note)) or not all(_is_set(config, key) for key in keys)
         )
     certain = tuple(note for note in imported.notes if not _SETTING.search(note))
-    own = description(imported)
-    if own is None:
+    file_config = described_config(imported)
+    if file_config is None:
         return certain
-    found = contradictions(config, own, imported)
-    places = {f"model.layers.{gap.number}.{gap.key}" for gap in found} | left_out(config, own)
+    mismatches = contradictions(config, file_config, imported)
+    places = {f"model.layers.{m.file_layer}.{m.key}" for m in mismatches}
+    places |= unwritten_options(config, file_config)
     assumed = tuple(
         f"{imported.path.name} alone: {note}"
         for note in imported.notes
         if any(".".join(key.split(".")[:4]) in places for key in _SETTING.findall(note))
     )
-    if not found:
+    if not mismatches:
         return (*assumed, *certain)
-    how = alone or f"lstm-cli run {_command(imported)} DATA"
-    return (contradiction_note(config, own, found, imported.path, how), *assumed, *certain)
+    how = alone or f"lstm-cli run {_as_argument(imported)} DATA"
+    note = contradiction_note(config, file_config, mismatches, imported.path, how)
+    return (note, *assumed, *certain)
 
 
-def description(imported: Imported) -> Config | None:
-    """The config of a file that describes its layers; None: it does not, or not validly."""
+def described_config(imported: Imported) -> Config | None:
+    """Return the config of a file that describes its layers; None without a valid description."""
     if not imported.described:
         return None
     try:
@@ -238,8 +241,7 @@ def description(imported: Imported) -> Config | None:
         return None
 
 
-def _command(imported: Imported) -> str:
-    """A file as CONFIG of a command, with the options that read it."""
+def _as_argument(imported: Imported) -> str:
     format, order = imported.reading.format, imported.reading.tmva_order
     options = [f"--from {format}"] * (format is not None)
     options += [f"--tmva-order {order}"] * (order is not None)

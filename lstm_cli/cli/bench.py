@@ -220,7 +220,7 @@ def _work(
             return bench.DEFAULT_SIZES, bench.one_lstm, None
         sizes = bench.grid(hidden or (128,), batch or (32,), steps or (100,), features)
         return sizes, bench.one_lstm, None
-    from lstm_cli.api.assembly import read_config
+    from lstm_cli.api.model import read_config
     from lstm_cli.engines.types import RecurrentSpec
 
     check_order(config_path)

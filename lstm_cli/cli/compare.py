@@ -13,8 +13,8 @@ from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import FILE, external_option, output_options, selecting_options
 
 if TYPE_CHECKING:
-    from lstm_cli.api.comparison.comparison import Comparison
-    from lstm_cli.api.comparison.sides import Side
+    from lstm_cli.api.comparison.comparison import FileComparison
+    from lstm_cli.api.comparison.inputs import ComparedFile
     from lstm_cli.config import Config
     from lstm_cli.formats.interchange import ReadOptions
 
@@ -104,7 +104,7 @@ def command(
     _notes(console, (a, b), comparison)
     divergence = _divergence(console, a, b, data_paths, tolerance, allow_external)
     console.document({**_document(comparison), "divergence": divergence})
-    parted = divergence is not None and divergence.parted
+    parted = divergence is not None and divergence.outputs_differ
     return 0 if comparison.equal and not parted else DIFFERENT
 
 
@@ -122,18 +122,18 @@ def _readings(*sides: tuple[Path, ReadOptions]) -> list[ReadOptions]:
 
 
 def _config(path: Path | None) -> Config | None:
-    from lstm_cli.api.assembly import read_config
+    from lstm_cli.api.model import read_config
 
     return None if path is None else read_config(path)
 
 
-def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -> Side:
-    from lstm_cli.api.comparison.sides import read_side
+def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -> ComparedFile:
+    from lstm_cli.api.comparison.inputs import read_compared_file
 
-    return read_side(label, path, options, config)
+    return read_compared_file(label, path, options, config)
 
 
-def _notes(console: Console, sides: Sequence[Side], comparison: Comparison) -> None:
+def _notes(console: Console, sides: Sequence[ComparedFile], comparison: FileComparison) -> None:
     """What was assumed of the files; what `--set` would answer elsewhere, options tell."""
     for side in sides:
         for note in side.notes:
@@ -151,8 +151,8 @@ def _document(comparison: Any) -> dict[str, Any]:
 
 def _divergence(
     console: Console,
-    a: Side,
-    b: Side,
+    a: ComparedFile,
+    b: ComparedFile,
     paths: tuple[str, ...],
     tolerance: float,
     allow_external: bool,
@@ -160,7 +160,7 @@ def _divergence(
     """Where the outputs part, shown and handed back; None without data."""
     if not paths:
         return None
-    from lstm_cli.api.comparison.divergence import diverge
+    from lstm_cli.api.comparison.first_difference import find_divergence
     from lstm_cli.cli.compare_tables import divergence_report
     from lstm_cli.cli.options import data_options
     from lstm_cli.data import DataOptions, open_data
@@ -170,6 +170,6 @@ def _divergence(
     if config is not None:
         options = data_options(config, allow_external, need_targets=False)
     with open_data(paths, options) as data:
-        found = diverge(a, b, data, tolerance)
+        found = find_divergence(a, b, data, tolerance)
     console.show(*divergence_report(found))
     return found

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from lstm_cli.api.fit import listed
+from lstm_cli.api.data_notes import itemize
 from lstm_cli.cli import units
 from lstm_cli.cli.tables import plain_table
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.comparison.blocks import Block
-    from lstm_cli.api.comparison.comparison import Comparison, File
+    from lstm_cli.api.comparison.comparison import FileComparison, FileSummary
     from lstm_cli.api.comparison.diagnosis import Diagnosis
-    from lstm_cli.api.comparison.divergence import Divergence
+    from lstm_cli.api.comparison.first_difference import Divergence
+    from lstm_cli.api.comparison.metrics import ComparedBlock
 
 FEW = 4
 """Equal blocks of a direction that are listed like the others; more become a count."""
 
 
-def report(comparison: Comparison) -> list[Any]:
+def report(comparison: FileComparison) -> list[Any]:
     """Everything but what the data say."""
     lines: list[Any] = [_file("A", comparison.a), _file("B", comparison.b), ""]
     for layer, group in groupby(comparison.blocks, key=lambda block: block.layer):
@@ -42,7 +42,7 @@ def report(comparison: Comparison) -> list[Any]:
         )
     if comparison.lost:
         lines.append(
-            f"warning: the fold loses digits: {listed(comparison.lost)}; equal weights give other "
+            f"warning: the fold loses digits: {itemize(comparison.lost)}; equal weights give other "
             "outputs then, which --data shows"
         )
     lines += [f"differs: {what}" for what in comparison.layers]
@@ -54,11 +54,11 @@ def report(comparison: Comparison) -> list[Any]:
     return [*lines, _verdict(comparison), *_hints(comparison.diagnosis)]
 
 
-def _file(label: str, file: File) -> str:
+def _file(label: str, file: FileSummary) -> str:
     return f"{label}  {file.path} · {file.title} · sha256 {file.sha256[:8]}…"
 
 
-def _layer(title: str, blocks: Sequence[Block]) -> Iterator[Any]:
+def _layer(title: str, blocks: Sequence[ComparedBlock]) -> Iterator[Any]:
     """A heading for each direction, the blocks that differ, and the others if they are few."""
     if all(block.equal for block in blocks):
         yield Text.assemble((title, "bold"), f" · {_counted(len(blocks))} equal")
@@ -70,7 +70,7 @@ def _layer(title: str, blocks: Sequence[Block]) -> Iterator[Any]:
         yield from _rows([block for block in blocks if block.direction == direction])
 
 
-def _rows(blocks: Sequence[Block]) -> Iterator[Any]:
+def _rows(blocks: Sequence[ComparedBlock]) -> Iterator[Any]:
     equal = [block for block in blocks if block.equal]
     folded = len(equal) > FEW
     shown = [block for block in blocks if not (folded and block.equal)]
@@ -87,7 +87,7 @@ def _counted(count: int) -> str:
     return f"{count} matrices and vectors" if count != 1 else "1 matrix"
 
 
-def _table(blocks: Sequence[Block]) -> Table:
+def _table(blocks: Sequence[ComparedBlock]) -> Table:
     numbers = ("difference", "relative", "norm A", "norm B", "correlation")
     table = plain_table("gate", "", "shape", *numbers, numbers=numbers)
     for block in blocks:
@@ -97,7 +97,7 @@ def _table(blocks: Sequence[Block]) -> Table:
     return table
 
 
-def _numbers(block: Block) -> tuple[str, ...]:
+def _numbers(block: ComparedBlock) -> tuple[str, ...]:
     found = block.figures
     if found is None:
         return ()
@@ -110,7 +110,7 @@ def _numbers(block: Block) -> tuple[str, ...]:
     )
 
 
-def _shapes_table(blocks: Sequence[Block]) -> Table:
+def _shapes_table(blocks: Sequence[ComparedBlock]) -> Table:
     """Blocks that have no shape in common, or no counterpart."""
     table = plain_table("gate", "", "shape in A", "shape in B")
     for block in blocks:
@@ -142,7 +142,7 @@ def _hints(diagnosis: Diagnosis | None) -> list[str]:
     return [f"hint: {hint}" for hint in dict.fromkeys(found) if hint is not None]
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict(comparison: FileComparison) -> str:
     blocks = comparison.blocks
     within = f" within {comparison.tolerance:g}" if comparison.tolerance else ""
     apart = [block for block in blocks if not block.equal]
@@ -165,10 +165,10 @@ def divergence_report(found: Divergence) -> list[Any]:
     numbers = ("first step", "sequence", "largest", "at step", "in sequence")
     table = plain_table("layer", "", "value", *numbers, numbers=numbers)
     for part in found.parts:
-        first = ("-", "-") if not part.apart else (part.first_step, part.first_sequence)
+        first = ("-", "-") if not part.exceeds else (part.first_step, part.first_sequence)
         largest = (_number(part.largest), part.step, part.sequence)
         cells = ["" if cell is None else str(cell) for cell in (*first, *largest)]
-        style = "" if part.apart else "dim"
+        style = "" if part.exceeds else "dim"
         table.add_row(str(part.layer), part.direction, part.value, *cells, style=style)
     lines: list[Any] = [
         "",

@@ -51,9 +51,9 @@ class Reading:
 
     def open(self, path: str) -> str | Imported:
         """CONFIG; a weights file is read, once for all that follows."""
-        from lstm_cli.api.assembly import opened
+        from lstm_cli.api.model import read_if_weights
 
-        found: Any = opened(path, self.options)
+        found: Any = read_if_weights(path, self.options)
         return found  # type: ignore[no-any-return]
 
 
@@ -72,7 +72,7 @@ class ModelOptions:
 
     def config(self, source: str | Imported) -> Config:
         """The config of a YAML or weights file, with --set and --seed."""
-        from lstm_cli.api.assembly import read_config
+        from lstm_cli.api.model import read_config
 
         return read_config(source, self.overrides, self.seed)
 
@@ -91,7 +91,7 @@ class ModelOptions:
         self, source: str | Imported, config: Config, engine: Engine, console: Console
     ) -> Model:
         """The model, its weights fitted to the config; stderr is told what was assumed."""
-        from lstm_cli.api.assembly import assemble
+        from lstm_cli.api.model import assemble
 
         model = assemble(config, engine, self.weights_of(source), self.reading.options)
         for note in model.notes:

@@ -17,8 +17,7 @@ from lstm_cli.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from lstm_cli.api.inspection import StoredTensor
-    from lstm_cli.api.shapes import Block, DirectionShapes, LayerShapes
+    from lstm_cli.api.shapes import DirectionShapes, FileTensor, GateBlock, LayerShapes
     from lstm_cli.api.timing import TimingRow
     from lstm_cli.engines.cuda.runtime.status import GpuStatus
     from lstm_cli.engines.selection import EngineStatus
@@ -189,7 +188,7 @@ def block_tables(layer: LayerShapes, *, compared: bool) -> list[NamesTable]:
     return [_block_table(prefix, list(blocks), compared) for prefix, blocks in groups]
 
 
-def _block_table(prefix: str, blocks: Sequence[Block], compared: bool) -> NamesTable:
+def _block_table(prefix: str, blocks: Sequence[GateBlock], compared: bool) -> NamesTable:
     sizes: tuple[str, ...] = ("shape", "params", "bytes")
     marked = any(block.mark for block in blocks)
     if compared:
@@ -213,7 +212,7 @@ def place_tables(layer: LayerShapes) -> list[NamesTable]:
     return [_place_table(list(blocks)) for _, blocks in groups]
 
 
-def _place_table(blocks: Sequence[Block]) -> NamesTable:
+def _place_table(blocks: Sequence[GateBlock]) -> NamesTable:
     dtypes = {place.dtype for block in blocks for place in block.places}
     one = dtypes.pop() if len(dtypes) == 1 else None
     columns: tuple[str, ...] = (
@@ -238,11 +237,11 @@ def _place_table(blocks: Sequence[Block]) -> NamesTable:
     return table
 
 
-def _sizes(block: Block) -> tuple[str, str, str]:
+def _sizes(block: GateBlock) -> tuple[str, str, str]:
     return units.shape(block.shape), f"{block.parameters:,}", units.size(block.bytes)
 
 
-def _compared(block: Block) -> tuple[str, str, str]:
+def _compared(block: GateBlock) -> tuple[str, str, str]:
     found = "-" if block.found is None else units.shape(block.found)
     return units.shape(block.shape), found, f"✗ {block.mark}" if block.mark else ""
 
@@ -258,7 +257,7 @@ def flow_table(layer: LayerShapes) -> NamesTable:
     return table
 
 
-def stored_table(tensors: Sequence[StoredTensor]) -> NamesTable:
+def stored_table(tensors: Sequence[FileTensor]) -> NamesTable:
     """The tensors of a weights file, as stored."""
     table = NamesTable(("tensor", "shape", "dtype", "bytes"), range(1), ("bytes",))
     for tensor in tensors:

@@ -24,7 +24,7 @@ from lstm_cli.cli.options import batch_size as parsed_batch_size
 from lstm_cli.errors import counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.api.training import TrainingRun, TrainReport
+    from lstm_cli.api.training_run import TrainingRun, TrainReport
 
 EPILOG = """\b
 Examples:
@@ -85,10 +85,10 @@ def command(
     weights, which run alone, the metrics of every epoch, and checkpoints. Killed at any moment
     and resumed, a run ends in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
-    from lstm_cli.api.fit import check_data
-    from lstm_cli.api.resuming import train_section
     from lstm_cli.api.run_folder import RunFolder
-    from lstm_cli.api.training import TrainingRun, open_validation
+    from lstm_cli.api.shape_check import check_data
+    from lstm_cli.api.trainer import train_section
+    from lstm_cli.api.training_run import TrainingRun, open_validation
     from lstm_cli.data import open_data
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -135,7 +135,7 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
     shown = len(run.notes)
     with (
         interrupts(quiet=console.quiet) as stop,
-        display(console, run.plan.epochs, run.task.train.loss) as reporter,
+        display(console, run.plan.epochs, run.setup.train.loss) as reporter,
     ):
         report = _run(run, reporter, stop)
     for note in report.notes[shown:]:
@@ -155,7 +155,7 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
     try:
         return run.run(reporter, stop)
     except DeviceMemoryError as error:
-        size = run.task.train.batch_size
+        size = run.setup.train.batch_size
         hint = f"--batch-size {size // 2} needs about half"
         if size < 2:
             hint = "shorter sequences, a smaller network, or --device cpu"
@@ -169,14 +169,14 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
 
 
 def _head(run: TrainingRun) -> list[Any]:
-    task, engine = run.task, run.model.network.engine
-    held = f", {task.measured:,} to measure on" if task.measured else ""
+    task, engine = run.setup, run.model.network.engine
+    held = f", {task.validation_count:,} to measure on" if task.validation_count else ""
     begin = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
         begin = f"goes on after epoch {run.epochs_before}"
     return [
         f"{run.model.config.name} · {task.data.description}",
-        f"{task.learned:,} to learn from{held} · loss {task.train.loss}, "
+        f"{task.training_count:,} to learn from{held} · loss {task.train.loss}, "
         f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
         f"{begin} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
         machine_line(engine),
@@ -202,7 +202,7 @@ def _show(
 
     row = report.metrics
     if report.best_epoch is not None:
-        names = shown_metrics(row, run.task.train.loss)
+        names = shown_metrics(row, run.setup.train.loss)
         table = plain_table(f"epoch {report.best_epoch}, the best", *names, numbers=names)
         for label, prefix in (("training", ""), ("validation", "val_")):
             figures = [row.get(prefix + name) for name in names]
@@ -218,14 +218,14 @@ def _show(
 
 
 def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
-    engine, task = run.model.network.engine, run.task
+    engine, task = run.model.network.engine, run.setup
     return {
         "model": {
             "name": run.model.config.name,
             "config": run.model.config.source,
             "parameters": run.model.network.parameter_count,
         },
-        "data": {"sequences": task.learned, "held_out": task.measured},
+        "data": {"sequences": task.training_count, "held_out": task.validation_count},
         "end": report.end,
         "epochs": report.epoch,
         "best_epoch": report.best_epoch,

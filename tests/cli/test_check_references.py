@@ -35,7 +35,7 @@ def check(lstm: Command, reference: str = "r.npz", *options: str) -> Any:
 
 
 def with_header(text: bytes, version: int = 1) -> None:
-    """A reference whose inputs have this header, before 96 bytes."""
+    """Write a reference whose inputs have this header and 96 bytes of values."""
     with np.load("r.npz") as arrays:
         outputs = io.BytesIO()
         np.save(outputs, arrays["outputs"])
@@ -116,13 +116,13 @@ FORMS = {
 def test_arrays_that_are_no_reference(kind, suffix, lstm):
     changes, name = FORMS[kind]
     with np.load("r.npz") as arrays:
-        given = {**arrays, **changes}
+        parts = {**arrays, **changes}
     if suffix == "npz":
-        np.savez("r.npz", **given)
+        np.savez("r.npz", **parts)
     else:
         h5py = pytest.importorskip("h5py")
         with h5py.File("r.h5", "w") as file:
-            for key, value in given.items():
+            for key, value in parts.items():
                 if value.dtype.kind in "UO":
                     value = np.asarray(value.astype(str), h5py.string_dtype())
                 file[key.replace(".", "/")] = value
@@ -131,12 +131,12 @@ def test_arrays_that_are_no_reference(kind, suffix, lstm):
     assert name in outcome.err.replace("/", ".")
 
 
-def test_forms_that_are_taken(lstm):
+def test_forms_that_are_read(lstm):
     with np.load("r.npz") as arrays:
-        given = dict(arrays)
-    np.savez("r.npz", inputs=np.asfortranarray(X), outputs=given["outputs"].astype(">f8"))
+        parts = dict(arrays)
+    np.savez("r.npz", inputs=np.asfortranarray(X), outputs=parts["outputs"].astype(">f8"))
     assert check(lstm).code == 0
-    np.savez("r.npz", **given, **{"state.0.h": np.zeros((3, 3)), "state.0.c": np.zeros((3, 1, 3))})
+    np.savez("r.npz", **parts, **{"state.0.h": np.zeros((3, 3)), "state.0.c": np.zeros((3, 1, 3))})
     assert check(lstm).code == 0
 
 
@@ -150,7 +150,7 @@ def test_archives(lstm):
 
 
 def test_outputs_without_an_axis_of_features(lstm):
-    """The hint's index gives the axis."""
+    """The index in the hint adds the axis."""
     Path("m.yaml").write_text(
         "model: {input_size: 2, layers: [{type: gru, hidden_size: 3, return_sequences: false}, "
         "{type: dense, units: 1}]}"
@@ -168,7 +168,7 @@ def test_outputs_without_an_axis_of_features(lstm):
 
 
 class Chaotic:
-    """A network of PyTorch that turns rounding into more than the tolerance."""
+    """A PyTorch network that magnifies rounding beyond the tolerance."""
 
     def __init__(self, kind: str, scale: float, steps: int, hidden: int = 12) -> None:
         torch = pytest.importorskip("torch")
@@ -192,7 +192,7 @@ class Chaotic:
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize(("kind", "scale", "steps"), [("RNN", 12.0, 60), ("LSTM", 60.0, 120)])
 def test_rounding_explains_what_a_chaotic_network_gives(kind, scale, steps, dtype, lstm):
-    """The hint is followed: the steps that it names fit, and a wrong reference still does not."""
+    """The steps that the hint names fit, and a wrong reference still does not."""
     net = Chaotic(kind, scale, steps)
     net.reference(dtype)
     outcome = lstm("convert", "m.pt", "o.safetensors", "--check", "r.npz")
@@ -233,10 +233,10 @@ def test_a_little_rounding_may_be_accepted(lstm):
     net.reference("f4")
     tight = ("--tolerance", "1e-9")
     outcome = lstm("convert", "m.pt", "o.safetensors", "--check", "r.npz", *tight)
-    found = re.search(r"--tolerance (\S+);", " ".join(outcome.err.split()))
+    proposal = re.search(r"--tolerance (\S+);", " ".join(outcome.err.split()))
     assert outcome.code == 1
-    assert found, outcome.err
-    accepted = ("--tolerance", found[1])
+    assert proposal, outcome.err
+    accepted = ("--tolerance", proposal[1])
     assert lstm("convert", "m.pt", "o.safetensors", "--check", "r.npz", *accepted).code == 0
 
 

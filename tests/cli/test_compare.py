@@ -1,4 +1,4 @@
-"""``compare`` as a user runs it: what differs is shown, and what was planted is named."""
+"""``compare`` as a user runs it: differences are shown, and planted errors are named."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from lstm_cli.config import Config, from_mapping
 from lstm_cli.formats import native, registry
-from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
-from lstm_cli.formats.interchange import Export
+from lstm_cli.formats.gates import NATIVE, reorder
+from lstm_cli.formats.model import Export
 
 ORDERS = {
     "lstm": {"iofg": "ONNX order", "igfo": "TF1 and CNTK order", "ifog": "Core ML order"},
@@ -34,8 +34,8 @@ def net(*layers: dict, input_size: int = 5) -> Config:
 
 def weights(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Distinct float32 weights."""
-    drawn = random_weights(config.specs, seed)
-    return {name: value.astype(np.float32) for name, value in drawn.items()}
+    wide = random_weights(config.specs, seed)
+    return {name: value.astype(np.float32) for name, value in wide.items()}
 
 
 @pytest.fixture
@@ -43,26 +43,26 @@ def compare(lstm, tmp_path) -> Callable:
     """Compare tensors, each side with its config (None: without one)."""
 
     def run(a, b, config: Config | None, *options: object, other: Config | None = None):
-        for name, tensors, own in (("a", a, config), ("b", b, other or config)):
-            text = None if own is None else own.to_yaml()
+        for name, tensors, one in (("a", a, config), ("b", b, other or config)):
+            text = None if one is None else one.to_yaml()
             native.write(tmp_path / f"{name}.safetensors", tensors, text)
         return lstm("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors", *options)
 
     return run
 
 
-def planted(tensors, kind: str, order: Sequence[str], names: str = "weight_ih weight_hh bias"):
-    """The tensors with the gates of some in another order; peepholes go along."""
-    made = dict(tensors)
+def reordered(tensors, kind: str, order: Sequence[str], names: str = "weight_ih weight_hh bias"):
+    """Reorder the gates of the named tensors, and those of peepholes."""
+    result = dict(tensors)
     for name, value in tensors.items():
-        layer, _, own = name.rpartition(".")
+        layer, _, leaf = name.rpartition(".")
         if f"{layer}.weight_hh" not in tensors:
             continue
-        if own == "peephole":
-            made[name] = reorder_gates(value, "ifo", [gate for gate in order if gate != "g"])
-        elif any(own.startswith(prefix) for prefix in names.split()):
-            made[name] = reorder_gates(value, NATIVE_GATES[kind], order)
-    return made
+        if leaf == "peephole":
+            result[name] = reorder(value, "ifo", [gate for gate in order if gate != "g"])
+        elif any(leaf.startswith(prefix) for prefix in names.split()):
+            result[name] = reorder(value, NATIVE[kind], order)
+    return result
 
 
 def test_equal_files(compare):
@@ -114,15 +114,15 @@ def test_every_order_of_gates_is_named(compare, kind, features, options):
     """All 23 and 5, on D != H and D == H, in one layer of a stack."""
     layers = [{"type": kind, "hidden_size": 6, **options}, {"type": "dense", "units": 3}]
     config = net(*layers, input_size=features)
-    native_order = NATIVE_GATES[kind]
+    native_order = NATIVE[kind]
     for seed, order in enumerate(itertools.permutations(native_order)):
         if order == native_order:
             continue
         w = weights(config, seed)
-        outcome = compare(w, planted(w, kind, order), config)
+        outcome = compare(w, reordered(w, kind, order), config)
         assert outcome.code == 1
-        whose = ORDERS[kind].get("".join(order), "the order")
-        assert f"explained: B is A with gates in {whose} {', '.join(order)}" in outcome.out
+        name = ORDERS[kind].get("".join(order), "the order")
+        assert f"explained: B is A with gates in {name} {', '.join(order)}" in outcome.out
         assert "not explained" not in outcome.out
         assert outcome.out.count("explained: ") == 1  # nothing else is claimed
 
@@ -130,12 +130,12 @@ def test_every_order_of_gates_is_named(compare, kind, features, options):
 @pytest.mark.parametrize(
     ("tensor", "symbol"), [("weight_ih", "W"), ("weight_hh", "U"), ("bias", "b")]
 )
-def test_an_order_of_some_tensors_alone(compare, tensor, symbol):
+def test_an_order_of_one_tensor_only(compare, tensor, symbol):
     config = net({"type": "lstm", "hidden_size": 4}, {"type": "lstm", "hidden_size": 4})
     orders = [order for order in itertools.permutations("ifgo") if order != tuple("ifgo")]
     for seed, order in enumerate(orders):
         w = weights(config, seed)
-        other = planted(w, "lstm", order, tensor)
+        other = reordered(w, "lstm", order, tensor)
         other = {k: (other if k.startswith("layers.1") else w)[k] for k in w}
         outcome = compare(w, other, config)
         assert f"explained: {symbol} of B is A's with gates in " in outcome.out
@@ -147,7 +147,7 @@ def test_an_order_of_some_tensors_alone(compare, tensor, symbol):
 def test_native_gates_taken_for_another_order(compare):
     config = net({"type": "lstm", "hidden_size": 4})
     w = weights(config)
-    outcome = compare(w, planted(w, "lstm", "igof"), config)
+    outcome = compare(w, reordered(w, "lstm", "igof"), config)
     assert "the order i, g, o, f, which is what native gates become if" in outcome.out
     assert "taken for ONNX order" in outcome.out
 
@@ -158,7 +158,7 @@ def test_an_order_with_transposed_blocks_and_a_shifted_forget_bias(compare, seed
     config = net({"type": "lstm", "hidden_size": 6, "bidirectional": True}, input_size=6)
     order = tuple(rng.permutation(list("ifgo")))
     w = weights(config, seed)
-    other = planted(w, "lstm", order)
+    other = reordered(w, "lstm", order)
     for name in [name for name in other if name.endswith(("_ih", "_hh"))]:
         blocks = np.split(other[name], 4)
         other[name] = np.concatenate([block.T for block in blocks])
@@ -181,25 +181,25 @@ def test_an_order_with_transposed_blocks_and_a_shifted_forget_bias(compare, seed
 
 
 def test_equal_gates_get_the_simplest_explanation(compare):
-    """Constant weights, as the standard's own tests have: nothing to be told, nothing claimed."""
+    """Constant weights, as in the ONNX standard's own tests, have no explanation at all."""
     config = net({"type": "lstm", "hidden_size": 4})
     w = {name: np.full_like(value, 0.1) for name, value in weights(config).items()}
-    assert compare(w, planted(w, "lstm", "ogfi"), config).code == 0
+    assert compare(w, reordered(w, "lstm", "ogfi"), config).code == 0
     real = weights(config)
     w["layers.0.weight_ih"] = real["layers.0.weight_ih"]
-    outcome = compare(w, planted(w, "lstm", "ifog"), config)
+    outcome = compare(w, reordered(w, "lstm", "ifog"), config)
     assert "explained: B is A with gates in Core ML order i, f, o, g" in outcome.out
     w["layers.0.weight_ih"] = np.concatenate(
         [real["layers.0.weight_ih"][:4]] * 3 + [real["layers.0.weight_ih"][4:8]]
     )
-    outcome = compare(w, planted(w, "lstm", "ifog"), config)  # or o first, or second
+    outcome = compare(w, reordered(w, "lstm", "ifog"), config)  # or o first, or second
     assert "Core ML order i, f, o, g" in outcome.out
 
 
 def test_an_order_that_one_block_does_not_follow(compare):
     config = net({"type": "lstm", "hidden_size": 4})
     w = weights(config)
-    other = planted(w, "lstm", "iofg")
+    other = reordered(w, "lstm", "iofg")
     other["layers.0.weight_hh"] = other["layers.0.weight_hh"].copy()
     other["layers.0.weight_hh"][5, 1] += 0.5
     outcome = compare(w, other, config)
@@ -212,7 +212,7 @@ def test_an_order_that_one_block_does_not_follow(compare):
 def test_a_claim_is_verified_on_every_number(compare, at):
     config = net({"type": "lstm", "hidden_size": 40}, input_size=30)
     w = weights(config)
-    other = planted(w, "lstm", "ofgi")
+    other = reordered(w, "lstm", "ofgi")
     other["layers.0.weight_ih"][80 + at[0], at[1]] += 1e-3
     outcome = compare(w, other, config)
     assert "in the order o, f, g, i, but for W_g" in outcome.out
@@ -261,18 +261,18 @@ GRU_BIASES = {
 
 @pytest.mark.parametrize("what", GRU_BIASES)
 @pytest.mark.parametrize("order", ["rzn", "nzr"])
-def test_biases_of_a_gru_that_were_shared_out(compare, what, order):
+def test_split_biases_of_a_gru(compare, what, order):
     config = net({"type": "gru", "hidden_size": 4})
     w = weights(config)
     other = dict(w)
     pair = [f"layers.0.bias_{side}" for side in ("ih", "hh")]
     other |= dict(zip(pair, GRU_BIASES[what](*(w[name] for name in pair)), strict=True))
-    outcome = compare(w, planted(other, "gru", order), config)
+    outcome = compare(w, reordered(other, "gru", order), config)
     assert what in outcome.out
     assert ("with gates in the order n, z, r" in outcome.out) == (order == "nzr")
     assert "not explained" not in outcome.out
     half = {k: v.astype(np.float16).astype(np.float32) for k, v in other.items()}
-    outcome = compare(w, planted(half, "gru", order), config)
+    outcome = compare(w, reordered(half, "gru", order), config)
     assert what in outcome.out
     assert "B is A rounded to float16" in outcome.out
     assert "not explained" not in outcome.out
@@ -299,7 +299,7 @@ def test_exchanged_directions_and_layers(compare):
     assert "not explained" not in outcome.out
 
 
-def test_mistakes_of_whole_layers(compare):
+def test_known_errors_of_whole_layers(compare):
     config = net({"type": "lstm", "hidden_size": 5})
     w = weights(config)
     W, U = (np.split(w[f"layers.0.{name}"], 4) for name in ("weight_ih", "weight_hh"))
@@ -315,7 +315,7 @@ def test_mistakes_of_whole_layers(compare):
 
 
 def test_units_in_another_order(compare):
-    """The same function, all through a network: rows of each gate, and what reads the units."""
+    """A permutation of the units through a whole network, which computes the same function."""
     lstm = {"type": "lstm", "hidden_size": 6}
     config = net(lstm, {**lstm, "peepholes": True}, {"type": "dense", "units": 3})
     w = weights(config)
@@ -376,14 +376,14 @@ def test_one_of_a_state_dicts_biases_left_out(lstm, tmp_path):
     state = {f"rnn.{stem}_l0": v for stem, v in {**matrices, **halves}.items()}
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file(state, a, {"format": "pt"})
-    for bias, code, told in (
+    for bias, code, message in (
         (halves["bias_ih"] + halves["bias_hh"], 0, "equal"),
         (halves["bias_hh"], 1, "b of B is A's bias_hh alone: bias_ih was left out"),
     ):
         native.write(b, {**w, "layers.0.bias": bias}, config.to_yaml())
-        found = lstm("compare", a, b)
-        assert found.code == code
-        assert told in found.out
+        outcome = lstm("compare", a, b)
+        assert outcome.code == code
+        assert message in outcome.out
 
 
 def test_layers_and_options_that_differ(compare):
@@ -424,34 +424,34 @@ def test_layers_and_options_that_differ(compare):
 
 
 @pytest.mark.parametrize("exchanged", [False, True])
-def test_no_biases_beside_biases_of_zero(compare, exchanged):
-    """They compute the same, which is said; biases that are not 0 are not explained."""
+def test_no_biases_compared_with_biases_of_zero(compare, exchanged):
+    """Biases of 0 are explained, since both compute the same; other biases are not."""
     a = net(*STACKED)
     b = net(*({**layer, "bias": False} for layer in STACKED))
     w = {name: value * ("bias" not in name) for name, value in weights(a).items()}
-    bare = {name: value for name, value in w.items() if "bias" not in name}
-    sides = (bare, w, b, a) if exchanged else (w, bare, a, b)
+    no_bias = {name: value for name, value in w.items() if "bias" not in name}
+    sides = (no_bias, w, b, a) if exchanged else (w, no_bias, a, b)
     has, lacks = "BA" if exchanged else "AB"
 
-    def run(one, two, mine, theirs):
-        return compare(one, two, mine, other=theirs)
+    def run(a, b, config, other):
+        return compare(a, b, config, other=other)
 
     outcome = run(*sides)
     assert outcome.code == 1
-    said = f"explained: {lacks} has no biases where {has}'s are 0: both compute the same"
-    assert f"{said}\n" in outcome.out
+    explained = f"explained: {lacks} has no biases where {has}'s are 0: both compute the same"
+    assert f"{explained}\n" in outcome.out
     assert "not explained" not in outcome.out
     assert f"lstm 5 → 12, both directions, no biases in {lacks}" in outcome.out
     values = ("false", "true") if exchanged else ("true", "false")
     assert "differs: layer 1: bias {} in A, {} in B".format(*values) in outcome.out
     w["layers.0.reverse.bias"] = w["layers.0.reverse.bias"] + np.float32(0.5)
     outcome = run(*sides)
-    assert f"{said} (layer 0 forward, layer 1, layer 2)" in outcome.out
+    assert f"{explained} (layer 0 forward, layer 1, layer 2)" in outcome.out
     assert "not explained: layer 0 reverse: b" in outcome.out
-    assert compare(bare, bare, b).code == 0
+    assert compare(no_bias, no_bias, b).code == 0
 
 
-def test_what_a_file_does_not_say_is_no_difference(lstm, tmp_path):
+def test_an_option_that_a_file_does_not_state_is_no_difference(lstm, tmp_path):
     relu = {"hidden_size": 4, "activation": "relu", "recurrent_activation": "softsign"}
     layers = [{"type": "lstm", "hidden_size": 4}, {"type": "lstm", **relu}]
     config = net(*layers, {"type": "gru", "hidden_size": 3, "return_sequences": False})
@@ -485,21 +485,22 @@ def test_unreadable_files_and_values(compare, lstm, tmp_path):
     assert lstm("compare", tmp_path / "bad.safetensors", tmp_path / "a.safetensors").code == 4
 
 
-def test_data_show_where_outputs_part(compare, data):
+def test_data_show_the_first_difference(compare, data):
     config = net(*STACKED)
     w = weights(config)
     other = {**w, "layers.0.reverse.weight_hh": w["layers.0.reverse.weight_hh"].copy()}
     other["layers.0.reverse.weight_hh"][7, 2] += 0.2  # f reads it from its second step on
     outcome = compare(w, other, config, "--data", data)
-    assert "the outputs part at layer 0 reverse, gate f, step 2 (sequence 0)" in outcome.out
+    first = "the networks first differ at layer 0 reverse, gate f, step 2 (sequence 0)"
+    assert first in outcome.out
     assert "the networks' outputs differ by up to" in outcome.out
-    found = compare(w, other, config, "--data", data, "--json").json["divergence"]
-    parts = {(p["layer"], p["direction"], p["value"]): p for p in found["parts"]}
+    divergence = compare(w, other, config, "--data", data, "--json").json["divergence"]
+    parts = {(p["layer"], p["direction"], p["value"]): p for p in divergence["parts"]}
     assert parts[0, "forward", "c"]["largest"] == 0
     assert parts[0, "reverse", "f"]["turn"] == 1
-    assert parts[2, "", "output"]["largest"] == found["outputs"]["largest"] > 0
-    assert found["sequences"] == 7
-    assert "nothing parts by more than 1e-06" in compare(w, w, config, "--data", data).out
+    assert parts[2, "", "output"]["largest"] == divergence["outputs"]["largest"] > 0
+    assert divergence["sequences"] == 7
+    assert "no value differs by more than 1e-06" in compare(w, w, config, "--data", data).out
 
 
 def test_data_need_a_config(compare, data, tmp_path):
@@ -523,13 +524,13 @@ def test_width_and_quiet(compare, monkeypatch):
     outcome = compare(weights(config, 1), weights(wide, 2), config, "--quiet", other=wide)
     monkeypatch.setenv("COLUMNS", "80")
     narrow = compare(weights(config, 1), weights(wide, 2), config, "--quiet", other=wide)
-    for found, width in ((outcome, 100), (narrow, 80)):
+    for shown, width in ((outcome, 100), (narrow, 80)):
         tables = [
-            line for line in found.out.splitlines() if line[:1] not in "AB" and ":" not in line
+            line for line in shown.out.splitlines() if line[:1] not in "AB" and ":" not in line
         ]
         assert max(map(len, tables)) <= width
-        assert "…" not in found.out.partition("layer")[2]
-        assert not found.err
+        assert "…" not in shown.out.partition("layer")[2]
+        assert not shown.err
 
 
 def test_hint_for_a_path_that_is_no_file(lstm, tmp_path: Path):

@@ -17,7 +17,7 @@ import yaml
 from networks import random_inputs, random_weights
 
 import lstm_cli
-from lstm_cli.api.assembly import read_config
+from lstm_cli.api.model import read_config
 
 N, T, D = 3, 5, 4
 SHIPPED = Path(__file__).parents[2] / "configs"

@@ -1,4 +1,4 @@
-"""`lstm-cli convert`: what appears is proven, what is wrong never appears; any format, anywhere."""
+"""`lstm-cli convert`: a file appears only once it is proven right; all formats, any folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from networks import random_inputs, random_weights, recurrent
 
 import lstm_cli
+from lstm_cli.api.equivalence import random_input
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import ReadOptions
 
@@ -39,7 +40,7 @@ ALONE += ("--set", "model.layers.2.activation=softmax")
 
 
 def model(mapping, dtype="float32", seed=3):
-    """A model of a config, every weight another one."""
+    """A model of a config, with distinct weights."""
     specs = lstm_cli.build(mapping, engine="reference").config.specs
     weights = {name: v.astype(dtype) for name, v in random_weights(specs, seed).items()}
     return lstm_cli.build(mapping, engine="reference", dtype=dtype, weights=weights)
@@ -54,8 +55,8 @@ def native(tmp_path):
 
 
 def outputs(path, **options):
-    found = lstm_cli.load(path, engine="reference", dtype="float64", **options)
-    return found.run(random_inputs(3, 7, 5), [7, 2, 5]).outputs
+    net = lstm_cli.load(path, engine="reference", dtype="float64", **options)
+    return net.run(random_inputs(3, 7, 5), [7, 2, 5]).outputs
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".keras", ".pt", ".weights.h5"])
@@ -69,10 +70,10 @@ def test_there_and_back(lstm, native, tmp_path, suffix):
     assert (document["proof"]["sequences"], document["proof"]["steps"]) == (4, 7)
     assert [layer["index"] for layer in document["layers"]] == [0, 1, 2, 3]
     assert document["check"] is None
-    bare = suffix in (".pt", ".weights.h5")
+    tensors_only = suffix in (".pt", ".weights.h5")
     words = " ".join(document["notes"]).split()
     settings = [word for word in words if word.startswith("model.layers.") and "=" in word]
-    assert bool(settings) == bare
+    assert bool(settings) == tensors_only
     alone = [part for word in settings for part in ("--set", word)]
     second = lstm("convert", there, back, *alone)
     assert second.code == 0, second.err
@@ -82,7 +83,7 @@ def test_there_and_back(lstm, native, tmp_path, suffix):
     )
 
 
-def test_what_tmva_can_say(lstm, tmp_path):
+def test_networks_that_tmva_can_store(lstm, tmp_path):
     path, xml, back = (tmp_path / name for name in ("a.safetensors", "a.xml", "b.safetensors"))
     model(TMVA).save(path)
     assert lstm("convert", path, xml).code == 0
@@ -97,14 +98,14 @@ def test_what_tmva_can_say(lstm, tmp_path):
     assert lstm("run", xml, "none.h5", *options).code == 3  # it is the data that are missing
 
 
-def test_a_network_that_tmva_has_not(lstm, native, tmp_path):
+def test_a_network_that_tmva_cannot_store(lstm, native, tmp_path):
     outcome = lstm("convert", native, tmp_path / "a.xml")
     assert outcome.code == 4
     assert "hint" in outcome.err or "layer 0" in outcome.err
     assert not (tmp_path / "a.xml").exists()
 
 
-def test_what_is_shown(lstm, native, tmp_path, monkeypatch):
+def test_the_report(lstm, native, tmp_path, monkeypatch):
     for columns in (80, 100):
         monkeypatch.setenv("COLUMNS", str(columns))
         outcome = lstm("convert", "--quiet", native.name, "a.onnx")
@@ -122,7 +123,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def swapped(export):
-    """An export with two gates of one direction exchanged."""
+    """Exchange two gates of one direction in an export."""
     tensors = dict(export.tensors)
     name = "layers.0.reverse.weight_hh"
     i, f, g, o = np.split(tensors[name], 4)
@@ -144,7 +145,7 @@ def test_a_wrong_file_never_appears(lstm, native, tmp_path, monkeypatch, suffix)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([native.name, path.name])
 
 
-def test_one_number_of_a_bias_is_seen(lstm, native, tmp_path, monkeypatch):
+def test_one_wrong_number_of_a_bias_is_noticed(lstm, native, tmp_path, monkeypatch):
     write = registry.write
 
     def planted(path, format, export, *rest):
@@ -158,7 +159,7 @@ def test_one_number_of_a_bias_is_seen(lstm, native, tmp_path, monkeypatch):
 
 
 def reference(path, native, **changes):
-    """Inputs, lengths and states, and what the network makes of them."""
+    """Write inputs, lengths and states, and the outputs of the network."""
     net = lstm_cli.load(native, engine="reference", dtype="float64")
     rng = np.random.default_rng(1)
     x, lengths = random_inputs(70, 6, 5), rng.integers(1, 7, 70)
@@ -198,7 +199,7 @@ def test_check_in_other_shapes(lstm, native):
         assert outcome.code == 0, outcome.err
 
 
-def test_check_passes_over_the_padding(lstm, tmp_path):
+def test_check_ignores_the_padding(lstm, tmp_path):
     model({"model": {"input_size": 5, "layers": [LSTM]}}).save("seq.safetensors")
     net = lstm_cli.load("seq.safetensors", engine="reference", dtype="float64")
     x, lengths = random_inputs(3, 6, 5), np.array([6, 1, 3])
@@ -255,7 +256,7 @@ def damaged(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("pickle", "does not hold numbers"),
         ("no outputs", "holds no outputs"),
@@ -267,11 +268,11 @@ def damaged(name):
         ("cut off", "r.npz"),
     ],
 )
-def test_a_reference_that_cannot_be_used(lstm, native, name, told):
+def test_a_reference_that_cannot_be_used(lstm, native, name, message):
     Path("r.npz").write_bytes(damaged(name))
     outcome = lstm("convert", native, "a.onnx", "--check", "r.npz")
     assert outcome.code == 3
-    assert told in outcome.err
+    assert message in outcome.err
     assert not Path("a.onnx").exists()
 
 
@@ -281,8 +282,8 @@ def test_usage(lstm, native, tmp_path):
         assert outcome.err.startswith("error: ")
         return outcome.code, outcome.err
 
-    found, err = code(native, "out.dat")
-    assert found == 2
+    number, err = code(native, "out.dat")
+    assert number == 2
     assert "--to" in err
     assert code(native, "out.dat", "--to", "onxx")[0] == 2
     assert code(native, native)[0] == 2
@@ -305,7 +306,7 @@ def test_usage(lstm, native, tmp_path):
     assert code("words.txt", "a.onnx")[0] == 4
 
 
-def test_names_that_say_another_format(lstm, native):
+def test_suffixes_of_another_format(lstm, native):
     assert lstm("convert", native, "a.safetensors", "--to", "pytorch").code == 0
     assert registry.detect_format(Path("a.safetensors")).name == "pytorch"
     assert lstm("convert", "a.safetensors", "b.model", "--to", "onnx", *ALONE).code == 0
@@ -323,7 +324,7 @@ def test_dtype(lstm, tmp_path):
         assert {str(value.dtype) for value in tensors.values()} == {dtype}
 
 
-def test_weights_without_layers_want_a_config(lstm, native, tmp_path):
+def test_weights_without_layers_need_a_config(lstm, native, tmp_path):
     from lstm_cli.formats import native as codec
 
     codec.write("bare.safetensors", lstm_cli.load(native, engine="reference").weights, None)
@@ -341,8 +342,8 @@ def test_the_shipped_weights_through_onnx(lstm):
     assert outcome.code == 0, outcome.err
     assert round(outcome.json["metrics"]["accuracy"], 4) == 0.9865
     assert lstm("convert", "out.onnx", "back.safetensors").code == 0
-    back, there = (registry.read(p, ReadOptions()).tensors for p in ("back.safetensors", VOWELS))
-    assert [v.tobytes() for v in back.values()] == [v.tobytes() for v in there.values()]
+    back, source = (registry.read(p, ReadOptions()).tensors for p in ("back.safetensors", VOWELS))
+    assert [v.tobytes() for v in back.values()] == [v.tobytes() for v in source.values()]
 
 
 def test_any_format_with_a_config(lstm, native, data):
@@ -350,16 +351,15 @@ def test_any_format_with_a_config(lstm, native, data):
     Path("net.yaml").write_text(lstm_cli.load(native, engine="reference").config.to_yaml())
     assert lstm("convert", native, "a.pt").code == 0
     expected = lstm("run", native, data, "--output", "a.h5")
-    found = lstm("run", "net.yaml", data, "--weights", "a.pt", "--output", "b.h5")
-    assert (expected.code, found.code) == (0, 0)
-    assert "--set" not in found.err
+    outcome = lstm("run", "net.yaml", data, "--weights", "a.pt", "--output", "b.h5")
+    assert (expected.code, outcome.code) == (0, 0)
+    assert "--set" not in outcome.err
     alone = lstm("run", "a.pt", data, *ALONE, "--output", "c.h5")
     assert alone.code == 0, alone.err
     with h5py.File("a.h5") as a, h5py.File("b.h5") as b, h5py.File("c.h5") as c:
         np.testing.assert_array_equal(a["outputs"], b["outputs"])
         np.testing.assert_array_equal(a["outputs"], c["outputs"])
-    told = lstm("run", "a.pt", data)
-    assert "note: " in told.err
+    assert "note: " in lstm("run", "a.pt", data).err
     wrong = Path("net.yaml").read_text().replace("hidden_size: 6", "hidden_size: 7")
     Path("wrong.yaml").write_text(wrong)
     outcome = lstm("run", "wrong.yaml", data, "--weights", "a.pt")
@@ -396,8 +396,7 @@ def test_pytorch_to_native_to_onnx_to_its_runtime(lstm):
     assert outcome.code == 0, outcome.err
     assert lstm("convert", "net.safetensors", "net.onnx").code == 0
     session = runtime.InferenceSession("net.onnx", providers=["CPUExecutionProvider"])
-    found = session.run(None, {"x": x})[0]
-    np.testing.assert_allclose(found, y, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], y, rtol=0, atol=2e-5)
     np.savez("r.npz", inputs=x, outputs=y[..., ::-1])
     Path("net.safetensors").unlink()
     assert lstm(*first).code == 1
@@ -411,11 +410,8 @@ def test_data_in_the_place_of_the_config(lstm, data, config):
 
 
 def test_a_large_layer_takes_seconds():
-
-    from lstm_cli.api.proof import draw
-
-    assert draw([recurrent("lstm", 2048, 2048)], None, states=True).x.shape[:2] == (4, 7)
-    assert draw([recurrent("lstm", 16384, 8192)], 1000, states=False).x.shape[:2] == (2, 2)
+    assert random_input([recurrent("lstm", 2048, 2048)], None, states=True).x.shape[:2] == (4, 7)
+    assert random_input([recurrent("lstm", 16384, 8192)], 1000, states=False).x.shape[:2] == (2, 2)
 
 
 ALIKE = """\
@@ -429,8 +425,8 @@ model:
 """
 
 
-def test_weights_whose_order_a_config_tells(lstm, data, tmp_path):
-    """The refusal of a Keras file proposes a config: in every command that takes one."""
+def test_weights_whose_layer_order_needs_a_config(lstm, data, tmp_path):
+    """The error for such a Keras file proposes a config, in every command that takes one."""
     config, native = tmp_path / "c.yaml", tmp_path / "n.safetensors"
     weights = tmp_path / "k.weights.h5"
     config.write_text(ALIKE)
@@ -444,12 +440,12 @@ def test_weights_whose_order_a_config_tells(lstm, data, tmp_path):
     assert "lstm-cli run CONFIG DATA --weights FILE" in outcome.err
     assert "lstm-cli convert FILE DST --config CONFIG" in outcome.err
 
-    expected, found = tmp_path / "e.h5", tmp_path / "f.h5"
+    expected, actual = tmp_path / "e.h5", tmp_path / "f.h5"
     assert lstm("run", native, data, "--output", expected).code == 0
-    outcome = lstm("run", config, data, "--weights", weights, "--output", found)
+    outcome = lstm("run", config, data, "--weights", weights, "--output", actual)
     assert outcome.code == 0
     assert "the order is that of the config" in outcome.err
-    with h5py.File(expected) as one, h5py.File(found) as other:
+    with h5py.File(expected) as one, h5py.File(actual) as other:
         np.testing.assert_array_equal(one["outputs"], other["outputs"])
     assert lstm("convert", weights, tmp_path / "o.onnx", "--config", config).code == 0
     assert lstm("inspect-shapes", config, "--weights", weights).code == 0

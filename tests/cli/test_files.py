@@ -109,7 +109,7 @@ def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
     def work(*_, **__):
         raise AssertionError("computed before it was refused")
 
-    monkeypatch.setattr("lstm_cli.api.stream.run_dataset", work)
+    monkeypatch.setattr("lstm_cli.api.run.run_dataset", work)
     monkeypatch.setattr("lstm_cli.api.conversion.read_weights", work)
     monkeypatch.setattr("lstm_cli.bench.measure", work)
     for name in ("o.h5", "g.h5", "a.onnx", "b.json"):

@@ -1,4 +1,4 @@
-"""--prefix, --only and --ignore take tensors of a state dict, in every command that reads one."""
+"""--prefix, --only and --ignore select tensors of a state dict, in every command that reads one."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SHAPES = {
 }
 
 
-def drawn(seed, shapes):
+def random_tensors(seed, shapes):
     rng = np.random.default_rng(seed)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-NETWORK = drawn(3, SHAPES)
-REST = drawn(5, {"criterion.weight": (2,), "bce.pos_weight": (1,), "norm.weight": (3,)})
+NETWORK = random_tensors(3, SHAPES)
+REST = random_tensors(5, {"criterion.weight": (2,), "bce.pos_weight": (1,), "norm.weight": (3,)})
 
 
 @pytest.fixture(params=[".pt", ".safetensors"])
 def files(request, tmp_path):
-    """The network alone, and among a loss and a norm."""
+    """Two files: the network alone, and the network with a loss and a norm."""
     paths = tmp_path / f"alone{request.param}", tmp_path / f"all{request.param}"
     for path, tensors in zip(paths, (NETWORK, {**NETWORK, **REST}), strict=True):
         if request.param == ".pt":
@@ -54,15 +54,15 @@ CHOICES = (
 
 
 @pytest.mark.parametrize("options", CHOICES)
-def test_every_command_takes_them(lstm, files, data, tmp_path, options):
+def test_every_command_selects(lstm, files, data, tmp_path, options):
     alone, every = files
     refused = lstm("inspect-shapes", every)
     assert refused.code == 4
     assert "'lstm.*,fc.*'" in refused.err
     assert lstm("convert", every, tmp_path / "o.safetensors", *options).code == 0
-    found, wanted = registry.read(tmp_path / "o.safetensors"), registry.read(alone)
-    for name, value in wanted.tensors.items():
-        np.testing.assert_array_equal(found.tensors[name], value)
+    converted = registry.read(tmp_path / "o.safetensors")
+    for name, value in registry.read(alone).tensors.items():
+        np.testing.assert_array_equal(converted.tensors[name], value)
     same = lstm("compare", every, alone, *options[:2], *options[2:])
     if options == CHOICES[0]:
         assert same.code == 0
@@ -84,14 +84,14 @@ def test_every_command_takes_them(lstm, files, data, tmp_path, options):
 def test_in_python(files):
     alone, every = files
     x = np.random.default_rng(0).standard_normal((2, 4, 5))
-    wanted = lstm_cli.load(alone, engine="reference").run(x).outputs
+    expected = lstm_cli.load(alone, engine="reference").run(x).outputs
     for options in (
         {"only": "lstm.*,fc.*"},
         {"only": ["lstm.*", "fc.*"]},
         {"ignore": ("criterion.*", "bce.*", "norm.*")},
     ):
         net = lstm_cli.load(every, engine="reference", **options)
-        np.testing.assert_array_equal(net.run(x).outputs, wanted)
+        np.testing.assert_array_equal(net.run(x).outputs, expected)
     for wrong in (3, "", [], "a,,b", [1], b"lstm"):
         with pytest.raises(UsageError, match="ignore is not a list of patterns"):
             lstm_cli.load(every, ignore=wrong)
@@ -107,30 +107,30 @@ def test_in_python(files):
     ],
 )
 def test_a_pattern_that_matches_nothing(lstm, files, option, pattern, near):
-    done = lstm("inspect-shapes", files[1], option, pattern)
-    assert done.code == 4
-    assert f"has a name that {option} {pattern} matches" in done.err
-    assert f"hint: {option} '{near}'" in done.err
+    outcome = lstm("inspect-shapes", files[1], option, pattern)
+    assert outcome.code == 4
+    assert f"has a name that {option} {pattern} matches" in outcome.err
+    assert f"hint: {option} '{near}'" in outcome.err
     again = lstm("inspect-shapes", files[1], option, near)
     assert f"that {option} {near} matches" not in again.err
     assert lstm("inspect-shapes", files[1], option, "zzz*").code == 4
 
 
-def test_nothing_left_and_parts_of_a_layer(lstm, files):
-    done = lstm("inspect-shapes", files[1], "--only", "lstm.*", "--ignore", "*")
-    assert done.code == 4
-    assert "is left" in done.err
-    done = lstm("inspect-shapes", files[0], "--ignore", "*.bias_hh_l0")
-    assert done.code == 4
-    assert "without lstm.bias_hh_l0" in done.err
-    assert "hint: 'lstm.*' matches all of the module" in done.err
+def test_no_tensors_and_parts_of_a_layer(lstm, files):
+    outcome = lstm("inspect-shapes", files[1], "--only", "lstm.*", "--ignore", "*")
+    assert outcome.code == 4
+    assert "is left" in outcome.err
+    outcome = lstm("inspect-shapes", files[0], "--ignore", "*.bias_hh_l0")
+    assert outcome.code == 4
+    assert "without lstm.bias_hh_l0" in outcome.err
+    assert "hint: 'lstm.*' matches all of the module" in outcome.err
     assert lstm("inspect-shapes", files[0], "--ignore", "fc.*").code == 0
 
 
 def test_prefix_and_patterns(lstm, tmp_path):
-    """Patterns are of whole names, whatever the prefix."""
+    """Patterns match whole names, with the prefix."""
     tensors = {f"net.{name}": value for name, value in {**NETWORK, **REST}.items()}
-    other = {f"other.{name}": value for name, value in drawn(9, SHAPES).items()}
+    other = {f"other.{name}": value for name, value in random_tensors(9, SHAPES).items()}
     save_file({**tensors, **other}, tmp_path / "w.safetensors")
     ignore = "net.criterion.*,*.bce.*,net.norm.*"
     command = ("inspect-shapes", tmp_path / "w.safetensors", "--prefix", "net", "--ignore")
@@ -145,14 +145,14 @@ def test_prefix_and_patterns(lstm, tmp_path):
 
 def test_state_dicts_of_a_checkpoint(tmp_path):
     torch = pytest.importorskip("torch")
-    states = {k: {n: torch.tensor(v) for n, v in drawn(k, SHAPES).items()} for k in (1, 2)}
+    states = {k: {n: torch.tensor(v) for n, v in random_tensors(k, SHAPES).items()} for k in (1, 2)}
     torch.save({"model": states[1], "ema": states[2]}, tmp_path / "c.pt")
     with pytest.raises(LstmCliError, match="holds 2 state dicts"):
         registry.read(tmp_path / "c.pt")
     for options, k in (({"ignore": ("ema.*",)}, 1), ({"only": ("ema.*",)}, 2)):
-        found = registry.read(tmp_path / "c.pt", registry.ReadOptions(**options))
+        file = registry.read(tmp_path / "c.pt", registry.ReadOptions(**options))
         value = states[k]["lstm.weight_ih_l0"].numpy()
-        np.testing.assert_array_equal(found.tensors["layers.0.weight_ih"], value)
+        np.testing.assert_array_equal(file.tensors["layers.0.weight_ih"], value)
 
 
 def test_other_formats_are_read_whole(lstm, files, config, data, tmp_path):
@@ -162,15 +162,15 @@ def test_other_formats_are_read_whole(lstm, files, config, data, tmp_path):
         path = tmp_path / f"net.{suffix}"
         assert lstm("convert", native, path).code == 0
         for option in ("--only", "--ignore", "--prefix"):
-            done = lstm("inspect-shapes", path, option, "lstm.*")
-            assert done.code == 2, done.err
-            assert f"hint: leave {option} out" in done.err
+            outcome = lstm("inspect-shapes", path, option, "lstm.*")
+            assert outcome.code == 2, outcome.err
+            assert f"hint: leave {option} out" in outcome.err
     assert lstm("compare", native, native, "--only", "lstm.*").code == 2
     assert lstm("inspect-shapes", files[0], "--only", "lstm.*,").code == 2
 
 
 def test_help_names_them(lstm):
     for command in ("convert", "compare", "run", "inspect-shapes", "train", "bench"):
-        said = lstm(command, "--help").out
-        assert re.search(r"--only NAMES", said)
-        assert re.search(r"--ignore NAMES", said)
+        text = lstm(command, "--help").out
+        assert re.search(r"--only NAMES", text)
+        assert re.search(r"--ignore NAMES", text)

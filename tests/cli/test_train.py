@@ -16,7 +16,7 @@ import pytest
 
 import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
-from lstm_cli.api.training import TrainingRun
+from lstm_cli.api.training_run import TrainingRun
 from lstm_cli.formats import native
 
 VOWELS = "data/japanese-vowels.h5:/train"

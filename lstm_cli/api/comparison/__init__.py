@@ -1,1 +1,1 @@
-"""Two weights files gate by gate: what differs, why, and where the outputs part."""
+"""Comparison of two weights files, gate by gate: differences, causes, and first differing step."""

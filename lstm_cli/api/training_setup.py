@@ -1,4 +1,4 @@
-"""What is to be learned: config, network and data fitted to each other."""
+"""Setup of a training run: config, network and data, checked against each other."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from lstm_cli.api.class_weights import class_weights
-from lstm_cli.api.fit import (
+from lstm_cli.api.data_notes import (
     SAMPLE_LOSS,
-    listed,
-    lost_digits,
-    lost_targets,
-    misplaced_states,
-    reading_dtype,
-)
-from lstm_cli.api.learning_data import (
-    DatasetSource,
-    HeldOut,
-    fingerprint,
-    no_targets,
-    nothing_held_out,
+    input_dtype,
+    itemize,
+    lost_digits_note,
+    lost_target_digits,
+    misplaced_state_note,
 )
 from lstm_cli.api.model import Model
-from lstm_cli.api.resuming import train_section
+from lstm_cli.api.trainer import class_weights, make_learner, train_section
+from lstm_cli.api.training_data import (
+    DatasetSource,
+    Validator,
+    fingerprint,
+    missing_targets,
+    no_validation,
+)
 from lstm_cli.config import Config
 from lstm_cli.data import (
+    Dataset,
     Sampler,
-    SequenceData,
     class_counts,
     feature_statistics,
     hold_out,
-    require_same_form,
+    need_same_form,
     target_statistics,
-    targets_beyond_error,
+    targets_beyond,
 )
 from lstm_cli.engines.types import (
     Array,
@@ -51,47 +50,55 @@ from lstm_cli.network.normalization import (
     SCALED_LOSSES,
     Normalization,
     fold,
-    fold_obstacle,
     scales_targets,
+    unfoldable,
 )
-from lstm_cli.training.interfaces import TrainingSource, Validation
-from lstm_cli.training.loop import StopRule
-from lstm_cli.training.losses import Criterion
+from lstm_cli.training.learner import Learner
+from lstm_cli.training.loop import Plan
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.optimizers import make_optimizer
-from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import TargetFormat
-from lstm_cli.training.train_step import TrainStep
-from lstm_cli.training.updates import Updates
+from lstm_cli.training.surroundings import Source, Validation
+from lstm_cli.training.targets import Targets
 
 
-class Task:
-    """A network, what it learns from, and how.
+class TrainingSetup:
+    """A network, the data that it learns from, and the options of its training.
 
     Parameters
     ----------
     model
-        Its weights change as it learns.
+        Model to train: its weights change.
     config
-        Of the run; its places are those of errors.
+        Config of the run; it knows the places of its values, for errors.
     data, validation
-        What is learned from, and what is measured on; None: a share of `data`, or nothing.
+        Datasets for training and validation. Without `validation`, a share of `data` is held
+        out, or nothing.
     trained
-        The model's weights were trained before: they take inputs, and give outputs, in the units
-        of the data. Drawn ones, and those of a run that goes on, are for scaled targets.
+        The model's weights were trained before: their inputs and outputs are in the units of
+        the data. Random weights, and those of a resumed run, are for scaled targets.
+
+    Attributes
+    ----------
+    train
+        Section `train` of the config.
+    numbers
+        Sequences that are learned from; None: all.
+    held_out
+        Sampler of the sequences for validation; None: there are none.
+    notes
+        Notes for the user.
 
     Raises
     ------
     ConfigError, DataError
-        They do not fit each other.
+        Model, config and data do not fit each other.
     """
 
     def __init__(
         self,
         model: Model,
         config: Config,
-        data: SequenceData,
-        validation: SequenceData | None,
+        data: Dataset,
+        validation: Dataset | None,
         *,
         trained: bool = False,
     ) -> None:
@@ -104,108 +111,98 @@ class Task:
         self._check()
         self.numbers, self.held_out = self._split()
         size = self.train.batch_size
-        if (misplaced := misplaced_states(self.network, data, size, self.numbers)) is not None:
+        if (misplaced := misplaced_state_note(self.network, data, size, self.numbers)) is not None:
             self.notes.append(misplaced)
 
     @property
-    def learned(self) -> int:
-        """Sequences that are learned from."""
+    def training_count(self) -> int:
+        """Number of sequences that are learned from."""
         return self.data.count if self.numbers is None else len(self.numbers)
 
     @property
-    def measured(self) -> int:
-        """Sequences that are held out."""
+    def validation_count(self) -> int:
+        """Number of sequences that are held out."""
         return 0 if self.held_out is None else len(self.held_out.numbers)
 
-    def plan(self, checkpoint_every: float) -> StopRule:
-        """How long, and what counts."""
+    def plan(self, checkpoint_every: float) -> Plan:
+        """Return when the run ends, and the metric that picks the best epoch."""
         monitor = self.train.monitor or ("loss" if self.held_out is None else "val_loss")
-        return StopRule(self.train.epochs, monitor, self.train.patience, checkpoint_every)
+        return Plan(self.train.epochs, monitor, self.train.patience, checkpoint_every)
 
     @cached_property
-    def sides(self) -> dict[str, SequenceData]:
-        """The datasets, by what they are for."""
-        sides = {"data": self.data}
-        return sides if self.validation is None else sides | {"validation": self.validation}
+    def datasets(self) -> dict[str, Dataset]:
+        """Datasets by role, ``data`` and ``validation``."""
+        datasets = {"data": self.data}
+        return datasets if self.validation is None else datasets | {"validation": self.validation}
 
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, Any]]:
-        """What tells these data from others."""
+        """Fingerprints of the datasets, by role."""
         return {
-            name: fingerprint(side, self._dtype(side), self.per_step)
-            for name, side in self.sides.items()
+            role: fingerprint(data, self._dtype(data), self.per_step)
+            for role, data in self.datasets.items()
         }
 
     @cached_property
-    def normalized(self) -> Network:
-        """The network, normalizing as `train.normalize` says; the same whenever it is measured.
+    def normalized_network(self) -> Network:
+        """The network, with the normalization of its inputs that `train.normalize` asks for.
 
-        One that normalizes its inputs already goes on doing so. Weights that were trained before
-        come to compute the same from normalized inputs, for scaled targets.
+        A network that normalizes its inputs already keeps its normalization. Weights that were
+        trained before are changed: they compute the same from normalized inputs, for scaled
+        targets.
         """
         network, method = self.network, self.train.scaling
         if method is None:
             return network
         inputs = None
         if network.normalization is None:
-            inputs = Normalization.from_statistics(
-                method, feature_statistics(self.data, self.numbers)
-            )
+            inputs = Normalization.of(method, feature_statistics(self.data, self.numbers))
         if self.trained:
-            back = [None if one is None else one.inverse for one in (inputs, self.targets)]
-            network.set_weights(fold(network.layers, network.weights, *back))
+            x, y = (None if one is None else one.inverse for one in (inputs, self.targets))
+            network.set_weights(fold(network.layers, network.weights, x, y))
         network.normalization = network.normalization or inputs
         return network
 
     @cached_property
     def targets(self) -> Normalization | None:
-        """How targets are scaled while training; None: not at all."""
+        """Scaling of the targets while training; None: no scaling."""
         method = self.train.scaling
         if method is None or not scales_targets(self.network.layers, self.train.loss):
             return None
-        found = target_statistics(self.data, self.numbers, per_step=self.per_step)
-        return None if found is None else Normalization.from_statistics(method, found)
+        statistics = target_statistics(self.data, self.numbers, per_step=self.per_step)
+        return None if statistics is None else Normalization.of(method, statistics)
 
-    def written(self, weights: Mapping[str, Array]) -> dict[str, Array]:
-        """All tensors of the trained network, for outputs in the units of the data."""
-        scaling = self.normalized.normalization
-        own = fold(self.network.layers, weights, None, self.targets)
-        return own if scaling is None else own | scaling.tensors
+    def exported_tensors(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Return all tensors of the trained network, for outputs in the units of the data."""
+        scaling = self.normalized_network.normalization
+        tensors = fold(self.network.layers, weights, None, self.targets)
+        return tensors if scaling is None else tensors | scaling.tensors
 
     @cached_property
-    def learner(self) -> TrainStep:
-        """The network with its loss and updates."""
-        train, F = self.train, self.network.output_size
+    def learner(self) -> Learner:
+        """The network with its loss, optimizer and schedule."""
+        F, targets = self.network.output_size, self._targets()
         weights = class_weights(self.config, F, self.data, self.numbers, self.per_step)
-        updates = Updates(
-            make_optimizer(train.optimizer.model_dump()),
-            make_schedule(train.schedule.model_dump(exclude_none=True), epochs=train.epochs),
-            clip_norm=train.clip_norm,
-            clip_value=train.clip_value,
-            steps_per_epoch=self._updates_per_epoch(),
-        )
-        criterion = Criterion(self._targets(), weights, train.label_smoothing)
-        return TrainStep(
-            self.normalized, criterion, updates, seed=train.seed, truncate=train.truncate
-        )
+        updates = self._updates_per_epoch()
+        return make_learner(self.train, self.normalized_network, targets, weights, updates)
 
     @contextmanager
-    def reading(self) -> Iterator[TrainingSource]:
-        """Batches of the training part, as long as the context lasts."""
+    def source(self) -> Iterator[Source]:
+        """Open the source of training batches, with prefetch where a GPU computes."""
         engine = self.network.engine
         dtype = self._dtype(self.data)
         source = DatasetSource(self._sampler, dtype, self.per_step, self.targets)
         device = getattr(engine, "hardware", None)
-        if device is None or self.train.truncate is not None:  # pieces are cut in NumPy's memory
+        if device is None or self.train.truncate is not None:  # truncation cuts NumPy arrays
             yield source
             return
-        from lstm_cli.api.reading_ahead import ReadingAhead
+        from lstm_cli.api.pipeline import PrefetchingSource
 
-        with ReadingAhead(source, device) as ahead:
-            yield ahead
+        with PrefetchingSource(source, device) as prefetching:
+            yield prefetching
 
     def check_classes(self) -> None:
-        """Read all targets that are classes, so that a wrong one is not found after hours.
+        """Read all targets that are classes, so that a wrong one ends the run before it starts.
 
         Raises
         ------
@@ -215,20 +212,23 @@ class Task:
         units = self.network.output_size
         classes = {"cross_entropy": units, "binary_cross_entropy": 2 if units == 1 else None}
         count = classes.get(self.train.loss)
-        for side in self.sides.values():
-            if count is not None and side.targets is not None and side.targets.kind == "class":
-                class_counts(side, classes=count, per_step=self.per_step)
+        for data in self.datasets.values():
+            if count is not None and data.targets is not None and data.targets.kind == "class":
+                class_counts(data, classes=count, per_step=self.per_step)
 
-    def validate(self, stop: Callable[[], bool]) -> Validation:
-        """Measures what is held out, if anything is."""
+    def validator(self, stop: Callable[[], bool]) -> Validation:
+        """Return the validation on the sequences that are held out, if any are."""
         if self.held_out is None:
-            return nothing_held_out
-        twin = Network(self.network.layers, self.normalized.tensors, self.network.engine)
+            return no_validation
+        tensors = self.normalized_network.tensors
+        network = Network(self.network.layers, tensors, self.network.engine)
         dtype = self._dtype(self.held_out.dataset)
-        return HeldOut(self.held_out, dtype, self.per_step, twin, self.targets, self.metrics, stop)
+        return Validator(
+            self.held_out, dtype, self.per_step, network, self.targets, self.metrics, stop
+        )
 
     def metrics(self) -> Metrics:
-        """Empty metrics of an epoch."""
+        """Return empty metrics for an epoch."""
         targets = self._targets()
         return Metrics(
             targets.loss,
@@ -238,13 +238,13 @@ class Task:
         )
 
     def _check(self) -> None:
-        for side in self.sides.values():
-            if side.targets is None:
-                raise no_targets(side)
-            if not len(side.numbers):
-                raise targets_beyond_error(side.files.layouts)
+        for data in self.datasets.values():
+            if data.targets is None:
+                raise missing_targets(data)
+            if not len(data.numbers):
+                raise targets_beyond(data.files.layouts)
         if self.validation is not None:
-            require_same_form(self.data, self.validation, self.per_step)
+            need_same_form(self.data, self.validation, self.per_step)
         self._check_normalization()
         self._check_truncation()
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
@@ -258,14 +258,13 @@ class Task:
                 hint="--set train.validation=FILE.h5:/group",
             )
 
-    def _dtype(self, data: SequenceData) -> str:
-        """The type in which inputs are read: where they are normalized, one that holds them."""
+    def _dtype(self, data: Dataset) -> str:
         if self.train.scaling is None:
-            return reading_dtype(self.network, data)
-        return data.dtype_for_inputs(array_dtype(self.network.engine))
+            return input_dtype(self.network, data)
+        return data.holding(array_dtype(self.network.engine))  # the stored values, to normalize
 
     def _check_normalization(self) -> None:
-        """Weights that were trained on raw inputs must come to compute the same without them."""
+        """Raise if weights trained on raw inputs cannot be changed to take normalized ones."""
         if self.train.scaling is None:
             return
         last = [spec for spec in self.network.layers if not isinstance(spec, DropoutSpec)][-1]
@@ -282,7 +281,7 @@ class Task:
                 f"{self.model.weights_name} normalizes its inputs by inputs.mean and inputs.scale: "
                 "train.normalize keeps these, and takes none from the new data"
             )
-        elif (why := fold_obstacle(self.network.layers)) is not None:
+        elif (why := unfoldable(self.network.layers)) is not None:
             raise ConfigError(
                 f"train.normalize cannot go on from {self.model.weights_name}, which was trained "
                 "on inputs as they are",
@@ -291,26 +290,26 @@ class Task:
                 hint="--set train.normalize=false",
             )
 
-    def lost(self) -> tuple[str, ...]:
-        """Notes on inputs and targets of which the engine's dtype loses digits."""
+    def lost_digits(self) -> tuple[str, ...]:
+        """Return notes on inputs and targets of which the engine's dtype loses digits."""
         dtype, notes = array_dtype(self.network.engine), []
         normalized = self.train.scaling is not None
-        if not normalized and (inputs := lost_digits(self.network, self.data)) is not None:
+        if not normalized and (inputs := lost_digits_note(self.network, self.data)) is not None:
             notes.append(f"{inputs}; --set train.normalize=true keeps them")
         targets = []
         if self.targets is not None:
             targets = self.targets.roundings(dtype, SAMPLE_LOSS, "target")
         elif self.train.loss in SCALED_LOSSES:
-            targets = lost_targets(self.network, self.data)
+            targets = lost_target_digits(self.network, self.data)
         if targets:
             notes.append(
-                f"outputs in {dtype} cannot tell the targets apart: {listed(targets)}; --dtype "
+                f"outputs in {dtype} cannot tell the targets apart: {itemize(targets)}; --dtype "
                 "float64, in `train` and in `run`, keeps the digits"
             )
         return tuple(notes)
 
     def _check_truncation(self) -> None:
-        """Errors that travel back some steps need states that go forward, step by step."""
+        """Raise if a layer reads whole sequences, which truncated backpropagation cuts."""
         if self.train.truncate is None:
             return
         for spec in self.network.layers:
@@ -327,29 +326,28 @@ class Task:
                 )
 
     def _split(self) -> tuple[Array | None, Sampler | None]:
-        """What is learned from, None for all; and what is held out."""
+        """Return the sequences that are learned from, None for all, and those held out."""
         share, size = self.train.validation, self.train.batch_size
-        every = self.data.numbers
-        learned_all = None if len(every) == self.data.count else every
+        numbers = self.data.numbers
+        usable = None if len(numbers) == self.data.count else numbers
         if self.validation is not None:
-            held = self.validation.numbers
-            stateful = self.model.stateful
-            return learned_all, Sampler(self.validation, size, indices=held, stateful=stateful)
+            indices, stateful = self.validation.numbers, self.model.stateful
+            return usable, Sampler(self.validation, size, indices=indices, stateful=stateful)
         if not isinstance(share, float):
-            return learned_all, None
-        learned, held = hold_out(
+            return usable, None
+        training, validation = hold_out(
             self.data,
             share,
             self.train.seed,
             per_step=self.per_step,
             classes=self.train.loss == "cross_entropy",
         )
-        return learned, Sampler(self.data, size, indices=held)
+        return training, Sampler(self.data, size, indices=validation)
 
-    def _targets(self) -> TargetFormat:
+    def _targets(self) -> Targets:
         info = self.data.targets
         name = "targets" if info is None else info.name
-        return TargetFormat(self.train.loss, self.per_step, self.network.output_size, name)
+        return Targets(self.train.loss, self.per_step, self.network.output_size, name)
 
     @cached_property
     def _sampler(self) -> Sampler:
@@ -362,7 +360,7 @@ class Task:
         )
 
     def _updates_per_epoch(self) -> int:
-        """Updates of the first epoch: a batch makes several where its steps are truncated."""
+        """Count the updates of the first epoch: truncation makes several of a batch."""
         k = self.train.truncate
         if k is None or not self.per_step:
             return self._sampler.batches

@@ -1,4 +1,4 @@
-"""The two files of a comparison, as layers and directions of tensors."""
+"""Inputs of a comparison: two weights files, as layers and directions of tensors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lstm_cli.api.differences import contradiction_note, contradictions
-from lstm_cli.api.shapes import layer_title
+from lstm_cli.api.config_differences import contradiction_note, contradictions
+from lstm_cli.api.shape_check import layer_title
 from lstm_cli.api.weights_files import (
     config_of,
-    description,
+    described_config,
     read_weights,
     tensors_for,
     with_reading_bias,
@@ -22,7 +22,7 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_obstacle
+from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
 from lstm_cli.network.weights import merge_biases, misfits
 
 SYMBOLS = {
@@ -35,7 +35,7 @@ SYMBOLS = {
     "peephole": "p",
     "weight_hr": "W_hr",
 }
-"""A tensor's name within its layer to its letter in the equations."""
+"""Letters in the equations, by a tensor's name within its layer."""
 
 PEEPHOLE_GATES = ("i", "f", "o")
 _NAME = re.compile(r"layers\.(\d{1,9})\.(reverse\.)?(\w+)")
@@ -44,17 +44,17 @@ _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 
 @dataclass(frozen=True)
-class Direction:
-    """One direction of a recurrent layer, or a dense layer.
+class ComparedDirection:
+    """Tensors of one direction of a recurrent layer, or of a dense layer.
 
     Attributes
     ----------
     name
         ``forward`` or ``reverse``.
     tensors
-        By name within the layer; the two biases of an lstm or rnn added.
+        Tensors by name within the layer; the two biases of an lstm or rnn are added.
     biases
-        Those two before they were added, where the file had two.
+        The two biases before they were added, if the file had two.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ComparedLayer:
     """A layer that has weights.
 
     Attributes
@@ -73,37 +73,37 @@ class Layer:
     kind
         ``lstm``, ``gru``, ``rnn``, ``dense``, or ``unknown``.
     title
-        Such as ``lstm 12 → 100``.
+        Title such as ``lstm 12 → 100``.
     """
 
     index: int
     kind: str
     title: str
-    directions: tuple[Direction, ...]
+    directions: tuple[ComparedDirection, ...]
 
     def gates(self, tensor: str) -> tuple[str, ...]:
-        """Letters of the gates that a tensor stacks; none if it is not by gate."""
+        """Return the letters of the gates that a tensor stacks; none if it is not by gate."""
         if self.kind not in NATIVE or tensor not in SYMBOLS or tensor in ("weight_hr", "weight"):
             return ()
         return PEEPHOLE_GATES if tensor == "peephole" else NATIVE[self.kind]
 
 
 @dataclass(frozen=True)
-class Side:
-    """One file.
+class ComparedFile:
+    """One of the two weights files.
 
     Attributes
     ----------
     label
         ``A`` or ``B``.
     config
-        What it carries, what was told from its tensors, or what was given; None: nothing is known.
+        Config that the file carries, that its tensors imply, or that was given; None: no config.
     layers
-        Those with weights, in order.
+        Layers with weights, in order.
     others
         Tensors whose names belong to no layer.
     assumed
-        Options, by layer and key, that the file does not say.
+        Options that the file does not state, as pairs of layer and key.
     """
 
     label: str
@@ -111,44 +111,44 @@ class Side:
     title: str
     sha256: str
     config: Config | None
-    layers: tuple[Layer, ...]
+    layers: tuple[ComparedLayer, ...]
     others: Mapping[str, Array]
     assumed: frozenset[tuple[int, str]]
     notes: tuple[str, ...]
     imported: Imported
 
 
-def read_side(
+def read_compared_file(
     label: str, path: str | Path, options: ReadOptions, config: Config | None = None
-) -> Side:
-    """Read one file.
+) -> ComparedFile:
+    """Read one weights file.
 
     Parameters
     ----------
     config
-        Of a file that has none of its own, or does not say all of it.
+        Config for a file that carries none, or does not state all of it.
 
     Raises
     ------
     WeightsError, ConfigError
-        It cannot be read, or the config it carries is wrong.
+        The file cannot be read, or the config that it carries is wrong.
     """
     imported = read_weights(path, options, layers=None if config is None else config.specs)
-    settings = [found for note in imported.notes for found in _SETTING.findall(note)]
-    own = imported.text is not None or imported.config is not None
-    notes, given = imported.notes, config
-    if own and not (settings and config is not None):
+    settings = [setting for note in imported.notes for setting in _SETTING.findall(note)]
+    has_config = imported.text is not None or imported.config is not None
+    notes, requested = imported.notes, config
+    if has_config and not (settings and config is not None):
         config = config_of(imported)
     elif config is not None:
         settings = []
-    if given is not None:
-        notes += _contradiction(given, imported, taken=config is given)
-    tensors, halves = _numbered(imported, config)
+    if requested is not None:
+        notes += _contradictions(requested, imported, used=config is requested)
+    tensors, halves = _renumbered(imported, config)
     grouped, others = _grouped(tensors)
-    if config is given and given is not None:
-        config = _with_stored_biases(given, grouped)
+    if config is requested and requested is not None:
+        config = _with_stored_biases(requested, grouped)
     pairs, _ = _grouped(halves)
-    return Side(
+    return ComparedFile(
         label,
         Path(path),
         imported.title,
@@ -165,66 +165,75 @@ def read_side(
 def _with_stored_biases(
     config: Config, grouped: Mapping[int, Mapping[str, Mapping[str, Array]]]
 ) -> Config:
-    """A config beside a file, `bias` as the file's tensors have it."""
+    """Set `bias` of a config's layers as the file's tensors have it."""
     for bias in (True, False):
-        apart = [
+        indices = [
             spec.index
             for spec in config.specs
             if isinstance(spec, RecurrentSpec | DenseSpec)
             and spec.bias != bias
             and spec.index in grouped
-            and bias == any("bias" in n for own in grouped[spec.index].values() for n in own)
+            and bias == any("bias" in n for names in grouped[spec.index].values() for n in names)
         ]
-        config = config.with_biases(apart, bias)
+        config = config.with_biases(indices, bias)
     return config
 
 
-def _contradiction(config: Config, imported: Imported, *, taken: bool) -> tuple[str, ...]:
-    """A note if the file describes other layers than the config that was given."""
-    own = description(imported)
-    found = [] if own is None else contradictions(config, own, imported)
-    if own is None or not found:
+def _contradictions(config: Config, imported: Imported, *, used: bool) -> tuple[str, ...]:
+    """Return a note if the file describes other layers than the config that was given.
+
+    Parameters
+    ----------
+    used
+        The comparison uses the config, and not the file's own.
+    """
+    file_config = described_config(imported)
+    mismatches = [] if file_config is None else contradictions(config, file_config, imported)
+    if file_config is None or not mismatches:
         return ()
-    alone = "leave out --config" if taken else None
-    return (contradiction_note(config, own, found, imported.path, alone, settings=False),)
+    alone = "leave out --config" if used else None
+    path = imported.path
+    note = contradiction_note(config, file_config, mismatches, path, alone, settings=False)
+    return (note,)
 
 
-def without_normalization(side: Side, wide: bool) -> Side | None:
-    """The side with the normalization of its inputs folded into its weights, None if it has none.
+def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None:
+    """Fold the normalization of a file's inputs into its weights.
 
     Parameters
     ----------
     wide
-        Fold in float64, as the other side stores it, though this one has float32.
+        Fold in float64, as the other file stores it, even if this one has float32.
 
     Returns
     -------
-    None also where no weights can take it in, or the tensors do not fit the config.
+    None if there is no normalization, if no weights can include it, or if the tensors do not
+    fit the config.
     """
     config = side.config
-    if config is None or not set(TENSOR_NAMES) <= side.others.keys():
+    if config is None or not set(STORED) <= side.others.keys():
         return None
     tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
     shapes = {name: value.shape for name, value in tensors.items()}
     if misfits(config.specs, shapes):
         return None
     config, whole = with_reading_bias(config, tensors)
-    if fold_obstacle(config.specs) is not None:
+    if unfoldable(config.specs) is not None:
         return None
-    own = {
+    weights = {
         name: value.astype(np.float64) if wide else value
         for name, value in whole.items()
-        if name not in TENSOR_NAMES
+        if name not in STORED
     }
-    grouped, _ = _grouped(fold(config.specs, own, Normalization.from_tensors(tensors)))
+    grouped, _ = _grouped(fold(config.specs, weights, Normalization.stored(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
     return replace(side, config=config, layers=layers, others={})
 
 
-def _numbered(
+def _renumbered(
     imported: Imported, config: Config | None
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    """Tensors, and the halves of biases among them, as the config numbers the layers."""
+    """Return tensors and the two parts of biases, under the layer numbers of the config."""
     if config is None:
         return imported.tensors, imported.halves
     both = {**imported.tensors, **imported.halves}
@@ -239,16 +248,16 @@ def _numbered(
 def _grouped(
     tensors: Mapping[str, Array],
 ) -> tuple[dict[int, dict[str, dict[str, Array]]], dict[str, Array]]:
-    """Tensors by layer, direction and name within it, and those of no layer."""
+    """Return tensors by layer, direction and name within it, and the tensors of no layer."""
     layers: dict[int, dict[str, dict[str, Array]]] = {}
     others = {}
     for name, value in tensors.items():
-        value, found = np.atleast_1d(value), _NAME.fullmatch(name)
-        if found is None:
+        value, match = np.atleast_1d(value), _NAME.fullmatch(name)
+        if match is None:
             others[name] = value
             continue
-        direction = DIRECTIONS[1 if found[2] else 0]
-        layers.setdefault(int(found[1]), {}).setdefault(direction, {})[found[3]] = value
+        direction = DIRECTIONS[1 if match[2] else 0]
+        layers.setdefault(int(match[1]), {}).setdefault(direction, {})[match[3]] = value
     return layers, others
 
 
@@ -257,7 +266,7 @@ def _layer(
     parts: Mapping[str, dict[str, Array]],
     config: Config | None,
     halves: Mapping[str, dict[str, Array]],
-) -> Layer:
+) -> ComparedLayer:
     specs = {} if config is None else {spec.index: spec for spec in config.specs}
     first = next(iter(parts.values()))
     kind = specs[index].kind if index in specs else _kind(first)
@@ -267,25 +276,25 @@ def _layer(
         if name in parts
     )
     title = layer_title(specs[index]) if index in specs else _title(kind, first, len(directions))
-    return Layer(index, kind, title, directions)
+    return ComparedLayer(index, kind, title, directions)
 
 
 def _direction(
     name: str, tensors: Mapping[str, Array], kind: str, halves: Mapping[str, Array]
-) -> Direction:
-    """One direction; `halves` are the two biases whose sum is among the tensors."""
+) -> ComparedDirection:
+    """Return one direction; `halves` are the two biases whose sum is among the tensors."""
     if halves:
-        return Direction(name, _in_order(tensors), halves)
+        return ComparedDirection(name, _in_order(tensors), halves)
     pair = {key: tensors[key] for key in ("bias_ih", "bias_hh") if key in tensors}
     if kind not in ("lstm", "rnn") or len(pair) < 2 or "bias" in tensors:
-        return Direction(name, _in_order(tensors))
+        return ComparedDirection(name, _in_order(tensors))
     first, second = pair.values()
     if first.shape != second.shape:
-        return Direction(name, _in_order(tensors))
+        return ComparedDirection(name, _in_order(tensors))
     wide = np.result_type(first, second, np.float32)
     total = (first.astype(np.float64) + second).astype(wide)
     rest = {key: value for key, value in tensors.items() if key not in pair}
-    return Direction(name, _in_order({**rest, "bias": total}), pair)
+    return ComparedDirection(name, _in_order({**rest, "bias": total}), pair)
 
 
 def _in_order(tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -294,7 +303,7 @@ def _in_order(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _kind(tensors: Mapping[str, Array]) -> str:
-    """The kind of a layer that no config names, by how its rows go into its columns."""
+    """Return the kind of a layer without a config, by the ratio of its rows to its columns."""
     if "weight" in tensors:
         return "dense"
     recurrent = tensors.get("weight_hh")

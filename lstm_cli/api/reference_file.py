@@ -1,4 +1,4 @@
-"""Inputs and outputs that another framework computed: a ``.npz`` or an HDF5 file."""
+"""Reader of reference files: inputs and outputs of another framework, as ``.npz`` or HDF5."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, WeightsError
-from lstm_cli.formats.limits import check_regular, checked_size, member_bytes, open_archive
+from lstm_cli.formats.safety import check_regular, checked_size, member_bytes, open_archive
 
 INPUTS = ("inputs", "x", "X", "input")
 OUTPUTS = ("outputs", "y", "Y", "output")
 LENGTHS = ("lengths", "sequence_lengths")
 STATE = re.compile(r"state[./](\d{1,6})[./]([hc])")
 
-LARGEST = 1 << 28
-"""Bytes that an archive's arrays may take beyond eight times its own."""
+EXTRA_BYTES = 1 << 28
+"""Bytes that an archive's arrays may take beyond eight times the archive's own size."""
 EXPECTED = "inputs (N, T, D) and outputs (N, T, F) or (N, F); optionally lengths (N,), state.0.h"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What another framework was given, and what it made of it.
+    """Inputs of another framework, and the outputs that it computed.
 
     Attributes
     ----------
     path
-        Of the file.
+        Path of the file.
     x
-        (N, T, D).
+        Inputs (N, T, D).
     outputs
-        (N, T, F) or (N, F).
+        Outputs (N, T, F) or (N, F).
     lengths
         (N,) valid steps; None: all T.
     state
@@ -53,19 +53,18 @@ class Reference:
 def read_reference(path: str) -> Reference:
     """Read reference inputs and outputs.
 
-    Rows of all sequences one after the other, (sum T, D) with lengths, are taken as well, and
-    a single sequence (T, D).
+    Inputs may also be a single sequence (T, D), or rows of all sequences (sum T, D) with lengths.
 
     Raises
     ------
     DataError
-        Missing, malformed, hostile, or without inputs or outputs.
+        The file is missing, malformed or hostile, or holds no inputs or no outputs.
     """
-    arrays = _of_archive(path) if _is_archive(path) else _of_hdf5(path)
+    arrays = _archive_arrays(path) if _is_archive(path) else _hdf5_arrays(path)
     x, outputs = _first(arrays, INPUTS), _first(arrays, OUTPUTS)
     if x is None or outputs is None:
         missing = " and ".join(
-            name for name, found in (("inputs", x), ("outputs", outputs)) if found is None
+            name for name, value in (("inputs", x), ("outputs", outputs)) if value is None
         )
         raise DataError(
             f"{path} holds no {missing}",
@@ -73,73 +72,76 @@ def read_reference(path: str) -> Reference:
             found=", ".join(f"{name} {value.shape}" for name, value in arrays.items()) or "nothing",
         )
     states = {
-        (int(found[1]), found[2]): value
+        (int(match[1]), match[2]): value
         for name, value in arrays.items()
-        if (found := STATE.fullmatch(name))
+        if (match := STATE.fullmatch(name))
     }
-    given = Reference(path, x, outputs, _first(arrays, LENGTHS), states)
-    _check_forms(given)
-    return _batch(given)
+    reference = Reference(path, x, outputs, _first(arrays, LENGTHS), states)
+    _check_axes(reference)
+    return _as_batch(reference)
 
 
-def _check_forms(given: Reference) -> None:
-    """Raise unless every array has axes as a reference has them.
+def _check_axes(reference: Reference) -> None:
+    """Check the axes of every array.
 
     Raises
     ------
     DataError
-        An array of other axes, without values, or lengths that are none.
+        An array has other axes or no values, or the lengths are no whole numbers of at least 0.
     """
-    states = {f"state.{k}.{letter}": value for (k, letter), value in given.state.items()}
-    axes = {"inputs": (given.x, (2, 3)), "outputs": (given.outputs, (1, 2, 3))}
+    states = {f"state.{k}.{letter}": value for (k, letter), value in reference.state.items()}
+    axes = {"inputs": (reference.x, (2, 3)), "outputs": (reference.outputs, (1, 2, 3))}
     axes |= {name: (value, (2, 3)) for name, value in states.items()}
-    if given.lengths is not None:
-        axes["lengths"] = (given.lengths, (1,))
+    if reference.lengths is not None:
+        axes["lengths"] = (reference.lengths, (1,))
     for name, (value, ranks) in axes.items():
         if value.ndim not in ranks or not value.size:
             words = " or ".join(map(str, ranks)) + (" axes" if ranks != (1,) else " axis")
             raise DataError(
-                f"{name} of {given.path} has another form than a reference has",
+                f"{name} of {reference.path} has another form than a reference has",
                 expected=f"an array of {words}, none of them of size 0; a reference is {EXPECTED}",
                 found=_form(value),
             )
-    if given.lengths is not None and (
-        given.lengths.dtype.kind not in "iu" or (given.lengths < 0).any()
-    ):
-        raise DataError(f"lengths of {given.path} are no lengths", found=_form(given.lengths))
+    n = reference.lengths
+    if n is not None and (n.dtype.kind not in "iu" or (n < 0).any()):
+        expected = "whole numbers of at least 0"
+        raise DataError(
+            f"lengths of {reference.path} are no lengths", expected=expected, found=_form(n)
+        )
 
 
 def _first(arrays: Mapping[str, Array], names: tuple[str, ...]) -> Array | None:
     return next((arrays[name] for name in names if name in arrays), None)
 
 
-def _wanted(name: str) -> bool:
+def _is_part(name: str) -> bool:
     return name in INPUTS + OUTPUTS + LENGTHS or STATE.fullmatch(name) is not None
 
 
-def _batch(given: Reference) -> Reference:
-    """The reference as a batch (N, T, D)."""
-    x, lengths = given.x, given.lengths
+def _as_batch(reference: Reference) -> Reference:
+    """Return the reference with inputs as a batch (N, T, D)."""
+    x, lengths = reference.x, reference.lengths
     if x.ndim == 2 and lengths is None:
-        outputs = given.outputs
-        return replace(given, x=x[None], outputs=outputs[None] if outputs.ndim < 3 else outputs)
+        outputs = reference.outputs
+        batch = outputs[None] if outputs.ndim < 3 else outputs
+        return replace(reference, x=x[None], outputs=batch)
     if x.ndim != 2 or lengths is None:
-        return given
+        return reference
     total, longest = int(lengths.sum()), int(lengths.max(initial=0))
     if total != len(x) or len(lengths) * longest > 1000 * max(total, 1000):
         raise DataError(
-            f"lengths and inputs of {given.path} do not fit each other",
+            f"lengths and inputs of {reference.path} do not fit each other",
             expected=f"inputs of {total:,} rows, the sum of the lengths",
             found=_form(x),
         )
-    per_step = len(given.outputs) == total and total != len(lengths)
-    outputs = _padded(given.outputs, lengths, longest) if per_step else given.outputs
-    return replace(given, x=_padded(x, lengths, longest), outputs=outputs)
+    outputs = reference.outputs
+    if len(outputs) == total and total != len(lengths):  # one row for each step
+        outputs = _padded(outputs, lengths, longest)
+    return replace(reference, x=_padded(x, lengths, longest), outputs=outputs)
 
 
 def _padded(rows: Array, lengths: Array, longest: int) -> Array:
-    """(sum T, F) as (N, T, F), 0 in the padding."""
-    padded = np.zeros((len(lengths), longest, *rows.shape[1:]), rows.dtype)
+    padded = np.zeros((len(lengths), longest, *rows.shape[1:]), rows.dtype)  # (N, T, F)
     padded[np.arange(longest) < lengths[:, None]] = rows
     return padded
 
@@ -149,7 +151,7 @@ def _form(array: Array) -> str:
 
 
 def _is_archive(path: str) -> bool:
-    """Whether a file is a zip archive, as ``.npz`` is."""
+    """Return True if a file is a zip archive, as ``.npz`` is."""
     file = Path(path)
     try:
         with file.open("rb") as opened:
@@ -165,34 +167,34 @@ def _is_archive(path: str) -> bool:
     return magic[:2] == b"PK"
 
 
-def _of_archive(path: str) -> dict[str, Array]:
-    """The arrays of an ``.npz`` that a reference is made of; no pickle is ever read."""
+def _archive_arrays(path: str) -> dict[str, Array]:
+    """Read the arrays of an ``.npz`` that belong to a reference; no pickle is ever read."""
     try:
         check_regular(Path(path), "the reference")
-        left, found = LARGEST + 8 * Path(path).stat().st_size, {}
+        budget, arrays = EXTRA_BYTES + 8 * Path(path).stat().st_size, {}
         with open_archive(Path(path)) as archive:
             for name in archive.namelist():
-                if _wanted(name.removesuffix(".npy")):
-                    data = member_bytes(archive, name, left)
-                    left -= len(data)
-                    found[name.removesuffix(".npy")] = _array(data, name, path)
-        return found
+                if _is_part(name.removesuffix(".npy")):
+                    data = member_bytes(archive, name, budget)
+                    budget -= len(data)
+                    arrays[name.removesuffix(".npy")] = _array(data, name, path)
+        return arrays
     except WeightsError as error:
         problems = [replace(p, hint=None) for p in error.problems]
         raise DataError(problems) from None
 
 
 def _array(data: bytes, name: str, path: str) -> Array:
-    """An array in NumPy's own form, its size checked against the bytes that are there."""
+    """Read an array in NumPy's format; check its size against the bytes in the file."""
     stream = io.BytesIO(data)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers that an old Python wrote
+        warnings.simplefilter("ignore")  # NumPy warns of headers that an old Python wrote
         try:
             version = np.lib.format.read_magic(stream)
             read = _HEADERS[version]
             shape, by_columns, dtype = read(stream)
-            shape = tuple(map(int, shape))  # True is one, too
-        except Exception:  # syntax, types, names: whatever a damaged header leads to
+            shape = tuple(map(int, shape))  # a damaged header may hold True as a size
+        except Exception:  # a damaged header may raise any error: syntax, types, names
             raise DataError(
                 f"{name} of {path} is not an array",
                 expected="an array as numpy.savez writes it",
@@ -203,7 +205,7 @@ def _array(data: bytes, name: str, path: str) -> Array:
     at = stream.tell()
     size = checked_size(shape, dtype.itemsize, len(data) - at, name, Path(path))
     values = np.frombuffer(data[at : at + size], dtype)
-    if len(shape) > 3 or not size:  # what a reference does not have, and NumPy may not make
+    if len(shape) > 3 or not size:  # NumPy may fail to make such an array
         raise DataError(
             f"{name} of {path} has another form than a reference has",
             expected=EXPECTED,
@@ -219,8 +221,7 @@ _HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dt
 }
 
 
-def _of_hdf5(path: str) -> dict[str, Array]:
-    """The datasets of an HDF5 file or group that a reference is made of."""
-    from lstm_cli.data.results import read_arrays
+def _hdf5_arrays(path: str) -> dict[str, Array]:
+    from lstm_cli.data.references import read_arrays
 
-    return read_arrays(path, _wanted)
+    return read_arrays(path, _is_part)

@@ -1,4 +1,4 @@
-"""A dataset through a model, batch by batch: results to files, metrics, and where time went."""
+"""Forward pass of a model over a dataset, batch by batch: result files, metrics and timings."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.api.fit import lost_digits, misplaced_states, reading_dtype
-from lstm_cli.api.learning_data import DataPlaces
+from lstm_cli.api.data_notes import input_dtype, lost_digits_note, misplaced_state_note
 from lstm_cli.api.model import Model
-from lstm_cli.api.passes import Passes
+from lstm_cli.api.pipeline import ForwardPipeline
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
-from lstm_cli.data import Allocator, Batch, GateWriter, ResultWriter, SequenceData, StateReader
+from lstm_cli.api.training_data import DataPlaces
+from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, Room, StateReader
 from lstm_cli.engines.types import Array, array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
 from lstm_cli.overwriting import HDF5_ATTRIBUTE
+from lstm_cli.training.forensics import bad_data
+from lstm_cli.training.learner import Piece
 from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.nonfinite import nonfinite_data_error
-from lstm_cli.training.train_step import Chunk
 from lstm_cli.version import __version__
 
 AUTO_BYTES = 64 << 20
-"""What ``--batch-size auto`` lets the widest layer's values over a batch take."""
+"""Bytes of the widest layer's values over a batch, at most, for an automatic batch size."""
 STEP_BYTES = 256 << 10
-"""And the gates of the largest recurrent layer at one step, so that they stay in a cache."""
+"""Bytes of the largest recurrent layer's gates at one step, at most: they stay in a cache."""
 
 StateShape = tuple[int, int, int, int | None]
 """Layer index, directions, features of h, features of c or None."""
@@ -41,7 +41,10 @@ StateShape = tuple[int, int, int, int | None]
 class RunFiles:
     """Files of a run: results, every gate's values, and initial states to read.
 
-    `force` replaces files that another program wrote.
+    Attributes
+    ----------
+    force
+        Replace files that another program wrote.
     """
 
     output: Path | None = None
@@ -51,8 +54,8 @@ class RunFiles:
 
 
 @dataclass(frozen=True)
-class NotFinite:
-    """The first value of the outputs that is NaN or infinite, and how many sequences have any."""
+class NotFiniteOutputs:
+    """Outputs that are NaN or infinite: the number of sequences, and the first sequence."""
 
     sequences: int
     first: int
@@ -60,24 +63,24 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did.
+    """Result of `run_dataset`.
 
     Attributes
     ----------
     sequences, steps
-        How many, over all files; steps are valid ones.
+        Sequences and valid steps, over all files.
     output_shape
-        Of `outputs`, with T as it stands in the file or None where lengths vary.
+        Shape of ``outputs``; ``"T"`` stands for the steps where lengths vary.
     timings
         Rows of the table of timings.
     seconds
-        The whole of reading, computing and writing.
+        Seconds of reading, computing and writing together.
     metrics
-        By name; empty without targets.
+        Metrics by name; empty without targets.
     loss
-        The loss that the metrics' ``loss`` is.
+        Name of the loss among the metrics.
     notes
-        What a user should know: targets that were not used, and why.
+        Notes for the user, such as the reason why targets were not used.
     not_finite
         Outputs that are NaN or infinite; None if there are none.
     """
@@ -90,11 +93,11 @@ class RunReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     loss: str | None = None
     notes: tuple[str, ...] = ()
-    not_finite: NotFinite | None = None
+    not_finite: NotFiniteOutputs | None = None
 
 
 def state_shapes(model: Model) -> list[StateShape]:
-    """What a results file holds of each recurrent layer's states."""
+    """Return the sizes of each recurrent layer's states, as a results file stores them."""
     shapes: list[StateShape] = []
     for spec in model.network.recurrent:
         sizes = spec.cells[0].state_sizes
@@ -102,15 +105,18 @@ def state_shapes(model: Model) -> list[StateShape]:
     return shapes
 
 
-def loss_of(model: Model) -> tuple[str, bool]:
-    """The loss to measure with, and whether the config names it; else the last layer tells."""
+def metric_loss(model: Model) -> tuple[str, bool]:
+    """Return the loss among the metrics, and True if the config names it.
+
+    Without a config's loss, the last layer implies one.
+    """
     if model.config.train is not None and model.config.train.loss is not None:
         return model.config.train.loss, True
     return loss_for(model.network.layers), False
 
 
-def fitting_batch(model: Model, data: SequenceData) -> int:
-    """A batch size whose step fits a cache, and whose steps together `AUTO_BYTES`."""
+def automatic_batch_size(model: Model, data: Dataset) -> int:
+    """Return a batch size whose gates fit `STEP_BYTES` and whose values fit `AUTO_BYTES`."""
     size = np.dtype(array_dtype(model.network.engine)).itemsize
     layers = model.network.layers
     width = max(max(spec.input_size, spec.output_size) for spec in layers) * size
@@ -121,25 +127,25 @@ def fitting_batch(model: Model, data: SequenceData) -> int:
 
 def run_dataset(
     model: Model,
-    data: SequenceData,
+    data: Dataset,
     *,
     batch_size: int = 64,
     halve: bool = False,
     files: RunFiles = RunFiles(),
     progress: Callable[[int], None] | None = None,
 ) -> RunReport:
-    """The forward pass over a dataset.
+    """Run the forward pass over a dataset.
 
     Parameters
     ----------
     batch_size
-        Sequences computed together; no result depends on it, unless layers are stateful.
+        Sequences computed together. No result depends on it, unless layers are stateful.
     halve
-        Compute a batch in halves where the device's memory is too small for it.
+        Divide a batch where the device's memory is too small for it.
     files
-        Where results go, and initial states come from.
+        Files for results, and for initial states to read.
     progress
-        Called after every batch with the number of sequences done.
+        Function that is called after every batch, with its number of sequences.
 
     Raises
     ------
@@ -153,7 +159,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        data: SequenceData,
+        data: Dataset,
         batch_size: int,
         halve: bool,
         files: RunFiles,
@@ -163,14 +169,14 @@ class _Run:
         self.files, self.progress = files, progress
         self.watch = Stopwatch()
         self.notes = list(data.notes)
-        if (lost := lost_digits(model.network, data)) is not None:
+        if (lost := lost_digits_note(model.network, data)) is not None:
             self.notes.append(f"{lost}; --dtype float64 keeps those of the inputs")
-        if (misplaced := misplaced_states(model.network, data, batch_size)) is not None:
+        if (misplaced := misplaced_state_note(model.network, data, batch_size)) is not None:
             self.notes.append(misplaced)
         self.bad_sequences, self.first_bad = 0, -1
         self.metrics, self.loss_is_named = self._metrics()
         with_logits = self.metrics is not None
-        self.passes = Passes(model, self.watch, halve=halve, logits=with_logits)
+        self.pipeline = ForwardPipeline(model, self.watch, halve=halve, logits=with_logits)
         self.stack = ExitStack()
         self.writer: ResultWriter | None = None
         self.gates: GateWriter | None = None
@@ -178,47 +184,46 @@ class _Run:
 
     def _metrics(self) -> tuple[Metrics | None, bool]:
         network = self.model.network
-        loss, named = loss_of(self.model)
+        loss, is_named = metric_loss(self.model)
         window = self.model.config.data.window
         if self.data.targets is None:
-            return None, named
+            return None, is_named
         if loss == "cross_entropy" and window is not None and window.predict > 1:
             self.notes.append(
                 "the targets were not used: cross_entropy compares one class for a window, and "
                 f"data.window.predict is {window.predict}"
             )
-            return None, named
+            return None, is_named
         metrics = Metrics(
             loss,
             per_step=network.returns_sequences,
             features=network.output_size,
             name=self.data.targets.name,
         )
-        return metrics, named
+        return metrics, is_named
 
     def run(self) -> RunReport:
-        begun = perf_counter()
+        start = perf_counter()
         writes = self.files.output is not None or self.files.gates is not None
         with self.stack:
             with self.watch.section("write") if writes else nullcontext():
                 self._open()
             file = -1
-            # Closed here: a generator that is left to the garbage collector may be closed, and
-            # its thread joined, anywhere.
-            with closing(self.passes.ahead(self._batches)) as batches:
-                for batch, sent in batches:
+            # Closed here: the garbage collector may close a generator, and join its thread,
+            # at any point.
+            with closing(self.pipeline.batches(self._batches)) as batches:
+                for batch, upload in batches:
                     if batch.file != file:
                         self.model.reset_state()
                         file = batch.file
                     initial, keep = self._initial(batch), self.gates is not None
-                    for part, result in self.passes.results(batch, sent, initial, keep=keep):
-                        self._one(part, result)
-            for part, result in self.passes.rest():
-                self._one(part, result)
+                    for part, result in self.pipeline.results(batch, upload, initial, keep=keep):
+                        self._take(part, result)
+            for part, result in self.pipeline.remaining():
+                self._take(part, result)
             with self.watch.section("write") if writes else nullcontext():
                 self.stack.close()  # renames the results: they are whole
-        seconds = perf_counter() - begun
-        return self._report(seconds)
+        return self._report(perf_counter() - start)
 
     def _open(self) -> None:
         if self.files == RunFiles():
@@ -233,9 +238,9 @@ class _Run:
         if self.files.state is not None:
             directions = {spec.index: spec.directions for spec in network.recurrent}
             zero = network.zero_states.items()
-            unread = [key for key, held in zero if len(held) == directions[key[0]]]
-            sided = [spec.index for spec in network.recurrent if network.is_one_sided(spec)]
-            reader = StateReader(str(self.files.state), shapes, self.data.count, unread, sided)
+            unread = [key for key, sides in zero if len(sides) == directions[key[0]]]
+            one_sided = [spec.index for spec in network.recurrent if network.is_one_sided(spec)]
+            reader = StateReader(str(self.files.state), shapes, self.data.count, unread, one_sided)
             self.states = self.stack.enter_context(reader)
         if self.files.output is not None:
             writer = ResultWriter(
@@ -259,21 +264,21 @@ class _Run:
             )
             self.gates = self.stack.enter_context(gates)
 
-    def _batches(self, room: Allocator) -> Iterator[Batch]:
+    def _batches(self, room: Room) -> Iterator[Batch]:
         return self.data.batches(
             self.batch_size,
-            reading_dtype(self.model.network, self.data),
+            input_dtype(self.model.network, self.data),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
-            allocate=room,
+            room=room,
         )
 
-    def _one(self, batch: Batch, result: Result) -> None:
+    def _take(self, batch: Batch, result: Result) -> None:
         rows, steps = batch.x.shape[:2]
         positions = rows * steps if batch.lengths is None else int(batch.lengths.sum())
         for spec in self.model.network.layers:
-            self.watch.layer(spec, result.seconds[spec.index], positions)
+            self.watch.add_layer(spec, result.seconds[spec.index], positions)
             if ends_sequence(spec):
                 positions = rows
         if self.metrics is not None:
@@ -290,7 +295,7 @@ class _Run:
         return [read[spec.index] for spec in self.model.network.recurrent]
 
     def _measure(self, metrics: Metrics, batch: Batch, result: Result) -> None:
-        begun, bad = perf_counter(), None
+        start, bad = perf_counter(), None
         try:
             if batch.targets is not None:
                 bad = self._update(metrics, batch, result, batch.targets)
@@ -298,33 +303,33 @@ class _Run:
             if self.loss_is_named and not self.data.targets_are_inputs:
                 raise
             self.metrics = None
-            why = error.problems[0]
-            sides = f": expected {why.expected}, found {why.found}" if why.expected else ""
-            self.notes.append(f"the targets were not used: {why.what}{sides}")
+            problem = error.problems[0]
+            shapes = f": expected {problem.expected}, found {problem.found}"
+            self.notes.append(
+                f"the targets were not used: {problem.what}{shapes if problem.expected else ''}"
+            )
         if bad is not None:
             raise bad
-        self.watch.add("metrics", perf_counter() - begun)
+        self.watch.add("metrics", perf_counter() - start)
 
     def _update(
         self, metrics: Metrics, batch: Batch, result: Result, targets: Array
     ) -> DataError | None:
-        """Measure the sequences that have targets; the error for data that are not finite."""
+        """Measure the sequences that have targets; return the error of data that are not finite."""
         x, outputs, logits, lengths = batch.x, result.outputs, result.logits, batch.lengths
         numbers = batch.first + np.arange(batch.count)
-        if batch.has_target is not None:
-            known = batch.has_target
+        if batch.known is not None:
+            known = batch.known
             x, outputs, targets, numbers = x[known], outputs[known], targets[known], numbers[known]
             logits = None if logits is None else logits[known]
             lengths = None if lengths is None else lengths[known]
-        metrics.targets.check_shape(targets, outputs.shape)
+        metrics.targets.need_fitting(targets, outputs.shape)
         with np.errstate(all="ignore"):  # a sum is finite only if every input is
             finite = np.isfinite(x.sum()) and np.isfinite(targets).all()
         if not finite:
             per_step = self.model.network.returns_sequences
-            piece, places = Chunk(x, targets, lengths), DataPlaces(self.data)
-            error = nonfinite_data_error(
-                piece, per_step, numbers, places, "its metrics would mean nothing"
-            )
+            piece, places = Piece(x, targets, lengths), DataPlaces(self.data)
+            error = bad_data(piece, per_step, numbers, places, "its metrics would mean nothing")
             if error is not None:
                 return error
         metrics.update(outputs, logits, targets, lengths)
@@ -366,6 +371,6 @@ class _Run:
             seconds,
             self.metrics.result() if self.metrics is not None else {},
             self.metrics.loss if self.metrics is not None else None,
-            (*self.notes, *self.passes.notes),
-            NotFinite(self.bad_sequences, self.first_bad) if self.bad_sequences else None,
+            (*self.notes, *self.pipeline.notes),
+            NotFiniteOutputs(self.bad_sequences, self.first_bad) if self.bad_sequences else None,
         )

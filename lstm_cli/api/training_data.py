@@ -1,4 +1,4 @@
-"""Training data as the loop reads it: batches, targets scaled, and names of places in the data."""
+"""Training data as the loop reads it: batches, scaled targets, validation, and names of places."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, fold
-from lstm_cli.training.interfaces import TrainingBatch
-from lstm_cli.training.metrics import Metrics, evaluate
+from lstm_cli.training.evaluation import evaluate
+from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.surroundings import LearningBatch
 
-COUNTED = ("sequences", "features", "steps")
-"""What a fingerprint counts, rather than hashes."""
+COUNTS = ("sequences", "features", "steps")
+"""Entries of a fingerprint that are counts; the others are hashes."""
 FINGERPRINT_BYTES = 16 << 20
-"""Of the inputs, what is hashed from either end."""
+"""Bytes of inputs that are hashed at the start, and at the end, of a dataset."""
 
 
 @dataclass(frozen=True)
 class DataPlaces:
-    """Names of places in a dataset; see `lstm_cli.training.interfaces.Places`."""
+    """Names of places in a dataset; see `lstm_cli.training.surroundings.Places`."""
 
     dataset: Dataset
 
@@ -44,14 +45,16 @@ class DataPlaces:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """The training part of a dataset; see `lstm_cli.training.interfaces.TrainingSource`.
+    """The training part of a dataset; see `lstm_cli.training.surroundings.Source`.
 
     Attributes
     ----------
     dtype
-        Of the inputs, which the network normalizes itself.
+        Dtype of the inputs, which the network normalizes itself.
+    per_step
+        The network's outputs are one for each step.
     targets
-        How targets are scaled; None: not at all.
+        Scaling of the targets; None: no scaling.
     """
 
     sampler: Sampler
@@ -65,11 +68,11 @@ class DatasetSource:
         return DataPlaces(self.sampler.dataset)
 
     def order(self, epoch: int) -> list[Array]:
-        """Every batch of an epoch."""
+        """Return every batch of an epoch, as numbers of sequences."""
         return self.sampler.order(epoch)
 
-    def read(self, numbers: Array) -> TrainingBatch:
-        """One batch, its targets scaled."""
+    def read(self, numbers: Array) -> LearningBatch:
+        """Read one batch and scale its targets."""
         batch = read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
         if self.targets is None:
             return batch
@@ -77,26 +80,30 @@ class DatasetSource:
         return replace(batch, targets=y)
 
     def raw(self, values: Array) -> Array:
-        """Outputs or targets in the units of the data."""
+        """Return outputs or targets in the units of the data."""
         return values if self.targets is None else self.targets.undo(values)
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Validation on sequences that are not learned from, with the weights as they are written.
+class Validator:
+    """Validation on sequences that are held out, with the weights as a model file gets them.
 
     Attributes
     ----------
     sampler
-        Gives the sequences, in the order of the files.
+        Sampler of the sequences, in the order of the files.
     dtype
-        Of the inputs, which the network normalizes itself.
+        Dtype of the inputs, which the network normalizes itself.
+    per_step
+        The network's outputs are one for each step.
     network
-        Of the trained one's layers; its weights are set to those that are measured.
+        Network with the layers of the trained one. It gets the weights that are measured.
     targets
-        How targets were scaled; None: not at all.
+        Scaling of the targets while training; None: no scaling.
     metrics
-        Makes empty metrics.
+        Function that makes empty metrics.
+    stop
+        Function that returns True once the user interrupts the run.
     """
 
     sampler: Sampler
@@ -108,34 +115,34 @@ class HeldOut:
     stop: Callable[[], bool]
 
     def __call__(self, weights: Mapping[str, Array]) -> dict[str, float] | None:
-        """Metrics by name; None if interrupted."""
+        """Return metrics by name; None if the user interrupts."""
         self.network.set_weights(fold(self.network.layers, weights, None, self.targets))
         dataset = self.sampler.dataset
         return evaluate(
             self.network, self._batches(), self.metrics(), DataPlaces(dataset), self.stop
         )
 
-    def _batches(self) -> Iterator[TrainingBatch]:
+    def _batches(self) -> Iterator[LearningBatch]:
         for numbers in self._order():
             yield read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
 
     def _order(self) -> list[Array]:
         if self.sampler.stateful:
             return self.sampler.order(0)
-        # Alike lengths together, so that little is padded; the metrics are the same.
+        # Sequences of similar lengths together, so that little is padded; metrics are the same.
         numbers = self.sampler.numbers
         by_length = numbers[np.argsort(self.sampler.dataset.lengths()[numbers], kind="stable")]
         size = self.sampler.batch_size
         return [by_length[k : k + size] for k in range(0, len(by_length), size)]
 
 
-def nothing_held_out(weights: Mapping[str, Array]) -> dict[str, float]:
-    """Validation on nothing."""
+def no_validation(weights: Mapping[str, Array]) -> dict[str, float]:
+    """Return no metrics, for a run that holds out no sequences."""
     return {}
 
 
-def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> TrainingBatch:
-    """Sequences as they stand in the data, with their targets.
+def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> LearningBatch:
+    """Read sequences and their targets, unscaled.
 
     Raises
     ------
@@ -144,19 +151,19 @@ def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> 
     """
     batch = dataset.take(numbers, dtype, per_step=per_step)
     if batch.targets is None:
-        raise no_targets(dataset)
-    return TrainingBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
+        raise missing_targets(dataset)
+    return LearningBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
 
 
-def no_targets(dataset: Dataset) -> DataError:
-    """What to raise where there is nothing to learn."""
-    text = [note for note in dataset.notes if " holds text" in note and "targets" in note]
-    if text:
+def missing_targets(dataset: Dataset) -> DataError:
+    """Return the error for data without targets."""
+    text_notes = [note for note in dataset.notes if " holds text" in note and "targets" in note]
+    if text_notes:
         return DataError(
             "the targets are text, and a network learns numbers",
             expected="a class index (N,) for each, from 0, and the texts once in an attribute "
             "`classes` of the file",
-            found=text[0],
+            found=text_notes[0],
             where=dataset.input_names,
             hint=AS_CLASSES,
         )
@@ -171,9 +178,9 @@ def no_targets(dataset: Dataset) -> DataError:
 
 
 def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
-    """What tells one dataset from another, without reading a large one whole.
+    """Return values that identify a dataset, without reading a large one whole.
 
-    Counts, every length, and in `dtype` the values of the first and last sequences.
+    They are counts, and hashes of every length and of the first and last sequences in `dtype`.
     """
     numbers = dataset.numbers
     N = len(numbers)
@@ -195,12 +202,12 @@ def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
     }
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any], dataset: Dataset) -> Problem | None:
-    """What is not as it was when a fingerprint was taken; None if all is."""
+def data_change(old: Mapping[str, Any], new: Mapping[str, Any], dataset: Dataset) -> Problem | None:
+    """Compare two fingerprints of a dataset; None if they are equal."""
     names = [name for name, value in new.items() if old.get(name) != value]
     if not names:
         return None
-    counts = [name for name in names if name in COUNTED]
+    counts = [name for name in names if name in COUNTS]
     kinds = " and ".join(names)
     return Problem(
         "the data are not those the run began with",
