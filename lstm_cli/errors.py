@@ -185,7 +185,7 @@ _ENOUGH = 1 << 30
 """Bytes that can be had where memory is not short."""
 
 
-def is_memory(error: BaseException) -> bool:
+def is_memory_error(error: BaseException) -> bool:
     """Whether an error of a library says that memory ran out, and not that a file is damaged."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
@@ -209,10 +209,10 @@ def has_memory(nbytes: int) -> bool:
     return True
 
 
-def need_memory(nbytes: int, where: str) -> None:
+def require_memory(nbytes: int, where: str) -> None:
     """Raise MemoryShortError unless so much can be had: for libraries that crash without it."""
     if not has_memory(nbytes):
-        raise short_of_memory(where)
+        raise memory_error(where)
 
 
 def _is_limited() -> bool:
@@ -224,7 +224,7 @@ def _is_limited() -> bool:
         return False
 
 
-def short_of_memory(where: str) -> MemoryShortError:
+def memory_error(where: str) -> MemoryShortError:
     """The error to raise where `where` cannot be read because memory ran out."""
     return MemoryShortError(
         f"not enough memory for {where}",
@@ -274,7 +274,7 @@ def quote(path: object) -> str:
     return f"$'{''.join(map(_escaped, text))}'"
 
 
-def in_yaml(name: str) -> str:
+def quote_yaml(name: str) -> str:
     """A name as a config takes it, in printable characters: ``inputs``, ``"a: b"``."""
     word = re.fullmatch(r"[^\W\d_][\w/.-]*|/[\w/. -]*[\w/.-]", name)
     if word and name.isprintable() and name.lower() not in ("null", "true", "false"):

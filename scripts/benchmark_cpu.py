@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lstm_cli import bench
-from lstm_cli.bench import Size
-from lstm_cli.bench.draws import random_inputs, random_weights
-from lstm_cli.bench.rounds import interleave
+from lstm_cli.bench import GridSize
+from lstm_cli.bench.protocol import interleave
+from lstm_cli.bench.sizes import random_inputs, random_weights
 from lstm_cli.cli import units
 from lstm_cli.cli.bench_tables import bench_report
 from lstm_cli.cli.tables import plain_table
@@ -43,9 +43,9 @@ ROOT = Path(__file__).parents[1]
 WIDTH = 100
 
 
-def sizes(*numbers: tuple[int, int, int]) -> tuple[Size, ...]:
+def sizes(*numbers: tuple[int, int, int]) -> tuple[GridSize, ...]:
     """Sizes of H, N and T, with D = H."""
-    return tuple(Size(H, N, T, H) for H, N, T in numbers)
+    return tuple(GridSize(H, N, T, H) for H, N, T in numbers)
 
 
 GRID = sizes(
@@ -90,7 +90,7 @@ class Section:
 
     title: str
     text: str
-    grid: tuple[Size, ...]
+    grid: tuple[GridSize, ...]
     peers: tuple[str, ...]
     mode: str = "forward"
     ragged: bool = False
@@ -153,7 +153,7 @@ def measured(section: Section, engine: Engine, seconds: float) -> str:
 def on_a_quiet_machine(make: Callable[[], str], tries: int) -> str:
     """What `make` measures, again while other programs disturb it, and how much they did."""
     for left in reversed(range(tries)):
-        with bench.watch_others() as others:
+        with bench.watch_other_programs() as others:
             text = make()
         if others.cores is None:
             return text
@@ -166,7 +166,7 @@ def on_a_quiet_machine(make: Callable[[], str], tries: int) -> str:
     return f"{text}\n\nOther programs used {others.cores:.2f} cores meanwhile.{disturbed}"
 
 
-def halves(grid: Sequence[Size], threads: int | None, seconds: float) -> str:
+def halves(grid: Sequence[GridSize], threads: int | None, seconds: float) -> str:
     """bfloat16 beside our own float32, in Markdown."""
     columns = ("float32", "bfloat16", "GFLOP/s", "float32 / bfloat16", "difference")
     table = plain_table("H × N × T", *columns, numbers=columns)

@@ -74,7 +74,7 @@ def measured(job: Job, engine: Any, peers: list[Any], seconds: float) -> dict[st
 
     _, mode, ragged, H, N, T = job
     how = {"mode": mode, "ragged": ragged, "seconds": seconds}
-    results = bench.measure([bench.Size(H, N, T, H)], bench.one_lstm, engine, peers, **how)
+    results = bench.measure([bench.GridSize(H, N, T, H)], bench.one_lstm, engine, peers, **how)
     (result,), (explained,) = results, bench.explain(results, bench.one_lstm, engine)
     found = {"ours": result.ours.median, "step": explained.step, "floor": explained.floor}
     found["way"] = ", ".join(layer.explanation.way for layer in explained.layers)

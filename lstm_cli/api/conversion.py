@@ -39,7 +39,7 @@ from lstm_cli.network.normalization import (
     unfoldable,
 )
 from lstm_cli.network.weights import fit_weights
-from lstm_cli.overwriting import check_target
+from lstm_cli.output_files import check_output_path
 
 WRITTEN_ORDER: TmvaOrder = "slots"
 """What TMVA's own writer gives its elements to hold, and so does ours."""
@@ -153,7 +153,7 @@ def convert(source: str | Path, destination: str | Path, order: Order | None = N
             found=f"{source} and {destination}",
             hint="name another file to write",
         )
-    check_target(destination, option="DST", force=order.force, suffix=target.suffixes[0])
+    check_output_path(destination, option="DST", force=order.force, suffix=target.suffixes[0])
     given = None if order.config is None else read_config(order.config, order.overrides)
     layers = None if given is None else given.specs
     imported = read_weights(source, order.reading, layers=layers)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lstm_cli.errors import LstmCliError, Problem, UsageError
-from lstm_cli.files import Temporary, not_written
 from lstm_cli.formats import registry
 from lstm_cli.formats.registry import Format
+from lstm_cli.output_files import AtomicFile, write_error
 
 
 def target_format(destination: Path, name: str | None) -> Format:
@@ -42,7 +42,7 @@ class Unproven:
         To write to: a temporary name with the destination's suffix.
     """
 
-    def __init__(self, destination: Path, file: Temporary) -> None:
+    def __init__(self, destination: Path, file: AtomicFile) -> None:
         self._destination, self._file = destination, file
         self.path = file.path
 
@@ -57,7 +57,7 @@ class Unproven:
         try:
             self._file.keep()
         except OSError as error:
-            raise not_written(self._destination, "the weights", error) from None
+            raise write_error(self._destination, "the weights", error) from None
 
     def told(self, text: str) -> str:
         """A text about the temporary file as one about the destination."""
@@ -89,9 +89,9 @@ class Unproven:
 def unproven(destination: Path, *, force: bool) -> Iterator[Unproven]:
     """A temporary name; what still stands there at the end is removed."""
     try:
-        file = Temporary(destination, force=force)
+        file = AtomicFile(destination, force=force)
     except OSError as error:
-        raise not_written(destination, "the weights", error) from None
+        raise write_error(destination, "the weights", error) from None
     with file:
         written = Unproven(destination, file)
         try:

@@ -13,8 +13,8 @@ import numpy as np
 
 from lstm_cli.cells import LSTM, Activation
 from lstm_cli.config import Config
-from lstm_cli.config.layers import Layer
-from lstm_cli.config.options import written
+from lstm_cli.config.field_types import to_yaml_value
+from lstm_cli.config.schema import Layer
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import quote
 from lstm_cli.formats.model import Imported
@@ -186,7 +186,7 @@ def gaps(config: Config, other: Config) -> list[Gap] | None:
     if pairs is None:
         return None
     return [
-        Gap(k, number, key, written(_value(layer, key)), written(_value(read, key)))
+        Gap(k, number, key, to_yaml_value(_value(layer, key)), to_yaml_value(_value(read, key)))
         for (k, layer), (number, read) in pairs
         for key in type(layer).model_fields
         if key not in TRAINING and _differs(layer, read, key)
@@ -273,7 +273,7 @@ def _settings(base: Config, wanted: Config, found: Sequence[Gap]) -> Iterator[st
             cell = _value(read, "cell_activation")
             listed = any(g.layer == gap.layer and g.key == "cell_activation" for g in found)
             if not listed and not _same(cell, _value(read, "activation")):
-                yield _setting(gap.layer, "cell_activation", written(cell))
+                yield _setting(gap.layer, "cell_activation", to_yaml_value(cell))
 
 
 def _setting(layer: int | None, key: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from lstm_cli.api.run_folder import RunFolder
-from lstm_cli.files import write_whole
+from lstm_cli.output_files import write_atomically
 from lstm_cli.training.surroundings import Row
 
 NO_CURVES = "curves.png is drawn with the plot extra: pip install 'lstm-cli[plot]'"
@@ -52,7 +52,7 @@ class Observers:
             )
         elif self.rows:
             try:
-                write_whole(self.folder.curves, draw_curves(self.rows), "the curves")
+                write_atomically(self.folder.curves, draw_curves(self.rows), "the curves")
             except Exception as error:
                 self.notes.append(f"no learning curves: {error}")
 

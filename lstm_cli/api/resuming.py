@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lstm_cli import config as configs
 from lstm_cli.config import Config
-from lstm_cli.config.train import TrainSection
+from lstm_cli.config.schema import TrainSection
 from lstm_cli.errors import ConfigError, Problem, WeightsError, counted
 from lstm_cli.formats.model import Imported
 from lstm_cli.formats.safety import read_whole

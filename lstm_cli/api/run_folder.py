@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.errors import LstmCliError, UsageError, WeightsError, quote
-from lstm_cli.files import (
-    not_written,
-    reason,
-    remove_leftovers,
-    unfinished,
-    write_all,
-    write_whole,
-)
 from lstm_cli.formats import native
+from lstm_cli.output_files import (
+    discard_on_exit,
+    error_reason,
+    remove_leftovers,
+    write_all,
+    write_atomically,
+    write_error,
+)
 from lstm_cli.training.progress import Checkpoint, Progress
 from lstm_cli.training.surroundings import Row
 
@@ -136,7 +136,7 @@ class RunFolder:
         text = json.dumps({"progress": checkpoint.progress.numbers(), "facts": facts})
         first = not os.path.exists(self.checkpoint)
         try:
-            with unfinished(self.path, self) if first else nullcontext():
+            with discard_on_exit(self.path, self) if first else nullcontext():
                 if self._lock is None:
                     self._make()
                 native.write(
@@ -156,7 +156,7 @@ class RunFolder:
         """Write the config as resolved, unless it stands there already."""
         path, data = self.path / CONFIG, text.encode()
         if _read(path) != data:
-            write_whole(path, data, "the config")
+            write_atomically(path, data, "the config")
 
     def rows(self, epochs: int) -> list[Row]:
         """The rows of metrics up to an epoch; what was written after it is removed."""
@@ -165,7 +165,7 @@ class RunFolder:
         rows = [row for row in rows if row["epoch"] <= epochs]
         kept = b"".join(map(_line, rows))
         if kept != data:
-            write_whole(self.metrics, kept, "the metrics")
+            write_atomically(self.metrics, kept, "the metrics")
         return rows
 
     def append(self, row: Row) -> None:
@@ -180,7 +180,7 @@ class RunFolder:
                     file.truncate(size)
                     raise
         except OSError as error:
-            raise not_written(self.metrics, "the metrics", error) from None
+            raise write_error(self.metrics, "the metrics", error) from None
 
     def close(self) -> None:
         """Let the next process in; what holds nothing is removed."""
@@ -212,7 +212,7 @@ class RunFolder:
         if os.path.isdir(parent):
             number = 0 if os.access(parent, os.W_OK | os.X_OK) else errno.EACCES
         if number:
-            raise not_written(self.path, "the run", OSError(number, os.strerror(number)))
+            raise write_error(self.path, "the run", OSError(number, os.strerror(number)))
 
     def _make(self) -> None:
         """Make the folder and lock it; another process may have done so meanwhile."""
@@ -224,7 +224,7 @@ class RunFolder:
                 self._new_folders.append(folder)
                 folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise not_written(self.path, "the run", error) from None
+            raise write_error(self.path, "the run", error) from None
         self._open()
         self._held(resume=False)
 
@@ -241,7 +241,7 @@ class RunFolder:
                     break
                 os.close(self._lock)
         except OSError as error:
-            raise not_written(self.path, "the run", error) from None
+            raise write_error(self.path, "the run", error) from None
         remove_leftovers(self.path)
 
     def _take_lock(self, handle: int) -> None:
@@ -316,7 +316,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise LstmCliError(f"{path} cannot be read", found=reason(error)) from None
+        raise LstmCliError(f"{path} cannot be read", found=error_reason(error)) from None
 
 
 def _line(row: Row) -> bytes:

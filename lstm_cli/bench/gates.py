@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lstm_cli.bench.draws import random_inputs, random_weights
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.sizes import GridSize, random_inputs, random_weights
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
 from lstm_cli.network.network import Network
@@ -46,7 +45,7 @@ class GateCost:
 
 def by_gate(
     layers: Layers,
-    size: Size,
+    size: GridSize,
     threads: int | None = None,
     dtype: str = "float32",
     seed: int = 0,

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from lstm_cli.bench.peers import Peer
-from lstm_cli.bench.residence import Accelerated
+from lstm_cli.bench.workload import Accelerated
 from lstm_cli.engines.limits import Measurable
 from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import Engine
@@ -25,7 +25,7 @@ _NOT_WORK = (3, 4, 7)
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineInfo:
     """Processor and software.
 
     Attributes
@@ -54,7 +54,7 @@ class Machine:
 
 def machine(
     threads: int | None = None, peers: Sequence[Peer] = (), engine: Engine | None = None
-) -> Machine:
+) -> MachineInfo:
     """This machine; `threads` None: what is used by default; `engine`: what computes."""
     import numpy as np
 
@@ -71,7 +71,7 @@ def machine(
         versions |= getattr(engine.hardware, "versions", {})
     for peer in peers:
         versions |= peer.versions
-    return Machine(
+    return MachineInfo(
         _processor(),
         os.cpu_count() or 1,
         threads or default_threads(),
@@ -95,7 +95,7 @@ def _processor() -> str:
 
 
 @dataclass
-class OtherWork:
+class OtherPrograms:
     """What other programs did meanwhile.
 
     Attributes
@@ -110,9 +110,9 @@ class OtherWork:
 
 
 @contextmanager
-def watch_others() -> Iterator[OtherWork]:
+def watch_other_programs() -> Iterator[OtherPrograms]:
     """Fills in, when it ends, how busy other programs were inside."""
-    found = OtherWork()
+    found = OtherPrograms()
     begun, before = perf_counter(), _others()
     try:
         yield found
@@ -134,7 +134,7 @@ def _others() -> float | None:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """What a benchmark took.
 
     Attributes
@@ -150,10 +150,10 @@ class Memory:
     workspace: int | None = None
 
 
-def memory(engine: Engine) -> Memory:
+def memory(engine: Engine) -> MemoryUse:
     """What this process and the engine have taken so far."""
     workspace = engine.workspace_bytes if isinstance(engine, Measurable) else None
-    return Memory(peak_memory(), workspace)
+    return MemoryUse(peak_memory(), workspace)
 
 
 def peak_memory() -> int | None:

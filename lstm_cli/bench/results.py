@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, log
 
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.sizes import GridSize
 
 MODES = ("forward", "train")
 """What can be measured."""
@@ -40,7 +40,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class PeerAgreement:
     """Whether a peer computes the same.
 
     Attributes
@@ -64,7 +64,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Shares:
+class RooflineShares:
     """A median beside the machine's limits, as they were at their best around all the timings.
 
     Attributes
@@ -101,7 +101,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Padded:
+class PaddedTiming:
     """The same network on the same inputs, as if every sequence had all steps.
 
     Attributes
@@ -144,16 +144,16 @@ class SizeResult:
         Of a ragged batch.
     """
 
-    size: Size
+    size: GridSize
     layers: str
     timings: tuple[Timing, ...]
     ratios: Mapping[str, float] = field(default_factory=dict)
-    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    agreements: Mapping[str, PeerAgreement] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     mode: str = "forward"
-    shares: Shares | None = None
+    shares: RooflineShares | None = None
     steps: int = 0
-    padded: Padded | None = None
+    padded: PaddedTiming | None = None
 
     @property
     def ours(self) -> Timing:

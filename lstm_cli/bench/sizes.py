@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
+
+import numpy as np
 
 from lstm_cli.cells import LSTM
-from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import UsageError
 from lstm_cli.network.flops import layer_flops
+from lstm_cli.network.initialisers import initialise
 from lstm_cli.network.network import ends_sequence
 
 
 @dataclass(frozen=True)
-class Size:
+class GridSize:
     """One point of a grid: units H, sequences N, steps T, features D."""
 
     hidden: int
@@ -32,7 +36,7 @@ def grid(
     batch: Sequence[int],
     steps: Sequence[int],
     features: Sequence[int] | None = None,
-) -> tuple[Size, ...]:
+) -> tuple[GridSize, ...]:
     """Every combination, each once, the last list varying fastest; no `features`: D = H.
 
     Raises
@@ -50,7 +54,7 @@ def grid(
                 hint=f"--{name} 128",
             )
     sizes = (
-        Size(H, N, T, D)
+        GridSize(H, N, T, D)
         for H, N, T in product(hidden, batch, steps)
         for D in ((H,) if features is None else features)
     )
@@ -61,7 +65,7 @@ DEFAULT_SIZES = grid((32, 100, 128, 256), (1, 32), (100,))
 """Small and large, one sequence and many, and 100, which no vector length divides."""
 
 
-def one_lstm(size: Size) -> tuple[LayerSpec, ...]:
+def one_lstm(size: GridSize) -> tuple[LayerSpec, ...]:
     """One LSTM layer of the size: what is measured where no config is given."""
     return (RecurrentSpec(0, size.features, (LSTM(hidden_size=size.hidden),)),)
 
@@ -74,7 +78,7 @@ def describe(layers: Layers) -> str:
     return ", ".join(f"{spec.kind} {spec.input_size} → {spec.output_size}" for spec in layers)
 
 
-def flops(layers: Layers, size: Size, positions: int | None = None) -> float:
+def flops(layers: Layers, size: GridSize, positions: int | None = None) -> float:
     """Floating-point operations of all matrix products over a batch.
 
     Parameters
@@ -91,7 +95,7 @@ def flops(layers: Layers, size: Size, positions: int | None = None) -> float:
     return total
 
 
-def training_flops(layers: Layers, size: Size, positions: int | None = None) -> float:
+def training_flops(layers: Layers, size: GridSize, positions: int | None = None) -> float:
     """As `flops`, of a training step: three times as many.
 
     Every product W x of the forward pass has two in the backward pass, dy xᵀ for the weights
@@ -114,3 +118,43 @@ def recurrent_reads(layers: Layers, steps: int, item: int) -> Mapping[int, int]:
             matrix = int(work / 2 / spec.directions) * item
             found[matrix] = found.get(matrix, 0) + spec.directions * steps
     return found
+
+
+def random_weights(layers: Layers, seed: int, dtype: str) -> dict[str, Array]:
+    """Weights in which nothing is zero or equal, so that a mistake cannot hide."""
+    rng = np.random.default_rng(seed)
+    weights = initialise(layers, seed=seed, dtype="float64")
+    return {
+        name: (value + rng.uniform(-0.5, 0.5, value.shape) * (value.ndim == 1)).astype(dtype)
+        for name, value in weights.items()
+    }
+
+
+def random_inputs(layers: Layers, size: GridSize, seed: int, dtype: str) -> Array:
+    """A batch (N, T, D) of the standard normal distribution."""
+    rng = np.random.default_rng([seed, 1])
+    shape = (size.batch, size.steps, layers[0].input_size)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def random_lengths(size: GridSize, seed: int) -> Array:
+    """Lengths (N,) of the uniform distribution between a tenth of the steps and all of them."""
+    rng = np.random.default_rng([seed, 3])
+    return rng.integers(ceil(size.steps / 10), size.steps + 1, size.batch)
+
+
+def random_targets(layers: Layers, size: GridSize, loss: str, seed: int, dtype: str) -> Array:
+    """Targets that the loss takes, one for each row of the outputs.
+
+    Classes (N, T) or (N,) int64 under cross_entropy; else values (N, T, F) or (N, F) in
+    `dtype`: 0 and 1 under binary_cross_entropy, of the standard normal distribution otherwise.
+    """
+    rng = np.random.default_rng([seed, 2])
+    ended = any(ends_sequence(spec) for spec in layers)
+    rows = (size.batch,) if ended else (size.batch, size.steps)
+    F = layers[-1].output_size
+    if loss == "cross_entropy":
+        return rng.integers(0, F, rows)
+    if loss == "binary_cross_entropy":
+        return rng.integers(0, 2, (*rows, F)).astype(dtype)
+    return rng.standard_normal((*rows, F)).astype(dtype)

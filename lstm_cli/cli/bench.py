@@ -10,7 +10,7 @@ import click
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
-    Reading,
+    ReadingOptions,
     check_apart,
     check_order,
     chosen_engine,
@@ -25,7 +25,7 @@ from lstm_cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lstm_cli.bench import Size
+    from lstm_cli.bench import GridSize
     from lstm_cli.engines.types import LayerSpec
 
 EPILOG = """\b
@@ -43,7 +43,7 @@ BUSY = 0.2
 """Cores in use by other programs above which timings are called into question."""
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
+class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
     """Whole numbers with commas between them: ``32,100,256``."""
 
     name = "N,N,..."
@@ -60,7 +60,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer Cl
         return tuple(map(int, parts))
 
 
-NUMBERS = Numbers()
+NUMBERS = NumberList()
 
 
 @click.command(epilog=EPILOG)
@@ -101,7 +101,7 @@ def command(
     baseline: Path | None,
     overrides: tuple[str, ...],
     seed: int,
-    reading: Reading,
+    reading: ReadingOptions,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -125,12 +125,12 @@ def command(
     sequences over that for a valid step: 1.00 if time is proportional to valid steps.
     """
     from lstm_cli import bench
-    from lstm_cli.overwriting import check_target
+    from lstm_cli.output_files import check_output_path
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"CONFIG": config_path}, save=save)
     if save is not None:
-        check_target(save, option="--save", force=force, suffix=".json", streams=True)
+        check_output_path(save, option="--save", force=force, suffix=".json", streams=True)
     peers = [bench.peer(name) for name in against]
     before = bench.load_baseline(baseline) if baseline is not None else None
     sizes, layers_of, loss = _work(
@@ -141,7 +141,7 @@ def command(
     made = choice.engine
     # Shares of gates are the same for ragged batches; they are those of a processor.
     gated = forward and not ragged and not isinstance(made, bench.Accelerated)
-    with console.progress(len(sizes), "sizes") as advance, bench.watch_others() as others:
+    with console.progress(len(sizes), "sizes") as advance, bench.watch_other_programs() as others:
         results = bench.measure(
             sizes,
             layers_of,
@@ -202,14 +202,14 @@ def command(
 
 def _work(
     config_path: str | None,
-    reading: Reading,
+    reading: ReadingOptions,
     overrides: tuple[str, ...],
     hidden: tuple[int, ...] | None,
     batch: tuple[int, ...] | None,
     steps: tuple[int, ...] | None,
     features: tuple[int, ...] | None,
     save: Path | None,
-) -> tuple[tuple[Size, ...], Callable[[Size], tuple[LayerSpec, ...]], str | None]:
+) -> tuple[tuple[GridSize, ...], Callable[[GridSize], tuple[LayerSpec, ...]], str | None]:
     """Sizes to measure, the layers of one, and the loss that the config names."""
     from lstm_cli import bench
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lstm_cli.bench import (
-        Comparison,
+        BaselineComparison,
         GateCost,
-        Machine,
-        Memory,
+        MachineInfo,
+        MemoryUse,
         SizeExplanation,
         SizeResult,
     )
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def bench_report(
     results: Sequence[SizeResult],
     gates: Sequence[GateCost],
-    machine: Machine,
+    machine: MachineInfo,
     engine: Engine,
-    comparison: Comparison | None,
-    memory: Memory,
+    comparison: BaselineComparison | None,
+    memory: MemoryUse,
     explained: Sequence[SizeExplanation] = (),
 ) -> list[Any]:
     """Everything that a benchmark shows."""
@@ -46,7 +46,7 @@ def bench_report(
     return parts
 
 
-def head_lines(machine: Machine, engine: Engine) -> list[str]:
+def head_lines(machine: MachineInfo, engine: Engine) -> list[str]:
     """What computed: the processor, or the GPU and all that drives it."""
     how = f"{engine.device}, {engine.name}, {engine.dtype}"
     if not machine.accelerator:
@@ -169,7 +169,7 @@ def _differing(results: Sequence[SizeResult]) -> list[str]:
     return list(found.values())
 
 
-def _memory(results: Sequence[SizeResult], memory: Memory) -> str:
+def _memory(results: Sequence[SizeResult], memory: MemoryUse) -> str:
     parts = []
     if memory.peak is not None:
         peers = any(result.agreements or result.skipped for result in results)
@@ -203,7 +203,7 @@ def gate_table(costs: Sequence[GateCost]) -> Table:
     return table
 
 
-def comparison_table(comparison: Comparison, mode: str) -> Table:
+def comparison_table(comparison: BaselineComparison, mode: str) -> Table:
     """A saved baseline beside this run; above 1 is faster than before."""
     numbers = ("before", "now", "before / now")
     table = plain_table(f"{WORK[mode]} against the baseline", *numbers, numbers=numbers)

@@ -11,7 +11,7 @@ from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
-    Reading,
+    ReadingOptions,
     check_apart,
     force_option,
     output_options,
@@ -78,7 +78,7 @@ def command(
     check: str | None,
     tolerance: float,
     force: bool,
-    reading: Reading,
+    reading: ReadingOptions,
     as_json: bool,
     quiet: bool,
     debug: bool,

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from lstm_cli.files import remove_unfinished
+from lstm_cli.output_files import discard_unfinished
 
 INTERRUPTED = 130
 """Exit code of a command that was asked to stop."""
@@ -149,12 +149,12 @@ def _is_ignored(number: int) -> bool:
 
 def _end(code: int) -> NoReturn:
     """End the process at once."""
-    remove_unfinished()
+    discard_unfinished()
     os._exit(code)
 
 
 def _end_by(number: int, frame: FrameType | None) -> None:
     """End the process by a signal, as if it had not been caught."""
-    remove_unfinished()
+    discard_unfinished()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -13,8 +13,8 @@ import click
 
 from lstm_cli.cli.console import Console, print_json, say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
-from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory, nearest
-from lstm_cli.files import remove_unfinished
+from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory_error, nearest
+from lstm_cli.output_files import discard_unfinished
 from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signals.end_with(code)
         else:
             signals.restore()
-        remove_unfinished()
+        discard_unfinished()
     return code
 
 
@@ -194,11 +194,11 @@ def _instead(option: str, ctx: click.Context) -> str | None:
     if (guess := nearest(option, options)) is not None:
         return f"did you mean {guess}?"
     if "--set" in options:
-        from lstm_cli.config.train import Optimizer, TrainSection
+        from lstm_cli.config.schema import OptimizerSection, TrainSection
 
         key = option.lstrip("-").replace("-", "_")
         key = {"lr": "learning_rate"}.get(key, key)
-        for section, owner in (("train", TrainSection), ("train.optimizer", Optimizer)):
+        for section, owner in (("train", TrainSection), ("train.optimizer", OptimizerSection)):
             if key in owner.model_fields:
                 return f"the config has it: --set {section}.{key}=…"
     return None
@@ -269,7 +269,7 @@ def _shortage(error: BaseException, command: str) -> tuple[str, str] | None:
                 "no more threads can be started: their number or the memory is limited",
                 f"ulimit -u and ulimit -v show the limits{fewer}",
             )
-        if isinstance(seen, MemoryError | ImportError | OSError) and is_memory(seen):
+        if isinstance(seen, MemoryError | ImportError | OSError) and is_memory_error(seen):
             mere = isinstance(error, LstmCliError) and has_memory(LEAST_MEMORY)
             if not mere:
                 detail = f": {seen}" if str(seen) else ""

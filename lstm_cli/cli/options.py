@@ -31,7 +31,7 @@ FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """What a weights file cannot say about itself: the options that `reading_options` adds."""
 
     format: str | None = None
@@ -68,7 +68,7 @@ class ModelOptions:
     threads: int | None
     seed: int | None
     overrides: tuple[str, ...]
-    reading: Reading
+    reading: ReadingOptions
 
     def config(self, source: str | Imported) -> Config:
         """The config of a YAML or weights file, with --set and --seed."""
@@ -264,7 +264,7 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
         tmva_order: str | None,
         **others: Any,
     ) -> Any:
-        reading = Reading(read_format, prefix, tmva_order, only, ignore)
+        reading = ReadingOptions(read_format, prefix, tmva_order, only, ignore)
         return function(reading=reading, **others)
 
     return _all(
@@ -296,7 +296,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         threads: int | None,
         seed: int | None,
         overrides: tuple[str, ...],
-        reading: Reading,
+        reading: ReadingOptions,
         **others: Any,
     ) -> Any:
         options = ModelOptions(weights, device, engine, dtype, threads, seed, overrides, reading)

@@ -80,7 +80,7 @@ def command(
     from lstm_cli.api.shapes import network_shapes
     from lstm_cli.api.stream import RunFiles, fitting_batch, run_dataset
     from lstm_cli.data import open_data
-    from lstm_cli.overwriting import check_target
+    from lstm_cli.output_files import check_output_path
 
     console = Console(as_json=as_json, quiet=quiet)
     check_order(config_path, data_paths)
@@ -95,7 +95,7 @@ def command(
     check_apart(read, output=output, gates=gates)
     for option, path in (("--output", output), ("--gates", gates)):
         if path is not None:
-            check_target(path, option=option, force=force, suffix=".h5")
+            check_output_path(path, option=option, force=force, suffix=".h5")
     reading = data_options(config, allow_external, need_targets=False)
     with open_data(data_paths, reading) as data:
         check_apart(data=data.paths, output=output, gates=gates)

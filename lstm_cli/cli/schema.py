@@ -27,12 +27,11 @@ def command(*, output: Path | None, force: bool) -> None:
     import json
 
     from lstm_cli.config import json_schema
-    from lstm_cli.files import write_whole
-    from lstm_cli.overwriting import check_target
+    from lstm_cli.output_files import check_output_path, write_atomically
 
     if output is None:
         print_json(json_schema())
         return
-    check_target(output, option="--output", force=force, suffix=".json", streams=True)
+    check_output_path(output, option="--output", force=force, suffix=".json", streams=True)
     text = json.dumps(plain(json_schema()), indent=2) + "\n"
-    write_whole(output, text.encode(), "the schema", force=force)
+    write_atomically(output, text.encode(), "the schema", force=force)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lstm_cli.config.files import read_text
-from lstm_cli.config.layers import LAYERS, Layer, Section
-from lstm_cli.config.messages import explain, value_at
+from lstm_cli.config.checks import PartialConfig, check_config
 from lstm_cli.config.overrides import apply_overrides, apply_seed
-from lstm_cli.config.places import Places, Report
-from lstm_cli.config.plain import plain
-from lstm_cli.config.resolve import check_size, resolve
-from lstm_cli.config.schema import DataSection, Document, ModelSection
-from lstm_cli.config.structure import Sketch, check
-from lstm_cli.config.train import TrainSection
-from lstm_cli.config.words import shown
-from lstm_cli.config.yaml12 import Parsed, dump, parse
+from lstm_cli.config.problems import ProblemReport, SourceLines, describe_value
+from lstm_cli.config.resolve import check_parameter_count, resolve
+from lstm_cli.config.schema import (
+    LAYERS,
+    ConfigDocument,
+    DataSection,
+    Layer,
+    ModelSection,
+    Section,
+    TrainSection,
+)
+from lstm_cli.config.validation_errors import report_validation_errors, value_at
+from lstm_cli.config.yaml import MAX_DEPTH, MAX_VALUES, Parsed, dump, parse, read_text
 from lstm_cli.engines.types import LayerSpec
 from lstm_cli.errors import ConfigError
 
@@ -61,7 +65,7 @@ class Config:
     specs: tuple[LayerSpec, ...]
     weights: Path | None = field(compare=False)
     folder: Path | None = field(compare=False)
-    places: Places = field(compare=False, repr=False)
+    places: SourceLines = field(compare=False, repr=False)
 
     @property
     def init_scheme(self) -> str:
@@ -86,7 +90,7 @@ class Config:
         file, colon, group = found.rpartition(":/")
         if len(file) < 2:  # no group, or the colon of a drive
             file, colon, group = found, "", ""
-        return f"{found_from(None if typed else self.folder, file)}{colon}{group}"
+        return f"{relative_to_cwd(None if typed else self.folder, file)}{colon}{group}"
 
     def where(self, *path: str | int) -> str:
         """Where a value, or its nearest ancestor that is written, stands.
@@ -150,7 +154,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
     return from_text(read_text(path), str(path), path.parent, overrides, seed)
 
 
-def found_from(folder: Path | None, path: str) -> str:
+def relative_to_cwd(folder: Path | None, path: str) -> str:
     """A path relative to a folder as seen from the working directory, without detours.
 
     ``configs/../data`` becomes ``data``; where a link makes that another folder, what it leads to.
@@ -220,7 +224,7 @@ def _assemble(
     overrides: Sequence[str],
     seed: int | None,
 ) -> Config:
-    report = Report(Places(source, parsed.lines))
+    report = ProblemReport(SourceLines(source, parsed.lines))
     report.extend(parsed.problems)
     raw = _sections(parsed.value, source)
     apply_overrides(raw, overrides, report)
@@ -228,12 +232,12 @@ def _assemble(
         apply_seed(raw, seed, report)
     document = _validate(raw, report)
     specs = resolve(document.model)
-    check_size(specs, report)
+    check_parameter_count(specs, report)
     _raise_if_any(report)
     weights = None
     if document.weights is not None:
         begin = None if report.places.is_typed(("weights",)) else folder
-        weights = Path(found_from(begin, document.weights))
+        weights = Path(relative_to_cwd(begin, document.weights))
     return Config(
         name=name,
         source=source,
@@ -253,31 +257,31 @@ def _sections(value: Any, source: str) -> dict[Any, Any]:
         raise ConfigError(
             f"{source} is empty" if value is None else f"{source} is no config",
             expected="a mapping with the key model",
-            found=None if value is None else shown(value),
+            found=None if value is None else describe_value(value),
             where=source,
             hint=EXAMPLE,
         )
     return {key: section for key, section in value.items() if section is not None}
 
 
-def _validate(raw: dict[Any, Any], report: Report) -> Document:
+def _validate(raw: dict[Any, Any], report: ProblemReport) -> ConfigDocument:
     """The document, or an error with all that the schema and the structure have against it."""
     try:
-        document = Document.model_validate(raw)
+        document = ConfigDocument.model_validate(raw)
     except ValidationError as error:
-        explain(error, raw, report)
-        check(_salvage(raw), report)
+        report_validation_errors(error, raw, report)
+        check_config(_salvage(raw), report)
         raise ConfigError(report.problems) from None
     model = document.model
-    check(Sketch(model.layers, model.steps is not None, document.train), report)
+    check_config(PartialConfig(model.layers, model.steps is not None, document.train), report)
     _raise_if_any(report)
     return document
 
 
-def _salvage(raw: dict[Any, Any]) -> Sketch:
+def _salvage(raw: dict[Any, Any]) -> PartialConfig:
     """What of a faulty document is sound enough for its structure to be checked."""
     layers = value_at(raw, ("model", "layers"))
-    return Sketch(
+    return PartialConfig(
         [_sound_layer(layer) for layer in layers] if isinstance(layers, list) else [],
         value_at(raw, ("model", "steps")) is not None,
         _sound(TrainSection, raw.get("train")),
@@ -297,6 +301,49 @@ def _sound(schema: type[Sound], value: Any) -> Sound | None:
         return None
 
 
-def _raise_if_any(report: Report) -> None:
+def _raise_if_any(report: ProblemReport) -> None:
     if report.problems:
         raise ConfigError(report.problems)
+
+
+def plain(value: Any) -> Any:
+    """The value with mappings as dict, tuples and arrays as list, paths as text.
+
+    Raises
+    ------
+    ConfigError
+        Nested too deeply, as what contains itself is, or too many values.
+    """
+    return _plain(value, 0, count())
+
+
+def _plain(value: Any, depth: int, values: count[int]) -> Any:
+    if next(values) > MAX_VALUES:
+        raise ConfigError(
+            "config holds too many values",
+            expected=f"at most {MAX_VALUES:,}",
+            hint="look for a dict that stands in many places",
+        )
+    if depth > MAX_DEPTH:
+        raise ConfigError(
+            "config is nested too deeply",
+            expected=f"at most {MAX_DEPTH} levels",
+            hint="look for a dict that contains itself",
+        )
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item, depth + 1, values) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth + 1, values) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    # NumPy's numbers and arrays know how to become Python's.
+    listed = None if isinstance(value, type) else getattr(value, "tolist", None)
+    return _plain(listed(), depth + 1, values) if callable(listed) else value
+
+
+def _key(key: Any) -> str | int:
+    """A key as YAML would give it: a whole number, else text."""
+    number = key.item() if hasattr(key, "item") and not isinstance(key, type) else key
+    if isinstance(number, int) and not isinstance(number, bool):
+        return number
+    return str(key)

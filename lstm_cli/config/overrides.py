@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lstm_cli.config.places import KeyPath, Report, spell
-from lstm_cli.config.words import short, shown
-from lstm_cli.config.yaml12 import parse
+from lstm_cli.config.problems import KeyPath, ProblemReport, describe_value, format_path, shorten
+from lstm_cli.config.yaml import parse
 from lstm_cli.errors import ConfigError, quote
 
 _ELEMENT = re.compile(r"\.?\[\s*(-?[0-9]+)\s*\]")
@@ -19,10 +18,10 @@ _INDEX = re.compile(r"-?[0-9]{1,9}")
 SEEDS: tuple[KeyPath, ...] = (("model", "init", "seed"), ("train", "seed"))
 
 
-def apply_overrides(raw: dict[Any, Any], overrides: Sequence[str], report: Report) -> None:
+def apply_overrides(raw: dict[Any, Any], overrides: Sequence[str], report: ProblemReport) -> None:
     """Set every ``dotted.key=value`` in `raw`; later ones win. Faults go to `report`."""
     for text in overrides:
-        option = f"--set {short(text)}"
+        option = f"--set {shorten(text)}"
         try:
             path, value = _split(text, option)
             _put(raw, path, value)
@@ -32,7 +31,7 @@ def apply_overrides(raw: dict[Any, Any], overrides: Sequence[str], report: Repor
             report.places.override(path, option)
 
 
-def apply_seed(raw: dict[Any, Any], seed: int, report: Report) -> None:
+def apply_seed(raw: dict[Any, Any], seed: int, report: ProblemReport) -> None:
     """Set every seed that the config has a section for."""
     for path in SEEDS:
         if isinstance(raw.get(path[0]), dict):
@@ -92,13 +91,13 @@ def _name_key(path: KeyPath) -> str | None:
 
 def _check_step(at: Any, path: KeyPath, depth: int) -> None:
     """Raise unless ``path[depth]`` can be set in `at`, the value at ``path[:depth]``."""
-    key, here, whole = path[depth], spell(path[:depth]), spell(path)
+    key, here, whole = path[depth], format_path(path[:depth]), format_path(path)
     if isinstance(at, dict):
         return
     if not isinstance(at, list):
         raise ConfigError(
             f"{whole} cannot be set",
-            found=f"{here} is {shown(at)}, which has no keys",
+            found=f"{here} is {describe_value(at)}, which has no keys",
             hint=f"set {here} itself: --set {_dotted(path[:depth])}=…",
         )
     if not isinstance(key, int) or not 0 <= key < len(at):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from math import prod
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
-from lstm_cli.config.layers import (
+from lstm_cli.config.problems import ProblemReport
+from lstm_cli.config.schema import (
     DenseLayer,
     DropoutLayer,
     FlattenLayer,
     GRULayer,
     Layer,
     LSTMLayer,
+    ModelSection,
     RNNLayer,
 )
-from lstm_cli.config.places import Report
-from lstm_cli.config.schema import ModelSection
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 
 MAX_PARAMETERS = 2**40
@@ -24,7 +24,7 @@ MAX_PARAMETERS = 2**40
 def resolve(model: ModelSection) -> tuple[LayerSpec, ...]:
     """The layers in order, each reading what the one before it gives.
 
-    The config must have passed `lstm_cli.config.structure.check`.
+    The config must have passed `lstm_cli.config.checks.check_config`.
     """
     specs: list[LayerSpec] = []
     size = model.input_size
@@ -35,7 +35,7 @@ def resolve(model: ModelSection) -> tuple[LayerSpec, ...]:
     return tuple(specs)
 
 
-def check_size(specs: tuple[LayerSpec, ...], report: Report) -> None:
+def check_parameter_count(specs: tuple[LayerSpec, ...], report: ProblemReport) -> None:
     """Refuse a network that no machine holds, before anything is allocated."""
     total = sum(prod(p.shape) for spec in specs for p in spec.parameters().values())
     if total > MAX_PARAMETERS:

@@ -17,7 +17,7 @@ from lstm_cli.data.guard import SIZES, CheckedFile, Guard
 from lstm_cli.data.links import Folder
 from lstm_cli.data.not_hdf5 import HEAD_BYTES, refuse, refuse_folder
 from lstm_cli.data.storage import H5_ERRORS, reading
-from lstm_cli.errors import DataError, in_yaml, is_memory, printable, quote, short_of_memory
+from lstm_cli.errors import DataError, is_memory_error, memory_error, printable, quote, quote_yaml
 
 CHUNK_SLOTS = 12_421
 """Chunks of a dataset that can be held at once; a prime, as HDF5 asks for."""
@@ -186,8 +186,8 @@ def _missing(path: str, error: Exception) -> DataError:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    if is_memory(error):
-        raise short_of_memory(path) from error
+    if is_memory_error(error):
+        raise memory_error(path) from error
     denied = isinstance(error, PermissionError)
     return DataError(
         f"{printable(path)} cannot be opened",
@@ -230,8 +230,8 @@ def _open(path: str) -> tuple[CheckedFile, Any]:
     except H5_ERRORS as error:
         if source is not None:
             source.close()
-        if is_memory(error):
-            raise short_of_memory(path) from error
+        if is_memory_error(error):
+            raise memory_error(path) from error
         raise DataError(
             f"{path} is damaged or truncated",
             expected="an intact HDF5 file",
@@ -262,6 +262,6 @@ def _group(root: Folder, path: str) -> Folder:
         expected="a group that holds one",
         found=f"shape {found.shape}",
         where=where,
-        hint=f"{group} names the group; in a config, data.inputs: {in_yaml(name)} names the "
+        hint=f"{group} names the group; in a config, data.inputs: {quote_yaml(name)} names the "
         "dataset",
     )

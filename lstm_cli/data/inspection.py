@@ -31,7 +31,7 @@ from lstm_cli.data.statistics import (
 from lstm_cli.data.storage import Stored, is_word
 from lstm_cli.data.types import DataOptions
 from lstm_cli.data.vlen import UnknownFeaturesError
-from lstm_cli.errors import DataError, Problem, in_yaml
+from lstm_cli.errors import DataError, Problem, quote_yaml
 
 MAX_DEPTH = 16
 SHOWN_NAMES = 5
@@ -272,7 +272,7 @@ def _unusual(roles: dict[str, str], group: GroupReport, file: str) -> dict[str, 
                 continue  # every dataset is a sequence: one name would leave out the others
             name = name.rpartition("/")[2]
         if role in USUAL and name not in USUAL[role] and not name.startswith("targets/data/"):
-            keys.setdefault(role, in_yaml(name))
+            keys.setdefault(role, quote_yaml(name))
     return keys
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lstm_cli.data.rewriting import made_of, text
 from lstm_cli.errors import DataError, quote
-from lstm_cli.overwriting import PRODUCER
+from lstm_cli.output_files import PRODUCER
 
 HEAD_BYTES = 4096
 LARGEST_HEADER = 16 << 20

@@ -17,8 +17,8 @@ from lstm_cli.data.links import Folder
 from lstm_cli.data.rewriting import converting, text
 from lstm_cli.data.storage import Stored, is_word, reading
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError, counted, in_yaml, quote
-from lstm_cli.overwriting import HDF5_ATTRIBUTE
+from lstm_cli.errors import DataError, counted, quote, quote_yaml
+from lstm_cli.output_files import HDF5_ATTRIBUTE
 
 LOOK_AT = 50
 """Members of a group that are looked at."""
@@ -144,7 +144,7 @@ def refuse_variables(names: Sequence[Stored], folder: Folder, options: DataOptio
         expected="one array of inputs",
         found=", ".join(f"{stored.path} {stored.shape}" for stored in names[:SHOWN]),
         where=options.places(folder.where),
-        hint=f"in a config, data.inputs: {in_yaml(names[0].path)} takes one of them; "
+        hint=f"in a config, data.inputs: {quote_yaml(names[0].path)} takes one of them; "
         "data.layout: groups takes each for a sequence; "
         f"{converting(folder.file, f'a = [{arrays}]', 'np.hstack(a)')}",
     )
@@ -208,7 +208,9 @@ def _pandas_error(
         found, hint = "; ".join(parts) or "nothing that holds numbers", None
         if len(blocks) == 1:
             (block,) = blocks
-            hint = f"in a config, data.inputs: {in_yaml(block.path)} reads it as one series (T, D)"
+            hint = (
+                f"in a config, data.inputs: {quote_yaml(block.path)} reads it as one series (T, D)"
+            )
         elif blocks:
             arrays = ", ".join(f"f[{text(block.path)}][:]" for block in blocks)
             hint = converting(frame.file, f"a = [{arrays}]", "np.hstack(a)")

@@ -17,8 +17,7 @@ from numpy.typing import DTypeLike
 from lstm_cli.data.storage import H5_ERRORS
 from lstm_cli.data.types import Array
 from lstm_cli.errors import LstmCliError, UsageError, printable
-from lstm_cli.files import Temporary, reason, remedy, write_all
-from lstm_cli.overwriting import check_target
+from lstm_cli.output_files import AtomicFile, check_output_path, error_hint, error_reason, write_all
 
 MAX_ATTRIBUTE_BYTES = 60_000
 """HDF5 keeps attributes below 64 KiB; longer text is written as a dataset of the same name."""
@@ -41,7 +40,7 @@ def writing(path: str, option: str = "--output") -> Iterator[None]:
             expected="a folder that may be written to, with room for the results",
             found=_reason(error),
             where=path,
-            hint=remedy(_number(error)) or f"{option} PATH writes elsewhere",
+            hint=error_hint(_number(error)) or f"{option} PATH writes elsewhere",
         ) from error
 
 
@@ -53,7 +52,7 @@ def _reason(error: Exception) -> str:
     """
     text = printable(" ".join(str(error).split()))
     if number := _number(error):
-        return reason(OSError(number, os.strerror(number)))
+        return error_reason(OSError(number, os.strerror(number)))
     if re.search(r"(write|flush|truncate)\b.* fail", text):
         return "the system does not take what is written"
     return text.partition(" (")[0] or type(error).__name__
@@ -160,17 +159,17 @@ class OutputFile:
                     where=path,
                     hint=f"{option} OTHER.h5",
                 )
-        check_target(path, option=option, force=force, suffix=".h5")
+        check_output_path(path, option=option, force=force, suffix=".h5")
         self.path = path
         self._option, self._force = option, force
-        self._temporary: Temporary | None = None
+        self._temporary: AtomicFile | None = None
         self._sink: _Sink | None = None
         self._handle: Any = None
 
     def open(self) -> None:
         """Create the temporary file."""
         with self._writing():
-            self._temporary = Temporary(self.path, force=self._force)
+            self._temporary = AtomicFile(self.path, force=self._force)
             self._sink = _Sink(self._temporary.file)
             self._handle = h5py.File(self._sink, "w")
 

@@ -13,7 +13,7 @@ from lstm_cli.data.roles import CLASSES, INPUTS, LENGTHS, MASK, OFFSETS, OTHER_R
 from lstm_cli.data.storage import Stored, type_name
 from lstm_cli.data.targets import usable
 from lstm_cli.data.types import DataOptions, Layout
-from lstm_cli.errors import DataError, in_yaml, nearest, printable
+from lstm_cli.errors import DataError, nearest, printable, quote_yaml
 
 LIKE_TARGETS = re.compile(r"label|target|class|output|truth|^y([^a-z]|$)|_y$", re.IGNORECASE)
 """Names that targets have; other datasets of as many rows are times, weights and the like."""
@@ -77,7 +77,7 @@ def _all(folder: Folder, layout: Layout, options: DataOptions) -> Iterator[str]:
         but = "passed over" if layout.targets is None else f"{layout.targets.info.name} is taken"
         yield (
             f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
-            f"{but}; data.targets: {in_yaml(_name(labels[0]))} takes them"
+            f"{but}; data.targets: {quote_yaml(_name(labels[0]))} takes them"
         )
 
 
@@ -110,7 +110,7 @@ def _not_targets(folder: Folder, layout: Layout, options: DataOptions) -> Iterat
         if usable_one is not None:
             if taken is not None:
                 notes[name] = f"{_where(found)}: may be targets too, but {taken} is taken"
-                notes[name] += f"; data.targets: {in_yaml(name)} takes it instead"
+                notes[name] += f"; data.targets: {quote_yaml(name)} takes it instead"
             taken = taken or name
             notes.pop("labels", None)
         elif taken is not None:

@@ -33,7 +33,7 @@ from lstm_cli.data.storage import Stored, need_numeric
 from lstm_cli.data.types import LAYOUTS, DataOptions, Layout
 from lstm_cli.data.vlen import open_vlen
 from lstm_cli.data.windows import open_windows
-from lstm_cli.errors import DataError, counted, in_yaml, nearest, quote
+from lstm_cli.errors import DataError, counted, nearest, quote, quote_yaml
 
 SPLITS = frozenset(
     ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval")
@@ -303,7 +303,7 @@ def _no_inputs(folder: Folder, options: DataOptions) -> DataError:
     arrays = [found for found in inside if isinstance(found, Stored) and _is_array(found)]
     names = [found.path.removeprefix(folder.path.rstrip("/") + "/") for found in arrays]
     listed = (
-        "; or ".join(f"data.inputs: {in_yaml(name)}" for name in names[:SHOWN]) or "data.inputs"
+        "; or ".join(f"data.inputs: {quote_yaml(name)}" for name in names[:SHOWN]) or "data.inputs"
     )
     choice = any(_may_be_inputs(found) for found in inside) or len(inside) == LOOK_AT
     hint = f"in a config, {listed} names them" if choice else None

@@ -18,7 +18,7 @@ from lstm_cli.data.declared import Declared, declared, storage_kind
 from lstm_cli.data.guard import Guard, HeapError
 from lstm_cli.data.types import Array
 from lstm_cli.data.virtual import check_virtual
-from lstm_cli.errors import DataError, has_memory, is_memory, printable, short_of_memory
+from lstm_cli.errors import DataError, has_memory, is_memory_error, memory_error, printable
 
 Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
 
@@ -76,8 +76,8 @@ def reading(where: str, nbytes: int = 0) -> Iterator[None]:
             hint="the file may be damaged: copy or make it again",
         ) from error
     except H5_ERRORS as error:
-        if is_memory(error) or (nbytes and not has_memory(nbytes)):
-            raise short_of_memory(where) from error
+        if is_memory_error(error) or (nbytes and not has_memory(nbytes)):
+            raise memory_error(where) from error
         raise DataError(
             f"{where} cannot be read",
             expected="intact HDF5",

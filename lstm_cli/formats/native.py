@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, need_memory, quote
-from lstm_cli.files import reason, write_whole
+from lstm_cli.errors import WeightsError, quote, require_memory
 from lstm_cli.formats.safety import irregular
-from lstm_cli.overwriting import PRODUCER
+from lstm_cli.output_files import PRODUCER, error_reason, write_atomically
 from lstm_cli.version import __version__
 
 SUFFIX = ".safetensors"
@@ -76,7 +75,7 @@ def read(path: str | Path, named_at: str | None = None, *, counts: bool = False)
         try:
             data = path.read_bytes()
         except (OSError, ValueError) as error:
-            found = reason(error)
+            found = error_reason(error)
     if found is not None:
         raise WeightsError(
             f"the weights file {path} cannot be read",
@@ -110,7 +109,7 @@ def deserialized(path: Path, data: bytes) -> tuple[list[Any], dict[str, str]]:
     """
     from safetensors import SafetensorError, deserialize
 
-    need_memory(len(data) + (8 << 20), str(path))  # without it, its Rust ends the process
+    require_memory(len(data) + (8 << 20), str(path))  # without it, its Rust ends the process
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as error:
@@ -188,7 +187,7 @@ def write(
     if config is not None:
         texts["config"] = config
     data = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, texts)
-    write_whole(Path(path), repeatable(data), what)
+    write_atomically(Path(path), repeatable(data), what)
 
 
 def repeatable(data: bytes) -> bytes:

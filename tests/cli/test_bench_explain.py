@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lstm_cli.bench import Machine, Size
-from lstm_cli.bench.explanations import LayerExplanation, SizeExplanation
+from lstm_cli.bench import GridSize, MachineInfo
+from lstm_cli.bench.measurement import LayerExplanation, SizeExplanation
 from lstm_cli.cli.bench_tables import explanation_lines, head_lines
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.reference import ReferenceEngine
@@ -44,7 +44,7 @@ def test_it_stands_in_json_and_is_empty_unless_asked_for(lstm):
 def test_a_modelled_floor_stands_beside_what_was_measured():
     explanation = Explanation("persistent, clusters of 8", ("the weights fit 8 blocks",), 1.25e-6)
     layers = (LayerExplanation("0 lstm", explanation),)
-    one = SizeExplanation(Size(512, 16, 100, 512), layers, 1.9e-6, 1.25e-6)
+    one = SizeExplanation(GridSize(512, 16, 100, 512), layers, 1.9e-6, 1.25e-6)
     assert explanation_lines([one]) == [
         "",
         "how each size was computed, and why",
@@ -57,7 +57,7 @@ def test_a_modelled_floor_stands_beside_what_was_measured():
 
 def test_the_head_names_the_gpu_and_all_that_drives_it():
     versions = {"numpy": "2", "cupy": "14.2", "cuda driver": "13.0", "torch": "2.11", "cudnn": "91"}
-    found = Machine("EPYC", 16, 1, "Linux", versions, "NVIDIA H200")
+    found = MachineInfo("EPYC", 16, 1, "Linux", versions, "NVIDIA H200")
     assert head_lines(found, ReferenceEngine()) == [
         "NVIDIA H200 · cpu, reference, float32",
         "cupy 14.2, cuda driver 13.0, torch 2.11, cudnn 91",

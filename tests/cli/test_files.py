@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli import files
+from lstm_cli import output_files
 from lstm_cli.cli import interrupts
 from lstm_cli.cli.main import main as run_main
-from lstm_cli.files import Temporary, write_whole
-from lstm_cli.overwriting import is_own
+from lstm_cli.output_files import AtomicFile, has_producer_mark, write_atomically
 
 ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="locks, signals and links of POSIX")
@@ -94,7 +93,7 @@ def test_what_another_program_wrote_is_replaced_by_force_only(lstm, commands, tm
     # What it wrote itself carries its mark, unless the format has no place for one.
     again = lstm(*command)
     assert again.code == (2 if name in MARKLESS else 0), again.err
-    assert is_own(path) == (name not in MARKLESS)
+    assert has_producer_mark(path) == (name not in MARKLESS)
     assert sorted(p.name for p in tmp_path.iterdir() if "part" in p.name) == []
 
 
@@ -118,13 +117,13 @@ def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(lstm, commands, tmp_path, monkeypatch):
-    keep = Temporary.keep
+    keep = AtomicFile.keep
 
     def late(self):
         self.final.write_text("mine")
         keep(self)
 
-    monkeypatch.setattr(Temporary, "keep", late)
+    monkeypatch.setattr(AtomicFile, "keep", late)
     for name in ("o.h5", "a.onnx", "b.json"):
         outcome = lstm(*commands[name](tmp_path / name))
         assert outcome.code == 2, outcome.err
@@ -142,8 +141,8 @@ class TestMarks:
         (tmp_path / "b.json").write_text(
             '{\n  "schema": 1,\n  "mode": "train",\n  "machine": {\n    "processor": "x"}}'
         )
-        assert is_own(tmp_path / "o.h5")
-        assert is_own(tmp_path / "b.json")
+        assert has_producer_mark(tmp_path / "o.h5")
+        assert has_producer_mark(tmp_path / "b.json")
 
     def test_many_attributes_before_the_mark(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
@@ -151,7 +150,7 @@ class TestMarks:
                 file.attrs[f"attribute {k}"] = np.arange(40)
                 file.create_group(f"group {k}")
             file.attrs["lstm_cli_version"] = "1"
-        assert is_own(tmp_path / "o.h5")
+        assert has_producer_mark(tmp_path / "o.h5")
 
     def test_results_inside_another_file_do_not_make_it_ours(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
@@ -159,7 +158,7 @@ class TestMarks:
             group.attrs["lstm_cli_version"] = "1"
             file["lstm_cli_version"] = "a dataset"
             file.attrs["lstm_cli_version of mine"] = "1"
-        assert not is_own(tmp_path / "o.h5")
+        assert not has_producer_mark(tmp_path / "o.h5")
 
     @pytest.mark.parametrize(
         "content",
@@ -186,7 +185,7 @@ class TestMarks:
     def test_files_of_others(self, tmp_path, content):
         path = tmp_path / "file"
         path.write_bytes(content)
-        assert not is_own(path)
+        assert not has_producer_mark(path)
 
     def test_an_object_header_that_goes_on_in_itself(self, tmp_path):
         head = bytearray(400)
@@ -199,7 +198,7 @@ class TestMarks:
         head[112:120] = b"\x10\0\x10\0" + bytes(4)
         head[120:136] = (112).to_bytes(8, "little") + (24).to_bytes(8, "little")
         (tmp_path / "o.h5").write_bytes(head)
-        assert not is_own(tmp_path / "o.h5")
+        assert not has_producer_mark(tmp_path / "o.h5")
 
     @pytest.mark.parametrize("name", ["o.h5", "a.safetensors", "a.keras", "a.onnx", "b.json"])
     def test_damaged_files_are_no_fault(self, lstm, commands, tmp_path, name):
@@ -211,7 +210,7 @@ class TestMarks:
             for at in [rng.randrange(len(damaged)) for _ in range(4) if damaged]:
                 damaged[at] = rng.randrange(256)
             path.write_bytes(damaged)
-            is_own(path)
+            has_producer_mark(path)
 
 
 class TestSameFile:
@@ -294,7 +293,7 @@ class TestSameFile:
         for _ in range(2):
             assert lstm("convert", native, link).code == 0
             assert link.is_symlink()
-            assert is_own(target)
+            assert has_producer_mark(target)
         target.write_text("mine")
         assert lstm("convert", native, link).code == 2
         link.unlink()
@@ -342,7 +341,7 @@ class TestTemporaries:
         left.write_text("half")
         assert lstm("convert", native, tmp_path / name).code == 0
         assert not left.exists()
-        assert is_own(tmp_path / name)
+        assert has_producer_mark(tmp_path / name)
 
     def test_a_live_one_stays(self, tmp_path):
         import fcntl
@@ -350,11 +349,11 @@ class TestTemporaries:
         left = tmp_path / ".0123abcd.part.o.h5"
         with left.open("wb") as writing:
             fcntl.flock(writing, fcntl.LOCK_EX)
-            with Temporary(tmp_path / "o.h5") as first, Temporary(tmp_path / "o.h5") as second:
+            with AtomicFile(tmp_path / "o.h5") as first, AtomicFile(tmp_path / "o.h5") as second:
                 assert left.exists()
                 assert first.path.exists()
                 second.keep()
-        files.remove_leftovers(tmp_path)
+        output_files.remove_leftovers(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["o.h5"]
 
     def test_links_pipes_and_other_names_stay(self, tmp_path):
@@ -363,11 +362,11 @@ class TestTemporaries:
         os.mkfifo(tmp_path / ".0123abcd.part.pipe")
         (tmp_path / ".0123abcd.part.folder").mkdir()
         (tmp_path / ".part.o.h5").write_text("")
-        files.remove_leftovers(tmp_path)
+        output_files.remove_leftovers(tmp_path)
         assert len(list(tmp_path.iterdir())) == 5
 
     def test_one_that_was_taken_for_a_leftover_is_made_again(self, tmp_path, monkeypatch):
-        locked, taken = files._locked, []
+        locked, taken = output_files._locked, []
 
         def late(handle):
             if not taken:
@@ -375,8 +374,8 @@ class TestTemporaries:
                 taken[0].unlink()
             return locked(handle)
 
-        monkeypatch.setattr(files, "_locked", late)
-        write_whole(tmp_path / "a", b"whole", "it")
+        monkeypatch.setattr(output_files, "_locked", late)
+        write_atomically(tmp_path / "a", b"whole", "it")
         assert (tmp_path / "a").read_bytes() == b"whole"
 
     def test_without_locks_nothing_is_removed(self, tmp_path, monkeypatch):
@@ -387,7 +386,7 @@ class TestTemporaries:
 
         monkeypatch.setattr(fcntl, "flock", refused)
         (tmp_path / ".0123abcd.part.a").write_text("half")
-        write_whole(tmp_path / "a", b"whole", "it")
+        write_atomically(tmp_path / "a", b"whole", "it")
         assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -398,8 +397,8 @@ class Faults:
         self.count, self._error, self._number = 0, error, number
         for name in ("fsync", "replace", "fdopen"):
             monkeypatch.setattr(os, name, self._faulty(getattr(os, name)))
-        faulty = self._faulty(files.write_all)
-        monkeypatch.setattr(files, "write_all", faulty)
+        faulty = self._faulty(output_files.write_all)
+        monkeypatch.setattr(output_files, "write_all", faulty)
         monkeypatch.setattr("lstm_cli.data.output.write_all", faulty)
 
     def _faulty(self, function):
@@ -527,7 +526,7 @@ class TestSignals:
         """Write a schema; before it gets its name, signals come."""
 
         def run(*numbers):
-            keep = Temporary.keep
+            keep = AtomicFile.keep
 
             def late(self):
                 assert self.path.exists()
@@ -539,7 +538,7 @@ class TestSignals:
                             raise
                 keep(self)
 
-            monkeypatch.setattr(Temporary, "keep", late)
+            monkeypatch.setattr(AtomicFile, "keep", late)
             return run_main(["schema", "--output", str(tmp_path / "s.json")])
 
         return run
@@ -584,7 +583,7 @@ class TestSignals:
             assert dead() is None
 
         ends = []
-        monkeypatch.setattr(Temporary, "keep", late)
+        monkeypatch.setattr(AtomicFile, "keep", late)
         monkeypatch.setattr(interrupts, "_end", ends.append)
         monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
         run_main(["schema", "--output", str(tmp_path / "s.json")])
@@ -625,10 +624,10 @@ class TestSignals:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
     def test_a_child_removes_nothing_of_its_parents(self, tmp_path):
-        with Temporary(tmp_path / "a") as file:
+        with AtomicFile(tmp_path / "a") as file:
             pid = os.fork()
             if not pid:
-                files.remove_unfinished()
+                output_files.discard_unfinished()
                 os._exit(0)
             os.waitpid(pid, 0)
             assert file.path.exists()
@@ -651,4 +650,4 @@ def test_save_in_python_replaces_what_it_is_told_to(native, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_text("mine")
     lstm_cli.load(str(native), engine="reference").save(path)
-    assert is_own(path)
+    assert has_producer_mark(path)

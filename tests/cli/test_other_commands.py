@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.bench import Agreement, Shares, Size, SizeResult, Timing
+from lstm_cli.bench import GridSize, PeerAgreement, RooflineShares, SizeResult, Timing
 from lstm_cli.cli.bench_tables import size_table
 from lstm_cli.cli.console import Console
 from lstm_cli.engines.selection import engine_statuses
@@ -317,9 +317,9 @@ def test_bench_fits_a_terminal_of_100_columns(monkeypatch, capsys):
     own = Timing("lstm-cli", "", 13.2e-3, 13.9e-3, 5, 119.0)
     timings = (own, *(Timing(name, title, 32.2e-3, 33e-3, 5, 99.0) for name, title in peers))
     ratios = {name: 12.37 for name, _ in peers}
-    agreed = {name: Agreement(1e-7, 1e-5, True) for name, _ in peers}
-    shares = Shares(234.0, 0.13, 1, 1.0, 0.88)
-    size = Size(512, 32, 100, 512)
+    agreed = {name: PeerAgreement(1e-7, 1e-5, True) for name, _ in peers}
+    shares = RooflineShares(234.0, 0.13, 1, 1.0, 0.88)
+    size = GridSize(512, 32, 100, 512)
     result = SizeResult(size, "lstm", timings, ratios, agreed, shares=shares)
     for columns, lines in ((100, 3), (80, 4)):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -333,7 +333,7 @@ def test_bench_fits_a_terminal_of_100_columns(monkeypatch, capsys):
 
 def test_bench_says_why_a_peer_has_no_ratio(lstm, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("lstm_cli.bench.training.TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr("lstm_cli.bench.workload.GRADIENT_TOLERANCES", {"float32": -1.0})
     outcome = lstm("bench", *TRAINING, "--against", "torch")
     assert outcome.code == 0
     assert "differs by" in outcome.out

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from lstm_cli.bench.peers.base import Lesson, Peer, Run, Setting, Trainee, Unsupported
+from lstm_cli.bench.peers.base import (
+    ComputeSetting,
+    Peer,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    Unsupported,
+)
 from lstm_cli.errors import UsageError, nearest
 
-__all__ = ["PEERS", "Lesson", "Peer", "Run", "Setting", "Trainee", "Unsupported", "peer"]
+__all__ = [
+    "PEERS",
+    "ComputeSetting",
+    "Peer",
+    "PeerNetwork",
+    "TrainableNetwork",
+    "TrainingTask",
+    "Unsupported",
+    "peer",
+]
 
 PEERS = ("torch", "onnxruntime")
 """Names that `peer` knows."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
-from lstm_cli.bench.clocks import WALL, Clock
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.protocol import WALL, Clock
+from lstm_cli.bench.sizes import GridSize
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import DeviceError, LstmCliError
@@ -29,7 +29,7 @@ class Unsupported(LstmCliError):  # noqa: N818 - it says what it is
 
 
 @dataclass(frozen=True)
-class Setting:
+class ComputeSetting:
     """Where and in what a peer computes.
 
     Attributes
@@ -49,7 +49,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Run:
+class PeerNetwork:
     """A network in another framework.
 
     Attributes
@@ -74,7 +74,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingTask:
     """What is trained, and how.
 
     Attributes
@@ -99,7 +99,7 @@ class Lesson:
     lengths: Array | None = None
 
 
-class Trainee(Protocol):
+class TrainableNetwork(Protocol):
     """A network that learns.
 
     Attributes
@@ -145,10 +145,10 @@ class Peer(Protocol):
         self,
         layers: Layers,
         weights: Mapping[str, Array],
-        size: Size,
-        setting: Setting,
+        size: GridSize,
+        setting: ComputeSetting,
         lengths: Array | None = None,
-    ) -> AbstractContextManager[Run]:
+    ) -> AbstractContextManager[PeerNetwork]:
         """The network in this framework.
 
         With `lengths` (N,), at least 1, of a ragged batch: what is given for steps past a
@@ -162,8 +162,8 @@ class Peer(Protocol):
         """
 
     def prepare_training(
-        self, lesson: Lesson, size: Size, setting: Setting
-    ) -> AbstractContextManager[Trainee]:
+        self, lesson: TrainingTask, size: GridSize, setting: ComputeSetting
+    ) -> AbstractContextManager[TrainableNetwork]:
         """As `prepare`, of a network that learns.
 
         Raises

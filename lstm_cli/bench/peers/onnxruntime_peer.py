@@ -8,9 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Lesson, Run, Setting, Trainee, Unsupported, load_package
-from lstm_cli.bench.sizes import Size
-from lstm_cli.engines.types import Array, Layers
+from lstm_cli.bench.peers.base import (
+    ComputeSetting,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    Unsupported,
+    load_package,
+)
+from lstm_cli.bench.sizes import GridSize
+from lstm_cli.engines.types import Array, FlattenSpec, Layers, LayerSpec
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.onnx.writer import build_model as build_file
 
 _INSTALL = "pip install 'lstm-cli[test]'"
 _SILENT = 4  # its log level for fatal errors only: what fails is reported here
@@ -42,10 +52,10 @@ class OnnxRuntimePeer:
         self,
         layers: Layers,
         weights: Mapping[str, Array],
-        size: Size,
-        setting: Setting,
+        size: GridSize,
+        setting: ComputeSetting,
         lengths: Array | None = None,
-    ) -> Iterator[Run]:
+    ) -> Iterator[PeerNetwork]:
         """See `lstm_cli.bench.peers.base.Peer`."""
         if setting.device != "cpu":
             raise Unsupported(
@@ -53,17 +63,16 @@ class OnnxRuntimePeer:
             )
         if setting.dtype != "float32":
             raise Unsupported(f"ONNX Runtime has no recurrent layers in {setting.dtype}")
-        from lstm_cli.bench.peers.onnx_model import build_model
 
         model = build_model(layers, weights, size, ragged=lengths is not None)
         session = self._session(model, setting.threads)
         given = {} if lengths is None else {"lengths": lengths.astype(np.int32)}
 
-        yield Run(lambda x: np.asarray(session.run(None, {"x": x, **given})[0]))
+        yield PeerNetwork(lambda x: np.asarray(session.run(None, {"x": x, **given})[0]))
 
     def prepare_training(
-        self, lesson: Lesson, size: Size, setting: Setting
-    ) -> AbstractContextManager[Trainee]:
+        self, lesson: TrainingTask, size: GridSize, setting: ComputeSetting
+    ) -> AbstractContextManager[TrainableNetwork]:
         """Not in this package: ONNX Runtime runs networks.
 
         Raises
@@ -85,3 +94,38 @@ class OnnxRuntimePeer:
         except Exception as error:  # its classes share no base of their own
             reason = str(error).rpartition(" : ")[2]
             raise Unsupported(f"ONNX Runtime does not take the network: {reason}") from None
+
+
+def build_model(
+    layers: Layers, weights: Mapping[str, Array], size: GridSize, *, ragged: bool = False
+) -> bytes:
+    """The network as a serialised model from ``x`` (N, T, D) to ``y`` (N, T, F) or (N, F).
+
+    Parameters
+    ----------
+    ragged
+        It has ``lengths`` (N,) as a second input.
+
+    Raises
+    ------
+    Unsupported
+        ONNX has no operator for a layer or an option.
+    """
+    for spec in layers:
+        _check(spec, ragged)
+    export = Export("network", layers[0].input_size, size.steps, tuple(layers), weights, "")
+    try:
+        return build_file(export, WriteOptions(lengths=ragged), size.steps).encode()
+    except WeightsError as error:
+        raise Unsupported(error.problems[0].what) from None
+
+
+def _check(spec: LayerSpec, ragged: bool) -> None:
+    """Raise `Unsupported` for what a file can hold, but as other work than the network's own."""
+    if ragged and isinstance(spec, FlattenSpec):
+        raise Unsupported(f"layer {spec.index}: flatten of ragged sequences is not written")
+    for cell in getattr(spec, "cells", ()):
+        if cell.projects:
+            raise Unsupported(f"layer {spec.index}: ONNX has no projection")
+        if not getattr(cell, "use_forget_gate", True):
+            raise Unsupported(f"layer {spec.index}: ONNX has no LSTM without a forget gate")

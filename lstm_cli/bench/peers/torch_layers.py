@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lstm_cli.bench.peers.base import Unsupported, activations
-from lstm_cli.bench.peers.torch_place import TorchPlace
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.peers.torch_device import TorchDevice
+from lstm_cli.bench.sizes import GridSize
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
+    Layers,
     LayerSpec,
     RecurrentSpec,
 )
@@ -41,10 +42,10 @@ class TorchLayer:
 
 
 def torch_layer(
-    place: TorchPlace,
+    place: TorchDevice,
     spec: LayerSpec,
     weights: Mapping[str, Array],
-    size: Size,
+    size: GridSize,
     *,
     training: bool = False,
 ) -> TorchLayer:
@@ -64,13 +65,13 @@ def torch_layer(
     return _flatten(place.torch, spec, size)
 
 
-def _flatten(torch: Any, spec: FlattenSpec, size: Size) -> TorchLayer:
+def _flatten(torch: Any, spec: FlattenSpec, size: GridSize) -> TorchLayer:
     missing = max(0, spec.steps - size.steps)
     return TorchLayer(lambda x: torch.nn.functional.pad(x, (0, 0, 0, missing)).flatten(1))
 
 
 def _dense(
-    place: TorchPlace, spec: DenseSpec, weights: Mapping[str, Array], training: bool
+    place: TorchDevice, spec: DenseSpec, weights: Mapping[str, Array], training: bool
 ) -> TorchLayer:
     name, torch = spec.activation_name, place.torch
     if name not in _DENSE:
@@ -101,7 +102,7 @@ def _on_rows(torch: Any, function: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 
 def _recurrent(
-    place: TorchPlace, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
+    place: TorchDevice, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
 ) -> TorchLayer:
     for cell in spec.cells:
         _check(spec, cell)
@@ -133,7 +134,7 @@ def _last(module: Any) -> Callable[[Any], Any]:
     return last
 
 
-def _module(place: TorchPlace, spec: RecurrentSpec) -> Any:
+def _module(place: TorchDevice, spec: RecurrentSpec) -> Any:
     cell = spec.cells[0]
     options: dict[str, Any] = {
         "batch_first": True,
@@ -159,7 +160,7 @@ def _names(spec: RecurrentSpec) -> dict[str, str]:
     }
 
 
-def _state(place: TorchPlace, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
+def _state(place: TorchDevice, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
     """Our tensors under PyTorch's names, and 0 for the bias that we do not have."""
     state = {theirs: place.weight(weights[own]) for own, theirs in _names(spec).items()}
     for name in [name for name in state if name.startswith("bias_ih")]:
@@ -197,3 +198,47 @@ def _allowed(kind: str, key: str) -> tuple[str, ...]:
     if kind == "rnn":  # its one gate has no other activation
         return ("tanh", "relu") if key == "activation" else (_PLAIN[key],)
     return (_PLAIN[key],)
+
+
+class SequencePacking:
+    """Ragged batches as PyTorch has them: packed sequences, which its recurrent layers take.
+
+    Sequences come in any order, as they do in a file, and the first layer to the last share one
+    packing, as in the layers of one ``torch.nn.LSTM``.
+    """
+
+    def __init__(self, torch: Any, lengths: Array | None) -> None:
+        self._tools = torch.nn.utils.rnn
+        self._lengths = None if lengths is None else torch.from_numpy(lengths)
+
+    def packed(self, x: Any) -> Any:
+        """(N, T, ...) packed; as it is where every sequence has all steps."""
+        if self._lengths is None:
+            return x
+        pack = self._tools.pack_padded_sequence
+        return pack(x, self._lengths, batch_first=True, enforce_sorted=False)
+
+    def is_packed(self, y: Any) -> bool:
+        """Whether it is a packed sequence."""
+        return isinstance(y, self._tools.PackedSequence)
+
+    def unpacked(self, y: Any, steps: int) -> Any:
+        """(N, T, F) with 0 past the ends; a tensor as it is."""
+        if not self.is_packed(y):
+            return y
+        return self._tools.pad_packed_sequence(y, batch_first=True, total_length=steps)[0]
+
+
+def packing_of(torch: Any, layers: Layers, lengths: Array | None) -> SequencePacking:
+    """The packing of a batch of these lengths.
+
+    Raises
+    ------
+    Unsupported
+        A layer that takes no packed sequences.
+    """
+    if lengths is not None:
+        for spec in layers:
+            if isinstance(spec, FlattenSpec):
+                raise Unsupported(f"layer {spec.index}: flatten does not take packed sequences")
+    return SequencePacking(torch, lengths)

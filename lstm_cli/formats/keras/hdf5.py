@@ -11,7 +11,7 @@ import h5py
 from h5py import h5d, h5f, h5g, h5l, h5o, h5s
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, is_memory, need_memory, short_of_memory
+from lstm_cli.errors import WeightsError, is_memory_error, memory_error, require_memory
 from lstm_cli.formats.keras.attributes import Attributes
 from lstm_cli.formats.keras.storage import read_dataset
 from lstm_cli.formats.keras.words import shown
@@ -78,7 +78,7 @@ class Tree:
         self._attributes = Attributes(data[_superblock(data) :])
         self._left = len(data)
         self._nodes: dict[str, _Node] = {}
-        need_memory(2 * len(data), "the HDF5 file")  # HDF5 gives another reason
+        require_memory(2 * len(data), "the HDF5 file")  # HDF5 gives another reason
         with _reading("the HDF5 file"):
             self._file = h5py.File(h5f.open_file_image(data))
             root = h5g.open(self._file.id, b"/")
@@ -220,8 +220,8 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        if is_memory(error):
-            raise short_of_memory(what) from error
+        if is_memory_error(error):
+            raise memory_error(what) from error
         raise WeightsError(
             f"{what} cannot be read",
             expected="intact HDF5",

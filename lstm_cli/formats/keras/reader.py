@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.engines.types import Layers, RecurrentSpec
-from lstm_cli.errors import WeightsError, short_of_memory
+from lstm_cli.errors import WeightsError, memory_error
 from lstm_cli.formats.keras.architecture import MOST_LAYERS, Layer, layers_of
 from lstm_cli.formats.keras.assembly import INPUT_SHAPES, Assembly, check_kinds
 from lstm_cli.formats.keras.bare import by_names, by_paths, is_bare
@@ -48,7 +48,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         problems = [replace(p, where=(*p.where, str(path))) for p in error.problems]
         raise WeightsError(problems, headline=error.headline) from None
     except MemoryError as error:
-        raise short_of_memory(str(path)) from error
+        raise memory_error(str(path)) from error
     except RecursionError as error:
         raise WeightsError(f"{path} is too large or too deep", found=type(error).__name__) from None
     return Imported(

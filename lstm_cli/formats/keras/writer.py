@@ -17,11 +17,10 @@ import h5py
 import numpy as np
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import write_whole
 from lstm_cli.formats.keras.bare import ORDER_ATTRIBUTE
 from lstm_cli.formats.keras.exported import Exporter, Written, serialised
 from lstm_cli.formats.model import Export
-from lstm_cli.overwriting import HDF5_ATTRIBUTE, SIGNATURE
+from lstm_cli.output_files import HDF5_ATTRIBUTE, SIGNATURE, write_atomically
 from lstm_cli.version import __version__
 
 VERSION = "3.0.0"
@@ -64,7 +63,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
         data = _archive(data, _model(export, layers, exporter.dtype))
     else:
         notes.append(BARE)
-    write_whole(path, data, "the weights")
+    write_atomically(path, data, "the weights")
     return tuple(dict.fromkeys(notes))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, memory_is_short, short_of_memory
+from lstm_cli.errors import WeightsError, memory_error, memory_is_short
 from lstm_cli.formats.model import Imported, ReadOptions, Stored
 from lstm_cli.formats.onnx.arithmetic import output
 from lstm_cli.formats.onnx.calls import Effort
@@ -65,7 +65,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         raise WeightsError(f"{path} is no ONNX model, or a damaged one", found=str(error)) from None
     except (MemoryError, RecursionError) as error:
         if isinstance(error, MemoryError) and memory_is_short():
-            raise short_of_memory(str(path)) from error
+            raise memory_error(str(path)) from error
         raise WeightsError(f"{path} holds a model that is out of proportion") from None
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import reason
 from lstm_cli.formats.onnx import messages as m
 from lstm_cli.formats.onnx.messages import Tensor
+from lstm_cli.output_files import error_reason
 
 DTYPES = {
     m.FLOAT: "<f4",
@@ -154,7 +154,7 @@ def _external(tensor: Tensor, path: Path, size: int) -> bytes:
             stream.seek(offset)
             return stream.read(size)
     except (OSError, ValueError) as error:
-        raise _refused(tensor.name, "a readable file", reason(error)) from None
+        raise _refused(tensor.name, "a readable file", error_reason(error)) from None
 
 
 def beside(path: Path, location: str, name: str) -> Path:
@@ -175,7 +175,7 @@ def beside(path: Path, location: str, name: str) -> Path:
         file = folder.joinpath(*pure.parts).resolve(strict=True)
         regular = stat.S_ISREG(file.stat().st_mode)
     except (OSError, ValueError, RuntimeError) as error:
-        found = reason(error) if isinstance(error, OSError | ValueError) else str(error)
+        found = error_reason(error) if isinstance(error, OSError | ValueError) else str(error)
         raise _refused(name, expected, f"{location!r}: {found}"[:300]) from None
     if not file.is_relative_to(folder) or not regular:
         raise _refused(name, expected, f"{location!r}, which leads elsewhere or is no file"[:300])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lstm_cli.files import write_whole
 from lstm_cli.formats.model import Export, WriteOptions
 from lstm_cli.formats.onnx.assembly import Assembly
 from lstm_cli.formats.onnx.messages import Model, OperatorSet, Property
 from lstm_cli.formats.onnx.remarks import remarks
-from lstm_cli.overwriting import PRODUCER
+from lstm_cli.output_files import PRODUCER, write_atomically
 from lstm_cli.version import __version__
 
 OPSET = 14
@@ -31,7 +30,7 @@ def write(path: Path, export: Export, options: WriteOptions | None = None) -> tu
         The file cannot be written. An older file stays as it was.
     """
     options = options or WriteOptions()
-    write_whole(path, build_model(export, options).encode(), "the ONNX model")
+    write_atomically(path, build_model(export, options).encode(), "the ONNX model")
     return tuple(remarks(export, options))
 
 

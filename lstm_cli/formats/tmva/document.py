@@ -11,9 +11,9 @@ from xml.parsers import expat
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import reason
 from lstm_cli.formats.safety import check_regular
 from lstm_cli.formats.tmva.numbers import NumberError, Numbers
+from lstm_cli.output_files import error_reason
 
 LARGEST_FILE = 4 << 30
 LARGEST_TOKEN = 4 << 20
@@ -94,7 +94,9 @@ def parse(path: Path) -> Document:
                 builder.feed(block)
         root = builder.finish()
     except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read", found=error_reason(error)
+        ) from None
     except (expat.ExpatError, ValueError) as error:
         raise WeightsError(f"{path} is not well-formed XML", found=str(error)) from None
     return Document(path, root, digest.hexdigest(), builder.digits)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, LayerSpec, RecurrentSpec
-from lstm_cli.overwriting import SIGNATURE
+from lstm_cli.output_files import SIGNATURE
 
 _CODES = {
     "identity": "LINEAR",

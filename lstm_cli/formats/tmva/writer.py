@@ -18,7 +18,6 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import write_whole
 from lstm_cli.formats.model import Export
 from lstm_cli.formats.tmva.exported import (
     TAGS,
@@ -28,6 +27,7 @@ from lstm_cli.formats.tmva.exported import (
     refuse,
 )
 from lstm_cli.formats.tmva.frame import Plan, framed, line
+from lstm_cli.output_files import write_atomically
 
 IDENTITY = Activation("identity")
 MOST_VARIABLES = 1_000_000
@@ -58,7 +58,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     pattern = "{:.16e}" if wide else "{:.8e}"  # as many digits as tell any two values apart
     body = [text for spec in specs for text in _layer(spec, export.tensors, steps, pattern)]
     plan = Plan(export.name, export.input_size, steps, specs, output)
-    write_whole(path, framed(plan, body), "the weights")
+    write_atomically(path, framed(plan, body), "the weights")
     return tuple(_notes(export, steps))
 
 

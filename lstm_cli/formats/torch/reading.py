@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lstm_cli.engines.types import Layers
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import reason
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Imported, ReadOptions
 from lstm_cli.formats.safety import check_regular
@@ -20,6 +19,7 @@ from lstm_cli.formats.torch.order import find_order
 from lstm_cli.formats.torch.others import modules_of
 from lstm_cli.formats.torch.safetensors_file import read_tensors
 from lstm_cli.formats.torch.tensors import listed, shown
+from lstm_cli.output_files import error_reason
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -103,4 +103,6 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read", found=error_reason(error)
+        ) from None

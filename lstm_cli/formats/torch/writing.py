@@ -17,13 +17,12 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.files import write_whole
 from lstm_cli.formats.gates import NATIVE
 from lstm_cli.formats.model import Export
 from lstm_cli.formats.native import repeatable
 from lstm_cli.formats.torch.archive_writing import archived
 from lstm_cli.formats.torch.fitting import alike, check_layers
-from lstm_cli.overwriting import SIGNATURE
+from lstm_cli.output_files import SIGNATURE, write_atomically
 
 Stack = list[RecurrentSpec | DenseSpec]
 """Layers of one module: several recurrent ones alike, or one dense layer."""
@@ -59,7 +58,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
         data = repeatable(save(tensors, {"format": "pt", "producer": SIGNATURE}))
     else:
         data = archived(tensors)
-    write_whole(path, data, "the weights")
+    write_atomically(path, data, "the weights")
     return tuple(_notes(export, dict(zip(names, stacks, strict=True))))
 
 

@@ -10,7 +10,7 @@ from lstm_cli.bench.agreement import (
     update_agreement,
     worst,
 )
-from lstm_cli.bench.results import Agreement
+from lstm_cli.bench.results import PeerAgreement
 from lstm_cli.training.optimisers import Adam
 
 ADAM = Adam(learning_rate=0.01)
@@ -59,7 +59,7 @@ def test_rounding_of_what_cancels_is_held_against_the_largest_of_all(rng):
 
 def test_gradients_that_are_all_zero_are_equal_and_nothing_else_is():
     zero = {"w": np.zeros(3)}
-    assert gradient_agreement(zero, zero, 1e-10) == Agreement(0.0, 1e-10, True, "gradient of w")
+    assert gradient_agreement(zero, zero, 1e-10) == PeerAgreement(0.0, 1e-10, True, "gradient of w")
     assert gradient_agreement(zero, {"w": np.full(3, 1e-30)}, 1e-10).difference == 1.0
 
 
@@ -78,7 +78,7 @@ def without(gradients, name):
 )
 def test_gradients_of_other_names_or_shapes_do_not_agree(gradients, change, name):
     one = gradient_agreement(gradients, change(gradients), 2e-4)
-    assert one == Agreement(float("inf"), 2e-4, False, f"gradient of {name}")
+    assert one == PeerAgreement(float("inf"), 2e-4, False, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -142,7 +142,7 @@ def test_signs_of_gradients_that_are_rounding_do_not_matter(before, gradients):
 
 
 def test_the_worst_is_what_is_wrong_else_what_differs_most():
-    fine, further = Agreement(1e-9, 1e-6, True, "a"), Agreement(1e-8, 1e-6, True, "b")
-    wrong = Agreement(float("nan"), 1e-6, False, "c")
+    fine, further = PeerAgreement(1e-9, 1e-6, True, "a"), PeerAgreement(1e-8, 1e-6, True, "b")
+    wrong = PeerAgreement(float("nan"), 1e-6, False, "c")
     assert worst([fine, further]) is further
     assert worst([further, wrong, fine]) is wrong

@@ -7,8 +7,8 @@ import pytest
 
 from lstm_cli.bench import (
     BaselineError,
-    Machine,
-    Size,
+    GridSize,
+    MachineInfo,
     SizeResult,
     Timing,
     compare,
@@ -17,8 +17,10 @@ from lstm_cli.bench import (
 )
 from lstm_cli.errors import LstmCliError
 
-HERE = Machine("Zen 4", 8, 2, "Linux x86_64", {"lstm-cli": "0.1", "numpy": "2.4", "torch": "2.13"})
-SMALL, LARGE = Size(5, 1, 7, 3), Size(50, 2, 7, 50)
+HERE = MachineInfo(
+    "Zen 4", 8, 2, "Linux x86_64", {"lstm-cli": "0.1", "numpy": "2.4", "torch": "2.13"}
+)
+SMALL, LARGE = GridSize(5, 1, 7, 3), GridSize(50, 2, 7, 50)
 
 
 def result(size=SMALL, median=0.5, title="lstm-cli (reference, float32)", layers="lstm 3 → 5"):
@@ -80,7 +82,7 @@ def test_another_engine_is_named_once(saved):
 
 
 def test_what_the_baseline_did_not_measure_is_listed_not_compared(saved):
-    results = [result(layers="gru 3 → 5"), result(Size(9, 1, 1, 9)), result()]
+    results = [result(layers="gru 3 → 5"), result(GridSize(9, 1, 1, 9)), result()]
     found = compare(results, load_baseline(saved), HERE)
     assert [c.size for c in found.changes] == [SMALL]
     assert found.notes == (

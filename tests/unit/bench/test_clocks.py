@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lstm_cli.bench.clocks import DeviceClock
-from lstm_cli.bench.peers import Setting
-from lstm_cli.bench.peers.torch_place import TorchClock, TorchPlace
-from lstm_cli.bench.rounds import interleave
+from lstm_cli.bench.peers import ComputeSetting
+from lstm_cli.bench.peers.torch_device import TorchClock, TorchDevice
+from lstm_cli.bench.protocol import DeviceClock, interleave
 
 
 class Queue:
@@ -120,8 +119,8 @@ def test_on_a_gpu_pytorch_is_set_for_the_dtype_and_then_put_back(dtype):
         float64="float64",
         float16="float16",
     )
-    setting = Setting(3, "cuda:1", dtype)
-    place = TorchPlace.of(torch, setting)
+    setting = ComputeSetting(3, "cuda:1", dtype)
+    place = TorchDevice.of(torch, setting)
     assert not place.plain
     assert isinstance(place.clock, TorchClock)
     with place.settings(setting):

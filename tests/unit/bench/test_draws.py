@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Size
-from lstm_cli.bench.draws import random_targets
+from lstm_cli.bench import GridSize
+from lstm_cli.bench.sizes import random_targets
 from lstm_cli.cells import LSTM, Activation
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, RecurrentSpec
 
-SIZE = Size(hidden=5, batch=30, steps=4, features=2)
+SIZE = GridSize(hidden=5, batch=30, steps=4, features=2)
 STEPS = (RecurrentSpec(0, 2, (LSTM(hidden_size=5),) * 2),)
 LAST = (
     RecurrentSpec(0, 2, (LSTM(hidden_size=5),), return_sequences=False),

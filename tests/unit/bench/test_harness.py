@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 
 from lstm_cli.bench import (
-    Agreement,
-    Setting,
-    Size,
+    ComputeSetting,
+    GridSize,
+    PeerAgreement,
     SizeResult,
     Timing,
     geometric_mean,
-    harness,
     measure,
+    measurement,
     one_lstm,
     peer,
 )
-from lstm_cli.bench.agreement import agreement
-from lstm_cli.bench.draws import random_weights
-from lstm_cli.bench.rounds import Samples
+from lstm_cli.bench.agreement import output_agreement
+from lstm_cli.bench.protocol import Samples
+from lstm_cli.bench.sizes import random_weights
 from lstm_cli.cells import LSTM
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import UsageError
 
-SIZE = Size(hidden=5, batch=3, steps=4, features=2)
+SIZE = GridSize(hidden=5, batch=3, steps=4, features=2)
 
 
 def run(engine, *peers, **options):
@@ -39,7 +39,7 @@ def test_a_peer_that_agrees_is_timed_and_has_a_ratio(engine, fake_peer):
     assert [t.name for t in result.timings] == ["lstm-cli", "twin"]
     assert result.timings[0].title == "lstm-cli (reference, float64)"
     assert result.timings[1].title == "Fake twin"
-    assert result.agreements == {"twin": Agreement(0.0, 1e-10, True)}
+    assert result.agreements == {"twin": PeerAgreement(0.0, 1e-10, True)}
     assert result.ratios["twin"] > 0
     assert result.ahead_of_best == result.ratios["twin"]
     assert result.skipped == {}
@@ -96,7 +96,7 @@ def test_a_peer_that_breaks_while_it_is_prepared_is_skipped_too(engine, fake_pee
 def test_peers_get_the_engines_threads_and_are_closed(fake_peer):
     peer = fake_peer()
     run(ReferenceEngine("float32", threads=1), peer)
-    assert peer.asked == [(SIZE, Setting(1, "cpu", "float32"))]
+    assert peer.asked == [(SIZE, ComputeSetting(1, "cpu", "float32"))]
     assert not peer.open
 
 
@@ -130,7 +130,7 @@ def test_no_peers_means_our_timings_alone(engine):
 def test_ratios_are_taken_within_rounds(engine, fake_peer, monkeypatch):
     # Ours and theirs slow down together: medians of the columns would say 4.
     seconds = np.array([[1.0, 3.0], [2.0, 8.0], [10.0, 30.0], [4.0, 12.0], [2.0, 6.0]])
-    monkeypatch.setattr(harness, "interleave", lambda *_: Samples(seconds, (2, 1)))
+    monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(seconds, (2, 1)))
     result = run(engine, fake_peer("twin"))
     ours, theirs = result.timings
     assert result.ratios == {"twin": 3.0}
@@ -143,7 +143,7 @@ def test_ratios_are_taken_within_rounds(engine, fake_peer, monkeypatch):
 
 def test_progress_is_told_before_each_size(engine):
     told = []
-    other = Size(3, 1, 2, 3)
+    other = GridSize(3, 1, 2, 3)
     results = measure(
         [SIZE, other],
         one_lstm,
@@ -184,9 +184,11 @@ def test_weights_repeat_with_the_seed_and_hide_nothing():
 
 
 def test_a_difference_is_absolute_up_to_one_and_relative_above():
-    assert agreement([0.5, 0.1], [0.5, 0.1003], 1e-3) == Agreement(pytest.approx(3e-4), 1e-3, True)
-    assert agreement([100.0], [100.05], 1e-3).difference == pytest.approx(5e-4)
-    assert not agreement([0.0], [0.0011], 1e-3).ok
+    assert output_agreement([0.5, 0.1], [0.5, 0.1003], 1e-3) == PeerAgreement(
+        pytest.approx(3e-4), 1e-3, True
+    )
+    assert output_agreement([100.0], [100.05], 1e-3).difference == pytest.approx(5e-4)
+    assert not output_agreement([0.0], [0.0011], 1e-3).ok
 
 
 def result_with(**ratios):

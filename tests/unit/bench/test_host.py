@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lstm_cli.bench import Memory, host, machine, memory, peak_memory, watch_others
+from lstm_cli.bench import MemoryUse, host, machine, memory, peak_memory, watch_other_programs
 
 
 def test_this_machine_has_a_processor_and_versions(fake_peer):
@@ -45,7 +45,7 @@ def system(tmp_path, monkeypatch):
 def test_others_work_is_what_this_process_and_its_children_did_not_do(system):
     #                          user nice system idle iowait irq softirq steal
     system.write_text("cpu  1000 20 300 9000 50 1 2 70 600 0\ncpu0 1 2 3 4\n")
-    with watch_others() as others:
+    with watch_other_programs() as others:
         assert others.cores is None
         system.write_text("cpu  1190 30 340 9999 99 6 7 99 700 0\ncpu0 1 2 3 4\n")
     # 2.5 s of work in all, 1.5 s of it ours: 1 s in 2 s.
@@ -56,7 +56,7 @@ def test_others_work_is_what_this_process_and_its_children_did_not_do(system):
 def test_a_system_that_does_not_tell_is_no_error(system, text):
     if text is not None:
         system.write_text(text)
-    with watch_others() as others:
+    with watch_other_programs() as others:
         pass
     assert others.cores in (None, 0.0)
 
@@ -99,6 +99,6 @@ def test_windows_tells_of_memory_in_its_own_way(monkeypatch, told):
 
 def test_what_the_engine_keeps_is_told_where_it_is_known(engine, monkeypatch):
     monkeypatch.setattr(host, "peak_memory", lambda: 99)
-    assert memory(engine) == Memory(99, None)
+    assert memory(engine) == MemoryUse(99, None)
     engine.workspace_bytes, engine.limits = 77, lambda sizes: None
-    assert memory(engine) == Memory(99, 77)
+    assert memory(engine) == MemoryUse(99, 77)

@@ -8,16 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Size, Unsupported, measure, one_lstm, peer
-from lstm_cli.bench.agreement import FirstStep
-from lstm_cli.bench.draws import random_inputs, random_weights
-from lstm_cli.bench.peers import Setting
-from lstm_cli.bench.peers.torch_place import TorchPlace, tf32
-from lstm_cli.bench.rounding import ROUNDED, rounded_agreement, rounded_gradients
+from lstm_cli.bench import GridSize, Unsupported, measure, one_lstm, peer
+from lstm_cli.bench.agreement import (
+    ROUNDING_TOLERANCES,
+    FirstStep,
+    rounded_agreement,
+    rounded_gradients,
+)
+from lstm_cli.bench.peers import ComputeSetting
+from lstm_cli.bench.peers.torch_device import TorchDevice, tf32
+from lstm_cli.bench.sizes import random_inputs, random_weights
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.network.network import Network
 
-SIZE = Size(hidden=24, batch=5, steps=6, features=9)
+SIZE = GridSize(hidden=24, batch=5, steps=6, features=9)
 EXACT = np.linspace(-1, 1, 50).reshape(5, 10)
 
 
@@ -54,7 +58,7 @@ def test_gradients_are_held_beside_the_largest_of_their_tensor():
     assert not rounded_gradients(FirstStep(0.5, {"a": EXACT}, {}), step(0), exact, "tf32")[1].ok
 
 
-@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("dtype", ROUNDING_TOLERANCES)
 def test_pytorch_in_every_dtype_is_near_float64(dtype):
     pytest.importorskip("torch")
     layers = one_lstm(SIZE)
@@ -63,7 +67,7 @@ def test_pytorch_in_every_dtype_is_near_float64(dtype):
         lambda seed, dtype: random_inputs(layers, SIZE, seed, dtype),
     ))  # fmt: skip
     exact = Network(layers, weights, ReferenceEngine("float64")).run(x).outputs
-    with peer("torch").prepare(layers, weights, SIZE, Setting(1, dtype=dtype)) as run:
+    with peer("torch").prepare(layers, weights, SIZE, ComputeSetting(1, dtype=dtype)) as run:
         found = run(x)
     assert found.dtype == np.float32
     assert rounded_agreement(found, found, exact, dtype).ok
@@ -141,11 +145,13 @@ def test_tf32_is_put_back_after_a_failure_too():
 
 def test_weights_that_are_trained_in_16_bits_are_kept_in_32():
     torch = pytest.importorskip("torch")
-    place = TorchPlace.of(torch, Setting(dtype="float16"), training=True)
+    place = TorchDevice.of(torch, ComputeSetting(dtype="float16"), training=True)
     assert (place.mixed, place.plain) == (True, False)
     assert place.weight(EXACT).dtype == torch.float32
-    assert TorchPlace.of(torch, Setting(dtype="float16")).weight(EXACT).dtype == torch.float16
-    assert TorchPlace.of(torch, Setting(dtype="tf32")).plain
+    assert (
+        TorchDevice.of(torch, ComputeSetting(dtype="float16")).weight(EXACT).dtype == torch.float16
+    )
+    assert TorchDevice.of(torch, ComputeSetting(dtype="tf32")).plain
     if not torch.cuda.is_available():
         with pytest.raises(Unsupported, match="cuda:0"):
-            TorchPlace.of(torch, Setting(device="cuda:0"))
+            TorchDevice.of(torch, ComputeSetting(device="cuda:0"))

@@ -5,8 +5,8 @@ import gc
 import numpy as np
 import pytest
 
-from lstm_cli.bench import clocks, rounds
-from lstm_cli.bench.rounds import interleave
+from lstm_cli.bench import protocol
+from lstm_cli.bench.protocol import interleave
 
 
 class Clock:
@@ -39,12 +39,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(clocks, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(clocks, "process_time", lambda: clock.worked)
-    monkeypatch.setattr(clocks, "sleep", clock.sleep)
-    monkeypatch.setattr(clocks, "LONGEST_SETTLING", 0.199)
-    monkeypatch.setattr(clocks, "SAMPLE_SECONDS", 1e-3)
-    monkeypatch.setattr(clocks, "SETTLE_SECONDS", 2e-3)
+    monkeypatch.setattr(protocol, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(protocol, "process_time", lambda: clock.worked)
+    monkeypatch.setattr(protocol, "sleep", clock.sleep)
+    monkeypatch.setattr(protocol, "LONGEST_SETTLING", 0.199)
+    monkeypatch.setattr(protocol, "SAMPLE_SECONDS", 1e-3)
+    monkeypatch.setattr(protocol, "SETTLE_SECONDS", 2e-3)
     return clock
 
 
@@ -95,7 +95,7 @@ def test_warm_up_goes_on_until_calls_agree(clock):
 def test_warm_up_ends_though_calls_never_agree(clock):
     wild = [clock.contestant("A", *([1.0, 3.0] * 200))]
     interleave(wild, rounds=1, seconds=1e9)
-    assert clock.log.index("pause") == rounds.WARM_UP_CALLS + 1
+    assert clock.log.index("pause") == protocol.WARM_UP_CALLS + 1
 
 
 def test_warm_up_ends_when_the_time_is_up(clock):

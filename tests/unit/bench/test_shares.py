@@ -2,17 +2,16 @@
 
 import pytest
 
-from lstm_cli.bench import Size, Timing, measure, one_lstm
-from lstm_cli.bench.contest import ForwardContest
-from lstm_cli.bench.shares import limits_of, shares
+from lstm_cli.bench import GridSize, Timing, measure, one_lstm
+from lstm_cli.bench.measurement import limits_of, roofline_shares
 from lstm_cli.bench.sizes import recurrent_reads
-from lstm_cli.bench.training import TrainingContest
+from lstm_cli.bench.workload import ForwardWorkload, TrainingWorkload
 from lstm_cli.cells import GRU, LSTM
 from lstm_cli.engines.limits import Limits, Reads
 from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 
-SIZE = Size(hidden=5, batch=3, steps=4, features=2)
+SIZE = GridSize(hidden=5, batch=3, steps=4, features=2)
 U = 4 * 5 * 5
 """Recurrent weights at that size."""
 
@@ -54,31 +53,31 @@ def test_recurrent_weights_are_read_once_a_step_by_each_direction():
 
 def test_training_reads_them_forwards_and_backwards_and_ragged_as_long_as_any_runs():
     engine = ReferenceEngine("float64")
-    assert ForwardContest(one_lstm(SIZE), SIZE, engine, 0).reads == {8 * U: 4}
-    assert TrainingContest(one_lstm(SIZE), SIZE, engine, 0).reads == {8 * U: 8}
-    ragged = ForwardContest(one_lstm(SIZE), SIZE, engine, 0, ragged=True)
+    assert ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0).reads == {8 * U: 4}
+    assert TrainingWorkload(one_lstm(SIZE), SIZE, engine, 0).reads == {8 * U: 8}
+    ragged = ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0, ragged=True)
     assert ragged.reads == {8 * U: ragged.batch.lengths.max()}
 
 
 def test_shares_by_hand():
     # 3 readings of 100 bytes at 1000 bytes/s and 1 of 400 at 500: 0.3 s and 0.8 s of 2.2 s.
     limits = Limits(200.0, (Reads(400, 500e-9), Reads(100, 1000e-9), Reads(7, 1.0)))
-    found = shares(timing(2.2, 50.0), {100: 3, 400: 1}, limits)
+    found = roofline_shares(timing(2.2, 50.0), {100: 3, 400: 1}, limits)
     assert (found.peak_gflops, found.of_peak, found.read_bytes) == (200.0, 0.25, 700)
     assert found.read_gbytes == pytest.approx(700 / 1.1 * 1e-9)
     assert found.of_reads == pytest.approx(0.5)
     assert (found.bound, found.largest) == ("reads", found.of_reads)
-    large = shares(timing(2.2, 150.0), {100: 3, 400: 1}, limits)
+    large = roofline_shares(timing(2.2, 150.0), {100: 3, 400: 1}, limits)
     assert (large.bound, large.largest) == ("peak", 0.75)
 
 
 def test_without_recurrent_weights_there_is_the_peak_alone():
-    found = shares(timing(1.0, 50.0), {}, Limits(200.0, (Reads(100, 1.0),)))
+    found = roofline_shares(timing(1.0, 50.0), {}, Limits(200.0, (Reads(100, 1.0),)))
     assert (found.of_peak, found.read_bytes, found.of_reads, found.bound) == (0.25, 0, 0.0, "peak")
 
 
 def test_limits_are_measured_around_every_size_and_the_best_hold_for_all():
-    engine, other = Measured(), Size(3, 1, 2, 3)
+    engine, other = Measured(), GridSize(3, 1, 2, 3)
     results = measure([SIZE, other], one_lstm, engine, rounds=1, seconds=0.001)
     first, second = 8 * U, 8 * 4 * 3 * 3
     assert engine.asked == [(first,), (first,), (second,), (second,)]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lstm_cli.config.yaml12 import dump, parse
+from lstm_cli.config.yaml import dump, parse
 from lstm_cli.errors import ConfigError
 
 NAME = "a.yaml"

@@ -9,22 +9,33 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lstm_cli.config.layers import LAYERS, Section
-from lstm_cli.config.options import OWN_ERROR
-from lstm_cli.config.places import KeyPath, Report, spell
+from lstm_cli.config.field_types import OWN_ERROR
+from lstm_cli.config.problems import (
+    KeyPath,
+    ProblemReport,
+    describe_value,
+    did_you_mean,
+    format_path,
+    one_of,
+    to_flow_yaml,
+    with_article,
+)
 from lstm_cli.config.schema import (
+    LAYERS,
+    OPTIMIZERS,
+    SCHEDULES,
+    ConfigDocument,
     DataSection,
-    Document,
     InitSection,
     ModelSection,
+    Section,
+    TrainSection,
     WindowSection,
 )
-from lstm_cli.config.train import OPTIMIZERS, SCHEDULES, TrainSection
-from lstm_cli.config.words import an, did_you_mean, either, flow, shown
 from lstm_cli.errors import nearest, nearest_first
 
 SECTIONS: dict[KeyPath, tuple[type[Section], str]] = {
-    (): (Document, "a config"),
+    (): (ConfigDocument, "a config"),
     ("model",): (ModelSection, "model"),
     ("model", "init"): (InitSection, "model.init"),
     ("data",): (DataSection, "data"),
@@ -42,7 +53,7 @@ DEFAULTS: dict[KeyPath, str] = {
 """The types of mappings that say none."""
 EXPLAINED = 200
 """Problems for which the nearest key is looked for."""
-ELSEWHERE = {
+FOREIGN_KEYS = {
     "units": "hidden_size", "hidden_size": "units", "size": "hidden_size", "lr": "learning_rate",
     "eps": "epsilon", "alpha": "rho", "features": "input_size", "input_dim": "input_size",
     "max_norm": "clip_norm", "clipnorm": "clip_norm", "clipvalue": "clip_value", "name": "type",
@@ -52,7 +63,7 @@ ELSEWHERE = {
 """What other programs, or other sections, call it."""
 
 
-def explain(error: ValidationError, raw: Any, report: Report) -> None:
+def report_validation_errors(error: ValidationError, raw: Any, report: ProblemReport) -> None:
     """Add every finding of `error`, about the plain values `raw`, to `report`."""
     findings = error.errors(include_url=False)
     misspelt = _misspelt(findings, raw)
@@ -78,7 +89,7 @@ def _misspelt(findings: Sequence[Mapping[str, Any]], raw: Any) -> set[KeyPath]:
     for finding in islice(unknown, EXPLAINED):
         path = _user_path(finding["loc"])
         owner, _ = _owner(path[:-1], raw)
-        guess = nearest(str(path[-1]), owner.model_fields) or ELSEWHERE.get(str(path[-1]))
+        guess = nearest(str(path[-1]), owner.model_fields) or FOREIGN_KEYS.get(str(path[-1]))
         found.add((*path[:-1], guess or ""))
     return found
 
@@ -113,32 +124,32 @@ def _owner(path: KeyPath, raw: Any) -> tuple[type[Section], str]:
     kinds, noun = KINDS[path[:2]]
     value = value_at(raw, path)
     name = value if isinstance(value, str) else value.get("type", DEFAULTS.get(path[:2]))
-    return kinds[name], f"{an(name)} {noun}"
+    return kinds[name], f"{with_article(name)} {noun}"
 
 
-def _own(path: KeyPath, said: Mapping[str, Any], report: Report) -> None:
+def _own(path: KeyPath, said: Mapping[str, Any], report: ProblemReport) -> None:
     path = (*path, *said["path"])
     report.add(
         path,
-        f"{spell(path)} {said['what']}",
+        f"{format_path(path)} {said['what']}",
         expected=said["expected"],
         found=said["found"],
         hint=said["hint"],
     )
 
 
-def _unknown_key(path: KeyPath, raw: Any, report: Report) -> None:
+def _unknown_key(path: KeyPath, raw: Any, report: ProblemReport) -> None:
     owner, noun = _owner(path[:-1], raw)
     key, known = path[-1], list(owner.model_fields)
     hint = None
     if report.count < EXPLAINED:
         hint = did_you_mean(key, known)
-        if hint is None and ELSEWHERE.get(str(key)) in known:
-            hint = f"here it is called `{ELSEWHERE[str(key)]}`"
+        if hint is None and FOREIGN_KEYS.get(str(key)) in known:
+            hint = f"here it is called `{FOREIGN_KEYS[str(key)]}`"
         hint = hint or _belongs_elsewhere(key, path)
         known = nearest_first(key, known)
     hint = hint or f"keys: {', '.join(known)}"
-    report.add(path, f"{spell(path)} is not a key of {noun}", hint=hint)
+    report.add(path, f"{format_path(path)} is not a key of {noun}", hint=hint)
 
 
 def _belongs_elsewhere(key: str | int, path: KeyPath) -> str | None:
@@ -148,7 +159,11 @@ def _belongs_elsewhere(key: str | int, path: KeyPath) -> str | None:
         if having and _kind_path(path[:-1]) == path[:-1] and path[:2] == prefix:
             return f"`{key}` belongs to the type{'s' * (len(having) > 1)} {', '.join(having)}"
         if having and key != "type" and path[:-1] == prefix[:1]:
-            place = f"a {noun}: {spell((*prefix, 0, key))}" if noun == "layer" else spell(prefix)
+            place = (
+                f"a {noun}: {format_path((*prefix, 0, key))}"
+                if noun == "layer"
+                else format_path(prefix)
+            )
             return f"`{key}` belongs to {place}"
     for section, (owner, noun) in SECTIONS.items():
         if section != path[:-1] and key in owner.model_fields:
@@ -156,43 +171,43 @@ def _belongs_elsewhere(key: str | int, path: KeyPath) -> str | None:
     return None
 
 
-def _missing(path: KeyPath, raw: Any, report: Report) -> None:
+def _missing(path: KeyPath, raw: Any, report: ProblemReport) -> None:
     owner, _ = _owner(path[:-1], raw)
     field = owner.model_fields[str(path[-1])]
     report.add(
         path,
-        f"{spell(path)} is missing",
+        f"{format_path(path)} is missing",
         expected=_expected(owner, str(path[-1])),
-        hint=f"add `{path[-1]}: {flow(field.examples[0])}`" if field.examples else None,
+        hint=f"add `{path[-1]}: {to_flow_yaml(field.examples[0])}`" if field.examples else None,
     )
 
 
-def _unknown_kind(path: KeyPath, value: Any, report: Report) -> None:
+def _unknown_kind(path: KeyPath, value: Any, report: ProblemReport) -> None:
     kinds, noun = KINDS[path[:2]]
     given = value.get("type") if isinstance(value, dict) else value
     if isinstance(value, dict) and "type" not in value:  # only of a layer: others have defaults
-        what = f"{spell((*path, 'type'))} is missing"
+        what = f"{format_path((*path, 'type'))} is missing"
         hint = f"add `type: {next(iter(kinds))}`"
-        report.add((*path, "type"), what, expected=either(kinds), hint=hint)
+        report.add((*path, "type"), what, expected=one_of(kinds), hint=hint)
         return
     at = (*path, "type") if isinstance(value, dict) else path
     report.add(
         at,
-        f"{spell(at)} names no {noun}",
-        expected=either(nearest_first(given, kinds)),
-        found=shown(given),
+        f"{format_path(at)} names no {noun}",
+        expected=one_of(nearest_first(given, kinds)),
+        found=describe_value(given),
         hint=did_you_mean(given, kinds),
     )
 
 
-def _wrong_value(path: KeyPath, kind: str, raw: Any, report: Report) -> None:
+def _wrong_value(path: KeyPath, kind: str, raw: Any, report: ProblemReport) -> None:
     value = value_at(raw, path)
     if _kind_path(path) == path:
         _no_mapping(path, value, report)
         return
     if path in SECTIONS:
-        what = f"{spell(path)} is no mapping"
-        report.add(path, what, expected="keys and values", found=shown(value))
+        what = f"{format_path(path)} is no mapping"
+        report.add(path, what, expected="keys and values", found=describe_value(value))
         return
     owner, _ = _owner(path[:-1], raw)
     fragment = _fragment(owner, str(path[-1]))
@@ -205,14 +220,14 @@ def _wrong_value(path: KeyPath, kind: str, raw: Any, report: Report) -> None:
         what = lengths.get(kind.removeprefix("string_"), "is out of range")
     report.add(
         path,
-        f"{spell(path)} {what}",
+        f"{format_path(path)} {what}",
         expected=_describe(fragment, value),
-        found=shown(value),
+        found=describe_value(value),
         hint=_mend(str(path[-1]), value, fragment),
     )
 
 
-def _no_mapping(path: KeyPath, value: Any, report: Report) -> None:
+def _no_mapping(path: KeyPath, value: Any, report: ProblemReport) -> None:
     kinds, noun = KINDS[path[:2]]
     name = value if isinstance(value, str) and value in kinds else next(iter(kinds))
     name = DEFAULTS.get(path, name)
@@ -223,10 +238,10 @@ def _no_mapping(path: KeyPath, value: Any, report: Report) -> None:
     }
     report.add(
         path,
-        f"{spell(path)} is no {noun}",
+        f"{format_path(path)} is no {noun}",
         expected="a mapping with the key type",
-        found=shown(value),
-        hint=f"write {flow({'type': name, **required})}",
+        found=describe_value(value),
+        hint=f"write {to_flow_yaml({'type': name, **required})}",
     )
 
 
@@ -245,7 +260,7 @@ def _expected(owner: type[Section], key: str) -> str:
 def _describe(fragment: Mapping[str, Any], value: Any = None) -> str:
     """What a JSON Schema asks for, in words; choices that are most like `value` first."""
     if "enum" in fragment or "const" in fragment:
-        return either(nearest_first(value, fragment.get("enum") or [fragment["const"]]))
+        return one_of(nearest_first(value, fragment.get("enum") or [fragment["const"]]))
     nouns = {
         "integer": "a whole number",
         "number": "a number",
@@ -287,7 +302,7 @@ def _mend(key: str, value: Any, fragment: Mapping[str, Any]) -> str | None:
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         return f"write `{key}: {value:.0f}`" if abs(value) < 1e15 else None
     if kind == "string" and isinstance(value, bool | int | float):
-        return f"write `{key}: '{shown(value)}'`, with quotes, if that is the name"
+        return f"write `{key}: '{describe_value(value)}'`, with quotes, if that is the name"
     return None
 
 

@@ -7,15 +7,118 @@ slow second hits them alike, and a ratio is taken within a round; nobody is alwa
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
+from time import perf_counter, process_time, sleep
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_cli.bench.clocks import WALL, Call, Clock
+Call = Callable[[], Any]
+
+SETTLE_SECONDS, SETTLED, LONGEST_SETTLING = 12e-3, 0.2, 0.2
+"""Before a turn, threads of the contestant before it may spin on, some for 50 milliseconds. So the
+turn begins after a pause in which this process used less than so much of a core (of a thread that
+runs, the system knows every 4 milliseconds); or after the longest one."""
+
+
+SAMPLE_SECONDS, DEVICE_SAMPLE_SECONDS = 1e-3, 4e-3
+"""A sample is at least about this long: shorter calls are repeated within it."""
+
+
+class Clock(Protocol):
+    """Takes the time of one contestant."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds that `settle` takes, about."""
+
+    @property
+    def sample(self) -> float:
+        """Seconds that a sample should at least take."""
+
+    def settle(self) -> None:
+        """Until nothing that was started before is at work any more."""
+
+    def seconds(self, call: Call, repeats: int) -> float:
+        """Of all `repeats` calls together, until what they compute is there."""
+
+
+class WallClock:
+    """The processor's: what a call starts is done when it returns."""
+
+    @property
+    def pause(self) -> float:
+        """See `SETTLE_SECONDS`."""
+        return SETTLE_SECONDS
+
+    @property
+    def sample(self) -> float:
+        """See `SAMPLE_SECONDS`."""
+        return SAMPLE_SECONDS
+
+    def settle(self) -> None:
+        """Pause until no thread of this process works."""
+        begun = now = perf_counter()
+        while now - begun < LONGEST_SETTLING:
+            used, before = process_time(), now
+            sleep(SETTLE_SECONDS)
+            now = perf_counter()
+            if process_time() - used < SETTLED * (now - before):
+                return
+
+    def seconds(self, call: Call, repeats: int) -> float:
+        """By the clock on the wall."""
+        begun = perf_counter()
+        for _ in range(repeats):
+            call()
+        return perf_counter() - begun
+
+
+class EventSource(Protocol):
+    """What a device must offer; `lstm_cli.engines.cuda.device.Device` does."""
+
+    def mark(self) -> Any:
+        """Note the moment after all that was started."""
+
+    def wait(self) -> None:
+        """Until everything that was started is done."""
+
+
+class DeviceClock:
+    """A device's: marks in the queue of its work.
+
+    The first mark stands right behind a call that is not timed, so that what is measured is the
+    device at work, not how it is woken; where the host cannot start work as fast as the device does
+    it, that is in the time.
+    """
+
+    pause = 0.0
+
+    def __init__(self, device: EventSource) -> None:
+        self._device = device
+
+    @property
+    def sample(self) -> float:
+        """See `SAMPLE_SECONDS`."""
+        return DEVICE_SAMPLE_SECONDS
+
+    def settle(self) -> None:
+        """Wait for the device."""
+        self._device.wait()
+
+    def seconds(self, call: Call, repeats: int) -> float:
+        """Between a mark before the first call and one after the last."""
+        first = self._device.mark()
+        for _ in range(repeats):
+            call()
+        return float(self._device.mark().seconds_since(first))
+
+
+WALL = WallClock()
 
 STEADY = 0.2
 """Warm-up ends when two calls in succession differ by less than this share."""

@@ -1,4 +1,4 @@
-"""Options that may be written in more than one way, as types of the schema."""
+"""Options that may be to_yaml_value in more than one way, as types of the schema."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lstm_cli.cells import FORMULAS, Activation
 from lstm_cli.cells.activations import SYNONYMS
-from lstm_cli.config.places import KeyPath
-from lstm_cli.config.words import did_you_mean, either, short, shown
+from lstm_cli.config.problems import KeyPath, describe_value, did_you_mean, one_of, shorten
 from lstm_cli.errors import ConfigError, nearest, nearest_first
 
 OWN_ERROR = "lstm_cli"
@@ -53,7 +52,7 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class BareName:
-    """Marks a field whose mapping may be written as its type's name alone, or without a type.
+    """Marks a field whose mapping may be to_yaml_value as its type's name alone, or without a type.
 
     Attributes
     ----------
@@ -98,7 +97,8 @@ class ActivationOption:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(written)
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(to_yaml_value),
         )
 
     def __get_pydantic_json_schema__(
@@ -115,22 +115,22 @@ def parse_directions(value: Any) -> tuple[Activation, ...]:
         refuse(
             "is a list that is no pair",
             expected="two activations: forward and reverse",
-            found=shown(value),
+            found=describe_value(value),
         )
     return tuple(_activation(item, (index,)) for index, item in enumerate(value))
 
 
-def parse_dense(value: Any) -> Activation | Literal["softmax"]:
+def parse_dense_activation(value: Any) -> Activation | Literal["softmax"]:
     """A dense layer's activation; softmax, which is not element-wise, stays a word."""
     if value in ("softmax", {"name": "softmax"}):
         return "softmax"
     return _activation(value, (), (*FORMULAS, "softmax"))
 
 
-def written(value: Any) -> Any:
-    """What was parsed, as it is written in YAML."""
+def to_yaml_value(value: Any) -> Any:
+    """What was parsed, as it is to_yaml_value in YAML."""
     if isinstance(value, tuple):
-        return [written(v) for v in value] if len(value) > 1 else written(value[0])
+        return [to_yaml_value(v) for v in value] if len(value) > 1 else to_yaml_value(value[0])
     if not isinstance(value, Activation):
         return value
     parameters = {"alpha": value.alpha, "beta": value.beta}
@@ -142,7 +142,9 @@ def written(value: Any) -> Any:
 def _activation(value: Any, path: KeyPath, known: Iterable[str] = FORMULAS) -> Activation:
     keys = {"name": value} if isinstance(value, str) else value
     if not isinstance(keys, dict):
-        refuse("is no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
+        refuse(
+            "is no activation", expected=EXPECTED_ACTIVATION, found=describe_value(value), path=path
+        )
     for key in keys:
         if key not in ("name", "alpha", "beta"):
             refuse(
@@ -152,11 +154,16 @@ def _activation(value: Any, path: KeyPath, known: Iterable[str] = FORMULAS) -> A
             )
     for key in ("alpha", "beta"):
         if key in keys and not is_number(keys[key]):
-            found = shown(keys[key])
+            found = describe_value(keys[key])
             refuse("is no number", expected="a finite number", found=found, path=(*path, key))
     name = keys.get("name")
     if not isinstance(name, str):
-        refuse("names no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
+        refuse(
+            "names no activation",
+            expected=EXPECTED_ACTIVATION,
+            found=describe_value(value),
+            path=path,
+        )
     return _named(name, keys, path, known)
 
 
@@ -166,14 +173,14 @@ def _named(name: str, keys: dict[str, Any], path: KeyPath, known: Iterable[str])
             refuse("is softmax, which has no parameters", expected="softmax", path=path)
         if nearest(name, ["softmax"]) and not (nearest(name, FORMULAS) or "softmax" in known):
             refuse(
-                f"is {short(name)}, and only a dense layer has softmax",
-                expected=either(sorted(FORMULAS)),
+                f"is {shorten(name)}, and only a dense layer has softmax",
+                expected=one_of(sorted(FORMULAS)),
                 hint="add a last layer {type: dense, units: …, activation: softmax}",
                 path=path,
             )
         refuse(
-            f"does not fit: {shown(name)} is not an activation",
-            expected=either(nearest_first(name, sorted(known))),
+            f"does not fit: {describe_value(name)} is not an activation",
+            expected=one_of(nearest_first(name, sorted(known))),
             hint=did_you_mean(name, (*known, *SYNONYMS)),
             path=path,
         )
@@ -201,7 +208,7 @@ _NAMED = {
 _ONE = {"anyOf": [{"enum": sorted(FORMULAS)}, _NAMED]}
 _PAIR = {"type": "array", "items": _ONE, "minItems": 2, "maxItems": 2}
 
-Directions = ActivationOption(parse_directions, {"anyOf": [*_ONE["anyOf"], _PAIR]})
+RecurrentActivation = ActivationOption(parse_directions, {"anyOf": [*_ONE["anyOf"], _PAIR]})
 DenseActivation = ActivationOption(
-    parse_dense, {"anyOf": [{"enum": [*sorted(FORMULAS), "softmax"]}, _NAMED]}
+    parse_dense_activation, {"anyOf": [{"enum": [*sorted(FORMULAS), "softmax"]}, _NAMED]}
 )

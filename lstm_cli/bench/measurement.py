@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lstm_cli.bench.contest import TOLERANCES, Contest, Contestant, ForwardContest
 from lstm_cli.bench.peers import Peer
-from lstm_cli.bench.results import MODES, Agreement, Padded, SizeResult, Timing
-from lstm_cli.bench.rounds import Samples, interleave
-from lstm_cli.bench.shares import limits_of, shares
-from lstm_cli.bench.sizes import Size
-from lstm_cli.bench.training import TrainingContest
-from lstm_cli.engines.limits import Limits
-from lstm_cli.engines.types import Engine, LayerSpec
+from lstm_cli.bench.protocol import Samples, interleave
+from lstm_cli.bench.results import (
+    MODES,
+    PaddedTiming,
+    PeerAgreement,
+    RooflineShares,
+    SizeResult,
+    Timing,
+)
+from lstm_cli.bench.sizes import GridSize
+from lstm_cli.bench.workload import (
+    OUTPUT_TOLERANCES,
+    Candidate,
+    ForwardWorkload,
+    TrainingWorkload,
+    Workload,
+)
+from lstm_cli.engines.explanation import Explaining, ExplainingStacks, Explanation
+from lstm_cli.engines.limits import Limits, Measurable
+from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 
-Progress = Callable[[int, int, Size], None]
+Progress = Callable[[int, int, GridSize], None]
 """Called before each size with how many are done, how many there are, and which is next."""
 
 
 def measure(
-    sizes: Iterable[Size],
-    layers_of: Callable[[Size], tuple[LayerSpec, ...]],
+    sizes: Iterable[GridSize],
+    layers_of: Callable[[GridSize], tuple[LayerSpec, ...]],
     engine: Engine,
     peers: Sequence[Peer] = (),
     *,
@@ -44,7 +56,7 @@ def measure(
     layers_of
         The layers to measure at a size.
     mode
-        ``forward``: see `ForwardContest`; ``train``: see `TrainingContest`.
+        ``forward``: see `ForwardWorkload`; ``train``: see `TrainingWorkload`.
     loss
         Of training; None: the one that suits the last layer.
     ragged
@@ -72,10 +84,10 @@ def measure(
             hint=f"did you mean `{guess}`?" if guess else None,
         )
 
-    def contest(size: Size) -> Contest:
+    def contest(size: GridSize) -> Workload:
         if mode == "train":
-            return TrainingContest(layers_of(size), size, engine, seed, loss, ragged=ragged)
-        return ForwardContest(layers_of(size), size, engine, seed, ragged=ragged)
+            return TrainingWorkload(layers_of(size), size, engine, seed, loss, ragged=ragged)
+        return ForwardWorkload(layers_of(size), size, engine, seed, ragged=ragged)
 
     sizes = tuple(sizes)
     results, reads = [], []
@@ -93,12 +105,14 @@ def measure(
         return tuple(results)
     best = Limits.best(limits)
     pairs = zip(results, reads, strict=True)
-    return tuple(replace(one, shares=shares(one.ours, read, best)) for one, read in pairs)
+    return tuple(
+        replace(one, shares=roofline_shares(one.ours, read, best)) for one, read in pairs
+    )
 
 
 def _measure(
-    size: Size,
-    contest: Contest,
+    size: GridSize,
+    contest: Workload,
     engine: Engine,
     peers: Sequence[Peer],
     rounds: int | None,
@@ -117,7 +131,7 @@ def _measure(
     padded = None
     if batch.lengths is not None:
         timing = _timing(contestants.pop(), samples, -1, contest.padded_flops)
-        padded = Padded(timing, _ratio(samples, -1) * share)
+        padded = PaddedTiming(timing, _ratio(samples, -1) * share)
     timings = tuple(_timing(c, samples, k, contest.flops) for k, c in enumerate(contestants))
     ratios = {c.name: _ratio(samples, k) for k, c in enumerate(contestants) if k}
     return SizeResult(
@@ -134,13 +148,13 @@ def _measure(
 
 
 def _prepared(
-    stack: ExitStack, peers: Sequence[Peer], contest: Contest, engine: Engine
-) -> tuple[list[Contestant], dict[str, str]]:
+    stack: ExitStack, peers: Sequence[Peer], contest: Workload, engine: Engine
+) -> tuple[list[Candidate], dict[str, str]]:
     """Peers that can take part, and why the others cannot."""
-    rivals: list[Contestant] = []
+    rivals: list[Candidate] = []
     skipped: dict[str, str] = {}
     for peer in {peer.name: peer for peer in peers}.values():
-        if engine.device == "cpu" and engine.dtype not in TOLERANCES:
+        if engine.device == "cpu" and engine.dtype not in OUTPUT_TOLERANCES:
             skipped[peer.name] = (
                 f"peers on a CPU are measured in float32 and float64, not {engine.dtype}"
             )
@@ -153,10 +167,10 @@ def _prepared(
 
 
 def _compared(
-    contest: Contest, ours: Contestant, rivals: Sequence[Contestant]
-) -> tuple[dict[str, Agreement], dict[str, str]]:
+    contest: Workload, ours: Candidate, rivals: Sequence[Candidate]
+) -> tuple[dict[str, PeerAgreement], dict[str, str]]:
     """Whether each rival computes what we compute, and why some gave nothing to compare."""
-    agreements: dict[str, Agreement] = {}
+    agreements: dict[str, PeerAgreement] = {}
     failed: dict[str, str] = {}
     expected = ours.shown() if rivals else None
     for rival in rivals:
@@ -177,7 +191,7 @@ def _reason(error: Exception) -> str:
     return f"it failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
 
 
-def _timing(contestant: Contestant, samples: Samples, k: int, flops: float) -> Timing:
+def _timing(contestant: Candidate, samples: Samples, k: int, flops: float) -> Timing:
     """What the rounds gave for the contestant at place `k`."""
     own = samples.seconds[:, k]
     median, p95 = float(np.median(own)), float(np.percentile(own, 95))
@@ -188,3 +202,80 @@ def _timing(contestant: Contestant, samples: Samples, k: int, flops: float) -> T
 def _ratio(samples: Samples, k: int) -> float:
     """A contestant's time over the first one's: the median of the rounds' own ratios."""
     return float(np.median(samples.seconds[:, k] / samples.seconds[:, 0]))
+
+
+def limits_of(engine: Engine, reads: Mapping[int, int]) -> tuple[Limits, ...]:
+    """The limits for what is read, measured once; none if the engine does not know its machine."""
+    return (engine.limits(tuple(reads)),) if isinstance(engine, Measurable) else ()
+
+
+def roofline_shares(timing: Timing, reads: Mapping[int, int], limits: Limits) -> RooflineShares:
+    """A timing's median beside the limits.
+
+    Parameters
+    ----------
+    reads
+        By bytes of a matrix, how many times a call reads it.
+    """
+    of_peak = timing.gflops / limits.gflops
+    speeds = {one.bytes: one.gbytes * 1e9 for one in limits.reads}
+    total = sum(size * times for size, times in reads.items())
+    least = sum(size * times / speeds[size] for size, times in reads.items())
+    if not total:
+        return RooflineShares(limits.gflops, of_peak)
+    return RooflineShares(limits.gflops, of_peak, total, total / least / 1e9, least / timing.median)
+
+
+@dataclass(frozen=True)
+class LayerExplanation:
+    """Of one recurrent layer; `layer` in a few words, ``0 lstm``."""
+
+    layer: str
+    explanation: Explanation
+
+
+@dataclass(frozen=True)
+class SizeExplanation:
+    """Of one size.
+
+    Attributes
+    ----------
+    layers
+        The recurrent ones; none where the engine has one way only.
+    step
+        Measured seconds of a call, over the steps of its longest sequence.
+    floor
+        Modelled seconds that a step takes at least, all recurrent layers together; None where
+        one of them has no model.
+    """
+
+    size: GridSize
+    layers: tuple[LayerExplanation, ...]
+    step: float
+    floor: float | None
+
+
+def explain(
+    results: Sequence[SizeResult],
+    layers_of: Callable[[GridSize], tuple[LayerSpec, ...]],
+    engine: Engine,
+) -> tuple[SizeExplanation, ...]:
+    """What the engine chose at every size that was measured."""
+    return tuple(_explained(result, layers_of(result.size), engine) for result in results)
+
+
+def _explained(result: SizeResult, layers: Sequence[LayerSpec], engine: Engine) -> SizeExplanation:
+    size, training = result.size, result.mode == "train"
+    N, T, told = size.batch, size.steps, dict[int, Explanation]()
+    recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
+    if isinstance(engine, ExplainingStacks):
+        told |= engine.explain_layers(layers, N, T, training=training)
+    elif isinstance(engine, Explaining):
+        told |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
+    found = tuple(
+        LayerExplanation(f"{s.index} {s.kind}", told[s.index]) for s in recurrent if s.index in told
+    )
+    floors = [one.explanation.floor for one in found]
+    known = [floor for floor in floors if floor is not None]
+    floor = sum(known) if known and len(known) == len(floors) else None
+    return SizeExplanation(size, found, result.ours.median / size.steps, floor)

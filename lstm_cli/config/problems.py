@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from math import isfinite, isnan
+from typing import Any, TypeAlias
 
-from lstm_cli.config.words import short
-from lstm_cli.errors import Problem
+from lstm_cli.errors import Problem, nearest
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top of a config, such as ``("model", "layers", 0, "units")``."""
 
 
-def spell(path: KeyPath) -> str:
+def format_path(path: KeyPath) -> str:
     """A path as users read it: ``model.layers[1].units``."""
     text = ""
     for key in path:
         if isinstance(key, int):
             text += f"[{key}]"
         else:
-            text += f".{short(key)}" if text else short(key)
+            text += f".{shorten(key)}" if text else shorten(key)
     return text or "the config"
 
 
-class Places:
-    """Where values come from: a line of a file, an option of the command line, or a dict.
+class SourceLines:
+    """Where values come from: a line of a file, with_article option of the command line, or a dict.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Places:
         self._overrides[path] = text
 
     def is_typed(self, path: KeyPath) -> bool:
-        """Whether the value at `path` comes from an option, not from the config."""
+        """Whether the value at `path` comes from with_article option, not from the config."""
         return any(path[:size] in self._overrides for size in range(len(path) + 1))
 
     def where(self, path: KeyPath) -> str:
@@ -59,10 +59,10 @@ class Places:
         return self.source
 
 
-class Report:
+class ProblemReport:
     """Collects every problem of one config, so that all are told at once."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: SourceLines) -> None:
         self.places = places
         self._problems: dict[Problem, None] = {}
 
@@ -93,3 +93,58 @@ class Report:
         """Note a problem with the value at `path`; `also` are further paths that take part."""
         where = tuple(dict.fromkeys(self.places.where(p) for p in (path, *also)))
         self.extend([Problem(what, expected, found, where, hint)])
+
+
+LONGEST = 72
+
+
+def with_article(noun: str) -> str:
+    """The noun with its article; abbreviations are said letter by letter: with_article lstm, a gru."""
+    by_letter = ("lstm", "rnn", "sgd", "rmsprop")
+    return f"an {noun}" if noun[:1] in "aeio" or noun in by_letter else f"a {noun}"
+
+
+def one_of(choices: Iterable[Any]) -> str:
+    """``one of a, b, c``, or the only choice."""
+    names = [str(choice) for choice in choices]
+    return f"one of {', '.join(names)}" if len(names) > 1 else "".join(names)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str | None:
+    """A hint with the nearest known name, or None."""
+    guess = nearest(name, known) if isinstance(name, str) else None
+    return f"did you mean `{guess}`?" if guess else None
+
+
+def describe_value(value: Any) -> str:
+    """A value as a reader of YAML knows it, shortened."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        keys = ", ".join(map(str, list(value)[:4]))
+        return f"a mapping with the keys {shorten(keys)}" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, float) and not isfinite(value):
+        return ".nan" if isnan(value) else ".inf" if value > 0 else "-.inf"
+    try:
+        return shorten(repr(value))
+    except ValueError:  # Python refuses to write integers of many thousand digits.
+        return "a number of thousands of digits"
+
+
+def to_flow_yaml(value: Any) -> str:
+    """A value of with_article example in YAML's shorten form, on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {to_flow_yaml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(to_flow_yaml, value))}]"
+    return str(value)
+
+
+def shorten(text: str) -> str:
+    """A text of the user's, fit for a message: cut, and without control characters."""
+    cut = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.clocks import DEVICE_SAMPLE_SECONDS, WALL, Clock
-from lstm_cli.bench.peers.base import Setting, Unsupported
+from lstm_cli.bench.peers.base import ComputeSetting, Unsupported
+from lstm_cli.bench.protocol import DEVICE_SAMPLE_SECONDS, WALL, Clock
 from lstm_cli.engines.types import Array
 
 HALVES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class TorchPlace:
+class TorchDevice:
     """A device, and the dtypes on it.
 
     Attributes
@@ -38,7 +38,7 @@ class TorchPlace:
     stored: Any
 
     @classmethod
-    def of(cls, torch: Any, setting: Setting, *, training: bool = False) -> TorchPlace:
+    def of(cls, torch: Any, setting: ComputeSetting, *, training: bool = False) -> TorchDevice:
         """The place that a setting means.
 
         Raises
@@ -96,7 +96,7 @@ class TorchPlace:
         return np.asarray(tensor.cpu().numpy())
 
     @contextmanager
-    def settings(self, setting: Setting) -> Iterator[None]:
+    def settings(self, setting: ComputeSetting) -> Iterator[None]:
         """What is global in PyTorch as the setting wants it, then as it was."""
         with ExitStack() as stack:
             stack.enter_context(_threads(self.torch, setting.threads))
@@ -144,7 +144,7 @@ class TorchClock:
 
     @property
     def sample(self) -> float:
-        """See `lstm_cli.bench.clocks.SAMPLE_SECONDS`."""
+        """See `lstm_cli.bench.protocol.SAMPLE_SECONDS`."""
         return DEVICE_SAMPLE_SECONDS
 
     def settle(self) -> None:
