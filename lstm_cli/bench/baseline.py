@@ -1,4 +1,4 @@
-"""Results set beside earlier ones, to see what a change made faster or slower."""
+"""Baselines: earlier results as a JSON file, to see what a change made faster or slower."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lstm_cli.output_files import SIGNATURE, error_reason, write_atomically
 
 @dataclass(frozen=True)
 class BaselineSize:
-    """One size of a baseline; `layers` as in `SizeResult`, our timing first."""
+    """One size of a baseline; `layers` as in `SizeResult`, this program's timing first."""
 
     size: GridSize
     layers: str
@@ -27,7 +27,7 @@ class BaselineSize:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline: what was measured, and on what; `mode` is one of `MODES`."""
+    """Earlier results and their machine; `mode` is one of `MODES`."""
 
     machine: MachineInfo
     sizes: tuple[BaselineSize, ...]
@@ -36,14 +36,14 @@ class Baseline:
 
 @dataclass(frozen=True)
 class TimingChange:
-    """One size then and now.
+    """TimingChange of one size's timing.
 
     Attributes
     ----------
     before, now
-        Our median seconds.
+        Median seconds of this program.
     ratio
-        before / now: above 1 it became faster.
+        before / now: above 1 this program became faster.
     """
 
     size: GridSize
@@ -55,7 +55,7 @@ class TimingChange:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """Changes, and what to know before believing them, one sentence a note."""
+    """Changes since the baseline, and notes on other differences, one sentence each."""
 
     changes: tuple[TimingChange, ...]
     notes: tuple[str, ...]
@@ -64,9 +64,9 @@ class BaselineComparison:
 def compare(
     results: Sequence[SizeResult], baseline: Baseline, machine: MachineInfo
 ) -> BaselineComparison:
-    """Set results beside a baseline, size by size, where both measured the same layers.
+    """Compare results with a baseline, size by size, where both measured the same layers.
 
-    A baseline of another mode is compared with nothing, which its note says.
+    Results of different modes are not compared; a note says so.
     """
     modes = {result.mode for result in results}
     if modes - {baseline.mode}:
@@ -80,7 +80,7 @@ def compare(
         if entry is None:
             absent.append(f"{result.size} ({result.layers})")
             continue
-        then, now = entry.timings[0], result.ours
+        then, now = entry.timings[0], result.lstm_cli_timing
         ratio = then.median / now.median
         changes.append(TimingChange(result.size, result.layers, then.median, now.median, ratio))
         if then.title != now.title:
@@ -100,7 +100,6 @@ def _mode_note(before: str, now: str) -> str:
 
 
 def _machine_notes(before: MachineInfo, now: MachineInfo) -> list[str]:
-    """What of the machine is another than it was."""
     notes = []
     for what in ("processor", "accelerator", "cores", "threads", "system"):
         then, here = getattr(before, what), getattr(now, what)
@@ -109,14 +108,14 @@ def _machine_notes(before: MachineInfo, now: MachineInfo) -> list[str]:
             notes.append(f"the baseline was measured with {what} {then}, this with {here}")
     for package, here in now.versions.items():
         then = before.versions.get(package, here)
-        # Comparing versions of this program is what a baseline is for.
+        # A baseline exists to compare versions of this program.
         if then != here and package != "lstm-cli":
             notes.append(f"the baseline was measured with {package} {then}, this with {here}")
     return notes
 
 
 SCHEMA = 1
-"""Version of the file's layout."""
+"""Version of the baseline file's layout."""
 
 _HINT = "lstm-cli bench --save FILE writes a baseline"
 
@@ -128,7 +127,7 @@ class BaselineError(LstmCliError):
 def save_baseline(
     path: str | Path, results: Sequence[SizeResult], machine: MachineInfo, *, force: bool = True
 ) -> None:
-    """Write a baseline: to a temporary name first, renamed when it is whole.
+    """Write a baseline as JSON, under a temporary name until it is complete.
 
     Parameters
     ----------
@@ -161,7 +160,7 @@ def load_baseline(path: str | Path) -> Baseline:
     Raises
     ------
     BaselineError
-        Missing, unreadable, no baseline, or of a later layout.
+        The file is missing, unreadable, no baseline, or in another layout.
     """
     path = Path(path)
     try:
@@ -200,24 +199,24 @@ def _no_baseline(path: Path, found: str) -> BaselineError:
 
 
 def _baseline(document: Any) -> Baseline:
-    """The document as records; KeyError, TypeError or ValueError where it is none."""
+    """The document as dataclasses; KeyError, TypeError or ValueError if it is no baseline."""
     top = _mapping(document, "the document")
-    _text({"producer": "", **top}, "producer")  # an older file does not say it
-    kept = _mapping(top["machine"], "machine")
-    versions = _mapping(kept["versions"], "versions")
+    _text({"producer": "", **top}, "producer")  # absent in older files
+    entry = _mapping(top["machine"], "machine")
+    versions = _mapping(entry["versions"], "versions")
     machine = MachineInfo(
-        _text(kept, "processor"),
-        _count(kept, "cores"),
-        _count(kept, "threads"),
-        _text(kept, "system"),
+        _text(entry, "processor"),
+        _count(entry, "cores"),
+        _count(entry, "threads"),
+        _text(entry, "system"),
         {name: _text(versions, name) for name in versions},
-        _text({"accelerator": "", **kept}, "accelerator"),  # an older file knows of none
+        _text({"accelerator": "", **entry}, "accelerator"),  # absent in older files
     )
     return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")), _mode(top))
 
 
 def _mode(top: dict[str, Any]) -> str:
-    mode = _text({"mode": "forward", **top}, "mode")  # a file older than the modes has none
+    mode = _text({"mode": "forward", **top}, "mode")  # absent in older files
     if mode not in MODES:
         raise ValueError(f"mode is neither {' nor '.join(MODES)}: {mode!r}")
     return mode

@@ -1,4 +1,4 @@
-"""Measuring: what is computed is compared first, and only who agrees is timed."""
+"""Measurement: compare every candidate's results, then time the candidates that agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 
 Progress = Callable[[int, int, GridSize], None]
-"""Called before each size with how many are done, how many there are, and which is next."""
+"""Called before each size with the number of finished sizes, of all sizes, and the next size."""
 
 
 def measure(
@@ -54,23 +54,25 @@ def measure(
     Parameters
     ----------
     layers_of
-        The layers to measure at a size.
+        Returns the layers to measure at a size.
     mode
         ``forward``: see `ForwardWorkload`; ``train``: see `TrainingWorkload`.
     loss
-        Of training; None: the one that suits the last layer.
+        Training loss; None: the loss that suits the last layer.
     ragged
         Sequences of random lengths between T / 10 and T, rather than T steps each. Only valid
-        steps count as work, and this program's speed on full-length sequences is measured too.
-    rounds, seconds
-        Rounds a size; None: as many as let a contestant stay within about `seconds`.
+        steps count as work. This program is also timed on full-length sequences.
+    rounds
+        Rounds per size; None: as many as fit in `seconds`.
+    seconds
+        Approximate seconds per candidate.
     seed
-        Of weights, inputs, lengths and targets.
+        Seed of weights, inputs, lengths and targets.
 
     Raises
     ------
     UsageError
-        Fewer rounds than one, or another mode.
+        Fewer rounds than one, or an unknown mode.
     LstmCliError
         The engine cannot compute the layers. A peer that cannot is skipped with its reason.
     """
@@ -84,7 +86,7 @@ def measure(
             hint=f"did you mean `{guess}`?" if guess else None,
         )
 
-    def contest(size: GridSize) -> Workload:
+    def workload_at(size: GridSize) -> Workload:
         if mode == "train":
             return TrainingWorkload(layers_of(size), size, engine, seed, loss, ragged=ragged)
         return ForwardWorkload(layers_of(size), size, engine, seed, ragged=ragged)
@@ -92,53 +94,53 @@ def measure(
     sizes = tuple(sizes)
     results, reads = [], []
     limits: list[Limits] = []
-    for done, size in enumerate(sizes):
+    for count, size in enumerate(sizes):
         if progress is not None:
-            progress(done, len(sizes), size)
-        made = contest(size)
-        reads.append(made.reads)
-        limits += limits_of(engine, made.reads)
-        results.append(_measure(size, made, engine, peers, rounds, seconds, mode))
-        del made  # what is read to find the limits is not to add to the peak of memory
-        limits += limits_of(engine, reads[-1])
+            progress(count, len(sizes), size)
+        workload = workload_at(size)
+        reads.append(workload.reads)
+        limits += roofline_limits(engine, workload.reads)
+        results.append(_measure_size(size, workload, engine, peers, rounds, seconds, mode))
+        del workload  # its arrays would add to the peak of memory while limits are measured
+        limits += roofline_limits(engine, reads[-1])
     if not limits:
         return tuple(results)
     best = Limits.best(limits)
-    pairs = zip(results, reads, strict=True)
     return tuple(
-        replace(one, shares=roofline_shares(one.ours, read, best)) for one, read in pairs
+        replace(result, shares=roofline_shares(result.lstm_cli_timing, read, best))
+        for result, read in zip(results, reads, strict=True)
     )
 
 
-def _measure(
+def _measure_size(
     size: GridSize,
-    contest: Workload,
+    workload: Workload,
     engine: Engine,
     peers: Sequence[Peer],
     rounds: int | None,
     seconds: float,
     mode: str,
 ) -> SizeResult:
-    ours, batch = contest.ours(), contest.batch
+    batch = workload.batch
+    candidate = workload.lstm_cli_candidate()
     with ExitStack() as stack:
-        rivals, skipped = _prepared(stack, peers, contest, engine)
-        agreements, failed = _compared(contest, ours, rivals)
-        agreed = [r for r in rivals if r.name in agreements and agreements[r.name].ok]
-        contestants = [ours, *agreed, *([] if batch.lengths is None else [contest.padded()])]
-        calls, clocks = [c.call for c in contestants], [c.clock for c in contestants]
-        samples = interleave(calls, rounds, seconds, clocks)
-    share = batch.positions / (size.batch * size.steps)
+        rivals, skipped = _prepare_peers(stack, peers, workload, engine)
+        agreements, failed = _compare_peers(workload, candidate, rivals)
+        timed = [candidate, *(r for r in rivals if r.name in agreements and agreements[r.name].ok)]
+        if batch.lengths is not None:
+            timed.append(workload.padded_candidate())
+        samples = interleave([c.call for c in timed], rounds, seconds, [c.clock for c in timed])
     padded = None
     if batch.lengths is not None:
-        timing = _timing(contestants.pop(), samples, -1, contest.padded_flops)
-        padded = PaddedTiming(timing, _ratio(samples, -1) * share)
-    timings = tuple(_timing(c, samples, k, contest.flops) for k, c in enumerate(contestants))
-    ratios = {c.name: _ratio(samples, k) for k, c in enumerate(contestants) if k}
+        timing = _timing(timed.pop(), samples, -1, workload.padded_flops)
+        padded = PaddedTiming(
+            timing, _ratio(samples, -1) * (batch.positions / (size.batch * size.steps))
+        )
     return SizeResult(
         size,
-        contest.words,
-        timings,
-        ratios,
+        workload.description,
+        tuple(_timing(c, samples, k, workload.flops) for k, c in enumerate(timed)),
+        {c.name: _ratio(samples, k) for k, c in enumerate(timed) if k},
         agreements,
         skipped | failed,
         mode,
@@ -147,10 +149,10 @@ def _measure(
     )
 
 
-def _prepared(
-    stack: ExitStack, peers: Sequence[Peer], contest: Workload, engine: Engine
+def _prepare_peers(
+    stack: ExitStack, peers: Sequence[Peer], workload: Workload, engine: Engine
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Peers that can take part, and why the others cannot."""
+    """Candidates of the peers that can do this work, and the reason why each other cannot."""
     rivals: list[Candidate] = []
     skipped: dict[str, str] = {}
     for peer in {peer.name: peer for peer in peers}.values():
@@ -160,65 +162,64 @@ def _prepared(
             )
         else:
             try:
-                rivals.append(contest.theirs(stack, peer))
-            except Exception as error:  # another library's, of any class
+                rivals.append(workload.peer_candidate(stack, peer))
+            except Exception as error:  # another library raises any class
                 skipped[peer.name] = _reason(error)
     return rivals, skipped
 
 
-def _compared(
-    contest: Workload, ours: Candidate, rivals: Sequence[Candidate]
+def _compare_peers(
+    workload: Workload, candidate: Candidate, rivals: Sequence[Candidate]
 ) -> tuple[dict[str, PeerAgreement], dict[str, str]]:
-    """Whether each rival computes what we compute, and why some gave nothing to compare."""
+    """Agreement of each peer with this program, and the reason why each failed peer did."""
     agreements: dict[str, PeerAgreement] = {}
     failed: dict[str, str] = {}
-    expected = ours.shown() if rivals else None
+    expected = candidate.compute() if rivals else None
     for rival in rivals:
         try:
-            found = rival.shown()
-            exact = None if rival.exact is None else rival.exact()
-        except Exception as error:  # another library's, of any class
+            results = rival.compute()
+            exact = None if rival.compute_exact is None else rival.compute_exact()
+        except Exception as error:  # another library raises any class
             failed[rival.name] = _reason(error)
         else:
-            agreements[rival.name] = contest.compare(expected, found, exact)
+            agreements[rival.name] = workload.compare(expected, results, exact)
     return agreements, failed
 
 
 def _reason(error: Exception) -> str:
-    """Why a peer gave nothing, on one line."""
     if isinstance(error, LstmCliError):
         return error.problems[0].what
     return f"it failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
 
 
-def _timing(contestant: Candidate, samples: Samples, k: int, flops: float) -> Timing:
-    """What the rounds gave for the contestant at place `k`."""
-    own = samples.seconds[:, k]
-    median, p95 = float(np.median(own)), float(np.percentile(own, 95))
-    calls = len(own) * samples.repeats[k]
-    return Timing(contestant.name, contestant.title, median, p95, calls, flops / median / 1e9)
+def _timing(candidate: Candidate, samples: Samples, k: int, flops: float) -> Timing:
+    """The timing of candidate number `k`, whose call takes `flops` operations."""
+    seconds = samples.seconds[:, k]
+    median, p95 = float(np.median(seconds)), float(np.percentile(seconds, 95))
+    calls = len(seconds) * samples.repeats[k]
+    return Timing(candidate.name, candidate.title, median, p95, calls, flops / median / 1e9)
 
 
 def _ratio(samples: Samples, k: int) -> float:
-    """A contestant's time over the first one's: the median of the rounds' own ratios."""
+    """The time of candidate `k` over the first one's: the median of the ratios in each round."""
     return float(np.median(samples.seconds[:, k] / samples.seconds[:, 0]))
 
 
-def limits_of(engine: Engine, reads: Mapping[int, int]) -> tuple[Limits, ...]:
-    """The limits for what is read, measured once; none if the engine does not know its machine."""
+def roofline_limits(engine: Engine, reads: Mapping[int, int]) -> tuple[Limits, ...]:
+    """Measured limits of the machine for matrices of these bytes; none if the engine has none."""
     return (engine.limits(tuple(reads)),) if isinstance(engine, Measurable) else ()
 
 
 def roofline_shares(timing: Timing, reads: Mapping[int, int], limits: Limits) -> RooflineShares:
-    """A timing's median beside the limits.
+    """Shares of the machine's limits that a timing's median reaches.
 
     Parameters
     ----------
     reads
-        By bytes of a matrix, how many times a call reads it.
+        Bytes of a matrix, to the number of times that a call reads it.
     """
     of_peak = timing.gflops / limits.gflops
-    speeds = {one.bytes: one.gbytes * 1e9 for one in limits.reads}
+    speeds = {read.bytes: read.gbytes * 1e9 for read in limits.reads}
     total = sum(size * times for size, times in reads.items())
     least = sum(size * times / speeds[size] for size, times in reads.items())
     if not total:
@@ -228,7 +229,7 @@ def roofline_shares(timing: Timing, reads: Mapping[int, int], limits: Limits) ->
 
 @dataclass(frozen=True)
 class LayerExplanation:
-    """Of one recurrent layer; `layer` in a few words, ``0 lstm``."""
+    """The engine's explanation of one recurrent layer; `layer` is such as ``0 lstm``."""
 
     layer: str
     explanation: Explanation
@@ -236,17 +237,17 @@ class LayerExplanation:
 
 @dataclass(frozen=True)
 class SizeExplanation:
-    """Of one size.
+    """How the engine computed one size, and why.
 
     Attributes
     ----------
     layers
-        The recurrent ones; none where the engine has one way only.
+        Explanations of the recurrent layers; none where the engine has one algorithm only.
     step
-        Measured seconds of a call, over the steps of its longest sequence.
+        Measured seconds of a call over the steps of its longest sequence.
     floor
-        Modelled seconds that a step takes at least, all recurrent layers together; None where
-        one of them has no model.
+        Modeled lower bound in seconds of a step through all recurrent layers; None where a
+        layer has no model.
     """
 
     size: GridSize
@@ -260,22 +261,27 @@ def explain(
     layers_of: Callable[[GridSize], tuple[LayerSpec, ...]],
     engine: Engine,
 ) -> tuple[SizeExplanation, ...]:
-    """What the engine chose at every size that was measured."""
-    return tuple(_explained(result, layers_of(result.size), engine) for result in results)
+    """Explain how the engine computed every measured size."""
+    return tuple(_explain_size(result, layers_of(result.size), engine) for result in results)
 
 
-def _explained(result: SizeResult, layers: Sequence[LayerSpec], engine: Engine) -> SizeExplanation:
+def _explain_size(
+    result: SizeResult, layers: Sequence[LayerSpec], engine: Engine
+) -> SizeExplanation:
     size, training = result.size, result.mode == "train"
-    N, T, told = size.batch, size.steps, dict[int, Explanation]()
+    N, T = size.batch, size.steps
     recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
+    by_index: dict[int, Explanation] = {}
     if isinstance(engine, ExplainingStacks):
-        told |= engine.explain_layers(layers, N, T, training=training)
+        by_index |= engine.explain_layers(layers, N, T, training=training)
     elif isinstance(engine, Explaining):
-        told |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
-    found = tuple(
-        LayerExplanation(f"{s.index} {s.kind}", told[s.index]) for s in recurrent if s.index in told
+        by_index |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
+    explanations = tuple(
+        LayerExplanation(f"{s.index} {s.kind}", by_index[s.index])
+        for s in recurrent
+        if s.index in by_index
     )
-    floors = [one.explanation.floor for one in found]
+    floors = [layer.explanation.floor for layer in explanations]
     known = [floor for floor in floors if floor is not None]
     floor = sum(known) if known and len(known) == len(floors) else None
-    return SizeExplanation(size, found, result.ours.median / size.steps, floor)
+    return SizeExplanation(size, explanations, result.lstm_cli_timing.median / T, floor)

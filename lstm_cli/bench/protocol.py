@@ -1,7 +1,7 @@
-"""The timing protocol: warm up, then interleaved rounds whose order rotates.
+"""The timing protocol: clocks, warm-up, and interleaved rounds whose order rotates.
 
-Contestants share a machine that is never quite still. In every round each has its turn, so a
-slow second hits them alike, and a ratio is taken within a round; nobody is always first.
+The machine's speed drifts. In every round each candidate has its turn, so a slow second affects
+all of them alike. A ratio is taken within a round, and the first turn goes to each in rotation.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from numpy.typing import NDArray
 
 Call = Callable[[], Any]
 
-SETTLE_SECONDS, SETTLED, LONGEST_SETTLING = 12e-3, 0.2, 0.2
-"""Before a turn, threads of the contestant before it may spin on, some for 50 milliseconds. So the
-turn begins after a pause in which this process used less than so much of a core (of a thread that
-runs, the system knows every 4 milliseconds); or after the longest one."""
+SETTLE_SECONDS, SETTLE_SHARE, LONGEST_SETTLE_SECONDS = 12e-3, 0.2, 0.2
+"""Seconds of one pause, share of a core that still counts as idle, and seconds of all pauses.
 
+After a candidate's turn its threads may spin on, some for 50 milliseconds. The next turn begins
+once this process used less than that share of a core during a pause. The system updates the
+time of a running thread every 4 milliseconds."""
 
 SAMPLE_SECONDS, DEVICE_SAMPLE_SECONDS = 1e-3, 4e-3
-"""A sample is at least about this long: shorter calls are repeated within it."""
+"""Shortest seconds of a sample on a CPU and on a device; shorter calls are repeated within it."""
 
 
 class Clock(Protocol):
-    """Takes the time of one contestant."""
+    """Times the calls of one candidate."""
 
     @property
     def pause(self) -> float:
-        """Seconds that `settle` takes, about."""
+        """Approximate seconds that `settle` takes."""
 
     @property
     def sample(self) -> float:
-        """Seconds that a sample should at least take."""
+        """Shortest seconds of a sample."""
 
     def settle(self) -> None:
-        """Until nothing that was started before is at work any more."""
+        """Wait until earlier work no longer runs."""
 
     def seconds(self, call: Call, repeats: int) -> float:
-        """Of all `repeats` calls together, until what they compute is there."""
+        """Seconds of all `repeats` calls together, until their results are computed."""
 
 
 class WallClock:
-    """The processor's: what a call starts is done when it returns."""
+    """The wall clock, for calls whose work is done when they return."""
 
     @property
     def pause(self) -> float:
@@ -62,38 +63,39 @@ class WallClock:
 
     def settle(self) -> None:
         """Pause until no thread of this process works."""
-        begun = now = perf_counter()
-        while now - begun < LONGEST_SETTLING:
+        start = now = perf_counter()
+        while now - start < LONGEST_SETTLE_SECONDS:
             used, before = process_time(), now
             sleep(SETTLE_SECONDS)
             now = perf_counter()
-            if process_time() - used < SETTLED * (now - before):
+            if process_time() - used < SETTLE_SHARE * (now - before):
                 return
 
     def seconds(self, call: Call, repeats: int) -> float:
-        """By the clock on the wall."""
-        begun = perf_counter()
+        """Seconds of all `repeats` calls together."""
+        start = perf_counter()
         for _ in range(repeats):
             call()
-        return perf_counter() - begun
+        return perf_counter() - start
 
 
 class EventSource(Protocol):
-    """What a device must offer; `lstm_cli.engines.cuda.device.Device` does."""
+    """The events that `DeviceClock` needs; `lstm_cli.engines.cuda.device.Device` has them."""
 
     def mark(self) -> Any:
-        """Note the moment after all that was started."""
+        """Record an event behind all work that was started."""
 
     def wait(self) -> None:
-        """Until everything that was started is done."""
+        """Wait until all work that was started is done."""
 
 
 class DeviceClock:
-    """A device's: marks in the queue of its work.
+    """Events in a device's stream of work.
 
-    The first mark stands right behind a call that is not timed, so that what is measured is the
-    device at work, not how it is woken; where the host cannot start work as fast as the device does
-    it, that is in the time.
+    A device works behind the host, so a clock on the host would time launches only. An event
+    before the first call and one after the last bound the device's work; waits for the host in
+    between are part of it. The first event stands right behind an untimed call: so the device's
+    start-up is not timed, but slow launches are.
     """
 
     pause = 0.0
@@ -111,7 +113,7 @@ class DeviceClock:
         self._device.wait()
 
     def seconds(self, call: Call, repeats: int) -> float:
-        """Between a mark before the first call and one after the last."""
+        """Seconds between an event before the first call and one after the last."""
         first = self._device.mark()
         for _ in range(repeats):
             call()
@@ -121,7 +123,7 @@ class DeviceClock:
 WALL = WallClock()
 
 STEADY = 0.2
-"""Warm-up ends when two calls in succession differ by less than this share."""
+"""Warm-up ends when two successive calls differ by less than this share."""
 
 WARM_UP_CALLS = 50
 ROUNDS = (5, 50)
@@ -130,14 +132,14 @@ ROUNDS = (5, 50)
 
 @dataclass(frozen=True)
 class Samples:
-    """What the rounds gave.
+    """Times of all rounds.
 
     Attributes
     ----------
     seconds
-        Seconds a call, (rounds, contestants).
+        Seconds per call, (rounds, candidates).
     repeats
-        Calls in a sample, by contestant.
+        Calls per sample, by candidate.
     """
 
     seconds: NDArray[np.float64]
@@ -150,47 +152,47 @@ def interleave(
     seconds: float,
     clocks: Sequence[Clock] | None = None,
 ) -> Samples:
-    """Time `calls` against each other.
+    """Time `calls` in turn, round by round.
 
     Parameters
     ----------
     rounds
-        How many; None: as many as fit in `seconds`, within `ROUNDS`.
+        Number of rounds; None: as many as fit in `seconds`, within `ROUNDS`.
     seconds
-        About how long each contestant may take, warm-up apart.
+        Approximate seconds per candidate, without warm-up.
     clocks
-        One for each; None: the processor's for all.
+        A clock for each call; None: the wall clock for all.
     """
     clocks = [WALL] * len(calls) if clocks is None else clocks
     pairs = list(zip(calls, clocks, strict=True))
-    with _garbage_kept():
+    with _without_garbage_collection():
         steady = [_warm_up(call, clock, seconds) for call, clock in pairs]
         repeats = tuple(
             max(1, ceil(clock.sample / max(s, 1e-7)))
             for s, clock in zip(steady, clocks, strict=True)
         )
-        count = rounds or _affordable(steady, repeats, clocks, seconds)
-        taken = np.empty((count, len(calls)))
+        count = rounds or _affordable_rounds(steady, repeats, clocks, seconds)
+        samples = np.empty((count, len(calls)))
         for number in range(count):
             for k in _order(number, len(calls)):
-                taken[number, k] = _sample(*pairs[k], repeats[k])
-    return Samples(taken, repeats)
+                samples[number, k] = _sample(*pairs[k], repeats[k])
+    return Samples(samples, repeats)
 
 
-def _order(number: int, contestants: int) -> list[int]:
-    """Who comes when in a round: 0 1 2, then 1 2 0, then 2 0 1."""
-    return [(number + k) % contestants for k in range(contestants)]
+def _order(number: int, candidates: int) -> list[int]:
+    """The order of candidates in a round: 0 1 2, then 1 2 0, then 2 0 1."""
+    return [(number + k) % candidates for k in range(candidates)]
 
 
 def _sample(call: Call, clock: Clock, repeats: int) -> float:
-    """Seconds a call, after one that is not timed: caches and threads are others' by now."""
+    # The untimed call fills caches and wakes threads, which other candidates used before.
     clock.settle()
     call()
     return clock.seconds(call, repeats) / repeats
 
 
 def _warm_up(call: Call, clock: Clock, seconds: float) -> float:
-    """Call until two calls in succession take about as long; how long that is."""
+    """Repeat a call until its time is steady, and return the seconds of one."""
     spent, before = 0.0, clock.seconds(call, 1)
     for _ in range(WARM_UP_CALLS):
         now = clock.seconds(call, 1)
@@ -201,12 +203,12 @@ def _warm_up(call: Call, clock: Clock, seconds: float) -> float:
     return before
 
 
-def _affordable(
+def _affordable_rounds(
     steady: Sequence[float], repeats: Sequence[int], clocks: Sequence[Clock], seconds: float
 ) -> int:
-    """Rounds that let the slowest contestant stay within `seconds`."""
+    """Number of rounds in which the slowest candidate stays within `seconds`."""
     turn = max(
-        clock.pause + s * (n + 1)  # one call more than is timed
+        clock.pause + s * (n + 1)  # one untimed call
         for s, n, clock in zip(steady, repeats, clocks, strict=True)
     )
     fewest, most = ROUNDS
@@ -214,8 +216,8 @@ def _affordable(
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """No garbage collection inside: it would fall on whoever happens to run."""
+def _without_garbage_collection() -> Iterator[None]:
+    # A collection would be timed with the candidate that happens to run.
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

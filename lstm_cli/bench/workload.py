@@ -1,4 +1,4 @@
-"""What contestants do at one size: forward passes, or training steps in `training`."""
+"""Workloads at one size: forward passes and training steps, by this program and by peers."""
 
 from __future__ import annotations
 
@@ -45,49 +45,61 @@ from lstm_cli.training.schedules import Constant
 from lstm_cli.training.targets import Targets
 from lstm_cli.training.updates import Updates
 
-OURS, PADDED = "lstm-cli", "padded"
+LSTM_CLI, PADDED = "lstm-cli", "padded"
+"""Names of this program's candidates."""
 
 OUTPUT_TOLERANCES: Mapping[str, float] = {"float32": 2e-5, "float64": 1e-10}
-"""By dtype, the largest difference at which outputs count as equal; see `PeerAgreement`. Of the others
-see `lstm_cli.bench.agreement`."""
+"""Largest difference of equal outputs by dtype (see `PeerAgreement`).
+
+`lstm_cli.bench.agreement.ROUNDING_TOLERANCES` has the dtypes that round operands."""
+
+GRADIENT_TOLERANCES: Mapping[str, float] = {"float32": 2e-4, "float64": 1e-10}
+"""Largest difference of equal losses and gradients by dtype."""
+
+UPDATE_TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "float64": 1e-12}
+"""Largest distance of updated weights from the optimizer's equation, by dtype.
+
+In float32 this is a thousandth of Adam's first step: some roundings of a weight near 1."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who is measured.
+    """One program at one size: a call to time and the results to compare.
 
     Attributes
     ----------
     name, title
-        As `Timing` has them.
+        Those of `Timing`.
     call
-        What is timed.
+        The function that is timed.
     clock
-        What takes the time of `call`.
-    shown
-        Called once before: gives what is compared.
-    exact
-        The same in float64, where roundings are to be told from mistakes; None: not needed.
+        The clock that times `call`.
+    compute
+        Returns the results to compare; called once, before timing.
+    compute_exact
+        Returns the same results in float64, to tell roundings from mistakes; None: not needed.
     """
 
     name: str
     title: str
     clock: Clock
     call: Callable[[], Any]
-    shown: Callable[[], Any]
-    exact: Callable[[], Any] | None = None
+    compute: Callable[[], Any]
+    compute_exact: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
 class WorkloadBatch:
-    """How much a call computes on.
+    """Number of steps that one call computes.
 
     Attributes
     ----------
     lengths
-        (N,) of a ragged batch; None: all T.
-    positions, longest
-        Valid steps of all sequences together, and of the longest one.
+        (N,) of a ragged batch; None: every sequence has T steps.
+    positions
+        Valid steps of all sequences together.
+    longest
+        Valid steps of the longest sequence.
     """
 
     lengths: Array | None
@@ -95,90 +107,92 @@ class WorkloadBatch:
     longest: int
 
     @classmethod
-    def drawn(cls, size: GridSize, seed: int, *, ragged: bool) -> WorkloadBatch:
-        """With random lengths if it is ragged."""
+    def random(cls, size: GridSize, seed: int, *, ragged: bool) -> WorkloadBatch:
+        """A batch of full-length sequences, or of random lengths if `ragged`."""
         if not ragged:
             return cls(None, size.batch * size.steps, size.steps)
         lengths = random_lengths(size, seed)
         return cls(lengths, int(lengths.sum()), int(lengths.max()))
 
-    def words(self, layers: Layers) -> str:
-        """The layers, and whether the batch is ragged."""
+    def describe(self, layers: Layers) -> str:
+        """Name the layers, and whether the batch is ragged."""
         return describe(layers) + ("" if self.lengths is None else ", ragged")
 
     def valid(self, y: Array) -> Array:
-        """The outputs that count: of (N, T, F) the valid steps, of (N, F) all."""
+        """Outputs to compare: the valid steps of (N, T, F), all of (N, F)."""
         if self.lengths is None or y.ndim != 3:
             return y
         return np.asarray(y[np.arange(y.shape[1]) < self.lengths[:, None]])
 
 
 class Workload(Protocol):
-    """What is measured at a size.
+    """The work that is measured at one size.
 
     Attributes
     ----------
-    words
-        The layers in a few words; equal words are equal work.
-    flops, padded_flops
-        Of one call; of one on full-length sequences.
+    description
+        The layers in a few words; equal descriptions are equal work.
+    flops
+        Floating-point operations of one call.
+    padded_flops
+        Floating-point operations of one call on full-length sequences.
     reads
-        By bytes of a recurrent matrix, how many times a call cannot but read it.
+        Bytes of a recurrent matrix, to the number of times that a call has to read it.
     batch
-        What it computes on.
+        The steps of one call.
     """
 
-    words: str
+    description: str
     flops: float
     padded_flops: float
     reads: Mapping[int, int]
     batch: WorkloadBatch
 
-    def ours(self) -> Candidate:
+    def lstm_cli_candidate(self) -> Candidate:
         """This program."""
 
-    def padded(self) -> Candidate:
-        """This program, on the same inputs as if every sequence had all steps."""
+    def padded_candidate(self) -> Candidate:
+        """This program on the same inputs, with all steps of every sequence valid."""
 
-    def theirs(self, stack: ExitStack, peer: Peer) -> Candidate:
-        """A peer, until the stack closes; raises whatever it raises if it cannot take part."""
+    def peer_candidate(self, stack: ExitStack, peer: Peer) -> Candidate:
+        """A peer that is usable until `stack` closes.
 
-    def compare(self, expected: Any, found: Any, exact: Any = None) -> PeerAgreement:
-        """Whether what a peer showed is what we showed; `exact` as `Contestant` has it."""
+        Raises any exception of the peer's framework if it cannot do this work.
+        """
+
+    def compare(self, expected: Any, actual: Any, exact: Any = None) -> PeerAgreement:
+        """Compare this program's results with a peer's; `exact` is `Candidate.compute_exact`'s."""
 
 
 class ForwardWorkload:
     """Forward passes over a batch.
 
-    Inputs are where a contestant computes before it is timed, and outputs stay there. On the
-    processor that is NumPy's memory: what it costs a peer to use that, such as copies, is timed
-    with it.
+    Inputs are on a candidate's device before timing begins, and outputs stay there. On a CPU
+    that is NumPy's memory: a peer's copies from it and to it are timed.
     """
 
     def __init__(
         self, layers: Layers, size: GridSize, engine: Engine, seed: int, *, ragged: bool = False
     ) -> None:
         dtype = numpy_dtype(engine)
-        self.batch = WorkloadBatch.drawn(size, seed, ragged=ragged)
-        self.words = self.batch.words(layers)
-        self.flops, self.padded_flops = (
-            flops(layers, size, self.batch.positions),
-            flops(layers, size),
-        )
+        self.batch = WorkloadBatch.random(size, seed, ragged=ragged)
+        self.description = self.batch.describe(layers)
+        self.flops = flops(layers, size, self.batch.positions)
+        self.padded_flops = flops(layers, size)
         self.reads = recurrent_reads(layers, self.batch.longest, weight_bytes(engine))
         self._size, self._engine = size, engine
         self._network = Network(layers, random_weights(layers, seed, dtype), engine)
         self._x = random_inputs(layers, size, seed, dtype)
 
-    def ours(self) -> Candidate:
+    def lstm_cli_candidate(self) -> Candidate:
         """This program."""
-        return self._own(OURS, our_title(self._engine), self.batch.lengths)
+        return self._candidate(LSTM_CLI, lstm_cli_title(self._engine), self.batch.lengths)
 
-    def padded(self) -> Candidate:
-        """This program, on full-length sequences."""
-        return self._own(PADDED, our_title(self._engine, PADDED), None)
+    def padded_candidate(self) -> Candidate:
+        """This program on full-length sequences."""
+        return self._candidate(PADDED, lstm_cli_title(self._engine, PADDED), None)
 
-    def _own(self, name: str, title: str, lengths: Array | None) -> Candidate:
+    def _candidate(self, name: str, title: str, lengths: Array | None) -> Candidate:
         engine, network = self._engine, self._network
         x = to_device(engine, self._x)
 
@@ -187,68 +201,60 @@ class ForwardWorkload:
 
         return Candidate(name, title, engine_clock(engine), call, lambda: engine.to_host(call()))
 
-    def theirs(self, stack: ExitStack, peer: Peer) -> Candidate:
+    def peer_candidate(self, stack: ExitStack, peer: Peer) -> Candidate:
         """A peer with the same weights and inputs."""
-        run = stack.enter_context(self._run(peer))
-        x = run.place(self._x)
+        net = stack.enter_context(self._peer_network(peer))
+        x = net.to_device(self._x)
 
         def call() -> Any:
-            return run.call(x)
+            return net.call(x)
 
-        def exact() -> Array:
-            with self._run(peer, "float64") as run:
-                return run(self._x.astype(np.float64))
+        def compute_exact() -> Array:
+            with self._peer_network(peer, "float64") as exact_net:
+                return exact_net(self._x.astype(np.float64))
 
-        dtype = self._engine.dtype
         return Candidate(
             peer.name,
             peer.title,
-            run.clock,
+            net.clock,
             call,
-            lambda: run.fetch(call()),
-            exact if dtype in ROUNDING_TOLERANCES else None,
+            lambda: net.to_host(call()),
+            compute_exact if self._engine.dtype in ROUNDING_TOLERANCES else None,
         )
 
-    def _run(self, peer: Peer, dtype: str | None = None) -> AbstractContextManager[PeerNetwork]:
-        """The peer's network, in the engine's dtype or in another."""
+    def _peer_network(
+        self, peer: Peer, dtype: str | None = None
+    ) -> AbstractContextManager[PeerNetwork]:
         net, setting = self._network, peer_setting(self._engine, dtype)
         return peer.prepare(net.layers, net.weights, self._size, setting, self.batch.lengths)
 
-    def compare(self, expected: Any, found: Any, exact: Any = None) -> PeerAgreement:
-        """By the outputs of valid steps."""
+    def compare(self, expected: Any, actual: Any, exact: Any = None) -> PeerAgreement:
+        """Compare the outputs of valid steps."""
         dtype = self._engine.dtype
         tolerance = OUTPUT_TOLERANCES.get(dtype, 0.0)
-        if np.shape(expected) != np.shape(found):
-            return output_agreement(expected, found, tolerance)
+        if np.shape(expected) != np.shape(actual):
+            return output_agreement(expected, actual, tolerance)
         valid = self.batch.valid
         if exact is not None:
-            return rounded_agreement(valid(expected), valid(found), valid(exact), dtype)
-        return output_agreement(valid(expected), valid(found), tolerance)
+            return rounded_agreement(valid(expected), valid(actual), valid(exact), dtype)
+        return output_agreement(valid(expected), valid(actual), tolerance)
 
 
-def our_title(engine: Engine, *more: str) -> str:
+def lstm_cli_title(engine: Engine, *more: str) -> str:
     """``lstm-cli (reference, float32)``."""
-    return f"{OURS} ({', '.join((engine.name, engine.dtype, *more))})"
-
-
-GRADIENT_TOLERANCES: Mapping[str, float] = {"float32": 2e-4, "float64": 1e-10}
-"""By dtype, the largest difference at which losses and gradients count as equal."""
-
-UPDATE_TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "float64": 1e-12}
-"""By dtype, how far weights may be from the update's equation: a thousandth of Adam's first
-step in float32, which is some roundings of a weight near 1."""
+    return f"{LSTM_CLI} ({', '.join((engine.name, engine.dtype, *more))})"
 
 
 class TrainingWorkload:
-    """Steps on one batch, again and again.
+    """Training steps on one batch: forward, loss, backward and Adam's update.
 
-    Dropout is left out, for no two frameworks draw the same masks. The loss is a mean over all
-    valid rows, without class weights or smoothing.
+    Dropout is left out, since two frameworks never draw the same masks. The loss is a mean over
+    all valid rows, without class weights or smoothing.
 
     Parameters
     ----------
     loss
-        None: the one that suits the last layer.
+        None: the loss that suits the last layer.
 
     Raises
     ------
@@ -274,82 +280,83 @@ class TrainingWorkload:
                 hint="bench --mode forward measures layers without weights",
             )
         layers, dtype = without_dropout(layers), numpy_dtype(engine)
-        self.batch = batch = WorkloadBatch.drawn(size, seed, ragged=ragged)
-        self.words = f"{batch.words(layers)}, {loss}"
+        self.batch = batch = WorkloadBatch.random(size, seed, ragged=ragged)
+        self.description = f"{batch.describe(layers)}, {loss}"
         self.flops = training_flops(layers, size, batch.positions)
         self.padded_flops = training_flops(layers, size)
-        # Forwards, and backwards.
+        # The forward pass and the backward pass each read the weights.
         self.reads = recurrent_reads(layers, 2 * batch.longest, weight_bytes(engine))
         self._size, self._engine = size, engine
         weights = random_weights(layers, seed, dtype)
-        self._lesson = TrainingTask(layers, weights, loss, Adam(), batch.lengths)
+        self._task = TrainingTask(layers, weights, loss, Adam(), batch.lengths)
         self._x = random_inputs(layers, size, seed, dtype)
         self._targets = random_targets(layers, size, loss, seed, dtype)
 
-    def ours(self) -> Candidate:
+    def lstm_cli_candidate(self) -> Candidate:
         """This program."""
-        return self._own(OURS, our_title(self._engine), self._lesson)
+        network = LstmCliTrainable(self._task, self._engine)
+        return self._candidate(LSTM_CLI, lstm_cli_title(self._engine), network)
 
-    def padded(self) -> Candidate:
-        """This program, on full-length sequences."""
-        lesson = replace(self._lesson, lengths=None)
-        return self._own(PADDED, our_title(self._engine, PADDED), lesson)
+    def padded_candidate(self) -> Candidate:
+        """This program on full-length sequences."""
+        network = LstmCliTrainable(replace(self._task, lengths=None), self._engine)
+        return self._candidate(PADDED, lstm_cli_title(self._engine, PADDED), network)
 
-    def _own(self, name: str, title: str, lesson: TrainingTask) -> Candidate:
-        return self._contestant(name, title, LstmCliTrainable(lesson, self._engine))
-
-    def theirs(self, stack: ExitStack, peer: Peer) -> Candidate:
-        """A peer with the same weights, inputs, targets, loss and optimiser."""
-        setting = peer_setting(self._engine)
-        trainee = stack.enter_context(peer.prepare_training(self._lesson, self._size, setting))
-
-        def exact() -> FirstStep:
-            weights = {name: w.astype(np.float64) for name, w in self._lesson.weights.items()}
-            lesson, other = replace(self._lesson, weights=weights), peer_setting(engine, "float64")
-            with peer.prepare_training(lesson, self._size, other) as trainee:
-                return self._first(trainee, "float64")
-
+    def peer_candidate(self, stack: ExitStack, peer: Peer) -> Candidate:
+        """A peer with the same weights, inputs, targets, loss and optimizer."""
         engine = self._engine
-        made = self._contestant(peer.name, peer.title, trainee)
-        return replace(made, exact=exact) if engine.dtype in ROUNDING_TOLERANCES else made
+        setting = peer_setting(engine)
+        network = stack.enter_context(peer.prepare_training(self._task, self._size, setting))
 
-    def compare(self, expected: FirstStep, found: FirstStep, exact: Any = None) -> PeerAgreement:
-        """By the loss and the gradients of the first step, and by both sides' updates."""
-        dtype, lesson = self._engine.dtype, self._lesson
-        close = GRADIENT_TOLERANCES.get(dtype, 0.0)
-        rounded = UPDATE_TOLERANCES.get(dtype, UPDATE_TOLERANCES["float32"])
+        def compute_exact() -> FirstStep:
+            weights = {name: w.astype(np.float64) for name, w in self._task.weights.items()}
+            task, double = replace(self._task, weights=weights), peer_setting(engine, "float64")
+            with peer.prepare_training(task, self._size, double) as exact_network:
+                return self._first_step(exact_network, "float64")
+
+        candidate = self._candidate(peer.name, peer.title, network)
+        if engine.dtype in ROUNDING_TOLERANCES:
+            return replace(candidate, compute_exact=compute_exact)
+        return candidate
+
+    def compare(
+        self, expected: FirstStep, actual: FirstStep, exact: FirstStep | None = None
+    ) -> PeerAgreement:
+        """Compare loss and gradients of the first step, and the updates of both sides."""
+        dtype, task = self._engine.dtype, self._task
+        tolerance = GRADIENT_TOLERANCES.get(dtype, 0.0)
         if exact is None:
-            gradients = gradient_agreement(expected.gradients, found.gradients, close)
-            parts = [output_agreement(expected.loss, found.loss, close, "loss"), gradients]
+            gradients = gradient_agreement(expected.gradients, actual.gradients, tolerance)
+            parts = [output_agreement(expected.loss, actual.loss, tolerance, "loss"), gradients]
         else:
-            parts = rounded_gradients(expected, found, exact, dtype)
+            parts = rounded_gradients(expected, actual, exact, dtype)
             gradients = parts[-1]
+        update_tolerance = UPDATE_TOLERANCES.get(dtype, UPDATE_TOLERANCES["float32"])
         parts += [
-            update_agreement(lesson.weights, step, lesson.optimiser, rounded)
-            for step in (found, expected)
+            update_agreement(task.weights, step, task.optimizer, update_tolerance)
+            for step in (actual, expected)
         ]
         return next((part for part in parts if not part.ok), gradients)
 
-    def _contestant(self, name: str, title: str, trainee: TrainableNetwork) -> Candidate:
-        x, targets = trainee.place(self._x, self._targets)
+    def _candidate(self, name: str, title: str, network: TrainableNetwork) -> Candidate:
+        x, targets = network.to_device(self._x, self._targets)
 
         def call() -> float:
-            return trainee.step(x, targets)
+            return network.step(x, targets)
 
-        return Candidate(name, title, trainee.clock, call, lambda: self._first(trainee))
+        return Candidate(name, title, network.clock, call, lambda: self._first_step(network))
 
-    def _first(self, trainee: TrainableNetwork, dtype: str | None = None) -> FirstStep:
-        """The first step, in the engine's dtype or in another."""
+    def _first_step(self, network: TrainableNetwork, dtype: str | None = None) -> FirstStep:
         x, targets = self._x, self._targets
         if dtype is not None:
             x = x.astype(dtype)
             targets = targets.astype(dtype) if targets.dtype.kind == "f" else targets
-        loss = trainee.step(*trainee.place(x, targets))
-        return FirstStep(loss, _copied(trainee.gradients()), _copied(trainee.weights()))
+        loss = network.step(*network.to_device(x, targets))
+        return FirstStep(loss, _copied(network.gradients()), _copied(network.weights()))
 
 
 def without_dropout(layers: Layers) -> tuple[LayerSpec, ...]:
-    """The layers that are left when nothing is dropped."""
+    """The layers without dropout layers and without dropout inside recurrent layers."""
     return tuple(
         replace(spec, dropout=0.0, recurrent_dropout=0.0)
         if isinstance(spec, RecurrentSpec)
@@ -360,25 +367,32 @@ def without_dropout(layers: Layers) -> tuple[LayerSpec, ...]:
 
 
 class LstmCliTrainable:
-    """This program's network, as it learns."""
+    """This program's network in training, as a `TrainableNetwork`."""
 
-    def __init__(self, lesson: TrainingTask, engine: Engine) -> None:
+    def __init__(self, task: TrainingTask, engine: Engine) -> None:
         self._engine, self.clock = engine, engine_clock(engine)
-        network = Network(lesson.layers, lesson.weights, engine)
+        network = Network(task.layers, task.weights, engine)
         targets = Targets(
-            lesson.loss, network.returns_sequences, network.output_size, "random targets"
+            task.loss, network.returns_sequences, network.output_size, "random targets"
         )
-        updates = Updates(lesson.optimiser, Constant())
+        updates = Updates(task.optimizer, Constant())
         self._learner = Learner(network, Criterion(targets), updates)
-        self._lengths = lesson.lengths
+        self._lengths = task.lengths
         self._gradients: Mapping[str, Array] = {}
 
-    def place(self, x: Array, targets: Array) -> tuple[Any, Any]:
-        """Where the engine computes."""
+    def to_device(self, x: Array, targets: Array) -> tuple[Any, Any]:
+        """Inputs and targets in the engine's memory."""
         return to_device(self._engine, x), to_device(self._engine, targets)
 
     def step(self, x: Any, targets: Any) -> float:
-        """One update; a step that makes none is no training, and its time would flatter."""
+        """Make one update and return the loss before it.
+
+        Raises
+        ------
+        TrainingError
+            The loss or a gradient is not finite. Such a step makes no update, and its time
+            would be too short.
+        """
         report = self._learner.step(x, targets, self._lengths)
         if not (report.updates and report.updates[0].finite):
             raise TrainingError(
@@ -390,22 +404,22 @@ class LstmCliTrainable:
         return report.loss
 
     def gradients(self) -> Mapping[str, Array]:
-        """Of the last step."""
+        """Gradients of the last step by stored name."""
         return {name: self._engine.to_host(g) for name, g in self._gradients.items()}
 
     def weights(self) -> Mapping[str, Array]:
-        """As they are now."""
+        """Current weights by stored name."""
         return {name: self._engine.to_host(w) for name, w in self._learner.weights.items()}
 
 
 def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """What later steps do not change."""
+    # Later steps overwrite the arrays.
     return {name: np.array(value) for name, value in arrays.items()}
 
 
 @runtime_checkable
 class Accelerated(Protocol):
-    """An engine whose arrays are in the memory of a device of its own."""
+    """An engine whose arrays are in the memory of a GPU."""
 
     @property
     def hardware(self) -> Device:
@@ -413,28 +427,28 @@ class Accelerated(Protocol):
 
 
 def to_device(engine: Engine, array: Array) -> Any:
-    """The array where the engine computes."""
+    """The array in the memory that the engine computes in."""
     return engine.hardware.upload(array) if isinstance(engine, Accelerated) else array
 
 
 def engine_clock(engine: Engine) -> Clock:
-    """What takes the time of the engine's work."""
+    """The clock that times the engine's work."""
     return DeviceClock(engine.hardware) if isinstance(engine, Accelerated) else WALL
 
 
 def peer_setting(engine: Engine, dtype: str | None = None) -> ComputeSetting:
-    """The same device, dtype and threads for a peer; the dtype may be another."""
-    # Tests run the kernels of a GPU on the processor: there are its peers, too.
-    shim = isinstance(engine, Accelerated) and engine.hardware.architecture == "host"
-    device = "cpu" if shim else engine.device
+    """The engine's device, threads and dtype for a peer; `dtype` replaces the engine's."""
+    # Tests run GPU kernels on the CPU; their peers compute on the CPU too.
+    is_shim = isinstance(engine, Accelerated) and engine.hardware.architecture == "host"
+    device = "cpu" if is_shim else engine.device
     return ComputeSetting(engine.threads or default_threads(), device, dtype or engine.dtype)
 
 
 def numpy_dtype(engine: Engine) -> str:
-    """The engine's dtype as NumPy knows it."""
+    """The dtype in which NumPy holds the engine's numbers: ``float64`` or ``float32``."""
     return "float64" if engine.dtype == "float64" else "float32"
 
 
 def weight_bytes(engine: Engine) -> int:
-    """Of one number of a recurrent layer's matrices."""
+    """Bytes per number of a recurrent matrix, as the engine stores it."""
     return 2 if engine.dtype in ("bfloat16", "float16") else np.dtype(numpy_dtype(engine)).itemsize

@@ -102,9 +102,9 @@ def _what(results: Sequence[SizeResult]) -> str:
 def size_table(results: Sequence[SizeResult]) -> Table:
     """Median, p95, rate and share of the nearer limit of every size, and how far ahead of peers."""
     columns: dict[str, list[str]] = {
-        "median": [units.seconds(r.ours.median) for r in results],
-        "p95": [units.seconds(r.ours.p95) for r in results],
-        "GFLOP/s": [units.significant(r.ours.gflops) for r in results],
+        "median": [units.seconds(r.lstm_cli_timing.median) for r in results],
+        "p95": [units.seconds(r.lstm_cli_timing.p95) for r in results],
+        "GFLOP/s": [units.significant(r.lstm_cli_timing.gflops) for r in results],
     }
     if any(r.shares for r in results):
         columns["of limit"] = [_share(r) for r in results]

@@ -1,4 +1,4 @@
-"""The YAML config: schema, loading, overrides, and errors that know their line."""
+"""The YAML config: schema, loading, overrides, and errors with line numbers."""
 
 from lstm_cli.config.config import Config, from_mapping, from_text, load
 from lstm_cli.config.schema import (

@@ -1,4 +1,4 @@
-"""What must fit between the keys of a config: layers in a row, options that exclude each other."""
+"""Checks across keys of a config: successive layers, and options that exclude each other."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lstm_cli.config.schema import (
 
 LAYERS: KeyPath = ("model", "layers")
 FINAL_ACTIVATIONS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
-"""What each classification loss wants the last layer to end in."""
+"""Activation of the last layer that each classification loss needs."""
 
 
 @dataclass(frozen=True)
 class PartialConfig:
-    """As much of a config as has passed the schema.
+    """The parts of a config that passed the schema.
 
     Attributes
     ----------
     layers
-        None where a layer did not pass.
+        The layers; None where a layer did not pass.
     has_steps
-        Whether ``model.steps`` is given at all.
+        Whether the config has ``model.steps``.
     """
 
     layers: Sequence[Layer | None]
@@ -39,21 +39,21 @@ class PartialConfig:
     train: TrainSection | None = None
 
 
-def check_config(sketch: PartialConfig, report: ProblemReport) -> None:
-    """Add everything that does not fit together to `report`."""
-    for index, layer in enumerate(sketch.layers):
+def check_config(config: PartialConfig, report: ProblemReport) -> None:
+    """Add every conflict between keys to `report`."""
+    for index, layer in enumerate(config.layers):
         if isinstance(layer, RecurrentLayer):
             _check_pairs(index, layer, report)
         if isinstance(layer, LSTMLayer):
             _check_forget_gate(index, layer, report)
             _check_forget_bias(index, layer, report)
-        if isinstance(layer, FlattenLayer) and not sketch.has_steps:
+        if isinstance(layer, FlattenLayer) and not config.has_steps:
             _check_steps_given(index, report)
-    _check_steps_remain(sketch.layers, report)
-    if sketch.train is not None:
-        _check_train(sketch.train, report)
-        if sketch.layers and sketch.layers[-1] is not None:
-            _check_last(sketch.layers, sketch.train, report)
+    _check_steps_remain(config.layers, report)
+    if config.train is not None:
+        _check_train(config.train, report)
+        if config.layers and config.layers[-1] is not None:
+            _check_last(config.layers, config.train, report)
 
 
 def _check_pairs(index: int, layer: RecurrentLayer, report: ProblemReport) -> None:
@@ -103,51 +103,51 @@ def _check_steps_given(index: int, report: ProblemReport) -> None:
 
 
 def _check_steps_remain(layers: Sequence[Layer | None], report: ProblemReport) -> None:
-    ended_by: int | None = None
+    ending_index: int | None = None
     for index, layer in enumerate(layers):
         if not isinstance(layer, RecurrentLayer | FlattenLayer):
             continue
-        if ended_by is not None:
-            _report_no_steps(layers[ended_by], ended_by, index, layer.type, report)
+        if ending_index is not None:
+            _report_no_steps(layers[ending_index], ending_index, index, layer.type, report)
         elif isinstance(layer, FlattenLayer) or not layer.return_sequences:
-            ended_by = index
+            ending_index = index
 
 
 def _report_no_steps(
-    ender: Layer | None, ended_by: int, index: int, kind: str, report: ProblemReport
+    ending_layer: Layer | None, ending_index: int, index: int, kind: str, report: ProblemReport
 ) -> None:
-    path: KeyPath = (*LAYERS, ended_by)
+    path: KeyPath = (*LAYERS, ending_index)
     reads = f"but {format_path((*LAYERS, index))}, {with_article(kind)} layer, reads every step"
-    if isinstance(ender, FlattenLayer):
+    if isinstance(ending_layer, FlattenLayer):
         what, hint = "flattens the steps away", "put the flatten layer after all recurrent ones"
     else:
         path = (*path, "return_sequences")
-        what, hint = "is false", f"set `return_sequences: true` in layer {ended_by}"
+        what, hint = "is false", f"set `return_sequences: true` in layer {ending_index}"
     report.add(path, f"{format_path(path)} {what}, {reads}", also=[(*LAYERS, index)], hint=hint)
 
 
 def _check_last(layers: Sequence[Layer | None], train: TrainSection, report: ProblemReport) -> None:
-    wanted = FINAL_ACTIVATIONS.get(train.loss)
-    if wanted is None:
+    final = FINAL_ACTIVATIONS.get(train.loss)
+    if final is None:
         return
     index, last = len(layers) - 1, layers[-1]
     path: KeyPath = (*LAYERS, index)
     if not isinstance(last, DenseLayer):
         kind = last.type if last is not None else "none"
         found = f"{format_path(path)} is {with_article(kind)} layer"
-    elif (ends := _name(last.activation)) != wanted:
+    elif (activation := _name(last.activation)) != final:
         path = (*path, "activation")
-        found = f"{format_path(path)} is {ends}"
+        found = f"{format_path(path)} is {activation}"
     else:
         _check_classes(last, index, train, report)
         return
     report.add(
         path,
-        f"train.loss is {train.loss}, which wants {with_article(wanted)} at the end",
-        expected=f"a last layer that is dense, with activation {wanted}",
+        f"train.loss is {train.loss}, which needs {with_article(final)} at the end",
+        expected=f"a last layer that is dense, with activation {final}",
         found=found,
         also=[("train", "loss")],
-        hint=f"end with {{type: dense, units: …, activation: {wanted}}}, or train with loss: mse",
+        hint=f"end with {{type: dense, units: …, activation: {final}}}, or train with loss: mse",
     )
 
 
@@ -170,7 +170,7 @@ def _check_classes(
     if train.loss == "cross_entropy" and isinstance(weights, list) and len(weights) != last.units:
         report.add(
             ("train", "class_weights"),
-            "train.class_weights does not weight every class",
+            "train.class_weights does not have a weight for each class",
             expected=f"{last.units} weights, as many as {format_path(units)}",
             found=str(len(weights)),
             also=[units],
@@ -205,7 +205,7 @@ def _check_loss_options(train: TrainSection, report: ProblemReport) -> None:
         if getattr(train, key):
             report.add(
                 ("train", key),
-                f"train.{key} needs classes, which the loss {train.loss} has not",
+                f"train.{key} needs classes, but the loss {train.loss} has none",
                 expected=f"loss: {' or '.join(FINAL_ACTIVATIONS)}",
                 also=[("train", "loss")],
                 hint=f"remove train.{key}, or change train.loss",
@@ -219,7 +219,7 @@ def _check_monitor(train: TrainSection, report: ProblemReport) -> None:
     if metric != train.monitor and train.validation is None:
         report.add(
             ("train", "monitor"),
-            f"train.monitor is {train.monitor}, but nothing is held out",
+            f"train.monitor is {train.monitor}, but train.validation is missing",
             hint="add `validation: 0.1`",
         )
     of_classes, of_values = metric in ("accuracy", "auc"), metric in ("mse", "mae")
@@ -228,7 +228,7 @@ def _check_monitor(train: TrainSection, report: ProblemReport) -> None:
     ):
         report.add(
             ("train", "monitor"),
-            f"train.monitor is {train.monitor}, which the loss {train.loss} does not come with",
+            f"train.monitor is {train.monitor}, which is no metric of the loss {train.loss}",
             expected="loss, accuracy or auc" if of_values else "loss, mse or mae",
             also=[("train", "loss")],
         )

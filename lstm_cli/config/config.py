@@ -1,4 +1,4 @@
-"""A config, from a file, a text or a mapping, checked whole and resolved to layers."""
+"""A config from a file, a text or a mapping, checked and resolved to layers."""
 
 from __future__ import annotations
 
@@ -29,32 +29,34 @@ from lstm_cli.config.yaml import MAX_DEPTH, MAX_VALUES, Parsed, dump, parse, rea
 from lstm_cli.engines.types import LayerSpec
 from lstm_cli.errors import ConfigError
 
-Sound = TypeVar("Sound", bound=Section)
+SectionT = TypeVar("SectionT", bound=Section)
 EXAMPLE = "the smallest config: model: {input_size: 12, layers: [{type: lstm, hidden_size: 100}]}"
 
 
 @dataclass(frozen=True)
 class Config:
-    """A network and all that is said about its data and training, checked.
+    """A checked description of a network, its data and its training.
 
-    Two configs are equal if they describe the same thing, wherever they were written and
-    whatever weights they name.
+    Two configs are equal if their network, data and training are equal. Files and weights do not
+    count.
 
     Attributes
     ----------
     name
-        Stem of the file: what the model is called.
+        Stem of the file, which is the model's name.
     source
-        File name as given, for messages.
+        File name as typed, for messages.
     model, data, train
-        The sections as written, with defaults; `train` is None if there is none.
+        The sections with defaults; `train` is None without that section.
     specs
-        The layers, resolved: sizes, cells, activations per direction.
+        The resolved layers: sizes, cells, activations per direction.
     weights
         Path of the weights as seen from the working directory.
     folder
-        What relative paths of the config begin from; None is the working directory. Those of
-        ``--set`` begin there anyway.
+        The folder that relative paths of the config start from; None is the working directory.
+        Paths in ``--set`` always start from the working directory.
+    source_lines
+        Line or option of each value.
     """
 
     name: str
@@ -65,59 +67,60 @@ class Config:
     specs: tuple[LayerSpec, ...]
     weights: Path | None = field(compare=False)
     folder: Path | None = field(compare=False)
-    places: SourceLines = field(compare=False, repr=False)
+    source_lines: SourceLines = field(compare=False, repr=False)
 
     @property
     def init_scheme(self) -> str:
-        """Name of the initialisation of weights that are not loaded."""
+        """Scheme that initializes weights which are not loaded."""
         return self.model.init.scheme
 
     @property
     def init_seed(self) -> int:
-        """Seed of that initialisation."""
+        """Seed of the initial weights."""
         return self.model.init.seed
 
     @property
     def validation(self) -> float | str | None:
         """``train.validation``: a share, or ``FILE.h5:/group`` as seen from the working directory.
 
-        One from the config begins at its folder, one from ``--set`` where it was typed.
+        A path in the config starts from the config's folder, a path in ``--set`` from the working
+        directory.
         """
-        found = None if self.train is None else self.train.validation
-        if not isinstance(found, str):
-            return found
-        typed = self.places.is_typed(("train", "validation"))
-        file, colon, group = found.rpartition(":/")
+        value = None if self.train is None else self.train.validation
+        if not isinstance(value, str):
+            return value
+        overridden = self.source_lines.is_overridden(("train", "validation"))
+        file, colon, group = value.rpartition(":/")
         if len(file) < 2:  # no group, or the colon of a drive
-            file, colon, group = found, "", ""
-        return f"{relative_to_cwd(None if typed else self.folder, file)}{colon}{group}"
+            file, colon, group = value, "", ""
+        return f"{relative_to_cwd(None if overridden else self.folder, file)}{colon}{group}"
 
     def where(self, *path: str | int) -> str:
-        """Where a value, or its nearest ancestor that is written, stands.
+        """Source of a value, or of its nearest ancestor that has one.
 
         Returns
         -------
         ``configs/mine.yaml line 9``, ``--set model.steps=10``, or ``config`` for a dict.
         """
-        return self.places.where(path)
+        return self.source_lines.where(path)
 
     def to_yaml(self) -> str:
-        """The config as resolved, without `weights`; `from_text` reads it back as an equal one."""
-        return dump({name: values for name, values in self._written().items() if values})
+        """The config with defaults but without `weights`; `from_text` reads an equal config."""
+        return dump({name: values for name, values in self._mapping().items() if values})
 
     def with_train(self, train: Mapping[str, Any]) -> Config:
-        """The same network, with another section `train`, checked against it.
+        """This config with another section `train`.
 
         Raises
         ------
         ConfigError
-            With every problem at once.
+            The section does not fit the network; it lists every problem.
         """
-        changed = from_mapping({**self._written(), "train": train})
-        return replace(self, train=changed.train, places=changed.places)
+        changed = from_mapping({**self._mapping(), "train": train})
+        return replace(self, train=changed.train, source_lines=changed.source_lines)
 
     def with_biases(self, indices: Collection[int], bias: bool = True) -> Config:
-        """This network, with biases in these layers, or without."""
+        """This config with, or without, biases in the layers of these indices."""
         layers = [
             layer.model_copy(update={"bias": bias}) if k in indices else layer
             for k, layer in enumerate(self.model.layers)
@@ -125,7 +128,7 @@ class Config:
         model = self.model.model_copy(update={"layers": layers})
         return replace(self, model=model, specs=resolve(model))
 
-    def _written(self) -> dict[str, Any]:
+    def _mapping(self) -> dict[str, Any]:
         sections = {"model": self.model, "data": self.data, "train": self.train}
         return {
             name: section.model_dump(exclude_none=True)
@@ -141,30 +144,31 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
     ----------
     overrides
         ``dotted.key=value``, later ones win; a list element is ``model.layers.0.units``, or
-        ``model.layers[0].units``. Relative paths begin from the working directory.
+        ``model.layers[0].units``. Relative paths start from the working directory.
     seed
         Replaces every seed of the config.
 
     Raises
     ------
     ConfigError
-        With every problem at once.
+        The file is no valid config; it lists every problem.
     """
     path = Path(path)
     return from_text(read_text(path), str(path), path.parent, overrides, seed)
 
 
 def relative_to_cwd(folder: Path | None, path: str) -> str:
-    """A path relative to a folder as seen from the working directory, without detours.
+    """A path relative to a folder, as seen from the working directory.
 
-    ``configs/../data`` becomes ``data``; where a link makes that another folder, what it leads to.
+    ``configs/../data`` becomes ``data``. Where a symbolic link makes that another folder, the
+    link's target is returned.
     """
     joined = str(path) if folder is None else os.path.join(folder, path)
-    plain = os.path.normpath(joined)
+    normalized = os.path.normpath(joined)
     try:
         real = os.path.realpath(joined)
-        if os.path.realpath(plain) == real:
-            return plain
+        if os.path.realpath(normalized) == real:
+            return normalized
         return real if os.path.isabs(joined) else os.path.relpath(real)
     except (OSError, ValueError):
         return joined
@@ -177,19 +181,19 @@ def from_text(
     overrides: Sequence[str] = (),
     seed: int | None = None,
 ) -> Config:
-    """Read a config from YAML text, such as a weights file carries.
+    """Read a config from YAML text, such as the text in a weights file.
 
     Parameters
     ----------
     name
-        What errors call the text: a file's name.
+        Name of the text in messages: a file's name.
     folder
-        What relative paths begin from; None is the working directory.
+        The folder that relative paths start from; None is the working directory.
 
     Raises
     ------
     ConfigError
-        With every problem at once.
+        The text is no valid config; it lists every problem.
     """
     return _assemble(parse(text, name), Path(name).stem, name, folder, overrides, seed)
 
@@ -201,17 +205,17 @@ def from_mapping(
     *,
     name: str = "config",
 ) -> Config:
-    """Read a config from a mapping, as the Python interface takes.
+    """Read a config from a mapping of Python's values.
 
     Parameters
     ----------
     name
-        What errors call the mapping: the file it was made from.
+        Name of the mapping in messages: the file it was read from.
 
     Raises
     ------
     ConfigError
-        With every problem at once.
+        The mapping is no valid config; it lists every problem.
     """
     return _assemble(Parsed(plain(mapping)), Path(name).stem, name, None, overrides, seed)
 
@@ -236,8 +240,8 @@ def _assemble(
     _raise_if_any(report)
     weights = None
     if document.weights is not None:
-        begin = None if report.places.is_typed(("weights",)) else folder
-        weights = Path(relative_to_cwd(begin, document.weights))
+        start = None if report.source_lines.is_overridden(("weights",)) else folder
+        weights = Path(relative_to_cwd(start, document.weights))
     return Config(
         name=name,
         source=source,
@@ -247,12 +251,12 @@ def _assemble(
         specs=specs,
         weights=weights,
         folder=folder,
-        places=report.places,
+        source_lines=report.source_lines,
     )
 
 
 def _sections(value: Any, source: str) -> dict[Any, Any]:
-    """The top level; a section with nothing in it counts as left out."""
+    """The sections of the top level, without empty ones."""
     if not isinstance(value, dict):
         raise ConfigError(
             f"{source} is empty" if value is None else f"{source} is no config",
@@ -265,12 +269,12 @@ def _sections(value: Any, source: str) -> dict[Any, Any]:
 
 
 def _validate(raw: dict[Any, Any], report: ProblemReport) -> ConfigDocument:
-    """The document, or an error with all that the schema and the structure have against it."""
+    """Check schema and structure; one error lists the problems of both."""
     try:
         document = ConfigDocument.model_validate(raw)
     except ValidationError as error:
         report_validation_errors(error, raw, report)
-        check_config(_salvage(raw), report)
+        check_config(_valid_parts(raw), report)
         raise ConfigError(report.problems) from None
     model = document.model
     check_config(PartialConfig(model.layers, model.steps is not None, document.train), report)
@@ -278,23 +282,23 @@ def _validate(raw: dict[Any, Any], report: ProblemReport) -> ConfigDocument:
     return document
 
 
-def _salvage(raw: dict[Any, Any]) -> PartialConfig:
-    """What of a faulty document is sound enough for its structure to be checked."""
+def _valid_parts(raw: dict[Any, Any]) -> PartialConfig:
+    """The parts of a faulty document whose structure can be checked."""
     layers = value_at(raw, ("model", "layers"))
     return PartialConfig(
-        [_sound_layer(layer) for layer in layers] if isinstance(layers, list) else [],
+        [_valid_layer(layer) for layer in layers] if isinstance(layers, list) else [],
         value_at(raw, ("model", "steps")) is not None,
-        _sound(TrainSection, raw.get("train")),
+        _valid(TrainSection, raw.get("train")),
     )
 
 
-def _sound_layer(layer: Any) -> Layer | None:
+def _valid_layer(layer: Any) -> Layer | None:
     kind = layer.get("type") if isinstance(layer, dict) else None
     schema = LAYERS.get(kind) if isinstance(kind, str) else None
-    return None if schema is None else _sound(schema, layer)
+    return None if schema is None else _valid(schema, layer)
 
 
-def _sound(schema: type[Sound], value: Any) -> Sound | None:
+def _valid(schema: type[SectionT], value: Any) -> SectionT | None:
     try:
         return schema.model_validate(value)
     except ValidationError:
@@ -307,12 +311,12 @@ def _raise_if_any(report: ProblemReport) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value with mappings as dict, tuples and arrays as list, paths as text.
+    """A value with mappings as dict, tuples and arrays as list, paths as text.
 
     Raises
     ------
     ConfigError
-        Nested too deeply, as what contains itself is, or too many values.
+        The value is nested too deeply (or contains itself), or has too many values.
     """
     return _plain(value, 0, count())
 
@@ -322,7 +326,7 @@ def _plain(value: Any, depth: int, values: count[int]) -> Any:
         raise ConfigError(
             "config holds too many values",
             expected=f"at most {MAX_VALUES:,}",
-            hint="look for a dict that stands in many places",
+            hint="look for a dict that is used many times",
         )
     if depth > MAX_DEPTH:
         raise ConfigError(
@@ -336,13 +340,12 @@ def _plain(value: Any, depth: int, values: count[int]) -> Any:
         return [_plain(item, depth + 1, values) for item in value]
     if isinstance(value, PurePath):
         return str(value)
-    # NumPy's numbers and arrays know how to become Python's.
-    listed = None if isinstance(value, type) else getattr(value, "tolist", None)
-    return _plain(listed(), depth + 1, values) if callable(listed) else value
+    # NumPy's numbers and arrays
+    to_list = None if isinstance(value, type) else getattr(value, "tolist", None)
+    return _plain(to_list(), depth + 1, values) if callable(to_list) else value
 
 
 def _key(key: Any) -> str | int:
-    """A key as YAML would give it: a whole number, else text."""
     number = key.item() if hasattr(key, "item") and not isinstance(key, type) else key
     if isinstance(number, int) and not isinstance(number, bool):
         return number

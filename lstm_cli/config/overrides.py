@@ -1,4 +1,4 @@
-"""``--set dotted.key=value`` and ``--seed``: what the command line changes in a config."""
+"""Overrides of a config by the command line: ``--set dotted.key=value`` and ``--seed``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEDS: tuple[KeyPath, ...] = (("model", "init", "seed"), ("train", "seed"))
 
 
 def apply_overrides(raw: dict[Any, Any], overrides: Sequence[str], report: ProblemReport) -> None:
-    """Set every ``dotted.key=value`` in `raw`; later ones win. Faults go to `report`."""
+    """Set every ``dotted.key=value`` in `raw`; later ones win. `report` gets the problems."""
     for text in overrides:
         option = f"--set {shorten(text)}"
         try:
@@ -28,31 +28,31 @@ def apply_overrides(raw: dict[Any, Any], overrides: Sequence[str], report: Probl
         except ConfigError as error:
             report.extend(replace(p, where=(option,)) for p in error.problems)
         else:
-            report.places.override(path, option)
+            report.source_lines.override(path, option)
 
 
 def apply_seed(raw: dict[Any, Any], seed: int, report: ProblemReport) -> None:
-    """Set every seed that the config has a section for."""
+    """Set the seed of every section that the config has."""
     for path in SEEDS:
         if isinstance(raw.get(path[0]), dict):
             try:
                 _put(raw, path, seed)
             except ConfigError:
-                continue  # model.init is no mapping, which the schema reports
-            report.places.override(path, f"--seed {seed}")
+                continue  # model.init is no mapping; the schema reports it
+            report.source_lines.override(path, f"--seed {seed}")
 
 
 def _split(text: str, option: str) -> tuple[KeyPath, Any]:
     """The path and the value of one option."""
-    dotted, equals, written = text.partition("=")
+    dotted, equals, yaml_value = text.partition("=")
     spaced = _UNDIVIDED.sub("].", dotted)
     if spaced != dotted:
         raise ConfigError(
             f"{option!r} is no setting",
-            expected="a dot behind the number of a list element",
-            hint=f"--set {quote(f'{spaced}={written}')}",
+            expected="a dot after the index of a list element",
+            hint=f"--set {quote(f'{spaced}={yaml_value}')}",
         )
-    # A list element may be written as messages print it: layers[0] is layers.0.
+    # layers[0], as in messages, is layers.0.
     keys = [key.strip() for key in _ELEMENT.sub(r".\1", dotted).split(".")]
     if not equals or not all(keys):
         raise ConfigError(
@@ -60,20 +60,20 @@ def _split(text: str, option: str) -> tuple[KeyPath, Any]:
             expected="dotted.key=value",
             hint="--set model.layers.0.hidden_size=128",
         )
-    parsed = parse(written, option)
+    parsed = parse(yaml_value, option)
     if parsed.problems:
         raise ConfigError(parsed.problems)
     return tuple(int(key) if _INDEX.fullmatch(key) else key for key in keys), parsed.value
 
 
 def _put(raw: Any, path: KeyPath, value: Any) -> None:
-    """Set `value` at `path`, making mappings that are missing on the way."""
+    """Set `value` at `path`, and add missing mappings along the path."""
     at = raw
     for depth, key in enumerate(path[:-1]):
         _check_step(at, path, depth)
         inner = at.get(key) if isinstance(at, dict) else at[key]
-        if isinstance(inner, str) and (named := _name_key(path[: depth + 1])) is not None:
-            at[key] = inner = {named: inner}
+        if isinstance(inner, str) and (name_key := _name_key(path[: depth + 1])) is not None:
+            at[key] = inner = {name_key: inner}
         if inner is None:
             at[key] = inner = {}
         at = inner
@@ -82,7 +82,7 @@ def _put(raw: Any, path: KeyPath, value: Any) -> None:
 
 
 def _name_key(path: KeyPath) -> str | None:
-    """The key under which a value that may be a bare name has it, written out; else None."""
+    """The key of the name in a mapping that may be written as a bare name; else None."""
     if path in (("train", "optimizer"), ("train", "schedule")):
         return "type"
     in_layer = path[:2] == ("model", "layers") and len(path) > 3
@@ -103,7 +103,7 @@ def _check_step(at: Any, path: KeyPath, depth: int) -> None:
     if not isinstance(key, int) or not 0 <= key < len(at):
         last = len(at) - 1
         nearby = max(0, len(at) + key) if isinstance(key, int) and key < 0 else 0
-        rest = path[depth + isinstance(key, int) :]  # a key where an index was forgotten stays
+        rest = path[depth + isinstance(key, int) :]  # the key stays if an index is missing
         instead = f"--set {_dotted((*path[:depth], nearby, *rest))}=…"
         raise ConfigError(
             f"{whole} cannot be set",

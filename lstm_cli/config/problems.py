@@ -1,4 +1,4 @@
-"""Where each value of a config was written, and the list of what is wrong with it."""
+"""Problems of a config: their list, the line of each value, and the words of messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 
 
 def format_path(path: KeyPath) -> str:
-    """A path as users read it: ``model.layers[1].units``."""
+    """A path as users read it, ``model.layers[1].units``."""
     text = ""
     for key in path:
         if isinstance(key, int):
@@ -24,7 +24,7 @@ def format_path(path: KeyPath) -> str:
 
 
 class SourceLines:
-    """Where values come from: a line of a file, with_article option of the command line, or a dict.
+    """The source of each value: a line of a file, a command-line option, or a dict.
 
     Parameters
     ----------
@@ -40,17 +40,17 @@ class SourceLines:
         self._overrides: dict[KeyPath, str] = {}
 
     def override(self, path: KeyPath, text: str) -> None:
-        """Note that the value at `path`, and all below it, now comes from `text`."""
+        """Record that an option `text` sets the value at `path` and all values below it."""
         self._lines = {p: line for p, line in self._lines.items() if p[: len(path)] != path}
         self._overrides = {p: t for p, t in self._overrides.items() if p[: len(path)] != path}
         self._overrides[path] = text
 
-    def is_typed(self, path: KeyPath) -> bool:
-        """Whether the value at `path` comes from with_article option, not from the config."""
+    def is_overridden(self, path: KeyPath) -> bool:
+        """Whether the value at `path` comes from an option instead of the config."""
         return any(path[:size] in self._overrides for size in range(len(path) + 1))
 
     def where(self, path: KeyPath) -> str:
-        """The place of `path`, or of its nearest ancestor that was written at all."""
+        """The source of `path`, or of its nearest ancestor that has one."""
         for size in range(len(path), -1, -1):
             if (override := self._overrides.get(path[:size])) is not None:
                 return override
@@ -60,15 +60,15 @@ class SourceLines:
 
 
 class ProblemReport:
-    """Collects every problem of one config, so that all are told at once."""
+    """Collects every problem of one config, so that one error reports them all."""
 
-    def __init__(self, places: SourceLines) -> None:
-        self.places = places
+    def __init__(self, source_lines: SourceLines) -> None:
+        self.source_lines = source_lines
         self._problems: dict[Problem, None] = {}
 
     @property
     def problems(self) -> list[Problem]:
-        """All problems, each once, in order."""
+        """All problems without duplicates, in order."""
         return list(self._problems)
 
     @property
@@ -77,7 +77,7 @@ class ProblemReport:
         return len(self._problems)
 
     def extend(self, problems: Iterable[Problem]) -> None:
-        """Note problems that were found elsewhere."""
+        """Add problems."""
         self._problems.update(dict.fromkeys(problems))
 
     def add(
@@ -90,16 +90,17 @@ class ProblemReport:
         also: Iterable[KeyPath] = (),
         hint: str | None = None,
     ) -> None:
-        """Note a problem with the value at `path`; `also` are further paths that take part."""
-        where = tuple(dict.fromkeys(self.places.where(p) for p in (path, *also)))
+        """Add a problem with the value at `path`; `also` are other paths that are involved."""
+        where = tuple(dict.fromkeys(self.source_lines.where(p) for p in (path, *also)))
         self.extend([Problem(what, expected, found, where, hint)])
 
 
 LONGEST = 72
+"""Characters of a user's text in a message."""
 
 
 def with_article(noun: str) -> str:
-    """The noun with its article; abbreviations are said letter by letter: with_article lstm, a gru."""
+    """The noun with its article: ``an lstm``, ``a gru``."""
     by_letter = ("lstm", "rnn", "sgd", "rmsprop")
     return f"an {noun}" if noun[:1] in "aeio" or noun in by_letter else f"a {noun}"
 
@@ -117,7 +118,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
 
 
 def describe_value(value: Any) -> str:
-    """A value as a reader of YAML knows it, shortened."""
+    """A value in the words of YAML, shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -131,12 +132,12 @@ def describe_value(value: Any) -> str:
         return ".nan" if isnan(value) else ".inf" if value > 0 else "-.inf"
     try:
         return shorten(repr(value))
-    except ValueError:  # Python refuses to write integers of many thousand digits.
+    except ValueError:  # Python prints no integer of more than 4,300 digits
         return "a number of thousands of digits"
 
 
 def to_flow_yaml(value: Any) -> str:
-    """A value of with_article example in YAML's shorten form, on one line."""
+    """A value as YAML on one line: ``{type: lstm, hidden_size: 100}``."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {to_flow_yaml(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
@@ -145,6 +146,6 @@ def to_flow_yaml(value: Any) -> str:
 
 
 def shorten(text: str) -> str:
-    """A text of the user's, fit for a message: cut, and without control characters."""
+    """A user's text for a message: cut to `LONGEST`, with control characters escaped."""
     cut = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

@@ -1,4 +1,7 @@
-"""The layers of a config: one pydantic model a kind, its fields the options."""
+"""The schema of a config: layers, optimizers, schedules, and the sections of the document.
+
+Every section is a pydantic model, and its fields are the keys that users write.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ from lstm_cli.errors import nearest_first
 from lstm_cli.output_files import SIGNATURE
 
 LARGEST = 2**24
-"""Upper bound of sizes; what is larger is a slip of the keyboard."""
+"""Upper bound of sizes; a larger one is a typing error."""
 
 MOST_LAYERS = 500
-"""Upper bound of layers: each costs some milliseconds in every command, however small it is."""
+"""Upper bound of layers: each layer costs some milliseconds in every command."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -40,7 +43,7 @@ PerDirection = Annotated[tuple[Activation, ...], RecurrentActivation]
 
 
 class Section(BaseModel):
-    """A mapping of the config. No unknown keys, no conversions, no NaN, no changes later."""
+    """A mapping of the config: immutable, without unknown keys, conversions and NaN."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -51,7 +54,7 @@ class Section(BaseModel):
 
 
 class RecurrentLayer(Section):
-    """What all recurrent layers have."""
+    """Options of all recurrent layers."""
 
     type: str = Field(description="Kind of layer.")
     hidden_size: Size = Field(description="Units H.", examples=[100])
@@ -61,8 +64,8 @@ class RecurrentLayer(Section):
     )
     return_sequences: bool = Field(
         default=True,
-        description="Output every step; false: the last valid one only, of the reverse direction "
-        "its final state.",
+        description="Output every step; false: the last valid step, and the final state of the "
+        "reverse direction.",
     )
     stateful: bool = Field(
         default=False, description="Row j of a batch continues row j of the batch before."
@@ -73,7 +76,8 @@ class RecurrentLayer(Section):
     )
     activation: PerDirection = Field(
         default=(TANH,),
-        description="Of the candidate: a name, {name, alpha, beta}, or a pair: forward, reverse.",
+        description="Candidate's activation: a name, {name, alpha, beta}, or a pair: forward, "
+        "reverse.",
     )
     dropout: Rate = Field(default=0.0, description="Share of the inputs dropped in training.")
     recurrent_dropout: Rate = Field(
@@ -86,10 +90,11 @@ class LSTMLayer(RecurrentLayer):
 
     type: Literal["lstm"] = Field(description="Long short-term memory.")
     recurrent_activation: PerDirection = Field(
-        default=(SIGMOID,), description="Of the gates i, f and o."
+        default=(SIGMOID,), description="Activation of the gates i, f and o."
     )
     cell_activation: PerDirection | None = Field(
-        default=None, description="Of the cell state on its way out; default: `activation`."
+        default=None,
+        description="Activation of the cell state in the output; default: `activation`.",
     )
     peepholes: bool = Field(default=False, description="Gates i, f and o see the cell state.")
     projection_size: Size | None = Field(
@@ -101,12 +106,12 @@ class LSTMLayer(RecurrentLayer):
     )
     forget_bias: float = Field(
         default=1.0,
-        description="Value of the forget gate's bias at initialisation; not with `bias: false`.",
+        description="Initial value of the forget gate's bias; not with `bias: false`.",
     )
 
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The default of `forget_bias` stays out of a layer that has no biases."""
+        """Leave `forget_bias` out of a layer without biases."""
         values: dict[str, Any] = handler(self)
         if not self.bias:
             del values["forget_bias"]
@@ -118,7 +123,7 @@ class GRULayer(RecurrentLayer):
 
     type: Literal["gru"] = Field(description="Gated recurrent unit.")
     recurrent_activation: PerDirection = Field(
-        default=(SIGMOID,), description="Of the gates r and z."
+        default=(SIGMOID,), description="Activation of the gates r and z."
     )
     reset_after: bool = Field(
         default=True,
@@ -133,9 +138,9 @@ class RNNLayer(RecurrentLayer):
 
 
 class DenseLayer(Section):
-    """A matrix, a bias unless it has none, and an activation, on every step alike."""
+    """A matrix, an optional bias and an activation, the same on every step."""
 
-    type: Literal["dense"] = Field(description="Dense layer, on every step alike.")
+    type: Literal["dense"] = Field(description="Dense layer, the same on every step.")
     units: Size = Field(description="Outputs.", examples=[9])
     activation: Annotated[Activation | Literal["softmax"], DenseActivation] = Field(
         default=Activation("identity"), description="A name, {name, alpha, beta}, or softmax."
@@ -144,17 +149,17 @@ class DenseLayer(Section):
 
 
 class DropoutLayer(Section):
-    """Sets values to zero in training, scaling the rest up."""
+    """Sets random values to zero in training, and scales the others up."""
 
     type: Literal["dropout"] = Field(description="Dropout, in training only.")
     rate: Rate = Field(description="Share of the values dropped.", examples=[0.2])
 
 
 class FlattenLayer(Section):
-    """(steps, features) to steps x features; needs ``model.steps``."""
+    """Joins the features of all steps, (T, F) to (T F,); needs ``model.steps``."""
 
     type: Literal["flatten"] = Field(
-        description="All steps' features side by side; needs model.steps."
+        description="Joins the features of all steps; needs model.steps."
     )
 
 
@@ -183,9 +188,9 @@ Monitor: TypeAlias = Literal[
 
 
 class OptimizerSection(Section):
-    """What every optimiser has."""
+    """Options of all optimizers."""
 
-    type: str = Field(description="Kind of optimiser.")
+    type: str = Field(description="Kind of optimizer.")
     learning_rate: Positive = Field(default=0.001, description="Step size.")
     weight_decay: NotNegative = Field(
         default=0.0,
@@ -200,7 +205,7 @@ class OptimizerSection(Section):
 class SGD(OptimizerSection):
     """Stochastic gradient descent."""
 
-    type: Literal["sgd"] = Field(description="Gradient descent, with momentum if asked for.")
+    type: Literal["sgd"] = Field(description="Gradient descent, optionally with momentum.")
     learning_rate: Positive = Field(default=0.01, description="Step size.")
     momentum: Rate = Field(default=0.0, description="Share of the last step that is kept.")
     nesterov: bool = Field(default=False, description="Nesterov's momentum; needs momentum.")
@@ -264,7 +269,7 @@ OPTIMIZERS: dict[str, type[Section]] = {
 
 
 class ScheduleSection(Section):
-    """What every schedule has: a linear rise of the learning rate at the start."""
+    """Options of all schedules: a linear rise of the learning rate at the start."""
 
     type: str = Field(description="Kind of schedule.")
     warmup_steps: int = Field(
@@ -282,21 +287,21 @@ class ScheduleSection(Section):
 
 
 class ConstantSchedule(ScheduleSection):
-    """The learning rate as it is."""
+    """A constant learning rate."""
 
-    type: Literal["constant"] = Field(description="The rate stays.")
+    type: Literal["constant"] = Field(description="The rate is constant.")
 
 
 class StepSchedule(ScheduleSection):
-    """A factor every so many epochs."""
+    """A factor after every `every` epochs."""
 
-    type: Literal["step"] = Field(description="The rate is multiplied every so many epochs.")
+    type: Literal["step"] = Field(description="The rate is multiplied after every `every` epochs.")
     every: Size = Field(default=10, description="Epochs between two changes.")
     factor: float = Field(default=0.1, gt=0, le=1, description="Factor of each change.")
 
 
 class ExponentialSchedule(ScheduleSection):
-    """A factor each epoch."""
+    """A factor after each epoch."""
 
     type: Literal["exponential"] = Field(description="The rate is multiplied after each epoch.")
     factor: float = Field(default=0.95, gt=0, le=1, description="Factor of each epoch.")
@@ -311,13 +316,13 @@ class CosineSchedule(ScheduleSection):
 
 
 class PlateauSchedule(ScheduleSection):
-    """A factor whenever the monitored value has stopped improving."""
+    """A factor when the monitored value stops improving."""
 
     type: Literal["reduce_on_plateau"] = Field(
         description="The rate is multiplied when `monitor` stops improving."
     )
     factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each change.")
-    patience: Size = Field(default=5, description="Epochs without improvement that are waited for.")
+    patience: Size = Field(default=5, description="Epochs without improvement before a change.")
     minimum: NotNegative = Field(default=0.0, description="The rate goes no lower.")
 
 
@@ -345,7 +350,7 @@ def _check_class_weights(value: Any) -> Any:
         return value
     if isinstance(value, str) or not value or not isinstance(value, list | dict):
         refuse(
-            "does not weight classes",
+            "holds no class weights",
             expected="balanced, a list with a weight for each class, or {class: weight}",
             found=describe_value(value),
             hint=did_you_mean(value, ("balanced",)),
@@ -375,13 +380,13 @@ def _check_normalize(value: Any) -> Any:
 class TrainSection(Section):
     """How the network is trained."""
 
-    loss: Loss = Field(description="What is minimised.", examples=["cross_entropy"])
+    loss: Loss = Field(description="Loss that training minimizes.", examples=["cross_entropy"])
     optimizer: Annotated[
         Annotated[SGD | Adam | AdamW | RMSprop | Adagrad | Adadelta, Field(discriminator="type")],
         BareName(tuple(OPTIMIZERS), "adam"),
     ] = Field(
         default=Adam(type="adam"),
-        description="Optimiser: its name, or {type, learning_rate, …}; without a type it is adam.",
+        description="Optimizer: its name, or {type, learning_rate, …}; the default type is adam.",
     )
     batch_size: Size = Field(default=32, description="Sequences in a batch.")
     epochs: Size = Field(default=50, description="Passes over the data.")
@@ -394,16 +399,17 @@ class TrainSection(Section):
         BareName(tuple(SCHEDULES), "constant"),
     ] = Field(
         default=ConstantSchedule(type="constant"),
-        description="Course of the learning rate: a name, or {type, …}; without a type constant.",
+        description="Course of the learning rate: a name, or {type, …}; the default type is "
+        "constant.",
     )  # fmt: skip
     validation: Annotated[float | str | None, BeforeValidator(_check_validation)] = Field(
         default=None,
-        description="Share of the sequences held out, or FILE.h5:/group relative to this file, in "
-        "--set to where it is typed.",
+        description="Share of the sequences held out, or FILE.h5:/group relative to this file (in "
+        "--set to the working directory).",
     )
     monitor: Monitor | None = Field(
         default=None,
-        description="What picks the best epoch; default: val_loss, or loss if none is held out.",
+        description="Metric of the best epoch; default: val_loss, or loss without validation.",
     )
     patience: Size | None = Field(
         default=None, description="Stop after this many epochs without improvement; default: never."
@@ -433,7 +439,7 @@ class TrainSection(Section):
 
     @property
     def scaling(self) -> Literal["standard", "minmax"] | None:
-        """How features are scaled: `normalize` with its booleans resolved."""
+        """Scaling of the features: `normalize` without its booleans."""
         if isinstance(self.normalize, bool):
             return "standard" if self.normalize else None
         return self.normalize
@@ -450,10 +456,10 @@ DatasetName = Annotated[str, Field(min_length=1)]
 
 
 class InitSection(Section):
-    """How weights begin where none are loaded."""
+    """Initialization of weights that are not loaded."""
 
     scheme: InitScheme = Field(
-        default="glorot_uniform", description="Initialisation of the matrices."
+        default="glorot_uniform", description="Initialization of the matrices."
     )
     seed: Seed = Field(default=0, description="Seed of the initial weights.")
 
@@ -472,11 +478,11 @@ class ModelSection(Section):
         default=None,
         description="Fixed number of steps T, which flatten needs; shorter ones are padded.",
     )
-    init: InitSection = Field(default=InitSection(), description="Initialisation of the weights.")
+    init: InitSection = Field(default=InitSection(), description="Initialization of the weights.")
 
 
 class WindowSection(Section):
-    """How every sequence is cut into windows; none crosses the end of a sequence."""
+    """Windows of every sequence; none crosses the end of a sequence."""
 
     length: Size = Field(description="Steps of a window.", examples=[64])
     stride: Size = Field(default=1, description="Steps from one window's start to the next one's.")
@@ -493,7 +499,7 @@ class WindowSection(Section):
 
 
 class DataSection(Section):
-    """Names of the datasets in the HDF5 file, where they are not found by themselves."""
+    """Names of datasets in the HDF5 file, where they are not recognized."""
 
     inputs: DatasetName | None = Field(default=None, description="Dataset of the input sequences.")
     targets: DatasetName | None = Field(default=None, description="Dataset of the targets.")
@@ -503,35 +509,33 @@ class DataSection(Section):
     )
     mask: DatasetName | None = Field(default=None, description="Dataset of the mask, (N, T).")
     layout: Literal["dense", "concatenated", "vlen", "groups", "series"] | None = Field(
-        default=None, description="Layout of the file; default: recognised."
+        default=None, description="Layout of the file; default: recognized."
     )
     window: WindowSection | None = Field(
         default=None, description="Windows that sequences are cut into."
     )
     transpose: bool | None = Field(
         default=None,
-        description="Axes are reversed as stored (MATLAB, Octave, Julia, Fortran, R); "
-        "default: no, and a file that says so is refused.",
+        description="Stored axes are reversed (MATLAB, Octave, Julia, Fortran, R); "
+        "default: no, and a file with a mark of reversed axes is refused.",
     )
 
 
 class ConfigDocument(Section):
     """A config of lstm-cli."""
 
-    model: ModelSection = Field(description="The layers and what they read.", examples=[EXAMPLE])
+    model: ModelSection = Field(description="The layers and their inputs.", examples=[EXAMPLE])
     weights: str | None = Field(
         default=None,
         min_length=1,
-        description="Weights file, relative to this file, in --set to where it is typed.",
+        description="Weights file, relative to this file (in --set to the working directory).",
     )
-    data: DataSection = Field(
-        default=DataSection(), description="What the HDF5 file's datasets are."
-    )
+    data: DataSection = Field(default=DataSection(), description="Datasets of the HDF5 file.")
     train: TrainSection | None = Field(default=None, description="How the network is trained.")
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes defaults as a user would."""
+    """Writes defaults in the notation of users."""
 
     def encode_default(self, dft: Any) -> Any:
         return super().encode_default(

@@ -1,4 +1,9 @@
-"""YAML text to plain values, the line of every one, and all that is wrong with it as YAML."""
+"""YAML of a config: read a file, parse its text to plain values with lines, and write values.
+
+Scalars have the types of YAML 1.2, not those of PyYAML, which are YAML 1.1's. ``1e-3`` is a
+number; ``yes``, ``1_000``, ``1:30`` and ``2024-01-01`` are strings; ``010`` is 10.
+Source: YAML 1.2.2, section 10.3.2.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +39,11 @@ PATTERNS: dict[str, tuple[re.Pattern[str], str]] = {
     ),
     MERGE: (re.compile(r"<<\Z"), "<"),
 }
-"""Tag to its pattern and the characters it may begin with (NUL stands for the empty scalar)."""
+"""Pattern of each tag, and its first characters (NUL stands for the empty scalar)."""
 
 
 def implicit_resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """The patterns as PyYAML keeps them: by first character, in order of precedence."""
+    """The patterns in PyYAML's form: by first character, in order of precedence."""
     table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, (pattern, first) in PATTERNS.items():
         for character in first:
@@ -52,7 +57,7 @@ def scalar(tag: str, text: str) -> Any:
     Raises
     ------
     ValueError
-        `text` is not written as that tag asks, or the tag is not of the core schema.
+        `text` does not match the tag's pattern, or the tag is not in the core schema.
     """
     if tag == STR:
         return text
@@ -71,7 +76,7 @@ def _integer(text: str) -> int | float:
     base = {"0o": 8, "0x": 16}.get(text[:2])
     if base is not None:
         return int(text[2:], base)
-    # Python converts no more than some thousand digits; such a number is out of every range.
+    # Python converts at most 4,300 digits; a number that long is out of every range.
     return int(text) if len(text) < 1000 else float(text)
 
 
@@ -80,24 +85,26 @@ def _float(text: str) -> float:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what the loader of this package reads back unchanged."""
+    """Writes values that this package's loader reads back unchanged."""
 
     yaml_implicit_resolvers = implicit_resolvers()
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out each time: anchors would puzzle a reader."""
+        """Write equal values in full each time, without anchors."""
         return True
 
 
 MAX_DEPTH = 16
+"""Levels of nesting in a config."""
 MAX_VALUES = 30_000
-"""Values and keys of a config, as written and again with all aliases and merges expanded."""
+"""Values and keys in a config, before and after aliases and merges are expanded."""
 MAX_CHARACTERS = 1 << 19
+"""Characters of a config's text."""
 
 
 @dataclass
 class Parsed:
-    """What a text holds.
+    """Values of a text, their lines, and problems.
 
     Attributes
     ----------
@@ -106,7 +113,7 @@ class Parsed:
     lines
         Line of each path, counted from 1: of the key in a mapping, of the item in a list.
     problems
-        Duplicate keys, foreign tags: what does not keep the rest from being read.
+        Duplicate keys and foreign tags, after which the rest could be read.
     """
 
     value: Any
@@ -120,7 +127,7 @@ def parse(text: str, source: str) -> Parsed:
     Raises
     ------
     ConfigError
-        The text is not YAML, nests too deeply, or is too large, be it by its aliases.
+        The text is not YAML, nests too deeply, or is too large once aliases are expanded.
     """
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(
@@ -138,7 +145,7 @@ def parse(text: str, source: str) -> Parsed:
 
 def dump(value: Any) -> str:
     """Plain values as YAML that `parse` reads back unchanged."""
-    # Unicode's own line breaks would be folded as if they were ours, so they are escaped.
+    # YAML would fold Unicode's line breaks, so they are escaped.
     breaks = any(mark in repr(value) for mark in (r"\x85", r"\u2028", r"\u2029"))
     return str(
         yaml.dump(
@@ -153,17 +160,17 @@ def dump(value: Any) -> str:
 
 
 class _TooMuch(yaml.MarkedYAMLError):
-    """Collections nested in one another without end, or values without number."""
+    """The text exceeds `MAX_DEPTH` or `MAX_VALUES`."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only, typed by YAML 1.2, to a bounded depth and number."""
+    """Composes nodes only, with the types of YAML 1.2, of bounded depth and number."""
 
     yaml_implicit_resolvers = implicit_resolvers()
     depth = nodes = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        # Composing recurses: without a bound, a line of brackets ends in a RecursionError.
+        # Composing recurses: without a bound, a line of brackets raises RecursionError.
         self.nodes += 1
         if self.depth > MAX_DEPTH or self.nodes > MAX_VALUES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -194,10 +201,10 @@ def _compose(text: str, source: str) -> Node | None:
             hint="write it as an escape in double quotes, or remove it",
         ) from None
     except (ValueError, OverflowError):
-        # PyYAML lets an escape such as "\UFFFFFFFF", which is no character, fall through.
+        # PyYAML does not catch an escape beyond Unicode, such as "\UFFFFFFFF".
         raise ConfigError(
             f"{source} is not valid YAML",
-            found="an escape that stands for no character",
+            found="an escape sequence without a character",
             where=source,
             hint='look for \\U in strings with double quotes: "..."',
         ) from None
@@ -209,11 +216,15 @@ ADVICE: tuple[tuple[str, str, str | None], ...] = (
     (r"could not find expected ':'", "`key: value`", None),
     (r"<block end>", "the indentation of the lines above", "indent sibling keys alike"),
     (r"expected ',' or ('.')", "`,` or a closing bracket", "close the bracket opened above"),
-    (r"<stream end>|end of stream", "the rest of what was begun", "close what was opened"),
+    (
+        r"<stream end>|end of stream",
+        "the end of a quote or bracket",
+        "close all quotes and brackets",
+    ),
     (r"another document", "one document", "remove the line `---` in the middle"),
     (r"undefined alias", "an alias (`*name`) after its anchor (`&name`)", None),
 )
-"""What PyYAML says (a pattern), what was expected, and how to mend it."""
+"""Pattern of PyYAML's message, the expected text, and the hint."""
 
 
 def _too_much(error: _TooMuch, source: str) -> ConfigError:
@@ -228,18 +239,18 @@ def _too_much(error: _TooMuch, source: str) -> ConfigError:
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
-    said = " ".join(str(error.problem or error.context or "").split())
-    said = shorten(said.removeprefix("but "))
+    message = " ".join(str(error.problem or error.context or "").split())
+    message = shorten(message.removeprefix("but "))
     mark = error.problem_mark or error.context_mark
     place = source if mark is None else f"{source} line {mark.line + 1}, column {mark.column + 1}"
-    advice = (entry[1:] for entry in ADVICE if re.search(entry[0], said))
+    advice = (entry[1:] for entry in ADVICE if re.search(entry[0], message))
     expected, hint = next(advice, (None, None))
-    what = f"{source} is not valid YAML" + (f": {said}" if said else "")
+    what = f"{source} is not valid YAML" + (f": {message}" if message else "")
     return ConfigError(what, expected=expected, where=place, hint=hint)
 
 
 class _Builder:
-    """Turns nodes into values; aliases are expanded, and counted."""
+    """Turns nodes into values, expands aliases, and counts the values."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -298,9 +309,9 @@ class _Builder:
     def _merged(
         self, node: MappingNode, path: KeyPath, depth: int = 0
     ) -> Iterator[tuple[Node, Node]]:
-        """Entries that ``<<: *anchor`` or ``<<: [*one, *two]`` brings in, the nearest first.
+        """Entries merged by ``<<: *anchor`` or ``<<: [*one, *two]``, the nearest first.
 
-        Each is counted, though most may be overridden: looking at it is work.
+        Every entry is counted, also if another one overrides it, since reading it takes time.
         """
         for key_node, value_node in node.value:
             if key_node.tag != MERGE:
@@ -309,7 +320,9 @@ class _Builder:
             for source in value_node.value if is_list else [value_node]:
                 self._count(source, depth)
                 if not isinstance(source, MappingNode):
-                    self._problem(key_node, f"{format_path(path)} merges what is no mapping")
+                    self._problem(
+                        key_node, f"{format_path(path)} merges a value that is no mapping"
+                    )
                     continue
                 for key, value in source.value:
                     self._count(key, depth)
@@ -345,7 +358,7 @@ class _Builder:
         )
 
     def _key(self, node: Node, path: KeyPath) -> str | int:
-        """A mapping's key: text, or a whole number (a class); others count as their text."""
+        """A mapping's key: text, or a whole number (a class); other scalars become text."""
         if not isinstance(node, ScalarNode):
             self._problem(
                 node, f"{format_path(path)} has a key that is a collection", expected="a word"
@@ -390,7 +403,7 @@ SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     (b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
     (b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
 )
-"""First bytes, what they tell, and what to do about it."""
+"""First bytes of other files, the kind of file, and the hint."""
 
 
 def read_text(path: Path) -> str:
@@ -399,15 +412,15 @@ def read_text(path: Path) -> str:
     Raises
     ------
     ConfigError
-        Missing, not readable, or not text.
+        The file is missing, unreadable, or not text.
     """
     try:
         with path.open("rb") as file:
-            # A character takes up to four bytes; what is longer is refused when parsed.
+            # A character has at most four bytes; `parse` refuses a longer text.
             content = file.read(4 * MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no file {path}", expected="a YAML config", hint=_neighbour(path)
+            f"there is no file {path}", expected="a YAML config", hint=_nearest_file(path)
         ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
@@ -417,7 +430,7 @@ def read_text(path: Path) -> str:
 def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
     if is_memory_error(error):
         raise memory_error(str(path)) from error
-    # Windows answers "permission denied" for a folder, so the folder is asked about itself.
+    # Windows reports "permission denied" for a folder.
     if isinstance(error, OSError) and os.path.isdir(path):
         inside = next(iter(sorted(path.glob("*.y*ml"))), None)
         hint = f"did you mean {inside}?" if inside else None
@@ -427,8 +440,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
     return ConfigError(f"{path} cannot be read: {reason}", expected="a YAML config", hint=hint)
 
 
-def _neighbour(path: Path) -> str | None:
-    """A hint with the file of the nearest name in the same folder."""
+def _nearest_file(path: Path) -> str | None:
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

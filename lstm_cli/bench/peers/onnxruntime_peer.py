@@ -1,4 +1,4 @@
-"""ONNX Runtime: one model, made in memory of ONNX's LSTM, GRU and RNN operators."""
+"""ONNX Runtime as a peer: runs an ONNX model that this package's writer builds in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lstm_cli.formats.model import Export, WriteOptions
 from lstm_cli.formats.onnx.writer import build_model as build_file
 
 _INSTALL = "pip install 'lstm-cli[test]'"
-_SILENT = 4  # its log level for fatal errors only: what fails is reported here
+_FATAL_ONLY = 4  # log level of ONNX Runtime; this module reports its errors
 
 
 class OnnxRuntimePeer:
@@ -44,7 +44,7 @@ class OnnxRuntimePeer:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Its own."""
+        """Version of ONNX Runtime."""
         return {self.name: self.version}
 
     @contextmanager
@@ -66,32 +66,32 @@ class OnnxRuntimePeer:
 
         model = build_model(layers, weights, size, ragged=lengths is not None)
         session = self._session(model, setting.threads)
-        given = {} if lengths is None else {"lengths": lengths.astype(np.int32)}
+        more = {} if lengths is None else {"lengths": lengths.astype(np.int32)}
 
-        yield PeerNetwork(lambda x: np.asarray(session.run(None, {"x": x, **given})[0]))
+        yield PeerNetwork(lambda x: np.asarray(session.run(None, {"x": x, **more})[0]))
 
     def prepare_training(
-        self, lesson: TrainingTask, size: GridSize, setting: ComputeSetting
+        self, task: TrainingTask, size: GridSize, setting: ComputeSetting
     ) -> AbstractContextManager[TrainableNetwork]:
-        """Not in this package: ONNX Runtime runs networks.
+        """Refuse to train, which ONNX Runtime's package cannot do.
 
         Raises
         ------
         Unsupported
             Always.
         """
-        raise Unsupported("ONNX Runtime does not train, it runs networks only")
+        raise Unsupported("ONNX Runtime runs networks, but does not train them")
 
     def _session(self, model: bytes, threads: int) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
+        options.log_severity_level = _FATAL_ONLY
         try:
             return self._runtime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its classes share no base of their own
+        except Exception as error:  # its error classes share no base class
             reason = str(error).rpartition(" : ")[2]
             raise Unsupported(f"ONNX Runtime does not take the network: {reason}") from None
 
@@ -99,12 +99,12 @@ class OnnxRuntimePeer:
 def build_model(
     layers: Layers, weights: Mapping[str, Array], size: GridSize, *, ragged: bool = False
 ) -> bytes:
-    """The network as a serialised model from ``x`` (N, T, D) to ``y`` (N, T, F) or (N, F).
+    """The network as a serialized model from ``x`` (N, T, D) to ``y`` (N, T, F) or (N, F).
 
     Parameters
     ----------
     ragged
-        It has ``lengths`` (N,) as a second input.
+        The model has ``lengths`` (N,) as a second input.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def build_model(
 
 
 def _check(spec: LayerSpec, ragged: bool) -> None:
-    """Raise `Unsupported` for what a file can hold, but as other work than the network's own."""
+    """Raise `Unsupported` for layers that a file would hold as other work than the network's."""
     if ragged and isinstance(spec, FlattenSpec):
         raise Unsupported(f"layer {spec.index}: flatten of ragged sequences is not written")
     for cell in getattr(spec, "cells", ()):

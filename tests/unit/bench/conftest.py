@@ -42,12 +42,12 @@ def needs_pytorch_in() -> Callable[[str], None]:
 class FakeTrainee:
     """Learns with the reference engine; `twists` spoil its loss, gradients or weights."""
 
-    def __init__(self, peer: FakePeer, lesson: TrainingTask) -> None:
-        dtype = next(iter(lesson.weights.values())).dtype.name
-        self.peer, self.inner = peer, LstmCliTrainable(lesson, ReferenceEngine(dtype))
+    def __init__(self, peer: FakePeer, task: TrainingTask) -> None:
+        dtype = next(iter(task.weights.values())).dtype.name
+        self.peer, self.inner = peer, LstmCliTrainable(task, ReferenceEngine(dtype))
         self.clock = self.inner.clock
 
-    def place(self, x: Any, targets: Any) -> Any:
+    def to_device(self, x: Any, targets: Any) -> Any:
         return x, targets
 
     def step(self, x: Any, targets: Any) -> Any:
@@ -108,14 +108,14 @@ class FakePeer:
 
     @contextmanager
     def prepare_training(
-        self, lesson: TrainingTask, size: GridSize, setting: ComputeSetting
+        self, task: TrainingTask, size: GridSize, setting: ComputeSetting
     ) -> Iterator[TrainableNetwork]:
         if self.refuses:
             raise Unsupported(self.refuses)
         self.asked.append((size, setting))
         self.open = True
         try:
-            yield FakeTrainee(self, lesson)
+            yield FakeTrainee(self, task)
         finally:
             self.open = False
 
@@ -138,5 +138,5 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short samples and no pauses: these tests do not look at the clock."""
-    monkeypatch.setattr("lstm_cli.bench.protocol.LONGEST_SETTLING", 0.0)
+    monkeypatch.setattr("lstm_cli.bench.protocol.LONGEST_SETTLE_SECONDS", 0.0)
     monkeypatch.setattr("lstm_cli.bench.protocol.SAMPLE_SECONDS", 1e-6)

@@ -88,11 +88,11 @@ def test_inputs_and_outputs_stay_on_the_device():
     device.download = lambda a: moved.append(a.size) or download(a)
     from lstm_cli.bench.workload import ForwardWorkload
 
-    ours = ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0).ours()
+    ours = ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0).lstm_cli_candidate()
     moved.clear()
     ours.call()
     assert sum(moved) < 5 * SIZE.batch + SIZE.steps, "more than a batch's lengths was moved"
-    ours.shown()
+    ours.compute()
     assert SIZE.batch * SIZE.steps * SIZE.hidden in moved
 
 
@@ -108,7 +108,7 @@ def test_a_step_is_told_beside_the_modelled_floor():
     engine = CudaEngine("tf32", HostDevice())
     (result,) = results = measure([SIZE], one_lstm, engine, rounds=1, seconds=0.001)
     (found,) = explain(results, one_lstm, engine)
-    assert found.step == pytest.approx(result.ours.median / SIZE.steps)
+    assert found.step == pytest.approx(result.lstm_cli_timing.median / SIZE.steps)
     for layer in found.layers:
         assert layer.layer == "0 lstm"
         assert layer.explanation.way

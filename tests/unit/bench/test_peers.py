@@ -115,10 +115,10 @@ def installed(name):
     return peer(name)
 
 
-def outputs(contestant, layers, dtype="float32", size=SIZE):
+def outputs(candidate, layers, dtype="float32", size=SIZE):
     """What the peer and what the reference engine give, the latter in float64."""
     weights, x = random_weights(layers, 3, dtype), random_inputs(layers, size, 3, dtype)
-    with contestant.prepare(layers, weights, size, ComputeSetting(1, dtype=dtype)) as run:
+    with candidate.prepare(layers, weights, size, ComputeSetting(1, dtype=dtype)) as run:
         found = run(x)
     return found, Network(layers, weights, ReferenceEngine("float64")).run(x).outputs
 
@@ -185,7 +185,7 @@ def test_onnx_runtime_has_no_float64():
 
 @pytest.mark.parametrize(("broken", "problem"), [(ValueError("no"), ValueError), (None, None)])
 def test_pytorch_gets_its_threads_back(broken, problem):
-    contestant = installed("torch")
+    candidate = installed("torch")
     import torch
 
     before = torch.get_num_threads()
@@ -200,7 +200,7 @@ def test_pytorch_gets_its_threads_back(broken, problem):
             with pytest.raises(problem):
                 yield
 
-    with maybe(), contestant.prepare(BOTH["lstm"], weights, SIZE, ComputeSetting(other)):
+    with maybe(), candidate.prepare(BOTH["lstm"], weights, SIZE, ComputeSetting(other)):
         assert torch.get_num_threads() == other
         if broken:
             raise broken
@@ -265,9 +265,9 @@ def test_a_broken_package_says_why(monkeypatch, error):
 
 
 def test_onnx_runtime_refusing_a_model_is_a_reason_not_a_crash(monkeypatch):
-    contestant = installed("onnxruntime")
+    candidate = installed("onnxruntime")
     monkeypatch.setattr(
         "lstm_cli.bench.peers.onnxruntime_peer.build_model", lambda *_, **__: b"no model"
     )
     with pytest.raises(Unsupported, match="does not take the network"):
-        outputs(contestant, BOTH["lstm"])
+        outputs(candidate, BOTH["lstm"])

@@ -101,7 +101,7 @@ def test_only_valid_steps_count_as_work(engine, fake_peer, monkeypatch):
     step = 4 * H * (D + H) * 2
     assert result.steps == valid < whole
     assert [t.name for t in result.timings] == ["lstm-cli", "twin"]
-    assert result.ours.gflops == pytest.approx(step * valid / 2.0 / 1e9)
+    assert result.lstm_cli_timing.gflops == pytest.approx(step * valid / 2.0 / 1e9)
     assert result.timings[1].gflops == pytest.approx(step * valid / 8.0 / 1e9)
     assert result.padded.timing.gflops == pytest.approx(step * whole / 5.0 / 1e9)
     assert result.padded.timing.title == "lstm-cli (reference, float64, padded)"
@@ -159,18 +159,18 @@ def test_flatten_of_ragged_sequences_is_not_measured_with_peers(name):
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_pytorch_makes_the_same_training_step(layers, dtype):
-    contest = TrainingWorkload(layers, SIZE, ReferenceEngine(dtype), 4, ragged=True)
-    assert contest.batch.lengths.tolist() == drawn(4).tolist()
+    workload = TrainingWorkload(layers, SIZE, ReferenceEngine(dtype), 4, ragged=True)
+    assert workload.batch.lengths.tolist() == drawn(4).tolist()
     with ExitStack() as stack:
-        theirs = contest.theirs(stack, installed("torch")).shown()
-        assert contest.compare(contest.ours().shown(), theirs).ok
-        assert not contest.compare(contest.padded().shown(), theirs).ok
+        theirs = workload.peer_candidate(stack, installed("torch")).compute()
+        assert workload.compare(workload.lstm_cli_candidate().compute(), theirs).ok
+        assert not workload.compare(workload.padded_candidate().compute(), theirs).ok
 
 
 def test_a_ragged_training_step_counts_three_times_the_valid_products(engine, monkeypatch):
     monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(np.full((3, 2), 2.0), (1, 1)))
     result = run(engine, mode="train")
     step = 3 * 4 * H * (D + H) * 2
-    assert result.ours.gflops == pytest.approx(step * drawn().sum() / 2.0 / 1e9)
+    assert result.lstm_cli_timing.gflops == pytest.approx(step * drawn().sum() / 2.0 / 1e9)
     assert result.padded.timing.gflops == pytest.approx(step * 60 / 2.0 / 1e9)
     assert result.layers == "lstm 3 → 6, ragged, mse"

@@ -60,7 +60,7 @@ def test_forward_is_what_is_measured_unless_said_otherwise(engine, fake_peer):
 def test_the_rate_counts_three_times_the_forward_products(engine, monkeypatch):
     monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(np.full((3, 1), 2.0), (1,)))
     products = 4 * H * (D + H) * 2 * 15
-    assert run(engine).ours.gflops == pytest.approx(3 * products / 2.0 / 1e9)
+    assert run(engine).lstm_cli_timing.gflops == pytest.approx(3 * products / 2.0 / 1e9)
 
 
 def with_one(name, change):
@@ -110,9 +110,9 @@ def test_a_peer_that_trains_otherwise_is_named_and_has_no_ratio(
 def test_a_peer_that_does_not_update_is_found(engine, fake_peer):
     class Idle(fake_peer):
         @contextmanager
-        def prepare_training(self, lesson, size, setting):
-            self.twist = {"weights": lambda _: lesson.weights}
-            with super().prepare_training(lesson, size, setting) as trainee:
+        def prepare_training(self, task, size, setting):
+            self.twist = {"weights": lambda _: task.weights}
+            with super().prepare_training(task, size, setting) as trainee:
                 yield trainee
 
     one = run(engine, Idle()).agreements["fake"]
@@ -255,16 +255,16 @@ CASES = {
 
 
 def torch_step(layers, dtype, loss=None, size=SIZE, steps=1):
-    """Our last step, PyTorch's, and what the contest thinks of them."""
+    """Our last step, PyTorch's, and what the workload thinks of them."""
     pytest.importorskip("torch")
-    contest = TrainingWorkload(layers, size, ReferenceEngine(dtype, 1), 3, loss)
+    workload = TrainingWorkload(layers, size, ReferenceEngine(dtype, 1), 3, loss)
     with ExitStack() as stack:
-        ours, theirs = contest.ours(), contest.theirs(stack, peer("torch"))
+        ours, theirs = workload.lstm_cli_candidate(), workload.peer_candidate(stack, peer("torch"))
         for _ in range(steps - 1):
             ours.call()
             theirs.call()
-        a, b = ours.shown(), theirs.shown()
-    return a, b, contest.compare(a, b)
+        a, b = ours.compute(), theirs.compute()
+    return a, b, workload.compare(a, b)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -307,14 +307,14 @@ def test_pytorch_goes_on_alike(name):
 
 
 def test_pytorch_gets_its_threads_back():
-    contestant = peer("torch") if pytest.importorskip("torch") else None
+    candidate = peer("torch") if pytest.importorskip("torch") else None
     import torch
 
     before = torch.get_num_threads()
     engine = ReferenceEngine("float32", before + 1)
-    contest = TrainingWorkload(CASES["lstm"], SIZE, engine, 0)
+    workload = TrainingWorkload(CASES["lstm"], SIZE, engine, 0)
     with ExitStack() as stack:
-        contest.theirs(stack, contestant)
+        workload.peer_candidate(stack, candidate)
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
