@@ -1,8 +1,12 @@
-"""Files that appear under their name only when they are whole, and leave nothing behind otherwise.
+"""Output files: atomic writing, and marks that tell which existing files may be replaced.
 
-A file is written under a temporary name beside its own, made durable, and renamed. The temporary
-file is locked while its process lives. So the next process that writes the same file can remove
-what a killed one left, and never what another one is writing.
+A file is written under a temporary name in the same folder, made durable, and renamed. The
+temporary file is locked while its process lives. So the next process that writes the same file
+can remove the leftovers of a killed process, and never removes a file that is being written.
+
+Without ``--force``, only files with a mark of lstm-cli are replaced. The mark is in a file's first
+bytes, and this module reads it without format libraries. So damaged, hostile and very large files
+take no longer and do no harm.
 """
 
 from __future__ import annotations
@@ -23,9 +27,9 @@ from lstm_cli.errors import LstmCliError, UsageError, memory_error, quote
 from lstm_cli.version import __version__
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.part\.(.+)", re.DOTALL)
-"""A temporary name; the group is the name that the file is to have, or the end of a long one."""
+"""A temporary name; the group is the final name, or the end of a long one."""
 _LONGEST = 240
-"""Bytes of a name that leave room for what a temporary one has in front of it."""
+"""Bytes of a final name that fit into a temporary name."""
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS))
@@ -33,47 +37,47 @@ _ATTEMPTS = 100
 
 
 class Discardable(Protocol):
-    """A file or folder that is being made."""
+    """A file or folder that is being written."""
 
     def discard(self) -> None:
-        """Remove it, unless it is whole."""
+        """Remove the file or folder unless it is complete."""
 
 
 _unfinished: dict[str, Discardable] = {}
-"""By path, what this process is making, and has to remove where it ends early."""
+"""Files and folders that this process is writing, by path; they are removed if it ends early."""
 
 
 class AtomicFile:
-    """A file that is being written beside the one it will replace; a context manager.
+    """A file under a temporary name that replaces the final file when complete; a context manager.
 
-    Leaving the context without `keep` removes it, and an older file stays as it was.
+    Leaving the context without `keep` removes the temporary file. An older file is unchanged.
 
     Parameters
     ----------
     path
-        The name that the file is to have.
+        Final name of the file.
     force
-        Replace what another program wrote.
+        Replace another program's file.
     mode
-        Permissions, as `os.open` takes them.
+        Permissions, as for `os.open`.
     durable
-        Wait until the file is on the disk before it gets its name.
+        Wait until the file is on the disk before it is renamed.
     follow
-        Where `path` is a link, replace what it points to; else the link.
+        If `path` is a link, replace its target instead of the link.
 
     Attributes
     ----------
     path
-        The temporary name. It ends with the name that the file is to have.
+        The temporary name. It ends with the final name.
     final
-        That name.
+        The final name.
     file
-        Open for reading and writing, unbuffered.
+        The open file for reading and writing, unbuffered.
 
     Raises
     ------
     OSError
-        The folder is missing, or does not take a new file.
+        The folder is missing, or the system refuses a new file.
     """
 
     def __init__(
@@ -99,18 +103,18 @@ class AtomicFile:
             raise
 
     def write(self, data: bytes) -> None:
-        """Write all of the file's content, in place of what it holds."""
+        """Replace the content of the temporary file."""
         self.file.seek(0)
         self.file.truncate()
         write_all(self.file, data)
 
     def keep(self) -> None:
-        """Give the file its name.
+        """Rename the file to its final name.
 
         Raises
         ------
         OSError
-            The system does not let us, or the disk is full.
+            The system refuses, or the disk is full.
         UsageError
             Another program has written a file of that name meanwhile, and `force` is not set.
         """
@@ -121,7 +125,7 @@ class AtomicFile:
         if os.name == "nt":
             self.file.close()  # Windows renames no open file
         else:
-            _unlock(self.file.fileno())  # who waits for the file may open it at once
+            _unlock(self.file.fileno())  # a program that waits for the file may open it at once
         os.replace(self.path, self.final)
         _unfinished.pop(str(self.path), None)
         self.file.close()
@@ -129,7 +133,7 @@ class AtomicFile:
             _sync_folder(self.final.parent)
 
     def discard(self) -> None:
-        """Remove what was written; nothing where it was kept."""
+        """Remove the temporary file; does nothing after `keep`."""
         if str(self.path) not in _unfinished:
             return
         if os.name == "nt" and hasattr(self, "file"):
@@ -152,18 +156,17 @@ class AtomicFile:
         self.discard()
 
     def _create(self) -> None:
-        """Open a new file and lock it."""
         for _ in range(_ATTEMPTS):
             name = f".{secrets.token_hex(4)}.part.{_ending(self.final.name)}"
             self.path = self.final.with_name(name)
-            _unfinished[str(self.path)] = self  # before it is there: a signal may come
+            _unfinished[str(self.path)] = self  # before it exists, since a signal may come
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             try:
                 self.file = os.fdopen(os.open(self.path, flags, self._mode), "r+b", buffering=0)
             except FileExistsError:
                 _unfinished.pop(str(self.path), None)
                 continue
-            # Before it was locked, another process may have taken it for a leftover.
+            # Another process may have removed the file as a leftover before it was locked.
             if _locked(self.file.fileno()) is not False and self.path.exists():
                 return
             self.discard()
@@ -173,26 +176,27 @@ class AtomicFile:
 def write_atomically(path: Path, data: bytes, what: str, *, force: bool = True) -> None:
     """Write a file under a temporary name, make it durable, and rename it.
 
-    A device or a pipe is written to; a `Temporary` of this process is filled, and not renamed.
+    Devices and pipes are written in place. If `path` is the temporary name of an `AtomicFile`,
+    that file is filled, but not renamed.
 
     Parameters
     ----------
     what
-        What the file is, for errors: ``the weights``.
+        Description of the file for errors: ``the weights``.
     force
-        Replace what another program wrote.
+        Replace another program's file.
 
     Raises
     ------
     LstmCliError
-        The folder is not there, not writable, or full. An older file stays as it was.
+        The folder does not exist, is not writable, or is full. An older file is unchanged.
     UsageError
-        Another program wrote the file that is there, and `force` is not set.
+        Another program wrote the existing file, and `force` is not set.
     """
     try:
-        unnamed = _unfinished.get(str(path))
-        if isinstance(unnamed, AtomicFile):
-            unnamed.write(data)
+        atomic_file = _unfinished.get(str(path))
+        if isinstance(atomic_file, AtomicFile):
+            atomic_file.write(data)
         elif is_stream(path):
             with open(path, "wb", buffering=0) as stream:
                 write_all(stream, data)
@@ -205,36 +209,36 @@ def write_atomically(path: Path, data: bytes, what: str, *, force: bool = True) 
 
 
 def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Write to an unbuffered file, which may take less than all at once."""
+    """Write all bytes to an unbuffered file, which may accept fewer per call."""
     view = memoryview(data).cast("B")
     while view:
         view = view[file.write(view) :]
 
 
 def write_error(path: str | Path, what: str, error: OSError) -> LstmCliError:
-    """The error to raise where a file could not be written."""
-    room = "make room, or name a folder with more of it" if error.errno in _FULL else None
+    """The error to raise if a file could not be written."""
+    space = "free some space, or name a folder with more space" if error.errno in _FULL else None
     return LstmCliError(
         f"{what} cannot be written to {path}",
         found=error_reason(error),
-        hint=error_hint(error.errno) or room,
+        hint=error_hint(error.errno) or space,
     )
 
 
 def error_hint(number: int | None) -> str | None:
-    """Advice that holds wherever a file is written, by the number of the system's error."""
+    """A hint for the system's error number that holds wherever a file is written, or None."""
     if number != errno.EFBIG:
         return None
     return "ulimit -f unlimited lifts the limit on the size of files"
 
 
 def error_reason(error: OSError | ValueError) -> str:
-    """Why a file could not be read or written, in the system's words.
+    """The system's reason why a file could not be read or written.
 
     Raises
     ------
     MemoryShortError
-        Memory ran out, which is no fault of the file.
+        The reason is lack of memory, not the file.
     """
     if getattr(error, "errno", None) == errno.ENOMEM:
         raise memory_error(getattr(error, "filename", None) or "the file") from error
@@ -249,26 +253,26 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     Parameters
     ----------
     name
-        The name that the files were to have; None: whatever it was.
+        Final name of the files; None: any name.
     """
     name = None if name is None else _ending(name)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            found = _TEMPORARY.fullmatch(entry.name)
-            if found is None or name not in (None, found[1]) or entry.path in _unfinished:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or name not in (None, match[1]) or entry.path in _unfinished:
                 continue
             with suppress(OSError):
-                _remove_if_left(entry.path)
+                _remove_leftover(entry.path)
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is a temporary one."""
+    """Whether a file name is a temporary one."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextmanager
 def discard_on_exit(path: Path, thing: Discardable) -> Iterator[None]:
-    """Let a signal that ends the process within this context discard what is being made."""
+    """Discard `thing` if a signal ends the process within this context."""
     _unfinished[str(path)] = thing
     try:
         yield
@@ -277,40 +281,39 @@ def discard_on_exit(path: Path, thing: Discardable) -> Iterator[None]:
 
 
 def discard_unfinished() -> None:
-    """Remove all that this process is writing: it is about to end."""
-    for thing in reversed(list(_unfinished.values())):  # a folder after what is in it
+    """Remove all files and folders that this process is writing, before it ends."""
+    for thing in reversed(list(_unfinished.values())):  # a folder after its files
         with suppress(Exception):
             thing.discard()
 
 
-if hasattr(os, "register_at_fork"):  # what its parent writes is not a child's to remove
+if hasattr(os, "register_at_fork"):  # a child process must not remove its parent's files
     os.register_at_fork(after_in_child=_unfinished.clear)
 
 
 def _ending(name: str) -> str:
-    """As much of a name as a temporary one has room for."""
     encoded = os.fsencode(name)
     whole = len(encoded) <= _LONGEST
     return name if whole else encoded[-_LONGEST:].decode(errors="ignore")
 
 
-def _remove_if_left(path: str) -> None:
-    """Remove a file of this user's that nobody has locked."""
+def _remove_leftover(path: str) -> None:
+    """Remove a file of this user that no process has locked."""
     if os.name == "nt":
         os.unlink(path)  # fails where another process has it open
         return
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(handle)
-        own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-        if own and _locked(handle):
+        is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        if is_ours and _locked(handle):
             os.unlink(path)
     finally:
         os.close(handle)
 
 
 def _locked(handle: int) -> bool | None:
-    """Lock an open file; False if another process has, None where there are no locks."""
+    """Lock an open file; False if another process holds the lock, None without locks."""
     if os.name == "nt":
         return None
     import fcntl
@@ -330,8 +333,7 @@ def _unlock(handle: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where the system can."""
-    if os.name == "nt":
+    if os.name == "nt":  # Windows cannot sync folders
         return
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -342,11 +344,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 PRODUCER = "lstm-cli"
-"""The name in every mark."""
+"""Name of this program in every mark."""
 SIGNATURE = f"{PRODUCER} {__version__}"
-"""The mark in JSON, under the key ``producer``, and in other texts."""
+"""Mark in JSON, under the key ``producer``, and in other texts."""
 HDF5_ATTRIBUTE = "lstm_cli_version"
-"""The mark in HDF5: an attribute of the root group."""
+"""Mark in HDF5: an attribute of the root group."""
 RUN_FILES = ("model.safetensors", "checkpoint.safetensors", "config.yaml", "metrics.jsonl")
 """Files of a training folder that no other command replaces."""
 
@@ -364,25 +366,25 @@ _XML = re.compile(rb'<Info\s+name="Creator"\s+value="lstm-cli [^"]*"')
 def check_output_path(
     path: str | Path, *, option: str, force: bool, suffix: str = "", streams: bool = False
 ) -> None:
-    """Raise unless a file may be made, or replaced, at a path.
+    """Raise unless a file may be created or replaced at a path.
 
     Parameters
     ----------
     option
-        What names another path, for hints: ``--output``, ``DST``.
+        Option or argument that names the path, for hints: ``--output``, ``DST``.
     force
-        Replace what another program wrote.
+        Replace another program's file.
     suffix
-        Of files of this kind, for hints.
+        Suffix of files of this kind, for hints.
     streams
-        A device or a pipe can be written to.
+        The path may be a device or a pipe.
 
     Raises
     ------
     LstmCliError
-        Its folder does not exist, or something that is no file has that name.
+        The folder does not exist, or the path is no regular file.
     UsageError
-        It belongs to a training run, or another program wrote it and `force` is not set.
+        The file belongs to a training run, or another program wrote it and `force` is not set.
     """
     folder = os.path.dirname(os.path.realpath(path))
     if streams and is_stream(path):
@@ -398,7 +400,7 @@ def check_output_path(
         inside = os.path.join(path, f"out{suffix}")
         raise LstmCliError(
             f"{path} cannot be written: it is no regular file",
-            expected="a new name, or a file to be replaced",
+            expected="a new name, or a file to replace",
             found="a folder" if os.path.isdir(path) else "a device or pipe",
             where=str(path),
             hint=f"{option} {quote(inside)}" if os.path.isdir(path) else None,
@@ -415,10 +417,10 @@ def check_output_path(
 
 
 def require_producer_mark(path: str | Path) -> None:
-    """Raise UsageError if a file is there that another program wrote."""
+    """Raise UsageError if another program wrote the file."""
     if os.path.exists(path) and not has_producer_mark(path):
         raise UsageError(
-            f"{path} exists, and does not say that lstm-cli wrote it",
+            f"{path} exists, and has no mark that lstm-cli wrote it",
             expected="a new name, or a file that lstm-cli wrote",
             where=str(path),
             hint="--force replaces it",
@@ -426,7 +428,7 @@ def require_producer_mark(path: str | Path) -> None:
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether a path leads to a device, a pipe or an open file, which is written to as it is."""
+    """Whether a path leads to a device, a pipe or an open file, which is written in place."""
     if _STREAM.fullmatch(str(path)):
         return True
     try:
@@ -437,17 +439,17 @@ def is_stream(path: str | Path) -> bool:
 
 
 def has_producer_mark(path: str | Path) -> bool:
-    """Whether a file says that lstm-cli wrote it. CSV and PyTorch's archives cannot say it."""
+    """Whether a file has the mark of lstm-cli; CSV and PyTorch's archives cannot have one."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
             return (
                 _JSON.match(head.lstrip()) is not None
                 or (head.startswith(b"<?xml") and _XML.search(head) is not None)
-                or _is_own_archive(head)
-                or _is_own_hdf5(file, head)
-                or _is_own_safetensors(file, head)
-                or _is_own_onnx(file)
+                or _is_marked_archive(head)
+                or _is_marked_hdf5(file, head)
+                or _is_marked_safetensors(file, head)
+                or _is_marked_onnx(file)
             )
     except (OSError, ValueError, IndexError, RecursionError):
         return False
@@ -457,15 +459,15 @@ def _holds_run(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, "checkpoint.safetensors"))
 
 
-def _is_own_archive(head: bytes) -> bool:
-    """A ``.keras`` file: its first member, which is not compressed, has the mark."""
+def _is_marked_archive(head: bytes) -> bool:
+    # The first member of a ``.keras`` file is not compressed.
     name = b"metadata.json"
     key = f'"producer": "{PRODUCER} '.encode()
     return head.startswith(b"PK\3\4") and head[30 : 30 + len(name)] == name and key in head[:512]
 
 
-def _is_own_safetensors(file: BinaryIO, head: bytes) -> bool:
-    """The header's texts: ``format`` in native files, ``producer`` in those for PyTorch."""
+def _is_marked_safetensors(file: BinaryIO, head: bytes) -> bool:
+    # Native files have the mark as ``format``, files for PyTorch as ``producer``.
     size = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{" or size > _LARGEST_HEADER:
         return False
@@ -477,8 +479,7 @@ def _is_own_safetensors(file: BinaryIO, head: bytes) -> bool:
     return texts.get("format") == PRODUCER or str(texts.get("producer")).startswith(f"{PRODUCER} ")
 
 
-def _is_own_onnx(file: BinaryIO) -> bool:
-    """A model's field 2, ``producer_name``; those in front of it are passed over."""
+def _is_marked_onnx(file: BinaryIO) -> bool:
     file.seek(0)
     for _ in range(_MOST_PARTS):
         tag = _varint(file)
@@ -487,7 +488,7 @@ def _is_own_onnx(file: BinaryIO) -> bool:
             _varint(file)
         elif kind == 2:
             size = _varint(file)
-            if number == 2:
+            if number == 2:  # producer_name of the model
                 return size == len(PRODUCER) and file.read(size) == PRODUCER.encode()
             file.seek(size, os.SEEK_CUR)
         else:
@@ -496,7 +497,7 @@ def _is_own_onnx(file: BinaryIO) -> bool:
 
 
 def _varint(file: BinaryIO) -> int:
-    """A number of variable length; ValueError where there is none."""
+    """Read a protobuf number of variable length; ValueError if there is none."""
     value = 0
     for k in range(10):
         byte = file.read(1)
@@ -508,10 +509,10 @@ def _varint(file: BinaryIO) -> int:
     raise ValueError("no varint")
 
 
-def _is_own_hdf5(file: BinaryIO, head: bytes) -> bool:
-    """The messages of the root group's object header, as h5py writes it by default.
+def _is_marked_hdf5(file: BinaryIO, head: bytes) -> bool:
+    """Look for the mark in the root group's object header, as h5py writes it by default.
 
-    Superblock version 0 with addresses of 8 bytes, and an object header of version 1.
+    That is superblock version 0 with addresses of 8 bytes, and object header version 1.
     """
     if not head.startswith(b"\x89HDF\r\n\x1a\n\0") or head[13:15] != b"\x08\x08":
         return False
@@ -521,7 +522,7 @@ def _is_own_hdf5(file: BinaryIO, head: bytes) -> bool:
     if prefix[:1] != b"\1":
         return False
     parts = [(address + 16, int.from_bytes(prefix[8:12], "little"))]
-    for start, size in parts:  # grows with each continuation that is met
+    for start, size in parts:  # grows with each continuation message
         file.seek(start)
         block, at = file.read(min(size, 1 << 20)), 0
         while at + 8 <= len(block):
@@ -538,7 +539,7 @@ def _is_own_hdf5(file: BinaryIO, head: bytes) -> bool:
 
 
 def _attribute_name(body: bytes) -> bytes:
-    """The name in an attribute's message; version 3 has a byte for its encoding in front."""
+    """The name in an attribute message; version 3 has an encoding byte before it."""
     start = 9 if body[:1] == b"\3" else 8
     size = int.from_bytes(body[2:4], "little")
     return body[start : start + size].rstrip(b"\0")

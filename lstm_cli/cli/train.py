@@ -1,4 +1,4 @@
-"""``lstm-cli train``."""
+"""``lstm-cli train``, and the display of its progress: a live line, or a line per epoch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Examples:
 
 ENDS = {
     "epochs": "all epochs are done",
-    "patience": "none was better for as long as train.patience waits",
+    "patience": "no epoch was better within train.patience",
 }
 
 
@@ -47,25 +47,30 @@ ENDS = {
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
 @click.option(
-    "--output", type=FILE, required=True, help="Folder of the run; made with the first checkpoint."
+    "--output",
+    type=FILE,
+    required=True,
+    help="Folder of the run; created with the first checkpoint.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in the folder, if there is one, to the same bits.",
+    help="Continue the run in the folder, if there is one, to the same bits.",
 )
 @click.option(
     "--checkpoint-every",
     type=click.FloatRange(min=0),
     default=10.0,
     metavar="SECONDS",
-    help="Save within an epoch after so long; after each epoch anyway.  [default: 10]",
+    help="Seconds between checkpoints within an epoch; every epoch has one.  [default: 10]",
 )
 @click.option(
     "--batch-size",
-    callback=lambda *given: None if given[-1] is None else parsed_batch_size(*given),
+    callback=lambda ctx, parameter, value: (
+        None if value is None else parsed_batch_size(ctx, parameter, value)
+    ),
     metavar="N|auto",
-    help="Sequences in a batch; auto, the default: train.batch_size.",
+    help="Number of sequences per batch; auto, the default: train.batch_size.",
 )
 @output_options
 @external_option
@@ -80,15 +85,14 @@ def command(
     batch_size: int | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
     allow_external: bool,
     options: ModelOptions,
 ) -> int:
     """Train a network on sequences with targets.
 
-    Learns from DATA as the config's section `train` says and writes to --output: the best
-    weights, which run alone, the metrics of every epoch, and checkpoints. Killed at any moment
-    and resumed, a run ends in the same bits. Ctrl-C finishes the step, saves and exits 130.
+    Trains on DATA by the config's section `train`. --output gets the best weights, which can be
+    run alone, the metrics of every epoch, and checkpoints. A run that is killed and resumed ends
+    in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
     from lstm_cli.api.fit import check_data
     from lstm_cli.api.resuming import train_section
@@ -98,8 +102,8 @@ def command(
 
     console = Console(as_json=as_json, quiet=quiet)
     if batch_size is not None:
-        chosen = (*options.overrides, f"train.batch_size={batch_size}")
-        options = replace(options, overrides=chosen)
+        overrides = (*options.overrides, f"train.batch_size={batch_size}")
+        options = replace(options, overrides=overrides)
     check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     config = options.config(source)
@@ -116,7 +120,7 @@ def command(
                 held,
                 choice.engine,
                 weights=options.weights_of(source),
-                reading=options.reading.options,
+                reading=options.reading.read_options,
                 checkpoint_every=checkpoint_every,
             )
             report = _train(console, run)
@@ -126,14 +130,14 @@ def command(
 
 
 def _train(console: Console, run: TrainingRun) -> TrainReport:
-    """Run unless the run has ended before, and say how it ended."""
+    """Run, unless the run has already ended, and print how it ended."""
     from lstm_cli.cli.interrupts import interrupts
 
     for note in run.notes:
         console.note(f"note: {note}")
     if run.ended is not None:
         report = run.report()
-        console.note(f"the run in {run.folder.path} has ended: {_how(report)}")
+        console.note(f"the run in {run.folder.path} has ended: {_end(report)}")
         return report
     console.show(*_head(run))
     shown = len(run.notes)
@@ -146,14 +150,14 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
         console.note(f"note: {note}")
     if report.end == "interrupted":
         if report.files:
-            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
+            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} continues")
         else:
             console.note("stopped before the first batch; nothing was saved")
     return report
 
 
 def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
-    """The run; where the device's memory is too small, what batch may fit."""
+    """Run; if the device's memory is too small, the error suggests a batch size."""
     from lstm_cli.errors import DeviceMemoryError
 
     try:
@@ -174,28 +178,28 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
 
 def _head(run: TrainingRun) -> list[Any]:
     task, engine = run.task, run.model.network.engine
-    held = f", {task.measured:,} to measure on" if task.measured else ""
-    begin = f"weights {run.model.weights_name}"
+    validation = f", {task.measured:,} for validation" if task.measured else ""
+    start = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
-        begin = f"goes on after epoch {run.epochs_before}"
+        start = f"continues after epoch {run.epochs_before}"
     return [
         f"{run.model.config.name} · {task.data.description}",
-        f"{task.learned:,} to learn from{held} · loss {task.train.loss}, "
+        f"{task.learned:,} for training{validation} · loss {task.train.loss}, "
         f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
-        f"{begin} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
+        f"{start} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
         machine_line(engine),
     ]
 
 
-def _how(report: TrainReport) -> str:
+def _end(report: TrainReport) -> str:
     return f"{ENDS.get(report.end, report.end)} after epoch {report.epoch}"
 
 
 def _resume_line() -> str:
-    """The command that goes on with the run."""
-    given = [str(word) for word in click.get_current_context().obj or ()]
-    more = [] if "--resume" in given else ["--resume"]
-    return " ".join(map(quote, ["lstm-cli", *given, *more]))
+    """The command that continues the run."""
+    words = [str(word) for word in click.get_current_context().obj or ()]
+    more = [] if "--resume" in words else ["--resume"]
+    return " ".join(map(quote, ["lstm-cli", *words, *more]))
 
 
 def _show(
@@ -246,9 +250,9 @@ def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
 
 METRICS = ("loss", "accuracy", "auc", "mse", "mae")
 BAR = 12
-"""Columns of the bar."""
+"""Width of the progress bar in columns."""
 DROPPED = ("accuracy", "val", "best", "rate", "loss")
-"""What the moving line leaves out in a narrow terminal, the first one first."""
+"""Parts that the live line leaves out in a narrow terminal, the first one first."""
 
 
 class PlainReporter:
@@ -258,76 +262,76 @@ class PlainReporter:
         self.console, self.epochs, self.loss = console, epochs, loss
 
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
-        """Nothing: a line a batch would be too many."""
+        """Do nothing, since a line per batch would be too many."""
 
     def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
-        """The epoch's line."""
+        """Print the epoch's line."""
         self.console.note(epoch_line(progress, row, self.epochs, self.loss))
 
 
 class LiveReporter:
-    """One line that moves: epoch, step, loss, rate, what is best, time left.
+    """One live line: epoch, step, loss, learning rate, best metric, remaining time.
 
     Parameters
     ----------
     bar
-        The line, as `Console.live_bar` gives it.
+        The line from `Console.live_bar`.
     epochs
-        Of the run.
+        Number of epochs of the run.
     width
-        Columns beside the bar; what matters least is left out where there are too few.
+        Columns next to the bar; in a narrow terminal, parts in `DROPPED` are left out.
     """
 
     def __init__(self, bar: Any, epochs: int, width: int) -> None:
         self.bar, self.epochs, self.width = bar, epochs, width
         self.task: Any = None
-        self._begun, self._first = perf_counter(), 0.0
+        self._start, self._first = perf_counter(), 0.0
         self._last: Row = {}
 
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
-        """Move the line."""
+        """Update the line."""
         head = f"epoch {progress.epoch + 1}/{self.epochs}"
         if self.task is None:
             self.task = self.bar.add_task("", total=batches, head=head, tail="")
             self._first = progress.epoch + (progress.batch - 1) / batches
-        done = progress.epoch + progress.batch / batches
+        epochs = progress.epoch + progress.batch / batches
         parts = {
             "step": f"{progress.batch}/{batches}",
             "loss": "" if loss is None else f"loss {loss:.3g}",
-            **_measured(self._last),
+            **_validation(self._last),
             "rate": f"rate {progress.rate:.3g}",
             "best": best(progress),
-            "left": f"{duration(self._left(done))} left",
+            "left": f"{duration(self._remaining(epochs))} left",
         }
         tail = fitting(parts, self.width - len(head))
         self.bar.update(self.task, completed=progress.batch, total=batches, head=head, tail=tail)
 
     def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
-        """Remember what the next line shows."""
+        """Store the metrics that the next line shows."""
         self._last = row
 
-    def _left(self, done: float) -> float:
-        """Seconds until the last epoch ends, at the pace so far; `done` counts epochs."""
-        spent = perf_counter() - self._begun
-        return spent / (done - self._first) * max(self.epochs - done, 0.0)
+    def _remaining(self, epochs: float) -> float:
+        """Seconds until the last epoch ends, from the time of the `epochs` so far."""
+        spent = perf_counter() - self._start
+        return spent / (epochs - self._first) * max(self.epochs - epochs, 0.0)
 
 
 class SilentReporter:
-    """Nobody is told."""
+    """Prints nothing."""
 
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
 @contextmanager
 def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
-    """The reporter that suits where stderr goes."""
+    """The reporter for ``--quiet``, a terminal, or a file."""
     if console.quiet:
         yield SilentReporter()
-    elif not console.watched:
+    elif not console.is_interactive:
         yield PlainReporter(console, epochs, loss)
     else:
         with console.live_bar(BAR) as bar:
@@ -335,15 +339,15 @@ def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
 
 
 def shown_metrics(row: Row, loss: str) -> list[str]:
-    """Names of metrics in a row, each figure once: the loss stands for the metric that it is."""
+    """Names of the metrics in a row, without the metric that equals the loss."""
     names = [name.removeprefix("val_") for name in row]
     return [name for name in METRICS if name in names and name != loss]
 
 
 def epoch_line(progress: Progress, row: Row, epochs: int, loss: str) -> str:
     """``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
-    every = shown_metrics(row, loss)
-    names = [name for name in row if name.removeprefix("val_") in every]
+    metrics = shown_metrics(row, loss)
+    names = [name for name in row if name.removeprefix("val_") in metrics]
     figures = "".join(f"  {name} {row[name]:.4g}" for name in names)
     rate = f"  rate {row['rate']:.3g}"
     spent = units.seconds(row["seconds"])
@@ -351,12 +355,12 @@ def epoch_line(progress: Progress, row: Row, epochs: int, loss: str) -> str:
 
 
 def fitting(parts: Mapping[str, str], width: int) -> str:
-    """The parts in their order, two spaces apart, as many as fit; `DROPPED` go first."""
-    left = {name: text for name, text in parts.items() if text}
+    """The parts that fit into `width`, two spaces apart; parts in `DROPPED` are left out first."""
+    fit = {name: text for name, text in parts.items() if text}
     for name in DROPPED:
-        if sum(map(len, left.values())) + 2 * len(left) > width:
-            left.pop(name, None)
-    return "  ".join(left.values())
+        if sum(map(len, fit.values())) + 2 * len(fit) > width:
+            fit.pop(name, None)
+    return "  ".join(fit.values())
 
 
 def duration(seconds: float) -> str:
@@ -369,18 +373,18 @@ def duration(seconds: float) -> str:
 
 
 def best(progress: Progress) -> str:
-    """``best 0.967 (12)``; nothing before the first epoch has ended."""
+    """``best 0.967 (12)``; empty before the end of the first epoch."""
     if progress.best is None:
         return ""
     return f"best {progress.best:.4g} ({progress.best_epoch})"
 
 
-def _measured(row: Row) -> dict[str, str]:
-    """What the last epoch gave: ``val 0.301``, ``accuracy 0.963``."""
-    found = {}
+def _validation(row: Row) -> dict[str, str]:
+    """Parts of the live line from the last epoch: ``val 0.301``, ``accuracy 0.963``."""
+    parts = {}
     if "val_loss" in row:
-        found["val"] = f"val {row['val_loss']:.3g}"
+        parts["val"] = f"val {row['val_loss']:.3g}"
     accuracy = row.get("val_accuracy", row.get("accuracy"))
     if accuracy is not None:
-        found["accuracy"] = f"accuracy {accuracy:.3g}"
-    return found
+        parts["accuracy"] = f"accuracy {accuracy:.3g}"
+    return parts
