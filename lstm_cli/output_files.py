@@ -2,7 +2,7 @@
 
 A file is written under a temporary name in the same folder, made durable, and renamed. The
 temporary file is locked while its process lives. So the next process that writes the same file
-can remove the leftovers of a killed process, and never removes a file that is being written.
+removes the leftovers of killed processes only.
 
 Without ``--force``, only files with a mark of lstm-cli are replaced. The mark is in a file's first
 bytes, and this module reads it without format libraries. So damaged, hostile and very large files
@@ -226,7 +226,7 @@ def write_error(path: str | Path, what: str, error: OSError) -> LstmCliError:
 
 
 def error_hint(number: int | None) -> str | None:
-    """A hint for the system's error number that holds wherever a file is written, or None."""
+    """A hint for the system's error number that suits every file, or None."""
     if number != errno.EFBIG:
         return None
     return "ulimit -f unlimited lifts the limit on the size of files"

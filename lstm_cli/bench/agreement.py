@@ -164,8 +164,8 @@ ROUNDING_TOLERANCES: Mapping[str, RoundingTolerance] = {
 }
 """Tolerances of dtypes that round operands. TF32 and float16 have 11 bits, bfloat16 has 8.
 
-Rounded operands change outputs of an LSTM (64 to 1536 units, 64 to 1024 steps) by at most 1.1e-3
-in TF32 and float16, and by 8e-3 in bfloat16. PyTorch stores
+LSTMs of 64 to 1536 units were run over 64 to 1024 steps with rounded operands. Outputs change by at
+most 1.1e-3 in TF32 and float16, and by 8e-3 in bfloat16. PyTorch stores
 outputs in 16 bits; its outputs change by 2.3e-3 and 1.2e-2."""
 
 PEER_FACTOR = 2.0

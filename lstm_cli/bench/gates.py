@@ -79,7 +79,6 @@ def _total(costs: Mapping[_Labels, float]) -> float:
 
 
 def _costs(net: Network, seconds: Mapping[int, Mapping[str, float]]) -> dict[_Labels, float]:
-    """Seconds of one pass by layer, gate and part, in the order of the equations."""
     return {
         (spec.index, *labels): spent
         for spec in net.layers

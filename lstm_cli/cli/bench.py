@@ -117,9 +117,9 @@ def command(
     weights, inputs and targets. Their results are compared before anything is timed. Rounds are
     interleaved, so a ratio holds when the machine's speed drifts.
 
-    GFLOP/s count the matrix products of valid steps. "of limit" is the larger of two shares, of
-    measured limits: the machine's multiply-add peak, and the speed at which all threads together
-    read the recurrent weights from their cache once per step. With --ragged PyTorch gets packed
+    GFLOP/s count the matrix products of valid steps. "of limit" is the larger share of two measured
+    limits. One is the machine's multiply-add peak; the other is the speed at which all threads
+    together read the recurrent weights from cache. With --ragged PyTorch gets packed
     sequences. Then "a step" is the time per step of full-length sequences over the time per valid
     step: 1.00 if time is proportional to valid steps.
     """

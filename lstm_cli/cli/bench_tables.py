@@ -34,7 +34,7 @@ def bench_report(
     explained: Sequence[SizeExplanation] = (),
 ) -> list[Any]:
     """All tables and lines of a benchmark."""
-    parts: list[Any] = [*head_lines(machine, engine), _what(results), size_table(results)]
+    parts: list[Any] = [*head_lines(machine, engine), _workload_line(results), size_table(results)]
     lines = [_mean(results), *_differing(results), *_skipped(results)]
     lines += [_limits(results), _memory(results, memory)]
     parts += [line for line in lines if line]
@@ -94,8 +94,7 @@ def _limits(results: Sequence[SizeResult]) -> str:
     return f"{line}, recurrent weights read at {' to '.join(range_)} GB/s"
 
 
-def _what(results: Sequence[SizeResult]) -> str:
-    """The workload, with the layers if they are the same at every size."""
+def _workload_line(results: Sequence[SizeResult]) -> str:
     layers, work = {result.layers for result in results}, WORK[results[0].mode]
     if len(layers) == 1:
         return f"{work} of {results[0].layers}"

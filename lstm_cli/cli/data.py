@@ -40,8 +40,9 @@ SHOWN_ALIKE = 20
 def command(path: str, *, as_json: bool, quiet: bool, allow_external: bool) -> None:
     """Show what an HDF5 file holds, and what to put in the config.
 
-    Lists every dataset and its role, every group of sequences with layout, lengths and classes,
-    all problems, and YAML for the start of a config. Exits 3 if the file has no usable sequences.
+    Lists every dataset with its role, and every group of sequences with layout, lengths and
+    classes. Then come all problems, and YAML for the start of a config. Exits 3 if the file has no
+    usable sequences.
     """
     from lstm_cli.data import DataOptions, describe
 

@@ -47,7 +47,6 @@ def command(*, as_json: bool, quiet: bool) -> None:
 
 
 def _kernel_cache(kernels: CacheState) -> str:
-    """The cache of compiled kernels, or the reason why there is none."""
     if not kernels.usable:
         return f"compiled kernels are not kept: {kernels.reason}"
     files = counted(kernels.files, "file")

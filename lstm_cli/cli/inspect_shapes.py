@@ -51,9 +51,10 @@ def command(
 ) -> None:
     """Show every matrix and vector of every gate, and every misfit.
 
-    Lists role, formula, shape, parameters, bytes and stored name of each, and the activations of
-    each layer per step and per batch. With --weights or DATA it reports every misfit at once,
-    with both shapes and their sources. Exits 4 if the weights do not fit, 3 if the data does not.
+    Lists role, formula, shape, parameters, bytes and stored name of each. For each layer it lists
+    the activations per step and per batch. With --weights or DATA it reports every misfit at
+    once, with both shapes and their sources. Exits 4 if the weights do not fit, 3 if the data does
+    not.
     """
     from lstm_cli.api.inspection import inspect, stored_tensors
     from lstm_cli.cli.tables import stored_table

@@ -137,8 +137,7 @@ def interruptible(doing: str, *, quiet: bool) -> Iterator[Callable[[], None]]:
 
 
 def _numbers(names: tuple[str, ...]) -> list[int]:
-    """Numbers of the signals that exist on this system."""
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]  # of this system
 
 
 def _is_ignored(number: int) -> bool:
@@ -152,7 +151,6 @@ def _end(code: int) -> NoReturn:
 
 
 def _end_by(number: int, frame: FrameType | None) -> None:
-    """End the process by a signal, as without a handler."""
     discard_unfinished()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

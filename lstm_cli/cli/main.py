@@ -204,8 +204,7 @@ def _option_hint(option: str, ctx: click.Context) -> str | None:
 def _print_problems(
     problems: Sequence[Problem], exit_code: int, headline: str | None = None
 ) -> None:
-    """Print the problems as the JSON document, unless the command has printed one."""
-    if not Console.printed:
+    if not Console.printed:  # stdout has one document at most
         error = {"headline": headline, "exit_code": exit_code, "problems": problems}
         print_json({"error": error})
 
@@ -255,8 +254,7 @@ def _check_memory(args: list[str]) -> None:
 def _shortage(error: BaseException, command: str) -> tuple[str, str] | None:
     """A message and a hint if memory or threads ran out; None for other errors.
 
-    An error that another one caused counts only if memory is short now, since damaged files may
-    request any amount of memory.
+    If another error caused it, memory must be short now: damaged files request any amount.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -72,8 +72,8 @@ def command(
 ) -> None:
     """Run a network over sequences.
 
-    Builds the network, runs the forward pass over DATA, and shows the shapes of every gate,
-    timings, and metrics if the data has targets. Several DATA are one dataset.
+    Builds the network and runs the forward pass over DATA. Shows the shapes of every gate, timings,
+    and metrics if the data has targets. Several DATA are one dataset.
     """
     from lstm_cli.api.fit import check_data
     from lstm_cli.api.shapes import network_shapes

@@ -196,7 +196,6 @@ def _end(report: TrainReport) -> str:
 
 
 def _resume_line() -> str:
-    """The command that continues the run."""
     words = [str(word) for word in click.get_current_context().obj or ()]
     more = [] if "--resume" in words else ["--resume"]
     return " ".join(map(quote, ["lstm-cli", *words, *more]))

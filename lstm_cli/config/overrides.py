@@ -82,7 +82,7 @@ def _put(raw: Any, path: KeyPath, value: Any) -> None:
 
 
 def _name_key(path: KeyPath) -> str | None:
-    """The key of the name in a mapping that may be written as a bare name; else None."""
+    # Such a mapping may be written as a bare name.
     if path in (("train", "optimizer"), ("train", "schedule")):
         return "type"
     in_layer = path[:2] == ("model", "layers") and len(path) > 3

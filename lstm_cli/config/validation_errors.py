@@ -112,7 +112,7 @@ def _kind_path(path: KeyPath) -> KeyPath | None:
 
 
 def _user_path(loc: KeyPath) -> KeyPath:
-    """The path without the tag that pydantic inserts after a value with a `type`."""
+    # pydantic inserts a tag after a value with a `type`.
     prefix = _kind_path(loc)
     return loc if prefix is None else (*prefix, *loc[len(prefix) + 1 :])
 
@@ -247,7 +247,6 @@ def _no_mapping(path: KeyPath, value: Any, report: ProblemReport) -> None:
 
 @lru_cache
 def _fragment(owner: type[Section], key: str) -> dict[str, Any]:
-    """The JSON Schema of one key, without null for an optional key."""
     fragment: dict[str, Any] = owner.model_json_schema()["properties"][key]
     choices = [c for c in fragment.get("anyOf", []) if c.get("type") != "null"]
     return choices[0] if len(choices) == 1 else fragment

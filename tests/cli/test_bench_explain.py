@@ -48,7 +48,7 @@ def test_a_modelled_floor_stands_beside_what_was_measured():
     assert explanation_lines([one]) == [
         "",
         "how each size was computed, and why",
-        "512 × 16 × 100: 1.9 µs a step, 1.25 µs by a model at least",
+        "512 × 16 × 100: 1.9 µs per step, at least 1.25 µs by a model",
         "  layer 0 lstm: persistent, clusters of 8",
         "    the weights fit 8 blocks",
     ]

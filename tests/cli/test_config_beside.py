@@ -30,8 +30,7 @@ DIFFERS = "is taken where"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def sequences(in_tmp_path):
     with h5py.File("d.h5", "w") as file:
         file["inputs"] = random_inputs(N, T, D).astype("f4")
 

@@ -156,8 +156,8 @@ def test_usage(lstm, arguments):
         ("run", "--outptu", "did you mean --output?"),
         ("convert", "--ckeck", "did you mean --check?"),
         ("devices", "--jsno", "did you mean --json?"),
-        ("train", "--epochs", "the config has it: --set train.epochs=…"),
-        ("train", "--lr", "the config has it: --set train.optimizer.learning_rate=…"),
+        ("train", "--epochs", "the config has this key: --set train.epochs=…"),
+        ("train", "--lr", "the config has this key: --set train.optimizer.learning_rate=…"),
     ],
 )
 def test_an_unknown_option_proposes_the_nearest(lstm, command, option, hint):
@@ -509,7 +509,7 @@ def test_more_threads_than_can_run(lstm, monkeypatch):
     monkeypatch.setattr(threads, "allowed_threads", lambda: 1)
     given = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
     outcome = lstm(*given, "--threads", 192, "--engine", "reference")
-    assert "192 threads were asked for; 1 can run here at once, and 1 are used" in outcome.err
+    assert "192 threads were requested, but only 1 can run here at once; using 1" in outcome.err
     assert outcome.json["threads"] == 1
 
 

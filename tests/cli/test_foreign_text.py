@@ -199,9 +199,8 @@ DATA = (hdf5, groups, labels)
 
 
 @pytest.fixture(params=["plain", "colors"])
-def shown(request, lstm, tmp_path, monkeypatch):
+def shown(request, lstm, in_tmp_path, monkeypatch):
     """Run a command; only printable characters may be written, and our own colors."""
-    monkeypatch.chdir(tmp_path)
     if request.param == "colors":
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.delenv("NO_COLOR")

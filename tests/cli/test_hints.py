@@ -188,11 +188,6 @@ def called(function: Callable[[], Any]) -> str:
     return ""
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def _id(one: Case) -> str:
     return re.sub(r"\W+", "-", one.hint)[:60].strip("-")
 
@@ -540,7 +535,7 @@ def _() -> None:
 @case("did you mean {}?", "run . x.h5", do="lstm-cli run ./c.yaml x.h5")
 @case("set {} itself: --set {}=…", "run c.yaml x.h5 --set model.layers.0.hidden_size.x=3", do="lstm-cli run c.yaml x.h5 --set model.layers.0.hidden_size=3")
 @case("set {} whole: --set '{}=[…]'", "run e.yaml x.h5 --set model.layers.0.hidden_size=3", do="lstm-cli run e.yaml x.h5 --set 'model.layers=[{type: lstm, hidden_size: 3}]'")
-@case("the config has it: --set {}.{}=…", "inspect-shapes t.yaml --lr 0.1", do="lstm-cli inspect-shapes t.yaml --set train.optimizer.learning_rate=0.1")
+@case("the config has this key: --set {}.{}=…", "inspect-shapes t.yaml --lr 0.1", do="lstm-cli inspect-shapes t.yaml --set train.optimizer.learning_rate=0.1")
 @case("--set {}=…", "run c.yaml x.h5 --set model.layers.hidden_size=3", do="lstm-cli run c.yaml x.h5 --set model.layers.0.hidden_size=3")
 def _() -> None:
     Path("e.yaml").write_text("model: {input_size: 4, layers: []}")
@@ -672,7 +667,7 @@ def _() -> None:
     net(LAST, train={"loss": "mse", "monitor": "val_loss"})
 
 
-@case("look for a slip in hidden_size, units, input_size or steps", "inspect-shapes c.yaml", do=_config(YAML))
+@case("check hidden_size, units, input_size and steps for a typing error", "inspect-shapes c.yaml", do=_config(YAML))
 def _() -> None:
     net({"type": "lstm", "hidden_size": 2**24}, dense(2**24))
 
@@ -777,7 +772,7 @@ BENCH = "bench --hidden 2 --batch 1 --steps 2 --rounds 1"
 @case("bench --mode forward measures layers without weights", "bench d.yaml --steps 2 --batch 1 --rounds 1 --mode train", do="--mode forward")
 @case("--{} 128", lambda: _grid(0), do=lambda: _grid(128))
 @case("did you mean `{}`?", f"{BENCH} --dtype flot64", do="--dtype float64")
-@case("{} --help lists what it takes", "run c.yaml --nonsense", do="lstm-cli run --help", shows="--batch-size")
+@case("{} --help lists its arguments and options", "run c.yaml --nonsense", do="lstm-cli run --help", shows="--batch-size")
 @case("--dtype float32", "run c.yaml x.h5 --dtype float16")
 def _() -> None:
     net({"type": "dropout", "rate": 0.5}, path="d.yaml")
@@ -1144,11 +1139,11 @@ def _() -> None:
 
 
 @pytest.mark.parametrize("one", CASES, ids=_id)
-def test_a_hint(lstm, folder, one):
+def test_a_hint(lstm, in_tmp_path, one):
     check(lstm, one)
 
 
-def test_an_engine_that_cannot_be_used(lstm, folder, monkeypatch):
+def test_an_engine_that_cannot_be_used(lstm, in_tmp_path, monkeypatch):
     def host() -> None:
         raise machine.Unusable("no kernels here")
 

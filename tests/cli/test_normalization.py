@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 import lstm_cli
 from lstm_cli.formats import native
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 DIGITS = {"float32 at 1e5": (1e5, 50.0, "f4"), "float64 at 1.6e9": (1.6e9, 5.0, "f8")}
 LSTM = {"type": "lstm", "hidden_size": 6, "return_sequences": False}
 HEAD = {"type": "dense", "units": 2, "activation": "softmax"}
@@ -60,11 +62,6 @@ def model(path, *layers, mean=MEAN, scale=SCALE, dtype="float32", seed=3, **more
 def raw(N=4, T=7, seed=1, mean=MEAN, scale=SCALE):
     """Inputs of the data's range in float64."""
     return mean + scale * np.random.default_rng(seed).standard_normal((N, T, len(mean)))
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(params=DIGITS)

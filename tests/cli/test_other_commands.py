@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,12 +15,9 @@ from lstm_cli.cli.bench_tables import size_table
 from lstm_cli.cli.console import Console
 from lstm_cli.engines.selection import engine_statuses
 
+pytestmark = pytest.mark.usefixtures("at_root")
+
 VOWELS = "data/japanese-vowels.h5"
-
-
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch, request):
-    monkeypatch.chdir(Path(request.config.rootpath))
 
 
 def test_inspect_lists_eight_matrices_and_four_biases(lstm):
@@ -276,7 +272,7 @@ def test_bench_shows_the_machines_limits_where_the_engine_knows_them(lstm):
         assert "of limit" in outcome.out
         assert "% peak" in outcome.out or "% reads" in outcome.out
         assert "measured limits" in outcome.out
-        assert "to compute in" in outcome.out
+        assert "the engine's workspace takes" in outcome.out
         document = lstm("bench", *options, "jit", "--json").json
         assert document["workspace_memory"] > 0
         for result in document["results"]:

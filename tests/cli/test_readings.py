@@ -17,17 +17,14 @@ import pytest
 
 import lstm_cli
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 torch = pytest.importorskip("torch")
 
 N, T, D, H = 4, 5, 2, 3
 LENGTHS = np.array([5, 2, 4, 1])
 SETTING = re.compile(r"--set (\S+?)[;,]?(?:\s|$)")
 Command = Any
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 class Net(torch.nn.Module):

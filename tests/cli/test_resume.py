@@ -179,10 +179,10 @@ def test_asked_to_stop(files, undisturbed, tmp_path, number):
     assert "finishing the step; Ctrl-C again stops at once" in err
     told = next(text for text in err.splitlines() if text.startswith("stopped in epoch"))
     assert told.startswith(f"stopped in epoch {progress(output)[0] + 1}; lstm-cli train ")
-    assert told.endswith("--resume goes on")
+    assert told.endswith("--resume continues")
     assert "Traceback" not in err
     # The line that is said goes on, whatever is in it.
-    again = told.partition("; lstm-cli ")[2].removesuffix(" goes on")
+    again = told.partition("; lstm-cli ")[2].removesuffix(" continues")
     done = subprocess.run(
         [sys.executable, "-m", "lstm_cli", *shlex.split(again)],
         cwd=ROOT,

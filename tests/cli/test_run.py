@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
@@ -11,13 +9,10 @@ import pytest
 import lstm_cli
 from lstm_cli.engines.jit import compiler, recurrent
 
+pytestmark = pytest.mark.usefixtures("at_root")
+
 VOWELS = "data/japanese-vowels.h5:/test"
 VOWELS_CONFIG = "configs/japanese-vowels.yaml"
-
-
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch, request):
-    monkeypatch.chdir(Path(request.config.rootpath))
 
 
 def read(path):

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,6 +17,8 @@ import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.api.training import TrainingRun
 from lstm_cli.formats import native
+
+pytestmark = pytest.mark.usefixtures("at_root")
 
 VOWELS = "data/japanese-vowels.h5:/train"
 VOWELS_CONFIG = "configs/japanese-vowels.yaml"
@@ -34,11 +35,6 @@ train:
   batch_size: 8
   epochs: 3
 """
-
-
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch, request):
-    monkeypatch.chdir(Path(request.config.rootpath))
 
 
 @pytest.fixture
@@ -89,7 +85,7 @@ def test_a_run_from_beginning_to_end(lstm, net, words, tmp_path):
         ["epoch", "updates", "loss", "accuracy", "val_loss", "val_accuracy", "rate", "seconds"]
     ] * 3
     assert [row["updates"] for row in found] == [3, 6, 9]
-    assert "24 to learn from, 6 to measure on" in outcome.out
+    assert "24 for training, 6 for validation" in outcome.out
     best = min(found, key=lambda row: row["val_loss"])
     assert f"in epoch {best['epoch']} of 3" in outcome.out
     assert f"lstm-cli run {out}/model.safetensors" in outcome.out

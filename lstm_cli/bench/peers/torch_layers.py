@@ -164,7 +164,6 @@ def _names(spec: RecurrentSpec) -> dict[str, str]:
 def _state(
     device: TorchDevice, spec: RecurrentSpec, weights: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Tensors under PyTorch's names; the second bias is 0."""
     state = {theirs: device.weight(weights[own]) for own, theirs in _names(spec).items()}
     for name in [name for name in state if name.startswith("bias_ih")]:
         other = name.replace("bias_ih", "bias_hh")
