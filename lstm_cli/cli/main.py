@@ -248,7 +248,7 @@ def _check_memory(args: list[str]) -> None:
     if set(args) & {"--help", "-h", "--version"} or not args or "numpy" in sys.modules:
         return
     if not has_memory(LEAST_MEMORY):
-        raise MemoryError(f"lstm-cli needs {LEAST_MEMORY >> 20} MB to start")
+        raise MemoryError(f"a command needs {LEAST_MEMORY >> 20} MB to start")
 
 
 def _shortage(error: BaseException, command: str) -> tuple[str, str] | None:

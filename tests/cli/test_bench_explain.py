@@ -20,7 +20,7 @@ def test_each_size_is_told_with_its_way_and_reasons(lstm):
     out = lstm("bench", *SMALL, "--engine", "jit", "--threads", "1", "--explain").out
     told = out[out.index("how each size was computed, and why") :].splitlines()
     assert told[1].startswith("4 × 3 × 5: ")
-    assert told[1].endswith(" µs a step")
+    assert told[1].endswith(" µs per step")
     assert told[2] == "  layer 0 lstm: 1 thread"
     assert "4 gates" in told[3]
     assert any(line.startswith("40 × 3 × 5: ") for line in told)

@@ -559,8 +559,8 @@ class TestSignals:
     @pytest.mark.parametrize("number", ["SIGQUIT", "SIGUSR1", "SIGXCPU"])
     def test_those_that_end_a_process(self, tmp_path, number):
         code = (
-            "import os, signal, sys; from lstm_cli.cli import main; from lstm_cli import files\n"
-            f"files.Temporary.keep = lambda self: os.kill(os.getpid(), signal.{number})\n"
+            "import os, signal, sys; from lstm_cli.cli import main; from lstm_cli import output_files\n"
+            f"output_files.AtomicFile.keep = lambda self: os.kill(os.getpid(), signal.{number})\n"
             "sys.exit(main())"
         )
         done = subprocess.run(

@@ -789,7 +789,7 @@ def _grid(hidden: int) -> None:
 
 @case("x[None] makes a batch of one sequence", lambda: _built().run(inputs(T, D)), do=lambda: _built().run(inputs(T, D)[None]))
 @case("--set model.steps={}", lambda: _built(FLAT, steps=T - 1).run(inputs()), do=lambda: _built(FLAT, steps=T).run(inputs()))
-@case("look for a dict that stands in many places", lambda: lstm_cli.build(_many()), do=lambda: _built())
+@case("look for a dict that is used many times", lambda: lstm_cli.build(_many()), do=lambda: _built())
 @case("look for a dict that contains itself", lambda: lstm_cli.build(_circle()), do=lambda: _built())
 def _() -> None:
     pass
@@ -813,7 +813,7 @@ def _circle() -> dict[str, Any]:
     return made
 
 
-@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data says whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
+@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data tells whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
 def _() -> None:
     net()
     bad = inputs()
@@ -972,9 +972,9 @@ def _() -> None:
 
 
 @case("a config in the file, or with --config", "compare bare.safetensors bare.safetensors --data x.h5", do="--config c.yaml")
-@case("note: --config names a YAML config for what a file does not say", "compare relu.h5 relu.safetensors", do="--config relu.yaml")
+@case("note: --config names a YAML config with options that a file does not store", "compare relu.h5 relu.safetensors", do="--config relu.yaml")
 @case("--lengths and --states are of ONNX models, and {} is to be {}", "convert n.safetensors o.keras --states", do="lstm-cli convert n.safetensors o.keras")
-@case("--set changes a CONFIG, and there is none", "bench --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2", do="lstm-cli bench c.yaml --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2")
+@case("--set needs a CONFIG to change", "bench --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2", do="lstm-cli bench c.yaml --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2")
 @case("the JSON that --save writes", f"{BENCH} --compare x.json", do=lambda: main(shlex.split(f"{BENCH} --engine reference --quiet --force --save x.json")))
 @case("--device {}", "run c.yaml x.h5 --engine reference --device cuda", do="--device cpu")
 @case("copy or make the file again", "run c.yaml cut.h5", do=lambda: shutil.copy("x.h5", "cut.h5"))
@@ -1201,7 +1201,7 @@ ELSEWHERE = {
     ),
     "outputs in {} cannot tell the targets apart: {}; --dtype float64, in `train` and in `run`, "
     "keeps the digits": "cli/test_normalization.py::test_metrics_are_those_of_targets_as_stored",
-    "warning: the fold loses digits: {}; equal weights give other outputs then, which --data shows": (
+    "warning: the fold loses digits: {}; equal weights then give different outputs, which --data shows": (
         "cli/test_normalization.py::test_compare"
     ),
     "--batch-size {}, or --batch-size auto": "cli/test_cuda.py::test_memory_that_runs_out",
@@ -1215,7 +1215,7 @@ ELSEWHERE = {
     "store outputs = numpy.concatenate(list(outputs[-{}:]), axis=1)": "cli/test_readings.py::test_final_states_stacked",
     "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_beside_layers_without_biases",
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
-    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_structure.py::test_a_forget_bias_without_biases",
+    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
     "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_masks.py::test_where_nothing_tells_both_are_named",
     "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_masks.py::test_holes",
     ", if all columns are numbers": "unit/data/test_origin.py::test_columns",
@@ -1306,11 +1306,12 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "fewer units, a smaller --batch-size or --engine reference need less; ",
         "fewer units or --engine reference need less; ",
         "ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+        "ulimit -f unlimited lifts the limit on the size of files",
     ),
     "it explains, and asks for nothing": (
-        "Weights file, relative to this file, in --set to where it is typed.",
-        "Share of the sequences held out, or FILE.h5:/group relative to this file, in --set to "
-        "where it is typed.",
+        "Weights file, relative to this file (in --set to the working directory).",
+        "Share of the sequences held out, or FILE.h5:/group relative to this file (in --set to "
+        "the working directory).",
         "{} holds gates and states of every step, as lstm-cli run --gates writes them",
         "{} holds results, as lstm-cli run --output writes them",
         "--only and --ignore take a part of one layer's tensors, without {}",

@@ -389,7 +389,7 @@ def test_formats_without_a_place_get_the_fold(lstm, stack, suffix):
     np.testing.assert_allclose(found.run(x, LENGTHS).outputs, expected, rtol=0, atol=2e-4)
     equal = lstm("compare", "m.safetensors", f"m{suffix}", "--config", "m.yaml")
     assert equal.code == 0, equal.out
-    assert "A normalizes its inputs (inputs.mean, inputs.scale), B does not" in equal.out
+    assert "A normalizes its inputs (inputs.mean, inputs.scale), but B does not" in equal.out
     assert lstm("compare", f"m{suffix}", "m.safetensors", "--config", "m.yaml").code == 0
 
 

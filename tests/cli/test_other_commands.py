@@ -100,7 +100,7 @@ def test_inspect_a_weights_file_with_and_without_config(lstm, config, tmp_path):
     bare = lstm("inspect-shapes", tmp_path / "without.safetensors")
     assert bare.code == 0
     assert "layers.0.reverse.weight_hh" in bare.out
-    assert "carries no config" in bare.err
+    assert "has no config" in bare.err
     assert lstm("run", tmp_path / "without.safetensors", VOWELS).code == 4
 
 

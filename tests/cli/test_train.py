@@ -624,7 +624,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(lstm, net, words, tmp_path, monk
         outcome = lstm("train", net, words, "--output", out, "--checkpoint-every", 0)
     assert outcome.code == 1
     assert "no space left on device" in outcome.err
-    assert "hint: make room" in outcome.err
+    assert "hint: free some space" in outcome.err
     assert not list(out.glob(".*.part"))
     assert checkpoint_of(out)["epoch"] <= 2
     resumed = lstm("train", net, words, "--output", out, "--resume")

@@ -80,7 +80,7 @@ class OnnxRuntimePeer:
         Unsupported
             Always.
         """
-        raise Unsupported("ONNX Runtime runs networks, but does not train them")
+        raise Unsupported("ONNX Runtime does not train networks, it only runs them")
 
     def _session(self, model: bytes, threads: int) -> Any:
         options = self._runtime.SessionOptions()
