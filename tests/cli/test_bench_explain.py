@@ -16,15 +16,15 @@ JIT = any(status.engine == "jit" and status.usable for status in engine_statuses
 
 
 @pytest.mark.skipif(not JIT, reason="no jit engine here")
-def test_each_size_is_told_with_its_way_and_reasons(lstm):
+def test_each_size_shows_its_algorithm_and_reasons(lstm):
     out = lstm("bench", *SMALL, "--engine", "jit", "--threads", "1", "--explain").out
-    told = out[out.index("how each size was computed, and why") :].splitlines()
-    assert told[1].startswith("4 × 3 × 5: ")
-    assert told[1].endswith(" µs per step")
-    assert told[2] == "  layer 0 lstm: 1 thread"
-    assert "4 gates" in told[3]
-    assert any(line.startswith("40 × 3 × 5: ") for line in told)
-    assert max(map(len, told)) <= 80
+    output = out[out.index("how each size was computed, and why") :].splitlines()
+    assert output[1].startswith("4 × 3 × 5: ")
+    assert output[1].endswith(" µs per step")
+    assert output[2] == "  layer 0 lstm: 1 thread"
+    assert "4 gates" in output[3]
+    assert any(line.startswith("40 × 3 × 5: ") for line in output)
+    assert max(map(len, output)) <= 80
     assert "how each size" not in lstm("bench", *SMALL).out
 
 
@@ -41,7 +41,7 @@ def test_it_stands_in_json_and_is_empty_unless_asked_for(lstm):
     assert lstm("bench", *SMALL, "--json").json["explained"] == []
 
 
-def test_a_modelled_floor_stands_beside_what_was_measured():
+def test_a_modeled_floor_is_shown_with_the_measured_time():
     explanation = Explanation("persistent, clusters of 8", ("the weights fit 8 blocks",), 1.25e-6)
     layers = (LayerExplanation("0 lstm", explanation),)
     one = SizeExplanation(GridSize(512, 16, 100, 512), layers, 1.9e-6, 1.25e-6)

@@ -1,4 +1,4 @@
-"""Files that commands write: what they may replace, and that nothing half-written is left."""
+"""Files that commands write: replaceable files, and no incomplete leftovers."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(lstm, commands, tmp_path,
 
 
 class TestMarks:
-    """Marks are told from what other programs write, whatever the file holds."""
+    """Only files of lstm-cli have its mark, with any content."""
 
     def test_files_of_earlier_versions(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
@@ -152,7 +152,7 @@ class TestMarks:
             file.attrs["lstm_cli_version"] = "1"
         assert has_producer_mark(tmp_path / "o.h5")
 
-    def test_results_inside_another_file_do_not_make_it_ours(self, tmp_path):
+    def test_results_inside_another_file_are_no_mark(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
             group = file.create_group("copied results")
             group.attrs["lstm_cli_version"] = "1"
@@ -214,7 +214,7 @@ class TestMarks:
 
 
 class TestSameFile:
-    """A command never replaces what it reads, by whatever name, and by no force."""
+    """A command never replaces its inputs, under any name and even with --force."""
 
     @pytest.fixture(params=["same", "dots", "symlink", "hard link"])
     def alias(self, request, tmp_path):
@@ -257,24 +257,24 @@ class TestSameFile:
         np.savez(check, inputs=x, outputs=outputs)
         target = {"SRC": native, "--config": net, "--check": check}[side]
         before = target.read_bytes()
-        given = ("--config", net, "--check", check, "--to", "onnx", "--force")
-        outcome = lstm("convert", native, alias(target), *given)
+        arguments = ("--config", net, "--check", check, "--to", "onnx", "--force")
+        outcome = lstm("convert", native, alias(target), *arguments)
         assert outcome.code == 2, outcome.err
         assert "same file" in outcome.err
         assert target.read_bytes() == before
-        assert lstm("convert", native, tmp_path / "other.onnx", *given).code == 0
+        assert lstm("convert", native, tmp_path / "other.onnx", *arguments).code == 0
 
     @posix
     def test_two_outputs_of_one_name(self, lstm, net, data, tmp_path):
         out, link = tmp_path / "o.h5", tmp_path / "g.h5"
-        given = ("run", net, data, "--engine", "reference", "--output", out, "--gates")
+        arguments = ("run", net, data, "--engine", "reference", "--output", out, "--gates")
         link.symlink_to(out)  # a link to what is not there yet
-        assert lstm(*given, link).code == 2
+        assert lstm(*arguments, link).code == 2
         link.unlink()
-        assert lstm(*given, link).code == 0
+        assert lstm(*arguments, link).code == 0
         out.unlink()
         os.link(link, out)
-        assert lstm(*given, link).code == 2
+        assert lstm(*arguments, link).code == 2
 
     def test_bench_and_its_config(self, lstm, net):
         assert lstm("bench", net, "--save", net, "--force").code == 2
@@ -324,15 +324,15 @@ def test_a_training_run_is_never_replaced(lstm, net, native, data, tmp_path):
 
 @posix
 class TestTemporaries:
-    """What killed processes left is removed, and nothing that a live one is writing."""
+    """Leftovers of killed processes are removed, but no file that a live process writes."""
 
     def test_leftovers_of_the_same_target(self, lstm, commands, tmp_path):
         for name in ("o.h5", "a.onnx", "a.keras", "b.json", "s.json"):
-            left, other = (tmp_path / f".0123abcd.part.{n}" for n in (name, f"x{name}"))
-            left.write_text("half")
+            leftover, other = (tmp_path / f".0123abcd.part.{n}" for n in (name, f"x{name}"))
+            leftover.write_text("half")
             other.write_text("of another file")
             assert lstm(*commands[name](tmp_path / name)).code == 0
-            assert not left.exists()
+            assert not leftover.exists()
             assert other.exists()
 
     def test_long_names(self, lstm, native, tmp_path):
@@ -346,11 +346,11 @@ class TestTemporaries:
     def test_a_live_one_stays(self, tmp_path):
         import fcntl
 
-        left = tmp_path / ".0123abcd.part.o.h5"
-        with left.open("wb") as writing:
+        leftover = tmp_path / ".0123abcd.part.o.h5"
+        with leftover.open("wb") as writing:
             fcntl.flock(writing, fcntl.LOCK_EX)
             with AtomicFile(tmp_path / "o.h5") as first, AtomicFile(tmp_path / "o.h5") as second:
-                assert left.exists()
+                assert leftover.exists()
                 assert first.path.exists()
                 second.keep()
         output_files.remove_leftovers(tmp_path)
@@ -366,12 +366,12 @@ class TestTemporaries:
         assert len(list(tmp_path.iterdir())) == 5
 
     def test_one_that_was_taken_for_a_leftover_is_made_again(self, tmp_path, monkeypatch):
-        locked, taken = output_files._locked, []
+        locked, locks = output_files._locked, []
 
         def late(handle):
-            if not taken:
-                taken.extend(tmp_path.iterdir())
-                taken[0].unlink()
+            if not locks:
+                locks.extend(tmp_path.iterdir())
+                locks[0].unlink()
             return locked(handle)
 
         monkeypatch.setattr(output_files, "_locked", late)
@@ -402,11 +402,11 @@ class Faults:
         monkeypatch.setattr("lstm_cli.data.output.write_all", faulty)
 
     def _faulty(self, function):
-        def call(*given, **named):
+        def call(*args, **target):
             self.count += 1
             if self.count == self._number:
                 raise self._error
-            return function(*given, **named)
+            return function(*args, **target)
 
         return call
 
@@ -446,7 +446,7 @@ def test_a_limit_on_the_size_of_files(net, tmp_path):
     net.write_text(CONFIG.replace("  steps: 9\n", "").replace(", activation: softmax", ""))
     command = f"{sys.executable} -m lstm_cli run small.yaml x.h5 --output o.h5 --quiet"
     script = f"ulimit -S -f 100; {command}; echo exit $?; ls -A; ulimit -f unlimited; {command}"
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -454,11 +454,11 @@ def test_a_limit_on_the_size_of_files(net, tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.partition("exit ")[2].split()[:3] == ["1", "small.yaml", "x.h5"]
-    assert "found file too large: the limit on the size of files (ulimit -f)" in done.stderr
-    assert "hint: ulimit -f unlimited" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.partition("exit ")[2].split()[:3] == ["1", "small.yaml", "x.h5"]
+    assert "found file too large: the limit on the size of files (ulimit -f)" in process.stderr
+    assert "hint: ulimit -f unlimited" in process.stderr
+    assert "Traceback" not in process.stderr
     assert (tmp_path / "o.h5").exists()
 
 
@@ -492,7 +492,7 @@ def test_every_writer_at_a_limit_on_the_size_of_files(commands, net, data, tmp_p
         name: [*map(str, command), *([] if command[0] == "schema" else ["--quiet"])]
         for name, command in every.items()
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LIMITED, json.dumps(quiet)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -500,13 +500,13 @@ def test_every_writer_at_a_limit_on_the_size_of_files(commands, net, data, tmp_p
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("the limit on the size of files (ulimit -f)") == 4 * len(every)
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stderr.count("the limit on the size of files (ulimit -f)") == 4 * len(every)
+    assert "Traceback" not in process.stderr
 
 
 class Ended(BaseException):
-    """The process would have ended at once, with this code."""
+    """The process would have ended immediately with this code."""
 
 
 @pytest.fixture
@@ -519,11 +519,11 @@ def ending(monkeypatch):
 
 @posix
 class TestSignals:
-    """Whatever signal comes while a file is written, and however often."""
+    """Signals of any kind and number while a file is written."""
 
     @pytest.fixture
     def signalled(self, tmp_path, monkeypatch):
-        """Write a schema; before it gets its name, signals come."""
+        """Write a schema; signals come before it is renamed."""
 
         def run(*numbers):
             keep = AtomicFile.keep
@@ -559,17 +559,18 @@ class TestSignals:
     @pytest.mark.parametrize("number", ["SIGQUIT", "SIGUSR1", "SIGXCPU"])
     def test_those_that_end_a_process(self, tmp_path, number):
         code = (
-            "import os, signal, sys; from lstm_cli.cli import main; from lstm_cli import output_files\n"
+            "import os, signal, sys\n"
+            "from lstm_cli import output_files; from lstm_cli.cli import main\n"
             f"output_files.AtomicFile.keep = lambda self: os.kill(os.getpid(), signal.{number})\n"
             "sys.exit(main())"
         )
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code, "schema", "--output", "s.json"],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=False,
         )
-        assert done.returncode == -getattr(signal, number)
+        assert process.returncode == -getattr(signal, number)
         assert list(tmp_path.iterdir()) == []
 
     def test_one_that_a_finalizer_would_lose(self, tmp_path, monkeypatch):
@@ -646,7 +647,7 @@ def test_a_pipe_is_written_to(lstm, tmp_path):
     assert pipe.is_fifo()
 
 
-def test_save_in_python_replaces_what_it_is_told_to(native, tmp_path):
+def test_save_in_python_replaces_any_file(native, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_text("mine")
     lstm_cli.load(str(native), engine="reference").save(path)

@@ -135,7 +135,7 @@ def case(hint: str, line: Any, do: Any = None, *, shows: str | None = None, code
 
 
 def pattern(template: str) -> re.Pattern[str]:
-    """What a text in the source looks like when it is printed."""
+    """Pattern of a text in the source as it is printed."""
     holes = template.split("{}")
     text = ".+?".join(map(re.escape, holes))
     if not holes[-1]:
@@ -195,9 +195,9 @@ def _id(one: Case) -> str:
 def check(lstm: Any, one: Case) -> None:
     one.make()
     code, text = run(lstm, one.line) if isinstance(one.line, str) else (1, called(one.line))
-    found = pattern(one.hint).search(text)
-    assert found, text
-    shown = next(line for line in text.splitlines() if found[0] in line)
+    matches = pattern(one.hint).search(text)
+    assert matches, text
+    shown = next(line for line in text.splitlines() if matches[0] in line)
     problem = text.partition("error: ")[2].partition("\n")[0] or shown
     if callable(one.do) and callable(one.line):
         again: Any = one.do
@@ -205,8 +205,8 @@ def check(lstm: Any, one: Case) -> None:
         one.do()
         again = one.line
     elif one.do is None:
-        added = options_in(found[0])
-        assert added, f"no options in {found[0]!r}: say what is to be done"
+        added = options_in(matches[0])
+        assert added, f"no options in {matches[0]!r}: say what is to be done"
         again = f"{one.line} {shlex.join(added)}"
     else:
         _said(one.do, shown, f"{one.line} {text}")
@@ -220,7 +220,7 @@ def check(lstm: Any, one: Case) -> None:
 
 
 def _said(do: str, hint: str, line: str) -> None:
-    """What is done is in the hint, or was in the line: options, command and keys."""
+    """All options, commands and keys of `do` are in the hint or in the line."""
     for word in (*OPTION.findall(do), *KEY.findall(do)):
         key = word.rpartition(".")[2]
         assert key in hint + line or word == "--set", f"{word} is not in {hint!r}"
@@ -386,8 +386,8 @@ def _() -> None:
     """HDF5 behind a large block of the user's."""
     net()
     hdf5(inputs=inputs())
-    made = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, np.random.default_rng(1)))
-    keras_files.legacy(Path("k.h5"), {"lstm": made}, userblock_size=8192)
+    built = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, np.random.default_rng(1)))
+    keras_files.legacy(Path("k.h5"), {"lstm": built}, userblock_size=8192)
 
 # Data in HDF5.
 
@@ -846,11 +846,11 @@ def _() -> None:
 
 def _stateful(*, reset: bool) -> None:
     model = {"input_size": D, "layers": [{**LSTM, "stateful": True}]}
-    made = lstm_cli.build({"model": model}, engine="reference")
-    made.run(inputs(2, T, D))
+    network = lstm_cli.build({"model": model}, engine="reference")
+    network.run(inputs(2, T, D))
     if reset:
-        made.reset_state()
-    made.run(inputs(3, T, D))
+        network.reset_state()
+    network.run(inputs(3, T, D))
 
 # Weights of other formats.
 
@@ -941,9 +941,9 @@ def _() -> None:
 def _() -> None:
     rng = np.random.default_rng(1)
     hdf5(inputs=inputs())
-    made = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, rng))
+    built = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, rng))
     head = {"dense/kernel:0": np.ones((H, 2), "f4"), "dense/bias:0": np.zeros(2, "f4")}
-    keras_files.legacy(Path("k.h5"), {"lstm": made, "dense": head}, version=None)
+    keras_files.legacy(Path("k.h5"), {"lstm": built, "dense": head}, version=None)
     gru = keras_files.cell_names("gru", keras_files.drawn("GRU", D, H, rng, two=True))
     keras_files.legacy(Path("g.h5"), {"gru": gru})
     net({"type": "gru", "hidden_size": H, "reset_after": False})
@@ -1213,7 +1213,7 @@ ELSEWHERE = {
     "--set weights=null draws new weights, untrained ones": "cli/test_errors.py::test_sizes_that_the_configs_weights_do_not_have",
     "--set weights=null draws new ones": "cli/test_errors.py::test_weights_of_a_config_that_are_missing_can_be_left_out",
     "store outputs = numpy.concatenate(list(outputs[-{}:]), axis=1)": "cli/test_readings.py::test_final_states_stacked",
-    "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_beside_layers_without_biases",
+    "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_with_layers_without_biases",
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
     "remove it, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
     "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_masks.py::test_where_nothing_tells_both_are_named",
@@ -1244,7 +1244,7 @@ ELSEWHERE = {
     "array.filled(0) puts numbers in their place; `lengths` leaves steps out": "property/test_arguments.py::test_masked_values_are_not_taken_for_numbers",
     "{} holds the network of that run": "cli/test_data.py::test_a_training_folder",
     "hint: this is a fault in lstm-cli; --debug shows where": (
-        "cli/test_errors.py::test_a_fault_of_ours_shows_no_traceback_without_debug"
+        "cli/test_errors.py::test_an_internal_error_shows_no_traceback_without_debug"
     ),
 }
 """Texts that another test follows: the file below tests, and the test."""
@@ -1341,12 +1341,12 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
 @cache
 def sources() -> tuple[tuple[str, tuple[ast.AST, ...], frozenset[ast.AST]], ...]:
     """Each file of the package: its name, its nodes, and those that are not printed."""
-    found = []
+    files = []
     for path in sorted((ROOT / "lstm_cli").rglob("*.py")):
         nodes = tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         silent = frozenset(part for node in nodes for part in _silent(node))
-        found.append((str(path.relative_to(ROOT)), nodes, silent))
-    return tuple(found)
+        files.append((str(path.relative_to(ROOT)), nodes, silent))
+    return tuple(files)
 
 
 def _silent(node: ast.AST) -> Iterator[ast.AST]:
@@ -1375,7 +1375,7 @@ def hint_texts() -> dict[str, str]:
 
     These are what is given as a hint, and all that names a command or an option.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for path, nodes, silent in sources():
         passed = silent | {part for node in nodes for part in _declared(node)}
         hints = dict.fromkeys(part for node in nodes for part in _hints(node))
@@ -1383,8 +1383,8 @@ def hint_texts() -> dict[str, str]:
             text = None if node in passed else _text(node)
             names = text and " " in text.strip() and (OPTION.search(text) or COMMAND.search(text))
             if text and text.strip() and (names or node in hints):
-                found.setdefault(text, f"{path}:{node.lineno}")
-    return found
+                texts.setdefault(text, f"{path}:{node.lineno}")
+    return texts
 
 
 def _text(node: ast.AST) -> str | None:
@@ -1398,13 +1398,13 @@ def _text(node: ast.AST) -> str | None:
 @cache
 def passed_names() -> frozenset[str]:
     """Names whose text is given as a hint somewhere."""
-    given = (
+    names = (
         _name(node.value)
         for _, nodes, _ in sources()
         for node in nodes
         if isinstance(node, ast.keyword) and node.arg == "hint"
     )
-    return frozenset(name for name in given if name)
+    return frozenset(name for name in names if name)
 
 
 def _hints(node: ast.AST) -> Iterator[ast.AST]:
@@ -1441,14 +1441,14 @@ def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
 
 def test_every_hint_is_followed():
     texts = hint_texts()
-    known = (
+    known_hints = (
         {one.hint for one in CASES}
         | set(ELSEWHERE)
         | {t for texts in UNDRIVEN.values() for t in texts}
     )
-    lacking = [f"{where}: {text!r}" for text, where in texts.items() if text not in known]
+    lacking = [f"{where}: {text!r}" for text, where in texts.items() if text not in known_hints]
     assert not lacking, "without a case:\n" + "\n".join(lacking)
-    stale = known - set(texts)
+    stale = known_hints - set(texts)
     assert not stale, "no longer in the source:\n" + "\n".join(sorted(map(repr, stale)))
     for place in ELSEWHERE.values():
         path, _, name = place.partition("::")
@@ -1483,7 +1483,7 @@ def test_what_texts_name_exists():
 
 
 def _known(key: str) -> bool:
-    """Whether a dotted key may stand in a config; below a list any layer's keys may."""
+    """Whether a dotted key can be in a config; below a list any layer's key can."""
     places = [SCHEMA]
     for word in key.split("."):
         places = [
@@ -1498,11 +1498,11 @@ def _known(key: str) -> bool:
 
 def _spread(places: list[Any]) -> list[Any]:
     """The schemas that these are, or refer to."""
-    found, left = [], list(places)
-    while left:
-        place = left.pop()
+    schemas, queue = [], list(places)
+    while queue:
+        place = queue.pop()
         if "$ref" in place:
-            left.append(SCHEMA["$defs"][place["$ref"].rpartition("/")[2]])
-        left += [*place.get("anyOf", ()), *place.get("oneOf", ()), *place.get("allOf", ())]
-        found.append(place)
-    return found
+            queue.append(SCHEMA["$defs"][place["$ref"].rpartition("/")[2]])
+        queue += [*place.get("anyOf", ()), *place.get("oneOf", ()), *place.get("allOf", ())]
+        schemas.append(place)
+    return schemas

@@ -84,7 +84,7 @@ def test_inspect_names_every_misfit_at_once(lstm, config, tmp_path):
     assert len(document["data_problems"]) == 1
 
 
-def test_inspect_exits_3_for_data_alone(lstm, config, tmp_path):
+def test_inspect_exits_3_for_data_that_does_not_fit(lstm, config, tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["inputs"] = np.zeros((2, 3, 6), np.float32)
     assert lstm("inspect-shapes", config, tmp_path / "x.h5").code == 3
@@ -276,11 +276,11 @@ def test_bench_shows_the_machines_limits_where_the_engine_knows_them(lstm):
         document = lstm("bench", *options, "jit", "--json").json
         assert document["workspace_memory"] > 0
         for result in document["results"]:
-            own, H = result["shares"], result["size"]["hidden"]
-            assert own["of_peak"] == pytest.approx(
-                result["timings"][0]["gflops"] / own["peak_gflops"]
+            local, H = result["shares"], result["size"]["hidden"]
+            assert local["of_peak"] == pytest.approx(
+                result["timings"][0]["gflops"] / local["peak_gflops"]
             )
-            assert own["read_bytes"] == 4 * H * H * 4 * 3 * (2 if mode == "train" else 1)
+            assert local["read_bytes"] == 4 * H * H * 4 * 3 * (2 if mode == "train" else 1)
         outcome = lstm("bench", *options, "reference")
         assert "limit" not in outcome.out
         document = lstm("bench", *options, "reference", "--json").json

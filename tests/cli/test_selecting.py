@@ -84,14 +84,14 @@ def test_every_command_takes_them(lstm, files, data, tmp_path, options):
 def test_in_python(files):
     alone, every = files
     x = np.random.default_rng(0).standard_normal((2, 4, 5))
-    wanted = lstm_cli.load(alone, engine="reference").run(x).outputs
+    expected = lstm_cli.load(alone, engine="reference").run(x).outputs
     for options in (
         {"only": "lstm.*,fc.*"},
         {"only": ["lstm.*", "fc.*"]},
         {"ignore": ("criterion.*", "bce.*", "norm.*")},
     ):
         net = lstm_cli.load(every, engine="reference", **options)
-        np.testing.assert_array_equal(net.run(x).outputs, wanted)
+        np.testing.assert_array_equal(net.run(x).outputs, expected)
     for wrong in (3, "", [], "a,,b", [1], b"lstm"):
         with pytest.raises(UsageError, match="ignore is no list of patterns"):
             lstm_cli.load(every, ignore=wrong)
@@ -117,18 +117,18 @@ def test_a_pattern_that_matches_nothing(lstm, files, option, pattern, near):
 
 
 def test_nothing_left_and_parts_of_a_layer(lstm, files):
-    done = lstm("inspect-shapes", files[1], "--only", "lstm.*", "--ignore", "*")
-    assert done.code == 4
-    assert "is left" in done.err
-    done = lstm("inspect-shapes", files[0], "--ignore", "*.bias_hh_l0")
-    assert done.code == 4
-    assert "without lstm.bias_hh_l0" in done.err
-    assert "hint: 'lstm.*' matches all of the module" in done.err
+    outcome = lstm("inspect-shapes", files[1], "--only", "lstm.*", "--ignore", "*")
+    assert outcome.code == 4
+    assert "is left" in outcome.err
+    outcome = lstm("inspect-shapes", files[0], "--ignore", "*.bias_hh_l0")
+    assert outcome.code == 4
+    assert "without lstm.bias_hh_l0" in outcome.err
+    assert "hint: 'lstm.*' matches all of the module" in outcome.err
     assert lstm("inspect-shapes", files[0], "--ignore", "fc.*").code == 0
 
 
 def test_prefix_and_patterns(lstm, tmp_path):
-    """Patterns are of whole names, whatever the prefix."""
+    """Patterns match whole names, with any prefix."""
     tensors = {f"net.{name}": value for name, value in {**NETWORK, **REST}.items()}
     other = {f"other.{name}": value for name, value in drawn(9, SHAPES).items()}
     save_file({**tensors, **other}, tmp_path / "w.safetensors")

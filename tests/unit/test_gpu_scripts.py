@@ -1,4 +1,4 @@
-"""What checks a GPU, proven without one: all its parts work, see mistakes, and survive failures."""
+"""Scripts that check a GPU, tested without one: they work, detect errors, survive failures."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_mistake_of_the_engine_is_named(scripts, monkeypatch):
         assert any("gradient of" in line for line in found), dtype
 
 
-def test_a_way_that_cannot_is_no_failure_but_any_other_error_is(scripts, monkeypatch):
+def test_an_unsupported_algorithm_is_no_failure_but_any_other_error_is(scripts, monkeypatch):
     from lstm_cli.errors import DeviceError
 
     checks = scripts("gpu_checks")
@@ -140,12 +140,12 @@ def test_hand_over_kernels_compile_for_a_gpu(scripts):
         assert "0 bytes stack frame" in compiled(source, architecture)
 
 
-def test_a_size_that_ends_its_process_costs_that_size_alone(scripts, monkeypatch):
+def test_a_size_that_ends_its_process_costs_only_that_size(scripts, monkeypatch):
     benchmark = scripts("benchmark_gpu")
-    jobs, asked = benchmark.tiny()[:4], []
+    jobs, requests = benchmark.tiny()[:4], []
 
     def child(left, options, until):
-        asked.append(len(left))
+        requests.append(len(left))
         for job in left:
             yield {"begun": job}
             if job == jobs[1]:
@@ -153,11 +153,11 @@ def test_a_size_that_ends_its_process_costs_that_size_alone(scripts, monkeypatch
             yield {"job": list(job), "ratio": 2.0, "problem": ""}
 
     monkeypatch.setattr(benchmark, "said_by_child", child)
-    found = [benchmark.record(one) for one in benchmark.run(jobs, None, float("inf"))]
-    assert asked == [4, 2]
-    assert [one["ratio"] for one in found] == [2.0, None, 2.0, 2.0]
-    assert "it failed" in found[1]["problem"]
-    assert found[1]["size"] == list(jobs[1][3:])
+    rows = [benchmark.record(one) for one in benchmark.run(jobs, None, float("inf"))]
+    assert requests == [4, 2]
+    assert [one["ratio"] for one in rows] == [2.0, None, 2.0, 2.0]
+    assert "it failed" in rows[1]["problem"]
+    assert rows[1]["size"] == list(jobs[1][3:])
 
 
 def test_a_run_has_some_of_everything_first_and_each_size_once(scripts):

@@ -1,4 +1,4 @@
-"""What counts as the same training step, and what does not."""
+"""Agreement of outputs, gradients and updates, exact and with rounded operands."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_we_are_held_against_float64_and_so_is_the_peer(ours, theirs, ok):
     assert ("the peer's " in found.what) is (not theirs <= 0.02)
 
 
-def test_gradients_are_held_beside_the_largest_of_their_tensor():
+def test_gradients_are_compared_relative_to_the_largest_of_their_tensor():
     def step(error, loss=0.5):
         return FirstStep(loss, {"a": EXACT * 1e-3 + error, "b": EXACT}, {})
 
@@ -242,11 +242,11 @@ class Rounded(ReferenceEngine):
         self.dtype, self.off = dtype, off
 
     def prepare(self, spec, weights):
-        told, self.dtype = self.dtype, "float32"
+        settings, self.dtype = self.dtype, "float32"
         try:
             return super().prepare(spec, weights)
         finally:
-            self.dtype = told
+            self.dtype = settings
 
     def to_host(self, array):
         return array + np.float32(self.off)

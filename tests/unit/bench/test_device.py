@@ -63,7 +63,7 @@ def test_whole_stacks_are_compared():
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_a_mistake_is_seen_in_every_dtype(dtype, monkeypatch):
+def test_a_mistake_is_detected_in_every_dtype(dtype, monkeypatch):
     original = CudaEngine.prepare
 
     def swapped(self, spec, weights):
@@ -104,7 +104,7 @@ def test_the_machine_names_the_device_and_where_peers_compute():
     assert (setting.device, setting.dtype) == ("cpu", "tf32")
 
 
-def test_a_step_is_told_beside_the_modelled_floor():
+def test_a_step_is_reported_with_the_modeled_floor():
     engine = CudaEngine("tf32", HostDevice())
     (result,) = results = measure([SIZE], one_lstm, engine, rounds=1, seconds=0.001)
     (found,) = explain(results, one_lstm, engine)

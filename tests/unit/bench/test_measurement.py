@@ -126,7 +126,7 @@ def test_a_peer_that_cannot_use_a_gpu_is_not_compared(engine, name, mode):
     assert len(result.timings) == 1
 
 
-def test_no_peers_means_our_timings_alone(engine):
+def test_without_peers_there_are_only_own_timings(engine):
     result = run(engine)
     assert [t.name for t in result.timings] == ["lstm-cli"]
     assert result.ratios == {}
@@ -146,8 +146,8 @@ def test_ratios_are_taken_within_rounds(engine, fake_peer, monkeypatch):
     assert theirs.gflops == pytest.approx(work / 8.0 / 1e9)
 
 
-def test_progress_is_told_before_each_size(engine):
-    told = []
+def test_progress_is_reported_before_each_size(engine):
+    reports = []
     other = GridSize(3, 1, 2, 3)
     results = measure(
         [SIZE, other],
@@ -155,9 +155,9 @@ def test_progress_is_told_before_each_size(engine):
         engine,
         rounds=1,
         seconds=0.001,
-        progress=lambda *news: told.append(news),
+        progress=lambda *news: reports.append(news),
     )
-    assert told == [(0, 2, SIZE), (1, 2, other)]
+    assert reports == [(0, 2, SIZE), (1, 2, other)]
     assert [result.size for result in results] == [SIZE, other]
 
 
@@ -257,21 +257,21 @@ def test_training_reads_them_forwards_and_backwards_and_ragged_as_long_as_any_ru
 def test_shares_by_hand():
     # 3 readings of 100 bytes at 1000 bytes/s and 1 of 400 at 500: 0.3 s and 0.8 s of 2.2 s.
     limits = Limits(200.0, (Reads(400, 500e-9), Reads(100, 1000e-9), Reads(7, 1.0)))
-    found = roofline_shares(timing(2.2, 50.0), {100: 3, 400: 1}, limits)
-    assert (found.peak_gflops, found.of_peak, found.read_bytes) == (200.0, 0.25, 700)
-    assert found.read_gbytes == pytest.approx(700 / 1.1 * 1e-9)
-    assert found.of_reads == pytest.approx(0.5)
-    assert (found.bound, found.largest) == ("reads", found.of_reads)
+    shares = roofline_shares(timing(2.2, 50.0), {100: 3, 400: 1}, limits)
+    assert (shares.peak_gflops, shares.of_peak, shares.read_bytes) == (200.0, 0.25, 700)
+    assert shares.read_gbytes == pytest.approx(700 / 1.1 * 1e-9)
+    assert shares.of_reads == pytest.approx(0.5)
+    assert (shares.bound, shares.largest) == ("reads", shares.of_reads)
     large = roofline_shares(timing(2.2, 150.0), {100: 3, 400: 1}, limits)
     assert (large.bound, large.largest) == ("peak", 0.75)
 
 
-def test_without_recurrent_weights_there_is_the_peak_alone():
+def test_without_recurrent_weights_there_is_only_the_peak():
     found = roofline_shares(timing(1.0, 50.0), {}, Limits(200.0, (Reads(100, 1.0),)))
     assert (found.of_peak, found.read_bytes, found.of_reads, found.bound) == (0.25, 0, 0.0, "peak")
 
 
-def test_limits_are_measured_around_every_size_and_the_best_hold_for_all():
+def test_limits_are_measured_before_and_after_every_size_and_the_best_are_used():
     engine, other = Measured(), GridSize(3, 1, 2, 3)
     results = measure([SIZE, other], one_lstm, engine, rounds=1, seconds=0.001)
     first, second = 8 * U, 8 * 4 * 3 * 3

@@ -116,7 +116,7 @@ def installed(name):
 
 
 def outputs(candidate, layers, dtype="float32", size=SIZE):
-    """What the peer and what the reference engine give, the latter in float64."""
+    """Outputs of a peer, and of the reference engine in float64."""
     weights, x = random_weights(layers, 3, dtype), random_inputs(layers, size, 3, dtype)
     with candidate.prepare(layers, weights, size, ComputeSetting(1, dtype=dtype)) as run:
         found = run(x)
@@ -125,11 +125,11 @@ def outputs(candidate, layers, dtype="float32", size=SIZE):
 
 @pytest.mark.parametrize(("name", "layers"), CASES)
 def test_a_peer_gives_what_the_reference_gives(name, layers):
-    found, expected = outputs(installed(name), layers)
-    assert found.dtype == np.float32
-    assert found.shape == expected.shape
+    result, expected = outputs(installed(name), layers)
+    assert result.dtype == np.float32
+    assert result.shape == expected.shape
     assert np.ptp(expected) > 0.05, "nothing to tell apart"
-    assert output_agreement(expected, found, OUTPUT_TOLERANCES["float32"]).ok
+    assert output_agreement(expected, result, OUTPUT_TOLERANCES["float32"]).ok
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -209,11 +209,11 @@ def test_pytorch_gets_its_threads_back(broken, problem):
 
 @pytest.mark.parametrize(("name", "title"), [("torch", "PyTorch"), ("onnxruntime", "ONNX Runtime")])
 def test_a_peer_names_itself_with_its_version(name, title):
-    found = installed(name)
-    assert found.name == name
-    assert found.title == f"{title} {found.version}"
-    assert found.version[0].isdigit()
-    assert "+" not in found.version
+    result = installed(name)
+    assert result.name == name
+    assert result.title == f"{title} {result.version}"
+    assert result.version[0].isdigit()
+    assert "+" not in result.version
 
 
 @pytest.mark.parametrize(

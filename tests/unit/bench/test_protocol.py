@@ -26,11 +26,11 @@ class Clock:
 
     def candidate(self, name, *costs):
         """A call that takes `costs` one after the other, the last of them for ever."""
-        left = list(costs)
+        costs_left = list(costs)
 
         def call():
             self.log.append(name)
-            self.now += left.pop(0) if len(left) > 1 else left[0]
+            self.now += costs_left.pop(0) if len(costs_left) > 1 else costs_left[0]
 
         return call
 
@@ -66,14 +66,14 @@ def test_rounds_are_interleaved_and_the_order_rotates(clock):
 
 
 @pytest.mark.parametrize(("spinning", "pauses"), [(0, 1), (3, 4), (1000, 100)])
-def test_a_turn_begins_when_nobody_works_any_more_or_never_will_stop(clock, spinning, pauses):
+def test_a_turn_begins_when_threads_are_idle_or_after_the_longest_pause(clock, spinning, pauses):
     clock.spinning = spinning
     samples = interleave([clock.candidate("A", 1.0)], rounds=1, seconds=0.1)
     assert clock.log == ["A", "A", *["pause"] * pauses, "A", "A"]
     np.testing.assert_allclose(samples.seconds, 1.0)
 
 
-def test_a_sample_belongs_to_its_contestant_whatever_its_turn(clock):
+def test_a_sample_belongs_to_its_candidate_in_any_order(clock):
     calls = [clock.candidate(name, cost) for name, cost in (("A", 1.0), ("B", 3.0), ("C", 7.0))]
     samples = interleave(calls, rounds=5, seconds=0.1)
     np.testing.assert_allclose(samples.seconds, np.tile([1.0, 3.0, 7.0], (5, 1)))
@@ -118,16 +118,16 @@ def test_as_many_rounds_as_the_slowest_can_afford_within_bounds(clock, cost, cou
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_garbage_collection_is_off_while_timing_and_then_as_it_was(enabled):
-    seen = []
+    states = []
     before = gc.isenabled()
     (gc.enable if enabled else gc.disable)()
     try:
-        interleave([lambda: seen.append(gc.isenabled())], rounds=2, seconds=0.01)
+        interleave([lambda: states.append(gc.isenabled())], rounds=2, seconds=0.01)
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if before else gc.disable)()
-    assert seen
-    assert not any(seen)
+    assert states
+    assert not any(states)
 
 
 def test_garbage_collection_comes_back_after_a_failure():
@@ -162,14 +162,14 @@ class Queue:
         self.log.append("wait")
 
 
-def test_marks_stand_around_the_calls_alone():
+def test_events_enclose_only_the_calls():
     device = Queue()
     clock = DeviceClock(device)
     assert clock.seconds(device.work("A", 0.5), 3) == pytest.approx(1.5)
     assert device.log == ["mark", "A", "A", "A", "mark"]
 
 
-def test_a_device_is_waited_for_before_a_turn_and_short_calls_are_repeated():
+def test_a_turn_waits_for_the_device_and_short_calls_are_repeated():
     ours, theirs = Queue(), Queue()
     calls = [ours.work("A", 1e-3), theirs.work("B", 3e-3)]
     samples = interleave(calls, 3, 0.1, [DeviceClock(ours), DeviceClock(theirs)])
@@ -181,7 +181,7 @@ def test_a_device_is_waited_for_before_a_turn_and_short_calls_are_repeated():
 
 
 class Cuda:
-    """What `TorchClock` asks of ``torch.cuda``; events give milliseconds."""
+    """The part of ``torch.cuda`` that `TorchClock` uses; events give milliseconds."""
 
     def __init__(self):
         self.now, self.log = 0.0, []

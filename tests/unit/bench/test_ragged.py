@@ -136,12 +136,12 @@ def test_another_shape_is_a_difference(engine, fake_peer):
 def test_a_peer_gives_what_the_reference_gives(name, layers):
     weights, x = random_weights(layers, 3, "float32"), random_inputs(layers, SIZE, 3, "float32")
     with installed(name).prepare(layers, weights, SIZE, ComputeSetting(), LENGTHS) as call:
-        found = call(x)
+        result = call(x)
     expected = Network(layers, weights, ReferenceEngine("float64")).run(x, LENGTHS).outputs
-    assert found.shape == expected.shape
+    assert result.shape == expected.shape
     valid = WorkloadBatch(LENGTHS, int(LENGTHS.sum()), 12).valid
     assert np.ptp(valid(expected)) > 0.05, "nothing to tell apart"
-    assert output_agreement(valid(expected), valid(found), OUTPUT_TOLERANCES["float32"]).ok
+    assert output_agreement(valid(expected), valid(result), OUTPUT_TOLERANCES["float32"]).ok
     with installed(name).prepare(layers, weights, SIZE, ComputeSetting()) as call:
         assert not output_agreement(expected, call(x), 0.01).ok, "lengths make no difference"
 

@@ -1,4 +1,4 @@
-"""What must fit between the keys: steps in a row of layers, pairs, losses and last layers."""
+"""Checks across keys: steps through the layers, pairs, losses and last layers."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_options_of_training_that_exclude_each_other(
     assert only(config(last, tail=f"train: {train}\n")).what == what
 
 
-def test_structure_is_checked_beside_faults_of_the_schema(
+def test_structure_is_checked_along_with_the_schema(
     problems: Callable[..., list[Problem]],
 ) -> None:
     found = problems(config(LAST, "{type: dense}", "{type: gru, hidden_size: 2}"))

@@ -1,4 +1,4 @@
-"""What a faulty config is told: path, expected, found, line, hint; all at once, in our words."""
+"""Messages for a faulty config: path, expected, found, line and hint, all at once."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_faults_of_an_activation(only: Only, activation: str, path: str, told: s
     assert problem.where == ("configs/mine.yaml line 6",)
 
 
-def test_everything_is_told_at_once(problems: Problems) -> None:
+def test_one_error_reports_every_problem(problems: Problems) -> None:
     text = (
         "model:\n  input_size: 0\n  input_size: 1\n  layers:\n"
         "    - {type: lstm, hidden_size: 4, return_sequences: false}\n"
