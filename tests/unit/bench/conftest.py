@@ -39,7 +39,7 @@ def needs_pytorch_in() -> Callable[[str], None]:
     return check
 
 
-class FakeTrainee:
+class FakeTrainable:
     """Learns with the reference engine; `twists` spoil its loss, gradients or weights."""
 
     def __init__(self, peer: FakePeer, task: TrainingTask) -> None:
@@ -115,7 +115,7 @@ class FakePeer:
         self.asked.append((size, setting))
         self.open = True
         try:
-            yield FakeTrainee(self, task)
+            yield FakeTrainable(self, task)
         finally:
             self.open = False
 
