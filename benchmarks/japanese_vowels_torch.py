@@ -1,4 +1,4 @@
-"""What `lstm-cli run configs/japanese-vowels.yaml FILE:/test` computes, as a PyTorch script does.
+"""The computation of `lstm-cli run configs/japanese-vowels.yaml FILE:/test` as a PyTorch script.
 
     cd data
     python ../benchmarks/japanese_vowels_torch.py japanese-vowels.h5 japanese-vowels.safetensors

@@ -1,14 +1,13 @@
 """Run LSTM networks described in YAML over sequences in HDF5, and see every gate.
 
-The public names are loaded when they are first used, so that importing the package, and
-``lstm-cli --help``, cost next to nothing.
+The public names are loaded at first use, so importing the package is fast.
 """
 
 from __future__ import annotations
 
 from lstm_cli.version import __version__
 
-# Not from `typing`: Ctrl-C while that is loaded would end in a traceback.
+# Not from `typing`: Ctrl-C during that import would show a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lstm_cli.api import Model, Trainer, build, load

@@ -1,4 +1,4 @@
-"""``python -m lstm_cli``."""
+"""Entry point of ``python -m lstm_cli``."""
 
 import sys
 

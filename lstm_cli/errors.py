@@ -1,4 +1,4 @@
-"""What can go wrong, said in one form: what, expected, found, where, and what mends it."""
+"""Errors of one form (what, expected, found, where, hint), and the words of their messages."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from functools import lru_cache
 from itertools import islice
 
 SHOWN_PROBLEMS = 20
-"""Problems of one error that are printed; `LstmCliError.problems` has them all."""
+"""Number of problems that an error prints; `LstmCliError.problems` has all of them."""
 
 LONGEST_WORD, LONGEST_LINE = 500, 10_000
-"""Characters without a blank, and in a line, above which a text is cut in the middle."""
+"""Longest word and line in characters; longer ones are cut in the middle."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in printable characters: names that files have move no cursor.
+    """One problem, in printable characters: names from files cannot control a terminal.
 
     Attributes
     ----------
     what
         One sentence without a full stop; names the key, gate or dataset.
     expected, found
-        The two sides, where they are not already in `what`.
+        The expected and the actual value, where `what` does not have them.
     where
-        Places, one a line: ``configs/mine.yaml line 9``, ``/test/inputs in words.h5``.
+        Places, one per line: ``configs/mine.yaml line 9``, ``/test/inputs in words.h5``.
     hint
-        The command or key that mends it.
+        The command or key that solves the problem.
     """
 
     what: str
@@ -46,8 +46,7 @@ class Problem:
         for key in ("what", "expected", "found", "hint"):
             text = getattr(self, key)
             object.__setattr__(self, key, None if text is None else printable(text))
-        places = tuple(printable(place) for place in self.where)
-        object.__setattr__(self, "where", places)
+        object.__setattr__(self, "where", tuple(printable(place) for place in self.where))
 
     def lines(self) -> list[str]:
         """The problem as plain text: `what`, then indented details."""
@@ -61,10 +60,10 @@ class Problem:
 
 
 class LstmCliError(Exception):
-    """Base of all errors this package raises on purpose.
+    """Base class of all errors of this package.
 
-    Carries one or more `problems`, with a `headline` over several; `exit_code` is what the
-    command line exits with. As a text, it is the first problems, then a count of the others.
+    An error has one or more `problems`, a `headline` over several, and the command line's
+    `exit_code`. Its text lists the first `SHOWN_PROBLEMS` problems and counts the others.
     """
 
     exit_code = 1
@@ -92,10 +91,10 @@ class LstmCliError(Exception):
         if self.headline is None:
             lines = [line for problem in self.problems for line in problem.lines()]
             return "\n".join(lines + [f"hint: {hint}" for hint in self.hints])
-        # A hint of one problem stands with it, one that several share at the end.
+        # A hint stands below its problem, or at the end if several problems share it.
         shown = self.problems[:SHOWN_PROBLEMS]
-        given = Counter(problem.hint for problem in shown if problem.hint is not None)
-        shared = [hint for hint, count in given.items() if count > 1 or len(self.problems) == 1]
+        counts = Counter(problem.hint for problem in shown if problem.hint is not None)
+        shared = [hint for hint, count in counts.items() if count > 1 or len(self.problems) == 1]
         lines = [self.headline]
         for problem in shown:
             lines += ["", *(f"  {line}" for line in problem.lines())]
@@ -107,24 +106,24 @@ class LstmCliError(Exception):
 
     @property
     def hints(self) -> tuple[str, ...]:
-        """Every problem's hint, each once, in order."""
+        """Hints of all problems without duplicates, in order."""
         return tuple(dict.fromkeys(p.hint for p in self.problems if p.hint is not None))
 
 
 class UsageError(LstmCliError):
-    """The command or call itself is wrong."""
+    """The command or call is wrong."""
 
     exit_code = 2
 
 
 class DataError(LstmCliError):
-    """The sequences cannot be used: missing, malformed, or unfit for the config."""
+    """The sequences are missing, malformed, or do not fit the config."""
 
     exit_code = 3
 
 
 class ConfigError(LstmCliError):
-    """The config is wrong."""
+    """The config is invalid."""
 
     exit_code = 4
 
@@ -136,22 +135,22 @@ class WeightsError(LstmCliError):
 
 
 class TrainingError(LstmCliError):
-    """Training came upon a value that is not finite, or cannot go on for another reason."""
+    """Training met a value that is not finite, or cannot continue for another reason."""
 
 
 class DeviceError(LstmCliError):
-    """The device or engine asked for cannot be used here."""
+    """The selected device or engine cannot be used on this machine."""
 
     exit_code = 5
 
 
 class DeviceMemoryError(DeviceError):
-    """A device has less memory free than is needed.
+    """A device has too little free memory.
 
     Attributes
     ----------
     needed, free, total
-        Bytes: needed, free at that moment, and of the whole device (None: not known).
+        Bytes that are needed, free, and of the whole device (None: unknown).
     """
 
     def __init__(
@@ -174,19 +173,19 @@ class DeviceMemoryError(DeviceError):
 
 
 class MemoryShortError(LstmCliError):
-    """The machine, or a limit such as ``ulimit -v``, has not enough memory."""
+    """Too little memory is available, on the machine or within ``ulimit -v``."""
 
 
 _MEMORY = re.compile(
     r"allocation failed|(unable to|can't|cannot) (\w+ )?alloc|out of memory|failed to map segment"
 )
-"""What HDF5 and loaders say where memory runs out; or where a damaged file asks for too much."""
+"""Messages of HDF5 and loaders about lack of memory, which damaged files can cause as well."""
 _ENOUGH = 1 << 30
-"""Bytes that can be had where memory is not short."""
+"""Bytes that can be allocated where memory is not short."""
 
 
-def is_memory(error: BaseException) -> bool:
-    """Whether an error of a library says that memory ran out, and not that a file is damaged."""
+def is_memory_error(error: BaseException) -> bool:
+    """Whether a library's error means lack of memory rather than a damaged file."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     text = str(error).lower()
@@ -196,12 +195,12 @@ def is_memory(error: BaseException) -> bool:
 
 
 def memory_is_short() -> bool:
-    """Whether memory is limited, or little of it can be had: what fails then may be no fault."""
+    """Whether memory is limited or nearly used up: an error may then be no fault of a file."""
     return _is_limited() or not has_memory(_ENOUGH)
 
 
 def has_memory(nbytes: int) -> bool:
-    """Whether so much memory can be had at this moment."""
+    """Whether this many bytes can be allocated now."""
     try:
         mmap.mmap(-1, max(1, nbytes)).close()
     except (OSError, MemoryError, OverflowError):
@@ -209,10 +208,10 @@ def has_memory(nbytes: int) -> bool:
     return True
 
 
-def need_memory(nbytes: int, where: str) -> None:
-    """Raise MemoryShortError unless so much can be had: for libraries that crash without it."""
+def require_memory(nbytes: int, where: str) -> None:
+    """Raise MemoryShortError unless these bytes can be allocated: some libraries crash instead."""
     if not has_memory(nbytes):
-        raise short_of_memory(where)
+        raise memory_error(where)
 
 
 def _is_limited() -> bool:
@@ -224,8 +223,8 @@ def _is_limited() -> bool:
         return False
 
 
-def short_of_memory(where: str) -> MemoryShortError:
-    """The error to raise where `where` cannot be read because memory ran out."""
+def memory_error(where: str) -> MemoryShortError:
+    """The error to raise if memory is too short to read `where`."""
     return MemoryShortError(
         f"not enough memory for {where}",
         where=where,
@@ -233,21 +232,12 @@ def short_of_memory(where: str) -> MemoryShortError:
     )
 
 
-class MissingExtraError(DeviceError):
-    """An optional dependency is not installed."""
-
-    def __init__(self, extra: str, purpose: str, module: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {module}, which is not installed",
-            hint=f"pip install 'lstm-cli[{extra}]'",
-        )
-
-
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text as a terminal may be sent it; all that is shown passes here.
+    """A text that is safe for a terminal; all displayed text passes here.
 
-    Names in files may hold anything: what is not printable becomes an escape (``\\x1b``,
-    ``\\u202e``), line breaks too unless the text is `lines`. What is endless is cut in the middle.
+    Names in files may contain anything. Unprintable characters become escapes (``\\x1b``,
+    ``\\u202e``), and so do line breaks, unless the text is `lines`. Very long words and lines are
+    cut in the middle.
     """
     if not text.isprintable():
         text = "".join(
@@ -267,15 +257,15 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def quote(path: object) -> str:
-    """A path as a shell takes it, in printable characters: ``'my data.h5'``, ``$'\\x1b.h5'``."""
+    """A path quoted for a shell, in printable characters: ``'my data.h5'``, ``$'\\x1b.h5'``."""
     text = str(path)
     if text.isprintable():
         return shlex.quote(text)
     return f"$'{''.join(map(_escaped, text))}'"
 
 
-def in_yaml(name: str) -> str:
-    """A name as a config takes it, in printable characters: ``inputs``, ``"a: b"``."""
+def quote_yaml(name: str) -> str:
+    """A name quoted for YAML, in printable characters: ``inputs``, ``"a: b"``."""
     word = re.fullmatch(r"[^\W\d_][\w/.-]*|/[\w/. -]*[\w/.-]", name)
     if word and name.isprintable() and name.lower() not in ("null", "true", "false"):
         return name
@@ -290,7 +280,6 @@ def _escaped(letter: str) -> str:
 
 
 def _size(nbytes: int) -> str:
-    """Bytes for people."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= size:
             return f"{nbytes / size:.3g} {unit}"
@@ -298,7 +287,7 @@ def _size(nbytes: int) -> str:
 
 
 def described(value: object) -> str:
-    """A value for a message: what it is, with its type and no more than 60 characters of it."""
+    """A value for a message: at most 60 characters, and its type."""
     kind = type(value).__name__
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         try:
@@ -327,7 +316,7 @@ OTHER_NAMES = {
     "numpy": "reference", "llvm": "jit", "gpu": "cuda", "tensorflow": "keras", "tf": "keras",
     "plateau": "reduce_on_plateau", "zscore": "standard", "hardsigmoid": "hard_sigmoid",
 }  # fmt: skip
-"""What other programs call it."""
+"""Names in other programs, to the names here."""
 
 
 def counted(count: int, noun: str, *, grouped: bool = False) -> str:
@@ -338,49 +327,49 @@ def counted(count: int, noun: str, *, grouped: bool = False) -> str:
 
 
 MOST_COMPARED, LONGEST_COMPARED = 1_000, 64
-"""Names, and letters of each, that are compared with a misspelled one: files may hold more."""
+"""Number of names, and of letters in each, that are compared with a misspelled name."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was most likely meant to be, or None."""
+    """The known name that is most similar to `name`, or None."""
     names = list(islice(known, MOST_COMPARED))
     if (other := OTHER_NAMES.get(name.lower())) in names:
         return other
-    best = max(names, key=lambda candidate: _likeness(name, candidate), default=None)
-    return best if best is not None and _likeness(name, best) >= 0.6 else None
+    best = max(names, key=lambda candidate: _similarity(name, candidate), default=None)
+    return best if best is not None and _similarity(name, best) >= 0.6 else None
 
 
 def nearest_first(name: object, known: Iterable[str]) -> list[str]:
-    """All known names, those that are most like `name` first; the others in their own order."""
+    """All known names: those similar to `name` first, the others in their own order."""
     names = list(known)
     if not isinstance(name, str):
         return names
     guess = nearest(name, names)
-    scores = {other: _likeness(name, other) for other in names}
+    scores = {other: _similarity(name, other) for other in names}
     return sorted(names, key=lambda other: (other != guess, -scores[other] * (scores[other] > 0.5)))
 
 
 @lru_cache(maxsize=1 << 14)
-def _likeness(name: str, candidate: str) -> float:
-    """From 0 to 1: 1 for names that differ in case and separators alone."""
+def _similarity(name: str, candidate: str) -> float:
+    """Similarity from 0 to 1; 1 for names that differ only in case and separators."""
     a, b = (text.lower().translate(_SEPARATORS) for text in (name, candidate))
     if not a or not b or len(a) > 3 * len(b) + 8:
         return float(a == b)
     shorter, longer = sorted((len(a), len(b)))
     alike = longer <= LONGEST_COMPARED and longer - shorter <= 0.4 * longer
-    edits = _edits(a, b) if alike else longer * (a != b)
-    likeness = 1 - edits / longer
-    if shorter >= 3 and (a in b or b in a):  # what begins alike is likelier meant
+    edits = _edit_distance(a, b) if alike else longer * (a != b)
+    similarity = 1 - edits / longer
+    if shorter >= 3 and (a in b or b in a):  # names with the same start are likelier
         first, last = a[0] == b[0], a[-1] == b[-1]
-        likeness = max(likeness, 0.87 if first else 0.77 if last else 0.67)
-    return likeness
+        similarity = max(similarity, 0.87 if first else 0.77 if last else 0.67)
+    return similarity
 
 
 _SEPARATORS = {ord(letter): None for letter in "-_ "}
 
 
-def _edits(a: str, b: str) -> int:
-    """Letters to insert, remove, replace, or swap with their neighbor, to make `a` of `b`."""
+def _edit_distance(a: str, b: str) -> int:
+    """Letters to insert, remove, replace, or swap with a neighbor, to turn `b` into `a`."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):

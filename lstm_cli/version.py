@@ -1,3 +1,3 @@
-"""The version, for whatever writes it into a file; the package's own name for it is above all."""
+"""Package version, in the lowest-level module so that all layers can import it."""
 
 __version__ = "0.1.0"

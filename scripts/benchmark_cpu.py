@@ -1,12 +1,11 @@
-"""Measure this machine's CPU and write what was found as Markdown.
+"""Measure this machine's CPU and write the results as Markdown.
 
     python scripts/benchmark_cpu.py --output benchmarks/cpu-jit.md
 
-Some minutes, for which the machine should have nothing else to do: a section during which other
-programs used more than 0.05 cores is measured again. Everything is a ratio within one run:
-contestants take turns in every round, and what they compute is compared before it is timed.
-PyTorch, ONNX Runtime and onnx must be installed; Linux or macOS. --quick measures next to nothing,
-to see that all parts work.
+It takes some minutes, and the machine should be idle: a section is measured again if other programs
+used more than 0.05 cores. All ratios are within one run: candidates take turns in every round, and
+their results are compared before they are timed. PyTorch, ONNX Runtime and onnx must be installed;
+Linux or macOS. --quick measures almost nothing, to see that all parts work.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lstm_cli import bench
-from lstm_cli.bench import Size
-from lstm_cli.bench.draws import random_inputs, random_weights
-from lstm_cli.bench.rounds import interleave
+from lstm_cli.bench import GridSize
+from lstm_cli.bench.protocol import interleave
+from lstm_cli.bench.sizes import random_inputs, random_weights
 from lstm_cli.cli import units
 from lstm_cli.cli.bench_tables import bench_report
 from lstm_cli.cli.tables import plain_table
@@ -43,9 +42,9 @@ ROOT = Path(__file__).parents[1]
 WIDTH = 100
 
 
-def sizes(*numbers: tuple[int, int, int]) -> tuple[Size, ...]:
+def sizes(*numbers: tuple[int, int, int]) -> tuple[GridSize, ...]:
     """Sizes of H, N and T, with D = H."""
-    return tuple(Size(H, N, T, H) for H, N, T in numbers)
+    return tuple(GridSize(H, N, T, H) for H, N, T in numbers)
 
 
 GRID = sizes(
@@ -81,16 +80,16 @@ HALVES = sizes(*((H, N, 25) for H in (512, 1024, 2048) for N in (1, 16, 64)))
 TINY = sizes((5, 3, 4))
 
 QUIET, TRIES = 0.05, 4
-"""Cores that other programs may use while a section is measured, and how often it is at most."""
+"""Cores that other programs may use during a section, and the largest number of attempts."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A grid, and how it is measured."""
+    """A grid of sizes, and options to measure it."""
 
     title: str
     text: str
-    grid: tuple[Size, ...]
+    grid: tuple[GridSize, ...]
     peers: tuple[str, ...]
     mode: str = "forward"
     ragged: bool = False
@@ -151,9 +150,9 @@ def measured(section: Section, engine: Engine, seconds: float) -> str:
 
 
 def on_a_quiet_machine(make: Callable[[], str], tries: int) -> str:
-    """What `make` measures, again while other programs disturb it, and how much they did."""
+    """The results of `make`, repeated while other programs disturb it, and their load."""
     for left in reversed(range(tries)):
-        with bench.watch_others() as others:
+        with bench.watch_other_programs() as others:
             text = make()
         if others.cores is None:
             return text
@@ -166,8 +165,8 @@ def on_a_quiet_machine(make: Callable[[], str], tries: int) -> str:
     return f"{text}\n\nOther programs used {others.cores:.2f} cores meanwhile.{disturbed}"
 
 
-def halves(grid: Sequence[Size], threads: int | None, seconds: float) -> str:
-    """bfloat16 beside our own float32, in Markdown."""
+def halves(grid: Sequence[GridSize], threads: int | None, seconds: float) -> str:
+    """A section on bfloat16 compared with float32, in Markdown."""
     columns = ("float32", "bfloat16", "GFLOP/s", "float32 / bfloat16", "difference")
     table = plain_table("H × N × T", *columns, numbers=columns)
     for size in grid:
@@ -199,7 +198,7 @@ def halves(grid: Sequence[Size], threads: int | None, seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Process:
-    """A whole process: what it is, and the command."""
+    """A process: its title and its command."""
 
     title: str
     command: tuple[str, ...]
@@ -207,7 +206,7 @@ class Process:
 
 
 def processes() -> tuple[Process, ...]:
-    """What is timed from start to end; the first is what the others are compared with."""
+    """Processes to time from start to end; the others are compared with the first."""
     python = sys.executable
     data, weights = ROOT / "data/japanese-vowels.h5", ROOT / "data/japanese-vowels.safetensors"
     run = (python, "-m", "lstm_cli", "run", str(ROOT / "configs/japanese-vowels.yaml"))
@@ -242,43 +241,43 @@ def once(process: Process) -> tuple[float, int, str]:
     return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), output
 
 
-def accuracies(ours: Process, theirs: Process) -> tuple[float, float]:
-    """What both say of the same file."""
-    metrics = json.loads(once(ours)[2])["metrics"]
-    words = once(theirs)[2].split()
+def accuracies(process: Process, peer: Process) -> tuple[float, float]:
+    """Accuracy of both processes on the same file."""
+    metrics = json.loads(once(process)[2])["metrics"]
+    words = once(peer)[2].split()
     return float(metrics["accuracy"]), float(words[words.index("accuracy") + 1])
 
 
 def whole(rounds: int) -> str:
-    """Whole processes in Markdown."""
-    contestants = processes()
-    ours, theirs = accuracies(contestants[0], contestants[2])
-    if abs(ours - theirs) > 1e-6:
-        raise SystemExit(f"the accuracies differ: {ours} and {theirs}")
-    taken = np.empty((rounds, len(contestants)))
+    """A section on whole processes, in Markdown."""
+    candidates = processes()
+    accuracy, peer_accuracy = accuracies(candidates[0], candidates[2])
+    if abs(accuracy - peer_accuracy) > 1e-6:
+        raise SystemExit(f"the accuracies differ: {accuracy} and {peer_accuracy}")
+    seconds = np.empty((rounds, len(candidates)))
     # A child begins as a copy of this process, whose memory counts as the child's.
-    peak, floor = [0] * len(contestants), 1.1 * (bench.peak_memory() or 0)
+    peak, floor = [0] * len(candidates), 1.1 * (bench.peak_memory() or 0)
     for number in range(rounds):
         say(f"  {number + 1} of {rounds}")
-        for turn in range(len(contestants)):
-            k = (number + turn) % len(contestants)
-            taken[number, k], bytes_, _ = once(contestants[k])
+        for turn in range(len(candidates)):
+            k = (number + turn) % len(candidates)
+            seconds[number, k], bytes_, _ = once(candidates[k])
             peak[k] = max(peak[k], bytes_)
     columns = ("median", "p95", "over lstm-cli run", "peak memory")
     table: Table = plain_table("process", *columns, numbers=columns)
-    for k, process in enumerate(contestants):
-        own = taken[:, k]
+    for k, process in enumerate(candidates):
+        column = seconds[:, k]
         table.add_row(
             process.title,
-            units.seconds(float(np.median(own))),
-            units.seconds(float(np.percentile(own, 95))),
-            f"{np.median(own / taken[:, 0]):.2f}×",
+            units.seconds(float(np.median(column))),
+            units.seconds(float(np.percentile(column, 95))),
+            f"{np.median(column / seconds[:, 0]):.2f}×",
             units.size(peak[k]) if peak[k] > floor else "",
         )
-    start = float(np.median(taken[:, 3] / taken[:, 4]))
+    start = float(np.median(seconds[:, 3] / seconds[:, 4]))
     return (
         "The test part of Japanese Vowels (370 utterances), interleaved in "
-        f"{rounds} rounds; both say an\naccuracy of {ours:.3f}. The script is "
+        f"{rounds} rounds; both say an\naccuracy of {accuracy:.3f}. The script is "
         "[japanese_vowels_torch.py](japanese_vowels_torch.py).\n`lstm-cli --help` "
         f"takes {start:.1f} times a bare interpreter's start.\n\n"
         f"{rendered(table)}"
@@ -286,7 +285,7 @@ def whole(rounds: int) -> str:
 
 
 def heading(engine: Engine) -> str:
-    """What was measured, on what."""
+    """The heading: machine, engine and versions."""
     here = bench.machine(engine.threads, [bench.peer(name) for name in bench.PEERS])
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
     vector = getattr(getattr(engine, "machine", None), "cpu", "")
@@ -304,7 +303,7 @@ def heading(engine: Engine) -> str:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -312,7 +311,7 @@ def main() -> None:
     """Measure all sections, then write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="Markdown file; default: standard output")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for a contestant and size")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per candidate and size")
     parser.add_argument("--rounds", type=int, default=15, help="of whole processes")
     parser.add_argument("--threads", type=int, help="default: what lstm-cli uses")
     parser.add_argument("--quick", action="store_true", help="see that all parts work")

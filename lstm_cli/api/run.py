@@ -21,7 +21,7 @@ from lstm_cli.engines.types import Array, array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
-from lstm_cli.overwriting import HDF5_ATTRIBUTE
+from lstm_cli.output_files import HDF5_ATTRIBUTE
 from lstm_cli.training.forensics import bad_data
 from lstm_cli.training.learner import Piece
 from lstm_cli.training.losses import loss_for

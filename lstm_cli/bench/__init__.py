@@ -1,33 +1,47 @@
 """Benchmarks: timings over sizes, side by side with other frameworks and with a baseline."""
 
-from lstm_cli.bench.baseline import Baseline, Change, Comparison, compare
-from lstm_cli.bench.baseline_file import BaselineError, load_baseline, save_baseline
-from lstm_cli.bench.explanations import LayerExplanation, SizeExplanation, explain
+from lstm_cli.bench.baseline import (
+    Baseline,
+    BaselineComparison,
+    BaselineError,
+    TimingChange,
+    compare,
+    load_baseline,
+    save_baseline,
+)
 from lstm_cli.bench.gates import GateCost, by_gate
-from lstm_cli.bench.harness import measure
 from lstm_cli.bench.host import (
-    Machine,
-    Memory,
-    OtherWork,
+    MachineInfo,
+    MemoryUse,
+    OtherPrograms,
     machine,
     memory,
     peak_memory,
-    watch_others,
+    watch_other_programs,
 )
-from lstm_cli.bench.peers import PEERS, Lesson, Peer, Run, Setting, Trainee, Unsupported, peer
-from lstm_cli.bench.residence import Accelerated
+from lstm_cli.bench.measurement import LayerExplanation, SizeExplanation, explain, measure
+from lstm_cli.bench.peers import (
+    PEERS,
+    ComputeSetting,
+    Peer,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    Unsupported,
+    peer,
+)
 from lstm_cli.bench.results import (
     MODES,
     WORK,
-    Agreement,
-    Padded,
-    Shares,
+    PaddedTiming,
+    PeerAgreement,
+    RooflineShares,
     SizeResult,
     Timing,
     geometric_mean,
 )
-from lstm_cli.bench.sizes import DEFAULT_SIZES, Size, grid, one_lstm
-from lstm_cli.bench.training import without_dropout
+from lstm_cli.bench.sizes import DEFAULT_SIZES, GridSize, grid, one_lstm
+from lstm_cli.bench.workload import Accelerated, without_dropout
 
 __all__ = [
     "DEFAULT_SIZES",
@@ -35,27 +49,27 @@ __all__ = [
     "PEERS",
     "WORK",
     "Accelerated",
-    "Agreement",
     "Baseline",
+    "BaselineComparison",
     "BaselineError",
-    "Change",
-    "Comparison",
+    "ComputeSetting",
     "GateCost",
+    "GridSize",
     "LayerExplanation",
-    "Lesson",
-    "Machine",
-    "Memory",
-    "OtherWork",
-    "Padded",
+    "MachineInfo",
+    "MemoryUse",
+    "OtherPrograms",
+    "PaddedTiming",
     "Peer",
-    "Run",
-    "Setting",
-    "Shares",
-    "Size",
+    "PeerAgreement",
+    "PeerNetwork",
+    "RooflineShares",
     "SizeExplanation",
     "SizeResult",
     "Timing",
-    "Trainee",
+    "TimingChange",
+    "TrainableNetwork",
+    "TrainingTask",
     "Unsupported",
     "by_gate",
     "compare",
@@ -70,6 +84,6 @@ __all__ = [
     "peak_memory",
     "peer",
     "save_baseline",
-    "watch_others",
+    "watch_other_programs",
     "without_dropout",
 ]

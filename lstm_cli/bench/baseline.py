@@ -1,46 +1,52 @@
-"""Results set beside earlier ones, to see what a change made faster or slower."""
+"""Baselines: earlier results as a JSON file, to see what a change made faster or slower."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
 
-from lstm_cli.bench.host import Machine
-from lstm_cli.bench.results import WORK, SizeResult, Timing
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.host import MachineInfo
+from lstm_cli.bench.results import MODES, WORK, SizeResult, Timing
+from lstm_cli.bench.sizes import GridSize
+from lstm_cli.errors import LstmCliError
+from lstm_cli.output_files import SIGNATURE, error_reason, write_atomically
 
 
 @dataclass(frozen=True)
 class BaselineSize:
-    """One size of a baseline; `layers` as in `SizeResult`, our timing first."""
+    """One size of a baseline; `layers` as in `SizeResult`, this program's timing first."""
 
-    size: Size
+    size: GridSize
     layers: str
     timings: tuple[Timing, ...]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline: what was measured, and on what; `mode` is one of `MODES`."""
+    """Earlier results and their machine; `mode` is one of `MODES`."""
 
-    machine: Machine
+    machine: MachineInfo
     sizes: tuple[BaselineSize, ...]
     mode: str = "forward"
 
 
 @dataclass(frozen=True)
-class Change:
-    """One size then and now.
+class TimingChange:
+    """TimingChange of one size's timing.
 
     Attributes
     ----------
     before, now
-        Our median seconds.
+        Median seconds of this program.
     ratio
-        before / now: above 1 it became faster.
+        before / now: above 1 this program became faster.
     """
 
-    size: Size
+    size: GridSize
     layers: str
     before: float
     now: float
@@ -48,21 +54,25 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Changes, and what to know before believing them, one sentence a note."""
+class BaselineComparison:
+    """Changes since the baseline, and notes on other differences, one sentence each."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[TimingChange, ...]
     notes: tuple[str, ...]
 
 
-def compare(results: Sequence[SizeResult], baseline: Baseline, machine: Machine) -> Comparison:
-    """Set results beside a baseline, size by size, where both measured the same layers.
+def compare(
+    results: Sequence[SizeResult], baseline: Baseline, machine: MachineInfo
+) -> BaselineComparison:
+    """Compare results with a baseline, size by size, where both measured the same layers.
 
-    A baseline of another mode is compared with nothing, which its note says.
+    Results of different modes are not compared; a note says so.
     """
     modes = {result.mode for result in results}
     if modes - {baseline.mode}:
-        return Comparison((), (_mode_note(baseline.mode, *sorted(modes - {baseline.mode})),))
+        return BaselineComparison(
+            (), (_mode_note(baseline.mode, *sorted(modes - {baseline.mode})),)
+        )
     before = {(entry.size, entry.layers): entry for entry in baseline.sizes}
     changes, absent, titles = [], [], {}
     for result in results:
@@ -70,16 +80,16 @@ def compare(results: Sequence[SizeResult], baseline: Baseline, machine: Machine)
         if entry is None:
             absent.append(f"{result.size} ({result.layers})")
             continue
-        then, now = entry.timings[0], result.ours
+        then, now = entry.timings[0], result.lstm_cli_timing
         ratio = then.median / now.median
-        changes.append(Change(result.size, result.layers, then.median, now.median, ratio))
+        changes.append(TimingChange(result.size, result.layers, then.median, now.median, ratio))
         if then.title != now.title:
             titles[then.title] = now.title
     notes = _machine_notes(baseline.machine, machine)
     notes += [f"the baseline is of {then}, this is {now}" for then, now in titles.items()]
     if absent:
         notes.append("the baseline does not have " + "; ".join(absent))
-    return Comparison(tuple(changes), tuple(notes))
+    return BaselineComparison(tuple(changes), tuple(notes))
 
 
 def _mode_note(before: str, now: str) -> str:
@@ -89,8 +99,7 @@ def _mode_note(before: str, now: str) -> str:
     )
 
 
-def _machine_notes(before: Machine, now: Machine) -> list[str]:
-    """What of the machine is another than it was."""
+def _machine_notes(before: MachineInfo, now: MachineInfo) -> list[str]:
     notes = []
     for what in ("processor", "accelerator", "cores", "threads", "system"):
         then, here = getattr(before, what), getattr(now, what)
@@ -99,7 +108,176 @@ def _machine_notes(before: Machine, now: Machine) -> list[str]:
             notes.append(f"the baseline was measured with {what} {then}, this with {here}")
     for package, here in now.versions.items():
         then = before.versions.get(package, here)
-        # Comparing versions of this program is what a baseline is for.
+        # A baseline exists to compare versions of this program.
         if then != here and package != "lstm-cli":
             notes.append(f"the baseline was measured with {package} {then}, this with {here}")
     return notes
+
+
+SCHEMA = 1
+"""Version of the baseline file's layout."""
+
+_HINT = "lstm-cli bench --save FILE writes a baseline"
+
+
+class BaselineError(LstmCliError):
+    """A baseline cannot be read or written."""
+
+
+def save_baseline(
+    path: str | Path, results: Sequence[SizeResult], machine: MachineInfo, *, force: bool = True
+) -> None:
+    """Write a baseline as JSON, under a temporary name until it is complete.
+
+    Parameters
+    ----------
+    results
+        At least one, all of one mode.
+    force
+        Replace a file that another program wrote.
+
+    Raises
+    ------
+    LstmCliError
+        The folder is not there, not writable, or full.
+    """
+    path = Path(path)
+    sizes = [asdict(BaselineSize(r.size, r.layers, r.timings)) for r in results]
+    document = {
+        "producer": SIGNATURE,
+        "schema": SCHEMA,
+        "mode": results[0].mode,
+        "machine": asdict(machine),
+        "sizes": sizes,
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, text.encode(), "the baseline", force=force)
+
+
+def load_baseline(path: str | Path) -> Baseline:
+    """Read a baseline.
+
+    Raises
+    ------
+    BaselineError
+        The file is missing, unreadable, no baseline, or in another layout.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BaselineError(
+            f"the baseline {path} cannot be read", found=error_reason(error), hint=_HINT
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _no_baseline(path, f"no JSON: {error}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if type(schema) is not int:
+        raise _no_baseline(path, "no schema")
+    if schema != SCHEMA:
+        raise BaselineError(
+            f"the baseline {path} is written in another layout",
+            expected=f"schema {SCHEMA}",
+            found=f"schema {schema}",
+            hint=_HINT,
+        )
+    try:
+        return _baseline(document)
+    except KeyError as error:
+        raise _no_baseline(path, f"no {error.args[0]}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_baseline(path, str(error)) from None
+
+
+def _no_baseline(path: Path, found: str) -> BaselineError:
+    return BaselineError(
+        f"{path} is not a baseline",
+        expected="the JSON that --save writes",
+        found=found,
+        hint=_HINT,
+    )
+
+
+def _baseline(document: Any) -> Baseline:
+    """The document as dataclasses; KeyError, TypeError or ValueError if it is no baseline."""
+    top = _mapping(document, "the document")
+    _text({"producer": "", **top}, "producer")  # absent in older files
+    entry = _mapping(top["machine"], "machine")
+    versions = _mapping(entry["versions"], "versions")
+    machine = MachineInfo(
+        _text(entry, "processor"),
+        _count(entry, "cores"),
+        _count(entry, "threads"),
+        _text(entry, "system"),
+        {name: _text(versions, name) for name in versions},
+        _text({"accelerator": "", **entry}, "accelerator"),  # absent in older files
+    )
+    return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")), _mode(top))
+
+
+def _mode(top: dict[str, Any]) -> str:
+    mode = _text({"mode": "forward", **top}, "mode")  # absent in older files
+    if mode not in MODES:
+        raise ValueError(f"mode is neither {' nor '.join(MODES)}: {mode!r}")
+    return mode
+
+
+def _size(value: Any) -> BaselineSize:
+    entry = _mapping(value, "an entry of sizes")
+    numbers = _mapping(entry["size"], "size")
+    size = GridSize(*(_count(numbers, key) for key in ("hidden", "batch", "steps", "features")))
+    timings = tuple(_timing(timing) for timing in _list(entry, "timings"))
+    return BaselineSize(size, _text(entry, "layers"), timings)
+
+
+def _timing(value: Any) -> Timing:
+    entry = _mapping(value, "an entry of timings")
+    return Timing(
+        _text(entry, "name"),
+        _text(entry, "title"),
+        _positive(entry, "median"),
+        _positive(entry, "p95"),
+        _count(entry, "calls"),
+        _number(entry, "gflops"),
+    )
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is no mapping")
+    return value
+
+
+def _list(entry: dict[str, Any], key: str) -> list[Any]:
+    value = entry[key]
+    if not isinstance(value, list) or not value:
+        raise TypeError(f"{key} is no list of entries")
+    return value
+
+
+def _text(entry: dict[str, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is no text: {value!r}")
+    return value
+
+
+def _count(entry: dict[str, Any], key: str) -> int:
+    value = entry[key]
+    if type(value) is not int or not 0 < value < 2**53:
+        raise ValueError(f"{key} is no count: {value!r}")
+    return value
+
+
+def _number(entry: dict[str, Any], key: str) -> float:
+    value = entry[key]
+    if type(value) not in (int, float) or not isfinite(value) or value < 0:
+        raise ValueError(f"{key} is no number to measure by: {value!r}")
+    return float(value)
+
+
+def _positive(entry: dict[str, Any], key: str) -> float:
+    value = _number(entry, key)
+    if value == 0:
+        raise ValueError(f"{key} is zero")
+    return value

@@ -1,39 +1,38 @@
-"""Where the time of a forward pass goes, gate by gate, as the reference engine sees it."""
+"""Time of a forward pass by gate, as the reference engine measures it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lstm_cli.bench.draws import random_inputs, random_weights
-from lstm_cli.bench.sizes import Size
-from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.bench.sizes import GridSize, random_inputs, random_weights
+from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 
 PARTS: Mapping[str, str] = {"input": "W x", "recurrent": "U h", "function": "function"}
-"""The engine's word for a part of a gate to the one that is shown."""
+"""The engine's name of a gate's part, to the displayed name."""
 
 RUNS = 5
 
 
 @dataclass(frozen=True)
 class GateCost:
-    """What one part of one gate costs, both directions of a layer together.
+    """Time of one part of one gate, summed over a layer's directions.
 
     Attributes
     ----------
     layer
         Index of the layer.
     gate, name
-        Its letter and its name, ``i`` and ``input``; empty for what belongs to no gate.
+        Letter and name of the gate, ``i`` and ``input``; empty for parts outside gates.
     part
-        ``W x``, ``U h`` or ``function``; without a gate ``states`` (c, h and the projection),
-        ``rest`` (biases, copies, the loop itself) or ``product`` (a dense layer).
+        ``W x``, ``U h`` or ``function``. Outside gates: ``states`` (c, h and the projection),
+        ``rest`` (biases, copies and the loop) or ``product`` (a dense layer).
     seconds
-        Of one forward pass.
+        Seconds of one forward pass.
     share
-        Of the whole pass; all rows together make 1.
+        Share of the whole pass; all shares sum to 1.
     """
 
     layer: int
@@ -46,28 +45,28 @@ class GateCost:
 
 def by_gate(
     layers: Layers,
-    size: Size,
+    size: GridSize,
     threads: int | None = None,
     dtype: str = "float32",
     seed: int = 0,
 ) -> tuple[GateCost, ...]:
-    """The cost of every gate's parts, in the pass of median length out of a few.
+    """Time of every gate's parts, in the median pass out of `RUNS`.
 
     Raises
     ------
     DeviceError
-        A dtype that the reference engine does not compute in.
+        The reference engine does not support the dtype.
     """
     engine = ReferenceEngine(dtype, threads, by_gate=True)
     net = Network(layers, random_weights(layers, seed, dtype), engine)
     x = random_inputs(layers, size, seed, dtype)
-    net.run(x)  # warms up
+    net.run(x)  # warm-up
     passes = sorted((_costs(net, net.run(x).seconds) for _ in range(RUNS)), key=_total)
-    chosen = passes[RUNS // 2]
-    whole = _total(chosen)
+    median = passes[RUNS // 2]
+    total = _total(median)
     return tuple(
-        GateCost(*labels, seconds, seconds / whole if whole else 0.0)
-        for labels, seconds in chosen.items()
+        GateCost(layer, gate, name, part, seconds, seconds / total if total else 0.0)
+        for (layer, gate, name, part), seconds in median.items()
     )
 
 
@@ -80,7 +79,6 @@ def _total(costs: Mapping[_Labels, float]) -> float:
 
 
 def _costs(net: Network, seconds: Mapping[int, Mapping[str, float]]) -> dict[_Labels, float]:
-    """One pass by layer, gate and part, in the order of the equations."""
     return {
         (spec.index, *labels): spent
         for spec in net.layers
@@ -99,7 +97,7 @@ def _layer_costs(
     for gate in spec.cells[0].gates:
         for word, part in PARTS.items():
             key = f"{gate.letter} {word}"
-            if key in seconds:  # the function of a gate that is not used never ran
+            if key in seconds:  # an unused gate has no function
                 accounted += seconds[key]
                 yield (gate.letter, gate.name, part), seconds[key]
     states = seconds.get("states", 0.0)

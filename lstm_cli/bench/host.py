@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""The machine of a benchmark: hardware, software, memory, and load by other programs."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from pathlib import Path
 from time import perf_counter
 
 from lstm_cli.bench.peers import Peer
-from lstm_cli.bench.residence import Accelerated
-from lstm_cli.engines.machine import MeasurableEngine, default_threads
+from lstm_cli.bench.workload import Accelerated
+from lstm_cli.engines.limits import Measurable
+from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import Engine
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
 _NOT_WORK = (3, 4, 7)
-"""Columns of /proc/stat that are no program's here: idle, waiting for a disk, stolen."""
+"""Columns of /proc/stat without work of a program: idle, waiting for a disk, stolen."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Processor and software.
+class MachineInfo:
+    """Hardware and software.
 
     Attributes
     ----------
     processor
-        Its model, ``AMD EPYC 9654``; the architecture where the system does not tell.
+        Model, ``AMD EPYC 9654``; the architecture where the system does not report a model.
     cores
-        Logical processors of the machine.
+        Number of logical processors.
     threads
-        Threads each contestant used.
+        Threads per candidate.
     system
         ``Linux x86_64``.
     versions
-        By package: Python, NumPy, lstm-cli, and the peers; of a GPU what drives it, too.
+        Version of each package: Python, NumPy, lstm-cli, the peers, and a GPU's driver.
     accelerator
-        The GPU, ``NVIDIA H200``; empty where the processor computes.
+        Name of the GPU, ``NVIDIA H200``; empty if the CPU computes.
     """
 
     processor: str
@@ -53,8 +54,8 @@ class Machine:
 
 def machine(
     threads: int | None = None, peers: Sequence[Peer] = (), engine: Engine | None = None
-) -> Machine:
-    """This machine; `threads` None: what is used by default; `engine`: what computes."""
+) -> MachineInfo:
+    """This machine; `threads` None means the default, `engine` may add its GPU."""
     import numpy as np
 
     from lstm_cli.version import __version__
@@ -70,7 +71,7 @@ def machine(
         versions |= getattr(engine.hardware, "versions", {})
     for peer in peers:
         versions |= peer.versions
-    return Machine(
+    return MachineInfo(
         _processor(),
         os.cpu_count() or 1,
         threads or default_threads(),
@@ -81,7 +82,7 @@ def machine(
 
 
 def _processor() -> str:
-    """The processor's model, from where Linux keeps it, else from the standard library."""
+    """The processor's model from /proc/cpuinfo, else from the standard library."""
     try:
         lines = _CPUINFO.read_text(errors="replace").splitlines()
     except OSError:
@@ -94,75 +95,74 @@ def _processor() -> str:
 
 
 @dataclass
-class OtherWork:
-    """What other programs did meanwhile.
+class OtherPrograms:
+    """Load by other programs.
 
     Attributes
     ----------
     cores
-        Cores' worth of time they took; None until it is known, or where the system does not
-        tell. Much above 0.2, threads that wait for each other lose whole time slices, and
-        ratios mislead.
+        Average number of cores that other programs used; None where it is unknown. Above 0.2,
+        threads that wait for each other lose whole time slices, and ratios mislead.
     """
 
     cores: float | None = None
 
 
 @contextmanager
-def watch_others() -> Iterator[OtherWork]:
-    """Fills in, when it ends, how busy other programs were inside."""
-    found = OtherWork()
-    begun, before = perf_counter(), _others()
+def watch_other_programs() -> Iterator[OtherPrograms]:
+    """Measure the load by other programs within this context; the result is set at its end."""
+    others = OtherPrograms()
+    start, before = perf_counter(), _other_seconds()
     try:
-        yield found
+        yield others
     finally:
-        after, spent = _others(), perf_counter() - begun
+        after, spent = _other_seconds(), perf_counter() - start
         if before is not None and after is not None and spent > 0:
-            found.cores = max(0.0, (after - before) / spent)
+            others.cores = max(0.0, (after - before) / spent)
 
 
-def _others() -> float | None:
-    """Seconds of processor time that other programs have had, since some moment."""
+def _other_seconds() -> float | None:
+    """Processor seconds of other programs since the machine started; None if unknown."""
     try:
         columns = _STAT.read_text().split("\n", 1)[0].split()[1:9]
         ticks = os.sysconf("SC_CLK_TCK")
         busy = sum(int(n) for k, n in enumerate(columns) if k not in _NOT_WORK)
     except (OSError, ValueError, AttributeError):  # not Linux
         return None
-    return busy / ticks - sum(os.times()[:4])  # this process's and its children's
+    return busy / ticks - sum(os.times()[:4])  # without this process and its children
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a benchmark took.
+class MemoryUse:
+    """MemoryUse of a benchmark.
 
     Attributes
     ----------
     peak
-        Bytes this process has held at most, peers and all; None where the system does not tell.
+        Peak bytes of this process, peers included; None where the system does not report it.
     workspace
-        Bytes the engine keeps to compute in, of the largest it was asked for, weights apart; None
-        where it does not say.
+        Bytes of the engine's workspace for the largest size, without weights; None where the
+        engine does not report it.
     """
 
     peak: int | None
     workspace: int | None = None
 
 
-def memory(engine: Engine) -> Memory:
-    """What this process and the engine have taken so far."""
-    workspace = engine.workspace_bytes if isinstance(engine, MeasurableEngine) else None
-    return Memory(peak_memory(), workspace)
+def memory(engine: Engine) -> MemoryUse:
+    """MemoryUse of this process and the engine so far."""
+    workspace = engine.workspace_bytes if isinstance(engine, Measurable) else None
+    return MemoryUse(peak_memory(), workspace)
 
 
 def peak_memory() -> int | None:
-    """Bytes this process has held at most, peers and all; None where the system does not tell."""
+    """Peak bytes of this process, peers included; None where the system does not report it."""
     try:
         import resource
     except ImportError:
         return _peak_on_windows()
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024  # elsewhere in kilobytes
+    return largest if sys.platform == "darwin" else largest * 1024  # kilobytes but on macOS
 
 
 class _Counters(ctypes.Structure):
@@ -177,11 +177,11 @@ class _Counters(ctypes.Structure):
 
 
 def _peak_on_windows() -> int | None:
-    library = getattr(ctypes, "WinDLL", None)  # elsewhere there is none
+    library = getattr(ctypes, "WinDLL", None)  # on Windows only
     if library is None:
         return None
     system, counters = library("kernel32"), _Counters()
     counters.size = ctypes.sizeof(counters)
-    own = ctypes.c_void_p(-1)  # what GetCurrentProcess returns, always
-    told = system.K32GetProcessMemoryInfo(own, ctypes.byref(counters), counters.size)
-    return int(counters.peak) if told else None
+    this_process = ctypes.c_void_p(-1)  # GetCurrentProcess always returns -1
+    success = system.K32GetProcessMemoryInfo(this_process, ctypes.byref(counters), counters.size)
+    return int(counters.peak) if success else None

@@ -1,4 +1,4 @@
-"""What a benchmark gives."""
+"""Results of a benchmark."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, log
 
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.sizes import GridSize
 
 MODES = ("forward", "train")
-"""What can be measured."""
+"""Kinds of workload."""
 
 WORK: Mapping[str, str] = {"forward": "forward passes", "train": "training steps"}
-"""By mode, what a call is, in words."""
+"""Phrase for the calls of each mode."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one contestant took at one size.
+    """Time of one candidate at one size.
 
     Attributes
     ----------
@@ -26,9 +26,9 @@ class Timing:
     median, p95
         Seconds of one call: median and 95th percentile over the rounds.
     calls
-        Calls that were timed.
+        Number of timed calls.
     gflops
-        10⁹ floating-point operations a second at the median; only matrix products count.
+        10⁹ floating-point operations per second at the median; only matrix products count.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Whether a peer computes the same.
+class PeerAgreement:
+    """Whether a peer computes the same results.
 
     Attributes
     ----------
@@ -49,12 +49,13 @@ class Agreement:
         Largest absolute difference of the outputs, over max(1, |output|); of gradients, over
         the largest of their tensor. Infinite if shapes differ, NaN if one side holds a NaN.
     tolerance
-        Largest difference that counts as the same.
+        Largest difference of results that agree.
     ok
-        Whether it does.
+        Whether the results agree.
     what
-        What was compared. Of a training step: the first of ``loss``, ``gradient of ...`` and
-        ``... after a step`` that differs; the gradient with the largest difference if all agree.
+        The compared results, ``outputs``. Of a training step the first of ``loss``, ``gradient
+        of ...`` and ``... after a step`` that differs. If all agree, it is the gradient with the
+        largest difference.
     """
 
     difference: float
@@ -64,23 +65,25 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """A median beside the machine's limits, as they were at their best around all the timings.
+class RooflineShares:
+    """RooflineShares of the machine's roofline that a median reaches.
+
+    The limits are the best ones that were measured before and after the timings.
 
     Attributes
     ----------
     peak_gflops
-        10⁹ operations a second in multiply-adds on all threads.
+        10⁹ multiply-add operations per second on all threads.
     of_peak
-        The share of it that the matrix products get.
+        Share of `peak_gflops` that the matrix products reach.
     read_bytes
-        Recurrent weights of one call, read once a step (in training forwards and backwards).
+        Bytes of recurrent weights that one call reads, once per step of each pass.
     read_gbytes
-        10⁹ bytes a second at which all threads together can read as many, over and over, from
-        the cache or memory that holds them; 0 where there are none.
+        10⁹ bytes per second at which all threads together can read these weights from the cache
+        or memory that holds them; 0 without recurrent weights.
     of_reads
-        The share of it that the calls would need if they read nothing else. It can be large only
-        where few sequences share what is read: then it is what bounds the speed.
+        Share of `read_gbytes` that the calls need if they read nothing else. It is large only
+        where few sequences share a read: then reads bound the speed.
     """
 
     peak_gflops: float
@@ -91,26 +94,27 @@ class Shares:
 
     @property
     def bound(self) -> str:
-        """The nearer limit: ``peak`` or ``reads``."""
+        """Name of the nearer limit: ``peak`` or ``reads``."""
         return "reads" if self.of_reads > self.of_peak else "peak"
 
     @property
     def largest(self) -> float:
-        """The share of the nearer limit."""
+        """Share of the nearer limit."""
         return max(self.of_peak, self.of_reads)
 
 
 @dataclass(frozen=True)
-class Padded:
-    """The same network on the same inputs, as if every sequence had all steps.
+class PaddedTiming:
+    """Timing of this program with all steps of a ragged batch valid.
 
     Attributes
     ----------
     timing
-        Of this program.
+        Time on full-length sequences.
     per_step
-        Its time a step over our time a valid step, the median of the rounds' own ratios: 1 where
-        time is proportional to valid steps, less where raggedness costs something.
+        Time per step of full-length sequences over time per valid step of the ragged batch: the
+        median of the ratios in each round. It is 1 where time is proportional to valid steps,
+        and less where raggedness costs time.
     """
 
     timing: Timing
@@ -119,54 +123,55 @@ class Padded:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """One size.
+    """Results at one size.
 
     Attributes
     ----------
     size, layers
-        What was measured; `layers` in a few words, ``lstm 32 → 32``, with ``ragged`` if it was,
-        of training steps with the loss: ``lstm 32 → 32, ragged, mse``.
+        The workload; `layers` in a few words, ``lstm 32 → 32``. It adds ``ragged``, and the loss
+        of training steps: ``lstm 32 → 32, ragged, mse``.
     timings
         This program first, then every peer that agreed, in the order asked for.
     ratios
-        By peer: its time over ours, the median of the rounds' own ratios. Above 1 we are faster.
+        Time of each peer over this program's: the median of the ratios in each round. Above 1
+        this program is faster.
     agreements
-        By peer that gave something to compare.
+        PeerAgreement of each peer that computed results.
     skipped
-        By peer that gave none: why.
+        Reason of each peer that computed none.
     mode
         One of `MODES`.
     shares
-        Our timing beside the machine's limits; None where the engine does not know these.
+        Roofline shares of this program; None where the engine measures no limits.
     steps
-        Valid steps of all sequences together; 0 if nobody counted.
+        Valid steps of all sequences together; 0 if unknown.
     padded
-        Of a ragged batch.
+        Timing on full-length sequences; None unless the batch is ragged.
     """
 
-    size: Size
+    size: GridSize
     layers: str
     timings: tuple[Timing, ...]
     ratios: Mapping[str, float] = field(default_factory=dict)
-    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    agreements: Mapping[str, PeerAgreement] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     mode: str = "forward"
-    shares: Shares | None = None
+    shares: RooflineShares | None = None
     steps: int = 0
-    padded: Padded | None = None
+    padded: PaddedTiming | None = None
 
     @property
-    def ours(self) -> Timing:
-        """This program's timing."""
+    def lstm_cli_timing(self) -> Timing:
+        """Timing of this program."""
         return self.timings[0]
 
     @property
     def ahead_of_best(self) -> float | None:
-        """The fastest peer's time over ours; None without a peer to compare with."""
+        """Time of the fastest peer over this program's; None without a peer that agrees."""
         return min(self.ratios.values(), default=None)
 
 
 def geometric_mean(results: Iterable[SizeResult]) -> float | None:
-    """Geometric mean of `ahead_of_best` over the sizes that have it; None if none has."""
+    """Geometric mean of `ahead_of_best` over the sizes that have it; None if no size has."""
     ratios = [r.ahead_of_best for r in results if r.ahead_of_best is not None]
     return exp(sum(map(log, ratios)) / len(ratios)) if ratios else None

@@ -1,8 +1,11 @@
-"""The command line: reads arguments, calls `lstm_cli.api`, prints."""
+"""The command line: read arguments, call `lstm_cli.api` or `lstm_cli.bench`, print results.
+
+`lstm_cli.cli.main` has the group of commands; each command has a module of its name.
+"""
 
 try:
     from lstm_cli.cli.main import main
-except KeyboardInterrupt:  # before there is anything to stop
+except KeyboardInterrupt:  # no work has started
     raise SystemExit(130) from None
 
 __all__ = ["main"]

@@ -10,7 +10,7 @@ import click
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
-    Reading,
+    ReadingOptions,
     check_apart,
     check_order,
     chosen_engine,
@@ -25,7 +25,7 @@ from lstm_cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lstm_cli.bench import Size
+    from lstm_cli.bench import GridSize
     from lstm_cli.engines.types import LayerSpec
 
 EPILOG = """\b
@@ -40,18 +40,18 @@ Examples:
 
 
 BUSY = 0.2
-"""Cores in use by other programs above which timings are called into question."""
+"""Cores used by other programs, above which a warning says that timings mislead."""
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
-    """Whole numbers with commas between them: ``32,100,256``."""
+class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
+    """A list of whole numbers, separated by commas: ``32,100,256``."""
 
     name = "N,N,..."
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The numbers."""
+        """Convert the text to numbers."""
         if isinstance(value, tuple):
             return value
         parts = str(value).replace(" ", "").split(",")
@@ -60,27 +60,27 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer Cl
         return tuple(map(int, parts))
 
 
-NUMBERS = Numbers()
+NUMBERS = NumberList()
 
 
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="[CONFIG]", required=False)
 @click.option(
-    "--mode", type=click.Choice(["forward", "train"]), default="forward", help="What is measured."
+    "--mode", type=click.Choice(["forward", "train"]), default="forward", help="Kind of workload."
 )
 @click.option("--hidden", type=NUMBERS, help="Units H, a list.")
 @click.option("--batch", type=NUMBERS, help="Sequences N, a list.")
 @click.option("--steps", type=NUMBERS, help="Steps T, a list.")
 @click.option("--features", type=NUMBERS, help="Features D, a list; default: as many as units.")
 @click.option("--ragged", is_flag=True, help="Lengths uniform in [T/10, T], not all T.")
-@click.option("--against", multiple=True, metavar="torch|onnxruntime", help="Measure this too.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Rounds a size; default: by time.")
-@click.option("--explain", is_flag=True, help="Say how each size was computed, and why.")
+@click.option("--against", multiple=True, metavar="torch|onnxruntime", help="Peer to measure too.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds per size; default: by time.")
+@click.option("--explain", is_flag=True, help="Show how each size was computed, and why.")
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
 @force_option
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
 @set_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of random numbers.")
 @reading_options
 @output_options
 @device_options
@@ -101,10 +101,9 @@ def command(
     baseline: Path | None,
     overrides: tuple[str, ...],
     seed: int,
-    reading: Reading,
+    reading: ReadingOptions,
     as_json: bool,
     quiet: bool,
-    debug: bool,
     device: str,
     engine: str,
     dtype: str,
@@ -112,64 +111,63 @@ def command(
 ) -> None:
     """Measure forward or training speed over a grid of sizes.
 
-    One LSTM layer of every combination of the lists, or the layers of CONFIG. With --mode train
-    a call is a training step: forward, loss (CONFIG's train.loss, or what suits the last layer),
-    backward, and Adam's update. Peers named with --against get the same weights, inputs and
-    targets. Their outputs, or a step's loss, gradients and update, are compared before anything
-    is timed, and rounds are interleaved, so that a ratio holds when the machine's speed drifts.
+    The network is one LSTM layer for every combination of the lists, or the layers of CONFIG. With
+    --mode train a call is a training step: forward, loss, backward, and Adam's update. The loss is
+    CONFIG's train.loss, else the one that suits the last layer. Peers of --against get the same
+    weights, inputs and targets. Their results are compared before anything is timed. Rounds are
+    interleaved, so a ratio holds when the machine's speed drifts.
 
-    GFLOP/s count the matrix products of valid steps. "of limit" is the larger of two shares:
-    of the machine's multiply-add peak, and of the speed at which all threads together can read the
-    recurrent weights, once a step, from the cache that holds them; both limits are measured. With
-    --ragged PyTorch gets packed sequences, and "a step" is our time for a step of full-length
-    sequences over that for a valid step: 1.00 if time is proportional to valid steps.
+    GFLOP/s count the matrix products of valid steps. "of limit" is the larger share of two measured
+    limits. One is the machine's multiply-add peak; the other is the speed at which all threads
+    together read the recurrent weights from cache. With --ragged PyTorch gets packed
+    sequences. Then "a step" is the time per step of full-length sequences over the time per valid
+    step: 1.00 if time is proportional to valid steps.
     """
     from lstm_cli import bench
-    from lstm_cli.overwriting import check_target
+    from lstm_cli.output_files import check_output_path
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"CONFIG": config_path}, save=save)
     if save is not None:
-        check_target(save, option="--save", force=force, suffix=".json", streams=True)
+        check_output_path(save, option="--save", force=force, suffix=".json", streams=True)
     peers = [bench.peer(name) for name in against]
     before = bench.load_baseline(baseline) if baseline is not None else None
-    sizes, layers_of, loss = _work(
+    sizes, layers_of, loss = _workload(
         config_path, reading, overrides, hidden, batch, steps, features, save
     )
     forward = mode == "forward"
     choice = chosen_engine(console, engine, device, dtype, threads)
-    made = choice.engine
-    # Shares of gates are the same for ragged batches; they are those of a processor.
-    gated = forward and not ragged and not isinstance(made, bench.Accelerated)
-    with console.progress(len(sizes), "sizes") as advance, bench.watch_others() as others:
+    chosen = choice.engine
+    # Shares of gates are measured on a CPU, and do not depend on lengths.
+    show_gates = forward and not ragged and not isinstance(chosen, bench.Accelerated)
+    with console.progress(len(sizes), "sizes") as advance, bench.watch_other_programs() as others:
         results = bench.measure(
             sizes,
             layers_of,
-            made,
+            chosen,
             peers,
             mode=mode,
             loss=loss,
             ragged=ragged,
             rounds=rounds,
             seed=seed,
-            progress=lambda done, total, size: advance(min(done, 1)),
+            progress=lambda count, total, size: advance(min(count, 1)),
         )
-    here = bench.machine(made.threads, peers, made)
-    explained = bench.explain(results, layers_of, made) if explain else ()
-    memory = bench.memory(made)
+    here = bench.machine(chosen.threads, peers, chosen)
+    explained = bench.explain(results, layers_of, chosen) if explain else ()
+    memory = bench.memory(chosen)
     last = layers_of(sizes[-1])
-    gates = bench.by_gate(last, sizes[-1], made.threads, made.dtype, seed) if gated else ()
+    gates = bench.by_gate(last, sizes[-1], chosen.threads, chosen.dtype, seed) if show_gates else ()
     comparison = bench.compare(results, before, here) if before is not None else None
     from lstm_cli.cli.bench_tables import bench_report
 
-    console.show(*bench_report(results, gates, here, made, comparison, memory, explained))
+    console.show(*bench_report(results, gates, here, chosen, comparison, memory, explained))
     if not forward and bench.without_dropout(last) != last:
-        console.note("note: dropout is left out: no two frameworks draw the same masks")
+        console.note("note: dropout is left out, since frameworks draw different masks")
     if others.cores is not None and others.cores > BUSY:
         console.note(
-            f"warning: other programs used {others.cores:.1f} cores meanwhile; these figures, "
-            "and ratios to peers whose threads wait for each other most of all, are not to be "
-            "trusted"
+            f"warning: other programs used {others.cores:.1f} cores meanwhile, so timings mislead; "
+            "most of all ratios to peers whose threads wait for each other"
         )
     for note in comparison.notes if comparison is not None else ():
         console.note(f"note: {note}")
@@ -179,11 +177,11 @@ def command(
     console.document(
         {
             "mode": mode,
-            "device": made.device,
-            "engine": made.name,
+            "device": chosen.device,
+            "engine": chosen.name,
             "passed_over": choice.passed_over,
-            "dtype": made.dtype,
-            "threads": made.threads,
+            "dtype": chosen.dtype,
+            "threads": chosen.threads,
             "machine": here,
             "results": [
                 {**vars(result), "ahead_of_best": result.ahead_of_best} for result in results
@@ -200,22 +198,22 @@ def command(
     )
 
 
-def _work(
+def _workload(
     config_path: str | None,
-    reading: Reading,
+    reading: ReadingOptions,
     overrides: tuple[str, ...],
     hidden: tuple[int, ...] | None,
     batch: tuple[int, ...] | None,
     steps: tuple[int, ...] | None,
     features: tuple[int, ...] | None,
     save: Path | None,
-) -> tuple[tuple[Size, ...], Callable[[Size], tuple[LayerSpec, ...]], str | None]:
-    """Sizes to measure, the layers of one, and the loss that the config names."""
+) -> tuple[tuple[GridSize, ...], Callable[[GridSize], tuple[LayerSpec, ...]], str | None]:
+    """Sizes to measure, a function that returns a size's layers, and the config's loss."""
     from lstm_cli import bench
 
     if config_path is None:
         if overrides:
-            raise UsageError("--set changes a CONFIG, and there is none")
+            raise UsageError("--set needs a CONFIG to change")
         if (hidden, batch, steps, features) == (None, None, None, None):
             return bench.DEFAULT_SIZES, bench.one_lstm, None
         sizes = bench.grid(hidden or (128,), batch or (32,), steps or (100,), features)
@@ -226,10 +224,10 @@ def _work(
     check_order(config_path)
     config = read_config(reading.open(config_path), overrides)
     check_apart({"the config's weights": config.weights}, save=save)
-    fixed = [name for name, given in (("--hidden", hidden), ("--features", features)) if given]
+    fixed = [name for name, sizes in (("--hidden", hidden), ("--features", features)) if sizes]
     if fixed:
         raise UsageError(
-            f"{' and '.join(fixed)} cannot be chosen for a config, which fixes its sizes",
+            f"{' and '.join(fixed)} cannot be used with CONFIG, which has fixed sizes",
             hint="--set model.layers.0.hidden_size=64 changes the config",
         )
     specs = config.specs

@@ -1,4 +1,4 @@
-"""Benchmark results as tables."""
+"""Benchmark results as tables and lines of text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lstm_cli.bench import (
-        Comparison,
+        BaselineComparison,
         GateCost,
-        Machine,
-        Memory,
+        MachineInfo,
+        MemoryUse,
         SizeExplanation,
         SizeResult,
     )
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def bench_report(
     results: Sequence[SizeResult],
     gates: Sequence[GateCost],
-    machine: Machine,
+    machine: MachineInfo,
     engine: Engine,
-    comparison: Comparison | None,
-    memory: Memory,
+    comparison: BaselineComparison | None,
+    memory: MemoryUse,
     explained: Sequence[SizeExplanation] = (),
 ) -> list[Any]:
-    """Everything that a benchmark shows."""
-    parts: list[Any] = [*head_lines(machine, engine), _what(results), size_table(results)]
+    """All tables and lines of a benchmark."""
+    parts: list[Any] = [*head_lines(machine, engine), _workload_line(results), size_table(results)]
     lines = [_mean(results), *_differing(results), *_skipped(results)]
     lines += [_limits(results), _memory(results, memory)]
     parts += [line for line in lines if line]
@@ -46,28 +46,31 @@ def bench_report(
     return parts
 
 
-def head_lines(machine: Machine, engine: Engine) -> list[str]:
-    """What computed: the processor, or the GPU and all that drives it."""
-    how = f"{engine.device}, {engine.name}, {engine.dtype}"
+def head_lines(machine: MachineInfo, engine: Engine) -> list[str]:
+    """Lines on the hardware: the CPU, or the GPU and its driver."""
+    engine_text = f"{engine.device}, {engine.name}, {engine.dtype}"
     if not machine.accelerator:
         threads = f"{machine.threads} of {counted(machine.cores, 'core')}"
-        return [f"{machine.processor}, {threads} · {how}"]
-    kept = {k: v for k, v in machine.versions.items() if k not in ("lstm-cli", "python", "numpy")}
-    versions = ", ".join(f"{name} {version}" for name, version in kept.items())
-    return [f"{machine.accelerator} · {how}", versions or machine.processor]
+        return [f"{machine.processor}, {threads} · {engine_text}"]
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in machine.versions.items()
+        if name not in ("lstm-cli", "python", "numpy")
+    )
+    return [f"{machine.accelerator} · {engine_text}", versions or machine.processor]
 
 
 def explanation_lines(explained: Sequence[SizeExplanation]) -> list[str]:
-    """How each size was computed, what a step took and took at least, and why it was so."""
+    """Lines on how each size was computed and why, with measured and modeled time per step."""
     lines: list[str] = ["", "how each size was computed, and why"] if explained else []
-    for one in explained:
-        step = f"{_micro(one.step)} a step"
-        if one.floor is not None:
-            step += f", {_micro(one.floor)} by a model at least"
-        lines.append(f"{one.size}: {step}")
-        if not one.layers:
-            lines.append("  the engine has one way only")
-        for layer in one.layers:
+    for explanation in explained:
+        step = f"{_micro(explanation.step)} per step"
+        if explanation.floor is not None:
+            step += f", at least {_micro(explanation.floor)} by a model"
+        lines.append(f"{explanation.size}: {step}")
+        if not explanation.layers:
+            lines.append("  the engine has only one algorithm")
+        for layer in explanation.layers:
             lines.append(f"  layer {layer.layer}: {layer.explanation.way}")
             lines += [f"    {reason}" for reason in layer.explanation.reasons]
     return lines
@@ -78,21 +81,20 @@ def _micro(seconds: float) -> str:
 
 
 def _limits(results: Sequence[SizeResult]) -> str:
-    """What the machine can do at most: the highest peak of the run, and the range of reads."""
-    found = [result.shares for result in results if result.shares is not None]
-    if not found:
+    """The machine's limits: the highest multiply-add peak, and the range of read speeds."""
+    shares = [result.shares for result in results if result.shares is not None]
+    if not shares:
         return ""
-    peak = units.significant(max(one.peak_gflops for one in found))
+    peak = units.significant(max(share.peak_gflops for share in shares))
     line = f"measured limits {peak} GFLOP/s of multiply-adds"
-    speeds = [one.read_gbytes for one in found if one.read_bytes]
+    speeds = [share.read_gbytes for share in shares if share.read_bytes]
     if not speeds:
         return line
     range_ = dict.fromkeys(f"{speed:.0f}" for speed in (min(speeds), max(speeds)))
     return f"{line}, recurrent weights read at {' to '.join(range_)} GB/s"
 
 
-def _what(results: Sequence[SizeResult]) -> str:
-    """What was measured: the layers too, if every size had the same."""
+def _workload_line(results: Sequence[SizeResult]) -> str:
     layers, work = {result.layers for result in results}, WORK[results[0].mode]
     if len(layers) == 1:
         return f"{work} of {results[0].layers}"
@@ -100,11 +102,11 @@ def _what(results: Sequence[SizeResult]) -> str:
 
 
 def size_table(results: Sequence[SizeResult]) -> Table:
-    """Median, p95, rate and share of the nearer limit of every size, and how far ahead of peers."""
+    """Median, p95, rate and share of the nearer limit of every size, and ratios to peers."""
     columns: dict[str, list[str]] = {
-        "median": [units.seconds(r.ours.median) for r in results],
-        "p95": [units.seconds(r.ours.p95) for r in results],
-        "GFLOP/s": [units.significant(r.ours.gflops) for r in results],
+        "median": [units.seconds(r.lstm_cli_timing.median) for r in results],
+        "p95": [units.seconds(r.lstm_cli_timing.p95) for r in results],
+        "GFLOP/s": [units.significant(r.lstm_cli_timing.gflops) for r in results],
     }
     if any(r.shares for r in results):
         columns["of limit"] = [_share(r) for r in results]
@@ -121,7 +123,7 @@ def size_table(results: Sequence[SizeResult]) -> Table:
     for column in table.columns:
         column.vertical = "bottom"
     for column in table.columns[1:4]:
-        column.no_wrap = True  # a narrow terminal parts a peer's time from its ratio instead
+        column.no_wrap = True  # in a narrow terminal only peers' columns wrap
     for result, *row in zip(results, *columns.values(), strict=True):
         table.add_row(str(result.size), *row)
     return table
@@ -158,24 +160,27 @@ def _mean(results: Sequence[SizeResult]) -> str:
 
 
 def _differing(results: Sequence[SizeResult]) -> list[str]:
-    """What of a peer was not the same: the first size of each kind."""
-    found: dict[tuple[str, str], str] = {}
+    """Lines on peers whose results differ: the first size for each kind of result."""
+    lines: dict[tuple[str, str], str] = {}
     for result in results:
-        for name, one in result.agreements.items():
-            if not one.ok:
-                difference = f"difference {one.difference:.1g}, tolerance {one.tolerance:.0e}"
-                line = f"no ratio, {name} at {result.size}: {one.what}, {difference}"
-                found.setdefault((name, one.what), line)
-    return list(found.values())
+        for name, agreement in result.agreements.items():
+            if agreement.ok:
+                continue
+            difference = f"difference {agreement.difference:.1g}"
+            tolerance = f"tolerance {agreement.tolerance:.0e}"
+            what = agreement.what
+            line = f"no ratio, {name} at {result.size}: {what}, {difference}, {tolerance}"
+            lines.setdefault((name, what), line)
+    return list(lines.values())
 
 
-def _memory(results: Sequence[SizeResult], memory: Memory) -> str:
+def _memory(results: Sequence[SizeResult], memory: MemoryUse) -> str:
     parts = []
     if memory.peak is not None:
         peers = any(result.agreements or result.skipped for result in results)
         parts.append(f"peak memory {units.size(memory.peak)}" + ", peers included" * peers)
     if memory.workspace is not None:
-        parts.append(f"the engine keeps {units.size(memory.workspace)} to compute in")
+        parts.append(f"the engine's workspace takes {units.size(memory.workspace)}")
     return "; ".join(parts)
 
 
@@ -187,7 +192,7 @@ def _skipped(results: Sequence[SizeResult]) -> list[str]:
 
 
 def gate_table(costs: Sequence[GateCost]) -> Table:
-    """Where the time of a pass goes: a row a gate, and one for what belongs to no gate."""
+    """Time of a pass by gate: a row for each gate, and rows for parts outside gates."""
     parts = tuple(dict.fromkeys(cost.part for cost in costs if cost.gate))
     columns = ("layer", *parts, "time", "share")
     table = plain_table("gate", *columns, numbers=columns)
@@ -195,16 +200,16 @@ def gate_table(costs: Sequence[GateCost]) -> Table:
     for cost in costs:
         name = f"{cost.name} {cost.gate}" if cost.gate else cost.part
         rows.setdefault((cost.layer, name), []).append(cost)
-    for (layer, name), own in rows.items():
-        times = {cost.part: units.seconds(cost.seconds) for cost in own}
-        whole, share = sum(c.seconds for c in own), sum(c.share for c in own)
+    for (layer, name), row in rows.items():
+        times = {cost.part: units.seconds(cost.seconds) for cost in row}
+        total, share = sum(c.seconds for c in row), sum(c.share for c in row)
         cells = [times.get(part, "") for part in parts]
-        table.add_row(name, str(layer), *cells, units.seconds(whole), f"{share * 100:.0f} %")
+        table.add_row(name, str(layer), *cells, units.seconds(total), f"{share * 100:.0f} %")
     return table
 
 
-def comparison_table(comparison: Comparison, mode: str) -> Table:
-    """A saved baseline beside this run; above 1 is faster than before."""
+def comparison_table(comparison: BaselineComparison, mode: str) -> Table:
+    """A saved baseline next to this run; a ratio above 1 is faster than before."""
     numbers = ("before", "now", "before / now")
     table = plain_table(f"{WORK[mode]} against the baseline", *numbers, numbers=numbers)
     for change in comparison.changes:

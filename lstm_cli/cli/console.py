@@ -1,4 +1,4 @@
-"""The one place that prints: tables and data to stdout, progress and messages to stderr."""
+"""Printing: tables and data to stdout, progress and messages to stderr."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Console:
     Parameters
     ----------
     as_json
-        One JSON document on stdout and nothing else there.
+        Print one JSON document on stdout, and nothing else there.
     quiet
-        No progress and no messages.
+        Print no progress and no messages.
     """
 
     printed: ClassVar[bool] = False
@@ -40,7 +40,7 @@ class Console:
 
     @cached_property
     def _out(self) -> rich.console.Console:
-        # Whoever reads a pipe or a file gets tables in their whole width, unless COLUMNS says less.
+        # Pipes and files get tables in full width, unless COLUMNS limits it.
         wide = not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdecimal()
         return _terminal(stderr=False, width=1 << 16 if wide else None)
 
@@ -49,7 +49,7 @@ class Console:
         return _terminal(stderr=True)
 
     def show(self, *renderables: Any) -> None:
-        """Tables and text on stdout; nothing where JSON is wanted."""
+        """Print tables and text on stdout, unless JSON is requested."""
         if not self.as_json:
             for renderable in renderables:
                 self._print(renderable)
@@ -59,28 +59,28 @@ class Console:
             self._out.print(renderable, soft_wrap=True)
         elif self._out.is_terminal:
             self._out.print(renderable, crop=False)
-        else:  # a file gets no blanks at the ends of lines
+        else:  # files get no blanks at the ends of lines
             with self._out.capture() as captured:
                 self._out.print(renderable, crop=False)
             lines = captured.get().splitlines()
             self._out.print("\n".join(map(str.rstrip, lines)), soft_wrap=True)
 
     def document(self, value: Any) -> None:
-        """The JSON document on stdout, if JSON is wanted."""
+        """Print the JSON document on stdout, if JSON is requested."""
         if self.as_json:
             print_json(value)
             Console.printed = True
 
     def note(self, text: str) -> None:
-        """A message on stderr."""
+        """Print a message on stderr."""
         if not self.quiet:
             self._err.print(text, soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar on stderr, if that is a terminal, for work that takes longer than a moment."""
+        """A progress bar on stderr, if stderr is a terminal."""
         if self.quiet or not self._err.is_terminal:
-            yield lambda done: None
+            yield lambda count: None
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
@@ -93,20 +93,20 @@ class Console:
         )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task("", total=total)
-            yield lambda done: bar.advance(task, done)
+            yield lambda count: bar.advance(task, count)
 
     @property
-    def watched(self) -> bool:
-        """Whether stderr is a terminal, where a line can move."""
+    def is_interactive(self) -> bool:
+        """Whether stderr is a terminal, where a line can be updated."""
         return self._err.is_terminal
 
     @property
     def width(self) -> int:
-        """Columns of stderr."""
+        """Width of stderr in columns."""
         return self._err.width
 
     def live_bar(self, width: int) -> Any:
-        """One moving line on stderr: field `head`, a bar so wide, field `tail`."""
+        """A line on stderr to update: field `head`, a bar of `width` columns, field `tail`."""
         from rich.progress import BarColumn, Progress, TextColumn
 
         head, tail = (
@@ -116,7 +116,7 @@ class Console:
 
 
 def _terminal(*, stderr: bool, width: int | None = None) -> rich.console.Console:
-    """Rich's console, which sends no text from a file as it stands: neither codes nor markup."""
+    """Rich's console without markup, which escapes control characters in all texts."""
     from rich.console import Console as RichConsole
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -124,13 +124,13 @@ def _terminal(*, stderr: bool, width: int | None = None) -> rich.console.Console
 
     class Terminal(RichConsole):
         def render_str(self, text: str, *, style: Any = "", **_: Any) -> Text:
-            """Each text, and cell of a table: before it is measured and laid out."""
+            """Escape a text or table cell before its width is measured."""
             return Text(printable(text, lines=True), style)
 
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
         ) -> Iterator[Segment]:
-            """What is about to be written, whichever way it came."""
+            """Escape every segment before it is written."""
             for segment in super().render(renderable, options):
                 plain = segment.control or segment.text.isprintable()
                 shown = segment.text if plain else printable(segment.text, lines=True)
@@ -140,7 +140,7 @@ def _terminal(*, stderr: bool, width: int | None = None) -> rich.console.Console
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, in printable characters."""
+    """Print one JSON document on stdout, in printable characters."""
     import click
 
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
@@ -150,14 +150,14 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """A message on stderr before, or after, there is a console."""
+    """Print a message on stderr without a console."""
     import click
 
     click.echo(printable(text, lines=True), err=True)
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types: dataclasses as objects, NaN and infinity as null."""
+    """A value in JSON's types: dataclasses as objects, NaN and infinity as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

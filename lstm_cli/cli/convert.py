@@ -11,7 +11,7 @@ from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
-    Reading,
+    ReadingOptions,
     check_apart,
     force_option,
     output_options,
@@ -39,18 +39,18 @@ Examples:
 @click.option(
     "--to",
     metavar="native|pytorch|keras|onnx|tmva",
-    help="Format to write; default: what the suffix of DST says.",
+    help="Format to write; default: by the suffix of DST.",
 )
-@click.option("--config", metavar="CONFIG", help="The layers, where SRC does not say them.")
+@click.option("--config", metavar="CONFIG", help="Config with the layers, if SRC lacks them.")
 @set_option
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
-    help="Numbers to store; default: those of SRC.",
+    help="Number type to store; default: that of SRC.",
 )
-@click.option("--lengths", is_flag=True, help="ONNX: the model also takes lengths (N,).")
+@click.option("--lengths", is_flag=True, help="ONNX: add an input with lengths (N,).")
 @click.option(
-    "--states", is_flag=True, help="ONNX: it also takes initial states and gives final ones."
+    "--states", is_flag=True, help="ONNX: add initial states as inputs and final ones as outputs."
 )
 @click.option(
     "--check", metavar="FILE", help="Inputs and outputs of the other framework, .npz or HDF5."
@@ -60,7 +60,7 @@ Examples:
     type=click.FloatRange(min=0),
     default=2e-5,
     metavar="X",
-    help="How far outputs may be from those of --check.  [default: 2e-5]",
+    help="Largest difference from the outputs of --check.  [default: 2e-5]",
 )
 @force_option
 @reading_options
@@ -78,17 +78,16 @@ def command(
     check: str | None,
     tolerance: float,
     force: bool,
-    reading: Reading,
+    reading: ReadingOptions,
     as_json: bool,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """Convert weights between lstm-cli, PyTorch, Keras, ONNX and TMVA.
 
-    SRC is recognised by what it holds, DST by its suffix. What was written is read back and run
-    beside SRC on random sequences, in float64: DST appears only if both compute the same.
-    --check also compares SRC with what the other framework computed: a file with inputs
-    (N, T, D) and outputs (N, T, F) or (N, F), and where there are any, lengths (N,) and
+    The format of SRC is recognized from its content, that of DST from its suffix. The converted
+    file is read back, and both networks run on random sequences in float64. DST is created only
+    if their outputs are equal. --check also compares SRC with results of the other framework. Its
+    FILE has inputs (N, T, D) and outputs (N, T, F) or (N, F). Optional are lengths (N,) and
     initial states state.0.h and state.0.c, (N, directions, H).
     """
     from lstm_cli.api.conversion import Order, convert
@@ -97,7 +96,7 @@ def command(
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"--config": config, "--check": check}, destination=destination)
     order = Order(
-        reading=reading.options,
+        reading=reading.read_options,
         to=to,
         config=config,
         overrides=overrides,
@@ -107,48 +106,48 @@ def command(
         tolerance=tolerance,
         force=force,
     )
-    done = convert(source, destination, order)
-    console.show(*_report(done))
-    for note in done.notes:
+    conversion = convert(source, destination, order)
+    console.show(*_report(conversion))
+    for note in conversion.notes:
         console.note(f"note: {note}")
-    for warning in done.warnings:
+    for warning in conversion.warnings:
         console.note(f"warning: {warning}")
-    console.document(done)
+    console.document(conversion)
 
 
-def _report(done: Conversion) -> list[Any]:
+def _report(conversion: Conversion) -> list[Any]:
     from lstm_cli.cli.tables import plain_table
 
     files = plain_table("", "file", "format", "gates", "size", numbers=("size",))
-    for word, side in (("from", done.source), ("to", done.destination)):
+    for word, side in (("from", conversion.source), ("to", conversion.destination)):
         gates = "\n".join(f"{kind} {order}" for kind, order in side.gates.items())
         files.add_row(word, side.path, side.title, gates, units.size(side.bytes))
     layers = plain_table("layer", "", "parameters", numbers=("parameters",))
-    for layer in done.layers:
+    for layer in conversion.layers:
         layers.add_row(str(layer.index), layer.title, f"{layer.parameters:,}")
-    layers.add_row("all", done.dtype, f"{done.parameters:,}", style="bold")
-    lines = [files, "", layers, "", *_proof(done.proof)]
-    return lines if done.check is None else [*lines, *_check(done.check)]
+    layers.add_row("all", conversion.dtype, f"{conversion.parameters:,}", style="bold")
+    lines = [files, "", layers, "", *_proof(conversion.proof)]
+    return lines if conversion.check is None else [*lines, *_check(conversion.check)]
 
 
 def _proof(proof: Proof) -> list[str]:
     steps = ("1 to " if proof.ragged else "") + counted(proof.steps, "step")
-    begun = ", random states" if proof.states else ""
-    apart = "largest difference 0"
+    states = ", random states" if proof.states else ""
+    difference = "largest difference 0"
     if proof.largest_difference:
-        apart = f"largest difference {proof.largest_difference:.2g}"
-        apart += f", relative {proof.relative_difference:.2g}"
+        difference = f"largest difference {proof.largest_difference:.2g}"
+        difference += f", relative {proof.relative_difference:.2g}"
     bits = "; all weights have the same bits" if proof.same_bits else ""
     return [
-        f"proof  both run on {proof.sequences} random sequences of {steps}{begun}, float64",
-        f"       {apart} (at most {proof.tolerance:.2g}){bits}",
+        f"proof  both run on {proof.sequences} random sequences of {steps}{states}, float64",
+        f"       {difference} (at most {proof.tolerance:.2g}){bits}",
     ]
 
 
 def _check(check: Agreement) -> list[str]:
-    begun = ", from their states" if check.states else ""
-    apart = f"{check.largest_difference:.2g} (at most {check.tolerance:.2g})"
+    states = ", from their states" if check.states else ""
+    difference = f"{check.largest_difference:.2g} (at most {check.tolerance:.2g})"
     return [
-        f"check  {counted(check.sequences, 'sequence')} of {check.path}{begun}",
-        f"       largest difference {apart}, at {check.place}",
+        f"check  {counted(check.sequences, 'sequence')} of {check.path}{states}",
+        f"       largest difference {difference}, at {check.place}",
     ]

@@ -17,7 +17,7 @@ from lstm_cli.errors import DataError, counted, printable
 if TYPE_CHECKING:
     from lstm_cli.cli.tables import NamesTable
     from lstm_cli.data import FileReport
-    from lstm_cli.data.inspection import DatasetReport, GroupReport, Spread
+    from lstm_cli.data.report import GroupReport, Spread, StoredReport
 
 EPILOG = """\b
 Examples:
@@ -26,22 +26,23 @@ Examples:
 
 SHOWN_CLASSES = 12
 SHOWN_CANDIDATES = 12
+"""Number of classes, and of possible feature counts, that are shown."""
 NARROWEST = 80
-"""Columns of the narrowest terminal that is thought of."""
+"""Columns of the narrowest supported terminal."""
 SHOWN_ALIKE = 20
-"""Datasets of one kind, groups and problems that are shown; JSON has them all."""
+"""Number of datasets of one kind, of groups and of problems that are shown; JSON has all."""
 
 
 @click.command(epilog=EPILOG)
 @click.argument("path", metavar="FILE")
 @output_options
 @external_option
-def command(path: str, *, as_json: bool, quiet: bool, debug: bool, allow_external: bool) -> None:
+def command(path: str, *, as_json: bool, quiet: bool, allow_external: bool) -> None:
     """Show what an HDF5 file holds, and what to put in the config.
 
-    Every dataset and what it was taken for, every group of sequences with its layout, lengths
-    and classes, all that is wrong, and the YAML to begin a config with. Exits 3 if the file
-    holds no sequences that can be used.
+    Lists every dataset with its role, and every group of sequences with layout, lengths and
+    classes. Then come all problems, and YAML for the start of a config. Exits 3 if the file has no
+    usable sequences.
     """
     from lstm_cli.data import DataOptions, describe
 
@@ -86,13 +87,13 @@ def _stored(report: FileReport) -> NamesTable:
     return table
 
 
-def _kind(item: DatasetReport) -> Hashable:
-    """Equal for datasets that differ in name and size alone."""
+def _kind(item: StoredReport) -> Hashable:
+    """A value that is equal for datasets which differ only in name and size."""
     rank = None if item.shape is None else len(item.shape)
     return item.role, item.dtype, item.storage, item.compression, rank
 
 
-def _cells(item: DatasetReport) -> tuple[str, ...]:
+def _cells(item: StoredReport) -> tuple[str, ...]:
     chunks = item.storage if item.chunks is None else f"chunks {units.shape(item.chunks)}"
     stored = chunks if item.compression is None else f"{chunks}, {item.compression}"
     shape = "?" if item.shape is None else units.shape(item.shape) if item.shape else "()"
@@ -117,7 +118,7 @@ def _group(group: GroupReport) -> list[str]:
 
 
 def _wrapped(line: str) -> list[str]:
-    """A line in parts that fit the narrowest terminal, those after the first indented."""
+    """A line wrapped for the narrowest terminal, with indented continuation lines."""
     parts = textwrap.wrap(
         line, NARROWEST, subsequent_indent=" " * 13, break_long_words=False, break_on_hyphens=False
     )
@@ -125,7 +126,7 @@ def _wrapped(line: str) -> list[str]:
 
 
 def _extent(group: GroupReport) -> list[str]:
-    """Steps and features; where nothing says how many features, the values in a row."""
+    """Lines on steps and features, or on values per row if the number of features is unknown."""
     if group.values is not None:
         shown = [f"{k:,}" for k in group.candidates[-SHOWN_CANDIDATES:]]
         return [
@@ -161,7 +162,7 @@ def _classes(group: GroupReport) -> str:
         f"{index}{f' {labels[index]!r}' if index in labels else ''}: {count:,}"
         for index, count in counts[:SHOWN_CLASSES]
     ]
-    shown = [entry.replace(" ", "\0") for entry in shown]  # no line ends within one
+    shown = [entry.replace(" ", "\0") for entry in shown]  # no line break within an entry
     more = f", … {counted(len(counts), 'class')}" if len(counts) > SHOWN_CLASSES else ""
     return ", ".join(shown) + more
 

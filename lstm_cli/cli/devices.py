@@ -21,10 +21,10 @@ Example:
 
 @click.command(epilog=EPILOG)
 @output_options
-def command(*, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Engines and devices that can be used here, and why the others cannot.
+def command(*, as_json: bool, quiet: bool) -> None:
+    """Show the engines and devices that can be used here, and why the others cannot.
 
-    Where --engine and --device are auto, the first usable one in this list computes.
+    With --engine auto and --device auto, the first usable one in this list computes.
     """
     from lstm_cli.cli.tables import engines_table, gpus_table
     from lstm_cli.engines import kernel_cache
@@ -42,14 +42,13 @@ def command(*, as_json: bool, quiet: bool, debug: bool) -> None:
         if status.hint is not None:
             console.show("", f"{status.engine}: {status.hint}")
     if kernels is not None:
-        console.show("", _kept(kernels))
+        console.show("", _kernel_cache(kernels))
     console.document({"engines": statuses, "auto": usable[0], "kernel_cache": kernels})
 
 
-def _kept(kernels: CacheState) -> str:
-    """Where compiled kernels are, or why they are nowhere."""
+def _kernel_cache(kernels: CacheState) -> str:
     if not kernels.usable:
         return f"compiled kernels are not kept: {kernels.reason}"
-    many = counted(kernels.files, "file")
-    held = f"compiled kernels in {kernels.folder}: {many}, {units.size(kernels.bytes)}"
-    return held if kernels.reason is None else f"{held}; none are added: {kernels.reason}"
+    files = counted(kernels.files, "file")
+    line = f"compiled kernels in {kernels.folder}: {files}, {units.size(kernels.bytes)}"
+    return line if kernels.reason is None else f"{line}; none are added: {kernels.reason}"

@@ -20,7 +20,8 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.shapes import Inspection, LayerShapes
+    from lstm_cli.api.inspection import Inspection
+    from lstm_cli.api.shapes import LayerShapes
 
 ITEM_BYTES = {"float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -45,27 +46,27 @@ def command(
     batch_size: int | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
     allow_external: bool,
     options: ModelOptions,
 ) -> None:
-    """Show every matrix and vector of every gate, and say what does not fit.
+    """Show every matrix and vector of every gate, and every misfit.
 
-    Role, formula, shape, parameters, bytes and stored name of each; what each layer makes per
-    step and per batch. With --weights or DATA: every misfit at once, with both shapes and
-    where each side came from. Exits 4 if the weights do not fit, 3 if the data does not.
+    Lists role, formula, shape, parameters, bytes and stored name of each. For each layer it lists
+    the activations per step and per batch. With --weights or DATA it reports every misfit at
+    once, with both shapes and their sources. Exits 4 if the weights do not fit, 3 if the data does
+    not.
     """
-    from lstm_cli.api.shapes import file_tensors, inspect
+    from lstm_cli.api.inspection import inspect, stored_tensors
     from lstm_cli.cli.tables import stored_table
 
     console = Console(as_json=as_json, quiet=quiet)
     check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     if not isinstance(source, str) and source.text is None and source.config is None:
-        bare = file_tensors(source)
-        console.show(config_path, stored_table(bare))
-        console.note(f"note: {config_path} carries no config, so these are its tensors as stored")
-        console.document({"weights": config_path, "tensors": bare})
+        tensors = stored_tensors(source)
+        console.show(config_path, stored_table(tensors))
+        console.note(f"note: {config_path} has no config, so these are its tensors as stored")
+        console.document({"weights": config_path, "tensors": tensors})
         return
     config = options.config(source)
     inspection = inspect(
@@ -75,7 +76,7 @@ def command(
         data_options(config, allow_external, need_targets=False),
         itemsize=ITEM_BYTES.get(options.dtype, 4),
         batch=batch_size or 64,
-        reading=options.reading.options,
+        reading=options.reading.read_options,
     )
     for note in inspection.notes:
         console.note(f"note: {note}")
@@ -107,10 +108,10 @@ def _report(inspection: Inspection) -> list[Any]:
 
 
 def _tables(inspection: Inspection, layer: LayerShapes) -> list[Any]:
-    """A layer's matrices: against a weights file, and where a foreign one has them."""
+    """Tables of a layer's matrices, of a comparison with weights, and of another format's names."""
     from lstm_cli.cli.tables import block_tables, place_tables
 
-    # Layers that were told by the file itself are not held against it once more.
+    # A file that describes the layers itself is not compared with them.
     compared = inspection.weights not in (None, inspection.config)
     places = place_tables(layer) if inspection.format is not None else []
     if places and not compared:

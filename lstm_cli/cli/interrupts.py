@@ -1,7 +1,7 @@
-"""Signals: a command that is asked to stop leaves nothing half-written, and exits with 130.
+"""Signals: an interrupted command leaves no incomplete files, and exits with 130.
 
-Once: it stops in an orderly manner, within `interrupts` after the piece of work at hand. Once more
-while it does: at once.
+The first signal stops the command in order; within `interrupts` after the current unit of work.
+A second signal stops it at once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from lstm_cli.files import remove_unfinished
+from lstm_cli.output_files import discard_unfinished
 
 INTERRUPTED = 130
-"""Exit code of a command that was asked to stop."""
+"""Exit code of an interrupted command."""
 
 _STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that ask to stop."""
@@ -35,17 +35,17 @@ class Signals:
 
     Attributes
     ----------
-    asked
-        Whether one has asked to stop.
+    stop_requested
+        Whether a signal has asked to stop.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop_requested = False
         self._before: dict[int, Any] = {}
         self._hook = sys.unraisablehook
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread gets signals
-        sys.unraisablehook = self._lost
+        sys.unraisablehook = self._on_unraisable
         for number in _numbers(_STOPS):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 self._before[number] = signal.signal(number, self._stop)
@@ -54,19 +54,19 @@ class Signals:
                 self._before[number] = signal.signal(number, _end_by)
 
     def restore(self) -> None:
-        """Let signals do what they did before."""
+        """Restore the earlier handlers."""
         sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def end_with(self, code: int) -> None:
-        """Let signals end the process with this code: the command is done.
+        """Let signals end the process with this code, since the command is finished.
 
-        Once the threads have ended they are ignored: Python takes its handlers away before it
-        ends. Where one asked to stop, the process ends here: of an exception that came in an
-        import, Python remembers that it came, and would end by SIGINT.
+        Signals are ignored once the threads have ended: Python removes its handlers before it
+        exits. After a request to stop, the process ends here. Python remembers a
+        KeyboardInterrupt during an import, and would exit by SIGINT.
         """
-        if self.asked:
+        if self.stop_requested:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()
@@ -76,50 +76,49 @@ class Signals:
             atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.stop_requested:
             _end(INTERRUPTED)
-        self.asked = True
+        self.stop_requested = True
         raise KeyboardInterrupt
 
-    def _lost(self, lost: Any) -> None:
-        """Stop at once where the exception came in a finalizer, which passes it on to no one."""
-        if self.asked and lost.exc_type is KeyboardInterrupt:
+    def _on_unraisable(self, unraisable: Any) -> None:
+        # Python drops a KeyboardInterrupt in a finalizer.
+        if self.stop_requested and unraisable.exc_type is KeyboardInterrupt:
             _end(INTERRUPTED)
-        self._hook(lost)
+        self._hook(unraisable)
 
 
 @contextmanager
 def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Callable[[], bool]]:
-    """Whether the user, or the system, has asked to stop; SIGTERM and SIGHUP count as Ctrl-C.
+    """A function that tells whether a signal has asked to stop (Ctrl-C, SIGTERM or SIGHUP).
 
-    A signal's exception may come where Python cannot pass it on, in a weak reference's callback
-    say, and would be lost; a question asked between two pieces of work is not.
+    Python may drop a signal's exception, such as in the callback of a weak reference. So the
+    caller asks between two units of work instead.
     """
     message = f"\n{doing}; Ctrl-C again stops at once\n".encode()
-    asked = threading.Event()
+    stop = threading.Event()
     before: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if stop.is_set():
             outer = before.get(number)
             if callable(outer):
                 outer(number, frame)
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
         if not quiet:
-            # A signal may come in the middle of a print, where Python's own streams must not
-            # be entered again.
+            # A signal may interrupt a print, and Python's streams are not reentrant.
             with suppress(OSError, ValueError):
                 os.write(sys.stderr.fileno(), message)
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread gets signals
+        yield stop.is_set  # only the main thread gets signals
         return
     try:
         for number in _numbers(_STOPS):
             if number != getattr(signal, "SIGHUP", None) or not _is_ignored(number):
                 before[number] = signal.signal(number, handle)
-        yield asked.is_set
+        yield stop.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -127,34 +126,31 @@ def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Ca
 
 @contextmanager
 def interruptible(doing: str, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A function to call between two pieces of work: it raises KeyboardInterrupt if asked to."""
-    with interrupts(doing, quiet=quiet) as asked:
+    """A function that raises KeyboardInterrupt after a request to stop; call it between batches."""
+    with interrupts(doing, quiet=quiet) as stop_requested:
 
         def check() -> None:
-            if asked():
+            if stop_requested():
                 raise KeyboardInterrupt
 
         yield check
 
 
 def _numbers(names: tuple[str, ...]) -> list[int]:
-    """Numbers of the signals that this system has."""
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]  # of this system
 
 
 def _is_ignored(number: int) -> bool:
-    """Whether the caller has had a signal ignored, as nohup does."""
+    # nohup ignores SIGHUP.
     return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _end(code: int) -> NoReturn:
-    """End the process at once."""
-    remove_unfinished()
+    discard_unfinished()
     os._exit(code)
 
 
 def _end_by(number: int, frame: FrameType | None) -> None:
-    """End the process by a signal, as if it had not been caught."""
-    remove_unfinished()
+    discard_unfinished()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""The group of commands, each loaded only when it is used, and the one way out of it."""
+"""Entry point: the group of commands, which load at first use, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import click
 
 from lstm_cli.cli.console import Console, print_json, say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
-from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory, nearest
-from lstm_cli.files import remove_unfinished
+from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory_error, nearest
+from lstm_cli.output_files import discard_unfinished
 from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
@@ -28,10 +28,10 @@ COMMANDS: Mapping[str, str] = {
     "devices": "Engines and devices that can be used here.",
     "schema": "JSON Schema of the config, for editors.",
 }
-"""Names and one-line helps; ``lstm-cli --help`` needs no more than this."""
+"""Names and one-line help of all commands, so that ``lstm-cli --help`` imports no command."""
 
 GARBAGE = 100_000
-"""Objects between two looks for garbage: loading modules makes many objects and no garbage."""
+"""Objects between two garbage collections; imports create many objects, but no garbage."""
 
 EPILOG = """\b
 Example:
@@ -42,14 +42,14 @@ Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 config or weights,
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is called."""
+    """A group that imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, from the module of that name."""
+        """Import the command from the module of its name."""
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"lstm_cli.cli.{cmd_name.replace('-', '_')}")
@@ -59,7 +59,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As Click's own, with the nearest name where there is no such command."""
+        """Resolve a command like Click, and suggest the nearest name for an unknown one."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             guess = nearest(name, COMMANDS)
@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without importing them."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -84,8 +84,8 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context) -> None:
     """Run LSTM networks over sequences, and see every gate.
 
-    CONFIG is a YAML file that describes the layers, or a weights file that tells them: lstm-cli's
-    own, PyTorch's, Keras's, ONNX or TMVA's.
+    CONFIG is a YAML file that describes the layers, or a weights file of lstm-cli, PyTorch, Keras,
+    ONNX or TMVA.
     DATA is an HDF5 file, or a group in one: FILE.h5:/group.
     """
     if ctx.invoked_subcommand is None:
@@ -94,52 +94,51 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. Nothing but ``--debug`` shows a traceback.
+    """Run the command line and return its exit code. Only ``--debug`` shows a traceback.
 
-    Without `arguments` it is the process's own, which is about to end when this returns.
+    Without `arguments`, those of the process are used, and the process must end afterwards.
     """
     signals, code = Signals(), INTERRUPTED
     if arguments is None:
-        # A thread a core, each with memory of its own, before any is asked for: the engine that
-        # multiplies with it says how many it wants.
+        # OpenBLAS would start a thread per core, each with its own memory; engines set the number.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        code = _code(list(sys.argv[1:] if arguments is None else arguments), signals)
+        code = _run(list(sys.argv[1:] if arguments is None else arguments), signals)
     finally:
         if arguments is None:
             signals.end_with(code)
         else:
             signals.restore()
-        remove_unfinished()
+        discard_unfinished()
     return code
 
 
-def _code(args: list[str], signals: Signals) -> int:
-    """Run a command; its exit code."""
+def _run(args: list[str], signals: Signals) -> int:
+    """Run a command and return its exit code."""
     _prepare_streams()
     Console.printed = False
     gc.set_threshold(GARBAGE)
     try:
         _check_memory(args)
         # A command returns its exit code; --help and --version return 0.
-        # `obj` lets a command name the line it was called with.
+        # `obj` holds the arguments for messages that repeat the command.
         code = cli.main(args, prog_name="lstm-cli", standalone_mode=False, obj=args)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        return _misused(error, args)
+        return _report_misuse(error, args)
     except (KeyboardInterrupt, click.Abort):
-        return _interrupted()
+        return _report_interrupt()
     except BrokenPipeError:
-        _give_up_stdout()
+        _close_stdout()
         return 1
     except Exception as error:
         if "--debug" in args:
             sys.excepthook = _show_traceback
             raise
-        if signals.asked:  # some libraries make another error of it, while they are imported say
-            return _interrupted()
-        return _failed(error, args)
+        if signals.stop_requested:  # some libraries turn it into another error during an import
+            return _report_interrupt()
+        return _report_failure(error, args)
 
 
 def _show_traceback(*error: Any) -> None:
@@ -148,73 +147,70 @@ def _show_traceback(*error: Any) -> None:
     say("".join(format_exception(*error)).rstrip())
 
 
-def _interrupted() -> int:
+def _report_interrupt() -> int:
     click.echo("interrupted", err=True)
     return INTERRUPTED
 
 
-def _give_up_stdout() -> None:
-    """What takes our output has gone or is full; let the interpreter flush the rest elsewhere."""
+def _close_stdout() -> None:
+    # The reader of stdout has closed it, or the disk is full; the interpreter flushes stdout later.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_streams() -> None:
-    """Let tables and messages be printed wherever they go: they have letters beyond ASCII."""
+    """Make stdout and stderr accept characters beyond ASCII, which tables and messages contain."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever called us
+        if stream is None:  # the caller closed it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
-def _misused(error: click.ClickException, args: Sequence[str]) -> int:
-    """Say what is wrong with the arguments, and where the right ones are listed."""
+def _report_misuse(error: click.ClickException, args: Sequence[str]) -> int:
+    """Print the error in the arguments with hints, and return the exit code."""
     ctx = getattr(error, "ctx", None)
-    message, instead = error.format_message().rstrip("."), None
+    message, option_hint = error.format_message().rstrip("."), None
     if isinstance(error, click.NoSuchOption) and ctx is not None:
         message = f"{error.option_name} is not an option of {ctx.command_path}"
-        instead = _instead(error.option_name, ctx)
+        option_hint = _option_hint(error.option_name, ctx)
     say(f"error: {message}")
-    if instead is not None:
-        say(f"hint: {instead}")
+    if option_hint is not None:
+        say(f"hint: {option_hint}")
     path = ctx.command_path if ctx is not None else "lstm-cli"
-    listed = f"{path} --help lists what it takes"
-    say(f"hint: {listed}")
+    help_hint = f"{path} --help lists its arguments and options"
+    say(f"hint: {help_hint}")
     if "--json" in args:
-        from lstm_cli.errors import Problem
-
-        _print_problems([Problem(message, hint=instead or listed)], error.exit_code)
+        _print_problems([Problem(message, hint=option_hint or help_hint)], error.exit_code)
     return error.exit_code
 
 
-def _instead(option: str, ctx: click.Context) -> str | None:
-    """A hint to the nearest option, or to the key of the config that has this name."""
+def _option_hint(option: str, ctx: click.Context) -> str | None:
+    """A hint with the nearest option, or with the config's key of this name."""
     options = [name for each in ctx.command.get_params(ctx) for name in each.opts]
     if (guess := nearest(option, options)) is not None:
         return f"did you mean {guess}?"
     if "--set" in options:
-        from lstm_cli.config.train import Optimizer, TrainSection
+        from lstm_cli.config.schema import OptimizerSection, TrainSection
 
         key = option.lstrip("-").replace("-", "_")
         key = {"lr": "learning_rate"}.get(key, key)
-        for section, owner in (("train", TrainSection), ("train.optimizer", Optimizer)):
+        for section, owner in (("train", TrainSection), ("train.optimizer", OptimizerSection)):
             if key in owner.model_fields:
-                return f"the config has it: --set {section}.{key}=…"
+                return f"the config has this key: --set {section}.{key}=…"
     return None
 
 
 def _print_problems(
     problems: Sequence[Problem], exit_code: int, headline: str | None = None
 ) -> None:
-    """All problems as the JSON document, unless the command has printed one."""
-    if not Console.printed:
-        found = {"exit_code": exit_code, "problems": problems}
-        print_json({"error": {"headline": headline, **found}})
+    if not Console.printed:  # stdout has one document at most
+        error = {"headline": headline, "exit_code": exit_code, "problems": problems}
+        print_json({"error": error})
 
 
-def _failed(error: Exception, args: Sequence[str]) -> int:
-    """Say what went wrong in the form that all errors have."""
+def _report_failure(error: Exception, args: Sequence[str]) -> int:
+    """Print an error and return its exit code."""
     if (shortage := _shortage(error, args[0] if args else "")) is not None:
         what, hint = shortage
         say(f"error: {what}")
@@ -228,7 +224,7 @@ def _failed(error: Exception, args: Sequence[str]) -> int:
             _print_problems(error.problems, error.exit_code, error.headline)
         return error.exit_code
     if isinstance(error, OSError) and error.filename is None:
-        _give_up_stdout()
+        _close_stdout()
         say(f"error: the output cannot be written: {error.strerror}")
         return 1
     say(f"error: {type(error).__name__}: {error}")
@@ -237,45 +233,44 @@ def _failed(error: Exception, args: Sequence[str]) -> int:
 
 
 LEAST_MEMORY = 96 << 20
-"""Bytes of addresses without which NumPy's BLAS ends the process where it is loaded."""
+"""Bytes of address space; with less, loading NumPy's BLAS ends the process."""
 
 _SAVING = {
     "run": "fewer units, a smaller --batch-size or --engine reference need less; ",
     "train": "fewer units, a smaller --batch-size or --engine reference need less; ",
     "bench": "fewer units or --engine reference need less; ",
 }
-"""What needs less memory, by command; the others have nothing to choose."""
+"""Advice to save memory by command; other commands have no such option."""
 
 
 def _check_memory(args: list[str]) -> None:
-    """Raise MemoryError where the libraries of a command cannot be loaded: some end the process."""
+    """Raise MemoryError if libraries cannot be loaded; some would end the process instead."""
     if set(args) & {"--help", "-h", "--version"} or not args or "numpy" in sys.modules:
         return
     if not has_memory(LEAST_MEMORY):
-        raise MemoryError(f"{LEAST_MEMORY >> 20} MB are needed to begin with")
+        raise MemoryError(f"a command needs {LEAST_MEMORY >> 20} MB to start")
 
 
 def _shortage(error: BaseException, command: str) -> tuple[str, str] | None:
-    """What there is too little of, memory or threads, and what to do; None: another error.
+    """A message and a hint if memory or threads ran out; None for other errors.
 
-    An error that came of another one counts where there is no memory to be had indeed: a damaged
-    file may ask for more than there is, too.
+    If another error caused it, memory must be short now: damaged files request any amount.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RuntimeError) and "start new thread" in str(seen).lower():
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RuntimeError) and "start new thread" in str(cause).lower():
             fewer = "; --threads 1 needs fewest" if command in _SAVING else ""
             return (
                 "no more threads can be started: their number or the memory is limited",
                 f"ulimit -u and ulimit -v show the limits{fewer}",
             )
-        if isinstance(seen, MemoryError | ImportError | OSError) and is_memory(seen):
-            mere = isinstance(error, LstmCliError) and has_memory(LEAST_MEMORY)
-            if not mere:
-                detail = f": {seen}" if str(seen) else ""
+        if isinstance(cause, MemoryError | ImportError | OSError) and is_memory_error(cause):
+            is_file_fault = isinstance(error, LstmCliError) and has_memory(LEAST_MEMORY)
+            if not is_file_fault:
+                detail = f": {cause}" if str(cause) else ""
                 return (
                     f"not enough memory{detail}",
                     f"{_SAVING.get(command, '')}ulimit -v shows whether the memory is limited",
                 )
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return None

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they make of them."""
+"""Options that several commands share, and the objects that commands get from them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from lstm_cli.cli.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
-    from lstm_cli.engines.selection import EngineChoice
+    from lstm_cli.engines.selection import Choice
     from lstm_cli.engines.types import Engine
-    from lstm_cli.formats.interchange import Imported, ReadOptions
+    from lstm_cli.formats.model import Imported, ReadOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -31,8 +31,8 @@ FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a weights file cannot say about itself: the options that `reading_options` adds."""
+class ReadingOptions:
+    """How to read a weights file: the options that `reading_options` adds."""
 
     format: str | None = None
     prefix: str | None = None
@@ -41,25 +41,25 @@ class Reading:
     ignore: tuple[str, ...] = ()
 
     @property
-    def options(self) -> ReadOptions:
-        """The same for what reads weights files."""
-        from lstm_cli.formats.interchange import ReadOptions
+    def read_options(self) -> ReadOptions:
+        """The options for readers of weights files."""
+        from lstm_cli.formats.model import ReadOptions
 
         return ReadOptions(
             self.format, self.prefix, self.tmva_order, only=self.only, ignore=self.ignore
         )
 
     def open(self, path: str) -> str | Imported:
-        """CONFIG; a weights file is read, once for all that follows."""
-        from lstm_cli.api.model import read_if_weights
+        """The path of a YAML config, or the content of a weights file, which is read once."""
+        from lstm_cli.api.assembly import opened
 
-        found: Any = read_if_weights(path, self.options)
-        return found  # type: ignore[no-any-return]
+        source: Any = opened(path, self.read_options)
+        return source  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What builds a model: the options that `model_options` adds to a command."""
+    """How to build a model: the options that `model_options` adds."""
 
     weights: Path | None
     device: str
@@ -68,21 +68,21 @@ class ModelOptions:
     threads: int | None
     seed: int | None
     overrides: tuple[str, ...]
-    reading: Reading
+    reading: ReadingOptions
 
     def config(self, source: str | Imported) -> Config:
-        """The config of a YAML or weights file, with --set and --seed."""
-        from lstm_cli.api.model import read_config
+        """The config of a YAML or weights file, with ``--set`` and ``--seed``."""
+        from lstm_cli.api.assembly import read_config
 
         return read_config(source, self.overrides, self.seed)
 
-    def choose_engine(self, console: Console, threads: int | None = None) -> EngineChoice:
-        """The engine asked for, with `threads` unless --threads says otherwise."""
+    def choose_engine(self, console: Console, threads: int | None = None) -> Choice:
+        """The selected engine; `threads` is the default of ``--threads``."""
         threads = self.threads or threads
         return chosen_engine(console, self.engine, self.device, self.dtype, threads)
 
     def weights_of(self, source: str | Imported) -> Path | Imported | None:
-        """--weights, or the weights file that CONFIG itself is."""
+        """The file of ``--weights``, or CONFIG if it is a weights file."""
         if self.weights is not None:
             return self.weights
         return None if isinstance(source, str) else source
@@ -90,10 +90,10 @@ class ModelOptions:
     def model(
         self, source: str | Imported, config: Config, engine: Engine, console: Console
     ) -> Model:
-        """The model, its weights fitted to the config; stderr is told what was assumed."""
-        from lstm_cli.api.model import assemble
+        """The model with weights that fit the config; stderr gets notes on assumptions."""
+        from lstm_cli.api.assembly import assemble
 
-        model = assemble(config, engine, self.weights_of(source), self.reading.options)
+        model = assemble(config, engine, self.weights_of(source), self.reading.read_options)
         for note in model.notes:
             console.note(f"note: {note}")
         return model
@@ -101,19 +101,19 @@ class ModelOptions:
 
 def chosen_engine(
     console: Console, engine: str, device: str, dtype: str, threads: int | None
-) -> EngineChoice:
-    """The engine asked for; stderr is told where ``auto`` had to pass over a faster one.
+) -> Choice:
+    """The selected engine; stderr gets a note if ``auto`` passed over a faster one.
 
-    There are never more threads than the processors that may be used: they would only wait.
+    Threads beyond the number of allowed processors would only wait, so they are not started.
     """
-    from lstm_cli.engines.machine import allowed_threads
     from lstm_cli.engines.selection import choose_engine
+    from lstm_cli.engines.threads import allowed_threads
 
     allowed = allowed_threads()
     if threads is not None and threads > allowed:
         console.note(
-            f"note: {threads} threads were asked for; {allowed} can run here at once, "
-            f"and {allowed} are used"
+            f"note: {threads} threads were requested, but only {allowed} can run here at once; "
+            f"using {allowed}"
         )
         threads = allowed
     choice = choose_engine(engine, device, dtype, threads)
@@ -123,7 +123,7 @@ def chosen_engine(
 
 
 def machine_line(engine: Engine) -> str:
-    """What computes: device, engine, dtype, and the GPU's name or the number of threads."""
+    """``computed on``, with device, engine, dtype, and the GPU's name or number of threads."""
     gpu = getattr(getattr(engine, "hardware", None), "title", None)
     last = gpu or counted(engine.threads or 1, "thread")
     return f"computed on {', '.join((engine.device, engine.name, engine.dtype, last))}"
@@ -139,8 +139,8 @@ def _all(*decorators: Decorator) -> Decorator:
 
 
 def thread_count(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A number of threads."""
-    from lstm_cli.engines.machine import MOST_THREADS
+    """The value of ``--threads``, from 1 to `MOST_THREADS`."""
+    from lstm_cli.engines.threads import MOST_THREADS
 
     if value is None:
         return None
@@ -154,25 +154,25 @@ def thread_count(ctx: click.Context, parameter: click.Parameter, value: str | No
 
 device_options = _all(
     click.option(
-        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Where to compute."
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Device that computes."
     ),
     click.option(
         "--engine",
         default="auto",
         metavar="auto|reference|jit|cuda",
-        help="What computes; auto takes the fastest that can be used.",
+        help="Engine that computes; auto selects the fastest usable one.",
     ),
     click.option(
         "--dtype",
         default="float32",
         metavar="float32|float64|...",
-        help="Numbers to compute in.  [default: float32]",
+        help="Number type of the computation.  [default: float32]",
     ),
     click.option(
         "--threads",
         callback=thread_count,
         metavar="N",
-        help="At most so many threads, 1 to 1024; default: what the cgroup grants, else the cores.",
+        help="Largest number of threads, 1 to 1024; default: the cgroup's limit, else the cores.",
     ),
 )
 
@@ -180,7 +180,7 @@ device_options = _all(
 def settings(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Values of --set, each of the form KEY=VALUE."""
+    """Values of ``--set``, each of the form KEY=VALUE."""
     for value in values:
         if not value.partition("=")[0].strip() or "=" not in value:
             raise click.BadParameter(f"{value!r} is not KEY=VALUE")
@@ -193,22 +193,27 @@ set_option = click.option(
     multiple=True,
     callback=settings,
     metavar="KEY=VALUE",
-    help="Override a key of the config: --set model.layers.0.hidden_size=64; paths in it begin "
-    "where it is typed.",
+    help="Override a key of the config: --set model.layers.0.hidden_size=64; paths in VALUE start "
+    "from the working directory.",
 )
 
 config_options = _all(
     click.option(
-        "--weights", type=FILE, help="Weights file of any format; wins over the config's own."
+        "--weights", type=FILE, help="Weights file of any format; overrides the config's."
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Overrides every seed in the config."),
+    click.option("--seed", type=click.IntRange(min=0), help="Override every seed in the config."),
     set_option,
 )
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+)
+"""Option that commands do not get: `lstm_cli.cli.main` looks for it in the arguments."""
 
 output_options = _all(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("--quiet", is_flag=True, help="No progress and no messages."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    debug_option,
 )
 
 force_option = click.option(
@@ -218,22 +223,22 @@ force_option = click.option(
 external_option = click.option(
     "--allow-external",
     is_flag=True,
-    help="Follow links and storage outside the file, and read shapes that look like bombs.",
+    help="Follow links and storage outside the file, and read suspiciously large shapes.",
 )
 
 
 def _patterns(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Values of --only or --ignore: patterns with commas between them."""
-    found = [one.strip() for value in values for one in value.split(",")]
-    if not all(found):
+    """Values of ``--only`` or ``--ignore``, which are separated by commas."""
+    patterns = tuple(pattern.strip() for value in values for pattern in value.split(","))
+    if not all(patterns):
         raise click.BadParameter(f"{','.join(values)!r} has an empty pattern")
-    return tuple(found)
+    return patterns
 
 
 selecting_options = _all(
-    click.option("--prefix", help="Read only what stands below this prefix of a state dict."),
+    click.option("--prefix", help="Read only tensors below this prefix of a state dict."),
     click.option(
         "--only",
         multiple=True,
@@ -246,16 +251,16 @@ selecting_options = _all(
         multiple=True,
         callback=_patterns,
         metavar="NAMES",
-        help="Leave these tensors of a state dict out: --ignore 'criterion.*'.",
+        help="Skip these tensors of a state dict: --ignore 'criterion.*'.",
     ),
 )
 
 
 def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options on how to read a weights file, handed to the command as ``reading``."""
+    """Add options on how to read a weights file; the command gets them as ``reading``."""
 
-    @wraps(function)  # with the options that it has already
-    def gathered(
+    @wraps(function)  # keeps the function's options
+    def wrapper(
         *,
         read_format: str | None,
         prefix: str | None,
@@ -264,7 +269,7 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
         tmva_order: str | None,
         **others: Any,
     ) -> Any:
-        reading = Reading(read_format, prefix, tmva_order, only, ignore)
+        reading = ReadingOptions(read_format, prefix, tmva_order, only, ignore)
         return function(reading=reading, **others)
 
     return _all(
@@ -272,22 +277,22 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--from",
             "read_format",
             metavar="native|pytorch|keras|onnx|tmva",
-            help="Format of the weights read; default: what the file holds.",
+            help="Format of the weights file; default: recognized from its content.",
         ),
         selecting_options,
         click.option(
             "--tmva-order",
             type=click.Choice(["slots", "labels"]),
-            help="Where a TMVA file may be read in two ways: what its elements hold.",
+            help="Meaning of the elements in an ambiguous TMVA file.",
         ),
-    )(gathered)
+    )(wrapper)
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that build a model, handed to the command as one `ModelOptions`, ``options``."""
+    """Add options that build a model; the command gets a `ModelOptions` as ``options``."""
 
     @wraps(function)
-    def gathered(
+    def wrapper(
         *,
         weights: Path | None,
         device: str,
@@ -296,17 +301,17 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         threads: int | None,
         seed: int | None,
         overrides: tuple[str, ...],
-        reading: Reading,
+        reading: ReadingOptions,
         **others: Any,
     ) -> Any:
         options = ModelOptions(weights, device, engine, dtype, threads, seed, overrides, reading)
         return function(options=options, **others)
 
-    return _all(config_options, reading_options, device_options)(gathered)
+    return _all(config_options, reading_options, device_options)(wrapper)
 
 
 def batch_size(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:
-    """A number of sequences, or None for ``auto``."""
+    """The value of ``--batch-size``, None for ``auto``."""
     if value == "auto":
         return None
     if value.isdecimal() and int(value) > 0:
@@ -319,19 +324,18 @@ batch_option = click.option(
     default="64",
     callback=batch_size,
     metavar="N|auto",
-    help="Sequences computed together.  [default: 64]",
+    help="Number of sequences per batch.  [default: 64]",
 )
 
 
 def data_options(config: Config, allow_external: bool, *, need_targets: bool = True) -> DataOptions:
-    """How the config says to read the data; without `need_targets`, missing ones are a note."""
+    """The config's options for data; without `need_targets`, missing targets are a note."""
     from lstm_cli.data import DataOptions, Window
 
     data = config.data
-    cut = data.window
     window = None
-    if cut is not None:
-        window = Window(cut.length, cut.stride, cut.horizon, cut.predict)
+    if (w := data.window) is not None:
+        window = Window(w.length, w.stride, w.horizon, w.predict)
     return DataOptions(
         inputs=data.inputs,
         targets=data.targets,
@@ -349,9 +353,9 @@ def data_options(config: Config, allow_external: bool, *, need_targets: bool = T
 
 
 def check_order(config: str, data: Sequence[str] = ()) -> None:
-    """Raise ConfigError if CONFIG is a file of sequences, or of results.
+    """Raise ConfigError if CONFIG is a file of sequences or of results.
 
-    It says whether CONFIG and DATA are swapped, or a config is missing.
+    The message tells whether CONFIG and DATA are swapped, or a config is missing.
     """
     from lstm_cli.api.weights_files import is_hdf5
 
@@ -388,24 +392,24 @@ def check_apart(
     data: Sequence[str] = (),
     **written: Path | None,
 ) -> None:
-    """Raise UsageError if a file to write is also another one's, or one that is read.
+    """Raise UsageError if a file to write is also read, or written twice.
 
     Parameters
     ----------
     read
-        Files that are read, by what they are called; ``FILE.h5:/group`` is taken for the file.
+        Files to read by their name in messages; ``FILE.h5:/group`` means the file.
     data
         The data files.
     written
-        Files to write, by option; `destination` is the argument DST.
+        Files to write by option; `destination` is the argument DST.
     """
     names = {name: "DST" if name == "destination" else f"--{name}" for name in written}
-    taken = {_identity(path): "DATA" for path in data}
-    taken |= {_identity(path): name for name, path in read.items() if path is not None}
+    uses = {_identity(path): "DATA" for path in data}
+    uses |= {_identity(path): name for name, path in read.items() if path is not None}
     for name, path in written.items():
         if path is None:
             continue
-        other = taken.setdefault(_identity(path), names[name])
+        other = uses.setdefault(_identity(path), names[name])
         if other != names[name]:
             raise UsageError(
                 f"{other} and {names[name]} name the same file",
@@ -415,7 +419,7 @@ def check_apart(
 
 
 def _identity(path: str | Path) -> tuple[int, int] | str:
-    """What two names of one file have in common, links of any kind included."""
+    """A value that is equal for two names of one file, through links of any kind."""
     for name in (str(path), str(path).rpartition(":/")[0]):
         with suppress(OSError, ValueError):
             status = os.stat(name)
@@ -423,5 +427,5 @@ def _identity(path: str | Path) -> tuple[int, int] | str:
                 return status.st_dev, status.st_ino
     try:
         return os.path.normcase(os.path.realpath(path))
-    except ValueError:  # no file can have such a name; reading it says so
+    except ValueError:  # no file can have such a name, which reading reports
         return str(path)

@@ -49,7 +49,7 @@ LOSS_NAMES = {
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
 @click.option("--output", type=FILE, help="Write outputs and final states to this HDF5 file.")
-@click.option("--gates", type=FILE, help="Write every gate's value of every step to this file.")
+@click.option("--gates", type=FILE, help="Write the values of every gate and step to this file.")
 @click.option("--state", help="Initial states from an earlier results file.")
 @force_option
 @batch_option
@@ -67,35 +67,34 @@ def command(
     batch_size: int | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
     allow_external: bool,
     options: ModelOptions,
 ) -> None:
     """Run a network over sequences.
 
-    Builds the network, runs the forward pass over DATA, and shows every gate's shapes, where
-    the time went, and metrics where the data has targets. Several DATA are one dataset.
+    Builds the network and runs the forward pass over DATA. Shows the shapes of every gate, timings,
+    and metrics if the data has targets. Several DATA are one dataset.
     """
     from lstm_cli.api.fit import check_data
     from lstm_cli.api.shapes import network_shapes
     from lstm_cli.api.stream import RunFiles, fitting_batch, run_dataset
     from lstm_cli.data import open_data
-    from lstm_cli.overwriting import check_target
+    from lstm_cli.output_files import check_output_path
 
     console = Console(as_json=as_json, quiet=quiet)
     check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     config = options.config(source)
-    read = {
+    inputs = {
         "CONFIG": config_path,
         "--weights": options.weights,
         "the config's weights": config.weights,
         "--state": state,
     }
-    check_apart(read, output=output, gates=gates)
+    check_apart(inputs, output=output, gates=gates)
     for option, path in (("--output", output), ("--gates", gates)):
         if path is not None:
-            check_target(path, option=option, force=force, suffix=".h5")
+            check_output_path(path, option=option, force=force, suffix=".h5")
     reading = data_options(config, allow_external, need_targets=False)
     with open_data(data_paths, reading) as data:
         check_apart(data=data.paths, output=output, gates=gates)
@@ -113,7 +112,7 @@ def command(
                 batch_size=size,
                 halve=batch_size is None,
                 files=RunFiles(output, gates, state, force),
-                progress=lambda done: (advance(done), check())[0],
+                progress=lambda count: (advance(count), check())[0],
             )
         _notes(console, report)
         console.show(*_tail(report, output, gates))
@@ -147,7 +146,7 @@ def _notes(console: Console, report: RunReport) -> None:
         console.note(
             f"warning: the outputs of {bad.sequences} of {counted(report.sequences, 'sequence')} "
             f"hold NaN or infinity, first sequence {bad.first}; "
-            "lstm-cli data says whether the inputs do"
+            "lstm-cli data tells whether the inputs do"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lstm_cli.cli.console import plain, print_json
-from lstm_cli.cli.options import FILE, force_option
+from lstm_cli.cli.options import FILE, debug_option, force_option
 
 EPILOG = """\b
 Example:
@@ -19,20 +19,19 @@ then, in the first line of a config:
 @click.command(epilog=EPILOG)
 @click.option("--output", type=FILE, help="Write to this file instead of stdout.")
 @force_option
-@click.option("--json", is_flag=True, expose_value=False, help="It always is JSON.")
+@click.option("--json", is_flag=True, expose_value=False, help="The schema always is JSON.")
 @click.option("--quiet", is_flag=True, expose_value=False, help="No progress and no messages.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@debug_option
 def command(*, output: Path | None, force: bool) -> None:
-    """JSON Schema of the config: editors complete and check with it."""
+    """Print the JSON Schema of the config, with which editors complete and check keys."""
     import json
 
     from lstm_cli.config import json_schema
-    from lstm_cli.files import write_whole
-    from lstm_cli.overwriting import check_target
+    from lstm_cli.output_files import check_output_path, write_atomically
 
     if output is None:
         print_json(json_schema())
         return
-    check_target(output, option="--output", force=force, suffix=".json", streams=True)
+    check_output_path(output, option="--output", force=force, suffix=".json", streams=True)
     text = json.dumps(plain(json_schema()), indent=2) + "\n"
-    write_whole(output, text.encode(), "the schema", force=force)
+    write_atomically(output, text.encode(), "the schema", force=force)

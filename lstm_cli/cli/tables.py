@@ -1,4 +1,4 @@
-"""Result dataclasses as tables."""
+"""Tables of gates, layers, timings, weights files, engines and GPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
-    """A table without lines: dim headings, numbers to the right, nothing cut without a mark."""
+    """A table without lines: dim headings, numbers flush right, long cells wrapped."""
     right = set(numbers)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
@@ -34,16 +34,15 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
 
 
 class NamesTable:
-    """A table with names from a file, which are never broken: where it is too wide, they have
-    lines of their own.
+    """A table with unbroken names from a file; a wide table has the names on separate lines.
 
     Parameters
     ----------
     columns
         Headings.
     names
-        Columns of names, at one end of the row: the last ones stand below their row there, the
-        first ones above it.
+        Columns of names, at one end of the row. In a wide table, names of the last columns are
+        below their row, names of the first columns above it.
     numbers
         Headings of columns that are flush right.
     """
@@ -53,7 +52,7 @@ class NamesTable:
         self.rows: list[tuple[list[str], str]] = [(list(columns), "dim")]
 
     def add_row(self, *cells: Text | str, style: str = "") -> None:
-        """Add a row of one line; cells that are left out are empty."""
+        """Add a row of one line; missing cells are empty."""
         texts = [printable(str(cell)) for cell in cells]
         self.rows.append((texts + [""] * (len(self.columns) - len(cells)), style))
 
@@ -64,8 +63,7 @@ class NamesTable:
             others = self._lines([k for k in every if k not in self.names])
             lines = []
             for (cells, _), other in zip(self.rows, others, strict=True):
-                # Whole, be it longer than the screen: the terminal wraps it, and what is copied
-                # has no break.
+                # The terminal wraps a long name, so a copy of it has no line break.
                 names = "  ".join(cells[k] for k in self.names if cells[k])
                 parts = [names, other] if above else [other, names and f"    {names}"]
                 lines.append("\n".join(part for part in parts if part))
@@ -73,10 +71,10 @@ class NamesTable:
             yield Segment(line, console.get_style(style))
             yield Segment.line()
 
-    def _lines(self, kept: Sequence[int]) -> list[str]:
+    def _lines(self, columns: Sequence[int]) -> list[str]:
         """Rows of some columns, each as wide as its widest cell."""
         lines = [""] * len(self.rows)
-        for k in kept:
+        for k in columns:
             cells = [row[k] for row, _ in self.rows]
             width, right = max(map(cell_len, cells)), self.columns[k] in self.numbers
             for n, cell in enumerate(cells):
@@ -91,16 +89,16 @@ def heading(layer: LayerShapes) -> Text:
 
 
 def engines_table(statuses: Sequence[EngineStatus]) -> Table:
-    """Engines: device, whether usable, dtypes, and with what or why not."""
+    """Engines: device, usability, dtypes, and details or the reason against use."""
     table = plain_table("engine", "device", "usable", "dtypes", "")
-    for s in statuses:
-        usable = "yes" if s.usable else "no"
-        table.add_row(s.engine, s.device, usable, ", ".join(s.dtypes), s.detail)
+    for status in statuses:
+        usable, dtypes = "yes" if status.usable else "no", ", ".join(status.dtypes)
+        table.add_row(status.engine, status.device, usable, dtypes, status.detail)
     return table
 
 
 def gpus_table(gpus: Sequence[GpuStatus]) -> Table:
-    """GPUs: memory, and why one cannot be used."""
+    """GPUs: compute capability, memory, and the reason against use."""
     table = plain_table("GPU", "", "capability", "memory", "free", "", numbers=("memory", "free"))
     for gpu in gpus:
         free = "" if gpu.memory_free is None else units.size(gpu.memory_free)
@@ -110,12 +108,12 @@ def gpus_table(gpus: Sequence[GpuStatus]) -> Table:
 
 
 def normalized_line(source: str | None) -> str:
-    """Whether, and by what, inputs are normalized."""
+    """The line on normalized inputs, with the source of mean and scale."""
     return f"inputs normalized: (x - mean) / scale, from {source}"
 
 
 def gate_tables(layer: LayerShapes) -> list[NamesTable]:
-    """Every gate's shapes in a recurrent layer; directions that are alike share a table."""
+    """Shapes of every gate of a recurrent layer; equal directions share a table."""
     tables = []
     for _, group in groupby(layer.directions, key=lambda d: (d.gates, d.states)):
         alike = list(group)
@@ -144,7 +142,7 @@ def _gate_table(title: str, direction: DirectionShapes) -> NamesTable:
 
 
 def other_layer(layer: LayerShapes) -> NamesTable:
-    """A dense, dropout or flatten layer: its tensors and what it gives."""
+    """Tensors and outputs of a dense, dropout or flatten layer."""
     table = NamesTable(("tensor", "", "shape"), range(0))
     for block in layer.blocks:
         table.add_row(block.role, block.symbol, units.shape(block.shape))
@@ -153,7 +151,7 @@ def other_layer(layer: LayerShapes) -> NamesTable:
 
 
 def timing_table(rows: Sequence[TimingRow]) -> Table:
-    """Where the time went."""
+    """Timings of a run by part."""
     columns = ("calls", "total", "share", "p50", "p95", "rate")
     table = plain_table("time", *columns, numbers=columns)
     for row in rows:
@@ -182,7 +180,7 @@ def _rate(row: TimingRow) -> str:
 def block_tables(layer: LayerShapes, *, compared: bool) -> list[NamesTable]:
     """Every matrix and vector of every gate of a layer, a table for each direction.
 
-    With `compared`, beside those of a weights file.
+    With `compared`, the table also has the shapes in a weights file.
     """
     groups = groupby(layer.blocks, key=lambda block: block.stored.rpartition(".")[0])
     return [_block_table(prefix, list(blocks), compared) for prefix, blocks in groups]
@@ -207,20 +205,20 @@ def _block_table(prefix: str, blocks: Sequence[GateBlock], compared: bool) -> Na
 
 
 def place_tables(layer: LayerShapes) -> list[NamesTable]:
-    """Which tensor of a file of another format is which gate's matrix, a table a direction."""
+    """Tensors of another format's file for every gate's matrix, a table for each direction."""
     groups = groupby(layer.blocks, key=lambda block: block.stored.rpartition(".")[0])
     return [_place_table(list(blocks)) for _, blocks in groups]
 
 
 def _place_table(blocks: Sequence[GateBlock]) -> NamesTable:
     dtypes = {place.dtype for block in blocks for place in block.places}
-    one = dtypes.pop() if len(dtypes) == 1 else None
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
     columns: tuple[str, ...] = (
         "",
         "shape",
-        "stored as" if one is None else f"stored as {one}, under",
+        "stored as" if dtype is None else f"stored as {dtype}, under",
     )
-    columns += ("",) if one else ("dtype", "")
+    columns += ("",) if dtype else ("dtype", "")
     table = NamesTable(columns, range(2, len(columns)))
     for block in blocks:
         first = block.symbol, units.shape(block.found or block.shape)
@@ -228,12 +226,12 @@ def _place_table(blocks: Sequence[GateBlock]) -> NamesTable:
             name = printable(f"{place.name}{place.part}")
             cells = [
                 name,
-                *([] if one else [place.dtype]),
+                *([] if dtype else [place.dtype]),
                 place.change,
             ]
             table.add_row(*(first if k == 0 else ("", "")), *cells)
         if not block.places:
-            table.add_row(*first, "-", *([] if one else [""]), block.mark or "")
+            table.add_row(*first, "-", *([] if dtype else [""]), block.mark or "")
     return table
 
 
@@ -247,7 +245,7 @@ def _compared(block: GateBlock) -> tuple[str, str, str]:
 
 
 def flow_table(layer: LayerShapes) -> NamesTable:
-    """The values a layer makes, per step and per batch."""
+    """Activations of a layer, per step and per batch."""
     columns = ("activation", "per step", "per batch", "bytes")
     table = NamesTable(columns, range(0), ("bytes",))
     for flow in layer.flows:

@@ -1,14 +1,17 @@
-"""``lstm-cli train``."""
+"""``lstm-cli train``, and the display of its progress: a live line, or a line per epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lstm_cli.cli import units
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.options import (
     FILE,
@@ -24,7 +27,9 @@ from lstm_cli.cli.options import batch_size as parsed_batch_size
 from lstm_cli.errors import counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.api.training_run import TrainingRun, TrainReport
+    from lstm_cli.api.training import TrainingRun, TrainReport
+    from lstm_cli.training.progress import Progress
+    from lstm_cli.training.surroundings import Reporter, Row
 
 EPILOG = """\b
 Examples:
@@ -34,7 +39,7 @@ Examples:
 
 ENDS = {
     "epochs": "all epochs are done",
-    "patience": "none was better for as long as train.patience waits",
+    "patience": "no epoch was better within train.patience",
 }
 
 
@@ -42,25 +47,30 @@ ENDS = {
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
 @click.option(
-    "--output", type=FILE, required=True, help="Folder of the run; made with the first checkpoint."
+    "--output",
+    type=FILE,
+    required=True,
+    help="Folder of the run; created with the first checkpoint.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in the folder, if there is one, to the same bits.",
+    help="Continue the run in the folder, if there is one, to the same bits.",
 )
 @click.option(
     "--checkpoint-every",
     type=click.FloatRange(min=0),
     default=10.0,
     metavar="SECONDS",
-    help="Save within an epoch after so long; after each epoch anyway.  [default: 10]",
+    help="Seconds between checkpoints within an epoch; every epoch has one.  [default: 10]",
 )
 @click.option(
     "--batch-size",
-    callback=lambda *given: None if given[-1] is None else parsed_batch_size(*given),
+    callback=lambda ctx, parameter, value: (
+        None if value is None else parsed_batch_size(ctx, parameter, value)
+    ),
     metavar="N|auto",
-    help="Sequences in a batch; auto, the default: train.batch_size.",
+    help="Number of sequences per batch; auto, the default: train.batch_size.",
 )
 @output_options
 @external_option
@@ -75,26 +85,25 @@ def command(
     batch_size: int | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
     allow_external: bool,
     options: ModelOptions,
 ) -> int:
     """Train a network on sequences with targets.
 
-    Learns from DATA as the config's section `train` says and writes to --output: the best
-    weights, which run alone, the metrics of every epoch, and checkpoints. Killed at any moment
-    and resumed, a run ends in the same bits. Ctrl-C finishes the step, saves and exits 130.
+    Trains on DATA by the config's section `train`. --output gets the best weights, which can be
+    run alone, the metrics of every epoch, and checkpoints. A run that is killed and resumed ends
+    in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
+    from lstm_cli.api.fit import check_data
+    from lstm_cli.api.resuming import train_section
     from lstm_cli.api.run_folder import RunFolder
-    from lstm_cli.api.shape_check import check_data
-    from lstm_cli.api.trainer import train_section
-    from lstm_cli.api.training_run import TrainingRun, open_validation
+    from lstm_cli.api.training import TrainingRun, open_validation
     from lstm_cli.data import open_data
 
     console = Console(as_json=as_json, quiet=quiet)
     if batch_size is not None:
-        chosen = (*options.overrides, f"train.batch_size={batch_size}")
-        options = replace(options, overrides=chosen)
+        overrides = (*options.overrides, f"train.batch_size={batch_size}")
+        options = replace(options, overrides=overrides)
     check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     config = options.config(source)
@@ -111,7 +120,7 @@ def command(
                 held,
                 choice.engine,
                 weights=options.weights_of(source),
-                reading=options.reading.options,
+                reading=options.reading.read_options,
                 checkpoint_every=checkpoint_every,
             )
             report = _train(console, run)
@@ -121,41 +130,40 @@ def command(
 
 
 def _train(console: Console, run: TrainingRun) -> TrainReport:
-    """Run unless the run has ended before, and say how it ended."""
+    """Run, unless the run has already ended, and print how it ended."""
     from lstm_cli.cli.interrupts import interrupts
-    from lstm_cli.cli.train_display import display
 
     for note in run.notes:
         console.note(f"note: {note}")
     if run.ended is not None:
         report = run.report()
-        console.note(f"the run in {run.folder.path} has ended: {_how(report)}")
+        console.note(f"the run in {run.folder.path} has ended: {_end(report)}")
         return report
     console.show(*_head(run))
     shown = len(run.notes)
     with (
         interrupts(quiet=console.quiet) as stop,
-        display(console, run.plan.epochs, run.setup.train.loss) as reporter,
+        display(console, run.plan.epochs, run.task.train.loss) as reporter,
     ):
         report = _run(run, reporter, stop)
     for note in report.notes[shown:]:
         console.note(f"note: {note}")
     if report.end == "interrupted":
         if report.files:
-            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} goes on")
+            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} continues")
         else:
             console.note("stopped before the first batch; nothing was saved")
     return report
 
 
 def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
-    """The run; where the device's memory is too small, what batch may fit."""
+    """Run; if the device's memory is too small, the error suggests a batch size."""
     from lstm_cli.errors import DeviceMemoryError
 
     try:
         return run.run(reporter, stop)
     except DeviceMemoryError as error:
-        size = run.setup.train.batch_size
+        size = run.task.train.batch_size
         hint = f"--batch-size {size // 2} needs about half"
         if size < 2:
             hint = "shorter sequences, a smaller network, or --device cpu"
@@ -169,40 +177,38 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
 
 
 def _head(run: TrainingRun) -> list[Any]:
-    task, engine = run.setup, run.model.network.engine
-    held = f", {task.validation_count:,} to measure on" if task.validation_count else ""
-    begin = f"weights {run.model.weights_name}"
+    task, engine = run.task, run.model.network.engine
+    validation = f", {task.measured:,} for validation" if task.measured else ""
+    start = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
-        begin = f"goes on after epoch {run.epochs_before}"
+        start = f"continues after epoch {run.epochs_before}"
     return [
         f"{run.model.config.name} · {task.data.description}",
-        f"{task.training_count:,} to learn from{held} · loss {task.train.loss}, "
+        f"{task.learned:,} for training{validation} · loss {task.train.loss}, "
         f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
-        f"{begin} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
+        f"{start} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
         machine_line(engine),
     ]
 
 
-def _how(report: TrainReport) -> str:
+def _end(report: TrainReport) -> str:
     return f"{ENDS.get(report.end, report.end)} after epoch {report.epoch}"
 
 
 def _resume_line() -> str:
-    """The command that goes on with the run."""
-    given = [str(word) for word in click.get_current_context().obj or ()]
-    more = [] if "--resume" in given else ["--resume"]
-    return " ".join(map(quote, ["lstm-cli", *given, *more]))
+    words = [str(word) for word in click.get_current_context().obj or ()]
+    more = [] if "--resume" in words else ["--resume"]
+    return " ".join(map(quote, ["lstm-cli", *words, *more]))
 
 
 def _show(
     console: Console, run: TrainingRun, report: TrainReport, data_paths: Sequence[object]
 ) -> None:
     from lstm_cli.cli.tables import plain_table
-    from lstm_cli.cli.train_display import shown_metrics
 
     row = report.metrics
     if report.best_epoch is not None:
-        names = shown_metrics(row, run.setup.train.loss)
+        names = shown_metrics(row, run.task.train.loss)
         table = plain_table(f"epoch {report.best_epoch}, the best", *names, numbers=names)
         for label, prefix in (("training", ""), ("validation", "val_")):
             figures = [row.get(prefix + name) for name in names]
@@ -218,14 +224,14 @@ def _show(
 
 
 def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
-    engine, task = run.model.network.engine, run.setup
+    engine, task = run.model.network.engine, run.task
     return {
         "model": {
             "name": run.model.config.name,
             "config": run.model.config.source,
             "parameters": run.model.network.parameter_count,
         },
-        "data": {"sequences": task.training_count, "held_out": task.validation_count},
+        "data": {"sequences": task.learned, "held_out": task.measured},
         "end": report.end,
         "epochs": report.epoch,
         "best_epoch": report.best_epoch,
@@ -239,3 +245,145 @@ def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
         "threads": engine.threads,
         "output": report.files,
     }
+
+
+METRICS = ("loss", "accuracy", "auc", "mse", "mae")
+BAR = 12
+"""Width of the progress bar in columns."""
+DROPPED = ("accuracy", "val", "best", "rate", "loss")
+"""Parts that the live line leaves out in a narrow terminal, the first one first."""
+
+
+class PlainReporter:
+    """A line on stderr for each epoch."""
+
+    def __init__(self, console: Console, epochs: int, loss: str) -> None:
+        self.console, self.epochs, self.loss = console, epochs, loss
+
+    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+        """Do nothing, since a line per batch would be too many."""
+
+    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+        """Print the epoch's line."""
+        self.console.note(epoch_line(progress, row, self.epochs, self.loss))
+
+
+class LiveReporter:
+    """One live line: epoch, step, loss, learning rate, best metric, remaining time.
+
+    Parameters
+    ----------
+    bar
+        The line from `Console.live_bar`.
+    epochs
+        Number of epochs of the run.
+    width
+        Columns next to the bar; in a narrow terminal, parts in `DROPPED` are left out.
+    """
+
+    def __init__(self, bar: Any, epochs: int, width: int) -> None:
+        self.bar, self.epochs, self.width = bar, epochs, width
+        self.task: Any = None
+        self._start, self._first = perf_counter(), 0.0
+        self._last: Row = {}
+
+    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+        """Update the line."""
+        head = f"epoch {progress.epoch + 1}/{self.epochs}"
+        if self.task is None:
+            self.task = self.bar.add_task("", total=batches, head=head, tail="")
+            self._first = progress.epoch + (progress.batch - 1) / batches
+        epochs = progress.epoch + progress.batch / batches
+        parts = {
+            "step": f"{progress.batch}/{batches}",
+            "loss": "" if loss is None else f"loss {loss:.3g}",
+            **_validation(self._last),
+            "rate": f"rate {progress.rate:.3g}",
+            "best": best(progress),
+            "left": f"{duration(self._remaining(epochs))} left",
+        }
+        tail = fitting(parts, self.width - len(head))
+        self.bar.update(self.task, completed=progress.batch, total=batches, head=head, tail=tail)
+
+    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+        """Store the metrics that the next line shows."""
+        self._last = row
+
+    def _remaining(self, epochs: float) -> float:
+        """Seconds until the last epoch ends, from the time of the `epochs` so far."""
+        spent = perf_counter() - self._start
+        return spent / (epochs - self._first) * max(self.epochs - epochs, 0.0)
+
+
+class SilentReporter:
+    """Prints nothing."""
+
+    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+        """Print nothing."""
+
+    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
+    """The reporter for ``--quiet``, a terminal, or a file."""
+    if console.quiet:
+        yield SilentReporter()
+    elif not console.is_interactive:
+        yield PlainReporter(console, epochs, loss)
+    else:
+        with console.live_bar(BAR) as bar:
+            yield LiveReporter(bar, epochs, console.width - BAR - 2)
+
+
+def shown_metrics(row: Row, loss: str) -> list[str]:
+    """Names of the metrics in a row, without the metric that equals the loss."""
+    names = [name.removeprefix("val_") for name in row]
+    return [name for name in METRICS if name in names and name != loss]
+
+
+def epoch_line(progress: Progress, row: Row, epochs: int, loss: str) -> str:
+    """``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
+    metrics = shown_metrics(row, loss)
+    names = [name for name in row if name.removeprefix("val_") in metrics]
+    figures = "".join(f"  {name} {row[name]:.4g}" for name in names)
+    rate = f"  rate {row['rate']:.3g}"
+    spent = units.seconds(row["seconds"])
+    return f"epoch {row['epoch']}/{epochs}{figures}{rate}  {best(progress)}  {spent}"
+
+
+def fitting(parts: Mapping[str, str], width: int) -> str:
+    """The parts that fit into `width`, two spaces apart; parts in `DROPPED` are left out first."""
+    fit = {name: text for name, text in parts.items() if text}
+    for name in DROPPED:
+        if sum(map(len, fit.values())) + 2 * len(fit) > width:
+            fit.pop(name, None)
+    return "  ".join(fit.values())
+
+
+def duration(seconds: float) -> str:
+    """``2.1 s``, ``3:05``, ``1:02:03``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def best(progress: Progress) -> str:
+    """``best 0.967 (12)``; empty before the end of the first epoch."""
+    if progress.best is None:
+        return ""
+    return f"best {progress.best:.4g} ({progress.best_epoch})"
+
+
+def _validation(row: Row) -> dict[str, str]:
+    """Parts of the live line from the last epoch: ``val 0.301``, ``accuracy 0.963``."""
+    parts = {}
+    if "val_loss" in row:
+        parts["val"] = f"val {row['val_loss']:.3g}"
+    accuracy = row.get("val_accuracy", row.get("accuracy"))
+    if accuracy is not None:
+        parts["accuracy"] = f"accuracy {accuracy:.3g}"
+    return parts

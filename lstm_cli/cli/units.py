@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as text: seconds, bytes, significant digits, shapes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,13 @@
-"""The YAML config: schema, loading, overrides, and errors that know their line."""
+"""The YAML config: schema, loading, overrides, and errors with line numbers."""
 
 from lstm_cli.config.config import Config, from_mapping, from_text, load
-from lstm_cli.config.schema import INIT_SCHEMES, DataSection, ModelSection, json_schema
-from lstm_cli.config.train import TrainSection
+from lstm_cli.config.schema import (
+    INIT_SCHEMES,
+    DataSection,
+    ModelSection,
+    TrainSection,
+    json_schema,
+)
 
 __all__ = [
     "INIT_SCHEMES",

@@ -1,30 +1,30 @@
-"""A checked config's layers as the specifications that engines take."""
+"""Layer specifications for engines, resolved from a checked config."""
 
 from __future__ import annotations
 
 from math import prod
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
-from lstm_cli.config.layers import (
+from lstm_cli.config.problems import ProblemReport
+from lstm_cli.config.schema import (
     DenseLayer,
     DropoutLayer,
     FlattenLayer,
     GRULayer,
     Layer,
     LSTMLayer,
+    ModelSection,
     RNNLayer,
 )
-from lstm_cli.config.places import Report
-from lstm_cli.config.schema import ModelSection
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 
 MAX_PARAMETERS = 2**40
 
 
 def resolve(model: ModelSection) -> tuple[LayerSpec, ...]:
-    """The layers in order, each reading what the one before it gives.
+    """Specifications of the layers in order; each layer reads the outputs of the one before.
 
-    The config must have passed `lstm_cli.config.structure.check`.
+    The config must have passed `lstm_cli.config.checks.check_config`.
     """
     specs: list[LayerSpec] = []
     size = model.input_size
@@ -35,16 +35,16 @@ def resolve(model: ModelSection) -> tuple[LayerSpec, ...]:
     return tuple(specs)
 
 
-def check_size(specs: tuple[LayerSpec, ...], report: Report) -> None:
-    """Refuse a network that no machine holds, before anything is allocated."""
+def check_parameter_count(specs: tuple[LayerSpec, ...], report: ProblemReport) -> None:
+    """Add a problem if the network is too large for any machine's memory."""
     total = sum(prod(p.shape) for spec in specs for p in spec.parameters().values())
     if total > MAX_PARAMETERS:
         report.add(
             ("model", "layers"),
-            "model.layers need more parameters than any machine holds",
+            "model.layers have more parameters than any machine holds",
             expected=f"at most {MAX_PARAMETERS:,}",
             found=f"{total:,}, {4 * total / 1e12:,.0f} TB in float32",
-            hint="look for a slip in hidden_size, units, input_size or steps",
+            hint="check hidden_size, units, input_size and steps for a typing error",
         )
 
 
@@ -74,15 +74,15 @@ def _recurrent(index: int, layer: LSTMLayer | GRULayer | RNNLayer, size: int) ->
 
 
 def _cell(layer: LSTMLayer | GRULayer | RNNLayer, direction: int) -> Cell:
-    activation = _of(layer.activation, direction)
+    activation = _for_direction(layer.activation, direction)
     if isinstance(layer, LSTMLayer):
         return LSTM(
             hidden_size=layer.hidden_size,
             clip=layer.clip,
             bias=layer.bias,
             activation=activation,
-            recurrent_activation=_of(layer.recurrent_activation, direction),
-            cell_activation=_of(layer.cell_activation or layer.activation, direction),
+            recurrent_activation=_for_direction(layer.recurrent_activation, direction),
+            cell_activation=_for_direction(layer.cell_activation or layer.activation, direction),
             peepholes=layer.peepholes,
             projection_size=layer.projection_size,
             coupled_input_forget=layer.coupled_input_forget,
@@ -94,7 +94,7 @@ def _cell(layer: LSTMLayer | GRULayer | RNNLayer, direction: int) -> Cell:
             clip=layer.clip,
             bias=layer.bias,
             activation=activation,
-            recurrent_activation=_of(layer.recurrent_activation, direction),
+            recurrent_activation=_for_direction(layer.recurrent_activation, direction),
             reset_after=layer.reset_after,
         )
     return RNN(
@@ -102,6 +102,5 @@ def _cell(layer: LSTMLayer | GRULayer | RNNLayer, direction: int) -> Cell:
     )
 
 
-def _of(option: tuple[Activation, ...], direction: int) -> Activation:
-    """The direction's own activation, or the one that both share."""
+def _for_direction(option: tuple[Activation, ...], direction: int) -> Activation:
     return option[min(direction, len(option) - 1)]

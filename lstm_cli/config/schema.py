@@ -1,17 +1,449 @@
-"""The schema of a config: the whole document and the sections `model` and `data`."""
+"""The schema of a config: layers, optimizers, schedules, and the sections of the document.
+
+Every section is a pydantic model, and its fields are the keys that users write.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic.json_schema import GenerateJsonSchema
 
 from lstm_cli.cells import Activation
-from lstm_cli.config.layers import LARGEST, MOST_LAYERS, Layer, Section, Size
-from lstm_cli.config.options import written
-from lstm_cli.config.train import Seed, TrainSection
-from lstm_cli.overwriting import SIGNATURE
+from lstm_cli.cells.activations import SIGMOID, TANH
+from lstm_cli.config.field_types import (
+    BareName,
+    DenseActivation,
+    RecurrentActivation,
+    is_number,
+    refuse,
+    to_yaml_value,
+)
+from lstm_cli.config.problems import describe_value, did_you_mean, one_of
+from lstm_cli.errors import nearest_first
+from lstm_cli.output_files import SIGNATURE
+
+LARGEST = 2**24
+"""Upper bound of sizes; a larger one is a typing error."""
+
+MOST_LAYERS = 500
+"""Upper bound of layers: each layer costs some milliseconds in every command."""
+
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+PerDirection = Annotated[tuple[Activation, ...], RecurrentActivation]
+
+
+class Section(BaseModel):
+    """A mapping of the config: immutable, without unknown keys, conversions and NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+    )
+
+
+class RecurrentLayer(Section):
+    """Options of all recurrent layers."""
+
+    type: str = Field(description="Kind of layer.")
+    hidden_size: Size = Field(description="Units H.", examples=[100])
+    bidirectional: bool = Field(
+        default=False,
+        description="Also run from the last step to the first; outputs are concatenated.",
+    )
+    return_sequences: bool = Field(
+        default=True,
+        description="Output every step; false: the last valid step, and the final state of the "
+        "reverse direction.",
+    )
+    stateful: bool = Field(
+        default=False, description="Row j of a batch continues row j of the batch before."
+    )
+    bias: bool = Field(default=True, description="false: no biases, neither stored nor trained.")
+    clip: float | None = Field(
+        default=None, gt=0, description="Limit pre-activations to [-clip, clip]; default: no limit."
+    )
+    activation: PerDirection = Field(
+        default=(TANH,),
+        description="Candidate's activation: a name, {name, alpha, beta}, or a pair: forward, "
+        "reverse.",
+    )
+    dropout: Rate = Field(default=0.0, description="Share of the inputs dropped in training.")
+    recurrent_dropout: Rate = Field(
+        default=0.0, description="Share of the recurrent values dropped in training."
+    )
+
+
+class LSTMLayer(RecurrentLayer):
+    """Long short-term memory."""
+
+    type: Literal["lstm"] = Field(description="Long short-term memory.")
+    recurrent_activation: PerDirection = Field(
+        default=(SIGMOID,), description="Activation of the gates i, f and o."
+    )
+    cell_activation: PerDirection | None = Field(
+        default=None,
+        description="Activation of the cell state in the output; default: `activation`.",
+    )
+    peepholes: bool = Field(default=False, description="Gates i, f and o see the cell state.")
+    projection_size: Size | None = Field(
+        default=None, description="Project the output to this many features P; default: none."
+    )
+    coupled_input_forget: bool = Field(default=False, description="f = 1 - i.")
+    forget_gate: bool = Field(
+        default=True, description="false: the LSTM before 2000, c = c + i g, which forgets nothing."
+    )
+    forget_bias: float = Field(
+        default=1.0,
+        description="Initial value of the forget gate's bias; not with `bias: false`.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `forget_bias` out of a layer without biases."""
+        values: dict[str, Any] = handler(self)
+        if not self.bias:
+            del values["forget_bias"]
+        return values
+
+
+class GRULayer(RecurrentLayer):
+    """Gated recurrent unit."""
+
+    type: Literal["gru"] = Field(description="Gated recurrent unit.")
+    recurrent_activation: PerDirection = Field(
+        default=(SIGMOID,), description="Activation of the gates r and z."
+    )
+    reset_after: bool = Field(
+        default=True,
+        description="Reset after the recurrent product (cuDNN, PyTorch); false: before it.",
+    )
+
+
+class RNNLayer(RecurrentLayer):
+    """Simple recurrent layer."""
+
+    type: Literal["rnn"] = Field(description="Simple recurrent layer (Elman).")
+
+
+class DenseLayer(Section):
+    """A matrix, an optional bias and an activation, the same on every step."""
+
+    type: Literal["dense"] = Field(description="Dense layer, the same on every step.")
+    units: Size = Field(description="Outputs.", examples=[9])
+    activation: Annotated[Activation | Literal["softmax"], DenseActivation] = Field(
+        default=Activation("identity"), description="A name, {name, alpha, beta}, or softmax."
+    )
+    bias: bool = Field(default=True, description="false: no bias, neither stored nor trained.")
+
+
+class DropoutLayer(Section):
+    """Sets random values to zero in training, and scales the others up."""
+
+    type: Literal["dropout"] = Field(description="Dropout, in training only.")
+    rate: Rate = Field(description="Share of the values dropped.", examples=[0.2])
+
+
+class FlattenLayer(Section):
+    """Joins the features of all steps, (T, F) to (T F,); needs ``model.steps``."""
+
+    type: Literal["flatten"] = Field(
+        description="Joins the features of all steps; needs model.steps."
+    )
+
+
+Layer: TypeAlias = LSTMLayer | GRULayer | RNNLayer | DenseLayer | DropoutLayer | FlattenLayer
+
+LAYERS: dict[str, type[Layer]] = {
+    "lstm": LSTMLayer,
+    "gru": GRULayer,
+    "rnn": RNNLayer,
+    "dense": DenseLayer,
+    "dropout": DropoutLayer,
+    "flatten": FlattenLayer,
+}
+
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+LARGEST_SEED = 2**63 - 1
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+Loss: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse", "mae", "huber"]
+Monitor: TypeAlias = Literal[
+    "loss", "accuracy", "auc", "mse", "mae",
+    "val_loss", "val_accuracy", "val_auc", "val_mse", "val_mae",
+]  # fmt: skip
+
+
+class OptimizerSection(Section):
+    """Options of all optimizers."""
+
+    type: str = Field(description="Kind of optimizer.")
+    learning_rate: Positive = Field(default=0.001, description="Step size.")
+    weight_decay: NotNegative = Field(
+        default=0.0,
+        description="Weights shrink by learning_rate x this each step, apart from the gradient.",
+    )
+    l1: NotNegative = Field(
+        default=0.0, description="This x sign(weight) is added to the gradient."
+    )
+    l2: NotNegative = Field(default=0.0, description="This x weight is added to the gradient.")
+
+
+class SGD(OptimizerSection):
+    """Stochastic gradient descent."""
+
+    type: Literal["sgd"] = Field(description="Gradient descent, optionally with momentum.")
+    learning_rate: Positive = Field(default=0.01, description="Step size.")
+    momentum: Rate = Field(default=0.0, description="Share of the last step that is kept.")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum; needs momentum.")
+
+
+class Adam(OptimizerSection):
+    """Adam (Kingma and Ba 2015)."""
+
+    type: Literal["adam"] = Field(description="Adam.")
+    beta1: Rate = Field(default=0.9, description="Decay of the mean of gradients.")
+    beta2: Rate = Field(default=0.999, description="Decay of the mean of squared gradients.")
+    epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    type: Literal["adamw"] = Field(  # type: ignore[assignment]
+        description="Adam with weight decay apart from the gradient."
+    )
+    weight_decay: NotNegative = Field(
+        default=0.01,
+        description="Weights shrink by learning_rate x this each step, apart from the gradient.",
+    )
+
+
+class RMSprop(OptimizerSection):
+    """RMSprop (Hinton 2012)."""
+
+    type: Literal["rmsprop"] = Field(description="RMSprop.")
+    rho: Rate = Field(default=0.9, description="Decay of the mean of squared gradients.")
+    momentum: Rate = Field(default=0.0, description="Share of the last step that is kept.")
+    epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
+
+
+class Adagrad(OptimizerSection):
+    """Adagrad (Duchi et al. 2011)."""
+
+    type: Literal["adagrad"] = Field(description="Adagrad.")
+    learning_rate: Positive = Field(default=0.01, description="Step size.")
+    epsilon: Positive = Field(default=1e-10, description="Added to the root in the denominator.")
+
+
+class Adadelta(OptimizerSection):
+    """Adadelta (Zeiler 2012)."""
+
+    type: Literal["adadelta"] = Field(description="Adadelta.")
+    learning_rate: Positive = Field(default=1.0, description="Factor of each step.")
+    rho: Rate = Field(default=0.95, description="Decay of the means.")
+    epsilon: Positive = Field(default=1e-6, description="Added to both means.")
+
+
+OPTIMIZERS: dict[str, type[Section]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+}
+
+
+class ScheduleSection(Section):
+    """Options of all schedules: a linear rise of the learning rate at the start."""
+
+    type: str = Field(description="Kind of schedule.")
+    warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST,
+        description="Updates in which the rate rises from 0; not with epochs.",
+    )
+    warmup_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST,
+        description="Epochs in which the rate rises from 0; not with steps.",
+    )
+
+
+class ConstantSchedule(ScheduleSection):
+    """A constant learning rate."""
+
+    type: Literal["constant"] = Field(description="The rate is constant.")
+
+
+class StepSchedule(ScheduleSection):
+    """A factor after every `every` epochs."""
+
+    type: Literal["step"] = Field(description="The rate is multiplied after every `every` epochs.")
+    every: Size = Field(default=10, description="Epochs between two changes.")
+    factor: float = Field(default=0.1, gt=0, le=1, description="Factor of each change.")
+
+
+class ExponentialSchedule(ScheduleSection):
+    """A factor after each epoch."""
+
+    type: Literal["exponential"] = Field(description="The rate is multiplied after each epoch.")
+    factor: float = Field(default=0.95, gt=0, le=1, description="Factor of each epoch.")
+
+
+class CosineSchedule(ScheduleSection):
+    """Half a cosine from the learning rate to its minimum."""
+
+    type: Literal["cosine"] = Field(description="The rate follows half a cosine to its minimum.")
+    epochs: Size | None = Field(default=None, description="Length; default: all epochs of the run.")
+    minimum: NotNegative = Field(default=0.0, description="Learning rate at the end.")
+
+
+class PlateauSchedule(ScheduleSection):
+    """A factor when the monitored value stops improving."""
+
+    type: Literal["reduce_on_plateau"] = Field(
+        description="The rate is multiplied when `monitor` stops improving."
+    )
+    factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each change.")
+    patience: Size = Field(default=5, description="Epochs without improvement before a change.")
+    minimum: NotNegative = Field(default=0.0, description="The rate goes no lower.")
+
+
+SCHEDULES: dict[str, type[Section]] = {
+    "constant": ConstantSchedule,
+    "step": StepSchedule,
+    "exponential": ExponentialSchedule,
+    "cosine": CosineSchedule,
+    "reduce_on_plateau": PlateauSchedule,
+}
+
+
+def _check_validation(value: Any) -> Any:
+    if (is_number(value) and 0 < value < 1) or (isinstance(value, str) and value):
+        return value
+    return refuse(
+        "is neither a share nor a file",
+        expected="a share between 0 and 1, or a path such as words.h5:/test",
+        found=describe_value(value),
+    )
+
+
+def _check_class_weights(value: Any) -> Any:
+    if value == "balanced":
+        return value
+    if isinstance(value, str) or not value or not isinstance(value, list | dict):
+        refuse(
+            "holds no class weights",
+            expected="balanced, a list with a weight for each class, or {class: weight}",
+            found=describe_value(value),
+            hint=did_you_mean(value, ("balanced",)),
+        )
+    for key, weight in value.items() if isinstance(value, dict) else enumerate(value):
+        if not is_number(weight) or weight < 0:
+            refuse(
+                "is no weight",
+                expected="a number, at least 0",
+                found=describe_value(weight),
+                path=(key,),
+            )
+    return value
+
+
+def _check_normalize(value: Any) -> Any:
+    if isinstance(value, bool) or value in ("standard", "minmax"):
+        return value
+    return refuse(
+        "has an unknown value",
+        expected=one_of(nearest_first(value, ("true", "false", "standard", "minmax"))),
+        found=describe_value(value),
+        hint=did_you_mean(value, ("standard", "minmax", "true", "false")),
+    )
+
+
+class TrainSection(Section):
+    """How the network is trained."""
+
+    loss: Loss = Field(description="Loss that training minimizes.", examples=["cross_entropy"])
+    optimizer: Annotated[
+        Annotated[SGD | Adam | AdamW | RMSprop | Adagrad | Adadelta, Field(discriminator="type")],
+        BareName(tuple(OPTIMIZERS), "adam"),
+    ] = Field(
+        default=Adam(type="adam"),
+        description="Optimizer: its name, or {type, learning_rate, …}; the default type is adam.",
+    )
+    batch_size: Size = Field(default=32, description="Sequences in a batch.")
+    epochs: Size = Field(default=50, description="Passes over the data.")
+    schedule: Annotated[
+        Annotated[
+            ConstantSchedule | StepSchedule | ExponentialSchedule | CosineSchedule
+            | PlateauSchedule,
+            Field(discriminator="type"),
+        ],
+        BareName(tuple(SCHEDULES), "constant"),
+    ] = Field(
+        default=ConstantSchedule(type="constant"),
+        description="Course of the learning rate: a name, or {type, …}; the default type is "
+        "constant.",
+    )  # fmt: skip
+    validation: Annotated[float | str | None, BeforeValidator(_check_validation)] = Field(
+        default=None,
+        description="Share of the sequences held out, or FILE.h5:/group relative to this file (in "
+        "--set to the working directory).",
+    )
+    monitor: Monitor | None = Field(
+        default=None,
+        description="Metric of the best epoch; default: val_loss, or loss without validation.",
+    )
+    patience: Size | None = Field(
+        default=None, description="Stop after this many epochs without improvement; default: never."
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="Scale the gradient down to at most this norm."
+    )
+    clip_value: Positive | None = Field(
+        default=None, description="Limit each gradient to [-value, value]."
+    )
+    truncate: Size | None = Field(
+        default=None, description="Backpropagate through at most this many steps; default: all."
+    )
+    class_weights: Annotated[
+        Literal["balanced"] | list[float] | dict[str | int, float] | None,
+        BeforeValidator(_check_class_weights),
+    ] = Field(default=None, description="balanced, a weight for each class, or {class: weight}.")
+    label_smoothing: Rate = Field(
+        default=0.0, description="Share of each target spread over all classes."
+    )
+    normalize: Annotated[
+        bool | Literal["standard", "minmax"], BeforeValidator(_check_normalize)
+    ] = Field(
+        default=False, description="Scale each feature by the training data; true is standard."
+    )
+    seed: Seed = Field(default=0, description="Seed of shuffling, dropout and held-out sequences.")
+
+    @property
+    def scaling(self) -> Literal["standard", "minmax"] | None:
+        """Scaling of the features: `normalize` without its booleans."""
+        if isinstance(self.normalize, bool):
+            return "standard" if self.normalize else None
+        return self.normalize
+
 
 InitScheme: TypeAlias = Literal[
     "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "orthogonal", "uniform",
@@ -24,10 +456,10 @@ DatasetName = Annotated[str, Field(min_length=1)]
 
 
 class InitSection(Section):
-    """How weights begin where none are loaded."""
+    """Initialization of weights that are not loaded."""
 
     scheme: InitScheme = Field(
-        default="glorot_uniform", description="Initialisation of the matrices."
+        default="glorot_uniform", description="Initialization of the matrices."
     )
     seed: Seed = Field(default=0, description="Seed of the initial weights.")
 
@@ -46,11 +478,11 @@ class ModelSection(Section):
         default=None,
         description="Fixed number of steps T, which flatten needs; shorter ones are padded.",
     )
-    init: InitSection = Field(default=InitSection(), description="Initialisation of the weights.")
+    init: InitSection = Field(default=InitSection(), description="Initialization of the weights.")
 
 
 class WindowSection(Section):
-    """How every sequence is cut into windows; none crosses the end of a sequence."""
+    """Windows of every sequence; none crosses the end of a sequence."""
 
     length: Size = Field(description="Steps of a window.", examples=[64])
     stride: Size = Field(default=1, description="Steps from one window's start to the next one's.")
@@ -67,7 +499,7 @@ class WindowSection(Section):
 
 
 class DataSection(Section):
-    """Names of the datasets in the HDF5 file, where they are not found by themselves."""
+    """Names of datasets in the HDF5 file, where they are not recognized."""
 
     inputs: DatasetName | None = Field(default=None, description="Dataset of the input sequences.")
     targets: DatasetName | None = Field(default=None, description="Dataset of the targets.")
@@ -77,43 +509,43 @@ class DataSection(Section):
     )
     mask: DatasetName | None = Field(default=None, description="Dataset of the mask, (N, T).")
     layout: Literal["dense", "concatenated", "vlen", "groups", "series"] | None = Field(
-        default=None, description="Layout of the file; default: recognised."
+        default=None, description="Layout of the file; default: recognized."
     )
     window: WindowSection | None = Field(
         default=None, description="Windows that sequences are cut into."
     )
     transpose: bool | None = Field(
         default=None,
-        description="Axes are reversed as stored (MATLAB, Octave, Julia, Fortran, R); "
-        "default: no, and a file that says so is refused.",
+        description="Stored axes are reversed (MATLAB, Octave, Julia, Fortran, R); "
+        "default: no, and a file with a mark of reversed axes is refused.",
     )
 
 
-class Document(Section):
+class ConfigDocument(Section):
     """A config of lstm-cli."""
 
-    model: ModelSection = Field(description="The layers and what they read.", examples=[EXAMPLE])
+    model: ModelSection = Field(description="The layers and their inputs.", examples=[EXAMPLE])
     weights: str | None = Field(
         default=None,
         min_length=1,
-        description="Weights file, relative to this file, in --set to where it is typed.",
+        description="Weights file, relative to this file (in --set to the working directory).",
     )
-    data: DataSection = Field(
-        default=DataSection(), description="What the HDF5 file's datasets are."
-    )
+    data: DataSection = Field(default=DataSection(), description="Datasets of the HDF5 file.")
     train: TrainSection | None = Field(default=None, description="How the network is trained.")
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes defaults as a user would."""
+    """Writes defaults in the notation of users."""
 
     def encode_default(self, dft: Any) -> Any:
-        return super().encode_default(written(dft) if isinstance(dft, tuple | Activation) else dft)
+        return super().encode_default(
+            to_yaml_value(dft) if isinstance(dft, tuple | Activation) else dft
+        )
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a config, with descriptions, for editors."""
-    schema = Document.model_json_schema(schema_generator=_Generator)
+    schema = ConfigDocument.model_json_schema(schema_generator=_Generator)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": SIGNATURE,

@@ -1,4 +1,4 @@
-"""Running commands as a user does, and small files to run them on."""
+"""Fixtures that run commands as a user does, and small files for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -27,7 +27,7 @@ class Outcome:
 
     @property
     def json(self) -> Any:
-        """The one document on stdout."""
+        """The JSON document on stdout."""
         return json.loads(self.out)
 
 
@@ -35,8 +35,20 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the project's root the working directory."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the test's temporary folder the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def lstm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process, in a terminal of 100 columns without colour."""
+    """Run a command in this process, in a terminal of 100 columns without color."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
 

@@ -30,8 +30,7 @@ DIFFERS = "is taken where"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def sequences(in_tmp_path):
     with h5py.File("d.h5", "w") as file:
         file["inputs"] = random_inputs(N, T, D).astype("f4")
 
@@ -78,12 +77,12 @@ def check_hints(lstm: Any, config: str, path: str, expected: Any = None) -> str:
     mixed, err = ran(lstm, config, "d.h5", "--weights", path)
     command, settings = hinted(err)
     assert command[0] == path
-    own, alone = ran(lstm, *command, "d.h5")
+    local, alone = ran(lstm, *command, "d.h5")
     assert DIFFERS not in alone
     if expected is None:
-        expected = own
-    np.testing.assert_allclose(own, expected, rtol=0, atol=2e-6)
-    assert mixed.shape != own.shape or abs(mixed - own).max() > 1e-4
+        expected = local
+    np.testing.assert_allclose(local, expected, rtol=0, atol=2e-6)
+    assert mixed.shape != local.shape or abs(mixed - local).max() > 1e-4
     if settings:
         mended, quiet = ran(lstm, config, "d.h5", "--weights", path, *settings)
         assert DIFFERS not in quiet
@@ -187,11 +186,11 @@ def test_tmva(lstm):
     mapping = net(GRU, {"type": "flatten"}, DENSE, steps=T)
     outcome = lstm("run", written(mapping), "d.h5", "--weights", path)
     assert outcome.code == 4  # TMVA's output function is a layer of its own
-    own = yaml.safe_load(lstm_cli.load(path, engine="reference").config.to_yaml())
-    for layer in own["model"]["layers"]:
+    local = yaml.safe_load(lstm_cli.load(path, engine="reference").config.to_yaml())
+    for layer in local["model"]["layers"]:
         layer.pop("reset_after", None)
         layer |= {"activation": "relu"} if layer["type"] == "dense" else {}
-    err = check_hints(lstm, written(own), str(path), expected)
+    err = check_hints(lstm, written(local), str(path), expected)
     assert "layers[0].reset_after: true in C.yaml, false in m.xml" in err
     assert "layers[2].activation: relu in C.yaml, tanh in m.xml" in err
 
@@ -375,7 +374,7 @@ UNBIASED = ["m.safetensors", "m.pt", "m.keras", "m.weights.h5", "m.onnx"]
 
 @pytest.mark.parametrize("path", UNBIASED)
 @pytest.mark.parametrize("held", [False, True], ids=["none in the file", "biases in the file"])
-def test_biases_on_one_side_alone(path, held, lstm):
+def test_biases_on_one_side_only(path, held, lstm):
     """An error that names layer, tensor and line; its hint gives the file's own network."""
     layers = [{**LSTM, "bidirectional": True}, GRU, RNN, DENSE]
     theirs, mine = ([{**layer, "bias": bias} for layer in layers] for bias in (held, not held))
@@ -383,19 +382,19 @@ def test_biases_on_one_side_alone(path, held, lstm):
     config = Path(written(net(*mine)))
     refused = lstm("run", config, "d.h5", "--weights", path)
     assert refused.code == 4
-    said = " ".join(refused.err.split())
+    note = " ".join(refused.err.split())
     names = ["0.bias", "0.reverse.bias", "1.bias_ih", "1.bias_hh", "2.bias", "3.bias"]
     for name in names:
         layer = f"layer {name[0]} ({layers[int(name[0])]['type']})"
         if held:
             shape = rf"layers\.{re.escape(name)} \(\d+,\) is not wanted: "
-            assert re.search(shape + re.escape(f"{layer} has no biases in the config"), said)
+            assert re.search(shape + re.escape(f"{layer} has no biases in the config"), note)
         else:
-            assert f"layers.{name} is missing: {layer} has biases in the config" in said
+            assert f"layers.{name} is missing: {layer} has biases in the config" in note
     lines = [k for k, line in enumerate(config.read_text().splitlines(), 1) if "bias:" in line]
     for k, line in enumerate(lines):
-        assert f"bias: {str(not held).lower()} in layers[{k}], C.yaml line {line}" in said
-    hint = said.split("hint: ")[-1].split(" note: ")[0]
+        assert f"bias: {str(not held).lower()} in layers[{k}], C.yaml line {line}" in note
+    hint = note.split("hint: ")[-1].split(" note: ")[0]
     assert hint == " ".join(f"--set model.layers.{k}.bias={str(held).lower()}" for k in range(4))
     mended, _ = ran(lstm, config, "d.h5", "--weights", path, *shlex.split(hint))
     alone, _ = ran(lstm, path, "d.h5")
@@ -411,7 +410,7 @@ def test_biases_on_one_side_alone(path, held, lstm):
 
 
 def test_a_bias_that_is_misnamed_is_not_taken_for_none(lstm):
-    """Where a layer has one bias of a gru's two, the option is not what is wrong."""
+    """A layer with one of a gru's two biases is no fault of the option."""
     saved(net(GRU))
     from safetensors.numpy import load_file, save_file
 

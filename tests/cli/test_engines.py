@@ -1,4 +1,4 @@
-"""Which engine computes, as a user is told: ``devices``, and what falls back says so."""
+"""Engines as users see them: ``devices``, and notes on a fallback."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def task(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["run", "train", "bench"])
-def test_a_fallback_is_told(lstm, no_jit, task, tmp_path, command):
+def test_a_fallback_is_reported(lstm, no_jit, task, tmp_path, command):
     config, data = task
     more = {"run": (config, data), "train": (config, data, "--output"), "bench": SIZE}[command]
     line = f"jit cannot be used here: {no_jit}; computing with reference\n"

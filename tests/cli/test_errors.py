@@ -156,8 +156,8 @@ def test_usage(lstm, arguments):
         ("run", "--outptu", "did you mean --output?"),
         ("convert", "--ckeck", "did you mean --check?"),
         ("devices", "--jsno", "did you mean --json?"),
-        ("train", "--epochs", "the config has it: --set train.epochs=…"),
-        ("train", "--lr", "the config has it: --set train.optimizer.learning_rate=…"),
+        ("train", "--epochs", "the config has this key: --set train.epochs=…"),
+        ("train", "--lr", "the config has this key: --set train.optimizer.learning_rate=…"),
     ],
 )
 def test_an_unknown_option_proposes_the_nearest(lstm, command, option, hint):
@@ -267,12 +267,20 @@ def test_json_is_one_document_whatever_fails(lstm, config, data):
 def test_sizes_that_the_configs_weights_do_not_have(lstm, config, data, command):
     lstm_cli.build(config, engine="reference").save(config.parent / "w.safetensors")
     own = one(config.parent / "own.yaml", config.read_text() + "weights: w.safetensors\n")
-    given = (command, own, data, "--engine", "reference", "--set", "model.layers.0.hidden_size=4")
-    outcome = lstm(*given)
+    arguments = (
+        command,
+        own,
+        data,
+        "--engine",
+        "reference",
+        "--set",
+        "model.layers.0.hidden_size=4",
+    )
+    outcome = lstm(*arguments)
     assert outcome.code == 4
     assert "hint: --set weights=null draws new weights" in outcome.err
-    assert lstm(*given, "--set", "weights=null").code == 0
-    beside = lstm(*given, "--weights", config.parent / "w.safetensors")
+    assert lstm(*arguments, "--set", "weights=null").code == 0
+    beside = lstm(*arguments, "--weights", config.parent / "w.safetensors")
     assert beside.code == 4
     assert "weights=null" not in beside.err
 
@@ -327,12 +335,12 @@ def test_output_onto_the_input(lstm, config, data):
 def test_output_onto_what_is_read(lstm, config, data, tmp_path, option):
     weights = tmp_path / "w.safetensors"
     lstm_cli.build(config).save(weights)
-    own = one(tmp_path / "own.yaml", config.read_text() + "weights: w.safetensors\n")
+    local = one(tmp_path / "own.yaml", config.read_text() + "weights: w.safetensors\n")
     for arguments, target in (
         ([config], config),
         ([config, "--weights", weights], weights),
         ([weights], weights),
-        ([own], weights),
+        ([local], weights),
     ):
         before = target.read_bytes()
         outcome = lstm("run", arguments[0], data, *arguments[1:], option, target)
@@ -380,12 +388,12 @@ def shell(arguments, **options):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_output_in_any_encoding(config, data, tmp_path, encoding):
-    done = shell(
+    process = shell(
         ["run", config, data, "--output", tmp_path / "o.h5"],
         stdout=subprocess.PIPE,
         env=dict(os.environ, PYTHONIOENCODING=encoding),
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "o.h5").exists()
 
 
@@ -434,7 +442,7 @@ def test_interrupt(lstm, config, data, monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_fault_of_ours_shows_no_traceback_without_debug(lstm, config, data, monkeypatch):
+def test_an_internal_error_shows_no_traceback_without_debug(lstm, config, data, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("oops")
 
@@ -456,17 +464,17 @@ def test_little_memory(least):
     engine, megabytes = least.split()
     limit = int(megabytes) << 20
     given = ["configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--engine", engine]
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "lstm_cli", "run", *given],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         timeout=60,
     )
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: not enough memory")
-    assert "hint: " in ended.stderr
-    assert "fault" not in ended.stderr
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: not enough memory")
+    assert "hint: " in process.stderr
+    assert "fault" not in process.stderr
 
 
 def test_threads_that_cannot_be_started(lstm, monkeypatch):
@@ -509,7 +517,7 @@ def test_more_threads_than_can_run(lstm, monkeypatch):
     monkeypatch.setattr(machine, "allowed_threads", lambda: 1)
     given = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
     outcome = lstm(*given, "--threads", 192, "--engine", "reference")
-    assert "192 threads were asked for; 1 can run here at once, and 1 are used" in outcome.err
+    assert "192 threads were requested, but only 1 can run here at once; using 1" in outcome.err
     assert outcome.json["threads"] == 1
 
 
@@ -519,7 +527,7 @@ def test_names_that_no_file_can_have(lstm, config, data, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     reading = ("run", "net.yaml", "words.h5", "--engine", "reference")
     learning = ("train", "net.yaml", "words.h5", "--engine", "reference", "--output")
-    for given in (
+    for arguments in (
         ("data", name), ("run", name, "words.h5"), ("inspect-shapes", name), (*reading, name),
         *((*reading, option, name) for option in ("--weights", "--state", "--output", "--gates")),
         ("convert", name, "o.onnx"), ("convert", weights, name, "--to", "onnx"),
@@ -527,10 +535,10 @@ def test_names_that_no_file_can_have(lstm, config, data, tmp_path, monkeypatch, 
         ("convert", weights, "o.onnx", "--check", name), (*learning, name),
         ("compare", weights, weights, "--config", name), (*learning, name, "--resume"),
     ):  # fmt: skip
-        outcome = lstm(*given)
-        assert outcome.code in (1, 2, 3, 4), given[0]
-        assert "error: " in outcome.err, given[0]
-        assert "fault in lstm-cli" not in outcome.err, given
+        outcome = lstm(*arguments)
+        assert outcome.code in (1, 2, 3, 4), arguments[0]
+        assert "error: " in outcome.err, arguments[0]
+        assert "fault in lstm-cli" not in outcome.err, arguments
 
 
 def test_a_name_that_the_system_cannot_spell(lstm, tmp_path):

@@ -1,4 +1,4 @@
-"""Files that commands write: what they may replace, and that nothing half-written is left."""
+"""Files that commands write: replaceable files, and no incomplete leftovers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli import files
+from lstm_cli import output_files
 from lstm_cli.cli import interrupts
 from lstm_cli.cli.main import main as run_main
-from lstm_cli.files import Temporary, write_whole
-from lstm_cli.overwriting import is_own
+from lstm_cli.output_files import AtomicFile, has_producer_mark, write_atomically
 
 ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="locks, signals and links of POSIX")
@@ -94,7 +93,7 @@ def test_what_another_program_wrote_is_replaced_by_force_only(lstm, commands, tm
     # What it wrote itself carries its mark, unless the format has no place for one.
     again = lstm(*command)
     assert again.code == (2 if name in MARKLESS else 0), again.err
-    assert is_own(path) == (name not in MARKLESS)
+    assert has_producer_mark(path) == (name not in MARKLESS)
     assert sorted(p.name for p in tmp_path.iterdir() if "part" in p.name) == []
 
 
@@ -109,7 +108,7 @@ def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
     def work(*_, **__):
         raise AssertionError("computed before it was refused")
 
-    monkeypatch.setattr("lstm_cli.api.run.run_dataset", work)
+    monkeypatch.setattr("lstm_cli.api.stream.run_dataset", work)
     monkeypatch.setattr("lstm_cli.api.conversion.read_weights", work)
     monkeypatch.setattr("lstm_cli.bench.measure", work)
     for name in ("o.h5", "g.h5", "a.onnx", "b.json"):
@@ -118,13 +117,13 @@ def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(lstm, commands, tmp_path, monkeypatch):
-    keep = Temporary.keep
+    keep = AtomicFile.keep
 
     def late(self):
         self.final.write_text("mine")
         keep(self)
 
-    monkeypatch.setattr(Temporary, "keep", late)
+    monkeypatch.setattr(AtomicFile, "keep", late)
     for name in ("o.h5", "a.onnx", "b.json"):
         outcome = lstm(*commands[name](tmp_path / name))
         assert outcome.code == 2, outcome.err
@@ -133,7 +132,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(lstm, commands, tmp_path,
 
 
 class TestMarks:
-    """Marks are told from what other programs write, whatever the file holds."""
+    """Only files of lstm-cli have its mark, with any content."""
 
     def test_files_of_earlier_versions(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
@@ -142,8 +141,8 @@ class TestMarks:
         (tmp_path / "b.json").write_text(
             '{\n  "schema": 1,\n  "mode": "train",\n  "machine": {\n    "processor": "x"}}'
         )
-        assert is_own(tmp_path / "o.h5")
-        assert is_own(tmp_path / "b.json")
+        assert has_producer_mark(tmp_path / "o.h5")
+        assert has_producer_mark(tmp_path / "b.json")
 
     def test_many_attributes_before_the_mark(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
@@ -151,15 +150,15 @@ class TestMarks:
                 file.attrs[f"attribute {k}"] = np.arange(40)
                 file.create_group(f"group {k}")
             file.attrs["lstm_cli_version"] = "1"
-        assert is_own(tmp_path / "o.h5")
+        assert has_producer_mark(tmp_path / "o.h5")
 
-    def test_results_inside_another_file_do_not_make_it_ours(self, tmp_path):
+    def test_results_inside_another_file_are_no_mark(self, tmp_path):
         with h5py.File(tmp_path / "o.h5", "w") as file:
             group = file.create_group("copied results")
             group.attrs["lstm_cli_version"] = "1"
             file["lstm_cli_version"] = "a dataset"
             file.attrs["lstm_cli_version of mine"] = "1"
-        assert not is_own(tmp_path / "o.h5")
+        assert not has_producer_mark(tmp_path / "o.h5")
 
     @pytest.mark.parametrize(
         "content",
@@ -186,7 +185,7 @@ class TestMarks:
     def test_files_of_others(self, tmp_path, content):
         path = tmp_path / "file"
         path.write_bytes(content)
-        assert not is_own(path)
+        assert not has_producer_mark(path)
 
     def test_an_object_header_that_goes_on_in_itself(self, tmp_path):
         head = bytearray(400)
@@ -199,7 +198,7 @@ class TestMarks:
         head[112:120] = b"\x10\0\x10\0" + bytes(4)
         head[120:136] = (112).to_bytes(8, "little") + (24).to_bytes(8, "little")
         (tmp_path / "o.h5").write_bytes(head)
-        assert not is_own(tmp_path / "o.h5")
+        assert not has_producer_mark(tmp_path / "o.h5")
 
     @pytest.mark.parametrize("name", ["o.h5", "a.safetensors", "a.keras", "a.onnx", "b.json"])
     def test_damaged_files_are_no_fault(self, lstm, commands, tmp_path, name):
@@ -211,11 +210,11 @@ class TestMarks:
             for at in [rng.randrange(len(damaged)) for _ in range(4) if damaged]:
                 damaged[at] = rng.randrange(256)
             path.write_bytes(damaged)
-            is_own(path)
+            has_producer_mark(path)
 
 
 class TestSameFile:
-    """A command never replaces what it reads, by whatever name, and by no force."""
+    """A command never replaces its inputs, under any name and even with --force."""
 
     @pytest.fixture(params=["same", "dots", "symlink", "hard link"])
     def alias(self, request, tmp_path):
@@ -258,24 +257,24 @@ class TestSameFile:
         np.savez(check, inputs=x, outputs=outputs)
         target = {"SRC": native, "--config": net, "--check": check}[side]
         before = target.read_bytes()
-        given = ("--config", net, "--check", check, "--to", "onnx", "--force")
-        outcome = lstm("convert", native, alias(target), *given)
+        arguments = ("--config", net, "--check", check, "--to", "onnx", "--force")
+        outcome = lstm("convert", native, alias(target), *arguments)
         assert outcome.code == 2, outcome.err
         assert "same file" in outcome.err
         assert target.read_bytes() == before
-        assert lstm("convert", native, tmp_path / "other.onnx", *given).code == 0
+        assert lstm("convert", native, tmp_path / "other.onnx", *arguments).code == 0
 
     @posix
     def test_two_outputs_of_one_name(self, lstm, net, data, tmp_path):
         out, link = tmp_path / "o.h5", tmp_path / "g.h5"
-        given = ("run", net, data, "--engine", "reference", "--output", out, "--gates")
+        arguments = ("run", net, data, "--engine", "reference", "--output", out, "--gates")
         link.symlink_to(out)  # a link to what is not there yet
-        assert lstm(*given, link).code == 2
+        assert lstm(*arguments, link).code == 2
         link.unlink()
-        assert lstm(*given, link).code == 0
+        assert lstm(*arguments, link).code == 0
         out.unlink()
         os.link(link, out)
-        assert lstm(*given, link).code == 2
+        assert lstm(*arguments, link).code == 2
 
     def test_bench_and_its_config(self, lstm, net):
         assert lstm("bench", net, "--save", net, "--force").code == 2
@@ -294,7 +293,7 @@ class TestSameFile:
         for _ in range(2):
             assert lstm("convert", native, link).code == 0
             assert link.is_symlink()
-            assert is_own(target)
+            assert has_producer_mark(target)
         target.write_text("mine")
         assert lstm("convert", native, link).code == 2
         link.unlink()
@@ -325,15 +324,15 @@ def test_a_training_run_is_never_replaced(lstm, net, native, data, tmp_path):
 
 @posix
 class TestTemporaries:
-    """What killed processes left is removed, and nothing that a live one is writing."""
+    """Leftovers of killed processes are removed, but no file that a live process writes."""
 
     def test_leftovers_of_the_same_target(self, lstm, commands, tmp_path):
         for name in ("o.h5", "a.onnx", "a.keras", "b.json", "s.json"):
-            left, other = (tmp_path / f".0123abcd.part.{n}" for n in (name, f"x{name}"))
-            left.write_text("half")
+            leftover, other = (tmp_path / f".0123abcd.part.{n}" for n in (name, f"x{name}"))
+            leftover.write_text("half")
             other.write_text("of another file")
             assert lstm(*commands[name](tmp_path / name)).code == 0
-            assert not left.exists()
+            assert not leftover.exists()
             assert other.exists()
 
     def test_long_names(self, lstm, native, tmp_path):
@@ -342,19 +341,19 @@ class TestTemporaries:
         left.write_text("half")
         assert lstm("convert", native, tmp_path / name).code == 0
         assert not left.exists()
-        assert is_own(tmp_path / name)
+        assert has_producer_mark(tmp_path / name)
 
     def test_a_live_one_stays(self, tmp_path):
         import fcntl
 
-        left = tmp_path / ".0123abcd.part.o.h5"
-        with left.open("wb") as writing:
+        leftover = tmp_path / ".0123abcd.part.o.h5"
+        with leftover.open("wb") as writing:
             fcntl.flock(writing, fcntl.LOCK_EX)
-            with Temporary(tmp_path / "o.h5") as first, Temporary(tmp_path / "o.h5") as second:
-                assert left.exists()
+            with AtomicFile(tmp_path / "o.h5") as first, AtomicFile(tmp_path / "o.h5") as second:
+                assert leftover.exists()
                 assert first.path.exists()
                 second.keep()
-        files.remove_leftovers(tmp_path)
+        output_files.remove_leftovers(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["o.h5"]
 
     def test_links_pipes_and_other_names_stay(self, tmp_path):
@@ -363,20 +362,20 @@ class TestTemporaries:
         os.mkfifo(tmp_path / ".0123abcd.part.pipe")
         (tmp_path / ".0123abcd.part.folder").mkdir()
         (tmp_path / ".part.o.h5").write_text("")
-        files.remove_leftovers(tmp_path)
+        output_files.remove_leftovers(tmp_path)
         assert len(list(tmp_path.iterdir())) == 5
 
     def test_one_that_was_taken_for_a_leftover_is_made_again(self, tmp_path, monkeypatch):
-        locked, taken = files._locked, []
+        locked, locks = output_files._locked, []
 
         def late(handle):
-            if not taken:
-                taken.extend(tmp_path.iterdir())
-                taken[0].unlink()
+            if not locks:
+                locks.extend(tmp_path.iterdir())
+                locks[0].unlink()
             return locked(handle)
 
-        monkeypatch.setattr(files, "_locked", late)
-        write_whole(tmp_path / "a", b"whole", "it")
+        monkeypatch.setattr(output_files, "_locked", late)
+        write_atomically(tmp_path / "a", b"whole", "it")
         assert (tmp_path / "a").read_bytes() == b"whole"
 
     def test_without_locks_nothing_is_removed(self, tmp_path, monkeypatch):
@@ -387,7 +386,7 @@ class TestTemporaries:
 
         monkeypatch.setattr(fcntl, "flock", refused)
         (tmp_path / ".0123abcd.part.a").write_text("half")
-        write_whole(tmp_path / "a", b"whole", "it")
+        write_atomically(tmp_path / "a", b"whole", "it")
         assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -398,16 +397,16 @@ class Faults:
         self.count, self._error, self._number = 0, error, number
         for name in ("fsync", "replace", "fdopen"):
             monkeypatch.setattr(os, name, self._faulty(getattr(os, name)))
-        faulty = self._faulty(files.write_all)
-        monkeypatch.setattr(files, "write_all", faulty)
-        monkeypatch.setattr("lstm_cli.hdf5.writing.write_all", faulty)
+        faulty = self._faulty(output_files.write_all)
+        monkeypatch.setattr(output_files, "write_all", faulty)
+        monkeypatch.setattr("lstm_cli.data.output.write_all", faulty)
 
     def _faulty(self, function):
-        def call(*given, **named):
+        def call(*args, **target):
             self.count += 1
             if self.count == self._number:
                 raise self._error
-            return function(*given, **named)
+            return function(*args, **target)
 
         return call
 
@@ -447,7 +446,7 @@ def test_a_limit_on_the_size_of_files(net, tmp_path):
     net.write_text(CONFIG.replace("  steps: 9\n", "").replace(", activation: softmax", ""))
     command = f"{sys.executable} -m lstm_cli run small.yaml x.h5 --output o.h5 --quiet"
     script = f"ulimit -S -f 100; {command}; echo exit $?; ls -A; ulimit -f unlimited; {command}"
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -455,11 +454,11 @@ def test_a_limit_on_the_size_of_files(net, tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.partition("exit ")[2].split()[:3] == ["1", "small.yaml", "x.h5"]
-    assert "found file too large: the limit on the size of files (ulimit -f)" in done.stderr
-    assert "hint: ulimit -f unlimited" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.partition("exit ")[2].split()[:3] == ["1", "small.yaml", "x.h5"]
+    assert "found file too large: the limit on the size of files (ulimit -f)" in process.stderr
+    assert "hint: ulimit -f unlimited" in process.stderr
+    assert "Traceback" not in process.stderr
     assert (tmp_path / "o.h5").exists()
 
 
@@ -493,7 +492,7 @@ def test_every_writer_at_a_limit_on_the_size_of_files(commands, net, data, tmp_p
         name: [*map(str, command), *([] if command[0] == "schema" else ["--quiet"])]
         for name, command in every.items()
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LIMITED, json.dumps(quiet)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -501,13 +500,13 @@ def test_every_writer_at_a_limit_on_the_size_of_files(commands, net, data, tmp_p
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("the limit on the size of files (ulimit -f)") == 4 * len(every)
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stderr.count("the limit on the size of files (ulimit -f)") == 4 * len(every)
+    assert "Traceback" not in process.stderr
 
 
 class Ended(BaseException):
-    """The process would have ended at once, with this code."""
+    """The process would have ended immediately with this code."""
 
 
 @pytest.fixture
@@ -520,14 +519,14 @@ def ending(monkeypatch):
 
 @posix
 class TestSignals:
-    """Whatever signal comes while a file is written, and however often."""
+    """Signals of any kind and number while a file is written."""
 
     @pytest.fixture
     def signalled(self, tmp_path, monkeypatch):
-        """Write a schema; before it gets its name, signals come."""
+        """Write a schema; signals come before it is renamed."""
 
         def run(*numbers):
-            keep = Temporary.keep
+            keep = AtomicFile.keep
 
             def late(self):
                 assert self.path.exists()
@@ -539,7 +538,7 @@ class TestSignals:
                             raise
                 keep(self)
 
-            monkeypatch.setattr(Temporary, "keep", late)
+            monkeypatch.setattr(AtomicFile, "keep", late)
             return run_main(["schema", "--output", str(tmp_path / "s.json")])
 
         return run
@@ -560,17 +559,18 @@ class TestSignals:
     @pytest.mark.parametrize("number", ["SIGQUIT", "SIGUSR1", "SIGXCPU"])
     def test_those_that_end_a_process(self, tmp_path, number):
         code = (
-            "import os, signal, sys; from lstm_cli.cli import main; from lstm_cli import files\n"
-            f"files.Temporary.keep = lambda self: os.kill(os.getpid(), signal.{number})\n"
+            "import os, signal, sys\n"
+            "from lstm_cli import output_files; from lstm_cli.cli import main\n"
+            f"output_files.AtomicFile.keep = lambda self: os.kill(os.getpid(), signal.{number})\n"
             "sys.exit(main())"
         )
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code, "schema", "--output", "s.json"],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=False,
         )
-        assert done.returncode == -getattr(signal, number)
+        assert process.returncode == -getattr(signal, number)
         assert list(tmp_path.iterdir()) == []
 
     def test_one_that_a_finalizer_would_lose(self, tmp_path, monkeypatch):
@@ -584,7 +584,7 @@ class TestSignals:
             assert dead() is None
 
         ends = []
-        monkeypatch.setattr(Temporary, "keep", late)
+        monkeypatch.setattr(AtomicFile, "keep", late)
         monkeypatch.setattr(interrupts, "_end", ends.append)
         monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
         run_main(["schema", "--output", str(tmp_path / "s.json")])
@@ -625,10 +625,10 @@ class TestSignals:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
     def test_a_child_removes_nothing_of_its_parents(self, tmp_path):
-        with Temporary(tmp_path / "a") as file:
+        with AtomicFile(tmp_path / "a") as file:
             pid = os.fork()
             if not pid:
-                files.remove_unfinished()
+                output_files.discard_unfinished()
                 os._exit(0)
             os.waitpid(pid, 0)
             assert file.path.exists()
@@ -647,8 +647,8 @@ def test_a_pipe_is_written_to(lstm, tmp_path):
     assert pipe.is_fifo()
 
 
-def test_save_in_python_replaces_what_it_is_told_to(native, tmp_path):
+def test_save_in_python_replaces_any_file(native, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_text("mine")
     lstm_cli.load(str(native), engine="reference").save(path)
-    assert is_own(path)
+    assert has_producer_mark(path)

@@ -1,4 +1,4 @@
-"""Names in files send a terminal nothing but printable text, whatever they hold.
+"""A terminal gets only printable text of names from files.
 
 Every format, its names full of control characters, through every command that reads it.
 """
@@ -119,12 +119,12 @@ def checkpoint(path):
 
 
 def keras_h5(path, whole=True):
-    made = keras_files.drawn("LSTM", D, H, np.random.default_rng(1))
-    made = keras_files.cell_names(EVIL, made)
+    keras_model = keras_files.drawn("LSTM", D, H, np.random.default_rng(1))
+    keras_model = keras_files.cell_names(EVIL, keras_model)
     first = {"batch_input_shape": [None, None, D], "units": H, "return_sequences": True}
     layers = [keras_files.entry("LSTM", EVIL, **first), keras_files.entry(EVIL, EVIL)]
     model = {"class_name": "Sequential", "config": {"name": EVIL, "layers": layers}}
-    return keras_files.legacy(path, {EVIL: made}, model if whole else None)
+    return keras_files.legacy(path, {EVIL: keras_model}, model if whole else None)
 
 
 def keras_weights(path):
@@ -144,7 +144,7 @@ def keras(path):
 def onnx_file(path, kind="LSTM", domain=""):
     rng = np.random.default_rng(1)
     tensors = {f"{EVIL}W": (1, 4 * H, D), f"{EVIL}R": (1, 4 * H, H)}
-    made = [
+    onnx_node = [
         numpy_helper.from_array(rng.standard_normal(s).astype("f4"), n) for n, s in tensors.items()
     ]
     node = helper.make_node(
@@ -154,7 +154,7 @@ def onnx_file(path, kind="LSTM", domain=""):
         helper.make_tensor_value_info(f"{EVIL}{n}", TensorProto.FLOAT, s)
         for n, s in (("x", [T, EVIL, D]), ("y", [T, 1, EVIL, H]))
     ]
-    graph = helper.make_graph([node], EVIL, ends[:1], ends[1:], made)
+    graph = helper.make_graph([node], EVIL, ends[:1], ends[1:], onnx_node)
     opsets = [helper.make_opsetid("", 14), helper.make_opsetid(EVIL, 1)]
     model = helper.make_model(graph, opset_imports=opsets, producer_name=EVIL, ir_version=8)
     model.metadata_props.add(key=EVIL, value=EVIL)
@@ -194,14 +194,13 @@ MODELS = {
     "o.onnx": (onnx_file, onnx_unknown, onnx_domain),
     "t.xml": (tmva, tmva_named),
 }
-"""What writes a model of each format, by the name of the file."""
+"""Writers of a model in each format, by file name."""
 DATA = (hdf5, groups, labels)
 
 
 @pytest.fixture(params=["plain", "colors"])
-def shown(request, lstm, tmp_path, monkeypatch):
+def shown(request, lstm, in_tmp_path, monkeypatch):
     """Run a command; only printable characters may be written, and our own colors."""
-    monkeypatch.chdir(tmp_path)
     if request.param == "colors":
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.delenv("NO_COLOR")

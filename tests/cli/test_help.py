@@ -50,14 +50,14 @@ def test_help_imports_nothing_heavy(arguments):
         f"loaded = [n for n in {HEAVY!r} if n in sys.modules];"
         "sys.exit(f'{code} {loaded}' if code or loaded else 0)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_closed_pipe_ends_quietly():

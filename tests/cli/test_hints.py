@@ -31,7 +31,7 @@ import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.cli.main import COMMANDS, cli, main
 from lstm_cli.config import json_schema
-from lstm_cli.engines.jit.runtime import machine
+from lstm_cli.engines.jit import machine
 from lstm_cli.errors import LstmCliError
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def case(hint: str, line: Any, do: Any = None, *, shows: str | None = None, code
 
 
 def pattern(template: str) -> re.Pattern[str]:
-    """What a text in the source looks like when it is printed."""
+    """Pattern of a text in the source as it is printed."""
     holes = template.split("{}")
     text = ".+?".join(map(re.escape, holes))
     if not holes[-1]:
@@ -188,11 +188,6 @@ def called(function: Callable[[], Any]) -> str:
     return ""
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def _id(one: Case) -> str:
     return re.sub(r"\W+", "-", one.hint)[:60].strip("-")
 
@@ -200,9 +195,9 @@ def _id(one: Case) -> str:
 def check(lstm: Any, one: Case) -> None:
     one.make()
     code, text = run(lstm, one.line) if isinstance(one.line, str) else (1, called(one.line))
-    found = pattern(one.hint).search(text)
-    assert found, text
-    shown = next(line for line in text.splitlines() if found[0] in line)
+    matches = pattern(one.hint).search(text)
+    assert matches, text
+    shown = next(line for line in text.splitlines() if matches[0] in line)
     problem = text.partition("error: ")[2].partition("\n")[0] or shown
     if callable(one.do) and callable(one.line):
         again: Any = one.do
@@ -210,8 +205,8 @@ def check(lstm: Any, one: Case) -> None:
         one.do()
         again = one.line
     elif one.do is None:
-        added = options_in(found[0])
-        assert added, f"no options in {found[0]!r}: say what is to be done"
+        added = options_in(matches[0])
+        assert added, f"no options in {matches[0]!r}: say what is to be done"
         again = f"{one.line} {shlex.join(added)}"
     else:
         _said(one.do, shown, f"{one.line} {text}")
@@ -225,7 +220,7 @@ def check(lstm: Any, one: Case) -> None:
 
 
 def _said(do: str, hint: str, line: str) -> None:
-    """What is done is in the hint, or was in the line: options, command and keys."""
+    """All options, commands and keys of `do` are in the hint or in the line."""
     for word in (*OPTION.findall(do), *KEY.findall(do)):
         key = word.rpartition(".")[2]
         assert key in hint + line or word == "--set", f"{word} is not in {hint!r}"
@@ -391,8 +386,8 @@ def _() -> None:
     """HDF5 behind a large block of the user's."""
     net()
     hdf5(inputs=inputs())
-    made = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, np.random.default_rng(1)))
-    keras_files.legacy(Path("k.h5"), {"lstm": made}, userblock_size=8192)
+    built = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, np.random.default_rng(1)))
+    keras_files.legacy(Path("k.h5"), {"lstm": built}, userblock_size=8192)
 
 # Data in HDF5.
 
@@ -540,7 +535,7 @@ def _() -> None:
 @case("did you mean {}?", "run . x.h5", do="lstm-cli run ./c.yaml x.h5")
 @case("set {} itself: --set {}=…", "run c.yaml x.h5 --set model.layers.0.hidden_size.x=3", do="lstm-cli run c.yaml x.h5 --set model.layers.0.hidden_size=3")
 @case("set {} whole: --set '{}=[…]'", "run e.yaml x.h5 --set model.layers.0.hidden_size=3", do="lstm-cli run e.yaml x.h5 --set 'model.layers=[{type: lstm, hidden_size: 3}]'")
-@case("the config has it: --set {}.{}=…", "inspect-shapes t.yaml --lr 0.1", do="lstm-cli inspect-shapes t.yaml --set train.optimizer.learning_rate=0.1")
+@case("the config has this key: --set {}.{}=…", "inspect-shapes t.yaml --lr 0.1", do="lstm-cli inspect-shapes t.yaml --set train.optimizer.learning_rate=0.1")
 @case("--set {}=…", "run c.yaml x.h5 --set model.layers.hidden_size=3", do="lstm-cli run c.yaml x.h5 --set model.layers.0.hidden_size=3")
 def _() -> None:
     Path("e.yaml").write_text("model: {input_size: 4, layers: []}")
@@ -672,7 +667,7 @@ def _() -> None:
     net(LAST, train={"loss": "mse", "monitor": "val_loss"})
 
 
-@case("look for a slip in hidden_size, units, input_size or steps", "inspect-shapes c.yaml", do=_config(YAML))
+@case("check hidden_size, units, input_size and steps for a typing error", "inspect-shapes c.yaml", do=_config(YAML))
 def _() -> None:
     net({"type": "lstm", "hidden_size": 2**24}, dense(2**24))
 
@@ -777,7 +772,7 @@ BENCH = "bench --hidden 2 --batch 1 --steps 2 --rounds 1"
 @case("bench --mode forward measures layers without weights", "bench d.yaml --steps 2 --batch 1 --rounds 1 --mode train", do="--mode forward")
 @case("--{} 128", lambda: _grid(0), do=lambda: _grid(128))
 @case("did you mean `{}`?", f"{BENCH} --dtype flot64", do="--dtype float64")
-@case("{} --help lists what it takes", "run c.yaml --nonsense", do="lstm-cli run --help", shows="--batch-size")
+@case("{} --help lists its arguments and options", "run c.yaml --nonsense", do="lstm-cli run --help", shows="--batch-size")
 @case("--dtype float32", "run c.yaml x.h5 --dtype float16")
 def _() -> None:
     net({"type": "dropout", "rate": 0.5}, path="d.yaml")
@@ -794,7 +789,7 @@ def _grid(hidden: int) -> None:
 
 @case("x[None] makes a batch of one sequence", lambda: _built().run(inputs(T, D)), do=lambda: _built().run(inputs(T, D)[None]))
 @case("--set model.steps={}", lambda: _built(FLAT, steps=T - 1).run(inputs()), do=lambda: _built(FLAT, steps=T).run(inputs()))
-@case("look for a dict that stands in many places", lambda: lstm_cli.build(_many()), do=lambda: _built())
+@case("look for a dict that is used many times", lambda: lstm_cli.build(_many()), do=lambda: _built())
 @case("look for a dict that contains itself", lambda: lstm_cli.build(_circle()), do=lambda: _built())
 def _() -> None:
     pass
@@ -818,7 +813,7 @@ def _circle() -> dict[str, Any]:
     return made
 
 
-@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data says whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
+@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data tells whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
 def _() -> None:
     net()
     bad = inputs()
@@ -851,11 +846,11 @@ def _() -> None:
 
 def _stateful(*, reset: bool) -> None:
     model = {"input_size": D, "layers": [{**LSTM, "stateful": True}]}
-    made = lstm_cli.build({"model": model}, engine="reference")
-    made.run(inputs(2, T, D))
+    network = lstm_cli.build({"model": model}, engine="reference")
+    network.run(inputs(2, T, D))
     if reset:
-        made.reset_state()
-    made.run(inputs(3, T, D))
+        network.reset_state()
+    network.run(inputs(3, T, D))
 
 # Weights of other formats.
 
@@ -864,9 +859,9 @@ def tmva(path: str, layer: Any, **options: Any) -> None:
     tmva_files.write(Path(path), [layer], shape=(T, D), **options)
 
 
-@case("{} does not state ReturnSequence: every step is assumed, as its writer gave; otherwise --set model.layers.{}.return_sequences=false", "inspect-shapes r.xml")
-@case("{} does not state ResetGateAfter: 0 is assumed, TMVA's default; otherwise --set model.layers.{}.reset_after=true", "inspect-shapes g.xml", do="--set model.layers.0.reset_after=true")
-@case("Weights do not state OutputFunction: the identity is assumed; otherwise --set model.layers.{}.activation=sigmoid, or softmax", "inspect-shapes d.xml", do="--set model.layers.1.activation=sigmoid")
+@case("{} does not say ReturnSequence: taken to give every step, as its writer did; else --set model.layers.{}.return_sequences=false", "inspect-shapes r.xml")
+@case("{} does not say ResetGateAfter: taken as before, TMVA's default; else --set model.layers.{}.reset_after=true", "inspect-shapes g.xml", do="--set model.layers.0.reset_after=true")
+@case("Weights do not say OutputFunction: taken as the identity; else --set model.layers.{}.activation=sigmoid, or softmax", "inspect-shapes d.xml", do="--set model.layers.1.activation=sigmoid")
 @case("--tmva-order slots, unless the file is old; outputs of TMVA decide, with --check", "inspect-shapes s.xml", do="--tmva-order slots")
 @case("--tmva-order slots (today's ROOT, whose labels do not say what they hold) or --tmva-order labels (an older ROOT)", "inspect-shapes s.xml", do="--tmva-order labels")
 @case("--tmva-order {}, which its matrices fit", "inspect-shapes r.xml --tmva-order labels", do="--tmva-order slots")
@@ -899,7 +894,7 @@ def _() -> None:
 @case("dropout between layers is not stored, and changes no output; for training: --set model.layers.{}.dropout=0.2", "run w.safetensors x.h5")
 @case("the names are {}", "inspect-shapes odd.safetensors --only 'rnn.*' --ignore '*'", do="lstm-cli inspect-shapes odd.safetensors --only 'rnn.*'")
 @case("'{}.*' matches all of the module", "inspect-shapes fc.safetensors --ignore '*.bias_hh_l0'", do="lstm-cli inspect-shapes fc.safetensors --ignore 'rnn.*'")
-@case("{} is read as a Linear, though by its name it is of a loss: --ignore '{}.*' leaves it out", "run loss.safetensors x.h5", do="--ignore 'criterion.*'")
+@case("{} is taken for a Linear, though by its name it is of a loss: --ignore '{}.*' leaves it out", "run loss.safetensors x.h5", do="--ignore 'criterion.*'")
 @case("torch.save(model.state_dict(), path) writes the weights of all modules", "run step.safetensors x.h5", do=lambda: shutil.copy("w.safetensors", "step.safetensors"))
 @case("--set model.layers.{}.bias={}", "run c.yaml x.h5 --weights bare.safetensors")
 @case("--prefix takes only the names below a prefix", "run two.safetensors x.h5", do="--prefix rnn")
@@ -938,17 +933,17 @@ def _() -> None:
     saved("s.safetensors")
 
 
-@case("the file holds no activations: {} and tanh assumed in recurrent layers; --set model.layers.{}.activation=relu sets another", "run k.h5 x.h5")
-@case("the file does not state which outputs are used: those of every step are assumed; --set model.layers.{}.return_sequences=false takes {}", "run k.h5 x.h5", do="--set model.layers.0.return_sequences=false")
-@case("layer {} (dense) is assumed to have no activation; --set model.layers.{}.activation=softmax sets one", "run k.h5 x.h5")
+@case("the file holds no activations: {} and tanh assumed in recurrent layers; --set model.layers.{}.activation=relu says otherwise", "run k.h5 x.h5")
+@case("the file does not say which outputs are used: every step's assumed, from the first step to the last; --set model.layers.{}.return_sequences=false takes {}", "run k.h5 x.h5", do="--set model.layers.0.return_sequences=false")
+@case("layer {} (dense) is taken to have no activation; --set model.layers.{}.activation=softmax says otherwise", "run k.h5 x.h5")
 @case("--set model.layers.{}.{}={}", "run k.h5 x.h5", do=None)
 @case("--set model.layers.{}.reset_after={}", "run c.yaml x.h5 --weights g.h5")
 def _() -> None:
     rng = np.random.default_rng(1)
     hdf5(inputs=inputs())
-    made = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, rng))
+    built = keras_files.cell_names("lstm", keras_files.drawn("LSTM", D, H, rng))
     head = {"dense/kernel:0": np.ones((H, 2), "f4"), "dense/bias:0": np.zeros(2, "f4")}
-    keras_files.legacy(Path("k.h5"), {"lstm": made, "dense": head}, version=None)
+    keras_files.legacy(Path("k.h5"), {"lstm": built, "dense": head}, version=None)
     gru = keras_files.cell_names("gru", keras_files.drawn("GRU", D, H, rng, two=True))
     keras_files.legacy(Path("g.h5"), {"gru": gru})
     net({"type": "gru", "hidden_size": H, "reset_after": False})
@@ -977,9 +972,9 @@ def _() -> None:
 
 
 @case("a config in the file, or with --config", "compare bare.safetensors bare.safetensors --data x.h5", do="--config c.yaml")
-@case("note: --config names a YAML config for what a file does not say", "compare relu.h5 relu.safetensors", do="--config relu.yaml")
+@case("note: --config names a YAML config with options that a file does not store", "compare relu.h5 relu.safetensors", do="--config relu.yaml")
 @case("--lengths and --states are of ONNX models, and {} is to be {}", "convert n.safetensors o.keras --states", do="lstm-cli convert n.safetensors o.keras")
-@case("--set changes a CONFIG, and there is none", "bench --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2", do="lstm-cli bench c.yaml --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2")
+@case("--set needs a CONFIG to change", "bench --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2", do="lstm-cli bench c.yaml --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2")
 @case("the JSON that --save writes", f"{BENCH} --compare x.json", do=lambda: main(shlex.split(f"{BENCH} --engine reference --quiet --force --save x.json")))
 @case("--device {}", "run c.yaml x.h5 --engine reference --device cuda", do="--device cpu")
 @case("copy or make the file again", "run c.yaml cut.h5", do=lambda: shutil.copy("x.h5", "cut.h5"))
@@ -1017,7 +1012,7 @@ BUSY: list[Any] = []
 
 
 def _replacing(path: str) -> None:
-    from lstm_cli.hdf5.writing import OutputFile
+    from lstm_cli.data.output import OutputFile
 
     OutputFile(path, ["x.h5"])
 
@@ -1025,9 +1020,9 @@ def _replacing(path: str) -> None:
 def _unwritable() -> None:
     import errno
 
-    from lstm_cli.hdf5.writing import writing_errors
+    from lstm_cli.data.output import writing
 
-    with writing_errors("o.h5"):
+    with writing("o.h5"):
         raise OSError(errno.EIO, "Input/output error")
 
 
@@ -1098,8 +1093,8 @@ def _zipped(folder: str) -> None:
     Path(made).rename(folder)
 
 
-@case("{}, which a config selects: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
-@case("{}, which a config selects: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
+@case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
+@case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
 @case("list the layers in the config with these kinds and sizes, in the model's order", "run wrong.yaml x.h5 --weights k.weights.h5", do=lambda: shutil.copy("two.yaml", "wrong.yaml"))
 @case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "run k.weights.h5 x.h5", do="lstm-cli run two.yaml x.h5 --weights k.weights.h5")
 @case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "convert k.weights.h5 o.onnx", do="--config two.yaml")
@@ -1144,15 +1139,15 @@ def _() -> None:
 
 
 @pytest.mark.parametrize("one", CASES, ids=_id)
-def test_a_hint(lstm, folder, one):
+def test_a_hint(lstm, in_tmp_path, one):
     check(lstm, one)
 
 
-def test_an_engine_that_cannot_be_used(lstm, folder, monkeypatch):
+def test_an_engine_that_cannot_be_used(lstm, in_tmp_path, monkeypatch):
     def host() -> None:
-        raise machine.UnusableMachine("no kernels here")
+        raise machine.Unusable("no kernels here")
 
-    monkeypatch.setattr(machine, "this_machine", host)
+    monkeypatch.setattr(machine, "host", host)
     hint, asked = "--{} auto takes what can be used; {}", "run c.yaml x.h5 --engine jit"
     check(lstm, Case(hint, _plain, asked, "lstm-cli run c.yaml x.h5 --engine auto"))
     check(lstm, Case(hint, _plain, asked, "lstm-cli devices", "no kernels here"))
@@ -1181,7 +1176,7 @@ ELSEWHERE = {
     "--tmva-order {}": "cli/test_config_beside.py::test_the_readers_options_stand_in_the_command",
     "--set {}.alpha={}": "cli/test_config_beside.py::test_no_second_opinion",
     "to run {}: lstm-cli run CONFIG DATA --weights {}": (
-        "cli/test_convert.py::test_weights_whose_layer_order_needs_a_config"
+        "cli/test_convert.py::test_weights_whose_order_a_config_tells"
     ),
     "--set train.normalize=false": "cli/test_normalization.py::test_flatten_first",
     "a native file keeps it: name a DST that ends in .safetensors": (
@@ -1206,7 +1201,7 @@ ELSEWHERE = {
     ),
     "outputs in {} cannot tell the targets apart: {}; --dtype float64, in `train` and in `run`, "
     "keeps the digits": "cli/test_normalization.py::test_metrics_are_those_of_targets_as_stored",
-    "warning: the fold loses digits: {}; equal weights give other outputs then, which --data shows": (
+    "warning: the fold loses digits: {}; equal weights then give different outputs, which --data shows": (
         "cli/test_normalization.py::test_compare"
     ),
     "--batch-size {}, or --batch-size auto": "cli/test_cuda.py::test_memory_that_runs_out",
@@ -1218,25 +1213,25 @@ ELSEWHERE = {
     "--set weights=null draws new weights, untrained ones": "cli/test_errors.py::test_sizes_that_the_configs_weights_do_not_have",
     "--set weights=null draws new ones": "cli/test_errors.py::test_weights_of_a_config_that_are_missing_can_be_left_out",
     "store outputs = numpy.concatenate(list(outputs[-{}:]), axis=1)": "cli/test_readings.py::test_final_states_stacked",
-    "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_beside_layers_without_biases",
+    "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_with_layers_without_biases",
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
-    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_structure.py::test_a_forget_bias_without_biases",
-    "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_lengths.py::test_where_nothing_tells_both_are_named",
-    "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_lengths.py::test_holes",
-    ", if all columns are numbers": "unit/data/test_not_sequences.py::test_columns",
+    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
+    "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_masks.py::test_where_nothing_tells_both_are_named",
+    "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_masks.py::test_holes",
+    ", if all columns are numbers": "unit/data/test_origin.py::test_columns",
     "lstm-cli train CONFIG DATA --output {} --resume goes on with its run": "cli/test_data.py::test_a_training_folder",
     "lstm-cli run {} DATA runs the network of that run": "cli/test_data.py::test_a_training_folder",
     "{}: lstm-cli run {} DATA": "cli/test_data.py::test_a_training_folder",
     "in Python, h5py.File({})[{}][:] reads the outputs": "cli/test_data.py::test_results",
     "; lstm-cli run CONFIG DATA --state {} begins with these states": "cli/test_data.py::test_results",
     "in Python, h5py.File({})[{}][:] reads one of them": "cli/test_data.py::test_gates",
-    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_not_sequences.py::test_variables_are_no_sequences",
-    "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_not_sequences.py::test_series",
+    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_origin.py::test_variables_are_no_sequences",
+    "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_origin.py::test_series",
     "{}; in a config, units: {} and train.class_weights: {{}: 0} keep that class from being learned": "cli/test_data.py::test_what_to_do_works",
-    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/hdf5/test_dataset.py::test_chunks_that_cannot_be_kept",
+    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/data/test_hardening.py::test_chunks_that_cannot_be_kept",
     "with the weights: import keras, pathlib; model = keras.models.model_from_json({}.read_text()); model.load_weights(FILE); model.save('model.keras')": "oracle/test_keras_files.py::test_a_description_without_weights",
     "k = model.layers.index(model.get_layer({})); ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
-    "if they come first, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
+    "where they stand in front, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
     "export the model with this size fixed (torch.onnx.export without dynamic_axes or dynamic_shapes): lstm-cli runs any number of sequences all the same": "oracle/test_onnx_operators.py::test_states_whose_size_is_calculated",
     "export the model with an open batch size, so that nothing is folded: torch.onnx.export(..., dynamo=True, dynamic_shapes=({0: torch.export.Dim('N')},))": "oracle/test_onnx_operators.py::test_a_first_step_that_was_folded_is_named_and_an_open_batch_is_read",
     "torch.save({}, {}) writes the format of today": "oracle/test_torch_hints.py::test_old_files_of_any_device",
@@ -1249,7 +1244,7 @@ ELSEWHERE = {
     "array.filled(0) puts numbers in their place; `lengths` leaves steps out": "property/test_arguments.py::test_masked_values_are_not_taken_for_numbers",
     "{} holds the network of that run": "cli/test_data.py::test_a_training_folder",
     "hint: this is a fault in lstm-cli; --debug shows where": (
-        "cli/test_errors.py::test_a_fault_of_ours_shows_no_traceback_without_debug"
+        "cli/test_errors.py::test_an_internal_error_shows_no_traceback_without_debug"
     ),
 }
 """Texts that another test follows: the file below tests, and the test."""
@@ -1270,7 +1265,7 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "train with one of ",
         "the trainer's .ckpt holds the weights by their names; here they are one list without",
         "export what follows this node as a model of its own, and feed it the node's outputs",
-        "lstm-cli has concat only",
+        "concat is what lstm-cli has",
         "Bidirectional(merge_mode='concat') has a reverse pass",
         "export it with a fixed number of steps, of which single ones can be read; the final "
         "states (Y_h, PyTorch's h_n) are others",
@@ -1280,20 +1275,20 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "load it in Keras 2 and save it anew",
         "load the model and save it again: model.save('model.keras')",
         "onnx.version_converter brings a model up to date",
-        "quantized weights are not read: save the model before it is quantized",
+        "quantised weights are not read: save the model before it is quantised",
         "rebuild it as one and load the weights there, then save that one",
         "save the state dict with every tensor cloned",
         "save the weights alone: torch.save(model.state_dict(), path)",
         "save the weights anew where they are",
         "save the weights with torch.save(model.state_dict(), path)",
-        "save the whole model, a Sequential or Functional one, which states it: "
+        "save the whole model, a Sequential or Functional one, which says it: "
         "model.save('model.keras')",
         "save the whole model, with an input of fixed steps: Input((steps, features))",
         "the file may be damaged: copy or save it again",
         "the file may be damaged: copy or make it again",
         "{} has no bias: if it is an nn.Embedding, there is no layer for it",
         "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both, which a state dict does "
-        "not state: torch.onnx.export writes a model that does",
+        "not say: torch.onnx.export writes a model that does",
     ),
     "a GPU is wanted": (
         "a newer CUDA toolkit may know it",
@@ -1311,18 +1306,19 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "fewer units, a smaller --batch-size or --engine reference need less; ",
         "fewer units or --engine reference need less; ",
         "ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+        "ulimit -f unlimited lifts the limit on the size of files",
     ),
     "it explains, and asks for nothing": (
-        "Weights file, relative to this file, in --set to where it is typed.",
-        "Share of the sequences held out, or FILE.h5:/group relative to this file, in --set to "
-        "where it is typed.",
+        "Weights file, relative to this file (in --set to the working directory).",
+        "Share of the sequences held out, or FILE.h5:/group relative to this file (in --set to "
+        "the working directory).",
         "{} holds gates and states of every step, as lstm-cli run --gates writes them",
         "{} holds results, as lstm-cli run --output writes them",
-        "--only and --ignore select a part of one layer's tensors, without {}",
+        "--only and --ignore take a part of one layer's tensors, without {}",
         "TF1's BasicLSTMCell adds 1 to b_f at run time; elsewhere what is stored is all there is, "
         "and `forget_bias` of a config is for fresh weights only",
         "Keras and TF1 store a kernel as (inputs, gates), natively it is (gates, inputs)",
-        "Keras computes it in {}; here --dtype sets the precision",
+        "Keras computes it in {}; here --dtype says in what",
         "an assumption may be wrong (activations, the last step or all, initial states): --set or ",
         "--config change it; nothing was written",
         "an input of the graph in its place is left to --state",
@@ -1345,12 +1341,12 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
 @cache
 def sources() -> tuple[tuple[str, tuple[ast.AST, ...], frozenset[ast.AST]], ...]:
     """Each file of the package: its name, its nodes, and those that are not printed."""
-    found = []
+    files = []
     for path in sorted((ROOT / "lstm_cli").rglob("*.py")):
         nodes = tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         silent = frozenset(part for node in nodes for part in _silent(node))
-        found.append((str(path.relative_to(ROOT)), nodes, silent))
-    return tuple(found)
+        files.append((str(path.relative_to(ROOT)), nodes, silent))
+    return tuple(files)
 
 
 def _silent(node: ast.AST) -> Iterator[ast.AST]:
@@ -1379,7 +1375,7 @@ def hint_texts() -> dict[str, str]:
 
     These are what is given as a hint, and all that names a command or an option.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for path, nodes, silent in sources():
         passed = silent | {part for node in nodes for part in _declared(node)}
         hints = dict.fromkeys(part for node in nodes for part in _hints(node))
@@ -1387,8 +1383,8 @@ def hint_texts() -> dict[str, str]:
             text = None if node in passed else _text(node)
             names = text and " " in text.strip() and (OPTION.search(text) or COMMAND.search(text))
             if text and text.strip() and (names or node in hints):
-                found.setdefault(text, f"{path}:{node.lineno}")
-    return found
+                texts.setdefault(text, f"{path}:{node.lineno}")
+    return texts
 
 
 def _text(node: ast.AST) -> str | None:
@@ -1402,13 +1398,13 @@ def _text(node: ast.AST) -> str | None:
 @cache
 def passed_names() -> frozenset[str]:
     """Names whose text is given as a hint somewhere."""
-    given = (
+    names = (
         _name(node.value)
         for _, nodes, _ in sources()
         for node in nodes
         if isinstance(node, ast.keyword) and node.arg == "hint"
     )
-    return frozenset(name for name in given if name)
+    return frozenset(name for name in names if name)
 
 
 def _hints(node: ast.AST) -> Iterator[ast.AST]:
@@ -1445,14 +1441,14 @@ def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
 
 def test_every_hint_is_followed():
     texts = hint_texts()
-    known = (
+    known_hints = (
         {one.hint for one in CASES}
         | set(ELSEWHERE)
         | {t for texts in UNDRIVEN.values() for t in texts}
     )
-    lacking = [f"{where}: {text!r}" for text, where in texts.items() if text not in known]
+    lacking = [f"{where}: {text!r}" for text, where in texts.items() if text not in known_hints]
     assert not lacking, "without a case:\n" + "\n".join(lacking)
-    stale = known - set(texts)
+    stale = known_hints - set(texts)
     assert not stale, "no longer in the source:\n" + "\n".join(sorted(map(repr, stale)))
     for place in ELSEWHERE.values():
         path, _, name = place.partition("::")
@@ -1487,7 +1483,7 @@ def test_what_texts_name_exists():
 
 
 def _known(key: str) -> bool:
-    """Whether a dotted key may stand in a config; below a list any layer's keys may."""
+    """Whether a dotted key can be in a config; below a list any layer's key can."""
     places = [SCHEMA]
     for word in key.split("."):
         places = [
@@ -1502,11 +1498,11 @@ def _known(key: str) -> bool:
 
 def _spread(places: list[Any]) -> list[Any]:
     """The schemas that these are, or refer to."""
-    found, left = [], list(places)
-    while left:
-        place = left.pop()
+    schemas, queue = [], list(places)
+    while queue:
+        place = queue.pop()
         if "$ref" in place:
-            left.append(SCHEMA["$defs"][place["$ref"].rpartition("/")[2]])
-        left += [*place.get("anyOf", ()), *place.get("oneOf", ()), *place.get("allOf", ())]
-        found.append(place)
-    return found
+            queue.append(SCHEMA["$defs"][place["$ref"].rpartition("/")[2]])
+        queue += [*place.get("anyOf", ()), *place.get("oneOf", ()), *place.get("allOf", ())]
+        schemas.append(place)
+    return schemas

@@ -36,25 +36,25 @@ Raw = Mapping[str, np.ndarray]
 
 
 def _tmva(path: Path) -> Raw:
-    found = {}
+    arrays = {}
     layers = next(ElementTree.parse(path).iter("Weights"))
     for k, layer in enumerate(layers):
         for matrix in layer:
             shape = int(matrix.get("Rows")), int(matrix.get("Columns"))
             values = np.array(matrix.text.split(), np.float64).reshape(shape)
-            found[f"{layer.tag}[{k}]/{matrix.tag}"] = values
-    return found
+            arrays[f"{layer.tag}[{k}]/{matrix.tag}"] = values
+    return arrays
 
 
 def _keras(path: Path) -> Raw:
-    found = {}
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         data = io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(data) as file:
         file.visititems(
-            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
+            lambda name, item: arrays.update({name: item[()]} if hasattr(item, "shape") else {})
         )
-    return found
+    return arrays
 
 
 def _onnx(path: Path) -> Raw:
@@ -90,7 +90,7 @@ def written(request, tmp_path):
 
 
 def _cut(raw: np.ndarray, place: dict) -> np.ndarray:
-    """What a place names, as the file has it."""
+    """The part of the stored array that a place names."""
     part = place["part"].strip("[]")
     index = tuple(
         slice(*(int(n) if n else None for n in piece.split(":"))) if ":" in piece else int(piece)
@@ -106,19 +106,19 @@ def test_every_block_stands_where_it_is_said_to(lstm, written):
     blocks = [block for layer in outcome.json["layers"] for block in layer["blocks"]]
     names = list(dict.fromkeys(block["stored"].partition("[")[0] for block in blocks))
     assert len(names) == len(tensors)
-    own = dict(zip(names, tensors, strict=True))
+    local = dict(zip(names, tensors, strict=True))
     for block in blocks:
         name, _, rows = block["stored"].partition("[")
-        start, stop = map(int, rows.rstrip("]").split(":")) if rows else (0, len(own[name]))
-        wanted = own[name][start:stop]
+        start, stop = map(int, rows.rstrip("]").split(":")) if rows else (0, len(local[name]))
+        expected = local[name][start:stop]
         assert block["places"], block["stored"]
         total = 0
         for place in block["places"]:
             assert list(raw[place["name"]].shape) == place["shape"]
             found = _cut(raw[place["name"]], place)
             found = found.T if "transposed" in place["change"] else found
-            total = total + found.reshape(wanted.shape)
-        np.testing.assert_allclose(total, wanted, rtol=1e-6, err_msg=block["stored"])
+            total = total + found.reshape(expected.shape)
+        np.testing.assert_allclose(total, expected, rtol=1e-6, err_msg=block["stored"])
 
 
 def test_the_table_names_every_stored_tensor(lstm, written, monkeypatch):
@@ -132,7 +132,7 @@ def test_the_table_names_every_stored_tensor(lstm, written, monkeypatch):
     assert "…" not in narrow.out
 
 
-def test_a_config_beside_a_foreign_file(lstm, written, tmp_path):
+def test_a_config_with_a_foreign_file(lstm, written, tmp_path):
     path, _, _ = written
     layers = FORMATS["tmva"][1] if path.suffix == ".xml" else STACKED
     wider = [dict(layer) for layer in layers]

@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 import lstm_cli
 from lstm_cli.formats import native
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 DIGITS = {"float32 at 1e5": (1e5, 50.0, "f4"), "float64 at 1.6e9": (1.6e9, 5.0, "f8")}
 LSTM = {"type": "lstm", "hidden_size": 6, "return_sequences": False}
 HEAD = {"type": "dense", "units": 2, "activation": "softmax"}
@@ -62,11 +64,6 @@ def raw(N=4, T=7, seed=1, mean=MEAN, scale=SCALE):
     return mean + scale * np.random.default_rng(seed).standard_normal((N, T, len(mean)))
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(params=DIGITS)
 def offset(request, tmp_path):
     """Two classes told apart by a feature far from 0, and that feature as it was before."""
@@ -86,19 +83,19 @@ def offset(request, tmp_path):
 
 def test_what_is_learned_from_raw_data_is_what_scaled_data_give(lstm, offset, tmp_path):
     config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN)
-    found = {}
+    result = {}
     for name in "xz":
         more = ("--set", f"train.validation={tmp_path}/{name}.h5:/test")
-        done = lstm("train", "c.yaml", f"{name}.h5:/train", "--output", name, *more, "--json")
-        assert done.code == 0, done.err
+        outcome = lstm("train", "c.yaml", f"{name}.h5:/train", "--output", name, *more, "--json")
+        assert outcome.code == 0, outcome.err
         for dtype in ("float32", "bfloat16"):
             given = (f"{name}/model.safetensors", f"{name}.h5:/test", "--dtype", dtype, "--json")
-            found[name, dtype] = lstm("run", *given).json["metrics"]
-        assert found[name, "float32"]["loss"] == pytest.approx(done.json["metrics"]["val_loss"])
-    assert found["z", "float32"]["accuracy"] > 0.9
+            result[name, dtype] = lstm("run", *given).json["metrics"]
+        assert result[name, "float32"]["loss"] == pytest.approx(outcome.json["metrics"]["val_loss"])
+    assert result["z", "float32"]["accuracy"] > 0.9
     for dtype in ("float32", "bfloat16"):
-        assert found["x", dtype]["accuracy"] == found["z", dtype]["accuracy"]
-        assert found["x", dtype]["loss"] == pytest.approx(found["z", dtype]["loss"], rel=2e-2)
+        assert result["x", dtype]["accuracy"] == result["z", dtype]["accuracy"]
+        assert result["x", dtype]["loss"] == pytest.approx(result["z", dtype]["loss"], rel=2e-2)
     stored, rows = tensors("x/model.safetensors"), offset[:120].reshape(-1, 2).astype(np.longdouble)
     assert stored["inputs.mean"].dtype == stored["inputs.scale"].dtype == np.float64
     np.testing.assert_allclose(stored["inputs.mean"], rows.mean(0).astype(float), rtol=1e-13)
@@ -109,7 +106,7 @@ def test_what_is_learned_from_raw_data_is_what_scaled_data_give(lstm, offset, tm
 
 
 def layouts(x):
-    """The same sequences in every layout; NaN stands in the padding."""
+    """Equal sequences in every layout, with NaN in the padding."""
     flat = np.concatenate([row[:n] for row, n in zip(x, LENGTHS, strict=True)])
     padded = x.copy()
     for row, n in zip(padded, LENGTHS, strict=True):
@@ -140,20 +137,20 @@ def test_every_layout_reads_its_own_type(lstm, tmp_path):
     names = layouts(x)
     for name in names:
         for dtype in ("float32", "float64"):
-            given = ("m.safetensors", f"{name}.h5", "--output", "out.h5", "--dtype", dtype)
-            assert lstm("run", *given, "--batch-size", 2, "--quiet").code == 0
+            arguments = ("m.safetensors", f"{name}.h5", "--output", "out.h5", "--dtype", dtype)
+            assert lstm("run", *arguments, "--batch-size", 2, "--quiet").code == 0
             with h5py.File("out.h5") as file:
                 for k, n in enumerate(LENGTHS):
-                    own = file[f"{k}/outputs"][()] if name == "groups" else file["outputs"]
+                    local = file[f"{k}/outputs"][()] if name == "groups" else file["outputs"]
                     if name == "vlen":
-                        own = own[k].reshape(n, 2)
+                        local = local[k].reshape(n, 2)
                     elif name == "dense":
-                        assert not own[k, n:].any()
-                        own = own[k, :n]
+                        assert not local[k, n:].any()
+                        local = local[k, :n]
                     elif name == "concatenated":
-                        own = own[sum(LENGTHS[:k]) : sum(LENGTHS[: k + 1])]
+                        local = local[sum(LENGTHS[:k]) : sum(LENGTHS[: k + 1])]
                     atol = 2e-5 if dtype == "float32" else 1e-6
-                    np.testing.assert_allclose(own, expected[k, :n], rtol=0, atol=atol)
+                    np.testing.assert_allclose(local, expected[k, :n], rtol=0, atol=atol)
     with h5py.File("whole.h5", "w") as file:  # integers, beside a file of float32
         file["inputs"] = np.round(x[:, :, [0, 2]]).astype("i8")
     with h5py.File("half.h5", "w") as file:
@@ -163,8 +160,8 @@ def test_every_layout_reads_its_own_type(lstm, tmp_path):
     for first, second in ((0, 1), (1, 0)):
         files = [("whole.h5", "half.h5")[k] for k in (first, second)]
         assert lstm("run", "i.safetensors", *files, "--output", "out.h5", "--quiet").code == 0
-        given = np.concatenate([pair[first], pair[second]])
-        wanted = plain.run((given - MEAN[[0, 2]]) / SCALE[[0, 2]]).outputs
+        arguments = np.concatenate([pair[first], pair[second]])
+        wanted = plain.run((arguments - MEAN[[0, 2]]) / SCALE[[0, 2]]).outputs
         with h5py.File("out.h5") as file:
             np.testing.assert_allclose(file["outputs"], wanted, rtol=0, atol=2e-5)
 
@@ -197,19 +194,19 @@ def test_windows_of_a_series_and_gates(lstm, tmp_path):
 # Beginning from weights
 
 
-def test_weights_that_normalize_go_on_with_theirs(lstm, offset, tmp_path):
+def test_weights_that_normalize_keep_their_normalization(lstm, offset, tmp_path):
     path = config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN)
     assert lstm("train", path, "x.h5:/train", "--output", "a").code == 0
     before = tensors("a/model.safetensors")
     for normalize in ("standard", "false"):
         more = ("--weights", "a/model.safetensors", *STILL, "--set", f"train.normalize={normalize}")
-        done = lstm("train", path, "x.h5:/test", "--output", normalize, *more, "--json")
-        assert done.code == 0, done.err
-        assert ("train.normalize keeps these" in done.err) == (normalize == "standard")
+        outcome = lstm("train", path, "x.h5:/test", "--output", normalize, *more, "--json")
+        assert outcome.code == 0, outcome.err
+        assert ("train.normalize keeps these" in outcome.err) == (normalize == "standard")
         for name, value in tensors(f"{normalize}/model.safetensors").items():
             np.testing.assert_array_equal(value, before[name], name)
         run = lstm("run", "a/model.safetensors", "x.h5:/test", "--json").json["metrics"]
-        assert done.json["metrics"]["loss"] == pytest.approx(run["loss"], rel=1e-5)
+        assert outcome.json["metrics"]["loss"] == pytest.approx(run["loss"], rel=1e-5)
     path.write_text(path.read_text() + "weights: a/model.safetensors\n")
     named = lstm("run", path, "x.h5:/test", "--json").json
     assert named["metrics"] == run
@@ -243,7 +240,7 @@ def test_weights_for_raw_data_compute_the_same_when_they_come_to_be_normalized(
     assert further.json["metrics"]["mse"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_normalization_beside_layers_without_biases(lstm, tmp_path):
+def test_normalization_with_layers_without_biases(lstm, tmp_path):
     """Inputs stay normalized; targets are scaled only by a last layer that can take their mean."""
     rng = np.random.default_rng(2)
     bare = [{"type": "lstm", "hidden_size": 5, "bias": False}, DENSE | {"bias": False}]
@@ -251,11 +248,13 @@ def test_normalization_beside_layers_without_biases(lstm, tmp_path):
     with h5py.File("x.h5", "w") as file:
         file["inputs"] = rng.standard_normal((30, 6, 2)) * [3, 0.2] + [7, -1]
         file["targets"] = rng.standard_normal((30, 6, 2)) + 3
-    done = lstm("train", path, "x.h5", "--output", "a")
-    assert done.code == 0, done.err
+    outcome = lstm("train", path, "x.h5", "--output", "a")
+    assert outcome.code == 0, outcome.err
     assert not [name for name in tensors("a/model.safetensors") if "bias" in name]
     unscaled = "the targets are not scaled: layer 1 (dense) has no bias to take their mean in"
-    assert f"{unscaled}; --set model.layers.1.bias=true scales them" in " ".join(done.err.split())
+    assert f"{unscaled}; --set model.layers.1.bias=true scales them" in " ".join(
+        outcome.err.split()
+    )
     mended = lstm("train", path, "x.h5", "--output", "b", "--set", "model.layers.1.bias=true")
     assert "not scaled" not in mended.err
     mean = tensors("b/model.safetensors")["layers.1.bias"]
@@ -298,11 +297,11 @@ def test_flatten_first(lstm, tmp_path):
     # The plain weights of such a layer cannot come to be normalized.
     plain = {name: value for name, value in stored.items() if name.startswith("layers")}
     native.write("p.safetensors", plain, None)
-    given = (path, "x.h5", "--weights", "p.safetensors")
-    refused = lstm("train", *given, "--output", "c")
+    arguments = (path, "x.h5", "--weights", "p.safetensors")
+    refused = lstm("train", *arguments, "--output", "c")
     assert refused.code == 4
     assert "hint: --set train.normalize=false" in refused.err
-    assert lstm("train", *given, "--output", "d", "--set", "train.normalize=false").code == 0
+    assert lstm("train", *arguments, "--output", "d", "--set", "train.normalize=false").code == 0
 
 
 # Targets, and inputs as they are
@@ -316,12 +315,12 @@ def test_metrics_are_those_of_targets_as_stored(lstm, tmp_path):
     y = 1.6e9 + 60 + 5 * x.mean(1)[:, :1]  # between two numbers of float32
     with h5py.File("x.h5", "w") as file:
         file["inputs"], file["targets"] = x.astype("f4"), y
-    told = "outputs in float32 cannot tell the targets apart: target 0 (mean 1.6e+09, scale"
+    output = "outputs in float32 cannot tell the targets apart: target 0 (mean 1.6e+09, scale"
     narrow = lstm("train", path, "x.h5", "--output", "a")
-    assert told in narrow.err
+    assert output in narrow.err
     assert "--dtype float64, in `train` and in `run`, keeps the digits" in narrow.err
     once = ("train", path, "x.h5", "--set", "train.normalize=false", "--set", "train.epochs=1")
-    assert told in lstm(*once, "--output", "c").err
+    assert output in lstm(*once, "--output", "c").err
     assert "tell" not in lstm(*once, "--output", "d", "--dtype", "float64").err
     run = lstm("run", "a/model.safetensors", "x.h5", "--output", "o.h5", "--json").json
     with h5py.File("o.h5") as file:
@@ -329,11 +328,11 @@ def test_metrics_are_those_of_targets_as_stored(lstm, tmp_path):
     assert run["metrics"]["mse"] == pytest.approx(apart, rel=1e-12)
     assert apart > 100
     wide = ("--dtype", "float64")
-    done = lstm("train", path, "x.h5", "--output", "b", *wide, "--json")
-    assert told not in done.err
+    outcome = lstm("train", path, "x.h5", "--output", "b", *wide, "--json")
+    assert output not in outcome.err
     run = lstm("run", "b/model.safetensors", "x.h5", *wide, "--json").json
     assert run["metrics"]["mse"] < 0.1 * y.var()
-    assert run["metrics"]["mse"] == pytest.approx(done.json["metrics"]["mse"], rel=0.5)
+    assert run["metrics"]["mse"] == pytest.approx(outcome.json["metrics"]["mse"], rel=0.5)
 
 
 def test_inputs_that_a_dtype_cannot_hold_are_named(lstm, offset, tmp_path):
@@ -344,12 +343,12 @@ def test_inputs_that_a_dtype_cannot_hold_are_named(lstm, offset, tmp_path):
     assert told in lost.err
     assert "feature 1" not in lost.err
     assert "--dtype float64 keeps those of the inputs" in lost.err
-    for given in (("x.h5:/test", "--dtype", "float64"), ("z.h5:/test", "--dtype", narrow)):
-        assert "lost" not in lstm("run", path, *given).err
+    for arguments in (("x.h5:/test", "--dtype", "float64"), ("z.h5:/test", "--dtype", narrow)):
+        assert "lost" not in lstm("run", path, *arguments).err
     if narrow == "float32":
-        given = ("train", path, "x.h5:/train", "--output")
-        assert "--set train.normalize=true keeps them" in lstm(*given, "a").err
-        mended = lstm(*given, "b", "--set", "train.normalize=true")
+        arguments = ("train", path, "x.h5:/train", "--output")
+        assert "--set train.normalize=true keeps them" in lstm(*arguments, "a").err
+        mended = lstm(*arguments, "b", "--set", "train.normalize=true")
         assert mended.code == 0
         assert "lost" not in mended.err
 
@@ -375,29 +374,33 @@ MILD = {"mean": np.array([293.0, 1013.0, 0.5]), "scale": np.array([5.0, 8.0, 0.1
 @pytest.mark.parametrize("suffix", [".onnx", ".keras", ".pt"])
 def test_formats_without_a_place_get_the_fold(lstm, stack, suffix):
     plain = model("m.safetensors", *STACKS[stack], DENSE, **MILD)
-    done = lstm("convert", "m.safetensors", f"m{suffix}", "--json")
-    assert done.code == 0, done.err
+    outcome = lstm("convert", "m.safetensors", f"m{suffix}", "--json")
+    assert outcome.code == 0, outcome.err
     unbiased = ", which has no biases and gets them for that" if "bias" in stack else ""
-    assert f"inputs.mean and inputs.scale are folded into the first layer{unbiased}: " in done.err
-    assert done.json["warnings"] == []
-    assert done.json["parameters"] == plain.network.parameter_count
-    assert done.json["proof"]["relative_difference"] < 1e-5
+    assert (
+        f"inputs.mean and inputs.scale are folded into the first layer{unbiased}: " in outcome.err
+    )
+    assert outcome.json["warnings"] == []
+    assert outcome.json["parameters"] == plain.network.parameter_count
+    assert outcome.json["proof"]["relative_difference"] < 1e-5
     text = plain.config.to_yaml()
     Path("m.yaml").write_text(text)
     Path("biased.yaml").write_text(text.replace("bias: false", "bias: true"))
-    found = lstm_cli.build("biased.yaml", engine="reference", dtype="float64", weights=f"m{suffix}")
-    assert "inputs.mean" not in found.weights
+    result = lstm_cli.build(
+        "biased.yaml", engine="reference", dtype="float64", weights=f"m{suffix}"
+    )
+    assert "inputs.mean" not in result.weights
     x = raw(**MILD)
     expected = plain.run((x - MILD["mean"]) / MILD["scale"], LENGTHS).outputs
-    np.testing.assert_allclose(found.run(x, LENGTHS).outputs, expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(result.run(x, LENGTHS).outputs, expected, rtol=0, atol=2e-4)
     equal = lstm("compare", "m.safetensors", f"m{suffix}", "--config", "m.yaml")
     assert equal.code == 0, equal.out
-    assert "A normalizes its inputs (inputs.mean, inputs.scale), B does not" in equal.out
+    assert "A normalizes its inputs (inputs.mean, inputs.scale), but B does not" in equal.out
     assert lstm("compare", f"m{suffix}", "m.safetensors", "--config", "m.yaml").code == 0
 
 
 def test_the_fold_in_other_runtimes(lstm):
-    """What ONNX Runtime and PyTorch compute from raw inputs is what the native file gives."""
+    """ONNX Runtime and PyTorch compute the native file's outputs from raw inputs."""
     runtime, torch = pytest.importorskip("onnxruntime"), pytest.importorskip("torch")
     plain = model("m.safetensors", {"type": "lstm", "hidden_size": 5}, **MILD)
     x = raw(**MILD)
@@ -573,7 +576,7 @@ WRONG = {
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_misfits(lstm, fault):
-    changes, told = WRONG[fault]
+    changes, output = WRONG[fault]
     model("m.safetensors", {"type": "lstm", "hidden_size": 3})
     file = native.read("m.safetensors")
     changed = {k: v for k, v in {**file.tensors, **changes}.items() if v is not None}
@@ -581,14 +584,14 @@ def test_misfits(lstm, fault):
     with h5py.File("x.h5", "w") as data:
         data["inputs"] = raw()
     commands = [("run", "w.safetensors", "x.h5"), ("convert", "w.safetensors", "w.onnx")]
-    if "finite" not in told and "is 0" not in told:
+    if "finite" not in output and "is 0" not in output:
         commands += [("inspect-shapes", "w.safetensors")]
     for command in commands:
         refused = lstm(*command)
         assert refused.code == 4, command
-        assert told in refused.err
-        assert "w.safetensors" in refused.err or "finite" in told or "is 0" in told
-    if "the means" in told:
+        assert output in refused.err
+        assert "w.safetensors" in refused.err or "finite" in output or "is 0" in output
+    if "the means" in output:
         assert "D = 3 is model.input_size" in refused.err
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.bench import Agreement, Shares, Size, SizeResult, Timing
+from lstm_cli.bench import GridSize, PeerAgreement, RooflineShares, SizeResult, Timing
 from lstm_cli.cli.bench_tables import size_table
 from lstm_cli.cli.console import Console
 from lstm_cli.engines.selection import engine_statuses
 
+pytestmark = pytest.mark.usefixtures("at_root")
+
 VOWELS = "data/japanese-vowels.h5"
-
-
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch, request):
-    monkeypatch.chdir(Path(request.config.rootpath))
 
 
 def test_inspect_lists_eight_matrices_and_four_biases(lstm):
@@ -88,7 +84,7 @@ def test_inspect_names_every_misfit_at_once(lstm, config, tmp_path):
     assert len(document["data_problems"]) == 1
 
 
-def test_inspect_exits_3_for_data_alone(lstm, config, tmp_path):
+def test_inspect_exits_3_for_data_that_does_not_fit(lstm, config, tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["inputs"] = np.zeros((2, 3, 6), np.float32)
     assert lstm("inspect-shapes", config, tmp_path / "x.h5").code == 3
@@ -104,7 +100,7 @@ def test_inspect_a_weights_file_with_and_without_config(lstm, config, tmp_path):
     bare = lstm("inspect-shapes", tmp_path / "without.safetensors")
     assert bare.code == 0
     assert "layers.0.reverse.weight_hh" in bare.out
-    assert "carries no config" in bare.err
+    assert "has no config" in bare.err
     assert lstm("run", tmp_path / "without.safetensors", VOWELS).code == 4
 
 
@@ -276,15 +272,15 @@ def test_bench_shows_the_machines_limits_where_the_engine_knows_them(lstm):
         assert "of limit" in outcome.out
         assert "% peak" in outcome.out or "% reads" in outcome.out
         assert "measured limits" in outcome.out
-        assert "to compute in" in outcome.out
+        assert "the engine's workspace takes" in outcome.out
         document = lstm("bench", *options, "jit", "--json").json
         assert document["workspace_memory"] > 0
         for result in document["results"]:
-            own, H = result["shares"], result["size"]["hidden"]
-            assert own["of_peak"] == pytest.approx(
-                result["timings"][0]["gflops"] / own["peak_gflops"]
+            local, H = result["shares"], result["size"]["hidden"]
+            assert local["of_peak"] == pytest.approx(
+                result["timings"][0]["gflops"] / local["peak_gflops"]
             )
-            assert own["read_bytes"] == 4 * H * H * 4 * 3 * (2 if mode == "train" else 1)
+            assert local["read_bytes"] == 4 * H * H * 4 * 3 * (2 if mode == "train" else 1)
         outcome = lstm("bench", *options, "reference")
         assert "limit" not in outcome.out
         document = lstm("bench", *options, "reference", "--json").json
@@ -317,9 +313,9 @@ def test_bench_fits_a_terminal_of_100_columns(monkeypatch, capsys):
     own = Timing("lstm-cli", "", 13.2e-3, 13.9e-3, 5, 119.0)
     timings = (own, *(Timing(name, title, 32.2e-3, 33e-3, 5, 99.0) for name, title in peers))
     ratios = {name: 12.37 for name, _ in peers}
-    agreed = {name: Agreement(1e-7, 1e-5, True) for name, _ in peers}
-    shares = Shares(234.0, 0.13, 1, 1.0, 0.88)
-    size = Size(512, 32, 100, 512)
+    agreed = {name: PeerAgreement(1e-7, 1e-5, True) for name, _ in peers}
+    shares = RooflineShares(234.0, 0.13, 1, 1.0, 0.88)
+    size = GridSize(512, 32, 100, 512)
     result = SizeResult(size, "lstm", timings, ratios, agreed, shares=shares)
     for columns, lines in ((100, 3), (80, 4)):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -333,7 +329,7 @@ def test_bench_fits_a_terminal_of_100_columns(monkeypatch, capsys):
 
 def test_bench_says_why_a_peer_has_no_ratio(lstm, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("lstm_cli.bench.training.TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr("lstm_cli.bench.workload.GRADIENT_TOLERANCES", {"float32": -1.0})
     outcome = lstm("bench", *TRAINING, "--against", "torch")
     assert outcome.code == 0
     assert "differs by" in outcome.out

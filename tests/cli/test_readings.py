@@ -17,17 +17,14 @@ import pytest
 
 import lstm_cli
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 torch = pytest.importorskip("torch")
 
 N, T, D, H = 4, 5, 2, 3
 LENGTHS = np.array([5, 2, 4, 1])
 SETTING = re.compile(r"--set (\S+?)[;,]?(?:\s|$)")
 Command = Any
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 class Net(torch.nn.Module):
@@ -59,7 +56,7 @@ class Net(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Taken:
-    """What a model takes of its steps, what it is called, and how to get it of our results."""
+    """Outputs that a model takes of its steps, their name, and how to get them from our results."""
 
     take: Any
     name: str
@@ -98,13 +95,13 @@ HALVES = {
 }  # fmt: skip
 
 
-def checked(lstm: Command, net: Net, taken: Taken, *settings: str, **given: Any) -> Any:
-    """What convert says of a reference; the files for what follows."""
+def checked(lstm: Command, net: Net, taken: Taken, *settings: str, **arguments: Any) -> Any:
+    """Output of convert with a reference, and its files."""
     net.take = taken.take
     x = np.random.default_rng(1).standard_normal((N, T, D)).astype("f4")
-    lengths = given.get("lengths")
+    lengths = arguments.get("lengths")
     with torch.no_grad():
-        after = given.get("after", lambda y: y)
+        after = arguments.get("after", lambda y: y)
         expected = after(net.eval()(torch.from_numpy(x), lengths)).numpy()
     torch.save(net.state_dict(), "m.pt")
     extra = {} if lengths is None else {"lengths": lengths}
@@ -121,17 +118,17 @@ def hint_of(outcome: Any) -> str:
     return " ".join(hint.split())
 
 
-def followed(lstm: Command, hint: str, taken: Taken, expected: Any) -> None:
+def followed(lstm: Command, hint: str, steps: Taken, expected: Any) -> None:
     """The hint's settings, with the reference, and what is then taken of the results."""
     settings = [part for s in SETTING.findall(hint + " ") for part in ("--set", s)]
-    check = [] if taken.own else ["--check", "r.npz"]
+    check = [] if steps.own else ["--check", "r.npz"]
     outcome = lstm("convert", "m.pt", "m.safetensors", *settings, *check)
     assert outcome.code == 0, outcome.err
     outcome = lstm("run", "m.safetensors", "d.h5", "--output", "o.h5")
     assert outcome.code == 0, outcome.err
     with h5py.File("o.h5") as file:
         found = file["outputs"][...]
-    found = taken.own(found) if taken.own else found
+    found = steps.own(found) if steps.own else found
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
@@ -140,18 +137,18 @@ def followed(lstm: Command, hint: str, taken: Taken, expected: Any) -> None:
 @pytest.mark.parametrize("reading", READINGS)
 def test_which_step(reading, head, set_before, lstm):
     kind = {"last": "LSTM", "final": "GRU", "first": "RNN"}[reading]
-    taken = READINGS[reading]
+    steps = READINGS[reading]
     settings = [set_before] if set_before else []
-    expected, outcome = checked(lstm, Net(kind, head=head), taken, *settings)
+    expected, outcome = checked(lstm, Net(kind, head=head), steps, *settings)
     if reading == "final" and settings:
         assert outcome.code == 0, outcome.err
         return
     assert outcome.code == (1 if settings else 3)
     assert not Path("m.safetensors").exists()
-    assert re.search(f"they are the {taken.name}", " ".join(outcome.err.split()))
+    assert re.search(f"they are the {steps.name}", " ".join(outcome.err.split()))
     hint = hint_of(outcome)
-    followed(lstm, hint, taken, expected)
-    if taken.own:
+    followed(lstm, hint, steps, expected)
+    if steps.own:
         assert "a reference of every step checks it" in hint
         every = Taken(lambda y, h: y, "")
         settings = SETTING.findall(hint + " ")
@@ -160,11 +157,11 @@ def test_which_step(reading, head, set_before, lstm):
 
 @pytest.mark.parametrize("reading", [*POOLS, *HALVES])
 def test_what_no_layer_does(reading, lstm):
-    taken = (POOLS | HALVES)[reading]
-    expected, outcome = checked(lstm, Net(), taken)
+    steps = (POOLS | HALVES)[reading]
+    expected, outcome = checked(lstm, Net(), steps)
     assert outcome.code == 3
-    assert re.search(f"they are the {taken.name}", " ".join(outcome.err.split()))
-    followed(lstm, hint_of(outcome), taken, expected)
+    assert re.search(f"they are the {steps.name}", " ".join(outcome.err.split()))
+    followed(lstm, hint_of(outcome), steps, expected)
 
 
 def test_a_mean_with_a_head_behind_it(lstm):

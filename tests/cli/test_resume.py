@@ -100,19 +100,18 @@ def metrics(output):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def assert_same_run(found, expected):
+def assert_same_run(files, expected):
     """Best weights, all that a checkpoint holds, and the metrics: the same bits."""
     name = "model.safetensors"
-    assert (found / name).read_bytes() == (expected / name).read_bytes()
+    assert (files / name).read_bytes() == (expected / name).read_bytes()
     a, b = (
-        native.read(folder / "checkpoint.safetensors", allow_integers=True)
-        for folder in (found, expected)
+        native.read(folder / "checkpoint.safetensors", counts=True) for folder in (files, expected)
     )
     assert a.tensors.keys() == b.tensors.keys()
     for key, value in b.tensors.items():
         assert a.tensors[key].tobytes() == value.tobytes(), key
-    assert metrics(found) == metrics(expected)
-    assert (found / "config.yaml").read_bytes() == (expected / "config.yaml").read_bytes()
+    assert metrics(files) == metrics(expected)
+    assert (files / "config.yaml").read_bytes() == (expected / "config.yaml").read_bytes()
 
 
 def progress(output):
@@ -120,7 +119,7 @@ def progress(output):
     path = output / "checkpoint.safetensors"
     if not path.exists():
         return (-1, -1)
-    told = json.loads(native.read(path, allow_integers=True).metadata["training"])["progress"]
+    told = json.loads(native.read(path, counts=True).metadata["training"])["progress"]
     return told["epoch"], told["batch"]
 
 
@@ -129,8 +128,8 @@ def test_killed_at_random_moments(files, undisturbed, tmp_path):
     output, rng = tmp_path / "run", random.Random(3)
     lines = (undisturbed / "metrics.jsonl").read_text().splitlines()
     whole = sum(json.loads(line)["seconds"] for line in lines)
-    seen = []
-    while len(seen) < KILLS:
+    records = []
+    while len(records) < KILLS:
         before = progress(output)
         often = rng.choice([0, 0, 0.02, 10])
         process = start(files, output, "--resume", "--checkpoint-every", often)
@@ -145,11 +144,11 @@ def test_killed_at_random_moments(files, undisturbed, tmp_path):
         if process.returncode == 0:
             break  # a machine that became faster ended the run before it was killed
         assert process.returncode == -signal.SIGKILL, err
-        seen.append(progress(output))
-    assert len(seen) >= KILLS // 2
-    assert seen == sorted(seen)
-    assert len(set(seen)) == len(seen)
-    assert any(batch for _, batch in seen), "no kill fell within an epoch"
+        records.append(progress(output))
+    assert len(records) >= KILLS // 2
+    assert records == sorted(records)
+    assert len(set(records)) == len(records)
+    assert any(batch for _, batch in records), "no kill fell within an epoch"
     finish(files, output, "--resume")
     assert_same_run(output, undisturbed)
 
@@ -178,20 +177,20 @@ def test_asked_to_stop(files, undisturbed, tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "finishing the step; Ctrl-C again stops at once" in err
-    told = next(text for text in err.splitlines() if text.startswith("stopped in epoch"))
-    assert told.startswith(f"stopped in epoch {progress(output)[0] + 1}; lstm-cli train ")
-    assert told.endswith("--resume goes on")
+    note = next(text for text in err.splitlines() if text.startswith("stopped in epoch"))
+    assert note.startswith(f"stopped in epoch {progress(output)[0] + 1}; lstm-cli train ")
+    assert note.endswith("--resume continues")
     assert "Traceback" not in err
-    # The line that is said goes on, whatever is in it.
-    again = told.partition("; lstm-cli ")[2].removesuffix(" goes on")
-    done = subprocess.run(
+    # The printed line continues the run.
+    again = note.partition("; lstm-cli ")[2].removesuffix(" continues")
+    resumed = subprocess.run(
         [sys.executable, "-m", "lstm_cli", *shlex.split(again)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_run(output, undisturbed)
 
 
@@ -227,11 +226,11 @@ def test_two_processes_in_one_folder(files, undisturbed, tmp_path):
 
 def test_the_run_of_another_thread_count_goes_on_with_it(files, tmp_path, lstm):
     config, data = files
-    given = ("train", config, data, "--output", tmp_path / "run", "--quiet")
-    assert lstm(*given, "--threads", 1, "--set", "train.epochs=1").code == 0
-    more = lstm(*given, "--set", "train.epochs=2", "--resume", "--json").json
+    arguments = ("train", config, data, "--output", tmp_path / "run", "--quiet")
+    assert lstm(*arguments, "--threads", 1, "--set", "train.epochs=1").code == 0
+    more = lstm(*arguments, "--set", "train.epochs=2", "--resume", "--json").json
     assert more["threads"] == 1
     assert more["notes"] == [] or all("threads" not in note for note in more["notes"])
-    other = lstm(*given, "--set", "train.epochs=3", "--resume", "--threads", 2, "--json").json
+    other = lstm(*arguments, "--set", "train.epochs=3", "--resume", "--threads", 2, "--json").json
     assert other["threads"] == 2
     assert any("threads 1 and goes on with 2" in note for note in other["notes"])

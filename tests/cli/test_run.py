@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.engines.jit import forward
-from lstm_cli.engines.jit.runtime import compiler
+from lstm_cli.engines.jit import compiler, recurrent
+
+pytestmark = pytest.mark.usefixtures("at_root")
 
 VOWELS = "data/japanese-vowels.h5:/test"
 VOWELS_CONFIG = "configs/japanese-vowels.yaml"
 
 
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch, request):
-    monkeypatch.chdir(Path(request.config.rootpath))
-
-
 def read(path):
     with h5py.File(path) as file:
-        found = {}
+        values = {}
         file.visititems(
             lambda name, item: (
-                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+                values.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
             )
         )
-        return found, dict(file.attrs)
+        return values, dict(file.attrs)
 
 
 @pytest.mark.parametrize("name", ["reference", "jit"])
 def test_rows_of_the_timings_say_where_all_time_went(lstm, name, monkeypatch):
-    given = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
+    arguments = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
     shares = []
     for _ in range(3):  # another process may take the core at any time
-        rows = lstm(*given, "--engine", name).json["timings"]
+        rows = lstm(*arguments, "--engine", name).json["timings"]
         whole = {row["name"]: row["seconds"] for row in rows if not row["part"]}
         total = whole.pop("all")
         assert sum(whole.values()) == pytest.approx(total)
@@ -45,9 +39,9 @@ def test_rows_of_the_timings_say_where_all_time_went(lstm, name, monkeypatch):
         assert "between layers" in whole
     assert min(shares) < 0.1
     if name == "jit":
-        monkeypatch.setattr(compiler, "_loaded", {})
-        forward._compiled.cache_clear()
-        rows = lstm(*given, "--engine", name).json["timings"]
+        monkeypatch.setattr(compiler, "_made", {})
+        recurrent._compiled.cache_clear()
+        rows = lstm(*arguments, "--engine", name).json["timings"]
         seconds = {row["name"]: row["seconds"] for row in rows}
         assert seconds["compile or load"] > 0
         assert seconds["pack weights"] > 0
@@ -90,12 +84,12 @@ def test_json_is_the_only_thing_on_stdout(lstm):
 def test_metrics_are_those_of_the_outputs(lstm, tmp_path):
     out = tmp_path / "out.h5"
     document = lstm("run", VOWELS_CONFIG, VOWELS, "--output", out, "--json").json
-    found, _ = read(out)
+    metrics, _ = read(out)
     with h5py.File("data/japanese-vowels.h5") as file:
         targets = file["test/targets"][()]
-    p = found["outputs"][np.arange(370), targets].astype(np.float64)
+    p = metrics["outputs"][np.arange(370), targets].astype(np.float64)
     assert document["metrics"]["loss"] == pytest.approx(-np.log(p).mean(), rel=1e-5)
-    accuracy = (found["outputs"].argmax(1) == targets).mean()
+    accuracy = (metrics["outputs"].argmax(1) == targets).mean()
     assert document["metrics"]["accuracy"] == pytest.approx(accuracy)
 
 
@@ -105,15 +99,15 @@ def test_results_are_those_of_the_python_interface(lstm, config, data, tmp_path)
     with h5py.File(data) as file:
         x, lengths = file["inputs"][()], file["lengths"][()]
     result = lstm_cli.build(config).run(x, lengths)
-    found, attributes = read(out)
-    np.testing.assert_allclose(found["outputs"], result.outputs, atol=1e-6)
-    np.testing.assert_array_equal(found["lengths"], lengths)
-    np.testing.assert_allclose(found["state/0/h"], result.state[0][0], atol=1e-6)
-    np.testing.assert_allclose(found["state/0/c"], result.state[0][1], atol=1e-6)
-    np.testing.assert_allclose(found["state/1/h"], result.state[1][0], atol=1e-6)
-    assert "state/1/c" not in found
-    assert found["state/0/h"].shape == (7, 2, 7)
-    assert (found["outputs"][3] == 0).all()
+    results, attributes = read(out)
+    np.testing.assert_allclose(results["outputs"], result.outputs, atol=1e-6)
+    np.testing.assert_array_equal(results["lengths"], lengths)
+    np.testing.assert_allclose(results["state/0/h"], result.state[0][0], atol=1e-6)
+    np.testing.assert_allclose(results["state/0/c"], result.state[0][1], atol=1e-6)
+    np.testing.assert_allclose(results["state/1/h"], result.state[1][0], atol=1e-6)
+    assert "state/1/c" not in results
+    assert results["state/0/h"].shape == (7, 2, 7)
+    assert (results["outputs"][3] == 0).all()
     assert {"lstm_cli_version", "config", "weights_sha256"} <= set(attributes)
 
 
@@ -134,7 +128,7 @@ def test_states_of_a_results_file_continue_the_sequences(lstm, tmp_path):
     for name, part in (("all", x), ("first", x[:, :6]), ("second", x[:, 6:])):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["inputs"] = part
-        given = ["--state", tmp_path / "first.out"] if name == "second" else []
+        arguments = ["--state", tmp_path / "first.out"] if name == "second" else []
         outcome = lstm(
             "run",
             config,
@@ -143,7 +137,7 @@ def test_states_of_a_results_file_continue_the_sequences(lstm, tmp_path):
             tmp_path / f"{name}.out",
             "--batch-size",
             3,
-            *given,
+            *arguments,
         )
         assert outcome.code == 0, outcome.err
     whole, second = read(tmp_path / "all.out")[0], read(tmp_path / "second.out")[0]
@@ -167,12 +161,12 @@ def test_states_that_are_not_finite_are_named(lstm, tmp_path, data, value):
     h = np.zeros((7, 1, 4), np.float32)
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["state/0/h"] = h
-    given = ("--state", tmp_path / "s.h5", "--engine", "reference", "--batch-size", 2)
-    assert "NaN" not in lstm("run", config, data, *given).err
+    arguments = ("--state", tmp_path / "s.h5", "--engine", "reference", "--batch-size", 2)
+    assert "NaN" not in lstm("run", config, data, *arguments).err
     h[5, 0, 2] = value
     with h5py.File(tmp_path / "s.h5", "a") as file:
         file["state/0/h"][...] = h
-    outcome = lstm("run", config, data, *given)
+    outcome = lstm("run", config, data, *arguments)
     assert "s.h5:/state/0/h holds NaN or infinity, in sequence 5 say" in outcome.err
 
 
@@ -220,7 +214,7 @@ def test_several_files_are_one_dataset(lstm, config, data, tmp_path):
     np.testing.assert_array_equal(found["outputs"][:7], found["outputs"][7:])
 
 
-def test_a_weights_file_runs_alone(lstm, config, data, tmp_path):
+def test_a_weights_file_runs_without_a_config(lstm, config, data, tmp_path):
     model = lstm_cli.build(config, seed=9)
     model.save(tmp_path / "model.safetensors")
     first = lstm("run", tmp_path / "model.safetensors", data, "--output", tmp_path / "a.h5")
@@ -289,7 +283,7 @@ def test_every_option(lstm):
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_states_that_an_onnx_model_is_not_fed(direction, lstm, tmp_path):
-    """What it begins with of its own stays 0, whatever --state holds, which may be h alone."""
+    """Initial states that the model has itself stay 0 with any --state, even with h alone."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     helper, stored = onnx.helper, onnx.numpy_helper.from_array
@@ -316,17 +310,17 @@ def test_states_that_an_onnx_model_is_not_fed(direction, lstm, tmp_path):
     for states in ({"h": h}, {"h": h, "c": h + 1}, {"h": h, "c": np.ones((9, 9))}):
         with h5py.File(tmp_path / "s.h5", "w") as file:
             file.update({f"state/0/{letter}": value for letter, value in states.items()})
-        given = ("--state", tmp_path / "s.h5", "--output", tmp_path / "o.h5")
-        outcome = lstm("run", path, tmp_path / "d.h5", *given)
+        arguments = ("--state", tmp_path / "s.h5", "--output", tmp_path / "o.h5")
+        outcome = lstm("run", path, tmp_path / "d.h5", *arguments)
         assert outcome.code == 0, outcome.err
         words = " ".join(outcome.err.split())
-        assert "no input initial_c: its c (layer 0) begins with 0" in words
+        assert "no initial_c that is fed: its c (layer 0) begins with 0" in words
         assert "laid out as (T, 1, N, 3)" in words
         found, _ = read(tmp_path / "o.h5")
         np.testing.assert_allclose(found["outputs"], expected, rtol=0, atol=1e-6)
-        given = {f"state.0.{k}": v for k, v in states.items() if v.shape == h.shape}
-        given |= {k: v[:, 0] for k, v in given.items() if len(states) == 1}  # (N, H)
-        np.savez(tmp_path / "r.npz", inputs=x, outputs=expected, **given)
+        arguments = {f"state.0.{k}": v for k, v in states.items() if v.shape == h.shape}
+        arguments |= {k: v[:, 0] for k, v in arguments.items() if len(states) == 1}  # (N, H)
+        np.savez(tmp_path / "r.npz", inputs=x, outputs=expected, **arguments)
         outcome = lstm(
             "convert", path, tmp_path / "m.st.safetensors", "--check", tmp_path / "r.npz"
         )

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,6 +17,8 @@ import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.api.training_run import TrainingRun
 from lstm_cli.formats import native
+
+pytestmark = pytest.mark.usefixtures("at_root")
 
 VOWELS = "data/japanese-vowels.h5:/train"
 VOWELS_CONFIG = "configs/japanese-vowels.yaml"
@@ -34,11 +35,6 @@ train:
   batch_size: 8
   epochs: 3
 """
-
-
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch, request):
-    monkeypatch.chdir(Path(request.config.rootpath))
 
 
 @pytest.fixture
@@ -84,18 +80,18 @@ def test_a_run_from_beginning_to_end(lstm, net, words, tmp_path):
     assert outcome.code == 0, outcome.err
     names = {"model.safetensors", "checkpoint.safetensors", "config.yaml", "metrics.jsonl"}
     assert names <= {path.name for path in out.iterdir()}
-    found = rows(out)
-    assert [list(row) for row in found] == [
+    result = rows(out)
+    assert [list(row) for row in result] == [
         ["epoch", "updates", "loss", "accuracy", "val_loss", "val_accuracy", "rate", "seconds"]
     ] * 3
-    assert [row["updates"] for row in found] == [3, 6, 9]
-    assert "24 to learn from, 6 to measure on" in outcome.out
-    best = min(found, key=lambda row: row["val_loss"])
+    assert [row["updates"] for row in result] == [3, 6, 9]
+    assert "24 for training, 6 for validation" in outcome.out
+    best = min(result, key=lambda row: row["val_loss"])
     assert f"in epoch {best['epoch']} of 3" in outcome.out
     assert f"lstm-cli run {out}/model.safetensors" in outcome.out
     lines = [line for line in outcome.err.splitlines() if line.startswith("epoch ")]
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
-    assert f"val_loss {found[2]['val_loss']:.4g}" in lines[2]
+    assert f"val_loss {result[2]['val_loss']:.4g}" in lines[2]
     assert "rate 0.02" in lines[2]
 
 
@@ -113,7 +109,7 @@ def test_json_and_quiet(lstm, net, words, tmp_path):
 
 
 @pytest.mark.parametrize("normalize", ["false", "standard", "minmax"])
-def test_the_model_runs_alone_and_gives_the_metrics_of_its_validation(
+def test_the_model_runs_without_a_config_and_gives_its_validation_metrics(
     lstm, net, words, tmp_path, normalize
 ):
     write(words, seed=1, group="held", N=17)
@@ -180,8 +176,8 @@ def test_patience_ends_early_and_resuming_says_so(lstm, net, words, tmp_path):
 def test_starting_weights(lstm, net, words, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     lstm("train", net, words, "--output", first)
-    given = ["--weights", first / "model.safetensors"]
-    outcome = lstm("train", net, words, "--output", second, *given, "--json")
+    arguments = ["--weights", first / "model.safetensors"]
+    outcome = lstm("train", net, words, "--output", second, *arguments, "--json")
     assert outcome.json["metrics"]["loss"] < rows(first)[-1]["loss"]
     other = tmp_path / "other.safetensors"
     lstm("train", net, words, "--output", tmp_path / "third", "--seed", 3)
@@ -190,7 +186,7 @@ def test_starting_weights(lstm, net, words, tmp_path):
     refused = lstm("train", net, words, "--output", second, "--weights", other, *more)
     assert refused.code == 4
     assert "is not what the run" in refused.err
-    assert lstm("train", net, words, "--output", second, *given, *more).code == 0
+    assert lstm("train", net, words, "--output", second, *arguments, *more).code == 0
 
 
 def test_class_weights_and_label_smoothing_change_the_run(lstm, net, words, tmp_path):
@@ -200,12 +196,12 @@ def test_class_weights_and_label_smoothing_change_the_run(lstm, net, words, tmp_
         "named": ["train.class_weights={0: 2.0, 2: 0.5}"],
         "smooth": ["train.label_smoothing=0.2"],
     }
-    found = {}
+    result = {}
     for name, sets in options.items():
         given = [word for one in sets for word in ("--set", one)]
         outcome = lstm("train", net, words, "--output", tmp_path / name, *given)
         assert outcome.code == 0, outcome.err
-        found[name] = (tmp_path / name / "model.safetensors").read_bytes()
+        result[name] = (tmp_path / name / "model.safetensors").read_bytes()
     tensors = {native.read(tmp_path / n / "model.safetensors").tensors["layers.1.bias"].tobytes()
                for n in options}  # fmt: skip
     assert len(tensors) == 4
@@ -249,13 +245,13 @@ def test_sunspots_are_learned_in_their_own_units(lstm, tmp_path):
     sets = ["--set", "train.epochs=8", "--set", "train.validation=0.2"]
     outcome = lstm("train", "configs/sunspots.yaml", "data/sunspots.h5", "--output", out, *sets)
     assert outcome.code == 0, outcome.err
-    found = rows(out)
+    result = rows(out)
     with h5py.File("data/sunspots.h5") as file:
         variance = float(np.var(file["inputs"][()]))
     # Raw sunspot numbers: a forecast of their mean has their variance for an error.
-    assert found[0]["mse"] > 0.2 * variance
-    assert found[-1]["mse"] < 0.3 * variance
-    assert found[-1]["val_mse"] < variance
+    assert result[0]["mse"] > 0.2 * variance
+    assert result[-1]["mse"] < 0.3 * variance
+    assert result[-1]["val_mse"] < variance
 
 
 def test_binary_classes_can_be_balanced(lstm, tmp_path):
@@ -392,7 +388,7 @@ def test_everything_that_changed_is_named(lstm, net, words, tmp_path):
     assert "hint: --dtype float32" in dtype.err
 
 
-def test_another_optimiser_is_named_key_by_key(lstm, net, words, tmp_path):
+def test_another_optimizer_is_named_key_by_key(lstm, net, words, tmp_path):
     out = tmp_path / "run"
     lstm("train", net, words, "--output", out)
     outcome = lstm("train", net, words, "--output", out, "--resume", "--set", "train.optimizer=sgd")
@@ -494,10 +490,10 @@ def test_a_failed_first_attempt_leaves_nothing(lstm, net, tmp_path, exists, more
         "does not fit": lambda: write(words, targets=np.zeros((30, 4), np.float32)),
         "features": lambda: shutil.copy(features, words),
     }
-    given = ("train", net, words, "--output", out, "--batch-size", 30, *more)
+    arguments = ("train", net, words, "--output", out, "--batch-size", 30, *more)
     for what, spoil in attempts.items():
         spoil()
-        outcome = lstm(*given)
+        outcome = lstm(*arguments)
         assert outcome.code == 3, outcome.err
         assert what in outcome.err or what == "does not fit"
         assert list(out.parent.iterdir() if out.parent.exists() else ()) == (
@@ -506,7 +502,7 @@ def test_a_failed_first_attempt_leaves_nothing(lstm, net, tmp_path, exists, more
         assert not exists or list(out.iterdir()) == []
         words.unlink()
     write(words)
-    assert lstm(*given).code == 0
+    assert lstm(*arguments).code == 0
     assert {"model.safetensors", "checkpoint.safetensors", "config.yaml", "metrics.jsonl"} <= {
         path.name for path in out.iterdir()
     }
@@ -534,11 +530,11 @@ def test_a_full_disk_at_any_call(lstm, net, words, tmp_path, number):
     out, calls = tmp_path / "run", []
 
     def faulty(function):
-        def call(*given):
+        def call(*arguments):
             calls.append(function)
             if len(calls) >= number:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return function(*given)
+            return function(*arguments)
 
         return call
 
@@ -612,7 +608,7 @@ def test_a_folder_that_cannot_be_made(lstm, net, words, tmp_path):
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("at", [3, 5, 9, 12])
 def test_a_full_disk_leaves_the_last_checkpoint(lstm, net, words, tmp_path, monkeypatch, call, at):
-    """Of 7 checkpoints, 3 rows, up to 3 models and a config, some write finds the disk full."""
+    """The disk fills up at one write of 7 checkpoints, 3 rows, up to 3 models and a config."""
     out, whole, calls = tmp_path / "run", tmp_path / "whole", []
     lstm("train", net, words, "--output", whole)
     real = getattr(os, call)
@@ -628,7 +624,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(lstm, net, words, tmp_path, monk
         outcome = lstm("train", net, words, "--output", out, "--checkpoint-every", 0)
     assert outcome.code == 1
     assert "no space left on device" in outcome.err
-    assert "hint: make room" in outcome.err
+    assert "hint: free some space" in outcome.err
     assert not list(out.glob(".*.part"))
     assert checkpoint_of(out)["epoch"] <= 2
     resumed = lstm("train", net, words, "--output", out, "--resume")
@@ -770,21 +766,21 @@ def test_validation_is_found_from_where_it_is_written(lstm, net, words, tmp_path
     (tmp_path / "here" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "configs" / "c.yaml").write_text(net.read_text())
     monkeypatch.chdir(tmp_path / "here")
-    given = ("train", "../configs/c.yaml", "../words.h5", "--engine", "reference", "--quiet")
+    arguments = ("train", "../configs/c.yaml", "../words.h5", "--engine", "reference", "--quiet")
     held = ("--set", "train.validation=../held.h5", "--set", "train.epochs=1")
-    assert lstm(*given, "--output", "link/run", *held).code == 0
+    assert lstm(*arguments, "--output", "link/run", *held).code == 0
     written = (tmp_path / "real" / "run" / "config.yaml").read_text()
     assert "validation: ../../held.h5" in written
     monkeypatch.chdir(tmp_path)
-    given = ("here/link/run/config.yaml", "words.h5", "--output", "here/link/run")
+    arguments = ("here/link/run/config.yaml", "words.h5", "--output", "here/link/run")
     more = ("--engine", "reference", "--quiet", "--resume", "--set", "train.epochs=2")
-    outcome = lstm("train", *given, *more)
+    outcome = lstm("train", *arguments, *more)
     assert outcome.code == 0, outcome.err
     assert lstm("data", "here/link/run/../../held.h5").code == 0
     monkeypatch.chdir(tmp_path / "configs")
-    given = ("c.yaml", "../words.h5", "--output", "../real/run", *more[:-1], "train.epochs=3")
+    arguments = ("c.yaml", "../words.h5", "--output", "../real/run", *more[:-1], "train.epochs=3")
     again = ("--set", "train.validation=../held.h5")
-    assert lstm("train", *given, *again).code == 0
+    assert lstm("train", *arguments, *again).code == 0
 
 
 def test_validation_data_of_another_form(lstm, net, words, tmp_path):
@@ -856,14 +852,14 @@ def test_a_value_that_is_not_finite_before_any_update(lstm, tmp_path, name, laye
     elif x == 1:
         tensors["layers.1.weight"] = np.full((1, 1), 1e20)
     lstm_cli.build(config, weights=tensors).save(weights)
-    given = ["train", config, data, "--engine", name, "--quiet"]
+    arguments = ["train", config, data, "--engine", name, "--quiet"]
     if "normalize" not in hint:
-        given += ["--weights", weights]
-    failed = lstm(*given, "--output", tmp_path / "a")
+        arguments += ["--weights", weights]
+    failed = lstm(*arguments, "--output", tmp_path / "a")
     assert failed.code == 1
     assert f": {hint} " in failed.err
     assert "learning_rate" not in failed.err
     if "rnn" in layer:
         assert "inf in state h of layer 0 (rnn), unit 0" in failed.err
         assert "step 64 of sequence 0 of" in failed.err
-    assert lstm(*given, *hint.split(), "--output", tmp_path / "b").code == 0
+    assert lstm(*arguments, *hint.split(), "--output", tmp_path / "b").code == 0

@@ -1,4 +1,4 @@
-"""Whatever stands in a config: either it is one, or a ConfigError says what is wrong."""
+"""Any text and any mapping is a config, or a ConfigError lists its problems."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PIECES = [
 
 
 def config_or_error(read: Callable[[], Config]) -> bool:
-    """Whether it is a config; an error must be a whole one, that can be printed anywhere."""
+    """Whether a text is a config; its error must be complete and printable."""
     try:
         config = read()
     except ConfigError as caught:

@@ -38,7 +38,7 @@ CLASSES = [*"0123456789-.", "blank"]
 
 
 def sequences(part: object) -> list[tuple[str, str]]:
-    """What each sequence reads, and what it is to predict, a space for blank."""
+    """Inputs and targets of each sequence as text, with a space for blank."""
     inputs, targets, lengths = part.inputs, part.targets, part.lengths  # type: ignore[attr-defined]
     assert (inputs.sum(axis=1) == 1).all()
     read = "".join(SYMBOLS[k] for k in inputs.argmax(axis=1))
@@ -71,11 +71,11 @@ class TestProblem:
 
     def test_numbers_have_every_length_alike(self) -> None:
         rng = np.random.default_rng(1)
-        drawn = [TASK.draw_number(rng, 3) for _ in range(6000)]
-        counts = np.bincount([len(str(number)) for number in drawn], minlength=4)
+        sample = [TASK.draw_number(rng, 3) for _ in range(6000)]
+        counts = np.bincount([len(str(number)) for number in sample], minlength=4)
         assert np.abs(counts[1:] - 2000).max() < 200
         assert len(counts) == 4
-        assert {0, 9, 10, 99} <= set(drawn)
+        assert {0, 9, 10, 99} <= set(sample)
 
     def test_encodes_the_next_character_of_the_result(self) -> None:
         inputs, targets = TASK.encode("4k-17=", "-13.")
@@ -87,11 +87,11 @@ class TestProblem:
 class TestParts:
     @pytest.mark.parametrize("name", ["train", "test"])
     def test_are_right(self, parts: dict[str, object], name: str) -> None:
-        for read, wanted in sequences(parts[name]):
+        for read, expected in sequences(parts[name]):
             question, result = read.split("=")
             a, sign, b = re.fullmatch(r"(\d+)([+-])(\d+)", re.sub("[a-z]", "", question)).groups()
             value = int(a) + int(b) if sign == "+" else int(a) - int(b)
-            assert wanted == " " * len(question) + f"{value}."
+            assert expected == " " * len(question) + f"{value}."
             assert result == str(value)
 
     def test_have_every_kind_of_problem(self, parts: dict[str, object]) -> None:
@@ -167,7 +167,7 @@ class TestScore:
         """0.64 for the predicted class, 0.03 for the twelve others."""
         return np.where(np.arange(13) == np.array(predicted)[:, None], 0.64, 0.03)
 
-    def test_counts_answers_alone(self) -> None:
+    def test_only_answers_count(self) -> None:
         # Wrong: both blanks, which must not count, and the second result's 3.
         p = self.probabilities([5, 1, 11, 5, 2, 9, 11])
         found = RUNS.score(p, self.TARGETS, self.LENGTHS, 12)
@@ -220,7 +220,7 @@ class TestConfigs:
 def test_runs_from_data_to_table(tmp_path: Path) -> None:
     data = tmp_path / "x.h5"
     TASK.write(data, TASK.make_parts(40, 20, 1, 1, 3), {})
-    done = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable, str(ROOT / "scripts" / "run_forget_bias.py"), str(data),
             "--output", str(tmp_path / "runs"), "--seeds", "4",
@@ -228,7 +228,7 @@ def test_runs_from_data_to_table(tmp_path: Path) -> None:
         ],
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
-    rows = done.stdout.splitlines()
+    rows = process.stdout.splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:]] == [
         "`forget-bias-1`", "`forget-bias-0`", "`no-forget-gate`", "most frequent character",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What makes `benchmarks/`: all its parts work, and the script to compare with says the same."""
+"""The script that writes `benchmarks/` works in all parts, and its comparison agrees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 
 
 def output(*arguments: str) -> str:
-    """Of a Python process in the repository's folder."""
+    """Output of a Python process in the repository's folder."""
     command = [sys.executable, *arguments]
     places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": places}

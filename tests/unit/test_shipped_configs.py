@@ -76,7 +76,7 @@ def test_tmva_time_is_the_tutorials_network() -> None:
 
 
 def property_names(schema: Any) -> Iterator[str]:
-    """Every key that a JSON Schema admits, at whatever depth."""
+    """Every key that a JSON Schema admits, at any depth."""
     if isinstance(schema, dict):
         yield from schema.get("properties", {})
     for value in schema.values() if isinstance(schema, dict) else schema:

@@ -135,11 +135,11 @@ class TestReadingTs:
     def test_keeps_frames_lengths_and_labels(self) -> None:
         rng = np.random.default_rng(1)
         utterances = [rng.normal(size=(T, 12)) for T in (3, 1, 5)]
-        found = VOWELS.parse_ts(ts(utterances, ["c", "b", "a"]))
-        np.testing.assert_array_equal(found.inputs, np.vstack(utterances).astype(np.float32))
-        assert found.lengths.tolist() == [3, 1, 5]
-        assert found.targets.tolist() == [2, 0, 1]
-        assert found.classes == ["b", "a", "c"]
+        recording = VOWELS.parse_ts(ts(utterances, ["c", "b", "a"]))
+        np.testing.assert_array_equal(recording.inputs, np.vstack(utterances).astype(np.float32))
+        assert recording.lengths.tolist() == [3, 1, 5]
+        assert recording.targets.tolist() == [2, 0, 1]
+        assert recording.classes == ["b", "a", "c"]
 
     def test_refuses_padding(self) -> None:
         frames = np.ones((4, 12))
@@ -220,7 +220,7 @@ def expected_counts(kind: int, step: int) -> np.ndarray:
 
 
 def log_likelihood_ratio(inputs: np.ndarray) -> np.ndarray:
-    """How much likelier signal is than background, the counts taken for Gaussian, (N,)."""
+    """Likelihood ratios (N,) of signal over background, with Gaussian counts."""
     score = np.zeros(len(inputs))
     for kind, sign in ((1, 1), (0, -1)):
         for step in range(10):

@@ -1,27 +1,43 @@
-"""Other frameworks to measure against, each imported only when it is asked for."""
+"""Peers: other frameworks to measure against, each imported only when it is used."""
 
 from __future__ import annotations
 
-from lstm_cli.bench.peers.base import Lesson, Peer, Run, Setting, Trainee, Unsupported
+from lstm_cli.bench.peers.base import (
+    ComputeSetting,
+    Peer,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    Unsupported,
+)
 from lstm_cli.errors import UsageError, nearest
 
-__all__ = ["PEERS", "Lesson", "Peer", "Run", "Setting", "Trainee", "Unsupported", "peer"]
+__all__ = [
+    "PEERS",
+    "ComputeSetting",
+    "Peer",
+    "PeerNetwork",
+    "TrainableNetwork",
+    "TrainingTask",
+    "Unsupported",
+    "peer",
+]
 
 PEERS = ("torch", "onnxruntime")
-"""Names that `peer` knows."""
+"""Names of all peers."""
 
 _SYNONYMS = {"pytorch": "torch", "onnx": "onnxruntime", "ort": "onnxruntime"}
 
 
 def peer(name: str) -> Peer:
-    """The peer of that name.
+    """The peer of a name.
 
     Raises
     ------
     UsageError
         No peer has that name.
     DeviceError
-        Its package is not installed, or cannot be loaded.
+        The peer's package is not installed, or cannot be loaded.
     """
     if name == "torch":
         from lstm_cli.bench.peers.torch_peer import TorchPeer

@@ -1,4 +1,4 @@
-"""What a peer is, and what peers share."""
+"""Interfaces of peers: networks of other frameworks that run or train."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
-from lstm_cli.bench.clocks import WALL, Clock
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.protocol import WALL, Clock
+from lstm_cli.bench.sizes import GridSize
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import DeviceError, LstmCliError
-from lstm_cli.training.optimizers import AdamOptimizer
+from lstm_cli.training.optimisers import Adam
 
-Placed: TypeAlias = Any
-"""An array where a contestant computes: a GPU's, or NumPy's own."""
+DeviceArray: TypeAlias = Any
+"""An array in the memory of the device that computes: a GPU's array, or NumPy's."""
 
 
-def here(array: Any) -> Any:
-    """An array that is where it is needed already."""
+def identity(array: Any) -> Any:
+    """The array itself, where NumPy's memory is the device's."""
     return array
 
 
-class Unsupported(LstmCliError):  # noqa: N818 - it says what it is
-    """A peer has no words for this network, or for its dtype."""
+class Unsupported(LstmCliError):  # noqa: N818 - it describes a network, not a fault
+    """A peer cannot express this network, or does not support its dtype."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Where and in what a peer computes.
+class ComputeSetting:
+    """Device, threads and dtype of a peer.
 
     Attributes
     ----------
     threads
-        Of the processor.
+        Number of CPU threads.
     device
-        ``cpu``, or a GPU as ``cuda:0``.
+        ``cpu``, or a GPU such as ``cuda:0``.
     dtype
-        ``float32``, whose products are in float32 too; ``tf32``, where these may be in TF32;
-        ``float64``, ``float16``, ``bfloat16``: weights and inputs in that dtype.
+        ``float32`` with products in float32; ``tf32`` with products in TF32. With ``float64``,
+        ``float16`` and ``bfloat16``, weights and inputs have that dtype.
     """
 
     threads: int = 1
@@ -49,45 +49,45 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Run:
+class PeerNetwork:
     """A network in another framework.
 
     Attributes
     ----------
     call
-        From placed (N, T, D) to (N, T, F), or (N, F) if the network does not return sequences,
-        where the peer computes. NumPy's arrays will do where that is the processor.
-    place, fetch
-        To there from NumPy's memory, and back.
+        Maps (N, T, D) to (N, T, F), or to (N, F) if the network does not return sequences. Both
+        arrays are in the device's memory.
+    to_device, to_host
+        Copy an array from NumPy's memory to the device's, and back.
     clock
-        What takes the time of calls.
+        The clock that times calls.
     """
 
-    call: Callable[[Placed], Placed]
-    place: Callable[[Array], Placed] = here
-    fetch: Callable[[Placed], Array] = here
+    call: Callable[[DeviceArray], DeviceArray]
+    to_device: Callable[[Array], DeviceArray] = identity
+    to_host: Callable[[DeviceArray], Array] = identity
     clock: Clock = WALL
 
     def __call__(self, x: Array) -> Array:
-        """From NumPy's memory to NumPy's memory."""
-        return self.fetch(self.call(self.place(x)))
+        """PeerNetwork the network on NumPy's array and return NumPy's array."""
+        return self.to_host(self.call(self.to_device(x)))
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What is trained, and how.
+class TrainingTask:
+    """A network to train, and how to train it.
 
     Attributes
     ----------
     layers
-        Without dropout.
+        Layers without dropout.
     weights
-        To start from.
+        Initial weights by stored name.
     loss
-        One of `lstm_cli.training.losses.LOSSES`, the mean over all valid rows and features;
-        cross-entropies from the logits.
-    optimiser
-        Without penalties and weight decay.
+        One of `lstm_cli.training.losses.LOSSES`, the mean over all valid rows and features.
+        Cross-entropies are computed from logits.
+    optimizer
+        Adam without penalties and weight decay.
     lengths
         (N,) valid steps, at least 1; None: all T.
     """
@@ -95,32 +95,32 @@ class Lesson:
     layers: Layers
     weights: Mapping[str, Array]
     loss: str
-    optimizer: AdamOptimizer
+    optimizer: Adam
     lengths: Array | None = None
 
 
-class Trainee(Protocol):
-    """A network that learns.
+class TrainableNetwork(Protocol):
+    """A network in training.
 
     Attributes
     ----------
     clock
-        What takes the time of steps.
+        The clock that times steps.
     """
 
     clock: Clock
 
-    def place(self, x: Array, targets: Array) -> tuple[Placed, Placed]:
-        """Inputs and targets where it computes."""
+    def to_device(self, x: Array, targets: Array) -> tuple[DeviceArray, DeviceArray]:
+        """Copy inputs and targets to the device that computes."""
 
-    def step(self, x: Placed, targets: Placed) -> float:
-        """Forward, loss, backward, update: the loss before the update."""
+    def step(self, x: DeviceArray, targets: DeviceArray) -> float:
+        """Make one update (forward, loss, backward) and return the loss before it."""
 
     def gradients(self) -> Mapping[str, Array]:
-        """Of the last step, by stored name."""
+        """Gradients of the last step by stored name."""
 
     def weights(self) -> Mapping[str, Array]:
-        """As they are now, by stored name."""
+        """Current weights by stored name."""
 
 
 class Peer(Protocol):
@@ -131,7 +131,7 @@ class Peer(Protocol):
     name, title, version
         ``torch``, ``PyTorch 2.13.0``, ``2.13.0``.
     versions
-        By package: its own, and those of what it computes with.
+        Version of the peer's package, and of the libraries it computes with.
     """
 
     name: str
@@ -145,26 +145,29 @@ class Peer(Protocol):
         self,
         layers: Layers,
         weights: Mapping[str, Array],
-        size: Size,
-        setting: Setting,
+        size: GridSize,
+        setting: ComputeSetting,
         lengths: Array | None = None,
-    ) -> AbstractContextManager[Run]:
+    ) -> AbstractContextManager[PeerNetwork]:
         """The network in this framework.
 
-        With `lengths` (N,), at least 1, of a ragged batch: what is given for steps past a
-        sequence's end does not matter. What is global in the framework is put back when the
-        context ends.
+        The framework's global settings are restored when the context ends.
+
+        Parameters
+        ----------
+        lengths
+            (N,) valid steps of a ragged batch, at least 1. Inputs of other steps are ignored.
 
         Raises
         ------
         Unsupported
-            On entering: the framework cannot express the network, or not compute there.
+            On entering: the framework cannot express the network, or cannot use the device.
         """
 
     def prepare_training(
-        self, lesson: Lesson, size: Size, setting: Setting
-    ) -> AbstractContextManager[Trainee]:
-        """As `prepare`, of a network that learns.
+        self, task: TrainingTask, size: GridSize, setting: ComputeSetting
+    ) -> AbstractContextManager[TrainableNetwork]:
+        """The network in this framework, to be trained; otherwise like `prepare`.
 
         Raises
         ------
@@ -174,12 +177,12 @@ class Peer(Protocol):
 
 
 def load_package(module: str, peer: str, install: str) -> Any:
-    """Import a package a peer needs.
+    """Import a package that a peer needs.
 
     Raises
     ------
     DeviceError
-        It is not installed, or cannot be loaded.
+        The package is not installed, or cannot be loaded.
     """
     try:
         return import_module(module)
@@ -202,6 +205,6 @@ def _broken(module: str, peer: str, error: Exception) -> DeviceError:
 
 
 def activations(cell: Cell) -> dict[str, str]:
-    """A cell's activations by the key that sets them in a config."""
+    """Activations of a cell by the config's key."""
     keys = ("recurrent_activation", "activation", "cell_activation")
     return {key: str(getattr(cell, key)) for key in keys if hasattr(cell, key)}

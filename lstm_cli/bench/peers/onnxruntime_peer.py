@@ -1,4 +1,4 @@
-"""ONNX Runtime: one model, made in memory of ONNX's LSTM, GRU and RNN operators."""
+"""ONNX Runtime as a peer: runs an ONNX model that this package's writer builds in memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Lesson, Run, Setting, Trainee, Unsupported, load_package
-from lstm_cli.bench.sizes import Size
-from lstm_cli.engines.types import Array, Layers
+from lstm_cli.bench.peers.base import (
+    ComputeSetting,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    Unsupported,
+    load_package,
+)
+from lstm_cli.bench.sizes import GridSize
+from lstm_cli.engines.types import Array, FlattenSpec, Layers, LayerSpec
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.onnx.writer import build_model as build_file
 
 _INSTALL = "pip install 'lstm-cli[test]'"
-_SILENT = 4  # its log level for fatal errors only: what fails is reported here
+_FATAL_ONLY = 4  # log level of ONNX Runtime; this module reports its errors
 
 
 class OnnxRuntimePeer:
@@ -34,7 +44,7 @@ class OnnxRuntimePeer:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Its own."""
+        """Version of ONNX Runtime."""
         return {self.name: self.version}
 
     @contextmanager
@@ -42,10 +52,10 @@ class OnnxRuntimePeer:
         self,
         layers: Layers,
         weights: Mapping[str, Array],
-        size: Size,
-        setting: Setting,
+        size: GridSize,
+        setting: ComputeSetting,
         lengths: Array | None = None,
-    ) -> Iterator[Run]:
+    ) -> Iterator[PeerNetwork]:
         """See `lstm_cli.bench.peers.base.Peer`."""
         if setting.device != "cpu":
             raise Unsupported(
@@ -53,35 +63,69 @@ class OnnxRuntimePeer:
             )
         if setting.dtype != "float32":
             raise Unsupported(f"ONNX Runtime has no recurrent layers in {setting.dtype}")
-        from lstm_cli.bench.peers.onnx_model import build_model
 
         model = build_model(layers, weights, size, ragged=lengths is not None)
         session = self._session(model, setting.threads)
-        given = {} if lengths is None else {"lengths": lengths.astype(np.int32)}
+        more = {} if lengths is None else {"lengths": lengths.astype(np.int32)}
 
-        yield Run(lambda x: np.asarray(session.run(None, {"x": x, **given})[0]))
+        yield PeerNetwork(lambda x: np.asarray(session.run(None, {"x": x, **more})[0]))
 
     def prepare_training(
-        self, lesson: Lesson, size: Size, setting: Setting
-    ) -> AbstractContextManager[Trainee]:
-        """Not in this package: ONNX Runtime runs networks.
+        self, task: TrainingTask, size: GridSize, setting: ComputeSetting
+    ) -> AbstractContextManager[TrainableNetwork]:
+        """Refuse to train, which ONNX Runtime's package cannot do.
 
         Raises
         ------
         Unsupported
             Always.
         """
-        raise Unsupported("ONNX Runtime does not train, it runs networks only")
+        raise Unsupported("ONNX Runtime does not train networks, it only runs them")
 
     def _session(self, model: bytes, threads: int) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
+        options.log_severity_level = _FATAL_ONLY
         try:
             return self._runtime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its classes share no base of their own
+        except Exception as error:  # its error classes share no base class
             reason = str(error).rpartition(" : ")[2]
             raise Unsupported(f"ONNX Runtime does not take the network: {reason}") from None
+
+
+def build_model(
+    layers: Layers, weights: Mapping[str, Array], size: GridSize, *, ragged: bool = False
+) -> bytes:
+    """The network as a serialized model from ``x`` (N, T, D) to ``y`` (N, T, F) or (N, F).
+
+    Parameters
+    ----------
+    ragged
+        The model has ``lengths`` (N,) as a second input.
+
+    Raises
+    ------
+    Unsupported
+        ONNX has no operator for a layer or an option.
+    """
+    for spec in layers:
+        _check(spec, ragged)
+    export = Export("network", layers[0].input_size, size.steps, tuple(layers), weights, "")
+    try:
+        return build_file(export, WriteOptions(lengths=ragged), size.steps).encode()
+    except WeightsError as error:
+        raise Unsupported(error.problems[0].what) from None
+
+
+def _check(spec: LayerSpec, ragged: bool) -> None:
+    """Raise `Unsupported` for layers that a file would hold as other work than the network's."""
+    if ragged and isinstance(spec, FlattenSpec):
+        raise Unsupported(f"layer {spec.index}: flatten of ragged sequences is not written")
+    for cell in getattr(spec, "cells", ()):
+        if cell.projects:
+            raise Unsupported(f"layer {spec.index}: ONNX has no projection")
+        if not getattr(cell, "use_forget_gate", True):
+            raise Unsupported(f"layer {spec.index}: ONNX has no LSTM without a forget gate")

@@ -1,4 +1,4 @@
-"""A network's layers in ``torch.nn``, with the parameters that are trained by our names."""
+"""Layers of a network in ``torch.nn``, their trained parameters, and packed sequences."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lstm_cli.bench.peers.base import Unsupported, activations
-from lstm_cli.bench.peers.torch_place import TorchPlace
-from lstm_cli.bench.sizes import Size
+from lstm_cli.bench.peers.torch_device import TorchDevice
+from lstm_cli.bench.sizes import GridSize
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
+    Layers,
     LayerSpec,
     RecurrentSpec,
 )
 
 _PLAIN = {"recurrent_activation": "sigmoid", "activation": "tanh", "cell_activation": "tanh"}
 _DENSE = ("identity", "tanh", "relu", "sigmoid", "softmax")
+"""Activations of recurrent layers and of dense layers in ``torch.nn``."""
 
 
 @dataclass(frozen=True)
 class TorchLayer:
-    """A layer.
+    """A layer in PyTorch.
 
     Attributes
     ----------
     call
-        From tensor to tensor; of a ragged batch, from packed sequence to packed sequence, or to
-        a tensor (N, F) where the steps end.
+        Maps a tensor to a tensor. In a ragged batch it maps a packed sequence to a packed
+        sequence, or to a tensor (N, F) if the layer returns no sequences.
     parameters
-        What is trained, by stored name.
+        Trained parameters by stored name.
     """
 
     call: Callable[[Any], Any]
@@ -41,42 +43,42 @@ class TorchLayer:
 
 
 def torch_layer(
-    place: TorchPlace,
+    device: TorchDevice,
     spec: LayerSpec,
     weights: Mapping[str, Array],
-    size: Size,
+    size: GridSize,
     *,
     training: bool = False,
 ) -> TorchLayer:
-    """The layer with these weights, copied; with `training` its parameters want gradients.
+    """The layer with copies of these weights; with `training` they require gradients.
 
     Raises
     ------
     Unsupported
-        ``torch.nn`` cannot express it.
+        ``torch.nn`` cannot express the layer.
     """
     if isinstance(spec, RecurrentSpec):
-        return _recurrent(place, spec, weights, training)
+        return _recurrent(device, spec, weights, training)
     if isinstance(spec, DenseSpec):
-        return _dense(place, spec, weights, training)
+        return _dense(device, spec, weights, training)
     if isinstance(spec, DropoutSpec):
         return TorchLayer(lambda x: x)
-    return _flatten(place.torch, spec, size)
+    return _flatten(device.torch, spec, size)
 
 
-def _flatten(torch: Any, spec: FlattenSpec, size: Size) -> TorchLayer:
+def _flatten(torch: Any, spec: FlattenSpec, size: GridSize) -> TorchLayer:
     missing = max(0, spec.steps - size.steps)
     return TorchLayer(lambda x: torch.nn.functional.pad(x, (0, 0, 0, missing)).flatten(1))
 
 
 def _dense(
-    place: TorchPlace, spec: DenseSpec, weights: Mapping[str, Array], training: bool
+    device: TorchDevice, spec: DenseSpec, weights: Mapping[str, Array], training: bool
 ) -> TorchLayer:
-    name, torch = spec.activation_name, place.torch
+    name, torch = spec.activation_name, device.torch
     if name not in _DENSE:
         raise Unsupported(f"layer {spec.index}: torch.nn has no {name} for a dense layer")
     parameters = {
-        own: place.weight(weights[own]).requires_grad_(training) for own in spec.parameters()
+        own: device.weight(weights[own]).requires_grad_(training) for own in spec.parameters()
     }
     weight, bias = (parameters.get(f"layers.{spec.index}.{part}") for part in ("weight", "bias"))
     function = {
@@ -89,7 +91,7 @@ def _dense(
 
 
 def _on_rows(torch: Any, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What is computed for every step alike, on the steps of a packed sequence too."""
+    """Apply a function of single steps to tensors and to packed sequences."""
     kind = torch.nn.utils.rnn.PackedSequence
 
     def call(x: Any) -> Any:
@@ -101,16 +103,16 @@ def _on_rows(torch: Any, function: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 
 def _recurrent(
-    place: TorchPlace, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
+    device: TorchDevice, spec: RecurrentSpec, weights: Mapping[str, Array], training: bool
 ) -> TorchLayer:
     for cell in spec.cells:
         _check(spec, cell)
     if len(set(spec.cells)) > 1:
         raise Unsupported(f"layer {spec.index}: torch.nn has one kind of cell for both directions")
-    module = _module(place, spec)
-    module.load_state_dict(_state(place, spec, weights))
-    # The second bias that PyTorch has for an lstm or rnn is none of our parameters: trained
-    # beside the first, it would take the same step again. It stays 0, and gathers no gradient.
+    module = _module(device, spec)
+    module.load_state_dict(_state(device, spec, weights))
+    # PyTorch's second bias of an lstm or rnn is no parameter of this package. Trained, it would
+    # repeat the steps of the first bias. It stays 0, without a gradient.
     module.requires_grad_(False)
     module.train(training)
     parameters = {
@@ -133,7 +135,7 @@ def _last(module: Any) -> Callable[[Any], Any]:
     return last
 
 
-def _module(place: TorchPlace, spec: RecurrentSpec) -> Any:
+def _module(device: TorchDevice, spec: RecurrentSpec) -> Any:
     cell = spec.cells[0]
     options: dict[str, Any] = {
         "batch_first": True,
@@ -144,13 +146,13 @@ def _module(place: TorchPlace, spec: RecurrentSpec) -> Any:
         options["proj_size"] = getattr(cell, "projection_size", None) or 0
     if spec.kind == "rnn":
         options["nonlinearity"] = cell.activation.name
-    kind = getattr(place.torch.nn, spec.kind.upper())
-    where = {"dtype": place.stored, "device": place.device}
+    kind = getattr(device.torch.nn, spec.kind.upper())
+    where = {"dtype": device.stored, "device": device.device}
     return kind(spec.input_size, spec.hidden_size, **where, **options)
 
 
 def _names(spec: RecurrentSpec) -> dict[str, str]:
-    """PyTorch's name of every tensor by ours; gate order and shapes are the same."""
+    """Stored name of every tensor to PyTorch's name; gate order and shapes are equal."""
     return {
         spec.prefix(d) + name: ("bias_ih" if name == "bias" else name)
         + ("_l0_reverse" if d else "_l0")
@@ -159,12 +161,13 @@ def _names(spec: RecurrentSpec) -> dict[str, str]:
     }
 
 
-def _state(place: TorchPlace, spec: RecurrentSpec, weights: Mapping[str, Array]) -> dict[str, Any]:
-    """Our tensors under PyTorch's names, and 0 for the bias that we do not have."""
-    state = {theirs: place.weight(weights[own]) for own, theirs in _names(spec).items()}
+def _state(
+    device: TorchDevice, spec: RecurrentSpec, weights: Mapping[str, Array]
+) -> dict[str, Any]:
+    state = {theirs: device.weight(weights[own]) for own, theirs in _names(spec).items()}
     for name in [name for name in state if name.startswith("bias_ih")]:
         other = name.replace("bias_ih", "bias_hh")
-        state.setdefault(other, place.torch.zeros_like(state[name]))
+        state.setdefault(other, device.torch.zeros_like(state[name]))
     return state
 
 
@@ -197,3 +200,40 @@ def _allowed(kind: str, key: str) -> tuple[str, ...]:
     if kind == "rnn":  # its one gate has no other activation
         return ("tanh", "relu") if key == "activation" else (_PLAIN[key],)
     return (_PLAIN[key],)
+
+
+class SequencePacking:
+    """Packed sequences, PyTorch's form of ragged batches.
+
+    Sequences are in any order, as in a file. All layers share one packing, as do the layers of
+    one ``torch.nn.LSTM``.
+    """
+
+    def __init__(self, torch: Any, lengths: Array | None) -> None:
+        self._tools = torch.nn.utils.rnn
+        self._lengths = None if lengths is None else torch.from_numpy(lengths)
+
+    def packed(self, x: Any) -> Any:
+        """Pack (N, T, ...); unchanged where every sequence has all steps."""
+        if self._lengths is None:
+            return x
+        pack = self._tools.pack_padded_sequence
+        return pack(x, self._lengths, batch_first=True, enforce_sorted=False)
+
+    def is_packed(self, y: Any) -> bool:
+        """Whether `y` is a packed sequence."""
+        return isinstance(y, self._tools.PackedSequence)
+
+    def unpacked(self, y: Any, steps: int) -> Any:
+        """Unpack to (N, T, F) with 0 in padding; tensors are unchanged."""
+        if not self.is_packed(y):
+            return y
+        return self._tools.pad_packed_sequence(y, batch_first=True, total_length=steps)[0]
+
+
+def packing_of(torch: Any, layers: Layers, lengths: Array | None) -> SequencePacking:
+    if lengths is not None:
+        for spec in layers:
+            if isinstance(spec, FlattenSpec):
+                raise Unsupported(f"layer {spec.index}: flatten does not take packed sequences")
+    return SequencePacking(torch, lengths)

@@ -1,25 +1,33 @@
-"""PyTorch: the layers of ``torch.nn``, in inference mode or learning."""
+"""PyTorch as a peer: layers of ``torch.nn``, in inference mode or trained by Adam."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from math import log2, sqrt
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.peers.base import Lesson, Run, Setting, Trainee, load_package
-from lstm_cli.bench.peers.torch_layers import TorchLayer, torch_layer
-from lstm_cli.bench.peers.torch_packing import packing_of
-from lstm_cli.bench.peers.torch_place import TorchPlace
-from lstm_cli.bench.peers.torch_training import TorchLearner, autocast, ending_in_logits, through
-from lstm_cli.bench.sizes import Size
-from lstm_cli.engines.types import Array, Layers
+from lstm_cli.bench.peers.base import (
+    ComputeSetting,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    load_package,
+)
+from lstm_cli.bench.peers.torch_device import TorchDevice
+from lstm_cli.bench.peers.torch_layers import SequencePacking, TorchLayer, packing_of, torch_layer
+from lstm_cli.bench.sizes import GridSize
+from lstm_cli.cells import Activation
+from lstm_cli.engines.types import Array, DenseSpec, Layers
+from lstm_cli.training.criterion import FUSED
 
 
 class TorchPeer:
-    """PyTorch, on the processor or on a GPU.
+    """PyTorch on a CPU or a GPU.
 
     Raises
     ------
@@ -36,64 +44,175 @@ class TorchPeer:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Its own; where it can use a GPU those of cuDNN and of CUDA as it was built, too."""
-        found = {self.name: self.version}
+        """Version of PyTorch; with a GPU also of cuDNN, and of the CUDA it was built with."""
+        versions = {self.name: self.version}
         if self._torch.cuda.is_available():
-            found["torch's cuda"] = str(self._torch.version.cuda)
+            versions["torch's cuda"] = str(self._torch.version.cuda)
             number = self._torch.backends.cudnn.version()
-            found["cudnn"] = "none" if number is None else str(number)
-        return found
+            versions["cudnn"] = "none" if number is None else str(number)
+        return versions
 
     @contextmanager
     def prepare(
         self,
         layers: Layers,
         weights: Mapping[str, Array],
-        size: Size,
-        setting: Setting,
+        size: GridSize,
+        setting: ComputeSetting,
         lengths: Array | None = None,
-    ) -> Iterator[Run]:
+    ) -> Iterator[PeerNetwork]:
         """See `lstm_cli.bench.peers.base.Peer`."""
         torch = self._torch
-        place = TorchPlace.of(torch, setting)
+        device = TorchDevice.of(torch, setting)
         packing = packing_of(torch, layers, lengths)
 
         def run(x: Any) -> Any:
             with torch.inference_mode():
-                x = torch.from_numpy(x) if place.plain else x
+                x = torch.from_numpy(x) if device.uses_numpy_memory else x
                 y = packing.unpacked(through(stack, packing.packed(x)), size.steps)
-                return np.asarray(y.numpy()) if place.plain else y
+                return np.asarray(y.numpy()) if device.uses_numpy_memory else y
 
-        with place.settings(setting):
-            stack = [torch_layer(place, spec, weights, size) for spec in layers]
-            self._first_pass(stack, layers, place, size)
-            if place.plain:
-                yield Run(run)
+        with device.settings(setting):
+            stack = [torch_layer(device, spec, weights, size) for spec in layers]
+            self._first_pass(stack, layers, device, size)
+            if device.uses_numpy_memory:
+                yield PeerNetwork(run)
             else:
-                yield Run(run, place.inputs, place.fetched, place.clock)
+                yield PeerNetwork(run, device.inputs, device.to_host, device.clock)
 
     @contextmanager
-    def prepare_training(self, lesson: Lesson, size: Size, setting: Setting) -> Iterator[Trainee]:
+    def prepare_training(
+        self, task: TrainingTask, size: GridSize, setting: ComputeSetting
+    ) -> Iterator[TrainableNetwork]:
         """See `lstm_cli.bench.peers.base.Peer`.
 
-        In 16 bits that is mixed precision, as PyTorch's manual has it: weights in float32, layers
-        under ``torch.autocast``, and in float16 a scaled loss.
+        In 16 bits this is mixed precision as in PyTorch's manual: weights in float32, layers
+        under ``torch.autocast``, and a scaled loss in float16.
         """
         torch = self._torch
-        place = TorchPlace.of(torch, setting, training=True)
-        layers, weights = ending_in_logits(lesson), lesson.weights
-        packing = packing_of(torch, layers, lesson.lengths)
-        with place.settings(setting):
-            stack = [torch_layer(place, spec, weights, size, training=True) for spec in layers]
-            learner = TorchLearner(place, stack, lesson, packing, size)
-            self._first_pass(stack, layers, place, size)
-            yield learner
+        device = TorchDevice.of(torch, setting, training=True)
+        layers, weights = ending_in_logits(task), task.weights
+        packing = packing_of(torch, layers, task.lengths)
+        with device.settings(setting):
+            stack = [torch_layer(device, spec, weights, size, training=True) for spec in layers]
+            network = TorchTrainable(device, stack, task, packing, size)
+            self._first_pass(stack, layers, device, size)
+            yield network
 
     def _first_pass(
-        self, stack: Sequence[TorchLayer], layers: Layers, place: TorchPlace, size: Size
+        self, stack: Sequence[TorchLayer], layers: Layers, device: TorchDevice, size: GridSize
     ) -> None:
-        """One sequence, unheard: it warns, once a process, where it cannot take its fast way."""
+        # PyTorch warns at a process's first pass if its fast algorithm is unavailable.
         x = np.zeros((1, size.steps, layers[0].input_size), np.float32)
-        with warnings.catch_warnings(), self._torch.no_grad(), autocast(place):
+        with warnings.catch_warnings(), self._torch.no_grad(), autocast(device):
             warnings.simplefilter("ignore")
-            through(stack, place.inputs(x).to(place.stored))
+            through(stack, device.inputs(x).to(device.stored))
+
+
+_Loss = Callable[[Any, Any], Any]
+
+
+class TorchTrainable:
+    """Layers, their loss, and ``torch.optim.Adam``, as a `TrainableNetwork`."""
+
+    def __init__(
+        self,
+        device: TorchDevice,
+        stack: Sequence[TorchLayer],
+        task: TrainingTask,
+        packing: SequencePacking,
+        size: GridSize,
+    ) -> None:
+        torch = device.torch
+        self._device, self._stack, self._packing = device, stack, packing
+        self._loss = _loss(torch, task.loss)
+        self._parameters = {name: p for layer in stack for name, p in layer.parameters.items()}
+        self.clock = device.clock
+        adam = task.optimizer
+        # PyTorch's defaults, without foreach and fused: a loop over tensors on a CPU. On
+        # accelerators PyTorch chooses foreach itself.
+        self._optimizer = torch.optim.Adam(
+            self._parameters.values(),
+            lr=adam.learning_rate,
+            betas=(adam.beta1, adam.beta2),
+            eps=adam.epsilon,
+        )
+        self._scaler: Any = None
+        if device.mixed and device.dtype == torch.float16:
+            # The loss is a mean over many outputs, so gradients are too small for float16.
+            scale = 2.0 ** round(log2(task.layers[-1].output_size * sqrt(size.batch * size.steps)))
+            self._scaler = torch.amp.GradScaler(device.device.type, init_scale=scale)
+
+    def to_device(self, x: Array, targets: Array) -> tuple[Any, Any]:
+        """Inputs and targets as tensors on the layers' device."""
+        return self._device.inputs(x), self._device.targets(targets)
+
+    def step(self, x: Any, targets: Any) -> float:
+        """Make one update and return the loss before it."""
+        self._optimizer.zero_grad()
+        with autocast(self._device):
+            outputs = through(self._stack, self._packing.packed(x))
+            if self._packing.is_packed(outputs):  # packed data are the valid steps only
+                outputs, targets = outputs.data, self._packing.packed(targets).data
+            if self._device.mixed:
+                outputs = outputs.float()
+            loss = self._loss(outputs, targets)
+        if self._scaler is None:
+            loss.backward()
+            self._optimizer.step()
+        else:
+            self._scaler.scale(loss).backward()
+            self._scaler.step(self._optimizer)  # unscales the gradients
+            self._scaler.update()
+        return float(loss.item())
+
+    def gradients(self) -> Mapping[str, Array]:
+        """Gradients of the last step by stored name; 0 where the loss does not depend."""
+        zeros = self._device.torch.zeros_like
+        return {
+            name: self._device.to_host(zeros(p) if p.grad is None else p.grad)
+            for name, p in self._parameters.items()
+        }
+
+    def weights(self) -> Mapping[str, Array]:
+        """Current weights by stored name."""
+        return {name: self._device.to_host(p) for name, p in self._parameters.items()}
+
+
+def autocast(device: TorchDevice) -> AbstractContextManager[Any]:
+    """A context in which layers multiply in the device's dtype, if their weights have another."""
+    if not device.mixed:
+        return nullcontext()
+    context: AbstractContextManager[Any] = device.torch.autocast(
+        device.device.type, dtype=device.dtype
+    )
+    return context
+
+
+def through(stack: Sequence[TorchLayer], x: Any) -> Any:
+    """Outputs of all layers in order."""
+    for layer in stack:
+        x = layer.call(x)
+    return x
+
+
+def ending_in_logits(task: TrainingTask) -> Layers:
+    """The layers, without the last activation if the loss computes from logits."""
+    *others, last = task.layers
+    if task.loss in FUSED and isinstance(last, DenseSpec):
+        return (*others, replace(last, activation=Activation("identity")))
+    return task.layers
+
+
+def _loss(torch: Any, name: str) -> _Loss:
+    """The loss of (outputs or logits, targets), a mean over all rows and features."""
+    functional = torch.nn.functional
+    if name == "cross_entropy":  # of rows: (N, T, F) has its classes in another device there
+        return lambda a, t: functional.cross_entropy(a.flatten(0, -2), t.flatten())
+    losses: dict[str, _Loss] = {
+        "binary_cross_entropy": functional.binary_cross_entropy_with_logits,
+        "mse": functional.mse_loss,
+        "mae": functional.l1_loss,
+        "huber": functional.huber_loss,
+    }
+    return losses[name]

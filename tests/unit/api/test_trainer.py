@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_changes_no_weights(loss, value):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"loss": "cross_entropy"}, "wants a softmax at the end"),
+        ({"loss": "cross_entropy"}, "needs a softmax at the end"),
         ({"loss": "msee"}, "mse"),
         ({"optimizer": "adm"}, "adam"),
         ({"optimizer": {"type": "sgd", "beta1": 0.9}}, "beta1"),

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Lesson, Run, Setting, Size, Trainee, Unsupported
-from lstm_cli.bench.training import OwnTrainee
-from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.bench import (
+    ComputeSetting,
+    GridSize,
+    PeerNetwork,
+    TrainableNetwork,
+    TrainingTask,
+    Unsupported,
+)
+from lstm_cli.bench.workload import LstmCliTrainable
+from lstm_cli.engines.reference import ReferenceEngine
 from lstm_cli.network.network import Network
 
 
@@ -32,15 +39,15 @@ def needs_pytorch_in() -> Callable[[str], None]:
     return check
 
 
-class FakeTrainee:
+class FakeTrainable:
     """Learns with the reference engine; `twists` spoil its loss, gradients or weights."""
 
-    def __init__(self, peer: FakePeer, lesson: Lesson) -> None:
-        dtype = next(iter(lesson.weights.values())).dtype.name
-        self.peer, self.inner = peer, OwnTrainee(lesson, ReferenceEngine(dtype))
+    def __init__(self, peer: FakePeer, task: TrainingTask) -> None:
+        dtype = next(iter(task.weights.values())).dtype.name
+        self.peer, self.inner = peer, LstmCliTrainable(task, ReferenceEngine(dtype))
         self.clock = self.inner.clock
 
-    def place(self, x: Any, targets: Any) -> Any:
+    def to_device(self, x: Any, targets: Any) -> Any:
         return x, targets
 
     def step(self, x: Any, targets: Any) -> Any:
@@ -70,7 +77,7 @@ class FakePeer:
         self.name, self.title, self.versions = name, f"Fake {name}", {name: self.version}
         self.twist, self.refuses = twist, refuses
         self.calls: list[str] = []
-        self.asked: list[tuple[Size, Setting]] = []
+        self.asked: list[tuple[GridSize, ComputeSetting]] = []
         self.open = False
 
     @contextmanager
@@ -78,10 +85,10 @@ class FakePeer:
         self,
         layers: Any,
         weights: Mapping[str, Any],
-        size: Size,
-        setting: Setting,
+        size: GridSize,
+        setting: ComputeSetting,
         lengths: Any = None,
-    ) -> Iterator[Run]:
+    ) -> Iterator[PeerNetwork]:
         if self.refuses:
             raise Unsupported(self.refuses)
         self.asked.append((size, setting))
@@ -95,18 +102,20 @@ class FakePeer:
 
         self.open = True
         try:
-            yield Run(run)
+            yield PeerNetwork(run)
         finally:
             self.open = False
 
     @contextmanager
-    def prepare_training(self, lesson: Lesson, size: Size, setting: Setting) -> Iterator[Trainee]:
+    def prepare_training(
+        self, task: TrainingTask, size: GridSize, setting: ComputeSetting
+    ) -> Iterator[TrainableNetwork]:
         if self.refuses:
             raise Unsupported(self.refuses)
         self.asked.append((size, setting))
         self.open = True
         try:
-            yield FakeTrainee(self, lesson)
+            yield FakeTrainable(self, task)
         finally:
             self.open = False
 
@@ -129,5 +138,5 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short samples and no pauses: these tests do not look at the clock."""
-    monkeypatch.setattr("lstm_cli.bench.clocks.LONGEST_SETTLING", 0.0)
-    monkeypatch.setattr("lstm_cli.bench.clocks.SAMPLE_SECONDS", 1e-6)
+    monkeypatch.setattr("lstm_cli.bench.protocol.LONGEST_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("lstm_cli.bench.protocol.SAMPLE_SECONDS", 1e-6)

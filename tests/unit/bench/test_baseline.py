@@ -7,8 +7,8 @@ import pytest
 
 from lstm_cli.bench import (
     BaselineError,
-    Machine,
-    Size,
+    GridSize,
+    MachineInfo,
     SizeResult,
     Timing,
     compare,
@@ -17,8 +17,10 @@ from lstm_cli.bench import (
 )
 from lstm_cli.errors import LstmCliError
 
-HERE = Machine("Zen 4", 8, 2, "Linux x86_64", {"lstm-cli": "0.1", "numpy": "2.4", "torch": "2.13"})
-SMALL, LARGE = Size(5, 1, 7, 3), Size(50, 2, 7, 50)
+HERE = MachineInfo(
+    "Zen 4", 8, 2, "Linux x86_64", {"lstm-cli": "0.1", "numpy": "2.4", "torch": "2.13"}
+)
+SMALL, LARGE = GridSize(5, 1, 7, 3), GridSize(50, 2, 7, 50)
 
 
 def result(size=SMALL, median=0.5, title="lstm-cli (reference, float32)", layers="lstm 3 → 5"):
@@ -45,12 +47,12 @@ def test_a_baseline_comes_back_as_it_was_saved(saved):
 
 
 def test_changes_are_above_one_where_it_became_faster(saved):
-    found = compare([result(LARGE, 1.0), result(median=2.0)], load_baseline(saved), HERE)
-    assert [(c.size, c.before, c.now, c.ratio) for c in found.changes] == [
+    comparison = compare([result(LARGE, 1.0), result(median=2.0)], load_baseline(saved), HERE)
+    assert [(c.size, c.before, c.now, c.ratio) for c in comparison.changes] == [
         (LARGE, 2.0, 1.0, 2.0),
         (SMALL, 0.5, 2.0, 0.25),
     ]
-    assert found.notes == ()
+    assert comparison.notes == ()
 
 
 def test_another_machine_is_compared_but_named(saved):
@@ -80,7 +82,7 @@ def test_another_engine_is_named_once(saved):
 
 
 def test_what_the_baseline_did_not_measure_is_listed_not_compared(saved):
-    results = [result(layers="gru 3 → 5"), result(Size(9, 1, 1, 9)), result()]
+    results = [result(layers="gru 3 → 5"), result(GridSize(9, 1, 1, 9)), result()]
     found = compare(results, load_baseline(saved), HERE)
     assert [c.size for c in found.changes] == [SMALL]
     assert found.notes == (
@@ -98,11 +100,11 @@ def test_what_the_baseline_did_not_measure_is_listed_not_compared(saved):
 def test_a_forward_and_a_training_baseline_are_never_compared(tmp_path, then, now, words):
     path = tmp_path / "b.json"
     save_baseline(path, [replace(result(), mode=then)], HERE)
-    found = compare([replace(result(), mode=now)], load_baseline(path), HERE)
-    assert found.changes == ()
-    assert len(found.notes) == 1
-    assert words in found.notes[0]
-    assert f"--mode {then}" in found.notes[0]
+    comparison = compare([replace(result(), mode=now)], load_baseline(path), HERE)
+    assert comparison.changes == ()
+    assert len(comparison.notes) == 1
+    assert words in comparison.notes[0]
+    assert f"--mode {then}" in comparison.notes[0]
     same = compare([replace(result(), mode=then)], load_baseline(path), HERE)
     assert [c.ratio for c in same.changes] == [1.0]
 

@@ -9,8 +9,8 @@ import pytest
 from cuda_host import build
 from cuda_host.device import HostDevice
 
-from lstm_cli.bench import Accelerated, Size, explain, machine, measure, one_lstm, peer
-from lstm_cli.bench.residence import setting_of
+from lstm_cli.bench import Accelerated, GridSize, explain, machine, measure, one_lstm, peer
+from lstm_cli.bench.workload import peer_setting
 from lstm_cli.cells import GRU, RNN
 from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.precision import PRECISIONS
@@ -19,7 +19,7 @@ from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 if build.COMPILER is None:
     pytest.skip("there is no C++ compiler", allow_module_level=True)
 
-SIZE = Size(hidden=6, batch=5, steps=7, features=3)
+SIZE = GridSize(hidden=6, batch=5, steps=7, features=3)
 GPU_PEER = pytest.importorskip("torch") and peer("torch")
 
 
@@ -63,7 +63,7 @@ def test_whole_stacks_are_compared():
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_a_mistake_is_seen_in_every_dtype(dtype, monkeypatch):
+def test_a_mistake_is_detected_in_every_dtype(dtype, monkeypatch):
     original = CudaEngine.prepare
 
     def swapped(self, spec, weights):
@@ -86,13 +86,13 @@ def test_inputs_and_outputs_stay_on_the_device():
     upload, download = device.upload, device.download
     device.upload = lambda a: moved.append(np.size(a)) or upload(a)
     device.download = lambda a: moved.append(a.size) or download(a)
-    from lstm_cli.bench.contest import ForwardContest
+    from lstm_cli.bench.workload import ForwardWorkload
 
-    ours = ForwardContest(one_lstm(SIZE), SIZE, engine, 0).ours()
+    ours = ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0).lstm_cli_candidate()
     moved.clear()
     ours.call()
     assert sum(moved) < 5 * SIZE.batch + SIZE.steps, "more than a batch's lengths was moved"
-    ours.shown()
+    ours.compute()
     assert SIZE.batch * SIZE.steps * SIZE.hidden in moved
 
 
@@ -100,15 +100,15 @@ def test_the_machine_names_the_device_and_where_peers_compute():
     engine = CudaEngine("tf32", HostDevice())
     assert isinstance(engine, Accelerated)
     assert machine(None, [GPU_PEER], engine).accelerator == "host"
-    setting = setting_of(engine)
+    setting = peer_setting(engine)
     assert (setting.device, setting.dtype) == ("cpu", "tf32")
 
 
-def test_a_step_is_told_beside_the_modelled_floor():
+def test_a_step_is_reported_with_the_modeled_floor():
     engine = CudaEngine("tf32", HostDevice())
     (result,) = results = measure([SIZE], one_lstm, engine, rounds=1, seconds=0.001)
     (found,) = explain(results, one_lstm, engine)
-    assert found.step == pytest.approx(result.ours.median / SIZE.steps)
+    assert found.step == pytest.approx(result.lstm_cli_timing.median / SIZE.steps)
     for layer in found.layers:
         assert layer.layer == "0 lstm"
         assert layer.explanation.way

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lstm_cli.bench import Size, by_gate, gates
+from lstm_cli.bench import GridSize, by_gate, gates
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, RecurrentSpec
 from lstm_cli.errors import DeviceError
 
-SIZE = Size(hidden=5, batch=3, steps=4, features=2)
+SIZE = GridSize(hidden=5, batch=3, steps=4, features=2)
 
 
 def rows(*layers):

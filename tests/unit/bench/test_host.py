@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from lstm_cli.bench import Memory, host, machine, memory, peak_memory, watch_others
+from lstm_cli.bench import MemoryUse, host, machine, memory, peak_memory, watch_other_programs
 
 
 def test_this_machine_has_a_processor_and_versions(fake_peer):
-    found = machine(threads=3, peers=[fake_peer("twin")])
-    assert found.threads == 3
-    assert found.cores >= 1
-    assert found.processor.strip()
-    assert found.versions["twin"] == "0.0"
-    assert set(found.versions) == {"lstm-cli", "python", "numpy", "twin"}
+    info = machine(threads=3, peers=[fake_peer("twin")])
+    assert info.threads == 3
+    assert info.cores >= 1
+    assert info.processor.strip()
+    assert info.versions["twin"] == "0.0"
+    assert set(info.versions) == {"lstm-cli", "python", "numpy", "twin"}
 
 
 def test_the_processor_is_read_from_where_linux_keeps_it(tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def system(tmp_path, monkeypatch):
 def test_others_work_is_what_this_process_and_its_children_did_not_do(system):
     #                          user nice system idle iowait irq softirq steal
     system.write_text("cpu  1000 20 300 9000 50 1 2 70 600 0\ncpu0 1 2 3 4\n")
-    with watch_others() as others:
+    with watch_other_programs() as others:
         assert others.cores is None
         system.write_text("cpu  1190 30 340 9999 99 6 7 99 700 0\ncpu0 1 2 3 4\n")
     # 2.5 s of work in all, 1.5 s of it ours: 1 s in 2 s.
@@ -53,10 +53,10 @@ def test_others_work_is_what_this_process_and_its_children_did_not_do(system):
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu  a b\n"])
-def test_a_system_that_does_not_tell_is_no_error(system, text):
+def test_a_system_without_a_processor_model_is_no_error(system, text):
     if text is not None:
         system.write_text(text)
-    with watch_others() as others:
+    with watch_other_programs() as others:
         pass
     assert others.cores in (None, 0.0)
 
@@ -77,13 +77,13 @@ def test_peak_memory_grows_with_what_is_held():
     assert peak_memory() > len(held)
 
 
-def test_a_system_that_does_not_tell_of_memory_is_no_error(monkeypatch):
+def test_a_system_without_memory_figures_is_no_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() is None
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_windows_tells_of_memory_in_its_own_way(monkeypatch, told):
+def test_windows_reports_memory_by_its_own_function(monkeypatch, told):
     def fill(process, counters, size):
         found = counters._obj
         assert process.value == ctypes.c_void_p(-1).value
@@ -97,8 +97,8 @@ def test_windows_tells_of_memory_in_its_own_way(monkeypatch, told):
     assert peak_memory() == (123_456_789 if told else None)
 
 
-def test_what_the_engine_keeps_is_told_where_it_is_known(engine, monkeypatch):
+def test_the_workspace_is_reported_where_the_engine_knows_it(engine, monkeypatch):
     monkeypatch.setattr(host, "peak_memory", lambda: 99)
-    assert memory(engine) == Memory(99, None)
-    engine.workspace_bytes, engine.measure_peaks = 77, lambda sizes: None
-    assert memory(engine) == Memory(99, 77)
+    assert memory(engine) == MemoryUse(99, None)
+    engine.workspace_bytes, engine.limits = 77, lambda sizes: None
+    assert memory(engine) == MemoryUse(99, 77)

@@ -5,17 +5,17 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from lstm_cli.bench import PEERS, Setting, Size, Unsupported, peer
-from lstm_cli.bench.agreement import agreement
-from lstm_cli.bench.contest import TOLERANCES
-from lstm_cli.bench.draws import random_inputs, random_weights
+from lstm_cli.bench import PEERS, ComputeSetting, GridSize, Unsupported, peer
+from lstm_cli.bench.agreement import output_agreement
+from lstm_cli.bench.sizes import random_inputs, random_weights
+from lstm_cli.bench.workload import OUTPUT_TOLERANCES
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import DeviceError, UsageError
 from lstm_cli.network.network import Network
 
-SIZE = Size(hidden=7, batch=3, steps=5, features=4)
+SIZE = GridSize(hidden=7, batch=3, steps=5, features=4)
 D, H = SIZE.features, SIZE.hidden
 
 RELU, SIGMOID, TANH = (Activation(name) for name in ("relu", "sigmoid", "tanh"))
@@ -115,37 +115,39 @@ def installed(name):
     return peer(name)
 
 
-def outputs(contestant, layers, dtype="float32", size=SIZE):
-    """What the peer and what the reference engine give, the latter in float64."""
+def outputs(candidate, layers, dtype="float32", size=SIZE):
+    """Outputs of a peer, and of the reference engine in float64."""
     weights, x = random_weights(layers, 3, dtype), random_inputs(layers, size, 3, dtype)
-    with contestant.prepare(layers, weights, size, Setting(1, dtype=dtype)) as run:
+    with candidate.prepare(layers, weights, size, ComputeSetting(1, dtype=dtype)) as run:
         found = run(x)
     return found, Network(layers, weights, ReferenceEngine("float64")).run(x).outputs
 
 
 @pytest.mark.parametrize(("name", "layers"), CASES)
 def test_a_peer_gives_what_the_reference_gives(name, layers):
-    found, expected = outputs(installed(name), layers)
-    assert found.dtype == np.float32
-    assert found.shape == expected.shape
+    result, expected = outputs(installed(name), layers)
+    assert result.dtype == np.float32
+    assert result.shape == expected.shape
     assert np.ptp(expected) > 0.05, "nothing to tell apart"
-    assert agreement(expected, found, TOLERANCES["float32"]).ok
+    assert output_agreement(expected, result, OUTPUT_TOLERANCES["float32"]).ok
 
 
 @pytest.mark.parametrize("name", PEERS)
-@pytest.mark.parametrize("size", [Size(7, 1, 5, 4), Size(7, 3, 1, 4), Size(7, 1, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "size", [GridSize(7, 1, 5, 4), GridSize(7, 3, 1, 4), GridSize(7, 1, 1, 4)], ids=str
+)
 def test_one_sequence_and_one_step(name, size):
     for layers in (BOTH["lstm, both directions"], BOTH["gru, both directions, last step"]):
         found, expected = outputs(installed(name), layers, size=size)
         assert found.shape == expected.shape
-        assert agreement(expected, found, TOLERANCES["float32"]).ok
+        assert output_agreement(expected, found, OUTPUT_TOLERANCES["float32"]).ok
 
 
 @pytest.mark.parametrize("layers", [BOTH["lstm, both directions"], BOTH["flatten"]])
 def test_pytorch_in_float64(layers):
     found, expected = outputs(installed("torch"), layers, "float64")
     assert found.dtype == np.float64
-    assert agreement(expected, found, TOLERANCES["float64"]).ok
+    assert output_agreement(expected, found, OUTPUT_TOLERANCES["float64"]).ok
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_onnx_runtime_has_no_float64():
 
 @pytest.mark.parametrize(("broken", "problem"), [(ValueError("no"), ValueError), (None, None)])
 def test_pytorch_gets_its_threads_back(broken, problem):
-    contestant = installed("torch")
+    candidate = installed("torch")
     import torch
 
     before = torch.get_num_threads()
@@ -198,7 +200,7 @@ def test_pytorch_gets_its_threads_back(broken, problem):
             with pytest.raises(problem):
                 yield
 
-    with maybe(), contestant.prepare(BOTH["lstm"], weights, SIZE, Setting(other)):
+    with maybe(), candidate.prepare(BOTH["lstm"], weights, SIZE, ComputeSetting(other)):
         assert torch.get_num_threads() == other
         if broken:
             raise broken
@@ -207,11 +209,11 @@ def test_pytorch_gets_its_threads_back(broken, problem):
 
 @pytest.mark.parametrize(("name", "title"), [("torch", "PyTorch"), ("onnxruntime", "ONNX Runtime")])
 def test_a_peer_names_itself_with_its_version(name, title):
-    found = installed(name)
-    assert found.name == name
-    assert found.title == f"{title} {found.version}"
-    assert found.version[0].isdigit()
-    assert "+" not in found.version
+    result = installed(name)
+    assert result.name == name
+    assert result.title == f"{title} {result.version}"
+    assert result.version[0].isdigit()
+    assert "+" not in result.version
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,9 @@ def test_a_broken_package_says_why(monkeypatch, error):
 
 
 def test_onnx_runtime_refusing_a_model_is_a_reason_not_a_crash(monkeypatch):
-    contestant = installed("onnxruntime")
-    monkeypatch.setattr("lstm_cli.bench.peers.onnx_model.build_model", lambda *_, **__: b"no model")
+    candidate = installed("onnxruntime")
+    monkeypatch.setattr(
+        "lstm_cli.bench.peers.onnxruntime_peer.build_model", lambda *_, **__: b"no model"
+    )
     with pytest.raises(Unsupported, match="does not take the network"):
-        outputs(contestant, BOTH["lstm"])
+        outputs(candidate, BOTH["lstm"])

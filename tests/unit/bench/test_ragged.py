@@ -5,18 +5,25 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from lstm_cli.bench import Setting, Size, Unsupported, harness, measure, one_lstm, peer
-from lstm_cli.bench.agreement import agreement
-from lstm_cli.bench.contest import TOLERANCES, Batch
-from lstm_cli.bench.draws import random_inputs, random_lengths, random_weights
-from lstm_cli.bench.rounds import Samples
-from lstm_cli.bench.training import TrainingContest
+from lstm_cli.bench import (
+    ComputeSetting,
+    GridSize,
+    Unsupported,
+    measure,
+    measurement,
+    one_lstm,
+    peer,
+)
+from lstm_cli.bench.agreement import output_agreement
+from lstm_cli.bench.protocol import Samples
+from lstm_cli.bench.sizes import random_inputs, random_lengths, random_weights
+from lstm_cli.bench.workload import OUTPUT_TOLERANCES, TrainingWorkload, WorkloadBatch
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 
-SIZE = Size(hidden=6, batch=5, steps=12, features=3)
+SIZE = GridSize(hidden=6, batch=5, steps=12, features=3)
 D, H = SIZE.features, SIZE.hidden
 LENGTHS = np.array([7, 12, 1, 9, 2])
 
@@ -60,7 +67,7 @@ def run(engine, *peers, size=SIZE, layers_of=one_lstm, **options):
 
 @pytest.mark.parametrize("steps", [1, 5, 10, 11, 100])
 def test_lengths_are_uniform_from_a_tenth_of_the_steps_to_all_of_them(steps):
-    lengths = random_lengths(Size(4, 5000, steps, 4), seed=3)
+    lengths = random_lengths(GridSize(4, 5000, steps, 4), seed=3)
     assert lengths.shape == (5000,)
     assert set(lengths.tolist()) == set(range(max(1, -(-steps // 10)), steps + 1))
     counts = np.bincount(lengths)[lengths.min() :]
@@ -74,11 +81,11 @@ def test_lengths_repeat_with_the_seed():
 
 def test_valid_steps_of_a_batch():
     y = np.arange(5 * 12 * 2).reshape(5, 12, 2)
-    batch = Batch(LENGTHS, int(LENGTHS.sum()), 12)
+    batch = WorkloadBatch(LENGTHS, int(LENGTHS.sum()), 12)
     expected = np.concatenate([row[:n] for row, n in zip(y, LENGTHS, strict=True)])
     np.testing.assert_array_equal(batch.valid(y), expected)
     np.testing.assert_array_equal(batch.valid(y[:, 0]), y[:, 0])
-    np.testing.assert_array_equal(Batch(None, 60, 12).valid(y), y)
+    np.testing.assert_array_equal(WorkloadBatch(None, 60, 12).valid(y), y)
 
 
 def drawn(seed=0):
@@ -88,13 +95,13 @@ def drawn(seed=0):
 def test_only_valid_steps_count_as_work(engine, fake_peer, monkeypatch):
     # Us, a peer, and us on full-length sequences.
     seconds = np.array([[1.0, 3.0, 2.0], [2.0, 8.0, 5.0], [4.0, 12.0, 8.0]])
-    monkeypatch.setattr(harness, "interleave", lambda *_: Samples(seconds, (2, 1, 3)))
+    monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(seconds, (2, 1, 3)))
     result = run(engine, fake_peer("twin"))
     valid, whole = int(drawn().sum()), 5 * 12
     step = 4 * H * (D + H) * 2
     assert result.steps == valid < whole
     assert [t.name for t in result.timings] == ["lstm-cli", "twin"]
-    assert result.ours.gflops == pytest.approx(step * valid / 2.0 / 1e9)
+    assert result.lstm_cli_timing.gflops == pytest.approx(step * valid / 2.0 / 1e9)
     assert result.timings[1].gflops == pytest.approx(step * valid / 8.0 / 1e9)
     assert result.padded.timing.gflops == pytest.approx(step * whole / 5.0 / 1e9)
     assert result.padded.timing.title == "lstm-cli (reference, float64, padded)"
@@ -128,15 +135,15 @@ def test_another_shape_is_a_difference(engine, fake_peer):
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 def test_a_peer_gives_what_the_reference_gives(name, layers):
     weights, x = random_weights(layers, 3, "float32"), random_inputs(layers, SIZE, 3, "float32")
-    with installed(name).prepare(layers, weights, SIZE, Setting(), LENGTHS) as call:
-        found = call(x)
+    with installed(name).prepare(layers, weights, SIZE, ComputeSetting(), LENGTHS) as call:
+        result = call(x)
     expected = Network(layers, weights, ReferenceEngine("float64")).run(x, LENGTHS).outputs
-    assert found.shape == expected.shape
-    valid = Batch(LENGTHS, int(LENGTHS.sum()), 12).valid
+    assert result.shape == expected.shape
+    valid = WorkloadBatch(LENGTHS, int(LENGTHS.sum()), 12).valid
     assert np.ptp(valid(expected)) > 0.05, "nothing to tell apart"
-    assert agreement(valid(expected), valid(found), TOLERANCES["float32"]).ok
-    with installed(name).prepare(layers, weights, SIZE, Setting()) as call:
-        assert not agreement(expected, call(x), 0.01).ok, "lengths make no difference"
+    assert output_agreement(valid(expected), valid(result), OUTPUT_TOLERANCES["float32"]).ok
+    with installed(name).prepare(layers, weights, SIZE, ComputeSetting()) as call:
+        assert not output_agreement(expected, call(x), 0.01).ok, "lengths make no difference"
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
@@ -144,7 +151,7 @@ def test_flatten_of_ragged_sequences_is_not_measured_with_peers(name):
     weights = random_weights(FLAT, 3, "float32")
     with (
         pytest.raises(Unsupported, match="layer 1: flatten"),
-        installed(name).prepare(FLAT, weights, SIZE, Setting(), LENGTHS),
+        installed(name).prepare(FLAT, weights, SIZE, ComputeSetting(), LENGTHS),
     ):
         pass
 
@@ -152,18 +159,18 @@ def test_flatten_of_ragged_sequences_is_not_measured_with_peers(name):
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_pytorch_makes_the_same_training_step(layers, dtype):
-    contest = TrainingContest(layers, SIZE, ReferenceEngine(dtype), 4, ragged=True)
-    assert contest.batch.lengths.tolist() == drawn(4).tolist()
+    workload = TrainingWorkload(layers, SIZE, ReferenceEngine(dtype), 4, ragged=True)
+    assert workload.batch.lengths.tolist() == drawn(4).tolist()
     with ExitStack() as stack:
-        theirs = contest.theirs(stack, installed("torch")).shown()
-        assert contest.compare(contest.ours().shown(), theirs).ok
-        assert not contest.compare(contest.padded().shown(), theirs).ok
+        theirs = workload.peer_candidate(stack, installed("torch")).compute()
+        assert workload.compare(workload.lstm_cli_candidate().compute(), theirs).ok
+        assert not workload.compare(workload.padded_candidate().compute(), theirs).ok
 
 
 def test_a_ragged_training_step_counts_three_times_the_valid_products(engine, monkeypatch):
-    monkeypatch.setattr(harness, "interleave", lambda *_: Samples(np.full((3, 2), 2.0), (1, 1)))
+    monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(np.full((3, 2), 2.0), (1, 1)))
     result = run(engine, mode="train")
     step = 3 * 4 * H * (D + H) * 2
-    assert result.ours.gflops == pytest.approx(step * drawn().sum() / 2.0 / 1e9)
+    assert result.lstm_cli_timing.gflops == pytest.approx(step * drawn().sum() / 2.0 / 1e9)
     assert result.padded.timing.gflops == pytest.approx(step * 60 / 2.0 / 1e9)
     assert result.layers == "lstm 3 → 6, ragged, mse"

@@ -165,5 +165,5 @@ def test_another_section_of_training_is_checked_against_the_network(config: Conf
     assert changed.train is not None
     assert (changed.train.loss, changed.train.optimizer.type) == ("mse", "sgd")
     assert (changed.specs, changed.weights) == (config.specs, config.weights)
-    with pytest.raises(ConfigError, match="which wants a sigmoid at the end"):
+    with pytest.raises(ConfigError, match="which needs a sigmoid at the end"):
         config.with_train({"loss": "binary_cross_entropy"})

@@ -24,7 +24,7 @@ def refused(path: Path) -> Problem:
     return problem
 
 
-def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_nearest_file(tmp_path: Path) -> None:
     (tmp_path / "vowels.yaml").write_text(SOUND)
     problem = refused(tmp_path / "vowel.yaml")
     assert problem.what == f"there is no file {tmp_path / 'vowel.yaml'}"
@@ -74,7 +74,7 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str, found: str) -> Non
     assert problem.found == found
 
 
-def test_an_hdf5_file_is_told_from_a_config(tmp_path: Path) -> None:
+def test_an_hdf5_file_is_recognized(tmp_path: Path) -> None:
     path = tmp_path / "data.h5"
     with h5py.File(path, "w") as file:
         file["inputs"] = np.arange(6.0)
@@ -83,7 +83,7 @@ def test_an_hdf5_file_is_told_from_a_config(tmp_path: Path) -> None:
     assert "CONFIG DATA" in str(problem.hint)
 
 
-def test_a_safetensors_file_is_told_from_a_config(tmp_path: Path) -> None:
+def test_a_safetensors_file_is_recognized(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"layers.0.bias": np.arange(8.0)}, path)
     problem = refused(path)

@@ -86,7 +86,7 @@ def test_what_is_below_an_override_is_of_the_override() -> None:
     assert config.where("model", "layers") == "mine.yaml line 3"
 
 
-def test_the_mapping_given_is_left_alone() -> None:
+def test_the_mapping_is_not_changed() -> None:
     layer = {"type": "dense", "units": 1}
     given = {"model": {"input_size": 1, "layers": [layer]}}
     from_mapping(given, ["model.layers.0.units=9", "data.inputs=x"], seed=3)
@@ -209,9 +209,9 @@ def test_no_seed_changes_nothing() -> None:
 
 
 def test_a_seed_out_of_range_is_the_options_fault(problems: Callable[..., list[Problem]]) -> None:
-    found = problems(TEXT, seed=-1)
-    assert {p.what for p in found} == {
+    problem = problems(TEXT, seed=-1)
+    assert {p.what for p in problem} == {
         "model.init.seed is out of range",
         "train.seed is out of range",
     }
-    assert {p.where for p in found} == {("--seed -1",)}
+    assert {p.where for p in problem} == {("--seed -1",)}

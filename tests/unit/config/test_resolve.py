@@ -1,4 +1,4 @@
-"""From layers to specifications: sizes in a row, cells per direction, activations."""
+"""Layer specifications: sizes through the layers, cells per direction, activations."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def test_gru_and_rnn() -> None:
 
 
 def test_sizes_run_through_the_row() -> None:
-    found = specs(
+    sizes = specs(
         "{type: lstm, hidden_size: 7, bidirectional: true}, {type: dropout, rate: 0.5}, "
         "{type: lstm, hidden_size: 6, bidirectional: true, projection_size: 4}, "
         "{type: dense, units: 9, activation: relu}, {type: flatten}, "
         "{type: dense, units: 2, activation: softmax}",
         head="input_size: 5, steps: 11",
     )
-    assert [(s.input_size, s.output_size) for s in found] == [
+    assert [(s.input_size, s.output_size) for s in sizes] == [
         (5, 14),
         (14, 14),
         (14, 8),
@@ -115,11 +115,11 @@ def test_sizes_run_through_the_row() -> None:
         (9, 99),
         (99, 2),
     ]
-    assert [s.index for s in found] == [0, 1, 2, 3, 4, 5]
-    assert found[1] == DropoutSpec(1, 14, 0.5)
-    assert found[3] == DenseSpec(3, 8, 9, Activation("relu"))
-    assert found[4] == FlattenSpec(4, 9, 11)
-    assert found[5] == DenseSpec(5, 99, 2, None)
+    assert [s.index for s in sizes] == [0, 1, 2, 3, 4, 5]
+    assert sizes[1] == DropoutSpec(1, 14, 0.5)
+    assert sizes[3] == DenseSpec(3, 8, 9, Activation("relu"))
+    assert sizes[4] == FlattenSpec(4, 9, 11)
+    assert sizes[5] == DenseSpec(5, 99, 2, None)
 
 
 def test_softmax_may_be_written_as_a_mapping() -> None:
@@ -127,14 +127,14 @@ def test_softmax_may_be_written_as_a_mapping() -> None:
     assert spec == DenseSpec(0, 5, 2, None)
 
 
-def test_a_dense_layer_is_linear_unless_told() -> None:
+def test_a_dense_layer_is_linear_by_default() -> None:
     assert specs("{type: dense, units: 2}") == (DenseSpec(0, 5, 2, Activation("identity")),)
 
 
 def test_parameters_of_the_japanese_vowels_network() -> None:
-    found = specs(
+    shapes = specs(
         "{type: lstm, hidden_size: 100, return_sequences: false}, "
         "{type: dense, units: 9, activation: softmax}",
         head="input_size: 12",
     )
-    assert sum(prod(p.shape) for s in found for p in s.parameters().values()) == 46_109
+    assert sum(prod(p.shape) for s in shapes for p in s.parameters().values()) == 46_109

@@ -10,8 +10,7 @@ import pytest
 
 from lstm_cli.cells import FORMULAS
 from lstm_cli.config import json_schema
-from lstm_cli.config.layers import LAYERS
-from lstm_cli.config.train import OPTIMIZERS, SCHEDULES
+from lstm_cli.config.schema import LAYERS, OPTIMIZERS, SCHEDULES
 
 
 @pytest.fixture(scope="module")

@@ -205,7 +205,7 @@ def test_slots_are_kept_only_where_they_are_used() -> None:
 
 
 def test_defaults_are_those_of_the_config() -> None:
-    from lstm_cli.config.train import OPTIMIZERS
+    from lstm_cli.config.schema import OPTIMIZERS
 
     assert OPTIMIZERS.keys() == OPTIMIZERS.keys()
     for kind, section in OPTIMIZERS.items():

@@ -191,10 +191,10 @@ def test_other_schedules_have_no_state(kind: str) -> None:
 
 
 def test_defaults_are_those_of_the_config() -> None:
-    from lstm_cli.config import train
+    from lstm_cli.config import schema
 
-    assert SCHEDULES.keys() == train.SCHEDULES.keys()
-    for kind, section in train.SCHEDULES.items():
+    assert SCHEDULES.keys() == schema.SCHEDULES.keys()
+    for kind, section in schema.SCHEDULES.items():
         options = section(type=kind).model_dump()
         assert made(**options) == made(type=kind)
 

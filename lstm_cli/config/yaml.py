@@ -1,30 +1,110 @@
-"""YAML text to plain values, the line of every one, and all that is wrong with it as YAML."""
+"""YAML of a config: read a file, parse its text to plain values with lines, and write values.
+
+Scalars have the types of YAML 1.2, not those of PyYAML, which are YAML 1.1's. ``1e-3`` is a
+number; ``yes``, ``1_000``, ``1:30`` and ``2024-01-01`` are strings; ``010`` is 10.
+Source: YAML 1.2.2, section 10.3.2.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from lstm_cli.config.layers import MOST_LAYERS
-from lstm_cli.config.places import KeyPath, spell
-from lstm_cli.config.resolver import MAP, MERGE, SEQ, Dumper, implicit_resolvers, scalar
-from lstm_cli.config.words import short
-from lstm_cli.errors import ConfigError, Problem
+from lstm_cli.config.problems import KeyPath, did_you_mean, format_path, shorten
+from lstm_cli.config.schema import MOST_LAYERS
+from lstm_cli.errors import ConfigError, Problem, is_memory_error, memory_error
+
+NULL, BOOL, INT, FLOAT, STR, MERGE, SEQ, MAP = (
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "merge", "seq", "map")
+)
+
+PATTERNS: dict[str, tuple[re.Pattern[str], str]] = {
+    NULL: (re.compile(r"(?:~|null|Null|NULL|)\Z"), "~nN\0"),
+    BOOL: (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), "tTfF"),
+    INT: (re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"), "-+0123456789"),
+    FLOAT: (
+        re.compile(
+            r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+        ),
+        "-+.0123456789",
+    ),
+    MERGE: (re.compile(r"<<\Z"), "<"),
+}
+"""Pattern of each tag, and its first characters (NUL stands for the empty scalar)."""
+
+
+def implicit_resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """The patterns in PyYAML's form: by first character, in order of precedence."""
+    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for tag, (pattern, first) in PATTERNS.items():
+        for character in first:
+            table.setdefault(character.replace("\0", ""), []).append((tag, pattern))
+    return table
+
+
+def scalar(tag: str, text: str) -> Any:
+    """The value of a scalar of a core tag.
+
+    Raises
+    ------
+    ValueError
+        `text` does not match the tag's pattern, or the tag is not in the core schema.
+    """
+    if tag == STR:
+        return text
+    if tag not in PATTERNS or not PATTERNS[tag][0].match(text):
+        raise ValueError(tag)
+    if tag == NULL:
+        return None
+    if tag == BOOL:
+        return text.lower() == "true"
+    if tag == INT:
+        return _integer(text)
+    return _float(text) if tag == FLOAT else text
+
+
+def _integer(text: str) -> int | float:
+    base = {"0o": 8, "0x": 16}.get(text[:2])
+    if base is not None:
+        return int(text[2:], base)
+    # Python converts at most 4,300 digits; a number that long is out of every range.
+    return int(text) if len(text) < 1000 else float(text)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes values that this package's loader reads back unchanged."""
+
+    yaml_implicit_resolvers = implicit_resolvers()
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values in full each time, without anchors."""
+        return True
+
 
 MAX_DEPTH = 16
+"""Levels of nesting in a config."""
 MAX_VALUES = 30_000
-"""Values and keys of a config, as written and again with all aliases and merges expanded."""
+"""Values and keys in a config, before and after aliases and merges are expanded."""
 MAX_CHARACTERS = 1 << 19
+"""Characters of a config's text."""
 
 
 @dataclass
 class Parsed:
-    """What a text holds.
+    """Values of a text, their lines, and problems.
 
     Attributes
     ----------
@@ -33,7 +113,7 @@ class Parsed:
     lines
         Line of each path, counted from 1: of the key in a mapping, of the item in a list.
     problems
-        Duplicate keys, foreign tags: what does not keep the rest from being read.
+        Duplicate keys and foreign tags, after which the rest could be read.
     """
 
     value: Any
@@ -47,7 +127,7 @@ def parse(text: str, source: str) -> Parsed:
     Raises
     ------
     ConfigError
-        The text is not YAML, nests too deeply, or is too large, be it by its aliases.
+        The text is not YAML, nests too deeply, or is too large once aliases are expanded.
     """
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(
@@ -65,7 +145,7 @@ def parse(text: str, source: str) -> Parsed:
 
 def dump(value: Any) -> str:
     """Plain values as YAML that `parse` reads back unchanged."""
-    # Unicode's own line breaks would be folded as if they were ours, so they are escaped.
+    # YAML would fold Unicode's line breaks, so they are escaped.
     breaks = any(mark in repr(value) for mark in (r"\x85", r"\u2028", r"\u2029"))
     return str(
         yaml.dump(
@@ -80,17 +160,17 @@ def dump(value: Any) -> str:
 
 
 class _TooMuch(yaml.MarkedYAMLError):
-    """Collections nested in one another without end, or values without number."""
+    """The text exceeds `MAX_DEPTH` or `MAX_VALUES`."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only, typed by YAML 1.2, to a bounded depth and number."""
+    """Composes nodes only, with the types of YAML 1.2, of bounded depth and number."""
 
     yaml_implicit_resolvers = implicit_resolvers()
     depth = nodes = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        # Composing recurses: without a bound, a line of brackets ends in a RecursionError.
+        # Composing recurses: without a bound, a line of brackets raises RecursionError.
         self.nodes += 1
         if self.depth > MAX_DEPTH or self.nodes > MAX_VALUES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -121,10 +201,10 @@ def _compose(text: str, source: str) -> Node | None:
             hint="write it as an escape in double quotes, or remove it",
         ) from None
     except (ValueError, OverflowError):
-        # PyYAML lets an escape such as "\UFFFFFFFF", which is no character, fall through.
+        # PyYAML does not catch an escape beyond Unicode, such as "\UFFFFFFFF".
         raise ConfigError(
             f"{source} is not valid YAML",
-            found="an escape that stands for no character",
+            found="an escape sequence without a character",
             where=source,
             hint='look for \\U in strings with double quotes: "..."',
         ) from None
@@ -136,11 +216,15 @@ ADVICE: tuple[tuple[str, str, str | None], ...] = (
     (r"could not find expected ':'", "`key: value`", None),
     (r"<block end>", "the indentation of the lines above", "indent sibling keys alike"),
     (r"expected ',' or ('.')", "`,` or a closing bracket", "close the bracket opened above"),
-    (r"<stream end>|end of stream", "the rest of what was begun", "close what was opened"),
+    (
+        r"<stream end>|end of stream",
+        "the end of a quote or bracket",
+        "close all quotes and brackets",
+    ),
     (r"another document", "one document", "remove the line `---` in the middle"),
     (r"undefined alias", "an alias (`*name`) after its anchor (`&name`)", None),
 )
-"""What PyYAML says (a pattern), what was expected, and how to mend it."""
+"""Pattern of PyYAML's message, the expected text, and the hint."""
 
 
 def _too_much(error: _TooMuch, source: str) -> ConfigError:
@@ -155,18 +239,18 @@ def _too_much(error: _TooMuch, source: str) -> ConfigError:
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
-    said = " ".join(str(error.problem or error.context or "").split())
-    said = short(said.removeprefix("but "))
+    message = " ".join(str(error.problem or error.context or "").split())
+    message = shorten(message.removeprefix("but "))
     mark = error.problem_mark or error.context_mark
     place = source if mark is None else f"{source} line {mark.line + 1}, column {mark.column + 1}"
-    advice = (entry[1:] for entry in ADVICE if re.search(entry[0], said))
+    advice = (entry[1:] for entry in ADVICE if re.search(entry[0], message))
     expected, hint = next(advice, (None, None))
-    what = f"{source} is not valid YAML" + (f": {said}" if said else "")
+    what = f"{source} is not valid YAML" + (f": {message}" if message else "")
     return ConfigError(what, expected=expected, where=place, hint=hint)
 
 
 class _Builder:
-    """Turns nodes into values; aliases are expanded, and counted."""
+    """Turns nodes into values, expands aliases, and counts the values."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -225,9 +309,9 @@ class _Builder:
     def _merged(
         self, node: MappingNode, path: KeyPath, depth: int = 0
     ) -> Iterator[tuple[Node, Node]]:
-        """Entries that ``<<: *anchor`` or ``<<: [*one, *two]`` brings in, the nearest first.
+        """Entries merged by ``<<: *anchor`` or ``<<: [*one, *two]``, the nearest first.
 
-        Each is counted, though most may be overridden: looking at it is work.
+        Every entry is counted, also if another one overrides it, since reading it takes time.
         """
         for key_node, value_node in node.value:
             if key_node.tag != MERGE:
@@ -236,7 +320,9 @@ class _Builder:
             for source in value_node.value if is_list else [value_node]:
                 self._count(source, depth)
                 if not isinstance(source, MappingNode):
-                    self._problem(key_node, f"{spell(path)} merges what is no mapping")
+                    self._problem(
+                        key_node, f"{format_path(path)} merges a value that is no mapping"
+                    )
                     continue
                 for key, value in source.value:
                     self._count(key, depth)
@@ -257,7 +343,7 @@ class _Builder:
             node.value.encode()
             return scalar(node.tag, node.value)
         except UnicodeEncodeError:
-            self._problem(node, f"{spell(path)} holds half a character (a lone surrogate)")
+            self._problem(node, f"{format_path(path)} holds half a character (a lone surrogate)")
             return node.value.encode(errors="replace").decode()
         except ValueError:
             return self._foreign_tag(node, path)
@@ -265,16 +351,18 @@ class _Builder:
     def _foreign_tag(self, node: Node, path: KeyPath) -> None:
         self._problem(
             node,
-            f"{spell(path)} has a tag that does not fit its value",
+            f"{format_path(path)} has a tag that does not fit its value",
             expected="plain YAML, without tags",
-            found=short(str(node.tag).replace("tag:yaml.org,2002:", "!!")),
+            found=shorten(str(node.tag).replace("tag:yaml.org,2002:", "!!")),
             hint="remove the tag, the word that begins with !",
         )
 
     def _key(self, node: Node, path: KeyPath) -> str | int:
-        """A mapping's key: text, or a whole number (a class); others count as their text."""
+        """A mapping's key: text, or a whole number (a class); other scalars become text."""
         if not isinstance(node, ScalarNode):
-            self._problem(node, f"{spell(path)} has a key that is a collection", expected="a word")
+            self._problem(
+                node, f"{format_path(path)} has a key that is a collection", expected="a word"
+            )
             return f"line {node.start_mark.line + 1}"
         value = self._scalar(node, path)
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -284,7 +372,7 @@ class _Builder:
     def _duplicate(self, path: KeyPath, first: Node, second: Node) -> None:
         self.problems.append(
             Problem(
-                f"{spell(path)} is given twice",
+                f"{format_path(path)} is given twice",
                 where=(self._place(first), self._place(second)),
                 hint="keep one of the two",
             )
@@ -302,3 +390,89 @@ class _Builder:
 
     def _place(self, node: Node) -> str:
         return f"{self.source} line {node.start_mark.line + 1}"
+
+
+DATA_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
+WEIGHTS_HINT = "give weights as --weights FILE, and a YAML file as CONFIG"
+
+SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", DATA_HINT),
+    (b"CDF", "a NetCDF file", DATA_HINT),
+    (b"PK\x03\x04", "a zip archive, such as PyTorch's and Keras's weights", WEIGHTS_HINT),
+    (b"\x80\x02", "a Python pickle", WEIGHTS_HINT),
+    (b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
+)
+"""First bytes of other files, the kind of file, and the hint."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, unreadable, or not text.
+    """
+    try:
+        with path.open("rb") as file:
+            # A character has at most four bytes; `parse` refuses a longer text.
+            content = file.read(4 * MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no file {path}", expected="a YAML config", hint=_nearest_file(path)
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return _decode(content, path)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
+    if is_memory_error(error):
+        raise memory_error(str(path)) from error
+    # Windows reports "permission denied" for a folder.
+    if isinstance(error, OSError) and os.path.isdir(path):
+        inside = next(iter(sorted(path.glob("*.y*ml"))), None)
+        hint = f"did you mean {inside}?" if inside else None
+        return ConfigError(f"{path} is a folder", expected="a YAML config", hint=hint)
+    reason = getattr(error, "strerror", None) or str(error)
+    hint = "check the file's permissions" if isinstance(error, PermissionError) else None
+    return ConfigError(f"{path} cannot be read: {reason}", expected="a YAML config", hint=hint)
+
+
+def _nearest_file(path: Path) -> str | None:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"the folder {path.parent} does not exist either"
+    return did_you_mean(path.name, names)
+
+
+def _decode(content: bytes, path: Path) -> str:
+    for signature, kind, hint in SIGNATURES:
+        if content.startswith(signature):
+            raise _no_config(path, kind, hint)
+    # safetensors: eight bytes of length, little-endian, then a JSON header.
+    if content[8:10] in (b'{"', b"{}") and b"\0" in content[:8]:
+        raise _no_config(path, "a safetensors file", WEIGHTS_HINT)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if re.search(rb"[\x00-\x08\x0e-\x1a]", content[:4096]):
+            raise _no_config(path, "a binary file", WEIGHTS_HINT) from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path} is not text in UTF-8",
+            found=f"byte {content[error.start]:#04x}",
+            where=f"{path} line {line}",
+            hint="save it as UTF-8",
+        ) from None
+    if "\0" in text:
+        raise _no_config(path, "a binary file", None)
+    return text
+
+
+def _no_config(path: Path, kind: str, hint: str | None) -> ConfigError:
+    return ConfigError(
+        f"{path} is no config", expected="text in YAML", found=kind, where=str(path), hint=hint
+    )

@@ -1,4 +1,4 @@
-"""Where and in what PyTorch computes, and the clock of its own queue of work."""
+"""PyTorch's device and dtypes, and the clock of its stream."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.bench.clocks import DEVICE_SAMPLE_SECONDS, WALL, Clock
-from lstm_cli.bench.peers.base import Setting, Unsupported
+from lstm_cli.bench.peers.base import ComputeSetting, Unsupported
+from lstm_cli.bench.protocol import DEVICE_SAMPLE_SECONDS, WALL, Clock
 from lstm_cli.engines.types import Array
 
 HALVES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class TorchPlace:
+class TorchDevice:
     """A device, and the dtypes on it.
 
     Attributes
@@ -27,9 +27,9 @@ class TorchPlace:
     device
         A ``torch.device``.
     dtype
-        Of what is computed, in ``torch.dtype``.
+        ``torch.dtype`` of products.
     stored
-        Of weights: what is trained in 16 bits has its weights in float32.
+        ``torch.dtype`` of weights: float32 where training computes in 16 bits.
     """
 
     torch: Any
@@ -38,13 +38,13 @@ class TorchPlace:
     stored: Any
 
     @classmethod
-    def of(cls, torch: Any, setting: Setting, *, training: bool = False) -> TorchPlace:
-        """The place that a setting means.
+    def of(cls, torch: Any, setting: ComputeSetting, *, training: bool = False) -> TorchDevice:
+        """The device and dtypes of a setting.
 
         Raises
         ------
         Unsupported
-            A GPU that this PyTorch cannot use.
+            This PyTorch cannot use the GPU.
         """
         if setting.device != "cpu" and not torch.cuda.is_available():
             raise Unsupported(f"this PyTorch cannot compute on {setting.device}")
@@ -54,8 +54,8 @@ class TorchPlace:
         return cls(torch, torch.device(setting.device), dtype, stored)
 
     @property
-    def plain(self) -> bool:
-        """Whether NumPy's memory will do."""
+    def uses_numpy_memory(self) -> bool:
+        """Whether NumPy's arrays can be used in place."""
         return bool(self.device.type == "cpu" and self.dtype in self._numpy)
 
     @property
@@ -64,47 +64,47 @@ class TorchPlace:
 
     @property
     def mixed(self) -> bool:
-        """Whether weights are kept in another dtype than they are multiplied in."""
+        """Whether weights are stored in another dtype than they are multiplied in."""
         return bool(self.stored != self.dtype)
 
     @property
     def clock(self) -> Clock:
-        """The GPU's own; on the processor what a call starts is done when it returns."""
+        """The clock of the GPU's stream, or the wall clock on a CPU."""
         return WALL if self.device.type == "cpu" else TorchClock(self.torch, self.device)
 
     def weight(self, array: Array) -> Any:
-        """A weight, copied."""
+        """A copy of a weight on the device."""
         return self.torch.from_numpy(array.copy()).to(self.device, self.stored)
 
     def inputs(self, array: Array) -> Any:
-        """Inputs in the dtype of what is computed; without a copy where nothing differs."""
+        """Inputs on the device in the dtype of products, copied only where that differs."""
         tensor = self.torch.from_numpy(array)
-        # Under autocast on a processor a layer takes its weights' dtype only.
-        kept = self.mixed and self.device.type == "cpu"
-        return tensor.to(self.device, self.stored if kept else self.dtype)
+        # Under autocast on a CPU, a layer takes its weights' dtype only.
+        as_stored = self.mixed and self.device.type == "cpu"
+        return tensor.to(self.device, self.stored if as_stored else self.dtype)
 
     def targets(self, array: Array) -> Any:
-        """Classes as they are, values in the weights' dtype."""
+        """Targets on the device: classes unchanged, values in the weights' dtype."""
         tensor = self.torch.from_numpy(array)
         return tensor.to(self.device, self.stored if array.dtype.kind == "f" else tensor.dtype)
 
-    def fetched(self, tensor: Any) -> Array:
-        """In NumPy's memory; 16-bit floats as float32."""
+    def to_host(self, tensor: Any) -> Array:
+        """A tensor as NumPy's array; 16-bit floats become float32."""
         tensor = tensor.detach()
         if tensor.dtype not in self._numpy:
             tensor = tensor.float()
         return np.asarray(tensor.cpu().numpy())
 
     @contextmanager
-    def settings(self, setting: Setting) -> Iterator[None]:
-        """What is global in PyTorch as the setting wants it, then as it was."""
+    def settings(self, setting: ComputeSetting) -> Iterator[None]:
+        """Apply a setting to PyTorch's global options, and restore them at the end."""
         with ExitStack() as stack:
             stack.enter_context(_threads(self.torch, setting.threads))
             if self.device.type == "cpu":
                 yield
                 return
             stack.enter_context(self.torch.cuda.device(self.device))
-            stack.callback(self.torch.cuda.empty_cache)  # the others may want it
+            stack.callback(self.torch.cuda.empty_cache)  # for the other candidates
             if setting.dtype in ("float32", "tf32"):
                 stack.enter_context(tf32(self.torch, allowed=setting.dtype == "tf32"))
             yield
@@ -122,7 +122,7 @@ def _threads(torch: Any, count: int) -> Iterator[None]:
 
 @contextmanager
 def tf32(torch: Any, *, allowed: bool) -> Iterator[None]:
-    """Products of float32 on a GPU in TF32 or not, then as it was."""
+    """Allow or forbid TF32 products on a GPU, and restore PyTorch's options at the end."""
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -135,7 +135,7 @@ def tf32(torch: Any, *, allowed: bool) -> Iterator[None]:
 
 
 class TorchClock:
-    """Events in PyTorch's current stream, the first right behind a call that is not timed."""
+    """Events in PyTorch's current stream; the first stands right behind an untimed call."""
 
     pause = 0.0
 
@@ -144,15 +144,15 @@ class TorchClock:
 
     @property
     def sample(self) -> float:
-        """See `lstm_cli.bench.clocks.SAMPLE_SECONDS`."""
+        """See `lstm_cli.bench.protocol.DEVICE_SAMPLE_SECONDS`."""
         return DEVICE_SAMPLE_SECONDS
 
     def settle(self) -> None:
-        """Wait for the whole device, whoever started what it does."""
+        """Wait for all work of the device, of other programs too."""
         self._torch.cuda.synchronize(self._device)
 
     def seconds(self, call: Callable[[], Any], repeats: int) -> float:
-        """Between an event before the first call and one after the last."""
+        """Seconds between an event before the first call and one after the last."""
         cuda = self._torch.cuda
         first, last = (cuda.Event(enable_timing=True) for _ in range(2))
         stream = cuda.current_stream(self._device)
@@ -161,4 +161,4 @@ class TorchClock:
             call()
         last.record(stream)
         last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3  # it gives milliseconds
+        return float(first.elapsed_time(last)) / 1e3  # from milliseconds

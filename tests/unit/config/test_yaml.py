@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lstm_cli.config.yaml12 import dump, parse
+from lstm_cli.config.yaml import dump, parse
 from lstm_cli.errors import ConfigError
 
 NAME = "a.yaml"
@@ -100,7 +100,7 @@ def test_merge_keys_bring_in_what_is_not_given() -> None:
 
 def test_merging_no_mapping_is_a_problem() -> None:
     (problem,) = parse("a: {<<: 3}", NAME).problems
-    assert "merges what is no mapping" in problem.what
+    assert "merges a value that is no mapping" in problem.what
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_tags_are_problems(text: str) -> None:
         ("a:\n\t- b", "a.yaml line 2, column 1", "spaces"),
         ("a: [1, 2", "a.yaml line 1, column 9", "`,` or a closing bracket"),
         ("a:\n  - 1\n b: 2", "a.yaml line 3, column 2", "the indentation of the lines above"),
-        ('a: "b', "a.yaml line 1, column 6", "the rest of what was begun"),
+        ('a: "b', "a.yaml line 1, column 6", "the end of a quote or bracket"),
         ("a: *b", "a.yaml line 1, column 4", "an alias (`*name`) after its anchor (`&name`)"),
         ("--- 1\n--- 2", "a.yaml line 2, column 1", "one document"),
     ],

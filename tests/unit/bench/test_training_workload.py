@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 
 from lstm_cli.bench import (
-    Setting,
-    Size,
+    ComputeSetting,
+    GridSize,
     SizeResult,
-    harness,
     measure,
+    measurement,
     one_lstm,
     peer,
     without_dropout,
 )
-from lstm_cli.bench.rounds import Samples
-from lstm_cli.bench.training import TrainingContest
+from lstm_cli.bench.protocol import Samples
+from lstm_cli.bench.workload import TrainingWorkload
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, DataError, TrainingError
 from lstm_cli.training.losses import LOSSES
 
-SIZE = Size(hidden=7, batch=3, steps=5, features=4)
+SIZE = GridSize(hidden=7, batch=3, steps=5, features=4)
 D, H = SIZE.features, SIZE.hidden
 WEIGHTS = ("layers.0.weight_ih", "layers.0.weight_hh", "layers.0.bias")
 
@@ -58,9 +58,9 @@ def test_forward_is_what_is_measured_unless_said_otherwise(engine, fake_peer):
 
 
 def test_the_rate_counts_three_times_the_forward_products(engine, monkeypatch):
-    monkeypatch.setattr(harness, "interleave", lambda *_: Samples(np.full((3, 1), 2.0), (1,)))
+    monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(np.full((3, 1), 2.0), (1,)))
     products = 4 * H * (D + H) * 2 * 15
-    assert run(engine).ours.gflops == pytest.approx(3 * products / 2.0 / 1e9)
+    assert run(engine).lstm_cli_timing.gflops == pytest.approx(3 * products / 2.0 / 1e9)
 
 
 def with_one(name, change):
@@ -110,9 +110,9 @@ def test_a_peer_that_trains_otherwise_is_named_and_has_no_ratio(
 def test_a_peer_that_does_not_update_is_found(engine, fake_peer):
     class Idle(fake_peer):
         @contextmanager
-        def prepare_training(self, lesson, size, setting):
-            self.twist = {"weights": lambda _: lesson.weights}
-            with super().prepare_training(lesson, size, setting) as trainee:
+        def prepare_training(self, task, size, setting):
+            self.twist = {"weights": lambda _: task.weights}
+            with super().prepare_training(task, size, setting) as trainee:
                 yield trainee
 
     one = run(engine, Idle()).agreements["fake"]
@@ -121,13 +121,13 @@ def test_a_peer_that_does_not_update_is_found(engine, fake_peer):
 
 
 def test_our_own_update_is_looked_at_too(engine, fake_peer, monkeypatch):
-    from lstm_cli.bench import training
+    from lstm_cli.bench import workload
 
-    class Doubled(training.OwnTrainee):
+    class Doubled(workload.LstmCliTrainable):
         def weights(self):
             return {name: 2 * value for name, value in super().weights().items()}
 
-    monkeypatch.setattr(training, "OwnTrainee", Doubled)
+    monkeypatch.setattr(workload, "LstmCliTrainable", Doubled)
     result = run(engine, fake_peer())
     assert result.ratios == {}
     assert result.agreements["fake"].what == f"{WEIGHTS[0]} after a step"
@@ -151,7 +151,7 @@ def test_a_peer_that_breaks_is_skipped_with_the_first_line_of_its_error(engine, 
 def test_peers_get_the_engines_threads(fake_peer):
     trained = fake_peer()
     run(ReferenceEngine("float32", threads=1), trained)
-    assert trained.asked == [(SIZE, Setting(1))]
+    assert trained.asked == [(SIZE, ComputeSetting(1))]
 
 
 def test_onnx_runtime_does_not_train(engine):
@@ -161,12 +161,12 @@ def test_onnx_runtime_does_not_train(engine):
 
 
 def test_steps_that_update_nothing_are_not_timed(engine, monkeypatch):
-    from lstm_cli.bench import training
+    from lstm_cli.bench import workload
 
     def endless(*arguments):
         return np.full((3, 5, 7), np.inf)
 
-    monkeypatch.setattr(training, "random_targets", endless)
+    monkeypatch.setattr(workload, "random_targets", endless)
     with pytest.raises(TrainingError, match="not finite") as caught:
         run(engine)
     assert "--seed" in caught.value.hints[0]
@@ -255,16 +255,16 @@ CASES = {
 
 
 def torch_step(layers, dtype, loss=None, size=SIZE, steps=1):
-    """Our last step, PyTorch's, and what the contest thinks of them."""
+    """Our last step, PyTorch's, and what the workload thinks of them."""
     pytest.importorskip("torch")
-    contest = TrainingContest(layers, size, ReferenceEngine(dtype, 1), 3, loss)
+    workload = TrainingWorkload(layers, size, ReferenceEngine(dtype, 1), 3, loss)
     with ExitStack() as stack:
-        ours, theirs = contest.ours(), contest.theirs(stack, peer("torch"))
+        ours, theirs = workload.lstm_cli_candidate(), workload.peer_candidate(stack, peer("torch"))
         for _ in range(steps - 1):
             ours.call()
             theirs.call()
-        a, b = ours.shown(), theirs.shown()
-    return a, b, contest.compare(a, b)
+        a, b = ours.compute(), theirs.compute()
+    return a, b, workload.compare(a, b)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -288,7 +288,9 @@ def test_pytorch_has_the_same_losses(loss):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [Size(7, 1, 5, 4), Size(7, 3, 1, 4), Size(7, 1, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "size", [GridSize(7, 1, 5, 4), GridSize(7, 3, 1, 4), GridSize(7, 1, 1, 4)], ids=str
+)
 def test_one_sequence_and_one_step(size):
     for name in ("lstm, both directions", "gru, both directions, last step"):
         _, _, one = torch_step(CASES[name], "float64", size=size)
@@ -305,14 +307,14 @@ def test_pytorch_goes_on_alike(name):
 
 
 def test_pytorch_gets_its_threads_back():
-    contestant = peer("torch") if pytest.importorskip("torch") else None
+    candidate = peer("torch") if pytest.importorskip("torch") else None
     import torch
 
     before = torch.get_num_threads()
     engine = ReferenceEngine("float32", before + 1)
-    contest = TrainingContest(CASES["lstm"], SIZE, engine, 0)
+    workload = TrainingWorkload(CASES["lstm"], SIZE, engine, 0)
     with ExitStack() as stack:
-        contest.theirs(stack, contestant)
+        workload.peer_candidate(stack, candidate)
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 

@@ -1,4 +1,4 @@
-"""What must fit between the keys: steps in a row of layers, pairs, losses and last layers."""
+"""Checks across keys: steps through the layers, pairs, losses and last layers."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_loss_that_the_last_layer_does_not_suit(
     only: Only, loss: str, last: str, found: str
 ) -> None:
     problem = only(config(last, tail=f"train:\n  loss: {loss}\n"))
-    assert problem.what.startswith(f"train.loss is {loss}, which wants a s")
+    assert problem.what.startswith(f"train.loss is {loss}, which needs a s")
     assert problem.found == found
     assert problem.where == ("configs/mine.yaml line 4", "configs/mine.yaml line 6")
 
@@ -139,17 +139,17 @@ def test_losses_that_suit(last: str, train: str) -> None:
         ("{type: dense, units: 1, activation: softmax}", "{loss: cross_entropy}",
          "model.layers[0].units is 1, and a softmax over one unit is always 1"),
         (SOFTMAX, "{loss: cross_entropy, class_weights: [1, 2]}",
-         "train.class_weights does not weight every class"),
+         "train.class_weights does not have a weight for each class"),
         (SOFTMAX, "{loss: mse, class_weights: balanced}",
-         "train.class_weights needs classes, which the loss mse has not"),
+         "train.class_weights needs classes, but the loss mse has none"),
         (SOFTMAX, "{loss: mae, label_smoothing: 0.1}",
-         "train.label_smoothing needs classes, which the loss mae has not"),
+         "train.label_smoothing needs classes, but the loss mae has none"),
         (SOFTMAX, "{loss: mse, monitor: val_loss}",
-         "train.monitor is val_loss, but nothing is held out"),
+         "train.monitor is val_loss, but train.validation is missing"),
         (SOFTMAX, "{loss: mse, monitor: auc}",
-         "train.monitor is auc, which the loss mse does not come with"),
+         "train.monitor is auc, which is no metric of the loss mse"),
         (SOFTMAX, "{loss: cross_entropy, monitor: mae}",
-         "train.monitor is mae, which the loss cross_entropy does not come with"),
+         "train.monitor is mae, which is no metric of the loss cross_entropy"),
         (SOFTMAX, "{loss: mse, schedule: {type: step, warmup_steps: 2, warmup_epochs: 1}}",
          "train.schedule has both warmup_steps and warmup_epochs"),
         (SOFTMAX, "{loss: mse, optimizer: {type: sgd, nesterov: true}}",
@@ -162,7 +162,7 @@ def test_options_of_training_that_exclude_each_other(
     assert only(config(last, tail=f"train: {train}\n")).what == what
 
 
-def test_structure_is_checked_beside_faults_of_the_schema(
+def test_structure_is_checked_along_with_the_schema(
     problems: Callable[..., list[Problem]],
 ) -> None:
     found = problems(config(LAST, "{type: dense}", "{type: gru, hidden_size: 2}"))

@@ -1,4 +1,4 @@
-"""What a faulty config is told: path, expected, found, line, hint; all at once, in our words."""
+"""Messages for a faulty config: path, expected, found, line and hint, all at once."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_faults_of_training(only: Only, train: str, path: str, hint: str | None)
         ("{name: elu, alpha: '1'}", "activation.alpha", "is no number"),
         ("{name: tanh, alpha: 1}", "activation", "the activation tanh has no alpha"),
         ("{alpha: 1}", "activation", "names no activation"),
-        ("[tanh]", "activation", "no pair"),
+        ("[tanh]", "activation", "not a pair"),
         ("[tanh, relo]", "activation[1]", "'relo' is not an activation"),
         ("[tanh, {name: elu, alpha: x}]", "activation[1].alpha", "is no number"),
         ("3", "activation", "is no activation"),
@@ -255,7 +255,7 @@ def test_faults_of_an_activation(only: Only, activation: str, path: str, told: s
     assert problem.where == ("configs/mine.yaml line 6",)
 
 
-def test_everything_is_told_at_once(problems: Problems) -> None:
+def test_one_error_reports_every_problem(problems: Problems) -> None:
     text = (
         "model:\n  input_size: 0\n  input_size: 1\n  layers:\n"
         "    - {type: lstm, hidden_size: 4, return_sequences: false}\n"
@@ -275,7 +275,7 @@ def test_everything_is_told_at_once(problems: Problems) -> None:
         "foo is not a key of a config",
         "model.layers[0].return_sequences is false, but model.layers[2], an rnn layer, "
         "reads every step",
-        "train.monitor is val_loss, but nothing is held out",
+        "train.monitor is val_loss, but train.validation is missing",
     }
 
 

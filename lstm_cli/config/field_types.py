@@ -1,4 +1,4 @@
-"""Options that may be written in more than one way, as types of the schema."""
+"""Field types of the schema for options with several notations: activations and bare names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lstm_cli.cells import FORMULAS, Activation
 from lstm_cli.cells.activations import SYNONYMS
-from lstm_cli.config.places import KeyPath
-from lstm_cli.config.words import did_you_mean, either, short, shown
+from lstm_cli.config.problems import KeyPath, describe_value, did_you_mean, one_of, shorten
 from lstm_cli.errors import ConfigError, nearest, nearest_first
 
-OWN_ERROR = "lstm_cli"
-"""Type of the errors raised here; their context holds a `Problem`'s parts, in our words."""
+REFUSED = "lstm_cli"
+"""Pydantic's type of the errors raised here; their context holds the parts of a `Problem`."""
 
 EXPECTED_ACTIVATION = "a name such as tanh, or {name, alpha, beta}"
 
@@ -35,17 +34,17 @@ def refuse(
     Parameters
     ----------
     what
-        Continues a sentence that begins with the path: ``has an unknown value``.
+        The rest of a sentence that begins with the path: ``has an unknown value``.
     path
-        Where in the value the fault is.
+        Path of the fault within the value.
     """
     context = {"what": what, "expected": expected, "found": found, "hint": hint, "path": path}
-    raise PydanticCustomError(OWN_ERROR, "{what}", context)
+    raise PydanticCustomError(REFUSED, "{what}", context)
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, which booleans are not."""
-    # A whole number beyond the floats is refused as well: isfinite would raise.
+    # isfinite raises for an integer beyond the floats.
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() < 1000
     return isinstance(value, float) and math.isfinite(value)
@@ -58,9 +57,9 @@ class BareName:
     Attributes
     ----------
     names
-        Types.
+        Names of the types.
     default
-        The type of a mapping that has none.
+        Type of a mapping without a type.
     """
 
     names: tuple[str, ...]
@@ -89,7 +88,7 @@ class BareName:
 
 @dataclass(frozen=True)
 class ActivationOption:
-    """Marks a field as one or more activations, read by `parse`."""
+    """Marks a field as one or more activations that `parse` reads."""
 
     parse: Callable[[Any], Any]
     schema: dict[str, Any] = field(hash=False)
@@ -98,7 +97,8 @@ class ActivationOption:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(written)
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(to_yaml_value),
         )
 
     def __get_pydantic_json_schema__(
@@ -108,29 +108,29 @@ class ActivationOption:
 
 
 def parse_directions(value: Any) -> tuple[Activation, ...]:
-    """A recurrent layer's activation: one for both directions, or forward and reverse."""
+    """Read a recurrent layer's activation: one for both directions, or a pair."""
     if not isinstance(value, list):
         return (_activation(value, ()),)
     if len(value) != 2:
         refuse(
-            "is a list that is no pair",
+            "is a list, but not a pair",
             expected="two activations: forward and reverse",
-            found=shown(value),
+            found=describe_value(value),
         )
     return tuple(_activation(item, (index,)) for index, item in enumerate(value))
 
 
-def parse_dense(value: Any) -> Activation | Literal["softmax"]:
-    """A dense layer's activation; softmax, which is not element-wise, stays a word."""
+def parse_dense_activation(value: Any) -> Activation | Literal["softmax"]:
+    """Read a dense layer's activation; softmax, which is not elementwise, stays a name."""
     if value in ("softmax", {"name": "softmax"}):
         return "softmax"
     return _activation(value, (), (*FORMULAS, "softmax"))
 
 
-def written(value: Any) -> Any:
-    """What was parsed, as it is written in YAML."""
+def to_yaml_value(value: Any) -> Any:
+    """A parsed option in YAML's plain values."""
     if isinstance(value, tuple):
-        return [written(v) for v in value] if len(value) > 1 else written(value[0])
+        return [to_yaml_value(v) for v in value] if len(value) > 1 else to_yaml_value(value[0])
     if not isinstance(value, Activation):
         return value
     parameters = {"alpha": value.alpha, "beta": value.beta}
@@ -139,10 +139,12 @@ def written(value: Any) -> Any:
     return {"name": value.name, **{k: v for k, v in parameters.items() if v is not None}}
 
 
-def _activation(value: Any, path: KeyPath, known: Iterable[str] = FORMULAS) -> Activation:
+def _activation(value: Any, path: KeyPath, choices: Iterable[str] = FORMULAS) -> Activation:
     keys = {"name": value} if isinstance(value, str) else value
     if not isinstance(keys, dict):
-        refuse("is no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
+        refuse(
+            "is no activation", expected=EXPECTED_ACTIVATION, found=describe_value(value), path=path
+        )
     for key in keys:
         if key not in ("name", "alpha", "beta"):
             refuse(
@@ -152,36 +154,41 @@ def _activation(value: Any, path: KeyPath, known: Iterable[str] = FORMULAS) -> A
             )
     for key in ("alpha", "beta"):
         if key in keys and not is_number(keys[key]):
-            found = shown(keys[key])
+            found = describe_value(keys[key])
             refuse("is no number", expected="a finite number", found=found, path=(*path, key))
     name = keys.get("name")
     if not isinstance(name, str):
-        refuse("names no activation", expected=EXPECTED_ACTIVATION, found=shown(value), path=path)
-    return _named(name, keys, path, known)
+        refuse(
+            "names no activation",
+            expected=EXPECTED_ACTIVATION,
+            found=describe_value(value),
+            path=path,
+        )
+    return _named(name, keys, path, choices)
 
 
-def _named(name: str, keys: dict[str, Any], path: KeyPath, known: Iterable[str]) -> Activation:
+def _named(name: str, keys: dict[str, Any], path: KeyPath, choices: Iterable[str]) -> Activation:
     if name not in FORMULAS and name not in SYNONYMS:
-        if name == "softmax" and name in known:
+        if name == "softmax" and name in choices:
             refuse("is softmax, which has no parameters", expected="softmax", path=path)
-        if nearest(name, ["softmax"]) and not (nearest(name, FORMULAS) or "softmax" in known):
+        if nearest(name, ["softmax"]) and not (nearest(name, FORMULAS) or "softmax" in choices):
             refuse(
-                f"is {short(name)}, and only a dense layer has softmax",
-                expected=either(sorted(FORMULAS)),
+                f"is {shorten(name)}, and only a dense layer has softmax",
+                expected=one_of(sorted(FORMULAS)),
                 hint="add a last layer {type: dense, units: …, activation: softmax}",
                 path=path,
             )
         refuse(
-            f"does not fit: {shown(name)} is not an activation",
-            expected=either(nearest_first(name, sorted(known))),
-            hint=did_you_mean(name, (*known, *SYNONYMS)),
+            f"does not fit: {describe_value(name)} is not an activation",
+            expected=one_of(nearest_first(name, sorted(choices))),
+            hint=did_you_mean(name, (*choices, *SYNONYMS)),
             path=path,
         )
     try:
         return Activation(name, keys.get("alpha"), keys.get("beta"))
     except ConfigError as error:
         fault = error.problems[0]
-        # Activation names the fault in its own sentence, which continues after the path.
+        # The error of `Activation` continues this sentence.
         refuse(
             f"does not fit: {fault.what}",
             expected=fault.expected,
@@ -201,7 +208,7 @@ _NAMED = {
 _ONE = {"anyOf": [{"enum": sorted(FORMULAS)}, _NAMED]}
 _PAIR = {"type": "array", "items": _ONE, "minItems": 2, "maxItems": 2}
 
-Directions = ActivationOption(parse_directions, {"anyOf": [*_ONE["anyOf"], _PAIR]})
+RecurrentActivation = ActivationOption(parse_directions, {"anyOf": [*_ONE["anyOf"], _PAIR]})
 DenseActivation = ActivationOption(
-    parse_dense, {"anyOf": [{"enum": [*sorted(FORMULAS), "softmax"]}, _NAMED]}
+    parse_dense_activation, {"anyOf": [{"enum": [*sorted(FORMULAS), "softmax"]}, _NAMED]}
 )

@@ -1,31 +1,36 @@
 """Who is timed, who is not, and what the results say."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from lstm_cli.bench import (
-    Agreement,
-    Setting,
-    Size,
+    ComputeSetting,
+    GridSize,
+    PeerAgreement,
     SizeResult,
     Timing,
     geometric_mean,
-    harness,
     measure,
+    measurement,
     one_lstm,
     peer,
 )
-from lstm_cli.bench.agreement import agreement
-from lstm_cli.bench.draws import random_weights
-from lstm_cli.bench.rounds import Samples
-from lstm_cli.cells import LSTM
-from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.bench.agreement import output_agreement
+from lstm_cli.bench.measurement import roofline_limits, roofline_shares
+from lstm_cli.bench.protocol import Samples
+from lstm_cli.bench.sizes import random_weights, recurrent_reads
+from lstm_cli.bench.workload import ForwardWorkload, TrainingWorkload
+from lstm_cli.cells import GRU, LSTM
+from lstm_cli.engines.limits import Limits, Reads
+from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 from lstm_cli.errors import UsageError
 
-SIZE = Size(hidden=5, batch=3, steps=4, features=2)
+SIZE = GridSize(hidden=5, batch=3, steps=4, features=2)
 
 
 def run(engine, *peers, **options):
@@ -39,7 +44,7 @@ def test_a_peer_that_agrees_is_timed_and_has_a_ratio(engine, fake_peer):
     assert [t.name for t in result.timings] == ["lstm-cli", "twin"]
     assert result.timings[0].title == "lstm-cli (reference, float64)"
     assert result.timings[1].title == "Fake twin"
-    assert result.agreements == {"twin": Agreement(0.0, 1e-10, True)}
+    assert result.agreements == {"twin": PeerAgreement(0.0, 1e-10, True)}
     assert result.ratios["twin"] > 0
     assert result.ahead_of_best == result.ratios["twin"]
     assert result.skipped == {}
@@ -96,7 +101,7 @@ def test_a_peer_that_breaks_while_it_is_prepared_is_skipped_too(engine, fake_pee
 def test_peers_get_the_engines_threads_and_are_closed(fake_peer):
     peer = fake_peer()
     run(ReferenceEngine("float32", threads=1), peer)
-    assert peer.asked == [(SIZE, Setting(1, "cpu", "float32"))]
+    assert peer.asked == [(SIZE, ComputeSetting(1, "cpu", "float32"))]
     assert not peer.open
 
 
@@ -121,7 +126,7 @@ def test_a_peer_that_cannot_use_a_gpu_is_not_compared(engine, name, mode):
     assert len(result.timings) == 1
 
 
-def test_no_peers_means_our_timings_alone(engine):
+def test_without_peers_there_are_only_own_timings(engine):
     result = run(engine)
     assert [t.name for t in result.timings] == ["lstm-cli"]
     assert result.ratios == {}
@@ -130,7 +135,7 @@ def test_no_peers_means_our_timings_alone(engine):
 def test_ratios_are_taken_within_rounds(engine, fake_peer, monkeypatch):
     # Ours and theirs slow down together: medians of the columns would say 4.
     seconds = np.array([[1.0, 3.0], [2.0, 8.0], [10.0, 30.0], [4.0, 12.0], [2.0, 6.0]])
-    monkeypatch.setattr(harness, "interleave", lambda *_: Samples(seconds, (2, 1)))
+    monkeypatch.setattr(measurement, "interleave", lambda *_: Samples(seconds, (2, 1)))
     result = run(engine, fake_peer("twin"))
     ours, theirs = result.timings
     assert result.ratios == {"twin": 3.0}
@@ -141,18 +146,18 @@ def test_ratios_are_taken_within_rounds(engine, fake_peer, monkeypatch):
     assert theirs.gflops == pytest.approx(work / 8.0 / 1e9)
 
 
-def test_progress_is_told_before_each_size(engine):
-    told = []
-    other = Size(3, 1, 2, 3)
+def test_progress_is_reported_before_each_size(engine):
+    reports = []
+    other = GridSize(3, 1, 2, 3)
     results = measure(
         [SIZE, other],
         one_lstm,
         engine,
         rounds=1,
         seconds=0.001,
-        progress=lambda *news: told.append(news),
+        progress=lambda *news: reports.append(news),
     )
-    assert told == [(0, 2, SIZE), (1, 2, other)]
+    assert reports == [(0, 2, SIZE), (1, 2, other)]
     assert [result.size for result in results] == [SIZE, other]
 
 
@@ -184,9 +189,11 @@ def test_weights_repeat_with_the_seed_and_hide_nothing():
 
 
 def test_a_difference_is_absolute_up_to_one_and_relative_above():
-    assert agreement([0.5, 0.1], [0.5, 0.1003], 1e-3) == Agreement(pytest.approx(3e-4), 1e-3, True)
-    assert agreement([100.0], [100.05], 1e-3).difference == pytest.approx(5e-4)
-    assert not agreement([0.0], [0.0011], 1e-3).ok
+    assert output_agreement([0.5, 0.1], [0.5, 0.1003], 1e-3) == PeerAgreement(
+        pytest.approx(3e-4), 1e-3, True
+    )
+    assert output_agreement([100.0], [100.05], 1e-3).difference == pytest.approx(5e-4)
+    assert not output_agreement([0.0], [0.0011], 1e-3).ok
 
 
 def result_with(**ratios):
@@ -198,3 +205,87 @@ def test_the_geometric_mean_is_over_the_best_peers_of_the_sizes_that_have_one():
     assert geometric_mean(results) == pytest.approx(1.0)
     assert geometric_mean([result_with(a=2.0), result_with(a=8.0)]) == pytest.approx(4.0)
     assert geometric_mean([result_with()]) is None
+
+
+U = 4 * 5 * 5
+"""Recurrent weights at that size."""
+
+
+class Measured(ReferenceEngine):
+    """Knows its machine, which is slow at first."""
+
+    workspace_bytes = 77
+
+    def __init__(self):
+        super().__init__("float64")
+        self.asked = []
+
+    def limits(self, sizes=()):
+        self.asked.append(tuple(sizes))
+        count = len(self.asked)
+        return Limits(1e-9 * count, tuple(Reads(size, 1e-9 * count) for size in sizes))
+
+
+def timing(seconds, gflops):
+    return Timing("lstm-cli", "", seconds, seconds, 1, gflops)
+
+
+def test_recurrent_weights_are_read_once_a_step_by_each_direction():
+    layers = (
+        RecurrentSpec(0, 2, (LSTM(hidden_size=5),) * 2),
+        RecurrentSpec(1, 10, (LSTM(hidden_size=5),)),
+        RecurrentSpec(2, 5, (GRU(hidden_size=6),)),
+        RecurrentSpec(3, 6, (LSTM(hidden_size=3, projection_size=2),)),
+        DenseSpec(4, 2, 9, None),
+    )
+    assert recurrent_reads(layers, 7, 4) == {
+        4 * U: 3 * 7,
+        4 * 3 * 6 * 6: 7,
+        4 * (4 * 3 * 2 + 2 * 3): 7,
+    }
+    assert recurrent_reads(layers[-1:], 7, 4) == {}
+
+
+def test_training_reads_them_forwards_and_backwards_and_ragged_as_long_as_any_runs():
+    engine = ReferenceEngine("float64")
+    assert ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0).reads == {8 * U: 4}
+    assert TrainingWorkload(one_lstm(SIZE), SIZE, engine, 0).reads == {8 * U: 8}
+    ragged = ForwardWorkload(one_lstm(SIZE), SIZE, engine, 0, ragged=True)
+    assert ragged.reads == {8 * U: ragged.batch.lengths.max()}
+
+
+def test_shares_by_hand():
+    # 3 readings of 100 bytes at 1000 bytes/s and 1 of 400 at 500: 0.3 s and 0.8 s of 2.2 s.
+    limits = Limits(200.0, (Reads(400, 500e-9), Reads(100, 1000e-9), Reads(7, 1.0)))
+    shares = roofline_shares(timing(2.2, 50.0), {100: 3, 400: 1}, limits)
+    assert (shares.peak_gflops, shares.of_peak, shares.read_bytes) == (200.0, 0.25, 700)
+    assert shares.read_gbytes == pytest.approx(700 / 1.1 * 1e-9)
+    assert shares.of_reads == pytest.approx(0.5)
+    assert (shares.bound, shares.largest) == ("reads", shares.of_reads)
+    large = roofline_shares(timing(2.2, 150.0), {100: 3, 400: 1}, limits)
+    assert (large.bound, large.largest) == ("peak", 0.75)
+
+
+def test_without_recurrent_weights_there_is_only_the_peak():
+    found = roofline_shares(timing(1.0, 50.0), {}, Limits(200.0, (Reads(100, 1.0),)))
+    assert (found.of_peak, found.read_bytes, found.of_reads, found.bound) == (0.25, 0, 0.0, "peak")
+
+
+def test_limits_are_measured_before_and_after_every_size_and_the_best_are_used():
+    engine, other = Measured(), GridSize(3, 1, 2, 3)
+    results = measure([SIZE, other], one_lstm, engine, rounds=1, seconds=0.001)
+    first, second = 8 * U, 8 * 4 * 3 * 3
+    assert engine.asked == [(first,), (first,), (second,), (second,)]
+    for result, speed, bytes_ in zip(results, (2e-9, 4e-9), (4 * first, 2 * second), strict=True):
+        assert result.shares.peak_gflops == 4e-9
+        assert result.shares.of_peak == pytest.approx(result.lstm_cli_timing.gflops / 4e-9)
+        assert result.shares.read_gbytes == pytest.approx(speed)
+        assert result.shares.read_bytes == bytes_
+        expected = bytes_ / (speed * 1e9) / result.lstm_cli_timing.median
+        assert result.shares.of_reads == pytest.approx(expected)
+
+
+def test_an_engine_that_does_not_know_its_machine_has_no_shares(engine):
+    assert roofline_limits(engine, {8: 1}) == ()
+    (result,) = measure([SIZE], one_lstm, engine, rounds=1, seconds=0.001)
+    assert result.shares is None
