@@ -74,7 +74,7 @@ def measured(job: Job, engine: Any, peers: list[Any], seconds: float) -> dict[st
 
     _, mode, ragged, H, N, T = job
     results = bench.measure(
-        [bench.Size(H, N, T, H)],
+        [bench.GridSize(H, N, T, H)],
         bench.one_lstm,
         engine,
         peers,
@@ -83,7 +83,11 @@ def measured(job: Job, engine: Any, peers: list[Any], seconds: float) -> dict[st
         seconds=seconds,
     )
     (result,), (explained,) = results, bench.explain(results, bench.one_lstm, engine)
-    record = {"ours": result.ours.median, "step": explained.step, "floor": explained.floor}
+    record = {
+        "ours": result.lstm_cli_timing.median,
+        "step": explained.step,
+        "floor": explained.floor,
+    }
     record["way"] = ", ".join(layer.explanation.way for layer in explained.layers)
     theirs = [timing.median for timing in result.timings[1:]]
     record |= {"theirs": theirs[0] if theirs else None, "ratio": result.ahead_of_best}

@@ -14,7 +14,7 @@ from networks import random_inputs, random_lengths, random_states, random_weight
 from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.kernels import NO_PERSISTENT_KERNEL
 from lstm_cli.engines.cuda.stacks import PipelineOptions
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.errors import DeviceError
 from lstm_cli.network import backpropagation

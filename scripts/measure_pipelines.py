@@ -102,7 +102,7 @@ def call_of(engine: CudaEngine, job: Job) -> Callable[[], list[Any]]:
     def step() -> list[Any]:
         tape = backpropagation.forward(net, x, None, None, TrainingPass())
         gradients = backpropagation.backward(net, tape, d, d_logits=False)
-        return [engine.laid_out(tape.values), *gradients.tensors.values()]
+        return [engine.to_padded(tape.values), *gradients.tensors.values()]
 
     return step
 

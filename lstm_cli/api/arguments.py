@@ -11,7 +11,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import UsageError, described, nearest
-from lstm_cli.formats.model import Imported
+from lstm_cli.formats.interchange import Imported
 from lstm_cli.network.state import as_array
 
 CONFIG = "a path, or the config as a mapping"

@@ -13,11 +13,11 @@ import numpy as np
 
 from lstm_cli.cells import LSTM, Activation
 from lstm_cli.config import Config
-from lstm_cli.config.layers import Layer
-from lstm_cli.config.options import written
+from lstm_cli.config.field_types import to_yaml_value
+from lstm_cli.config.schema import Layer
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import quote
-from lstm_cli.formats.model import Imported
+from lstm_cli.formats.interchange import Imported
 
 TRAINING_OPTIONS = ("dropout", "recurrent_dropout", "forget_bias")
 """Options of a layer that change no output."""
@@ -206,7 +206,11 @@ def option_mismatches(config: Config, other: Config) -> list[OptionMismatch] | N
         return None
     return [
         OptionMismatch(
-            index, other_index, key, written(_value(layer, key)), written(_value(other_layer, key))
+            index,
+            other_index,
+            key,
+            to_yaml_value(_value(layer, key)),
+            to_yaml_value(_value(other_layer, key)),
         )
         for (index, layer), (other_index, other_layer) in pairs
         for key in type(layer).model_fields
@@ -298,7 +302,7 @@ def _settings(base: Config, other: Config, mismatches: Sequence[OptionMismatch])
             cell = _value(other_layer, "cell_activation")
             reported = any(m.layer == index and m.key == "cell_activation" for m in mismatches)
             if not reported and not _computes_the_same(cell, _value(other_layer, "activation")):
-                yield _setting(index, "cell_activation", written(cell))
+                yield _setting(index, "cell_activation", to_yaml_value(cell))
 
 
 def _setting(layer: int | None, key: str, value: Any) -> str:

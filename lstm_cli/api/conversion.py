@@ -31,22 +31,21 @@ from lstm_cli.api.weights_files import (
     zero_states_for,
 )
 from lstm_cli.config import Config
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
 from lstm_cli.errors import LstmCliError, Problem, UsageError, WeightsError, counted
-from lstm_cli.files import Temporary, not_written
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
-from lstm_cli.formats.registry import Format, layers_in_need_of_biases
+from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
+from lstm_cli.formats.registry import Format, layers_needing_biases
 from lstm_cli.network.normalization import (
-    STORED,
+    TENSOR_NAMES,
     Normalization,
     fold,
     fold_noise,
-    unfoldable,
+    fold_obstacle,
 )
 from lstm_cli.network.weights import fit_weights
-from lstm_cli.overwriting import check_target
+from lstm_cli.output_files import AtomicFile, check_output_path, write_error
 
 WRITTEN_ORDER: TmvaOrder = "slots"
 """Element order in a TMVA file, as TMVA's own writer and lstm-cli write it."""
@@ -199,7 +198,7 @@ def _check_paths(
             found=f"{source} and {destination}",
             hint="name another file to write",
         )
-    check_target(destination, option="DST", force=request.force, suffix=target.suffixes[0])
+    check_output_path(destination, option="DST", force=request.force, suffix=target.suffixes[0])
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class _Job:
             notes = registry.write(file.path, target.name, export, self.request.writing)
             tensors_only = _holds_tensors_only(target, destination)
             reading = ReadOptions(tmva_order=WRITTEN_ORDER)
-            biased = layers_in_need_of_biases(target.name, config.specs)
+            biased = layers_needing_biases(target.name, config.specs)
             known = config.with_biases(biased) if tensors_only else None
             back = read_weights(file.path, reading, layers=None if known is None else known.specs)
             back_config = known or config_of(back)
@@ -338,12 +337,12 @@ def _folding(
     LstmCliError
         The folded network does not compute the same as the source.
     """
-    inputs = Normalization.stored(tensors)
+    inputs = Normalization.from_tensors(tensors)
     if inputs is None:
         return None
     network = ComparedNetwork(config.specs, tensors)
     config, tensors = with_reading_bias(config, tensors)
-    if (why := unfoldable(config.specs)) is not None:
+    if (why := fold_obstacle(config.specs)) is not None:
         raise WeightsError(
             f"{target.title} cannot store the normalization of the inputs, inputs.mean and "
             "inputs.scale, and no weights can include it",
@@ -352,7 +351,7 @@ def _folding(
             where=str(source.path),
             hint="a native file keeps it: name a DST that ends in .safetensors",
         )
-    weights = {name: value for name, value in tensors.items() if name not in STORED}
+    weights = {name: value for name, value in tensors.items() if name not in TENSOR_NAMES}
     folded = fold(config.specs, weights, inputs)
     check_memory(config, ReferenceEngine("float64"))
     proof = check_fold(ComparedNetwork(config.specs, tensors), config.model.steps, inputs)
@@ -375,7 +374,7 @@ def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dic
     tensors = tensors_for(config.specs, imported)
     check_weights(config, tensors, str(imported.path))
     fitted = fit_weights(config.specs, tensors, str(imported.path))
-    wide = {name: fitted.pop(name).astype(np.float64) for name in STORED if name in fitted}
+    wide = {name: fitted.pop(name).astype(np.float64) for name in TENSOR_NAMES if name in fitted}
     if dtype is None:
         return {name: _as_float(value) for name, value in fitted.items()} | wide
     with np.errstate(over="ignore"):
@@ -427,7 +426,7 @@ def _prove(
     dtype = _narrowest((*tensors.values(), *read_back.tensors.values()))
     steps = config.model.steps
     if folding is None:
-        inputs = Normalization.stored(tensors)
+        inputs = Normalization.from_tensors(tensors)
         written = ComparedNetwork(config.specs, tensors)
         return check_equivalence(written, read_back, steps, dtype, inputs)
     # Folded weights are large and their sum is small. Rounding them first keeps the effect of
@@ -456,7 +455,7 @@ def _proof_error(
 
 
 def _converted_file(file: Imported, path: Path, kinds: set[str]) -> ConvertedFile:
-    gates = {kind: order for kind, order in file.order.items() if kind in kinds}
+    gates = {kind: order for kind, order in file.gate_orders.items() if kind in kinds}
     return ConvertedFile(
         str(path), file.format, file.title, gates, path.stat().st_size, file.sha256
     )
@@ -477,8 +476,8 @@ def target_format(destination: Path, name: str | None) -> Format:
         No format has that name, or neither name nor suffix states a format.
     """
     if name is not None:
-        return registry.named(name)
-    target = registry.by_suffix(destination)
+        return registry.format_named(name)
+    target = registry.format_by_suffix(destination)
     if target is None:
         suffixes = ", ".join(s for format in registry.FORMATS.values() for s in format.suffixes)
         raise UsageError(
@@ -495,10 +494,10 @@ class UnverifiedFile:
     Attributes
     ----------
     path
-        Temporary path, with the destination's suffix.
+        AtomicFile path, with the destination's suffix.
     """
 
-    def __init__(self, destination: Path, file: Temporary) -> None:
+    def __init__(self, destination: Path, file: AtomicFile) -> None:
         self._destination, self._file = destination, file
         self.path = file.path
 
@@ -513,7 +512,7 @@ class UnverifiedFile:
         try:
             self._file.keep()
         except OSError as error:
-            raise not_written(self._destination, "the weights", error) from None
+            raise write_error(self._destination, "the weights", error) from None
 
     def renamed(self, text: str) -> str:
         """Replace the temporary name in a text by the destination's name."""
@@ -545,9 +544,9 @@ class UnverifiedFile:
 def unverified_file(destination: Path, *, force: bool) -> Iterator[UnverifiedFile]:
     """Open a temporary file for a destination; remove it at the end unless it was kept."""
     try:
-        temporary = Temporary(destination, force=force)
+        temporary = AtomicFile(destination, force=force)
     except OSError as error:
-        raise not_written(destination, "the weights", error) from None
+        raise write_error(destination, "the weights", error) from None
     with temporary:
         file = UnverifiedFile(destination, temporary)
         try:

@@ -16,7 +16,7 @@ from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, Rounding
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Batch, Dataset
+    from lstm_cli.data import Batch, SequenceData
 
 SAMPLE_SEQUENCES, SAMPLE_BYTES = 64, 8 << 20
 """Sequences, and bytes of them at most, in which lost digits are looked for."""
@@ -26,17 +26,17 @@ LISTED = 8
 """Features that a message names; more become a count."""
 
 
-def input_dtype(network: Network, data: Dataset) -> str:
+def input_dtype(network: Network, data: SequenceData) -> str:
     """Return the dtype in which inputs are read.
 
     A network that normalizes its inputs needs a dtype that holds the stored values.
     """
     dtype = array_dtype(network.engine)
-    return dtype if network.normalization is None else data.holding(dtype)
+    return dtype if network.normalization is None else data.dtype_for_inputs(dtype)
 
 
 def misplaced_state_note(
-    network: Network, data: Dataset, batch_size: int, numbers: Array | None = None
+    network: Network, data: SequenceData, batch_size: int, numbers: Array | None = None
 ) -> str | None:
     """Describe a window that starts from the final state of a window not directly before it.
 
@@ -54,7 +54,7 @@ def misplaced_state_note(
         return None
     windows = np.arange(data.count) if numbers is None else np.sort(numbers)
     files, sequences = data.files.file_of(windows), data.files.sequences(windows)
-    begin, length = data.files.seen(windows)[0], data.max_steps
+    begin, length = data.files.step_ranges(windows)[0], data.max_steps
     for file in np.unique(files):
         of_file = np.flatnonzero(files == file)
         before, after = of_file[:-batch_size], of_file[batch_size:]
@@ -70,7 +70,7 @@ def misplaced_state_note(
     return None
 
 
-def lost_digits_note(network: Network, data: Dataset) -> str | None:
+def lost_digits_note(network: Network, data: SequenceData) -> str | None:
     """List the inputs whose digits the engine's dtype cannot hold, by the first sequences.
 
     Returns
@@ -80,7 +80,7 @@ def lost_digits_note(network: Network, data: Dataset) -> str | None:
     engine, reader = network.engine, next((s for s in network.layers if s.parameters()), None)
     # An engine in bfloat16 rounds the inputs of a recurrent layer's matrix product.
     dtype = engine.dtype if isinstance(reader, RecurrentSpec) else array_dtype(engine)
-    exact = dtype == array_dtype(engine) == data.holding(array_dtype(engine))
+    exact = dtype == array_dtype(engine) == data.dtype_for_inputs(array_dtype(engine))
     if exact or network.normalization is not None:
         return None
     batch = _sample(data, None)
@@ -88,10 +88,10 @@ def lost_digits_note(network: Network, data: Dataset) -> str | None:
     return f"digits of the inputs are lost in {dtype}: {itemize(lost)}" if lost else None
 
 
-def lost_target_digits(network: Network, data: Dataset) -> list[Rounding]:
+def lost_target_digits(network: Network, data: SequenceData) -> list[Rounding]:
     """List targets that outputs in the engine's dtype cannot tell apart, by first sequences."""
     dtype, info = array_dtype(network.engine), data.targets
-    if info is None or info.kind != "values" or data.holding_targets(dtype) == dtype:
+    if info is None or info.kind != "values" or data.dtype_for_targets(dtype) == dtype:
         return []
     batch = _sample(data, network.returns_sequences)
     if batch is None or batch.targets is None:
@@ -107,7 +107,7 @@ def itemize(lost: Sequence[Rounding]) -> str:
     return ", ".join(map(str, lost[:LISTED])) + more
 
 
-def _sample(data: Dataset, per_step: bool | None) -> Batch | None:
+def _sample(data: SequenceData, per_step: bool | None) -> Batch | None:
     """Read the first sequences in float64; None where they are too large to read for a note."""
     if not data.total_steps or data.max_steps * data.features > SAMPLE_BYTES:
         return None

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, RecurrentSpec
-from lstm_cli.network.flops import layer_flops
 from lstm_cli.network.network import Network, ends_sequence
-from lstm_cli.network.normalization import STORED, Normalization, fold, fold_noise
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_noise
+from lstm_cli.network.results import layer_flops
 
 SEED = 20
 SEQUENCES, STEPS = 4, 7
@@ -138,7 +138,7 @@ def check_fold(network: ComparedNetwork, steps: int | None, inputs: Normalizatio
     weights = {
         name: np.asarray(value, np.float64)
         for name, value in network.tensors.items()
-        if name not in STORED
+        if name not in TENSOR_NAMES
     }
     folded = fold(network.layers, weights, inputs)
     noise = SLACK * fold_noise(network.layers, folded, inputs, np.float64)

@@ -43,12 +43,12 @@ from lstm_cli.errors import (
     DeviceMemoryError,
     counted,
 )
-from lstm_cli.formats import foreign
-from lstm_cli.formats.model import Imported, ReadOptions, TmvaOrder, patterns
-from lstm_cli.network.carry import StateCarry
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.formats import unsupported_files
+from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder, parse_name_patterns
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
+from lstm_cli.network.state import StateCarry
 
 CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
 
@@ -120,7 +120,7 @@ class Model:
     @property
     def carries_state(self) -> bool:
         """True if a batch ran since the last `reset_state`: the next one continues its states."""
-        return self._carry.holds
+        return self._carry.has_states
 
     def run(
         self,
@@ -152,11 +152,11 @@ class Model:
         keep = checked_flag(keep, "keep")
         start = state
         if self.stateful:
-            x, lengths = self.network.check_given(x, lengths)
+            x, lengths = self.network.check_arrays(x, lengths)
             start = self._carry.start(state, x.shape[0])
         result = self.network.run(x, lengths, start, keep=keep)
         if self.stateful:
-            self._carry.keep(result.state)
+            self._carry.store(result.state)
         return result
 
     def reset_state(self) -> None:
@@ -265,8 +265,8 @@ def load(
         checked_text(format, "format"),
         checked_text(prefix, "prefix"),
         checked_text(tmva_order, "tmva_order", ("slots", "labels")),  # type: ignore[arg-type]
-        only=patterns(only, "only"),
-        ignore=patterns(ignore, "ignore"),
+        only=parse_name_patterns(only, "only"),
+        ignore=parse_name_patterns(ignore, "ignore"),
     )
     chosen_engine = create_engine(engine, device, dtype, threads)
     path = checked_path(path, "path", "the path of a weights file")  # type: ignore[assignment]
@@ -287,7 +287,7 @@ def read_if_weights(
     """
     if not isinstance(config, str | Path):
         return config
-    foreign.refuse(config)
+    unsupported_files.refuse_unsupported_file(config)
     if not is_weights(config):
         return config
     return read_weights(config, options)
@@ -323,7 +323,7 @@ def assemble(
     check_memory(config, engine)
     source = config.weights if weights is None else weights
     if source is None:
-        random = initialise(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
+        random = initialize(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
         name = f"random, seed {config.init_seed}"
         return Model(Network(config.specs, random, engine), config, name)
     if isinstance(source, Mapping):

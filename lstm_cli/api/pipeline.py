@@ -19,15 +19,15 @@ import numpy as np
 from lstm_cli.api.model import Model
 from lstm_cli.api.timing import COPY_BACK, OVERLAPPED_COPY_BACK, Stopwatch
 from lstm_cli.api.training_data import DataPlaces, DatasetSource
-from lstm_cli.data import Batch, Room
-from lstm_cli.engines.setup import setup_seconds
+from lstm_cli.data import Allocator, Batch
+from lstm_cli.engines.setup_time import setup_seconds
 from lstm_cli.engines.types import Array, State, array_dtype
 from lstm_cli.errors import DeviceMemoryError, counted
-from lstm_cli.network.results import Result, late
-from lstm_cli.training.surroundings import LearningBatch
+from lstm_cli.network.results import Result, converted_gates
+from lstm_cli.training.interfaces import TrainingBatch
 
 if TYPE_CHECKING:
-    from lstm_cli.engines.cuda.staging import Sent, Stager
+    from lstm_cli.engines.cuda.runtime.memory import Upload, Uploader
 
 MARGIN = 0.9
 """Share of the free memory that a proposed batch size may use."""
@@ -61,15 +61,15 @@ class ForwardPipeline:
         self._row_limit: int | None = None
         self._pending: PendingResult | None = None
         self._device: Any = getattr(model.network.engine, "hardware", None)
-        self._stager: Stager | None = None
+        self._uploader: Uploader | None = None
         if self._device is not None:
-            from lstm_cli.engines.cuda.staging import Stager
+            from lstm_cli.engines.cuda.runtime.memory import Uploader
 
-            self._stager = Stager(self._device, array_dtype(model.network.engine))
+            self._uploader = Uploader(self._device, array_dtype(model.network.engine))
 
     def batches(
-        self, read: Callable[[Room], Iterator[Batch]]
-    ) -> Generator[tuple[Batch, Sent | None], None, None]:
+        self, read: Callable[[Allocator], Iterator[Batch]]
+    ) -> Generator[tuple[Batch, Upload | None], None, None]:
         """Yield every batch, and its upload if one was started.
 
         For a GPU, the next batch is read and uploaded while this one is computed. Close the
@@ -81,12 +81,12 @@ class ForwardPipeline:
             Function that yields the batches; it stores their inputs in memory from the allocator
             that it gets.
         """
-        if self._stager is None:
+        if self._uploader is None:
             batches = read(np.empty)
             while (batch := self._timed(lambda: next(batches, None))) is not None:
                 yield batch, None
             return
-        batches = read(self._stager.room)
+        batches = read(self._uploader.allocate_pinned)
         with ThreadPoolExecutor(1) as reader:
             # Two are read ahead, so that one can be uploaded before the one in front computes.
             waiting = deque(reader.submit(next, batches, None) for _ in range(2))
@@ -102,7 +102,7 @@ class ForwardPipeline:
             finally:  # where a run ends early, uploads may still be running
                 for unused in (upload, next_upload):
                     if unused is not None:
-                        unused.settle()
+                        unused.discard()
 
     def _timed(self, read: Callable[[], Batch | None]) -> Batch | None:
         """Read a batch, or wait for the thread that reads it, and add the time to ``read``."""
@@ -112,17 +112,17 @@ class ForwardPipeline:
             self._watch.add("read", perf_counter() - start, nbytes=batch.nbytes)
         return batch
 
-    def _upload(self, batch: Batch | None) -> Sent | None:
+    def _upload(self, batch: Batch | None) -> Upload | None:
         """Start the upload of a batch; None where GPU memory holds no second one."""
-        if batch is None or self._stager is None or self._row_limit is not None:
+        if batch is None or self._uploader is None or self._row_limit is not None:
             return None
         try:
-            return self._stager.send_room(batch.x)
+            return self._uploader.upload_pinned(batch.x)
         except DeviceMemoryError:
             return None
 
     def results(
-        self, batch: Batch, upload: Sent | None, initial: Sequence[Any] | None, *, keep: bool
+        self, batch: Batch, upload: Upload | None, initial: Sequence[Any] | None, *, keep: bool
     ) -> Iterator[tuple[Batch, Result]]:
         """Start a batch; yield results that are ready.
 
@@ -137,8 +137,8 @@ class ForwardPipeline:
         rows, first = len(batch.x), 0
         while first < rows:
             stop = rows if self._row_limit is None else min(rows, first + self._row_limit)
-            if upload is not None and self._stager is not None and stop - first < rows:
-                self._stager.arrived(upload)  # the upload may not outlive the memory it reads
+            if upload is not None and self._uploader is not None and stop - first < rows:
+                self._uploader.wait_for(upload)  # the upload may not outlive the memory it reads
                 upload = None
             part, state = _rows(batch, initial, first, stop)
             pending = self._start(part, upload, state, keep)
@@ -148,7 +148,7 @@ class ForwardPipeline:
                 self._pending.overlapped = True
             yield from self.remaining()
             self._pending = pending
-            if self._stager is None or keep:  # all gates of two batches may be too much
+            if self._uploader is None or keep:  # all gates of two batches may be too much
                 yield from self.remaining()
             first = stop
 
@@ -159,7 +159,7 @@ class ForwardPipeline:
             yield pending.batch, pending.result()
 
     def _start(
-        self, batch: Batch, upload: Sent | None, initial: Sequence[Any] | None, keep: bool
+        self, batch: Batch, upload: Upload | None, initial: Sequence[Any] | None, keep: bool
     ) -> PendingResult | None:
         """Start a batch's pass; None: try again, with more free memory or fewer rows."""
         free = None if self._device is None else self._device.memory()[0]
@@ -180,9 +180,9 @@ class ForwardPipeline:
         return None
 
     def _run(
-        self, batch: Batch, upload: Sent | None, initial: Sequence[Any] | None, keep: bool
+        self, batch: Batch, upload: Upload | None, initial: Sequence[Any] | None, keep: bool
     ) -> PendingResult:
-        if self._stager is None:
+        if self._uploader is None:
             start, before = perf_counter(), setup_seconds()
             result = self._model.run(batch.x, batch.lengths, initial, keep=keep)
             layers = sum(sum(parts.values()) for parts in result.seconds.values())
@@ -190,8 +190,8 @@ class ForwardPipeline:
             return PendingResult(batch, result)
         row = "read/host to device beside"
         if upload is None:
-            upload, row = self._stager.send_room(batch.x), "host to device"
-        x = self._stager.arrived(upload)
+            upload, row = self._uploader.upload_pinned(batch.x), "host to device"
+        x = self._uploader.wait_for(upload)
         result = self._model.run(x, batch.lengths, initial, keep=keep)
         engine = self._model.network.engine
         return DeviceResult(batch, result, upload, row, engine, self._watch, self._logits)
@@ -225,7 +225,7 @@ def _rows(
         x=batch.x[cut],
         lengths=None if batch.lengths is None else batch.lengths[cut],
         targets=None if batch.targets is None else batch.targets[cut],
-        known=None if batch.known is None else batch.known[cut],
+        has_target=None if batch.has_target is None else batch.has_target[cut],
         first=batch.first + first,
         nbytes=0,
     )
@@ -278,13 +278,13 @@ class DeviceResult(PendingResult):
         self,
         batch: Batch,
         result: Result,
-        upload: Sent,
+        upload: Upload,
         row: str,
         engine: Any,
         watch: Stopwatch,
         logits: bool,
     ) -> None:
-        from lstm_cli.engines.cuda.staging import Returning
+        from lstm_cli.engines.cuda.runtime.memory import Download
 
         super().__init__(batch, result)
         self._upload, self._row, self._engine, self._watch = upload, row, engine, watch
@@ -292,7 +292,7 @@ class DeviceResult(PendingResult):
         self._released = False
         arrays: list[Any] = [result.outputs, *_arrays(result.state)]
         arrays += [result.logits] if self._has_logits else []
-        self._copies = Returning(engine.hardware, arrays)
+        self._copies = Download(engine.hardware, arrays)
 
     def result(self) -> Result:
         """Wait for the copies; return the result in host memory."""
@@ -314,7 +314,7 @@ class DeviceResult(PendingResult):
         self._result = Result(
             outputs,
             list(_states(on_device.state, iter(others))),
-            {index: late(kept, to_host) for index, kept in on_device.kept.items()},
+            {index: converted_gates(kept, to_host) for index, kept in on_device.kept.items()},
             on_device.seconds,
             lambda: logits,
         )
@@ -345,13 +345,13 @@ class PrefetchingSource:
     """
 
     def __init__(self, source: DatasetSource, device: Any) -> None:
-        from lstm_cli.engines.cuda.staging import Stager
+        from lstm_cli.engines.cuda.runtime.memory import Uploader
 
         self._source = source
-        self._stager = Stager(device, source.dtype)
+        self._uploader = Uploader(device, source.dtype)
         self._reader = ThreadPoolExecutor(1)
         self._order: Sequence[Array] = ()
-        self._next: tuple[int, Future[tuple[LearningBatch, Sent | None]]] | None = None
+        self._next: tuple[int, Future[tuple[TrainingBatch, Upload | None]]] | None = None
 
     @property
     def places(self) -> DataPlaces:
@@ -364,7 +364,7 @@ class PrefetchingSource:
         self._order = self._source.order(epoch)
         return self._order
 
-    def read(self, numbers: Array) -> LearningBatch:
+    def read(self, numbers: Array) -> TrainingBatch:
         """Return one batch, with its inputs on the GPU if GPU memory holds them.
 
         Raises
@@ -378,7 +378,7 @@ class PrefetchingSource:
         self._next = None
         if k + 1 < len(self._order):
             self._next = k + 1, self._reader.submit(self._upload, k + 1)
-        return batch if upload is None else replace(batch, x=self._stager.arrived(upload))
+        return batch if upload is None else replace(batch, x=self._uploader.wait_for(upload))
 
     def raw(self, values: Array) -> Array:
         """Return outputs or targets in the units of the data."""
@@ -398,11 +398,11 @@ class PrefetchingSource:
         if prefetched is not None and prefetched[1].exception() is None:
             _, upload = prefetched[1].result()
             if upload is not None:
-                upload.settle()
+                upload.discard()
 
-    def _upload(self, k: int) -> tuple[LearningBatch, Sent | None]:
+    def _upload(self, k: int) -> tuple[TrainingBatch, Upload | None]:
         batch = self._source.read(self._order[k])
         try:
-            return batch, self._stager.send(batch.x)
+            return batch, self._uploader.upload(batch.x)
         except DeviceMemoryError:  # GPU memory holds no second batch
             return batch, None

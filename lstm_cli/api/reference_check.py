@@ -17,7 +17,7 @@ from lstm_cli.api.equivalence import position_text
 from lstm_cli.api.reference_file import Reference, read_reference
 from lstm_cli.cells import Activation
 from lstm_cli.config import Config
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -28,7 +28,7 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.network.network import Network
-from lstm_cli.network.normalization import STORED
+from lstm_cli.network.normalization import TENSOR_NAMES
 
 BATCH = 64
 """Sequences that are computed together."""
@@ -123,7 +123,7 @@ def check_reference(
     def run(layers: Layers, variant: Reference) -> Array:
         names = {name for spec in layers for name in spec.parameters()}
         if layers[0].index == config.specs[0].index:  # later layers read no raw inputs
-            names |= set(STORED)
+            names |= set(TENSOR_NAMES)
         weights = {name: value for name, value in tensors.items() if name in names}
         network = Network(layers, weights, ReferenceEngine("float64"))
         network.zero_states = zero_states
@@ -160,7 +160,7 @@ def _rounding(
     overflows the dtype: rounding does not explain that.
     """
     narrow, rng = _is_narrow(reference.outputs), np.random.default_rng(SEED)
-    names = {name for spec in layers for name in spec.parameters()} | set(STORED)
+    names = {name for spec in layers for name in spec.parameters()} | set(TENSOR_NAMES)
     weights = {name: value for name, value in tensors.items() if name in names}
 
     def nudged(value: Array, *, wide: bool) -> Array:
@@ -169,7 +169,7 @@ def _rounding(
 
     def nudged_weight(name: str, value: Array) -> Array:
         summed = "bias" in name and value.dtype != np.float64  # the rounded sum of two biases
-        return value if name in STORED else nudged(value, wide=not (narrow or summed))
+        return value if name in TENSOR_NAMES else nudged(value, wide=not (narrow or summed))
 
     def run(weights: Mapping[str, Array], x: Array, dtype: str = "float64") -> Array:
         network = Network(layers, weights, ReferenceEngine(dtype))
@@ -239,7 +239,7 @@ def _recurrent(config: Config) -> list[RecurrentSpec]:
 def _outputs(network: Network, reference: Reference) -> Array:
     """Run a network on all sequences of a reference, `BATCH` at a time."""
     x, lengths = reference.x, reference.lengths
-    network.check_given(x, lengths)
+    network.check_arrays(x, lengths)
     state, parts = _initial_states(network, reference), []
     for first in range(0, len(x), BATCH):
         rows = slice(first, first + BATCH)

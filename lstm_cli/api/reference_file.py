@@ -13,7 +13,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, WeightsError
-from lstm_cli.formats.safety import check_regular, checked_size, member_bytes, open_archive
+from lstm_cli.formats.limits import check_regular, checked_size, member_bytes, open_archive
 
 INPUTS = ("inputs", "x", "X", "input")
 OUTPUTS = ("outputs", "y", "Y", "output")
@@ -222,6 +222,6 @@ _HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dt
 
 
 def _hdf5_arrays(path: str) -> dict[str, Array]:
-    from lstm_cli.data.references import read_arrays
+    from lstm_cli.data.results import read_arrays
 
     return read_arrays(path, _is_part)

@@ -16,16 +16,16 @@ from lstm_cli.api.model import Model
 from lstm_cli.api.pipeline import ForwardPipeline
 from lstm_cli.api.timing import Stopwatch, TimingRow, timing_rows
 from lstm_cli.api.training_data import DataPlaces
-from lstm_cli.data import Batch, Dataset, GateWriter, ResultWriter, Room, StateReader
+from lstm_cli.data import Allocator, Batch, GateWriter, ResultWriter, SequenceData, StateReader
 from lstm_cli.engines.types import Array, array_dtype
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
 from lstm_cli.output_files import HDF5_ATTRIBUTE
-from lstm_cli.training.forensics import bad_data
-from lstm_cli.training.learner import Piece
 from lstm_cli.training.losses import loss_for
 from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.nonfinite import nonfinite_data_error
+from lstm_cli.training.train_step import Chunk
 from lstm_cli.version import __version__
 
 AUTO_BYTES = 64 << 20
@@ -115,7 +115,7 @@ def metric_loss(model: Model) -> tuple[str, bool]:
     return loss_for(model.network.layers), False
 
 
-def automatic_batch_size(model: Model, data: Dataset) -> int:
+def automatic_batch_size(model: Model, data: SequenceData) -> int:
     """Return a batch size whose gates fit `STEP_BYTES` and whose values fit `AUTO_BYTES`."""
     size = np.dtype(array_dtype(model.network.engine)).itemsize
     layers = model.network.layers
@@ -127,7 +127,7 @@ def automatic_batch_size(model: Model, data: Dataset) -> int:
 
 def run_dataset(
     model: Model,
-    data: Dataset,
+    data: SequenceData,
     *,
     batch_size: int = 64,
     halve: bool = False,
@@ -159,7 +159,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        data: Dataset,
+        data: SequenceData,
         batch_size: int,
         halve: bool,
         files: RunFiles,
@@ -264,14 +264,14 @@ class _Run:
             )
             self.gates = self.stack.enter_context(gates)
 
-    def _batches(self, room: Room) -> Iterator[Batch]:
+    def _batches(self, room: Allocator) -> Iterator[Batch]:
         return self.data.batches(
             self.batch_size,
             input_dtype(self.model.network, self.data),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
-            room=room,
+            allocate=room,
         )
 
     def _take(self, batch: Batch, result: Result) -> None:
@@ -318,18 +318,20 @@ class _Run:
         """Measure the sequences that have targets; return the error of data that are not finite."""
         x, outputs, logits, lengths = batch.x, result.outputs, result.logits, batch.lengths
         numbers = batch.first + np.arange(batch.count)
-        if batch.known is not None:
-            known = batch.known
+        if batch.has_target is not None:
+            known = batch.has_target
             x, outputs, targets, numbers = x[known], outputs[known], targets[known], numbers[known]
             logits = None if logits is None else logits[known]
             lengths = None if lengths is None else lengths[known]
-        metrics.targets.need_fitting(targets, outputs.shape)
+        metrics.targets.check_shape(targets, outputs.shape)
         with np.errstate(all="ignore"):  # a sum is finite only if every input is
             finite = np.isfinite(x.sum()) and np.isfinite(targets).all()
         if not finite:
             per_step = self.model.network.returns_sequences
-            piece, places = Piece(x, targets, lengths), DataPlaces(self.data)
-            error = bad_data(piece, per_step, numbers, places, "its metrics would mean nothing")
+            piece, places = Chunk(x, targets, lengths), DataPlaces(self.data)
+            error = nonfinite_data_error(
+                piece, per_step, numbers, places, "its metrics would mean nothing"
+            )
             if error is not None:
                 return error
         metrics.update(outputs, logits, targets, lengths)

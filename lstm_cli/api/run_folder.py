@@ -27,19 +27,19 @@ from lstm_cli.errors import (
     counted,
     quote,
 )
-from lstm_cli.files import (
-    not_written,
-    reason,
-    remove_leftovers,
-    unfinished,
-    write_all,
-    write_whole,
-)
 from lstm_cli.formats import native
-from lstm_cli.formats.model import Imported
-from lstm_cli.formats.safety import read_whole
-from lstm_cli.training.progress import Checkpoint, Progress
-from lstm_cli.training.surroundings import Row
+from lstm_cli.formats.interchange import Imported
+from lstm_cli.formats.limits import read_whole
+from lstm_cli.output_files import (
+    discard_on_exit,
+    error_reason,
+    remove_leftovers,
+    write_all,
+    write_atomically,
+    write_error,
+)
+from lstm_cli.training.checkpoint import Checkpoint, Progress
+from lstm_cli.training.interfaces import EpochRow
 
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.jsonl", "curves.png"
@@ -161,7 +161,7 @@ class RunFolder:
         text = json.dumps({"progress": checkpoint.progress.numbers(), "facts": facts})
         first = not os.path.exists(self.checkpoint)
         try:
-            with unfinished(self.path, self) if first else nullcontext():
+            with discard_on_exit(self.path, self) if first else nullcontext():
                 if self._lock is None:
                     self._make_folder()
                 native.write(
@@ -181,19 +181,19 @@ class RunFolder:
         """Write the config, unless the file holds it already."""
         path, data = self.path / CONFIG, text.encode()
         if _read(path) != data:
-            write_whole(path, data, "the config")
+            write_atomically(path, data, "the config")
 
-    def rows(self, epochs: int) -> list[Row]:
+    def rows(self, epochs: int) -> list[EpochRow]:
         """Return the rows of metrics up to an epoch, and remove later ones from the file."""
         data = _read(self.metrics)
         rows = [row for row in map(_row, data.splitlines()) if row is not None]
         rows = [row for row in rows if row["epoch"] <= epochs]
         lines = b"".join(map(_line, rows))
         if lines != data:
-            write_whole(self.metrics, lines, "the metrics")
+            write_atomically(self.metrics, lines, "the metrics")
         return rows
 
-    def append(self, row: Row) -> None:
+    def append(self, row: EpochRow) -> None:
         """Add a row of metrics."""
         try:
             with self.metrics.open("ab", buffering=0) as file:
@@ -205,7 +205,7 @@ class RunFolder:
                     file.truncate(size)
                     raise
         except OSError as error:
-            raise not_written(self.metrics, "the metrics", error) from None
+            raise write_error(self.metrics, "the metrics", error) from None
 
     def close(self) -> None:
         """Release the lock, and remove a folder without a checkpoint that this process made."""
@@ -237,7 +237,7 @@ class RunFolder:
         if os.path.isdir(parent):
             number = 0 if os.access(parent, os.W_OK | os.X_OK) else errno.EACCES
         if number:
-            raise not_written(self.path, "the run", OSError(number, os.strerror(number)))
+            raise write_error(self.path, "the run", OSError(number, os.strerror(number)))
 
     def _make_folder(self) -> None:
         """Make the folder and lock it; another process may have done so meanwhile."""
@@ -249,7 +249,7 @@ class RunFolder:
                 self._new_folders.append(folder)
                 folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise not_written(self.path, "the run", error) from None
+            raise write_error(self.path, "the run", error) from None
         self._open()
         self._read_stored(resume=False)
 
@@ -266,7 +266,7 @@ class RunFolder:
                     break
                 os.close(self._lock)
         except OSError as error:
-            raise not_written(self.path, "the run", error) from None
+            raise write_error(self.path, "the run", error) from None
         remove_leftovers(self.path)
 
     def _take_lock(self, handle: int) -> None:
@@ -322,10 +322,10 @@ def read_checkpoint(path: Path) -> StoredRun:
     WeightsError
         The file cannot be read, or is no checkpoint.
     """
-    file = native.read(path, counts=True)
+    file = native.read(path, allow_integers=True)
     try:
         training = json.loads(file.metadata["training"])
-        progress, facts = Progress.of(training["progress"]), dict(training["facts"])
+        progress, facts = Progress.from_numbers(training["progress"]), dict(training["facts"])
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _no_checkpoint(path) from None
     if file.config is None:
@@ -347,14 +347,14 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise LstmCliError(f"{path} cannot be read", found=reason(error)) from None
+        raise LstmCliError(f"{path} cannot be read", found=error_reason(error)) from None
 
 
-def _line(row: Row) -> bytes:
+def _line(row: EpochRow) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
-def _row(line: bytes) -> Row | None:
+def _row(line: bytes) -> EpochRow | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # a killed process left half a line
@@ -403,7 +403,7 @@ def run_config(config: Config, folder: Path) -> Config:
 
 def _relative_data(folder: Path, data: str) -> str:
     """Return ``FILE.h5:/group`` relative to a folder, links resolved; absolute on other drives."""
-    from lstm_cli.data.files import split_argument
+    from lstm_cli.hdf5.file import split_argument
 
     file, group = split_argument(data)
     try:

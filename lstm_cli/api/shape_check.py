@@ -26,11 +26,11 @@ from lstm_cli.errors import (
     quote,
 )
 from lstm_cli.network.network import ends_sequence
-from lstm_cli.network.normalization import STORED
+from lstm_cli.network.normalization import TENSOR_NAMES
 from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Dataset, TargetInfo
+    from lstm_cli.data import SequenceData, TargetInfo
 
 NO_WEIGHTS = "--set weights=null draws new weights, untrained ones"
 
@@ -92,7 +92,7 @@ def weights_problems(
     )
     for misfit in all_misfits:
         places: tuple[str, ...] = ()
-        if misfit.name in STORED:
+        if misfit.name in TENSOR_NAMES:
             places = dimension_origins(config, config.specs[0], "(D,)")
         if misfit.name in expected:
             spec, parameter = expected[misfit.name]
@@ -119,7 +119,7 @@ def check_weights(
         raise WeightsError(problems)
 
 
-def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> list[Problem]:
+def data_problems(config: Config, data: SequenceData, *, learning: bool = True) -> list[Problem]:
     """List every misfit between a config and a dataset.
 
     Parameters
@@ -166,7 +166,7 @@ def data_problems(config: Config, data: Dataset, *, learning: bool = True) -> li
     return problems
 
 
-def _features_hint(config: Config, data: Dataset) -> str | None:
+def _features_hint(config: Config, data: SequenceData) -> str | None:
     if data.reversed_features == config.specs[0].input_size:
         if config.data.transpose:
             return "--set data.transpose=false, if the axes are not reversed in this file"
@@ -176,13 +176,13 @@ def _features_hint(config: Config, data: Dataset) -> str | None:
     return f"--set model.input_size={data.features}, if the data is right"
 
 
-def _targets_problem(config: Config, data: Dataset) -> Problem | None:
+def _targets_problem(config: Config, data: SequenceData) -> Problem | None:
     """Return the misfit of targets whose shape the config's loss cannot take; None without one."""
     if data.targets is None or config.train is None or config.train.loss is None:
         return None
     loss, last = config.train.loss, config.specs[-1]
     per_step = not any(ends_sequence(spec) for spec in config.specs)
-    info = data.targets.placed(per_step)
+    info = data.targets.resolve(per_step)
     window = config.data.window
     if loss == "cross_entropy" and window is not None and window.predict > 1:
         return Problem(
@@ -233,7 +233,7 @@ def _per_step_hint(config: Config, per_step: bool) -> str | None:
 
 def _target_shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
     """Propose another last layer, loss or return_sequences for targets of another shape."""
-    placed, last = info.placed(per_step), config.specs[-1]
+    placed, last = info.resolve(per_step), config.specs[-1]
     F, units = last.output_size, placed.shape[0] if placed.shape else 1
     softmax = isinstance(last, DenseSpec) and last.activation is None
     if placed.shape == () and softmax:
@@ -244,7 +244,7 @@ def _target_shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
         hint = f"--set model.layers.{last.index}.units={units}"
     else:
         hint = f"a last layer {{type: dense, units: {units}}}"
-    other, setting = info.placed(not per_step), _per_step_hint(config, per_step)
+    other, setting = info.resolve(not per_step), _per_step_hint(config, per_step)
     if info.per_step is not None or setting is None:
         return hint
     if other.shape == () and softmax and not per_step:
@@ -255,7 +255,7 @@ def _target_shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
     return hint
 
 
-def check_data(config: Config, data: Dataset, *, learning: bool = True) -> None:
+def check_data(config: Config, data: SequenceData, *, learning: bool = True) -> None:
     """Raise DataError with every misfit of `data_problems`, if there is any."""
     problems = data_problems(config, data, learning=learning)
     if problems:

@@ -26,9 +26,9 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import DataError, LstmCliError, Problem, WeightsError, counted
-from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.network.network import ends_sequence
-from lstm_cli.network.normalization import STORED, Normalization
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization
 from lstm_cli.network.weights import Misfit, merge_biases, misfits
 
 ROLES = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "peephole"}
@@ -68,7 +68,7 @@ class GateBlock:
     stored: str
     found: tuple[int, ...] | None = None
     mark: str | None = None
-    places: tuple[Stored, ...] = ()
+    places: tuple[TensorSource, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def network_shapes(
     batch: int | None = None,
     steps: int | None = None,
     file_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    places: Mapping[tuple[str, str], tuple[Stored, ...]] = MappingProxyType({}),
+    places: Mapping[tuple[str, str], tuple[TensorSource, ...]] = MappingProxyType({}),
 ) -> tuple[LayerShapes, ...]:
     """Return the shapes of every layer.
 
@@ -200,7 +200,7 @@ def _blocks(
     itemsize: int,
     file_shapes: Mapping[str, tuple[int, ...]] | None,
     wrong: Mapping[str, Misfit],
-    places: Mapping[tuple[str, str], tuple[Stored, ...]],
+    places: Mapping[tuple[str, str], tuple[TensorSource, ...]],
 ) -> Iterator[GateBlock]:
     gates = spec.cells[0].gates if isinstance(spec, RecurrentSpec) else ()
     names = {gate.letter: gate.name for gate in gates}
@@ -385,8 +385,8 @@ def _compare_weights(
     tensors = tensors_for(config.specs, file)
     problems = weights_problems(config, tensors, str(file.path), in_config=in_config)
     shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
-    misfit = any(name in problem.what for problem in problems for name in STORED)
-    return problems, shapes, None if misfit else Normalization.stored(tensors)
+    misfit = any(name in problem.what for problem in problems for name in TENSOR_NAMES)
+    return problems, shapes, None if misfit else Normalization.from_tensors(tensors)
 
 
 @dataclass(frozen=True)
@@ -401,14 +401,14 @@ class FileTensor:
 
 def file_tensors(file: Imported) -> tuple[FileTensor, ...]:
     """List the tensors of a weights file under its own names and in its own shapes."""
-    sources = {source.name: source for source in file.stored}
+    sources = {source.name: source for source in file.sources}
     return tuple(
         FileTensor(name, source.shape, source.dtype, _nbytes(source))
         for name, source in sorted(sources.items())
     )
 
 
-def _nbytes(source: Stored) -> int:
+def _nbytes(source: TensorSource) -> int:
     """Return the bytes of a tensor as stored; 0 for a dtype whose name NumPy does not know."""
     sizes = {"bfloat16": 2}
     try:

@@ -9,13 +9,13 @@ from time import perf_counter
 
 import numpy as np
 
-from lstm_cli.engines.setup import COMPILING, PACKING, TOUCHING, setup_seconds
+from lstm_cli.engines.setup_time import COMPILING, FRESH_MEMORY, PACKING, setup_seconds
 from lstm_cli.engines.types import LayerSpec, RecurrentSpec
-from lstm_cli.network.flops import layer_flops
+from lstm_cli.network.results import layer_flops
 
 COPY_BACK, OVERLAPPED_COPY_BACK = "device to host", "device to host/beside the next batch"
 """Rows for copies of results: waited for, and done while the next batch was computed."""
-SETUP = (COMPILING, PACKING, TOUCHING)
+SETUP = (COMPILING, PACKING, FRESH_MEMORY)
 """Rows for the work before the first kernels run."""
 BETWEEN_LAYERS = "between layers"
 """Row for the time of a pass outside of its layers: Python, and arrays for results."""

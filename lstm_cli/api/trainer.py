@@ -14,21 +14,20 @@ import numpy as np
 from lstm_cli.api.arguments import checked_kind
 from lstm_cli.api.model import Model
 from lstm_cli.config import Config
-from lstm_cli.config.train import TrainSection
+from lstm_cli.config.schema import TrainSection
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import ConfigError, DataError, counted, nearest
-from lstm_cli.network.carry import StateCarry
-from lstm_cli.network.checks import as_array
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner, Piece
-from lstm_cli.training.optimisers import make_optimiser
+from lstm_cli.network.state import StateCarry, as_array
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import Chunk, TrainStep
 from lstm_cli.training.updates import Updates
 
 if TYPE_CHECKING:
-    from lstm_cli.data import Dataset
+    from lstm_cli.data import SequenceData
 
 OPTIONS = (
     "clip_norm",
@@ -75,7 +74,7 @@ class Trainer:
         section = {name: value for name, value in options.items() if value is not None}
         self._config = net.config.with_train({"loss": loss, "optimizer": optimizer, **section})
         network = net.network
-        targets = Targets(loss, network.returns_sequences, network.output_size, "targets")
+        targets = TargetFormat(loss, network.returns_sequences, network.output_size, "targets")
         weights = configured_class_weights(self._config, network.output_size)
         self.net = net
         self._learner = make_learner(train_section(self._config), network, targets, weights)
@@ -91,7 +90,7 @@ class Trainer:
         x
             Sequences (N, T, D).
         y
-            Targets: classes (N,), values (N, F), or one for each step.
+            TargetFormat: classes (N,), values (N, F), or one for each step.
         lengths
             (N,) valid steps; None: all T.
 
@@ -108,9 +107,9 @@ class Trainer:
         start = self._carry.start(None, piece.x.shape[0])
         report = self._learner.step(piece.x, piece.targets, piece.lengths, start)
         if self._carry.active:
-            self._carry.keep(report.state)
+            self._carry.store(report.state)
         if report.updates:
-            self._learner.updates.epoch_ended(report.loss, larger_is_better=False)
+            self._learner.updates.on_epoch_end(report.loss, larger_is_better=False)
         return report.loss
 
     def gradients(
@@ -151,10 +150,10 @@ class Trainer:
         """Make stateful layers start from zeros again, as at the beginning of a file."""
         self._carry.reset()
 
-    def _piece(self, x: Any, y: Any, lengths: Any) -> Piece:
+    def _piece(self, x: Any, y: Any, lengths: Any) -> Chunk:
         network = self.net.network
-        inputs, n = network.check_given(x, lengths)
-        adopted, N = network.engine.adopt(y), inputs.shape[0]
+        inputs, n = network.check_arrays(x, lengths)
+        adopted, N = network.engine.from_device_array(y), inputs.shape[0]
         targets = _target_array(y) if adopted is None else adopted
         if targets.ndim == 0 or targets.shape[0] != N:
             raise DataError(
@@ -162,7 +161,7 @@ class Trainer:
                 expected=f"{N} of them, one for each sequence",
                 found=f"shape {targets.shape}",
             )
-        return Piece(inputs, targets, n)
+        return Chunk(inputs, targets, n)
 
 
 def _target_array(y: Any) -> Array:
@@ -205,10 +204,10 @@ def train_section(config: Config) -> TrainSection:
 def make_learner(
     train: TrainSection,
     network: Network,
-    targets: Targets,
+    targets: TargetFormat,
     weights: list[float] | None,
     steps_per_epoch: int = 1,
-) -> Learner:
+) -> TrainStep:
     """Combine a network with the loss, optimizer and schedule of a section `train`.
 
     Parameters
@@ -219,18 +218,18 @@ def make_learner(
         Updates in an epoch; with 1, the schedule counts each update as an epoch.
     """
     updates = Updates(
-        make_optimiser(train.optimizer.model_dump()),
+        make_optimizer(train.optimizer.model_dump()),
         make_schedule(train.schedule.model_dump(exclude_none=True), epochs=train.epochs),
         clip_norm=train.clip_norm,
         clip_value=train.clip_value,
         steps_per_epoch=steps_per_epoch,
     )
     criterion = Criterion(targets, weights, train.label_smoothing)
-    return Learner(network, criterion, updates, seed=train.seed, truncate=train.truncate)
+    return TrainStep(network, criterion, updates, seed=train.seed, truncate=train.truncate)
 
 
 def class_weights(
-    config: Config, units: int, dataset: Dataset, numbers: Array | None, per_step: bool
+    config: Config, units: int, dataset: SequenceData, numbers: Array | None, per_step: bool
 ) -> list[float] | None:
     """Return a weight for each class, as configured or balanced; None if all count the same.
 
@@ -331,7 +330,7 @@ def _named_weights(
     return weights
 
 
-def _balanced(counts: Array, dataset: Dataset) -> list[float]:
+def _balanced(counts: Array, dataset: SequenceData) -> list[float]:
     """Return weights under which every class has the same total, and the mean of rows stays 1."""
     missing = np.flatnonzero(counts == 0)
     if missing.size:

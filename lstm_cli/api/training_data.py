@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.data import AS_CLASSES, Dataset, Sampler
+from lstm_cli.data import AS_CLASSES, Sampler, SequenceData
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, fold
-from lstm_cli.training.evaluation import evaluate
-from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.surroundings import LearningBatch
+from lstm_cli.training.interfaces import TrainingBatch
+from lstm_cli.training.metrics import Metrics, evaluate
 
 COUNTS = ("sequences", "features", "steps")
 """Entries of a fingerprint that are counts; the others are hashes."""
@@ -26,17 +25,17 @@ FINGERPRINT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class DataPlaces:
-    """Names of places in a dataset; see `lstm_cli.training.surroundings.Places`."""
+    """Names of places in a dataset; see `lstm_cli.training.interfaces.Places`."""
 
-    dataset: Dataset
+    dataset: SequenceData
 
     def input(self, number: int, step: int, feature: int) -> str:
         """``words.h5:/inputs, sequence 17, step 3, feature 5``."""
-        return self.dataset.input_place(number, step, feature)
+        return self.dataset.input_location(number, step, feature)
 
     def target(self, number: int, step: int | None, feature: int | None) -> str:
         """``words.h5:/targets, sequence 17, step 3, value 5``."""
-        return self.dataset.target_place(number, step, feature)
+        return self.dataset.target_location(number, step, feature)
 
     def sequence(self, number: int) -> str:
         """``sequence 17 of words.h5:/inputs``."""
@@ -45,7 +44,7 @@ class DataPlaces:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """The training part of a dataset; see `lstm_cli.training.surroundings.Source`.
+    """The training part of a dataset; see `lstm_cli.training.interfaces.TrainingSource`.
 
     Attributes
     ----------
@@ -71,7 +70,7 @@ class DatasetSource:
         """Return every batch of an epoch, as numbers of sequences."""
         return self.sampler.order(epoch)
 
-    def read(self, numbers: Array) -> LearningBatch:
+    def read(self, numbers: Array) -> TrainingBatch:
         """Read one batch and scale its targets."""
         batch = read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
         if self.targets is None:
@@ -122,7 +121,7 @@ class Validator:
             self.network, self._batches(), self.metrics(), DataPlaces(dataset), self.stop
         )
 
-    def _batches(self) -> Iterator[LearningBatch]:
+    def _batches(self) -> Iterator[TrainingBatch]:
         for numbers in self._order():
             yield read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
 
@@ -141,7 +140,7 @@ def no_validation(weights: Mapping[str, Array]) -> dict[str, float]:
     return {}
 
 
-def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> LearningBatch:
+def read_batch(dataset: SequenceData, numbers: Array, dtype: str, per_step: bool) -> TrainingBatch:
     """Read sequences and their targets, unscaled.
 
     Raises
@@ -152,10 +151,10 @@ def read_batch(dataset: Dataset, numbers: Array, dtype: str, per_step: bool) -> 
     batch = dataset.take(numbers, dtype, per_step=per_step)
     if batch.targets is None:
         raise missing_targets(dataset)
-    return LearningBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
+    return TrainingBatch(batch.x, batch.targets, batch.lengths, numbers, batch.file)
 
 
-def missing_targets(dataset: Dataset) -> DataError:
+def missing_targets(dataset: SequenceData) -> DataError:
     """Return the error for data without targets."""
     text_notes = [note for note in dataset.notes if " holds text" in note and "targets" in note]
     if text_notes:
@@ -177,7 +176,7 @@ def missing_targets(dataset: Dataset) -> DataError:
     )
 
 
-def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
+def fingerprint(dataset: SequenceData, dtype: str, per_step: bool) -> dict[str, Any]:
     """Return values that identify a dataset, without reading a large one whole.
 
     They are counts, and hashes of every length and of the first and last sequences in `dtype`.
@@ -202,7 +201,9 @@ def fingerprint(dataset: Dataset, dtype: str, per_step: bool) -> dict[str, Any]:
     }
 
 
-def data_change(old: Mapping[str, Any], new: Mapping[str, Any], dataset: Dataset) -> Problem | None:
+def data_change(
+    old: Mapping[str, Any], new: Mapping[str, Any], dataset: SequenceData
+) -> Problem | None:
     """Compare two fingerprints of a dataset; None if they are equal."""
     names = [name for name, value in new.items() if old.get(name) != value]
     if not names:

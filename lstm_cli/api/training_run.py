@@ -24,15 +24,15 @@ from lstm_cli.api.shape_check import check_data
 from lstm_cli.api.training_data import data_change
 from lstm_cli.api.training_setup import TrainingSetup
 from lstm_cli.config import Config
-from lstm_cli.data import DataOptions, Dataset, open_data
+from lstm_cli.data import DataOptions, SequenceData, open_data
 from lstm_cli.engines.types import Array, Engine
 from lstm_cli.errors import DataError, LstmCliError, TrainingError, quote
-from lstm_cli.files import write_whole
 from lstm_cli.formats import native
-from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.training.loop import End, Loop, Surroundings
-from lstm_cli.training.progress import Checkpoint, Progress
-from lstm_cli.training.surroundings import Reporter, Row
+from lstm_cli.formats.interchange import Imported, ReadOptions
+from lstm_cli.output_files import write_atomically
+from lstm_cli.training.checkpoint import Checkpoint, Progress
+from lstm_cli.training.interfaces import EpochRow, Reporter
+from lstm_cli.training.loop import End, Loop, LoopIO
 
 NO_MATPLOTLIB = "curves.png is drawn with the plot extra: pip install 'lstm-cli[plot]'"
 NOT_PLOTTED = ("epoch", "updates", "rate", "seconds")
@@ -52,7 +52,7 @@ class TrainReport:
         The metric that picks the best epoch, its best value, and that epoch. Value and epoch
         are None before the first epoch ends.
     metrics
-        Row of metrics of the best epoch.
+        EpochRow of metrics of the best epoch.
     rows
         Rows of metrics of all epochs.
     files
@@ -66,14 +66,14 @@ class TrainReport:
     monitor: str
     best: float | None
     best_epoch: int | None
-    metrics: Row
-    rows: tuple[Row, ...]
+    metrics: EpochRow
+    rows: tuple[EpochRow, ...]
     files: Mapping[str, str]
     notes: tuple[str, ...]
 
 
 @contextmanager
-def open_validation(config: Config, options: DataOptions) -> Iterator[Dataset | None]:
+def open_validation(config: Config, options: DataOptions) -> Iterator[SequenceData | None]:
     """Open the dataset that ``train.validation`` names; None if it names none."""
     if not isinstance(config.validation, str):
         yield None
@@ -117,8 +117,8 @@ class TrainingRun:
         self,
         folder: RunFolder,
         config: Config,
-        data: Dataset,
-        validation: Dataset | None,
+        data: SequenceData,
+        validation: SequenceData | None,
         engine: Engine,
         *,
         weights: str | Path | Imported | None = None,
@@ -164,7 +164,9 @@ class TrainingRun:
     @property
     def ended(self) -> End | None:
         """Reason for the end of the run in the folder; None if it can go on."""
-        return None if self._stored is None else self.plan.ended(self._stored.checkpoint.progress)
+        return (
+            None if self._stored is None else self.plan.end_reason(self._stored.checkpoint.progress)
+        )
 
     def run(self, reporter: Reporter, stop: Callable[[], bool]) -> TrainReport:
         """Train from the start or from the checkpoint.
@@ -181,7 +183,7 @@ class TrainingRun:
         setup = self.setup
         with RunPlots(self.folder, self._rows()) as plots, setup.source() as source:
             store = FolderStore(self, plots)
-            around = Surroundings(source, setup.validator(stop), store, reporter, stop)
+            around = LoopIO(source, setup.validator(stop), store, reporter, stop)
             loop = Loop(setup.learner, self.plan, around, setup.metrics)
             if self._stored is not None:
                 loop.resume(self._stored.checkpoint)
@@ -237,7 +239,7 @@ class TrainingRun:
                 raise DataError([problem for problem in changes if problem is not None])
         return facts | fingerprints | _machine(engine) | {"dtype": engine.dtype}
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[EpochRow]:
         epochs = 0 if self._stored is None else self._stored.checkpoint.progress.epoch
         rows = self.folder.rows(epochs)
         if len(rows) < epochs:
@@ -251,7 +253,7 @@ class TrainingRun:
         where = (*first.where, f"the last good checkpoint is {self.folder.checkpoint}")
         return type(error)([replace(first, where=where), *others])
 
-    def _report(self, end: End, progress: Progress, rows: list[Row]) -> TrainReport:
+    def _report(self, end: End, progress: Progress, rows: list[EpochRow]) -> TrainReport:
         best = next((row for row in rows if row["epoch"] == progress.best_epoch), {})
         return TrainReport(
             end,
@@ -277,12 +279,12 @@ class FolderStore:
     def __init__(self, run: TrainingRun, plots: RunPlots) -> None:
         self.run, self.plots = run, plots
 
-    def keep_best(self, weights: Mapping[str, Array]) -> None:
+    def save_best(self, weights: Mapping[str, Array]) -> None:
         """Write the weights as a model that runs without the config, on raw data."""
         tensors = self.run.setup.exported_tensors(weights)
         native.write(self.run.folder.model, tensors, self.run.model_text)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: EpochRow) -> None:
         """Write and plot the metrics of an epoch."""
         self.run.folder.append(row)
         self.plots.add(row)
@@ -306,7 +308,7 @@ class RunPlots:
         Rows of metrics of the epochs so far; `add` appends to them.
     """
 
-    def __init__(self, folder: RunFolder, rows: list[Row]) -> None:
+    def __init__(self, folder: RunFolder, rows: list[EpochRow]) -> None:
         self.folder, self.rows = folder, rows
         self.notes: list[str] = []
         self._writer: Any = None
@@ -325,16 +327,16 @@ class RunPlots:
             self.notes.append(NO_MATPLOTLIB)
         elif self.rows:
             try:
-                write_whole(self.folder.curves, draw_curves(self.rows), "the curves")
+                write_atomically(self.folder.curves, draw_curves(self.rows), "the curves")
             except Exception as error:
                 self.notes.append(f"no learning curves: {error}")
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EpochRow) -> None:
         """Add the row of an epoch."""
         self.rows.append(row)
         self._write(row)
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: EpochRow) -> None:
         if not self._writes_events:
             return
         try:
@@ -357,7 +359,7 @@ def _events(folder: RunFolder) -> Any:
     return import_module("tensorboard.summary").Writer(str(folder.events))
 
 
-def draw_curves(rows: Sequence[Row]) -> bytes:
+def draw_curves(rows: Sequence[EpochRow]) -> bytes:
     """Draw each metric over the epochs, training and validation in one panel; return PNG."""
     figure_type = import_module("matplotlib.figure").Figure
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_PLOTTED)

@@ -26,14 +26,14 @@ from lstm_cli.api.training_data import (
 )
 from lstm_cli.config import Config
 from lstm_cli.data import (
-    Dataset,
     Sampler,
+    SequenceData,
     class_counts,
     feature_statistics,
     hold_out,
-    need_same_form,
+    require_same_form,
     target_statistics,
-    targets_beyond,
+    targets_beyond_error,
 )
 from lstm_cli.engines.types import (
     Array,
@@ -50,14 +50,14 @@ from lstm_cli.network.normalization import (
     SCALED_LOSSES,
     Normalization,
     fold,
+    fold_obstacle,
     scales_targets,
-    unfoldable,
 )
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.loop import Plan
+from lstm_cli.training.interfaces import TrainingSource, Validation
+from lstm_cli.training.loop import StopRule
 from lstm_cli.training.metrics import Metrics
-from lstm_cli.training.surroundings import Source, Validation
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 
 
 class TrainingSetup:
@@ -97,8 +97,8 @@ class TrainingSetup:
         self,
         model: Model,
         config: Config,
-        data: Dataset,
-        validation: Dataset | None,
+        data: SequenceData,
+        validation: SequenceData | None,
         *,
         trained: bool = False,
     ) -> None:
@@ -124,13 +124,13 @@ class TrainingSetup:
         """Number of sequences that are held out."""
         return 0 if self.held_out is None else len(self.held_out.numbers)
 
-    def plan(self, checkpoint_every: float) -> Plan:
+    def plan(self, checkpoint_every: float) -> StopRule:
         """Return when the run ends, and the metric that picks the best epoch."""
         monitor = self.train.monitor or ("loss" if self.held_out is None else "val_loss")
-        return Plan(self.train.epochs, monitor, self.train.patience, checkpoint_every)
+        return StopRule(self.train.epochs, monitor, self.train.patience, checkpoint_every)
 
     @cached_property
-    def datasets(self) -> dict[str, Dataset]:
+    def datasets(self) -> dict[str, SequenceData]:
         """Datasets by role, ``data`` and ``validation``."""
         datasets = {"data": self.data}
         return datasets if self.validation is None else datasets | {"validation": self.validation}
@@ -156,7 +156,9 @@ class TrainingSetup:
             return network
         inputs = None
         if network.normalization is None:
-            inputs = Normalization.of(method, feature_statistics(self.data, self.numbers))
+            inputs = Normalization.from_statistics(
+                method, feature_statistics(self.data, self.numbers)
+            )
         if self.trained:
             x, y = (None if one is None else one.inverse for one in (inputs, self.targets))
             network.set_weights(fold(network.layers, network.weights, x, y))
@@ -170,7 +172,7 @@ class TrainingSetup:
         if method is None or not scales_targets(self.network.layers, self.train.loss):
             return None
         statistics = target_statistics(self.data, self.numbers, per_step=self.per_step)
-        return None if statistics is None else Normalization.of(method, statistics)
+        return None if statistics is None else Normalization.from_statistics(method, statistics)
 
     def exported_tensors(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         """Return all tensors of the trained network, for outputs in the units of the data."""
@@ -179,7 +181,7 @@ class TrainingSetup:
         return tensors if scaling is None else tensors | scaling.tensors
 
     @cached_property
-    def learner(self) -> Learner:
+    def learner(self) -> TrainStep:
         """The network with its loss, optimizer and schedule."""
         F, targets = self.network.output_size, self._targets()
         weights = class_weights(self.config, F, self.data, self.numbers, self.per_step)
@@ -187,7 +189,7 @@ class TrainingSetup:
         return make_learner(self.train, self.normalized_network, targets, weights, updates)
 
     @contextmanager
-    def source(self) -> Iterator[Source]:
+    def source(self) -> Iterator[TrainingSource]:
         """Open the source of training batches, with prefetch where a GPU computes."""
         engine = self.network.engine
         dtype = self._dtype(self.data)
@@ -242,9 +244,9 @@ class TrainingSetup:
             if data.targets is None:
                 raise missing_targets(data)
             if not len(data.numbers):
-                raise targets_beyond(data.files.layouts)
+                raise targets_beyond_error(data.files.layouts)
         if self.validation is not None:
-            need_same_form(self.data, self.validation, self.per_step)
+            require_same_form(self.data, self.validation, self.per_step)
         self._check_normalization()
         self._check_truncation()
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
@@ -258,10 +260,12 @@ class TrainingSetup:
                 hint="--set train.validation=FILE.h5:/group",
             )
 
-    def _dtype(self, data: Dataset) -> str:
+    def _dtype(self, data: SequenceData) -> str:
         if self.train.scaling is None:
             return input_dtype(self.network, data)
-        return data.holding(array_dtype(self.network.engine))  # the stored values, to normalize
+        return data.dtype_for_inputs(
+            array_dtype(self.network.engine)
+        )  # the stored values, to normalize
 
     def _check_normalization(self) -> None:
         """Raise if weights trained on raw inputs cannot be changed to take normalized ones."""
@@ -281,7 +285,7 @@ class TrainingSetup:
                 f"{self.model.weights_name} normalizes its inputs by inputs.mean and inputs.scale: "
                 "train.normalize keeps these, and takes none from the new data"
             )
-        elif (why := unfoldable(self.network.layers)) is not None:
+        elif (why := fold_obstacle(self.network.layers)) is not None:
             raise ConfigError(
                 f"train.normalize cannot go on from {self.model.weights_name}, which was trained "
                 "on inputs as they are",
@@ -344,10 +348,10 @@ class TrainingSetup:
         )
         return training, Sampler(self.data, size, indices=validation)
 
-    def _targets(self) -> Targets:
+    def _targets(self) -> TargetFormat:
         info = self.data.targets
         name = "targets" if info is None else info.name
-        return Targets(self.train.loss, self.per_step, self.network.output_size, name)
+        return TargetFormat(self.train.loss, self.per_step, self.network.output_size, name)
 
     @cached_property
     def _sampler(self) -> Sampler:

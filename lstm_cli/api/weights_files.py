@@ -13,8 +13,8 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers, ZeroStates, lacks_bias, with_biases
 from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Imported, ReadOptions, Stored
-from lstm_cli.formats.sniffing import sniff
+from lstm_cli.formats.detect import detect_format_name
+from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.network.normalization import first_layer
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -31,7 +31,7 @@ def is_hdf5(path: str | Path) -> bool:
             return False
         with open(path, "rb") as file:
             zipped = file.read(2) == b"PK"
-        return not zipped and sniff(Path(path)) == "keras"
+        return not zipped and detect_format_name(Path(path)) == "keras"
     except (OSError, ValueError):
         return False
 
@@ -41,12 +41,12 @@ def is_weights(path: str | Path) -> bool:
     name = Path(path).name.lower()
     if name.endswith(CONFIG_SUFFIXES):
         return False
-    if registry.by_suffix(path) is not None:
+    if registry.format_by_suffix(path) is not None:
         return True
     path = Path(path)
     try:
         # A pipe can be read only once: its content is left to the reader of configs.
-        return path.is_file() and sniff(path) is not None and not _is_text(path)
+        return path.is_file() and detect_format_name(path) is not None and not _is_text(path)
     except (OSError, ValueError):
         return False
 
@@ -155,7 +155,9 @@ def with_reading_bias(
     return config.with_biases([first.index]), with_biases(first, tensors)[1]
 
 
-def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], tuple[Stored, ...]]:
+def stored_places(
+    layers: Layers, imported: Imported
+) -> dict[tuple[str, str], tuple[TensorSource, ...]]:
     """Return the places in a foreign file of every block, by native tensor and gate.
 
     A block that is the sum of two tensors has two places. Layers have the numbers of the
@@ -164,8 +166,8 @@ def stored_places(layers: Layers, imported: Imported) -> dict[tuple[str, str], t
     if imported.format == "native":
         return {}
     numbers = _layer_numbers(layers, imported)
-    places: dict[tuple[str, str], tuple[Stored, ...]] = {}
-    for stored in imported.stored:
+    places: dict[tuple[str, str], tuple[TensorSource, ...]] = {}
+    for stored in imported.sources:
         native = _renumbered(stored.native, numbers)
         key = native, stored.block
         places[key] = (*places.get(key, ()), replace(stored, native=native))
@@ -233,7 +235,7 @@ def standing_notes(imported: Imported, config: Config, alone: str | None = None)
 
 def described_config(imported: Imported) -> Config | None:
     """Return the config of a file that describes its layers; None without a valid description."""
-    if not imported.described:
+    if not imported.describes_layers:
         return None
     try:
         return config_of(imported)
@@ -242,7 +244,7 @@ def described_config(imported: Imported) -> Config | None:
 
 
 def _as_argument(imported: Imported) -> str:
-    format, order = imported.reading.format, imported.reading.tmva_order
+    format, order = imported.read_options.format, imported.read_options.tmva_order
     options = [f"--from {format}"] * (format is not None)
     options += [f"--tmva-order {order}"] * (order is not None)
     return " ".join([quote(str(imported.path)), *options])

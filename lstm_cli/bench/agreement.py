@@ -16,7 +16,7 @@ import numpy as np
 
 from lstm_cli.bench.results import PeerAgreement
 from lstm_cli.engines.types import Array
-from lstm_cli.training.optimisers import Optimiser
+from lstm_cli.training.optimizers import Optimizer
 
 NOISE = 1e-3
 """Smallest scale of a tensor's gradients, as a share of the largest gradient of all tensors.
@@ -93,7 +93,7 @@ def relative_differences(
 
 
 def update_agreement(
-    before: Mapping[str, Array], step: FirstStep, optimizer: Optimiser, tolerance: float
+    before: Mapping[str, Array], step: FirstStep, optimizer: Optimizer, tolerance: float
 ) -> PeerAgreement:
     """Compare the weights after a step with the optimizer's equation in float64.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lstm_cli.bench.sizes import GridSize, random_inputs, random_weights
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 

@@ -14,8 +14,7 @@ from time import perf_counter
 
 from lstm_cli.bench.peers import Peer
 from lstm_cli.bench.workload import Accelerated
-from lstm_cli.engines.limits import Measurable
-from lstm_cli.engines.threads import default_threads
+from lstm_cli.engines.machine import MeasurableEngine, default_threads
 from lstm_cli.engines.types import Engine
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -151,7 +150,7 @@ class MemoryUse:
 
 def memory(engine: Engine) -> MemoryUse:
     """MemoryUse of this process and the engine so far."""
-    workspace = engine.workspace_bytes if isinstance(engine, Measurable) else None
+    workspace = engine.workspace_bytes if isinstance(engine, MeasurableEngine) else None
     return MemoryUse(peak_memory(), workspace)
 
 

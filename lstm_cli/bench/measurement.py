@@ -26,8 +26,8 @@ from lstm_cli.bench.workload import (
     TrainingWorkload,
     Workload,
 )
-from lstm_cli.engines.explanation import Explaining, ExplainingStacks, Explanation
-from lstm_cli.engines.limits import Limits, Measurable
+from lstm_cli.engines.explanation import ExplainingEngine, Explanation, StackExplainingEngine
+from lstm_cli.engines.machine import MachinePeaks, MeasurableEngine
 from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 
@@ -93,7 +93,7 @@ def measure(
 
     sizes = tuple(sizes)
     results, reads = [], []
-    limits: list[Limits] = []
+    limits: list[MachinePeaks] = []
     for count, size in enumerate(sizes):
         if progress is not None:
             progress(count, len(sizes), size)
@@ -105,7 +105,7 @@ def measure(
         limits += roofline_limits(engine, reads[-1])
     if not limits:
         return tuple(results)
-    best = Limits.best(limits)
+    best = MachinePeaks.best(limits)
     return tuple(
         replace(result, shares=roofline_shares(result.lstm_cli_timing, read, best))
         for result, read in zip(results, reads, strict=True)
@@ -205,12 +205,14 @@ def _ratio(samples: Samples, k: int) -> float:
     return float(np.median(samples.seconds[:, k] / samples.seconds[:, 0]))
 
 
-def roofline_limits(engine: Engine, reads: Mapping[int, int]) -> tuple[Limits, ...]:
+def roofline_limits(engine: Engine, reads: Mapping[int, int]) -> tuple[MachinePeaks, ...]:
     """Measured limits of the machine for matrices of these bytes; none if the engine has none."""
-    return (engine.limits(tuple(reads)),) if isinstance(engine, Measurable) else ()
+    return (engine.measure_peaks(tuple(reads)),) if isinstance(engine, MeasurableEngine) else ()
 
 
-def roofline_shares(timing: Timing, reads: Mapping[int, int], limits: Limits) -> RooflineShares:
+def roofline_shares(
+    timing: Timing, reads: Mapping[int, int], limits: MachinePeaks
+) -> RooflineShares:
     """Shares of the machine's limits that a timing's median reaches.
 
     Parameters
@@ -272,9 +274,9 @@ def _explain_size(
     N, T = size.batch, size.steps
     recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
     by_index: dict[int, Explanation] = {}
-    if isinstance(engine, ExplainingStacks):
+    if isinstance(engine, StackExplainingEngine):
         by_index |= engine.explain_layers(layers, N, T, training=training)
-    elif isinstance(engine, Explaining):
+    elif isinstance(engine, ExplainingEngine):
         by_index |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
     explanations = tuple(
         LayerExplanation(f"{s.index} {s.kind}", by_index[s.index])

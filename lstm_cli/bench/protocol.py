@@ -80,9 +80,9 @@ class WallClock:
 
 
 class EventSource(Protocol):
-    """The events that `DeviceClock` needs; `lstm_cli.engines.cuda.device.Device` has them."""
+    """The events that `DeviceClock` needs; `lstm_cli.engines.cuda.runtime.device.Device` has them."""
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         """Record an event behind all work that was started."""
 
     def wait(self) -> None:
@@ -114,10 +114,10 @@ class DeviceClock:
 
     def seconds(self, call: Call, repeats: int) -> float:
         """Seconds between an event before the first call and one after the last."""
-        first = self._device.mark()
+        first = self._device.record_event()
         for _ in range(repeats):
             call()
-        return float(self._device.mark().seconds_since(first))
+        return float(self._device.record_event().seconds_since(first))
 
 
 WALL = WallClock()

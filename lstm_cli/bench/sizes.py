@@ -12,9 +12,9 @@ import numpy as np
 from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import UsageError
-from lstm_cli.network.flops import layer_flops
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import ends_sequence
+from lstm_cli.network.results import layer_flops
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def recurrent_reads(layers: Layers, steps: int, item: int) -> Mapping[int, int]:
 def random_weights(layers: Layers, seed: int, dtype: str) -> dict[str, Array]:
     """Weights without zeros or equal values, which would hide mistakes."""
     rng = np.random.default_rng(seed)
-    weights = initialise(layers, seed=seed, dtype="float64")
+    weights = initialize(layers, seed=seed, dtype="float64")
     return {
         name: (value + rng.uniform(-0.5, 0.5, value.shape) * (value.ndim == 1)).astype(dtype)
         for name, value in weights.items()

@@ -32,17 +32,16 @@ from lstm_cli.bench.sizes import (
     recurrent_reads,
     training_flops,
 )
-from lstm_cli.engines.cuda.device import Device
-from lstm_cli.engines.threads import default_threads
+from lstm_cli.engines.cuda.runtime.device import Device
+from lstm_cli.engines.machine import default_threads
 from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.losses import loss_for
-from lstm_cli.training.optimisers import Adam
-from lstm_cli.training.schedules import Constant
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.losses import Criterion, loss_for
+from lstm_cli.training.optimizers import AdamOptimizer
+from lstm_cli.training.schedules import ConstantRate
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 LSTM_CLI, PADDED = "lstm-cli", "padded"
@@ -59,7 +58,7 @@ GRADIENT_TOLERANCES: Mapping[str, float] = {"float32": 2e-4, "float64": 1e-10}
 UPDATE_TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "float64": 1e-12}
 """Largest distance of updated weights from the optimizer's equation, by dtype.
 
-In float32 this is a thousandth of Adam's first step: some roundings of a weight near 1."""
+In float32 this is a thousandth of AdamOptimizer's first step: some roundings of a weight near 1."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ def lstm_cli_title(engine: Engine, *more: str) -> str:
 
 
 class TrainingWorkload:
-    """Training steps on one batch: forward, loss, backward and Adam's update.
+    """Training steps on one batch: forward, loss, backward and AdamOptimizer's update.
 
     Dropout is left out, since two frameworks never draw the same masks. The loss is a mean over
     all valid rows, without class weights or smoothing.
@@ -288,7 +287,7 @@ class TrainingWorkload:
         self.reads = recurrent_reads(layers, 2 * batch.longest, weight_bytes(engine))
         self._size, self._engine = size, engine
         weights = random_weights(layers, seed, dtype)
-        self._task = TrainingTask(layers, weights, loss, Adam(), batch.lengths)
+        self._task = TrainingTask(layers, weights, loss, AdamOptimizer(), batch.lengths)
         self._x = random_inputs(layers, size, seed, dtype)
         self._targets = random_targets(layers, size, loss, seed, dtype)
 
@@ -372,11 +371,11 @@ class LstmCliTrainable:
     def __init__(self, task: TrainingTask, engine: Engine) -> None:
         self._engine, self.clock = engine, engine_clock(engine)
         network = Network(task.layers, task.weights, engine)
-        targets = Targets(
+        targets = TargetFormat(
             task.loss, network.returns_sequences, network.output_size, "random targets"
         )
-        updates = Updates(task.optimizer, Constant())
-        self._learner = Learner(network, Criterion(targets), updates)
+        updates = Updates(task.optimizer, ConstantRate())
+        self._learner = TrainStep(network, Criterion(targets), updates)
         self._lengths = task.lengths
         self._gradients: Mapping[str, Array] = {}
 

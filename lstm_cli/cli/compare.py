@@ -18,13 +18,13 @@ from lstm_cli.errors import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lstm_cli.api.comparison.blocks import Block
-    from lstm_cli.api.comparison.comparison import Comparison, File
+    from lstm_cli.api.comparison.comparison import FileComparison, FileSummary
     from lstm_cli.api.comparison.diagnosis import Diagnosis
-    from lstm_cli.api.comparison.divergence import Divergence
-    from lstm_cli.api.comparison.sides import Side
+    from lstm_cli.api.comparison.first_difference import Divergence
+    from lstm_cli.api.comparison.inputs import ComparedFile
+    from lstm_cli.api.comparison.metrics import ComparedBlock
     from lstm_cli.config import Config
-    from lstm_cli.formats.model import ReadOptions
+    from lstm_cli.formats.interchange import ReadOptions
 
 DIFFERENT = 1
 """Exit code of a difference, explained or unexplained."""
@@ -95,7 +95,7 @@ def command(
     if they differ, explained or not, or if outputs differ with --data.
     """
     from lstm_cli.api.comparison.comparison import compare
-    from lstm_cli.formats.model import ReadOptions
+    from lstm_cli.formats.interchange import ReadOptions
 
     console = Console(as_json=as_json, quiet=quiet)
     order = cast("Literal['slots', 'labels'] | None", tmva_order)
@@ -110,7 +110,7 @@ def command(
     _notes(console, (a, b), comparison)
     divergence = _divergence(console, a, b, data_paths, tolerance, allow_external)
     console.document({**_document(comparison), "divergence": divergence})
-    outputs_differ = divergence is not None and divergence.parted
+    outputs_differ = divergence is not None and divergence.outputs_differ
     return 0 if comparison.equal and not outputs_differ else DIFFERENT
 
 
@@ -128,18 +128,18 @@ def _readings(*sides: tuple[Path, ReadOptions]) -> list[ReadOptions]:
 
 
 def _config(path: Path | None) -> Config | None:
-    from lstm_cli.api.assembly import read_config
+    from lstm_cli.api.model import read_config
 
     return None if path is None else read_config(path)
 
 
-def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -> Side:
-    from lstm_cli.api.comparison.sides import read_side
+def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -> ComparedFile:
+    from lstm_cli.api.comparison.inputs import read_compared_file
 
-    return read_side(label, path, options, config)
+    return read_compared_file(label, path, options, config)
 
 
-def _notes(console: Console, sides: Sequence[Side], comparison: Comparison) -> None:
+def _notes(console: Console, sides: Sequence[ComparedFile], comparison: FileComparison) -> None:
     """Print notes on assumptions, but those whose hint is `--set`, which `compare` lacks."""
     for side in sides:
         for note in side.notes:
@@ -157,8 +157,8 @@ def _document(comparison: Any) -> dict[str, Any]:
 
 def _divergence(
     console: Console,
-    a: Side,
-    b: Side,
+    a: ComparedFile,
+    b: ComparedFile,
     paths: tuple[str, ...],
     tolerance: float,
     allow_external: bool,
@@ -166,7 +166,7 @@ def _divergence(
     """Print and return the first difference of outputs; None without data."""
     if not paths:
         return None
-    from lstm_cli.api.comparison.divergence import diverge
+    from lstm_cli.api.comparison.first_difference import find_divergence
     from lstm_cli.cli.options import data_options
     from lstm_cli.data import DataOptions, open_data
 
@@ -175,7 +175,7 @@ def _divergence(
     if config is not None:
         options = data_options(config, allow_external, need_targets=False)
     with open_data(paths, options) as data:
-        divergence = diverge(a, b, data, tolerance)
+        divergence = find_divergence(a, b, data, tolerance)
     console.show(*divergence_report(divergence))
     return divergence
 
@@ -184,9 +184,9 @@ FEW = 4
 """Number of equal blocks per direction that are listed; more are only counted."""
 
 
-def report(comparison: Comparison) -> list[Any]:
+def report(comparison: FileComparison) -> list[Any]:
     """Tables and lines on a comparison, without the comparison of outputs."""
-    from lstm_cli.api.fit import listed
+    from lstm_cli.api.data_notes import itemize
 
     lines: list[Any] = [_file("A", comparison.a), _file("B", comparison.b), ""]
     for layer, group in groupby(comparison.blocks, key=lambda block: block.layer):
@@ -204,7 +204,7 @@ def report(comparison: Comparison) -> list[Any]:
         )
     if comparison.lost:
         lines.append(
-            f"warning: the fold loses digits: {listed(comparison.lost)}; equal weights then give "
+            f"warning: the fold loses digits: {itemize(comparison.lost)}; equal weights then give "
             "different outputs, which --data shows"
         )
     lines += [f"differs: {what}" for what in comparison.layers]
@@ -216,11 +216,11 @@ def report(comparison: Comparison) -> list[Any]:
     return [*lines, _verdict(comparison), *_hints(comparison.diagnosis)]
 
 
-def _file(label: str, file: File) -> str:
+def _file(label: str, file: FileSummary) -> str:
     return f"{label}  {file.path} · {file.title} · sha256 {file.sha256[:8]}…"
 
 
-def _layer(title: str, blocks: Sequence[Block]) -> Iterator[Any]:
+def _layer(title: str, blocks: Sequence[ComparedBlock]) -> Iterator[Any]:
     """A heading for each direction, the blocks that differ, and equal blocks if they are few."""
     from rich.text import Text
 
@@ -234,7 +234,7 @@ def _layer(title: str, blocks: Sequence[Block]) -> Iterator[Any]:
         yield from _rows([block for block in blocks if block.direction == direction])
 
 
-def _rows(blocks: Sequence[Block]) -> Iterator[Any]:
+def _rows(blocks: Sequence[ComparedBlock]) -> Iterator[Any]:
     equal = [block for block in blocks if block.equal]
     folded = len(equal) > FEW
     shown = [block for block in blocks if not (folded and block.equal)]
@@ -251,7 +251,7 @@ def _matrices(count: int) -> str:
     return f"{count} matrices and vectors" if count != 1 else "1 matrix"
 
 
-def _table(blocks: Sequence[Block]) -> Table:
+def _table(blocks: Sequence[ComparedBlock]) -> Table:
     from lstm_cli.cli.tables import plain_table
 
     numbers = ("difference", "relative", "norm A", "norm B", "correlation")
@@ -263,7 +263,7 @@ def _table(blocks: Sequence[Block]) -> Table:
     return table
 
 
-def _numbers(block: Block) -> tuple[str, ...]:
+def _numbers(block: ComparedBlock) -> tuple[str, ...]:
     figures = block.figures
     if figures is None:
         return ()
@@ -276,7 +276,7 @@ def _numbers(block: Block) -> tuple[str, ...]:
     )
 
 
-def _shapes_table(blocks: Sequence[Block]) -> Table:
+def _shapes_table(blocks: Sequence[ComparedBlock]) -> Table:
     """A table of blocks whose shapes differ, or that only one file has."""
     from lstm_cli.cli.tables import plain_table
 
@@ -310,7 +310,7 @@ def _hints(diagnosis: Diagnosis | None) -> list[str]:
     return [f"hint: {hint}" for hint in dict.fromkeys(hints) if hint is not None]
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict(comparison: FileComparison) -> str:
     blocks = comparison.blocks
     within = f" within {comparison.tolerance:g}" if comparison.tolerance else ""
     differing = [block for block in blocks if not block.equal]

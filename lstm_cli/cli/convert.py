@@ -21,9 +21,9 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.agreement import Agreement
     from lstm_cli.api.conversion import Conversion
-    from lstm_cli.api.proof import Proof
+    from lstm_cli.api.equivalence import Equivalence
+    from lstm_cli.api.reference_check import ReferenceCheck
 
 EPILOG = """\b
 Examples:
@@ -90,12 +90,12 @@ def command(
     FILE has inputs (N, T, D) and outputs (N, T, F) or (N, F). Optional are lengths (N,) and
     initial states state.0.h and state.0.c, (N, directions, H).
     """
-    from lstm_cli.api.conversion import Order, convert
+    from lstm_cli.api.conversion import ConversionRequest, convert
     from lstm_cli.formats.interchange import WriteOptions
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"--config": config, "--check": check}, destination=destination)
-    order = Order(
+    order = ConversionRequest(
         reading=reading.read_options,
         to=to,
         config=config,
@@ -130,7 +130,7 @@ def _report(conversion: Conversion) -> list[Any]:
     return lines if conversion.check is None else [*lines, *_check(conversion.check)]
 
 
-def _proof(proof: Proof) -> list[str]:
+def _proof(proof: Equivalence) -> list[str]:
     steps = ("1 to " if proof.ragged else "") + counted(proof.steps, "step")
     states = ", random states" if proof.states else ""
     difference = "largest difference 0"
@@ -144,7 +144,7 @@ def _proof(proof: Proof) -> list[str]:
     ]
 
 
-def _check(check: Agreement) -> list[str]:
+def _check(check: ReferenceCheck) -> list[str]:
     states = ", from their states" if check.states else ""
     difference = f"{check.largest_difference:.2g} (at most {check.tolerance:.2g})"
     return [

@@ -17,7 +17,7 @@ from lstm_cli.errors import DataError, counted, printable
 if TYPE_CHECKING:
     from lstm_cli.cli.tables import NamesTable
     from lstm_cli.data import FileReport
-    from lstm_cli.data.report import GroupReport, Spread, StoredReport
+    from lstm_cli.data.inspection import DatasetReport, GroupReport, Spread
 
 EPILOG = """\b
 Examples:
@@ -87,13 +87,13 @@ def _stored(report: FileReport) -> NamesTable:
     return table
 
 
-def _kind(item: StoredReport) -> Hashable:
+def _kind(item: DatasetReport) -> Hashable:
     """A value that is equal for datasets which differ only in name and size."""
     rank = None if item.shape is None else len(item.shape)
     return item.role, item.dtype, item.storage, item.compression, rank
 
 
-def _cells(item: StoredReport) -> tuple[str, ...]:
+def _cells(item: DatasetReport) -> tuple[str, ...]:
     chunks = item.storage if item.chunks is None else f"chunks {units.shape(item.chunks)}"
     stored = chunks if item.compression is None else f"{chunks}, {item.compression}"
     shape = "?" if item.shape is None else units.shape(item.shape) if item.shape else "()"

@@ -20,8 +20,7 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.inspection import Inspection
-    from lstm_cli.api.shapes import LayerShapes
+    from lstm_cli.api.shapes import Inspection, LayerShapes
 
 ITEM_BYTES = {"float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -56,14 +55,14 @@ def command(
     once, with both shapes and their sources. Exits 4 if the weights do not fit, 3 if the data does
     not.
     """
-    from lstm_cli.api.inspection import inspect, stored_tensors
+    from lstm_cli.api.shapes import file_tensors, inspect
     from lstm_cli.cli.tables import stored_table
 
     console = Console(as_json=as_json, quiet=quiet)
     check_order(config_path, data_paths)
     source = options.reading.open(config_path)
     if not isinstance(source, str) and source.text is None and source.config is None:
-        tensors = stored_tensors(source)
+        tensors = file_tensors(source)
         console.show(config_path, stored_table(tensors))
         console.note(f"note: {config_path} has no config, so these are its tensors as stored")
         console.document({"weights": config_path, "tensors": tensors})

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from lstm_cli.cli.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
-    from lstm_cli.engines.selection import Choice
+    from lstm_cli.engines.selection import EngineChoice
     from lstm_cli.engines.types import Engine
-    from lstm_cli.formats.model import Imported, ReadOptions
+    from lstm_cli.formats.interchange import Imported, ReadOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -43,7 +43,7 @@ class ReadingOptions:
     @property
     def read_options(self) -> ReadOptions:
         """The options for readers of weights files."""
-        from lstm_cli.formats.model import ReadOptions
+        from lstm_cli.formats.interchange import ReadOptions
 
         return ReadOptions(
             self.format, self.prefix, self.tmva_order, only=self.only, ignore=self.ignore
@@ -51,9 +51,9 @@ class ReadingOptions:
 
     def open(self, path: str) -> str | Imported:
         """The path of a YAML config, or the content of a weights file, which is read once."""
-        from lstm_cli.api.assembly import opened
+        from lstm_cli.api.model import read_if_weights
 
-        source: Any = opened(path, self.read_options)
+        source: Any = read_if_weights(path, self.read_options)
         return source  # type: ignore[no-any-return]
 
 
@@ -72,11 +72,11 @@ class ModelOptions:
 
     def config(self, source: str | Imported) -> Config:
         """The config of a YAML or weights file, with ``--set`` and ``--seed``."""
-        from lstm_cli.api.assembly import read_config
+        from lstm_cli.api.model import read_config
 
         return read_config(source, self.overrides, self.seed)
 
-    def choose_engine(self, console: Console, threads: int | None = None) -> Choice:
+    def choose_engine(self, console: Console, threads: int | None = None) -> EngineChoice:
         """The selected engine; `threads` is the default of ``--threads``."""
         threads = self.threads or threads
         return chosen_engine(console, self.engine, self.device, self.dtype, threads)
@@ -91,7 +91,7 @@ class ModelOptions:
         self, source: str | Imported, config: Config, engine: Engine, console: Console
     ) -> Model:
         """The model with weights that fit the config; stderr gets notes on assumptions."""
-        from lstm_cli.api.assembly import assemble
+        from lstm_cli.api.model import assemble
 
         model = assemble(config, engine, self.weights_of(source), self.reading.read_options)
         for note in model.notes:
@@ -101,13 +101,13 @@ class ModelOptions:
 
 def chosen_engine(
     console: Console, engine: str, device: str, dtype: str, threads: int | None
-) -> Choice:
+) -> EngineChoice:
     """The selected engine; stderr gets a note if ``auto`` passed over a faster one.
 
     Threads beyond the number of allowed processors would only wait, so they are not started.
     """
+    from lstm_cli.engines.machine import allowed_threads
     from lstm_cli.engines.selection import choose_engine
-    from lstm_cli.engines.threads import allowed_threads
 
     allowed = allowed_threads()
     if threads is not None and threads > allowed:
@@ -140,7 +140,7 @@ def _all(*decorators: Decorator) -> Decorator:
 
 def thread_count(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """The value of ``--threads``, from 1 to `MOST_THREADS`."""
-    from lstm_cli.engines.threads import MOST_THREADS
+    from lstm_cli.engines.machine import MOST_THREADS
 
     if value is None:
         return None

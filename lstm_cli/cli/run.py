@@ -27,8 +27,8 @@ from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
     from lstm_cli.api import Model
+    from lstm_cli.api.run import RunReport
     from lstm_cli.api.shapes import LayerShapes
-    from lstm_cli.api.stream import RunReport
     from lstm_cli.data import SequenceData
 
 EPILOG = """\b
@@ -75,9 +75,9 @@ def command(
     Builds the network and runs the forward pass over DATA. Shows the shapes of every gate, timings,
     and metrics if the data has targets. Several DATA are one dataset.
     """
-    from lstm_cli.api.fit import check_data
+    from lstm_cli.api.run import RunFiles, automatic_batch_size, run_dataset
+    from lstm_cli.api.shape_check import check_data
     from lstm_cli.api.shapes import network_shapes
-    from lstm_cli.api.stream import RunFiles, fitting_batch, run_dataset
     from lstm_cli.data import open_data
     from lstm_cli.output_files import check_output_path
 
@@ -103,7 +103,7 @@ def command(
         model = options.model(source, config, choice.engine, console)
         shapes = network_shapes(config)
         console.show(*_head(model, data, shapes))
-        size = batch_size or fitting_batch(model, data)
+        size = batch_size or automatic_batch_size(model, data)
         bar = console.progress(data.count, "sequences")
         with bar as advance, interruptible("finishing the batch", quiet=quiet) as check:
             report = run_dataset(

@@ -27,9 +27,9 @@ from lstm_cli.cli.options import batch_size as parsed_batch_size
 from lstm_cli.errors import counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.api.training import TrainingRun, TrainReport
-    from lstm_cli.training.progress import Progress
-    from lstm_cli.training.surroundings import Reporter, Row
+    from lstm_cli.api.training_run import TrainingRun, TrainReport
+    from lstm_cli.training.checkpoint import Progress
+    from lstm_cli.training.interfaces import EpochRow, Reporter
 
 EPILOG = """\b
 Examples:
@@ -94,10 +94,10 @@ def command(
     run alone, the metrics of every epoch, and checkpoints. A run that is killed and resumed ends
     in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
-    from lstm_cli.api.fit import check_data
-    from lstm_cli.api.resuming import train_section
     from lstm_cli.api.run_folder import RunFolder
-    from lstm_cli.api.training import TrainingRun, open_validation
+    from lstm_cli.api.shape_check import check_data
+    from lstm_cli.api.trainer import train_section
+    from lstm_cli.api.training_run import TrainingRun, open_validation
     from lstm_cli.data import open_data
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -143,7 +143,7 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
     shown = len(run.notes)
     with (
         interrupts(quiet=console.quiet) as stop,
-        display(console, run.plan.epochs, run.task.train.loss) as reporter,
+        display(console, run.plan.epochs, run.setup.train.loss) as reporter,
     ):
         report = _run(run, reporter, stop)
     for note in report.notes[shown:]:
@@ -163,7 +163,7 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
     try:
         return run.run(reporter, stop)
     except DeviceMemoryError as error:
-        size = run.task.train.batch_size
+        size = run.setup.train.batch_size
         hint = f"--batch-size {size // 2} needs about half"
         if size < 2:
             hint = "shorter sequences, a smaller network, or --device cpu"
@@ -177,14 +177,14 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
 
 
 def _head(run: TrainingRun) -> list[Any]:
-    task, engine = run.task, run.model.network.engine
-    validation = f", {task.measured:,} for validation" if task.measured else ""
+    task, engine = run.setup, run.model.network.engine
+    validation = f", {task.validation_count:,} for validation" if task.validation_count else ""
     start = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
         start = f"continues after epoch {run.epochs_before}"
     return [
         f"{run.model.config.name} · {task.data.description}",
-        f"{task.learned:,} for training{validation} · loss {task.train.loss}, "
+        f"{task.training_count:,} for training{validation} · loss {task.train.loss}, "
         f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
         f"{start} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
         machine_line(engine),
@@ -208,7 +208,7 @@ def _show(
 
     row = report.metrics
     if report.best_epoch is not None:
-        names = shown_metrics(row, run.task.train.loss)
+        names = shown_metrics(row, run.setup.train.loss)
         table = plain_table(f"epoch {report.best_epoch}, the best", *names, numbers=names)
         for label, prefix in (("training", ""), ("validation", "val_")):
             figures = [row.get(prefix + name) for name in names]
@@ -224,14 +224,14 @@ def _show(
 
 
 def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
-    engine, task = run.model.network.engine, run.task
+    engine, task = run.model.network.engine, run.setup
     return {
         "model": {
             "name": run.model.config.name,
             "config": run.model.config.source,
             "parameters": run.model.network.parameter_count,
         },
-        "data": {"sequences": task.learned, "held_out": task.measured},
+        "data": {"sequences": task.training_count, "held_out": task.validation_count},
         "end": report.end,
         "epochs": report.epoch,
         "best_epoch": report.best_epoch,
@@ -263,7 +263,7 @@ class PlainReporter:
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Do nothing, since a line per batch would be too many."""
 
-    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+    def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Print the epoch's line."""
         self.console.note(epoch_line(progress, row, self.epochs, self.loss))
 
@@ -283,15 +283,15 @@ class LiveReporter:
 
     def __init__(self, bar: Any, epochs: int, width: int) -> None:
         self.bar, self.epochs, self.width = bar, epochs, width
-        self.task: Any = None
+        self.setup: Any = None
         self._start, self._first = perf_counter(), 0.0
-        self._last: Row = {}
+        self._last: EpochRow = {}
 
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Update the line."""
         head = f"epoch {progress.epoch + 1}/{self.epochs}"
-        if self.task is None:
-            self.task = self.bar.add_task("", total=batches, head=head, tail="")
+        if self.setup is None:
+            self.setup = self.bar.add_task("", total=batches, head=head, tail="")
             self._first = progress.epoch + (progress.batch - 1) / batches
         epochs = progress.epoch + progress.batch / batches
         parts = {
@@ -303,9 +303,9 @@ class LiveReporter:
             "left": f"{duration(self._remaining(epochs))} left",
         }
         tail = fitting(parts, self.width - len(head))
-        self.bar.update(self.task, completed=progress.batch, total=batches, head=head, tail=tail)
+        self.bar.update(self.setup, completed=progress.batch, total=batches, head=head, tail=tail)
 
-    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+    def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Store the metrics that the next line shows."""
         self._last = row
 
@@ -321,7 +321,7 @@ class SilentReporter:
     def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Print nothing."""
 
-    def epoch_ended(self, progress: Progress, row: Row, improved: bool) -> None:
+    def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Print nothing."""
 
 
@@ -337,13 +337,13 @@ def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
             yield LiveReporter(bar, epochs, console.width - BAR - 2)
 
 
-def shown_metrics(row: Row, loss: str) -> list[str]:
+def shown_metrics(row: EpochRow, loss: str) -> list[str]:
     """Names of the metrics in a row, without the metric that equals the loss."""
     names = [name.removeprefix("val_") for name in row]
     return [name for name in METRICS if name in names and name != loss]
 
 
-def epoch_line(progress: Progress, row: Row, epochs: int, loss: str) -> str:
+def epoch_line(progress: Progress, row: EpochRow, epochs: int, loss: str) -> str:
     """``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
     metrics = shown_metrics(row, loss)
     names = [name for name in row if name.removeprefix("val_") in metrics]
@@ -378,7 +378,7 @@ def best(progress: Progress) -> str:
     return f"best {progress.best:.4g} ({progress.best_epoch})"
 
 
-def _validation(row: Row) -> dict[str, str]:
+def _validation(row: EpochRow) -> dict[str, str]:
     """Parts of the live line from the last epoch: ``val 0.301``, ``accuracy 0.963``."""
     parts = {}
     if "val_loss" in row:

@@ -25,7 +25,7 @@ from lstm_cli.data.statistics import (
     target_problems,
 )
 from lstm_cli.data.types import DataOptions, TargetInfo
-from lstm_cli.errors import DataError, Problem, in_yaml
+from lstm_cli.errors import DataError, Problem, quote_yaml
 from lstm_cli.hdf5.dataset import Dataset, is_word
 from lstm_cli.hdf5.file import Hdf5File
 from lstm_cli.hdf5.group import Group
@@ -402,7 +402,7 @@ def _config_keys(roles: dict[str, str], group: GroupReport, file: str) -> dict[s
             and name not in USUAL_NAMES[role]
             and not name.startswith("targets/data/")
         ):
-            keys.setdefault(role, in_yaml(name))
+            keys.setdefault(role, quote_yaml(name))
     return keys
 
 

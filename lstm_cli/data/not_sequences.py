@@ -14,12 +14,12 @@ from types import MappingProxyType
 import numpy as np
 
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError, counted, in_yaml, quote
+from lstm_cli.errors import DataError, counted, quote, quote_yaml
 from lstm_cli.hdf5.dataset import Dataset, is_word
 from lstm_cli.hdf5.group import Group
 from lstm_cli.hdf5.limits import reading_errors
 from lstm_cli.hdf5.writing import python_string, series_command
-from lstm_cli.overwriting import HDF5_ATTRIBUTE
+from lstm_cli.output_files import HDF5_ATTRIBUTE
 
 MAX_MEMBERS = 50
 """Largest number of members of a group that are read."""
@@ -147,7 +147,7 @@ def refuse_variables(names: Sequence[Dataset], group: Group, options: DataOption
         expected="one array of inputs",
         found=", ".join(f"{dataset.path} {dataset.shape}" for dataset in names[:MAX_LISTED]),
         where=options.places(group.where),
-        hint=f"in a config, data.inputs: {in_yaml(names[0].path)} takes one of them; "
+        hint=f"in a config, data.inputs: {quote_yaml(names[0].path)} takes one of them; "
         "data.layout: groups takes each for a sequence; "
         f"{series_command(group.file, f'a = [{arrays}]', 'np.hstack(a)')}",
     )
@@ -219,7 +219,9 @@ def _pandas_error(
         contents, hint = "; ".join(parts) or "nothing that holds numbers", None
         if len(blocks) == 1:
             (block,) = blocks
-            hint = f"in a config, data.inputs: {in_yaml(block.path)} reads it as one series (T, D)"
+            hint = (
+                f"in a config, data.inputs: {quote_yaml(block.path)} reads it as one series (T, D)"
+            )
         elif blocks:
             arrays = ", ".join(f"f[{python_string(block.path)}][:]" for block in blocks)
             hint = series_command(frame.file, f"a = [{arrays}]", "np.hstack(a)")

@@ -20,7 +20,7 @@ from lstm_cli.data.layouts.base import SequenceLayout
 from lstm_cli.data.layouts.detect import subgroups_with_layout
 from lstm_cli.data.layouts.groups import Groups
 from lstm_cli.data.types import DataOptions
-from lstm_cli.errors import DataError, in_yaml, nearest, printable
+from lstm_cli.errors import DataError, nearest, printable, quote_yaml
 from lstm_cli.hdf5.dataset import Dataset, type_name
 from lstm_cli.hdf5.group import Group
 
@@ -89,7 +89,7 @@ def _group_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> 
         but = "not read" if layout.targets is None else f"{layout.targets.info.name} is taken"
         yield (
             f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
-            f"{but}; data.targets: {in_yaml(_last_name(labels[0]))} takes them"
+            f"{but}; data.targets: {quote_yaml(_last_name(labels[0]))} takes them"
         )
 
 
@@ -124,7 +124,7 @@ def _unread_targets_notes(
         if targets is not None:
             if first_name is not None:
                 notes[name] = f"{_where(member)}: may be targets too, but {first_name} is taken"
-                notes[name] += f"; data.targets: {in_yaml(name)} takes it instead"
+                notes[name] += f"; data.targets: {quote_yaml(name)} takes it instead"
             first_name = first_name or name
             notes.pop("labels", None)
         elif first_name is not None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lstm_cli.files import Temporary, is_temporary, remove_leftovers
+from lstm_cli.output_files import AtomicFile, is_temporary, remove_leftovers
 
 ENVIRONMENT_VARIABLE = "LSTM_CLI_CACHE_DIR"
 """Environment variable with another folder. An empty value disables the cache."""
@@ -190,7 +190,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with Temporary(path, mode=0o600, durable=False, follow=False) as file:
+    with AtomicFile(path, mode=0o600, durable=False, follow=False) as file:
         file.write(content)
         file.keep()
 

@@ -12,7 +12,7 @@ from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 from lstm_cli.errors import DeviceError, UsageError, described, nearest, nearest_first
 
 if TYPE_CHECKING:
-    from lstm_cli.engines.cuda.status import GpuStatus
+    from lstm_cli.engines.cuda.runtime.status import GpuStatus
 
 ENGINES = ("auto", "reference", "jit", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "tf32", "float16")
@@ -243,7 +243,7 @@ def _check_name(what: str, name: object, names: tuple[str, ...]) -> None:
 
 
 def _cuda_status() -> EngineStatus:
-    from lstm_cli.engines.cuda.status import DTYPES, cuda_status
+    from lstm_cli.engines.cuda.runtime.status import DTYPES, cuda_status
 
     status = cuda_status()
     usable = [gpu for gpu in status.gpus if gpu.usable]
@@ -263,11 +263,11 @@ def _cuda_status() -> EngineStatus:
 
 
 def _jit_status() -> EngineStatus:
-    from lstm_cli.engines.jit.machine import Unusable, host
+    from lstm_cli.engines.jit.runtime.machine import UnusableMachine, this_machine
 
     try:
-        machine = host()
-    except Unusable as reason:
+        machine = this_machine()
+    except UnusableMachine as reason:
         return EngineStatus("jit", "cpu", False, str(reason))
     except MemoryError as reason:
         return EngineStatus("jit", "cpu", False, f"{_NO_MEMORY}: {reason}")
@@ -291,7 +291,7 @@ def _by_default(threads: int) -> str:
 
 def _cuda(dtype: str, ordinal: int) -> Engine:
     from lstm_cli.engines.cuda.engine import CudaEngine
-    from lstm_cli.engines.cuda.gpu import shared_gpu
+    from lstm_cli.engines.cuda.runtime.gpu import shared_gpu
 
     return CudaEngine(dtype, shared_gpu(ordinal))
 

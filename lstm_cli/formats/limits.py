@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from lstm_cli.errors import WeightsError, counted, is_memory, short_of_memory
-from lstm_cli.files import reason
+from lstm_cli.errors import WeightsError, counted, is_memory_error, memory_error
+from lstm_cli.output_files import error_reason
 
 MAX_TEXT_BYTES = 64 << 20
 """Bytes of the largest JSON, pickle or XML text that is read."""
@@ -40,7 +40,7 @@ def why_not_regular(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        return reason(error)
+        return error_reason(error)
     if stat.S_ISREG(mode):
         return None
     return "is a directory" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
@@ -65,7 +65,7 @@ def read_whole(path: Path, what: str = "the weights file", limit: int | None = N
             )
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{what} {path} cannot be read", found=reason(error)) from None
+        raise WeightsError(f"{what} {path} cannot be read", found=error_reason(error)) from None
 
 
 def checked_size(shape: Sequence[int], itemsize: int, available: int, name: str, path: Path) -> int:
@@ -99,7 +99,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # struct, zipfile, memory: damaged archives raise many types
-        problem = reason(error) if isinstance(error, OSError | ValueError) else str(error)
+        problem = error_reason(error) if isinstance(error, OSError | ValueError) else str(error)
         raise WeightsError(
             f"{path} is not a zip archive that can be read",
             found=problem,
@@ -157,8 +157,8 @@ def member_bytes(archive: zipfile.ZipFile, name: str, limit: int | None = None) 
     except (WeightsError, MemoryError):  # sizes were checked, so memory is short
         raise
     except Exception as error:  # zlib, struct, EOF: damaged archives raise many types
-        if is_memory(error):
-            raise short_of_memory(path) from error
+        if is_memory_error(error):
+            raise memory_error(path) from error
         raise WeightsError(f"the member {name!r} of {path} is damaged", found=str(error)) from None
     if len(data) != info.file_size:
         raise _refused(path, f"the member {name!r} holds another size than it declares")

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, need_memory, quote
-from lstm_cli.files import reason, write_whole
+from lstm_cli.errors import WeightsError, quote, require_memory
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TensorSource
 from lstm_cli.formats.limits import why_not_regular
-from lstm_cli.overwriting import PRODUCER
+from lstm_cli.output_files import PRODUCER, error_reason, write_atomically
 from lstm_cli.version import __version__
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -73,7 +72,7 @@ def read(
         try:
             data = path.read_bytes()
         except (OSError, ValueError) as error:
-            problem = reason(error)
+            problem = error_reason(error)
     if problem is not None:
         raise WeightsError(
             f"the weights file {path} cannot be read",
@@ -107,7 +106,7 @@ def deserialize_entries(path: Path, data: bytes) -> tuple[list[Any], dict[str, s
     """
     from safetensors import SafetensorError, deserialize
 
-    need_memory(len(data) + (8 << 20), str(path))  # the library's Rust would end the process
+    require_memory(len(data) + (8 << 20), str(path))  # the library's Rust would end the process
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as error:
@@ -204,7 +203,7 @@ def write(
     if config is not None:
         texts["config"] = config
     data = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, texts)
-    write_whole(Path(path), sort_metadata(data), what)
+    write_atomically(Path(path), sort_metadata(data), what)
 
 
 def sort_metadata(data: bytes) -> bytes:

@@ -12,11 +12,11 @@ import numpy as np
 from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest, quote
-from lstm_cli.files import reason
 from lstm_cli.formats import unsupported_files
 from lstm_cli.formats.detect import detect_format_name
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.limits import check_regular
+from lstm_cli.output_files import error_reason
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ def detect_format(path: Path) -> Format:
     try:
         name = detect_format_name(path)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read", found=error_reason(error)
+        ) from None
     if name is None and path.stat().st_size == 0:
         raise WeightsError(f"the weights file {path} is empty", found="0 bytes")
     titles = ", ".join(f"{f.title} ({', '.join(f.suffixes)})" for f in FORMATS.values())

@@ -15,13 +15,13 @@ from typing import Any
 
 import h5py
 
-from lstm_cli.errors import DataError, in_yaml, is_memory, printable, quote, short_of_memory
+from lstm_cli.errors import DataError, is_memory_error, memory_error, printable, quote, quote_yaml
 from lstm_cli.hdf5.dataset import CHUNK_CACHE_BYTES
 from lstm_cli.hdf5.group import Group
 from lstm_cli.hdf5.heap_check import SIZES, CheckedFile, FileAccess
 from lstm_cli.hdf5.limits import H5_ERRORS, reading_errors
 from lstm_cli.hdf5.writing import conversion_command, python_string
-from lstm_cli.overwriting import PRODUCER
+from lstm_cli.output_files import PRODUCER
 
 REVERSING_HEADERS = {
     b"MATLAB 7.3 MAT-file": "MATLAB",
@@ -205,8 +205,8 @@ def _missing(path: str, error: Exception) -> DataError:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    if is_memory(error):
-        raise short_of_memory(path) from error
+    if is_memory_error(error):
+        raise memory_error(path) from error
     denied = isinstance(error, PermissionError)
     return DataError(
         f"{printable(path)} cannot be opened",
@@ -249,8 +249,8 @@ def _open(path: str) -> tuple[CheckedFile, Any]:
     except H5_ERRORS as error:
         if source is not None:
             source.close()
-        if is_memory(error):
-            raise short_of_memory(path) from error
+        if is_memory_error(error):
+            raise memory_error(path) from error
         raise DataError(
             f"{path} is damaged or truncated",
             expected="an intact HDF5 file",
@@ -281,7 +281,7 @@ def _group(root: Group, path: str) -> Group:
         expected="a group that holds a dataset",
         found=f"shape {target.shape}",
         where=where,
-        hint=f"{group} names the group; in a config, data.inputs: {in_yaml(name)} names the "
+        hint=f"{group} names the group; in a config, data.inputs: {quote_yaml(name)} names the "
         "dataset",
     )
 

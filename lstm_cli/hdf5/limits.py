@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 from h5py import h5d, h5o, h5z
 
-from lstm_cli.errors import DataError, counted, has_memory, is_memory, printable, short_of_memory
+from lstm_cli.errors import DataError, counted, has_memory, is_memory_error, memory_error, printable
 from lstm_cli.hdf5.heap_check import FileAccess, HeapError
 
 H5_ERRORS = (
@@ -70,8 +70,8 @@ def reading_errors(where: str, nbytes: int = 0) -> Iterator[None]:
             hint="the file may be damaged: copy or make it again",
         ) from error
     except H5_ERRORS as error:
-        if is_memory(error) or (nbytes and not has_memory(nbytes)):
-            raise short_of_memory(where) from error
+        if is_memory_error(error) or (nbytes and not has_memory(nbytes)):
+            raise memory_error(where) from error
         raise DataError(
             f"{where} cannot be read",
             expected="intact HDF5",

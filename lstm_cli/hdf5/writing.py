@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_cli.errors import LstmCliError, UsageError, printable, quote
-from lstm_cli.files import Temporary, reason, remedy, write_all
 from lstm_cli.hdf5.dataset import Dataset, ReversedDataset
 from lstm_cli.hdf5.heap_check import Array
 from lstm_cli.hdf5.limits import H5_ERRORS
-from lstm_cli.overwriting import check_target
+from lstm_cli.output_files import AtomicFile, check_output_path, error_hint, error_reason, write_all
 
 MAX_ATTRIBUTE_BYTES = 60_000
 """Bytes of text in an attribute, which HDF5 limits to 64 KiB. Longer text becomes a dataset."""
@@ -44,7 +43,7 @@ def writing_errors(path: str, option: str = "--output") -> Iterator[None]:
             expected="a folder that may be written to, with room for the results",
             found=_reason(error),
             where=path,
-            hint=remedy(_system_error_number(error)) or f"{option} PATH writes elsewhere",
+            hint=error_hint(_system_error_number(error)) or f"{option} PATH writes elsewhere",
         ) from error
 
 
@@ -56,7 +55,7 @@ def _reason(error: Exception) -> str:
     """
     message = printable(" ".join(str(error).split()))
     if number := _system_error_number(error):
-        return reason(OSError(number, os.strerror(number)))
+        return error_reason(OSError(number, os.strerror(number)))
     if re.search(r"(write|flush|truncate)\b.* fail", message):
         return "the system refuses the data"
     return message.partition(" (")[0] or type(error).__name__
@@ -162,17 +161,17 @@ class OutputFile:
                     where=path,
                     hint=f"{option} OTHER.h5",
                 )
-        check_target(path, option=option, force=force, suffix=".h5")
+        check_output_path(path, option=option, force=force, suffix=".h5")
         self.path = path
         self._option, self._force = option, force
-        self._temporary: Temporary | None = None
+        self._temporary: AtomicFile | None = None
         self._sink: _FailSafeFile | None = None
         self._handle: Any = None
 
     def open(self) -> None:
         """Create the temporary file."""
         with self._writing_errors():
-            self._temporary = Temporary(self.path, force=self._force)
+            self._temporary = AtomicFile(self.path, force=self._force)
             self._sink = _FailSafeFile(self._temporary.file)
             self._handle = h5py.File(self._sink, "w")
 

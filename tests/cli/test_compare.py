@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from lstm_cli.config import Config, from_mapping
 from lstm_cli.formats import native, registry
-from lstm_cli.formats.gates import NATIVE, reorder
-from lstm_cli.formats.model import Export
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
+from lstm_cli.formats.interchange import Export
 
 ORDERS = {
     "lstm": {"iofg": "ONNX order", "igfo": "TF1 and CNTK order", "ifog": "Core ML order"},
@@ -59,9 +59,9 @@ def reordered(tensors, kind: str, order: Sequence[str], names: str = "weight_ih 
         if f"{layer}.weight_hh" not in tensors:
             continue
         if leaf == "peephole":
-            result[name] = reorder(value, "ifo", [gate for gate in order if gate != "g"])
+            result[name] = reorder_gates(value, "ifo", [gate for gate in order if gate != "g"])
         elif any(leaf.startswith(prefix) for prefix in names.split()):
-            result[name] = reorder(value, NATIVE[kind], order)
+            result[name] = reorder_gates(value, NATIVE_GATES[kind], order)
     return result
 
 
@@ -114,7 +114,7 @@ def test_every_order_of_gates_is_named(compare, kind, features, options):
     """All 23 and 5, on D != H and D == H, in one layer of a stack."""
     layers = [{"type": kind, "hidden_size": 6, **options}, {"type": "dense", "units": 3}]
     config = net(*layers, input_size=features)
-    native_order = NATIVE[kind]
+    native_order = NATIVE_GATES[kind]
     for seed, order in enumerate(itertools.permutations(native_order)):
         if order == native_order:
             continue

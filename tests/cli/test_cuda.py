@@ -82,13 +82,13 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
     from time import sleep
     from types import SimpleNamespace
 
-    from lstm_cli.api.passes import Passes
+    from lstm_cli.api.pipeline import ForwardPipeline
     from lstm_cli.api.timing import Stopwatch
     from lstm_cli.data import Batch
 
     engine = SimpleNamespace(hardware=gpu(), dtype="float32")
     model = SimpleNamespace(network=SimpleNamespace(engine=engine), stateful=False)
-    passes = Passes(model, Stopwatch(), halve=False)
+    passes = ForwardPipeline(model, Stopwatch(), halve=False)
     xs = [np.full((2, 3, 1), k, np.float32) for k in range(4)]
     batches = []
 
@@ -98,7 +98,7 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
             own[:] = x
             yield Batch(own, None, None, 0, 0, 0)
 
-    for batch, sent in passes.ahead(read):
+    for batch, sent in passes.batches(read):
         batches.append((batch.x[0, 0, 0], sent is not None))
         if sent is not None:
             assert np.array_equal(sent.array.values, batch.x)
@@ -249,7 +249,7 @@ def lessons(files):
 
 
 def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lessons, monkeypatch):
-    from lstm_cli.api import reading_ahead
+    from lstm_cli.api import pipeline
 
     def run(name, *more):
         arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / name, *more)
@@ -260,7 +260,7 @@ def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lesson
     device = gpu()
     ahead, _ = run("ahead", "--device", "cuda")
     assert device.uploads == 6
-    monkeypatch.setattr(reading_ahead, "ReadingAhead", lambda source, device: nullcontext(source))
+    monkeypatch.setattr(pipeline, "PrefetchingSource", lambda source, device: nullcontext(source))
     alone, _ = run("alone", "--device", "cuda")
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (ahead, alone)]
     assert losses[0] == losses[1]

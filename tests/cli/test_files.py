@@ -108,7 +108,7 @@ def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
     def work(*_, **__):
         raise AssertionError("computed before it was refused")
 
-    monkeypatch.setattr("lstm_cli.api.stream.run_dataset", work)
+    monkeypatch.setattr("lstm_cli.api.run.run_dataset", work)
     monkeypatch.setattr("lstm_cli.api.conversion.read_weights", work)
     monkeypatch.setattr("lstm_cli.bench.measure", work)
     for name in ("o.h5", "g.h5", "a.onnx", "b.json"):
@@ -399,7 +399,7 @@ class Faults:
             monkeypatch.setattr(os, name, self._faulty(getattr(os, name)))
         faulty = self._faulty(output_files.write_all)
         monkeypatch.setattr(output_files, "write_all", faulty)
-        monkeypatch.setattr("lstm_cli.data.output.write_all", faulty)
+        monkeypatch.setattr("lstm_cli.hdf5.writing.write_all", faulty)
 
     def _faulty(self, function):
         def call(*args, **target):

@@ -31,7 +31,7 @@ import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
 from lstm_cli.cli.main import COMMANDS, cli, main
 from lstm_cli.config import json_schema
-from lstm_cli.engines.jit import machine
+from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.errors import LstmCliError
 
 ROOT = Path(__file__).parents[2]
@@ -1012,7 +1012,7 @@ BUSY: list[Any] = []
 
 
 def _replacing(path: str) -> None:
-    from lstm_cli.data.output import OutputFile
+    from lstm_cli.hdf5.writing import OutputFile
 
     OutputFile(path, ["x.h5"])
 
@@ -1020,9 +1020,9 @@ def _replacing(path: str) -> None:
 def _unwritable() -> None:
     import errno
 
-    from lstm_cli.data.output import writing
+    from lstm_cli.hdf5.writing import writing_errors
 
-    with writing("o.h5"):
+    with writing_errors("o.h5"):
         raise OSError(errno.EIO, "Input/output error")
 
 
@@ -1145,9 +1145,9 @@ def test_a_hint(lstm, in_tmp_path, one):
 
 def test_an_engine_that_cannot_be_used(lstm, in_tmp_path, monkeypatch):
     def host() -> None:
-        raise machine.Unusable("no kernels here")
+        raise machine.UnusableMachine("no kernels here")
 
-    monkeypatch.setattr(machine, "host", host)
+    monkeypatch.setattr(machine, "this_machine", host)
     hint, asked = "--{} auto takes what can be used; {}", "run c.yaml x.h5 --engine jit"
     check(lstm, Case(hint, _plain, asked, "lstm-cli run c.yaml x.h5 --engine auto"))
     check(lstm, Case(hint, _plain, asked, "lstm-cli devices", "no kernels here"))
@@ -1216,19 +1216,19 @@ ELSEWHERE = {
     "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_with_layers_without_biases",
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
     "remove it, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
-    "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_masks.py::test_where_nothing_tells_both_are_named",
-    "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_masks.py::test_holes",
-    ", if all columns are numbers": "unit/data/test_origin.py::test_columns",
+    "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_lengths.py::test_where_nothing_tells_both_are_named",
+    "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_lengths.py::test_holes",
+    ", if all columns are numbers": "unit/data/test_not_sequences.py::test_columns",
     "lstm-cli train CONFIG DATA --output {} --resume goes on with its run": "cli/test_data.py::test_a_training_folder",
     "lstm-cli run {} DATA runs the network of that run": "cli/test_data.py::test_a_training_folder",
     "{}: lstm-cli run {} DATA": "cli/test_data.py::test_a_training_folder",
     "in Python, h5py.File({})[{}][:] reads the outputs": "cli/test_data.py::test_results",
     "; lstm-cli run CONFIG DATA --state {} begins with these states": "cli/test_data.py::test_results",
     "in Python, h5py.File({})[{}][:] reads one of them": "cli/test_data.py::test_gates",
-    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_origin.py::test_variables_are_no_sequences",
-    "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_origin.py::test_series",
+    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_not_sequences.py::test_variables_are_no_sequences",
+    "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_not_sequences.py::test_series",
     "{}; in a config, units: {} and train.class_weights: {{}: 0} keep that class from being learned": "cli/test_data.py::test_what_to_do_works",
-    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/data/test_hardening.py::test_chunks_that_cannot_be_kept",
+    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/hdf5/test_dataset.py::test_chunks_that_cannot_be_kept",
     "with the weights: import keras, pathlib; model = keras.models.model_from_json({}.read_text()); model.load_weights(FILE); model.save('model.keras')": "oracle/test_keras_files.py::test_a_description_without_weights",
     "k = model.layers.index(model.get_layer({})); ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
     "where they stand in front, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",

@@ -105,7 +105,8 @@ def assert_same_run(files, expected):
     name = "model.safetensors"
     assert (files / name).read_bytes() == (expected / name).read_bytes()
     a, b = (
-        native.read(folder / "checkpoint.safetensors", counts=True) for folder in (files, expected)
+        native.read(folder / "checkpoint.safetensors", allow_integers=True)
+        for folder in (files, expected)
     )
     assert a.tensors.keys() == b.tensors.keys()
     for key, value in b.tensors.items():
@@ -119,7 +120,7 @@ def progress(output):
     path = output / "checkpoint.safetensors"
     if not path.exists():
         return (-1, -1)
-    told = json.loads(native.read(path, counts=True).metadata["training"])["progress"]
+    told = json.loads(native.read(path, allow_integers=True).metadata["training"])["progress"]
     return told["epoch"], told["batch"]
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.engines.jit import compiler, recurrent
+from lstm_cli.engines.jit import forward
+from lstm_cli.engines.jit.runtime import compiler
 
 pytestmark = pytest.mark.usefixtures("at_root")
 
@@ -39,8 +40,8 @@ def test_rows_of_the_timings_say_where_all_time_went(lstm, name, monkeypatch):
         assert "between layers" in whole
     assert min(shares) < 0.1
     if name == "jit":
-        monkeypatch.setattr(compiler, "_made", {})
-        recurrent._compiled.cache_clear()
+        monkeypatch.setattr(compiler, "_loaded", {})
+        forward._compiled.cache_clear()
         rows = lstm(*arguments, "--engine", name).json["timings"]
         seconds = {row["name"]: row["seconds"] for row in rows}
         assert seconds["compile or load"] > 0

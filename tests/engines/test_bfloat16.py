@@ -15,13 +15,17 @@ from lstm_cli.errors import DeviceError
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 
-machines = pytest.importorskip("lstm_cli.engines.jit.machine")
+machines = pytest.importorskip("lstm_cli.engines.jit.runtime.machine")
 try:
-    HOST = machines.host()
-except machines.Unusable as reason:
+    HOST = machines.this_machine()
+except machines.UnusableMachine as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
-from lstm_cli.engines.jit.bfloat16 import paired, rounded, widened  # noqa: E402
+from lstm_cli.engines.jit.codegen.packing import (
+    bfloat16_pairs,  # noqa: E402
+    from_bfloat16,
+    to_bfloat16,
+)
 from lstm_cli.engines.jit.engine import JitEngine  # noqa: E402
 
 CELLS: list[tuple[str, dict[str, Any]]] = [
@@ -36,7 +40,7 @@ IDS = ["lstm", "projected", "gru", "gru before", "rnn"]
 
 def bf16(values: Array) -> Array:
     """Values rounded to bfloat16, in float64."""
-    return widened(rounded(np.asarray(values, np.float32))).astype(np.float64)
+    return from_bfloat16(to_bfloat16(np.asarray(values, np.float32))).astype(np.float64)
 
 
 def lstm_loop(weights: dict[str, Array], x: Array, h: Array, c: Array) -> Array:
@@ -109,11 +113,11 @@ def test_there_is_no_training_in_bfloat16() -> None:
 
 def test_rounding() -> None:
     values = np.array([1.0, 1.00390625, 1.01171875, -3.14159274, 1e-40, 3.4e38, np.inf, np.nan])
-    actual = widened(rounded(values.astype(np.float32)))
+    actual = from_bfloat16(to_bfloat16(values.astype(np.float32)))
     expected = [1.0, 1.0, 1.015625, -3.140625, 9.18355e-41, np.inf, np.inf]  # ties go to even
     np.testing.assert_allclose(actual[:-1], expected, rtol=1e-2)
     assert actual[1] == 1.0
     assert actual[2] == 1.015625
     assert np.isnan(actual[-1])
-    halves = paired(np.array([[1.0, -2.0, 0.5]], np.float32))
+    halves = bfloat16_pairs(np.array([[1.0, -2.0, 0.5]], np.float32))
     assert halves.tolist() == [[0xC0003F80, 0x3F00]]

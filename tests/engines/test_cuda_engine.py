@@ -12,15 +12,15 @@ from networks import network, random_inputs, random_lengths, recurrent
 
 from lstm_cli.cells import Activation
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec
 from lstm_cli.errors import DeviceError
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.optimisers import OPTIMISERS, make_optimiser
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.optimizers import OPTIMIZERS, make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 pytestmark = pytest.mark.skipif(not build.COMPILER, reason="g++ is not installed")
@@ -46,11 +46,13 @@ def cuda(dtype: str = "float32") -> CudaEngine:
 
 def learner(
     net: Network, loss: str = "mse", kind: str = "adam", sequences: bool = True, **options: Any
-) -> Learner:
+) -> TrainStep:
     limits = {key: options.pop(key) for key in ("clip_norm", "clip_value") if key in options}
-    optimizer = make_optimiser({"type": kind, "learning_rate": 0.05})
+    optimizer = make_optimizer({"type": kind, "learning_rate": 0.05})
     updates = Updates(optimizer, make_schedule({"type": "constant"}, epochs=1), **limits)
-    return Learner(net, Criterion(Targets(loss, sequences, 3, "y"), **options), updates, seed=3)
+    return TrainStep(
+        net, Criterion(TargetFormat(loss, sequences, 3, "y"), **options), updates, seed=3
+    )
 
 
 class CountingDevice(HostDevice):
@@ -128,7 +130,7 @@ def test_a_step_waits_once_for_two_numbers() -> None:
     assert len(device.downloads) == 1
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer_learns_as_on_the_reference(kind: str) -> None:
     rng, losses, weights = np.random.default_rng(0), [], []
     x, y = random_inputs(N, T, D), rng.random((N, T, 3))
@@ -225,9 +227,9 @@ def test_a_weight_that_is_not_finite_is_detected() -> None:
     engine = cuda()
     for bad in (np.nan, np.inf, -np.inf):
         values = np.ones((3, 50), np.float32)
-        assert engine.finite([engine.copy(values)])
+        assert engine.all_finite([engine.copy(values)])
         values[2, 17] = bad
-        assert not engine.finite([engine.copy(np.ones(4)), engine.copy(values)])
+        assert not engine.all_finite([engine.copy(np.ones(4)), engine.copy(values)])
 
 
 def test_seconds_of_layers_are_those_of_the_device() -> None:

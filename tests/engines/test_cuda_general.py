@@ -22,10 +22,10 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 def test_inference_and_kept_gates(name, precision):
     case = LayerCase([CELLS[name]], precision, RAGGED)
     case.check_forward()
-    expected, actual = case.check_forward(keep=True)
-    gates = actual.kept["forward"]
-    assert set(gates) == set(expected.kept["forward"])
-    for gate, values in expected.kept["forward"].items():
+    expected, actual = case.check_forward(return_gates=True)
+    gates = actual.gates["forward"]
+    assert set(gates) == set(expected.gates["forward"])
+    for gate, values in expected.gates["forward"].items():
         case.check(gates[gate], values, gate)
 
 
@@ -43,7 +43,7 @@ def test_both_directions(name, lengths, sequences):
     cells = [CELLS[name]] * 2
     case = LayerCase(cells, "float32", lengths, return_sequences=sequences)
     case.check_forward()
-    case.check_forward(keep=True)
+    case.check_forward(return_gates=True)
     case.check_training()
     directions = {launch.grid[1] for what, launch in case.device.launches if what == "forward"}
     assert directions == {2}
@@ -128,7 +128,7 @@ def test_nothing_to_compute(size, lengths, sequences):
     cell = LSTM(hidden_size=4, projection_size=2, peepholes=True)
     case = LayerCase([cell] * 2, "bfloat16", lengths, size=size, return_sequences=sequences)
     case.check_forward()
-    case.check_forward(keep=True)
+    case.check_forward(return_gates=True)
     result = case.layer.forward(
         PackedSequences(case.batch, case.device.upload(case.x[case.valid])),
         None,

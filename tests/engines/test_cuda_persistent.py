@@ -47,9 +47,9 @@ VARIANTS = [name for name in CELLS if "projection" not in name and name != "gru-
 def test_cells(name):
     case = make([CELLS[name]], "tf32", forced_plan(BLOCK, 8))
     case.check_forward()
-    expected, actual = case.check_forward(keep=True)
-    for gate, values in expected.kept["forward"].items():
-        case.check(actual.kept["forward"][gate], values, gate)
+    expected, actual = case.check_forward(return_gates=True)
+    for gate, values in expected.gates["forward"].items():
+        case.check(actual.gates["forward"][gate], values, gate)
     case.check_training()
 
 

@@ -27,7 +27,7 @@ from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.kernels import GeneralKernels, PersistentKernels
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, GRID
 from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, TrainingPass
 from lstm_cli.errors import DeviceError, DeviceMemoryError
 from lstm_cli.network import backpropagation

@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from engines.test_cells import OPTIONS
 from networks import (
+    CELL_OPTIONS,
     Array,
     assert_close,
     assert_states_close,
@@ -45,8 +45,8 @@ from lstm_cli.engines.jit.runtime.machine import (
     machine_from_features,
     this_machine,
 )
-from lstm_cli.engines.kernel_cache import Compiled
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.kernel_cache import CompiledKernels
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation as learning
 from lstm_cli.network.network import Network
@@ -177,9 +177,9 @@ def test_a_batch_without_lengths(threads: Threads, count: int, unit: str, dtype:
 
 
 @DTYPES
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", CELL_OPTIONS)
 def test_recording_gates_changes_no_bit(option: str, dtype: str) -> None:
-    kind, options = OPTIONS[option]
+    kind, options = CELL_OPTIONS[option]
     spec = recurrent(kind, 37, D, directions=2, **options)
     x, lengths, _ = batch()
     net = network([spec], JitEngine(dtype))
@@ -284,7 +284,7 @@ NOT_FINITE = ["lstm", "lstm peepholes projection", "gru reset after", "gru reset
 def test_values_that_are_not_finite_come_out_as_in_numpy(
     option: str, where: str, value: float, dtype: str
 ) -> None:
-    kind, options = OPTIONS[option]
+    kind, options = CELL_OPTIONS[option]
     spec = recurrent(kind, 21, D, directions=2, **options)
     x, lengths, _ = batch()
     x, weights = x.astype(dtype), random_weights([spec])
@@ -328,7 +328,7 @@ if HERE.x86 and HERE.vector_bits == 256:
 
 
 def small(option: str) -> RecurrentSpec:
-    kind, options = OPTIONS[option]
+    kind, options = CELL_OPTIONS[option]
     return recurrent(kind, 21, D, directions=2, recurrent_dropout=0.3, **options)
 
 
@@ -357,7 +357,7 @@ def assert_agrees(spec: RecurrentSpec, engine: Engine) -> None:
             np.testing.assert_allclose(a, b, rtol, atol)
 
 
-NARROW_RUNS = [(option, "float32") for option in OPTIONS]
+NARROW_RUNS = [(option, "float32") for option in CELL_OPTIONS]
 NARROW_RUNS += [(option, "float64") for option in ("lstm peepholes projection", "gru reset before")]
 
 
@@ -375,11 +375,11 @@ ELSEWHERE = [
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compiled]]:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CompiledKernels]]:
     """Compile kernels, but neither link nor run them; the list holds all object code."""
-    objects: list[Compiled] = []
+    objects: list[CompiledKernels] = []
 
-    def linked(compiled: Compiled, machine: Machine) -> Kernels:
+    def linked(compiled: CompiledKernels, machine: Machine) -> Kernels:
         objects.append(compiled)
         return Kernels(dict.fromkeys(compiled.exported, 0))
 
@@ -398,7 +398,9 @@ COMPILED += [(ELSEWHERE[k % len(ELSEWHERE)], option) for k, option in enumerate(
 @pytest.mark.parametrize(
     ("machine", "option"), COMPILED, ids=[f"{m.triple} {option}" for m, option in COMPILED]
 )
-def test_every_cell_compiles_for(machine: Machine, option: str, compiled: list[Compiled]) -> None:
+def test_every_cell_compiles_for(
+    machine: Machine, option: str, compiled: list[CompiledKernels]
+) -> None:
     magic = b"\xcf\xfa\xed\xfe" if "apple" in machine.triple else b"\x7fELF"
     spec, dense = small(option), DenseSpec(1, 42, 3, None)
     if "projection" in option:

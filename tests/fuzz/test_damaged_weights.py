@@ -26,7 +26,7 @@ from networks import random_weights
 from lstm_cli.config import from_mapping
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import Export
-from lstm_cli.formats.onnx import messages as m
+from lstm_cli.formats.onnx import proto as m
 
 CASES = 1000
 LAYERS = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from networks import (
-    parametrised,
+    parametrized,
     random_inputs,
     random_lengths,
     random_states,
@@ -18,10 +18,10 @@ from networks import (
 
 import lstm_cli
 from lstm_cli.cells import FORMULAS, LSTM, Activation
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import WriteOptions
+from lstm_cli.formats.interchange import WriteOptions
 from lstm_cli.network.network import Network
 
 onnx = pytest.importorskip("onnx")
@@ -117,20 +117,20 @@ def test_option(option: str, directions: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_activations_of_a_dense_layer(name: str, tmp_path: Path) -> None:
-    check(tmp_path, [DenseSpec(0, D, 3, parametrised(name)), DenseSpec(1, 3, 4, None)])
+    check(tmp_path, [DenseSpec(0, D, 3, parametrized(name)), DenseSpec(1, 3, 4, None)])
 
 
 @pytest.mark.parametrize("name", RECURRENT_ACTIVATIONS)
 def test_activations_differ_by_gate_and_direction(name: str, tmp_path: Path) -> None:
     forward = LSTM(
         hidden_size=H,
-        recurrent_activation=parametrised("hard_sigmoid"),
-        activation=parametrised(name),
-        cell_activation=parametrised("scaled_tanh"),
+        recurrent_activation=parametrized("hard_sigmoid"),
+        activation=parametrized(name),
+        cell_activation=parametrized("scaled_tanh"),
     )
-    reverse = LSTM(hidden_size=H, activation=parametrised("elu"), cell_activation=Activation(name))
+    reverse = LSTM(hidden_size=H, activation=parametrized("elu"), cell_activation=Activation(name))
     check(tmp_path, [RecurrentSpec(0, D, (forward, reverse))])
-    check(tmp_path, [recurrent("rnn", H, D, activation=parametrised(name))])
+    check(tmp_path, [recurrent("rnn", H, D, activation=parametrized(name))])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from networks import Array, random_inputs
 import lstm_cli
 from lstm_cli.api.weights_files import config_of, standing_notes
 from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.ops_constant import RULES
 from lstm_cli.formats.onnx.ops_math import ACTIVATION_OPERATORS

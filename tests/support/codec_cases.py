@@ -20,7 +20,7 @@ import pytest
 from networks import Array, random_inputs, random_weights
 
 from lstm_cli.config import from_mapping, from_text
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import LayerSpec
 from lstm_cli.formats.interchange import Export, Imported
 from lstm_cli.network.network import Network

@@ -177,7 +177,7 @@ def attempt(path: Path) -> bool:
 
 def _checked(path: Path) -> bool:
     """Return True for a file that is read as a reference of a network's outputs."""
-    from lstm_cli.api.agreement import agreement
+    from lstm_cli.api.reference_check import check_reference
     from lstm_cli.config import from_mapping
     from lstm_cli.errors import DataError, LstmCliError
 
@@ -187,7 +187,7 @@ def _checked(path: Path) -> bool:
     parameters = {k: p for spec in config.specs for k, p in spec.parameters().items()}
     tensors = {name: rng.standard_normal(p.shape) for name, p in parameters.items()}
     try:
-        agreement(config, tensors, str(path), 1e-5, {})
+        check_reference(config, tensors, str(path), 1e-5, {})
     except DataError as error:
         _printable(str(error))
         return False

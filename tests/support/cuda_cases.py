@@ -14,7 +14,7 @@ from lstm_cli.engines.cuda.kernels import GeneralKernels
 from lstm_cli.engines.cuda.layers import PreparedRecurrent
 from lstm_cli.engines.cuda.planning.plan import BLOCK, CLUSTER, GRID, PersistentPlan
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec, TrainingPass
 
 N, T, D = 5, 4, 3

@@ -33,11 +33,11 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import DeviceError
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
-from lstm_cli.training.criterion import Criterion
-from lstm_cli.training.learner import Learner
-from lstm_cli.training.optimisers import OPTIMISERS, make_optimiser
+from lstm_cli.training.losses import Criterion
+from lstm_cli.training.optimizers import OPTIMIZERS, make_optimizer
 from lstm_cli.training.schedules import make_schedule
-from lstm_cli.training.targets import Targets
+from lstm_cli.training.targets import TargetFormat
+from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 KERNELS = {"general": GeneralKernels, "persistent": PersistentKernels}
@@ -86,7 +86,7 @@ def _layer(
     yield "inference"
     engine.forward(spec, prepared, x, lengths)
     yield "inspection"
-    engine.forward(spec, prepared, x, lengths, keep=True)
+    engine.forward(spec, prepared, x, lengths, return_gates=True)
     yield "training"
     result = engine.forward(spec, prepared, x, lengths, training=TrainingPass())
     engine.backward(
@@ -157,7 +157,7 @@ def _others() -> Iterator[Source]:
                 pass
         _pipelined(precision, recorder)
         losses = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy")
-        for k, optimizer in enumerate(OPTIMISERS):
+        for k, optimizer in enumerate(OPTIMIZERS):
             loss = losses[k % len(losses)]
             last = {"cross_entropy": None, "binary_cross_entropy": Activation("sigmoid")}
             specs = (
@@ -168,12 +168,14 @@ def _others() -> Iterator[Source]:
             )
             network = Network(specs, random_weights(specs), engine)
             updates = Updates(
-                make_optimiser({"type": optimizer}),
+                make_optimizer({"type": optimizer}),
                 make_schedule({"type": "constant"}, epochs=1),
                 clip_norm=1.0,
                 clip_value=1.0,
             )
-            learner = Learner(network, Criterion(Targets(loss, False, 2, "targets")), updates)
+            learner = TrainStep(
+                network, Criterion(TargetFormat(loss, False, 2, "targets")), updates
+            )
             x = np.zeros((5, T, D), engine.precision.accumulator)
             learner.step(x, np.zeros((5, 2), engine.precision.accumulator), None)
         for k, (text, names) in enumerate(recorder.sources.items()):

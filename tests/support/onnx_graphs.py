@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_cli.formats.model import Imported, ReadOptions
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.onnx import proto as m
 from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.proto import (

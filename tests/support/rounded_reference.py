@@ -81,7 +81,7 @@ class RoundedBackwardPass(BackwardPass):
     """A backward pass in what a precision's derivatives are multiplied in."""
 
     def __init__(self, precision: str, cell: Cell, weights: DirectionWeights, tape: DirectionTape):
-        back = PRECISIONS[precision].derivatives
+        back = PRECISIONS[precision].backward_name
         super().__init__(cell, rounded_weights(weights, back), tape)
         self.round = lambda values: rounded(values, back)
 

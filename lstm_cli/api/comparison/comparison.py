@@ -20,7 +20,7 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.network.normalization import STORED, Normalization, Rounding
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, Rounding
 
 YAML_NAMES = {"use_forget_gate": "forget_gate"}
 """Names of options in YAML, where a cell has another name."""
@@ -153,7 +153,7 @@ def _fold_one(
     -------
     Both files, the label of the folded one, and the features whose digits its weights lose.
     """
-    normalized = [file for file in (a, b) if set(STORED) & file.others.keys()]
+    normalized = [file for file in (a, b) if set(TENSOR_NAMES) & file.others.keys()]
     if len(normalized) != 1 or same:
         return a, b, None, ()
     other = b if normalized[0] is a else a
@@ -166,7 +166,7 @@ def _fold_one(
     folded = without_normalization(normalized[0], wide)
     if folded is None:
         return a, b, None, ()
-    scaling = Normalization.stored(normalized[0].others)
+    scaling = Normalization.from_tensors(normalized[0].others)
     dtype = "float64" if wide else "float32"
     lost = () if scaling is None else tuple(scaling.roundings(dtype))
     return (folded, b, "A", lost) if other is b else (a, folded, "B", lost)

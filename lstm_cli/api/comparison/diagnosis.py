@@ -26,7 +26,7 @@ from lstm_cli.api.comparison.pairing import (
     Place,
     direction_matches,
 )
-from lstm_cli.formats.gates import NATIVE
+from lstm_cli.formats.gates import NATIVE_GATES
 
 FRAMEWORK_ORDERS: dict[str, dict[tuple[str, ...], str]] = {
     "lstm": {
@@ -374,7 +374,7 @@ def order_name(kind: str, order: Sequence[str]) -> OrderName:
 
 def inverse_order(kind: str, order: Sequence[str]) -> tuple[str, ...]:
     """Return the order that undoes this one: native gates taken for this order become it."""
-    native = tuple(letter for letter in NATIVE[kind] if letter in order)
+    native = tuple(letter for letter in NATIVE_GATES[kind] if letter in order)
     return tuple(native[tuple(order).index(letter)] for letter in native)
 
 

@@ -12,8 +12,8 @@ from lstm_cli.api.comparison.diagnosis import listed
 from lstm_cli.api.comparison.inputs import ComparedFile
 from lstm_cli.api.shape_check import check_data, check_weights
 from lstm_cli.api.weights_files import tensors_for
-from lstm_cli.data import Batch, Dataset
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.data import Batch, SequenceData
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DIRECTIONS, Array, LayerResult, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.network.network import Network
@@ -109,7 +109,7 @@ class Divergence:
 
 
 def find_divergence(
-    a: ComparedFile, b: ComparedFile, data: Dataset, tolerance: float
+    a: ComparedFile, b: ComparedFile, data: SequenceData, tolerance: float
 ) -> Divergence:
     """Run both networks over the first sequences, in float64, and compare every value.
 
@@ -198,14 +198,14 @@ class _ParallelRun:
     def _add_layer(
         self, spec: LayerSpec, finder: DifferenceFinder, a: LayerResult, b: LayerResult
     ) -> None:
-        if not a.kept or not b.kept:
+        if not a.gates or not b.gates:
             self._add((spec.index, "", "output"), finder, a.output, b.output)
             return
         for direction in DIRECTIONS:
-            values_a, values_b = a.kept.get(direction, {}), b.kept.get(direction, {})
+            values_a, values_b = a.gates.get(direction, {}), b.gates.get(direction, {})
             for name in _gates_first(spec, values_a):
                 if name in values_b:
-                    label = direction if len(a.kept) > 1 else ""
+                    label = direction if len(a.gates) > 1 else ""
                     self._add((spec.index, label, name), finder, values_a[name], values_b[name])
 
     def _add(self, key: tuple[int, str, str], finder: DifferenceFinder, a: Array, b: Array) -> None:
@@ -251,9 +251,9 @@ def _layer_results(
 ) -> Iterator[tuple[LayerSpec | None, LayerResult, Array | None]]:
     """Yield every layer with weights and its result, and at the end None and the outputs."""
     x, lengths = network.check(batch.x, batch.lengths)
-    y, engine, steps = network.engine.batch(x, lengths), network.engine, x.shape[1]
+    y, engine, steps = network.engine.from_padded(x, lengths), network.engine, x.shape[1]
     for spec, prepared in network.prepared():
-        result = engine.forward(spec, prepared, y, lengths, keep=True)
+        result = engine.forward(spec, prepared, y, lengths, return_gates=True)
         y = result.output
         if spec.parameters():
             yield spec, result, lengths

@@ -20,9 +20,9 @@ from lstm_cli.api.weights_files import (
 )
 from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
-from lstm_cli.formats.gates import NATIVE
-from lstm_cli.formats.model import Imported, ReadOptions
-from lstm_cli.network.normalization import STORED, Normalization, fold, unfoldable
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Imported, ReadOptions
+from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_obstacle
 from lstm_cli.network.weights import merge_biases, misfits
 
 SYMBOLS = {
@@ -83,9 +83,13 @@ class ComparedLayer:
 
     def gates(self, tensor: str) -> tuple[str, ...]:
         """Return the letters of the gates that a tensor stacks; none if it is not by gate."""
-        if self.kind not in NATIVE or tensor not in SYMBOLS or tensor in ("weight_hr", "weight"):
+        if (
+            self.kind not in NATIVE_GATES
+            or tensor not in SYMBOLS
+            or tensor in ("weight_hr", "weight")
+        ):
             return ()
-        return PEEPHOLE_GATES if tensor == "peephole" else NATIVE[self.kind]
+        return PEEPHOLE_GATES if tensor == "peephole" else NATIVE_GATES[self.kind]
 
 
 @dataclass(frozen=True)
@@ -211,21 +215,21 @@ def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None
     fit the config.
     """
     config = side.config
-    if config is None or not set(STORED) <= side.others.keys():
+    if config is None or not set(TENSOR_NAMES) <= side.others.keys():
         return None
     tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
     shapes = {name: value.shape for name, value in tensors.items()}
     if misfits(config.specs, shapes):
         return None
     config, whole = with_reading_bias(config, tensors)
-    if unfoldable(config.specs) is not None:
+    if fold_obstacle(config.specs) is not None:
         return None
     weights = {
         name: value.astype(np.float64) if wide else value
         for name, value in whole.items()
-        if name not in STORED
+        if name not in TENSOR_NAMES
     }
-    grouped, _ = _grouped(fold(config.specs, weights, Normalization.stored(tensors)))
+    grouped, _ = _grouped(fold(config.specs, weights, Normalization.from_tensors(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
     return replace(side, config=config, layers=layers, others={})
 
@@ -235,13 +239,13 @@ def _renumbered(
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
     """Return tensors and the two parts of biases, under the layer numbers of the config."""
     if config is None:
-        return imported.tensors, imported.halves
-    both = {**imported.tensors, **imported.halves}
+        return imported.tensors, imported.split_biases
+    both = {**imported.tensors, **imported.split_biases}
     names = tensors_for(config.specs, replace(imported, tensors=both))
     renamed = dict(zip(both, names, strict=True))
     return (
         {renamed[name]: value for name, value in imported.tensors.items()},
-        {renamed[name]: value for name, value in imported.halves.items()},
+        {renamed[name]: value for name, value in imported.split_biases.items()},
     )
 
 

@@ -24,7 +24,7 @@ from lstm_cli.api.comparison.known_errors import (
 from lstm_cli.api.comparison.matching import TensorMatch, equality, tensor_matches
 from lstm_cli.api.comparison.metrics import norm
 from lstm_cli.engines.types import Array
-from lstm_cli.formats.gates import NATIVE
+from lstm_cli.formats.gates import NATIVE_GATES
 
 CANDIDATES = 8
 """Other directions of A, at most, that are tried for one that does not follow from its own."""
@@ -177,7 +177,7 @@ def match_direction(
     chosen = _choose(layer, options)
     if all(name in chosen and chosen[name].complete for name in options):
         return _direction_match(layer, place, source, chosen, b)
-    gates = len(NATIVE.get(layer.kind, ()))
+    gates = len(NATIVE_GATES.get(layer.kind, ()))
     error = tmva_slot_error(a.tensors, b.tensors, gates, tolerance) if gates else None
     if error is not None:
         others = {name: match for name, match in chosen.items() if name not in MATRICES}
@@ -276,7 +276,7 @@ def _bias_split(
         return None
     if all(name in chosen and chosen[name].complete for name in BIAS_PAIR):
         return None
-    letters = NATIVE["gru"]
+    letters = NATIVE_GATES["gru"]
     if len(a.tensors["bias_ih"]) % len(letters):
         return None
     orders = [m.order for m in chosen.values() if m.complete and len(m.order) == len(letters)]

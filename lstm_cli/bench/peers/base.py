@@ -13,7 +13,7 @@ from lstm_cli.bench.sizes import GridSize
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import DeviceError, LstmCliError
-from lstm_cli.training.optimisers import Adam
+from lstm_cli.training.optimizers import AdamOptimizer
 
 DeviceArray: TypeAlias = Any
 """An array in the memory of the device that computes: a GPU's array, or NumPy's."""
@@ -87,7 +87,7 @@ class TrainingTask:
         One of `lstm_cli.training.losses.LOSSES`, the mean over all valid rows and features.
         Cross-entropies are computed from logits.
     optimizer
-        Adam without penalties and weight decay.
+        AdamOptimizer without penalties and weight decay.
     lengths
         (N,) valid steps, at least 1; None: all T.
     """
@@ -95,7 +95,7 @@ class TrainingTask:
     layers: Layers
     weights: Mapping[str, Array]
     loss: str
-    optimizer: Adam
+    optimizer: AdamOptimizer
     lengths: Array | None = None
 
 

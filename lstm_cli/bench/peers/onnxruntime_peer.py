@@ -19,7 +19,7 @@ from lstm_cli.bench.peers.base import (
 from lstm_cli.bench.sizes import GridSize
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, LayerSpec
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.writer import build_model as build_file
 
 _INSTALL = "pip install 'lstm-cli[test]'"

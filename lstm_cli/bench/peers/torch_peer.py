@@ -23,7 +23,7 @@ from lstm_cli.bench.peers.torch_layers import SequencePacking, TorchLayer, packi
 from lstm_cli.bench.sizes import GridSize
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array, DenseSpec, Layers
-from lstm_cli.training.criterion import FUSED
+from lstm_cli.training.losses import FUSED
 
 
 class TorchPeer:

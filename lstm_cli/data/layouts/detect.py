@@ -33,7 +33,7 @@ from lstm_cli.data.not_sequences import (
 )
 from lstm_cli.data.types import LAYOUTS, DataOptions
 from lstm_cli.data.windows import open_windows
-from lstm_cli.errors import DataError, counted, in_yaml, nearest, quote
+from lstm_cli.errors import DataError, counted, nearest, quote, quote_yaml
 from lstm_cli.hdf5.dataset import Dataset
 from lstm_cli.hdf5.group import Group
 
@@ -327,7 +327,7 @@ def _no_inputs_error(group: Group, options: DataOptions) -> DataError:
     arrays = [one for one in below if isinstance(one, Dataset) and _is_likely_input(one)]
     names = [one.path.removeprefix(group.path.rstrip("/") + "/") for one in arrays]
     listed = (
-        "; or ".join(f"data.inputs: {in_yaml(name)}" for name in names[:MAX_LISTED])
+        "; or ".join(f"data.inputs: {quote_yaml(name)}" for name in names[:MAX_LISTED])
         or "data.inputs"
     )
     choice = any(_may_be_inputs(one) for one in below) or len(below) == MAX_CHILDREN

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, select, symbol
-from lstm_cli.engines.arrays import Array, Late, RowsLoss, Values
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences, make_batch
 from lstm_cli.engines.cuda.codegen import elementwise
 from lstm_cli.engines.cuda.codegen.elementwise import DeferredSums
@@ -22,6 +21,7 @@ from lstm_cli.engines.cuda.codegen.layout import (
 from lstm_cli.engines.cuda.codegen.rows import cross_entropy
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, dtype_name, is_host_array
+from lstm_cli.engines.types import Array, Deferred, RowsLoss, Values
 
 ADOPTED_DTYPES = ("float32", "float64")
 """Dtypes of device arrays that the engine takes from callers without a copy."""
@@ -52,25 +52,25 @@ class DeviceArrays:
         self._sums = DeferredSums(device)
         self._batches: dict[tuple[int, int], DeviceBatch] = {}
 
-    def adopt(self, array: Any) -> DeviceArray | None:
+    def from_device_array(self, array: Any) -> DeviceArray | None:
         """View a caller's array of floats that is on this device; None if it is elsewhere."""
         view = None if is_host_array(array) else self.hardware.from_device_array(array)
         return view if view is not None and dtype_name(view.dtype) in ADOPTED_DTYPES else None
 
     def to_device(self, array: Any) -> DeviceArray:
         """An array on the device in the accumulator type; a NumPy array is copied."""
-        view = self.adopt(array)
+        view = self.from_device_array(array)
         if view is None:
             return self.hardware.upload(np.ascontiguousarray(array, self.precision.accumulator))
         if dtype_name(view.dtype) != self.precision.accumulator:
             return self.to_device(self.hardware.download(view))
         return view
 
-    def normalized(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
+    def normalize(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
         """Compute (x - mean) / scale of a caller's array (N, T, D) on the device."""
         return normalize(self.hardware, x, mean, scale, self.precision.accumulator)
 
-    def batch(self, x: Any, lengths: Array | None) -> PackedSequences:
+    def from_padded(self, x: Any, lengths: Array | None) -> PackedSequences:
         """Move values (N, T, F) or (N, F) to the device, without padding."""
         N, T = (x.shape[0], x.shape[1]) if x.ndim == 3 else (x.shape[0], 1)
         batch = self._device_batch(int(N), int(T), lengths)
@@ -90,14 +90,14 @@ class DeviceArrays:
 
     def _packed(self, batch: DeviceBatch, x: Any) -> DeviceArray:
         """Pack (N, T, F), in either memory, as (Q, F)."""
-        if self.adopt(x) is not None:
+        if self.from_device_array(x) is not None:
             return pack_steps(self.hardware, batch, x, self.precision.accumulator)
         rows = x.reshape(-1, x.shape[2])
         if batch.lengths is not None:
             rows = x[np.arange(batch.T) < batch.lengths[:, None]]
         return self.to_device(rows)
 
-    def laid_out(self, values: Any) -> DeviceArray:
+    def to_padded(self, values: Any) -> DeviceArray:
         """A layer's output as (N, T, F) or (N, F) on the device, 0 in the padding."""
         return (
             unpack_steps(self.hardware, values) if isinstance(values, PackedSequences) else values
@@ -133,11 +133,11 @@ class DeviceArrays:
         """Copy an array to the device, in the accumulator type."""
         return self.hardware.upload(np.ascontiguousarray(array, self.precision.accumulator))
 
-    def like(self, array: Any, other: Any) -> Any:
+    def convert_like(self, array: Any, other: Any) -> Any:
         """The array in the memory and dtype of another."""
         if is_host_array(other):
             return np.ascontiguousarray(self._host_array(array), other.dtype)
-        if self.adopt(array) is not None and array.dtype == other.dtype:
+        if self.from_device_array(array) is not None and array.dtype == other.dtype:
             return array
         host_array = self._host_array(array)
         return self.hardware.upload(np.ascontiguousarray(host_array, dtype_name(other.dtype)))
@@ -178,7 +178,7 @@ class DeviceArrays:
         """Sum an expression over all elements."""
         return self.totals(root, [values])[0]()
 
-    def totals(self, root: Expression, many: Sequence[Values]) -> list[Late]:
+    def totals(self, root: Expression, many: Sequence[Values]) -> list[Deferred]:
         """Sums of an expression for each of `many` values; reading the first waits for all."""
         sums = []
         for values in many:
@@ -186,11 +186,11 @@ class DeviceArrays:
             sums.append(elementwise.total(self.hardware, root, on_device, self._sums))
         return sums
 
-    def finite(self, arrays: Sequence[Any]) -> bool:
+    def all_finite(self, arrays: Sequence[Any]) -> bool:
         """True if all numbers of the arrays are finite."""
         return not any(count() for count in self.totals(NOT_FINITE, [{"x": a} for a in arrays]))
 
-    def counted(self, values: Any, rows: Array | None) -> DeviceArray:
+    def gather_valid(self, values: Any, rows: Array | None) -> DeviceArray:
         """Gather the rows that count in a loss, as (rows, F)."""
         if not isinstance(values, PackedSequences):
             chosen = values.reshape(-1, values.shape[-1]) if rows is None else values[rows]
@@ -199,7 +199,7 @@ class DeviceArrays:
             return values.values
         return gather_rows(self.hardware, values.values, self._row_numbers(rows))
 
-    def spread(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
+    def scatter_valid(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
         """Scatter gathered rows to their places in the form of `values`; 0 elsewhere."""
         if not isinstance(values, PackedSequences):
             out = np.zeros(values.shape, values.dtype)
@@ -214,9 +214,9 @@ class DeviceArrays:
     def _row_numbers(self, rows: Array) -> DeviceArray:
         return self.hardware.upload(np.flatnonzero(rows))
 
-    def aligned(self, array: Any, values: Any) -> DeviceArray | None:
+    def match_layout(self, array: Any, values: Any) -> DeviceArray | None:
         """A caller's device array in the layout of `values`; None if it is in NumPy's memory."""
-        if not isinstance(values, PackedSequences) or self.adopt(array) is None:
+        if not isinstance(values, PackedSequences) or self.from_device_array(array) is None:
             return None
         batch = values.batch
         empty = batch.T == 0 or (batch.lengths is not None and not batch.lengths.all())

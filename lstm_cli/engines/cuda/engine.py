@@ -23,7 +23,7 @@ from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.cuda.runtime.device import Device
 from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.stacks import Prepared
+from lstm_cli.engines.stacks import PreparedLayers
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -109,14 +109,16 @@ class CudaEngine(DeviceArrays):
         lengths: Array | None,
         state: State | None = None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """Compute one layer over a batch; see `lstm_cli.engines.types.Engine`."""
-        values = x if isinstance(x, PackedSequences) else self.batch(x, lengths)
+        values = x if isinstance(x, PackedSequences) else self.from_padded(x, lengths)
         if isinstance(spec, RecurrentSpec):
             layer: PreparedRecurrent = prepared
-            return layer.forward(values, self._device_state(state), keep=keep, training=training)
+            return layer.forward(
+                values, self._device_state(state), return_gates=return_gates, training=training
+            )
         if isinstance(spec, DenseSpec):
             dense: PreparedDense = prepared
             return dense.forward(values, training=training is not None)
@@ -124,17 +126,19 @@ class CudaEngine(DeviceArrays):
             return dropout(self.hardware, spec, values, training)
         return flatten(self.hardware, spec, values)
 
-    def parts(self, layers: Sequence[LayerSpec], *, training: bool) -> Iterator[list[LayerSpec]]:
+    def layer_groups(
+        self, layers: Sequence[LayerSpec], *, training: bool
+    ) -> Iterator[list[LayerSpec]]:
         """Group layers in stacks that may be pipelined; see `lstm_cli.engines.stacks`."""
         return stack_groups(layers, training=training)
 
     def forward_stack(
         self,
-        layers: Prepared,
+        layers: PreparedLayers,
         x: Any,
         states: Mapping[int, State],
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
         """Compute a stack as a pipeline, or return None; see `lstm_cli.engines.stacks`."""
@@ -142,7 +146,7 @@ class CudaEngine(DeviceArrays):
         initial_states = [self._device_state(states.get(spec.index)) for spec, _ in recurrent]
         stack = [layer for _, layer in recurrent]
         recurrent_results = self.stacks.forward(
-            stack, x, initial_states, keep=keep, training=training
+            stack, x, initial_states, return_gates=return_gates, training=training
         )
         if recurrent_results is None:
             return None
@@ -155,7 +159,7 @@ class CudaEngine(DeviceArrays):
         return results
 
     def backward_stack(
-        self, layers: Prepared, tapes: Sequence[Any], d_output: Any
+        self, layers: PreparedLayers, tapes: Sequence[Any], d_output: Any
     ) -> list[LayerGradients] | None:
         """Derivatives through a stack as a pipeline, or None."""
         pairs = [(layer, tape) for (_, layer), tape in zip(layers, tapes, strict=True) if layer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.batch import PackedSequences
 from lstm_cli.engines.cuda.codegen.layout import (
     round_if_narrow,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.batch import DeviceBatch
 from lstm_cli.engines.cuda.codegen import (
     general_backward,
@@ -52,7 +52,7 @@ from lstm_cli.engines.cuda.planning.plan_search import (
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Argument, Device, DeviceArray, Kernel, Launch
 from lstm_cli.engines.cuda.weights import operand_matrix, packed_weights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.errors import DeviceError
 
 KERNELS = ("auto", "general", "persistent")
@@ -477,7 +477,7 @@ class PersistentKernels:
         return _CompiledPlan(plan, kernel)
 
     def _kernel(
-        self, cell: Cell, schedule: Schedule, plan: PersistentPlan, backward: bool
+        self, cell: Cell, schedule: CellSchedule, plan: PersistentPlan, backward: bool
     ) -> Kernel:
         key = (schedule, plan, backward)
         kernel = self._kernels.get(key)

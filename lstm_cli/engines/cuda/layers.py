@@ -55,7 +55,7 @@ from lstm_cli.engines.cuda.runtime.device import (
 )
 from lstm_cli.engines.cuda.time_chunks import TimeChunk, multiply_chunk_rows
 from lstm_cli.engines.cuda.weights import direction_weights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
     DenseSpec,
@@ -98,7 +98,7 @@ class PreparedRecurrent:
         x: PackedSequences,
         state: DeviceState | None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """Run every direction over the batch; see `lstm_cli.engines.types.Engine`.
@@ -108,7 +108,7 @@ class PreparedRecurrent:
         """
         timer = EventTimer(self.device)
         timer.start("input projection")
-        layer_pass = self.allocate_forward(x, state, keep=keep, training=training)
+        layer_pass = self.allocate_forward(x, state, return_gates=return_gates, training=training)
         self.project(layer_pass)
         timer.start("recurrence")
         self.kernels.forward(layer_pass.runs)
@@ -120,7 +120,7 @@ class PreparedRecurrent:
         x: PackedSequences,
         state: DeviceState | None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> ForwardPass:
         """Allocate all arrays of a forward pass; only the input is rounded already.
@@ -136,12 +136,18 @@ class PreparedRecurrent:
         operand_of(self.device, self.precision, x)
         initial = self._initial_state(x.batch.N, state)
         final = self._copy_state(initial)
-        y, y_operand = self._allocate_outputs(x.batch, store_steps=keep or training is not None)
+        y, y_operand = self._allocate_outputs(
+            x.batch, store_steps=return_gates or training is not None
+        )
         runs = [
-            self._forward_run(d, x.batch, final, (y, y_operand), keep=keep, training=training)
+            self._forward_run(
+                d, x.batch, final, (y, y_operand), return_gates=return_gates, training=training
+            )
             for d in range(len(self.weights))
         ]
-        return ForwardPass(x, tuple(runs), initial, final, y, y_operand, mask, keep, training)
+        return ForwardPass(
+            x, tuple(runs), initial, final, y, y_operand, mask, return_gates, training
+        )
 
     def _forward_run(
         self,
@@ -150,10 +156,13 @@ class PreparedRecurrent:
         state: DeviceState,
         outputs: tuple[DeviceArray | None, DeviceArray | None],
         *,
-        keep: bool,
+        return_gates: bool,
         training: TrainingPass | None,
     ) -> ForwardRun:
-        weights, schedule = self.weights[d], self._schedule(d, keep=keep, training=training)
+        weights, schedule = (
+            self.weights[d],
+            self._schedule(d, return_gates=return_gates, training=training),
+        )
         h, c = (None if part is None else part[:, d] for part in state)
         rows = weights.operands["weight_ih"].shape[0]
         y, y_operand = outputs
@@ -205,7 +214,7 @@ class PreparedRecurrent:
                 layer_pass.x, layer_pass.runs, layer_pass.initial_state, y, layer_pass.input_mask
             )
         elif layer_pass.return_gates:
-            result.kept = {
+            result.gates = {
                 DIRECTIONS[d]: self._step_values(d, batch, y, run.record)
                 for d, run in enumerate(layer_pass.runs)
             }
@@ -314,11 +323,13 @@ class PreparedRecurrent:
         rows = zero_empty_rows(self.device, self.precision, last, batch)
         return PackedSequences(batch, rows, per_step=False)
 
-    def _schedule(self, d: int, *, keep: bool, training: TrainingPass | None) -> Schedule:
+    def _schedule(
+        self, d: int, *, return_gates: bool, training: TrainingPass | None
+    ) -> CellSchedule:
         cell = self.spec.cells[d]
         if training is not None:
             return schedules.training(cell, self.spec.recurrent_dropout > 0)
-        return schedules.inspection(cell) if keep else schedules.inference(cell)
+        return schedules.inspection(cell) if return_gates else schedules.inference(cell)
 
     def _step_values(
         self, d: int, batch: DeviceBatch, y: DeviceArray, record: DeviceArray
@@ -327,7 +338,7 @@ class PreparedRecurrent:
         cell = self.spec.cells[d]
         P = cell.output_size
         parts = {"h": y[:, d * P : (d + 1) * P]}
-        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspected(cell))}
+        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspection_names(cell))}
         return {
             name: PackedSequences(batch, contiguous_rows(self.device, self.precision, part))
             for name, part in parts.items()

@@ -14,7 +14,7 @@ from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Argument, Device, DeviceArray
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import TrainingPass
 
 
@@ -71,7 +71,7 @@ class ForwardRun:
     """
 
     weights: DirectionWeights
-    schedule: Schedule
+    schedule: CellSchedule
     batch: DeviceBatch
     reverse: bool
     z: DeviceArray
@@ -212,7 +212,7 @@ class BackwardPass:
 
 
 def step_buffers(
-    device: Device, weights: DirectionWeights, schedule: Schedule, batch: DeviceBatch
+    device: Device, weights: DirectionWeights, schedule: CellSchedule, batch: DeviceBatch
 ) -> dict[str, Any]:
     """Allocate the `ForwardRun` fields, other than `y`, that store values of every step."""
     if schedule.purpose == "inference":

@@ -248,7 +248,7 @@ class PipelinedStacks:
         x: PackedSequences,
         states: Sequence[DeviceState | None],
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
         """Result of each layer; None if the layers must run one after the other.
@@ -263,7 +263,9 @@ class PipelinedStacks:
         passes: list[ForwardPass] = []
         try:
             for layer, state in zip(layers, states, strict=True):
-                passes.append(layer.allocate_forward(x, state, keep=keep, training=training))
+                passes.append(
+                    layer.allocate_forward(x, state, return_gates=return_gates, training=training)
+                )
                 x = layer.step_output(passes[-1])
         except DeviceMemoryError:
             return None

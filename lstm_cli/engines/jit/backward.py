@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.jit.batch import RowGroups
 from lstm_cli.engines.jit.codegen import backward
 from lstm_cli.engines.jit.codegen.backward import (
@@ -41,7 +41,7 @@ from lstm_cli.engines.jit.runtime.memory import Arguments, Workspace, address
 from lstm_cli.engines.jit.runtime.thread_pool import run, syscall_address
 from lstm_cli.engines.jit.runtime.worker_ir import shared_phase_words
 from lstm_cli.engines.jit.weights import PackingPlan, RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
+from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import Array
 
 
@@ -65,7 +65,7 @@ class BackwardPlan:
 
     address: int
     arguments: Arguments
-    schedule: Schedule
+    schedule: CellSchedule
     slots: DerivativeSlots
     stages: tuple[Stage, ...]
     products: tuple[PanelPacking, ...]
@@ -74,7 +74,7 @@ class BackwardPlan:
 
 
 @lru_cache(maxsize=256)
-def backward_plan(weights: PackingPlan, schedule: Schedule) -> BackwardPlan:
+def backward_plan(weights: PackingPlan, schedule: CellSchedule) -> BackwardPlan:
     """The kernel for a cell and the shapes of its panels."""
     cell, machine = weights.cell, weights.machine
     slots = derivative_slots(cell, schedule)
@@ -131,7 +131,7 @@ class BackwardKernel:
     inputs: PackedMatrix
 
 
-def backward_kernel(weights: RecurrentWeights, schedule: Schedule) -> BackwardKernel:
+def backward_kernel(weights: RecurrentWeights, schedule: CellSchedule) -> BackwardKernel:
     """The kernel, and the transposed weights, packed once for these weights."""
     key = ("backward", schedule)
     kernel = weights.kernels.get(key)

@@ -15,15 +15,15 @@ import numpy as np
 from lstm_cli.cells import Cell
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.host import HostArrays
 from lstm_cli.engines.jit.batch import explain
 from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
 from lstm_cli.engines.jit.layers import PreparedDense, PreparedRecurrent
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspaces
 from lstm_cli.engines.jit.weights import PackingPlan, packing_plan, recurrent_weights
-from lstm_cli.engines.limits import Limits
-from lstm_cli.engines.pointwise import dropout_forward, flatten_backward, flatten_forward
+from lstm_cli.engines.machine import MachinePeaks
+from lstm_cli.engines.reference.arrays import HostArrays
+from lstm_cli.engines.reference.layers import dropout_forward, flatten_backward, flatten_forward
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
@@ -110,14 +110,14 @@ class JitEngine(HostArrays):
         lengths: Array | None,
         state: State | None = None,
         *,
-        keep: bool = False,
+        return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult:
         """Run one layer over a batch; see `lstm_cli.engines.types.Engine`."""
         if isinstance(spec, RecurrentSpec):
             layer: PreparedRecurrent = prepared
             if training is None:
-                return layer.forward(x, lengths, state, keep=keep)
+                return layer.forward(x, lengths, state, return_gates=return_gates)
             if self.dtype == "bfloat16":
                 raise DeviceError(
                     "bfloat16 is for inference; there is no training in it",
@@ -161,15 +161,15 @@ class JitEngine(HostArrays):
         values: Mapping[str, Array | float],
         out: Mapping[str, Array],
     ) -> None:
-        """Evaluate expressions element by element; see `lstm_cli.engines.types.Elementwise`."""
+        """Evaluate expressions element by element; see `lstm_cli.engines.types.ArrayOperations`."""
         evaluate_elementwise(roots, values, out, self.machine, self.threads)
 
     def total(self, root: Expression, values: Mapping[str, Array | float]) -> float:
-        """The sum of an expression; see `lstm_cli.engines.types.Elementwise`."""
+        """The sum of an expression; see `lstm_cli.engines.types.ArrayOperations`."""
         return sum_elementwise(root, values, self.machine, self.threads)
 
-    def limits(self, sizes: Sequence[int] = ()) -> Limits:
-        """Measured peaks of the machine; see `lstm_cli.engines.limits.Measurable`."""
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
+        """Measured peaks of the machine; see `lstm_cli.engines.machine.MeasurableEngine`."""
         from lstm_cli.engines.jit.runtime.peaks import measure
 
         element = "bfloat" if self.dtype == "bfloat16" else self._vector.element
@@ -178,7 +178,7 @@ class JitEngine(HostArrays):
     def explain(
         self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
     ) -> Explanation:
-        """Kernels and threads for a layer; see `lstm_cli.engines.explanation.Explaining`."""
+        """Kernels and threads for a layer; see `lstm_cli.engines.explanation.ExplainingEngine`."""
         return explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
 
     @property

@@ -22,8 +22,8 @@ from lstm_cli.engines.jit.runtime.memory import Workspace, address
 from lstm_cli.engines.jit.runtime.thread_pool import run, syscall_address
 from lstm_cli.engines.jit.runtime.worker_ir import shared_phase_words
 from lstm_cli.engines.jit.weights import PackingPlan, RecurrentWeights
-from lstm_cli.engines.schedule import Schedule
-from lstm_cli.engines.setup import setup_total
+from lstm_cli.engines.schedule import CellSchedule
+from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import Array
 
 _COUNTED_THREADS = 8
@@ -46,12 +46,12 @@ class ForwardKernel:
     """
 
     address: int
-    schedule: Schedule
+    schedule: CellSchedule
     arguments: ForwardArguments
     weights: bytes
 
 
-def forward_kernel(weights: RecurrentWeights, schedule: Schedule) -> ForwardKernel:
+def forward_kernel(weights: RecurrentWeights, schedule: CellSchedule) -> ForwardKernel:
     """The kernel for a cell and the shapes of its panels, built once for these weights."""
     kernel = weights.kernels.get(schedule)
     if kernel is None:
@@ -64,7 +64,7 @@ def forward_kernel(weights: RecurrentWeights, schedule: Schedule) -> ForwardKern
 
 
 @lru_cache(maxsize=256)
-def _compiled(plan: PackingPlan, schedule: Schedule) -> int:
+def _compiled(plan: PackingPlan, schedule: CellSchedule) -> int:
     """The kernel's address."""
     machine = plan.machine
     splits = tuple(packing.columns.split for packing in plan.products)
@@ -197,9 +197,9 @@ def run_forward(
     _write_call_arguments(buffers, inputs, y)
     if inputs.threads > 1:
         buffers.phase_memory.fill(0)
-    start, setup_before = perf_counter(), setup_total()
+    start, setup_before = perf_counter(), total_setup_seconds()
     run(kernel.address, address(block), inputs.threads)
-    seconds = perf_counter() - start - (setup_total() - setup_before)
+    seconds = perf_counter() - start - (total_setup_seconds() - setup_before)
     x_cycles, cycles = block.item(0), block.item(1)
     share = seconds * x_cycles / (x_cycles + cycles or 1)
     return buffers, (share, seconds - share)

@@ -40,9 +40,9 @@ from lstm_cli.engines.jit.forward import (
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspace, Workspaces
 from lstm_cli.engines.jit.weights import RecurrentWeights
-from lstm_cli.engines.pointwise import DenseTape, softmax, through_activation
-from lstm_cli.engines.schedule import Schedule
-from lstm_cli.engines.setup import setup_total
+from lstm_cli.engines.reference.layers import DenseTape, softmax, through_activation
+from lstm_cli.engines.schedule import CellSchedule
+from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
@@ -105,7 +105,7 @@ class PreparedRecurrent:
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
 
     def forward(
-        self, x: Array, lengths: Array | None, state: State | None, *, keep: bool
+        self, x: Array, lengths: Array | None, state: State | None, *, return_gates: bool
     ) -> LayerResult:
         """Run every direction over the batch; see `lstm_cli.engines.types.Engine`."""
         spec, x = self.spec, _contiguous_steps(x)
@@ -114,13 +114,13 @@ class PreparedRecurrent:
         gates: dict[str, dict[str, Array]] = {}
         finals, input_seconds, seconds = [], 0.0, 0.0
         for d, cell in enumerate(spec.cells):
-            plan = schedule.inspection(cell) if keep else self._inference[d]
+            plan = schedule.inspection(cell) if return_gates else self._inference[d]
             states = _direction_states(state, d)
-            inputs = ForwardInputs(x, rows, d == 1, states, None, keep, threads)
+            inputs = ForwardInputs(x, rows, d == 1, states, None, return_gates, threads)
             workspace = self.workspaces.acquire(self._purposes[d])
             buffers, spent = self._run(d, plan, inputs, y, workspace)
             finals.append(final_states(self.weights[d], rows, buffers))
-            if keep:
+            if return_gates:
                 gates[DIRECTIONS[d]] = _gates_and_states(cell, inputs, buffers)
             self.workspaces.release(self._purposes[d], workspace)
             input_seconds, seconds = input_seconds + spent[0], seconds + spent[1]
@@ -163,7 +163,7 @@ class PreparedRecurrent:
     def _run(
         self,
         d: int,
-        plan: Schedule,
+        plan: CellSchedule,
         inputs: ForwardInputs,
         y: Array | None,
         workspace: Workspace,
@@ -238,7 +238,7 @@ def _gates_and_states(
     lengths = rows.T if rows.lengths is None else rows.lengths[row]
     after = lengths - t if inputs.reverse else t + 1
     graph = schedule.inspection(cell)
-    names = schedule.inspected(cell)
+    names = schedule.inspection_names(cell)
     N, T = inputs.x.shape[:2]
     record = buffers.record
 
@@ -293,7 +293,7 @@ class PreparedDense:
 
     def forward(self, x: Array, lengths: Array | None, threads: int) -> LayerResult:
         """Apply the layer to every step (N, T, D) or (N, D); past a sequence's end 0."""
-        start, setup_before = perf_counter(), setup_total()
+        start, setup_before = perf_counter(), total_setup_seconds()
         spec, M = self.spec, x.size // self.spec.input_size
         flat = np.ascontiguousarray(x).reshape(M, spec.input_size)
         logits = np.empty((M, spec.units), x.dtype)
@@ -311,7 +311,7 @@ class PreparedDense:
         if lengths is not None and y.ndim == 3:
             past_end = np.arange(x.shape[1]) >= lengths[:, None]
             y = np.where(past_end[:, :, None], np.zeros((), y.dtype), y)
-        seconds = {"product": perf_counter() - start - (setup_total() - setup_before)}
+        seconds = {"product": perf_counter() - start - (total_setup_seconds() - setup_before)}
         return LayerResult(y, logits=logits, seconds=seconds, tape=DenseTape(x, logits, y))
 
     def backward(

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import Stage
+from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.jit.codegen.ir import VectorType
 from lstm_cli.engines.jit.codegen.packing import MatrixLayout, PackedMatrix, PanelPacking
 from lstm_cli.engines.jit.codegen.tile import Columns, split_columns
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, aligned
+from lstm_cli.engines.reference.step import DirectionWeights
 from lstm_cli.engines.schedule import stages
-from lstm_cli.engines.steps import DirectionWeights
 from lstm_cli.engines.types import Array
 
 
@@ -207,4 +207,4 @@ def recurrent_weights(
     plan: PackingPlan, tensors: Mapping[str, Array], array_pool: ArrayPool
 ) -> RecurrentWeights:
     """Weights from contiguous tensors by name within the direction."""
-    return RecurrentWeights(plan, DirectionWeights.of(plan.cell, tensors), array_pool)
+    return RecurrentWeights(plan, DirectionWeights.from_tensors(plan.cell, tensors), array_pool)

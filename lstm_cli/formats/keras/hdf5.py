@@ -18,7 +18,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5s, h5t, h5z
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, counted, is_memory, need_memory, short_of_memory
+from lstm_cli.errors import WeightsError, counted, is_memory_error, memory_error, require_memory
 from lstm_cli.formats.keras.hdf5_attributes import TextAttributes
 from lstm_cli.formats.keras.options import printable
 from lstm_cli.formats.limits import MAX_RATIO, MIN_RATIO_BYTES
@@ -85,7 +85,7 @@ class Hdf5Tree:
         self._attributes = TextAttributes(data[_superblock(data) :])
         self._unread_bytes = len(data)
         self._nodes: dict[str, _TreeNode] = {}
-        need_memory(2 * len(data), "the HDF5 file")  # HDF5 would give another reason
+        require_memory(2 * len(data), "the HDF5 file")  # HDF5 would give another reason
         with _reading("the HDF5 file"):
             self._file = h5py.File(h5f.open_file_image(data))
             root = h5g.open(self._file.id, b"/")
@@ -227,8 +227,8 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        if is_memory(error):
-            raise short_of_memory(what) from error
+        if is_memory_error(error):
+            raise memory_error(what) from error
         raise WeightsError(
             f"{what} cannot be read",
             expected="intact HDF5",

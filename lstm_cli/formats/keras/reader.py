@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.engines.types import Layers, RecurrentSpec
-from lstm_cli.errors import WeightsError, short_of_memory
+from lstm_cli.errors import WeightsError, memory_error
 from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.keras.architecture import (
     MAX_LAYERS,
@@ -64,7 +64,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         problems = [replace(p, where=(*p.where, str(path))) for p in error.problems]
         raise WeightsError(problems, headline=error.headline) from None
     except MemoryError as error:
-        raise short_of_memory(str(path)) from error
+        raise memory_error(str(path)) from error
     except RecursionError as error:
         raise WeightsError(f"{path} is too large or too deep", found=type(error).__name__) from None
     return Imported(

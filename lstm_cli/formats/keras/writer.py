@@ -21,14 +21,13 @@ import numpy as np
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import write_whole
 from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.keras.activations import keras_activation
 from lstm_cli.formats.keras.architecture import snake_case
 from lstm_cli.formats.keras.recurrent import CLASSES, KERAS_GATES
 from lstm_cli.formats.keras.weights_only import LAYER_ORDER_ATTRIBUTE
-from lstm_cli.overwriting import HDF5_ATTRIBUTE, SIGNATURE
+from lstm_cli.output_files import HDF5_ATTRIBUTE, SIGNATURE, write_atomically
 from lstm_cli.version import __version__
 
 KERAS_VERSION = "3.0.0"
@@ -71,7 +70,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
         data = _archive(data, _model(export, layers, exporter.dtype))
     else:
         notes.append(WEIGHTS_ONLY_NOTE)
-    write_whole(path, data, "the weights")
+    write_atomically(path, data, "the weights")
     return tuple(dict.fromkeys(notes))
 
 

@@ -1,7 +1,7 @@
 """Extraction of a chain of layers from a symbolic graph, from its output to its input.
 
 `LayerExtractor` turns signals into layers: `dense_layer`, `recurrent_layer`, `selection_layer`
-and flatten. An `ImportedLayer` holds the options, the tensors and their `Stored` entries.
+and flatten. An `ImportedLayer` holds the options, the tensors and their `TensorSource` entries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lstm_cli.cells import Activation
 from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.node import WorkBudget
 from lstm_cli.formats.onnx.ops_math import linear_terms, reads_all_steps
 from lstm_cli.formats.onnx.sizes import FreeAxes, is_all_steps
@@ -66,7 +66,7 @@ class ImportedLayer:
     inputs
         Names of the tensors whose columns are input features.
     stored
-        `Stored` entries of the weights, with native names within the layer.
+        `TensorSource` entries of the weights, with native names within the layer.
     where
         Node that the layer comes from, for errors.
     directions
@@ -76,7 +76,7 @@ class ImportedLayer:
     config: dict[str, Any]
     tensors: dict[str, Array] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    stored: list[Stored] = field(default_factory=list)
+    stored: list[TensorSource] = field(default_factory=list)
     where: str = ""
     directions: tuple[RecurrentDirection, ...] = ()
 

@@ -10,8 +10,8 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted, nearest
-from lstm_cli.formats.gates import NATIVE, reorder, stored_blocks
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.node import GraphNode
 from lstm_cli.formats.onnx.schemas import (
     ACTIVATION_NAMES,
@@ -341,31 +341,36 @@ class _ParameterList:
 
 
 class RecurrentTensors:
-    """Weights of one direction in native gate order, with their `Stored` entries."""
+    """Weights of one direction in native gate order, with their `TensorSource` entries."""
 
     def __init__(self, kind: str, gates: Sequence[str], direction: int, hidden: int) -> None:
         self.kind, self.gates, self.d, self.H = kind, gates, direction, hidden
-        self.native_gates = NATIVE[kind]
+        self.native_gates = NATIVE_GATES[kind]
         self.tensors: dict[str, Array] = {}
-        self.stored: list[Stored] = []
+        self.stored: list[TensorSource] = []
 
     def add(self, slot: str, value: ConstantTensor | None) -> None:
         """Add W, R, B or P of the operator; None for an omitted tensor."""
         if slot in ("W", "R") and value is not None:
             name = "weight_ih" if slot == "W" else "weight_hh"
-            self.tensors[name] = reorder(value.array[self.d], self.gates, self.native_gates)
+            self.tensors[name] = reorder_gates(value.array[self.d], self.gates, self.native_gates)
             self._add_stored(value, name, self.gates)
         elif slot == "B" and value is not None:
             self._add_biases(value)
         elif slot == "P" and value is not None:
             native_order = ("i", "f", "o")
-            self.tensors["peephole"] = reorder(value.array[self.d], PEEPHOLE_ORDER, native_order)
+            self.tensors["peephole"] = reorder_gates(
+                value.array[self.d], PEEPHOLE_ORDER, native_order
+            )
             self._add_stored(value, "peephole", PEEPHOLE_ORDER)
 
     def _add_biases(self, value: ConstantTensor) -> None:
         size = len(self.gates) * self.H
         both = value.array[self.d]
-        pair = [reorder(half, self.gates, self.native_gates) for half in (both[:size], both[size:])]
+        pair = [
+            reorder_gates(half, self.gates, self.native_gates)
+            for half in (both[:size], both[size:])
+        ]
         if self.kind == "gru":
             self.tensors |= {"bias_ih": pair[0], "bias_hh": pair[1]}
         else:
@@ -387,10 +392,10 @@ class RecurrentTensors:
         for origin in value.origins:
             if value.change or origin.shape != value.array.shape:
                 label = value.change or "reshaped"
-                entry = Stored(origin.name, origin.shape, origin.dtype, "", native, "", label)
+                entry = TensorSource(origin.name, origin.shape, origin.dtype, "", native, "", label)
                 self.stored.append(entry)
                 continue
-            blocks = stored_blocks(
+            blocks = gate_sources(
                 origin.name,
                 value.array,
                 native,
@@ -401,6 +406,6 @@ class RecurrentTensors:
                 change=change,
             )
             self.stored += [
-                Stored(b.name, b.shape, origin.dtype, b.part, b.native, b.block, b.change)
+                TensorSource(b.name, b.shape, origin.dtype, b.part, b.native, b.block, b.change)
                 for b in blocks
             ]

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, memory_is_short, short_of_memory
-from lstm_cli.formats.model import Imported, ReadOptions, Stored
+from lstm_cli.errors import WeightsError, memory_error, memory_is_short
+from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
+from lstm_cli.formats.limits import read_whole
 from lstm_cli.formats.onnx import proto
 from lstm_cli.formats.onnx.interpreter import (
     MISFIT_ERRORS,
@@ -68,7 +69,6 @@ from lstm_cli.formats.onnx.symbolic import (
     parts_of,
 )
 from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, external_file, quote_name, to_array
-from lstm_cli.formats.safety import read_whole
 
 STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Domains of operators that no function of a model defines."""
@@ -101,7 +101,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         raise WeightsError(message, found=str(error)) from None
     except (MemoryError, RecursionError) as error:
         if isinstance(error, MemoryError) and memory_is_short():
-            raise short_of_memory(str(path)) from error
+            raise memory_error(str(path)) from error
         raise WeightsError(f"{path} holds a model that needs too much memory") from None
 
 
@@ -131,10 +131,10 @@ def _read_model(path: Path, data: bytes, model: OnnxModel) -> Imported:
         sha256=hashlib.sha256(data).hexdigest(),
         config=reading.config(layers),
         tensors=tensors,
-        stored=stored,
-        order={kind: SHOWN_ORDERS[kind] for kind in SHOWN_ORDERS if kind in kinds},
+        sources=stored,
+        gate_orders={kind: SHOWN_ORDERS[kind] for kind in SHOWN_ORDERS if kind in kinds},
         notes=tuple(reading.notes),
-        described=True,
+        describes_layers=True,
         zero_states=zero_states(layers),
     )
 
@@ -197,10 +197,12 @@ def _title(model: OnnxModel, version: int) -> str:
     return f"ONNX opset {version}{suffix}"[:200]
 
 
-def _named_tensors(layers: Sequence[ImportedLayer]) -> tuple[dict[str, Array], tuple[Stored, ...]]:
-    """Tensors by native name, and their `Stored` entries."""
+def _named_tensors(
+    layers: Sequence[ImportedLayer],
+) -> tuple[dict[str, Array], tuple[TensorSource, ...]]:
+    """Tensors by native name, and their `TensorSource` entries."""
     tensors: dict[str, Array] = {}
-    stored: list[Stored] = []
+    stored: list[TensorSource] = []
     for k, layer in enumerate(layers):
         prefix = f"layers.{k}."
         tensors |= {prefix + name: value for name, value in layer.tensors.items()}

@@ -11,9 +11,9 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import reason
 from lstm_cli.formats.onnx import proto
 from lstm_cli.formats.onnx.proto import OnnxTensor
+from lstm_cli.output_files import error_reason
 
 DTYPES = {
     proto.FLOAT: "<f4",
@@ -158,7 +158,7 @@ def _external_bytes(tensor: OnnxTensor, path: Path, size: int) -> bytes:
             stream.seek(offset)
             return stream.read(size)
     except (OSError, ValueError) as error:
-        raise _external_error(tensor.name, "a readable file", reason(error)) from None
+        raise _external_error(tensor.name, "a readable file", error_reason(error)) from None
 
 
 def external_file(path: Path, location: str, name: str) -> Path:
@@ -179,7 +179,7 @@ def external_file(path: Path, location: str, name: str) -> Path:
         file = folder.joinpath(*pure.parts).resolve(strict=True)
         regular = stat.S_ISREG(file.stat().st_mode)
     except (OSError, ValueError, RuntimeError) as error:
-        cause = reason(error) if isinstance(error, OSError | ValueError) else str(error)
+        cause = error_reason(error) if isinstance(error, OSError | ValueError) else str(error)
         raise _external_error(name, expected, f"{location!r}: {cause}"[:300]) from None
     if not file.is_relative_to(folder) or not regular:
         found = f"{location!r}, which is outside the folder or not a regular file"

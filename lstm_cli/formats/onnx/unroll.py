@@ -14,8 +14,8 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.gates import NATIVE, part
-from lstm_cli.formats.model import Stored
+from lstm_cli.formats.gates import NATIVE_GATES, index_text
+from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.ops_math import reads_all_steps
 from lstm_cli.formats.onnx.sizes import FreeAxes
 from lstm_cli.formats.onnx.symbolic import (
@@ -330,7 +330,7 @@ def _same_maps(one: LinearMap, other: LinearMap) -> bool:
 
 def _tensors(step: CellStep) -> dict[str, Array]:
     """Native tensors of a cell, from the gates of one step."""
-    letters, gates = NATIVE[step.kind], step.gates
+    letters, gates = NATIVE_GATES[step.kind], step.gates
     W: Any = next(iter(gates.values())).x
     size, dtype = int(W.array.shape[1]), W.array.dtype
     features = step.source.indices.size
@@ -354,21 +354,21 @@ def _tensors(step: CellStep) -> dict[str, Array]:
     return tensors | {"bias": bias("bias")}
 
 
-def _stored(step: CellStep) -> list[Stored]:
+def _stored(step: CellStep) -> list[TensorSource]:
     names = {"x": "weight_ih", "h": "weight_hh", "bias": "bias", "h_bias": "bias_hh"}
     if step.kind == "gru":
         names["bias"] = "bias_ih"
     return [
         entry
-        for letter in NATIVE[step.kind]
+        for letter in NATIVE_GATES[step.kind]
         if letter in step.gates
         for slot, native in names.items()
         for entry in stored_weight(getattr(step.gates[letter], slot), native, letter)
     ]
 
 
-def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[Stored]:
-    """`Stored` entries of a weight (in, out) or a bias (n,); its native form is transposed."""
+def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[TensorSource]:
+    """`TensorSource` entries of a weight (in, out) or a bias (n,); its native form is transposed."""
     if weight is None:
         return []
     change = weight.change
@@ -379,7 +379,7 @@ def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[S
         where = ""
         if weight.columns and weight.change in ("", "transposed", "added") and origin.shape:
             is_first_axis = weight.change == "transposed" or len(origin.shape) == 1
-            where = part(*weight.columns, axis=0 if is_first_axis else len(origin.shape) - 1)
-        entry = Stored(origin.name, origin.shape, origin.dtype, where, native, block, change)
+            where = index_text(*weight.columns, axis=0 if is_first_axis else len(origin.shape) - 1)
+        entry = TensorSource(origin.name, origin.shape, origin.dtype, where, native, block, change)
         entries.append(entry)
     return entries

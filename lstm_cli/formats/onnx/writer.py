@@ -25,9 +25,8 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import WeightsError
-from lstm_cli.files import write_whole
-from lstm_cli.formats.gates import NATIVE, reorder
-from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
+from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.graph_builder import (
     DimensionSize,
     GraphBuilder,
@@ -36,7 +35,7 @@ from lstm_cli.formats.onnx.graph_builder import (
 )
 from lstm_cli.formats.onnx.proto import OnnxGraph, OnnxModel, OnnxOperatorSet, OnnxProperty
 from lstm_cli.formats.onnx.schemas import ACTIVATION_NAMES, GATE_ORDERS, PEEPHOLE_ORDER
-from lstm_cli.overwriting import PRODUCER
+from lstm_cli.output_files import PRODUCER, write_atomically
 from lstm_cli.version import __version__
 
 OPSET = 14
@@ -58,7 +57,7 @@ def write(path: Path, export: Export, options: WriteOptions | None = None) -> tu
         The file cannot be written; an existing file stays unchanged.
     """
     options = options or WriteOptions()
-    write_whole(path, build_model(export, options).encode(), "the ONNX model")
+    write_atomically(path, build_model(export, options).encode(), "the ONNX model")
     return tuple(export_notes(export, options))
 
 
@@ -338,17 +337,19 @@ def _direction_tensors(
         native["weight_hh"] = native["weight_hh"] @ native["weight_hr"]  # U W_hr, (4H, H)
     if not _has_forget_gate(cell):
         _hold_forget_gate_open(spec, direction, native)
-    native_order, onnx_order = NATIVE[cell.kind], GATE_ORDERS[cell.kind]
+    native_order, onnx_order = NATIVE_GATES[cell.kind], GATE_ORDERS[cell.kind]
     operands = {
-        "W": reorder(native["weight_ih"], native_order, onnx_order),
-        "R": reorder(native["weight_hh"], native_order, onnx_order),
+        "W": reorder_gates(native["weight_ih"], native_order, onnx_order),
+        "R": reorder_gates(native["weight_hh"], native_order, onnx_order),
     }
     if cell.bias:
         bias = native[cell.bias_names[0]]
         biases = (bias, native.get("bias_hh", np.zeros_like(bias)))
-        operands["B"] = np.concatenate([reorder(part, native_order, onnx_order) for part in biases])
+        operands["B"] = np.concatenate(
+            [reorder_gates(part, native_order, onnx_order) for part in biases]
+        )
     if "peephole" in native:
-        operands["P"] = reorder(native["peephole"], cell.peephole_gates, PEEPHOLE_ORDER)
+        operands["P"] = reorder_gates(native["peephole"], cell.peephole_gates, PEEPHOLE_ORDER)
     return operands
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.files import reason
 from lstm_cli.formats.limits import check_regular
+from lstm_cli.output_files import error_reason
 
 CHUNK_CHARACTERS = 1 << 16
 """Characters that are collected before their conversion to numbers."""
@@ -199,7 +199,9 @@ def parse(path: Path) -> TmvaDocument:
                 builder.feed(block)
         root = builder.finish()
     except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read", found=error_reason(error)
+        ) from None
     except (expat.ExpatError, ValueError) as error:
         raise WeightsError(f"{path} is not well-formed XML", found=str(error)) from None
     return TmvaDocument(path, root, digest.hexdigest(), builder.digits)

@@ -14,7 +14,7 @@ from lstm_cli.engines.types import DenseSpec, FlattenSpec, LayerSpec, RecurrentS
 from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.interchange import TmvaOrder
 from lstm_cli.formats.tmva.document import TmvaDocument, XmlElement, parse_whole_number
-from lstm_cli.overwriting import SIGNATURE
+from lstm_cli.output_files import SIGNATURE
 
 _METHODS = ("DL::", "DNN::")
 

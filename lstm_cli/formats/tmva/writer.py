@@ -20,12 +20,12 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.files import write_whole
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.tmva.document import ACTIVATIONS
 from lstm_cli.formats.tmva.header import TmvaNetwork, file_bytes, tag_text
 from lstm_cli.formats.tmva.slots import LAYER_KINDS
+from lstm_cli.output_files import write_atomically
 
 IDENTITY = Activation("identity")
 MAX_VARIABLES = 1_000_000
@@ -56,7 +56,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     pattern = "{:.16e}" if wide else "{:.8e}"  # digits that distinguish any two values
     body = [text for spec in specs for text in _layer(spec, export.tensors, steps, pattern)]
     plan = TmvaNetwork(export.name, export.input_size, steps, specs, output)
-    write_whole(path, file_bytes(plan, body), "the weights")
+    write_atomically(path, file_bytes(plan, body), "the weights")
     return tuple(_notes(export, steps))
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.files import reason
 from lstm_cli.formats.gates import NATIVE_GATES, gate_sources
 from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.formats.limits import check_regular, read_whole
@@ -30,6 +29,7 @@ from lstm_cli.formats.torch.modules import (
 )
 from lstm_cli.formats.torch.state_dict import StateDict, find_state_dict, select_tensors
 from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, list_names, printable, widen
+from lstm_cli.output_files import error_reason
 
 
 def read(path: Path, options: ReadOptions) -> Imported:
@@ -118,7 +118,9 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read", found=reason(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read", found=error_reason(error)
+        ) from None
 
 
 @dataclass

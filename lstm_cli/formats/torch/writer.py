@@ -24,11 +24,10 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import Problem, WeightsError
-from lstm_cli.files import write_whole
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.native import sort_metadata
-from lstm_cli.overwriting import SIGNATURE
+from lstm_cli.output_files import SIGNATURE, write_atomically
 
 ModuleLayers = list[RecurrentSpec | DenseSpec]
 """Layers of one module: equal recurrent layers in a row, or one dense layer."""
@@ -64,7 +63,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
         data = sort_metadata(save(tensors, {"format": "pt", "producer": SIGNATURE}))
     else:
         data = write_archive(tensors)
-    write_whole(path, data, "the weights")
+    write_atomically(path, data, "the weights")
     return tuple(_notes(export, dict(zip(names, groups, strict=True))))
 
 

@@ -19,7 +19,7 @@ from lstm_cli.api.comparison.matching import (
     transformed,
 )
 from lstm_cli.api.comparison.metrics import block_metrics, norm
-from lstm_cli.formats.gates import NATIVE, reorder
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -89,13 +89,13 @@ def test_layouts_are_undone():
     data=st.data(),
 )
 def test_any_order_is_read_back(kind, hidden, width, seed, data):
-    native = NATIVE[kind]
+    native = NATIVE_GATES[kind]
     order = tuple(data.draw(st.permutations(native)))
     a = normal(len(native) * hidden, *([width] if width else []), seed=seed)
-    matches = tensor_matches(a, reorder(a, native, order), native, 0.0)
+    matches = tensor_matches(a, reorder_gates(a, native, order), native, 0.0)
     assert [match.order for match in matches] == [order]
     assert matches[0].complete
-    back = reorder(reorder(a, native, order), native, inverse_order(kind, order))
+    back = reorder_gates(reorder_gates(a, native, order), native, inverse_order(kind, order))
     np.testing.assert_array_equal(back, a)
 
 
@@ -104,8 +104,8 @@ def test_any_order_is_read_back(kind, hidden, width, seed, data):
 def test_unrelated_numbers_have_no_match(seed, hidden, width):
     a = normal(4 * hidden, width, seed=seed)
     b = normal(4 * hidden, width, seed=seed + 10_000)
-    assert not tensor_matches(a, b, NATIVE["lstm"], 0.0)
-    assert not tensor_matches(a, a + np.float32(1e-2) * b, NATIVE["lstm"], 0.0)
+    assert not tensor_matches(a, b, NATIVE_GATES["lstm"], 0.0)
+    assert not tensor_matches(a, a + np.float32(1e-2) * b, NATIVE_GATES["lstm"], 0.0)
 
 
 def test_a_rule_holds_for_its_own_rounding_alone():

@@ -10,7 +10,7 @@ import numpy as np
 from lstm_cli.api.config_differences import option_mismatches
 from lstm_cli.api.weights_files import is_weights, standing_notes, tensors_for
 from lstm_cli.config import Config, from_mapping
-from lstm_cli.formats.model import Imported
+from lstm_cli.formats.interchange import Imported
 
 
 def config(*layers: dict[str, Any]) -> Config:

@@ -18,7 +18,7 @@ from lstm_cli.bench import (
     Unsupported,
 )
 from lstm_cli.bench.workload import LstmCliTrainable
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.network.network import Network
 
 

@@ -23,11 +23,11 @@ from lstm_cli.bench.peers import ComputeSetting
 from lstm_cli.bench.peers.torch_device import TorchDevice, tf32
 from lstm_cli.bench.results import PeerAgreement
 from lstm_cli.bench.sizes import random_inputs, random_weights
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.network.network import Network
-from lstm_cli.training.optimisers import Adam
+from lstm_cli.training.optimizers import AdamOptimizer
 
-ADAM = Adam(learning_rate=0.01)
+ADAM = AdamOptimizer(learning_rate=0.01)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ class Shim:
     def upload(self, array):
         return array
 
-    def mark(self):
+    def record_event(self):
         moment = SimpleNamespace(at=perf_counter())
         moment.seconds_since = lambda earlier: moment.at - earlier.at
         return moment

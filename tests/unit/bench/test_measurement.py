@@ -25,8 +25,8 @@ from lstm_cli.bench.protocol import Samples
 from lstm_cli.bench.sizes import random_weights, recurrent_reads
 from lstm_cli.bench.workload import ForwardWorkload, TrainingWorkload
 from lstm_cli.cells import GRU, LSTM
-from lstm_cli.engines.limits import Limits, Reads
-from lstm_cli.engines.reference import ReferenceEngine
+from lstm_cli.engines.machine import MachinePeaks, ReadBandwidth
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 from lstm_cli.errors import UsageError
 
@@ -223,7 +223,9 @@ class Measured(ReferenceEngine):
     def limits(self, sizes=()):
         self.asked.append(tuple(sizes))
         count = len(self.asked)
-        return Limits(1e-9 * count, tuple(Reads(size, 1e-9 * count) for size in sizes))
+        return MachinePeaks(
+            1e-9 * count, tuple(ReadBandwidth(size, 1e-9 * count) for size in sizes)
+        )
 
 
 def timing(seconds, gflops):
@@ -256,7 +258,9 @@ def test_training_reads_them_forwards_and_backwards_and_ragged_as_long_as_any_ru
 
 def test_shares_by_hand():
     # 3 readings of 100 bytes at 1000 bytes/s and 1 of 400 at 500: 0.3 s and 0.8 s of 2.2 s.
-    limits = Limits(200.0, (Reads(400, 500e-9), Reads(100, 1000e-9), Reads(7, 1.0)))
+    limits = MachinePeaks(
+        200.0, (ReadBandwidth(400, 500e-9), ReadBandwidth(100, 1000e-9), ReadBandwidth(7, 1.0))
+    )
     shares = roofline_shares(timing(2.2, 50.0), {100: 3, 400: 1}, limits)
     assert (shares.peak_gflops, shares.of_peak, shares.read_bytes) == (200.0, 0.25, 700)
     assert shares.read_gbytes == pytest.approx(700 / 1.1 * 1e-9)
@@ -267,7 +271,7 @@ def test_shares_by_hand():
 
 
 def test_without_recurrent_weights_there_is_only_the_peak():
-    found = roofline_shares(timing(1.0, 50.0), {}, Limits(200.0, (Reads(100, 1.0),)))
+    found = roofline_shares(timing(1.0, 50.0), {}, MachinePeaks(200.0, (ReadBandwidth(100, 1.0),)))
     assert (found.of_peak, found.read_bytes, found.of_reads, found.bound) == (0.25, 0, 0.0, "peak")
 
 

@@ -152,7 +152,7 @@ class Queue:
 
         return call
 
-    def mark(self):
+    def record_event(self):
         self.log.append("mark")
         moment = SimpleNamespace(at=self.now)
         moment.seconds_since = lambda earlier: moment.at - earlier.at

@@ -14,7 +14,7 @@ import pytest
 
 from lstm_cli.engines import kernel_cache as cache
 from lstm_cli.engines.kernel_cache import CompiledKernels
-from lstm_cli.files import Temporary
+from lstm_cli.output_files import AtomicFile
 
 KEY = "5f" * 32
 OTHER = "a0" * 32
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_to(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(cache, "Temporary", refuse)
+    monkeypatch.setattr(cache, "AtomicFile", refuse)
     cache.store(OTHER, KERNELS)
     assert cache.load(OTHER) is None
     assert cache.load(KEY) == KERNELS
@@ -305,7 +305,7 @@ def test_remains_of_ended_processes_are_swept_up(folder: Path) -> None:
     _stored(folder, 0, 0)
     left = folder / f".0123abcd.part.{2:064x}.kernels"
     left.write_text("half")
-    with Temporary(folder / f"{3:064x}.kernels") as being_written:
+    with AtomicFile(folder / f"{3:064x}.kernels") as being_written:
         cache.store(KEY, KERNELS)
         assert not left.exists()
         assert being_written.path.exists()

@@ -28,7 +28,7 @@ from onnx_graphs import (
 )
 
 from lstm_cli.errors import LstmCliError, WeightsError
-from lstm_cli.formats.model import ReadOptions
+from lstm_cli.formats.interchange import ReadOptions
 from lstm_cli.formats.onnx import proto as m
 from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.proto import (

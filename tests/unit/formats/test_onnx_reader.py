@@ -55,10 +55,10 @@ def test_config_weights_and_where_they_stood(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         imported.tensors["layers.0.bias"], B.sum(0)[[0, 2, 3, 1]].reshape(-1).astype("f4")
     )
-    places = {(s.name, s.block, s.native): s.part for s in imported.stored if s.name != "B"}
+    places = {(s.name, s.block, s.native): s.part for s in imported.sources if s.name != "B"}
     assert places[("W", "f", "layers.0.weight_ih")] == "[0, 4:6]"
     assert places[("R", "g", "layers.0.weight_hh")] == "[0, 6:8]"
-    biases = [s.part for s in imported.stored if (s.name, s.block) == ("B", "o")]
+    biases = [s.part for s in imported.sources if (s.name, s.block) == ("B", "o")]
     assert biases == ["[0, 2:4]", "[0, 10:12]"]
     assert imported.order == {"lstm": "i o f c"}
     assert imported.format == "onnx"

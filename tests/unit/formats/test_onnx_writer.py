@@ -15,7 +15,7 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.formats.model import Export, WriteOptions
+from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx import graph_builder, proto
 from lstm_cli.formats.onnx.writer import build_model
 
@@ -59,7 +59,7 @@ def test_the_file_says_who_wrote_it_and_carries_the_config(tmp_path: Path) -> No
     assert (model.ir_version, model.producer_name) == (8, "lstm-cli")
     assert [(s.domain, s.version) for s in model.operator_sets] == [("", 14)]
     assert [(p.key, p.value) for p in model.metadata] == [("lstm-cli.config", config)]
-    assert registry.recognise(path).name == "onnx"
+    assert registry.detect_format(path).name == "onnx"
 
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:

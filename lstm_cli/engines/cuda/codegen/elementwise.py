@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from lstm_cli.cells.expression import Expression, topological
-from lstm_cli.engines.arrays import Late
 from lstm_cli.engines.cuda.codegen.cell import emit
 from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
 from lstm_cli.engines.cuda.precision import C_TYPES
@@ -22,6 +21,7 @@ from lstm_cli.engines.cuda.runtime.device import (
     dtype_name,
     grid_stride_launch,
 )
+from lstm_cli.engines.types import Deferred
 
 MAX_SUM_BLOCKS = 64
 """Largest number of blocks that share out a sum."""
@@ -52,7 +52,7 @@ class DeferredSums:
         self._used = 0
         self._pending: list[_DeferredSum] = []
 
-    def reserve(self, parts: int) -> tuple[DeviceArray, Late]:
+    def reserve(self, parts: int) -> tuple[DeviceArray, Deferred]:
         """Reserve device memory for the partial sums of one sum.
 
         Returns
@@ -129,7 +129,7 @@ def evaluate(
 
 def total(
     device: Device, root: Expression, values: Mapping[str, DeviceArray | float], sums: DeferredSums
-) -> Late:
+) -> Deferred:
     """Sum a root over all elements, each computed and added in double precision."""
     first = next(value for value in values.values() if not isinstance(value, float | int))
     arrays, numbers = _symbol_values([root], values, first)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.cell import PROJECTED, Stage
 from lstm_cli.cells.expression import Expression, lift
-from lstm_cli.cells.tracing import PROJECTED, Stage
 from lstm_cli.engines.cuda.codegen.cell import emit
 from lstm_cli.engines.cuda.codegen.matmul import (
     MAX_THREADS,
@@ -23,7 +23,7 @@ from lstm_cli.engines.cuda.codegen.matmul import (
     tile_loop,
 )
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.schedule import MASK, BackwardPhase, Schedule, reads_symbol, symbols
+from lstm_cli.engines.schedule import MASK, BackwardPhase, CellSchedule, reads_symbol, symbols
 
 KERNEL_NAME = "backward"
 
@@ -60,13 +60,13 @@ def parameters(phases: int) -> KernelParameters:
     return KernelParameters(SHARED_PARAMETERS, tuple(names))
 
 
-def undone_stages(schedule: Schedule) -> tuple[Stage, ...]:
+def undone_stages(schedule: CellSchedule) -> tuple[Stage, ...]:
     """Stage whose product each backward phase undoes; the first undoes the following step's."""
     return tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
 
 
 @lru_cache(maxsize=256)
-def shares_derivatives(schedule: Schedule) -> bool:
+def shares_derivatives(schedule: CellSchedule) -> bool:
     """True if input and recurrent parts have the same derivatives, which are then stored once."""
     derivatives: dict[str, Expression] = {}
     for phase in schedule.backward:
@@ -75,14 +75,14 @@ def shares_derivatives(schedule: Schedule) -> bool:
     return all(derivatives[name] is derivatives.get("h" + name[1:]) for name in names)
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, rows: int) -> str:
     """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of `rows` sequences and any other sizes."""
     prelude, body = general_prelude(precision, rows), _body(cell, schedule)
     declared = parameters(len(schedule.backward))
     return kernel_source(prelude, KERNEL_NAME, MAX_THREADS, declared, body)
 
 
-def _body(cell: Cell, schedule: Schedule) -> str:
+def _body(cell: Cell, schedule: CellSchedule) -> str:
     """Initialization and the loop back over steps; step -1 only computes h's derivative."""
     phases, size = range(len(schedule.backward)), len(cell.letters)
     first = _phase(cell, schedule, 0)
@@ -113,7 +113,7 @@ def scratch_bytes(cell: Cell, precision: Precision, N: int, P8: int, H8: int) ->
     return N * (2 * len(cell.letters) * H8 + P8) * precision.operand_bytes
 
 
-def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
+def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
     """A product, and the derivatives that depend on no later product."""
     phase, stage = schedule.backward[k], undone_stages(schedule)[k]
     body = [
@@ -135,7 +135,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
     return tile_loop(k, 1, columns, f"{vectors}; {rows}; {len(stage.gates)} * H8", body)
 
 
-def _bring_back(schedule: Schedule) -> list[str]:
+def _bring_back(schedule: CellSchedule) -> list[str]:
     """Derivative of h: from the following step or the final state, and from this step's output."""
     carried = any("h_prev" in phase.derivatives for phase in schedule.backward)
     later = any("d_h" in symbols(phase.derivatives.values()) for phase in schedule.backward[1:])
@@ -152,7 +152,7 @@ def _bring_back(schedule: Schedule) -> list[str]:
     return [*lines, "dh[n * h_row + unit] = d_h;"] if later else lines
 
 
-def _derivatives(cell: Cell, schedule: Schedule, k: int) -> list[str]:
+def _derivatives(cell: Cell, schedule: CellSchedule, k: int) -> list[str]:
     """Statements that compute and store a phase's derivatives."""
     phase = schedule.backward[k]
     roots = dict(phase.derivatives)
@@ -168,7 +168,7 @@ def _derivatives(cell: Cell, schedule: Schedule, k: int) -> list[str]:
     return lines
 
 
-def _address(cell: Cell, schedule: Schedule, phase: BackwardPhase, name: str) -> str:
+def _address(cell: Cell, schedule: CellSchedule, phase: BackwardPhase, name: str) -> str:
     """CUDA C++ of a symbol's value, for one row and unit."""
     if name.startswith("slot "):
         slot = name.removeprefix("slot ")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
-from lstm_cli.cells.tracing import PROJECTED
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.engines.cuda.codegen.cell import emit
 from lstm_cli.engines.cuda.codegen.matmul import (
     MAX_THREADS,
@@ -21,7 +21,7 @@ from lstm_cli.engines.cuda.codegen.matmul import (
     tile_loop,
 )
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.schedule import MASK, Phase, Schedule, symbols
+from lstm_cli.engines.schedule import MASK, CellSchedule, Phase, symbols
 
 KERNEL_NAME = "forward"
 
@@ -61,14 +61,14 @@ def parameters(phases: int) -> KernelParameters:
     return KernelParameters(SHARED_PARAMETERS, tuple(names))
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, rows: int) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, rows: int) -> str:
     """CUDA C++ of the kernel `KERNEL_NAME`, for tiles of `rows` sequences and any other sizes."""
     prelude, body = general_prelude(precision, rows), _body(cell, schedule)
     names = parameters(len(schedule.phases))
     return kernel_source(prelude, KERNEL_NAME, MAX_THREADS, names, body)
 
 
-def _body(cell: Cell, schedule: Schedule) -> str:
+def _body(cell: Cell, schedule: CellSchedule) -> str:
     """Initialization before the first step, and the loop over steps."""
     phases = range(len(schedule.phases))
     steps = "".join(
@@ -101,7 +101,7 @@ def _body(cell: Cell, schedule: Schedule) -> str:
 """
 
 
-def _buffers(schedule: Schedule) -> str:
+def _buffers(schedule: CellSchedule) -> str:
     """Declarations of the buffers: vectors of later products, and slots between phases."""
     phases, lines, place = len(schedule.phases), [], "x_0 + 2 * N * P8"
     for k in range(1, phases):
@@ -112,14 +112,14 @@ def _buffers(schedule: Schedule) -> str:
     return "\n".join(lines)
 
 
-def scratch_bytes(schedule: Schedule, precision: Precision, N: int, P8: int, H8: int) -> int:
+def scratch_bytes(schedule: CellSchedule, precision: Precision, N: int, P8: int, H8: int) -> int:
     """Bytes of scratch memory per direction, a multiple of 16."""
     vectors = 2 * N * P8 + (len(schedule.phases) - 1) * N * H8
     slots = N * len(schedule.slots) * H8
     return vectors * precision.operand_bytes + slots * precision.accumulator_bytes
 
 
-def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
+def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
     """A product and the equations after it, over all rows of a step."""
     phase = schedule.phases[k]
     gates = max(1, len(phase.stage.gates))
@@ -144,7 +144,7 @@ def _phase(cell: Cell, schedule: Schedule, k: int) -> str:
     return tile_loop(k, gates, columns, f"{vectors}; count; {'H8' if k else 'P8'}", body)
 
 
-def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
+def _address(cell: Cell, schedule: CellSchedule, phase: Phase, name: str) -> str:
     """CUDA C++ of a symbol's value, for one row and unit."""
     if name.startswith("slot "):
         return f"kept[{name.removeprefix('slot ')} * H + unit]"
@@ -163,7 +163,7 @@ def _address(cell: Cell, schedule: Schedule, phase: Phase, name: str) -> str:
     return f"own[{phase.stage.gates.index(gate)}]"
 
 
-def _store(schedule: Schedule, k: int, name: str, value: str) -> list[str]:
+def _store(schedule: CellSchedule, k: int, name: str, value: str) -> list[str]:
     """Statements that store a result."""
     if name == "reads":
         return [

@@ -27,7 +27,7 @@ from lstm_cli.engines.cuda.codegen.tensor_cores import (
 )
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, PersistentPlan
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.schedule import Schedule, symbols
+from lstm_cli.engines.schedule import CellSchedule, symbols
 
 KERNEL_NAME = "persistent_backward"
 
@@ -76,7 +76,7 @@ WEIGHT_ADDRESS = """  constexpr int WIDE = BLOCKS * UNITS;
   return w + ((long long){block} * H + from) * H + unit;"""
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, plan: PersistentPlan) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, plan: PersistentPlan) -> str:
     """CUDA C++ of the kernel `KERNEL_NAME`; `precision` is that of derivatives."""
     parts = _BackwardSource(cell, schedule, plan)
     exchange = EXCHANGES[plan.kind]
@@ -123,7 +123,7 @@ def source(cell: Cell, schedule: Schedule, precision: Precision, plan: Persisten
 class _BackwardSource:
     """Parts of the kernel's source."""
 
-    def __init__(self, cell: Cell, schedule: Schedule, plan: PersistentPlan) -> None:
+    def __init__(self, cell: Cell, schedule: CellSchedule, plan: PersistentPlan) -> None:
         self.cell, self.plan, self.schedule = cell, plan, schedule
         self.derivatives = schedule.backward[0].derivatives
         self.blocks = product_gate_blocks(cell)

@@ -23,7 +23,7 @@ from lstm_cli.engines.cuda.codegen.tensor_cores import (
 )
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, PersistentPlan, multiplied_gates
 from lstm_cli.engines.cuda.precision import Precision
-from lstm_cli.engines.schedule import MASK, Schedule, symbols
+from lstm_cli.engines.schedule import MASK, CellSchedule, symbols
 
 KERNEL_NAME = "persistent_forward"
 
@@ -67,7 +67,7 @@ WEIGHT_ADDRESS = """  const int gate = row / UNITS, unit = first + row % UNITS;
   return w + ((long long){block} * H + unit) * H + k;"""
 
 
-def source(cell: Cell, schedule: Schedule, precision: Precision, plan: PersistentPlan) -> str:
+def source(cell: Cell, schedule: CellSchedule, precision: Precision, plan: PersistentPlan) -> str:
     """CUDA C++ of the kernel `KERNEL_NAME`."""
     parts = _ForwardSource(cell, schedule, plan)
     aligned = plan.shape.H * plan.shape.operand_bytes % 16 == 0
@@ -139,7 +139,7 @@ def stored_block(blocks: tuple[int, ...], number: str) -> str:
 class _ForwardSource:
     """Parts of the kernel's source."""
 
-    def __init__(self, cell: Cell, schedule: Schedule, plan: PersistentPlan) -> None:
+    def __init__(self, cell: Cell, schedule: CellSchedule, plan: PersistentPlan) -> None:
         self.cell, self.schedule, self.plan = cell, schedule, plan
         self.phase = schedule.phases[0]
         self.blocks = product_gate_blocks(cell)

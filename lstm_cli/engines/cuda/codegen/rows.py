@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from lstm_cli.engines.arrays import Array, RowsLoss
 from lstm_cli.engines.cuda.codegen.elementwise import BLOCK_SUM, MAX_SUM_BLOCKS, DeferredSums
 from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
 from lstm_cli.engines.cuda.precision import C_TYPES, Precision
@@ -19,6 +18,7 @@ from lstm_cli.engines.cuda.runtime.device import (
     cached_kernels,
     dtype_name,
 )
+from lstm_cli.engines.types import Array, RowsLoss
 
 ROW_THREADS = 128
 """Threads per block: four rows at a time."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.cuda.runtime.device import Argument, Launch
 from lstm_cli.engines.cuda.runtime.status import MINIMUM_CAPABILITY, driver_library
-from lstm_cli.engines.kernel_cache import Compiled
+from lstm_cli.engines.kernel_cache import CompiledKernels
 from lstm_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def gpu_architecture(capability: tuple[int, int]) -> str:
         ) from None
 
 
-def compile_source(source: str, names: Sequence[str], architecture: str) -> Compiled:
+def compile_source(source: str, names: Sequence[str], architecture: str) -> CompiledKernels:
     """Compile a source to machine code, or load the code from disk.
 
     Parameters
@@ -111,7 +111,7 @@ def compile_source(source: str, names: Sequence[str], architecture: str) -> Comp
     key = cache_key(source, architecture, nvrtc.getVersion())
     compiled = kernel_cache.load(key)
     if compiled is None:
-        compiled = Compiled(tuple(names), _compile(source, architecture))
+        compiled = CompiledKernels(tuple(names), _compile(source, architecture))
         kernel_cache.store(key, compiled)
     return compiled
 
@@ -140,7 +140,9 @@ def _compile(source: str, architecture: str) -> bytes:
         nvrtc.destroyProgram(program)
 
 
-def load_kernels(gpu: Gpu, compiled: Compiled, names: Sequence[str]) -> Mapping[str, GpuKernel]:
+def load_kernels(
+    gpu: Gpu, compiled: CompiledKernels, names: Sequence[str]
+) -> Mapping[str, GpuKernel]:
     """Load machine code as kernels. The GPU must be the current device."""
     from cupy.cuda.function import Module
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.cell import PROJECTED, Stage
 from lstm_cli.cells.expression import Expression, lift
-from lstm_cli.cells.tracing import PROJECTED, Stage
 from lstm_cli.engines.jit.codegen import cell as cell_ir
 from lstm_cli.engines.jit.codegen.ir import Module, Value, VectorType, lane_mask, load_masked
 from lstm_cli.engines.jit.codegen.sequence import (
@@ -25,13 +25,7 @@ from lstm_cli.engines.jit.codegen.sequence import (
 from lstm_cli.engines.jit.codegen.tile import PanelShape, PanelSplit
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Arguments
-from lstm_cli.engines.schedule import (
-    MASK,
-    BackwardPhase,
-    Schedule,
-    reads_symbol,
-    symbols,
-)
+from lstm_cli.engines.schedule import MASK, BackwardPhase, CellSchedule, reads_symbol, symbols
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class DerivativeSlots:
 
 
 @lru_cache(maxsize=256)
-def derivative_slots(cell: Cell, schedule: Schedule) -> DerivativeSlots:
+def derivative_slots(cell: Cell, schedule: CellSchedule) -> DerivativeSlots:
     """The slots of a cell's derivatives; constant 0 for a gate that nothing depends on."""
     derivatives: dict[str, Expression] = {}
     for phase in schedule.backward:
@@ -103,7 +97,7 @@ def backward_arguments(phases: int) -> Arguments:
     return Arguments(numbers, addresses)
 
 
-def build(cell: Cell, schedule: Schedule, variant: BackwardVariant, machine: Machine) -> Module:
+def build(cell: Cell, schedule: CellSchedule, variant: BackwardVariant, machine: Machine) -> Module:
     """A module with the function ``backward``."""
     module = Module()
     _BackwardEmitter(module, cell, schedule, variant, machine).emit()
@@ -117,7 +111,7 @@ class _BackwardEmitter(SequenceKernel):
         self,
         module: Module,
         cell: Cell,
-        schedule: Schedule,
+        schedule: CellSchedule,
         variant: BackwardVariant,
         machine: Machine,
     ) -> None:

@@ -19,14 +19,14 @@ from typing import TypeAlias
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, topological
-from lstm_cli.engines.arrays import Array, Values
 from lstm_cli.engines.jit.codegen import cell
 from lstm_cli.engines.jit.codegen.ir import Function, Module, StackSlot, Value, VectorType
 from lstm_cli.engines.jit.runtime import thread_pool
 from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Arguments, address
-from lstm_cli.engines.programs import checked
+from lstm_cli.engines.reference.arrays import check_same_layout
+from lstm_cli.engines.types import Array, Values
 
 CHUNK = 1 << 12
 """Elements of a chunk; a multiple of all vectors."""
@@ -94,7 +94,7 @@ def evaluate_elementwise(
     machine: Machine,
     threads: int = 1,
 ) -> None:
-    """Evaluate each root into its array of `out`; see `lstm_cli.engines.types.Elementwise`.
+    """Evaluate each root into its array of `out`; see `lstm_cli.engines.types.ArrayOperations`.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def evaluate_elementwise(
 
 
 def sum_elementwise(root: Expression, values: Values, machine: Machine, threads: int = 1) -> float:
-    """The sum of an expression over all elements; see `lstm_cli.engines.types.Elementwise`.
+    """The sum of an expression over all elements; see `lstm_cli.engines.types.ArrayOperations`.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def sum_elementwise(root: Expression, values: Values, machine: Machine, threads:
 
 def _element(arrays: Sequence[Array]) -> str:
     """Type of the elements, which all arrays share."""
-    checked(arrays)
+    check_same_layout(arrays)
     dtype = arrays[0].dtype
     wrong = dtype not in _ELEMENTS
     for array in arrays:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lstm_cli.cells import Cell
+from lstm_cli.cells.cell import PROJECTED
 from lstm_cli.cells.expression import Expression
-from lstm_cli.cells.tracing import PROJECTED
 from lstm_cli.engines.jit.codegen import cell as cell_ir
 from lstm_cli.engines.jit.codegen.ir import (
     Module,
@@ -33,7 +33,7 @@ from lstm_cli.engines.jit.codegen.sequence import (
 from lstm_cli.engines.jit.codegen.tile import PanelShape, PanelSplit, round_to_bfloat16
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Arguments
-from lstm_cli.engines.schedule import MASK, Phase, Schedule, symbols
+from lstm_cli.engines.schedule import MASK, CellSchedule, Phase, symbols
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def forward_arguments(phases: int) -> ForwardArguments:
     return ForwardArguments(weights, batch, call, Arguments.joined(call, batch, weights))
 
 
-def build(cell: Cell, schedule: Schedule, variant: ForwardVariant, machine: Machine) -> Module:
+def build(cell: Cell, schedule: CellSchedule, variant: ForwardVariant, machine: Machine) -> Module:
     """A module with the function ``forward``."""
     module = Module()
     _ForwardEmitter(module, cell, schedule, variant, machine).emit()
@@ -110,7 +110,7 @@ class _ForwardEmitter(SequenceKernel):
         self,
         module: Module,
         cell: Cell,
-        schedule: Schedule,
+        schedule: CellSchedule,
         variant: ForwardVariant,
         machine: Machine,
     ) -> None:

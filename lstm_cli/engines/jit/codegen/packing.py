@@ -32,7 +32,7 @@ from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Arguments, ArrayPool, address, aligned
 from lstm_cli.engines.jit.runtime.thread_pool import run
-from lstm_cli.engines.setup import PACKING, setting_up
+from lstm_cli.engines.setup_time import PACKING, setup_timer
 from lstm_cli.engines.types import Array
 
 _MIN_THREAD_NUMBERS = 1 << 16
@@ -197,7 +197,7 @@ class PanelPacking:
 
         Both arrays are read from their first number on, in the packing's layout.
         """
-        with setting_up(PACKING):
+        with setup_timer(PACKING):
             sums = self._zeros if init is None else self._row(init, array_pool)
             if self.columns.split.main.bf16:
                 matrix = bfloat16_pairs(matrix)

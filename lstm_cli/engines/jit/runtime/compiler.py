@@ -17,13 +17,13 @@ from lstm_cli import cells
 from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.jit.codegen.ir import Module
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
-from lstm_cli.engines.kernel_cache import Compiled
-from lstm_cli.engines.setup import COMPILING, setting_up
+from lstm_cli.engines.kernel_cache import CompiledKernels
+from lstm_cli.engines.setup_time import COMPILING, setup_timer
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled functions: ``kernels["name"]`` is the address of one.
+    """CompiledKernels functions: ``kernels["name"]`` is the address of one.
 
     The code stays in memory until the process ends, since a thread may run it until then.
     """
@@ -62,7 +62,7 @@ def load_kernels(name: str, build: Callable[[], Module], machine: Machine | None
     kernels = _loaded.get(key)
     if kernels is None:
         # LLVM works for one thread at a time, so one lock for all kernels costs nothing.
-        with _loading, setting_up(COMPILING):
+        with _loading, setup_timer(COMPILING):
             kernels = _loaded.get(key)
             if kernels is None:
                 kernels = _loaded[key] = _linked(_compiled(name, build, machine), machine)
@@ -88,7 +88,7 @@ def compile_object(module: Module, machine: Machine) -> bytes:
         return bytes(target.emit_object(parsed))
 
 
-def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compiled:
+def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> CompiledKernels:
     """Object code from disk, or compiled and stored there."""
     try:
         key = cache_key(name, machine)
@@ -101,9 +101,9 @@ def _compiled(name: str, build: Callable[[], Module], machine: Machine) -> Compi
     return compiled
 
 
-def _emitted(build: Callable[[], Module], machine: Machine) -> Compiled:
+def _emitted(build: Callable[[], Module], machine: Machine) -> CompiledKernels:
     module = build()
-    return Compiled(module.exported, compile_object(module, machine))
+    return CompiledKernels(module.exported, compile_object(module, machine))
 
 
 def _simplify(parsed: Any, target: Any) -> None:
@@ -119,7 +119,7 @@ def _simplify(parsed: Any, target: Any) -> None:
             passes.run(function, builder)
 
 
-def _linked(compiled: Compiled, machine: Machine) -> Kernels:
+def _linked(compiled: CompiledKernels, machine: Machine) -> Kernels:
     """Link object code into executable memory."""
     from llvmlite import binding as llvm
 

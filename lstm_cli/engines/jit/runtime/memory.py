@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lstm_cli.engines.jit.codegen.ir import Function, Value
-from lstm_cli.engines.setup import TOUCHING, setting_up
+from lstm_cli.engines.setup_time import FRESH_MEMORY, setup_timer
 from lstm_cli.engines.types import Array
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Workspace:
         key = (name, dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.size < size:
-            with setting_up(TOUCHING):
+            with setup_timer(FRESH_MEMORY):
                 buffer = self._buffers[key] = aligned(max(size, 16), dtype)
                 buffer[:] = 0
             self._cache.clear()  # its objects hold addresses

@@ -15,7 +15,7 @@ from lstm_cli.engines.jit.runtime import thread_pool
 from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, Arguments, address, aligned
-from lstm_cli.engines.limits import Limits, Reads
+from lstm_cli.engines.machine import MachinePeaks, ReadBandwidth
 
 TRIAL_SECONDS = 5e-4
 """Minimum seconds of a trial, so that waking the threads does not show in it."""
@@ -31,7 +31,9 @@ PARALLEL_READS = 8
 _ARGUMENTS = Arguments(["times", "vectors"], ["data", "results"])
 
 
-def measure(machine: Machine, threads: int, element: str, sizes: Sequence[int] = ()) -> Limits:
+def measure(
+    machine: Machine, threads: int, element: str, sizes: Sequence[int] = ()
+) -> MachinePeaks:
     """Measure multiply-adds per second, and reads per second of memory of each size.
 
     Parameters
@@ -45,8 +47,10 @@ def measure(machine: Machine, threads: int, element: str, sizes: Sequence[int] =
     """
     sizes = sizes or standard_sizes(machine, threads)
     flops = _flops(machine, threads, element)
-    reads = tuple(Reads(size, _reads(machine, threads, element, size) / 1e9) for size in sizes)
-    return Limits(flops / 1e9, reads)
+    reads = tuple(
+        ReadBandwidth(size, _reads(machine, threads, element, size) / 1e9) for size in sizes
+    )
+    return MachinePeaks(flops / 1e9, reads)
 
 
 def standard_sizes(machine: Machine, threads: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstm_cli.cells import GRU, LSTM, RNN, Cell
-from lstm_cli.engines.explanation import Explaining
+from lstm_cli.engines.explanation import ExplainingEngine
 from lstm_cli.engines.jit import layers
 from lstm_cli.engines.jit.batch import RowGroups, full_batch, group_rows, ragged_batch
 from lstm_cli.engines.jit.engine import JitEngine
@@ -181,7 +181,7 @@ def test_threads_and_groups_are_those_of_a_pass(
 def test_every_choice_is_explained() -> None:
     usable_machine()
     engine = JitEngine("float32", 2)
-    assert isinstance(engine, Explaining)
+    assert isinstance(engine, ExplainingEngine)
     assert {engine.explain(layer(H), N, T).way for H, N, T, _ in WORKLOADS} == {
         "1 thread",
         "2 threads that share the units",

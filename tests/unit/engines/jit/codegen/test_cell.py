@@ -11,6 +11,7 @@ from networks import PARAMETERS
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
 from lstm_cli.cells.activations import FORMULAS
+from lstm_cli.cells.cell import trace
 from lstm_cli.cells.expression import (
     OPERATIONS,
     Expression,
@@ -24,7 +25,6 @@ from lstm_cli.cells.expression import (
     topological,
 )
 from lstm_cli.cells.gradient import backward
-from lstm_cli.cells.tracing import trace
 from lstm_cli.engines.jit.codegen import cell
 from lstm_cli.engines.jit.codegen.ir import Module, Value, VectorType
 

@@ -26,13 +26,13 @@ from lstm_cli.engines.jit.runtime.machine import (
     Machine,
     machine_from_features,
 )
-from lstm_cli.engines.programs import NUMPY
-from lstm_cli.training.optimisers import OPTIMISERS, Optimiser, make_optimiser
+from lstm_cli.engines.reference.arrays import NUMPY
+from lstm_cli.training.optimizers import OPTIMIZERS, Optimizer, make_optimizer
 
 pytest.importorskip("llvmlite")
 
 KINDS = [
-    *({"type": kind} for kind in OPTIMISERS),
+    *({"type": kind} for kind in OPTIMIZERS),
     {"type": "sgd", "momentum": 0.9},
     {"type": "sgd", "momentum": 0.9, "nesterov": True},
     {"type": "rmsprop", "momentum": 0.5},
@@ -52,7 +52,7 @@ def machine() -> Machine:
     return usable_machine()
 
 
-def update(optimizer: Optimiser) -> dict[str, Expression]:
+def update(optimizer: Optimizer) -> dict[str, Expression]:
     numbers = {name: symbol(name) for name in optimizer.numbers(0.1, 1)}
     slots = {name: symbol(name) for name in optimizer.slots}
     w, kept = optimizer.equation(symbol("w"), symbol("g"), slots, numbers)
@@ -82,7 +82,7 @@ def mapped(
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_every_optimizer(machine: Machine, options: dict[str, Any], dtype: str) -> None:
-    optimizer = make_optimiser(options)
+    optimizer = make_optimizer(options)
     arrays = drawn(["w", "g", *optimizer.slots], (37, 11), dtype)
     for step, rate in ((1, 0.1), (7, 0.03)):  # with the same kernel
         numbers = optimizer.numbers(rate, step)
@@ -96,7 +96,7 @@ def test_every_optimizer(machine: Machine, options: dict[str, Any], dtype: str) 
 
 
 def test_an_elements_bits_do_not_depend_on_where_it_stands(machine: Machine) -> None:
-    optimizer = make_optimiser({"type": "adam"})
+    optimizer = make_optimizer({"type": "adam"})
     roots, numbers = update(optimizer), optimizer.numbers(0.1, 3)
     whole = drawn(["w", "g", *optimizer.slots], 80, "f4")
     expected = mapped(machine, roots, whole, numbers)
@@ -112,7 +112,7 @@ def test_an_elements_bits_do_not_depend_on_where_it_stands(machine: Machine) -> 
 def test_results_may_take_the_place_of_inputs_and_nothing_else(
     machine: Machine, dtype: str
 ) -> None:
-    optimizer = make_optimiser({"type": "adadelta"})
+    optimizer = make_optimizer({"type": "adadelta"})
     roots, numbers = update(optimizer), optimizer.numbers(0.1, 1)
     for size in (1, 15, 16, 17, 63, 70, CHUNK, CHUNK + 1):
         memory = drawn(["w", "g", *optimizer.slots], size + 40, dtype)
@@ -139,7 +139,7 @@ def test_two_arrays_change_places(machine: Machine) -> None:
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_same_bits(machine: Machine, threads: int) -> None:
-    optimizer = make_optimiser({"type": "rmsprop"})
+    optimizer = make_optimizer({"type": "rmsprop"})
     roots, numbers = update(optimizer), optimizer.numbers(0.1, 1)
     arrays = drawn(["w", "g", "v"], LARGE, "f4")
     expected = mapped(machine, roots, arrays, numbers)
@@ -235,7 +235,7 @@ def test_numbers_beyond_single_precision_are_infinite(machine: Machine) -> None:
 
 def test_another_machine() -> None:
     arm = machine_from_features("aarch64-unknown-linux-gnu", "generic", {"neon"})
-    optimizer = make_optimiser({"type": "adam"})
+    optimizer = make_optimizer({"type": "adam"})
     update_task = ElementwiseTask(tuple(update(optimizer).items()), ("w", "g", "m", "v"), "float")
     sum_task = ElementwiseTask((("", symbol("g") * symbol("g")),), ("g",), "float", summed=True)
     for task in (update_task, sum_task):
@@ -246,7 +246,7 @@ def test_narrower_vectors_give_the_same_bits(machine: Machine) -> None:
     if not machine.x86 or machine.vector_bits == 256:
         pytest.skip("this machine has one width of vectors")
     narrow = replace(machine, vector_bits=256, registers=16)
-    optimizer = make_optimiser({"type": "adam"})
+    optimizer = make_optimizer({"type": "adam"})
     arrays = drawn(["w", "g", *optimizer.slots], 75, "f4")
     numbers = optimizer.numbers(0.1, 1)
     expected = mapped(machine, update(optimizer), arrays, numbers)

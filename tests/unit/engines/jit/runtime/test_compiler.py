@@ -37,7 +37,7 @@ def machine() -> Machine:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a process that has compiled nothing yet."""
-    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "_loaded", {})
     return tmp_path / "cache" / "kernels"
 
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_compiled_anew(
 def test_without_a_cache(
     machine: Machine, x: np.ndarray, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(kernel_cache.VARIABLE, "")
+    monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, "")
     made = load_kernels("affine", CountedBuild(machine))
     np.testing.assert_array_equal(computed(made["affine"], x), 1.7 * x - 0.3)
     assert not folder.exists()

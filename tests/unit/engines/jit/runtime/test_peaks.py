@@ -15,9 +15,9 @@ from lstm_cli.engines.jit.runtime import peaks
 from lstm_cli.engines.jit.runtime.compiler import compile_object
 from lstm_cli.engines.jit.runtime.machine import machine_from_features
 from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, address, aligned
-from lstm_cli.engines.limits import Measurable
+from lstm_cli.engines.machine import MeasurableEngine
 from lstm_cli.engines.types import RecurrentSpec
-from lstm_cli.network.initialisers import initialise
+from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 
 DTYPES = {"float": np.float32, "double": np.float64, "bfloat": np.float32}
@@ -81,13 +81,13 @@ def test_every_vector_of_a_share_is_read_and_no_other(monkeypatch, element, vect
 def test_an_engine_measures_each_requested_size(dtype):
     usable_machine()
     engine = JitEngine(dtype, threads=2)
-    assert isinstance(engine, Measurable)
-    result = engine.limits((1000, 1 << 20))
+    assert isinstance(engine, MeasurableEngine)
+    result = engine.measure_peaks((1000, 1 << 20))
     assert [one.bytes for one in result.reads] == [1000, 1 << 20]
     assert result.gflops > 0
     assert all(one.gbytes > 0 for one in result.reads)
     cache = engine.machine.cache
-    assert [one.bytes for one in engine.limits().reads] == [cache, 8 * cache]
+    assert [one.bytes for one in engine.measure_peaks().reads] == [cache, 8 * cache]
 
 
 @pytest.mark.parametrize("costs", [[1.0, 9.0, 2.0, 3.0, 2.0], [9.0, 3.0, 3.0, 2.0, 5.0]])
@@ -138,7 +138,7 @@ def test_an_engine_counts_its_workspaces():
     engine = JitEngine("float32", threads=1)
     assert engine.workspace_bytes == 0
     layers = (RecurrentSpec(0, 3, (LSTM(hidden_size=40),)),)
-    net = Network(layers, initialise(layers, seed=0), engine)
+    net = Network(layers, initialize(layers, seed=0), engine)
     net.run(np.zeros((5, 2, 3)))
     small = engine.workspace_bytes
     assert small > 5 * 40 * 4
