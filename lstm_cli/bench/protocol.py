@@ -80,7 +80,7 @@ class WallClock:
 
 
 class EventSource(Protocol):
-    """The events that `DeviceClock` needs; `lstm_cli.engines.cuda.runtime.device.Device` has them."""
+    """The events that `DeviceClock` needs, as the GPU engine's `Device` has them."""
 
     def record_event(self) -> Any:
         """Record an event behind all work that was started."""

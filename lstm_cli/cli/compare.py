@@ -336,10 +336,10 @@ def divergence_report(divergence: Divergence) -> list[Any]:
     numbers = ("first step", "sequence", "largest", "at step", "in sequence")
     table = plain_table("layer", "", "value", *numbers, numbers=numbers)
     for part in divergence.parts:
-        first = ("-", "-") if not part.apart else (part.first_step, part.first_sequence)
+        first = ("-", "-") if not part.exceeds else (part.first_step, part.first_sequence)
         largest = (_number(part.largest), part.step, part.sequence)
         cells = ["" if cell is None else str(cell) for cell in (*first, *largest)]
-        style = "" if part.apart else "dim"
+        style = "" if part.exceeds else "dim"
         table.add_row(str(part.layer), part.direction, part.value, *cells, style=style)
     lines: list[Any] = [
         "",

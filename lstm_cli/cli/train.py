@@ -260,7 +260,7 @@ class PlainReporter:
     def __init__(self, console: Console, epochs: int, loss: str) -> None:
         self.console, self.epochs, self.loss = console, epochs, loss
 
-    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+    def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Do nothing, since a line per batch would be too many."""
 
     def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
@@ -287,7 +287,7 @@ class LiveReporter:
         self._start, self._first = perf_counter(), 0.0
         self._last: EpochRow = {}
 
-    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+    def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Update the line."""
         head = f"epoch {progress.epoch + 1}/{self.epochs}"
         if self.setup is None:
@@ -318,7 +318,7 @@ class LiveReporter:
 class SilentReporter:
     """Prints nothing."""
 
-    def stepped(self, progress: Progress, batches: int, loss: float | None) -> None:
+    def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Print nothing."""
 
     def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:

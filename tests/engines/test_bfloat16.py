@@ -21,8 +21,8 @@ try:
 except machines.UnusableMachine as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
-from lstm_cli.engines.jit.codegen.packing import (
-    bfloat16_pairs,  # noqa: E402
+from lstm_cli.engines.jit.codegen.packing import (  # noqa: E402
+    bfloat16_pairs,
     from_bfloat16,
     to_bfloat16,
 )

@@ -368,7 +368,7 @@ def _stored(step: CellStep) -> list[TensorSource]:
 
 
 def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[TensorSource]:
-    """`TensorSource` entries of a weight (in, out) or a bias (n,); its native form is transposed."""
+    """Sources of a weight (in, out), transposed in its native form, or of a bias (n,)."""
     if weight is None:
         return []
     change = weight.change
