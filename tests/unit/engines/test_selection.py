@@ -1,4 +1,4 @@
-"""Choosing an engine: what is asked for or an error that says why not; never a silent fallback."""
+"""Choice of an engine: the requested one or an error with the reason, never a silent fallback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that kernels can be made for, whatever this one is."""
+    """A machine for which kernels can be compiled, independent of the one of the test."""
     arm = machines.described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
     for module in (machines, engine):
         monkeypatch.setattr(module, "host", lambda: arm)
