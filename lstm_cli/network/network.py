@@ -269,7 +269,7 @@ class Network:
         specs = self.recurrent
         if not isinstance(state, Sequence) or isinstance(state, str):
             raise DataError(
-                "the initial states are no list",
+                "the initial states are not a list",
                 expected=f"{len(specs)} entries (h, c), one for each recurrent layer",
                 found=type(state).__name__,
             )

@@ -59,7 +59,7 @@ class Progress:
             kinds = (int, float) if field.name in ("seconds", "rate", "best") else (int,)
             if not (isinstance(value, kinds) or (optional and value is None)):
                 raise WeightsError(
-                    f"{field.name} is no number of a run's progress", found=repr(value)
+                    f"{field.name} is not a number of a run's progress", found=repr(value)
                 )
             values[field.name] = value
         return cls(**values)

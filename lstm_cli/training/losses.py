@@ -187,7 +187,7 @@ class Criterion:
         """
         values = logits if self.fused else outputs
         if values is None:
-            raise DataError(f"{self.targets.loss} wants a dense layer at the end")
+            raise DataError(f"{self.targets.loss} needs a dense layer at the end")
         rows, fitted = None, None if self.fused else engine.match_layout(targets, values)
         if fitted is None:
             shape = tuple(outputs.shape)

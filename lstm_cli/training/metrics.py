@@ -98,7 +98,7 @@ class Metrics:
                 names = {"loss": self.loss, "mse": "mse", "mae": "mae"}
                 self._measure(names, select_rows(outputs, rows, axes), fitted, engine)
             elif logits is None:
-                raise DataError(f"{self.loss} wants a dense layer at the end")
+                raise DataError(f"{self.loss} needs a dense layer at the end")
             elif self.loss == "cross_entropy":
                 self._classify(select_rows(logits, rows, axes), fitted)
             else:

@@ -287,7 +287,7 @@ def from_mapping(
     kind = str(options["type"])
     if kind not in kinds:
         raise ConfigError(
-            f"{kind} is no {section}",
+            f"{kind} is not a kind of {section}",
             expected=", ".join(kinds),
             hint=_did_you_mean(kind, kinds),
         )

@@ -332,7 +332,7 @@ def _number_problems(name: str, value: Array, dtype: np.dtype[Any]) -> list[Prob
     if value.shape == () and value.dtype == dtype and (dtype.kind == "f" or value >= 0):
         return []
     expected = "one number" if dtype.kind == "f" else "one whole number, at least 0"
-    return [Problem(f"{name} is no count of a training state", expected, f"{value!r}")]
+    return [Problem(f"{name} is not a count of a training state", expected, f"{value!r}")]
 
 
 # Penalties and clipping

@@ -1,4 +1,4 @@
-"""A traced cell is the cell: the same bits, from a graph of operations engines can emit."""
+"""A traced cell has the bits of the cell, from a graph of operations that engines can emit."""
 
 from __future__ import annotations
 

@@ -167,11 +167,11 @@ def check_same_layout(arrays: Sequence[Array]) -> None:
         There is no array, arrays of several shapes, or one with gaps: a mistake of the caller.
     """
     if not arrays:
-        raise ValueError("expected at least one array")
+        raise ValueError("at least one array is wanted")
     shape = arrays[0].shape
     for array in arrays:
         if array.shape != shape or not array.flags.c_contiguous:
-            raise ValueError(f"expected arrays of one shape without gaps, found {array.shape}")
+            raise ValueError(f"arrays of one shape without gaps are wanted, not {array.shape}")
 
 
 NUMPY = NumpyElementwise()

@@ -1,4 +1,4 @@
-"""Choosing an engine: what is asked for or an error that says why not; never a silent fallback."""
+"""Choice of an engine: the requested one or an error with the reason, never a silent fallback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from lstm_cli.engines import selection
 from lstm_cli.engines.jit import engine
-from lstm_cli.engines.jit.runtime import machine as machines
+from lstm_cli.engines.jit import machine as machines
 from lstm_cli.engines.machine import default_threads
 from lstm_cli.engines.selection import (
     EngineStatus,
@@ -25,18 +25,18 @@ REASON = "the processor (k6) has neither AVX2 with FMA nor AVX-512"
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that no kernels can be made for."""
 
-    def this_machine() -> machines.Machine:
-        raise machines.UnusableMachine(REASON)
+    def host() -> machines.Machine:
+        raise machines.Unusable(REASON)
 
-    monkeypatch.setattr(machines, "this_machine", this_machine)
+    monkeypatch.setattr(machines, "host", host)
 
 
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that kernels can be made for, whatever this one is."""
-    arm = machines.machine_from_features("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    """A machine for which kernels can be compiled, independent of the one of the test."""
+    arm = machines.described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
     for module in (machines, engine):
-        monkeypatch.setattr(module, "this_machine", lambda: arm)
+        monkeypatch.setattr(module, "host", lambda: arm)
 
 
 def test_auto_takes_the_first_usable() -> None:

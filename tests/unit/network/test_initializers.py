@@ -1,4 +1,4 @@
-"""Initial weights: each scheme's bounds and moments, and what every tensor depends on."""
+"""Initial weights: bounds and moments of each scheme, and dependence on name and seed."""
 
 from __future__ import annotations
 

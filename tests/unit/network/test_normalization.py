@@ -1,4 +1,4 @@
-"""A folded network on raw data does what the trained one does on scaled data."""
+"""A folded network on raw data equals the trained network on scaled data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do tensors fit the layers? Every misfit at once, in terms of gates and both shapes."""
+"""Misfits of tensors and layers: all at once, by gate, with both shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: means over what counts and nothing else, however it was cut into batches."""
+"""Metrics: means over the valid rows alone, independent of the batches."""
 
 from __future__ import annotations
 
@@ -239,4 +239,4 @@ def test_class_targets_under_another_loss() -> None:
 
 def test_cross_entropy_without_logits() -> None:
     text = refused(metrics("cross_entropy"), np.zeros((N, F)), None, np.zeros(N, int), None)
-    assert "wants a dense layer at the end" in text
+    assert "needs a dense layer at the end" in text

@@ -1,4 +1,4 @@
-"""Optimizers against PyTorch, against formulas written out, and as symbols."""
+"""Optimizers compared with PyTorch and with their formulas, and as symbols."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_numpy_numbers_do_not_raise_the_precision() -> None:
 
 
 def test_an_unknown_type_or_key_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"adma is no optimizer(?s:.)*did you mean `adam`"):
+    with pytest.raises(ConfigError, match=r"not a kind of optimizer(?s:.)*did you mean `adam`"):
         make_optimizer({"type": "adma"})
     with pytest.raises(ConfigError, match=r"optimizer has no type(?s:.)*adam, adamw"):
         make_optimizer({"learning_rate": 0.1})

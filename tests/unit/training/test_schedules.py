@@ -1,4 +1,4 @@
-"""Schedules against PyTorch's where it has the same, and against numbers worked out by hand."""
+"""Schedules compared with those of PyTorch and with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_defaults_are_those_of_the_config() -> None:
 
 
 def test_an_unknown_type_or_key_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"cosin is no schedule(?s:.)*did you mean `cosine`"):
+    with pytest.raises(ConfigError, match=r"not a kind of schedule(?s:.)*did you mean `cosine`"):
         made(type="cosin")
     with pytest.raises(ConfigError, match=r"schedule.facter is not(?s:.)*did you mean `factor`"):
         made(type="step", facter=0.5)

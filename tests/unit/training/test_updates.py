@@ -1,4 +1,4 @@
-"""Updates: their order, what they leave alone, and a run that goes on from its state."""
+"""Updates: order of operations, unchanged values, state of a resumed run, and penalties."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_state_of_another_schedule_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("value", [np.array(-1), np.array([1]), np.array(1.0), np.zeros((2, 2))])
 def test_a_damaged_count_is_refused(value: Any) -> None:
-    with pytest.raises(WeightsError, match=r"step is no count(?s:.)*whole number"):
+    with pytest.raises(WeightsError, match=r"step is not a count(?s:.)*whole number"):
         updates_with({"type": "adam"}).load_state({**saved_adam(), "step": value})
 
 
