@@ -1,4 +1,4 @@
-"""Fit the polynomials of lstm_cli/engines/jit/arithmetic.py and print them as tables.
+"""Fit the polynomials of lstm_cli/engines/jit/codegen/vector_math.py and print them as tables.
 
     python scripts/fit_polynomials.py
 

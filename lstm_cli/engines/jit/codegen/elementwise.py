@@ -2,7 +2,7 @@
 
 The arrays are cut into chunks, and each thread gets whole chunks. A vector is read from each
 input, computed and stored. The remaining elements go through a vector of their own, so an element's
-bits do not depend on its place. A sum adds one partial sum per chunk, in order, so its bits do
+bits do not depend on its place. A sum adds one partial sum per chunk, in order. So its bits do
 not depend on the number of threads.
 """
 

@@ -1,11 +1,11 @@
 """Panels of weights, and the inner products of rows with them, each sum held in a register.
 
 A matrix product gives, for each gate, a row of columns: units, features, or projected features.
-The columns are cut into panels. A panel holds a few vectors of neighboring columns of every gate,
-so all gates of a unit are computed together. A narrower last panel is the tail. In memory a
+The columns are cut into panels. A panel holds a few vectors of neighboring columns of every gate.
+So all gates of a unit are computed together. A narrower last panel is the tail. In memory a
 panel is [k][gate][column]: the weights that multiply number k of a row lie together.
 
-A tile is some rows times one panel. Every tile sums an output over k in order, in one register, so
+A tile is some rows times one panel. Every tile sums an output over k in order, in one register. So
 the bits of an output do not depend on the number of rows.
 """
 
