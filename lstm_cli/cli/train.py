@@ -109,7 +109,7 @@ def command(
     config = options.config(source)
     train_section(config)
     reading = data_options(config, allow_external)
-    with open_data(data_paths, reading) as data, open_validation(config, reading) as held:
+    with open_data(data_paths, reading) as data, open_validation(config, reading) as validation:
         check_data(config, data)
         with RunFolder(output, resume=resume) as folder:
             choice = options.choose_engine(console, folder.threads)
@@ -117,14 +117,14 @@ def command(
                 folder,
                 config,
                 data,
-                held,
+                validation,
                 choice.engine,
                 weights=options.weights_of(source),
                 reading=options.reading.read_options,
                 checkpoint_every=checkpoint_every,
             )
             report = _train(console, run)
-            _show(console, run, report, (config.validation,) if held else data_paths)
+            _show(console, run, report, (config.validation,) if validation else data_paths)
             console.document({**_document(run, report), "passed_over": choice.passed_over})
             return 130 if report.end == "interrupted" else 0
 
