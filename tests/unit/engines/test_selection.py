@@ -8,7 +8,7 @@ import pytest
 
 from lstm_cli.engines import selection
 from lstm_cli.engines.jit import engine
-from lstm_cli.engines.jit import machine as machines
+from lstm_cli.engines.jit.runtime import machine as machines
 from lstm_cli.engines.machine import default_threads
 from lstm_cli.engines.selection import (
     EngineStatus,
@@ -25,18 +25,18 @@ REASON = "the processor (k6) has neither AVX2 with FMA nor AVX-512"
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that no kernels can be made for."""
 
-    def host() -> machines.Machine:
-        raise machines.Unusable(REASON)
+    def this_machine() -> machines.Machine:
+        raise machines.UnusableMachine(REASON)
 
-    monkeypatch.setattr(machines, "host", host)
+    monkeypatch.setattr(machines, "this_machine", this_machine)
 
 
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine for which kernels can be compiled, independent of the one of the test."""
-    arm = machines.described("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
+    arm = machines.machine_from_features("aarch64-unknown-linux-gnu", "neoverse-n1", {"neon"})
     for module in (machines, engine):
-        monkeypatch.setattr(module, "host", lambda: arm)
+        monkeypatch.setattr(module, "this_machine", lambda: arm)
 
 
 def test_auto_takes_the_first_usable() -> None:
