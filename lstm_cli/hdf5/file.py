@@ -328,7 +328,7 @@ READERS = {
 
 
 @dataclass(frozen=True)
-class FileKind:
+class NotHdf5:
     """Kind of a file that is not HDF5.
 
     Attributes
@@ -350,7 +350,7 @@ def not_hdf5_error(path: str, head: bytes) -> DataError:
     """The error for a file that is not HDF5; `head` is its first bytes."""
     kind = _kind(path, head)
     if kind is None:
-        kind = FileKind("not an HDF5 file", None, f"a file that begins with {head[:8]!r}")
+        kind = NotHdf5("not an HDF5 file", None, f"a file that begins with {head[:8]!r}")
     return DataError(
         f"{path} is {kind.what}",
         expected="an HDF5 file",
@@ -392,14 +392,14 @@ def _as_config(path: str) -> str:
     return f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA"
 
 
-def _kind(path: str, head: bytes) -> FileKind | None:
+def _kind(path: str, head: bytes) -> NotHdf5 | None:
     """Kind of a file; None if it is unknown."""
     if head.startswith(b"PK\3\4"):
         return _archive_kind(path)
     if head[8:9] == b"{":
         return _safetensors_kind(path, int.from_bytes(head[:8], "little"))
     if head.startswith(b"\x93NUMPY"):
-        return FileKind(
+        return NotHdf5(
             "an array of NumPy",
             conversion_command(path, f'["inputs"] = np.load({python_string(path)})'),
         )
@@ -409,16 +409,16 @@ def _kind(path: str, head: bytes) -> FileKind | None:
     if compression is None and head[257:262] == b"ustar":
         compression = "tar"
     if compression is not None:
-        return FileKind(f"packed ({compression})", "unpack it first")
+        return NotHdf5(f"packed ({compression})", "unpack it first")
     for start, what in OTHER_SIGNATURES.items():
         if head.startswith(start):
-            return FileKind(what, _read_by(what))
+            return NotHdf5(what, _read_by(what))
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return FileKind(
+        return NotHdf5(
             "a pickle of Python", "load it in Python; h5py writes arrays as an HDF5 file"
         )
     if path.lower().endswith((".onnx", ".pt", ".pth", ".keras")):
-        return FileKind("a network's weights", _as_config(path))
+        return NotHdf5("a network's weights", _as_config(path))
     return _text_kind(path, head)
 
 
@@ -427,26 +427,26 @@ def _read_by(what: str) -> str | None:
     return None if reader is None else f"{reader} reads it in Python; h5py writes it as HDF5"
 
 
-def _archive_kind(path: str) -> FileKind:
+def _archive_kind(path: str) -> NotHdf5:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception:  # damaged: the contents are unknown
-        return FileKind("a damaged zip archive", None)
+        return NotHdf5("a damaged zip archive", None)
     if names and all(name.endswith(".npy") for name in names):
         arrays = ", ".join(name.removesuffix(".npy") for name in names[:8])
         hint = conversion_command(path, f".update(np.load({python_string(path)}))")
-        return FileKind("an archive of NumPy's arrays", hint, f"arrays {arrays}")
+        return NotHdf5("an archive of NumPy's arrays", hint, f"arrays {arrays}")
     if any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
-        return FileKind("a file of PyTorch", _as_config(path))
+        return NotHdf5("a file of PyTorch", _as_config(path))
     if "config.json" in names or any(name.endswith(".weights.h5") for name in names):
-        return FileKind("a model of Keras", _as_config(path))
+        return NotHdf5("a model of Keras", _as_config(path))
     if "[Content_Types].xml" in names:
-        return FileKind("an Excel workbook", _read_by("an Excel workbook"))
-    return FileKind("a zip archive", "unpack it first", _listed(names))
+        return NotHdf5("an Excel workbook", _read_by("an Excel workbook"))
+    return NotHdf5("a zip archive", "unpack it first", _listed(names))
 
 
-def _safetensors_kind(path: str, size: int) -> FileKind | None:
+def _safetensors_kind(path: str, size: int) -> NotHdf5 | None:
     """Weights, the checkpoint of a training run, or None."""
     try:
         with open(path, "rb") as file:
@@ -460,13 +460,13 @@ def _safetensors_kind(path: str, size: int) -> FileKind | None:
     if from_lstm_cli and training:
         folder = quote(os.path.dirname(path) or ".")
         hint = f"lstm-cli train CONFIG DATA --output {folder} --resume goes on with its run"
-        return FileKind("the checkpoint of a training run", hint, _listed(shapes))
+        return NotHdf5("the checkpoint of a training run", hint, _listed(shapes))
     scaled = " of a network that normalizes its inputs" if "inputs.mean" in header else ""
     what = f"lstm-cli's weights{scaled}" if from_lstm_cli else "a file of weights (safetensors)"
-    return FileKind(what, _as_config(path), _listed(shapes))
+    return NotHdf5(what, _as_config(path), _listed(shapes))
 
 
-def _text_kind(path: str, head: bytes) -> FileKind | None:
+def _text_kind(path: str, head: bytes) -> NotHdf5 | None:
     """Kind of a text file: a config, metrics, a table; None if it is unknown."""
     try:
         start = head.decode()
@@ -478,22 +478,22 @@ def _text_kind(path: str, head: bytes) -> FileKind | None:
         return None
     lines = [line for line in start.splitlines() if line.strip()]
     if path.lower().endswith(CONFIGS) or re.search(r"^model:\s*$", start, re.MULTILINE):
-        return FileKind("a config", f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA")
+        return NotHdf5("a config", f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA")
     if start.startswith('{"epoch":'):
         model, hint = os.path.join(os.path.dirname(path), "model.safetensors"), None
         if os.path.isfile(model):
             hint = f"lstm-cli run {quote(model)} DATA runs the network of that run"
-        return FileKind("the metrics of a training run, one line an epoch", hint, lines[0][:72])
+        return NotHdf5("the metrics of a training run, one line an epoch", hint, lines[0][:72])
     if start.lstrip().startswith("<MethodSetup") or "<MethodSetup" in start[:400]:
-        return FileKind("a network of TMVA", _as_config(path))
+        return NotHdf5("a network of TMVA", _as_config(path))
     if path.lower().endswith(TABLES) and lines:
         return _table_kind(path, lines)
     if start.lstrip()[:1] in ("{", "["):
-        return FileKind("JSON", None)
+        return NotHdf5("JSON", None)
     return None
 
 
-def _table_kind(path: str, lines: list[str]) -> FileKind:
+def _table_kind(path: str, lines: list[str]) -> NotHdf5:
     delimiter = next((mark for mark in (",", ";", "\t") if mark in lines[-1]), None)
     try:
         [float(cell) for cell in lines[0].split(delimiter)]
@@ -503,7 +503,7 @@ def _table_kind(path: str, lines: list[str]) -> FileKind:
     option = "" if delimiter is None else f", delimiter={python_string(delimiter)}"
     read = f"np.loadtxt({python_string(path)}{option}, skiprows={names}, ndmin=2)"
     hint = conversion_command(path, f'["inputs"] = {read}') + ", if all columns are numbers"
-    return FileKind("a table in plain text", hint, lines[0][:72])
+    return NotHdf5("a table in plain text", hint, lines[0][:72])
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -38,7 +38,7 @@ UNNAMED = re.compile(r"\b(nobody|somebody|whoever|whatever|wherever)\b", re.IGNO
 BRITISH = re.compile(
     r"(?:final|general|initial|linear|local|maxim|minim|normal|optim|organ|parallel|quant|real"
     r"|recogn|regular|serial|special|stabil|standard|summar|symbol|synchron|util|vector|visual)"
-    r"is(?:e|ing|ation)|analyse|behaviour|cancelled|catalogue|centre|colour|favour|labelled"
+    r"is(?:e|ing|ation)|behaviour|cancelled|catalogue|centre|colour|favour|labelled"
     r"|modelled|neighbour",
     re.IGNORECASE,
 )
@@ -90,9 +90,9 @@ def may_be_small() -> set[Path]:
     cells = {MODULES[cell.__module__] for cell in CELLS.values()}
     commands = {PACKAGE / "cli" / f"{name.replace('-', '_')}.py" for name in COMMANDS}
     codecs = {
-        MODULES[format.module].parent / f"{role}.py"
+        MODULES[function.partition(":")[0]].parent / f"{role}.py"
         for format in FORMATS.values()
-        for role in ("reader", "writer")
+        for role, function in (("reader", format.reader), ("writer", format.writer))
     }
     layers = {folder / "layers.py" for folder in MIRRORS}
     packages = {path for path in MODULES.values() if path.name in ("__init__.py", "__main__.py")}
@@ -137,32 +137,46 @@ def small_rooms() -> Iterator[str]:
 
 
 def packed_arguments() -> Iterator[str]:
-    """Calls ``f(*pack)`` of a tuple that the same function made: which argument is which?"""
+    """Calls ``f(*pack)`` of a function with named parameters: which argument is which?"""
+    fixed: dict[str, bool] = {}
+    for tree in trees().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                fixed[node.name] = fixed.get(node.name, True) and node.args.vararg is None
     for path, tree in trees().items():
         for function in ast.walk(tree):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            packs = {
-                target.id
-                for node in ast.walk(function)
-                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
-                if not any(isinstance(part, ast.Starred) for part in node.value.elts)
-                for target in node.targets
-                if isinstance(target, ast.Name)
-            }
-            calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
-            for argument in (argument for call in calls for argument in call.args):
-                name = getattr(getattr(argument, "value", None), "id", None)
-                if isinstance(argument, ast.Starred) and name in packs:
-                    yield place(path, argument.lineno, f"*{name}")
+            if isinstance(function, ast.FunctionDef):
+                packs = _tuples(function)
+                for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+                    callee = getattr(call.func, "attr", getattr(call.func, "id", ""))
+                    for argument in call.args if fixed.get(callee) else ():
+                        name = getattr(getattr(argument, "value", None), "id", None)
+                        if isinstance(argument, ast.Starred) and name in packs:
+                            yield place(path, argument.lineno, f"{callee}(*{name})")
+
+
+def _tuples(function: ast.FunctionDef) -> set[str]:
+    """Variables to which a function assigns a tuple."""
+    return {
+        target.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def british_names() -> Iterator[str]:
-    """British spellings in names and texts; other programs' names of that kind do not occur."""
-    for path in MODULES.values():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if found := BRITISH.search(line):
-                yield place(path, number, found.group())
+    """British spelling in names of modules, classes, functions, variables, and in docstrings."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            names = (getattr(node, field, None) for field in ("name", "id", "attr", "arg"))
+            for name in names:
+                if isinstance(name, str) and BRITISH.search(name):
+                    yield place(path, node.lineno, name)
+    for path, line, text in docstrings():
+        if found := BRITISH.search(text):
+            yield place(path, line, found.group())
 
 
 RULES = (
