@@ -58,7 +58,7 @@ GRADIENT_TOLERANCES: Mapping[str, float] = {"float32": 2e-4, "float64": 1e-10}
 UPDATE_TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "float64": 1e-12}
 """Largest distance of updated weights from the optimizer's equation, by dtype.
 
-In float32 this is a thousandth of AdamOptimizer's first step: some roundings of a weight near 1."""
+In float32 this is a thousandth of Adam's first step: some roundings of a weight near 1."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def lstm_cli_title(engine: Engine, *more: str) -> str:
 
 
 class TrainingWorkload:
-    """Training steps on one batch: forward, loss, backward and AdamOptimizer's update.
+    """Training steps on one batch: forward, loss, backward and Adam's update.
 
     Dropout is left out, since two frameworks never draw the same masks. The loss is a mean over
     all valid rows, without class weights or smoothing.
