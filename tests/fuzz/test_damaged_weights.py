@@ -110,43 +110,53 @@ def legacy(path: Path) -> Path:
     return path
 
 
-def functions() -> m.Model:
+def functions() -> m.OnnxModel:
     """Functions, branches, calculated shapes and tensors in an ONNX model."""
-    local, ours = (m.OperatorSet("", 17),), {"domain": "l"}
-    ints = partial(m.Attribute, type=m.A_INTS)
-    inner = m.Function("f", ("a",), ("b",), (), (m.Node(("a",), ("b",), "t", "Tanh"),), local, "l")
-    calls = (
-        m.Node(("a", "M"), ("c",), "p", "MatMul"),
-        m.Node(("c",), ("b",), "q", "f", **ours),
+    local, ours = (m.OnnxOperatorSet("", 17),), {"domain": "l"}
+    ints = partial(m.OnnxAttribute, type=m.ATTRIBUTE_INTS)
+    inner = m.OnnxFunction(
+        "f", ("a",), ("b",), (), (m.OnnxNode(("a",), ("b",), "t", "Tanh"),), local, "l"
     )
-    outer = m.Function("g", ("a", "M"), ("b",), (), calls, local, "l")
-    branch = m.Graph((m.Node(("v",), ("w",), "r", "Relu"),), "g", outputs=(m.ValueInfo("w"),))
+    calls = (
+        m.OnnxNode(("a", "M"), ("c",), "p", "MatMul"),
+        m.OnnxNode(("c",), ("b",), "q", "f", **ours),
+    )
+    outer = m.OnnxFunction("g", ("a", "M"), ("b",), (), calls, local, "l")
+    branch = m.OnnxGraph(
+        (m.OnnxNode(("v",), ("w",), "r", "Relu"),), "g", outputs=(m.OnnxValueInfo("w"),)
+    )
     perm = (ints("perm", ints=(1, 0, 2)),)
+    axis = (m.OnnxAttribute("axis", i=0, type=m.ATTRIBUTE_INT),)
     nodes = (
-        m.Node(("x",), ("xt",), "turn", "Transpose", perm),
-        m.Node(("xt",), ("s",), "size", "Shape"),
-        m.Node(("s", "one"), ("n",), "pick", "Gather"),
-        m.Node(("one", "n", "two"), ("t",), "shape", "Concat", (m.Attribute("axis", i=0, type=2),)),
-        m.Node(("t",), ("h",), "zeros", "ConstantOfShape"),
-        m.Node(("xt", "W", "R", "", "", "h"), ("Y",), "cell", "GRU"),
-        m.Node(("Y", "one"), ("y",), "side", "Squeeze"),
-        m.Node(("y", "M"), ("v",), "call", "g", **ours),
-        m.Node(("yes",), ("z",), "if", "If", tuple(
-            m.Attribute(f"{name}_branch", g=branch, type=m.A_GRAPH) for name in ("then", "else")
+        m.OnnxNode(("x",), ("xt",), "turn", "Transpose", perm),
+        m.OnnxNode(("xt",), ("s",), "size", "Shape"),
+        m.OnnxNode(("s", "one"), ("n",), "pick", "Gather"),
+        m.OnnxNode(("one", "n", "two"), ("t",), "shape", "Concat", axis),
+        m.OnnxNode(("t",), ("h",), "zeros", "ConstantOfShape"),
+        m.OnnxNode(("xt", "W", "R", "", "", "h"), ("Y",), "cell", "GRU"),
+        m.OnnxNode(("Y", "one"), ("y",), "side", "Squeeze"),
+        m.OnnxNode(("y", "M"), ("v",), "call", "g", **ours),
+        m.OnnxNode(("yes",), ("z",), "if", "If", tuple(
+            m.OnnxAttribute(f"{name}_branch", g=branch, type=m.ATTRIBUTE_GRAPH)
+            for name in ("then", "else")
         )),
-        m.Node(("z",), ("back",), "back", "Transpose", perm),
+        m.OnnxNode(("z",), ("back",), "back", "Transpose", perm),
     )  # fmt: skip
     rng = np.random.default_rng(1)
     shapes = {"W": (1, 6, 3), "R": (1, 6, 2), "M": (2, 2)}
     floats = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
-    tensors = [m.Tensor(a.shape, m.FLOAT, name=k, raw_data=a.tobytes()) for k, a in floats.items()]
+    tensors = [
+        m.OnnxTensor(a.shape, m.FLOAT, name=k, raw_data=a.tobytes()) for k, a in floats.items()
+    ]
     wholes = {"one": [1], "two": [2]}
-    tensors += [m.Tensor((1,), m.INT64, name=k, int64_data=np.array(v)) for k, v in wholes.items()]
-    tensors.append(m.Tensor((), m.BOOL, name="yes", raw_data=b"\x01"))
-    dims = (m.Dimension(name="N"), m.Dimension(name="T"), m.Dimension(value=3))
-    x = m.ValueInfo("x", m.Type(m.TensorType(m.FLOAT, m.Shape(dims))))
-    graph = m.Graph(nodes, "g", tuple(tensors), (x,), (m.ValueInfo("back"),))
-    return m.Model(8, graph=graph, operator_sets=local, functions=(inner, outer))
+    tensors += [
+        m.OnnxTensor((1,), m.INT64, name=k, int64_data=np.array(v)) for k, v in wholes.items()
+    ]
+    tensors.append(m.OnnxTensor((), m.BOOL, name="yes", raw_data=b"\x01"))
+    dims = (m.OnnxDimension(name="N"), m.OnnxDimension(name="T"), m.OnnxDimension(value=3))
+    x = m.OnnxValueInfo("x", m.OnnxType(m.OnnxTensorType(m.FLOAT, m.OnnxShape(dims))))
+    graph = m.OnnxGraph(nodes, "g", tuple(tensors), (x,), (m.OnnxValueInfo("back"),))
+    return m.OnnxModel(8, graph=graph, operator_sets=local, functions=(inner, outer))
 
 
 def sample(kind: str, folder: Path) -> Path:
@@ -185,10 +195,10 @@ def test_only_our_errors_escape(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended at {lines[-1:]}: {done.stderr[-2000:]}"
-    reports = [json.loads(line) for line in lines]
-    escaped = [f"case {line['case']}: {line['escaped']}" for line in reports if "escaped" in line]
+    said = [json.loads(line) for line in lines]
+    escaped = [f"case {line['case']}: {line['escaped']}" for line in said if "escaped" in line]
     assert not escaped, "\n".join(escaped[:5])
-    assert reports[-1]["done"] == CASES
+    assert said[-1]["done"] == CASES
     if kind in REFUSED:
         return
-    assert 0 < reports[-1]["read"] < 0.9 * CASES, "the damage must reach what is read"
+    assert 0 < said[-1]["read"] < 0.9 * CASES, "the damage must reach what is read"
