@@ -1,4 +1,8 @@
-"""Result files of a run: outputs, gates and states written to HDF5, and read back."""
+"""Result files of a run: outputs, gates and states written to HDF5, and read back.
+
+`ResultWriter` writes outputs and final states, and `GateWriter` the gates. `StateReader` reads
+initial states.
+"""
 
 from __future__ import annotations
 

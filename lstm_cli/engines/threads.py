@@ -1,6 +1,7 @@
 """Number of threads: the default, the most that this process may use, and the check of a request.
 
 The default number of threads is the cgroup's CPU quota, or else the number of physical cores.
+The jit engine uses fewer for a small batch; see `lstm_cli.engines.jit.batch.thread_sharing`.
 """
 
 from __future__ import annotations
