@@ -15,7 +15,7 @@ from typing import Any
 from lstm_cli.errors import UsageError, described
 
 MOST_THREADS = 1024
-"""Largest number of threads accepted. A larger one is taken for a mistake."""
+"""Largest number of threads accepted. A larger number is treated as a mistake."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")

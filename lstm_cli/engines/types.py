@@ -576,6 +576,6 @@ class MeasurableEngine(Protocol):
         Parameters
         ----------
         sizes
-            Bytes that all threads together read repeatedly. The default is two sizes per thread:
-            half a core's own cache, and four times a core's own cache.
+            Sizes in bytes of the memory that all threads together read repeatedly. By default
+            two, per thread: half of a core's second-level cache, and four such caches.
         """

@@ -1,4 +1,4 @@
-"""HDF5 files by their DATA argument, and errors that name the kind of any other file."""
+"""Opening an HDF5 file by its DATA argument, and errors that name the kind of any other file."""
 
 from __future__ import annotations
 

@@ -47,9 +47,9 @@ class DirectionWeights:
         Tensors by name within the direction (``weight_ih``, ``weight_hh``, ``bias``, ``bias_ih``,
         ``bias_hh``, ``peephole``, ``weight_hr``), in the precision's accumulator type.
     operands
-        The matrices among them in the operand type; the same arrays where both types are one.
+        The matrices of `stored` in the operand type; the same arrays if the types are equal.
     packings
-        Packed copies of matrices by key, each made once.
+        Packed copies of matrices by key, made at their first use.
     """
 
     cell: Cell
