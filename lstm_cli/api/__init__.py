@@ -1,4 +1,9 @@
-"""The Python interface, and the work behind each command; modules load at first use."""
+"""The Python interface, and the work behind each command; modules load at first use.
+
+`model` has `Model`, `build` and `load`; `trainer` has `Trainer`. The commands begin at `run`,
+`training_run`, `conversion`, `shapes` and `comparison`. `shape_check` has the messages for wrong
+dimensions.
+"""
 
 from __future__ import annotations
 

@@ -222,6 +222,6 @@ _HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dt
 
 
 def _hdf5_arrays(path: str) -> dict[str, Array]:
-    from lstm_cli.data.results import read_arrays
+    from lstm_cli.data.result_files import read_arrays
 
     return read_arrays(path, _is_part)

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.api.model import assemble
-from lstm_cli.api.run_folder import (
-    RunFolder,
+from lstm_cli.api.shape_check import check_data
+from lstm_cli.api.training_data import data_change
+from lstm_cli.api.training_folder import (
     StoredRun,
+    TrainingFolder,
     check_same_config,
     check_same_numbers,
     run_config,
 )
-from lstm_cli.api.shape_check import check_data
-from lstm_cli.api.training_data import data_change
 from lstm_cli.api.training_setup import TrainingSetup
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, SequenceData, open_data
@@ -115,7 +115,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: TrainingFolder,
         config: Config,
         data: SequenceData,
         validation: SequenceData | None,
@@ -308,7 +308,7 @@ class RunPlots:
         Rows of metrics of the epochs so far; `add` appends to them.
     """
 
-    def __init__(self, folder: RunFolder, rows: list[EpochRow]) -> None:
+    def __init__(self, folder: TrainingFolder, rows: list[EpochRow]) -> None:
         self.folder, self.rows = folder, rows
         self.notes: list[str] = []
         self._writer: Any = None
@@ -351,7 +351,7 @@ class RunPlots:
             self._writes_events = False
 
 
-def _events(folder: RunFolder) -> Any:
+def _events(folder: TrainingFolder) -> Any:
     """Open a new file of events; a resumed run writes its earlier rows again."""
     folder.events.mkdir(exist_ok=True)
     for path in folder.events.glob("events.out.tfevents.*"):

@@ -13,7 +13,7 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import Array, Layers, ZeroStates, lacks_bias, with_biases
 from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.formats import registry
-from lstm_cli.formats.detect import detect_format_name
+from lstm_cli.formats.detection import detect_format_name
 from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.network.normalization import first_layer
 

@@ -1,4 +1,8 @@
-"""Benchmarks: timings over sizes, side by side with other frameworks and with a baseline."""
+"""Benchmarks: timings over sizes, side by side with other frameworks and with a baseline.
+
+Start at `measurement`, which times a `workload` at each of the `sizes` by the rules in `protocol`.
+`results` has what it returns, and `peers` the other frameworks.
+"""
 
 from lstm_cli.bench.baseline import (
     Baseline,

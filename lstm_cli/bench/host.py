@@ -14,8 +14,8 @@ from time import perf_counter
 
 from lstm_cli.bench.peers import Peer
 from lstm_cli.bench.workload import Accelerated
-from lstm_cli.engines.machine import MeasurableEngine, default_threads
-from lstm_cli.engines.types import Engine
+from lstm_cli.engines.threads import default_threads
+from lstm_cli.engines.types import Engine, MeasurableEngine
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")

@@ -27,8 +27,7 @@ from lstm_cli.bench.workload import (
     Workload,
 )
 from lstm_cli.engines.explanation import ExplainingEngine, Explanation, StackExplainingEngine
-from lstm_cli.engines.machine import MachinePeaks, MeasurableEngine
-from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import Engine, LayerSpec, MachinePeaks, MeasurableEngine, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 
 Progress = Callable[[int, int, GridSize], None]

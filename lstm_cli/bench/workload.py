@@ -33,7 +33,7 @@ from lstm_cli.bench.sizes import (
     training_flops,
 )
 from lstm_cli.engines.cuda.runtime.device import Device
-from lstm_cli.engines.machine import default_threads
+from lstm_cli.engines.threads import default_threads
 from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network

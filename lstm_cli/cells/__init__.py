@@ -1,4 +1,8 @@
-"""Recurrent cells, each written once as its equations."""
+"""Recurrent cells, each written once as its equations.
+
+Start at `lstm`, or at `gru` for the two conventions of its reset gate. `cell` traces the equations
+to a graph of `expression` nodes, and `gradient` differentiates the graph.
+"""
 
 from lstm_cli.cells.activations import FORMULAS, Activation
 from lstm_cli.cells.cell import Cell, CellGraph, Gate, Parameter, Stage, Step, trace

@@ -106,8 +106,8 @@ def chosen_engine(
 
     Threads beyond the number of allowed processors would only wait, so they are not started.
     """
-    from lstm_cli.engines.machine import allowed_threads
     from lstm_cli.engines.selection import choose_engine
+    from lstm_cli.engines.threads import allowed_threads
 
     allowed = allowed_threads()
     if threads is not None and threads > allowed:
@@ -140,7 +140,7 @@ def _all(*decorators: Decorator) -> Decorator:
 
 def thread_count(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """The value of ``--threads``, from 1 to `MOST_THREADS`."""
-    from lstm_cli.engines.machine import MOST_THREADS
+    from lstm_cli.engines.threads import MOST_THREADS
 
     if value is None:
         return None

@@ -94,9 +94,9 @@ def command(
     run alone, the metrics of every epoch, and checkpoints. A run that is killed and resumed ends
     in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
-    from lstm_cli.api.run_folder import RunFolder
     from lstm_cli.api.shape_check import check_data
     from lstm_cli.api.trainer import train_section
+    from lstm_cli.api.training_folder import TrainingFolder
     from lstm_cli.api.training_run import TrainingRun, open_validation
     from lstm_cli.data import open_data
 
@@ -111,7 +111,7 @@ def command(
     reading = data_options(config, allow_external)
     with open_data(data_paths, reading) as data, open_validation(config, reading) as validation:
         check_data(config, data)
-        with RunFolder(output, resume=resume) as folder:
+        with TrainingFolder(output, resume=resume) as folder:
             choice = options.choose_engine(console, folder.threads)
             run = TrainingRun(
                 folder,

@@ -1,4 +1,8 @@
-"""The YAML config: schema, loading, overrides, and errors with line numbers."""
+"""The YAML config: schema, loading, overrides, and errors with line numbers.
+
+`schema` has every key and its default. `config` loads a file with `yaml`, `checks` compares keys
+with each other, and `layer_specs` makes the layers that engines compute.
+"""
 
 from lstm_cli.config.config import Config, from_mapping, from_text, load
 from lstm_cli.config.schema import (

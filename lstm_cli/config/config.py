@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from lstm_cli.config.checks import PartialConfig, check_config
+from lstm_cli.config.layer_specs import check_parameter_count, resolve
 from lstm_cli.config.overrides import apply_overrides, apply_seed
 from lstm_cli.config.problems import ProblemReport, SourceLines, describe_value
-from lstm_cli.config.resolve import check_parameter_count, resolve
 from lstm_cli.config.schema import (
     LAYERS,
     ConfigDocument,

@@ -1,4 +1,8 @@
-"""Sequences from HDF5 files, and results into them. HDF5 itself is loaded with the first file."""
+"""Sequences from HDF5 files, and results into them. HDF5 itself is loaded with the first file.
+
+Start at `sequence_data`. `layouts` reads each form of a file, `batches` and `windows` cut the
+sequences, `lengths` pads them, and `result_files` writes what a run computes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
         holds_data,
         holds_network,
     )
-    from lstm_cli.data.results import GateWriter, ResultWriter, StateReader
+    from lstm_cli.data.result_files import GateWriter, ResultWriter, StateReader
     from lstm_cli.data.sampling import Sampler, hold_out, require_same_form
     from lstm_cli.data.sequence_data import SequenceData, open_data
     from lstm_cli.data.statistics import (
@@ -66,7 +70,7 @@ _MODULES = {
         "holds_data",
         "holds_network",
     ),
-    "results": ("GateWriter", "ResultWriter", "StateReader"),
+    "result_files": ("GateWriter", "ResultWriter", "StateReader"),
     "sampling": ("Sampler", "hold_out", "require_same_form"),
     "sequence_data": ("SequenceData", "open_data"),
     "statistics": ("FeatureStatistics", "class_counts", "feature_statistics", "target_statistics"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from lstm_cli.data.dataset_roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS, ReversedAxesError
 from lstm_cli.data.layouts.dense import Dense, padding_in_front
-from lstm_cli.data.layouts.detect import detect_layout, open_layout, subgroups_with_layout
+from lstm_cli.data.layouts.detection import detect_layout, open_layout, subgroups_with_layout
 from lstm_cli.data.layouts.vlen import UnknownFeaturesError
 from lstm_cli.data.not_sequences import NotSequencesError, is_keras_network
 from lstm_cli.data.sequence_data import DataSource, SequenceData

@@ -12,7 +12,7 @@ from lstm_cli.data.dataset_roles import require_length_type
 from lstm_cli.data.types import Array, DataOptions, cast_to
 from lstm_cli.errors import DataError, Problem, counted
 from lstm_cli.hdf5.dataset import Dataset
-from lstm_cli.hdf5.writing import PaddedArrays, inverted_mask_command, padding_last_command
+from lstm_cli.hdf5.writer import PaddedArrays, inverted_mask_command, padding_last_command
 
 Lengths = NDArray[np.int64]
 

@@ -18,7 +18,7 @@ from lstm_cli.errors import DataError, counted, quote, quote_yaml
 from lstm_cli.hdf5.dataset import Dataset, is_word
 from lstm_cli.hdf5.group import Group
 from lstm_cli.hdf5.limits import reading_errors
-from lstm_cli.hdf5.writing import python_string, series_command
+from lstm_cli.hdf5.writer import python_string, series_command
 from lstm_cli.output_files import HDF5_ATTRIBUTE
 
 MAX_MEMBERS = 50

@@ -23,7 +23,7 @@ from lstm_cli.data.batches import (
 from lstm_cli.data.dataset_roles import class_labels
 from lstm_cli.data.layouts.base import SequenceLayout
 from lstm_cli.data.layouts.dense import Dense
-from lstm_cli.data.layouts.detect import open_layout
+from lstm_cli.data.layouts.detection import open_layout
 from lstm_cli.data.layouts.groups import Groups
 from lstm_cli.data.layouts.series import Series
 from lstm_cli.data.lengths import Lengths
@@ -41,7 +41,7 @@ from lstm_cli.data.windows import StepTargets, Windows, require_windows
 from lstm_cli.errors import DataError, UsageError, counted
 from lstm_cli.hdf5.file import Hdf5File
 from lstm_cli.hdf5.group import Group
-from lstm_cli.hdf5.writing import changed_copy_command, python_string
+from lstm_cli.hdf5.writer import changed_copy_command, python_string
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lstm_cli.data.dataset_roles import (
     usable_targets,
 )
 from lstm_cli.data.layouts.base import SequenceLayout
-from lstm_cli.data.layouts.detect import subgroups_with_layout
+from lstm_cli.data.layouts.detection import subgroups_with_layout
 from lstm_cli.data.layouts.groups import Groups
 from lstm_cli.data.types import DataOptions
 from lstm_cli.errors import DataError, nearest, printable, quote_yaml

@@ -7,10 +7,10 @@ An engine computes layers on one device. `ArrayOperations` is what it computes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -515,3 +515,67 @@ class Engine(ArrayOperations, Protocol):
 def array_dtype(engine: Engine) -> str:
     """Dtype of an engine's arrays in NumPy's memory: ``float32`` or ``float64``."""
     return "float64" if engine.dtype == "float64" else "float32"
+
+
+# Peak rates
+
+
+@dataclass(frozen=True)
+class ReadBandwidth:
+    """Read bandwidth of memory of one size that is read repeatedly.
+
+    Attributes
+    ----------
+    bytes
+        Bytes that all threads together read. Each thread reads its own share.
+    gbytes
+        Bandwidth of all threads together, in 10⁹ bytes per second.
+    """
+
+    bytes: int
+    gbytes: float
+
+
+@dataclass(frozen=True)
+class MachinePeaks:
+    """Measured peak rates of a machine with all of an engine's threads.
+
+    Attributes
+    ----------
+    gflops
+        10⁹ floating-point operations per second in multiply-adds, which are two operations each.
+    reads
+        Read bandwidth for each requested size.
+    """
+
+    gflops: float
+    reads: tuple[ReadBandwidth, ...] = ()
+
+    @classmethod
+    def best(cls, measured: Iterable[MachinePeaks]) -> MachinePeaks:
+        """The highest measured value of each rate, since interference only lowers a rate."""
+        peak, reads = 0.0, dict[int, float]()
+        for peaks in measured:
+            peak = max(peak, peaks.gflops)
+            for read in peaks.reads:
+                reads[read.bytes] = max(reads.get(read.bytes, 0.0), read.gbytes)
+        return cls(peak, tuple(ReadBandwidth(size, speed) for size, speed in reads.items()))
+
+
+@runtime_checkable
+class MeasurableEngine(Protocol):
+    """An engine that can measure its machine's peak rates and count its own memory."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of working memory that the engine holds between calls, without weights."""
+
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
+        """Measured rates of multiply-adds and of reads; some 10 ms per size.
+
+        Parameters
+        ----------
+        sizes
+            Sizes in bytes of the memory that all threads together read repeatedly. By default
+            two, per thread: half of a core's second-level cache, and four such caches.
+        """

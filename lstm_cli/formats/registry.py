@@ -13,7 +13,7 @@ from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest, quote
 from lstm_cli.formats import unsupported_files
-from lstm_cli.formats.detect import detect_format_name
+from lstm_cli.formats.detection import detect_format_name
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.limits import check_regular
 from lstm_cli.output_files import error_reason

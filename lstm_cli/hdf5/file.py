@@ -20,7 +20,7 @@ from lstm_cli.hdf5.dataset import CHUNK_CACHE_BYTES
 from lstm_cli.hdf5.group import Group
 from lstm_cli.hdf5.heap_check import SIZES, CheckedFile, FileAccess
 from lstm_cli.hdf5.limits import H5_ERRORS, reading_errors
-from lstm_cli.hdf5.writing import conversion_command, python_string
+from lstm_cli.hdf5.writer import conversion_command, python_string
 from lstm_cli.output_files import PRODUCER
 
 REVERSING_HEADERS = {

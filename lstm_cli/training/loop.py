@@ -1,4 +1,8 @@
-"""The training loop: epochs of batches, validation, best weights and checkpoints."""
+"""The training loop: epochs of batches, validation, best weights and checkpoints.
+
+`StopRule.improves` says which epoch is the best; its weights go to a file of their own. The
+checkpoint, from which a run is resumed, is written apart from it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Learning-rate schedules: a linear warm-up to the full rate, then a decay.
 
 Updates are counted from 1, epochs from 0. A rate depends on these counts alone, except for
-`ReduceOnPlateau`, which waits for a metric.
+`ReduceOnPlateau`, which waits for a metric. A new schedule needs a class in `SCHEDULES` here, and
+its keys in `lstm_cli.config.schema.SCHEDULES`.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def test_training_that_fails_ends_its_reader(lstm, gpu, lessons, monkeypatch):
     def full(*_):
         raise LstmCliError("no space left on device")
 
-    monkeypatch.setattr("lstm_cli.api.run_folder.RunFolder.save", full)
+    monkeypatch.setattr("lstm_cli.api.training_folder.TrainingFolder.save", full)
     monkeypatch.setattr(main, "_report_failure", lambda error, args: errors.append(error) or 1)
     gpu()
     arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")

@@ -17,7 +17,7 @@ import pytest
 
 import lstm_cli
 from lstm_cli.cli.main import COMMANDS, cli
-from lstm_cli.engines import machine, selection
+from lstm_cli.engines import selection, threads
 
 
 def one(path, text):
@@ -514,7 +514,7 @@ def test_threads_that_are_no_number_of_threads(lstm, value):
 
 
 def test_more_threads_than_can_run(lstm, monkeypatch):
-    monkeypatch.setattr(machine, "allowed_threads", lambda: 1)
+    monkeypatch.setattr(threads, "allowed_threads", lambda: 1)
     given = ("run", "configs/japanese-vowels.yaml", "data/japanese-vowels.h5:/test", "--json")
     outcome = lstm(*given, "--threads", 192, "--engine", "reference")
     assert "192 threads were requested, but only 1 can run here at once; using 1" in outcome.err

@@ -399,7 +399,7 @@ class Faults:
             monkeypatch.setattr(os, name, self._faulty(getattr(os, name)))
         faulty = self._faulty(output_files.write_all)
         monkeypatch.setattr(output_files, "write_all", faulty)
-        monkeypatch.setattr("lstm_cli.hdf5.writing.write_all", faulty)
+        monkeypatch.setattr("lstm_cli.hdf5.writer.write_all", faulty)
 
     def _faulty(self, function):
         def call(*args, **target):

@@ -28,7 +28,7 @@ import yaml
 from networks import random_weights
 
 import lstm_cli
-from lstm_cli.api.run_folder import RunFolder
+from lstm_cli.api.training_folder import TrainingFolder
 from lstm_cli.cli.main import COMMANDS, cli, main
 from lstm_cli.config import json_schema
 from lstm_cli.engines.jit.runtime import machine
@@ -1003,7 +1003,7 @@ def _() -> None:
         Path(cut).write_bytes(Path(whole).read_bytes()[:-99])
     Path("x.json").write_text("{}")
     Path("busy").mkdir()
-    BUSY.append(RunFolder(Path("busy"), resume=False))
+    BUSY.append(TrainingFolder(Path("busy"), resume=False))
     BUSY[-1].__enter__()
 
 
@@ -1012,7 +1012,7 @@ BUSY: list[Any] = []
 
 
 def _replacing(path: str) -> None:
-    from lstm_cli.hdf5.writing import OutputFile
+    from lstm_cli.hdf5.writer import OutputFile
 
     OutputFile(path, ["x.h5"])
 
@@ -1020,7 +1020,7 @@ def _replacing(path: str) -> None:
 def _unwritable() -> None:
     import errno
 
-    from lstm_cli.hdf5.writing import writing_errors
+    from lstm_cli.hdf5.writer import writing_errors
 
     with writing_errors("o.h5"):
         raise OSError(errno.EIO, "Input/output error")

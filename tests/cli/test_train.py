@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.api.run_folder import RunFolder
+from lstm_cli.api.training_folder import TrainingFolder
 from lstm_cli.api.training_run import TrainingRun
 from lstm_cli.formats import native
 
@@ -445,7 +445,7 @@ def test_metrics_that_were_half_written_are_mended(lstm, net, words, tmp_path):
 def test_one_process_at_a_time(lstm, net, words, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    with RunFolder(out, resume=False):
+    with TrainingFolder(out, resume=False):
         outcome = lstm("train", net, words, "--output", out, "--resume")
         assert outcome.code == 1
         assert "another process is training" in outcome.err
@@ -557,13 +557,13 @@ def test_a_full_disk_at_any_call(lstm, net, words, tmp_path, number):
 
 
 def test_half_a_line_of_metrics_is_taken_back(lstm, net, words, tmp_path, monkeypatch):
-    from lstm_cli.api import run_folder
+    from lstm_cli.api import training_folder
 
     def half(file, data):
         file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "write_all", half)
+    monkeypatch.setattr(training_folder, "write_all", half)
     out = tmp_path / "run"
     assert lstm("train", net, words, "--output", out).code == 1
     assert (out / "metrics.jsonl").read_bytes() == b""

@@ -1,4 +1,4 @@
-"""Compares two weights files: blocks, layers, options, and the causes of differences."""
+"""Comparison of two weights files: blocks, layers, options, and causes of differences."""
 
 from __future__ import annotations
 

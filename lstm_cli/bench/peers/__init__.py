@@ -1,4 +1,7 @@
-"""Peers: other frameworks to measure against, each imported only when it is used."""
+"""Peers: other frameworks to measure against, each imported only when it is used.
+
+`base` has the interfaces, `torch_peer` and `onnxruntime_peer` implement them.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from lstm_cli.data.types import Array, DataOptions, TargetInfo
 from lstm_cli.errors import DataError, Problem
 from lstm_cli.hdf5.dataset import Dataset, ReversedDataset
 from lstm_cli.hdf5.group import Group
-from lstm_cli.hdf5.writing import PaddedArrays
+from lstm_cli.hdf5.writer import PaddedArrays
 
 
 @dataclass(frozen=True)

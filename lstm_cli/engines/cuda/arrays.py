@@ -10,14 +10,14 @@ import numpy as np
 from lstm_cli.cells.expression import Expression, select, symbol
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences, make_batch
 from lstm_cli.engines.cuda.codegen import elementwise
-from lstm_cli.engines.cuda.codegen.elementwise import DeferredSums
-from lstm_cli.engines.cuda.codegen.layout import (
+from lstm_cli.engines.cuda.codegen.data_movement import (
     gather_rows,
     normalize,
     pack_steps,
     scatter_rows,
     unpack_steps,
 )
+from lstm_cli.engines.cuda.codegen.elementwise import DeferredSums
 from lstm_cli.engines.cuda.codegen.rows import cross_entropy
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, dtype_name, is_host_array

@@ -221,6 +221,6 @@ class CudaEngine(DeviceArrays):
         training: bool = False,
     ) -> Mapping[int, Explanation]:
         """Explain the kernels of recurrent layers; see `lstm_cli.engines.explanation`."""
-        from lstm_cli.engines.cuda.explain import explain_stack
+        from lstm_cli.engines.cuda.explanation import explain_stack
 
         return explain_stack(self.stacks, layers, N, T, training=training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.batch import PackedSequences
-from lstm_cli.engines.cuda.codegen.layout import (
+from lstm_cli.engines.cuda.codegen.data_movement import (
     round_if_narrow,
     round_rows_into,
     widen_operands,

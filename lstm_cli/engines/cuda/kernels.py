@@ -28,7 +28,6 @@ from lstm_cli.engines.cuda.codegen.matmul import (
 )
 from lstm_cli.engines.cuda.passes import (
     BackwardRun,
-    DirectionWeights,
     ForwardRun,
     backward_arguments,
     backward_strides,
@@ -51,7 +50,7 @@ from lstm_cli.engines.cuda.planning.plan_search import (
 )
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Argument, Device, DeviceArray, Kernel, Launch
-from lstm_cli.engines.cuda.weights import operand_matrix, packed_weights
+from lstm_cli.engines.cuda.weights import DirectionWeights, operand_matrix, packed_weights
 from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.errors import DeviceError
 

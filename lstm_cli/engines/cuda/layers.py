@@ -18,9 +18,7 @@ from lstm_cli.cells.gradient import gradient
 from lstm_cli.engines import schedule as schedules
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
 from lstm_cli.engines.cuda.codegen.cell import emit
-from lstm_cli.engines.cuda.codegen.elementwise import evaluate
-from lstm_cli.engines.cuda.codegen.general_backward import shares_derivatives
-from lstm_cli.engines.cuda.codegen.layout import (
+from lstm_cli.engines.cuda.codegen.data_movement import (
     contiguous_rows,
     multiply_by_mask,
     operand_of,
@@ -29,6 +27,8 @@ from lstm_cli.engines.cuda.codegen.layout import (
     unpad_steps,
     zero_empty_rows,
 )
+from lstm_cli.engines.cuda.codegen.elementwise import evaluate
+from lstm_cli.engines.cuda.codegen.general_backward import shares_derivatives
 from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
 from lstm_cli.engines.cuda.codegen.rows import column_sums, softmax, softmax_backward
 from lstm_cli.engines.cuda.gradients import input_gradient, tensor_gradients
@@ -37,7 +37,6 @@ from lstm_cli.engines.cuda.passes import (
     BackwardPass,
     BackwardRun,
     DeviceState,
-    DirectionWeights,
     ForwardPass,
     ForwardRun,
     RecurrentTape,
@@ -54,7 +53,7 @@ from lstm_cli.engines.cuda.runtime.device import (
     grid_stride_launch,
 )
 from lstm_cli.engines.cuda.time_chunks import TimeChunk, multiply_chunk_rows
-from lstm_cli.engines.cuda.weights import direction_weights
+from lstm_cli.engines.cuda.weights import DirectionWeights, direction_weights
 from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,

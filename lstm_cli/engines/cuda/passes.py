@@ -7,38 +7,14 @@ records, so a layer need not know which of them runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
-from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Argument, Device, DeviceArray
+from lstm_cli.engines.cuda.weights import DirectionWeights
 from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import TrainingPass
-
-
-@dataclass(frozen=True, eq=False)
-class DirectionWeights:
-    """Tensors of one direction on the device, as stored (row-major).
-
-    Attributes
-    ----------
-    stored
-        Tensors by name within the direction (``weight_ih``, ``weight_hh``, ``bias``, ``bias_ih``,
-        ``bias_hh``, ``peephole``, ``weight_hr``), in the precision's accumulator type.
-    operands
-        The matrices among them in the operand type; the same arrays where both types are one.
-    packings
-        Packed copies of matrices by key, each made once.
-    """
-
-    cell: Cell
-    input_size: int
-    precision: Precision
-    stored: dict[str, DeviceArray]
-    operands: dict[str, DeviceArray]
-    packings: dict[str, DeviceArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

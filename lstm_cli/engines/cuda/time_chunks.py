@@ -13,7 +13,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lstm_cli.engines.cuda.batch import DeviceBatch
-from lstm_cli.engines.cuda.codegen.layout import gather_rows, round_operands, scatter_rows_into
+from lstm_cli.engines.cuda.codegen.data_movement import (
+    gather_rows,
+    round_operands,
+    scatter_rows_into,
+)
 from lstm_cli.engines.cuda.passes import BackwardRun, ForwardRun
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray

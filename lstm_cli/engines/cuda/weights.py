@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.cuda.codegen.layout import round_operands
+from lstm_cli.engines.cuda.codegen.data_movement import round_operands
 from lstm_cli.engines.cuda.codegen.matmul import CONVERSIONS, padded_size
 from lstm_cli.engines.cuda.codegen.primitives import PRELUDE
-from lstm_cli.engines.cuda.passes import DirectionWeights
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import (
     Device,
@@ -36,6 +35,29 @@ extern "C" __global__ void __launch_bounds__(256) pack(
   }
 }
 """
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionWeights:
+    """Tensors of one direction on the device, as stored (row-major).
+
+    Attributes
+    ----------
+    stored
+        Tensors by name within the direction (``weight_ih``, ``weight_hh``, ``bias``, ``bias_ih``,
+        ``bias_hh``, ``peephole``, ``weight_hr``), in the precision's accumulator type.
+    operands
+        The matrices of `stored` in the operand type; the same arrays if the types are equal.
+    packings
+        Packed copies of matrices by key, made at their first use.
+    """
+
+    cell: Cell
+    input_size: int
+    precision: Precision
+    stored: dict[str, DeviceArray]
+    operands: dict[str, DeviceArray]
+    packings: dict[str, DeviceArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

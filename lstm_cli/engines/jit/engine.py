@@ -21,7 +21,6 @@ from lstm_cli.engines.jit.layers import PreparedDense, PreparedRecurrent
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspaces
 from lstm_cli.engines.jit.weights import PackingPlan, packing_plan, recurrent_weights
-from lstm_cli.engines.machine import MachinePeaks
 from lstm_cli.engines.reference.arrays import HostArrays
 from lstm_cli.engines.reference.layers import dropout_forward, flatten_backward, flatten_forward
 from lstm_cli.engines.types import (
@@ -32,6 +31,7 @@ from lstm_cli.engines.types import (
     LayerGradients,
     LayerResult,
     LayerSpec,
+    MachinePeaks,
     RecurrentSpec,
     State,
     TrainingPass,
@@ -169,7 +169,7 @@ class JitEngine(HostArrays):
         return sum_elementwise(root, values, self.machine, self.threads)
 
     def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """Measured peaks of the machine; see `lstm_cli.engines.machine.MeasurableEngine`."""
+        """Measured peaks of the machine; see `lstm_cli.engines.types.MeasurableEngine`."""
         from lstm_cli.engines.jit.runtime.peaks import measure
 
         element = "bfloat" if self.dtype == "bfloat16" else self._vector.element

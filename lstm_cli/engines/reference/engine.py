@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.machine import allowed_threads
 from lstm_cli.engines.reference.arrays import NumpyElementwise
 from lstm_cli.engines.reference.layers import (
     PreparedDense,
@@ -30,6 +29,7 @@ from lstm_cli.engines.reference.recurrent import (
     recurrent_forward,
 )
 from lstm_cli.engines.reference.step import DirectionWeights
+from lstm_cli.engines.threads import allowed_threads
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,

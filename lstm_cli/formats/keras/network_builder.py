@@ -1,4 +1,4 @@
-"""Builds a native config and native tensors from a chain of Keras layers."""
+"""Builder of a native config and native tensors from a chain of Keras layers."""
 
 from __future__ import annotations
 

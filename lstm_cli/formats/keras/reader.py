@@ -1,4 +1,4 @@
-"""Reading Keras's files: ``.keras``, ``.weights.h5`` and legacy ``.h5``."""
+"""Reader of Keras's files: ``.keras``, ``.weights.h5`` and legacy ``.h5``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing Keras 3's files: ``.keras``, and ``.weights.h5`` for a model of the same layers.
+"""Writer of Keras 3's files: ``.keras``, and ``.weights.h5`` for a model of the same layers.
 
 Equal networks give equal bytes.
 """

@@ -1,4 +1,9 @@
-"""ONNX models: reader and writer, without the onnx package."""
+"""ONNX models: reader and writer, without the onnx package.
+
+`reader` runs the graph with symbolic values (`interpreter`, and one ``ops_`` module per kind of
+operator), and `layers` extracts the layers. `ops_recurrent` reads LSTM, GRU and RNN; `unroll`
+recognizes loops that an exporter unrolled.
+"""
 
 from lstm_cli.formats.onnx.reader import read
 from lstm_cli.formats.onnx.writer import write

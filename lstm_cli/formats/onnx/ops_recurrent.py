@@ -1,4 +1,7 @@
-"""LSTM, GRU and RNN of ONNX: their attributes and weights, converted to lstm-cli's terms."""
+"""LSTM, GRU and RNN of ONNX: their attributes and weights, converted to lstm-cli's terms.
+
+The attribute ``linear_before_reset`` of a GRU becomes the cell's option ``reset_after``.
+"""
 
 from __future__ import annotations
 

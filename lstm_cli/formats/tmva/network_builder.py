@@ -1,4 +1,4 @@
-"""Builds a native config and native tensors from the layers of a TMVA file."""
+"""Builder of a native config and native tensors from the layers of a TMVA file."""
 
 from __future__ import annotations
 

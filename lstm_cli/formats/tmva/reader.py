@@ -1,4 +1,4 @@
-"""Reading a TMVA file: each layer in turn, checked against the output of the one before."""
+"""Reader of TMVA files: each layer in turn, checked against the output of the one before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a network as a TMVA file of today's ROOT: matrices by slot, not by label."""
+"""Writer of TMVA files as today's ROOT has them: matrices by slot, not by label."""
 
 from __future__ import annotations
 

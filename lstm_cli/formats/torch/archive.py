@@ -1,4 +1,4 @@
-"""Reading torch.save's archive: a zip file with a pickle and the raw bytes of each storage."""
+"""Archive of torch.save: a zip file with a pickle and the raw bytes of each storage."""
 
 from __future__ import annotations
 

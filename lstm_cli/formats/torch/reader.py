@@ -1,4 +1,4 @@
-"""Reading a PyTorch file: its state dict, the order of its modules, and the native network."""
+"""Reader of PyTorch files: the state dict, the order of its modules, and the native network."""
 
 from __future__ import annotations
 

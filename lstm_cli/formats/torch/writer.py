@@ -1,4 +1,4 @@
-"""Writing a network as a state dict, in torch.save's archive or in safetensors.
+"""Writer of a network as a state dict, in torch.save's archive or in safetensors.
 
 The archive is written here opcode by opcode, so that equal tensors give equal bytes.
 """

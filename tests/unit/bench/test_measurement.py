@@ -25,9 +25,8 @@ from lstm_cli.bench.protocol import Samples
 from lstm_cli.bench.sizes import random_weights, recurrent_reads
 from lstm_cli.bench.workload import ForwardWorkload, TrainingWorkload
 from lstm_cli.cells import GRU, LSTM
-from lstm_cli.engines.machine import MachinePeaks, ReadBandwidth
 from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.engines.types import DenseSpec, RecurrentSpec
+from lstm_cli.engines.types import DenseSpec, MachinePeaks, ReadBandwidth, RecurrentSpec
 from lstm_cli.errors import UsageError
 
 SIZE = GridSize(hidden=5, batch=3, steps=4, features=2)

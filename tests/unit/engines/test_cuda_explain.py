@@ -7,7 +7,7 @@ from cuda_host.device import HostDevice
 
 from lstm_cli.cells import GRU, LSTM
 from lstm_cli.engines.cuda.engine import CudaEngine
-from lstm_cli.engines.cuda.explain import explain_layer
+from lstm_cli.engines.cuda.explanation import explain_layer
 from lstm_cli.engines.cuda.kernels import GeneralKernels, PersistentKernels
 from lstm_cli.engines.cuda.planning import plan_search
 from lstm_cli.engines.cuda.planning.plan import DeviceLimits, recurrence_shape

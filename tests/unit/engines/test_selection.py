@@ -9,13 +9,13 @@ import pytest
 from lstm_cli.engines import selection
 from lstm_cli.engines.jit import engine
 from lstm_cli.engines.jit.runtime import machine as machines
-from lstm_cli.engines.machine import default_threads
 from lstm_cli.engines.selection import (
     EngineStatus,
     choose_engine,
     create_engine,
     engine_statuses,
 )
+from lstm_cli.engines.threads import default_threads
 from lstm_cli.errors import DeviceError, LstmCliError, UsageError
 
 REASON = "the processor (k6) has neither AVX2 with FMA nor AVX-512"

@@ -1,1 +1,5 @@
-"""Kernels written as LLVM IR: `cell` computes gates, `tile` multiplies, `forward` runs steps."""
+"""Emitters of LLVM IR: `cell` computes gates, `tile` multiplies, `forward` runs the steps.
+
+`backward` and `weight_gradient` differentiate, `packing` orders weights for `tile`, and `ir` writes
+the instructions.
+"""

@@ -15,7 +15,7 @@ from lstm_cli.engines.jit.runtime import thread_pool
 from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, Arguments, address, aligned
-from lstm_cli.engines.machine import MachinePeaks, ReadBandwidth
+from lstm_cli.engines.types import MachinePeaks, ReadBandwidth
 
 TRIAL_SECONDS = 5e-4
 """Minimum seconds of a trial, so that waking the threads does not show in it."""

@@ -9,7 +9,11 @@ from cuda_host.device import HostDevice
 from rounded_reference import rounded
 
 from lstm_cli.cells import LSTM
-from lstm_cli.engines.cuda.codegen.layout import multiply_by_mask, round_operands, widen_operands
+from lstm_cli.engines.cuda.codegen.data_movement import (
+    multiply_by_mask,
+    round_operands,
+    widen_operands,
+)
 from lstm_cli.engines.cuda.codegen.rows import column_sums
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.cuda.weights import direction_weights, packed_weights

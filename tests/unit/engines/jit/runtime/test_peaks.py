@@ -15,8 +15,7 @@ from lstm_cli.engines.jit.runtime import peaks
 from lstm_cli.engines.jit.runtime.compiler import compile_object
 from lstm_cli.engines.jit.runtime.machine import machine_from_features
 from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, address, aligned
-from lstm_cli.engines.machine import MeasurableEngine
-from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.engines.types import MeasurableEngine, RecurrentSpec
 from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 

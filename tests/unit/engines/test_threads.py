@@ -1,4 +1,4 @@
-"""Default number of threads by cgroup quota and physical cores, and measured peak rates."""
+"""Default number of threads by cgroup quota and physical cores, and peak rates of a machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lstm_cli.engines import machine
-from lstm_cli.engines.machine import MachinePeaks, MeasurableEngine, ReadBandwidth
+from lstm_cli.engines import threads
 from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.engines.types import MachinePeaks, MeasurableEngine, ReadBandwidth
 
 
 @pytest.fixture
@@ -20,19 +20,19 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = topology / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
-    monkeypatch.setattr(machine, "_CGROUP", cgroup)
-    monkeypatch.setattr(machine, "_TOPOLOGY", topology)
-    monkeypatch.setattr(machine, "_allowed", lambda: set(range(8)))
+    monkeypatch.setattr(threads, "_CGROUP", cgroup)
+    monkeypatch.setattr(threads, "_TOPOLOGY", topology)
+    monkeypatch.setattr(threads, "_allowed", lambda: set(range(8)))
     return tmp_path
 
 
 def test_physical_cores_without_a_cgroup(system: Path) -> None:
-    assert machine.default_threads() == 4
+    assert threads.default_threads() == 4
 
 
 def test_only_the_cores_this_process_may_use(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_allowed", lambda: {1, 5, 6})
-    assert machine.default_threads() == 2
+    monkeypatch.setattr(threads, "_allowed", lambda: {1, 5, 6})
+    assert threads.default_threads() == 2
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_only_the_cores_this_process_may_use(system: Path, monkeypatch: pytest.M
 )
 def test_cgroup_v2(system: Path, text: str, expected: int) -> None:
     (system / "cgroup" / "cpu.max").write_text(text)
-    assert machine.default_threads() == expected
+    assert threads.default_threads() == expected
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_cgroup_v1(system: Path, quota: str, period: str, expected: int) -> None
     folder.mkdir()
     (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
     (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
-    assert machine.default_threads() == expected
+    assert threads.default_threads() == expected
 
 
 def test_an_unknown_topology(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_TOPOLOGY", system / "nothing")
-    assert machine.default_threads() == 8
+    monkeypatch.setattr(threads, "_TOPOLOGY", system / "nothing")
+    assert threads.default_threads() == 8
 
 
 def test_here() -> None:
-    assert 1 <= machine.default_threads() <= len(machine._allowed())
+    assert 1 <= threads.default_threads() <= len(threads._allowed())
 
 
 def test_the_best_of_several_measurements_has_the_highest_value_of_each_rate() -> None:

@@ -1,4 +1,8 @@
-"""Results of a run: outputs, gates and states written to HDF5, and read back."""
+"""Result files of a run: outputs, gates and states written to HDF5, and read back.
+
+`ResultWriter` writes outputs and final states, and `GateWriter` the gates. `StateReader` reads
+initial states.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from lstm_cli.errors import DataError, LstmCliError
 from lstm_cli.hdf5.dataset import Dataset, type_name
 from lstm_cli.hdf5.file import Hdf5File
 from lstm_cli.hdf5.group import Group
-from lstm_cli.hdf5.writing import OutputFile, Writer
+from lstm_cli.hdf5.writer import OutputFile, Writer
 
 StateShape: TypeAlias = tuple[int, int, int, int | None]
 """Layer index, number of directions, size of h, and size of c or None."""

@@ -1,22 +1,21 @@
-"""The machine that engines run on: number of threads, and measured peak rates.
+"""Number of threads: the default, the most that this process may use, and the check of a request.
 
 The default number of threads is the cgroup's CPU quota, or else the number of physical cores.
+The jit engine uses fewer for a small batch; see `lstm_cli.engines.jit.batch.thread_sharing`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import ceil
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lstm_cli.errors import UsageError, described
 
 MOST_THREADS = 1024
-"""Largest number of threads accepted. A larger one is taken for a mistake."""
+"""Largest number of threads accepted. A larger number is treated as a mistake."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -90,67 +89,3 @@ def _physical_cores(allowed: set[int]) -> int:
         except OSError:
             return len(allowed)
     return len(cores)
-
-
-# Peak rates
-
-
-@dataclass(frozen=True)
-class ReadBandwidth:
-    """Read bandwidth of memory of one size that is read repeatedly.
-
-    Attributes
-    ----------
-    bytes
-        Bytes that all threads together read. Each thread reads its own share.
-    gbytes
-        Bandwidth of all threads together, in 10⁹ bytes per second.
-    """
-
-    bytes: int
-    gbytes: float
-
-
-@dataclass(frozen=True)
-class MachinePeaks:
-    """Measured peak rates of a machine with all of an engine's threads.
-
-    Attributes
-    ----------
-    gflops
-        10⁹ floating-point operations per second in multiply-adds, which are two operations each.
-    reads
-        Read bandwidth for each requested size.
-    """
-
-    gflops: float
-    reads: tuple[ReadBandwidth, ...] = ()
-
-    @classmethod
-    def best(cls, measured: Iterable[MachinePeaks]) -> MachinePeaks:
-        """The highest measured value of each rate, since interference only lowers a rate."""
-        peak, reads = 0.0, dict[int, float]()
-        for peaks in measured:
-            peak = max(peak, peaks.gflops)
-            for read in peaks.reads:
-                reads[read.bytes] = max(reads.get(read.bytes, 0.0), read.gbytes)
-        return cls(peak, tuple(ReadBandwidth(size, speed) for size, speed in reads.items()))
-
-
-@runtime_checkable
-class MeasurableEngine(Protocol):
-    """An engine that can measure its machine's peak rates and count its own memory."""
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes of working memory that the engine holds between calls, without weights."""
-
-    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """Measured rates of multiply-adds and of reads; some 10 ms per size.
-
-        Parameters
-        ----------
-        sizes
-            Bytes that all threads together read repeatedly. The default is two sizes per thread:
-            half a core's own cache, and four times a core's own cache.
-        """

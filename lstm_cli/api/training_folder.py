@@ -1,4 +1,4 @@
-"""The folder of a training run: its lock, its files, and the checks before a run is resumed.
+"""Folder of a training run: its lock, its files, and the checks before a run is resumed.
 
 One process at a time works in a folder. A file is either whole or does not exist.
 """
@@ -71,7 +71,7 @@ class StoredRun:
     facts: Mapping[str, Any]
 
 
-class RunFolder:
+class TrainingFolder:
     """A folder for one run; a context manager that holds its lock.
 
     A new folder is made with the first checkpoint: a run that fails before has nothing to keep.
@@ -224,7 +224,7 @@ class RunFolder:
             for folder in reversed(self._new_folders):
                 folder.rmdir()
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> TrainingFolder:
         return self
 
     def __exit__(self, *_: object) -> None:

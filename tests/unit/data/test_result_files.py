@@ -14,7 +14,7 @@ from data_files import LAYOUTS, write_vlen
 
 from lstm_cli.data import DataOptions, GateWriter, ResultWriter, StateReader, Window, open_data
 from lstm_cli.errors import DataError, LstmCliError, UsageError
-from lstm_cli.hdf5.writing import OutputFile, writing_errors
+from lstm_cli.hdf5.writer import OutputFile, writing_errors
 
 STATES = [(0, 2, 3, 4), (2, 1, 5, None)]
 F = 6

@@ -1,4 +1,4 @@
-"""Writing HDF5: complete files only, and Python commands in hints that write changed copies."""
+"""Writer of HDF5: complete files only, and Python commands in hints that write changed copies."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lstm_cli.formats.detect import detect_format_name
+from lstm_cli.formats.detection import detect_format_name
 
 CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 HEAD = ("layers.1.weight", "layers.1.bias")
