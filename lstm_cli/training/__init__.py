@@ -1,1 +1,1 @@
-"""Losses and metrics."""
+"""Training: losses, metrics, optimizers, learning-rate schedules and the loop over epochs."""

@@ -27,7 +27,7 @@ from lstm_cli.training.nonfinite import nonfinite_error
 from lstm_cli.training.train_step import StepTrace, TrainStep
 
 End = Literal["epochs", "patience", "interrupted"]
-"""Reason of the end: all epochs done, patience exhausted, or a request to stop."""
+"""Reason why a run ended: all epochs done, patience exhausted, or a request to stop."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LoopIO:
 
 
 class Loop:
-    """One run. If it is killed at any time and resumed, it ends in the same bits.
+    """One training run. A run that is killed at any time and resumed ends with the same bits.
 
     An epoch ends in three writes: best weights, row of metrics, checkpoint. A resumed run repeats
     everything after the last checkpoint bit for bit. So the process may die between any two
@@ -258,9 +258,9 @@ class Loop:
                 where=self.io.source.places.sequence(0),
             )
         if self.stop_rule.monitor not in row:
-            two = "auc wants two classes, both in the data"
+            two = "auc needs two classes, both in the data"
             raise ConfigError(
-                f"train.monitor is {self.stop_rule.monitor}, which the data do not give",
+                f"train.monitor is {self.stop_rule.monitor}, a metric that these data do not have",
                 expected=", ".join(name for name in row if name.rpartition("_")[2] in METRICS),
                 hint=two if "auc" in self.stop_rule.monitor else None,
             )

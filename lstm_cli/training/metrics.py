@@ -1,6 +1,6 @@
 """Metrics over a dataset, and the evaluation of a network on validation or test data.
 
-Batches are summed, so that each valid row has the same weight.
+Sums run over all batches, so that each valid row has the same weight.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Metrics:
     per_step
         Whether the network returns sequences.
     features
-        Features F of its output.
+        Number of features F of the network's output.
     name
         Name of the targets, for error messages.
     """

@@ -47,7 +47,7 @@ _SAME_CONFIG = "resume with the config the run was started with"
 
 
 class Updates:
-    """Updates weights in place, and holds the optimizer's state between updates.
+    """The updates of a run: they change weights in place, and keep the optimizer's state.
 
     Gradients are clipped value by value, then by the norm of all gradients together. Penalties
     follow, so they are never clipped, and then weight decay. Both apply to matrices only, not to
@@ -405,7 +405,7 @@ def _outside(limit: float) -> Expression:
 
 
 def norm_factor(norm: float, limit: float) -> float:
-    """Factor of all gradients that reduces their common `norm` to `limit`.
+    """Factor of all gradients that reduces their common `norm` to `limit`; 1 below the limit.
 
     Pascanu et al. 2013, algorithm 1.
     """
