@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from lstm_cli.errors import UsageError, described
 
 MOST_THREADS = 1024
-"""Largest number of threads accepted. A larger one is taken for a mistake."""
+"""Largest number of threads accepted. A larger number is treated as a mistake."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -151,6 +151,6 @@ class MeasurableEngine(Protocol):
         Parameters
         ----------
         sizes
-            Bytes that all threads together read repeatedly. The default is two sizes per thread:
-            half a core's own cache, and four times a core's own cache.
+            Sizes in bytes of the memory that all threads together read repeatedly. By default
+            two, per thread: half of a core's second-level cache, and four such caches.
         """

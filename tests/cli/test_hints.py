@@ -1291,7 +1291,7 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "not say: torch.onnx.export writes a model that does",
     ),
     "a GPU is wanted": (
-        "a newer CUDA toolkit may know it",
+        "a newer CUDA toolkit may support it",
         "https://www.nvidia.com/drivers has drivers; --device cpu needs none",
         "--device cpu",
         "fewer units, or --device cpu",

@@ -1,4 +1,4 @@
-"""Derivatives of a direction's tensors and input: one large product each over all steps."""
+"""Derivatives of a direction's tensors and input, each one large product over all steps."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def chunk_input_gradient(
     Parameters
     ----------
     dz_operand
-        (Q, G*H): receives the chunk's rows of dz in the operand type. None where dz has that type,
-        and where the rows are gathered first.
+        (Q, G*H): receives the chunk's rows of dz in the operand type. None if dz has that type, or
+        if the product gathers the rows first.
     """
     back, dz = precision.backward, run.dz
     if dz_operand is not None:

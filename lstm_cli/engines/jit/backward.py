@@ -51,10 +51,14 @@ class BackwardPlan:
 
     Attributes
     ----------
+    address, arguments
+        Address of the kernel, and layout of its argument block.
+    schedule
+        Phases of the cell's step.
     slots
-        Places of the derivatives of pre-activations.
+        Slots of the derivatives of pre-activations.
     stages
-        Stage that each product undoes.
+        Forward stage that each product differentiates.
     products
         Packing of each product's matrix.
     inputs
@@ -151,14 +155,14 @@ def backward_kernel(weights: RecurrentWeights, schedule: CellSchedule) -> Backwa
 class BackwardBuffers:
     """Buffers of one direction's backward pass for one kind of batch.
 
-    A step record is a valid step of a sequence; records have the order in which steps are computed.
+    A step record is one valid step of one sequence. Records have the order of computation.
 
     Attributes
     ----------
     block
         The kernel's argument block.
     row, sequence, time, passed
-        (records,) row, sequence, time, and number of the sequence's steps computed before.
+        (records,) row, sequence, time, and number of earlier steps of the sequence in this pass.
     dz
         (records, slots, stride) derivatives of pre-activations.
     dh, dc
@@ -170,13 +174,13 @@ class BackwardBuffers:
     projected
         (records, stride) derivatives of a projection's results.
     order
-        (records,) order of records in sums over all steps; None for the order of their numbers.
+        (records,) record numbers in the order of sums over all steps. None: 0, 1, 2, ...
     zeros
-        Zeros for the derivatives of outputs that nothing reads.
+        Zeros, in place of derivatives of outputs that no later layer reads.
     first_records, phase_memory
         Arrays whose addresses are in `block`.
     offsets
-        Places of rows and steps of an array, by its strides.
+        Offsets of rows and steps in an array, in numbers, by the array's strides.
     """
 
     block: Array
@@ -197,7 +201,7 @@ class BackwardBuffers:
     offsets: dict[Hashable, Array] = field(default_factory=dict)
 
     def steps(self, array: Array) -> Array:
-        """Place of each record's step in an array (N, T, size)."""
+        """Offset of each record's step in an array (N, T, size), in numbers: (records,)."""
         sequence, time = (stride // array.itemsize for stride in array.strides[:2])
         key = ("steps", sequence, time)
         if key not in self.offsets:
@@ -206,7 +210,7 @@ class BackwardBuffers:
         return self.offsets[key]
 
     def operand_rows(self, array: Array) -> Array:
-        """Place of each record's row in states (times, N, stride) before its step."""
+        """Offset of each record's row in states (times, N, stride) before its step, in numbers."""
         time, row = (stride // array.itemsize for stride in array.strides[:2])
         key = ("operand rows", time, row)
         if key not in self.offsets:
@@ -214,7 +218,7 @@ class BackwardBuffers:
         return self.offsets[key]
 
     def in_sum_order(self, rows: MemoryRows) -> MemoryRows:
-        """Rows, one per record, in the order of sums over steps."""
+        """The rows, one per record, in the order of sums over steps."""
         if self.order is None:
             return rows
         if rows.offsets is None:
@@ -224,7 +228,7 @@ class BackwardBuffers:
     def row_starts(
         self, rows: RowGroups, row: int, step: int, column: int, *, reverse: bool
     ) -> Array:
-        """Place of each row's first step; see `RowGroups.offsets`."""
+        """Offset of each row's first step, in numbers; see `RowGroups.offsets`."""
         key = ("row starts", row, step, column)
         if key not in self.offsets:
             self.offsets[key] = rows.offsets(row, step, column, reverse=reverse)
@@ -344,12 +348,12 @@ class BackwardPass:
         Parameters
         ----------
         d
-            (N, T, F) derivative of the layer's output, in which this direction begins at `column`;
-            or (N, P) derivative of the last step's output.
+            (N, T, F) derivative of the layer's output, whose columns for this direction begin at
+            `column`; or (N, F) derivative of the last step's output.
         dx
             (N, T, D) derivative of x, written at valid steps.
         add
-            Add to `dx` instead of writing it.
+            True: add to `dx` instead of overwriting it.
         """
         self._run_kernel(d, column)
         self._input_gradient(dx, add)

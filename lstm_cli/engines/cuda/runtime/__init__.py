@@ -1,1 +1,1 @@
-"""A device: memory, streams, compiled kernels. `device` is the protocol; `gpu` drives CuPy."""
+"""A device: memory, streams, kernels. `device` has the protocol; `gpu` implements it with CuPy."""

@@ -1,1 +1,1 @@
-"""Kernels written as LLVM IR: `cell` computes gates, `tile` multiplies, `forward` runs steps."""
+"""Emitters of LLVM IR: `cell` computes gates, `tile` multiplies, `forward` runs the steps."""

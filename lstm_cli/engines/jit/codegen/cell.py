@@ -1,4 +1,4 @@
-"""A cell's equations as vector instructions: gates, states and activations are computed here.
+"""Vector instructions for a cell's equations: gates, states and activations.
 
 The input is any expression graph, so optimizer updates and losses use this emitter too. Every
 vector length gets the same operations in the same order. They differ from the graph in two ways,
@@ -32,10 +32,10 @@ class DeferredFraction:
 
     Attributes
     ----------
-    numerator
-        None for 1.
+    numerator, denominator
+        Values of the fraction. A numerator of None is 1.
     merged
-        The fraction is a product of two fractions.
+        True if the fraction is a product of two fractions.
     """
 
     numerator: Value | None
@@ -57,14 +57,14 @@ Deferred: TypeAlias = Value | DeferredFraction | DeferredProduct
 def emit(
     f: Function, vector: VectorType, roots: Mapping[str, Expression], symbols: Mapping[str, Value]
 ) -> dict[str, Value]:
-    """Emit instructions that compute expressions; the values by name of root.
+    """Emit instructions that compute expressions. Returns the values by name of root.
 
     Parameters
     ----------
     roots
         Expressions by name.
     symbols
-        Vector of every symbol; a scalar stands in all lanes of one.
+        Vector of every symbol; a scalar is in all lanes of its vector.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def _single_readers(
 
 
 class _Emitter:
-    """Emits one node after another, and keeps their values."""
+    """Emitter of the nodes of a graph, which keeps the value of each node."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Emitter:
         self._settle(node)
 
     def value(self, node: Expression) -> Value:
-        """The value of `node`; emits a deferred operation."""
+        """The value of `node`. If its operation is deferred, emit the operation now."""
         known = self._values[node]
         if not isinstance(known, Value):
             known = self._values[node] = self._emit_deferred(known)

@@ -20,13 +20,13 @@ from lstm_cli.engines.types import Array
 T = TypeVar("T")
 
 _MAX_CACHED = 32
-"""Most objects that a workspace caches, one per shape of batch."""
+"""Largest number of objects that a workspace caches, one per shape of batch."""
 
 ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector."""
 
 _MIN_POOLED_BYTES = 1 << 16
-"""Bytes from which freed memory is kept; the system's allocator keeps smaller pieces itself."""
+"""Smallest array in bytes whose memory the pool reuses; the system's allocator reuses the rest."""
 
 
 class Workspace:
@@ -37,7 +37,7 @@ class Workspace:
         self._cache: dict[Hashable, Any] = {}
 
     def get(self, name: str, size: int, dtype: str) -> Array:
-        """A buffer of at least `size` numbers: zeros at first, then what its last user wrote."""
+        """A buffer of at least `size` numbers: zeros at first, later the values last written."""
         key = (name, dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.size < size:
@@ -53,11 +53,11 @@ class Workspace:
         return self.get(name, size, dtype)[:size].reshape(shape)
 
     def cached(self, key: Hashable) -> Any:
-        """The object cached under `key`; None if there is none, or a buffer has moved since."""
+        """The object cached under `key`. None: no object, or a buffer has been replaced since."""
         return self._cache.get(key)
 
     def remember(self, key: Hashable, value: T) -> T:
-        """Cache an object built upon the buffers."""
+        """Cache an object that contains addresses of the buffers, and return it."""
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
         self._cache[key] = value
@@ -93,10 +93,10 @@ class Workspaces:
 
 
 class ArrayPool:
-    """Reused memory for large arrays: lent to an array, and back when the array dies.
+    """Reused memory for large arrays, which returns to the pool when the array is freed.
 
-    A page fault per fresh page takes longer than filling the page. Memory is never lent again
-    while an array, or a view of one, can still show it.
+    A page fault per fresh page takes longer than filling the page. The pool does not reuse memory
+    while an array, or a view of one, still refers to it.
     """
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ def aligned(size: int, dtype: Any) -> Array:
 
 
 def address(array: Array | None) -> int:
-    """Address of an array's first number; 0 for None."""
+    """Address of an array's first number; 0 if `array` is None."""
     return 0 if array is None else _pointer(id(array) + _HEADER).value or 0
 
 

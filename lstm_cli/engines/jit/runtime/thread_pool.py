@@ -1,7 +1,7 @@
 """Thread pool for kernels: starts the workers, and runs a kernel's parts on them.
 
-A run costs under two microseconds if the last one was a moment ago. A worker without work sleeps
-after some 200 microseconds. `worker_ir` holds the native code of callers and workers;
+A run costs under two microseconds while the workers are awake. A worker without work sleeps
+after some 200 microseconds. `worker_ir` emits the native code of callers and workers;
 ``docs/thread-pool.md`` describes the protocol.
 """
 
@@ -34,13 +34,13 @@ from lstm_cli.engines.jit.runtime.worker_ir import (
 )
 
 _IDLE_ROUNDS = 200
-"""Offers of its core to other threads that an idle worker makes before it sleeps."""
+"""Number of times that an idle worker yields its core to other threads before it sleeps."""
 
 _STACK_BYTES = 1 << 20
-"""Bytes of a worker's stack: kernels need little, and the system's default of 8 MB adds up."""
+"""Bytes of a worker's stack. Kernels need little, and the system's default is 8 MB per thread."""
 
 _START_SECONDS = 1.0
-"""Seconds that a caller waits for new workers; later ones join later."""
+"""Largest number of seconds that a caller waits for new workers. Slower ones join a later run."""
 
 
 def run(function: int, args: int, parts: int) -> int:
@@ -70,7 +70,9 @@ class Pool:
         self._requested = 1
 
     def run(self, function: int, args: int, parts: int) -> int:
-        """Call ``function(args, part, parts)`` for every part, each on a thread of its own.
+        """Call ``function(args, part, parts)`` for every part, on the caller and on workers.
+
+        The caller also runs the parts that no worker has started by the time its own part ends.
 
         Parameters
         ----------
@@ -110,7 +112,7 @@ class Pool:
         self._started += 1
 
     def _await(self, workers: int) -> None:
-        """Return when that many workers are ready, or `_START_SECONDS` are over."""
+        """Wait until `workers` workers are ready, at most `_START_SECONDS`."""
         end = time.monotonic() + _START_SECONDS
         while self._words[WORKER_COUNT] < workers and time.monotonic() < end:
             time.sleep(0)
@@ -177,7 +179,7 @@ def syscall_address() -> int:
 
 
 def _sched_yield_address() -> int:
-    """Address of the system's ``int (void)`` that offers the core to another thread."""
+    """Address of the system's function ``int (void)`` that yields the core to another thread."""
     if sys.platform == "win32":
         return _address(ctypes.WinDLL("kernel32").SwitchToThread)
     return _address(ctypes.CDLL(None).sched_yield)
