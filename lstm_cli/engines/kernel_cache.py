@@ -60,7 +60,7 @@ class CacheState:
 
 
 class _NotUsed(Exception):  # noqa: N818 - a state, not a failure
-    """Reason why the cache, or one file of it, is not used."""
+    """Reason why the program does not use the cache, or one file of it."""
 
 
 def load(key: str) -> CompiledKernels | None:

@@ -265,7 +265,7 @@ class LayerGradients:
     x
         Derivative for the layer's input, in its shape.
     weights
-        Derivatives by stored name. They include biases of 0 that the layer does not store.
+        Derivatives by stored name, also for biases of 0 that the layer does not store.
     state
         Derivatives for the initial states of a recurrent layer.
     """
@@ -400,8 +400,8 @@ class ArrayOperations(Protocol):
     def match_layout(self, array: Any, values: EngineArray) -> EngineArray | None:
         """An array in the engine's memory, converted to the layout of `values`.
 
-        None: the array is in NumPy's memory, has another shape than `values`, or some of its rows
-        do not count. The caller then selects the valid rows in NumPy's memory.
+        None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
+        rows do not count. The caller then selects the valid rows in NumPy's memory.
         """
 
     def cross_entropy(

@@ -188,7 +188,7 @@ def fold_obstacle(layers: Layers) -> str | None:
     """Reason why a normalization of inputs cannot be folded into these layers. None: it can.
 
     A flatten layer pads short sequences with zeros. Zero means another value in normalized inputs
-    than in raw inputs, and no weights of a later layer can correct that.
+    than in raw inputs. No weights of a later layer can correct that.
     """
     first = _without_dropout(layers)[:1]
     if not first or isinstance(first[0], DropoutSpec):

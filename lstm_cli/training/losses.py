@@ -52,7 +52,7 @@ def loss_for(layers: Layers) -> str:
 def cross_entropy(logits: Array, targets: Array) -> Array:
     """Cross-entropy of each row, (rows,), from logits (rows, F), with p = softmax(logits).
 
-    It is -log p of the class for targets (rows,), and -sum t log p for targets (rows, F).
+    The loss is -log p of the class for targets (rows,), and -sum t log p for targets (rows, F).
     """
     logs = log_softmax(logits)
     if targets.ndim == 1:

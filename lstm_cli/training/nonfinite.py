@@ -260,7 +260,7 @@ def _bad_weight(train_step: TrainStep, trace: StepTrace) -> str | None:
 
 
 def _bad_loss_or_gradient(train_step: TrainStep, trace: StepTrace) -> str:
-    """The value on the reference engine or, if that one is finite, on the network's engine."""
+    """Description of the bad value on the reference engine, or else on the network's engine."""
     reference = _on_reference(train_step.network)
     if reference is not train_step.network:
         loss, gradients = _loss_and_gradients(reference, train_step, trace)
@@ -446,7 +446,7 @@ def _settings_to_try(
 
 
 _CLIP = 5.0
-"""Suggested limit of pre-activations. It hardly changes sigmoid and tanh."""
+"""Suggested limit of pre-activations, which hardly changes sigmoid and tanh."""
 
 
 def _squares(gradients: Mapping[str, Array]) -> float:

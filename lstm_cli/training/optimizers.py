@@ -1,8 +1,8 @@
 """Optimizers. Each update equation is written once, for arrays and for symbols.
 
-Some numbers change between updates and are the same for all weights, such as the rate. They enter
-the equations by name. So an engine traces an equation once, with symbols for these numbers, and
-uses the result for all updates.
+Some numbers change between updates and are the same for all weights, such as the rate. The
+equations read these numbers by name. So an engine traces an equation once, with symbols for the
+numbers, and uses the result for all updates.
 """
 
 from __future__ import annotations

@@ -156,8 +156,8 @@ class ReduceOnPlateau(RateSchedule):
     factor
         Factor of each reduction.
     patience
-        Epochs without improvement that leave the rate unchanged. The next one reduces it, and
-        the count restarts.
+        Number of epochs without improvement that leave the rate unchanged. One more such epoch
+        reduces the rate, and the count restarts.
     minimum
         Lowest rate. A full rate below it stays unchanged.
     """

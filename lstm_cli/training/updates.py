@@ -25,7 +25,7 @@ class UpdateReport:
     Attributes
     ----------
     norm
-        Norm of all gradients together, before clipping. It is infinite if the squares of the
+        Norm of all gradients together, before clipping. The norm is infinite if the squares of the
         clipped gradients overflow in the weights' precision.
     rate
         Learning rate of the update.
@@ -118,11 +118,12 @@ class Updates:
         weights
             Writable arrays by name, without gaps, in NumPy's memory or the engine's.
         gradients
-            Gradient of every weight, in its shape. They are not changed. Other names are ignored.
+            Gradient of every weight, in the weight's shape. The method does not change gradients,
+            and ignores other names.
         engine
             Engine that computes the update.
         norm
-            Result of the method `norm` for these gradients. None: it is computed here.
+            Result of the method `norm` for these gradients. None: this method computes it.
 
         Raises
         ------
@@ -363,7 +364,7 @@ def global_norm(
     engine: ArrayOperations = NUMPY,
     limit: float | None = None,
 ) -> float:
-    """Euclidean norm of all gradients together, in float64. Their order does not matter.
+    """Euclidean norm of all gradients together, in float64. The order of gradients has no effect.
 
     Parameters
     ----------

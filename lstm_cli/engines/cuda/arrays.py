@@ -220,8 +220,8 @@ class DeviceArrays:
     def match_layout(self, array: Any, values: Any) -> DeviceArray | None:
         """A caller's device array in the layout of `values`.
 
-        None: the array is in NumPy's memory, has another shape than `values`, or has rows of empty
-        sequences, which do not count.
+        None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
+        rows belong to empty sequences.
         """
         if not isinstance(values, PackedSequences) or self.from_device_array(array) is None:
             return None

@@ -1,4 +1,4 @@
-"""Explanation of the kernels that run each layer; its seconds are modeled, never measured."""
+"""Explanation of the kernels that run each layer; the seconds are modeled, never measured."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def _reasons(plan: PersistentPlan, N: int, modeled_seconds: float) -> list[str]:
     """Sizes of a plan, in lines that fit a narrow terminal."""
     groups, kilobytes = plan.groups(N), plan.shared_bytes / 1024
     return [
-        f"{plan.blocks} × {plan.units} units hold all weights, {plan.sequences} sequences per group",
+        f"{plan.blocks} × {plan.units} units hold all weights, "
+        f"{plan.sequences} sequences per group",
         f"{groups} group{'s' if groups > 1 else ''}, {plan.threads} threads per block, "
         f"{kilobytes:.0f} KB shared",
         f"a warp holds {plan.register_chunks} of {plan.chunks} chunks of a row in registers",

@@ -66,8 +66,8 @@ MAX_BLOCKS = 1 << 16
 """Largest number of blocks per launch of a general kernel."""
 
 PlanSearch = Callable[[RecurrenceShape, DeviceLimits, int, int], PersistentPlan | None]
-"""Finds a plan for a recurrence on a device, given the numbers of sequences and directions; see
-`best_plan`."""
+"""Function that finds a plan for a recurrence on a device, from the numbers of sequences and of
+directions; see `best_plan`."""
 
 COUNTER_BUFFER_WORDS = 1 << 16
 """Number of 32-bit words for barrier counters. A launch takes unused words; if none are left, all
@@ -104,7 +104,10 @@ class RecurrenceKernels(Protocol):
     def with_sm_limit(self, multiprocessors: int) -> RecurrenceKernels:
         """Kernels for a further stream, with their own scratch memory.
 
-        They start at most `multiprocessors` cooperative blocks at a time.
+        Parameters
+        ----------
+        multiprocessors
+            Largest number of cooperative blocks at a time.
         """
 
 
@@ -336,7 +339,7 @@ class GeneralKernels:
         return self._kernels[source]
 
     def _tile_rows(self, N: int, precision: Precision) -> int:
-        """Number of sequences per tile. It has few values, since each compiles its own kernel."""
+        """Number of sequences per tile, one of a few, since each number needs its own kernel."""
         largest = 4 if precision.accumulator == "float64" else 8  # limited by shared memory
         return self.tuning.rows or (1 if N == 1 else 4 if N <= 16 else largest)
 

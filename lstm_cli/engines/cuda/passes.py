@@ -93,8 +93,8 @@ class BackwardRun:
     Attributes
     ----------
     forward
-        The forward pass with its stored `c_steps`, `record` and `reads`. Its `h` and `c` hold final
-        states by now.
+        The forward pass with its stored `c_steps`, `record` and `reads`. Its `h` and `c` are now
+        the final states.
     h_initial, c_initial
         (N, P) and (N, H) real: initial states of the forward pass.
     y

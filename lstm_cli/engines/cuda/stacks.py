@@ -7,9 +7,10 @@ device idle and there are many steps. Each chunk costs a launch, a product and h
 Cooperative blocks must be resident at the same time, and two layers must not block each other. So
 with L layers and S multiprocessors, each layer may start at most S / L cooperative blocks. Then
 some multiprocessor is free while any of these blocks is not running, and every block fits on it.
-Blocks that do not wait for one another end by themselves; so do clusters, which start as a whole,
-and products. But clusters need neighboring multiprocessors. Cooperative blocks may occupy some of
-these while they themselves wait behind the cluster. So a stack with both kinds is not pipelined.
+Three kinds of work always end: blocks that do not wait for each other, clusters, whose blocks start
+together, and products. But clusters need neighboring multiprocessors. Cooperative blocks may occupy
+some of these while other cooperative blocks wait behind the cluster. So a stack with both kinds is
+not pipelined.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ class RowGroups:
     def step_stride(self) -> int:
         """Number of step records from one step to the next; 0: a group's records are contiguous.
 
-        In a batch of full sequences, the records of all groups are numbered together, in the order
-        of sums over steps.
+        Full sequences have one numbering for the records of all groups: the order of sums over
+        steps.
         """
         return self.count if self.order is None else 0
 

@@ -1,7 +1,7 @@
 """The jit engine: kernels compiled for this processor from the cells' equations.
 
-The results of a sequence have the same bits in every batch, at every place in the batch, and on
-any number of threads. For every sum has one order, however threads share the work.
+The results of a sequence have the same bits in every batch and at every place in it. The number of
+threads does not change them either: every sum has one order, however threads share the work.
 """
 
 from __future__ import annotations

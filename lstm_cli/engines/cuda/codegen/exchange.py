@@ -7,7 +7,7 @@ three kinds of exchange differ in the memory of these buffers:
     One block has all units. The buffers are in its shared memory, and ``__syncthreads`` orders all
     accesses.
 ``cluster``
-    Every block of a thread-block cluster has the whole vectors in its own shared memory. It
+    Every block of a thread-block cluster has the whole vectors in its own shared memory. A block
     writes its units to its own buffer and synchronizes its threads. Then it copies the units, 16
     bytes at a time, to the other blocks (``st.shared::cluster``). Finally all threads of all blocks
     arrive with release and wait with acquire. So stores before an arrival are visible after a wait.
@@ -23,8 +23,8 @@ One barrier per step is enough. Step s writes the buffer that step s - 1 read. A
 s only after the barrier at the end of step s - 1. Every block arrives there after its last read:
 the products' operands are in registers, and the sums have passed ``__syncthreads``, before a block
 writes or arrives. The last step exchanges nothing, so no block stores into a block that has ended.
-And no block stores into another block before a first barrier of the cluster, since the other block
-may not have started.
+Another block may not have started before the cluster's first barrier, so no block stores into it
+earlier.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ EQUATION_LATENCY = 350
 CHUNK_SECONDS = 15e-6
 """Modeled seconds from a chunk's input to its first step.
 
-They cover an event, a product, a launch, and loading the weights to the chip."""
+The seconds cover an event, a product, a launch, and loading the weights to the chip."""
 HOST_CHUNK_SECONDS = 60e-6
 """Modeled seconds of host time per chunk and layer."""
 

@@ -2,8 +2,8 @@
 
 A step starts with the products that carry the derivative of h back from the step after it. The
 gradient of the cell's expression graph yields the other derivatives. Derivatives of pre-activations
-are kept for all steps: those of weights and inputs are large products over all steps, made
-afterwards.
+are stored for all steps. From these, large products over all steps compute the derivatives of
+weights and inputs afterwards.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ class _ElementEmitter:
             slot = int(name.removeprefix("dz "))
             f.store(d, self._slot(a["dz"], self.record, a["d_slots"], slot), 4)
         elif name.startswith("p_"):
-            # One sum per row: the sum over rows must not depend on how they are grouped.
+            # One sum per row, since the sum over rows must not depend on the groups of rows.
             gates = self.kernel.cell.peephole_gates
             at = self._slot(a["dp"], self.row, len(gates), gates.index(name[2:]))
             f.store(f.fadd(f.load(d.type, at, 4), d), at, 4)

@@ -1,9 +1,9 @@
 """Expressions on whole arrays, element by element, in one pass: an optimizer's update, a loss.
 
-The arrays are cut into chunks, and each thread gets whole chunks. A vector is read from each
-input, computed and stored. The remaining elements go through a vector of their own, so an element's
-bits do not depend on its place. A sum adds one partial sum per chunk, in order. So its bits do
-not depend on the number of threads.
+The arrays are cut into chunks, and each thread gets whole chunks. The kernel reads a vector from
+each input, computes, and stores the results. It pads the remaining elements to a vector, so an
+element's bits do not depend on its place. A sum adds one partial sum per chunk, in order. So the
+bits of a sum do not depend on the number of threads.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 out[m] = f(init + a[m] W) for M rows. Rows are cut into blocks that stay in the second-level cache
 while every panel of weights is read. A pair is one block times one panel; threads take equal runs
-of pairs. This splits the rows if there are many, else the columns. An output is always summed over
-k in one register, so its bits depend on its row and its column of weights alone.
+of pairs. This splits the rows if there are many, else the columns. One register always sums an
+output over k. So the bits of an output depend on its row and its column of weights alone.
 """
 
 from __future__ import annotations

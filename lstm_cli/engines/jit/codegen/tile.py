@@ -167,9 +167,9 @@ def max_tile_rows(machine: Machine, vectors: int) -> int:
 def holds_row_numbers(machine: Machine, vectors: int) -> bool:
     """True if a step of k keeps a number of every row in registers, and one vector of weights.
 
-    False: it keeps all vectors of weights, and one number. With few registers and many vectors, the
-    first way allows more rows. The compiler spills sums that do not fit to memory, which costs more
-    than half of the speed.
+    False: the step keeps all vectors of weights, and one number. With few registers and many
+    vectors, True allows more rows. The compiler spills sums that do not fit to memory, which costs
+    more than half of the speed.
     """
     return machine.registers <= 16 and vectors > 3
 
