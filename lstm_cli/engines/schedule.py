@@ -150,7 +150,9 @@ def training(cell: Cell, dropout: bool) -> CellSchedule:
     derivatives = _derivatives(graph)
     needed = [node for parts in derivatives.values() for node in parts]
     slots = list(
-        dict.fromkeys([*_between_phases(graph), *_cut(needed, _forward_only, _in_memory_backward)])
+        dict.fromkeys(
+            [*_between_phases(graph), *_nodes_to_store(needed, _forward_only, _in_memory_backward)]
+        )
     )
     reads = [stage.reads for stage in graph.stages[1:]]
     slots += [node for node in reads if node not in slots]
@@ -244,7 +246,7 @@ def _between_phases(graph: CellGraph) -> list[Expression]:
         def early(node: Expression, limit: int = k) -> bool:
             return _phase_of(node, graph) < limit
 
-        nodes += _cut(later, early, _in_memory)
+        nodes += _nodes_to_store(later, early, _in_memory)
     return list(dict.fromkeys(nodes))
 
 
@@ -262,7 +264,7 @@ def _forward_only(node: Expression) -> bool:
     return not any(name.startswith("d_") for name in symbols([node]))
 
 
-def _cut(
+def _nodes_to_store(
     roots: Iterable[Expression],
     early: Callable[[Expression], bool],
     in_memory: Callable[[str], bool],

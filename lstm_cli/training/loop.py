@@ -116,7 +116,7 @@ class Loop:
         self._metrics = metrics()
         self._carry = StateCarry(train_step.network.recurrent)
         self._carried: list[State] = []
-        self._since = self._saved = perf_counter()
+        self._timer_start = self._last_save = perf_counter()
         self._has_checkpoint = False
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -147,7 +147,7 @@ class Loop:
         LstmCliError
             The run cannot be saved. The last checkpoint remains.
         """
-        self._since = self._saved = perf_counter()
+        self._timer_start = self._last_save = perf_counter()
         while (end := self.stop_rule.end_reason(self.progress)) is None:
             if self.io.stop() or not self._epoch():
                 return "interrupted"
@@ -169,7 +169,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint."""
         self.io.store.save(self.checkpoint())
-        self._saved, self._has_checkpoint = perf_counter(), True
+        self._last_save, self._has_checkpoint = perf_counter(), True
 
     def _epoch(self) -> bool:
         """Run the rest of an epoch. False if it was interrupted and saved."""
@@ -180,7 +180,7 @@ class Loop:
             if self.io.stop():
                 self.save()
                 return False
-            if perf_counter() - self._saved >= self.stop_rule.checkpoint_every:
+            if perf_counter() - self._last_save >= self.stop_rule.checkpoint_every:
                 self.save()
         validation = self.io.validation(self.train_step.weights)
         if validation is None:
@@ -268,8 +268,8 @@ class Loop:
 
     def _count_time(self) -> None:
         now = perf_counter()
-        self.progress.seconds += now - self._since
-        self._since = now
+        self.progress.seconds += now - self._timer_start
+        self._timer_start = now
 
     def _carry_arrays(self) -> dict[str, Array]:
         """Carried states of stateful layers, by layer and state."""

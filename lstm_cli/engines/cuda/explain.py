@@ -53,15 +53,15 @@ def explain_layer(
     has_floor, numbers = True, dict[str, str | int | float]()
     for backward in (False, True) if training else (False,):
         label = "backward" if backward else "forward"
-        other = backward_kernels if backward else None
-        used = other if isinstance(other, PlanningKernels) else kernels
-        plan = used.plan(spec.cells[0], N, directions, backward=backward)
+        backward_only = backward_kernels if backward else None
+        pass_kernels = backward_only if isinstance(backward_only, PlanningKernels) else kernels
+        plan = pass_kernels.plan(spec.cells[0], N, directions, backward=backward)
         if isinstance(plan, str):
             names.append("general")
             reasons += wrap(f"{label}: {plan}", LINE_WIDTH)
             has_floor = False
             continue
-        modeled_seconds = step_seconds(plan, used.limits, N, directions)
+        modeled_seconds = step_seconds(plan, pass_kernels.limits, N, directions)
         modeled_seconds *= spec.directions // directions
         floor += modeled_seconds
         names.append(_kernel_name(plan))

@@ -189,9 +189,9 @@ def _joins_stack(group: Sequence[LayerSpec], spec: LayerSpec, *, training: bool)
 def _split_stack(group: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
     """Split off the layers after the last recurrent one, and split a stack that is too high."""
     stack = list(group)
-    behind: list[list[LayerSpec]] = []
+    layers_after: list[list[LayerSpec]] = []
     while len(stack) > 1 and not isinstance(stack[-1], RecurrentSpec):
-        behind.insert(0, [stack.pop()])
+        layers_after.insert(0, [stack.pop()])
     recurrent = sum(isinstance(spec, RecurrentSpec) for spec in stack)
     pipelines = -(-recurrent // MAX_PIPELINE_LAYERS)
     per_pipeline, count, part = -(-recurrent // max(1, pipelines)), 0, list[LayerSpec]()
@@ -203,7 +203,7 @@ def _split_stack(group: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
         count += isinstance(spec, RecurrentSpec)
     if part:
         yield part
-    yield from behind
+    yield from layers_after
 
 
 class PipelinedStacks:
@@ -330,10 +330,14 @@ class PipelinedStacks:
 
 def _operand_buffer(layer: PreparedRecurrent, layer_pass: BackwardPass) -> DeviceArray | None:
     """Buffer for dz in the operand type; None if products take dz itself, or gathered rows."""
-    back = layer.precision.backward
+    backward_precision = layer.precision.backward
     if layer_pass.tape.x.batch.ragged:
         return None
-    return layer.device.empty(layer_pass.runs[0].dz.shape, back.operand) if back.narrow else None
+    return (
+        layer.device.empty(layer_pass.runs[0].dz.shape, backward_precision.operand)
+        if backward_precision.narrow
+        else None
+    )
 
 
 @dataclass(eq=False)

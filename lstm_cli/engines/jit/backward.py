@@ -161,7 +161,7 @@ class BackwardBuffers:
     ----------
     block
         The kernel's argument block.
-    row, sequence, time, passed
+    row, sequence, time, earlier_steps
         (records,) row, sequence, time, and number of earlier steps of the sequence in this pass.
     dz
         (records, slots, stride) derivatives of pre-activations.
@@ -187,7 +187,7 @@ class BackwardBuffers:
     row: Array
     sequence: Array
     time: Array
-    passed: Array
+    earlier_steps: Array
     dz: Array
     dh: Array
     dc: Array
@@ -214,7 +214,7 @@ class BackwardBuffers:
         time, row = (stride // array.itemsize for stride in array.strides[:2])
         key = ("operand rows", time, row)
         if key not in self.offsets:
-            self.offsets[key] = self.passed * time + self.row * row
+            self.offsets[key] = self.earlier_steps * time + self.row * row
         return self.offsets[key]
 
     def in_sum_order(self, rows: MemoryRows) -> MemoryRows:
@@ -256,23 +256,23 @@ def _buffers(
     row, sequence, time = rows.steps(reverse=inputs.reverse)
     units, outputs, N = weights.units.stride, weights.outputs.stride, rows.count
     gates = len(weights.cell.peephole_gates)
-    passed = time
+    earlier_steps = time
     if inputs.reverse:
         lengths = rows.T if rows.lengths is None else rows.lengths[row]
-        passed = np.asarray(lengths - 1 - time)
+        earlier_steps = np.asarray(lengths - 1 - time)
     buffers = BackwardBuffers(
         block=plan.arguments.empty(),
         row=row,
         sequence=sequence,
         time=time,
-        passed=passed,
+        earlier_steps=earlier_steps,
         dz=workspace.shaped("dz", (len(row), len(plan.slots.slots), units), dtype),
         dh=workspace.shaped("dh", (N, outputs), dtype),
         dc=workspace.shaped("dc", (N, units), dtype),
         dh_direct=workspace.shaped("direct dh", (N, outputs), dtype),
         dp=workspace.shaped("dp", (N, gates, units), dtype),
         projected=workspace.shaped("projected", (len(row), outputs), dtype),
-        order=rows.sum_order(sequence, passed),
+        order=rows.sum_order(sequence, earlier_steps),
         zeros=workspace.get("zeros", max(4096, outputs), dtype),
         first_records=rows.first_records(),
         phase_memory=workspace.shaped("phases", (shared_phase_words(threads),), "int64"),

@@ -131,7 +131,7 @@ class RowGroups:
         totals = self.active.sum(axis=1)
         return np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
 
-    def sum_order(self, sequence: Array, passed: Array) -> Array | None:
+    def sum_order(self, sequence: Array, earlier_steps: Array) -> Array | None:
         """Step record numbers in the order of sums over all steps. None: 0, 1, 2, ...
 
         The order is that of a batch in one group. So sums do not depend on the groups.
@@ -141,21 +141,21 @@ class RowGroups:
         lengths, rank = np.empty_like(self.lengths), np.empty(self.count, np.int64)
         lengths[self.order] = self.lengths
         rank[np.argsort(-lengths, kind="stable")] = np.arange(self.count)
-        return np.lexsort((rank[sequence], passed)).astype(np.int64, copy=False)
+        return np.lexsort((rank[sequence], earlier_steps)).astype(np.int64, copy=False)
 
     def steps(self, *, reverse: bool) -> tuple[Array, Array, Array]:
         """Row, sequence and time of every valid step, in the order of step records."""
         if self.order is None:
             t, row = (part.ravel() for part in np.indices((self.T, self.count)))
             return row, row, self.T - 1 - t if reverse else t
-        rows, passed = [], []
+        rows, times = [], []
         for group, active in enumerate(self.active):
             t = np.repeat(np.arange(self.T), active)
             before = np.cumsum(active) - active
             rows.append(self.starts[group] + np.arange(len(t)) - np.repeat(before, active))
-            passed.append(t)
+            times.append(t)
         row = np.concatenate(rows).astype(np.int64)
-        t = np.concatenate(passed)
+        t = np.concatenate(times)
         if reverse:
             last = self.T - 1 if self.lengths is None else self.lengths[row] - 1
             t = last - t
