@@ -5,11 +5,11 @@ vector length gets the same operations in the same order. They differ from the g
 which keep NaN and round less often. A product that is only added becomes one fused multiply-add.
 Divisions are deferred and merged, since one division takes as long as ten products.
 
-tanh and sigmoid are fractions. If such a value is only a factor of one product, numerators and
-denominators are multiplied, then divided once. So i g of an LSTM, sigmoid times tanh, takes one
+tanh and sigmoid are fractions. If a fraction is only a factor of one product, the numerators and
+the denominators are multiplied, then divided once. So i g of an LSTM (sigmoid times tanh) takes one
 division; f c_prev is c_prev over the denominator of f. Numerators are bounded and denominators at
-least 1, so finite numbers give no 0 / 0 and no infinity / infinity. One result differs: if the
-product of two denominators overflows, it is 0. The exact product is then at most 1e-30 (float) or
+least 1, so finite numbers never yield 0 / 0 or infinity / infinity. One result differs: if the
+product of two denominators overflows, the result is 0. The exact value is at most 1e-30 (float) or
 1e-290 (double). A quotient of the graph itself has no such bounds and is divided at once. So is a
 fraction with a third factor.
 """

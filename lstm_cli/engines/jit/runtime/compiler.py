@@ -39,7 +39,7 @@ _loading = threading.RLock()
 
 
 def load_kernels(name: str, build: Callable[[], Module], machine: Machine | None = None) -> Kernels:
-    """The kernels of that name: linked once per process, compiled once per machine and user.
+    """The kernels called `name`: linked once per process, compiled once per machine and user.
 
     Parameters
     ----------

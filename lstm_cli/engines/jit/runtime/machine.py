@@ -17,7 +17,7 @@ class Machine:
     Attributes
     ----------
     triple, cpu, features
-        LLVM's names.
+        LLVM's names of the target triple, the processor and its features.
     vector_bits
         Bits of the widest vector with a fused multiply-add.
     registers
@@ -51,7 +51,7 @@ class UnusableMachine(Exception):  # noqa: N818 - it names the machine's state
 
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
-    """This machine.
+    """The machine that this process runs on.
 
     Raises
     ------

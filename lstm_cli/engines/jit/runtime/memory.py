@@ -48,7 +48,7 @@ class Workspace:
         return buffer
 
     def shaped(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
-        """The beginning of a buffer as an array of that shape."""
+        """The beginning of a buffer, as an array of shape `shape`."""
         size = int(np.prod(shape))
         return self.get(name, size, dtype)[:size].reshape(shape)
 
@@ -127,7 +127,7 @@ class ArrayPool:
         self._free[bytes_].append(raw)
 
     def shaped(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An uninitialized array of that shape, which may start anywhere in a cache line."""
+        """An uninitialized array of shape `shape`, which may start anywhere in a cache line."""
         size = math.prod(shape)
         if size * dtype.itemsize < _MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
@@ -193,7 +193,7 @@ class Arguments:
         return {name: k for k, name in enumerate(self.names)}
 
     def read(self, f: Function, block: Value) -> dict[str, Value]:
-        """Emit loads of all entries from the block's address; the values by name."""
+        """Emit loads of all entries of the block at address `block`. Returns the values by name."""
         pairs = enumerate(zip(self.names, self._types, strict=True))
         return {n: f.load(t, f.at(block, k, "i64"), 8) for k, (n, t) in pairs}
 

@@ -43,7 +43,8 @@ def measure(
     threads
         Threads that work at the same time.
     element
-        ``float``, ``double``, or ``bfloat``: two products per instruction if the machine has one.
+        ``float``, ``double`` or ``bfloat``. An instruction computes two ``bfloat`` products per
+        lane, if the machine has such an instruction.
     sizes
         Sizes in bytes of the memory that all threads together read repeatedly. Empty:
         `standard_sizes`.

@@ -78,8 +78,8 @@ class Pool:
         ----------
         function
             Address of a native ``void (ptr, i64, i64)``. Its result must not depend on the number
-            of parts, which can be smaller than requested: it is 1 while another thread uses the
-            pool, since a caller never waits for the pool.
+            of parts, which may be smaller than requested. While another thread uses the pool, the
+            number is 1, since a caller never waits for the pool.
         args
             Address of the function's argument block.
         parts
@@ -161,7 +161,7 @@ def _start_thread(function: int, argument: int) -> None:
 
 
 def _allowed_cores() -> list[int]:
-    """A bit for every core that this process may use, 64 per word; all 0 without a choice."""
+    """Bit set of the cores that this process may use, 64 per word; 0 if unknown or only one."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(allowed) < 2 or max(allowed) >= 64 * CORE_WORDS:
         return [0] * CORE_WORDS
@@ -172,7 +172,7 @@ def _allowed_cores() -> list[int]:
 
 @lru_cache(maxsize=1)
 def syscall_address() -> int:
-    """Address of ``syscall`` on Linux, which sleeps and wakes; else of the system's yield."""
+    """Address of ``syscall`` on Linux, for futex calls; elsewhere that of the system's yield."""
     if futex_number(this_machine()):
         return _address(ctypes.CDLL(None).syscall)
     return _sched_yield_address()

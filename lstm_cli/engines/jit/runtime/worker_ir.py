@@ -447,7 +447,7 @@ def _current_core(f: Function, machine: Machine, syscall_fn: Value) -> Value:
 
 
 def _move_off_core(f: Function, machine: Machine, pool: Value, core: Value) -> None:
-    """Leave the caller's core: exclude it from this thread's affinity once, then restore it."""
+    """Leave the caller's core: exclude it from this thread's affinity, then restore that."""
     if not futex_number(machine):
         return
     syscall_fn, others = _constant_word(f, pool, SYSCALL), f.array(CORE_WORDS, "i64")
@@ -469,7 +469,7 @@ def _move_off_core(f: Function, machine: Machine, pool: Value, core: Value) -> N
 
 
 def _pause(f: Function, machine: Machine) -> None:
-    """Pause about ten nanoseconds, in which the core's other hardware thread has it alone."""
+    """Pause about ten nanoseconds, which leaves the core to its other hardware thread."""
     if machine.x86:
         f.intrinsic("llvm.x86.sse2.pause", "void")
     else:
