@@ -27,4 +27,4 @@ __all__ = [
 ]
 
 CELLS: dict[str, type[Cell]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-"""The class of every kind of cell, by the config's name for it."""
+"""Cell classes by the ``type`` of a config's layer."""

@@ -15,7 +15,15 @@ from lstm_cli.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Formula:
-    """Function of one activation, and the defaults of its parameters. None: no such parameter."""
+    """Function of one activation, and the defaults of its parameters.
+
+    Attributes
+    ----------
+    function
+        Equation of the activation: a value from a value, `alpha` and `beta`.
+    alpha, beta
+        Defaults. None: the activation has no such parameter.
+    """
 
     function: Callable[..., Value]
     alpha: float | None = None
@@ -60,7 +68,7 @@ def _symmrelu(x: Value) -> Value:
 
 
 def _absolute(x: Value) -> Value:
-    # For uses where the kink at 0 cancels; the derivative there is 1.
+    # For equations in which the kink at 0 cancels. The derivative at 0 is 1.
     return select(x < 0, -x, x)
 
 
@@ -69,7 +77,7 @@ def _softsign(x: Value) -> Value:
 
 
 def _softplus(x: Value) -> Value:
-    # The kinks of both terms cancel, since both treat x = 0 as positive.
+    # The kinks of both terms cancel, since both treat x = 0 like a positive x.
     return log1p(exp(-_absolute(x))) + select(x < 0, 0.0, x)
 
 
@@ -100,7 +108,14 @@ SYNONYMS: Mapping[str, str] = {"linear": "identity", "none": "identity"}
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise activation with its parameters. Call it on a value.
+    """An elementwise activation with its parameters. Call it on an array or an expression.
+
+    Attributes
+    ----------
+    name
+        A key of `FORMULAS` or `SYNONYMS`.
+    alpha, beta
+        Parameters of the equation. None takes the default of `FORMULAS`.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """The base class of cells, and the tracer that turns a cell's equations into a graph.
 
 A `Cell` has gates, states, parameters and one step written as equations. `trace` calls the step
-once with symbols. The result is a `CellGraph`, from which engines emit code. Each matrix product
-divides the step: the vector that it reads must be known first. So a step is a sequence of stages,
-then the new states.
+once with symbols. The result is a `CellGraph`, from which engines emit code. A matrix product can
+only start when the vector that it reads is known. So a graph is a sequence of stages, one per
+product, and then the new states.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Parameter:
     blocks
         Gate letters stacked along the first axis, in stored order. Empty for other tensors.
     symbol
-        The letter of one gate's block in the equations: ``W``, ``U``, ``b`` or ``p``.
+        Name in the equations of one gate's block: ``W``, ``U``, ``b``, ``b_h``, ``p`` or ``W_hr``.
     """
 
     name: str
@@ -64,7 +64,10 @@ class Step(Protocol):
         """Per-unit vectors (peepholes), by gate letter, each (H,)."""
 
     def recurrent(self, vector: Value, gates: tuple[str, ...]) -> Mapping[str, Value]:
-        """Recurrent parts of the gates' pre-activations: U `vector`, plus any recurrent bias."""
+        """Recurrent parts of the gates' pre-activations, each (N, H).
+
+        They are U `vector`, plus the recurrent bias of a cell that has one.
+        """
 
     def project(self, vector: Value) -> Value:
         """W_hr `vector`: the projection of an unprojected output (N, H) to (N, P)."""
@@ -83,7 +86,7 @@ class Cell(ABC):
     Attributes
     ----------
     hidden_size
-        Units H.
+        Number of units H.
     recurrent_activation, activation
         Activation of the gates, and of the candidate.
     clip
@@ -104,7 +107,7 @@ class Cell(ABC):
 
     @property
     def output_size(self) -> int:
-        """Features of h."""
+        """Number of features of h."""
         return self.hidden_size
 
     @property
@@ -134,7 +137,7 @@ class Cell(ABC):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """Features of each state, in the order of `states`."""
+        """Number of features of each state, in the order of `states`."""
         return (self.output_size, *(self.hidden_size for _ in self.states[1:]))
 
     @property
@@ -169,7 +172,7 @@ class Cell(ABC):
         return ()
 
     def pre(self, a: Value) -> Value:
-        """The pre-activation `a`, clipped if the cell has a `clip`."""
+        """The pre-activation `a`, limited to [-clip, clip] if the cell has a `clip`."""
         return a if self.clip is None else clip(a, -self.clip, self.clip)
 
     @abstractmethod
@@ -179,7 +182,7 @@ class Cell(ABC):
     def forward(
         self, steps: Iterable[Step], states: tuple[Value, ...]
     ) -> Iterator[tuple[Value, ...]]:
-        """The sequence: `cell_forward` for each of `steps`, yielding the states after each."""
+        """Run a sequence: `cell_forward` for each of `steps`. Yields the states after each step."""
         for step in steps:
             states = step.select(self.cell_forward(step, *states), states)
             yield states
@@ -216,8 +219,8 @@ class Stage:
 class CellGraph:
     """A cell's step as a graph: products in order, then gates and states as expressions.
 
-    Its symbols are ``x_<gate>`` and ``h_<gate>`` (input and recurrent part of a pre-activation),
-    ``p_<gate>`` (peephole), ``<state>_prev``, and `PROJECTED`.
+    The symbols are: ``x_<gate>`` and ``h_<gate>``, the input and recurrent part of a
+    pre-activation; ``p_<gate>``, a peephole; ``<state>_prev``; and `PROJECTED`.
     """
 
     stages: tuple[Stage, ...]
@@ -225,7 +228,7 @@ class CellGraph:
     states: Mapping[str, Expression]
 
     def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:
-        """One step evaluated from the graph. It equals the cell's `cell_forward`."""
+        """One step, evaluated from the graph. The result equals that of the cell's own method."""
         values: dict[str, Value] = {f"x_{k}": v for k, v in step.x.items()}
         values |= {f"p_{k}": v for k, v in step.p.items()}
         values |= {f"{k}_prev": v for k, v in zip(self.states, states, strict=True)}
@@ -267,7 +270,7 @@ class _Tracer:
 
 
 def trace(cell: Cell) -> CellGraph:
-    """The graph of one step of `cell` with its options."""
+    """The graph of one step of `cell`, with the cell's options."""
     tracer = _Tracer(cell)
     states = cell.cell_forward(tracer, *(symbol(f"{name}_prev") for name in cell.states))
     named = dict(zip(cell.states, states, strict=True))

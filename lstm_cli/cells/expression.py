@@ -1,7 +1,7 @@
 """Expression graph of a cell's equations, from which engines emit code.
 
-An `Expression` is one node. The functions here build nodes from expressions, and compute with
-NumPy arrays. So equations that are written once do both. Equal nodes are one object, so common
+An `Expression` is one node. A function of this module builds a node from expressions, and computes
+an array from NumPy arrays. So one equation serves both. Equal nodes are one object, so common
 subexpressions are always shared.
 """
 
@@ -127,7 +127,7 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "select": np.where,
     "clip": np.clip,
 }
-"""NumPy function of each operation. NaN propagates, and `select` ignores the other branch."""
+"""NumPy function of each operation. NaN propagates, but for the branch that `select` drops."""
 
 
 def _apply(op: str, *values: Value) -> Value:
@@ -162,7 +162,7 @@ def sigmoid(x: Value) -> Value:
 
 
 def select(condition: Value, yes: Value, no: Value) -> Value:
-    """`yes` where `condition` holds, else `no`. The branch not taken is ignored, even NaN."""
+    """`yes` where `condition` holds, else `no`. A NaN in the other branch has no effect."""
     return _apply("select", condition, yes, no)
 
 
@@ -228,5 +228,5 @@ class Program:
 
 
 def evaluate(roots: Mapping[str, Expression], symbols: Mapping[str, Value]) -> dict[str, Value]:
-    """Values of all roots from values of all symbols; `Program` is for repeated use."""
+    """Values of all roots by name, from values of all symbols; `Program` is for repeated use."""
     return Program(roots)(symbols)

@@ -48,12 +48,12 @@ def gradient(seeds: Mapping[Expression, Expression]) -> dict[str, Expression]:
     Parameters
     ----------
     seeds
-        Adjoint of each result. The derivative for a result that is a symbol is its adjoint.
+        Adjoint of each result. A result may be a symbol, whose derivative is then its adjoint.
 
     Returns
     -------
-    By name of every symbol that the results depend on: the sum over results of adjoint times
-    derivative.
+    Derivatives by symbol name: the sum over results of the adjoint times the result's derivative.
+    A symbol that no result depends on is absent.
     """
     adjoints: Adjoints = {}
     for result, seed in seeds.items():
@@ -87,8 +87,8 @@ class BackwardStage:
     stage
         The matrix product.
     gradients
-        Derivatives through the vector that the product reads, by symbol, from the adjoint
-        ``d_reads``.
+        Derivatives by symbol, through the vector that the product reads. The adjoint of that
+        vector is the symbol ``d_reads``.
     """
 
     stage: Stage
@@ -102,7 +102,8 @@ class BackwardGraph:
     Attributes
     ----------
     states
-        Derivatives through the new states, by symbol, from the adjoints ``d_<state>``.
+        Derivatives by symbol, through the new states. The adjoints of the states are the symbols
+        ``d_<state>``.
     stages
         Stages, last first. Each needs the adjoints of its results: ``h_<gate>`` or ``projected``.
     """

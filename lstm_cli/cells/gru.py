@@ -43,7 +43,10 @@ class GRU(Cell):
         return step.record("z", self.recurrent_activation(self.pre(a)))
 
     def candidate_value(self, step: Step, a: Value) -> Value:
-        """n = tanh(W_n x + b_in + r (U_n h_prev + b_hn)), or with U_n (r h_prev) + b_hn."""
+        """Candidate for h: n = tanh(W_n x + b_in + r (U_n h_prev + b_hn)).
+
+        Without `reset_after`, the last term is U_n (r h_prev) + b_hn.
+        """
         return step.record("n", self.activation(self.pre(a)))
 
     def cell_forward(self, step: Step, *states: Value) -> tuple[Value, ...]:

@@ -20,15 +20,15 @@ class LSTM(Cell):
     Attributes
     ----------
     cell_activation
-        Activation of c in the output h = o act(c).
+        Activation of c in the output h = o * act(c).
     peepholes
         Gates i and f also read the old c, and o the new c, each through a vector.
     projection_size
-        Features P of the projected output h = W_hr (o * act(c)). None: h has H features.
+        Number of features P of the projected output h = W_hr (o * act(c)). None: h has H features.
     coupled_input_forget
         True: the forget gate is f = 1 - i.
     use_forget_gate
-        False: the LSTM of 1997 without forget gate, c = c_prev + i g.
+        False: the LSTM of 1997, which has no forget gate: c = c_prev + i g.
     """
 
     cell_activation: Activation = TANH
@@ -76,7 +76,10 @@ class LSTM(Cell):
         return step.record("i", self.recurrent_activation(self.pre(a)))
 
     def forget_gate(self, step: Step, a: Value, c_prev: Value, i: Value) -> Value:
-        """Share of c that stays: f = σ(W_f x + U_f h_prev + b_f [+ p_f c_prev]), 1 - i, or 1."""
+        """Share of c that stays: f = σ(W_f x + U_f h_prev + b_f [+ p_f c_prev]), or f = 1 - i.
+
+        None for a cell without forget gate, whose share is 1.
+        """
         if not self.use_forget_gate:
             return None
         if self.coupled_input_forget:

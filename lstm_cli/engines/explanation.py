@@ -16,12 +16,13 @@ class Explanation:
     Attributes
     ----------
     way
-        Name of the chosen kernels, such as ``persistent, clusters of 8``.
+        Summary of the choice, such as ``persistent, clusters of 8`` or ``4 threads that share the
+        units``.
     reasons
-        Short sentences: each decision with the sizes that led to it.
+        Short sentences, each a decision and the sizes that led to it.
     floor
-        Least seconds per step of all directions, by a model of the machine that no measurement
-        has confirmed. None where there is no model.
+        Least seconds per step of all directions, by a cost model that no measurement has
+        confirmed. None: there is no model.
     numbers
         Parameters of the plan by name.
     """

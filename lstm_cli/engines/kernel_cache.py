@@ -32,7 +32,7 @@ _DAY = 86_400
 
 @dataclass(frozen=True)
 class CompiledKernels:
-    """Object code, and the names of the functions that it exports."""
+    """Object code, and the names of the functions that the code exports."""
 
     exported: tuple[str, ...]
     code: bytes
@@ -60,7 +60,7 @@ class CacheState:
 
 
 class _NotUsed(Exception):  # noqa: N818 - a state, not a failure
-    """Reason why the cache, or one file of it, is not used."""
+    """Reason why the program does not use the cache, or one file of it."""
 
 
 def load(key: str) -> CompiledKernels | None:
@@ -174,10 +174,10 @@ def _parsed(key: str, content: bytes) -> CompiledKernels:
     start = len(_MAGIC) + hashlib.sha256().digest_size
     body = content[start:]
     if content[:start] != _MAGIC + hashlib.sha256(body).digest():
-        raise _NotUsed("the file is damaged, or none of this program's")
+        raise _NotUsed("the file is damaged, or not a file of this program")
     stored_key, names, code = body.split(b"\n", 2)
     if stored_key != key.encode():
-        raise _NotUsed("the file was made for something else")
+        raise _NotUsed("the file belongs to another key")
     return CompiledKernels(tuple(names.decode().split()), code)
 
 

@@ -1,4 +1,4 @@
-"""Phases of a cell's step, each a matrix product and the pointwise part after it.
+"""Phases of a cell's step, each a matrix product and the elementwise part after it.
 
 jit and cuda emit kernels from these phases. Numbered slots hold the values that a later phase or
 the backward step needs: results of costly functions, and sums of products. Values that cheap
@@ -28,12 +28,12 @@ CHEAP = frozenset(
 
 @dataclass(frozen=True)
 class Phase:
-    """A matrix product, and the pointwise part after it over the same columns.
+    """A matrix product, and the elementwise part after it over the same columns.
 
     Attributes
     ----------
     stage
-        The product.
+        The matrix product.
     reads
         Vector that the next product multiplies. None in the last phase.
     states
@@ -62,7 +62,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class BackwardPhase:
-    """A matrix product of the backward step, and the pointwise part after it.
+    """A matrix product of the backward step, and the elementwise part after it.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class CellSchedule:
     backward
         Backward phases. Only training has them.
     reads
-        Slot of the vector that each product after the first reads. Only training has them.
+        Slot number of the vector that each product after the first reads. Only training has them.
     dropout
         Whether a mask multiplies the vectors of recurrent products.
     """
@@ -150,7 +150,9 @@ def training(cell: Cell, dropout: bool) -> CellSchedule:
     derivatives = _derivatives(graph)
     needed = [node for parts in derivatives.values() for node in parts]
     slots = list(
-        dict.fromkeys([*_between_phases(graph), *_cut(needed, _forward_only, _in_memory_backward)])
+        dict.fromkeys(
+            [*_between_phases(graph), *_nodes_to_store(needed, _forward_only, _in_memory_backward)]
+        )
     )
     reads = [stage.reads for stage in graph.stages[1:]]
     slots += [node for node in reads if node not in slots]
@@ -234,7 +236,7 @@ def _schedule(purpose: str, graph: CellGraph, slots: list[Expression]) -> CellSc
 
 
 def _between_phases(graph: CellGraph) -> list[Expression]:
-    """Values of earlier phases that later phases need."""
+    """Values that an earlier phase computes and a later phase needs."""
     nodes: list[Expression] = []
     for k in range(1, len(graph.stages)):
         later = [node for node in graph.states.values() if _phase_of(node, graph) == k]
@@ -244,7 +246,7 @@ def _between_phases(graph: CellGraph) -> list[Expression]:
         def early(node: Expression, limit: int = k) -> bool:
             return _phase_of(node, graph) < limit
 
-        nodes += _cut(later, early, _in_memory)
+        nodes += _nodes_to_store(later, early, _in_memory)
     return list(dict.fromkeys(nodes))
 
 
@@ -262,7 +264,7 @@ def _forward_only(node: Expression) -> bool:
     return not any(name.startswith("d_") for name in symbols([node]))
 
 
-def _cut(
+def _nodes_to_store(
     roots: Iterable[Expression],
     early: Callable[[Expression], bool],
     in_memory: Callable[[str], bool],
@@ -322,8 +324,8 @@ def _backward_phases(
 ) -> list[tuple[Stage | None, bool, dict[str, Expression]]]:
     """The first phase, then a phase for each product from the last to the second.
 
-    The first product reads states of the previous step. So its derivative belongs to those states,
-    and is added where the backward step of the previous step starts.
+    The first product reads states of the previous step. So its derivative belongs to those states.
+    The backward step of the previous step adds it at its start.
     """
     later = list(range(len(graph.stages) - 1, 0, -1))
     position = {str(reads_symbol(k).payload): n + 1 for n, k in enumerate(later)}

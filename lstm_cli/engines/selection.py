@@ -59,10 +59,12 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The chosen engine.
+    """The chosen engine, and the engines that ``auto`` skipped.
 
     Attributes
     ----------
+    engine
+        The chosen engine.
     passed_over
         Engines that ``auto`` prefers, with the reason why they cannot be used. cuda is included
         only if the machine has a GPU.
@@ -108,8 +110,8 @@ def choose_engine(
     UsageError
         The name of engine, device or dtype is unknown, or threads is not from 1 to 1,024.
     DeviceError
-        The engine, device or dtype cannot be used here. Only ``auto`` takes another engine, and
-        `EngineChoice.notes` says so.
+        The engine, device or dtype cannot be used here. Only ``auto`` may skip an engine, and
+        `EngineChoice.notes` then names it.
     """
     dtype = dtype_name(dtype)
     _check_name("engine", engine, ENGINES)
@@ -125,7 +127,7 @@ def choose_engine(
     threads = checked_threads(threads)
     unusable: list[EngineStatus] = []
     for name in _candidates(engine, device):
-        status = _status(name)  # later engines are not examined, since that takes time
+        status = _status(name)  # examining an engine takes time, so stop at the first usable one
         if status.usable:
             chosen = _make(name, dtype, threads, device, status)
             passed_over = {

@@ -43,14 +43,14 @@ class StackingEngine(Protocol):
         return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> list[LayerResult] | None:
-        """Result of each layer of such a group. None: run them one after another."""
+        """Result of each layer of a group. None: run its layers one after another."""
 
     def backward_stack(
         self, layers: PreparedLayers, tapes: Sequence[Any], d_output: EngineArray
     ) -> list[LayerGradients] | None:
-        """Derivatives through each layer of such a group, in layer order.
+        """Derivatives through each layer of a group, in layer order.
 
-        None: run them one after another.
+        None: run its layers one after another.
         """
 
 
@@ -151,7 +151,7 @@ def _stacking(engine: Engine) -> StackingEngine | None:
 
 @cache
 def _is_stacking(kind: type) -> bool:
-    """Cached, since the check of a protocol takes as long as a small layer."""
+    """Cached, since checking a protocol takes as long as a small layer."""
     return issubclass(kind, StackingEngine)
 
 

@@ -1,8 +1,8 @@
 """The contract of engines: layer specifications, batches, results, and the protocols.
 
-An engine computes layers on one device. `ArrayOperations` is what it computes on arrays,
-`Engine` adds the layers. Layers and batches are described here, and the engines in
-``reference/``, ``jit/`` and ``cuda/`` implement the protocols.
+An engine computes layers on one device. The protocol `ArrayOperations` has its operations on
+arrays, and `Engine` adds those on layers. The engines in ``reference/``, ``jit/`` and ``cuda/``
+implement both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ State: TypeAlias = tuple[EngineArray, EngineArray | None]
 """(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
 
 ZeroStates: TypeAlias = Mapping[tuple[int, str], tuple[int, ...]]
-"""Initial states fixed at 0: layer index and ``h`` or ``c``, to the directions concerned."""
+"""Initial states fixed at 0: direction numbers by layer index and state name, ``h`` or ``c``."""
 
 SUPPORTED_DTYPES = ("float32", "float64")
 """Dtypes that every engine computes in."""
@@ -54,11 +54,11 @@ class RecurrentSpec:
     index
         Position in the config's list of layers, the ``<k>`` of weight names.
     input_size
-        Input features D.
+        Number of input features D.
     cells
         One cell per direction: forward, or forward and reverse.
     return_sequences
-        True: the output has every step. False: it has the last step alone.
+        True: the output has every step. False: the output has the last step alone.
     stateful
         Row j of a batch continues row j of the previous batch.
     dropout, recurrent_dropout
@@ -118,7 +118,7 @@ class DenseSpec:
     index
         Position in the config's list of layers.
     input_size, units
-        Input features D and output features F.
+        Numbers of input features D and output features F.
     activation
         Activation of each unit. None is softmax over the units.
     bias
@@ -210,8 +210,8 @@ def with_biases(
     Parameters
     ----------
     zeros
-        Function from a length to a vector of zeros. None makes NumPy arrays in the dtype of the
-        layer's weights.
+        Function from a length to a vector of zeros. None: zeros are NumPy arrays in the dtype of
+        the layer's weights.
     """
     if not lacks_bias(spec):
         return spec, tensors
@@ -243,6 +243,12 @@ class TrainingPass:
 
         A counter-based generator (Philox) draws it from seed, layer, part and update. So a mask
         depends on no earlier draw.
+
+        Parameters
+        ----------
+        part
+            Number of the mask within its layer: 0 for the input, 1 + direction number for
+            recurrent dropout.
         """
         counter = [0, 0, spec.index << 8 | part, self.update]
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
@@ -259,7 +265,7 @@ class LayerGradients:
     x
         Derivative for the layer's input, in its shape.
     weights
-        Derivatives by stored name. Biases are included even where the layer stores none.
+        Derivatives by stored name, also for biases of 0 that the layer does not store.
     state
         Derivatives for the initial states of a recurrent layer.
     """
@@ -276,16 +282,16 @@ class LayerResult:
     Attributes
     ----------
     output
-        (N, T, F), or (N, F) where steps are reduced. Padded steps are 0.
+        (N, T, F), or (N, F) of a layer that returns one row per sequence. Padded steps are 0.
     state
         Final states of a recurrent layer.
     gates
-        Gates and states of every step, if requested. By direction and name: (N, T, H) or
-        (N, T, P). Padded steps are 0.
+        Gates and states of every step, if requested, by direction and name: (N, T, H), or
+        (N, T, P) for h. Padded steps are 0.
     logits
         Values of a dense layer before its activation.
     seconds
-        Time by part, such as ``input projection`` and ``recurrence``.
+        Seconds by part, such as ``input projection`` and ``recurrence``.
     tape
         Values that the engine's `backward` needs. Set after a pass for training.
     """
@@ -305,11 +311,11 @@ class RowsLoss:
     Attributes
     ----------
     total
-        Sum over rows of loss times row weight.
+        Deferred sum over rows of the loss times the row's weight.
     gradient
         Derivative of the mean for the rows, (rows, F).
     weight
-        Divisor of the mean: rows, or the sum of their class weights.
+        Divisor of the mean: the number of rows, or the sum of the class weights of the rows.
     scale
         Factor from `total` to the mean. It is 0 if no row counts.
     """
@@ -392,9 +398,10 @@ class ArrayOperations(Protocol):
         """The inverse of `gather_valid`: rows in the layout of `values`, and 0 elsewhere."""
 
     def match_layout(self, array: Any, values: EngineArray) -> EngineArray | None:
-        """`array` in the layout of `values`, which has its shape, if that needs no wait.
+        """An array in the engine's memory, converted to the layout of `values`.
 
-        None for an array in NumPy's memory; use `gather_valid` for such an array.
+        None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
+        rows do not count. The caller then selects the valid rows in NumPy's memory.
         """
 
     def cross_entropy(
@@ -418,7 +425,17 @@ class ArrayOperations(Protocol):
 
 
 class Engine(ArrayOperations, Protocol):
-    """Computes layers on one device. Callers pass it explicitly; there is no global engine."""
+    """An engine computes layers on one device. Callers pass it as an argument.
+
+    Attributes
+    ----------
+    name
+        ``reference``, ``jit`` or ``cuda``.
+    device
+        ``cpu``, or ``cuda:N``.
+    dtype
+        Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
+    """
 
     name: str
     device: str
@@ -429,9 +446,9 @@ class Engine(ArrayOperations, Protocol):
         """Number of threads it may use. None if it sets no number."""
 
     def from_device_array(self, array: Any) -> EngineArray | None:
-        """A caller's array that is already in this engine's memory. None for all others.
+        """A caller's array that is already in this engine's memory. None for other arrays.
 
-        It concerns memory other than NumPy's: every engine reads NumPy arrays.
+        The result is None for a NumPy array, too: every engine reads NumPy arrays.
         """
 
     def normalize(self, x: EngineArray, mean: Array, scale: Array) -> EngineArray:
@@ -456,7 +473,7 @@ class Engine(ArrayOperations, Protocol):
         """
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Weights of one layer as this engine needs them. One call serves every batch.
+        """Weights of one layer as this engine needs them, for any number of batches.
 
         A layer without biases is prepared with biases of 0; see `with_biases`.
         """
@@ -482,7 +499,7 @@ class Engine(ArrayOperations, Protocol):
         lengths
             (N,) valid steps. None: all T steps are valid.
         state
-            Initial (h, c) in NumPy's memory or the engine's. None is zeros.
+            Initial (h, c) in NumPy's memory or the engine's. None: the states are zeros.
         return_gates
             Return gates and states of every step.
         training
@@ -505,10 +522,10 @@ class Engine(ArrayOperations, Protocol):
         tape
             `LayerResult.tape` of the forward pass.
         d_output
-            Derivative for the layer's output, in its shape. It is in NumPy's memory or in the
-            layout of layers.
+            Derivative for the layer's output, in the shape of the output. It is in NumPy's memory,
+            or in the layout in which layers return values.
         d_logits
-            `d_output` is for a dense layer's values before the activation.
+            True: `d_output` is the derivative for a dense layer's values before the activation.
         """
 
 

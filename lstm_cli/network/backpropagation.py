@@ -24,13 +24,14 @@ class Tape:
     network
         The network that computed the pass.
     values, logit_values
-        Output and logits of the last layer, in the engine's layout.
+        Output and logits of the last layer, in the engine's layout. The logits are None if the
+        last layer is not dense.
     state
         Final states of every recurrent layer, in the engine's memory.
     lengths
         (N,) valid steps, or None.
     steps
-        Steps T of the batch.
+        Number of steps T of the batch.
     layers
         Each layer's tape.
     """
@@ -58,7 +59,7 @@ class Tape:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of the loss. The properties copy them to NumPy's memory at the first use.
+    """Derivatives of the loss. Each property copies them to NumPy's memory at its first use.
 
     Attributes
     ----------
@@ -120,8 +121,8 @@ def backward(network: Network, tape: Tape, d: EngineArray, *, d_logits: bool) ->
     Parameters
     ----------
     d
-        Derivative for the outputs, or with `d_logits` for the logits. Rows that do not count
-        are 0. It is in NumPy's memory or the engine's layout.
+        Derivative for the outputs, or with `d_logits` for the logits. It is in NumPy's memory or
+        the engine's layout. Rows that do not count in the loss are 0.
     """
     layers = tuple(network.prepared())
     gradients = backward_layers(network.engine, layers, tape.layers, d, d_logits=d_logits)

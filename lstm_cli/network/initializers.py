@@ -1,6 +1,7 @@
-"""Initial weights. The matrix of each gate is drawn as its own matrix, not as part of a stack.
+"""Initial weights: schemes, each of which draws the matrix of one gate.
 
-Glorot and Bengio 2010; He et al. 2015; Saxe et al. 2014 (orthogonal). `xavier`,
+So the sizes of one gate's matrix set the limits, not the sizes of the stored stack of gates.
+Sources: Glorot and Bengio 2010; He et al. 2015; Saxe et al. 2014 (orthogonal). The names `xavier`,
 `xavier_uniform`, `gauss`, `uniform`, `zero` and `identity` are TMVA's.
 """
 
@@ -96,8 +97,16 @@ def initialize(
 ) -> dict[str, NDArray[Any]]:
     """Initial weights of every layer, by stored name.
 
-    Each tensor has its own generator, seeded by `seed` and its name. So a change of one layer
-    leaves the weights of others unchanged. Values are drawn in float64 and then rounded.
+    Each tensor has its own generator, seeded by `seed` and the tensor's name. So a change of one
+    layer leaves the weights of the others unchanged. Values are drawn in float64, then rounded.
+    Vectors are 0, but for the bias of an lstm's forget gate, which is the layer's `forget_bias`.
+
+    Parameters
+    ----------
+    scheme
+        A key of `SCHEMES`.
+    dtype
+        NumPy's name of the dtype of the weights.
     """
     weights: dict[str, NDArray[Any]] = {}
     for spec in layers:

@@ -38,7 +38,7 @@ class Network:
     layers
         Layer specifications with matching sizes.
     weights
-        Tensors by stored name. Two biases of an lstm or rnn are added to one. With
+        Tensors by stored name. An lstm or rnn may have two biases, whose sum is used. With
         ``inputs.mean`` and ``inputs.scale`` the network normalizes its inputs.
     engine
         Engine that computes the layers.
@@ -98,12 +98,12 @@ class Network:
 
     @property
     def input_size(self) -> int:
-        """Input features D."""
+        """Number of input features D."""
         return self.layers[0].input_size
 
     @property
     def output_size(self) -> int:
-        """Output features F."""
+        """Number of output features F."""
         return self.layers[-1].output_size
 
     @property
@@ -138,7 +138,8 @@ class Network:
         lengths
             (N,) valid steps. None: all T steps are valid.
         state
-            Initial states in the form of `Result.state`. None, or None for a layer, is zeros.
+            Initial states in the form of `Result.state`. None is zeros for all layers; None in
+            place of a layer's states is zeros for that layer.
         keep
             Return every gate and state of every step in `Result.kept`.
 
@@ -183,13 +184,13 @@ class Network:
         )
 
     def prepared(self) -> Iterator[tuple[LayerSpec, Any]]:
-        """Every layer with its weights as the engine prepared them."""
+        """Pairs of a layer and its weights as the engine prepared them, in layer order."""
         return zip(self.layers, self._prepared, strict=True)
 
     def set_weights(self, weights: Mapping[str, EngineArray]) -> None:
-        """Replace all tensors. Names and shapes are those of `weights`.
+        """Replace all tensors by tensors of the same names and shapes.
 
-        They may be in NumPy's memory or in the engine's.
+        The new tensors may be in NumPy's memory or in the engine's.
         """
         self._engine_weights = {name: weights[name] for name in self._engine_weights}
         self._prepare()
@@ -199,7 +200,7 @@ class Network:
         self._prepared = [self.engine.prepare(spec, self._engine_weights) for spec in self.layers]
 
     def without_empty(self, y: Array, steps: int, lengths: Array | None) -> Array:
-        """Outputs (N, F) with 0 for sequences of length 0. Outputs (N, T, F) unchanged."""
+        """Outputs (N, F) with 0 for sequences of length 0; outputs (N, T, F) unchanged."""
         if y.ndim == 3:
             return y
         empty = np.full(len(y), steps == 0) if lengths is None else lengths == 0
@@ -252,7 +253,7 @@ class Network:
     def is_one_sided(self, spec: RecurrentSpec) -> bool:
         """Whether a layer's forward weights are all 0 and its reverse weights are not.
 
-        Readers of other formats represent a reverse-only layer like this.
+        Readers of other formats represent a layer with only a reverse direction this way.
         """
         if spec.directions < 2:
             return False

@@ -32,7 +32,7 @@ SCALED_LOSSES = ("mse", "mae", "huber")
 """Losses that allow targets of any scale."""
 
 ROUNDING_LIMIT = 1e-4
-"""Rounding, as a share of a feature's scale, above which a warning names the feature."""
+"""Rounding step, as a share of a feature's scale, above which a warning names the feature."""
 
 
 class Statistics(Protocol):
@@ -107,7 +107,7 @@ class Normalization:
         else:
             with np.errstate(over="ignore"):
                 mean, scale = low, high - low
-        # A deviation that underflows or overflows in float64 is treated as that of a constant.
+        # A feature whose deviation underflows or overflows in float64 is treated as constant.
         varies = (low < high) & (scale > 0) & np.isfinite(scale)
         return cls(mean, np.where(varies, scale, 1.0))
 
@@ -131,7 +131,7 @@ class Normalization:
 
     @property
     def inverse(self) -> Normalization:
-        """The inverse transformation. Folding it undoes the fold of this one."""
+        """The inverse transformation. Weights folded with both are the original weights again."""
         return Normalization(-self.mean / self.scale, 1 / self.scale)
 
     def apply(
@@ -139,7 +139,7 @@ class Normalization:
     ) -> Array:
         """Normalized `x` (N, T, D), or (N, D) without `lengths`, with padding of 0.
 
-        It is computed in double precision, then cast to `dtype`.
+        The result is computed in double precision, then cast to `dtype`.
         """
         with np.errstate(all="ignore"):  # values that are not finite show at their use
             scaled = np.subtract(x, self.mean)
@@ -187,8 +187,8 @@ def scales_targets(layers: Layers, loss: str) -> bool:
 def fold_obstacle(layers: Layers) -> str | None:
     """Reason why a normalization of inputs cannot be folded into these layers. None: it can.
 
-    A flatten layer pads short sequences with zeros. Zeros are other values after normalization
-    than before, and no weights of a later layer can correct that.
+    A flatten layer pads short sequences with zeros. Zero means another value in normalized inputs
+    than in raw inputs. No weights of a later layer can correct that.
     """
     first = _without_dropout(layers)[:1]
     if not first or isinstance(first[0], DropoutSpec):
@@ -252,9 +252,10 @@ def fold(
 def fold_noise(
     layers: Layers, folded: Mapping[str, Array], inputs: Normalization, dtype: DTypeLike
 ) -> float:
-    """Rounding error of the first layer's pre-activations in `dtype`, by estimate.
+    """Estimated rounding error of the first layer's pre-activations in `dtype`.
 
-    Inputs lie within 3 scales of their mean. Terms as large as W m / s nearly cancel.
+    The estimate assumes inputs within 3 scales of their mean. The error is large if m / s is,
+    since terms as large as W m / s nearly cancel.
     """
     bound, largest = np.abs(inputs.mean) + 3 * np.abs(inputs.scale), 0.0
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""Result of a network's forward pass, and the arithmetic of its layers."""
+"""Result of a network's forward pass, and the number of operations of its layers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from lstm_cli.engines.types import (
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a forward pass: NumPy arrays, or the engine's arrays if the inputs were such.
+    """Result of a forward pass: NumPy arrays, or the engine's arrays for inputs in its memory.
 
     Attributes
     ----------
     outputs
-        (N, T, F), or (N, F) if the network does not return sequences. Padded steps, and
-        sequences of length 0, are 0.
+        (N, T, F), or (N, F) if the network does not return sequences. Padded steps are 0, as are
+        sequences of length 0.
     state
         Final (h, c) of every recurrent layer: h (N, directions, P or H), c (N, directions, H).
         c is None for gru and rnn.
     kept
-        Every gate and state of every step (N, T, H), if requested. By layer index, direction
-        and name.
+        Every gate and state of every step, if requested, by layer index, direction and name:
+        (N, T, H), or (N, T, P) for h.
     seconds
-        Time by layer index and part.
+        Seconds by layer index and part.
     make_logits
         Function that returns `logits`.
     """
@@ -51,7 +51,7 @@ class Result:
 
 
 def state_to_host(state: State, to_host: Callable[[EngineArray], Array]) -> State:
-    """States of a layer as NumPy arrays."""
+    """States (h, c) of a layer, each converted with `to_host`."""
     h, c = state
     return to_host(h), None if c is None else to_host(c)
 

@@ -20,7 +20,7 @@ from lstm_cli.errors import DataError, counted
 
 
 class StateCarry:
-    """States of stateful layers between batches.
+    """States of stateful layers, carried from one batch to the next.
 
     Row j of a batch continues row j of the previous batch, in the forward direction.
 
@@ -79,9 +79,9 @@ class StateCarry:
         h, c = self._carried[spec.index]
         if len(h) < N:
             raise DataError(
-                f"layer {spec.index} is stateful: each row continues the same row of the batch "
-                "before",
-                expected=f"at most {counted(len(h), 'sequence')}, as in the batch before",
+                f"layer {spec.index} is stateful: each row continues the same row of the "
+                "previous batch",
+                expected=f"at most {counted(len(h), 'sequence')}, as in the previous batch",
                 found=f"{N}",
                 hint="reset_state() starts anew",
             )
@@ -89,7 +89,7 @@ class StateCarry:
 
 
 def _forward_only(state: Any) -> Any:
-    """A copy of `state` with 0 for the reverse direction, which every batch starts anew."""
+    """A copy of `state` with 0 for the reverse direction, which starts from 0 in every batch."""
     carried = np.array(state)
     carried[:, 1:] = 0
     return carried
@@ -155,7 +155,7 @@ def checked_state(
     zero
         States that stay 0 even if the caller gives others.
     one_sided
-        The states may be those of the reverse direction alone, (N, 1, H).
+        True: the states may be (N, 1, P or H), those of the reverse direction alone.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Comparison of tensors with the layers that need them. Misfits are reported by gate."""
+"""Comparison of stored tensors with the tensors that layers need; errors name the gates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Misfit:
     expected, found
         Shapes. None where the layers do not need the tensor, or where it is missing.
     mark
-        The difference, short enough for a table: a letter of the formula, ``missing``, ...
+        The difference, short enough for a table: a letter of the shape, ``missing``, ...
     what
         One sentence with gate, matrix and both shapes.
     bias
@@ -73,7 +73,7 @@ def split_biases(layers: Layers) -> dict[str, tuple[str, str]]:
 
 
 def merge_biases(layers: Layers, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The tensors with the two biases of an lstm or rnn added to one."""
+    """The tensors, with the two biases of an lstm or rnn replaced by their sum ``bias``."""
     merged = dict(tensors)
     for name, pair in split_biases(layers).items():
         if name not in merged and all(part in merged for part in pair):
@@ -87,7 +87,7 @@ def merge_biases(layers: Layers, tensors: Mapping[str, Array]) -> dict[str, Arra
 
 
 def misfits(layers: Layers, shapes: Mapping[str, tuple[int, ...]]) -> list[Misfit]:
-    """Every tensor that is missing, superfluous, or of another shape than the layers need."""
+    """Every tensor that is missing, superfluous, or has another shape than the layers need."""
     needed = expected_tensors(layers)
     result: list[Misfit] = []
     for name, (spec, parameter) in needed.items():
@@ -205,6 +205,11 @@ def fit_weights(
     layers: Layers, tensors: Mapping[str, Array], source: str | None = None
 ) -> dict[str, Array]:
     """The tensors that the layers need, in order, and the inputs' normalization if present.
+
+    Parameters
+    ----------
+    source
+        Name of the weights file, for errors.
 
     Raises
     ------

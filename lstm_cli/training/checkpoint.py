@@ -23,7 +23,7 @@ class Progress:
     file
         Number of the last batch's file.
     seconds
-        Time spent on the current epoch.
+        Seconds spent on the current epoch.
     rate
         Learning rate of the last update.
     best, best_epoch
@@ -67,10 +67,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State of a run from which it can be resumed bit for bit.
+    """State of a run, from which a process resumes the run bit for bit.
 
-    Every random number is a function of the seed and of counts in the checkpoint. So no random
-    generator is stored.
+    Every random number is a function of the seed and of counts in the checkpoint. So a checkpoint
+    has no state of a random generator.
 
     Attributes
     ----------

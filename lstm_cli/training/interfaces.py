@@ -21,8 +21,10 @@ class TrainingBatch:
     ----------
     x
         Inputs (N, T, D) as in the data. They may be in the engine's memory.
-    targets, lengths
-        Targets, scaled if training scales them, and (N,) valid steps.
+    targets
+        Targets (N,) or (N, K), or with a step axis (N, T, ...). Training may have scaled them.
+    lengths
+        (N,) valid steps. None: all T steps are valid.
     numbers
         (N,) number of each row's sequence, for error messages.
     file
@@ -90,7 +92,7 @@ class Reporter(Protocol):
     """Receives reports on the progress of a run."""
 
     def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
-        """Report a batch of `batches`. `loss` is the mean of the epoch so far."""
+        """Report a batch, one of `batches` of the epoch. `loss` is the epoch's mean so far."""
 
     def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Report an epoch that is complete and stored."""

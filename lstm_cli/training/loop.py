@@ -31,7 +31,7 @@ from lstm_cli.training.nonfinite import nonfinite_error
 from lstm_cli.training.train_step import StepTrace, TrainStep
 
 End = Literal["epochs", "patience", "interrupted"]
-"""Reason of the end: all epochs done, patience exhausted, or a request to stop."""
+"""Reason why a run ended: all epochs done, patience exhausted, or a request to stop."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LoopIO:
 
 
 class Loop:
-    """One run. If it is killed at any time and resumed, it ends in the same bits.
+    """One training run. A run that is killed at any time and resumed ends with the same bits.
 
     An epoch ends in three writes: best weights, row of metrics, checkpoint. A resumed run repeats
     everything after the last checkpoint bit for bit. So the process may die between any two
@@ -120,7 +120,7 @@ class Loop:
         self._metrics = metrics()
         self._carry = StateCarry(train_step.network.recurrent)
         self._carried: list[State] = []
-        self._since = self._saved = perf_counter()
+        self._timer_start = self._last_save = perf_counter()
         self._has_checkpoint = False
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -151,7 +151,7 @@ class Loop:
         LstmCliError
             The run cannot be saved. The last checkpoint remains.
         """
-        self._since = self._saved = perf_counter()
+        self._timer_start = self._last_save = perf_counter()
         while (end := self.stop_rule.end_reason(self.progress)) is None:
             if self.io.stop() or not self._epoch():
                 return "interrupted"
@@ -173,7 +173,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint."""
         self.io.store.save(self.checkpoint())
-        self._saved, self._has_checkpoint = perf_counter(), True
+        self._last_save, self._has_checkpoint = perf_counter(), True
 
     def _epoch(self) -> bool:
         """Run the rest of an epoch. False if it was interrupted and saved."""
@@ -184,7 +184,7 @@ class Loop:
             if self.io.stop():
                 self.save()
                 return False
-            if perf_counter() - self._saved >= self.stop_rule.checkpoint_every:
+            if perf_counter() - self._last_save >= self.stop_rule.checkpoint_every:
                 self.save()
         validation = self.io.validation(self.train_step.weights)
         if validation is None:
@@ -262,9 +262,9 @@ class Loop:
                 where=self.io.source.places.sequence(0),
             )
         if self.stop_rule.monitor not in row:
-            two = "auc wants two classes, both in the data"
+            two = "auc needs two classes, both in the data"
             raise ConfigError(
-                f"train.monitor is {self.stop_rule.monitor}, which the data do not give",
+                f"train.monitor is {self.stop_rule.monitor}, a metric that these data do not have",
                 expected=", ".join(name for name in row if name.rpartition("_")[2] in METRICS),
                 hint=two if "auc" in self.stop_rule.monitor else None,
             )
@@ -272,8 +272,8 @@ class Loop:
 
     def _count_time(self) -> None:
         now = perf_counter()
-        self.progress.seconds += now - self._since
-        self._since = now
+        self.progress.seconds += now - self._timer_start
+        self._timer_start = now
 
     def _carry_arrays(self) -> dict[str, Array]:
         """Carried states of stateful layers, by layer and state."""

@@ -50,7 +50,10 @@ def loss_for(layers: Layers) -> str:
 
 @np.errstate(all="ignore")  # a value that is not finite shows in the loss
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """-log p of the class for targets (rows,), or - sum t log p for targets (rows, F): (rows,)."""
+    """Cross-entropy of each row, (rows,), from logits (rows, F), with p = softmax(logits).
+
+    The loss is -log p of the class for targets (rows,), and -sum t log p for targets (rows, F).
+    """
     logs = log_softmax(logits)
     if targets.ndim == 1:
         return np.asarray(-logs[np.arange(len(targets)), targets])
@@ -59,14 +62,17 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 @np.errstate(all="ignore")  # a value that is not finite shows in the loss
 def binary_cross_entropy(logits: Value, targets: Value) -> Value:
-    """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), without overflow."""
+    """Binary cross-entropy -t log p - (1 - t) log(1 - p), with p = sigmoid(logits).
+
+    The computation does not overflow for large logits.
+    """
     # max(a, 0) - a t + log(1 + exp(-|a|)) is the same sum, rearranged.
     at_least_0 = select(logits < 0.0, 0.0, logits)
     return at_least_0 - logits * targets + log1p(exp(-_absolute(logits)))
 
 
 def mse(outputs: Value, targets: Value) -> Value:
-    """Squared error, without a half."""
+    """Squared error (outputs - targets)², without a factor 1/2."""
     error = outputs - targets
     return error * error
 
@@ -77,7 +83,7 @@ def mae(outputs: Value, targets: Value) -> Value:
 
 
 def huber(outputs: Value, targets: Value) -> Value:
-    """Huber 1964 with delta 1: half the square up to 1, then |error| - 1/2."""
+    """Huber loss with delta 1 (Huber 1964): error² / 2 for |error| <= 1, else |error| - 1/2."""
     error = _absolute(outputs - targets)
     return select(error <= 1.0, 0.5 * (error * error), error - 0.5)
 
@@ -105,7 +111,7 @@ DERIVATIVES: Mapping[str, Callable[[Value, Value], Value]] = {
     "mae": lambda outputs, targets: _sign(outputs - targets),
     "huber": lambda outputs, targets: clip(outputs - targets, -1.0, 1.0),
 }
-"""Derivatives of these losses for the output, or for the logit."""
+"""Derivatives of the `ELEMENTWISE` losses for the output, or for the logit."""
 
 
 # The loss of a batch
@@ -121,11 +127,11 @@ class LossValue:
     Attributes
     ----------
     deferred
-        Function that waits for `value` and returns it.
+        Function that waits for `value`, and returns the number.
     gradient
         Derivative for the logits or outputs, in their layout. Rows that do not count are 0.
     weight
-        Divisor of the mean: rows, or the sum of their class weights.
+        Divisor of the mean: the number of rows, or the sum of the class weights of the rows.
     """
 
     deferred: Deferred
@@ -165,7 +171,7 @@ class Criterion:
 
     @property
     def fused(self) -> bool:
-        """Whether the loss is computed from the logits, and its derivative is for them."""
+        """Whether the loss is a function of the logits, and `LossValue.gradient` is for logits."""
         return self.targets.loss in FUSED
 
     def __call__(
@@ -242,10 +248,10 @@ class _Equation:
     Attributes
     ----------
     loss, derivative
-        Loss and derivative, multiplied by the weight. The derivative also has the factor of the
+        Loss and derivative, multiplied by the weight. The derivative is also multiplied by the
         symbol ``scale``.
     weight
-        Weight of the number. None is 1.
+        Weight of the number. None: the weight is 1.
     """
 
     loss: Expression

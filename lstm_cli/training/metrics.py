@@ -1,6 +1,6 @@
 """Metrics over a dataset, and the evaluation of a network on validation or test data.
 
-Batches are summed, so that each valid row has the same weight.
+Sums run over all batches, so that each valid row has the same weight.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Metrics:
     per_step
         Whether the network returns sequences.
     features
-        Features F of its output.
+        Number of features F of the network's output.
     name
         Name of the targets, for error messages.
     """
@@ -96,13 +96,13 @@ class Metrics:
         with np.errstate(all="ignore"):  # values that are not finite show in the metrics
             if self.loss not in ("cross_entropy", "binary_cross_entropy"):
                 names = {"loss": self.loss, "mse": "mse", "mae": "mae"}
-                self._measure(names, select_rows(outputs, rows, axes), fitted, engine)
+                self._add_elementwise(names, select_rows(outputs, rows, axes), fitted, engine)
             elif logits is None:
                 raise DataError(f"{self.loss} needs a dense layer at the end")
             elif self.loss == "cross_entropy":
-                self._classify(select_rows(logits, rows, axes), fitted)
+                self._add_classes(select_rows(logits, rows, axes), fitted)
             else:
-                self._decide(select_rows(logits, rows, axes), fitted, engine)
+                self._add_binary(select_rows(logits, rows, axes), fitted, engine)
         self.count += len(fitted)
 
     def result(self) -> dict[str, float]:
@@ -140,7 +140,7 @@ class Metrics:
     def _add(self, name: str, total: float) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + total
 
-    def _measure(
+    def _add_elementwise(
         self, names: Mapping[str, str], a: Array, targets: Array, engine: ArrayOperations
     ) -> None:
         """Add losses of single numbers by metric name, for rows (rows, F)."""
@@ -154,21 +154,21 @@ class Metrics:
             # Means are over rows; a row's features are averaged first.
             self._add(name, totals[loss] / a.shape[1])
 
-    def _classify(self, logits: Array, targets: Array) -> None:
+    def _add_classes(self, logits: Array, targets: Array) -> None:
         classes = targets if targets.ndim == 1 else targets.argmax(axis=-1)
         self._add("loss", float(losses.cross_entropy(logits.astype(np.float64), targets).sum()))
         self._add("accuracy", float((logits.argmax(axis=-1) == classes).sum()))
         if self.features == 2:
-            self._score(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
+            self._add_scores(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
 
-    def _decide(self, logits: Array, targets: Array, engine: ArrayOperations) -> None:
-        self._measure({"loss": self.loss}, logits, targets, engine)
+    def _add_binary(self, logits: Array, targets: Array, engine: ArrayOperations) -> None:
+        self._add_elementwise({"loss": self.loss}, logits, targets, engine)
         right = (logits > 0) == (targets > 0.5)
         self._add("accuracy", float(right.sum()) / logits.shape[1])
         if self.features == 1:
-            self._score(logits[:, 0], targets[:, 0] > 0.5)
+            self._add_scores(logits[:, 0], targets[:, 0] > 0.5)
 
-    def _score(self, scores: Array, positive: Array) -> None:
+    def _add_scores(self, scores: Array, positive: Array) -> None:
         self._scores.append(scores.astype(np.float32))
         self._positive.append(positive)
 

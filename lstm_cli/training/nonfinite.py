@@ -1,4 +1,4 @@
-"""Origin of the first value that is not finite: data, weights, a gate, or a gradient."""
+"""Search for the first value that is not finite: in data, weights, a gate, or a gradient."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def nonfinite_error(
 
     The search follows the order of computation: inputs, targets, weights, forward pass, loss,
     derivatives. The reference engine repeats the passes, so that every engine leads to the same
-    message. If it computes finite values, the network's engine repeats them.
+    message. If the reference engine computes finite values, the network's engine repeats them.
 
     Parameters
     ----------
@@ -110,7 +110,8 @@ def first_nonfinite(
 
     The order is: layer, step in the order of computation, gate or state in the order of the cell,
     row, unit. The reference engine repeats the pass, so that the result does not depend on the
-    engine. It rounds differently: if its values are finite, the network's engine repeats the pass.
+    engine. But engines round differently. So if the reference engine's values are finite, the
+    network's engine repeats the pass.
     """
     reference = _on_reference(network)
     state = None if state is None else _states_to_host(state, network)
@@ -121,7 +122,7 @@ def first_nonfinite(
     if value is None:
         return None
     name = f"{network.engine.name}, {network.engine.dtype}"
-    more = f"; on {name} alone: the reference engine, which rounds otherwise, finds none"
+    more = f"; on {name} alone: the reference engine, which rounds differently, finds none"
     return replace(value, what=value.what + more)
 
 
@@ -209,7 +210,7 @@ def nonfinite_data_error(
     file = culprit.partition(" at ")[2].partition(":/")[0]
     return DataError(
         "the data hold a value that is not finite",
-        expected="real numbers: a step that is not known is better left out than filled with NaN",
+        expected="real numbers: leave out an unknown step rather than fill it with NaN",
         found=culprit,
         where=why,
         hint=f"lstm-cli data {quote(file)} says what else is wrong with the file",
@@ -259,7 +260,7 @@ def _bad_weight(train_step: TrainStep, trace: StepTrace) -> str | None:
 
 
 def _bad_loss_or_gradient(train_step: TrainStep, trace: StepTrace) -> str:
-    """The value on the reference engine or, if that one is finite, on the network's engine."""
+    """Description of the bad value on the reference engine, or else on the network's engine."""
     reference = _on_reference(train_step.network)
     if reference is not train_step.network:
         loss, gradients = _loss_and_gradients(reference, train_step, trace)
@@ -286,7 +287,7 @@ def _loss_and_gradients(
 def _bad_loss(loss: LossValue) -> str | None:
     if math.isfinite(loss.value):
         return None
-    return f"the loss is {loss.value}, of outputs that are finite"
+    return f"the loss is {loss.value}, although all outputs are finite"
 
 
 def _bad_gradient(train_step: TrainStep, derivatives: Gradients) -> str | None:
@@ -445,7 +446,7 @@ def _settings_to_try(
 
 
 _CLIP = 5.0
-"""Suggested limit of pre-activations. It hardly changes sigmoid and tanh."""
+"""Suggested limit of pre-activations, which hardly changes sigmoid and tanh."""
 
 
 def _squares(gradients: Mapping[str, Array]) -> float:

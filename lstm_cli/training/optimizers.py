@@ -1,8 +1,8 @@
 """Optimizers. Each update equation is written once, for arrays and for symbols.
 
-Numbers that all weights share but that change between updates enter the equations by name, such as
-the rate. So an engine traces an equation once, with
-symbols for these numbers, and uses the result for all updates.
+Some numbers change between updates and are the same for all weights, such as the rate. The
+equations read these numbers by name. So an engine traces an equation once, with symbols for the
+numbers, and uses the result for all updates.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Optimizer(ABC):
     @property
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
-        """Names of the state arrays per weight. They have its shape and start at 0."""
+        """Names of the state arrays per weight. Each has the weight's shape and starts at 0."""
 
     def numbers(self, rate: float, step: int) -> dict[str, float]:
         """Numbers of the equation at update number `step`, counted from 1."""
@@ -58,7 +58,7 @@ class Optimizer(ABC):
         Parameters
         ----------
         w, g, slots
-            Arrays of one shape, or expressions. They are not changed.
+            Arrays of one shape, or expressions. The method does not change them.
         numbers
             Result of the method `numbers`, or expressions.
         """
@@ -172,7 +172,10 @@ class RMSpropOptimizer(Optimizer):
         return ("v", "velocity") if self.momentum else ("v",)
 
     def equation(self, w: Value, g: Value, slots: Slots, numbers: Mapping[str, Value]) -> Update:
-        """velocity = momentum velocity + g / (√v + epsilon); w = w - rate velocity."""
+        """velocity = momentum velocity + g / (√v + epsilon); w = w - rate velocity.
+
+        v is the mean of g².
+        """
         v = self.rho * slots["v"] + (1 - self.rho) * (g * g)
         scaled = g / (sqrt(v) + self.epsilon)
         if not self.momentum:

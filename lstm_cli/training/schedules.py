@@ -49,8 +49,8 @@ class RateSchedule(ABC):
         warmup = self.warmup_steps or self.warmup_epochs * steps_per_epoch
         if step <= warmup:
             return learning_rate * step / warmup
-        # Whole epochs count from the epoch in which the warm-up ends: the rate changes between
-        # epochs.
+        # Whole epochs are counted from the epoch in which the warm-up ends, since the rate changes
+        # between epochs.
         epoch -= warmup // steps_per_epoch
         elapsed = (step - 1 - warmup) / steps_per_epoch
         return self._decayed_rate(learning_rate, epoch, elapsed, warmup / steps_per_epoch)
@@ -157,8 +157,8 @@ class ReduceOnPlateau(RateSchedule):
     factor
         Factor of each reduction.
     patience
-        Epochs without improvement that leave the rate unchanged. The next one reduces it, and
-        the count restarts.
+        Number of epochs without improvement that leave the rate unchanged. One more such epoch
+        reduces the rate, and the count restarts.
     minimum
         Lowest rate. A full rate below it stays unchanged.
     """
@@ -176,7 +176,7 @@ class ReduceOnPlateau(RateSchedule):
         return max(full * self.factor**self._state.reductions, min(self.minimum, full))
 
     def on_epoch_end(self, metric: float, larger_is_better: bool) -> None:
-        """Count the epoch as an improvement or not. NaN is none."""
+        """Count the epoch as an improvement or not. NaN is no improvement."""
         plateau = self._state
         if _is_better(metric, plateau.best, larger_is_better):
             plateau.best, plateau.bad_epochs = float(metric), 0

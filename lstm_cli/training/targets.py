@@ -21,7 +21,7 @@ class TargetFormat:
     per_step
         Whether the network returns sequences.
     features
-        Features F of its output.
+        Number of features F of the network's output.
     name
         Name of the targets, for error messages.
     """
@@ -38,8 +38,9 @@ class TargetFormat:
 
         Returns
         -------
-        Mask (N, T) or (N,), True for valid steps or sequences. None: all are valid. Then the
-        targets of these rows: classes (rows,) int64, or values (rows, F).
+        rows, values
+            Mask of the valid rows, (N, T) per step, else (N,); None: all are valid. Targets of the
+            valid rows: classes (rows,) int64, or numbers (rows, F).
 
         Raises
         ------
@@ -96,15 +97,16 @@ class TargetFormat:
     def _shape_hint(self, targets: Array, shape: tuple[int, ...]) -> str | None:
         one_number = targets.shape == shape[:-1]
         if one_number and targets.dtype.kind not in "iu":
-            return "one number for each output wants `units: 1` in the last layer"
+            return "one number for each output needs `units: 1` in the last layer"
         if self.per_step and targets.ndim < len(shape) and not one_number:
             return (
-                "one target a sequence wants `return_sequences: false` in the last recurrent layer"
+                "one target per sequence needs `return_sequences: false` in the last recurrent "
+                "layer"
             )
         if not self.per_step and targets.ndim > len(shape):
-            return "one target a step wants `return_sequences: true` in the last recurrent layer"
+            return "one target per step needs `return_sequences: true` in the last recurrent layer"
         if one_number:
-            return "class targets want a softmax at the end and `train.loss: cross_entropy`"
+            return "class targets need a softmax at the end and `train.loss: cross_entropy`"
         return None
 
     def _shares(self, targets: Array) -> Array:
@@ -115,11 +117,11 @@ class TargetFormat:
             row = ", ".join(f"{value:g}" for value in targets[wrong][0][:8])
             hint = None
             if not self.per_step:
-                hint = "a class a step wants `return_sequences: true` in the last recurrent layer"
+                hint = "a class per step needs `return_sequences: true` in the last recurrent layer"
             raise DataError(
                 f"{self.name} holds numbers that are no shares of classes",
-                expected=f"a class each, or of {counted(self.features, 'class')} the share of "
-                "each: 0 to 1, and 1 in all",
+                expected=f"one class per target, or {counted(self.features, 'share')} per target, "
+                "each from 0 to 1, with sum 1",
                 found=row,
                 hint=hint,
             )

@@ -21,7 +21,7 @@ from lstm_cli.training.updates import UpdateReport, Updates
 
 @dataclass(frozen=True)
 class Chunk:
-    """A batch, or the steps of a batch through which errors travel in one backward pass.
+    """A batch, or those steps of a batch that one backward pass covers (truncated BPTT).
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class StepTrace:
     Attributes
     ----------
     chunk, state
-        Chunk, and its initial states. None is zeros.
+        Chunk, and its initial states. None: the states are zeros.
     number
         Number of earlier updates. Dropout masks depend on it.
     loss, tape, gradients
@@ -71,7 +71,7 @@ class StepReport:
     loss
         Mean over the rows that count.
     weight
-        Divisor of the mean: rows, or the sum of their class weights.
+        Divisor of the mean: the number of rows, or the sum of the class weights of the rows.
     updates
         Updates of the batch: one, or one per chunk with truncation.
     tape
@@ -105,7 +105,7 @@ class TrainStep:
     seed
         Seed of dropout.
     truncate
-        Largest number of steps through which errors travel back. None: no limit.
+        Largest number of steps that one backward pass covers. None: no limit.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class TrainStep:
         if not loss.weight:
             return None
         engine, weights = self.network.engine, self.engine_weights
-        # Started before the loss is awaited, so that an engine waits for both at once.
+        # The norm starts before the wait for the loss, so that an engine waits for both at once.
         norm = self.updates.norm(weights, gradients.tensors, engine)
         if not math.isfinite(loss.value):
             return None
@@ -209,7 +209,13 @@ class TrainStep:
         return update
 
     def load_weights(self, weights: dict[str, Array]) -> None:
-        """Replace the weights."""
+        """Replace the weights by tensors of the same names and shapes.
+
+        Raises
+        ------
+        KeyError
+            A weight of the network is missing.
+        """
         engine = self.network.engine
         dtype = array_dtype(engine)
         self.engine_weights = {
@@ -232,7 +238,7 @@ class TrainStep:
                 part = slice(first, first + k)
                 yield Chunk(x[:, part], targets[:, part], valid, first)
         else:
-            # The target belongs to the end, so errors travel through each sequence's last steps.
+            # The target belongs to the end, so a pass covers the last steps of each sequence.
             before = np.maximum(n - k, 0)
             yield _Prefix(x[:, : int(before.max(initial=0))], before)
             at = np.minimum(before[:, None] + np.arange(k), T - 1)

@@ -25,7 +25,7 @@ class UpdateReport:
     Attributes
     ----------
     norm
-        Norm of all gradients together, before clipping. It is infinite if the squares of the
+        Norm of all gradients together, before clipping. The norm is infinite if the squares of the
         clipped gradients overflow in the weights' precision.
     rate
         Learning rate of the update.
@@ -47,7 +47,7 @@ _SAME_CONFIG = "resume with the config the run was started with"
 
 
 class Updates:
-    """Updates weights in place, and holds the optimizer's state between updates.
+    """The updates of a run: they change weights in place, and keep the optimizer's state.
 
     Gradients are clipped value by value, then by the norm of all gradients together. Penalties
     follow, so they are never clipped, and then weight decay. Both apply to matrices only, not to
@@ -118,11 +118,12 @@ class Updates:
         weights
             Writable arrays by name, without gaps, in NumPy's memory or the engine's.
         gradients
-            Gradient of every weight, in its shape. They are not changed. Other names are ignored.
+            Gradient of every weight, in the weight's shape. The method does not change gradients,
+            and ignores other names.
         engine
             Engine that computes the update.
         norm
-            Result of the method `norm` for these gradients. None: it is computed here.
+            Result of the method `norm` for these gradients. None: this method computes it.
 
         Raises
         ------
@@ -363,7 +364,7 @@ def global_norm(
     engine: ArrayOperations = NUMPY,
     limit: float | None = None,
 ) -> float:
-    """Euclidean norm of all gradients together, in float64. Their order does not matter.
+    """Euclidean norm of all gradients together, in float64. The order of gradients has no effect.
 
     Parameters
     ----------
@@ -405,7 +406,7 @@ def _outside(limit: float) -> Expression:
 
 
 def norm_factor(norm: float, limit: float) -> float:
-    """Factor of all gradients that reduces their common `norm` to `limit`.
+    """Factor of all gradients that reduces their common `norm` to `limit`; 1 below the limit.
 
     Pascanu et al. 2013, algorithm 1.
     """

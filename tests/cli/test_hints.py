@@ -825,11 +825,11 @@ def _step(loss: str, targets: Any, *layers: Any) -> Any:
     return lambda: lstm_cli.Trainer(_built(*layers), loss=loss).step(inputs(), targets)
 
 
-@case("one number for each output wants `units: 1` in the last layer", _step("mse", inputs(N, T), dense(3)), do=_step("mse", inputs(N, T), dense(1)))
-@case("one target a sequence wants `return_sequences: false` in the last recurrent layer", _step("mse", inputs(N, 2), dense(2)), do=_step("mse", inputs(N, 2), LAST, dense(2)))
-@case("one target a step wants `return_sequences: true` in the last recurrent layer", _step("mse", inputs(N, T, 2), LAST, dense(2)), do=_step("mse", inputs(N, T, 2), LSTM, dense(2)))
-@case("class targets want a softmax at the end and `train.loss: cross_entropy`", _step("mse", CLASSES, LAST, dense(3)), do=_step("cross_entropy", CLASSES, LAST, dense(3, "softmax")))
-@case("a class a step wants `return_sequences: true` in the last recurrent layer", _step("cross_entropy", np.tile([1, 2, 0], (N, 1)), LAST, dense(3, "softmax")), do=lambda: lstm_cli.Trainer(_built(dense(3, "softmax")), loss="cross_entropy").step(inputs(N, 3, D), np.tile([1, 2, 0], (N, 1))))
+@case("one number for each output needs `units: 1` in the last layer", _step("mse", inputs(N, T), dense(3)), do=_step("mse", inputs(N, T), dense(1)))
+@case("one target per sequence needs `return_sequences: false` in the last recurrent layer", _step("mse", inputs(N, 2), dense(2)), do=_step("mse", inputs(N, 2), LAST, dense(2)))
+@case("one target per step needs `return_sequences: true` in the last recurrent layer", _step("mse", inputs(N, T, 2), LAST, dense(2)), do=_step("mse", inputs(N, T, 2), LSTM, dense(2)))
+@case("class targets need a softmax at the end and `train.loss: cross_entropy`", _step("mse", CLASSES, LAST, dense(3)), do=_step("cross_entropy", CLASSES, LAST, dense(3, "softmax")))
+@case("a class per step needs `return_sequences: true` in the last recurrent layer", _step("cross_entropy", np.tile([1, 2, 0], (N, 1)), LAST, dense(3, "softmax")), do=lambda: lstm_cli.Trainer(_built(dense(3, "softmax")), loss="cross_entropy").step(inputs(N, 3, D), np.tile([1, 2, 0], (N, 1))))
 @case("did you mean `{}`?", lambda: lstm_cli.Trainer(_built(), loss="mse", clip_nrm=1.0), do=lambda: lstm_cli.Trainer(_built(), loss="mse", clip_norm=1.0))
 @case("lstm-cli train takes it in its config", lambda: lstm_cli.Trainer(_built(), loss="mse", qqqq=1), do=lambda: None)
 @case("reset_state() starts anew", lambda: _stateful(reset=False), do=lambda: _stateful(reset=True))
@@ -1291,7 +1291,7 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "not state: torch.onnx.export writes a model that does",
     ),
     "a GPU is wanted": (
-        "a newer CUDA toolkit may know it",
+        "a newer CUDA toolkit may support it",
         "https://www.nvidia.com/drivers has drivers; --device cpu needs none",
         "--device cpu",
         "fewer units, or --device cpu",

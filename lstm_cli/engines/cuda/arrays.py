@@ -1,4 +1,4 @@
-"""Arrays in a device's memory: moving them there and back, and computing on them."""
+"""Arrays in a device's memory: copies to and from the device, and operations on its arrays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SELF_DIFFERENCE = symbol("x") - symbol("x")
 NOT_FINITE: Expression = select(
     _SELF_DIFFERENCE < 0.0, 1.0, select(_SELF_DIFFERENCE <= 0.0, 0.0, 1.0)
 )
-"""1 for NaN and infinity, whose difference with themselves is NaN; else 0."""
+"""Expression of `x`: 1 for NaN and infinity, since x - x is NaN for both; else 0."""
 
 
 class DeviceArrays:
@@ -118,7 +118,10 @@ class DeviceArrays:
     def pack_like(
         self, reference: PackedSequences, values: Any, *, per_step: bool
     ) -> PackedSequences:
-        """Pack a caller's derivatives over the batch of other values; packed ones stay as is."""
+        """Pack a caller's derivatives like `reference`, over the same batch.
+
+        Derivatives that are packed already are returned unchanged.
+        """
         if isinstance(values, PackedSequences):
             return values
         if not per_step:
@@ -199,23 +202,27 @@ class DeviceArrays:
             return values.values
         return gather_rows(self.hardware, values.values, self._row_numbers(rows))
 
-    def scatter_valid(self, counted: DeviceArray, values: Any, rows: Array | None) -> Any:
-        """Scatter gathered rows to their places in the form of `values`; 0 elsewhere."""
+    def scatter_valid(self, gathered: DeviceArray, values: Any, rows: Array | None) -> Any:
+        """Scatter gathered rows to their places in the layout of `values`; 0 elsewhere."""
         if not isinstance(values, PackedSequences):
             out = np.zeros(values.shape, values.dtype)
             places = out.reshape(-1, values.shape[-1]) if rows is None else out
-            places[slice(None) if rows is None else rows] = self.hardware.download(counted)
+            places[slice(None) if rows is None else rows] = self.hardware.download(gathered)
             return out
         if rows is not None and not values.per_step:
             numbers = self._row_numbers(rows)
-            counted = scatter_rows(self.hardware, counted, numbers, values.batch.N)
-        return PackedSequences(values.batch, counted, values.per_step)
+            gathered = scatter_rows(self.hardware, gathered, numbers, values.batch.N)
+        return PackedSequences(values.batch, gathered, values.per_step)
 
     def _row_numbers(self, rows: Array) -> DeviceArray:
         return self.hardware.upload(np.flatnonzero(rows))
 
     def match_layout(self, array: Any, values: Any) -> DeviceArray | None:
-        """A caller's device array in the layout of `values`; None if it is in NumPy's memory."""
+        """A caller's device array in the layout of `values`.
+
+        None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
+        rows belong to empty sequences.
+        """
         if not isinstance(values, PackedSequences) or self.from_device_array(array) is None:
             return None
         batch = values.batch
@@ -237,7 +244,7 @@ class DeviceArrays:
         )
 
     def _upload_if_host(self, value: Any) -> Any:
-        """A number or device array as it is, a NumPy array on the device, in its own dtype."""
+        """Copy a NumPy array to the device in its dtype; return other values unchanged."""
         if not is_host_array(value):
             return value
         return self.hardware.upload(np.ascontiguousarray(value))

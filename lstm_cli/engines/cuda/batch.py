@@ -1,8 +1,8 @@
-"""A batch on the device: its valid steps, and where each one is stored.
+"""A batch on the device: its valid steps, and the row in which each one is stored.
 
-Values over steps are packed as (Q, F): one row per valid step, the steps of a sequence next to one
-another. A batch without lengths, or with full ones only, is the caller's (N, T, F) flattened, and
-no value moves. A ragged batch stores no padding, so padding costs nothing.
+Values over steps are packed as (Q, F): one row per valid step, with contiguous rows for the steps
+of a sequence. A batch of full sequences is the caller's (N, T, F) flattened, without a copy. A
+ragged batch stores no padding, so padding costs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DeviceBatch:
     Attributes
     ----------
     N, T
-        Sequences, and steps of the padded layout.
+        Number of sequences, and of steps in the padded layout.
     Q
         Number of stored steps.
     lengths
@@ -34,7 +34,8 @@ class DeviceBatch:
     steps
         (N,) int64 on the device: length of each sequence, in that order.
     counts
-        (T,) int64 on the device: number of sequences that have a step t. They are first in order.
+        (T,) int64 on the device: number of sequences that have a step t. These come first in
+        `order`.
     longest
         Length of the longest sequence.
     sorted_steps
@@ -54,7 +55,7 @@ class DeviceBatch:
 
     @property
     def ragged(self) -> bool:
-        """True if only some of the N * T steps are stored."""
+        """True if some of the N * T steps are padding, which is not stored."""
         return self.lengths is not None
 
 
@@ -71,8 +72,8 @@ class PackedSequences:
     per_step
         True if there is a row per step.
     operand
-        `values` rounded to the operand type, once a product has needed them. None before that, and
-        where operands are `values` themselves.
+        `values` rounded to the operand type, stored when a product first needs them. None before,
+        or if the products take `values` themselves.
     """
 
     batch: DeviceBatch

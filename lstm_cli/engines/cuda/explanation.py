@@ -1,4 +1,4 @@
-"""Explanation of the kernels that run each layer, in words and as numbers of the plan."""
+"""Explanation of the kernels that run each layer; the seconds are modeled, never measured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explain_layer(
 ) -> Explanation:
     """Explain a layer's kernels for N sequences: forward, and in training backward.
 
-    Directions with the same cell share a launch; others run one after the other.
+    Directions with the same cell share a launch; different ones run one after the other.
 
     Parameters
     ----------
@@ -53,15 +53,15 @@ def explain_layer(
     has_floor, numbers = True, dict[str, str | int | float]()
     for backward in (False, True) if training else (False,):
         label = "backward" if backward else "forward"
-        other = backward_kernels if backward else None
-        used = other if isinstance(other, PlanningKernels) else kernels
-        plan = used.plan(spec.cells[0], N, directions, backward=backward)
+        backward_only = backward_kernels if backward else None
+        pass_kernels = backward_only if isinstance(backward_only, PlanningKernels) else kernels
+        plan = pass_kernels.plan(spec.cells[0], N, directions, backward=backward)
         if isinstance(plan, str):
             names.append("general")
             reasons += wrap(f"{label}: {plan}", LINE_WIDTH)
             has_floor = False
             continue
-        modeled_seconds = step_seconds(plan, used.limits, N, directions)
+        modeled_seconds = step_seconds(plan, pass_kernels.limits, N, directions)
         modeled_seconds *= spec.directions // directions
         floor += modeled_seconds
         names.append(_kernel_name(plan))
@@ -84,11 +84,12 @@ def _reasons(plan: PersistentPlan, N: int, modeled_seconds: float) -> list[str]:
     """Sizes of a plan, in lines that fit a narrow terminal."""
     groups, kilobytes = plan.groups(N), plan.shared_bytes / 1024
     return [
-        f"{plan.blocks} × {plan.units} units hold all weights, {plan.sequences} sequences a group",
-        f"{groups} group{'s' if groups > 1 else ''}, {plan.threads} threads a block, "
+        f"{plan.blocks} × {plan.units} units hold all weights, "
+        f"{plan.sequences} sequences per group",
+        f"{groups} group{'s' if groups > 1 else ''}, {plan.threads} threads per block, "
         f"{kilobytes:.0f} KB shared",
-        f"of {plan.chunks} chunks of a row a warp holds {plan.register_chunks} in registers",
-        f"{modeled_seconds * 1e6:.2f} µs a step by the model, the least of all plans that fit",
+        f"a warp holds {plan.register_chunks} of {plan.chunks} chunks of a row in registers",
+        f"{modeled_seconds * 1e6:.2f} µs per step by the model, the least of all plans that fit",
     ]
 
 
@@ -144,7 +145,7 @@ def explain_stack(
 def _reason_for_no_stack(specs: Sequence[RecurrentSpec]) -> str:
     if specs and specs[0].directions > 1:
         return "the reverse direction begins with the last step"
-    return "no neighboring recurrent layer in one direction shares its steps as they are"
+    return "it has no adjacent recurrent layer in one direction with unchanged steps between them"
 
 
 def _add_pipeline(

@@ -1,4 +1,4 @@
-"""Derivatives of a direction's tensors and input: one large product each over all steps."""
+"""Derivatives of a direction's tensors and input, each one large product over all steps."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ def input_gradient(
 ) -> None:
     """Compute dx = dz W_ih, (Q, D), or add to dx."""
     if dx.shape[0]:
-        back = precision.backward
-        weight = operand_matrix(run.forward.weights, back, "weight_ih")
-        device.multiply(round_if_narrow(device, back, run.dz), weight, dx, back.name, add=add)
+        backward_precision = precision.backward
+        weight = operand_matrix(run.forward.weights, backward_precision, "weight_ih")
+        device.multiply(
+            round_if_narrow(device, backward_precision, run.dz),
+            weight,
+            dx,
+            backward_precision.name,
+            add=add,
+        )
 
 
 def chunk_input_gradient(
@@ -40,41 +46,45 @@ def chunk_input_gradient(
     Parameters
     ----------
     dz_operand
-        (Q, G*H): receives the chunk's rows of dz in the operand type. None where dz has that type,
-        and where the rows are gathered first.
+        (Q, G*H): receives the chunk's rows of dz in the operand type. None if dz has that type, or
+        if the product gathers the rows first.
     """
-    back, dz = precision.backward, run.dz
+    backward_precision, dz = precision.backward, run.dz
     if dz_operand is not None:
-        round_rows_into(device, back, chunk_rows(dz, chunk), chunk_rows(dz_operand, chunk))
+        round_rows_into(
+            device, backward_precision, chunk_rows(dz, chunk), chunk_rows(dz_operand, chunk)
+        )
         dz = dz_operand
-    weight = operand_matrix(run.forward.weights, back, "weight_ih")
-    multiply_chunk_rows(device, chunk, dz, weight, dx, back)
+    weight = operand_matrix(run.forward.weights, backward_precision, "weight_ih")
+    multiply_chunk_rows(device, chunk, dz, weight, dx, backward_precision)
 
 
 def tensor_gradients(
     device: Device, precision: Precision, run: BackwardRun, x: PackedSequences
 ) -> dict[str, DeviceArray]:
     """Derivatives of every tensor of a direction, by name, in the accumulator type."""
-    stored, back = run.forward.weights.stored, precision.backward
+    stored, backward_precision = run.forward.weights.stored, precision.backward
     cell = run.forward.weights.cell
     gradients: dict[str, DeviceArray] = {
         name: device.empty(stored[name].shape, precision.accumulator)
         for name in ("weight_ih", "weight_hh", "weight_hr")
         if name in stored
     }
-    dz = round_if_narrow(device, back, run.dz)
-    du = dz if run.du is run.dz else round_if_narrow(device, back, run.du)
-    x_operand = x.operand if back.narrow else x.values
-    _weight_gradient(device, back, dz, x_operand, gradients["weight_ih"])
+    dz = round_if_narrow(device, backward_precision, run.dz)
+    du = dz if run.du is run.dz else round_if_narrow(device, backward_precision, run.du)
+    x_operand = x.operand if backward_precision.narrow else x.values
+    _weight_gradient(device, backward_precision, dz, x_operand, gradients["weight_ih"])
     for phase, reads in zip(run.forward.schedule.phases, run.forward.reads, strict=True):
-        if precision.narrow and not back.narrow:
+        if precision.narrow and not backward_precision.narrow:
             reads = widen_operands(device, precision, reads)
         if phase.projects:
-            d = round_if_narrow(device, back, run.d_projected)
-            _weight_gradient(device, back, d, reads, gradients["weight_hr"])
+            d = round_if_narrow(device, backward_precision, run.d_projected)
+            _weight_gradient(device, backward_precision, d, reads, gradients["weight_hr"])
         else:
             rows = _gate_rows(run, phase.stage)
-            _weight_gradient(device, back, du[:, rows], reads, gradients["weight_hh"][rows])
+            _weight_gradient(
+                device, backward_precision, du[:, rows], reads, gradients["weight_hh"][rows]
+            )
     biases = ("bias_ih", "bias_hh") if cell.recurrent_bias else ("bias",)
     for name, d in zip(biases, (run.dz, run.du), strict=False):
         gradients[name] = column_sums(device, precision, d)
@@ -92,10 +102,10 @@ def _gate_rows(run: BackwardRun, stage: Stage) -> slice:
 
 
 def _weight_gradient(
-    device: Device, back: Precision, d: DeviceArray, a: DeviceArray, out: DeviceArray
+    device: Device, backward_precision: Precision, d: DeviceArray, a: DeviceArray, out: DeviceArray
 ) -> None:
     """Compute d^T a over all steps."""
     if d.shape[0]:
-        device.multiply(d, a, out, back.name, transpose_a=True)
+        device.multiply(d, a, out, backward_precision.name, transpose_a=True)
     else:
         device.fill_zero(out)

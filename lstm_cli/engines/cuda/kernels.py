@@ -59,17 +59,18 @@ KERNELS = ("auto", "general", "persistent")
 ``persistent`` fails without a plan."""
 
 MIN_SUM_PER_WARP = 32
-"""Numbers of a sum that justify a further warp."""
+"""Count of numbers in a sum that justifies a further warp."""
 
 MAX_BLOCKS = 1 << 16
 """Largest number of blocks per launch of a general kernel."""
 
 PlanSearch = Callable[[RecurrenceShape, DeviceLimits, int, int], PersistentPlan | None]
-"""Finds a plan for a recurrence on a device, given the numbers of sequences and directions; see
-`best_plan`."""
+"""Function that finds a plan for a recurrence on a device, from the numbers of sequences and of
+directions; see `best_plan`."""
 
 COUNTER_BUFFER_WORDS = 1 << 16
-"""32-bit words of barrier counters. Each launch takes unused ones; then all are set to 0 again."""
+"""Number of 32-bit words for barrier counters. A launch takes unused words; if none are left, all
+are set to 0 again."""
 
 MAX_ROWS = 2**31 - 1
 """Largest number of stored steps that persistent kernels count in 32 bits."""
@@ -88,16 +89,25 @@ class RecurrenceKernels(Protocol):
         """Modeled seconds per step of one direction, and the kind of exchange between blocks."""
 
     def forward(self, runs: Sequence[ForwardRun]) -> None:
-        """Start all directions of a layer, in one launch if they share their equations."""
+        """Start the forward pass of all directions of a layer.
+
+        Directions with the same equations share one launch.
+        """
 
     def backward(self, runs: Sequence[BackwardRun]) -> None:
         """Start the backward pass of all directions of a layer."""
 
     def exchange_kind(self, run: ForwardRun, *, backward: bool = False) -> str:
-        """Kind of exchange between the blocks of a run, as it will really be launched."""
+        """Kind of exchange between blocks in the kernel that this run will launch."""
 
     def with_sm_limit(self, multiprocessors: int) -> RecurrenceKernels:
-        """Kernels for a further stream: own scratch memory, a limit for cooperative blocks."""
+        """Kernels for a further stream, with their own scratch memory.
+
+        Parameters
+        ----------
+        multiprocessors
+            Largest number of cooperative blocks at a time.
+        """
 
 
 def select_kernels(kind: str, device: Device, precision: Precision) -> RecurrenceKernels:
@@ -110,14 +120,14 @@ def select_kernels(kind: str, device: Device, precision: Precision) -> Recurrenc
 
 @dataclass(frozen=True)
 class GeneralTuning:
-    """Sizes that are otherwise chosen from the batch; for tests and measurements.
+    """Sizes of general kernels, for tests and measurements. None: the batch decides.
 
     Attributes
     ----------
     rows
-        Sequences per tile; they share each weight that is read.
+        Sequences per tile, which share each weight that is read.
     warps
-        Warps per block; they share out the sums.
+        Warps per block, among which each sum is divided.
     blocks
         Largest number of blocks per direction.
     """
@@ -146,7 +156,7 @@ class _GeneralLaunch:
 
 
 class GeneralKernels:
-    """`RecurrenceKernels` of any size: one launch per pass.
+    """`RecurrenceKernels` for any sizes, with one launch per pass.
 
     Parameters
     ----------
@@ -231,7 +241,7 @@ class GeneralKernels:
     def _backward_arguments(self, run: BackwardRun) -> dict[str, Argument]:
         forward, arguments = run.forward, backward_arguments(run)
         precision = self.precision.backward
-        for k, stage in enumerate(general_backward.undone_stages(forward.schedule)):
+        for k, stage in enumerate(general_backward.differentiated_stages(forward.schedule)):
             arguments[f"w_{k}"] = self._packed(forward.weights, precision, stage, transposed=False)
         return arguments
 
@@ -315,7 +325,7 @@ class GeneralKernels:
         P8, H8 = padded_size(cell.output_size), padded_size(cell.hidden_size)
         source = general_backward.source(cell, schedule, precision, rows)
         kernel = self._kernel(source, general_backward.KERNEL_NAME)
-        stages = general_backward.undone_stages(schedule)
+        stages = general_backward.differentiated_stages(schedule)
         longest_sum = max(len(stage.gates) * H8 or P8 for stage in stages)
         launch = self._launch(kernel, run, directions, rows, 1, longest_sum)
         scratch = general_backward.scratch_bytes(cell, precision, N, P8, H8)
@@ -328,7 +338,7 @@ class GeneralKernels:
         return self._kernels[source]
 
     def _tile_rows(self, N: int, precision: Precision) -> int:
-        """Sequences per tile. Few distinct values, since each compiles a separate kernel."""
+        """Number of sequences per tile, one of a few, since each number needs its own kernel."""
         largest = 4 if precision.accumulator == "float64" else 8  # limited by shared memory
         return self.tuning.rows or (1 if N == 1 else 4 if N <= 16 else largest)
 
@@ -347,7 +357,7 @@ class GeneralKernels:
 
 
 def _column_tiles(cell: Cell) -> int:
-    """Tiles of 32 units next to one another."""
+    """Number of tiles of 32 units that cover all columns."""
     return -(-max(cell.hidden_size, cell.output_size) // 32)
 
 
@@ -363,9 +373,9 @@ class PersistentKernels:
     Parameters
     ----------
     fallback
-        Kernels for passes without a plan; None: such a pass is an error.
+        Kernels for passes without a plan. None: a pass without a plan is an error.
     search
-        Finds plans.
+        Function that finds plans.
     """
 
     def __init__(
@@ -448,7 +458,7 @@ class PersistentKernels:
     def _compiled_plan(
         self, run: ForwardRun, directions: int, *, backward: bool
     ) -> _CompiledPlan | str:
-        """Compiled plan of a run, made once, or the reason why there is none."""
+        """Compiled plan of a run, cached, or the reason why there is none."""
         if run.batch.Q > MAX_ROWS:
             return "the batch has more steps than the kernels can count"
         cell, N = run.weights.cell, run.batch.N
@@ -465,7 +475,7 @@ class PersistentKernels:
     def _compile(
         self, run: ForwardRun, plan: PersistentPlan, directions: int, backward: bool
     ) -> _CompiledPlan | str:
-        """Compile a plan, and check that its blocks can be resident as they must."""
+        """Compile a plan, and check that blocks which wait for each other can all be resident."""
         kernel = self._kernel(run.weights.cell, run.schedule, plan, backward)
         needed = plan.blocks * directions if plan.kind == GRID else plan.blocks
         if plan.kind == GRID and needed > self.limits.multiprocessors:

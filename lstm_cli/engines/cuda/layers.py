@@ -102,8 +102,8 @@ class PreparedRecurrent:
     ) -> LayerResult:
         """Run every direction over the batch; see `lstm_cli.engines.types.Engine`.
 
-        The output and kept gates are `PackedSequences`, states are arrays on the device. Reading
-        the seconds waits for the device. A pass for training keeps its tape instead of gates.
+        The output and the gates are `PackedSequences`; states are arrays on the device. Reading
+        the seconds waits for the device. A pass for training returns a tape, and no gates.
         """
         timer = EventTimer(self.device)
         timer.start("input projection")
@@ -122,7 +122,7 @@ class PreparedRecurrent:
         return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> ForwardPass:
-        """Allocate all arrays of a forward pass; only the input is rounded already.
+        """Allocate all arrays of a forward pass. Nothing is computed but the rounded input.
 
         `x` may be the output of a pass that is only allocated, unless the layer has dropout.
         """
@@ -199,7 +199,7 @@ class PreparedRecurrent:
             )
 
     def step_output(self, layer_pass: ForwardPass) -> PackedSequences:
-        """Output of every step; its arrays may be only allocated yet."""
+        """Output of every step. The pass may not have computed its arrays yet."""
         return PackedSequences(layer_pass.x.batch, layer_pass.y, operand=layer_pass.y_operand)
 
     def finish_forward(self, layer_pass: ForwardPass, seconds: Mapping[str, float]) -> LayerResult:
@@ -244,7 +244,7 @@ class PreparedRecurrent:
         return BackwardPass(tape, tuple(runs), (dh, dc), dx)
 
     def finish_backward(self, layer_pass: BackwardPass) -> LayerGradients:
-        """Gradients of a launched backward pass whose input derivatives are launched too."""
+        """Gradients of a backward pass, after its kernels and its input derivatives are started."""
         gradients, dx, tape = dict[str, Any](), layer_pass.dx, layer_pass.tape
         for d, run in enumerate(layer_pass.runs):
             tensors = tensor_gradients(self.device, self.precision, run, tape.x)
@@ -302,7 +302,10 @@ class PreparedRecurrent:
     def _allocate_outputs(
         self, batch: DeviceBatch, *, store_steps: bool
     ) -> tuple[DeviceArray | None, DeviceArray | None]:
-        """Allocate h of every step in the accumulator type and in the next layer's operand type."""
+        """Allocate h of every step in the accumulator type, and in the next layer's operand type.
+
+        None: the pass does not store h of every step in that type.
+        """
         sequences = self.spec.return_sequences
         shape = (batch.Q, self.spec.output_size)
         y = (

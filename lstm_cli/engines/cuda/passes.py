@@ -22,7 +22,7 @@ class ForwardRun:
     """Forward pass of one direction over all steps of a batch, or over a chunk of steps.
 
     There are G gates, and h has P features. Step t of a sequence is row ``starts + t``, or row
-    ``starts + steps - 1 - t`` in reverse. "Real" is the accumulator type.
+    ``starts + steps - 1 - t`` in reverse. "Real" means the accumulator type.
 
     Attributes
     ----------
@@ -69,8 +69,8 @@ class BackwardRun:
     Attributes
     ----------
     forward
-        The forward pass with its stored `c_steps`, `record` and `reads`. Its `h` and `c` hold final
-        states by now.
+        The forward pass with its stored `c_steps`, `record` and `reads`. Its `h` and `c` are now
+        the final states.
     h_initial, c_initial
         (N, P) and (N, H) real: initial states of the forward pass.
     y
@@ -83,8 +83,8 @@ class BackwardRun:
     dz
         (Q, G*H) real: receives the derivatives for the input parts.
     du
-        (Q, G*H) real: receives the derivatives for the recurrent parts. It may be `dz` itself where
-        the cell only adds the two parts.
+        (Q, G*H) real: receives the derivatives for the recurrent parts. It is `dz` itself if both
+        parts have the same derivatives.
     d_projected
         (Q, P) real: receives the derivative for W_hr's product; None if the cell does not project.
     dp
@@ -208,7 +208,7 @@ Run = TypeVar("Run", ForwardRun, BackwardRun)
 
 
 def launch_groups(runs: Sequence[Run], forward_of: Callable[[Run], ForwardRun]) -> list[list[Run]]:
-    """Group the runs that one launch can compute: those of one schedule, and so of one cell."""
+    """Group the runs that one launch can compute: runs with the same schedule, so the same cell."""
     first = forward_of(runs[0])
     if all(forward_of(run).schedule is first.schedule for run in runs):
         return [list(runs)]

@@ -1,4 +1,4 @@
-"""Precisions of the cuda engine: the type of sums, and the type of what products multiply."""
+"""Precisions of the cuda engine: the type of sums, and the type of the products' operands."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Precision:
     operand
         NumPy's name of the type that stores operands of products. 16-bit floats are ``uint16``.
     backward_name
-        Name of the precision that multiplies derivatives. Derivatives leave the range of float16,
-        so its backward pass multiplies in TF32 and the loss needs no scaling.
+        Name of the precision that multiplies derivatives. With float16 it is TF32, since
+        derivatives may leave the range of float16. So the loss needs no scaling.
     """
 
     name: str

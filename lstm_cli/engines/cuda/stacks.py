@@ -1,15 +1,16 @@
 """Pipelined stacks of recurrent layers, each layer in its own stream; the benefit is unmeasured.
 
-While a layer computes one chunk of steps, the layer below computes the next chunk; in the backward
-pass, the layer above does. This can pay where one layer leaves most of the device idle and there
-are many steps. Each chunk costs a launch, a product and host time.
+While a layer computes one chunk of steps, the layer below computes the next chunk. In the backward
+pass, the layer above computes the chunk before. A pipeline may pay if one layer leaves most of the
+device idle and there are many steps. Each chunk costs a launch, a product and host time.
 
 Cooperative blocks must be resident at the same time, and two layers must not block each other. So
-each of L layers may start at most 1/L of the multiprocessors' number of such blocks. Then some
-multiprocessor is free while any of these blocks is not running, and every block fits on it.
-Blocks that do not wait for one another end by themselves; so do clusters, which start as a whole,
-and products. But clusters need neighboring multiprocessors. Cooperative blocks may occupy some of
-these while they themselves wait behind the cluster. So a stack with both kinds is not pipelined.
+with L layers and S multiprocessors, each layer may start at most S / L cooperative blocks. Then
+some multiprocessor is free while any of these blocks is not running, and every block fits on it.
+Three kinds of work always end: blocks that do not wait for each other, clusters, whose blocks start
+together, and products. But clusters need neighboring multiprocessors. Cooperative blocks may occupy
+some of these while other cooperative blocks wait behind the cluster. So a stack with both kinds is
+not pipelined.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import DeviceMemoryError
 
 MAX_PIPELINE_LAYERS = 6
-"""Layers per pipeline at most; higher stacks are several pipelines. A GPU runs about 8 streams at a
-time."""
+"""Largest number of layers per pipeline, since a GPU runs about 8 streams at a time. A higher stack
+becomes several pipelines."""
 
 MAX_TIME_CHUNKS = 64
 """Largest number of chunks per pass that a plan considers."""
@@ -66,8 +67,8 @@ class PipelineOptions:
     Attributes
     ----------
     mode
-        ``auto``: where the model expects a speedup; ``always``: for every possible stack; or
-        ``never``.
+        ``auto``: pipelines where the cost model expects a speedup; ``always``: pipelines for every
+        possible stack; ``never``: none.
     chunk_steps
         Steps per chunk; None: the model chooses.
     """
@@ -119,7 +120,7 @@ def plan_pipeline(
     cells
         Cell of each layer, from the lowest.
     N, T
-        Sequences, and steps of every sequence.
+        Number of sequences, and of steps of every sequence.
     """
     if options.mode == "never":
         return "no pipeline was allowed"
@@ -131,7 +132,7 @@ def plan_pipeline(
     limited = with_sm_limit(sm_limit)
     steps = [limited.modeled_step(cell, N, backward=backward) for cell in cells]
     if mixes_clusters_and_grids(kind for _, kind in steps):
-        return "clusters and cooperative blocks may keep each other off the device"
+        return "clusters and cooperative blocks may block each other"
     slowest = max(seconds for seconds, _ in steps)
     unlimited = [kernels.modeled_step(cell, N, backward=backward) for cell in cells]
     sequential = sum(T * seconds + CHUNK_SECONDS for seconds, _ in unlimited)
@@ -150,7 +151,7 @@ def plan_pipeline(
 
 
 def mixes_clusters_and_grids(kinds: Iterable[str]) -> bool:
-    """True if clusters would run concurrently with cooperative blocks of a grid."""
+    """True if the kinds of exchange include both `CLUSTER` and `GRID`."""
     return {CLUSTER, GRID} <= set(kinds)
 
 
@@ -186,11 +187,11 @@ def _joins_stack(group: Sequence[LayerSpec], spec: LayerSpec, *, training: bool)
 
 
 def _split_stack(group: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
-    """Split off layers behind the last recurrent one, and split a stack that is too high."""
+    """Split off the layers after the last recurrent one, and split a stack that is too high."""
     stack = list(group)
-    behind: list[list[LayerSpec]] = []
+    layers_after: list[list[LayerSpec]] = []
     while len(stack) > 1 and not isinstance(stack[-1], RecurrentSpec):
-        behind.insert(0, [stack.pop()])
+        layers_after.insert(0, [stack.pop()])
     recurrent = sum(isinstance(spec, RecurrentSpec) for spec in stack)
     pipelines = -(-recurrent // MAX_PIPELINE_LAYERS)
     per_pipeline, count, part = -(-recurrent // max(1, pipelines)), 0, list[LayerSpec]()
@@ -202,7 +203,7 @@ def _split_stack(group: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
         count += isinstance(spec, RecurrentSpec)
     if part:
         yield part
-    yield from behind
+    yield from layers_after
 
 
 class PipelinedStacks:
@@ -253,8 +254,8 @@ class PipelinedStacks:
     ) -> list[LayerResult] | None:
         """Result of each layer; None if the layers must run one after the other.
 
-        A pipeline allocates the arrays of all layers at once. Where memory is too small for that,
-        it may still suffice for one layer at a time.
+        A pipeline allocates the arrays of all layers at once. If memory is too small for that, it
+        may still suffice for one layer at a time.
         """
         batch, specs = x.batch, [layer.spec for layer in layers]
         plan = self.plan(specs, batch.N, batch.longest)
@@ -313,7 +314,7 @@ class PipelinedStacks:
         return [layer.finish_backward(one) for layer, one in zip(layers, passes, strict=True)]
 
     def stream_kernels(self, plan: PipelinePlan) -> list[RecurrenceKernels]:
-        """Kernels for each layer's stream, with scratch memory of their own."""
+        """Kernels for the stream of each layer; each stream has its own scratch memory."""
         self._limited(plan.sm_limit)
         kernels = self._limited_kernels[plan.sm_limit]
         while len(kernels) < plan.layers:
@@ -328,11 +329,15 @@ class PipelinedStacks:
 
 
 def _operand_buffer(layer: PreparedRecurrent, layer_pass: BackwardPass) -> DeviceArray | None:
-    """Buffer for dz in the operand type; None where products take dz itself or gathered rows."""
-    back = layer.precision.backward
+    """Buffer for dz in the operand type; None if products take dz itself, or gathered rows."""
+    backward_precision = layer.precision.backward
     if layer_pass.tape.x.batch.ragged:
         return None
-    return layer.device.empty(layer_pass.runs[0].dz.shape, back.operand) if back.narrow else None
+    return (
+        layer.device.empty(layer_pass.runs[0].dz.shape, backward_precision.operand)
+        if backward_precision.narrow
+        else None
+    )
 
 
 @dataclass(eq=False)
@@ -377,9 +382,9 @@ class _PipelineRun:
 
     @contextmanager
     def _streams(self) -> Iterator[tuple[Event, list[Event]]]:
-        """Streams start after the main stream, which waits for them even if an error occurs.
+        """Context of the streams. The main stream waits for them at its end, even after an error.
 
-        Yields the event at their start, and a list that later holds the event at each one's end.
+        Yields the event at the start, and a list to which the end appends each stream's last event.
         """
         start, ends = self.device.record_event(), list[Event]()
         self.chunk_events = [{} for _ in self.layers]

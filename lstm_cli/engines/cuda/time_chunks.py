@@ -1,8 +1,8 @@
 """Chunks of steps of a batch and a pass, for pipelined stacks, whose benefit is unmeasured.
 
-A chunk of a batch is a batch itself. Its sequences begin further on among the same rows, and end
-with the chunk; the longest-first order stays. A run over a chunk uses the arrays of the whole run;
-its initial states are those that the chunk before has left.
+A chunk of a batch is a batch itself. Its sequences are parts of the same rows, in the same
+longest-first order. A run over a chunk uses the arrays of the whole run; its initial states are the
+final states of the chunk before.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class TimeChunk:
     first
         First step of the chunk.
     rows
-        (R,) int64 on the device: row numbers of the chunk's steps. None if all sequences have one
-        length: then the rows follow from the sizes.
+        (R,) int64 on the device: row numbers of the R valid steps of the chunk. None if all
+        sequences have one length, so that the sizes determine the rows.
     previous_rows
-        (N,) int64 on the device, in the caller's order: row of the step before the chunk; any row
-        for a sequence that has ended. None if all sequences have one length.
+        (N,) int64 on the device, in the caller's order: row of the step before the chunk; an
+        arbitrary row for a sequence that has ended. None if all sequences have one length.
     """
 
     batch: DeviceBatch
@@ -51,9 +51,9 @@ _CHUNKS: WeakKeyDictionary[DeviceBatch, dict[int, tuple[TimeChunk, ...]]] = Weak
 
 
 def time_chunks(device: Device, batch: DeviceBatch, steps: int) -> tuple[TimeChunk, ...]:
-    """Cut a batch in chunks of `steps` steps, the last one shorter; made once per batch.
+    """Cut a batch into chunks of `steps` steps; the last one may be shorter. Cached per batch.
 
-    Call it on the main stream: later passes use the same tables.
+    Call it on the main stream, since later passes use the same tables.
     """
     chunks = _CHUNKS.setdefault(batch, {})
     if steps not in chunks:
@@ -114,7 +114,8 @@ def multiply_chunk_rows(
     Parameters
     ----------
     a
-        (Q, K) of the operand type, or of the accumulator type: then its rows are rounded.
+        (Q, K) of the operand type, or of the accumulator type. In the second case the rows are
+        rounded.
     """
     name = precision.name
     if chunk.rows is None:

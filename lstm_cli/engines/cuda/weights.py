@@ -67,9 +67,9 @@ class MatrixPacking:
     Attributes
     ----------
     sizes
-        Sizes of the three axes; a row of the packed matrix is one C.
+        Sizes of the three axes. A row of the packed matrix runs along C.
     filled
-        Sizes of A and B that hold values; zeros pad the rest.
+        Sizes of A and B without padding, which is zeros.
     strides
         Elements between neighbors on each axis in the stored matrix.
     """
@@ -114,7 +114,7 @@ def packed_weights(
     *,
     transposed: bool,
 ) -> DeviceArray:
-    """Pack a matrix for a general kernel, once.
+    """The packed matrix for a general kernel, cached in `weights`.
 
     Parameters
     ----------

@@ -51,10 +51,14 @@ class BackwardPlan:
 
     Attributes
     ----------
+    address, arguments
+        Address of the kernel, and layout of its argument block.
+    schedule
+        Phases of the cell's step.
     slots
-        Places of the derivatives of pre-activations.
+        Slots of the derivatives of pre-activations.
     stages
-        Stage that each product undoes.
+        Forward stage that each product differentiates.
     products
         Packing of each product's matrix.
     inputs
@@ -151,14 +155,14 @@ def backward_kernel(weights: RecurrentWeights, schedule: CellSchedule) -> Backwa
 class BackwardBuffers:
     """Buffers of one direction's backward pass for one kind of batch.
 
-    A step record is a valid step of a sequence; records have the order in which steps are computed.
+    A step record is one valid step of one sequence. Records have the order of computation.
 
     Attributes
     ----------
     block
         The kernel's argument block.
-    row, sequence, time, passed
-        (records,) row, sequence, time, and number of the sequence's steps computed before.
+    row, sequence, time, earlier_steps
+        (records,) row, sequence, time, and number of earlier steps of the sequence in this pass.
     dz
         (records, slots, stride) derivatives of pre-activations.
     dh, dc
@@ -170,20 +174,20 @@ class BackwardBuffers:
     projected
         (records, stride) derivatives of a projection's results.
     order
-        (records,) order of records in sums over all steps; None for the order of their numbers.
+        (records,) record numbers in the order of sums over all steps. None: 0, 1, 2, ...
     zeros
-        Zeros for the derivatives of outputs that nothing reads.
+        Zeros, in place of derivatives of outputs that no later layer reads.
     first_records, phase_memory
         Arrays whose addresses are in `block`.
     offsets
-        Places of rows and steps of an array, by its strides.
+        Offsets of rows and steps in an array, in numbers, by the array's strides.
     """
 
     block: Array
     row: Array
     sequence: Array
     time: Array
-    passed: Array
+    earlier_steps: Array
     dz: Array
     dh: Array
     dc: Array
@@ -197,7 +201,7 @@ class BackwardBuffers:
     offsets: dict[Hashable, Array] = field(default_factory=dict)
 
     def steps(self, array: Array) -> Array:
-        """Place of each record's step in an array (N, T, size)."""
+        """Offset of each record's step in an array (N, T, size), in numbers: (records,)."""
         sequence, time = (stride // array.itemsize for stride in array.strides[:2])
         key = ("steps", sequence, time)
         if key not in self.offsets:
@@ -206,15 +210,15 @@ class BackwardBuffers:
         return self.offsets[key]
 
     def operand_rows(self, array: Array) -> Array:
-        """Place of each record's row in states (times, N, stride) before its step."""
+        """Offset of each record's row in states (times, N, stride) before its step, in numbers."""
         time, row = (stride // array.itemsize for stride in array.strides[:2])
         key = ("operand rows", time, row)
         if key not in self.offsets:
-            self.offsets[key] = self.passed * time + self.row * row
+            self.offsets[key] = self.earlier_steps * time + self.row * row
         return self.offsets[key]
 
     def in_sum_order(self, rows: MemoryRows) -> MemoryRows:
-        """Rows, one per record, in the order of sums over steps."""
+        """The rows, one per record, in the order of sums over steps."""
         if self.order is None:
             return rows
         if rows.offsets is None:
@@ -224,7 +228,7 @@ class BackwardBuffers:
     def row_starts(
         self, rows: RowGroups, row: int, step: int, column: int, *, reverse: bool
     ) -> Array:
-        """Place of each row's first step; see `RowGroups.offsets`."""
+        """Offset of each row's first step, in numbers; see `RowGroups.offsets`."""
         key = ("row starts", row, step, column)
         if key not in self.offsets:
             self.offsets[key] = rows.offsets(row, step, column, reverse=reverse)
@@ -252,23 +256,23 @@ def _buffers(
     row, sequence, time = rows.steps(reverse=inputs.reverse)
     units, outputs, N = weights.units.stride, weights.outputs.stride, rows.count
     gates = len(weights.cell.peephole_gates)
-    passed = time
+    earlier_steps = time
     if inputs.reverse:
         lengths = rows.T if rows.lengths is None else rows.lengths[row]
-        passed = np.asarray(lengths - 1 - time)
+        earlier_steps = np.asarray(lengths - 1 - time)
     buffers = BackwardBuffers(
         block=plan.arguments.empty(),
         row=row,
         sequence=sequence,
         time=time,
-        passed=passed,
+        earlier_steps=earlier_steps,
         dz=workspace.shaped("dz", (len(row), len(plan.slots.slots), units), dtype),
         dh=workspace.shaped("dh", (N, outputs), dtype),
         dc=workspace.shaped("dc", (N, units), dtype),
         dh_direct=workspace.shaped("direct dh", (N, outputs), dtype),
         dp=workspace.shaped("dp", (N, gates, units), dtype),
         projected=workspace.shaped("projected", (len(row), outputs), dtype),
-        order=rows.sum_order(sequence, passed),
+        order=rows.sum_order(sequence, earlier_steps),
         zeros=workspace.get("zeros", max(4096, outputs), dtype),
         first_records=rows.first_records(),
         phase_memory=workspace.shaped("phases", (shared_phase_words(threads),), "int64"),
@@ -344,12 +348,12 @@ class BackwardPass:
         Parameters
         ----------
         d
-            (N, T, F) derivative of the layer's output, in which this direction begins at `column`;
-            or (N, P) derivative of the last step's output.
+            (N, T, F) derivative of the layer's output, whose columns for this direction begin at
+            `column`; or (N, F) derivative of the last step's output.
         dx
             (N, T, D) derivative of x, written at valid steps.
         add
-            Add to `dx` instead of writing it.
+            True: add to `dx` instead of overwriting it.
         """
         self._run_kernel(d, column)
         self._input_gradient(dx, add)

@@ -1,7 +1,7 @@
 """The jit engine: kernels compiled for this processor from the cells' equations.
 
-A sequence gives the same bits in every batch, at every place in it, and on any number of threads:
-every sum is made in one order, and no result depends on how threads share the work.
+The results of a sequence have the same bits in every batch and at every place in it. The number of
+threads does not change them either: every sum has one order, however threads share the work.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import DeviceError
 
 JIT_DTYPES = (*SUPPORTED_DTYPES, "bfloat16")
-"""Dtypes of the engine. In bfloat16, for inference only, recurrent layers round their matrices and
-the numbers that these multiply."""
+"""Dtypes of the engine. bfloat16 is for inference only: recurrent layers round their matrices, and
+the vectors that these multiply."""
 
 
 class JitEngine(HostArrays):
@@ -53,7 +53,7 @@ class JitEngine(HostArrays):
     dtype
         One of `JIT_DTYPES`.
     threads
-        Most threads to use; small work takes fewer.
+        Largest number of threads to use; small work takes fewer.
     machine
         Machine that the kernels are made for; this machine by default.
 
@@ -81,7 +81,7 @@ class JitEngine(HostArrays):
         self._workspaces, self._array_pool = Workspaces(), ArrayPool()
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """The layer with its weights, which are packed at first use; None without weights."""
+        """The layer with its weights, packed at first use. None for a layer without weights."""
         dtype = array_dtype(self)
         spec, weights = with_biases(spec, weights)
         tensors = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
@@ -120,7 +120,7 @@ class JitEngine(HostArrays):
                 return layer.forward(x, lengths, state, return_gates=return_gates)
             if self.dtype == "bfloat16":
                 raise DeviceError(
-                    "bfloat16 is for inference; there is no training in it",
+                    "the jit engine does not train in bfloat16, which is for inference only",
                     hint="--dtype float32",
                 )
             return layer.forward_training(x, lengths, state, training)

@@ -27,7 +27,7 @@ from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import Array
 
 _COUNTED_THREADS = 8
-"""Most threads with shared columns whose caches together set the rows of input projections."""
+"""Largest number of threads with shared columns whose caches count for `_projected_rows`."""
 
 _CALL = Struct("8q")
 """Entries of `codegen.forward.ForwardArguments.call`, in order."""
@@ -39,10 +39,12 @@ class ForwardKernel:
 
     Attributes
     ----------
+    address, schedule
+        Address of the kernel, and phases of the cell's step.
     arguments
         Layout of the kernel's argument block.
     weights
-        Bytes of the block's entries about the weights.
+        The block's entries about the weights, packed as bytes.
     """
 
     address: int
@@ -105,15 +107,15 @@ class ForwardInputs:
     rows
         Order in which the kernel computes the sequences.
     reverse
-        From each sequence's last step to its first.
+        True: the pass runs from each sequence's last step to its first.
     states
         Initial (h, c), each (N, size); None for zeros.
     mask
-        (N, P) recurrent dropout; None without it.
+        (N, P) mask of recurrent dropout; None without dropout.
     record_steps
-        Write the states and slots of every step.
+        True: store the states and slots of every step.
     threads
-        Most threads to use.
+        Number of threads.
     """
 
     x: Array
@@ -136,15 +138,15 @@ class ForwardBuffers:
     h, c
         (times, N, stride) states by row: T + 1 times if all steps are recorded, else the last ones.
     mask, masked
-        (N, stride) recurrent dropout, and h times the mask with the shape of `h`.
+        (N, stride) mask of recurrent dropout, and h times the mask in the shape of `h`.
     record
-        (step records, slots, stride) values recorded of each step.
+        (step records, slots, stride) slots of each step.
     first_records
         (groups,) number of a group's first step record.
     phase_memory
         Memory of `worker_ir.SharedPhases`, zero before each call.
     offsets
-        Step stride, address of row starts, and row starts, by an array's strides and column.
+        By an array's strides and column: step stride, address of the row starts, and row starts.
     bound_kernel
         Kernel whose weight entries are in `block`.
     """
@@ -173,7 +175,7 @@ def run_forward(
     Parameters
     ----------
     y
-        Output (N, T, F), and the column at which this direction begins; padding is not written.
+        Output (N, T, F), and the first column of this direction. The kernel writes no padding.
         None: the output of single steps is not needed.
 
     Returns
@@ -206,7 +208,7 @@ def run_forward(
 
 
 def _variant_key(inputs: ForwardInputs) -> tuple[object, ...]:
-    """Options that shape the buffers, beside the rows and the cell."""
+    """Options that the buffers depend on, besides the rows and the cell."""
     return inputs.reverse, inputs.record_steps, inputs.mask is None, inputs.threads
 
 
@@ -277,7 +279,7 @@ def _buffers(
 
 
 def _projected_rows(rows: RowGroups, row_bytes: int, threads: int, cache: int) -> int:
-    """Rows of input projections computed at once: half a cache, at least the rows of one step.
+    """Number of rows of input projections that fit half a cache, at least those of one step.
 
     Threads that share columns hold a part of each row. Only a few of them are counted: more rows
     bring no speed, and every thread has its own list of rows.
@@ -321,7 +323,7 @@ def _write_call_arguments(
 def _row_starts(
     buffers: ForwardBuffers, inputs: ForwardInputs, array: Array, column: int
 ) -> tuple[int, int]:
-    """Numbers from one step of the pass to the next, and address of each row's first step."""
+    """Stride from one step of the pass to the next, in numbers; address of the row starts."""
     key = (*array.strides, column)
     entry = buffers.offsets.get(key)
     if entry is None:

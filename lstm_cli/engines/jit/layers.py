@@ -62,7 +62,7 @@ class RecurrentTape:
     Attributes
     ----------
     inputs, buffers, workspaces
-        Inputs, filled buffers, and the workspace that holds these; it returns with the tape's end.
+        Inputs, filled buffers, and the workspace of the buffers, which is released with the tape.
     lengths
         (N,) steps of the sequences; None: all have T.
     dropout_mask
@@ -86,7 +86,7 @@ class PreparedRecurrent:
     workspaces
         Source of workspaces.
     threads
-        Most threads to use.
+        Largest number of threads to use.
     """
 
     def __init__(

@@ -28,13 +28,13 @@ class PackingPlan:
     Attributes
     ----------
     input_size
-        D, the features of the inputs.
+        Number of input features D.
     vector
         Full vector of this machine in the layer's dtype.
     threads
-        Most threads that pack one matrix.
+        Largest number of threads that pack one matrix.
     bf16
-        Matrices are multiplied in bfloat16.
+        True: matrices are multiplied in bfloat16.
     """
 
     cell: Cell
@@ -51,9 +51,9 @@ class PackingPlan:
 
     @cached_property
     def gate_vectors(self) -> int | None:
-        """Vectors per gate in a panel; None for the default.
+        """Number of vectors per gate in a panel; None: the default of `split_columns`.
 
-        A cell with several products of W_hh needs 1: its phases then cut their columns alike.
+        A cell with several products of W_hh needs 1, so that all its phases have the same panels.
         """
         return 1 if sum(stage.matrix == "weight_hh" for stage in self.stages) > 1 else None
 
@@ -146,7 +146,7 @@ class RecurrentWeights:
 
     @property
     def bf16(self) -> bool:
-        """Matrices are multiplied in bfloat16."""
+        """True if matrices are multiplied in bfloat16."""
         return self.plan.bf16
 
     @property

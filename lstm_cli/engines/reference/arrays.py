@@ -23,7 +23,7 @@ class HostArrays(ABC):
     """`lstm_cli.engines.types.ArrayOperations` of an engine whose arrays are NumPy arrays."""
 
     def from_device_array(self, array: Any) -> Any:
-        """No array: the engine has no memory but NumPy's."""
+        """Always None, since the engine has no memory but NumPy's."""
         return None
 
     def normalize(self, x: Array, mean: Array, scale: Array) -> Array:
@@ -76,7 +76,7 @@ class HostArrays(ABC):
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
     def match_layout(self, array: Any, values: Array) -> Any:
-        """No array: there is no layout but NumPy's."""
+        """Always None, since the engine has no layout but NumPy's."""
         return None
 
     def gather_valid(self, values: Array, rows: Array | None) -> Array:
@@ -164,14 +164,14 @@ def check_same_layout(arrays: Sequence[Array]) -> None:
     Raises
     ------
     ValueError
-        There is no array, arrays of several shapes, or one with gaps: a mistake of the caller.
+        `arrays` is empty, or has several shapes, or an array with gaps. It is the caller's mistake.
     """
     if not arrays:
-        raise ValueError("at least one array is wanted")
+        raise ValueError("at least one array is needed")
     shape = arrays[0].shape
     for array in arrays:
         if array.shape != shape or not array.flags.c_contiguous:
-            raise ValueError(f"arrays of one shape without gaps are wanted, not {array.shape}")
+            raise ValueError(f"arrays of one shape without gaps are needed, not {array.shape}")
 
 
 NUMPY = NumpyElementwise()
@@ -212,8 +212,8 @@ def cross_entropy(
         weights = t @ class_weights
     smooth = (1 - label_smoothing) * t + label_smoothing / F
     if class_weights is not None:
-        # Each class's share counts for its own weight, as in PyTorch; the row's weight is
-        # multiplied in later.
+        # The share of each class has the weight of that class, as in PyTorch. The division
+        # cancels the row's weight, which is multiplied in below.
         smooth = smooth * class_weights / np.where(weights, weights, 1)[:, None]
     logs = log_softmax(a)
     d = np.exp(logs) * smooth.sum(axis=1, keepdims=True) - smooth

@@ -1,7 +1,7 @@
 """Backpropagation through time for one direction of a recurrent layer, in NumPy.
 
-The backward step is the gradient of the cell's graph (`lstm_cli.cells.gradient`). Derivatives
-of the weights do not depend on the order of steps: each is one product over all steps at the end.
+The backward step is the gradient of the cell's graph (`lstm_cli.cells.gradient`). The derivative
+of a weight matrix is a sum over steps. So one product over all steps computes it at the end.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class BackwardPass:
         self.projected: list[Array] = [np.empty(0)] * T
 
     def run(self, d_output: Array | None, d_last: Array | None) -> DirectionGradients:
-        """Derivatives of all steps, then the products over all steps.
+        """Backward pass over all steps, then the products over all steps for the weights.
 
         Parameters
         ----------
@@ -121,14 +121,14 @@ class BackwardPass:
 
     @staticmethod
     def _before(adjoint: Array | None, after: Array, padding: Array | None) -> Array:
-        """Derivative for a state before the step. In padding it is the one after the step."""
+        """Derivative for a state before the step. In padding it equals that after the step."""
         new = np.zeros_like(after) if adjoint is None else adjoint
         return new if padding is None else np.where(padding, after, new)
 
     def _stage(
         self, t: int, stage: Stage, step: TrainingStep, read: int, adjoints: dict[str, Array]
     ) -> Array:
-        """Derivative for the vector that a product reads; the product's own goes into `du`."""
+        """Derivative for the vector that a product reads. Stores that for its result in `du`."""
         if stage.matrix == "weight_hr":
             d = adjoints.pop(PROJECTED)
             self.projected[t] = d

@@ -1,6 +1,6 @@
 """The reference engine: NumPy, one step after another, with the equations of the cells.
 
-It is the oracle for the other engines, and supports every layer option in float32 and float64.
+This engine is the oracle for the others, and supports every layer option in float32 and float64.
 One product projects the inputs of many steps. The recurrence takes a product per step.
 """
 
@@ -63,10 +63,10 @@ class ReferenceEngine(NumpyElementwise):
     dtype
         ``float32`` or ``float64``.
     threads
-        Threads that BLAS may use, at most the number of processors. None leaves BLAS's setting.
+        Number of threads that BLAS may use, at most that of processors. None: BLAS's own setting.
     by_gate
-        Compute and time the products of each gate separately. This is slower, and results agree
-        within rounding. `LayerResult.seconds` then has a row per gate and part.
+        True: compute and time the products of each gate separately. This is slower, and results
+        agree within rounding. `LayerResult.seconds` then has an entry per gate and part.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class ReferenceEngine(NumpyElementwise):
             self._blas_limit = min(threads, allowed_threads())
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Contiguous weights in this engine's dtype. A recurrent layer has one per direction."""
+        """Contiguous weights in this engine's dtype, for a recurrent layer a list by direction."""
         spec, weights = with_biases(spec, weights)
         tensors = {
             name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()

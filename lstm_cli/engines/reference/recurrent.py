@@ -132,7 +132,7 @@ class ForwardPass:
     gates
         Gates and states of every step by name, if requested.
     seconds
-        Time by part.
+        Seconds by part.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class ForwardPass:
         return np.where(nonempty[:, None], h, np.zeros((), h.dtype))
 
     def _steps(self, xt: Array, history: dict[str, list[Array]] | None) -> Iterator[NumpyStep]:
-        """A step object for each time. One product projects the inputs of many steps."""
+        """Yield a step object for each step. One product projects the inputs of many steps."""
         T, N, _ = xt.shape
         rows = self.weights.weight_ih.shape[0]
         steps = max(1, PROJECTION_BYTES // max(1, N * rows * xt.itemsize))

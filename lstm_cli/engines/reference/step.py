@@ -65,7 +65,7 @@ class NumpyStep:
     history
         Receives the gates of every step by letter. None: gates are not stored.
     seconds
-        Receives the times that a subclass measures.
+        Receives the seconds by part that a subclass measures.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class ProfiledStep(NumpyStep):
         return super().record(gate, value)
 
     def select(self, new: tuple[Array, ...], old: tuple[Array, ...]) -> tuple[Array, ...]:
-        """The states after the step; the remaining time counts as ``states``."""
+        """New states, or old ones in padding. The remaining time counts as ``states``."""
         states = super().select(new, old)
         self._add_time("states")
         return states
@@ -160,8 +160,8 @@ class TrainingStep(NumpyStep):
     Attributes
     ----------
     mask
-        (N, P) dropout mask of the vectors that recurrent products read. It is the same in all
-        steps (Gal and Ghahramani 2016). None without dropout.
+        (N, P) dropout mask of the vectors that recurrent products read, the same in all steps
+        (Gal and Ghahramani 2016). None: no dropout.
     reads
         Vectors that the products read, in order.
     """

@@ -119,7 +119,7 @@ def test_both_passes_of_training_are_explained():
     [
         (stack(64), {"pipelining": PipelineOptions("never")}, "no pipeline was allowed"),
         ([*stack(64)[:1], RecurrentSpec(1, 64, (LSTM(hidden_size=9),) * 2)], {}, "last step"),
-        ([*stack(64)[:1], DenseSpec(1, 64, 64, None), stack(64, depth=3)[2]], {}, "as they are"),
+        ([*stack(64)[:1], DenseSpec(1, 64, 64, None), stack(64, depth=3)[2]], {}, "unchanged"),
     ],
     ids=["never", "reverse", "dense between"],
 )

@@ -299,4 +299,4 @@ def test_before_the_first_update_nothing_is_said_of_learning_slower():
 def test_a_loss_beyond_the_numbers():
     one = train_step(dtype="float64")
     one.weights["layers.1.bias"][...] = 1e200
-    assert "the loss is inf, of outputs that are finite" in str(error_of(one, *batch()))
+    assert "the loss is inf, although all outputs are finite" in str(error_of(one, *batch()))

@@ -20,7 +20,7 @@ from lstm_cli.engines.cuda.runtime.device import (
 )
 
 _MOVED_C_TYPES = C_TYPES | {"uint16": "unsigned short"}
-"""C++ names of types that are only moved: accumulators and 16-bit floats."""
+"""C++ names of the types that these kernels move: accumulators and 16-bit floats."""
 
 _LAYOUT_KERNELS = ("pack", "unpack", "repack", "begun", "normalize", "take", "put")
 
@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(256) begun(
 def pack_steps(
     device: Device, batch: DeviceBatch, array: DeviceArray, accumulator: str
 ) -> DeviceArray:
-    """Pack an array (N, T, F) as (Q, F); it is float32 or float64, with any strides."""
+    """Pack an array (N, T, F) as (Q, F). It may be float32 or float64 and have any strides."""
     F = array.shape[2]
     if not batch.ragged and _is_contiguous(array) and dtype_name(array.dtype) == accumulator:
         return array.reshape(batch.Q, F)
@@ -350,7 +350,7 @@ def round_operands(device: Device, precision: Precision, values: DeviceArray) ->
 def round_rows_into(
     device: Device, precision: Precision, values: DeviceArray, out: DeviceArray
 ) -> None:
-    """Round a sub-matrix, or a stack of sub-matrices, into the same place of `out`."""
+    """Round a sub-matrix, or a stack of sub-matrices, into the same position of `out`."""
     if values.size:
         stacked = values.ndim == 3
         row = values.size // values.shape[0] if stacked else values.size

@@ -24,10 +24,10 @@ from lstm_cli.engines.cuda.runtime.device import (
 from lstm_cli.engines.types import Deferred
 
 MAX_SUM_BLOCKS = 64
-"""Largest number of blocks that share out a sum."""
+"""Largest number of blocks that compute one sum."""
 
 SUM_BUFFER_SIZE = 1 << 13
-"""Partial sums that the device keeps before they are fetched."""
+"""Number of partial sums that fit on the device; when they are full, the host fetches all sums."""
 
 BLOCK_SUM = """
 __device__ __forceinline__ void leave_sum(double own, double* sums, double* to) {
@@ -58,7 +58,7 @@ class DeferredSums:
         Returns
         -------
         buffer, total
-            (parts,) float64 on the device, and a call that waits for the total.
+            (parts,) float64 on the device, and a function that waits for the total and returns it.
         """
         if self._used + parts > SUM_BUFFER_SIZE:
             self.fetch()
@@ -130,7 +130,7 @@ def evaluate(
 def total(
     device: Device, root: Expression, values: Mapping[str, DeviceArray | float], sums: DeferredSums
 ) -> Deferred:
-    """Sum a root over all elements, each computed and added in double precision."""
+    """Deferred sum of a root over all elements, computed and added in double precision."""
     first = next(value for value in values.values() if not isinstance(value, float | int))
     arrays, numbers = _symbol_values([root], values, first)
     if not first.size:

@@ -1,13 +1,13 @@
 """Exchange of values between the blocks of a persistent kernel, once per step; speed unmeasured.
 
-The vectors of a group are in two buffers: a step reads the one that the step before wrote. The
-three kinds of exchange differ in where the buffers are:
+The vectors of a group are in two buffers: a step reads the buffer that the step before wrote. The
+three kinds of exchange differ in the memory of these buffers:
 
 ``block``
     One block has all units. The buffers are in its shared memory, and ``__syncthreads`` orders all
     accesses.
 ``cluster``
-    Every block of a thread-block cluster has the whole vectors in its own shared memory. It
+    Every block of a thread-block cluster has the whole vectors in its own shared memory. A block
     writes its units to its own buffer and synchronizes its threads. Then it copies the units, 16
     bytes at a time, to the other blocks (``st.shared::cluster``). Finally all threads of all blocks
     arrive with release and wait with acquire. So stores before an arrival are visible after a wait.
@@ -22,9 +22,9 @@ three kinds of exchange differ in where the buffers are:
 One barrier per step is enough. Step s writes the buffer that step s - 1 read. A block reaches step
 s only after the barrier at the end of step s - 1. Every block arrives there after its last read:
 the products' operands are in registers, and the sums have passed ``__syncthreads``, before a block
-writes or arrives. The last step exchanges nothing, so no block stores into one that has ended. And
-no block stores into another before a first barrier of the cluster, since that one may not have
-started.
+writes or arrives. The last step exchanges nothing, so no block stores into a block that has ended.
+Another block may not have started before the cluster's first barrier, so no block stores into it
+earlier.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ COUNTER_WORDS = 32
 
 @dataclass(frozen=True)
 class ExchangeCode:
-    """CUDA C++ of one kind of exchange; it uses names of the kernel.
+    """CUDA C++ of one kind of exchange, which uses variables of the kernel.
 
     Attributes
     ----------
     buffers
         Declaration of ``element* exchange``, the group's two buffers.
     first, stride
-        First number of the buffers that a thread initializes, and the distance to its next one.
+        Index of the first number of the buffers that a thread initializes, and the step to the
+        thread's next number.
     load
         Load of a `Quad` of a vector at the address ``from``.
     arrive, wait
-        Statements after a step's values are written, and before they are read.
+        Statements to run after a step's values are written, and before the values are read.
     """
 
     buffers: str
@@ -115,5 +116,5 @@ def cluster_copy_code(plan: PersistentPlan) -> str:
 
 
 def counter_words(plan: PersistentPlan, groups: int, directions: int) -> int:
-    """32-bit words of counters per launch; 0 unless the exchange is through global memory."""
+    """Number of 32-bit words of counters per launch; 0 without exchange through global memory."""
     return groups * directions * COUNTER_WORDS if plan.kind == GRID else 0

@@ -46,7 +46,7 @@ SHARED_PARAMETERS = (
     "long long scratch_bytes",
     "unsigned* barrier_counter",
 )
-"""Parameters of the batch; `order` to `counts` as in `DeviceBatch`, ``*_row`` are row strides."""
+"""Parameters of the batch. `DeviceBatch` has `order` to `counts`; ``*_row`` are row strides."""
 
 
 @lru_cache(maxsize=64)
@@ -60,14 +60,17 @@ def parameters(phases: int) -> KernelParameters:
     return KernelParameters(SHARED_PARAMETERS, tuple(names))
 
 
-def undone_stages(schedule: CellSchedule) -> tuple[Stage, ...]:
-    """Stage whose product each backward phase undoes; the first undoes the following step's."""
+def differentiated_stages(schedule: CellSchedule) -> tuple[Stage, ...]:
+    """Stage whose product each backward phase differentiates.
+
+    The first phase differentiates the first product of the following step.
+    """
     return tuple(phase.stage or schedule.phases[0].stage for phase in schedule.backward)
 
 
 @lru_cache(maxsize=256)
 def shares_derivatives(schedule: CellSchedule) -> bool:
-    """True if input and recurrent parts have the same derivatives, which are then stored once."""
+    """True if input and recurrent parts have equal derivatives, which are then stored once."""
     derivatives: dict[str, Expression] = {}
     for phase in schedule.backward:
         derivatives |= phase.derivatives
@@ -83,7 +86,7 @@ def source(cell: Cell, schedule: CellSchedule, precision: Precision, rows: int) 
 
 
 def _body(cell: Cell, schedule: CellSchedule) -> str:
-    """Initialization and the loop back over steps; step -1 only computes h's derivative."""
+    """Initialization, and the loop over steps in reverse. Step -1 only computes h's derivative."""
     phases, size = range(len(schedule.backward)), len(cell.letters)
     first = _phase(cell, schedule, 0)
     later = "".join(
@@ -114,8 +117,8 @@ def scratch_bytes(cell: Cell, precision: Precision, N: int, P8: int, H8: int) ->
 
 
 def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
-    """A product, and the derivatives that depend on no later product."""
-    phase, stage = schedule.backward[k], undone_stages(schedule)[k]
+    """CUDA C++ of a product, and of the derivatives that depend on no later product."""
+    phase, stage = schedule.backward[k], differentiated_stages(schedule)[k]
     body = [
         "const long long n = order[r], length = steps[r];",
         "const long long q = starts[r] + (reverse ? length - 1 - t : t);",
@@ -136,7 +139,7 @@ def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
 
 
 def _bring_back(schedule: CellSchedule) -> list[str]:
-    """Derivative of h: from the following step or the final state, and from this step's output."""
+    """Statements that add up h's derivative: of the following step or final state, and of y."""
     carried = any("h_prev" in phase.derivatives for phase in schedule.backward)
     later = any("d_h" in symbols(phase.derivatives.values()) for phase in schedule.backward[1:])
     masked = "own[0] * m[n * P + unit]" if schedule.dropout else "own[0]"
@@ -156,7 +159,7 @@ def _derivatives(cell: Cell, schedule: CellSchedule, k: int) -> list[str]:
     """Statements that compute and store a phase's derivatives."""
     phase = schedule.backward[k]
     roots = dict(phase.derivatives)
-    if k == len(schedule.backward) - 1:  # derivatives without a reader of their value are 0
+    if k == len(schedule.backward) - 1:  # gates that no state depends on have derivatives of 0
         known = {name for one in schedule.backward for name in one.derivatives}
         names = [f"{kind}_{gate}" for kind in "xh" for gate in cell.letters]
         roots |= {name: lift(0.0) for name in names if name not in known}

@@ -1,6 +1,6 @@
 """General forward kernel of a cell: a whole sequence in one launch, for any size.
 
-Blocks take the same tiles of rows and columns in every step, so one thread owns a row's states. A
+A block computes the same tiles of rows and columns in every step, so one thread owns a state. A
 product reads an exchange buffer in the operand type, which other blocks have written. A grid
 barrier separates two phases, and the host takes part in no step.
 """
@@ -41,7 +41,7 @@ SHARED_PARAMETERS = (
     "long long scratch_bytes",
     "unsigned* barrier_counter",
 )
-"""Parameters of the batch; `order` to `counts` as in `DeviceBatch`, ``*_row`` are row strides."""
+"""Parameters of the batch. `DeviceBatch` has `order` to `counts`; ``*_row`` are row strides."""
 
 
 @lru_cache(maxsize=64)
@@ -120,7 +120,7 @@ def scratch_bytes(schedule: CellSchedule, precision: Precision, N: int, P8: int,
 
 
 def _phase(cell: Cell, schedule: CellSchedule, k: int) -> str:
-    """A product and the equations after it, over all rows of a step."""
+    """CUDA C++ of a product and the equations after it, over all rows of a step."""
     phase = schedule.phases[k]
     gates = max(1, len(phase.stage.gates))
     roots = phase.roots

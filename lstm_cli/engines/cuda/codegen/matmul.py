@@ -1,8 +1,8 @@
 """Parts of the general kernels: products of a few rows, grid barriers, kernel parameters.
 
-A tile is some rows of a batch times the 32 columns of a warp's lanes. The warps of a block share
-out the sum of a tile's product and add up their parts in shared memory. Then they share out its
-rows. So even one sequence keeps a block busy, and sizes alone fix the order of every sum.
+A tile is some rows of a batch times the 32 columns of a warp's lanes. Each warp of a block computes
+a part of the sums of a tile, and shared memory collects the parts. Then each warp takes some rows
+of the tile. So even one sequence keeps a block busy, and sizes alone fix the order of every sum.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_THREADS = 256
 """Largest number of threads per block."""
 
 CHUNK = 64
-"""Numbers of a row that a warp keeps in shared memory at a time."""
+"""Count of numbers of a row that a warp keeps in shared memory at a time."""
 
 ROW_MULTIPLE = 8
-"""The padded length of a multiplied row is a multiple of this: 16 bytes of the narrowest type."""
+"""Divisor of the padded length of a multiplied row: 16 bytes of the narrowest type."""
 
 CONVERSIONS: Mapping[str, tuple[str, str, str]] = {
     "float32": ("float", "x", "x"),
@@ -128,7 +128,7 @@ __device__ __forceinline__ void grid_barrier(unsigned* barrier_counter, unsigned
 """
 
 BARRIER_COUNTER_WORDS = 64
-"""32-bit words of grid barrier counters: one counter per direction, in separate cache lines."""
+"""Number of 32-bit words of grid barrier counters, one per direction in its own cache line."""
 
 
 def general_prelude(precision: Precision, rows: int) -> str:
@@ -155,7 +155,7 @@ def index_statements() -> str:
 def tile_loop(k: int, gates: int, columns: str, product: str, body: Sequence[str]) -> str:
     """CUDA C++ of one phase of a step: a loop over tiles.
 
-    KernelParameters
+    Parameters
     ----------
     k
         Number of the product, for its weights ``w_<k>``.
@@ -198,7 +198,7 @@ def kernel_source(
 ) -> str:
     """CUDA C++ of a kernel, compiled for one block per multiprocessor.
 
-    KernelParameters
+    Parameters
     ----------
     start
         Source before the kernel.
@@ -237,7 +237,7 @@ class KernelParameters:
         return ",\n    ".join([*self.shared, *directions])
 
     def direction_statements(self, body: str) -> str:
-        """Statements that set each name used in `body` to the value of the block's direction."""
+        """Statements that define each name used in `body`, with the block's direction's value."""
         lines = []
         for one in self.per_direction:
             name = _parameter_name(one)

@@ -1,9 +1,9 @@
 """Persistent backward kernel of a cell, from the last step to the first; its speed is unmeasured.
 
-Blocks exchange du, the derivatives for the recurrent parts of all gates. A block keeps W_hh's
-columns of its own units on the chip. Their product with du is the derivative for h of the step
-before. So a step multiplies the following step's du, then computes the equations. One more product
-after the first step computes the derivatives for the initial states.
+Blocks exchange du, the derivatives for the recurrent parts of all gates. A block keeps the columns
+of W_hh for its own units on the chip. The product of these columns with du is the derivative for h
+of the step before. So a step multiplies the following step's du, then computes the equations. One
+more product after the first step computes the derivatives for the initial states.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Persistent forward kernel of a cell with one product per step; its speed is unmeasured.
 
 A block loads the recurrent weights of its units once, and they stay on the chip. In each step it
-multiplies them with the group's vectors h. Then its threads share out units and sequences; they
-keep their states in registers. Loads of a step's input part start before the block waits for the
+multiplies them with the group's vectors h. Then each thread computes some units and sequences,
+whose states are in registers. Loads of a step's input part start before the block waits for the
 other blocks' h. Stores of a step's results follow the block's own arrival at the barrier.
 """
 

@@ -1,4 +1,4 @@
-"""Prelude of every kernel source: device functions in inline PTX, which the tests emulate.
+"""Prelude of every kernel source: device functions in inline PTX. The tests emulate them.
 
 NVRTC compiles without headers. So instructions without a built-in function of CUDA C++ are inline
 assembly here. The PTX ISA documents them under these names:

@@ -21,7 +21,7 @@ from lstm_cli.engines.cuda.runtime.device import (
 from lstm_cli.engines.types import Array, RowsLoss
 
 ROW_THREADS = 128
-"""Threads per block: four rows at a time."""
+"""Threads per block, which compute four rows at a time."""
 
 ROW_BLOCKS_PER_SM = 16
 """Largest number of blocks per multiprocessor."""
@@ -221,10 +221,10 @@ COLUMN_SUM_THREADS = 256
 """Threads per block of the column sums."""
 
 MIN_ROWS_PER_BLOCK = 256
-"""Rows that one block adds up, at least."""
+"""Least number of rows that one block adds up."""
 
 MAX_ROW_BLOCKS = 64
-"""Largest number of blocks that share out the rows."""
+"""Largest number of blocks among which the rows are divided."""
 
 COLUMN_SUMS_CODE = """
 // Block (x, y) adds up run y of the rows, in 32 columns; its 8 warps take every eighth row.

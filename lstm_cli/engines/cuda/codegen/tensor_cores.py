@@ -8,8 +8,9 @@ the second z and w.
 
 A warp has some tiles of rows and some chunks of 64 bytes of these rows. The weights of the first
 chunks stay in registers over all steps; every loop over them is unrolled, since registers have no
-index. The other weights stay in shared memory, in the lanes' reading order. Warps that share out a
-sum leave their parts in shared memory. The threads that need the sum add the parts up.
+index. The other weights stay in shared memory, in the order in which lanes read them. If several
+warps compute one sum, they leave their parts in shared memory. The threads that need the sum add up
+the parts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OPERAND_WORDS = {
     True: "(unsigned)weight(w, first, row, k) | (unsigned)weight(w, first, row, k + 1) << 16",
     False: "__float_as_uint(round_tf32(weight(w, first, row, k)))",
 }
-"""CUDA C++ of a 32-bit word of an operand; the key is true if a word holds two numbers."""
+"""CUDA C++ of a 32-bit word of an operand. The key is True if a word has two 16-bit numbers."""
 
 STORED_WORDS = {True: "x", False: "__float_as_uint(round_tf32(__uint_as_float(x)))"}
 """CUDA C++ that converts a stored word `x` to an operand; keys as in `OPERAND_WORDS`."""

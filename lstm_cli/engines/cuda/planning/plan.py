@@ -1,8 +1,8 @@
-"""Plan of a persistent kernel, unmeasured on any GPU: who holds which weights and sequences.
+"""Plan of a persistent kernel, unmeasured on any GPU: weights and sequences of each block.
 
-A *group* of blocks holds all recurrent weights of a direction; each block holds those of its own
-units. The group runs some sequences from the first step to the last. Groups are independent, so a
-large batch is spread over several. `lstm_cli.engines.cuda.planning.plan_search` chooses among the
+A *group* of blocks holds all recurrent weights of a direction; each block holds the weights of its
+own units. The group runs some sequences from the first step to the last. Groups are independent, so
+a large batch takes several groups. `lstm_cli.engines.cuda.planning.plan_search` chooses among the
 possible plans.
 """
 
@@ -21,7 +21,7 @@ BLOCK, CLUSTER, GRID = "block", "cluster", "grid"
 """Kinds of exchange between blocks: none, through shared memory, or through global memory."""
 
 MIN_OTHER_REGISTERS = 76
-"""Registers per thread, at least, for addresses, counters and temporaries of the equations."""
+"""Least number of registers per thread for addresses, counters and temporaries of equations."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class RecurrenceShape:
     H
         Number of units.
     gates
-        Number of recurrent parts that a product computes, or whose derivatives it multiplies.
+        Number of recurrent parts that a product computes (forward), or whose derivatives it
+        multiplies (backward).
     narrow
         True if operands have 16 bits.
     thread_values
@@ -89,7 +90,7 @@ class PersistentPlan:
     sequences, columns
         Sequences per group, and sequences per product.
     row_warps, sum_warps
-        Warps of a block that share out the rows, and warps that share out each sum.
+        Number of warps of a block that divide the rows, and of warps that divide each sum.
     register_chunks
         Chunks of 64 bytes of a row that a warp keeps in registers; the others stay in shared
         memory.
@@ -127,7 +128,7 @@ class PersistentPlan:
 
     @property
     def width(self) -> int:
-        """Numbers per exchanged vector, without padding."""
+        """Count of numbers per exchanged vector, without padding."""
         units = self.blocks * self.units
         return units * self.shape.gates if self.shape.backward else units
 
@@ -138,12 +139,12 @@ class PersistentPlan:
 
     @property
     def padded_width(self) -> int:
-        """Numbers per exchanged vector, with zeros as padding."""
+        """Count of numbers per exchanged vector, including zeros as padding."""
         return self.chunks * self.sum_warps * self.shape.chunk
 
     @property
     def parts(self) -> int:
-        """Products per step, one after the other."""
+        """Number of products per step, which run one after the other."""
         return self.sequences // self.columns
 
     @property
@@ -153,7 +154,7 @@ class PersistentPlan:
 
     @property
     def vector_stride(self) -> int:
-        """Numbers from one vector to the next.
+        """Stride from one vector to the next, in numbers.
 
         In shared memory the stride avoids bank conflicts between 8 lanes.
         """
@@ -164,7 +165,7 @@ class PersistentPlan:
 
     @property
     def sum_stride(self) -> int:
-        """Numbers from one sequence's sums to the next: 4 more than a multiple of 16."""
+        """Stride from one sequence's sums to the next, in numbers: 4 more than a multiple of 16."""
         return self.tiles * self.row_warps * 16 + 4
 
     @property
@@ -201,12 +202,12 @@ class PersistentPlan:
 
     @property
     def other_registers(self) -> int:
-        """Registers per thread for addresses and temporaries, as ptxas reports them."""
+        """Registers per thread for addresses and temporaries, estimated from reports of ptxas."""
         return MIN_OTHER_REGISTERS + self.columns + (12 if self.shape.narrow else 0)
 
     @property
     def accumulator_sets(self) -> int:
-        """Independent sets of sums per thread, so that four products overlap."""
+        """Number of independent sets of sums per thread: 2 for few tiles, so products overlap."""
         return 2 if self.tiles * self.columns // 8 < 4 else 1
 
     @property
@@ -240,7 +241,7 @@ def recurrence_shape(cell: Cell, precision: Precision, backward: bool) -> Recurr
 
 @lru_cache(maxsize=256)
 def multiplied_gates(cell: Cell) -> tuple[str, ...]:
-    """Gates that have a recurrent part of their own: no coupled gate and no missing one."""
+    """Gates that have their own recurrent part; a coupled or missing forget gate has none."""
     phase = training(cell, False).phases[0]
     names = symbols(phase.roots.values())
     return tuple(gate for gate in phase.stage.gates if f"h_{gate}" in names)

@@ -1,7 +1,7 @@
 """Search for the fastest persistent plan by a cost model, whose constants are unmeasured.
 
-The constants are rounded figures of an H100 or H200, as NVIDIA and others publish them. They only
-have to rank plans: the cost of an exchange against that of products, vectors and equations.
+The constants are rounded figures for an H100 or H200 that NVIDIA and others publish. They need only
+rank plans, by the cost of an exchange relative to products, vectors and equations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.schedule import stages
 
 UNIT_MULTIPLE = 8
-"""Units per block are a multiple of this number: 16 bytes of the narrowest type."""
+"""Divisor of the number of units per block: 16 bytes of the narrowest type."""
 
 GROUP_SEQUENCES = (8, 16, 24, 32, 48, 64, 96, 128)
 """Candidate numbers of sequences per group."""
@@ -45,10 +45,10 @@ WARP_SHAPES = (
     (4, 4),
     (8, 2),
 )
-"""Candidate numbers of warps that share out rows, and of warps that share out each sum."""
+"""Candidate numbers of warps that divide the rows, and of warps that divide each sum."""
 
 MAX_PARTS = 4
-"""Largest number of products per step, one after the other."""
+"""Largest number of products per step, which run one after the other."""
 
 REGISTERS_PER_SM = 65536
 """Registers per multiprocessor."""
@@ -59,7 +59,7 @@ MAX_ACCUMULATOR_REGISTERS = 64
 CYCLES_PER_SECOND = 1.7e9
 """Modeled clock frequency in cycles per second."""
 EXCHANGE_CYCLES = {"block": 60, "cluster": 450, "grid": 1300}
-"""Modeled cycles from the last block's last write until all blocks can read it, by kind."""
+"""Modeled cycles from the last write of a step until all blocks can read it, by kind."""
 MMA_CYCLES = 8
 """Modeled cycles per mma instruction on a quarter of a multiprocessor."""
 MMA_LATENCY = 33
@@ -71,12 +71,12 @@ GLOBAL_BYTES_PER_CYCLE = 40
 INSTRUCTIONS_PER_UNIT = 150
 """Modeled instructions per unit and sequence."""
 EQUATION_LATENCY = 350
-"""Modeled cycles of the equations' longest dependency chain and of the barrier before it."""
+"""Modeled cycles of the longest dependency chain of the equations, and of the barrier before."""
 
 CHUNK_SECONDS = 15e-6
 """Modeled seconds from a chunk's input to its first step.
 
-They cover an event, a product, a launch, and loading the weights on the chip."""
+The seconds cover an event, a product, a launch, and loading the weights to the chip."""
 HOST_CHUNK_SECONDS = 60e-6
 """Modeled seconds of host time per chunk and layer."""
 
@@ -90,7 +90,7 @@ def candidate_plans(
     for units in range(UNIT_MULTIPLE, last + 1, UNIT_MULTIPLE):
         blocks = ceil(shape.H / units)
         if blocks in block_counts or blocks > limits.multiprocessors:
-            continue  # fewer units with as many blocks came before
+            continue  # a plan with as many blocks and fewer units came before
         block_counts.add(blocks)
         possible = _exchange_kinds(blocks, limits)
         chosen = kind or possible[0]
@@ -128,7 +128,7 @@ def _plans_of_shape(
 
 
 def fit_plan(plan: PersistentPlan, limits: DeviceLimits) -> PersistentPlan | None:
-    """Keep as many weights in registers as fit; None if the plan does not fit the device."""
+    """The plan with as many weights in registers as fit. None: it does not fit the device."""
     if plan.tiles * plan.row_warps > 2 * ceil(plan.rows / 16) or plan.sum_warps > max(
         1, ceil(plan.width / plan.shape.chunk)
     ):
@@ -173,7 +173,7 @@ def _cluster_copy_cycles(plan: PersistentPlan, active: int) -> float:
 
 
 def waves(plan: PersistentPlan, limits: DeviceLimits, N: int, directions: int) -> int:
-    """Number of times that the groups fill all multiprocessors."""
+    """Number of rounds in which the multiprocessors run all groups."""
     resident_groups = limits.multiprocessors // plan.blocks
     return ceil(plan.groups(N) * directions / max(1, resident_groups))
 
@@ -191,7 +191,7 @@ def best_plan(
     directions: int,
     kind: str | None = None,
 ) -> PersistentPlan | None:
-    """Find the plan with the fastest modeled step; None if the weights fit no number of blocks.
+    """The plan with the fastest modeled step. None: no plan fits the device.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def best_plan(
 
 
 def general_step_seconds(cell: Cell, precision: Precision, tiles: int, blocks: int) -> float:
-    """Modeled seconds per step of general kernels: each block reads the weights of its tiles."""
+    """Modeled seconds per step of general kernels, whose blocks read their tiles' weights."""
     barrier = EXCHANGE_CYCLES[GRID if blocks > 1 else BLOCK]
     cycles = 0.0
     for stage in stages(cell):

@@ -1,4 +1,4 @@
-"""The device protocol: memory, streams, copies, products and kernels, as the cuda engine uses them.
+"""The device protocol of the cuda engine: memory, streams, copies, products and kernels.
 
 CuPy drives a GPU (`lstm_cli.engines.cuda.runtime.gpu`). The tests run the same kernel sources on
 the host through a shim. So all code above this protocol runs and is checked without a GPU.
@@ -30,7 +30,7 @@ LOOP_THREADS = 256
 """Threads per block of a kernel that loops over elements."""
 
 LOOP_BLOCKS_PER_SM = 8
-"""Largest number of such blocks per multiprocessor; beyond it each thread takes more elements."""
+"""Largest number of blocks per multiprocessor of a kernel that loops over elements."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ class Device(Protocol):
         """Copy a contiguous array to another of its size and dtype."""
 
     def upload(self, array: Array) -> DeviceArray:
-        """Copy to the device, C order; `array` may change as soon as this returns."""
+        """Copy to the device, in C order. `array` may change as soon as the call returns."""
 
     def upload_into(self, array: Array, target: DeviceArray) -> None:
-        """Copy to an array of the device; `array` may change as soon as this returns."""
+        """Copy to an array of the device. `array` may change as soon as the call returns."""
 
     def download(self, array: DeviceArray) -> Array:
         """Copy to NumPy's memory; waits for the values."""
@@ -222,7 +222,7 @@ class Device(Protocol):
         """Wait until all work of all streams is done."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and bytes in total. Unused memory of this program's pool counts as free."""
+        """Free and total bytes of the device. Unused memory of this program's pool is free."""
 
 
 @cache
@@ -277,7 +277,7 @@ class EventTimer(Mapping[str, float]):
         self._seconds: dict[str, float] | None = None
 
     def start(self, part: str) -> None:
-        """Count the work started from now on to a part."""
+        """Start a part: the device time of work started from now on counts for it."""
         self._parts.append((part, self._device.record_event()))
 
     def stop(self) -> None:

@@ -56,7 +56,7 @@ class GpuEvent:
 
     def wait(self) -> None:
         """Wait until all work before the event is done."""
-        with self._gpu.failures("the GPU failed in what it computed"):
+        with self._gpu.failures("the GPU failed in a computation"):
             self.event.synchronize()
 
 
@@ -237,7 +237,7 @@ class Gpu:
                 self.runtime.memsetAsync(array.data.ptr, 0, array.nbytes, self.stream_address)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and bytes in total; unused memory of CuPy's pool counts as free."""
+        """Free and total bytes of the GPU. Unused memory of CuPy's pool is free."""
         with self.failures("the GPU's memory cannot be read"), self._device:
             free, total = self.runtime.memGetInfo()
             return int(free) + int(self.cupy.get_default_memory_pool().free_bytes()), int(total)
@@ -315,7 +315,7 @@ class Gpu:
         flat = target.reshape(-1).view(np.uint8)
         staged = target.nbytes <= STAGED_BYTES
         buffer = self.allocate_pinned(target.nbytes) if staged else flat
-        with self.failures("a copy from the GPU failed, or what was computed before it"):
+        with self.failures("a copy from the GPU failed, or a computation before it"):
             self.make_current()
             memory.copy_rows_to_host(self, array, buffer.ctypes.data, self.stream_address)
             self._streams.current.synchronize()
@@ -370,7 +370,7 @@ class Gpu:
 
     def wait(self) -> None:
         """Wait until all work of all streams is done."""
-        with self.failures("the GPU failed in what it computed"):
+        with self.failures("the GPU failed in a computation"):
             self.make_current()
             self._streams.synchronize()
             self._upload_stream.synchronize()
@@ -379,7 +379,7 @@ class Gpu:
 
 @cache
 def shared_gpu(ordinal: int) -> Gpu:
-    """The GPU of an ordinal, created once, so that networks share compiled kernels."""
+    """The GPU ``cuda:<ordinal>``, created once, so that networks share compiled kernels."""
     return Gpu(ordinal)
 
 

@@ -1,4 +1,4 @@
-"""GPU kernels: compiled by NVRTC and kept on disk, loaded, launched, and their occupancy.
+"""GPU kernels: compilation by NVRTC with a cache on disk, loading, launches, and occupancy.
 
 `Device.compile` begins at `compile_source`; a launch begins at `GpuKernel`.
 """
@@ -61,12 +61,12 @@ def compile_target(capability: tuple[int, int], supported: Iterable[int]) -> str
     least = 10 * MINIMUM_CAPABILITY[0] + MINIMUM_CAPABILITY[1]
     lower = [number for number in targets if least <= number <= target]
     if not lower:
-        raise ValueError(f"the compiler makes nothing for compute capability {target / 10}")
+        raise ValueError(f"the compiler does not support compute capability {target / 10}")
     return f"compute_{max(lower)}"
 
 
 def max_cluster_blocks(capability: tuple[int, int]) -> int:
-    """Blocks per cluster at most: 16 on data center GPUs, 8 on others, 1 before 9.0."""
+    """Largest number of blocks per cluster: 16 on data center GPUs, 8 on others, 1 before 9.0."""
     major = capability[0]
     if major < 9:
         return 1
@@ -87,7 +87,7 @@ def gpu_architecture(capability: tuple[int, int]) -> str:
         return compile_target(capability, nvrtc.getSupportedArchs())
     except ValueError as why:
         raise DeviceError(
-            f"kernels cannot be compiled: {why}", hint="a newer CUDA toolkit may know it"
+            f"kernels cannot be compiled: {why}", hint="a newer CUDA toolkit may support it"
         ) from None
 
 
@@ -298,7 +298,7 @@ def launch_config(launch: Launch, stream: int) -> _LaunchConfig:
 
 
 def active_clusters(function: int, launch: Launch, stream: int) -> int:
-    """Count the clusters that run at the same time on the device; 0 if they are too large for it.
+    """Number of clusters that can run at the same time on the device; 0 if they are too large.
 
     This calls the driver directly, since CuPy does not offer the function.
 

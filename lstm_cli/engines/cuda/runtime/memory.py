@@ -32,7 +32,7 @@ DEFAULT_STREAM_ADDRESSES = (0, 1)
 def allocate_pinned(gpu: Gpu, nbytes: int) -> Array:
     """Page-locked memory (nbytes,) uint8 from CuPy's pool.
 
-    It goes back to the pool with the last array that views it.
+    The memory returns to the pool when the last array that views it is freed.
     """
     with gpu.failures(f"{nbytes:,} bytes cannot be page-locked"):
         gpu.make_current()
@@ -82,16 +82,16 @@ def copy_rows_to_host(gpu: Gpu, array: DeviceArray, target: int, stream: int) ->
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """An array whose copy to the device has started.
+    """An array whose copy to the device has started; the benefit of the overlap is unmeasured.
 
     Attributes
     ----------
     array
-        Array on the device. Call `Uploader.wait_for` before work reads it.
+        Array on the device. Call `Uploader.wait_for` before other work reads it.
     start, end
         Events around the copy.
     source
-        Pinned memory that is copied; it must live until the copy ends.
+        Pinned memory that is copied. This reference keeps it until the copy ends.
     """
 
     array: DeviceArray

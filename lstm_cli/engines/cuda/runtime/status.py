@@ -1,4 +1,4 @@
-"""GPUs that the cuda engine can use, and what is missing where there are none."""
+"""Status of the GPUs for the cuda engine, and the part that is missing if none can be used."""
 
 from __future__ import annotations
 
@@ -144,13 +144,13 @@ class GpuStatus:
     Attributes
     ----------
     name, title
-        Device name such as ``cuda:0``, product name such as ``NVIDIA H200``.
+        Device name such as ``cuda:0``, and product name such as ``NVIDIA H200``.
     compute_capability
         Compute capability, such as ``9.0``.
     memory_total, memory_free
-        Bytes; free is None if CuPy cannot be asked.
+        Total and free bytes. The free bytes are None if CuPy cannot report them.
     usable, detail
-        True if the cuda engine runs on it; else the reason it does not.
+        True if the cuda engine can use the GPU. If not, the detail is the reason.
     """
 
     name: str

@@ -1,9 +1,9 @@
 """Backward kernel: the steps of one direction from last to first, written as LLVM IR.
 
 A step starts with the products that carry the derivative of h back from the step after it. The
-gradient of the cell's expression graph gives the other derivatives. Derivatives of pre-activations
-are kept for all steps: those of weights and inputs are large products over all steps, made
-afterwards.
+gradient of the cell's expression graph yields the other derivatives. Derivatives of pre-activations
+are stored for all steps. From these, large products over all steps compute the derivatives of
+weights and inputs afterwards.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from lstm_cli.engines.schedule import MASK, BackwardPhase, CellSchedule, reads_s
 
 @dataclass(frozen=True)
 class DerivativeSlots:
-    """Places of the derivatives of pre-activations that are kept of each step.
+    """Slots of a step record for the derivatives of pre-activations.
 
-    Equal derivatives share a slot. Slots of the recurrence only come first, then the shared ones,
-    then those of the input only: so recurrence and input each find theirs side by side.
+    Equal derivatives share a slot. The order is: slots of the recurrent part alone, shared slots,
+    slots of the input part alone. So the slots of either part are contiguous.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class DerivativeSlots:
 
 @lru_cache(maxsize=256)
 def derivative_slots(cell: Cell, schedule: CellSchedule) -> DerivativeSlots:
-    """The slots of a cell's derivatives; constant 0 for a gate that nothing depends on."""
+    """The slots of a cell's derivatives. A gate without influence has the constant 0."""
     derivatives: dict[str, Expression] = {}
     for phase in schedule.backward:
         derivatives |= phase.derivatives
@@ -84,8 +84,8 @@ class BackwardVariant:
 def backward_arguments(phases: int) -> Arguments:
     """Layout of the kernel's argument block; see `codegen.forward.ForwardArguments`.
 
-    Product 0 carries the derivative of h back from the step after; product k undoes the stage of
-    backward phase k.
+    Product 0 carries the derivative of h back from the following step. Each later product k
+    differentiates the stage of backward phase k.
     """
     numbers = [*NUMBERS, "ld", "ld_h", "h_step", "c_step", "slots", "d_slots", "d_step", "out_size"]
     numbers += ["limit"]
@@ -160,7 +160,7 @@ class _BackwardEmitter(SequenceKernel):
         self.rows(self.z_rows, count, base, q, f.mul(a["ld"], a["d_slots"]))
 
     def _carry_dh(self, step: Value, count: Value) -> None:
-        """Derivative of h from the step after, for the rows that have that step."""
+        """Emit the derivative of h from the following step, for the rows that have that step."""
         f, a = self.f, self.a
         gates = self.schedule.phases[0].stage.gates
         split = self.variant.products[0]
@@ -209,7 +209,7 @@ class _BackwardEmitter(SequenceKernel):
                         _ElementEmitter(step, phase, k, shape, r, column, result).compute()
 
     def _operand_rows(self, step: _StepEmitter, stage: Stage, count: Value) -> None:
-        """Write the addresses of the rows that undo a stage: derivatives of its results."""
+        """Write the addresses of the rows that hold the derivatives of a stage's results."""
         a = self.a
         if stage.gates:
             self._gate_rows(count, step.q, stage.gates)
@@ -279,7 +279,7 @@ class _ElementEmitter:
             self._store(name, d)
 
     def _is_filled(self, d: Expression, derivatives: dict[str, Expression]) -> bool:
-        """A slot is filled in this phase; the last phase fills constants."""
+        """True if this phase computes the slot `d`. The last phase stores the constants, too."""
         last = self.k == len(self.kernel.schedule.backward) - 1
         return any(d is other for other in derivatives.values()) or (last and d.op == "constant")
 
@@ -339,7 +339,7 @@ class _ElementEmitter:
             slot = int(name.removeprefix("dz "))
             f.store(d, self._slot(a["dz"], self.record, a["d_slots"], slot), 4)
         elif name.startswith("p_"):
-            # One sum per row: the sum over rows must not depend on how they are grouped.
+            # One sum per row, since the sum over rows must not depend on the groups of rows.
             gates = self.kernel.cell.peephole_gates
             at = self._slot(a["dp"], self.row, len(gates), gates.index(name[2:]))
             f.store(f.fadd(f.load(d.type, at, 4), d), at, 4)

@@ -1,15 +1,15 @@
-"""A cell's equations as vector instructions: gates, states and activations are computed here.
+"""Vector instructions for a cell's equations: gates, states and activations.
 
 The input is any expression graph, so optimizer updates and losses use this emitter too. Every
 vector length gets the same operations in the same order. They differ from the graph in two ways,
 which keep NaN and round less often. A product that is only added becomes one fused multiply-add.
 Divisions are deferred and merged, since one division takes as long as ten products.
 
-tanh and sigmoid are fractions. If such a value is only a factor of one product, numerators and
-denominators are multiplied, then divided once. So i g of an LSTM, sigmoid times tanh, takes one
+tanh and sigmoid are fractions. If a fraction is only a factor of one product, the numerators and
+the denominators are multiplied, then divided once. So i g of an LSTM (sigmoid times tanh) takes one
 division; f c_prev is c_prev over the denominator of f. Numerators are bounded and denominators at
-least 1, so finite numbers give no 0 / 0 and no infinity / infinity. One result differs: if the
-product of two denominators overflows, it is 0. The exact product is then at most 1e-30 (float) or
+least 1, so finite numbers never yield 0 / 0 or infinity / infinity. One result differs: if the
+product of two denominators overflows, the result is 0. The exact value is at most 1e-30 (float) or
 1e-290 (double). A quotient of the graph itself has no such bounds and is divided at once. So is a
 fraction with a third factor.
 """
@@ -32,10 +32,10 @@ class DeferredFraction:
 
     Attributes
     ----------
-    numerator
-        None for 1.
+    numerator, denominator
+        Values of the fraction. A numerator of None is 1.
     merged
-        The fraction is a product of two fractions.
+        True if the fraction is a product of two fractions.
     """
 
     numerator: Value | None
@@ -57,14 +57,14 @@ Deferred: TypeAlias = Value | DeferredFraction | DeferredProduct
 def emit(
     f: Function, vector: VectorType, roots: Mapping[str, Expression], symbols: Mapping[str, Value]
 ) -> dict[str, Value]:
-    """Emit instructions that compute expressions; the values by name of root.
+    """Emit instructions that compute expressions. Returns the values by name of root.
 
     Parameters
     ----------
     roots
         Expressions by name.
     symbols
-        Vector of every symbol; a scalar stands in all lanes of one.
+        Vector of every symbol; a scalar is in all lanes of its vector.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def _single_readers(
 
 
 class _Emitter:
-    """Emits one node after another, and keeps their values."""
+    """Emitter of the nodes of a graph, which keeps the value of each node."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Emitter:
         self._settle(node)
 
     def value(self, node: Expression) -> Value:
-        """The value of `node`; emits a deferred operation."""
+        """The value of `node`. If its operation is deferred, emit the operation now."""
         known = self._values[node]
         if not isinstance(known, Value):
             known = self._values[node] = self._emit_deferred(known)

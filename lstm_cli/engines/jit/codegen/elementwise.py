@@ -1,9 +1,9 @@
 """Expressions on whole arrays, element by element, in one pass: an optimizer's update, a loss.
 
-The arrays are cut into chunks, and each thread gets whole chunks. A vector is read from each
-input, computed and stored. The remaining elements go through a vector of their own, so an element's
-bits do not depend on its place. A sum adds one partial sum per chunk, in order. So its bits do
-not depend on the number of threads.
+The arrays are cut into chunks, and each thread gets whole chunks. The kernel reads a vector from
+each input, computes, and stores the results. It pads the remaining elements to a vector, so an
+element's bits do not depend on its place. A sum adds one partial sum per chunk, in order. So the
+bits of a sum do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ CHUNK = 1 << 12
 """Elements of a chunk; a multiple of all vectors."""
 
 MIN_THREAD_CHUNKS = 8
-"""Minimum chunks per thread that are worth waking it."""
+"""Least number of chunks per thread for which a wake-up pays."""
 
 PARALLEL_SUMS = 4
-"""Partial sums at a time: an addition takes about as many cycles until its result is known."""
+"""Number of independent partial sums, about the latency of an addition in cycles."""
 
 _ELEMENTS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
@@ -55,7 +55,7 @@ class ElementwiseTask:
     element
         Type of the arrays' elements: ``float`` or ``double``.
     summed
-        Compute the sum of the elements, in double precision, in place of arrays.
+        True: the result is the sum of the elements in double precision, not an array.
     """
 
     roots: Roots
@@ -134,7 +134,7 @@ def _element(arrays: Sequence[Array]) -> str:
     for array in arrays:
         wrong = wrong or array.dtype != dtype
     if wrong:
-        raise ValueError(f"arrays of one dtype, float32 or float64, are wanted, not {dtype}")
+        raise ValueError(f"arrays of one dtype, float32 or float64, are needed, not {dtype}")
     return _ELEMENTS[dtype]
 
 
@@ -227,7 +227,7 @@ class _MapEmitter:
 
     @contextmanager
     def remainder(self, first: Value, rest: Value) -> Iterator[dict[str, Value]]:
-        """Code for fewer elements than a vector has; gives the roots of vectors padded with 0."""
+        """Code for fewer elements than a vector has. Yields the roots of vectors padded with 0."""
         f, element, count = self.f, self.task.element, self.vector.count
         stored = VectorType(element, count)
         with f.when(f.compare("sgt", rest, 0)):

@@ -54,7 +54,7 @@ class ForwardVariant:
 
     @property
     def bf16(self) -> bool:
-        """Matrices are multiplied in bfloat16."""
+        """True if matrices are multiplied in bfloat16."""
         return self.inputs.main.bf16
 
     @property
@@ -150,7 +150,7 @@ class _ForwardEmitter(SequenceKernel):
                 f.set(t, stop)
 
     def _project(self, start: Value) -> Value:
-        """Project the inputs of as many steps as fit; gives the step after the last of them."""
+        """Project the inputs of as many steps as fit. Returns the step after the last of them."""
         f, a = self.f, self.a
         stop, total = f.variable("i64", start), f.variable("i64", 0)
         with f.while_() as run:
@@ -189,7 +189,7 @@ class _ForwardEmitter(SequenceKernel):
             f.store(rounded, f.at(target, k, "i16"), 2)
 
     def _round_inputs(self, count: Value) -> None:
-        """Round the inputs to bfloat16, each thread a share of the rows, and multiply these."""
+        """Round a share of the inputs to bfloat16, and take the rounded rows as the operand."""
         f, a = self.f, self.a
         with self.phase():
             start = f.div(f.mul(count, self.me), self.workers)
@@ -230,11 +230,11 @@ class _StepEmitter:
     Attributes
     ----------
     number
-        The step.
+        Number of the step.
     z_row
         First row of the step's input projections.
     q
-        The step's first record.
+        Number of the step's first record.
     """
 
     def __init__(self, kernel: _ForwardEmitter, number: Value, z_row: Value, q: Value) -> None:
@@ -307,7 +307,7 @@ class _ElementEmitter:
             f.store(masked, self._at(self.step.m_new, self.row, "ld_h"), 4)
 
     def _passes(self, roots: Mapping[str, Expression]) -> list[Mapping[str, Expression]]:
-        """Expressions emitted together: recorded gates apart, so that states have the same bits."""
+        """Sets of expressions to emit together: recorded slots apart, for states of equal bits."""
         if self.kernel.schedule.backward:
             return [roots]
         slots = {name: node for name, node in roots.items() if name.startswith("slot")}

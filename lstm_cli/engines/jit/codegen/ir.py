@@ -1,7 +1,7 @@
 """LLVM IR as text: functions whose methods append one instruction each.
 
 llvmlite's own builder has no bfloat16, and takes longer than LLVM takes to read text. Values that
-change live in stack slots (`Function.variable`), which LLVM's first pass turns into registers; so
+change are in stack slots (`Function.variable`), which LLVM's first pass turns into registers. So
 emitters place no phi nodes.
 """
 
@@ -59,7 +59,7 @@ class VectorType:
 
     @property
     def integers(self) -> str:
-        """Type of the vector of integers with as many bits."""
+        """Type of a vector of integers, with as many numbers and bits."""
         return vector_text(self.count, f"i{self.bits}")
 
     @property
@@ -116,7 +116,7 @@ class Module:
     ) -> Function:
         """Add a function without instructions; `parameters` are types by name.
 
-        Without `noalias`, other threads may write to the memory of its pointers while it runs.
+        Pass ``noalias=False`` if other threads may write to the pointers' memory during a call.
         """
         function = Function(self, name, parameters, returns, exported, noalias)
         self._functions.append(function)
@@ -171,7 +171,7 @@ class Function:
 
     def __str__(self) -> str:
         head = "define" if self.exported else "define internal"
-        # The memory that a call writes through one pointer is not used through another one.
+        # noalias: the memory that a call writes through one pointer is used through no other one.
         parameters = ", ".join(
             f"ptr noalias %{k}" if v.type == "ptr" and self.noalias else str(v)
             for k, v in self.args.items()
@@ -187,7 +187,7 @@ class Function:
         self._lines.append("  " + text)
 
     def value(self, type_: str, text: str) -> Value:
-        """Append an instruction with a result of that type."""
+        """Append an instruction with a result of type `type_`."""
         name = self._fresh("v")
         self._lines.append(f"  %{name} = {text}")
         return Value(type_, f"%{name}")
@@ -352,7 +352,7 @@ class Function:
 
     @contextmanager
     def switch(self, value: Value, cases: Sequence[int]) -> Iterator[Mapping[int, SwitchCase]]:
-        """Run one of several cases, chosen by a whole number; none if no case has it."""
+        """Run the case of a whole number; no code runs if `cases` lacks the number."""
         k = self._fresh("k")
         arms = " ".join(f"i64 {n}, label %{k}.is{n}" for n in cases)
         self.line(f"switch {value}, label %{k}.end [ {arms} ]")
@@ -411,7 +411,7 @@ def fma(f: Function, vector: VectorType, a: Value, b: Value, c: Value) -> Value:
 
 
 def store_first(f: Function, vector: VectorType, value: Value, at: Value, count: Value) -> None:
-    """Store the first `count` numbers of a vector, or all if there are no more."""
+    """Store the first `count` numbers of a vector, or all if `count` is not less."""
     whole = f.compare("sge", count, vector.count)
     with f.when(whole):
         f.store(value, at, 4)
@@ -422,7 +422,7 @@ def store_first(f: Function, vector: VectorType, value: Value, at: Value, count:
 
 
 def load_masked(f: Function, vector: VectorType, at: Value, mask: Value) -> Value:
-    """Load the numbers of the lanes in `mask`, 0 in the others; no other memory is read."""
+    """Load the numbers of the lanes in `mask`; the others are 0, and their memory is not read."""
     name, align = f"llvm.masked.load.{vector.suffix}.p0", Value("i32", str(vector.bits // 8))
     return f.intrinsic(name, vector.type, at, align, mask, vector.number(0.0))
 

@@ -2,8 +2,8 @@
 
 out[m] = f(init + a[m] W) for M rows. Rows are cut into blocks that stay in the second-level cache
 while every panel of weights is read. A pair is one block times one panel; threads take equal runs
-of pairs. With many rows this splits the rows, with few the columns. Either way an output is summed
-over k in one register, so its bits depend on nothing but its row.
+of pairs. This splits the rows if there are many, else the columns. One register always sums an
+output over k. So the bits of an output depend on its row and its column of weights alone.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from lstm_cli.engines.jit.runtime.thread_pool import run
 from lstm_cli.engines.types import Array
 
 _MAX_CHUNK_ROWS = 24
-"""Most rows whose products are kept before they are stored."""
+"""Largest number of rows whose products are computed before they are stored."""
 
 _MIN_THREAD_WORK = 1 << 17
-"""Multiply-adds per thread, a few microseconds."""
+"""Least number of multiply-adds per thread, a few microseconds of work."""
 
 _COLUMN_COSTS = {4: 1.0, 3: 1.02, 2: 1.04}
-"""Relative time of a column by vectors in a panel: narrow panels share a row's numbers less."""
+"""Relative time per column, by vectors per panel: narrow panels load a row's numbers more often."""
 
 _MIN_THREAD_PAIRS = 8
-"""Minimum pairs of a block and a panel per thread, if there are enough rows."""
+"""Least number of pairs of a block and a panel per thread, if there are enough rows."""
 
 
 @dataclass(slots=True)
@@ -59,11 +59,11 @@ class MemoryRows:
     Attributes
     ----------
     base
-        Address of the first row, or the address that offsets are counted from.
+        Address of the first row, or with `offsets` the address to which they are added.
     step
-        Numbers from one row to the next.
+        Stride from one row to the next, in numbers.
     offsets
-        (M,) place of each row in numbers from `base`; in place of `step`.
+        (M,) offset of each row from `base`, in numbers. None: `step` locates the rows.
     owner
         Object that owns the memory, kept alive.
     """
@@ -81,7 +81,7 @@ class MemoryRows:
         return cls(address(array), array.strides[0] // array.itemsize, owner=array)
 
     def entries(self, name: str) -> dict[str, int]:
-        """The argument entries that `row_address` reads."""
+        """Argument entries, by name, that `row_address` reads."""
         return {name: self.base, f"{name}_at": address(self.offsets), f"{name}_step": self.step}
 
 
@@ -94,6 +94,8 @@ class MatmulKernel:
 
     Attributes
     ----------
+    address
+        Address of the kernel.
     rows
         Number of rows that full tiles compute together.
     cache
@@ -114,7 +116,7 @@ def matmul_kernel(
     Parameters
     ----------
     activation
-        Function of symbol ``a``, the sum; None for the sum itself.
+        Expression of the symbol ``a``, which is the sum; None for the sum itself.
     """
     machine = machine or this_machine()
     name = f"product {split.name} {activation!r}"
@@ -130,18 +132,20 @@ class Matmul:
     Attributes
     ----------
     rows
-        M.
+        Number of rows M.
     a
-        Left operand: K numbers a row, or `times` runs of K / `times` numbers, `skip` from the start
-        of one run to the next. Numbers between the runs are not read.
+        Left operand, with K numbers per row.
     weights
-        W and the initial values of sums, of one gate.
+        Packed W of one gate, and the initial values of the sums.
     out
         Rows of the results.
     sums
         Rows for the values before the activation; None if they are not needed.
+    times, skip
+        A row of `a` is `times` runs of K / `times` numbers, with `skip` numbers from the start of
+        one run to the start of the next. The kernel does not read the numbers between the runs.
     add
-        Add the results to `out`.
+        True: add the results to `out` instead of overwriting it.
     """
 
     rows: int
@@ -178,9 +182,9 @@ def pack_matrix(
     matrix
         A matrix with contiguous rows or columns, such as a transposed one.
     init
-        (size,), None for zeros.
+        (size,) initial values; None for zeros.
     threads
-        Most threads that pack it together.
+        Largest number of threads that pack the matrix.
     array_pool
         Source of the memory.
     """
@@ -222,7 +226,7 @@ def run_matmul(kernel: MatmulKernel, matmul: Matmul, threads: int) -> None:
 
 
 def _block_rows(kernel: MatmulKernel, matmul: Matmul, panels: int, threads: int) -> int:
-    """Rows of a block: at most half of the cache, and few enough for all threads to get some."""
+    """Number of rows of a block: at most half of the cache, and few enough for all threads."""
     row_bytes = matmul.weights.panels.itemsize * max(1, matmul.weights.K)
     blocks = -(-matmul.rows // max(1, kernel.cache // 2 // row_bytes))
     if threads > 1:
@@ -231,7 +235,7 @@ def _block_rows(kernel: MatmulKernel, matmul: Matmul, panels: int, threads: int)
 
 
 def _chunk_rows(tiles: TileEmitter, shape: PanelShape) -> int:
-    """Rows whose products are kept: a multiple of a full tile's."""
+    """Number of rows whose products are computed before they are stored: whole tiles of rows."""
     limit = tiles.rows(shape)
     return max(1, _MAX_CHUNK_ROWS // limit) * limit
 

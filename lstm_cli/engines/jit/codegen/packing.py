@@ -1,11 +1,11 @@
-"""Packing of weights into panels, at the speed of memory: training packs them anew every step.
+"""Packing of weights into panels; training packs the weights again in every step.
 
-A panel, see `tile`, is filled in strips of one vector's columns. Where neighboring columns are
-contiguous in the matrix, vectors are copied. Where neighboring k are contiguous, square blocks, a
-vector long each way, are transposed in registers.
+A panel (see `tile`) is filled in strips that are one vector of columns wide. If neighboring columns
+are contiguous in the matrix, a strip is copied. If neighboring k are contiguous, square blocks with
+sides of one vector are transposed in registers.
 
 bfloat16 is a float32 without its lower 16 bits. Numbers are rounded to nearest, ties to even; NaN
-stays NaN. Two of them take the place of one float32.
+stays NaN. Two bfloat16 numbers take the place of one float32.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ from lstm_cli.engines.setup_time import PACKING, setup_timer
 from lstm_cli.engines.types import Array
 
 _MIN_THREAD_NUMBERS = 1 << 16
-"""Numbers per thread that are worth waking it."""
+"""Least count of numbers per thread for which a wake-up pays."""
 
 _COPY_STEPS, _TRANSPOSE_STEPS = 16, 256
-"""Steps of k in one pass over the panels. Copying takes few, since it reads each row through all
-panels before the next; transposing takes some cache lines of every row."""
+"""Number of steps of k in one pass over the panels, for copied and for transposed strips. Copying
+takes few steps, since it reads each matrix row for all panels. Transposing takes some cache lines
+of every row."""
 
 _STREAM_CACHES = 8
-"""Second-level caches that a packed matrix must exceed to be stored past all caches. Stored the
-usual way, memory is first read into the caches, where it displaces data that is needed sooner."""
+"""Size, in second-level caches, above which a packed matrix is stored past all caches. An ordinary
+store first reads the memory into the caches, where it displaces data that is needed sooner."""
 
 _NUMBERS = ["gates", "times", "K", "column", "step", "size", "whole", "panels"]
 _NUMBERS += ["wide", "narrow", "halved", "streamed", "chunk", "group"]
 _ARGUMENTS = Arguments(_NUMBERS, ["starts", "matrix", "out"])
 _Block = ctypes.c_char * (8 * len(_ARGUMENTS.names))
 _PLACES, _LAST = Struct("2q"), 8 * (len(_ARGUMENTS.names) - 2)
-"""The block's last two entries, which change from matrix to matrix, and their place in bytes."""
+"""Format of the block's last two entries, which change from matrix to matrix, and their offset in
+bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class MatrixLayout:
     Attributes
     ----------
     starts
-        Place of each gate for the first run of k, then for the next run.
+        By run of k and by gate: offset of the gate's first number.
     K
-        Numbers of a run.
+        Numbers per run.
     column, step
-        Strides from a gate's column to the next, and from one k to the next; one of them is 1.
+        Strides from a gate's column to the next, and from one k to the next. One stride is 1.
     """
 
     starts: tuple[tuple[int, ...], ...]
@@ -86,7 +88,7 @@ class MatrixLayout:
 
     @classmethod
     def row(cls, gates: int, size: int) -> MatrixLayout:
-        """One number for each column: (gates * size,)."""
+        """A vector with one number for each column: (gates * size,)."""
         return cls((tuple(gate * size for gate in range(gates)),), 1, 1)
 
     @classmethod
@@ -104,7 +106,7 @@ class PackedMatrix:
     columns
         Columns of its products.
     K
-        Numbers of a row that it multiplies.
+        Numbers of a row that the matrix multiplies.
     panels
         Packed weights.
     init
@@ -172,7 +174,7 @@ class Packer:
         return out
 
     def fill(self, out: Array, matrix: Array) -> None:
-        """Write the panels to `out`, an array of `size` numbers on a cache line."""
+        """Write the panels to `out`, an array of `size` numbers that starts on a cache line."""
         block = _Block.from_buffer_copy(self._block)
         _PLACES.pack_into(block, _LAST, address(matrix), address(out))
         run(self._run, ctypes.addressof(block), self._parts)
@@ -195,7 +197,7 @@ class PanelPacking:
     def __call__(self, matrix: Array, init: Array | None, array_pool: ArrayPool) -> PackedMatrix:
         """Pack a matrix with initial values `init`, None for zeros.
 
-        Both arrays are read from their first number on, in the packing's layout.
+        The packing's layout describes both arrays, from their first numbers on.
         """
         with setup_timer(PACKING):
             sums = self._zeros if init is None else self._row(init, array_pool)
@@ -213,7 +215,7 @@ class PanelPacking:
 
 @lru_cache(maxsize=256)
 def packing(columns: Columns, layout: MatrixLayout, machine: Machine, threads: int) -> PanelPacking:
-    """The cached packing for matrices of that shape."""
+    """The cached packing for matrices of one layout."""
     return PanelPacking(columns, layout, machine, threads)
 
 
@@ -240,7 +242,7 @@ def from_bfloat16(values: Array) -> Array:
 
 @lru_cache(maxsize=16)
 def packing_kernel(vector: VectorType, machine: Machine) -> int:
-    """Address of the kernel for panels of such vectors."""
+    """Address of the kernel for panels of vectors of type `vector`."""
     return load_kernels(f"pack {vector.suffix}", lambda: build(vector, machine), machine)["pack"]
 
 
@@ -341,8 +343,9 @@ _STRIP = {
     "out": "ptr",
     "width": "i64",
 }
-"""Parameters of a strip: its place in the matrix, and the stride of matrix rows; remaining columns,
-and steps of k; its place in the panel, and numbers from one k to the next there."""
+"""Parameters of a strip. `a` and `stride`: its address in the matrix, and the stride of matrix
+rows. `remaining` and `steps`: numbers of remaining columns, and of steps of k. `out` and `width`:
+its address in the panel, and the panel's stride from one k to the next."""
 
 
 def _emit_copied(module: Module, kind: _StripKind) -> Function:
@@ -389,7 +392,7 @@ def _emit_transposed(module: Module, kind: _StripKind) -> Function:
 
 
 def _emit_square(module: Module, kind: _StripKind, *, whole: bool) -> Function:
-    """Emit the transposition of a square: a vector's count of rows and of steps of k."""
+    """Emit the transposition of a square, whose sides have as many numbers as a vector."""
     f = module.function(f"{'whole' if whole else 'part'}_{kind.name}", _STRIP)
     a, stride, remaining, steps, out, width = f.args.values()
     vector, element, count = kind.vector, kind.vector.element, kind.vector.count
@@ -413,7 +416,7 @@ def _emit_square(module: Module, kind: _StripKind, *, whole: bool) -> Function:
 
 
 def _emit_transposition(f: Function, vector: VectorType, rows: list[Value]) -> list[Value]:
-    """Transpose a square of vectors: its quarters first, then theirs."""
+    """Transpose a square of vectors: swap its quarters, then the quarters of each quarter."""
     count, rows = vector.count, list(rows)
     distance = count // 2
     while distance:
@@ -427,7 +430,7 @@ def _emit_transposition(f: Function, vector: VectorType, rows: list[Value]) -> l
 
 
 def _shuffled(f: Function, a: Value, b: Value, order: list[int]) -> Value:
-    """Numbers of two vectors in `order`, which counts through both."""
+    """Numbers of two vectors in `order`, whose indices count through `a` and then `b`."""
     places = ", ".join(f"i32 {k}" for k in order)
     mask = f"{vector_text(len(order), 'i32')} <{places}>"
     return f.value(a.type, f"shufflevector {a}, {b}, {mask}")

@@ -1,8 +1,8 @@
 """Loops that the forward and the backward kernel share: groups of rows, panels, phases, time.
 
-Rows are sequences, sorted so that those still running at any step are the first ones. Threads
+Rows are sequences, longest first, so that at any step the running ones are the first rows. Threads
 either take whole groups of rows and never wait for each other, or share the columns of one group.
-Then they wait at the end of each phase, since the next phase reads what all of them wrote.
+In the second case they wait at the end of each phase, since the next phase reads what all wrote.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lstm_cli.engines.jit.runtime.memory import Arguments
 from lstm_cli.engines.jit.runtime.worker_ir import SharedPhases
 
 MAX_CHUNK_ROWS = 24
-"""Most rows whose products are kept before the cell's equations use them."""
+"""Largest number of rows whose products are computed before the cell's equations use them."""
 
 NUMBERS = ("T", "groups", "step_stride")
 ADDRESSES = ("active", "starts", "first_records", "phase_memory", "syscall")
@@ -32,9 +32,9 @@ class Panel:
     Attributes
     ----------
     number
-        Place of the panel among all panels.
+        Number of the panel among all panels.
     column
-        Its first column.
+        First column of the panel.
     """
 
     kernel: SequenceKernel
@@ -59,11 +59,12 @@ class MatmulOperand:
     w, init
         Panels, and initial values of their sums.
     K, times, skip
-        A row is `times` runs of K numbers, `skip` from the start of one run to the next.
+        A row is `times` runs of K numbers, with `skip` numbers from the start of one run to the
+        start of the next.
     parity
         Number whose lowest bit alternates from one product to the next.
     init_per_panel
-        Each panel has initial values of its own; otherwise all share the same ones.
+        True: each panel has its own initial values. False: all panels share them.
     """
 
     w: Value
@@ -99,7 +100,7 @@ class SequenceKernel:
 
     @contextmanager
     def groups(self) -> Iterator[Value]:
-        """Loop over this thread's groups of rows; gives the number of a group's first record."""
+        """Loop over this thread's groups of rows. Yields the number of a group's first record."""
         f, a, (_, part, parts) = self.f, self.a, self.f.args.values()
         owns_groups = f.compare("sgt", a["groups"], 0)
         self.workers, self.me = f.select(owns_groups, 1, parts), f.select(owns_groups, 0, part)
@@ -119,12 +120,12 @@ class SequenceKernel:
         return self.f.load("i64", self.f.at(self.active, step, "i64"), 8)
 
     def records(self, count: Value) -> Value:
-        """Step records from one step to the next, where `count` rows of the group run."""
+        """Number of step records from one step to the next, where `count` rows of a group run."""
         stride = self.a["step_stride"]
         return self.f.select(self.f.compare("sgt", stride, 0), stride, count)
 
     def share(self, split: PanelSplit, shape: PanelShape, count: Value) -> tuple[Value, Value]:
-        """First panel of one shape in this thread's share, and the panel after its last."""
+        """First panel of one shape in this thread's share, and the panel after the last one."""
         f = self.f
         if shape is split.main:
             start = f.div(f.mul(count, self.me), self.workers)
@@ -155,8 +156,9 @@ class SequenceKernel:
     ) -> Iterator[tuple[Value, Value, Value]]:
         """Multiply `count` rows with this thread's panels, then loop over the results.
 
-        Gives a row, the first column of a vector, and the address of the first gate's result.
-        With few rows, several panels are multiplied before the loop, which then overlaps with them.
+        Yields a row, the first column of a vector, and the address of the first gate's result.
+        With few rows, several panels are multiplied before the loop over their results. Then the
+        processor overlaps the loop with the products.
         """
         f, product = self.f, self.tiles.products(shape)
         results = f.array(MAX_CHUNK_ROWS * shape.width, self.element)
@@ -177,8 +179,8 @@ class SequenceKernel:
             at = f.at(rows, first_row, "ptr")
             here = f.minimum(f.sub(stop, first), batch)
             size = f.mul(some, shape.width)
-            # Every other step runs from the last panel to the first: the panels read last are
-            # still in a near cache.
+            # Every second step runs from the last panel to the first, since the panels that were
+            # read last are still in a near cache.
             begin = f.select(backwards, f.sub(here, 1), 0)
             panel = self._panel(split, shape, f.add(first, begin))
             w, init = panel.data(operand.w, run), operand.init
@@ -224,7 +226,7 @@ class SequenceKernel:
 
     @contextmanager
     def phase(self) -> Iterator[None]:
-        """Code that the threads of a group share, each a share of the columns."""
+        """Context of code that the threads of a group share: each computes some columns."""
         me = self.me
         with self.phases.phase() as self.me:
             yield
@@ -236,7 +238,10 @@ class SequenceKernel:
         return self.f.intrinsic(name, "i64")
 
     def add_cycles(self, entry: str, since: Value) -> Value:
-        """Add the cycles since `since` to an argument entry, on the first thread; the time now."""
+        """Add the cycles since `since` to an argument entry, on the first thread.
+
+        Returns the cycle counter now.
+        """
         f = self.f
         now = self.clock()
         with f.when(f.compare("eq", f.args["part"], 0)):

@@ -1,9 +1,9 @@
 """Panels of weights, and the inner products of rows with them, each sum held in a register.
 
 A matrix product gives, for each gate, a row of columns: units, features, or projected features.
-The columns are cut into panels. A panel holds a few vectors of neighboring columns of every gate.
+The columns are cut into panels. A panel has a few vectors of neighboring columns of every gate.
 So all gates of a unit are computed together. A narrower last panel is the tail. In memory a
-panel is [k][gate][column]: the weights that multiply number k of a row lie together.
+panel is [k][gate][column]: the weights that multiply number k of a row are contiguous.
 
 A tile is some rows times one panel. Every tile sums an output over k in order, in one register. So
 the bits of an output do not depend on the number of rows.
@@ -28,17 +28,17 @@ from lstm_cli.engines.jit.codegen.ir import (
 from lstm_cli.engines.jit.runtime.machine import Machine
 
 UNROLL = 2
-"""Numbers of a row in one iteration of the inner loop."""
+"""Number of steps of k in one iteration of the inner loop."""
 
 MAX_TILE_ROWS = 8
-"""Most rows of a tile; more rows only make longer code."""
+"""Largest number of rows of a tile; more rows only make the code longer."""
 
 
 @dataclass(frozen=True)
 class PanelShape:
     """Shape of a panel: `gate_vectors` vectors of columns for each of `gates` gates.
 
-    With `bf16`, two neighboring numbers in bfloat16 take the place of one float, in weights and in
+    With `bf16`, two neighboring bfloat16 numbers take the place of one float, in weights and in
     rows. Their products are summed in float32.
     """
 
@@ -49,7 +49,7 @@ class PanelShape:
 
     @property
     def columns(self) -> int:
-        """Columns of each gate."""
+        """Number of columns of each gate."""
         return self.gate_vectors * self.vector.count
 
     @property
@@ -58,7 +58,7 @@ class PanelShape:
 
     @property
     def width(self) -> int:
-        """Weights that multiply one number of a row."""
+        """Number of weights that multiply one number of a row."""
         return self.gates * self.columns
 
     @property
@@ -74,8 +74,10 @@ class PanelSplit:
 
     Attributes
     ----------
-    main, tail
-        Shape of all panels but the last, and of a narrower last one; None without it.
+    main
+        Shape of the full panels.
+    tail
+        Shape of a narrower last panel. None: all panels are full.
     """
 
     main: PanelShape
@@ -96,7 +98,7 @@ class PanelSplit:
 
     @property
     def with_bf16(self) -> PanelSplit:
-        """This split with pairs of bfloat16 in place of numbers."""
+        """This split, with a pair of bfloat16 numbers in place of each float."""
         tail = None if self.tail is None else replace(self.tail, bf16=True)
         return PanelSplit(replace(self.main, bf16=True), tail)
 
@@ -111,19 +113,19 @@ class Columns:
 
     @property
     def padded(self) -> int:
-        """Columns of all panels, with the padding of the last vector."""
+        """Number of columns of all panels, including padding."""
         tail = self.split.tail
         return self.count * self.split.main.columns + (tail.columns if tail else 0)
 
     @property
     def stride(self) -> int:
-        """Columns rounded up to full vectors: the row stride of buffers."""
+        """Number of columns rounded up to full vectors: the row stride of buffers."""
         count = self.split.main.vector.count
         return -(-self.size // count) * count
 
     @property
     def width(self) -> int:
-        """Weights of all gates that multiply one number of a row, with padding."""
+        """Number of weights of all gates that multiply one number of a row, including padding."""
         return self.split.gates * self.padded
 
 
@@ -135,8 +137,8 @@ def split_columns(
 
     Parameters
     ----------
-    per
-        Vectors per gate in a panel; by default so many that a panel has about four vectors.
+    gate_vectors
+        Vectors per gate in a panel. None: as many as give a panel about four vectors.
     """
     gate_vectors = gate_vectors or max(1, 4 // gates)
     main = PanelShape(gates, gate_vectors, vector)
@@ -155,7 +157,7 @@ def split_columns(
 
 
 def max_tile_rows(machine: Machine, vectors: int) -> int:
-    """Most rows of a tile whose sums and operands fit in the registers."""
+    """Largest number of rows of a tile whose sums and operands fit in the registers."""
     if holds_row_numbers(machine, vectors):
         return (machine.registers - 1) // (vectors + 1)
     operands = vectors + (1 if machine.registers <= 16 else 2)
@@ -163,10 +165,11 @@ def max_tile_rows(machine: Machine, vectors: int) -> int:
 
 
 def holds_row_numbers(machine: Machine, vectors: int) -> bool:
-    """A step holds one number of every row and a single weight, not all weights and one number.
+    """True if a step of k keeps a number of every row in registers, and one vector of weights.
 
-    With few registers, a tile of many vectors then has more rows. The compiler spills sums that do
-    not fit to memory, which takes more than half of the speed.
+    False: the step keeps all vectors of weights, and one number. With few registers and many
+    vectors, True allows more rows. The compiler spills sums that do not fit to memory, which costs
+    more than half of the speed.
     """
     return machine.registers <= 16 and vectors > 3
 
@@ -188,7 +191,7 @@ _PANELS = {"panels": "i64", "w_step": "i64", "init_step": "i64", "out_step": "i6
 
 
 class TileEmitter:
-    """Emitter of a module's inner products, each at its first use.
+    """Emitter of a module's inner products; each function is emitted at its first use.
 
     Parameters
     ----------
@@ -202,24 +205,25 @@ class TileEmitter:
         self._products: dict[tuple[PanelShape, bool], Function] = {}
 
     def rows(self, shape: PanelShape) -> int:
-        """Rows of the largest tile."""
+        """Number of rows of the largest tile."""
         return max_tile_rows(self.machine, shape.vectors)
 
     def product(self, shape: PanelShape) -> Function:
         """A function for any number of rows times one panel.
 
         out[r][gate][column] = init[gate][column] + sum over k of a[r][k] w[k][gate][column].
-        Its parameters: `a`, addresses of the rows; `rows`; `w`, the panel; `K`, numbers of a run
-        of a row; `times`, runs of a row; `skip` from the start of a run to the next; `init`;
-        `out`; `stride` from row to row and `apart` from gate to gate of `out`.
+        The function's parameters: `a`, addresses of the rows; `rows`, their number; `w`, the panel;
+        `K`, numbers per run of a row; `times`, runs per row; `skip`, numbers from the start of a
+        run to the next; `init` and `out`; strides of `out`, in numbers: `stride` from row to row,
+        and `apart` from gate to gate.
         """
         return self._product(shape, several=False)
 
     def products(self, shape: PanelShape) -> Function:
         """A function for any number of rows times several panels; faster for few rows.
 
-        Its parameters: those of `product`; the number of `panels`; `w_step`, `init_step` and
-        `out_step` from a panel's data to the next one's.
+        The function's parameters: those of `product`; the number of `panels`; and the strides
+        `w_step`, `init_step` and `out_step` from one panel's data to the next, in numbers.
         """
         return self._product(shape, several=True)
 
@@ -230,7 +234,7 @@ class TileEmitter:
 
     def _emit_product(self, shape: PanelShape, several: bool) -> Function:
         limit, element = self.rows(shape), shape.vector.element
-        # Remaining rows take these tiles only: each height is more code to compile.
+        # Remaining rows use tiles of these heights only, since each height is code to compile.
         lower = [rows for rows in (4, 2, 1) if rows < limit]
         kinds = dict(a="ptr", rows="i64", **_OPERANDS) | (_PANELS if several else {})
         f = self.module.function(f"product{'s' if several else ''}_{shape.name}", kinds)
@@ -333,7 +337,7 @@ def accumulate_products(
 ) -> None:
     """Add each vector at `weights` times each number at `numbers` to ``sums[weight][number]``.
 
-    With `half`, both are pairs of bfloat16, whose first (0) or second number (1) is multiplied.
+    With `half`, both are pairs of bfloat16: 0 multiplies their first numbers, 1 their second ones.
     """
 
     def broadcast(at: Value) -> Value:
@@ -367,8 +371,8 @@ def accumulate_products(
 def round_to_bfloat16(f: Function, vector: VectorType, values: Value, machine: Machine) -> Value:
     """Numbers rounded to the nearest bfloat16, ties to even; NaN stays NaN.
 
-    Without an instruction for it, LLVM would call a function of a library that is not linked. So
-    the upper half is rounded as an integer.
+    On a processor without an instruction for this, LLVM would call a library function, which is not
+    linked. So there the bits are rounded as integers.
     """
     if machine.dot_bfloat16:
         return f.convert("fptrunc", values, vector_text(vector.count, "bfloat"))

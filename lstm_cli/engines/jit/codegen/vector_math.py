@@ -1,10 +1,10 @@
 """exp, tanh, sigmoid and log1p of vectors, as instructions: no call, no branch, no table.
 
-All but log1p start the same way. x = n ln(2) + r with a whole n, so e^x = 2^n (1 + expm1(r)), with
-expm1(r) from a polynomial. Adding a large constant leaves no bits for a fraction, so n stands in
-the low bits of the sum; a shift makes 2^n of them. No float is converted to an integer, which is
-undefined for NaN. Every vector length gets the same instructions, so a result does not depend on
-its lane.
+All but log1p start the same way. With a whole n, x = n ln(2) + r, so e^x = 2^n (1 + expm1(r)). A
+polynomial computes expm1(r). The sum of x / ln(2) and a large constant has no bits for a fraction.
+So n is in the low bits of the sum, and a shift makes 2^n of n. No float is converted to an integer,
+since that is undefined for NaN. Every vector length gets the same instructions, so a result does
+not depend on its lane.
 
 Largest measured errors, in units in the last place: exp 1.1, tanh 2.5, sigmoid 2.5, log1p 1.4; over
 all floats, and over 8 million random doubles.
@@ -25,17 +25,19 @@ class _Format:
     Attributes
     ----------
     fraction
-        Bits of a number below its exponent.
+        Number of bits of the fraction, below the exponent.
     bias
         Bias of the exponent.
     ln2
-        The logarithm of 2 in two parts; the first is so short that n times it is exact.
+        The natural logarithm of 2 in two parts. The first part is so short that n times it is
+        exact.
     exp
         Limits of x, beyond which exp is 0 and infinity.
     sigmoid
-        Largest size of x for which e^x and its reciprocal are normal numbers.
+        Largest |x| for which e^x and e^-x are normal numbers.
     tanh
-        Smallest x whose tanh rounds to 1. Its fraction is 1 too: adding 2 does not change e^2x - 1.
+        Smallest x whose tanh rounds to 1. For this x, `tanh_fraction` is 1 too, since adding 2 does
+        not change expm1(2x).
     expm1
         Coefficients of (expm1(r) - r) / r^2 in r, lowest first.
     log
@@ -129,19 +131,19 @@ def exp(f: Function, vector: VectorType, x: Value) -> Value:
 def tanh_fraction(f: Function, vector: VectorType, x: Value) -> tuple[Value, Value]:
     """Numerator and denominator of tanh(x) = expm1(2x) / (expm1(2x) + 2).
 
-    The denominator lies between 2 and the square of e^`_Format.tanh`. The size of x is used, since
-    for negative x the rounding errors of expm1 would count up to twice.
+    The denominator lies between 2 and the square of e^`_Format.tanh`. The fraction is that of |x|,
+    since for negative x the rounding errors of expm1 would count up to twice.
     """
-    one, name = vector.type, vector.suffix
+    type_, name = vector.type, vector.suffix
     limit = vector.number(_FORMATS[vector.element].tanh)
-    size = at_most(f, f.intrinsic(f"llvm.fabs.{name}", one, x), limit)
+    size = at_most(f, f.intrinsic(f"llvm.fabs.{name}", type_, x), limit)
     numerator = _Parts.of(f, vector, size, 2).power_plus(f, -1.0)
     denominator = f.fadd(numerator, vector.number(2.0))
-    return f.intrinsic(f"llvm.copysign.{name}", one, numerator, x), denominator
+    return f.intrinsic(f"llvm.copysign.{name}", type_, numerator, x), denominator
 
 
 def tanh(f: Function, vector: VectorType, x: Value) -> Value:
-    """Hyperbolic tangent; exactly 1 and -1 for large sizes of x."""
+    """Hyperbolic tangent; exactly 1 or -1 for large |x|."""
     return f.fdiv(*tanh_fraction(f, vector, x))
 
 
@@ -157,7 +159,7 @@ def sigmoid_fraction(f: Function, vector: VectorType, x: Value) -> tuple[Value, 
 
 
 def sigmoid(f: Function, vector: VectorType, x: Value) -> Value:
-    """Logistic function; `sigmoid_fraction` says how far it falls."""
+    """Logistic function; see `sigmoid_fraction` for its smallest value."""
     return f.fdiv(*sigmoid_fraction(f, vector, x))
 
 
@@ -172,7 +174,7 @@ def log1p(f: Function, vector: VectorType, x: Value) -> Value:
     small, large = _power(f, vector, f.binary("sub", vector.integer(0), n))
     less_one = fma(f, vector, small, large, vector.number(-1.0))
     g = fma(f, vector, f.fmul(x, small), large, less_one)
-    # log(1 + g) = g - (g^2/2 - s (g^2/2 + s^2 P(s^2))), the first term of it exact.
+    # log(1 + g) = g - (g^2/2 - s (g^2/2 + s^2 P(s^2))), whose first term is exact.
     s = f.fdiv(g, f.fadd(g, vector.number(2.0)))
     z, half = f.fmul(s, s), f.fmul(f.fmul(g, g), vector.number(0.5))
     rest = f.fmul(z, _polynomial(f, vector, format_.log, z, f.fmul(z, z)))
@@ -238,7 +240,7 @@ def _polynomial(
     x: Value,
     square: Value,
 ) -> Value:
-    """Sum pairs of terms, which do not wait for one another; then use Horner's rule in x^2."""
+    """Sum pairs of terms, independently of each other; then use Horner's rule in x^2."""
     pairs = [coefficients[k : k + 2] for k in range(0, len(coefficients), 2)]
     terms = [vector.number(pair[0]) for pair in pairs]
     for k, pair in enumerate(pairs):
@@ -255,7 +257,7 @@ def _limited(f: Function, vector: VectorType, x: Value, low: float, high: float)
 
 
 def _power(f: Function, vector: VectorType, n: Value) -> tuple[Value, Value]:
-    """Two normal numbers whose product is 2^n, which may be subnormal or too large itself."""
+    """Two normal numbers whose product is 2^n. The product may be subnormal or too large."""
     half = f.binary("ashr", n, vector.integer(1))
     bias = vector.integer(_FORMATS[vector.element].bias)
     return (

@@ -1,13 +1,13 @@
 """Derivatives of weights: out[u][d] = sum over q of dz[q][u] a[q][d], over all steps q.
 
 Steps are taken in blocks, as Goto and van de Geijn do (Anatomy of high-performance matrix
-multiplication, 2008). Of each block, `a` is packed into panels of a few vectors; `dz` is taken in
+multiplication, 2008). In each block, `a` is packed into panels of a few vectors. `dz` is cut into
 strips of a few units, in groups that share cache lines. Each pair of a strip and a panel is one
-tile, whose sums stay in registers for the whole block. Vectors lie along d, so the result has the
+tile, whose sums stay in registers for the whole block. Vectors run along d, so the result has the
 layout of the stored weights.
 
-Threads share the result, never a sum. Blocks are the same for any number of threads, so the bits
-are the same too. Start at `run_weight_gradient`.
+Threads share the result, never a sum. Blocks are the same for any number of threads, so the bits of
+the result are the same too. Start at `run_weight_gradient`.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ from lstm_cli.engines.jit.runtime.thread_pool import run
 from lstm_cli.engines.types import Array
 
 _MIN_BLOCK_STEPS, _MAX_BLOCK_STEPS = 128, 512
-"""Steps in a block: enough for a tile's sums to repay adding them to the result."""
+"""Least and largest number of steps in a block. With fewer steps, adding a tile's sums to the
+result would cost too much."""
 
 _MIN_THREAD_WORK = 1 << 17
-"""Multiply-adds per thread, a few microseconds."""
+"""Least number of multiply-adds per thread, a few microseconds of work."""
 
 _PACKING_COST = 0.5
-"""Time of packing a panel, relative to that of one of its tiles."""
+"""Time of packing a panel, relative to the time of one of its tiles."""
 
 _GROUP_STRIPS = 16
-"""Strips computed together, so that a cache line they share is still in a near cache."""
+"""Number of strips computed together, so that their shared cache lines stay in a near cache."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,18 @@ class WeightGradientKernel:
 
     Attributes
     ----------
+    address
+        Address of the kernel.
+    columns
+        Split of a row of the result into panels.
     dtype
         NumPy's name of the dtype.
     panels
-        Panels of a row.
+        Number of panels of a row.
     strip
-        Units of a tile.
+        Number of units of a strip.
     block
-        Steps in a block.
+        Number of steps in a block.
     machine
         Machine that the kernel is made for.
     """
@@ -106,12 +111,12 @@ def weight_gradient_kernel(
 
 
 def strip_units(split: PanelSplit, machine: Machine) -> int:
-    """Units of a strip: as many as a tile of the widest panel has room for."""
+    """Number of units of a strip: as many as fit in a tile of the widest panel."""
     return max_tile_rows(machine, split.main.vectors)
 
 
 def _block_steps(split: PanelSplit, machine: Machine) -> int:
-    """Steps in a block: a panel of it fills an eighth of the cache."""
+    """Number of steps in a block, so that a panel of a block fills an eighth of the cache."""
     fit = machine.cache // 8 // (split.main.gate_vectors * split.main.vector.bytes)
     return max(_MIN_BLOCK_STEPS, min(_MAX_BLOCK_STEPS, fit))
 
@@ -123,15 +128,15 @@ class WeightGradient:
     Attributes
     ----------
     steps
-        Q.
+        Number of steps Q.
     dz
         Rows of derivatives, `units` numbers for each gate; other numbers of a row are not read.
     gates
-        (gates,) int64 place of each gate in a row of `dz`.
+        (gates,) int64 offset of each gate in a row of `dz`, in numbers.
     units
-        H.
+        Number of units H.
     a
-        Rows that the weights multiplied, D numbers each.
+        Rows that the weights multiplied in the forward pass, D numbers each.
     out
         (gates * H, D), overwritten.
     bias
@@ -162,7 +167,7 @@ def run_weight_gradient(
 
 
 def _is_narrow(kernel: WeightGradientKernel, gradient: WeightGradient) -> bool:
-    """D fills so little of a vector that vectors along the units are faster."""
+    """True if D fills so little of a vector that vectors along the units are faster."""
     lanes = kernel.machine.vector(kernel.columns.split.main.vector.element).count
     return 2 * kernel.columns.size <= lanes <= gradient.units
 
@@ -170,7 +175,7 @@ def _is_narrow(kernel: WeightGradientKernel, gradient: WeightGradient) -> bool:
 def _run_transposed(
     kernel: WeightGradientKernel, gradient: WeightGradient, workspace: Workspace, threads: int
 ) -> None:
-    """Compute the transposed result, all gates' units at once, and copy it."""
+    """Compute the transposed result for the units of all gates at once, and copy it."""
     D, H = kernel.columns.size, gradient.units
     first = int(gradient.gates.min())
     size = int(gradient.gates.max()) - first + H
@@ -234,13 +239,13 @@ def _run(
 
 @lru_cache(maxsize=256)
 def _grid(strips: int, panels: int, threads: int) -> tuple[int, int]:
-    """Runs of strips and runs of panels that the result is cut into, for that many threads."""
+    """Numbers of runs of strips and of runs of panels into which the result is cut."""
 
     def cost(cut: tuple[int, int]) -> float:
         high, wide = -(-strips // cut[0]), -(-panels // cut[1])
         return max(wide, 1) * (high + _PACKING_COST)
 
-    # Never more runs of panels than panels: the thread with the first panel sums the bias.
+    # At most as many runs as panels, since the thread that has the first panel sums the bias.
     cuts = [(k, min(threads // k, max(panels, 1))) for k in range(1, threads + 1)]
     return min(cuts, key=cost)
 
@@ -249,9 +254,9 @@ _NUMBERS = ["steps", "gates", "units", "size", "whole", "panels", "strips_per_ga
 _NUMBERS += ["across", "block", "thread_size", "a_size", "dz_step", "a_step"]
 _ADDRESSES = ["places", "out", "bias", "memory", "dz", "dz_at", "a", "a_at"]
 _ARGUMENTS = Arguments(_NUMBERS, _ADDRESSES)
-"""`places` holds the place of each gate in a row of `dz`. `rows` and `across` cut the result into
-rectangles of full strips and full panels. `thread_size` is the numbers of a thread's workspace,
-which starts with `a_size` numbers for panels."""
+"""Entries of the argument block. `places`: offset of each gate in a row of `dz`. `rows`, `across`:
+runs of strips and of panels, which cut the result into rectangles. `thread_size`: numbers in a
+thread's workspace, of which the first `a_size` are for panels."""
 
 
 def build(split: PanelSplit, machine: Machine) -> Module:
@@ -266,7 +271,8 @@ class _WeightGradientEmitter:
 
     Parameters of the functions: `block`, the argument block; `memory`, the thread's workspace;
     `q` and `n`, the first step of a block of steps and their number; `panel` and `panels`, the
-    first panel and the one after the last; `gate`; `strip` and `strips`, likewise, of a gate.
+    first panel and the one after the last; `gate`, the gate's number; `strip` and `strips`, the
+    first strip of a gate and the one after the last.
     """
 
     def __init__(self, module: Module, split: PanelSplit, machine: Machine) -> None:
@@ -368,7 +374,7 @@ class _WeightGradientEmitter:
             copy(load_part)
 
     def _emit_group(self) -> Function:
-        """Emit some strips of one gate times every panel of a block."""
+        """Emit the product of some strips of one gate with every panel of a block."""
         sums, pack = self._emit_sums(), self._emit_pack_dz()
         tiles = [self._emit_tiles(shape) for shape in self.split.shapes]
         names = ("q", "n", "gate", "strip", "strips", "panel", "panels")
@@ -399,7 +405,7 @@ class _WeightGradientEmitter:
                         stride,
                         strip_step,
                     )
-        # The strips of `dz` are in a near cache by now.
+        # The bias comes last, since the strips of `dz` are in a near cache by then.
         has_bias = f.value("i1", f"icmp ne {a['bias']}, null")
         with f.when(has_bias), f.when(f.compare("eq", panel, 0)):
             f.call(sums, block, memory, q, n, gate, strip, strips)
@@ -407,7 +413,7 @@ class _WeightGradientEmitter:
         return f
 
     def _first_unit(self, f: Function, a: dict[str, Value]) -> Value:
-        """Place of the first strip's first unit in a row of `dz`."""
+        """Offset of the first strip's first unit in a row of `dz`, in numbers."""
         begin = f.load("i64", f.at(a["places"], f.args["gate"], "i64"), 8)
         return f.add(begin, f.mul(f.args["strip"], self.strip))
 
@@ -482,7 +488,7 @@ class _WeightGradientEmitter:
         return f
 
     def _emit_tiles(self, shape: PanelShape) -> Function:
-        """Emit some strips times one panel."""
+        """Emit the product of some strips with one panel."""
         tiles = {rows: self._emit_tile(rows, shape) for rows in range(1, self.strip + 1)}
         merge = self._emit_merge(shape)
         kinds = {"block": "ptr", "panel": "ptr"}

@@ -1,4 +1,4 @@
-"""Compilation of emitted IR to callable functions: LLVM's passes, object code, the linker, cache.
+"""Compilation of emitted IR to callable functions: LLVM passes, object code, cache, linker.
 
 Start at `load_kernels`.
 """
@@ -23,7 +23,7 @@ from lstm_cli.engines.setup_time import COMPILING, setup_timer
 
 @dataclass(frozen=True)
 class Kernels:
-    """CompiledKernels functions: ``kernels["name"]`` is the address of one.
+    """Addresses of compiled functions: ``kernels["name"]`` is the address of one.
 
     The code stays in memory until the process ends, since a thread may run it until then.
     """
@@ -39,16 +39,16 @@ _loading = threading.RLock()
 
 
 def load_kernels(name: str, build: Callable[[], Module], machine: Machine | None = None) -> Kernels:
-    """The kernels of that name: linked once per process, compiled once per machine and user.
+    """The kernels called `name`: linked once per process, compiled once per machine and user.
 
     Parameters
     ----------
     name
-        Text of all that the emitted code depends on, beside the machine and this package's sources:
-        the cell's equations, the dtype, the exported functions. Equal names share kernels, so a
-        name holds nothing of one process, such as an address.
+        Text of all that the emitted code depends on, besides the machine and this package's
+        sources: the cell's equations, the dtype, the exported functions. Equal names share kernels,
+        even between processes. So a name must not contain an address.
     build
-        Emitter of the module; called only if the kernels are nowhere in memory or on disk.
+        Emitter of the module; called only if the kernels are neither in memory nor on disk.
     machine
         Machine that the kernels are made for; this machine by default.
 
@@ -107,7 +107,7 @@ def _emitted(build: Callable[[], Module], machine: Machine) -> CompiledKernels:
 
 
 def _simplify(parsed: Any, target: Any) -> None:
-    """Run the two passes that pay: with more of them the kernels were no faster."""
+    """Run only two passes, since further passes do not make the kernels faster."""
     from llvmlite import binding as llvm
 
     builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options())
@@ -142,7 +142,7 @@ def _target(machine: Machine) -> Any:
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
-    # On Windows the linker in memory knows ELF only.
+    # LLVM's in-memory linker needs ELF, on Windows too.
     triple = machine.triple + ("-elf" if "windows" in machine.triple else "")
     return llvm.Target.from_triple(triple).create_target_machine(
         cpu=machine.cpu, features=machine.features, opt=1, reloc="pic", codemodel="small"

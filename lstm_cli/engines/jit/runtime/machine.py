@@ -17,13 +17,13 @@ class Machine:
     Attributes
     ----------
     triple, cpu, features
-        LLVM's names.
+        LLVM's names of the target triple, the processor and its features.
     vector_bits
         Bits of the widest vector with a fused multiply-add.
     registers
         Number of vector registers.
     dot_bfloat16
-        One instruction multiplies pairs of bfloat16 and adds them to float32.
+        True: one instruction multiplies pairs of bfloat16 and adds the products to float32.
     cache
         Bytes of a core's second-level cache.
     """
@@ -46,12 +46,12 @@ class Machine:
 
 
 class UnusableMachine(Exception):  # noqa: N818 - it names the machine's state
-    """No kernels can be made for this machine; the text says why."""
+    """No kernels can be made for this machine; the message says why."""
 
 
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
-    """This machine.
+    """The machine that this process runs on.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def this_machine() -> Machine:
 
 
 _LIBRARY_BYTES = 192 << 20
-"""Bytes of address space to load llvmlite, whose library has some 130 MB."""
+"""Bytes of address space needed to load llvmlite, whose library has some 130 MB."""
 
 
 def machine_from_features(triple: str, cpu: str, present: set[str], flat: str = "") -> Machine:
@@ -93,7 +93,7 @@ def machine_from_features(triple: str, cpu: str, present: set[str], flat: str = 
     present
         Names of the features that the processor has.
     flat
-        LLVM's text of all features; by default made of `present`.
+        LLVM's text of all features; by default that of `present`.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def _version() -> str:
 
 
 def _cache() -> int:
-    """Bytes of the second-level cache; 1 MiB if the system does not tell them."""
+    """Bytes of the second-level cache; 1 MiB if the system does not report the size."""
     for index in range(8):
         folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
         try:

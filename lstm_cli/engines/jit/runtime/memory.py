@@ -20,13 +20,13 @@ from lstm_cli.engines.types import Array
 T = TypeVar("T")
 
 _MAX_CACHED = 32
-"""Most objects that a workspace caches, one per shape of batch."""
+"""Largest number of objects that a workspace caches, one per shape of batch."""
 
 ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector."""
 
 _MIN_POOLED_BYTES = 1 << 16
-"""Bytes from which freed memory is kept; the system's allocator keeps smaller pieces itself."""
+"""Smallest array in bytes whose memory the pool reuses; the system's allocator reuses the rest."""
 
 
 class Workspace:
@@ -37,7 +37,7 @@ class Workspace:
         self._cache: dict[Hashable, Any] = {}
 
     def get(self, name: str, size: int, dtype: str) -> Array:
-        """A buffer of at least `size` numbers: zeros at first, then what its last user wrote."""
+        """A buffer of at least `size` numbers: zeros at first, later the values last written."""
         key = (name, dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.size < size:
@@ -48,16 +48,16 @@ class Workspace:
         return buffer
 
     def shaped(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
-        """The beginning of a buffer as an array of that shape."""
+        """The beginning of a buffer, as an array of shape `shape`."""
         size = int(np.prod(shape))
         return self.get(name, size, dtype)[:size].reshape(shape)
 
     def cached(self, key: Hashable) -> Any:
-        """The object cached under `key`; None if there is none, or a buffer has moved since."""
+        """The object cached under `key`. None: no object, or a buffer has been replaced since."""
         return self._cache.get(key)
 
     def remember(self, key: Hashable, value: T) -> T:
-        """Cache an object built upon the buffers."""
+        """Cache an object that contains addresses of the buffers, and return it."""
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
         self._cache[key] = value
@@ -93,10 +93,10 @@ class Workspaces:
 
 
 class ArrayPool:
-    """Reused memory for large arrays: lent to an array, and back when the array dies.
+    """Reused memory for large arrays, which returns to the pool when the array is freed.
 
-    A page fault per fresh page takes longer than filling the page. Memory is never lent again
-    while an array, or a view of one, can still show it.
+    A page fault per fresh page takes longer than filling the page. The pool does not reuse memory
+    while an array, or a view of one, still refers to it.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class ArrayPool:
         self._free[bytes_].append(raw)
 
     def shaped(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An uninitialized array of that shape, which may start anywhere in a cache line."""
+        """An uninitialized array of shape `shape`, which may start anywhere in a cache line."""
         size = math.prod(shape)
         if size * dtype.itemsize < _MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
@@ -147,7 +147,7 @@ def aligned(size: int, dtype: Any) -> Array:
 
 
 def address(array: Array | None) -> int:
-    """Address of an array's first number; 0 for None."""
+    """Address of an array's first number; 0 if `array` is None."""
     return 0 if array is None else _pointer(id(array) + _HEADER).value or 0
 
 
@@ -193,7 +193,7 @@ class Arguments:
         return {name: k for k, name in enumerate(self.names)}
 
     def read(self, f: Function, block: Value) -> dict[str, Value]:
-        """Emit loads of all entries from the block's address; the values by name."""
+        """Emit loads of all entries of the block at address `block`. Returns the values by name."""
         pairs = enumerate(zip(self.names, self._types, strict=True))
         return {n: f.load(t, f.at(block, k, "i64"), 8) for k, (n, t) in pairs}
 

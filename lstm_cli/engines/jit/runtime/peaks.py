@@ -1,7 +1,7 @@
 """Measured peaks of this machine: multiply-adds per second, and bytes read per second.
 
-Both are measured with the instructions that kernels consist of, on an engine's number of threads.
-Other work on the machine can only slow a trial down, so the best of a few trials counts.
+A trial runs the instructions that kernels consist of, on an engine's number of threads. Other work
+on the machine can only slow a trial down, so the best of `TRIALS` trials counts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from lstm_cli.engines.jit.runtime.memory import ALIGNMENT, Arguments, address, a
 from lstm_cli.engines.types import MachinePeaks, ReadBandwidth
 
 TRIAL_SECONDS = 5e-4
-"""Minimum seconds of a trial, so that waking the threads does not show in it."""
+"""Least seconds of a trial, so that the wake-up of the threads does not matter."""
 
 TRIALS = 5
+"""Number of trials per rate."""
+
 
 SPARE_REGISTERS = 4
-"""Registers without a chain: two for operands, and some for the compiler."""
+"""Number of registers without a multiply-add chain: two for operands, two for the compiler."""
 
 PARALLEL_READS = 8
-"""Vectors read in one iteration, each into a register of its own."""
+"""Number of vectors read in one iteration, each into a register of its own."""
 
 _ARGUMENTS = Arguments(["times", "vectors"], ["data", "results"])
 
@@ -34,16 +36,18 @@ _ARGUMENTS = Arguments(["times", "vectors"], ["data", "results"])
 def measure(
     machine: Machine, threads: int, element: str, sizes: Sequence[int] = ()
 ) -> MachinePeaks:
-    """Measure multiply-adds per second, and reads per second of memory of each size.
+    """Measure the rate of multiply-adds, and the read bandwidth of memory of each size.
 
     Parameters
     ----------
     threads
         Threads that work at the same time.
     element
-        ``float``, ``double``, or ``bfloat``: two products per instruction if the machine has one.
+        ``float``, ``double`` or ``bfloat``. An instruction computes two ``bfloat`` products per
+        lane, if the machine has such an instruction.
     sizes
-        Bytes that all threads together read over and over; none: `standard_sizes`.
+        Sizes in bytes of the memory that all threads together read repeatedly. Empty:
+        `standard_sizes`.
     """
     sizes = sizes or standard_sizes(machine, threads)
     flops = _flops(machine, threads, element)
@@ -89,7 +93,7 @@ def _reads(machine: Machine, threads: int, element: str, size: int) -> float:
 
 
 def _rate(work: Callable[[int], float]) -> float:
-    """Best rate of `work`, which takes a number of iterations and gives its amount of work."""
+    """Best rate of `work`, which maps a number of iterations to the amount of work done."""
     times, seconds = 1, 0.0
     work(times)  # compile, and wake the threads
     while seconds < TRIAL_SECONDS:
@@ -109,11 +113,11 @@ def _rate(work: Callable[[int], float]) -> float:
 def _call(
     machine: Machine, threads: int, element: str, kernel: str, times: int, **entries: int
 ) -> int:
-    """Run a kernel on all threads; the number of threads that took part."""
+    """Run a kernel on all threads. Returns the number of threads that took part."""
     kernels = load_kernels(f"limits {element}", lambda: build(machine, element), machine)
     results = aligned(threads * ALIGNMENT, "uint8")
     values = {"vectors": 0, "data": 0, "times": times, "results": address(results), **entries}
-    block = _ARGUMENTS.block(values)  # a name for it, since its address does not keep it alive
+    block = _ARGUMENTS.block(values)  # this variable keeps the block alive; its address does not
     return thread_pool.run(kernels[kernel], address(block), threads)
 
 
@@ -126,7 +130,7 @@ def _paired(machine: Machine, element: str) -> bool:
 
 
 def chains(machine: Machine) -> int:
-    """Independent multiply-adds: one per register, which is more than any execution unit needs."""
+    """Number of independent multiply-adds: one per register, enough to fill execution units."""
     return machine.registers - SPARE_REGISTERS
 
 
@@ -145,7 +149,7 @@ def _begin(module: Module, name: str) -> tuple[Function, dict[str, Value]]:
 
 
 def _finish(f: Function, a: dict[str, Value], op: str, values: Sequence[Value]) -> None:
-    """Store all values as one, so that the compiler does not drop their computation."""
+    """Combine all values and store the result, so that the compiler keeps their computation."""
     total = values[0]
     for value in values[1:]:
         total = f.binary(op, total, value)
@@ -155,7 +159,7 @@ def _finish(f: Function, a: dict[str, Value], op: str, values: Sequence[Value]) 
 
 
 def _emit_multiply(module: Module, machine: Machine, element: str) -> None:
-    """Emit multiply-adds of every register, `times` times; each waits for its own last result."""
+    """Emit `times` multiply-adds of every register, each of which depends on the one before."""
     f, a = _begin(module, "multiply")
     vector = _full_vector(machine, element)
     sums = [f.variable(vector.type, vector.number(2.0 + k)) for k in range(chains(machine))]

@@ -1,7 +1,7 @@
 """Thread pool for kernels: starts the workers, and runs a kernel's parts on them.
 
-A run costs under two microseconds if the last one was a moment ago. A worker without work sleeps
-after some 200 microseconds. `worker_ir` holds the native code of callers and workers;
+A run costs under two microseconds while the workers are awake. A worker without work sleeps
+after some 200 microseconds. `worker_ir` emits the native code of callers and workers;
 ``docs/thread-pool.md`` describes the protocol.
 """
 
@@ -34,13 +34,13 @@ from lstm_cli.engines.jit.runtime.worker_ir import (
 )
 
 _IDLE_ROUNDS = 200
-"""Offers of its core to other threads that an idle worker makes before it sleeps."""
+"""Number of times that an idle worker yields its core to other threads before it sleeps."""
 
 _STACK_BYTES = 1 << 20
-"""Bytes of a worker's stack: kernels need little, and the system's default of 8 MB adds up."""
+"""Bytes of a worker's stack. Kernels need little, and the system's default is 8 MB per thread."""
 
 _START_SECONDS = 1.0
-"""Seconds that a caller waits for new workers; later ones join later."""
+"""Largest number of seconds that a caller waits for new workers. Slower ones join a later run."""
 
 
 def run(function: int, args: int, parts: int) -> int:
@@ -70,14 +70,16 @@ class Pool:
         self._requested = 1
 
     def run(self, function: int, args: int, parts: int) -> int:
-        """Call ``function(args, part, parts)`` for every part, each on a thread of its own.
+        """Call ``function(args, part, parts)`` for every part, on the caller and on workers.
+
+        The caller also runs the parts that no worker has started by the time its own part ends.
 
         Parameters
         ----------
         function
             Address of a native ``void (ptr, i64, i64)``. Its result must not depend on the number
-            of parts, which can be smaller than requested: it is 1 while another thread uses the
-            pool, since a caller never waits for the pool.
+            of parts, which may be smaller than requested. While another thread uses the pool, the
+            number is 1, since a caller never waits for the pool.
         args
             Address of the function's argument block.
         parts
@@ -110,7 +112,7 @@ class Pool:
         self._started += 1
 
     def _await(self, workers: int) -> None:
-        """Return when that many workers are ready, or `_START_SECONDS` are over."""
+        """Wait until `workers` workers are ready, at most `_START_SECONDS`."""
         end = time.monotonic() + _START_SECONDS
         while self._words[WORKER_COUNT] < workers and time.monotonic() < end:
             time.sleep(0)
@@ -159,7 +161,7 @@ def _start_thread(function: int, argument: int) -> None:
 
 
 def _allowed_cores() -> list[int]:
-    """A bit for every core that this process may use, 64 per word; all 0 without a choice."""
+    """Bit set of the cores that this process may use, 64 per word; 0 if unknown or only one."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(allowed) < 2 or max(allowed) >= 64 * CORE_WORDS:
         return [0] * CORE_WORDS
@@ -170,14 +172,14 @@ def _allowed_cores() -> list[int]:
 
 @lru_cache(maxsize=1)
 def syscall_address() -> int:
-    """Address of ``syscall`` on Linux, which sleeps and wakes; else of the system's yield."""
+    """Address of ``syscall`` on Linux, for futex calls; elsewhere that of the system's yield."""
     if futex_number(this_machine()):
         return _address(ctypes.CDLL(None).syscall)
     return _sched_yield_address()
 
 
 def _sched_yield_address() -> int:
-    """Address of the system's ``int (void)`` that offers the core to another thread."""
+    """Address of the system's function ``int (void)`` that yields the core to another thread."""
     if sys.platform == "win32":
         return _address(ctypes.WinDLL("kernel32").SwitchToThread)
     return _address(ctypes.CDLL(None).sched_yield)

@@ -25,12 +25,12 @@ from lstm_cli.engines.jit.codegen.ir import (
 from lstm_cli.engines.jit.runtime.machine import Machine
 
 MAX_PARTS = 256
-"""Most parts of one run."""
+"""Largest number of parts of one run."""
 
 BUSY, WORKER_COUNT, YIELD, ACQUIRE, RELEASE, IDLE_ROUNDS, SYSCALL = 0, 8, 16, 18, 19, 20, 21
-"""Words of the header: 1 during a run; number of workers; addresses of the system's yield and of
-Python's functions for locks; offers of its core that an idle worker makes before it sleeps; and
-`thread_pool.syscall_address`."""
+"""Words of the header, in this order: 1 during a run, else 0; number of workers; addresses of the
+system's yield, and of Python's functions that acquire and release a lock; number of times that an
+idle worker yields its core before it sleeps; and `thread_pool.syscall_address`."""
 
 _SLEEPERS = 2
 """Word of a pool's header, and of a `SharedPhases` memory, that counts the sleeping waiters."""
@@ -40,8 +40,8 @@ POOL_WORDS = 32 + (MAX_PARTS - 1) * 16
 pairs."""
 
 CORES, CORE_WORDS = 24, 8
-"""First word, and number of words, with a bit for every core that this process may use. All bits
-are 0 if the cores are unknown, or there is only one."""
+"""First word and number of words of a bit set: the cores that this process may use. All bits are 0
+if the cores are unknown, or if there is only one core."""
 
 _STATE, _FUNCTION, _ARGS, _PART, _PARTS, _LOCK, _CORE = range(7)
 """Words of a mailbox."""
@@ -50,24 +50,24 @@ _STATE, _FUNCTION, _ARGS, _PART, _PARTS, _LOCK, _CORE = range(7)
 def lock_word(worker: int) -> int:
     """Word of the pool for the address of a worker's lock, counted from worker 1.
 
-    The thread that starts a worker creates its lock. A worker allocates no memory, so the system's
-    allocator reserves no 64 MB arena of addresses for it.
+    The thread that starts a worker creates the lock. A worker allocates no memory, so the system's
+    allocator reserves no arena of 64 MB of addresses for the worker.
     """
     return 16 + 16 * worker + _LOCK
 
 
 _FREE, _POSTED, _ASLEEP, _TAKEN = range(4)
-"""States of a mailbox; in the odd ones a part is not complete."""
+"""States of a mailbox. In the odd states, a part is not complete."""
 
 _SPIN_LIMIT, _PAUSES_PER_YIELD = 8192, 256
-"""Pauses before a thread that waits for other threads' work sleeps, about 200 us; and pauses
-before it offers its core to others. A sleeper wakes up late, and often on the wrong core."""
+"""Number of pauses before a waiting thread sleeps, about 200 us; and number of pauses before it
+yields its core to others. A sleeper wakes up late, and often on the wrong core."""
 
 _WAKEUP_SLEEPS = 4
-"""Most sleeps of 50 us in which a caller waits for a woken worker before it starts its own part."""
+"""Largest number of sleeps of 50 us, in which a caller waits until a woken worker has started."""
 
 _IDLE_PAUSES_PER_YIELD = 32
-"""Pauses before an idle worker offers its core to others."""
+"""Number of pauses before an idle worker yields its core to others."""
 
 
 def emit_pool(machine: Machine) -> Module:
@@ -91,7 +91,7 @@ def _emit_run(module: Module, run_shared: Function) -> None:
 
 
 def _emit_run_shared(module: Module, machine: Machine) -> Function:
-    """The run of a caller that has set `BUSY`."""
+    """Emit the run of a caller that has set `BUSY`."""
     f = module.function("run_shared", _RUN, returns="i64", noalias=False)
     pool, function, args, requested = f.args.values()
     workers = f.minimum(load_acquire(f, f.at(pool, WORKER_COUNT, "i64")), MAX_PARTS - 1)
@@ -103,8 +103,8 @@ def _emit_run_shared(module: Module, machine: Machine) -> Function:
             f.set(woken, part)
     _await_wakeup(f, machine, pool, f.get(woken))
     _run_part(f, function, args, i64(0), parts)
-    # A part that no worker has begun by now is done sooner here: its worker is waking up, or has
-    # lost its core. Parts that share phases do not depend on it: any thread may do any share.
+    # The caller runs each part that no worker has started: that worker is waking up, or has lost
+    # its core. Parts that share phases do not need the worker, since any thread may take any share.
     with f.loop(1, parts) as part:
         state = _mailbox(f, pool, part)
         with (
@@ -122,10 +122,10 @@ def _emit_run_shared(module: Module, machine: Machine) -> Function:
 
 
 def _await_wakeup(f: Function, machine: Machine, pool: Value, part: Value) -> None:
-    """Sleep briefly until the woken worker has begun, at most `_WAKEUP_SLEEPS` times.
+    """Sleep briefly until the woken worker has started, at most `_WAKEUP_SLEEPS` times.
 
-    The system tends to wake it on the caller's core. It stays there for milliseconds if the caller
-    keeps working, even while another core is free.
+    The system tends to wake a worker on the caller's core. The worker stays there for milliseconds
+    if the caller keeps working, even while another core is free.
     """
     tries = f.variable("i64", 0)
     with f.when(f.compare("ne", part, 0)), f.while_() as loop:
@@ -138,7 +138,7 @@ def _await_wakeup(f: Function, machine: Machine, pool: Value, part: Value) -> No
 def _submit(
     f: Function, machine: Machine, pool: Value, part: Value, job: dict[int, Value]
 ) -> Value:
-    """Post a part in its worker's mailbox, and wake a sleeping worker; true if it slept."""
+    """Post a part in its worker's mailbox, and wake the worker. Returns true if it slept."""
     state = _mailbox(f, pool, part)
     for word, value in job.items():
         f.store(value, f.at(state, word, "i64"))
@@ -153,7 +153,7 @@ def _submit(
 
 
 def _emit_serve(module: Module, machine: Machine) -> None:
-    """``void serve(ptr pool)``: become a worker; returns only if the pool has no place left."""
+    """``void serve(ptr pool)``: become a worker. It returns only if the pool is full."""
     f = module.function("serve", {"pool": "ptr"}, exported=True, noalias=False)
     pool = f.args["pool"]
     acquire = _constant_word(f, pool, ACQUIRE)
@@ -208,17 +208,17 @@ def _constant_word(f: Function, base: Value, index: int, type_: str = "ptr") -> 
 # Work sharing within a kernel
 
 _COMPLETE, _CLAIMS, _LINE_WORDS = 8, 16, 8
-"""Words of a `SharedPhases` memory. Word 0 is the number of complete phases, `_SLEEPERS` counts
-sleeping waiters, `_COMPLETE` counts complete shares of all phases. From `_CLAIMS` on, each share
-has the number of the phase in which it is next to be claimed. Each is on a cache line of its own,
-of `_LINE_WORDS` words."""
+"""Words of a `SharedPhases` memory. Word 0 is the number of complete phases. `_SLEEPERS` counts
+sleeping waiters, and `_COMPLETE` counts complete shares of all phases. From `_CLAIMS` on, each
+share has the number of the next phase in which a thread may claim it. Word 0 and `_SLEEPERS` are
+on one cache line of `_LINE_WORDS` words; each other word has its own."""
 
 _PAUSES_BEFORE_STEALING = 24
-"""Pauses, about half a microsecond, before a waiting thread looks for unclaimed shares."""
+"""Number of pauses, about half a microsecond, before a waiting thread tries to steal shares."""
 
 
 def shared_phase_words(parts: int) -> int:
-    """Words of a `SharedPhases` memory, which is zero when a kernel starts."""
+    """Number of words of a `SharedPhases` memory, which is zero when a kernel starts."""
     return _CLAIMS + parts * _LINE_WORDS
 
 
@@ -226,8 +226,8 @@ class SharedPhases:
     """Phases of a kernel whose shares are stolen: an idle thread takes any share not yet started.
 
     A phase has as many shares as there are threads. Each thread first takes its own share, whose
-    weights are in its cache. Then it waits for the others, and takes shares whose thread sleeps or
-    has lost its core. A late thread finds phases complete and catches up. So two threads are hardly
+    weights are in its cache. While it waits for the others, it takes shares whose thread sleeps or
+    has lost its core. A late thread skips the phases that are complete. So two threads are hardly
     slower than one on busy cores. No result depends on the thread that took a share.
 
     Parameters
@@ -256,9 +256,9 @@ class SharedPhases:
 
     @contextmanager
     def phase(self) -> Iterator[Value]:
-        """Emit the next phase: code written inside runs once per share, whose number this gives.
+        """Emit the next phase. Code inside the context runs once per share; yields its number.
 
-        After it, all shares are complete, and this thread sees what they wrote.
+        After the phase, all shares are complete, and this thread sees what they wrote.
         """
         f, number = self.f, self.f.get(self._number)
         share, claimed = f.variable("i64", self.me), f.variable("i1")
@@ -290,7 +290,7 @@ class SharedPhases:
             store_and_wake(f, self.machine, after, self.memory, self.syscall_fn, self.memory)
 
     def _wait(self, number: Value, share: StackSlot, claimed: StackSlot) -> None:
-        """Wait until the phase is complete, or a share is unclaimed, which goes to `share`."""
+        """Wait until the phase is complete, or store an unclaimed share's number in `share`."""
         f, pauses = self.f, self.f.variable("i64", 0)
         wait_for_phase = waiting_loop(f, self.machine, self.memory, self.syscall_fn, self.memory)
         with wait_for_phase as (wait, complete):
@@ -336,9 +336,9 @@ def compare_exchange(f: Function, address: Value, old: Operand, new: Operand) ->
 
 @contextmanager
 def _idle_loop(f: Function, machine: Machine, yield_fn: Value) -> Iterator[tuple[WhileLoop, Value]]:
-    """A loop of an idle worker, which offers its core to other threads.
+    """A loop of an idle worker, which yields its core to other threads.
 
-    Gives the loop, and the number of offers so far.
+    The context's value is the loop, and the number of times that the core was yielded so far.
     """
     pauses = f.variable("i64", 0)
     with f.while_() as loop:
@@ -355,7 +355,7 @@ def waiting_loop(
 ) -> Iterator[tuple[WhileLoop, Value]]:
     """A loop that waits for a word which `store_and_wake` changes, until the loop is left.
 
-    Gives the loop, and the value of the word that was read last.
+    The context's value is the loop, and the value of the word that was read last.
 
     Parameters
     ----------
@@ -382,7 +382,8 @@ def store_and_wake(
     f: Function, machine: Machine, value: Value, word: Value, syscall_fn: Value, header: Value
 ) -> None:
     """Store a word that `waiting_loop` waits for, and wake its sleepers."""
-    # Both sides are sequentially consistent: this sees the count, or the sleeper sees the word.
+    # Both sides are sequentially consistent: this thread sees the count of sleepers, or the
+    # sleeper sees the new word.
     f.value("i64", f"atomicrmw xchg {word}, {value} seq_cst, align 8")
     sleepers = f.at(header, _SLEEPERS, "i64")
     with f.when(f.compare("ne", f.value("i64", _atomic_load(sleepers, "seq_cst")), 0)):
@@ -392,7 +393,7 @@ def store_and_wake(
 def _futex_wait(
     f: Function, machine: Machine, syscall_fn: Value, word: Value, value: Value
 ) -> None:
-    """Sleep until woken while the word has this value; without a futex, yield once."""
+    """Sleep until woken, if the word still has this value; without a futex, yield once."""
     if futex_number(machine):
         low = f.convert("trunc", value, "i32")
         args = f"i64 {futex_number(machine)}, {word}, i64 128, {low}, ptr null"
@@ -446,7 +447,7 @@ def _current_core(f: Function, machine: Machine, syscall_fn: Value) -> Value:
 
 
 def _move_off_core(f: Function, machine: Machine, pool: Value, core: Value) -> None:
-    """Leave the caller's core: exclude it from this thread's affinity once, then restore it."""
+    """Leave the caller's core: exclude it from this thread's affinity, then restore that."""
     if not futex_number(machine):
         return
     syscall_fn, others = _constant_word(f, pool, SYSCALL), f.array(CORE_WORDS, "i64")
@@ -468,7 +469,7 @@ def _move_off_core(f: Function, machine: Machine, pool: Value, core: Value) -> N
 
 
 def _pause(f: Function, machine: Machine) -> None:
-    """Pause about ten nanoseconds, in which the core's other hardware thread has it alone."""
+    """Pause about ten nanoseconds, which leaves the core to its other hardware thread."""
     if machine.x86:
         f.intrinsic("llvm.x86.sse2.pause", "void")
     else:

@@ -216,10 +216,10 @@ def test_arrays_that_do_not_fit_are_refused(machine: Machine) -> None:
     kinds = [x.astype("f8"), x.astype(">f4"), x.astype(int)]
     for b in [*gaps, *kinds]:
         for out in (b, np.empty_like(x)):
-            with pytest.raises(ValueError, match="are wanted"):
+            with pytest.raises(ValueError, match="are needed"):
                 evaluate_elementwise(roots, {"a": x, "b": b}, {"y": out}, machine)
     for b in gaps:
-        with pytest.raises(ValueError, match="are wanted"):
+        with pytest.raises(ValueError, match="are needed"):
             NUMPY.evaluate(roots, {"a": x, "b": b}, {"y": x})
     for total in (NUMPY.total, lambda *call: sum_elementwise(*call, machine)):
         with pytest.raises(ValueError, match="at least one"):
