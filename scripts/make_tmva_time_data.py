@@ -3,7 +3,8 @@
     python scripts/make_tmva_time_data.py data/tmva-time.h5 --events 500 --seed 2020
 
 An event is a series of 10 histograms of 30 bins over [0, 10]. Each has exactly 1000 draws of a
-Gaussian inside the range. Every bin gets additional noise of mean 0 and standard deviation 10. Background and signal differ only in how the Gaussian moves from step to step:
+Gaussian inside the range. Every bin gets additional noise of mean 0 and standard deviation 10.
+Background and signal differ only in how the Gaussian moves from step to step:
 
     background, step j:  mean 5 + 0.2 sin(pi j / 10),  sigma 4 + 0.3 sin(pi j / 10)
     signal, step j:      the same with cos for sin

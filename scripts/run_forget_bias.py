@@ -3,10 +3,10 @@
     python scripts/make_arithmetic.py arithmetic.h5
     python scripts/run_forget_bias.py arithmetic.h5 --output forget-bias
 
-Every training and every test is a call of ``lstm-cli``; finished runs are not repeated. Scores count
-the answering steps only: steps before ``=`` have the target `blank` and are left out. The table's
-last row needs no network: it predicts the character that is most frequent in /train at each place
-of a result.
+Every training and every test is a call of ``lstm-cli``; finished runs are not repeated. Scores
+count the answering steps only: steps before ``=`` have the target `blank` and are left out. The
+table's last row needs no network: it predicts the character that is most frequent in /train at
+each place of a result.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class Measured(ReferenceEngine):
         super().__init__("float64")
         self.asked = []
 
-    def limits(self, sizes=()):
+    def measure_peaks(self, sizes=()):
         self.asked.append(tuple(sizes))
         count = len(self.asked)
         return MachinePeaks(
