@@ -378,7 +378,7 @@ def check_memory(config: Config, engine: Engine) -> None:
         found=f"{counted(counts[largest.index], 'parameter', grouped=True)} in "
         f"layer {largest.index} ({layer_title(largest)})",
         where=config.where("model", "layers", largest.index),
-        hint="fewer units in that layer",
+        hint=f"fewer units in layer {largest.index}",
     )
 
 

@@ -309,7 +309,7 @@ class RunFolder:
             raise LstmCliError(
                 f"{self.path} holds a run already",
                 found=", ".join(present),
-                hint="--resume goes on with it; --output names another folder for a new one",
+                hint="--resume continues the run; --output names another folder for a new run",
             )
         return read_checkpoint(self.checkpoint)
 

@@ -300,7 +300,9 @@ class ConstantSchedule(ScheduleSection):
 class StepSchedule(ScheduleSection):
     """The learning rate is multiplied by a factor after every `every` epochs."""
 
-    type: Literal["step"] = Field(description="The rate is multiplied every `every` epochs.")
+    type: Literal["step"] = Field(
+        description="The learning rate is multiplied every `every` epochs."
+    )
     every: Size = Field(default=10, description="Epochs between two changes.")
     factor: float = Field(default=0.1, gt=0, le=1, description="Factor of each change.")
 

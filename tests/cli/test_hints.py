@@ -315,7 +315,7 @@ def _() -> None:
     hdf5(inputs=inputs(), targets=inputs(N, 2), others=inputs(N, 3))
 
 
-@case("fewer units in that layer", "run c.yaml x.h5", do=lambda: net())
+@case("fewer units in layer {}", "run c.yaml x.h5", do=lambda: net())
 def _() -> None:
     net({"type": "lstm", "hidden_size": 200_000})
     hdf5(inputs=inputs())
@@ -692,8 +692,8 @@ def _() -> None:
 @case("--set train.loss=cross_entropy, or binary_cross_entropy, mse, mae, huber", "train n.yaml x.h5 --output r", do="--set train.loss=cross_entropy")
 @case("--output {}", "train c.yaml x.h5 --output x.h5")
 @case("--output names another folder for a new run", "train c.yaml x.h5 --output half", do="--output r")
-@case("--resume goes on with it; --output names another folder for a new one", "train c.yaml x.h5 --output run", do="--resume")
-@case("--resume goes on with it; --output names another folder for a new one", "train c.yaml x.h5 --output run", do="--output r")
+@case("--resume continues the run; --output names another folder for a new run", "train c.yaml x.h5 --output run", do="--resume")
+@case("--resume continues the run; --output names another folder for a new run", "train c.yaml x.h5 --output run", do="--output r")
 @case("--output names another folder for a run with other settings", "train c.yaml x.h5 --output run --resume --set train.batch_size=3", do="--output r")
 @case("--output names another folder for a run on other data", "train c.yaml y.h5 --output run --resume", do="--output r")
 @case("--dtype {}", "train c.yaml x.h5 --output run --resume --dtype float64")
@@ -1215,7 +1215,7 @@ ELSEWHERE = {
     "store outputs = numpy.concatenate(list(outputs[-{}:]), axis=1)": "cli/test_readings.py::test_final_states_stacked",
     "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_with_layers_without_biases",
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
-    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
+    "remove forget_bias, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
     "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_lengths.py::test_where_nothing_tells_both_are_named",
     "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_lengths.py::test_holes",
     ", if all columns are numbers": "unit/data/test_not_sequences.py::test_columns",
