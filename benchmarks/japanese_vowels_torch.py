@@ -3,8 +3,8 @@
     cd data
     python ../benchmarks/japanese_vowels_torch.py japanese-vowels.h5 japanese-vowels.safetensors
 
-The same network with the same weights, in batches of 64 utterances as packed sequences, each as
-long as it is; prints accuracy and cross-entropy.
+It runs the same network with the same weights, on packed sequences in batches of 64 utterances,
+and prints accuracy and cross-entropy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH = 64
 
 
 def network(path: str) -> tuple[torch.nn.LSTM, torch.nn.Linear]:
-    """A bidirectional LSTM and a dense layer; PyTorch has two biases, of which one stays 0."""
+    """A bidirectional LSTM and a dense layer; PyTorch's second bias stays 0."""
     stored = load_file(path)
     lstm, dense = torch.nn.LSTM(12, 100, bidirectional=True), torch.nn.Linear(200, 9)
     for ours, theirs in ("layers.0.", "_l0"), ("layers.0.reverse.", "_l0_reverse"):

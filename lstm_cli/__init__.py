@@ -1,4 +1,4 @@
-"""Run LSTM networks described in YAML over sequences in HDF5, and see every gate.
+"""Train and run LSTM, GRU and simple recurrent networks, and see every gate.
 
 The public names are loaded at first use, so importing the package is fast.
 """

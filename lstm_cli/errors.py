@@ -1,4 +1,4 @@
-"""Errors of one form (what, expected, found, where, hint), and the words of their messages."""
+"""Exception classes that list problems with hints, and helpers that word messages."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class DeviceMemoryError(DeviceError):
     Attributes
     ----------
     needed, free, total
-        Bytes that are needed, free, and of the whole device (None: unknown).
+        Bytes: needed, free, and of the whole device; `total` is None if it is unknown.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class DeviceMemoryError(DeviceError):
         total: int | None = None,
         *,
         purpose: str = "an array",
-        hint: str = "a smaller batch needs less: --batch-size",
+        hint: str = "a smaller batch needs less memory: --batch-size",
     ) -> None:
         self.needed, self.free, self.total = needed, free, total
         whole = "" if total is None else f" of {_size(total)}"
@@ -195,7 +195,7 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def memory_is_short() -> bool:
-    """Whether memory is limited or nearly used up: an error may then be no fault of a file."""
+    """Whether memory is limited or nearly used up; then a file may not be to blame for an error."""
     return _is_limited() or not has_memory(_ENOUGH)
 
 
@@ -209,7 +209,7 @@ def has_memory(nbytes: int) -> bool:
 
 
 def require_memory(nbytes: int, where: str) -> None:
-    """Raise MemoryShortError unless these bytes can be allocated: some libraries crash instead."""
+    """Raise MemoryShortError if these bytes cannot be allocated; some libraries would crash."""
     if not has_memory(nbytes):
         raise memory_error(where)
 
@@ -228,12 +228,12 @@ def memory_error(where: str) -> MemoryShortError:
     return MemoryShortError(
         f"not enough memory for {where}",
         where=where,
-        hint="ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+        hint="ulimit -v unlimited lifts a limit on memory; other programs may use memory too",
     )
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """A text that is safe for a terminal; all displayed text passes here.
+    """A text that is safe for a terminal; every displayed text passes through this function.
 
     Names in files may contain anything. Unprintable characters become escapes (``\\x1b``,
     ``\\u202e``), and so do line breaks, unless the text is `lines`. Very long words and lines are
@@ -316,7 +316,7 @@ OTHER_NAMES = {
     "numpy": "reference", "llvm": "jit", "gpu": "cuda", "tensorflow": "keras", "tf": "keras",
     "plateau": "reduce_on_plateau", "zscore": "standard", "hardsigmoid": "hard_sigmoid",
 }  # fmt: skip
-"""Names in other programs, to the names here."""
+"""Name in lstm-cli, by the name in another program."""
 
 
 def counted(count: int, noun: str, *, grouped: bool = False) -> str:
@@ -359,7 +359,7 @@ def _similarity(name: str, candidate: str) -> float:
     alike = longer <= LONGEST_COMPARED and longer - shorter <= 0.4 * longer
     edits = _edit_distance(a, b) if alike else longer * (a != b)
     similarity = 1 - edits / longer
-    if shorter >= 3 and (a in b or b in a):  # names with the same start are likelier
+    if shorter >= 3 and (a in b or b in a):  # a common start or end counts more
         first, last = a[0] == b[0], a[-1] == b[-1]
         similarity = max(similarity, 0.87 if first else 0.77 if last else 0.67)
     return similarity

@@ -305,8 +305,8 @@ def _remove_leftover(path: str) -> None:
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(handle)
-        is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-        if is_ours and _locked(handle):
+        is_own_file = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        if is_own_file and _locked(handle):
             os.unlink(path)
     finally:
         os.close(handle)
@@ -355,6 +355,7 @@ RUN_FILES = ("model.safetensors", "checkpoint.safetensors", "config.yaml", "metr
 _HEAD = 4096
 _LARGEST_HEADER = 16 << 20
 _MOST_PARTS = 64
+"""Most bytes read at a file's start, bytes of a safetensors header, and parts of a file."""
 _STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 _JSON = re.compile(
     rb'\{\s*("\$schema": "[^"]*",\s*)?"(producer|\$comment)": "lstm-cli [^"]*"'

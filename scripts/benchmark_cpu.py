@@ -80,7 +80,7 @@ HALVES = sizes(*((H, N, 25) for H in (512, 1024, 2048) for N in (1, 16, 64)))
 TINY = sizes((5, 3, 4))
 
 QUIET, TRIES = 0.05, 4
-"""Cores that other programs may use during a section, and the largest number of attempts."""
+"""Most cores that other programs may use during a section, and most attempts."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ def measured(section: Section, engine: Engine, seconds: float) -> str:
         progress=lambda done, total, size: say(f"  {done + 1} of {total}: {size}"),
     )
     here = bench.machine(engine.threads, peers)
-    memory = replace(bench.memory(engine), peak=None)  # which was perhaps another section's
+    memory = replace(bench.memory(engine), peak=None)  # the peak may be from another section
     report = bench_report(results, (), here, engine, None, memory)
     return f"{section.text}\n\n{rendered(*report)}".lstrip()
 
 
 def on_a_quiet_machine(make: Callable[[], str], tries: int) -> str:
-    """The results of `make`, repeated while other programs disturb it, and their load."""
+    """Results of `make`, repeated while other programs disturb it, and the other programs' load."""
     for left in reversed(range(tries)):
         with bench.watch_other_programs() as others:
             text = make()
@@ -255,7 +255,7 @@ def whole(rounds: int) -> str:
     if abs(accuracy - peer_accuracy) > 1e-6:
         raise SystemExit(f"the accuracies differ: {accuracy} and {peer_accuracy}")
     seconds = np.empty((rounds, len(candidates)))
-    # A child begins as a copy of this process, whose memory counts as the child's.
+    # A child starts as a copy of this process, so this process's memory counts too.
     peak, floor = [0] * len(candidates), 1.1 * (bench.peak_memory() or 0)
     for number in range(rounds):
         say(f"  {number + 1} of {rounds}")
@@ -324,10 +324,10 @@ def main() -> None:
         text = on_a_quiet_machine(make, 1 if given.quick else TRIES)
         parts.append(f"## {title}\n\n{text}\n")
 
-    add("Whole processes", partial(whole, rounds))  # first, while this one is small
+    add("Whole processes", partial(whole, rounds))  # first, while this process is small
     for section in SECTIONS:
         chosen = replace(section, grid=TINY) if given.quick else section
-        # An engine of its own, so that what it keeps to compute in is this section's.
+        # A new engine, so that its workspace is that of this section.
         engine = create_engine("jit", "cpu", "float32", given.threads)
         add(section.title, partial(measured, chosen, engine, seconds))
     grid = TINY if given.quick else HALVES

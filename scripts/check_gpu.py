@@ -90,7 +90,7 @@ def check_all(options: argparse.Namespace) -> int:
 
 
 def child(dtype: str, kernels: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Report of one process."""
+    """Run one dtype and kind of kernels in a process of its own, and return the report."""
     command = [sys.executable, __file__, "one", "--dtype", dtype, "--kernels", kernels]
     command += ["--most", str(options.most), "--only", options.only]
     command += ["--host"] * options.host + ["--once"] * options.once

@@ -35,7 +35,7 @@ BATCH = (1, 16, 64, 128)
 
 
 def compile_log(source: str, architecture: str) -> str:
-    """Log of the compiler."""
+    """Compile a source, and return the compiler's log."""
     options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v"]
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
     nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])

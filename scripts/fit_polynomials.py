@@ -2,12 +2,12 @@
 
     python scripts/fit_polynomials.py
 
-expm1 is (e^r - 1 - r) / r^2 for |r| <= ln(2)/2 (a little more, for r is rounded), log is
-(log(1 + f) - 2 s) / s^3 in z = s^2, where s = f / (2 + f), for 1 + f from sqrt(1/2) to sqrt(2).
-Both are least-squares fits, at Chebyshev's nodes, of the relative error of the function that is
-made from them (of expm1, divided by |r|: close to 0 is where tanh has no error to spare), in
-extended precision (longdouble must have it, as it does on x86). Coefficients
-are rounded one by one from the lowest, and those not yet rounded are fitted anew.
+expm1's polynomial is (e^r - 1 - r) / r^2 for |r| <= ln(2)/2, and a little beyond, since r is
+rounded. log's polynomial is (log(1 + f) - 2 s) / s^3 in z = s^2, where s = f / (2 + f), for 1 + f
+from sqrt(1/2) to sqrt(2). Both are least-squares fits at Chebyshev's nodes. They minimize the
+relative error of the function; expm1's is divided by |r|, since tanh needs most precision near 0.
+The fits need extended precision, which longdouble has on x86. Coefficients are rounded one by one
+from the lowest, and the others are fitted again each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NODES = 400
 
 
 def expm1_rest(r: Array) -> Array:
-    """(e^r - 1 - r) / r^2 by its series."""
+    """Values of (e^r - 1 - r) / r^2 by its series."""
     total, term = np.zeros_like(r), np.full_like(r, 0.5)
     for k in range(3, 40):
         total, term = total + term, term * r / k
@@ -28,19 +28,19 @@ def expm1_rest(r: Array) -> Array:
 
 
 def log_rest(z: Array) -> Array:
-    """(log(1 + f) - 2 s) / s^3 by its series in z = s^2."""
+    """Values of (log(1 + f) - 2 s) / s^3 by its series in z = s^2."""
     return sum((2 * z**k / np.longdouble(2 * k + 3) for k in range(60)), np.zeros_like(z))
 
 
 def first(A: Array, b: Array) -> np.longdouble:
     """The first coefficient of the least-squares solution of A x = b.
 
-    What its column has that no other column has, is all that it can answer for.
+    It belongs to the part of its column that is orthogonal to all other columns.
     """
     basis: list[Array] = []
     for column in A.T[::-1]:
         own = column.copy()
-        for q in basis * 2:  # twice, for what rounding leaves the first time
+        for q in basis * 2:  # twice, since the first pass leaves rounding errors
             own = own - (q @ own) * q
         basis.append(own / np.sqrt(own @ own))
     return np.longdouble((basis[-1] @ b) / (basis[-1] @ A[:, 0]))
@@ -58,7 +58,7 @@ def fit(y: Array, x: Array, weight: Array, count: int, dtype: type) -> tuple[lis
 
 
 def main() -> None:
-    """Print every table and the largest of the errors that are made small."""
+    """Print every table and the largest of the minimized errors."""
     cosines = np.cos(np.pi * (np.arange(NODES) + np.longdouble(0.5)) / NODES)
     r = cosines * np.log(np.longdouble(2)) / 2 * np.longdouble(1.002)
     z = (cosines + 1) / 2 * (np.sqrt(np.longdouble(2)) - 1) ** 4 * np.longdouble(1.002)

@@ -37,12 +37,12 @@ KINK_TOLERANCE = 0.5
 fall on its other side, where the derivative is another one."""
 
 REPEATS = 5
-"""Passes per case: an exchange that comes too early does not always show."""
+"""Passes per case: an exchange that is too early does not fail every time."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and a inputs.
+    """A network and the options of its inputs.
 
     Attributes
     ----------

@@ -12,8 +12,10 @@ from typing import Any
 from measure_pipelines import MeasuredStack, table
 
 Record = Mapping[str, Any]
-"""Measurement of one size, dtype and mode: `dtype`, `mode`, `ragged`, `size` (H, N, T), `ours` and
-`theirs` in seconds, `ratio`, `step` and `floor` in seconds, `way`, `difference`, `problem`."""
+"""Measurement of one size, dtype and mode.
+
+Keys: `dtype`, `mode`, `ragged`, `size` (H, N, T); `ours`, `theirs`, `step` and `floor` in seconds;
+`ratio`, `way`, `difference`, `problem`."""
 
 WORDS = {
     ("forward", False): "Forward passes",

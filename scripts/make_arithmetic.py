@@ -1,21 +1,21 @@
-"""Make the arithmetic task of Jozefowicz, Zaremba and Sutskever, at a size a laptop trains on.
+"""Make the arithmetic task of Jozefowicz, Zaremba and Sutskever, at a size for a laptop.
 
     python scripts/make_arithmetic.py arithmetic.h5 --sequences 20000 --seed 2015
 
-A sequence is a sum or difference of two numbers, read character by character, with a random
-number of letters between successive characters that mean nothing, and then its result:
+A sequence is a sum or difference of two numbers, and then its result, character by character. A
+random number of meaningless letters stands between successive characters:
 
     read      4 k 2 - x q 1 0 7 b = - 6 5
     predict                       - 6 5 .
 
-From ``=`` on, every step's target is the next character of the result, ``.`` being its end; the
-correct characters so far are read, as the paper has it. Every step before ``=`` has the target
-`blank`, which is soon learnt and says nothing about arithmetic: the other targets alone are to be
-judged by, as scripts/run_forget_bias.py does.
+From ``=`` on, every step's target is the next character of the result, and ``.`` ends it. The
+inputs are the correct characters so far, as in the paper. Every step before ``=`` has the target
+`blank`, which is soon learned and shows nothing about arithmetic. So scripts/run_forget_bias.py
+scores the other targets alone.
 
 The paper's numbers have up to 8 digits and are negative too; here they have up to 3 and only the
-result may be negative. Its 40 symbols are the same. No problem of /test is in /train, whatever
-letters stand between.
+result may be negative. Its 40 symbols are the same. No problem of /test is in /train, even with
+other letters.
 
 R. Jozefowicz, W. Zaremba, I. Sutskever: An Empirical Exploration of Recurrent Network
 Architectures. Proc. 32nd International Conference on Machine Learning, PMLR 37 (2015) 2342-2350.
@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SYMBOLS = "0123456789+-=." + LETTERS
-"""What can be read; a step is one-hot in this order."""
+"""Input symbols; a step is one-hot in this order."""
 CLASSES = (*"0123456789-.", "blank")
-"""What can be predicted."""
+"""Classes of the targets."""
 BLANK = CLASSES.index("blank")
 ATTRIBUTES = {
     "title": "Arithmetic with distractors",
@@ -60,12 +60,12 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """As it is read, without letters: ``42-107=``."""
+        """The input without letters: ``42-107=``."""
         return f"{self.left}{self.sign}{self.right}="
 
     @property
     def result(self) -> str:
-        """What is to be predicted, with its end: ``-65.``."""
+        """The target with its end: ``-65.``."""
         value = self.left + self.right if self.sign == "+" else self.left - self.right
         return f"{value}."
 
@@ -122,7 +122,7 @@ def make_part(rng: np.random.Generator, problems: list[Problem], most: int) -> P
 
 
 def is_held_out(problem: Problem, seed: int) -> bool:
-    """Whether a problem is one of the tenth that is kept for /test, whatever was drawn before."""
+    """True if a problem belongs to the tenth of all problems that is kept for /test."""
     digest = hashlib.sha256(f"{seed} {problem.question}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 10 == 0
 
@@ -130,7 +130,7 @@ def is_held_out(problem: Problem, seed: int) -> bool:
 def draw_problems(
     rng: np.random.Generator, count: int, digits: int, wanted: Callable[[Problem], bool]
 ) -> list[Problem]:
-    """So many wanted problems; short ones come more than once."""
+    """Draw problems of one part; short problems may repeat."""
     problems: list[Problem] = []
     while len(problems) < count:
         problem = draw_problem(rng, digits)
@@ -140,7 +140,7 @@ def draw_problems(
 
 
 def make_parts(sequences: int, tests: int, digits: int, most: int, seed: int) -> dict[str, Part]:
-    """Parts `train` and `test`, from one stream of random numbers each."""
+    """Parts `train` and `test`, each from its own stream of random numbers."""
     train, test = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     learnt = draw_problems(train, sequences, digits, lambda problem: not is_held_out(problem, seed))
     held_out = draw_problems(test, tests, digits, lambda problem: is_held_out(problem, seed))
@@ -148,7 +148,7 @@ def make_parts(sequences: int, tests: int, digits: int, most: int, seed: int) ->
 
 
 def write(path: Path, parts: dict[str, Part], attributes: dict[str, int]) -> None:
-    """Write a group a part. The old file format stores no times: the bits repeat."""
+    """Write a group per part. The old file format stores no times, so the bits repeat."""
     with h5py.File(path, "w", libver=("earliest", "v108")) as file:
         file.attrs.update({**ATTRIBUTES, **attributes})
         for name, part in parts.items():
@@ -159,7 +159,7 @@ def write(path: Path, parts: dict[str, Part], attributes: dict[str, int]) -> Non
 
 
 def main() -> None:
-    """Draw and write as many sequences as asked for."""
+    """Draw and write the sequences."""
     parser = argparse.ArgumentParser(description="Draw sums and differences with distractors.")
     parser.add_argument("output", type=Path, nargs="?", default=Path("arithmetic.h5"))
     parser.add_argument("--sequences", type=int, default=20_000, help="of /train (20000)")

@@ -5,7 +5,7 @@
 
 A line of a .ts file is one utterance: twelve coefficients separated by colons, each with the
 values of all frames, then the label. Lengths are the recordings' own; the wheel's ``_eq`` files,
-stretched to 25 frames, are not used. The HDF5 file comes out the same to the bit every time.
+stretched to 25 frames, are not used. The HDF5 file has the same bits every time.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_part(source: Path, part: str) -> Utterances:
 
 
 def write(path: Path, parts: dict[str, Utterances]) -> None:
-    """Write a group a part. The old file format stores no times: the bits repeat."""
+    """Write a group per part. The old file format stores no times, so the bits repeat."""
     with h5py.File(path, "w", libver=("earliest", "v108")) as file:
         file.attrs.update(ATTRIBUTES)
         for part, data in parts.items():
@@ -101,7 +101,7 @@ def write(path: Path, parts: dict[str, Utterances]) -> None:
 
 
 def main() -> None:
-    """Read the wheel, check it against UCI's figures, write the file."""
+    """Read the wheel, compare it with UCI's figures, and write the file."""
     parser = argparse.ArgumentParser(description="Make japanese-vowels.h5 from the aeon wheel.")
     parser.add_argument("source", type=Path, help="the wheel, or the folder it was unpacked in")
     parser.add_argument("output", type=Path, nargs="?", default=Path("data/japanese-vowels.h5"))

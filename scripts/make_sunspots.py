@@ -3,8 +3,8 @@
     python -m pip download statsmodels==0.15.0 --no-deps
     python scripts/make_sunspots.py statsmodels-0.15.0-*.whl data/sunspots.h5
 
-One number a year, 1700 to 2008, as observed: nothing is scaled. The HDF5 file comes out the same
-to the bit, whenever it is made and whichever platform's wheel it is made from.
+One number per year, 1700 to 2008, as observed: nothing is scaled. The HDF5 file has the same bits
+every time, from the wheel of any platform.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 def read_text(source: Path) -> str:
-    """Text of the CSV file: itself, or out of the wheel."""
+    """Text of the CSV file, or of the CSV file in a wheel."""
     if source.suffix == ".csv":
         return source.read_text("utf-8")
     with zipfile.ZipFile(source) as wheel:
@@ -52,7 +52,7 @@ def read_text(source: Path) -> str:
 
 
 def write(path: Path, years: NDArray[np.int64], numbers: NDArray[np.float32]) -> None:
-    """Write the series. The old file format stores no times: the bits repeat."""
+    """Write the series. The old file format stores no times, so the bits repeat."""
     with h5py.File(path, "w", libver=("earliest", "v108")) as file:
         file.attrs.update(ATTRIBUTES)
         file.create_dataset("inputs", data=numbers, track_times=False)

@@ -2,9 +2,9 @@
 
     python scripts/make_tmva_time_data.py data/tmva-time.h5 --events 500 --seed 2020
 
-An event is a series of 10 histograms of 30 bins over [0, 10]. Each is filled with exactly 1000
-draws of a Gaussian that fall inside the range, then every bin gets noise of mean 0 and standard
-deviation 10. Background and signal differ only in how the Gaussian moves from step to step:
+An event is a series of 10 histograms of 30 bins over [0, 10]. Each has exactly 1000 draws of a
+Gaussian inside the range. Every bin gets additional noise of mean 0 and standard deviation 10.
+Background and signal differ only in how the Gaussian moves from step to step:
 
     background, step j:  mean 5 + 0.2 sin(pi j / 10),  sigma 4 + 0.3 sin(pi j / 10)
     signal, step j:      the same with cos for sin
@@ -49,7 +49,7 @@ def gaussian_of_step(kind: int, step: int) -> tuple[float, float]:
 
 
 def bin_probabilities(mean: float, sigma: float) -> NDArray[np.float64]:
-    """Chance of each bin (30,), for a Gaussian cut to [0, 10]; they add up to one."""
+    """Probability of each bin (30,) for a Gaussian cut to [0, 10]; the sum is 1."""
     edges = np.linspace(LOW, HIGH, BINS + 1)
     below = [0.5 * (1 + math.erf((edge - mean) / (sigma * math.sqrt(2)))) for edge in edges]
     inside = np.diff(below)
@@ -70,7 +70,7 @@ def add_noise(rng: np.random.Generator, counts: NDArray[np.int64]) -> NDArray[np
 def make_events(
     rng: np.random.Generator, events: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Inputs (2 events, 10, 30) and targets (2 events, 1), `events` a class, mixed."""
+    """Inputs (2 events, 10, 30) and targets (2 events, 1), `events` per class, in random order."""
     inputs = np.concatenate(
         [add_noise(rng, draw_counts(rng, kind, events)) for kind in (BACKGROUND, SIGNAL)]
     )
@@ -80,9 +80,9 @@ def make_events(
 
 
 def write(path: Path, events: int, seed: int) -> None:
-    """Write /train and /test, each with `events` a class and drawn from a stream of its own.
+    """Write /train and /test, each with `events` per class, from its own random stream.
 
-    The old file format stores no times and nothing is compressed: the bits repeat.
+    The old file format stores no times and nothing is compressed, so the bits repeat.
     """
     with h5py.File(path, "w", libver=("earliest", "v108")) as file:
         file.attrs.update({**ATTRIBUTES, "seed": seed})
@@ -93,7 +93,7 @@ def write(path: Path, events: int, seed: int) -> None:
 
 
 def main() -> None:
-    """Draw and write as many events as asked for."""
+    """Draw and write the events."""
     parser = argparse.ArgumentParser(description="Draw events of TMVA's recurrent tutorial.")
     parser.add_argument("output", type=Path, nargs="?", default=Path("data/tmva-time.h5"))
     parser.add_argument("--events", type=int, default=500, help="a class and part (500)")

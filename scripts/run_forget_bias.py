@@ -3,10 +3,10 @@
     python scripts/make_arithmetic.py arithmetic.h5
     python scripts/run_forget_bias.py arithmetic.h5 --output forget-bias
 
-Every training and every test is a call of ``lstm-cli``, as anyone would type it; a run that is
-already there is not repeated. Scores are over the steps that answer: those before ``=``, whose
-target is `blank`, are left out. The table's last row needs no network: at each place of a result
-it predicts the character that is most frequent there in /train.
+Every training and every test is a call of ``lstm-cli``; finished runs are not repeated. Scores
+count the answering steps only: steps before ``=`` have the target `blank` and are left out. The
+table's last row needs no network: it predicts the character that is most frequent in /train at
+each place of a result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Classes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """Over answering steps: share of right characters, their mean loss; share of right results."""
+    """Scores: share of correct characters and mean loss at answering steps, share of results."""
 
     accuracy: float
     loss: float
@@ -55,7 +55,7 @@ def score(p: NDArray[np.float32], targets: Classes, lengths: Classes, blank: int
 
 
 def places(targets: Classes, blank: int) -> Classes:
-    """Place of every answering step in its result, from 0 on, in the order of the steps."""
+    """Place of every answering step in its result, from 0, in the order of the steps."""
     answering = np.flatnonzero(targets != blank)
     first = np.r_[True, np.diff(answering) > 1]  # a blank step, `=` not yet read, lies between
     count = np.arange(len(answering))
@@ -71,7 +71,7 @@ def baseline(train: Classes, test: Classes, blank: int) -> float:
 
 
 def train_and_score(data: Path, name: str, seed: int, output: Path, extra: list[str]) -> Score:
-    """Train one config with one seed on /train, run it on /test, score what it wrote."""
+    """Train one config with one seed on /train, run it on /test, and score its outputs."""
     folder = output / f"{name}-{seed}"
     common = ("--threads", "1", "--quiet")
     call(
@@ -104,7 +104,7 @@ def row(name: str, scores: list[Score]) -> str:
 
 
 def print_table(data: Path, seeds: list[int], output: Path, extra: list[str]) -> None:
-    """Train all configs with all seeds; a row is printed as soon as it is known."""
+    """Train all configs with all seeds; print each row when it is complete."""
     print("| config | accuracy on answers | loss on answers | whole results right |")
     print("|---|---|---|---|")
     for name in NAMES:

@@ -15,6 +15,7 @@ from lstm_cli.formats.interchange import Imported
 from lstm_cli.network.state import as_array
 
 CONFIG = "a path, or the config as a mapping"
+"""Expected value of an argument `config`, for messages."""
 
 
 def checked_path(value: Any, name: str, expected: str = "a path") -> str | os.PathLike[str]:
@@ -23,7 +24,7 @@ def checked_path(value: Any, name: str, expected: str = "a path") -> str | os.Pa
     Raises
     ------
     UsageError
-        The value is no path, or a text that no file can have as its name.
+        The value is no path, or no file can have that name.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text or "\0" in text:
@@ -87,7 +88,7 @@ def checked_seed(value: Any) -> int | None:
     Raises
     ------
     UsageError
-        The value is another one.
+        The value is neither.
     """
     if value is None:
         return None

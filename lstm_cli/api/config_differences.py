@@ -24,9 +24,9 @@ TRAINING_OPTIONS = ("dropout", "recurrent_dropout", "forget_bias")
 UNSTORED = {"onnx": ("stateful",)}
 """Options of a layer that a format cannot store, by format: their absence means nothing."""
 EPSILON = 2**-24
-"""Relative difference below which two numbers are one number in single precision."""
+"""Relative difference below which single precision does not distinguish two numbers."""
 LISTED = 8
-"""Options that a note lists; more become a count."""
+"""Most options that a note lists; others are counted."""
 
 _SIMPLER = {
     Activation("affine"): Activation("identity"),
@@ -165,7 +165,7 @@ def contradiction_note(
     *,
     settings: bool = True,
 ) -> str:
-    """Write the note that a config and a file beside it describe different networks.
+    """Return the note that a config and a weights file describe different networks.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def contradiction_note(
     path
         Path of the file.
     alone
-        How to use the file's own options; None: they are used, and not the config's.
+        Command that uses the file's own options; None: the file's options are used already.
     settings
         The command takes ``--set``.
     """
@@ -193,10 +193,10 @@ def contradiction_note(
     note = f"{used} is taken where {of_config} and {of_file} differ: {options}"
     if alone is None:
         return note
-    ways = [alone]
+    commands = [alone]
     if settings and len(mismatches) <= LISTED and mismatches[0].key != "layers":
-        ways += [" ".join(_settings(config, file_config, mismatches))]
-    return f"{note}. To take what {of_file} says: {', or '.join(ways)}"
+        commands += [" ".join(_settings(config, file_config, mismatches))]
+    return f"{note}. To take what {of_file} says: {', or '.join(commands)}"
 
 
 def option_mismatches(config: Config, other: Config) -> list[OptionMismatch] | None:

@@ -1,4 +1,4 @@
-"""Conversion of weights: write, read back, run both networks, and only then name the file."""
+"""Conversion of weights: write, read back, compare both networks, and then rename the file."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class ConversionRequest:
     Attributes
     ----------
     reading
-        Options for reading the source: facts that the source does not state about itself.
+        Options for reading the source.
     to
         Name of the format to write; None: the destination's suffix implies it.
     config
-        Config for a source that carries none; wins over the source's own.
+        Config for a source that carries none; overrides the source's own config.
     overrides
         ``dotted.key=value`` for the config.
     writing
@@ -138,8 +138,8 @@ def convert(
 ) -> Conversion:
     """Convert a weights file.
 
-    The result is written under a temporary name, read back, and run beside the source on random
-    sequences. It gets the name of the destination only if both compute the same.
+    The result is written under a temporary name and read back, and both networks run on random
+    sequences. The result gets the name of the destination only if both compute the same.
 
     Raises
     ------
@@ -189,8 +189,8 @@ def _check_paths(
 ) -> None:
     if request.writing != WriteOptions() and not target.writes_options:
         raise UsageError(
-            f"--lengths and --states are of ONNX models, and {destination} is to be {target.title}",
-            hint="--to onnx, or leave them out",
+            f"--lengths and --states need an ONNX model, but {destination} is to be {target.title}",
+            hint="--to onnx, or leave out --lengths and --states",
         )
     if all(map(os.path.exists, (destination, source))) and destination.samefile(source):
         raise UsageError(
@@ -223,7 +223,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Job:
-    """Writes a network to the destination, once the file is proven right."""
+    """Task that writes a network and renames the file once it is proven correct."""
 
     source: Imported
     destination: Path
@@ -233,7 +233,7 @@ class _Job:
     folding: _Folding | None
 
     def run(self, config: Config, tensors: Mapping[str, Array]) -> _Output:
-        """Write, read back, prove, and give the file its name."""
+        """Write the network, read it back, prove that both agree, and rename the file."""
         folding, target, destination = self.folding, self.target, self.destination
         with unverified_file(destination, force=self.request.force) as file:
             export = _export(config, tensors)
@@ -289,9 +289,9 @@ class _Folding:
     inputs
         The normalization.
     steps
-        T where the config fixes it.
+        Number of steps T if the config fixes it, else None.
     takes_wide
-        The format can store these weights in float64.
+        True if the format can store these weights in float64.
     """
 
     source: ComparedNetwork
@@ -308,13 +308,13 @@ class _Folding:
         biased = self.config.specs != tuple(self.source.layers)
         return (
             "inputs.mean and inputs.scale are folded into the first layer"
-            f"{', which has no biases and gets them for that' if biased else ''}: on inputs of "
+            f"{', which has no biases and gets them for the fold' if biased else ''}: on inputs of "
             f"their range, rounding to {dtype} changes outputs by up to "
             f"{proof.relative_difference:.2g} of the largest"
         )
 
     def warnings(self, read_back: ComparedNetwork) -> tuple[str, ...]:
-        """Return one warning on the features whose digits the file loses, if there are any."""
+        """Return a warning on features whose digits the file loses, or nothing."""
         dtype = _narrowest(read_back.tensors.values())
         lost = self.inputs.roundings(dtype)
         if not lost:
@@ -481,7 +481,7 @@ def target_format(destination: Path, name: str | None) -> Format:
     if target is None:
         suffixes = ", ".join(s for format in registry.FORMATS.values() for s in format.suffixes)
         raise UsageError(
-            f"the name {destination} does not say in which format to write",
+            f"the name {destination} does not imply a format to write",
             expected=f"a suffix out of {suffixes}",
             hint="--to " + "|".join(registry.FORMATS),
         )
@@ -489,12 +489,12 @@ def target_format(destination: Path, name: str | None) -> Format:
 
 
 class UnverifiedFile:
-    """A file that is written under a temporary name until it is proven right.
+    """A file that has a temporary name until it is proven correct.
 
     Attributes
     ----------
     path
-        AtomicFile path, with the destination's suffix.
+        Temporary path, with the destination's suffix.
     """
 
     def __init__(self, destination: Path, file: AtomicFile) -> None:

@@ -1,4 +1,4 @@
-"""Notes on data that a network reads inexactly: lost digits, and states carried across windows."""
+"""Notes on lost digits of data, and on states carried between windows that do not adjoin."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from lstm_cli.data import Batch, SequenceData
 
 SAMPLE_SEQUENCES, SAMPLE_BYTES = 64, 8 << 20
-"""Sequences, and bytes of them at most, in which lost digits are looked for."""
+"""Most sequences, and most bytes, that are searched for lost digits."""
 SAMPLE_LOSS = 0.05
-"""Share of a feature's deviation that rounding may take without a note."""
+"""Largest rounding step without a note, as a share of a feature's deviation."""
 LISTED = 8
-"""Features that a message names; more become a count."""
+"""Most features that a message names; others are counted."""
 
 
 def input_dtype(network: Network, data: SequenceData) -> str:
@@ -47,7 +47,7 @@ def misplaced_state_note(
 
     Returns
     -------
-    None if no layer is stateful, or each row of a batch continues its row of the batch before.
+    None if no layer is stateful, or each window follows directly on the one whose state it gets.
     """
     stateful = next((spec for spec in network.recurrent if spec.stateful), None)
     if stateful is None or not data.windowed:
@@ -71,7 +71,7 @@ def misplaced_state_note(
 
 
 def lost_digits_note(network: Network, data: SequenceData) -> str | None:
-    """List the inputs whose digits the engine's dtype cannot hold, by the first sequences.
+    """List the inputs whose digits the engine's dtype loses, judged by the first sequences.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def lost_digits_note(network: Network, data: SequenceData) -> str | None:
 
 
 def lost_target_digits(network: Network, data: SequenceData) -> list[Rounding]:
-    """List targets that outputs in the engine's dtype cannot tell apart, by first sequences."""
+    """List targets that outputs in the engine's dtype cannot tell apart."""
     dtype, info = array_dtype(network.engine), data.targets
     if info is None or info.kind != "values" or data.dtype_for_targets(dtype) == dtype:
         return []
@@ -127,7 +127,7 @@ def _valid_rows(batch: Batch, values: Array) -> Array:
 
 
 def _roundings(rows: Array, dtype: str, noun: str) -> list[Rounding]:
-    """List the columns of which a dtype loses digits, relative to their deviation."""
+    """List the columns whose digits a dtype loses, relative to their deviation."""
     rows = rows[np.isfinite(rows).all(axis=1)]
     if not len(rows):
         return []

@@ -17,17 +17,18 @@ from lstm_cli.network.results import layer_flops
 
 SEED = 20
 SEQUENCES, STEPS = 4, 7
+"""Number of random sequences, and of steps where the config does not fix it."""
 FEWEST = 2
-"""Sequences and steps at least: a recurrence shows from the second step on."""
+"""Fewest sequences, and fewest steps: a recurrence shows from the second step on."""
 BUDGET = 4e9
-"""Floating-point operations for one network, at most: some seconds."""
+"""Most floating-point operations for one network, which take some seconds."""
 
 ROUNDING = {"float32": 1e-5, "float64": 1e-12}
 """Relative difference that rounding explains in an ordinary network, by stored dtype."""
 SLACK = 8
-"""Multiple of the rounding of the first layer's pre-activations by which outputs may differ."""
+"""Largest difference of outputs, as a multiple of the rounding in the first layer's sums."""
 ORDINARY = 256
-"""Terms of the longest sum in an ordinary network, at most."""
+"""Most terms of a sum in an ordinary network."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Equivalence:
     sequences, steps
         Sequences and steps that were run.
     ragged, states
-        The sequences had different lengths; they began with random states.
+        True if the sequences had different lengths; True if they began with random states.
     same_bits
         Every stored number is the same on both sides, to the bit.
     """
@@ -105,7 +106,7 @@ def check_equivalence(
     Parameters
     ----------
     steps
-        T where the config fixes it.
+        Number of steps T if the config fixes it, else None.
     dtype
         The narrower dtype of both networks' tensors; it sets the tolerance.
     inputs
@@ -163,7 +164,7 @@ def same_bits(one: ComparedNetwork, other: ComparedNetwork) -> bool:
 
 
 def random_input(layers: Layers, steps: int | None, *, states: bool) -> RandomInput:
-    """Draw sequences for a network, as many as can be computed within `BUDGET`."""
+    """Draw random sequences for a network, fewer or shorter ones if `BUDGET` requires."""
     N, T = _size(layers, steps)
     rng = np.random.default_rng(SEED)
     x = rng.standard_normal((N, T, layers[0].input_size))
@@ -197,7 +198,7 @@ def _recurrent(layers: Layers) -> list[RecurrentSpec]:
 
 
 def _state_forms(layers: Layers) -> list[Any]:
-    """Return the forms of a network's states: equal for two that can begin with the same ones."""
+    """Return the forms of a network's states, equal for networks that take the same states."""
     # A projection to as many features as there are units has states of the same sizes as none.
     return [
         (s.kind, s.directions, s.cells[0].state_sizes, s.cells[0].projects)
@@ -229,7 +230,7 @@ def _run(network: ComparedNetwork, sequences: RandomInput, *, states: bool) -> d
 
 
 def largest_difference(expected: Array, actual: Array | None, name: str) -> LargestDifference:
-    """Return the largest difference of two arrays; infinite where shapes differ, or a NaN does."""
+    """Return the largest difference of two arrays; infinite for other shapes, or a NaN in one."""
     if actual is None or actual.shape != expected.shape:
         shape = None if actual is None else actual.shape
         place = f"the shape of {name}: {shape}, not {expected.shape}"

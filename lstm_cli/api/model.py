@@ -1,4 +1,4 @@
-"""`Model`, what Python users hold, and `build`, `load` and `assemble`, which make one."""
+"""Class `Model` of the Python interface, and the functions that make one: `build`, `load`."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Model:
 
     @property
     def carries_state(self) -> bool:
-        """True if a batch ran since the last `reset_state`: the next one continues its states."""
+        """True if a batch ran since the last `reset_state`; the next batch continues its states."""
         return self._carry.has_states
 
     def run(
@@ -202,17 +202,17 @@ def build(
     dtype
         ``float32`` or ``float64``, as text or as NumPy's type; engines may offer more.
     threads
-        Threads at most, 1 to 1,024; None: what the cgroup grants, else the physical cores.
+        Largest number of threads, 1 to 1,024; None: the cgroup's limit, else the physical cores.
     weights
-        A weights file of any format, or tensors by native name. They win over the weights that
-        the config names. Without any, weights are drawn as `model.init` says.
+        A weights file of any format, or tensors by native name; overrides the weights that the
+        config names. Without weights, `model.init` initializes them.
     seed
         Overrides every seed in the config.
 
     Raises
     ------
     ConfigError, WeightsError, DeviceError, UsageError
-        Each error lists all that is wrong.
+        A config, weights, device or argument is wrong; the error lists every problem.
     """
     weights = checked_weights(weights)
     chosen_engine = create_engine(engine, device, dtype, threads)
@@ -238,17 +238,17 @@ def load(
 ) -> Model:
     """Build a model from a weights file of any format.
 
-    The config is the one given, else the one that the file carries. `Model.notes` lists the
-    assumptions about options that the file does not state.
+    Without `config`, the file's own config is used. `Model.notes` lists the assumptions about
+    options that the file does not state.
 
     Parameters
     ----------
     config
-        Description of the layers, where the file does not state all of it.
+        Config for a file that does not describe its layers completely.
     format
         ``native``, ``pytorch``, ``keras``, ``onnx`` or ``tmva``; None: detected from the content.
     prefix
-        Take only the tensors below this prefix of a state dict's names.
+        Read only the tensors below this prefix of a state dict's names.
     tmva_order
         Read the elements of an ambiguous TMVA file by their ``slots`` or by their ``labels``.
     only, ignore
@@ -366,9 +366,9 @@ def check_memory(config: Config, engine: Engine) -> None:
         spec.index: sum(math.prod(parameter.shape) for parameter in spec.parameters().values())
         for spec in config.specs
     }
-    # At times there are three copies: drawn or read, cast, and prepared by the engine.
+    # Up to three copies exist: drawn or read, cast, and prepared by the engine.
     needed, available = 3 * size * sum(counts.values()), _machine_bytes()
-    _check_gpu_memory(engine, needed * 2 // 3)  # a GPU holds two: as they are, and packed
+    _check_gpu_memory(engine, needed * 2 // 3)  # a GPU holds two copies: plain and packed
     if available is None or needed <= available:
         return
     largest = config.specs[max(counts, key=lambda k: counts[k])]
@@ -378,7 +378,7 @@ def check_memory(config: Config, engine: Engine) -> None:
         found=f"{counted(counts[largest.index], 'parameter', grouped=True)} in "
         f"layer {largest.index} ({layer_title(largest)})",
         where=config.where("model", "layers", largest.index),
-        hint="fewer units in that layer",
+        hint=f"fewer units in layer {largest.index}",
     )
 
 

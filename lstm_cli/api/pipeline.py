@@ -1,4 +1,4 @@
-"""Prefetch of batches and copy-back of results beside a GPU's computing; its benefit is unmeasured.
+"""Prefetch of batches and copy-back of results while a GPU computes; unmeasured benefit.
 
 While the GPU computes one batch, the next one is uploaded, and earlier results are copied back.
 Where GPU memory is short, batches are divided. `ForwardPipeline` serves forward passes,
@@ -88,7 +88,7 @@ class ForwardPipeline:
             return
         batches = read(self._uploader.allocate_pinned)
         with ThreadPoolExecutor(1) as reader:
-            # Two are read ahead, so that one can be uploaded before the one in front computes.
+            # Two batches are read ahead: one can be uploaded before the previous batch computes.
             waiting = deque(reader.submit(next, batches, None) for _ in range(2))
             batch, upload, next_upload = self._timed(waiting.popleft().result), None, None
             try:
@@ -126,8 +126,8 @@ class ForwardPipeline:
     ) -> Iterator[tuple[Batch, Result]]:
         """Start a batch; yield results that are ready.
 
-        A GPU's results are those of the batch before. A batch that had to be divided gives its
-        results in parts. `remaining` yields the last ones.
+        On a GPU, the results belong to the previous batch. A divided batch yields its results in
+        parts. `remaining` yields the last results.
 
         Raises
         ------
@@ -153,7 +153,7 @@ class ForwardPipeline:
             first = stop
 
     def remaining(self) -> Iterator[tuple[Batch, Result]]:
-        """Yield the results that were started and not yet yielded."""
+        """Wait for the started batch, and yield its result."""
         pending, self._pending = self._pending, None
         if pending is not None:
             yield pending.batch, pending.result()
@@ -167,7 +167,7 @@ class ForwardPipeline:
             return self._run(batch, upload, initial, keep)
         except DeviceMemoryError as error:
             explained = self._explain(error, batch, free)
-        # Outside of the handler the failed pass holds no memory any more.
+        # Outside of the handler, the failed pass no longer holds memory.
         if self._pending is not None and self._pending.release():
             return None
         if not self._halve or self._model.stateful or len(batch.x) == 1:
@@ -199,7 +199,7 @@ class ForwardPipeline:
     def _explain(
         self, error: DeviceMemoryError, batch: Batch, free: int | None
     ) -> DeviceMemoryError:
-        """Return the error with the memory that the whole batch needs, and a size that fits."""
+        """Return an error with the memory that the batch needs, and a batch size that fits."""
         rows, steps = batch.x.shape[:2]
         before = error.free if free is None else max(free, error.free)
         needed = error.needed + before - error.free
@@ -235,14 +235,14 @@ def _rows(
 
 
 class PendingResult:
-    """A batch whose pass was started; on the CPU its result is there at once.
+    """A batch whose pass was started; on a CPU, its result is ready at once.
 
     Attributes
     ----------
     batch
         The batch.
     overlapped
-        The next batch was started before the result was asked for.
+        True if the next batch was started before the result was read.
     """
 
     def __init__(self, batch: Batch, result: Result) -> None:
@@ -331,7 +331,7 @@ def _states(like: list[State], arrays: Iterator[Any]) -> Iterator[State]:
 
 
 class PrefetchingSource:
-    """A source of training data whose next batch is uploaded while this one is learned from.
+    """A source of training data that uploads the next batch while the network learns from one.
 
     It is a context manager. Leaving the context ends the thread that reads. A finalizer cannot:
     the garbage collector may run it in that very thread.

@@ -1,8 +1,8 @@
 """Comparison with a reference: a network's outputs, and those that another framework computed.
 
-Where they differ, the cause is looked for: rounding, or another interpretation of the outputs.
+If they differ, the check looks for the cause: rounding, or another interpretation of the outputs.
 One vector for each sequence may be the last step, the final states, a mean, and so on. For a
-bidirectional layer all of them differ, and a file rarely states which one it holds.
+bidirectional layer all of these differ, and a file rarely states which one it holds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import TENSOR_NAMES
 
 BATCH = 64
-"""Sequences that are computed together."""
+"""Number of sequences that are computed together."""
 SEED, DRAWS = 30, 3
 """Seed of the random last bits, and draws of them."""
 SLACK = 8
-"""Multiple of the measured rounding by which outputs may differ from a reference."""
+"""Largest difference from a reference, as a multiple of the measured rounding."""
 DISTINCT = 1e-2
-"""Rounding below which a wrong network can still be told from a right one."""
+"""Largest rounding at which a wrong network still differs visibly from a correct one."""
 
 HEAD_ACTIVATIONS: dict[str, Activation | None] = {
     "softmax": None,
@@ -45,7 +45,7 @@ HEAD_ACTIVATIONS: dict[str, Activation | None] = {
     "tanh": Activation("tanh"),
     "relu": Activation("relu"),
 }
-"""Activations of a head that its file may lack."""
+"""Activations of the last dense layer to try, since a file may not store them."""
 
 Run = Callable[[Layers, Reference], Array]
 """Function from some of the network's layers and a reference's inputs to outputs."""
@@ -195,34 +195,34 @@ def _rounding_error(
 ) -> LstmCliError:
     """Return the error for a difference that rounding explains, with a check that still works."""
     first = _equal_steps(reference, outputs, check.tolerance)
-    ways = "check it with a reference of fewer steps"
+    advice = "check it with a reference of fewer steps"
     if first and all(spec.directions == 1 for spec in _recurrent(config)):
-        ways = (
+        advice = (
             f"the first {first} steps agree: cut the reference to inputs[:, :{first}] and "
             f"outputs[:, :{first}]"
         )
     if check.largest_difference < DISTINCT:
         enough = float(f"{2 * check.largest_difference:.1g}")
-        ways += f", or accept the rounding: --tolerance {enough:g}"
+        advice += f", or accept the rounding: --tolerance {enough:g}"
     return LstmCliError(
         f"{config.source} does not give the outputs of {check.path} to the tolerance, and rounding "
         "explains that: this network turns differences in the last bit of its weights and inputs "
         f"into ones of up to {noise:.2g}",
         expected=f"a difference of at most {check.tolerance:.2g}",
         found=_difference_text(check),
-        hint=f"{ways}; nothing was written",
+        hint=f"{advice}; nothing was written",
     )
 
 
 def _difference_text(check: ReferenceCheck) -> str:
     return (
-        f"{check.largest_difference:.2g} at {check.place}: {check.found:.7g}, there "
+        f"{check.largest_difference:.2g} at {check.place}: {check.found:.7g}, in the reference "
         f"{check.expected:.7g}"
     )
 
 
 def _equal_steps(reference: Reference, outputs: Array, tolerance: float) -> int:
-    """Count the first steps at which all outputs agree; 0 for one vector a sequence."""
+    """Count the first steps at which all outputs agree; 0 for one vector per sequence."""
     if outputs.ndim != 3 or reference.lengths is not None:
         return 0
     for t in range(outputs.shape[1]):
@@ -404,7 +404,7 @@ def _joined(
 def _reference_variants(
     reference: Reference,
 ) -> Iterator[tuple[Reference, OutputInterpretation | None]]:
-    """Yield the reference as it is, without lengths, and with the two first axes exchanged."""
+    """Yield the reference as it is, without lengths, and with its first two axes exchanged."""
     yield reference, None
     if reference.lengths is not None:
         whole = replace(reference, lengths=None)
@@ -426,7 +426,7 @@ def _reference_variants(
 
 
 def _heads(tail: Layers) -> Iterator[tuple[Layers, str]]:
-    """Yield the layers after the recurrent ones, also with an activation that the file lacks."""
+    """Yield the layers after the recurrent ones, unchanged and with other last activations."""
     yield tail, ""
     last = tail[-1] if tail else None
     if isinstance(last, DenseSpec) and last.activation == Activation("identity"):

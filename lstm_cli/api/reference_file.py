@@ -98,7 +98,7 @@ def _check_axes(reference: Reference) -> None:
         if value.ndim not in ranks or not value.size:
             words = " or ".join(map(str, ranks)) + (" axes" if ranks != (1,) else " axis")
             raise DataError(
-                f"{name} of {reference.path} has another form than a reference has",
+                f"{name} of {reference.path} has a shape that no reference has",
                 expected=f"an array of {words}, none of them of size 0; a reference is {EXPECTED}",
                 found=_form(value),
             )
@@ -106,7 +106,9 @@ def _check_axes(reference: Reference) -> None:
     if n is not None and (n.dtype.kind not in "iu" or (n < 0).any()):
         expected = "whole numbers of at least 0"
         raise DataError(
-            f"lengths of {reference.path} are no lengths", expected=expected, found=_form(n)
+            f"lengths of {reference.path} are not numbers of steps",
+            expected=expected,
+            found=_form(n),
         )
 
 
@@ -160,7 +162,7 @@ def _is_archive(path: str) -> bool:
         return file.suffix.lower() == ".npz"
     if magic == b"\x93NUMPY":
         raise DataError(
-            f"{path} holds one array, and a reference is several",
+            f"{path} holds one array, but a reference needs several",
             expected=EXPECTED,
             hint="numpy.savez('reference.npz', inputs=..., outputs=...) writes them into one file",
         )
@@ -207,7 +209,7 @@ def _array(data: bytes, name: str, path: str) -> Array:
     values = np.frombuffer(data[at : at + size], dtype)
     if len(shape) > 3 or not size:  # NumPy may fail to make such an array
         raise DataError(
-            f"{name} of {path} has another form than a reference has",
+            f"{name} of {path} has a shape that no reference has",
             expected=EXPECTED,
             found=f"{dtype} of shape {shape}"[:200],
         )

@@ -29,9 +29,9 @@ from lstm_cli.training.train_step import Chunk
 from lstm_cli.version import __version__
 
 AUTO_BYTES = 64 << 20
-"""Bytes of the widest layer's values over a batch, at most, for an automatic batch size."""
+"""Most bytes of the widest layer's values over a batch, for an automatic batch size."""
 STEP_BYTES = 256 << 10
-"""Bytes of the largest recurrent layer's gates at one step, at most: they stay in a cache."""
+"""Most bytes of the largest recurrent layer's gates at one step, so that a cache holds them."""
 
 StateShape = tuple[int, int, int, int | None]
 """Layer index, directions, features of h, features of c or None."""
@@ -70,7 +70,7 @@ class RunReport:
     sequences, steps
         Sequences and valid steps, over all files.
     output_shape
-        Shape of ``outputs``; ``"T"`` stands for the steps where lengths vary.
+        Shape of ``outputs``; ``"T"`` is the number of steps if lengths vary.
     timings
         Rows of the table of timings.
     seconds
@@ -106,9 +106,9 @@ def state_shapes(model: Model) -> list[StateShape]:
 
 
 def metric_loss(model: Model) -> tuple[str, bool]:
-    """Return the loss among the metrics, and True if the config names it.
+    """Return the name of the loss among the metrics, and True if the config names the loss.
 
-    Without a config's loss, the last layer implies one.
+    Without ``train.loss``, the last layer implies the loss.
     """
     if model.config.train is not None and model.config.train.loss is not None:
         return model.config.train.loss, True
@@ -170,7 +170,7 @@ class _Run:
         self.watch = Stopwatch()
         self.notes = list(data.notes)
         if (lost := lost_digits_note(model.network, data)) is not None:
-            self.notes.append(f"{lost}; --dtype float64 keeps those of the inputs")
+            self.notes.append(f"{lost}; --dtype float64 keeps them")
         if (misplaced := misplaced_state_note(model.network, data, batch_size)) is not None:
             self.notes.append(misplaced)
         self.bad_sequences, self.first_bad = 0, -1
@@ -190,7 +190,7 @@ class _Run:
             return None, is_named
         if loss == "cross_entropy" and window is not None and window.predict > 1:
             self.notes.append(
-                "the targets were not used: cross_entropy compares one class for a window, and "
+                "the targets were not used: cross_entropy compares one class per window, but "
                 f"data.window.predict is {window.predict}"
             )
             return None, is_named
@@ -222,7 +222,7 @@ class _Run:
             for part, result in self.pipeline.remaining():
                 self._take(part, result)
             with self.watch.section("write") if writes else nullcontext():
-                self.stack.close()  # renames the results: they are whole
+                self.stack.close()  # renames the complete files of results
         return self._report(perf_counter() - start)
 
     def _open(self) -> None:
@@ -264,14 +264,14 @@ class _Run:
             )
             self.gates = self.stack.enter_context(gates)
 
-    def _batches(self, room: Allocator) -> Iterator[Batch]:
+    def _batches(self, allocate: Allocator) -> Iterator[Batch]:
         return self.data.batches(
             self.batch_size,
             input_dtype(self.model.network, self.data),
             targets=self.metrics is not None,
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
-            allocate=room,
+            allocate=allocate,
         )
 
     def _take(self, batch: Batch, result: Result) -> None:
@@ -315,7 +315,7 @@ class _Run:
     def _update(
         self, metrics: Metrics, batch: Batch, result: Result, targets: Array
     ) -> DataError | None:
-        """Measure the sequences that have targets; return the error of data that are not finite."""
+        """Update the metrics by sequences with targets; return an error for data not finite."""
         x, outputs, logits, lengths = batch.x, result.outputs, result.logits, batch.lengths
         numbers = batch.first + np.arange(batch.count)
         if batch.has_target is not None:
@@ -328,9 +328,9 @@ class _Run:
             finite = np.isfinite(x.sum()) and np.isfinite(targets).all()
         if not finite:
             per_step = self.model.network.returns_sequences
-            piece, places = Chunk(x, targets, lengths), DataPlaces(self.data)
+            chunk, places = Chunk(x, targets, lengths), DataPlaces(self.data)
             error = nonfinite_data_error(
-                piece, per_step, numbers, places, "its metrics would mean nothing"
+                chunk, per_step, numbers, places, "its metrics would mean nothing"
             )
             if error is not None:
                 return error

@@ -1,4 +1,4 @@
-"""Wrong dimensions: every misfit between config, weights and data gets its message here.
+"""Misfits between config, weights and data: shapes, their origins, messages and hints.
 
 `weights_problems` and `data_problems` list all misfits, each with both shapes and their origins.
 """
@@ -38,7 +38,7 @@ NO_WEIGHTS = "--set weights=null draws new weights, untrained ones"
 def dimension_origins(config: Config, spec: LayerSpec, formula: str) -> tuple[str, ...]:
     """Return the value and the origin of every dimension that a shape's formula names.
 
-    The result of ``(4H, D)`` holds ``H = 100 is model.layers[0].hidden_size, net.yaml:7``.
+    For ``(4H, D)`` one text is ``H = 100 is model.layers[0].hidden_size, net.yaml line 7``.
     """
     k = spec.index
     places = []
@@ -186,7 +186,7 @@ def _targets_problem(config: Config, data: SequenceData) -> Problem | None:
     window = config.data.window
     if loss == "cross_entropy" and window is not None and window.predict > 1:
         return Problem(
-            f"cross_entropy learns one class for a window, not those of {window.predict} steps",
+            f"cross_entropy learns one class per window, not the classes of {window.predict} steps",
             where=(
                 f"predict is {window.predict}, {config.where('data', 'window', 'predict')}",
                 f"train.loss is {loss}, {config.where('train', 'loss')}",

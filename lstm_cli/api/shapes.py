@@ -1,4 +1,4 @@
-"""Every shape of a network, gate by gate, compared with a weights file and data."""
+"""Shapes of a network, gate by gate, compared with a weights file and data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROLES = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "pe
 
 
 Shape = tuple[int | str, ...]
-"""A shape in which the batch N and the steps T may stay letters."""
+"""A shape, in which the letters N and T stand for an unknown batch size and number of steps."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class GateBlock:
     Attributes
     ----------
     symbol
-        Its letter in the equations: ``W_i``.
+        Name of the block in the equations: ``W_i``.
     role, formula, shape, parameters, bytes
         Role in words, shape as a formula such as ``(H, D)``, and sizes.
     stored
         Native tensor and rows: ``layers.0.weight_ih[0:100]``.
     found
-        Shape in the weights file that is compared; None: there is none.
+        Shape in the compared weights file; None: the file lacks the block.
     mark
-        Short name of the misfit in that file; None: it fits.
+        Short name of the misfit in the weights file; None: the block fits.
     places
         Tensors that hold the block in a file of another format, under its own names.
     """
@@ -140,7 +140,7 @@ def network_shapes(
     itemsize
         Bytes of a number.
     batch, steps
-        N and T; None: they stay letters.
+        N and T; None: the shapes have the letters.
     file_shapes
         Shapes of a weights file's tensors, by native name, to compare with the config's.
     places
@@ -229,7 +229,7 @@ def _blocks(
 def _block_shape(
     file_shape: tuple[int, ...] | None, gates: int, mark: str | None
 ) -> tuple[int, ...] | None:
-    """Return the shape of one gate's block in a file: of the whole tensor if rows do not divide."""
+    """Return a block's shape in a file; the tensor's if its rows do not divide by the gates."""
     if file_shape is None or not file_shape:
         return file_shape
     if mark is not None and (mark[0] not in "HDP" or file_shape[0] % gates):
@@ -268,7 +268,7 @@ class Inspection:
     name, config
         Name and file of the config.
     weights
-        The weights file that was compared; None: there was none.
+        Path of the compared weights file; None: no file was compared.
     data, data_paths
         Description of the data, and their paths; None and empty without data.
     layers

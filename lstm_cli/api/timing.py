@@ -14,11 +14,11 @@ from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 from lstm_cli.network.results import layer_flops
 
 COPY_BACK, OVERLAPPED_COPY_BACK = "device to host", "device to host/beside the next batch"
-"""Rows for copies of results: waited for, and done while the next batch was computed."""
+"""Rows for copies of results: with waiting, and during the next batch."""
 SETUP = (COMPILING, PACKING, FRESH_MEMORY)
 """Rows for the work before the first kernels run."""
 BETWEEN_LAYERS = "between layers"
-"""Row for the time of a pass outside of its layers: Python, and arrays for results."""
+"""Row for the time of a pass outside its layers: Python code, and arrays for results."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TimingRow:
     share
         Share of the whole run's time.
     gflops, gbytes, sequences
-        GFLOP, GB and sequences per second; None where they mean nothing.
+        GFLOP, GB and sequences per second; None if the row has no such rate.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stopwatch:
         parts
             Seconds by part, such as ``input projection``.
         positions
-            Valid steps of all sequences; sequences, after a layer that returns one vector each.
+            Number of valid steps of all sequences; number of sequences once the steps are gone.
         """
         name = layer_name(spec)
         work = layer_flops(spec, positions)

@@ -1,6 +1,6 @@
 """Training from Python, one batch at a time, and the parts that the section `train` describes.
 
-`Trainer` updates a model's weights. `make_learner` builds the loss, the optimizer and the class
+`Trainer` updates a model's weights. `make_train_step` builds the loss, the optimizer and the class
 weights from a config, for `Trainer` and for training runs.
 """
 
@@ -38,7 +38,7 @@ OPTIONS = (
     "seed",
     "truncate",
 )
-"""Keys of the config's section `train` that concern a single batch."""
+"""Keys of the config's section `train` that apply to a single batch."""
 
 
 class Trainer:
@@ -53,7 +53,8 @@ class Trainer:
     optimizer
         A name, or a mapping with ``type``, ``learning_rate``, ... as in the config.
     **options
-        `OPTIONS`, as in the config's section `train`. A schedule counts each step as an epoch.
+        Keys in `OPTIONS`, as in the config's section `train`. A schedule counts each step as an
+        epoch.
 
     Raises
     ------
@@ -77,7 +78,7 @@ class Trainer:
         targets = TargetFormat(loss, network.returns_sequences, network.output_size, "targets")
         weights = configured_class_weights(self._config, network.output_size)
         self.net = net
-        self._learner = make_learner(train_section(self._config), network, targets, weights)
+        self._train_step = make_train_step(train_section(self._config), network, targets, weights)
         self._carry = StateCarry(network.recurrent)
 
     def step(self, x: Any, y: Any, lengths: Any = None) -> float:
@@ -90,7 +91,7 @@ class Trainer:
         x
             Sequences (N, T, D).
         y
-            TargetFormat: classes (N,), values (N, F), or one for each step.
+            Targets: classes (N,), values (N, F), or one for each step, (N, T) or (N, T, F).
         lengths
             (N,) valid steps; None: all T.
 
@@ -103,13 +104,13 @@ class Trainer:
         DataError
             Inputs or targets do not fit the network.
         """
-        piece = self._piece(x, y, lengths)
-        start = self._carry.start(None, piece.x.shape[0])
-        report = self._learner.step(piece.x, piece.targets, piece.lengths, start)
+        chunk = self._chunk(x, y, lengths)
+        start = self._carry.start(None, chunk.x.shape[0])
+        report = self._train_step.step(chunk.x, chunk.targets, chunk.lengths, start)
         if self._carry.active:
             self._carry.store(report.state)
         if report.updates:
-            self._learner.updates.on_epoch_end(report.loss, larger_is_better=False)
+            self._train_step.updates.on_epoch_end(report.loss, larger_is_better=False)
         return report.loss
 
     def gradients(
@@ -136,9 +137,9 @@ class Trainer:
         DataError
             Inputs, targets or states do not fit the network.
         """
-        piece = self._piece(x, y, lengths)
-        start = self._carry.start(state, piece.x.shape[0])
-        loss, derivatives, _ = self._learner.gradients(piece, start)
+        chunk = self._chunk(x, y, lengths)
+        start = self._carry.start(state, chunk.x.shape[0])
+        loss, derivatives, _ = self._train_step.gradients(chunk, start)
         gradients = {**derivatives.weights, "inputs": derivatives.inputs}
         for k, (dh, dc) in sorted(derivatives.state.items()):
             gradients[f"state.{k}.h"] = dh
@@ -150,15 +151,15 @@ class Trainer:
         """Make stateful layers start from zeros again, as at the beginning of a file."""
         self._carry.reset()
 
-    def _piece(self, x: Any, y: Any, lengths: Any) -> Chunk:
+    def _chunk(self, x: Any, y: Any, lengths: Any) -> Chunk:
         network = self.net.network
         inputs, n = network.check_arrays(x, lengths)
         adopted, N = network.engine.from_device_array(y), inputs.shape[0]
         targets = _target_array(y) if adopted is None else adopted
         if targets.ndim == 0 or targets.shape[0] != N:
             raise DataError(
-                "the targets do not belong to the inputs",
-                expected=f"{N} of them, one for each sequence",
+                "the targets do not fit the inputs",
+                expected=f"{N} targets, one for each sequence",
                 found=f"shape {targets.shape}",
             )
         return Chunk(inputs, targets, n)
@@ -201,7 +202,7 @@ def train_section(config: Config) -> TrainSection:
     return config.train
 
 
-def make_learner(
+def make_train_step(
     train: TrainSection,
     network: Network,
     targets: TargetFormat,
@@ -238,14 +239,14 @@ def class_weights(
     units
         Units of the last layer.
     numbers
-        Sequences that are learned from; None: all.
+        Indices of the training sequences; None: all.
 
     Raises
     ------
     ConfigError
-        The config weights a class that does not exist, or units that are no classes.
+        The config has a weight for an unknown class, or the last layer's units are no classes.
     DataError
-        A class that is to be balanced does not occur.
+        A class does not occur in the training data, so it cannot be balanced.
     """
     if config.train is None or config.train.class_weights != "balanced":
         return configured_class_weights(config, units, dataset.class_labels)
@@ -259,20 +260,20 @@ def class_weights(
 def configured_class_weights(
     config: Config, units: int, labels: Sequence[str] | None = None
 ) -> list[float] | None:
-    """Return a weight for each class as the config lists or names them; None if it does not.
+    """Return a weight for each class from the config; None if the config has no class weights.
 
     Raises
     ------
     ConfigError
-        The config weights a class that does not exist, has too few weights, or says
-        ``balanced``, which needs the data.
+        The config has a weight for an unknown class, a wrong number of weights, or ``balanced``,
+        which needs the data.
     """
     section = None if config.train is None else config.train.class_weights
     if section is None:
         return None
     if section == "balanced":
         raise ConfigError(
-            "class_weights: balanced needs all the data, of which only a batch is seen here",
+            "class_weights: balanced needs all the data, but a Trainer sees one batch at a time",
             expected="a list with a weight for each class, or {class: weight}",
         )
     classes = _class_count(config, units)
@@ -313,7 +314,7 @@ def _named_weights(
     classes: int,
     labels: Sequence[str] | None,
 ) -> list[float]:
-    """Return weights by class index or label; a class without a name counts 1."""
+    """Return weights by class index or label; a class that is not named has weight 1."""
     weights = [1.0] * classes
     names = {label: k for k, label in enumerate((labels or ())[:classes])}
     names |= {str(k): k for k in range(classes) if str(k) not in names}
@@ -321,7 +322,7 @@ def _named_weights(
         if str(name) not in names:
             guess = nearest(str(name), names)
             raise ConfigError(
-                f"train.class_weights names a class that there is not: {name}",
+                f"train.class_weights names an unknown class: {name}",
                 expected=", ".join(names),
                 where=config.where("train", "class_weights", name),
                 hint=f"did you mean `{guess}`?" if guess else None,
@@ -331,7 +332,7 @@ def _named_weights(
 
 
 def _balanced(counts: Array, dataset: SequenceData) -> list[float]:
-    """Return weights under which every class has the same total, and the mean of rows stays 1."""
+    """Return weights that give every class the same total, with a mean of 1 over all rows."""
     missing = np.flatnonzero(counts == 0)
     if missing.size:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Training data as the loop reads it: batches, scaled targets, validation, and names of places."""
+"""Training data for the loop: batches, scaled targets, validation, and names of places."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class DataPlaces:
     dataset: SequenceData
 
     def input(self, number: int, step: int, feature: int) -> str:
-        """``words.h5:/inputs, sequence 17, step 3, feature 5``."""
+        """An input, such as ``words.h5:/inputs, sequence 17, step 3, feature 5``."""
         return self.dataset.input_location(number, step, feature)
 
     def target(self, number: int, step: int | None, feature: int | None) -> str:
-        """``words.h5:/targets, sequence 17, step 3, value 5``."""
+        """A target, such as ``words.h5:/targets, sequence 17, step 3, value 5``."""
         return self.dataset.target_location(number, step, feature)
 
     def sequence(self, number: int) -> str:
-        """``sequence 17 of words.h5:/inputs``."""
+        """A sequence, such as ``sequence 17 of words.h5:/inputs``."""
         return f"{self.dataset.sequence(number)} of {self.dataset.place(number)}"
 
 
@@ -85,7 +85,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class Validator:
-    """Validation on sequences that are held out, with the weights as a model file gets them.
+    """Validation on held-out sequences, with the weights as a model file stores them.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Validator:
     per_step
         The network's outputs are one for each step.
     network
-        Network with the layers of the trained one. It gets the weights that are measured.
+        Network with the layers of the trained network; each call sets its weights.
     targets
         Scaling of the targets while training; None: no scaling.
     metrics
@@ -159,7 +159,7 @@ def missing_targets(dataset: SequenceData) -> DataError:
     text_notes = [note for note in dataset.notes if " holds text" in note and "targets" in note]
     if text_notes:
         return DataError(
-            "the targets are text, and a network learns numbers",
+            "the targets are text, but a network learns numbers",
             expected="a class index (N,) for each, from 0, and the texts once in an attribute "
             "`classes` of the file",
             found=text_notes[0],
@@ -179,7 +179,8 @@ def missing_targets(dataset: SequenceData) -> DataError:
 def fingerprint(dataset: SequenceData, dtype: str, per_step: bool) -> dict[str, Any]:
     """Return values that identify a dataset, without reading a large one whole.
 
-    They are counts, and hashes of every length and of the first and last sequences in `dtype`.
+    The values are counts, a hash of all lengths, and hashes of the first and last sequences in
+    `dtype`.
     """
     numbers = dataset.numbers
     N = len(numbers)
@@ -211,7 +212,7 @@ def data_change(
     counts = [name for name in names if name in COUNTS]
     kinds = " and ".join(names)
     return Problem(
-        "the data are not those the run began with",
+        "the data differ from those that the run began with",
         expected=", ".join(f"{old.get(name)} {name}" for name in counts) or f"the same {kinds}",
         found=", ".join(f"{new[name]} {name}" for name in counts) or f"other values in {kinds}",
         where=tuple(dict.fromkeys(dataset.input_names)),

@@ -74,14 +74,14 @@ class StoredRun:
 class TrainingFolder:
     """A folder for one run; a context manager that holds its lock.
 
-    A new folder is made with the first checkpoint: a run that fails before has nothing to keep.
+    A new folder is made with the first checkpoint, so a run that fails earlier leaves no folder.
 
     Parameters
     ----------
     path
         Path of the folder.
     resume
-        Continue the run in the folder; in a missing or empty folder a run begins.
+        Continue the run in the folder; in a missing or empty folder, begin a new run.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class TrainingFolder:
         if os.path.exists(path) and not os.path.isdir(path):
             folder = path.with_name(f"{path.stem}-run")
             raise UsageError(
-                f"{path} is a file, and a training run is kept in a folder",
+                f"{path} is a file, but a training run needs a folder",
                 expected="a folder, or a new name",
                 hint=f"--output {quote(folder)}",
             )
@@ -231,7 +231,7 @@ class TrainingFolder:
         self.close()
 
     def _check_writable(self) -> None:
-        """Raise if the folder cannot be made, as far as permissions tell."""
+        """Raise if permissions forbid making the folder."""
         parent = next(parent for parent in self.path.absolute().parents if os.path.exists(parent))
         number = errno.ENOTDIR
         if os.path.isdir(parent):
@@ -292,7 +292,7 @@ class TrainingFolder:
         Raises
         ------
         LstmCliError
-            The folder holds a run that is not to be resumed, or files of another kind.
+            The folder holds a run and `resume` is not set, or files but no checkpoint.
         """
         names = (CHECKPOINT, MODEL, METRICS, CONFIG, CURVES, EVENTS)
         present = [name for name in names if os.path.exists(self.path / name)]
@@ -300,7 +300,7 @@ class TrainingFolder:
             return None
         if CHECKPOINT not in present:
             raise LstmCliError(
-                f"{self.path} holds files that a run would replace, and no run to resume",
+                f"{self.path} holds files that a run would replace, but no run to resume",
                 expected=f"an empty folder, or one with {CHECKPOINT}",
                 found=", ".join(present),
                 hint="--output names another folder for a new run",
@@ -309,7 +309,7 @@ class TrainingFolder:
             raise LstmCliError(
                 f"{self.path} holds a run already",
                 found=", ".join(present),
-                hint="--resume goes on with it; --output names another folder for a new one",
+                hint="--resume continues the run; --output names another folder for a new run",
             )
         return read_checkpoint(self.checkpoint)
 
@@ -417,12 +417,12 @@ def _relative_data(folder: Path, data: str) -> str:
 def check_same_config(
     stored: StoredRun, config: Config, text: str, folder: Path
 ) -> tuple[str, ...]:
-    """Check that a resumed run has the config that it began with; more epochs are allowed.
+    """Check that a resumed run has its first config; more epochs are allowed.
 
     Parameters
     ----------
     config
-        The config as given now; it knows the places of its values, for errors.
+        The config of the resumed run, with the source of each value for errors.
     text
         The same config, as the run writes it.
 
@@ -433,7 +433,7 @@ def check_same_config(
     Raises
     ------
     ConfigError
-        A key has another value than before. The error lists every such key.
+        A key has another value than at the start. The error lists every such key.
     """
     name = str(folder / "config.yaml")
     old = dict(_leaves(_sections(configs.from_text(stored.config, name, folder))))
@@ -457,7 +457,7 @@ def check_same_config(
 def check_same_numbers(
     stored: StoredRun, folder: Path, *, dtype: str, weights: str | Path | Imported | None
 ) -> None:
-    """Check that a resumed run has the dtype and the first weights that it began with.
+    """Check that a resumed run has its first dtype and its first weights.
 
     Parameters
     ----------
@@ -467,20 +467,20 @@ def check_same_numbers(
     Raises
     ------
     ConfigError
-        The dtype is another one.
+        The dtype has changed.
     WeightsError
-        The weights are other ones.
+        The weights have changed.
     """
     if stored.facts.get("dtype") != dtype:
         was = str(stored.facts.get("dtype"))
-        problem = Problem("dtype is not the run's", was, dtype, hint=f"--dtype {was}")
+        problem = Problem("dtype differs from the run's dtype", was, dtype, hint=f"--dtype {was}")
         raise ConfigError([problem], headline=_headline(folder, [problem]))
     now = _sha256(weights)
     if now is None or now == (was := str(stored.facts.get("weights_sha256"))):
         return
     name = weights.path if isinstance(weights, Imported) else weights
     raise WeightsError(
-        f"{name} is not what the run in {folder} began with",
+        f"{name} is not the file that the run in {folder} began with",
         expected=f"sha256 {was[:16]}…",
         found=f"sha256 {now[:16]}…",
         hint=HINT,
@@ -497,7 +497,7 @@ def _sha256(weights: str | Path | Imported | None) -> str | None:
 
 def _headline(folder: Path, problems: list[Problem]) -> str:
     count = counted(len(problems), "setting")
-    return f"{count} not as in the run in {folder}, which can only be resumed as it began"
+    return f"{count} changed since the run in {folder} began; a resumed run keeps its settings"
 
 
 def _changed_key(config: Config, path: KeyPath, old: Any, new: Any) -> Problem:

@@ -1,4 +1,4 @@
-"""A training run in its folder: started or resumed, with plots of its metrics."""
+"""A training run in its folder, new or resumed, and plots of its metrics."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class TrainReport:
     Attributes
     ----------
     end
-        Reason for the end: ``epochs``, ``patience`` or ``interrupted``.
+        Reason why the run ended: ``epochs``, ``patience`` or ``interrupted``.
     epoch
         Number of completed epochs.
     monitor, best, best_epoch
         The metric that picks the best epoch, its best value, and that epoch. Value and epoch
         are None before the first epoch ends.
     metrics
-        EpochRow of metrics of the best epoch.
+        Metrics of the best epoch.
     rows
-        Rows of metrics of all epochs.
+        Metrics of all epochs, a row for each.
     files
         Paths of the files in the folder, by name.
     notes
@@ -99,8 +99,7 @@ class TrainingRun:
     engine
         Engine that computes.
     weights
-        Weights to begin from; None: random ones. The weights that the config names are only
-        for `run`.
+        Weights to begin from; None: random weights. The config's key `weights` is not used.
     reading
         Options for reading, if `weights` is a path.
     checkpoint_every
@@ -138,7 +137,8 @@ class TrainingRun:
             if weights is None and self._stored is None:
                 path = quote(str(config.weights))
                 self.notes.append(
-                    f"training begins from new weights; --weights {path} begins from the config's"
+                    f"training begins from new weights; --weights {path} begins from the "
+                    "config's weights"
                 )
             config = replace(config, weights=None)
         if self._stored is not None:
@@ -163,7 +163,7 @@ class TrainingRun:
 
     @property
     def ended(self) -> End | None:
-        """Reason for the end of the run in the folder; None if it can go on."""
+        """Reason why the run in the folder ended; None if the run can continue."""
         return (
             None if self._stored is None else self.plan.end_reason(self._stored.checkpoint.progress)
         )
@@ -183,8 +183,8 @@ class TrainingRun:
         setup = self.setup
         with RunPlots(self.folder, self._rows()) as plots, setup.source() as source:
             store = FolderStore(self, plots)
-            around = LoopIO(source, setup.validator(stop), store, reporter, stop)
-            loop = Loop(setup.learner, self.plan, around, setup.metrics)
+            loop_io = LoopIO(source, setup.validator(stop), store, reporter, stop)
+            loop = Loop(setup.train_step, self.plan, loop_io, setup.metrics)
             if self._stored is not None:
                 loop.resume(self._stored.checkpoint)
                 self.folder.write_config(self.text)
@@ -207,7 +207,7 @@ class TrainingRun:
         engine: Engine,
         weights: str | Path | Imported | None,
     ) -> None:
-        """Raise if the run cannot continue; note a change that alters the last bits."""
+        """Raise if the run cannot continue; add a note if a change alters the last bits."""
         path = self.folder.path
         self.notes += check_same_config(stored, config, self.text, path)
         check_same_numbers(stored, path, dtype=engine.dtype, weights=weights)
@@ -215,7 +215,7 @@ class TrainingRun:
             was = stored.facts.get(name)
             if was != now:
                 self.notes.append(
-                    f"the run began with {name} {was} and goes on with {now}: its last digits "
+                    f"the run began with {name} {was} and continues with {now}: its last digits "
                     "will differ from those of an uninterrupted run"
                 )
 
@@ -225,7 +225,7 @@ class TrainingRun:
         Raises
         ------
         DataError
-            The data are not those that the run began with.
+            The data differ from the data that the run began with.
         """
         fingerprints = self.setup.fingerprints
         facts: dict[str, Any] = {"weights_sha256": self.model.weights_sha256}

@@ -16,7 +16,7 @@ from lstm_cli.api.data_notes import (
     misplaced_state_note,
 )
 from lstm_cli.api.model import Model
-from lstm_cli.api.trainer import class_weights, make_learner, train_section
+from lstm_cli.api.trainer import class_weights, make_train_step, train_section
 from lstm_cli.api.training_data import (
     DatasetSource,
     Validator,
@@ -68,22 +68,22 @@ class TrainingSetup:
     model
         Model to train: its weights change.
     config
-        Config of the run; it knows the places of its values, for errors.
+        Config of the run, with the source of each value for errors.
     data, validation
         Datasets for training and validation. Without `validation`, a share of `data` is held
         out, or nothing.
     trained
-        The model's weights were trained before: their inputs and outputs are in the units of
-        the data. Random weights, and those of a resumed run, are for scaled targets.
+        The model's weights were trained before, on inputs and targets in the units of the data.
+        Random weights, and weights of a resumed run, are for scaled targets.
 
     Attributes
     ----------
     train
         Section `train` of the config.
     numbers
-        Sequences that are learned from; None: all.
+        Indices of the training sequences; None: all.
     held_out
-        Sampler of the sequences for validation; None: there are none.
+        Sampler of the validation sequences; None: there are none.
     notes
         Notes for the user.
 
@@ -116,7 +116,7 @@ class TrainingSetup:
 
     @property
     def training_count(self) -> int:
-        """Number of sequences that are learned from."""
+        """Number of training sequences."""
         return self.data.count if self.numbers is None else len(self.numbers)
 
     @property
@@ -125,7 +125,7 @@ class TrainingSetup:
         return 0 if self.held_out is None else len(self.held_out.numbers)
 
     def plan(self, checkpoint_every: float) -> StopRule:
-        """Return when the run ends, and the metric that picks the best epoch."""
+        """Return the rule for the end of the run, with the metric that picks the best epoch."""
         monitor = self.train.monitor or ("loss" if self.held_out is None else "val_loss")
         return StopRule(self.train.epochs, monitor, self.train.patience, checkpoint_every)
 
@@ -145,11 +145,10 @@ class TrainingSetup:
 
     @cached_property
     def normalized_network(self) -> Network:
-        """The network, with the normalization of its inputs that `train.normalize` asks for.
+        """The network, with the normalization of its inputs by `train.normalize`.
 
         A network that normalizes its inputs already keeps its normalization. Weights that were
-        trained before are changed: they compute the same from normalized inputs, for scaled
-        targets.
+        trained before are changed to compute the same from normalized inputs, for scaled targets.
         """
         network, method = self.network, self.train.scaling
         if method is None:
@@ -160,7 +159,9 @@ class TrainingSetup:
                 method, feature_statistics(self.data, self.numbers)
             )
         if self.trained:
-            x, y = (None if one is None else one.inverse for one in (inputs, self.targets))
+            x, y = (
+                None if scaling is None else scaling.inverse for scaling in (inputs, self.targets)
+            )
             network.set_weights(fold(network.layers, network.weights, x, y))
         network.normalization = network.normalization or inputs
         return network
@@ -181,12 +182,12 @@ class TrainingSetup:
         return tensors if scaling is None else tensors | scaling.tensors
 
     @cached_property
-    def learner(self) -> TrainStep:
+    def train_step(self) -> TrainStep:
         """The network with its loss, optimizer and schedule."""
         F, targets = self.network.output_size, self._targets()
         weights = class_weights(self.config, F, self.data, self.numbers, self.per_step)
         updates = self._updates_per_epoch()
-        return make_learner(self.train, self.normalized_network, targets, weights, updates)
+        return make_train_step(self.train, self.normalized_network, targets, weights, updates)
 
     @contextmanager
     def source(self) -> Iterator[TrainingSource]:
@@ -204,12 +205,12 @@ class TrainingSetup:
             yield prefetching
 
     def check_classes(self) -> None:
-        """Read all targets that are classes, so that a wrong one ends the run before it starts.
+        """Read all class targets, so that a wrong class is an error before the run starts.
 
         Raises
         ------
         DataError
-            A class that the network does not have.
+            A target is a class that the network does not have.
         """
         units = self.network.output_size
         classes = {"cross_entropy": units, "binary_cross_entropy": 2 if units == 1 else None}
@@ -219,7 +220,7 @@ class TrainingSetup:
                 class_counts(data, classes=count, per_step=self.per_step)
 
     def validator(self, stop: Callable[[], bool]) -> Validation:
-        """Return the validation on the sequences that are held out, if any are."""
+        """Return the validation on the held-out sequences; without any, it returns no metrics."""
         if self.held_out is None:
             return no_validation
         tensors = self.normalized_network.tensors
@@ -252,8 +253,8 @@ class TrainingSetup:
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
         if stateful and isinstance(self.train.validation, float):
             raise ConfigError(
-                f"layer {stateful[0]} is stateful: a sequence that is held out would be missing "
-                "from its row",
+                f"layer {stateful[0]} is stateful: a held-out sequence would be missing from its "
+                "row",
                 expected="other data for validation, or none",
                 found=f"a share of {self.train.validation:g}",
                 where=self.config.where("train", "validation"),
@@ -287,15 +288,15 @@ class TrainingSetup:
             )
         elif (why := fold_obstacle(self.network.layers)) is not None:
             raise ConfigError(
-                f"train.normalize cannot go on from {self.model.weights_name}, which was trained "
-                "on inputs as they are",
+                f"train.normalize cannot continue from {self.model.weights_name}, which was "
+                "trained on inputs that were not normalized",
                 found=why,
                 where=self.config.where("train", "normalize"),
                 hint="--set train.normalize=false",
             )
 
     def lost_digits(self) -> tuple[str, ...]:
-        """Return notes on inputs and targets of which the engine's dtype loses digits."""
+        """Return notes on inputs and targets whose digits the engine's dtype loses."""
         dtype, notes = array_dtype(self.network.engine), []
         normalized = self.train.scaling is not None
         if not normalized and (inputs := lost_digits_note(self.network, self.data)) is not None:
@@ -330,7 +331,7 @@ class TrainingSetup:
                 )
 
     def _split(self) -> tuple[Array | None, Sampler | None]:
-        """Return the sequences that are learned from, None for all, and those held out."""
+        """Return the training sequences, None for all, and the sampler for validation."""
         share, size = self.train.validation, self.train.batch_size
         numbers = self.data.numbers
         usable = None if len(numbers) == self.data.count else numbers
@@ -364,7 +365,7 @@ class TrainingSetup:
         )
 
     def _updates_per_epoch(self) -> int:
-        """Count the updates of the first epoch: truncation makes several of a batch."""
+        """Count the updates of the first epoch; with truncation, a batch makes several updates."""
         k = self.train.truncate
         if k is None or not self.per_step:
             return self._sampler.batches

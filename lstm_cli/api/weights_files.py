@@ -69,7 +69,7 @@ def read_weights(
     Parameters
     ----------
     named_at
-        Place in a config that names the file, for errors.
+        Place in a config that names the file; errors name it too.
     layers
         Layers of the config that the weights are read for; see `ReadOptions.layers`.
 
@@ -118,7 +118,7 @@ def config_of(
         f"{name} carries no config",
         expected="a config in the file's metadata, as lstm-cli writes it"
         if imported.format == "native"
-        else "a description of the layers, or tensors whose names and shapes tell them",
+        else "a description of the layers, or tensors whose names and shapes imply them",
         hint=hint,
     )
 
@@ -136,7 +136,7 @@ def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
     """Return a file's tensors under the layer numbers of a config.
 
     Few formats store layers without weights, such as dropout. So a foreign file's layers are
-    taken in order, if the config has as many layers with weights.
+    numbered in order, if the config has the same number of layers with weights.
     """
     numbers = _layer_numbers(layers, imported)
     return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
@@ -197,16 +197,16 @@ def _renumbered(name: str, numbers: Mapping[int, int]) -> str:
 
 
 def standing_notes(imported: Imported, config: Config, alone: str | None = None) -> tuple[str, ...]:
-    """Return the reader's notes that still stand, and a note on options that contradict the file.
+    """Return the reader's notes that still apply, and a note on options that contradict the file.
 
-    An option set on the command line answers a note that proposes it with ``--set``. A config
-    beside the file answers the note too. There is one exception: the file describes its layers,
-    and the config lacks the option or has another value.
+    A note that proposes an option with ``--set`` is dropped if the command line sets the option, or
+    if a config beside the file does. It stays if the file describes its layers, and the config
+    lacks the option or contradicts the file.
 
     Parameters
     ----------
     alone
-        How to use the file's own options; None: ``lstm-cli run FILE DATA``.
+        Command that uses the file's own options; None: ``lstm-cli run FILE DATA``.
     """
     if config.source == str(imported.path):
         return tuple(

@@ -1,9 +1,9 @@
 """Agreement of a peer's results with this program's, checked before anything is timed.
 
-Where operands are rounded to 16 bits, a difference does not tell whose mistake it is. So the
-peer computes the results in float64 as well. This program may differ from them as much as
-rounding explains, or twice as much as the peer does. A peer that differs much more computes
-something else, and no comparison is possible.
+Where operands are rounded to 16 bits, a difference does not show which side is wrong. So the peer
+also computes the results in float64. This program may differ from those as much as rounding
+explains, or twice as much as the peer. A peer that differs far more computes something else, and
+cannot be compared.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ def gradient_agreement(
 ) -> PeerAgreement:
     """Compare gradients tensor by tensor, relative to the largest number of each tensor.
 
-    A mean over many steps has small gradients, so absolute differences would be small for any
-    gradients. A difference relative to each single number would count the
-    rounding of its terms.
+    A mean over many steps has small gradients, so any absolute difference would be small. A
+    difference relative to each single number would count the rounding of its terms.
     """
     differences = relative_differences(expected, actual)
     return worst([_within(d, tolerance, f"gradient of {name}") for name, d in differences.items()])
@@ -165,11 +164,11 @@ ROUNDING_TOLERANCES: Mapping[str, RoundingTolerance] = {
 """Tolerances of dtypes that round operands. TF32 and float16 have 11 bits, bfloat16 has 8.
 
 LSTMs of 64 to 1536 units were run over 64 to 1024 steps with rounded operands. Outputs change by at
-most 1.1e-3 in TF32 and float16, and by 8e-3 in bfloat16. PyTorch stores
-outputs in 16 bits; its outputs change by 2.3e-3 and 1.2e-2."""
+most 1.1e-3 in TF32 and float16, and by 8e-3 in bfloat16. PyTorch's outputs, which it stores in 16
+bits, change by 2.3e-3 and 1.2e-2."""
 
 PEER_FACTOR = 2.0
-"""Largest difference of this program over the peer's, if the peer's exceeds the tolerance."""
+"""Largest ratio of this program's difference to the peer's, beyond the tolerance."""
 
 
 def rounded_agreement(

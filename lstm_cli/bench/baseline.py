@@ -18,7 +18,7 @@ from lstm_cli.output_files import SIGNATURE, error_reason, write_atomically
 
 @dataclass(frozen=True)
 class BaselineSize:
-    """One size of a baseline; `layers` as in `SizeResult`, this program's timing first."""
+    """One size of a baseline; `layers` is as in `SizeResult`, and `timings` begin with lstm-cli."""
 
     size: GridSize
     layers: str
@@ -36,7 +36,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class TimingChange:
-    """TimingChange of one size's timing.
+    """Change of one size's timing since the baseline.
 
     Attributes
     ----------
@@ -132,14 +132,14 @@ def save_baseline(
     Parameters
     ----------
     results
-        At least one, all of one mode.
+        At least one result, all of one mode.
     force
         Replace a file that another program wrote.
 
     Raises
     ------
     LstmCliError
-        The folder is not there, not writable, or full.
+        The folder does not exist, is not writable, or is full.
     """
     path = Path(path)
     sizes = [asdict(BaselineSize(r.size, r.layers, r.timings)) for r in results]

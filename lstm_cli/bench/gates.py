@@ -11,9 +11,10 @@ from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 
 PARTS: Mapping[str, str] = {"input": "W x", "recurrent": "U h", "function": "function"}
-"""The engine's name of a gate's part, to the displayed name."""
+"""Displayed name of each part of a gate, by the engine's name."""
 
 RUNS = 5
+"""Number of timed passes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def by_gate(
 
 
 _Labels = tuple[int, str, str, str]
-"""layer, gate, name, part"""
+"""Index of the layer, letter and name of the gate, and the part."""
 
 
 def _total(costs: Mapping[_Labels, float]) -> float:

@@ -20,7 +20,7 @@ from lstm_cli.engines.types import Engine, MeasurableEngine
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
 _NOT_WORK = (3, 4, 7)
-"""Columns of /proc/stat without work of a program: idle, waiting for a disk, stolen."""
+"""Columns of /proc/stat in which no program works: idle, iowait, steal."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MachineInfo:
 def machine(
     threads: int | None = None, peers: Sequence[Peer] = (), engine: Engine | None = None
 ) -> MachineInfo:
-    """This machine; `threads` None means the default, `engine` may add its GPU."""
+    """Describe this machine; `threads` None means the default, `engine` may add its GPU."""
     import numpy as np
 
     from lstm_cli.version import __version__
@@ -100,8 +100,8 @@ class OtherPrograms:
     Attributes
     ----------
     cores
-        Average number of cores that other programs used; None where it is unknown. Above 0.2,
-        threads that wait for each other lose whole time slices, and ratios mislead.
+        Average number of cores that other programs used; None if unknown. Above 0.2,
+        threads that wait for each other lose whole time slices, and ratios are unreliable.
     """
 
     cores: float | None = None
@@ -133,7 +133,7 @@ def _other_seconds() -> float | None:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """MemoryUse of a benchmark.
+    """Memory that a benchmark uses.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class MemoryUse:
 
 
 def memory(engine: Engine) -> MemoryUse:
-    """MemoryUse of this process and the engine so far."""
+    """Memory that this process and the engine have used so far."""
     workspace = engine.workspace_bytes if isinstance(engine, MeasurableEngine) else None
     return MemoryUse(peak_memory(), workspace)
 

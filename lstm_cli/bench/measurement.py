@@ -73,14 +73,14 @@ def measure(
     UsageError
         Fewer rounds than one, or an unknown mode.
     LstmCliError
-        The engine cannot compute the layers. A peer that cannot is skipped with its reason.
+        The engine cannot compute the layers. A peer that cannot is skipped, with a reason.
     """
     if rounds is not None and rounds < 1:
         raise UsageError("there must be at least 1 round", found=str(rounds))
     if mode not in MODES:
         guess = nearest(mode, MODES)
         raise UsageError(
-            f"{mode!r} is not something to measure",
+            f"{mode!r} is not a mode of bench",
             expected=" or ".join(MODES),
             hint=f"did you mean `{guess}`?" if guess else None,
         )
@@ -123,9 +123,12 @@ def _measure_size(
     batch = workload.batch
     candidate = workload.lstm_cli_candidate()
     with ExitStack() as stack:
-        rivals, skipped = _prepare_peers(stack, peers, workload, engine)
-        agreements, failed = _compare_peers(workload, candidate, rivals)
-        timed = [candidate, *(r for r in rivals if r.name in agreements and agreements[r.name].ok)]
+        peer_candidates, skipped = _prepare_peers(stack, peers, workload, engine)
+        agreements, failed = _compare_peers(workload, candidate, peer_candidates)
+        timed = [
+            candidate,
+            *(r for r in peer_candidates if r.name in agreements and agreements[r.name].ok),
+        ]
         if batch.lengths is not None:
             timed.append(workload.padded_candidate())
         samples = interleave([c.call for c in timed], rounds, seconds, [c.clock for c in timed])
@@ -151,8 +154,8 @@ def _measure_size(
 def _prepare_peers(
     stack: ExitStack, peers: Sequence[Peer], workload: Workload, engine: Engine
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Candidates of the peers that can do this work, and the reason why each other cannot."""
-    rivals: list[Candidate] = []
+    """Candidates of the peers that can do this work, and reasons why other peers cannot."""
+    peer_candidates: list[Candidate] = []
     skipped: dict[str, str] = {}
     for peer in {peer.name: peer for peer in peers}.values():
         if engine.device == "cpu" and engine.dtype not in OUTPUT_TOLERANCES:
@@ -161,27 +164,27 @@ def _prepare_peers(
             )
         else:
             try:
-                rivals.append(workload.peer_candidate(stack, peer))
+                peer_candidates.append(workload.peer_candidate(stack, peer))
             except Exception as error:  # another library raises any class
                 skipped[peer.name] = _reason(error)
-    return rivals, skipped
+    return peer_candidates, skipped
 
 
 def _compare_peers(
-    workload: Workload, candidate: Candidate, rivals: Sequence[Candidate]
+    workload: Workload, candidate: Candidate, peer_candidates: Sequence[Candidate]
 ) -> tuple[dict[str, PeerAgreement], dict[str, str]]:
-    """Agreement of each peer with this program, and the reason why each failed peer did."""
+    """Agreement of each peer with this program, and reasons of peers that failed."""
     agreements: dict[str, PeerAgreement] = {}
     failed: dict[str, str] = {}
-    expected = candidate.compute() if rivals else None
-    for rival in rivals:
+    expected = candidate.compute() if peer_candidates else None
+    for peer_candidate in peer_candidates:
         try:
-            results = rival.compute()
-            exact = None if rival.compute_exact is None else rival.compute_exact()
+            results = peer_candidate.compute()
+            exact = None if peer_candidate.compute_exact is None else peer_candidate.compute_exact()
         except Exception as error:  # another library raises any class
-            failed[rival.name] = _reason(error)
+            failed[peer_candidate.name] = _reason(error)
         else:
-            agreements[rival.name] = workload.compare(expected, results, exact)
+            agreements[peer_candidate.name] = workload.compare(expected, results, exact)
     return agreements, failed
 
 
@@ -205,7 +208,7 @@ def _ratio(samples: Samples, k: int) -> float:
 
 
 def roofline_limits(engine: Engine, reads: Mapping[int, int]) -> tuple[MachinePeaks, ...]:
-    """Measured limits of the machine for matrices of these bytes; none if the engine has none."""
+    """The machine's measured limits for matrices of these bytes; empty without a measurement."""
     return (engine.measure_peaks(tuple(reads)),) if isinstance(engine, MeasurableEngine) else ()
 
 
@@ -217,7 +220,7 @@ def roofline_shares(
     Parameters
     ----------
     reads
-        Bytes of a matrix, to the number of times that a call reads it.
+        Number of reads of recurrent matrices in a call, by bytes of a matrix.
     """
     of_peak = timing.gflops / limits.gflops
     speeds = {read.bytes: read.gbytes * 1e9 for read in limits.reads}
@@ -238,12 +241,12 @@ class LayerExplanation:
 
 @dataclass(frozen=True)
 class SizeExplanation:
-    """How the engine computed one size, and why.
+    """Algorithm with which the engine computed one size, and the reasons.
 
     Attributes
     ----------
     layers
-        Explanations of the recurrent layers; none where the engine has one algorithm only.
+        Explanations of the recurrent layers; empty if the engine has only one algorithm.
     step
         Measured seconds of a call over the steps of its longest sequence.
     floor

@@ -1,7 +1,7 @@
 """The timing protocol: clocks, warm-up, and interleaved rounds whose order rotates.
 
-The machine's speed drifts. In every round each candidate has its turn, so a slow second affects
-all of them alike. A ratio is taken within a round, and the first turn goes to each in rotation.
+The machine's speed drifts. Every round times each candidate, so a slow second affects all
+candidates alike. A ratio is taken within a round. The first candidate of a round rotates.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class EventSource(Protocol):
 
 
 class DeviceClock:
-    """Events in a device's stream of work.
+    """A clock of events in a device's stream.
 
     A device works behind the host, so a clock on the host would time launches only. An event
-    before the first call and one after the last bound the device's work; waits for the host in
-    between are part of it. The first event stands right behind an untimed call: so the device's
-    start-up is not timed, but slow launches are.
+    before the first call and one after the last bound the device's work, including its waits for
+    the host. The first event follows an untimed call: the device's start-up is not timed, but slow
+    launches are.
     """
 
     pause = 0.0
@@ -127,7 +127,7 @@ STEADY = 0.2
 
 WARM_UP_CALLS = 50
 ROUNDS = (5, 50)
-"""Fewest and most rounds, where their number is not asked for."""
+"""Fewest and most rounds, unless the user sets their number."""
 
 
 @dataclass(frozen=True)

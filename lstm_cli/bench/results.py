@@ -1,4 +1,4 @@
-"""Results of a benchmark."""
+"""Results of a benchmark: timings, agreement with peers, roofline shares, ratios."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class PeerAgreement:
-    """Whether a peer computes the same results.
+    """Agreement of a peer's results with this program's.
 
     Attributes
     ----------
@@ -53,9 +53,9 @@ class PeerAgreement:
     ok
         Whether the results agree.
     what
-        The compared results, ``outputs``. Of a training step the first of ``loss``, ``gradient
-        of ...`` and ``... after a step`` that differs. If all agree, it is the gradient with the
-        largest difference.
+        Name of the compared results: ``outputs``. For a training step, the first of ``loss``,
+        ``gradient of ...`` and ``... after a step`` that differs. If all agree, the gradient with
+        the largest difference.
     """
 
     difference: float
@@ -66,7 +66,7 @@ class PeerAgreement:
 
 @dataclass(frozen=True)
 class RooflineShares:
-    """RooflineShares of the machine's roofline that a median reaches.
+    """Shares of the machine's roofline that a median reaches.
 
     The limits are the best ones that were measured before and after the timings.
 
@@ -131,14 +131,14 @@ class SizeResult:
         The workload; `layers` in a few words, ``lstm 32 → 32``. It adds ``ragged``, and the loss
         of training steps: ``lstm 32 → 32, ragged, mse``.
     timings
-        This program first, then every peer that agreed, in the order asked for.
+        This program first, then every peer that agreed, in the order of `--against`.
     ratios
         Time of each peer over this program's: the median of the ratios in each round. Above 1
         this program is faster.
     agreements
-        PeerAgreement of each peer that computed results.
+        Agreement of each peer that computed results, by name.
     skipped
-        Reason of each peer that computed none.
+        Reason of each peer that computed no results, by name.
     mode
         One of `MODES`.
     shares

@@ -1,4 +1,4 @@
-"""Sizes to measure: their layers, floating-point work, and random weights and batches."""
+"""Sizes to measure, with their layers, floating-point work, random weights and batches."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def grid(
 
 
 DEFAULT_SIZES = grid((32, 100, 128, 256), (1, 32), (100,))
-"""Small and large, one sequence and many, and 100, which no vector length divides."""
+"""Sizes of a benchmark without options; no vector length divides H = 100."""
 
 
 def one_lstm(size: GridSize) -> tuple[LayerSpec, ...]:
@@ -71,7 +71,7 @@ def one_lstm(size: GridSize) -> tuple[LayerSpec, ...]:
 
 
 def describe(layers: Layers) -> str:
-    """``lstm 12 → 100, dense 100 → 9``: equal for layers whose results can be compared."""
+    """The layers in a few words, ``lstm 12 → 100, dense 100 → 9``."""
     return ", ".join(f"{spec.kind} {spec.input_size} → {spec.output_size}" for spec in layers)
 
 
@@ -93,7 +93,7 @@ def flops(layers: Layers, size: GridSize, positions: int | None = None) -> float
 
 
 def training_flops(layers: Layers, size: GridSize, positions: int | None = None) -> float:
-    """Floating-point operations of a training step: three times as many as of `flops`.
+    """Floating-point operations of a training step: three times `flops`.
 
     Every product W x of the forward pass has two in the backward pass: dy xᵀ for the weights
     and Wᵀ dy for the inputs. The optimizer multiplies no matrices, so it is not counted.
@@ -102,7 +102,7 @@ def training_flops(layers: Layers, size: GridSize, positions: int | None = None)
 
 
 def recurrent_reads(layers: Layers, steps: int, item: int) -> Mapping[int, int]:
-    """Reads of recurrent weights in a pass: bytes of a matrix, to the number of times it is read.
+    """Number of reads of recurrent matrices in a pass, by bytes of a matrix.
 
     Every step multiplies by the recurrent weights of each direction in turn. Weights that stay
     in registers or a cache are read from there.

@@ -45,7 +45,7 @@ from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
 
 LSTM_CLI, PADDED = "lstm-cli", "padded"
-"""Names of this program's candidates."""
+"""Names of this program's candidates, on the batch as it is and on full-length sequences."""
 
 OUTPUT_TOLERANCES: Mapping[str, float] = {"float32": 2e-5, "float64": 1e-10}
 """Largest difference of equal outputs by dtype (see `PeerAgreement`).
@@ -89,7 +89,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class WorkloadBatch:
-    """Number of steps that one call computes.
+    """Lengths and valid steps of the sequences in one call.
 
     Attributes
     ----------
@@ -130,13 +130,13 @@ class Workload(Protocol):
     Attributes
     ----------
     description
-        The layers in a few words; equal descriptions are equal work.
+        The layers in a few words; equal descriptions mean equal work.
     flops
         Floating-point operations of one call.
     padded_flops
         Floating-point operations of one call on full-length sequences.
     reads
-        Bytes of a recurrent matrix, to the number of times that a call has to read it.
+        Number of reads of recurrent matrices in a call, by bytes of a matrix.
     batch
         The steps of one call.
     """
@@ -375,7 +375,7 @@ class LstmCliTrainable:
             task.loss, network.returns_sequences, network.output_size, "random targets"
         )
         updates = Updates(task.optimizer, ConstantRate())
-        self._learner = TrainStep(network, Criterion(targets), updates)
+        self._train_step = TrainStep(network, Criterion(targets), updates)
         self._lengths = task.lengths
         self._gradients: Mapping[str, Array] = {}
 
@@ -392,7 +392,7 @@ class LstmCliTrainable:
             The loss or a gradient is not finite. Such a step makes no update, and its time
             would be too short.
         """
-        report = self._learner.step(x, targets, self._lengths)
+        report = self._train_step.step(x, targets, self._lengths)
         if not (report.updates and report.updates[0].finite):
             raise TrainingError(
                 "a loss or a gradient of the measured network is not finite",
@@ -408,7 +408,7 @@ class LstmCliTrainable:
 
     def weights(self) -> Mapping[str, Array]:
         """Current weights by stored name."""
-        return {name: self._engine.to_host(w) for name, w in self._learner.weights.items()}
+        return {name: self._engine.to_host(w) for name, w in self._train_step.weights.items()}
 
 
 def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""``lstm-cli bench``."""
+"""Command ``lstm-cli bench``: speed over a grid of sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Examples:
 
 
 BUSY = 0.2
-"""Cores used by other programs, above which a warning says that timings mislead."""
+"""Number of cores used by other programs above which a warning is printed."""
 
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer Click only
@@ -66,16 +66,18 @@ NUMBERS = NumberList()
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="[CONFIG]", required=False)
 @click.option(
-    "--mode", type=click.Choice(["forward", "train"]), default="forward", help="Kind of workload."
+    "--mode", type=click.Choice(["forward", "train"]), default="forward", help="Workload to time."
 )
-@click.option("--hidden", type=NUMBERS, help="Units H, a list.")
-@click.option("--batch", type=NUMBERS, help="Sequences N, a list.")
-@click.option("--steps", type=NUMBERS, help="Steps T, a list.")
-@click.option("--features", type=NUMBERS, help="Features D, a list; default: as many as units.")
-@click.option("--ragged", is_flag=True, help="Lengths uniform in [T/10, T], not all T.")
-@click.option("--against", multiple=True, metavar="torch|onnxruntime", help="Peer to measure too.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Rounds per size; default: by time.")
-@click.option("--explain", is_flag=True, help="Show how each size was computed, and why.")
+@click.option("--hidden", type=NUMBERS, help="Numbers of units H, a list.")
+@click.option("--batch", type=NUMBERS, help="Numbers of sequences N, a list.")
+@click.option("--steps", type=NUMBERS, help="Numbers of steps T, a list.")
+@click.option("--features", type=NUMBERS, help="Numbers of features D, a list; default: H.")
+@click.option("--ragged", is_flag=True, help="Random lengths between T/10 and T steps.")
+@click.option(
+    "--against", multiple=True, metavar="torch|onnxruntime", help="Peer to time; repeatable."
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds per size; default: 5 to 50.")
+@click.option("--explain", is_flag=True, help="Show the algorithm of each size, and why.")
 @click.option("--save", type=FILE, help="Save the timings as a baseline.")
 @force_option
 @click.option("--compare", "baseline", type=FILE, help="Compare with a saved baseline.")
@@ -114,14 +116,14 @@ def command(
     The network is one LSTM layer for every combination of the lists, or the layers of CONFIG. With
     --mode train a call is a training step: forward, loss, backward, and Adam's update. The loss is
     CONFIG's train.loss, else the one that suits the last layer. Peers of --against get the same
-    weights, inputs and targets. Their results are compared before anything is timed. Rounds are
-    interleaved, so a ratio holds when the machine's speed drifts.
+    weights, inputs and targets. Their results are compared before anything is timed. Peers
+    take turns in every round, so a ratio holds when the machine's speed drifts.
 
-    GFLOP/s count the matrix products of valid steps. "of limit" is the larger share of two measured
-    limits. One is the machine's multiply-add peak; the other is the speed at which all threads
-    together read the recurrent weights from cache. With --ragged PyTorch gets packed
-    sequences. Then "a step" is the time per step of full-length sequences over the time per valid
-    step: 1.00 if time is proportional to valid steps.
+    GFLOP/s count the matrix products of valid steps. The column "of limit" has the larger share of
+    two measured limits: the machine's multiply-add peak, and the speed at which all threads
+    together read the recurrent weights from cache. With --ragged, PyTorch gets packed sequences.
+    The column "a step" then divides the time per step of full-length sequences by the time per
+    valid step: 1.00 if time is proportional to valid steps.
     """
     from lstm_cli import bench
     from lstm_cli.output_files import check_output_path
@@ -163,11 +165,11 @@ def command(
 
     console.show(*bench_report(results, gates, here, chosen, comparison, memory, explained))
     if not forward and bench.without_dropout(last) != last:
-        console.note("note: dropout is left out, since frameworks draw different masks")
+        console.note("note: dropout is left out, because frameworks draw different masks")
     if others.cores is not None and others.cores > BUSY:
         console.note(
-            f"warning: other programs used {others.cores:.1f} cores meanwhile, so timings mislead; "
-            "most of all ratios to peers whose threads wait for each other"
+            f"warning: other programs used {others.cores:.1f} cores during the measurement, so "
+            "timings and ratios are unreliable"
         )
     for note in comparison.notes if comparison is not None else ():
         console.note(f"note: {note}")

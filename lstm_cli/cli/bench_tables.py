@@ -66,7 +66,7 @@ def explanation_lines(explained: Sequence[SizeExplanation]) -> list[str]:
     for explanation in explained:
         step = f"{_micro(explanation.step)} per step"
         if explanation.floor is not None:
-            step += f", at least {_micro(explanation.floor)} by a model"
+            step += f", at least {_micro(explanation.floor)} by the model"
         lines.append(f"{explanation.size}: {step}")
         if not explanation.layers:
             lines.append("  the engine has only one algorithm")
@@ -116,7 +116,7 @@ def size_table(results: Sequence[SizeResult]) -> Table:
     titles = {t.name: t.title for r in results for t in r.timings}
     for name in peers:
         title = "\n".join(titles.get(name, name).rsplit(" ", 1))  # the version below
-        columns[title] = [_rival(r, name) for r in results]
+        columns[title] = [_peer_cell(r, name) for r in results]
     if peers:
         columns["ahead\nof best"] = [_times(r.ahead_of_best) for r in results]
     table = plain_table("H × N × T", *columns, numbers=columns)
@@ -138,7 +138,7 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}×"
 
 
-def _rival(result: SizeResult, name: str) -> str:
+def _peer_cell(result: SizeResult, name: str) -> str:
     if name in result.skipped:
         return "not measured"
     if not result.agreements[name].ok:
@@ -152,8 +152,8 @@ def _mean(results: Sequence[SizeResult]) -> str:
     if mean is None:
         return ""
     agreed = [a.difference for r in results for a in r.agreements.values() if a.ok]
-    ahead = sum(result.ahead_of_best is not None for result in results)
-    sizes = counted(ahead, "size")
+    count = sum(result.ahead_of_best is not None for result in results)
+    sizes = counted(count, "size")
     compared = "outputs" if results[0].mode == "forward" else "gradients"
     equal = f"{compared} equal within {max(agreed):.0e}"
     return f"geometric mean over {sizes} {mean:.2f}× the best peer, {equal}"

@@ -1,4 +1,4 @@
-"""``lstm-cli compare``."""
+"""Command ``lstm-cli compare``: two weights files, gate by gate."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ Examples:
     "data_paths",
     multiple=True,
     metavar="DATA",
-    help="Run both on the first sequences, and show the first difference; repeatable.",
+    help="Run both networks on the first sequences, and show the first difference; repeatable.",
 )
 @click.option(
     "--config",
     "config_path",
     type=FILE,
-    help="Config of a file without a config, or with an incomplete one.",
+    help="Config for a file without a complete description of its layers.",
 )
 @click.option("--from-a", metavar="FORMAT", help="Format of A, if its content is ambiguous.")
 @click.option("--from-b", metavar="FORMAT", help="Format of B, if its content is ambiguous.")
@@ -140,7 +140,7 @@ def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -
 
 
 def _notes(console: Console, sides: Sequence[ComparedFile], comparison: FileComparison) -> None:
-    """Print notes on assumptions, but those whose hint is `--set`, which `compare` lacks."""
+    """Print notes on assumptions, without notes that propose `--set`, which `compare` lacks."""
     for side in sides:
         for note in side.notes:
             if "--set " not in note:
@@ -181,7 +181,7 @@ def _divergence(
 
 
 FEW = 4
-"""Number of equal blocks per direction that are listed; more are only counted."""
+"""Most equal blocks of a direction that are listed; more are only counted."""
 
 
 def report(comparison: FileComparison) -> list[Any]:
@@ -236,13 +236,13 @@ def _layer(title: str, blocks: Sequence[ComparedBlock]) -> Iterator[Any]:
 
 def _rows(blocks: Sequence[ComparedBlock]) -> Iterator[Any]:
     equal = [block for block in blocks if block.equal]
-    folded = len(equal) > FEW
-    shown = [block for block in blocks if not (folded and block.equal)]
-    if alike := [block for block in shown if block.figures is not None]:
-        yield _table(alike)
-    if unlike := [block for block in shown if block.figures is None]:
-        yield _shapes_table(unlike)
-    if folded or len(equal) == len(blocks):
+    summarized = len(equal) > FEW
+    shown = [block for block in blocks if not (summarized and block.equal)]
+    if same_shape := [block for block in shown if block.figures is not None]:
+        yield _table(same_shape)
+    if other_shape := [block for block in shown if block.figures is None]:
+        yield _shapes_table(other_shape)
+    if summarized or len(equal) == len(blocks):
         others = "the other" if len(equal) < len(blocks) else "all"
         yield f"{others} {_matrices(len(equal))} are equal"
 

@@ -1,4 +1,4 @@
-"""``lstm-cli convert``."""
+"""Command ``lstm-cli convert``: weights from one format to another."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ Examples:
     "--states", is_flag=True, help="ONNX: add initial states as inputs and final ones as outputs."
 )
 @click.option(
-    "--check", metavar="FILE", help="Inputs and outputs of the other framework, .npz or HDF5."
+    "--check",
+    metavar="FILE",
+    help="Reference inputs and outputs of the other framework, .npz or HDF5.",
 )
 @click.option(
     "--tolerance",
@@ -86,16 +88,16 @@ def command(
 
     The format of SRC is recognized from its content, that of DST from its suffix. The converted
     file is read back, and both networks run on random sequences in float64. DST is created only
-    if their outputs are equal. --check also compares SRC with results of the other framework. Its
-    FILE has inputs (N, T, D) and outputs (N, T, F) or (N, F). Optional are lengths (N,) and
-    initial states state.0.h and state.0.c, (N, directions, H).
+    if their outputs are equal. --check also compares SRC with results of the other framework. The
+    reference FILE has inputs (N, T, D) and outputs (N, T, F) or (N, F). Lengths (N,) and initial
+    states state.0.h and state.0.c, (N, directions, H), are optional.
     """
     from lstm_cli.api.conversion import ConversionRequest, convert
     from lstm_cli.formats.interchange import WriteOptions
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"--config": config, "--check": check}, destination=destination)
-    order = ConversionRequest(
+    request = ConversionRequest(
         reading=reading.read_options,
         to=to,
         config=config,
@@ -106,7 +108,7 @@ def command(
         tolerance=tolerance,
         force=force,
     )
-    conversion = convert(source, destination, order)
+    conversion = convert(source, destination, request)
     console.show(*_report(conversion))
     for note in conversion.notes:
         console.note(f"note: {note}")
@@ -119,9 +121,9 @@ def _report(conversion: Conversion) -> list[Any]:
     from lstm_cli.cli.tables import plain_table
 
     files = plain_table("", "file", "format", "gates", "size", numbers=("size",))
-    for word, side in (("from", conversion.source), ("to", conversion.destination)):
+    for label, side in (("from", conversion.source), ("to", conversion.destination)):
         gates = "\n".join(f"{kind} {order}" for kind, order in side.gates.items())
-        files.add_row(word, side.path, side.title, gates, units.size(side.bytes))
+        files.add_row(label, side.path, side.title, gates, units.size(side.bytes))
     layers = plain_table("layer", "", "parameters", numbers=("parameters",))
     for layer in conversion.layers:
         layers.add_row(str(layer.index), layer.title, f"{layer.parameters:,}")

@@ -1,4 +1,4 @@
-"""``lstm-cli data``."""
+"""Command ``lstm-cli data``: contents of an HDF5 file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Examples:
 
 SHOWN_CLASSES = 12
 SHOWN_CANDIDATES = 12
-"""Number of classes, and of possible feature counts, that are shown."""
+"""Most classes, and most possible numbers of features, that are shown."""
 NARROWEST = 80
 """Columns of the narrowest supported terminal."""
 SHOWN_ALIKE = 20
-"""Number of datasets of one kind, of groups and of problems that are shown; JSON has all."""
+"""Most datasets of one kind, groups and problems that are shown; JSON has all."""
 
 
 @click.command(epilog=EPILOG)
@@ -41,7 +41,7 @@ def command(path: str, *, as_json: bool, quiet: bool, allow_external: bool) -> N
     """Show what an HDF5 file holds, and what to put in the config.
 
     Lists every dataset with its role, and every group of sequences with layout, lengths and
-    classes. Then come all problems, and YAML for the start of a config. Exits 3 if the file has no
+    classes. Then lists all problems, and YAML to begin a config with. Exits 3 if the file has no
     usable sequences.
     """
     from lstm_cli.data import DataOptions, describe
@@ -169,7 +169,7 @@ def _classes(group: GroupReport) -> str:
 
 def _warn(console: Console, report: FileReport) -> None:
     count = len(report.problems)
-    console.note(f"{counted(count, 'thing')} to look at")
+    console.note(f"{counted(count, 'problem')} to look at")
     for problem in report.problems[:SHOWN_ALIKE]:
         console.note("")
         for line in problem.lines():

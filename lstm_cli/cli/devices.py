@@ -1,4 +1,4 @@
-"""``lstm-cli devices``."""
+"""Command ``lstm-cli devices``: engines and devices that can be used here."""
 
 from __future__ import annotations
 

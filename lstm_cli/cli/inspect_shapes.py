@@ -1,4 +1,4 @@
-"""``lstm-cli inspect-shapes``."""
+"""Command ``lstm-cli inspect-shapes``: every shape of a network, and every misfit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Signals: an interrupted command leaves no incomplete files, and exits with 130.
 
-The first signal stops the command in order; within `interrupts` after the current unit of work.
-A second signal stops it at once.
+The first signal raises KeyboardInterrupt; within `interrupts`, the current unit of work is finished
+first. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop_requested = False
-        self._before: dict[int, Any] = {}
+        self._earlier: dict[int, Any] = {}
         self._hook = sys.unraisablehook
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread gets signals
         sys.unraisablehook = self._on_unraisable
         for number in _numbers(_STOPS):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                self._before[number] = signal.signal(number, self._stop)
+                self._earlier[number] = signal.signal(number, self._stop)
         for number in _numbers(_ENDS):
             if signal.getsignal(number) is signal.SIG_DFL:
-                self._before[number] = signal.signal(number, _end_by)
+                self._earlier[number] = signal.signal(number, _end_by)
 
     def restore(self) -> None:
         """Restore the earlier handlers."""
         sys.unraisablehook = self._hook
-        for number, handler in self._before.items():
+        for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
     def end_with(self, code: int) -> None:
@@ -71,7 +71,7 @@ class Signals:
                 with suppress(OSError, ValueError):
                     stream.flush()
             _end(code)
-        for number in self._before:
+        for number in self._earlier:
             signal.signal(number, lambda *_: _end(code))
             atexit.register(signal.signal, number, signal.SIG_IGN)
 
@@ -90,18 +90,25 @@ class Signals:
 
 @contextmanager
 def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether a signal has asked to stop (Ctrl-C, SIGTERM or SIGHUP).
+    """A function that returns True after a request to stop (Ctrl-C, SIGTERM or SIGHUP).
 
     Python may drop a signal's exception, such as in the callback of a weak reference. So the
-    caller asks between two units of work instead.
+    caller calls the function between two units of work instead.
+
+    Parameters
+    ----------
+    doing
+        Phrase for the message on stderr: ``finishing the step``.
+    quiet
+        Print no message.
     """
     message = f"\n{doing}; Ctrl-C again stops at once\n".encode()
     stop = threading.Event()
-    before: dict[int, Any] = {}
+    earlier: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            outer = before.get(number)
+            outer = earlier.get(number)
             if callable(outer):
                 outer(number, frame)
             raise KeyboardInterrupt
@@ -117,10 +124,10 @@ def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Ca
     try:
         for number in _numbers(_STOPS):
             if number != getattr(signal, "SIGHUP", None) or not _is_ignored(number):
-                before[number] = signal.signal(number, handle)
+                earlier[number] = signal.signal(number, handle)
         yield stop.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in earlier.items():
             signal.signal(number, handler)
 
 

@@ -1,4 +1,4 @@
-"""Entry point: the group of commands, which load at first use, and the handling of errors."""
+"""Entry point: the group of commands, which load at first use, and error handling."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
     "train": "Backpropagation through time, with checkpoints that can be resumed.",
     "inspect-shapes": "Every matrix of every gate, and what does not fit.",
-    "convert": "Weights from PyTorch, Keras, ONNX or TMVA, and to them, with a proof.",
+    "convert": "Weights between lstm-cli, PyTorch, Keras, ONNX and TMVA, with a proof.",
     "compare": "Two weights files gate by gate, and why they differ.",
-    "bench": "Speed over a grid of sizes, side by side with peers.",
+    "bench": "Speed over a grid of sizes, next to PyTorch and ONNX Runtime.",
     "data": "What an HDF5 file holds, and what to put in the config.",
     "devices": "Engines and devices that can be used here.",
     "schema": "JSON Schema of the config, for editors.",
@@ -37,7 +37,7 @@ EPILOG = """\b
 Example:
   lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
 
-Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 config or weights,
+Exit codes: 0 done, 1 failure or a difference, 2 usage, 3 data, 4 config or weights,
 5 device, engine or missing extra, 130 interrupted."""
 
 
@@ -82,10 +82,10 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="lstm-cli")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Run LSTM networks over sequences, and see every gate.
+    """Train and run LSTM, GRU and simple recurrent networks, and see every gate.
 
-    CONFIG is a YAML file that describes the layers, or a weights file of lstm-cli, PyTorch, Keras,
-    ONNX or TMVA.
+    CONFIG is a YAML file that describes the layers, or a weights file (PyTorch, Keras, ONNX, TMVA
+    or native).
     DATA is an HDF5 file, or a group in one: FILE.h5:/group.
     """
     if ctx.invoked_subcommand is None:
@@ -158,7 +158,7 @@ def _close_stdout() -> None:
 
 
 def _prepare_streams() -> None:
-    """Make stdout and stderr accept characters beyond ASCII, which tables and messages contain."""
+    """Let stdout and stderr replace characters that they cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the caller closed it
@@ -186,8 +186,8 @@ def _report_misuse(error: click.ClickException, args: Sequence[str]) -> int:
 
 
 def _option_hint(option: str, ctx: click.Context) -> str | None:
-    """A hint with the nearest option, or with the config's key of this name."""
-    options = [name for each in ctx.command.get_params(ctx) for name in each.opts]
+    """A hint with the nearest option, or with the key of this name in the config."""
+    options = [name for parameter in ctx.command.get_params(ctx) for name in parameter.opts]
     if (guess := nearest(option, options)) is not None:
         return f"did you mean {guess}?"
     if "--set" in options:
@@ -259,9 +259,9 @@ def _shortage(error: BaseException, command: str) -> tuple[str, str] | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, RuntimeError) and "start new thread" in str(cause).lower():
-            fewer = "; --threads 1 needs fewest" if command in _SAVING else ""
+            fewer = "; --threads 1 needs the fewest threads" if command in _SAVING else ""
             return (
-                "no more threads can be started: their number or the memory is limited",
+                "no more threads can be started: the system limits their number or the memory",
                 f"ulimit -u and ulimit -v show the limits{fewer}",
             )
         if isinstance(cause, MemoryError | ImportError | OSError) and is_memory_error(cause):

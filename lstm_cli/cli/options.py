@@ -32,7 +32,7 @@ FILE = click.Path(path_type=Path)
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How to read a weights file: the options that `reading_options` adds."""
+    """Options for reading a weights file, which `reading_options` adds to a command."""
 
     format: str | None = None
     prefix: str | None = None
@@ -59,7 +59,7 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How to build a model: the options that `model_options` adds."""
+    """Options for building a model, which `model_options` adds to a command."""
 
     weights: Path | None
     device: str
@@ -123,10 +123,10 @@ def chosen_engine(
 
 
 def machine_line(engine: Engine) -> str:
-    """``computed on``, with device, engine, dtype, and the GPU's name or number of threads."""
+    """The line ``computed on cpu, jit, float32, 2 threads``; on a GPU, its name last."""
     gpu = getattr(getattr(engine, "hardware", None), "title", None)
-    last = gpu or counted(engine.threads or 1, "thread")
-    return f"computed on {', '.join((engine.device, engine.name, engine.dtype, last))}"
+    hardware = gpu or counted(engine.threads or 1, "thread")
+    return f"computed on {', '.join((engine.device, engine.name, engine.dtype, hardware))}"
 
 
 def _all(*decorators: Decorator) -> Decorator:
@@ -172,7 +172,8 @@ device_options = _all(
         "--threads",
         callback=thread_count,
         metavar="N",
-        help="Largest number of threads, 1 to 1024; default: the cgroup's limit, else the cores.",
+        help="Largest number of threads, 1 to 1024; default: the cgroup's limit, else the "
+        "number of physical cores.",
     ),
 )
 
@@ -355,7 +356,7 @@ def data_options(config: Config, allow_external: bool, *, need_targets: bool = T
 def check_order(config: str, data: Sequence[str] = ()) -> None:
     """Raise ConfigError if CONFIG is a file of sequences or of results.
 
-    The message tells whether CONFIG and DATA are swapped, or a config is missing.
+    The message says that CONFIG and DATA are swapped, or that a config is missing.
     """
     from lstm_cli.api.weights_files import is_hdf5
 
@@ -392,7 +393,7 @@ def check_apart(
     data: Sequence[str] = (),
     **written: Path | None,
 ) -> None:
-    """Raise UsageError if a file to write is also read, or written twice.
+    """Raise UsageError if a file to write is also an input, or is written twice.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``lstm-cli run``."""
+"""Command ``lstm-cli run``: forward pass over sequences."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ LOSS_NAMES = {
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
 @click.option("--output", type=FILE, help="Write outputs and final states to this HDF5 file.")
-@click.option("--gates", type=FILE, help="Write the values of every gate and step to this file.")
-@click.option("--state", help="Initial states from an earlier results file.")
+@click.option(
+    "--gates", type=FILE, help="Write the values of every gate and step to this HDF5 file."
+)
+@click.option("--state", metavar="PATH", help="Initial states from an earlier results file.")
 @force_option
 @batch_option
 @output_options
@@ -73,7 +75,7 @@ def command(
     """Run a network over sequences.
 
     Builds the network and runs the forward pass over DATA. Shows the shapes of every gate, timings,
-    and metrics if the data has targets. Several DATA are one dataset.
+    and metrics if the data have targets. Several DATA form one dataset.
     """
     from lstm_cli.api.run import RunFiles, automatic_batch_size, run_dataset
     from lstm_cli.api.shape_check import check_data
@@ -146,7 +148,7 @@ def _notes(console: Console, report: RunReport) -> None:
         console.note(
             f"warning: the outputs of {bad.sequences} of {counted(report.sequences, 'sequence')} "
             f"hold NaN or infinity, first sequence {bad.first}; "
-            "lstm-cli data tells whether the inputs do"
+            "lstm-cli data shows whether the inputs do"
         )
 
 

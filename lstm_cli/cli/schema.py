@@ -1,4 +1,4 @@
-"""``lstm-cli schema``."""
+"""Command ``lstm-cli schema``: JSON Schema of the config."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
-    """A table without lines: dim headings, numbers flush right, long cells wrapped."""
+    """A table without ruled lines: dim headings, numbers flush right, long cells wrapped."""
     right = set(numbers)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:

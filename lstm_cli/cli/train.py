@@ -1,4 +1,4 @@
-"""``lstm-cli train``, and the display of its progress: a live line, or a line per epoch."""
+"""Command ``lstm-cli train``, with its progress display: a live line, or a line per epoch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Examples:
 
 ENDS = {
     "epochs": "all epochs are done",
-    "patience": "no epoch was better within train.patience",
+    "patience": "train.patience epochs brought no improvement",
 }
 
 
@@ -55,14 +55,14 @@ ENDS = {
 @click.option(
     "--resume",
     is_flag=True,
-    help="Continue the run in the folder, if there is one, to the same bits.",
+    help="Continue the run in the folder, if it holds one; results keep the same bits.",
 )
 @click.option(
     "--checkpoint-every",
     type=click.FloatRange(min=0),
     default=10.0,
     metavar="SECONDS",
-    help="Seconds between checkpoints within an epoch; every epoch has one.  [default: 10]",
+    help="Seconds between checkpoints within an epoch; each epoch ends with one.  [default: 10]",
 )
 @click.option(
     "--batch-size",
@@ -130,34 +130,34 @@ def command(
 
 
 def _train(console: Console, run: TrainingRun) -> TrainReport:
-    """Run, unless the run has already ended, and print how it ended."""
+    """Train unless the run in the folder has ended, and print how the run ended."""
     from lstm_cli.cli.interrupts import interrupts
 
     for note in run.notes:
         console.note(f"note: {note}")
     if run.ended is not None:
         report = run.report()
-        console.note(f"the run in {run.folder.path} has ended: {_end(report)}")
+        console.note(f"the run in {run.folder.path} has ended {_end(report)}")
         return report
     console.show(*_head(run))
-    shown = len(run.notes)
+    printed = len(run.notes)
     with (
         interrupts(quiet=console.quiet) as stop,
         display(console, run.plan.epochs, run.setup.train.loss) as reporter,
     ):
         report = _run(run, reporter, stop)
-    for note in report.notes[shown:]:
+    for note in report.notes[printed:]:
         console.note(f"note: {note}")
     if report.end == "interrupted":
         if report.files:
-            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_line()} continues")
+            console.note(f"stopped in epoch {report.epoch + 1}; {_resume_command()} continues")
         else:
             console.note("stopped before the first batch; nothing was saved")
     return report
 
 
 def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
-    """Run; if the device's memory is too small, the error suggests a batch size."""
+    """Train; if the device's memory is too small, the error suggests a batch size."""
     from lstm_cli.errors import DeviceMemoryError
 
     try:
@@ -177,25 +177,26 @@ def _run(run: TrainingRun, reporter: Any, stop: Any) -> TrainReport:
 
 
 def _head(run: TrainingRun) -> list[Any]:
-    task, engine = run.setup, run.model.network.engine
-    validation = f", {task.validation_count:,} for validation" if task.validation_count else ""
+    setup, engine = run.setup, run.model.network.engine
+    training = counted(setup.training_count, setup.data.noun, grouped=True)
+    validation = f", {setup.validation_count:,} for validation" if setup.validation_count else ""
     start = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
         start = f"continues after epoch {run.epochs_before}"
     return [
-        f"{run.model.config.name} · {task.data.description}",
-        f"{task.training_count:,} for training{validation} · loss {task.train.loss}, "
-        f"{task.train.optimizer.type}, batches of {task.train.batch_size}",
+        f"{run.model.config.name} · {setup.data.description}",
+        f"{training} for training{validation} · loss {setup.train.loss}, "
+        f"{setup.train.optimizer.type}, batches of {setup.train.batch_size}",
         f"{start} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
         machine_line(engine),
     ]
 
 
 def _end(report: TrainReport) -> str:
-    return f"{ENDS.get(report.end, report.end)} after epoch {report.epoch}"
+    return f"after epoch {report.epoch}: {ENDS.get(report.end, report.end)}"
 
 
-def _resume_line() -> str:
+def _resume_command() -> str:
     words = [str(word) for word in click.get_current_context().obj or ()]
     more = [] if "--resume" in words else ["--resume"]
     return " ".join(map(quote, ["lstm-cli", *words, *more]))
@@ -224,14 +225,14 @@ def _show(
 
 
 def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
-    engine, task = run.model.network.engine, run.setup
+    engine, setup = run.model.network.engine, run.setup
     return {
         "model": {
             "name": run.model.config.name,
             "config": run.model.config.source,
             "parameters": run.model.network.parameter_count,
         },
-        "data": {"sequences": task.training_count, "held_out": task.validation_count},
+        "data": {"sequences": setup.training_count, "held_out": setup.validation_count},
         "end": report.end,
         "epochs": report.epoch,
         "best_epoch": report.best_epoch,
@@ -283,15 +284,15 @@ class LiveReporter:
 
     def __init__(self, bar: Any, epochs: int, width: int) -> None:
         self.bar, self.epochs, self.width = bar, epochs, width
-        self.setup: Any = None
+        self._task: Any = None
         self._start, self._first = perf_counter(), 0.0
         self._last: EpochRow = {}
 
     def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Update the line."""
         head = f"epoch {progress.epoch + 1}/{self.epochs}"
-        if self.setup is None:
-            self.setup = self.bar.add_task("", total=batches, head=head, tail="")
+        if self._task is None:
+            self._task = self.bar.add_task("", total=batches, head=head, tail="")
             self._first = progress.epoch + (progress.batch - 1) / batches
         epochs = progress.epoch + progress.batch / batches
         parts = {
@@ -303,7 +304,7 @@ class LiveReporter:
             "left": f"{duration(self._remaining(epochs))} left",
         }
         tail = fitting(parts, self.width - len(head))
-        self.bar.update(self.setup, completed=progress.batch, total=batches, head=head, tail=tail)
+        self.bar.update(self._task, completed=progress.batch, total=batches, head=head, tail=tail)
 
     def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Store the metrics that the next line shows."""
@@ -316,7 +317,7 @@ class LiveReporter:
 
 
 class SilentReporter:
-    """Prints nothing."""
+    """A reporter that prints nothing."""
 
     def on_batch_end(self, progress: Progress, batches: int, loss: float | None) -> None:
         """Print nothing."""
@@ -344,7 +345,7 @@ def shown_metrics(row: EpochRow, loss: str) -> list[str]:
 
 
 def epoch_line(progress: Progress, row: EpochRow, epochs: int, loss: str) -> str:
-    """``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
+    """The line of an epoch: ``epoch 14/50  loss 0.214  …  rate 0.001  best 0.967 (12)  1.3 s``."""
     metrics = shown_metrics(row, loss)
     names = [name for name in row if name.removeprefix("val_") in metrics]
     figures = "".join(f"  {name} {row[name]:.4g}" for name in names)
@@ -363,7 +364,7 @@ def fitting(parts: Mapping[str, str], width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``2.1 s``, ``3:05``, ``1:02:03``."""
+    """A duration as text: ``2.1 s``, ``3:05``, ``1:02:03``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -372,7 +373,7 @@ def duration(seconds: float) -> str:
 
 
 def best(progress: Progress) -> str:
-    """``best 0.967 (12)``; empty before the end of the first epoch."""
+    """The best metric and its epoch, ``best 0.967 (12)``; empty in the first epoch."""
     if progress.best is None:
         return ""
     return f"best {progress.best:.4g} ({progress.best_epoch})"

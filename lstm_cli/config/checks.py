@@ -89,7 +89,7 @@ def _check_forget_bias(index: int, layer: LSTMLayer, report: ProblemReport) -> N
             path,
             f"{format_path(path)} is {layer.forget_bias:g}, but the layer has no biases",
             also=[(*LAYERS, index, "bias")],
-            hint=f"remove it, or --set model.layers.{index}.bias=true",
+            hint=f"remove forget_bias, or --set model.layers.{index}.bias=true",
         )
 
 

@@ -43,7 +43,7 @@ class Config:
     Attributes
     ----------
     name
-        Stem of the file, which is the model's name.
+        Name of the model: the file's name without its suffix.
     source
         File name as typed, for messages.
     model, data, train
@@ -51,12 +51,12 @@ class Config:
     specs
         The resolved layers: sizes, cells, activations per direction.
     weights
-        Path of the weights as seen from the working directory.
+        Path of the weights file, relative to the working directory.
     folder
         The folder that relative paths of the config start from; None is the working directory.
         Paths in ``--set`` always start from the working directory.
     source_lines
-        Line or option of each value.
+        Source of each value: a line of the file, or an option.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Config:
         Raises
         ------
         ConfigError
-            The section does not fit the network; it lists every problem.
+            The section does not fit the network; the error lists every problem.
         """
         changed = from_mapping({**self._mapping(), "train": train})
         return replace(self, train=changed.train, source_lines=changed.source_lines)
@@ -151,7 +151,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
     Raises
     ------
     ConfigError
-        The file is no valid config; it lists every problem.
+        The file is no valid config; the error lists every problem.
     """
     path = Path(path)
     return from_text(read_text(path), str(path), path.parent, overrides, seed)
@@ -193,7 +193,7 @@ def from_text(
     Raises
     ------
     ConfigError
-        The text is no valid config; it lists every problem.
+        The text is no valid config; the error lists every problem.
     """
     return _assemble(parse(text, name), Path(name).stem, name, folder, overrides, seed)
 
@@ -215,7 +215,7 @@ def from_mapping(
     Raises
     ------
     ConfigError
-        The mapping is no valid config; it lists every problem.
+        The mapping is no valid config; the error lists every problem.
     """
     return _assemble(Parsed(plain(mapping)), Path(name).stem, name, None, overrides, seed)
 

@@ -16,7 +16,7 @@ from lstm_cli.config.problems import KeyPath, describe_value, did_you_mean, one_
 from lstm_cli.errors import ConfigError, nearest, nearest_first
 
 REFUSED = "lstm_cli"
-"""Pydantic's type of the errors raised here; their context holds the parts of a `Problem`."""
+"""Pydantic's type of the errors that `refuse` raises; their context holds a `Problem`'s parts."""
 
 EXPECTED_ACTIVATION = "a name such as tanh, or {name, alpha, beta}"
 
@@ -44,7 +44,7 @@ def refuse(
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, which booleans are not."""
-    # isfinite raises for an integer beyond the floats.
+    # isfinite raises an error for an integer that no float can hold.
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() < 1000
     return isinstance(value, float) and math.isfinite(value)
@@ -59,7 +59,7 @@ class BareName:
     names
         Names of the types.
     default
-        Type of a mapping without a type.
+        Name of the type for a mapping without ``type``.
     """
 
     names: tuple[str, ...]

@@ -19,6 +19,7 @@ from lstm_cli.config.schema import (
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 
 MAX_PARAMETERS = 2**40
+"""Most parameters of a network."""
 
 
 def resolve(model: ModelSection) -> tuple[LayerSpec, ...]:

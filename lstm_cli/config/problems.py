@@ -1,4 +1,4 @@
-"""Problems of a config: their list, the line of each value, and the words of messages."""
+"""Problems of a config: their list, the source of each value, and helpers that word messages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from math import isfinite, isnan
 from typing import Any, TypeAlias
 
-from lstm_cli.errors import Problem, nearest
+from lstm_cli.errors import Problem, counted, nearest
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top of a config, such as ``("model", "layers", 0, "units")``."""
 
 
 def format_path(path: KeyPath) -> str:
-    """A path as users read it, ``model.layers[1].units``."""
+    """A path as text: ``model.layers[1].units``."""
     text = ""
     for key in path:
         if isinstance(key, int):
@@ -90,13 +90,13 @@ class ProblemReport:
         also: Iterable[KeyPath] = (),
         hint: str | None = None,
     ) -> None:
-        """Add a problem with the value at `path`; `also` are other paths that are involved."""
+        """Add a problem with the value at `path`; `also` lists other paths involved."""
         where = tuple(dict.fromkeys(self.source_lines.where(p) for p in (path, *also)))
         self.extend([Problem(what, expected, found, where, hint)])
 
 
 LONGEST = 72
-"""Characters of a user's text in a message."""
+"""Most characters of a user's text in a message."""
 
 
 def with_article(noun: str) -> str:
@@ -118,7 +118,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
 
 
 def describe_value(value: Any) -> str:
-    """A value in the words of YAML, shortened."""
+    """A value in YAML's notation, shortened for a message."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -127,7 +127,7 @@ def describe_value(value: Any) -> str:
         keys = ", ".join(map(str, list(value)[:4]))
         return f"a mapping with the keys {shorten(keys)}" if value else "an empty mapping"
     if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
+        return f"a list of {counted(len(value), 'item')}" if value else "an empty list"
     if isinstance(value, float) and not isfinite(value):
         return ".nan" if isnan(value) else ".inf" if value > 0 else "-.inf"
     try:

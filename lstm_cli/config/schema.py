@@ -32,10 +32,10 @@ from lstm_cli.errors import nearest_first
 from lstm_cli.output_files import SIGNATURE
 
 LARGEST = 2**24
-"""Upper bound of sizes; a larger one is a typing error."""
+"""Largest size; a larger one is probably a typing error."""
 
 MOST_LAYERS = 500
-"""Upper bound of layers: each layer costs some milliseconds in every command."""
+"""Most layers: each layer costs some milliseconds in every command."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -57,7 +57,7 @@ class RecurrentLayer(Section):
     """Options of all recurrent layers."""
 
     type: str = Field(description="Kind of layer.")
-    hidden_size: Size = Field(description="Units H.", examples=[100])
+    hidden_size: Size = Field(description="Number of units H.", examples=[100])
     bidirectional: bool = Field(
         default=False,
         description="Also run from the last step to the first; outputs are concatenated.",
@@ -96,13 +96,16 @@ class LSTMLayer(RecurrentLayer):
         default=None,
         description="Activation of the cell state in the output; default: `activation`.",
     )
-    peepholes: bool = Field(default=False, description="Gates i, f and o see the cell state.")
+    peepholes: bool = Field(default=False, description="Gates i, f and o also read the cell state.")
     projection_size: Size | None = Field(
         default=None, description="Project the output to this many features P; default: none."
     )
-    coupled_input_forget: bool = Field(default=False, description="f = 1 - i.")
+    coupled_input_forget: bool = Field(
+        default=False, description="Compute the forget gate as f = 1 - i."
+    )
     forget_gate: bool = Field(
-        default=True, description="false: the LSTM before 2000, c = c + i g, which forgets nothing."
+        default=True,
+        description="false: no forget gate, c = c + i g, as in the LSTM before 2000.",
     )
     forget_bias: float = Field(
         default=1.0,
@@ -141,7 +144,7 @@ class DenseLayer(Section):
     """A matrix, an optional bias and an activation, the same on every step."""
 
     type: Literal["dense"] = Field(description="Dense layer, the same on every step.")
-    units: Size = Field(description="Outputs.", examples=[9])
+    units: Size = Field(description="Number of outputs.", examples=[9])
     activation: Annotated[Activation | Literal["softmax"], DenseActivation] = Field(
         default=Activation("identity"), description="A name, {name, alpha, beta}, or softmax."
     )
@@ -194,12 +197,14 @@ class OptimizerSection(Section):
     learning_rate: Positive = Field(default=0.001, description="Step size.")
     weight_decay: NotNegative = Field(
         default=0.0,
-        description="Weights shrink by learning_rate x this each step, apart from the gradient.",
+        description="Weights shrink by learning_rate x this value per update, beyond the gradient.",
     )
     l1: NotNegative = Field(
-        default=0.0, description="This x sign(weight) is added to the gradient."
+        default=0.0, description="This value x sign(weight) is added to the gradient."
     )
-    l2: NotNegative = Field(default=0.0, description="This x weight is added to the gradient.")
+    l2: NotNegative = Field(
+        default=0.0, description="This value x weight is added to the gradient."
+    )
 
 
 class SGD(OptimizerSection):
@@ -207,7 +212,7 @@ class SGD(OptimizerSection):
 
     type: Literal["sgd"] = Field(description="Gradient descent, optionally with momentum.")
     learning_rate: Positive = Field(default=0.01, description="Step size.")
-    momentum: Rate = Field(default=0.0, description="Share of the last step that is kept.")
+    momentum: Rate = Field(default=0.0, description="Share of the last update that is kept.")
     nesterov: bool = Field(default=False, description="Nesterov's momentum; needs momentum.")
 
 
@@ -228,7 +233,7 @@ class AdamW(Adam):
     )
     weight_decay: NotNegative = Field(
         default=0.01,
-        description="Weights shrink by learning_rate x this each step, apart from the gradient.",
+        description="Weights shrink by learning_rate x this value per update, beyond the gradient.",
     )
 
 
@@ -237,7 +242,7 @@ class RMSprop(OptimizerSection):
 
     type: Literal["rmsprop"] = Field(description="RMSprop.")
     rho: Rate = Field(default=0.9, description="Decay of the mean of squared gradients.")
-    momentum: Rate = Field(default=0.0, description="Share of the last step that is kept.")
+    momentum: Rate = Field(default=0.0, description="Share of the last update that is kept.")
     epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
 
 
@@ -276,54 +281,62 @@ class ScheduleSection(Section):
         default=0,
         ge=0,
         le=LARGEST,
-        description="Updates in which the rate rises from 0; not with epochs.",
+        description="Updates in which the rate rises from 0; not with warmup_epochs.",
     )
     warmup_epochs: int = Field(
         default=0,
         ge=0,
         le=LARGEST,
-        description="Epochs in which the rate rises from 0; not with steps.",
+        description="Epochs in which the rate rises from 0; not with warmup_steps.",
     )
 
 
 class ConstantSchedule(ScheduleSection):
     """A constant learning rate."""
 
-    type: Literal["constant"] = Field(description="The rate is constant.")
+    type: Literal["constant"] = Field(description="The learning rate is constant.")
 
 
 class StepSchedule(ScheduleSection):
-    """A factor after every `every` epochs."""
+    """The learning rate is multiplied by a factor after every `every` epochs."""
 
-    type: Literal["step"] = Field(description="The rate is multiplied after every `every` epochs.")
+    type: Literal["step"] = Field(
+        description="The learning rate is multiplied every `every` epochs."
+    )
     every: Size = Field(default=10, description="Epochs between two changes.")
     factor: float = Field(default=0.1, gt=0, le=1, description="Factor of each change.")
 
 
 class ExponentialSchedule(ScheduleSection):
-    """A factor after each epoch."""
+    """The learning rate is multiplied by a factor after each epoch."""
 
-    type: Literal["exponential"] = Field(description="The rate is multiplied after each epoch.")
+    type: Literal["exponential"] = Field(
+        description="The learning rate is multiplied after each epoch."
+    )
     factor: float = Field(default=0.95, gt=0, le=1, description="Factor of each epoch.")
 
 
 class CosineSchedule(ScheduleSection):
-    """Half a cosine from the learning rate to its minimum."""
+    """The learning rate follows half a cosine to its minimum."""
 
-    type: Literal["cosine"] = Field(description="The rate follows half a cosine to its minimum.")
-    epochs: Size | None = Field(default=None, description="Length; default: all epochs of the run.")
+    type: Literal["cosine"] = Field(
+        description="The learning rate follows half a cosine to its minimum."
+    )
+    epochs: Size | None = Field(
+        default=None, description="Length in epochs; default: the whole run."
+    )
     minimum: NotNegative = Field(default=0.0, description="Learning rate at the end.")
 
 
 class PlateauSchedule(ScheduleSection):
-    """A factor when the monitored value stops improving."""
+    """The learning rate is multiplied by a factor when the monitored value stops improving."""
 
     type: Literal["reduce_on_plateau"] = Field(
-        description="The rate is multiplied when `monitor` stops improving."
+        description="The learning rate is multiplied when `monitor` stops improving."
     )
     factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each change.")
     patience: Size = Field(default=5, description="Epochs without improvement before a change.")
-    minimum: NotNegative = Field(default=0.0, description="The rate goes no lower.")
+    minimum: NotNegative = Field(default=0.0, description="Lowest learning rate.")
 
 
 SCHEDULES: dict[str, type[Section]] = {
@@ -378,7 +391,7 @@ def _check_normalize(value: Any) -> Any:
 
 
 class TrainSection(Section):
-    """How the network is trained."""
+    """Options of training."""
 
     loss: Loss = Field(description="Loss that training minimizes.", examples=["cross_entropy"])
     optimizer: Annotated[
@@ -388,7 +401,7 @@ class TrainSection(Section):
         default=Adam(type="adam"),
         description="Optimizer: its name, or {type, learning_rate, …}; the default type is adam.",
     )
-    batch_size: Size = Field(default=32, description="Sequences in a batch.")
+    batch_size: Size = Field(default=32, description="Sequences per batch.")
     epochs: Size = Field(default=50, description="Passes over the data.")
     schedule: Annotated[
         Annotated[
@@ -476,7 +489,7 @@ class ModelSection(Section):
     )
     steps: Size | None = Field(
         default=None,
-        description="Fixed number of steps T, which flatten needs; shorter ones are padded.",
+        description="Fixed number of steps T, which flatten needs; shorter sequences are padded.",
     )
     init: InitSection = Field(default=InitSection(), description="Initialization of the weights.")
 
@@ -499,7 +512,7 @@ class WindowSection(Section):
 
 
 class DataSection(Section):
-    """Names of datasets in the HDF5 file, where they are not recognized."""
+    """Names of datasets, layout and windows of the HDF5 file; default: recognized."""
 
     inputs: DatasetName | None = Field(default=None, description="Dataset of the input sequences.")
     targets: DatasetName | None = Field(default=None, description="Dataset of the targets.")
@@ -509,10 +522,10 @@ class DataSection(Section):
     )
     mask: DatasetName | None = Field(default=None, description="Dataset of the mask, (N, T).")
     layout: Literal["dense", "concatenated", "vlen", "groups", "series"] | None = Field(
-        default=None, description="Layout of the file; default: recognized."
+        default=None, description="Layout of the file; default: recognized from its datasets."
     )
     window: WindowSection | None = Field(
-        default=None, description="Windows that sequences are cut into."
+        default=None, description="Cut every sequence into windows."
     )
     transpose: bool | None = Field(
         default=None,
@@ -535,7 +548,7 @@ class ConfigDocument(Section):
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes defaults in the notation of users."""
+    """Generator of the JSON Schema that writes defaults as users write them."""
 
     def encode_default(self, dft: Any) -> Any:
         return super().encode_default(

@@ -1,4 +1,4 @@
-"""Messages for pydantic's validation errors: path, expected and found value, line, hint."""
+"""Messages for pydantic's validation errors, with path, expected value, found value and hint."""
 
 from __future__ import annotations
 
@@ -42,17 +42,19 @@ SECTIONS: dict[KeyPath, tuple[type[Section], str]] = {
     ("data", "window"): (WindowSection, "data.window"),
     ("train",): (TrainSection, "train"),
 }
+"""Schema of each section, and its name in messages, by path."""
 KINDS: dict[KeyPath, tuple[Mapping[str, type[Section]], str]] = {
     ("model", "layers"): (LAYERS, "layer"),
     ("train", "optimizer"): (OPTIMIZERS, "optimizer"),
     ("train", "schedule"): (SCHEDULES, "schedule"),
 }
+"""Schemas by ``type``, and the noun in messages, of values that have a type."""
 DEFAULTS: dict[KeyPath, str] = {
     path: TrainSection.model_fields[str(path[1])].default.type for path in list(KINDS)[1:]
 }
-"""Types of mappings without a type."""
+"""Default ``type`` of a mapping, by path."""
 EXPLAINED = 200
-"""Number of problems that get a hint with the nearest key."""
+"""Most problems that get a hint with the nearest key."""
 FOREIGN_KEYS = {
     "units": "hidden_size", "hidden_size": "units", "size": "hidden_size", "lr": "learning_rate",
     "eps": "epsilon", "alpha": "rho", "features": "input_size", "input_dim": "input_size",
@@ -60,7 +62,7 @@ FOREIGN_KEYS = {
     "optimiser": "optimizer", "go_backwards": "bidirectional", "p": "rate", "gamma": "factor",
     "step_size": "every", "use_peepholes": "peepholes", "proj_size": "projection_size",
 }  # fmt: skip
-"""Names in other programs or sections, to the names here."""
+"""Name of a key, by the name in another program or section."""
 
 
 def report_validation_errors(error: ValidationError, raw: Any, report: ProblemReport) -> None:
@@ -83,7 +85,7 @@ def report_validation_errors(error: ValidationError, raw: Any, report: ProblemRe
 
 
 def _misspelled(findings: Sequence[Mapping[str, Any]], raw: Any) -> set[KeyPath]:
-    """Paths of missing keys that an unknown key stands for: `units` where there is a `unit`."""
+    """Paths of missing keys that are misspelled: `units` if the config has `unit`."""
     paths = set()
     unknown = (finding for finding in findings if finding["type"] == "extra_forbidden")
     for finding in islice(unknown, EXPLAINED):
@@ -223,7 +225,7 @@ def _wrong_value(path: KeyPath, kind: str, raw: Any, report: ProblemReport) -> N
         f"{format_path(path)} {what}",
         expected=_describe(fragment, value),
         found=describe_value(value),
-        hint=_mend(str(path[-1]), value, fragment),
+        hint=_suggested_value(str(path[-1]), value, fragment),
     )
 
 
@@ -289,7 +291,7 @@ def _bounds(fragment: Mapping[str, Any]) -> str:
 TRUTH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def _mend(key: str, value: Any, fragment: Mapping[str, Any]) -> str | None:
+def _suggested_value(key: str, value: Any, fragment: Mapping[str, Any]) -> str | None:
     """A hint with the value that the user probably meant."""
     kind = fragment.get("type")
     if isinstance(value, str):

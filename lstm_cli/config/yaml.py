@@ -1,4 +1,4 @@
-"""YAML of a config: read a file, parse its text to plain values with lines, and write values.
+"""Reads and writes a config's YAML: file, text, and plain values with line numbers.
 
 Scalars have the types of YAML 1.2, not those of PyYAML, which are YAML 1.1's. ``1e-3`` is a
 number; ``yes``, ``1_000``, ``1:30`` and ``2024-01-01`` are strings; ``010`` is 10.
@@ -104,7 +104,7 @@ MAX_CHARACTERS = 1 << 19
 
 @dataclass
 class Parsed:
-    """Values of a text, their lines, and problems.
+    """Values of a YAML text, their line numbers, and problems.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class Parsed:
     lines
         Line of each path, counted from 1: of the key in a mapping, of the item in a list.
     problems
-        Duplicate keys and foreign tags, after which the rest could be read.
+        Problems that did not stop parsing, such as duplicate keys and foreign tags.
     """
 
     value: Any
@@ -250,7 +250,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
 
 
 class _Builder:
-    """Turns nodes into values, expands aliases, and counts the values."""
+    """Converts YAML nodes to values, expands aliases, and counts the values."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -311,7 +311,7 @@ class _Builder:
     ) -> Iterator[tuple[Node, Node]]:
         """Entries merged by ``<<: *anchor`` or ``<<: [*one, *two]``, the nearest first.
 
-        Every entry is counted, also if another one overrides it, since reading it takes time.
+        Overridden entries are counted too, since reading them takes time.
         """
         for key_node, value_node in node.value:
             if key_node.tag != MERGE:
@@ -403,7 +403,7 @@ SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     (b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
     (b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
 )
-"""First bytes of other files, the kind of file, and the hint."""
+"""First bytes of files that are no config, the kind of file, and the hint."""
 
 
 def read_text(path: Path) -> str:

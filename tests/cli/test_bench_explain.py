@@ -48,7 +48,7 @@ def test_a_modeled_floor_is_shown_with_the_measured_time():
     assert explanation_lines([one]) == [
         "",
         "how each size was computed, and why",
-        "512 × 16 × 100: 1.9 µs per step, at least 1.25 µs by a model",
+        "512 × 16 × 100: 1.9 µs per step, at least 1.25 µs by the model",
         "  layer 0 lstm: persistent, clusters of 8",
         "    the weights fit 8 blocks",
     ]

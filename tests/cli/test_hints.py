@@ -315,7 +315,7 @@ def _() -> None:
     hdf5(inputs=inputs(), targets=inputs(N, 2), others=inputs(N, 3))
 
 
-@case("fewer units in that layer", "run c.yaml x.h5", do=lambda: net())
+@case("fewer units in layer {}", "run c.yaml x.h5", do=lambda: net())
 def _() -> None:
     net({"type": "lstm", "hidden_size": 200_000})
     hdf5(inputs=inputs())
@@ -353,8 +353,8 @@ def _() -> None:
 @case("the config comes first, then the data, which are HDF5: lstm-cli run CONFIG DATA.h5", "run t.csv x.h5", do="lstm-cli run c.yaml x.h5")
 @case("leave --{} out: {} files are read whole", "inspect-shapes n.safetensors --only 'lstm.*'", do="lstm-cli inspect-shapes n.safetensors")
 @case("numpy.savez('reference.npz', inputs=..., outputs=...) writes them into one file", "convert n.safetensors o.onnx --check r.npy", do="--check reference.npz")
-@case("--to onnx, or leave them out", "convert n.safetensors o.keras --lengths", do="--to onnx")
-@case("--to onnx, or leave them out", "convert n.safetensors o.keras --lengths", do="lstm-cli convert n.safetensors o.keras")
+@case("--to onnx, or leave out --lengths and --states", "convert n.safetensors o.keras --lengths", do="--to onnx")
+@case("--to onnx, or leave out --lengths and --states", "convert n.safetensors o.keras --lengths", do="lstm-cli convert n.safetensors o.keras")
 @case("name another file to write", "convert n.safetensors n.safetensors", do="lstm-cli convert n.safetensors m.safetensors")
 @case("--to ", "convert n.safetensors o.unknown", do="--to onnx")
 @case("{} names another file", "run c.yaml x.h5 --output o.h5 --gates o.h5", do="--gates g.h5")
@@ -692,8 +692,8 @@ def _() -> None:
 @case("--set train.loss=cross_entropy, or binary_cross_entropy, mse, mae, huber", "train n.yaml x.h5 --output r", do="--set train.loss=cross_entropy")
 @case("--output {}", "train c.yaml x.h5 --output x.h5")
 @case("--output names another folder for a new run", "train c.yaml x.h5 --output half", do="--output r")
-@case("--resume goes on with it; --output names another folder for a new one", "train c.yaml x.h5 --output run", do="--resume")
-@case("--resume goes on with it; --output names another folder for a new one", "train c.yaml x.h5 --output run", do="--output r")
+@case("--resume continues the run; --output names another folder for a new run", "train c.yaml x.h5 --output run", do="--resume")
+@case("--resume continues the run; --output names another folder for a new run", "train c.yaml x.h5 --output run", do="--output r")
 @case("--output names another folder for a run with other settings", "train c.yaml x.h5 --output run --resume --set train.batch_size=3", do="--output r")
 @case("--output names another folder for a run on other data", "train c.yaml y.h5 --output run --resume", do="--output r")
 @case("--dtype {}", "train c.yaml x.h5 --output run --resume --dtype float64")
@@ -719,8 +719,8 @@ def _() -> None:
 @case("--dtype float64 holds larger values", "train s.yaml e.h5 --output r --weights last.safetensors", do="--dtype float64 --output r2")
 @case("--set train.optimizer.learning_rate={}", "train e.yaml e.h5 --output r", do="--set train.optimizer.learning_rate=0.01 --output r2")
 @case("the values have exploded: train slower, {}, in a new --output", "train e.yaml e.h5 --output r --set train.clip_norm=1e39", do="--set train.optimizer.learning_rate=0.01 --output r2")
-@case("lstm-cli data {} says what else is wrong with the file", "train c.yaml nan.h5 --output r", do="lstm-cli data nan.h5", shows="thing to look at")
-@case("training begins from new weights; --weights {} begins from the config's", "train own.yaml x.h5 --output r", do="--weights n.safetensors --output r2")
+@case("lstm-cli data {} says what else is wrong with the file", "train c.yaml nan.h5 --output r", do="lstm-cli data nan.h5", shows="problem")
+@case("training begins from new weights; --weights {} begins from the config's weights", "train own.yaml x.h5 --output r", do="--weights n.safetensors --output r2")
 def _() -> None:
     net(LAST, dense(3, "softmax"), path="n.yaml")
     saved(source="n.yaml")
@@ -813,7 +813,7 @@ def _circle() -> dict[str, Any]:
     return made
 
 
-@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data tells whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
+@case("warning: the outputs of {} of {} hold NaN or infinity, first sequence {}; lstm-cli data shows whether the inputs do", "run c.yaml nan.h5", do="lstm-cli data nan.h5", shows="infinite")
 def _() -> None:
     net()
     bad = inputs()
@@ -973,7 +973,7 @@ def _() -> None:
 
 @case("a config in the file, or with --config", "compare bare.safetensors bare.safetensors --data x.h5", do="--config c.yaml")
 @case("note: --config names a YAML config with options that a file does not store", "compare relu.h5 relu.safetensors", do="--config relu.yaml")
-@case("--lengths and --states are of ONNX models, and {} is to be {}", "convert n.safetensors o.keras --states", do="lstm-cli convert n.safetensors o.keras")
+@case("--lengths and --states need an ONNX model, but {} is to be {}", "convert n.safetensors o.keras --states", do="lstm-cli convert n.safetensors o.keras")
 @case("--set needs a CONFIG to change", "bench --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2", do="lstm-cli bench c.yaml --batch 1 --steps 2 --rounds 1 --set model.layers.0.hidden_size=2")
 @case("the JSON that --save writes", f"{BENCH} --compare x.json", do=lambda: main(shlex.split(f"{BENCH} --engine reference --quiet --force --save x.json")))
 @case("--device {}", "run c.yaml x.h5 --engine reference --device cuda", do="--device cpu")
@@ -1193,7 +1193,7 @@ ELSEWHERE = {
     ),
     "nothing was written; a native file keeps the normalization: name a DST that ends in "
     ".safetensors": "cli/test_normalization.py::test_a_fold_that_is_wrong_is_not_written",
-    "{}; --dtype float64 keeps those of the inputs": (
+    "{}; --dtype float64 keeps them": (
         "cli/test_normalization.py::test_inputs_that_a_dtype_cannot_hold_are_named"
     ),
     "{}; --set train.normalize=true keeps them": (
@@ -1215,7 +1215,7 @@ ELSEWHERE = {
     "store outputs = numpy.concatenate(list(outputs[-{}:]), axis=1)": "cli/test_readings.py::test_final_states_stacked",
     "; --set model.layers.{}.bias=true scales them": "cli/test_normalization.py::test_normalization_with_layers_without_biases",
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
-    "remove it, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
+    "remove forget_bias, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
     "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_lengths.py::test_where_nothing_tells_both_are_named",
     "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_lengths.py::test_holes",
     ", if all columns are numbers": "unit/data/test_not_sequences.py::test_columns",
@@ -1298,14 +1298,14 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "shorter sequences, a smaller network, or --device cpu",
         "--batch-size {}; batches of a stateful network are never divided",
         "--batch-size {} needs about half",
-        "a smaller batch needs less: --batch-size",
+        "a smaller batch needs less memory: --batch-size",
         "lstm-cli devices lists all",
     ),
     "a limit of the system, or other programs, must change": (
-        "; --threads 1 needs fewest",
+        "; --threads 1 needs the fewest threads",
         "fewer units, a smaller --batch-size or --engine reference need less; ",
         "fewer units or --engine reference need less; ",
-        "ulimit -v unlimited lifts a limit on memory; other programs may hold it too",
+        "ulimit -v unlimited lifts a limit on memory; other programs may use memory too",
         "ulimit -f unlimited lifts the limit on the size of files",
     ),
     "it explains, and asks for nothing": (

@@ -342,7 +342,7 @@ def test_inputs_that_a_dtype_cannot_hold_are_named(lstm, offset, tmp_path):
     lost = lstm("run", path, "x.h5:/test", "--dtype", narrow)
     assert told in lost.err
     assert "feature 1" not in lost.err
-    assert "--dtype float64 keeps those of the inputs" in lost.err
+    assert "--dtype float64 keeps them" in lost.err
     for arguments in (("x.h5:/test", "--dtype", "float64"), ("z.h5:/test", "--dtype", narrow)):
         assert "lost" not in lstm("run", path, *arguments).err
     if narrow == "float32":
@@ -376,7 +376,7 @@ def test_formats_without_a_place_get_the_fold(lstm, stack, suffix):
     plain = model("m.safetensors", *STACKS[stack], DENSE, **MILD)
     outcome = lstm("convert", "m.safetensors", f"m{suffix}", "--json")
     assert outcome.code == 0, outcome.err
-    unbiased = ", which has no biases and gets them for that" if "bias" in stack else ""
+    unbiased = ", which has no biases and gets them for the fold" if "bias" in stack else ""
     assert (
         f"inputs.mean and inputs.scale are folded into the first layer{unbiased}: " in outcome.err
     )

@@ -234,4 +234,4 @@ def test_the_run_of_another_thread_count_goes_on_with_it(files, tmp_path, lstm):
     assert more["notes"] == [] or all("threads" not in note for note in more["notes"])
     other = lstm(*arguments, "--set", "train.epochs=3", "--resume", "--threads", 2, "--json").json
     assert other["threads"] == 2
-    assert any("threads 1 and goes on with 2" in note for note in other["notes"])
+    assert any("threads 1 and continues with 2" in note for note in other["notes"])

@@ -85,7 +85,7 @@ def test_a_run_from_beginning_to_end(lstm, net, words, tmp_path):
         ["epoch", "updates", "loss", "accuracy", "val_loss", "val_accuracy", "rate", "seconds"]
     ] * 3
     assert [row["updates"] for row in result] == [3, 6, 9]
-    assert "24 for training, 6 for validation" in outcome.out
+    assert "24 sequences for training, 6 for validation" in outcome.out
     best = min(result, key=lambda row: row["val_loss"])
     assert f"in epoch {best['epoch']} of 3" in outcome.out
     assert f"lstm-cli run {out}/model.safetensors" in outcome.out
@@ -185,7 +185,7 @@ def test_starting_weights(lstm, net, words, tmp_path):
     more = ["--set", "train.epochs=5", "--resume"]
     refused = lstm("train", net, words, "--output", second, "--weights", other, *more)
     assert refused.code == 4
-    assert "is not what the run" in refused.err
+    assert "is not the file that the run" in refused.err
     assert lstm("train", net, words, "--output", second, *arguments, *more).code == 0
 
 
@@ -209,7 +209,7 @@ def test_class_weights_and_label_smoothing_change_the_run(lstm, net, words, tmp_
         "train", net, words, "--output", tmp_path / "x", "--set", "train.class_weights={7: 2.0}"
     )
     assert wrong.code == 4
-    assert "names a class that there is not: 7" in wrong.err
+    assert "names an unknown class: 7" in wrong.err
 
 
 def test_a_class_that_does_not_occur_has_no_balance(lstm, net, tmp_path):
@@ -318,7 +318,7 @@ def test_resuming_a_run_that_has_ended(lstm, net, words, tmp_path):
     before = (out / "model.safetensors").read_bytes()
     outcome = lstm("train", net, words, "--output", out, "--resume")
     assert outcome.code == 0
-    assert "has ended: all epochs are done after epoch 3" in outcome.err
+    assert "has ended after epoch 3: all epochs are done" in outcome.err
     assert (out / "model.safetensors").read_bytes() == before
     assert lstm("train", net, words, "--output", out, "--resume", "--json").json["epochs"] == 3
 
@@ -573,7 +573,7 @@ def test_a_file_in_the_place_of_the_folder(lstm, net, words, tmp_path):
     (tmp_path / "run.h5").write_text("mine")
     outcome = lstm("train", net, words, "--output", tmp_path / "run.h5")
     assert outcome.code == 2
-    assert "is a file, and a training run is kept in a folder" in outcome.err
+    assert "is a file, but a training run needs a folder" in outcome.err
     hint = outcome.err.rpartition("hint: --output ")[2].strip()
     assert lstm("train", net, words, "--output", hint).code == 0
     assert (tmp_path / "run.h5").read_text() == "mine"

@@ -235,4 +235,4 @@ def test_the_most_layers_there_may_be_are_read_and_read_back() -> None:
     (problem,) = caught.value.problems
     assert problem.what == "model.layers is too long"
     assert problem.expected == "a list, not empty and at most 500 items"
-    assert problem.found == "a list of 501"
+    assert problem.found == "a list of 501 items"

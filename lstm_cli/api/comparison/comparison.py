@@ -23,9 +23,9 @@ from lstm_cli.engines.types import (
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, Rounding
 
 YAML_NAMES = {"use_forget_gate": "forget_gate"}
-"""Names of options in YAML, where a cell has another name."""
+"""Name of an option in YAML, by the cell's name where that differs."""
 STATED_TOGETHER = {"recurrent_activation": "activation", "cell_activation": "activation"}
-"""Options that a file states, or does not, together with another one."""
+"""Other option that a file states together with this one, or not at all."""
 CELL_OPTIONS = (
     "recurrent_activation",
     "activation",
@@ -41,7 +41,7 @@ CELL_OPTIONS = (
 
 @dataclass(frozen=True)
 class FileSummary:
-    """One of the two files; notes are assumptions about options that it does not state."""
+    """One of the two files; `notes` are assumptions about options that the file does not state."""
 
     path: Path
     format: str
@@ -147,7 +147,7 @@ def _fold_one(
     Parameters
     ----------
     same
-        The weights are the same: then the other file has lost the normalization.
+        True if the weights are equal; then one file has lost its normalization.
 
     Returns
     -------
@@ -303,8 +303,8 @@ def _layer_options(
 def _is_assumed(file: ComparedFile, spec: LayerSpec, option: str) -> bool:
     """Return True if a file does not state an option of a layer.
 
-    An option that a file does not state for one recurrent (or dense) layer, it states for none:
-    its notes need not name all of them.
+    A file that does not state an option of one recurrent (or dense) layer states it for none, so
+    the file's notes need not name all layers.
     """
     specs = () if file.config is None else file.config.specs
     recurrent = {other.index: isinstance(other, RecurrentSpec) for other in specs}

@@ -44,12 +44,12 @@ the candidate j, Keras and ONNX c.
 """
 
 EXACT = ("block", "change", "shift")
-"""Kinds of facts that name the gates that they hold on."""
+"""Kinds of facts that name their gates."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One explanation of a difference, verified on every number that it is about.
+    """One explanation of a difference, verified on every number that it names.
 
     Attributes
     ----------
@@ -186,7 +186,7 @@ def _unexplained(
 
 
 def _block_names(blocks: Sequence[ComparedBlock]) -> list[str]:
-    """Name blocks; the letter of a tensor stands for all of its gates."""
+    """Name blocks; a tensor's letter alone means all of its gates."""
     by_tensor: dict[str, list[ComparedBlock]] = {}
     for block in blocks:
         by_tensor.setdefault(block.tensor, []).append(block)
@@ -351,8 +351,7 @@ class OrderName:
     framework
         Framework that has the order; None: no known one.
     undone
-        Framework whose order gives this one if native gates are taken for it; None: no known
-        one.
+        Framework for whose order native gates were taken to get this order; None: unknown.
     text
         Such as ``ONNX order i, o, f, g`` or ``the order o, i, f, g``.
     """
@@ -380,7 +379,7 @@ def inverse_order(kind: str, order: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Subject:
-    """Subject of a sentence: tensors by letter, which may be all that there are."""
+    """Subject of a sentence: tensors by letter; `whole` if these are all tensors."""
 
     matrices: tuple[str, ...]
     whole: bool

@@ -19,9 +19,9 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.network.network import Network
 
 SEQUENCES = 64
-"""Sequences that are run, from the first on."""
+"""Most sequences that are run, counted from the first."""
 NUMBERS = 1 << 22
-"""Numbers of the widest layer's values that each network keeps at once."""
+"""Most values of the widest layer that each network keeps at once."""
 ROUNDING = 1e-6
 """Smallest threshold: smaller differences are rounding."""
 STATES = {"h": "state h", "c": "state c", "output": "its output"}
@@ -36,7 +36,7 @@ class ValueDifference:
     layer, direction, value
         Such as 0, ``reverse``, ``f``; the direction is empty if there is only one.
     turn
-        Steps that the direction had run before the first difference; None: no difference.
+        Number of steps that the direction ran before the first difference; None: no difference.
     first_step, first_sequence
         Step and sequence at which the difference first exceeds the threshold, in the
         direction's own order. The step is None for a value without steps; both are None
@@ -80,7 +80,8 @@ class Divergence:
     Attributes
     ----------
     sequences, of, steps
-        Sequences that were run, sequences of the data, and steps of each at most; None: all.
+        Number of sequences that were run, number of sequences in the data, and most steps of
+        each sequence; None: all steps.
     threshold
         Difference above which values differ.
     parts
@@ -191,7 +192,7 @@ class _ParallelRun:
             if spec is not None and other_spec is not None:
                 self._add_layer(spec, finder, a, b)
                 continue
-            # One network may have more layers: its last result are its outputs.
+            # One network may have more layers; its last result is its outputs.
             outputs_a, outputs_b = _last(a, layers_a), _last(b, layers_b)
             self._add_outputs(finder, outputs_a.output, outputs_b.output)
 

@@ -35,7 +35,7 @@ SYMBOLS = {
     "peephole": "p",
     "weight_hr": "W_hr",
 }
-"""Letters in the equations, by a tensor's name within its layer."""
+"""Symbol in the equations, by a tensor's name within its layer."""
 
 PEEPHOLE_GATES = ("i", "f", "o")
 _NAME = re.compile(r"layers\.(\d{1,9})\.(reverse\.)?(\w+)")
@@ -82,7 +82,7 @@ class ComparedLayer:
     directions: tuple[ComparedDirection, ...]
 
     def gates(self, tensor: str) -> tuple[str, ...]:
-        """Return the letters of the gates that a tensor stacks; none if it is not by gate."""
+        """Return the letters of the gates that a tensor stacks; empty if it stacks none."""
         if (
             self.kind not in NATIVE_GATES
             or tensor not in SYMBOLS
@@ -101,7 +101,7 @@ class ComparedFile:
     label
         ``A`` or ``B``.
     config
-        Config that the file carries, that its tensors imply, or that was given; None: no config.
+        Config of the file, implied by its tensors, or from ``--config``; None: no config.
     layers
         Layers with weights, in order.
     others
@@ -130,7 +130,7 @@ def read_compared_file(
     Parameters
     ----------
     config
-        Config for a file that carries none, or does not state all of it.
+        Config for a file that does not describe its layers completely.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Known errors of conversions: TMVA's element order, permuted units, a gru's two biases.
+"""Known errors of conversions: TMVA's element order, permuted units, split biases of a gru.
 
 Each function tests whether one direction of B is the same direction of A under one error.
 """
@@ -54,7 +54,7 @@ def tmva_slot_error(
         [block for name in MATRICES for block in np.split(tensors[name], gates)]
         for tensors in (a, b)
     )
-    # The file stores all W, then all U. Its labels claim W and U of one gate, then of the next.
+    # The file stores all W, then all U. Its labels alternate: W and U of one gate, then the next.
     by_label = [blocks_a[2 * (k % gates) + k // gates] for k in range(2 * gates)]
     by_slot = [blocks_a[(k % 2) * gates + k // 2] for k in range(2 * gates)]
     rule = equality(tolerance)

@@ -1,4 +1,4 @@
-"""Ways in which one tensor of B follows from one of A, each verified on all its numbers.
+"""Matches of one tensor of B with one of A, each verified on all numbers.
 
 `tensor_matches` tries orders of the gates, and layouts of the tensor (`candidate_layouts`). It also
 tries transforms of each gate's block (`transformed`) and losses of digits (`agreement_rules`).
@@ -20,7 +20,7 @@ EPS = float(np.finfo(np.float32).eps)
 ADDITION_SLACK = 4 * EPS
 """Error of one or two additions in float32, relative to the summands."""
 SAMPLE = 96
-"""Numbers of a block that are compared before all of them are."""
+"""Number of a block's numbers that are compared first, before all are."""
 
 BLOCK_TRANSFORMS = ("", "transposed", "negated", "negated and transposed", "by columns", "zero")
 """Transforms of one gate's block, the simplest first; ``by columns`` is its column order."""
@@ -218,7 +218,7 @@ def _by_unit_and_gate(b: Array, gates: int) -> Iterator[tuple[str, Array]]:
 
 @dataclass(frozen=True)
 class TensorMatch:
-    """One way in which a tensor of B follows from one of A.
+    """One match of a tensor of B with one of A.
 
     Attributes
     ----------
@@ -237,7 +237,7 @@ class TensorMatch:
     scale
         Factor from A to B.
     source
-        Name of the one of A's two biases that B's bias follows from, if not from their sum.
+        Name of A's bias that B's bias equals, if it is not the sum of A's two biases.
     """
 
     letters: tuple[str, ...]
@@ -279,7 +279,7 @@ class TensorMatch:
 def tensor_matches(
     a: Array, b: Array, letters: tuple[str, ...], tolerance: float
 ) -> list[TensorMatch]:
-    """Return all complete matches under the strictest rule that gives any; else the best one.
+    """Return all complete matches under the strictest rule that gives any, else the best match.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ def tensor_matches(
     letters = letters or ("",)
     if a.size == 0 or len(a) % len(letters):
         return []
-    if a.shape == b.shape:  # nearly always enough
+    if a.shape == b.shape:  # equal tensors, the usual case
         matches = _complete(BlockMatcher(a, b, letters, "").matches(equality(tolerance)))
         if matches:
             return matches
@@ -359,7 +359,7 @@ class BlockMatcher:
             transform, q = self._transforms[k]
             key = (q, int(p))
             if transform == "zero" and self.b[p].any():
-                continue  # rounded to 0, perhaps; but then A's own numbers must be
+                continue  # B is not zero itself, although the rule accepts it as rounded
             if key not in table and agrees(transformed(self.a[q], transform), self.b[p], rule):
                 table[key] = transform
         return table

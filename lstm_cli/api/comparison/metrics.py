@@ -13,7 +13,7 @@ from lstm_cli.api.equivalence import absolute_difference
 from lstm_cli.engines.types import Array
 
 CHUNK_NUMBERS = 1 << 18
-"""Numbers that are widened to float64 at once."""
+"""Most numbers that are converted to float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ComparedBlock:
     layer
         Index of the layer in A; in B where A has no such layer.
     kind, direction, gate, matrix
-        Such as ``lstm``, ``reverse``, ``f``, ``U``; `gate` is empty for a tensor not by gate.
+        Such as ``lstm``, ``reverse``, ``f``, ``U``; `gate` is empty for a tensor without gates.
     tensor
         Name of the tensor within its layer.
     shape_a, shape_b
@@ -58,7 +58,7 @@ class ComparedBlock:
     equal
         Every element is within the tolerance.
     gates
-        Number of gates that the tensor stacks; 0 if it is not by gate.
+        Number of gates that the tensor stacks; 0 if it stacks none.
     """
 
     layer: int
@@ -143,7 +143,7 @@ def compared_blocks(
 
 
 def _is_transposed(a: Array | None, b: Array | None) -> bool:
-    """Return True if one shape is the other one reversed: the rows of one are no gates then."""
+    """Return True if one shape is the other one reversed: then its rows are not gates."""
     return a is not None and b is not None and a.shape != b.shape and a.shape == b.shape[::-1]
 
 

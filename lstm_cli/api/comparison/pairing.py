@@ -1,7 +1,7 @@
-"""Pairs of layers and directions, and the way in which each direction of B follows from A.
+"""Pairs of layers and directions, and matches: how each direction of B follows from A.
 
-`direction_matches` matches every direction of B with the one in its place of A. Another direction
-of A is taken if it explains B's better.
+`direction_matches` matches every direction of B with the direction in the same place of A. Another
+direction of A is used if it explains B's direction better.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from lstm_cli.engines.types import Array
 from lstm_cli.formats.gates import NATIVE_GATES
 
 CANDIDATES = 8
-"""Other directions of A, at most, that are tried for one that does not follow from its own."""
+"""Most other directions of A that are tried for a direction of B."""
 NORM_TOLERANCE = 1e-3
-"""Relative difference of norms, at most, for directions of which one may follow from the other."""
+"""Largest relative difference of norms between two directions that may match."""
 ALL_MATRICES = {*MATRICES, "weight"}
 INPUTS = ("weight_ih", "weight")
 """Tensors whose columns are the units of the layer before."""
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class DirectionMatch:
-    """The way in which a direction of B follows from one of A.
+    """Match of a direction of B with one of A.
 
     Attributes
     ----------
@@ -77,12 +77,12 @@ class DirectionMatch:
 
     @property
     def moved(self) -> bool:
-        """True if the direction follows from another place than its own."""
+        """True if the direction follows from another place of A."""
         return self.place != self.source
 
 
 def paired_layers(a: Sequence[ComparedLayer], b: Sequence[ComparedLayer]) -> tuple[LayerPair, ...]:
-    """Pair the layers with weights by position; None where one side has no more.
+    """Pair the layers with weights by position; None where one file has fewer layers.
 
     A layer of unknown kind gets the kind of its counterpart.
     """

@@ -52,7 +52,7 @@ def peer(name: str) -> Peer:
         return OnnxRuntimePeer()
     guess = _SYNONYMS.get(name.lower()) or nearest(name, PEERS)
     raise UsageError(
-        f"{name!r} is not something to measure against",
+        f"{name!r} is not a peer to measure against",
         expected=" or ".join(PEERS),
         hint=f"did you mean `{guess}`?" if guess else None,
     )

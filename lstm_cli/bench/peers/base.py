@@ -69,7 +69,7 @@ class PeerNetwork:
     clock: Clock = WALL
 
     def __call__(self, x: Array) -> Array:
-        """PeerNetwork the network on NumPy's array and return NumPy's array."""
+        """Run the network on NumPy's array and return NumPy's array."""
         return self.to_host(self.call(self.to_device(x)))
 
 
@@ -87,7 +87,7 @@ class TrainingTask:
         One of `lstm_cli.training.losses.LOSSES`, the mean over all valid rows and features.
         Cross-entropies are computed from logits.
     optimizer
-        AdamOptimizer without penalties and weight decay.
+        Adam without penalties and weight decay.
     lengths
         (N,) valid steps, at least 1; None: all T.
     """

@@ -58,9 +58,7 @@ class OnnxRuntimePeer:
     ) -> Iterator[PeerNetwork]:
         """See `lstm_cli.bench.peers.base.Peer`."""
         if setting.device != "cpu":
-            raise Unsupported(
-                f"ONNX Runtime's package here computes on the CPU only, not on {setting.device}"
-            )
+            raise Unsupported(f"ONNX Runtime is measured on the CPU only, not on {setting.device}")
         if setting.dtype != "float32":
             raise Unsupported(f"ONNX Runtime has no recurrent layers in {setting.dtype}")
 
@@ -121,7 +119,7 @@ def build_model(
 
 
 def _check(spec: LayerSpec, ragged: bool) -> None:
-    """Raise `Unsupported` for layers that a file would hold as other work than the network's."""
+    """Raise `Unsupported` for layers that an ONNX file would compute with other work."""
     if ragged and isinstance(spec, FlattenSpec):
         raise Unsupported(f"layer {spec.index}: flatten of ragged sequences is not written")
     for cell in getattr(spec, "cells", ()):

@@ -14,6 +14,7 @@ from lstm_cli.bench.protocol import DEVICE_SAMPLE_SECONDS, WALL, Clock
 from lstm_cli.engines.types import Array
 
 HALVES = ("float16", "bfloat16")
+"""Dtypes of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def tf32(torch: Any, *, allowed: bool) -> Iterator[None]:
 
 
 class TorchClock:
-    """Events in PyTorch's current stream; the first stands right behind an untimed call."""
+    """A clock of events in PyTorch's current stream; the first event follows an untimed call."""
 
     pause = 0.0
 
@@ -148,7 +149,7 @@ class TorchClock:
         return DEVICE_SAMPLE_SECONDS
 
     def settle(self) -> None:
-        """Wait for all work of the device, of other programs too."""
+        """Wait for all work of this process on the device."""
         self._torch.cuda.synchronize(self._device)
 
     def seconds(self, call: Callable[[], Any], repeats: int) -> float:

@@ -78,7 +78,8 @@ def _dense(
     if name not in _DENSE:
         raise Unsupported(f"layer {spec.index}: torch.nn has no {name} for a dense layer")
     parameters = {
-        own: device.weight(weights[own]).requires_grad_(training) for own in spec.parameters()
+        stored: device.weight(weights[stored]).requires_grad_(training)
+        for stored in spec.parameters()
     }
     weight, bias = (parameters.get(f"layers.{spec.index}.{part}") for part in ("weight", "bias"))
     function = {
@@ -116,8 +117,8 @@ def _recurrent(
     module.requires_grad_(False)
     module.train(training)
     parameters = {
-        own: getattr(module, theirs).requires_grad_(training)
-        for own, theirs in _names(spec).items()
+        stored: getattr(module, torch_name).requires_grad_(training)
+        for stored, torch_name in _names(spec).items()
     }
     return TorchLayer(_sequences(module) if spec.return_sequences else _last(module), parameters)
 
@@ -147,12 +148,12 @@ def _module(device: TorchDevice, spec: RecurrentSpec) -> Any:
     if spec.kind == "rnn":
         options["nonlinearity"] = cell.activation.name
     kind = getattr(device.torch.nn, spec.kind.upper())
-    where = {"dtype": device.stored, "device": device.device}
-    return kind(spec.input_size, spec.hidden_size, **where, **options)
+    placement = {"dtype": device.stored, "device": device.device}
+    return kind(spec.input_size, spec.hidden_size, **placement, **options)
 
 
 def _names(spec: RecurrentSpec) -> dict[str, str]:
-    """Stored name of every tensor to PyTorch's name; gate order and shapes are equal."""
+    """PyTorch's name of every tensor by stored name; gate order and shapes are equal."""
     return {
         spec.prefix(d) + name: ("bias_ih" if name == "bias" else name)
         + ("_l0_reverse" if d else "_l0")
@@ -164,7 +165,7 @@ def _names(spec: RecurrentSpec) -> dict[str, str]:
 def _state(
     device: TorchDevice, spec: RecurrentSpec, weights: Mapping[str, Array]
 ) -> dict[str, Any]:
-    state = {theirs: device.weight(weights[own]) for own, theirs in _names(spec).items()}
+    state = {name: device.weight(weights[stored]) for stored, name in _names(spec).items()}
     for name in [name for name in state if name.startswith("bias_ih")]:
         other = name.replace("bias_ih", "bias_hh")
         state.setdefault(other, device.torch.zeros_like(state[name]))
@@ -172,7 +173,7 @@ def _state(
 
 
 def _check(spec: RecurrentSpec, cell: Cell) -> None:
-    """Raise `Unsupported` for what ``torch.nn`` cannot express."""
+    """Raise `Unsupported` for a cell that ``torch.nn`` cannot express."""
     lacks = [
         f"{key}: {name}"
         for key, name in activations(cell).items()
@@ -232,6 +233,13 @@ class SequencePacking:
 
 
 def packing_of(torch: Any, layers: Layers, lengths: Array | None) -> SequencePacking:
+    """The packing for these lengths.
+
+    Raises
+    ------
+    Unsupported
+        A flatten layer would read a packed sequence.
+    """
     if lengths is not None:
         for spec in layers:
             if isinstance(spec, FlattenSpec):

@@ -167,7 +167,7 @@ class TorchTrainable:
         return float(loss.item())
 
     def gradients(self) -> Mapping[str, Array]:
-        """Gradients of the last step by stored name; 0 where the loss does not depend."""
+        """Gradients of the last step by stored name; 0 where the loss does not depend on them."""
         zeros = self._device.torch.zeros_like
         return {
             name: self._device.to_host(zeros(p) if p.grad is None else p.grad)
@@ -197,7 +197,7 @@ def through(stack: Sequence[TorchLayer], x: Any) -> Any:
 
 
 def ending_in_logits(task: TrainingTask) -> Layers:
-    """The layers, without the last activation if the loss computes from logits."""
+    """The layers, without the last activation if the loss is computed from logits."""
     *others, last = task.layers
     if task.loss in FUSED and isinstance(last, DenseSpec):
         return (*others, replace(last, activation=Activation("identity")))
@@ -207,7 +207,7 @@ def ending_in_logits(task: TrainingTask) -> Layers:
 def _loss(torch: Any, name: str) -> _Loss:
     """The loss of (outputs or logits, targets), a mean over all rows and features."""
     functional = torch.nn.functional
-    if name == "cross_entropy":  # of rows: (N, T, F) has its classes in another device there
+    if name == "cross_entropy":  # by rows, because PyTorch has the classes of (N, T, F) on axis 1
         return lambda a, t: functional.cross_entropy(a.flatten(0, -2), t.flatten())
     losses: dict[str, _Loss] = {
         "binary_cross_entropy": functional.binary_cross_entropy_with_logits,

@@ -108,7 +108,7 @@ def test_a_forget_bias_without_biases(only: Only, value: str) -> None:
     problem = only(config(row))
     number = f"{float(value):g}"
     assert problem.what == f"model.layers[0].forget_bias is {number}, but the layer has no biases"
-    assert problem.hint == "remove it, or --set model.layers.0.bias=true"
+    assert problem.hint == "remove forget_bias, or --set model.layers.0.bias=true"
     assert from_text(config(row), "a", None, ["model.layers.0.bias=true"]).specs[0].parameters()
     bare = from_text(config("{type: lstm, hidden_size: 4, bias: false}"), "a", None)
     assert "forget_bias" not in bare.to_yaml()

@@ -64,7 +64,7 @@ def test_an_empty_file(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("- a", "a list of 1"), ("just words", "'just words'"), ("3", "3")]
+    ("text", "found"), [("- a", "a list of 1 item"), ("just words", "'just words'"), ("3", "3")]
 )
 def test_a_file_that_is_no_mapping(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "a.yaml"
