@@ -413,7 +413,7 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     group = groups[0]
     size = str(group.features)
     if group.features is None:
-        size = f"{group.candidates[-1]}  # or another that divides every row"
+        size = f"{group.candidates[-1]}  # or another divisor of all row sizes"
     lines = ["model:", f"  input_size: {size}", "  layers:"]
     targets = None if group.targets is None else group.targets.resolve(True)
     if group.targets is not None and group.targets.per_step is None:

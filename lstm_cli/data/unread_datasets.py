@@ -82,14 +82,14 @@ def _group_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> 
         )
     if twins:
         yield (
-            f"{_listed(twins)}: of the same form as {layout.inputs}, but not read; "
+            f"{_listed(twins)}: shaped like {layout.inputs}, but not read; "
             f"data.inputs names the dataset to read"
         )
     if labels and options.targets is None:
         but = "not read" if layout.targets is None else f"{layout.targets.info.name} is taken"
         yield (
             f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
-            f"{but}; data.targets: {quote_yaml(_last_name(labels[0]))} takes them"
+            f"{but}; data.targets: {quote_yaml(_last_name(labels[0]))} reads them"
         )
 
 
@@ -194,7 +194,7 @@ def _other_group_notes(group: Group, options: DataOptions) -> Iterator[str]:
     if subgroups:
         names = ", ".join(one.where for one in subgroups[:MAX_LISTED])
         more = f" and {len(subgroups) - MAX_LISTED} more" if len(subgroups) > MAX_LISTED else ""
-        yield f"{names}{more}: more sequences, which are not read; DATA names a group"
+        yield f"{names}{more}: more sequences, which are not read; FILE:/group as DATA reads them"
 
 
 def _last_name(dataset: Group | Dataset) -> str:

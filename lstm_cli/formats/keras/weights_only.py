@@ -247,7 +247,7 @@ def _unsupported(stem: str, path: str) -> WeightsError:
 
 def _unsupported_layers(paths: Sequence[str]) -> WeightsError:
     """Error for layers whose names show unsupported classes."""
-    hint = "if they come first, with k the last one's number in model.layers: " + SAVE_REST % ""
+    hint = "if they are the first layers of the model, up to model.layers[k]: " + SAVE_REST % ""
     return WeightsError(
         [
             Problem(
@@ -300,7 +300,7 @@ def layers_by_name(
             candidates.append(UnplacedLayer(_layer(kind, {}, group, group), group, group=place))
         elif _UNSUPPORTED_NAMES.fullmatch(_stem(group)):
             raise WeightsError(
-                f"the layer {printable(group)} has, by its name, no counterpart here",
+                f"the layer {printable(group)} has, by its name, no counterpart in lstm-cli",
                 expected="layers in one chain, each of a kind that lstm-cli has",
                 hint=SAVE_MODEL_HINT,
             )

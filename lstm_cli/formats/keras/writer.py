@@ -60,7 +60,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
         raise WeightsError(
             f"Keras does not open {path.name} as a file of Keras 3, because of its name",
             expected="a name that ends in .keras (the model) or .weights.h5 (its weights)",
-            hint=f"write {path.with_suffix('').name}.keras",
+            hint=f"name the file {path.with_suffix('').name}.keras",
         )
     exporter = KerasExporter(export)
     layers = [exporter.layer(spec) for spec in export.layers]

@@ -271,7 +271,7 @@ class RecurrentDirection(Signal):
     tensors
         Weights in native gate order, by native name without layer and direction.
     stored
-        `Stored` entries of the weights, with the same native names.
+        `TensorSource` entries of the weights, with the same native names.
     input_states
         States (``h``, ``c``) that are inputs of the graph.
     ambiguous_parameters
