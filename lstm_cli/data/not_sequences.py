@@ -147,8 +147,8 @@ def refuse_variables(names: Sequence[Dataset], group: Group, options: DataOption
         expected="one array of inputs",
         found=", ".join(f"{dataset.path} {dataset.shape}" for dataset in names[:MAX_LISTED]),
         where=options.places(group.where),
-        hint=f"in a config, data.inputs: {quote_yaml(names[0].path)} takes one of them; "
-        "data.layout: groups takes each for a sequence; "
+        hint=f"in a config, data.inputs: {quote_yaml(names[0].path)} reads one of them; "
+        "data.layout: groups reads each as a sequence; "
         f"{series_command(group.file, f'a = [{arrays}]', 'np.hstack(a)')}",
     )
 

@@ -358,7 +358,7 @@ def series_command(file: str, read: str, array: str) -> str:
         f'h5py.File({python_string(copy)}, "w")["inputs"] = {array}'
     )
     return (
-        f"python -c {quote(code)} writes {quote(copy)}: one series (T, D); `lengths` (N,) beside "
+        f"python -c {quote(code)} writes {quote(copy)}: one series (T, D); `lengths` (N,) next to "
         "it divide it into sequences"
     )
 

@@ -397,7 +397,7 @@ def _() -> None:
 @case("lstm-cli data {}", "run c.yaml x.h5 --set data.inputs=zzz", do="lstm-cli data x.h5", shows="/frames")
 @case("in a config, {} names the inputs", "run one.yaml line.h5", do="--set data.inputs=second")
 @case("in a config, {} names the inputs", "run c.yaml only.h5", do="--set data.inputs=frames")
-@case("in a config, data.lengths names them", "run c.yaml x.h5 --set data.inputs=rows --set data.layout=concatenated", do="--set data.lengths=number")
+@case("in a config, data.lengths names the lengths", "run c.yaml x.h5 --set data.inputs=rows --set data.layout=concatenated", do="--set data.lengths=number")
 @case("--set data.{}=null", "run c.yaml x.h5 --set data.inputs=rows --set data.lengths=number --set data.mask=number")
 @case("--set data.layout=concatenated", "run c.yaml x.h5 --set data.inputs=rows --set data.lengths=number --set data.layout=series")
 @case("data.layout: {}", lambda: _opened("dens"), do=lambda: _opened("dense"))
@@ -1225,7 +1225,7 @@ ELSEWHERE = {
     "in Python, h5py.File({})[{}][:] reads the outputs": "cli/test_data.py::test_results",
     "; lstm-cli run CONFIG DATA --state {} begins with these states": "cli/test_data.py::test_results",
     "in Python, h5py.File({})[{}][:] reads one of them": "cli/test_data.py::test_gates",
-    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_not_sequences.py::test_variables_are_no_sequences",
+    "in a config, data.inputs: {} reads one of them; data.layout: groups reads each as a sequence; {}": "unit/data/test_not_sequences.py::test_variables_are_no_sequences",
     "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_not_sequences.py::test_series",
     "{}; in a config, units: {} and train.class_weights: {{}: 0} keep that class from being learned": "cli/test_data.py::test_what_to_do_works",
     "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small chunks": "unit/hdf5/test_dataset.py::test_chunks_that_cannot_be_kept",

@@ -133,9 +133,9 @@ def _lengths(
     if lengths is None:
         raise DataError(
             f"nothing says where the sequences of {inputs.where} begin",
-            expected="lengths (N,) or offsets (N + 1,) beside inputs (sum T, D)",
+            expected="lengths (N,) or offsets (N + 1,) for inputs (sum T, D)",
             where=options.places(group.where),
-            hint="in a config, data.lengths names them",
+            hint="in a config, data.lengths names the lengths",
         )
     return lengths, table
 

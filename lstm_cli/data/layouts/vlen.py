@@ -51,7 +51,7 @@ class UnknownFeaturesError(DataError):
         low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
         super().__init__(
             f"nothing says how many features a step of {inputs.where} has",
-            expected="an attribute `features` on the dataset, lengths beside it, "
+            expected="an attribute `features` on the dataset, a dataset of lengths, "
             "or model.input_size in a config",
             found=f"rows of {low} to {counted(high, 'value')}, all multiples of {common}",
             where=options.places(inputs.where),

@@ -22,7 +22,7 @@ from lstm_cli.formats.keras.options import LayerOptions, printable
 
 MAX_TRIALS = 20_000
 MAX_UNPLACED_LAYERS = 100
-"""Number of layers up to which orders are searched."""
+"""Largest number of layers whose orders are searched."""
 ORDER_INDEPENDENT = (
     "InputLayer",
     "Dropout",
@@ -216,7 +216,7 @@ def _order_note(chain: Sequence[UnplacedLayer], why: str | None) -> list[str]:
     ]
     if why is None or len(weighted) < 2:
         return []
-    return [f"the layers are taken to run one after the other, each once: {_names(weighted)}; "
+    return [f"the layers are assumed to run one after the other, each once: {_names(weighted)}; "
             f"the order is {why}"]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from lstm_cli.formats.keras.options import DEFAULTS, Release, printable_value
 
 MAX_PROBLEMS = 20
 MAX_IDENTITY_VALUES = 64 << 20
-"""Values in all identity matrices together that replace activation layers."""
+"""Largest number of values in all identity matrices that replace activation layers."""
 INPUT_SHAPE_KEYS = ("batch_shape", "batch_input_shape")
 """Keys of the input's shape in Keras 3 and in Keras 2."""
 TRAINING_ONLY = {

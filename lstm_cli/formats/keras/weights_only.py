@@ -131,7 +131,7 @@ def _stem(path: str) -> str:
 
 
 def _layer_at(tree: Hdf5Tree, path: str, listed: bool, place: int) -> UnplacedLayer:
-    """Layer whose variables stand under a path."""
+    """Layer whose variables are below a path."""
     stem, shape = _stem(path), tree.shape
     if f"{path}/forward_layer/cell/vars/0" in tree:
         inner = [_recurrent(shape, f"{path}/{d}_layer/cell/vars/") for d in ("forward", "backward")]

@@ -37,7 +37,7 @@ NAMES_PER_ATTRIBUTE = 500
 DATE = (1980, 1, 1, 0, 0, 0)
 MASKING_NOTE = (
     "sequences of different lengths: the model computes all steps; Keras needs a Masking layer "
-    "in front, or batches of one length"
+    "before the first layer, or batches of one length"
 )
 WEIGHTS_ONLY_NOTE = (
     "a .weights.h5 holds no layers and no activations: load_weights wants a model of the same "

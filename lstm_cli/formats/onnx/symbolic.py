@@ -32,7 +32,7 @@ Axis: TypeAlias = "tuple[str, ...]"
 FEATURES = "f"
 
 MAX_FEATURES = 1 << 22
-"""Features of the widest value; only wrong or hostile files have more."""
+"""Largest number of features of a value. Only wrong or hostile files exceed it."""
 
 
 class UnsupportedError(ValueError):

@@ -258,7 +258,7 @@ def _refuse_ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoRet
 
 
 _WRITERS = {
-    "slots": "today's writer: matrices were read by their slot, not by their label",
+    "slots": "today's writer: each matrix is read by its slot, not by its label",
     "labels": "the older writer: each matrix is read by its label",
 }
 

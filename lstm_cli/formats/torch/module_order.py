@@ -101,14 +101,14 @@ def _order_by_config(
     orders = search.orders()
     as_listed = next((one for one in orders if one.modules == tuple(modules)), None)
     if stored and as_listed is not None:
-        note = f"the file's order is taken, though others fit the config: {_chain_text(modules)}"
+        note = f"the file's order is used, though others fit the config: {_chain_text(modules)}"
         return replace(as_listed, note=note) if len(orders) > 1 else as_listed
     if len(orders) > 1 or not search.complete:
         pairs = [(a, b) for a, b in zip(*(o.modules for o in orders[:2]), strict=True) if a != b]
         names = " and ".join(printable(module.name) for module in pairs[0]) if pairs else "several"
         raise WeightsError(
             f"{names} are alike: no name tells which runs first",
-            expected="names or sizes that tell which layer of the config each is",
+            expected="names or sizes that assign each module to one layer of the config",
             where=source,
             hint="a .pt file of torch.save keeps the modules' order",
         )
@@ -276,7 +276,7 @@ def _decided_order(
     if order is None:
         raise WeightsError(
             f"the sizes of {len(modules)} modules fit in more than one order",
-            expected="sizes, or numbers in the names, that tell one order",
+            expected="sizes, or numbers in the names, that fit one order only",
             found="; ".join(_chain_text(one.modules) for one in orders[:3]),
             where=source,
             hint=_order_hint(orders, complete),

@@ -218,7 +218,7 @@ def test_a_bad_value_is_placed_in_its_group(write):
 
 
 class TestNotes:
-    """Datasets that might be taken for targets, but were not, are told of."""
+    """Datasets that may be targets, but are not read, are noted."""
 
     X = np.random.default_rng(1).normal(size=(3, 4, 2))
 
@@ -231,7 +231,7 @@ class TestNotes:
     def test_text(self, write):
         path = write(inputs=self.X, targets=["cat", "dog", "cat"])
         assert self.notes(path) == (
-            f"{path}:/targets holds text, not numbers: not taken for targets",
+            f"{path}:/targets holds text, not numbers: not read as targets",
         )
 
     def test_complex(self, write):
@@ -281,9 +281,7 @@ class TestNotes:
         assert "data.targets: classes reads them" in note
         with open_data([path := write("v.h5", inputs=self.X, label=[b"a", b"b", b"a"])]) as data:
             assert data.targets is None
-        assert self.notes(path) == (
-            f"{path}:/label holds text, not numbers: not taken for targets",
-        )
+        assert self.notes(path) == (f"{path}:/label holds text, not numbers: not read as targets",)
 
     def test_text_under_a_usual_name_beside_several_arrays(self, write):
         path = write(features=[b"a", b"b"], one=self.X, two=self.X)
@@ -294,7 +292,7 @@ class TestNotes:
 
     def test_several_targets(self, write):
         (note,) = self.notes(write(inputs=self.X, targets=np.zeros(3), y=np.zeros(3)))
-        assert "/y: may be targets too, but targets is taken; data.targets: y takes it" in note
+        assert "/y: may be targets too, but targets is read; data.targets: y reads it" in note
 
     def test_what_stands_beside_groups(self, write):
         parts = {f"s{n}__inputs": self.X[n] for n in range(3)}

@@ -161,7 +161,7 @@ def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
     found = registry.read(tmp_path / "w.pt", ReadOptions(layers=layers))
     assert order_of(found) == ["b", "a"]
-    assert "file's order is taken, though others fit" in found.notes[0]
+    assert "file's order is used, though others fit" in found.notes[0]
 
 
 @pytest.mark.parametrize(
