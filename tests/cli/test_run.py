@@ -315,7 +315,7 @@ def test_states_that_an_onnx_model_is_not_fed(direction, lstm, tmp_path):
         outcome = lstm("run", path, tmp_path / "d.h5", *arguments)
         assert outcome.code == 0, outcome.err
         words = " ".join(outcome.err.split())
-        assert "no initial_c that is fed: its c (layer 0) begins with 0" in words
+        assert "no input initial_c: its c (layer 0) begins with 0" in words
         assert "laid out as (T, 1, N, 3)" in words
         found, _ = read(tmp_path / "o.h5")
         np.testing.assert_allclose(found["outputs"], expected, rtol=0, atol=1e-6)

@@ -509,7 +509,7 @@ def test_a_label_beside_data_and_a_text_beside_values(lstm, tmp_path):
     outcome = lstm("run", config, data, "--json", *ENGINE)
     assert outcome.json["metrics"] == {}
     (note,) = outcome.json["notes"]
-    assert "data.targets: label takes them" in note
+    assert "data.targets: label reads them" in note
     outcome = lstm("run", config, data, "--set", "data.targets=label", "--json", *ENGINE)
     assert "accuracy" in outcome.json["metrics"]
     data = file(tmp_path / "d.h5", features=[b"a", b"b", b"c"], values=X)
