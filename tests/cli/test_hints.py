@@ -1176,7 +1176,7 @@ ELSEWHERE = {
     "--tmva-order {}": "cli/test_config_beside.py::test_the_readers_options_stand_in_the_command",
     "--set {}.alpha={}": "cli/test_config_beside.py::test_no_second_opinion",
     "to run {}: lstm-cli run CONFIG DATA --weights {}": (
-        "cli/test_convert.py::test_weights_whose_order_a_config_tells"
+        "cli/test_convert.py::test_weights_whose_layer_order_needs_a_config"
     ),
     "--set train.normalize=false": "cli/test_normalization.py::test_flatten_first",
     "a native file keeps it: name a DST that ends in .safetensors": (
