@@ -251,7 +251,7 @@ def test_operators_of_onnx_with_and_without_b(kind: str, operands: Any, tmp_path
     back = registry.read(path)
     assert flags(back) == [operands != ("", ""), False]
     close(outputs_of_file(back, x.swapaxes(0, 1)).swapaxes(0, 1), session.run(None, {"x": x})[0])
-    said = [note for note in back.notes if "has no bias beside one that has: there it is 0" in note]
+    said = [note for note in back.notes if "its bias is read as 0" in note]
     assert len(said) == (len(set(operands)) - 1)
 
 
