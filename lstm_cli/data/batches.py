@@ -94,7 +94,7 @@ class FileLayouts:
         return sequences
 
     def step_ranges(self, numbers: Indices) -> tuple[Indices, Indices]:
-        """(n,) first and last step of the sequence in each window, including its targets."""
+        """(n,) first and last step that each window uses, targets included."""
         first = np.zeros(len(numbers), np.int64)
         files = self.file_of(numbers)
         reach = 0
@@ -181,7 +181,8 @@ class SequencesInFiles:
             if y is None:
                 # The values tell the shape of one target if (N, T) could also be (N, K).
                 y = np.zeros((*rows, *values.shape[len(rows) :]), values.dtype)
-            y = y.astype(np.result_type(y, values), copy=False)  # another file may be wider
+            # The targets of another file may have a wider dtype.
+            y = y.astype(np.result_type(y, values), copy=False)
             y[(run.rows, slice(0, T)) if self.per_step else run.rows] = values
             nbytes += more
         return y if y is None or back is None else y[back], nbytes
@@ -289,7 +290,8 @@ MEMORY_BYTES = 256 << 20
 VALUE_BYTES = 8
 """Bytes counted for a value of any dtype.
 
-Data in memory have another order of batches, which must not depend on the dtype.
+Batches of data in memory have another order than batches from files. That order must not depend
+on the dtype.
 """
 
 PIECE_SEQUENCES = 1024

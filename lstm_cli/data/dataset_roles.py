@@ -161,7 +161,7 @@ def _member_summary(group: Group, name: str) -> str | None:
 
 
 AS_CLASSES = (
-    "np.unique(texts, return_inverse=True) in Python gives the classes, and an index for each"
+    "in Python, np.unique(texts, return_inverse=True) gives the classes, and the index of each text"
 )
 """Hint for targets that are text."""
 

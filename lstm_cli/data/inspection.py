@@ -413,13 +413,13 @@ def _suggestion(groups: list[GroupReport], keys: dict[str, str]) -> str:
     group = groups[0]
     size = str(group.features)
     if group.features is None:
-        size = f"{group.candidates[-1]}  # or another that divides every row"
+        size = f"{group.candidates[-1]}  # or another divisor of all row sizes"
     lines = ["model:", f"  input_size: {size}", "  layers:"]
     targets = None if group.targets is None else group.targets.resolve(True)
     if group.targets is not None and group.targets.per_step is None:
         units = (*group.targets.shape, 1)[0]
-        lines.append(f"    # taken as one a step; return_sequences: false and units: {units} take")
-        lines.append(f"    # them as {units} a sequence")
+        lines.append("    # the targets are read as one per step; to read them as")
+        lines.append(f"    # {units} per sequence: return_sequences: false and units: {units}")
     sequences = str(targets is not None and targets.per_step is True).lower()
     lines.append(f"    - {{type: lstm, hidden_size: 100, return_sequences: {sequences}}}")
     loss = "mse"

@@ -60,7 +60,8 @@ def starts_of(lengths: Lengths) -> Lengths:
 def whole_numbers(values: Array, name: str, places: Sequence[str]) -> Lengths:
     """`values` as int64; DataError if a value is not a whole number."""
     if values.dtype.kind == "f":
-        exact = 2.0 ** (np.finfo(values.dtype).nmant + 1)  # beyond, neighbors round to one number
+        # Above this limit, neighboring integers round to the same number.
+        exact = 2.0 ** (np.finfo(values.dtype).nmant + 1)
         wrong = ~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) >= exact)
     else:
         wrong = values > np.iinfo(np.int64).max
@@ -89,7 +90,7 @@ def check_lengths(lengths: Lengths, name: str, places: Sequence[str], maximum: i
         n = int(np.argmax(lengths > maximum))
         raise DataError(
             f"sequence {n} has length {lengths[n]}, but there are {counted(maximum, 'step')}",
-            expected=f"at maximum {maximum}",
+            expected=f"at most {maximum}",
             found=f"{lengths[n]} in {name}",
             where=places,
         )
@@ -341,11 +342,11 @@ def _holes_error(mask_steps: ValidSteps, arrays: PaddedArrays, options: DataOpti
     )
     return DataError(
         f"the mask of sequence {n} has a hole at step {step}",
-        expected=f"{ORDER}; a step between valid ones is valid too",
+        expected=f"{ORDER}; every step between valid steps is valid too",
         found=f"{_share(mask_steps.holes)} with steps left out between valid ones{front}",
         where=options.places(mask_steps.dataset.where),
-        hint=f"fill those steps in and set the mask to 1 there; or, if the steps around them may "
-        f"become neighbors, {padding_last_command(mask_steps.dataset, arrays)}",
+        hint=f"fill in the missing steps and set the mask to 1 there; or, if the steps around "
+        f"them may become neighbors, {padding_last_command(mask_steps.dataset, arrays)}",
     )
 
 

@@ -69,10 +69,10 @@ def refuse_foreign_content(group: Group, options: DataOptions) -> None:
     """Raise `NotSequencesError` for content of Keras, pandas, PyTables and anndata."""
     if group.path == "/" and is_keras_network(group):
         raise NotSequencesError(
-            f"{group.file} holds a network of Keras, and no sequences",
+            f"{group.file} holds a Keras network, not sequences",
             expected="an HDF5 file with sequences as DATA",
             where=group.where,
-            hint=f"it stands in the place of CONFIG: lstm-cli inspect-shapes {quote(group.file)}",
+            hint=f"give the file as CONFIG: lstm-cli inspect-shapes {quote(group.file)}",
         )
     tables = list(islice(_tables(group), MAX_MEMBERS))
     if tables and isinstance(tables[0], Dataset):
@@ -143,12 +143,12 @@ def refuse_variables(names: Sequence[Dataset], group: Group, options: DataOption
         return
     arrays = ", ".join(f"f[{python_string(dataset.path)}][:]" for dataset in names)
     raise NotSequencesError(
-        f"{group.where} holds several variables of NetCDF: nothing says which are the inputs",
+        f"{group.where} holds several NetCDF variables, and nothing says which are the inputs",
         expected="one array of inputs",
         found=", ".join(f"{dataset.path} {dataset.shape}" for dataset in names[:MAX_LISTED]),
         where=options.places(group.where),
-        hint=f"in a config, data.inputs: {quote_yaml(names[0].path)} takes one of them; "
-        "data.layout: groups takes each for a sequence; "
+        hint=f"in a config, data.inputs: {quote_yaml(names[0].path)} reads one of them; "
+        "data.layout: groups reads each as a sequence; "
         f"{series_command(group.file, f'a = [{arrays}]', 'np.hstack(a)')}",
     )
 
@@ -158,8 +158,8 @@ def netcdf_notes(group: Group, inputs: Dataset) -> Iterator[str]:
     packed = [name for name in ("scale_factor", "add_offset") if inputs.attribute(name) is not None]
     if packed:
         yield (
-            f"{inputs.where} is packed: its {' and '.join(packed)} are not applied, the numbers "
-            "are read as stored"
+            f"{inputs.where} is packed: the numbers are read as stored, without "
+            f"{' and '.join(packed)}"
         )
     time = next((s for n in ("time", "Time", "t") if (s := group.dataset(n)) is not None), None)
     if (
@@ -171,8 +171,8 @@ def netcdf_notes(group: Group, inputs: Dataset) -> Iterator[str]:
         return
     if time.shape[0] not in inputs.shape[1:]:
         yield (
-            f"{inputs.where} {inputs.shape} has {time.path} for its first axis, which is taken "
-            f"for sequences; as one series (T, D) it would be reshaped to {time.shape[0]} rows"
+            f"the first axis of {inputs.where} {inputs.shape} is {time.path}, but is read as "
+            f"sequences; reshape the array to {time.shape[0]} rows for one series (T, D)"
         )
 
 

@@ -337,7 +337,7 @@ class StateReader:
         if self.not_finite is None and not finite.all():
             place = f"{self._file.group.where.rstrip('/')}/{name}"
             row = first + int(np.argmin(finite))
-            self.not_finite = f"{place} holds NaN or infinity, in sequence {row} say"
+            self.not_finite = f"{place} holds NaN or infinity, for example in sequence {row}"
 
     def close(self) -> None:
         """Close the file."""
@@ -385,7 +385,7 @@ def read_arrays(argument: str, selects: Callable[[str], bool]) -> dict[str, Arra
     Parameters
     ----------
     selects
-        Tells by the path whether a dataset is read.
+        Function of the path: true for a dataset that is read.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from lstm_cli.data.types import Array
 from lstm_cli.errors import DataError, UsageError, counted
 
 HOLD_OUT_STREAM = 1
-"""Second word of the generator's counter. Dropout has 0 there; the third word is 0."""
+"""Second word of the generator's counter in `hold_out`. Dropout has 0 there."""
 
 
 def hold_out(
@@ -91,7 +91,9 @@ def require_same_form(
     infos = [one.targets for one in (dataset, validation) if one.targets is not None]
     placements = [info.per_step for info in infos if info.per_step is not None]
     if len(set(placements)) > 1:
-        first, second = ("one a step" if per_step else "one a sequence" for per_step in placements)
+        first, second = (
+            "one per step" if per_step else "one per sequence" for per_step in placements
+        )
         raise _difference_error(dataset, validation, "targets", first, second)
 
 
@@ -130,9 +132,9 @@ def _empty_side_error(dataset: SequenceData, share: float, held_out: int, N: int
         hint = f"--set train.validation={(N - 1) / N:.9g}"
     return DataError(
         f"a share of {share:g} of {N} sequence{'' if N == 1 else 's'} leaves "
-        + ("none to learn from" if held_out else "none for validation"),
-        expected="at least one on either side",
-        found=f"{N - held_out} to learn from, {held_out} held out",
+        + ("none for training" if held_out else "none for validation"),
+        expected="at least one for training and one for validation",
+        found=f"{N - held_out} for training, {held_out} held out",
         where=dataset.input_names,
         hint=hint,
     )

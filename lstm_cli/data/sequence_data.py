@@ -522,9 +522,9 @@ def _require_one_placement(layouts: Sequence[SequenceLayout], options: DataOptio
     by_sequence = [info.name for info in infos if info.per_step is False]
     if by_step and by_sequence:
         raise DataError(
-            "the files differ in targets: one a step in some, one a sequence in others",
-            expected=f"one a step, as in {by_step[0]}",
-            found=f"one a sequence in {by_sequence[0]}",
+            "the files differ in targets: one per step in some, one per sequence in others",
+            expected=f"one per step, as in {by_step[0]}",
+            found=f"one per sequence in {by_sequence[0]}",
             where=options.places(by_step[0], by_sequence[0]),
             hint="run the files one at a time",
         )

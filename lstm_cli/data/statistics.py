@@ -250,7 +250,7 @@ USUALLY_IGNORED = frozenset((9, 99, 127, 255, 999, 9999, 32767, 65535))
 """Class indices that usually mark targets to ignore."""
 
 LABEL_GAP = 10
-"""Smallest distance of a label above all others that looks like a mark to ignore."""
+"""A label that exceeds all others by more than this seems to mark targets to ignore."""
 
 
 MAX_CLASSES = 1000

@@ -76,20 +76,20 @@ def _group_notes(group: Group, layout: SequenceLayout, options: DataOptions) -> 
     else:
         texts = [one for one in unread if one.text and _last_name(one) not in OTHER_ROLES]
         yield from (
-            f"{one.where} holds text, not numbers: not taken for targets"
+            f"{one.where} holds text, not numbers: not read as targets"
             for one in texts
             if options.targets is None and _resembles_targets(one, layout)
         )
     if twins:
         yield (
-            f"{_listed(twins)}: of the same form as {layout.inputs}, but not read; "
+            f"{_listed(twins)}: shaped like {layout.inputs}, but not read; "
             f"data.inputs names the dataset to read"
         )
     if labels and options.targets is None:
-        but = "not read" if layout.targets is None else f"{layout.targets.info.name} is taken"
+        but = "not read" if layout.targets is None else f"{layout.targets.info.name} is read"
         yield (
             f"{_listed(labels)}: may be targets{'' if layout.targets is None else ' too'}, but "
-            f"{but}; data.targets: {quote_yaml(_last_name(labels[0]))} takes them"
+            f"{but}; data.targets: {quote_yaml(_last_name(labels[0]))} reads them"
         )
 
 
@@ -100,7 +100,7 @@ def _unread_inputs_notes(group: Group, used: dict[str, str], options: DataOption
         if member is not None and member.path in used:
             return
         if member is not None and not member.numeric:
-            yield f"{member.where} holds {type_name(member)}, not numbers: not taken for inputs"
+            yield f"{member.where} holds {type_name(member)}, not numbers: not read as inputs"
 
 
 def _unread_targets_notes(
@@ -123,8 +123,8 @@ def _unread_targets_notes(
             continue
         if targets is not None:
             if first_name is not None:
-                notes[name] = f"{_where(member)}: may be targets too, but {first_name} is taken"
-                notes[name] += f"; data.targets: {quote_yaml(name)} takes it instead"
+                notes[name] = f"{_where(member)}: may be targets too, but {first_name} is read"
+                notes[name] += f"; data.targets: {quote_yaml(name)} reads it instead"
             first_name = first_name or name
             notes.pop("labels", None)
         elif first_name is not None:
@@ -138,7 +138,7 @@ def _unread_targets_notes(
             where = group.where.rstrip("/")
             notes[name] = f"{where}/{name} is a link to {path}, which is missing"
     for note in notes.values():
-        yield note if "data.targets" in note else f"{note}: not taken for targets"
+        yield note if "data.targets" in note else f"{note}: not read as targets"
 
 
 def _where(member: Group | Dataset | None) -> str:
@@ -194,7 +194,7 @@ def _other_group_notes(group: Group, options: DataOptions) -> Iterator[str]:
     if subgroups:
         names = ", ".join(one.where for one in subgroups[:MAX_LISTED])
         more = f" and {len(subgroups) - MAX_LISTED} more" if len(subgroups) > MAX_LISTED else ""
-        yield f"{names}{more}: more sequences, which are not read; DATA names a group"
+        yield f"{names}{more}: more sequences, which are not read; FILE:/group as DATA reads them"
 
 
 def _last_name(dataset: Group | Dataset) -> str:

@@ -210,7 +210,7 @@ class Windows:
     def targets_origin(self) -> str | None:
         """Origin of the targets in words; None for a dataset of targets per step."""
         if isinstance(self.targets, SequenceTargets):
-            return "one a sequence"
+            return "one per sequence"
         if isinstance(self.targets, StepTargets) and isinstance(
             self.targets.steps, InputsAsTargets
         ):
@@ -233,20 +233,19 @@ class Windows:
             name = "" if names is None else f" ({names[n]})"
             notes.append(
                 f"{len(short)} of {counted(len(lengths), 'sequence')} of {self._location} "
-                f"{'is' if len(short) == 1 else 'are'} shorter "
-                f"than a window of {counted(window.length, 'step')} and give none: first sequence "
-                f"{n}{name} with {lengths[n]}"
+                f"{'is' if len(short) == 1 else 'are'} shorter than a window of "
+                f"{counted(window.length, 'step')} and not used: the first is sequence {n}{name}, "
+                f"of {counted(lengths[n], 'step')}"
             )
-        if targets is not None and self.targets_origin == "one a sequence":
+        if targets is not None and self.targets_origin == "one per sequence":
             notes.append(
-                f"targets {targets.info.name} are one a sequence: each window takes its "
-                "sequence's, whatever data.window.horizon says"
+                f"targets {targets.info.name} are one per sequence: each window has the target of "
+                "its sequence, and data.window.horizon has no effect"
             )
         elif self.targets_origin == "the inputs themselves":
             notes.append(
-                f"{self._location} holds no targets: what a window predicts are the inputs "
-                f"themselves, {window.horizon} {'step' if window.horizon == 1 else 'steps'} after "
-                "its last one"
+                f"{self._location} holds no targets: a window predicts the inputs themselves, "
+                f"{counted(window.horizon, 'step')} after its last step"
             )
         return tuple(notes)
 
@@ -424,7 +423,7 @@ def _targets(
     if targets is not None and targets.info.per_step is False:
         if window.predict > 1:
             raise DataError(
-                f"data.window.predict is {window.predict}, but the targets are one a sequence",
+                f"data.window.predict is {window.predict}, but the targets are one per sequence",
                 expected="targets for each step, or predict: 1",
                 found=targets.info.name,
                 where=options.places(targets.info.name),

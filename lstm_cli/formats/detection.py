@@ -70,7 +70,7 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 
 def _safetensors_format(path: Path) -> str:
-    """Native or PyTorch; a malformed file goes to the native codec, which reports its error."""
+    """Native or PyTorch. A malformed file counts as native: the native reader reports the error."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER_BYTES:
@@ -86,7 +86,7 @@ def _safetensors_format(path: Path) -> str:
         return "native"
     if "config" in metadata or not all(_NATIVE_NAME.fullmatch(name) for name in header):
         return "native" if "config" in metadata else "pytorch"
-    # A ModuleList called `layers` has native names, but PyTorch signs its files.
+    # A ModuleList called `layers` has native names, but a file of PyTorch states format: pt.
     return (
         "pytorch"
         if metadata.get("format") == "pt" and not _has_native_only_names(header)

@@ -43,7 +43,7 @@ class ReadOptions:
 
     @property
     def selecting(self) -> str | None:
-        """Name of the first option that takes a part of a state dict; None: none does."""
+        """Name of the first option that selects a part of a state dict; None without one."""
         values = {"prefix": self.prefix, "only": self.only, "ignore": self.ignore}
         return next((name for name, value in values.items() if value), None)
 
@@ -61,7 +61,7 @@ def parse_name_patterns(value: str | Iterable[str] | None, name: str) -> tuple[s
     parts = value.split(",") if isinstance(value, str) else value
     try:
         items: tuple[object, ...] = tuple(parts)
-    except TypeError:  # a scalar array has __iter__, and cannot be iterated
+    except TypeError:  # a scalar array has __iter__, but iteration fails
         items = (parts,)
     texts = tuple(one.strip() for one in items if isinstance(one, str))
     if len(texts) != len(items) or not all(texts) or not texts:

@@ -103,7 +103,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         raise WeightsError(
             f"{path} is not a zip archive that can be read",
             found=problem,
-            hint="the file may be cut short: copy it, or save it, again",
+            hint="the file may be truncated: copy or save it again",
         ) from None
     try:
         _check_members(archive, path)
@@ -123,7 +123,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     for member in members:
         pure = PurePosixPath(member.filename.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0:1]:
-            raise _refused(path, f"the member {member.filename!r} leads outside it")
+            raise _refused(path, f"the member {member.filename!r} leads outside the archive")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise _refused(path, f"the member {member.filename!r} is a symbolic link")
         if member.flag_bits & 1:
@@ -133,7 +133,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
                 path,
                 f"the member {member.filename!r} unpacks "
                 f"{counted(member.compress_size, 'byte', grouped=True)} to "
-                f"{member.file_size:,}",
+                f"{counted(member.file_size, 'byte', grouped=True)}",
             )
 
 
@@ -167,5 +167,7 @@ def member_bytes(archive: zipfile.ZipFile, name: str, limit: int | None = None) 
 
 def _refused(path: str | Path, why: str) -> WeightsError:
     return WeightsError(
-        f"the archive {path} is refused", found=why, hint="save the weights anew where they are"
+        f"the archive {path} is refused",
+        found=why,
+        hint="save the weights again with the program that wrote the file",
     )

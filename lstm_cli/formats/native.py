@@ -142,7 +142,7 @@ def _array(path: Path, name: str, entry: Mapping[str, Any], codes: Mapping[str, 
 def parse_header(
     data: bytes, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
-    """Header of a safetensors file: JSON behind its length, 8 bytes little-endian.
+    """Header of a safetensors file: JSON after its length, which is 8 bytes little-endian.
 
     Parameters
     ----------
@@ -237,6 +237,6 @@ def read_network(path: Path, options: ReadOptions) -> Imported:
 
 
 def write_network(path: Path, export: Export) -> tuple[str, ...]:
-    """Write a native file; there are never notes, as it holds all of a network."""
+    """Write a native file. A native file holds all of a network, so no notes are returned."""
     write(path, export.tensors, export.config)
     return ()

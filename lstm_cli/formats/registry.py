@@ -135,7 +135,7 @@ def read(path: str | Path, options: ReadOptions | None = None) -> Imported:
     format = format_of(path, options)
     if options.selecting is not None and format.name != "pytorch":
         raise UsageError(
-            f"--{options.selecting} is for state dicts, whose tensors have names of their own",
+            f"--{options.selecting} selects tensors of a state dict only",
             expected="a state dict (PyTorch)",
             found=f"{path}: {format.title}",
             hint=f"leave --{options.selecting} out: {format.title} files are read whole",
@@ -172,15 +172,15 @@ def detect_format(path: Path) -> Format:
     titles = ", ".join(f"{f.title} ({', '.join(f.suffixes)})" for f in FORMATS.values())
     if name is None and path.suffix.lower() in (".yaml", ".yml"):
         raise WeightsError(
-            f"{path} is a config by its name, and a weights file is needed",
+            f"{path} is by its name a config, not a weights file",
             expected=f"one of {titles}",
-            hint=f"convert and compare take it beside the weights, as --config {quote(path)}",
+            hint=f"convert and compare take a config as --config {quote(path)}",
         )
     if name is None:
         raise WeightsError(
-            f"{path} is no weights file of a known format",
+            f"{path} is not a weights file of a known format",
             expected=f"one of {titles}",
-            hint="--from says which it is, where it is one",
+            hint="if the file has one of these formats, --from FORMAT names the format",
         )
     return FORMATS[name]
 

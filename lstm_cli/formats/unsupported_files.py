@@ -24,14 +24,14 @@ from lstm_cli.formats.torch.refused_objects import weights_file_name
 MAX_JSON_BYTES = 16 << 20
 MAX_FOLDER_ENTRIES = 10_000
 
-_SAVE_KERAS = "save the Keras model that it was made from: model.save('model.keras')"
+_SAVE_KERAS = "save the original Keras model: model.save('model.keras')"
 _SAVE_ANY = (
-    "save the model that it was made from, in Keras with model.save('model.keras'), in PyTorch "
-    "with torch.save(model.state_dict(), 'model.pt'), or as ONNX"
+    "save the original model: in Keras with model.save('model.keras'), in PyTorch with "
+    "torch.save(model.state_dict(), 'model.pt'), or as ONNX"
 )
 _DATA_HINT = "the config comes first, then the data, which are HDF5: lstm-cli run CONFIG DATA.h5"
-_UNPACK = "unpack it, and name the file in it that holds the weights"
-_DOWNLOAD = "download the file itself: this is a page or a pointer in its place"
+_UNPACK = "unpack the archive, and name the file with the weights"
+_DOWNLOAD = "download the weights file itself: this file is only a page or a pointer"
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,16 @@ def _folder(path: Path) -> FileKind | None:
     if ".zgroup" in names or "zarr.json" in names:
         return FileKind("a Zarr store", _DATA_HINT)
     if "data.pkl" in names and "data" in names:
-        hint = "zip the folder again: torch.save's file is a zip archive of it"
+        hint = "zip the folder again: torch.save writes a zip archive"
         return FileKind("an unpacked file of torch.save", hint)
     if {"model.safetensors", "config.yaml"} <= names:
         best = quote(path / "model.safetensors")
-        return FileKind("the folder of a training run", f"name the network in it: {best}")
+        return FileKind("the folder of a training run", f"name the network in the folder: {best}")
     weights = [
         n for n in sorted(names) if n.endswith((".safetensors", ".bin", ".pt", ".keras", ".onnx"))
     ]
     if weights and not any(name.endswith((".yaml", ".yml")) for name in names):
-        return FileKind("a folder", f"name the file in it: {quote(path / weights[0])}")
+        return FileKind("a folder", f"name the file in the folder: {quote(path / weights[0])}")
     return None
 
 
@@ -173,7 +173,7 @@ def _zip(path: Path) -> FileKind | None:
     if names and all(name.endswith(".npy") for name in names):
         return FileKind(
             "a NumPy archive (.npz)",
-            "where its arrays have the names of a state dict: import numpy; from safetensors.numpy "
+            "if the arrays have the names of a state dict: import numpy; from safetensors.numpy "
             f"import save_file; save_file(dict(numpy.load({str(path)!r})), "
             f"{str(path.with_suffix('.safetensors'))!r})",
         )
@@ -183,11 +183,11 @@ def _zip(path: Path) -> FileKind | None:
         command = (
             f"torch.save(torch.export.load({str(path)!r}).state_dict, {weights_file_name(path)!r})"
         )
-        return FileKind("a program of torch.export", command)
+        return FileKind("a torch.export program", command)
     if "coremldata.bin" in last or any(".mlpackage/" in name for name in names):
         return FileKind("a zip archive of a Core ML model", _SAVE_ANY)
     if "[Content_Types].xml" in names:
-        return FileKind("a document of an office program", _DATA_HINT)
+        return FileKind("an office document", _DATA_HINT)
     return _archive_of_files(names, "a zip archive") if "config.json" not in names else None
 
 
@@ -195,7 +195,7 @@ def _archive_of_files(names: Iterable[str], what: str) -> FileKind:
     """Archive of other files; the hint names the first one that may hold a network."""
     endings = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".h5", ".onnx", ".bin", ".xml")
     inside = next((name for name in names if name.lower().endswith(endings)), None)
-    return FileKind(what, f"unpack it, and name {inside} in it" if inside else _UNPACK)
+    return FileKind(what, f"unpack the archive, and name {inside}" if inside else _UNPACK)
 
 
 def _gzip(path: Path) -> FileKind:
@@ -229,7 +229,7 @@ def _pickle(head: bytes, path: Path) -> FileKind | None:
     for package in (b"joblib", b"sklearn", b"pandas", b"numpy"):
         if re.search(rb"\b" + package + rb"[.\w]*\n|[\x8c\x8d].{1,8}?" + package, head, re.DOTALL):
             name = package.decode()
-            return FileKind(f"a Python pickle of {name}'s objects", _pickle_code(path, name))
+            return FileKind(f"a Python pickle of {name} objects", _pickle_code(path, name))
     return None
 
 
@@ -238,10 +238,10 @@ def _pickle_code(path: Path, package: str) -> str:
     if package == "joblib":
         load = f"joblib; found = joblib.load({str(path)!r})"
     return (
-        "in Python, where it is a dict of arrays with the names of a state dict: import "
+        "in Python, if the file holds a dict of arrays with the names of a state dict: import "
         f"{load}; from safetensors.numpy import save_file; "
-        f"save_file(found, {str(path.with_suffix('.safetensors'))!r}); it runs what the file "
-        "names: only for a file you trust"
+        f"save_file(found, {str(path.with_suffix('.safetensors'))!r}); loading runs code that "
+        "the file names: only for a file you trust"
     )
 
 
@@ -306,24 +306,24 @@ def _json(path: Path) -> FileKind | None:
         )
     if {"architecture", "config", "weights"} <= keys:
         hint = (
-            "the trainer's .ckpt holds the weights by their names; here they are one list without"
+            "the trainer's .ckpt holds the weights by name; this file holds one list without names"
         )
         return FileKind("a Neural Amp Modeler file (.nam)", hint)
     if "in_shape" in keys and "layers" in keys:
-        return FileKind("a model of RTNeural", _SAVE_ANY)
+        return FileKind("an RTNeural model", _SAVE_ANY)
     if "class_name" in keys and "config" in keys:
         hint = (
-            "with the weights: import keras, pathlib; model = keras.models.model_from_json("
-            f"{_path(path)}.read_text()); "
+            "with a file of its weights: import keras, pathlib; model = "
+            f"keras.models.model_from_json({_path(path)}.read_text()); "
             "model.load_weights(FILE); model.save('model.keras')"
         )
         return FileKind("a Keras model's description, without its weights", hint)
     if "modelTopology" in keys or "weightsManifest" in keys:
-        return FileKind("a model of TensorFlow.js", _SAVE_KERAS)
+        return FileKind("a TensorFlow.js model", _SAVE_KERAS)
     if "weight_map" in keys and isinstance(value["weight_map"], dict):
         return FileKind("an index of safetensors files, without the weights", _SAVE_ANY)
     if "nbformat" in keys:
         return FileKind("a Jupyter notebook")
     if "architectures" in keys or "model_type" in keys:
-        return FileKind("a description of a Hugging Face model", "name the weights file beside it")
+        return FileKind("a description of a Hugging Face model", "name the weights file next to it")
     return None

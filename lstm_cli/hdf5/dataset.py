@@ -1,8 +1,8 @@
 """One HDF5 dataset, checked before it is read, and a cache of its large chunks.
 
-Every failure of HDF5 becomes a `DataError`. HDF5 decompresses a whole chunk for any value in
-it. HDF5 caches a chunk only if it fits HDF5's own cache. A chunk of many sequences would be
-decompressed again for every batch. `ChunkSlabs` caches such chunks.
+Every failure of HDF5 becomes a `DataError`. HDF5 decompresses a whole chunk to read any value in
+it. HDF5 caches only chunks that fit its own cache. HDF5 would decompress a larger chunk of many
+sequences again for every batch. `ChunkSlabs` caches such chunks.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ from lstm_cli.hdf5.limits import (
 )
 
 CHUNK_CACHE_BYTES = 64 << 20
-"""Bytes of HDF5's own cache for each dataset, in which each chunk is decompressed once."""
+"""Bytes of HDF5's own cache for each dataset. HDF5 decompresses a cached chunk once."""
 
 SLAB_CACHE_BYTES = 448 << 20
 """Bytes of decompressed slabs that are cached for all datasets together."""
 
 MAX_WASTED_BYTES = 2 << 30
-"""Bytes of one dataset that may be decompressed and not used, if a slab exceeds the cache."""
+"""Largest number of decompressed bytes of one dataset that are not used.
+
+Such bytes arise if a slab exceeds the cache.
+"""
 
 _slab_cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
-"""Slabs by the numbers of dataset and slab, the most recent one last."""
+"""Cached slabs by dataset number and slab number; the most recently used slab is the last."""
 
 _lock = threading.RLock()
 
@@ -54,7 +57,7 @@ _numbers = count()
 
 
 class ChunkSlabs:
-    """A dataset along one axis, cut into slabs, each one chunk wide.
+    """A dataset that is cut along one axis into slabs, each one chunk wide.
 
     Attributes
     ----------
@@ -87,7 +90,7 @@ class ChunkSlabs:
         return (-(-end // self._width) - begin // self._width) * self.nbytes if begin < end else 0
 
     def pieces(self, part: slice) -> Iterator[tuple[slice, Array, slice]]:
-        """Each piece of a part: its place in the part, its slab, and its place in the slab."""
+        """Yield each piece of a part: its range in the part, its slab, its range in the slab."""
         begin, end, _ = part.indices(self._size)
         for number in range(begin // self._width, -(-end // self._width)):
             start = number * self._width
@@ -130,7 +133,7 @@ def _evict(dataset: int) -> None:
 Selection: TypeAlias = EllipsisType | slice | tuple[slice, ...]
 
 HEAP_REFERENCE_BYTES = 16
-"""Bytes of a variable-length value in the dataset: its length and its address in the heap."""
+"""Bytes of one stored reference to a variable-length value: its length, its heap address."""
 
 OCTAVE = "OCTAVE_NEW_FORMAT"
 """Attribute of the groups in which Octave stores each variable, under ``value``."""
@@ -142,7 +145,7 @@ SCAN_BYTES = 16 << 20
 """Approximate bytes of variable-length rows that are read together, once sizes are known."""
 
 SMALL_BYTES = 1 << 20
-"""Bytes of variable-length values that may share storage."""
+"""Bytes of variable-length values that are read without check, even if they share storage."""
 
 
 class Dataset:
@@ -342,7 +345,7 @@ class Dataset:
             start, block = stop, min(2 * block, max(FIRST_ROWS, SCAN_BYTES // mean))
 
     def read_sizes(self) -> Array:
-        """(N,) bytes of each variable-length row, found by reading all rows."""
+        """(N,) bytes of each variable-length row. The method reads all rows."""
         self._require_own_heap()
         sizes = np.zeros(self.shape[0], np.int64)
         with reading_errors(self.where):
@@ -454,7 +457,7 @@ def read_attribute(holder: Any, name: str, where: str, access: FileAccess) -> An
 
 
 def type_name(dataset: Dataset) -> str:
-    """Type of a dataset, as NumPy's name and in words."""
+    """Type of a dataset for messages: NumPy's name and the kind in words."""
     if dataset.null:
         return f"{printable(str(dataset.dtype))}, but no values (a null dataspace)"
     if dataset.text:
@@ -490,7 +493,7 @@ def _repeated_decompression(dataset: Dataset, slabs: ChunkSlabs) -> DataError:
         expected=f"chunks of a few sequences: {SLAB_CACHE_BYTES:,} bytes of them can be cached",
         found=f"chunks {dataset.read_metadata().chunks}, {slabs.nbytes:,} bytes together",
         where=dataset.where,
-        hint="in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones",
+        hint="in h5py, create_dataset(..., chunks=True, compression='gzip') makes small chunks",
     )
 
 

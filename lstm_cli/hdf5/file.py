@@ -1,4 +1,4 @@
-"""Opening an HDF5 file by its DATA argument, and errors that name the kind of any other file."""
+"""Opening the HDF5 file of a DATA argument, and errors that name the kind of other files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Hdf5File:
         self._native: Any = None
         head = _require_readable(self.path)
         self._source, self._handle = _open(self.path)
-        # HDF5 closes open files after the end of Python, calls Python for that, and crashes.
+        # Otherwise HDF5 closes the file after the end of Python, calls Python, and crashes.
         weakref.finalize(self, _close, self._handle)
         try:
             self.root = Group(self._handle, self.path, "/", self._file_access(head))
@@ -210,7 +210,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
     denied = isinstance(error, PermissionError)
     return DataError(
         f"{printable(path)} cannot be opened",
-        expected="an HDF5 file that may be read",
+        expected="a readable HDF5 file",
         found=getattr(error, "strerror", None) or printable(str(error)),
         where=path,
         hint=f"chmod u+r {quote(path)}" if denied else None,
@@ -228,7 +228,8 @@ def _require_hdf5(path: str, head: bytes, size: int) -> None:
             where=path,
             hint=f"nccopy -k nc4 {quote(path)} {quote(os.path.splitext(path)[0] + '.h5')}",
         )
-    if not h5py.is_hdf5(os.path.realpath(path)):  # h5py takes a .. after a link for its folder
+    # realpath: h5py itself drops a link that is followed by `..` in the path.
+    if not h5py.is_hdf5(os.path.realpath(path)):
         raise not_hdf5_error(path, head)
 
 
@@ -296,7 +297,8 @@ CONFIGS = (".yaml", ".yml")
 
 TABLES = (".csv", ".tsv", ".txt", ".dat")
 
-AS_CONFIG = "it stands in the place of CONFIG"
+AS_CONFIG = "give the file as CONFIG"
+"""Beginning of the hint for files that are configs or weights."""
 
 COMPRESSION_SIGNATURES = {
     b"\x1f\x8b": "gzip",
@@ -310,7 +312,7 @@ COMPRESSION_SIGNATURES = {
 OTHER_SIGNATURES = {
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
-    b"SQLite format 3\0": "a database of SQLite",
+    b"SQLite format 3\0": "an SQLite database",
     b"MATLAB 5.0 MAT-file": "a MAT-file of MATLAB's older format",
     b"%PDF": "a PDF document",
     b"\xd0\xcf\x11\xe0": "an Excel or other Office document",
@@ -324,7 +326,7 @@ READERS = {
     "a MAT-file of MATLAB's older format": "scipy.io.loadmat",
     "an Excel workbook": "pandas.read_excel",
 }
-"""Python functions that read such files."""
+"""Python function that reads each kind of file."""
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,7 @@ def _kind(path: str, head: bytes) -> NotHdf5 | None:
         return _safetensors_kind(path, int.from_bytes(head[:8], "little"))
     if head.startswith(b"\x93NUMPY"):
         return NotHdf5(
-            "an array of NumPy",
+            "a NumPy array",
             conversion_command(path, f'["inputs"] = np.load({python_string(path)})'),
         )
     compression = next(
@@ -409,13 +411,13 @@ def _kind(path: str, head: bytes) -> NotHdf5 | None:
     if compression is None and head[257:262] == b"ustar":
         compression = "tar"
     if compression is not None:
-        return NotHdf5(f"packed ({compression})", "unpack it first")
+        return NotHdf5(f"compressed ({compression})", "unpack the file first")
     for start, what in OTHER_SIGNATURES.items():
         if head.startswith(start):
             return NotHdf5(what, _read_by(what))
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return NotHdf5(
-            "a pickle of Python", "load it in Python; h5py writes arrays as an HDF5 file"
+            "a Python pickle", "load the file in Python; h5py writes arrays to an HDF5 file"
         )
     if path.lower().endswith((".onnx", ".pt", ".pth", ".keras")):
         return NotHdf5("a network's weights", _as_config(path))
@@ -424,7 +426,7 @@ def _kind(path: str, head: bytes) -> NotHdf5 | None:
 
 def _read_by(what: str) -> str | None:
     reader = READERS.get(what)
-    return None if reader is None else f"{reader} reads it in Python; h5py writes it as HDF5"
+    return None if reader is None else f"in Python, {reader} reads the file and h5py writes HDF5"
 
 
 def _archive_kind(path: str) -> NotHdf5:
@@ -436,18 +438,18 @@ def _archive_kind(path: str) -> NotHdf5:
     if names and all(name.endswith(".npy") for name in names):
         arrays = ", ".join(name.removesuffix(".npy") for name in names[:8])
         hint = conversion_command(path, f".update(np.load({python_string(path)}))")
-        return NotHdf5("an archive of NumPy's arrays", hint, f"arrays {arrays}")
+        return NotHdf5("a NumPy archive (.npz)", hint, f"arrays {arrays}")
     if any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
-        return NotHdf5("a file of PyTorch", _as_config(path))
+        return NotHdf5("a PyTorch file", _as_config(path))
     if "config.json" in names or any(name.endswith(".weights.h5") for name in names):
-        return NotHdf5("a model of Keras", _as_config(path))
+        return NotHdf5("a Keras model", _as_config(path))
     if "[Content_Types].xml" in names:
         return NotHdf5("an Excel workbook", _read_by("an Excel workbook"))
-    return NotHdf5("a zip archive", "unpack it first", _listed(names))
+    return NotHdf5("a zip archive", "unpack the file first", _listed(names))
 
 
 def _safetensors_kind(path: str, size: int) -> NotHdf5 | None:
-    """Weights, the checkpoint of a training run, or None."""
+    """Kind of a safetensors file: weights or a checkpoint; None for any other file."""
     try:
         with open(path, "rb") as file:
             file.seek(8)
@@ -459,7 +461,7 @@ def _safetensors_kind(path: str, size: int) -> NotHdf5 | None:
         return None
     if from_lstm_cli and training:
         folder = quote(os.path.dirname(path) or ".")
-        hint = f"lstm-cli train CONFIG DATA --output {folder} --resume goes on with its run"
+        hint = f"lstm-cli train CONFIG DATA --output {folder} --resume continues that run"
         return NotHdf5("the checkpoint of a training run", hint, _listed(shapes))
     scaled = " of a network that normalizes its inputs" if "inputs.mean" in header else ""
     what = f"lstm-cli's weights{scaled}" if from_lstm_cli else "a file of weights (safetensors)"
@@ -471,21 +473,21 @@ def _text_kind(path: str, head: bytes) -> NotHdf5 | None:
     try:
         start = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # near the end a character may be cut in two
+        if error.start < len(head) - 4:  # the end of the head may cut a character in two
             return None
         start = head[: error.start].decode()
     if "\0" in start:
         return None
     lines = [line for line in start.splitlines() if line.strip()]
     if path.lower().endswith(CONFIGS) or re.search(r"^model:\s*$", start, re.MULTILINE):
-        return NotHdf5("a config", f"{AS_CONFIG}: lstm-cli run {quote(path)} DATA")
+        return NotHdf5("a config", _as_config(path))
     if start.startswith('{"epoch":'):
         model, hint = os.path.join(os.path.dirname(path), "model.safetensors"), None
         if os.path.isfile(model):
             hint = f"lstm-cli run {quote(model)} DATA runs the network of that run"
-        return NotHdf5("the metrics of a training run, one line an epoch", hint, lines[0][:72])
+        return NotHdf5("the metrics of a training run, one line per epoch", hint, lines[0][:72])
     if start.lstrip().startswith("<MethodSetup") or "<MethodSetup" in start[:400]:
-        return NotHdf5("a network of TMVA", _as_config(path))
+        return NotHdf5("a TMVA network", _as_config(path))
     if path.lower().endswith(TABLES) and lines:
         return _table_kind(path, lines)
     if start.lstrip()[:1] in ("{", "["):

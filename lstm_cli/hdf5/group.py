@@ -250,7 +250,8 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.split(r"([0-9]+)", name)
-        # Odd parts are digits. They are compared by length first, as a number may be too long.
+        # Every second part is a number. Numbers of equal length compare as text, without int(),
+        # which limits the digits.
         return [
             (k % 2, len(part.lstrip("0")) if k % 2 else 0, part.lstrip("0") if k % 2 else part)
             for k, part in enumerate(parts)

@@ -205,7 +205,7 @@ def _chain_ends(data: bytes, number: struct.Struct) -> bool:
     while place + HEADER_BYTES <= end:
         (length,) = number.unpack_from(data, place + 8)
         if data[place] or data[place + 1]:
-            # HDF5 counts in 64 bits: forged lengths wrap round, to nothing or backwards.
+            # HDF5 counts in 64 bits. A forged length wraps around, to 0 or to a step backwards.
             length = (HEADER_BYTES + (length + 7) % wrap // 8 * 8) % wrap
         if length == 0 or length >= wrap >> 1:
             return False

@@ -88,7 +88,7 @@ class DatasetMetadata:
     Attributes
     ----------
     shape, dtype, chunks
-        DatasetMetadata shape, type in words, and chunk shape.
+        Shape, type in words, and shape of a chunk.
     storage
         Kind of storage: ``contiguous``, ``chunked``, ``compact``, ``virtual``,
         ``external storage``, ``external link``, or ``unreadable``.
@@ -153,27 +153,27 @@ def refuse_unstored_shape(dataset: Any, nbytes: int, where: str, access: FileAcc
     if not nbytes and max(dataset.shape, default=0) > MOST_EMPTY:
         raise DataError(
             f"{where} declares too many rows and stores no values",
-            expected=f"axes of at most {MOST_EMPTY:,} where one is 0",
+            expected=f"sizes of at most {MOST_EMPTY:,} if one size is 0",
             found=f"shape {tuple(dataset.shape)}",
             where=where,
             hint=access.external_hint("reads it"),
         )
     if nbytes <= BOMB_BYTES:
         return
-    allocated, read_metadata = allocated_size(dataset, nbytes)
-    if allocated * BOMB_RATIO >= read_metadata:
+    allocated, declared = allocated_size(dataset, nbytes)
+    if allocated * BOMB_RATIO >= declared:
         return
     raise DataError(
         f"{where} declares far more than the file stores",
         expected=f"storage for shape {tuple(dataset.shape)}, {nbytes:,} bytes",
-        found=f"{allocated:,} of {read_metadata:,} " + ("chunks" if dataset.chunks else "bytes"),
+        found=f"{allocated:,} of {declared:,} " + ("chunks" if dataset.chunks else "bytes"),
         where=where,
         hint=access.external_hint("reads it"),
     )
 
 
 def allocated_size(dataset: Any, nbytes: int) -> tuple[int, int]:
-    """Stored and declared size: chunks if the dataset is chunked, else bytes."""
+    """Stored and declared size, in chunks if the dataset is chunked, else in bytes."""
     if dataset.chunks is None:
         return int(dataset.id.get_storage_size()), nbytes
     sizes = zip(dataset.shape, dataset.chunks, strict=True)
@@ -250,7 +250,7 @@ class _SourceSearch:
         status = os.stat(path)
         key = status.st_dev, status.st_ino, int(h5o.get_info(dataset.id).addr)
         if key in above:
-            raise self._refused("it is among its own sources")
+            raise self._refused("the dataset is among its own sources")
         if len(above) >= MAX_VIRTUAL_DEPTH:
             raise self._refused(f"sources of sources on more than {MAX_VIRTUAL_DEPTH} levels")
         if key not in self.sources:

@@ -40,7 +40,7 @@ def writing_errors(path: str, option: str = "--output") -> Iterator[None]:
     except H5_ERRORS as error:
         raise LstmCliError(
             f"{path} cannot be written",
-            expected="a folder that may be written to, with room for the results",
+            expected="a writable folder with room for the results",
             found=_reason(error),
             where=path,
             hint=error_hint(_system_error_number(error)) or f"{option} PATH writes elsewhere",
@@ -358,7 +358,7 @@ def series_command(file: str, read: str, array: str) -> str:
         f'h5py.File({python_string(copy)}, "w")["inputs"] = {array}'
     )
     return (
-        f"python -c {quote(code)} writes {quote(copy)}: one series (T, D); `lengths` (N,) beside "
+        f"python -c {quote(code)} writes {quote(copy)}: one series (T, D); `lengths` (N,) next to "
         "it divide it into sequences"
     )
 

@@ -165,7 +165,7 @@ class TestOwnFiles:
             assert lstm("run", hint[2], data, *REFERENCE).code == 0
         result = lstm("data", "run/checkpoint.safetensors")
         assert "the checkpoint of a training run" in result.err
-        line = hints(result)[0].partition(" goes on")[0]
+        line = hints(result)[0].partition(" continues")[0]
         for name in (
             "run",
             "run/checkpoint.safetensors",

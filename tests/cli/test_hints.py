@@ -348,7 +348,7 @@ def _() -> None:
 
 
 @case("lstm-cli data {} shows what it holds", "run x.h5 x2.h5", do="lstm-cli data x.h5", shows="/inputs")
-@case("it stands in the place of CONFIG: lstm-cli inspect-shapes {}", "run c.yaml w.weights.h5", do="lstm-cli inspect-shapes w.weights.h5", shows="layers/lstm")
+@case("give the file as CONFIG: lstm-cli inspect-shapes {}", "run c.yaml w.weights.h5", do="lstm-cli inspect-shapes w.weights.h5", shows="layers/lstm")
 @case("name its files: {}{}", "run c.yaml f", do="lstm-cli run c.yaml f/a.h5")
 @case("the config comes first, then the data, which are HDF5: lstm-cli run CONFIG DATA.h5", "run t.csv x.h5", do="lstm-cli run c.yaml x.h5")
 @case("leave --{} out: {} files are read whole", "inspect-shapes n.safetensors --only 'lstm.*'", do="lstm-cli inspect-shapes n.safetensors")
@@ -358,7 +358,7 @@ def _() -> None:
 @case("name another file to write", "convert n.safetensors n.safetensors", do="lstm-cli convert n.safetensors m.safetensors")
 @case("--to ", "convert n.safetensors o.unknown", do="--to onnx")
 @case("{} names another file", "run c.yaml x.h5 --output o.h5 --gates o.h5", do="--gates g.h5")
-@case("convert and compare take it beside the weights, as --config {}", "run c.yaml x.h5 --weights c.yaml", do="lstm-cli convert n.safetensors d.pt --config c.yaml")
+@case("convert and compare take a config as --config {}", "run c.yaml x.h5 --weights c.yaml", do="lstm-cli convert n.safetensors d.pt --config c.yaml")
 @case("{} names another file", "convert n.safetensors c.yaml --config c.yaml", do="lstm-cli convert n.safetensors d.safetensors --config c.yaml")
 @case("--force replaces it", "run c.yaml x.h5 --output x2.h5")
 @case("mkdir -p {}", "run c.yaml x.h5 --output a/o.h5", do=lambda: Path("a").mkdir())
@@ -381,7 +381,7 @@ def _() -> None:
     saved("r/checkpoint.safetensors")
 
 
-@case("--from says which it is, where it is one", "run c.yaml x.h5 --weights k.h5", do="--from keras")
+@case("if the file has one of these formats, --from FORMAT names the format", "run c.yaml x.h5 --weights k.h5", do="--from keras")
 def _() -> None:
     """HDF5 behind a large block of the user's."""
     net()
@@ -395,9 +395,9 @@ def _() -> None:
 @case("--set {}", "run c.yaml x.h5 --set data.inputs=frames_")
 @case("--set {}", "run c.yaml x.h5 --set 'data.inputs=two word'")
 @case("lstm-cli data {}", "run c.yaml x.h5 --set data.inputs=zzz", do="lstm-cli data x.h5", shows="/frames")
-@case("in a config, {} names them", "run one.yaml line.h5", do="--set data.inputs=second")
-@case("in a config, {} names them", "run c.yaml only.h5", do="--set data.inputs=frames")
-@case("in a config, data.lengths names them", "run c.yaml x.h5 --set data.inputs=rows --set data.layout=concatenated", do="--set data.lengths=number")
+@case("in a config, {} names the inputs", "run one.yaml line.h5", do="--set data.inputs=second")
+@case("in a config, {} names the inputs", "run c.yaml only.h5", do="--set data.inputs=frames")
+@case("in a config, data.lengths names the lengths", "run c.yaml x.h5 --set data.inputs=rows --set data.layout=concatenated", do="--set data.lengths=number")
 @case("--set data.{}=null", "run c.yaml x.h5 --set data.inputs=rows --set data.lengths=number --set data.mask=number")
 @case("--set data.layout=concatenated", "run c.yaml x.h5 --set data.inputs=rows --set data.lengths=number --set data.layout=series")
 @case("data.layout: {}", lambda: _opened("dens"), do=lambda: _opened("dense"))
@@ -439,7 +439,7 @@ def _() -> None:
         file["targets/size"] = np.array([3])
 
 
-@case("in a config, model.input_size says it: {}, or what divides it", lambda: _features("v.h5", None), do=lambda: _features("v.h5", D))
+@case("in a config, model.input_size sets D: {}, or one of its divisors", lambda: _features("v.h5", None), do=lambda: _features("v.h5", D))
 @case("in a config, data.targets names another dataset", "run c.yaml t.h5", do="--set data.targets=others")
 def _() -> None:
     net(LAST, dense(1))
@@ -862,8 +862,8 @@ def tmva(path: str, layer: Any, **options: Any) -> None:
 @case("{} does not state ReturnSequence: every step is assumed, as its writer gave; otherwise --set model.layers.{}.return_sequences=false", "inspect-shapes r.xml")
 @case("{} does not state ResetGateAfter: 0 is assumed, TMVA's default; otherwise --set model.layers.{}.reset_after=true", "inspect-shapes g.xml", do="--set model.layers.0.reset_after=true")
 @case("Weights do not state OutputFunction: the identity is assumed; otherwise --set model.layers.{}.activation=sigmoid, or softmax", "inspect-shapes d.xml", do="--set model.layers.1.activation=sigmoid")
-@case("--tmva-order slots, unless the file is old; outputs of TMVA decide, with --check", "inspect-shapes s.xml", do="--tmva-order slots")
-@case("--tmva-order slots (today's ROOT, whose labels do not say what they hold) or --tmva-order labels (an older ROOT)", "inspect-shapes s.xml", do="--tmva-order labels")
+@case("--tmva-order slots, unless the file is old; to be sure, --check compares with outputs of TMVA", "inspect-shapes s.xml", do="--tmva-order slots")
+@case("--tmva-order slots (today's ROOT, whose labels are misleading) or --tmva-order labels (an older ROOT)", "inspect-shapes s.xml", do="--tmva-order labels")
 @case("--tmva-order {}, which its matrices fit", "inspect-shapes r.xml --tmva-order labels", do="--tmva-order slots")
 @case("leave --tmva-order out", "inspect-shapes r.xml --tmva-order labels", do="lstm-cli inspect-shapes r.xml")
 @case("--set model.steps=T, with T the steps of a sequence", "convert n.safetensors o.xml", do="--set model.steps=5")
@@ -897,7 +897,7 @@ def _() -> None:
 @case("{} is read as a Linear, though by its name it is of a loss: --ignore '{}.*' leaves it out", "run loss.safetensors x.h5", do="--ignore 'criterion.*'")
 @case("torch.save(model.state_dict(), path) writes the weights of all modules", "run step.safetensors x.h5", do=lambda: shutil.copy("w.safetensors", "step.safetensors"))
 @case("--set model.layers.{}.bias={}", "run c.yaml x.h5 --weights bare.safetensors")
-@case("--prefix takes only the names below a prefix", "run two.safetensors x.h5", do="--prefix rnn")
+@case("--prefix NAME reads only the tensors whose names start with NAME", "run two.safetensors x.h5", do="--prefix rnn")
 def _() -> None:
     from safetensors.numpy import save_file
 
@@ -923,7 +923,7 @@ def _() -> None:
 @case("ONNX holds it: --to onnx", "convert n.safetensors o.pt", do="--to onnx")
 @case("shorter ones need the model with --lengths", "convert f.safetensors o.onnx", do="--lengths")
 @case("--states makes them inputs", "convert s.safetensors o.onnx", do="--states")
-@case("write {}.keras", "convert f.safetensors o.h5 --to keras", do="lstm-cli convert f.safetensors o.keras")
+@case("name the file {}.keras", "convert f.safetensors o.h5 --to keras", do="lstm-cli convert f.safetensors o.keras")
 def _() -> None:
     net({**LSTM, "peepholes": True})
     saved()
@@ -978,7 +978,7 @@ def _() -> None:
 @case("the JSON that --save writes", f"{BENCH} --compare x.json", do=lambda: main(shlex.split(f"{BENCH} --engine reference --quiet --force --save x.json")))
 @case("--device {}", "run c.yaml x.h5 --engine reference --device cuda", do="--device cpu")
 @case("copy or make the file again", "run c.yaml cut.h5", do=lambda: shutil.copy("x.h5", "cut.h5"))
-@case("the file may be cut short: copy it, or save it, again", "run cut.keras x.h5", do=lambda: shutil.copy("o.keras", "cut.keras"))
+@case("the file may be truncated: copy or save it again", "run cut.keras x.h5", do=lambda: shutil.copy("o.keras", "cut.keras"))
 @case("--set model.{}", "convert s.safetensors q.keras")
 @case("wait until it ends, or name another folder with --output", "train t.yaml y.h5 --output busy", do="--output r")
 @case("{} PATH writes elsewhere", lambda: _unwritable(), do=lambda: None)
@@ -1063,9 +1063,9 @@ def _() -> None:
     hdf5(inputs=inputs())
 
 
-@case("--prefix {} takes that one", "run two.pt x.h5")
+@case("--prefix {} reads that one", "run two.pt x.h5")
 @case("a .pt file of torch.save keeps the modules' order", "run c.yaml x.h5 --weights w.safetensors", do="--weights w.pt")
-@case("zip the folder again: torch.save's file is a zip archive of it", "run unpacked x.h5", do=lambda: _zipped("unpacked"))
+@case("zip the folder again: torch.save writes a zip archive", "run unpacked x.h5", do=lambda: _zipped("unpacked"))
 @case("torch.save(model.state_dict(), path) writes one", "run none.pt x.h5", do=lambda: shutil.copy("w.pt", "none.pt"))
 @case("a .pt file of torch.save keeps the modules' order", "run w.safetensors x.h5", do="lstm-cli run w.pt x.h5")
 @case("save tensor.contiguous()", "run turned.pt x.h5", do=lambda: shutil.copy("w.pt", "turned.pt"))
@@ -1096,8 +1096,8 @@ def _zipped(folder: str) -> None:
 @case("{}, which a config selects: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
 @case("{}, which a config selects: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
 @case("list the layers in the config with these kinds and sizes, in the model's order", "run wrong.yaml x.h5 --weights k.weights.h5", do=lambda: shutil.copy("two.yaml", "wrong.yaml"))
-@case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "run k.weights.h5 x.h5", do="lstm-cli run two.yaml x.h5 --weights k.weights.h5")
-@case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "convert k.weights.h5 o.onnx", do="--config two.yaml")
+@case("{}; or list the layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "run k.weights.h5 x.h5", do="lstm-cli run two.yaml x.h5 --weights k.weights.h5")
+@case("{}; or list the layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "convert k.weights.h5 o.onnx", do="--config two.yaml")
 @case("write it without states", "convert p.safetensors o.onnx --states", do="lstm-cli convert p.safetensors o.onnx")
 @case("{}: the {} of its {} is read as {}; {} {}: --set model.layers.{}.{}{}.{}={}", "run a.onnx x.h5")
 def _() -> None:
@@ -1167,7 +1167,7 @@ ELSEWHERE = {
     "the reference": "cli/test_readings.py::test_ragged",
     "store {} with the sequences first: swapaxes(0, 1)": "cli/test_readings.py::test_time_first",
     "--set {}": "cli/test_config_beside.py::test_every_option",
-    "np.unique(texts, return_inverse=True) in Python gives the classes, and an index for each": (
+    "in Python, np.unique(texts, return_inverse=True) gives the classes, and the index of each text": (
         "cli/test_windows_and_targets.py::test_targets_that_are_text_are_encoded_as_the_hint_says"
     ),
     "leave out --config": "cli/test_config_beside.py::test_every_command_and_the_interface",
@@ -1217,30 +1217,30 @@ ELSEWHERE = {
     "the config comes before the data: {}": "cli/test_data.py::test_the_right_order_is_printed_and_works",
     "remove forget_bias, or --set model.layers.{}.bias=true": "unit/config/test_checks.py::test_a_forget_bias_without_biases",
     "for padding in front, {}; for a mask that is 1 at padding, {}": "unit/data/test_lengths.py::test_where_nothing_tells_both_are_named",
-    "fill those steps in and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_lengths.py::test_holes",
+    "fill in the missing steps and set the mask to 1 there; or, if the steps around them may become neighbors, {}": "unit/data/test_lengths.py::test_holes",
     ", if all columns are numbers": "unit/data/test_not_sequences.py::test_columns",
-    "lstm-cli train CONFIG DATA --output {} --resume goes on with its run": "cli/test_data.py::test_a_training_folder",
+    "lstm-cli train CONFIG DATA --output {} --resume continues that run": "cli/test_data.py::test_a_training_folder",
     "lstm-cli run {} DATA runs the network of that run": "cli/test_data.py::test_a_training_folder",
     "{}: lstm-cli run {} DATA": "cli/test_data.py::test_a_training_folder",
     "in Python, h5py.File({})[{}][:] reads the outputs": "cli/test_data.py::test_results",
     "; lstm-cli run CONFIG DATA --state {} begins with these states": "cli/test_data.py::test_results",
     "in Python, h5py.File({})[{}][:] reads one of them": "cli/test_data.py::test_gates",
-    "in a config, data.inputs: {} takes one of them; data.layout: groups takes each for a sequence; {}": "unit/data/test_not_sequences.py::test_variables_are_no_sequences",
+    "in a config, data.inputs: {} reads one of them; data.layout: groups reads each as a sequence; {}": "unit/data/test_not_sequences.py::test_variables_are_no_sequences",
     "in a config, data.inputs: {} reads it as one series (T, D)": "unit/data/test_not_sequences.py::test_series",
     "{}; in a config, units: {} and train.class_weights: {{}: 0} keep that class from being learned": "cli/test_data.py::test_what_to_do_works",
-    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/hdf5/test_dataset.py::test_chunks_that_cannot_be_kept",
-    "with the weights: import keras, pathlib; model = keras.models.model_from_json({}.read_text()); model.load_weights(FILE); model.save('model.keras')": "oracle/test_keras_files.py::test_a_description_without_weights",
+    "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small chunks": "unit/hdf5/test_dataset.py::test_chunks_that_cannot_be_kept",
+    "with a file of its weights: import keras, pathlib; model = keras.models.model_from_json({}.read_text()); model.load_weights(FILE); model.save('model.keras')": "oracle/test_keras_files.py::test_a_description_without_weights",
     "k = model.layers.index(model.get_layer({})); ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
-    "if they come first, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
+    "if they are the first layers of the model, up to model.layers[k]: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
     "export the model with this size fixed (torch.onnx.export without dynamic_axes or dynamic_shapes): lstm-cli runs any number of sequences all the same": "oracle/test_onnx_operators.py::test_states_whose_size_is_calculated",
     "export the model with an open batch size, so that nothing is folded: torch.onnx.export(..., dynamo=True, dynamic_shapes=({0: torch.export.Dim('N')},))": "oracle/test_onnx_operators.py::test_a_first_step_that_was_folded_is_named_and_an_open_batch_is_read",
-    "torch.save({}, {}) writes the format of today": "oracle/test_torch_hints.py::test_old_files_of_any_device",
+    "torch.save({}, {}) writes the current format": "oracle/test_torch_hints.py::test_old_files_of_any_device",
     "torch.save(torch.jit.load({}, map_location='cpu').state_dict(), {})": "oracle/test_torch_hints.py::test_torchscript",
     "--{} '{}'": "cli/test_selecting.py::test_a_pattern_that_matches_nothing",
-    "{}torch.save({}, {}) saves the state dict alone; it runs what the file names: only for a file you trust, where its classes can be imported": "oracle/test_torch_hints.py::test_a_whole_module",
+    "{}torch.save({}, {}) saves the state dict alone; loading runs code that the file names: only for a file you trust, where its classes can be imported": "oracle/test_torch_hints.py::test_a_whole_module",
     "is, by its name, a copy of {}: --prefix {} reads it alone": "oracle/test_torch_hints.py::test_a_copy_beside_the_network",
     "--ignore '{}' leaves out what no output depends on": "oracle/test_torch_hints.py::test_losses_and_metrics",
-    "--only '{}' takes these layers alone; what stands in front of them in the model has to be computed before, and DATA to hold its outputs": "oracle/test_torch_hints.py::test_an_embedding_in_front",
+    "--only '{}' reads these layers alone; DATA must then hold the outputs of the layers before them": "oracle/test_torch_hints.py::test_an_embedding_in_front",
     "array.filled(0) puts numbers in their place; `lengths` leaves steps out": "property/test_arguments.py::test_masked_values_are_not_taken_for_numbers",
     "{} holds the network of that run": "cli/test_data.py::test_a_training_folder",
     "hint: this is a fault in lstm-cli; --debug shows where": (
@@ -1262,33 +1262,33 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "check the file's permissions",
     ),
     "the framework that wrote the file does it": (
-        "train with one of ",
-        "the trainer's .ckpt holds the weights by their names; here they are one list without",
+        "train the model with one of ",
+        "the trainer's .ckpt holds the weights by name; this file holds one list without names",
         "export the part after this node as a separate model, and feed it the node's outputs",
         "lstm-cli has concat only",
         "Bidirectional(merge_mode='concat') has a reverse pass",
         "export it with a fixed number of steps, so that single steps can be read; the final "
         "states (Y_h, PyTorch's h_n) are other vectors",
         "export it with one output; only final states may be further outputs",
-        "in Keras 2, put {}(units, {}) in the place of CuDNN{}, load the weights there, which "
-        "Keras converts, and save that: model.save('model.h5')",
-        "load it in Keras 2 and save it anew",
+        "in Keras 2, replace CuDNN{} by {}(units, {}), load the weights (Keras converts them), and "
+        "save the model: model.save('model.h5')",
+        "load the file in Keras 2 and save the model again",
         "load the model and save it again: model.save('model.keras')",
         "onnx.version_converter converts a model to a newer opset",
-        "quantized weights are not read: save the model before it is quantized",
-        "rebuild it as one and load the weights there, then save that one",
+        "lstm-cli reads no quantized weights: save the model before it is quantized",
+        "build the same layers as such a model, load the weights into it, and save it",
         "save the state dict with every tensor cloned",
         "save the weights alone: torch.save(model.state_dict(), path)",
-        "save the weights anew where they are",
+        "save the weights again with the program that wrote the file",
         "save the weights with torch.save(model.state_dict(), path)",
-        "save the whole model, a Sequential or Functional one, which states it: "
+        "save the whole Sequential or Functional model, which states the order: "
         "model.save('model.keras')",
         "save the whole model, with an input of fixed steps: Input((steps, features))",
         "the file may be damaged: copy or save it again",
         "the file may be damaged: copy or make it again",
-        "{} has no bias: if it is an nn.Embedding, there is no layer for it",
-        "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both, which a state dict does "
-        "not state: torch.onnx.export writes a model that does",
+        "{} has no bias: if it is an nn.Embedding, lstm-cli has no layer for it",
+        "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both. A state dict does "
+        "not state which; a model of torch.onnx.export does",
     ),
     "a GPU is wanted": (
         "a newer CUDA toolkit may support it",
@@ -1318,7 +1318,7 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "TF1's BasicLSTMCell adds 1 to b_f at run time; elsewhere what is stored is all there is, "
         "and `forget_bias` of a config is for fresh weights only",
         "Keras and TF1 store a kernel as (inputs, gates), natively it is (gates, inputs)",
-        "Keras computes it in {}; here --dtype sets the precision",
+        "Keras computes the model in {}; in lstm-cli, --dtype sets the dtype",
         "an assumption may be wrong (activations, the last step or all, initial states): --set or ",
         "--config change it; nothing was written",
         "make it an input of the graph, which --state sets",

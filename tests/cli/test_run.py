@@ -168,7 +168,7 @@ def test_states_that_are_not_finite_are_named(lstm, tmp_path, data, value):
     with h5py.File(tmp_path / "s.h5", "a") as file:
         file["state/0/h"][...] = h
     outcome = lstm("run", config, data, *arguments)
-    assert "s.h5:/state/0/h holds NaN or infinity, in sequence 5 say" in outcome.err
+    assert "s.h5:/state/0/h holds NaN or infinity, for example in sequence 5" in outcome.err
 
 
 def test_gates_are_written_and_satisfy_the_equations(lstm, tmp_path, data):

@@ -327,7 +327,7 @@ def test_a_forced_series_of_several_sequences_is_refused(lstm, tmp_path):
     options = ["--set", "data.layout=series", "--set", "data.lengths=lengths"]
     outcome = lstm("run", config, data, *options, *ENGINE)
     assert outcome.code == 3
-    assert "data.lengths has no part in the series layout" in outcome.err
+    assert "the series layout does not use data.lengths" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
     outcome = lstm("run", config, data, *options, *hint, "--json", *ENGINE)
     assert outcome.json["output"]["shape"] == [16, 3]
@@ -477,7 +477,7 @@ def test_what_is_passed_over_is_said(lstm, tmp_path):
     for command in (["run"], ["train", "--output", tmp_path / "o", "--quiet"]):
         outcome = lstm(command[0], config, data, *command[1:-1], *ENGINE)
         assert outcome.code == 0, outcome.err
-        assert "d.h5:/b: of the same form as" in outcome.err.replace("\n", " ")
+        assert "d.h5:/b: shaped like" in outcome.err.replace("\n", " ")
     outcome = lstm("run", config, data, "--set", "data={}", "--json", *ENGINE)
     assert outcome.json["data"]["sequences"] == 2
     assert any("d.h5:/label: next to the sequences" in note for note in outcome.json["notes"])
@@ -493,7 +493,7 @@ def test_parts_without_a_part_are_said_or_refused(lstm, tmp_path):
     assert "d.h5:/mask: not used by the concatenated layout" in note
     outcome = lstm("run", config, data, "--set", "data.mask=mask", *ENGINE)
     assert outcome.code == 3
-    assert "data.mask has no part in the concatenated layout" in outcome.err
+    assert "the concatenated layout does not use data.mask" in outcome.err
     hint = sets(outcome.err.rpartition("hint: ")[2])
     assert lstm("run", config, data, "--set", "data.mask=mask", *hint, *ENGINE).code == 0
     data = file(tmp_path / "d.h5", inputs=X, lengths=LENGTHS, offsets=np.arange(9) * 5)
@@ -509,7 +509,7 @@ def test_a_label_beside_data_and_a_text_beside_values(lstm, tmp_path):
     outcome = lstm("run", config, data, "--json", *ENGINE)
     assert outcome.json["metrics"] == {}
     (note,) = outcome.json["notes"]
-    assert "data.targets: label takes them" in note
+    assert "data.targets: label reads them" in note
     outcome = lstm("run", config, data, "--set", "data.targets=label", "--json", *ENGINE)
     assert "accuracy" in outcome.json["metrics"]
     data = file(tmp_path / "d.h5", features=[b"a", b"b", b"c"], values=X)

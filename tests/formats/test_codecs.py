@@ -303,5 +303,5 @@ def test_selecting_options_are_for_state_dicts(codec: tuple[str, str], tmp_path:
     if codec[0] == "pytorch":
         assert isinstance(registry.read(path, options), Imported)
     else:
-        with pytest.raises(LstmCliError, match="--only is for state dicts"):
+        with pytest.raises(LstmCliError, match="--only selects tensors of a state dict only"):
             registry.read(path, options)

@@ -107,7 +107,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "bomb": (bomb, "declares a shape"),
     "filter": (
         lambda f: f.create_dataset(KERNEL, data=np.ones((4, 9), "f4"), compression="lzf"),
-        "a filter that is not read",
+        "a filter that lstm-cli does not read",
     ),
     "objects": (
         lambda f: f.create_dataset(KERNEL, data=[f.ref] * 4, dtype=h5py.ref_dtype),

@@ -494,7 +494,7 @@ def test_written_files(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
 @pytest.mark.parametrize("functional", [False, True])
 def test_layers_in_front_that_are_not_here(suffix: str, functional: bool, tmp_path: Path) -> None:
-    """They are named, each; the hint saves the layers behind them."""
+    """They are named, each; the hint saves the layers after them."""
     keras.utils.set_random_seed(3)
     front = [L.Embedding(9, 3, name="words"), L.BatchNormalization()]
     rest = [L.LSTM(4, return_sequences=True), L.GRU(3), L.Dense(2, activation="softmax")]
@@ -516,7 +516,7 @@ def test_layers_in_front_that_are_not_here(suffix: str, functional: bool, tmp_pa
     code = re.search(
         r"(k = .*?; )?keras\.Sequential.*?\.save\('rest\.keras'\)", caught.value.hints[0]
     )
-    inputs = re.search(r"what (.*) gives", caught.value.hints[0])
+    inputs = re.search(r"the values of (.*)", caught.value.hints[0])
     assert code is not None
     assert inputs is not None
     x = np.random.default_rng(0).integers(0, 9, (4, STEPS))

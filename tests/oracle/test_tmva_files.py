@@ -132,7 +132,7 @@ def test_the_older_spelling_decides(tmp_path: Path) -> None:
     old.renamed = {"CandidateWeights": "Candidateeights"}
     check(tmp_path / "w.xml", [old], writer="labels")
     check(tmp_path / "w.xml", [old], "labels", writer="labels")
-    with pytest.raises(WeightsError, match="cannot be read by its slots"):
+    with pytest.raises(WeightsError, match="cannot be read in the order slots"):
         check(tmp_path / "w.xml", [old], "slots", writer="labels")
 
 

@@ -77,9 +77,9 @@ VALUES = {
     "args": (argparse.Namespace(lr=1e-3), "the options of a program"),
     "path": (pathlib.PurePosixPath("x"), "a path"),
     "when": (datetime.datetime(2020, 1, 1), "a date or time"),
-    "scores": (collections.defaultdict(list, a=[1]), "a container of a class of its own"),
-    "count": (collections.Counter("a"), "a container of a class of its own"),
-    "order": (collections.deque([1]), "a container of a class of its own"),
+    "scores": (collections.defaultdict(list, a=[1]), "a special container"),
+    "count": (collections.Counter("a"), "a special container"),
+    "order": (collections.deque([1]), "a special container"),
 }
 
 
@@ -184,10 +184,10 @@ def test_losses_and_metrics(suffix: str, tmp_path: Path) -> None:
     error = refused(path)
     for expected in (
         "criterion is not a layer: by its name it is the class weights of a loss",
-        "val_bce.pos_weight has no place in a layer: by its name it is the weight of positives",
-        "train_acc.confmat has no place in a layer: by its name it is part of a metric",
-        "train_acc.mean_value has no place in a layer: by its name it is part of a metric",
-        "class_weights has no place in a layer: by its name it is the class weights of a loss",
+        "val_bce.pos_weight belongs to no layer: by its name it is the weight of positives",
+        "train_acc.confmat belongs to no layer: by its name it is part of a metric",
+        "train_acc.mean_value belongs to no layer: by its name it is part of a metric",
+        "class_weights belongs to no layer: by its name it is the class weights of a loss",
     ):
         assert expected in str(error)
     assert "Norm" not in str(error)
@@ -317,7 +317,7 @@ def test_adapters(base: bool, tmp_path: Path) -> None:
 
 
 def test_an_embedding_in_front(tmp_path: Path) -> None:
-    """The hint reads the layers behind it; DATA holds its outputs."""
+    """The hint reads the layers behind the embedding; DATA holds its outputs."""
     model = Net()
     front = nn.ModuleDict({"embedding": nn.Embedding(9, 3), **dict(model.named_children())})
     torch.save(front.state_dict(), tmp_path / "m.pt")

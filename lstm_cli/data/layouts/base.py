@@ -71,7 +71,8 @@ class SequenceLayout(Protocol):
         Parameters
         ----------
         out
-            (n, T, D) array to fill, padding with 0. T is at least the steps of the longest one.
+            (n, T, D) array to fill; padding is 0. T is at least the steps of the longest
+            sequence.
         """
 
     def place(self, number: int) -> str:
@@ -96,7 +97,7 @@ class LayoutTargets(Protocol):
     ) -> tuple[Array, int]:
         """Targets of sequences start to stop, and the bytes read.
 
-        LayoutTargets per step are padded to `steps`. `per_step` decides if the shape allows both.
+        Targets per step are padded to `steps`. `per_step` decides if the shape allows both.
         """
 
     def place(self, number: int) -> str:

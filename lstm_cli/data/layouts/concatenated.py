@@ -133,9 +133,9 @@ def _lengths(
     if lengths is None:
         raise DataError(
             f"nothing says where the sequences of {inputs.where} begin",
-            expected="lengths (N,) or offsets (N + 1,) beside inputs (sum T, D)",
+            expected="lengths (N,) or offsets (N + 1,) for inputs (sum T, D)",
             where=options.places(group.where),
-            hint="in a config, data.lengths names them",
+            hint="in a config, data.lengths names the lengths",
         )
     return lengths, table
 
@@ -184,7 +184,7 @@ class FlatTargets:
             and not dataset.vlen
         ):
             return DenseTargets.of(target_dataset, N, T, lengths, options)
-        expected = f"one a sequence ({N}, ...) or one a step ({rows}, ...)"
+        expected = f"one per sequence ({N}, ...) or one per step ({rows}, ...)"
         if dataset.rank not in (1, 2) or dataset.shape[0] not in (N, rows) or dataset.vlen:
             raise misfit_error(dataset, expected, options)
         by_step, by_sequence = dataset.shape[0] == rows, dataset.shape[0] == N
@@ -224,7 +224,7 @@ def _counted_info(
         or dataset.vlen
         or dataset.shape[0] != sum(target_lengths.tolist())
     ):
-        expected = f"({sum(target_lengths.tolist())}, ...), as its column of lengths adds up"
+        expected = f"({sum(target_lengths.tolist())}, ...), the sum of the column of lengths"
         raise misfit_error(dataset, expected, options)
     by_step = bool((target_lengths == lengths).all())
     alike = (
@@ -249,7 +249,7 @@ def _target_lengths_error(
     return DataError(
         f"targets {target_dataset.dataset.where} have lengths of their own: sequence {n} has "
         f"{counted(lengths[n], 'step')} and {counted(target_lengths[n], 'target')}",
-        expected="one target a step, or one a sequence",
+        expected="one target per step, or one per sequence",
         found=f"{target_lengths[n]} for {counted(lengths[n], 'step')}",
         where=options.places(target_dataset.dataset.where),
     )

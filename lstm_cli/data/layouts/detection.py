@@ -120,7 +120,7 @@ def _drop_unused_roles(
     for part in LENGTH_ROLES:
         if part in unused and getattr(options, part) is not None:
             raise DataError(
-                f"data.{part} has no part in the {detected.layout} layout",
+                f"the {detected.layout} layout does not use data.{part}",
                 expected=" or ".join(ROLES_IN_LAYOUT[detected.layout])
                 or "no lengths, offsets or mask",
                 found=f"data.{part}: {getattr(options, part)}; {detected.reason}",
@@ -262,16 +262,14 @@ def _by_shape(roles: DatasetRoles, inputs: Dataset) -> DetectedLayout:
         return DetectedLayout("dense", f"{name} has 3 axes {inputs.shape}", roles)
     if roles.row_divider is not None and inputs.rank in (1, 2):
         divider = roles.row_divider.path.rpartition("/")[2]
-        return DetectedLayout(
-            "concatenated", f"{name} {inputs.shape} stands beside {divider}", roles
-        )
+        return DetectedLayout("concatenated", f"{divider} divides {name} {inputs.shape}", roles)
     if inputs.rank in (1, 2):
-        reason = f"{name} {inputs.shape} has neither lengths nor offsets beside it"
+        reason = f"neither lengths nor offsets divide {name} {inputs.shape}"
         return DetectedLayout("series", reason, roles)
     raise DataError(
         f"{inputs.where} has shape {inputs.shape}",
         expected="inputs (N, T, D), (sum T, D), (T, D), or (N,) of variable length",
-        found=f"{counted(inputs.rank, 'axis')}",
+        found=f"{inputs.rank} axes",
         where=inputs.where,
     )
 
@@ -331,7 +329,7 @@ def _no_inputs_error(group: Group, options: DataOptions) -> DataError:
         or "data.inputs"
     )
     choice = any(_may_be_inputs(one) for one in below) or len(below) == MAX_CHILDREN
-    hint = f"in a config, {listed} names them" if choice else None
+    hint = f"in a config, {listed} names the inputs" if choice else None
     # The error for a refused dataset of a usual name tells more than "holds no inputs".
     for name in group.names():
         member = None if name in OTHER_ROLES else group.find(name)
@@ -339,7 +337,7 @@ def _no_inputs_error(group: Group, options: DataOptions) -> DataError:
             require_numeric(member, "inputs", options.places(member.where), hint if names else None)
     return DataError(
         f"{group.where} holds no inputs",
-        expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group a sequence",
+        expected=f"a dataset {', '.join(INPUTS[:-1])} or {INPUTS[-1]}, or one group per sequence",
         found=group_contents(group),
         where=options.places(group.where),
         hint=hint,

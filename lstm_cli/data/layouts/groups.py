@@ -359,7 +359,7 @@ def _targets_error(
     return DataError(
         f"targets {child.where} have shape {child.shape} and type {child.dtype}, "
         f"{first.where} shape {first.shape} and type {first.dtype}",
-        expected=f"one a step ({T}, ...) in every group, or one shape and type in all",
+        expected=f"one per step ({T}, ...) in every group, or one shape and type in all",
         found=str(child.shape),
         where=options.places(first.where, child.where),
         hint="in a config, data.targets names another dataset",

@@ -51,11 +51,11 @@ class UnknownFeaturesError(DataError):
         low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
         super().__init__(
             f"nothing says how many features a step of {inputs.where} has",
-            expected="an attribute `features` on the dataset, lengths beside it, "
+            expected="an attribute `features` on the dataset, a dataset of lengths, "
             "or model.input_size in a config",
             found=f"rows of {low} to {counted(high, 'value')}, all multiples of {common}",
             where=options.places(inputs.where),
-            hint=f"in a config, model.input_size says it: {common}, or what divides it",
+            hint=f"in a config, model.input_size sets D: {common}, or one of its divisors",
         )
 
     @property
@@ -166,7 +166,7 @@ def _lengths(inputs: Dataset, sizes: Lengths, D: int, options: DataOptions) -> L
         n = int(np.argmax(sizes % D != 0))
         raise DataError(
             f"row {n} of {inputs.where} has {counted(sizes[n], 'value')}, "
-            f"no multiple of {counted(D, 'feature')}",
+            f"which is not a multiple of {counted(D, 'feature')}",
             expected=f"T × {D} values",
             found=str(sizes[n]),
             where=options.places(inputs.where),

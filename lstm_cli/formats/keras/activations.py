@@ -1,4 +1,4 @@
-"""Activations in Keras's terms, a name or an object, and in the config's."""
+"""Activations as Keras writes them, by name or as an object, and as a config does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ActivationConfig = str | dict[str, Any]
 IDENTITY = "identity"
 SHARED_NAMES = ("sigmoid", "tanh", "relu", "softplus", "softsign", "softmax")
 ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Softmax", "Activation")
-ACTIVATION_HINT = "train with one of " + ", ".join(
+ACTIVATION_HINT = "train the model with one of " + ", ".join(
     (*SHARED_NAMES, "linear", "elu", "leaky_relu", "hard_sigmoid")
 )
 

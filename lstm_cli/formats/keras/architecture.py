@@ -79,7 +79,7 @@ def list_layers(
             f"the model {printable(name)} is of class {printable(kind)}, "
             "whose code is not in the file",
             expected="a Sequential or Functional model",
-            hint="rebuild it as one and load the weights there, then save that one",
+            hint="build the same layers as such a model, load the weights into it, and save it",
         )
     entries = _entries(model, name)
     listed = _variable_paths([class_name_of(entry) for entry in entries], path)
@@ -123,8 +123,9 @@ def class_name_of(entry: Any) -> str:
     is_foreign = isinstance(module, str) and module.split(".")[0] not in _KERAS_PACKAGES
     if is_foreign or ">" in kind or (isinstance(registered, str) and ">" in registered):
         raise WeightsError(
-            f"{layer_title(kind, _name(entry))} is a class of your own, which lstm-cli never runs",
-            expected="layers that are Keras's own",
+            f"{layer_title(kind, _name(entry))} is of a user-defined class, which lstm-cli never "
+            "runs",
+            expected="Keras's own layers",
         )
     return kind
 
@@ -350,7 +351,7 @@ class NamedVariables:
         if len(names) > 1:
             raise WeightsError(
                 f"the file does not state which {role} belongs to {layer.title}",
-                expected=f"one name with the layer in it: {printable(layer.name)}/{role}",
+                expected=f"one variable with the name of the layer: {printable(layer.name)}/{role}",
                 found=", ".join(printable(name) for name in names[:8]),
                 hint="load the model and save it again: model.save('model.keras')",
             )

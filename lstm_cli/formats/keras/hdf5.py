@@ -294,7 +294,7 @@ def _code(kind: Any, name: str) -> str:
     raise WeightsError(
         f"{name} holds no floating-point numbers",
         expected="float16, bfloat16, float32 or float64",
-        hint="quantized weights are not read: save the model before it is quantized",
+        hint="lstm-cli reads no quantized weights: save the model before it is quantized",
     )
 
 
@@ -327,7 +327,9 @@ class _Chunks:
         self._bytes = math.prod(self._chunk) * self._dtype.itemsize
         unknown = [k for k in self._filters if k not in _FILTERS]
         if unknown:
-            raise WeightsError(f"{name} is packed with a filter that is not read: {unknown[0]}")
+            raise WeightsError(
+                f"{name} is compressed with a filter that lstm-cli does not read: {unknown[0]}"
+            )
         if self._bytes > most:
             raise self._damaged("its chunks are larger than it")
 

@@ -60,7 +60,7 @@ def messages(data: bytes, address: int) -> Iterator[HeaderMessage]:
 
     Raises
     ------
-    DamagedError
+    DamagedHdf5Error
         There is no object header, or its blocks form a circle.
     """
     new = data[address : address + 4] == b"OHDR"
@@ -195,7 +195,7 @@ class TextAttributes:
         while collection.remaining >= _HEAP_HEADER_BYTES:
             self._heap_objects_left -= 1
             if self._heap_objects_left < 0:
-                raise DamagedHdf5Error("parts of its heap lie over each other")
+                raise DamagedHdf5Error("parts of its heap overlap")
             index = collection.number(2)
             collection.take(6)
             size = collection.number(8)

@@ -22,7 +22,7 @@ from lstm_cli.formats.keras.options import LayerOptions, printable
 
 MAX_TRIALS = 20_000
 MAX_UNPLACED_LAYERS = 100
-"""Number of layers up to which orders are searched."""
+"""Largest number of layers whose orders are searched."""
 ORDER_INDEPENDENT = (
     "InputLayer",
     "Dropout",
@@ -35,11 +35,11 @@ ORDER_INDEPENDENT = (
 )
 """Layers whose position changes no output."""
 SAVE_MODEL_HINT = (
-    "save the whole model, a Sequential or Functional one, which states it: "
+    "save the whole Sequential or Functional model, which states the order: "
     "model.save('model.keras')"
 )
 ORDER_HINT = (
-    f"{SAVE_MODEL_HINT}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, "
+    f"{SAVE_MODEL_HINT}; or list the layers in a config: lstm-cli run CONFIG DATA --weights FILE, "
     "lstm-cli convert FILE DST --config CONFIG"
 )
 
@@ -216,7 +216,7 @@ def _order_note(chain: Sequence[UnplacedLayer], why: str | None) -> list[str]:
     ]
     if why is None or len(weighted) < 2:
         return []
-    return [f"the layers are taken to run one after the other, each once: {_names(weighted)}; "
+    return [f"the layers are assumed to run one after the other, each once: {_names(weighted)}; "
             f"the order is {why}"]  # fmt: skip
 
 
@@ -356,7 +356,7 @@ def _listing(candidates: Sequence[UnplacedLayer]) -> str:
 def _refused(problem: str, hint: str) -> WeightsError:
     return WeightsError(
         "the file does not state the order of its layers",
-        expected="one order in which each layer reads what the one before it gives",
+        expected="one order in which each layer fits the output of the layer before it",
         found=problem,
         hint=hint,
     )

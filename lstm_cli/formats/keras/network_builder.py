@@ -31,13 +31,13 @@ from lstm_cli.formats.keras.options import DEFAULTS, Release, printable_value
 
 MAX_PROBLEMS = 20
 MAX_IDENTITY_VALUES = 64 << 20
-"""Values in all identity matrices together that replace activation layers."""
+"""Largest number of values in all identity matrices that replace activation layers."""
 INPUT_SHAPE_KEYS = ("batch_shape", "batch_input_shape")
 """Keys of the input's shape in Keras 3 and in Keras 2."""
 TRAINING_ONLY = {
     "GaussianNoise": "adds noise",
     "GaussianDropout": "multiplies by noise",
-    "AlphaDropout": "drops values its own way",
+    "AlphaDropout": "drops values",
     "ActivityRegularization": "adds to the loss",
 }
 """Layers that act in training only."""
@@ -51,10 +51,10 @@ KNOWN_KINDS = {
 }  # fmt: skip
 SAVE_REST = (
     "%skeras.Sequential([keras.Input(model.layers[k].output.shape[1:]), *model.layers[k + 1:]])"
-    ".save('rest.keras') saves the layers behind it, and DATA then holds what "
-    "keras.Model(model.inputs, model.layers[k].output).predict(x) gives"
+    ".save('rest.keras') saves the layers after layer k; DATA then holds the values of "
+    "keras.Model(model.inputs, model.layers[k].output).predict(x)"
 )
-"""Hint on saving only the layers behind layer k; the placeholder sets k."""
+"""Hint on saving only the layers after layer k; the placeholder sets k."""
 
 
 def check_kinds(layers: Sequence[KerasLayer]) -> None:
@@ -102,7 +102,7 @@ class KerasNetworkBuilder:
         self.input_size: int | None = None
         self.steps: int | None = None
         self._source, self._release, self.describes_layers = source, release, describes_layers
-        self._unsaid: dict[str, list[int]] = {}
+        self._unstated: dict[str, list[int]] = {}
         self._features: int | None = None
         self._declared_steps: int | None = None
         self._has_steps = True
@@ -119,7 +119,7 @@ class KerasNetworkBuilder:
         self._declared_steps = sizes[0] if len(sizes) == 2 else None
         self._flat_input = len(sizes) == 1
         if self._flat_input:
-            self.notes.append("the model reads no sequences: here it is applied to every step")
+            self.notes.append("the model reads no sequences: lstm-cli applies it to every step")
 
     def add(self, layer: KerasLayer) -> None:
         """Add one layer.
@@ -170,7 +170,7 @@ class KerasNetworkBuilder:
 
     def _default_notes(self) -> Iterator[str]:
         """Notes on missing options whose defaults differ between versions of Keras."""
-        for key, places in self._unsaid.items():
+        for key, places in self._unstated.items():
             assumed, *others = self._release.possible_defaults(key)
             usual = assumed is DEFAULTS[key][-1] and not others
             if usual and not self.describes_layers and key == "recurrent_activation":
@@ -223,7 +223,7 @@ class KerasNetworkBuilder:
         reset_after = recurrent.infer_reset_after(directions, biases, self._release)
         config = recurrent.layer_config(directions, self._release, reset_after)
         for key in recurrent.unstated_options(directions):
-            self._unsaid.setdefault(key, []).append(len(self.layers))
+            self._unstated.setdefault(key, []).append(len(self.layers))
         self.layers.append(config)
         self._features = len(directions) * directions[0].hidden_size
         self._has_steps = config.get("return_sequences", True)
@@ -361,7 +361,8 @@ class KerasNetworkBuilder:
         config = dtype.get("config") if isinstance(dtype, dict) else None
         name = config.get("name") if isinstance(config, dict) else dtype
         if isinstance(name, str) and "float16" in name:
-            note = f"Keras computes it in {printable_value(name)}; here --dtype sets the precision"
+            name_text = printable_value(name)
+            note = f"Keras computes the model in {name_text}; in lstm-cli, --dtype sets the dtype"
             if note not in self.notes:
                 self.notes.append(note)
 

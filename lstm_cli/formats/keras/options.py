@@ -128,8 +128,9 @@ class VersionDefault:
     ----------
     since
         First version of Keras with this default.
-    bundled
-        First version with the suffix ``-tf``, of the Keras in TensorFlow; None: the same number.
+    in_tensorflow
+        First version with this default of the Keras in TensorFlow, which has the suffix ``-tf``.
+        None: the number is that of `since`.
     """
 
     value: Any
@@ -181,12 +182,12 @@ class Release:
     Attributes
     ----------
     text
-        Version as the file has it; None where it has none.
+        Version as the file has it; None if the file has none.
     number
-        Version as a number; the newest possible one where the file has none.
-    bundled
+        Version as a number; the newest possible one if the file has none.
+    in_tensorflow
         Whether this is the Keras in TensorFlow, ``-tf``.
-    told
+    is_known
         Whether the file, or its kind, determines the version.
     """
 
@@ -279,7 +280,7 @@ def keras_1_error(which: str) -> WeightsError:
     return WeightsError(
         f"the file is {which}, which named all options and weights differently",
         expected="Keras 2 or 3",
-        hint="load it in Keras 2 and save it anew",
+        hint="load the file in Keras 2 and save the model again",
     )
 
 

@@ -66,7 +66,9 @@ def read(path: Path, options: ReadOptions) -> Imported:
     except MemoryError as error:
         raise memory_error(str(path)) from error
     except RecursionError as error:
-        raise WeightsError(f"{path} is too large or too deep", found=type(error).__name__) from None
+        raise WeightsError(
+            f"the model in {path} is nested too deep", found=type(error).__name__
+        ) from None
     return Imported(
         path=path,
         format="keras",
@@ -261,10 +263,10 @@ def _recurrent_notes(config: Sequence[Mapping[str, Any]], gates: str) -> list[st
     if "bidirectional" in config[-1]:
         notes.append(
             f"the file does not state how layer {len(config) - 1} joins its directions: "
-            "concatenation is assumed (merge_mode concat)"
+            "merge_mode concat is assumed"
         )
     if not any(layer["type"] == "flatten" for layer in config):
-        effect = "the last one's"
+        effect = "the last step alone"
         if config[recurrent[-1]].get("bidirectional"):
             effect = (
                 "the final states of both directions (Keras's return_sequences=False); the "

@@ -230,8 +230,8 @@ def cudnn_error(what: str, kind: str) -> WeightsError:
     return WeightsError(
         f"{what} keeps its weights in cuDNN's layout (CuDNN{kind}), which lstm-cli does not read",
         expected=f"the weights of a {kind} layer",
-        hint=f"in Keras 2, put {kind}(units, {arguments}) in the place of CuDNN{kind}, "
-        "load the weights there, which Keras converts, and save that: model.save('model.h5')",
+        hint=f"in Keras 2, replace CuDNN{kind} by {kind}(units, {arguments}), load the weights "
+        "(Keras converts them), and save the model: model.save('model.h5')",
     )
 
 
@@ -304,7 +304,7 @@ def split_bias(
     _check_shape(direction, bias, (2, width) if two else (width,))
     if direction.kind == "gru" and direction.cell.get("reset_after") not in (None, two):
         raise direction.cell.refused(
-            "reset_after", expected=f"what its bias {bias.value.shape} says"
+            "reset_after", expected=f"the value that fits the bias {bias.value.shape}"
         )
     sources: list[TensorSource] = []
     for k, name in enumerate(names if two else names[:1]):

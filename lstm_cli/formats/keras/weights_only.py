@@ -131,7 +131,7 @@ def _stem(path: str) -> str:
 
 
 def _layer_at(tree: Hdf5Tree, path: str, listed: bool, place: int) -> UnplacedLayer:
-    """Layer whose variables stand under a path."""
+    """Layer whose variables are below a path."""
     stem, shape = _stem(path), tree.shape
     if f"{path}/forward_layer/cell/vars/0" in tree:
         inner = [_recurrent(shape, f"{path}/{d}_layer/cell/vars/") for d in ("forward", "backward")]
@@ -247,7 +247,7 @@ def _unsupported(stem: str, path: str) -> WeightsError:
 
 def _unsupported_layers(paths: Sequence[str]) -> WeightsError:
     """Error for layers whose names show unsupported classes."""
-    hint = "if they come first, with k the last one's number in model.layers: " + SAVE_REST % ""
+    hint = "if they are the first layers of the model, up to model.layers[k]: " + SAVE_REST % ""
     return WeightsError(
         [
             Problem(
@@ -300,7 +300,7 @@ def layers_by_name(
             candidates.append(UnplacedLayer(_layer(kind, {}, group, group), group, group=place))
         elif _UNSUPPORTED_NAMES.fullmatch(_stem(group)):
             raise WeightsError(
-                f"the layer {printable(group)} has, by its name, no counterpart here",
+                f"the layer {printable(group)} has, by its name, no counterpart in lstm-cli",
                 expected="layers in one chain, each of a kind that lstm-cli has",
                 hint=SAVE_MODEL_HINT,
             )

@@ -37,7 +37,7 @@ NAMES_PER_ATTRIBUTE = 500
 DATE = (1980, 1, 1, 0, 0, 0)
 MASKING_NOTE = (
     "sequences of different lengths: the model computes all steps; Keras needs a Masking layer "
-    "in front, or batches of one length"
+    "before the first layer, or batches of one length"
 )
 WEIGHTS_ONLY_NOTE = (
     "a .weights.h5 holds no layers and no activations: load_weights wants a model of the same "
@@ -60,7 +60,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
         raise WeightsError(
             f"Keras does not open {path.name} as a file of Keras 3, because of its name",
             expected="a name that ends in .keras (the model) or .weights.h5 (its weights)",
-            hint=f"write {path.with_suffix('').name}.keras",
+            hint=f"name the file {path.with_suffix('').name}.keras",
         )
     exporter = KerasExporter(export)
     layers = [exporter.layer(spec) for spec in export.layers]

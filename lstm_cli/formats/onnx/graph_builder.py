@@ -42,7 +42,7 @@ DimensionSize: TypeAlias = "int | str"
 """Size of an axis: a number, or the name of an open size."""
 
 MAX_BYTES = (1 << 31) - (1 << 20)
-"""Bytes of all constants at most: protobuf's limit of 2 GiB, minus 1 MiB for the graph."""
+"""Largest number of bytes of all constants: protobuf's 2 GiB, minus 1 MiB for the graph."""
 
 _ELEMENTS = {np.dtype("f4"): FLOAT, np.dtype("i4"): INT32, np.dtype("i8"): INT64}
 

@@ -55,11 +55,11 @@ from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, dtype_name, quote_name
 from lstm_cli.formats.onnx.unroll import LoopReroller
 
 PART_COST, TERM_COST = 64, 64
-"""Work of one part of a concatenation and of one summand, in numbers read."""
+"""Work counted for each part of a concatenation and each summand, as numbers read."""
 RECURRENT_COST = 8
-"""Work of a recurrent operator, in operators."""
+"""Work counted for a recurrent operator, as a number of plain operators."""
 MAX_NESTING = 20
-"""Nested function calls or branches at most."""
+"""Largest depth of nested function calls or branches."""
 DOMAINS = ("", "ai.onnx")
 """Names of the domain of ONNX's own operators."""
 _SHAPE_ONLY_OPERATORS = RECURRENT_OPERATORS | frozenset(
@@ -179,7 +179,7 @@ class Interpreter:
         return values
 
     def _unsupported(self, node: GraphNode, error: Exception) -> UnsupportedValue:
-        """Explain why a node has no value; an open size is the reason even behind other errors."""
+        """Reason why a node has no value; an open size precedes other errors as the reason."""
         is_clause = isinstance(error, UnsupportedError)
         if isinstance(error, OpenSizeError) or (node.has_open_sizes and not is_clause):
             free_axes = self.dispatcher.free_axes
@@ -289,14 +289,14 @@ def _open_size_error(free_axes: FreeAxes, node: GraphNode, error: Exception) -> 
 
 
 def node_weight(message: OnnxNode) -> int:
-    """Work of a node, in operators; every 16 list items count as one operator."""
+    """Work of a node, as a number of operators; every 16 list items count as one operator."""
     items = sum(len(a.ints) + len(a.floats) + len(a.strings) for a in message.attributes)
     items += len(message.inputs) + len(message.outputs) + len(message.attributes)
     return (RECURRENT_COST if message.op_type in RECURRENT_OPERATORS else 1) + items // 16
 
 
 def _numbers_read(node: GraphNode) -> int:
-    """Work of reading the constant inputs of a node, in numbers."""
+    """Numbers that are read from the constant inputs of a node."""
     constants = [value for value in node.inputs if isinstance(value, ConstantTensor)]
     if node.op == "Gather" and isinstance(node.input(0), SymbolicTensor):  # selects single steps
         return sum(4 * PART_COST * constant.array.size for constant in constants)

@@ -49,7 +49,7 @@ from lstm_cli.formats.onnx.unroll import LoopReroller, stored_weight
 from lstm_cli.formats.onnx.unroll_match import IDENTITY
 
 MAX_MATRIX, MAX_SPARSE_MATRIX = 1 << 27, 1 << 25
-"""Numbers of the largest matrix, and of the largest matrix of mostly zeros."""
+"""Largest number of entries of a matrix, and of a matrix of mostly zeros."""
 MAX_LAYERS = 1000
 
 
@@ -199,7 +199,7 @@ def recurrent_layer(parts: Sequence[RecurrentDirection], returns: bool) -> Impor
 
 
 def zero_direction(part: RecurrentDirection) -> RecurrentDirection:
-    """Forward direction of zeros, for a layer whose reverse direction `part` stands alone."""
+    """Forward direction of zeros, for a layer that has only the reverse direction `part`."""
     tensors = {name: np.zeros_like(value) for name, value in part.tensors.items()}
     return replace(part, reverse=False, tensors=tensors, stored=())
 

@@ -20,17 +20,20 @@ from lstm_cli.formats.onnx.symbolic import ConstantTensor, GraphValue, Unsupport
 from lstm_cli.formats.onnx.tensors import DTYPES, quote_name, to_array
 
 BYTE_BUDGET = 1 << 27
-"""Bytes of computed constants and weights, on top of four times the file size."""
+"""Largest number of bytes of computed constants and weights, plus four times the file size."""
 NUMBER_BUDGET = 1 << 23
-"""Numbers read and computed, on top of the allowance for the file."""
+"""Largest number of numbers read and computed, plus the allowance for the file."""
 NODE_BUDGET = 20_000
-"""Evaluated operators, on top of those in the file; function bodies count at every call."""
+"""Largest number of evaluated operators, plus those in the file.
+
+The operators of a function count at every call.
+"""
 NUMBERS_PER_NODE = 1000
 """Numbers allowed for each operator in the file."""
 MAX_OPEN_ENTRIES = 4096
-"""Entries of a tensor with open sizes, at most."""
+"""Largest number of entries of a tensor with open sizes."""
 MAX_LISTED = 1 << 16
-"""Entries of a list of shapes, axes or steps, at most; Python reads them one by one."""
+"""Largest number of entries of a list of shapes, axes or steps. Python reads each entry."""
 
 
 class WorkBudget:

@@ -37,7 +37,7 @@ from lstm_cli.formats.onnx.symbolic import (
 )
 
 MAX_STEPS = 4096
-"""Single steps that one operator may select."""
+"""Largest number of single steps that one operator may select."""
 
 
 def move(

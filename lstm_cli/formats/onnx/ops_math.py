@@ -49,7 +49,7 @@ from lstm_cli.formats.onnx.symbolic import (
 from lstm_cli.formats.onnx.tensors import shortest_decimal
 
 MAX_TERMS = 256
-"""Summands of a linear map at most, so that hostile files cannot double them without limit."""
+"""Largest number of summands of a linear map. Hostile files could double them without limit."""
 
 
 def reads_all_steps(*vectors: FeatureVector) -> bool:

@@ -163,11 +163,14 @@ def encode_value(number: int, wire_type: int, value: Any) -> bytes:
 
 
 MAX_DEPTH = 40
-"""Nested messages at most; only hostile files have graphs within graphs so deep."""
+"""Largest depth of nested messages. Only hostile files nest graphs more deeply."""
 MAX_PARTS = 1_000_000
-"""Fields and list items of a file at most; two bytes of a file may cost a hundred in memory."""
+"""Largest number of fields and list items of a file.
+
+Two bytes of a file may need a hundred bytes of memory.
+"""
 MESSAGE_COST, ARRAY_COST = 6, 3
-"""Parts counted for a message and for a packed array, by the time that decoding takes."""
+"""Parts counted for each message and each packed array, in proportion to the decoding time."""
 
 FieldKind: TypeAlias = "str | Callable[[], type[Message]]"
 """Type of a field: ``int``, ``float``, ``text``, ``bytes``, the dtype of an array, or a function

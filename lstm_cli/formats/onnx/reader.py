@@ -73,11 +73,11 @@ from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, external_file, quote_name
 STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Domains of operators that no function of a model defines."""
 MAX_TRIED_SIZES = 4
-"""Sizes of an open axis that are tried."""
+"""Largest number of sizes that are tried for an open axis."""
 MAX_TRACED_NODES = 5_000
-"""Nodes of a graph that is read more than once, at most."""
+"""Largest number of nodes of a graph that is read more than once."""
 MAX_BYTES = 1 << 31
-"""Bytes of the largest file, the limit of protobuf."""
+"""Largest number of bytes of a file, which is the limit of protobuf."""
 OLDEST_OPSET = 7
 """First opset with today's recurrent operators."""
 SHOWN_ORDERS = {"lstm": "i o f c", "gru": "z r h", "rnn": "i"}

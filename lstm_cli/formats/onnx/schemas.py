@@ -2,7 +2,7 @@
 
 The table repeats ONNX's specification, operator by operator and opset by opset; a test compares
 every row with the onnx package. A wrong attribute or number of inputs is an error, as in ONNX
-Runtime. Skipped, it would leave a default in its place.
+Runtime. If lstm-cli ignored a wrong attribute, the default would silently replace it.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ _DESCRIPTIONS = {op: description for description, ops in _UNSUPPORTED.items() fo
 
 
 def unsupported_reason(node: OnnxNode) -> str | None:
-    """Say why lstm-cli cannot read a node of this operator; None if the operator is known."""
+    """Reason why lstm-cli cannot read a node of this operator; None if the operator is known."""
     if node.op_type in SCHEMAS:
         return None
     description = _DESCRIPTIONS.get(node.op_type)

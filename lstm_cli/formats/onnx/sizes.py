@@ -26,7 +26,7 @@ from lstm_cli.formats.onnx.symbolic import (
 )
 
 MAX_TERMS = 16
-"""Terms of a polynomial, and factors of a term, at most."""
+"""Largest number of terms of a polynomial, and largest number of factors of a term."""
 
 AxisSize: TypeAlias = "int | OpenSize"
 """Size of an axis: a number, or open."""

@@ -32,7 +32,7 @@ Axis: TypeAlias = "tuple[str, ...]"
 FEATURES = "f"
 
 MAX_FEATURES = 1 << 22
-"""Features of the widest value; only wrong or hostile files have more."""
+"""Largest number of features of a value. Only wrong or hostile files exceed it."""
 
 
 class UnsupportedError(ValueError):
@@ -271,7 +271,7 @@ class RecurrentDirection(Signal):
     tensors
         Weights in native gate order, by native name without layer and direction.
     stored
-        `Stored` entries of the weights, with the same native names.
+        `TensorSource` entries of the weights, with the same native names.
     input_states
         States (``h``, ``c``) that are inputs of the graph.
     ambiguous_parameters

@@ -39,7 +39,7 @@ from lstm_cli.formats.onnx.symbolic import (
 from lstm_cli.formats.onnx.unroll_match import CellStep, match_step, rnn_start, same_gate
 
 MAX_COMPARISONS = 50_000
-"""Comparisons of vectors at most, on top of the allowance for the file's operators."""
+"""Largest number of comparisons of vectors, plus the allowance for the file's operators."""
 COMPARISONS_PER_STEP, COMPARISONS_PER_NODE = 40, 30
 """Comparisons counted for matching one step, and comparisons allowed for each operator."""
 

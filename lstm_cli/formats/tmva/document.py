@@ -122,7 +122,7 @@ def _digits(word: str) -> int:
 
 MAX_FILE_BYTES = 4 << 30
 MAX_TAG_BYTES = 4 << 20
-"""Bytes of the longest tag; the parser would read a longer one again with every block."""
+"""Bytes of the longest tag. The parser would read a longer tag again with every block."""
 MAX_ELEMENTS = 50_000
 MAX_DEPTH = 64
 MAX_SIZE = 2**24

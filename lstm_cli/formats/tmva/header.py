@@ -55,7 +55,7 @@ def find_network(document: TmvaDocument) -> XmlElement:
 
 
 def _check_transformations(document: TmvaDocument, root: XmlElement) -> None:
-    """Refuse a network behind transformations, whose inputs are not those of the data."""
+    """Refuse a network that reads transformed variables, which are not those of the data."""
     element = root.child("Transformations")
     if element is None:
         return

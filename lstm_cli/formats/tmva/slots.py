@@ -184,8 +184,8 @@ def find_orders(
 
     Parameters
     ----------
-    asked
-        Order that the user requests.
+    requested
+        Order that the user requests; None without a request.
     writer
         Order by the program that wrote the file, if it is known.
 
@@ -220,7 +220,7 @@ def _decided_order(
         _refuse_shapes(document, layer)
     if requested is not None and requested not in possible_orders:
         raise WeightsError(
-            f"{layer.name} cannot be read by its {requested}",
+            f"{layer.name} cannot be read in the order {requested}",
             expected=f"--tmva-order {possible_orders[0]}, which its matrices fit",
             found=f"--tmva-order {requested}",
             where=document.where(layer.layer),
@@ -249,15 +249,16 @@ def _refuse_ambiguous(document: TmvaDocument, layer: RecurrentElements) -> NoRet
     raise WeightsError(
         f"{layer.name} can be read in two ways: it is as wide as its input, so its matrices, "
         f"all {H} x {H}, do not show which of TMVA's two writers wrote them",
-        expected="--tmva-order slots (today's ROOT, whose labels do not say what they hold) or "
+        expected="--tmva-order slots (today's ROOT, whose labels are misleading) or "
         "--tmva-order labels (an older ROOT)",
         where=document.where(layer.layer),
-        hint="--tmva-order slots, unless the file is old; outputs of TMVA decide, with --check",
+        hint="--tmva-order slots, unless the file is old; to be sure, --check compares with "
+        "outputs of TMVA",
     )
 
 
 _WRITERS = {
-    "slots": "today's writer: matrices were read by their slot, not by their label",
+    "slots": "today's writer: each matrix is read by its slot, not by its label",
     "labels": "the older writer: each matrix is read by its label",
 }
 

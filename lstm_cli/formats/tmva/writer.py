@@ -174,7 +174,7 @@ def _notes(export: Export, steps: int) -> Iterator[str]:
         if isinstance(cell, LSTM) and not cell.use_forget_gate:
             yield f"layer {spec.index} has no forget gate: written as one that is always 1"
     if any(isinstance(spec, RecurrentSpec | FlattenSpec) for spec in export.layers):
-        yield f"TMVA takes sequences of exactly {counted(steps, 'step')}: ragged ones differ there"
+        yield f"TMVA reads sequences of exactly {counted(steps, 'step')}: outputs of others differ"
     if not isinstance(export.layers[-1], DenseSpec | DropoutSpec):
         yield "TMVA trains networks that end in a dense layer; this one does not"
 

@@ -72,7 +72,7 @@ class TorchArchive:
             raise WeightsError(
                 f"{self.path} is not a file of torch.save",
                 expected="a zip archive with one data.pkl",
-                found=f"{len(folders)} of them" if folders else "none",
+                found=f"{len(folders)} members data.pkl" if folders else "no data.pkl",
             )
         folder = folders[0]
         if any(n == f"{folder}constants.pkl" or n.startswith(f"{folder}code/") for n in names):
@@ -176,7 +176,7 @@ def _refuse_bare_pickle(path: Path) -> None:
                 return
             data = head + file.read(MAX_PICKLE_BYTES)
     except (OSError, ValueError):
-        return  # opening the archive reports it
+        return  # opening the archive reports the problem
     if LEGACY_MAGIC in head:
         raise _legacy_error(data, path)
     raise WeightsError(
@@ -202,5 +202,5 @@ def _legacy_error(data: bytes, path: Path) -> WeightsError:
         problem = refusal(root, unknown_globals, "it", path).problems[0]
         found = problem.what.removesuffix(REFUSED)
         return WeightsError(what, expected=expected, found=found, hint=problem.hint)
-    hint = f"torch.save({load_code(path)}, {weights_file_name(path)!r}) writes the format of today"
+    hint = f"torch.save({load_code(path)}, {weights_file_name(path)!r}) writes the current format"
     return WeightsError(what, expected=expected, hint=hint)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, islice, pairwise
 
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, Layers, LayerSpec
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.torch.modules import LinearModule, Module, RecurrentModule
 from lstm_cli.formats.torch.tensors import printable
 
@@ -64,7 +64,7 @@ def find_module_order(
     reason = "the stored order does not fit" if stored else "the file keeps no order"
     pairs = combinations(modules, 2) if len(modules) <= MAX_MODULES else pairwise(modules)
     if stored and any(is_numbered_before(later.name, module.name) for module, later in pairs):
-        stored, reason = False, "numbers in the names say another order than the stored one"
+        stored, reason = False, "numbers in the names contradict the stored order"
     chosen = None if layers is None else _order_by_config(modules, stored, source, layers)
     if chosen is not None:
         return chosen
@@ -101,14 +101,14 @@ def _order_by_config(
     orders = search.orders()
     as_listed = next((one for one in orders if one.modules == tuple(modules)), None)
     if stored and as_listed is not None:
-        note = f"the file's order is taken, though others fit the config: {_chain_text(modules)}"
+        note = f"the file's order is used, though others fit the config: {_chain_text(modules)}"
         return replace(as_listed, note=note) if len(orders) > 1 else as_listed
     if len(orders) > 1 or not search.complete:
         pairs = [(a, b) for a, b in zip(*(o.modules for o in orders[:2]), strict=True) if a != b]
         names = " and ".join(printable(module.name) for module in pairs[0]) if pairs else "several"
         raise WeightsError(
             f"{names} are alike: no name tells which runs first",
-            expected="names or sizes that tell which layer of the config each is",
+            expected="names or sizes that assign each module to one layer of the config",
             where=source,
             hint="a .pt file of torch.save keeps the modules' order",
         )
@@ -165,7 +165,7 @@ def _all_sizes(order: ModuleOrder) -> tuple[ModuleSize, ...]:
 
 
 def _checked_order(modules: Sequence[Module], flat: bool) -> ModuleOrder | None:
-    """The modules in this very order, if each reads what the one before gives."""
+    """The modules in exactly this order, if each fits the output of the module before it."""
     steps = flatten = None
     for k, (before, module) in enumerate(pairwise(modules), 1):
         if flatten is not None and isinstance(module, RecurrentModule):
@@ -175,7 +175,7 @@ def _checked_order(modules: Sequence[Module], flat: bool) -> ModuleOrder | None:
         ratio, rest = divmod(module.input_size, before.output_size)
         if not flat or rest or flatten is not None or isinstance(module, RecurrentModule):
             return None
-        # It would rather be a second head of an earlier module than one of all steps of the first.
+        # Such a Linear is more likely a second head of an earlier module.
         if any(module.input_size == other.output_size for other in modules[: k - 1]):
             return None
         steps, flatten = ratio, k
@@ -276,7 +276,7 @@ def _decided_order(
     if order is None:
         raise WeightsError(
             f"the sizes of {len(modules)} modules fit in more than one order",
-            expected="sizes, or numbers in the names, that tell one order",
+            expected="sizes, or numbers in the names, that fit one order only",
             found="; ".join(_chain_text(one.modules) for one in orders[:3]),
             where=source,
             hint=_order_hint(orders, complete),
@@ -288,9 +288,8 @@ def _decided_order(
         and first.bias is None
         and first != order.modules[0]
     ):
-        raise _sizes_do_not_fit(
-            modules, source
-        )  # more likely an embedding than a head that comes first
+        # The first Linear is more likely an embedding than a head.
+        raise _sizes_do_not_fit(modules, source)
     others = [one for one in orders if one is not order]
     also = f", and also as {_other_order(order, others)}" if others else ""
     note = (
@@ -336,24 +335,24 @@ def _linear_of_one_direction(modules: Sequence[Module]) -> Module | None:
 def _sizes_do_not_fit(modules: Sequence[Module], source: str) -> WeightsError:
     """Error for sizes that fit in no order, with those of each module."""
     sizes = [
-        f"{printable(m.name or '(the whole model)')} ({m.kind}) reads {m.input_size} and gives "
-        f"{m.output_size}"
+        f"{printable(m.name or '(the whole model)')} ({m.kind}) reads "
+        f"{counted(m.input_size, 'feature')} and gives {m.output_size}"
         for m in modules[:12]
     ]
     without_bias = [m.name for m in modules if isinstance(m, LinearModule) and m.bias is None]
-    hint = "--prefix takes only the names below a prefix"
+    hint = "--prefix NAME reads only the tensors whose names start with NAME"
     if without_bias:
         name = printable(without_bias[0])
-        hint = f"{name} has no bias: if it is an nn.Embedding, there is no layer for it"
+        hint = f"{name} has no bias: if it is an nn.Embedding, lstm-cli has no layer for it"
     linear = _linear_of_one_direction(modules)
     if linear is not None:
         hint = (
             f"{printable(linear.name)} may read one direction (h_n[-1], h_n[-2]) or the sum of "
-            "both, which a state dict does not state: torch.onnx.export writes a model that does"
+            "both. A state dict does not state which; a model of torch.onnx.export does"
         )
     return WeightsError(
         "the modules' sizes do not fit one after the other",
-        expected="each to read what the one before gives",
+        expected="modules that each fit the output of the module before",
         found="; ".join(sizes),
         where=source,
         hint=hint,

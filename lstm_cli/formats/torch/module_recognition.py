@@ -138,11 +138,12 @@ def _only_hint(modules: Sequence[Module], stored: bool) -> str | None:
     except (WeightsError, IndexError):
         return None
     patterns = [f"{module.name}.*" for module in modules]
-    if len(patterns) > 8 or not all(module.name and _is_pattern(module.name) for module in modules):
+    names = [module.name for module in modules]
+    if not 0 < len(names) <= 8 or not all(name and _is_pattern(name) for name in names):
         return None
     return (
-        f"--only '{','.join(patterns)}' takes these layers alone; what stands in front of them in "
-        "the model has to be computed before, and DATA to hold its outputs"
+        f"--only '{','.join(patterns)}' reads these layers alone; DATA must then hold the outputs "
+        "of the layers before them"
     )
 
 
@@ -157,10 +158,10 @@ def _linear(group: ModuleTensors, strays: Sequence[StateTensor]) -> LinearModule
     if weight is None:
         raise UnfitModuleError(module_problem(group, "has a bias and no weight"))
     if len(weight.shape) != 2:
-        what = f"has no layer here: {_module_kind(group, weight, strays)}"
+        what = f"has no counterpart in lstm-cli: {_module_kind(group, weight, strays)}"
         raise UnfitModuleError(module_problem(group, what, name_and_shape(weight)))
     if bias is None and _EMBEDDING.search(group.name):
-        what = "has no layer here: by its name it is nn.Embedding"
+        what = "has no counterpart in lstm-cli: by its name it is nn.Embedding"
         raise UnfitModuleError(module_problem(group, what, name_and_shape(weight)))
     if 0 in weight.shape or (bias is not None and bias.shape != weight.shape[:1]):
         sizes = ", ".join(name_and_shape(t) for t in (weight, bias) if t is not None)
@@ -197,7 +198,7 @@ def _stray_problem(tensor: StateTensor) -> tuple[Problem, str | None]:
         kind, pattern = f"it is {_PARTS[last]}'s", ""
     elif kind is None and not tensor.shape:
         kind = "it is a single number"
-    what = f"the tensor {printable(tensor.name)} has no place in a layer"
+    what = f"the tensor {printable(tensor.name)} belongs to no layer"
     found = f"{tensor.shape} {tensor.dtype}"
     return Problem(what + (f": {kind}" if kind else ""), found=found), pattern or None
 

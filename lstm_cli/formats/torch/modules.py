@@ -179,7 +179,7 @@ def read_recurrent_module(group: ModuleTensors) -> RecurrentModule:
 
     Raises
     ------
-    Unfit
+    UnfitModuleError
         A tensor is missing, or its shape does not fit the others.
     """
     count = max(layer for layer, _ in group.parts) + 1
@@ -243,7 +243,8 @@ def _sizes(group: ModuleTensors, tensors: StateTensors) -> tuple[str, int, int |
             group,
             "is neither an LSTM, a GRU nor an RNN",
             ", ".join(shapes),
-            "weight_hh is (4H, H), (3H, H) or (H, H) in these; with a projection (4H, P)",
+            "weight_hh is (4H, H) in an LSTM, (4H, P) with a projection, (3H, H) in a GRU, and "
+            "(H, H) in an RNN",
         )
     )
 

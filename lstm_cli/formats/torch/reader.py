@@ -254,9 +254,9 @@ def _notes(order: ModuleOrder, builder: TorchNetworkBuilder) -> list[str]:
         states = isinstance(before, RecurrentModule) and len(before.layers) == order.steps
         notes.append(
             f"{printable(module.name)} reads {counted(module.input_size, 'feature')}, "
-            f"{order.steps} times what the layer before gives: "
+            f"{order.steps} times the outputs of the layer before: "
             f"read as {order.steps} steps side by side (flatten)"
-            + (f", not for the final states of all {order.steps} layers (h_n)" if states else "")
+            + (f", not as the final states of all {order.steps} layers (h_n)" if states else "")
         )
     return notes + _assumption_notes(builder.layers, order.flatten is not None)
 

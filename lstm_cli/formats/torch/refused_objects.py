@@ -37,8 +37,8 @@ _TENSORS = {
     "_get_layout": ("a sparse tensor", "save tensor.to_dense()"),
     "_rebuild_nested_tensor": ("a nested tensor", "save plain tensors"),
     "_rebuild_meta_tensor_no_storage": ("a tensor without values", "save it from a real device"),
-    "_rebuild_from_type_v2": ("a tensor of a class of its own", _PLAIN_CLASS),
-    "_rebuild_wrapper_subclass": ("a tensor of a class of its own", _PLAIN_CLASS),
+    "_rebuild_from_type_v2": ("a tensor of a subclass", _PLAIN_CLASS),
+    "_rebuild_wrapper_subclass": ("a tensor of a subclass", _PLAIN_CLASS),
     "ScriptObject": ("the packed weights of a quantized module", _UNQUANTIZED),
 }
 """Functions that build unsupported tensors: the kind in words, and a hint."""
@@ -50,8 +50,8 @@ _KINDS = (
     (r"pathlib\b.*", "a path"),
     (r"datetime\..*", "a date or time"),
     (r"argparse\.Namespace", "the options of a program"),
-    (r"omegaconf\..*", "a config of OmegaConf"),
-    (r"collections\..*|types\.SimpleNamespace", "a container of a class of its own"),
+    (r"omegaconf\..*", "an OmegaConf config"),
+    (r"collections\..*|types\.SimpleNamespace", "a special container"),
     (r"torch\.torch_version\..*", "a version of PyTorch"),
     (r"torch\.optim\..*", "an optimizer or a schedule"),
 )
@@ -165,7 +165,7 @@ def _description(value: RefusedObject | UnknownGlobal) -> str:
     return (
         f"the function or class {name}"
         if isinstance(value, UnknownGlobal)
-        else f"what {name} makes"
+        else f"a value that {name} makes"
     )
 
 
@@ -194,7 +194,8 @@ def _hint(
     return (
         f"{_windows_paths_code(unknown_globals)}torch.save({expression}, "
         f"{weights_file_name(path)!r}) saves the state dict alone; "
-        "it runs what the file names: only for a file you trust, where its classes can be imported"
+        "loading runs code that the file names: only for a file you trust, where its classes can "
+        "be imported"
     )
 
 

@@ -100,7 +100,7 @@ def find_state_dict(root: Any, options: ReadOptions, path: Path) -> StateDict:
             f"{path} holds {len(candidates)} state dicts",
             expected="one",
             found=list_names(names),
-            hint=f"--prefix {candidates[-1].path} takes that one" if candidates[-1].path else None,
+            hint=f"--prefix {candidates[-1].path} reads that one" if candidates[-1].path else None,
         )
     return candidates[0]
 
@@ -144,8 +144,8 @@ def select_tensors(
     if not selection:
         option_texts = [f"--{n} {','.join(p)}" for n, p in _selection_options(options)]
         raise WeightsError(
-            f"no tensor of {path} is left",
-            expected="at least one that the options select",
+            f"the options select no tensor of {path}",
+            expected="at least one tensor",
             found=" ".join(option_texts),
             hint=f"the names are {list_names(_module_patterns(candidates))}",
         )
@@ -202,7 +202,7 @@ def _check_layers(state: StateDict, tensors: Mapping[str, Any], path: Path) -> N
         module = lost.rpartition(".")[0]
         raise WeightsError(
             f"--only and --ignore select a part of one layer's tensors, without {printable(lost)}",
-            expected="all of a layer, or nothing of it",
+            expected="all tensors of a layer, or none",
             where=str(path),
             hint=f"'{module}.*' matches all of the module" if module else None,
         )

@@ -122,7 +122,7 @@ def opcodes(scanner: PickleScanner) -> Iterator[tuple[int, Any]]:
 
     Raises
     ------
-    Malformed
+    MalformedPickleError
         The pickle is truncated, an argument is not a text, or there are too many opcodes.
     """
     for _ in range(MAX_OPCODES):

@@ -166,7 +166,7 @@ def _recurrent_notes(spec: RecurrentSpec) -> list[str]:
             what = "the final states of both directions (h_n), not the last step (y[:, -1])"
         notes.append(f"return_sequences: false is not stored: take {what}")
     if spec.stateful:
-        notes.append("stateful is not stored: hand the states on yourself")
+        notes.append("stateful is not stored: pass the states from call to call yourself")
     if isinstance(cell, LSTM) and not cell.use_forget_gate:
         notes.append(
             f"forget_gate: false is written as a forget gate that is 1 (bias {OPEN_GATE_BIAS:g})"

@@ -218,7 +218,7 @@ def test_a_bad_value_is_placed_in_its_group(write):
 
 
 class TestNotes:
-    """Datasets that might be taken for targets, but were not, are told of."""
+    """Datasets that may be targets, but are not read, are noted."""
 
     X = np.random.default_rng(1).normal(size=(3, 4, 2))
 
@@ -231,7 +231,7 @@ class TestNotes:
     def test_text(self, write):
         path = write(inputs=self.X, targets=["cat", "dog", "cat"])
         assert self.notes(path) == (
-            f"{path}:/targets holds text, not numbers: not taken for targets",
+            f"{path}:/targets holds text, not numbers: not read as targets",
         )
 
     def test_complex(self, write):
@@ -260,30 +260,28 @@ class TestNotes:
         parts = {"x": self.X[0], "x1": self.X[1], "x2": np.ones((9, 2)), "z": np.ones((4, 3))}
         (note,) = self.notes(write("a.h5", **parts, time=np.arange(5.0)))
         assert "/x1, " in note
-        assert "/x2: of the same form as" in note
+        assert "/x2: shaped like" in note
         assert "/z" not in note
         (note,) = self.notes(write("b.h5", inputs=self.X, more=np.ones((7, 4, 2))))
-        assert "/more: of the same form" in note
+        assert "/more: shaped like" in note
         (note,) = self.notes(write("c.h5", x=np.arange(9.0), x1=np.arange(9.0), n=np.arange(9)))
-        assert "/x1: of the same form" in note
+        assert "/x1: shaped like" in note
         assert "/n" not in note
 
     def test_what_may_be_targets(self, write):
         for n, label in enumerate((np.zeros(3), np.zeros((3, 4)), np.zeros((3, 2), int))):
             (note,) = self.notes(write(f"{n}.h5", inputs=self.X, label=label))
-            assert "data.targets: label takes them" in note
+            assert "data.targets: label reads them" in note
         assert self.notes(write(inputs=self.X, age=np.zeros(3))) == ()
         path = write("t.h5", inputs=self.X, label=np.zeros(3), targets=np.zeros(3))
         assert self.notes(path) == ()
         (note,) = self.notes(write("u.h5", inputs=self.X, label=np.zeros(3), y=np.zeros(3)))
         assert "/label: may be targets too, but" in note
         (note,) = self.notes(write("c.h5", inputs=self.X, classes=np.arange(3)))
-        assert "data.targets: classes takes them" in note
+        assert "data.targets: classes reads them" in note
         with open_data([path := write("v.h5", inputs=self.X, label=[b"a", b"b", b"a"])]) as data:
             assert data.targets is None
-        assert self.notes(path) == (
-            f"{path}:/label holds text, not numbers: not taken for targets",
-        )
+        assert self.notes(path) == (f"{path}:/label holds text, not numbers: not read as targets",)
 
     def test_text_under_a_usual_name_beside_several_arrays(self, write):
         path = write(features=[b"a", b"b"], one=self.X, two=self.X)
@@ -294,7 +292,7 @@ class TestNotes:
 
     def test_several_targets(self, write):
         (note,) = self.notes(write(inputs=self.X, targets=np.zeros(3), y=np.zeros(3)))
-        assert "/y: may be targets too, but targets is taken; data.targets: y takes it" in note
+        assert "/y: may be targets too, but targets is read; data.targets: y reads it" in note
 
     def test_what_stands_beside_groups(self, write):
         parts = {f"s{n}__inputs": self.X[n] for n in range(3)}

@@ -216,7 +216,7 @@ class TestVlen:
     def test_no_multiple(self, write, truth):
         path = write()
         write_vlen(path, "inputs", truth.sequences)
-        with pytest.raises(DataError, match="row 0 .* 15 values, no multiple of 4"):
+        with pytest.raises(DataError, match="row 0 .* 15 values, which is not a multiple of 4"):
             open_data([path], DataOptions(features=4))
 
     def test_a_row_that_is_not_as_long_as_told(self, write, truth):

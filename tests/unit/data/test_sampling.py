@@ -147,7 +147,7 @@ def test_the_last_windows_of_several_series(write):
 )
 def test_a_side_without_a_sequence(write, count, share, hint):
     path = write(inputs=np.zeros((count, 2, 1)))
-    with pytest.raises(DataError, match="at least one on either side") as error:
+    with pytest.raises(DataError, match="at least one for training and one") as error:
         split_of(path, share)
     assert hint in error.value.hints[0]
     assert path in str(error.value)
@@ -178,7 +178,7 @@ def test_another_dataset_that_fits(write):
         ("number of features: 2 in .*one.h5.*, 4 in .*two.h5", {"inputs": np.zeros((4, 3, 4))}),
         (r"targets: \(5,\) each in .*one.h5.*, \(6,\) each", {"targets": np.zeros((4, 6))}),
         ("targets: .* one number each", {"targets": np.zeros(4)}),
-        ("one a sequence in .*, one a step in", {"targets": np.zeros((4, 3, 5))}),
+        ("one per sequence in .*, one per step in", {"targets": np.zeros((4, 3, 5))}),
     ],
 )
 def test_another_dataset_that_does_not_fit(write, side, other):

@@ -126,7 +126,7 @@ def test_groups_of_which_one_has_none(make):
     [
         *((layout, False) for layout in ("dense", "concatenated", "vlen")),
         *((layout, True) for layout in ("dense", "concatenated", "vlen")),
-        # Four targets are one a step in sequences of four steps only.
+        # Four targets are one per step in sequences of four steps only.
         *((layout, False) for layout in ("vlen rows", "groups", "returnn")),
     ],
 )
@@ -193,7 +193,7 @@ def test_lengths_of_their_own_are_told_by_the_sequence(write, own):
 
 @pytest.mark.parametrize("dtype", ["f8", "i4"])
 def test_targets_of_files_with_other_steps(write, dtype):
-    """(N, T) with another T in each file can only be one a step."""
+    """(N, T) with another T in each file can only be one per step."""
     rng = np.random.default_rng(0)
     y = [(9 * rng.normal(size=shape)).astype(dtype) for shape in ((3, 4), (2, 6))]
     paths = [

@@ -34,7 +34,7 @@ def source(request, monkeypatch):
 
 
 def with_steps(path, layout, steps):
-    """Targets that are one a step, in the layout of the inputs."""
+    """Targets that are one per step, in the layout of the inputs."""
     if layout == "vlen":
         write_vlen(path, "targets", steps, steps[0].dtype.type)
         return
@@ -115,7 +115,7 @@ def test_inputs_are_the_targets_by_default(make, truth, layout):
     for window in WINDOWS:
         with open_data([path], DataOptions(window=window)) as data:
             check(data, *by_hand(truth.sequences, truth.sequences, window))
-            assert any("are the inputs themselves" in note for note in data.notes)
+            assert any("predicts the inputs themselves" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -147,8 +147,8 @@ def test_a_target_a_sequence_is_that_of_each_window(make, truth, layout, source)
     x, _, known = by_hand(truth.sequences, truth.sequences, Window(2, 2, 0))
     with open_data([path], DataOptions(window=window)) as data:
         check(data, x, np.repeat(truth.values, counts, axis=0), np.ones(len(known), bool))
-        assert any("each window takes its sequence's" in note for note in data.notes)
-    with pytest.raises(DataError, match="predict is 2, but the targets are one a seq") as error:
+        assert any("each window has the target of its sequence" in note for note in data.notes)
+    with pytest.raises(DataError, match="predict is 2, but the targets are one per seq") as error:
         open_data([path], DataOptions(window=Window(2, 2, 5, 2)))
     assert error.value.hints == ("--set data.window.predict=1",)
 
@@ -158,7 +158,7 @@ def test_sequences_that_are_too_short_are_said(make, truth):
         assert data.count == 2 + 1 + 2 + 3
         (note, _) = data.notes
     assert "7 of 11 sequences" in note
-    assert "first sequence 0 (seq0) with 3" in note
+    assert "the first is sequence 0 (seq0), of 3 steps" in note
 
 
 def test_a_file_without_a_window_beside_one_with(write):
@@ -251,7 +251,7 @@ def test_targets_of_another_kind_are_not_mixed(write, other):
     more = {} if other == "none" else {"g__targets": y[0]}
     paths.append(write("b.h5", g__inputs=x, **more))
     options = DataOptions(window=Window(3))
-    says = "the inputs themselves" if other == "none" else "one a sequence"
+    says = "the inputs themselves" if other == "none" else "one per sequence"
     for order in (paths, paths[::-1]):
         with pytest.raises(DataError, match=f"differ in targets.*{says}"):
             open_data(order, options)

@@ -290,8 +290,8 @@ def test_activations_of_their_own(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Any, str]] = {
-    "own class": (lambda e: e.update(module="mine", class_name="Gate"), "class of your own"),
-    "registered": (lambda e: e.update(registered_name="Pack>LSTM"), "class of your own"),
+    "own class": (lambda e: e.update(module="mine", class_name="Gate"), "of a user-defined class"),
+    "registered": (lambda e: e.update(registered_name="Pack>LSTM"), "of a user-defined class"),
     "unknown": (lambda e: e.update(class_name="Conv1D"), "lstm (Conv1D) has no counterpart"),
     "units": (lambda e: e["config"].update(units=9), "does not fit its 9 units"),
     "no units": (lambda e: e["config"].update(units="9"), "units: 9"),

@@ -404,7 +404,7 @@ def test_keras_1(form: str, version: Any, options: Any, tmp_path: Path) -> None:
     kf.legacy(path, {"a": kf.cell_names("a", weights)}, given, version)
     error = refused(path)
     assert "Keras 1" in str(error)
-    assert "load it in Keras 2" in error.hints[0]
+    assert "load the file in Keras 2" in error.hints[0]
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
     found = registry.read(tmp_path / "w.pt", ReadOptions(layers=layers))
     assert order_of(found) == ["b", "a"]
-    assert "file's order is taken, though others fit" in found.notes[0]
+    assert "file's order is used, though others fit" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_layers_alike_beside_a_config(tmp_path: Path) -> None:
     ],
 )
 def test_a_stored_order_that_is_none(shapes: Shapes, order: list[str], tmp_path: Path) -> None:
-    """Numbers in names say another, or the names are sorted: biases before weights."""
+    """Numbers in names contradict the order, or the names are sorted: biases before weights."""
     (tmp_path / "w.pt").write_bytes(write_archive(tensors(shapes)))
     imported = registry.read(tmp_path / "w.pt")
     assert order_of(imported) == order
-    why = "the file keeps no order" if "fc" in order else "numbers in the names say another"
+    why = "the file keeps no order" if "fc" in order else "numbers in the names contradict"
     assert why in imported.notes[0]
     first = next(s.name for s in imported.sources if s.native.startswith("layers.0."))
     assert not first.startswith(("10.", "net.1.", "fc."))

@@ -120,7 +120,7 @@ def test_what_a_file_is(kind: str, suffix: str, tmp_path: Path) -> None:
         (("coremldata.bin",), "Core ML"),
         (("data.pkl", "data/0", "version"), "unpacked file of torch.save"),
         (("zarr.json",), "Zarr"),
-        (("config.json", "w.safetensors"), "name the file in it: .*w.safetensors"),
+        (("config.json", "w.safetensors"), "name the file in the folder: .*w.safetensors"),
         (("model.safetensors", "config.yaml"), "training run(.|\n)*/model.safetensors"),
         (("readme",), "folder|directory"),
     ],
