@@ -11,10 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 from lstm_cli.cli import main
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 from lstm_cli.cli import main
 
-ROOT = Path(__file__).parents[2]
 VOWELS = ROOT / "data/japanese-vowels.h5"
 CONFIG = ROOT / "configs/japanese-vowels.yaml"
 REFERENCE = ("--engine", "reference")

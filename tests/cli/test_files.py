@@ -12,11 +12,11 @@ import subprocess
 import sys
 import threading
 import weakref
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 import lstm_cli
 from lstm_cli import output_files
@@ -24,7 +24,6 @@ from lstm_cli.cli import interrupts
 from lstm_cli.cli.main import main as run_main
 from lstm_cli.output_files import AtomicFile, has_producer_mark, write_atomically
 
-ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="locks, signals and links of POSIX")
 
 CONFIG = """\

@@ -26,6 +26,7 @@ import pytest
 import tmva_files
 import yaml
 from networks import random_weights
+from repository import ROOT
 
 import lstm_cli
 from lstm_cli.api.run_folder import RunFolder
@@ -34,7 +35,6 @@ from lstm_cli.config import json_schema
 from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.errors import LstmCliError
 
-ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(rf"lstm-cli ({'|'.join(COMMANDS)})\b")
 SETTING = re.compile(r"--set ('[^']*'|\S+?)[;,]?(?=\s|$)")

@@ -15,12 +15,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 from lstm_cli.cli.interrupts import interrupts
 from lstm_cli.formats import native
 
 KILLS = 16
-ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 CONFIG = """\
