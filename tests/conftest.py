@@ -12,6 +12,7 @@ import pytest
 from cuda_host.build import FOLDER
 from cuda_host.engine import make, statuses
 from hypothesis import settings
+from quick import QUICK_ENGINES, SLOW
 
 from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
 
@@ -41,24 +42,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     for variable, folder in config.stash.get(COMPILED, {}).items():
         os.environ.pop(variable, None)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-SLOW = tuple(
-    f"tests/{path}"
-    for path in (
-        *("fuzz/", "oracle/", "property/", "unit/bench/", "unit/test_", "unit/training/test_loop"),
-        *("engines/test_bfloat16", "engines/test_cuda", "engines/test_gradients"),
-        *("engines/test_jit", "unit/engines/cuda/", "unit/engines/jit/"),
-        "unit/formats/test_torch_codec_hostile",
-        *("cli/test_bench", "cli/test_compare", "cli/test_cuda", "cli/test_files"),
-        "cli/test_hints.py::test_a_hint",
-        *("cli/test_normalization", "cli/test_other", "cli/test_readings", "cli/test_resume"),
-        "cli/test_train",
-    )
-)
-"""Where tests begin processes, measure, compile much, or compare with other frameworks."""
-
-QUICK_ENGINES = {("reference", "float64"), ("jit", "float32")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from quick import SLOW
 
 from lstm_cli.cells import CELLS
 from lstm_cli.cli.main import COMMANDS
@@ -200,10 +201,25 @@ PAGES = ("CONTRIBUTING.md", "docs/architecture.md", "docs/thread-pool.md", "test
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_path_in_a_page_exists(page: str) -> None:
-    """A path stands in backticks, from the root or from `lstm_cli/`."""
+    """A path stands in backticks; its first folders may be left out, and NAME is any name."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    paths = re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|yaml|sh)))`", text)
+    paths = set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|yaml|sh)))`", text))
     assert paths
-    bases = (ROOT, PACKAGE, (ROOT / page).parent)
-    missing = [path for path in paths if not any((base / path).exists() for base in bases)]
+    bases = [ROOT, *(folder for top in (PACKAGE, ROOT / "tests") for folder in folders(top))]
+    missing = [
+        path
+        for path in paths
+        if not any((base / path.replace("NAME.py", "")).exists() for base in bases)
+    ]
+    assert not missing
+
+
+def folders(top: Path) -> list[Path]:
+    """A folder and all folders below it."""
+    return [top, *(path for path in top.rglob("*") if path.is_dir() and path.name[0] not in "._")]
+
+
+def test_what_is_slow_exists() -> None:
+    """Each entry of the list that keeps tests out of the quick ones names a file or a folder."""
+    missing = [entry for entry in SLOW if not [*ROOT.glob(f"{entry.partition('::')[0]}*")]]
     assert not missing

@@ -859,9 +859,9 @@ def tmva(path: str, layer: Any, **options: Any) -> None:
     tmva_files.write(Path(path), [layer], shape=(T, D), **options)
 
 
-@case("{} does not say ReturnSequence: taken to give every step, as its writer did; else --set model.layers.{}.return_sequences=false", "inspect-shapes r.xml")
-@case("{} does not say ResetGateAfter: taken as before, TMVA's default; else --set model.layers.{}.reset_after=true", "inspect-shapes g.xml", do="--set model.layers.0.reset_after=true")
-@case("Weights do not say OutputFunction: taken as the identity; else --set model.layers.{}.activation=sigmoid, or softmax", "inspect-shapes d.xml", do="--set model.layers.1.activation=sigmoid")
+@case("{} does not state ReturnSequence: every step is assumed, as its writer gave; otherwise --set model.layers.{}.return_sequences=false", "inspect-shapes r.xml")
+@case("{} does not state ResetGateAfter: 0 is assumed, TMVA's default; otherwise --set model.layers.{}.reset_after=true", "inspect-shapes g.xml", do="--set model.layers.0.reset_after=true")
+@case("Weights do not state OutputFunction: the identity is assumed; otherwise --set model.layers.{}.activation=sigmoid, or softmax", "inspect-shapes d.xml", do="--set model.layers.1.activation=sigmoid")
 @case("--tmva-order slots, unless the file is old; outputs of TMVA decide, with --check", "inspect-shapes s.xml", do="--tmva-order slots")
 @case("--tmva-order slots (today's ROOT, whose labels do not say what they hold) or --tmva-order labels (an older ROOT)", "inspect-shapes s.xml", do="--tmva-order labels")
 @case("--tmva-order {}, which its matrices fit", "inspect-shapes r.xml --tmva-order labels", do="--tmva-order slots")
@@ -894,7 +894,7 @@ def _() -> None:
 @case("dropout between layers is not stored, and changes no output; for training: --set model.layers.{}.dropout=0.2", "run w.safetensors x.h5")
 @case("the names are {}", "inspect-shapes odd.safetensors --only 'rnn.*' --ignore '*'", do="lstm-cli inspect-shapes odd.safetensors --only 'rnn.*'")
 @case("'{}.*' matches all of the module", "inspect-shapes fc.safetensors --ignore '*.bias_hh_l0'", do="lstm-cli inspect-shapes fc.safetensors --ignore 'rnn.*'")
-@case("{} is taken for a Linear, though by its name it is of a loss: --ignore '{}.*' leaves it out", "run loss.safetensors x.h5", do="--ignore 'criterion.*'")
+@case("{} is read as a Linear, though by its name it is of a loss: --ignore '{}.*' leaves it out", "run loss.safetensors x.h5", do="--ignore 'criterion.*'")
 @case("torch.save(model.state_dict(), path) writes the weights of all modules", "run step.safetensors x.h5", do=lambda: shutil.copy("w.safetensors", "step.safetensors"))
 @case("--set model.layers.{}.bias={}", "run c.yaml x.h5 --weights bare.safetensors")
 @case("--prefix takes only the names below a prefix", "run two.safetensors x.h5", do="--prefix rnn")
@@ -933,9 +933,9 @@ def _() -> None:
     saved("s.safetensors")
 
 
-@case("the file holds no activations: {} and tanh assumed in recurrent layers; --set model.layers.{}.activation=relu says otherwise", "run k.h5 x.h5")
-@case("the file does not say which outputs are used: every step's assumed, from the first step to the last; --set model.layers.{}.return_sequences=false takes {}", "run k.h5 x.h5", do="--set model.layers.0.return_sequences=false")
-@case("layer {} (dense) is taken to have no activation; --set model.layers.{}.activation=softmax says otherwise", "run k.h5 x.h5")
+@case("the file holds no activations: {} and tanh assumed in recurrent layers; --set model.layers.{}.activation=relu sets another", "run k.h5 x.h5")
+@case("the file does not state which outputs are used: those of every step are assumed; --set model.layers.{}.return_sequences=false takes {}", "run k.h5 x.h5", do="--set model.layers.0.return_sequences=false")
+@case("layer {} (dense) is assumed to have no activation; --set model.layers.{}.activation=softmax sets one", "run k.h5 x.h5")
 @case("--set model.layers.{}.{}={}", "run k.h5 x.h5", do=None)
 @case("--set model.layers.{}.reset_after={}", "run c.yaml x.h5 --weights g.h5")
 def _() -> None:
@@ -1093,8 +1093,8 @@ def _zipped(folder: str) -> None:
     Path(made).rename(folder)
 
 
-@case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
-@case("{}, which a config of its layers says: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
+@case("{}, which a config selects: lstm-cli run CONFIG DATA --weights FILE", "run rnn.safetensors x.h5", do="lstm-cli run fc.yaml x.h5 --weights rnn.safetensors")
+@case("{}, which a config selects: lstm-cli run CONFIG DATA --weights FILE", "run w.pt x.h5", do="lstm-cli run other.yaml x.h5 --weights w.pt")
 @case("list the layers in the config with these kinds and sizes, in the model's order", "run wrong.yaml x.h5 --weights k.weights.h5", do=lambda: shutil.copy("two.yaml", "wrong.yaml"))
 @case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "run k.weights.h5 x.h5", do="lstm-cli run two.yaml x.h5 --weights k.weights.h5")
 @case("{}; or list its layers in a config: lstm-cli run CONFIG DATA --weights FILE, lstm-cli convert FILE DST --config CONFIG", "convert k.weights.h5 o.onnx", do="--config two.yaml")
@@ -1176,7 +1176,7 @@ ELSEWHERE = {
     "--tmva-order {}": "cli/test_config_beside.py::test_the_readers_options_stand_in_the_command",
     "--set {}.alpha={}": "cli/test_config_beside.py::test_no_second_opinion",
     "to run {}: lstm-cli run CONFIG DATA --weights {}": (
-        "cli/test_convert.py::test_weights_whose_order_a_config_tells"
+        "cli/test_convert.py::test_weights_whose_layer_order_needs_a_config"
     ),
     "--set train.normalize=false": "cli/test_normalization.py::test_flatten_first",
     "a native file keeps it: name a DST that ends in .safetensors": (
@@ -1231,7 +1231,7 @@ ELSEWHERE = {
     "in h5py, create_dataset(..., chunks=True, compression='gzip') makes small ones": "unit/hdf5/test_dataset.py::test_chunks_that_cannot_be_kept",
     "with the weights: import keras, pathlib; model = keras.models.model_from_json({}.read_text()); model.load_weights(FILE); model.save('model.keras')": "oracle/test_keras_files.py::test_a_description_without_weights",
     "k = model.layers.index(model.get_layer({})); ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
-    "where they stand in front, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
+    "if they come first, with k the last one's number in model.layers: ": "oracle/test_keras_files.py::test_layers_in_front_that_are_not_here",
     "export the model with this size fixed (torch.onnx.export without dynamic_axes or dynamic_shapes): lstm-cli runs any number of sequences all the same": "oracle/test_onnx_operators.py::test_states_whose_size_is_calculated",
     "export the model with an open batch size, so that nothing is folded: torch.onnx.export(..., dynamo=True, dynamic_shapes=({0: torch.export.Dim('N')},))": "oracle/test_onnx_operators.py::test_a_first_step_that_was_folded_is_named_and_an_open_batch_is_read",
     "torch.save({}, {}) writes the format of today": "oracle/test_torch_hints.py::test_old_files_of_any_device",
@@ -1264,31 +1264,31 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
     "the framework that wrote the file does it": (
         "train with one of ",
         "the trainer's .ckpt holds the weights by their names; here they are one list without",
-        "export what follows this node as a model of its own, and feed it the node's outputs",
-        "concat is what lstm-cli has",
+        "export the part after this node as a separate model, and feed it the node's outputs",
+        "lstm-cli has concat only",
         "Bidirectional(merge_mode='concat') has a reverse pass",
-        "export it with a fixed number of steps, of which single ones can be read; the final "
-        "states (Y_h, PyTorch's h_n) are others",
-        "export it with one output, or with its final states alone",
+        "export it with a fixed number of steps, so that single steps can be read; the final "
+        "states (Y_h, PyTorch's h_n) are other vectors",
+        "export it with one output; only final states may be further outputs",
         "in Keras 2, put {}(units, {}) in the place of CuDNN{}, load the weights there, which "
         "Keras converts, and save that: model.save('model.h5')",
         "load it in Keras 2 and save it anew",
         "load the model and save it again: model.save('model.keras')",
-        "onnx.version_converter brings a model up to date",
-        "quantised weights are not read: save the model before it is quantised",
+        "onnx.version_converter converts a model to a newer opset",
+        "quantized weights are not read: save the model before it is quantized",
         "rebuild it as one and load the weights there, then save that one",
         "save the state dict with every tensor cloned",
         "save the weights alone: torch.save(model.state_dict(), path)",
         "save the weights anew where they are",
         "save the weights with torch.save(model.state_dict(), path)",
-        "save the whole model, a Sequential or Functional one, which says it: "
+        "save the whole model, a Sequential or Functional one, which states it: "
         "model.save('model.keras')",
         "save the whole model, with an input of fixed steps: Input((steps, features))",
         "the file may be damaged: copy or save it again",
         "the file may be damaged: copy or make it again",
         "{} has no bias: if it is an nn.Embedding, there is no layer for it",
         "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both, which a state dict does "
-        "not say: torch.onnx.export writes a model that does",
+        "not state: torch.onnx.export writes a model that does",
     ),
     "a GPU is wanted": (
         "a newer CUDA toolkit may know it",
@@ -1314,15 +1314,15 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "the working directory).",
         "{} holds gates and states of every step, as lstm-cli run --gates writes them",
         "{} holds results, as lstm-cli run --output writes them",
-        "--only and --ignore take a part of one layer's tensors, without {}",
+        "--only and --ignore select a part of one layer's tensors, without {}",
         "TF1's BasicLSTMCell adds 1 to b_f at run time; elsewhere what is stored is all there is, "
         "and `forget_bias` of a config is for fresh weights only",
         "Keras and TF1 store a kernel as (inputs, gates), natively it is (gates, inputs)",
-        "Keras computes it in {}; here --dtype says in what",
+        "Keras computes it in {}; here --dtype sets the precision",
         "an assumption may be wrong (activations, the last step or all, initial states): --set or ",
         "--config change it; nothing was written",
-        "an input of the graph in its place is left to --state",
-        "{} has no initial_{} that is fed: its {} (layer {}) begins with 0, as in ONNX Runtime, "
+        "make it an input of the graph, which --state sets",
+        "{} has no input initial_{}: its {} (layer {}) begins with 0, as in ONNX Runtime, "
         "whatever --state holds",
         "nothing was written; this is a fault in how lstm-cli writes or reads {}",
         "--seed {}",
