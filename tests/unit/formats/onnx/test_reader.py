@@ -60,7 +60,7 @@ def test_config_weights_and_where_they_stood(tmp_path: Path) -> None:
     assert places[("R", "g", "layers.0.weight_hh")] == "[0, 6:8]"
     biases = [s.part for s in imported.sources if (s.name, s.block) == ("B", "o")]
     assert biases == ["[0, 2:4]", "[0, 10:12]"]
-    assert imported.order == {"lstm": "i o f c"}
+    assert imported.gate_orders == {"lstm": "i o f c"}
     assert imported.format == "onnx"
     assert "opset 17" in imported.title
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tmva_files as tmva
+from codec_cases import imported_outputs
 from networks import random_inputs
 
-from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
-from lstm_cli.network.network import Network
-
-
-def outputs(config: Any, tensors: Any, x: Any) -> Any:
-    specs = from_mapping(config).specs if isinstance(config, dict) else config
-    return Network(specs, tensors, ReferenceEngine(dtype="float64")).run(x).outputs
-
 
 DENSE = tmva.dense(3, 2, 3, np.random.default_rng(0))
 RECURRENT = tmva.recurrent("LSTMLayer", 2, 3, 4, np.random.default_rng(1), ReturnSequence=0)
@@ -80,7 +71,7 @@ def test_an_output_function_after_an_activation(tmp_path: Path) -> None:
     for output in "SM":
         imported = registry.read(tmva.write(tmp_path / "w.xml", layers, output=output))
         x = random_inputs(4, 4, 2)
-        found = outputs(imported.config, imported.tensors, x)
+        found = imported_outputs(imported, x)
         np.testing.assert_allclose(found, tmva.evaluate(layers, x, output), rtol=0, atol=1e-12)
         assert any("dense layer of its own" in note for note in imported.notes)
 
@@ -96,7 +87,7 @@ def test_attributes_that_an_older_file_lacks(tmp_path: Path) -> None:
     imported = registry.read(tmp_path / "w.xml")
     x = random_inputs(4, 4, 2)
     expected = tmva.evaluate([rnn, tmva.flat(12), layers[1]], x)
-    found = outputs(imported.config, imported.tensors, x)
+    found = imported_outputs(imported, x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     notes = " ".join(imported.notes)
     assert "does not state ReturnSequence" in notes
@@ -110,7 +101,7 @@ def test_a_first_layer_that_gives_the_input_its_shape(tmp_path: Path) -> None:
     layers = [shape, RECURRENT, tmva.flat(3), tmva.dense(3, 1, 0, rng)]
     imported = registry.read(tmva.write(tmp_path / "w.xml", layers, shape=(1, 8)))
     x = random_inputs(4, 4, 2)
-    found = outputs(imported.config, imported.tensors, x)
+    found = imported_outputs(imported, x)
     np.testing.assert_allclose(found, tmva.evaluate(layers[1:], x), rtol=0, atol=1e-12)
     assert imported.config is not None
     assert imported.config["model"]["input_size"] == 2

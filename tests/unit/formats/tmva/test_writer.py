@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tmva_files as tmva
+from codec_cases import imported_outputs
 from networks import random_inputs, random_weights
 
 from lstm_cli.config import from_mapping
@@ -40,20 +41,15 @@ def export(layers: Any, D: int = 2, steps: int | None = 5, dtype: str = "float32
     return Export("a näme/&<", D, steps, config.specs, tensors, config.to_yaml())
 
 
-def outputs(config: Any, tensors: Any, x: Any) -> Any:
-    specs = from_mapping(config).specs if isinstance(config, dict) else config
-    return Network(specs, tensors, ReferenceEngine(dtype="float64")).run(x).outputs
-
-
 def round_trip(export: Export, path: Path) -> Imported:
     """Write, read, and compare what both give."""
     registry.write(path, "tmva", export)
     imported = registry.read(path)
     x = random_inputs(4, export.steps or 5, export.input_size)
-    actual = outputs(imported.config, imported.tensors, x)
+    actual = imported_outputs(imported, x)
     single = any(value.dtype == np.float32 for value in export.tensors.values())
     bound = 1e-8 if single else 1e-13  # a gru's biases are added, and rounded
-    expected = outputs(export.layers, export.tensors, x)
+    expected = Network(export.layers, export.tensors, ReferenceEngine("float64")).run(x).outputs
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
     return imported
 
