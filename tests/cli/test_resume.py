@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from repository import ROOT
+from training_files import metrics_rows
 
 from lstm_cli.cli.interrupts import interrupts
 from lstm_cli.formats import native
@@ -96,7 +97,7 @@ def undisturbed(files, tmp_path_factory):
 
 
 def metrics(output):
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics_rows(output)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
