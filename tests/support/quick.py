@@ -10,6 +10,7 @@ SLOW = tuple(
         *("cli/test_bench", "cli/test_compare", "cli/test_cuda", "cli/test_files"),
         "cli/test_hints.py::test_a_hint",
         *("cli/test_normalization", "cli/test_other", "cli/test_readings", "cli/test_resume"),
+        "cli/test_signals",
         "cli/test_train",
     )
 )
