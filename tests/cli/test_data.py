@@ -1,4 +1,4 @@
-"""Words about data: what commands say of files, and hints that do what they say."""
+"""Commands on data files: what they print, and hints that do what they say."""
 
 from __future__ import annotations
 

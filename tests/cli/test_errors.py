@@ -1,4 +1,4 @@
-"""Every way to get it wrong: exit code, what, where, and a hint; never a traceback."""
+"""Errors of every command: exit code, what, where, and a hint; never a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed at any moment and resumed, a run ends in the bits of an undisturbed one."""
+"""Runs killed at any moment and resumed, against the bits of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of TMVA put together by hand, by both writers: read, run, and compared with its equations.
+"""Files of both TMVA writers, written by hand, read, and compared with TMVA's equations.
 
 The expected outputs are computed from the matrices before they were written, in plain NumPy.
 """

@@ -1,4 +1,4 @@
-"""The arithmetic task asks what it should, and its scores count answers alone."""
+"""The files of the arithmetic task, against its rules; its scores count answers alone."""
 
 from __future__ import annotations
 

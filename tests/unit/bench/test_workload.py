@@ -1,4 +1,4 @@
-"""Training steps: who is timed, and that PyTorch makes the same ones."""
+"""Training workloads: which peers are timed, and PyTorch's step against ours."""
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace

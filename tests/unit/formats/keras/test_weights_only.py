@@ -1,4 +1,4 @@
-"""Keras's weights without the model: whose they are, in which order, with which defaults."""
+"""Keras weights without a model: whose they are, in which order, with which defaults."""
 
 from __future__ import annotations
 

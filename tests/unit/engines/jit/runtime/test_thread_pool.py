@@ -1,4 +1,4 @@
-"""Every part runs exactly once and none runs ahead, for any caller and with sleeping threads."""
+"""The thread pool: every part runs exactly once, for any caller and with sleeping threads."""
 
 from __future__ import annotations
 
