@@ -11,10 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import training_files
+from repository import ROOT
 
 from lstm_cli.cli import main
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,17 @@ def data(tmp_path: Path) -> Path:
         file["inputs"] = x
         file["lengths"] = np.array(LENGTHS)
     return path
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    """A config that trains an lstm on three classes; see `training_files`."""
+    path = tmp_path / "net.yaml"
+    path.write_text(training_files.CONFIG)
+    return path
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """Ragged sequences of three classes; see `training_files.write_classes`."""
+    return training_files.write_classes(tmp_path / "words.h5")

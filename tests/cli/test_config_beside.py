@@ -15,12 +15,13 @@ import pytest
 import tmva_files
 import yaml
 from networks import random_inputs, random_weights
+from repository import ROOT
 
 import lstm_cli
 from lstm_cli.api.model import read_config
 
 N, T, D = 3, 5, 4
-SHIPPED = Path(__file__).parents[2] / "configs"
+SHIPPED = ROOT / "configs"
 LSTM = {"type": "lstm", "hidden_size": 3}
 GRU = {"type": "gru", "hidden_size": 3}
 RNN = {"type": "rnn", "hidden_size": 3}

@@ -12,14 +12,15 @@ import keras_files
 import numpy as np
 import pytest
 from networks import random_inputs, random_weights, recurrent
+from repository import ROOT
 
 import lstm_cli
 from lstm_cli.api.equivalence import random_input
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import ReadOptions
 
-VOWELS = Path(__file__).parents[2] / "data" / "japanese-vowels.safetensors"
-TEST = Path(__file__).parents[2] / "data" / "japanese-vowels.h5"
+VOWELS = ROOT / "data" / "japanese-vowels.safetensors"
+TEST = ROOT / "data" / "japanese-vowels.h5"
 
 LSTM = {"type": "lstm", "hidden_size": 6, "bidirectional": True}
 GRU = {"type": "gru", "hidden_size": 4, "return_sequences": False}

@@ -1,4 +1,4 @@
-"""Words about data: what commands say of files, and hints that do what they say."""
+"""Commands on data files: what they print, and hints that do what they say."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 from lstm_cli.cli import main
 
-ROOT = Path(__file__).parents[2]
 VOWELS = ROOT / "data/japanese-vowels.h5"
 CONFIG = ROOT / "configs/japanese-vowels.yaml"
 REFERENCE = ("--engine", "reference")

@@ -1,4 +1,4 @@
-"""Every way to get it wrong: exit code, what, where, and a hint; never a traceback."""
+"""Errors of every command: exit code, what, where, and a hint; never a traceback."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 import lstm_cli
 from lstm_cli.cli.main import COMMANDS, cli
@@ -379,7 +380,7 @@ def test_weights_beyond_the_memory(lstm, config, data):
 def shell(arguments, **options):
     return subprocess.run(
         [sys.executable, "-m", "lstm_cli", *map(str, arguments)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stderr=subprocess.PIPE,
         check=False,
         **options,
@@ -415,7 +416,7 @@ def test_a_signal_ends_a_run_between_batches(tmp_path, config, number):
     command = [sys.executable, "-m", "lstm_cli", "run", config, tmp_path / "x.h5"]
     with subprocess.Popen(
         [*map(str, command), "--gates", str(gates)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:

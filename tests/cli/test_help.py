@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from lstm_cli.cli.main import COMMANDS
 from lstm_cli.version import __version__
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "h5py", "rich", "pydantic", "cupy", "llvmlite", "yaml", "safetensors")
 
 

@@ -26,6 +26,7 @@ import pytest
 import tmva_files
 import yaml
 from networks import random_weights
+from repository import ROOT
 
 import lstm_cli
 from lstm_cli.api.training_folder import TrainingFolder
@@ -34,7 +35,6 @@ from lstm_cli.config import json_schema
 from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.errors import LstmCliError
 
-ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(rf"lstm-cli ({'|'.join(COMMANDS)})\b")
 SETTING = re.compile(r"--set ('[^']*'|\S+?)[;,]?(?=\s|$)")
@@ -1183,16 +1183,16 @@ ELSEWHERE = {
         "cli/test_normalization.py::test_flatten_first"
     ),
     "only a native file keeps them": (
-        "cli/test_normalization.py::test_digits_that_a_fold_loses_are_named"
+        "cli/test_normalization_formats.py::test_digits_that_a_fold_loses_are_named"
     ),
     "--dtype float64 keeps them": (
-        "cli/test_normalization.py::test_digits_that_a_fold_loses_are_named"
+        "cli/test_normalization_formats.py::test_digits_that_a_fold_loses_are_named"
     ),
     "--dtype float64, or bring the data into a narrower range": (
-        "cli/test_normalization.py::test_numbers_that_a_fold_cannot_hold"
+        "cli/test_normalization_formats.py::test_numbers_that_a_fold_cannot_hold"
     ),
     "nothing was written; a native file keeps the normalization: name a DST that ends in "
-    ".safetensors": "cli/test_normalization.py::test_a_fold_that_is_wrong_is_not_written",
+    ".safetensors": "cli/test_normalization_formats.py::test_a_fold_that_is_wrong_is_not_written",
     "{}; --dtype float64 keeps them": (
         "cli/test_normalization.py::test_inputs_that_a_dtype_cannot_hold_are_named"
     ),
@@ -1202,7 +1202,7 @@ ELSEWHERE = {
     "outputs in {} cannot tell the targets apart: {}; --dtype float64, in `train` and in `run`, "
     "keeps the digits": "cli/test_normalization.py::test_metrics_are_those_of_targets_as_stored",
     "warning: the fold loses digits: {}; equal weights then give different outputs, which --data shows": (
-        "cli/test_normalization.py::test_compare"
+        "cli/test_normalization_formats.py::test_compare"
     ),
     "--batch-size {}, or --batch-size auto": "cli/test_cuda.py::test_memory_that_runs_out",
     "store the outputs with an axis of features: outputs[:, None]": "cli/test_check_references.py::test_outputs_without_an_axis_of_features",

@@ -1,4 +1,4 @@
-"""``inspect-shapes`` of foreign files: what it says stands somewhere, stands there."""
+"""``inspect-shapes`` of files of other programs, against the tensors that the files have."""
 
 from __future__ import annotations
 

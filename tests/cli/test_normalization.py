@@ -1,19 +1,27 @@
-"""Normalization kept apart: nothing is lost from a stored number to the network, in any command.
+"""Normalized inputs in every command, against NumPy's (x - mean) / scale in float64.
 
-The reference is NumPy's (x - mean) / scale in float64, run through a network that knows nothing of
-a normalization; other formats are run by ONNX Runtime and PyTorch.
+The scaled inputs are run through a network that knows nothing of a normalization.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import yaml
 from networks import random_weights
+from normalized_models import (
+    DENSE,
+    LENGTHS,
+    LSTM,
+    MEAN,
+    SCALE,
+    file_tensors,
+    normalized_model,
+    raw_inputs,
+    write_config,
+)
 from safetensors.numpy import save_file
 
 import lstm_cli
@@ -22,9 +30,7 @@ from lstm_cli.formats import native
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 DIGITS = {"float32 at 1e5": (1e5, 50.0, "f4"), "float64 at 1.6e9": (1.6e9, 5.0, "f8")}
-LSTM = {"type": "lstm", "hidden_size": 6, "return_sequences": False}
 HEAD = {"type": "dense", "units": 2, "activation": "softmax"}
-DENSE = {"type": "dense", "units": 2}
 TRAIN = {
     "loss": "cross_entropy",
     "optimizer": {"type": "adam", "learning_rate": 0.03},
@@ -33,35 +39,6 @@ TRAIN = {
     "normalize": "standard",
 }
 STILL = ("--set", "train.optimizer={type: sgd, learning_rate: 1e-30}", "--set", "train.epochs=1")
-MEAN, SCALE = np.array([1.6e9, -3.0, 1e5]), np.array([5.0, 0.25, 50.0])
-LENGTHS = [7, 2, 0, 5]
-
-
-def config(path, *layers, train=None, D=2, **more):
-    document = {"model": {"input_size": D, "layers": list(layers), **more}}
-    path.write_text(yaml.safe_dump(document | ({"train": train} if train else {})))
-    return path
-
-
-def tensors(path):
-    return native.read(path, allow_integers=True).tensors
-
-
-def model(path, *layers, mean=MEAN, scale=SCALE, dtype="float32", seed=3, **more):
-    """A native file with random weights, and mean and scale of its inputs; the plain twin."""
-    mapping = {"model": {"input_size": len(mean), "layers": list(layers), **more}}
-    specs = lstm_cli.build(mapping, engine="reference").config.specs
-    weights = {name: v.astype(dtype) for name, v in random_weights(specs, seed).items()}
-    plain = lstm_cli.build(mapping, engine="reference", dtype="float64", weights=weights)
-    native.write(
-        path, weights | {"inputs.mean": mean, "inputs.scale": scale}, plain.config.to_yaml()
-    )
-    return plain
-
-
-def raw(N=4, T=7, seed=1, mean=MEAN, scale=SCALE):
-    """Inputs of the data's range in float64."""
-    return mean + scale * np.random.default_rng(seed).standard_normal((N, T, len(mean)))
 
 
 @pytest.fixture(params=DIGITS)
@@ -82,7 +59,7 @@ def offset(request, tmp_path):
 
 
 def test_what_is_learned_from_raw_data_is_what_scaled_data_give(lstm, offset, tmp_path):
-    config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN)
+    write_config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN)
     result = {}
     for name in "xz":
         more = ("--set", f"train.validation={tmp_path}/{name}.h5:/test")
@@ -96,11 +73,14 @@ def test_what_is_learned_from_raw_data_is_what_scaled_data_give(lstm, offset, tm
     for dtype in ("float32", "bfloat16"):
         assert result["x", dtype]["accuracy"] == result["z", dtype]["accuracy"]
         assert result["x", dtype]["loss"] == pytest.approx(result["z", dtype]["loss"], rel=2e-2)
-    stored, rows = tensors("x/model.safetensors"), offset[:120].reshape(-1, 2).astype(np.longdouble)
+    stored, rows = (
+        file_tensors("x/model.safetensors"),
+        offset[:120].reshape(-1, 2).astype(np.longdouble),
+    )
     assert stored["inputs.mean"].dtype == stored["inputs.scale"].dtype == np.float64
     np.testing.assert_allclose(stored["inputs.mean"], rows.mean(0).astype(float), rtol=1e-13)
     np.testing.assert_allclose(stored["inputs.scale"], rows.std(0).astype(float), rtol=1e-9)
-    kept = tensors("x/checkpoint.safetensors")
+    kept = file_tensors("x/checkpoint.safetensors")
     np.testing.assert_array_equal(kept["weights/inputs.mean"], stored["inputs.mean"])
     assert not [name for name in kept if name.startswith("updates") and "inputs" in name]
 
@@ -131,7 +111,7 @@ def test_every_layout_reads_its_own_type(lstm, tmp_path):
         {"type": "gru", "hidden_size": 5, "bidirectional": True},
         DENSE,
     )
-    plain, x = model("m.safetensors", *layers), raw()
+    plain, x = normalized_model("m.safetensors", *layers), raw_inputs()
     x[1] = x[1].astype("f4")
     expected = plain.run((x - MEAN) / SCALE, LENGTHS).outputs
     names = layouts(x)
@@ -156,7 +136,7 @@ def test_every_layout_reads_its_own_type(lstm, tmp_path):
     with h5py.File("half.h5", "w") as file:
         file["inputs"] = np.round(x[:, :, [2, 2]]).astype("f4")
     pair = [np.round(x[:, :, [0, 2]]), np.round(x[:, :, [2, 2]])]
-    plain = model("i.safetensors", *layers, mean=MEAN[[0, 2]], scale=SCALE[[0, 2]])
+    plain = normalized_model("i.safetensors", *layers, mean=MEAN[[0, 2]], scale=SCALE[[0, 2]])
     for first, second in ((0, 1), (1, 0)):
         files = [("whole.h5", "half.h5")[k] for k in (first, second)]
         assert lstm("run", "i.safetensors", *files, "--output", "out.h5", "--quiet").code == 0
@@ -167,10 +147,10 @@ def test_every_layout_reads_its_own_type(lstm, tmp_path):
 
 
 def test_windows_of_a_series_and_gates(lstm, tmp_path):
-    plain = model(
+    plain = normalized_model(
         "m.safetensors", {"type": "lstm", "hidden_size": 4}, {"type": "dense", "units": 3}
     )
-    x = raw(1, 30)[0]
+    x = raw_inputs(1, 30)[0]
     with h5py.File("s.h5", "w") as file:
         file["inputs"] = x
     window = (
@@ -195,15 +175,15 @@ def test_windows_of_a_series_and_gates(lstm, tmp_path):
 
 
 def test_weights_that_normalize_keep_their_normalization(lstm, offset, tmp_path):
-    path = config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN)
+    path = write_config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN)
     assert lstm("train", path, "x.h5:/train", "--output", "a").code == 0
-    before = tensors("a/model.safetensors")
+    before = file_tensors("a/model.safetensors")
     for normalize in ("standard", "false"):
         more = ("--weights", "a/model.safetensors", *STILL, "--set", f"train.normalize={normalize}")
         outcome = lstm("train", path, "x.h5:/test", "--output", normalize, *more, "--json")
         assert outcome.code == 0, outcome.err
         assert ("train.normalize keeps these" in outcome.err) == (normalize == "standard")
-        for name, value in tensors(f"{normalize}/model.safetensors").items():
+        for name, value in file_tensors(f"{normalize}/model.safetensors").items():
             np.testing.assert_array_equal(value, before[name], name)
         run = lstm("run", "a/model.safetensors", "x.h5:/test", "--json").json["metrics"]
         assert outcome.json["metrics"]["loss"] == pytest.approx(run["loss"], rel=1e-5)
@@ -222,7 +202,7 @@ def test_weights_for_raw_data_compute_the_same_when_they_come_to_be_normalized(
     if kind == "dense":
         first = {"type": kind, "units": 5, "activation": "tanh"}
     train = TRAIN | {"loss": "mse"}
-    path = config(tmp_path / "c.yaml", first, DENSE, train=train)
+    path = write_config(tmp_path / "c.yaml", first, DENSE, train=train)
     with h5py.File("x.h5", "w") as file:
         file["inputs"] = rng.standard_normal((30, 6, 2)) * [3, 0.2] + [7, -1]
         file["targets"] = rng.standard_normal((30, 6, 2)) * [20, 0.1] + [300, 4]
@@ -244,22 +224,24 @@ def test_normalization_with_layers_without_biases(lstm, tmp_path):
     """Inputs stay normalized; targets are scaled only by a last layer that can take their mean."""
     rng = np.random.default_rng(2)
     bare = [{"type": "lstm", "hidden_size": 5, "bias": False}, DENSE | {"bias": False}]
-    path = config(tmp_path / "c.yaml", *bare, train=TRAIN | {"loss": "mse"})
+    path = write_config(tmp_path / "c.yaml", *bare, train=TRAIN | {"loss": "mse"})
     with h5py.File("x.h5", "w") as file:
         file["inputs"] = rng.standard_normal((30, 6, 2)) * [3, 0.2] + [7, -1]
         file["targets"] = rng.standard_normal((30, 6, 2)) + 3
     outcome = lstm("train", path, "x.h5", "--output", "a")
     assert outcome.code == 0, outcome.err
-    assert not [name for name in tensors("a/model.safetensors") if "bias" in name]
+    assert not [name for name in file_tensors("a/model.safetensors") if "bias" in name]
     unscaled = "the targets are not scaled: layer 1 (dense) has no bias to take their mean in"
     assert f"{unscaled}; --set model.layers.1.bias=true scales them" in " ".join(
         outcome.err.split()
     )
     mended = lstm("train", path, "x.h5", "--output", "b", "--set", "model.layers.1.bias=true")
     assert "not scaled" not in mended.err
-    mean = tensors("b/model.safetensors")["layers.1.bias"]
+    mean = file_tensors("b/model.safetensors")["layers.1.bias"]
     np.testing.assert_allclose(mean, 3, atol=0.5)  # the targets' own, but for what was learned
-    assert [name for name in tensors("b/model.safetensors") if "bias" in name] == ["layers.1.bias"]
+    assert [name for name in file_tensors("b/model.safetensors") if "bias" in name] == [
+        "layers.1.bias"
+    ]
     raw_ = ("--set", "train.normalize=false")
     assert lstm("train", path, "x.h5", "--output", "d", *raw_).code == 0
     more = ("--weights", "d/model.safetensors")
@@ -273,12 +255,12 @@ def test_normalization_with_layers_without_biases(lstm, tmp_path):
 def test_flatten_first(lstm, tmp_path):
     """Padding is 0 in normalized values: only a network that normalizes itself can do that."""
     layers = ({"type": "flatten"}, DENSE)
-    path = config(tmp_path / "c.yaml", *layers, train=TRAIN | {"loss": "mse"}, D=3, steps=7)
-    x, y = raw(), np.random.default_rng(4).standard_normal((4, 2))
+    path = write_config(tmp_path / "c.yaml", *layers, train=TRAIN | {"loss": "mse"}, D=3, steps=7)
+    x, y = raw_inputs(), np.random.default_rng(4).standard_normal((4, 2))
     with h5py.File("x.h5", "w") as file:
         file["inputs"], file["lengths"], file["targets"] = x, [7, 2, 3, 5], y
     assert lstm("train", path, "x.h5", "--output", "a").code == 0
-    stored = tensors("a/model.safetensors")
+    stored = file_tensors("a/model.safetensors")
     z = (x - stored["inputs.mean"]) / stored["inputs.scale"]
     for row, n in zip(z, [7, 2, 3, 5], strict=True):
         row[n:] = 0
@@ -293,7 +275,9 @@ def test_flatten_first(lstm, tmp_path):
         assert "layer 0 (flatten)" in refused.err
     assert "name a DST that ends in .safetensors" in refused.err
     assert lstm("convert", "a/model.safetensors", "b.safetensors").code == 0
-    np.testing.assert_array_equal(tensors("b.safetensors")["inputs.scale"], stored["inputs.scale"])
+    np.testing.assert_array_equal(
+        file_tensors("b.safetensors")["inputs.scale"], stored["inputs.scale"]
+    )
     # The plain weights of such a layer cannot come to be normalized.
     plain = {name: value for name, value in stored.items() if name.startswith("layers")}
     native.write("p.safetensors", plain, None)
@@ -310,7 +294,7 @@ def test_flatten_first(lstm, tmp_path):
 def test_metrics_are_those_of_targets_as_stored(lstm, tmp_path):
     rng = np.random.default_rng(3)
     layers = ({**LSTM, "hidden_size": 8}, {"type": "dense", "units": 1})
-    path = config(tmp_path / "c.yaml", *layers, train=TRAIN | {"loss": "mse", "epochs": 30})
+    path = write_config(tmp_path / "c.yaml", *layers, train=TRAIN | {"loss": "mse", "epochs": 30})
     x = rng.standard_normal((60, 5, 2))
     y = 1.6e9 + 60 + 5 * x.mean(1)[:, :1]  # between two numbers of float32
     with h5py.File("x.h5", "w") as file:
@@ -336,7 +320,9 @@ def test_metrics_are_those_of_targets_as_stored(lstm, tmp_path):
 
 
 def test_inputs_that_a_dtype_cannot_hold_are_named(lstm, offset, tmp_path):
-    path = config(tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN | {"normalize": False, "epochs": 1})
+    path = write_config(
+        tmp_path / "c.yaml", LSTM, HEAD, train=TRAIN | {"normalize": False, "epochs": 1}
+    )
     narrow = "bfloat16" if offset.dtype == np.float32 else "float32"
     told = f"digits of the inputs are lost in {narrow}: feature 0 (mean 1"
     lost = lstm("run", path, "x.h5:/test", "--dtype", narrow)
@@ -351,209 +337,6 @@ def test_inputs_that_a_dtype_cannot_hold_are_named(lstm, offset, tmp_path):
         mended = lstm(*arguments, "b", "--set", "train.normalize=true")
         assert mended.code == 0
         assert "lost" not in mended.err
-
-
-# Other formats
-
-
-STACKS = {
-    "lstm": [{"type": "lstm", "hidden_size": 5, "bidirectional": True}],
-    "gru": [{"type": "dropout", "rate": 0.2}, {"type": "gru", "hidden_size": 4}],
-    "rnn": [{"type": "rnn", "hidden_size": 4, "return_sequences": False}],
-    "dense": [
-        {"type": "dense", "units": 4, "activation": "tanh"},
-        {"type": "lstm", "hidden_size": 3},
-    ],
-    "no biases": [{"type": "gru", "hidden_size": 4, "bidirectional": True, "bias": False}],
-    "dense without a bias": [{"type": "dense", "units": 4, "bias": False, "activation": "tanh"}],
-}
-MILD = {"mean": np.array([293.0, 1013.0, 0.5]), "scale": np.array([5.0, 8.0, 0.1])}
-
-
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("suffix", [".onnx", ".keras", ".pt"])
-def test_formats_without_a_place_get_the_fold(lstm, stack, suffix):
-    plain = model("m.safetensors", *STACKS[stack], DENSE, **MILD)
-    outcome = lstm("convert", "m.safetensors", f"m{suffix}", "--json")
-    assert outcome.code == 0, outcome.err
-    unbiased = ", which has no biases and gets them for the fold" if "bias" in stack else ""
-    assert (
-        f"inputs.mean and inputs.scale are folded into the first layer{unbiased}: " in outcome.err
-    )
-    assert outcome.json["warnings"] == []
-    assert outcome.json["parameters"] == plain.network.parameter_count
-    assert outcome.json["proof"]["relative_difference"] < 1e-5
-    text = plain.config.to_yaml()
-    Path("m.yaml").write_text(text)
-    Path("biased.yaml").write_text(text.replace("bias: false", "bias: true"))
-    result = lstm_cli.build(
-        "biased.yaml", engine="reference", dtype="float64", weights=f"m{suffix}"
-    )
-    assert "inputs.mean" not in result.weights
-    x = raw(**MILD)
-    expected = plain.run((x - MILD["mean"]) / MILD["scale"], LENGTHS).outputs
-    np.testing.assert_allclose(result.run(x, LENGTHS).outputs, expected, rtol=0, atol=2e-4)
-    equal = lstm("compare", "m.safetensors", f"m{suffix}", "--config", "m.yaml")
-    assert equal.code == 0, equal.out
-    assert "A normalizes its inputs (inputs.mean, inputs.scale), but B does not" in equal.out
-    assert lstm("compare", f"m{suffix}", "m.safetensors", "--config", "m.yaml").code == 0
-
-
-def test_the_fold_in_other_runtimes(lstm):
-    """ONNX Runtime and PyTorch compute the native file's outputs from raw inputs."""
-    runtime, torch = pytest.importorskip("onnxruntime"), pytest.importorskip("torch")
-    plain = model("m.safetensors", {"type": "lstm", "hidden_size": 5}, **MILD)
-    x = raw(**MILD)
-    expected = plain.run((x - MILD["mean"]) / MILD["scale"]).outputs
-    assert lstm("convert", "m.safetensors", "m.onnx").code == 0
-    session = runtime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.astype("f4")})[:1]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-4)
-    assert lstm("convert", "m.safetensors", "m.pt", "--dtype", "float64").code == 0
-    state = torch.load("m.pt", weights_only=True)
-    module = torch.nn.LSTM(3, 5, batch_first=True, dtype=torch.float64)
-    prefix = next(iter(state)).removesuffix("weight_ih_l0")
-    module.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
-    outputs = module(torch.from_numpy(x))[0].detach().numpy()
-    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("suffix", [".onnx", ".keras", ".pt", ".xml"])
-def test_digits_that_a_fold_loses_are_named(lstm, suffix):
-    layers = (
-        {"type": "lstm", "hidden_size": 5},
-        {"type": "flatten"},
-        DENSE,
-    )
-    mean, scale = np.array([1e5, 1.0, 83.0]), np.array([50.0, 1.0, 0.1])
-    model("m.safetensors", *layers, mean=mean, scale=scale, steps=4)
-    done = lstm("convert", "m.safetensors", f"m{suffix}", "--json")
-    assert done.code == 0, done.err
-    (warning,) = done.json["warnings"]
-    assert f"warning: {warning}" in done.err
-    steps = 2000 * 2.0**-23
-    assert f"feature 0 (mean 100000, scale 50) is rounded in steps of {steps:.2g}" in warning
-    assert "feature 1" not in warning
-    assert "feature 2" not in warning  # 830 times its scale: just below what is told
-    if suffix == ".onnx":
-        assert "only a native file keeps them" in warning
-        again = lstm("convert", "m.safetensors", "again.safetensors")
-    else:
-        assert "--dtype float64 keeps them" in warning
-        again = lstm("convert", "m.safetensors", f"n{suffix}", "--dtype", "float64")
-    assert again.code == 0, again.err
-    assert "warning" not in again.err
-
-
-def test_a_fold_that_is_wrong_is_not_written(lstm, monkeypatch):
-    from lstm_cli.network import normalization
-
-    model("m.safetensors", {"type": "gru", "hidden_size": 4}, **MILD)
-    original = normalization.Normalization.apply
-    monkeypatch.setattr(  # the network that normalizes forgets one feature's mean
-        normalization.Normalization,
-        "apply",
-        lambda self, x, *rest: original(self, np.add(x, [0, 3, 0]), *rest),
-    )
-    refused = lstm("convert", "m.safetensors", "m.onnx")
-    assert refused.code == 1
-    assert "do not compute what the normalization and the weights do" in refused.err
-    assert "hint: nothing was written; a native file keeps the normalization" in refused.err
-    assert not Path("m.onnx").exists()
-    monkeypatch.undo()
-
-
-def test_a_file_is_proven_on_inputs_of_the_range_of_the_data(lstm, monkeypatch):
-    """A weight off by a hundredth: inputs near 0 would leave every gate saturated, and hide it."""
-    from lstm_cli.formats import registry
-
-    model("m.safetensors", {"type": "lstm", "hidden_size": 4}, **MILD)
-    original = registry.write
-
-    def damaged(path, format, export, options):
-        weight = export.tensors["layers.0.weight_ih"].copy()
-        weight[:, 2] *= 1.01
-        tensors = {**export.tensors, "layers.0.weight_ih": weight}
-        return original(path, format, replace(export, tensors=tensors), options)
-
-    monkeypatch.setattr(registry, "write", damaged)
-    for name in ("m.onnx", "m.keras", "n.safetensors"):
-        refused = lstm("convert", "m.safetensors", name)
-        assert refused.code == 1
-        assert "does not compute what" in refused.err
-        assert not Path(name).exists()
-
-
-def test_numbers_that_a_fold_cannot_hold(lstm):
-    model("m.safetensors", {"type": "rnn", "hidden_size": 3}, mean=np.zeros(2), scale=[1e-60, 1.0])
-    refused = lstm("convert", "m.safetensors", "m.keras")
-    assert refused.code == 4
-    assert "layers.0.weight_ih" in refused.err
-    assert "hint: --dtype float64" in refused.err
-    assert lstm("convert", "m.safetensors", "m.keras", "--dtype", "float64").code == 0
-
-
-def test_a_reference_is_compared_with_raw_inputs(lstm):
-    plain, x = model("m.safetensors", {"type": "lstm", "hidden_size": 4}, **MILD), raw(**MILD)
-    outputs = plain.run((x - MILD["mean"]) / MILD["scale"]).outputs
-    np.savez("good.npz", inputs=x, outputs=outputs)
-    np.savez("bad.npz", inputs=x + 1, outputs=outputs)
-    assert lstm("convert", "m.safetensors", "m.onnx", "--check", "good.npz").code == 0
-    assert lstm("convert", "m.safetensors", "m.onnx", "--check", "bad.npz").code == 1
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("hidden_size", [3, 4])  # as many as inputs, or more
-def test_readings_of_a_reference(lstm, kind, hidden_size):
-    """The layers behind the recurrent ones are tried on its outputs as they are."""
-    layer = {"type": kind, "hidden_size": hidden_size, "bidirectional": hidden_size == 4}
-    plain, x = model("m.safetensors", {**layer, "return_sequences": False}, DENSE), raw()
-    mapping = {"model": {"input_size": 3, "layers": [layer]}}
-    own = {name: v for name, v in plain.weights.items() if name.startswith("layers.0.")}
-    net = lstm_cli.build(mapping, engine="reference", dtype="float64", weights=own)
-    steps = net.run((x - MEAN) / SCALE).outputs
-    weight, bias = plain.weights["layers.1.weight"], plain.weights["layers.1.bias"]
-    readings = {"mean over": steps.mean(1), "first step": steps[:, 0]}
-    for name, taken in readings.items():
-        np.savez("r.npz", inputs=x, outputs=taken @ weight.T + bias)
-        done = lstm("convert", "m.safetensors", "m.onnx", "--check", "r.npz")
-        assert (done.code, f"they are the {name}" in " ".join(done.err.split())) == (1, True)
-
-
-def test_compare(lstm):
-    layers = ({"type": "gru", "hidden_size": 4}, DENSE)
-    model("a.safetensors", *layers, **MILD)
-    assert lstm("convert", "a.safetensors", "b.onnx").code == 0
-    assert lstm("compare", "a.safetensors", "b.onnx", "--json").json["folded"] == "A"
-    assert lstm("compare", "b.onnx", "a.safetensors", "--json").json["folded"] == "B"
-    assert lstm("convert", "a.safetensors", "wide.keras", "--dtype", "float64").code == 0
-    assert lstm("compare", "a.safetensors", "wide.keras").code == 0
-    same = lstm("compare", "a.safetensors", "a.safetensors")
-    assert (same.code, "inputs.mean" in same.out) == (0, False)
-    with h5py.File("x.h5", "w") as file:
-        file["inputs"] = raw(**MILD)
-    parted = lstm("compare", "a.safetensors", "b.onnx", "--data", "x.h5", "--json").json
-    assert parted["divergence"]["outputs"]["largest"] < 1e-3
-    model("far.safetensors", *layers)
-    assert lstm("convert", "far.safetensors", "far.onnx").code == 0
-    far = ("compare", "far.safetensors", "far.onnx")
-    assert (lstm(*far).code, "warning: the fold loses digits: feature 0" in lstm(*far).out) == (
-        0,
-        1,
-    )
-    with h5py.File("far.h5", "w") as file:
-        file["inputs"] = raw()
-    assert lstm(*far, "--data", "far.h5").code == 1
-    model("other.safetensors", *layers, mean=MILD["mean"] + [0, 2, 0], scale=MILD["scale"])
-    apart = lstm("compare", "a.safetensors", "other.safetensors")
-    assert apart.code == 1
-    assert "differs: inputs.mean differs by up to 2" in apart.out
-    assert lstm("compare", "a.safetensors", "other.safetensors", "--tolerance", 3).code == 0
-    plain = {name: value for name, value in tensors("a.safetensors").items() if name[0] == "l"}
-    native.write("lost.safetensors", plain, native.read("a.safetensors").config)
-    lost = lstm("compare", "a.safetensors", "lost.safetensors")
-    assert lost.code == 1
-    assert "differs: inputs.mean is in A alone" in lost.out
 
 
 # Files that do not fit, and what is shown
@@ -577,12 +360,12 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_misfits(lstm, fault):
     changes, output = WRONG[fault]
-    model("m.safetensors", {"type": "lstm", "hidden_size": 3})
+    normalized_model("m.safetensors", {"type": "lstm", "hidden_size": 3})
     file = native.read("m.safetensors")
     changed = {k: v for k, v in {**file.tensors, **changes}.items() if v is not None}
     native.write("w.safetensors", changed, file.config)
     with h5py.File("x.h5", "w") as data:
-        data["inputs"] = raw()
+        data["inputs"] = raw_inputs()
     commands = [("run", "w.safetensors", "x.h5"), ("convert", "w.safetensors", "w.onnx")]
     if "finite" not in output and "is 0" not in output:
         commands += [("inspect-shapes", "w.safetensors")]
@@ -596,9 +379,9 @@ def test_misfits(lstm, fault):
 
 
 def test_what_is_shown(lstm):
-    model("m.safetensors", {"type": "lstm", "hidden_size": 3})
+    normalized_model("m.safetensors", {"type": "lstm", "hidden_size": 3})
     with h5py.File("x.h5", "w") as data:
-        data["inputs"] = raw()
+        data["inputs"] = raw_inputs()
     line = "inputs normalized: (x - mean) / scale, from m.safetensors"
     assert line in lstm("inspect-shapes", "m.safetensors").out
     assert line in lstm("run", "m.safetensors", "x.h5").out
@@ -623,9 +406,9 @@ def test_what_is_shown(lstm):
 
 
 def test_python(tmp_path):
-    plain = model("m.safetensors", {"type": "lstm", "hidden_size": 4}, dtype="float64")
+    plain = normalized_model("m.safetensors", {"type": "lstm", "hidden_size": 4}, dtype="float64")
     net = lstm_cli.load("m.safetensors", engine="reference", dtype="float64")
-    x, z = raw(), (raw() - MEAN) / SCALE
+    x, z = raw_inputs(), (raw_inputs() - MEAN) / SCALE
     expected = plain.run(z, LENGTHS).outputs
     padded = x.copy()
     padded[1, 2:] = np.nan
@@ -634,7 +417,7 @@ def test_python(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
     assert set(net.weights) == {*plain.weights, "inputs.mean", "inputs.scale"}
     net.save("again.safetensors")
-    for name, value in tensors("again.safetensors").items():
+    for name, value in file_tensors("again.safetensors").items():
         np.testing.assert_array_equal(value, net.weights[name])
     mapping = {"model": {"input_size": 3, "layers": [{"type": "lstm", "hidden_size": 4}]}}
     made = {"engine": "reference", "dtype": "float64"}
@@ -646,9 +429,9 @@ def test_python(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"truncate": 3}])
 def test_a_trainer_steps_on_normalized_inputs(options):
     layers = ({"type": "gru", "hidden_size": 4}, DENSE)
-    plain = model("m.safetensors", *layers, dtype="float64")
+    plain = normalized_model("m.safetensors", *layers, dtype="float64")
     net = lstm_cli.load("m.safetensors", engine="reference", dtype="float64")
-    x, y = raw(), np.random.default_rng(5).standard_normal((4, 7, 2))
+    x, y = raw_inputs(), np.random.default_rng(5).standard_normal((4, 7, 2))
     z = (x - MEAN) / SCALE
     trainers = [lstm_cli.Trainer(one, "mse", "adam", **options) for one in (net, plain)]
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""One vector a sequence: `convert --check` says which reading of the steps a reference holds.
+"""``convert --check`` says which reading of the steps a reference of one vector a sequence has.
 
 Every hint is followed, and gives the reference's outputs.
 """

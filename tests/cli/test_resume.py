@@ -1,4 +1,4 @@
-"""Killed at any moment and resumed, a run ends in the bits of an undisturbed one."""
+"""Runs killed at any moment and resumed, against the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
+from training_files import metrics_rows
 
 from lstm_cli.cli.interrupts import interrupts
 from lstm_cli.formats import native
 
 KILLS = 16
-ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 CONFIG = """\
@@ -96,7 +97,7 @@ def undisturbed(files, tmp_path_factory):
 
 
 def metrics(output):
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics_rows(output)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 

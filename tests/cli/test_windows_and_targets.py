@@ -1,4 +1,4 @@
-"""Targets, windows and turned axes as a user meets them: right numbers, and hints that work."""
+"""Targets, windows and reversed axes in commands: numbers against NumPy, and hints that work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates and states of every step, and the logits, on every engine."""
+"""Gates and states of every step, and the logits, on every engine, against the loop twin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the jit engine beyond those of the other engines, and kernels for other processors.
+"""The jit engine: bits, threads and explanations, and kernels for other processors.
 
 A sequence gives the same bits in every batch, and on any number of threads.
 """

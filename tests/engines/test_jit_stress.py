@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from lstm_cli.engines.selection import engine_statuses
 
@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc"),
 ]
 
-ROOT = Path(__file__).parents[2]
 PROCESSES, RUNS, CALLERS = 3, 4800, 4
 
 
@@ -32,7 +31,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]),
         "LSTM_CLI_CACHE_DIR": str(tmp_path_factory.mktemp("kernels")),
     }
-    command = [sys.executable, str(ROOT / "tests/engines/stress.py"), str(RUNS)]
+    command = [sys.executable, str(ROOT / "tests/support/jit_stress.py"), str(RUNS)]
     started = [
         subprocess.Popen(
             [*command, str(n)], env=env, cwd=ROOT, text=True, stdout=-1, stderr=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""Smallest sizes, and sizes that fill no vector, on every engine, compared with the loop twin."""
+"""Sizes of 1, and sizes that fill no vector, on every engine, compared with the loop twin."""
 
 from __future__ import annotations
 

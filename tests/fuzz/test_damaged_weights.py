@@ -1,4 +1,4 @@
-"""1,000 damaged files of every format are read, or are an LstmCliError, each in bounded time.
+"""1,000 damaged files of every format: each is read or raises LstmCliError in bounded time.
 
 The files are read in a process of their own (`corruption`), whose memory is limited: libraries
 that are given damaged files may loop, or end the process.

@@ -14,6 +14,7 @@ from typing import Any
 import keras_files as kf
 import numpy as np
 import pytest
+from codec_cases import imported_outputs
 from networks import TOLERANCES, random_weights, recurrent
 
 from lstm_cli.api.weights_files import config_of
@@ -151,14 +152,9 @@ def predicted(model: Any, x: Any) -> Any:
     return keras.ops.convert_to_numpy(model(x, training=False))
 
 
-def run(config: Any, tensors: Any, x: Any, dtype: str = "float32") -> Any:
-    specs = from_mapping(config).specs
-    return Network(specs, tensors, ReferenceEngine(dtype=dtype)).run(x).outputs
-
-
 def assert_equal(imported: Imported, model: Any, x: Any, config: Any = None) -> None:
     config = imported.config if config is None else config
-    actual = run(config, imported.tensors, x)
+    actual = imported_outputs(imported, x, config, dtype="float32")
     expected = predicted(model, x)
     assert actual.shape == expected.shape
     scale = max(1.0, float(np.abs(expected).max()))
@@ -480,7 +476,7 @@ def test_written_files(seed: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(predicted(model, x.astype(dtype)), expected, **close)
 
     again = registry.read(path)
-    found = run(again.config, again.tensors, x.astype(dtype), dtype)
+    found = imported_outputs(again, x.astype(dtype), dtype=dtype)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCES[dtype])
 
     registry.write(weights, "keras", written_export)
@@ -523,7 +519,7 @@ def test_layers_in_front_that_are_not_here(suffix: str, functional: bool, tmp_pa
     names = {"keras": keras, "model": model, "x": x, "k": model.layers.index(front[-1])}
     exec(code[0].replace("rest.keras", str(tmp_path / "rest.keras")), names)
     imported = registry.read(tmp_path / "rest.keras")
-    found = run(imported.config, imported.tensors, eval(inputs[1], names))
+    found = imported_outputs(imported, eval(inputs[1], names), dtype="float32")
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=2e-5)
 
 
@@ -539,5 +535,5 @@ def test_a_description_without_weights(tmp_path: Path) -> None:
     exec(code, {"FILE": tmp_path / "m.weights.h5"})
     x = np.random.default_rng(0).standard_normal((4, STEPS, 3))
     imported = registry.read(tmp_path / "a.keras")
-    found = run(imported.config, imported.tensors, x)
+    found = imported_outputs(imported, x, dtype="float32")
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=2e-5)

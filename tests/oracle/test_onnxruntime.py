@@ -1,4 +1,4 @@
-"""Random layers against ONNX Runtime, which runs what the standard's own evaluator ignores.
+"""Random layers against ONNX Runtime, with options that ONNX's reference evaluator ignores.
 
 Where the two differ is told by a test: ONNX Runtime zeroes the final states of a sequence of
 length 0, here they are its initial ones.

@@ -1,4 +1,4 @@
-"""TMVA's forward test of its LSTM layer: sizes, error measure and bound are its own.
+"""Our LSTM in the forward test of TMVA, with its sizes, error measure and bound.
 
 TMVA stores W_i (S, I) and computes s W^T; here the equations are written out once more, for a
 batch, with a matrix a gate, as that test does.

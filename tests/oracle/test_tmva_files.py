@@ -1,4 +1,4 @@
-"""Files of TMVA put together by hand, by both writers: read, run, and compared with its equations.
+"""Files of both TMVA writers, written by hand, read, and compared with TMVA's equations.
 
 The expected outputs are computed from the matrices before they were written, in plain NumPy.
 """
@@ -11,22 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tmva_files as tmva
+from codec_cases import imported_outputs
 from tmva_files import Layer, dense, flat, recurrent
 
-from lstm_cli.config import from_mapping
-from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import Imported, ReadOptions
-from lstm_cli.network.network import Network
 
 WRITERS = ("slots", "labels")
-
-
-def run(imported: Imported, x: Any, dtype: str = "float64") -> Any:
-    assert imported.config is not None
-    specs = from_mapping(imported.config).specs
-    return Network(specs, imported.tensors, ReferenceEngine(dtype=dtype)).run(x).outputs
 
 
 def check(path: Path, layers: list[Layer], order: Any = None, **options: Any) -> Imported:
@@ -38,7 +30,7 @@ def check(path: Path, layers: list[Layer], order: Any = None, **options: Any) ->
     assert imported.format == "tmva"
     x = np.random.default_rng(9).normal(size=(5, *shape))
     expected = tmva.evaluate(layers, x, options.get("output", "I"))
-    found = run(imported, x)
+    found = imported_outputs(imported, x)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     return imported

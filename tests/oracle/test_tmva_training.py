@@ -1,4 +1,4 @@
-"""TMVA's own checks of its LSTM's backward pass: gradients case by case, and two toys.
+"""Our LSTM's derivatives in TMVA's tests of its backward pass, and two toy tasks.
 
 ROOT's tests TestLSTMBackpropagation: derivatives of every W, U and b against finite
 differences to 1e-2 (here 1e-6), then two small networks that must learn.

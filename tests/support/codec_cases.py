@@ -180,6 +180,18 @@ def outputs(specs: Sequence[LayerSpec], tensors: Mapping[str, Array]) -> Array:
     return network.run(random_inputs(N, T, D)).outputs
 
 
+def imported_outputs(
+    imported: Imported,
+    x: Array,
+    config: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    dtype: str = "float64",
+) -> Array:
+    """Outputs of the reference engine for a file that was read, by its config or by another."""
+    specs = from_mapping(config or imported.config or {}, overrides).specs
+    return Network(specs, imported.tensors, ReferenceEngine(dtype)).run(x).outputs
+
+
 def restored_specs(
     imported: Imported, layers: Sequence[Mapping[str, Any]]
 ) -> tuple[LayerSpec, ...]:

@@ -1,37 +1,22 @@
-"""The arithmetic task asks what it should, and its scores count answers alone."""
+"""The files of the arithmetic task, against its rules; its scores count answers alone."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import h5py
 import numpy as np
 import pytest
 import yaml
+from repository import ROOT, load_script
 
 from lstm_cli import config
 
-ROOT = Path(__file__).parents[2]
-
-
-def script(name: str) -> ModuleType:
-    """One of the programs in scripts/, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-TASK = script("make_arithmetic")
-RUNS = script("run_forget_bias")
+TASK = load_script("make_arithmetic")
+RUNS = load_script("run_forget_bias")
 # Written out once more: the orders of symbols and classes are what the files mean.
 SYMBOLS = "0123456789+-=.abcdefghijklmnopqrstuvwxyz"
 CLASSES = [*"0123456789-.", "blank"]

@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from lstm_cli.engines.selection import engine_statuses
 
-ROOT = Path(__file__).parents[2]
 VOWELS = ("data/japanese-vowels.h5", "data/japanese-vowels.safetensors")
 
 pytest.importorskip("torch")

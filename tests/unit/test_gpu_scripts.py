@@ -8,15 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_host import build
 from cuda_host.device import HostDevice
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 BASH = shutil.which("bash")
 
 if build.COMPILER is None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import h5py
 import pytest
 import yaml
+from repository import ROOT
 
 from lstm_cli import config
 from lstm_cli.engines.types import RecurrentSpec
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = {
     "japanese-vowels.yaml": "japanese-vowels.h5:/train",
     "sunspots.yaml": "sunspots.h5:/",

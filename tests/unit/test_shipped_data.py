@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT, load_script
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
 FILES = ("japanese-vowels.h5", "sunspots.h5", "tmva-time.h5")
 LARGEST = {"japanese-vowels.h5": 1_000_000, "sunspots.h5": 100_000, "tmva-time.h5": 3_000_000}
 
 
-def script(name: str) -> ModuleType:
-    """One of the programs in scripts/, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-VOWELS = script("make_japanese_vowels")
-SUNSPOTS = script("make_sunspots")
-TMVA = script("make_tmva_time_data")
+VOWELS = load_script("make_japanese_vowels")
+SUNSPOTS = load_script("make_sunspots")
+TMVA = load_script("make_tmva_time_data")
 
 
 def read(name: str, *paths: str) -> list[Any]:

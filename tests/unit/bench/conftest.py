@@ -1,4 +1,4 @@
-"""Engines and peers that cost nothing and tell what was asked of them."""
+"""Engines and peers for the tests of the benchmarks: quick fakes that record their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines: kept, read back, compared."""
+"""Baselines of the benchmarks: saved, read back, and compared with new results."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The breakdown by gate."""
+"""Costs of a layer by gate, against the parts that its cell has."""
 
 import pytest
 

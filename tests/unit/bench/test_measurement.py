@@ -1,4 +1,4 @@
-"""Who is timed, who is not, and what the results say."""
+"""Measurements with fake peers: who is timed or skipped, and what the results state."""
 
 from __future__ import annotations
 

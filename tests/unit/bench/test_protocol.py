@@ -1,4 +1,4 @@
-"""The protocol, with a clock that only the candidates move."""
+"""The timing protocol, against a clock that only the candidates move."""
 
 from __future__ import annotations
 

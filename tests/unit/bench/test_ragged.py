@@ -1,9 +1,12 @@
 """Ragged batches: only valid steps are compared and counted, and peers compute them too."""
 
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
+import peer_layers
 import pytest
+from peer_layers import installed_peer
 
 from lstm_cli.bench import (
     ComputeSetting,
@@ -12,7 +15,6 @@ from lstm_cli.bench import (
     measure,
     measurement,
     one_lstm,
-    peer,
 )
 from lstm_cli.bench.agreement import output_agreement
 from lstm_cli.bench.protocol import Samples
@@ -28,9 +30,7 @@ D, H = SIZE.features, SIZE.hidden
 LENGTHS = np.array([7, 12, 1, 9, 2])
 
 
-def recurrent(*cells, **options):
-    return (RecurrentSpec(0, D, cells, **options),)
-
+recurrent = partial(peer_layers.recurrent, features=D)
 
 STACKS = {
     "lstm": recurrent(LSTM(hidden_size=H)),
@@ -51,11 +51,6 @@ STACKS = {
     ),
 }
 FLAT = (*recurrent(LSTM(hidden_size=H)), FlattenSpec(1, H, SIZE.steps))
-
-
-def installed(name):
-    pytest.importorskip(name)
-    return peer(name)
 
 
 def run(engine, *peers, size=SIZE, layers_of=one_lstm, **options):
@@ -135,14 +130,14 @@ def test_another_shape_is_a_difference(engine, fake_peer):
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 def test_a_peer_gives_what_the_reference_gives(name, layers):
     weights, x = random_weights(layers, 3, "float32"), random_inputs(layers, SIZE, 3, "float32")
-    with installed(name).prepare(layers, weights, SIZE, ComputeSetting(), LENGTHS) as call:
+    with installed_peer(name).prepare(layers, weights, SIZE, ComputeSetting(), LENGTHS) as call:
         result = call(x)
     expected = Network(layers, weights, ReferenceEngine("float64")).run(x, LENGTHS).outputs
     assert result.shape == expected.shape
     valid = WorkloadBatch(LENGTHS, int(LENGTHS.sum()), 12).valid
     assert np.ptp(valid(expected)) > 0.05, "nothing to tell apart"
     assert output_agreement(valid(expected), valid(result), OUTPUT_TOLERANCES["float32"]).ok
-    with installed(name).prepare(layers, weights, SIZE, ComputeSetting()) as call:
+    with installed_peer(name).prepare(layers, weights, SIZE, ComputeSetting()) as call:
         assert not output_agreement(expected, call(x), 0.01).ok, "lengths make no difference"
 
 
@@ -151,7 +146,7 @@ def test_flatten_of_ragged_sequences_is_not_measured_with_peers(name):
     weights = random_weights(FLAT, 3, "float32")
     with (
         pytest.raises(Unsupported, match="layer 1: flatten"),
-        installed(name).prepare(FLAT, weights, SIZE, ComputeSetting(), LENGTHS),
+        installed_peer(name).prepare(FLAT, weights, SIZE, ComputeSetting(), LENGTHS),
     ):
         pass
 
@@ -162,7 +157,7 @@ def test_pytorch_makes_the_same_training_step(layers, dtype):
     workload = TrainingWorkload(layers, SIZE, ReferenceEngine(dtype), 4, ragged=True)
     assert workload.batch.lengths.tolist() == drawn(4).tolist()
     with ExitStack() as stack:
-        theirs = workload.peer_candidate(stack, installed("torch")).compute()
+        theirs = workload.peer_candidate(stack, installed_peer("torch")).compute()
         assert workload.compare(workload.lstm_cli_candidate().compute(), theirs).ok
         assert not workload.compare(workload.padded_candidate().compute(), theirs).ok
 

@@ -1,4 +1,4 @@
-"""The grid, and the work that a size is."""
+"""The grid of sizes, and the work of a size against counts by hand."""
 
 from __future__ import annotations
 

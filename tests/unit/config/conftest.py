@@ -1,4 +1,4 @@
-"""Helpers: what a faulty config is told, and a small sound one."""
+"""Fixtures that return the problems of a faulty config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading, places, weights, and the config as resolved."""
+"""Configs from files and mappings: paths, weights, and the resolved text."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from data_files import Truth, Write, file_writer, layout_writer, random_truth
 
+from lstm_cli.data import batches
+
 
 @pytest.fixture
 def truth() -> Truth:
@@ -30,3 +32,11 @@ def make(truth: Truth, write: Write) -> Callable[[str], str]:
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test in its temporary folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=["kept", "streamed"])
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Once with data that stay in memory, once with data that are read for every batch."""
+    if request.param == "streamed":
+        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
+    return str(request.param)

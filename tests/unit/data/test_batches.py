@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data_files import LAYOUTS, window_starts, write_vlen
 
-from lstm_cli.data import DataOptions, Window, batches, open_data
+from lstm_cli.data import DataOptions, Window, open_data
 from lstm_cli.errors import UsageError
 
 ORDERS = {
@@ -19,14 +19,6 @@ ORDERS = {
     "twice": [4, 1, 4, 9, 1],
     "gaps": [0, 1, 4, 5, 9],
 }
-
-
-@pytest.fixture(params=["kept", "streamed"])
-def source(request, monkeypatch):
-    """Once from memory, once from the file."""
-    if request.param == "streamed":
-        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
-    return request.param
 
 
 def all_rows(data, dtype, per_step=None):

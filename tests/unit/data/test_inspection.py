@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
 from data_files import LAYOUTS, write_vlen
+from repository import ROOT
 
 from lstm_cli.data import DataOptions, describe, open_data
 from lstm_cli.errors import DataError
-
-ROOT = Path(__file__).parents[3]
 
 
 def whats(report):

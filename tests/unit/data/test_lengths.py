@@ -1,4 +1,4 @@
-"""Masks that say something else than valid steps first, and what the hints make of the file."""
+"""Masks whose valid steps are not first, and the files that their hints make."""
 
 from __future__ import annotations
 

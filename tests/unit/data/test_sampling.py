@@ -211,13 +211,6 @@ def data(write, lengths):
         yield data
 
 
-@pytest.fixture(params=["kept", "streamed"])
-def source(request, monkeypatch):
-    if request.param == "streamed":
-        monkeypatch.setattr(batches, "MEMORY_BYTES", 0)
-    return request.param
-
-
 def flat(order):
     return np.concatenate(order)
 

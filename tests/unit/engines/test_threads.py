@@ -1,4 +1,4 @@
-"""Default number of threads by cgroup quota and physical cores, and peak rates of a machine."""
+"""Threads by cgroup quota and physical cores, and measured peak rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of a network, errors, and properties."""
+"""Arguments and properties of a network, and its errors."""
 
 from __future__ import annotations
 

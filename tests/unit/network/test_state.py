@@ -1,4 +1,4 @@
-"""Stateful layers: row j continues row j, forward only, until reset."""
+"""Stateful layers: a row of a batch continues the same row of the last one, until a reset."""
 
 from __future__ import annotations
 

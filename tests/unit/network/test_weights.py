@@ -1,4 +1,4 @@
-"""Misfits of tensors and layers: all at once, by gate, with both shapes."""
+"""Tensors that do not fit the layers: all are named at once, by gate, with both shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns cut into panels."""
+"""Columns split into panels, against sizes worked out by hand."""
 
 from __future__ import annotations
 

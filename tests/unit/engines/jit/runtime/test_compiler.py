@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +13,15 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from compiled_ir import usable_machine
+from jit_kernels import CountedBuild, affine, computed
+from repository import ROOT
 
 from lstm_cli.engines import kernel_cache
 from lstm_cli.engines.jit.codegen.ir import Module
 from lstm_cli.engines.jit.runtime import compiler
 from lstm_cli.engines.jit.runtime.compiler import compile_object, load_kernels
-from lstm_cli.engines.jit.runtime.machine import Machine, UnusableMachine, this_machine
+from lstm_cli.engines.jit.runtime.machine import Machine
 
 AVX2 = Machine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma", 256, 16)
 NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", 128, 32)
@@ -28,10 +29,7 @@ NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", 128, 32)
 
 @pytest.fixture(scope="module", autouse=True)
 def machine() -> Machine:
-    try:
-        return this_machine()
-    except UnusableMachine as why:
-        pytest.skip(str(why))
+    return usable_machine()
 
 
 @pytest.fixture(autouse=True)
@@ -40,51 +38,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "_loaded", {})
     return tmp_path / "cache" / "kernels"
-
-
-def affine(machine: Machine, factor: float = 1.7, offset: float = -0.3) -> Module:
-    """``affine(x, y, n)``: y = factor x + offset, a vector at a time and then one by one."""
-    module = Module()
-    vector = machine.vector("double")
-    one = module.function("one", {"x": "ptr", "y": "ptr", "k": "i64"})
-    x = one.load("double", one.at(one.args["x"], one.args["k"], "double"))
-    product = one.fmul(x, _number(one.value, factor))
-    total = one.fadd(product, _number(one.value, offset))
-    one.store(total, one.at(one.args["y"], one.args["k"], "double"))
-    one.ret()
-    f = module.function("affine", {"x": "ptr", "y": "ptr", "n": "i64"}, exported=True)
-    x, y, n = f.args.values()
-    whole = f.sub(n, f.rem(n, vector.count))
-    with f.loop(0, whole, vector.count) as k:
-        row = f.load(vector.type, f.at(x, k, "double"), 8)
-        total = f.fadd(f.fmul(row, vector.number(factor)), vector.number(offset))
-        f.store(total, f.at(y, k, "double"), 8)
-    with f.loop(whole, n) as k:
-        f.call(one, x, y, k)
-    f.ret()
-    return module
-
-
-def _number(value: Callable[[str, str], object], number: float) -> object:
-    return value("double", f"fadd double -0.0, {number!r}")
-
-
-class CountedBuild:
-    """An emitter that counts its calls."""
-
-    def __init__(self, machine: Machine, *numbers: float) -> None:
-        self.machine, self.numbers, self.calls = machine, numbers, 0
-
-    def __call__(self) -> Module:
-        self.calls += 1
-        return affine(self.machine, *self.numbers)
-
-
-def computed(address: int, x: np.ndarray) -> np.ndarray:
-    y = np.full_like(x, np.nan)
-    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-    signature(address)(x.ctypes.data, y.ctypes.data, len(x))
-    return y
 
 
 @pytest.fixture
@@ -210,8 +163,8 @@ def test_without_sources(
 _PROCESSES = """
 import os, sys
 
-sys.path.insert(0, {tests!r})
-from test_compiler import CountedBuild, computed, load_kernels, this_machine
+sys.path.insert(0, {folder!r})
+from jit_kernels import CountedBuild, computed, load_kernels, this_machine
 import numpy as np
 
 def work(start, result):
@@ -233,7 +186,7 @@ sys.exit(sum(os.wait()[1] != 0 for _ in range({count})))
 
 def _in_processes(count: int) -> list[list[str]]:
     """Report of each process: calls of its emitter, and whether the kernel computed correctly."""
-    code = _PROCESSES.format(tests=str(Path(__file__).parent), count=count)
+    code = _PROCESSES.format(folder=str(ROOT / "tests/support"), count=count)
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""Work of the measuring kernels: no more is counted than they do."""
+"""Work of the kernels that measure peak rates, against the operations counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every part runs exactly once and none runs ahead, for any caller and with sleeping threads."""
+"""The thread pool: every part runs exactly once, for any caller and with sleeping threads."""
 
 from __future__ import annotations
 
@@ -11,138 +11,26 @@ import time
 
 import numpy as np
 import pytest
+from compiled_ir import usable_machine
+from jit_kernels import SLOTS, Notes, counted, emit_barrier, emit_march, march, pool_kernels
+from repository import ROOT
 
-from lstm_cli.engines.jit.codegen.ir import Function, Module, Value
+from lstm_cli.engines.jit.codegen.ir import Module
 from lstm_cli.engines.jit.runtime import thread_pool, worker_ir
-from lstm_cli.engines.jit.runtime.compiler import Kernels, compile_object, load_kernels
-from lstm_cli.engines.jit.runtime.machine import Machine, UnusableMachine, this_machine
-from lstm_cli.engines.jit.runtime.thread_pool import Pool, process_pool, run, syscall_address
+from lstm_cli.engines.jit.runtime.compiler import compile_object, load_kernels
+from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
+from lstm_cli.engines.jit.runtime.thread_pool import Pool, process_pool, run
 from lstm_cli.engines.jit.runtime.worker_ir import MAX_PARTS, emit_pool
-
-SLOTS = 320
-"""Words of a `Notes` for parts, one word each."""
-
-PART = {"args": "ptr", "part": "i64", "parts": "i64"}
-
-
-def emit_barrier(module: Module, machine: Machine) -> Function:
-    """``barrier(ptr memory, i64 parts, ptr syscall)``: returns when all parts have called it.
-
-    `memory` is 8 words, zero before its first use: arrived parts, complete barriers, sleepers.
-    """
-    parameters = {"memory": "ptr", "parts": "i64", "syscall": "ptr"}
-    f = module.function("barrier", parameters, noalias=False)
-    memory, parts, syscall = f.args.values()
-    with f.when(f.compare("sgt", parts, 1)):
-        complete = f.at(memory, 1, "i64")
-        before = worker_ir.load_acquire(
-            f, complete
-        )  # no barrier completes before this part arrives
-        others = f.value("i64", f"atomicrmw add {memory}, i64 1 acq_rel, align 8")
-        with f.when(f.compare("eq", f.add(others, 1), parts)):
-            worker_ir._store_release(f, 0, memory)
-            after = f.add(before, 1)
-            worker_ir.store_and_wake(f, machine, after, complete, syscall, memory)
-        with worker_ir.waiting_loop(f, machine, complete, syscall, memory) as (wait, value):
-            wait.leave_if(f.compare("ne", value, before))
-    f.ret()
-    return f
 
 
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSTM_CLI_CACHE_DIR", "")
-    try:
-        this_machine()
-    except UnusableMachine as why:
-        pytest.skip(str(why))
-
-
-class Notes:
-    """Memory of the test kernels: a barrier's words, a few more, and one word per part."""
-
-    def __init__(self) -> None:
-        memory = np.zeros(8 + 16 + SLOTS, np.int64)
-        skipped = -memory.ctypes.data % 64 // 8
-        self.words = memory[skipped:][: 16 + SLOTS]
-        self.words[8] = syscall_address()
-        self.address = self.words.ctypes.data
-
-    @property
-    def parts(self) -> np.ndarray:
-        return self.words[16:]
-
-    @property
-    def failures(self) -> int:
-        return int(self.words[9])
-
-    @property
-    def used(self) -> int:
-        """The number of parts that part 0 of the last run got as an argument."""
-        return int(self.words[11])
-
-
-def _kernels() -> Kernels:
-    def build() -> Module:
-        module = Module()
-        _emit_count(module.function("count", PART, exported=True, noalias=False))
-        barrier = emit_barrier(module, this_machine())
-        _emit_march(module.function("march", PART, exported=True, noalias=False), barrier)
-        return module
-
-    return load_kernels("tests of the pool", build)
-
-
-def _slot(f: Function, part: Value) -> Value:
-    return f.at(f.at(f.args["args"], 16, "i64"), part, "i64")
-
-
-def _emit_count(f: Function) -> None:
-    slot = _slot(f, f.args["part"])
-    f.value("i64", f"atomicrmw add {slot}, i64 1 seq_cst")
-    with f.when(f.compare("eq", f.args["part"], 0)):
-        f.store(f.args["parts"], f.at(f.args["args"], 11, "i64"))
-    f.ret()
-
-
-def _emit_march(f: Function, barrier: Function) -> None:
-    """March as many steps as word 10 has: store the step, wait, check the neighbor, wait.
-
-    These loads and stores are plain; only the barriers order them.
-    """
-    args, part, parts = f.args.values()
-    syscall, steps = f.load("ptr", f.at(args, 8, "i64")), f.load("i64", f.at(args, 10, "i64"))
-    neighbor = f.rem(f.add(part, 1), parts)
-    with f.loop(1, f.add(steps, 1)) as step:
-        f.store(step, _slot(f, part))
-        f.call(barrier, args, parts, syscall)
-        differs = f.compare("ne", f.load("i64", _slot(f, neighbor)), step)
-        with f.when(differs):
-            f.value("i64", f"atomicrmw add {f.at(args, 9, 'i64')}, i64 1 seq_cst")
-        f.call(barrier, args, parts, syscall)
-    f.ret()
-
-
-def counted(pool: Pool, parts: int, notes: Notes) -> int:
-    """Run `count` once and check its words."""
-    notes.parts[:] = 0
-    used = pool.run(_kernels()["count"], notes.address, parts)
-    assert notes.used == used
-    assert list(np.flatnonzero(notes.parts)) == list(range(used))
-    assert notes.parts.max() == 1
-    return used
-
-
-def march(pool: Pool, parts: int, steps: int, notes: Notes) -> int:
-    notes.words[10] = steps
-    used = pool.run(_kernels()["march"], notes.address, parts)
-    assert notes.failures == 0
-    assert (notes.parts[:used] == steps).all()
-    return used
+    usable_machine()
 
 
 def test_every_part_runs_once() -> None:
-    pool, notes, count = process_pool(), Notes(), _kernels()["count"]
+    pool, notes, count = process_pool(), Notes(), pool_kernels()["count"]
     expected = np.zeros(SLOTS, np.int64)
     rng = np.random.default_rng(3)
     for parts in rng.integers(1, 6, 20_000).tolist():
@@ -280,8 +168,7 @@ def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPat
 
     def build() -> Module:
         module = Module()
-        barrier = emit_barrier(module, machine)
-        _emit_march(module.function("march", PART, exported=True, noalias=False), barrier)
+        emit_march(module, emit_barrier(module, machine))
         return module
 
     compiled = load_kernels("tests of the pool with sleeping barriers", build)
@@ -296,7 +183,7 @@ def test_a_sleeping_thread_at_the_barrier_is_woken(monkeypatch: pytest.MonkeyPat
 def test_the_process_has_one_pool() -> None:
     assert process_pool() is process_pool()
     notes = Notes()
-    assert run(_kernels()["count"], notes.address, 2) == 2
+    assert run(pool_kernels()["count"], notes.address, 2) == 2
 
 
 OTHER = [
@@ -319,7 +206,7 @@ def test_other_machines_code(machine: Machine) -> None:
 HEAD = """
 import ctypes, os, sys, threading, time
 sys.path.insert(0, {folder!r})
-from test_thread_pool import Notes, _kernels, counted, march
+from jit_kernels import Notes, counted, march, pool_kernels
 from lstm_cli.engines.jit.runtime.thread_pool import Pool, process_pool, run
 notes = Notes()
 march(process_pool(), 3, 50, notes)
@@ -347,7 +234,7 @@ ENDINGS = {
 
 
 def _child(body: str) -> subprocess.CompletedProcess[str]:
-    code = HEAD.format(folder=os.path.dirname(__file__)) + textwrap.dedent(body)
+    code = HEAD.format(folder=str(ROOT / "tests/support")) + textwrap.dedent(body)
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
@@ -366,7 +253,7 @@ import warnings
 warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
 for pause in 0, 0.01:
     time.sleep(pause)
-    process_pool().run(_kernels()["count"], notes.address, 3)
+    process_pool().run(pool_kernels()["count"], notes.address, 3)
     child = os.fork()
     if not child:
         assert march(process_pool(), 3, 30, notes) == 3
@@ -409,7 +296,7 @@ while time.monotonic() < end:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0005)
         while True:
-            run(_kernels()["march"], notes.address, 3)
+            run(pool_kernels()["march"], notes.address, 3)
     except KeyboardInterrupt:
         hit += 1
 assert hit

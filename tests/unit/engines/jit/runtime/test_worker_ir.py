@@ -1,4 +1,4 @@
-"""Phases whose shares threads steal: each share runs once, each phase after the one before it."""
+"""Phases with work stealing: each share runs once, and each phase after the previous one."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from peer_layers import RECURRENT_LAYERS, SIZE, D, H, installed_peer, recurrent
 
 from lstm_cli.bench import PEERS, ComputeSetting, GridSize, Unsupported, peer
 from lstm_cli.bench.agreement import output_agreement
@@ -15,26 +16,11 @@ from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, Recurren
 from lstm_cli.errors import DeviceError, UsageError
 from lstm_cli.network.network import Network
 
-SIZE = GridSize(hidden=7, batch=3, steps=5, features=4)
-D, H = SIZE.features, SIZE.hidden
-
 RELU, SIGMOID, TANH = (Activation(name) for name in ("relu", "sigmoid", "tanh"))
 
 
-def recurrent(*cells, **options):
-    return (RecurrentSpec(0, D, cells, **options),)
-
-
 BOTH = {
-    "lstm": recurrent(LSTM(hidden_size=H)),
-    "lstm, both directions": recurrent(*[LSTM(hidden_size=H)] * 2),
-    "lstm, both directions, last step": recurrent(
-        *[LSTM(hidden_size=H)] * 2, return_sequences=False
-    ),
-    "gru": recurrent(GRU(hidden_size=H)),
-    "gru, both directions, last step": recurrent(*[GRU(hidden_size=H)] * 2, return_sequences=False),
-    "rnn": recurrent(RNN(hidden_size=H)),
-    "rnn relu, both directions": recurrent(*[RNN(hidden_size=H, activation=RELU)] * 2),
+    **RECURRENT_LAYERS,
     "a stack that ends in softmax": (
         RecurrentSpec(0, D, (LSTM(hidden_size=H),) * 2),
         DropoutSpec(1, 2 * H, 0.5),
@@ -110,11 +96,6 @@ CASES = [
 ]
 
 
-def installed(name):
-    pytest.importorskip(name)
-    return peer(name)
-
-
 def outputs(candidate, layers, dtype="float32", size=SIZE):
     """Outputs of a peer, and of the reference engine in float64."""
     weights, x = random_weights(layers, 3, dtype), random_inputs(layers, size, 3, dtype)
@@ -125,7 +106,7 @@ def outputs(candidate, layers, dtype="float32", size=SIZE):
 
 @pytest.mark.parametrize(("name", "layers"), CASES)
 def test_a_peer_gives_what_the_reference_gives(name, layers):
-    result, expected = outputs(installed(name), layers)
+    result, expected = outputs(installed_peer(name), layers)
     assert result.dtype == np.float32
     assert result.shape == expected.shape
     assert np.ptp(expected) > 0.05, "nothing to tell apart"
@@ -138,14 +119,14 @@ def test_a_peer_gives_what_the_reference_gives(name, layers):
 )
 def test_one_sequence_and_one_step(name, size):
     for layers in (BOTH["lstm, both directions"], BOTH["gru, both directions, last step"]):
-        found, expected = outputs(installed(name), layers, size=size)
+        found, expected = outputs(installed_peer(name), layers, size=size)
         assert found.shape == expected.shape
         assert output_agreement(expected, found, OUTPUT_TOLERANCES["float32"]).ok
 
 
 @pytest.mark.parametrize("layers", [BOTH["lstm, both directions"], BOTH["flatten"]])
 def test_pytorch_in_float64(layers):
-    found, expected = outputs(installed("torch"), layers, "float64")
+    found, expected = outputs(installed_peer("torch"), layers, "float64")
     assert found.dtype == np.float64
     assert output_agreement(expected, found, OUTPUT_TOLERANCES["float64"]).ok
 
@@ -174,18 +155,18 @@ def test_pytorch_in_float64(layers):
 )
 def test_what_a_peer_cannot_express_is_said(name, layers, reason):
     with pytest.raises(Unsupported) as caught:
-        outputs(installed(name), layers)
+        outputs(installed_peer(name), layers)
     assert reason in str(caught.value)
 
 
 def test_onnx_runtime_has_no_float64():
     with pytest.raises(Unsupported, match="float64"):
-        outputs(installed("onnxruntime"), BOTH["lstm"], "float64")
+        outputs(installed_peer("onnxruntime"), BOTH["lstm"], "float64")
 
 
 @pytest.mark.parametrize(("broken", "problem"), [(ValueError("no"), ValueError), (None, None)])
 def test_pytorch_gets_its_threads_back(broken, problem):
-    candidate = installed("torch")
+    candidate = installed_peer("torch")
     import torch
 
     before = torch.get_num_threads()
@@ -209,7 +190,7 @@ def test_pytorch_gets_its_threads_back(broken, problem):
 
 @pytest.mark.parametrize(("name", "title"), [("torch", "PyTorch"), ("onnxruntime", "ONNX Runtime")])
 def test_a_peer_names_itself_with_its_version(name, title):
-    result = installed(name)
+    result = installed_peer(name)
     assert result.name == name
     assert result.title == f"{title} {result.version}"
     assert result.version[0].isdigit()
@@ -265,7 +246,7 @@ def test_a_broken_package_says_why(monkeypatch, error):
 
 
 def test_onnx_runtime_refusing_a_model_is_a_reason_not_a_crash(monkeypatch):
-    candidate = installed("onnxruntime")
+    candidate = installed_peer("onnxruntime")
     monkeypatch.setattr(
         "lstm_cli.bench.peers.onnxruntime_peer.build_model", lambda *_, **__: b"no model"
     )

@@ -1,4 +1,4 @@
-"""Damaged HDF5 files: their only error is LstmCliError."""
+"""Damaged HDF5 files: each is read or raises LstmCliError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of MATLAB, Octave, Julia and R: what they store reversed is read as it was meant."""
+"""Files of MATLAB, Octave, Julia and R, whose axes are reversed, against the rows as written."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Training steps: who is timed, and that PyTorch makes the same ones."""
+"""Training workloads: which peers are timed, and PyTorch's step against ours."""
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from peer_layers import RECURRENT_LAYERS, SIZE, D, H, recurrent
 
 from lstm_cli.bench import (
     ComputeSetting,
@@ -24,8 +25,6 @@ from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, Recurren
 from lstm_cli.errors import ConfigError, DataError, TrainingError
 from lstm_cli.training.losses import LOSSES
 
-SIZE = GridSize(hidden=7, batch=3, steps=5, features=4)
-D, H = SIZE.features, SIZE.hidden
 WEIGHTS = ("layers.0.weight_ih", "layers.0.weight_hh", "layers.0.bias")
 
 
@@ -215,21 +214,9 @@ def test_dropout_is_left_out():
 RELU, SIGMOID = Activation("relu"), Activation("sigmoid")
 
 
-def recurrent(*cells, **options):
-    return (RecurrentSpec(0, D, cells, **options),)
-
-
 CASES = {
-    "lstm": recurrent(LSTM(hidden_size=H)),
-    "lstm, both directions": recurrent(*[LSTM(hidden_size=H)] * 2),
-    "lstm, both directions, last step": recurrent(
-        *[LSTM(hidden_size=H)] * 2, return_sequences=False
-    ),
+    **RECURRENT_LAYERS,
     "lstm, projected, both directions": recurrent(*[LSTM(hidden_size=H, projection_size=3)] * 2),
-    "gru": recurrent(GRU(hidden_size=H)),
-    "gru, both directions, last step": recurrent(*[GRU(hidden_size=H)] * 2, return_sequences=False),
-    "rnn": recurrent(RNN(hidden_size=H)),
-    "rnn relu, both directions": recurrent(*[RNN(hidden_size=H, activation=RELU)] * 2),
     "no biases": (
         *recurrent(*[GRU(hidden_size=H, bias=False)] * 2),
         RecurrentSpec(1, 2 * H, (LSTM(hidden_size=3, bias=False),)),

@@ -1,4 +1,4 @@
-"""Import of the data folder: h5py is loaded with the first file."""
+"""Options of the data: importing them does not load h5py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explanations of the cuda engine: they describe the plan that runs."""
+"""Explanations of the cuda engine, against the plan that runs."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from lstm_cli.config import Config, from_mapping, from_text, load
+from lstm_cli.config.yaml import parse
 from lstm_cli.errors import ConfigError
 
 SOUND = """\
@@ -236,3 +237,27 @@ def test_the_most_layers_there_may_be_are_read_and_read_back() -> None:
     assert problem.what == "model.layers is too long"
     assert problem.expected == "a list, not empty and at most 500 items"
     assert problem.found == "a list of 501 items"
+
+
+LAUGHS = "a: &a [" + "x, " * 9 + "]\n" + "".join(
+    f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)  # fmt: skip
+MERGE_LAUGHS = "a: &a {<<: [*a, *a, *a]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LAUGHS, MERGE_LAUGHS, "a: &a [*a]", "[" * 3000, "{a: " * 3000, "- " * 3000],
+    ids=["laughs", "merged laughs", "cycle", "brackets", "braces", "dashes"],
+)
+def test_growth_is_bounded(text: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(ConfigError, match=r"too large|too deeply"):
+        parse(text, "a.yaml")
+    assert time.perf_counter() - began < 10
+
+
+def test_a_huge_text_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ConfigError, match="too large"):
+        parse("#" * (1 << 20) + "#", "a.yaml")

@@ -36,7 +36,6 @@ from lstm_cli.formats.onnx.proto import (
     OnnxOperatorSet,
 )
 from lstm_cli.formats.onnx.schemas import NEWEST, SCHEMAS
-from lstm_cli.formats.onnx.sizes import OpenSize, OpenSizeError, size_equals, size_exceeds
 
 TYPES = {
     "float": {"f": 1.0, "type": m.ATTRIBUTE_FLOAT},
@@ -294,20 +293,6 @@ PYTHON = re.compile(
     r"argument|object|NoneType|operand|not supported between|bad |'Size'|numpy|NumPy|iterable|"
     r"unpack|has no attribute|index out|invalid literal|expected str|dtype"
 )
-
-
-def test_open_sizes() -> None:
-    n, t = OpenSize.of("N"), OpenSize.of("T")
-    assert (n * t * 4 - t * n * 3) == n * t
-    assert (n * 6).divided(n) == 6
-    assert (t - 1 + 1) == t
-    assert size_exceeds(t, 0)
-    assert not size_exceeds(0, t)
-    assert not size_equals(n, -1)
-    with pytest.raises(OpenSizeError):
-        size_exceeds(t, 3)
-    with pytest.raises(OpenSizeError):
-        n.divided(t)
 
 
 @pytest.mark.parametrize("op", sorted(SCHEMAS))

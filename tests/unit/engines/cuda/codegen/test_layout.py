@@ -1,4 +1,4 @@
-"""Conversions, packing and column sums on the host device."""
+"""Kernels that convert, pack and sum, run on the host device, against NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cuda engine on the host's device beside PyTorch: compared first, then timed by its marks."""
+"""The cuda engine on the host device and PyTorch: results compared, then timed by events."""
 
 from __future__ import annotations
 

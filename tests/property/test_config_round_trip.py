@@ -1,4 +1,4 @@
-"""Any sound config, written out as resolved, is read back as the same."""
+"""Any valid config, written out as resolved, is read back equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keras's weights without the model: whose they are, in which order, with which defaults."""
+"""Keras weights without a model: whose they are, in which order, with which defaults."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import h5py
 import keras_files as kf
 import numpy as np
 import pytest
+from codec_cases import imported_outputs
 from networks import random_inputs
 
 from lstm_cli.config import from_mapping
@@ -33,11 +34,6 @@ def config_of(*layers: dict[str, Any], input_size: int = D) -> dict[str, Any]:
 def read(path: Path, config: dict[str, Any] | None = None) -> Imported:
     layers = None if config is None else from_mapping(config).specs
     return registry.read(path, ReadOptions(layers=layers))
-
-
-def run(imported: Imported, x: Any, config: Any = None, overrides: Any = ()) -> Any:
-    specs = from_mapping(config or imported.config, overrides).specs
-    return Network(specs, imported.tensors, ReferenceEngine(dtype="float64")).run(x).outputs
 
 
 def refused(path: Path, config: dict[str, Any] | None = None) -> WeightsError:
@@ -75,7 +71,9 @@ def test_directions_are_found_by_their_names(
     listed = both if first == "forward" else both[::-1]
     path = kf.legacy(tmp_path / "w.h5", {"bi_1": listed[0] | listed[1]})
     y = [kf.recurrence(kind, x, w, kf.sigmoid, back=k == 1) for k, w in enumerate(halves)]
-    np.testing.assert_allclose(run(read(path), x), np.concatenate(y, axis=2), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        imported_outputs(read(path), x), np.concatenate(y, axis=2), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -87,7 +85,9 @@ def test_halves_of_which_one_has_a_bias(kind: str, tmp_path: Path) -> None:
     del names[1]["b/backward_r/bias:0"]
     imported = read(kf.legacy(tmp_path / "w.h5", {"b": names[1] | names[0]}))
     y = [kf.recurrence(kind, x, w, kf.sigmoid, back=k == 1) for k, w in enumerate(halves)]
-    np.testing.assert_allclose(run(imported, x), np.concatenate(y, axis=2), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        imported_outputs(imported, x), np.concatenate(y, axis=2), rtol=0, atol=1e-12
+    )
 
 
 def test_one_direction_alone(tmp_path: Path) -> None:
@@ -143,11 +143,15 @@ def test_a_list_without_an_order(kinds: tuple[str, str], tmp_path: Path) -> None
     ]
     imported = read(path, config_of(*layers))
     expected = computed(kinds, weights, x)
-    np.testing.assert_allclose(run(imported, x, config_of(*layers)), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        imported_outputs(imported, x, config_of(*layers)), expected, atol=1e-12
+    )
     assert "sequential_1 is read as a nested model" in "".join(imported.notes)
 
     weights = nested(path, *kinds, last=D + 1)  # only one order fits
-    np.testing.assert_allclose(run(read(path), x), computed(kinds, weights, x), atol=1e-12)
+    np.testing.assert_allclose(
+        imported_outputs(read(path), x), computed(kinds, weights, x), atol=1e-12
+    )
 
 
 def test_equal_layers_without_numbers(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_a_model_of_ones_own_class_lists_what_it_made(
         assert "several fit: lstm_0 -> lstm_1; lstm_1 -> lstm_0" in str(refused(path))
         return
     np.testing.assert_allclose(
-        run(read(path), x), computed(("LSTM", "LSTM"), weights, x), rtol=0, atol=1e-12
+        imported_outputs(read(path), x), computed(("LSTM", "LSTM"), weights, x), rtol=0, atol=1e-12
     )
 
 
@@ -223,7 +227,7 @@ def test_names_that_a_model_has_twice(name: str, tmp_path: Path) -> None:
     listed = {f"{name}/dense/kernel:0": kernel, **kf.cell_names(f"{name}/lstm", lstm)}
     imported = read(kf.legacy(tmp_path / "w.h5", {name: listed}, model))
     expected = kf.recurrence("LSTM", x, lstm, kf.sigmoid) @ kernel
-    np.testing.assert_allclose(run(imported, x), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(imported_outputs(imported, x), expected, rtol=0, atol=1e-12)
     listed = {f"a/{k}" if "dense" in k else f"b/{k}": v for k, v in listed.items()}
     listed = {n.replace("/lstm", "").replace("/dense", ""): v for n, v in listed.items()}
     listed = {n.replace("lstm", "x"): v for n, v in listed.items()}
@@ -255,7 +259,7 @@ def test_a_wrapper_in_a_model(tmp_path: Path) -> None:
     listed = {"dense_8/kernel:0": V, "td/kernel:0": W, **kf.cell_names("l/lstm_cell", lstm)}
     path = kf.legacy(tmp_path / "w.h5", {"in": {}, "s": listed, "act": {}}, model)
     expected = np.maximum(kf.recurrence("LSTM", x, lstm, kf.sigmoid) @ W @ V, 0)
-    np.testing.assert_allclose(run(read(path), x), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(imported_outputs(read(path), x), expected, rtol=0, atol=1e-12)
 
 
 CUDNN = {"LSTM": ("cu_dnnlstm_1", {}), "GRU": ("gru_7", {"reset_after": True})}
@@ -299,7 +303,10 @@ def test_layout_of_cudnn(kind: str, form: str, tmp_path: Path) -> None:
         plain = [W, U, biases.sum(0) if kind == "LSTM" else biases]
         kf.legacy(path, {name: kf.cell_names(name, plain)}, model)
         np.testing.assert_allclose(
-            run(read(path), x), kf.recurrence(kind, x, plain, kf.sigmoid), rtol=0, atol=1e-12
+            imported_outputs(read(path), x),
+            kf.recurrence(kind, x, plain, kf.sigmoid),
+            rtol=0,
+            atol=1e-12,
         )
 
 
@@ -337,7 +344,9 @@ def test_defaults_by_version(version: str | None, whole: bool, tmp_path: Path) -
         return kf.recurrence("GRU", kf.recurrence("LSTM", x, [W, U, b], gate), [V, R, bias], gate)
 
     hard, after = VERSIONS.get(version or "", (False, True))
-    np.testing.assert_allclose(run(imported, x), expected(hard, after), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        imported_outputs(imported, x), expected(hard, after), rtol=0, atol=1e-12
+    )
     notes = [note for note in imported.notes if "does not state" in note and "outputs" not in note]
     others = [text for text in settings(notes) if "return_sequences" not in text]
     other_gate = "sigmoid" if hard else "hard_sigmoid"
@@ -346,7 +355,7 @@ def test_defaults_by_version(version: str | None, whole: bool, tmp_path: Path) -
     told = version not in (None, "2.2.4-tf") and not hard and not whole
     assert others == (reset if told else gates + reset)
     if not told:
-        found = run(imported, x, overrides=others)
+        found = imported_outputs(imported, x, overrides=others)
         np.testing.assert_allclose(found, expected(not hard, not after), rtol=0, atol=1e-12)
     said = {None: "nor a version", "2.2.4-tf": "TensorFlow 1.13 to 1.15"}
     assert said.get(version, f"Keras {version}") in " ".join(notes)
@@ -384,7 +393,7 @@ def test_hard_sigmoid_without_a_version(module: bool, tmp_path: Path) -> None:
     major = 3 if module else 2
     for version, overrides in ((major, []), (5 - major, settings(imported.notes))):
         wanted = kf.recurrence("LSTM", x, weights, lambda a, v=version: kf.hard_sigmoid(a, v))
-        found = run(imported, x, overrides=overrides)
+        found = imported_outputs(imported, x, overrides=overrides)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
 
 
@@ -429,7 +438,9 @@ def test_slopes(version: str, kind: str, options: Any, slope: float, tmp_path: P
     path = tmp_path / "w.h5"
     kf.legacy(path, {"d": {"d/kernel:0": kernel}, "act": {}}, model, version)
     y = x @ kernel
-    np.testing.assert_allclose(run(read(path), x), np.where(y > 0, y, slope * y), atol=1e-12)
+    np.testing.assert_allclose(
+        imported_outputs(read(path), x), np.where(y > 0, y, slope * y), atol=1e-12
+    )
 
 
 def test_every_default_names_its_source() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import keras_files as kf
 import numpy as np
 import pytest
+from codec_cases import imported_outputs
 from networks import random_inputs, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import WeightsError
@@ -23,15 +23,9 @@ from lstm_cli.network.network import Network
 N, T, D, H = 3, 5, 4, 3
 
 
-def run(imported: Imported, x: Any) -> Any:
-    assert imported.config is not None
-    specs = from_mapping(imported.config).specs
-    return Network(specs, imported.tensors, ReferenceEngine(dtype="float64")).run(x).outputs
-
-
 def check(path: Path, x: Any, expected: Any) -> Imported:
     imported = registry.read(path)
-    np.testing.assert_allclose(run(imported, x), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(imported_outputs(imported, x), expected, rtol=0, atol=1e-12)
     return imported
 
 
@@ -286,7 +280,7 @@ def test_activations_of_their_own(tmp_path: Path) -> None:
     engine = ReferenceEngine(dtype="float64")
     first = Network(export.layers[:1], parts[True], engine).run(x).outputs
     wanted = Network(export.layers[2:], parts[False], engine).run(np.maximum(first, 0)).outputs
-    np.testing.assert_allclose(run(imported, x), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(imported_outputs(imported, x), wanted, rtol=0, atol=1e-6)
 
 
 CHANGES: dict[str, tuple[Any, str]] = {
