@@ -95,7 +95,7 @@ def test_what_another_program_wrote_is_replaced_by_force_only(lstm, commands, tm
 def test_a_hint_names_no_temporary_file(lstm, native, tmp_path):
     refused = lstm("convert", native, tmp_path / "o.h5")
     assert refused.code == 4
-    assert "hint: write o.keras" in refused.err
+    assert "hint: name the file o.keras" in refused.err
     assert lstm("convert", native, tmp_path / "o.keras").code == 0
 
 
