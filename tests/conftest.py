@@ -44,6 +44,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave slow files and folders unread in a quick run."""
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    slow = path.startswith(SLOW) or f"{path}/" in SLOW
+    return True if slow and config.option.markexpr == "quick" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as ``quick`` what is neither slow nor repeated on a further engine or dtype."""
     for item in items:
