@@ -195,7 +195,7 @@ def _targets_problem(config: Config, data: SequenceData) -> Problem | None:
         )
     single = {(), (1,)} if loss == "cross_entropy" or last.output_size == 1 else set()
     if info.per_step != per_step:
-        units = (f"a {data.noun}", "a step")
+        units = (f"per {data.noun}", "per step")
         what = (
             f"the targets are one {units[bool(info.per_step)]}, the outputs one {units[per_step]}"
         )
@@ -225,7 +225,7 @@ def _per_step_hint(config: Config, per_step: bool) -> str | None:
     recurrent = [spec for spec in config.specs if isinstance(spec, RecurrentSpec)]
     flat = next((spec for spec in config.specs if isinstance(spec, FlattenSpec)), None)
     if flat is not None:
-        return f"without layer {flat.index} (flatten) the outputs are one a step"
+        return f"without layer {flat.index} (flatten) the outputs are one per step"
     if not recurrent:
         return None
     return f"--set model.layers.{recurrent[-1].index}.return_sequences={str(not per_step).lower()}"
@@ -249,9 +249,9 @@ def _target_shape_hint(config: Config, info: TargetInfo, per_step: bool) -> str:
         return hint
     if other.shape == () and softmax and not per_step:
         shares = "" if other.kind == "class" else f"; {hint}, if they are shares of classes"
-        return f"{setting}, if they are a class a step{shares}"
+        return f"{setting}, if they are a class per step{shares}"
     if other.shape == (F,) or (other.shape == () and (F == 1 or softmax)):
-        return f"{setting}, if they are one {'a sequence' if per_step else 'a step'}; else {hint}"
+        return f"{setting}, if they are one {'per sequence' if per_step else 'per step'}; else {hint}"
     return hint
 
 

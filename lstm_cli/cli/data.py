@@ -149,7 +149,7 @@ def _spread(values: Spread) -> str:
 def _targets(group: GroupReport) -> str:
     if group.targets is None:
         return ""
-    unit = {True: "one a step", False: "one a sequence", None: "one a step or a sequence"}
+    unit = {True: "one per step", False: "one per sequence", None: "one per step or sequence"}
     each = f", {units.shape(group.targets.shape)} each" if group.targets.shape else ""
     kind = {"class": "class indices", "values": "values"}[group.targets.kind]
     return f"{kind}{each}, {unit[group.targets.per_step]} ({group.targets.dtype})"

@@ -367,7 +367,7 @@ def test_targets_that_a_named_loss_cannot_take_are_a_misfit(lstm, config, data):
     last = "--set", "model.layers.1.return_sequences=false"
     outcome = lstm("run", config, data, "--set", "train.loss=mse", *last)
     assert outcome.code == 3
-    assert "one a step, the outputs one a sequence" in outcome.err
+    assert "one per step, the outputs one per sequence" in outcome.err
 
 
 def test_weights_beyond_the_memory(lstm, config, data):

@@ -268,7 +268,7 @@ def _() -> None:
     hdf5(inputs=inputs(), targets=np.tile(np.arange(T) % 3, (N, 1)))
 
 
-@case("without layer {} (flatten) the outputs are one a step", "run c.yaml x.h5", do=lambda: (
+@case("without layer {} (flatten) the outputs are one per step", "run c.yaml x.h5", do=lambda: (
     net(LSTM, dense(1), train={"loss": "mse"})))
 def _() -> None:
     net(LSTM, FLAT, dense(1), steps=T, train={"loss": "mse"})
@@ -1208,7 +1208,7 @@ ELSEWHERE = {
     "store the outputs with an axis of features: outputs[:, None]": "cli/test_check_references.py::test_outputs_without_an_axis_of_features",
     "{}; nothing was written": "cli/test_check_references.py::test_rounding_explains_what_a_chaotic_network_gives",
     ", or accept the rounding: --tolerance {}": "cli/test_check_references.py::test_a_little_rounding_may_be_accepted",
-    "{}, if they are a class a step{}": "cli/test_data.py::test_hints_on_targets_that_do_not_fit_lead_to_a_network_that_trains",
+    "{}, if they are a class per step{}": "cli/test_data.py::test_hints_on_targets_that_do_not_fit_lead_to_a_network_that_trains",
     "{}; {}": "cli/test_errors.py::test_sizes_that_the_configs_weights_do_not_have",
     "--set weights=null draws new weights, untrained ones": "cli/test_errors.py::test_sizes_that_the_configs_weights_do_not_have",
     "--set weights=null draws new ones": "cli/test_errors.py::test_weights_of_a_config_that_are_missing_can_be_left_out",
