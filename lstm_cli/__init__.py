@@ -10,8 +10,8 @@ from lstm_cli.version import __version__
 # Not from `typing`: Ctrl-C during that import would show a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lstm_cli.api import Model, Trainer, build, load
     from lstm_cli.errors import LstmCliError
+    from lstm_cli.workflows import Model, Trainer, build, load
 
 
 __all__ = ["LstmCliError", "Model", "Trainer", "__version__", "build", "load"]
@@ -19,9 +19,9 @@ __all__ = ["LstmCliError", "Model", "Trainer", "__version__", "build", "load"]
 
 def __getattr__(name: str) -> object:
     if name in ("Model", "Trainer", "build", "load"):
-        from lstm_cli import api
+        from lstm_cli import workflows
 
-        return getattr(api, name)
+        return getattr(workflows, name)
     if name == "LstmCliError":
         from lstm_cli.errors import LstmCliError
 

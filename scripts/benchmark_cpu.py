@@ -26,10 +26,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lstm_cli import bench
-from lstm_cli.bench import GridSize
-from lstm_cli.bench.protocol import interleave
-from lstm_cli.bench.sizes import random_inputs, random_weights
 from lstm_cli.cli import units
 from lstm_cli.cli.bench_tables import bench_report
 from lstm_cli.cli.tables import plain_table
@@ -37,6 +33,10 @@ from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Engine
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import layer_flops
+from lstm_cli.workflows import bench
+from lstm_cli.workflows.bench import GridSize
+from lstm_cli.workflows.bench.protocol import interleave
+from lstm_cli.workflows.bench.sizes import random_inputs, random_weights
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 100

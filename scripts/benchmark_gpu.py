@@ -70,7 +70,7 @@ def tiny() -> list[Job]:
 
 def measured(job: Job, engine: Any, peers: list[Any], seconds: float) -> dict[str, Any]:
     """Compare and time one size."""
-    from lstm_cli import bench
+    from lstm_cli.workflows import bench
 
     _, mode, ragged, H, N, T = job
     results = bench.measure(
@@ -102,9 +102,9 @@ def measured(job: Job, engine: Any, peers: list[Any], seconds: float) -> dict[st
 
 def child(options: argparse.Namespace) -> int:
     """Measure the jobs on stdin; prints a line of JSON before and after each."""
-    from lstm_cli import bench
     from lstm_cli.engines.cuda.engine import CudaEngine
     from lstm_cli.errors import DeviceError
+    from lstm_cli.workflows import bench
 
     device = make_device(options.host)
     try:

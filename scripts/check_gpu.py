@@ -133,7 +133,7 @@ def versions(options: argparse.Namespace) -> int:
     for name, version in getattr(device, "versions", {}).items():
         print(f"{name}: {version}")
     try:
-        from lstm_cli.bench.peers.torch_peer import TorchPeer
+        from lstm_cli.workflows.bench.peers.torch_peer import TorchPeer
 
         for name, version in TorchPeer().versions.items():
             print(f"{name}: {version}")

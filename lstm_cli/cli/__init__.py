@@ -1,4 +1,4 @@
-"""The command line: read arguments, call `lstm_cli.api` or `lstm_cli.bench`, print results.
+"""The command line: read arguments, call `lstm_cli.workflows`, print results.
 
 `lstm_cli.cli.main` has the group of commands; each command has a module of its name.
 """

@@ -25,8 +25,8 @@ from lstm_cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lstm_cli.bench import GridSize
     from lstm_cli.engines.types import LayerSpec
+    from lstm_cli.workflows.bench import GridSize
 
 EPILOG = """\b
 Examples:
@@ -125,8 +125,8 @@ def command(
     The column "a step" then divides the time per step of full-length sequences by the time per
     valid step: 1.00 if time is proportional to valid steps.
     """
-    from lstm_cli import bench
     from lstm_cli.output_files import check_output_path
+    from lstm_cli.workflows import bench
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"CONFIG": config_path}, save=save)
@@ -211,7 +211,7 @@ def _workload(
     save: Path | None,
 ) -> tuple[tuple[GridSize, ...], Callable[[GridSize], tuple[LayerSpec, ...]], str | None]:
     """Sizes to measure, a function that returns a size's layers, and the config's loss."""
-    from lstm_cli import bench
+    from lstm_cli.workflows import bench
 
     if config_path is None:
         if overrides:
@@ -220,8 +220,8 @@ def _workload(
             return bench.DEFAULT_SIZES, bench.one_lstm, None
         sizes = bench.grid(hidden or (128,), batch or (32,), steps or (100,), features)
         return sizes, bench.one_lstm, None
-    from lstm_cli.api.model import read_config
     from lstm_cli.engines.types import RecurrentSpec
+    from lstm_cli.workflows.model import read_config
 
     check_order(config_path)
     config = read_config(reading.open(config_path), overrides)

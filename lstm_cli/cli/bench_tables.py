@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lstm_cli.bench import WORK, geometric_mean
 from lstm_cli.cli import units
 from lstm_cli.cli.tables import plain_table
 from lstm_cli.errors import counted
+from lstm_cli.workflows.bench import WORK, geometric_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lstm_cli.bench import (
+    from lstm_cli.engines.types import Engine
+    from lstm_cli.workflows.bench import (
         BaselineComparison,
         GateCost,
         MachineInfo,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         SizeExplanation,
         SizeResult,
     )
-    from lstm_cli.engines.types import Engine
 
 
 def bench_report(

@@ -18,13 +18,13 @@ from lstm_cli.errors import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lstm_cli.api.comparison.comparison import FileComparison, FileSummary
-    from lstm_cli.api.comparison.diagnosis import Diagnosis
-    from lstm_cli.api.comparison.first_difference import Divergence
-    from lstm_cli.api.comparison.inputs import ComparedFile
-    from lstm_cli.api.comparison.metrics import ComparedBlock
     from lstm_cli.config import Config
     from lstm_cli.formats.interchange import ReadOptions
+    from lstm_cli.workflows.compare.comparison import FileComparison, FileSummary
+    from lstm_cli.workflows.compare.diagnosis import Diagnosis
+    from lstm_cli.workflows.compare.first_difference import Divergence
+    from lstm_cli.workflows.compare.inputs import ComparedFile
+    from lstm_cli.workflows.compare.metrics import ComparedBlock
 
 DIFFERENT = 1
 """Exit code of a difference, explained or unexplained."""
@@ -94,8 +94,8 @@ def command(
     digits. Errors that explain the difference are named. Exits 0 if the files are equal. Exits 1
     if they differ, explained or not, or if outputs differ with --data.
     """
-    from lstm_cli.api.comparison.comparison import compare
     from lstm_cli.formats.interchange import ReadOptions
+    from lstm_cli.workflows.compare.comparison import compare
 
     console = Console(as_json=as_json, quiet=quiet)
     order = cast("Literal['slots', 'labels'] | None", tmva_order)
@@ -128,13 +128,13 @@ def _readings(*sides: tuple[Path, ReadOptions]) -> list[ReadOptions]:
 
 
 def _config(path: Path | None) -> Config | None:
-    from lstm_cli.api.model import read_config
+    from lstm_cli.workflows.model import read_config
 
     return None if path is None else read_config(path)
 
 
 def _side(label: str, path: Path, options: ReadOptions, config: Config | None) -> ComparedFile:
-    from lstm_cli.api.comparison.inputs import read_compared_file
+    from lstm_cli.workflows.compare.inputs import read_compared_file
 
     return read_compared_file(label, path, options, config)
 
@@ -166,9 +166,9 @@ def _divergence(
     """Print and return the first difference of outputs; None without data."""
     if not paths:
         return None
-    from lstm_cli.api.comparison.first_difference import find_divergence
     from lstm_cli.cli.options import data_options
     from lstm_cli.data import DataOptions, open_data
+    from lstm_cli.workflows.compare.first_difference import find_divergence
 
     config = a.config if a.config is not None else b.config
     options = DataOptions()
@@ -186,7 +186,7 @@ FEW = 4
 
 def report(comparison: FileComparison) -> list[Any]:
     """Tables and lines on a comparison, without the comparison of outputs."""
-    from lstm_cli.api.data_notes import itemize
+    from lstm_cli.workflows.data_notes import itemize
 
     lines: list[Any] = [_file("A", comparison.a), _file("B", comparison.b), ""]
     for layer, group in groupby(comparison.blocks, key=lambda block: block.layer):

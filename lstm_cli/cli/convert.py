@@ -21,9 +21,9 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.conversion import Conversion
-    from lstm_cli.api.equivalence import Equivalence
-    from lstm_cli.api.reference_check import ReferenceCheck
+    from lstm_cli.workflows.convert.conversion import Conversion
+    from lstm_cli.workflows.convert.equivalence import Equivalence
+    from lstm_cli.workflows.convert.reference_check import ReferenceCheck
 
 EPILOG = """\b
 Examples:
@@ -92,8 +92,8 @@ def command(
     reference FILE has inputs (N, T, D) and outputs (N, T, F) or (N, F). Lengths (N,) and initial
     states state.0.h and state.0.c, (N, directions, H), are optional.
     """
-    from lstm_cli.api.conversion import ConversionRequest, convert
     from lstm_cli.formats.interchange import WriteOptions
+    from lstm_cli.workflows.convert.conversion import ConversionRequest, convert
 
     console = Console(as_json=as_json, quiet=quiet)
     check_apart({"--config": config, "--check": check}, destination=destination)

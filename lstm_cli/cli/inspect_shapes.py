@@ -20,7 +20,7 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api.shapes import Inspection, LayerShapes
+    from lstm_cli.workflows.inspect_shapes import Inspection, LayerShapes
 
 ITEM_BYTES = {"float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -55,8 +55,8 @@ def command(
     once, with both shapes and their sources. Exits 4 if the weights do not fit, 3 if the data does
     not.
     """
-    from lstm_cli.api.shapes import file_tensors, inspect
     from lstm_cli.cli.tables import stored_table
+    from lstm_cli.workflows.inspect_shapes import file_tensors, inspect
 
     console = Console(as_json=as_json, quiet=quiet)
     check_order(config_path, data_paths)

@@ -17,13 +17,13 @@ import click
 from lstm_cli.errors import ConfigError, UsageError, counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.api import Model
     from lstm_cli.cli.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
     from lstm_cli.engines.selection import EngineChoice
     from lstm_cli.engines.types import Engine
     from lstm_cli.formats.interchange import Imported, ReadOptions
+    from lstm_cli.workflows import Model
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -51,7 +51,7 @@ class ReadingOptions:
 
     def open(self, path: str) -> str | Imported:
         """The path of a YAML config, or the content of a weights file, which is read once."""
-        from lstm_cli.api.model import read_if_weights
+        from lstm_cli.workflows.model import read_if_weights
 
         source: Any = read_if_weights(path, self.read_options)
         return source  # type: ignore[no-any-return]
@@ -72,7 +72,7 @@ class ModelOptions:
 
     def config(self, source: str | Imported) -> Config:
         """The config of a YAML or weights file, with ``--set`` and ``--seed``."""
-        from lstm_cli.api.model import read_config
+        from lstm_cli.workflows.model import read_config
 
         return read_config(source, self.overrides, self.seed)
 
@@ -91,7 +91,7 @@ class ModelOptions:
         self, source: str | Imported, config: Config, engine: Engine, console: Console
     ) -> Model:
         """The model with weights that fit the config; stderr gets notes on assumptions."""
-        from lstm_cli.api.model import assemble
+        from lstm_cli.workflows.model import assemble
 
         model = assemble(config, engine, self.weights_of(source), self.reading.read_options)
         for note in model.notes:
@@ -358,7 +358,7 @@ def check_order(config: str, data: Sequence[str] = ()) -> None:
 
     The message says that CONFIG and DATA are swapped, or that a config is missing.
     """
-    from lstm_cli.api.weights_files import is_hdf5
+    from lstm_cli.workflows.weights_files import is_hdf5
 
     if not is_hdf5(config) and not is_hdf5(config.rpartition(":/")[0]):
         return

@@ -26,10 +26,10 @@ from lstm_cli.cli.options import (
 from lstm_cli.errors import counted
 
 if TYPE_CHECKING:
-    from lstm_cli.api import Model
-    from lstm_cli.api.run import RunReport
-    from lstm_cli.api.shapes import LayerShapes
     from lstm_cli.data import SequenceData
+    from lstm_cli.workflows import Model
+    from lstm_cli.workflows.inspect_shapes import LayerShapes
+    from lstm_cli.workflows.run import RunReport
 
 EPILOG = """\b
 Examples:
@@ -77,11 +77,11 @@ def command(
     Builds the network and runs the forward pass over DATA. Shows the shapes of every gate, timings,
     and metrics if the data have targets. Several DATA form one dataset.
     """
-    from lstm_cli.api.run import RunFiles, automatic_batch_size, run_dataset
-    from lstm_cli.api.shape_check import check_data
-    from lstm_cli.api.shapes import network_shapes
     from lstm_cli.data import open_data
     from lstm_cli.output_files import check_output_path
+    from lstm_cli.workflows.inspect_shapes import network_shapes
+    from lstm_cli.workflows.run import RunFiles, automatic_batch_size, run_dataset
+    from lstm_cli.workflows.shape_check import check_data
 
     console = Console(as_json=as_json, quiet=quiet)
     check_order(config_path, data_paths)

@@ -17,10 +17,15 @@ from lstm_cli.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from lstm_cli.api.shapes import DirectionShapes, FileTensor, GateBlock, LayerShapes
-    from lstm_cli.api.timing import TimingRow
     from lstm_cli.engines.cuda.runtime.status import GpuStatus
     from lstm_cli.engines.selection import EngineStatus
+    from lstm_cli.workflows.inspect_shapes import (
+        DirectionShapes,
+        FileTensor,
+        GateBlock,
+        LayerShapes,
+    )
+    from lstm_cli.workflows.timing import TimingRow
 
 
 def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:

@@ -27,9 +27,9 @@ from lstm_cli.cli.options import batch_size as parsed_batch_size
 from lstm_cli.errors import counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.api.training_run import TrainingRun, TrainReport
     from lstm_cli.training.checkpoint import Progress
     from lstm_cli.training.interfaces import EpochRow, Reporter
+    from lstm_cli.workflows.train.training_run import TrainingRun, TrainReport
 
 EPILOG = """\b
 Examples:
@@ -94,11 +94,11 @@ def command(
     run alone, the metrics of every epoch, and checkpoints. A run that is killed and resumed ends
     in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
-    from lstm_cli.api.shape_check import check_data
-    from lstm_cli.api.trainer import train_section
-    from lstm_cli.api.training_folder import TrainingFolder
-    from lstm_cli.api.training_run import TrainingRun, open_validation
     from lstm_cli.data import open_data
+    from lstm_cli.workflows.shape_check import check_data
+    from lstm_cli.workflows.train.trainer import train_section
+    from lstm_cli.workflows.train.training_folder import TrainingFolder
+    from lstm_cli.workflows.train.training_run import TrainingRun, open_validation
 
     console = Console(as_json=as_json, quiet=quiet)
     if batch_size is not None:

@@ -57,7 +57,7 @@ def test_the_compiler_is_loaded_by_the_jit_engine_alone():
     [
         "from lstm_cli.config import from_mapping; from_mapping(config)",
         "from lstm_cli.config import load; load('configs/japanese-vowels.yaml')",
-        "from lstm_cli.api import model, run, training_run",
+        "import lstm_cli.workflows.run, lstm_cli.workflows.train.training_run",
         "from lstm_cli.engines import selection; from lstm_cli.engines.jit import engine",
         "from lstm_cli.cli import main; main(['--help'])",
         "from lstm_cli.cli import main; main(['run', '--help'])",

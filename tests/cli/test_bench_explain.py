@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lstm_cli.bench import GridSize, MachineInfo
-from lstm_cli.bench.measurement import LayerExplanation, SizeExplanation
 from lstm_cli.cli.bench_tables import explanation_lines, head_lines
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.selection import engine_statuses
+from lstm_cli.workflows.bench import GridSize, MachineInfo
+from lstm_cli.workflows.bench.measurement import LayerExplanation, SizeExplanation
 
 SMALL = ("--hidden", "4,40", "--batch", "3", "--steps", "5", "--rounds", "1")
 JIT = any(status.engine == "jit" and status.usable for status in engine_statuses())

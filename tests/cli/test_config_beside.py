@@ -18,7 +18,7 @@ from networks import random_inputs, random_weights
 from repository import ROOT
 
 import lstm_cli
-from lstm_cli.api.model import read_config
+from lstm_cli.workflows.model import read_config
 
 N, T, D = 3, 5, 4
 SHIPPED = ROOT / "configs"

@@ -15,9 +15,9 @@ from networks import random_inputs, random_weights, recurrent
 from repository import ROOT
 
 import lstm_cli
-from lstm_cli.api.equivalence import random_input
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import ReadOptions
+from lstm_cli.workflows.convert.equivalence import random_input
 
 VOWELS = ROOT / "data" / "japanese-vowels.safetensors"
 TEST = ROOT / "data" / "japanese-vowels.h5"

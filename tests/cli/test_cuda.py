@@ -82,9 +82,9 @@ def test_the_next_batch_is_sent_before_this_one_computes(gpu):
     from time import sleep
     from types import SimpleNamespace
 
-    from lstm_cli.api.pipeline import ForwardPipeline
-    from lstm_cli.api.timing import Stopwatch
     from lstm_cli.data import Batch
+    from lstm_cli.workflows.pipeline import ForwardPipeline
+    from lstm_cli.workflows.timing import Stopwatch
 
     engine = SimpleNamespace(hardware=gpu(), dtype="float32")
     model = SimpleNamespace(network=SimpleNamespace(engine=engine), stateful=False)
@@ -227,7 +227,7 @@ def test_training_that_fails_ends_its_reader(lstm, gpu, lessons, monkeypatch):
     def full(*_):
         raise LstmCliError("no space left on device")
 
-    monkeypatch.setattr("lstm_cli.api.training_folder.TrainingFolder.save", full)
+    monkeypatch.setattr("lstm_cli.workflows.train.training_folder.TrainingFolder.save", full)
     monkeypatch.setattr(main, "_report_failure", lambda error, args: errors.append(error) or 1)
     gpu()
     arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")
@@ -249,7 +249,7 @@ def lessons(files):
 
 
 def test_the_next_batch_is_sent_while_this_one_is_learned_from(lstm, gpu, lessons, monkeypatch):
-    from lstm_cli.api import pipeline
+    from lstm_cli.workflows import pipeline
 
     def run(name, *more):
         arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / name, *more)

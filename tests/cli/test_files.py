@@ -103,9 +103,9 @@ def test_a_refusal_comes_before_the_work(lstm, commands, tmp_path, monkeypatch):
     def work(*_, **__):
         raise AssertionError("computed before it was refused")
 
-    monkeypatch.setattr("lstm_cli.api.run.run_dataset", work)
-    monkeypatch.setattr("lstm_cli.api.conversion.read_weights", work)
-    monkeypatch.setattr("lstm_cli.bench.measure", work)
+    monkeypatch.setattr("lstm_cli.workflows.run.run_dataset", work)
+    monkeypatch.setattr("lstm_cli.workflows.convert.conversion.read_weights", work)
+    monkeypatch.setattr("lstm_cli.workflows.bench.measure", work)
     for name in ("o.h5", "g.h5", "a.onnx", "b.json"):
         (tmp_path / name).write_text("mine")
         assert lstm(*commands[name](tmp_path / name)).code == 2

@@ -29,11 +29,11 @@ from networks import random_weights
 from repository import ROOT
 
 import lstm_cli
-from lstm_cli.api.training_folder import TrainingFolder
 from lstm_cli.cli.main import COMMANDS, cli, main
 from lstm_cli.config import json_schema
 from lstm_cli.engines.jit.runtime import machine
 from lstm_cli.errors import LstmCliError
+from lstm_cli.workflows.train.training_folder import TrainingFolder
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(rf"lstm-cli ({'|'.join(COMMANDS)})\b")
@@ -300,8 +300,8 @@ def _() -> None:
     hdf5(inputs=inputs(), targets=inputs(N, 2))
 
 
-@case("{}, if they are one {}; else {}", "run c.yaml x.h5", do="--set model.layers.0.return_sequences=true")
-@case("{}, if they are one {}; else {}", "run c.yaml x.h5", do="--set model.layers.1.units=5")
+@case("{}, if they are one per {}; else {}", "run c.yaml x.h5", do="--set model.layers.0.return_sequences=true")
+@case("{}, if they are one per {}; else {}", "run c.yaml x.h5", do="--set model.layers.1.units=5")
 def _() -> None:
     net(LAST, dense(1), train={"loss": "mse"})
     hdf5(inputs=inputs(), targets=inputs(N, T))
@@ -782,7 +782,7 @@ def _() -> None:
 
 
 def _grid(hidden: int) -> None:
-    from lstm_cli import bench
+    from lstm_cli.workflows import bench
 
     bench.grid((hidden,), (1,), (1,), None)
 

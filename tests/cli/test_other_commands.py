@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.bench import GridSize, PeerAgreement, RooflineShares, SizeResult, Timing
 from lstm_cli.cli.bench_tables import size_table
 from lstm_cli.cli.console import Console
 from lstm_cli.engines.selection import engine_statuses
+from lstm_cli.workflows.bench import GridSize, PeerAgreement, RooflineShares, SizeResult, Timing
 
 pytestmark = pytest.mark.usefixtures("at_root")
 
@@ -329,7 +329,7 @@ def test_bench_fits_a_terminal_of_100_columns(monkeypatch, capsys):
 
 def test_bench_says_why_a_peer_has_no_ratio(lstm, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("lstm_cli.bench.workload.GRADIENT_TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr("lstm_cli.workflows.bench.workload.GRADIENT_TOLERANCES", {"float32": -1.0})
     outcome = lstm("bench", *TRAINING, "--against", "torch")
     assert outcome.code == 0
     assert "differs by" in outcome.out

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from training_files import CONFIG, checkpoint_progress, metrics_rows, write_classes
 
-from lstm_cli.api.training_folder import TrainingFolder
-from lstm_cli.api.training_run import TrainingRun
 from lstm_cli.formats import native
+from lstm_cli.workflows.train.training_folder import TrainingFolder
+from lstm_cli.workflows.train.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("at_root")
 
@@ -299,7 +299,7 @@ def test_a_full_disk_at_any_call(lstm, net, words, tmp_path, number):
 
 
 def test_half_a_line_of_metrics_is_taken_back(lstm, net, words, tmp_path, monkeypatch):
-    from lstm_cli.api import training_folder
+    from lstm_cli.workflows.train import training_folder
 
     def half(file, data):
         file.write(data[: len(data) // 2])

@@ -17,7 +17,6 @@ import pytest
 from codec_cases import imported_outputs
 from networks import TOLERANCES, random_weights, recurrent
 
-from lstm_cli.api.weights_files import config_of
 from lstm_cli.cells import Activation
 from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference.engine import ReferenceEngine
@@ -26,6 +25,7 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions
 from lstm_cli.network.network import Network
+from lstm_cli.workflows.weights_files import config_of
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.api.trainer import OPTIONS
 from lstm_cli.errors import LstmCliError
+from lstm_cli.workflows.train.trainer import OPTIONS
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

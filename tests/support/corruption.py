@@ -177,9 +177,9 @@ def attempt(path: Path) -> bool:
 
 def _checked(path: Path) -> bool:
     """Return True for a file that is read as a reference of a network's outputs."""
-    from lstm_cli.api.reference_check import check_reference
     from lstm_cli.config import from_mapping
     from lstm_cli.errors import DataError, LstmCliError
+    from lstm_cli.workflows.convert.reference_check import check_reference
 
     layers = [{"type": "lstm", "hidden_size": 2}, {"type": "dense", "units": 1}]
     config = from_mapping({"model": {"input_size": 3, "layers": layers}})

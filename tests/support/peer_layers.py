@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lstm_cli.bench import GridSize, peer
 from lstm_cli.cells import GRU, LSTM, RNN, Activation
 from lstm_cli.engines.types import RecurrentSpec
+from lstm_cli.workflows.bench import GridSize, peer
 
 SIZE = GridSize(hidden=7, batch=3, steps=5, features=4)
 D, H = SIZE.features, SIZE.hidden

@@ -3,7 +3,14 @@
 SLOW = tuple(
     f"tests/{path}"
     for path in (
-        *("fuzz/", "oracle/", "property/", "unit/bench/", "unit/test_", "unit/training/test_loop"),
+        *(
+            "fuzz/",
+            "oracle/",
+            "property/",
+            "unit/workflows/bench/",
+            "unit/test_",
+            "unit/training/test_loop",
+        ),
         *("engines/test_bfloat16", "engines/test_cells.py::test_activation", "engines/test_cuda"),
         "engines/test_gradients",
         *("engines/test_jit", "unit/engines/cuda/codegen/", "unit/engines/cuda/planning/"),

@@ -1,0 +1,1 @@
+"""Conversion of weights, with a proof: begin at `conversion`."""

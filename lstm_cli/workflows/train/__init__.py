@@ -1,0 +1,1 @@
+"""Training runs in folders, and `Trainer`: begin at `training_run`."""

@@ -1,0 +1,68 @@
+"""Weights files: their configs, layer numbers and notes, and options that contradict a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.config import Config, from_mapping
+from lstm_cli.formats.interchange import Imported
+from lstm_cli.workflows.config_differences import option_mismatches
+from lstm_cli.workflows.weights_files import is_weights, standing_notes, tensors_for
+
+
+def config(*layers: dict[str, Any]) -> Config:
+    return from_mapping({"model": {"input_size": 2, "layers": list(layers)}})
+
+
+def test_options_that_differ() -> None:
+    lstm, dense = {"type": "lstm", "hidden_size": 3}, {"type": "dense", "units": 2}
+    drop = {"type": "dropout", "rate": 0.5}
+    base = config({**lstm, "dropout": 0.1, "clip": 2.0}, drop, {**dense, "activation": "softmax"})
+    mismatches = option_mismatches(base, config({**lstm, "cell_activation": "tanh"}, dense))
+    assert mismatches is not None
+    assert [(m.layer, m.file_layer, m.key, m.config_value, m.file_value) for m in mismatches] == [
+        (0, 0, "clip", 2.0, None),
+        (2, 1, "activation", "softmax", "identity"),
+    ]
+    assert option_mismatches(base, config(lstm)) is None
+
+
+def imported(**changes: Any) -> Imported:
+    tensors = {f"layers.{k}.{name}": np.zeros(1) for k in (0, 1) for name in ("weight", "bias")}
+    given = {"format": "pytorch", "config": None, "tensors": tensors, **changes}
+    return Imported(path=Path("a.pt"), title="", sha256="", **given)
+
+
+def test_layers_without_weights_are_skipped() -> None:
+    specs = config({"type": "dense", "units": 2}, {"type": "dropout", "rate": 0.5},
+                {"type": "dense", "units": 2}).specs  # fmt: skip
+    assert {name[:8] for name in tensors_for(specs, imported())} == {"layers.0", "layers.2"}
+    for other in (imported(format="native"), imported(tensors={"layers.1.bias": np.zeros(1)})):
+        assert tensors_for(specs, other) == other.tensors
+
+
+def test_notes_that_a_setting_answers() -> None:
+    notes = ("assumed; --set model.layers.0.activation=tanh", "left out")
+    file = imported(notes=notes)
+    mapping = {"model": {"input_size": 2, "layers": [{"type": "dense", "units": 2}]}}
+    assert standing_notes(file, from_mapping(mapping, name="a.pt")) == notes
+    answer = ["model.layers.0.activation=relu"]
+    assert standing_notes(file, from_mapping(mapping, answer, name="a.pt")) == ("left out",)
+    assert standing_notes(file, from_mapping(mapping)) == ("left out",)
+
+
+def test_files_that_are_weights(tmp_path: Path) -> None:
+    for name in ("none.onnx", "A.SAFETENSORS", "b.weights.h5", "c.pt"):
+        assert is_weights(name)
+    for name in ("a.yaml", "a.yml", "a.json", "none", "none.cfg"):
+        assert not is_weights(name)
+    texts = {"a.cfg": b'"model": {}\n', "b.cfg": b"run: 1\n", "c": b"", "d.yaml": b"PK\3\4"}
+    for name, content in texts.items():
+        (tmp_path / name).write_bytes(content)
+        assert not is_weights(tmp_path / name)
+    for name, content in {"e": b"PK\3\4", "f": b"<?xml", "g": b"\x08\x08\x12\4"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert is_weights(tmp_path / name)
