@@ -38,7 +38,7 @@ from lstm_cli.workflows.train.training_folder import TrainingFolder
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(rf"lstm-cli ({'|'.join(COMMANDS)})\b")
 SETTING = re.compile(r"--set ('[^']*'|\S+?)[;,]?(?=\s|$)")
-KEY = re.compile(r"\b(?:model|data|train)\.[a-z_]++(?![\d(])(?:\.[a-z_]++(?![\d(]))*")
+KEY = re.compile(r"(?<!\.)\b(?:model|data|train)\.[a-z_]++(?![\d(])(?:\.[a-z_]++(?![\d(]))*")
 
 N, T, D, H = 6, 5, 4, 3
 
