@@ -7,6 +7,7 @@ sequences again for every batch. `ChunkSlabs` caches such chunks.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -52,6 +53,11 @@ _slab_cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
 """Cached slabs by dataset number and slab number; the most recently used slab is the last."""
 
 _lock = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # a forked child must not inherit a lock that is held
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 _numbers = count()
 

@@ -6,6 +6,7 @@ Start at `load_kernels`.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,15 @@ class Kernels:
 
 _loaded: dict[tuple[str, Machine, int], Kernels] = {}
 _loading = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits until no thread compiles. Otherwise the child would inherit locks, this one and
+    # LLVM's, that no thread of the child can release.
+    os.register_at_fork(
+        before=_loading.acquire,
+        after_in_parent=_loading.release,
+        after_in_child=_loading.release,
+    )
 
 
 def load_kernels(name: str, build: Callable[[], Module], machine: Machine | None = None) -> Kernels:

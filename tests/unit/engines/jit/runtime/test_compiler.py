@@ -201,6 +201,35 @@ def test_processes_that_compile_into_one_cold_folder(folder: Path) -> None:
     assert _in_processes(1) == [["0", "True"]]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_process_that_is_forked_while_a_thread_compiles_compiles_too(folder: Path) -> None:
+    code = f"""
+import os, sys, threading, time
+sys.path.insert(0, {str(ROOT / "tests/support")!r})
+from jit_kernels import CountedBuild
+from lstm_cli.engines.jit.runtime.compiler import load_kernels
+from lstm_cli.engines.jit.runtime.machine import this_machine
+
+compiling = threading.Event()
+
+def slow():
+    compiling.set()
+    time.sleep(0.5)
+    return CountedBuild(this_machine())()
+
+thread = threading.Thread(target=load_kernels, args=["slow", slow])
+thread.start()
+compiling.wait()
+child = os.fork()
+if not child:
+    load_kernels("affine", CountedBuild(this_machine()))
+    os._exit(0)
+thread.join()
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
 def test_a_thread_in_a_kernel_does_not_disturb_the_end() -> None:
     code = """
 import ctypes, threading, time
