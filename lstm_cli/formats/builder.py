@@ -39,13 +39,19 @@ DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class NativeTensor:
-    """Tensor in native layout and the sources of its blocks.
+    """Tensor in native layout.
 
-    `NetworkBuilder.add` fills in the sources' native name.
+    Attributes
+    ----------
+    sources
+        Sources of its blocks; `NetworkBuilder.add` fills in their native name.
+    summands
+        The biases for the input and for the recurrence, if the file has both.
     """
 
     values: Array
     sources: tuple[TensorSource, ...] = ()
+    summands: tuple[Array, Array] | None = None
 
 
 Tensors = Mapping[str, NativeTensor]
@@ -176,6 +182,18 @@ def rounded_sum(first: Array, second: Array) -> Array:
         return np.asarray(first.astype(np.float64) + second, np.result_type(first, second))
 
 
+def add_biases(first: NativeTensor, second: NativeTensor) -> NativeTensor:
+    """Native bias of an lstm or rnn from the two biases that a file has for it."""
+    names = [tensor.sources[0].name for tensor in (first, second)]
+    sources = [
+        replace(source, change=f"added to {other}")
+        for tensor, other in ((first, names[1]), (second, names[0]))
+        for source in tensor.sources
+    ]
+    total = rounded_sum(first.values, second.values)
+    return NativeTensor(total, tuple(sources), (first.values, second.values))
+
+
 def bias_names(kind: str) -> tuple[str, ...]:
     """Native names of the biases: a gru has one for the input and one for the recurrence."""
     return ("bias_ih", "bias_hh") if kind == "gru" else ("bias",)
@@ -270,6 +288,9 @@ class NetworkBuilder:
         prefix = f"layers.{len(self.layers)}."
         for name, tensor in tensors.items():
             self.tensors[prefix + name] = tensor.values
+            if tensor.summands is not None:
+                names = (f"{prefix}{name}_ih", f"{prefix}{name}_hh")
+                self.split_biases |= zip(names, tensor.summands, strict=True)
             self.sources += [replace(source, native=prefix + name) for source in tensor.sources]
         self.layers.append(config)
         return config

@@ -198,8 +198,8 @@ class Interpreter:
         if node.op in RECURRENT_OPERATORS and values and isinstance(values[0], SymbolicTensor):
             signals = {part.signal for part in parts_of(values[0].vector)}
             directions = [signal for signal in signals if isinstance(signal, RecurrentDirection)]
-            arrays = [array for signal in directions for array in signal.tensors.values()]
-            self.budget.spend(byte_count=sum(a.nbytes for a in arrays), where=node.where)
+            tensors = [tensor for signal in directions for tensor in signal.tensors.values()]
+            self.budget.spend(byte_count=sum(t.values.nbytes for t in tensors), where=node.where)
 
     def _graph_node(self, message: OnnxNode, names: Mapping[str, GraphValue]) -> GraphNode:
         inputs = [self._input(name, names) for name in message.inputs]

@@ -164,7 +164,7 @@ def dtype_problems(group: ModuleTensors) -> list[Problem]:
 
 
 _KINDS = {len(gates): kind for kind, gates in NATIVE_GATES.items()}
-_BIASES = ("bias_ih", "bias_hh")
+BIASES = ("bias_ih", "bias_hh")
 
 
 class UnfitModuleError(Exception):
@@ -214,7 +214,7 @@ def _direction(group: ModuleTensors, place: tuple[int, bool]) -> TorchDirection:
         if stem not in tensors:
             raise UnfitModuleError(module_problem(group, f"lacks {_named(stem, place, group)}"))
     if ("bias_ih" in tensors) != ("bias_hh" in tensors):
-        stem = next(stem for stem in _BIASES if stem not in tensors)
+        stem = next(stem for stem in BIASES if stem not in tensors)
         raise UnfitModuleError(
             module_problem(group, f"has one bias of two: it lacks {_named(stem, place, group)}")
         )
@@ -251,7 +251,7 @@ def _sizes(group: ModuleTensors, tensors: StateTensors) -> tuple[str, int, int |
 
 def _check_shapes(group: ModuleTensors, tensors: StateTensors, rows: int) -> None:
     for stem, tensor in tensors.items():
-        rank = 1 if stem in _BIASES else 2
+        rank = 1 if stem in BIASES else 2
         fits = len(tensor.shape) == rank and (stem == "weight_hr" or tensor.shape[0] == rows)
         if not fits:
             shape = f"({rows},)" if rank == 1 else f"({rows}, D)"
