@@ -17,12 +17,6 @@ from lstm_cli.formats.builder import (
     whole_tensor,
 )
 from lstm_cli.formats.keras import recurrent
-from lstm_cli.formats.keras.activations import (
-    ACTIVATION_LAYERS,
-    IDENTITY,
-    layer_activation,
-    read_activation,
-)
 from lstm_cli.formats.keras.architecture import (
     CELL_ROLES,
     DENSE_ROLES,
@@ -30,7 +24,15 @@ from lstm_cli.formats.keras.architecture import (
     VariableSource,
     describe_layer,
 )
-from lstm_cli.formats.keras.options import DEFAULTS, Release, printable_value
+from lstm_cli.formats.keras.options import (
+    ACTIVATION_LAYERS,
+    DEFAULTS,
+    IDENTITY,
+    Release,
+    layer_activation,
+    printable_value,
+    read_activation,
+)
 
 MAX_PROBLEMS = 20
 MAX_IDENTITY_VALUES = 64 << 20

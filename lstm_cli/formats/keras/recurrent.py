@@ -14,10 +14,16 @@ import numpy as np
 
 from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.builder import NativeTensor, bias_names, gate_tensor, one_or_each
-from lstm_cli.formats.keras.activations import ActivationConfig, read_activation
 from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
 from lstm_cli.formats.keras.hdf5 import StoredVariable
-from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options, printable_value
+from lstm_cli.formats.keras.options import (
+    ActivationConfig,
+    LayerOptions,
+    Release,
+    parse_options,
+    printable_value,
+    read_activation,
+)
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}

@@ -16,7 +16,13 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.errors import LstmCliError, WeightsError, counted, memory_is_short
 from lstm_cli.formats.onnx import ops_layout, ops_math
-from lstm_cli.formats.onnx.node import MAX_OPEN_ENTRIES, GraphNode, WorkBudget
+from lstm_cli.formats.onnx.node import (
+    FLOAT_TYPES,
+    MAX_OPEN_ENTRIES,
+    GraphNode,
+    WorkBudget,
+    dtype_name,
+)
 from lstm_cli.formats.onnx.ops_constant import fold
 from lstm_cli.formats.onnx.ops_recurrent import RecurrentOperator
 from lstm_cli.formats.onnx.proto import (
@@ -26,6 +32,7 @@ from lstm_cli.formats.onnx.proto import (
     OnnxModel,
     OnnxNode,
     OnnxTensor,
+    quote_name,
 )
 from lstm_cli.formats.onnx.schemas import (
     RECURRENT_OPERATORS,
@@ -51,7 +58,6 @@ from lstm_cli.formats.onnx.symbolic import (
     count_axes,
     parts_of,
 )
-from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, dtype_name, quote_name
 from lstm_cli.formats.onnx.unroll import LoopReroller
 
 PART_COST, TERM_COST = 64, 64

@@ -40,9 +40,9 @@ from lstm_cli.formats.onnx.symbolic import (
     is_identity_selection,
     parts_of,
     same_vector,
+    shortest_decimal,
     vector_at,
 )
-from lstm_cli.formats.onnx.tensors import shortest_decimal
 from lstm_cli.formats.onnx.unroll import LoopReroller, weight_sources
 from lstm_cli.formats.onnx.unroll_match import IDENTITY
 

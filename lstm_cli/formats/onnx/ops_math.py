@@ -44,9 +44,9 @@ from lstm_cli.formats.onnx.symbolic import (
     count_axes,
     is_complete,
     same_vector,
+    shortest_decimal,
     vector_at,
 )
-from lstm_cli.formats.onnx.tensors import shortest_decimal
 
 MAX_TERMS = 256
 """Largest number of summands of a linear map. Hostile files could double them without limit."""

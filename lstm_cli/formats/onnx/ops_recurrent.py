@@ -39,9 +39,9 @@ from lstm_cli.formats.onnx.symbolic import (
     UnsupportedValue,
     all_features,
     concatenate,
+    shortest_decimal,
     vector_at,
 )
-from lstm_cli.formats.onnx.tensors import shortest_decimal
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Directions by the attribute ``direction``: True for a direction that runs in reverse."""

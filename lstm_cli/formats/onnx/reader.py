@@ -34,7 +34,7 @@ from lstm_cli.formats.onnx.layers import (
     state_notes,
     zero_states,
 )
-from lstm_cli.formats.onnx.node import WorkBudget
+from lstm_cli.formats.onnx.node import FLOAT_TYPES, WorkBudget, external_file, to_array
 from lstm_cli.formats.onnx.ops_math import output_vector
 from lstm_cli.formats.onnx.proto import (
     OnnxGraph,
@@ -43,6 +43,7 @@ from lstm_cli.formats.onnx.proto import (
     OnnxTensorType,
     OnnxValueInfo,
     WireError,
+    quote_name,
 )
 from lstm_cli.formats.onnx.schemas import (
     GATE_ORDERS,
@@ -67,7 +68,6 @@ from lstm_cli.formats.onnx.symbolic import (
     count_axes,
     parts_of,
 )
-from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, external_file, quote_name, to_array
 
 STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Domains of operators that no function of a model defines."""

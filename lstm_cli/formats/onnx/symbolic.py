@@ -396,3 +396,8 @@ def is_identity_selection(indices: Array, size: int) -> bool:
 def is_complete(vector: FeatureVector) -> bool:
     """True if the vector is all features of its signal, in order."""
     return is_identity_selection(vector.indices, vector.signal.size)
+
+
+def shortest_decimal(value: float) -> float:
+    """Round a float32 to the shortest decimal that denotes the same float32."""
+    return float(str(np.float32(value)))
