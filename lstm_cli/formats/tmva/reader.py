@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -158,19 +157,16 @@ class _Reader:
             raise self._misfit(layer.name, layer.layer, counted(steps, "step"), str(builder.steps))
         builder.steps = steps
 
-    def _options(self, layer: RecurrentElements) -> dict[str, Any]:
+    def _options(self, layer: RecurrentElements) -> dict[str, bool]:
         document, element, k = self.document, layer.layer, len(self.builder.layers)
-        options: dict[str, Any] = {}
         returns = read_switch(document, element, "ReturnSequence")
+        stateful = read_switch(document, element, "RememberState")
+        options = {"return_sequences": returns is not False, "stateful": bool(stateful)}
         if returns is None:
             self.builder.notes.append(
                 f"{layer.name} does not state ReturnSequence: every step is assumed, as its "
                 f"writer gave; otherwise --set model.layers.{k}.return_sequences=false"
             )
-        elif not returns:
-            options["return_sequences"] = False
-        if read_switch(document, element, "RememberState"):
-            options["stateful"] = True
         if layer.kind.name == "gru":
             after = read_switch(document, element, "ResetGateAfter")
             if after is None:
