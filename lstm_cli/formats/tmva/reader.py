@@ -20,16 +20,14 @@ from lstm_cli.formats.tmva.document import (
     TmvaDocument,
     XmlElement,
     check_declared,
+    find_network,
+    format_title,
+    known_writer_order,
     parse,
     read_activation,
     read_output_function,
     read_size,
     read_switch,
-)
-from lstm_cli.formats.tmva.header import (
-    find_network,
-    format_title,
-    known_writer_order,
     training_notes,
 )
 from lstm_cli.formats.tmva.slots import (
