@@ -16,9 +16,9 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.builder import NativeTensor, is_biased, join_directions, one_or_each
-from lstm_cli.formats.onnx.node import WorkBudget
+from lstm_cli.formats.onnx.node import GraphContext
 from lstm_cli.formats.onnx.ops_math import linear_terms, reads_all_steps
-from lstm_cli.formats.onnx.sizes import FreeAxes, is_all_steps
+from lstm_cli.formats.onnx.sizes import is_all_steps
 from lstm_cli.formats.onnx.symbolic import (
     ALL_STEPS,
     REVERSED_STEPS,
@@ -245,17 +245,6 @@ _DESCRIPTIONS: dict[type[Signal], str] = {
 class LayerExtractor:
     """Extracts the layers of a graph one by one, from its output to its input.
 
-    Parameters
-    ----------
-    free_axes
-        Free axes of the graph's input.
-    reroller
-        Rebuilds recurrent directions from unrolled loops.
-    notes
-        Notes for the user, which the extractor adds to.
-    budget
-        Work that the file may still cost.
-
     Attributes
     ----------
     consumer
@@ -268,14 +257,9 @@ class LayerExtractor:
         Forward directions of which only the last step is read, which may be padding.
     """
 
-    def __init__(
-        self,
-        free_axes: FreeAxes,
-        reroller: LoopReroller,
-        notes: dict[str, None],
-        budget: WorkBudget,
-    ) -> None:
-        self.free_axes, self.reroller, self.notes, self.budget = free_axes, reroller, notes, budget
+    def __init__(self, context: GraphContext, reroller: LoopReroller) -> None:
+        self.free_axes, self.notes = context.free_axes, context.notes
+        self.budget, self.reroller = context.budget, reroller
         self._reversed_layers: list[ImportedLayer] = []
         self.consumer: ImportedLayer | None = None
         self.blocks = 1

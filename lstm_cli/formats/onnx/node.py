@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -20,7 +20,7 @@ from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.onnx import proto
 from lstm_cli.formats.onnx.proto import OnnxNode, OnnxTensor, quote_name
 from lstm_cli.formats.onnx.schemas import node_title
-from lstm_cli.formats.onnx.sizes import OpenSize, OpenSizeError
+from lstm_cli.formats.onnx.sizes import FreeAxes, OpenSize, OpenSizeError
 from lstm_cli.formats.onnx.symbolic import ConstantTensor, GraphValue, UnsupportedError, count_axes
 from lstm_cli.output_files import error_reason
 
@@ -98,6 +98,28 @@ class WorkBudget:
             where = f"the tensor {quote_name(tensor.name)}"
             self.spend(byte_count=count * size, numbers=count, where=where)
         return to_array(tensor, self.path)
+
+
+@dataclass
+class GraphContext:
+    """Facts on a graph that its rules read and add to.
+
+    Attributes
+    ----------
+    free_axes
+        Free axes of the graph's input.
+    budget
+        Work that the file may still cost.
+    inputs
+        Names of the graph's inputs, including inputs with a default in the file.
+    notes
+        Notes for the user, each once.
+    """
+
+    free_axes: FreeAxes
+    budget: WorkBudget
+    inputs: frozenset[str]
+    notes: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

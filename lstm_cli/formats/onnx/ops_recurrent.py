@@ -15,14 +15,14 @@ from lstm_cli.errors import WeightsError, counted, nearest
 from lstm_cli.formats.builder import NativeTensor, bias_names, gate_sources, rounded_sum
 from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 from lstm_cli.formats.interchange import TensorSource
-from lstm_cli.formats.onnx.node import GraphNode
+from lstm_cli.formats.onnx.node import GraphContext, GraphNode
 from lstm_cli.formats.onnx.schemas import (
     ACTIVATION_NAMES,
     GATE_ORDERS,
     NATIVE_ACTIVATIONS,
     PEEPHOLE_ORDER,
 )
-from lstm_cli.formats.onnx.sizes import FreeAxes, OpenSizeError
+from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.symbolic import (
     ALL_STEPS,
     FEATURES,
@@ -64,28 +64,11 @@ _SLOTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 
 class RecurrentOperator:
-    """One LSTM, GRU or RNN node.
+    """One LSTM, GRU or RNN node; its X reveals the axis of steps and the batch axis."""
 
-    Parameters
-    ----------
-    node
-        The node with its inputs.
-    free_axes
-        Free axes; the node's X reveals the axis of steps and the batch axis.
-    notes
-        Notes for the user, which the operator adds to.
-    inputs
-        Names of the graph's inputs, including inputs with a default in the file.
-    """
-
-    def __init__(
-        self,
-        node: GraphNode,
-        free_axes: FreeAxes,
-        notes: dict[str, None],
-        inputs: frozenset[str] = frozenset(),
-    ) -> None:
-        self.node, self.free_axes, self.notes, self.inputs = node, free_axes, notes, inputs
+    def __init__(self, node: GraphNode, context: GraphContext) -> None:
+        self.node, self.inputs = node, context.inputs
+        self.free_axes, self.notes = context.free_axes, context.notes
         self.kind = node.op.lower()
         self.gates = GATE_ORDERS[self.kind]
         direction = node.attributes["direction"]

@@ -34,7 +34,13 @@ from lstm_cli.formats.onnx.layers import (
     state_notes,
     zero_states,
 )
-from lstm_cli.formats.onnx.node import FLOAT_TYPES, WorkBudget, external_file, to_array
+from lstm_cli.formats.onnx.node import (
+    FLOAT_TYPES,
+    GraphContext,
+    WorkBudget,
+    external_file,
+    to_array,
+)
 from lstm_cli.formats.onnx.ops_math import output_vector
 from lstm_cli.formats.onnx.proto import (
     OnnxGraph,
@@ -208,16 +214,16 @@ class _ModelReading:
         if model.graph is None:
             raise WireError("no graph")
         self.path, self.graph = budget.path, model.graph
-        self.notes: dict[str, None] = {}
         inputs = GraphInputs(self.graph, self.path)
         inputs.sizes |= {axis: n for axis, n in sizes.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
         self.free_axes = FreeAxes(inputs.sizes, inputs.labels, traced=bool(sizes))
         names = frozenset(value.name for value in self.graph.inputs)
-        dispatcher = Dispatcher(self.free_axes, self.notes, names, budget.file_nodes)
-        interpreter = Interpreter(model, dispatcher, budget)
-        self.values = interpreter.run(self.graph, inputs.values())
-        self.extractor = LayerExtractor(self.free_axes, dispatcher.reroller, self.notes, budget)
+        context = GraphContext(self.free_axes, budget, names)
+        self.notes = context.notes
+        dispatcher = Dispatcher(context)
+        self.values = Interpreter(model, dispatcher).run(self.graph, inputs.values())
+        self.extractor = LayerExtractor(context, dispatcher.reroller)
 
     def layers(self) -> list[ImportedLayer]:
         """Layers of the network, from input to output."""

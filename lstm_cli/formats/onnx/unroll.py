@@ -16,8 +16,8 @@ from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.builder import NativeTensor, bias_names, index_text, stack_gates
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import TensorSource
+from lstm_cli.formats.onnx.node import GraphContext
 from lstm_cli.formats.onnx.ops_math import reads_all_steps
-from lstm_cli.formats.onnx.sizes import FreeAxes
 from lstm_cli.formats.onnx.symbolic import (
     ALL_STEPS,
     REVERSED_STEPS,
@@ -93,21 +93,12 @@ class BrokenLoop:
 
 
 class LoopReroller:
-    """Finds recurrent directions among the vectors of single steps.
+    """Finds recurrent directions among the vectors of single steps."""
 
-    Parameters
-    ----------
-    free_axes
-        Free axes of the graph's input.
-    notes
-        Notes for the user, which the reroller adds to.
-    nodes
-        Number of operators in the file.
-    """
-
-    def __init__(self, free_axes: FreeAxes, notes: dict[str, None], nodes: int = 0) -> None:
-        self.free_axes, self.notes = free_axes, notes
-        self.comparisons_left = MAX_COMPARISONS + COMPARISONS_PER_NODE * nodes
+    def __init__(self, context: GraphContext) -> None:
+        self.free_axes, self.notes = context.free_axes, context.notes
+        allowance = COMPARISONS_PER_NODE * context.budget.file_nodes
+        self.comparisons_left = MAX_COMPARISONS + allowance
         self.broken_loop: BrokenLoop | None = None
         self._finals: dict[int, tuple[FeatureVector, FeatureVector | None]] = {}
 
