@@ -68,7 +68,9 @@ def _package_format(
     name: str, title: str, suffixes: tuple[str, ...], *, writes_options: bool = False
 ) -> Format:
     package = f"lstm_cli.formats.{'torch' if name == 'pytorch' else name}"
-    return Format(name, title, suffixes, f"{package}:read", f"{package}:write", writes_options)
+    return Format(
+        name, title, suffixes, f"{package}.reader:read", f"{package}.writer:write", writes_options
+    )
 
 
 FORMATS = {
@@ -87,7 +89,7 @@ FORMATS = {
         _package_format("tmva", "TMVA", (".xml",)),
     )
 }
-"""All formats by name; a new format is a package with `read` and `write`, and a row here."""
+"""All formats by name; a new one is a package with `reader.read` and `writer.write`, and a row."""
 SYNONYMS = {"torch": "pytorch", "safetensors": "native"}
 
 

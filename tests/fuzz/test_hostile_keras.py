@@ -19,7 +19,8 @@ from networks import random_weights, recurrent
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec
 from lstm_cli.formats.interchange import Export, ReadOptions
-from lstm_cli.formats.keras import read, write
+from lstm_cli.formats.keras.reader import read
+from lstm_cli.formats.keras.writer import write
 
 KERNEL = "layers/gru/cell/vars/0"
 

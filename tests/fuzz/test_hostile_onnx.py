@@ -30,7 +30,6 @@ from onnx_graphs import (
 from lstm_cli.errors import LstmCliError, WeightsError
 from lstm_cli.formats.interchange import ReadOptions
 from lstm_cli.formats.onnx import proto as m
-from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.proto import (
     OnnxAttribute,
     OnnxGraph,
@@ -44,6 +43,7 @@ from lstm_cli.formats.onnx.proto import (
     encode_varint,
     read_packed_varints,
 )
+from lstm_cli.formats.onnx.reader import read
 from lstm_cli.formats.onnx.schemas import SCHEMAS
 
 

@@ -11,7 +11,7 @@ from hostile_files import refused
 
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.interchange import ReadOptions
-from lstm_cli.formats.tmva import read
+from lstm_cli.formats.tmva.reader import read
 
 SOUND = tmva.text(
     [

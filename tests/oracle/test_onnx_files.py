@@ -28,7 +28,7 @@ from lstm_cli.config import from_mapping
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import Imported, ReadOptions, WriteOptions
-from lstm_cli.formats.onnx import read
+from lstm_cli.formats.onnx.reader import read
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
 

@@ -18,9 +18,9 @@ from networks import Array, random_inputs
 import lstm_cli
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.formats.interchange import Imported, ReadOptions
-from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.ops_constant import RULES
 from lstm_cli.formats.onnx.ops_math import ACTIVATION_OPERATORS
+from lstm_cli.formats.onnx.reader import read
 from lstm_cli.formats.onnx.schemas import ANY_NUMBER, NEWEST, SCHEMAS, schema_of
 from lstm_cli.network.network import Network
 from lstm_cli.workflows.weights_files import config_of, standing_notes

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.onnx import proto as m
-from lstm_cli.formats.onnx import read
 from lstm_cli.formats.onnx.proto import (
     OnnxAttribute,
     OnnxGraph,
@@ -20,6 +19,7 @@ from lstm_cli.formats.onnx.proto import (
     OnnxOperatorSet,
     OnnxTensor,
 )
+from lstm_cli.formats.onnx.reader import read
 
 Array = NDArray[Any]
 D, H = 3, 2

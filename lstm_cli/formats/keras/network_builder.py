@@ -1,4 +1,4 @@
-"""Builder of a native config and native tensors from a chain of Keras layers."""
+"""Layers of a Keras chain, added one by one to a native network."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
 from lstm_cli.errors import Problem, WeightsError
-from lstm_cli.formats.interchange import TensorSource
-from lstm_cli.formats.keras import recurrent
-from lstm_cli.formats.keras.activations import (
-    ACTIVATION_LAYERS,
-    IDENTITY,
-    ActivationConfig,
-    layer_activation,
-    read_activation,
+from lstm_cli.formats.builder import (
+    NativeTensor,
+    NetworkBuilder,
+    direction_without_bias,
+    join_directions,
+    whole_tensor,
 )
+from lstm_cli.formats.keras import recurrent
 from lstm_cli.formats.keras.architecture import (
     CELL_ROLES,
     DENSE_ROLES,
@@ -26,8 +24,15 @@ from lstm_cli.formats.keras.architecture import (
     VariableSource,
     describe_layer,
 )
-from lstm_cli.formats.keras.hdf5 import StoredVariable
-from lstm_cli.formats.keras.options import DEFAULTS, Release, printable_value
+from lstm_cli.formats.keras.options import (
+    ACTIVATION_LAYERS,
+    DEFAULTS,
+    IDENTITY,
+    Release,
+    layer_activation,
+    printable_value,
+    read_activation,
+)
 
 MAX_PROBLEMS = 20
 MAX_IDENTITY_VALUES = 64 << 20
@@ -82,40 +87,25 @@ def _unknown(layer: KerasLayer) -> Problem:
 
 
 class KerasNetworkBuilder:
-    """Builds a network layer by layer; the result is in its attributes.
-
-    Attributes
-    ----------
-    layers
-        Layers of the config.
-    tensors, sources, notes
-        Fields of `Imported`.
-    input_size, steps
-        Number of features D, and number of steps T where flatten needs it; None until known.
-    """
+    """Adds the layers of a chain to `network`, with Keras's defaults and checks."""
 
     def __init__(self, source: VariableSource, release: Release, *, describes_layers: bool) -> None:
-        self.layers: list[dict[str, Any]] = []
-        self.tensors: dict[str, Array] = {}
-        self.sources: list[TensorSource] = []
-        self.notes: list[str] = []
-        self.input_size: int | None = None
-        self.steps: int | None = None
+        self.network = NetworkBuilder()
+        self.notes = self.network.notes
         self._source, self._release, self.describes_layers = source, release, describes_layers
         self._unstated: dict[str, list[int]] = {}
-        self._features: int | None = None
         self._declared_steps: int | None = None
-        self._has_steps = True
         self._flat_input = False
         self._open_flatten: KerasLayer | None = None
         self._identity_values_left = MAX_IDENTITY_VALUES
 
     def set_input_shape(self, shape: Any) -> None:
         """Set the input's shape, (batch, T, D) or (batch, D), unless it is known already."""
-        if self._features is not None or not isinstance(shape, list) or len(shape) not in (2, 3):
+        network = self.network
+        if network.size is not None or not isinstance(shape, list) or len(shape) not in (2, 3):
             return
         sizes = [n if isinstance(n, int) and 0 < n < 2**31 else None for n in shape[1:]]
-        self._features = self.input_size = sizes[-1]
+        network.size = network.input_size = sizes[-1]
         self._declared_steps = sizes[0] if len(sizes) == 2 else None
         self._flat_input = len(sizes) == 1
         if self._flat_input:
@@ -156,17 +146,20 @@ class KerasNetworkBuilder:
             raise WeightsError([_unknown(layer)])
         return handlers[layer.kind](layer)
 
-    def finish(self) -> dict[str, Any]:
-        """Config of the network."""
+    def complete(self) -> NetworkBuilder:
+        """Network of all layers, with notes on defaults.
+
+        Raises
+        ------
+        WeightsError
+            A flatten layer lacks its number of steps, or the model has no layer.
+        """
         if self._open_flatten is not None:
             raise self._no_steps(self._open_flatten)
-        if self.input_size is None or not self.layers:
+        if self.network.input_size is None or not self.network.layers:
             raise WeightsError("the model has no layer that does anything")
         self.notes += self._default_notes()
-        model: dict[str, Any] = {"input_size": self.input_size}
-        if self.steps is not None:
-            model["steps"] = self.steps
-        return {"model": model | {"layers": self.layers}}
+        return self.network
 
     def _default_notes(self) -> Iterator[str]:
         """Notes on missing options whose defaults differ between versions of Keras."""
@@ -186,7 +179,7 @@ class KerasNetworkBuilder:
         other = next(one.value for one in DEFAULTS["hard_sigmoid"] if one.value != alpha)
         settings = [
             f"--set {place}.alpha={other!r}"
-            for k, layer in enumerate(self.layers)
+            for k, layer in enumerate(self.network.layers)
             for key in ("activation", "recurrent_activation")
             for place, value in _activations_by_key(f"model.layers.{k}.{key}", layer.get(key))
             if isinstance(value, dict)
@@ -202,31 +195,24 @@ class KerasNetworkBuilder:
             )
 
     def _recurrent(self, layer: KerasLayer) -> None:
-        if not self._has_steps or self._open_flatten is not None:
+        if not self.network.has_steps or self._open_flatten is not None:
             raise WeightsError(f"{layer.title} reads no sequence", expected="(batch, steps, D)")
-        directions, prefix = recurrent.read_directions(layer), f"layers.{len(self.layers)}."
-        biases: list[StoredVariable | None] = []
-        biased = [direction.biased for direction in directions]
-        if len(set(biased)) > 1:
-            without = "reverse" if biased[0] else "forward"
-            self.notes.append(f"{layer.title} has no {without} bias: there it is 0")
-        for direction, folder in zip(directions, ("", "reverse."), strict=False):
+        directions = recurrent.read_directions(layer)
+        each, biases = [], []
+        for direction in directions:
             roles = CELL_ROLES if direction.biased else CELL_ROLES[:2]
             variables = self._source.variables(layer, direction.inner, roles)
-            tensors, stored = recurrent.native_tensors(
-                direction, variables, prefix + folder, biased=any(biased)
-            )
+            each.append(recurrent.native_tensors(direction, variables))
             self._check_input_size(layer, variables[0].value.shape[0])
-            self.tensors |= tensors
-            self.sources += stored
             biases.append(variables[2] if direction.biased else None)
+        if (without := direction_without_bias(each)) is not None:
+            self.notes.append(f"{layer.title} has no {without} bias: there it is 0")
         reset_after = recurrent.infer_reset_after(directions, biases, self._release)
-        config = recurrent.layer_config(directions, self._release, reset_after)
+        options = recurrent.layer_options(directions, self._release, reset_after)
         for key in recurrent.unstated_options(directions):
-            self._unstated.setdefault(key, []).append(len(self.layers))
-        self.layers.append(config)
-        self._features = len(directions) * directions[0].hidden_size
-        self._has_steps = config.get("return_sequences", True)
+            self._unstated.setdefault(key, []).append(len(self.network.layers))
+        kind = directions[0].kind
+        self.network.add(kind, join_directions(kind, each), **options)
 
     def _time_distributed(self, layer: KerasLayer) -> None:
         inner = layer.options.get("layer")
@@ -242,53 +228,42 @@ class KerasNetworkBuilder:
         variables = self._source.variables(layer, "", DENSE_ROLES if biased else DENSE_ROLES[:1])
         kernel = variables[0].value
         if kernel.ndim != 2 or kernel.shape[1] != units or 0 in kernel.shape:
-            raise self._misfit(layer, f"({self._features or 'D'}, {units})", kernel.shape)
+            raise self._misfit(layer, f"({self.network.size or 'D'}, {units})", kernel.shape)
         bias = variables[1].value if biased else None
         if bias is not None and bias.shape != (units,):
             raise self._misfit(layer, f"({units},)", bias.shape)
         activation = read_activation(layer.options, "activation", "linear", self._release)
         self._check_input_size(layer, kernel.shape[0])
-        natives = self._append_dense(kernel.T, bias, activation)
-        for variable, native in zip(variables, natives, strict=False):
-            change = "transposed" if native.endswith("weight") else ""
-            self.sources.append(
-                TensorSource(
-                    variable.name, variable.value.shape, variable.dtype, "", native, "", change
-                )
+        tensors = {
+            role: whole_tensor(
+                variable.name,
+                variable.value.T,
+                variable.dtype,
+                shape=variable.value.shape,
+                change="transposed" if role == "weight" else "",
             )
-
-    def _append_dense(
-        self, weight: Array, bias: Array | None, activation: ActivationConfig
-    ) -> tuple[str, str]:
-        names = (f"layers.{len(self.layers)}.weight", f"layers.{len(self.layers)}.bias")
-        config: dict[str, Any] = {"type": "dense", "units": len(weight)}
-        self.tensors[names[0]] = weight
-        if bias is None:
-            config["bias"] = False
-        else:
-            self.tensors[names[1]] = bias
-        if activation != IDENTITY:
-            config["activation"] = activation
-        self.layers.append(config)
-        self._features = len(weight)
-        return names
+            for role, variable in zip(("weight", "bias"), variables, strict=False)
+        }
+        self.network.add("dense", tensors, activation=activation)
 
     def _activation(self, layer: KerasLayer) -> None:
         """Merge an activation into the dense layer before it, or add an identity matrix for it."""
-        last = 2 if self._has_steps else 1
+        network = self.network
+        last = 2 if network.has_steps else 1
         activation = layer_activation(layer.kind, layer.options, self._release, last)
         if activation == IDENTITY:
             return
-        before = self.layers[-1] if self.layers else {}
+        before = network.layers[-1] if network.layers else {}
         if before.get("type") == "dense" and "activation" not in before:
             before["activation"] = activation
             return
-        F = self._features
+        F = network.size
         if F is None or self._open_flatten is not None or self._identity_values_left < F * F:
             raise WeightsError(f"{layer.title} follows no layer whose size is known")
         self._identity_values_left -= F * F
-        dtype = next((v.dtype for v in self.tensors.values()), np.dtype(np.float32))
-        self._append_dense(np.eye(F, dtype=dtype), None, activation)
+        dtype = next((v.dtype for v in network.tensors.values()), np.dtype(np.float32))
+        identity = NativeTensor(np.eye(F, dtype=dtype))
+        network.add("dense", {"weight": identity}, activation=activation)
         self.notes.append(
             f"{layer.title} became a dense layer with the identity matrix and that activation"
         )
@@ -301,7 +276,7 @@ class KerasNetworkBuilder:
             self.notes.append(
                 f"{layer.title} drops whole features in training; here it drops single values"
             )
-        self.layers.append({"type": "dropout", "rate": rate})
+        self.network.add("dropout", rate=rate)
 
     def _masking(self, layer: KerasLayer) -> None:
         value = printable_value(
@@ -315,47 +290,46 @@ class KerasNetworkBuilder:
     def _flatten(self, layer: KerasLayer) -> None:
         if layer.options.text("data_format", "channels_last") != "channels_last":
             raise layer.options.refused("data_format")
-        if not self._has_steps or self._flat_input:
+        if not self.network.has_steps or self._flat_input:
             return
-        self._has_steps = False
-        self.layers.append({"type": "flatten"})
-        if self._declared_steps is None or self._features is None:
+        if self._declared_steps is None or self.network.size is None:
             self._open_flatten = layer  # the next dense layer determines the steps
         else:
-            self.steps = self._declared_steps
-            self._features *= self.steps
+            self.network.steps = self._declared_steps
+        self.network.add("flatten")
 
     def _reshape(self, layer: KerasLayer) -> None:
         target = layer.options.get("target_shape")
-        T, F = self._declared_steps, self._features
+        T, F, has_steps = self._declared_steps, self.network.size, self.network.has_steps
         if not isinstance(target, list) or not all(isinstance(n, int) for n in target):
             raise layer.options.refused("target_shape", "a list of sizes")
         known = F is not None and self._open_flatten is None
         if known and self._keeps_shape(target):
             return
-        flat = known and self._has_steps and T is not None and target in ([-1], [T * (F or 0)])
+        flat = known and has_steps and T is not None and target in ([-1], [T * (F or 0)])
         if not flat:
             raise layer.options.refused("target_shape")
         self._flatten(layer)
 
     def _keeps_shape(self, target: Sequence[int]) -> bool:
-        F = self._features
-        if not self._has_steps:
+        F = self.network.size
+        if not self.network.has_steps:
             return list(target) in ([F], [-1])
         T = self._declared_steps
         return list(target) in ([T, F], [-1, F]) or (T is not None and list(target) == [T, -1])
 
     def _check_input_size(self, layer: KerasLayer, size: int) -> None:
         """Check the input size of a layer; after a flatten without known steps, derive them."""
+        network = self.network
         if self._open_flatten is not None:
-            steps, rest = divmod(size, self._features or size)
+            steps, rest = divmod(size, network.size or size)
             if rest or steps == 0:
                 raise self._no_steps(self._open_flatten)
-            self.steps, self._open_flatten, self._features = steps, None, size
-        if self._features is None:
-            self._features = self.input_size = size
-        if size != self._features:
-            raise self._misfit(layer, f"({self._features}, …)", (size,))
+            network.steps, self._open_flatten, network.size = steps, None, size
+        if network.size is None:
+            network.size = network.input_size = size
+        if size != network.size:
+            raise self._misfit(layer, f"({network.size}, …)", (size,))
 
     def _note_half_precision(self, dtype: Any) -> None:
         config = dtype.get("config") if isinstance(dtype, dict) else None

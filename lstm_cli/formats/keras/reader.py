@@ -59,7 +59,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
         layers = options.layers
         is_archive = data.startswith(b"PK")
         builder, title = _read_archive(path, layers) if is_archive else _read_hdf5(data, layers)
-        config = builder.finish()
+        network = builder.complete()
     except WeightsError as error:
         problems = [replace(p, where=(*p.where, str(path))) for p in error.problems]
         raise WeightsError(problems, headline=error.headline) from None
@@ -69,16 +69,13 @@ def read(path: Path, options: ReadOptions) -> Imported:
         raise WeightsError(
             f"the model in {path} is nested too deep", found=type(error).__name__
         ) from None
-    return Imported(
-        path=path,
-        format="keras",
-        title=title,
-        sha256=hashlib.sha256(data).hexdigest(),
-        config=config,
-        tensors=builder.tensors,
-        sources=tuple(builder.sources),
-        gate_orders=dict(GATE_ORDERS),
-        notes=tuple(builder.notes),
+    sha256 = hashlib.sha256(data).hexdigest()
+    return network.finish(
+        path,
+        "keras",
+        title,
+        sha256,
+        dict(GATE_ORDERS),
         describes_layers=builder.describes_layers,
     )
 
@@ -196,7 +193,7 @@ def _read_weights_only(
     for layer in layers:
         builder.add(layer)
     gates = keras_release.default("recurrent_activation")
-    builder.notes += [*notes, *_assumption_notes(layers, builder.layers, gates)]
+    builder.notes += [*notes, *_assumption_notes(layers, builder.network.layers, gates)]
     builder.notes += _other_default_notes(config_layers or (), keras_release)
     return builder, "Keras weights, without the model"
 

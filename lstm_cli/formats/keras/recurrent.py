@@ -1,25 +1,29 @@
 """Keras's recurrent layers in native terms: options, gate blocks, and the split of biases.
 
 Keras has one bias for each direction. The GRU with ``reset_after`` has two, for the input and for
-the recurrence, as the rows of one array (2, 3H): `split_bias`.
+the recurrence, as the rows of one array (2, 3H): `native_tensors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
-from lstm_cli.formats.interchange import TensorSource
-from lstm_cli.formats.keras.activations import ActivationConfig, read_activation
+from lstm_cli.formats.builder import NativeTensor, bias_names, gate_tensor, one_or_each
 from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
 from lstm_cli.formats.keras.hdf5 import StoredVariable
-from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options, printable_value
+from lstm_cli.formats.keras.options import (
+    ActivationConfig,
+    LayerOptions,
+    Release,
+    parse_options,
+    printable_value,
+    read_activation,
+)
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}
@@ -152,42 +156,35 @@ def _check_alike(layer: KerasLayer, directions: Sequence[KerasDirection]) -> Non
             raise WeightsError(f"the two directions of {layer.title} differ in {what}", found=both)
 
 
-def layer_config(
+def layer_options(
     directions: Sequence[KerasDirection], release: Release, reset_after: bool
 ) -> dict[str, Any]:
-    """Layer of a config, with the options that differ from the config's defaults."""
+    """Options of a layer as in a config, except those that its tensors show."""
     first = directions[0]
-    config: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
-    if len(directions) > 1:
-        config["bidirectional"] = True
-    if not any(direction.biased for direction in directions):
-        config["bias"] = False
-    if not first.layer.flag("return_sequences"):
-        config["return_sequences"] = False
-    if first.layer.flag("stateful"):
-        config["stateful"] = True
-    for key, usual in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
-        if key == "activation" or first.kind != "rnn":
-            config |= _activation(directions, key, usual, release)
+    options: dict[str, Any] = {
+        "return_sequences": first.layer.flag("return_sequences"),
+        "stateful": first.layer.flag("stateful"),
+        "activation": _activation(directions, "activation", release),
+    }
+    if first.kind != "rnn":
+        options["recurrent_activation"] = _activation(directions, "recurrent_activation", release)
     for key in ("dropout", "recurrent_dropout"):
-        rate = first.cell.number(key, 0.0)
-        if not 0 <= rate < 1:
+        options[key] = first.cell.number(key, 0.0)
+        if not 0 <= options[key] < 1:
             raise first.cell.refused(key)
-        config |= {key: rate} if rate else {}
-    if first.kind == "gru" and not reset_after:
-        config["reset_after"] = False
-    return config
+    if first.kind == "gru":
+        options["reset_after"] = reset_after
+    return options
 
 
 def _activation(
-    directions: Sequence[KerasDirection], key: str, usual: str, release: Release
-) -> dict[str, ActivationConfig | list[ActivationConfig]]:
+    directions: Sequence[KerasDirection], key: str, release: Release
+) -> ActivationConfig | list[ActivationConfig]:
     each = [read_activation(one.cell, key, release.default(key), release) for one in directions]
     if "softmax" in each:
         raise directions[each.index("softmax")].cell.refused(key)
-    if all(one == usual for one in each):
-        return {}
-    return {key: each[0] if all(one == each[0] for one in each) else each}
+    activation: ActivationConfig | list[ActivationConfig] = one_or_each(each)
+    return activation
 
 
 def infer_reset_after(
@@ -236,68 +233,45 @@ def cudnn_error(what: str, kind: str) -> WeightsError:
 
 
 def native_tensors(
-    direction: KerasDirection, variables: Sequence[StoredVariable], prefix: str, *, biased: bool
-) -> tuple[dict[str, Array], list[TensorSource]]:
-    """Native tensors of one direction, and their sources.
-
-    Parameters
-    ----------
-    variables
-        Kernel (D, G * H), recurrent kernel (H, G * H) and, if the direction has biases, the
-        bias (G * H,), or (2, G * H) for two biases.
-    biased
-        Whether the layer has biases; they are 0 in a direction without its own.
-
-    Raises
-    ------
-    WeightsError
-        A shape does not fit the units.
-    """
-    letters, H = KERAS_GATES[direction.kind], direction.hidden_size
-    width = len(letters) * H
-    kernel, recurrent = variables[0], variables[1]
-    _check_shape(direction, kernel, (None, width))
-    _check_shape(direction, recurrent, (H, width))
-    result, sources = {}, []
-    for native, variable in ((f"{prefix}weight_ih", kernel), (f"{prefix}weight_hh", recurrent)):
-        result[native] = reorder_gates(variable.value.T, letters, NATIVE_GATES[direction.kind])
-        sources += _blocks(variable, native, letters, axis=1, change="transposed")
-    if not biased:
-        return result, sources
-    biases, where = split_bias(
-        direction, variables[2] if direction.biased else None, prefix, kernel.value.dtype
-    )
-    return result | biases, sources + where
-
-
-def split_bias(
-    direction: KerasDirection, bias: StoredVariable | None, prefix: str, dtype: Any
-) -> tuple[dict[str, Array], list[TensorSource]]:
-    """Native biases of one direction, and their sources.
+    direction: KerasDirection, variables: Sequence[StoredVariable]
+) -> dict[str, NativeTensor]:
+    """Native tensors of one direction.
 
     An lstm or rnn has one bias. A gru has ``bias_ih`` and ``bias_hh``: the rows of a Keras bias
     (2, 3H) with ``reset_after``; without it, the Keras bias (3H,) and zeros.
 
     Parameters
     ----------
-    bias
-        Bias of the file; None: all biases are 0.
-    dtype
-        Dtype of the zeros.
+    variables
+        Kernel (D, G * H), recurrent kernel (H, G * H) and, if the direction has biases, the
+        bias (G * H,), or (2, G * H) for two biases.
 
     Raises
     ------
     WeightsError
-        The shape does not fit the units, contradicts ``reset_after``, or is cuDNN's.
+        A shape does not fit the units or contradicts ``reset_after``, or is cuDNN's.
     """
-    letters, width = (
-        KERAS_GATES[direction.kind],
-        len(KERAS_GATES[direction.kind]) * direction.hidden_size,
-    )
-    names = [prefix + n for n in (("bias_ih", "bias_hh") if direction.kind == "gru" else ("bias",))]
-    result = {name: np.zeros(width, dtype) for name in names}
-    if bias is None:
-        return result, []
+    H = direction.hidden_size
+    width = len(KERAS_GATES[direction.kind]) * H
+    _check_shape(direction, variables[0], (None, width))
+    _check_shape(direction, variables[1], (H, width))
+    tensors = {
+        name: _gate_tensor(direction.kind, variable, transposed=True)
+        for name, variable in zip(("weight_ih", "weight_hh"), variables, strict=False)
+    }
+    if not direction.biased:
+        return tensors
+    bias, names = variables[2], bias_names(direction.kind)
+    _check_bias(direction, bias, width)
+    if direction.kind == "gru" and bias.value.ndim == 2:
+        rows = [_gate_tensor(direction.kind, bias, row=k) for k in range(2)]
+        return tensors | dict(zip(names, rows, strict=True))
+    zeros = [NativeTensor(np.zeros(width, variables[0].value.dtype))]
+    biases = [_gate_tensor(direction.kind, bias), *zeros]
+    return tensors | dict(zip(names, biases, strict=False))
+
+
+def _check_bias(direction: KerasDirection, bias: StoredVariable, width: int) -> None:
     two = direction.kind == "gru" and bias.value.ndim == 2
     if is_cudnn_bias(CLASSES[direction.kind], width, bias.value.shape):
         raise cudnn_error(direction.cell.owner, CLASSES[direction.kind])
@@ -306,28 +280,20 @@ def split_bias(
         raise direction.cell.refused(
             "reset_after", expected=f"the value that fits the bias {bias.value.shape}"
         )
-    sources: list[TensorSource] = []
-    for k, name in enumerate(names if two else names[:1]):
-        values = bias.value[k] if two else bias.value
-        result[name] = reorder_gates(values, letters, NATIVE_GATES[direction.kind])
-        leading = (k,) if two else ()
-        sources += _blocks(bias, name, letters, leading=leading)
-    return result, sources
 
 
-def _blocks(
-    variable: StoredVariable,
-    native: str,
-    letters: Sequence[str],
-    *,
-    axis: int = 0,
-    leading: tuple[int, ...] = (),
-    change: str = "",
-) -> list[TensorSource]:
-    blocks = gate_sources(
-        variable.name, variable.value, native, letters, axis=axis, leading=leading, change=change
+def _gate_tensor(
+    kind: str, variable: StoredVariable, *, transposed: bool = False, row: int | None = None
+) -> NativeTensor:
+    return gate_tensor(
+        kind,
+        KERAS_GATES[kind],
+        variable.name,
+        variable.value,
+        variable.dtype,
+        transposed=transposed,
+        row=row,
     )
-    return [replace(block, dtype=variable.dtype) for block in blocks]
 
 
 def _check_shape(

@@ -23,8 +23,8 @@ from lstm_cli.engines.types import Array, DenseSpec, DropoutSpec, FlattenSpec, R
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 from lstm_cli.formats.interchange import Export
-from lstm_cli.formats.keras.activations import keras_activation
 from lstm_cli.formats.keras.architecture import snake_case
+from lstm_cli.formats.keras.options import keras_activation
 from lstm_cli.formats.keras.recurrent import CLASSES, KERAS_GATES
 from lstm_cli.formats.keras.weights_only import LAYER_ORDER_ATTRIBUTE
 from lstm_cli.output_files import HDF5_ATTRIBUTE, SIGNATURE, write_atomically

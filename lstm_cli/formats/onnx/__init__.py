@@ -4,8 +4,3 @@
 operator), and `layers` extracts the layers. `ops_recurrent` reads LSTM, GRU and RNN; `unroll`
 recognizes loops that an exporter unrolled.
 """
-
-from lstm_cli.formats.onnx.reader import read
-from lstm_cli.formats.onnx.writer import write
-
-__all__ = ["read", "write"]

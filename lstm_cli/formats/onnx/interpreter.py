@@ -16,7 +16,13 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.errors import LstmCliError, WeightsError, counted, memory_is_short
 from lstm_cli.formats.onnx import ops_layout, ops_math
-from lstm_cli.formats.onnx.node import MAX_OPEN_ENTRIES, GraphNode, WorkBudget
+from lstm_cli.formats.onnx.node import (
+    FLOAT_TYPES,
+    MAX_OPEN_ENTRIES,
+    GraphContext,
+    GraphNode,
+    dtype_name,
+)
 from lstm_cli.formats.onnx.ops_constant import fold
 from lstm_cli.formats.onnx.ops_recurrent import RecurrentOperator
 from lstm_cli.formats.onnx.proto import (
@@ -26,6 +32,7 @@ from lstm_cli.formats.onnx.proto import (
     OnnxModel,
     OnnxNode,
     OnnxTensor,
+    quote_name,
 )
 from lstm_cli.formats.onnx.schemas import (
     RECURRENT_OPERATORS,
@@ -51,7 +58,6 @@ from lstm_cli.formats.onnx.symbolic import (
     count_axes,
     parts_of,
 )
-from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, dtype_name, quote_name
 from lstm_cli.formats.onnx.unroll import LoopReroller
 
 PART_COST, TERM_COST = 64, 64
@@ -89,12 +95,10 @@ class Interpreter:
         Source of functions and operator sets.
     dispatcher
         Evaluates one node of ONNX's own operators.
-    budget
-        Work that the file may still cost.
     """
 
-    def __init__(self, model: OnnxModel, dispatcher: Dispatcher, budget: WorkBudget) -> None:
-        self.dispatcher, self.budget = dispatcher, budget
+    def __init__(self, model: OnnxModel, dispatcher: Dispatcher) -> None:
+        self.dispatcher, self.budget = dispatcher, dispatcher.context.budget
         self.opset = opset(model)
         self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
 
@@ -198,8 +202,8 @@ class Interpreter:
         if node.op in RECURRENT_OPERATORS and values and isinstance(values[0], SymbolicTensor):
             signals = {part.signal for part in parts_of(values[0].vector)}
             directions = [signal for signal in signals if isinstance(signal, RecurrentDirection)]
-            arrays = [array for signal in directions for array in signal.tensors.values()]
-            self.budget.spend(byte_count=sum(a.nbytes for a in arrays), where=node.where)
+            tensors = [tensor for signal in directions for tensor in signal.tensors.values()]
+            self.budget.spend(byte_count=sum(t.values.nbytes for t in tensors), where=node.where)
 
     def _graph_node(self, message: OnnxNode, names: Mapping[str, GraphValue]) -> GraphNode:
         inputs = [self._input(name, names) for name in message.inputs]
@@ -385,29 +389,11 @@ EMBEDDING = "it is an embedding, a table read by ids, for which lstm-cli has no 
 
 
 class Dispatcher:
-    """Selects the rule that evaluates a node, by operator and kinds of inputs.
+    """Selects the rule that evaluates a node, by operator and kinds of inputs."""
 
-    Parameters
-    ----------
-    free_axes
-        Free axes of the graph's input.
-    notes
-        Notes for the user, which rules add to.
-    inputs
-        Names of the graph's inputs.
-    nodes
-        Number of operators in the file.
-    """
-
-    def __init__(
-        self,
-        free_axes: FreeAxes,
-        notes: dict[str, None],
-        inputs: frozenset[str] = frozenset(),
-        nodes: int = 0,
-    ) -> None:
-        self.free_axes, self.notes, self.inputs = free_axes, notes, inputs
-        self.reroller = LoopReroller(free_axes, notes, nodes)
+    def __init__(self, context: GraphContext) -> None:
+        self.context, self.free_axes, self.notes = context, context.free_axes, context.notes
+        self.reroller = LoopReroller(context)
 
     def evaluate(self, node: GraphNode) -> Sequence[GraphValue]:
         """Outputs of a node.
@@ -452,7 +438,7 @@ class Dispatcher:
         if node.has_open_sizes and node.op not in _OPEN_SIZE_OPERATORS:
             raise OpenSizeError("only an operator that moves values may do so")
         if node.op in RECURRENT_OPERATORS:
-            return RecurrentOperator(node, self.free_axes, self.notes, self.inputs).outputs()
+            return RecurrentOperator(node, self.context).outputs()
         if node.op == "Gather" and isinstance(node.input(0), ConstantTensor):
             raise UnsupportedError(EMBEDDING)
         if node.op == "Concat":

@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Activation
-from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.interchange import TensorSource
-from lstm_cli.formats.onnx.node import WorkBudget
+from lstm_cli.formats.builder import NativeTensor, is_biased, join_directions, one_or_each
+from lstm_cli.formats.onnx.node import GraphContext
 from lstm_cli.formats.onnx.ops_math import linear_terms, reads_all_steps
-from lstm_cli.formats.onnx.sizes import FreeAxes, is_all_steps
+from lstm_cli.formats.onnx.sizes import is_all_steps
 from lstm_cli.formats.onnx.symbolic import (
     ALL_STEPS,
     REVERSED_STEPS,
     ActivationOutput,
-    AmbiguousParameter,
     ElementwiseProduct,
     FeatureVector,
     FinalCellState,
@@ -42,10 +40,10 @@ from lstm_cli.formats.onnx.symbolic import (
     is_identity_selection,
     parts_of,
     same_vector,
+    shortest_decimal,
     vector_at,
 )
-from lstm_cli.formats.onnx.tensors import shortest_decimal
-from lstm_cli.formats.onnx.unroll import LoopReroller, stored_weight
+from lstm_cli.formats.onnx.unroll import LoopReroller, weight_sources
 from lstm_cli.formats.onnx.unroll_match import IDENTITY
 
 MAX_MATRIX, MAX_SPARSE_MATRIX = 1 << 27, 1 << 25
@@ -59,24 +57,19 @@ class ImportedLayer:
 
     Attributes
     ----------
-    config
-        Options of the layer, as in the YAML config.
+    kind, options
+        Kind of the layer, and its options except those that its tensors show.
     tensors
-        Weights by native name within the layer.
-    inputs
-        Names of the tensors whose columns are input features.
-    stored
-        `TensorSource` entries of the weights, with native names within the layer.
+        Weights with their sources, by native name within the layer.
     where
         Node that the layer comes from, for errors.
     directions
         Directions of a recurrent layer.
     """
 
-    config: dict[str, Any]
-    tensors: dict[str, Array] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ()
-    stored: list[TensorSource] = field(default_factory=list)
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, NativeTensor] = field(default_factory=dict)
     where: str = ""
     directions: tuple[RecurrentDirection, ...] = ()
 
@@ -92,25 +85,24 @@ class ImportedLayer:
         """
         if is_identity_selection(positions, size):
             return
-        for name in self.inputs:
-            matrix = self.tensors[name]
-            rows = matrix.shape[0]
+        for name, tensor in self.tensors.items():
+            if not name.endswith(("weight", "weight_ih")):
+                continue
+            rows = len(tensor.values)
             if rows * size * blocks > MAX_SPARSE_MATRIX:
                 raise UnsupportedError(f"it needs {rows} x {size * blocks} weights, most of them 0")
-            wide = np.zeros((rows, blocks, size), matrix.dtype)
-            columns = matrix.reshape(rows, blocks, -1)
+            wide = np.zeros((rows, blocks, size), tensor.values.dtype)
+            columns = tensor.values.reshape(rows, blocks, -1)
             if np.unique(positions).size == positions.size:
                 wide[:, :, positions] = columns
             else:
                 for k, position in enumerate(positions):
                     wide[:, :, position] += columns[:, :, k]
-            self.tensors[name] = wide.reshape(rows, -1)
-        self.stored = [
-            replace(entry, change=", ".join(filter(None, (entry.change, "columns placed"))))
-            if entry.native in self.inputs
-            else entry
-            for entry in self.stored
-        ]
+            sources = [
+                replace(source, change=", ".join(filter(None, (source.change, "columns placed"))))
+                for source in tensor.sources
+            ]
+            self.tensors[name] = NativeTensor(wide.reshape(rows, -1), tuple(sources))
 
 
 def selection_layer(positions: Array, size: int, dtype: Any, where: str) -> ImportedLayer:
@@ -119,12 +111,7 @@ def selection_layer(positions: Array, size: int, dtype: Any, where: str) -> Impo
         raise UnsupportedError(f"it needs a matrix of {positions.size:,} x {size:,}")
     weight = np.zeros((positions.size, size), dtype)
     weight[np.arange(positions.size), positions] = 1
-    return ImportedLayer(
-        {"type": "dense", "units": int(positions.size), "bias": False},
-        {"weight": weight},
-        ("weight",),
-        where=where,
-    )
+    return ImportedLayer("dense", {}, {"weight": NativeTensor(weight)}, where)
 
 
 def dense_layer(signal: LinearMap, activation: Activation | None) -> ImportedLayer:
@@ -133,22 +120,17 @@ def dense_layer(signal: LinearMap, activation: Activation | None) -> ImportedLay
     if rows * signal.size > MAX_MATRIX:
         raise UnsupportedError(f"it needs a matrix of {rows:,} x {signal.size:,}")
     matrices = [_matrix(term.weight) for term in signal.terms]
-    weight = np.concatenate(matrices, axis=0).T if len(matrices) > 1 else matrices[0].T
-    stored = [e for term in signal.terms for e in stored_weight(term.weight, "weight")]
-    stored += stored_weight(signal.bias, "bias")
-    config: dict[str, Any] = {"type": "dense", "units": signal.size}
-    if activation is None:
-        config["activation"] = "softmax"
-    elif activation.name != "identity":
-        config["activation"] = activation_config(activation)
-    arrays = {"weight": weight}
-    if signal.bias is None:
-        config["bias"] = False
-    else:
-        arrays["bias"] = signal.bias.array
+    arrays = {"weight": (np.concatenate(matrices) if len(matrices) > 1 else matrices[0]).T}
+    sources = {"weight": [s for term in signal.terms for s in weight_sources(term.weight)]}
+    if signal.bias is not None:
+        arrays["bias"], sources["bias"] = signal.bias.array, [*weight_sources(signal.bias)]
     dtype = np.result_type(*arrays.values())
-    tensors = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
-    return ImportedLayer(config, tensors, ("weight",), stored, signal.where)
+    tensors = {
+        name: NativeTensor(array.astype(dtype, copy=False), tuple(sources[name]))
+        for name, array in arrays.items()
+    }
+    name = "softmax" if activation is None else activation_config(activation)
+    return ImportedLayer("dense", {"activation": name}, tensors, signal.where)
 
 
 def _matrix(weight: Weight) -> Array:
@@ -175,54 +157,28 @@ def activation_config(activation: Activation) -> Any:
 
 def recurrent_layer(parts: Sequence[RecurrentDirection], returns: bool) -> ImportedLayer:
     """Recurrent layer of a forward direction and an optional reverse direction."""
-    first = parts[0]
-    config: dict[str, Any] = {"type": first.kind, "hidden_size": first.size}
-    if len(parts) == 2:
-        config["bidirectional"] = True
-    biases = dict.fromkeys(name for part in parts for name in part.tensors if "bias" in name)
-    if not biases:
-        config["bias"] = False
-    if not returns:
-        config["return_sequences"] = False
-    config |= _options(
-        [part.options for part in parts], [part.ambiguous_parameters for part in parts]
-    )
-    layer = ImportedLayer(config, where=first.where, directions=tuple(parts))
-    for prefix, part in zip(("", "reverse."), parts, strict=False):
-        layer.tensors |= {prefix + name: value for name, value in part.tensors.items()}
-        for name in biases:  # a direction without biases gets zeros if the other one has biases
-            rows = part.tensors["weight_hh"][:, 0]
-            layer.tensors.setdefault(prefix + name, np.zeros_like(rows))
-        layer.inputs += (prefix + "weight_ih",)
-        layer.stored += [replace(e, native=prefix + e.native) for e in part.stored]
-    return layer
+    first, is_ambiguous = parts[0], any(part.ambiguous_parameters for part in parts)
+    options: dict[str, Any] = {"return_sequences": returns}
+    for key, value in first.options.items():
+        if not isinstance(value, Activation):
+            options[key] = value
+            continue
+        pair = [part.options[key] for part in parts]
+        is_default = key == "cell_activation" and pair == [p.options["activation"] for p in parts]
+        if is_ambiguous:
+            options[key] = one_or_each([_with_parameters(activation) for activation in pair])
+        elif not is_default:
+            options[key] = one_or_each([activation_config(activation) for activation in pair])
+    tensors = join_directions(first.kind, [part.tensors for part in parts])
+    return ImportedLayer(first.kind, options, tensors, first.where, tuple(parts))
 
 
 def zero_direction(part: RecurrentDirection) -> RecurrentDirection:
     """Forward direction of zeros, for a layer that has only the reverse direction `part`."""
-    tensors = {name: np.zeros_like(value) for name, value in part.tensors.items()}
-    return replace(part, reverse=False, tensors=tensors, stored=())
-
-
-def _options(
-    options: Sequence[Mapping[str, Any]],
-    ambiguous_parameters: Sequence[Sequence[AmbiguousParameter]],
-) -> dict[str, Any]:
-    """Options that differ from the defaults; ambiguous activations are always mappings."""
-    config: dict[str, Any] = {}
-    is_ambiguous = any(ambiguous_parameters)
-    for key, value in options[0].items():
-        pair = [direction_options.get(key) for direction_options in options]
-        if isinstance(value, Activation) and is_ambiguous:
-            names = [_with_parameters(activation) for activation in pair]
-            config[key] = names[0] if all(a == pair[0] for a in pair) else names
-        elif isinstance(value, Activation):
-            config |= _activations(key, pair, options)
-        elif key == "reset_after":
-            config |= {} if value else {key: False}
-        elif value:
-            config[key] = value
-    return config
+    tensors = {
+        name: NativeTensor(np.zeros_like(tensor.values)) for name, tensor in part.tensors.items()
+    }
+    return replace(part, reverse=False, tensors=tensors)
 
 
 def _with_parameters(activation: Any) -> Any:
@@ -237,7 +193,7 @@ def ambiguity_notes(layers: Sequence[ImportedLayer]) -> Iterator[str]:
     for k, layer in enumerate(layers):
         for d, part in enumerate(layer.directions):
             for doubt in part.ambiguous_parameters:
-                place = f".{d}" if isinstance(layer.config[doubt.role], list) else ""
+                place = f".{d}" if isinstance(layer.options[doubt.role], list) else ""
                 yield (
                     f"{part.where}: the {doubt.letter} of its {doubt.name} is read as "
                     f"{doubt.value:g}; {doubt.why} {doubt.other:g}: --set model.layers.{k}."
@@ -251,11 +207,11 @@ def zero_states(layers: Sequence[ImportedLayer]) -> dict[tuple[int, str], tuple[
     Empty for a model without any state input, whose runs may continue from given states.
     """
     states: dict[tuple[int, str], tuple[int, ...]] = {}
-    recurrent = [(k, layer) for k, layer in enumerate(layers) if "hidden_size" in layer.config]
+    recurrent = [(k, layer) for k, layer in enumerate(layers) if layer.directions]
     if not any(part.input_states for _, layer in recurrent for part in layer.directions):
         return states
     for k, layer in recurrent:
-        for letter in "hc" if layer.config["type"] == "lstm" else "h":
+        for letter in "hc" if layer.kind == "lstm" else "h":
             parts = enumerate(layer.directions)
             directions = tuple(d for d, part in parts if letter not in part.input_states)
             states |= {(k, letter): directions} if directions else {}
@@ -275,18 +231,6 @@ def state_notes(
             )
 
 
-def _activations(
-    key: str, pair: Sequence[Any], options: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    defaults: list[Any] = [SIGMOID if key == "recurrent_activation" else TANH] * len(pair)
-    if key == "cell_activation":
-        defaults = [direction_options["activation"] for direction_options in options]
-    if list(pair) == defaults:
-        return {}
-    names = [activation_config(activation) for activation in pair]
-    return {key: names[0] if all(a == pair[0] for a in pair) else names}
-
-
 _DESCRIPTIONS: dict[type[Signal], str] = {
     ElementwiseProduct: "a product of two tensors",
     FinalCellState: "the cell state of a recurrent layer",
@@ -301,17 +245,6 @@ _DESCRIPTIONS: dict[type[Signal], str] = {
 class LayerExtractor:
     """Extracts the layers of a graph one by one, from its output to its input.
 
-    Parameters
-    ----------
-    free_axes
-        Free axes of the graph's input.
-    reroller
-        Rebuilds recurrent directions from unrolled loops.
-    notes
-        Notes for the user, which the extractor adds to.
-    budget
-        Work that the file may still cost.
-
     Attributes
     ----------
     consumer
@@ -324,14 +257,9 @@ class LayerExtractor:
         Forward directions of which only the last step is read, which may be padding.
     """
 
-    def __init__(
-        self,
-        free_axes: FreeAxes,
-        reroller: LoopReroller,
-        notes: dict[str, None],
-        budget: WorkBudget,
-    ) -> None:
-        self.free_axes, self.reroller, self.notes, self.budget = free_axes, reroller, notes, budget
+    def __init__(self, context: GraphContext, reroller: LoopReroller) -> None:
+        self.free_axes, self.notes = context.free_axes, context.notes
+        self.budget, self.reroller = context.budget, reroller
         self._reversed_layers: list[ImportedLayer] = []
         self.consumer: ImportedLayer | None = None
         self.blocks = 1
@@ -379,13 +307,14 @@ class LayerExtractor:
         return self.reroller.final(part) or part
 
     def _append(self, layer: ImportedLayer) -> None:
-        new_bytes = sum(v.nbytes for v in layer.tensors.values() if v.base is None)
+        arrays = [tensor.values for tensor in layer.tensors.values()]
+        new_bytes = sum(array.nbytes for array in arrays if array.base is None)
         self.budget.spend(byte_count=new_bytes, where=layer.where)
         self._reversed_layers.append(layer)
         self.consumer, self.blocks = layer, 1
 
     def _add_flatten(self, steps: int, where: str) -> None:
-        self._reversed_layers.append(ImportedLayer({"type": "flatten"}, where=where))
+        self._reversed_layers.append(ImportedLayer("flatten", where=where))
         self.blocks = steps
 
     def _select_features(self, indices: Array, size: int, where: str) -> None:
@@ -429,7 +358,7 @@ class LayerExtractor:
     def _recurrent(self, parts: Sequence[FeatureVector]) -> FeatureVector:
         signals = [part.signal for part in parts if isinstance(part.signal, RecurrentDirection)]
         layer, reverse_ids = self._directions(list(dict.fromkeys(signals)))
-        without_bias = [s for s in layer if not any("bias" in name for name in s.tensors)]
+        without_bias = [s for s in layer if not is_biased(s.tensors)]
         for signal in without_bias if len(without_bias) < len(layer) else ():
             self.notes[
                 f"{signal.where} has no bias, but the other direction has: its bias is read as 0"

@@ -14,7 +14,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.formats.onnx import proto
-from lstm_cli.formats.onnx.node import GraphNode, known_sizes
+from lstm_cli.formats.onnx.node import DTYPES, GraphNode, known_sizes
 from lstm_cli.formats.onnx.sizes import (
     OpenSize,
     OpenSizeError,
@@ -23,7 +23,6 @@ from lstm_cli.formats.onnx.sizes import (
     size_exceeds,
 )
 from lstm_cli.formats.onnx.symbolic import ConstantTensor, Origin, UnsupportedError, count_axes
-from lstm_cli.formats.onnx.tensors import DTYPES
 
 Rule: TypeAlias = Callable[[GraphNode, Sequence[Any]], Any]
 

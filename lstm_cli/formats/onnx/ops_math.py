@@ -16,6 +16,7 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import counted
+from lstm_cli.formats.builder import rounded_sum
 from lstm_cli.formats.onnx.node import GraphNode
 from lstm_cli.formats.onnx.ops_layout import gather
 from lstm_cli.formats.onnx.schemas import NATIVE_ACTIVATIONS
@@ -44,9 +45,9 @@ from lstm_cli.formats.onnx.symbolic import (
     count_axes,
     is_complete,
     same_vector,
+    shortest_decimal,
     vector_at,
 )
-from lstm_cli.formats.onnx.tensors import shortest_decimal
 
 MAX_TERMS = 256
 """Largest number of summands of a linear map. Hostile files could double them without limit."""
@@ -213,10 +214,9 @@ def add(one: SymbolicTensor, other: SymbolicTensor, where: str) -> SymbolicTenso
 def _sum_biases(one: Weight | None, other: Weight | None) -> Weight | None:
     if one is None or other is None:
         return other if one is None else one
-    total = one.array.astype(np.float64) + other.array
-    dtype = np.result_type(one.array, other.array)
     columns = one.columns if one.columns == other.columns else None
-    return Weight(total.astype(dtype), one.origins + other.origins, "added", columns)
+    total = rounded_sum(one.array, other.array)
+    return Weight(total, one.origins + other.origins, "added", columns)
 
 
 def add_constant(value: SymbolicTensor, constant: ConstantTensor, where: str) -> SymbolicTensor:

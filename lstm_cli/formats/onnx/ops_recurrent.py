@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted, nearest
-from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.builder import NativeTensor, bias_names, gate_sources, rounded_sum
+from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
 from lstm_cli.formats.interchange import TensorSource
-from lstm_cli.formats.onnx.node import GraphNode
+from lstm_cli.formats.onnx.node import GraphContext, GraphNode
 from lstm_cli.formats.onnx.schemas import (
     ACTIVATION_NAMES,
     GATE_ORDERS,
     NATIVE_ACTIVATIONS,
     PEEPHOLE_ORDER,
 )
-from lstm_cli.formats.onnx.sizes import FreeAxes, OpenSizeError
+from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.symbolic import (
     ALL_STEPS,
     FEATURES,
@@ -39,9 +39,9 @@ from lstm_cli.formats.onnx.symbolic import (
     UnsupportedValue,
     all_features,
     concatenate,
+    shortest_decimal,
     vector_at,
 )
-from lstm_cli.formats.onnx.tensors import shortest_decimal
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Directions by the attribute ``direction``: True for a direction that runs in reverse."""
@@ -64,28 +64,11 @@ _SLOTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 
 class RecurrentOperator:
-    """One LSTM, GRU or RNN node.
+    """One LSTM, GRU or RNN node; its X reveals the axis of steps and the batch axis."""
 
-    Parameters
-    ----------
-    node
-        The node with its inputs.
-    free_axes
-        Free axes; the node's X reveals the axis of steps and the batch axis.
-    notes
-        Notes for the user, which the operator adds to.
-    inputs
-        Names of the graph's inputs, including inputs with a default in the file.
-    """
-
-    def __init__(
-        self,
-        node: GraphNode,
-        free_axes: FreeAxes,
-        notes: dict[str, None],
-        inputs: frozenset[str] = frozenset(),
-    ) -> None:
-        self.node, self.free_axes, self.notes, self.inputs = node, free_axes, notes, inputs
+    def __init__(self, node: GraphNode, context: GraphContext) -> None:
+        self.node, self.inputs = node, context.inputs
+        self.free_axes, self.notes = context.free_axes, context.notes
         self.kind = node.op.lower()
         self.gates = GATE_ORDERS[self.kind]
         direction = node.attributes["direction"]
@@ -201,26 +184,22 @@ class RecurrentOperator:
         declared = self.node.attributes.get("hidden_size", H)
         if declared != H or H < 1:
             raise self._error("hidden_size", str(declared), str(H))
-        tensors = RecurrentTensors(self.kind, self.gates, d, H)
-        for slot, value in weights.items():
-            tensors.add(slot, value)
         reverse = self.directions[d] != (self.source_step != ALL_STEPS)
         return RecurrentDirection(
             H,
             True,
             self.node.where,
             self.kind,
-            self._options(d, weights["P"] is not None),
+            self._options(d),
             source,
             reverse,
-            tensors.tensors,
-            tuple(tensors.stored),
+            _native_tensors(self.kind, weights, d),
             self.input_states,
             self.activations[d][1],
             isinstance(self.node.input(4), RuntimeInput),
         )
 
-    def _options(self, d: int, peepholes: bool) -> dict[str, Any]:
+    def _options(self, d: int) -> dict[str, Any]:
         node = self.node
         options: dict[str, Any] = dict(self.activations[d][0])
         clip = node.attributes.get("clip", np.inf)
@@ -230,7 +209,6 @@ class RecurrentOperator:
             options["clip"] = shortest_decimal(clip)
         if self.kind == "lstm":
             options["coupled_input_forget"] = node.flag("input_forget")
-            options["peepholes"] = peepholes
         if self.kind == "gru":
             options["reset_after"] = node.flag("linear_before_reset")
         return options
@@ -343,72 +321,54 @@ class _ParameterList:
         return value, AmbiguousParameter(role, self.letter, name, value, other, why)
 
 
-class RecurrentTensors:
-    """Weights of one direction in native gate order, with their `TensorSource` entries."""
-
-    def __init__(self, kind: str, gates: Sequence[str], direction: int, hidden: int) -> None:
-        self.kind, self.gates, self.d, self.H = kind, gates, direction, hidden
-        self.native_gates = NATIVE_GATES[kind]
-        self.tensors: dict[str, Array] = {}
-        self.stored: list[TensorSource] = []
-
-    def add(self, slot: str, value: ConstantTensor | None) -> None:
-        """Add W, R, B or P of the operator; None for an omitted tensor."""
-        if slot in ("W", "R") and value is not None:
-            name = "weight_ih" if slot == "W" else "weight_hh"
-            self.tensors[name] = reorder_gates(value.array[self.d], self.gates, self.native_gates)
-            self._add_stored(value, name, self.gates)
-        elif slot == "B" and value is not None:
-            self._add_biases(value)
-        elif slot == "P" and value is not None:
-            native_order = ("i", "f", "o")
-            self.tensors["peephole"] = reorder_gates(
-                value.array[self.d], PEEPHOLE_ORDER, native_order
-            )
-            self._add_stored(value, "peephole", PEEPHOLE_ORDER)
-
-    def _add_biases(self, value: ConstantTensor) -> None:
-        size = len(self.gates) * self.H
-        both = value.array[self.d]
-        pair = [
-            reorder_gates(half, self.gates, self.native_gates)
-            for half in (both[:size], both[size:])
-        ]
-        if self.kind == "gru":
-            self.tensors |= {"bias_ih": pair[0], "bias_hh": pair[1]}
+def _native_tensors(
+    kind: str, weights: Mapping[str, ConstantTensor | None], d: int
+) -> dict[str, NativeTensor]:
+    """Native tensors of direction `d` from W, R, B and P of the operator; None if omitted."""
+    order, tensors = GATE_ORDERS[kind], {}
+    for slot, name in {"W": "weight_ih", "R": "weight_hh"}.items():
+        if (value := weights[slot]) is not None:
+            tensors[name] = _native_tensor(value, d, order, NATIVE_GATES[kind])
+    if (value := weights["B"]) is not None:
+        change = "" if kind == "gru" else "Wb and Rb added"
+        pair = [_native_tensor(value, d, order, NATIVE_GATES[kind], half, change) for half in "WR"]
+        if kind == "gru":
+            tensors |= zip(bias_names(kind), pair, strict=True)
         else:
-            total = pair[0].astype(np.float64) + pair[1]
-            self.tensors["bias"] = total.astype(both.dtype)
-        names = ("bias_ih", "bias_hh") if self.kind == "gru" else ("bias", "bias")
-        change = "" if self.kind == "gru" else "Wb and Rb added"
-        self._add_stored(value, names[0], self.gates, 0, change)
-        self._add_stored(value, names[1], self.gates, size, change)
+            total = rounded_sum(pair[0].values, pair[1].values)
+            tensors["bias"] = NativeTensor(total, pair[0].sources + pair[1].sources)
+    if (value := weights["P"]) is not None:
+        tensors["peephole"] = _native_tensor(value, d, PEEPHOLE_ORDER, ("i", "f", "o"))
+    return tensors
 
-    def _add_stored(
-        self,
-        value: ConstantTensor,
-        native: str,
-        order: Sequence[str],
-        offset: int = 0,
-        change: str = "",
-    ) -> None:
-        for origin in value.origins:
-            if value.change or origin.shape != value.array.shape:
-                label = value.change or "reshaped"
-                entry = TensorSource(origin.name, origin.shape, origin.dtype, "", native, "", label)
-                self.stored.append(entry)
-                continue
-            blocks = gate_sources(
-                origin.name,
-                value.array,
-                native,
-                order,
-                leading=(self.d,),
-                offset=offset,
-                size=self.H,
-                change=change,
-            )
-            self.stored += [
-                TensorSource(b.name, b.shape, origin.dtype, b.part, b.native, b.block, b.change)
-                for b in blocks
-            ]
+
+def _native_tensor(
+    value: ConstantTensor,
+    d: int,
+    order: Sequence[str],
+    native_order: Sequence[str],
+    half: str = "",
+    change: str = "",
+) -> NativeTensor:
+    """Native tensor of direction `d`; of a half of B, ``W`` or ``R``, if one is named."""
+    stacked = value.array[d]
+    size = len(stacked) // (len(order) * (2 if half else 1))
+    offset = size * len(order) if half == "R" else 0
+    sources: list[TensorSource] = []
+    for origin in value.origins:
+        if value.change or origin.shape != value.array.shape:
+            label = value.change or "reshaped"
+            sources.append(TensorSource(origin.name, origin.shape, origin.dtype, "", "", "", label))
+            continue
+        sources += gate_sources(
+            origin.name,
+            origin.shape,
+            origin.dtype,
+            order,
+            leading=(d,),
+            offset=offset,
+            size=size,
+            change=change,
+        )
+    part = stacked[offset : offset + size * len(order)]
+    return NativeTensor(reorder_gates(part, order, native_order), tuple(sources))

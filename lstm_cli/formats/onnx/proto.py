@@ -368,6 +368,12 @@ EXTERNAL = 1
 """``TensorProto.data_location`` of a tensor that is stored in a separate file."""
 
 
+def quote_name(name: str) -> str:
+    """Format a name from a file for an error or a note."""
+    plain = bool(name) and name.isprintable() and " " not in name
+    return name[:200] if plain else repr(name)[:200]
+
+
 @dataclass(frozen=True)
 class OnnxProperty(Message):
     """Key and value of a metadata entry (``StringStringEntryProto``)."""

@@ -7,18 +7,17 @@ extracts the layers from the output back to the input. `GraphInputs` finds the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, memory_error, memory_is_short
-from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
+from lstm_cli.formats.builder import NetworkBuilder
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.limits import read_whole
 from lstm_cli.formats.onnx import proto
 from lstm_cli.formats.onnx.interpreter import (
@@ -35,7 +34,13 @@ from lstm_cli.formats.onnx.layers import (
     state_notes,
     zero_states,
 )
-from lstm_cli.formats.onnx.node import WorkBudget
+from lstm_cli.formats.onnx.node import (
+    FLOAT_TYPES,
+    GraphContext,
+    WorkBudget,
+    external_file,
+    to_array,
+)
 from lstm_cli.formats.onnx.ops_math import output_vector
 from lstm_cli.formats.onnx.proto import (
     OnnxGraph,
@@ -44,6 +49,7 @@ from lstm_cli.formats.onnx.proto import (
     OnnxTensorType,
     OnnxValueInfo,
     WireError,
+    quote_name,
 )
 from lstm_cli.formats.onnx.schemas import (
     GATE_ORDERS,
@@ -68,7 +74,6 @@ from lstm_cli.formats.onnx.symbolic import (
     count_axes,
     parts_of,
 )
-from lstm_cli.formats.onnx.tensors import FLOAT_TYPES, external_file, quote_name, to_array
 
 STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Domains of operators that no function of a model defines."""
@@ -122,18 +127,21 @@ def _read_model(path: Path, data: bytes, model: OnnxModel) -> Imported:
             f"opset {version} is newer than {NEWEST}, the newest opset that lstm-cli knows: "
             f"operators are read as in opset {NEWEST}"
         ] = None
-    tensors, stored = _named_tensors(layers)
+    network = NetworkBuilder(reading.features, notes=list(reading.notes))
+    if any(layer.kind == "flatten" for layer in layers):
+        network.steps = reading.free_axes.steps
+    for layer in layers:
+        config = network.add(layer.kind, layer.tensors, **layer.options)
+        if any(part.ambiguous_parameters for part in layer.directions):
+            # all are stated, so that --set can change one parameter
+            config |= {k: v for k, v in layer.options.items() if k.endswith("activation")}
     kinds = {node.op_type.lower() for node in model.graph.nodes} & GATE_ORDERS.keys()
-    return Imported(
-        path=path,
-        format="onnx",
-        title=_title(model, version),
-        sha256=hashlib.sha256(data).hexdigest(),
-        config=reading.config(layers),
-        tensors=tensors,
-        sources=stored,
-        gate_orders={kind: SHOWN_ORDERS[kind] for kind in SHOWN_ORDERS if kind in kinds},
-        notes=tuple(reading.notes),
+    return network.finish(
+        path,
+        "onnx",
+        _title(model, version),
+        hashlib.sha256(data).hexdigest(),
+        {kind: SHOWN_ORDERS[kind] for kind in SHOWN_ORDERS if kind in kinds},
         describes_layers=True,
         zero_states=zero_states(layers),
     )
@@ -154,7 +162,7 @@ def _read_layers(model: OnnxModel, budget: WorkBudget) -> tuple[_ModelReading, l
             budget.refill()
             reading = _ModelReading(model, budget, sizes)
             layers = reading.layers()
-            if any(layer.config["type"] == "flatten" for layer in layers):
+            if any(layer.kind == "flatten" for layer in layers):
                 continue  # the number may be a number of features, so T cannot depend on it
             steps = ", ".join(map(str, sizes.values()))
             reading.notes[
@@ -197,19 +205,6 @@ def _title(model: OnnxModel, version: int) -> str:
     return f"ONNX opset {version}{suffix}"[:200]
 
 
-def _named_tensors(
-    layers: Sequence[ImportedLayer],
-) -> tuple[dict[str, Array], tuple[TensorSource, ...]]:
-    """Tensors by native name, and their `TensorSource` entries."""
-    tensors: dict[str, Array] = {}
-    stored: list[TensorSource] = []
-    for k, layer in enumerate(layers):
-        prefix = f"layers.{k}."
-        tensors |= {prefix + name: value for name, value in layer.tensors.items()}
-        stored += [replace(entry, native=prefix + entry.native) for entry in layer.stored]
-    return tensors, tuple(stored)
-
-
 class _ModelReading:
     """One attempt at reading a model, with open sizes of axes replaced by `sizes`."""
 
@@ -219,16 +214,16 @@ class _ModelReading:
         if model.graph is None:
             raise WireError("no graph")
         self.path, self.graph = budget.path, model.graph
-        self.notes: dict[str, None] = {}
         inputs = GraphInputs(self.graph, self.path)
         inputs.sizes |= {axis: n for axis, n in sizes.items() if inputs.sizes.get(axis, n) is None}
         self.features = inputs.features
         self.free_axes = FreeAxes(inputs.sizes, inputs.labels, traced=bool(sizes))
         names = frozenset(value.name for value in self.graph.inputs)
-        dispatcher = Dispatcher(self.free_axes, self.notes, names, budget.file_nodes)
-        interpreter = Interpreter(model, dispatcher, budget)
-        self.values = interpreter.run(self.graph, inputs.values())
-        self.extractor = LayerExtractor(self.free_axes, dispatcher.reroller, self.notes, budget)
+        context = GraphContext(self.free_axes, budget, names)
+        self.notes = context.notes
+        dispatcher = Dispatcher(context)
+        self.values = Interpreter(model, dispatcher).run(self.graph, inputs.values())
+        self.extractor = LayerExtractor(context, dispatcher.reroller)
 
     def layers(self) -> list[ImportedLayer]:
         """Layers of the network, from input to output."""
@@ -261,14 +256,6 @@ class _ModelReading:
         notes = (*state_notes(layers, zero_states(layers)), *ambiguity_notes(layers))
         self.notes |= dict.fromkeys(notes)
         return layers
-
-    def config(self, layers: Sequence[ImportedLayer]) -> Mapping[str, Any]:
-        """Network as a config mapping, as in YAML."""
-        model: dict[str, Any] = {"input_size": self.features}
-        if any(layer.config["type"] == "flatten" for layer in layers):
-            model["steps"] = self.free_axes.steps
-        model["layers"] = [layer.config for layer in layers]
-        return {"model": model}
 
     def _outputs(self) -> dict[str, GraphValue]:
         outputs: dict[str, GraphValue] = {}

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.onnx.proto import OnnxAttribute, OnnxNode
+from lstm_cli.formats.onnx.proto import OnnxAttribute, OnnxNode, quote_name
 from lstm_cli.formats.onnx.symbolic import UnsupportedError
-from lstm_cli.formats.onnx.tensors import quote_name
 
 GATE_ORDERS = {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n"), "rnn": ("h",)}
 """Order of the gates in W, R and B, in native letters."""

@@ -9,7 +9,7 @@ lays a feature vector out over the axes of a tensor. An operator that only moves
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import LstmCliError
+from lstm_cli.formats.builder import NativeTensor
 
 ALL_STEPS, REVERSED_STEPS = "all", "reversed"
 """All steps in order, or all steps from the last to the first."""
@@ -269,9 +270,7 @@ class RecurrentDirection(Signal):
     reverse
         The direction runs from the last step to the first; output k still belongs to step k.
     tensors
-        Weights in native gate order, by native name without layer and direction.
-    stored
-        `TensorSource` entries of the weights, with the same native names.
+        Weights with their sources, by native name without layer and direction.
     input_states
         States (``h``, ``c``) that are inputs of the graph.
     ambiguous_parameters
@@ -284,8 +283,7 @@ class RecurrentDirection(Signal):
     options: Mapping[str, Any]
     source: FeatureVector
     reverse: bool
-    tensors: Mapping[str, Array]
-    stored: tuple[Any, ...] = field(default=())
+    tensors: Mapping[str, NativeTensor]
     input_states: frozenset[str] = frozenset()
     ambiguous_parameters: tuple[AmbiguousParameter, ...] = ()
     ragged: bool = False
@@ -398,3 +396,8 @@ def is_identity_selection(indices: Array, size: int) -> bool:
 def is_complete(vector: FeatureVector) -> bool:
     """True if the vector is all features of its signal, in order."""
     return is_identity_selection(vector.indices, vector.signal.size)
+
+
+def shortest_decimal(value: float) -> float:
+    """Round a float32 to the shortest decimal that denotes the same float32."""
+    return float(str(np.float32(value)))

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.gates import NATIVE_GATES, index_text
+from lstm_cli.formats.builder import NativeTensor, bias_names, index_text, stack_gates
+from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import TensorSource
+from lstm_cli.formats.onnx.node import GraphContext
 from lstm_cli.formats.onnx.ops_math import reads_all_steps
-from lstm_cli.formats.onnx.sizes import FreeAxes
 from lstm_cli.formats.onnx.symbolic import (
     ALL_STEPS,
     REVERSED_STEPS,
@@ -93,21 +93,12 @@ class BrokenLoop:
 
 
 class LoopReroller:
-    """Finds recurrent directions among the vectors of single steps.
+    """Finds recurrent directions among the vectors of single steps."""
 
-    Parameters
-    ----------
-    free_axes
-        Free axes of the graph's input.
-    notes
-        Notes for the user, which the reroller adds to.
-    nodes
-        Number of operators in the file.
-    """
-
-    def __init__(self, free_axes: FreeAxes, notes: dict[str, None], nodes: int = 0) -> None:
-        self.free_axes, self.notes = free_axes, notes
-        self.comparisons_left = MAX_COMPARISONS + COMPARISONS_PER_NODE * nodes
+    def __init__(self, context: GraphContext) -> None:
+        self.free_axes, self.notes = context.free_axes, context.notes
+        allowance = COMPARISONS_PER_NODE * context.budget.file_nodes
+        self.comparisons_left = MAX_COMPARISONS + allowance
         self.broken_loop: BrokenLoop | None = None
         self._finals: dict[int, tuple[FeatureVector, FeatureVector | None]] = {}
 
@@ -215,7 +206,6 @@ class LoopReroller:
             FeatureVector(source.signal, ALL_STEPS, source.indices),
             source.step == REVERSED_STEPS,
             _tensors(step),
-            tuple(_stored(step)),
         )
 
     def lift(self, vectors: Sequence[FeatureVector]) -> FeatureVector | None:
@@ -328,58 +318,43 @@ def _same_maps(one: LinearMap, other: LinearMap) -> bool:
     )
 
 
-def _tensors(step: CellStep) -> dict[str, Array]:
+def _tensors(step: CellStep) -> dict[str, NativeTensor]:
     """Native tensors of a cell, from the gates of one step."""
-    letters, gates = NATIVE_GATES[step.kind], step.gates
+    gates = step.gates
     W: Any = next(iter(gates.values())).x
     size, dtype = int(W.array.shape[1]), W.array.dtype
-    features = step.source.indices.size
 
-    def matrix(letter: str, name: str, rows: int) -> Array:
-        weight = getattr(gates[letter], name) if letter in gates else None
-        return np.zeros((size, rows), dtype) if weight is None else weight.array.T
+    def stack(slot: str, columns: int | None = None) -> NativeTensor:
+        shape = (size,) if columns is None else (size, columns)
+        blocks = {
+            letter: NativeTensor(np.zeros(shape, dtype)) for letter in NATIVE_GATES[step.kind]
+        }
+        for letter, gate in gates.items():
+            weight = getattr(gate, slot)
+            if weight is not None:
+                blocks[letter] = NativeTensor(weight.array.T, weight_sources(weight))
+        return stack_gates(step.kind, blocks)
 
-    def bias(name: str) -> Array:
-        weights = [getattr(gates[x], name) if x in gates else None for x in letters]
-        return np.concatenate([np.zeros(size, dtype) if w is None else w.array for w in weights])
-
-    tensors = {
-        "weight_ih": np.concatenate([matrix(x, "x", features) for x in letters]),
-        "weight_hh": np.concatenate([matrix(x, "h", size) for x in letters]),
-    }
-    if all(gate.bias is None and gate.h_bias is None for gate in gates.values()):
-        return tensors
-    if step.kind == "gru":
-        return tensors | {"bias_ih": bias("bias"), "bias_hh": bias("h_bias")}
-    return tensors | {"bias": bias("bias")}
+    tensors = {"weight_ih": stack("x", step.source.indices.size), "weight_hh": stack("h", size)}
+    if any(gate.bias is not None or gate.h_bias is not None for gate in gates.values()):
+        for name, slot in zip(bias_names(step.kind), ("bias", "h_bias"), strict=False):
+            tensors[name] = stack(slot)
+    return tensors
 
 
-def _stored(step: CellStep) -> list[TensorSource]:
-    names = {"x": "weight_ih", "h": "weight_hh", "bias": "bias", "h_bias": "bias_hh"}
-    if step.kind == "gru":
-        names["bias"] = "bias_ih"
-    return [
-        entry
-        for letter in NATIVE_GATES[step.kind]
-        if letter in step.gates
-        for slot, native in names.items()
-        for entry in stored_weight(getattr(step.gates[letter], slot), native, letter)
-    ]
-
-
-def stored_weight(weight: Weight | None, native: str, block: str = "") -> list[TensorSource]:
+def weight_sources(weight: Weight | None) -> tuple[TensorSource, ...]:
     """Sources of a weight (in, out), transposed in its native form, or of a bias (n,)."""
     if weight is None:
-        return []
+        return ()
     change = weight.change
     if weight.array.ndim == 2:
         change = {"": "transposed", "transposed": ""}.get(change, change)
-    entries = []
+    sources = []
     for origin in weight.origins:
         where = ""
         if weight.columns and weight.change in ("", "transposed", "added") and origin.shape:
             is_first_axis = weight.change == "transposed" or len(origin.shape) == 1
             where = index_text(*weight.columns, axis=0 if is_first_axis else len(origin.shape) - 1)
-        entry = TensorSource(origin.name, origin.shape, origin.dtype, where, native, block, change)
-        entries.append(entry)
-    return entries
+        source = TensorSource(origin.name, origin.shape, origin.dtype, where, "", "", change)
+        sources.append(source)
+    return tuple(sources)

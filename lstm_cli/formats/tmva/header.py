@@ -1,7 +1,4 @@
-"""Everything around the layers in a TMVA file: method, options, variables, classes.
-
-The first half of the file reads it, the second half writes it as ROOT expects it.
-"""
+"""Envelope of a written TMVA file as ROOT expects it: method, options, variables, classes."""
 
 from __future__ import annotations
 
@@ -11,102 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from lstm_cli.engines.types import DenseSpec, FlattenSpec, LayerSpec, RecurrentSpec
-from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.interchange import TmvaOrder
-from lstm_cli.formats.tmva.document import TmvaDocument, XmlElement, parse_whole_number
 from lstm_cli.output_files import SIGNATURE
-
-_METHODS = ("DL::", "DNN::")
-
-
-def find_network(document: TmvaDocument) -> XmlElement:
-    """Find the element whose children are the layers.
-
-    Raises
-    ------
-    WeightsError
-        The file is from another method, transforms its variables, or has no layers.
-    """
-    root = document.root
-    weights = root if root.name == "Weights" else root.child("Weights")
-    method = root.attributes.get("Method", "DL::")
-    if not method.startswith(_METHODS):
-        raise WeightsError(
-            f"{document.path} is of another TMVA method",
-            expected="DL, a deep network",
-            found=repr(method[:60]),
-        )
-    if weights is None or not weights.children:
-        raise WeightsError(
-            f"{document.path} has no layers",
-            expected="<Weights> with LSTMLayer, GRULayer, RNNLayer, ReshapeLayer or DenseLayer",
-            found=f"the element {root.name[:60]!r}",
-        )
-    _check_transformations(document, root)
-    depth = parse_whole_number(weights.attributes.get("NetDepth", str(len(weights.children))))
-    if depth != len(weights.children):
-        raise WeightsError(
-            f"{document.path} does not hold the layers that it declares",
-            expected=f"NetDepth {weights.attributes['NetDepth'][:20]}",
-            found=counted(len(weights.children), "layer"),
-            where=document.where(weights),
-        )
-    return weights
-
-
-def _check_transformations(document: TmvaDocument, root: XmlElement) -> None:
-    """Refuse a network that reads transformed variables, which are not those of the data."""
-    element = root.child("Transformations")
-    if element is None:
-        return
-    names = [child.attributes.get("Name", "?") for child in element.children]
-    count = element.attributes.get("NTransformations", str(len(names))).strip()
-    if not names and count == "0":
-        return
-    raise WeightsError(
-        "the network reads transformed variables, which lstm-cli does not transform",
-        expected="NTransformations 0",
-        found=f"{count[:20]}: " + ", ".join(repr(name[:40]) for name in names[:10]),
-        where=document.where(element),
-        hint="transform the data as TMVA did and remove <Transformations> from the file, or "
-        "train with VarTransform=None",
-    )
-
-
-def format_title(document: TmvaDocument) -> str:
-    """Format in words, with the version of ROOT where the file states it."""
-    release = _info_value(document, "ROOT Release").split("[")[0].strip()
-    if release.isascii() and release.isprintable() and release:
-        return f"TMVA XML of ROOT {release[:20]}"
-    return "TMVA XML"
-
-
-def known_writer_order(document: TmvaDocument) -> TmvaOrder | None:
-    """Order of the matrices by a known writer: lstm-cli writes them as today's ROOT."""
-    return "slots" if _info_value(document, "Creator").startswith("lstm-cli ") else None
-
-
-def _info_value(document: TmvaDocument, name: str) -> str:
-    general = document.root.child("GeneralInfo")
-    for info in general.children if general is not None else []:
-        if info.attributes.get("name") == name:
-            return info.attributes.get("value", "")
-    return ""
-
-
-_LOSSES = {"C": "cross-entropy", "R": "sum of squares", "S": "softmax cross-entropy"}
-
-
-def training_notes(element: XmlElement) -> list[str]:
-    """Notes on settings that only training needs."""
-    loss = element.attributes.get("LossFunction", "").strip()
-    decay = element.attributes.get("WeightDecay", "0").strip()
-    rule = element.attributes.get("Regularization", "0").strip()
-    parts = [f"the loss {_LOSSES[loss]}"] if loss in _LOSSES else []
-    if rule in ("1", "2"):
-        parts.append(f"L{rule} regularization of {decay[:20]!r}")
-    return [f"left out, as only training needs it: {', '.join(parts)}"] if parts else []
-
 
 _CODES = {
     "identity": "LINEAR",

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.builder import (
+    NativeTensor,
+    NetworkBuilder,
+    bias_names,
+    stack_gates,
+    whole_tensor,
+)
 from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder
 from lstm_cli.formats.tmva.document import (
     FLOAT32_DIGITS,
     TmvaDocument,
     XmlElement,
     check_declared,
+    find_network,
+    format_title,
+    known_writer_order,
     parse,
     read_activation,
     read_output_function,
     read_size,
     read_switch,
-)
-from lstm_cli.formats.tmva.header import (
-    find_network,
-    format_title,
-    known_writer_order,
     training_notes,
 )
-from lstm_cli.formats.tmva.network_builder import TmvaNetworkBuilder
 from lstm_cli.formats.tmva.slots import (
     LAYER_KINDS,
     RecurrentElements,
@@ -52,38 +54,19 @@ def read(path: Path, options: ReadOptions) -> Imported:
     """
     document = parse(path)
     network = find_network(document)
-    reader = _Reader(document, network)
-    reader.run(options)
-    builder = reader.builder
-    return Imported(
-        path=path,
-        format="tmva",
-        title=format_title(document),
-        sha256=document.sha256,
-        config=builder.config,
-        tensors=builder.tensors,
-        sources=tuple(builder.sources),
-        gate_orders={
-            layer["type"]: GATE_ORDERS[layer["type"]]
-            for layer in builder.layers
-            if _has_gates(layer)
-        },
-        notes=tuple(builder.notes),
-        describes_layers=True,
-    )
-
-
-def _has_gates(layer: Mapping[str, Any]) -> bool:
-    return layer["type"] in GATE_ORDERS
+    builder = _Reader(document, network).run(options)
+    orders = builder.used_gate_orders(GATE_ORDERS)
+    title = format_title(document)
+    return builder.finish(path, "tmva", title, document.sha256, orders, describes_layers=True)
 
 
 class _Reader:
     def __init__(self, document: TmvaDocument, network: XmlElement) -> None:
         self.document, self.network = document, network
-        dtype = "float64" if document.digits > FLOAT32_DIGITS else "float32"
-        self.builder = TmvaNetworkBuilder(dtype, steps=read_size(document, network, "InputHeight"))
+        self.dtype = "float64" if document.digits > FLOAT32_DIGITS else "float32"
+        self.builder = NetworkBuilder(steps=read_size(document, network, "InputHeight"))
 
-    def run(self, options: ReadOptions) -> None:
+    def run(self, options: ReadOptions) -> NetworkBuilder:
         """Read all layers."""
         recurrent = self._recurrent_layers()
         writer = known_writer_order(self.document)
@@ -102,6 +85,7 @@ class _Reader:
                 self._dense(element, position)
         self._check_input()
         self._finish()
+        return self.builder
 
     def _recurrent_layers(self) -> list[RecurrentElements]:
         layers = self.network.children
@@ -130,7 +114,37 @@ class _Reader:
         check_declared(document, element, "CellSize", H, "rows of its matrices")
         check_declared(document, element, "InputSize", D, "columns of its input matrices")
         self._read_steps(layer)
-        builder.add_recurrent(layer, order, self._options(layer))
+        options = self._options(layer)
+        builder.set_input(D)
+        builder.add(layer.kind.name, self._tensors(layer, order), **options)
+
+    def _tensors(self, layer: RecurrentElements, order: TmvaOrder) -> dict[str, NativeTensor]:
+        """Native tensors of a recurrent layer, whose gates are separate elements."""
+        kind, contents = layer.kind, layer.kind.slot_contents(order)
+        labels = kind.slot_contents("labels")
+        blocks: dict[str, dict[str, NativeTensor]] = {"W": {}, "U": {}}
+        for element, (which, letter), label in zip(layer.weights, contents, labels, strict=True):
+            change = "" if label == (which, letter) else f"labeled {'_'.join(label)}"
+            name = f"{layer.name}/{element.name}"
+            blocks[which][letter] = self._tensor(element, name, change)
+        biases = {
+            letter: self._tensor(element, f"{layer.name}/{element.name}", flat=True)
+            for letter, element in zip(kind.letters, layer.biases, strict=True)
+        }
+        stacked = [stack_gates(kind.name, gates) for gates in (*blocks.values(), biases)]
+        names = ("weight_ih", "weight_hh", *bias_names(kind.name))
+        stacked.append(NativeTensor(np.zeros_like(stacked[2].values)))  # bias_hh of a gru
+        return dict(zip(names, stacked, strict=False))
+
+    def _tensor(
+        self, element: XmlElement, name: str, change: str = "", *, flat: bool = False
+    ) -> NativeTensor:
+        """Native tensor of one element; a bias loses its second axis."""
+        values = np.zeros((0, 0)) if element.values is None else element.values
+        with np.errstate(over="ignore"):  # infinity is refused when all weights are checked
+            values = values.astype(self.dtype)
+        native = values.ravel() if flat else values
+        return whole_tensor(name, native, self.dtype, shape=values.shape, change=change)
 
     def _read_steps(self, layer: RecurrentElements) -> None:
         """Set T from TimeSteps; the input layout does not count if the first layer is recurrent."""
@@ -141,19 +155,16 @@ class _Reader:
             raise self._misfit(layer.name, layer.layer, counted(steps, "step"), str(builder.steps))
         builder.steps = steps
 
-    def _options(self, layer: RecurrentElements) -> dict[str, Any]:
+    def _options(self, layer: RecurrentElements) -> dict[str, bool]:
         document, element, k = self.document, layer.layer, len(self.builder.layers)
-        options: dict[str, Any] = {}
         returns = read_switch(document, element, "ReturnSequence")
+        stateful = read_switch(document, element, "RememberState")
+        options = {"return_sequences": returns is not False, "stateful": bool(stateful)}
         if returns is None:
             self.builder.notes.append(
                 f"{layer.name} does not state ReturnSequence: every step is assumed, as its "
                 f"writer gave; otherwise --set model.layers.{k}.return_sequences=false"
             )
-        elif not returns:
-            options["return_sequences"] = False
-        if read_switch(document, element, "RememberState"):
-            options["stateful"] = True
         if layer.kind.name == "gru":
             after = read_switch(document, element, "ResetGateAfter")
             if after is None:
@@ -162,7 +173,7 @@ class _Reader:
                     f"otherwise --set model.layers.{k}.reset_after=true"
                 )
             options["reset_after"] = bool(after)
-        return {key: value for key, value in options.items() if key != "reset_after" or not value}
+        return options
 
     def _reshape(self, element: XmlElement, position: int) -> None:
         document, builder = self.document, self.builder
@@ -202,7 +213,7 @@ class _Reader:
             raise self._misfit(
                 f"ReshapeLayer[{position}]", element, "TimeSteps of the layers before it", "none"
             )
-        builder.add_flatten()
+        builder.add("flatten")
         if read_size(self.document, element, "Depth") in (None, 1):
             check_declared(
                 self.document,
@@ -226,9 +237,11 @@ class _Reader:
         function, fast = read_activation(document, element)
         if fast:
             builder.notes.append(f"{name} has the activation FastTanh, read as tanh")
-        k = builder.add_dense(units, function)
-        builder.add_tensor(f"layers.{k}.weight", weights, f"{name}/Weights")
-        builder.add_tensor(f"layers.{k}.bias", biases, f"{name}/Biases")
+        tensors = {
+            "weight": self._tensor(weights, f"{name}/Weights"),
+            "bias": self._tensor(biases, f"{name}/Biases", flat=True),
+        }
+        builder.add("dense", tensors, activation=function)
 
     def _check_dense_input(self, name: str, element: XmlElement, columns: int) -> None:
         """Match a dense layer, which reads one vector in TMVA, to the layer before it."""
@@ -243,7 +256,7 @@ class _Reader:
             and columns == builder.size * builder.steps
         ):
             builder.notes.append(f"{name} reads all steps: they are flattened before it")
-            builder.add_flatten()
+            builder.add("flatten")
         elif builder.has_steps and columns == builder.size:
             builder.notes.append(f"{name} reads one step's features: applied to every step")
         if builder.size != columns:
@@ -298,13 +311,13 @@ class _Reader:
                 f"at most {MAX_IDENTITY_SIZE} outputs",
                 str(size),
             )
-        k = builder.add_dense(size, function)
-        builder.tensors[f"layers.{k}.weight"] = np.eye(size, dtype=builder.dtype)
-        builder.tensors[f"layers.{k}.bias"] = np.zeros(size, builder.dtype)
+        identity = {"weight": np.eye(size, dtype=self.dtype), "bias": np.zeros(size, self.dtype)}
+        tensors = {name: NativeTensor(values) for name, values in identity.items()}
         builder.notes.append(
-            f"the output function {function} is in a dense layer of its own, {k}, whose "
-            "matrix is the identity"
+            f"the output function {function} is in a dense layer of its own, "
+            f"{len(builder.layers)}, whose matrix is the identity"
         )
+        builder.add("dense", tensors, activation=function)
 
     def _misfit(self, what: str, element: XmlElement, expected: str, actual: str) -> WeightsError:
         return WeightsError(

@@ -4,8 +4,3 @@ Start at `reader` and `writer`. `unpickler` reads a pickle safely, `modules` and
 `module_recognition` group the tensors. PyTorch's GRU always applies its reset gate after the
 product, so no file says which; `cells.gru` defaults to it.
 """
-
-from lstm_cli.formats.torch.reader import read as read
-from lstm_cli.formats.torch.writer import write as write
-
-__all__ = ["read", "write"]

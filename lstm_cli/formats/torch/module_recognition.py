@@ -156,18 +156,16 @@ def _linear(group: ModuleTensors, strays: Sequence[StateTensor]) -> LinearModule
     parts = group.parts[0, False]
     weight, bias = parts.get("weight"), parts.get("bias")
     if weight is None:
-        raise UnfitModuleError(module_problem(group, "has a bias and no weight"))
+        raise UnfitModuleError(group, "has a bias and no weight")
     if len(weight.shape) != 2:
         what = f"has no counterpart in lstm-cli: {_module_kind(group, weight, strays)}"
-        raise UnfitModuleError(module_problem(group, what, name_and_shape(weight)))
+        raise UnfitModuleError(group, what, name_and_shape(weight))
     if bias is None and _EMBEDDING.search(group.name):
         what = "has no counterpart in lstm-cli: by its name it is nn.Embedding"
-        raise UnfitModuleError(module_problem(group, what, name_and_shape(weight)))
+        raise UnfitModuleError(group, what, name_and_shape(weight))
     if 0 in weight.shape or (bias is not None and bias.shape != weight.shape[:1]):
         sizes = ", ".join(name_and_shape(t) for t in (weight, bias) if t is not None)
-        raise UnfitModuleError(
-            module_problem(group, "is not an nn.Linear: its shapes do not fit", sizes)
-        )
+        raise UnfitModuleError(group, "is not an nn.Linear: its shapes do not fit", sizes)
     return LinearModule(group.name, weight, bias)
 
 

@@ -164,14 +164,16 @@ def dtype_problems(group: ModuleTensors) -> list[Problem]:
 
 
 _KINDS = {len(gates): kind for kind, gates in NATIVE_GATES.items()}
-_BIASES = ("bias_ih", "bias_hh")
+BIASES = ("bias_ih", "bias_hh")
 
 
 class UnfitModuleError(Exception):
     """Module that lstm-cli cannot represent; used inside this package only."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(
+        self, group: ModuleTensors, what: str, found: str | None = None, hint: str | None = None
+    ) -> None:
+        self.problem = module_problem(group, what, found, hint)
 
 
 def read_recurrent_module(group: ModuleTensors) -> RecurrentModule:
@@ -189,9 +191,7 @@ def read_recurrent_module(group: ModuleTensors) -> RecurrentModule:
     ]
     missing = next((place for place in expected_places if place not in group.parts), None)
     if missing is not None:
-        raise UnfitModuleError(
-            module_problem(group, f"lacks {_named('weight_ih', missing, group)}")
-        )
+        raise UnfitModuleError(group, f"lacks {_named('weight_ih', missing, group)}")
     directions = {place: _direction(group, place) for place in expected_places}
     layers = tuple(
         tuple(directions[k, reverse] for reverse in ([False, True] if both else [False]))
@@ -212,14 +212,12 @@ def _direction(group: ModuleTensors, place: tuple[int, bool]) -> TorchDirection:
     tensors = group.parts[place]
     for stem in ("weight_ih", "weight_hh"):
         if stem not in tensors:
-            raise UnfitModuleError(module_problem(group, f"lacks {_named(stem, place, group)}"))
+            raise UnfitModuleError(group, f"lacks {_named(stem, place, group)}")
     if ("bias_ih" in tensors) != ("bias_hh" in tensors):
-        stem = next(stem for stem in _BIASES if stem not in tensors)
-        raise UnfitModuleError(
-            module_problem(group, f"has one bias of two: it lacks {_named(stem, place, group)}")
-        )
+        stem = next(stem for stem in BIASES if stem not in tensors)
+        raise UnfitModuleError(group, f"has one bias of two: it lacks {_named(stem, place, group)}")
     if any(0 in tensor.shape for tensor in tensors.values()):
-        raise UnfitModuleError(module_problem(group, "has a tensor without values"))
+        raise UnfitModuleError(group, "has a tensor without values")
     kind, H, P = _sizes(group, tensors)
     _check_shapes(group, tensors, len(NATIVE_GATES[kind]) * H)
     return TorchDirection(kind, tensors["weight_ih"].shape[1], H, P, tensors)
@@ -239,26 +237,22 @@ def _sizes(group: ModuleTensors, tensors: StateTensors) -> tuple[str, int, int |
         if hr is not None and kind == "lstm" and hr.shape[0] == columns:
             return kind, H, columns
     raise UnfitModuleError(
-        module_problem(
-            group,
-            "is neither an LSTM, a GRU nor an RNN",
-            ", ".join(shapes),
-            "weight_hh is (4H, H) in an LSTM, (4H, P) with a projection, (3H, H) in a GRU, and "
-            "(H, H) in an RNN",
-        )
+        group,
+        "is neither an LSTM, a GRU nor an RNN",
+        ", ".join(shapes),
+        "weight_hh is (4H, H) in an LSTM, (4H, P) with a projection, (3H, H) in a GRU, and "
+        "(H, H) in an RNN",
     )
 
 
 def _check_shapes(group: ModuleTensors, tensors: StateTensors, rows: int) -> None:
     for stem, tensor in tensors.items():
-        rank = 1 if stem in _BIASES else 2
+        rank = 1 if stem in BIASES else 2
         fits = len(tensor.shape) == rank and (stem == "weight_hr" or tensor.shape[0] == rows)
         if not fits:
             shape = f"({rows},)" if rank == 1 else f"({rows}, D)"
             raise UnfitModuleError(
-                module_problem(
-                    group, f"has tensors that do not fit: expected {shape}", name_and_shape(tensor)
-                )
+                group, f"has tensors that do not fit: expected {shape}", name_and_shape(tensor)
             )
 
 
@@ -267,12 +261,12 @@ def _check_alike(group: ModuleTensors, module: RecurrentModule) -> None:
     first = module.layers[0][0]
     kinds = {(d.kind, d.hidden_size, d.projection_size) for layer in module.layers for d in layer}
     if len(kinds) > 1:
-        raise UnfitModuleError(module_problem(group, "has layers or directions of different sizes"))
+        raise UnfitModuleError(group, "has layers or directions of different sizes")
     size = module.input_size
     for k, layer in enumerate(module.layers):
         for direction in layer:
             if direction.input_size != size:
                 tensor = direction.tensors["weight_ih"]
                 what = f"reads {counted(size, 'feature')} in layer {k}, which does not fit"
-                raise UnfitModuleError(module_problem(group, what, name_and_shape(tensor)))
+                raise UnfitModuleError(group, what, name_and_shape(tensor))
         size = len(layer) * first.output_size

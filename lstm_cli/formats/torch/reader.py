@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +13,24 @@ import numpy as np
 
 from lstm_cli.engines.types import Array, Layers
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.gates import NATIVE_GATES, gate_sources
-from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
+from lstm_cli.formats.builder import (
+    NativeTensor,
+    NetworkBuilder,
+    add_biases,
+    direction_without_bias,
+    gate_tensor,
+    join_directions,
+    whole_tensor,
+)
+from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.limits import check_regular, read_whole
 from lstm_cli.formats.native import deserialize_entries
 from lstm_cli.formats.torch.archive import TorchArchive
 from lstm_cli.formats.torch.module_order import ModuleOrder, find_module_order, natural_sort_key
 from lstm_cli.formats.torch.module_recognition import recognize_modules
 from lstm_cli.formats.torch.modules import (
-    LinearModule,
+    BIASES,
     RecurrentModule,
     StateTensors,
     TorchDirection,
@@ -75,22 +83,12 @@ def _build_imported(
     notes: tuple[str, ...] = (),
 ) -> Imported:
     modules, left_out = recognize_modules(tensors, str(path), stored)
-    config, builder = build_network(find_module_order(modules, stored, str(path), layers))
-    kinds = {str(layer["type"]) for layer in builder.layers}
-    return Imported(
-        path=path,
-        format="pytorch",
-        title=title,
-        sha256=_sha256(path),
-        config=config,
-        tensors=builder.tensors,
-        sources=tuple(builder.sources),
-        gate_orders={
-            kind: " ".join(gates) for kind, gates in NATIVE_GATES.items() if kind in kinds
-        },
-        notes=(*notes, *left_out, *builder.notes),
-        split_biases=builder.split_biases,
-    )
+    order = find_module_order(modules, stored, str(path), layers)
+    builder = build_network(order)
+    builder.notes[:0] = [*notes, *left_out]
+    kinds = {kind: " ".join(gates) for kind, gates in NATIVE_GATES.items()}
+    orders = builder.used_gate_orders(kinds)
+    return builder.finish(path, "pytorch", title, _sha256(path), orders, describes_layers=False)
 
 
 def _below_prefix(state: StateDict, prefix: str | None, path: Path) -> StateDict:
@@ -123,129 +121,60 @@ def _sha256(path: Path) -> str:
         ) from None
 
 
-@dataclass
-class TorchNetworkBuilder:
-    """Native network that grows layer by layer; its fields are those of `Imported`."""
-
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    tensors: dict[str, Array] = field(default_factory=dict)
-    sources: list[TensorSource] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    split_biases: dict[str, Array] = field(default_factory=dict)
-
-
-def build_network(order: ModuleOrder) -> tuple[dict[str, Any], TorchNetworkBuilder]:
-    """Build the config, as a mapping, and the native network.
+def build_network(order: ModuleOrder) -> NetworkBuilder:
+    """Build the native network of modules in order.
 
     Raises
     ------
     WeightsError
         The file lacks the values of a tensor.
     """
-    builder = TorchNetworkBuilder()
+    builder = NetworkBuilder(order.modules[0].input_size, order.steps)
     for k, module in enumerate(order.modules):
         if k == order.flatten:
-            builder.layers.append({"type": "flatten"})
+            builder.add("flatten")
         if isinstance(module, RecurrentModule):
-            _add_recurrent(builder, module)
+            for layer in module.layers:
+                _add_recurrent(builder, module, layer)
         else:
-            _add_linear(builder, module)
-    model: dict[str, Any] = {"input_size": order.modules[0].input_size}
-    if order.steps is not None:
-        model["steps"] = order.steps
-    model["layers"] = builder.layers
+            tensors = {"weight": module.weight, "bias": module.bias}
+            builder.add("dense", {n: _whole(t) for n, t in tensors.items() if t is not None})
     builder.notes += _notes(order, builder)
-    return {"model": model}, builder
+    return builder
 
 
-def _add_recurrent(builder: TorchNetworkBuilder, module: RecurrentModule) -> None:
-    for layer in module.layers:
-        first = layer[0]
-        options: dict[str, Any] = {"type": first.kind, "hidden_size": first.hidden_size}
-        if len(layer) == 2:
-            options["bidirectional"] = True
-        if first.projection_size is not None:
-            options["projection_size"] = first.projection_size
-        biased = ["bias_ih" in direction.tensors for direction in layer]
-        if not any(biased):
-            options["bias"] = False
-        elif not all(biased):
-            without = "reverse" if biased[0] else "forward"
-            builder.notes.append(
-                f"no {without} bias is stored for {printable(module.name)}: set to 0"
-            )
-        prefix = f"layers.{len(builder.layers)}."
-        builder.layers.append(options)
-        for direction, folder in zip(layer, ("", "reverse."), strict=False):
-            _add_direction(builder, direction, prefix + folder, biased=any(biased))
-
-
-def _add_direction(
-    builder: TorchNetworkBuilder, direction: TorchDirection, prefix: str, *, biased: bool
+def _add_recurrent(
+    builder: NetworkBuilder, module: RecurrentModule, layer: Sequence[TorchDirection]
 ) -> None:
-    tensors, gates = direction.tensors, NATIVE_GATES[direction.kind]
-    for stem in ("weight_ih", "weight_hh"):
-        _add_tensor(builder, tensors[stem], prefix + stem, gates)
-    if biased:
-        _add_biases(builder, direction, prefix)
+    directions = [_direction_tensors(direction) for direction in layer]
+    if (without := direction_without_bias(directions)) is not None:
+        builder.notes.append(f"no {without} bias is stored for {printable(module.name)}: set to 0")
+    builder.add(module.kind, join_directions(module.kind, directions))
+
+
+def _direction_tensors(direction: TorchDirection) -> dict[str, NativeTensor]:
+    """Native tensors of one direction; an lstm or rnn has the sum of its two biases."""
+    tensors, kind = direction.tensors, direction.kind
+    native = {stem: _gates(kind, tensors[stem]) for stem in ("weight_ih", "weight_hh")}
+    if "bias_ih" in tensors:
+        biases = {stem: _gates(kind, tensors[stem]) for stem in BIASES}
+        native |= (
+            biases if kind == "gru" else {"bias": add_biases(biases["bias_ih"], biases["bias_hh"])}
+        )
     if "weight_hr" in tensors:
-        _add_tensor(builder, tensors["weight_hr"], f"{prefix}weight_hr")
+        native["weight_hr"] = _whole(tensors["weight_hr"])
+    return native
 
 
-def _add_biases(builder: TorchNetworkBuilder, direction: TorchDirection, prefix: str) -> None:
-    """Add both biases of a gru, or the sum of those of an lstm or rnn, rounded once."""
-    tensors, gates = direction.tensors, NATIVE_GATES[direction.kind]
-    rows = len(gates) * direction.hidden_size
-    if "bias_ih" not in tensors:
-        stems = ("bias_ih", "bias_hh") if direction.kind == "gru" else ("bias",)
-        like = builder.tensors[f"{prefix}weight_ih"]
-        builder.tensors.update({prefix + stem: np.zeros(rows, like.dtype) for stem in stems})
-    elif direction.kind == "gru":
-        for stem in ("bias_ih", "bias_hh"):
-            _add_tensor(builder, tensors[stem], prefix + stem, gates)
-    else:
-        pair = tensors["bias_ih"], tensors["bias_hh"]
-        first, second = (tensor.read() for tensor in pair)
-        builder.tensors[f"{prefix}bias"] = _rounded_sum(first, second)
-        builder.split_biases |= {f"{prefix}bias_ih": first, f"{prefix}bias_hh": second}
-        for tensor, other in (pair, pair[::-1]):
-            change = f"added to {other.name}"
-            builder.sources += _tensor_sources(tensor, f"{prefix}bias", gates, change)
+def _whole(tensor: StateTensor) -> NativeTensor:
+    return whole_tensor(tensor.name, tensor.read(), tensor.dtype, shape=tensor.shape)
 
 
-def _rounded_sum(first: Array, second: Array) -> Array:
-    dtype = np.result_type(first, second)
-    with np.errstate(all="ignore"):  # an overflow is refused later, with all values
-        return np.asarray(first.astype(np.float64) + second, dtype)
+def _gates(kind: str, tensor: StateTensor) -> NativeTensor:
+    return gate_tensor(kind, NATIVE_GATES[kind], tensor.name, tensor.read(), tensor.dtype)
 
 
-def _add_tensor(
-    builder: TorchNetworkBuilder, tensor: StateTensor, native: str, gates: tuple[str, ...] = ()
-) -> None:
-    builder.tensors[native] = tensor.read()
-    builder.sources += _tensor_sources(tensor, native, gates)
-
-
-def _tensor_sources(
-    tensor: StateTensor, native: str, gates: tuple[str, ...], change: str = ""
-) -> list[TensorSource]:
-    if not gates:
-        return [TensorSource(tensor.name, tensor.shape, tensor.dtype, "", native, "", change)]
-    shape = np.broadcast_to(np.float32(0), tensor.shape)
-    found = gate_sources(tensor.name, shape, native, gates, change=change)
-    return [replace(one, dtype=tensor.dtype) for one in found]
-
-
-def _add_linear(builder: TorchNetworkBuilder, module: LinearModule) -> None:
-    prefix = f"layers.{len(builder.layers)}."
-    bias = {"bias": False} if module.bias is None else {}
-    builder.layers.append({"type": "dense", "units": module.output_size, **bias})
-    _add_tensor(builder, module.weight, f"{prefix}weight")
-    if module.bias is not None:
-        _add_tensor(builder, module.bias, f"{prefix}bias")
-
-
-def _notes(order: ModuleOrder, builder: TorchNetworkBuilder) -> list[str]:
+def _notes(order: ModuleOrder, builder: NetworkBuilder) -> list[str]:
     """Notes on facts that a state dict does not state, and on how to set them."""
     notes = [] if order.note is None else [order.note]
     if order.flatten is not None:
