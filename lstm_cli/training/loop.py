@@ -214,7 +214,7 @@ class Loop:
         self.io.reporter.on_batch_end(self.progress, batches, loss)
 
     def _watch(self, trace: StepTrace, batch: TrainingBatch, when: str) -> None:
-        """Add a chunk to the metrics. Raise if a value is not finite."""
+        """Add an update's passes to the metrics. Raise if a value is not finite."""
         update, finite = trace.update, math.isfinite(trace.loss.value)
         if update is not None:
             self.progress.rate = update.rate
@@ -222,11 +222,10 @@ class Loop:
         if not finite:
             places = self.io.source.places
             raise nonfinite_error(self.train_step, trace, batch.numbers, places, when)
-        chunk, tape, raw = trace.chunk, trace.tape, self.io.source.raw
-        engine = self.train_step.network.engine
-        self._metrics.update(
-            raw(tape.outputs), tape.logits, raw(chunk.targets), tape.lengths, engine
-        )
+        raw, engine = self.io.source.raw, self.train_step.network.engine
+        for one in trace.passes:
+            tape, targets = one.tape, raw(one.chunk.targets)
+            self._metrics.update(raw(tape.outputs), tape.logits, targets, tape.lengths, engine)
 
     def _end_epoch(self, validation: dict[str, float]) -> None:
         progress, store = self.progress, self.io.store

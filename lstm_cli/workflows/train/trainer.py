@@ -34,6 +34,7 @@ OPTIONS = (
     "clip_value",
     "class_weights",
     "label_smoothing",
+    "micro_batches",
     "schedule",
     "seed",
     "truncate",
@@ -139,8 +140,12 @@ class Trainer:
         """
         chunk = self._chunk(x, y, lengths)
         start = self._carry.start(state, chunk.x.shape[0])
-        loss, derivatives, _ = self._train_step.gradients(chunk, start)
-        gradients = {**derivatives.weights, "inputs": derivatives.inputs}
+        loss, derivatives = self._train_step.gradients(chunk, start)
+        dx = derivatives.inputs
+        missing = chunk.x.shape[1] - dx.shape[1]  # micro-batches end with their longest sequence
+        if missing:
+            dx = np.pad(dx, ((0, 0), (0, missing), (0, 0)))
+        gradients = {**derivatives.weights, "inputs": dx}
         for k, (dh, dc) in sorted(derivatives.state.items()):
             gradients[f"state.{k}.h"] = dh
             if dc is not None:
@@ -226,7 +231,14 @@ def make_train_step(
         steps_per_epoch=steps_per_epoch,
     )
     criterion = Criterion(targets, weights, train.label_smoothing)
-    return TrainStep(network, criterion, updates, seed=train.seed, truncate=train.truncate)
+    return TrainStep(
+        network,
+        criterion,
+        updates,
+        seed=train.seed,
+        truncate=train.truncate,
+        micro_batches=train.micro_batches,
+    )
 
 
 def class_weights(

@@ -196,7 +196,9 @@ class TrainingSetup:
         dtype = self._dtype(self.data)
         source = DatasetSource(self._sampler, dtype, self.per_step, self.targets)
         device = getattr(engine, "hardware", None)
-        if device is None or self.train.truncate is not None:  # truncation cuts NumPy arrays
+        # Truncation and micro-batches cut NumPy arrays.
+        divided = self.train.truncate is not None or self.train.micro_batches > 1
+        if device is None or divided:
             yield source
             return
         from lstm_cli.workflows.pipeline import PrefetchingSource
