@@ -437,11 +437,18 @@ class Engine(ArrayOperations, Protocol):
         ``cpu``, or ``cuda:N``.
     dtype
         Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
+    bits_ignore_threads
+        Whether results have the same bits for any number of threads.
     """
 
     name: str
     device: str
     dtype: str
+    bits_ignore_threads: bool
+
+    @property
+    def kernels_title(self) -> str:
+        """Kernels and the kind of machine that they are made for: equal titles give equal bits."""
 
     @property
     def threads(self) -> int | None:

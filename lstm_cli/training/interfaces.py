@@ -102,15 +102,15 @@ class Exchange(Protocol):
     """Communication between the ranks of a training run: processes with the same weights.
 
     All ranks call each method in the same order.
-
-    Attributes
-    ----------
-    rank, size
-        Number of this process, from 0, and number of all processes.
     """
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in the order of ranks, on every rank. For small objects."""

@@ -72,6 +72,24 @@ def nonfinite_error(
         Position in the run, such as ``epoch 3, batch 7 of 10``.
     """
     when = f"{when}, after {counted(trace.number, 'update')}"
+    exchange = train_step.exchange
+    order, error = _own_error(train_step, trace, numbers, places, when)
+    if exchange.size > 1:
+        # All ranks raise the error of the rank whose value comes first.
+        every = exchange.gather((order, type(error), error.problems))
+        rank = min(range(exchange.size), key=lambda r: (every[r][0], r))
+        _, kind, (problem, *others) = every[rank]
+        error = kind([replace(problem, where=(*problem.where, f"rank {rank}")), *others])
+    return error
+
+
+def _own_error(
+    train_step: TrainStep, trace: StepTrace, numbers: Array, places: Places, when: str
+) -> tuple[tuple[int, int], LstmCliError]:
+    """The first bad value of this rank's passes: its place in the order of search, and the error.
+
+    The place is a stage of the search and a micro-batch.
+    """
     network = train_step.network
     trace = replace(trace, passes=tuple(_on_host(one, network) for one in trace.passes))
     stopped = f"training stopped in {when}"
@@ -79,28 +97,30 @@ def nonfinite_error(
     for one in trace.passes:
         data = nonfinite_data_error(one.chunk, per_step, numbers, places, stopped)
         if data is not None:
-            return data
+            return (0, one.chunk.micro_batch), data
     where: tuple[str, ...] = (when,)
-    what, value, culprit = _bad_weight(train_step, trace), None, trace.passes[0]
+    what, value, culprit, stage = _bad_weight(train_step, trace), None, None, 1
     before_updates = what is None and not trace.number
     for one in trace.passes if what is None else ():
         chunk, training = one.chunk, one.chunk.training_pass(train_step.seed, trace.number)
         value = first_nonfinite(network, chunk.x, chunk.lengths, one.state, training)
         if value is not None:
-            what, culprit = value.what, one
+            what, culprit, stage = value.what, one, 2
             where = (location(value, chunk, numbers, places), when)
             break
     if what is None:
-        what, culprit = _bad_loss_or_gradient(train_step, trace)
+        what, culprit, stage = _bad_loss_or_gradient(train_step, trace)
+    culprit = culprit or next(iter(trace.passes), None)
     hint = _hint(train_step)
-    if before_updates:
+    if before_updates and culprit is not None:
         hint = _hint_at_start(train_step, culprit, trace.number, value)
-    return TrainingError(
+    error = TrainingError(
         "a value in training is not finite",
         found=what,
         where=where,
         hint=hint,
     )
+    return (stage, 0 if culprit is None else culprit.chunk.micro_batch), error
 
 
 def first_nonfinite(
@@ -264,8 +284,10 @@ def _bad_weight(train_step: TrainStep, trace: StepTrace) -> str | None:
     return None
 
 
-def _bad_loss_or_gradient(train_step: TrainStep, trace: StepTrace) -> tuple[str, PassTrace]:
-    """Description of the bad value, and the pass that has it.
+def _bad_loss_or_gradient(
+    train_step: TrainStep, trace: StepTrace
+) -> tuple[str, PassTrace | None, int]:
+    """Description of the bad value, the pass that has it, and the stage of the search.
 
     The reference engine repeats the passes; if its values are finite, those of the network's engine
     are described.
@@ -276,10 +298,13 @@ def _bad_loss_or_gradient(train_step: TrainStep, trace: StepTrace) -> tuple[str,
             loss, gradients = _loss_and_gradients(reference, train_step, one, trace.number)
             what = _bad_loss(loss) or _bad_gradient(train_step, gradients)
             if what is not None:
-                return what, one
-    bad = next((one for one in trace.passes if not math.isfinite(one.loss.value)), trace.passes[0])
-    what = _bad_loss(bad.loss) or _bad_gradient(train_step, trace.gradients)
-    return what or f"the loss is {trace.loss.value}", bad
+                return what, one, 3
+    bad = next((one for one in trace.passes if not math.isfinite(one.loss.value)), None)
+    what = None if bad is None else _bad_loss(bad.loss)
+    if what is not None:
+        return what, bad, 4
+    what = _bad_gradient(train_step, trace.gradients)
+    return what or f"the loss is {trace.loss.value}", None, 5
 
 
 def _loss_and_gradients(

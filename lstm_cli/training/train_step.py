@@ -1,17 +1,15 @@
 """One training step: forward pass, loss, backward pass and weight update.
 
-A batch may be computed in micro-batches: parts of its rows, one after another, whose gradients are
-added in one fixed order before the update. Everything about them follows from the batch alone.
+A batch may be computed in micro-batches: parts of its rows, one after another or on several ranks.
+Their gradients are added before the update, in an order that follows from the batch alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +19,19 @@ from lstm_cli.network import backpropagation
 from lstm_cli.network.backpropagation import Gradients, Tape, join_rows
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import state_to_host
+from lstm_cli.training.interfaces import Exchange
 from lstm_cli.training.losses import Criterion, LossValue, MeanLoss
+from lstm_cli.training.micro_batches import (
+    ONE_RANK,
+    Node,
+    merged,
+    micro_batch_rows,
+    rank_micro_batches,
+    rank_nodes,
+    sum_over_ranks,
+    tree_sum,
+)
 from lstm_cli.training.updates import UpdateReport, Updates
-
-Leaf = TypeVar("Leaf")
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ class StepReport:
     gradients
         Last derivatives.
     final
-        Rows and last forward pass of each micro-batch.
+        Rows and last forward pass of each micro-batch of this rank.
+    exchange
+        Exchange with the other ranks.
     """
 
     loss: float
@@ -119,51 +128,39 @@ class StepReport:
     updates: tuple[UpdateReport, ...]
     gradients: Gradients
     final: tuple[tuple[Array | None, Tape], ...]
+    exchange: Exchange
 
-    @cached_property
-    def state(self) -> list[State]:
-        """Final states of every recurrent layer, in NumPy's memory."""
+    def states(self) -> list[State]:
+        """Final states of every recurrent layer for all ranks' rows, in NumPy's memory.
+
+        All ranks call it at the same time.
+        """
         to_host = self.gradients.network.engine.to_host
-        rows, states = [rows for rows, _ in self.final], list[State]()
-        for layer in zip(*(tape.state for _, tape in self.final), strict=True):
-            parts = [state_to_host(state, to_host) for state in layer]
-            c = [part for _, part in parts if part is not None]
-            h = join_rows(rows, [part for part, _ in parts])
+        own = [(rows, [state_to_host(one, to_host) for one in t.state]) for rows, t in self.final]
+        parts = [part for rank in self.exchange.gather(own) for part in rank]
+        rows, states = [rows for rows, _ in parts], list[State]()
+        for layer in zip(*(layers for _, layers in parts), strict=True):
+            c = [part for _, part in layer if part is not None]
+            h = join_rows(rows, [part for part, _ in layer])
             states.append((h, join_rows(rows, c) if c else None))
         return states
 
 
-def micro_batch_rows(count: int, rows: int) -> list[Array]:
-    """Rows of each micro-batch of a batch.
+@dataclass(frozen=True)
+class Division:
+    """The rows of a batch that this rank computes.
 
-    Row j goes to micro-batch 0, 1, ..., M - 1, M - 1, ..., 1, 0, 0, 1, ... Batches are sorted by
-    length, so all micro-batches have about equal work.
-
-    Parameters
+    Attributes
     ----------
-    count
-        Number of micro-batches M; at most as many as rows are made.
     rows
-        Number of rows of the batch.
+        (n,) row of each given sequence in the batch, ascending.
+    count, steps
+        Number of rows N and of steps T of the whole batch.
     """
-    M = max(1, min(count, rows))
-    place = np.arange(rows) % (2 * M)
-    place = np.minimum(place, 2 * M - 1 - place)
-    return [np.flatnonzero(place == k) for k in range(M)]
 
-
-def tree_sum(
-    first: int, stop: int, leaf: Callable[[int], Leaf], add: Callable[[Leaf, Leaf], Leaf]
-) -> Leaf:
-    """Sum of leaves in one binary tree: [a, b) is [a, m) + [m, b) with m = (a + b) // 2.
-
-    The tree is walked depth first, so at most log2(stop - first) + 1 sums are held.
-    """
-    if stop - first == 1:
-        return leaf(first)
-    middle = (first + stop) // 2
-    left = tree_sum(first, middle, leaf, add)
-    return add(left, tree_sum(middle, stop, leaf, add))
+    rows: Array
+    count: int
+    steps: int
 
 
 class TrainStep:
@@ -181,6 +178,8 @@ class TrainStep:
         Largest number of steps that one backward pass covers. None: no limit.
     micro_batches
         Number of parts that a batch is computed in; see `micro_batch_rows`.
+    exchange
+        Exchange with other ranks, which compute other micro-batches of the same batch.
     """
 
     def __init__(
@@ -192,9 +191,11 @@ class TrainStep:
         seed: int = 0,
         truncate: int | None = None,
         micro_batches: int = 1,
+        exchange: Exchange = ONE_RANK,
     ) -> None:
         self.network, self.criterion, self.updates = network, criterion, updates
         self.seed, self.truncate, self.micro_batches = seed, truncate, micro_batches
+        self.exchange = exchange
         self.engine_weights: dict[str, EngineArray] = {
             name: network.engine.copy(value) for name, value in network.weights.items()
         }
@@ -220,8 +221,9 @@ class TrainStep:
         self, chunk: Chunk, state: Sequence[Any] | None = None
     ) -> tuple[MeanLoss, Gradients]:
         """Loss and derivatives of a batch, with the dropout of the next update."""
-        parts = self._micro_batches(chunk, state)
-        _, loss, gradients = self._passes([(part.chunk, part.state) for part in parts])
+        parts = self._micro_batches(chunk, state, None)
+        inputs = {part.chunk.micro_batch: (part.chunk, part.state) for part in parts}
+        _, loss, gradients = self._passes(inputs, len(parts))
         return loss, gradients
 
     def step(
@@ -231,6 +233,7 @@ class TrainStep:
         lengths: Array | None,
         state: Sequence[Any] | None = None,
         *,
+        division: Division | None = None,
         watch: Callable[[StepTrace], None] | None = None,
     ) -> StepReport:
         """Train on one batch: one update, or one per chunk with truncation.
@@ -239,6 +242,10 @@ class TrainStep:
 
         Parameters
         ----------
+        state
+            Initial states of all rows of the batch.
+        division
+            The rows of the batch that `x`, `targets` and `lengths` hold. None: all.
         watch
             Function that is called after every update.
 
@@ -249,60 +256,102 @@ class TrainStep:
         """
         total, weight = 0.0, 0.0
         updates: list[UpdateReport] = []
-        parts = self._micro_batches(Chunk(x, targets, lengths), state)
-        steps = int(x.shape[1])
-        for chunks in zip_longest(*(self._chunks(part.chunk, steps) for part in parts)):
-            inputs = []
-            for part, chunk in zip(parts, chunks, strict=True):
-                if isinstance(chunk, _Prefix):
-                    part.state = self.network.run(chunk.x, chunk.lengths, part.state).state
-                elif chunk is not None:
-                    inputs.append((chunk, part.state))
-            if not inputs:
-                continue
+        parts = self._micro_batches(Chunk(x, targets, lengths), state, division)
+        if division is None:
+            division = Division(np.arange(x.shape[0]), int(x.shape[0]), int(x.shape[1]))
+        count = max(1, min(self.micro_batches, division.count))
+        chunks = [list(self._chunks(part, division.steps)) for part in parts]
+        rounds = max(self.exchange.gather(max(map(len, chunks), default=0)))
+        for k in range(rounds):
+            inputs = {
+                part.chunk.micro_batch: (own[k], part.state)
+                for part, own in zip(parts, chunks, strict=True)
+                if k < len(own)
+            }
             number = self.updates.count
-            passes, loss, gradients = self._passes(inputs)
+            passes, loss, gradients = self._passes(inputs, count)
             update = self._update(loss, gradients)
             total, weight = total + loss.value * loss.weight, weight + loss.weight
             if update is not None:
                 updates.append(update)
             if watch is not None:
                 watch(StepTrace(passes, number, loss, gradients, update))
-            for one in passes:
-                part = parts[one.chunk.micro_batch]
-                part.tape, part.state = one.tape, one.tape.state
+            tapes = {one.chunk.micro_batch: one.tape for one in passes}
+            for part in parts:
+                if (tape := tapes.get(part.chunk.micro_batch)) is not None:
+                    part.tape, part.state = tape, tape.state
         mean = total / weight if weight else 0.0
         final = tuple((part.chunk.rows, part.tape) for part in parts if part.tape is not None)
-        return StepReport(mean, weight, tuple(updates), gradients, final)
+        return StepReport(mean, weight, tuple(updates), gradients, final, self.exchange)
 
     def _passes(
-        self, inputs: Sequence[tuple[Chunk, Sequence[Any] | None]]
+        self, inputs: Mapping[int, tuple[Chunk, Sequence[Any] | None]], count: int
     ) -> tuple[tuple[PassTrace, ...], MeanLoss, Gradients]:
-        """Forward and backward passes of chunks with their initial states: loss and derivatives."""
-        if len(inputs) == 1:
-            ((chunk, state),) = inputs
-            one, gradients = self._pass(chunk, state, None)
-            return (one,), one.loss, gradients
-        engine, traces = self.network.engine, []
-        weights = [
-            self.criterion.weight(engine.to_host(chunk.targets), chunk.lengths, chunk.x.shape[1])
-            for chunk, _ in inputs
-        ]
-        whole = math.fsum(weights)
+        """Forward and backward passes: the passes of this rank, loss and derivatives of all.
 
-        def leaf(k: int) -> Gradients:
-            chunk, state = inputs[k]
-            one, gradients = self._pass(chunk, state, whole)
-            traces.append(replace(one, tape=replace(one.tape, layers=())))
+        Parameters
+        ----------
+        inputs
+            Chunks of this rank with their initial states, by micro-batch.
+        count
+            Number of micro-batches of the batch.
+        """
+        if self.micro_batches == 1:
+            one, gradients = self._pass(*inputs[0], None)
+            return (one,), one.loss, gradients
+        engine, exchange = self.network.engine, self.exchange
+        weights = merged(
+            exchange.gather({k: self._weight(chunk) for k, (chunk, _) in inputs.items()})
+        )
+        whole, passes = math.fsum(weights.values()), dict[int, PassTrace]()
+
+        def leaf(node: Node) -> Gradients | None:
+            if node[0] not in inputs:
+                return None
+            one, gradients = self._pass(*inputs[node[0]], whole)
+            # Only the backward pass needs the layers' values.
+            passes[node[0]] = replace(one, tape=replace(one.tape, layers=()))
             return gradients
 
         def add(a: Gradients, b: Gradients) -> Gradients:
             tensors = {name: _sum(a.tensors[name], b.tensors[name], engine) for name in a.tensors}
             return Gradients(self.network, tensors, (*a.parts, *b.parts))
 
-        gradients = tree_sum(0, len(inputs), leaf, add)
-        mean = MeanLoss(lambda: _mean([one.loss for one in traces]), whole)
-        return tuple(traces), mean, gradients
+        nodes = rank_nodes(count, exchange.rank, exchange.size)
+        sums = {node: tree_sum(node, leaf, add) for node in nodes}
+        present = {node: total for node, total in sums.items() if total is not None}
+        own = {k: (one.loss.value, one.loss.weight) for k, one in passes.items()}
+        if exchange.size == 1:
+            (gradients,) = present.values()
+        else:
+            gradients = self._over_ranks(present, count, weights)
+        losses = merged(exchange.gather(own))
+        mean = MeanLoss(lambda: _mean(list(losses.values())), whole)
+        return tuple(passes.values()), mean, gradients
+
+    def _weight(self, chunk: Chunk) -> float:
+        targets = self.network.engine.to_host(chunk.targets)
+        return self.criterion.weight(targets, chunk.lengths, int(chunk.x.shape[1]))
+
+    def _over_ranks(
+        self, own: Mapping[Node, Gradients], count: int, present: Mapping[int, float]
+    ) -> Gradients:
+        """Sum of the weights' derivatives over all ranks; parts are those of this rank."""
+        engine, weights = self.network.engine, self.engine_weights
+        flat = {
+            node: np.concatenate([engine.to_host(one.tensors[name]).ravel() for name in weights])
+            for node, one in own.items()
+        }
+        size, dtype = sum(math.prod(v.shape) for v in weights.values()), array_dtype(engine)
+        total, first = sum_over_ranks(flat, count, present, size, dtype, self.exchange), 0
+        tensors: dict[str, EngineArray] = {}
+        for name, weight in weights.items():
+            shape = tuple(weight.shape)
+            stop = first + math.prod(shape)
+            tensors[name] = engine.copy(total[first:stop].reshape(shape))
+            first = stop
+        parts = tuple(part for one in own.values() for part in one.parts)
+        return Gradients(self.network, tensors, parts)
 
     def _pass(
         self, chunk: Chunk, state: Sequence[Any] | None, whole: float | None
@@ -346,45 +395,52 @@ class TrainStep:
         }
         self.network.set_weights(self.engine_weights)
 
-    def _micro_batches(self, batch: Chunk, state: Sequence[Any] | None) -> list[_MicroBatch]:
-        """The batch in micro-batches, each padded to its own longest sequence."""
-        N, T = batch.x.shape[:2]
-        if self.micro_batches == 1 or N < 2:
+    def _micro_batches(
+        self, batch: Chunk, state: Sequence[Any] | None, division: Division | None
+    ) -> list[_MicroBatch]:
+        """This rank's micro-batches of a batch, each padded to its own longest sequence."""
+        if self.micro_batches == 1:
             return [_MicroBatch(batch, state)]
-        network, to_host = self.network, self.network.engine.to_host
+        network, to_host, N = self.network, self.network.engine.to_host, int(batch.x.shape[0])
+        division = division or Division(np.arange(N), N, int(batch.x.shape[1]))
         x, targets, n = to_host(batch.x), to_host(batch.targets), batch.lengths
-        states = network.check_state(state, N)
-        parts = []
-        for k, rows in enumerate(micro_batch_rows(self.micro_batches, N)):
-            steps = T if n is None else min(T, max(1, int(n[rows].max(initial=0))))
-            y = targets[rows]
+        states, T, parts = network.check_state(state, division.count), x.shape[1], []
+        every = micro_batch_rows(self.micro_batches, division.count)
+        for k in rank_micro_batches(len(every), self.exchange.rank, self.exchange.size):
+            rows = every[k]
+            given = np.searchsorted(division.rows, rows)
+            lengths = None if n is None else n[given]
+            steps = T if lengths is None else min(T, max(1, int(lengths.max(initial=0))))
+            y = targets[given]
             if self.criterion.targets.per_step and y.ndim > 1 and y.shape[1] == T:
                 y = y[:, :steps]
-            lengths = None if n is None else n[rows]
-            chunk = Chunk(x[rows, :steps], y, lengths, 0, rows, k)
+            chunk = Chunk(x[given, :steps], y, lengths, 0, rows, k)
             initial = [_rows(states.get(spec.index), rows, to_host) for spec in network.recurrent]
             parts.append(_MicroBatch(chunk, initial if states else None))
         return parts
 
-    def _chunks(self, chunk: Chunk, steps: int) -> Iterator[Chunk | _Prefix]:
-        """Steps of a chunk that one backward pass covers, of a batch of `steps` steps."""
-        k, T = self.truncate, chunk.x.shape[1]
+    def _chunks(self, part: _MicroBatch, steps: int) -> Iterator[Chunk]:
+        """Steps of a micro-batch that one backward pass covers, of a batch of `steps` steps."""
+        k, chunk = self.truncate, part.chunk
         if k is None or k >= steps:
             yield chunk
             return
         x, targets = (self.network.engine.to_host(v) for v in (chunk.x, chunk.targets))
+        T = x.shape[1]
         n = np.full(len(x), T) if chunk.lengths is None else np.asarray(chunk.lengths)
         if self.criterion.targets.per_step:
             for first in range(0, max(int(n.max(initial=1)), 1), k):
-                part = slice(first, first + k)
+                covered = slice(first, first + k)
                 valid = np.clip(n - first, 0, k)
                 yield replace(
-                    chunk, x=x[:, part], targets=targets[:, part], lengths=valid, before=first
+                    chunk, x=x[:, covered], targets=targets[:, covered], lengths=valid, before=first
                 )
         else:
-            # The target belongs to the end, so a pass covers the last steps of each sequence.
+            # The target belongs to the end, so a pass covers the last steps of each sequence. The
+            # first steps only carry the state forward.
             before = np.maximum(n - k, 0)
-            yield _Prefix(x[:, : int(before.max(initial=0))], before)
+            early = x[:, : int(before.max(initial=0))]
+            part.state = self.network.run(early, before, part.state).state
             at = np.minimum(before[:, None] + np.arange(k), T - 1)
             last = x[np.arange(len(x))[:, None], at]
             yield replace(chunk, x=last, targets=targets, lengths=n - before, before=before)
@@ -397,14 +453,6 @@ class _MicroBatch:
     chunk: Chunk
     state: Sequence[Any] | None
     tape: Tape | None = None
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """First steps of a batch, which only carry the state forward."""
-
-    x: Array
-    lengths: Array
 
 
 def _rows(
@@ -425,7 +473,7 @@ def _sum(a: EngineArray, b: EngineArray, engine: Engine) -> EngineArray:
     return a
 
 
-def _mean(losses: Sequence[LossValue]) -> float:
-    """Mean over the rows of several passes, added in the order of the passes."""
-    weight = math.fsum(loss.weight for loss in losses)
-    return sum(loss.value * loss.weight for loss in losses) / weight if weight else 0.0
+def _mean(losses: Sequence[tuple[float, float]]) -> float:
+    """Mean of pairs (mean, weight), added in their order."""
+    weight = math.fsum(weight for _, weight in losses)
+    return sum(mean * weight for mean, weight in losses) / weight if weight else 0.0

@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from networks import random_weights, recurrent
+from ranks import on_ranks
 
 import lstm_cli
+from lstm_cli.engines.jit.engine import JitEngine
+from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, Engine, TrainingPass
 from lstm_cli.network.network import Network
+from lstm_cli.training.interfaces import Exchange
 from lstm_cli.training.losses import Criterion
+from lstm_cli.training.micro_batches import ONE_RANK, micro_batch_rows, rank_rows, tree_sum
 from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.targets import TargetFormat
-from lstm_cli.training.train_step import Chunk, TrainStep, micro_batch_rows, tree_sum
+from lstm_cli.training.train_step import Chunk, Division, TrainStep
 from lstm_cli.training.updates import Updates
 
 N, T, D, F = 9, 7, 3, 4
@@ -55,7 +60,7 @@ def test_rows_go_back_and_forth() -> None:
 
 
 def test_the_tree() -> None:
-    text = tree_sum(0, 5, str, lambda a, b: f"({a}+{b})")
+    text = tree_sum((0, 5), lambda node: str(node[0]), lambda a, b: f"({a}+{b})")
     assert text == "((0+1)+(2+(3+4)))"
 
 
@@ -97,7 +102,7 @@ def test_the_gradient_is_that_of_the_whole_batch(
     report, other = (step.step(x, y, lengths, state) for step in (one, divided))
     assert other.loss == pytest.approx(report.loss, rel=1e-12)
     assert len(other.updates) == len(report.updates)
-    for (h, c), (other_h, other_c) in zip(report.state, other.state, strict=True):
+    for (h, c), (other_h, other_c) in zip(report.states(), other.states(), strict=True):
         np.testing.assert_allclose(other_h, h, rtol=0, atol=1e-12)
         np.testing.assert_allclose(other_c, c, rtol=0, atol=1e-12)
     for name, value in one.weights.items():
@@ -145,3 +150,58 @@ def test_a_trainer_takes_micro_batches() -> None:
         losses.append([trainer.step(x, y) for _ in range(3)])  # states are carried by row
         assert trainer.gradients(x, y)[1]["inputs"].shape == x.shape
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-10)
+
+
+KINDS = {
+    "lstm": {},
+    "lstm with dropout": {"layer": {"dropout": 0.3, "recurrent_dropout": 0.2}},
+    "one vector per sequence": {"per_step": False},
+    "truncated": {"truncate": 3},
+    "truncated, one vector": {"truncate": 3, "per_step": False},
+    "class weights": {"loss": "cross_entropy", "class_weights": [1.0, 2.0, 0.0, 0.5]},
+}
+
+
+ENGINES = {
+    "reference": lambda rank: ReferenceEngine("float32", 1),
+    "jit": lambda rank: JitEngine("float32", rank + 1),
+}
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ENGINES)
+def test_any_number_of_ranks_gives_the_same_bits(
+    name: str, kind: str, lengths: np.ndarray | None
+) -> None:
+    """Losses, weights and final states after three batches, one smaller than the ranks."""
+    options = KINDS[kind]
+    shape = {key: options[key] for key in ("loss", "per_step") if key in options}
+
+    def trained(exchange: Exchange) -> tuple[list[float], dict[str, np.ndarray], list]:
+        engine = ENGINES[name](exchange.rank)
+        step = train_step(engine, 5, exchange=exchange, seed=3, **options)
+        losses = []
+        for rows in (N, N, 2):
+            x, y = (values[:rows] for values in batch("float32", **shape))
+            n = None if lengths is None else lengths[:rows]
+            own = rank_rows(5, rows, exchange)
+            kept = own if len(own) else np.arange(1)
+            report = step.step(
+                x[kept],
+                y[kept],
+                None if n is None else n[kept],
+                division=Division(own, rows, T),
+            )
+            losses.append(report.loss)
+        return losses, step.weights, report.states()
+
+    single = trained(ONE_RANK)
+    for size in (2, 3, 5):
+        for losses, weights, states in on_ranks(size, trained):
+            assert losses == single[0]
+            for tensor, value in single[1].items():
+                np.testing.assert_array_equal(weights[tensor], value)
+            for (h, c), (single_h, single_c) in zip(states, single[2], strict=True):
+                np.testing.assert_array_equal(h, single_h)
+                np.testing.assert_array_equal(c, single_c)

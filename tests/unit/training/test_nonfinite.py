@@ -238,7 +238,7 @@ def test_validation_names_layer_and_sequence():
     metrics = Metrics("mse", per_step=True, features=F, name="targets")
     batches = [TrainingBatch(x, y, LENGTHS, NUMBERS, 0)]
     with pytest.raises(TrainingError, match="a value in validation") as caught:
-        evaluate(one.network, batches, metrics, Places())
+        evaluate(one.network, enumerate(batches), metrics, Places())
     assert "gate i (input) of layer 0 (lstm), unit 2" in str(caught.value)
     assert "step 4 of sequence 20" in str(caught.value)
 
