@@ -1,7 +1,7 @@
 """Micro-batches of a batch: their rows, the ranks that compute them, and the order of sums.
 
-A sum over micro-batches has one order, that of a binary tree, whatever rank computes which
-micro-batch. So the bits of a trained network do not depend on the number of ranks.
+A sum over micro-batches has one order, that of a binary tree. It does not depend on which rank
+computes which micro-batch. So the bits of a trained network do not depend on the number of ranks.
 """
 
 from __future__ import annotations

@@ -1290,6 +1290,11 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both. A state dict does "
         "not state which; a model of torch.onnx.export does",
     ),
+    "several ranks are wanted, see tests/cluster": (
+        "ask the launcher for nodes of one kind",
+        "--resume continues from the last checkpoint",
+        "--set train.micro_batches={}",
+    ),
     "a GPU is wanted": (
         "a newer CUDA toolkit may support it",
         "https://www.nvidia.com/drivers has drivers; --device cpu needs none",

@@ -242,7 +242,7 @@ class TrainingRun:
                 "the ranks compute on processors of different kinds, which round differently",
                 expected=f"{first[1]}, as on {first[0]}",
                 found=f"{other[1]} on {other[0]}",
-                hint="ask the launcher for nodes of one kind, with srun --constraint",
+                hint="ask the launcher for nodes of one kind",
             )
 
     def _facts(self, engine: Engine) -> dict[str, Any]:
