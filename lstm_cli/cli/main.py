@@ -132,6 +132,8 @@ def _run(args: list[str], signals: Signals) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _report_misuse(error, args)
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _report_interrupt()
     except BrokenPipeError:

@@ -26,7 +26,7 @@ from lstm_cli.cli.options import (
     output_options,
 )
 from lstm_cli.cli.options import batch_size as parsed_batch_size
-from lstm_cli.errors import counted, quote
+from lstm_cli.errors import LstmCliError, counted, quote
 
 if TYPE_CHECKING:
     from lstm_cli.training.checkpoint import Progress
@@ -141,10 +141,18 @@ def training_folder(path: Path, resume: bool, exchange: Exchange) -> Iterator[Tr
     from lstm_cli.workflows.train.training_folder import TrainingFolder
 
     if exchange.rank:
-        exchange.gather(None)
-    with TrainingFolder(path, resume=resume, writes=exchange.rank == 0) as folder:
+        code = exchange.gather(None)[0]
+        if code:
+            raise click.exceptions.Exit(code)
+    try:
+        folder = TrainingFolder(path, resume=resume, writes=exchange.rank == 0)
+    except LstmCliError as error:
         if exchange.rank == 0:
-            exchange.gather(None)
+            exchange.gather(error.exit_code)
+        raise
+    with folder:
+        if exchange.rank == 0:
+            exchange.gather(0)
         yield folder
 
 

@@ -354,7 +354,6 @@ class TrainingSetup:
                 f"{counted(ranks, 'rank')} cannot share batches of {counted(parts, 'micro-batch')}",
                 expected=f"train.micro_batches of at least {ranks}; it decides the bits of the "
                 "result, the number of ranks does not",
-                where=self.config.where("train", "micro_batches"),
                 hint=f"--set train.micro_batches={ranks}",
             )
 
