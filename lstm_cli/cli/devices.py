@@ -29,6 +29,7 @@ def command(*, as_json: bool, quiet: bool) -> None:
     from lstm_cli.cli.tables import engines_table, gpus_table
     from lstm_cli.engines import kernel_cache
     from lstm_cli.engines.selection import engine_statuses
+    from lstm_cli.workflows.cluster import mpi_status
 
     console = Console(as_json=as_json, quiet=quiet)
     statuses = engine_statuses()
@@ -43,7 +44,10 @@ def command(*, as_json: bool, quiet: bool) -> None:
             console.show("", f"{status.engine}: {status.hint}")
     if kernels is not None:
         console.show("", _kernel_cache(kernels))
-    console.document({"engines": statuses, "auto": usable[0], "kernel_cache": kernels})
+    mpi = mpi_status()
+    found = f"train runs on several ranks with mpi4py {mpi.mpi4py}, {mpi.library}"
+    console.show(found if mpi.usable else f"train runs on one process: {mpi.reason}")
+    console.document({"engines": statuses, "auto": usable[0], "kernel_cache": kernels, "mpi": mpi})
 
 
 def _kernel_cache(kernels: CacheState) -> str:

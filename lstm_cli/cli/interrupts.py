@@ -89,7 +89,9 @@ class Signals:
 
 
 @contextmanager
-def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Callable[[], bool]]:
+def interrupts(
+    doing: str = "finishing the step", *, quiet: bool, more: tuple[str, ...] = ()
+) -> Iterator[Callable[[], bool]]:
     """A function that returns True after a request to stop (Ctrl-C, SIGTERM or SIGHUP).
 
     Python may drop a signal's exception, such as in the callback of a weak reference. So the
@@ -101,6 +103,8 @@ def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Ca
         Phrase for the message on stderr: ``finishing the step``.
     quiet
         Print no message.
+    more
+        Further signals that ask to stop.
     """
     message = f"\n{doing}; Ctrl-C again stops at once\n".encode()
     stop = threading.Event()
@@ -122,7 +126,7 @@ def interrupts(doing: str = "finishing the step", *, quiet: bool) -> Iterator[Ca
         yield stop.is_set  # only the main thread gets signals
         return
     try:
-        for number in _numbers(_STOPS):
+        for number in _numbers((*_STOPS, *more)):
             if number != getattr(signal, "SIGHUP", None) or not _is_ignored(number):
                 earlier[number] = signal.signal(number, handle)
         yield stop.is_set

@@ -33,6 +33,9 @@ COMMANDS: Mapping[str, str] = {
 GARBAGE = 100_000
 """Objects between two garbage collections; imports create many objects, but no garbage."""
 
+RANKS = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}
+"""Variables of launchers that may start several processes; see `lstm_cli.workflows.cluster`."""
+
 EPILOG = """\b
 Example:
   lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
@@ -120,6 +123,8 @@ def _run(args: list[str], signals: Signals) -> int:
     gc.set_threshold(GARBAGE)
     try:
         _check_memory(args)
+        if args and args[0] in COMMANDS and args[0] != "train":
+            _check_single(args[0])
         # A command returns its exit code; --help and --version return 0.
         # `obj` holds the arguments for messages that repeat the command.
         code = cli.main(args, prog_name="lstm-cli", standalone_mode=False, obj=args)
@@ -127,6 +132,8 @@ def _run(args: list[str], signals: Signals) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _report_misuse(error, args)
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _report_interrupt()
     except BrokenPipeError:
@@ -138,7 +145,21 @@ def _run(args: list[str], signals: Signals) -> int:
             raise
         if signals.stop_requested:  # some libraries turn it into another error during an import
             return _report_interrupt()
-        return _report_failure(error, args)
+        return report_failure(error, args)
+
+
+def _check_single(command: str) -> None:
+    """Refuse several processes of a command that runs on one; the first of them says so."""
+    if not RANKS & os.environ.keys():
+        return
+    from lstm_cli.workflows.cluster import check_single, launched
+
+    try:
+        check_single(command)
+    except LstmCliError as error:
+        if launched()[1] > 0:
+            raise click.exceptions.Exit(error.exit_code) from None
+        raise
 
 
 def _show_traceback(*error: Any) -> None:
@@ -209,7 +230,7 @@ def _print_problems(
         print_json({"error": error})
 
 
-def _report_failure(error: Exception, args: Sequence[str]) -> int:
+def report_failure(error: BaseException, args: Sequence[str]) -> int:
     """Print an error and return its exit code."""
     if (shortage := _shortage(error, args[0] if args else "")) is not None:
         what, hint = shortage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.console import Console, say
+from lstm_cli.cli.interrupts import INTERRUPTED, interrupts
 from lstm_cli.cli.options import (
     FILE,
     ModelOptions,
@@ -24,11 +26,12 @@ from lstm_cli.cli.options import (
     output_options,
 )
 from lstm_cli.cli.options import batch_size as parsed_batch_size
-from lstm_cli.errors import counted, quote
+from lstm_cli.errors import LstmCliError, counted, quote
 
 if TYPE_CHECKING:
     from lstm_cli.training.checkpoint import Progress
-    from lstm_cli.training.interfaces import EpochRow, Reporter
+    from lstm_cli.training.interfaces import EpochRow, Exchange, Reporter
+    from lstm_cli.workflows.train.training_folder import TrainingFolder
     from lstm_cli.workflows.train.training_run import TrainingRun, TrainReport
 
 EPILOG = """\b
@@ -95,44 +98,102 @@ def command(
     in the same bits. Ctrl-C finishes the step, saves and exits 130.
     """
     from lstm_cli.data import open_data
+    from lstm_cli.workflows.cluster import open_exchange
     from lstm_cli.workflows.shape_check import check_data
     from lstm_cli.workflows.train.trainer import train_section
-    from lstm_cli.workflows.train.training_folder import TrainingFolder
     from lstm_cli.workflows.train.training_run import TrainingRun, open_validation
 
-    console = Console(as_json=as_json, quiet=quiet)
-    if batch_size is not None:
-        overrides = (*options.overrides, f"train.batch_size={batch_size}")
-        options = replace(options, overrides=overrides)
-    check_order(config_path, data_paths)
-    source = options.reading.open(config_path)
-    config = options.config(source)
-    train_section(config)
-    reading = data_options(config, allow_external)
-    with open_data(data_paths, reading) as data, open_validation(config, reading) as validation:
-        check_data(config, data)
-        with TrainingFolder(output, resume=resume) as folder:
-            choice = options.choose_engine(console, folder.threads)
-            run = TrainingRun(
-                folder,
-                config,
-                data,
-                validation,
-                choice.engine,
-                weights=options.weights_of(source),
-                reading=options.reading.read_options,
-                checkpoint_every=checkpoint_every,
-            )
-            report = _train(console, run)
-            _show(console, run, report, (config.validation,) if validation else data_paths)
-            console.document({**_document(run, report), "passed_over": choice.passed_over})
-            return 130 if report.end == "interrupted" else 0
+    exchange = open_exchange()
+    with ending_together(exchange):
+        console = Console(as_json=as_json, quiet=quiet, silent=exchange.rank > 0)
+        if batch_size is not None:
+            overrides = (*options.overrides, f"train.batch_size={batch_size}")
+            options = replace(options, overrides=overrides)
+        check_order(config_path, data_paths)
+        source = options.reading.open(config_path)
+        config = options.config(source)
+        train_section(config)
+        reading = data_options(config, allow_external)
+        with open_data(data_paths, reading) as data, open_validation(config, reading) as validation:
+            check_data(config, data)
+            with training_folder(output, resume, exchange) as folder:
+                choice = options.choose_engine(console, default_threads(folder, exchange))
+                run = TrainingRun(
+                    folder,
+                    config,
+                    data,
+                    validation,
+                    choice.engine,
+                    weights=options.weights_of(source),
+                    reading=options.reading.read_options,
+                    checkpoint_every=checkpoint_every,
+                    exchange=exchange,
+                )
+                report = _train(console, run)
+                _show(console, run, report, (config.validation,) if validation else data_paths)
+                console.document({**_document(run, report), "passed_over": choice.passed_over})
+                return 130 if report.end == "interrupted" else 0
+
+
+@contextmanager
+def training_folder(path: Path, resume: bool, exchange: Exchange) -> Iterator[TrainingFolder]:
+    """The run's folder. Rank 0 locks it, before the other ranks read it."""
+    from lstm_cli.workflows.train.training_folder import TrainingFolder
+
+    if exchange.rank:
+        code = exchange.gather(None)[0]
+        if code:
+            raise click.exceptions.Exit(code)
+    try:
+        folder = TrainingFolder(path, resume=resume, writes=exchange.rank == 0)
+    except LstmCliError as error:
+        if exchange.rank == 0:
+            exchange.gather(error.exit_code)
+        raise
+    with folder:
+        if exchange.rank == 0:
+            exchange.gather(0)
+        yield folder
+
+
+def default_threads(folder: TrainingFolder, exchange: Exchange) -> int | None:
+    """Threads of this rank if ``--threads`` is not given. None: the engine's default."""
+    from lstm_cli.engines.threads import default_threads as of_process
+    from lstm_cli.workflows.cluster import MpiExchange
+
+    if not isinstance(exchange, MpiExchange):
+        return folder.threads
+    return max(1, of_process() // exchange.local_ranks())
+
+
+@contextmanager
+def ending_together(exchange: Exchange) -> Iterator[None]:
+    """End all ranks when one fails: its error is printed once, and no rank waits for it."""
+    from lstm_cli.cli.main import report_failure
+    from lstm_cli.workflows.cluster import MpiExchange
+
+    if not isinstance(exchange, MpiExchange):
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        if isinstance(error, KeyboardInterrupt):
+            code = INTERRUPTED
+        if not exchange.all_failed():
+            say(f"rank {exchange.rank} of {exchange.size} failed:")
+            report_failure(error, sys.argv[1:])
+            exchange.abort(code)
+        exchange.close()
+        if exchange.rank:
+            raise click.exceptions.Exit(code) from None
+        raise
+    exchange.close()
 
 
 def _train(console: Console, run: TrainingRun) -> TrainReport:
     """Train unless the run in the folder has ended, and print how the run ended."""
-    from lstm_cli.cli.interrupts import interrupts
-
     for note in run.notes:
         console.note(f"note: {note}")
     if run.ended is not None:
@@ -142,7 +203,7 @@ def _train(console: Console, run: TrainingRun) -> TrainReport:
     console.show(*_head(run))
     printed = len(run.notes)
     with (
-        interrupts(quiet=console.quiet) as stop,
+        interrupts(quiet=console.quiet, more=("SIGUSR1",)) as stop,
         display(console, run.plan.epochs, run.setup.train.loss) as reporter,
     ):
         report = _run(run, reporter, stop)

@@ -402,6 +402,10 @@ class TrainSection(Section):
         description="Optimizer: its name, or {type, learning_rate, …}; the default type is adam.",
     )
     batch_size: Size = Field(default=32, description="Sequences per batch.")
+    micro_batches: Size = Field(
+        default=1,
+        description="Parts that each batch is computed in, whose gradients are added.",
+    )
     epochs: Size = Field(default=50, description="Passes over the data.")
     schedule: Annotated[
         Annotated[

@@ -231,17 +231,19 @@ class TrainingPass:
 
     Attributes
     ----------
-    seed, update
-        Seed of dropout, and number of the update. Equal numbers give equal masks.
+    seed, update, micro_batch
+        Seed of dropout, number of the update, and number of the micro-batch. Equal numbers give
+        equal masks.
     """
 
     seed: int = 0
     update: int = 0
+    micro_batch: int = 0
 
     def mask(self, spec: LayerSpec, part: int, shape: tuple[int, ...], rate: float) -> Array:
         """Dropout mask in float32: 0 with probability `rate`, else 1 / (1 - rate).
 
-        A counter-based generator (Philox) draws it from seed, layer, part and update. So a mask
+        A counter-based generator (Philox) draws it from these, layer and part. So a mask
         depends on no earlier draw.
 
         Parameters
@@ -251,8 +253,8 @@ class TrainingPass:
             recurrent dropout.
         """
         counter = [0, 0, spec.index << 8 | part, self.update]
-        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
-        survives = generator.random(shape, np.float32) >= rate
+        philox = np.random.Philox(key=self.seed | self.micro_batch << 64, counter=counter)
+        survives = np.random.Generator(philox).random(shape, np.float32) >= rate
         return np.asarray(survives * np.float32(1 / (1 - rate)), np.float32)
 
 
@@ -435,11 +437,18 @@ class Engine(ArrayOperations, Protocol):
         ``cpu``, or ``cuda:N``.
     dtype
         Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
+    bits_ignore_threads
+        Whether results have the same bits for any number of threads.
     """
 
     name: str
     device: str
     dtype: str
+    bits_ignore_threads: bool
+
+    @property
+    def kernels_title(self) -> str:
+        """Kernels and the kind of machine that they are made for: equal titles give equal bits."""
 
     @property
     def threads(self) -> int | None:

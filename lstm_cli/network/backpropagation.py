@@ -58,6 +58,24 @@ class Tape:
 
 
 @dataclass(frozen=True)
+class GradientPart:
+    """Derivatives for the rows of one pass.
+
+    Attributes
+    ----------
+    rows
+        (N,) row of each sequence in the batch. None: the pass has all rows of the batch.
+    inputs, states
+        Derivatives for inputs, and for initial states by layer index, in the engine's memory and
+        layout.
+    """
+
+    rows: Array | None
+    inputs: EngineArray
+    states: Mapping[int, State]
+
+
+@dataclass(frozen=True)
 class Gradients:
     """Derivatives of the loss. Each property copies them to NumPy's memory at its first use.
 
@@ -65,14 +83,15 @@ class Gradients:
     ----------
     network
         The network of the weights.
-    tensors, input_values, states
-        Derivatives for weights, inputs and initial states, in the engine's memory and layout.
+    tensors
+        Derivatives for weights, in the engine's memory and layout.
+    parts
+        Derivatives that each pass has for its own rows.
     """
 
     network: Network
     tensors: dict[str, EngineArray]
-    input_values: EngineArray
-    states: Mapping[int, State]
+    parts: tuple[GradientPart, ...]
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -82,7 +101,11 @@ class Gradients:
     @cached_property
     def inputs(self) -> Array:
         """Derivative for the caller's inputs (N, T, D), with padding of 0."""
-        d, scaling = self.network.engine.to_host(self.input_values), self.network.normalization
+        scaling = self.network.normalization
+        arrays = [self.network.engine.to_host(part.inputs) for part in self.parts]
+        steps = max(d.shape[1] for d in arrays)
+        arrays = [np.pad(d, ((0, 0), (0, steps - d.shape[1]), (0, 0))) for d in arrays]
+        d = self._by_row(arrays)
         if scaling is None:
             return d
         with np.errstate(over="ignore"):
@@ -91,8 +114,30 @@ class Gradients:
     @cached_property
     def state(self) -> Mapping[int, State]:
         """(dh, dc) for the initial states of every recurrent layer, by layer index."""
-        to_host = self.network.engine.to_host
-        return {k: state_to_host(state, to_host) for k, state in self.states.items()}
+        to_host, states = self.network.engine.to_host, dict[int, State]()
+        for index in self.parts[0].states:
+            parts = [state_to_host(part.states[index], to_host) for part in self.parts]
+            dc = [c for _, c in parts if c is not None]
+            states[index] = self._by_row([h for h, _ in parts]), self._by_row(dc) if dc else None
+        return states
+
+    def _by_row(self, arrays: list[Array]) -> Array:
+        """Arrays of the parts as one array, in the order of the batch's rows."""
+        return join_rows([part.rows for part in self.parts], arrays)
+
+
+def join_rows(rows: Sequence[Array | None], arrays: Sequence[Array]) -> Array:
+    """One array with the rows of all arrays, in the order of the batch.
+
+    Parameters
+    ----------
+    rows
+        Row of the batch of each array's rows. None: the only array has all rows in order.
+    """
+    if len(arrays) == 1:
+        return arrays[0]
+    order = np.argsort(np.concatenate([np.asarray(places) for places in rows]))
+    return np.asarray(np.concatenate(arrays)[order])
 
 
 def forward(
@@ -115,7 +160,9 @@ def forward(
     return Tape(network, results[-1].output, logits, finals, n, x.shape[1], tapes)
 
 
-def backward(network: Network, tape: Tape, d: EngineArray, *, d_logits: bool) -> Gradients:
+def backward(
+    network: Network, tape: Tape, d: EngineArray, rows: Array | None = None, *, d_logits: bool
+) -> Gradients:
     """Derivatives for all weights, the inputs and the initial states.
 
     Parameters
@@ -123,6 +170,8 @@ def backward(network: Network, tape: Tape, d: EngineArray, *, d_logits: bool) ->
     d
         Derivative for the outputs, or with `d_logits` for the logits. It is in NumPy's memory or
         the engine's layout. Rows that do not count in the loss are 0.
+    rows
+        (N,) row of each sequence in the batch. None: the pass has all rows of the batch.
     """
     layers = tuple(network.prepared())
     gradients = backward_layers(network.engine, layers, tape.layers, d, d_logits=d_logits)
@@ -130,4 +179,4 @@ def backward(network: Network, tape: Tape, d: EngineArray, *, d_logits: bool) ->
     pairs = zip(network.layers, gradients, strict=True)
     states = {spec.index: one.state for spec, one in pairs if one.state is not None}
     tensors = {name: weights[name] for name in network.weight_names}
-    return Gradients(network, tensors, gradients[0].x, states)
+    return Gradients(network, tensors, (GradientPart(rows, gradients[0].x, states),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lstm_cli.engines.types import Array, EngineArray
 from lstm_cli.training.checkpoint import Checkpoint, Progress
@@ -96,3 +96,34 @@ class Reporter(Protocol):
 
     def on_epoch_end(self, progress: Progress, row: EpochRow, improved: bool) -> None:
         """Report an epoch that is complete and stored."""
+
+
+class Exchange(Protocol):
+    """Communication between the ranks of a training run: processes with the same weights.
+
+    All ranks call each method in the same order.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in the order of ranks, on every rank. For small objects."""
+
+    def scatter_slices(self, slices: Sequence[Array]) -> list[Array]:
+        """Send each rank its slice; return the slices that all ranks sent to this one.
+
+        Parameters
+        ----------
+        slices
+            One array (n, P_s) for each rank s, in one dtype. P_s is the same on all ranks, n may
+            differ.
+        """
+
+    def join_slices(self, mine: Array, out: Array) -> None:
+        """Fill `out` (P,) with the arrays (P_s,) of all ranks, in the order of ranks."""

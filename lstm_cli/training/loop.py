@@ -26,9 +26,10 @@ from lstm_cli.training.interfaces import (
     TrainingSource,
     Validation,
 )
-from lstm_cli.training.metrics import METRICS, Metrics
+from lstm_cli.training.metrics import METRICS, BatchMetrics, Metrics
+from lstm_cli.training.micro_batches import merged, rank_rows
 from lstm_cli.training.nonfinite import nonfinite_error
-from lstm_cli.training.train_step import StepTrace, TrainStep
+from lstm_cli.training.train_step import Division, StepTrace, TrainStep
 
 End = Literal["epochs", "patience", "interrupted"]
 """Reason why a run ended: all epochs done, patience exhausted, or a request to stop."""
@@ -153,7 +154,7 @@ class Loop:
         """
         self._timer_start = self._last_save = perf_counter()
         while (end := self.stop_rule.end_reason(self.progress)) is None:
-            if self.io.stop() or not self._epoch():
+            if any(self.train_step.exchange.gather(self.io.stop())) or not self._epoch():
                 return "interrupted"
         return end
 
@@ -181,10 +182,13 @@ class Loop:
         order = self.io.source.order(progress.epoch)
         for numbers in order[progress.batch :]:
             self._batch(numbers, len(order))
-            if self.io.stop():
+            due = perf_counter() - self._last_save >= self.stop_rule.checkpoint_every
+            # Rank 0 says when a checkpoint is due; a request to stop on any rank stops all.
+            asked = self.train_step.exchange.gather((self.io.stop(), due))
+            if any(stop for stop, _ in asked):
                 self.save()
                 return False
-            if perf_counter() - self._last_save >= self.stop_rule.checkpoint_every:
+            if asked[0][1]:
                 self.save()
         validation = self.io.validation(self.train_step.weights)
         if validation is None:
@@ -194,39 +198,54 @@ class Loop:
         return True
 
     def _batch(self, numbers: Array, batches: int) -> None:
-        batch = self.io.source.read(numbers)
-        if self.progress.batch == 0 or batch.file != self.progress.file:
+        own, batch = self._read(numbers)
+        if self.progress.batch == 0 or own.file != self.progress.file:
             self._carry.reset()
         when = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1} of {batches}"
         report = self.train_step.step(
-            batch.x,
-            batch.targets,
-            batch.lengths,
-            self._carry.start(None, batch.x.shape[0]),
-            watch=lambda trace: self._watch(trace, batch, when),
+            own.x,
+            own.targets,
+            own.lengths,
+            self._carry.start(None, len(numbers)),
+            division=batch,
+            watch=lambda trace: self._watch(trace, numbers, when),
         )
         if self._carry.active:
-            self._carried = report.state
-            self._carry.store(report.state)
+            self._carried = report.states()
+            self._carry.store(self._carried)
         self.progress.batch += 1
-        self.progress.file = batch.file
+        self.progress.file = own.file
         loss = self._metrics.mean("loss")
         self.io.reporter.on_batch_end(self.progress, batches, loss)
 
-    def _watch(self, trace: StepTrace, batch: TrainingBatch, when: str) -> None:
-        """Add a chunk to the metrics. Raise if a value is not finite."""
+    def _read(self, numbers: Array) -> tuple[TrainingBatch, Division | None]:
+        """The rows of a batch that this rank computes, and which these are."""
+        exchange, count = self.train_step.exchange, len(numbers)
+        if exchange.size == 1:
+            return self.io.source.read(numbers), None
+        rows = rank_rows(self.train_step.micro_batches, count, exchange)
+        # A rank without rows reads one all the same, for the shapes of its arrays.
+        batch = self.io.source.read(numbers[rows] if len(rows) else numbers[:1])
+        steps = max(exchange.gather(int(batch.x.shape[1])))
+        return batch, Division(rows, count, steps)
+
+    def _watch(self, trace: StepTrace, numbers: Array, when: str) -> None:
+        """Add an update's passes to the metrics. Raise if a value is not finite."""
         update, finite = trace.update, math.isfinite(trace.loss.value)
+        exchange, raw = self.train_step.exchange, self.io.source.raw
         if update is not None:
             self.progress.rate = update.rate
             finite = update.finite and self.train_step.weights_finite
         if not finite:
-            places = self.io.source.places
-            raise nonfinite_error(self.train_step, trace, batch.numbers, places, when)
-        chunk, tape, raw = trace.chunk, trace.tape, self.io.source.raw
-        engine = self.train_step.network.engine
-        self._metrics.update(
-            raw(tape.outputs), tape.logits, raw(chunk.targets), tape.lengths, engine
-        )
+            raise nonfinite_error(self.train_step, trace, numbers, self.io.source.places, when)
+        engine, measured = self.train_step.network.engine, dict[int, BatchMetrics]()
+        for one in trace.passes:
+            tape, targets = one.tape, raw(one.chunk.targets)
+            measured[one.chunk.micro_batch] = self._metrics.measure(
+                raw(tape.outputs), tape.logits, targets, tape.lengths, engine
+            )
+        for batch in merged(exchange.gather(measured)).values():
+            self._metrics.add(batch)
 
     def _end_epoch(self, validation: dict[str, float]) -> None:
         progress, store = self.progress, self.io.store

@@ -121,27 +121,37 @@ FUSED = ("cross_entropy", "binary_cross_entropy")
 
 
 @dataclass(frozen=True)
-class LossValue:
-    """Loss of a batch and its derivative.
+class MeanLoss:
+    """Mean loss of the rows that count.
 
     Attributes
     ----------
     deferred
         Function that waits for `value`, and returns the number.
-    gradient
-        Derivative for the logits or outputs, in their layout. Rows that do not count are 0.
     weight
         Divisor of the mean: the number of rows, or the sum of the class weights of the rows.
     """
 
     deferred: Deferred
-    gradient: EngineArray
     weight: float
 
     @cached_property
     def value(self) -> float:
         """Mean over the rows that count. 0 if none does."""
         return self.deferred()
+
+
+@dataclass(frozen=True)
+class LossValue(MeanLoss):
+    """Loss of a batch and its derivative.
+
+    Attributes
+    ----------
+    gradient
+        Derivative for the logits or outputs, in their layout. Rows that do not count are 0.
+    """
+
+    gradient: EngineArray
 
 
 class Criterion:
@@ -181,10 +191,17 @@ class Criterion:
         targets: Any,
         lengths: Array | None,
         engine: ArrayOperations = NUMPY,
+        whole: float | None = None,
     ) -> LossValue:
         """Loss of a batch with outputs and logits (N, T, F) or (N, F).
 
         `TargetFormat.valid_rows` describes the targets.
+
+        Parameters
+        ----------
+        whole
+            Divisor of the mean whose derivative is returned, if these rows are a part of a batch:
+            the sum of the `weight` of all parts. None: the weight of these rows.
 
         Raises
         ------
@@ -204,8 +221,29 @@ class Criterion:
                 loss = engine.cross_entropy(a, fitted, self.class_weights, self.label_smoothing)
             else:
                 loss = self._elementwise(a, engine.convert_like(fitted, a), engine)
+        if whole is not None and whole != loss.weight:
+            share, d = loss.weight / whole if whole else 0.0, loss.gradient
+            engine.evaluate(_SCALED, {"d": d, "share": share}, {"d": d})
         gradient = engine.scatter_valid(loss.gradient, values, rows)
-        return LossValue(lambda: loss.total() * loss.scale, gradient, loss.weight)
+        return LossValue(lambda: loss.total() * loss.scale, loss.weight, gradient)
+
+    def weight(self, targets: Array, lengths: Array | None, steps: int) -> float:
+        """Divisor of the mean over a batch, from its targets alone.
+
+        Parameters
+        ----------
+        steps
+            Number of steps T of the batch.
+        """
+        N, F = len(targets), self.targets.features
+        shape = (N, steps, F) if self.targets.per_step else (N, F)
+        _, t = self.targets.valid_rows(targets, shape, lengths)
+        weights = self.class_weights
+        if weights is None or self.targets.loss not in FUSED:
+            return float(len(t))
+        if self.targets.loss == "cross_entropy":
+            return float((weights[t] if t.ndim == 1 else t @ weights).sum())
+        return float((weights[0] * (1.0 - t) + weights[1] * t).sum())
 
     def _elementwise(self, a: EngineArray, t: EngineArray, engine: ArrayOperations) -> RowsLoss:
         """Loss of rows (rows, F), for each number separately."""
@@ -239,6 +277,9 @@ class Criterion:
         loss = negative * function(a, 0.0) + positive * function(a, 1.0)
         d = negative * derivative(a, 0.0) + positive * derivative(a, 1.0)
         return _Equation(loss, d * scale, weight)
+
+
+_SCALED = {"d": symbol("d") * symbol("share")}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Sums run over all batches, so that each valid row has the same weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,8 @@ from lstm_cli.errors import DataError, LstmCliError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.network.state import StateCarry
 from lstm_cli.training import losses
-from lstm_cli.training.interfaces import Places, TrainingBatch
+from lstm_cli.training.interfaces import Exchange, Places, TrainingBatch
+from lstm_cli.training.micro_batches import ONE_RANK, merged
 from lstm_cli.training.nonfinite import first_nonfinite, location, nonfinite_data_error
 from lstm_cli.training.targets import TargetFormat, select_rows
 from lstm_cli.training.train_step import Chunk
@@ -40,6 +42,30 @@ def area_under_curve(scores: Array, positive: Array) -> float | None:
     ranks = np.cumsum(counts) - (counts - 1) / 2  # the mean rank of each distinct score
     above = ranks[inverse][positive].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
+
+
+@dataclass
+class BatchMetrics:
+    """Sums over the rows of one batch that count.
+
+    Attributes
+    ----------
+    count
+        Number of rows.
+    sums
+        Sum over rows by metric.
+    scores, positive
+        (rows,) score, and whether the row is positive, for the ROC curve. None: there is none.
+    """
+
+    count: int
+    sums: dict[str, float] = field(default_factory=dict)
+    scores: Array | None = None
+    positive: Array | None = None
+
+    def set_scores(self, scores: Array, positive: Array) -> None:
+        """Set the scores of the ROC curve, in float32."""
+        self.scores, self.positive = scores.astype(np.float32), positive
 
 
 class Metrics:
@@ -73,7 +99,18 @@ class Metrics:
         lengths: Array | None,
         engine: ArrayOperations = NUMPY,
     ) -> None:
-        """Add a batch.
+        """Add a batch; see `measure`."""
+        self.add(self.measure(outputs, logits, targets, lengths, engine))
+
+    def measure(
+        self,
+        outputs: Array,
+        logits: Array | None,
+        targets: Array,
+        lengths: Array | None,
+        engine: ArrayOperations = NUMPY,
+    ) -> BatchMetrics:
+        """Sums of a batch, for `add`.
 
         Parameters
         ----------
@@ -92,18 +129,27 @@ class Metrics:
             The targets do not fit the outputs.
         """
         rows, fitted = self.targets.valid_rows(targets, outputs.shape, lengths)
-        axes = outputs.ndim - 1
+        batch, axes = BatchMetrics(len(fitted)), outputs.ndim - 1
         with np.errstate(all="ignore"):  # values that are not finite show in the metrics
             if self.loss not in ("cross_entropy", "binary_cross_entropy"):
                 names = {"loss": self.loss, "mse": "mse", "mae": "mae"}
-                self._add_elementwise(names, select_rows(outputs, rows, axes), fitted, engine)
+                _add_elementwise(batch, names, select_rows(outputs, rows, axes), fitted, engine)
             elif logits is None:
                 raise DataError(f"{self.loss} needs a dense layer at the end")
             elif self.loss == "cross_entropy":
-                self._add_classes(select_rows(logits, rows, axes), fitted)
+                self._add_classes(batch, select_rows(logits, rows, axes), fitted)
             else:
-                self._add_binary(select_rows(logits, rows, axes), fitted, engine)
-        self.count += len(fitted)
+                self._add_binary(batch, select_rows(logits, rows, axes), fitted, engine)
+        return batch
+
+    def add(self, batch: BatchMetrics) -> None:
+        """Add the sums of a batch."""
+        for name, total in batch.sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        if batch.scores is not None and batch.positive is not None:
+            self._scores.append(batch.scores)
+            self._positive.append(batch.positive)
+        self.count += batch.count
 
     def result(self) -> dict[str, float]:
         """Metrics by name. Empty if no row counted."""
@@ -137,40 +183,40 @@ class Metrics:
         self._scores = [arrays["scores"]] if "scores" in arrays else []
         self._positive = [arrays["positive"].astype(bool)] if "scores" in arrays else []
 
-    def _add(self, name: str, total: float) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + total
-
-    def _add_elementwise(
-        self, names: Mapping[str, str], a: Array, targets: Array, engine: ArrayOperations
-    ) -> None:
-        """Add losses of single numbers by metric name, for rows (rows, F)."""
-        dtype = np.result_type(a.dtype, targets.dtype if targets.dtype.kind == "f" else a.dtype)
-        values = {
-            "a": np.ascontiguousarray(a, dtype),
-            "t": np.ascontiguousarray(targets, dtype),
-        }
-        totals = {loss: engine.total(_equation(loss), values) for loss in set(names.values())}
-        for name, loss in names.items():
-            # Means are over rows; a row's features are averaged first.
-            self._add(name, totals[loss] / a.shape[1])
-
-    def _add_classes(self, logits: Array, targets: Array) -> None:
+    def _add_classes(self, batch: BatchMetrics, logits: Array, targets: Array) -> None:
         classes = targets if targets.ndim == 1 else targets.argmax(axis=-1)
-        self._add("loss", float(losses.cross_entropy(logits.astype(np.float64), targets).sum()))
-        self._add("accuracy", float((logits.argmax(axis=-1) == classes).sum()))
+        batch.sums["loss"] = float(losses.cross_entropy(logits.astype(np.float64), targets).sum())
+        batch.sums["accuracy"] = float((logits.argmax(axis=-1) == classes).sum())
         if self.features == 2:
-            self._add_scores(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
+            batch.set_scores(logits[:, 1].astype(np.float64) - logits[:, 0], classes == 1)
 
-    def _add_binary(self, logits: Array, targets: Array, engine: ArrayOperations) -> None:
-        self._add_elementwise({"loss": self.loss}, logits, targets, engine)
+    def _add_binary(
+        self, batch: BatchMetrics, logits: Array, targets: Array, engine: ArrayOperations
+    ) -> None:
+        _add_elementwise(batch, {"loss": self.loss}, logits, targets, engine)
         right = (logits > 0) == (targets > 0.5)
-        self._add("accuracy", float(right.sum()) / logits.shape[1])
+        batch.sums["accuracy"] = float(right.sum()) / logits.shape[1]
         if self.features == 1:
-            self._add_scores(logits[:, 0], targets[:, 0] > 0.5)
+            batch.set_scores(logits[:, 0], targets[:, 0] > 0.5)
 
-    def _add_scores(self, scores: Array, positive: Array) -> None:
-        self._scores.append(scores.astype(np.float32))
-        self._positive.append(positive)
+
+def _add_elementwise(
+    batch: BatchMetrics,
+    names: Mapping[str, str],
+    a: Array,
+    targets: Array,
+    engine: ArrayOperations,
+) -> None:
+    """Add losses of single numbers by metric name, for rows (rows, F)."""
+    dtype = np.result_type(a.dtype, targets.dtype if targets.dtype.kind == "f" else a.dtype)
+    values = {
+        "a": np.ascontiguousarray(a, dtype),
+        "t": np.ascontiguousarray(targets, dtype),
+    }
+    totals = {loss: engine.total(_equation(loss), values) for loss in set(names.values())}
+    for name, loss in names.items():
+        # Means are over rows; a row's features are averaged first.
+        batch.sums[name] = totals[loss] / a.shape[1]
 
 
 @lru_cache(maxsize=8)
@@ -183,25 +229,30 @@ def _equation(loss: str) -> Expression:
 
 def evaluate(
     network: Network,
-    batches: Iterable[TrainingBatch],
+    batches: Iterable[tuple[int, TrainingBatch]],
     metrics: Metrics,
     places: Places,
     stop: Callable[[], bool] = lambda: False,
+    exchange: Exchange = ONE_RANK,
 ) -> dict[str, float] | None:
     """Run a network over batches in the order of the data.
 
     Parameters
     ----------
+    batches
+        Batches of this rank with their numbers. All ranks together have every batch once.
     metrics
         Empty metrics, which the function fills.
     places
         Names of places in the data, for error messages.
     stop
         Function that is called after every batch. True ends the evaluation.
+    exchange
+        Exchange with the ranks that run the other batches.
 
     Returns
     -------
-    Metrics by name. None if `stop` returned True.
+    Metrics by name, on every rank. None if `stop` returned True on any rank.
 
     Raises
     ------
@@ -210,8 +261,9 @@ def evaluate(
     TrainingError
         An output is not finite.
     """
-    carry, file = StateCarry(network.recurrent), None
-    for batch in batches:
+    carry, file, stopped = StateCarry(network.recurrent), None, False
+    measured: dict[int, BatchMetrics] = {}
+    for number, batch in batches:
         if batch.file != file:
             carry.reset()
             file = batch.file
@@ -221,11 +273,17 @@ def evaluate(
             error = _not_finite(network, batch, state, places)
             if error is not None:
                 raise error
-        metrics.update(result.outputs, result.logits, batch.targets, batch.lengths, network.engine)
+        measured[number] = metrics.measure(
+            result.outputs, result.logits, batch.targets, batch.lengths, network.engine
+        )
         if carry.active:
             carry.store(result.state)
-        if stop():
-            return None
+        if stopped := stop():
+            break
+    if any(exchange.gather(stopped)):
+        return None
+    for one in merged(exchange.gather(measured)).values():
+        metrics.add(one)
     return metrics.result()
 
 

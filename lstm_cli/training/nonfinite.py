@@ -28,8 +28,8 @@ from lstm_cli.network.normalization import MEAN, SCALE
 from lstm_cli.network.results import layer_to_host
 from lstm_cli.network.weights import expected_tensors
 from lstm_cli.training.interfaces import Places
-from lstm_cli.training.losses import LossValue
-from lstm_cli.training.train_step import Chunk, StepTrace, TrainStep
+from lstm_cli.training.losses import LossValue, MeanLoss
+from lstm_cli.training.train_step import Chunk, PassTrace, StepTrace, TrainStep
 
 USUAL_RATE = 0.01
 """Largest learning rate that a hint suggests."""
@@ -72,31 +72,55 @@ def nonfinite_error(
         Position in the run, such as ``epoch 3, batch 7 of 10``.
     """
     when = f"{when}, after {counted(trace.number, 'update')}"
+    exchange = train_step.exchange
+    order, error = _own_error(train_step, trace, numbers, places, when)
+    if exchange.size > 1:
+        # All ranks raise the error of the rank whose value comes first.
+        every = exchange.gather((order, type(error), error.problems))
+        rank = min(range(exchange.size), key=lambda r: (every[r][0], r))
+        _, kind, (problem, *others) = every[rank]
+        error = kind([replace(problem, where=(*problem.where, f"rank {rank}")), *others])
+    return error
+
+
+def _own_error(
+    train_step: TrainStep, trace: StepTrace, numbers: Array, places: Places, when: str
+) -> tuple[tuple[int, int], LstmCliError]:
+    """The first bad value of this rank's passes: its place in the order of search, and the error.
+
+    The place is a stage of the search and a micro-batch.
+    """
     network = train_step.network
-    chunk = replace(trace.chunk, x=network.engine.to_host(trace.chunk.x))
+    trace = replace(trace, passes=tuple(_on_host(one, network) for one in trace.passes))
     stopped = f"training stopped in {when}"
     per_step = train_step.criterion.targets.per_step
-    data = nonfinite_data_error(chunk, per_step, numbers, places, stopped)
-    if data is not None:
-        return data
+    for one in trace.passes:
+        data = nonfinite_data_error(one.chunk, per_step, numbers, places, stopped)
+        if data is not None:
+            return (0, one.chunk.micro_batch), data
     where: tuple[str, ...] = (when,)
-    what, value = _bad_weight(train_step, trace), None
+    what, value, culprit, stage = _bad_weight(train_step, trace), None, None, 1
     before_updates = what is None and not trace.number
+    for one in trace.passes if what is None else ():
+        chunk, training = one.chunk, one.chunk.training_pass(train_step.seed, trace.number)
+        value = first_nonfinite(network, chunk.x, chunk.lengths, one.state, training)
+        if value is not None:
+            what, culprit, stage = value.what, one, 2
+            where = (location(value, chunk, numbers, places), when)
+            break
     if what is None:
-        trace = _on_host(trace, chunk, network)
-        training = TrainingPass(train_step.seed, trace.number)
-        value = first_nonfinite(network, chunk.x, chunk.lengths, trace.state, training)
-    if value is not None:
-        what = value.what
-        where = (location(value, chunk, numbers, places), when)
-    what = what or _bad_loss_or_gradient(train_step, trace)
-    hint = _hint_at_start(train_step, trace, value) if before_updates else _hint(train_step)
-    return TrainingError(
+        what, culprit, stage = _bad_loss_or_gradient(train_step, trace)
+    culprit = culprit or next(iter(trace.passes), None)
+    hint = _hint(train_step)
+    if before_updates and culprit is not None:
+        hint = _hint_at_start(train_step, culprit, trace.number, value)
+    error = TrainingError(
         "a value in training is not finite",
         found=what,
         where=where,
         hint=hint,
     )
+    return (stage, 0 if culprit is None else culprit.chunk.micro_batch), error
 
 
 def first_nonfinite(
@@ -153,10 +177,11 @@ def _states_to_host(state: Sequence[Any], network: Network) -> list[Any]:
     ]
 
 
-def _on_host(trace: StepTrace, chunk: Chunk, network: Network) -> StepTrace:
-    targets = network.engine.to_host(chunk.targets)
-    state = None if trace.state is None else _states_to_host(trace.state, network)
-    return replace(trace, chunk=replace(chunk, targets=targets), state=state)
+def _on_host(one: PassTrace, network: Network) -> PassTrace:
+    to_host, chunk = network.engine.to_host, one.chunk
+    state = None if one.state is None else _states_to_host(one.state, network)
+    chunk = replace(chunk, x=to_host(chunk.x), targets=to_host(chunk.targets))
+    return replace(one, chunk=chunk, state=state)
 
 
 def _first_on_engine(
@@ -183,7 +208,7 @@ def _first_on_engine(
 
 def location(value: NonFiniteValue, chunk: Chunk, numbers: Array, places: Places) -> str:
     """Place of a value in the data, such as ``step 5 of sequence 17 of words.h5:/inputs``."""
-    sequence = places.sequence(int(numbers[value.row]))
+    sequence = places.sequence(_sequence(chunk, value.row, numbers))
     if value.step is None:
         return sequence
     return f"step {value.step + _before(chunk, value.row)} of {sequence}"
@@ -224,7 +249,7 @@ def _bad_input(chunk: Chunk, numbers: Array, places: Places) -> str | None:
     if not bad.any():
         return None
     row, step, feature = _first(bad)
-    place = places.input(int(numbers[row]), step + _before(chunk, row), feature)
+    place = places.input(_sequence(chunk, row, numbers), step + _before(chunk, row), feature)
     return f"{chunk.x[row, step, feature]} at {place}"
 
 
@@ -243,7 +268,7 @@ def _bad_target(chunk: Chunk, per_step: bool, numbers: Array, places: Places) ->
     row, *rest = _first(bad)
     step = rest.pop(0) + _before(chunk, row) if per_step else None
     value = rest[0] if rest and targets.shape[-1] > 1 else None
-    place = places.target(int(numbers[row]), step, value)
+    place = places.target(_sequence(chunk, row, numbers), step, value)
     return f"{targets[tuple(_first(bad))]} at {place}"
 
 
@@ -259,24 +284,35 @@ def _bad_weight(train_step: TrainStep, trace: StepTrace) -> str | None:
     return None
 
 
-def _bad_loss_or_gradient(train_step: TrainStep, trace: StepTrace) -> str:
-    """Description of the bad value on the reference engine, or else on the network's engine."""
+def _bad_loss_or_gradient(
+    train_step: TrainStep, trace: StepTrace
+) -> tuple[str, PassTrace | None, int]:
+    """Description of the bad value, the pass that has it, and the stage of the search.
+
+    The reference engine repeats the passes; if its values are finite, those of the network's engine
+    are described.
+    """
     reference = _on_reference(train_step.network)
     if reference is not train_step.network:
-        loss, gradients = _loss_and_gradients(reference, train_step, trace)
-        what = _bad_loss(loss) or _bad_gradient(train_step, gradients)
-        if what is not None:
-            return what
-    what = _bad_loss(trace.loss) or _bad_gradient(train_step, trace.gradients)
-    return what or f"the loss is {trace.loss.value}"
+        for one in trace.passes:
+            loss, gradients = _loss_and_gradients(reference, train_step, one, trace.number)
+            what = _bad_loss(loss) or _bad_gradient(train_step, gradients)
+            if what is not None:
+                return what, one, 3
+    bad = next((one for one in trace.passes if not math.isfinite(one.loss.value)), None)
+    what = None if bad is None else _bad_loss(bad.loss)
+    if what is not None:
+        return what, bad, 4
+    what = _bad_gradient(train_step, trace.gradients)
+    return what or f"the loss is {trace.loss.value}", None, 5
 
 
 def _loss_and_gradients(
-    network: Network, train_step: TrainStep, trace: StepTrace
+    network: Network, train_step: TrainStep, one: PassTrace, number: int
 ) -> tuple[LossValue, Gradients]:
-    """Loss and derivatives of a recorded step, repeated with `network`."""
-    chunk, training = trace.chunk, TrainingPass(train_step.seed, trace.number)
-    tape = backpropagation.forward(network, chunk.x, chunk.lengths, trace.state, training)
+    """Loss and derivatives of a recorded pass, repeated with `network` after `number` updates."""
+    chunk, training = one.chunk, one.chunk.training_pass(train_step.seed, number)
+    tape = backpropagation.forward(network, chunk.x, chunk.lengths, one.state, training)
     loss = train_step.criterion(
         tape.values, tape.logit_values, chunk.targets, tape.lengths, network.engine
     )
@@ -284,7 +320,7 @@ def _loss_and_gradients(
     return loss, backpropagation.backward(network, tape, loss.gradient, d_logits=fused)
 
 
-def _bad_loss(loss: LossValue) -> str | None:
+def _bad_loss(loss: MeanLoss) -> str | None:
     if math.isfinite(loss.value):
         return None
     return f"the loss is {loss.value}, although all outputs are finite"
@@ -383,18 +419,20 @@ def _hint(train_step: TrainStep) -> str:
     )
 
 
-def _hint_at_start(train_step: TrainStep, trace: StepTrace, value: NonFiniteValue | None) -> str:
+def _hint_at_start(
+    train_step: TrainStep, one: PassTrace, number: int, value: NonFiniteValue | None
+) -> str:
     """Hint for an error before the first update, where a smaller learning rate cannot help.
 
     Each setting is tried on the chunk. The hint names the first with a finite loss and finite
     derivatives.
     """
-    network, chunk = train_step.network, trace.chunk
+    network, chunk = train_step.network, one.chunk
     why = "no update was made yet: the weights at the start are too large, or the inputs are"
 
     def is_finite(changed: Callable[[], Network]) -> bool:
         try:
-            loss, gradients = _loss_and_gradients(changed(), train_step, trace)
+            loss, gradients = _loss_and_gradients(changed(), train_step, one, number)
         except WeightsError:  # values beyond the dtype
             return False
         return math.isfinite(loss.value) and math.isfinite(_squares(gradients.weights))
@@ -453,6 +491,11 @@ def _squares(gradients: Mapping[str, Array]) -> float:
     """Sum of the squares of all derivatives in their dtype, as for their norm."""
     with np.errstate(all="ignore"):
         return float(sum(np.square(value).sum() for value in gradients.values()))
+
+
+def _sequence(chunk: Chunk, row: int, numbers: Array) -> int:
+    """Number of the sequence in a row of a chunk."""
+    return int(numbers[row if chunk.rows is None else chunk.rows[row]])
 
 
 def _before(chunk: Chunk, row: int) -> int:

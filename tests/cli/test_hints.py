@@ -1290,6 +1290,15 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
         "{} may read one direction (h_n[-1], h_n[-2]) or the sum of both. A state dict does "
         "not state which; a model of torch.onnx.export does",
     ),
+    "several ranks are wanted, see tests/cluster": (
+        "ask the launcher for nodes of one kind",
+        "pip install 'lstm-cli[mpi]'",
+        "load the cluster's MPI module, or: pip install mpich",
+        "mpiexec of this MPI, or srun --mpi=pmi2 or --mpi=pmix",
+        "start lstm-cli {} without mpiexec or srun",
+        "--resume continues from the last checkpoint",
+        "--set train.micro_batches={}",
+    ),
     "a GPU is wanted": (
         "a newer CUDA toolkit may support it",
         "https://www.nvidia.com/drivers has drivers; --device cpu needs none",
@@ -1459,6 +1468,7 @@ SCHEMA = json_schema()
 FOREIGN = {
     *("--help", "--version"),  # Click's
     *("--std", "--gpu-architecture", "--upgrade"),  # NVRTC's and pip's
+    "--mpi",  # srun's
     "model.inputs",  # Keras's
 }
 SUFFIX = re.compile(r"\.(safetensors|keras|h5|onnx|pt|pkl|weights|save|state_dict|json|xml|npz)\b")

@@ -235,4 +235,9 @@ def test_the_run_of_another_thread_count_goes_on_with_it(files, tmp_path, lstm):
     assert more["notes"] == [] or all("threads" not in note for note in more["notes"])
     other = lstm(*arguments, "--set", "train.epochs=3", "--resume", "--threads", 2, "--json").json
     assert other["threads"] == 2
-    assert any("threads 1 and continues with 2" in note for note in other["notes"])
+    assert not any("threads" in note for note in other["notes"])  # the bits are the same
+    numpy = ("train", config, data, "--output", tmp_path / "numpy", "--engine", "reference")
+    assert lstm(*numpy, "--threads", 1, "--set", "train.epochs=1", "--quiet").code == 0
+    more = ("--set", "train.epochs=2", "--resume", "--threads", 2, "--json")
+    notes = lstm(*numpy, *more).json["notes"]
+    assert any("threads 1 and continues with 2" in note for note in notes)

@@ -61,6 +61,7 @@ class CudaEngine(DeviceArrays):
 
     name = "cuda"
     threads = None
+    bits_ignore_threads = True
 
     def __init__(
         self,
@@ -82,6 +83,11 @@ class CudaEngine(DeviceArrays):
         self.kernels = select_kernels(kernels, device, self.precision)
         self._zero_biases: dict[int, Any] = {}
         self.stacks = PipelinedStacks(device, self.kernels, pipelining or PipelineOptions())
+
+    @property
+    def kernels_title(self) -> str:
+        """GPU architecture that the kernels are made for."""
+        return f"GPU of architecture {self.hardware.architecture}"
 
     def prepare(self, spec: LayerSpec, weights: Mapping[str, Any]) -> Any:
         """Move a layer's weights to the device; weights already there are not copied."""

@@ -65,6 +65,7 @@ class JitEngine(HostArrays):
 
     name = "jit"
     device = "cpu"
+    bits_ignore_threads = True
 
     def __init__(
         self, dtype: str = "float32", threads: int = 1, machine: Machine | None = None
@@ -180,6 +181,12 @@ class JitEngine(HostArrays):
     ) -> Explanation:
         """Kernels and threads for a layer; see `lstm_cli.engines.explanation.ExplainingEngine`."""
         return explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
+
+    @property
+    def kernels_title(self) -> str:
+        """Processor that the kernels are made for; see `lstm_cli.engines.types.Engine`."""
+        machine = self.machine
+        return f"{machine.cpu}, {machine.vector_bits}-bit vectors, {machine.cache:,} bytes of cache"
 
     @property
     def workspace_bytes(self) -> int:

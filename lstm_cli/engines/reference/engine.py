@@ -76,6 +76,8 @@ class ReferenceEngine(NumpyElementwise):
 
     name = "reference"
     device = "cpu"
+    bits_ignore_threads = False
+    kernels_title = f"NumPy {np.__version__}"
 
     def __init__(
         self, dtype: str = "float32", threads: int | None = None, *, by_gate: bool = False

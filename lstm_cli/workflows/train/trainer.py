@@ -17,7 +17,9 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import ConfigError, DataError, counted, nearest
 from lstm_cli.network.network import Network
 from lstm_cli.network.state import StateCarry, as_array
+from lstm_cli.training.interfaces import Exchange
 from lstm_cli.training.losses import Criterion
+from lstm_cli.training.micro_batches import ONE_RANK
 from lstm_cli.training.optimizers import make_optimizer
 from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.targets import TargetFormat
@@ -34,6 +36,7 @@ OPTIONS = (
     "clip_value",
     "class_weights",
     "label_smoothing",
+    "micro_batches",
     "schedule",
     "seed",
     "truncate",
@@ -108,7 +111,7 @@ class Trainer:
         start = self._carry.start(None, chunk.x.shape[0])
         report = self._train_step.step(chunk.x, chunk.targets, chunk.lengths, start)
         if self._carry.active:
-            self._carry.store(report.state)
+            self._carry.store(report.states())
         if report.updates:
             self._train_step.updates.on_epoch_end(report.loss, larger_is_better=False)
         return report.loss
@@ -139,8 +142,12 @@ class Trainer:
         """
         chunk = self._chunk(x, y, lengths)
         start = self._carry.start(state, chunk.x.shape[0])
-        loss, derivatives, _ = self._train_step.gradients(chunk, start)
-        gradients = {**derivatives.weights, "inputs": derivatives.inputs}
+        loss, derivatives = self._train_step.gradients(chunk, start)
+        dx = derivatives.inputs
+        missing = chunk.x.shape[1] - dx.shape[1]  # micro-batches end with their longest sequence
+        if missing:
+            dx = np.pad(dx, ((0, 0), (0, missing), (0, 0)))
+        gradients = {**derivatives.weights, "inputs": dx}
         for k, (dh, dc) in sorted(derivatives.state.items()):
             gradients[f"state.{k}.h"] = dh
             if dc is not None:
@@ -208,6 +215,7 @@ def make_train_step(
     targets: TargetFormat,
     weights: list[float] | None,
     steps_per_epoch: int = 1,
+    exchange: Exchange = ONE_RANK,
 ) -> TrainStep:
     """Combine a network with the loss, optimizer and schedule of a section `train`.
 
@@ -217,6 +225,8 @@ def make_train_step(
         A weight for each class; None: all count the same.
     steps_per_epoch
         Updates in an epoch; with 1, the schedule counts each update as an epoch.
+    exchange
+        Exchange with other ranks.
     """
     updates = Updates(
         make_optimizer(train.optimizer.model_dump()),
@@ -226,7 +236,15 @@ def make_train_step(
         steps_per_epoch=steps_per_epoch,
     )
     criterion = Criterion(targets, weights, train.label_smoothing)
-    return TrainStep(network, criterion, updates, seed=train.seed, truncate=train.truncate)
+    return TrainStep(
+        network,
+        criterion,
+        updates,
+        seed=train.seed,
+        truncate=train.truncate,
+        micro_batches=train.micro_batches,
+        exchange=exchange,
+    )
 
 
 def class_weights(

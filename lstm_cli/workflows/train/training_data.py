@@ -14,8 +14,9 @@ from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, Problem, quote
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, fold
-from lstm_cli.training.interfaces import TrainingBatch
+from lstm_cli.training.interfaces import Exchange, TrainingBatch
 from lstm_cli.training.metrics import Metrics, evaluate
+from lstm_cli.training.micro_batches import ONE_RANK
 
 COUNTS = ("sequences", "features", "steps")
 """Entries of a fingerprint that are counts; the others are hashes."""
@@ -103,6 +104,9 @@ class Validator:
         Function that makes empty metrics.
     stop
         Function that returns True once the user interrupts the run.
+    exchange
+        Exchange with the other ranks. Each rank takes every R-th batch; all ranks take every
+        batch of a stateful network.
     """
 
     sampler: Sampler
@@ -112,18 +116,25 @@ class Validator:
     targets: Normalization | None
     metrics: Callable[[], Metrics]
     stop: Callable[[], bool]
+    exchange: Exchange = ONE_RANK
 
     def __call__(self, weights: Mapping[str, Array]) -> dict[str, float] | None:
         """Return metrics by name; None if the user interrupts."""
         self.network.set_weights(fold(self.network.layers, weights, None, self.targets))
-        dataset = self.sampler.dataset
-        return evaluate(
-            self.network, self._batches(), self.metrics(), DataPlaces(dataset), self.stop
-        )
+        places, batches = DataPlaces(self.sampler.dataset), self._batches()
+        metrics, stop = self.metrics(), self.stop
+        return evaluate(self.network, batches, metrics, places, stop, self._sharing)
 
-    def _batches(self) -> Iterator[TrainingBatch]:
-        for numbers in self._order():
-            yield read_batch(self.sampler.dataset, numbers, self.dtype, self.per_step)
+    @property
+    def _sharing(self) -> Exchange:
+        """Exchange with the ranks that batches are shared with."""
+        return ONE_RANK if self.sampler.stateful else self.exchange
+
+    def _batches(self) -> Iterator[tuple[int, TrainingBatch]]:
+        ranks, dataset = self._sharing, self.sampler.dataset
+        for k, numbers in enumerate(self._order()):
+            if k % ranks.size == ranks.rank:
+                yield k, read_batch(dataset, numbers, self.dtype, self.per_step)
 
     def _order(self) -> list[Array]:
         if self.sampler.stateful:

@@ -82,6 +82,8 @@ class TrainingFolder:
         Path of the folder.
     resume
         Continue the run in the folder; in a missing or empty folder, begin a new run.
+    writes
+        False: another rank of this run holds the lock and writes; this one only reads.
 
     Attributes
     ----------
@@ -97,8 +99,8 @@ class TrainingFolder:
         The path is no folder.
     """
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
         self.stored: StoredRun | None = None
         self._lock: int | None = None
         self._new_lock = False
@@ -110,6 +112,9 @@ class TrainingFolder:
                 expected="a folder, or a new name",
                 hint=f"--output {quote(folder)}",
             )
+        if not writes:
+            self.stored = self._read_stored(resume) if os.path.exists(path) else None
+            return
         if not os.path.exists(path):
             self._check_writable()
             return
@@ -189,7 +194,7 @@ class TrainingFolder:
         rows = [row for row in map(_row, data.splitlines()) if row is not None]
         rows = [row for row in rows if row["epoch"] <= epochs]
         lines = b"".join(map(_line, rows))
-        if lines != data:
+        if lines != data and self._writes:
             write_atomically(self.metrics, lines, "the metrics")
         return rows
 
@@ -216,7 +221,7 @@ class TrainingFolder:
 
     def discard(self) -> None:
         """Remove the folders and the lock that this process made, if there is no checkpoint."""
-        if os.path.exists(self.checkpoint):
+        if os.path.exists(self.checkpoint) or not self._writes:
             return
         with suppress(OSError):
             if self._new_lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -12,16 +14,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, SequenceData, open_data
 from lstm_cli.engines.types import Array, Engine
-from lstm_cli.errors import DataError, LstmCliError, TrainingError, quote
+from lstm_cli.errors import DataError, DeviceError, LstmCliError, TrainingError, quote
 from lstm_cli.formats import native
 from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.output_files import write_atomically
 from lstm_cli.training.checkpoint import Checkpoint, Progress
-from lstm_cli.training.interfaces import EpochRow, Reporter
+from lstm_cli.training.interfaces import EpochRow, Exchange, Reporter
 from lstm_cli.training.loop import End, Loop, LoopIO
+from lstm_cli.training.micro_batches import ONE_RANK
 from lstm_cli.workflows.model import assemble
 from lstm_cli.workflows.shape_check import check_data
 from lstm_cli.workflows.train.training_data import data_change
@@ -104,6 +109,8 @@ class TrainingRun:
         Options for reading, if `weights` is a path.
     checkpoint_every
         Seconds between two checkpoints within an epoch.
+    exchange
+        Exchange with other ranks. Rank 0 alone writes.
 
     Raises
     ------
@@ -123,7 +130,9 @@ class TrainingRun:
         weights: str | Path | Imported | None = None,
         reading: ReadOptions | None = None,
         checkpoint_every: float = 10.0,
+        exchange: Exchange = ONE_RANK,
     ) -> None:
+        self.exchange = exchange
         self.folder, self._stored = folder, folder.stored
         self.notes: list[str] = []
         resolved = run_config(config, folder.path)
@@ -147,7 +156,10 @@ class TrainingRun:
         self.model = assemble(config, engine, begin, reading)
         self.notes += self.model.notes
         trained = self._stored is None and weights is not None
-        self.setup = TrainingSetup(self.model, resolved, data, validation, trained=trained)
+        self._check_same_machines(engine)
+        self.setup = TrainingSetup(
+            self.model, resolved, data, validation, trained=trained, exchange=exchange
+        )
         self.notes += [note for one in self.setup.datasets.values() for note in one.notes]
         self.notes += self.setup.notes
         if self._stored is None:
@@ -181,13 +193,15 @@ class TrainingRun:
             The run cannot be saved.
         """
         setup = self.setup
-        with RunPlots(self.folder, self._rows()) as plots, setup.source() as source:
+        plots_of = RunPlots if self.exchange.rank == 0 else NoPlots
+        with plots_of(self.folder, self._rows()) as plots, setup.source() as source:
             store = FolderStore(self, plots)
             loop_io = LoopIO(source, setup.validator(stop), store, reporter, stop)
             loop = Loop(setup.train_step, self.plan, loop_io, setup.metrics)
             if self._stored is not None:
                 loop.resume(self._stored.checkpoint)
-                self.folder.write_config(self.text)
+                if self.exchange.rank == 0:
+                    self.folder.write_config(self.text)
             try:
                 end = loop.run()
             except (TrainingError, DataError) as error:
@@ -213,11 +227,23 @@ class TrainingRun:
         check_same_numbers(stored, path, dtype=engine.dtype, weights=weights)
         for name, now in _machine(engine).items():
             was = stored.facts.get(name)
-            if was != now:
+            if was != now and not (name == "threads" and engine.bits_ignore_threads):
                 self.notes.append(
                     f"the run began with {name} {was} and continues with {now}: its last digits "
                     "will differ from those of an uninterrupted run"
                 )
+
+    def _check_same_machines(self, engine: Engine) -> None:
+        """Raise if ranks compute on processors whose kernels give other bits."""
+        kinds = self.exchange.gather((platform.node(), engine.kernels_title))
+        first, other = kinds[0], next((k for k in kinds if k[1] != kinds[0][1]), None)
+        if other is not None:
+            raise DeviceError(
+                "the ranks compute on processors of different kinds, which round differently",
+                expected=f"{first[1]}, as on {first[0]}",
+                found=f"{other[1]} on {other[0]}",
+                hint="ask the launcher for nodes of one kind",
+            )
 
     def _facts(self, engine: Engine) -> dict[str, Any]:
         """Return the values in a checkpoint that must not change until the run is resumed.
@@ -276,22 +302,63 @@ def _machine(engine: Engine) -> dict[str, Any]:
 class FolderStore:
     """Store of the training loop: writes to the run's folder, and passes rows to the plots."""
 
-    def __init__(self, run: TrainingRun, plots: RunPlots) -> None:
+    def __init__(self, run: TrainingRun, plots: RunPlots | NoPlots) -> None:
         self.run, self.plots = run, plots
 
     def save_best(self, weights: Mapping[str, Array]) -> None:
         """Write the weights as a model that runs without the config, on raw data."""
+        if self.run.exchange.rank:
+            return
         tensors = self.run.setup.exported_tensors(weights)
         native.write(self.run.folder.model, tensors, self.run.model_text)
 
     def append(self, row: EpochRow) -> None:
         """Write and plot the metrics of an epoch."""
-        self.run.folder.append(row)
+        if self.run.exchange.rank == 0:
+            self.run.folder.append(row)
         self.plots.add(row)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, if all ranks have the same weights.
+
+        Raises
+        ------
+        TrainingError
+            The weights of two ranks differ, by a fault of a machine or of this program.
+        """
+        exchange = self.run.exchange
+        if exchange.size > 1:
+            weights = checkpoint.part("weights").values()
+            digest = hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in weights)).hexdigest()
+            digests = exchange.gather(digest)
+            other = next((k for k, one in enumerate(digests) if one != digests[0]), None)
+            if other is not None:
+                raise TrainingError(
+                    f"the weights of ranks 0 and {other} differ",
+                    expected=f"sha256 {digests[0][:16]}… on every rank",
+                    found=f"sha256 {digests[other][:16]}…",
+                    hint="--resume continues from the last checkpoint",
+                )
+        if exchange.rank:
+            return
         self.run.folder.save(checkpoint, self.run.text, self.run.facts)
+
+
+class NoPlots:
+    """Rows of metrics without plots, for ranks that write nothing; see `RunPlots`."""
+
+    def __init__(self, folder: TrainingFolder, rows: list[EpochRow]) -> None:
+        self.rows, self.notes = rows, list[str]()
+
+    def __enter__(self) -> NoPlots:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Draw nothing."""
+
+    def add(self, row: EpochRow) -> None:
+        """Add the row of an epoch."""
+        self.rows.append(row)
 
 
 class RunPlots:

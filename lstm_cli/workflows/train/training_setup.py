@@ -27,7 +27,7 @@ from lstm_cli.engines.types import (
     biased,
     lacks_bias,
 )
-from lstm_cli.errors import ConfigError
+from lstm_cli.errors import ConfigError, UsageError, counted
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import (
     SCALED_LOSSES,
@@ -36,9 +36,10 @@ from lstm_cli.network.normalization import (
     fold_obstacle,
     scales_targets,
 )
-from lstm_cli.training.interfaces import TrainingSource, Validation
+from lstm_cli.training.interfaces import Exchange, TrainingSource, Validation
 from lstm_cli.training.loop import StopRule
 from lstm_cli.training.metrics import Metrics
+from lstm_cli.training.micro_batches import ONE_RANK
 from lstm_cli.training.targets import TargetFormat
 from lstm_cli.training.train_step import TrainStep
 from lstm_cli.workflows.data_notes import (
@@ -75,6 +76,8 @@ class TrainingSetup:
     trained
         The model's weights were trained before, on inputs and targets in the units of the data.
         Random weights, and weights of a resumed run, are for scaled targets.
+    exchange
+        Exchange with other ranks.
 
     Attributes
     ----------
@@ -101,7 +104,9 @@ class TrainingSetup:
         validation: SequenceData | None,
         *,
         trained: bool = False,
+        exchange: Exchange = ONE_RANK,
     ) -> None:
+        self.exchange = exchange
         self.model, self.config, self.data, self.validation = model, config, data, validation
         self.train = train_section(config)
         self.network = model.network
@@ -187,7 +192,8 @@ class TrainingSetup:
         F, targets = self.network.output_size, self._targets()
         weights = class_weights(self.config, F, self.data, self.numbers, self.per_step)
         updates = self._updates_per_epoch()
-        return make_train_step(self.train, self.normalized_network, targets, weights, updates)
+        network, exchange = self.normalized_network, self.exchange
+        return make_train_step(self.train, network, targets, weights, updates, exchange)
 
     @contextmanager
     def source(self) -> Iterator[TrainingSource]:
@@ -196,7 +202,9 @@ class TrainingSetup:
         dtype = self._dtype(self.data)
         source = DatasetSource(self._sampler, dtype, self.per_step, self.targets)
         device = getattr(engine, "hardware", None)
-        if device is None or self.train.truncate is not None:  # truncation cuts NumPy arrays
+        # Truncation and micro-batches cut NumPy arrays.
+        divided = self.train.truncate is not None or self.train.micro_batches > 1
+        if device is None or divided:
             yield source
             return
         from lstm_cli.workflows.pipeline import PrefetchingSource
@@ -227,7 +235,14 @@ class TrainingSetup:
         network = Network(self.network.layers, tensors, self.network.engine)
         dtype = self._dtype(self.held_out.dataset)
         return Validator(
-            self.held_out, dtype, self.per_step, network, self.targets, self.metrics, stop
+            self.held_out,
+            dtype,
+            self.per_step,
+            network,
+            self.targets,
+            self.metrics,
+            stop,
+            self.exchange,
         )
 
     def metrics(self) -> Metrics:
@@ -250,6 +265,7 @@ class TrainingSetup:
             require_same_form(self.data, self.validation, self.per_step)
         self._check_normalization()
         self._check_truncation()
+        self._check_ranks()
         stateful = [spec.index for spec in self.network.recurrent if spec.stateful]
         if stateful and isinstance(self.train.validation, float):
             raise ConfigError(
@@ -329,6 +345,17 @@ class TrainingSetup:
                     ),
                     hint="leave `train.truncate` out",
                 )
+
+    def _check_ranks(self) -> None:
+        """Raise if a rank would have no micro-batch in any batch."""
+        ranks, parts = self.exchange.size, self.train.micro_batches
+        if ranks > parts:
+            raise UsageError(
+                f"{counted(ranks, 'rank')} cannot share batches of {counted(parts, 'micro-batch')}",
+                expected=f"train.micro_batches of at least {ranks}; it decides the bits of the "
+                "result, the number of ranks does not",
+                hint=f"--set train.micro_batches={ranks}",
+            )
 
     def _split(self) -> tuple[Array | None, Sampler | None]:
         """Return the training sequences, None for all, and the sampler for validation."""

@@ -202,7 +202,7 @@ def test_stateful_layers_start_anew_with_each_file_and_epoch():
     def watched(x, targets, lengths, state, **more):
         report = step(x, targets, lengths, state, **more)
         starts.append(state)
-        ends.append(report.state)
+        ends.append(report.states())
         return report
 
     loop.train_step.step = watched

@@ -29,6 +29,18 @@ NUMBERS = np.array([40, 10, 30, 20])
 LENGTHS = np.array([7, 3, 5, 7])
 
 
+DIVISION = [1]
+"""Number of micro-batches of every batch."""
+
+
+@pytest.fixture(autouse=True, params=[1, 3])
+def divided_batches(request):
+    """Every test, with whole batches and with batches of three parts."""
+    DIVISION[0] = request.param
+    yield
+    DIVISION[0] = 1
+
+
 class Places:
     def input(self, number, step, feature):
         return f"f.h5:/inputs, sequence {number}, step {step}, feature {feature}"
@@ -64,7 +76,7 @@ def train_step(
         clip_norm=clip,
     )
     criterion = Criterion(TargetFormat("mse", per_step, F, "targets"))
-    return TrainStep(network, criterion, updates, truncate=truncate)
+    return TrainStep(network, criterion, updates, truncate=truncate, micro_batches=DIVISION[0])
 
 
 def batch(per_step=True):
@@ -226,7 +238,7 @@ def test_validation_names_layer_and_sequence():
     metrics = Metrics("mse", per_step=True, features=F, name="targets")
     batches = [TrainingBatch(x, y, LENGTHS, NUMBERS, 0)]
     with pytest.raises(TrainingError, match="a value in validation") as caught:
-        evaluate(one.network, batches, metrics, Places())
+        evaluate(one.network, enumerate(batches), metrics, Places())
     assert "gate i (input) of layer 0 (lstm), unit 2" in str(caught.value)
     assert "step 4 of sequence 20" in str(caught.value)
 
