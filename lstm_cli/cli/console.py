@@ -28,18 +28,15 @@ class Console:
         Print one JSON document on stdout, and nothing else there.
     quiet
         Print no progress and no messages.
-    silent
-        Print nothing at all: another rank of the same command prints.
     """
 
     printed: ClassVar[bool] = False
     """Whether the command has printed its JSON document."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, silent: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         Console.printed = False
         self.as_json = as_json
-        self.quiet = quiet or silent
-        self.silent = silent
+        self.quiet = quiet
 
     @cached_property
     def _out(self) -> rich.console.Console:
@@ -53,7 +50,7 @@ class Console:
 
     def show(self, *renderables: Any) -> None:
         """Print tables and text on stdout, unless JSON is requested."""
-        if not self.as_json and not self.silent:
+        if not self.as_json:
             for renderable in renderables:
                 self._print(renderable)
 
@@ -70,7 +67,7 @@ class Console:
 
     def document(self, value: Any) -> None:
         """Print the JSON document on stdout, if JSON is requested."""
-        if self.as_json and not self.silent:
+        if self.as_json:
             print_json(value)
             Console.printed = True
 

@@ -123,8 +123,8 @@ def _run(args: list[str], signals: Signals) -> int:
     gc.set_threshold(GARBAGE)
     try:
         _check_memory(args)
-        if args and args[0] in COMMANDS and args[0] != "train":
-            _check_single(args[0])
+        if RANKS & os.environ.keys():
+            _check_ranks(args)
         # A command returns its exit code; --help and --version return 0.
         # `obj` holds the arguments for messages that repeat the command.
         code = cli.main(args, prog_name="lstm-cli", standalone_mode=False, obj=args)
@@ -132,8 +132,6 @@ def _run(args: list[str], signals: Signals) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _report_misuse(error, args)
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _report_interrupt()
     except BrokenPipeError:
@@ -148,18 +146,15 @@ def _run(args: list[str], signals: Signals) -> int:
         return report_failure(error, args)
 
 
-def _check_single(command: str) -> None:
-    """Refuse several processes of a command that runs on one; the first of them says so."""
-    if not RANKS & os.environ.keys():
-        return
+def _check_ranks(args: list[str]) -> None:
+    """Let the first of several processes print, and refuse commands that run on one."""
     from lstm_cli.workflows.cluster import check_single, launched
 
-    try:
-        check_single(command)
-    except LstmCliError as error:
-        if launched()[1] > 0:
-            raise click.exceptions.Exit(error.exit_code) from None
-        raise
+    if launched()[1] > 0:
+        for name in ("stdout", "stderr"):
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if args and args[0] in COMMANDS and args[0] != "train":
+        check_single(args[0])
 
 
 def _show_traceback(*error: Any) -> None:

@@ -105,7 +105,7 @@ def command(
 
     exchange = open_exchange()
     with ending_together(exchange):
-        console = Console(as_json=as_json, quiet=quiet, silent=exchange.rank > 0)
+        console = Console(as_json=as_json, quiet=quiet)
         if batch_size is not None:
             overrides = (*options.overrides, f"train.batch_size={batch_size}")
             options = replace(options, overrides=overrides)
@@ -181,9 +181,18 @@ def ending_together(exchange: Exchange) -> Iterator[None]:
         code = getattr(error, "exit_code", 1)
         if isinstance(error, KeyboardInterrupt):
             code = INTERRUPTED
-        if not exchange.all_failed():
-            say(f"rank {exchange.rank} of {exchange.size} failed:")
-            report_failure(error, sys.argv[1:])
+        text = "" if isinstance(error, click.exceptions.Exit) else str(error)
+        together = exchange.all_failed()
+        # All ranks have mostly one error, which rank 0 prints. Others print what is theirs alone.
+        printed = exchange.gather(text)[: exchange.rank] if together else []
+        if not together or (exchange.rank and text and text not in printed):
+            sys.stderr = sys.__stderr__
+            say(f"rank {exchange.rank} of {exchange.size}:")
+            if code == INTERRUPTED:
+                say("interrupted")
+            else:
+                report_failure(error, sys.argv[1:])
+        if not together:
             exchange.abort(code)
         exchange.close()
         if exchange.rank:

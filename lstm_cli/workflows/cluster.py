@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ EXTRA = "pip install 'lstm-cli[mpi]'"
 PART_BYTES = 64 << 20
 """Largest number of bytes that one call of MPI sends."""
 
+FORWARD_SECONDS = 0.5
+"""Seconds that a launcher gets to forward the last message of a rank."""
+
 FAILURE_SECONDS = 2.0
 """Seconds that a rank with an error waits for the others to have one, too."""
 
@@ -46,7 +50,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int, str
     """
     for size, rank in LAUNCHERS.items():
         text = environment.get(size, "")
-        if text.isdecimal() and int(text) > 1:
+        if text.isdecimal():  # the innermost launcher: mpiexec may run in a step of Slurm
             number = environment.get(rank, "0")
             return int(text), int(number) if number.isdecimal() else 0, size
     return 1, 0, ""
@@ -219,7 +223,9 @@ class MpiExchange:
         return True
 
     def abort(self, code: int) -> None:
-        """End all ranks at once."""
+        """End all ranks, once the launcher has forwarded what this rank has printed."""
+        sys.stderr.flush()
+        time.sleep(FORWARD_SECONDS)
         self._world.Abort(code)
 
     def close(self) -> None:

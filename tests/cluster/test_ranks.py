@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from repository import ROOT
 
 pytest.importorskip("mpi4py")
 PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -56,7 +57,7 @@ def config(path: Path, layer: str, last: bool = True, train: str = "") -> Path:
 def environment() -> dict[str, str]:
     """The environment without the variables of a launcher that may have started the tests."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
 
 
 def start(ranks: int, *arguments: object) -> subprocess.Popen[str]:
@@ -217,6 +218,9 @@ def test_other_commands_refuse_several_processes(folder: Path) -> None:
     code, out, err = run(2, "data", folder / "classes.h5")
     assert (code, out) == (2, "")
     assert err.count("error: data was started as 2 processes, but runs on one") == 1
+    for words, printed in ((("train", "--help"), "out"), (("train", "--oops"), "error:")):
+        _, out, err = run(2, *words)
+        assert (out.count("Usage:") if printed == "out" else err.count(printed)) == 1
 
 
 def test_an_error_of_one_rank_ends_all(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, (1, 0, "")),
         ({"PMI_SIZE": "4", "PMI_RANK": "2"}, (4, 2, "PMI_SIZE")),
-        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, (1, 0, "")),
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, (1, 0, "PMI_SIZE")),
+        ({"PMI_SIZE": "1", "SLURM_STEP_NUM_TASKS": "4"}, (1, 0, "PMI_SIZE")),
         (
             {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"},
             (3, 1, "OMPI_COMM_WORLD_SIZE"),
@@ -31,7 +32,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "7"}, (8, 7, "SLURM_STEP_NUM_TASKS")),
         # A batch script without srun, and an interactive shell: one process.
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (1, 0, "")),
-        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, (1, 0, "")),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, (1, 0, "SLURM_STEP_NUM_TASKS")),
         ({"PMI_SIZE": "many"}, (1, 0, "")),
         ({"PMI_SIZE": "2", "PMI_RANK": "?"}, (2, 0, "PMI_SIZE")),
     ],
