@@ -14,7 +14,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.gates import KERAS_GATES, NATIVE_GATES, gate_sources, reorder_gates
 from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.keras.activations import ActivationConfig, read_activation
 from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
@@ -23,8 +23,6 @@ from lstm_cli.formats.keras.options import LayerOptions, Release, parse_options,
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}
-KERAS_GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
-"""Keras's order of the gates, in native letters."""
 GATE_ORDERS = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
 """Keras's order of the gates, in its own letters."""
 WRAPPERS = ("RNN", "Bidirectional")

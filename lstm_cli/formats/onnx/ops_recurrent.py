@@ -13,14 +13,19 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, counted, nearest
-from lstm_cli.formats.gates import NATIVE_GATES, gate_sources, reorder_gates
+from lstm_cli.formats.gates import (
+    NATIVE_GATES,
+    ONNX_GATES,
+    ONNX_PEEPHOLES,
+    PEEPHOLE_GATES,
+    gate_sources,
+    reorder_gates,
+)
 from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.node import GraphNode
 from lstm_cli.formats.onnx.schemas import (
     ACTIVATION_NAMES,
-    GATE_ORDERS,
     NATIVE_ACTIVATIONS,
-    PEEPHOLE_ORDER,
 )
 from lstm_cli.formats.onnx.sizes import FreeAxes, OpenSizeError
 from lstm_cli.formats.onnx.symbolic import (
@@ -87,7 +92,7 @@ class RecurrentOperator:
     ) -> None:
         self.node, self.free_axes, self.notes, self.inputs = node, free_axes, notes, inputs
         self.kind = node.op.lower()
-        self.gates = GATE_ORDERS[self.kind]
+        self.gates = ONNX_GATES[self.kind]
         direction = node.attributes["direction"]
         if direction not in DIRECTIONS:
             raise self._error("direction", repr(direction)[:80], " or ".join(DIRECTIONS))
@@ -361,11 +366,10 @@ class RecurrentTensors:
         elif slot == "B" and value is not None:
             self._add_biases(value)
         elif slot == "P" and value is not None:
-            native_order = ("i", "f", "o")
             self.tensors["peephole"] = reorder_gates(
-                value.array[self.d], PEEPHOLE_ORDER, native_order
+                value.array[self.d], ONNX_PEEPHOLES, PEEPHOLE_GATES
             )
-            self._add_stored(value, "peephole", PEEPHOLE_ORDER)
+            self._add_stored(value, "peephole", ONNX_PEEPHOLES)
 
     def _add_biases(self, value: ConstantTensor) -> None:
         size = len(self.gates) * self.H

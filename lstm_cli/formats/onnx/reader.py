@@ -18,6 +18,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, memory_error, memory_is_short
+from lstm_cli.formats.gates import ONNX_GATES
 from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.formats.limits import read_whole
 from lstm_cli.formats.onnx import proto
@@ -46,7 +47,6 @@ from lstm_cli.formats.onnx.proto import (
     WireError,
 )
 from lstm_cli.formats.onnx.schemas import (
-    GATE_ORDERS,
     NEWEST,
     RECURRENT_OPERATORS,
     node_title,
@@ -123,7 +123,7 @@ def _read_model(path: Path, data: bytes, model: OnnxModel) -> Imported:
             f"operators are read as in opset {NEWEST}"
         ] = None
     tensors, stored = _named_tensors(layers)
-    kinds = {node.op_type.lower() for node in model.graph.nodes} & GATE_ORDERS.keys()
+    kinds = {node.op_type.lower() for node in model.graph.nodes} & ONNX_GATES.keys()
     return Imported(
         path=path,
         format="onnx",
