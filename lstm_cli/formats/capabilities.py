@@ -1,4 +1,4 @@
-"""What each format can store: the layers that it knows, and its limits by option.
+"""Table of what each format can store: the layers that it knows, and its limits by option.
 
 A format without a row for an option stores every value of the option. Tables of activations are
 beside each format's own names for them.

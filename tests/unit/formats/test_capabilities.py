@@ -1,4 +1,4 @@
-"""The table of what a format can store: its docs, its order of formats, and the writers."""
+"""The table of what a format can store: its page in the docs, and what writers refuse."""
 
 from __future__ import annotations
 
